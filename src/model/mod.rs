@@ -1,0 +1,4 @@
+//! Plain types that every room speaks: no input or output, no locks held across awaits, no clocks of their own.
+
+pub mod operation;
+pub mod units;
