@@ -1,0 +1,543 @@
+//! A strict JSON reader that keeps what a cache key must not lose: the digits of numbers and the spelling of
+//! strings.
+//!
+//! RFC 8259 to the letter, and stricter where readers disagree: a repeated member name, a lone surrogate and
+//! nesting beyond [`MAX_DEPTH`] are refused, since two readers that understand one body differently are how a
+//! cache serves the wrong page. It borrows from its input and does not convert numbers.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+/// Arrays and objects inside each other at most. Twilio's deepest documented body has six levels.
+pub const MAX_DEPTH: usize = 64;
+
+/// A JSON value that borrows from the text it was read from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value<'a> {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// The digits as they were written.
+    Number(&'a str),
+    /// A string.
+    String(Text<'a>),
+    /// An array.
+    Array(Vec<Value<'a>>),
+    /// Members in the order they were written; their names differ.
+    Object(Vec<Member<'a>>),
+}
+
+/// A member of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member<'a> {
+    /// Its name.
+    pub name: Text<'a>,
+    /// Its value.
+    pub value: Value<'a>,
+}
+
+/// A string, both as it was spelled and as it reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Text<'a> {
+    raw: &'a str,
+    decoded: Cow<'a, str>,
+}
+
+impl Text<'_> {
+    /// What it says, escapes resolved.
+    pub fn as_str(&self) -> &str {
+        &self.decoded
+    }
+
+    /// How it was spelled between the quotes.
+    pub fn raw(&self) -> &str {
+        self.raw
+    }
+}
+
+impl<'a> Value<'a> {
+    /// The text of a string.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    /// The members of an object.
+    pub fn as_object(&self) -> Option<&[Member<'a>]> {
+        match self {
+            Self::Object(members) => Some(members),
+            _ => None,
+        }
+    }
+
+    /// The elements of an array.
+    pub fn as_array(&self) -> Option<&[Value<'a>]> {
+        match self {
+            Self::Array(elements) => Some(elements),
+            _ => None,
+        }
+    }
+}
+
+/// Looks a member up by name.
+pub fn member<'v, 'a>(members: &'v [Member<'a>], name: &str) -> Option<&'v Value<'a>> {
+    members.iter().find(|m| m.name.as_str() == name).map(|m| &m.value)
+}
+
+/// Why a text is not acceptable JSON, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonError {
+    /// Offset of the offending byte.
+    pub at: usize,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What can be wrong with a JSON text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The text ends in the middle of a value.
+    Truncated,
+    /// Something that is not JSON here.
+    Unexpected,
+    /// More than one value.
+    Trailing,
+    /// Bytes that are not UTF-8.
+    NotUtf8,
+    /// Deeper than [`MAX_DEPTH`].
+    TooDeep,
+    /// A name that the object has already.
+    RepeatedName,
+    /// A string escape that JSON does not have, or half a surrogate pair.
+    BadEscape,
+    /// A number that JSON would write otherwise.
+    BadNumber,
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.fault {
+            Fault::Truncated => "the text ends in the middle of a value",
+            Fault::Unexpected => "a character that cannot stand here",
+            Fault::Trailing => "something follows the value",
+            Fault::NotUtf8 => "bytes that are not UTF-8",
+            Fault::TooDeep => "nested too deeply",
+            Fault::RepeatedName => "a member name that the object has already",
+            Fault::BadEscape => "a bad string escape",
+            Fault::BadNumber => "a malformed number",
+        };
+        write!(f, "{what}, at byte {}", self.at)
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+/// Reads one JSON value that is the whole of `bytes`.
+pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| JsonError {
+        at: error.valid_up_to(),
+        fault: Fault::NotUtf8,
+    })?;
+    let mut reader = Reader { text, at: 0 };
+    let value = reader.value(0)?;
+    reader.skip_space();
+    match reader.peek() {
+        None => Ok(value),
+        Some(_) => Err(reader.fault(Fault::Trailing)),
+    }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn fault(&self, fault: Fault) -> JsonError {
+        JsonError { at: self.at, fault }
+    }
+
+    /// The fault of finding something else than what had to come.
+    fn unexpected(&self) -> JsonError {
+        self.fault(if self.at >= self.text.len() {
+            Fault::Truncated
+        } else {
+            Fault::Unexpected
+        })
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, byte: u8) -> Result<(), JsonError> {
+        if self.peek() != Some(byte) {
+            return Err(self.unexpected());
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn value(&mut self, depth: usize) -> Result<Value<'a>, JsonError> {
+        self.skip_space();
+        match self.peek() {
+            Some(b'{') => self.object(depth),
+            Some(b'[') => self.array(depth),
+            Some(b'"') => self.string().map(Value::String),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.word("true", Value::Bool(true)),
+            Some(b'f') => self.word("false", Value::Bool(false)),
+            Some(b'n') => self.word("null", Value::Null),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    fn word(&mut self, word: &str, value: Value<'a>) -> Result<Value<'a>, JsonError> {
+        for byte in word.bytes() {
+            self.take(byte)?;
+        }
+        Ok(value)
+    }
+
+    fn object(&mut self, depth: usize) -> Result<Value<'a>, JsonError> {
+        if depth == MAX_DEPTH {
+            return Err(self.fault(Fault::TooDeep));
+        }
+        self.at += 1;
+        let mut members = Vec::new();
+        self.skip_space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(Value::Object(members));
+        }
+        let mut names = Names::default();
+        loop {
+            self.skip_space();
+            let at = self.at;
+            let name = self.string()?;
+            if !names.insert(&members, &name) {
+                return Err(JsonError {
+                    at,
+                    fault: Fault::RepeatedName,
+                });
+            }
+            self.skip_space();
+            self.take(b':')?;
+            let value = self.value(depth + 1)?;
+            members.push(Member { name, value });
+            self.skip_space();
+            if self.peek() == Some(b',') {
+                self.at += 1;
+                continue;
+            }
+            self.take(b'}')?;
+            return Ok(Value::Object(members));
+        }
+    }
+
+    fn array(&mut self, depth: usize) -> Result<Value<'a>, JsonError> {
+        if depth == MAX_DEPTH {
+            return Err(self.fault(Fault::TooDeep));
+        }
+        self.at += 1;
+        let mut elements = Vec::new();
+        self.skip_space();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return Ok(Value::Array(elements));
+        }
+        loop {
+            elements.push(self.value(depth + 1)?);
+            self.skip_space();
+            if self.peek() == Some(b',') {
+                self.at += 1;
+                continue;
+            }
+            self.take(b']')?;
+            return Ok(Value::Array(elements));
+        }
+    }
+
+    fn number(&mut self) -> Result<Value<'a>, JsonError> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.digits()? {
+            1 => {}
+            _ if self.text.as_bytes()[start..].iter().find(|b| **b != b'-') == Some(&b'0') => {
+                return Err(JsonError {
+                    at: start,
+                    fault: Fault::BadNumber,
+                });
+            }
+            _ => {}
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(Value::Number(&self.text[start..self.at]))
+    }
+
+    /// At least one digit; says how many.
+    fn digits(&mut self) -> Result<usize, JsonError> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        match self.at - start {
+            0 if self.at >= self.text.len() => Err(self.fault(Fault::Truncated)),
+            0 => Err(self.fault(Fault::BadNumber)),
+            n => Ok(n),
+        }
+    }
+
+    fn string(&mut self) -> Result<Text<'a>, JsonError> {
+        self.take(b'"')?;
+        let start = self.at;
+        let bytes = self.text.as_bytes();
+        loop {
+            match bytes.get(self.at) {
+                Some(b'"') => {
+                    let raw = &self.text[start..self.at];
+                    self.at += 1;
+                    return Ok(Text {
+                        raw,
+                        decoded: Cow::Borrowed(raw),
+                    });
+                }
+                Some(b'\\') => return self.escaped_string(start),
+                Some(0..=0x1f) | None => return Err(self.unexpected()),
+                Some(_) => self.at += 1,
+            }
+        }
+    }
+
+    /// The rest of a string from its first escape on.
+    fn escaped_string(&mut self, start: usize) -> Result<Text<'a>, JsonError> {
+        let mut decoded = String::from(&self.text[start..self.at]);
+        loop {
+            let plain = self.at;
+            while !matches!(self.peek(), Some(b'"' | b'\\' | 0..=0x1f) | None) {
+                self.at += 1;
+            }
+            decoded.push_str(&self.text[plain..self.at]);
+            match self.peek() {
+                Some(b'"') => {
+                    let raw = &self.text[start..self.at];
+                    self.at += 1;
+                    return Ok(Text {
+                        raw,
+                        decoded: Cow::Owned(decoded),
+                    });
+                }
+                Some(b'\\') => {
+                    self.at += 1;
+                    decoded.push(self.escape()?);
+                }
+                _ => return Err(self.unexpected()),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<char, JsonError> {
+        let escape = self.peek().ok_or_else(|| self.unexpected())?;
+        let plain = match escape {
+            b'"' | b'\\' | b'/' => char::from(escape),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                self.at += 1;
+                return self.unicode_escape();
+            }
+            _ => return Err(self.fault(Fault::BadEscape)),
+        };
+        self.at += 1;
+        Ok(plain)
+    }
+
+    fn unicode_escape(&mut self) -> Result<char, JsonError> {
+        let at = self.at;
+        let bad = JsonError {
+            at,
+            fault: Fault::BadEscape,
+        };
+        let first = self.hex4()?;
+        if !(0xd800..0xdc00).contains(&first) {
+            // The low half alone is no character, so this refuses it as well.
+            return char::from_u32(first).ok_or(bad);
+        }
+        if !self.text[self.at..].starts_with("\\u") {
+            return Err(bad);
+        }
+        self.at += 2;
+        let second = self.hex4()?;
+        if !(0xdc00..0xe000).contains(&second) {
+            return Err(bad);
+        }
+        char::from_u32(0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00)).ok_or(bad)
+    }
+
+    fn hex4(&mut self) -> Result<u32, JsonError> {
+        let mut code = 0;
+        for _ in 0..4 {
+            let digit = self.peek().ok_or_else(|| self.unexpected())?;
+            let digit = char::from(digit)
+                .to_digit(16)
+                .ok_or_else(|| self.fault(Fault::BadEscape))?;
+            code = code << 4 | digit;
+            self.at += 1;
+        }
+        Ok(code)
+    }
+}
+
+/// The names an object has so far. Small objects are searched; a set is only built for big ones, so that a
+/// body of a hundred thousand names costs no quadratic time.
+#[derive(Default)]
+struct Names {
+    set: HashSet<String>,
+}
+
+impl Names {
+    const SEARCHED: usize = 16;
+
+    /// Is `name` new.
+    fn insert(&mut self, members: &[Member<'_>], name: &Text<'_>) -> bool {
+        if members.len() < Self::SEARCHED {
+            return members.iter().all(|m| m.name.as_str() != name.as_str());
+        }
+        if self.set.is_empty() {
+            self.set
+                .extend(members.iter().map(|m| m.name.as_str().to_owned()));
+        }
+        self.set.insert(name.as_str().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fault(text: &str) -> Fault {
+        parse(text.as_bytes()).expect_err(text).fault
+    }
+
+    #[test]
+    fn keeps_digits_and_spelling() {
+        let Ok(Value::Array(values)) = parse(br#"[9007199254740993, 1.0, 1e400, -0, "\u0041\n", "plain"]"#)
+        else {
+            panic!("not an array")
+        };
+        assert_eq!(values[0], Value::Number("9007199254740993"));
+        assert_eq!(values[1], Value::Number("1.0"));
+        assert_eq!(values[2], Value::Number("1e400"));
+        assert_eq!(values[3], Value::Number("-0"));
+        let Value::String(text) = &values[4] else {
+            panic!("not a string")
+        };
+        assert_eq!((text.as_str(), text.raw()), ("A\n", "\\u0041\\n"));
+    }
+
+    #[test]
+    fn refuses_what_readers_disagree_about() {
+        assert_eq!(fault(r#"{"a":1,"a":2}"#), Fault::RepeatedName);
+        assert_eq!(fault(r#"{"a":1,"\u0061":2}"#), Fault::RepeatedName);
+        assert_eq!(fault(r#""\ud800""#), Fault::BadEscape);
+        assert_eq!(fault(r#""\udc00""#), Fault::BadEscape);
+        assert_eq!(fault(r#""\ud800\u0041""#), Fault::BadEscape);
+        assert_eq!(parse(b"\"\xff\"").unwrap_err().fault, Fault::NotUtf8);
+        assert_eq!(fault("[1] [2]"), Fault::Trailing);
+        assert_eq!(fault("\u{feff}{}"), Fault::Unexpected);
+    }
+
+    #[test]
+    fn refuses_what_is_not_json() {
+        for text in [
+            "", " ", "{", "[", "\"", "[1", "{\"a\"", "{\"a\":", "tru", "-", "1e", "1.",
+        ] {
+            assert_eq!(fault(text), Fault::Truncated, "{text:?}");
+        }
+        for text in [
+            "[1,]",
+            "{,}",
+            "{\"a\":1,}",
+            "{1:2}",
+            "[,1]",
+            "nul1",
+            "'a'",
+            "NaN",
+            "\"\n\"",
+            "\"\\x\"",
+            "01",
+            "-01",
+            "+1",
+            ".5",
+            "1.e1",
+            "[\u{a0}1]",
+        ] {
+            assert!(parse(text.as_bytes()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_nesting() {
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        assert!(parse(nested(MAX_DEPTH).as_bytes()).is_ok());
+        assert_eq!(fault(&nested(MAX_DEPTH + 1)), Fault::TooDeep);
+        assert_eq!(fault(&"[".repeat(1_000_000)), Fault::TooDeep);
+    }
+
+    #[test]
+    fn finds_a_repeated_name_among_many() {
+        let names: Vec<_> = (0..1000).map(|i| format!("\"n{i}\":0")).collect();
+        assert!(parse(format!("{{{}}}", names.join(",")).as_bytes()).is_ok());
+        assert_eq!(
+            fault(&format!("{{{},\"n17\":0}}", names.join(","))),
+            Fault::RepeatedName
+        );
+    }
+
+    proptest! {
+        /// Whatever this reader takes, serde_json takes too, and it refuses nothing that serde_json takes
+        /// but what it promises to refuse.
+        #[test]
+        fn agrees_with_serde_json(text in r#"[ \[\]{}:,"a\\u0-9.eE+n-]{0,40}"#) {
+            let ours = parse(text.as_bytes());
+            let theirs = serde_json::from_str::<serde_json::Value>(&text);
+            match (ours, theirs) {
+                (Ok(_), Err(error)) => prop_assert!(error.to_string().contains("out of range"), "{error}"),
+                (Err(error), Ok(_)) => prop_assert_eq!(error.fault, Fault::RepeatedName),
+                _ => {}
+            }
+        }
+
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+    }
+}
