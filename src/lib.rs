@@ -1,6 +1,12 @@
 //! insights-gateway: a caching, rate-aware, credential-isolating reverse proxy for Twilio's
 //! Conversation Insights API.
+//!
+//! The map of the house, bottom up; each module imports only what stands above its own line:
 
 pub mod model;
 
+pub mod metrics;
+
 pub mod config;
+
+pub mod layers;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use http::Uri;
 use secrecy::SecretString;
 
+use crate::model::freshness::Lifetimes;
 use crate::model::operation::OperationSet;
 use crate::model::units::Rate;
 
@@ -197,17 +198,6 @@ pub struct Cache {
     pub disk: DiskCache,
     /// For how long Twilio's 400s and 404s are kept; zero is never.
     pub errors: Duration,
-}
-
-/// How long a page is fresh, and how far beyond that it may still be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// Served without asking.
-    pub fresh: Duration,
-    /// After `fresh`: served at once while one refresh runs.
-    pub stale_while_revalidate: Duration,
-    /// After `fresh`: served instead of an error.
-    pub stale_if_error: Duration,
 }
 
 /// `[cache.settled]`

@@ -1,7 +1,22 @@
-//! Plain types that every room speaks: no input or output, no locks held across awaits, no clocks of their own.
+//! Plain types that every room speaks: no input or output, no locks held across awaits.
+//!
+//! [`call`] is what a request becomes, [`query`] its canonical body, [`key`] its name in the cache,
+//! [`freshness`] what may be done with a page, [`error`] why there is none.
 
+pub mod backoff;
+pub mod call;
 pub mod clock;
+pub mod error;
+pub mod freshness;
+pub mod hints;
+pub mod interest;
+pub mod journey;
 pub mod json;
+pub mod key;
 pub mod operation;
+pub mod outcome;
+pub mod parameters;
 pub mod query;
+pub mod tenancy;
 pub mod units;
+pub mod wishes;

@@ -152,11 +152,14 @@ fn says_what_is_wrong() {
     ));
 }
 
+/// Operator, field, values.
+type Comparison = (&'static str, String, Vec<String>);
+
 /// A query as a value, so that it can be written in many equal ways.
 #[derive(Debug, Clone)]
 struct Spec {
     measures: Vec<String>,
-    groups: Vec<(Option<&'static str>, Vec<(&'static str, String, Vec<String>)>)>,
+    groups: Vec<(Option<&'static str>, Vec<Comparison>)>,
     order: Vec<(String, Option<&'static str>)>,
     timezone: Option<String>,
 }

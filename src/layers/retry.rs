@@ -1,0 +1,241 @@
+//! What is tried again, and when.
+//!
+//! Tried again is what is safe to repeat: GETs, queries (reads, though POSTed) and job submissions with a key,
+//! on 429, 502, 503, 504, connect errors, resets and timeouts, and once on 500. Never after the request's deadline, never
+//! more often than `attempts`, and never more than a share of what is tried at all, so that an outage is not
+//! multiplied. Between tries lies a full-jitter exponential backoff; after a 429 it is the account's pause in
+//! the budget below that is waited for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::StatusCode;
+use tower::{Layer, Service, ServiceExt};
+
+use crate::metrics::{Ending, Metrics, Name, RetryLabels};
+use crate::model::backoff::Backoff;
+use crate::model::call::{Answer, Call};
+use crate::model::clock::{Clock, Instant};
+use crate::model::error::{GatewayError, Reason, Retry as Repeat};
+use crate::model::operation::Operation;
+
+/// How often, how far apart, and how many in all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Policy {
+    /// Tries in all.
+    pub attempts: u32,
+    /// Time between tries.
+    pub backoff: Backoff,
+    /// Retries per first try, over the last 10 s.
+    pub budget: f64,
+}
+
+/// Makes [`Retry`] services.
+#[derive(Debug, Clone)]
+pub struct RetryLayer {
+    policy: Policy,
+    allowances: Arc<Mutex<HashMap<Arc<str>, Allowance>>>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl RetryLayer {
+    /// Tries again as `policy` has it.
+    pub fn new(policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self {
+            policy,
+            allowances: Arc::default(),
+            metrics,
+            clock,
+        }
+    }
+
+    fn with_allowance<T>(&self, account: &Arc<str>, act: impl FnOnce(&mut Allowance, Instant) -> T) -> T {
+        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        act(
+            allowances.entry(Arc::clone(account)).or_default(),
+            self.clock.now(),
+        )
+    }
+}
+
+impl<S> Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+
+    fn layer(&self, inner: S) -> Retry<S> {
+        Retry {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+/// Tries again. See the module.
+#[derive(Debug, Clone)]
+pub struct Retry<S> {
+    inner: S,
+    layer: RetryLayer,
+}
+
+impl<S> Service<Call> for Retry<S>
+where
+    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Answer;
+    type Error = GatewayError;
+    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        Box::pin(tries(self.inner.clone(), self.layer.clone(), call))
+    }
+}
+
+async fn tries<S>(inner: S, layer: RetryLayer, call: Call) -> Result<Answer, GatewayError>
+where
+    S: Service<Call, Response = Answer, Error = GatewayError> + Clone,
+{
+    let account = Arc::clone(&call.team.account.name);
+    layer.with_allowance(&account, Allowance::first_try);
+    let mut result = inner.clone().oneshot(call.clone()).await;
+    for tried in 1..layer.policy.attempts {
+        let again = verdict(call.operation, &result);
+        let delay = match again {
+            Again::No => return result,
+            Again::Once if tried > 1 => return result,
+            Again::AfterThePause => Duration::ZERO,
+            Again::Once | Again::AfterBackoff => layer.policy.backoff.delay(tried, fastrand::f64()),
+        };
+        let in_time = layer.clock.now() + delay < call.deadline;
+        if !in_time
+            || !layer.with_allowance(&account, |allowance, now| {
+                allowance.retry(layer.policy.budget, now)
+            })
+        {
+            return result;
+        }
+        tokio::select! {
+            biased;
+            () = call.interest.abandoned() => return result,
+            () = tokio::time::sleep(delay) => {}
+        }
+        let reason = match &result {
+            Ok(answer) => Ending::Status(answer.status.as_u16()),
+            Err(error) => Ending::Reason(error.reason().as_str()),
+        };
+        layer
+            .metrics
+            .retries
+            .get_or_create(&RetryLabels {
+                account: Name(Arc::clone(&account)),
+                reason,
+            })
+            .inc();
+        let retried = inner.clone().oneshot(call.clone()).await;
+        let refused = |error: &GatewayError| matches!(error.reason(), Reason::Deadline | Reason::QueueFull);
+        if again != Again::AfterThePause && retried.as_ref().is_err_and(refused) {
+            // That there was no token for a retry is not why this request failed.
+            return result;
+        }
+        result = retried;
+    }
+    result
+}
+
+/// Whether and when a result is followed by another try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    No,
+    Once,
+    AfterBackoff,
+    AfterThePause,
+}
+
+fn verdict(operation: Operation, result: &Result<Answer, GatewayError>) -> Again {
+    // Reads, and submissions, which always carry an idempotency key.
+    let repeatable = operation != Operation::FieldsWrite;
+    match result {
+        // A request that was refused for its rate was never processed.
+        Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => Again::AfterThePause,
+        Ok(answer) if repeatable => match answer.status {
+            StatusCode::INTERNAL_SERVER_ERROR => Again::Once,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Again::AfterBackoff
+            }
+            _ => Again::No,
+        },
+        Ok(_) => Again::No,
+        Err(error) => match error.retry() {
+            Repeat::NothingSent => Again::AfterBackoff,
+            Repeat::IfRepeatable if repeatable => Again::AfterBackoff,
+            Repeat::IfRepeatable | Repeat::Never => Again::No,
+        },
+    }
+}
+
+/// First tries and retries of one account over the last ten seconds.
+#[derive(Debug, Default)]
+struct Allowance {
+    slots: [Slot; Self::SECONDS],
+    begun: Option<Instant>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Slot {
+    second: u64,
+    first_tries: u32,
+    retries: u32,
+}
+
+impl Allowance {
+    const SECONDS: usize = 10;
+    /// Few requests must not mean no retries.
+    const FLOOR: f64 = 3.0;
+
+    fn slot(&mut self, now: Instant) -> (&mut Slot, u64) {
+        let begun = *self.begun.get_or_insert(now);
+        let second = now.saturating_duration_since(begun).as_secs();
+        let slot = &mut self.slots[second as usize % Self::SECONDS];
+        if slot.second != second {
+            *slot = Slot {
+                second,
+                ..Slot::default()
+            };
+        }
+        (slot, second)
+    }
+
+    fn first_try(&mut self, now: Instant) {
+        self.slot(now).0.first_tries += 1;
+    }
+
+    /// Counts a retry, if there may be one.
+    fn retry(&mut self, budget: f64, now: Instant) -> bool {
+        let (_, second) = self.slot(now);
+        let recent = self
+            .slots
+            .iter()
+            .filter(|slot| slot.second + Self::SECONDS as u64 > second);
+        let (first_tries, retries) = recent.fold((0.0, 0.0), |sum, slot| {
+            (
+                sum.0 + f64::from(slot.first_tries),
+                sum.1 + f64::from(slot.retries),
+            )
+        });
+        let allowed = retries + 1.0 <= (budget * first_tries).max(Self::FLOOR);
+        if allowed {
+            self.slot(now).0.retries += 1;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests;

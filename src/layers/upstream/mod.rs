@@ -1,0 +1,319 @@
+//! The last layer: one attempt over HTTP/1.1, with a time limit and a size limit.
+//!
+//! It sends a request of its own making and lets through only the response headers that a layer above reads
+//! or a client may see. It follows no redirect, keeps no cookie, retries nothing, and the only secret it
+//! knows is the header value in the call.
+//!
+//! HTTP/2 is not offered to the upstream: hyper keeps a single connection to a host there, and a dead one is
+//! used until a ping times out. HTTP/1.1 connections are pooled.
+
+mod tls;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::de::IgnoredAny;
+use tower::Service;
+
+use crate::metrics::{Ending, Metrics};
+use crate::model::call::{Answer, SignedCall};
+use crate::model::clock::Clock;
+use crate::model::error::{GatewayError, Reason, Retry};
+use crate::model::operation::Operation;
+
+pub use tls::TrustError;
+
+const CONCURRENT_REQUESTS: HeaderName = HeaderName::from_static("twilio-concurrent-requests");
+
+/// Response headers that go further than this layer.
+const LET_THROUGH: [HeaderName; 11] = [
+    header::CONTENT_TYPE,
+    header::CACHE_CONTROL,
+    header::RETRY_AFTER,
+    HeaderName::from_static("twilio-request-id"),
+    CONCURRENT_REQUESTS,
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+    HeaderName::from_static("x-rate-limit-limit"),
+    HeaderName::from_static("x-rate-limit-remaining"),
+    HeaderName::from_static("x-rate-limit-config"),
+];
+
+/// Where the upstream is and how far it is trusted.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Scheme, host and port.
+    pub url: Uri,
+    /// For DNS, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// For one attempt, connecting included.
+    pub attempt_timeout: Duration,
+    /// Largest body in bytes.
+    pub max_response: u64,
+    /// An extra trust root.
+    pub ca_file: Option<std::path::PathBuf>,
+}
+
+/// Sends signed calls.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    client: Client<BoundedConnector, Full<Bytes>>,
+    target: Arc<Target>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl Upstream {
+    /// A client with its own connection pool.
+    ///
+    /// # Errors
+    ///
+    /// When the extra trust root cannot be used.
+    pub fn new(target: Target, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, TrustError> {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_keepalive(Some(Duration::from_secs(60)));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls::client_config(target.ca_file.as_deref())?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
+        let connector = BoundedConnector {
+            inner: https,
+            limit: target.connect_timeout,
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .http1_max_headers(100)
+            .build(connector);
+        Ok(Self {
+            client,
+            target: Arc::new(target),
+            metrics,
+            clock,
+        })
+    }
+
+    async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
+        let SignedCall { call, authorization } = signed;
+        let request = self.request(call.operation, &call.parameters, call.body, authorization)?;
+        let begun = self.clock.now();
+        let limit = self
+            .target
+            .attempt_timeout
+            .min(call.deadline.saturating_duration_since(begun));
+        let result = match tokio::time::timeout(limit, self.exchange(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(GatewayError::new(
+                Reason::UpstreamTimeout,
+                format!("Twilio did not answer within {} ms", limit.as_millis()),
+            )
+            .with_retry(Retry::IfRepeatable)),
+        };
+        let took = self.clock.now() - begun;
+        let ending = match &result {
+            Ok(answer) => Ending::Status(answer.status.as_u16()),
+            Err(error) => Ending::Reason(error.reason().as_str()),
+        };
+        call.journey.attempted(took);
+        self.metrics
+            .attempted(&call.team.account.name, call.operation, ending, took);
+        tracing::debug!(
+            account = %call.team.account.name,
+            operation = call.operation.as_str(),
+            key = %call.key.short(),
+            ending = ?ending,
+            took_ms = took.as_millis(),
+            "upstream attempt"
+        );
+        result
+    }
+
+    fn request(
+        &self,
+        operation: Operation,
+        parameters: &str,
+        body: Bytes,
+        authorization: HeaderValue,
+    ) -> Result<Request<Full<Bytes>>, GatewayError> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        const AGENT: HeaderValue =
+            HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
+        let (method, path) = match operation {
+            Operation::Metadata => (Method::GET, "/v3/InsightsDomains/Conversations/Metadata"),
+            Operation::Query => (Method::POST, "/v3/InsightsDomains/Conversations/Query"),
+            Operation::Page => (Method::GET, "/v3/InsightsDomains/Conversations/Query"),
+            _ => {
+                return Err(GatewayError::new(
+                    Reason::NotFound,
+                    "this version does not serve query jobs or custom fields",
+                ));
+            }
+        };
+        let target = match parameters {
+            "" => PathAndQuery::from_static(path),
+            _ => PathAndQuery::try_from(format!("{path}?{parameters}")).map_err(|error| {
+                GatewayError::new(Reason::BadRequest, "the query string is too long or malformed")
+                    .with_cause(error)
+            })?,
+        };
+        let mut uri = self.target.url.clone().into_parts();
+        uri.path_and_query = Some(target);
+        let uri = Uri::from_parts(uri).map_err(|error| {
+            GatewayError::new(Reason::Internal, "the upstream address is unusable").with_cause(error)
+        })?;
+        let mut request = Request::new(Full::new(body));
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(header::AUTHORIZATION, authorization);
+        headers.insert(header::ACCEPT, JSON);
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(header::USER_AGENT, AGENT);
+        if method == Method::POST {
+            headers.insert(header::CONTENT_TYPE, JSON);
+        }
+        *request.method_mut() = method;
+        Ok(request)
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, GatewayError> {
+        let response = self.client.request(request).await.map_err(|error| {
+            // Without a connection nothing was sent; otherwise it may have been received and lost.
+            let (retry, message) = match error.is_connect() {
+                true => (Retry::NothingSent, "cannot connect to Twilio"),
+                false => (
+                    Retry::IfRepeatable,
+                    "the connection to Twilio broke before an answer came",
+                ),
+            };
+            GatewayError::new(Reason::UpstreamUnreachable, message)
+                .with_retry(retry)
+                .with_cause(error)
+        })?;
+        self.receive(response).await
+    }
+
+    async fn receive(&self, response: Response<Incoming>) -> Result<Answer, GatewayError> {
+        let (head, body) = response.into_parts();
+        if head.status.is_redirection() {
+            return Err(invalid(format!(
+                "Twilio answered {} with a redirect, which is not followed",
+                head.status.as_u16()
+            )));
+        }
+        if head
+            .headers
+            .get(header::CONTENT_ENCODING)
+            .is_some_and(|encoding| encoding != "identity")
+        {
+            return Err(invalid(
+                "Twilio's answer is compressed, though that was not asked for",
+            ));
+        }
+        let limit = usize::try_from(self.target.max_response).unwrap_or(usize::MAX);
+        let body = Limited::new(body, limit).collect().await.map_err(|error| {
+            if error.source().is_some_and(|e| e.is::<LengthLimitError>()) || error.is::<LengthLimitError>() {
+                return invalid(format!(
+                    "Twilio's answer is larger than upstream.max_response, {limit} bytes"
+                ));
+            }
+            invalid("Twilio's answer was cut")
+                .with_retry(Retry::IfRepeatable)
+                .with_cause(Broken(error))
+        })?;
+        let body = body.to_bytes();
+        // A 429 is understood by its status and headers alone, whoever wrote its body.
+        if head.status != 429 && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
+            let retry = if head.status.is_server_error() {
+                Retry::IfRepeatable
+            } else {
+                Retry::Never
+            };
+            let message = format!(
+                "Twilio answered {} with something that is not JSON",
+                head.status.as_u16()
+            );
+            return Err(invalid(message).with_retry(retry));
+        }
+        let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
+        for name in LET_THROUGH {
+            if let Some(value) = head.headers.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
+        Ok(Answer {
+            status: head.status,
+            headers,
+            body,
+        })
+    }
+}
+
+fn invalid(message: impl Into<String>) -> GatewayError {
+    GatewayError::new(Reason::UpstreamInvalid, message)
+}
+
+/// What broke a body, as an error type of its own: a boxed error is none.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Broken(Box<dyn std::error::Error + Send + Sync>);
+
+impl Service<SignedCall> for Upstream {
+    type Response = Answer;
+    type Error = GatewayError;
+    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, signed: SignedCall) -> Self::Future {
+        Box::pin(self.clone().attempt(signed))
+    }
+}
+
+/// A connector whose DNS look-up, TCP and TLS handshakes together end in time.
+#[derive(Debug, Clone)]
+struct BoundedConnector {
+    inner: HttpsConnector<HttpConnector>,
+    limit: Duration,
+}
+
+type Connection = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+type ConnectError = <HttpsConnector<HttpConnector> as Service<Uri>>::Error;
+
+impl Service<Uri> for BoundedConnector {
+    type Response = Connection;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Service::poll_ready(&mut self.inner, context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connect, limit) = (self.inner.call(uri), self.limit);
+        Box::pin(async move {
+            match tokio::time::timeout(limit, connect).await {
+                Ok(result) => result,
+                Err(_) => Err(tls::connect_timed_out().into()),
+            }
+        })
+    }
+}

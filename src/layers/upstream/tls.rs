@@ -1,0 +1,67 @@
+//! Whom to trust upstream: the machine's roots, Mozilla's where the machine has none, and one file more.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// Why no TLS client can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The extra trust root cannot be read.
+    #[error("cannot read the trust root {path}: {source}")]
+    File {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// It holds no certificate, or one that is no root.
+    #[error("no usable certificate in the trust root {path}")]
+    NoCertificate {
+        /// Which file.
+        path: String,
+    },
+    /// The TLS library refuses its own defaults.
+    #[error("cannot set TLS up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The TLS client configuration. Containers without a certificate store get the roots that are built in.
+pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TrustError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    if let Some(path) = ca_file {
+        let shown = || path.display().to_string();
+        let file_error = |source| TrustError::File {
+            path: shown(),
+            source,
+        };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(file_error)?;
+        let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(file_error)?;
+        let (added, _) = roots.add_parsable_certificates(certificates);
+        if added == 0 {
+            return Err(TrustError::NoCertificate { path: shown() });
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+/// An I/O error for a connection that took too long.
+pub(super) fn connect_timed_out() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "connecting took longer than upstream.connect_timeout",
+    )
+}

@@ -1,0 +1,318 @@
+//! What the gateway counts, and the one registry that says it in Prometheus' text form.
+//!
+//! Labels come from configuration and from closed enums, never from a request, so their number is bounded.
+//! Values that are states rather than events (tokens, queue lengths, cache sizes) are set when somebody reads
+//! them, by the admin plane.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::model::operation::Operation;
+use crate::model::outcome::Outcome;
+
+/// A label value from the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name(pub Arc<str>);
+
+impl EncodeLabelValue for Name {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        encoder.write_str(&self.0)
+    }
+}
+
+/// A label value from a closed list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Word(pub &'static str);
+
+impl EncodeLabelValue for Word {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        encoder.write_str(self.0)
+    }
+}
+
+/// The label of an operation that was never found out, since the request was refused before.
+pub const NO_OPERATION: Word = Word("none");
+
+impl From<Operation> for Word {
+    fn from(operation: Operation) -> Self {
+        Self(operation.as_str())
+    }
+}
+
+impl From<Outcome> for Word {
+    fn from(outcome: Outcome) -> Self {
+        Self(outcome.as_str())
+    }
+}
+
+/// Labels of `requests_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Empty where the caller was not known.
+    pub team: Name,
+    /// What was asked.
+    pub operation: Word,
+    /// What became of it.
+    pub outcome: Word,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// Labels of `request_duration_seconds`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// What was asked.
+    pub operation: Word,
+    /// What became of it.
+    pub outcome: Word,
+}
+
+/// Labels of `upstream_attempts_total`. `status` is an HTTP status or the reason for having none.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AttemptLabels {
+    /// Whose budget was spent.
+    pub account: Name,
+    /// What was asked.
+    pub operation: Word,
+    /// How it ended.
+    pub status: Ending,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// With an HTTP status.
+    Status(u16),
+    /// Without one, for this reason.
+    Reason(&'static str),
+}
+
+impl EncodeLabelValue for Ending {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(status) => encoder.write_str(itoa::Buffer::new().format(*status)),
+            Self::Reason(reason) => encoder.write_str(reason),
+        }
+    }
+}
+
+/// Labels of `upstream_duration_seconds`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    /// Whose budget was spent.
+    pub account: Name,
+    /// What was asked.
+    pub operation: Word,
+}
+
+/// The label of what belongs to an account.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AccountLabels {
+    /// Its name.
+    pub account: Name,
+}
+
+/// Labels of `retries_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RetryLabels {
+    /// Whose budget the retry spends.
+    pub account: Name,
+    /// What the attempt before ended with.
+    pub reason: Ending,
+}
+
+/// The label of `cache_evictions_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CauseLabels {
+    /// `expired`, `size`, `replaced` or `purged`.
+    pub cause: Word,
+}
+
+/// The label of `reloads_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabels {
+    /// `applied` or `refused`.
+    pub result: Word,
+}
+
+/// A gauge that holds a fraction.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
+
+/// Buckets from 50 µs (a hit) to 90 s (a whole deadline).
+#[derive(Debug, Clone)]
+pub struct Seconds;
+
+impl MetricConstructor<Histogram> for Seconds {
+    fn new_metric(&self) -> Histogram {
+        const BOUNDS: [f64; 19] = [
+            50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 2.5,
+            5.0, 10.0, 30.0, 90.0,
+        ];
+        Histogram::new(BOUNDS)
+    }
+}
+
+/// Every metric, and the registry that they are read from.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by team, operation, outcome and status.
+    pub requests: Family<RequestLabels, Counter>,
+    /// From the request's head to the answer's.
+    pub request_duration: Family<OutcomeLabels, Histogram, Seconds>,
+    /// Attempts that went upstream, retries and refreshes included.
+    pub upstream_attempts: Family<AttemptLabels, Counter>,
+    /// Time of one attempt.
+    pub upstream_duration: Family<UpstreamLabels, Histogram, Seconds>,
+    /// Time that an attempt waited for its token.
+    pub upstream_wait: Family<AccountLabels, Histogram, Seconds>,
+    /// Attempts beyond the first.
+    pub retries: Family<RetryLabels, Counter>,
+    /// Tokens in the account's bucket; negative while it owes.
+    pub budget_tokens: Family<AccountLabels, FloatGauge>,
+    /// Seconds until the account's pause ends.
+    pub budget_paused: Family<AccountLabels, FloatGauge>,
+    /// Calls that wait for a token.
+    pub queue_length: Family<AccountLabels, Gauge>,
+    /// Pages kept.
+    pub cache_entries: Gauge,
+    /// Bytes of keys and pages.
+    pub cache_bytes: Gauge,
+    /// Pages that went.
+    pub cache_evictions: Family<CauseLabels, Counter>,
+    /// Configuration reloads.
+    pub reloads: Family<ResultLabels, Counter>,
+    /// Seconds since the start.
+    pub uptime: FloatGauge,
+}
+
+impl Metrics {
+    /// A fresh set: each gateway has its own, so that several can live in one process.
+    pub fn new() -> Arc<Self> {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("insights_gateway"),
+            requests: Family::default(),
+            request_duration: Family::new_with_constructor(Seconds),
+            upstream_attempts: Family::default(),
+            upstream_duration: Family::new_with_constructor(Seconds),
+            upstream_wait: Family::new_with_constructor(Seconds),
+            retries: Family::default(),
+            budget_tokens: Family::default(),
+            budget_paused: Family::default(),
+            queue_length: Family::default(),
+            cache_entries: Gauge::default(),
+            cache_bytes: Gauge::default(),
+            cache_evictions: Family::default(),
+            reloads: Family::default(),
+            uptime: Gauge::default(),
+        };
+        let r = &mut metrics.registry;
+        r.register(
+            "requests",
+            "Requests by team, operation, outcome and status",
+            metrics.requests.clone(),
+        );
+        r.register(
+            "request_duration_seconds",
+            "Time from a request's head to its answer's",
+            metrics.request_duration.clone(),
+        );
+        r.register(
+            "upstream_attempts",
+            "Attempts sent upstream, retries and refreshes included",
+            metrics.upstream_attempts.clone(),
+        );
+        r.register(
+            "upstream_duration_seconds",
+            "Time of one upstream attempt",
+            metrics.upstream_duration.clone(),
+        );
+        r.register(
+            "upstream_wait_seconds",
+            "Time an attempt waited for its token",
+            metrics.upstream_wait.clone(),
+        );
+        r.register(
+            "retries",
+            "Attempts beyond the first, by what the one before ended with",
+            metrics.retries.clone(),
+        );
+        r.register(
+            "budget_tokens",
+            "Tokens in the account's bucket, negative while it owes",
+            metrics.budget_tokens.clone(),
+        );
+        r.register(
+            "budget_paused_seconds",
+            "Seconds until the account's pause ends",
+            metrics.budget_paused.clone(),
+        );
+        r.register(
+            "queue_length",
+            "Calls waiting for a token",
+            metrics.queue_length.clone(),
+        );
+        r.register("cache_entries", "Pages kept", metrics.cache_entries.clone());
+        r.register(
+            "cache_bytes",
+            "Bytes of keys and pages",
+            metrics.cache_bytes.clone(),
+        );
+        r.register(
+            "cache_evictions",
+            "Pages that went, by cause",
+            metrics.cache_evictions.clone(),
+        );
+        r.register(
+            "reloads",
+            "Configuration reloads by result",
+            metrics.reloads.clone(),
+        );
+        r.register(
+            "uptime_seconds",
+            "Seconds since the start",
+            metrics.uptime.clone(),
+        );
+        Arc::new(metrics)
+    }
+
+    /// The Prometheus text exposition.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice: writing to a string does not fail.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// One attempt ended.
+    pub fn attempted(&self, account: &Arc<str>, operation: Operation, status: Ending, took: Duration) {
+        let account = Name(Arc::clone(account));
+        let operation = operation.into();
+        self.upstream_duration
+            .get_or_create(&UpstreamLabels {
+                account: account.clone(),
+                operation,
+            })
+            .observe(took.as_secs_f64());
+        self.upstream_attempts
+            .get_or_create(&AttemptLabels {
+                account,
+                operation,
+                status,
+            })
+            .inc();
+    }
+}

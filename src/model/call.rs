@@ -1,0 +1,145 @@
+//! A request in our own words, and the answers to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::clock::Instant;
+use super::interest::Interest;
+use super::journey::Journey;
+use super::key::Key;
+use super::operation::Operation;
+use super::outcome::Outcome;
+use super::tenancy::Team;
+use super::wishes::Wishes;
+
+/// An admitted request, its body read and canonical. Everything below the edge speaks this.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// What it asks for.
+    pub operation: Operation,
+    /// Who asks, and whose data.
+    pub team: Arc<Team>,
+    /// The canonical query string.
+    pub parameters: Arc<str>,
+    /// The canonical body; empty for GETs.
+    pub body: Bytes,
+    /// The page's name in the cache.
+    pub key: Key,
+    /// What the client wishes.
+    pub wishes: Wishes,
+    /// When the request was received.
+    pub received: Instant,
+    /// When the client must have an answer.
+    pub deadline: Instant,
+    /// Who still waits for it.
+    pub interest: Arc<Interest>,
+    /// What happened to it.
+    pub journey: Arc<Journey>,
+}
+
+/// A call and the header value that pays for it.
+#[derive(Debug)]
+pub struct SignedCall {
+    /// The call.
+    pub call: Call,
+    /// `Authorization`, marked sensitive so that nothing prints it.
+    pub authorization: HeaderValue,
+}
+
+/// What came from upstream: allow-listed headers, a whole body.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Twilio's status.
+    pub status: StatusCode,
+    /// The headers that may be read or passed on.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+/// An answer in the form in which it is kept and served again.
+#[derive(Debug)]
+pub struct Page {
+    /// Twilio's status.
+    pub status: StatusCode,
+    /// What a client gets of Twilio's headers.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The whole body.
+    pub body: Bytes,
+    /// Names the body's bytes; only 200s have one.
+    pub etag: Option<HeaderValue>,
+}
+
+impl Page {
+    /// Headers of an answer that a client gets, now and whenever the page is served again.
+    const KEPT: [HeaderName; 2] = [header::CONTENT_TYPE, HeaderName::from_static("twilio-request-id")];
+
+    /// Headers that are true only at the moment of the answer, so that a page served again does without.
+    const MOMENTARY: [HeaderName; 7] = [
+        header::RETRY_AFTER,
+        HeaderName::from_static("x-ratelimit-limit"),
+        HeaderName::from_static("x-ratelimit-remaining"),
+        HeaderName::from_static("x-ratelimit-reset"),
+        HeaderName::from_static("x-rate-limit-limit"),
+        HeaderName::from_static("x-rate-limit-remaining"),
+        HeaderName::from_static("x-rate-limit-config"),
+    ];
+
+    /// An answer as clients see it. A success is kept, so it has none of the momentary headers; Twilio's own
+    /// errors keep them, since clients act on them.
+    pub fn new(answer: Answer) -> Self {
+        let Answer {
+            status,
+            headers,
+            body,
+        } = answer;
+        let momentary = if status.is_success() {
+            &[][..]
+        } else {
+            &Self::MOMENTARY[..]
+        };
+        let headers = Self::KEPT
+            .iter()
+            .chain(momentary)
+            .filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone())))
+            .collect();
+        let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
+        Self {
+            status,
+            headers,
+            body,
+            etag,
+        }
+    }
+
+    /// Bytes that it occupies, headers and fixed parts included.
+    pub fn weight(&self) -> usize {
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(n, v)| n.as_str().len() + v.len() + 64)
+            .sum();
+        self.body.len() + headers + size_of::<Self>()
+    }
+}
+
+fn etag(body: &[u8]) -> Option<HeaderValue> {
+    let hash = blake3::hash(body).to_hex();
+    HeaderValue::try_from(format!("\"{}\"", &hash[..32])).ok()
+}
+
+/// A page on its way to one client.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// What to send.
+    pub page: Arc<Page>,
+    /// How it came about.
+    pub outcome: Outcome,
+    /// The value of `Cache-Status`.
+    pub cache_status: HeaderValue,
+    /// For how long it has been kept; `None` when it came just now.
+    pub age: Option<Duration>,
+}

@@ -1,0 +1,261 @@
+//! Why the gateway itself could not or would not answer.
+//!
+//! The reasons are a closed list, each with one status. An error carries its cause for the log and whether
+//! another try may help; how it becomes HTTP is decided in one place, `layers::rescue`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::outcome::Outcome;
+
+/// One word for each way in which the gateway refuses or fails. Stable: clients and alerts match on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The body is not JSON, or ambiguous JSON.
+    InvalidJson,
+    /// JSON, but no query.
+    InvalidQuery,
+    /// Framing, a missing `Host`, a malformed target.
+    BadRequest,
+    /// No token, or one that is not known.
+    Unauthenticated,
+    /// The team may not do this.
+    OperationNotAllowed,
+    /// The team may not see a member that the query names.
+    FieldNotAllowed,
+    /// Not one of Twilio Insights' paths, or one that this version does not serve.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// The request took too long to arrive.
+    ClientTimeout,
+    /// The body is larger than `server.max_body`.
+    BodyTooLarge,
+    /// The head is too large.
+    HeadersTooLarge,
+    /// The team's own request rate.
+    TeamRateLimit,
+    /// No upstream token before the caller's deadline.
+    Deadline,
+    /// No connection, or one that broke.
+    UpstreamUnreachable,
+    /// Not JSON, cut, too large, or a redirect.
+    UpstreamInvalid,
+    /// Twilio does not accept the account's credentials.
+    UpstreamRejectedCredentials,
+    /// The account's queue is full.
+    QueueFull,
+    /// The account's circuit is open.
+    CircuitOpen,
+    /// The gateway is at its own limits.
+    Overloaded,
+    /// The gateway is shutting down.
+    Draining,
+    /// The upstream did not answer in time.
+    UpstreamTimeout,
+    /// `only-if-cached` and nothing is.
+    OnlyIfCached,
+    /// A fault in the gateway itself.
+    Internal,
+}
+
+impl Reason {
+    /// All, in declaration order.
+    pub const ALL: [Self; 23] = [
+        Self::InvalidJson,
+        Self::InvalidQuery,
+        Self::BadRequest,
+        Self::Unauthenticated,
+        Self::OperationNotAllowed,
+        Self::FieldNotAllowed,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::ClientTimeout,
+        Self::BodyTooLarge,
+        Self::HeadersTooLarge,
+        Self::TeamRateLimit,
+        Self::Deadline,
+        Self::UpstreamUnreachable,
+        Self::UpstreamInvalid,
+        Self::UpstreamRejectedCredentials,
+        Self::QueueFull,
+        Self::CircuitOpen,
+        Self::Overloaded,
+        Self::Draining,
+        Self::UpstreamTimeout,
+        Self::OnlyIfCached,
+        Self::Internal,
+    ];
+
+    /// The word in `params.reason`, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid_json",
+            Self::InvalidQuery => "invalid_query",
+            Self::BadRequest => "bad_request",
+            Self::Unauthenticated => "unauthenticated",
+            Self::OperationNotAllowed => "operation_not_allowed",
+            Self::FieldNotAllowed => "field_not_allowed",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::ClientTimeout => "client_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::TeamRateLimit => "team_rate_limit",
+            Self::Deadline => "deadline",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamInvalid => "upstream_invalid",
+            Self::UpstreamRejectedCredentials => "upstream_rejected_credentials",
+            Self::QueueFull => "queue_full",
+            Self::CircuitOpen => "circuit_open",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::OnlyIfCached => "only_if_cached",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The HTTP status.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidJson | Self::InvalidQuery | Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Self::OperationNotAllowed | Self::FieldNotAllowed => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TeamRateLimit | Self::Deadline => StatusCode::TOO_MANY_REQUESTS,
+            Self::UpstreamUnreachable | Self::UpstreamInvalid | Self::UpstreamRejectedCredentials => {
+                StatusCode::BAD_GATEWAY
+            }
+            Self::QueueFull | Self::CircuitOpen | Self::Overloaded | Self::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::UpstreamTimeout | Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Twilio's error code: 20000 + status but for the two that Twilio numbers otherwise.
+    pub const fn code(self) -> u32 {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => 20003,
+            StatusCode::METHOD_NOT_ALLOWED => 20004,
+            status => 20000 + status.as_u16() as u32,
+        }
+    }
+
+    /// Is it the caller who has to change something.
+    pub fn is_callers(self) -> bool {
+        self.status().is_client_error()
+    }
+
+    /// Refused on purpose, or failed.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Self::OnlyIfCached | Self::QueueFull | Self::Overloaded | Self::Draining => Outcome::Refused,
+            reason if reason.is_callers() => Outcome::Refused,
+            _ => Outcome::Failed,
+        }
+    }
+}
+
+/// May the same call be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// No: it would end the same way.
+    Never,
+    /// Yes, whatever was asked: nothing reached the upstream.
+    NothingSent,
+    /// Yes, if what was asked is safe to repeat.
+    IfRepeatable,
+}
+
+type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A refusal or failure of the gateway itself. Cheap to clone: collapsed requests share one.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct GatewayError {
+    reason: Reason,
+    message: String,
+    retry: Retry,
+    retry_after: Option<Duration>,
+    #[source]
+    cause: Option<Cause>,
+}
+
+impl GatewayError {
+    /// An error with a message for the caller: what happened and what to do. Never a secret, never a query.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            retry: Retry::Never,
+            retry_after: None,
+            cause: None,
+        }
+    }
+
+    /// With what another try could do.
+    pub fn with_retry(self, retry: Retry) -> Self {
+        Self { retry, ..self }
+    }
+
+    /// With the time after which the caller should come back.
+    pub fn with_retry_after(self, wait: Duration) -> Self {
+        Self {
+            retry_after: Some(wait),
+            ..self
+        }
+    }
+
+    /// With what caused it, for the log alone.
+    pub fn with_cause(self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self {
+            cause: Some(Arc::new(cause)),
+            ..self
+        }
+    }
+
+    /// The closed word for it.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The text for the caller.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// May it be tried again.
+    pub fn retry(&self) -> Retry {
+        self.retry
+    }
+
+    /// When to come back, if that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_the_contracts_status_and_code() {
+        let of = |reason: Reason| (reason.status().as_u16(), reason.code());
+        assert_eq!(of(Reason::Unauthenticated), (401, 20003));
+        assert_eq!(of(Reason::MethodNotAllowed), (405, 20004));
+        assert_eq!(of(Reason::TeamRateLimit), (429, 20429));
+        assert_eq!(of(Reason::OnlyIfCached), (504, 20504));
+        let words: std::collections::HashSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+}

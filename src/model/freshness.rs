@@ -1,0 +1,247 @@
+//! What may be done with a page of a given age: one pure function over passed-in time.
+//!
+//! ```text
+//!   age   0 ────────── fresh ─────────── fresh + swr ────────── fresh + sie ──────────▶
+//!         │   serve      │ serve, refresh     │ fetch; serve it      │ fetch; it is gone
+//!         │              │ once behind it     │ only on an error     │
+//! ```
+//!
+//! The two windows both start where freshness ends (RFC 5861), so either may be the longer. A page beyond
+//! both is never served, whoever asks. Nothing here marks a page fresh: only a new page is.
+
+use std::time::Duration;
+
+use super::wishes::CacheWishes;
+
+/// How long a page is fresh, and how far beyond that it may still be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Served without asking.
+    pub fresh: Duration,
+    /// After `fresh`: served at once while one refresh runs.
+    pub stale_while_revalidate: Duration,
+    /// After `fresh`: served instead of an error.
+    pub stale_if_error: Duration,
+}
+
+impl Lifetimes {
+    /// Fresh for so long, then gone.
+    pub const fn fresh_only(fresh: Duration) -> Self {
+        Self {
+            fresh,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+        }
+    }
+
+    /// With `fresh` no longer than `limit`.
+    pub fn at_most(self, limit: Duration) -> Self {
+        Self {
+            fresh: self.fresh.min(limit),
+            ..self
+        }
+    }
+
+    /// The age beyond which a page is of no use to anybody.
+    pub fn usable(&self) -> Duration {
+        self.fresh
+            .saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
+    }
+
+    /// Seconds of freshness left at `age`, rounded down; negative once stale.
+    pub fn ttl(&self, age: Duration) -> i64 {
+        let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+        match self.fresh.checked_sub(age) {
+            Some(left) => seconds(left),
+            None => -seconds(age - self.fresh).max(1),
+        }
+    }
+}
+
+/// What to do with a request, given the page that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Answer with the page; it is fresh, or as stale as the client accepts.
+    Serve,
+    /// Answer with the page, and let one refresh run behind it.
+    ServeAndRefresh,
+    /// Ask upstream. The page may stand in when that fails.
+    FetchOrServeStale,
+    /// Ask upstream. There is no page that could stand in.
+    Fetch,
+    /// The client forbids asking, and there is no page that it accepts.
+    Refuse,
+}
+
+/// Decides. `page` is the stored page's lifetimes and age, or `None` without one.
+pub fn decide(page: Option<(&Lifetimes, Duration)>, wishes: &CacheWishes) -> Decision {
+    let acceptable = page.and_then(|(lifetimes, age)| accept(lifetimes, age, wishes));
+    match (acceptable, wishes.only_if_cached) {
+        // Asking upstream behind the answer would be asking all the same.
+        (Some(_), true) => Decision::Serve,
+        (Some(decision), false) => decision,
+        (None, true) => Decision::Refuse,
+        (None, false) => match page {
+            Some((lifetimes, age)) if age <= lifetimes.fresh.saturating_add(lifetimes.stale_if_error) => {
+                Decision::FetchOrServeStale
+            }
+            _ => Decision::Fetch,
+        },
+    }
+}
+
+/// May the page be served without waiting for the upstream, and does it want a refresh.
+fn accept(lifetimes: &Lifetimes, age: Duration, wishes: &CacheWishes) -> Option<Decision> {
+    let too_old = wishes.no_cache || wishes.max_age.is_some_and(|max_age| age > max_age);
+    if too_old {
+        return None;
+    }
+    let needed = wishes.min_fresh.unwrap_or(Duration::ZERO);
+    if age.saturating_add(needed) <= lifetimes.fresh {
+        return Some(Decision::Serve);
+    }
+    if wishes.min_fresh.is_some() {
+        return None;
+    }
+    let staleness = age - lifetimes.fresh;
+    let tolerated = match wishes.max_stale {
+        // However much a client tolerates, nothing beyond the configured windows exists.
+        Some(max_stale) => max_stale.min(lifetimes.stale_while_revalidate.max(lifetimes.stale_if_error)),
+        None => lifetimes.stale_while_revalidate,
+    };
+    (staleness <= tolerated).then_some(Decision::ServeAndRefresh)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        fresh: Duration::from_secs(60),
+        stale_while_revalidate: Duration::from_secs(300),
+        stale_if_error: Duration::from_secs(3600),
+    };
+
+    fn at(age: u32, wishes: CacheWishes) -> Decision {
+        decide(Some((&LIFETIMES, S * age)), &wishes)
+    }
+
+    #[test]
+    fn the_life_of_a_page() {
+        let plain = CacheWishes::default();
+        assert_eq!(at(0, plain), Decision::Serve);
+        assert_eq!(at(60, plain), Decision::Serve);
+        assert_eq!(at(61, plain), Decision::ServeAndRefresh);
+        assert_eq!(at(360, plain), Decision::ServeAndRefresh);
+        assert_eq!(at(361, plain), Decision::FetchOrServeStale);
+        assert_eq!(at(3660, plain), Decision::FetchOrServeStale);
+        assert_eq!(at(3661, plain), Decision::Fetch);
+        assert_eq!(decide(None, &plain), Decision::Fetch);
+    }
+
+    #[test]
+    fn clients_narrow_what_they_accept() {
+        let no_cache = CacheWishes {
+            no_cache: true,
+            ..Default::default()
+        };
+        assert_eq!(at(1, no_cache), Decision::FetchOrServeStale);
+        let max_age = CacheWishes {
+            max_age: Some(S * 10),
+            ..Default::default()
+        };
+        assert_eq!(
+            (at(10, max_age), at(11, max_age)),
+            (Decision::Serve, Decision::FetchOrServeStale)
+        );
+        let min_fresh = CacheWishes {
+            min_fresh: Some(S * 20),
+            ..Default::default()
+        };
+        assert_eq!(
+            (at(40, min_fresh), at(41, min_fresh)),
+            (Decision::Serve, Decision::FetchOrServeStale)
+        );
+        assert_eq!(at(70, min_fresh), Decision::FetchOrServeStale);
+    }
+
+    #[test]
+    fn max_stale_reaches_the_longest_window_and_no_further() {
+        let any = CacheWishes {
+            max_stale: Some(Duration::MAX),
+            ..Default::default()
+        };
+        assert_eq!(
+            (at(3660, any), at(3661, any)),
+            (Decision::ServeAndRefresh, Decision::Fetch)
+        );
+        let little = CacheWishes {
+            max_stale: Some(S * 5),
+            ..Default::default()
+        };
+        assert_eq!(
+            (at(65, little), at(66, little)),
+            (Decision::ServeAndRefresh, Decision::FetchOrServeStale)
+        );
+    }
+
+    #[test]
+    fn only_if_cached_never_asks() {
+        let wish = CacheWishes {
+            only_if_cached: true,
+            ..Default::default()
+        };
+        assert_eq!(
+            (at(1, wish), at(100, wish), at(400, wish)),
+            (Decision::Serve, Decision::Serve, Decision::Refuse)
+        );
+        assert_eq!(decide(None, &wish), Decision::Refuse);
+    }
+
+    #[test]
+    fn ttl_counts_down_and_below() {
+        assert_eq!(
+            [0, 60, 61, 100].map(|age| LIFETIMES.ttl(S * age)),
+            [60, 0, -1, -40]
+        );
+        assert_eq!(LIFETIMES.ttl(S * 60 + Duration::from_millis(1)), -1);
+    }
+
+    fn wishes() -> impl Strategy<Value = CacheWishes> {
+        let seconds = || prop::option::of((0u32..5000).prop_map(|n| S * n));
+        (any::<bool>(), any::<bool>(), seconds(), seconds(), seconds()).prop_map(
+            |(no_cache, only_if_cached, max_age, min_fresh, max_stale)| CacheWishes {
+                no_cache,
+                no_store: false,
+                only_if_cached,
+                max_age,
+                min_fresh,
+                max_stale,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_served_beyond_its_window(fresh in 0u32..1000, swr in 0u32..1000, sie in 0u32..1000, age in 0u32..5000, wishes in wishes()) {
+            let lifetimes = Lifetimes { fresh: S * fresh, stale_while_revalidate: S * swr, stale_if_error: S * sie };
+            let decision = decide(Some((&lifetimes, S * age)), &wishes);
+            if S * age > lifetimes.usable() {
+                prop_assert!(matches!(decision, Decision::Fetch | Decision::Refuse));
+            }
+            if age > fresh && matches!(decision, Decision::Serve) {
+                prop_assert!(wishes.only_if_cached);
+            }
+            if wishes.only_if_cached {
+                prop_assert!(matches!(decision, Decision::Serve | Decision::Refuse));
+            }
+            if let (Some(max_age), Decision::Serve | Decision::ServeAndRefresh) = (wishes.max_age, decision) {
+                prop_assert!(S * age <= max_age);
+            }
+        }
+    }
+}

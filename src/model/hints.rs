@@ -1,0 +1,144 @@
+//! What an upstream's headers tell: how long to stay away, and for how long an answer may be kept.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, header};
+
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// A second value of more than this is taken for an epoch or a joke, and not for a wait.
+const LONGEST_WAIT: u64 = 366 * 86_400;
+
+/// How long a 429's headers ask to stay away: the longer of `Retry-After` (seconds or a date, RFC 9110
+/// section 10.2.3) and `X-RateLimit-Reset` (seconds, as Twilio documents it). `None` where neither says
+/// anything usable: negative, absurd, in the past.
+pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let seconds = |name: &HeaderName| {
+        let text = headers.get(name)?.to_str().ok()?.trim();
+        text.parse()
+            .ok()
+            .filter(|s| (1..=LONGEST_WAIT).contains(s))
+            .map(Duration::from_secs)
+    };
+    let date = || {
+        let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+        let wait = httpdate::parse_http_date(text.trim())
+            .ok()?
+            .duration_since(now)
+            .ok()?;
+        (wait.as_secs() <= LONGEST_WAIT && !wait.is_zero()).then_some(wait)
+    };
+    seconds(&header::RETRY_AFTER).or_else(date).max(seconds(&RESET))
+}
+
+/// What an answer's `Cache-Control` allows a shared cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Nothing is said: the configured lifetimes hold.
+    Unsaid,
+    /// Fresh for no longer than this.
+    AtMost(Duration),
+    /// `no-store` or `private`: not at all.
+    Forbidden,
+}
+
+/// Reads `Cache-Control` (RFC 9111 section 5.2.2). `s-maxage` beats `max-age`; `no-cache` means fresh for no
+/// time at all.
+pub fn storage(headers: &HeaderMap) -> Storage {
+    let (mut max_age, mut s_maxage, mut no_cache) = (None, None, false);
+    for text in headers
+        .get_all(header::CACHE_CONTROL)
+        .into_iter()
+        .filter_map(|v| v.to_str().ok())
+    {
+        for directive in text.split(',').map(str::trim) {
+            let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
+            let seconds = || value.trim_matches('"').parse().ok().map(Duration::from_secs);
+            match name.to_ascii_lowercase().as_str() {
+                "no-store" | "private" => return Storage::Forbidden,
+                "no-cache" => no_cache = true,
+                "max-age" => max_age = seconds(),
+                "s-maxage" => s_maxage = seconds(),
+                _ => {}
+            }
+        }
+    }
+    match (no_cache, s_maxage.or(max_age)) {
+        (true, _) => Storage::AtMost(Duration::ZERO),
+        (false, Some(age)) => Storage::AtMost(age),
+        (false, None) => Storage::Unsaid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap()))
+            .collect()
+    }
+
+    fn paused(pairs: &[(&'static str, &str)]) -> Option<u64> {
+        let now = httpdate::parse_http_date("Sun, 22 Nov 2026 12:00:00 GMT").unwrap();
+        pause(&headers(pairs), now).map(|d| d.as_secs())
+    }
+
+    #[test]
+    fn the_longer_pause_holds() {
+        assert_eq!(paused(&[("x-ratelimit-reset", "45")]), Some(45));
+        assert_eq!(paused(&[("retry-after", "7")]), Some(7));
+        assert_eq!(
+            paused(&[("retry-after", "7"), ("x-ratelimit-reset", "45")]),
+            Some(45)
+        );
+        assert_eq!(
+            paused(&[("retry-after", "70"), ("x-ratelimit-reset", "45")]),
+            Some(70)
+        );
+        assert_eq!(
+            paused(&[("retry-after", "Sun, 22 Nov 2026 12:00:09 GMT")]),
+            Some(9)
+        );
+    }
+
+    #[test]
+    fn absurd_pauses_are_none() {
+        for value in [
+            "-1",
+            "0",
+            "1000000000000",
+            "soon",
+            "",
+            "1.5",
+            "Sun, 22 Nov 2020 12:00:00 GMT",
+            "Sun, 22 Nov 2099 12:00:00 GMT",
+        ] {
+            assert_eq!(paused(&[("retry-after", value)]), None, "{value}");
+        }
+        assert_eq!(
+            paused(&[("retry-after", "-1"), ("x-ratelimit-reset", "3")]),
+            Some(3)
+        );
+        assert_eq!(paused(&[]), None);
+    }
+
+    #[test]
+    fn storage_is_only_ever_narrowed() {
+        let of = |value: &str| storage(&headers(&[("cache-control", value)]));
+        assert_eq!(of("public"), Storage::Unsaid);
+        assert_eq!(of("max-age=9"), Storage::AtMost(Duration::from_secs(9)));
+        assert_eq!(
+            of("max-age=9, s-maxage=3"),
+            Storage::AtMost(Duration::from_secs(3))
+        );
+        assert_eq!(of("max-age=9, No-Cache"), Storage::AtMost(Duration::ZERO));
+        assert_eq!(of("max-age=9, Private"), Storage::Forbidden);
+        assert_eq!(of("no-store"), Storage::Forbidden);
+        assert_eq!(storage(&HeaderMap::new()), Storage::Unsaid);
+    }
+}

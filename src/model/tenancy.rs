@@ -1,0 +1,36 @@
+//! Whose data, and who is asking.
+
+use std::sync::Arc;
+
+use super::operation::OperationSet;
+
+/// A Twilio account, without its secret: nothing above `layers::credential` ever holds that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Its name in the configuration: the label in logs and metrics.
+    pub name: Arc<str>,
+    /// `AC…`: whose data it is, and so a part of every key.
+    pub sid: String,
+}
+
+/// A caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Team {
+    /// Its name in the configuration; `local` where no teams are configured.
+    pub name: Arc<str>,
+    /// Whose data it reads.
+    pub account: Arc<Account>,
+    /// What it may do.
+    pub operations: OperationSet,
+    /// Share of a contended budget.
+    pub weight: u32,
+}
+
+/// What a caller has left, as the `RateLimit` header tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Requests that would be let through now.
+    pub remaining: u64,
+    /// Whole seconds until there is one more; 0 when there is one now.
+    pub reset: u64,
+}
