@@ -155,8 +155,8 @@ pub struct Seconds;
 impl MetricConstructor<Histogram> for Seconds {
     fn new_metric(&self) -> Histogram {
         const BOUNDS: [f64; 19] = [
-            50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 2.5,
-            5.0, 10.0, 30.0, 90.0,
+            50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+            10.0, 30.0, 90.0,
         ];
         Histogram::new(BOUNDS)
     }
@@ -217,11 +217,7 @@ impl Metrics {
             uptime: Gauge::default(),
         };
         let r = &mut metrics.registry;
-        r.register(
-            "requests",
-            "Requests by team, operation, outcome and status",
-            metrics.requests.clone(),
-        );
+        r.register("requests", "Requests by team, operation, outcome and status", metrics.requests.clone());
         r.register(
             "request_duration_seconds",
             "Time from a request's head to its answer's",
@@ -232,57 +228,21 @@ impl Metrics {
             "Attempts sent upstream, retries and refreshes included",
             metrics.upstream_attempts.clone(),
         );
-        r.register(
-            "upstream_duration_seconds",
-            "Time of one upstream attempt",
-            metrics.upstream_duration.clone(),
-        );
-        r.register(
-            "upstream_wait_seconds",
-            "Time an attempt waited for its token",
-            metrics.upstream_wait.clone(),
-        );
-        r.register(
-            "retries",
-            "Attempts beyond the first, by what the one before ended with",
-            metrics.retries.clone(),
-        );
+        r.register("upstream_duration_seconds", "Time of one upstream attempt", metrics.upstream_duration.clone());
+        r.register("upstream_wait_seconds", "Time an attempt waited for its token", metrics.upstream_wait.clone());
+        r.register("retries", "Attempts beyond the first, by what the one before ended with", metrics.retries.clone());
         r.register(
             "budget_tokens",
             "Tokens in the account's bucket, negative while it owes",
             metrics.budget_tokens.clone(),
         );
-        r.register(
-            "budget_paused_seconds",
-            "Seconds until the account's pause ends",
-            metrics.budget_paused.clone(),
-        );
-        r.register(
-            "queue_length",
-            "Calls waiting for a token",
-            metrics.queue_length.clone(),
-        );
+        r.register("budget_paused_seconds", "Seconds until the account's pause ends", metrics.budget_paused.clone());
+        r.register("queue_length", "Calls waiting for a token", metrics.queue_length.clone());
         r.register("cache_entries", "Pages kept", metrics.cache_entries.clone());
-        r.register(
-            "cache_bytes",
-            "Bytes of keys and pages",
-            metrics.cache_bytes.clone(),
-        );
-        r.register(
-            "cache_evictions",
-            "Pages that went, by cause",
-            metrics.cache_evictions.clone(),
-        );
-        r.register(
-            "reloads",
-            "Configuration reloads by result",
-            metrics.reloads.clone(),
-        );
-        r.register(
-            "uptime_seconds",
-            "Seconds since the start",
-            metrics.uptime.clone(),
-        );
+        r.register("cache_bytes", "Bytes of keys and pages", metrics.cache_bytes.clone());
+        r.register("cache_evictions", "Pages that went, by cause", metrics.cache_evictions.clone());
+        r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
+        r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         Arc::new(metrics)
     }
 
@@ -302,17 +262,8 @@ impl Metrics {
         let account = Name(Arc::clone(account));
         let operation = operation.into();
         self.upstream_duration
-            .get_or_create(&UpstreamLabels {
-                account: account.clone(),
-                operation,
-            })
+            .get_or_create(&UpstreamLabels { account: account.clone(), operation })
             .observe(took.as_secs_f64());
-        self.upstream_attempts
-            .get_or_create(&AttemptLabels {
-                account,
-                operation,
-                status,
-            })
-            .inc();
+        self.upstream_attempts.get_or_create(&AttemptLabels { account, operation, status }).inc();
     }
 }

@@ -44,19 +44,12 @@ pub struct Rejections(Arc<Mutex<HashMap<Arc<str>, Instant>>>);
 impl Rejections {
     /// When `account` was first refused, unless it has been accepted since.
     pub fn since(&self, account: &str) -> Option<Instant> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(account)
-            .copied()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).copied()
     }
 
     /// Forgets what was known of an account: it has new credentials.
     pub fn clear(&self, account: &str) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(account);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(account);
     }
 
     fn record(&self, account: &Arc<str>, rejected: bool, now: Instant) {
@@ -87,11 +80,7 @@ pub struct CredentialLayer {
 impl CredentialLayer {
     /// Signs with `credentials`, and writes refusals to `rejections`.
     pub fn new(credentials: Credentials, rejections: Rejections, clock: Clock) -> Self {
-        Self {
-            credentials: Arc::new(credentials),
-            rejections,
-            clock,
-        }
+        Self { credentials: Arc::new(credentials), rejections, clock }
     }
 }
 
@@ -99,10 +88,7 @@ impl<S> Layer<S> for CredentialLayer {
     type Service = Credential<S>;
 
     fn layer(&self, inner: S) -> Credential<S> {
-        Credential {
-            inner,
-            layer: self.clone(),
-        }
+        Credential { inner, layer: self.clone() }
     }
 }
 
@@ -133,9 +119,7 @@ where
             return Box::pin(std::future::ready(Err(error)));
         };
         let answer = self.inner.call(SignedCall { call, authorization });
-        let CredentialLayer {
-            rejections, clock, ..
-        } = self.layer.clone();
+        let CredentialLayer { rejections, clock, .. } = self.layer.clone();
         Box::pin(async move {
             let answer = answer.await?;
             let rejected = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);

@@ -1,4 +1,16 @@
-//! One room a capability, in the order in which a request passes them. `stack` composes them.
+//! One room a capability, in the order in which a request passes them. [`stack`](crate::stack) composes them.
+
+pub mod observe;
+
+pub mod rescue;
+
+pub mod shed;
+
+pub mod admit;
+
+pub mod interpret;
+
+pub mod cache;
 
 pub mod retry;
 

@@ -45,20 +45,12 @@ pub struct RetryLayer {
 impl RetryLayer {
     /// Tries again as `policy` has it.
     pub fn new(policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self {
-            policy,
-            allowances: Arc::default(),
-            metrics,
-            clock,
-        }
+        Self { policy, allowances: Arc::default(), metrics, clock }
     }
 
     fn with_allowance<T>(&self, account: &Arc<str>, act: impl FnOnce(&mut Allowance, Instant) -> T) -> T {
         let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
-        act(
-            allowances.entry(Arc::clone(account)).or_default(),
-            self.clock.now(),
-        )
+        act(allowances.entry(Arc::clone(account)).or_default(), self.clock.now())
     }
 }
 
@@ -66,10 +58,7 @@ impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Retry<S> {
-        Retry {
-            inner,
-            layer: self.clone(),
-        }
+        Retry { inner, layer: self.clone() }
     }
 }
 
@@ -114,11 +103,7 @@ where
             Again::Once | Again::AfterBackoff => layer.policy.backoff.delay(tried, fastrand::f64()),
         };
         let in_time = layer.clock.now() + delay < call.deadline;
-        if !in_time
-            || !layer.with_allowance(&account, |allowance, now| {
-                allowance.retry(layer.policy.budget, now)
-            })
-        {
+        if !in_time || !layer.with_allowance(&account, |allowance, now| allowance.retry(layer.policy.budget, now)) {
             return result;
         }
         tokio::select! {
@@ -130,14 +115,7 @@ where
             Ok(answer) => Ending::Status(answer.status.as_u16()),
             Err(error) => Ending::Reason(error.reason().as_str()),
         };
-        layer
-            .metrics
-            .retries
-            .get_or_create(&RetryLabels {
-                account: Name(Arc::clone(&account)),
-                reason,
-            })
-            .inc();
+        layer.metrics.retries.get_or_create(&RetryLabels { account: Name(Arc::clone(&account)), reason }).inc();
         let retried = inner.clone().oneshot(call.clone()).await;
         let refused = |error: &GatewayError| matches!(error.reason(), Reason::Deadline | Reason::QueueFull);
         if again != Again::AfterThePause && retried.as_ref().is_err_and(refused) {
@@ -204,10 +182,7 @@ impl Allowance {
         let second = now.saturating_duration_since(begun).as_secs();
         let slot = &mut self.slots[second as usize % Self::SECONDS];
         if slot.second != second {
-            *slot = Slot {
-                second,
-                ..Slot::default()
-            };
+            *slot = Slot { second, ..Slot::default() };
         }
         (slot, second)
     }
@@ -219,16 +194,9 @@ impl Allowance {
     /// Counts a retry, if there may be one.
     fn retry(&mut self, budget: f64, now: Instant) -> bool {
         let (_, second) = self.slot(now);
-        let recent = self
-            .slots
-            .iter()
-            .filter(|slot| slot.second + Self::SECONDS as u64 > second);
-        let (first_tries, retries) = recent.fold((0.0, 0.0), |sum, slot| {
-            (
-                sum.0 + f64::from(slot.first_tries),
-                sum.1 + f64::from(slot.retries),
-            )
-        });
+        let recent = self.slots.iter().filter(|slot| slot.second + Self::SECONDS as u64 > second);
+        let (first_tries, retries) =
+            recent.fold((0.0, 0.0), |sum, slot| (sum.0 + f64::from(slot.first_tries), sum.1 + f64::from(slot.retries)));
         let allowed = retries + 1.0 <= (budget * first_tries).max(Self::FLOOR);
         if allowed {
             self.slot(now).0.retries += 1;

@@ -91,37 +91,22 @@ impl Page {
     /// An answer as clients see it. A success is kept, so it has none of the momentary headers; Twilio's own
     /// errors keep them, since clients act on them.
     pub fn new(answer: Answer) -> Self {
-        let Answer {
-            status,
-            headers,
-            body,
-        } = answer;
-        let momentary = if status.is_success() {
-            &[][..]
-        } else {
-            &Self::MOMENTARY[..]
-        };
+        let Answer { status, headers, body } = answer;
+        let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
         let headers = Self::KEPT
             .iter()
             .chain(momentary)
             .filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone())))
             .collect();
+        // A copy of its own: the body may be a slice of a much larger read buffer.
+        let body = Bytes::copy_from_slice(&body);
         let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
-        Self {
-            status,
-            headers,
-            body,
-            etag,
-        }
+        Self { status, headers, body, etag }
     }
 
     /// Bytes that it occupies, headers and fixed parts included.
     pub fn weight(&self) -> usize {
-        let headers: usize = self
-            .headers
-            .iter()
-            .map(|(n, v)| n.as_str().len() + v.len() + 64)
-            .sum();
+        let headers: usize = self.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 64).sum();
         self.body.len() + headers + size_of::<Self>()
     }
 }
@@ -142,4 +127,6 @@ pub struct Reply {
     pub cache_status: HeaderValue,
     /// For how long it has been kept; `None` when it came just now.
     pub age: Option<Duration>,
+    /// The client has these very bytes already: 304.
+    pub not_modified: bool,
 }

@@ -13,15 +13,9 @@ pub struct Clock {
 
 impl Clock {
     /// A clock that reads the machine's.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place where the wall clock is read"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            wall_at_start: SystemTime::now(),
-        }
+        Self { start: Instant::now(), wall_at_start: SystemTime::now() }
     }
 
     /// Now, for arithmetic.

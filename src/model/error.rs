@@ -133,9 +133,7 @@ impl Reason {
             Self::UpstreamUnreachable | Self::UpstreamInvalid | Self::UpstreamRejectedCredentials => {
                 StatusCode::BAD_GATEWAY
             }
-            Self::QueueFull | Self::CircuitOpen | Self::Overloaded | Self::Draining => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::QueueFull | Self::CircuitOpen | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamTimeout | Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -186,6 +184,8 @@ pub struct GatewayError {
     message: String,
     retry: Retry,
     retry_after: Option<Duration>,
+    abandoned: bool,
+    allow: Option<&'static str>,
     #[source]
     cause: Option<Cause>,
 }
@@ -198,8 +198,16 @@ impl GatewayError {
             message: message.into(),
             retry: Retry::Never,
             retry_after: None,
+            abandoned: false,
+            allow: None,
             cause: None,
         }
+    }
+
+    /// The call was given up since nobody waited for it any more. Somebody who joins it at that very moment
+    /// has to begin anew.
+    pub fn abandoned() -> Self {
+        Self { abandoned: true, ..Self::new(Reason::Deadline, "nobody waits for this call any more") }
     }
 
     /// With what another try could do.
@@ -209,18 +217,22 @@ impl GatewayError {
 
     /// With the time after which the caller should come back.
     pub fn with_retry_after(self, wait: Duration) -> Self {
-        Self {
-            retry_after: Some(wait),
-            ..self
-        }
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    /// With the methods that the path knows.
+    pub fn with_allow(self, methods: &'static str) -> Self {
+        Self { allow: Some(methods), ..self }
     }
 
     /// With what caused it, for the log alone.
     pub fn with_cause(self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self {
-            cause: Some(Arc::new(cause)),
-            ..self
-        }
+        Self { cause: Some(Arc::new(cause)), ..self }
+    }
+
+    /// Was the call given up for want of clients.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     /// The closed word for it.
@@ -236,6 +248,11 @@ impl GatewayError {
     /// May it be tried again.
     pub fn retry(&self) -> Retry {
         self.retry
+    }
+
+    /// The methods that the path knows, for a 405.
+    pub fn allow(&self) -> Option<&'static str> {
+        self.allow
     }
 
     /// When to come back, if that is known.

@@ -27,25 +27,17 @@ pub struct Lifetimes {
 impl Lifetimes {
     /// Fresh for so long, then gone.
     pub const fn fresh_only(fresh: Duration) -> Self {
-        Self {
-            fresh,
-            stale_while_revalidate: Duration::ZERO,
-            stale_if_error: Duration::ZERO,
-        }
+        Self { fresh, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO }
     }
 
     /// With `fresh` no longer than `limit`.
     pub fn at_most(self, limit: Duration) -> Self {
-        Self {
-            fresh: self.fresh.min(limit),
-            ..self
-        }
+        Self { fresh: self.fresh.min(limit), ..self }
     }
 
     /// The age beyond which a page is of no use to anybody.
     pub fn usable(&self) -> Duration {
-        self.fresh
-            .saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
+        self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
     }
 
     /// Seconds of freshness left at `age`, rounded down; negative once stale.
@@ -145,69 +137,33 @@ mod tests {
 
     #[test]
     fn clients_narrow_what_they_accept() {
-        let no_cache = CacheWishes {
-            no_cache: true,
-            ..Default::default()
-        };
+        let no_cache = CacheWishes { no_cache: true, ..Default::default() };
         assert_eq!(at(1, no_cache), Decision::FetchOrServeStale);
-        let max_age = CacheWishes {
-            max_age: Some(S * 10),
-            ..Default::default()
-        };
-        assert_eq!(
-            (at(10, max_age), at(11, max_age)),
-            (Decision::Serve, Decision::FetchOrServeStale)
-        );
-        let min_fresh = CacheWishes {
-            min_fresh: Some(S * 20),
-            ..Default::default()
-        };
-        assert_eq!(
-            (at(40, min_fresh), at(41, min_fresh)),
-            (Decision::Serve, Decision::FetchOrServeStale)
-        );
+        let max_age = CacheWishes { max_age: Some(S * 10), ..Default::default() };
+        assert_eq!((at(10, max_age), at(11, max_age)), (Decision::Serve, Decision::FetchOrServeStale));
+        let min_fresh = CacheWishes { min_fresh: Some(S * 20), ..Default::default() };
+        assert_eq!((at(40, min_fresh), at(41, min_fresh)), (Decision::Serve, Decision::FetchOrServeStale));
         assert_eq!(at(70, min_fresh), Decision::FetchOrServeStale);
     }
 
     #[test]
     fn max_stale_reaches_the_longest_window_and_no_further() {
-        let any = CacheWishes {
-            max_stale: Some(Duration::MAX),
-            ..Default::default()
-        };
-        assert_eq!(
-            (at(3660, any), at(3661, any)),
-            (Decision::ServeAndRefresh, Decision::Fetch)
-        );
-        let little = CacheWishes {
-            max_stale: Some(S * 5),
-            ..Default::default()
-        };
-        assert_eq!(
-            (at(65, little), at(66, little)),
-            (Decision::ServeAndRefresh, Decision::FetchOrServeStale)
-        );
+        let any = CacheWishes { max_stale: Some(Duration::MAX), ..Default::default() };
+        assert_eq!((at(3660, any), at(3661, any)), (Decision::ServeAndRefresh, Decision::Fetch));
+        let little = CacheWishes { max_stale: Some(S * 5), ..Default::default() };
+        assert_eq!((at(65, little), at(66, little)), (Decision::ServeAndRefresh, Decision::FetchOrServeStale));
     }
 
     #[test]
     fn only_if_cached_never_asks() {
-        let wish = CacheWishes {
-            only_if_cached: true,
-            ..Default::default()
-        };
-        assert_eq!(
-            (at(1, wish), at(100, wish), at(400, wish)),
-            (Decision::Serve, Decision::Serve, Decision::Refuse)
-        );
+        let wish = CacheWishes { only_if_cached: true, ..Default::default() };
+        assert_eq!((at(1, wish), at(100, wish), at(400, wish)), (Decision::Serve, Decision::Serve, Decision::Refuse));
         assert_eq!(decide(None, &wish), Decision::Refuse);
     }
 
     #[test]
     fn ttl_counts_down_and_below() {
-        assert_eq!(
-            [0, 60, 61, 100].map(|age| LIFETIMES.ttl(S * age)),
-            [60, 0, -1, -40]
-        );
+        assert_eq!([0, 60, 61, 100].map(|age| LIFETIMES.ttl(S * age)), [60, 0, -1, -40]);
         assert_eq!(LIFETIMES.ttl(S * 60 + Duration::from_millis(1)), -1);
     }
 

@@ -15,17 +15,11 @@ const LONGEST_WAIT: u64 = 366 * 86_400;
 pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let seconds = |name: &HeaderName| {
         let text = headers.get(name)?.to_str().ok()?.trim();
-        text.parse()
-            .ok()
-            .filter(|s| (1..=LONGEST_WAIT).contains(s))
-            .map(Duration::from_secs)
+        text.parse().ok().filter(|s| (1..=LONGEST_WAIT).contains(s)).map(Duration::from_secs)
     };
     let date = || {
         let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-        let wait = httpdate::parse_http_date(text.trim())
-            .ok()?
-            .duration_since(now)
-            .ok()?;
+        let wait = httpdate::parse_http_date(text.trim()).ok()?.duration_since(now).ok()?;
         (wait.as_secs() <= LONGEST_WAIT && !wait.is_zero()).then_some(wait)
     };
     seconds(&header::RETRY_AFTER).or_else(date).max(seconds(&RESET))
@@ -46,11 +40,7 @@ pub enum Storage {
 /// time at all.
 pub fn storage(headers: &HeaderMap) -> Storage {
     let (mut max_age, mut s_maxage, mut no_cache) = (None, None, false);
-    for text in headers
-        .get_all(header::CACHE_CONTROL)
-        .into_iter()
-        .filter_map(|v| v.to_str().ok())
-    {
+    for text in headers.get_all(header::CACHE_CONTROL).into_iter().filter_map(|v| v.to_str().ok()) {
         for directive in text.split(',').map(str::trim) {
             let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
             let seconds = || value.trim_matches('"').parse().ok().map(Duration::from_secs);
@@ -77,10 +67,7 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap()))
-            .collect()
+        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap())).collect()
     }
 
     fn paused(pairs: &[(&'static str, &str)]) -> Option<u64> {
@@ -92,18 +79,9 @@ mod tests {
     fn the_longer_pause_holds() {
         assert_eq!(paused(&[("x-ratelimit-reset", "45")]), Some(45));
         assert_eq!(paused(&[("retry-after", "7")]), Some(7));
-        assert_eq!(
-            paused(&[("retry-after", "7"), ("x-ratelimit-reset", "45")]),
-            Some(45)
-        );
-        assert_eq!(
-            paused(&[("retry-after", "70"), ("x-ratelimit-reset", "45")]),
-            Some(70)
-        );
-        assert_eq!(
-            paused(&[("retry-after", "Sun, 22 Nov 2026 12:00:09 GMT")]),
-            Some(9)
-        );
+        assert_eq!(paused(&[("retry-after", "7"), ("x-ratelimit-reset", "45")]), Some(45));
+        assert_eq!(paused(&[("retry-after", "70"), ("x-ratelimit-reset", "45")]), Some(70));
+        assert_eq!(paused(&[("retry-after", "Sun, 22 Nov 2026 12:00:09 GMT")]), Some(9));
     }
 
     #[test]
@@ -120,10 +98,7 @@ mod tests {
         ] {
             assert_eq!(paused(&[("retry-after", value)]), None, "{value}");
         }
-        assert_eq!(
-            paused(&[("retry-after", "-1"), ("x-ratelimit-reset", "3")]),
-            Some(3)
-        );
+        assert_eq!(paused(&[("retry-after", "-1"), ("x-ratelimit-reset", "3")]), Some(3));
         assert_eq!(paused(&[]), None);
     }
 
@@ -132,10 +107,7 @@ mod tests {
         let of = |value: &str| storage(&headers(&[("cache-control", value)]));
         assert_eq!(of("public"), Storage::Unsaid);
         assert_eq!(of("max-age=9"), Storage::AtMost(Duration::from_secs(9)));
-        assert_eq!(
-            of("max-age=9, s-maxage=3"),
-            Storage::AtMost(Duration::from_secs(3))
-        );
+        assert_eq!(of("max-age=9, s-maxage=3"), Storage::AtMost(Duration::from_secs(3)));
         assert_eq!(of("max-age=9, No-Cache"), Storage::AtMost(Duration::ZERO));
         assert_eq!(of("max-age=9, Private"), Storage::Forbidden);
         assert_eq!(of("no-store"), Storage::Forbidden);

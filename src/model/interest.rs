@@ -17,18 +17,12 @@ pub struct Interest {
 impl Interest {
     /// Of a call that clients wait for; it is abandoned when the last of them leaves.
     pub fn of_clients() -> Arc<Self> {
-        Arc::new(Self {
-            waiters: watch::Sender::new(0),
-            refresh: false,
-        })
+        Arc::new(Self { waiters: watch::Sender::new(0), refresh: false })
     }
 
     /// Of a background refresh: nobody waits for it, and it goes on all the same.
     pub fn of_refresh() -> Arc<Self> {
-        Arc::new(Self {
-            waiters: watch::Sender::new(0),
-            refresh: true,
-        })
+        Arc::new(Self { waiters: watch::Sender::new(0), refresh: true })
     }
 
     /// One more waits, until the guard is dropped.
@@ -80,11 +74,7 @@ mod tests {
         let interest = Interest::of_clients();
         let (one, two) = (interest.join(), interest.join());
         drop(one);
-        assert!(
-            timeout(Duration::from_secs(1), interest.abandoned())
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_secs(1), interest.abandoned()).await.is_err());
         drop(two);
         interest.abandoned().await;
     }
@@ -92,11 +82,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refresh_is_never_abandoned_but_may_become_wanted() {
         let interest = Interest::of_refresh();
-        assert!(
-            timeout(Duration::from_secs(1), interest.abandoned())
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_secs(1), interest.abandoned()).await.is_err());
         assert!(interest.is_background());
         assert!(timeout(Duration::from_secs(1), interest.wanted()).await.is_err());
         let _client = interest.join();

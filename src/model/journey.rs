@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::error::Reason;
 use super::operation::Operation;
 use super::outcome::Outcome;
@@ -23,6 +25,8 @@ pub struct Journey {
     pub outcome: OnceLock<Outcome>,
     /// Why the gateway refused or failed.
     pub reason: OnceLock<Reason>,
+    /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
+    pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,
     attempts: AtomicU32,
     wait_us: AtomicU64,
     upstream_us: AtomicU64,

@@ -138,10 +138,8 @@ impl std::error::Error for JsonError {}
 
 /// Reads one JSON value that is the whole of `bytes`.
 pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| JsonError {
-        at: error.valid_up_to(),
-        fault: Fault::NotUtf8,
-    })?;
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| JsonError { at: error.valid_up_to(), fault: Fault::NotUtf8 })?;
     let mut reader = Reader { text, at: 0 };
     let value = reader.value(0)?;
     reader.skip_space();
@@ -167,11 +165,7 @@ impl<'a> Reader<'a> {
 
     /// The fault of finding something else than what had to come.
     fn unexpected(&self) -> JsonError {
-        self.fault(if self.at >= self.text.len() {
-            Fault::Truncated
-        } else {
-            Fault::Unexpected
-        })
+        self.fault(if self.at >= self.text.len() { Fault::Truncated } else { Fault::Unexpected })
     }
 
     fn skip_space(&mut self) {
@@ -226,10 +220,7 @@ impl<'a> Reader<'a> {
             let at = self.at;
             let name = self.string()?;
             if !names.insert(&members, &name) {
-                return Err(JsonError {
-                    at,
-                    fault: Fault::RepeatedName,
-                });
+                return Err(JsonError { at, fault: Fault::RepeatedName });
             }
             self.skip_space();
             self.take(b':')?;
@@ -276,10 +267,7 @@ impl<'a> Reader<'a> {
         match self.digits()? {
             1 => {}
             _ if self.text.as_bytes()[start..].iter().find(|b| **b != b'-') == Some(&b'0') => {
-                return Err(JsonError {
-                    at: start,
-                    fault: Fault::BadNumber,
-                });
+                return Err(JsonError { at: start, fault: Fault::BadNumber });
             }
             _ => {}
         }
@@ -319,10 +307,7 @@ impl<'a> Reader<'a> {
                 Some(b'"') => {
                     let raw = &self.text[start..self.at];
                     self.at += 1;
-                    return Ok(Text {
-                        raw,
-                        decoded: Cow::Borrowed(raw),
-                    });
+                    return Ok(Text { raw, decoded: Cow::Borrowed(raw) });
                 }
                 Some(b'\\') => return self.escaped_string(start),
                 Some(0..=0x1f) | None => return Err(self.unexpected()),
@@ -344,10 +329,7 @@ impl<'a> Reader<'a> {
                 Some(b'"') => {
                     let raw = &self.text[start..self.at];
                     self.at += 1;
-                    return Ok(Text {
-                        raw,
-                        decoded: Cow::Owned(decoded),
-                    });
+                    return Ok(Text { raw, decoded: Cow::Owned(decoded) });
                 }
                 Some(b'\\') => {
                     self.at += 1;
@@ -379,10 +361,7 @@ impl<'a> Reader<'a> {
 
     fn unicode_escape(&mut self) -> Result<char, JsonError> {
         let at = self.at;
-        let bad = JsonError {
-            at,
-            fault: Fault::BadEscape,
-        };
+        let bad = JsonError { at, fault: Fault::BadEscape };
         let first = self.hex4()?;
         if !(0xd800..0xdc00).contains(&first) {
             // The low half alone is no character, so this refuses it as well.
@@ -403,9 +382,7 @@ impl<'a> Reader<'a> {
         let mut code = 0;
         for _ in 0..4 {
             let digit = self.peek().ok_or_else(|| self.unexpected())?;
-            let digit = char::from(digit)
-                .to_digit(16)
-                .ok_or_else(|| self.fault(Fault::BadEscape))?;
+            let digit = char::from(digit).to_digit(16).ok_or_else(|| self.fault(Fault::BadEscape))?;
             code = code << 4 | digit;
             self.at += 1;
         }
@@ -429,8 +406,7 @@ impl Names {
             return members.iter().all(|m| m.name.as_str() != name.as_str());
         }
         if self.set.is_empty() {
-            self.set
-                .extend(members.iter().map(|m| m.name.as_str().to_owned()));
+            self.set.extend(members.iter().map(|m| m.name.as_str().to_owned()));
         }
         self.set.insert(name.as_str().to_owned())
     }
@@ -448,17 +424,14 @@ mod tests {
 
     #[test]
     fn keeps_digits_and_spelling() {
-        let Ok(Value::Array(values)) = parse(br#"[9007199254740993, 1.0, 1e400, -0, "\u0041\n", "plain"]"#)
-        else {
+        let Ok(Value::Array(values)) = parse(br#"[9007199254740993, 1.0, 1e400, -0, "\u0041\n", "plain"]"#) else {
             panic!("not an array")
         };
         assert_eq!(values[0], Value::Number("9007199254740993"));
         assert_eq!(values[1], Value::Number("1.0"));
         assert_eq!(values[2], Value::Number("1e400"));
         assert_eq!(values[3], Value::Number("-0"));
-        let Value::String(text) = &values[4] else {
-            panic!("not a string")
-        };
+        let Value::String(text) = &values[4] else { panic!("not a string") };
         assert_eq!((text.as_str(), text.raw()), ("A\n", "\\u0041\\n"));
     }
 
@@ -476,9 +449,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_json() {
-        for text in [
-            "", " ", "{", "[", "\"", "[1", "{\"a\"", "{\"a\":", "tru", "-", "1e", "1.",
-        ] {
+        for text in ["", " ", "{", "[", "\"", "[1", "{\"a\"", "{\"a\":", "tru", "-", "1e", "1."] {
             assert_eq!(fault(text), Fault::Truncated, "{text:?}");
         }
         for text in [
@@ -515,10 +486,7 @@ mod tests {
     fn finds_a_repeated_name_among_many() {
         let names: Vec<_> = (0..1000).map(|i| format!("\"n{i}\":0")).collect();
         assert!(parse(format!("{{{}}}", names.join(",")).as_bytes()).is_ok());
-        assert_eq!(
-            fault(&format!("{{{},\"n17\":0}}", names.join(","))),
-            Fault::RepeatedName
-        );
+        assert_eq!(fault(&format!("{{{},\"n17\":0}}", names.join(","))), Fault::RepeatedName);
     }
 
     proptest! {

@@ -19,4 +19,5 @@ pub mod parameters;
 pub mod query;
 pub mod tenancy;
 pub mod units;
+pub mod visit;
 pub mod wishes;

@@ -3,6 +3,8 @@
 //! An allow-list: a path is compared byte by byte with the ones Twilio documents and never normalised,
 //! so dot segments, doubled or encoded slashes and other spellings match nothing and are refused here.
 
+use http::Method;
+
 /// One thing a client may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
@@ -67,6 +69,36 @@ impl Operation {
     }
 }
 
+/// Where a method and a path lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To an operation.
+    Found(Operation),
+    /// To an operation of Twilio's that this version does not serve.
+    NotServed,
+    /// The path exists, for these methods.
+    MethodNotAllowed(&'static str),
+    /// Nowhere.
+    NotFound,
+}
+
+/// Finds the operation of a method and a path.
+pub fn route(method: &Method, path: &str) -> Route {
+    const DOMAIN: &str = "/v3/InsightsDomains/Conversations/";
+    const FIELDS: &str = "/v3/ControlPlane/ConversationInsights/CustomFieldMappings";
+    let read = matches!(*method, Method::GET | Method::HEAD);
+    match path.strip_prefix(DOMAIN) {
+        Some("Metadata") if read => Route::Found(Operation::Metadata),
+        Some("Metadata") => Route::MethodNotAllowed("GET, HEAD"),
+        Some("Query") if read => Route::Found(Operation::Page),
+        Some("Query") if method == Method::POST => Route::Found(Operation::Query),
+        Some("Query") => Route::MethodNotAllowed("GET, HEAD, POST"),
+        Some(rest) if rest == "QueryJobs" || rest.starts_with("QueryJobs/") => Route::NotServed,
+        None if path.starts_with(FIELDS) => Route::NotServed,
+        _ => Route::NotFound,
+    }
+}
+
 /// A word of `teams.*.operations`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Permission {
@@ -84,13 +116,7 @@ pub enum Permission {
 
 impl Permission {
     /// All, in the order of the contract.
-    pub const ALL: [Self; 5] = [
-        Self::Metadata,
-        Self::Query,
-        Self::Jobs,
-        Self::FieldsRead,
-        Self::FieldsWrite,
-    ];
+    pub const ALL: [Self; 5] = [Self::Metadata, Self::Query, Self::Jobs, Self::FieldsRead, Self::FieldsWrite];
 
     /// The word in the configuration.
     pub const fn as_str(self) -> &'static str {
@@ -119,9 +145,7 @@ impl OperationSet {
 
     /// `metadata`, `query` and `jobs`: all that reads data.
     pub fn standard() -> Self {
-        [Permission::Metadata, Permission::Query, Permission::Jobs]
-            .into_iter()
-            .collect()
+        [Permission::Metadata, Permission::Query, Permission::Jobs].into_iter().collect()
     }
 
     /// Is `operation` allowed.
@@ -131,14 +155,63 @@ impl OperationSet {
 
     /// The permissions in it, in the contract's order.
     pub fn iter(self) -> impl Iterator<Item = Permission> {
-        Permission::ALL
-            .into_iter()
-            .filter(move |p| self.0 & (1 << *p as u8) != 0)
+        Permission::ALL.into_iter().filter(move |p| self.0 & (1 << *p as u8) != 0)
     }
 }
 
 impl FromIterator<Permission> for OperationSet {
     fn from_iter<I: IntoIterator<Item = Permission>>(permissions: I) -> Self {
         Self(permissions.into_iter().fold(0, |set, p| set | 1 << p as u8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
+    const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+
+    #[test]
+    fn knows_its_paths_and_methods() {
+        assert_eq!(route(&Method::GET, METADATA), Route::Found(Operation::Metadata));
+        assert_eq!(route(&Method::HEAD, METADATA), Route::Found(Operation::Metadata));
+        assert_eq!(route(&Method::POST, QUERY), Route::Found(Operation::Query));
+        assert_eq!(route(&Method::GET, QUERY), Route::Found(Operation::Page));
+        assert_eq!(route(&Method::PUT, QUERY), Route::MethodNotAllowed("GET, HEAD, POST"));
+        assert_eq!(route(&Method::POST, METADATA), Route::MethodNotAllowed("GET, HEAD"));
+        assert_eq!(route(&Method::POST, "/v3/InsightsDomains/Conversations/QueryJobs"), Route::NotServed);
+    }
+
+    #[test]
+    fn other_spellings_are_nowhere() {
+        let others = [
+            "",
+            "/",
+            "*",
+            "//v3/InsightsDomains/Conversations/Query",
+            "/v3/InsightsDomains/Conversations/Query/",
+            "/v3/InsightsDomains/Conversations/query",
+            "/v3/./InsightsDomains/Conversations/Query",
+            "/v3/x/../InsightsDomains/Conversations/Query",
+            "/v3/InsightsDomains/Conversations%2FQuery",
+            "/v3/InsightsDomains/Conversations/Query;a=b",
+            "/v3/InsightsDomains/Conversations/Query%00",
+            "/v3/InsightsDomains/Voice/Query",
+            "/2010-04-01/Accounts.json",
+            "/v3/InsightsDomains/Conversations/QueryJobsX",
+        ];
+        for path in others {
+            assert_eq!(route(&Method::GET, path), Route::NotFound, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_set_allows_what_is_in_it() {
+        let set = OperationSet::standard();
+        assert!(set.allows(Operation::Page) && set.allows(Operation::JobResults));
+        assert!(!set.allows(Operation::FieldsRead) && !OperationSet::NONE.allows(Operation::Metadata));
+        let words: Vec<_> = set.iter().map(Permission::as_str).collect();
+        assert_eq!(words, ["metadata", "query", "jobs"]);
     }
 }

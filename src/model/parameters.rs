@@ -34,8 +34,7 @@ impl Parameters {
         pairs.sort_by(|a, b| a.0.cmp(&b.0));
         let has_page_token = pairs.iter().any(|(name, value)| {
             // twilio-go and one call of twilio-python spell it with a capital.
-            matches!(name.as_str(), "pageToken" | "PageToken")
-                && value.as_ref().is_some_and(|v| !v.is_empty())
+            matches!(name.as_str(), "pageToken" | "PageToken") && value.as_ref().is_some_and(|v| !v.is_empty())
         });
         let mut canonical = String::with_capacity(query.len());
         for (name, value) in &pairs {
@@ -48,10 +47,7 @@ impl Parameters {
                 canonical.push_str(value);
             }
         }
-        Ok(Self {
-            canonical,
-            has_page_token,
-        })
+        Ok(Self { canonical, has_page_token })
     }
 
     /// The canonical text; empty without parameters.
@@ -84,12 +80,7 @@ fn recode(text: &str) -> Result<String, BadEncoding> {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         let byte = if byte == b'%' {
-            let mut digit = || {
-                bytes
-                    .next()
-                    .and_then(|b| char::from(b).to_digit(16))
-                    .ok_or(BadEncoding)
-            };
+            let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadEncoding);
             let (high, low) = (digit()?, digit()?);
             u8::try_from(high << 4 | low).map_err(|_| BadEncoding)?
         } else {
@@ -118,11 +109,7 @@ mod tests {
 
     #[test]
     fn tokens_have_one_spelling() {
-        for spelled in [
-            "pageToken=a+b/c==",
-            "pageToken=a%2Bb%2Fc%3D%3D",
-            "pageToken=a%2bb/c%3d=",
-        ] {
+        for spelled in ["pageToken=a+b/c==", "pageToken=a%2Bb%2Fc%3D%3D", "pageToken=a%2bb/c%3d="] {
             assert_eq!(canonical(spelled), "pageToken=a%2Bb%2Fc%3D%3D");
         }
     }
@@ -144,11 +131,7 @@ mod tests {
             ("x=1", false),
             ("page%54oken=x", true),
         ] {
-            assert_eq!(
-                Parameters::parse(query).unwrap().has_page_token(),
-                there,
-                "{query}"
-            );
+            assert_eq!(Parameters::parse(query).unwrap().has_page_token(), there, "{query}");
         }
     }
 

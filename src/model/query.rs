@@ -48,6 +48,11 @@ impl CanonicalQuery {
     pub fn bytes(&self) -> &Bytes {
         &self.0
     }
+
+    /// The canonical bytes, for good.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
 }
 
 /// Why a body is no query. Every message says what is wrong with it and where.
@@ -75,9 +80,7 @@ type Shape = &'static [(&'static str, Write)];
 const BODY: Shape = &[
     ("domain", write_scalar),
     ("pageSize", write_scalar),
-    ("properties", |out, value| {
-        write_object_or_as_is(out, value, PROPERTIES)
-    }),
+    ("properties", |out, value| write_object_or_as_is(out, value, PROPERTIES)),
     ("query", |out, value| write_object_or_as_is(out, value, QUERY)),
 ];
 
@@ -87,9 +90,7 @@ const QUERY: Shape = &[
     ("dimensions", |out, value| write_list(out, value, write_scalar)),
     ("filters", |out, value| write_list(out, value, write_group)),
     ("measures", |out, value| write_list(out, value, write_scalar)),
-    ("orderBy", |out, value| {
-        write_list(out, value, |out, order| write_object_or_as_is(out, order, ORDER))
-    }),
+    ("orderBy", |out, value| write_list(out, value, |out, order| write_object_or_as_is(out, order, ORDER))),
 ];
 
 const ORDER: Shape = &[("direction", write_scalar), ("field", write_scalar)];
@@ -103,16 +104,9 @@ fn write_object_or_as_is(out: &mut Vec<u8>, value: &Value<'_>, shape: Shape) {
 
 /// Members sorted by name; known ones canonically, others with their own spelling and nulls.
 fn write_known_object(out: &mut Vec<u8>, members: &[Member<'_>], shape: Shape) {
-    let known = |member: &Member<'_>| {
-        shape
-            .iter()
-            .find(|(name, _)| *name == member.name.as_str())
-            .map(|(_, write)| *write)
-    };
-    let mut kept: Vec<_> = members
-        .iter()
-        .filter(|m| m.value != Value::Null || known(m).is_none())
-        .collect();
+    let known =
+        |member: &Member<'_>| shape.iter().find(|(name, _)| *name == member.name.as_str()).map(|(_, write)| *write);
+    let mut kept: Vec<_> = members.iter().filter(|m| m.value != Value::Null || known(m).is_none()).collect();
     kept.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
     out.push(b'{');
     for (i, member) in kept.into_iter().enumerate() {
@@ -156,10 +150,7 @@ fn write_elements<T>(out: &mut Vec<u8>, elements: impl Iterator<Item = T>, write
 /// A filter group, as far as it is of the documented shape.
 fn write_group(out: &mut Vec<u8>, value: &Value<'_>) {
     match Group::read(value) {
-        Some(Group {
-            op: Some(op),
-            expressions,
-        }) => {
+        Some(Group { op: Some(op), expressions }) => {
             let leaves: Option<Vec<_>> = expressions.iter().map(Leaf::read).collect();
             let Some(leaves) = leaves else {
                 return write_as_is(out, value);
@@ -173,10 +164,7 @@ fn write_group(out: &mut Vec<u8>, value: &Value<'_>) {
             write_text(out, op);
             out.push(b'}');
         }
-        Some(Group {
-            op: None,
-            expressions,
-        }) => {
+        Some(Group { op: None, expressions }) => {
             out.extend_from_slice(b"{\"expressions\":");
             write_elements(out, expressions.iter(), write_with_sorted_names);
             out.push(b'}');
@@ -203,10 +191,7 @@ impl<'v, 'a> Group<'v, 'a> {
             Some(Value::String(op)) if matches!(op.as_str(), "AND" | "OR") => Some(op),
             Some(_) => return None,
         };
-        Some(Self {
-            op,
-            expressions: json::member(members, "expressions")?.as_array()?,
-        })
+        Some(Self { op, expressions: json::member(members, "expressions")?.as_array()? })
     }
 }
 
@@ -232,18 +217,12 @@ impl<'v, 'a> Leaf<'v, 'a> {
         let values = match json::member(members, "values") {
             None | Some(Value::Null) => None,
             Some(Value::Array(values)) => {
-                let texts = values
-                    .iter()
-                    .map(|v| if let Value::String(t) = v { Some(t) } else { None });
+                let texts = values.iter().map(|v| if let Value::String(t) = v { Some(t) } else { None });
                 Some(texts.collect::<Option<Vec<_>>>()?)
             }
             Some(_) => return None,
         };
-        Some(Self {
-            op,
-            field: text("field")?,
-            values,
-        })
+        Some(Self { op, field: text("field")?, values })
     }
 
     fn canonical(&self) -> Vec<u8> {

@@ -98,16 +98,11 @@ pub fn parse_size(text: &str) -> Result<u64, &'static str> {
         "GB" => 1_000_000_000,
         _ => return Err(EXPECTED),
     };
-    digits(number)
-        .and_then(|n| n.checked_mul(unit))
-        .filter(|n| *n <= 1 << 50)
-        .ok_or(EXPECTED)
+    digits(number).and_then(|n| n.checked_mul(unit)).filter(|n| *n <= 1 << 50).ok_or(EXPECTED)
 }
 
 fn digits(text: &str) -> Option<u64> {
-    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
-        .then(|| text.parse().ok())
-        .flatten()
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
 }
 
 /// A duration, shown the way the configuration writes it.
@@ -161,18 +156,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_plain() {
-        for text in [
-            "",
-            "90",
-            "s",
-            "-1s",
-            "1.5s",
-            " 1s",
-            "1 s",
-            "1S",
-            "9999999999999999999d",
-            "40000d",
-        ] {
+        for text in ["", "90", "s", "-1s", "1.5s", " 1s", "1 s", "1S", "9999999999999999999d", "40000d"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }
         for text in ["", "1", "MiB", "1mib", "1.5MiB", "+1MiB", "99999999999GiB"] {

@@ -131,21 +131,15 @@ fn stricter(
 }
 
 fn texts<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    headers
-        .get_all(name)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
+    headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
 }
 
 /// `name[=value]`, separated by commas (or, in `Prefer`, semicolons); quotes around a value are dropped.
 fn directives(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
-    text.split([',', ';'])
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(|part| match part.split_once('=') {
-            Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
-            None => (part, None),
-        })
+    text.split([',', ';']).map(str::trim).filter(|part| !part.is_empty()).map(|part| match part.split_once('=') {
+        Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
+        None => (part, None),
+    })
 }
 
 /// Delta seconds (RFC 9111 section 1.2.2): digits alone; what overflows is the greatest.
@@ -159,18 +153,13 @@ mod tests {
     use super::*;
 
     fn wishes(headers: &[(&'static str, &'static str)]) -> Wishes {
-        let headers = headers
-            .iter()
-            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+        let headers = headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
         Wishes::read(&headers.collect())
     }
 
     #[test]
     fn reads_every_directive() {
-        let read = wishes(&[(
-            "cache-control",
-            "No-Cache, max-age=5, min-fresh=\"7\" ,max-stale,only-if-cached,x=1",
-        )]);
+        let read = wishes(&[("cache-control", "No-Cache, max-age=5, min-fresh=\"7\" ,max-stale,only-if-cached,x=1")]);
         assert_eq!(
             read.cache,
             CacheWishes {
@@ -182,25 +171,12 @@ mod tests {
                 max_stale: Some(Duration::MAX),
             }
         );
-        assert_eq!(
-            wishes(&[("cache-control", "max-stale=3, no-store")])
-                .cache
-                .max_stale,
-            Some(Duration::from_secs(3))
-        );
+        assert_eq!(wishes(&[("cache-control", "max-stale=3, no-store")]).cache.max_stale, Some(Duration::from_secs(3)));
     }
 
     #[test]
     fn malformed_wishes_are_no_wishes() {
-        for value in [
-            "max-age=-1",
-            "max-age=abc",
-            "max-age=",
-            "max-age",
-            "=",
-            ",,",
-            "max-age=1.5",
-        ] {
+        for value in ["max-age=-1", "max-age=abc", "max-age=", "max-age", "=", ",,", "max-age=1.5"] {
             assert_eq!(wishes(&[("cache-control", value)]), Wishes::default(), "{value}");
         }
         assert_eq!(wishes(&[("priority", "u=9")]).urgency, Urgency(3));
@@ -209,27 +185,15 @@ mod tests {
 
     #[test]
     fn the_stricter_of_two_holds() {
-        assert_eq!(
-            wishes(&[("cache-control", "max-age=9, max-age=3")]).cache.max_age,
-            Some(Duration::from_secs(3))
-        );
-        let huge = wishes(&[("cache-control", "max-age=99999999999999999999")])
-            .cache
-            .max_age;
+        assert_eq!(wishes(&[("cache-control", "max-age=9, max-age=3")]).cache.max_age, Some(Duration::from_secs(3)));
+        let huge = wishes(&[("cache-control", "max-age=99999999999999999999")]).cache.max_age;
         assert_eq!(huge, Some(Duration::from_secs(i32::MAX as u64)));
     }
 
     #[test]
     fn reads_waiting_and_urgency() {
-        let read = wishes(&[
-            ("prefer", "respond-async, wait=10"),
-            ("priority", "u=1, i"),
-            ("pragma", "no-cache"),
-        ]);
-        assert_eq!(
-            (read.wait, read.urgency, read.cache.no_cache),
-            (Some(Duration::from_secs(10)), Urgency(1), true)
-        );
+        let read = wishes(&[("prefer", "respond-async, wait=10"), ("priority", "u=1, i"), ("pragma", "no-cache")]);
+        assert_eq!((read.wait, read.urgency, read.cache.no_cache), (Some(Duration::from_secs(10)), Urgency(1), true));
     }
 
     #[test]

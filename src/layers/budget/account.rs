@@ -95,11 +95,7 @@ impl AccountBudget {
             next_id: 0,
             alarm: None,
         };
-        Self(Arc::new(Shared {
-            name,
-            clock,
-            state: Mutex::new(state),
-        }))
+        Self(Arc::new(Shared { name, clock, state: Mutex::new(state) }))
     }
 
     /// New limits. What is owed stays owed, and who waits keeps waiting.
@@ -120,11 +116,7 @@ impl AccountBudget {
     ///
     /// [`Reason::Deadline`] when no token can be had before `deadline`, as soon as that is certain;
     /// [`Reason::QueueFull`]. Both say when to come back.
-    pub(super) async fn acquire(
-        &self,
-        deadline: Instant,
-        interest: &Interest,
-    ) -> Result<Permit, GatewayError> {
+    pub(super) async fn acquire(&self, deadline: Instant, interest: &Interest) -> Result<Permit, GatewayError> {
         loop {
             let background = interest.is_background();
             let (mut place, granted) = match self.0.enqueue(deadline, background)? {
@@ -139,9 +131,7 @@ impl AccountBudget {
                 }
                 // A client has joined a refresh: it now waits among the clients.
                 () = interest.wanted(), if background => {}
-                () = interest.abandoned() => {
-                    return Err(GatewayError::new(Reason::Deadline, "nobody waits for this any more"));
-                }
+                () = interest.abandoned() => return Err(GatewayError::abandoned()),
                 () = tokio::time::sleep_until(deadline) => {
                     let wait = self.0.lock().wait_of_newcomer(self.0.clock.now(), background);
                     return Err(too_late(wait));
@@ -185,9 +175,7 @@ impl AccountBudget {
         Standing {
             limits: state.limits,
             tokens: state.quota().map(|quota| state.bucket.tokens(&quota, now)),
-            paused: state
-                .paused_until
-                .map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+            paused: state.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
             in_flight: state.in_flight,
             waiting: state.clients.len() + state.refreshes.len(),
         }
@@ -222,20 +210,14 @@ impl Shared {
         let now = self.clock.now();
         let mut state = self.lock();
         if state.waiting_before(background) == 0 && state.try_spend(now) {
-            return Ok(Arrival::Granted(Permit {
-                account: Arc::clone(self),
-                used: false,
-            }));
+            return Ok(Arrival::Granted(Permit { account: Arc::clone(self), used: false }));
         }
         let wait = state.wait_of_newcomer(now, background);
         if now + wait > deadline {
             return Err(too_late(wait));
         }
         if state.clients.len() + state.refreshes.len() >= state.limits.queue as usize {
-            let message = format!(
-                "{} calls already wait for this account; come back later",
-                state.limits.queue
-            );
+            let message = format!("{} calls already wait for this account; come back later", state.limits.queue);
             let wait = wait.max(Duration::from_secs(1));
             return Err(GatewayError::new(Reason::QueueFull, message).with_retry_after(wait));
         }
@@ -245,12 +227,7 @@ impl Shared {
         state.queue(background).push_back(Waiting { id, deadline, grant });
         drop(state);
         self.advance();
-        let place = Place {
-            account: Arc::clone(self),
-            id,
-            background,
-            left: false,
-        };
+        let place = Place { account: Arc::clone(self), id, background, left: false };
         Ok(Arrival::Waits(place, granted))
     }
 
@@ -263,15 +240,12 @@ impl Shared {
         while !(state.clients.is_empty() && state.refreshes.is_empty()) && state.try_spend(now) {
             let next = state.clients.pop_front().or_else(|| state.refreshes.pop_front());
             if let Some(waiting) = next {
-                let permit = Permit {
-                    account: Arc::clone(self),
-                    used: false,
-                };
+                let permit = Permit { account: Arc::clone(self), used: false };
                 unclaimed.extend(waiting.grant.send(Ok(permit)).err());
             }
         }
-        let blocked_by_time = !(state.clients.is_empty() && state.refreshes.is_empty())
-            && state.in_flight < state.limits.concurrency;
+        let blocked_by_time =
+            !(state.clients.is_empty() && state.refreshes.is_empty()) && state.in_flight < state.limits.concurrency;
         let at = state.ready_at(now);
         let sooner = state.alarm.is_none_or(|alarm| at < alarm || alarm <= now);
         if blocked_by_time && sooner {
@@ -315,11 +289,7 @@ impl State {
     }
 
     fn queue(&mut self, background: bool) -> &mut VecDeque<Waiting> {
-        if background {
-            &mut self.refreshes
-        } else {
-            &mut self.clients
-        }
+        if background { &mut self.refreshes } else { &mut self.clients }
     }
 
     /// Calls that would be served before one that arrives now.
@@ -328,8 +298,7 @@ impl State {
     }
 
     fn try_spend(&mut self, now: Instant) -> bool {
-        let free =
-            self.in_flight < self.limits.concurrency && self.paused_until.is_none_or(|until| until <= now);
+        let free = self.in_flight < self.limits.concurrency && self.paused_until.is_none_or(|until| until <= now);
         let spent = free && self.quota().is_none_or(|quota| self.bucket.take(&quota, now));
         self.in_flight += u32::from(spent);
         spent
@@ -342,16 +311,13 @@ impl State {
 
     fn nth_ready_at(&self, n: u32, now: Instant) -> Instant {
         let from = self.paused_until.map_or(now, |until| until.max(now));
-        self.quota()
-            .map_or(from, |quota| self.bucket.nth(&quota, n, from))
+        self.quota().map_or(from, |quota| self.bucket.nth(&quota, n, from))
     }
 
     /// How long one that arrives now has to wait at least. Places are freed at unknown times, so a full
     /// house counts for nothing here.
     fn wait_of_newcomer(&self, now: Instant, background: bool) -> Duration {
-        let n = u32::try_from(self.waiting_before(background))
-            .unwrap_or(u32::MAX)
-            .saturating_add(1);
+        let n = u32::try_from(self.waiting_before(background)).unwrap_or(u32::MAX).saturating_add(1);
         self.nth_ready_at(n, now).saturating_duration_since(now)
     }
 
@@ -421,7 +387,9 @@ fn too_late(wait: Duration) -> GatewayError {
     let seconds = whole_seconds(wait);
     GatewayError::new(
         Reason::Deadline,
-        format!("the account's next free request is {seconds} s away, later than this request may wait; come back then"),
+        format!(
+            "the account's next free request is {seconds} s away, later than this request may wait; come back then"
+        ),
     )
     .with_retry_after(Duration::from_secs(seconds))
 }
@@ -447,10 +415,7 @@ mod tests {
             concurrency,
             queue: 1000,
             max_pause: Duration::from_secs(300),
-            backoff: Backoff {
-                base: 250 * MS,
-                max: Duration::from_secs(20),
-            },
+            backoff: Backoff { base: 250 * MS, max: Duration::from_secs(20) },
         }
     }
 
@@ -470,10 +435,7 @@ mod tests {
     ) -> JoinHandle<Result<Instant, Reason>> {
         let budget = budget.clone();
         tokio::spawn(async move {
-            let mut permit = budget
-                .acquire(deadline, &interest)
-                .await
-                .map_err(|error| error.reason())?;
+            let mut permit = budget.acquire(deadline, &interest).await.map_err(|error| error.reason())?;
             permit.spend();
             Ok(Instant::now())
         })
@@ -501,10 +463,7 @@ mod tests {
         let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
         spend(&budget, soon(), client()).await.unwrap().unwrap();
         let error = budget.acquire(start + 500 * MS, &client()).await.unwrap_err();
-        assert_eq!(
-            (error.reason(), error.retry_after()),
-            (Reason::Deadline, Some(Duration::from_secs(1)))
-        );
+        assert_eq!((error.reason(), error.retry_after()), (Reason::Deadline, Some(Duration::from_secs(1))));
         assert_eq!(Instant::now(), start);
     }
 
@@ -528,15 +487,8 @@ mod tests {
         for n in 1..12 {
             budget.pause(None);
             let paused = budget.standing().paused;
-            let ceiling = Backoff {
-                base: 250 * MS,
-                max: Duration::from_secs(20),
-            }
-            .ceiling(n);
-            assert!(
-                paused <= ceiling && paused >= (ceiling / 2).min(last),
-                "{n}: {paused:?} of {ceiling:?}"
-            );
+            let ceiling = Backoff { base: 250 * MS, max: Duration::from_secs(20) }.ceiling(n);
+            assert!(paused <= ceiling && paused >= (ceiling / 2).min(last), "{n}: {paused:?} of {ceiling:?}");
             last = paused;
         }
         budget.pause(Some(Duration::from_secs(100_000)));
@@ -587,27 +539,16 @@ mod tests {
         let later_client = spend(&budget, soon(), client());
         tokio::task::yield_now().await;
         let _waiter = wanted.join();
-        assert_eq!(
-            later_client.await.unwrap().unwrap() - start,
-            Duration::from_secs(1)
-        );
-        assert_eq!(
-            wanted_refresh.await.unwrap().unwrap() - start,
-            Duration::from_secs(2)
-        );
-        assert_eq!(
-            quiet_refresh.await.unwrap().unwrap() - start,
-            Duration::from_secs(3)
-        );
+        assert_eq!(later_client.await.unwrap().unwrap() - start, Duration::from_secs(1));
+        assert_eq!(wanted_refresh.await.unwrap().unwrap() - start, Duration::from_secs(2));
+        assert_eq!(quiet_refresh.await.unwrap().unwrap() - start, Duration::from_secs(3));
     }
 
     #[tokio::test(start_paused = true)]
     async fn concurrency_is_a_limit_of_its_own() {
         let budget = budget(limits(1000, 1000, 2));
-        let (one, _two) = (
-            budget.acquire(soon(), &client()).await.unwrap(),
-            budget.acquire(soon(), &client()).await.unwrap(),
-        );
+        let (one, _two) =
+            (budget.acquire(soon(), &client()).await.unwrap(), budget.acquire(soon(), &client()).await.unwrap());
         let interest = client();
         let mut third = Box::pin(budget.acquire(soon(), &interest));
         assert!(timeout(Duration::from_secs(1), &mut third).await.is_err());
@@ -617,10 +558,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_queue_is_bounded() {
-        let budget = budget(Limits {
-            queue: 1,
-            ..limits(1, 1, 10)
-        });
+        let budget = budget(Limits { queue: 1, ..limits(1, 1, 10) });
         spend(&budget, soon(), client()).await.unwrap().unwrap();
         let waiting = spend(&budget, soon(), client());
         tokio::task::yield_now().await;

@@ -19,10 +19,7 @@ pub(super) struct Quota {
 impl Quota {
     /// A quota of `rate`, `burst` of which may be spent at once; at least one.
     pub(super) fn new(rate: Rate, burst: u32) -> Self {
-        Self {
-            period: rate.period(),
-            burst: burst.max(1),
-        }
+        Self { period: rate.period(), burst: burst.max(1) }
     }
 
     /// How far ahead of the clock the theoretical arrival time may lie.
@@ -61,10 +58,7 @@ impl Bucket {
 
     /// Puts a token back that was not used.
     pub(super) fn put_back(&mut self, quota: &Quota) {
-        self.paid_until = self
-            .paid_until
-            .checked_sub(quota.period)
-            .unwrap_or(self.paid_until);
+        self.paid_until = self.paid_until.checked_sub(quota.period).unwrap_or(self.paid_until);
     }
 
     /// Goes over to another quota: as many tokens are owed as before.
@@ -97,10 +91,7 @@ mod tests {
     fn a_full_bucket_gives_its_burst_and_then_the_rate() {
         let (quota, start) = (quota(5, 3), Instant::now());
         let mut bucket = Bucket::full(start);
-        assert_eq!(
-            [(); 4].map(|()| bucket.take(&quota, start)),
-            [true, true, true, false]
-        );
+        assert_eq!([(); 4].map(|()| bucket.take(&quota, start)), [true, true, true, false]);
         assert_eq!(bucket.nth(&quota, 1, start), start + Duration::from_millis(200));
         assert_eq!(bucket.nth(&quota, 3, start), start + Duration::from_millis(600));
         assert!(!bucket.take(&quota, start + Duration::from_millis(199)));

@@ -32,20 +32,13 @@ impl Budgets {
         let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match budgets.get(account) {
             Some(known) => known.set_limits(limits),
-            None => drop(budgets.insert(
-                Arc::clone(account),
-                AccountBudget::new(Arc::clone(account), limits, clock),
-            )),
+            None => drop(budgets.insert(Arc::clone(account), AccountBudget::new(Arc::clone(account), limits, clock))),
         }
     }
 
     /// One account's budget.
     pub fn get(&self, account: &str) -> Option<AccountBudget> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(account)
-            .cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).cloned()
     }
 }
 
@@ -60,11 +53,7 @@ pub struct BudgetLayer {
 impl BudgetLayer {
     /// Spends from `budgets`.
     pub fn new(budgets: Budgets, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self {
-            budgets,
-            metrics,
-            clock,
-        }
+        Self { budgets, metrics, clock }
     }
 }
 
@@ -72,10 +61,7 @@ impl<S> Layer<S> for BudgetLayer {
     type Service = Budget<S>;
 
     fn layer(&self, inner: S) -> Budget<S> {
-        Budget {
-            inner,
-            layer: self.clone(),
-        }
+        Budget { inner, layer: self.clone() }
     }
 }
 
@@ -101,14 +87,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let (
-            inner,
-            BudgetLayer {
-                budgets,
-                metrics,
-                clock,
-            },
-        ) = (self.inner.clone(), self.layer.clone());
+        let (inner, BudgetLayer { budgets, metrics, clock }) = (self.inner.clone(), self.layer.clone());
         Box::pin(async move {
             let account = Arc::clone(&call.team.account.name);
             let Some(budget) = budgets.get(&account) else {
@@ -118,13 +97,8 @@ where
             let permit = budget.acquire(call.deadline, &call.interest).await;
             let waited = clock.now() - arrived;
             call.journey.waited(waited);
-            let labels = AccountLabels {
-                account: Name(account),
-            };
-            metrics
-                .upstream_wait
-                .get_or_create(&labels)
-                .observe(waited.as_secs_f64());
+            let labels = AccountLabels { account: Name(account) };
+            metrics.upstream_wait.get_or_create(&labels).observe(waited.as_secs_f64());
             let mut permit = permit?;
             permit.spend();
             let answer = inner.oneshot(call).await;

@@ -17,16 +17,8 @@ const S: Duration = Duration::from_secs(1);
 type Scripted = Result<u16, Repeat>;
 
 fn call(operation: Operation, deadline: Duration) -> Call {
-    let account = Arc::new(Account {
-        name: "main".into(),
-        sid: "AC1".into(),
-    });
-    let team = Team {
-        name: "local".into(),
-        account,
-        operations: OperationSet::standard(),
-        weight: 1,
-    };
+    let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
+    let team = Team { name: "local".into(), account, operations: OperationSet::standard(), weight: 1 };
     Call {
         operation,
         team: Arc::new(team),
@@ -47,44 +39,26 @@ async fn run_with(policy: Policy, call: Call, script: &[Scripted]) -> (Result<u1
     let upstream = {
         let left = Arc::clone(&left);
         service_fn(move |_: Call| {
-            let next = left
-                .lock()
-                .unwrap()
-                .pop_front()
-                .expect("an attempt beyond the script");
+            let next = left.lock().unwrap().pop_front().expect("an attempt beyond the script");
             std::future::ready(match next {
                 Ok(status) => Ok(Answer {
                     status: StatusCode::from_u16(status).unwrap(),
                     headers: HeaderMap::new(),
                     body: Bytes::new(),
                 }),
-                Err(retry) => {
-                    Err(GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(retry))
-                }
+                Err(retry) => Err(GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(retry)),
             })
         })
     };
     let retry = RetryLayer::new(policy, Metrics::new(), Clock::new()).layer(upstream);
     let result = retry.oneshot(call).await;
     let attempts = script.len() - left.lock().unwrap().len();
-    (
-        result
-            .map(|answer| answer.status.as_u16())
-            .map_err(|error| error.reason()),
-        attempts,
-    )
+    (result.map(|answer| answer.status.as_u16()).map_err(|error| error.reason()), attempts)
 }
 
 fn policy() -> Policy {
-    let backoff = Backoff {
-        base: Duration::from_millis(250),
-        max: 20 * S,
-    };
-    Policy {
-        attempts: 4,
-        backoff,
-        budget: 10.0,
-    }
+    let backoff = Backoff { base: Duration::from_millis(250), max: 20 * S };
+    Policy { attempts: 4, backoff, budget: 10.0 }
 }
 
 async fn run(script: &[Scripted]) -> (Result<u16, Reason>, usize) {
@@ -96,10 +70,7 @@ async fn tries_again_until_it_succeeds_or_may_not() {
     assert_eq!(run(&[Ok(200)]).await, (Ok(200), 1));
     assert_eq!(run(&[Ok(503), Ok(502), Ok(504), Ok(200)]).await, (Ok(200), 4));
     assert_eq!(run(&[Ok(429), Ok(429), Ok(429), Ok(429)]).await, (Ok(429), 4));
-    assert_eq!(
-        run(&[Err(Repeat::NothingSent), Err(Repeat::IfRepeatable), Ok(200)]).await,
-        (Ok(200), 3)
-    );
+    assert_eq!(run(&[Err(Repeat::NothingSent), Err(Repeat::IfRepeatable), Ok(200)]).await, (Ok(200), 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,10 +78,7 @@ async fn does_not_repeat_what_would_end_the_same_way() {
     for status in [400, 404, 409, 415, 422, 501] {
         assert_eq!(run(&[Ok(status)]).await, (Ok(status), 1));
     }
-    assert_eq!(
-        run(&[Err(Repeat::Never)]).await,
-        (Err(Reason::UpstreamUnreachable), 1)
-    );
+    assert_eq!(run(&[Err(Repeat::Never)]).await, (Err(Reason::UpstreamUnreachable), 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,26 +91,14 @@ async fn repeats_a_500_once() {
 async fn writes_are_repeated_only_where_nothing_was_done() {
     let write = || call(Operation::FieldsWrite, 90 * S);
     assert_eq!(run_with(policy(), write(), &[Ok(503)]).await, (Ok(503), 1));
-    assert_eq!(
-        run_with(policy(), write(), &[Err(Repeat::IfRepeatable)]).await.1,
-        1
-    );
-    assert_eq!(
-        run_with(policy(), write(), &[Err(Repeat::NothingSent), Ok(429), Ok(201)]).await,
-        (Ok(201), 3)
-    );
+    assert_eq!(run_with(policy(), write(), &[Err(Repeat::IfRepeatable)]).await.1, 1);
+    assert_eq!(run_with(policy(), write(), &[Err(Repeat::NothingSent), Ok(429), Ok(201)]).await, (Ok(201), 3));
 }
 
 #[tokio::test(start_paused = true)]
 async fn stays_inside_the_deadline() {
     let begun = Instant::now();
-    let slow = Policy {
-        backoff: Backoff {
-            base: 100 * S,
-            max: 100 * S,
-        },
-        ..policy()
-    };
+    let slow = Policy { backoff: Backoff { base: 100 * S, max: 100 * S }, ..policy() };
     let script = [Ok(503); 4];
     let (result, _) = run_with(slow, call(Operation::Query, 2 * S), &script).await;
     assert_eq!(result, Ok(503));
@@ -151,10 +107,7 @@ async fn stays_inside_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_call_is_not_tried_again() {
-    let abandoned = Call {
-        interest: Interest::of_clients(),
-        ..call(Operation::Query, 90 * S)
-    };
+    let abandoned = Call { interest: Interest::of_clients(), ..call(Operation::Query, 90 * S) };
     assert_eq!(run_with(policy(), abandoned, &[Ok(503)]).await, (Ok(503), 1));
 }
 
@@ -173,18 +126,9 @@ async fn an_outage_is_not_multiplied() {
             upstream.oneshot(call)
         })
     };
-    let retry = RetryLayer::new(
-        Policy {
-            budget: 0.2,
-            ..policy()
-        },
-        Metrics::new(),
-        Clock::new(),
-    )
-    .layer(counted);
-    let calls: Vec<_> = (0..1000)
-        .map(|_| tokio::spawn(retry.clone().oneshot(call(Operation::Query, 90 * S))))
-        .collect();
+    let retry = RetryLayer::new(Policy { budget: 0.2, ..policy() }, Metrics::new(), Clock::new()).layer(counted);
+    let calls: Vec<_> =
+        (0..1000).map(|_| tokio::spawn(retry.clone().oneshot(call(Operation::Query, 90 * S)))).collect();
     for call in calls {
         assert!(call.await.unwrap().is_err());
     }

@@ -92,32 +92,21 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
-        let connector = BoundedConnector {
-            inner: https,
-            limit: target.connect_timeout,
-        };
+        let connector = BoundedConnector { inner: https, limit: target.connect_timeout };
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
             .http1_max_headers(100)
             .build(connector);
-        Ok(Self {
-            client,
-            target: Arc::new(target),
-            metrics,
-            clock,
-        })
+        Ok(Self { client, target: Arc::new(target), metrics, clock })
     }
 
     async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
         let SignedCall { call, authorization } = signed;
         let request = self.request(call.operation, &call.parameters, call.body, authorization)?;
         let begun = self.clock.now();
-        let limit = self
-            .target
-            .attempt_timeout
-            .min(call.deadline.saturating_duration_since(begun));
+        let limit = self.target.attempt_timeout.min(call.deadline.saturating_duration_since(begun));
         let result = match tokio::time::timeout(limit, self.exchange(request)).await {
             Ok(result) => result,
             Err(_) => Err(GatewayError::new(
@@ -132,8 +121,7 @@ impl Upstream {
             Err(error) => Ending::Reason(error.reason().as_str()),
         };
         call.journey.attempted(took);
-        self.metrics
-            .attempted(&call.team.account.name, call.operation, ending, took);
+        self.metrics.attempted(&call.team.account.name, call.operation, ending, took);
         tracing::debug!(
             account = %call.team.account.name,
             operation = call.operation.as_str(),
@@ -153,8 +141,7 @@ impl Upstream {
         authorization: HeaderValue,
     ) -> Result<Request<Full<Bytes>>, GatewayError> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        const AGENT: HeaderValue =
-            HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
+        const AGENT: HeaderValue = HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
         let (method, path) = match operation {
             Operation::Metadata => (Method::GET, "/v3/InsightsDomains/Conversations/Metadata"),
             Operation::Query => (Method::POST, "/v3/InsightsDomains/Conversations/Query"),
@@ -169,8 +156,7 @@ impl Upstream {
         let target = match parameters {
             "" => PathAndQuery::from_static(path),
             _ => PathAndQuery::try_from(format!("{path}?{parameters}")).map_err(|error| {
-                GatewayError::new(Reason::BadRequest, "the query string is too long or malformed")
-                    .with_cause(error)
+                GatewayError::new(Reason::BadRequest, "the query string is too long or malformed").with_cause(error)
             })?,
         };
         let mut uri = self.target.url.clone().into_parts();
@@ -197,14 +183,9 @@ impl Upstream {
             // Without a connection nothing was sent; otherwise it may have been received and lost.
             let (retry, message) = match error.is_connect() {
                 true => (Retry::NothingSent, "cannot connect to Twilio"),
-                false => (
-                    Retry::IfRepeatable,
-                    "the connection to Twilio broke before an answer came",
-                ),
+                false => (Retry::IfRepeatable, "the connection to Twilio broke before an answer came"),
             };
-            GatewayError::new(Reason::UpstreamUnreachable, message)
-                .with_retry(retry)
-                .with_cause(error)
+            GatewayError::new(Reason::UpstreamUnreachable, message).with_retry(retry).with_cause(error)
         })?;
         self.receive(response).await
     }
@@ -217,38 +198,21 @@ impl Upstream {
                 head.status.as_u16()
             )));
         }
-        if head
-            .headers
-            .get(header::CONTENT_ENCODING)
-            .is_some_and(|encoding| encoding != "identity")
-        {
-            return Err(invalid(
-                "Twilio's answer is compressed, though that was not asked for",
-            ));
+        if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+            return Err(invalid("Twilio's answer is compressed, though that was not asked for"));
         }
         let limit = usize::try_from(self.target.max_response).unwrap_or(usize::MAX);
         let body = Limited::new(body, limit).collect().await.map_err(|error| {
             if error.source().is_some_and(|e| e.is::<LengthLimitError>()) || error.is::<LengthLimitError>() {
-                return invalid(format!(
-                    "Twilio's answer is larger than upstream.max_response, {limit} bytes"
-                ));
+                return invalid(format!("Twilio's answer is larger than upstream.max_response, {limit} bytes"));
             }
-            invalid("Twilio's answer was cut")
-                .with_retry(Retry::IfRepeatable)
-                .with_cause(Broken(error))
+            invalid("Twilio's answer was cut").with_retry(Retry::IfRepeatable).with_cause(Broken(error))
         })?;
         let body = body.to_bytes();
         // A 429 is understood by its status and headers alone, whoever wrote its body.
         if head.status != 429 && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
-            let retry = if head.status.is_server_error() {
-                Retry::IfRepeatable
-            } else {
-                Retry::Never
-            };
-            let message = format!(
-                "Twilio answered {} with something that is not JSON",
-                head.status.as_u16()
-            );
+            let retry = if head.status.is_server_error() { Retry::IfRepeatable } else { Retry::Never };
+            let message = format!("Twilio answered {} with something that is not JSON", head.status.as_u16());
             return Err(invalid(message).with_retry(retry));
         }
         let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
@@ -257,11 +221,7 @@ impl Upstream {
                 headers.insert(name, value.clone());
             }
         }
-        Ok(Answer {
-            status: head.status,
-            headers,
-            body,
-        })
+        Ok(Answer { status: head.status, headers, body })
     }
 }
 

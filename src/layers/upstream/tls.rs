@@ -39,10 +39,7 @@ pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, Trus
     }
     if let Some(path) = ca_file {
         let shown = || path.display().to_string();
-        let file_error = |source| TrustError::File {
-            path: shown(),
-            source,
-        };
+        let file_error = |source| TrustError::File { path: shown(), source };
         let certificates = CertificateDer::pem_file_iter(path).map_err(file_error)?;
         let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(file_error)?;
         let (added, _) = roots.add_parsable_certificates(certificates);
@@ -60,8 +57,5 @@ pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, Trus
 
 /// An I/O error for a connection that took too long.
 pub(super) fn connect_timed_out() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        "connecting took longer than upstream.connect_timeout",
-    )
+    io::Error::new(io::ErrorKind::TimedOut, "connecting took longer than upstream.connect_timeout")
 }

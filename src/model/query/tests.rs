@@ -43,9 +43,7 @@ fn order_and_repetition_do_not_matter_in_a_set() {
         same(&group(A), &group(r#"{"values":["1"],"field":"a","op":"EQ"}"#));
     }
     let within = |values: &str| {
-        filtered(&format!(
-            r#"{{"op":"AND","expressions":[{{"op":"IN","field":"a","values":[{values}]}}]}}"#
-        ))
+        filtered(&format!(r#"{{"op":"AND","expressions":[{{"op":"IN","field":"a","values":[{values}]}}]}}"#))
     };
     same(&within(r#""x","y""#), &within(r#""y","x","y""#));
     different(&within(r#""x","y""#), &within(r#""x""#));
@@ -53,22 +51,14 @@ fn order_and_repetition_do_not_matter_in_a_set() {
 
 #[test]
 fn order_matters_where_an_answer_may_follow_it() {
-    different(
-        r#"{"query":{"measures":["a","b"]}}"#,
-        r#"{"query":{"measures":["b","a"]}}"#,
-    );
-    different(
-        r#"{"query":{"dimensions":["a","b"]}}"#,
-        r#"{"query":{"dimensions":["b","a"]}}"#,
-    );
+    different(r#"{"query":{"measures":["a","b"]}}"#, r#"{"query":{"measures":["b","a"]}}"#);
+    different(r#"{"query":{"dimensions":["a","b"]}}"#, r#"{"query":{"dimensions":["b","a"]}}"#);
     different(
         r#"{"query":{"orderBy":[{"field":"a"},{"field":"b"}]}}"#,
         r#"{"query":{"orderBy":[{"field":"b"},{"field":"a"}]}}"#,
     );
     let eq = |values: &str| {
-        filtered(&format!(
-            r#"{{"op":"AND","expressions":[{{"op":"EQ","field":"a","values":[{values}]}}]}}"#
-        ))
+        filtered(&format!(r#"{{"op":"AND","expressions":[{{"op":"EQ","field":"a","values":[{values}]}}]}}"#))
     };
     different(&eq(r#""x","y""#), &eq(r#""y","x""#));
 }
@@ -78,19 +68,10 @@ fn a_group_without_op_keeps_its_expressions() {
     let group = |inside: &str| filtered(&format!(r#"{{"expressions":[{inside}]}}"#));
     different(&group(&format!("{A},{B}")), &group(&format!("{B},{A}")));
     different(&group(A), &group(&format!("{A},{A}")));
-    different(
-        &group(A),
-        &filtered(&format!(r#"{{"op":"AND","expressions":[{A}]}}"#)),
-    );
-    different(
-        &group(r#"{"op":"EQ","field":"a","values":null}"#),
-        &group(r#"{"op":"EQ","field":"a"}"#),
-    );
+    different(&group(A), &filtered(&format!(r#"{{"op":"AND","expressions":[{A}]}}"#)));
+    different(&group(r#"{"op":"EQ","field":"a","values":null}"#), &group(r#"{"op":"EQ","field":"a"}"#));
     same(&group(A), &group(r#"{ "values" : ["1"], "field":"a","op":"EQ"}"#));
-    same(
-        &group(A),
-        &filtered(&format!(r#"{{"op":null,"expressions":[{A}]}}"#)),
-    );
+    same(&group(A), &filtered(&format!(r#"{{"op":null,"expressions":[{A}]}}"#)));
 }
 
 #[test]
@@ -107,35 +88,19 @@ fn unknown_shapes_keep_order_spelling_and_nulls() {
     ];
     for group in unknown {
         let body = filtered(group);
-        assert!(
-            canonical(&body).contains(group),
-            "{group} became {}",
-            canonical(&body)
-        );
+        assert!(canonical(&body).contains(group), "{group} became {}", canonical(&body));
     }
     let body = r#"{"insights":{"b":null,"a":[ 1.50 ]},"query":{}}"#;
-    assert_eq!(
-        canonical(body),
-        r#"{"insights":{"b":null,"a":[1.50]},"query":{}}"#
-    );
+    assert_eq!(canonical(body), r#"{"insights":{"b":null,"a":[1.50]},"query":{}}"#);
     different(r#"{"query":{},"x":null}"#, r#"{"query":{}}"#);
     different(r#"{"query":{"limit":1}}"#, r#"{"query":{"limit":1.0}}"#);
-    different(
-        r#"{"query":{},"pageSize":9007199254740992}"#,
-        r#"{"query":{},"pageSize":9007199254740993}"#,
-    );
+    different(r#"{"query":{},"pageSize":9007199254740992}"#, r#"{"query":{},"pageSize":9007199254740993}"#);
 }
 
 #[test]
 fn known_strings_have_one_spelling() {
-    same(
-        r#"{"query":{"measures":["\u0043\/\"\\\n"]}}"#,
-        "{\"query\":{\"measures\":[\"C/\\\"\\\\\\u000a\"]}}",
-    );
-    different(
-        r#"{"query":{"measures":["a"]}}"#,
-        r#"{"query":{"measures":["A"]}}"#,
-    );
+    same(r#"{"query":{"measures":["\u0043\/\"\\\n"]}}"#, "{\"query\":{\"measures\":[\"C/\\\"\\\\\\u000a\"]}}");
+    different(r#"{"query":{"measures":["a"]}}"#, r#"{"query":{"measures":["A"]}}"#);
 }
 
 #[test]
@@ -146,10 +111,7 @@ fn says_what_is_wrong() {
     assert_eq!(error(r#"{"query":null}"#), QueryError::NoQuery);
     assert_eq!(error(r#"{"query":[]}"#), QueryError::QueryNotAnObject);
     assert!(matches!(error(r#"{"query":{},"query":{}}"#), QueryError::Json(_)));
-    assert!(matches!(
-        error(r#"{"query":{"x":{"a":1,"a":1}}}"#),
-        QueryError::Json(_)
-    ));
+    assert!(matches!(error(r#"{"query":{"x":{"a":1,"a":1}}}"#), QueryError::Json(_)));
 }
 
 /// Operator, field, values.
@@ -177,12 +139,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         prop::collection::vec((name, direction), 0..3),
         prop::option::of("[A-Z]{3}"),
     )
-        .prop_map(|(measures, groups, order, timezone)| Spec {
-            measures,
-            groups,
-            order,
-            timezone,
-        })
+        .prop_map(|(measures, groups, order, timezone)| Spec { measures, groups, order, timezone })
 }
 
 /// Writes a spec in one of many equal ways, as `rng` has it.
@@ -218,11 +175,7 @@ fn query_members(spec: &Spec, rng: &mut fastrand::Rng) -> Vec<(&'static str, Str
             let escape = if op.is_some() { &mut *rng } else { &mut plain };
             let values = values.iter().map(|v| string(v, escape)).collect();
             let (comparison, field) = (string(comparison, escape), string(field, escape));
-            let leaf = vec![
-                ("op", comparison),
-                ("field", field),
-                ("values", array(values, rng)),
-            ];
+            let leaf = vec![("op", comparison), ("field", field), ("values", array(values, rng))];
             written.push(object(leaf, rng));
         }
         let mut group = vec![("expressions", array(written, rng))];
@@ -256,15 +209,7 @@ fn object(mut members: Vec<(&'static str, String)>, rng: &mut fastrand::Rng) -> 
     rng.shuffle(&mut members);
     let members: Vec<_> = members
         .into_iter()
-        .map(|(name, value)| {
-            format!(
-                "{}\"{name}\"{}:{}{value}{}",
-                space(rng),
-                space(rng),
-                space(rng),
-                space(rng)
-            )
-        })
+        .map(|(name, value)| format!("{}\"{name}\"{}:{}{value}{}", space(rng), space(rng), space(rng), space(rng)))
         .collect();
     format!("{{{}}}", members.join(","))
 }

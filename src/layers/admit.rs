@@ -1,0 +1,382 @@
+//! Who may pass: decided from the head alone, before a body is read.
+//!
+//! In this order: is the head sane, does the path lead anywhere, who is calling, may they do this, and have
+//! they not asked too often. Deny by default: paths, hosts and operations are allow-lists. What a team may
+//! spend upstream is not decided here.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::ops::Add;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::future::{Either, Ready, ready};
+use governor::clock::{Clock as GovernorClock, Reference};
+use governor::middleware::StateInformationMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Request, Version, header};
+use tower::{Layer, Service};
+use zeroize::Zeroizing;
+
+use crate::model::clock::Clock;
+use crate::model::error::{GatewayError, Reason};
+use crate::model::operation::{Operation, Route, route};
+use crate::model::tenancy::{Account, Allowance, Team};
+use crate::model::units::Rate;
+use crate::model::visit::{Admitted, Visit};
+
+/// Bytes of header names and values together. Twilio's SDKs send a few hundred.
+pub const MAX_HEAD: usize = 32 * 1024;
+
+/// A team as it is let in.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// Who it is.
+    pub team: Arc<Team>,
+    /// SHA-256 of each token that proves it.
+    pub token_sha256: Vec<[u8; 32]>,
+    /// Its requests, cached or not.
+    pub requests: Option<Rate>,
+    /// What it may see is restricted, which this version cannot enforce; so its queries are refused.
+    pub restricted: bool,
+}
+
+/// Who is let in.
+#[derive(Debug, Clone)]
+pub enum Guests {
+    /// Everybody, as this team; only under these names of the gateway, where any are given.
+    Everybody(Guest, Option<Vec<String>>),
+    /// Teams, by their tokens.
+    Teams(Vec<Guest>),
+}
+
+/// What an account has left, for the callers that have no rate of their own.
+pub type AccountAllowance = Arc<dyn Fn(&Account) -> Option<(Rate, Allowance)> + Send + Sync>;
+
+/// Makes [`Admit`] services.
+#[derive(Clone)]
+pub struct AdmitLayer {
+    door: Arc<Door>,
+}
+
+impl AdmitLayer {
+    /// Lets `guests` in.
+    pub fn new(guests: Guests, rates: &TeamRates, account: AccountAllowance, clock: Clock) -> Self {
+        let known = |guest: Guest| {
+            let rate = guest.requests.map(|rate| rates.of(&guest.team.name, rate, clock));
+            Known { guest, rate }
+        };
+        let (guests, everybody, hosts) = match guests {
+            Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
+            Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
+        };
+        Self { door: Arc::new(Door { guests, everybody, hosts, account }) }
+    }
+}
+
+impl<S> Layer<S> for AdmitLayer {
+    type Service = Admit<S>;
+
+    fn layer(&self, inner: S) -> Admit<S> {
+        Admit { inner, door: Arc::clone(&self.door) }
+    }
+}
+
+/// Lets requests in. See the module.
+#[derive(Clone)]
+pub struct Admit<S> {
+    inner: S,
+    door: Arc<Door>,
+}
+
+impl<S, B> Service<Visit<B>> for Admit<S>
+where
+    S: Service<Admitted<B>, Error = GatewayError>,
+{
+    type Response = S::Response;
+    type Error = GatewayError;
+    type Future = Either<Ready<Result<S::Response, GatewayError>>, S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, visit: Visit<B>) -> Self::Future {
+        match self.door.admit(&visit) {
+            Ok((operation, team)) => Either::Right(self.inner.call(Admitted { visit, operation, team })),
+            Err(error) => Either::Left(ready(Err(error))),
+        }
+    }
+}
+
+struct Door {
+    guests: Vec<Known>,
+    everybody: bool,
+    hosts: Option<Vec<String>>,
+    account: AccountAllowance,
+}
+
+struct Known {
+    guest: Guest,
+    rate: Option<TeamRate>,
+}
+
+impl Door {
+    fn admit<B>(&self, visit: &Visit<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
+        let request = &visit.request;
+        self.check_head(request)?;
+        let operation = match route(request.method(), request.uri().path()) {
+            Route::Found(operation) => operation,
+            Route::NotServed => {
+                return Err(GatewayError::new(
+                    Reason::NotFound,
+                    "this version serves neither query jobs nor custom fields",
+                ));
+            }
+            Route::MethodNotAllowed(allow) => {
+                return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
+                    .with_allow(allow));
+            }
+            Route::NotFound => {
+                return Err(GatewayError::new(
+                    Reason::NotFound,
+                    "not a path of the Conversation Insights API, or another spelling of one",
+                ));
+            }
+        };
+        // Set once: this is the only place that learns them.
+        let _ = visit.journey.operation.set(operation);
+        let known = self.identify(request.headers())?;
+        let team = &known.guest.team;
+        let _ = visit.journey.team.set(Arc::clone(team));
+        self.limit(known, visit)?;
+        if !team.operations.allows(operation) {
+            let message = format!("team {} may not use {}", team.name, operation.as_str());
+            return Err(GatewayError::new(Reason::OperationNotAllowed, message));
+        }
+        if known.guest.restricted {
+            return Err(GatewayError::new(
+                Reason::FieldNotAllowed,
+                format!("team {} has a policy, which this version cannot enforce and so refuses", team.name),
+            ));
+        }
+        Ok((operation, Arc::clone(team)))
+    }
+
+    fn check_head<B>(&self, request: &Request<B>) -> Result<(), GatewayError> {
+        let headers = request.headers();
+        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size + request.uri().path().len() + request.uri().query().map_or(0, str::len) > MAX_HEAD {
+            let message = format!("the request's head is larger than {MAX_HEAD} bytes");
+            return Err(GatewayError::new(Reason::HeadersTooLarge, message));
+        }
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let host = match (hosts.next(), hosts.next()) {
+            (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
+            // HTTP/2 has the authority in the target; HTTP/1.0 need not name one.
+            (None, _) => request.uri().authority().cloned(),
+            (Some(_), Some(_)) => None,
+        };
+        match (&host, request.version()) {
+            (None, Version::HTTP_10) if !headers.contains_key(header::HOST) => {}
+            (None, _) => {
+                return Err(GatewayError::new(Reason::BadRequest, "the request needs exactly one well-formed Host"));
+            }
+            (Some(host), _) if !self.is_ours(host.host()) => {
+                return Err(GatewayError::new(
+                    Reason::BadRequest,
+                    "without teams the gateway answers only to loopback names and server.public_url, lest a web page reach it by a name of its own",
+                ));
+            }
+            (Some(_), _) => {}
+        }
+        Ok(())
+    }
+
+    /// Without tokens, a page in somebody's browser could reach the loopback address under a name whose DNS
+    /// it controls. The name gives it away.
+    fn is_ours(&self, host: &str) -> bool {
+        let Some(hosts) = &self.hosts else { return true };
+        let plain = host.trim_start_matches('[').trim_end_matches(']');
+        plain.parse::<std::net::IpAddr>().is_ok()
+            || plain.eq_ignore_ascii_case("localhost")
+            || plain.to_ascii_lowercase().ends_with(".localhost")
+            || hosts.iter().any(|ours| ours.eq_ignore_ascii_case(plain))
+    }
+
+    fn identify(&self, headers: &HeaderMap) -> Result<&Known, GatewayError> {
+        let unauthenticated = |message| GatewayError::new(Reason::Unauthenticated, message);
+        if self.everybody {
+            return self.guests.first().ok_or_else(|| unauthenticated("nobody is let in"));
+        }
+        let proof = headers.get(header::AUTHORIZATION).ok_or_else(|| {
+            unauthenticated(
+                "send a team's token: Authorization: Bearer TOKEN, or Basic with the team's name and its token",
+            )
+        })?;
+        let proof = Proof::read(proof)
+            .ok_or_else(|| unauthenticated("the Authorization header is neither Bearer nor Basic"))?;
+        let hash = digest(&SHA256, proof.token.as_bytes());
+        // All are compared, so that the time tells nothing about which matched or how far.
+        let mut found = None;
+        for known in &self.guests {
+            for expected in &known.guest.token_sha256 {
+                let equal = verify_slices_are_equal(hash.as_ref(), expected).is_ok();
+                if equal && proof.team.as_deref().is_none_or(|team| *team == *known.guest.team.name) {
+                    found = Some(known);
+                }
+            }
+        }
+        found.ok_or_else(|| {
+            unauthenticated("the team or its token is not known; ask whoever operates the gateway for a new one")
+        })
+    }
+
+    fn limit<B>(&self, known: &Known, visit: &Visit<B>) -> Result<(), GatewayError> {
+        let (name, rate, allowance, refused) = match &known.rate {
+            Some(limiter) => match limiter.take() {
+                Ok(allowance) => ("requests", limiter.rate, allowance, false),
+                Err(allowance) => ("requests", limiter.rate, allowance, true),
+            },
+            None => match (self.account)(&known.guest.team.account) {
+                Some((rate, allowance)) => ("upstream", rate, allowance, false),
+                None => return Ok(()),
+            },
+        };
+        let _ = visit.journey.rate_limit.set(rate_limit_headers(name, rate, allowance));
+        if refused {
+            let wait = allowance.reset.max(1);
+            let message = format!("team {} may send {rate} requests; come back in {wait} s", known.guest.team.name);
+            return Err(GatewayError::new(Reason::TeamRateLimit, message)
+                .with_retry_after(std::time::Duration::from_secs(wait)));
+        }
+        Ok(())
+    }
+}
+
+/// `RateLimit-Policy` and `RateLimit` in the structured form of draft-ietf-httpapi-ratelimit-headers.
+fn rate_limit_headers(name: &str, rate: Rate, allowance: Allowance) -> (HeaderValue, HeaderValue) {
+    let window = rate.window().as_secs().max(1);
+    let policy = format!("\"{name}\";q={};w={window}", rate.count());
+    let limit = format!("\"{name}\";r={};t={}", allowance.remaining, allowance.reset);
+    // Quotes, letters and digits are always a header value.
+    let value = |text: String| HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    (value(policy), value(limit))
+}
+
+/// What a caller shows.
+struct Proof {
+    team: Option<Zeroizing<String>>,
+    token: Zeroizing<String>,
+}
+
+impl Proof {
+    fn read(value: &HeaderValue) -> Option<Self> {
+        let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
+        let rest = rest.trim();
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Some(Self { team: None, token: Zeroizing::new(rest.to_owned()) });
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let decoded = Zeroizing::new(BASE64_STANDARD.decode(rest).ok()?);
+        let (team, token) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+        Some(Self { team: Some(Zeroizing::new(team.to_owned())), token: Zeroizing::new(token.to_owned()) })
+    }
+}
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticker, StateInformationMiddleware>;
+
+#[derive(Clone)]
+struct TeamRate {
+    rate: Rate,
+    limiter: Arc<Limiter>,
+    ticker: Ticker,
+}
+
+impl TeamRate {
+    fn new(rate: Rate, clock: Clock) -> Self {
+        let ticker = Ticker(clock);
+        // A window's worth at once, and then the rate.
+        let burst = NonZeroU32::new(rate.count()).unwrap_or(NonZeroU32::MIN);
+        let quota =
+            Quota::with_period(rate.period()).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
+        let limiter = RateLimiter::direct_with_clock(quota, ticker).with_middleware();
+        Self { rate, limiter: Arc::new(limiter), ticker }
+    }
+
+    fn take(&self) -> Result<Allowance, Allowance> {
+        match self.limiter.check() {
+            Ok(state) => Ok(Allowance { remaining: state.remaining_burst_capacity().into(), reset: 0 }),
+            Err(not_until) => {
+                let wait = not_until.wait_time_from(self.ticker.now());
+                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                Err(Allowance { remaining: 0, reset: seconds.max(1) })
+            }
+        }
+    }
+}
+
+/// The teams' buckets. They outlive reloads: a team whose rate is unchanged keeps what it has spent.
+#[derive(Clone, Default)]
+pub struct TeamRates(Arc<Mutex<HashMap<Arc<str>, TeamRate>>>);
+
+impl TeamRates {
+    fn of(&self, team: &Arc<str>, rate: Rate, clock: Clock) -> TeamRate {
+        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match rates.get(team) {
+            Some(known) if known.rate == rate => known.clone(),
+            _ => {
+                let new = TeamRate::new(rate, clock);
+                rates.insert(Arc::clone(team), new.clone());
+                new
+            }
+        }
+    }
+}
+
+/// governor's own clock ignores tokio's paused time; this one does not.
+#[derive(Debug, Clone, Copy)]
+struct Ticker(Clock);
+
+/// Nanoseconds since the gateway's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Tick(u64);
+
+impl Add<Nanos> for Tick {
+    type Output = Self;
+
+    fn add(self, nanos: Nanos) -> Self {
+        Self(self.0.saturating_add(nanos.as_u64()))
+    }
+}
+
+impl Reference for Tick {
+    fn duration_since(&self, earlier: Self) -> Nanos {
+        Nanos::new(self.0.saturating_sub(earlier.0))
+    }
+
+    fn saturating_sub(&self, duration: Nanos) -> Self {
+        Self(self.0.checked_sub(duration.as_u64()).unwrap_or(self.0))
+    }
+}
+
+impl GovernorClock for Ticker {
+    type Instant = Tick;
+
+    fn now(&self) -> Tick {
+        let since = self.0.now().saturating_duration_since(self.0.start());
+        Tick(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! Hits end here. The rest goes upstream once, however many ask.
+//!
+//! What may be served is decided by `model::freshness`; this room looks up, asks, and does what it says:
+//! serves, refreshes behind an answer, lets identical calls share one flight, keeps what may be kept, and
+//! falls back to a stale page within its window when the upstream fails. It never marks an old page fresh,
+//! never keeps an error over a usable page, and keeps nothing of a failure.
+//!
+//! It does not know HTTP: bodies are canonical and keys computed above.
+
+mod flight;
+mod note;
+mod store;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, Either, Ready, ready};
+use http::StatusCode;
+use tower::{Layer, Service, ServiceExt};
+
+use self::flight::{Flights, Joined, Landed, Takeoff};
+use self::note::Forward;
+use self::store::Entry;
+pub use self::store::{EntryView, Purge, Store};
+use crate::model::call::{Answer, Call, Page, Reply};
+use crate::model::clock::{Clock, Instant};
+use crate::model::error::{GatewayError, Reason};
+use crate::model::freshness::{Decision, Lifetimes, decide};
+use crate::model::hints::{self, Storage};
+use crate::model::interest::Interest;
+use crate::model::key::Key;
+use crate::model::operation::Operation;
+use crate::model::outcome::Outcome;
+use crate::model::wishes::{self, Wishes};
+
+/// For how long what is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Metadata.
+    pub metadata: Lifetimes,
+    /// Queries and their pages.
+    pub query: Lifetimes,
+    /// Twilio's 400s and 404s; zero is never.
+    pub errors: Duration,
+    /// How long a refresh may take, waits and retries included.
+    pub refresh_deadline: Duration,
+}
+
+impl Policy {
+    fn lifetimes(&self, operation: Operation, answer: &Answer) -> Option<Lifetimes> {
+        let configured = match (answer.status, operation) {
+            (StatusCode::OK, Operation::Metadata) => self.metadata,
+            (StatusCode::OK, Operation::Query | Operation::Page) => self.query,
+            (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Lifetimes::fresh_only(self.errors),
+            _ => return None,
+        };
+        let lifetimes = match hints::storage(&answer.headers) {
+            Storage::Unsaid => configured,
+            Storage::AtMost(limit) => configured.at_most(limit),
+            Storage::Forbidden => return None,
+        };
+        (!lifetimes.usable().is_zero()).then_some(lifetimes)
+    }
+}
+
+/// Makes [`Caching`] services, which share one store and one table of flights.
+#[derive(Debug, Clone)]
+pub struct CacheLayer {
+    store: Store,
+    flights: Flights,
+    policy: Policy,
+    clock: Clock,
+}
+
+impl CacheLayer {
+    /// Keeps pages in `store` as `policy` has it.
+    pub fn new(store: Store, policy: Policy, clock: Clock) -> Self {
+        Self { store, flights: Flights::default(), policy, clock }
+    }
+}
+
+impl<S> Layer<S> for CacheLayer {
+    type Service = Caching<S>;
+
+    fn layer(&self, inner: S) -> Caching<S> {
+        Caching { inner, layer: self.clone() }
+    }
+}
+
+/// The cache in front of `S`. See the module.
+#[derive(Debug, Clone)]
+pub struct Caching<S> {
+    inner: S,
+    layer: CacheLayer,
+}
+
+type Answered = Result<Reply, GatewayError>;
+
+impl<S> Service<Call> for Caching<S>
+where
+    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = GatewayError;
+    /// A hit is ready at once and allocates nothing here.
+    type Future = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        if call.wishes.cache.no_store {
+            return Either::Right(Box::pin(bypass(self.inner.clone(), call)));
+        }
+        let now = self.layer.clock.now();
+        let entry = self.layer.store.get(&call.key);
+        let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.wishes.cache);
+        match (decision, entry) {
+            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(&entry, None, &call.wishes, now)))),
+            (Decision::ServeAndRefresh, Some(entry)) => {
+                let reply = serve(&entry, None, &call.wishes, now);
+                self.refresh(call);
+                Either::Left(ready(Ok(reply)))
+            }
+            (Decision::Refuse, _) => Either::Left(ready(Err(GatewayError::new(
+                Reason::OnlyIfCached,
+                "nothing is cached that this request accepts, and it forbids asking Twilio",
+            )))),
+            (_, entry) => Either::Right(Box::pin(self.clone().fetch(call, entry))),
+        }
+    }
+}
+
+impl<S> Caching<S>
+where
+    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    /// Lets one refresh run behind an answer.
+    fn refresh(&self, call: Call) {
+        let deadline = self.layer.clock.now() + self.layer.policy.refresh_deadline;
+        self.layer.flights.refresh(call.key, |takeoff, interest| {
+            let call = Call { deadline, journey: Arc::default(), ..call };
+            self.begin(call, takeoff, interest);
+        });
+    }
+
+    /// Asks upstream, together with everybody else who asks the same.
+    async fn fetch(self, call: Call, entry: Option<Arc<Entry>>) -> Answered {
+        let asked = self.layer.clock.now();
+        let why = match &entry {
+            None => Forward::UriMiss,
+            Some(entry) if entry.age(asked) > entry.lifetimes.usable() => Forward::UriMiss,
+            Some(entry) if entry.age(asked) > entry.lifetimes.fresh => Forward::Stale,
+            Some(_) => Forward::Request,
+        };
+        loop {
+            // Fetched after this call had arrived: newer than even a forced refresh asks for.
+            let arrived_meanwhile = || self.layer.store.get(&call.key).filter(|e| e.stored >= call.received);
+            let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest);
+            let mut joined = match self.layer.flights.join(call.key, arrived_meanwhile, begin) {
+                Ok(joined) => joined,
+                Err(arrived) => {
+                    return Ok(serve(&arrived, Some(Outcome::Collapsed), &call.wishes, self.layer.clock.now()));
+                }
+            };
+            match wait(&mut joined, call.deadline).await {
+                // Its task was cancelled or died.
+                Waited::Lost => {}
+                Waited::TooLong => {
+                    let error = GatewayError::new(
+                        Reason::UpstreamTimeout,
+                        "Twilio did not answer before this request's deadline",
+                    );
+                    return self.or_stale(Err(error), entry, &call.wishes);
+                }
+                Waited::Landed(landed) => {
+                    let hopeless = |error: &GatewayError| {
+                        // It failed for want of time or clients, and this call has more of the one and is the other.
+                        let out_of_time = matches!(error.reason(), Reason::Deadline | Reason::UpstreamTimeout);
+                        error.is_abandoned() || (out_of_time && landed.deadline < call.deadline)
+                    };
+                    if !joined.leads && landed.result.as_ref().is_err_and(hopeless) {
+                        continue;
+                    }
+                    let collapsed = !joined.leads;
+                    let reply = landed.result.map(|page| {
+                        let not_modified = has(&call.wishes, &page);
+                        let outcome = match (not_modified, collapsed) {
+                            (true, _) => Outcome::Revalidated,
+                            (false, true) => Outcome::Collapsed,
+                            (false, false) => Outcome::Miss,
+                        };
+                        let status = page.status.as_u16();
+                        let key = note::key_note(&call.key);
+                        let cache_status = note::forwarded(why, status, landed.stored, collapsed, outcome, &key);
+                        Reply { page, outcome, cache_status, age: None, not_modified }
+                    });
+                    return self.or_stale(reply, entry, &call.wishes);
+                }
+            }
+        }
+    }
+
+    /// The answer, or rather a stale page within its window than an error.
+    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, wishes: &Wishes) -> Answered {
+        let failed = match &answered {
+            Ok(reply) => reply.page.status == StatusCode::TOO_MANY_REQUESTS || reply.page.status.is_server_error(),
+            Err(error) => matches!(
+                error.reason(),
+                Reason::UpstreamUnreachable
+                    | Reason::UpstreamInvalid
+                    | Reason::UpstreamTimeout
+                    | Reason::Deadline
+                    | Reason::QueueFull
+                    | Reason::CircuitOpen
+            ),
+        };
+        let now = self.layer.clock.now();
+        let usable = |entry: &Arc<Entry>| {
+            entry.page.status.is_success()
+                && entry.age(now) <= entry.lifetimes.fresh.saturating_add(entry.lifetimes.stale_if_error)
+        };
+        match entry.filter(usable) {
+            Some(entry) if failed => Ok(serve(&entry, Some(Outcome::StaleError), wishes, now)),
+            _ => answered,
+        }
+    }
+
+    /// Spawns the flight, so that a client that hangs up wastes nothing.
+    fn begin(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>) {
+        let (inner, layer) = (self.inner.clone(), self.layer.clone());
+        tokio::spawn(async move {
+            let call = Call { interest, ..call };
+            let (key, operation, deadline) = (call.key, call.operation, call.deadline);
+            let account = Arc::clone(&call.team.account.name);
+            let landed = match inner.oneshot(call).await {
+                Ok(answer) => {
+                    let (page, stored) = layer.keep(key, account, operation, answer);
+                    Landed { result: Ok(page), stored, deadline }
+                }
+                Err(error) => Landed { result: Err(error), stored: false, deadline },
+            };
+            takeoff.land(landed);
+        });
+    }
+}
+
+impl CacheLayer {
+    /// Makes an answer a page, and keeps it if it may be kept.
+    fn keep(&self, key: Key, account: Arc<str>, operation: Operation, answer: Answer) -> (Arc<Page>, bool) {
+        let lifetimes = self.policy.lifetimes(operation, &answer);
+        let page = Arc::new(Page::new(answer));
+        let Some(lifetimes) = lifetimes else {
+            return (page, false);
+        };
+        let now = self.clock.now();
+        let displaces = |old: &Arc<Entry>| old.page.status.is_success() && old.age(now) <= old.lifetimes.usable();
+        if !page.status.is_success() && self.store.get(&key).as_ref().is_some_and(displaces) {
+            return (page, false);
+        }
+        let note = note::key_note(&key);
+        let entry = Entry {
+            page: Arc::clone(&page),
+            account,
+            operation,
+            stored: now,
+            lifetimes,
+            hits: AtomicU64::new(0),
+            note,
+        };
+        self.store.insert(key, entry);
+        (page, true)
+    }
+}
+
+/// A page from the store. Without `outcome` it is a hit, or stale if it is.
+fn serve(entry: &Arc<Entry>, outcome: Option<Outcome>, wishes: &Wishes, now: Instant) -> Reply {
+    entry.count_hit();
+    let age = entry.age(now);
+    let not_modified = has(wishes, &entry.page);
+    let outcome = match outcome {
+        // That the upstream is failing is worth more than that the client has the page.
+        Some(Outcome::StaleError) => Outcome::StaleError,
+        _ if not_modified => Outcome::Revalidated,
+        Some(outcome) => outcome,
+        None if age <= entry.lifetimes.fresh => Outcome::Hit,
+        None => Outcome::Stale,
+    };
+    let cache_status = note::hit(entry.lifetimes.ttl(age), outcome, &entry.note);
+    Reply { page: Arc::clone(&entry.page), outcome, cache_status, age: Some(age), not_modified }
+}
+
+/// Does the client have this very page.
+fn has(wishes: &Wishes, page: &Page) -> bool {
+    let (Some(tags), Some(etag)) = (&wishes.if_none_match, &page.etag) else {
+        return false;
+    };
+    etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag))
+}
+
+enum Waited {
+    Landed(Landed),
+    Lost,
+    TooLong,
+}
+
+/// Waits for a flight. Who began it waits for its end, which its own deadline brings; others as long as they may.
+async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
+    let leads = joined.leads;
+    tokio::select! {
+        biased;
+        landed = joined.landed() => landed.map_or(Waited::Lost, Waited::Landed),
+        () = tokio::time::sleep_until(deadline), if !leads => Waited::TooLong,
+    }
+}
+
+/// Goes upstream for one client alone, and keeps nothing.
+async fn bypass<S>(inner: S, call: Call) -> Answered
+where
+    S: Service<Call, Response = Answer, Error = GatewayError>,
+{
+    let interest = Interest::of_clients();
+    let _waiter = interest.join();
+    let key = note::key_note(&call.key);
+    let answer = inner.oneshot(Call { interest, ..call }).await?;
+    let page = Arc::new(Page::new(answer));
+    let outcome = Outcome::Bypass;
+    let cache_status = note::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
+    Ok(Reply { page, outcome, cache_status, age: None, not_modified: false })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! Where HTTP becomes a [`Call`] and a [`Reply`] becomes HTTP.
+//!
+//! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
+//! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use tower::{Layer, Service, ServiceExt};
+
+use crate::model::call::{Call, Reply};
+use crate::model::error::{GatewayError, Reason};
+use crate::model::interest::Interest;
+use crate::model::key::Key;
+use crate::model::operation::Operation;
+use crate::model::parameters::Parameters;
+use crate::model::query::{CanonicalQuery, QueryError};
+use crate::model::visit::{Admitted, Visit};
+use crate::model::wishes::Wishes;
+
+/// How much is read, and for how long a request may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest body in bytes.
+    pub max_body: u64,
+    /// For the whole body.
+    pub body_timeout: Duration,
+    /// For the whole request, from its arrival; `Prefer: wait` can only shorten it.
+    pub deadline: Duration,
+}
+
+/// Makes [`Interpret`] services.
+#[derive(Debug, Clone)]
+pub struct InterpretLayer(Limits);
+
+impl InterpretLayer {
+    /// Reads within `limits`.
+    pub fn new(limits: Limits) -> Self {
+        Self(limits)
+    }
+}
+
+impl<S> Layer<S> for InterpretLayer {
+    type Service = Interpret<S>;
+
+    fn layer(&self, inner: S) -> Interpret<S> {
+        Interpret { inner, limits: self.0 }
+    }
+}
+
+/// Translates. See the module.
+#[derive(Debug, Clone)]
+pub struct Interpret<S> {
+    inner: S,
+    limits: Limits,
+}
+
+impl<S, B> Service<Admitted<B>> for Interpret<S>
+where
+    S: Service<Call, Response = Reply, Error = GatewayError> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = GatewayError;
+    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, GatewayError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted<B>) -> Self::Future {
+        let (inner, limits) = (self.inner.clone(), self.limits);
+        Box::pin(async move {
+            let journey = admitted.visit.journey.clone();
+            let call = read(admitted, limits).await?;
+            let reply = inner.oneshot(call).await?;
+            // Set once, here, where an answer of Twilio's is certain.
+            let _ = journey.outcome.set(reply.outcome);
+            Ok(write(reply))
+        })
+    }
+}
+
+async fn read<B>(admitted: Admitted<B>, limits: Limits) -> Result<Call, GatewayError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Admitted { visit: Visit { request, received, journey }, operation, team } = admitted;
+    let (head, body) = request.into_parts();
+    let parameters = Parameters::parse(head.uri.query().unwrap_or_default())
+        .map_err(|error| GatewayError::new(Reason::BadRequest, error.to_string()))?;
+    if operation == Operation::Page && !parameters.has_page_token() {
+        return Err(GatewayError::new(
+            Reason::InvalidQuery,
+            "pageToken is required: POST a query first, then GET with the nextToken of its answer",
+        ));
+    }
+    let wishes = Wishes::read(&head.headers);
+    let body = match operation {
+        Operation::Query => canonical(&collect(body, limits).await?)?,
+        _ => Bytes::new(),
+    };
+    let patience = wishes.wait.map_or(limits.deadline, |wait| wait.min(limits.deadline));
+    Ok(Call {
+        key: Key::new(&team.account.sid, operation, parameters.as_str(), &body),
+        operation,
+        team,
+        parameters: parameters.as_str().into(),
+        body,
+        wishes,
+        received,
+        deadline: received + patience,
+        interest: Interest::of_clients(),
+        journey,
+    })
+}
+
+async fn collect<B>(body: B, limits: Limits) -> Result<Bytes, GatewayError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let too_large = || {
+        let message = format!("the request body is larger than {} bytes; ask for less at once", limits.max_body);
+        GatewayError::new(Reason::BodyTooLarge, message)
+    };
+    if body.size_hint().lower() > limits.max_body {
+        return Err(too_large());
+    }
+    let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
+    match tokio::time::timeout(limits.body_timeout, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(GatewayError::new(Reason::BadRequest, "the request body ended before it was complete")),
+        Err(_) => Err(GatewayError::new(
+            Reason::ClientTimeout,
+            format!("the request body took longer than {} s", limits.body_timeout.as_secs()),
+        )),
+    }
+}
+
+fn canonical(body: &[u8]) -> Result<Bytes, GatewayError> {
+    CanonicalQuery::parse(body).map(CanonicalQuery::into_bytes).map_err(|error| {
+        let reason = match error {
+            QueryError::Json(_) => Reason::InvalidJson,
+            QueryError::NotAnObject | QueryError::NoQuery | QueryError::QueryNotAnObject => Reason::InvalidQuery,
+        };
+        GatewayError::new(reason, error.to_string())
+    })
+}
+
+fn write(reply: Reply) -> Response<Full<Bytes>> {
+    const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
+    let Reply { page, cache_status, age, not_modified, .. } = reply;
+    let body = if not_modified { Bytes::new() } else { page.body.clone() };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = if not_modified { StatusCode::NOT_MODIFIED } else { page.status };
+    let headers = response.headers_mut();
+    headers.reserve(12);
+    for (name, value) in &page.headers {
+        headers.insert(name.clone(), value.clone());
+    }
+    if not_modified {
+        headers.remove(header::CONTENT_TYPE);
+    }
+    headers.insert(CACHE_STATUS, cache_status);
+    if let Some(etag) = &page.etag {
+        headers.insert(header::ETAG, etag.clone());
+    }
+    if let Some(age) = age {
+        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+    }
+    let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    if wants_retry_after && !headers.contains_key(header::RETRY_AFTER) {
+        // Twilio documents only the reset of its own window, which Retry-After clients do not know.
+        let reset = headers.get("x-ratelimit-reset").cloned();
+        headers.insert(header::RETRY_AFTER, reset.unwrap_or_else(|| HeaderValue::from_static("1")));
+    }
+    response
+}

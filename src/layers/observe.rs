@@ -1,0 +1,240 @@
+//! The outermost layer: sees every request and its final status, and says so.
+//!
+//! A request id in and out, the headers that every answer has, one access line, the metrics, and a guard that
+//! notices a client that leaves before its answer. It decides nothing.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+use http_body_util::Full;
+use tower::{Layer, Service};
+
+use crate::metrics::{Metrics, NO_OPERATION, Name, OutcomeLabels, RequestLabels, Word};
+use crate::model::clock::{Clock, Instant};
+use crate::model::journey::Journey;
+use crate::model::outcome::Outcome;
+use crate::model::visit::Visit;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// The status of a request whose client left, as nginx writes it: no client ever sees it.
+const CLIENT_LEFT: u16 = 499;
+
+/// Which requests get a line in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct AccessLog {
+    /// Any at all.
+    pub enabled: bool,
+    /// Share of hits, 0 to 1.
+    pub hits: f64,
+    /// Slower ones always, as warnings.
+    pub slow: Duration,
+}
+
+/// Makes [`Observe`] services.
+#[derive(Debug, Clone)]
+pub struct ObserveLayer {
+    metrics: Arc<Metrics>,
+    log: AccessLog,
+    clock: Clock,
+}
+
+impl ObserveLayer {
+    /// Counts in `metrics` and logs as `log` has it.
+    pub fn new(metrics: Arc<Metrics>, log: AccessLog, clock: Clock) -> Self {
+        Self { metrics, log, clock }
+    }
+}
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, layer: Arc::new(self.clone()) }
+    }
+}
+
+/// Watches. See the module.
+#[derive(Debug, Clone)]
+pub struct Observe<S> {
+    inner: S,
+    layer: Arc<ObserveLayer>,
+}
+
+impl<S, B> Service<Request<B>> for Observe<S>
+where
+    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let received = self.layer.clock.now();
+        let request_id = request_id(&request);
+        let journey = Arc::new(Journey::default());
+        let mut watch = Watch {
+            layer: Arc::clone(&self.layer),
+            received,
+            request_id: request_id.clone(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            journey: Arc::clone(&journey),
+            ended: None,
+        };
+        let answer = self.inner.call(Visit { request, received, journey });
+        Box::pin(async move {
+            let mut response = answer.await?;
+            let headers = response.headers_mut();
+            headers.insert(REQUEST_ID, request_id);
+            if let Some((policy, limit)) = watch.journey.rate_limit.get() {
+                headers.insert(RATE_LIMIT_POLICY, policy.clone());
+                headers.insert(RATE_LIMIT, limit.clone());
+            }
+            watch.end(&response);
+            Ok(response)
+        })
+    }
+}
+
+/// Writes the line and counts when it is dropped: after the answer, or when the client left.
+struct Watch {
+    layer: Arc<ObserveLayer>,
+    received: Instant,
+    request_id: HeaderValue,
+    method: Method,
+    uri: Uri,
+    journey: Arc<Journey>,
+    ended: Option<(StatusCode, u64)>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let took = self.layer.clock.now() - self.received;
+        let (status, bytes) = self.ended.map_or((CLIENT_LEFT, 0), |(status, bytes)| (status.as_u16(), bytes));
+        let outcome = self.journey.outcome.get().copied().filter(|_| self.ended.is_some()).unwrap_or(Outcome::Failed);
+        self.count(outcome, status, took);
+        let AccessLog { enabled, hits, slow } = self.layer.log;
+        let is_slow = took >= slow;
+        let sampled = outcome != Outcome::Hit || hits >= 1.0 || fastrand::f64() < hits;
+        if enabled && (is_slow || sampled) {
+            self.log(outcome, status, bytes, took, is_slow);
+        }
+    }
+}
+
+impl Watch {
+    fn end(&mut self, response: &Response<Full<Bytes>>) {
+        self.ended = Some((response.status(), response.body().size_hint().exact().unwrap_or_default()));
+    }
+
+    fn count(&self, outcome: Outcome, status: u16, took: Duration) {
+        let operation = self.journey.operation.get().map_or(NO_OPERATION, |operation| Word::from(*operation));
+        let team = Name(self.journey.team.get().map_or_else(|| "".into(), |team| Arc::clone(&team.name)));
+        let outcome = Word::from(outcome);
+        let metrics = &self.layer.metrics;
+        metrics.requests.get_or_create(&RequestLabels { team, operation, outcome, status }).inc();
+        metrics.request_duration.get_or_create(&OutcomeLabels { operation, outcome }).observe(took.as_secs_f64());
+    }
+
+    fn log(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration, is_slow: bool) {
+        let team = self.journey.team.get();
+        let reason = match self.journey.reason.get() {
+            Some(reason) => reason.as_str(),
+            None if status == CLIENT_LEFT => "client_left",
+            None => "",
+        };
+        macro_rules! line {
+            ($level:expr) => {
+                tracing::event!(
+                    target: "insights_gateway::access",
+                    $level,
+                    request_id = self.request_id.to_str().unwrap_or_default(),
+                    team = team.map_or("", |team| &*team.name),
+                    account = team.map_or("", |team| &*team.account.name),
+                    operation = self.journey.operation.get().map_or("none", |operation| operation.as_str()),
+                    method = self.method.as_str(),
+                    path = self.uri.path(),
+                    status,
+                    outcome = outcome.as_str(),
+                    reason,
+                    bytes,
+                    duration_ms = millis(took),
+                    wait_ms = millis(self.journey.wait()),
+                    upstream_ms = millis(self.journey.upstream()),
+                    attempts = self.journey.attempts(),
+                )
+            };
+        }
+        if is_slow { line!(tracing::Level::WARN) } else { line!(tracing::Level::INFO) }
+    }
+}
+
+/// Milliseconds with microseconds behind the point.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The client's own id if it is well formed, else a new one.
+fn request_id<B>(request: &Request<B>) -> HeaderValue {
+    let well_formed = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=128).contains(&bytes.len())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
+    };
+    request.headers().get(REQUEST_ID).filter(well_formed).cloned().unwrap_or_else(new_request_id)
+}
+
+/// 32 hexadecimal digits: unique within the process by a counter, between processes by chance. No secret.
+fn new_request_id() -> HeaderValue {
+    static PROCESS: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| fastrand::u64(..));
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let halves = [*PROCESS, COUNTER.fetch_add(1, Ordering::Relaxed)];
+    let mut digits = [0u8; 32];
+    for (i, digit) in digits.iter_mut().enumerate() {
+        let half = halves[i / 16];
+        *digit = HEX[(half >> (60 - 4 * (i % 16)) & 15) as usize];
+    }
+    HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn keeps_a_well_formed_id_and_replaces_others() {
+        let id = |value: &[u8]| {
+            let request = Request::builder().header(REQUEST_ID, value).body(()).unwrap();
+            request_id(&request)
+        };
+        assert_eq!(id(b"abc-123_x.y:z"), "abc-123_x.y:z");
+        for bad in [&b""[..], b"a b", b"a\"b", b"\xff", &[b'a'; 129]] {
+            assert_ne!(id(bad).as_bytes(), bad);
+        }
+    }
+
+    #[test]
+    fn new_ids_differ() {
+        let ids: HashSet<_> = (0..1000).map(|_| new_request_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 32));
+    }
+}

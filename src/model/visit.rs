@@ -1,0 +1,32 @@
+//! A request at the edge, still HTTP, with what is known of it from the first moment on.
+
+use std::sync::Arc;
+
+use http::Request;
+
+use super::clock::Instant;
+use super::journey::Journey;
+use super::operation::Operation;
+use super::tenancy::Team;
+
+/// A request that has arrived. `B` is its body, not read yet.
+#[derive(Debug)]
+pub struct Visit<B> {
+    /// The request.
+    pub request: Request<B>,
+    /// When its head was complete.
+    pub received: Instant,
+    /// What happens to it.
+    pub journey: Arc<Journey>,
+}
+
+/// A visit that may go on: routed, its caller known.
+#[derive(Debug)]
+pub struct Admitted<B> {
+    /// The request.
+    pub visit: Visit<B>,
+    /// What it asks for.
+    pub operation: Operation,
+    /// Who asks.
+    pub team: Arc<Team>,
+}
