@@ -10,3 +10,7 @@ pub mod metrics;
 pub mod config;
 
 pub mod layers;
+
+pub mod stack;
+
+pub mod server;

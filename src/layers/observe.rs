@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,9 +19,9 @@ use crate::metrics::{Metrics, NO_OPERATION, Name, OutcomeLabels, RequestLabels, 
 use crate::model::clock::{Clock, Instant};
 use crate::model::journey::Journey;
 use crate::model::outcome::Outcome;
+use crate::model::request_id::{self, REQUEST_ID};
 use crate::model::visit::Visit;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
@@ -85,7 +84,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let received = self.layer.clock.now();
-        let request_id = request_id(&request);
+        let request_id = request_id::of(request.headers());
         let journey = Arc::new(Journey::default());
         let mut watch = Watch {
             layer: Arc::clone(&self.layer),
@@ -187,54 +186,4 @@ impl Watch {
 /// Milliseconds with microseconds behind the point.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// The client's own id if it is well formed, else a new one.
-fn request_id<B>(request: &Request<B>) -> HeaderValue {
-    let well_formed = |id: &&HeaderValue| {
-        let bytes = id.as_bytes();
-        (1..=128).contains(&bytes.len())
-            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
-    };
-    request.headers().get(REQUEST_ID).filter(well_formed).cloned().unwrap_or_else(new_request_id)
-}
-
-/// 32 hexadecimal digits: unique within the process by a counter, between processes by chance. No secret.
-fn new_request_id() -> HeaderValue {
-    static PROCESS: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| fastrand::u64(..));
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let halves = [*PROCESS, COUNTER.fetch_add(1, Ordering::Relaxed)];
-    let mut digits = [0u8; 32];
-    for (i, digit) in digits.iter_mut().enumerate() {
-        let half = halves[i / 16];
-        *digit = HEX[(half >> (60 - 4 * (i % 16)) & 15) as usize];
-    }
-    HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn keeps_a_well_formed_id_and_replaces_others() {
-        let id = |value: &[u8]| {
-            let request = Request::builder().header(REQUEST_ID, value).body(()).unwrap();
-            request_id(&request)
-        };
-        assert_eq!(id(b"abc-123_x.y:z"), "abc-123_x.y:z");
-        for bad in [&b""[..], b"a b", b"a\"b", b"\xff", &[b'a'; 129]] {
-            assert_ne!(id(bad).as_bytes(), bad);
-        }
-    }
-
-    #[test]
-    fn new_ids_differ() {
-        let ids: HashSet<_> = (0..1000).map(|_| new_request_id()).collect();
-        assert_eq!(ids.len(), 1000);
-        assert!(ids.iter().all(|id| id.len() == 32));
-    }
 }

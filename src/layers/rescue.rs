@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Response, header};
 use http_body_util::Full;
-use serde::Serialize;
 use tower::{Layer, Service};
 
 use crate::model::error::{GatewayError, Reason};
@@ -72,14 +71,9 @@ fn respond(error: &GatewayError, journey: &Journey) -> Response<Full<Bytes>> {
     if let Some(cause) = std::error::Error::source(error) {
         tracing::debug!(reason = reason.as_str(), cause = chain(cause), "{error}");
     }
-    respond_without_journey(error)
-}
-
-/// The answer to a request that never was one: its head could not be read.
-pub fn respond_without_journey(error: &GatewayError) -> Response<Full<Bytes>> {
     const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
     let reason = error.reason();
-    let mut response = Response::new(Full::new(body(error)));
+    let mut response = Response::new(Full::new(error.to_body()));
     *response.status_mut() = reason.status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -107,36 +101,7 @@ pub fn respond_without_journey(error: &GatewayError) -> Response<Full<Bytes>> {
     response
 }
 
-/// Twilio's error object, as the OpenAPI document of Insights v3 has it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ErrorBody<'a> {
-    code: u32,
-    message: &'a str,
-    http_status_code: u16,
-    user_error: bool,
-    params: Params,
-}
-
-#[derive(Serialize)]
-struct Params {
-    source: &'static str,
-    reason: &'static str,
-}
-
-fn body(error: &GatewayError) -> Bytes {
-    let reason = error.reason();
-    let body = ErrorBody {
-        code: reason.code(),
-        message: error.message(),
-        http_status_code: reason.status().as_u16(),
-        user_error: reason.is_callers(),
-        params: Params { source: "gateway", reason: reason.as_str() },
-    };
-    // Strings and numbers always serialise.
-    serde_json::to_vec(&body).unwrap_or_default().into()
-}
-
+/// An error and all that caused it, in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")

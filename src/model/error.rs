@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
+use serde::Serialize;
 
 use super::outcome::Outcome;
 
@@ -259,6 +261,38 @@ impl GatewayError {
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
+}
+
+impl GatewayError {
+    /// The error in Twilio's shape (the `Error` schema of Insights v3), so that Twilio's SDKs parse it; its
+    /// `params` say that the gateway made it, and why.
+    pub fn to_body(&self) -> Bytes {
+        let body = ErrorBody {
+            code: self.reason.code(),
+            message: &self.message,
+            http_status_code: self.reason.status().as_u16(),
+            user_error: self.reason.is_callers(),
+            params: Params { source: "gateway", reason: self.reason.as_str() },
+        };
+        // Strings and numbers always serialise.
+        serde_json::to_vec(&body).unwrap_or_default().into()
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorBody<'a> {
+    code: u32,
+    message: &'a str,
+    http_status_code: u16,
+    user_error: bool,
+    params: Params,
+}
+
+#[derive(Serialize)]
+struct Params {
+    source: &'static str,
+    reason: &'static str,
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod operation;
 pub mod outcome;
 pub mod parameters;
 pub mod query;
+pub mod request_id;
 pub mod tenancy;
 pub mod units;
 pub mod visit;

@@ -181,6 +181,11 @@ impl AccountBudget {
         }
     }
 
+    /// The account's rate.
+    pub fn rate(&self) -> Option<Rate> {
+        self.0.lock().limits.rate
+    }
+
     /// What a caller without a rate of its own has left.
     pub fn allowance(&self) -> Option<Allowance> {
         let now = self.0.clock.now();

@@ -20,7 +20,7 @@ use futures_util::future::{BoxFuture, Either, Ready, ready};
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
-use self::flight::{Flights, Joined, Landed, Takeoff};
+use self::flight::{Joined, Landed, Takeoff};
 use self::note::Forward;
 use self::store::Entry;
 pub use self::store::{EntryView, Purge, Store};
@@ -65,11 +65,10 @@ impl Policy {
     }
 }
 
-/// Makes [`Caching`] services, which share one store and one table of flights.
+/// Makes [`Caching`] services, which share one store.
 #[derive(Debug, Clone)]
 pub struct CacheLayer {
     store: Store,
-    flights: Flights,
     policy: Policy,
     clock: Clock,
 }
@@ -77,7 +76,7 @@ pub struct CacheLayer {
 impl CacheLayer {
     /// Keeps pages in `store` as `policy` has it.
     pub fn new(store: Store, policy: Policy, clock: Clock) -> Self {
-        Self { store, flights: Flights::default(), policy, clock }
+        Self { store, policy, clock }
     }
 }
 
@@ -143,7 +142,7 @@ where
     /// Lets one refresh run behind an answer.
     fn refresh(&self, call: Call) {
         let deadline = self.layer.clock.now() + self.layer.policy.refresh_deadline;
-        self.layer.flights.refresh(call.key, |takeoff, interest| {
+        self.layer.store.flights.refresh(call.key, |takeoff, interest| {
             let call = Call { deadline, journey: Arc::default(), ..call };
             self.begin(call, takeoff, interest);
         });
@@ -162,7 +161,7 @@ where
             // Fetched after this call had arrived: newer than even a forced refresh asks for.
             let arrived_meanwhile = || self.layer.store.get(&call.key).filter(|e| e.stored >= call.received);
             let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest);
-            let mut joined = match self.layer.flights.join(call.key, arrived_meanwhile, begin) {
+            let mut joined = match self.layer.store.flights.join(call.key, arrived_meanwhile, begin) {
                 Ok(joined) => joined,
                 Err(arrived) => {
                     return Ok(serve(&arrived, Some(Outcome::Collapsed), &call.wishes, self.layer.clock.now()));

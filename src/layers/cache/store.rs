@@ -13,6 +13,7 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use super::flight::Flights;
 use crate::metrics::{CauseLabels, Metrics, Word};
 use crate::model::call::Page;
 use crate::model::clock::Instant;
@@ -101,10 +102,12 @@ pub struct EntryView {
     pub bytes: u64,
 }
 
-/// The store. Cheap to clone; all clones are one. It outlives reloads.
+/// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
     pages: Cache<Key, Arc<Entry>>,
+    pub(super) flights: Flights,
+    capacity: u64,
 }
 
 impl Store {
@@ -126,7 +129,7 @@ impl Store {
                 evictions.get_or_create(&CauseLabels { cause: Word(cause) }).inc();
             })
             .build();
-        Self { pages }
+        Self { pages, flights: Flights::default(), capacity }
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
@@ -135,6 +138,11 @@ impl Store {
 
     pub(super) fn insert(&self, key: Key, entry: Entry) {
         self.pages.insert(key, Arc::new(entry));
+    }
+
+    /// Bytes that it may hold.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
     }
 
     /// Drops pages; says how many.

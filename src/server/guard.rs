@@ -1,0 +1,266 @@
+//! A connection's manners: heads arrive in time, idle connections end, and what hyper refuses by itself is
+//! said in Twilio's shape.
+//!
+//! hyper answers a head that it cannot parse with an empty body, and closes a connection whose head is late
+//! without a word. Both happen below any service, so they are mended here, on the bytes. hyper's own header
+//! timeout is not used: it also ends idle connections, and costs a timer a request where this costs one a
+//! connection.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::model::error::{GatewayError, Reason};
+use crate::model::request_id;
+
+/// How long a kept-alive connection may say nothing. As nginx has it.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// The requests that a connection is busy with.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    /// One more, until the answer's body has gone out.
+    pub(super) fn begin(&self) -> BusyGuard {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        BusyGuard(self.clone())
+    }
+
+    fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct BusyGuard(Busy);
+
+impl Drop for BusyGuard {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer's body, which keeps its connection busy until it is sent.
+#[derive(Debug)]
+pub(super) struct Held<B> {
+    pub(super) body: B,
+    pub(super) _busy: BusyGuard,
+}
+
+impl<B: Body + Unpin> Body for Held<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing of a next request has come.
+    Idle(Instant),
+    /// A head has begun.
+    Head(Instant),
+    /// A request is being served.
+    Serving,
+}
+
+/// The bytes of a connection. See the module.
+pub(super) struct Guarded<T> {
+    io: T,
+    busy: Busy,
+    phase: Phase,
+    header_timeout: Duration,
+    alarm: Pin<Box<Sleep>>,
+    http2: bool,
+    fresh: bool,
+    /// What is written in place of hyper's own words, and how many of those it stands for.
+    instead: Option<(Bytes, usize)>,
+}
+
+impl<T> Guarded<T> {
+    pub(super) fn new(io: T, busy: Busy, header_timeout: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            io,
+            busy,
+            // A connection that was opened and says nothing is a head that is late.
+            phase: Phase::Head(now),
+            header_timeout,
+            alarm: Box::pin(tokio::time::sleep_until(now + header_timeout)),
+            http2: false,
+            fresh: true,
+            instead: None,
+        }
+    }
+
+    fn received(&mut self, bytes: &[u8]) {
+        if std::mem::take(&mut self.fresh) {
+            self.http2 = bytes.starts_with(b"PRI ");
+        }
+        if let (false, Phase::Idle(_) | Phase::Serving) = (self.busy.is(), self.phase) {
+            self.phase = if self.http2 { Phase::Idle(Instant::now()) } else { Phase::Head(Instant::now()) };
+        }
+    }
+
+    /// Ends when the connection has been silent for too long.
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.busy.is() {
+            self.phase = Phase::Serving;
+            return Poll::Pending;
+        }
+        loop {
+            let now = Instant::now();
+            if self.phase == Phase::Serving || (self.http2 && matches!(self.phase, Phase::Head(_))) {
+                self.phase = Phase::Idle(now);
+            }
+            let deadline = match self.phase {
+                Phase::Head(since) => since + self.header_timeout,
+                Phase::Idle(since) => since + IDLE,
+                Phase::Serving => return Poll::Pending,
+            };
+            if now >= deadline {
+                return Poll::Ready(());
+            }
+            // A head may begin while the alarm is set for idleness, so it never sleeps longer than a head may.
+            let wake = deadline.min(now + self.header_timeout);
+            if self.alarm.is_elapsed() || self.alarm.deadline() > wake {
+                self.alarm.as_mut().reset(wake);
+            }
+            ready!(self.alarm.as_mut().poll(context));
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        match Pin::new(&mut this.io).poll_read(context, buffer) {
+            Poll::Ready(result) => {
+                if buffer.filled().len() > before {
+                    this.received(&buffer.filled()[before..]);
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                ready!(this.poll_late(context));
+                if let (Phase::Head(_), false, false) = (this.phase, this.http2, this.fresh) {
+                    let late = answer(Reason::ClientTimeout, "the request's head took too long");
+                    // Said if it can be: the connection ends either way.
+                    let _ = Pin::new(&mut this.io).poll_write(context, &late);
+                }
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Guarded<T> {
+    /// Writes our own answer where `words` is one that hyper made up.
+    fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
+        if self.instead.is_none() && !self.http2 && words.starts_with(b"HTTP/1.1 4") {
+            self.instead = replacement(words).map(|bytes| (bytes, all));
+        }
+        let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(None) };
+        while bytes.has_remaining() {
+            match ready!(Pin::new(&mut self.io).poll_write(context, bytes)) {
+                Ok(0) => return Poll::Ready(Some(Err(io::ErrorKind::WriteZero.into()))),
+                Ok(n) => bytes.advance(n),
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        let written = *stands_for;
+        self.instead = None;
+        Poll::Ready(Some(Ok(written)))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(result) = ready!(self.poll_instead(context, bytes, bytes.len())) {
+            return Poll::Ready(result);
+        }
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let first = slices.first().map_or(&[][..], |slice| slice);
+        let all = slices.iter().map(|slice| slice.len()).sum();
+        if let Some(result) = ready!(self.poll_instead(context, first, all)) {
+            return Poll::Ready(result);
+        }
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// Our own answer for one of hyper's. Every answer of ours has a request id; hyper's have none.
+fn replacement(head: &[u8]) -> Option<Bytes> {
+    let text = std::str::from_utf8(head).ok()?;
+    if text.contains("\r\nx-request-id: ") {
+        return None;
+    }
+    match text.get(9..12)? {
+        "400" => Some(answer(Reason::BadRequest, "the request's head is malformed or its framing ambiguous")),
+        "431" | "414" => Some(answer(Reason::HeadersTooLarge, "the request's head is too large")),
+        _ => None,
+    }
+}
+
+/// A whole HTTP/1.1 answer that ends the connection.
+fn answer(reason: Reason, message: &str) -> Bytes {
+    let body = GatewayError::new(reason, message).to_body();
+    let id = request_id::fresh();
+    let mut answer = format!(
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncache-status: insights-gateway; detail={}\r\n\
+         x-request-id: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        reason.status(),
+        reason.outcome().as_str(),
+        id.to_str().unwrap_or_default(),
+        body.len()
+    )
+    .into_bytes();
+    answer.extend_from_slice(&body);
+    answer.into()
+}

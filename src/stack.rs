@@ -1,0 +1,203 @@
+//! THE journey of a request, in one screen.
+//!
+//! Outside it is HTTP; between [`interpret`](crate::layers::interpret) and Twilio it is a
+//! [`Call`](crate::model::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
+
+use std::sync::Arc;
+
+use tower::ServiceBuilder;
+
+use crate::config::Config;
+use crate::layers::admit::{self, Admit, AdmitLayer, Guest, Guests, TeamRates};
+use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
+use crate::layers::cache::{self, CacheLayer, Caching, Store};
+use crate::layers::credential::{Credential, CredentialLayer, Credentials, Rejections};
+use crate::layers::interpret::{self, Interpret, InterpretLayer};
+use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
+use crate::layers::rescue::{Rescue, RescueLayer};
+use crate::layers::retry::{self, Retry, RetryLayer};
+use crate::layers::shed::{Shed, ShedLayer};
+use crate::layers::upstream::{Target, TrustError, Upstream};
+use crate::metrics::Metrics;
+use crate::model::backoff::Backoff;
+use crate::model::clock::Clock;
+use crate::model::operation::OperationSet;
+use crate::model::tenancy::{Account, Team};
+
+/// The journey as a type: each layer around the next.
+pub type Journey = Observe<Rescue<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>;
+
+/// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
+/// The admin plane reads these.
+#[derive(Clone)]
+pub struct Lasting {
+    /// The clock that every room shares.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Pages.
+    pub store: Store,
+    /// The accounts' budgets.
+    pub budgets: Budgets,
+    /// Accounts whose credentials Twilio rejects.
+    pub rejections: Rejections,
+    /// The teams' request rates.
+    pub team_rates: TeamRates,
+    /// Requests at once.
+    pub shed: ShedLayer,
+}
+
+impl Lasting {
+    /// Empty, with the capacities of `config`.
+    pub fn new(config: &Config) -> Self {
+        let metrics = Metrics::new();
+        Self {
+            clock: Clock::new(),
+            store: Store::new(config.cache.capacity, &metrics),
+            metrics,
+            budgets: Budgets::default(),
+            rejections: Rejections::default(),
+            team_rates: TeamRates::default(),
+            shed: ShedLayer::new(config.server.max_connections as usize),
+        }
+    }
+}
+
+/// Builds the journey that `config` describes, around what lasts.
+///
+/// # Errors
+///
+/// When an extra trust root cannot be used.
+pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
+    let Lasting { clock, metrics, store, budgets, rejections, team_rates, shed } = lasting.clone();
+    let accounts = accounts(config);
+    set_budgets(config, &accounts, &budgets, clock);
+    let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
+
+    Ok(ServiceBuilder::new()
+        // Outermost, so that it sees the final status of everything, even of a client that leaves.
+        .layer(ObserveLayer::new(Arc::clone(&metrics), access_log(config), clock))
+        // The only place where an error becomes a status.
+        .layer(RescueLayer)
+        // Before anything that costs: beyond so many at once, refuse.
+        .layer(shed)
+        // Route, caller, permission and request rate, from the head alone: before a body is read.
+        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, allowance(&budgets), clock))
+        // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
+        .layer(InterpretLayer::new(limits(config)))
+        // Hits end here. Misses become one flight each.
+        .layer(CacheLayer::new(store, cache_policy(config), clock))
+        // Inside the cache, so that all who wait for a flight share its tries.
+        .layer(RetryLayer::new(retry_policy(config), Arc::clone(&metrics), clock))
+        // Inside retry, so that every attempt pays.
+        .layer(BudgetLayer::new(budgets, metrics, clock))
+        // Innermost: nothing above ever holds a secret.
+        .layer(CredentialLayer::new(credentials(config, &accounts), rejections, clock))
+        .service(upstream))
+}
+
+fn accounts(config: &Config) -> Vec<Arc<Account>> {
+    let account = |a: &crate::config::Account| Account { name: a.name.as_str().into(), sid: a.account_sid.clone() };
+    config.accounts.iter().map(account).map(Arc::new).collect()
+}
+
+fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
+    if config.teams.is_empty() {
+        // The configuration has an account, and without teams exactly one.
+        let local = accounts.first().map(|account| Team {
+            name: "local".into(),
+            account: Arc::clone(account),
+            operations: OperationSet::standard(),
+            weight: 1,
+        });
+        let Some(team) = local.map(Arc::new) else { return Guests::Teams(Vec::new()) };
+        let guest = Guest { team, token_sha256: Vec::new(), requests: None, restricted: false };
+        let names = [config.server.public_url.as_ref(), Some(&config.upstream.url)];
+        let names = names.into_iter().flatten().filter_map(|url| url.host().map(str::to_owned)).collect();
+        return Guests::Everybody(guest, (!config.server.open).then_some(names));
+    }
+    let guest = |team: &crate::config::Team| {
+        let account = accounts.iter().find(|account| *account.name == *team.account)?;
+        Some(Guest {
+            team: Arc::new(Team {
+                name: team.name.as_str().into(),
+                account: Arc::clone(account),
+                operations: team.operations,
+                weight: team.weight,
+            }),
+            token_sha256: team.token_sha256.clone(),
+            requests: team.requests,
+            restricted: team.policy != crate::config::Policy::default(),
+        })
+    };
+    Guests::Teams(config.teams.iter().filter_map(guest).collect())
+}
+
+fn allowance(budgets: &Budgets) -> admit::AccountAllowance {
+    let budgets = budgets.clone();
+    Arc::new(move |account| {
+        let budget = budgets.get(&account.name)?;
+        Some((budget.rate()?, budget.allowance()?))
+    })
+}
+
+fn set_budgets(config: &Config, accounts: &[Arc<Account>], budgets: &Budgets, clock: Clock) {
+    for (account, settings) in accounts.iter().zip(&config.accounts) {
+        let limits = budget::Limits {
+            rate: settings.rate,
+            burst: settings.burst,
+            concurrency: settings.concurrency,
+            queue: settings.queue,
+            max_pause: config.retry.max_pause,
+            backoff: backoff(config),
+        };
+        budgets.set(&account.name, limits, clock);
+    }
+}
+
+fn credentials(config: &Config, accounts: &[Arc<Account>]) -> Credentials {
+    let mut credentials = Credentials::default();
+    for (account, settings) in accounts.iter().zip(&config.accounts) {
+        credentials.insert(Arc::clone(&account.name), &settings.username, &settings.secret);
+    }
+    credentials
+}
+
+fn access_log(config: &Config) -> AccessLog {
+    AccessLog { enabled: config.log.access, hits: config.log.hits, slow: config.log.slow }
+}
+
+fn limits(config: &Config) -> interpret::Limits {
+    interpret::Limits {
+        max_body: config.server.max_body,
+        body_timeout: config.server.body_timeout,
+        deadline: config.upstream.deadline,
+    }
+}
+
+fn cache_policy(config: &Config) -> cache::Policy {
+    cache::Policy {
+        metadata: config.cache.metadata,
+        query: config.cache.query,
+        errors: config.cache.errors,
+        refresh_deadline: config.upstream.deadline,
+    }
+}
+
+fn backoff(config: &Config) -> Backoff {
+    Backoff { base: config.retry.base, max: config.retry.max }
+}
+
+fn retry_policy(config: &Config) -> retry::Policy {
+    retry::Policy { attempts: config.retry.attempts, backoff: backoff(config), budget: config.retry.budget }
+}
+
+fn target(config: &Config) -> Target {
+    Target {
+        url: config.upstream.url.clone(),
+        connect_timeout: config.upstream.connect_timeout,
+        attempt_timeout: config.upstream.attempt_timeout,
+        max_response: config.upstream.max_response,
+        ca_file: config.upstream.ca_file.clone(),
+    }
+}
