@@ -4,286 +4,53 @@
 //! [`load`] reads them all, checks them all and reports every fault at once; nothing below this room
 //! ever sees a raw string that still has to be parsed.
 //!
+//! The way of a value, file by file:
+//!
+//! | file | what happens there |
+//! | --- | --- |
+//! | `sources` | where values may come from; the only reading of the process environment |
+//! | `document` | file, environment and flags become one tree, each value with its place |
+//! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
+//! | `secret` | secrets, wherever they are kept, and files that must be readable |
+//! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
+//! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
+//! | `fault` | all that is wrong, in file order, each with a place and a next step |
+//! | `show` | the effective configuration as TOML, without its secrets |
+//!
 //! This room does not watch files, open ports or talk to anybody.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+mod checks;
+mod document;
+mod fault;
+mod reader;
+mod secret;
+mod sections;
+mod settings;
+mod show;
+mod sources;
 
-use http::Uri;
-use secrecy::SecretString;
+#[cfg(test)]
+mod tests;
 
-use crate::model::freshness::Lifetimes;
-use crate::model::operation::OperationSet;
-use crate::model::units::Rate;
+pub use fault::Faults;
+pub use secret::{CredentialSource, SecretSource};
+pub use sections::check_team_name;
+pub use settings::{
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+};
+pub use sources::{PREFIX, Sources};
 
-/// Everything the gateway is told, checked.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The data plane's listeners and limits.
-    pub server: Server,
-    /// The admin plane.
-    pub admin: Admin,
-    /// Where answers come from.
-    pub upstream: Upstream,
-    /// Twilio accounts; at least one.
-    pub accounts: Vec<Account>,
-    /// Callers; empty means that everybody who can reach the listener is the team `local`.
-    pub teams: Vec<Team>,
-    /// Page cache.
-    pub cache: Cache,
-    /// Retries.
-    pub retry: Retry,
-    /// Circuit breaker.
-    pub circuit: Circuit,
-    /// Logs.
-    pub log: Log,
-    /// Traces.
-    pub telemetry: Telemetry,
-    /// Things that work but deserve a word at start, such as a secret written literally.
-    pub warnings: Vec<String>,
-    /// The configuration file and the secret files, whose change asks for a reload.
-    pub watched: Vec<PathBuf>,
-}
-
-/// `[server]`
-#[derive(Debug, Clone)]
-pub struct Server {
-    /// Addresses of the data plane.
-    pub listen: Vec<Listen>,
-    /// Anyone who reaches the port may use the account.
-    pub open: bool,
-    /// How long in-flight requests may take after SIGTERM.
-    pub drain: Duration,
-    /// Largest request body in bytes.
-    pub max_body: u64,
-    /// Connections at once, over all listeners.
-    pub max_connections: u32,
-    /// For a whole request head.
-    pub header_timeout: Duration,
-    /// For a whole request body.
-    pub body_timeout: Duration,
-    /// The gateway's own address, as clients see it; without it the request's `Host` is used.
-    pub public_url: Option<Uri>,
-    /// TLS for the TCP listeners.
-    pub tls: Option<Tls>,
-}
-
-/// One entry of `server.listen`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    /// A TCP address.
-    Tcp(SocketAddr),
-    /// `unix:/path/to.sock`
-    Unix(PathBuf),
-}
-
-/// `server.tls`
-#[derive(Debug, Clone)]
-pub struct Tls {
-    /// PEM chain.
-    pub cert: PathBuf,
-    /// PEM key.
-    pub key: PathBuf,
-    /// PEM roots that client certificates must chain to.
-    pub client_ca: Option<PathBuf>,
-}
-
-/// `[admin]`
-#[derive(Debug, Clone)]
-pub struct Admin {
-    /// Address of the admin plane.
-    pub listen: SocketAddr,
-    /// SHA-256 of the token that all but `/livez` and `/readyz` want.
-    pub token_sha256: Option<[u8; 32]>,
-    /// May the admin plane show query texts.
-    pub show_queries: bool,
-}
-
-/// `[upstream]`
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    /// Scheme, host and port of Twilio, the simulator or a test server. No path.
-    pub url: Uri,
-    /// For DNS, TCP and TLS together.
-    pub connect_timeout: Duration,
-    /// For one try.
-    pub attempt_timeout: Duration,
-    /// For a whole request, waits and retries included.
-    pub deadline: Duration,
-    /// Largest answer in bytes.
-    pub max_response: u64,
-    /// An extra trust root, PEM.
-    pub ca_file: Option<PathBuf>,
-}
-
-/// `[accounts.NAME]`
-#[derive(Debug, Clone)]
-pub struct Account {
-    /// The name in the configuration, used in logs, metrics and keys.
-    pub name: String,
-    /// `AC…`
-    pub account_sid: String,
-    /// Basic user: an API key's SID, or the account's own.
-    pub username: String,
-    /// Basic password: the key's secret, or the auth token.
-    pub secret: SecretString,
-    /// Upstream token bucket; `None` is without limit (`"0/s"`).
-    pub rate: Option<Rate>,
-    /// Tokens that may be spent at once.
-    pub burst: u32,
-    /// Upstream requests at once.
-    pub concurrency: u32,
-    /// Waiting requests at most.
-    pub queue: u32,
-    /// Learn from 429s and rate headers.
-    pub adapt: bool,
-}
-
-/// `[teams.NAME]`
-#[derive(Debug, Clone)]
-pub struct Team {
-    /// The name in the configuration.
-    pub name: String,
-    /// Name of the account whose data this team reads.
-    pub account: String,
-    /// SHA-256 of each token that is accepted.
-    pub token_sha256: Vec<[u8; 32]>,
-    /// This team's requests, cached or not.
-    pub requests: Option<Rate>,
-    /// This team's share of what goes upstream.
-    pub upstream: Option<Rate>,
-    /// Share of a contended budget; at least 1.
-    pub weight: u32,
-    /// What it may do.
-    pub operations: OperationSet,
-    /// What it may see.
-    pub policy: Policy,
-}
-
-/// `[teams.NAME.policy]`
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Members refused; `*` at the end stands for any rest.
-    pub deny: Vec<String>,
-    /// Expressions added to every query as AND.
-    pub require: Vec<RequiredFilter>,
-}
-
-/// One entry of `policy.require`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequiredFilter {
-    /// `EQ`, `NE`, `GT`, `LT` or `IN`.
-    pub op: String,
-    /// A dimension.
-    pub field: String,
-    /// At least one.
-    pub values: Vec<String>,
-}
-
-/// `[cache]`
-#[derive(Debug, Clone)]
-pub struct Cache {
-    /// Bytes of keys and pages.
-    pub capacity: u64,
-    /// Metadata.
-    pub metadata: Lifetimes,
-    /// Queries and their pages.
-    pub query: Lifetimes,
-    /// Queries whose time range has closed.
-    pub settled: Settled,
-    /// Query jobs.
-    pub jobs: JobCache,
-    /// The disk tier.
-    pub disk: DiskCache,
-    /// For how long Twilio's 400s and 404s are kept; zero is never.
-    pub errors: Duration,
-}
-
-/// `[cache.settled]`
-#[derive(Debug, Clone, Copy)]
-pub struct Settled {
-    /// How long ago the range must have closed.
-    pub after: Duration,
-    /// Lifetimes of such pages.
-    pub lifetimes: Lifetimes,
-}
-
-/// `[cache.jobs]`
-#[derive(Debug, Clone, Copy)]
-pub struct JobCache {
-    /// An identical submission within this time joins the running or finished job; zero is off.
-    pub dedup: Duration,
-    /// For how long finished results are kept.
-    pub results: Duration,
-}
-
-/// `[cache.disk]`
-#[derive(Debug, Clone)]
-pub struct DiskCache {
-    /// Folder; off without it.
-    pub path: Option<PathBuf>,
-    /// Bytes on disk.
-    pub capacity: u64,
-}
-
-/// `[retry]`
-#[derive(Debug, Clone, Copy)]
-pub struct Retry {
-    /// Tries in all; at least 1.
-    pub attempts: u32,
-    /// First step of the exponential backoff.
-    pub base: Duration,
-    /// Longest step.
-    pub max: Duration,
-    /// Retries per first try.
-    pub budget: f64,
-    /// Longest pause that a 429's headers can impose.
-    pub max_pause: Duration,
-}
-
-/// `[circuit]`
-#[derive(Debug, Clone, Copy)]
-pub struct Circuit {
-    /// Failures in a row that open an account's circuit.
-    pub consecutive: u32,
-    /// Or this share of at least 20 attempts within 30 s.
-    pub ratio: f64,
-    /// Until a probe is let through.
-    pub open: Duration,
-}
-
-/// `[log]`
-#[derive(Debug, Clone)]
-pub struct Log {
-    /// Text, JSON, or whichever fits standard error.
-    pub format: LogFormat,
-    /// A `tracing` filter directive list.
-    pub filter: String,
-    /// One line a request.
-    pub access: bool,
-    /// Share of hits that get a line, 0 to 1.
-    pub hits: f64,
-    /// Slower requests always get one, as warnings.
-    pub slow: Duration,
-    /// JSON-lines audit log.
-    pub audit: Option<PathBuf>,
-}
-
-/// `log.format`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// JSON where standard error is not a terminal.
-    Auto,
-    /// One readable line an event.
-    Text,
-    /// One JSON object an event.
-    Json,
-}
-
-/// `[telemetry]`
-#[derive(Debug, Clone)]
-pub struct Telemetry {
-    /// OTLP/HTTP endpoint.
-    pub otlp: Option<Uri>,
+/// Reads, merges and checks all that `sources` name.
+///
+/// # Errors
+///
+/// Every fault at once, in file order. No fault ever repeats a value, so none can hold a secret.
+pub fn load(sources: &Sources) -> Result<Config, Faults> {
+    let report = fault::Report::default();
+    let Some(tree) = document::read(sources, &report) else {
+        return Err(report.into_faults());
+    };
+    let config = sections::read(tree, sources, &report);
+    report.finish(config)
 }

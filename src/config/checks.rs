@@ -1,0 +1,149 @@
+//! What no section can see alone: addresses against each other and against teams, teams against accounts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::fault::{Path, Report, suggest};
+use super::settings::{Config, Listen, Team};
+
+/// Checks `config` as a whole, and completes teams that left the only account unsaid. `accounts` are the
+/// names of all that were given, faulty ones included: a team that names one of those is no fault of its own.
+pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &Report) -> Config {
+    addresses(&config, report);
+    open_listeners(&config, report);
+    if let [sole] = accounts {
+        let unsaid = config.teams.iter_mut().filter(|team| team.account.is_empty());
+        unsaid.for_each(|team| team.account.clone_from(sole));
+    }
+    let certificates = config
+        .server
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.client_ca.is_some());
+    for team in &config.teams {
+        account_of(team, accounts, report);
+        let token = Path::of("teams").key(&team.name).key("token_sha256");
+        if !certificates && !report.is_given(&token) {
+            report.fault(
+                &token,
+                "missing, so nobody could be this team; `insights-gateway token new TEAM` makes one \
+                 (or set server.tls.client_ca to accept client certificates)",
+            );
+        }
+    }
+    tokens(&config.teams, report);
+    config
+}
+
+/// Port 0 asks the system for a free port, so it never collides.
+fn addresses(config: &Config, report: &Report) {
+    let path = Path::of("server.listen");
+    let listen = &config.server.listen;
+    for (index, address) in listen.iter().enumerate() {
+        let collides = listen[..index].iter().any(|earlier| match (earlier, address) {
+            (Listen::Tcp(one), Listen::Tcp(other)) => {
+                one.is_ipv4() == other.is_ipv4() && share_a_port(*one, *other)
+            }
+            (one, other) => one == other,
+        });
+        if collides {
+            report.fault(
+                &path.item(index),
+                "an earlier entry already listens there; take one of them out",
+            );
+        }
+        if matches!(address, Listen::Tcp(address) if share_a_port(*address, config.admin.listen)) {
+            let admin = Path::of("admin.listen");
+            if report.is_given(&admin) {
+                let message = "must not be the data plane's address in server.listen; use another port";
+                report.fault(&admin, message);
+            } else {
+                let message = "must not be the admin plane's address; use another port, or set admin.listen";
+                report.fault(&path.item(index), message);
+            }
+        }
+    }
+}
+
+/// Would two listeners be reached through the same address: `0.0.0.0` and `[::]` stand for all.
+fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    let covers = |ip: std::net::IpAddr, other: std::net::IpAddr| {
+        ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4())
+    };
+    one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
+}
+
+/// The account's data is for whoever reaches the port, where nobody has to say who they are.
+fn open_listeners(config: &Config, report: &Report) {
+    if config.server.open || !config.teams.is_empty() {
+        return;
+    }
+    for (index, listen) in config.server.listen.iter().enumerate() {
+        if matches!(listen, Listen::Tcp(address) if !address.ip().to_canonical().is_loopback()) {
+            report.fault(
+                &Path::of("server.listen").item(index),
+                "is not loopback, so anyone who reaches it could use the account; \
+                 add [teams.NAME] with a token_sha256, or set server.open = true",
+            );
+        }
+    }
+}
+
+fn account_of(team: &Team, accounts: &[String], report: &Report) {
+    let names = || accounts.iter().map(String::as_str);
+    if accounts.is_empty() || names().any(|name| name == team.account) {
+        return;
+    }
+    let problem = match team.account.as_str() {
+        "" => "missing",
+        _ => "no such account",
+    };
+    let suggestion = suggest(&team.account, names());
+    report.fault(
+        &Path::of("teams").key(&team.name).key("account"),
+        format!("{problem}; the accounts are {}{suggestion}", accounts.join(", ")),
+    );
+}
+
+/// A token says who is calling, so it can only belong to one team.
+fn tokens(teams: &[Team], report: &Report) {
+    let mut owners: BTreeMap<[u8; 32], &str> = BTreeMap::new();
+    for team in teams {
+        for hash in &team.token_sha256 {
+            if let Some(owner) = owners.insert(*hash, &team.name) {
+                report.fault(
+                    &Path::of("teams").key(&team.name).key("token_sha256"),
+                    format!("the same token belongs to the team {owner}; give each team its own"),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unspecified_addresses_cover_the_others() {
+        let share = |one: &str, other: &str| {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(
+                share_a_port(one, other),
+                share_a_port(other, one),
+                "{one} {other}"
+            );
+            share_a_port(one, other)
+        };
+        assert!(share("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(share("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(share("[::]:80", "127.0.0.1:80"));
+        assert!(share("[::]:80", "[::1]:80"));
+        assert!(share("[::ffff:127.0.0.1]:80", "127.0.0.1:80"));
+        assert!(!share("0.0.0.0:80", "[::1]:80"));
+        assert!(!share("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!share("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!share("127.0.0.1:0", "127.0.0.1:0"));
+    }
+}

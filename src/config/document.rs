@@ -1,0 +1,428 @@
+//! File, environment and flags become one tree of values, each with its place.
+//!
+//! Nothing is interpreted here beyond what TOML itself says: values from the environment and from flags
+//! stay raw text until a reader says which type the key wants.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
+
+use super::fault::{Path, Place, Report};
+use super::sources::{PREFIX, Sources};
+
+/// The variable that names the file itself, and so is no key.
+const FILE_VARIABLE: &str = "INSIGHTS_GATEWAY_CONFIG";
+/// No key is deeper than four; this keeps absurd names from building absurd trees.
+const DEEPEST: usize = 8;
+const LARGEST_FILE: u64 = 1 << 20;
+/// Tables of which one member excludes the others: a stronger source replaces them whole.
+const ONE_OF: [&str; 3] = ["api_key", "api_secret", "auth_token"];
+
+/// A value and where it was written. Not `Debug`: any text may be a secret.
+pub(super) struct Node {
+    pub(super) value: Value,
+    pub(super) place: Place,
+}
+
+/// A value, wiped when dropped where it is text.
+pub(super) enum Value {
+    /// From the environment or a flag: whatever the key wants it to be.
+    Raw(Zeroizing<String>),
+    Text(Zeroizing<String>),
+    Integer(i128),
+    Float(f64),
+    Boolean(bool),
+    Datetime,
+    List(Vec<Node>),
+    Table(BTreeMap<String, Node>),
+}
+
+impl Value {
+    /// For "found …".
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Raw(_) | Self::Text(_) => "text",
+            Self::Integer(_) | Self::Float(_) => "a number",
+            Self::Boolean(_) => "a boolean",
+            Self::Datetime => "a date",
+            Self::List(_) => "a list",
+            Self::Table(_) => "a table",
+        }
+    }
+}
+
+/// Reads everything into one tree; `None` where the file cannot be read or is not TOML, because then
+/// every other fault would be guesswork.
+pub(super) fn read(sources: &Sources, report: &Report) -> Option<Node> {
+    let mut tree = match &sources.file {
+        Some(file) => read_file(file, report)?,
+        None => Node {
+            value: Value::Table(BTreeMap::new()),
+            place: Place::Environment(None),
+        },
+    };
+    add_environment(&mut tree, sources, report);
+    for (key, value) in &sources.flags {
+        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        add(&mut tree, &path, value, &Place::Flags, report);
+    }
+    add_sdk_variables(&mut tree, sources);
+    report.locate(&tree);
+    Some(tree)
+}
+
+fn read_file(path: &FilePath, report: &Report) -> Option<Node> {
+    let name: Arc<str> = path.display().to_string().into();
+    let refuse = |place, message: String| {
+        report.fault_at(place, Path::default(), message);
+        None
+    };
+    let mut bytes = Zeroizing::new(Vec::new());
+    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        let message = format!("cannot be read: {error}; check the path given with --config");
+        return refuse(Place::File(name), message);
+    }
+    if bytes.len() as u64 > LARGEST_FILE {
+        return refuse(
+            Place::File(name),
+            "is larger than 1MiB; is this the right file?".into(),
+        );
+    }
+    let lines = Lines::of(&bytes, &name);
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let place = lines.place(error.valid_up_to());
+            return refuse(place, "is not UTF-8 text; save the file as UTF-8".into());
+        }
+    };
+    report.watch(path);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        let value = table_value(table.into_inner(), &lines);
+        let place = lines.place(0);
+        return Some(Node { value, place });
+    }
+    // Recovery may stumble over one slip several times; the first word about a line is the useful one.
+    let mut reported = Vec::new();
+    for error in &errors {
+        let place = lines.place(error.span().map_or(text.len(), |span| span.start));
+        if !reported.contains(&place) {
+            report.fault_at(
+                place.clone(),
+                Path::default(),
+                format!("not TOML: {}", error.message()),
+            );
+            reported.push(place);
+        }
+    }
+    None
+}
+
+/// Offsets to line numbers.
+struct Lines<'a> {
+    file: &'a Arc<str>,
+    breaks: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(bytes: &[u8], file: &'a Arc<str>) -> Self {
+        let breaks = (0..).zip(bytes).filter(|(_, b)| **b == b'\n').map(|(at, _)| at);
+        Self {
+            file,
+            breaks: breaks.collect(),
+        }
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        let line = self.breaks.partition_point(|at| *at < offset) + 1;
+        Place::Line(Arc::clone(self.file), line)
+    }
+}
+
+fn table_value(table: DeTable<'_>, lines: &Lines<'_>) -> Value {
+    let entry = |(key, value): (Spanned<_>, Spanned<DeValue<'_>>)| {
+        let place = lines.place(key.span().start);
+        let value = toml_value(value.into_inner(), &|table| table_value(table, lines), &|span| {
+            lines.place(span)
+        });
+        let key: std::borrow::Cow<'_, str> = key.into_inner();
+        (key.into_owned(), Node { value, place })
+    };
+    Value::Table(table.into_iter().map(entry).collect())
+}
+
+/// `value` as ours; `table` and `place` say what becomes of tables and of offsets.
+fn toml_value<'i>(
+    value: DeValue<'i>,
+    table: &dyn Fn(DeTable<'i>) -> Value,
+    place: &dyn Fn(usize) -> Place,
+) -> Value {
+    match value {
+        DeValue::String(text) => Value::Text(Zeroizing::new(text.into_owned())),
+        DeValue::Integer(number) => {
+            let number = i128::from_str_radix(number.as_str(), number.radix());
+            // Far outside of every limit, whichever way it overflowed.
+            Value::Integer(number.unwrap_or(i128::MAX))
+        }
+        DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+        DeValue::Boolean(value) => Value::Boolean(value),
+        DeValue::Datetime(_) => Value::Datetime,
+        DeValue::Array(items) => Value::List(
+            items
+                .into_iter()
+                .map(|item| Node {
+                    place: place(item.span().start),
+                    value: toml_value(item.into_inner(), table, place),
+                })
+                .collect(),
+        ),
+        DeValue::Table(entries) => table(entries),
+    }
+}
+
+/// One raw text read as the TOML value it spells, everything in it at `place`.
+pub(super) fn parse_raw(raw: &str, place: &Place) -> Option<Value> {
+    fn table(entries: DeTable<'_>, place: &Place) -> Value {
+        let entry = |(key, value): (Spanned<std::borrow::Cow<'_, str>>, Spanned<DeValue<'_>>)| {
+            let value = below(value.into_inner(), place);
+            let place = place.clone();
+            (key.into_inner().into_owned(), Node { value, place })
+        };
+        Value::Table(entries.into_iter().map(entry).collect())
+    }
+    fn below(value: DeValue<'_>, place: &Place) -> Value {
+        toml_value(value, &|entries| table(entries, place), &|_| place.clone())
+    }
+    let value = DeValue::parse(raw.trim()).ok()?;
+    Some(below(value.into_inner(), place))
+}
+
+fn add_environment(tree: &mut Node, sources: &Sources, report: &Report) {
+    let services = service_prefixes(sources);
+    for (name, value) in &sources.environment {
+        let Some(path) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        if name == FILE_VARIABLE || value.is_empty() || is_service_link(name, &services) {
+            continue;
+        }
+        let place = Place::Environment(Some(name.clone()));
+        let Some(value) = value.to_str() else {
+            report.fault_at(place, Path::default(), "is not UTF-8 text; set it to plain text");
+            continue;
+        };
+        let path: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        add(tree, &path, value, &place, report);
+    }
+}
+
+/// Kubernetes describes a Service called `insights-gateway…` to every container beside it in variables that
+/// start like ours. These are the names of such services, as the variables spell them.
+fn service_prefixes(sources: &Sources) -> Vec<&str> {
+    if sources.variable("KUBERNETES_SERVICE_HOST").is_none() {
+        return Vec::new();
+    }
+    let service = |name: &'_ String| -> Option<usize> {
+        let prefix = name.strip_suffix("_SERVICE_HOST")?;
+        let address = sources.variable(name)?;
+        (prefix.len() + 1 >= PREFIX.len() && address.parse::<IpAddr>().is_ok()).then_some(prefix.len())
+    };
+    sources
+        .environment
+        .keys()
+        .filter_map(|name| name.get(..service(name)?))
+        .collect()
+}
+
+fn is_service_link(name: &str, services: &[&str]) -> bool {
+    services.iter().any(|service| {
+        name.strip_prefix(service).is_some_and(|rest| {
+            rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_")
+        }) && !name.contains("__")
+    })
+}
+
+/// Puts a raw value at `path`, over whatever weaker sources said.
+fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Report) {
+    let Some((last, tables)) = path.split_last().filter(|_| path.len() <= DEEPEST) else {
+        report.fault_at(place.clone(), Path::default(), "unknown key: too many parts");
+        return;
+    };
+    let mut node = tree;
+    for key in tables {
+        let Value::Table(entries) = &mut node.value else {
+            // The reader will say that a table belongs there.
+            return;
+        };
+        let key = existing_key(entries, key);
+        let replaces = ONE_OF.contains(&key.as_str());
+        let empty = || Node {
+            value: Value::Table(BTreeMap::new()),
+            place: place.clone(),
+        };
+        node = entries.entry(key).or_insert_with(empty);
+        if replaces && !same_source(&node.place, place) {
+            *node = empty();
+        }
+    }
+    let Value::Table(entries) = &mut node.value else {
+        return;
+    };
+    let inline_table = raw
+        .trim_start()
+        .starts_with('{')
+        .then(|| parse_raw(raw, place))
+        .flatten();
+    let value = match inline_table {
+        Some(table @ Value::Table(_)) => table,
+        _ => Value::Raw(Zeroizing::new(raw.to_owned())),
+    };
+    let place = place.clone();
+    entries.insert(existing_key(entries, last), Node { value, place });
+}
+
+fn same_source(one: &Place, other: &Place) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
+}
+
+/// Variables cannot spell capitals or dashes, so they reach `Data-Team` as `DATA_TEAM`, if only one
+/// name that is already there reads like that.
+fn existing_key(entries: &BTreeMap<String, Node>, key: &str) -> String {
+    let folded = |text: &str| text.to_lowercase().replace('-', "_");
+    let mut alike = entries.keys().filter(|other| folded(other) == folded(key));
+    match (entries.contains_key(key), alike.next(), alike.next()) {
+        (false, Some(other), None) => other.clone(),
+        _ => key.to_owned(),
+    }
+}
+
+/// With no account of its own the gateway takes the one that Twilio's SDKs would take. An account
+/// `default` that says nothing of credentials, as one tuned from the environment, is completed likewise.
+fn add_sdk_variables(tree: &mut Node, sources: &Sources) {
+    let Value::Table(root) = &mut tree.value else {
+        return;
+    };
+    let variable = |key: &'static str, name: &'static str| {
+        let value = Value::Raw(Zeroizing::new(sources.variable(name)?.to_owned()));
+        let place = Place::Environment(Some(name.to_owned()));
+        Some((key.to_owned(), Node { value, place }))
+    };
+    let Some(sid) = variable("account_sid", "TWILIO_ACCOUNT_SID") else {
+        return;
+    };
+    let key = variable("api_key", "TWILIO_API_KEY").zip(variable("api_secret", "TWILIO_API_SECRET"));
+    let credentials: Vec<(String, Node)> = match key {
+        Some((key, secret)) => vec![key, secret],
+        None => variable("auth_token", "TWILIO_AUTH_TOKEN").into_iter().collect(),
+    };
+    if credentials.is_empty() {
+        return;
+    }
+    let table = || Node {
+        value: Value::Table(BTreeMap::new()),
+        place: Place::Environment(Some("TWILIO_ACCOUNT_SID".to_owned())),
+    };
+    let Value::Table(accounts) = &mut root.entry("accounts".to_owned()).or_insert_with(table).value else {
+        return;
+    };
+    if accounts.keys().any(|name| name != "default") {
+        return;
+    }
+    let Value::Table(account) = &mut accounts.entry("default".to_owned()).or_insert_with(table).value else {
+        return;
+    };
+    let own = ["account_sid", "api_key", "api_secret", "auth_token"];
+    if !own.iter().any(|key| account.contains_key(*key)) {
+        account.extend([sid].into_iter().chain(credentials));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf<'a>(tree: &'a Node, path: &[&str]) -> &'a Node {
+        path.iter().fold(tree, |node, key| match &node.value {
+            Value::Table(entries) => &entries[*key],
+            _ => panic!("no table around {key}"),
+        })
+    }
+
+    fn text(node: &Node) -> &str {
+        match &node.value {
+            Value::Raw(text) | Value::Text(text) => text,
+            _ => panic!("no text"),
+        }
+    }
+
+    #[test]
+    fn the_environment_reaches_names_that_variables_cannot_spell() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "[teams.Data-Team]\nweight = 1\n").unwrap();
+        let sources = Sources::default()
+            .with_file(file.path())
+            .with_variable("INSIGHTS_GATEWAY_TEAMS__DATA_TEAM__WEIGHT", "2");
+        let tree = read(&sources, &Report::default()).unwrap();
+        assert_eq!(text(leaf(&tree, &["teams", "Data-Team", "weight"])), "2");
+    }
+
+    #[test]
+    fn a_stronger_form_of_a_secret_replaces_the_weaker_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "[accounts.main]\napi_secret = { env = \"X\" }\n").unwrap();
+        let sources = Sources::default()
+            .with_file(file.path())
+            .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET__FILE", "/run/x");
+        let tree = read(&sources, &Report::default()).unwrap();
+        let Value::Table(secret) = &leaf(&tree, &["accounts", "main", "api_secret"]).value else {
+            panic!("no table");
+        };
+        assert_eq!(secret.keys().collect::<Vec<_>>(), ["file"]);
+    }
+
+    #[test]
+    fn variables_that_kubernetes_adds_are_no_keys() {
+        let sources = Sources::default()
+            .with_variable("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+            .with_variable("INSIGHTS_GATEWAY_SERVICE_HOST", "10.0.0.2")
+            .with_variable("INSIGHTS_GATEWAY_SERVICE_PORT", "8080")
+            .with_variable("INSIGHTS_GATEWAY_SERVICE_PORT_HTTP", "8080")
+            .with_variable("INSIGHTS_GATEWAY_PORT", "tcp://10.0.0.2:8080")
+            .with_variable("INSIGHTS_GATEWAY_PORT_8080_TCP_ADDR", "10.0.0.2")
+            .with_variable("INSIGHTS_GATEWAY_ADMIN_SERVICE_HOST", "10.0.0.3")
+            .with_variable("INSIGHTS_GATEWAY_ADMIN_PORT_9090_TCP", "tcp://10.0.0.3:9090");
+        let tree = read(&sources, &Report::default()).unwrap();
+        assert!(matches!(&tree.value, Value::Table(entries) if entries.is_empty()));
+
+        let outside = Sources::default().with_variable("INSIGHTS_GATEWAY_PORT", "8080");
+        let tree = read(&outside, &Report::default()).unwrap();
+        assert!(matches!(&tree.value, Value::Table(entries) if entries.contains_key("port")));
+    }
+
+    #[test]
+    fn lines_are_those_of_the_keys_and_items() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "# one\n[server]\nlisten = [\n  \"a\",\n  \"b\",\n]\n").unwrap();
+        let sources = Sources::default().with_file(file.path());
+        let tree = read(&sources, &Report::default()).unwrap();
+        let line = |node: &Node| match node.place {
+            Place::Line(_, line) => line,
+            _ => 0,
+        };
+        let listen = leaf(&tree, &["server", "listen"]);
+        assert_eq!((line(leaf(&tree, &["server"])), line(listen)), (2, 3));
+        let Value::List(items) = &listen.value else {
+            panic!("no list");
+        };
+        assert_eq!(items.iter().map(line).collect::<Vec<_>>(), [4, 5]);
+    }
+}

@@ -1,0 +1,387 @@
+//! All that is wrong at once: each fault with its place, its key and what to do.
+//!
+//! Faults are addressed by the path of the key; the report knows where each path was written. A fault
+//! never repeats a value, since any value may be a secret that landed under the wrong key.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use super::document::{Node, Value};
+use super::settings::Config;
+use super::sources::PREFIX;
+
+/// Where a value was written. Ordered as faults are reported.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// The file as a whole, which could not be read.
+    File(Arc<str>),
+    /// A line of the file, counted from 1.
+    Line(Arc<str>, usize),
+    /// An environment variable, or the environment as a whole.
+    Environment(Option<String>),
+    /// A command line flag.
+    Flags,
+}
+
+/// One step down the tree.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+/// The way to a value: `teams.dashboards.operations[1]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Path(Vec<Step>);
+
+impl Path {
+    /// The path that a dotted text names; for fixed keys.
+    pub(super) fn of(dotted: &str) -> Self {
+        Self(dotted.split('.').map(|key| Step::Key(key.to_owned())).collect())
+    }
+
+    pub(super) fn key(&self, key: &str) -> Self {
+        self.step(Step::Key(key.to_owned()))
+    }
+
+    pub(super) fn item(&self, index: usize) -> Self {
+        self.step(Step::Item(index))
+    }
+
+    fn step(&self, step: Step) -> Self {
+        let mut path = self.clone();
+        path.0.push(step);
+        path
+    }
+
+    fn parent(&self) -> Option<Self> {
+        let (_, rest) = self.0.split_last()?;
+        Some(Self(rest.to_vec()))
+    }
+
+    fn last_key(&self) -> Option<&str> {
+        match self.0.last()? {
+            Step::Key(key) => Some(key),
+            Step::Item(_) => None,
+        }
+    }
+
+    /// Accounts and teams have names of the user's own; their keys mean nothing elsewhere.
+    fn is_named(&self) -> bool {
+        matches!(self.0.first(), Some(Step::Key(key)) if key == "accounts" || key == "teams")
+    }
+
+    /// The environment variable that sets this key.
+    fn variable(&self) -> String {
+        let keys: Vec<String> = self
+            .0
+            .iter()
+            .filter_map(|step| match step {
+                Step::Key(key) => Some(key.to_uppercase()),
+                Step::Item(_) => None,
+            })
+            .collect();
+        format!("{PREFIX}{}", keys.join("__"))
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Item(item) => write!(f, "[{item}]")?,
+                Step::Key(key) => {
+                    if index > 0 {
+                        f.write_str(".")?;
+                    }
+                    let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                    if !key.is_empty() && key.chars().all(bare) {
+                        f.write_str(key)?;
+                    } else {
+                        write!(f, "{key:?}")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong, or worth a word.
+#[derive(Debug, Clone)]
+struct Fault {
+    place: Place,
+    path: Path,
+    message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, path, message } = self;
+        let line = match place {
+            Place::File(file) => format!("{file}: {message}"),
+            Place::Line(file, line) if path.0.is_empty() => format!("{file}:{line}: {message}"),
+            Place::Line(file, line) => format!("{file}:{line}: {path}: {message}"),
+            Place::Environment(Some(name)) => match path.0.last() {
+                Some(Step::Item(item)) => format!("environment: {name}: entry {}: {message}", item + 1),
+                _ => format!("environment: {name}: {message}"),
+            },
+            Place::Environment(None) => format!("environment: {path}: {message}"),
+            Place::Flags => format!("flags: {path}: {message}"),
+        };
+        // One fault is one line, and nothing in a key or file name may steer a terminal.
+        line.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => write!(f, "{c}"),
+        })
+    }
+}
+
+/// Every fault of a configuration, one a line, in the order of the file; then environment, then flags.
+#[derive(Debug, Clone)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(index, fault)| {
+            let separator = if index > 0 { "\n" } else { "" };
+            write!(f, "{separator}{fault}")
+        })
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// Collects faults, warnings and files while the tree is read. Shared by reference between readers.
+#[derive(Default)]
+pub(super) struct Report {
+    root: RefCell<Option<Place>>,
+    places: RefCell<BTreeMap<Path, Place>>,
+    known: RefCell<BTreeSet<Path>>,
+    unknown: RefCell<Vec<Path>>,
+    faults: RefCell<Vec<Fault>>,
+    warnings: RefCell<Vec<Fault>>,
+    watched: RefCell<BTreeSet<PathBuf>>,
+}
+
+impl Report {
+    /// Remembers where everything in `tree` was written.
+    pub(super) fn locate(&self, tree: &Node) {
+        *self.root.borrow_mut() = Some(tree.place.clone());
+        self.locate_below(&Path::default(), tree);
+    }
+
+    fn locate_below(&self, path: &Path, node: &Node) {
+        let locate = |path: Path, node: &Node| {
+            self.locate_below(&path, node);
+            self.places.borrow_mut().insert(path, node.place.clone());
+        };
+        match &node.value {
+            Value::Table(entries) => entries.iter().for_each(|(key, node)| locate(path.key(key), node)),
+            Value::List(items) => (0..).zip(items).for_each(|(i, node)| locate(path.item(i), node)),
+            _ => {}
+        }
+    }
+
+    /// `path` holds, or lacks, something it should not.
+    pub(super) fn fault(&self, path: &Path, message: impl Into<String>) {
+        self.fault_at(self.place(path), path.clone(), message);
+    }
+
+    /// The same where the tree does not know the place.
+    pub(super) fn fault_at(&self, place: Place, path: Path, message: impl Into<String>) {
+        let message = message.into();
+        self.faults.borrow_mut().push(Fault { place, path, message });
+    }
+
+    /// `path` works, but deserves a word at start.
+    pub(super) fn warn(&self, path: &Path, message: impl Into<String>) {
+        self.warnings.borrow_mut().push(Fault {
+            place: self.place(path),
+            path: path.clone(),
+            message: message.into(),
+        });
+    }
+
+    /// `path` is a key that exists, whether or not it was given.
+    pub(super) fn know(&self, path: Path) {
+        self.known.borrow_mut().insert(path);
+    }
+
+    /// `path` was given, but is no key. Reported at the end, when all that it might have meant is known.
+    pub(super) fn unknown(&self, path: Path) {
+        self.unknown.borrow_mut().push(path);
+    }
+
+    /// A change of `file` asks for a reload.
+    pub(super) fn watch(&self, file: &FilePath) {
+        self.watched.borrow_mut().insert(file.to_owned());
+    }
+
+    /// Was `path` written anywhere.
+    pub(super) fn is_given(&self, path: &Path) -> bool {
+        self.places.borrow().contains_key(path)
+    }
+
+    /// Where `path` was written; for an absent key, where the nearest table around it was.
+    fn place(&self, path: &Path) -> Place {
+        let places = self.places.borrow();
+        let mut around = Some(path.clone());
+        while let Some(candidate) = around {
+            if let Some(place) = places.get(&candidate) {
+                let absent = path.0[candidate.0.len()..]
+                    .iter()
+                    .any(|s| matches!(s, Step::Key(_)));
+                return match place {
+                    Place::Environment(Some(name)) if absent && name.starts_with(PREFIX) => {
+                        Place::Environment(Some(path.variable()))
+                    }
+                    place => place.clone(),
+                };
+            }
+            around = candidate.parent();
+        }
+        self.root.borrow().clone().unwrap_or(Place::Environment(None))
+    }
+
+    /// `config` with its warnings and files, if nothing was wrong with it.
+    pub(super) fn finish(self, config: Config) -> Result<Config, Faults> {
+        for path in self.unknown.take() {
+            let place = self.place(&path);
+            let suggestion = self.suggest_key(&path, &place);
+            self.fault_at(place, path, format!("unknown key{suggestion}"));
+        }
+        if !self.faults.borrow().is_empty() {
+            return Err(self.into_faults());
+        }
+        let mut warnings = self.warnings.take();
+        warnings.sort_by(|a, b| a.place.cmp(&b.place));
+        Ok(Config {
+            warnings: warnings.iter().map(Fault::to_string).collect(),
+            watched: self.watched.take().into_iter().collect(),
+            ..config
+        })
+    }
+
+    /// What is wrong so far.
+    pub(super) fn into_faults(self) -> Faults {
+        let mut faults = self.faults.take();
+        faults.sort_by(|a, b| a.place.cmp(&b.place));
+        Faults(faults)
+    }
+
+    fn suggest_key(&self, path: &Path, place: &Place) -> String {
+        let known = self.known.borrow();
+        let written = path.last_key().unwrap_or_default();
+        let siblings = known.iter().filter(|known| known.parent() == path.parent());
+        let sibling = closest(written, siblings.filter_map(|p| Some((p.last_key()?, p))));
+        // A single underscore where the environment wants two is the likeliest slip there.
+        let variable = || {
+            let wanted = path.variable();
+            let all: Vec<(String, &Path)> = known.iter().map(|p| (p.variable(), p)).collect();
+            closest(&wanted, all.iter().map(|(name, p)| (name.as_str(), *p))).cloned()
+        };
+        // The right key in the wrong section: the one nearest to the top is the likeliest.
+        let elsewhere = || {
+            let same = |p: &&Path| !p.is_named() && p.last_key() == Some(written);
+            known.iter().filter(same).min_by_key(|p| p.0.len()).cloned()
+        };
+        match place {
+            Place::Environment(_) => match sibling.cloned().or_else(variable).or_else(elsewhere) {
+                Some(path) => did_you_mean(&path.variable()),
+                None => String::new(),
+            },
+            _ => match sibling.and_then(Path::last_key) {
+                Some(key) => did_you_mean(key),
+                None => elsewhere().map_or_else(String::new, |path| did_you_mean(&path.to_string())),
+            },
+        }
+    }
+
+    /// Every key that exists, for the test that keeps the reference file complete.
+    #[cfg(test)]
+    pub(super) fn known_keys(&self) -> Vec<String> {
+        self.known.borrow().iter().map(Path::to_string).collect()
+    }
+}
+
+/// ` (did you mean …?)` for the word of `words` that `written` is a slip of the pen away from, or nothing.
+pub(super) fn suggest<'a>(written: &str, words: impl IntoIterator<Item = &'a str>) -> String {
+    closest(written, words.into_iter().map(|word| (word, word))).map_or_else(String::new, did_you_mean)
+}
+
+fn did_you_mean(word: &str) -> String {
+    format!(" (did you mean {word}?)")
+}
+
+/// The nearest word, if it is near enough that a person would have meant it.
+fn closest<'a, T>(written: &str, words: impl Iterator<Item = (&'a str, T)>) -> Option<T> {
+    const LONGEST: usize = 80;
+    let length = written.chars().count();
+    if length > LONGEST {
+        return None;
+    }
+    let reach = (length / 3).clamp(1, 3);
+    words
+        .map(|(word, meant)| (edits(written, word), meant))
+        .filter(|(edits, _)| *edits <= reach)
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, meant)| meant)
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours between two words.
+fn edits(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut before = vec![0; to.len() + 1];
+    let mut last: Vec<usize> = (0..=to.len()).collect();
+    for i in 1..=from.len() {
+        let mut row = vec![i; to.len() + 1];
+        for j in 1..=to.len() {
+            let replace = last[j - 1] + usize::from(from[i - 1] != to[j - 1]);
+            row[j] = replace.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_slips_of_the_pen() {
+        assert_eq!(edits("listen", "listen"), 0);
+        assert_eq!(edits("listne", "listen"), 1);
+        assert_eq!(edits("", "abc"), 3);
+        assert_eq!(edits("capasity", "capacity"), 1);
+        assert_eq!(suggest("qery", ["metadata", "query"]), " (did you mean query?)");
+        assert_eq!(suggest("everything", ["metadata", "query"]), "");
+        assert_eq!(suggest("x", ["on"]), "");
+    }
+
+    #[test]
+    fn a_fault_is_one_line_that_steers_no_terminal() {
+        let fault = Fault {
+            place: Place::Line("gate\nway.toml".into(), 3),
+            path: Path::default().key("a\u{1b}[2J").item(1),
+            message: "unknown key".into(),
+        };
+        let line = fault.to_string();
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert!(line.starts_with("gate\\nway.toml:3: "), "{line}");
+    }
+}

@@ -1,0 +1,377 @@
+//! Typed reading of the tree: each key is taken once, with its type and limits; what nobody took is an
+//! unknown key. A faulty value is reported and replaced by the default, so that reading goes on and
+//! every fault is found.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::document::{Node, Value, parse_raw};
+use super::fault::{Path, Place, Report, suggest};
+use crate::model::units::{Rate, Size, parse_duration, parse_rate, parse_size};
+
+/// One table while it is read.
+pub(super) struct Table<'r> {
+    report: &'r Report,
+    path: Path,
+    entries: BTreeMap<String, Node>,
+}
+
+/// Reads the whole tree with `read`, then reports what it left.
+pub(super) fn read_tree<T>(tree: Node, report: &Report, read: impl FnOnce(&mut Table<'_>) -> T) -> T {
+    let entries = match tree.value {
+        Value::Table(entries) => entries,
+        _ => BTreeMap::new(),
+    };
+    Table {
+        report,
+        path: Path::default(),
+        entries,
+    }
+    .read(read)
+}
+
+impl<'r> Table<'r> {
+    fn read<T>(mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let value = read(&mut self);
+        for key in self.entries.keys() {
+            self.report.unknown(self.path.key(key));
+        }
+        value
+    }
+
+    /// The table's own path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where faults go.
+    pub(super) fn report(&self) -> &'r Report {
+        self.report
+    }
+
+    /// The table under `key`; an absent one is read as an empty one, so that all its keys become known.
+    pub(super) fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Table<'r>) -> T) -> T {
+        let field = self.take(key);
+        let path = self.path.key(key);
+        let table = field.and_then(Field::table).unwrap_or_else(|| Table {
+            report: self.report,
+            path,
+            entries: BTreeMap::new(),
+        });
+        table.read(read)
+    }
+
+    /// Every table under `key`, whose keys are names of the user's choice.
+    pub(super) fn named<T>(&mut self, key: &str, mut read: impl FnMut(&str, &mut Table<'r>) -> T) -> Vec<T> {
+        let Some(tables) = self.take(key).and_then(Field::table) else {
+            return Vec::new();
+        };
+        let report = self.report;
+        let read_one = |(name, node): (String, Node)| {
+            let path = tables.path.key(&name);
+            let table = Field { report, path, node }.table()?;
+            Some(table.read(|table| read(&name, table)))
+        };
+        tables.entries.into_iter().filter_map(read_one).collect()
+    }
+
+    /// The value under `key`, if it was given.
+    pub(super) fn take(&mut self, key: &str) -> Option<Field<'r>> {
+        let path = self.path.key(key);
+        self.report.know(path.clone());
+        let node = self.entries.remove(key)?;
+        let report = self.report;
+        Some(Field { report, path, node })
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, key: &str, default: bool) -> bool {
+        self.take(key).and_then(Field::boolean).unwrap_or(default)
+    }
+
+    /// A duration with its unit, zero included.
+    pub(super) fn duration(&mut self, key: &str, default: Duration) -> Duration {
+        self.quantity(key, parse_duration).unwrap_or(default)
+    }
+
+    /// A duration that may not be zero.
+    pub(super) fn positive_duration(&mut self, key: &str, default: Duration) -> Duration {
+        let checked = |text: &str| match parse_duration(text) {
+            Ok(Duration::ZERO) => Err("must be longer than zero"),
+            other => other,
+        };
+        self.quantity(key, checked).unwrap_or(default)
+    }
+
+    /// A number of bytes with its unit.
+    pub(super) fn size(&mut self, key: &str, default: u64, limits: RangeInclusive<u64>) -> u64 {
+        let Some(field) = self.take(key) else {
+            return default;
+        };
+        let (report, path) = (field.report, field.path.clone());
+        match field.quantity(parse_size) {
+            Some(size) if !limits.contains(&size) => {
+                let (least, most) = (Size(*limits.start()), Size(*limits.end()));
+                report.fault(&path, format!("must be from {least} to {most}"));
+                default
+            }
+            size => size.unwrap_or(default),
+        }
+    }
+
+    /// A rate; `None` is without limit.
+    pub(super) fn rate(&mut self, key: &str, default: Option<Rate>) -> Option<Rate> {
+        self.quantity(key, parse_rate).unwrap_or(default)
+    }
+
+    fn quantity<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
+        self.take(key)?.quantity(parse)
+    }
+
+    /// A whole number within `limits`.
+    pub(super) fn number(&mut self, key: &str, default: u32, limits: RangeInclusive<u32>) -> u32 {
+        self.take(key)
+            .and_then(|field| field.number(limits))
+            .unwrap_or(default)
+    }
+
+    /// A number within `limits`, whole or not.
+    pub(super) fn fraction(&mut self, key: &str, default: f64, limits: RangeInclusive<f64>) -> f64 {
+        self.take(key)
+            .and_then(|field| field.fraction(limits))
+            .unwrap_or(default)
+    }
+
+    /// A text that is not empty.
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        let text = self.take(key)?.text("text")?;
+        Some(text.to_string())
+    }
+
+    /// A path in the file system.
+    pub(super) fn file(&mut self, key: &str) -> Option<PathBuf> {
+        self.text(key).map(PathBuf::from)
+    }
+
+    /// One of a few words, if it was given.
+    pub(super) fn word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Option<T> {
+        self.take(key)?.word(words)
+    }
+
+    /// A list of texts, each with its path; absent is empty.
+    pub(super) fn texts(&mut self, key: &str) -> Vec<(Path, String)> {
+        self.take(key).and_then(Field::texts).unwrap_or_default()
+    }
+
+    /// The value under `key`, whose absence is a fault that gives `advice`.
+    pub(super) fn require(&mut self, key: &str, advice: &str) -> Option<Field<'r>> {
+        let field = self.take(key);
+        if field.is_none() {
+            let path = self.path.key(key);
+            self.report.fault(&path, format!("missing; {advice}"));
+        }
+        field
+    }
+}
+
+/// One value while it is read.
+pub(super) struct Field<'r> {
+    pub(super) report: &'r Report,
+    pub(super) path: Path,
+    pub(super) node: Node,
+}
+
+impl<'r> Field<'r> {
+    fn refuse<T>(&self, expected: &str) -> Option<T> {
+        let found = match &self.node.value {
+            Value::Raw(_) => String::new(),
+            value => format!(", found {}", value.kind()),
+        };
+        self.report
+            .fault(&self.path, format!("expected {expected}{found}"));
+        None
+    }
+
+    /// The value as the TOML type that a raw text spells, if it came as one.
+    fn spelled(&self) -> Option<Value> {
+        match &self.node.value {
+            Value::Raw(raw) => parse_raw(raw, &self.node.place),
+            _ => None,
+        }
+    }
+
+    fn table(mut self) -> Option<Table<'r>> {
+        if let Some(value @ Value::Table(_)) = self.spelled() {
+            self.node.value = value;
+        }
+        match self.node.value {
+            Value::Table(entries) => Some(Table {
+                report: self.report,
+                path: self.path,
+                entries,
+            }),
+            _ => self.refuse("a table"),
+        }
+    }
+
+    /// The value, with a raw text replaced by what TOML makes of it, where it makes anything of it.
+    fn typed(mut self) -> Self {
+        if let Some(value) = self.spelled() {
+            self.node.value = value;
+        }
+        self
+    }
+
+    fn boolean(self) -> Option<bool> {
+        let field = self.typed();
+        match field.node.value {
+            Value::Boolean(value) => Some(value),
+            _ => field.refuse("true or false"),
+        }
+    }
+
+    fn number(self, limits: RangeInclusive<u32>) -> Option<u32> {
+        let field = self.typed();
+        let wanted = format!("a whole number from {} to {}", limits.start(), limits.end());
+        let Value::Integer(number) = field.node.value else {
+            return field.refuse(&wanted);
+        };
+        let number = u32::try_from(number).ok().filter(|n| limits.contains(n));
+        if number.is_none() {
+            field.report.fault(&field.path, format!("must be {wanted}"));
+        }
+        number
+    }
+
+    fn fraction(self, limits: RangeInclusive<f64>) -> Option<f64> {
+        let field = self.typed();
+        let wanted = format!("a number from {} to {}", limits.start(), limits.end());
+        let number = match field.node.value {
+            Value::Float(number) => number,
+            Value::Integer(number) => number as f64,
+            _ => return field.refuse(&wanted),
+        };
+        if limits.contains(&number) {
+            return Some(number);
+        }
+        field.report.fault(&field.path, format!("must be {wanted}"));
+        None
+    }
+
+    fn quantity<T>(self, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
+        let (report, path) = (self.report, self.path.clone());
+        // Any other type gets the same advice: it names the form that is wanted.
+        let text = match &self.node.value {
+            Value::Text(_) | Value::Raw(_) => self.text("text")?,
+            _ => Zeroizing::default(),
+        };
+        match parse(&text) {
+            Ok(quantity) => Some(quantity),
+            Err(message) => {
+                report.fault(&path, message);
+                None
+            }
+        }
+    }
+
+    /// A text that is not empty; `expected` says what it should have been.
+    pub(super) fn text(self, expected: &str) -> Option<Zeroizing<String>> {
+        let quoted = matches!(&self.node.value, Value::Raw(raw) if raw.trim_start().starts_with(['"', '\'']));
+        let field = if quoted { self.typed() } else { self };
+        match field.node.value {
+            Value::Text(text) | Value::Raw(text) => {
+                if text.is_empty() {
+                    field.report.fault(&field.path, "must not be empty");
+                    return None;
+                }
+                Some(text)
+            }
+            _ => field.refuse(expected),
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
+        let (report, path) = (self.report, self.path.clone());
+        let written = self.text("text")?;
+        let meaning = words.iter().find(|(word, _)| *word == written.as_str());
+        if meaning.is_none() {
+            let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            let suggestion = suggest(&written, all.iter().copied());
+            report.fault(&path, format!("must be one of {}{suggestion}", all.join(", ")));
+        }
+        meaning.map(|(_, meaning)| *meaning)
+    }
+
+    /// A list of texts, each with its path; `None` where it is no list.
+    /// From the environment or a flag: separated by commas, or a TOML array.
+    pub(super) fn texts(self) -> Option<Vec<(Path, String)>> {
+        let text = |item: Field<'_>| {
+            let path = item.path.clone();
+            Some((path, item.text("text")?.to_string()))
+        };
+        Some(
+            self.items("a list of texts")?
+                .into_iter()
+                .filter_map(text)
+                .collect(),
+        )
+    }
+
+    /// The same, or a single text in place of a list of one.
+    pub(super) fn one_or_more_texts(self) -> Option<Vec<(Path, String)>> {
+        match self.node.value {
+            Value::Text(_) => {
+                let path = self.path.clone();
+                Some(vec![(path, self.text("text")?.to_string())])
+            }
+            _ => self.texts(),
+        }
+    }
+
+    /// A list of tables, each read with `read`.
+    pub(super) fn tables<T>(self, mut read: impl FnMut(&mut Table<'r>) -> Option<T>) -> Vec<T> {
+        let items = self.items("a list of tables").unwrap_or_default().into_iter();
+        items.filter_map(|item| item.table()?.read(&mut read)).collect()
+    }
+
+    /// The entries of a list.
+    fn items(self, expected: &str) -> Option<Vec<Field<'r>>> {
+        let Self { report, path, node } = self;
+        let Node { value, place } = node;
+        let items = match value {
+            Value::List(items) => items,
+            Value::Raw(raw) => split_raw(&raw, &place),
+            value => {
+                let node = Node { value, place };
+                return Field { report, path, node }.refuse(expected);
+            }
+        };
+        let field = |(index, node)| Field {
+            report,
+            path: path.item(index),
+            node,
+        };
+        Some(items.into_iter().enumerate().map(field).collect())
+    }
+}
+
+/// `[::1]:8080` starts like a TOML array but is none: what is no array is split at its commas.
+fn split_raw(raw: &str, place: &Place) -> Vec<Node> {
+    if let Some(Value::List(items)) = parse_raw(raw, place) {
+        return items;
+    }
+    let node = |text: &str| Node {
+        value: Value::Text(Zeroizing::new(text.to_owned())),
+        place: place.clone(),
+    };
+    raw.split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .map(node)
+        .collect()
+}

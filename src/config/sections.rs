@@ -1,0 +1,642 @@
+//! The keys, their defaults and their limits: one function a section, in the order of the reference file.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::EnvFilter;
+
+use super::checks;
+use super::document::Node;
+use super::fault::{Path, Report, suggest};
+use super::reader::{Field, Table, read_tree};
+use super::secret::{self, CredentialSource, Secret};
+use super::settings::{
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Lifetimes, Listen, Log, LogFormat, Policy,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+};
+use super::sources::Sources;
+use crate::model::operation::{OperationSet, Permission};
+use crate::model::units::Rate;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const PIB: u64 = 1 << 50;
+/// The name that every caller has where there are no teams.
+const BUILT_IN_TEAM: &str = "local";
+/// Longest path that a Unix socket's address holds.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// The whole tree, checked. Where `report` holds faults afterwards, the faulty values are defaults.
+pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
+    read_tree(tree, report, |root| {
+        let (accounts, account_names) = accounts(root, sources);
+        let config = Config {
+            server: root.section("server", server),
+            admin: root.section("admin", admin),
+            upstream: root.section("upstream", upstream),
+            accounts,
+            teams: root.named("teams", team),
+            cache: root.section("cache", cache),
+            retry: root.section("retry", retry),
+            circuit: root.section("circuit", circuit),
+            log: root.section("log", log),
+            telemetry: root.section("telemetry", telemetry),
+            warnings: Vec::new(),
+            watched: Vec::new(),
+        };
+        checks::across_sections(config, &account_names, report)
+    })
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn minutes(count: u64) -> Duration {
+    seconds(count * 60)
+}
+
+fn hours(count: u64) -> Duration {
+    minutes(count * 60)
+}
+
+fn days(count: u64) -> Duration {
+    hours(count * 24)
+}
+
+fn server(table: &mut Table<'_>) -> Server {
+    Server {
+        listen: listen(table),
+        open: table.boolean("open", false),
+        drain: table.duration("drain", seconds(30)),
+        max_body: table.size("max_body", MIB, 1..=64 * MIB),
+        max_connections: table.number("max_connections", 10_000, 1..=1_000_000),
+        header_timeout: table.positive_duration("header_timeout", seconds(10)),
+        body_timeout: table.positive_duration("body_timeout", seconds(30)),
+        public_url: url(table, "public_url", Paths::Refused),
+        tls: table.section("tls", tls),
+    }
+}
+
+fn listen(table: &mut Table<'_>) -> Vec<Listen> {
+    const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+    let (report, path) = (table.report(), table.path().key("listen"));
+    let Some(field) = table.take("listen") else {
+        return vec![Listen::Tcp(DEFAULT)];
+    };
+    let Some(texts) = field.texts() else {
+        return Vec::new();
+    };
+    if texts.is_empty() {
+        report.fault(&path, "needs at least one address, such as \"127.0.0.1:8080\"");
+    }
+    let entry = |(path, text): &(Path, String)| {
+        let entry = parse_listen(text);
+        entry.map_err(|message| report.fault(path, message)).ok()
+    };
+    texts.iter().filter_map(entry).collect()
+}
+
+fn parse_listen(text: &str) -> Result<Listen, &'static str> {
+    let Some(path) = text.strip_prefix("unix:") else {
+        return match text.parse() {
+            Ok(address) => Ok(Listen::Tcp(address)),
+            Err(_) => Err(
+                "expected an IP address with a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\", or \"unix:/path/to.sock\"",
+            ),
+        };
+    };
+    match path {
+        _ if !path.starts_with('/') => {
+            Err("a Unix socket needs an absolute path, such as \"unix:/run/insights.sock\"")
+        }
+        _ if path.len() > LONGEST_SOCKET_PATH => {
+            Err("the path of a Unix socket is at most 107 bytes long; shorten it")
+        }
+        _ if path.contains('\0') => Err("the path of a Unix socket cannot hold a zero byte"),
+        _ => Ok(Listen::Unix(PathBuf::from(path))),
+    }
+}
+
+fn tls(table: &mut Table<'_>) -> Option<Tls> {
+    let (report, path) = (table.report(), table.path().clone());
+    let given = report.is_given(&path);
+    let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(|key| table.file(key));
+    if let Some(file) = &cert {
+        secret::check_pem(file, "CERTIFICATE", &path.key("cert"), report);
+    }
+    if let Some(file) = &client_ca {
+        secret::check_pem(file, "CERTIFICATE", &path.key("client_ca"), report);
+    }
+    if let Some(file) = &key {
+        let path = path.key("key");
+        if let Some(about) = secret::check_pem(file, "PRIVATE KEY", &path, report) {
+            secret::warn_if_readable_by_all(&about, &path, report);
+        }
+    }
+    match (cert, key) {
+        (Some(cert), Some(key)) => Some(Tls { cert, key, client_ca }),
+        _ if given => {
+            report.fault(&path, "needs both cert and key, each the path of a PEM file");
+            None
+        }
+        _ => None,
+    }
+}
+
+fn admin(table: &mut Table<'_>) -> Admin {
+    const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
+    let (report, path) = (table.report(), table.path().clone());
+    let listen = table.text("listen").and_then(|text| {
+        let address = text.parse();
+        if address.is_err() {
+            report.fault(
+                &path.key("listen"),
+                "expected an IP address with a port, such as \"127.0.0.1:9090\"",
+            );
+        }
+        address.ok()
+    });
+    let token = table.text("token_sha256");
+    let token_is_given = token.is_some();
+    let admin = Admin {
+        listen: listen.unwrap_or(DEFAULT),
+        token_sha256: token.and_then(|text| token_sha256(&text, &path.key("token_sha256"), report)),
+        show_queries: table.boolean("show_queries", false),
+    };
+    if !admin.listen.ip().is_loopback() && !token_is_given {
+        report.fault(
+            &path.key("token_sha256"),
+            "required because admin.listen is not loopback; `insights-gateway token new admin` makes one",
+        );
+    }
+    admin
+}
+
+fn token_sha256(text: &str, path: &Path, report: &Report) -> Option<[u8; 32]> {
+    /// What hashing a variable that was never filled in gives.
+    const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    let mut hash = [0; 32];
+    let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    });
+    let bytes: Option<Vec<u8>> = pairs.collect();
+    match bytes {
+        Some(bytes) if text.eq_ignore_ascii_case(OF_NOTHING) && !bytes.is_empty() => {
+            report.fault(
+                path,
+                "this is the SHA-256 of an empty token; make one with `insights-gateway token new TEAM`",
+            );
+            None
+        }
+        Some(bytes) if bytes.len() == hash.len() => {
+            hash.copy_from_slice(&bytes);
+            Some(hash)
+        }
+        _ => {
+            report.fault(
+                path,
+                "expected the SHA-256 of a token, 64 hexadecimal digits; `insights-gateway token new TEAM` prints it",
+            );
+            None
+        }
+    }
+}
+
+/// May a URL have a path.
+#[derive(Clone, Copy, PartialEq)]
+enum Paths {
+    Allowed,
+    Refused,
+}
+
+fn url(table: &mut Table<'_>, key: &str, paths: Paths) -> Option<Uri> {
+    let (report, path) = (table.report(), table.path().key(key));
+    let text = table.text(key)?;
+    let url = parse_url(&text, paths);
+    url.map_err(|message| report.fault(&path, message)).ok()
+}
+
+fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
+    const EXPECTED: &str = "expected a URL such as \"https://host\" or \"http://127.0.0.1:4010\"";
+    let url: Uri = text.parse().map_err(|_| EXPECTED)?;
+    let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
+        return Err(EXPECTED);
+    };
+    match () {
+        () if !matches!(scheme, "http" | "https") => Err("must start with http:// or https://"),
+        () if authority.as_str().contains('@') => Err("must not hold a user or password; take them out"),
+        () if authority.host().is_empty() => Err(EXPECTED),
+        // `host:` and `host:99999` are authorities to the parser, but no addresses.
+        () if authority.port().is_some() != authority.as_str()[authority.host().len()..].contains(':')
+            || authority.port().is_some() && !matches!(authority.port_u16(), Some(1..)) =>
+        {
+            Err("the port must be a number from 1 to 65535")
+        }
+        () if url.query().is_some() || text.contains('#') => {
+            Err("must not hold a query or a fragment; take it out")
+        }
+        () if paths == Paths::Refused && !matches!(url.path(), "" | "/") => {
+            Err("must not hold a path; name only scheme, host and port")
+        }
+        () => Ok(url),
+    }
+}
+
+fn upstream(table: &mut Table<'_>) -> Upstream {
+    let (report, path) = (table.report(), table.path().clone());
+    let url =
+        url(table, "url", Paths::Refused).unwrap_or_else(|| Uri::from_static("https://insights.twilio.com"));
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    if url.scheme_str() == Some("http") && !loopback {
+        report.warn(
+            &path.key("url"),
+            "credentials cross the network in clear text; use https",
+        );
+    }
+    let ca_file = table.file("ca_file");
+    if let Some(file) = &ca_file {
+        secret::check_pem(file, "CERTIFICATE", &path.key("ca_file"), report);
+    }
+    Upstream {
+        url,
+        connect_timeout: table.positive_duration("connect_timeout", seconds(5)),
+        attempt_timeout: table.positive_duration("attempt_timeout", seconds(60)),
+        deadline: table.positive_duration("deadline", seconds(90)),
+        max_response: table.size("max_response", 16 * MIB, 1..=GIB),
+        ca_file,
+    }
+}
+
+/// Is `name` fit for an account or a team: names become labels of metrics and parts of keys.
+///
+/// # Errors
+///
+/// What a name may be.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if (1..=64).contains(&name.len()) && name.chars().all(fits) {
+        Ok(())
+    } else {
+        Err("a name is 1 to 64 letters, digits, dashes or underscores; rename it")
+    }
+}
+
+/// Is `name` fit for a team.
+///
+/// # Errors
+///
+/// What a name may be.
+pub fn check_team_name(name: &str) -> Result<(), &'static str> {
+    match name {
+        BUILT_IN_TEAM => {
+            Err("\"local\" is the built-in name of callers where there are no teams; choose another")
+        }
+        _ => check_name(name),
+    }
+}
+
+/// The accounts that could be read, and the names of all that were given.
+fn accounts(root: &mut Table<'_>, sources: &Sources) -> (Vec<Account>, Vec<String>) {
+    let (report, path) = (root.report(), root.path().key("accounts"));
+    let mut names = Vec::new();
+    let accounts = root.named("accounts", |name, table| {
+        names.push(name.to_owned());
+        account(name, table, sources)
+    });
+    if names.is_empty() {
+        let found = match sources.variable("TWILIO_ACCOUNT_SID") {
+            Some(_) => "TWILIO_ACCOUNT_SID alone makes no account",
+            None => "no account is known",
+        };
+        report.fault(
+            &path,
+            format!(
+                "{found}; add [accounts.main] with account_sid, api_key and api_secret, \
+                 or set TWILIO_ACCOUNT_SID, TWILIO_API_KEY and TWILIO_API_SECRET (or TWILIO_AUTH_TOKEN)"
+            ),
+        );
+    }
+    (accounts.into_iter().flatten().collect(), names)
+}
+
+fn account(name: &str, table: &mut Table<'_>, sources: &Sources) -> Option<Account> {
+    let (report, path) = (table.report(), table.path().clone());
+    if let Err(message) = check_name(name) {
+        report.fault(&path, message);
+    }
+    let account_sid = account_sid(table);
+    let credential = credential(table, sources, account_sid.as_deref());
+    let rate = table.rate("rate", Rate::new(5, seconds(1)));
+    let burst = table.number("burst", 5, 1..=100_000);
+    let concurrency = table.number("concurrency", 10, 1..=10_000);
+    let queue = table.number("queue", 1000, 0..=1_000_000);
+    let adapt = table.boolean("adapt", true);
+    let (username, secret, credential) = credential?;
+    Some(Account {
+        name: name.to_owned(),
+        account_sid: account_sid?,
+        username,
+        secret,
+        credential,
+        rate,
+        burst,
+        concurrency,
+        queue,
+        adapt,
+    })
+}
+
+fn account_sid(table: &mut Table<'_>) -> Option<String> {
+    let (report, path) = (table.report(), table.path().key("account_sid"));
+    let field = table.require(
+        "account_sid",
+        "set it to the account's SID, AC and 32 hexadecimal digits",
+    )?;
+    let sid = field.text("text")?.to_string();
+    if !is_basic_user(&sid) {
+        report.fault(&path, NO_BASIC_USER);
+        return None;
+    }
+    let digits = sid.strip_prefix("AC").unwrap_or_default();
+    if digits.len() != 32 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        report.warn(
+            &path,
+            "does not look like a Twilio account SID, AC and 32 hexadecimal digits",
+        );
+    }
+    Some(sid)
+}
+
+const NO_BASIC_USER: &str = "must be plain visible characters without a colon or white space";
+
+/// Can `text` be the user of Basic authentication.
+fn is_basic_user(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic() && b != b':')
+}
+
+/// User, password and where they are kept: an API key and its secret, or the account and its auth token.
+fn credential(
+    table: &mut Table<'_>,
+    sources: &Sources,
+    account_sid: Option<&str>,
+) -> Option<(String, SecretString, CredentialSource)> {
+    const EITHER: &str = "give either api_key and api_secret, or auth_token";
+    let (report, path) = (table.report(), table.path().clone());
+    let [key, secret, token] = ["api_key", "api_secret", "auth_token"].map(|key| table.take(key));
+    let given = (key.is_some(), secret.is_some(), token.is_some());
+    // Each is read whether or not it fits together with the others, so that its own faults are known too.
+    let [key, secret, token] = [key, secret, token].map(|field| secret::read(field?, sources));
+    match given {
+        (false, false, false) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
+        (true, _, true) | (_, true, true) => {
+            report.fault(
+                &path.key("auth_token"),
+                format!("one way to sign in too many; {EITHER}, not both"),
+            );
+        }
+        (true, false, _) => report.fault(&path.key("api_secret"), format!("missing; {EITHER}")),
+        (false, true, _) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
+        _ => {}
+    }
+    let warn_if_literal = |key: &str, secret: &Option<Secret>| {
+        if secret
+            .as_ref()
+            .is_some_and(|secret| secret.source == secret::SecretSource::Literal)
+        {
+            report.warn(
+                &path.key(key),
+                "the secret is written out in the configuration; keep it in { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
+            );
+        }
+    };
+    warn_if_literal("api_secret", &secret);
+    warn_if_literal("auth_token", &token);
+    if let Some(token) = token {
+        return Some((
+            account_sid?.to_owned(),
+            token.text,
+            CredentialSource::AuthToken(token.source),
+        ));
+    }
+    let key = key?;
+    let username = key.text.expose_secret();
+    if !is_basic_user(username) {
+        report.fault(&path.key("api_key"), NO_BASIC_USER);
+        return None;
+    }
+    let secret = secret?;
+    let source = CredentialSource::ApiKey {
+        key: key.source,
+        secret: secret.source,
+    };
+    Some((username.to_owned(), secret.text, source))
+}
+
+fn team(name: &str, table: &mut Table<'_>) -> Team {
+    let (report, path) = (table.report(), table.path().clone());
+    if let Err(message) = check_team_name(name) {
+        report.fault(&path, message);
+    }
+    let tokens = table.take("token_sha256").and_then(Field::one_or_more_texts);
+    if tokens.as_ref().is_some_and(Vec::is_empty) {
+        report.fault(
+            &path.key("token_sha256"),
+            "must not be empty; `insights-gateway token new TEAM` makes one, or leave the key out",
+        );
+    }
+    let mut token_hashes: Vec<[u8; 32]> = Vec::new();
+    for (path, text) in tokens.unwrap_or_default() {
+        let hash = token_sha256(&text, &path, report);
+        // The same token twice in one team is only said twice.
+        token_hashes.extend(hash.filter(|hash| !token_hashes.contains(hash)));
+    }
+    Team {
+        name: name.to_owned(),
+        // Which one is meant by leaving it out is known when all accounts are.
+        account: table.text("account").unwrap_or_default(),
+        token_sha256: token_hashes,
+        requests: table.rate("requests", None),
+        upstream: table.rate("upstream", None),
+        weight: table.number("weight", 1, 1..=1000),
+        operations: operations(table),
+        policy: table.section("policy", policy),
+    }
+}
+
+fn operations(table: &mut Table<'_>) -> OperationSet {
+    let (report, path) = (table.report(), table.path().key("operations"));
+    let Some(texts) = table.take("operations").and_then(|field| field.texts()) else {
+        return OperationSet::standard();
+    };
+    if texts.is_empty() {
+        report.fault(
+            &path,
+            "must not be empty; leave the key out for metadata, query and jobs",
+        );
+    }
+    let words = Permission::ALL.map(Permission::as_str);
+    let permission = |(path, word): (Path, String)| {
+        let permission = Permission::parse(&word);
+        if permission.is_none() {
+            let message = format!("must be one of {}{}", words.join(", "), suggest(&word, words));
+            report.fault(&path, message);
+        }
+        permission
+    };
+    texts.into_iter().filter_map(permission).collect()
+}
+
+fn policy(table: &mut Table<'_>) -> Policy {
+    let report = table.report();
+    let deny = table.texts("deny");
+    for (path, pattern) in &deny {
+        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
+        if stem.contains('*') {
+            report.fault(path, "may have * only at its end, where it stands for any rest");
+        } else if pattern.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            report.fault(
+                path,
+                "must be the name of a measure or dimension, without white space",
+            );
+        }
+    }
+    let require = table.take("require").map(|field| field.tables(required_filter));
+    Policy {
+        deny: deny.into_iter().map(|(_, pattern)| pattern).collect(),
+        require: require.unwrap_or_default(),
+    }
+}
+
+fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
+    const OPERATORS: [(&str, &str); 5] = [
+        ("EQ", "EQ"),
+        ("NE", "NE"),
+        ("GT", "GT"),
+        ("LT", "LT"),
+        ("IN", "IN"),
+    ];
+    let (report, path) = (table.report(), table.path().clone());
+    let op = table.require("op", "write EQ, NE, GT, LT or IN");
+    let op = op.and_then(|op| op.word(&OPERATORS));
+    let field = table.require("field", "name the dimension that it compares");
+    let field = field.and_then(|field| field.text("text"));
+    let values = table.require("values", "list the values that it compares with");
+    let values: Vec<String> = values?.texts()?.into_iter().map(|(_, value)| value).collect();
+    let (op, field) = (op?, field?.to_string());
+    if values.is_empty() {
+        report.fault(
+            &path.key("values"),
+            "must not be empty; list the values that it compares with",
+        );
+    } else if op != "IN" && values.len() > 1 {
+        report.fault(
+            &path.key("values"),
+            format!("{op} compares with exactly one value; use IN for several"),
+        );
+    }
+    Some(RequiredFilter {
+        op: op.to_owned(),
+        field,
+        values,
+    })
+}
+
+fn cache(table: &mut Table<'_>) -> Cache {
+    Cache {
+        capacity: table.size("capacity", 256 * MIB, MIB..=PIB),
+        metadata: table.section("metadata", |table| {
+            lifetimes(table, [hours(1), hours(1), hours(24)])
+        }),
+        query: table.section("query", |table| {
+            lifetimes(table, [minutes(1), minutes(5), hours(1)])
+        }),
+        settled: table.section("settled", |table| Settled {
+            after: table.duration("after", days(1)),
+            lifetimes: lifetimes(table, [hours(1), hours(12), days(7)]),
+        }),
+        jobs: table.section("jobs", |table| JobCache {
+            dedup: table.duration("dedup", minutes(10)),
+            results: table.duration("results", days(7)),
+        }),
+        disk: table.section("disk", |table| DiskCache {
+            path: table.file("path"),
+            capacity: table.size("capacity", GIB, MIB..=PIB),
+        }),
+        errors: table.section("errors", |table| table.duration("fresh", seconds(10))),
+    }
+}
+
+fn lifetimes(table: &mut Table<'_>, [fresh, revalidate, error]: [Duration; 3]) -> Lifetimes {
+    Lifetimes {
+        fresh: table.duration("fresh", fresh),
+        stale_while_revalidate: table.duration("stale_while_revalidate", revalidate),
+        stale_if_error: table.duration("stale_if_error", error),
+    }
+}
+
+fn retry(table: &mut Table<'_>) -> Retry {
+    Retry {
+        attempts: table.number("attempts", 4, 1..=20),
+        base: table.positive_duration("base", Duration::from_millis(250)),
+        max: table.positive_duration("max", seconds(20)),
+        budget: table.fraction("budget", 0.2, 0.0..=10.0),
+        max_pause: table.duration("max_pause", minutes(5)),
+    }
+}
+
+fn circuit(table: &mut Table<'_>) -> Circuit {
+    let (report, path) = (table.report(), table.path().key("ratio"));
+    let ratio = table.fraction("ratio", 0.5, 0.0..=1.0);
+    if ratio == 0.0 {
+        report.fault(
+            &path,
+            "must be more than 0; 1 opens the circuit only when every attempt fails",
+        );
+    }
+    Circuit {
+        consecutive: table.number("consecutive", 10, 1..=u32::MAX),
+        ratio,
+        open: table.positive_duration("open", seconds(5)),
+    }
+}
+
+fn log(table: &mut Table<'_>) -> Log {
+    const FORMATS: [(&str, LogFormat); 3] = [
+        ("auto", LogFormat::Auto),
+        ("text", LogFormat::Text),
+        ("json", LogFormat::Json),
+    ];
+    let (report, path) = (table.report(), table.path().key("filter"));
+    let filter = table.text("filter").unwrap_or_else(|| "info".to_owned());
+    if EnvFilter::builder().parse(&filter).is_err() {
+        report.fault(
+            &path,
+            "not a filter; write a level such as \"info\", or \"info,insights_gateway=debug\"",
+        );
+    }
+    Log {
+        format: table.word("format", &FORMATS).unwrap_or(LogFormat::Auto),
+        filter,
+        access: table.boolean("access", true),
+        hits: table.fraction("hits", 1.0, 0.0..=1.0),
+        slow: table.duration("slow", seconds(5)),
+        audit: table.file("audit"),
+    }
+}
+
+fn telemetry(table: &mut Table<'_>) -> Telemetry {
+    Telemetry {
+        otlp: url(table, "otlp", Paths::Allowed),
+    }
+}

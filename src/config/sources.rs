@@ -1,0 +1,75 @@
+//! Where values may come from, and the only place that reads the process environment for them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What every environment variable that names a key starts with.
+pub const PREFIX: &str = "INSIGHTS_GATEWAY_";
+
+/// A file, an environment and flags, in rising order of strength. Cheap to keep for the next reload.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The TOML file; without one the environment has to be enough.
+    pub file: Option<PathBuf>,
+    /// Environment variables. A value that is not UTF-8 is a fault where it is used, and only there.
+    pub environment: BTreeMap<String, OsString>,
+    /// Dotted key and value; the last one of a key wins.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// `file`, and the environment of this process.
+    pub fn from_process(file: Option<PathBuf>) -> Self {
+        let environment = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
+            .collect();
+        Self {
+            file,
+            environment,
+            flags: Vec::new(),
+        }
+    }
+
+    /// The same with this file.
+    #[must_use]
+    pub fn with_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.file = Some(file.into());
+        self
+    }
+
+    /// The same with this environment variable.
+    #[must_use]
+    pub fn with_variable(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
+        self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    /// The same with this flag: a dotted key such as `server.listen`, and its value.
+    #[must_use]
+    pub fn with_flag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.flags.push((key.into(), value.into()));
+        self
+    }
+
+    /// A variable that is set, not empty and text. Empty counts as unset everywhere, because that is
+    /// what compose files and unit files make of a variable that nobody filled in.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        self.environment.get(name)?.to_str().filter(|v| !v.is_empty())
+    }
+}
+
+/// Names only: any value may be a secret.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources")
+            .field("file", &self.file)
+            .field("environment", &self.environment.keys())
+            .field(
+                "flags",
+                &self.flags.iter().map(|(key, _)| key).collect::<Vec<_>>(),
+            )
+            .finish()
+    }
+}
