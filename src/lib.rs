@@ -14,3 +14,5 @@ pub mod layers;
 pub mod stack;
 
 pub mod server;
+
+pub mod cli;

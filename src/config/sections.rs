@@ -14,7 +14,7 @@ use super::fault::{Path, Report, suggest};
 use super::reader::{Field, Table, read_tree};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Lifetimes, Listen, Log, LogFormat, Policy,
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;

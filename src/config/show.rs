@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Write};
 use std::path::Path;
 
 use super::secret::{CredentialSource, SecretSource};
-use super::settings::{Account, Config, Lifetimes, Listen, LogFormat, Team};
+use super::settings::{Account, Config, Listen, LogFormat, Team};
+use crate::model::freshness::Lifetimes;
 use crate::model::operation::Permission;
 use crate::model::units::{Rate, Size, Span};
 

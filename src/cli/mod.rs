@@ -1,0 +1,228 @@
+//! The command line: one file a command.
+
+pub mod check;
+pub mod completions;
+pub mod demo;
+pub mod exit;
+pub mod health;
+pub mod serve;
+pub mod simulate;
+pub mod token;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::OsStringValueParser;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, Sources};
+
+/// A caching, rate-aware, credential-isolating reverse proxy for Twilio's Conversation Insights API.
+#[derive(Debug, Parser)]
+#[command(
+    name = "insights-gateway",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "\
+Exit codes: 0 done, 64 bad configuration or usage, 70 internal, 74 could not bind.
+Try it without a Twilio account: insights-gateway demo")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway
+    ///
+    /// Reads a configuration file, or runs from the environment alone: TWILIO_ACCOUNT_SID, TWILIO_API_KEY and
+    /// TWILIO_API_SECRET are enough. SIGHUP, or a change of the file or of a secret file, reloads it; SIGTERM
+    /// lets requests in flight finish.
+    Serve(serve::ServeArgs),
+    /// Run gateway, simulator and admin page on loopback, without a Twilio account
+    ///
+    /// Needs no file. Prints the URLs and three curl lines to paste.
+    Demo(demo::DemoArgs),
+    /// Run only the local Insights simulator
+    ///
+    /// A stand-in for Twilio with generated, seeded data. Any account SID works, with the password "secret".
+    Simulate(simulate::SimulateArgs),
+    /// Validate the configuration and print what is in effect, secrets masked
+    ///
+    /// Checks files, secrets, references and values, and binds no port. Prints warnings, or every fault at once,
+    /// on standard error as file:line: key: what is wrong.
+    Check(check::CheckArgs),
+    /// Make access tokens for teams
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Ask a running gateway whether it is ready
+    ///
+    /// For containers without curl. Exits with 0 when /readyz answers 200 within three seconds, else with 1.
+    Health(health::HealthArgs),
+    /// Print a completion script for a shell
+    ///
+    /// For example: insights-gateway completions bash > /etc/bash_completion.d/insights-gateway
+    Completions(completions::CompletionsArgs),
+}
+
+/// Where the configuration comes from. A flag beats the environment, which beats the file.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct ConfigArgs {
+    /// Configuration file (TOML); without one, the environment has to be enough
+    #[arg(long, value_name = "FILE", env = "INSIGHTS_GATEWAY_CONFIG", value_parser = OsStringValueParser::new())]
+    pub config: Option<OsString>,
+    /// Data plane address, or unix:/path/to.sock; repeatable [key: server.listen]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+    /// Admin plane address [key: admin.listen]
+    #[arg(long, value_name = "ADDR")]
+    pub admin_listen: Option<String>,
+    /// Where answers come from [key: upstream.url]
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
+    /// Any other key, such as cache.capacity=64MiB; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub set: Vec<(String, String)>,
+}
+
+impl ConfigArgs {
+    /// The file, this process's environment and these flags, to be kept for reloads.
+    pub fn sources(&self) -> Sources {
+        // An empty variable counts as unset, here as everywhere.
+        let file = self.config.as_ref().filter(|file| !file.is_empty());
+        let mut sources = Sources::from_process(file.map(PathBuf::from));
+        sources.flags.clone_from(&self.set);
+        if !self.listen.is_empty() {
+            let listen = self.listen.join(",");
+            sources.flags.push(("server.listen".to_owned(), listen));
+        }
+        let named = [
+            ("admin.listen", &self.admin_listen),
+            ("upstream.url", &self.upstream),
+        ];
+        for (key, value) in named {
+            let value = value.iter().map(|value| (key.to_owned(), value.clone()));
+            sources.flags.extend(value);
+        }
+        sources
+    }
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as cache.capacity=64MiB"),
+    }
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody may be reading, which is no reason to fail twice.
+            let _ = error.print();
+            // `--help` and `--version` arrive here too, and are no errors.
+            return ExitCode::from(if error.use_stderr() {
+                exit::USAGE
+            } else {
+                exit::DONE
+            });
+        }
+    };
+    match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Check(args) => check::run(&args),
+        Command::Token(command) => token::run(&command),
+        Command::Health(args) => health::run(&args),
+        Command::Completions(args) => completions::run(&args),
+    }
+}
+
+/// The configuration that `sources` make, or every fault on standard error and the code to exit with.
+///
+/// # Errors
+///
+/// [`exit::USAGE`], with the faults already printed.
+pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
+    config::load(sources).map_err(|faults| {
+        let count = match faults.count() {
+            1 => "1 fault in the configuration".to_owned(),
+            count => format!("{count} faults in the configuration"),
+        };
+        explain(&format!(
+            "{faults}\ninsights-gateway: {count}, nothing was started"
+        ));
+        ExitCode::from(exit::USAGE)
+    })
+}
+
+/// Prints to standard output. A reader that has had enough, such as `head`, is no failure.
+pub(crate) fn answer(page: &str) -> ExitCode {
+    let mut output = io::stdout().lock();
+    match output.write_all(page.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            explain(&format!(
+                "insights-gateway: cannot write to standard output: {error}"
+            ));
+            ExitCode::from(exit::INTERNAL)
+        }
+        _ => ExitCode::from(exit::DONE),
+    }
+}
+
+/// Prints one or more lines to standard error, where they are lost if nobody listens.
+pub(crate) fn explain(lines: &str) {
+    let _ = writeln!(io::stderr().lock(), "{lines}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_keys() {
+        let cli = Cli::try_parse_from([
+            "insights-gateway",
+            "serve",
+            "--listen=127.0.0.1:1",
+            "--listen=unix:/run/x.sock",
+            "--admin-listen=127.0.0.1:2",
+            "--upstream=http://127.0.0.1:3",
+            "--set=cache.capacity=64MiB",
+        ]);
+        let Ok(Cli {
+            command: Command::Serve(args),
+        }) = cli
+        else {
+            panic!("no serve");
+        };
+        let flags = args.config.sources().flags;
+        let flag = |key: &str| {
+            flags
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value.as_str())
+        };
+        assert_eq!(flag("server.listen"), Some("127.0.0.1:1,unix:/run/x.sock"));
+        assert_eq!(flag("admin.listen"), Some("127.0.0.1:2"));
+        assert_eq!(flag("upstream.url"), Some("http://127.0.0.1:3"));
+        assert_eq!(flag("cache.capacity"), Some("64MiB"));
+    }
+}

@@ -1,0 +1,68 @@
+//! `simulate`: the local Insights API.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{exit, explain};
+use crate::model::units::{Rate, parse_duration, parse_rate};
+
+/// A rate, or none for "no limit". Named so that clap does not take it for an argument that may be absent.
+pub type MaybeRate = Option<Rate>;
+
+/// Arguments of `simulate`.
+#[derive(Debug, Clone, Args)]
+pub struct SimulateArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010")]
+    pub listen: SocketAddr,
+    /// Requests before it answers 429, such as 5/s or 300/min; 0/s is no limit
+    #[arg(long, value_name = "RATE", default_value = "5/s", value_parser = parse_rate)]
+    pub rate: MaybeRate,
+    /// Time that an answer takes, such as 80ms
+    #[arg(long, value_name = "DURATION", default_value = "80ms", value_parser = parse_duration)]
+    pub latency: Duration,
+    /// Time that a query job takes, such as 10s
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub jobs_take: Duration,
+    /// Seed of the generated data; the same seed gives the same conversations
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Conversations to generate, at most 1000000
+    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub rows: u32,
+}
+
+/// Runs the simulator until it is told to stop.
+pub fn run(_args: SimulateArgs) -> ExitCode {
+    explain("insights-gateway: simulate is not part of this build");
+    ExitCode::from(exit::INTERNAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(args: &[&str]) -> SimulateArgs {
+        let line = ["insights-gateway", "simulate"].iter().chain(args);
+        match Cli::try_parse_from(line).map(|cli| cli.command) {
+            Ok(Command::Simulate(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn quantities_are_read_in_our_units() {
+        let defaults = parse(&[]);
+        assert_eq!(defaults.rate, Rate::new(5, Duration::from_secs(1)));
+        assert_eq!(defaults.latency, Duration::from_millis(80));
+        let given = parse(&["--rate", "0/s", "--latency", "0s", "--jobs-take=1m"]);
+        assert_eq!((given.rate, given.latency), (None, Duration::ZERO));
+        assert_eq!(given.jobs_take, Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,277 @@
+//! Configuration and the small commands, from outside: the binary as a user starts it.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+
+use aws_lc_rs::digest;
+use tempfile::TempDir;
+
+const SECRET: &str = "planted-s3cret-that-nobody-may-see";
+const SID: &str = "AC0123456789abcdef0123456789abcdef";
+
+/// The binary with an environment of its own.
+fn gateway(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn with_account(command: &mut Command) -> &mut Command {
+    command
+        .env("TWILIO_ACCOUNT_SID", SID)
+        .env("TWILIO_API_KEY", "SK1")
+        .env("TWILIO_API_SECRET", SECRET)
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn file(text: &str) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("gateway.toml");
+    fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn check_prints_what_is_in_effect_without_secrets() {
+    let (code, page, errors) = run(with_account(&mut gateway(&["check"])));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert!(
+        page.contains("[accounts.default]") && page.contains("max_body = \"1MiB\""),
+        "{page}"
+    );
+    assert!(
+        page.contains("api_secret = { env = \"TWILIO_API_SECRET\" } # masked"),
+        "{page}"
+    );
+    assert!(!page.contains(SECRET));
+    let document: toml::Table = page.parse().unwrap();
+    assert_eq!(document["cache"]["query"]["fresh"].as_str(), Some("1m"));
+}
+
+#[test]
+fn check_warns_of_a_literal_secret_without_repeating_it() {
+    let (_folder, path) = file(&format!(
+        "[accounts.a]\naccount_sid = '{SID}'\napi_key = 'SK1'\napi_secret = '{SECRET}'\n"
+    ));
+    let (code, page, errors) = run(gateway(&["check", "--config"]).arg(&path));
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(page.contains("api_secret = \"********\""), "{page}");
+    let start = format!("warning: {}:4: accounts.a.api_secret: ", path.display());
+    assert!(errors.starts_with(&start), "{errors}");
+    assert!(!page.contains(SECRET) && !errors.contains(SECRET));
+}
+
+#[test]
+fn check_and_serve_report_every_fault_with_line_and_suggestion() {
+    let (_folder, path) = file(&format!(
+        "[server]\nlistne = ['127.0.0.1:0']\n[accounts.a]\naccount_sid = '{SID}'\napi_key = 'SK1'\n\
+         api_secert = '{SECRET}'\n[retry]\nattempts = 0\n"
+    ));
+    for subcommand in ["check", "serve"] {
+        let mut command = gateway(&[subcommand]);
+        command
+            .env("INSIGHTS_GATEWAY_CONFIG", &path)
+            .env("INSIGHTS_GATEWAY_CACHE__CAPACTY", "1MiB");
+        let (code, page, errors) = run(&mut command);
+        assert_eq!((code, page.as_str()), (Some(64), ""));
+        let lines: Vec<&str> = errors.lines().collect();
+        let at = |line: usize, rest: &str| format!("{}:{line}: {rest}", path.display());
+        let expected = [
+            at(2, "server.listne: unknown key (did you mean listen?)"),
+            at(3, "accounts.a.api_secret: missing; give either api_key and api_secret, or auth_token"),
+            at(6, "accounts.a.api_secert: unknown key (did you mean api_secret?)"),
+            at(8, "retry.attempts: must be a whole number from 1 to 20"),
+            "environment: INSIGHTS_GATEWAY_CACHE__CAPACTY: unknown key (did you mean INSIGHTS_GATEWAY_CACHE__CAPACITY?)"
+                .to_owned(),
+        ];
+        assert_eq!(lines[..expected.len()], expected, "{errors}");
+        assert!(!errors.contains(SECRET), "{errors}");
+    }
+}
+
+#[test]
+fn a_flag_beats_the_environment_and_that_beats_the_file() {
+    let (_folder, path) = file("[cache]\ncapacity = '1MiB'\n[server]\ndrain = '1s'\nbody_timeout = '1s'\n");
+    let arguments = [
+        "check",
+        "--set=cache.capacity=3MiB",
+        "--listen=127.0.0.1:1",
+        "--config",
+    ];
+    let mut command = gateway(&arguments);
+    command
+        .arg(&path)
+        .env("INSIGHTS_GATEWAY_CACHE__CAPACITY", "2MiB")
+        .env("INSIGHTS_GATEWAY_SERVER__DRAIN", "2s")
+        .env("INSIGHTS_GATEWAY_SERVER__LISTEN", "127.0.0.1:2");
+    let (code, page, errors) = run(with_account(&mut command));
+    assert_eq!(code, Some(0), "{errors}");
+    for line in [
+        "capacity = \"3MiB\"",
+        "listen = [\"127.0.0.1:1\"]",
+        "drain = \"2s\"",
+        "body_timeout = \"1s\"",
+    ] {
+        assert!(page.contains(line), "{line}\n{page}");
+    }
+}
+
+#[test]
+fn an_empty_config_variable_counts_as_unset() {
+    let (code, _, errors) = run(with_account(
+        gateway(&["check"]).env("INSIGHTS_GATEWAY_CONFIG", ""),
+    ));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_missing_file_and_a_missing_account_say_what_to_do() {
+    let (code, _, errors) = run(&mut gateway(&["check", "--config", "/nowhere/gateway.toml"]));
+    assert_eq!(code, Some(64));
+    assert!(
+        errors.starts_with("/nowhere/gateway.toml: cannot be read: "),
+        "{errors}"
+    );
+    let (code, _, errors) = run(&mut gateway(&["serve"]));
+    assert_eq!(code, Some(64));
+    assert!(
+        errors.contains("TWILIO_ACCOUNT_SID") && errors.contains("[accounts.main]"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn token_new_prints_a_fresh_token_and_its_hash() {
+    let tokens: Vec<String> = (0..2)
+        .map(|_| {
+            let (code, page, errors) = run(&mut gateway(&["token", "new", "dashboards"]));
+            assert_eq!((code, errors.as_str()), (Some(0), ""));
+            let token = page.lines().next().unwrap().to_owned();
+            assert!(token.starts_with("igw_") && token.len() == 47, "{token}");
+            assert_eq!(page.matches(&token).count(), 1);
+            let hash = digest::digest(&digest::SHA256, token.as_bytes());
+            let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            let lines = format!("[teams.dashboards]\ntoken_sha256 = [\"{hash}\"]\n");
+            assert!(page.ends_with(&lines), "{page}");
+            let (_folder, path) = file(&lines);
+            let (code, ..) = run(with_account(gateway(&["check", "--config"]).arg(&path)));
+            assert_eq!(code, Some(0));
+            token
+        })
+        .collect();
+    assert_ne!(tokens[0], tokens[1]);
+    for name in ["local", "a b", ""] {
+        assert_eq!(run(&mut gateway(&["token", "new", name])).0, Some(64), "{name:?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_everywhere() {
+    for path in [
+        &[][..],
+        &["serve"],
+        &["demo"],
+        &["simulate"],
+        &["check"],
+        &["token"],
+        &["token", "new"],
+        &["health"],
+        &["completions"],
+    ] {
+        for flag in ["--help", "--version"] {
+            let (code, page, errors) = run(gateway(path).arg(flag));
+            assert_eq!((code, errors.as_str()), (Some(0), ""), "{path:?} {flag}");
+            assert!(
+                flag == "--help" || page.contains(env!("CARGO_PKG_VERSION")),
+                "{page}"
+            );
+        }
+    }
+    for wrong in [
+        &[][..],
+        &["serv"],
+        &["serve", "--nope"],
+        &["serve", "--set", "x"],
+        &["token"],
+    ] {
+        let (code, page, errors) = run(&mut gateway(wrong));
+        assert_eq!((code, page.as_str()), (Some(64), ""), "{wrong:?}");
+        assert!(!errors.is_empty());
+    }
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, script, _) = run(&mut gateway(&["completions", shell]));
+        assert_eq!(code, Some(0));
+        assert!(
+            script.contains("insights-gateway") && script.contains("completions"),
+            "{shell}"
+        );
+    }
+    assert_eq!(run(&mut gateway(&["completions", "tcsh"])).0, Some(64));
+}
+
+/// An admin plane that answers once, and what it was asked.
+fn answering(answer: &'static str) -> (String, thread::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        let mut byte = [0];
+        while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+            request.push(byte[0]);
+        }
+        stream.write_all(answer.as_bytes()).unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    (address, server)
+}
+
+#[test]
+fn health_asks_readyz() {
+    let (address, server) = answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let (code, _, errors) = run(gateway(&["health", "--url"]).arg(format!("http://{address}/")));
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let request = server.join().unwrap();
+    assert!(request.starts_with("GET /readyz HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains(&format!("Host: {address}\r\n")), "{request}");
+
+    let (address, server) = answering("HTTP/1.1 503 Service Unavailable\r\n\r\n{\"draining\":true}\n");
+    let (code, _, errors) = run(gateway(&["health"]).env("INSIGHTS_GATEWAY_ADMIN__LISTEN", &address));
+    assert_eq!(code, Some(1));
+    assert!(
+        errors.contains("/readyz answered 503: {\"draining\":true}"),
+        "{errors}"
+    );
+    server.join().unwrap();
+}
+
+#[test]
+fn health_says_why_not() {
+    // Bound and closed again: nobody listens there.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (code, _, errors) = run(gateway(&["health", "--url"]).arg(format!("http://{closed}")));
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("no answer: "), "{errors}");
+    for url in ["https://127.0.0.1:9090", "127.0.0.1:9090", "http://"] {
+        assert_eq!(run(&mut gateway(&["health", "--url", url])).0, Some(64), "{url}");
+    }
+}
