@@ -22,7 +22,7 @@ pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &
         .is_some_and(|tls| tls.client_ca.is_some());
     for team in &config.teams {
         account_of(team, accounts, report);
-        let token = Path::of("teams").key(&team.name).key("token_sha256");
+        let token = Path::of(&["teams", &team.name, "token_sha256"]);
         if !certificates && !report.is_given(&token) {
             report.fault(
                 &token,
@@ -37,7 +37,7 @@ pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &
 
 /// Port 0 asks the system for a free port, so it never collides.
 fn addresses(config: &Config, report: &Report) {
-    let path = Path::of("server.listen");
+    let path = Path::of(&["server", "listen"]);
     let listen = &config.server.listen;
     for (index, address) in listen.iter().enumerate() {
         let collides = listen[..index].iter().any(|earlier| match (earlier, address) {
@@ -53,7 +53,7 @@ fn addresses(config: &Config, report: &Report) {
             );
         }
         if matches!(address, Listen::Tcp(address) if share_a_port(*address, config.admin.listen)) {
-            let admin = Path::of("admin.listen");
+            let admin = Path::of(&["admin", "listen"]);
             if report.is_given(&admin) {
                 let message = "must not be the data plane's address in server.listen; use another port";
                 report.fault(&admin, message);
@@ -76,16 +76,25 @@ fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
 
 /// The account's data is for whoever reaches the port, where nobody has to say who they are.
 fn open_listeners(config: &Config, report: &Report) {
-    if config.server.open || !config.teams.is_empty() {
+    if !config.teams.is_empty() {
         return;
     }
     for (index, listen) in config.server.listen.iter().enumerate() {
-        if matches!(listen, Listen::Tcp(address) if !address.ip().to_canonical().is_loopback()) {
-            report.fault(
-                &Path::of("server.listen").item(index),
+        let path = Path::of(&["server", "listen"]).item(index);
+        match listen {
+            Listen::Tcp(address) if address.ip().to_canonical().is_loopback() => {}
+            Listen::Unix(_) => {}
+            Listen::Tcp(_) if config.server.open => {
+                report.warn(
+                    &path,
+                    "anyone who reaches this address may use the account, as server.open allows",
+                );
+            }
+            Listen::Tcp(_) => report.fault(
+                &path,
                 "is not loopback, so anyone who reaches it could use the account; \
                  add [teams.NAME] with a token_sha256, or set server.open = true",
-            );
+            ),
         }
     }
 }
@@ -101,7 +110,7 @@ fn account_of(team: &Team, accounts: &[String], report: &Report) {
     };
     let suggestion = suggest(&team.account, names());
     report.fault(
-        &Path::of("teams").key(&team.name).key("account"),
+        &Path::of(&["teams", &team.name, "account"]),
         format!("{problem}; the accounts are {}{suggestion}", accounts.join(", ")),
     );
 }
@@ -113,7 +122,7 @@ fn tokens(teams: &[Team], report: &Report) {
         for hash in &team.token_sha256 {
             if let Some(owner) = owners.insert(*hash, &team.name) {
                 report.fault(
-                    &Path::of("teams").key(&team.name).key("token_sha256"),
+                    &Path::of(&["teams", &team.name, "token_sha256"]),
                     format!("the same token belongs to the team {owner}; give each team its own"),
                 );
             }

@@ -254,16 +254,19 @@ fn is_service_link(name: &str, services: &[&str]) -> bool {
 /// Puts a raw value at `path`, over whatever weaker sources said.
 fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Report) {
     let Some((last, tables)) = path.split_last().filter(|_| path.len() <= DEEPEST) else {
-        report.fault_at(place.clone(), Path::default(), "unknown key: too many parts");
+        report.fault_at(place.clone(), Path::of(path), "unknown key");
         return;
     };
+    let inside_no_table = || {
+        let message = "belongs into a table, but that is set to a value; set only one of the two";
+        report.fault_at(place.clone(), Path::of(path), message);
+    };
     let mut node = tree;
-    for key in tables {
+    for (depth, key) in tables.iter().enumerate() {
         let Value::Table(entries) = &mut node.value else {
-            // The reader will say that a table belongs there.
-            return;
+            return inside_no_table();
         };
-        let key = existing_key(entries, key);
+        let key = existing_key(entries, key, place, &path[..depth]);
         let replaces = ONE_OF.contains(&key.as_str());
         let empty = || Node {
             value: Value::Table(BTreeMap::new()),
@@ -275,7 +278,7 @@ fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Repo
         }
     }
     let Value::Table(entries) = &mut node.value else {
-        return;
+        return inside_no_table();
     };
     let inline_table = raw
         .trim_start()
@@ -286,21 +289,26 @@ fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Repo
         Some(table @ Value::Table(_)) => table,
         _ => Value::Raw(Zeroizing::new(raw.to_owned())),
     };
+    let key = existing_key(entries, last, place, tables);
     let place = place.clone();
-    entries.insert(existing_key(entries, last), Node { value, place });
+    entries.insert(key, Node { value, place });
 }
 
 fn same_source(one: &Place, other: &Place) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
-/// Variables cannot spell capitals or dashes, so they reach `Data-Team` as `DATA_TEAM`, if only one
-/// name that is already there reads like that.
-fn existing_key(entries: &BTreeMap<String, Node>, key: &str) -> String {
+/// Variables cannot spell capitals or dashes, so they reach the team `Data-Team` as `DATA_TEAM`, if only
+/// one name that is already there reads like that.
+fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, around: &[String]) -> String {
+    let is_name = matches!(around, [section] if section == "accounts" || section == "teams");
+    if !is_name || !matches!(place, Place::Environment(_)) || entries.contains_key(key) {
+        return key.to_owned();
+    }
     let folded = |text: &str| text.to_lowercase().replace('-', "_");
     let mut alike = entries.keys().filter(|other| folded(other) == folded(key));
-    match (entries.contains_key(key), alike.next(), alike.next()) {
-        (false, Some(other), None) => other.clone(),
+    match (alike.next(), alike.next()) {
+        (Some(other), None) => other.clone(),
         _ => key.to_owned(),
     }
 }
@@ -387,6 +395,19 @@ mod tests {
             panic!("no table");
         };
         assert_eq!(secret.keys().collect::<Vec<_>>(), ["file"]);
+    }
+
+    #[test]
+    fn two_variables_for_one_value_are_a_fault() {
+        let sources = Sources::default()
+            .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET", "x")
+            .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET__FILE", "/run/x");
+        let report = Report::default();
+        read(&sources, &report).unwrap();
+        let faults = report.into_faults().to_string();
+        assert!(
+            faults.starts_with("environment: INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET__FILE: belongs")
+        );
     }
 
     #[test]

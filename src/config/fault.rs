@@ -38,9 +38,10 @@ enum Step {
 pub(super) struct Path(Vec<Step>);
 
 impl Path {
-    /// The path that a dotted text names; for fixed keys.
-    pub(super) fn of(dotted: &str) -> Self {
-        Self(dotted.split('.').map(|key| Step::Key(key.to_owned())).collect())
+    /// The path through these keys.
+    pub(super) fn of<K: Into<String> + Clone>(keys: &[K]) -> Self {
+        let step = |key: &K| Step::Key(key.clone().into());
+        Self(keys.iter().map(step).collect())
     }
 
     pub(super) fn key(&self, key: &str) -> Self {

@@ -39,7 +39,7 @@ pub use settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
-pub use sources::{PREFIX, Sources};
+pub use sources::Sources;
 
 /// Reads, merges and checks all that `sources` name.
 ///

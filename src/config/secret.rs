@@ -7,7 +7,6 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path as FilePath, PathBuf};
 
-use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use super::document::Value;
@@ -45,9 +44,10 @@ pub enum CredentialSource {
     AuthToken(SecretSource),
 }
 
-/// A secret and where it is kept.
+/// A secret and where it is kept. Not `Debug`.
 pub(super) struct Secret {
-    pub(super) text: SecretString,
+    /// Wiped when dropped. Becomes a `SecretString` as soon as it leaves this room.
+    pub(super) text: Zeroizing<String>,
     pub(super) source: SecretSource,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
             "the secret has several lines; does this key name the right place?"
         }
         _ => {
-            let text = SecretString::from(text);
+            let text = Zeroizing::new(text.to_owned());
             return Some(Secret { text, source });
         }
     };

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use secrecy::{ExposeSecret, SecretString};
+use http::uri::Authority;
+use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 use super::checks;
@@ -236,12 +237,7 @@ fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
         () if !matches!(scheme, "http" | "https") => Err("must start with http:// or https://"),
         () if authority.as_str().contains('@') => Err("must not hold a user or password; take them out"),
         () if authority.host().is_empty() => Err(EXPECTED),
-        // `host:` and `host:99999` are authorities to the parser, but no addresses.
-        () if authority.port().is_some() != authority.as_str()[authority.host().len()..].contains(':')
-            || authority.port().is_some() && !matches!(authority.port_u16(), Some(1..)) =>
-        {
-            Err("the port must be a number from 1 to 65535")
-        }
+        () if !has_sound_port(authority) => Err("the port must be a number from 1 to 65535"),
         () if url.query().is_some() || text.contains('#') => {
             Err("must not hold a query or a fragment; take it out")
         }
@@ -249,6 +245,14 @@ fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
             Err("must not hold a path; name only scheme, host and port")
         }
         () => Ok(url),
+    }
+}
+
+/// `host:`, `host:0` and `host:99999` are authorities to the parser, but no addresses.
+fn has_sound_port(authority: &Authority) -> bool {
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => true,
+        _ => matches!(authority.port_u16(), Some(1..)),
     }
 }
 
@@ -279,11 +283,7 @@ fn upstream(table: &mut Table<'_>) -> Upstream {
 }
 
 /// Is `name` fit for an account or a team: names become labels of metrics and parts of keys.
-///
-/// # Errors
-///
-/// What a name may be.
-pub fn check_name(name: &str) -> Result<(), &'static str> {
+fn check_name(name: &str) -> Result<(), &'static str> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if (1..=64).contains(&name.len()) && name.chars().all(fits) {
         Ok(())
@@ -425,12 +425,12 @@ fn credential(
     if let Some(token) = token {
         return Some((
             account_sid?.to_owned(),
-            token.text,
+            token.text.as_str().into(),
             CredentialSource::AuthToken(token.source),
         ));
     }
     let key = key?;
-    let username = key.text.expose_secret();
+    let username = key.text.as_str();
     if !is_basic_user(username) {
         report.fault(&path.key("api_key"), NO_BASIC_USER);
         return None;
@@ -440,7 +440,7 @@ fn credential(
         key: key.source,
         secret: secret.source,
     };
-    Some((username.to_owned(), secret.text, source))
+    Some((username.to_owned(), secret.text.as_str().into(), source))
 }
 
 fn team(name: &str, table: &mut Table<'_>) -> Team {

@@ -3,6 +3,8 @@
 use std::fmt::{self, Display, Write};
 use std::path::Path;
 
+use http::Uri;
+
 use super::secret::{CredentialSource, SecretSource};
 use super::settings::{Account, Config, Listen, LogFormat, Team};
 use crate::model::freshness::Lifetimes;
@@ -45,7 +47,7 @@ impl Config {
         writeln!(page, "max_connections = {}", server.max_connections)?;
         writeln!(page, "header_timeout = {}", text(Span(server.header_timeout)))?;
         writeln!(page, "body_timeout = {}", text(Span(server.body_timeout)))?;
-        optional(page, "public_url", server.public_url.as_ref().map(text))?;
+        optional(page, "public_url", server.public_url.as_ref().map(url))?;
         let tls = server.tls.as_ref().map(|tls| {
             let client_ca = tls.client_ca.as_ref();
             let client_ca = client_ca.map_or_else(String::new, |ca| format!(", client_ca = {}", file(ca)));
@@ -67,9 +69,7 @@ impl Config {
         writeln!(page, "show_queries = {}", admin.show_queries)?;
 
         writeln!(page, "\n[upstream]")?;
-        // The parser writes a path of `/` where none was given.
-        let url = upstream.url.to_string();
-        writeln!(page, "url = {}", text(url.trim_end_matches('/')))?;
+        writeln!(page, "url = {}", url(&upstream.url))?;
         writeln!(page, "connect_timeout = {}", text(Span(upstream.connect_timeout)))?;
         writeln!(page, "attempt_timeout = {}", text(Span(upstream.attempt_timeout)))?;
         writeln!(page, "deadline = {}", text(Span(upstream.deadline)))?;
@@ -127,7 +127,7 @@ impl Config {
         optional(page, "audit", log.audit.as_deref().map(file))?;
 
         writeln!(page, "\n[telemetry]")?;
-        optional(page, "otlp", self.telemetry.otlp.as_ref().map(text))
+        optional(page, "otlp", self.telemetry.otlp.as_ref().map(url))
     }
 }
 
@@ -189,6 +189,11 @@ fn optional(page: &mut String, key: &str, value: Option<String>) -> fmt::Result 
 
 fn text(value: impl Display) -> String {
     toml::Value::String(value.to_string()).to_string()
+}
+
+/// Without the path of `/` that the parser adds where none was given.
+fn url(url: &Uri) -> String {
+    text(url.to_string().trim_end_matches('/'))
 }
 
 fn file(path: &Path) -> String {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// What every environment variable that names a key starts with.
-pub const PREFIX: &str = "INSIGHTS_GATEWAY_";
+pub(super) const PREFIX: &str = "INSIGHTS_GATEWAY_";
 
 /// A file, an environment and flags, in rising order of strength. Cheap to keep for the next reload.
 #[derive(Clone, Default)]

@@ -10,6 +10,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
 use super::fault::Report;
+use super::sources::PREFIX;
 use super::*;
 use crate::model::units::Rate;
 
@@ -385,6 +386,7 @@ fn faults_name_line_key_and_remedy() {
         "password",
     );
     assert_one_fault("[upstream]\nurl = 'https://x:99999'", "2: upstream.url: ", "port");
+    assert_one_fault("[upstream]\nurl = 'https://x:'", "2: upstream.url: ", "port");
     assert_one_fault(
         "[upstream]\nca_file = '/nowhere'",
         "2: upstream.ca_file: ",
@@ -660,6 +662,7 @@ fn clear_text_to_a_distant_upstream_and_odd_sids_are_warnings() {
     assert!(warnings("[upstream]\nurl = 'http://twin.internal:4010'")[0].contains(":2: upstream.url: "));
     assert!(warnings("[upstream]\nurl = 'http://127.0.0.1:4010'").is_empty());
     assert!(warnings("[upstream]\nurl = 'http://[::1]:4010/'").is_empty());
+    assert!(warnings("[server]\nopen = true\nlisten = ['0.0.0.0:80']")[0].contains("anyone"));
     let odd = "[accounts.a]\naccount_sid = 'test'\nauth_token = { env = 'TWILIO_API_SECRET' }";
     assert!(warnings(odd)[0].contains("does not look like"));
 }
@@ -689,6 +692,16 @@ fn tls_files_must_be_pem_and_are_watched() {
         faults[0].starts_with("2: server.tls.cert: this file cannot be read: "),
         "{faults:?}"
     );
+}
+
+#[test]
+fn absurd_depth_is_a_fault_and_no_overflow() {
+    let nested = "[".repeat(200_000);
+    assert!(!faults_of(account(), &format!("[server]\nlisten = {nested}")).is_empty());
+    assert!(!faults_of(account(), &format!("a{}= 1", ".a".repeat(200_000))).is_empty());
+    assert!(load(&account().with_variable("INSIGHTS_GATEWAY_SERVER__LISTEN", nested)).is_err());
+    let name = format!("INSIGHTS_GATEWAY_{}", "A__".repeat(50_000));
+    assert!(load(&account().with_variable(name, "1")).is_err());
 }
 
 #[test]
