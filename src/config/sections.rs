@@ -19,6 +19,7 @@ use super::settings::{
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;
+use crate::model::freshness::Lifetimes;
 use crate::model::operation::{OperationSet, Permission};
 use crate::model::units::Rate;
 
