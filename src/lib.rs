@@ -15,4 +15,6 @@ pub mod stack;
 
 pub mod server;
 
+pub mod simulator;
+
 pub mod cli;

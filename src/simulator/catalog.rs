@@ -1,0 +1,331 @@
+//! The data model: cubes, their measures and dimensions, and what Metadata says about them.
+//!
+//! Two generations are served side by side, because published material describes both: the older
+//! `Conversation` and `OperatorResult`, and the newer `ConversationSummary` with one row per conversation.
+//! Only these member names are published: `Conversation.Count`, `ConversationId`, `ConversationName`,
+//! `ConversationStatus`, `IntelligenceConfigurationIds`, `ParticipantId`, `ParticipantType`,
+//! `ParticipantProfileId`, `CreatedDate` with its `.hour`, `AccountSid`, `Channels` and `Languages`,
+//! `OperatorResult.Count`, `.Value` and `.CreatedDate`, and the pattern `<Name><Aggregation>` of custom measures.
+//! **Every other name here is invented**, as are the aggregation words: programs must read the live
+//! account's names from its own Metadata.
+//!
+//! This file says what a member is, finds it by name and describes it; the members themselves are in
+//! [`cubes`](super::cubes). Nothing here groups or filters.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Value as Json, json};
+
+use super::cubes::CUBES;
+use super::data::{Conversation, Data, OperatorResult, Participant, Text};
+
+/// One combination of a conversation with one of its participants, configurations and results. Parts that
+/// a query does not look at are absent, and so are those that a conversation does not have.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    /// The whole history.
+    pub data: &'a Data,
+    /// Always there.
+    pub conversation: &'a Conversation,
+    /// One of its participants.
+    pub participant: Option<&'a Participant>,
+    /// One of its configurations.
+    pub configuration: Option<&'a Text>,
+    /// One of its results.
+    pub result: Option<&'a OperatorResult>,
+}
+
+/// What a member holds in one row.
+#[derive(Clone, Copy)]
+pub enum Value<'a> {
+    /// Nothing.
+    Absent,
+    /// One text.
+    Text(&'a Text),
+    /// Several texts in one cell.
+    List(&'a Arc<[Text]>),
+    /// A number.
+    Number(f64),
+    /// Yes or no.
+    Flag(bool),
+    /// A moment.
+    Moment(Timestamp),
+}
+
+/// The types that Metadata names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text, or several texts.
+    String,
+    /// A number.
+    Number,
+    /// Yes or no.
+    Boolean,
+    /// A moment, to which a grain may be added.
+    Time,
+}
+
+impl Kind {
+    /// The word in Metadata.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Time => "time",
+        }
+    }
+}
+
+/// What a member belongs to, and so how often it occurs in one conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Once.
+    Conversation,
+    /// Once for each participant.
+    Participant,
+    /// Once for each configuration.
+    Configuration,
+    /// Once for each operator result.
+    Result,
+}
+
+/// How a measure makes one number of many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aggregation {
+    /// How many conversations or results.
+    Count,
+    /// How many different values.
+    CountDistinct,
+    /// All added up.
+    Sum,
+    /// The mean of those that are there.
+    Average,
+    /// The smallest.
+    Min,
+    /// The largest.
+    Max,
+}
+
+impl Aggregation {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::CountDistinct => "countDistinct",
+            Self::Sum => "sum",
+            Self::Average => "average",
+            Self::Min => "min",
+            Self::Max => "max",
+        }
+    }
+}
+
+/// How a member reads its value.
+pub type Read = for<'a> fn(Row<'a>) -> Value<'a>;
+
+/// Something that rows can be grouped, filtered and ordered by.
+pub struct Dimension {
+    /// `Cube.Member`
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// What it belongs to.
+    pub level: Level,
+    /// Its value in one row.
+    pub read: Read,
+    description: &'static str,
+}
+
+/// A number over many rows.
+pub struct Measure {
+    /// `Cube.Member`
+    pub name: &'static str,
+    /// How.
+    pub aggregation: Aggregation,
+    /// What it belongs to, each of which counts once however many rows it occurs in.
+    pub level: Level,
+    /// What is aggregated; unused by a plain count.
+    pub read: Read,
+    description: &'static str,
+}
+
+/// A member, found by name.
+#[derive(Clone, Copy)]
+pub enum Member {
+    /// A dimension.
+    Dimension(&'static Dimension),
+    /// A measure.
+    Measure(&'static Measure),
+}
+
+/// A table of members.
+pub struct Cube {
+    /// The first half of its members' names.
+    pub name: &'static str,
+    /// For a person.
+    pub description: &'static str,
+    /// What can be counted.
+    pub measures: &'static [Measure],
+    /// What that can be grouped by.
+    pub dimensions: &'static [Dimension],
+}
+
+/// The member of this full name, or of a looser one that published examples use. Grains are not known here.
+pub fn member(name: &str) -> Option<Member> {
+    let plural;
+    let name = match name {
+        "Id" => "Conversation.ConversationId",
+        "DateCreated" => "Conversation.CreatedDate",
+        "Channels" => "Conversation.Channels",
+        "Languages" => "Conversation.Languages",
+        "OperatorResults" => "OperatorResult.Value",
+        _ => match name.strip_prefix("OperatorResults.") {
+            Some(rest) => {
+                plural = format!("OperatorResult.{rest}");
+                &plural
+            }
+            None => name,
+        },
+    };
+    CUBES.iter().find_map(|cube| {
+        let dimension = cube.dimensions.iter().find(|d| d.name == name);
+        let measure = cube.measures.iter().find(|m| m.name == name);
+        dimension.map(Member::Dimension).or(measure.map(Member::Measure))
+    })
+}
+
+/// The body of the Metadata answer.
+pub fn metadata() -> Json {
+    let cubes: Vec<Json> = CUBES.iter().map(Cube::describe).collect();
+    json!({"domain": "Conversations", "cubes": cubes})
+}
+
+impl Cube {
+    fn describe(&self) -> Json {
+        let measures: Vec<Json> = self.measures.iter().map(Measure::describe).collect();
+        let dimensions: Vec<Json> = self.dimensions.iter().flat_map(Dimension::describe).collect();
+        json!({
+            "name": self.name,
+            "description": self.description,
+            "measures": measures,
+            "dimensions": dimensions,
+        })
+    }
+}
+
+impl Measure {
+    /// One line of the table.
+    pub const fn new(
+        name: &'static str,
+        aggregation: Aggregation,
+        level: Level,
+        description: &'static str,
+        read: Read,
+    ) -> Self {
+        Self {
+            name,
+            aggregation,
+            level,
+            read,
+            description,
+        }
+    }
+
+    fn describe(&self) -> Json {
+        json!({
+            "name": self.name,
+            "description": self.description,
+            "type": "number",
+            "aggregation": self.aggregation.word(),
+        })
+    }
+}
+
+impl Dimension {
+    /// One line of the table.
+    pub const fn new(
+        name: &'static str,
+        kind: Kind,
+        level: Level,
+        description: &'static str,
+        read: Read,
+    ) -> Self {
+        Self {
+            name,
+            kind,
+            level,
+            read,
+            description,
+        }
+    }
+
+    /// A time is listed twice, plain and with the one grain that is published; the other grains work too.
+    fn describe(&self) -> Vec<Json> {
+        let entry = |name: &str, description: &str| json!({"name": name, "description": description, "type": self.kind.word()});
+        let mut entries = vec![entry(self.name, self.description)];
+        if self.kind == Kind::Time {
+            let name = format!("{}.hour", self.name);
+            entries.push(entry(&name, &format!("{}, by the hour", self.description)));
+        }
+        entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_belong_to_their_cube() {
+        let mut seen = HashSet::new();
+        for cube in &CUBES {
+            let names = cube.measures.iter().map(|m| m.name);
+            for name in names.chain(cube.dimensions.iter().map(|d| d.name)) {
+                assert!(seen.insert(name), "{name} twice");
+                assert_eq!(name.split_once('.').map(|(c, _)| c), Some(cube.name));
+                assert!(member(name).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn loose_names_are_understood() {
+        let dimension = |name| match member(name) {
+            Some(Member::Dimension(found)) => found.name,
+            _ => "",
+        };
+        assert_eq!(dimension("Id"), "Conversation.ConversationId");
+        assert_eq!(dimension("DateCreated"), "Conversation.CreatedDate");
+        assert_eq!(dimension("OperatorResults"), "OperatorResult.Value");
+        assert_eq!(
+            dimension("OperatorResults.CreatedDate"),
+            "OperatorResult.CreatedDate"
+        );
+        for unknown in [
+            "",
+            "Count",
+            "conversation.count",
+            "Conversation.",
+            "OperatorResults.",
+        ] {
+            assert!(member(unknown).is_none(), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_lists_both_generations_with_types() {
+        let metadata = metadata();
+        let cubes = metadata["cubes"].as_array().unwrap();
+        let names: Vec<_> = cubes.iter().map(|cube| cube["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["Conversation", "OperatorResult", "ConversationSummary"]);
+        let kinds: HashSet<_> = cubes
+            .iter()
+            .flat_map(|cube| cube["dimensions"].as_array().unwrap())
+            .map(|dimension| dimension["type"].as_str().unwrap())
+            .collect();
+        assert_eq!(kinds, HashSet::from(["string", "number", "time", "boolean"]));
+    }
+}

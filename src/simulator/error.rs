@@ -1,0 +1,170 @@
+//! Refusals in Twilio's own shape.
+//!
+//! An [`ApiError`] is a whole answer: status, number, text and the headers that belong to it. This file
+//! decides nothing; whoever refuses picks the constructor that says why.
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::{Value, json};
+
+/// The number that every 400 carries. Twilio publishes none for this API; 20001 is its general one for
+/// parameters that are not understood.
+pub const BAD_REQUEST: u32 = 20001;
+
+/// An error answer: what the caller did wrong, or what a script wants it to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// Twilio's number for it.
+    pub code: u32,
+    /// One sentence for a person.
+    pub message: String,
+    /// Headers that come with this kind of refusal.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: u32, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// 400: something in the request is wrong, and `message` says what.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, BAD_REQUEST, message)
+    }
+
+    /// 401: no credentials, or not those of the simulator.
+    pub fn unauthorized() -> Self {
+        let error = Self::new(
+            StatusCode::UNAUTHORIZED,
+            20003,
+            "Authentication failed: use HTTP Basic with any user name and the password \"secret\"",
+        );
+        error.with_header(
+            http::header::WWW_AUTHENTICATE,
+            HeaderValue::from_static("Basic realm=\"Insights simulator\""),
+        )
+    }
+
+    /// 404: no such resource.
+    pub fn not_found() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            20404,
+            "The requested resource was not found",
+        )
+    }
+
+    /// 405: the resource exists, with the methods in `allow`.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let error = Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            20004,
+            "This resource does not know the method",
+        );
+        error.with_header(http::header::ALLOW, HeaderValue::from_static(allow))
+    }
+
+    /// 408: the body did not arrive in time.
+    pub fn slow_body() -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            20408,
+            "The request body took too long",
+        )
+    }
+
+    /// 415: a form where JSON was expected.
+    pub fn unsupported_media_type() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            20422,
+            "The request body must be application/json",
+        )
+    }
+
+    /// 429, to which the limiter adds its headers.
+    pub fn too_many_requests() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests")
+    }
+
+    /// 500: the simulator itself failed.
+    pub fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            20500,
+            "The simulator could not finish this request",
+        )
+    }
+
+    /// Whatever status a script asked for, numbered as Twilio numbers its general errors.
+    pub fn scripted(status: StatusCode) -> Self {
+        let code = match status.as_u16() {
+            401 => 20003,
+            405 => 20004,
+            other => 20000 + u32::from(other),
+        };
+        Self::new(
+            status,
+            code,
+            status.canonical_reason().unwrap_or("Scripted answer"),
+        )
+    }
+
+    /// The same refusal with one more header.
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The JSON body.
+    pub fn body(&self) -> Value {
+        json!({
+            "code": self.code,
+            "message": self.message,
+            "httpStatusCode": self.status.as_u16(),
+            "userError": self.status.is_client_error(),
+            "params": {},
+        })
+    }
+}
+
+/// A piece of the caller's own text, safe to quote in a message: never longer than a line.
+pub fn quoted(text: &str) -> String {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_have_the_documented_members() {
+        let body = ApiError::bad_request("no").body();
+        assert_eq!(
+            body,
+            json!({"code": 20001, "message": "no", "httpStatusCode": 400, "userError": true, "params": {}})
+        );
+        assert_eq!(ApiError::scripted(StatusCode::BAD_GATEWAY).body()["code"], 20502);
+        assert_eq!(
+            ApiError::scripted(StatusCode::BAD_GATEWAY).body()["userError"],
+            false
+        );
+        assert_eq!(ApiError::scripted(StatusCode::UNAUTHORIZED).code, 20003);
+    }
+
+    #[test]
+    fn quotes_are_short_whatever_the_text() {
+        assert_eq!(quoted("a\"b"), "\"a\\\"b\"");
+        assert!(quoted(&"é".repeat(10_000)).chars().count() < 70);
+    }
+}
