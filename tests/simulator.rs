@@ -1,0 +1,633 @@
+//! The simulator as its clients see it: real sockets, documented requests, scripted failures.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use insights_gateway::model::units::parse_rate;
+use insights_gateway::simulator::faults::Fault;
+use insights_gateway::simulator::{Settings, Simulator};
+use serde_json::{Value as Json, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
+const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+
+struct Running {
+    simulator: Simulator,
+    address: std::net::SocketAddr,
+    client: Client<HttpConnector, Full<Bytes>>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Json {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {:?}", self.body))
+    }
+
+    fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name).unwrap_or_else(|| panic!("no {name}"));
+        value.to_str().unwrap()
+    }
+
+    /// Checks that this is an error in Twilio's shape.
+    fn refused(&self, status: u16, code: u32) {
+        assert_eq!(self.status, status, "{:?}", self.body);
+        let body = self.json();
+        assert_eq!(
+            (&body["code"], &body["httpStatusCode"]),
+            (&json!(code), &json!(status))
+        );
+        assert_eq!(body["userError"], status < 500);
+        assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()));
+        assert!(body["params"].is_object());
+        assert_eq!(self.header("content-type"), "application/json");
+    }
+}
+
+fn basic(password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("AC1:{password}")))
+}
+
+impl Running {
+    async fn start(rate: &str) -> Self {
+        let settings = Settings {
+            rate: parse_rate(rate).unwrap(),
+            latency: Duration::ZERO,
+            seed: 42,
+            rows: 800,
+            now: "2026-05-20T12:00:00Z".parse().unwrap(),
+        };
+        Self::with(settings).await
+    }
+
+    async fn with(settings: Settings) -> Self {
+        let simulator = Simulator::new(settings);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async { stopped.await.unwrap_or(()) };
+        Self {
+            served: tokio::spawn(simulator.clone().run(listener, shutdown)),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            simulator,
+            address,
+            stop,
+        }
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        let (head, body) = self.client.request(request).await.unwrap().into_parts();
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+        }
+    }
+
+    fn request(&self, method: &str, path: &str, password: &str, body: &str) -> Request<Full<Bytes>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .header("authorization", basic(password));
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        request.body(Full::from(body.to_owned())).unwrap()
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(self.request("GET", path, "secret", "")).await
+    }
+
+    async fn post(&self, path: &str, body: &str) -> Answer {
+        self.send(self.request("POST", path, "secret", body)).await
+    }
+
+    async fn page(&self, token: &Json) -> Answer {
+        self.get(&format!("{QUERY}?pageToken={}", encoded(token.as_str().unwrap())))
+            .await
+    }
+
+    async fn script(&self, rule: Json) {
+        let answer = self.post("/_simulator/faults", &rule.to_string()).await;
+        assert_eq!(answer.status, 200, "{:?}", answer.body);
+    }
+
+    /// Sends a GET on a connection of its own and returns everything up to its end.
+    async fn raw(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n",
+            basic("secret")
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+}
+
+fn encoded(token: &str) -> String {
+    token.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+}
+
+fn count() -> String {
+    json!({"query": {"measures": ["Conversation.Count"]}}).to_string()
+}
+
+#[tokio::test]
+async fn every_documented_example_is_answered_in_its_shape() {
+    let running = Running::start("0/s").await;
+    let examples: Vec<Json> = serde_json::from_str(include_str!("fixtures/simulator-examples.json")).unwrap();
+    assert!(examples.len() > 35);
+    for example in &examples {
+        let text = |key: &str| example[key].as_str().unwrap_or_default();
+        let name = text("name");
+        let body = match &example["body"] {
+            Json::Null => String::new(),
+            body => body.to_string(),
+        };
+        let password = example["password"].as_str().unwrap_or("secret");
+        let answer = running
+            .send(running.request(text("method"), text("path"), password, &body))
+            .await;
+        assert_eq!(
+            u64::from(answer.status.as_u16()),
+            example["status"].as_u64().unwrap(),
+            "{name}"
+        );
+        assert!(answer.header("twilio-request-id").starts_with("RQ"), "{name}");
+        assert_eq!(answer.header("twilio-request-id").len(), 34, "{name}");
+        assert!(answer.header("twilio-request-duration").parse::<f64>().is_ok());
+        assert!(
+            answer
+                .header("twilio-concurrent-requests")
+                .parse::<u32>()
+                .unwrap()
+                >= 1
+        );
+        if let Some(code) = example["code"].as_u64() {
+            answer.refused(answer.status.as_u16(), u32::try_from(code).unwrap());
+            continue;
+        }
+        let body = answer.json();
+        assert_eq!(body["domain"], "Conversations", "{name}");
+        if let Some(keys) = example["keys"].as_array() {
+            check_rows(name, example, keys, &body);
+        } else {
+            check_metadata(&body);
+        }
+    }
+    running.stop.send(()).unwrap();
+    running.served.await.unwrap().unwrap();
+}
+
+fn check_rows(name: &str, example: &Json, keys: &[Json], body: &Json) {
+    let items = body["items"].as_array().unwrap();
+    assert_eq!(body["meta"]["key"], "items", "{name}");
+    assert_eq!(body["meta"]["pageSize"], items.len(), "{name}");
+    if let Some(rows) = example["rows"].as_u64() {
+        assert_eq!(items.len() as u64, rows, "{name}");
+    } else {
+        assert!(!items.is_empty(), "{name}");
+    }
+    for item in items {
+        let mut names: Vec<_> = item.as_object().unwrap().keys().cloned().collect();
+        names.sort();
+        assert_eq!(json!(names), json!(keys), "{name}");
+        for (key, cell) in item.as_object().unwrap() {
+            match key.as_str() {
+                "Channels" | "Languages" => assert!(cell[0].is_string(), "{name}"),
+                _ if key.ends_with(".Count") => assert!(cell.is_u64(), "{name}"),
+                _ if key.ends_with(".hour") || key == "DateCreated" => {
+                    let text = cell.as_str().unwrap();
+                    assert_eq!(
+                        (text.len(), &text[10..11], &text[19..20]),
+                        (23, "T", "."),
+                        "{name}"
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+    if let Some(meta) = example["meta"].as_array() {
+        let mut present: Vec<_> = body["meta"].as_object().unwrap().keys().cloned().collect();
+        present.sort();
+        assert_eq!(json!(present), json!(meta), "{name}");
+    }
+}
+
+fn check_metadata(body: &Json) {
+    for cube in body["cubes"].as_array().unwrap() {
+        assert!(cube["name"].is_string() && cube["description"].is_string());
+        for measure in cube["measures"].as_array().unwrap() {
+            for key in ["name", "description", "type", "aggregation"] {
+                assert!(measure[key].is_string(), "{measure}");
+            }
+        }
+        for dimension in cube["dimensions"].as_array().unwrap() {
+            for key in ["name", "description", "type"] {
+                assert!(dimension[key].is_string(), "{dimension}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_listed_member_can_be_queried() {
+    let running = Running::start("0/s").await;
+    let metadata = running.get(METADATA).await.json();
+    for cube in metadata["cubes"].as_array().unwrap() {
+        for (kind, list) in [
+            ("measures", &cube["measures"]),
+            ("dimensions", &cube["dimensions"]),
+        ] {
+            for member in list.as_array().unwrap() {
+                let mut query = json!({});
+                query[kind] = json!([member["name"]]);
+                let answer = running.post(QUERY, &json!({ "query": query }).to_string()).await;
+                assert_eq!(answer.status, 200, "{member}");
+                let cells = answer.json()["items"].as_array().unwrap().clone();
+                assert!(!cells.is_empty(), "{member}");
+                let expected = member["type"].as_str().unwrap();
+                for cell in cells.iter().map(|item| &item[member["name"].as_str().unwrap()]) {
+                    let fits = match expected {
+                        "number" => cell.is_number(),
+                        "boolean" => cell.is_boolean(),
+                        _ => cell.is_string() || cell.is_array(),
+                    };
+                    assert!(fits || cell.is_null(), "{member}: {cell}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_walk_gives_every_row_once_forwards_and_backwards() {
+    let running = Running::start("0/s").await;
+    let body =
+        json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
+            .to_string();
+    let whole = running
+        .post(&format!("{QUERY}?pageSize=5000"), &body)
+        .await
+        .json();
+    assert_eq!(whole["meta"]["pageSize"], 800);
+    assert_eq!(whole["meta"].get("nextToken"), None);
+    for size in [1000, 799, 90, 37] {
+        let mut answer = running
+            .post(&format!("{QUERY}?pageSize={size}"), &body)
+            .await
+            .json();
+        assert_eq!(answer["meta"].get("previousToken"), None);
+        let mut walked = Vec::new();
+        let mut pages = Vec::new();
+        loop {
+            walked.extend(answer["items"].as_array().unwrap().clone());
+            pages.push(answer.clone());
+            let Some(token) = answer["meta"].get("nextToken") else {
+                break;
+            };
+            answer = running.page(token).await.json();
+        }
+        assert_eq!(json!(walked), whole["items"], "{size}");
+        for earlier in pages.iter().rev().skip(1) {
+            answer = running.page(&answer["meta"]["previousToken"]).await.json();
+            assert_eq!(answer, *earlier);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_query_too_long_for_a_url_can_be_walked_too() {
+    let running = Running::start("0/s").await;
+    let ids: Vec<String> = (0..5000).map(|n| format!("nobody-{n}")).collect();
+    let body = json!({"pageSize": 300, "query": {"dimensions": ["Id"], "filters": [
+        {"op": "OR", "expressions": [
+            {"op": "IN", "field": "Id", "values": ids}, {"op": "NE", "field": "Id", "values": [""]}]}]}});
+    let mut answer = running.post(QUERY, &body.to_string()).await.json();
+    let mut rows = HashSet::new();
+    loop {
+        for item in answer["items"].as_array().unwrap() {
+            assert!(rows.insert(item["Id"].as_str().unwrap().to_owned()));
+        }
+        let Some(token) = answer["meta"].get("nextToken") else {
+            break;
+        };
+        assert!(token.as_str().unwrap().len() < 4096);
+        answer = running.page(token).await.json();
+    }
+    assert_eq!(rows.len(), 800);
+}
+
+#[tokio::test]
+async fn tokens_work_in_either_encoding_and_spelling_but_for_one_user() {
+    let running = Running::start("0/s").await;
+    let body = json!({"query": {"dimensions": ["Id"]}}).to_string();
+    let first = running.post(&format!("{QUERY}?PageSize=10"), &body).await.json();
+    assert_eq!(first["meta"]["pageSize"], 10);
+    let token = first["meta"]["nextToken"].as_str().unwrap();
+    let second = running.page(&first["meta"]["nextToken"]).await.json();
+    assert_eq!(second["meta"]["pageSize"], 10);
+    for path in [
+        format!("{QUERY}?pageToken={token}"),
+        format!("{QUERY}?PageSize=5&unknown=1&PageToken={}", encoded(token)),
+    ] {
+        assert_eq!(running.get(&path).await.json(), second);
+    }
+    let mut foreign = running.request(
+        "GET",
+        &format!("{QUERY}?pageToken={}", encoded(token)),
+        "secret",
+        "",
+    );
+    let other = format!("Basic {}", STANDARD.encode("AC2:secret"));
+    foreign
+        .headers_mut()
+        .insert("authorization", other.parse().unwrap());
+    running.send(foreign).await.refused(400, 20001);
+    for path in [
+        QUERY.to_owned(),
+        format!("{QUERY}?pageToken="),
+        format!("{QUERY}?pageToken=%"),
+        format!("{QUERY}?pageToken=A{}", encoded(token)),
+    ] {
+        running.get(&path).await.refused(400, 20001);
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_refused_in_twilios_shape() {
+    let running = Running::start("0/s").await;
+    for body in [
+        "",
+        "{",
+        "null",
+        "[]",
+        "{\"query\":1}",
+        "\u{0}",
+        &"[".repeat(100_000),
+    ] {
+        running.post(QUERY, body).await.refused(400, 20001);
+    }
+    let large = " ".repeat((1 << 20) + 1);
+    running.post(QUERY, &large).await.refused(400, 20001);
+    for size in ["0", "-1", "x", "", "1.5"] {
+        let path = format!("{QUERY}?pageSize={size}");
+        running.post(&path, &count()).await.refused(400, 20001);
+    }
+    let zone =
+        json!({"properties": {"timezone": "Nowhere/Land"}, "query": {"measures": ["Conversation.Count"]}});
+    running.post(QUERY, &zone.to_string()).await.refused(400, 20001);
+
+    for path in [
+        "/",
+        "/v3",
+        "/v3/InsightsDomains/Conversations/QueryJobs",
+        "/v3/InsightsDomains/conversations/Query",
+    ] {
+        running.get(path).await.refused(404, 20404);
+    }
+    let answer = running.send(running.request("DELETE", QUERY, "secret", "")).await;
+    answer.refused(405, 20004);
+    assert_eq!(answer.header("allow"), "GET, POST");
+
+    let mut form = running.request("POST", QUERY, "secret", &count());
+    let kind = "application/x-www-form-urlencoded; charset=utf-8";
+    form.headers_mut().insert("content-type", kind.parse().unwrap());
+    running.send(form).await.refused(415, 20422);
+    let mut form = running.request("GET", METADATA, "secret", "");
+    form.headers_mut().insert("content-type", kind.parse().unwrap());
+    assert_eq!(running.send(form).await.status, 200);
+}
+
+#[tokio::test]
+async fn credentials_are_wanted_and_never_kept() {
+    let running = Running::start("0/s").await;
+    for value in [
+        None,
+        Some("Bearer hidden-word"),
+        Some("Basic !!"),
+        Some("Basic OnNlY3JldA=="),
+    ] {
+        let mut request = running.request("GET", METADATA, "secret", "");
+        match value {
+            Some(value) => request
+                .headers_mut()
+                .insert("authorization", value.parse().unwrap()),
+            None => request.headers_mut().remove("authorization"),
+        };
+        let answer = running.send(request).await;
+        answer.refused(401, 20003);
+        assert!(answer.header("www-authenticate").starts_with("Basic "));
+    }
+    running
+        .send(running.request("GET", METADATA, "hidden-word", ""))
+        .await
+        .refused(401, 20003);
+    let log = running.get("/_simulator/requests").await;
+    let text = String::from_utf8(log.body.to_vec()).unwrap();
+    assert!(!text.contains("hidden-word") && !text.contains(&STANDARD.encode("AC1:hidden-word")));
+}
+
+#[tokio::test]
+async fn the_log_says_what_was_received() {
+    let running = Running::start("0/s").await;
+    let path = format!("{QUERY}?pageSize=2");
+    running.post(&path, &count()).await;
+    running.get(METADATA).await;
+    let log = running.get("/_simulator/requests").await.json();
+    assert_eq!(log["total"], 2);
+    let first = &log["requests"][0];
+    assert_eq!(
+        (&first["method"], &first["path"], &first["status"]),
+        (&json!("POST"), &json!(path), &json!(200))
+    );
+    assert_eq!(
+        first["body_hash"],
+        blake3::hash(count().as_bytes()).to_hex().as_str()
+    );
+    assert!(first["time"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    assert_eq!(first["authorization"], json!({"scheme": "Basic", "user": "AC1"}));
+    assert!(
+        first["headers"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("content-type"))
+    );
+    assert_eq!(log["requests"][1]["body_hash"], Json::Null);
+    assert_eq!(running.simulator.requests().len(), 2);
+    running
+        .send(running.request("DELETE", "/_simulator/requests", "secret", ""))
+        .await;
+    assert_eq!(running.get("/_simulator/requests").await.json()["total"], 0);
+}
+
+#[tokio::test]
+async fn beyond_the_rate_answers_are_429_with_the_documented_headers() {
+    // So slow that the test cannot see the bucket fill.
+    let running = Running::start("1/h").await;
+    assert_eq!(running.post(QUERY, &count()).await.status, 200);
+    let answer = running.post(QUERY, &count()).await;
+    answer.refused(429, 20429);
+    assert_eq!(answer.header("x-ratelimit-limit"), "1");
+    assert_eq!(answer.header("x-ratelimit-remaining"), "0");
+    let reset: u32 = answer.header("x-ratelimit-reset").parse().unwrap();
+    assert!((3500..=3600).contains(&reset));
+    for name in [
+        "x-rate-limit-limit",
+        "x-rate-limit-remaining",
+        "x-rate-limit-config",
+    ] {
+        answer.header(name);
+    }
+    assert!(answer.headers.get("retry-after").is_none());
+    assert_eq!(running.get("/_simulator/requests").await.status, 200);
+}
+
+#[tokio::test]
+async fn scripted_answers_come_in_order() {
+    let running = Running::start("0/s").await;
+    running
+        .script(json!({"next": 2, "status": 503, "headers": {"Retry-After": "2"}}))
+        .await;
+    running.script(json!({"status": 429})).await;
+    running
+        .script(json!({"status": 502, "body": "<html>", "content_type": "text/html"}))
+        .await;
+    running
+        .script(json!({"status": 302, "headers": {"location": "/x"}}))
+        .await;
+    let pending = running.get("/_simulator/faults").await.json();
+    assert_eq!(pending["faults"].as_array().unwrap().len(), 4);
+    for _ in 0..2 {
+        let answer = running.post(QUERY, &count()).await;
+        answer.refused(503, 20503);
+        assert_eq!(answer.header("retry-after"), "2");
+    }
+    let limited = running.get(METADATA).await;
+    limited.refused(429, 20429);
+    assert_eq!(limited.header("x-ratelimit-reset"), "1");
+    let html = running.get(METADATA).await;
+    assert_eq!((html.status.as_u16(), &html.body[..]), (502, &b"<html>"[..]));
+    assert_eq!(html.header("content-type"), "text/html");
+    let redirect = running.get(METADATA).await;
+    assert_eq!(
+        (redirect.status.as_u16(), redirect.header("location")),
+        (302, "/x")
+    );
+    assert_eq!(running.get(METADATA).await.status, 200);
+
+    running.script(json!({"next": 9, "status": 500})).await;
+    running
+        .send(running.request("DELETE", "/_simulator/faults", "secret", ""))
+        .await;
+    assert_eq!(running.get(METADATA).await.status, 200);
+    let bad = running.post("/_simulator/faults", "{\"stat\":1}").await;
+    bad.refused(400, 20001);
+    assert!(bad.json()["message"].as_str().unwrap().contains("stat"));
+}
+
+#[tokio::test]
+async fn scripted_connections_break_off() {
+    let running = Running::start("0/s").await;
+    let whole = running.get(METADATA).await.body;
+    running.script(json!({"cut_body_at": 100})).await;
+    let text = running.raw(METADATA).await;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"));
+    assert!(
+        head.contains(&format!("content-length: {}", whole.len())),
+        "{head}"
+    );
+    assert_eq!(body.as_bytes(), &whole[..100]);
+
+    running.script(json!({"reset": true})).await;
+    assert_eq!(running.raw(METADATA).await, "");
+    let log = running.simulator.requests();
+    assert_eq!(log[log.len() - 1].status, None);
+
+    running
+        .simulator
+        .script(Fault {
+            next: 1,
+            cut_body_at: Some(0),
+            ..Fault::default()
+        })
+        .unwrap();
+    let text = running.raw(METADATA).await;
+    assert!(
+        text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\n"),
+        "{text:?}"
+    );
+    assert_eq!(running.get(METADATA).await.status, 200);
+}
+
+#[tokio::test]
+async fn delays_and_latency_are_kept() {
+    let running = Running::with(Settings {
+        rate: None,
+        latency: Duration::from_millis(30),
+        seed: 1,
+        rows: 10,
+        now: "2026-05-20T12:00:00Z".parse().unwrap(),
+    })
+    .await;
+    let seconds = |answer: &Answer| -> f64 { answer.header("twilio-request-duration").parse().unwrap() };
+    assert!(seconds(&running.get(METADATA).await) >= 0.03);
+    running.script(json!({"delay": "100ms"})).await;
+    assert!(seconds(&running.get(METADATA).await) >= 0.13);
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_works_too() {
+    let running = Running::start("0/s").await;
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .build_http();
+    let answer = client
+        .request(running.request("POST", QUERY, "secret", &count()))
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.version()),
+        (200, http::Version::HTTP_2)
+    );
+}
+
+#[tokio::test]
+async fn stopping_lets_a_request_finish() {
+    let running = Running::start("0/s").await;
+    running.script(json!({"delay": "100ms"})).await;
+    let request = running
+        .client
+        .request(running.request("GET", METADATA, "secret", ""));
+    let request = tokio::spawn(request);
+    while running.simulator.requests().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    running.stop.send(()).unwrap();
+    assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    running.served.await.unwrap().unwrap();
+    assert!(TcpStream::connect(running.address).await.is_err());
+}
