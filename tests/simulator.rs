@@ -1,5 +1,7 @@
 //! The simulator as its clients see it: real sockets, documented requests, scripted failures.
 
+#![allow(clippy::unwrap_used)] // the helpers are tests too, which the lint does not see
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -399,6 +401,9 @@ async fn what_is_wrong_is_refused_in_twilios_shape() {
     let zone =
         json!({"properties": {"timezone": "Nowhere/Land"}, "query": {"measures": ["Conversation.Count"]}});
     running.post(QUERY, &zone.to_string()).await.refused(400, 20001);
+
+    let domain = json!({"domain": "Voice", "query": {"measures": ["Conversation.Count"]}});
+    running.post(QUERY, &domain.to_string()).await.refused(400, 20001);
 
     for path in [
         "/",

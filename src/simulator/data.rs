@@ -4,6 +4,7 @@
 //! page of a walk sees the same data. Nothing here changes after generation, and nothing here knows of
 //! queries. Ids have the shape that Twilio documents for its newer ids: a prefix and 26 characters.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use fastrand::Rng;
@@ -96,7 +97,10 @@ pub struct Data {
     pub conversations: Vec<Conversation>,
 }
 
-const CHANNELS: [(&str, u32); 6] = [
+/// Words and how often each is drawn.
+type Choices = &'static [(&'static str, u32)];
+
+static CHANNELS: [(&str, u32); 6] = [
     ("voice", 40),
     ("chat", 25),
     ("sms", 15),
@@ -104,14 +108,35 @@ const CHANNELS: [(&str, u32); 6] = [
     ("email", 6),
     ("rcs", 2),
 ];
-const LANGUAGES: [(&str, u32); 5] = [("en", 70), ("es", 16), ("fr", 6), ("de", 5), ("pt", 3)];
-const TOPICS: [(&str, u32); 6] = [
+static LANGUAGES: [(&str, u32); 5] = [("en", 70), ("es", 16), ("fr", 6), ("de", 5), ("pt", 3)];
+static TOPICS: [(&str, u32); 6] = [
     ("billing", 26),
     ("delivery", 24),
     ("technical", 20),
     ("returns", 14),
     ("sales", 12),
     ("other", 4),
+];
+static SENTIMENTS: [(&str, u32); 4] = [("positive", 44), ("neutral", 30), ("negative", 18), ("mixed", 8)];
+static RESOLUTIONS: [(&str, u32); 3] = [("resolved", 68), ("unresolved", 20), ("escalated", 12)];
+static COMPLIANCE: [(&str, u32); 2] = [("pass", 94), ("fail", 6)];
+/// Not drawn by weight: these follow from a conversation's age and score.
+static DERIVED: [(&str, u32); 6] = [
+    ("ACTIVE", 0),
+    ("INACTIVE", 0),
+    ("CLOSED", 0),
+    ("hot", 0),
+    ("warm", 0),
+    ("cold", 0),
+];
+static WORDS: [Choices; 7] = [
+    &CHANNELS,
+    &LANGUAGES,
+    &TOPICS,
+    &SENTIMENTS,
+    &RESOLUTIONS,
+    &COMPLIANCE,
+    &DERIVED,
 ];
 /// Share of a day's traffic by hour in UTC: the working day of the Americas, never quite silent.
 const HOURS: [u32; 24] = [
@@ -177,6 +202,8 @@ struct Cast {
     customers: Vec<Arc<Participant>>,
     configurations: Vec<Text>,
     operators: Vec<Operator>,
+    /// Every label once, for all rows to share.
+    words: HashMap<&'static str, Text>,
 }
 
 impl Cast {
@@ -222,7 +249,29 @@ impl Cast {
             customers,
             configurations,
             operators,
+            words: WORDS
+                .iter()
+                .flat_map(|list| list.iter())
+                .map(|(word, _)| (*word, Text::from(*word)))
+                .collect(),
         }
+    }
+
+    fn word(&self, word: &'static str) -> Text {
+        self.words.get(word).map_or_else(|| Text::from(word), Arc::clone)
+    }
+
+    /// One of `choices`, and now and then (`second` in a hundred) another one besides.
+    fn several(&self, rng: &mut Rng, choices: Choices, second: u32) -> Arc<[Text]> {
+        let first = weighted(rng, choices);
+        let mut chosen = vec![self.word(first)];
+        if rng.u32(..100) < second {
+            let other = weighted(rng, choices);
+            if other != first {
+                chosen.push(self.word(other));
+            }
+        }
+        Arc::from(chosen)
     }
 
     fn conversation(&self, rng: &mut Rng, created: Timestamp, now: Timestamp) -> Conversation {
@@ -239,17 +288,17 @@ impl Cast {
         let mut conversation = Conversation {
             id: id(rng, "conv_conversation_", created),
             name: Text::from(format!("{topic} {}", 1000 + rng.u32(..9000))),
-            status: Text::from(status),
+            status: self.word(status),
             created,
             closed,
-            channels: several(rng, &CHANNELS, 12),
-            languages: several(rng, &LANGUAGES, 8),
+            channels: self.several(rng, &CHANNELS, 12),
+            languages: self.several(rng, &LANGUAGES, 8),
             configurations,
             participants: self.participants(rng),
             messages: 2 + duration_seconds / (20 + rng.u32(..40)),
             duration_seconds,
             sentiment_score,
-            sentiment: Text::from(sentiment),
+            sentiment: self.word(sentiment),
             lead_score,
             results: Vec::new(),
         };
@@ -303,7 +352,7 @@ impl Cast {
         &self,
         rng: &mut Rng,
         conversation: &Conversation,
-        topic: &str,
+        topic: &'static str,
         now: Timestamp,
     ) -> Vec<OperatorResult> {
         if conversation.configurations.is_empty() {
@@ -319,19 +368,13 @@ impl Cast {
                     Arc::clone(&conversation.sentiment),
                     Some(conversation.sentiment_score),
                 ),
-                "Topic" => (Text::from(topic), None),
-                "Resolution" => (
-                    Text::from(weighted(
-                        rng,
-                        &[("resolved", 68), ("unresolved", 20), ("escalated", 12)],
-                    )),
-                    None,
-                ),
-                "Compliance" => (Text::from(weighted(rng, &[("pass", 94), ("fail", 6)])), None),
+                "Topic" => (self.word(topic), None),
+                "Resolution" => (self.word(weighted(rng, &RESOLUTIONS)), None),
+                "Compliance" => (self.word(weighted(rng, &COMPLIANCE)), None),
                 _ => match conversation.lead_score {
-                    Some(score) if score >= 70.0 => (Text::from("hot"), Some(score)),
-                    Some(score) if score >= 35.0 => (Text::from("warm"), Some(score)),
-                    Some(score) => (Text::from("cold"), Some(score)),
+                    Some(score) if score >= 70.0 => (self.word("hot"), Some(score)),
+                    Some(score) if score >= 35.0 => (self.word("warm"), Some(score)),
+                    Some(score) => (self.word("cold"), Some(score)),
                     None => continue,
                 },
             };
@@ -374,10 +417,7 @@ fn status(rng: &mut Rng, created: Timestamp, now: Timestamp) -> &'static str {
 }
 
 fn sentiment(rng: &mut Rng) -> (&'static str, f64) {
-    let label = weighted(
-        rng,
-        &[("positive", 44), ("neutral", 30), ("negative", 18), ("mixed", 8)],
-    );
+    let label = weighted(rng, &SENTIMENTS);
     let (low, high) = match label {
         "positive" => (0.3, 1.0),
         "negative" => (-1.0, -0.3),
@@ -387,20 +427,7 @@ fn sentiment(rng: &mut Rng) -> (&'static str, f64) {
     (label, (score * 100.0).round() / 100.0)
 }
 
-/// One of `choices`, and now and then (`second` in a hundred) another one besides.
-fn several(rng: &mut Rng, choices: &[(&'static str, u32)], second: u32) -> Arc<[Text]> {
-    let first = weighted(rng, choices);
-    let mut chosen = vec![Text::from(first)];
-    if rng.u32(..100) < second {
-        let other = weighted(rng, choices);
-        if other != first {
-            chosen.push(Text::from(other));
-        }
-    }
-    Arc::from(chosen)
-}
-
-fn weighted(rng: &mut Rng, choices: &[(&'static str, u32)]) -> &'static str {
+fn weighted(rng: &mut Rng, choices: Choices) -> &'static str {
     let total: u32 = choices.iter().map(|(_, weight)| weight).sum();
     let mut roll = rng.u32(..total.max(1));
     for (choice, weight) in choices {
@@ -426,85 +453,5 @@ fn id(rng: &mut Rng, prefix: &str, moment: Timestamp) -> Text {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    fn now() -> Timestamp {
-        "2026-05-20T12:00:00Z".parse().unwrap()
-    }
-
-    fn well_formed(id: &str, prefix: &str) -> bool {
-        id.strip_prefix(prefix).is_some_and(|rest| {
-            rest.len() == 26
-                && (b'0'..=b'7').contains(&rest.as_bytes()[0])
-                && rest.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
-        })
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_history() {
-        let text = |seed| format!("{:?}", generate(seed, 200, now()));
-        assert_eq!(text(7), text(7));
-        assert_ne!(text(7), text(8));
-    }
-
-    #[test]
-    fn ids_have_the_documented_form_and_are_unique() {
-        let data = generate(1, 3000, now());
-        let mut seen = HashSet::new();
-        for conversation in &data.conversations {
-            assert!(
-                well_formed(&conversation.id, "conv_conversation_"),
-                "{}",
-                conversation.id
-            );
-            assert!(seen.insert(&conversation.id));
-            for result in &conversation.results {
-                assert!(well_formed(&result.id, "intelligence_operatorresult_"));
-                assert!(well_formed(&result.operator_id, "intelligence_operator_"));
-                assert!(seen.insert(&result.id));
-            }
-            for configuration in &conversation.configurations {
-                assert!(well_formed(configuration, "intelligence_configuration_"));
-            }
-            for person in &conversation.participants {
-                assert!(well_formed(&person.id, "conv_participant_"));
-                assert_eq!(person.profile.is_some(), &*person.kind == "CUSTOMER");
-            }
-        }
-        assert!(data.account_sid.starts_with("AC") && data.account_sid.len() == 34);
-    }
-
-    #[test]
-    fn the_history_is_plausible() {
-        let data = generate(1, 5000, now());
-        let start = now() - SignedDuration::from_hours(24 * HISTORY_DAYS);
-        let (mut weekend, mut night, mut noon) = (0, 0, 0);
-        for conversation in &data.conversations {
-            assert!((start..now()).contains(&conversation.created));
-            assert!(conversation.closed.is_none_or(|c| c >= conversation.created));
-            assert_eq!(conversation.closed.is_some(), &*conversation.status == "CLOSED");
-            assert!(conversation.results.len() <= 5);
-            let local = Offset::UTC.to_datetime(conversation.created);
-            weekend += usize::from(matches!(local.weekday(), Weekday::Saturday | Weekday::Sunday));
-            night += usize::from((4..8).contains(&local.hour()));
-            noon += usize::from((14..18).contains(&local.hour()));
-        }
-        assert!(weekend * 7 < data.conversations.len(), "{weekend} on weekends");
-        assert!(night * 5 < noon, "{night} at night, {noon} at noon");
-        let active = |rows: &[Conversation]| rows.iter().filter(|c| &*c.status == "ACTIVE").count();
-        let (old, recent) = data.conversations.split_at(4900);
-        assert!(active(recent) * 49 > active(old) * 5);
-    }
-
-    #[test]
-    fn extreme_settings_do_not_panic() {
-        for now in [Timestamp::MIN, Timestamp::MAX, Timestamp::UNIX_EPOCH] {
-            for rows in [0, 1, 10] {
-                assert_eq!(generate(0, rows, now).conversations.len(), rows);
-            }
-        }
-    }
-}
+#[path = "data_tests.rs"]
+mod tests;

@@ -13,33 +13,16 @@
 //!
 //! Pages, tokens and JSON texts are made elsewhere.
 
-use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
-
-use super::catalog::{Aggregation, Kind, Level, Measure, Row, Value};
-use super::data::{Conversation, Data, Text};
+use super::aggregate::SoFar;
+use super::catalog::{Kind, Level, Measure, Row, Value};
+use super::cell::{Cell, QuickHasher};
+use super::data::{Conversation, Data};
 use super::query::{Column, Condition, Group, OrderBy, Query, Test};
 use super::time::LocalTime;
-
-/// One cell of an answer.
-#[derive(Debug, Clone)]
-pub enum Cell {
-    /// One text.
-    Text(Text),
-    /// Several texts.
-    List(Arc<[Text]>),
-    /// A finite number.
-    Number(f64),
-    /// Yes or no.
-    Flag(bool),
-    /// A local time.
-    Time(LocalTime),
-    /// `null`, which sorts last.
-    Null,
-}
 
 /// All rows of an answer, in order.
 #[derive(Debug)]
@@ -50,93 +33,10 @@ pub struct Table {
     pub rows: Vec<Vec<Cell>>,
 }
 
-/// One row of a table, as the JSON object that the API sends.
-pub struct Item<'a> {
-    /// The table's names.
-    pub names: &'a [String],
-    /// The row's cells.
-    pub cells: &'a [Cell],
-}
-
-impl Serialize for Item<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.names.len()))?;
-        for (name, cell) in self.names.iter().zip(self.cells) {
-            map.serialize_entry(name, cell)?;
-        }
-        map.end()
-    }
-}
-
-impl Serialize for Cell {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        const EXACT: f64 = 9_007_199_254_740_992.0;
-        match self {
-            Self::Text(text) => serializer.serialize_str(text),
-            Self::List(list) => serializer.collect_seq(list.iter().map(|text| &**text)),
-            Self::Number(number) if number.fract() == 0.0 && number.abs() < EXACT => {
-                serializer.serialize_i64(*number as i64)
-            }
-            Self::Number(number) => serializer.serialize_f64(*number),
-            Self::Flag(flag) => serializer.serialize_bool(*flag),
-            Self::Time(time) => serializer.collect_str(time),
-            Self::Null => serializer.serialize_none(),
-        }
-    }
-}
-
-impl Ord for Cell {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let rank = |cell: &Self| match cell {
-            Self::Text(_) => 0,
-            Self::List(_) => 1,
-            Self::Number(_) => 2,
-            Self::Flag(_) => 3,
-            Self::Time(_) => 4,
-            Self::Null => 5,
-        };
-        match (self, other) {
-            (Self::Text(a), Self::Text(b)) => a.cmp(b),
-            (Self::List(a), Self::List(b)) => a.cmp(b),
-            (Self::Number(a), Self::Number(b)) => a.total_cmp(b),
-            (Self::Flag(a), Self::Flag(b)) => a.cmp(b),
-            (Self::Time(a), Self::Time(b)) => a.cmp(b),
-            _ => rank(self).cmp(&rank(other)),
-        }
-    }
-}
-
-impl PartialOrd for Cell {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Cell {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Cell {}
-
-impl std::hash::Hash for Cell {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        match self {
-            Self::Text(text) => text.hash(state),
-            Self::List(list) => list.hash(state),
-            Self::Number(number) => number.to_bits().hash(state),
-            Self::Flag(flag) => flag.hash(state),
-            Self::Time(time) => time.hash(state),
-            Self::Null => 0u8.hash(state),
-        }
-    }
-}
-
 /// Answers `query` completely.
 pub fn evaluate(data: &Data, query: &Query) -> Table {
     let plan = Plan::new(query);
-    let mut buckets: HashMap<Box<[Cell]>, Bucket> = HashMap::new();
+    let mut buckets = Buckets::default();
     let mut key = Vec::with_capacity(query.dimensions.len());
     for (position, conversation) in data.conversations.iter().enumerate() {
         plan.each_row(data, conversation, |row, result| {
@@ -284,7 +184,7 @@ impl<'q> Plan<'q> {
     }
 
     /// Finishes all aggregates and puts the rows in order.
-    fn table(&self, buckets: HashMap<Box<[Cell]>, Bucket>) -> Table {
+    fn table(&self, buckets: Buckets) -> Table {
         let query = self.query;
         let mut finished: Vec<Finished> = buckets
             .into_iter()
@@ -405,22 +305,14 @@ struct Bucket {
     extremes: Vec<Cell>,
 }
 
-#[derive(Default)]
-struct SoFar {
-    entities: u64,
-    values: u64,
-    sum: f64,
-    least: Option<f64>,
-    greatest: Option<f64>,
-    distinct: HashSet<Cell>,
-}
+type Buckets = HashMap<Box<[Cell]>, Bucket, BuildHasherDefault<QuickHasher>>;
 
 impl Bucket {
     fn new(plan: &Plan<'_>) -> Self {
         Self {
             conversation: None,
             result: None,
-            measures: plan.measures.iter().map(|_| SoFar::default()).collect(),
+            measures: plan.measures.iter().map(|m| SoFar::new(m.aggregation)).collect(),
             extremes: Vec::new(),
         }
     }
@@ -457,42 +349,6 @@ impl Bucket {
             }
         }
     }
-}
-
-impl SoFar {
-    fn add(&mut self, measure: &Measure, row: Row<'_>) {
-        self.entities += 1;
-        match (measure.read)(row) {
-            Value::Number(number) => {
-                self.values += 1;
-                self.sum += number;
-                self.least = Some(self.least.map_or(number, |least| least.min(number)));
-                self.greatest = Some(self.greatest.map_or(number, |greatest| greatest.max(number)));
-            }
-            Value::Text(text) if measure.aggregation == Aggregation::CountDistinct => {
-                self.distinct.insert(Cell::Text(Arc::clone(text)));
-            }
-            _ => {}
-        }
-    }
-
-    /// Counts and sums of nothing are zero; a mean or an extreme of nothing is null.
-    fn finish(self, aggregation: Aggregation) -> Cell {
-        let number = |number: Option<f64>| number.map_or(Cell::Null, |n| Cell::Number(round(n)));
-        match aggregation {
-            Aggregation::Count => Cell::Number(self.entities as f64),
-            Aggregation::CountDistinct => Cell::Number(self.distinct.len() as f64),
-            Aggregation::Sum => number(Some(self.sum)),
-            Aggregation::Average => number((self.values > 0).then(|| self.sum / self.values as f64)),
-            Aggregation::Min => number(self.least),
-            Aggregation::Max => number(self.greatest),
-        }
-    }
-}
-
-/// To four places: nobody reads more, and sums of hundredths lose their dust. Zero has one sign.
-fn round(number: f64) -> f64 {
-    (number * 10_000.0).round() / 10_000.0 + 0.0
 }
 
 #[cfg(test)]

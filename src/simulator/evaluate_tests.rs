@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
+use super::super::cell::Item;
 use super::super::data::generate;
 use super::*;
 

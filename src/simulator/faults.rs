@@ -14,6 +14,8 @@ use serde_json::{Value as Json, json};
 use crate::model::units::{Span, parse_duration};
 
 const MOST_RULES: usize = 1000;
+/// Bodies of all pending rules together, in bytes.
+const MOST_BODIES: usize = 64 << 20;
 const MOST_REQUESTS: u32 = 1_000_000;
 const MOST_HEADERS: usize = 32;
 const LONGEST_DELAY: Duration = Duration::from_secs(600);
@@ -170,6 +172,10 @@ impl Faults {
         if rules.len() >= MOST_RULES {
             return Err(format!("at most {MOST_RULES} rules can be pending"));
         }
+        let length = |fault: &Fault| fault.body.as_ref().map_or(0, String::len);
+        if length(&fault) + rules.iter().map(length).sum::<usize>() > MOST_BODIES {
+            return Err(format!("pending bodies may hold at most {MOST_BODIES} bytes"));
+        }
         if fault.next > 0 {
             rules.push_back(fault);
         }
@@ -276,6 +282,13 @@ mod tests {
         assert!(faults.push(rule(1, 500)).is_err());
         faults.clear();
         assert_eq!(faults.take(), None);
+        let large = Fault {
+            next: 1,
+            body: Some("x".repeat(MOST_BODIES / 2 + 1)),
+            ..Fault::default()
+        };
+        faults.push(large.clone()).unwrap();
+        assert!(faults.push(large).is_err());
     }
 
     proptest! {

@@ -20,9 +20,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value as Json;
 use tokio::time::Instant;
 
+use super::cell::Item;
 use super::data::Data;
 use super::error::ApiError;
-use super::evaluate::{Item, evaluate};
+use super::evaluate::evaluate;
 use super::faults::{Fault, Faults};
 use super::journal::{Journal, basic};
 use super::limit::Limiter;
@@ -165,7 +166,11 @@ async fn api(
         .then(|| service.faults.take())
         .flatten()
         .unwrap_or_default();
-    tokio::time::sleep(service.latency + fault.delay.unwrap_or_default()).await;
+    let delay = service.latency + fault.delay.unwrap_or_default();
+    // Even a sleep of no length waits for the timer's next tick.
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     if fault.reset {
         return Err(HangUp);
     }
@@ -237,9 +242,10 @@ fn first_page(query: &str, body: &[u8]) -> Result<Page, ApiError> {
     let body: Json = serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("The request body is not JSON: {error}")))?;
     let in_url = parameter(query, &["pageSize", "PageSize"]);
+    // The whole body is checked here, since its essence leaves out what does not decide the rows.
+    Query::parse(&body)?;
     Ok(Page {
         size: page::size(in_url.as_deref(), body.as_object())?,
-        // Before the query is known to make sense, which is seen when it is evaluated.
         query: essence(&body).into(),
         offset: 0,
     })
@@ -430,3 +436,7 @@ impl Body for AnswerBody {
         SizeHint::with_exact(self.announced)
     }
 }
+
+#[cfg(test)]
+#[path = "http_tests.rs"]
+mod tests;

@@ -8,11 +8,14 @@
 //! Not simulated: query jobs and custom fields (404), and the delay with which real data arrives.
 //!
 //! * [`data`] generates the history, [`catalog`] and [`cubes`] name what can be asked of it;
-//! * [`query`] reads a request, [`evaluate`] answers it, [`page`] cuts the answer, [`time`] knows calendars;
+//! * [`query`] reads a request, [`evaluate`] answers it with [`aggregate`] and [`cell`], [`page`] cuts the
+//!   answer, [`time`] knows calendars;
 //! * [`limit`], [`faults`] and [`journal`] are the rate limit, the scripts and the log;
 //! * [`http`] puts these together for one request, [`error`] is the shape of refusals.
 
+pub mod aggregate;
 pub mod catalog;
+pub mod cell;
 pub mod cubes;
 pub mod data;
 pub mod error;

@@ -3,7 +3,7 @@
 //! Where published material is silent, the choices are: an absent group operator and several groups both
 //! mean AND; a missing direction is ascending; EQ, NE, GT and LT take one value and IN takes at least one;
 //! GT and LT need a number or a time; measures cannot be filtered on; a second nesting level of groups is
-//! refused; unknown members of the body are ignored, as are explicit nulls.
+//! refused, and so is another domain; unknown members of the body are ignored, as are explicit nulls.
 //!
 //! Nothing here looks at data, and nothing here panics, whatever the body says.
 
@@ -16,6 +16,9 @@ use serde_json::{Map, Value as Json, json};
 use super::catalog::{self, Dimension, Kind, Measure, Member};
 use super::error::{ApiError, quoted};
 use super::time::{self, Grain};
+
+/// The domain that every path names too.
+const DOMAIN: &str = "Conversations";
 
 /// Bounds on one query, so that no body can make evaluation expensive.
 const MOST_MEMBERS: usize = 50;
@@ -105,9 +108,9 @@ impl Query {
     pub fn parse(body: &Json) -> Result<Self, ApiError> {
         let body = object(Some(body), "The request body")?;
         if let Some(domain) = present(body, "domain")
-            && !domain.is_string()
+            && text(Some(domain), "domain")? != DOMAIN
         {
-            return Err(ApiError::bad_request("domain must be a string"));
+            return Err(ApiError::bad_request(format!("The only domain is {DOMAIN}")));
         }
         let query = object(present(body, "query"), "query")?;
         let zone = zone(body)?;

@@ -1,0 +1,116 @@
+//! Measures on their way from many rows to one number.
+//!
+//! Which rows count is decided elsewhere: here each one that is given does.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::catalog::{Aggregation, Measure, Row, Value};
+use super::cell::Cell;
+
+/// A measure on its way to a number.
+pub enum SoFar {
+    /// How many.
+    Count(u64),
+    /// Which.
+    Distinct(HashSet<Cell>),
+    /// Enough for sums, means and extremes.
+    Numbers {
+        /// How many there were.
+        count: u64,
+        /// All added up.
+        sum: f64,
+        /// Infinite before the first.
+        least: f64,
+        /// Infinite before the first.
+        greatest: f64,
+    },
+}
+
+impl SoFar {
+    /// Of nothing yet.
+    pub fn new(aggregation: Aggregation) -> Self {
+        match aggregation {
+            Aggregation::Count => Self::Count(0),
+            Aggregation::CountDistinct => Self::Distinct(HashSet::new()),
+            Aggregation::Sum | Aggregation::Average | Aggregation::Min | Aggregation::Max => Self::Numbers {
+                count: 0,
+                sum: 0.0,
+                least: f64::INFINITY,
+                greatest: f64::NEG_INFINITY,
+            },
+        }
+    }
+
+    /// Takes in what the measure reads from one more row.
+    pub fn add(&mut self, measure: &Measure, row: Row<'_>) {
+        match (self, (measure.read)(row)) {
+            (Self::Count(count), _) => *count += 1,
+            (Self::Distinct(seen), Value::Text(text)) => {
+                seen.insert(Cell::Text(Arc::clone(text)));
+            }
+            (
+                Self::Numbers {
+                    count,
+                    sum,
+                    least,
+                    greatest,
+                },
+                Value::Number(number),
+            ) => {
+                *count += 1;
+                *sum += number;
+                *least = least.min(number);
+                *greatest = greatest.max(number);
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts and sums of nothing are zero; a mean or an extreme of nothing is null.
+    pub fn finish(self, aggregation: Aggregation) -> Cell {
+        match self {
+            Self::Count(count) => Cell::Number(count as f64),
+            Self::Distinct(seen) => Cell::Number(seen.len() as f64),
+            Self::Numbers {
+                count,
+                sum,
+                least,
+                greatest,
+            } => match aggregation {
+                Aggregation::Average if count > 0 => Cell::Number(round(sum / count as f64)),
+                Aggregation::Min if count > 0 => Cell::Number(round(least)),
+                Aggregation::Max if count > 0 => Cell::Number(round(greatest)),
+                Aggregation::Average | Aggregation::Min | Aggregation::Max => Cell::Null,
+                _ => Cell::Number(round(sum)),
+            },
+        }
+    }
+}
+
+/// To four places: nobody reads more, and sums of hundredths lose their dust. Zero has one sign.
+fn round(number: f64) -> f64 {
+    (number * 10_000.0).round() / 10_000.0 + 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_zero_or_null() {
+        let nothing = |aggregation| SoFar::new(aggregation).finish(aggregation);
+        for aggregation in [Aggregation::Count, Aggregation::CountDistinct, Aggregation::Sum] {
+            assert_eq!(nothing(aggregation), Cell::Number(0.0));
+        }
+        for aggregation in [Aggregation::Average, Aggregation::Min, Aggregation::Max] {
+            assert_eq!(nothing(aggregation), Cell::Null);
+        }
+    }
+
+    #[test]
+    fn rounding_leaves_no_dust_and_one_zero() {
+        assert_eq!(round(0.1 + 0.2), 0.3);
+        assert_eq!(round(-0.00001).to_bits(), 0.0f64.to_bits());
+    }
+}
