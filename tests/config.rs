@@ -23,18 +23,11 @@ fn gateway(arguments: &[&str]) -> Command {
 }
 
 fn with_account(command: &mut Command) -> &mut Command {
-    command
-        .env("TWILIO_ACCOUNT_SID", SID)
-        .env("TWILIO_API_KEY", "SK1")
-        .env("TWILIO_API_SECRET", SECRET)
+    command.env("TWILIO_ACCOUNT_SID", SID).env("TWILIO_API_KEY", "SK1").env("TWILIO_API_SECRET", SECRET)
 }
 
 fn run(command: &mut Command) -> (Option<i32>, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
+    let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
 }
@@ -50,14 +43,8 @@ fn file(text: &str) -> (TempDir, PathBuf) {
 fn check_prints_what_is_in_effect_without_secrets() {
     let (code, page, errors) = run(with_account(&mut gateway(&["check"])));
     assert_eq!((code, errors.as_str()), (Some(0), ""));
-    assert!(
-        page.contains("[accounts.default]") && page.contains("max_body = \"1MiB\""),
-        "{page}"
-    );
-    assert!(
-        page.contains("api_secret = { env = \"TWILIO_API_SECRET\" } # masked"),
-        "{page}"
-    );
+    assert!(page.contains("[accounts.default]") && page.contains("max_body = \"1MiB\""), "{page}");
+    assert!(page.contains("api_secret = { env = \"TWILIO_API_SECRET\" } # masked"), "{page}");
     assert!(!page.contains(SECRET));
     let document: toml::Table = page.parse().unwrap();
     assert_eq!(document["cache"]["query"]["fresh"].as_str(), Some("1m"));
@@ -65,9 +52,8 @@ fn check_prints_what_is_in_effect_without_secrets() {
 
 #[test]
 fn check_warns_of_a_literal_secret_without_repeating_it() {
-    let (_folder, path) = file(&format!(
-        "[accounts.a]\naccount_sid = '{SID}'\napi_key = 'SK1'\napi_secret = '{SECRET}'\n"
-    ));
+    let (_folder, path) =
+        file(&format!("[accounts.a]\naccount_sid = '{SID}'\napi_key = 'SK1'\napi_secret = '{SECRET}'\n"));
     let (code, page, errors) = run(gateway(&["check", "--config"]).arg(&path));
     assert_eq!(code, Some(0), "{errors}");
     assert!(page.contains("api_secret = \"********\""), "{page}");
@@ -84,9 +70,7 @@ fn check_and_serve_report_every_fault_with_line_and_suggestion() {
     ));
     for subcommand in ["check", "serve"] {
         let mut command = gateway(&[subcommand]);
-        command
-            .env("INSIGHTS_GATEWAY_CONFIG", &path)
-            .env("INSIGHTS_GATEWAY_CACHE__CAPACTY", "1MiB");
+        command.env("INSIGHTS_GATEWAY_CONFIG", &path).env("INSIGHTS_GATEWAY_CACHE__CAPACTY", "1MiB");
         let (code, page, errors) = run(&mut command);
         assert_eq!((code, page.as_str()), (Some(64), ""));
         let lines: Vec<&str> = errors.lines().collect();
@@ -107,12 +91,7 @@ fn check_and_serve_report_every_fault_with_line_and_suggestion() {
 #[test]
 fn a_flag_beats_the_environment_and_that_beats_the_file() {
     let (_folder, path) = file("[cache]\ncapacity = '1MiB'\n[server]\ndrain = '1s'\nbody_timeout = '1s'\n");
-    let arguments = [
-        "check",
-        "--set=cache.capacity=3MiB",
-        "--listen=127.0.0.1:1",
-        "--config",
-    ];
+    let arguments = ["check", "--set=cache.capacity=3MiB", "--listen=127.0.0.1:1", "--config"];
     let mut command = gateway(&arguments);
     command
         .arg(&path)
@@ -121,21 +100,14 @@ fn a_flag_beats_the_environment_and_that_beats_the_file() {
         .env("INSIGHTS_GATEWAY_SERVER__LISTEN", "127.0.0.1:2");
     let (code, page, errors) = run(with_account(&mut command));
     assert_eq!(code, Some(0), "{errors}");
-    for line in [
-        "capacity = \"3MiB\"",
-        "listen = [\"127.0.0.1:1\"]",
-        "drain = \"2s\"",
-        "body_timeout = \"1s\"",
-    ] {
+    for line in ["capacity = \"3MiB\"", "listen = [\"127.0.0.1:1\"]", "drain = \"2s\"", "body_timeout = \"1s\""] {
         assert!(page.contains(line), "{line}\n{page}");
     }
 }
 
 #[test]
 fn an_empty_config_variable_counts_as_unset() {
-    let (code, _, errors) = run(with_account(
-        gateway(&["check"]).env("INSIGHTS_GATEWAY_CONFIG", ""),
-    ));
+    let (code, _, errors) = run(with_account(gateway(&["check"]).env("INSIGHTS_GATEWAY_CONFIG", "")));
     assert_eq!((code, errors.as_str()), (Some(0), ""));
 }
 
@@ -143,16 +115,10 @@ fn an_empty_config_variable_counts_as_unset() {
 fn a_missing_file_and_a_missing_account_say_what_to_do() {
     let (code, _, errors) = run(&mut gateway(&["check", "--config", "/nowhere/gateway.toml"]));
     assert_eq!(code, Some(64));
-    assert!(
-        errors.starts_with("/nowhere/gateway.toml: cannot be read: "),
-        "{errors}"
-    );
+    assert!(errors.starts_with("/nowhere/gateway.toml: cannot be read: "), "{errors}");
     let (code, _, errors) = run(&mut gateway(&["serve"]));
     assert_eq!(code, Some(64));
-    assert!(
-        errors.contains("TWILIO_ACCOUNT_SID") && errors.contains("[accounts.main]"),
-        "{errors}"
-    );
+    assert!(errors.contains("TWILIO_ACCOUNT_SID") && errors.contains("[accounts.main]"), "{errors}");
 }
 
 #[test]
@@ -196,19 +162,10 @@ fn help_and_version_are_everywhere() {
         for flag in ["--help", "--version"] {
             let (code, page, errors) = run(gateway(path).arg(flag));
             assert_eq!((code, errors.as_str()), (Some(0), ""), "{path:?} {flag}");
-            assert!(
-                flag == "--help" || page.contains(env!("CARGO_PKG_VERSION")),
-                "{page}"
-            );
+            assert!(flag == "--help" || page.contains(env!("CARGO_PKG_VERSION")), "{page}");
         }
     }
-    for wrong in [
-        &[][..],
-        &["serv"],
-        &["serve", "--nope"],
-        &["serve", "--set", "x"],
-        &["token"],
-    ] {
+    for wrong in [&[][..], &["serv"], &["serve", "--nope"], &["serve", "--set", "x"], &["token"]] {
         let (code, page, errors) = run(&mut gateway(wrong));
         assert_eq!((code, page.as_str()), (Some(64), ""), "{wrong:?}");
         assert!(!errors.is_empty());
@@ -220,10 +177,7 @@ fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let (code, script, _) = run(&mut gateway(&["completions", shell]));
         assert_eq!(code, Some(0));
-        assert!(
-            script.contains("insights-gateway") && script.contains("completions"),
-            "{shell}"
-        );
+        assert!(script.contains("insights-gateway") && script.contains("completions"), "{shell}");
     }
     assert_eq!(run(&mut gateway(&["completions", "tcsh"])).0, Some(64));
 }
@@ -257,10 +211,7 @@ fn health_asks_readyz() {
     let (address, server) = answering("HTTP/1.1 503 Service Unavailable\r\n\r\n{\"draining\":true}\n");
     let (code, _, errors) = run(gateway(&["health"]).env("INSIGHTS_GATEWAY_ADMIN__LISTEN", &address));
     assert_eq!(code, Some(1));
-    assert!(
-        errors.contains("/readyz answered 503: {\"draining\":true}"),
-        "{errors}"
-    );
+    assert!(errors.contains("/readyz answered 503: {\"draining\":true}"), "{errors}");
     server.join().unwrap();
 }
 

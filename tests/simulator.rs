@@ -53,10 +53,7 @@ impl Answer {
     fn refused(&self, status: u16, code: u32) {
         assert_eq!(self.status, status, "{:?}", self.body);
         let body = self.json();
-        assert_eq!(
-            (&body["code"], &body["httpStatusCode"]),
-            (&json!(code), &json!(status))
-        );
+        assert_eq!((&body["code"], &body["httpStatusCode"]), (&json!(code), &json!(status)));
         assert_eq!(body["userError"], status < 500);
         assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()));
         assert!(body["params"].is_object());
@@ -97,11 +94,7 @@ impl Running {
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         let (head, body) = self.client.request(request).await.unwrap().into_parts();
-        Answer {
-            status: head.status,
-            headers: head.headers,
-            body: body.collect().await.unwrap().to_bytes(),
-        }
+        Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
     }
 
     fn request(&self, method: &str, path: &str, password: &str, body: &str) -> Request<Full<Bytes>> {
@@ -124,8 +117,7 @@ impl Running {
     }
 
     async fn page(&self, token: &Json) -> Answer {
-        self.get(&format!("{QUERY}?pageToken={}", encoded(token.as_str().unwrap())))
-            .await
+        self.get(&format!("{QUERY}?pageToken={}", encoded(token.as_str().unwrap()))).await
     }
 
     async fn script(&self, rule: Json) {
@@ -136,10 +128,7 @@ impl Running {
     /// Sends a GET on a connection of its own and returns everything up to its end.
     async fn raw(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n",
-            basic("secret")
-        );
+        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n", basic("secret"));
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
@@ -168,24 +157,12 @@ async fn every_documented_example_is_answered_in_its_shape() {
             body => body.to_string(),
         };
         let password = example["password"].as_str().unwrap_or("secret");
-        let answer = running
-            .send(running.request(text("method"), text("path"), password, &body))
-            .await;
-        assert_eq!(
-            u64::from(answer.status.as_u16()),
-            example["status"].as_u64().unwrap(),
-            "{name}"
-        );
+        let answer = running.send(running.request(text("method"), text("path"), password, &body)).await;
+        assert_eq!(u64::from(answer.status.as_u16()), example["status"].as_u64().unwrap(), "{name}");
         assert!(answer.header("twilio-request-id").starts_with("RQ"), "{name}");
         assert_eq!(answer.header("twilio-request-id").len(), 34, "{name}");
         assert!(answer.header("twilio-request-duration").parse::<f64>().is_ok());
-        assert!(
-            answer
-                .header("twilio-concurrent-requests")
-                .parse::<u32>()
-                .unwrap()
-                >= 1
-        );
+        assert!(answer.header("twilio-concurrent-requests").parse::<u32>().unwrap() >= 1);
         if let Some(code) = example["code"].as_u64() {
             answer.refused(answer.status.as_u16(), u32::try_from(code).unwrap());
             continue;
@@ -221,11 +198,7 @@ fn check_rows(name: &str, example: &Json, keys: &[Json], body: &Json) {
                 _ if key.ends_with(".Count") => assert!(cell.is_u64(), "{name}"),
                 _ if key.ends_with(".hour") || key == "DateCreated" => {
                     let text = cell.as_str().unwrap();
-                    assert_eq!(
-                        (text.len(), &text[10..11], &text[19..20]),
-                        (23, "T", "."),
-                        "{name}"
-                    );
+                    assert_eq!((text.len(), &text[10..11], &text[19..20]), (23, "T", "."), "{name}");
                 }
                 _ => {}
             }
@@ -259,10 +232,7 @@ async fn every_listed_member_can_be_queried() {
     let running = Running::start("0/s").await;
     let metadata = running.get(METADATA).await.json();
     for cube in metadata["cubes"].as_array().unwrap() {
-        for (kind, list) in [
-            ("measures", &cube["measures"]),
-            ("dimensions", &cube["dimensions"]),
-        ] {
+        for (kind, list) in [("measures", &cube["measures"]), ("dimensions", &cube["dimensions"])] {
             for member in list.as_array().unwrap() {
                 let mut query = json!({});
                 query[kind] = json!([member["name"]]);
@@ -287,20 +257,13 @@ async fn every_listed_member_can_be_queried() {
 #[tokio::test]
 async fn a_walk_gives_every_row_once_forwards_and_backwards() {
     let running = Running::start("0/s").await;
-    let body =
-        json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
-            .to_string();
-    let whole = running
-        .post(&format!("{QUERY}?pageSize=5000"), &body)
-        .await
-        .json();
+    let body = json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
+        .to_string();
+    let whole = running.post(&format!("{QUERY}?pageSize=5000"), &body).await.json();
     assert_eq!(whole["meta"]["pageSize"], 800);
     assert_eq!(whole["meta"].get("nextToken"), None);
     for size in [1000, 799, 90, 37] {
-        let mut answer = running
-            .post(&format!("{QUERY}?pageSize={size}"), &body)
-            .await
-            .json();
+        let mut answer = running.post(&format!("{QUERY}?pageSize={size}"), &body).await.json();
         assert_eq!(answer["meta"].get("previousToken"), None);
         let mut walked = Vec::new();
         let mut pages = Vec::new();
@@ -351,22 +314,14 @@ async fn tokens_work_in_either_encoding_and_spelling_but_for_one_user() {
     let token = first["meta"]["nextToken"].as_str().unwrap();
     let second = running.page(&first["meta"]["nextToken"]).await.json();
     assert_eq!(second["meta"]["pageSize"], 10);
-    for path in [
-        format!("{QUERY}?pageToken={token}"),
-        format!("{QUERY}?PageSize=5&unknown=1&PageToken={}", encoded(token)),
-    ] {
+    for path in
+        [format!("{QUERY}?pageToken={token}"), format!("{QUERY}?PageSize=5&unknown=1&PageToken={}", encoded(token))]
+    {
         assert_eq!(running.get(&path).await.json(), second);
     }
-    let mut foreign = running.request(
-        "GET",
-        &format!("{QUERY}?pageToken={}", encoded(token)),
-        "secret",
-        "",
-    );
+    let mut foreign = running.request("GET", &format!("{QUERY}?pageToken={}", encoded(token)), "secret", "");
     let other = format!("Basic {}", STANDARD.encode("AC2:secret"));
-    foreign
-        .headers_mut()
-        .insert("authorization", other.parse().unwrap());
+    foreign.headers_mut().insert("authorization", other.parse().unwrap());
     running.send(foreign).await.refused(400, 20001);
     for path in [
         QUERY.to_owned(),
@@ -381,15 +336,7 @@ async fn tokens_work_in_either_encoding_and_spelling_but_for_one_user() {
 #[tokio::test]
 async fn what_is_wrong_is_refused_in_twilios_shape() {
     let running = Running::start("0/s").await;
-    for body in [
-        "",
-        "{",
-        "null",
-        "[]",
-        "{\"query\":1}",
-        "\u{0}",
-        &"[".repeat(100_000),
-    ] {
+    for body in ["", "{", "null", "[]", "{\"query\":1}", "\u{0}", &"[".repeat(100_000)] {
         running.post(QUERY, body).await.refused(400, 20001);
     }
     let large = " ".repeat((1 << 20) + 1);
@@ -398,19 +345,13 @@ async fn what_is_wrong_is_refused_in_twilios_shape() {
         let path = format!("{QUERY}?pageSize={size}");
         running.post(&path, &count()).await.refused(400, 20001);
     }
-    let zone =
-        json!({"properties": {"timezone": "Nowhere/Land"}, "query": {"measures": ["Conversation.Count"]}});
+    let zone = json!({"properties": {"timezone": "Nowhere/Land"}, "query": {"measures": ["Conversation.Count"]}});
     running.post(QUERY, &zone.to_string()).await.refused(400, 20001);
 
     let domain = json!({"domain": "Voice", "query": {"measures": ["Conversation.Count"]}});
     running.post(QUERY, &domain.to_string()).await.refused(400, 20001);
 
-    for path in [
-        "/",
-        "/v3",
-        "/v3/InsightsDomains/Conversations/QueryJobs",
-        "/v3/InsightsDomains/conversations/Query",
-    ] {
+    for path in ["/", "/v3", "/v3/InsightsDomains/Conversations/QueryJobs", "/v3/InsightsDomains/conversations/Query"] {
         running.get(path).await.refused(404, 20404);
     }
     let answer = running.send(running.request("DELETE", QUERY, "secret", "")).await;
@@ -429,27 +370,17 @@ async fn what_is_wrong_is_refused_in_twilios_shape() {
 #[tokio::test]
 async fn credentials_are_wanted_and_never_kept() {
     let running = Running::start("0/s").await;
-    for value in [
-        None,
-        Some("Bearer hidden-word"),
-        Some("Basic !!"),
-        Some("Basic OnNlY3JldA=="),
-    ] {
+    for value in [None, Some("Bearer hidden-word"), Some("Basic !!"), Some("Basic OnNlY3JldA==")] {
         let mut request = running.request("GET", METADATA, "secret", "");
         match value {
-            Some(value) => request
-                .headers_mut()
-                .insert("authorization", value.parse().unwrap()),
+            Some(value) => request.headers_mut().insert("authorization", value.parse().unwrap()),
             None => request.headers_mut().remove("authorization"),
         };
         let answer = running.send(request).await;
         answer.refused(401, 20003);
         assert!(answer.header("www-authenticate").starts_with("Basic "));
     }
-    running
-        .send(running.request("GET", METADATA, "hidden-word", ""))
-        .await
-        .refused(401, 20003);
+    running.send(running.request("GET", METADATA, "hidden-word", "")).await.refused(401, 20003);
     let log = running.get("/_simulator/requests").await;
     let text = String::from_utf8(log.body.to_vec()).unwrap();
     assert!(!text.contains("hidden-word") && !text.contains(&STANDARD.encode("AC1:hidden-word")));
@@ -464,27 +395,14 @@ async fn the_log_says_what_was_received() {
     let log = running.get("/_simulator/requests").await.json();
     assert_eq!(log["total"], 2);
     let first = &log["requests"][0];
-    assert_eq!(
-        (&first["method"], &first["path"], &first["status"]),
-        (&json!("POST"), &json!(path), &json!(200))
-    );
-    assert_eq!(
-        first["body_hash"],
-        blake3::hash(count().as_bytes()).to_hex().as_str()
-    );
+    assert_eq!((&first["method"], &first["path"], &first["status"]), (&json!("POST"), &json!(path), &json!(200)));
+    assert_eq!(first["body_hash"], blake3::hash(count().as_bytes()).to_hex().as_str());
     assert!(first["time"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
     assert_eq!(first["authorization"], json!({"scheme": "Basic", "user": "AC1"}));
-    assert!(
-        first["headers"]
-            .as_array()
-            .unwrap()
-            .contains(&json!("content-type"))
-    );
+    assert!(first["headers"].as_array().unwrap().contains(&json!("content-type")));
     assert_eq!(log["requests"][1]["body_hash"], Json::Null);
     assert_eq!(running.simulator.requests().len(), 2);
-    running
-        .send(running.request("DELETE", "/_simulator/requests", "secret", ""))
-        .await;
+    running.send(running.request("DELETE", "/_simulator/requests", "secret", "")).await;
     assert_eq!(running.get("/_simulator/requests").await.json()["total"], 0);
 }
 
@@ -499,11 +417,7 @@ async fn beyond_the_rate_answers_are_429_with_the_documented_headers() {
     assert_eq!(answer.header("x-ratelimit-remaining"), "0");
     let reset: u32 = answer.header("x-ratelimit-reset").parse().unwrap();
     assert!((3500..=3600).contains(&reset));
-    for name in [
-        "x-rate-limit-limit",
-        "x-rate-limit-remaining",
-        "x-rate-limit-config",
-    ] {
+    for name in ["x-rate-limit-limit", "x-rate-limit-remaining", "x-rate-limit-config"] {
         answer.header(name);
     }
     assert!(answer.headers.get("retry-after").is_none());
@@ -513,16 +427,10 @@ async fn beyond_the_rate_answers_are_429_with_the_documented_headers() {
 #[tokio::test]
 async fn scripted_answers_come_in_order() {
     let running = Running::start("0/s").await;
-    running
-        .script(json!({"next": 2, "status": 503, "headers": {"Retry-After": "2"}}))
-        .await;
+    running.script(json!({"next": 2, "status": 503, "headers": {"Retry-After": "2"}})).await;
     running.script(json!({"status": 429})).await;
-    running
-        .script(json!({"status": 502, "body": "<html>", "content_type": "text/html"}))
-        .await;
-    running
-        .script(json!({"status": 302, "headers": {"location": "/x"}}))
-        .await;
+    running.script(json!({"status": 502, "body": "<html>", "content_type": "text/html"})).await;
+    running.script(json!({"status": 302, "headers": {"location": "/x"}})).await;
     let pending = running.get("/_simulator/faults").await.json();
     assert_eq!(pending["faults"].as_array().unwrap().len(), 4);
     for _ in 0..2 {
@@ -537,16 +445,11 @@ async fn scripted_answers_come_in_order() {
     assert_eq!((html.status.as_u16(), &html.body[..]), (502, &b"<html>"[..]));
     assert_eq!(html.header("content-type"), "text/html");
     let redirect = running.get(METADATA).await;
-    assert_eq!(
-        (redirect.status.as_u16(), redirect.header("location")),
-        (302, "/x")
-    );
+    assert_eq!((redirect.status.as_u16(), redirect.header("location")), (302, "/x"));
     assert_eq!(running.get(METADATA).await.status, 200);
 
     running.script(json!({"next": 9, "status": 500})).await;
-    running
-        .send(running.request("DELETE", "/_simulator/faults", "secret", ""))
-        .await;
+    running.send(running.request("DELETE", "/_simulator/faults", "secret", "")).await;
     assert_eq!(running.get(METADATA).await.status, 200);
     let bad = running.post("/_simulator/faults", "{\"stat\":1}").await;
     bad.refused(400, 20001);
@@ -561,10 +464,7 @@ async fn scripted_connections_break_off() {
     let text = running.raw(METADATA).await;
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"));
-    assert!(
-        head.contains(&format!("content-length: {}", whole.len())),
-        "{head}"
-    );
+    assert!(head.contains(&format!("content-length: {}", whole.len())), "{head}");
     assert_eq!(body.as_bytes(), &whole[..100]);
 
     running.script(json!({"reset": true})).await;
@@ -572,19 +472,9 @@ async fn scripted_connections_break_off() {
     let log = running.simulator.requests();
     assert_eq!(log[log.len() - 1].status, None);
 
-    running
-        .simulator
-        .script(Fault {
-            next: 1,
-            cut_body_at: Some(0),
-            ..Fault::default()
-        })
-        .unwrap();
+    running.simulator.script(Fault { next: 1, cut_body_at: Some(0), ..Fault::default() }).unwrap();
     let text = running.raw(METADATA).await;
-    assert!(
-        text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\n"),
-        "{text:?}"
-    );
+    assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\n"), "{text:?}");
     assert_eq!(running.get(METADATA).await.status, 200);
 }
 
@@ -607,26 +497,16 @@ async fn delays_and_latency_are_kept() {
 #[tokio::test]
 async fn http2_with_prior_knowledge_works_too() {
     let running = Running::start("0/s").await;
-    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new())
-        .http2_only(true)
-        .build_http();
-    let answer = client
-        .request(running.request("POST", QUERY, "secret", &count()))
-        .await
-        .unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), answer.version()),
-        (200, http::Version::HTTP_2)
-    );
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let answer = client.request(running.request("POST", QUERY, "secret", &count())).await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, http::Version::HTTP_2));
 }
 
 #[tokio::test]
 async fn stopping_lets_a_request_finish() {
     let running = Running::start("0/s").await;
     running.script(json!({"delay": "100ms"})).await;
-    let request = running
-        .client
-        .request(running.request("GET", METADATA, "secret", ""));
+    let request = running.client.request(running.request("GET", METADATA, "secret", ""));
     let request = tokio::spawn(request);
     while running.simulator.requests().is_empty() {
         tokio::task::yield_now().await;

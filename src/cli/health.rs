@@ -61,10 +61,7 @@ pub fn run(args: &HealthArgs) -> ExitCode {
         Ok(Err(error)) => format!("no answer: {error}"),
         Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
     };
-    explain(&format!(
-        "insights-gateway: not ready at http://{}: {refusal}",
-        target.authority
-    ));
+    explain(&format!("insights-gateway: not ready at http://{}: {refusal}", target.authority));
     ExitCode::from(exit::NOT_READY)
 }
 
@@ -108,9 +105,9 @@ impl Target {
         if listen.is_empty() {
             return Self::of_url(DEFAULT_URL);
         }
-        let mut address: SocketAddr = listen.parse().map_err(
-            |_| "INSIGHTS_GATEWAY_ADMIN__LISTEN: expected an IP address with a port; or give --url",
-        )?;
+        let mut address: SocketAddr = listen
+            .parse()
+            .map_err(|_| "INSIGHTS_GATEWAY_ADMIN__LISTEN: expected an IP address with a port; or give --url")?;
         match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
             IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -140,9 +137,7 @@ impl Target {
 fn status(answer: &[u8]) -> Option<u16> {
     let line = answer.split(|byte| *byte == b'\r').next()?;
     let line = std::str::from_utf8(line).ok()?;
-    let (_, rest) = line
-        .split_once(' ')
-        .filter(|(version, _)| version.starts_with("HTTP/1."))?;
+    let (_, rest) = line.split_once(' ').filter(|(version, _)| version.starts_with("HTTP/1."))?;
     rest.split(' ').next()?.parse().ok()
 }
 
@@ -150,19 +145,9 @@ fn status(answer: &[u8]) -> Option<u16> {
 fn reasons(answer: &[u8]) -> String {
     let answer = String::from_utf8_lossy(answer);
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let words: Vec<&str> = body
-        .split(|c: char| c.is_whitespace() || c.is_control())
-        .collect();
-    let line = words
-        .into_iter()
-        .filter(|word| !word.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
-    if line.is_empty() {
-        line
-    } else {
-        format!(": {line}")
-    }
+    let words: Vec<&str> = body.split(|c: char| c.is_whitespace() || c.is_control()).collect();
+    let line = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    if line.is_empty() { line } else { format!(": {line}") }
 }
 
 #[cfg(test)]
@@ -172,21 +157,12 @@ mod tests {
     #[test]
     fn finds_whom_to_ask() {
         let target = Target::of_url("http://localhost:9090/").unwrap();
-        assert_eq!(
-            (target.host.as_str(), target.port, target.path.as_str()),
-            ("localhost", 9090, "/readyz")
-        );
+        assert_eq!((target.host.as_str(), target.port, target.path.as_str()), ("localhost", 9090, "/readyz"));
         let target = Target::of_listen("[::]:9091").unwrap();
         assert_eq!((target.host.as_str(), target.port), ("::1", 9091));
         assert_eq!(Target::of_listen("0.0.0.0:9090"), Target::of_listen(""));
-        for url in [
-            "",
-            "127.0.0.1:9090",
-            "https://localhost",
-            "http://user@localhost",
-            "http://h:99999",
-            "http://h?x",
-        ] {
+        for url in ["", "127.0.0.1:9090", "https://localhost", "http://user@localhost", "http://h:99999", "http://h?x"]
+        {
             assert!(Target::of_url(url).is_err(), "{url}");
         }
         assert!(Target::of_listen("unix:/x").is_err());
@@ -198,9 +174,6 @@ mod tests {
         assert_eq!(status(b"HTTP/1.0 503\r\n\r\n"), Some(503));
         assert_eq!(status(b"SSH-2.0-x 200\r\n"), None);
         assert_eq!(status(b""), None);
-        assert_eq!(
-            reasons(b"HTTP/1.1 503 X\r\n\r\n{\"a\":\x1b[1m1}\n"),
-            ": {\"a\": [1m1}"
-        );
+        assert_eq!(reasons(b"HTTP/1.1 503 X\r\n\r\n{\"a\":\x1b[1m1}\n"), ": {\"a\": [1m1}");
     }
 }

@@ -21,12 +21,7 @@ use crate::config::{self, Config, Sources};
 
 /// A caching, rate-aware, credential-isolating reverse proxy for Twilio's Conversation Insights API.
 #[derive(Debug, Parser)]
-#[command(
-    name = "insights-gateway",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
+#[command(name = "insights-gateway", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "\
 Exit codes: 0 done, 64 bad configuration or usage, 70 internal, 74 could not bind.
 Try it without a Twilio account: insights-gateway demo")]
@@ -103,10 +98,7 @@ impl ConfigArgs {
             let listen = self.listen.join(",");
             sources.flags.push(("server.listen".to_owned(), listen));
         }
-        let named = [
-            ("admin.listen", &self.admin_listen),
-            ("upstream.url", &self.upstream),
-        ];
+        let named = [("admin.listen", &self.admin_listen), ("upstream.url", &self.upstream)];
         for (key, value) in named {
             let value = value.iter().map(|value| (key.to_owned(), value.clone()));
             sources.flags.extend(value);
@@ -130,11 +122,7 @@ pub fn run() -> ExitCode {
             // Nobody may be reading, which is no reason to fail twice.
             let _ = error.print();
             // `--help` and `--version` arrive here too, and are no errors.
-            return ExitCode::from(if error.use_stderr() {
-                exit::USAGE
-            } else {
-                exit::DONE
-            });
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
         }
     };
     match cli.command {
@@ -159,9 +147,7 @@ pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
             1 => "1 fault in the configuration".to_owned(),
             count => format!("{count} faults in the configuration"),
         };
-        explain(&format!(
-            "{faults}\ninsights-gateway: {count}, nothing was started"
-        ));
+        explain(&format!("{faults}\ninsights-gateway: {count}, nothing was started"));
         ExitCode::from(exit::USAGE)
     })
 }
@@ -171,9 +157,7 @@ pub(crate) fn answer(page: &str) -> ExitCode {
     let mut output = io::stdout().lock();
     match output.write_all(page.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            explain(&format!(
-                "insights-gateway: cannot write to standard output: {error}"
-            ));
+            explain(&format!("insights-gateway: cannot write to standard output: {error}"));
             ExitCode::from(exit::INTERNAL)
         }
         _ => ExitCode::from(exit::DONE),
@@ -207,19 +191,11 @@ mod tests {
             "--upstream=http://127.0.0.1:3",
             "--set=cache.capacity=64MiB",
         ]);
-        let Ok(Cli {
-            command: Command::Serve(args),
-        }) = cli
-        else {
+        let Ok(Cli { command: Command::Serve(args) }) = cli else {
             panic!("no serve");
         };
         let flags = args.config.sources().flags;
-        let flag = |key: &str| {
-            flags
-                .iter()
-                .find(|(name, _)| name == key)
-                .map(|(_, value)| value.as_str())
-        };
+        let flag = |key: &str| flags.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         assert_eq!(flag("server.listen"), Some("127.0.0.1:1,unix:/run/x.sock"));
         assert_eq!(flag("admin.listen"), Some("127.0.0.1:2"));
         assert_eq!(flag("upstream.url"), Some("http://127.0.0.1:3"));

@@ -46,10 +46,7 @@ pub fn run(command: &TokenCommand) -> ExitCode {
 }
 
 fn page(team: &str, random: &[u8; RANDOM_BYTES]) -> Zeroizing<String> {
-    let token = Zeroizing::new(format!(
-        "{PREFIX}{}",
-        *Zeroizing::new(URL_SAFE_NO_PAD.encode(random))
-    ));
+    let token = Zeroizing::new(format!("{PREFIX}{}", *Zeroizing::new(URL_SAFE_NO_PAD.encode(random))));
     let hash = digest::digest(&digest::SHA256, token.as_bytes());
     let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     Zeroizing::new(format!(

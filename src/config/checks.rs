@@ -15,11 +15,7 @@ pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &
         let unsaid = config.teams.iter_mut().filter(|team| team.account.is_empty());
         unsaid.for_each(|team| team.account.clone_from(sole));
     }
-    let certificates = config
-        .server
-        .tls
-        .as_ref()
-        .is_some_and(|tls| tls.client_ca.is_some());
+    let certificates = config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     for team in &config.teams {
         account_of(team, accounts, report);
         let token = Path::of(&["teams", &team.name, "token_sha256"]);
@@ -41,16 +37,11 @@ fn addresses(config: &Config, report: &Report) {
     let listen = &config.server.listen;
     for (index, address) in listen.iter().enumerate() {
         let collides = listen[..index].iter().any(|earlier| match (earlier, address) {
-            (Listen::Tcp(one), Listen::Tcp(other)) => {
-                one.is_ipv4() == other.is_ipv4() && share_a_port(*one, *other)
-            }
+            (Listen::Tcp(one), Listen::Tcp(other)) => one.is_ipv4() == other.is_ipv4() && share_a_port(*one, *other),
             (one, other) => one == other,
         });
         if collides {
-            report.fault(
-                &path.item(index),
-                "an earlier entry already listens there; take one of them out",
-            );
+            report.fault(&path.item(index), "an earlier entry already listens there; take one of them out");
         }
         if matches!(address, Listen::Tcp(address) if share_a_port(*address, config.admin.listen)) {
             let admin = Path::of(&["admin", "listen"]);
@@ -68,9 +59,8 @@ fn addresses(config: &Config, report: &Report) {
 /// Would two listeners be reached through the same address: `0.0.0.0` and `[::]` stand for all.
 fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
-    let covers = |ip: std::net::IpAddr, other: std::net::IpAddr| {
-        ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4())
-    };
+    let covers =
+        |ip: std::net::IpAddr, other: std::net::IpAddr| ip.is_unspecified() && (ip.is_ipv6() || other.is_ipv4());
     one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
 }
 
@@ -85,10 +75,7 @@ fn open_listeners(config: &Config, report: &Report) {
             Listen::Tcp(address) if address.ip().to_canonical().is_loopback() => {}
             Listen::Unix(_) => {}
             Listen::Tcp(_) if config.server.open => {
-                report.warn(
-                    &path,
-                    "anyone who reaches this address may use the account, as server.open allows",
-                );
+                report.warn(&path, "anyone who reaches this address may use the account, as server.open allows");
             }
             Listen::Tcp(_) => report.fault(
                 &path,
@@ -138,11 +125,7 @@ mod tests {
     fn unspecified_addresses_cover_the_others() {
         let share = |one: &str, other: &str| {
             let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
-            assert_eq!(
-                share_a_port(one, other),
-                share_a_port(other, one),
-                "{one} {other}"
-            );
+            assert_eq!(share_a_port(one, other), share_a_port(other, one), "{one} {other}");
             share_a_port(one, other)
         };
         assert!(share("127.0.0.1:80", "127.0.0.1:80"));

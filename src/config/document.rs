@@ -63,10 +63,7 @@ impl Value {
 pub(super) fn read(sources: &Sources, report: &Report) -> Option<Node> {
     let mut tree = match &sources.file {
         Some(file) => read_file(file, report)?,
-        None => Node {
-            value: Value::Table(BTreeMap::new()),
-            place: Place::Environment(None),
-        },
+        None => Node { value: Value::Table(BTreeMap::new()), place: Place::Environment(None) },
     };
     add_environment(&mut tree, sources, report);
     for (key, value) in &sources.flags {
@@ -91,10 +88,7 @@ fn read_file(path: &FilePath, report: &Report) -> Option<Node> {
         return refuse(Place::File(name), message);
     }
     if bytes.len() as u64 > LARGEST_FILE {
-        return refuse(
-            Place::File(name),
-            "is larger than 1MiB; is this the right file?".into(),
-        );
+        return refuse(Place::File(name), "is larger than 1MiB; is this the right file?".into());
     }
     let lines = Lines::of(&bytes, &name);
     let text = match std::str::from_utf8(&bytes) {
@@ -116,11 +110,7 @@ fn read_file(path: &FilePath, report: &Report) -> Option<Node> {
     for error in &errors {
         let place = lines.place(error.span().map_or(text.len(), |span| span.start));
         if !reported.contains(&place) {
-            report.fault_at(
-                place.clone(),
-                Path::default(),
-                format!("not TOML: {}", error.message()),
-            );
+            report.fault_at(place.clone(), Path::default(), format!("not TOML: {}", error.message()));
             reported.push(place);
         }
     }
@@ -136,10 +126,7 @@ struct Lines<'a> {
 impl<'a> Lines<'a> {
     fn of(bytes: &[u8], file: &'a Arc<str>) -> Self {
         let breaks = (0..).zip(bytes).filter(|(_, b)| **b == b'\n').map(|(at, _)| at);
-        Self {
-            file,
-            breaks: breaks.collect(),
-        }
+        Self { file, breaks: breaks.collect() }
     }
 
     fn place(&self, offset: usize) -> Place {
@@ -151,9 +138,7 @@ impl<'a> Lines<'a> {
 fn table_value(table: DeTable<'_>, lines: &Lines<'_>) -> Value {
     let entry = |(key, value): (Spanned<_>, Spanned<DeValue<'_>>)| {
         let place = lines.place(key.span().start);
-        let value = toml_value(value.into_inner(), &|table| table_value(table, lines), &|span| {
-            lines.place(span)
-        });
+        let value = toml_value(value.into_inner(), &|table| table_value(table, lines), &|span| lines.place(span));
         let key: std::borrow::Cow<'_, str> = key.into_inner();
         (key.into_owned(), Node { value, place })
     };
@@ -161,11 +146,7 @@ fn table_value(table: DeTable<'_>, lines: &Lines<'_>) -> Value {
 }
 
 /// `value` as ours; `table` and `place` say what becomes of tables and of offsets.
-fn toml_value<'i>(
-    value: DeValue<'i>,
-    table: &dyn Fn(DeTable<'i>) -> Value,
-    place: &dyn Fn(usize) -> Place,
-) -> Value {
+fn toml_value<'i>(value: DeValue<'i>, table: &dyn Fn(DeTable<'i>) -> Value, place: &dyn Fn(usize) -> Place) -> Value {
     match value {
         DeValue::String(text) => Value::Text(Zeroizing::new(text.into_owned())),
         DeValue::Integer(number) => {
@@ -236,18 +217,14 @@ fn service_prefixes(sources: &Sources) -> Vec<&str> {
         let address = sources.variable(name)?;
         (prefix.len() + 1 >= PREFIX.len() && address.parse::<IpAddr>().is_ok()).then_some(prefix.len())
     };
-    sources
-        .environment
-        .keys()
-        .filter_map(|name| name.get(..service(name)?))
-        .collect()
+    sources.environment.keys().filter_map(|name| name.get(..service(name)?)).collect()
 }
 
 fn is_service_link(name: &str, services: &[&str]) -> bool {
     services.iter().any(|service| {
-        name.strip_prefix(service).is_some_and(|rest| {
-            rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_")
-        }) && !name.contains("__")
+        name.strip_prefix(service)
+            .is_some_and(|rest| rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_"))
+            && !name.contains("__")
     })
 }
 
@@ -268,10 +245,7 @@ fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Repo
         };
         let key = existing_key(entries, key, place, &path[..depth]);
         let replaces = ONE_OF.contains(&key.as_str());
-        let empty = || Node {
-            value: Value::Table(BTreeMap::new()),
-            place: place.clone(),
-        };
+        let empty = || Node { value: Value::Table(BTreeMap::new()), place: place.clone() };
         node = entries.entry(key).or_insert_with(empty);
         if replaces && !same_source(&node.place, place) {
             *node = empty();
@@ -280,11 +254,7 @@ fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Repo
     let Value::Table(entries) = &mut node.value else {
         return inside_no_table();
     };
-    let inline_table = raw
-        .trim_start()
-        .starts_with('{')
-        .then(|| parse_raw(raw, place))
-        .flatten();
+    let inline_table = raw.trim_start().starts_with('{').then(|| parse_raw(raw, place)).flatten();
     let value = match inline_table {
         Some(table @ Value::Table(_)) => table,
         _ => Value::Raw(Zeroizing::new(raw.to_owned())),
@@ -376,9 +346,8 @@ mod tests {
     fn the_environment_reaches_names_that_variables_cannot_spell() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "[teams.Data-Team]\nweight = 1\n").unwrap();
-        let sources = Sources::default()
-            .with_file(file.path())
-            .with_variable("INSIGHTS_GATEWAY_TEAMS__DATA_TEAM__WEIGHT", "2");
+        let sources =
+            Sources::default().with_file(file.path()).with_variable("INSIGHTS_GATEWAY_TEAMS__DATA_TEAM__WEIGHT", "2");
         let tree = read(&sources, &Report::default()).unwrap();
         assert_eq!(text(leaf(&tree, &["teams", "Data-Team", "weight"])), "2");
     }
@@ -405,9 +374,7 @@ mod tests {
         let report = Report::default();
         read(&sources, &report).unwrap();
         let faults = report.into_faults().to_string();
-        assert!(
-            faults.starts_with("environment: INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET__FILE: belongs")
-        );
+        assert!(faults.starts_with("environment: INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET__FILE: belongs"));
     }
 
     #[test]

@@ -207,11 +207,7 @@ impl Report {
 
     /// `path` works, but deserves a word at start.
     pub(super) fn warn(&self, path: &Path, message: impl Into<String>) {
-        self.warnings.borrow_mut().push(Fault {
-            place: self.place(path),
-            path: path.clone(),
-            message: message.into(),
-        });
+        self.warnings.borrow_mut().push(Fault { place: self.place(path), path: path.clone(), message: message.into() });
     }
 
     /// `path` is a key that exists, whether or not it was given.
@@ -240,9 +236,7 @@ impl Report {
         let mut around = Some(path.clone());
         while let Some(candidate) = around {
             if let Some(place) = places.get(&candidate) {
-                let absent = path.0[candidate.0.len()..]
-                    .iter()
-                    .any(|s| matches!(s, Step::Key(_)));
+                let absent = path.0[candidate.0.len()..].iter().any(|s| matches!(s, Step::Key(_)));
                 return match place {
                     Place::Environment(Some(name)) if absent && name.starts_with(PREFIX) => {
                         Place::Environment(Some(path.variable()))

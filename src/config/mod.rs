@@ -36,8 +36,8 @@ pub use fault::Faults;
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy,
-    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, RequiredFilter, Retry,
+    Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 pub use sources::Sources;
 

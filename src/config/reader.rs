@@ -26,12 +26,7 @@ pub(super) fn read_tree<T>(tree: Node, report: &Report, read: impl FnOnce(&mut T
         Value::Table(entries) => entries,
         _ => BTreeMap::new(),
     };
-    Table {
-        report,
-        path: Path::default(),
-        entries,
-    }
-    .read(read)
+    Table { report, path: Path::default(), entries }.read(read)
 }
 
 impl<'r> Table<'r> {
@@ -134,16 +129,12 @@ impl<'r> Table<'r> {
 
     /// A whole number within `limits`.
     pub(super) fn number(&mut self, key: &str, default: u32, limits: RangeInclusive<u32>) -> u32 {
-        self.take(key)
-            .and_then(|field| field.number(limits))
-            .unwrap_or(default)
+        self.take(key).and_then(|field| field.number(limits)).unwrap_or(default)
     }
 
     /// A number within `limits`, whole or not.
     pub(super) fn fraction(&mut self, key: &str, default: f64, limits: RangeInclusive<f64>) -> f64 {
-        self.take(key)
-            .and_then(|field| field.fraction(limits))
-            .unwrap_or(default)
+        self.take(key).and_then(|field| field.fraction(limits)).unwrap_or(default)
     }
 
     /// A text that is not empty.
@@ -191,8 +182,7 @@ impl<'r> Field<'r> {
             Value::Raw(_) => String::new(),
             value => format!(", found {}", value.kind()),
         };
-        self.report
-            .fault(&self.path, format!("expected {expected}{found}"));
+        self.report.fault(&self.path, format!("expected {expected}{found}"));
         None
     }
 
@@ -209,11 +199,7 @@ impl<'r> Field<'r> {
             self.node.value = value;
         }
         match self.node.value {
-            Value::Table(entries) => Some(Table {
-                report: self.report,
-                path: self.path,
-                entries,
-            }),
+            Value::Table(entries) => Some(Table { report: self.report, path: self.path, entries }),
             _ => self.refuse("a table"),
         }
     }
@@ -314,12 +300,7 @@ impl<'r> Field<'r> {
             let path = item.path.clone();
             Some((path, item.text("text")?.to_string()))
         };
-        Some(
-            self.items("a list of texts")?
-                .into_iter()
-                .filter_map(text)
-                .collect(),
-        )
+        Some(self.items("a list of texts")?.into_iter().filter_map(text).collect())
     }
 
     /// The same, or a single text in place of a list of one.
@@ -351,11 +332,7 @@ impl<'r> Field<'r> {
                 return Field { report, path, node }.refuse(expected);
             }
         };
-        let field = |(index, node)| Field {
-            report,
-            path: path.item(index),
-            node,
-        };
+        let field = |(index, node)| Field { report, path: path.item(index), node };
         Some(items.into_iter().enumerate().map(field).collect())
     }
 }
@@ -365,13 +342,6 @@ fn split_raw(raw: &str, place: &Place) -> Vec<Node> {
     if let Some(Value::List(items)) = parse_raw(raw, place) {
         return items;
     }
-    let node = |text: &str| Node {
-        value: Value::Text(Zeroizing::new(text.to_owned())),
-        place: place.clone(),
-    };
-    raw.split(',')
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-        .map(node)
-        .collect()
+    let node = |text: &str| Node { value: Value::Text(Zeroizing::new(text.to_owned())), place: place.clone() };
+    raw.split(',').map(str::trim).filter(|text| !text.is_empty()).map(node).collect()
 }

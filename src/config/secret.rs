@@ -70,9 +70,7 @@ pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
     let refusal = match text {
         "" => "the secret is empty; put the secret where this key says",
         _ if text.trim().is_empty() => "the secret is only white space; put the secret where this key says",
-        _ if text.contains(['\r', '\n']) => {
-            "the secret has several lines; does this key name the right place?"
-        }
+        _ if text.contains(['\r', '\n']) => "the secret has several lines; does this key name the right place?",
         _ => {
             let text = Zeroizing::new(text.to_owned());
             return Some(Secret { text, source });
@@ -88,10 +86,7 @@ fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<String>, 
     let Value::Table(entries) = node.value else {
         return None;
     };
-    let unknown: Vec<&String> = entries
-        .keys()
-        .filter(|form| !FORMS.contains(&form.as_str()))
-        .collect();
+    let unknown: Vec<&String> = entries.keys().filter(|form| !FORMS.contains(&form.as_str())).collect();
     for form in &unknown {
         report.fault(&path.key(form), format!("unknown key{}", suggest(form, FORMS)));
     }
@@ -112,15 +107,9 @@ fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<String>, 
             Some((text, SecretSource::File(name.into())))
         }
         "env" => match sources.environment.get(&name).map(|value| value.to_str()) {
-            Some(Some(value)) if !value.is_empty() => {
-                Some((Zeroizing::new(value.to_owned()), SecretSource::Env(name)))
-            }
+            Some(Some(value)) if !value.is_empty() => Some((Zeroizing::new(value.to_owned()), SecretSource::Env(name))),
             Some(None) => refuse(report, &path, "this environment variable is not UTF-8 text"),
-            _ => refuse(
-                report,
-                &path,
-                "this environment variable is not set, or empty; set it",
-            ),
+            _ => refuse(report, &path, "this environment variable is not set, or empty; set it"),
         },
         _ => {
             let file = credential_file(&name, &path, sources, report)?;
@@ -137,11 +126,7 @@ fn refuse<T>(report: &Report, path: &Path, message: &str) -> Option<T> {
 
 fn credential_file(name: &str, path: &Path, sources: &Sources, report: &Report) -> Option<PathBuf> {
     if name.contains('/') || name == "." || name == ".." {
-        return refuse(
-            report,
-            path,
-            "must be the plain name of a systemd credential, not a path",
-        );
+        return refuse(report, path, "must be the plain name of a systemd credential, not a path");
     }
     match sources.variable("CREDENTIALS_DIRECTORY") {
         Some(folder) => Some(FilePath::new(folder).join(name)),
@@ -179,20 +164,12 @@ pub(super) fn check_pem(file: &FilePath, label: &str, path: &Path, report: &Repo
 /// Warns where a file that only the gateway should read can be read by everybody.
 pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Report) {
     if about.permissions().mode() & 0o004 != 0 {
-        report.warn(
-            path,
-            "every user of this machine can read this file; chmod o-r it",
-        );
+        report.warn(path, "every user of this machine can read this file; chmod o-r it");
     }
 }
 
 /// Watched even when it cannot be read: its appearance is a reason to try again.
-fn read_file(
-    file: &FilePath,
-    largest: u64,
-    path: &Path,
-    report: &Report,
-) -> Option<(Zeroizing<Vec<u8>>, Metadata)> {
+fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Option<(Zeroizing<Vec<u8>>, Metadata)> {
     report.watch(file);
     let read = || -> io::Result<_> {
         // Looked at before it is opened: opening a pipe would wait for a writer.
@@ -209,11 +186,7 @@ fn read_file(
         Ok((_, about)) if !about.is_file() => refuse(report, path, "this is not a file; name a regular file"),
         Ok((bytes, _)) if bytes.len() as u64 > largest => {
             let limit = largest >> 10;
-            refuse(
-                report,
-                path,
-                &format!("this file is larger than {limit}KiB; is it the right one?"),
-            )
+            refuse(report, path, &format!("this file is larger than {limit}KiB; is it the right one?"))
         }
         Ok(read) => Some(read),
     }

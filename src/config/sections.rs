@@ -15,8 +15,8 @@ use super::fault::{Path, Report, suggest};
 use super::reader::{Field, Table, read_tree};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy,
-    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, RequiredFilter, Retry,
+    Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;
 use crate::model::freshness::Lifetimes;
@@ -112,12 +112,8 @@ fn parse_listen(text: &str) -> Result<Listen, &'static str> {
         };
     };
     match path {
-        _ if !path.starts_with('/') => {
-            Err("a Unix socket needs an absolute path, such as \"unix:/run/insights.sock\"")
-        }
-        _ if path.len() > LONGEST_SOCKET_PATH => {
-            Err("the path of a Unix socket is at most 107 bytes long; shorten it")
-        }
+        _ if !path.starts_with('/') => Err("a Unix socket needs an absolute path, such as \"unix:/run/insights.sock\""),
+        _ if path.len() > LONGEST_SOCKET_PATH => Err("the path of a Unix socket is at most 107 bytes long; shorten it"),
         _ if path.contains('\0') => Err("the path of a Unix socket cannot hold a zero byte"),
         _ => Ok(Listen::Unix(PathBuf::from(path))),
     }
@@ -155,10 +151,7 @@ fn admin(table: &mut Table<'_>) -> Admin {
     let listen = table.text("listen").and_then(|text| {
         let address = text.parse();
         if address.is_err() {
-            report.fault(
-                &path.key("listen"),
-                "expected an IP address with a port, such as \"127.0.0.1:9090\"",
-            );
+            report.fault(&path.key("listen"), "expected an IP address with a port, such as \"127.0.0.1:9090\"");
         }
         address.ok()
     });
@@ -181,11 +174,7 @@ fn admin(table: &mut Table<'_>) -> Admin {
 fn token_sha256(text: &str, path: &Path, report: &Report) -> Option<[u8; 32]> {
     /// What hashing a variable that was never filled in gives.
     const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    let digit = |byte: u8| {
-        char::from(byte)
-            .to_digit(16)
-            .and_then(|digit| u8::try_from(digit).ok())
-    };
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut hash = [0; 32];
     let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
         [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
@@ -194,10 +183,8 @@ fn token_sha256(text: &str, path: &Path, report: &Report) -> Option<[u8; 32]> {
     let bytes: Option<Vec<u8>> = pairs.collect();
     match bytes {
         Some(bytes) if text.eq_ignore_ascii_case(OF_NOTHING) && !bytes.is_empty() => {
-            report.fault(
-                path,
-                "this is the SHA-256 of an empty token; make one with `insights-gateway token new TEAM`",
-            );
+            report
+                .fault(path, "this is the SHA-256 of an empty token; make one with `insights-gateway token new TEAM`");
             None
         }
         Some(bytes) if bytes.len() == hash.len() => {
@@ -239,9 +226,7 @@ fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
         () if authority.as_str().contains('@') => Err("must not hold a user or password; take them out"),
         () if authority.host().is_empty() => Err(EXPECTED),
         () if !has_sound_port(authority) => Err("the port must be a number from 1 to 65535"),
-        () if url.query().is_some() || text.contains('#') => {
-            Err("must not hold a query or a fragment; take it out")
-        }
+        () if url.query().is_some() || text.contains('#') => Err("must not hold a query or a fragment; take it out"),
         () if paths == Paths::Refused && !matches!(url.path(), "" | "/") => {
             Err("must not hold a path; name only scheme, host and port")
         }
@@ -259,15 +244,11 @@ fn has_sound_port(authority: &Authority) -> bool {
 
 fn upstream(table: &mut Table<'_>) -> Upstream {
     let (report, path) = (table.report(), table.path().clone());
-    let url =
-        url(table, "url", Paths::Refused).unwrap_or_else(|| Uri::from_static("https://insights.twilio.com"));
+    let url = url(table, "url", Paths::Refused).unwrap_or_else(|| Uri::from_static("https://insights.twilio.com"));
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     if url.scheme_str() == Some("http") && !loopback {
-        report.warn(
-            &path.key("url"),
-            "credentials cross the network in clear text; use https",
-        );
+        report.warn(&path.key("url"), "credentials cross the network in clear text; use https");
     }
     let ca_file = table.file("ca_file");
     if let Some(file) = &ca_file {
@@ -300,9 +281,7 @@ fn check_name(name: &str) -> Result<(), &'static str> {
 /// What a name may be.
 pub fn check_team_name(name: &str) -> Result<(), &'static str> {
     match name {
-        BUILT_IN_TEAM => {
-            Err("\"local\" is the built-in name of callers where there are no teams; choose another")
-        }
+        BUILT_IN_TEAM => Err("\"local\" is the built-in name of callers where there are no teams; choose another"),
         _ => check_name(name),
     }
 }
@@ -360,10 +339,7 @@ fn account(name: &str, table: &mut Table<'_>, sources: &Sources) -> Option<Accou
 
 fn account_sid(table: &mut Table<'_>) -> Option<String> {
     let (report, path) = (table.report(), table.path().key("account_sid"));
-    let field = table.require(
-        "account_sid",
-        "set it to the account's SID, AC and 32 hexadecimal digits",
-    )?;
+    let field = table.require("account_sid", "set it to the account's SID, AC and 32 hexadecimal digits")?;
     let sid = field.text("text")?.to_string();
     if !is_basic_user(&sid) {
         report.fault(&path, NO_BASIC_USER);
@@ -371,10 +347,7 @@ fn account_sid(table: &mut Table<'_>) -> Option<String> {
     }
     let digits = sid.strip_prefix("AC").unwrap_or_default();
     if digits.len() != 32 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        report.warn(
-            &path,
-            "does not look like a Twilio account SID, AC and 32 hexadecimal digits",
-        );
+        report.warn(&path, "does not look like a Twilio account SID, AC and 32 hexadecimal digits");
     }
     Some(sid)
 }
@@ -401,20 +374,14 @@ fn credential(
     match given {
         (false, false, false) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
         (true, _, true) | (_, true, true) => {
-            report.fault(
-                &path.key("auth_token"),
-                format!("one way to sign in too many; {EITHER}, not both"),
-            );
+            report.fault(&path.key("auth_token"), format!("one way to sign in too many; {EITHER}, not both"));
         }
         (true, false, _) => report.fault(&path.key("api_secret"), format!("missing; {EITHER}")),
         (false, true, _) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
         _ => {}
     }
     let warn_if_literal = |key: &str, secret: &Option<Secret>| {
-        if secret
-            .as_ref()
-            .is_some_and(|secret| secret.source == secret::SecretSource::Literal)
-        {
+        if secret.as_ref().is_some_and(|secret| secret.source == secret::SecretSource::Literal) {
             report.warn(
                 &path.key(key),
                 "the secret is written out in the configuration; keep it in { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
@@ -424,11 +391,7 @@ fn credential(
     warn_if_literal("api_secret", &secret);
     warn_if_literal("auth_token", &token);
     if let Some(token) = token {
-        return Some((
-            account_sid?.to_owned(),
-            token.text.as_str().into(),
-            CredentialSource::AuthToken(token.source),
-        ));
+        return Some((account_sid?.to_owned(), token.text.as_str().into(), CredentialSource::AuthToken(token.source)));
     }
     let key = key?;
     let username = key.text.as_str();
@@ -437,10 +400,7 @@ fn credential(
         return None;
     }
     let secret = secret?;
-    let source = CredentialSource::ApiKey {
-        key: key.source,
-        secret: secret.source,
-    };
+    let source = CredentialSource::ApiKey { key: key.source, secret: secret.source };
     Some((username.to_owned(), secret.text.as_str().into(), source))
 }
 
@@ -481,10 +441,7 @@ fn operations(table: &mut Table<'_>) -> OperationSet {
         return OperationSet::standard();
     };
     if texts.is_empty() {
-        report.fault(
-            &path,
-            "must not be empty; leave the key out for metadata, query and jobs",
-        );
+        report.fault(&path, "must not be empty; leave the key out for metadata, query and jobs");
     }
     let words = Permission::ALL.map(Permission::as_str);
     let permission = |(path, word): (Path, String)| {
@@ -506,27 +463,15 @@ fn policy(table: &mut Table<'_>) -> Policy {
         if stem.contains('*') {
             report.fault(path, "may have * only at its end, where it stands for any rest");
         } else if pattern.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            report.fault(
-                path,
-                "must be the name of a measure or dimension, without white space",
-            );
+            report.fault(path, "must be the name of a measure or dimension, without white space");
         }
     }
     let require = table.take("require").map(|field| field.tables(required_filter));
-    Policy {
-        deny: deny.into_iter().map(|(_, pattern)| pattern).collect(),
-        require: require.unwrap_or_default(),
-    }
+    Policy { deny: deny.into_iter().map(|(_, pattern)| pattern).collect(), require: require.unwrap_or_default() }
 }
 
 fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
-    const OPERATORS: [(&str, &str); 5] = [
-        ("EQ", "EQ"),
-        ("NE", "NE"),
-        ("GT", "GT"),
-        ("LT", "LT"),
-        ("IN", "IN"),
-    ];
+    const OPERATORS: [(&str, &str); 5] = [("EQ", "EQ"), ("NE", "NE"), ("GT", "GT"), ("LT", "LT"), ("IN", "IN")];
     let (report, path) = (table.report(), table.path().clone());
     let op = table.require("op", "write EQ, NE, GT, LT or IN");
     let op = op.and_then(|op| op.word(&OPERATORS));
@@ -536,32 +481,18 @@ fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
     let values: Vec<String> = values?.texts()?.into_iter().map(|(_, value)| value).collect();
     let (op, field) = (op?, field?.to_string());
     if values.is_empty() {
-        report.fault(
-            &path.key("values"),
-            "must not be empty; list the values that it compares with",
-        );
+        report.fault(&path.key("values"), "must not be empty; list the values that it compares with");
     } else if op != "IN" && values.len() > 1 {
-        report.fault(
-            &path.key("values"),
-            format!("{op} compares with exactly one value; use IN for several"),
-        );
+        report.fault(&path.key("values"), format!("{op} compares with exactly one value; use IN for several"));
     }
-    Some(RequiredFilter {
-        op: op.to_owned(),
-        field,
-        values,
-    })
+    Some(RequiredFilter { op: op.to_owned(), field, values })
 }
 
 fn cache(table: &mut Table<'_>) -> Cache {
     Cache {
         capacity: table.size("capacity", 256 * MIB, MIB..=PIB),
-        metadata: table.section("metadata", |table| {
-            lifetimes(table, [hours(1), hours(1), hours(24)])
-        }),
-        query: table.section("query", |table| {
-            lifetimes(table, [minutes(1), minutes(5), hours(1)])
-        }),
+        metadata: table.section("metadata", |table| lifetimes(table, [hours(1), hours(1), hours(24)])),
+        query: table.section("query", |table| lifetimes(table, [minutes(1), minutes(5), hours(1)])),
         settled: table.section("settled", |table| Settled {
             after: table.duration("after", days(1)),
             lifetimes: lifetimes(table, [hours(1), hours(12), days(7)]),
@@ -600,10 +531,7 @@ fn circuit(table: &mut Table<'_>) -> Circuit {
     let (report, path) = (table.report(), table.path().key("ratio"));
     let ratio = table.fraction("ratio", 0.5, 0.0..=1.0);
     if ratio == 0.0 {
-        report.fault(
-            &path,
-            "must be more than 0; 1 opens the circuit only when every attempt fails",
-        );
+        report.fault(&path, "must be more than 0; 1 opens the circuit only when every attempt fails");
     }
     Circuit {
         consecutive: table.number("consecutive", 10, 1..=u32::MAX),
@@ -613,18 +541,12 @@ fn circuit(table: &mut Table<'_>) -> Circuit {
 }
 
 fn log(table: &mut Table<'_>) -> Log {
-    const FORMATS: [(&str, LogFormat); 3] = [
-        ("auto", LogFormat::Auto),
-        ("text", LogFormat::Text),
-        ("json", LogFormat::Json),
-    ];
+    const FORMATS: [(&str, LogFormat); 3] =
+        [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
     let (report, path) = (table.report(), table.path().key("filter"));
     let filter = table.text("filter").unwrap_or_else(|| "info".to_owned());
     if EnvFilter::builder().parse(&filter).is_err() {
-        report.fault(
-            &path,
-            "not a filter; write a level such as \"info\", or \"info,insights_gateway=debug\"",
-        );
+        report.fault(&path, "not a filter; write a level such as \"info\", or \"info,insights_gateway=debug\"");
     }
     Log {
         format: table.word("format", &FORMATS).unwrap_or(LogFormat::Auto),
@@ -637,7 +559,5 @@ fn log(table: &mut Table<'_>) -> Log {
 }
 
 fn telemetry(table: &mut Table<'_>) -> Telemetry {
-    Telemetry {
-        otlp: url(table, "otlp", Paths::Allowed),
-    }
+    Telemetry { otlp: url(table, "otlp", Paths::Allowed) }
 }

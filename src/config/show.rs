@@ -25,9 +25,7 @@ impl Config {
 
     fn write(&self, page: &mut String) -> fmt::Result {
         self.write_listeners(page)?;
-        self.accounts
-            .iter()
-            .try_for_each(|account| write_account(page, account))?;
+        self.accounts.iter().try_for_each(|account| write_account(page, account))?;
         self.teams.iter().try_for_each(|team| write_team(page, team))?;
         self.write_cache(page)?;
         self.write_rest(page)
@@ -51,21 +49,13 @@ impl Config {
         let tls = server.tls.as_ref().map(|tls| {
             let client_ca = tls.client_ca.as_ref();
             let client_ca = client_ca.map_or_else(String::new, |ca| format!(", client_ca = {}", file(ca)));
-            format!(
-                "{{ cert = {}, key = {}{client_ca} }}",
-                file(&tls.cert),
-                file(&tls.key)
-            )
+            format!("{{ cert = {}, key = {}{client_ca} }}", file(&tls.cert), file(&tls.key))
         });
         optional(page, "tls", tls)?;
 
         writeln!(page, "\n[admin]")?;
         writeln!(page, "listen = {}", text(admin.listen))?;
-        optional(
-            page,
-            "token_sha256",
-            admin.token_sha256.map(|hash| text(hex(&hash))),
-        )?;
+        optional(page, "token_sha256", admin.token_sha256.map(|hash| text(hex(&hash))))?;
         writeln!(page, "show_queries = {}", admin.show_queries)?;
 
         writeln!(page, "\n[upstream]")?;
@@ -84,11 +74,7 @@ impl Config {
         write_lifetimes(page, cache.metadata)?;
         writeln!(page, "\n[cache.query]")?;
         write_lifetimes(page, cache.query)?;
-        writeln!(
-            page,
-            "\n[cache.settled]\nafter = {}",
-            text(Span(cache.settled.after))
-        )?;
+        writeln!(page, "\n[cache.settled]\nafter = {}", text(Span(cache.settled.after)))?;
         write_lifetimes(page, cache.settled.lifetimes)?;
         writeln!(page, "\n[cache.jobs]")?;
         writeln!(page, "dedup = {}", text(Span(cache.jobs.dedup)))?;
@@ -155,19 +141,12 @@ fn write_team(page: &mut String, team: &Team) -> fmt::Result {
     writeln!(page, "requests = {}", rate(team.requests))?;
     writeln!(page, "upstream = {}", rate(team.upstream))?;
     writeln!(page, "weight = {}", team.weight)?;
-    writeln!(
-        page,
-        "operations = {}",
-        list(team.operations.iter().map(Permission::as_str))
-    )?;
+    writeln!(page, "operations = {}", list(team.operations.iter().map(Permission::as_str)))?;
     writeln!(page, "\n[teams.{}.policy]", team.name)?;
     writeln!(page, "deny = {}", list(&team.policy.deny))?;
     let require = team.policy.require.iter().map(|filter| {
         let (op, field) = (text(&filter.op), text(&filter.field));
-        format!(
-            "{{ op = {op}, field = {field}, values = {} }}",
-            list(&filter.values)
-        )
+        format!("{{ op = {op}, field = {field}, values = {} }}", list(&filter.values))
     });
     writeln!(page, "require = [{}]", require.collect::<Vec<_>>().join(", "))
 }

@@ -22,14 +22,9 @@ pub struct Sources {
 impl Sources {
     /// `file`, and the environment of this process.
     pub fn from_process(file: Option<PathBuf>) -> Self {
-        let environment = std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
-            .collect();
-        Self {
-            file,
-            environment,
-            flags: Vec::new(),
-        }
+        let environment =
+            std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value)).collect();
+        Self { file, environment, flags: Vec::new() }
     }
 
     /// The same with this file.
@@ -66,10 +61,7 @@ impl fmt::Debug for Sources {
         f.debug_struct("Sources")
             .field("file", &self.file)
             .field("environment", &self.environment.keys())
-            .field(
-                "flags",
-                &self.flags.iter().map(|(key, _)| key).collect::<Vec<_>>(),
-            )
+            .field("flags", &self.flags.iter().map(|(key, _)| key).collect::<Vec<_>>())
             .finish()
     }
 }

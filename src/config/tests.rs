@@ -59,11 +59,7 @@ fn faults_of(sources: Sources, text: &str) -> Vec<String> {
 fn assert_one_fault(text: &str, start: &str, part: &str) {
     let faults = faults_of(account(), text);
     assert_eq!(faults.len(), 1, "{text}\n{faults:#?}");
-    assert!(
-        faults[0].starts_with(start) && faults[0].contains(part),
-        "{}",
-        faults[0]
-    );
+    assert!(faults[0].starts_with(start) && faults[0].contains(part), "{}", faults[0]);
 }
 
 fn loaded(sources: Sources, text: &str) -> Config {
@@ -82,10 +78,7 @@ fn an_account_in_the_environment_is_enough() {
     let [account] = config.accounts.as_slice() else {
         panic!("one account");
     };
-    assert_eq!(
-        (account.name.as_str(), account.username.as_str()),
-        ("default", "SK1")
-    );
+    assert_eq!((account.name.as_str(), account.username.as_str()), ("default", "SK1"));
     assert_eq!(account.secret.expose_secret(), SECRET);
     assert_eq!(account.rate, Rate::new(5, Duration::from_secs(1)));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
@@ -106,10 +99,7 @@ fn an_account_in_the_environment_is_enough() {
 #[test]
 fn no_account_says_what_to_set() {
     let faults = load(&Sources::default()).unwrap_err().to_string();
-    assert!(
-        faults.starts_with("environment: accounts: no account is known; "),
-        "{faults}"
-    );
+    assert!(faults.starts_with("environment: accounts: no account is known; "), "{faults}");
     assert!(faults.contains("TWILIO_ACCOUNT_SID"), "{faults}");
     let half = Sources::default().with_variable("TWILIO_ACCOUNT_SID", SID);
     let faults = load(&half).unwrap_err().to_string();
@@ -156,25 +146,16 @@ fn the_reference_file_names_every_key() {
         let mut steps = key.split('.');
         let first = document.get(steps.next().unwrap());
         let found = steps.try_fold(first, |value, step| {
-            let (step, item) = step
-                .split_once('[')
-                .map_or((step, false), |(step, _)| (step, true));
+            let (step, item) = step.split_once('[').map_or((step, false), |(step, _)| (step, true));
             let value = value?.get(step)?;
             Some(Some(if item { value.get(0)? } else { value }))
         });
-        assert!(
-            found.flatten().is_some(),
-            "{key} is missing in config/gateway.toml"
-        );
+        assert!(found.flatten().is_some(), "{key} is missing in config/gateway.toml");
     }
     // All that is wrong with it are files that are not there, and the two ways to sign in it shows.
     let faults = report.into_faults().to_string();
     for fault in faults.lines() {
-        let expected = [
-            "cannot be read",
-            "one way to sign in too many",
-            "variable is not set",
-        ];
+        let expected = ["cannot be read", "one way to sign in too many", "variable is not set"];
         assert!(expected.iter().any(|part| fault.contains(part)), "{fault}");
     }
 }
@@ -235,25 +216,13 @@ fn the_environment_speaks_every_type() {
         .with_variable("INSIGHTS_GATEWAY_LOG__FILTER", "\"warn\"")
         .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__ACCOUNT_SID", SID)
         .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_KEY", "SK1")
-        .with_variable(
-            "INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET",
-            "{ env = \"MINE\" }",
-        )
+        .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__API_SECRET", "{ env = \"MINE\" }")
         .with_variable("MINE", SECRET)
         .with_variable("INSIGHTS_GATEWAY_TEAMS__DATA__TOKEN_SHA256", HASH)
         .with_variable("INSIGHTS_GATEWAY_TEAMS__DATA__POLICY__DENY", "A,B*")
-        .with_variable(
-            "INSIGHTS_GATEWAY_TEAMS__DATA__POLICY__REQUIRE",
-            "[{ op = 'EQ', field = 'F', values = ['v'] }]",
-        );
+        .with_variable("INSIGHTS_GATEWAY_TEAMS__DATA__POLICY__REQUIRE", "[{ op = 'EQ', field = 'F', values = ['v'] }]");
     let config = load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
-    assert_eq!(
-        config.server.listen,
-        [
-            Listen::Tcp("[::1]:8080".parse().unwrap()),
-            Listen::Unix("/run/x.sock".into())
-        ]
-    );
+    assert_eq!(config.server.listen, [Listen::Tcp("[::1]:8080".parse().unwrap()), Listen::Unix("/run/x.sock".into())]);
     assert!(config.server.open);
     assert_eq!(config.circuit.ratio, 1.0);
     assert_eq!(config.log.filter, "warn");
@@ -270,144 +239,48 @@ fn a_value_that_is_not_utf8_is_a_fault_where_it_is_used() {
     let bad = || OsString::from_vec(vec![0xff, 0xfe]);
     assert!(load(&account().with_variable("OTHER", bad())).is_ok());
     let faults = load(&account().with_variable("INSIGHTS_GATEWAY_LOG__FILTER", bad())).unwrap_err();
-    assert!(
-        faults
-            .to_string()
-            .contains("environment: INSIGHTS_GATEWAY_LOG__FILTER: is not UTF-8")
-    );
+    assert!(faults.to_string().contains("environment: INSIGHTS_GATEWAY_LOG__FILTER: is not UTF-8"));
 }
 
 #[test]
 fn faults_name_line_key_and_remedy() {
-    assert_one_fault(
-        "[server]\nlistne = ['x']",
-        "2: server.listne: unknown key",
-        "(did you mean listen?)",
-    );
-    assert_one_fault(
-        "[sever]\nopen = true",
-        "1: sever: unknown key",
-        "(did you mean server?)",
-    );
-    assert_one_fault(
-        "[server]\ncapacity = '1MiB'",
-        "2: server.capacity: ",
-        "(did you mean cache.capacity?)",
-    );
+    assert_one_fault("[server]\nlistne = ['x']", "2: server.listne: unknown key", "(did you mean listen?)");
+    assert_one_fault("[sever]\nopen = true", "1: sever: unknown key", "(did you mean server?)");
+    assert_one_fault("[server]\ncapacity = '1MiB'", "2: server.capacity: ", "(did you mean cache.capacity?)");
     assert_one_fault("[server]\ndrain = 30", "2: server.drain: expected a duration", "");
-    assert_one_fault(
-        "[server]\nopen = 'yes'",
-        "2: server.open: expected true or false",
-        "found text",
-    );
+    assert_one_fault("[server]\nopen = 'yes'", "2: server.open: expected true or false", "found text");
     assert_one_fault("server = 5", "1: server: expected a table", "found a number");
-    assert_one_fault(
-        "[server]\nlisten = []",
-        "2: server.listen: needs at least one",
-        "",
-    );
-    assert_one_fault(
-        "[server]\nlisten = 'x'",
-        "2: server.listen: expected a list of texts",
-        "",
-    );
-    assert_one_fault(
-        "[server]\nlisten = [\n'127.0.0.1:1',\n5]",
-        "4: server.listen[1]: expected text",
-        "",
-    );
-    assert_one_fault(
-        "[server]\nlisten = ['localhost:80']",
-        "2: server.listen[0]: expected an IP address",
-        "",
-    );
-    assert_one_fault(
-        "[server]\nlisten = ['unix:x']",
-        "2: server.listen[0]: ",
-        "absolute path",
-    );
-    assert_one_fault(
-        "[server]\nlisten = ['127.0.0.1:1', '127.0.0.1:1']",
-        "2: server.listen[1]: ",
-        "already",
-    );
-    assert_one_fault(
-        "[server]\nlisten = ['0.0.0.0:80']",
-        "2: server.listen[0]: ",
-        "server.open = true",
-    );
-    assert_one_fault(
-        "[server]\nlisten = ['127.0.0.1:9090']",
-        "2: server.listen[0]: ",
-        "admin",
-    );
-    assert_one_fault(
-        "[server]\nmax_body = '65MiB'",
-        "2: server.max_body: ",
-        "from 1B to 64MiB",
-    );
+    assert_one_fault("[server]\nlisten = []", "2: server.listen: needs at least one", "");
+    assert_one_fault("[server]\nlisten = 'x'", "2: server.listen: expected a list of texts", "");
+    assert_one_fault("[server]\nlisten = [\n'127.0.0.1:1',\n5]", "4: server.listen[1]: expected text", "");
+    assert_one_fault("[server]\nlisten = ['localhost:80']", "2: server.listen[0]: expected an IP address", "");
+    assert_one_fault("[server]\nlisten = ['unix:x']", "2: server.listen[0]: ", "absolute path");
+    assert_one_fault("[server]\nlisten = ['127.0.0.1:1', '127.0.0.1:1']", "2: server.listen[1]: ", "already");
+    assert_one_fault("[server]\nlisten = ['0.0.0.0:80']", "2: server.listen[0]: ", "server.open = true");
+    assert_one_fault("[server]\nlisten = ['127.0.0.1:9090']", "2: server.listen[0]: ", "admin");
+    assert_one_fault("[server]\nmax_body = '65MiB'", "2: server.max_body: ", "from 1B to 64MiB");
     assert_one_fault("[server]\nmax_body = '0B'", "2: server.max_body: ", "from 1B");
-    assert_one_fault(
-        "[server]\nheader_timeout = '0s'",
-        "2: server.header_timeout: ",
-        "longer than zero",
-    );
-    assert_one_fault(
-        "[server]\nmax_connections = -1",
-        "2: server.max_connections: must be",
-        "1 to 1000000",
-    );
-    assert_one_fault(
-        "[server]\npublic_url = 'http://a/b'",
-        "2: server.public_url: ",
-        "path",
-    );
-    assert_one_fault(
-        "[admin]\nlisten = '127.0.0.1:8080'",
-        "2: admin.listen: ",
-        "another port",
-    );
-    assert_one_fault(
-        "[admin]\nlisten = '0.0.0.0:9090'",
-        "1: admin.token_sha256: required",
-        "token new",
-    );
-    assert_one_fault(
-        "[admin]\ntoken_sha256 = 'abc'",
-        "2: admin.token_sha256: ",
-        "64 hexadecimal",
-    );
+    assert_one_fault("[server]\nheader_timeout = '0s'", "2: server.header_timeout: ", "longer than zero");
+    assert_one_fault("[server]\nmax_connections = -1", "2: server.max_connections: must be", "1 to 1000000");
+    assert_one_fault("[server]\npublic_url = 'http://a/b'", "2: server.public_url: ", "path");
+    assert_one_fault("[admin]\nlisten = '127.0.0.1:8080'", "2: admin.listen: ", "another port");
+    assert_one_fault("[admin]\nlisten = '0.0.0.0:9090'", "1: admin.token_sha256: required", "token new");
+    assert_one_fault("[admin]\ntoken_sha256 = 'abc'", "2: admin.token_sha256: ", "64 hexadecimal");
     assert_one_fault("[upstream]\nurl = 'ftp://x'", "2: upstream.url: ", "http://");
     assert_one_fault("[upstream]\nurl = 'https://x/v3'", "2: upstream.url: ", "path");
     assert_one_fault("[upstream]\nurl = 'https://x?a=b'", "2: upstream.url: ", "query");
-    assert_one_fault(
-        "[upstream]\nurl = 'https://u:p@x'",
-        "2: upstream.url: ",
-        "password",
-    );
+    assert_one_fault("[upstream]\nurl = 'https://u:p@x'", "2: upstream.url: ", "password");
     assert_one_fault("[upstream]\nurl = 'https://x:99999'", "2: upstream.url: ", "port");
     assert_one_fault("[upstream]\nurl = 'https://x:'", "2: upstream.url: ", "port");
-    assert_one_fault(
-        "[upstream]\nca_file = '/nowhere'",
-        "2: upstream.ca_file: ",
-        "cannot be read",
-    );
+    assert_one_fault("[upstream]\nca_file = '/nowhere'", "2: upstream.ca_file: ", "cannot be read");
     assert_one_fault("[cache]\ncapacity = '1KiB'", "2: cache.capacity: ", "from 1MiB");
     assert_one_fault("[retry]\nattempts = 21", "2: retry.attempts: ", "1 to 20");
     assert_one_fault("[retry]\nbudget = nan", "2: retry.budget: ", "0 to 10");
     assert_one_fault("[circuit]\nratio = 0", "2: circuit.ratio: ", "more than 0");
-    assert_one_fault(
-        "[log]\nformat = 'jsno'",
-        "2: log.format: ",
-        "(did you mean json?)",
-    );
+    assert_one_fault("[log]\nformat = 'jsno'", "2: log.format: ", "(did you mean json?)");
     assert_one_fault("[log]\nfilter = 'a=b=c'", "2: log.filter: ", "filter");
     assert_one_fault("[log]\nhits = 1.1", "2: log.hits: ", "0 to 1");
-    assert_one_fault(
-        "[cache.query]\nfresh = '1y'",
-        "2: cache.query.fresh: ",
-        "duration",
-    );
+    assert_one_fault("[cache.query]\nfresh = '1y'", "2: cache.query.fresh: ", "duration");
 }
 
 #[test]
@@ -415,16 +288,8 @@ fn faults_in_accounts() {
     let account = |keys: &str| format!("[accounts.main]\naccount_sid = '{SID}'\n{keys}");
     let signed = |keys: &str| account(&format!("auth_token = {{ env = 'TWILIO_API_SECRET' }}\n{keys}"));
     assert_one_fault(&account(""), "1: accounts.main.api_key: missing", "auth_token");
-    assert_one_fault(
-        &account("api_key = 'SK1'"),
-        "1: accounts.main.api_secret: missing",
-        "",
-    );
-    assert_one_fault(
-        &signed("api_key = 'SK1'"),
-        "3: accounts.main.auth_token: ",
-        "not both",
-    );
+    assert_one_fault(&account("api_key = 'SK1'"), "1: accounts.main.api_secret: missing", "");
+    assert_one_fault(&signed("api_key = 'SK1'"), "3: accounts.main.auth_token: ", "not both");
     assert_one_fault(&signed("rate = '5'"), "4: accounts.main.rate: ", "rate such as");
     assert_one_fault(&signed("burst = 0"), "4: accounts.main.burst: ", "1 to 100000");
     assert_one_fault(
@@ -432,31 +297,11 @@ fn faults_in_accounts() {
         "4: accounts.\"a b\": ",
         "letters",
     );
-    assert_one_fault(
-        &account("auth_token = {}"),
-        "3: accounts.main.auth_token: name exactly one",
-        "",
-    );
-    assert_one_fault(
-        &account("auth_token = { flie = 'x' }"),
-        "3: accounts.main.auth_token.flie: ",
-        "mean file?",
-    );
-    assert_one_fault(
-        &account("auth_token = { env = 'NO' }"),
-        "3: accounts.main.auth_token.env: ",
-        "not set",
-    );
-    assert_one_fault(
-        &account("auth_token = { file = '/nowhere' }"),
-        "3: accounts.main.auth_token.file: ",
-        "read",
-    );
-    assert_one_fault(
-        &account("auth_token = { file = '/' }"),
-        "3: accounts.main.auth_token.file: ",
-        "not a file",
-    );
+    assert_one_fault(&account("auth_token = {}"), "3: accounts.main.auth_token: name exactly one", "");
+    assert_one_fault(&account("auth_token = { flie = 'x' }"), "3: accounts.main.auth_token.flie: ", "mean file?");
+    assert_one_fault(&account("auth_token = { env = 'NO' }"), "3: accounts.main.auth_token.env: ", "not set");
+    assert_one_fault(&account("auth_token = { file = '/nowhere' }"), "3: accounts.main.auth_token.file: ", "read");
+    assert_one_fault(&account("auth_token = { file = '/' }"), "3: accounts.main.auth_token.file: ", "not a file");
     assert_one_fault(
         &account("auth_token = { credential = 'x' }"),
         "3: accounts.main.auth_token.credential: ",
@@ -467,95 +312,47 @@ fn faults_in_accounts() {
         "3: accounts.main.auth_token.credential: ",
         "path",
     );
-    assert_one_fault(
-        &account("auth_token = ''"),
-        "3: accounts.main.auth_token: must not be empty",
-        "",
-    );
+    assert_one_fault(&account("auth_token = ''"), "3: accounts.main.auth_token: must not be empty", "");
     assert_one_fault(
         "[accounts.main]\nauth_token = 'x'\naccount_sid = 'A:C'",
         "3: accounts.main.account_sid: ",
         "colon",
     );
-    assert_one_fault(
-        "[accounts.main]\nauth_token = 'x'",
-        "1: accounts.main.account_sid: missing",
-        "",
-    );
+    assert_one_fault("[accounts.main]\nauth_token = 'x'", "1: accounts.main.account_sid: missing", "");
 }
 
 #[test]
 fn faults_in_teams() {
     let team = |keys: &str| format!("[teams.t]\ntoken_sha256 = '{HASH}'\n{keys}");
     assert_one_fault("[teams.t]", "1: teams.t.token_sha256: missing", "token new");
-    assert_one_fault(
-        "[teams.t]\ntoken_sha256 = ['x']",
-        "2: teams.t.token_sha256[0]: ",
-        "64 hexadecimal",
-    );
-    assert_one_fault(
-        &team("account = 'defualt'"),
-        "3: teams.t.account: no such account",
-        "(did you mean default?)",
-    );
+    assert_one_fault("[teams.t]\ntoken_sha256 = ['x']", "2: teams.t.token_sha256[0]: ", "64 hexadecimal");
+    assert_one_fault(&team("account = 'defualt'"), "3: teams.t.account: no such account", "(did you mean default?)");
     assert_one_fault(&team("weight = 0"), "3: teams.t.weight: ", "1 to 1000");
     assert_one_fault(&team("operations = []"), "3: teams.t.operations: ", "empty");
-    assert_one_fault(
-        &team("operations = ['qery']"),
-        "3: teams.t.operations[0]: ",
-        "(did you mean query?)",
-    );
-    assert_one_fault(
-        &team("policy = { deny = ['a*b'] }"),
-        "3: teams.t.policy.deny[0]: ",
-        "end",
-    );
-    assert_one_fault(
-        &team("policy = { deny = [''] }"),
-        "3: teams.t.policy.deny[0]: ",
-        "empty",
-    );
+    assert_one_fault(&team("operations = ['qery']"), "3: teams.t.operations[0]: ", "(did you mean query?)");
+    assert_one_fault(&team("policy = { deny = ['a*b'] }"), "3: teams.t.policy.deny[0]: ", "end");
+    assert_one_fault(&team("policy = { deny = [''] }"), "3: teams.t.policy.deny[0]: ", "empty");
     let require = |filter: &str| team(&format!("policy = {{ require = [{{ {filter} }}] }}"));
     let at = "3: teams.t.policy.require[0]";
-    assert_one_fault(
-        &require("op = 'LIKE', field = 'F', values = ['v']"),
-        at,
-        "EQ, NE, GT, LT, IN",
-    );
+    assert_one_fault(&require("op = 'LIKE', field = 'F', values = ['v']"), at, "EQ, NE, GT, LT, IN");
     assert_one_fault(&require("op = 'EQ', values = ['v']"), at, "field: missing");
     assert_one_fault(&require("op = 'EQ', field = 'F'"), at, "values: missing");
     assert_one_fault(&require("op = 'IN', field = 'F', values = []"), at, "empty");
-    assert_one_fault(
-        &require("op = 'GT', field = 'F', values = ['a', 'b']"),
-        at,
-        "exactly one",
-    );
-    assert_one_fault(
-        &require("op = 'EQ', field = 'F', values = ['v'], x = 1"),
-        at,
-        ".x: unknown key",
-    );
+    assert_one_fault(&require("op = 'GT', field = 'F', values = ['a', 'b']"), at, "exactly one");
+    assert_one_fault(&require("op = 'EQ', field = 'F', values = ['v'], x = 1"), at, ".x: unknown key");
     let again = team(&format!("[teams.u]\ntoken_sha256 = ['{}']", HASH.to_uppercase()));
     assert_one_fault(&again, "4: teams.u.token_sha256: ", "belongs to the team t");
     let local = format!("[teams.local]\ntoken_sha256 = '{HASH}'");
     assert_one_fault(&local, "1: teams.local: ", "built-in");
     let nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    assert_one_fault(
-        &format!("[teams.t]\ntoken_sha256 = '{nothing}'"),
-        "2: teams.t.token_sha256: ",
-        "empty token",
-    );
+    assert_one_fault(&format!("[teams.t]\ntoken_sha256 = '{nothing}'"), "2: teams.t.token_sha256: ", "empty token");
 }
 
 #[test]
 fn all_faults_come_at_once_in_the_order_of_the_file() {
-    let sources = account()
-        .with_variable("INSIGHTS_GATEWAY_CACHE_CAPACITY", "1MiB")
-        .with_flag("retry.attempts", "many");
-    let faults = faults_of(
-        sources,
-        "[log]\nslow = 1\n[server]\ndrain = 1\nopen = 1\n[admin]\nx = 1\n",
-    );
+    let sources =
+        account().with_variable("INSIGHTS_GATEWAY_CACHE_CAPACITY", "1MiB").with_flag("retry.attempts", "many");
+    let faults = faults_of(sources, "[log]\nslow = 1\n[server]\ndrain = 1\nopen = 1\n[admin]\nx = 1\n");
     let starts = [
         "2: log.slow: ",
         "4: server.drain: ",
@@ -574,40 +371,24 @@ fn all_faults_come_at_once_in_the_order_of_the_file() {
 fn what_is_no_toml_says_where() {
     let faults = faults_of(account(), "[server]\nopen = \n[log]\nslow = \"x\n");
     assert!(faults[0].starts_with("2: not TOML: "), "{faults:?}");
-    assert!(
-        faults.iter().any(|fault| fault.starts_with("4: not TOML: ")),
-        "{faults:?}"
-    );
+    assert!(faults.iter().any(|fault| fault.starts_with("4: not TOML: ")), "{faults:?}");
     let twice = faults_of(account(), "[server]\nopen = true\nopen = true\n");
     assert!(twice[0].starts_with("3: not TOML: "), "{twice:?}");
 
     let folder = Folder::new();
     let file = folder.write("latin.toml", b"# one\n# \xe9\n");
     let faults = load(&account().with_file(&file)).unwrap_err().to_string();
-    assert_eq!(
-        faults,
-        format!("{}:2: is not UTF-8 text; save the file as UTF-8", file.display())
-    );
-    let missing = load(&account().with_file("/nowhere.toml"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        missing.starts_with("/nowhere.toml: cannot be read: "),
-        "{missing}"
-    );
+    assert_eq!(faults, format!("{}:2: is not UTF-8 text; save the file as UTF-8", file.display()));
+    let missing = load(&account().with_file("/nowhere.toml")).unwrap_err().to_string();
+    assert!(missing.starts_with("/nowhere.toml: cannot be read: "), "{missing}");
 }
 
 #[test]
 fn secrets_come_from_files_variables_and_credentials() {
     let folder = Folder::new();
     let secret = folder.write("secret", format!("{SECRET}\r\n"));
-    let text = |form: &str| {
-        format!("[accounts.main]\naccount_sid = '{SID}'\napi_key = 'SK1'\napi_secret = {form}\n")
-    };
-    let file = loaded(
-        Sources::default(),
-        &text(&format!("{{ file = '{}' }}", secret.display())),
-    );
+    let text = |form: &str| format!("[accounts.main]\naccount_sid = '{SID}'\napi_key = 'SK1'\napi_secret = {form}\n");
+    let file = loaded(Sources::default(), &text(&format!("{{ file = '{}' }}", secret.display())));
     assert_eq!(file.accounts[0].secret.expose_secret(), SECRET);
     assert!(file.watched.contains(&secret) && file.watched.len() == 2);
     assert!(file.show().contains("# masked"));
@@ -641,19 +422,12 @@ fn careless_secret_files_are_faults_or_warnings() {
     for (name, content, part) in careless {
         let path = folder.write(name, content);
         let faults = faults_of(Sources::default(), &text(&path));
-        assert!(
-            faults.len() == 1 && faults[0].contains(part),
-            "{name}: {faults:?}"
-        );
+        assert!(faults.len() == 1 && faults[0].contains(part), "{name}: {faults:?}");
     }
     let open = folder.write("open", SECRET);
     fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
     let config = loaded(Sources::default(), &text(&open));
-    assert!(
-        config.warnings[0].contains("every user of this machine"),
-        "{:?}",
-        config.warnings
-    );
+    assert!(config.warnings[0].contains("every user of this machine"), "{:?}", config.warnings);
 }
 
 #[test]
@@ -670,14 +444,8 @@ fn clear_text_to_a_distant_upstream_and_odd_sids_are_warnings() {
 #[test]
 fn tls_files_must_be_pem_and_are_watched() {
     let folder = Folder::new();
-    let cert = folder.write(
-        "cert",
-        "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n",
-    );
-    let key = folder.write(
-        "key",
-        "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----\n",
-    );
+    let cert = folder.write("cert", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n");
+    let key = folder.write("key", "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----\n");
     let text = |cert: &Path, key: &Path| {
         let (cert, key) = (cert.display(), key.display());
         format!("[server]\ntls = {{ cert = '{cert}', key = '{key}', client_ca = '{cert}' }}\n[teams.t]\n")
@@ -688,10 +456,7 @@ fn tls_files_must_be_pem_and_are_watched() {
     assert_one_fault("[server.tls]", "1: server.tls: needs both", "");
     let faults = faults_of(account(), &text(Path::new("/nowhere"), &key));
     assert_eq!(faults.len(), 2, "{faults:?}");
-    assert!(
-        faults[0].starts_with("2: server.tls.cert: this file cannot be read: "),
-        "{faults:?}"
-    );
+    assert!(faults[0].starts_with("2: server.tls.cert: this file cannot be read: "), "{faults:?}");
 }
 
 #[test]

@@ -33,12 +33,9 @@ impl SoFar {
         match aggregation {
             Aggregation::Count => Self::Count(0),
             Aggregation::CountDistinct => Self::Distinct(HashSet::new()),
-            Aggregation::Sum | Aggregation::Average | Aggregation::Min | Aggregation::Max => Self::Numbers {
-                count: 0,
-                sum: 0.0,
-                least: f64::INFINITY,
-                greatest: f64::NEG_INFINITY,
-            },
+            Aggregation::Sum | Aggregation::Average | Aggregation::Min | Aggregation::Max => {
+                Self::Numbers { count: 0, sum: 0.0, least: f64::INFINITY, greatest: f64::NEG_INFINITY }
+            }
         }
     }
 
@@ -49,15 +46,7 @@ impl SoFar {
             (Self::Distinct(seen), Value::Text(text)) => {
                 seen.insert(Cell::Text(Arc::clone(text)));
             }
-            (
-                Self::Numbers {
-                    count,
-                    sum,
-                    least,
-                    greatest,
-                },
-                Value::Number(number),
-            ) => {
+            (Self::Numbers { count, sum, least, greatest }, Value::Number(number)) => {
                 *count += 1;
                 *sum += number;
                 *least = least.min(number);
@@ -72,12 +61,7 @@ impl SoFar {
         match self {
             Self::Count(count) => Cell::Number(count as f64),
             Self::Distinct(seen) => Cell::Number(seen.len() as f64),
-            Self::Numbers {
-                count,
-                sum,
-                least,
-                greatest,
-            } => match aggregation {
+            Self::Numbers { count, sum, least, greatest } => match aggregation {
                 Aggregation::Average if count > 0 => Cell::Number(round(sum / count as f64)),
                 Aggregation::Min if count > 0 => Cell::Number(round(least)),
                 Aggregation::Max if count > 0 => Cell::Number(round(greatest)),

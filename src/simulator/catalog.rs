@@ -223,13 +223,7 @@ impl Measure {
         description: &'static str,
         read: Read,
     ) -> Self {
-        Self {
-            name,
-            aggregation,
-            level,
-            read,
-            description,
-        }
+        Self { name, aggregation, level, read, description }
     }
 
     fn describe(&self) -> Json {
@@ -244,25 +238,14 @@ impl Measure {
 
 impl Dimension {
     /// One line of the table.
-    pub const fn new(
-        name: &'static str,
-        kind: Kind,
-        level: Level,
-        description: &'static str,
-        read: Read,
-    ) -> Self {
-        Self {
-            name,
-            kind,
-            level,
-            read,
-            description,
-        }
+    pub const fn new(name: &'static str, kind: Kind, level: Level, description: &'static str, read: Read) -> Self {
+        Self { name, kind, level, read, description }
     }
 
     /// A time is listed twice, plain and with the one grain that is published; the other grains work too.
     fn describe(&self) -> Vec<Json> {
-        let entry = |name: &str, description: &str| json!({"name": name, "description": description, "type": self.kind.word()});
+        let entry =
+            |name: &str, description: &str| json!({"name": name, "description": description, "type": self.kind.word()});
         let mut entries = vec![entry(self.name, self.description)];
         if self.kind == Kind::Time {
             let name = format!("{}.hour", self.name);
@@ -300,17 +283,8 @@ mod tests {
         assert_eq!(dimension("Id"), "Conversation.ConversationId");
         assert_eq!(dimension("DateCreated"), "Conversation.CreatedDate");
         assert_eq!(dimension("OperatorResults"), "OperatorResult.Value");
-        assert_eq!(
-            dimension("OperatorResults.CreatedDate"),
-            "OperatorResult.CreatedDate"
-        );
-        for unknown in [
-            "",
-            "Count",
-            "conversation.count",
-            "Conversation.",
-            "OperatorResults.",
-        ] {
+        assert_eq!(dimension("OperatorResults.CreatedDate"), "OperatorResult.CreatedDate");
+        for unknown in ["", "Count", "conversation.count", "Conversation.", "OperatorResults."] {
             assert!(member(unknown).is_none(), "{unknown:?}");
         }
     }

@@ -172,10 +172,7 @@ mod tests {
             Cell::Flag(true),
             Cell::List([Text::from("en")].into()),
         ];
-        let item = Item {
-            names: &names,
-            cells: &cells,
-        };
+        let item = Item { names: &names, cells: &cells };
         let text = serde_json::to_string(&item).unwrap();
         assert_eq!(text, r#"{"z":3,"a":0.25,"n":null,"x":true,"l":["en"]}"#);
     }

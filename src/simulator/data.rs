@@ -100,48 +100,20 @@ pub struct Data {
 /// Words and how often each is drawn.
 type Choices = &'static [(&'static str, u32)];
 
-static CHANNELS: [(&str, u32); 6] = [
-    ("voice", 40),
-    ("chat", 25),
-    ("sms", 15),
-    ("whatsapp", 12),
-    ("email", 6),
-    ("rcs", 2),
-];
+static CHANNELS: [(&str, u32); 6] =
+    [("voice", 40), ("chat", 25), ("sms", 15), ("whatsapp", 12), ("email", 6), ("rcs", 2)];
 static LANGUAGES: [(&str, u32); 5] = [("en", 70), ("es", 16), ("fr", 6), ("de", 5), ("pt", 3)];
-static TOPICS: [(&str, u32); 6] = [
-    ("billing", 26),
-    ("delivery", 24),
-    ("technical", 20),
-    ("returns", 14),
-    ("sales", 12),
-    ("other", 4),
-];
+static TOPICS: [(&str, u32); 6] =
+    [("billing", 26), ("delivery", 24), ("technical", 20), ("returns", 14), ("sales", 12), ("other", 4)];
 static SENTIMENTS: [(&str, u32); 4] = [("positive", 44), ("neutral", 30), ("negative", 18), ("mixed", 8)];
 static RESOLUTIONS: [(&str, u32); 3] = [("resolved", 68), ("unresolved", 20), ("escalated", 12)];
 static COMPLIANCE: [(&str, u32); 2] = [("pass", 94), ("fail", 6)];
 /// Not drawn by weight: these follow from a conversation's age and score.
-static DERIVED: [(&str, u32); 6] = [
-    ("ACTIVE", 0),
-    ("INACTIVE", 0),
-    ("CLOSED", 0),
-    ("hot", 0),
-    ("warm", 0),
-    ("cold", 0),
-];
-static WORDS: [Choices; 7] = [
-    &CHANNELS,
-    &LANGUAGES,
-    &TOPICS,
-    &SENTIMENTS,
-    &RESOLUTIONS,
-    &COMPLIANCE,
-    &DERIVED,
-];
+static DERIVED: [(&str, u32); 6] =
+    [("ACTIVE", 0), ("INACTIVE", 0), ("CLOSED", 0), ("hot", 0), ("warm", 0), ("cold", 0)];
+static WORDS: [Choices; 7] = [&CHANNELS, &LANGUAGES, &TOPICS, &SENTIMENTS, &RESOLUTIONS, &COMPLIANCE, &DERIVED];
 /// Share of a day's traffic by hour in UTC: the working day of the Americas, never quite silent.
-const HOURS: [u32; 24] = [
-    30, 22, 16, 12, 9, 7, 6, 6, 8, 10, 14, 22, 40, 66, 88, 98, 100, 96, 92, 94, 86, 72, 54, 40,
-];
+const HOURS: [u32; 24] = [30, 22, 16, 12, 9, 7, 6, 6, 8, 10, 14, 22, 40, 66, 88, 98, 100, 96, 92, 94, 86, 72, 54, 40];
 
 struct Operator {
     id: Text,
@@ -155,21 +127,13 @@ struct Operator {
 pub fn generate(seed: u64, rows: usize, now: Timestamp) -> Data {
     let mut rng = Rng::with_seed(seed);
     let account_sid = Text::from(format!("AC{:032x}", rng.u128(..)));
-    let start = now
-        .checked_sub(SignedDuration::from_hours(24 * HISTORY_DAYS))
-        .unwrap_or(Timestamp::MIN);
+    let start = now.checked_sub(SignedDuration::from_hours(24 * HISTORY_DAYS)).unwrap_or(Timestamp::MIN);
     let mut moments: Vec<Timestamp> = (0..rows).map(|_| moment(&mut rng, start, now)).collect();
     moments.sort_unstable();
 
     let cast = Cast::new(&mut rng, rows, start);
-    let conversations = moments
-        .into_iter()
-        .map(|created| cast.conversation(&mut rng, created, now))
-        .collect();
-    Data {
-        account_sid,
-        conversations,
-    }
+    let conversations = moments.into_iter().map(|created| cast.conversation(&mut rng, created, now)).collect();
+    Data { account_sid, conversations }
 }
 
 /// A moment in the history, by rejection: office hours and working days are busier.
@@ -227,9 +191,7 @@ impl Cast {
         let human_agents = people("HUMAN_AGENT", 24);
         let ai_agents = people("AI_AGENT", 3);
         let customers = people("CUSTOMER", (rows / 3).clamp(1, 50_000));
-        let configurations = (0..4)
-            .map(|_| id(rng, "intelligence_configuration_", start))
-            .collect();
+        let configurations = (0..4).map(|_| id(rng, "intelligence_configuration_", start)).collect();
         let mut operator = |name: &str, format: &str, coverage| Operator {
             id: id(rng, "intelligence_operator_", start),
             name: Text::from(name),
@@ -249,11 +211,7 @@ impl Cast {
             customers,
             configurations,
             operators,
-            words: WORDS
-                .iter()
-                .flat_map(|list| list.iter())
-                .map(|(word, _)| (*word, Text::from(*word)))
-                .collect(),
+            words: WORDS.iter().flat_map(|list| list.iter()).map(|(word, _)| (*word, Text::from(*word))).collect(),
         }
     }
 
@@ -323,9 +281,7 @@ impl Cast {
         if human {
             let busiest_first = rng.f64() * rng.f64();
             let agent = (busiest_first * self.human_agents.len() as f64) as usize;
-            everyone.push(Arc::clone(
-                &self.human_agents[agent.min(self.human_agents.len() - 1)],
-            ));
+            everyone.push(Arc::clone(&self.human_agents[agent.min(self.human_agents.len() - 1)]));
         }
         everyone
     }
@@ -342,9 +298,7 @@ impl Cast {
             78..92 => 2,
             _ => 3,
         };
-        (0..count)
-            .map(|step| Arc::clone(&self.configurations[(first + step) % self.configurations.len()]))
-            .collect()
+        (0..count).map(|step| Arc::clone(&self.configurations[(first + step) % self.configurations.len()])).collect()
     }
 
     /// Operators run only where a configuration is attached, and soon after the conversation's end.
@@ -364,10 +318,7 @@ impl Cast {
                 continue;
             }
             let (value, score) = match &*operator.name {
-                "Sentiment" => (
-                    Arc::clone(&conversation.sentiment),
-                    Some(conversation.sentiment_score),
-                ),
+                "Sentiment" => (Arc::clone(&conversation.sentiment), Some(conversation.sentiment_score)),
                 "Topic" => (self.word(topic), None),
                 "Resolution" => (self.word(weighted(rng, &RESOLUTIONS)), None),
                 "Compliance" => (self.word(weighted(rng, &COMPLIANCE)), None),
@@ -379,11 +330,7 @@ impl Cast {
                 },
             };
             let delay = i64::from(conversation.duration_seconds) * 1000 + rng.i64(2_000..90_000);
-            let created = conversation
-                .created
-                .checked_add(SignedDuration::from_millis(delay))
-                .unwrap_or(now)
-                .min(now);
+            let created = conversation.created.checked_add(SignedDuration::from_millis(delay)).unwrap_or(now).min(now);
             let configuration = rng.usize(..conversation.configurations.len());
             results.push(OperatorResult {
                 id: id(rng, "intelligence_operatorresult_", created),

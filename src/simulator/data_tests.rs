@@ -28,11 +28,7 @@ fn ids_have_the_documented_form_and_are_unique() {
     let data = generate(1, 3000, now());
     let mut seen = HashSet::new();
     for conversation in &data.conversations {
-        assert!(
-            well_formed(&conversation.id, "conv_conversation_"),
-            "{}",
-            conversation.id
-        );
+        assert!(well_formed(&conversation.id, "conv_conversation_"), "{}", conversation.id);
         assert!(seen.insert(&conversation.id));
         for result in &conversation.results {
             assert!(well_formed(&result.id, "intelligence_operatorresult_"));

@@ -25,12 +25,7 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, code: u32, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-            headers: Vec::new(),
-        }
+        Self { status, code, message: message.into(), headers: Vec::new() }
     }
 
     /// 400: something in the request is wrong, and `message` says what.
@@ -45,47 +40,29 @@ impl ApiError {
             20003,
             "Authentication failed: use HTTP Basic with any user name and the password \"secret\"",
         );
-        error.with_header(
-            http::header::WWW_AUTHENTICATE,
-            HeaderValue::from_static("Basic realm=\"Insights simulator\""),
-        )
+        error
+            .with_header(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Insights simulator\""))
     }
 
     /// 404: no such resource.
     pub fn not_found() -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            20404,
-            "The requested resource was not found",
-        )
+        Self::new(StatusCode::NOT_FOUND, 20404, "The requested resource was not found")
     }
 
     /// 405: the resource exists, with the methods in `allow`.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let error = Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            20004,
-            "This resource does not know the method",
-        );
+        let error = Self::new(StatusCode::METHOD_NOT_ALLOWED, 20004, "This resource does not know the method");
         error.with_header(http::header::ALLOW, HeaderValue::from_static(allow))
     }
 
     /// 408: the body did not arrive in time.
     pub fn slow_body() -> Self {
-        Self::new(
-            StatusCode::REQUEST_TIMEOUT,
-            20408,
-            "The request body took too long",
-        )
+        Self::new(StatusCode::REQUEST_TIMEOUT, 20408, "The request body took too long")
     }
 
     /// 415: a form where JSON was expected.
     pub fn unsupported_media_type() -> Self {
-        Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            20422,
-            "The request body must be application/json",
-        )
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, 20422, "The request body must be application/json")
     }
 
     /// 429, to which the limiter adds its headers.
@@ -95,11 +72,7 @@ impl ApiError {
 
     /// 500: the simulator itself failed.
     pub fn internal() -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            20500,
-            "The simulator could not finish this request",
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, 20500, "The simulator could not finish this request")
     }
 
     /// Whatever status a script asked for, numbered as Twilio numbers its general errors.
@@ -109,11 +82,7 @@ impl ApiError {
             405 => 20004,
             other => 20000 + u32::from(other),
         };
-        Self::new(
-            status,
-            code,
-            status.canonical_reason().unwrap_or("Scripted answer"),
-        )
+        Self::new(status, code, status.canonical_reason().unwrap_or("Scripted answer"))
     }
 
     /// The same refusal with one more header.
@@ -155,10 +124,7 @@ mod tests {
             json!({"code": 20001, "message": "no", "httpStatusCode": 400, "userError": true, "params": {}})
         );
         assert_eq!(ApiError::scripted(StatusCode::BAD_GATEWAY).body()["code"], 20502);
-        assert_eq!(
-            ApiError::scripted(StatusCode::BAD_GATEWAY).body()["userError"],
-            false
-        );
+        assert_eq!(ApiError::scripted(StatusCode::BAD_GATEWAY).body()["userError"], false);
         assert_eq!(ApiError::scripted(StatusCode::UNAUTHORIZED).code, 20003);
     }
 

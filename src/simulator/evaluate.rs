@@ -124,13 +124,7 @@ impl<'q> Plan<'q> {
         conversation: &'a Conversation,
         mut found: impl FnMut(Row<'a>, Option<usize>),
     ) {
-        let alone = Row {
-            data,
-            conversation,
-            participant: None,
-            configuration: None,
-            result: None,
-        };
+        let alone = Row { data, conversation, participant: None, configuration: None, result: None };
         if !self.early.iter().all(|group| self.passes(group, alone)) {
             return;
         }
@@ -138,12 +132,7 @@ impl<'q> Plan<'q> {
         for (position, result) in results.enumerate() {
             for participant in joined(self.participants, &conversation.participants, true) {
                 for configuration in joined(self.configurations, &conversation.configurations, true) {
-                    let row = Row {
-                        participant: participant.map(|p| &**p),
-                        configuration,
-                        result,
-                        ..alone
-                    };
+                    let row = Row { participant: participant.map(|p| &**p), configuration, result, ..alone };
                     if self.late.iter().all(|group| self.passes(group, row)) {
                         found(row, result.map(|_| position));
                     }
@@ -191,11 +180,7 @@ impl<'q> Plan<'q> {
             .map(|(key, bucket)| {
                 let measures = bucket.measures.into_iter().zip(&self.measures);
                 let measures = measures.map(|(so_far, measure)| so_far.finish(measure.aggregation));
-                Finished {
-                    key,
-                    measures: measures.collect(),
-                    extremes: bucket.extremes,
-                }
+                Finished { key, measures: measures.collect(), extremes: bucket.extremes }
             })
             .collect();
         let sorters = self.sorters();
@@ -217,10 +202,7 @@ impl<'q> Plan<'q> {
             let shown = row.measures.into_iter().take(query.measures.len());
             row.key.into_vec().into_iter().chain(shown).collect()
         });
-        Table {
-            names: names.cloned().collect(),
-            rows: rows.collect(),
-        }
+        Table { names: names.cloned().collect(), rows: rows.collect() }
     }
 
     fn sorters(&self) -> Vec<(Place, bool)> {
@@ -246,9 +228,7 @@ impl<'q> Plan<'q> {
             }),
         };
         let order = query.order.iter();
-        order
-            .filter_map(|o| place(o.by).map(|place| (place, o.descending)))
-            .collect()
+        order.filter_map(|o| place(o.by).map(|place| (place, o.descending))).collect()
     }
 }
 
@@ -269,9 +249,10 @@ enum Place {
 
 /// Position of a selected column with the same dimension and grain.
 fn selected(query: &Query, column: Column) -> Option<usize> {
-    query.dimensions.iter().position(|(_, chosen)| {
-        std::ptr::eq(chosen.dimension, column.dimension) && chosen.grain == column.grain
-    })
+    query
+        .dimensions
+        .iter()
+        .position(|(_, chosen)| std::ptr::eq(chosen.dimension, column.dimension) && chosen.grain == column.grain)
 }
 
 /// The parts to join: each one, or a single absent one where none is looked at or (with `keep`) there is none.

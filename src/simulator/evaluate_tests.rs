@@ -21,10 +21,7 @@ fn data() -> Data {
 fn ask_all(data: &Data, body: Json) -> Vec<Json> {
     let query = Query::parse(&body).unwrap_or_else(|error| panic!("{body}: {}", error.message));
     let table = evaluate(data, &query);
-    let items = table.rows.iter().map(|cells| Item {
-        names: &table.names,
-        cells,
-    });
+    let items = table.rows.iter().map(|cells| Item { names: &table.names, cells });
     items.map(|item| serde_json::to_value(item).unwrap()).collect()
 }
 
@@ -37,10 +34,7 @@ fn filter(op: &str, field: &str, values: &[&str]) -> Json {
 }
 
 fn count_where(data: &Data, filters: Json) -> u64 {
-    let rows = ask(
-        data,
-        json!({"measures": ["Conversation.Count"], "filters": filters}),
-    );
+    let rows = ask(data, json!({"measures": ["Conversation.Count"], "filters": filters}));
     assert_eq!(rows.len(), 1);
     rows[0]["Conversation.Count"].as_u64().unwrap()
 }
@@ -52,10 +46,7 @@ fn counted(data: &Data, predicate: impl Fn(&Conversation) -> bool) -> u64 {
 #[test]
 fn without_dimensions_there_is_one_row() {
     let data = data();
-    assert_eq!(
-        ask(&data, json!({"measures": ["Conversation.Count"]})),
-        [json!({"Conversation.Count": 600})]
-    );
+    assert_eq!(ask(&data, json!({"measures": ["Conversation.Count"]})), [json!({"Conversation.Count": 600})]);
 }
 
 #[test]
@@ -85,37 +76,22 @@ fn every_operator_agrees_with_counting() {
     let data = data();
     let status = "Conversation.ConversationStatus";
     let is = |wanted: &'static str| move |c: &Conversation| &*c.status == wanted;
-    assert_eq!(
-        count_where(&data, filter("EQ", status, &["CLOSED"])),
-        counted(&data, is("CLOSED"))
-    );
-    assert_eq!(
-        count_where(&data, filter("NE", status, &["CLOSED"])),
-        600 - counted(&data, is("CLOSED"))
-    );
+    assert_eq!(count_where(&data, filter("EQ", status, &["CLOSED"])), counted(&data, is("CLOSED")));
+    assert_eq!(count_where(&data, filter("NE", status, &["CLOSED"])), 600 - counted(&data, is("CLOSED")));
     assert_eq!(
         count_where(&data, filter("IN", status, &["ACTIVE", "INACTIVE"])),
         counted(&data, is("ACTIVE")) + counted(&data, is("INACTIVE"))
     );
     let messages = "ConversationSummary.MessageCount";
-    assert_eq!(
-        count_where(&data, filter("GT", messages, &["20"])),
-        counted(&data, |c| c.messages > 20)
-    );
-    assert_eq!(
-        count_where(&data, filter("LT", messages, &["20.5"])),
-        counted(&data, |c| c.messages <= 20)
-    );
+    assert_eq!(count_where(&data, filter("GT", messages, &["20"])), counted(&data, |c| c.messages > 20));
+    assert_eq!(count_where(&data, filter("LT", messages, &["20.5"])), counted(&data, |c| c.messages <= 20));
     assert_eq!(
         count_where(&data, filter("IN", messages, &["10", "20"])),
         counted(&data, |c| c.messages == 10 || c.messages == 20)
     );
     let midnight: Timestamp = "2026-04-02T00:00:00Z".parse().unwrap();
     let created = "Conversation.CreatedDate";
-    assert_eq!(
-        count_where(&data, filter("GT", created, &["2026-04-02"])),
-        counted(&data, |c| c.created > midnight)
-    );
+    assert_eq!(count_where(&data, filter("GT", created, &["2026-04-02"])), counted(&data, |c| c.created > midnight));
     assert_eq!(
         count_where(&data, filter("LT", created, &["2026-04-02T00:00:00Z"])),
         counted(&data, |c| c.created < midnight)
@@ -127,20 +103,11 @@ fn every_operator_agrees_with_counting() {
     );
     let human = |c: &Conversation| c.participants.iter().any(|p| &*p.kind == "HUMAN_AGENT");
     let by_human = "ConversationSummary.HandledByHuman";
-    assert_eq!(
-        count_where(&data, filter("EQ", by_human, &["true"])),
-        counted(&data, human)
-    );
-    assert_eq!(
-        count_where(&data, filter("NE", by_human, &["true"])),
-        600 - counted(&data, human)
-    );
+    assert_eq!(count_where(&data, filter("EQ", by_human, &["true"])), counted(&data, human));
+    assert_eq!(count_where(&data, filter("NE", by_human, &["true"])), 600 - counted(&data, human));
     // A list is equal to a text when one of its elements is.
     let voice = |c: &Conversation| c.channels.iter().any(|channel| &**channel == "voice");
-    assert_eq!(
-        count_where(&data, filter("EQ", "Channels", &["voice"])),
-        counted(&data, voice)
-    );
+    assert_eq!(count_where(&data, filter("EQ", "Channels", &["voice"])), counted(&data, voice));
     // What is absent is different from every constant.
     assert_eq!(
         count_where(&data, filter("NE", "ConversationSummary.LeadScore", &["50"])),
@@ -153,19 +120,13 @@ fn groups_join_with_their_operator_and_each_other_with_and() {
     let data = data();
     let active = json!({"op": "EQ", "field": "Conversation.ConversationStatus", "values": ["CLOSED"]});
     let long = json!({"op": "GT", "field": "ConversationSummary.MessageCount", "values": ["20"]});
-    let (a, b) = (
-        |c: &Conversation| &*c.status == "CLOSED",
-        |c: &Conversation| c.messages > 20,
-    );
+    let (a, b) = (|c: &Conversation| &*c.status == "CLOSED", |c: &Conversation| c.messages > 20);
     let (both, either) = (counted(&data, |c| a(c) && b(c)), counted(&data, |c| a(c) || b(c)));
     assert!(both > 0 && both < either);
     for (filters, expected) in [
         (json!([{"op": "AND", "expressions": [active, long]}]), both),
         (json!([{"expressions": [active, long]}]), both),
-        (
-            json!([{"op": "OR", "expressions": [active]}, {"op": "OR", "expressions": [long]}]),
-            both,
-        ),
+        (json!([{"op": "OR", "expressions": [active]}, {"op": "OR", "expressions": [long]}]), both),
         (json!([{"op": "OR", "expressions": [active, long]}]), either),
     ] {
         assert_eq!(count_where(&data, filters.clone()), expected, "{filters}");
@@ -197,10 +158,7 @@ fn a_conversation_is_in_the_row_of_each_participant_and_counts_once_in_each() {
         assert_eq!(row["Conversation.Count"], count);
         assert_eq!(row["ConversationSummary.TotalMessages"], messages);
     }
-    let sum: u64 = rows
-        .iter()
-        .map(|r| r["Conversation.Count"].as_u64().unwrap())
-        .sum();
+    let sum: u64 = rows.iter().map(|r| r["Conversation.Count"].as_u64().unwrap()).sum();
     assert!(sum > 600);
 }
 
@@ -208,10 +166,7 @@ fn a_conversation_is_in_the_row_of_each_participant_and_counts_once_in_each() {
 fn joins_do_not_multiply_results() {
     let data = data();
     let total: u64 = data.conversations.iter().map(|c| c.results.len() as u64).sum();
-    assert_eq!(
-        ask(&data, json!({"measures": ["OperatorResult.Count"]})),
-        [json!({"OperatorResult.Count": total})]
-    );
+    assert_eq!(ask(&data, json!({"measures": ["OperatorResult.Count"]})), [json!({"OperatorResult.Count": total})]);
     // With participants and configurations joined, the counts of one participant type stay those of results.
     let rows = ask(
         &data,
@@ -219,10 +174,7 @@ fn joins_do_not_multiply_results() {
                "dimensions": ["Conversation.ParticipantType"],
                "filters": filter("NE", "Conversation.IntelligenceConfigurationIds", &["none"])}),
     );
-    let customers = rows
-        .iter()
-        .find(|r| r["Conversation.ParticipantType"] == "CUSTOMER")
-        .unwrap();
+    let customers = rows.iter().find(|r| r["Conversation.ParticipantType"] == "CUSTOMER").unwrap();
     assert_eq!(customers["OperatorResult.Count"], total);
     assert_eq!(customers["Conversation.Count"], 600);
 }
@@ -232,16 +184,10 @@ fn conversations_without_results_stay_only_where_conversations_are_asked_for() {
     let data = data();
     let without = counted(&data, |c| c.results.is_empty());
     assert!(without > 0);
-    let both = ask(
-        &data,
-        json!({"measures": ["Conversation.Count"], "dimensions": ["OperatorResults"]}),
-    );
+    let both = ask(&data, json!({"measures": ["Conversation.Count"], "dimensions": ["OperatorResults"]}));
     let null = both.iter().find(|row| row["OperatorResults"].is_null()).unwrap();
     assert_eq!(null["Conversation.Count"], without);
-    let alone = ask(
-        &data,
-        json!({"measures": ["OperatorResult.Count"], "dimensions": ["OperatorResult.Value"]}),
-    );
+    let alone = ask(&data, json!({"measures": ["OperatorResult.Count"], "dimensions": ["OperatorResult.Value"]}));
     assert!(alone.iter().all(|row| row["OperatorResult.Value"].is_string()));
 }
 
@@ -266,14 +212,8 @@ fn every_aggregation_agrees_with_arithmetic() {
         assert!((got - expected).abs() < 0.0001, "{name}: {got} for {expected}");
     };
     close("ConversationSummary.AverageSentimentScore", mean(&scores));
-    close(
-        "ConversationSummary.MinSentimentScore",
-        scores.iter().copied().fold(1.0, f64::min),
-    );
-    close(
-        "ConversationSummary.MaxSentimentScore",
-        scores.iter().copied().fold(-1.0, f64::max),
-    );
+    close("ConversationSummary.MinSentimentScore", scores.iter().copied().fold(1.0, f64::min));
+    close("ConversationSummary.MaxSentimentScore", scores.iter().copied().fold(-1.0, f64::max));
     close("ConversationSummary.LeadScoreAverage", mean(&leads));
     let seconds: u64 = all.iter().map(|c| u64::from(c.duration_seconds)).sum();
     assert_eq!(row["ConversationSummary.TotalDurationSeconds"], seconds);
@@ -283,12 +223,9 @@ fn every_aggregation_agrees_with_arithmetic() {
 #[test]
 fn buckets_follow_the_zone() {
     let data = data();
-    for (grain, zone) in [
-        ("hour", "America/Los_Angeles"),
-        ("day", "Asia/Kolkata"),
-        ("week", "Europe/Zurich"),
-        ("month", "UTC"),
-    ] {
+    for (grain, zone) in
+        [("hour", "America/Los_Angeles"), ("day", "Asia/Kolkata"), ("week", "Europe/Zurich"), ("month", "UTC")]
+    {
         let column = format!("Conversation.CreatedDate.{grain}");
         let rows = ask_all(
             &data,
@@ -311,19 +248,12 @@ fn buckets_follow_the_zone() {
                     date.at(0, 0, 0, 0)
                 }
             };
-            *expected
-                .entry(start.strftime("%Y-%m-%dT%H:%M:%S.000").to_string())
-                .or_default() += 1;
+            *expected.entry(start.strftime("%Y-%m-%dT%H:%M:%S.000").to_string()).or_default() += 1;
         }
         // Without orderBy, times come in order.
         let got: Vec<_> = rows
             .iter()
-            .map(|r| {
-                (
-                    r[&column].as_str().unwrap().to_owned(),
-                    r["Conversation.Count"].as_u64().unwrap(),
-                )
-            })
+            .map(|r| (r[&column].as_str().unwrap().to_owned(), r["Conversation.Count"].as_u64().unwrap()))
             .collect();
         assert_eq!(got, expected.into_iter().collect::<Vec<_>>(), "{grain}");
     }
@@ -364,23 +294,15 @@ fn orders_are_total_and_obeyed() {
         .iter()
         .map(|r| {
             let status = r["Conversation.ConversationStatus"].as_str().unwrap().to_owned();
-            (
-                status,
-                std::cmp::Reverse(r["Conversation.Count"].as_u64().unwrap()),
-            )
+            (status, std::cmp::Reverse(r["Conversation.Count"].as_u64().unwrap()))
         })
         .collect();
     assert!(keys.is_sorted());
     let ascending = ordered(json!([{"field": "Conversation.Count"}]));
-    let counts: Vec<_> = ascending
-        .iter()
-        .map(|r| r["Conversation.Count"].as_u64())
-        .collect();
+    let counts: Vec<_> = ascending.iter().map(|r| r["Conversation.Count"].as_u64()).collect();
     assert!(counts.is_sorted());
-    let default: Vec<_> = ordered(json!([]))
-        .iter()
-        .map(|r| std::cmp::Reverse(r["Conversation.Count"].as_u64()))
-        .collect();
+    let default: Vec<_> =
+        ordered(json!([])).iter().map(|r| std::cmp::Reverse(r["Conversation.Count"].as_u64())).collect();
     assert!(default.is_sorted());
 }
 
@@ -394,11 +316,8 @@ fn an_order_may_look_at_what_is_not_selected() {
                            {"field": "ConversationSummary.TotalMessages"}]}),
     );
     assert_eq!(rows.len(), 600);
-    let latest: BTreeMap<_, _> = data
-        .conversations
-        .iter()
-        .map(|c| (&*c.id, c.results.iter().map(|r| r.created).max()))
-        .collect();
+    let latest: BTreeMap<_, _> =
+        data.conversations.iter().map(|c| (&*c.id, c.results.iter().map(|r| r.created).max())).collect();
     let times: Vec<_> = rows
         .iter()
         .map(|r| latest[r["Conversation.ConversationId"].as_str().unwrap()])
@@ -406,11 +325,7 @@ fn an_order_may_look_at_what_is_not_selected() {
         .map(std::cmp::Reverse)
         .collect();
     assert!(times.is_sorted() && times.len() > 100);
-    assert_eq!(
-        rows[0].as_object().unwrap().len(),
-        1,
-        "what is not selected is not shown"
-    );
+    assert_eq!(rows[0].as_object().unwrap().len(), 1, "what is not selected is not shown");
 }
 
 #[test]
@@ -428,11 +343,7 @@ fn lists_are_lists_and_names_are_the_callers() {
 
 #[test]
 fn the_documented_profile_exists() {
-    let filters = filter(
-        "EQ",
-        "Conversation.ParticipantProfileId",
-        &[super::super::data::WELL_KNOWN_PROFILE],
-    );
+    let filters = filter("EQ", "Conversation.ParticipantProfileId", &[super::super::data::WELL_KNOWN_PROFILE]);
     assert!(count_where(&data(), filters) > 0);
 }
 

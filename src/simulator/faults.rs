@@ -76,9 +76,7 @@ impl Fault {
             Err(expected) => return Err(format!("delay: {expected}")),
         };
         let content_type = match written.content_type {
-            Some(text) => {
-                Some(HeaderValue::try_from(text).map_err(|_| "content_type is not a header value")?)
-            }
+            Some(text) => Some(HeaderValue::try_from(text).map_err(|_| "content_type is not a header value")?),
             None => None,
         };
         let fault = Self {
@@ -91,12 +89,7 @@ impl Fault {
             content_type,
             headers: headers(written.headers.unwrap_or_default())?,
         };
-        if fault
-            == (Self {
-                next,
-                ..Self::default()
-            })
-        {
+        if fault == (Self { next, ..Self::default() }) {
             return Err("the rule changes nothing".to_owned());
         }
         Ok(fault)
@@ -124,10 +117,7 @@ impl Fault {
             set("content_type", shown(content_type));
         }
         if !self.headers.is_empty() {
-            let headers = self
-                .headers
-                .iter()
-                .map(|(name, value)| (name.to_string(), shown(value)));
+            let headers = self.headers.iter().map(|(name, value)| (name.to_string(), shown(value)));
             set("headers", headers.collect());
         }
         json
@@ -147,10 +137,7 @@ fn headers(written: BTreeMap<String, String>) -> Result<Vec<(HeaderName, HeaderV
         .into_iter()
         .map(|(name, value)| {
             let parsed = HeaderName::try_from(&name).map_err(|_| format!("{name:?} is not a header name"))?;
-            if matches!(
-                parsed.as_str(),
-                "content-length" | "transfer-encoding" | "connection" | "upgrade"
-            ) {
+            if matches!(parsed.as_str(), "content-length" | "transfer-encoding" | "connection" | "upgrade") {
                 return Err(format!("{name} cannot be scripted"));
             }
             let value = HeaderValue::try_from(value).map_err(|_| format!("{name}: not a header value"))?;
@@ -216,14 +203,8 @@ mod tests {
     fn reads_what_the_contract_writes() {
         let read = |text: &str| Fault::from_json(text.as_bytes()).unwrap();
         let fault = read(r#"{"next":3,"status":503}"#);
-        assert_eq!(
-            (fault.next, fault.status),
-            (3, Some(StatusCode::SERVICE_UNAVAILABLE))
-        );
-        assert_eq!(
-            read(r#"{"next":1,"delay":"2s"}"#).delay,
-            Some(Duration::from_secs(2))
-        );
+        assert_eq!((fault.next, fault.status), (3, Some(StatusCode::SERVICE_UNAVAILABLE)));
+        assert_eq!(read(r#"{"next":1,"delay":"2s"}"#).delay, Some(Duration::from_secs(2)));
         assert_eq!(read(r#"{"next":1,"cut_body_at":100}"#).cut_body_at, Some(100));
         let reset = read(r#"{"reset":true}"#);
         assert!(reset.reset && reset.next == 1);
@@ -260,21 +241,13 @@ mod tests {
     #[test]
     fn rules_apply_in_order_and_run_out() {
         let faults = Faults::default();
-        let rule = |next, status| Fault {
-            next,
-            status: StatusCode::from_u16(status).ok(),
-            ..Fault::default()
-        };
+        let rule = |next, status| Fault { next, status: StatusCode::from_u16(status).ok(), ..Fault::default() };
         faults.push(rule(2, 503)).unwrap();
         faults.push(rule(0, 404)).unwrap();
         faults.push(rule(1, 500)).unwrap();
-        assert_eq!(
-            faults.describe(),
-            json!({"faults": [{"next": 2, "status": 503}, {"next": 1, "status": 500}]})
-        );
-        let statuses: Vec<_> = std::iter::from_fn(|| faults.take())
-            .map(|fault| fault.status.unwrap().as_u16())
-            .collect();
+        assert_eq!(faults.describe(), json!({"faults": [{"next": 2, "status": 503}, {"next": 1, "status": 500}]}));
+        let statuses: Vec<_> =
+            std::iter::from_fn(|| faults.take()).map(|fault| fault.status.unwrap().as_u16()).collect();
         assert_eq!(statuses, [503, 503, 500]);
         for _ in 0..MOST_RULES {
             faults.push(rule(1, 500)).unwrap();
@@ -282,11 +255,7 @@ mod tests {
         assert!(faults.push(rule(1, 500)).is_err());
         faults.clear();
         assert_eq!(faults.take(), None);
-        let large = Fault {
-            next: 1,
-            body: Some("x".repeat(MOST_BODIES / 2 + 1)),
-            ..Fault::default()
-        };
+        let large = Fault { next: 1, body: Some("x".repeat(MOST_BODIES / 2 + 1)), ..Fault::default() };
         faults.push(large.clone()).unwrap();
         assert!(faults.push(large).is_err());
     }

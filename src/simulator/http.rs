@@ -78,11 +78,7 @@ struct Reply {
 impl Reply {
     fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let content_type = HeaderValue::from_static(content_type);
-        Self {
-            status,
-            body: body.into(),
-            headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]),
-        }
+        Self { status, body: body.into(), headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]) }
     }
 
     fn json(body: impl Into<Bytes>) -> Self {
@@ -145,9 +141,9 @@ where
 {
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, LARGEST_BODY).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::bad_request(format!(
-            "The request body is larger than {LARGEST_BODY} bytes"
-        ))),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ApiError::bad_request(format!("The request body is larger than {LARGEST_BODY} bytes")))
+        }
         Ok(Err(_)) => Err(ApiError::bad_request("The request body could not be read")),
         Err(_) => Err(ApiError::slow_body()),
     }
@@ -162,10 +158,7 @@ async fn api(
     let received = body.as_ref().map_or(&[][..], |bytes| bytes);
     let entry = service.journal.record(head, received);
     let scripted = head.uri.path().starts_with("/v3/");
-    let fault = scripted
-        .then(|| service.faults.take())
-        .flatten()
-        .unwrap_or_default();
+    let fault = scripted.then(|| service.faults.take()).flatten().unwrap_or_default();
     let delay = service.latency + fault.delay.unwrap_or_default();
     // Even a sleep of no length waits for the timer's next tick.
     if !delay.is_zero() {
@@ -176,16 +169,11 @@ async fn api(
     }
     let mut reply = match &fault {
         Fault { body: Some(text), .. } => Reply::new(StatusCode::OK, "text/plain", text.clone()),
-        Fault {
-            status: Some(StatusCode::TOO_MANY_REQUESTS),
-            ..
-        } => service.limiter.refusal(Duration::from_secs(1)).into(),
-        Fault {
-            status: Some(status), ..
-        } if status.as_u16() >= 400 => ApiError::scripted(*status).into(),
-        Fault {
-            status: Some(status), ..
-        } if status.as_u16() >= 300 => Reply::new(*status, "text/plain", Bytes::new()),
+        Fault { status: Some(StatusCode::TOO_MANY_REQUESTS), .. } => {
+            service.limiter.refusal(Duration::from_secs(1)).into()
+        }
+        Fault { status: Some(status), .. } if status.as_u16() >= 400 => ApiError::scripted(*status).into(),
+        Fault { status: Some(status), .. } if status.as_u16() >= 300 => Reply::new(*status, "text/plain", Bytes::new()),
         _ => ordinary(service, head, body).await.unwrap_or_else(Reply::from),
     };
     reply.status = fault.status.unwrap_or(reply.status);
@@ -200,11 +188,7 @@ async fn api(
 }
 
 /// What the API itself says.
-async fn ordinary(
-    service: &Arc<Service>,
-    head: &Parts,
-    body: Result<Bytes, ApiError>,
-) -> Result<Reply, ApiError> {
+async fn ordinary(service: &Arc<Service>, head: &Parts, body: Result<Bytes, ApiError>) -> Result<Reply, ApiError> {
     let user = match basic(&head.headers) {
         Some((user, password)) if !user.is_empty() && password == PASSWORD => user,
         _ => return Err(ApiError::unauthorized()),
@@ -244,11 +228,7 @@ fn first_page(query: &str, body: &[u8]) -> Result<Page, ApiError> {
     let in_url = parameter(query, &["pageSize", "PageSize"]);
     // The whole body is checked here, since its essence leaves out what does not decide the rows.
     Query::parse(&body)?;
-    Ok(Page {
-        size: page::size(in_url.as_deref(), body.as_object())?,
-        query: essence(&body).into(),
-        offset: 0,
-    })
+    Ok(Page { size: page::size(in_url.as_deref(), body.as_object())?, query: essence(&body).into(), offset: 0 })
 }
 
 /// One page of a query, as bytes.
@@ -272,12 +252,7 @@ fn rows(service: &Service, page: &Page, user: &str) -> Result<Vec<u8>, ApiError>
     let body: Json = serde_json::from_str(&page.query).map_err(|_| ApiError::internal())?;
     let table = evaluate(&service.data, &Query::parse(&body)?);
     let shown = table.rows.iter().skip(page.offset).take(page.size);
-    let items: Vec<_> = shown
-        .map(|cells| Item {
-            names: &table.names,
-            cells,
-        })
-        .collect();
+    let items: Vec<_> = shown.map(|cells| Item { names: &table.names, cells }).collect();
     let seal = |page: Page| service.tokens.seal(&page, user);
     let answer = Answer {
         domain: "Conversations",
@@ -321,9 +296,7 @@ fn control(service: &Service, head: &Parts, body: Result<Bytes, ApiError>) -> Re
 fn is_form(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     let starts_with = |kind: &[u8]| {
-        content_type
-            .and_then(|text| text.get(..kind.len()))
-            .is_some_and(|start| start.eq_ignore_ascii_case(kind))
+        content_type.and_then(|text| text.get(..kind.len())).is_some_and(|start| start.eq_ignore_ascii_case(kind))
     };
     starts_with(b"application/x-www-form-urlencoded") || starts_with(b"multipart/form-data")
 }
@@ -332,9 +305,7 @@ fn is_form(headers: &HeaderMap) -> bool {
 fn parameter(query: &str, names: &[&str]) -> Option<String> {
     query.split('&').find_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        names
-            .contains(&percent_decoded(name).as_str())
-            .then(|| percent_decoded(value))
+        names.contains(&percent_decoded(name).as_str()).then(|| percent_decoded(value))
     })
 }
 
@@ -363,10 +334,7 @@ fn frame(service: &Service, mut reply: Reply, cut: Option<usize>, started: Insta
     reply.set("twilio-request-id", format!("RQ{:032x}", fastrand::u128(..)));
     let in_flight = service.in_flight.load(Ordering::Relaxed);
     reply.set("twilio-concurrent-requests", in_flight.to_string());
-    reply.set(
-        "twilio-request-duration",
-        format!("{:.3}", started.elapsed().as_secs_f64()),
-    );
+    reply.set("twilio-request-duration", format!("{:.3}", started.elapsed().as_secs_f64()));
     let mut response = Response::new(AnswerBody::new(reply.body, cut));
     *response.status_mut() = reply.status;
     *response.headers_mut() = reply.headers;
@@ -391,16 +359,8 @@ impl AnswerBody {
     fn new(whole: Bytes, cut: Option<usize>) -> Self {
         let announced = whole.len() as u64;
         match cut {
-            Some(cut) if cut < whole.len() => Self {
-                announced,
-                rest: whole.slice(..cut),
-                breaks: Break::AtEnd,
-            },
-            _ => Self {
-                announced,
-                rest: whole,
-                breaks: Break::Never,
-            },
+            Some(cut) if cut < whole.len() => Self { announced, rest: whole.slice(..cut), breaks: Break::AtEnd },
+            _ => Self { announced, rest: whole, breaks: Break::Never },
         }
     }
 }

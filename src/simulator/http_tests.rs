@@ -18,11 +18,7 @@ fn simulator(rows: usize) -> Simulator {
 }
 
 fn first(query: &Json, size: usize) -> Page {
-    Page {
-        query: essence(query).into(),
-        offset: 0,
-        size,
-    }
+    Page { query: essence(query).into(), offset: 0, size }
 }
 
 fn json_of(service: &Service, page: &Page) -> Json {
@@ -34,11 +30,7 @@ fn json_of(service: &Service, page: &Page) -> Json {
 async fn scripted_delays_and_latency_pass_before_the_answer() {
     let mut service = Arc::into_inner(simulator(1).service).unwrap();
     service.latency = Duration::from_millis(250);
-    let fault = Fault {
-        next: 1,
-        delay: Some(Duration::from_secs(60)),
-        ..Fault::default()
-    };
+    let fault = Fault { next: 1, delay: Some(Duration::from_secs(60)), ..Fault::default() };
     service.faults.push(fault).unwrap();
     let service = Arc::new(service);
     for expected in [60_250, 250] {

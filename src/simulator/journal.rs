@@ -108,12 +108,7 @@ impl Journal {
             time: Timestamp::now().to_string(),
             status: None,
             authorization: Authorization::of(&head.headers),
-            headers: head
-                .headers
-                .keys()
-                .take(100)
-                .map(|name| name.as_str().chars().take(64).collect())
-                .collect(),
+            headers: head.headers.keys().take(100).map(|name| name.as_str().chars().take(64).collect()).collect(),
         };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.last_id += 1;
@@ -191,14 +186,8 @@ mod tests {
         assert_eq!(entries[0].headers, ["x-custom", "authorization"]);
         let schemes = entries.iter().map(|e| e.authorization.clone().unwrap().scheme);
         assert_eq!(schemes.collect::<Vec<_>>(), ["Basic", "Bearer", "other", "other"]);
-        assert_eq!(
-            entries[0].authorization.clone().unwrap().user.as_deref(),
-            Some("AC1")
-        );
-        assert_eq!(
-            entries.iter().map(|e| e.status).collect::<Vec<_>>(),
-            [None, None, None, Some(200)]
-        );
+        assert_eq!(entries[0].authorization.clone().unwrap().user.as_deref(), Some("AC1"));
+        assert_eq!(entries.iter().map(|e| e.status).collect::<Vec<_>>(), [None, None, None, Some(200)]);
     }
 
     #[test]

@@ -30,10 +30,7 @@ pub struct Limiter {
 impl Limiter {
     /// No rate, no limit.
     pub fn new(rate: Option<Rate>) -> Self {
-        Self {
-            rate,
-            paid_until: Mutex::default(),
-        }
+        Self { rate, paid_until: Mutex::default() }
     }
 
     /// Takes one request from `user`'s bucket, or refuses it.
@@ -47,9 +44,7 @@ impl Limiter {
                 user = "";
             }
         }
-        let paid_until = everyone
-            .get(user)
-            .map_or(now, |paid_until| (*paid_until).max(now));
+        let paid_until = everyone.get(user).map_or(now, |paid_until| (*paid_until).max(now));
         let slack = rate.period() * (burst(rate) - 1);
         let ahead = paid_until.duration_since(now);
         if ahead > slack {
@@ -63,9 +58,7 @@ impl Limiter {
     pub fn refusal(&self, wait: Duration) -> ApiError {
         let limit = self.rate.map_or(1, burst);
         let seconds = wait.as_nanos().div_ceil(1_000_000_000).max(1);
-        let config = self
-            .rate
-            .map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string());
+        let config = self.rate.map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string());
         let headers = [
             ("x-ratelimit-limit", limit.to_string()),
             ("x-ratelimit-remaining", "0".to_owned()),
@@ -74,15 +67,12 @@ impl Limiter {
             ("x-rate-limit-remaining", "0".to_owned()),
             ("x-rate-limit-config", config),
         ];
-        headers
-            .into_iter()
-            .fold(
-                ApiError::too_many_requests(),
-                |error, (name, value)| match HeaderValue::try_from(value) {
-                    Ok(value) => error.with_header(HeaderName::from_static(name), value),
-                    Err(_) => error,
-                },
-            )
+        headers.into_iter().fold(ApiError::too_many_requests(), |error, (name, value)| {
+            match HeaderValue::try_from(value) {
+                Ok(value) => error.with_header(HeaderName::from_static(name), value),
+                Err(_) => error,
+            }
+        })
     }
 }
 
@@ -124,11 +114,7 @@ mod tests {
         ] {
             assert_eq!(header(&refused, name), value, "{name}");
         }
-        assert_eq!(
-            limiter.take("AC2", Instant::now()),
-            Ok(()),
-            "another user is not concerned"
-        );
+        assert_eq!(limiter.take("AC2", Instant::now()), Ok(()), "another user is not concerned");
         tokio::time::advance(Duration::from_millis(199)).await;
         assert!(limiter.take("AC1", Instant::now()).is_err());
         tokio::time::advance(Duration::from_millis(1)).await;

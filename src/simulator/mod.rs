@@ -80,13 +80,7 @@ pub struct Simulator {
 impl Simulator {
     /// Generates the data.
     pub fn new(settings: Settings) -> Self {
-        let Settings {
-            rate,
-            latency,
-            seed,
-            rows,
-            now,
-        } = settings;
+        let Settings { rate, latency, seed, rows, now } = settings;
         let service = http::Service {
             data: data::generate(seed, rows, now),
             metadata: catalog::metadata().to_string().into(),
@@ -97,9 +91,7 @@ impl Simulator {
             journal: Journal::default(),
             in_flight: AtomicUsize::new(0),
         };
-        Self {
-            service: Arc::new(service),
-        }
+        Self { service: Arc::new(service) }
     }
 
     /// Serves HTTP/1.1, and HTTP/2 with prior knowledge, until `shutdown` completes; then requests in
@@ -107,21 +99,13 @@ impl Simulator {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let mut shutdown = pin!(shutdown);
         let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         builder.http2().timer(TokioTimer::new());
         let connections = GracefulShutdown::new();
         let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         loop {
             // A place before a connection: beyond the bound, callers wait in the kernel's queue.
-            let place = async {
-                Arc::clone(&permits)
-                    .acquire_owned()
-                    .await
-                    .map_err(io::Error::other)
-            };
+            let place = async { Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other) };
             let accepted = async { Ok::<_, io::Error>((place.await?, listener.accept().await)) };
             let (permit, accepted) = tokio::select! {
                 accepted = accepted => accepted?,

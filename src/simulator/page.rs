@@ -80,12 +80,7 @@ impl Tokens {
         } else {
             (None, Some(self.remember(&page.query)))
         };
-        let payload = Payload {
-            offset: page.offset,
-            size: page.size,
-            query,
-            hash,
-        };
+        let payload = Payload { offset: page.offset, size: page.size, query, hash };
         // Numbers and texts always serialise; an empty payload would be refused on the way back.
         let payload = serde_json::to_vec(&payload).unwrap_or_default();
         let mut token = self.mark(&payload, user).to_vec();
@@ -107,11 +102,7 @@ impl Tokens {
             (None, Some(hash)) => self.recall(&hash).ok_or_else(refused)?,
             (None, None) => return Err(refused()),
         };
-        Ok(Page {
-            query,
-            offset: payload.offset,
-            size: payload.size,
-        })
+        Ok(Page { query, offset: payload.offset, size: payload.size })
     }
 
     fn mark(&self, payload: &[u8], user: &str) -> [u8; SEAL] {
@@ -155,18 +146,12 @@ impl Page {
     /// The page after this one, if any of `total` rows are left.
     pub fn next(&self, total: usize) -> Option<Self> {
         let offset = self.offset.checked_add(self.size)?;
-        (offset < total).then(|| Self {
-            offset,
-            ..self.clone()
-        })
+        (offset < total).then(|| Self { offset, ..self.clone() })
     }
 
     /// The page before this one, unless it is the first.
     pub fn previous(&self) -> Option<Self> {
-        (self.offset > 0).then(|| Self {
-            offset: self.offset.saturating_sub(self.size),
-            ..self.clone()
-        })
+        (self.offset > 0).then(|| Self { offset: self.offset.saturating_sub(self.size), ..self.clone() })
     }
 }
 
@@ -198,11 +183,7 @@ mod tests {
     use super::*;
 
     fn page(query: &str) -> Page {
-        Page {
-            query: Arc::from(query),
-            offset: 100,
-            size: 50,
-        }
+        Page { query: Arc::from(query), offset: 100, size: 50 }
     }
 
     #[test]
@@ -219,9 +200,7 @@ mod tests {
     #[test]
     fn usual_tokens_fit_a_url_and_exercise_encoding() {
         let tokens = Tokens::new("a");
-        let all: String = (0..50)
-            .map(|n| tokens.seal(&page(&"q".repeat(n)), "AC1"))
-            .collect();
+        let all: String = (0..50).map(|n| tokens.seal(&page(&"q".repeat(n)), "AC1")).collect();
         assert!(all.contains('+') && all.contains('/') && all.contains('='));
         assert!(tokens.seal(&page(&"q".repeat(LONGEST_INLINE)), "AC1").len() < 4096);
         assert!(tokens.seal(&page(&"q".repeat(1 << 20)), "AC1").len() < 4096);
@@ -236,10 +215,7 @@ mod tests {
         for n in 1..20 {
             tokens.seal(&long(n), "AC1");
         }
-        assert!(
-            tokens.open(&first, "AC1").is_err(),
-            "the oldest has been forgotten"
-        );
+        assert!(tokens.open(&first, "AC1").is_err(), "the oldest has been forgotten");
         let remembered = tokens.remembered.lock().unwrap();
         assert!(remembered.bytes <= 16 << 20);
     }

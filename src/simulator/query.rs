@@ -116,17 +116,9 @@ impl Query {
         let zone = zone(body)?;
         let (measures, dimensions) = (measures(query)?, dimensions(query)?);
         if measures.is_empty() && dimensions.is_empty() {
-            return Err(ApiError::bad_request(
-                "A query needs at least one measure or dimension",
-            ));
+            return Err(ApiError::bad_request("A query needs at least one measure or dimension"));
         }
-        Ok(Self {
-            measures,
-            dimensions,
-            filters: filters(query, &zone)?,
-            order: order(query)?,
-            zone,
-        })
+        Ok(Self { measures, dimensions, filters: filters(query, &zone)?, order: order(query)?, zone })
     }
 }
 
@@ -146,9 +138,7 @@ fn present<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
 }
 
 fn object<'a>(value: Option<&'a Json>, what: &str) -> Result<&'a Map<String, Json>, ApiError> {
-    value
-        .and_then(Json::as_object)
-        .ok_or_else(|| ApiError::bad_request(format!("{what} must be a JSON object")))
+    value.and_then(Json::as_object).ok_or_else(|| ApiError::bad_request(format!("{what} must be a JSON object")))
 }
 
 /// A list; absent and null are empty.
@@ -161,9 +151,7 @@ fn list<'a>(object: &'a Map<String, Json>, key: &str) -> Result<&'a [Json], ApiE
 }
 
 fn text<'a>(value: Option<&'a Json>, what: &str) -> Result<&'a str, ApiError> {
-    value
-        .and_then(Json::as_str)
-        .ok_or_else(|| ApiError::bad_request(format!("{what} must be a string")))
+    value.and_then(Json::as_str).ok_or_else(|| ApiError::bad_request(format!("{what} must be a string")))
 }
 
 fn zone(body: &Map<String, Json>) -> Result<TimeZone, ApiError> {
@@ -174,8 +162,7 @@ fn zone(body: &Map<String, Json>) -> Result<TimeZone, ApiError> {
         None => Ok(TimeZone::UTC),
         Some(name) => {
             let name = text(Some(name), "properties.timezone")?;
-            time::zone(name)
-                .ok_or_else(|| ApiError::bad_request(format!("{} is not an IANA time zone", quoted(name))))
+            time::zone(name).ok_or_else(|| ApiError::bad_request(format!("{} is not an IANA time zone", quoted(name))))
         }
     }
 }
@@ -189,9 +176,7 @@ fn names<'a>(query: &'a Map<String, Json>, key: &str) -> Result<Vec<&'a str>, Ap
             names.push(name);
         }
         if names.len() > MOST_MEMBERS {
-            return Err(ApiError::bad_request(format!(
-                "{key} may hold at most {MOST_MEMBERS} names"
-            )));
+            return Err(ApiError::bad_request(format!("{key} may hold at most {MOST_MEMBERS} names")));
         }
     }
     Ok(names)
@@ -202,28 +187,19 @@ fn measures(query: &Map<String, Json>) -> Result<Vec<(String, &'static Measure)>
         .into_iter()
         .map(|name| match resolve(name)? {
             OrderBy::Measure(measure) => Ok((name.to_owned(), measure)),
-            OrderBy::Column(_) => Err(ApiError::bad_request(format!(
-                "{} is a dimension, not a measure",
-                quoted(name)
-            ))),
+            OrderBy::Column(_) => Err(ApiError::bad_request(format!("{} is a dimension, not a measure", quoted(name)))),
         })
         .collect()
 }
 
 fn dimensions(query: &Map<String, Json>) -> Result<Vec<(String, Column)>, ApiError> {
-    names(query, "dimensions")?
-        .into_iter()
-        .map(|name| Ok((name.to_owned(), column(name)?)))
-        .collect()
+    names(query, "dimensions")?.into_iter().map(|name| Ok((name.to_owned(), column(name)?))).collect()
 }
 
 fn column(name: &str) -> Result<Column, ApiError> {
     match resolve(name)? {
         OrderBy::Column(column) => Ok(column),
-        OrderBy::Measure(_) => Err(ApiError::bad_request(format!(
-            "{} is a measure, not a dimension",
-            quoted(name)
-        ))),
+        OrderBy::Measure(_) => Err(ApiError::bad_request(format!("{} is a measure, not a dimension", quoted(name)))),
     }
 }
 
@@ -232,10 +208,7 @@ fn resolve(name: &str) -> Result<OrderBy, ApiError> {
     match catalog::member(name) {
         Some(Member::Measure(measure)) => return Ok(OrderBy::Measure(measure)),
         Some(Member::Dimension(dimension)) => {
-            return Ok(OrderBy::Column(Column {
-                dimension,
-                grain: None,
-            }));
+            return Ok(OrderBy::Column(Column { dimension, grain: None }));
         }
         None => {}
     }
@@ -245,10 +218,7 @@ fn resolve(name: &str) -> Result<OrderBy, ApiError> {
     {
         let grain = Grain::from_word(grain)
             .ok_or_else(|| ApiError::bad_request(format!("{} is not a grain", quoted(grain))))?;
-        return Ok(OrderBy::Column(Column {
-            dimension,
-            grain: Some(grain),
-        }));
+        return Ok(OrderBy::Column(Column { dimension, grain: Some(grain) }));
     }
     Err(ApiError::bad_request(format!("Unknown field {}", quoted(name))))
 }
@@ -268,22 +238,17 @@ fn group(group: &Map<String, Json>, zone: &TimeZone, budget: &mut usize) -> Resu
             "AND" => false,
             "OR" => true,
             other => {
-                return Err(ApiError::bad_request(format!(
-                    "{} cannot join a group: use AND or OR",
-                    quoted(other)
-                )));
+                return Err(ApiError::bad_request(format!("{} cannot join a group: use AND or OR", quoted(other))));
             }
         },
     };
     let expressions = list(group, "expressions")?;
     if expressions.is_empty() {
-        return Err(ApiError::bad_request(
-            "A filter group needs at least one expression",
-        ));
+        return Err(ApiError::bad_request("A filter group needs at least one expression"));
     }
-    *budget = budget.checked_sub(expressions.len()).ok_or_else(|| {
-        ApiError::bad_request(format!("A query may hold at most {MOST_EXPRESSIONS} expressions"))
-    })?;
+    *budget = budget
+        .checked_sub(expressions.len())
+        .ok_or_else(|| ApiError::bad_request(format!("A query may hold at most {MOST_EXPRESSIONS} expressions")))?;
     let conditions = expressions
         .iter()
         .map(|entry| condition(object(Some(entry), "Every expression")?, zone))
@@ -297,19 +262,13 @@ fn condition(expression: &Map<String, Json>, zone: &TimeZone) -> Result<Conditio
     }
     let op = text(present(expression, "op"), "op")?;
     if !matches!(op, "EQ" | "NE" | "GT" | "LT" | "IN") {
-        return Err(ApiError::bad_request(format!(
-            "{} is not an operator: use EQ, NE, GT, LT or IN",
-            quoted(op)
-        )));
+        return Err(ApiError::bad_request(format!("{} is not an operator: use EQ, NE, GT, LT or IN", quoted(op))));
     }
     let field = text(present(expression, "field"), "field")?;
     let column = match resolve(field)? {
         OrderBy::Column(column) => column,
         OrderBy::Measure(_) => {
-            return Err(ApiError::bad_request(format!(
-                "{} is a measure: filters take dimensions",
-                quoted(field)
-            )));
+            return Err(ApiError::bad_request(format!("{} is a measure: filters take dimensions", quoted(field))));
         }
     };
     let values = list(expression, "values")?
@@ -332,9 +291,7 @@ fn test(op: &str, kind: Kind, values: &[&str], zone: &TimeZone) -> Result<Test, 
             value.parse().ok().filter(|number: &f64| number.is_finite())
         })?),
         Kind::Boolean => Test::Flags(each(values, "true or false", |value| value.parse().ok())?),
-        Kind::Time => Test::Moments(each(values, "a date or an RFC 3339 time", |value| {
-            time::moment(value, zone)
-        })?),
+        Kind::Time => Test::Moments(each(values, "a date or an RFC 3339 time", |value| time::moment(value, zone))?),
     };
     match (op, equal) {
         ("EQ" | "IN", equal) => Ok(equal),
@@ -343,28 +300,21 @@ fn test(op: &str, kind: Kind, values: &[&str], zone: &TimeZone) -> Result<Test, 
         ("LT", Test::Numbers(numbers)) if let [limit] = numbers[..] => Ok(Test::NumberBelow(limit)),
         ("GT", Test::Moments(moments)) if let [limit] = moments[..] => Ok(Test::After(limit)),
         ("LT", Test::Moments(moments)) if let [limit] = moments[..] => Ok(Test::Before(limit)),
-        (op, _) => Err(ApiError::bad_request(format!(
-            "{op} cannot compare a {}",
-            kind.word()
-        ))),
+        (op, _) => Err(ApiError::bad_request(format!("{op} cannot compare a {}", kind.word()))),
     }
 }
 
 fn each<T>(values: &[&str], expected: &str, read: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, ApiError> {
     values
         .iter()
-        .map(|value| {
-            read(value).ok_or_else(|| ApiError::bad_request(format!("{} is not {expected}", quoted(value))))
-        })
+        .map(|value| read(value).ok_or_else(|| ApiError::bad_request(format!("{} is not {expected}", quoted(value)))))
         .collect()
 }
 
 fn order(query: &Map<String, Json>) -> Result<Vec<Order>, ApiError> {
     let entries = list(query, "orderBy")?;
     if entries.len() > MOST_MEMBERS {
-        return Err(ApiError::bad_request(format!(
-            "orderBy may hold at most {MOST_MEMBERS} entries"
-        )));
+        return Err(ApiError::bad_request(format!("orderBy may hold at most {MOST_MEMBERS} entries")));
     }
     entries
         .iter()

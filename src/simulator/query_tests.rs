@@ -77,13 +77,7 @@ fn refuses_what_makes_no_sense() {
     ] {
         assert!(refused(query.clone()), "{query}");
     }
-    for body in [
-        json!(null),
-        json!(1),
-        json!([]),
-        json!({}),
-        json!({"query": null}),
-    ] {
+    for body in [json!(null), json!(1), json!([]), json!({}), json!({"query": null})] {
         assert!(Query::parse(&body).is_err(), "{body}");
     }
 }
@@ -111,10 +105,7 @@ fn refuses_values_of_the_wrong_kind() {
         ("GT", "Conversation.CreatedDate", json!(["yesterday"])),
         ("GT", "Conversation.CreatedDate", json!(["2026-02-30"])),
     ] {
-        assert!(
-            refused(filtered(op, field, values.clone())),
-            "{op} {field} {values}"
-        );
+        assert!(refused(filtered(op, field, values.clone())), "{op} {field} {values}");
     }
 }
 

@@ -58,10 +58,7 @@ impl LocalTime {
     pub fn cut(moment: Timestamp, grain: Option<Grain>, zone: &TimeZone) -> Self {
         let offset = zone.to_offset(moment);
         let clock = offset.to_datetime(moment);
-        let within_day = |clock: DateTime| Self {
-            start: offset.to_timestamp(clock).unwrap_or(moment),
-            clock,
-        };
+        let within_day = |clock: DateTime| Self { start: offset.to_timestamp(clock).unwrap_or(moment), clock };
         let date = clock.date();
         let first = match grain {
             None => return within_day(clock),
@@ -74,10 +71,7 @@ impl LocalTime {
             Some(Grain::Year) => date.first_of_year(),
         };
         let clock = first.at(0, 0, 0, 0);
-        Self {
-            start: zone.to_timestamp(clock).unwrap_or(moment),
-            clock,
-        }
+        Self { start: zone.to_timestamp(clock).unwrap_or(moment), clock }
     }
 }
 
@@ -112,9 +106,7 @@ impl fmt::Display for LocalTime {
 pub fn zone(name: &str) -> Option<TimeZone> {
     const LONGEST: usize = 64;
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'-' | b'+');
-    (name.len() <= LONGEST && name.bytes().all(plain))
-        .then(|| TimeZone::get(name).ok())
-        .flatten()
+    (name.len() <= LONGEST && name.bytes().all(plain)).then(|| TimeZone::get(name).ok()).flatten()
 }
 
 /// Reads a filter value: a date (its midnight in `zone`), an RFC 3339 time, or a local time without an
@@ -152,8 +144,7 @@ mod tests {
         let date: Date = day.parse().unwrap();
         let (start, end) = (
             zone.to_timestamp(date.at(0, 0, 0, 0)).unwrap(),
-            zone.to_timestamp(date.tomorrow().unwrap().at(0, 0, 0, 0))
-                .unwrap(),
+            zone.to_timestamp(date.tomorrow().unwrap().at(0, 0, 0, 0)).unwrap(),
         );
         let mut hours = BTreeSet::new();
         let mut moment = start;
@@ -173,14 +164,8 @@ mod tests {
         assert_eq!(hours_of("2026-03-29", "Europe/Zurich").len(), 23);
         assert_eq!(hours_of("2026-10-25", "Europe/Zurich").len(), 25);
         assert_eq!(hours_of("2026-06-01", "Asia/Kolkata").len(), 24);
-        let spring: Vec<_> = hours_of("2026-03-08", "America/Los_Angeles")
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(
-            spring[1..3],
-            ["2026-03-08T01:00:00.000", "2026-03-08T03:00:00.000"]
-        );
+        let spring: Vec<_> = hours_of("2026-03-08", "America/Los_Angeles").iter().map(ToString::to_string).collect();
+        assert_eq!(spring[1..3], ["2026-03-08T01:00:00.000", "2026-03-08T03:00:00.000"]);
     }
 
     #[test]
