@@ -15,6 +15,10 @@ pub mod stack;
 
 pub mod server;
 
+pub mod admin;
+
+pub mod gateway;
+
 pub mod simulator;
 
 pub mod cli;

@@ -246,14 +246,26 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The Prometheus text exposition.
+    /// The Prometheus text exposition, version 0.0.4.
     ///
     /// # Errors
     ///
     /// Never in practice: writing to a string does not fail.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        let mut open = String::new();
+        encode(&mut open, &self.registry)?;
+        // OpenMetrics names a counter without its suffix, and marks the end; the older form, which every
+        // scraper reads, does neither.
+        let mut text = String::with_capacity(open.len() + 1024);
+        let counters: Vec<&str> =
+            open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+        for line in open.lines().filter(|line| *line != "# EOF") {
+            let described = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE "));
+            match described.and_then(|rest| rest.split_once(' ')) {
+                Some((name, rest)) if counters.contains(&name) => writeln!(text, "{} {name}_total {rest}", &line[..6])?,
+                _ => writeln!(text, "{line}")?,
+            }
+        }
         Ok(text)
     }
 

@@ -5,6 +5,8 @@ pub mod completions;
 pub mod demo;
 pub mod exit;
 pub mod health;
+mod logs;
+mod runtime;
 pub mod serve;
 pub mod simulate;
 pub mod token;

@@ -1,10 +1,14 @@
 //! `serve`: the gateway.
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigArgs, exit, explain, load_or_explain};
+use super::runtime::{runtime, told_to_reload, told_to_stop};
+use super::{ConfigArgs, exit, explain, load_or_explain, logs};
+use crate::config::{Config, Sources};
+use crate::gateway::{Gateway, StartError};
 
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -16,11 +20,67 @@ pub struct ServeArgs {
 
 /// Runs the gateway until it is told to stop.
 pub fn run(args: ServeArgs) -> ExitCode {
-    match load_or_explain(&args.config.sources()) {
-        Err(code) => code,
-        Ok(_) => {
-            explain("insights-gateway: serve is not part of this build");
-            ExitCode::from(exit::INTERNAL)
-        }
+    let sources = args.config.sources();
+    let config = match load_or_explain(&sources) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    logs::install(&config.log);
+    let served = match runtime() {
+        Ok(runtime) => runtime.block_on(serve(config, sources)),
+        Err(error) => Err(error.into()),
+    };
+    match served {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(failure) => failure.explain(),
+    }
+}
+
+async fn serve(config: Config, sources: Sources) -> Result<(), Failure> {
+    // Before the ports, so that a signal sent as soon as they answer is not lost.
+    let reload = told_to_reload()?;
+    let gateway = Gateway::bind(config)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        data = gateway.data_addresses().join(", "),
+        admin = gateway.admin_address().map(tracing::field::display),
+        "serving"
+    );
+    gateway.run(Some(sources), reload, stopped()).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ends when the process is told to stop. Without signal handlers the process ends by the signal itself.
+pub(super) async fn stopped() {
+    if let Err(error) = told_to_stop().await {
+        tracing::warn!(%error, "cannot listen for signals: the gateway will not drain");
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Why a command that serves ended with an error.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The gateway does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Some other listener does not open.
+    #[error("cannot listen on {address}: {source}")]
+    Bind { address: String, source: io::Error },
+    /// The machine refuses something.
+    #[error(transparent)]
+    Machine(#[from] io::Error),
+}
+
+impl Failure {
+    /// Says why on standard error, and gives the code to exit with.
+    pub(super) fn explain(&self) -> ExitCode {
+        explain(&format!("insights-gateway: {self}"));
+        ExitCode::from(match self {
+            Self::Start(StartError::Bind(_)) | Self::Bind { .. } => exit::CANNOT_BIND,
+            Self::Start(StartError::Trust(_) | StartError::Tls(_)) => exit::USAGE,
+            Self::Machine(_) => exit::INTERNAL,
+        })
     }
 }

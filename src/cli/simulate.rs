@@ -5,9 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
+use tokio::net::TcpListener;
 
+use super::runtime::runtime;
+use super::serve::{Failure, stopped};
 use super::{exit, explain};
 use crate::model::units::{Rate, parse_duration, parse_rate};
+use crate::simulator::{Settings, Simulator};
 
 /// A rate, or none for "no limit". Named so that clap does not take it for an argument that may be absent.
 pub type MaybeRate = Option<Rate>;
@@ -36,9 +41,37 @@ pub struct SimulateArgs {
 }
 
 /// Runs the simulator until it is told to stop.
-pub fn run(_args: SimulateArgs) -> ExitCode {
-    explain("insights-gateway: simulate is not part of this build");
-    ExitCode::from(exit::INTERNAL)
+pub fn run(args: SimulateArgs) -> ExitCode {
+    let simulated = match runtime() {
+        Ok(runtime) => runtime.block_on(simulate(args)),
+        Err(error) => Err(error.into()),
+    };
+    match simulated {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(failure) => failure.explain(),
+    }
+}
+
+async fn simulate(args: SimulateArgs) -> Result<(), Failure> {
+    let listener = listen(args.listen).await?;
+    explain(&format!(
+        "simulated Insights API on http://{} (any account SID, password \"secret\")",
+        listener.local_addr()?
+    ));
+    let simulator = Simulator::new(Settings {
+        rate: args.rate,
+        latency: args.latency,
+        seed: args.seed,
+        rows: args.rows as usize,
+        now: Timestamp::now(),
+    });
+    simulator.run(listener, stopped()).await?;
+    Ok(())
+}
+
+/// Opens the simulator's port.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|source| Failure::Bind { address: address.to_string(), source })
 }
 
 #[cfg(test)]

@@ -84,15 +84,22 @@ impl<S> Layer<S> for CacheLayer {
     type Service = Caching<S>;
 
     fn layer(&self, inner: S) -> Caching<S> {
-        Caching { inner, layer: self.clone() }
+        Caching { inner: Arc::new(inner), layer: Arc::new(self.clone()) }
     }
 }
 
 /// The cache in front of `S`. See the module.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Caching<S> {
-    inner: S,
-    layer: CacheLayer,
+    // Shared, since a hit clones this and needs nothing of it.
+    inner: Arc<S>,
+    layer: Arc<CacheLayer>,
+}
+
+impl<S> Clone for Caching<S> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), layer: Arc::clone(&self.layer) }
+    }
 }
 
 type Answered = Result<Reply, GatewayError>;
@@ -113,7 +120,7 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         if call.wishes.cache.no_store {
-            return Either::Right(Box::pin(bypass(self.inner.clone(), call)));
+            return Either::Right(Box::pin(bypass(S::clone(&self.inner), call)));
         }
         let now = self.layer.clock.now();
         let entry = self.layer.store.get(&call.key);
@@ -232,7 +239,7 @@ where
 
     /// Spawns the flight, so that a client that hangs up wastes nothing.
     fn begin(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>) {
-        let (inner, layer) = (self.inner.clone(), self.layer.clone());
+        let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
         tokio::spawn(async move {
             let call = Call { interest, ..call };
             let (key, operation, deadline) = (call.key, call.operation, call.deadline);

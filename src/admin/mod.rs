@@ -1,0 +1,251 @@
+//! The admin plane: is it well, what does it count, what does it hold, drop this.
+//!
+//! On a listener of its own, never on the data plane's. With a token configured, all but the two probes want
+//! it. It reads the handles of the rooms and changes nothing but the cache, on request. It shows no secret,
+//! and queries only as hashes.
+
+mod status;
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde_json::json;
+use tower::Service;
+
+use crate::config::Config;
+use crate::layers::cache::Purge;
+use crate::metrics::{AccountLabels, Name};
+use crate::model::operation::Operation;
+use crate::stack::Lasting;
+
+/// Connections at once: probes, a scraper, some people.
+pub const CONNECTIONS: usize = 64;
+
+const MAX_BODY: usize = 64 * 1024;
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Answers on the admin listener. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin(Arc<Inner>);
+
+struct Inner {
+    lasting: Lasting,
+    config: Arc<ArcSwap<Config>>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Admin {
+    /// Reads what lasts and the current configuration; not ready once `draining`.
+    pub fn new(lasting: Lasting, config: Arc<ArcSwap<Config>>, draining: Arc<AtomicBool>) -> Self {
+        Self(Arc::new(Inner { lasting, config, draining }))
+    }
+}
+
+impl Service<Request<Incoming>> for Admin {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move { Ok(inner.answer(request).await) })
+    }
+}
+
+impl Inner {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let read = matches!(*request.method(), Method::GET | Method::HEAD);
+        match (path.as_str(), read) {
+            ("/livez", true) => return text(StatusCode::OK, "text/plain; charset=utf-8", "alive\n"),
+            ("/readyz", true) => return self.ready(),
+            _ => {}
+        }
+        if !self.is_allowed(&request) {
+            let mut response =
+                refuse(StatusCode::UNAUTHORIZED, "the admin plane wants its token: Authorization: Bearer TOKEN");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        }
+        match (path.as_str(), read) {
+            ("/", true) => self.page(),
+            ("/metrics", true) => self.metrics(),
+            ("/status", true) => json_answer(StatusCode::OK, &status::status(&self.lasting, &self.config.load())),
+            ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()),
+            ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
+            ("/" | "/metrics" | "/status" | "/cache/entries" | "/livez" | "/readyz", false) => not_allowed("GET, HEAD"),
+            ("/cache/purge", _) => not_allowed("POST"),
+            _ => refuse(
+                StatusCode::NOT_FOUND,
+                "the admin plane has /, /livez, /readyz, /metrics, /status, /cache/entries and /cache/purge",
+            ),
+        }
+    }
+
+    fn is_allowed<B>(&self, request: &Request<B>) -> bool {
+        let Some(expected) = self.config.load().admin.token_sha256 else { return true };
+        let token = request.headers().get(header::AUTHORIZATION).and_then(|value| {
+            let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        token
+            .is_some_and(|token| verify_slices_are_equal(digest(&SHA256, token.as_bytes()).as_ref(), &expected).is_ok())
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let clock = self.lasting.clock;
+        let mut checks = Vec::new();
+        let draining = self.draining.load(Ordering::Relaxed);
+        checks.push(match draining {
+            false => json!({"check": "serving", "ok": true}),
+            true => json!({"check": "serving", "ok": false, "detail": "draining: the gateway is shutting down"}),
+        });
+        for account in &self.config.load().accounts {
+            let check = format!("credentials/{}", account.name);
+            checks.push(match self.lasting.rejections.since(&account.name) {
+                None => json!({"check": check, "ok": true}),
+                Some(since) => {
+                    let seconds = clock.now().saturating_duration_since(since).as_secs();
+                    let detail = format!(
+                        "Twilio has rejected this account's credentials for {seconds} s; replace its key or secret"
+                    );
+                    json!({"check": check, "ok": false, "detail": detail})
+                }
+            });
+        }
+        let ready = checks.iter().all(|check| check["ok"] == true);
+        let lines: Vec<String> = checks.iter().map(ToString::to_string).collect();
+        let body = format!("{{\"ready\":{ready},\"checks\":[\n{}\n]}}\n", lines.join(",\n"));
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        text(status, "application/json", body)
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let Lasting { clock, metrics, store, budgets, .. } = &self.lasting;
+        let (entries, bytes) = store.size();
+        metrics.cache_entries.set(entries.try_into().unwrap_or(i64::MAX));
+        metrics.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+        metrics.uptime.set((clock.now() - clock.start()).as_secs_f64());
+        for account in &self.config.load().accounts {
+            let Some(standing) = budgets.get(&account.name).map(|budget| budget.standing()) else { continue };
+            let labels = AccountLabels { account: Name(account.name.as_str().into()) };
+            if let Some(tokens) = standing.tokens {
+                metrics.budget_tokens.get_or_create(&labels).set(tokens);
+            }
+            metrics.budget_paused.get_or_create(&labels).set(standing.paused.as_secs_f64());
+            metrics.queue_length.get_or_create(&labels).set(standing.waiting.try_into().unwrap_or(i64::MAX));
+        }
+        match metrics.encode() {
+            Ok(body) => text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body),
+            Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
+        }
+    }
+
+    fn entries(&self, query: &str) -> Response<Full<Bytes>> {
+        const MOST: usize = 1000;
+        let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let Ok(limit) = parameter("limit").map_or(Ok(100), str::parse::<usize>) else {
+            return refuse(StatusCode::BAD_REQUEST, "limit is a number from 1 to 1000");
+        };
+        let limit = limit.clamp(1, MOST);
+        let entries = self.lasting.store.entries(parameter("after"), limit, self.lasting.clock.now());
+        let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
+        let entries: Vec<_> = entries.iter().map(status::entry).collect();
+        json_answer(StatusCode::OK, &json!({"entries": entries, "next": next}))
+    }
+
+    async fn purge(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        const SHAPE: &str =
+            "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"operation\":NAME}, {\"key\":KEY}";
+        let body = Limited::new(request.into_body(), MAX_BODY).collect();
+        let Ok(Ok(body)) = tokio::time::timeout(Duration::from_secs(10), body).await else {
+            return refuse(StatusCode::BAD_REQUEST, SHAPE);
+        };
+        let Some(which) = serde_json::from_slice::<PurgeBody>(&body.to_bytes()).ok().and_then(PurgeBody::which) else {
+            return refuse(StatusCode::BAD_REQUEST, SHAPE);
+        };
+        let purged = self.lasting.store.purge(&which);
+        tracing::info!(purged, "pages purged by request");
+        json_answer(StatusCode::OK, &json!({"purged": purged}))
+    }
+
+    fn page(&self) -> Response<Full<Bytes>> {
+        let mut response = text(StatusCode::OK, "text/html; charset=utf-8", include_str!("page.html"));
+        let headers = response.headers_mut();
+        // The page is one file: its style and script are inline, and it talks to this listener alone.
+        let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        response
+    }
+}
+
+/// Exactly one member. Unknown members are refused: a misspelt filter must not purge more than was meant.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PurgeBody {
+    all: Option<bool>,
+    account: Option<String>,
+    operation: Option<String>,
+    key: Option<String>,
+}
+
+impl PurgeBody {
+    fn which(self) -> Option<Purge> {
+        match self {
+            Self { all: Some(true), account: None, operation: None, key: None } => Some(Purge::All),
+            Self { all: None, account: Some(account), operation: None, key: None } => Some(Purge::Account(account)),
+            Self { all: None, account: None, operation: Some(word), key: None } => {
+                Operation::ALL.into_iter().find(|o| o.as_str() == word).map(Purge::Operation)
+            }
+            Self { all: None, account: None, operation: None, key: Some(key) } => Some(Purge::Key(key)),
+            _ => None,
+        }
+    }
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn json_answer(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut body = value.to_string();
+    // A line of its own on a terminal. Writing to a string does not fail.
+    let _ = writeln!(body);
+    let mut response = text(status, "application/json", body);
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+fn refuse(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+    json_answer(status, &json!({"error": message}))
+}
+
+fn not_allowed(methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    response
+}

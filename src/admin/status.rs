@@ -1,0 +1,73 @@
+//! `/status` and `/cache/entries` as JSON: what the rooms' handles say, under stable names.
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::layers::cache::EntryView;
+use crate::stack::Lasting;
+
+/// The gateway at a glance.
+pub(super) fn status(lasting: &Lasting, config: &Config) -> Value {
+    let now = lasting.clock.now();
+    let accounts: Vec<_> = config.accounts.iter().map(|account| self::account(lasting, account)).collect();
+    let teams: Vec<_> = config
+        .teams
+        .iter()
+        .map(|team| {
+            let operations: Vec<_> = team.operations.iter().map(|permission| permission.as_str()).collect();
+            json!({
+                "name": team.name,
+                "account": team.account,
+                "requests": team.requests.map(|rate| rate.to_string()),
+                "weight": team.weight,
+                "operations": operations,
+            })
+        })
+        .collect();
+    let (entries, bytes) = lasting.store.size();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": (now - lasting.clock.start()).as_secs(),
+        "upstream": config.upstream.url.to_string(),
+        "accounts": accounts,
+        "teams": teams,
+        "cache": {"entries": entries, "bytes": bytes, "capacity_bytes": lasting.store.capacity()},
+    })
+}
+
+fn account(lasting: &Lasting, account: &crate::config::Account) -> Value {
+    let standing = lasting.budgets.get(&account.name).map(|budget| budget.standing());
+    let rejected = lasting.rejections.since(&account.name);
+    let rejected_for = rejected.map(|since| lasting.clock.now().saturating_duration_since(since).as_secs());
+    json!({
+        "name": account.name,
+        "account_sid": account.account_sid,
+        "rate": account.rate.map(|rate| rate.to_string()),
+        "burst": account.burst,
+        "concurrency": account.concurrency,
+        "tokens": standing.and_then(|s| s.tokens).map(|tokens| (tokens * 1000.0).round() / 1000.0),
+        "paused_seconds": standing.map(|s| (s.paused.as_secs_f64() * 1000.0).round() / 1000.0),
+        "in_flight": standing.map(|s| s.in_flight),
+        "waiting": standing.map(|s| s.waiting),
+        "credentials": if rejected.is_some() { "rejected" } else { "accepted" },
+        "credentials_rejected_seconds": rejected_for,
+    })
+}
+
+/// One page of the cache. Its query is named by its key alone.
+pub(super) fn entry(view: &EntryView) -> Value {
+    let state = match view.lifetimes.ttl(view.age) {
+        0.. => "fresh",
+        _ if view.age <= view.lifetimes.usable() => "stale",
+        _ => "expired",
+    };
+    json!({
+        "key": view.key.to_string(),
+        "account": *view.account,
+        "operation": view.operation.as_str(),
+        "age": view.age.as_secs(),
+        "state": state,
+        "hits": view.hits,
+        "bytes": view.bytes,
+    })
+}
