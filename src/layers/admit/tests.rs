@@ -1,1 +1,160 @@
+use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Empty;
+use tokio::time::advance;
+use tower::{ServiceExt, service_fn};
+
+use super::*;
+use crate::model::clock::Instant;
+use crate::model::operation::{OperationSet, Permission};
+
+const S: Duration = Duration::from_secs(1);
+const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
+
+fn sha256(token: &str) -> [u8; 32] {
+    digest(&SHA256, token.as_bytes()).as_ref().try_into().unwrap()
+}
+
+fn guest(name: &str, tokens: &[&str]) -> Guest {
+    let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
+    let team = Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1 };
+    let token_sha256 = tokens.iter().map(|token| sha256(token)).collect();
+    Guest { team: Arc::new(team), token_sha256, requests: None, restricted: false }
+}
+
+fn layer(guests: Guests) -> AdmitLayer {
+    AdmitLayer::new(guests, &TeamRates::default(), Arc::new(|_| None), Clock::new())
+}
+
+fn request(path: &str) -> http::request::Builder {
+    Request::builder().uri(path).header(header::HOST, "127.0.0.1:8080")
+}
+
+/// The team that is let in, or why nobody is.
+async fn admit(layer: &AdmitLayer, request: http::request::Builder) -> Result<String, Reason> {
+    let visit = Visit {
+        request: request.body(Empty::<Bytes>::new()).unwrap(),
+        received: Instant::now(),
+        journey: Arc::default(),
+    };
+    let inner = service_fn(|admitted: Admitted<_>| std::future::ready(Ok(admitted.team.name.to_string())));
+    layer.layer(inner).oneshot(visit).await.map_err(|error: GatewayError| error.reason())
+}
+
+fn everybody() -> AdmitLayer {
+    layer(Guests::Everybody(guest("local", &[]), Some(vec!["gw.internal".into()])))
+}
+
+fn teams() -> AdmitLayer {
+    layer(Guests::Teams(vec![guest("a", &["token-1", "token-2"]), guest("b", &["token-3"])]))
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+}
+
+#[tokio::test]
+async fn without_teams_everybody_is_local() {
+    assert_eq!(admit(&everybody(), request(METADATA)).await.unwrap(), "local");
+    let with_credentials = request(METADATA).header(header::AUTHORIZATION, basic("SKx", "whatever"));
+    assert_eq!(admit(&everybody(), with_credentials).await.unwrap(), "local");
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_ours_is_refused_without_teams() {
+    let named = |host: &str| Request::builder().uri(METADATA).header(header::HOST, host);
+    for host in
+        ["localhost", "localhost:8080", "gateway.localhost", "127.0.0.1:1", "[::1]:8080", "10.0.0.1", "GW.internal:80"]
+    {
+        assert!(admit(&everybody(), named(host)).await.is_ok(), "{host}");
+    }
+    for host in ["evil.example", "localhost.evil.example", "", "a b", "127.0.0.1.evil.example"] {
+        assert_eq!(admit(&everybody(), named(host)).await, Err(Reason::BadRequest), "{host}");
+    }
+    assert_eq!(admit(&everybody(), Request::builder().uri(METADATA)).await, Err(Reason::BadRequest));
+    assert_eq!(
+        admit(&everybody(), named("localhost").header(header::HOST, "localhost")).await,
+        Err(Reason::BadRequest)
+    );
+    let token = request(METADATA).header(header::AUTHORIZATION, "Bearer token-1");
+    assert!(admit(&teams(), token.header("x", "y")).await.is_ok());
+}
+
+#[tokio::test]
+async fn teams_show_their_token() {
+    let with = |proof: String| request(METADATA).header(header::AUTHORIZATION, proof);
+    assert_eq!(admit(&teams(), with("Bearer token-1".into())).await.unwrap(), "a");
+    assert_eq!(admit(&teams(), with("bearer token-2".into())).await.unwrap(), "a");
+    assert_eq!(admit(&teams(), with(basic("b", "token-3"))).await.unwrap(), "b");
+    let bad = [
+        "Bearer token-4".into(),
+        "Bearer".into(),
+        "Bearer ".into(),
+        "Digest token-1".into(),
+        "Basic !!!".into(),
+        basic("a", "token-3"),
+        basic("c", "token-1"),
+        basic("", "token-1"),
+        basic("a", ""),
+    ];
+    for proof in bad {
+        assert_eq!(admit(&teams(), with(proof.clone())).await, Err(Reason::Unauthenticated), "{proof}");
+    }
+    assert_eq!(admit(&teams(), request(METADATA)).await, Err(Reason::Unauthenticated));
+}
+
+#[tokio::test]
+async fn paths_are_checked_before_callers() {
+    assert_eq!(admit(&teams(), request("/2010-04-01/Accounts.json")).await, Err(Reason::NotFound));
+    assert_eq!(admit(&teams(), request(QUERY).method("DELETE")).await, Err(Reason::MethodNotAllowed));
+    let jobs = request("/v3/InsightsDomains/Conversations/QueryJobs");
+    assert_eq!(admit(&everybody(), jobs).await, Err(Reason::NotFound));
+}
+
+#[tokio::test]
+async fn a_team_does_only_what_it_may() {
+    let narrow = |operations: OperationSet| {
+        let mut narrowed = guest("a", &["t"]);
+        narrowed.team = Arc::new(Team { operations, ..(*narrowed.team).clone() });
+        layer(Guests::Teams(vec![narrowed]))
+    };
+    let read = narrow([Permission::Metadata].into_iter().collect());
+    let with_token = |path| request(path).header(header::AUTHORIZATION, "Bearer t");
+    assert!(admit(&read, with_token(METADATA)).await.is_ok());
+    assert_eq!(admit(&read, with_token(QUERY).method("POST")).await, Err(Reason::OperationNotAllowed));
+    let restricted = layer(Guests::Teams(vec![Guest { restricted: true, ..guest("a", &["t"]) }]));
+    assert_eq!(admit(&restricted, with_token(METADATA)).await, Err(Reason::FieldNotAllowed));
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let large = |bytes: usize| request(METADATA).header("x-filler", "x".repeat(bytes));
+    assert!(admit(&everybody(), large(MAX_HEAD / 2)).await.is_ok());
+    assert_eq!(admit(&everybody(), large(MAX_HEAD)).await, Err(Reason::HeadersTooLarge));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_team_has_its_own_rate() {
+    let rate = Rate::new(2, S);
+    let layer = layer(Guests::Teams(vec![Guest { requests: rate, ..guest("a", &["t"]) }]));
+    let ask = || async {
+        let journey = Arc::<crate::model::journey::Journey>::default();
+        let visit = Visit {
+            request: request(METADATA).header(header::AUTHORIZATION, "Bearer t").body(Empty::<Bytes>::new()).unwrap(),
+            received: Instant::now(),
+            journey: Arc::clone(&journey),
+        };
+        let inner = service_fn(|_: Admitted<_>| std::future::ready(Ok::<_, GatewayError>(())));
+        let answered = layer.layer(inner).oneshot(visit).await.map_err(|error| (error.reason(), error.retry_after()));
+        let (policy, limit) = journey.rate_limit.get().cloned().unwrap();
+        (answered, policy.to_str().unwrap().to_owned(), limit.to_str().unwrap().to_owned())
+    };
+    let policy = "\"requests\";q=2;w=1".to_owned();
+    assert_eq!(ask().await, (Ok(()), policy.clone(), "\"requests\";r=1;t=0".to_owned()));
+    assert_eq!(ask().await, (Ok(()), policy.clone(), "\"requests\";r=0;t=0".to_owned()));
+    assert_eq!(ask().await, (Err((Reason::TeamRateLimit, Some(S))), policy.clone(), "\"requests\";r=0;t=1".to_owned()));
+    advance(S / 2).await;
+    assert!(ask().await.0.is_ok());
+}

@@ -166,7 +166,7 @@ where
         };
         loop {
             // Fetched after this call had arrived: newer than even a forced refresh asks for.
-            let arrived_meanwhile = || self.layer.store.get(&call.key).filter(|e| e.stored >= call.received);
+            let arrived_meanwhile = || self.layer.store.get(&call.key).filter(|e| e.stored > call.received);
             let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest);
             let mut joined = match self.layer.store.flights.join(call.key, arrived_meanwhile, begin) {
                 Ok(joined) => joined,

@@ -1,1 +1,481 @@
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use tokio::sync::Semaphore;
+use tokio::time::advance;
+
+use super::*;
+use crate::metrics::Metrics;
+use crate::model::error::Retry;
+use crate::model::operation::OperationSet;
+use crate::model::tenancy::{Account, Team};
+use crate::model::wishes::CacheWishes;
+
+const S: Duration = Duration::from_secs(1);
+
+const POLICY: Policy = Policy {
+    metadata: Lifetimes { fresh: Duration::from_secs(3600), stale_while_revalidate: S, stale_if_error: S },
+    query: Lifetimes {
+        fresh: Duration::from_secs(60),
+        stale_while_revalidate: Duration::from_secs(300),
+        stale_if_error: Duration::from_secs(3600),
+    },
+    errors: Duration::from_secs(10),
+    refresh_deadline: Duration::from_secs(90),
+};
+
+/// What the upstream does next.
+#[derive(Clone)]
+enum Next {
+    Page(&'static str),
+    Status(u16),
+    NoStore(&'static str),
+    Fail(Reason),
+    Abandoned,
+    Panic,
+}
+
+/// An upstream with a script and, if wanted, a gate that every answer waits behind.
+#[derive(Clone)]
+struct Upstream {
+    script: Arc<Mutex<VecDeque<Next>>>,
+    calls: Arc<AtomicUsize>,
+    gate: Arc<Semaphore>,
+}
+
+impl Upstream {
+    fn new(script: &[Next]) -> Self {
+        Self {
+            script: Arc::new(Mutex::new(script.iter().cloned().collect())),
+            calls: Arc::default(),
+            gate: Arc::new(Semaphore::new(usize::MAX >> 4)),
+        }
+    }
+
+    /// Answers wait until [`open`](Self::open).
+    fn gated(script: &[Next]) -> Self {
+        Self { gate: Arc::new(Semaphore::new(0)), ..Self::new(script) }
+    }
+
+    fn open(&self, answers: usize) {
+        self.gate.add_permits(answers);
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl Service<Call> for Upstream {
+    type Response = Answer;
+    type Error = GatewayError;
+    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Call) -> Self::Future {
+        let upstream = self.clone();
+        Box::pin(async move {
+            upstream.calls.fetch_add(1, Ordering::SeqCst);
+            upstream.gate.acquire().await.expect("the gate stays").forget();
+            let next = upstream.script.lock().unwrap().pop_front().expect("a call beyond the script");
+            let answer = |status, body: &'static str, cache_control: Option<&'static str>| {
+                let mut headers = HeaderMap::new();
+                if let Some(value) = cache_control {
+                    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
+                }
+                Ok(Answer {
+                    status: StatusCode::from_u16(status).unwrap(),
+                    headers,
+                    body: Bytes::from_static(body.as_bytes()),
+                })
+            };
+            match next {
+                Next::Page(body) => answer(200, body, None),
+                Next::NoStore(body) => answer(200, body, Some("no-store")),
+                Next::Status(status) => answer(status, "{}", None),
+                Next::Fail(reason) => Err(GatewayError::new(reason, "scripted").with_retry(Retry::Never)),
+                Next::Abandoned => Err(GatewayError::abandoned()),
+                Next::Panic => panic!("scripted"),
+            }
+        })
+    }
+}
+
+type Cache = Caching<Upstream>;
+
+fn cache(upstream: &Upstream) -> Cache {
+    let store = Store::new(1 << 20, &Metrics::new());
+    CacheLayer::new(store, POLICY, Clock::new()).layer(upstream.clone())
+}
+
+fn call(body: &'static str) -> Call {
+    let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
+    let team = Team { name: "local".into(), account, operations: OperationSet::standard(), weight: 1 };
+    Call {
+        operation: Operation::Query,
+        team: Arc::new(team),
+        parameters: "".into(),
+        body: Bytes::from_static(body.as_bytes()),
+        key: Key::new("AC1", Operation::Query, "", body.as_bytes()),
+        wishes: Wishes::default(),
+        received: Instant::now(),
+        deadline: Instant::now() + 90 * S,
+        interest: Interest::of_clients(),
+        journey: Arc::default(),
+    }
+}
+
+fn wishing(cache: CacheWishes) -> Call {
+    Call { wishes: Wishes { cache, ..Wishes::default() }, ..call("q") }
+}
+
+async fn ask(cache: &Cache, call: Call) -> Result<Reply, Reason> {
+    cache.clone().oneshot(call).await.map_err(|error| error.reason())
+}
+
+/// What a reply says: outcome, body, age in seconds.
+fn said(reply: Result<Reply, Reason>) -> (Outcome, String, Option<u64>) {
+    let reply = reply.expect("a reply");
+    let body = String::from_utf8(reply.page.body.to_vec()).unwrap();
+    (reply.outcome, body, reply.age.map(|age| age.as_secs()))
+}
+
+fn is(outcome: Outcome, body: &str, age: Option<u64>) -> (Outcome, String, Option<u64>) {
+    (outcome, body.to_owned(), age)
+}
+
+/// Lets spawned flights get as far as they can.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_is_fetched_once_and_ages() {
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
+    advance(42 * S).await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(42)));
+    assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_is_served_while_one_refresh_runs() {
+    let upstream = Upstream::gated(&[Next::Page("1"), Next::Page("2")]);
+    let cache = cache(&upstream);
+    upstream.open(1);
+    ask(&cache, call("q")).await.unwrap();
+    advance(61 * S).await;
+    for _ in 0..5 {
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(61)));
+        settle().await;
+    }
+    assert_eq!(upstream.calls(), 2);
+    upstream.open(1);
+    settle().await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "2", Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_leaves_the_page_as_old_as_it_is_and_releases_its_claim() {
+    let failures = [Next::Fail(Reason::UpstreamTimeout), Next::Panic, Next::NoStore("x"), Next::Status(503)];
+    let script: Vec<_> = [Next::Page("1")].into_iter().chain(failures).chain([Next::Page("2")]).collect();
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(61 * S).await;
+    for (failed, age) in (61..65).enumerate() {
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(age)));
+        settle().await;
+        assert_eq!(upstream.calls(), failed + 2);
+        advance(S).await;
+    }
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(65)));
+    settle().await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "2", Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn staleness_is_bounded() {
+    let upstream =
+        Upstream::new(&[Next::Page("1"), Next::Fail(Reason::UpstreamTimeout), Next::Fail(Reason::UpstreamTimeout)]);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(3660 * S).await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::StaleError, "1", Some(3660)));
+    advance(S).await;
+    assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_give_way_to_a_stale_page() {
+    let failures = [
+        Next::Status(429),
+        Next::Status(500),
+        Next::Status(503),
+        Next::Fail(Reason::UpstreamUnreachable),
+        Next::Fail(Reason::UpstreamInvalid),
+        Next::Fail(Reason::Deadline),
+        Next::Fail(Reason::QueueFull),
+        Next::Fail(Reason::CircuitOpen),
+    ];
+    let script: Vec<_> = [Next::Page("1")].into_iter().chain(failures.clone()).collect();
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(1000 * S).await;
+    for _ in failures {
+        let reply = ask(&cache, call("q")).await.unwrap();
+        assert_eq!(reply.outcome, Outcome::StaleError);
+        let status = reply.cache_status.to_str().unwrap();
+        assert!(status.starts_with("insights-gateway; hit; ttl=-940; detail=stale_error; key=\""), "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_credentials_and_twilios_refusals_are_not_hidden_by_a_stale_page() {
+    let upstream = Upstream::new(&[
+        Next::Page("1"),
+        Next::Fail(Reason::UpstreamRejectedCredentials),
+        Next::Status(400),
+        Next::Page("2"),
+    ]);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(1000 * S).await;
+    assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamRejectedCredentials);
+    assert_eq!(ask(&cache, call("q")).await.unwrap().page.status, 400);
+    // The 400 has not displaced the page, which could still stand in.
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn identical_calls_share_one_flight() {
+    let upstream = Upstream::gated(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    let asking: Vec<_> = (0..500).map(|_| tokio::spawn(cache.clone().oneshot(call("q")))).collect();
+    settle().await;
+    upstream.open(1);
+    let mut outcomes = Vec::new();
+    for reply in asking {
+        outcomes.push(reply.await.unwrap().unwrap().outcome);
+    }
+    let misses = outcomes.iter().filter(|outcome| **outcome == Outcome::Miss).count();
+    let collapsed = outcomes.iter().filter(|outcome| **outcome == Outcome::Collapsed).count();
+    assert_eq!((misses, collapsed, upstream.calls()), (1, 499, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn different_calls_do_not() {
+    let upstream = Upstream::gated(&[Next::Page("1"), Next::Page("2")]);
+    let cache = cache(&upstream);
+    let (one, two) = (tokio::spawn(cache.clone().oneshot(call("a"))), tokio::spawn(cache.clone().oneshot(call("b"))));
+    settle().await;
+    assert_eq!(upstream.calls(), 2);
+    upstream.open(2);
+    assert_ne!(one.await.unwrap().unwrap().page.body, two.await.unwrap().unwrap().page.body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_survives_the_client_that_began_it() {
+    let upstream = Upstream::gated(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    let leaving = tokio::spawn(cache.clone().oneshot(call("q")));
+    settle().await;
+    leaving.abort();
+    settle().await;
+    upstream.open(1);
+    settle().await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_shared_and_forgotten() {
+    let upstream = Upstream::gated(&[Next::Fail(Reason::UpstreamInvalid), Next::Page("1")]);
+    let cache = cache(&upstream);
+    let asking: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(call("q")))).collect();
+    settle().await;
+    upstream.open(2);
+    for reply in asking {
+        assert_eq!(reply.await.unwrap().unwrap_err().reason(), Reason::UpstreamInvalid);
+    }
+    assert_eq!(upstream.calls(), 1);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_of_a_flight_that_dies_begin_anew() {
+    for death in [Next::Panic, Next::Abandoned] {
+        let upstream = Upstream::gated(&[death.clone(), Next::Page("1")]);
+        let cache = cache(&upstream);
+        let leader = tokio::spawn(cache.clone().oneshot(call("q")));
+        settle().await;
+        let follower = tokio::spawn(cache.clone().oneshot(call("q")));
+        settle().await;
+        leader.abort();
+        upstream.open(2);
+        assert_eq!(follower.await.unwrap().unwrap().page.body, "1");
+        assert_eq!(upstream.calls(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_refresh_is_made_once_and_everybody_benefits() {
+    let upstream = Upstream::gated(&[Next::Page("1"), Next::Page("2")]);
+    let cache = cache(&upstream);
+    upstream.open(1);
+    ask(&cache, call("q")).await.unwrap();
+    let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    let forcing: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(wishing(no_cache)))).collect();
+    settle().await;
+    // Meanwhile the others read what is there.
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(0)));
+    upstream.open(1);
+    for reply in forcing {
+        assert_eq!(reply.await.unwrap().unwrap().page.body, "2");
+    }
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "2", Some(0)));
+    assert_eq!(upstream.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_store_touches_nothing() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
+    let cache = cache(&upstream);
+    let no_store = CacheWishes { no_store: true, ..CacheWishes::default() };
+    assert_eq!(said(ask(&cache, wishing(no_store)).await), is(Outcome::Bypass, "1", None));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None));
+    assert_eq!(said(ask(&cache, wishing(no_store)).await), is(Outcome::Bypass, "3", None));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "2", Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_if_cached_never_goes_upstream() {
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    let only = CacheWishes { only_if_cached: true, ..CacheWishes::default() };
+    assert_eq!(ask(&cache, wishing(only)).await.unwrap_err(), Reason::OnlyIfCached);
+    ask(&cache, call("q")).await.unwrap();
+    assert_eq!(said(ask(&cache, wishing(only)).await), is(Outcome::Hit, "1", Some(0)));
+    advance(100 * S).await;
+    assert_eq!(said(ask(&cache, wishing(only)).await), is(Outcome::Stale, "1", Some(100)));
+    settle().await;
+    assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_be_kept_is_not() {
+    let kept_not = [Next::NoStore("x"), Next::Status(500), Next::Status(429), Next::Status(422)];
+    let script: Vec<_> = kept_not.iter().cloned().chain([Next::Page("1")]).collect();
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    for _ in kept_not {
+        let reply = ask(&cache, call("q")).await.unwrap();
+        assert_eq!(reply.outcome, Outcome::Miss);
+        assert!(!reply.cache_status.to_str().unwrap().contains("stored"));
+    }
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn twilios_refusals_are_kept_shortly() {
+    let upstream = Upstream::new(&[Next::Status(400), Next::Status(404)]);
+    let cache = cache(&upstream);
+    assert_eq!(ask(&cache, call("q")).await.unwrap().page.status, 400);
+    advance(10 * S).await;
+    let again = ask(&cache, call("q")).await.unwrap();
+    assert_eq!((again.page.status.as_u16(), again.outcome), (400, Outcome::Hit));
+    advance(S).await;
+    assert_eq!(ask(&cache, call("q")).await.unwrap().page.status, 404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hasty_leader_does_not_spoil_a_patient_follower() {
+    let upstream = Upstream::gated(&[Next::Fail(Reason::Deadline), Next::Page("1")]);
+    let cache = cache(&upstream);
+    let hasty = tokio::spawn(cache.clone().oneshot(Call { deadline: Instant::now() + S, ..call("q") }));
+    settle().await;
+    let patient = tokio::spawn(cache.clone().oneshot(call("q")));
+    settle().await;
+    upstream.open(2);
+    assert_eq!(hasty.await.unwrap().unwrap_err().reason(), Reason::Deadline);
+    assert_eq!(patient.await.unwrap().unwrap().page.body, "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_waits_no_longer_than_it_wants() {
+    let upstream = Upstream::gated(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    let patient = tokio::spawn(cache.clone().oneshot(call("q")));
+    settle().await;
+    let begun = Instant::now();
+    let hasty = ask(&cache, Call { deadline: Instant::now() + S, ..call("q") }).await;
+    assert_eq!((hasty.unwrap_err(), begun.elapsed()), (Reason::UpstreamTimeout, S));
+    upstream.open(1);
+    assert_eq!(patient.await.unwrap().unwrap().page.body, "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_the_page_is_told_so() {
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    let etag = ask(&cache, call("q")).await.unwrap().page.etag.clone();
+    let having = |tag| Call { wishes: Wishes { if_none_match: tag, ..Wishes::default() }, ..call("q") };
+    let reply = ask(&cache, having(etag)).await.unwrap();
+    assert_eq!((reply.outcome, reply.not_modified), (Outcome::Revalidated, true));
+    let reply = ask(&cache, having(Some(HeaderValue::from_static("\"other\"")))).await.unwrap();
+    assert_eq!((reply.outcome, reply.not_modified), (Outcome::Hit, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_are_purged_by_what_they_are() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
+    let cache = cache(&upstream);
+    let store = cache.layer.store.clone();
+    for body in ["a", "b", "c"] {
+        ask(&cache, call(body)).await.unwrap();
+    }
+    assert_eq!(store.purge(&Purge::Account("other".into())), 0);
+    assert_eq!(store.purge(&Purge::Operation(Operation::Metadata)), 0);
+    assert_eq!(store.purge(&Purge::Key(call("a").key.short().to_string())), 1);
+    assert_eq!(store.entries(None, 10, Instant::now()).len(), 2);
+    assert_eq!(store.purge(&Purge::All), 2);
+    assert_eq!(store.size().0, 0);
+}
+
+#[tokio::test]
+async fn the_newest_pages_stay_within_the_capacity() {
+    let capacity = 256 * 1024;
+    let store = Store::new(capacity, &Metrics::new());
+    let keep = |n: u32| {
+        let page =
+            Page::new(Answer { status: StatusCode::OK, headers: HeaderMap::new(), body: vec![b'x'; 16 * 1024].into() });
+        let key = Key::new("AC1", Operation::Query, "", &n.to_le_bytes());
+        let entry = Entry {
+            page: Arc::new(page),
+            account: "main".into(),
+            operation: Operation::Query,
+            stored: Instant::now(),
+            lifetimes: POLICY.query,
+            hits: AtomicU64::new(0),
+            note: note::key_note(&key),
+        };
+        store.insert(key, entry);
+        key
+    };
+    for n in 0..1000 {
+        let key = keep(n);
+        let (_, bytes) = store.size();
+        assert!(bytes <= capacity);
+        assert!(store.get(&key).is_some(), "page {n} was paid for and did not get in");
+    }
+    assert!(store.size().0 >= 14);
+}
