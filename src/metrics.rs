@@ -138,6 +138,13 @@ pub struct CauseLabels {
     pub cause: Word,
 }
 
+/// The label of `cache_settled_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SettledLabels {
+    /// `settled`, or why not.
+    pub reason: Word,
+}
+
 /// The label of `reloads_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabels {
@@ -190,6 +197,8 @@ pub struct Metrics {
     pub cache_bytes: Gauge,
     /// Pages that went.
     pub cache_evictions: Family<CauseLabels, Counter>,
+    /// Query pages kept, by whether they were settled or why not.
+    pub cache_settled: Family<SettledLabels, Counter>,
     /// Configuration reloads.
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
@@ -213,6 +222,7 @@ impl Metrics {
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
             cache_evictions: Family::default(),
+            cache_settled: Family::default(),
             reloads: Family::default(),
             uptime: Gauge::default(),
         };
@@ -241,6 +251,11 @@ impl Metrics {
         r.register("cache_entries", "Pages kept", metrics.cache_entries.clone());
         r.register("cache_bytes", "Bytes of keys and pages", metrics.cache_bytes.clone());
         r.register("cache_evictions", "Pages that went, by cause", metrics.cache_evictions.clone());
+        r.register(
+            "cache_settled",
+            "Query pages kept, by whether they were settled or why not",
+            metrics.cache_settled.clone(),
+        );
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         Arc::new(metrics)

@@ -4,6 +4,7 @@
 //! [`Call`](crate::model::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tower::ServiceBuilder;
 
@@ -86,7 +87,7 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
         .layer(InterpretLayer::new(limits(config)))
         // Hits end here. Misses become one flight each.
-        .layer(CacheLayer::new(store, cache_policy(config), clock))
+        .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
         .layer(RetryLayer::new(retry_policy(config), Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
@@ -179,8 +180,12 @@ fn cache_policy(config: &Config) -> cache::Policy {
     cache::Policy {
         metadata: config.cache.metadata,
         query: config.cache.query,
+        settled: config.cache.settled.lifetimes,
+        settled_after: config.cache.settled.after,
         errors: config.cache.errors,
         refresh_deadline: config.upstream.deadline,
+        // Enough to part pages that were written together, too little to be felt as age.
+        refresh_jitter: (config.cache.query.fresh / 20).min(Duration::from_secs(1)),
     }
 }
 

@@ -69,5 +69,6 @@ pub(super) fn entry(view: &EntryView) -> Value {
         "state": state,
         "hits": view.hits,
         "bytes": view.bytes,
+        "settled": view.settled.map(|verdict| verdict.as_str()),
     })
 }

@@ -58,6 +58,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
+    /// Names the page after this one, where the body says that there is one.
+    pub next_token: Option<String>,
 }
 
 /// An answer in the form in which it is kept and served again.
@@ -91,7 +93,7 @@ impl Page {
     /// An answer as clients see it. A success is kept, so it has none of the momentary headers; Twilio's own
     /// errors keep them, since clients act on them.
     pub fn new(answer: Answer) -> Self {
-        let Answer { status, headers, body } = answer;
+        let Answer { status, headers, body, .. } = answer;
         let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
         let headers = Self::KEPT
             .iter()

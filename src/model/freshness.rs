@@ -35,6 +35,16 @@ impl Lifetimes {
         Self { fresh: self.fresh.min(limit), ..self }
     }
 
+    /// What is left of them `elapsed` later; `None` when nothing is.
+    pub fn after(&self, elapsed: Duration) -> Option<Self> {
+        let overdue = elapsed.saturating_sub(self.fresh);
+        (elapsed < self.usable()).then(|| Self {
+            fresh: self.fresh.saturating_sub(elapsed),
+            stale_while_revalidate: self.stale_while_revalidate.saturating_sub(overdue),
+            stale_if_error: self.stale_if_error.saturating_sub(overdue),
+        })
+    }
+
     /// The age beyond which a page is of no use to anybody.
     pub fn usable(&self) -> Duration {
         self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
@@ -182,6 +192,22 @@ mod tests {
     }
 
     proptest! {
+        /// A page that joins a result set later ends its windows when the set does.
+        #[test]
+        fn what_is_left_ends_when_the_whole_does(fresh in 0u32..100, swr in 0u32..100, sie in 0u32..100, elapsed in 0u32..300, age in 0u32..300) {
+            let whole = Lifetimes { fresh: S * fresh, stale_while_revalidate: S * swr, stale_if_error: S * sie };
+            let plain = CacheWishes::default();
+            match whole.after(S * elapsed) {
+                Some(left) => {
+                    prop_assert_eq!(left.usable() + S * elapsed, whole.usable());
+                    if elapsed <= fresh {
+                        prop_assert_eq!(decide(Some((&left, S * age)), &plain), decide(Some((&whole, S * (age + elapsed))), &plain));
+                    }
+                }
+                None => prop_assert!(S * elapsed >= whole.usable()),
+            }
+        }
+
         #[test]
         fn nothing_is_served_beyond_its_window(fresh in 0u32..1000, swr in 0u32..1000, sie in 0u32..1000, age in 0u32..5000, wishes in wishes()) {
             let lifetimes = Lifetimes { fresh: S * fresh, stale_while_revalidate: S * swr, stale_if_error: S * sie };

@@ -18,6 +18,7 @@ pub mod outcome;
 pub mod parameters;
 pub mod query;
 pub mod request_id;
+pub mod settled;
 pub mod tenancy;
 pub mod units;
 pub mod visit;

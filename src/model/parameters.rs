@@ -50,6 +50,11 @@ impl Parameters {
         Ok(Self { canonical, has_page_token })
     }
 
+    /// Those of a request for the page that `token` names, as both Twilio SDKs make it.
+    pub fn of_page(token: &str) -> Self {
+        Self { canonical: format!("pageToken={}", encode(token.bytes())), has_page_token: !token.is_empty() }
+    }
+
     /// The canonical text; empty without parameters.
     pub fn as_str(&self) -> &str {
         &self.canonical
@@ -73,19 +78,27 @@ impl fmt::Display for BadEncoding {
 
 impl std::error::Error for BadEncoding {}
 
-/// Decodes and encodes again: unreserved characters (RFC 3986 section 2.3) as they are, all else in capitals.
+/// Decodes and encodes again.
 fn recode(text: &str) -> Result<String, BadEncoding> {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let mut out = String::with_capacity(text.len());
+    let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
-        let byte = if byte == b'%' {
+        if byte == b'%' {
             let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadEncoding);
             let (high, low) = (digit()?, digit()?);
-            u8::try_from(high << 4 | low).map_err(|_| BadEncoding)?
+            decoded.push(u8::try_from(high << 4 | low).map_err(|_| BadEncoding)?);
         } else {
-            byte
-        };
+            decoded.push(byte);
+        }
+    }
+    Ok(encode(decoded.into_iter()))
+}
+
+/// Unreserved characters (RFC 3986 section 2.3) as they are, all else in capital hexadecimal.
+fn encode(bytes: impl Iterator<Item = u8>) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = String::new();
+    for byte in bytes {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             out.push(char::from(byte));
         } else {
@@ -94,7 +107,7 @@ fn recode(text: &str) -> Result<String, BadEncoding> {
             out.push(char::from(HEX[usize::from(byte & 15)]));
         }
     }
-    Ok(out)
+    out
 }
 
 #[cfg(test)]
@@ -112,6 +125,11 @@ mod tests {
         for spelled in ["pageToken=a+b/c==", "pageToken=a%2Bb%2Fc%3D%3D", "pageToken=a%2bb/c%3d="] {
             assert_eq!(canonical(spelled), "pageToken=a%2Bb%2Fc%3D%3D");
         }
+    }
+
+    #[test]
+    fn a_token_of_an_answer_makes_the_request_for_its_page() {
+        assert_eq!(Parameters::of_page("a+b/c=="), Parameters::parse("pageToken=a+b/c==").unwrap());
     }
 
     #[test]

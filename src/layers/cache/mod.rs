@@ -18,12 +18,14 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
 use http::StatusCode;
+use jiff::Timestamp;
 use tower::{Layer, Service, ServiceExt};
 
 use self::flight::{Joined, Landed, Takeoff};
 use self::note::Forward;
-use self::store::Entry;
+use self::store::{Chain, Entry, Slot};
 pub use self::store::{EntryView, Purge, Store};
+use crate::metrics::{Metrics, SettledLabels, Word};
 use crate::model::call::{Answer, Call, Page, Reply};
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason};
@@ -33,6 +35,8 @@ use crate::model::interest::Interest;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
+use crate::model::parameters::Parameters;
+use crate::model::settled::{self, TimeDimensions, Verdict};
 use crate::model::wishes::{self, Wishes};
 
 /// For how long what is kept.
@@ -42,27 +46,17 @@ pub struct Policy {
     pub metadata: Lifetimes,
     /// Queries and their pages.
     pub query: Lifetimes,
+    /// Queries whose answers have stopped changing.
+    pub settled: Lifetimes,
+    /// How long ago such a query's range must have closed.
+    pub settled_after: Duration,
     /// Twilio's 400s and 404s; zero is never.
     pub errors: Duration,
     /// How long a refresh may take, waits and retries included.
     pub refresh_deadline: Duration,
-}
-
-impl Policy {
-    fn lifetimes(&self, operation: Operation, answer: &Answer) -> Option<Lifetimes> {
-        let configured = match (answer.status, operation) {
-            (StatusCode::OK, Operation::Metadata) => self.metadata,
-            (StatusCode::OK, Operation::Query | Operation::Page) => self.query,
-            (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Lifetimes::fresh_only(self.errors),
-            _ => return None,
-        };
-        let lifetimes = match hints::storage(&answer.headers) {
-            Storage::Unsaid => configured,
-            Storage::AtMost(limit) => configured.at_most(limit),
-            Storage::Forbidden => return None,
-        };
-        (!lifetimes.usable().is_zero()).then_some(lifetimes)
-    }
+    /// A refresh begins up to so much later than it could, lest pages that were written together be asked for
+    /// together.
+    pub refresh_jitter: Duration,
 }
 
 /// Makes [`Caching`] services, which share one store.
@@ -70,13 +64,14 @@ impl Policy {
 pub struct CacheLayer {
     store: Store,
     policy: Policy,
+    metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl CacheLayer {
     /// Keeps pages in `store` as `policy` has it.
-    pub fn new(store: Store, policy: Policy, clock: Clock) -> Self {
-        Self { store, policy, clock }
+    pub fn new(store: Store, policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self { store, policy, metrics, clock }
     }
 }
 
@@ -123,20 +118,26 @@ where
             return Either::Right(Box::pin(bypass(S::clone(&self.inner), call)));
         }
         let now = self.layer.clock.now();
-        let entry = self.layer.store.get(&call.key);
+        let (entry, before) = match self.layer.store.get(&call.key) {
+            Some(Slot::Page(entry)) => (Some(entry), None),
+            Some(Slot::Awaited { before, .. }) => (None, before),
+            None => (None, None),
+        };
         let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.wishes.cache);
         match (decision, entry) {
             (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(&entry, None, &call.wishes, now)))),
             (Decision::ServeAndRefresh, Some(entry)) => {
                 let reply = serve(&entry, None, &call.wishes, now);
-                self.refresh(call);
+                if entry.is_refreshable() {
+                    self.refresh(call);
+                }
                 Either::Left(ready(Ok(reply)))
             }
             (Decision::Refuse, _) => Either::Left(ready(Err(GatewayError::new(
                 Reason::OnlyIfCached,
                 "nothing is cached that this request accepts, and it forbids asking Twilio",
             )))),
-            (_, entry) => Either::Right(Box::pin(self.clone().fetch(call, entry))),
+            (_, entry) => Either::Right(Box::pin(self.clone().fetch(call, entry.or(before)))),
         }
     }
 }
@@ -148,10 +149,11 @@ where
 {
     /// Lets one refresh run behind an answer.
     fn refresh(&self, call: Call) {
-        let deadline = self.layer.clock.now() + self.layer.policy.refresh_deadline;
+        let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
+        let deadline = self.layer.clock.now() + delay + self.layer.policy.refresh_deadline;
         self.layer.store.flights.refresh(call.key, |takeoff, interest| {
             let call = Call { deadline, journey: Arc::default(), ..call };
-            self.begin(call, takeoff, interest);
+            self.begin(call, takeoff, interest, delay);
         });
     }
 
@@ -166,8 +168,8 @@ where
         };
         loop {
             // Fetched after this call had arrived: newer than even a forced refresh asks for.
-            let arrived_meanwhile = || self.layer.store.get(&call.key).filter(|e| e.stored > call.received);
-            let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest);
+            let arrived_meanwhile = || self.layer.store.page(&call.key).filter(|e| e.stored > call.received);
+            let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest, Duration::ZERO);
             let mut joined = match self.layer.store.flights.join(call.key, arrived_meanwhile, begin) {
                 Ok(joined) => joined,
                 Err(arrived) => {
@@ -237,16 +239,22 @@ where
         }
     }
 
-    /// Spawns the flight, so that a client that hangs up wastes nothing.
-    fn begin(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>) {
+    /// Spawns the flight, so that a client that hangs up wastes nothing. It takes off after `delay`, or when a
+    /// client begins to wait for it.
+    fn begin(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>, delay: Duration) {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
         tokio::spawn(async move {
+            if !delay.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = interest.wanted() => {}
+                }
+            }
             let call = Call { interest, ..call };
-            let (key, operation, deadline) = (call.key, call.operation, call.deadline);
-            let account = Arc::clone(&call.team.account.name);
-            let landed = match inner.oneshot(call).await {
+            let deadline = call.deadline;
+            let landed = match inner.oneshot(call.clone()).await {
                 Ok(answer) => {
-                    let (page, stored) = layer.keep(key, account, operation, answer);
+                    let (page, stored) = layer.keep(&call, answer);
                     Landed { result: Ok(page), stored, deadline }
                 }
                 Err(error) => Landed { result: Err(error), stored: false, deadline },
@@ -258,29 +266,74 @@ where
 
 impl CacheLayer {
     /// Makes an answer a page, and keeps it if it may be kept.
-    fn keep(&self, key: Key, account: Arc<str>, operation: Operation, answer: Answer) -> (Arc<Page>, bool) {
-        let lifetimes = self.policy.lifetimes(operation, &answer);
-        let page = Arc::new(Page::new(answer));
-        let Some(lifetimes) = lifetimes else {
-            return (page, false);
-        };
+    fn keep(&self, call: &Call, answer: Answer) -> (Arc<Page>, bool) {
         let now = self.clock.now();
+        let storage = hints::storage(&answer.headers);
+        let next_token = answer.next_token.clone();
+        let page = Arc::new(Page::new(answer));
+        let chain = if call.operation == Operation::Page { self.store.chain(&call.key) } else { None };
+        let settled = self.judge(call, &page, now);
+        let lifetimes = match (page.status, call.operation) {
+            (StatusCode::OK, Operation::Metadata) => Some(self.policy.metadata),
+            (StatusCode::OK, Operation::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
+            (StatusCode::OK, Operation::Query) => Some(self.policy.query),
+            (StatusCode::OK, Operation::Page) => match chain {
+                Some(chain) => chain.lifetimes.after(now.saturating_duration_since(chain.begun)),
+                None => Some(self.policy.query),
+            },
+            (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Some(Lifetimes::fresh_only(self.policy.errors)),
+            _ => None,
+        };
+        let lifetimes = match storage {
+            Storage::Unsaid => lifetimes,
+            Storage::AtMost(limit) => lifetimes.map(|lifetimes| lifetimes.at_most(limit)),
+            Storage::Forbidden => None,
+        };
+        let Some(lifetimes) = lifetimes.filter(|lifetimes| !lifetimes.usable().is_zero()) else { return (page, false) };
         let displaces = |old: &Arc<Entry>| old.page.status.is_success() && old.age(now) <= old.lifetimes.usable();
-        if !page.status.is_success() && self.store.get(&key).as_ref().is_some_and(displaces) {
+        if !page.status.is_success() && self.store.page(&call.key).as_ref().is_some_and(displaces) {
             return (page, false);
         }
-        let note = note::key_note(&key);
+        let chain = match call.operation {
+            Operation::Query if page.status.is_success() => Some(Chain { first: call.key, begun: now, lifetimes }),
+            _ => chain,
+        };
+        let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
         let entry = Entry {
-            page: Arc::clone(&page),
-            account,
-            operation,
+            account: Arc::clone(&call.team.account.name),
+            operation: call.operation,
             stored: now,
             lifetimes,
+            chain,
+            settled,
+            time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
             hits: AtomicU64::new(0),
-            note,
+            note: note::key_note(&call.key),
+            page: Arc::clone(&page),
         };
-        self.store.insert(key, entry);
+        self.store.insert(call.key, entry);
+        if let (Some(chain), Some(token)) = (chain, next_token) {
+            let next = Parameters::of_page(&token);
+            self.store.await_page(Key::new(&call.team.account.sid, Operation::Page, next.as_str(), b""), chain);
+        }
         (page, true)
+    }
+
+    /// Has a query's answer stopped changing.
+    fn judge(&self, call: &Call, page: &Page, now: Instant) -> Option<Verdict> {
+        if call.operation != Operation::Query || page.status != StatusCode::OK {
+            return None;
+        }
+        let metadata = self.store.page(&Key::new(&call.team.account.sid, Operation::Metadata, "", b""));
+        let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
+        let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
+        let verdict = match Timestamp::try_from(self.clock.wall(now)) {
+            Ok(now) => settled::judge(&call.body, dimensions, self.policy.settled_after, now),
+            Err(_) => Verdict::Recent,
+        };
+        self.metrics.cache_settled.get_or_create(&SettledLabels { reason: Word(verdict.as_str()) }).inc();
+        tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
+        Some(verdict)
     }
 }
 

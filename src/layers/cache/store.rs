@@ -4,6 +4,7 @@
 //! token must get in. moka's clock only clears away what is beyond all use; how old a page is and what may be
 //! done with it is decided by `model::freshness` over the gateway's clock.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::model::clock::Instant;
 use crate::model::freshness::Lifetimes;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
+use crate::model::settled::{TimeDimensions, Verdict};
 
 /// A page in the store.
 #[derive(Debug)]
@@ -29,6 +31,12 @@ pub(super) struct Entry {
     pub(super) operation: Operation,
     pub(super) stored: Instant,
     pub(super) lifetimes: Lifetimes,
+    /// The result set that it is a page of.
+    pub(super) chain: Option<Chain>,
+    /// Of a query: has its answer stopped changing.
+    pub(super) settled: Option<Verdict>,
+    /// Of metadata: which dimensions are times.
+    pub(super) time_dimensions: Option<TimeDimensions>,
     pub(super) hits: AtomicU64,
     /// The end of every `Cache-Status` about this page, written once.
     pub(super) note: Box<str>,
@@ -43,6 +51,12 @@ impl Entry {
         self.hits.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// May a stale one be refreshed by itself. A further page of a result set may not: it would mix an old
+    /// first page with newer ones, and would still expire with the first.
+    pub(super) fn is_refreshable(&self) -> bool {
+        self.operation != Operation::Page || self.chain.is_none()
+    }
+
     fn weight(&self) -> u32 {
         // What moka itself keeps for an entry: hash table slot, access-order node, counters.
         const BOOKKEEPING: usize = 256;
@@ -51,22 +65,70 @@ impl Entry {
     }
 }
 
+/// A result set: all its pages expire with the first, and are purged with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chain {
+    /// The key of its first page.
+    pub(super) first: Key,
+    /// When that was fetched.
+    pub(super) begun: Instant,
+    pub(super) lifetimes: Lifetimes,
+}
+
+/// What is kept under a key.
+#[derive(Debug, Clone)]
+pub(super) enum Slot {
+    /// A page.
+    Page(Arc<Entry>),
+    /// Nothing yet, but a page that is there names this one: it will belong to the same result set. What an
+    /// earlier result set had here may still stand in for a failure.
+    Awaited { chain: Chain, before: Option<Arc<Entry>> },
+}
+
+impl Slot {
+    fn page(&self) -> Option<&Arc<Entry>> {
+        match self {
+            Self::Page(entry) => Some(entry),
+            Self::Awaited { before, .. } => before.as_ref(),
+        }
+    }
+
+    fn chain(&self) -> Option<Chain> {
+        match self {
+            Self::Page(entry) => entry.chain,
+            Self::Awaited { chain, .. } => Some(*chain),
+        }
+    }
+
+    fn weight(&self) -> u32 {
+        const EMPTY: u32 = 384;
+        self.page().map_or(0, |entry| entry.weight()) + if matches!(self, Self::Page(_)) { 0 } else { EMPTY }
+    }
+
+    fn usable(&self) -> Duration {
+        match self {
+            Self::Page(entry) => entry.lifetimes.usable(),
+            Self::Awaited { chain, .. } => chain.lifetimes.usable(),
+        }
+    }
+}
+
 struct BeyondUse;
 
-impl Expiry<Key, Arc<Entry>> for BeyondUse {
-    fn expire_after_create(&self, _: &Key, entry: &Arc<Entry>, _: std::time::Instant) -> Option<Duration> {
-        Some(entry.lifetimes.usable())
+impl Expiry<Key, Slot> for BeyondUse {
+    fn expire_after_create(&self, _: &Key, slot: &Slot, _: std::time::Instant) -> Option<Duration> {
+        Some(slot.usable())
     }
 
     fn expire_after_update(
         &self,
         _: &Key,
-        entry: &Arc<Entry>,
+        slot: &Slot,
         _: std::time::Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
         // The default would keep the deadline of the page that this one replaces.
-        Some(entry.lifetimes.usable())
+        Some(slot.usable())
     }
 }
 
@@ -100,12 +162,14 @@ pub struct EntryView {
     pub hits: u64,
     /// What it counts against the capacity.
     pub bytes: u64,
+    /// Of a query: has its answer stopped changing, or why is that not known.
+    pub settled: Option<Verdict>,
 }
 
 /// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pages: Cache<Key, Arc<Entry>>,
+    pages: Cache<Key, Slot>,
     pub(super) flights: Flights,
     capacity: u64,
 }
@@ -116,7 +180,7 @@ impl Store {
         let evictions = metrics.cache_evictions.clone();
         let pages = Cache::builder()
             .max_capacity(capacity)
-            .weigher(|_, entry: &Arc<Entry>| entry.weight())
+            .weigher(|_, slot: &Slot| slot.weight())
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(BeyondUse)
             .eviction_listener(move |_, _, cause| {
@@ -132,12 +196,35 @@ impl Store {
         Self { pages, flights: Flights::default(), capacity }
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
+    pub(super) fn get(&self, key: &Key) -> Option<Slot> {
         self.pages.get(key)
     }
 
+    /// The page under `key`, if it is one.
+    pub(super) fn page(&self, key: &Key) -> Option<Arc<Entry>> {
+        match self.get(key) {
+            Some(Slot::Page(entry)) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// The result set that a page of this key will belong to.
+    pub(super) fn chain(&self, key: &Key) -> Option<Chain> {
+        self.get(key).and_then(|slot| slot.chain())
+    }
+
     pub(super) fn insert(&self, key: Key, entry: Entry) {
-        self.pages.insert(key, Arc::new(entry));
+        self.pages.insert(key, Slot::Page(Arc::new(entry)));
+    }
+
+    /// The page of `key` is going to belong to `chain`. Does nothing where it does already.
+    pub(super) fn await_page(&self, key: Key, chain: Chain) {
+        let before = match self.get(&key) {
+            Some(slot) if slot.chain().is_some_and(|c| c.first == chain.first && c.begun == chain.begun) => return,
+            Some(slot) => slot.page().cloned(),
+            None => None,
+        };
+        self.pages.insert(key, Slot::Awaited { chain, before });
     }
 
     /// Bytes that it may hold.
@@ -145,19 +232,32 @@ impl Store {
         self.capacity
     }
 
-    /// Drops pages; says how many.
+    /// Drops pages, and with each the rest of its result set; says how many pages went.
     pub fn purge(&self, which: &Purge) -> u64 {
-        let matches = |key: &Key, entry: &Entry| match which {
-            Purge::All => true,
-            Purge::Account(name) => *entry.account == **name,
-            Purge::Operation(operation) => entry.operation == *operation,
-            Purge::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
+        let matches = |key: &Key, slot: &Slot| {
+            let entry = slot.page();
+            match which {
+                Purge::All => true,
+                Purge::Account(name) => entry.is_some_and(|entry| *entry.account == **name),
+                Purge::Operation(operation) => entry.is_some_and(|entry| entry.operation == *operation),
+                Purge::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
+            }
         };
-        let keys: Vec<Key> = self.pages.iter().filter(|(k, e)| matches(k, e)).map(|(k, _)| *k).collect();
-        for key in &keys {
-            self.pages.invalidate(key);
+        let all: Vec<(Key, Slot)> = self.pages.iter().map(|(key, slot)| (*key, slot)).collect();
+        let matched: HashSet<Key> = all.iter().filter(|(key, slot)| matches(key, slot)).map(|(key, _)| *key).collect();
+        let chains: HashSet<Key> = all
+            .iter()
+            .filter(|(key, _)| matched.contains(key))
+            .filter_map(|(_, slot)| slot.chain().map(|chain| chain.first))
+            .collect();
+        let mut purged = 0;
+        for (key, slot) in &all {
+            if matched.contains(key) || slot.chain().is_some_and(|chain| chains.contains(&chain.first)) {
+                self.pages.invalidate(key);
+                purged += u64::from(slot.page().is_some());
+            }
         }
-        keys.len() as u64
+        purged
     }
 
     /// Pages and their bytes, once pending evictions are done.
@@ -172,6 +272,7 @@ impl Store {
             .pages
             .iter()
             .filter(|(key, _)| after.is_none_or(|after| key.to_string().as_str() > after))
+            .filter_map(|(key, slot)| Some((key, Arc::clone(slot.page()?))))
             .map(|(key, entry)| EntryView {
                 key: *key,
                 account: Arc::clone(&entry.account),
@@ -180,6 +281,7 @@ impl Store {
                 lifetimes: entry.lifetimes,
                 hits: entry.hits.load(Ordering::Relaxed),
                 bytes: entry.weight().into(),
+                settled: entry.settled,
             })
             .collect();
         views.sort_unstable_by_key(|view| view.key.to_string());

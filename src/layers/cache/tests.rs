@@ -23,8 +23,15 @@ const POLICY: Policy = Policy {
         stale_while_revalidate: Duration::from_secs(300),
         stale_if_error: Duration::from_secs(3600),
     },
+    settled: Lifetimes {
+        fresh: Duration::from_secs(86_400),
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+    },
+    settled_after: Duration::from_secs(86_400),
     errors: Duration::from_secs(10),
     refresh_deadline: Duration::from_secs(90),
+    refresh_jitter: Duration::ZERO,
 };
 
 /// What the upstream does next.
@@ -93,6 +100,7 @@ impl Service<Call> for Upstream {
                     status: StatusCode::from_u16(status).unwrap(),
                     headers,
                     body: Bytes::from_static(body.as_bytes()),
+                    next_token: token_of(body),
                 })
             };
             match next {
@@ -110,8 +118,13 @@ impl Service<Call> for Upstream {
 type Cache = Caching<Upstream>;
 
 fn cache(upstream: &Upstream) -> Cache {
-    let store = Store::new(1 << 20, &Metrics::new());
-    CacheLayer::new(store, POLICY, Clock::new()).layer(upstream.clone())
+    cache_with(POLICY, upstream)
+}
+
+fn cache_with(policy: Policy, upstream: &Upstream) -> Cache {
+    let metrics = Metrics::new();
+    let store = Store::new(1 << 20, &metrics);
+    CacheLayer::new(store, policy, metrics, Clock::new()).layer(upstream.clone())
 }
 
 fn call(body: &'static str) -> Call {
@@ -456,8 +469,12 @@ async fn the_newest_pages_stay_within_the_capacity() {
     let capacity = 256 * 1024;
     let store = Store::new(capacity, &Metrics::new());
     let keep = |n: u32| {
-        let page =
-            Page::new(Answer { status: StatusCode::OK, headers: HeaderMap::new(), body: vec![b'x'; 16 * 1024].into() });
+        let page = Page::new(Answer {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: vec![b'x'; 16 * 1024].into(),
+            next_token: None,
+        });
         let key = Key::new("AC1", Operation::Query, "", &n.to_le_bytes());
         let entry = Entry {
             page: Arc::new(page),
@@ -465,6 +482,9 @@ async fn the_newest_pages_stay_within_the_capacity() {
             operation: Operation::Query,
             stored: Instant::now(),
             lifetimes: POLICY.query,
+            chain: None,
+            settled: None,
+            time_dimensions: None,
             hits: AtomicU64::new(0),
             note: note::key_note(&key),
         };
@@ -475,7 +495,129 @@ async fn the_newest_pages_stay_within_the_capacity() {
         let key = keep(n);
         let (_, bytes) = store.size();
         assert!(bytes <= capacity);
-        assert!(store.get(&key).is_some(), "page {n} was paid for and did not get in");
+        assert!(store.page(&key).is_some(), "page {n} was paid for and did not get in");
     }
     assert!(store.size().0 >= 14);
+}
+
+/// `page>token`: a page's body that says what the next one is called.
+fn token_of(body: &str) -> Option<String> {
+    body.split_once('>').map(|(_, token)| token.to_owned())
+}
+
+fn page(token: &str) -> Call {
+    let parameters = Parameters::of_page(token);
+    Call {
+        operation: Operation::Page,
+        key: Key::new("AC1", Operation::Page, parameters.as_str(), b""),
+        parameters: parameters.as_str().into(),
+        body: Bytes::new(),
+        ..call("")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_pages_of_a_result_set_expire_with_the_first() {
+    let upstream = Upstream::new(&[Next::Page("1>b"), Next::Page("2>c"), Next::Page("3"), Next::Page("1'>d")]);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(30 * S).await;
+    ask(&cache, page("b")).await.unwrap();
+    advance(20 * S).await;
+    ask(&cache, page("c")).await.unwrap();
+    advance(10 * S).await;
+    for (call, body, age) in [(call("q"), "1>b", 60), (page("b"), "2>c", 30), (page("c"), "3", 10)] {
+        assert_eq!(said(ask(&cache, call).await), is(Outcome::Hit, body, Some(age)));
+    }
+    advance(S).await;
+    // Who walks the old pages goes on doing so; only the first page is fetched anew.
+    for (call, body, age) in [(page("b"), "2>c", 31), (page("c"), "3", 11), (call("q"), "1>b", 61)] {
+        assert_eq!(said(ask(&cache, call).await), is(Outcome::Stale, body, Some(age)));
+    }
+    settle().await;
+    assert_eq!(upstream.calls(), 4);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1'>d", Some(0)));
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Stale, "2>c", Some(31)));
+    advance(299 * S).await;
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Stale, "2>c", Some(330)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_result_set_with_the_old_tokens_does_not_serve_the_old_pages() {
+    let script =
+        [Next::Page("1>b"), Next::Page("2"), Next::Page("1'>b"), Next::Fail(Reason::UpstreamTimeout), Next::Page("2'")];
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    ask(&cache, page("b")).await.unwrap();
+    advance(S).await;
+    let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    ask(&cache, wishing(no_cache)).await.unwrap();
+    // The old page stands in while the upstream fails, and no longer.
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::StaleError, "2", Some(1)));
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Miss, "2'", None));
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Hit, "2'", Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_of_a_result_set_are_purged_together() {
+    let upstream = Upstream::new(&[Next::Page("1>b"), Next::Page("2>c"), Next::Page("other")]);
+    let cache = cache(&upstream);
+    for call in [call("q"), page("b"), call("p")] {
+        ask(&cache, call).await.unwrap();
+    }
+    let store = cache.layer.store.clone();
+    assert_eq!(store.purge(&Purge::Key(call("q").key.to_string())), 2);
+    let left: Vec<_> = store.entries(None, 10, Instant::now()).iter().map(|view| view.key).collect();
+    assert_eq!(left, [call("p").key]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settled_queries_live_longer_once_the_metadata_proves_them() {
+    const METADATA: &str = r#"{"cubes":[{"dimensions":[{"name":"C.Created","type":"time"}]}]}"#;
+    const QUERY: &str = r#"{"query":{"filters":[{"op":"AND","expressions":[{"op":"LT","field":"C.Created","values":["2001-01-01"]}]}]}}"#;
+    let script = [Next::Page("open"), Next::Page(METADATA), Next::Page("settled>b"), Next::Page("2")];
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    ask(&cache, call(QUERY)).await.unwrap();
+    let metadata =
+        Call { operation: Operation::Metadata, key: Key::new("AC1", Operation::Metadata, "", b""), ..call("") };
+    ask(&cache, metadata).await.unwrap();
+    let forced = Call {
+        wishes: Wishes { cache: CacheWishes { no_cache: true, ..CacheWishes::default() }, ..Wishes::default() },
+        ..call(QUERY)
+    };
+    ask(&cache, forced).await.unwrap();
+    ask(&cache, page("b")).await.unwrap();
+    advance(80_000 * S).await;
+    assert_eq!(said(ask(&cache, call(QUERY)).await), is(Outcome::Hit, "settled>b", Some(80_000)));
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Hit, "2", Some(80_000)));
+    let counted = cache.layer.metrics.encode().unwrap();
+    assert!(counted.contains("insights_gateway_cache_settled_total{reason=\"no_metadata\"} 1"), "{counted}");
+    assert!(counted.contains("insights_gateway_cache_settled_total{reason=\"settled\"} 1"), "{counted}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_are_spread_unless_somebody_waits() {
+    let script: Vec<_> = (0..40).map(|_| Next::Page("x")).collect();
+    let upstream = Upstream::new(&script);
+    let cache = cache_with(Policy { refresh_jitter: 10 * S, ..POLICY }, &upstream);
+    const BODIES: [&str; 20] =
+        ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t"];
+    for body in BODIES {
+        ask(&cache, call(body)).await.unwrap();
+    }
+    advance(61 * S).await;
+    for body in BODIES {
+        assert_eq!(ask(&cache, call(body)).await.unwrap().outcome, Outcome::Stale);
+    }
+    settle().await;
+    assert!(upstream.calls() < 30, "all began at once");
+    let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    let begun = Instant::now();
+    ask(&cache, wishing(no_cache)).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    tokio::time::sleep(10 * S).await;
+    settle().await;
+    assert_eq!(upstream.calls(), 40);
 }

@@ -45,6 +45,7 @@ async fn run_with(policy: Policy, call: Call, script: &[Scripted]) -> (Result<u1
                     status: StatusCode::from_u16(status).unwrap(),
                     headers: HeaderMap::new(),
                     body: Bytes::new(),
+                    next_token: None,
                 }),
                 Err(retry) => Err(GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(retry)),
             })

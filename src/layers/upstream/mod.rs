@@ -17,13 +17,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tower::Service;
 
@@ -209,19 +210,51 @@ impl Upstream {
             invalid("Twilio's answer was cut").with_retry(Retry::IfRepeatable).with_cause(Broken(error))
         })?;
         let body = body.to_bytes();
-        // A 429 is understood by its status and headers alone, whoever wrote its body.
-        if head.status != 429 && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
+        let Some(Envelope { next_token }) = Envelope::read(&body) else {
+            // A 429 is understood by its status and headers alone, whoever wrote its body.
+            if head.status == StatusCode::TOO_MANY_REQUESTS {
+                return Ok(Answer { status: head.status, headers: let_through(&head.headers), body, next_token: None });
+            }
             let retry = if head.status.is_server_error() { Retry::IfRepeatable } else { Retry::Never };
             let message = format!("Twilio answered {} with something that is not JSON", head.status.as_u16());
             return Err(invalid(message).with_retry(retry));
+        };
+        Ok(Answer { status: head.status, headers: let_through(&head.headers), body, next_token })
+    }
+}
+
+fn let_through(received: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
+    for name in LET_THROUGH {
+        if let Some(value) = received.get(&name) {
+            headers.insert(name, value.clone());
         }
-        let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
-        for name in LET_THROUGH {
-            if let Some(value) = head.headers.get(&name) {
-                headers.insert(name, value.clone());
-            }
+    }
+    headers
+}
+
+/// What the gateway reads of an answer. Reading it proves that the whole body is JSON.
+#[derive(Default)]
+struct Envelope {
+    next_token: Option<String>,
+}
+
+impl Envelope {
+    fn read(body: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Answer {
+            meta: Option<Meta>,
         }
-        Ok(Answer { status: head.status, headers, body })
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Meta {
+            next_token: Option<String>,
+        }
+        match serde_json::from_slice::<Answer>(body) {
+            Ok(answer) => Some(Self { next_token: answer.meta.and_then(|meta| meta.next_token) }),
+            // Of another shape, and perhaps JSON all the same.
+            Err(_) => serde_json::from_slice::<IgnoredAny>(body).ok().map(|_| Self::default()),
+        }
     }
 }
 

@@ -1,0 +1,299 @@
+//! Whether a query's answer has stopped changing, proven from the query alone.
+//!
+//! A query is *settled* when every top-level filter group is an `AND` (or has no `op` and a single expression)
+//! and holds an `LT` on a time dimension whose value lies more than a configured time in the past. Every
+//! group, since what combines groups is not documented: were it OR, one open group would open the query.
+//! Whatever is not understood is open. Settled pages live longer, so a mistake here serves old data: this
+//! module fails closed.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+
+use super::json::{self, Value};
+
+/// Settled, or why not. The words are metric labels and log fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The range closed long enough ago.
+    Settled,
+    /// No filters at all, or a group without an `LT`.
+    NoUpperBound,
+    /// A group that is an `OR`, or has no `op` and several expressions.
+    OrGroup,
+    /// The `LT`s are on members whose type is no time.
+    NotATimeDimension,
+    /// The upper bound is too recent, or in the future.
+    Recent,
+    /// A bound that is neither RFC 3339 nor a date, or of which there is not exactly one.
+    UnknownValue,
+    /// A time zone that is not known.
+    UnknownZone,
+    /// Something of another shape than documented.
+    UnknownShape,
+    /// The account's metadata is not in the cache, so no type is known.
+    NoMetadata,
+}
+
+impl Verdict {
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::NoUpperBound => "no_upper_bound",
+            Self::OrGroup => "or_group",
+            Self::NotATimeDimension => "not_a_time_dimension",
+            Self::Recent => "recent",
+            Self::UnknownValue => "unknown_value",
+            Self::UnknownZone => "unknown_zone",
+            Self::UnknownShape => "unknown_shape",
+            Self::NoMetadata => "no_metadata",
+        }
+    }
+}
+
+/// The time dimensions of an account, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TimeDimensions(HashSet<String>);
+
+impl TimeDimensions {
+    /// Reads an answer of the Metadata operation; `None` when it is of another shape.
+    pub fn read(metadata: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Metadata {
+            cubes: Vec<Cube>,
+        }
+        #[derive(Deserialize)]
+        struct Cube {
+            dimensions: Vec<Dimension>,
+        }
+        #[derive(Deserialize)]
+        struct Dimension {
+            name: String,
+            r#type: String,
+        }
+        let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
+        let is_time =
+            |kind: &str| ["time", "date", "datetime", "timestamp"].iter().any(|word| word.eq_ignore_ascii_case(kind));
+        let dimensions = metadata.cubes.into_iter().flat_map(|cube| cube.dimensions);
+        Some(Self(dimensions.filter(|d| is_time(&d.r#type)).map(|d| d.name).collect()))
+    }
+}
+
+/// Judges a canonical query body. `now` is when its answer was fetched.
+pub fn judge(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Verdict {
+    match prove(body, dimensions, after, now) {
+        Ok(()) => Verdict::Settled,
+        Err(why) => why,
+    }
+}
+
+fn prove(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Result<(), Verdict> {
+    let value = json::parse(body).map_err(|_| Verdict::UnknownShape)?;
+    let members = value.as_object().ok_or(Verdict::UnknownShape)?;
+    let zone = zone(json::member(members, "properties"))?;
+    let query = json::member(members, "query").and_then(Value::as_object).ok_or(Verdict::UnknownShape)?;
+    let groups = match json::member(query, "filters") {
+        None | Some(Value::Null) => return Err(Verdict::NoUpperBound),
+        Some(filters) => filters.as_array().ok_or(Verdict::UnknownShape)?,
+    };
+    if groups.is_empty() {
+        return Err(Verdict::NoUpperBound);
+    }
+    let bounds = groups.iter().map(upper_bounds).collect::<Result<Vec<_>, _>>()?;
+    let dimensions = dimensions.ok_or(Verdict::NoMetadata)?;
+    let latest = now.checked_sub(after).map_err(|_| Verdict::Recent)?;
+    bounds.into_iter().try_for_each(|bounds| closed(&bounds, dimensions, &zone, latest))
+}
+
+fn zone(properties: Option<&Value<'_>>) -> Result<TimeZone, Verdict> {
+    let name = match properties {
+        None | Some(Value::Null) => None,
+        Some(properties) => {
+            let members = properties.as_object().ok_or(Verdict::UnknownShape)?;
+            match json::member(members, "timezone") {
+                None | Some(Value::Null) => None,
+                Some(zone) => Some(zone.as_str().ok_or(Verdict::UnknownZone)?),
+            }
+        }
+    };
+    // Twilio's default, as its query syntax page has it.
+    name.map_or(Ok(TimeZone::UTC), |name| TimeZone::get(name).map_err(|_| Verdict::UnknownZone))
+}
+
+/// An `LT` of a group: its field and value.
+struct UpperBound<'v> {
+    field: &'v str,
+    value: Option<&'v str>,
+}
+
+/// The `LT`s of a group that all its rows must meet.
+fn upper_bounds<'v>(group: &'v Value<'_>) -> Result<Vec<UpperBound<'v>>, Verdict> {
+    let members = group.as_object().ok_or(Verdict::UnknownShape)?;
+    let expressions = json::member(members, "expressions").and_then(Value::as_array).ok_or(Verdict::UnknownShape)?;
+    if !members.iter().all(|m| matches!(m.name.as_str(), "op" | "expressions")) {
+        return Err(Verdict::UnknownShape);
+    }
+    match json::member(members, "op") {
+        Some(Value::String(op)) if op.as_str() == "AND" => {}
+        Some(Value::String(op)) if op.as_str() == "OR" => return Err(Verdict::OrGroup),
+        None | Some(Value::Null) if expressions.len() <= 1 => {}
+        None | Some(Value::Null) => return Err(Verdict::OrGroup),
+        Some(_) => return Err(Verdict::UnknownShape),
+    }
+    let mut bounds = Vec::new();
+    for expression in expressions {
+        let leaf = expression.as_object().ok_or(Verdict::UnknownShape)?;
+        if !leaf.iter().all(|m| matches!(m.name.as_str(), "op" | "field" | "values")) {
+            return Err(Verdict::UnknownShape);
+        }
+        let text = |name| json::member(leaf, name).and_then(Value::as_str);
+        let (op, field) = text("op").zip(text("field")).ok_or(Verdict::UnknownShape)?;
+        match op {
+            "LT" => {
+                let value = match json::member(leaf, "values").and_then(Value::as_array) {
+                    Some([value]) => value.as_str(),
+                    _ => None,
+                };
+                bounds.push(UpperBound { field, value });
+            }
+            // These narrow an AND, whatever they say.
+            "EQ" | "NE" | "GT" | "IN" => {}
+            _ => return Err(Verdict::UnknownShape),
+        }
+    }
+    if bounds.is_empty() { Err(Verdict::NoUpperBound) } else { Ok(bounds) }
+}
+
+/// Does one of a group's bounds close it before `latest`.
+fn closed(
+    bounds: &[UpperBound<'_>],
+    dimensions: &TimeDimensions,
+    zone: &TimeZone,
+    latest: Timestamp,
+) -> Result<(), Verdict> {
+    let mut why = Verdict::NotATimeDimension;
+    for bound in bounds.iter().filter(|bound| dimensions.0.contains(bound.field)) {
+        why = match bound.value.and_then(|value| instant(value, zone)) {
+            Some(end) if end < latest => return Ok(()),
+            Some(_) => Verdict::Recent,
+            None => Verdict::UnknownValue,
+        };
+    }
+    Err(why)
+}
+
+/// RFC 3339, or a date, which is the start of that day in `zone`.
+fn instant(value: &str, zone: &TimeZone) -> Option<Timestamp> {
+    if value.len() == "2026-04-02".len() {
+        let date: Date = value.parse().ok()?;
+        return date.to_zoned(zone.clone()).ok().map(|start| start.timestamp());
+    }
+    // jiff reads more than RFC 3339 (spaces, zone names); what is not understood by everybody is open.
+    let strict = value.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'-' | b':' | b'.' | b'+' | b'T' | b'Z'));
+    strict.then(|| value.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn dimensions() -> TimeDimensions {
+        let metadata = br#"{"domain":"Conversations","cubes":[{"name":"C","measures":[],"dimensions":[
+            {"name":"C.Created","type":"time"},{"name":"C.Day","type":"Date"},{"name":"C.Status","type":"string"}]}]}"#;
+        TimeDimensions::read(metadata).unwrap()
+    }
+
+    fn judged(body: &str) -> Verdict {
+        let now = "2026-04-10T00:00:00Z".parse().unwrap();
+        judge(body.as_bytes(), Some(&dimensions()), DAY, now)
+    }
+
+    fn filtered(groups: &str) -> Verdict {
+        judged(&format!(r#"{{"query":{{"measures":["C.Count"],"filters":[{groups}]}}}}"#))
+    }
+
+    const OLD: &str = r#"{"op":"LT","field":"C.Created","values":["2026-04-02"]}"#;
+    const OTHER: &str = r#"{"op":"EQ","field":"C.Status","values":["CLOSED"]}"#;
+
+    fn and(expressions: &str) -> String {
+        format!(r#"{{"op":"AND","expressions":[{expressions}]}}"#)
+    }
+
+    #[test]
+    fn a_closed_range_is_settled() {
+        assert_eq!(filtered(&and(OLD)), Verdict::Settled);
+        assert_eq!(filtered(&and(&format!("{OTHER},{OLD}"))), Verdict::Settled);
+        assert_eq!(filtered(&format!(r#"{{"expressions":[{OLD}]}}"#)), Verdict::Settled);
+        assert_eq!(filtered(&format!("{},{}", and(OLD), and(OLD))), Verdict::Settled);
+        let rfc = r#"{"op":"LT","field":"C.Day","values":["2026-04-08T23:59:59.5+00:00"]}"#;
+        assert_eq!(filtered(&and(rfc)), Verdict::Settled);
+    }
+
+    #[test]
+    fn everything_else_is_open_and_says_why() {
+        assert_eq!(judged(r#"{"query":{}}"#), Verdict::NoUpperBound);
+        assert_eq!(filtered(""), Verdict::NoUpperBound);
+        assert_eq!(filtered(&and("")), Verdict::NoUpperBound);
+        assert_eq!(filtered(&and(OTHER)), Verdict::NoUpperBound);
+        assert_eq!(filtered(&format!("{},{}", and(OLD), and(OTHER))), Verdict::NoUpperBound);
+        assert_eq!(filtered(&format!(r#"{{"op":"OR","expressions":[{OLD}]}}"#)), Verdict::OrGroup);
+        assert_eq!(filtered(&format!(r#"{{"expressions":[{OLD},{OTHER}]}}"#)), Verdict::OrGroup);
+        let lt = |field: &str, values: &str| and(&format!(r#"{{"op":"LT","field":"{field}","values":{values}}}"#));
+        assert_eq!(filtered(&lt("C.Status", r#"["2026-04-02"]"#)), Verdict::NotATimeDimension);
+        assert_eq!(filtered(&lt("C.Created", r#"["2026-04-09"]"#)), Verdict::Recent);
+        assert_eq!(filtered(&lt("C.Created", r#"["2026-05-01"]"#)), Verdict::Recent);
+        for value in [
+            r#"["yesterday"]"#,
+            r#"["2026-04-02","2026-04-03"]"#,
+            "[]",
+            "null",
+            "[1]",
+            r#"["2026-04-02 00:00:00Z"]"#,
+            r#"["2026-04-02T00:00:00"]"#,
+            r#"["2026-13-02"]"#,
+        ] {
+            assert_eq!(filtered(&lt("C.Created", value)), Verdict::UnknownValue, "{value}");
+        }
+        assert_eq!(filtered(&and(&format!(r#"{{"op":"AND","expressions":[{OLD}]}}"#))), Verdict::UnknownShape);
+        assert_eq!(filtered(&format!(r#"{{"op":"AND","not":true,"expressions":[{OLD}]}}"#)), Verdict::UnknownShape);
+        assert_eq!(filtered(r#""x""#), Verdict::UnknownShape);
+        let now = "2026-04-10T00:00:00Z".parse().unwrap();
+        let body = format!(r#"{{"query":{{"filters":[{}]}}}}"#, and(OLD));
+        assert_eq!(judge(body.as_bytes(), None, DAY, now), Verdict::NoMetadata);
+    }
+
+    #[test]
+    fn a_date_begins_in_the_querys_own_zone() {
+        let in_zone = |zone: &str, date: &str| {
+            judged(&format!(
+                r#"{{"properties":{{"timezone":{zone}}},"query":{{"filters":[{{"op":"AND","expressions":[{{"op":"LT","field":"C.Created","values":["{date}"]}}]}}]}}}}"#
+            ))
+        };
+        // It is 2026-04-10T00:00Z, so the range must end before 2026-04-09T00:00Z.
+        assert_eq!(in_zone("null", "2026-04-09"), Verdict::Recent);
+        assert_eq!(in_zone(r#""Asia/Tokyo""#, "2026-04-09"), Verdict::Settled);
+        assert_eq!(in_zone(r#""America/Los_Angeles""#, "2026-04-09"), Verdict::Recent);
+        assert_eq!(in_zone(r#""America/Los_Angeles""#, "2026-04-08"), Verdict::Settled);
+        assert_eq!(in_zone(r#""Mars/Olympus""#, "2026-04-01"), Verdict::UnknownZone);
+        assert_eq!(in_zone("7", "2026-04-01"), Verdict::UnknownZone);
+    }
+
+    proptest! {
+        /// Adding a group can only open a query.
+        #[test]
+        fn more_groups_never_settle(group in r#"\{"op":"(AND|OR|XX)","expressions":\[(\{"op":"(LT|GT|EQ)","field":"C\.(Created|Status)","values":\["20[0-9]{2}-0[1-9]-1[0-9]"\]\})?\]\}"#) {
+            if filtered(&group) != Verdict::Settled {
+                prop_assert_ne!(filtered(&format!("{},{group}", and(OLD))), Verdict::Settled);
+            }
+        }
+    }
+}
