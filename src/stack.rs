@@ -77,13 +77,13 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
 
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.
-        .layer(ObserveLayer::new(Arc::clone(&metrics), access_log(config), clock))
+        .layer(ObserveLayer::new(Arc::clone(&metrics), config.teams.len().max(1), access_log(config), clock))
         // The only place where an error becomes a status.
         .layer(RescueLayer)
         // Before anything that costs: beyond so many at once, refuse.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
-        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, allowance(&budgets), clock))
+        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &allowance(&budgets), clock))
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
         .layer(InterpretLayer::new(limits(config)))
         // Hits end here. Misses become one flight each.
@@ -110,6 +110,7 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
             account: Arc::clone(account),
             operations: OperationSet::standard(),
             weight: 1,
+            ordinal: 0,
         });
         let Some(team) = local.map(Arc::new) else { return Guests::Teams(Vec::new()) };
         let guest = Guest { team, token_sha256: Vec::new(), requests: None, restricted: false };
@@ -117,7 +118,7 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
         let names = names.into_iter().flatten().filter_map(|url| url.host().map(str::to_owned)).collect();
         return Guests::Everybody(guest, (!config.server.open).then_some(names));
     }
-    let guest = |team: &crate::config::Team| {
+    let guest = |(ordinal, team): (usize, &crate::config::Team)| {
         let account = accounts.iter().find(|account| *account.name == *team.account)?;
         Some(Guest {
             team: Arc::new(Team {
@@ -125,21 +126,22 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
                 account: Arc::clone(account),
                 operations: team.operations,
                 weight: team.weight,
+                ordinal,
             }),
             token_sha256: team.token_sha256.clone(),
             requests: team.requests,
             restricted: team.policy != crate::config::Policy::default(),
         })
     };
-    Guests::Teams(config.teams.iter().filter_map(guest).collect())
+    Guests::Teams(config.teams.iter().enumerate().filter_map(guest).collect())
 }
 
-fn allowance(budgets: &Budgets) -> admit::AccountAllowance {
+fn allowance(budgets: &Budgets) -> impl Fn(&Account) -> Option<admit::AccountRate> + use<> {
     let budgets = budgets.clone();
-    Arc::new(move |account| {
+    move |account| {
         let budget = budgets.get(&account.name)?;
-        Some((budget.rate()?, budget.allowance()?))
-    })
+        Some(admit::AccountRate { rate: budget.rate()?, allowance: Arc::new(move || budget.allowance()) })
+    }
 }
 
 fn set_budgets(config: &Config, accounts: &[Arc<Account>], budgets: &Budgets, clock: Clock) {

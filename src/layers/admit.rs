@@ -57,8 +57,13 @@ pub enum Guests {
     Teams(Vec<Guest>),
 }
 
-/// What an account has left, for the callers that have no rate of their own.
-pub type AccountAllowance = Arc<dyn Fn(&Account) -> Option<(Rate, Allowance)> + Send + Sync>;
+/// An account's own rate, which holds for callers that have none of their own.
+pub struct AccountRate {
+    /// The rate.
+    pub rate: Rate,
+    /// What is left of it now.
+    pub allowance: Arc<dyn Fn() -> Option<Allowance> + Send + Sync>,
+}
 
 /// Makes [`Admit`] services.
 #[derive(Clone)]
@@ -68,16 +73,25 @@ pub struct AdmitLayer {
 
 impl AdmitLayer {
     /// Lets `guests` in.
-    pub fn new(guests: Guests, rates: &TeamRates, account: AccountAllowance, clock: Clock) -> Self {
+    pub fn new(
+        guests: Guests,
+        rates: &TeamRates,
+        account: &dyn Fn(&Account) -> Option<AccountRate>,
+        clock: Clock,
+    ) -> Self {
         let known = |guest: Guest| {
-            let rate = guest.requests.map(|rate| rates.of(&guest.team.name, rate, clock));
-            Known { guest, rate }
+            let standing = match guest.requests {
+                Some(rate) => Standing::Requests(rates.of(&guest.team.name, rate, clock)),
+                None => account(&guest.team.account).map_or(Standing::Unlimited, Standing::Upstream),
+            };
+            let policy = standing.policy();
+            Known { guest, standing, policy }
         };
         let (guests, everybody, hosts) = match guests {
             Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
             Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
         };
-        Self { door: Arc::new(Door { guests, everybody, hosts, account }) }
+        Self { door: Arc::new(Door { guests, everybody, hosts }) }
     }
 }
 
@@ -120,12 +134,31 @@ struct Door {
     guests: Vec<Known>,
     everybody: bool,
     hosts: Option<Vec<String>>,
-    account: AccountAllowance,
 }
 
 struct Known {
     guest: Guest,
-    rate: Option<TeamRate>,
+    standing: Standing,
+    policy: HeaderValue,
+}
+
+/// What limits a guest, and so what it is told of limits.
+enum Standing {
+    Requests(TeamRate),
+    Upstream(AccountRate),
+    Unlimited,
+}
+
+impl Standing {
+    /// `RateLimit-Policy`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
+    fn policy(&self) -> HeaderValue {
+        let (name, rate) = match self {
+            Self::Requests(limiter) => ("requests", limiter.rate),
+            Self::Upstream(account) => ("upstream", account.rate),
+            Self::Unlimited => return HeaderValue::from_static(""),
+        };
+        value(format!("\"{name}\";q={};w={}", rate.count(), rate.window().as_secs().max(1)))
+    }
 }
 
 impl Door {
@@ -156,7 +189,7 @@ impl Door {
         let known = self.identify(request.headers())?;
         let team = &known.guest.team;
         let _ = visit.journey.team.set(Arc::clone(team));
-        self.limit(known, visit)?;
+        Self::limit(known, visit)?;
         if !team.operations.allows(operation) {
             let message = format!("team {} may not use {}", team.name, operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
@@ -239,21 +272,20 @@ impl Door {
         })
     }
 
-    fn limit<B>(&self, known: &Known, visit: &Visit<B>) -> Result<(), GatewayError> {
-        let (name, rate, allowance, refused) = match &known.rate {
-            Some(limiter) => match limiter.take() {
-                Ok(allowance) => ("requests", limiter.rate, allowance, false),
-                Err(allowance) => ("requests", limiter.rate, allowance, true),
-            },
-            None => match (self.account)(&known.guest.team.account) {
-                Some((rate, allowance)) => ("upstream", rate, allowance, false),
+    fn limit<B>(known: &Known, visit: &Visit<B>) -> Result<(), GatewayError> {
+        let (name, taken) = match &known.standing {
+            Standing::Requests(limiter) => ("requests", limiter.take()),
+            Standing::Upstream(account) => match (account.allowance)() {
+                Some(allowance) => ("upstream", Ok(allowance)),
                 None => return Ok(()),
             },
+            Standing::Unlimited => return Ok(()),
         };
-        let _ = visit.journey.rate_limit.set(rate_limit_headers(name, rate, allowance));
-        if refused {
+        let (Ok(allowance) | Err(allowance)) = taken;
+        let _ = visit.journey.rate_limit.set((known.policy.clone(), rate_limit(name, allowance)));
+        if taken.is_err() {
             let wait = allowance.reset.max(1);
-            let message = format!("team {} may send {rate} requests; come back in {wait} s", known.guest.team.name);
+            let message = format!("team {} has sent too many requests; come back in {wait} s", known.guest.team.name);
             return Err(GatewayError::new(Reason::TeamRateLimit, message)
                 .with_retry_after(std::time::Duration::from_secs(wait)));
         }
@@ -261,14 +293,20 @@ impl Door {
     }
 }
 
-/// `RateLimit-Policy` and `RateLimit` in the structured form of draft-ietf-httpapi-ratelimit-headers.
-fn rate_limit_headers(name: &str, rate: Rate, allowance: Allowance) -> (HeaderValue, HeaderValue) {
-    let window = rate.window().as_secs().max(1);
-    let policy = format!("\"{name}\";q={};w={window}", rate.count());
-    let limit = format!("\"{name}\";r={};t={}", allowance.remaining, allowance.reset);
-    // Quotes, letters and digits are always a header value.
-    let value = |text: String| HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
-    (value(policy), value(limit))
+/// `RateLimit`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
+fn rate_limit(name: &str, allowance: Allowance) -> HeaderValue {
+    let mut digits = itoa::Buffer::new();
+    let mut text = String::with_capacity(48);
+    for part in ["\"", name, "\";r=", digits.format(allowance.remaining), ";t="] {
+        text.push_str(part);
+    }
+    text.push_str(digits.format(allowance.reset));
+    value(text)
+}
+
+/// Quotes, letters and digits are always a header value.
+fn value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// What a caller shows.

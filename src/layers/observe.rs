@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
 
-use crate::metrics::{Metrics, NO_OPERATION, Name, OutcomeLabels, RequestLabels, Word};
+use crate::metrics::{HotRequests, Metrics};
 use crate::model::clock::{Clock, Instant};
 use crate::model::journey::Journey;
 use crate::model::outcome::Outcome;
@@ -42,15 +43,15 @@ pub struct AccessLog {
 /// Makes [`Observe`] services.
 #[derive(Debug, Clone)]
 pub struct ObserveLayer {
-    metrics: Arc<Metrics>,
+    requests: Arc<HotRequests>,
     log: AccessLog,
     clock: Clock,
 }
 
 impl ObserveLayer {
-    /// Counts in `metrics` and logs as `log` has it.
-    pub fn new(metrics: Arc<Metrics>, log: AccessLog, clock: Clock) -> Self {
-        Self { metrics, log, clock }
+    /// Counts in `metrics`, for so many teams, and logs as `log` has it.
+    pub fn new(metrics: Arc<Metrics>, teams: usize, log: AccessLog, clock: Clock) -> Self {
+        Self { requests: Arc::new(HotRequests::new(metrics, teams)), log, clock }
     }
 }
 
@@ -91,7 +92,7 @@ where
             received,
             request_id: request_id.clone(),
             method: request.method().clone(),
-            uri: request.uri().clone(),
+            target: request.uri().path_and_query().cloned(),
             journey: Arc::clone(&journey),
             ended: None,
         };
@@ -116,7 +117,7 @@ struct Watch {
     received: Instant,
     request_id: HeaderValue,
     method: Method,
-    uri: Uri,
+    target: Option<PathAndQuery>,
     journey: Arc<Journey>,
     ended: Option<(StatusCode, u64)>,
 }
@@ -126,7 +127,8 @@ impl Drop for Watch {
         let took = self.layer.clock.now() - self.received;
         let (status, bytes) = self.ended.map_or((CLIENT_LEFT, 0), |(status, bytes)| (status.as_u16(), bytes));
         let outcome = self.journey.outcome.get().copied().filter(|_| self.ended.is_some()).unwrap_or(Outcome::Failed);
-        self.count(outcome, status, took);
+        let (team, operation) = (self.journey.team.get(), self.journey.operation.get());
+        self.layer.requests.requested(team.map(Arc::as_ref), operation.copied(), outcome, status, took);
         let AccessLog { enabled, hits, slow } = self.layer.log;
         let is_slow = took >= slow;
         let sampled = outcome != Outcome::Hit || hits >= 1.0 || fastrand::f64() < hits;
@@ -139,15 +141,6 @@ impl Drop for Watch {
 impl Watch {
     fn end(&mut self, response: &Response<Full<Bytes>>) {
         self.ended = Some((response.status(), response.body().size_hint().exact().unwrap_or_default()));
-    }
-
-    fn count(&self, outcome: Outcome, status: u16, took: Duration) {
-        let operation = self.journey.operation.get().map_or(NO_OPERATION, |operation| Word::from(*operation));
-        let team = Name(self.journey.team.get().map_or_else(|| "".into(), |team| Arc::clone(&team.name)));
-        let outcome = Word::from(outcome);
-        let metrics = &self.layer.metrics;
-        metrics.requests.get_or_create(&RequestLabels { team, operation, outcome, status }).inc();
-        metrics.request_duration.get_or_create(&OutcomeLabels { operation, outcome }).observe(took.as_secs_f64());
     }
 
     fn log(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration, is_slow: bool) {
@@ -167,7 +160,7 @@ impl Watch {
                     account = team.map_or("", |team| &*team.account.name),
                     operation = self.journey.operation.get().map_or("none", |operation| operation.as_str()),
                     method = self.method.as_str(),
-                    path = self.uri.path(),
+                    path = self.target.as_ref().map_or("", PathAndQuery::path),
                     status,
                     outcome = outcome.as_str(),
                     reason,

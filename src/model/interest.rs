@@ -4,36 +4,39 @@
 //! whether anybody wants it; a background refresh asks whether a client has begun to.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// The clients that wait for one upstream call.
 #[derive(Debug)]
 pub struct Interest {
-    waiters: watch::Sender<usize>,
+    waiters: AtomicUsize,
+    changed: Notify,
     refresh: bool,
 }
 
 impl Interest {
     /// Of a call that clients wait for; it is abandoned when the last of them leaves.
     pub fn of_clients() -> Arc<Self> {
-        Arc::new(Self { waiters: watch::Sender::new(0), refresh: false })
+        Arc::new(Self { waiters: AtomicUsize::new(0), changed: Notify::new(), refresh: false })
     }
 
     /// Of a background refresh: nobody waits for it, and it goes on all the same.
     pub fn of_refresh() -> Arc<Self> {
-        Arc::new(Self { waiters: watch::Sender::new(0), refresh: true })
+        Arc::new(Self { waiters: AtomicUsize::new(0), changed: Notify::new(), refresh: true })
     }
 
     /// One more waits, until the guard is dropped.
     pub fn join(self: &Arc<Self>) -> Waiter {
-        self.waiters.send_modify(|n| *n += 1);
+        self.waiters.fetch_add(1, SeqCst);
+        self.changed.notify_waiters();
         Waiter(Arc::clone(self))
     }
 
     /// Is this a refresh that no client waits for.
     pub fn is_background(&self) -> bool {
-        self.refresh && *self.waiters.borrow() == 0
+        self.refresh && self.waiters.load(SeqCst) == 0
     }
 
     /// Ends when nobody waits any more; never for a refresh.
@@ -41,13 +44,24 @@ impl Interest {
         if self.refresh {
             return std::future::pending().await;
         }
-        // The sender is ours, so the channel cannot close.
-        let _ = self.waiters.subscribe().wait_for(|n| *n == 0).await;
+        self.until(|waiters| waiters == 0).await;
     }
 
     /// Ends when somebody waits.
     pub async fn wanted(&self) {
-        let _ = self.waiters.subscribe().wait_for(|n| *n > 0).await;
+        self.until(|waiters| waiters > 0).await;
+    }
+
+    async fn until(&self, reached: impl Fn(usize) -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Before looking: a change between the look and the wait must not be missed.
+            changed.as_mut().enable();
+            if reached(self.waiters.load(SeqCst)) {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -57,7 +71,8 @@ pub struct Waiter(Arc<Interest>);
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.0.waiters.send_modify(|n| *n -= 1);
+        self.0.waiters.fetch_sub(1, SeqCst);
+        self.0.changed.notify_waiters();
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Team {
     pub operations: OperationSet,
     /// Share of a contended budget.
     pub weight: u32,
+    /// Its place among the teams: what is counted for each team is found by it.
+    pub ordinal: usize,
 }
 
 /// What a caller has left, as the `RateLimit` header tells it.

@@ -19,13 +19,13 @@ fn sha256(token: &str) -> [u8; 32] {
 
 fn guest(name: &str, tokens: &[&str]) -> Guest {
     let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-    let team = Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1 };
+    let team = Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1, ordinal: 0 };
     let token_sha256 = tokens.iter().map(|token| sha256(token)).collect();
     Guest { team: Arc::new(team), token_sha256, requests: None, restricted: false }
 }
 
 fn layer(guests: Guests) -> AdmitLayer {
-    AdmitLayer::new(guests, &TeamRates::default(), Arc::new(|_| None), Clock::new())
+    AdmitLayer::new(guests, &TeamRates::default(), &|_| None, Clock::new())
 }
 
 fn request(path: &str) -> http::request::Builder {
