@@ -374,7 +374,7 @@ mod tests {
 
     fn team(name: &str, ordinal: usize) -> Team {
         let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-        Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1, ordinal }
+        Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1, ordinal, policy: None }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::layers::credential::{Credential, CredentialLayer, Credentials, Reject
 use crate::layers::interpret::{self, Interpret, InterpretLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
+use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
 use crate::layers::retry::{self, Retry, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::upstream::{Target, TrustError, Upstream};
@@ -23,10 +24,11 @@ use crate::metrics::Metrics;
 use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
 use crate::model::operation::OperationSet;
+use crate::model::policy::{Policy, Required};
 use crate::model::tenancy::{Account, Team};
 
 /// The journey as a type: each layer around the next.
-pub type Journey = Observe<Rescue<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>;
+pub type Journey = Observe<Rescue<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -44,6 +46,8 @@ pub struct Lasting {
     pub rejections: Rejections,
     /// The teams' request rates.
     pub team_rates: TeamRates,
+    /// Page tokens given out under policies.
+    pub grants: Grants,
     /// Requests at once.
     pub shed: ShedLayer,
 }
@@ -59,6 +63,7 @@ impl Lasting {
             budgets: Budgets::default(),
             rejections: Rejections::default(),
             team_rates: TeamRates::default(),
+            grants: Grants::default(),
             shed: ShedLayer::new(config.server.max_connections as usize),
         }
     }
@@ -70,7 +75,7 @@ impl Lasting {
 ///
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
-    let Lasting { clock, metrics, store, budgets, rejections, team_rates, shed } = lasting.clone();
+    let Lasting { clock, metrics, store, budgets, rejections, team_rates, grants, shed } = lasting.clone();
     let accounts = accounts(config);
     set_budgets(config, &accounts, &budgets, clock);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
@@ -86,6 +91,8 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &allowance(&budgets), clock))
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
         .layer(InterpretLayer::new(limits(config)))
+        // A team's policy, before the key is looked up: equal effective queries share pages.
+        .layer(RestrictLayer::new(grants))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
@@ -110,10 +117,11 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
             account: Arc::clone(account),
             operations: OperationSet::standard(),
             weight: 1,
+            policy: None,
             ordinal: 0,
         });
         let Some(team) = local.map(Arc::new) else { return Guests::Teams(Vec::new()) };
-        let guest = Guest { team, token_sha256: Vec::new(), requests: None, restricted: false };
+        let guest = Guest { team, token_sha256: Vec::new(), requests: None };
         let names = [config.server.public_url.as_ref(), Some(&config.upstream.url)];
         let names = names.into_iter().flatten().filter_map(|url| url.host().map(str::to_owned)).collect();
         return Guests::Everybody(guest, (!config.server.open).then_some(names));
@@ -126,14 +134,25 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
                 account: Arc::clone(account),
                 operations: team.operations,
                 weight: team.weight,
+                policy: policy(&team.policy),
                 ordinal,
             }),
             token_sha256: team.token_sha256.clone(),
             requests: team.requests,
-            restricted: team.policy != crate::config::Policy::default(),
         })
     };
     Guests::Teams(config.teams.iter().enumerate().filter_map(guest).collect())
+}
+
+fn policy(policy: &crate::config::Policy) -> Option<Arc<Policy>> {
+    let require = |r: &crate::config::RequiredFilter| Required {
+        op: r.op.clone(),
+        field: r.field.clone(),
+        values: r.values.clone(),
+    };
+    let require: Vec<_> = policy.require.iter().map(require).collect();
+    let restricts = !policy.deny.is_empty() || !require.is_empty();
+    restricts.then(|| Arc::new(Policy::new(&policy.deny, &require)))
 }
 
 fn allowance(budgets: &Budgets) -> impl Fn(&Account) -> Option<admit::AccountRate> + use<> {

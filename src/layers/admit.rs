@@ -44,8 +44,6 @@ pub struct Guest {
     pub token_sha256: Vec<[u8; 32]>,
     /// Its requests, cached or not.
     pub requests: Option<Rate>,
-    /// What it may see is restricted, which this version cannot enforce; so its queries are refused.
-    pub restricted: bool,
 }
 
 /// Who is let in.
@@ -193,12 +191,6 @@ impl Door {
         if !team.operations.allows(operation) {
             let message = format!("team {} may not use {}", team.name, operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
-        }
-        if known.guest.restricted {
-            return Err(GatewayError::new(
-                Reason::FieldNotAllowed,
-                format!("team {} has a policy, which this version cannot enforce and so refuses", team.name),
-            ));
         }
         Ok((operation, Arc::clone(team)))
     }

@@ -10,6 +10,8 @@ pub mod admit;
 
 pub mod interpret;
 
+pub mod restrict;
+
 pub mod cache;
 
 pub mod retry;

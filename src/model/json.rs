@@ -83,6 +83,59 @@ impl<'a> Value<'a> {
     }
 }
 
+impl Value<'_> {
+    /// Writes it without white space, otherwise as it came: digits, spelling and order are kept.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Null => out.extend_from_slice(b"null"),
+            Self::Bool(true) => out.extend_from_slice(b"true"),
+            Self::Bool(false) => out.extend_from_slice(b"false"),
+            Self::Number(digits) => out.extend_from_slice(digits.as_bytes()),
+            Self::String(text) => text.write(out),
+            Self::Array(elements) => write_array(out, elements, |out, element| element.write(out)),
+            Self::Object(members) => {
+                out.push(b'{');
+                write_separated(out, members, |out, member| {
+                    member.name.write(out);
+                    out.push(b':');
+                    member.value.write(out);
+                });
+                out.push(b'}');
+            }
+        }
+    }
+}
+
+impl Text<'_> {
+    /// Writes it with its quotes, as it was spelled.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'"');
+        out.extend_from_slice(self.raw.as_bytes());
+        out.push(b'"');
+    }
+}
+
+/// Writes an array whose elements `write` writes.
+pub fn write_array<T>(out: &mut Vec<u8>, elements: impl IntoIterator<Item = T>, write: impl FnMut(&mut Vec<u8>, T)) {
+    out.push(b'[');
+    write_separated(out, elements, write);
+    out.push(b']');
+}
+
+/// Writes items with commas between them.
+pub fn write_separated<T>(
+    out: &mut Vec<u8>,
+    items: impl IntoIterator<Item = T>,
+    mut write: impl FnMut(&mut Vec<u8>, T),
+) {
+    for (i, item) in items.into_iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write(out, item);
+    }
+}
+
 /// Looks a member up by name.
 pub fn member<'v, 'a>(members: &'v [Member<'a>], name: &str) -> Option<&'v Value<'a>> {
     members.iter().find(|m| m.name.as_str() == name).map(|m| &m.value)

@@ -27,6 +27,11 @@ impl Key {
         Self(blake3::hash(&input).into())
     }
 
+    /// The whole hash.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first 16 hexadecimal digits: enough to tell pages apart in a header or log, too little to be
     /// looked up.
     pub fn short(&self) -> impl fmt::Display + use<> {

@@ -16,6 +16,7 @@ pub mod key;
 pub mod operation;
 pub mod outcome;
 pub mod parameters;
+pub mod policy;
 pub mod query;
 pub mod request_id;
 pub mod settled;

@@ -98,7 +98,7 @@ const ORDER: Shape = &[("direction", write_scalar), ("field", write_scalar)];
 fn write_object_or_as_is(out: &mut Vec<u8>, value: &Value<'_>, shape: Shape) {
     match value {
         Value::Object(members) => write_known_object(out, members, shape),
-        _ => write_as_is(out, value),
+        _ => value.write(out),
     }
 }
 
@@ -109,42 +109,26 @@ fn write_known_object(out: &mut Vec<u8>, members: &[Member<'_>], shape: Shape) {
     let mut kept: Vec<_> = members.iter().filter(|m| m.value != Value::Null || known(m).is_none()).collect();
     kept.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
     out.push(b'{');
-    for (i, member) in kept.into_iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
+    json::write_separated(out, kept, |out, member| match known(member) {
+        Some(write) => {
+            write_text(out, &member.name);
+            out.push(b':');
+            write(out, &member.value);
         }
-        match known(member) {
-            Some(write) => {
-                write_text(out, &member.name);
-                out.push(b':');
-                write(out, &member.value);
-            }
-            None => {
-                write_raw(out, &member.name);
-                out.push(b':');
-                write_as_is(out, &member.value);
-            }
+        None => {
+            member.name.write(out);
+            out.push(b':');
+            member.value.write(out);
         }
-    }
+    });
     out.push(b'}');
 }
 
 fn write_list(out: &mut Vec<u8>, value: &Value<'_>, write: Write) {
     let Value::Array(elements) = value else {
-        return write_as_is(out, value);
+        return value.write(out);
     };
-    write_elements(out, elements.iter(), |out, element| write(out, element));
-}
-
-fn write_elements<T>(out: &mut Vec<u8>, elements: impl Iterator<Item = T>, write: impl Fn(&mut Vec<u8>, T)) {
-    out.push(b'[');
-    for (i, element) in elements.enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        write(out, element);
-    }
-    out.push(b']');
+    json::write_array(out, elements, write);
 }
 
 /// A filter group, as far as it is of the documented shape.
@@ -153,23 +137,23 @@ fn write_group(out: &mut Vec<u8>, value: &Value<'_>) {
         Some(Group { op: Some(op), expressions }) => {
             let leaves: Option<Vec<_>> = expressions.iter().map(Leaf::read).collect();
             let Some(leaves) = leaves else {
-                return write_as_is(out, value);
+                return value.write(out);
             };
             let mut written: Vec<Vec<u8>> = leaves.iter().map(Leaf::canonical).collect();
             written.sort_unstable();
             written.dedup();
             out.extend_from_slice(b"{\"expressions\":");
-            write_elements(out, written.iter(), |out, leaf| out.extend_from_slice(leaf));
+            json::write_array(out, &written, |out, leaf| out.extend_from_slice(leaf));
             out.extend_from_slice(b",\"op\":");
             write_text(out, op);
             out.push(b'}');
         }
         Some(Group { op: None, expressions }) => {
             out.extend_from_slice(b"{\"expressions\":");
-            write_elements(out, expressions.iter(), write_with_sorted_names);
+            json::write_array(out, expressions, write_with_sorted_names);
             out.push(b'}');
         }
-        None => write_as_is(out, value),
+        None => value.write(out),
     }
 }
 
@@ -238,7 +222,7 @@ impl<'v, 'a> Leaf<'v, 'a> {
                 values.dedup_by(|a, b| a.as_str() == b.as_str());
             }
             out.extend_from_slice(b",\"values\":");
-            write_elements(&mut out, values.into_iter(), write_text);
+            json::write_array(&mut out, values, write_text);
         }
         out.push(b'}');
         out
@@ -250,51 +234,21 @@ impl<'v, 'a> Leaf<'v, 'a> {
 fn write_with_sorted_names(out: &mut Vec<u8>, value: &Value<'_>) {
     match value {
         Value::Object(members) => write_known_object(out, members, &[]),
-        _ => write_as_is(out, value),
+        _ => value.write(out),
     }
 }
 
 fn write_scalar(out: &mut Vec<u8>, value: &Value<'_>) {
     match value {
         Value::String(text) => write_text(out, text),
-        _ => write_as_is(out, value),
+        _ => value.write(out),
     }
-}
-
-/// Without white space, otherwise as it came.
-fn write_as_is(out: &mut Vec<u8>, value: &Value<'_>) {
-    match value {
-        Value::Null => out.extend_from_slice(b"null"),
-        Value::Bool(true) => out.extend_from_slice(b"true"),
-        Value::Bool(false) => out.extend_from_slice(b"false"),
-        Value::Number(digits) => out.extend_from_slice(digits.as_bytes()),
-        Value::String(text) => write_raw(out, text),
-        Value::Array(elements) => write_elements(out, elements.iter(), write_as_is),
-        Value::Object(members) => {
-            out.push(b'{');
-            for (i, member) in members.iter().enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                write_raw(out, &member.name);
-                out.push(b':');
-                write_as_is(out, &member.value);
-            }
-            out.push(b'}');
-        }
-    }
-}
-
-fn write_raw(out: &mut Vec<u8>, text: &Text<'_>) {
-    out.push(b'"');
-    out.extend_from_slice(text.raw().as_bytes());
-    out.push(b'"');
 }
 
 /// A string with the fewest escapes: quotes, backslashes and control characters.
 fn write_text(out: &mut Vec<u8>, text: &Text<'_>) {
     if !text.raw().contains('\\') {
-        return write_raw(out, text);
+        return text.write(out);
     }
     out.push(b'"');
     for byte in text.as_str().bytes() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::operation::OperationSet;
+use super::policy::Policy;
 
 /// A Twilio account, without its secret: nothing above `layers::credential` ever holds that.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Team {
     pub operations: OperationSet,
     /// Share of a contended budget.
     pub weight: u32,
+    /// What it may see, if that is restricted.
+    pub policy: Option<Arc<Policy>>,
     /// Its place among the teams: what is counted for each team is found by it.
     pub ordinal: usize,
 }

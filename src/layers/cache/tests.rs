@@ -129,7 +129,14 @@ fn cache_with(policy: Policy, upstream: &Upstream) -> Cache {
 
 fn call(body: &'static str) -> Call {
     let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-    let team = Team { name: "local".into(), account, operations: OperationSet::standard(), weight: 1, ordinal: 0 };
+    let team = Team {
+        name: "local".into(),
+        account,
+        operations: OperationSet::standard(),
+        weight: 1,
+        ordinal: 0,
+        policy: None,
+    };
     Call {
         operation: Operation::Query,
         team: Arc::new(team),

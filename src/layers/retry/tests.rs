@@ -18,7 +18,14 @@ type Scripted = Result<u16, Repeat>;
 
 fn call(operation: Operation, deadline: Duration) -> Call {
     let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-    let team = Team { name: "local".into(), account, operations: OperationSet::standard(), weight: 1, ordinal: 0 };
+    let team = Team {
+        name: "local".into(),
+        account,
+        operations: OperationSet::standard(),
+        weight: 1,
+        ordinal: 0,
+        policy: None,
+    };
     Call {
         operation,
         team: Arc::new(team),
