@@ -1,0 +1,29 @@
+//! What a cache hit costs, next to the least that hyper and the kernel cost and next to nginx, in one run.
+//!
+//! ```text
+//! cargo bench --bench hit_path                                      # 16 KiB, one query
+//! cargo bench --bench hit_path -- --sizes all --keys 1,10000        # everything about hits
+//! cargo bench --bench hit_path -- --misses                          # what a miss adds to the upstream
+//! ```
+//!
+//! Compare rows of one run, never numbers of two runs: a shared machine drifts by more than what is measured.
+//! So servers take turns, every ratio is of two turns of one round, and what is printed are medians of those.
+
+#![expect(clippy::disallowed_methods, reason = "real time is what is measured here")]
+
+use std::process::ExitCode;
+
+#[cfg(target_os = "linux")]
+mod rig;
+
+#[cfg(target_os = "linux")]
+fn main() -> ExitCode {
+    rig::run()
+}
+
+/// Pinning, `/proc` and `MSG_TRUNC` are Linux's.
+#[cfg(not(target_os = "linux"))]
+fn main() -> ExitCode {
+    eprintln!("hit_path runs on Linux only");
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,79 @@
+//! The bare server and the upstream: hyper on one thread, answering the same bytes to every query.
+
+use std::convert::Infallible;
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::task::LocalSet;
+
+use super::{Failure, Role, queries};
+
+/// Serves until standard input ends, which it does when the benchmark ends, however it ends. The first line on
+/// standard output is the port.
+pub fn run(role: Role, size: usize) -> Result<(), Failure> {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+    let page = Bytes::from(queries::answer(size));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async move {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        println!("{}", listener.local_addr()?.port());
+        let calls = Arc::new(AtomicU64::new(0));
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let (page, calls) = (page.clone(), Arc::clone(&calls));
+            tokio::task::spawn_local(async move {
+                let connection = http1::Builder::new();
+                // Ends with its client, whatever the client did.
+                let _ = match role {
+                    Role::Upstream => {
+                        let service = service_fn(move |request| counted(request, page.clone(), Arc::clone(&calls)));
+                        connection.serve_connection(TokioIo::new(stream), service).await
+                    }
+                    Role::Bare | Role::Load => {
+                        let service = service_fn(move |request| bare(request, page.clone()));
+                        connection.serve_connection(TokioIo::new(stream), service).await
+                    }
+                };
+            });
+        }
+    })
+}
+
+async fn bare(request: Request<Incoming>, page: Bytes) -> Result<Response<Full<Bytes>>, Infallible> {
+    // All of it, as a gateway has to; what is in it makes no difference.
+    let _ = request.into_body().collect().await;
+    Ok(json(page))
+}
+
+/// The upstream: `GET` anything says how many queries there were.
+async fn counted(
+    request: Request<Incoming>,
+    page: Bytes,
+    calls: Arc<AtomicU64>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.method() == Method::GET {
+        return Ok(json(calls.load(Ordering::Relaxed).to_string().into()));
+    }
+    calls.fetch_add(1, Ordering::Relaxed);
+    bare(request, page).await
+}
+
+fn json(body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
