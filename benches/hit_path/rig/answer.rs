@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
@@ -20,12 +20,12 @@ use super::{Failure, Role, queries};
 
 /// Serves until standard input ends, which it does when the benchmark ends, however it ends. The first line on
 /// standard output is the port.
-pub fn run(role: Role, size: usize) -> Result<(), Failure> {
+pub fn run(role: Role, size: usize, distinct: u32) -> Result<(), Failure> {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
         std::process::exit(0);
     });
-    let page = Bytes::from(queries::answer(size));
+    let pages = Arc::new(Pages::new(size, distinct.max(1)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -34,23 +34,44 @@ pub fn run(role: Role, size: usize) -> Result<(), Failure> {
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            let (page, calls) = (page.clone(), Arc::clone(&calls));
+            let (pages, calls) = (Arc::clone(&pages), Arc::clone(&calls));
             tokio::task::spawn_local(async move {
                 let connection = http1::Builder::new();
                 // Ends with its client, whatever the client did.
                 let _ = match role {
                     Role::Upstream => {
-                        let service = service_fn(move |request| counted(request, page.clone(), Arc::clone(&calls)));
+                        let service = service_fn(move |request| counted(request, pages.next(), Arc::clone(&calls)));
                         connection.serve_connection(TokioIo::new(stream), service).await
                     }
                     Role::Bare | Role::Load => {
-                        let service = service_fn(move |request| bare(request, page.clone()));
+                        let service = service_fn(move |request| bare(request, pages.next()));
                         connection.serve_connection(TokioIo::new(stream), service).await
                     }
                 };
             });
         }
     })
+}
+
+/// As many copies of one page as there are queries, in the order in which those are asked for. A cache reads that
+/// much memory, and where it no longer fits into the processor's, so must the server that the cache is compared to.
+struct Pages {
+    pages: Vec<Bytes>,
+    order: Vec<u32>,
+    served: AtomicUsize,
+}
+
+impl Pages {
+    fn new(size: usize, distinct: u32) -> Self {
+        let page = queries::answer(size);
+        let pages = (0..distinct).map(|_| Bytes::from(page.clone())).collect();
+        Self { pages, order: queries::zipf(distinct), served: AtomicUsize::new(0) }
+    }
+
+    fn next(&self) -> Bytes {
+        let served = self.served.fetch_add(1, Ordering::Relaxed);
+        self.pages[self.order[served % self.order.len()] as usize].clone()
+    }
 }
 
 async fn bare(request: Request<Incoming>, page: Bytes) -> Result<Response<Full<Bytes>>, Infallible> {

@@ -23,8 +23,8 @@ struct Measured {
 pub fn measure(options: &Options, placement: Placement, size: Size, keys: u32) -> Result<Vec<String>, Failure> {
     let keys = keys.min(u32::try_from(PAGES / size.0).unwrap_or(u32::MAX));
     let folder = servers::folder()?;
-    let (_upstream, upstream) = placement.serve(LOAD, Role::Upstream, size.0)?;
-    let mut servers = vec![Server::bare(placement.serve(SERVER, Role::Bare, size.0)?)];
+    let (_upstream, upstream) = placement.serve(LOAD, Role::Upstream, size.0, 1)?;
+    let mut servers = vec![Server::bare(placement.serve(SERVER, Role::Bare, size.0, keys)?)];
     for access_log in [false, true] {
         servers.push(Server::gateway(options, placement, folder.path(), upstream, CAPACITY, access_log)?);
     }

@@ -33,10 +33,10 @@ pub fn measure(options: &Options, placement: Placement) -> Result<(), Failure> {
 
 fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<String>, Failure> {
     let folder = servers::folder()?;
-    let (_beside_load, upstream) = placement.serve(LOAD, Role::Upstream, size.0)?;
+    let (_beside_load, upstream) = placement.serve(LOAD, Role::Upstream, size.0, 1)?;
     // On the servers' processor: a request through a proxy crosses processors too, and without that the direct way
     // would look too short.
-    let (_direct, direct) = placement.serve(SERVER, Role::Upstream, size.0)?;
+    let (_direct, direct) = placement.serve(SERVER, Role::Upstream, size.0, 1)?;
     let gateway = Server::gateway(options, placement, folder.path(), upstream, CAPACITY, false)?;
     let mut ways = vec![
         Way { name: "direct", port: direct, upstream: direct, server: None },

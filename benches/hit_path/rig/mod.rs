@@ -104,7 +104,7 @@ pub fn run() -> ExitCode {
     let options = Options::parse();
     let done = match options.role {
         Some(Role::Load) => load::run(&options.task),
-        Some(role @ (Role::Bare | Role::Upstream)) => answer::run(role, options.task.size),
+        Some(role @ (Role::Bare | Role::Upstream)) => answer::run(role, options.task.size, options.task.distinct),
         None if !options.bench => {
             println!("hit_path measures for a minute: cargo bench --bench hit_path");
             return ExitCode::SUCCESS;

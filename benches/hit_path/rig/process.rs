@@ -63,10 +63,11 @@ impl Placement {
         Ok(command)
     }
 
-    /// Starts the bare server or the upstream, and gives its port.
-    pub fn serve(self, cpu: usize, role: Role, size: usize) -> Result<(Process, u16), Failure> {
+    /// Starts the bare server or the upstream with `pages` pages in memory, and gives its port.
+    pub fn serve(self, cpu: usize, role: Role, size: usize, pages: u32) -> Result<(Process, u16), Failure> {
         let mut command = self.part(cpu, role)?;
-        let child = command.args(["--size", &size.to_string()]).stdin(Stdio::piped()).spawn()?;
+        command.args(["--size", &size.to_string(), "--distinct", &pages.to_string()]);
+        let child = command.stdin(Stdio::piped()).spawn()?;
         let mut process = Process::new(child);
         let port = process.first_line()?;
         let port = port.trim().parse().map_err(|_| format!("{role:?} does not start: it said {port:?}"))?;
