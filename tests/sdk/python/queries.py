@@ -1,0 +1,58 @@
+"""Requests as an application writes them with Twilio's Python SDK."""
+
+from twilio.http.http_client import TwilioHttpClient
+from twilio.rest import Client
+from twilio.rest.insights.v3.query import QueryList
+
+from stack import ACCOUNT_SID, PATIENCE_SECONDS
+
+# What the application believes to be its credentials. The simulator would accept the password of its own
+# account only, so an answer proves that the gateway replaced it.
+CALLER = ("SKcallers-own-key", "callers-own-secret")
+
+
+def client_of(url, user=CALLER[0], password=CALLER[1], http_client=None):
+    """An SDK client whose only peculiarity is its base URL, the one documented change."""
+    client = Client(user, password, ACCOUNT_SID, http_client=http_client or TwilioHttpClient(timeout=PATIENCE_SECONDS))
+    client.insights.base_url = url
+    return client
+
+
+def request(**query):
+    return QueryList.InsightsQueryRequest({"domain": "Conversations", "query": query})
+
+
+def by_status():
+    return request(
+        measures=["Conversation.Count"],
+        dimensions=["Conversation.ConversationStatus"],
+        filters=[
+            {
+                "op": "AND",
+                "expressions": [
+                    {"op": "IN", "field": "Conversation.ConversationStatus", "values": ["CLOSED", "ACTIVE"]},
+                ],
+            }
+        ],
+        orderBy=[{"field": "Conversation.Count", "direction": "DESC"}],
+    )
+
+
+def by_conversation():
+    """As many rows as there are conversations."""
+    return request(
+        measures=["Conversation.Count"],
+        dimensions=["Conversation.ConversationId"],
+        orderBy=[{"field": "Conversation.ConversationId", "direction": "ASC"}],
+    )
+
+
+def headers(answer):
+    return {name.lower(): value for name, value in answer.headers.items()}
+
+
+def cache_status(answer):
+    """The words of an answer's Cache-Status, without the cache's name."""
+    cache, *words = [word.strip() for word in headers(answer)["cache-status"].split(";")]
+    assert cache == "insights-gateway"
+    return words

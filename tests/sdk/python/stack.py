@@ -1,0 +1,117 @@
+"""A simulator and a gateway in front of it: real processes, on ports that the system picks."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+BINARY = os.environ["GATEWAY_BINARY"]
+ACCOUNT_SID = "AC" + "0" * 32
+ACCOUNT_KEY = "SK" + "0" * 32
+ROWS = 230
+PATIENCE_SECONDS = 20
+
+ACCOUNT = f"""
+[accounts.main]
+account_sid = "{ACCOUNT_SID}"
+api_key = "{ACCOUNT_KEY}"
+api_secret = {{ env = "ACCOUNT_SECRET" }}
+rate = "0/s"
+"""
+
+
+class Stack:
+    """Both processes, and what a test does to them from outside."""
+
+    def __init__(self, directory: Path, *, latency="0s", more_config=""):
+        self._processes = []
+        try:
+            self._start(directory, latency, more_config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, directory, latency, more_config):
+        config = directory / "gateway.toml"
+        config.write_text(ACCOUNT + more_config)
+        ports = ["--listen", "127.0.0.1:0"]
+
+        scale = ["--rate", "0/s", "--latency", latency, "--rows", str(ROWS)]
+        log = self._run(directory / "simulator.log", ["simulate", *ports, *scale])
+        self.upstream = wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()), "the simulator's address")[0]
+
+        ports += ["--admin-listen", "127.0.0.1:0"]
+        self.log = self._run(
+            directory / "gateway.log",
+            ["serve", "--config", str(config), *ports, "--upstream", self.upstream],
+        )
+        serving = wait_for(self._serving, "the gateway's addresses")
+        self.url, self.admin = "http://" + serving["data"], "http://" + serving["admin"]
+        wait_for(lambda: is_ready(self.admin), "the gateway to be ready")
+
+    def _run(self, log, arguments):
+        # Settings of whoever runs the tests must not reach what is tested.
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("TWILIO_", "INSIGHTS_GATEWAY_"))
+        }
+        environment["ACCOUNT_SECRET"] = "secret"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [BINARY, *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+            )
+        self._processes.append(process)
+        return log
+
+    def _serving(self):
+        # The last line may not be whole yet.
+        lines = [line for line in self.log.read_text().split("\n")[:-1] if line.startswith("{")]
+        return next((entry for entry in map(json.loads, lines) if entry["message"] == "serving"), None)
+
+    def close(self):
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def received(self):
+        """What the simulator has received from the gateway, oldest first."""
+        return get_json(self.upstream + "/_simulator/requests")["requests"]
+
+    def script(self, **fault):
+        """Scripts the simulator's next answers."""
+        body = json.dumps(fault).encode()
+        urllib.request.urlopen(self.upstream + "/_simulator/faults", body, timeout=PATIENCE_SECONDS).close()
+
+
+def get_json(url):
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+        return json.load(answer)
+
+
+def is_ready(admin):
+    try:
+        return get_json(admin + "/readyz")["ready"]
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def wait_for(look, what):
+    """The first result of `look` that is something."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.01)
+    raise TimeoutError(f"waited {PATIENCE_SECONDS} s for {what}")
