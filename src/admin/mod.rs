@@ -190,7 +190,7 @@ impl Inner {
         let mut response = text(StatusCode::OK, "text/html; charset=utf-8", include_str!("page.html"));
         let headers = response.headers_mut();
         // The page is one file: its style and script are inline, and it talks to this listener alone.
-        let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+        let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         response
