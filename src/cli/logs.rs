@@ -6,6 +6,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
+use super::json_lines::JsonLines;
 use crate::config::{Log, LogFormat};
 
 /// Installs the process's log. The second call in one process does nothing.
@@ -19,7 +20,7 @@ pub(super) fn install(log: &Log) {
     };
     let lines = fmt::layer().with_writer(io::stderr);
     let lines = match json {
-        true => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        true => lines.event_format(JsonLines).boxed(),
         false => lines.with_ansi(io::stderr().is_terminal()).boxed(),
     };
     // Fails only where a log is installed already.

@@ -5,6 +5,7 @@ pub mod completions;
 pub mod demo;
 pub mod exit;
 pub mod health;
+mod json_lines;
 mod logs;
 mod runtime;
 pub mod serve;

@@ -3,6 +3,9 @@
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
 //! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads.
 
+mod memo;
+
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tower::{Layer, Service, ServiceExt};
 
+use self::memo::{Memo, Said, Understood};
 use crate::model::call::{Call, Reply};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::interest::Interest;
@@ -36,12 +40,15 @@ pub struct Limits {
 
 /// Makes [`Interpret`] services.
 #[derive(Debug, Clone)]
-pub struct InterpretLayer(Limits);
+pub struct InterpretLayer {
+    limits: Limits,
+    memo: Arc<Memo>,
+}
 
 impl InterpretLayer {
     /// Reads within `limits`.
     pub fn new(limits: Limits) -> Self {
-        Self(limits)
+        Self { limits, memo: Arc::new(Memo::new()) }
     }
 }
 
@@ -49,7 +56,7 @@ impl<S> Layer<S> for InterpretLayer {
     type Service = Interpret<S>;
 
     fn layer(&self, inner: S) -> Interpret<S> {
-        Interpret { inner, limits: self.0 }
+        Interpret { inner, layer: self.clone() }
     }
 }
 
@@ -57,7 +64,7 @@ impl<S> Layer<S> for InterpretLayer {
 #[derive(Debug, Clone)]
 pub struct Interpret<S> {
     inner: S,
-    limits: Limits,
+    layer: InterpretLayer,
 }
 
 impl<S, B> Service<Admitted<B>> for Interpret<S>
@@ -76,10 +83,10 @@ where
     }
 
     fn call(&mut self, admitted: Admitted<B>) -> Self::Future {
-        let (inner, limits) = (self.inner.clone(), self.limits);
+        let (inner, layer) = (self.inner.clone(), self.layer.clone());
         Box::pin(async move {
             let journey = admitted.visit.journey.clone();
-            let call = read(admitted, limits).await?;
+            let call = layer.read(admitted).await?;
             let reply = inner.oneshot(call).await?;
             // Set once, here, where an answer of Twilio's is certain.
             let _ = journey.outcome.set(reply.outcome);
@@ -88,39 +95,53 @@ where
     }
 }
 
-async fn read<B>(admitted: Admitted<B>, limits: Limits) -> Result<Call, GatewayError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let Admitted { visit: Visit { request, received, journey }, operation, team } = admitted;
-    let (head, body) = request.into_parts();
-    let parameters = Parameters::parse(head.uri.query().unwrap_or_default())
-        .map_err(|error| GatewayError::new(Reason::BadRequest, error.to_string()))?;
+impl InterpretLayer {
+    async fn read<B>(&self, admitted: Admitted<B>) -> Result<Call, GatewayError>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Admitted { visit: Visit { request, received, journey }, operation, team } = admitted;
+        let (head, body) = request.into_parts();
+        let query = head.uri.query().unwrap_or_default();
+        let understood = match operation {
+            Operation::Query => {
+                let body = collect(body, self.limits).await?;
+                let said = Said { account: &team.account.sid, query, body: &body };
+                self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?
+            }
+            _ => Arc::new(understand(operation, &team.account.sid, query, &[])?),
+        };
+        let wishes = Wishes::read(&head.headers);
+        let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
+        Ok(Call {
+            key: understood.key,
+            operation,
+            team,
+            parameters: Arc::clone(&understood.parameters),
+            body: understood.body.clone(),
+            wishes,
+            received,
+            deadline: received + patience,
+            interest: Interest::of_clients(),
+            journey,
+        })
+    }
+}
+
+/// Reads a query string and, of a query, a body.
+fn understand(operation: Operation, account: &str, query: &str, body: &[u8]) -> Result<Understood, GatewayError> {
+    let parameters =
+        Parameters::parse(query).map_err(|error| GatewayError::new(Reason::BadRequest, error.to_string()))?;
     if operation == Operation::Page && !parameters.has_page_token() {
         return Err(GatewayError::new(
             Reason::InvalidQuery,
             "pageToken is required: POST a query first, then GET with the nextToken of its answer",
         ));
     }
-    let wishes = Wishes::read(&head.headers);
-    let body = match operation {
-        Operation::Query => canonical(&collect(body, limits).await?)?,
-        _ => Bytes::new(),
-    };
-    let patience = wishes.wait.map_or(limits.deadline, |wait| wait.min(limits.deadline));
-    Ok(Call {
-        key: Key::new(&team.account.sid, operation, parameters.as_str(), &body),
-        operation,
-        team,
-        parameters: parameters.as_str().into(),
-        body,
-        wishes,
-        received,
-        deadline: received + patience,
-        interest: Interest::of_clients(),
-        journey,
-    })
+    let body = if operation == Operation::Query { canonical(body)? } else { Bytes::new() };
+    let key = Key::new(account, operation, parameters.as_str(), &body);
+    Ok(Understood { parameters: parameters.as_str().into(), body, key })
 }
 
 async fn collect<B>(body: B, limits: Limits) -> Result<Bytes, GatewayError>
@@ -164,7 +185,7 @@ fn write(reply: Reply) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = if not_modified { StatusCode::NOT_MODIFIED } else { page.status };
     let headers = response.headers_mut();
-    headers.reserve(12);
+    headers.reserve(10);
     for (name, value) in &page.headers {
         headers.insert(name.clone(), value.clone());
     }
