@@ -1,7 +1,7 @@
 //! A whole gateway: a checked configuration becomes open ports, and ports become answers.
 //!
 //! The life of the process is here: bind, serve, reload, drain. What happens to a request is in
-//! [`stack`](crate::stack).
+//! [`stack`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -156,26 +156,26 @@ struct Reloader {
 
 impl Reloader {
     async fn forever(self, asked: Arc<Notify>) {
-        let mut seen = fingerprint(&self.config.load());
+        // A configuration that was refused is not tried again until a file changes once more.
+        let mut refused = None;
         loop {
             let by_hand = tokio::select! {
                 () = asked.notified() => true,
                 () = tokio::time::sleep(LOOK) => false,
             };
-            let now = fingerprint(&self.config.load());
-            if by_hand || now != seen {
-                seen = now;
-                self.reload();
-                // The new configuration may name other files.
-                seen = if seen == now { fingerprint(&self.config.load()) } else { seen };
+            let config = self.config.load_full();
+            let now = config.fingerprint_of_files();
+            if by_hand || (now != config.fingerprint && refused != Some(now)) {
+                refused = (!self.reload()).then_some(now);
             }
         }
     }
 
     /// All or nothing: a configuration that is refused leaves the old one as it was.
-    fn reload(&self) {
+    fn reload(&self) -> bool {
         let count = |result| self.lasting.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
-        match self.apply() {
+        let applied = self.apply();
+        match &applied {
             Ok(()) => {
                 count("applied");
                 tracing::info!("configuration reloaded");
@@ -185,6 +185,7 @@ impl Reloader {
                 tracing::error!("the new configuration is refused, the old one stays: {fault}");
             }
         }
+        applied.is_ok()
     }
 
     fn apply(&self) -> Result<(), String> {
@@ -221,16 +222,4 @@ fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
         ("log.filter", old.log.filter != new.log.filter),
     ];
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
-}
-
-/// Of the contents of the files that the configuration came from. A file that cannot be read has one too.
-fn fingerprint(config: &Config) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    for path in &config.watched {
-        match std::fs::read(path) {
-            Ok(content) => hasher.update(blake3::hash(&content).as_bytes()),
-            Err(error) => hasher.update(error.kind().to_string().as_bytes()),
-        };
-    }
-    hasher.finalize()
 }

@@ -1,6 +1,6 @@
 //! THE journey of a request, in one screen.
 //!
-//! Outside it is HTTP; between [`interpret`](crate::layers::interpret) and Twilio it is a
+//! Outside it is HTTP; between [`interpret`] and Twilio it is a
 //! [`Call`](crate::model::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
 
 use std::sync::Arc;

@@ -36,8 +36,8 @@ pub use fault::Faults;
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, RequiredFilter, Retry,
-    Server, Settled, Team, Telemetry, Tls, Upstream,
+    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 pub use sources::Sources;
 
@@ -47,10 +47,32 @@ pub use sources::Sources;
 ///
 /// Every fault at once, in file order. No fault ever repeats a value, so none can hold a secret.
 pub fn load(sources: &Sources) -> Result<Config, Faults> {
+    // Which files there are is only known once they have been read. So they are read again behind their
+    // fingerprint: whatever changes from then on is a change, however early.
+    let fingerprint = read(sources)?.fingerprint_of_files();
+    read(sources).map(|config| Config { fingerprint, ..config })
+}
+
+fn read(sources: &Sources) -> Result<Config, Faults> {
     let report = fault::Report::default();
     let Some(tree) = document::read(sources, &report) else {
         return Err(report.into_faults());
     };
     let config = sections::read(tree, sources, &report);
     report.finish(config)
+}
+
+impl Config {
+    /// Of the contents of the files that the configuration came from, as they are now. A file that cannot be
+    /// read has one too.
+    pub fn fingerprint_of_files(&self) -> Fingerprint {
+        let mut hasher = blake3::Hasher::new();
+        for path in &self.watched {
+            match std::fs::read(path) {
+                Ok(content) => hasher.update(blake3::hash(&content).as_bytes()),
+                Err(error) => hasher.update(error.kind().to_string().as_bytes()),
+            };
+        }
+        Fingerprint(hasher.finalize().into())
+    }
 }

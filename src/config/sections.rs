@@ -15,8 +15,8 @@ use super::fault::{Path, Report, suggest};
 use super::reader::{Field, Table, read_tree};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, RequiredFilter, Retry,
-    Server, Settled, Team, Telemetry, Tls, Upstream,
+    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;
 use crate::model::freshness::Lifetimes;
@@ -48,6 +48,7 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
             telemetry: root.section("telemetry", telemetry),
             warnings: Vec::new(),
             watched: Vec::new(),
+            fingerprint: Fingerprint::default(),
         };
         checks::across_sections(config, &account_names, report)
     })

@@ -39,7 +39,13 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// The configuration file and every secret, TLS and trust root file, whose change asks for a reload.
     pub watched: Vec<PathBuf>,
+    /// Of their contents, no later than they were read.
+    pub fingerprint: Fingerprint,
 }
+
+/// Tells whether files have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fingerprint(pub(super) [u8; 32]);
 
 /// `[server]`
 #[derive(Debug, Clone)]

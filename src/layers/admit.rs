@@ -202,27 +202,33 @@ impl Door {
             let message = format!("the request's head is larger than {MAX_HEAD} bytes");
             return Err(GatewayError::new(Reason::HeadersTooLarge, message));
         }
+        let malformed = |message| Err(GatewayError::new(Reason::BadRequest, message));
         let mut hosts = headers.get_all(header::HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
-            // HTTP/2 has the authority in the target; HTTP/1.0 need not name one.
-            (None, _) => request.uri().authority().cloned(),
-            (Some(_), Some(_)) => None,
+            (Some(host), None) => Some(host.to_str().ok().and_then(authority)),
+            (None, _) => None,
+            (Some(_), Some(_)) => return malformed("the request names more than one Host"),
         };
-        match (&host, request.version()) {
-            (None, Version::HTTP_10) if !headers.contains_key(header::HOST) => {}
-            (None, _) => {
-                return Err(GatewayError::new(Reason::BadRequest, "the request needs exactly one well-formed Host"));
+        let target = request.uri().authority().map(|target| authority(target.as_str()));
+        let is_http_2 = request.version() == Version::HTTP_2;
+        let named = match (target, host) {
+            (Some(None), _) | (None, Some(None)) => return malformed("the request's host is malformed"),
+            // RFC 9113 section 8.3.1: they must be the same.
+            (Some(target), Some(host)) if is_http_2 && target != host => {
+                return malformed("the request's authority and its Host differ");
             }
-            (Some(host), _) if !self.is_ours(host.host()) => {
-                return Err(GatewayError::new(
-                    Reason::BadRequest,
-                    "without teams the gateway answers only to loopback names and server.public_url, lest a web page reach it by a name of its own",
-                ));
-            }
-            (Some(_), _) => {}
+            // RFC 9112 section 3.2: HTTP/1.1 wants a Host whatever the target is.
+            (_, None) if request.version() == Version::HTTP_11 => return malformed("the request names no Host"),
+            // RFC 9112 section 3.2.2: the target's authority counts before the header.
+            (Some(named), _) | (None, Some(named)) => named,
+            (None, None) => return Ok(()),
+        };
+        match named {
+            Some(named) if self.is_ours(named.host()) => Ok(()),
+            _ => malformed(
+                "without teams the gateway answers only to loopback names and server.public_url, lest a web page reach it by a name of its own",
+            ),
         }
-        Ok(())
     }
 
     /// Without tokens, a page in somebody's browser could reach the loopback address under a name whose DNS
@@ -283,6 +289,13 @@ impl Door {
         }
         Ok(())
     }
+}
+
+/// A host and, perhaps, a port.
+fn authority(text: &str) -> Option<Authority> {
+    let authority: Authority = text.parse().ok()?;
+    let rest = authority.as_str().strip_prefix(authority.host())?;
+    (rest.is_empty() || authority.port_u16().is_some()).then_some(authority)
 }
 
 /// `RateLimit`, in the structured form of draft-ietf-httpapi-ratelimit-headers.

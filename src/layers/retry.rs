@@ -153,7 +153,8 @@ fn verdict(operation: Operation, result: &Result<Answer, GatewayError>) -> Again
         Err(error) => match error.retry() {
             Repeat::NothingSent => Again::AfterBackoff,
             Repeat::IfRepeatable if repeatable => Again::AfterBackoff,
-            Repeat::IfRepeatable | Repeat::Never => Again::No,
+            Repeat::OnceIfRepeatable if repeatable => Again::Once,
+            Repeat::IfRepeatable | Repeat::OnceIfRepeatable | Repeat::Never => Again::No,
         },
     }
 }

@@ -174,6 +174,8 @@ pub enum Retry {
     NothingSent,
     /// Yes, if what was asked is safe to repeat.
     IfRepeatable,
+    /// Once, if what was asked is safe to repeat.
+    OnceIfRepeatable,
 }
 
 type Cause = Arc<dyn std::error::Error + Send + Sync>;

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
+use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -76,6 +77,18 @@ impl<B: Body + Unpin> Body for Held<B> {
     }
 }
 
+/// Is this HTTP/2. Its preface begins as no HTTP/1.1 method does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preface {
+    Expecting(usize),
+    Decided,
+}
+
+const PREFACE: &[u8] = b"PRI ";
+
+/// Beyond this, hyper refuses a head itself.
+const LONGEST_HEAD: usize = 512 * 1024;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nothing of a next request has come.
@@ -93,8 +106,12 @@ pub(super) struct Guarded<T> {
     phase: Phase,
     header_timeout: Duration,
     alarm: Pin<Box<Sleep>>,
+    /// Bytes of HTTP/2's preface that have come; all of them make it an HTTP/2 connection.
+    preface: Preface,
     http2: bool,
     fresh: bool,
+    /// A head that came in pieces, as far as it has come.
+    head: Vec<u8>,
     /// What is written in place of hyper's own words, and how many of those it stands for.
     instead: Option<(Bytes, usize)>,
 }
@@ -109,19 +126,48 @@ impl<T> Guarded<T> {
             phase: Phase::Head(now),
             header_timeout,
             alarm: Box::pin(tokio::time::sleep_until(now + header_timeout)),
+            preface: Preface::Expecting(0),
             http2: false,
             fresh: true,
+            head: Vec::new(),
             instead: None,
         }
     }
 
-    fn received(&mut self, bytes: &[u8]) {
-        if std::mem::take(&mut self.fresh) {
-            self.http2 = bytes.starts_with(b"PRI ");
+    /// Takes notice of what came; says whether it may go on.
+    fn received(&mut self, bytes: &[u8]) -> bool {
+        self.fresh = false;
+        if let Preface::Expecting(seen) = self.preface {
+            let (expected, n) = (&PREFACE[seen..], bytes.len().min(PREFACE.len() - seen));
+            if bytes[..n] != expected[..n] {
+                self.preface = Preface::Decided;
+            } else if seen + n == PREFACE.len() {
+                (self.preface, self.http2) = (Preface::Decided, true);
+            } else {
+                self.preface = Preface::Expecting(seen + n);
+            }
         }
-        if let (false, Phase::Idle(_) | Phase::Serving) = (self.busy.is(), self.phase) {
-            self.phase = if self.http2 { Phase::Idle(Instant::now()) } else { Phase::Head(Instant::now()) };
+        if self.busy.is() || self.http2 {
+            return true;
         }
+        if let Phase::Idle(_) | Phase::Serving = self.phase {
+            self.phase = Phase::Head(Instant::now());
+            self.head.clear();
+        }
+        !self.is_ambiguous(bytes)
+    }
+
+    /// Does a head say its body's length in two ways (RFC 9112 section 6.3). hyper takes one of them; somebody in
+    /// front of the gateway may have taken the other, and a request may be hidden in the difference.
+    fn is_ambiguous(&mut self, bytes: &[u8]) -> bool {
+        if self.head.is_empty() && memmem::find(bytes, b"\r\n\r\n").is_some() {
+            return has_two_lengths(bytes);
+        }
+        if self.head.len() + bytes.len() > LONGEST_HEAD {
+            return false;
+        }
+        self.head.extend_from_slice(bytes);
+        has_two_lengths(&self.head)
     }
 
     /// Ends when the connection has been silent for too long.
@@ -163,8 +209,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
         let before = buffer.filled().len();
         match Pin::new(&mut this.io).poll_read(context, buffer) {
             Poll::Ready(result) => {
-                if buffer.filled().len() > before {
-                    this.received(&buffer.filled()[before..]);
+                if buffer.filled().len() > before && !this.received(&buffer.filled()[before..]) {
+                    let refusal = answer(Reason::BadRequest, "the request says its body's length in two ways");
+                    // Said if it can be: the connection ends either way.
+                    let _ = Pin::new(&mut this.io).poll_write(context, &refusal);
+                    return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
                 Poll::Ready(result)
             }
@@ -233,6 +282,19 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(context)
     }
+}
+
+/// Has the head at the start of `bytes` both a Content-Length and a Transfer-Encoding.
+fn has_two_lengths(bytes: &[u8]) -> bool {
+    // Rare, so that nearly every head costs one search for it.
+    if memmem::find(bytes, b"ransfer-").is_none() && memmem::find(bytes, b"RANSFER-").is_none() {
+        return false;
+    }
+    let head = &bytes[..memmem::find(bytes, b"\r\n\r\n").unwrap_or(bytes.len())];
+    let has = |name: &[u8]| {
+        head.split(|b| *b == b'\n').any(|line| line.len() > name.len() && line[..name.len()].eq_ignore_ascii_case(name))
+    };
+    has(b"content-length:") && has(b"transfer-encoding:")
 }
 
 /// Our own answer for one of hyper's. Every answer of ours has a request id; hyper's have none.

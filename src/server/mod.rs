@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,8 +36,19 @@ use crate::config::Listen;
 pub enum Bound {
     /// TCP.
     Tcp(TcpListener),
-    /// A unix socket, and the file to remove at the end.
-    Unix(UnixListener, PathBuf),
+    /// A unix socket.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A socket's file, which goes when the listener does.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Bound {
@@ -45,7 +56,7 @@ impl Bound {
     pub fn address(&self) -> String {
         match self {
             Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
-            Self::Unix(_, path) => format!("unix:{}", path.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
         }
     }
 
@@ -74,7 +85,7 @@ pub struct BindError {
 pub fn bind(listen: &Listen) -> Result<Bound, BindError> {
     let bound = match listen {
         Listen::Tcp(address) => bind_tcp(*address).map(Bound::Tcp),
-        Listen::Unix(path) => bind_unix(path).map(|listener| Bound::Unix(listener, path.clone())),
+        Listen::Unix(path) => bind_unix(path).map(|listener| Bound::Unix(listener, SocketFile(path.clone()))),
     };
     bound.map_err(|source| {
         let address = match listen {
@@ -123,20 +134,17 @@ pub async fn run<S>(
     tls: Option<TlsAcceptor>,
     limits: Limits,
     service: impl Fn() -> S + Clone + Send + Sync + 'static,
-    shutdown: impl Future<Output = ()> + Clone + Send + 'static,
+    shutdown: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) where
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
     let graceful = Arc::new(GracefulShutdown::new());
-    let files: Vec<PathBuf> = listeners
-        .iter()
-        .filter_map(|bound| if let Bound::Unix(_, path) = bound { Some(path.clone()) } else { None })
-        .collect();
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|bound| {
-            let accept = Accept { limits: limits.clone(), graceful: Arc::clone(&graceful), service: service.clone() };
+            let serving = Serving { limits: limits.clone(), service: service.clone() };
+            let accept = Accept { serving, graceful: Arc::clone(&graceful), shutdown: shutdown.clone() };
             let (tls, shutdown) = (tls.clone(), shutdown.clone());
             tokio::spawn(async move {
                 tokio::select! {
@@ -150,41 +158,42 @@ pub async fn run<S>(
         // A listener's task that panicked has been reported by the panic itself.
         let _ = task.await;
     }
-    for file in files {
-        let _ = std::fs::remove_file(file);
-    }
+    // Only the tasks that accept shared it.
     let Some(graceful) = Arc::into_inner(graceful) else { return };
     if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections were still open when server.drain was up");
     }
 }
 
-struct Accept<F> {
-    limits: Limits,
+struct Accept<F, D> {
+    serving: Serving<F>,
     graceful: Arc<GracefulShutdown>,
-    service: F,
+    shutdown: D,
 }
 
-impl<S, F> Accept<F>
+impl<S, F, D> Accept<F, D>
 where
     F: Fn() -> S + Clone + Send + Sync + 'static,
+    D: Future<Output = ()> + Clone + Send + Sync + 'static,
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
     async fn forever(&self, bound: &Bound, tls: Option<TlsAcceptor>) {
         loop {
             // Before accept, so that connections beyond the limit wait in the kernel's backlog.
-            let Ok(permit) = Arc::clone(&self.limits.connections).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&self.serving.limits.connections).acquire_owned().await else { return };
             let accepted = match bound {
                 Bound::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     // Best effort: without it small answers are slower, not wrong.
                     let _ = stream.set_nodelay(true);
                     match tls.clone() {
                         Some(tls) => self.serve_tls(stream, tls, permit),
-                        None => self.serve(stream, permit),
+                        None => self.serving.serve(stream, permit, self.graceful.watcher()),
                     }
                 }),
-                Bound::Unix(listener, _) => listener.accept().await.map(|(stream, _)| self.serve(stream, permit)),
+                Bound::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
+                    self.serving.serve(stream, permit, self.graceful.watcher());
+                }),
             };
             if let Err(error) = accepted {
                 // Out of descriptors, most likely: they come back, a busy loop does not help.
@@ -195,19 +204,36 @@ where
     }
 
     fn serve_tls(&self, stream: tokio::net::TcpStream, tls: TlsAcceptor, permit: OwnedSemaphorePermit) {
-        let timeout = self.limits.header_timeout;
-        let accept =
-            Accept { limits: self.limits.clone(), graceful: Arc::clone(&self.graceful), service: self.service.clone() };
+        let (serving, watcher, shutdown) = (self.serving.clone(), self.graceful.watcher(), self.shutdown.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(timeout, tls.accept(stream)).await {
-                Ok(Ok(stream)) => accept.serve(stream, permit),
+            let handshake = tokio::time::timeout(serving.limits.header_timeout, tls.accept(stream));
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                // Nothing has been asked yet, so there is nothing to wait for.
+                () = shutdown => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => serving.serve(stream, permit, watcher),
                 Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => tracing::debug!("TLS handshake took too long"),
             }
         });
     }
+}
 
-    fn serve<T>(&self, io: T, permit: OwnedSemaphorePermit)
+#[derive(Clone)]
+struct Serving<F> {
+    limits: Limits,
+    service: F,
+}
+
+impl<S, F> Serving<F>
+where
+    F: Fn() -> S + Clone + Send + Sync + 'static,
+    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+{
+    fn serve<T>(&self, io: T, permit: OwnedSemaphorePermit, watcher: Watcher)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -220,7 +246,7 @@ where
             async move { answer.await.map(|response| response.map(|body| Held { body, _busy: guard })) }
         });
         let connection = builder().serve_connection(io, service).into_owned();
-        let connection = self.graceful.watch(connection);
+        let connection = watcher.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = %error, "connection ended");
@@ -243,7 +269,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(200)
-        .max_header_list_size(64 * 1024)
+        // Above what is let in, so that the refusal is ours and says why.
+        .max_header_list_size(256 * 1024)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .keep_alive_interval(Duration::from_secs(30))

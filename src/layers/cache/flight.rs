@@ -3,7 +3,8 @@
 //! A flight is a task of its own, so that it survives the client that began it. Its place in the table is held
 //! by a guard: however the task ends (landed, failed, cancelled, panicked) the place is free again, so no lease
 //! outlives its holder. Whoever waits is told what happened, or that the flight was lost, and then begins
-//! anew. There is one flight a key, be it for a client or a refresh.
+//! anew. A key has one flight,
+//! be it for a client or a refresh, and one more where somebody wants it fetched anew meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,16 @@ pub(super) struct Landed {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<Table>>);
 
-type Table = HashMap<Key, Flight>;
+type Table = HashMap<(Key, Kind), Flight>;
+
+/// Two kinds of flight of one key may be under way at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// For whoever wants the page.
+    Any,
+    /// For those who wanted it fetched anew, and so cannot do with a flight that was under way.
+    Forced,
+}
 
 #[derive(Debug)]
 struct Flight {
@@ -61,7 +71,7 @@ impl Flights {
     /// that a flight which landed between the look-up and this call is not flown again.
     pub(super) fn join<T>(
         &self,
-        key: Key,
+        key: (Key, Kind),
         arrived_meanwhile: impl FnOnce() -> Option<T>,
         begin: impl FnOnce(Takeoff, Arc<Interest>),
     ) -> Result<Joined, T> {
@@ -80,7 +90,7 @@ impl Flights {
     }
 
     /// Begins a refresh unless `key` is in flight already.
-    pub(super) fn refresh(&self, key: Key, begin: impl FnOnce(Takeoff, Arc<Interest>)) {
+    pub(super) fn refresh(&self, key: (Key, Kind), begin: impl FnOnce(Takeoff, Arc<Interest>)) {
         let mut table = self.lock();
         if !table.contains_key(&key) {
             self.begin(&mut table, key, Interest::of_refresh(), begin);
@@ -90,7 +100,7 @@ impl Flights {
     fn begin(
         &self,
         table: &mut Table,
-        key: Key,
+        key: (Key, Kind),
         interest: Arc<Interest>,
         begin: impl FnOnce(Takeoff, Arc<Interest>),
     ) -> watch::Receiver<Option<Landed>> {
@@ -110,7 +120,7 @@ impl Flights {
 #[derive(Debug)]
 pub(super) struct Takeoff {
     flights: Flights,
-    key: Key,
+    key: (Key, Kind),
     sender: watch::Sender<Option<Landed>>,
 }
 

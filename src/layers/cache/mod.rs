@@ -21,7 +21,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use tower::{Layer, Service, ServiceExt};
 
-use self::flight::{Joined, Landed, Takeoff};
+use self::flight::{Joined, Kind, Landed, Takeoff};
 use self::note::Forward;
 use self::store::{Chain, Entry, Slot};
 pub use self::store::{EntryView, Purge, Store};
@@ -114,7 +114,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        if call.wishes.cache.no_store {
+        if call.wishes.cache.no_store && !call.wishes.cache.only_if_cached {
             return Either::Right(Box::pin(bypass(S::clone(&self.inner), call)));
         }
         let now = self.layer.clock.now();
@@ -151,7 +151,7 @@ where
     fn refresh(&self, call: Call) {
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let deadline = self.layer.clock.now() + delay + self.layer.policy.refresh_deadline;
-        self.layer.store.flights.refresh(call.key, |takeoff, interest| {
+        self.layer.store.flights.refresh((call.key, Kind::Any), |takeoff, interest| {
             let call = Call { deadline, journey: Arc::default(), ..call };
             self.begin(call, takeoff, interest, delay);
         });
@@ -167,10 +167,14 @@ where
             Some(_) => Forward::Request,
         };
         loop {
-            // Fetched after this call had arrived: newer than even a forced refresh asks for.
-            let arrived_meanwhile = || self.layer.store.page(&call.key).filter(|e| e.stored > call.received);
+            let forced = call.wishes.cache.no_cache;
+            // Landed since this call looked; for a forced refresh it must have been asked for since, too.
+            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.stored } > call.received;
+            let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
             let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest, Duration::ZERO);
-            let mut joined = match self.layer.store.flights.join(call.key, arrived_meanwhile, begin) {
+            // What was asked for before a forced refresh was wished for is not what it wishes for.
+            let kind = if forced { Kind::Forced } else { Kind::Any };
+            let mut joined = match self.layer.store.flights.join((call.key, kind), arrived_meanwhile, begin) {
                 Ok(joined) => joined,
                 Err(arrived) => {
                     return Ok(serve(&arrived, Some(Outcome::Collapsed), &call.wishes, self.layer.clock.now()));
@@ -251,10 +255,10 @@ where
                 }
             }
             let call = Call { interest, ..call };
-            let deadline = call.deadline;
+            let (deadline, asked, era) = (call.deadline, layer.clock.now(), layer.store.era());
             let landed = match inner.oneshot(call.clone()).await {
                 Ok(answer) => {
-                    let (page, stored) = layer.keep(&call, answer);
+                    let (page, stored) = layer.keep(&call, answer, asked, era);
                     Landed { result: Ok(page), stored, deadline }
                 }
                 Err(error) => Landed { result: Err(error), stored: false, deadline },
@@ -265,8 +269,8 @@ where
 }
 
 impl CacheLayer {
-    /// Makes an answer a page, and keeps it if it may be kept.
-    fn keep(&self, call: &Call, answer: Answer) -> (Arc<Page>, bool) {
+    /// Makes an answer a page, and keeps it if it may be kept. It was `asked` for in that `era`.
+    fn keep(&self, call: &Call, answer: Answer, asked: Instant, era: u64) -> (Arc<Page>, bool) {
         let now = self.clock.now();
         let storage = hints::storage(&answer.headers);
         let next_token = answer.next_token.clone();
@@ -290,8 +294,13 @@ impl CacheLayer {
             Storage::Forbidden => None,
         };
         let Some(lifetimes) = lifetimes.filter(|lifetimes| !lifetimes.usable().is_zero()) else { return (page, false) };
-        let displaces = |old: &Arc<Entry>| old.page.status.is_success() && old.age(now) <= old.lifetimes.usable();
-        if !page.status.is_success() && self.store.page(&call.key).as_ref().is_some_and(displaces) {
+        // A usable page is displaced neither by an error nor by what was asked for before it.
+        let stays = |old: &Arc<Entry>| {
+            let usable = old.page.status.is_success() && old.age(now) <= old.lifetimes.usable();
+            usable && (!page.status.is_success() || old.asked > asked)
+        };
+        // After a purge nobody wants to read what was asked for before it.
+        if era != self.store.era() || self.store.page(&call.key).as_ref().is_some_and(stays) {
             return (page, false);
         }
         let chain = match call.operation {
@@ -302,6 +311,7 @@ impl CacheLayer {
         let entry = Entry {
             account: Arc::clone(&call.team.account.name),
             operation: call.operation,
+            asked,
             stored: now,
             lifetimes,
             chain,

@@ -29,6 +29,8 @@ pub(super) struct Entry {
     pub(super) page: Arc<Page>,
     pub(super) account: Arc<str>,
     pub(super) operation: Operation,
+    /// When it was asked for: of two pages the one asked for later is the newer.
+    pub(super) asked: Instant,
     pub(super) stored: Instant,
     pub(super) lifetimes: Lifetimes,
     /// The result set that it is a page of.
@@ -172,6 +174,7 @@ pub struct Store {
     pages: Cache<Key, Slot>,
     pub(super) flights: Flights,
     capacity: u64,
+    purges: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -193,7 +196,7 @@ impl Store {
                 evictions.get_or_create(&CauseLabels { cause: Word(cause) }).inc();
             })
             .build();
-        Self { pages, flights: Flights::default(), capacity }
+        Self { pages, flights: Flights::default(), capacity, purges: Arc::default() }
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Slot> {
@@ -232,6 +235,11 @@ impl Store {
         self.capacity
     }
 
+    /// Changes with every purge.
+    pub(super) fn era(&self) -> u64 {
+        self.purges.load(Ordering::SeqCst)
+    }
+
     /// Drops pages, and with each the rest of its result set; says how many pages went.
     pub fn purge(&self, which: &Purge) -> u64 {
         let matches = |key: &Key, slot: &Slot| {
@@ -243,6 +251,8 @@ impl Store {
                 Purge::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
             }
         };
+        // First, so that what lands from now on is not kept.
+        self.purges.fetch_add(1, Ordering::SeqCst);
         let all: Vec<(Key, Slot)> = self.pages.iter().map(|(key, slot)| (*key, slot)).collect();
         let matched: HashSet<Key> = all.iter().filter(|(key, slot)| matches(key, slot)).map(|(key, _)| *key).collect();
         let chains: HashSet<Key> = all
@@ -260,10 +270,11 @@ impl Store {
         purged
     }
 
-    /// Pages and their bytes, once pending evictions are done.
+    /// Pages and the bytes of all that is kept, once pending evictions are done.
     pub fn size(&self) -> (u64, u64) {
         self.pages.run_pending_tasks();
-        (self.pages.entry_count(), self.pages.weighted_size())
+        let pages = self.pages.iter().filter(|(_, slot)| matches!(slot, Slot::Page(_))).count();
+        (pages as u64, self.pages.weighted_size())
     }
 
     /// What is there, in the order of the keys, `limit` at a time, beginning after `after`.
@@ -272,7 +283,7 @@ impl Store {
             .pages
             .iter()
             .filter(|(key, _)| after.is_none_or(|after| key.to_string().as_str() > after))
-            .filter_map(|(key, slot)| Some((key, Arc::clone(slot.page()?))))
+            .filter_map(|(key, slot)| if let Slot::Page(entry) = slot { Some((key, entry)) } else { None })
             .map(|(key, entry)| EntryView {
                 key: *key,
                 account: Arc::clone(&entry.account),

@@ -487,6 +487,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             page: Arc::new(page),
             account: "main".into(),
             operation: Operation::Query,
+            asked: Instant::now(),
             stored: Instant::now(),
             lifetimes: POLICY.query,
             chain: None,

@@ -178,6 +178,9 @@ fn canonical(body: &[u8]) -> Result<Bytes, GatewayError> {
     })
 }
 
+/// A year: what is longer is a mistake.
+const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
+
 fn write(reply: Reply) -> Response<Full<Bytes>> {
     const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
     let Reply { page, cache_status, age, not_modified, .. } = reply;
@@ -202,8 +205,9 @@ fn write(reply: Reply) -> Response<Full<Bytes>> {
     let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     if wants_retry_after && !headers.contains_key(header::RETRY_AFTER) {
         // Twilio documents only the reset of its own window, which Retry-After clients do not know.
-        let reset = headers.get("x-ratelimit-reset").cloned();
-        headers.insert(header::RETRY_AFTER, reset.unwrap_or_else(|| HeaderValue::from_static("1")));
+        let reset = headers.get("x-ratelimit-reset").and_then(|reset| reset.to_str().ok()?.parse::<u32>().ok());
+        let seconds = reset.filter(|seconds| (1..=LONGEST_RETRY_AFTER).contains(seconds)).unwrap_or(1);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }

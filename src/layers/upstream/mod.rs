@@ -9,6 +9,7 @@
 
 mod tls;
 
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -181,6 +183,11 @@ impl Upstream {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, GatewayError> {
         let response = self.client.request(request).await.map_err(|error| {
+            let is_no_http =
+                error.source().and_then(|e| e.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse);
+            if is_no_http {
+                return invalid("Twilio's answer is not HTTP").with_retry(Retry::IfRepeatable).with_cause(error);
+            }
             // Without a connection nothing was sent; otherwise it may have been received and lost.
             let (retry, message) = match error.is_connect() {
                 true => (Retry::NothingSent, "cannot connect to Twilio"),
@@ -193,40 +200,52 @@ impl Upstream {
 
     async fn receive(&self, response: Response<Incoming>) -> Result<Answer, GatewayError> {
         let (head, body) = response.into_parts();
-        if head.status.is_redirection() {
-            return Err(invalid(format!(
-                "Twilio answered {} with a redirect, which is not followed",
-                head.status.as_u16()
-            )));
+        let (status, headers) = (head.status, let_through(&head.headers));
+        // Understood by their status alone, whoever wrote their bodies.
+        let plain = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
+        if status.is_redirection() {
+            return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
-        if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        if !plain && head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(invalid("Twilio's answer is compressed, though that was not asked for"));
         }
         let limit = usize::try_from(self.target.max_response).unwrap_or(usize::MAX);
+        let too_large = || invalid(format!("Twilio's answer is larger than upstream.max_response, {limit} bytes"));
+        if body.size_hint().lower() > self.target.max_response {
+            return Err(too_large());
+        }
         let body = Limited::new(body, limit).collect().await.map_err(|error| {
-            if error.source().is_some_and(|e| e.is::<LengthLimitError>()) || error.is::<LengthLimitError>() {
-                return invalid(format!("Twilio's answer is larger than upstream.max_response, {limit} bytes"));
+            if error.is::<LengthLimitError>() {
+                return too_large();
             }
             invalid("Twilio's answer was cut").with_retry(Retry::IfRepeatable).with_cause(Broken(error))
         })?;
         let body = body.to_bytes();
-        let Some(Envelope { next_token }) = Envelope::read(&body) else {
-            // A 429 is understood by its status and headers alone, whoever wrote its body.
-            if head.status == StatusCode::TOO_MANY_REQUESTS {
-                return Ok(Answer { status: head.status, headers: let_through(&head.headers), body, next_token: None });
+        match Envelope::read(&body) {
+            Some(Envelope { next_token }) => Ok(Answer { status, headers, body, next_token }),
+            None if plain => Ok(Answer { status, headers, body, next_token: None }),
+            None => {
+                let retry = match status {
+                    StatusCode::INTERNAL_SERVER_ERROR => Retry::OnceIfRepeatable,
+                    status if status.is_server_error() => Retry::IfRepeatable,
+                    _ => Retry::Never,
+                };
+                let message = format!("Twilio answered {} with something that is not JSON", status.as_u16());
+                Err(invalid(message).with_retry(retry))
             }
-            let retry = if head.status.is_server_error() { Retry::IfRepeatable } else { Retry::Never };
-            let message = format!("Twilio answered {} with something that is not JSON", head.status.as_u16());
-            return Err(invalid(message).with_retry(retry));
-        };
-        Ok(Answer { status: head.status, headers: let_through(&head.headers), body, next_token })
+        }
     }
 }
 
+/// The headers that go further. Those that `Connection` nominates were for this hop (RFC 9110 section 7.6.1).
 fn let_through(received: &HeaderMap) -> HeaderMap {
+    let nominated = |name: &HeaderName| {
+        let lists = received.get_all(header::CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
+        lists.flat_map(|list| list.split(',')).any(|word| word.trim().eq_ignore_ascii_case(name.as_str()))
+    };
     let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
     for name in LET_THROUGH {
-        if let Some(value) = received.get(&name) {
+        if let Some(value) = received.get(&name).filter(|_| !nominated(&name)) {
             headers.insert(name, value.clone());
         }
     }
@@ -250,10 +269,12 @@ impl Envelope {
         struct Meta {
             next_token: Option<String>,
         }
-        match serde_json::from_slice::<Answer>(body) {
+        // serde_json does not look at the encoding of what it skips.
+        let text = std::str::from_utf8(body).ok()?;
+        match serde_json::from_str::<Answer>(text) {
             Ok(answer) => Some(Self { next_token: answer.meta.and_then(|meta| meta.next_token) }),
             // Of another shape, and perhaps JSON all the same.
-            Err(_) => serde_json::from_slice::<IgnoredAny>(body).ok().map(|_| Self::default()),
+            Err(_) => serde_json::from_str::<IgnoredAny>(text).ok().map(|_| Self::default()),
         }
     }
 }
