@@ -1,0 +1,141 @@
+//! A whole gateway in this process, on ports of the system's choice.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use insights_gateway::config::{self, Sources};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::{Answer, Client, get, poll, within};
+
+pub const SID: &str = "AC00000000000000000000000000000001";
+pub const KEY: &str = "SK-of-the-tests";
+pub const SECRET: &str = "planted-s3cret-that-nobody-may-see";
+
+/// A configuration for tests: one account without a rate, quick retries that no budget limits. Later flags
+/// beat earlier ones.
+pub struct TestConfig(Vec<(String, String)>);
+
+impl TestConfig {
+    pub fn new(upstream: impl Into<String>) -> Self {
+        let base = [
+            ("server.listen", "127.0.0.1:0"),
+            ("admin.listen", "127.0.0.1:0"),
+            ("accounts.default.account_sid", SID),
+            ("accounts.default.api_key", KEY),
+            ("accounts.default.api_secret", SECRET),
+            ("accounts.default.rate", "0/s"),
+            ("retry.base", "1ms"),
+            ("retry.max", "5ms"),
+            ("retry.budget", "10"),
+            ("circuit.consecutive", "1000"),
+        ];
+        let mut flags: Vec<_> = base.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        flags.push(("upstream.url".to_owned(), upstream.into()));
+        Self(flags)
+    }
+
+    /// Without the account, for tests that bring accounts of their own in a file.
+    pub fn without_account(mut self) -> Self {
+        self.0.retain(|(key, _)| !key.starts_with("accounts."));
+        self
+    }
+
+    pub fn set(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.0.push((key.to_owned(), value.into()));
+        self
+    }
+
+    pub fn sources(self) -> Sources {
+        let mut sources = Sources::default();
+        for (key, value) in self.0 {
+            sources = sources.with_flag(key, value);
+        }
+        sources
+    }
+
+    pub async fn start(self) -> Gateway {
+        Gateway::start(self.sources()).await
+    }
+}
+
+/// A gateway that runs until it is dropped or told to stop.
+pub struct Gateway {
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    pub served: JoinHandle<()>,
+    /// Notified like a SIGHUP.
+    pub reload: Arc<Notify>,
+}
+
+impl Gateway {
+    pub async fn start(sources: Sources) -> Self {
+        let config = config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
+        let gateway = insights_gateway::gateway::Gateway::bind(config).expect("free ports");
+        // A gateway on a unix socket alone has no address here.
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let data = gateway.data_address().unwrap_or(nowhere);
+        let admin = gateway.admin_address().expect("the admin plane listens on TCP");
+        let (stop, stopped) = oneshot::channel();
+        let reload = Arc::new(Notify::new());
+        let shutdown = async { drop(stopped.await) };
+        let served = tokio::spawn(gateway.run(Some(sources), Arc::clone(&reload), shutdown));
+        Self { data, admin, stop: Some(stop), served, reload }
+    }
+
+    /// Tells it to drain, and does not wait.
+    pub fn tell_to_stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+
+    /// Stops it and waits for its end.
+    pub async fn stop(mut self) {
+        self.tell_to_stop();
+        within(&mut self.served).await.expect("the gateway ends without a panic");
+    }
+
+    /// A new connection to the data plane.
+    pub async fn connect(&self) -> Client {
+        Client::connect(self.data).await
+    }
+
+    /// A request on a connection of its own.
+    pub async fn ask(&self, request: &[u8]) -> Answer {
+        self.connect().await.ask(request).await
+    }
+
+    /// A GET on the admin plane.
+    pub async fn admin(&self, path: &str) -> Answer {
+        Client::connect(self.admin).await.ask(&get(path, "Connection: close\r\n")).await
+    }
+
+    /// The sum of a metric's samples whose labels contain all of `labels`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let page = self.admin("/metrics").await.text();
+        let sample = |line: &str| {
+            let rest = line.strip_prefix("insights_gateway_")?.strip_prefix(name)?;
+            let (found, value) = rest.rsplit_once(' ')?;
+            let named = found.is_empty() || found.starts_with('{');
+            (named && labels.iter().all(|label| found.contains(label))).then(|| value.parse::<f64>().expect("a number"))
+        };
+        page.lines().filter_map(sample).sum()
+    }
+
+    /// Waits until a metric has reached a value.
+    pub async fn metric_reaches(&self, name: &str, labels: &[&str], value: f64) {
+        poll(name, || async { (self.metric(name, labels).await >= value).then_some(()) }).await;
+    }
+
+    /// Lets every task that is ready run: three requests cross the whole gateway, which shares this thread,
+    /// so whatever was on the wire before them has been read when this returns.
+    pub async fn settle(&self) {
+        for _ in 0..3 {
+            let answer = self.ask(&get("/nowhere", "Connection: close\r\n")).await;
+            assert_eq!(answer.status, 404);
+        }
+    }
+}

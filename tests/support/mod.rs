@@ -1,0 +1,62 @@
+//! What the tests on real sockets share: an upstream that misbehaves on command, a gateway in this process,
+//! and a client that sends exactly the bytes it is told to.
+//!
+//! Nothing here knows the gateway's insides, uses a fixed port or sleeps until something has probably
+//! happened: tests wait for events, and [`within`] bounds every wait.
+
+#![allow(dead_code, reason = "every test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+pub mod client;
+pub mod gateway;
+pub mod upstream;
+
+use std::time::Duration;
+
+pub use client::{Answer, Client, refusal};
+pub use gateway::{Gateway, TestConfig};
+#[allow(unused_imports, reason = "see above")]
+pub use upstream::{Gate, Plan, Seen, Upstream};
+
+/// The path of queries and their pages.
+pub const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
+/// The path of metadata.
+pub const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+/// A query that is accepted.
+pub const ASK: &str = r#"{"query":{"measures":["Conversation.Count"]}}"#;
+/// What the upstream answers where a test does not care.
+pub const PAGE: &str = r#"{"data":[{"Conversation.Count":1}],"meta":{}}"#;
+
+/// Fails a test that hangs, long before anybody becomes impatient.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("this takes forever")
+}
+
+/// Asks again and again until there is an answer. The pause only keeps the loop from burning a core; nothing
+/// depends on its length.
+pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "in vain waited for: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A POST of a query, as bytes.
+pub fn post(body: &str) -> Vec<u8> {
+    post_to(QUERY, "", body)
+}
+
+/// A POST with further header lines, each ended by CR LF.
+pub fn post_to(target: &str, headers: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()
+}
+
+/// A GET, as bytes, with further header lines, each ended by CR LF.
+pub fn get(target: &str, headers: &str) -> Vec<u8> {
+    format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes()
+}
