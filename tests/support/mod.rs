@@ -13,6 +13,7 @@ pub mod upstream;
 
 use std::time::Duration;
 
+#[allow(unused_imports, reason = "see above")]
 pub use client::{Answer, Client, refusal};
 pub use gateway::{Gateway, TestConfig};
 #[allow(unused_imports, reason = "see above")]

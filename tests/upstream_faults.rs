@@ -1,0 +1,448 @@
+//! An upstream that fails in every way there is: each way ends in its documented reason, after the tries that
+//! are allowed, keeps nothing, and is over as soon as the upstream has healed.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::time::{Duration, SystemTime};
+
+use support::upstream::DeadPort;
+use support::*;
+use tokio::time::Instant;
+
+const HEALED: &str = r#"{"data":[],"meta":{"healed":true}}"#;
+
+async fn gateway(upstream: &Upstream) -> Gateway {
+    TestConfig::new(upstream.url()).start().await
+}
+
+/// A broken upstream is tried `tries` times and ends in this refusal; healed, it is asked again, and what it
+/// then says is kept.
+struct Fault {
+    name: &'static str,
+    plan: Plan,
+    tries: usize,
+    status: u16,
+    reason: &'static str,
+}
+
+fn fault(name: &'static str, plan: Plan, tries: usize, status: u16, reason: &'static str) -> Fault {
+    Fault { name, plan, tries, status, reason }
+}
+
+/// All that do not end as they should are named at once.
+async fn ends_as_documented(faults: Vec<Fault>) {
+    let mut wrong = Vec::new();
+    for fault in faults {
+        let Fault { name, plan, tries, status, reason } = fault;
+        let upstream = Upstream::script(move |_| plan.clone()).await;
+        let gateway = TestConfig::new(upstream.url())
+            .set("upstream.attempt_timeout", "250ms")
+            .set("upstream.max_response", "64KiB")
+            .start()
+            .await;
+        let mut check = |holds: bool, what: String| {
+            if !holds {
+                wrong.push(format!("{name}: {what}"));
+            }
+        };
+        let answer = gateway.ask(&post(ASK)).await;
+        if let Err(fault) = refusal(&answer, status, reason) {
+            check(false, fault);
+        }
+        check(upstream.count() == tries, format!("{} tries instead of {tries}", upstream.count()));
+        let label = format!("status=\"{reason}\"");
+        let counted = gateway.metric("upstream_attempts_total", &["operation=\"query\"", &label]).await;
+        check(counted == tries as f64, format!("{counted} attempts counted as {reason}"));
+        let retried = gateway.metric("retries_total", &["account=\"default\""]).await;
+        check(retried == (tries - 1) as f64, format!("{retried} retries counted"));
+        check(gateway.metric("cache_entries", &[]).await == 0.0, "something was kept".to_owned());
+        upstream.heal(HEALED);
+        let healed = gateway.ask(&post(ASK)).await;
+        check((healed.status, healed.detail(), healed.text().as_str()) == (200, "miss", HEALED), format!("{healed:?}"));
+        let again = gateway.ask(&post(ASK)).await;
+        check((again.status, again.detail()) == (200, "hit"), format!("{again:?}"));
+        check(upstream.count() == tries + 1, format!("{} tries after all", upstream.count()));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+fn page_cut_at(offset: usize) -> Vec<u8> {
+    let whole =
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{PAGE}", PAGE.len());
+    whole.as_bytes()[..offset].to_vec()
+}
+
+fn head_length() -> usize {
+    page_cut_at(20).len() + "Content-Type: application/json\r\nContent-Length: 46\r\n\r\n".len() - 3
+}
+
+fn in_chunks(body: &str) -> String {
+    let mut text =
+        String::from("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for chunk in body.as_bytes().chunks(10) {
+        text.push_str(&format!("{:x}\r\n{}\r\n", chunk.len(), str::from_utf8(chunk).unwrap()));
+    }
+    text + "0\r\n\r\n"
+}
+
+#[tokio::test]
+async fn connections_that_break_before_an_answer_are_unreachable() {
+    let unreachable = |name, plan| fault(name, plan, 4, 502, "upstream_unreachable");
+    ends_as_documented(vec![
+        unreachable("a reset at once", Plan::reset()),
+        unreachable("a close at once", Plan::close()),
+        unreachable("a reset in the status line", Plan::raw("HTTP/1.1 2").then_reset()),
+        unreachable("a close in the status line", Plan::raw("HTTP/1.1 2").then_close()),
+        unreachable("a reset in the head", Plan::raw("HTTP/1.1 200 OK\r\nContent-Ty").then_reset()),
+        unreachable("a close in the head", Plan::raw("HTTP/1.1 200 OK\r\nContent-Ty").then_close()),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn bodies_that_are_cut_are_invalid_and_tried_again() {
+    let cut = |name, plan| fault(name, plan, 4, 502, "upstream_invalid");
+    let chunked = in_chunks(PAGE);
+    let cut_chunks = |keep: usize| Plan::raw(&chunked.as_bytes()[..keep]);
+    let head = chunked.find("\r\n\r\n").unwrap() + 4;
+    ends_as_documented(vec![
+        cut("closed before the body", Plan::raw(page_cut_at(head_length())).then_close()),
+        cut("closed in the body", Plan::raw(page_cut_at(head_length() + 20)).then_close()),
+        cut("closed at the last byte", Plan::raw(page_cut_at(head_length() + PAGE.len() - 1)).then_close()),
+        cut("reset in the body", Plan::raw(page_cut_at(head_length() + 20)).then_reset()),
+        cut("closed before the chunks", cut_chunks(head).then_close()),
+        cut("closed in a chunk", cut_chunks(head + 20).then_close()),
+        cut("closed before the last chunk", cut_chunks(chunked.len() - 5).then_close()),
+        cut("closed in the last chunk", cut_chunks(chunked.len() - 2).then_close()),
+        cut("reset between chunks", cut_chunks(chunked.len() - 5).then_reset()),
+        cut("a chunk size that is none", Plan::raw(chunked.replace("\r\n0\r\n", "\r\nxyz\r\n")).then_close()),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn answers_that_are_no_json_are_invalid_and_not_asked_for_again() {
+    let invalid = |name, plan| fault(name, plan, 1, 502, "upstream_invalid");
+    let until_close = |body: &str| Plan::raw(format!("HTTP/1.1 200 OK\r\n\r\n{body}")).then_close();
+    ends_as_documented(vec![
+        invalid("text", Plan::page("all is well")),
+        invalid("HTML", Plan::with(200, "Content-Type: text/html\r\n", "<html><body>hello</body></html>")),
+        invalid("nothing", Plan::page("")),
+        invalid("white space", Plan::page("  \r\n")),
+        invalid("half of it, as if whole", Plan::page(&PAGE[..20])),
+        invalid("half of it, until the connection closes", until_close(&PAGE[..20])),
+        invalid("nothing, until the connection closes", until_close("")),
+        invalid("twice", Plan::page(&PAGE.repeat(2))),
+        invalid("with a byte order mark", Plan::page(&format!("\u{feff}{PAGE}"))),
+        invalid("204", Plan::raw("HTTP/1.1 204 No Content\r\n\r\n")),
+        invalid("compressed", Plan::with(200, "Content-Encoding: gzip\r\n", PAGE)),
+        invalid("compressed with something new", Plan::with(200, "Content-Encoding: zstd, br\r\n", PAGE)),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn html_from_a_failing_proxy_is_invalid_and_tried_again() {
+    let page = "<html><title>502 Bad Gateway</title></html>";
+    let html = |status| Plan::with(status, "Content-Type: text/html\r\n", page);
+    ends_as_documented(vec![
+        fault("HTML 502", html(502), 4, 502, "upstream_invalid"),
+        fault("HTML 503", html(503), 4, 502, "upstream_invalid"),
+        fault("HTML 504", html(504), 4, 502, "upstream_invalid"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn answers_beyond_max_response_are_invalid() {
+    let large = format!("\"{}\"", "a".repeat(100_000));
+    let too_large = |name, plan| fault(name, plan, 1, 502, "upstream_invalid");
+    ends_as_documented(vec![
+        too_large("declared", Plan::page(&large)),
+        too_large("chunked", Plan::raw(in_chunks(&large))),
+        too_large("until the connection closes", Plan::raw(format!("HTTP/1.1 200 OK\r\n\r\n{large}")).then_close()),
+    ])
+    .await;
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).set("upstream.max_response", "64KiB").start().await;
+    let just = format!("\"{}\"", "a".repeat((64 << 10) - 2));
+    let whole = just.clone();
+    upstream.set(move |_| Plan::page(&just));
+    gateway.ask(&post(ASK)).await.assert_page(&whole, "miss");
+}
+
+#[tokio::test]
+async fn silence_and_slowness_are_timeouts_and_tried_again() {
+    let slow = |name, plan| fault(name, plan, 4, 504, "upstream_timeout");
+    let half = page_cut_at(head_length() + 20);
+    let whole = page_cut_at(head_length() + PAGE.len());
+    ends_as_documented(vec![
+        slow("nothing", Plan::silence()),
+        slow("half a head", Plan::raw("HTTP/1.1 200 OK\r\nConte").then_silence()),
+        slow("half a body", Plan::raw(half).then_silence()),
+        slow("a drip", Plan::drip(whole, Duration::from_millis(20))),
+        slow(
+            "interim answers without end",
+            Plan::drip("HTTP/1.1 100 Continue\r\n\r\n".repeat(50), Duration::from_millis(2)),
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = Upstream::start().await;
+    for status in [301, 302, 303, 307, 308, 300, 304] {
+        let location = format!("Location: {}/\r\nContent-Type: application/json\r\n", elsewhere.url());
+        let body = if status == 304 { "" } else { PAGE };
+        let redirect = Plan::with(status, &location, body);
+        ends_as_documented(vec![fault("a redirect", redirect, 1, 502, "upstream_invalid")]).await;
+    }
+    assert_eq!((elsewhere.connections(), elsewhere.count()), (0, 0));
+}
+
+#[tokio::test]
+async fn interim_answers_before_the_real_one_are_skipped() {
+    let storm = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(20);
+    let upstream = Upstream::script(move |_| {
+        let length = PAGE.len();
+        Plan::raw(format!("{storm}HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{PAGE}"))
+    })
+    .await;
+    let gateway = gateway(&upstream).await;
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    assert_eq!(upstream.count(), 1);
+}
+
+#[tokio::test]
+async fn chunked_and_close_delimited_answers_are_as_good_as_any() {
+    let upstream = Upstream::script(|seen| match seen.number {
+        1 => Plan::raw(in_chunks(PAGE)),
+        _ => Plan::raw(format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{PAGE}")).then_close(),
+    })
+    .await;
+    let gateway = gateway(&upstream).await;
+    for n in 0..2 {
+        gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await.assert_page(PAGE, "miss");
+    }
+}
+
+#[tokio::test]
+async fn json_that_is_nested_absurdly_deep_does_no_harm() {
+    let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+    let upstream = Upstream::script(move |_| Plan::page(&deep)).await;
+    let gateway = gateway(&upstream).await;
+    let answer = gateway.ask(&post(ASK)).await;
+    // Valid JSON, so passing it on and refusing it are both right; falling over is not.
+    assert!(matches!(answer.status, 200 | 502), "{}", answer.status);
+    upstream.heal(HEALED);
+    assert_eq!(gateway.ask(&get(METADATA, "")).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_down_is_unreachable_until_it_is_up() {
+    let port = DeadPort::new();
+    let gateway = TestConfig::new(port.url()).start().await;
+    gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
+    let labels = ["account=\"default\"", "operation=\"query\"", "status=\"upstream_unreachable\""];
+    assert_eq!(gateway.metric("upstream_attempts_total", &labels).await, 4.0);
+    let upstream = port.heal(|_| Plan::page(HEALED));
+    gateway.ask(&post(ASK)).await.assert_page(HEALED, "miss");
+    assert_eq!(upstream.count(), 1);
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_died_meanwhile_costs_no_answer() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE).then_close()).await;
+    let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
+    for n in 0..10 {
+        let answer = gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await;
+        assert_eq!(answer.status, 200, "request {n}: {answer:?}");
+        gateway.settle().await;
+    }
+}
+
+#[tokio::test]
+async fn twilios_own_errors_pass_unchanged_and_are_tried_as_often_as_they_deserve() {
+    let body = |status: u16| {
+        format!(r#"{{"code":{},"message":"Twilio says so","httpStatusCode":{status}}}"#, 20000 + u32::from(status))
+    };
+    for (status, tries) in [(400, 1), (404, 1), (409, 1), (422, 1), (500, 2), (501, 1), (502, 4), (503, 4), (504, 4)] {
+        let upstream = Upstream::script(move |_| Plan::json(status, &body(status))).await;
+        let gateway = gateway(&upstream).await;
+        let answer = gateway.ask(&post(ASK)).await;
+        assert_eq!((answer.status, answer.text()), (status, body(status)));
+        assert_eq!(upstream.count(), tries, "{status}");
+        assert_eq!(answer.find("etag"), None);
+        if status == 503 {
+            assert!(answer.header("retry-after").parse::<u32>().unwrap() >= 1);
+        }
+        let label = format!("status=\"{status}\"");
+        assert_eq!(gateway.metric("upstream_attempts_total", &[&label]).await, tries as f64, "{status}");
+        upstream.heal(HEALED);
+        let next = gateway.ask(&post(ASK)).await;
+        // Twilio's 400s and 404s are kept for a moment, nothing else is.
+        let expected = if matches!(status, 400 | 404) { (status, "hit") } else { (200, "miss") };
+        assert_eq!((next.status, next.detail()), expected, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn failures_that_pass_are_hidden_by_the_next_try() {
+    let failures: [(&str, Plan); 7] = [
+        ("500", Plan::json(500, "{}")),
+        ("502", Plan::json(502, "{}")),
+        ("503", Plan::json(503, "{}")),
+        ("504", Plan::json(504, "{}")),
+        ("429", Plan::json(429, "{}")),
+        ("a reset", Plan::reset()),
+        ("a cut body", Plan::raw(page_cut_at(head_length() + 5)).then_close()),
+    ];
+    for (name, failure) in failures {
+        let upstream =
+            Upstream::script(move |seen| if seen.number == 1 { failure.clone() } else { Plan::page(PAGE) }).await;
+        let gateway = gateway(&upstream).await;
+        let answer = gateway.ask(&post(ASK)).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, PAGE), "{name}");
+        assert_eq!(upstream.count(), 2, "{name}");
+        let (first, second) = (&upstream.seen()[0], &upstream.seen()[1]);
+        assert_eq!((&first.head, &first.body), (&second.head, &second.body), "{name}: a retry is the same request");
+    }
+}
+
+#[tokio::test]
+async fn rejected_credentials_are_the_gateways_fault_and_readyz_names_the_account() {
+    for status in [401, 403] {
+        let upstream =
+            Upstream::script(move |_| Plan::json(status, r#"{"code":20003,"message":"Authenticate"}"#)).await;
+        let gateway = gateway(&upstream).await;
+        assert_eq!(gateway.admin("/readyz").await.status, 200);
+        let answer = gateway.ask(&post(ASK)).await;
+        answer.assert_refused(502, "upstream_rejected_credentials");
+        assert_eq!(answer.find("www-authenticate"), None, "or a browser would ask its user for a password");
+        assert!(!answer.text().contains("Authenticate"), "{}", answer.text());
+        assert_eq!(upstream.count(), 1, "the same key is not tried twice");
+        let ready = gateway.admin("/readyz").await;
+        assert_eq!(ready.status, 503);
+        assert!(ready.text().contains("default") && !ready.text().contains(support::gateway::KEY), "{}", ready.text());
+        assert_eq!(gateway.admin("/livez").await.status, 200, "a restart would not help");
+        upstream.heal(HEALED);
+        gateway.ask(&post(ASK)).await.assert_page(HEALED, "miss");
+        assert_eq!(gateway.admin("/readyz").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_429_pauses_the_account_for_as_long_as_it_says() {
+    // Dates are cut to whole seconds, so this is a pause of more than one and at most two.
+    let date: fn() -> String = || httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + now() + Duration::from_secs(2));
+    for (name, value) in [("X-RateLimit-Reset", None), ("Retry-After", None), ("Retry-After", Some(date))] {
+        let value = value.map_or_else(|| "1".to_owned(), |date| date());
+        let headers = format!("Content-Type: application/json\r\n{name}: {value}\r\n");
+        let upstream = Upstream::script(move |seen| match seen.number {
+            1 => Plan::with(429, &headers, r#"{"code":20429}"#),
+            _ => Plan::page(PAGE),
+        })
+        .await;
+        let gateway = gateway(&upstream).await;
+        let begun = Instant::now();
+        // Another query of the same account has to wait as well.
+        let mut first = gateway.connect().await;
+        first.send(&post(ASK)).await;
+        upstream.arrived(1).await;
+        gateway.metric_reaches("budget_paused_seconds", &["account=\"default\""], 0.1).await;
+        let other = gateway.ask(&get(METADATA, "")).await;
+        assert_eq!(other.status, 200);
+        assert_eq!(first.answer().await.status, 200);
+        assert!(begun.elapsed() >= Duration::from_millis(900), "{name}: only {:?}", begun.elapsed());
+        assert_eq!(upstream.count(), 3, "{name}: one refusal, one page each");
+    }
+}
+
+/// The wall clock; the tests have no other use for it than this.
+#[allow(clippy::disallowed_methods, reason = "a date is about the wall clock, and this is no room of the gateway")]
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
+}
+
+#[tokio::test]
+async fn absurd_pauses_are_bounded_or_ignored() {
+    for (headers, ignored) in [
+        ("X-RateLimit-Reset: -1\r\n", true),
+        ("X-RateLimit-Reset: 0\r\n", true),
+        ("X-RateLimit-Reset: 1800000000\r\n", true),
+        ("X-RateLimit-Reset: 99999999999999999999999999\r\n", true),
+        ("X-RateLimit-Reset: soon\r\n", true),
+        ("Retry-After: -1\r\n", true),
+        ("Retry-After: NaN\r\n", true),
+        ("Retry-After: Thu, 01 Jan 1970 00:00:00 GMT\r\n", true),
+        ("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT\r\n", true),
+        ("Retry-After: \u{7f}\r\n", true),
+        ("", true),
+        ("Retry-After: 86400\r\n", false),
+        ("X-RateLimit-Reset: 86400\r\nRetry-After: -5\r\n", false),
+    ] {
+        let upstream = Upstream::script(move |seen| match seen.number {
+            1 => Plan::with(429, headers, "{}"),
+            _ => Plan::page(PAGE),
+        })
+        .await;
+        let gateway = TestConfig::new(upstream.url()).set("retry.max_pause", "400ms").start().await;
+        let begun = Instant::now();
+        assert_eq!(gateway.ask(&post(ASK)).await.status, 200, "{headers}");
+        assert_eq!(upstream.count(), 2, "{headers}");
+        if !ignored {
+            assert!(begun.elapsed() >= Duration::from_millis(400), "{headers}: max_pause is paused for");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pause_beyond_every_deadline_refuses_at_once_and_says_when_to_come_back() {
+    let upstream = Upstream::script(|_| Plan::with(429, "Retry-After: 200\r\n", "{}")).await;
+    let gateway = gateway(&upstream).await;
+    for request in [post(ASK), post(ASK), get(METADATA, "")] {
+        let answer = gateway.ask(&request).await;
+        answer.assert_refused(429, "deadline");
+        let wait: u32 = answer.header("retry-after").parse().unwrap();
+        assert!((190..=200).contains(&wait), "{wait}");
+    }
+    assert_eq!(upstream.count(), 1, "nothing is sent during the pause");
+}
+
+#[tokio::test]
+async fn a_429_that_stays_is_passed_on_with_its_headers() {
+    let headers = "Content-Type: application/json\r\nX-RateLimit-Limit: 5\r\nX-RateLimit-Remaining: 0\r\nX-RateLimit-Reset: 1\r\n";
+    let upstream =
+        Upstream::script(|_| Plan::with(429, headers, r#"{"code":20429,"message":"Too many requests"}"#)).await;
+    let gateway = TestConfig::new(upstream.url()).set("retry.max_pause", "10ms").start().await;
+    let answer = gateway.ask(&post(ASK)).await;
+    assert_eq!((answer.status, answer.json()["code"].as_u64()), (429, Some(20429)));
+    assert_eq!((answer.header("x-ratelimit-limit"), answer.header("retry-after")), ("5", "1"));
+    assert_eq!(upstream.count(), 4);
+}
+
+#[tokio::test]
+async fn retries_end_with_the_deadline_of_the_request() {
+    let upstream = Upstream::script(|_| Plan::silence()).await;
+    let gateway = TestConfig::new(upstream.url()).set("upstream.deadline", "500ms").start().await;
+    let begun = Instant::now();
+    gateway.ask(&post(ASK)).await.assert_refused(504, "upstream_timeout");
+    let hasty = gateway.ask(&post_to(QUERY, "Prefer: wait=0\r\n", ASK)).await;
+    assert!(matches!(hasty.status, 429 | 504), "{hasty:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(upstream.count() <= 2, "{} tries", upstream.count());
+}
+
+#[tokio::test]
+async fn an_outage_is_not_multiplied() {
+    let upstream = Upstream::script(|_| Plan::json(503, "{}")).await;
+    let gateway = TestConfig::new(upstream.url()).set("retry.budget", "0.2").start().await;
+    for n in 0..30 {
+        assert_eq!(gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await.status, 503);
+    }
+    // A fifth of the 30 first tries; the first ones had the floor of three to themselves.
+    assert!((33..=36).contains(&upstream.count()), "{} requests for 30", upstream.count());
+}
