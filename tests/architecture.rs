@@ -1,0 +1,278 @@
+//! Imports that must never happen: what the map in `lib.rs` promises, read from the sources themselves.
+//!
+//! Every mention of a path counts, be it in a `use` line or written out where it is needed; comments and
+//! unit tests do not.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A source file: its path under `src/`, and its lines without comments and unit tests.
+struct Source {
+    path: String,
+    lines: Vec<(usize, String)>,
+}
+
+impl Source {
+    /// The module at the top, such as `layers`.
+    fn module(&self) -> &str {
+        self.path.split(['/', '.']).next().unwrap()
+    }
+
+    /// The room of a file below `layers`.
+    fn room(&self) -> Option<&str> {
+        self.path.strip_prefix("layers/")?.split(['/', '.']).next().filter(|room| *room != "mod")
+    }
+
+    fn is(&self, places: &[&str]) -> bool {
+        places.iter().any(|place| match place.strip_suffix('/') {
+            Some(_) => self.path.starts_with(place),
+            None => self.path == *place,
+        })
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let sources: Vec<_> = files.iter().filter_map(|file| read(&root, file)).collect();
+    assert!(sources.len() > 50, "only {} files were found", sources.len());
+    sources
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn read(root: &Path, file: &Path) -> Option<Source> {
+    let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+    if path.ends_with("tests.rs") {
+        return None;
+    }
+    let text = fs::read_to_string(file).unwrap();
+    Some(Source { path, lines: code(&text) })
+}
+
+/// The lines that are neither comments nor in a module for tests, with their numbers.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let mut lines: Vec<(usize, String)> = Vec::new();
+    let mut in_tests = false;
+    for (number, line) in text.lines().enumerate() {
+        if line == "#[cfg(test)]" {
+            in_tests = true;
+        }
+        let ends_tests = line == "}" || line.starts_with("mod ") && line.ends_with(';');
+        let code = line.split("//").next().unwrap_or_default();
+        if !in_tests && !code.trim().is_empty() {
+            match lines.last_mut() {
+                // A `use` that is broken over lines is read as one.
+                Some((_, open)) if is_open_use(open) => open.push_str(code.trim()),
+                _ => lines.push((number + 1, code.to_owned())),
+            }
+        }
+        if in_tests && ends_tests {
+            in_tests = false;
+        }
+    }
+    lines
+}
+
+fn is_open_use(line: &str) -> bool {
+    let line = line.trim();
+    let is_use = line.strip_prefix("pub ").unwrap_or(line).starts_with("use ");
+    is_use && !line.ends_with(';')
+}
+
+/// The modules of this crate that a text names, with the next segment where there is one: `crate::a::b::C`
+/// is `a::b`. Braces are opened: `crate::{a, b::C}` is `a` and `b::C`.
+fn mentions(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for rest in text.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            Some(group) => {
+                let group = group.split('}').next().unwrap_or_default();
+                found.extend(group.split(',').map(|part| two(part.trim())).filter(|part| !part.is_empty()));
+            }
+            None => found.push(two(rest)),
+        }
+    }
+    found
+}
+
+fn two(path: &str) -> String {
+    let end = path.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | ':'))).unwrap_or(path.len());
+    path[..end].split("::").filter(|segment| !segment.is_empty()).take(2).collect::<Vec<_>>().join("::")
+}
+
+/// Fails with every line on which `is_wrong` finds something.
+fn forbid(rule: &str, is_wrong: impl Fn(&Source, &str) -> bool) {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        for (number, line) in &source.lines {
+            if is_wrong(&source, line) {
+                wrong.push(format!("src/{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{rule}:\n{}", wrong.join("\n"));
+}
+
+fn names(line: &str, word: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    line.match_indices(word).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + word.len()..].chars().next();
+        !before.is_some_and(is_word) && !after.is_some_and(is_word)
+    })
+}
+
+#[test]
+fn the_map_in_lib_rs_lists_every_module_bottom_up() {
+    let listed: Vec<String> = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"))
+        .unwrap()
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned()))
+        .collect();
+    assert_eq!(listed, ORDER, "the order below is the one in lib.rs");
+}
+
+/// Each imports only what stands before it.
+const ORDER: [&str; 10] =
+    ["model", "metrics", "config", "layers", "stack", "server", "admin", "gateway", "simulator", "cli"];
+
+#[test]
+fn nothing_points_upward() {
+    forbid("a module imports only what stands above its own line in lib.rs", |source, line| {
+        let place = |module: &str| ORDER.iter().position(|known| *known == module);
+        let Some(own) = place(source.module()) else { return false };
+        mentions(line).iter().any(|path| place(path.split("::").next().unwrap()).is_some_and(|other| other > own))
+    });
+}
+
+#[test]
+fn model_knows_nothing_but_model() {
+    forbid("model imports only from model", |source, line| {
+        source.module() == "model" && mentions(line).iter().any(|path| !path.starts_with("model"))
+    });
+}
+
+#[test]
+fn no_room_knows_another_room() {
+    forbid("a room must not import a room", |source, line| {
+        let Some(own) = source.room() else { return false };
+        mentions(line).iter().any(|path| path.strip_prefix("layers").is_some_and(|room| room != format!("::{own}")))
+    });
+    let all = sources();
+    let rooms: std::collections::BTreeSet<_> = all.iter().filter_map(Source::room).collect();
+    forbid("a room must not import its neighbour by way of their parent", |source, line| {
+        let Some(own) = source.room() else { return false };
+        let depth = source.path.split('/').count() - usize::from(source.path.ends_with("/mod.rs"));
+        let parent = "super::".repeat(depth - 1);
+        rooms.iter().filter(|room| **room != own).any(|room| line.contains(&format!("{parent}{room}::")))
+            || line.contains(&format!("{parent}{{"))
+    });
+}
+
+#[test]
+fn only_those_who_compose_know_stack_server_and_admin() {
+    forbid("only cli and gateway (and admin, of stack) know stack, server and admin", |source, line| {
+        if source.is(&["cli/", "gateway.rs"]) {
+            return false;
+        }
+        mentions(line).iter().any(|path| {
+            let module = path.split("::").next().unwrap();
+            let own = module == source.module();
+            let reads_handles = (source.module(), module) == ("admin", "stack");
+            !own && !reads_handles && matches!(module, "stack" | "server" | "admin" | "gateway")
+        })
+    });
+}
+
+#[test]
+fn simulator_and_gateway_are_strangers() {
+    forbid("the simulator knows model::units at most", |source, line| {
+        let allowed = |path: &str| path.starts_with("simulator") || path == "model::units";
+        source.module() == "simulator" && mentions(line).iter().any(|path| !allowed(path))
+    });
+    forbid("only cli knows the simulator", |source, line| {
+        !matches!(source.module(), "simulator" | "cli")
+            && mentions(line).iter().any(|path| path.starts_with("simulator"))
+    });
+}
+
+#[test]
+fn libraries_stay_in_their_rooms() {
+    for (library, places) in [
+        ("moka", &["layers/cache/"][..]),
+        ("governor", &["layers/budget/", "layers/admit.rs", "layers/admit/", "model/clock.rs"]),
+        ("hyper_rustls", &["layers/upstream/"]),
+        ("tokio_rustls", &["server/"]),
+        ("prometheus_client", &["metrics.rs"]),
+        ("clap", &["cli/"]),
+        ("toml", &["config/"]),
+    ] {
+        forbid(&format!("{library} is known in {places:?} alone"), |source, line| {
+            !source.is(places) && names(line, library) && line.contains(&format!("{library}::"))
+        });
+    }
+}
+
+#[test]
+fn secrets_are_read_by_the_credential_room_alone() {
+    forbid("only layers/credential.rs reads a secret", |source, line| {
+        !source.is(&["layers/credential.rs"]) && (names(line, "ExposeSecret") || names(line, "expose_secret"))
+    });
+}
+
+#[test]
+fn the_environment_is_read_by_config_and_cli_alone() {
+    forbid("only config and cli read the environment", |source, line| {
+        !source.is(&["config/", "cli/"]) && (line.contains("std::env::") || line.contains("use std::env"))
+    });
+}
+
+#[test]
+fn clocks_are_read_in_one_place() {
+    let clocks = ["Instant::now", "SystemTime::now", "std::time::Instant", "Timestamp::now", "Zoned::now"];
+    // moka's expiry hands its own instants over, which are ignored; the guard and the simulator keep time of
+    // their own, by tokio's clock and by the calendar.
+    let exempt = ["model/clock.rs", "layers/cache/store.rs", "server/guard.rs", "simulator/", "cli/"];
+    forbid("only model/clock.rs reads a clock", |source, line| {
+        !source.is(&exempt) && clocks.iter().any(|clock| line.contains(clock))
+    });
+    forbid("std's clocks are read by nobody else at all", |source, line| {
+        !source.is(&["model/clock.rs"])
+            && (line.contains("SystemTime::now") || line.contains("std::time::Instant::now"))
+    });
+}
+
+/// A guard that sees nothing guards nothing.
+#[test]
+fn the_reader_sees_what_it_has_to_see() {
+    assert_eq!(mentions("use crate::layers::cache::{Store, Purge};"), ["layers::cache"]);
+    assert_eq!(mentions("use crate::{admin, config::Config};"), ["admin", "config::Config"]);
+    assert_eq!(mentions("fn f(a: &crate::config::Team, b: crate::model::key::Key)"), ["config::Team", "model::key"]);
+    assert_eq!(mentions("pub(crate) fn f() {}"), [""; 0]);
+    assert!(names("use moka::sync::Cache;", "moka") && !names("use smoka::x;", "moka"));
+    let text = "use a;\n// crate::stack\n#[cfg(test)]\nmod tests {\n    use crate::admin;\n}\nuse b; // crate::x\n#[cfg(test)]\nmod tests;\nuse c;";
+    let kept: Vec<_> = code(text).into_iter().map(|(_, line)| line.trim().to_owned()).collect();
+    assert_eq!(kept, ["use a;", "use b;", "use c;"]);
+    let broken = code("use crate::{\n    admin,\n    stack,\n};\nfn f() {}");
+    assert_eq!((broken.len(), mentions(&broken[0].1)), (2, vec!["admin".to_owned(), "stack".to_owned()]));
+    let all = sources();
+    for module in ORDER {
+        assert!(all.iter().any(|source| source.module() == module), "{module} was not read");
+    }
+    let rooms: std::collections::BTreeSet<_> = all.iter().filter_map(Source::room).collect();
+    assert!(rooms.len() >= 9, "{rooms:?}");
+    assert!(all.iter().any(|source| source.lines.iter().any(|(_, line)| line.contains("expose_secret"))));
+}
