@@ -477,3 +477,52 @@ async fn a_new_certificate_reaches_new_connections() {
     assert_eq!(Client::over(other.connect(gateway.data, &[]).await).ask(&post(ASK)).await.status, 200);
     assert_eq!(old.ask(&post(ASK)).await.status, 200, "an open connection is not disturbed");
 }
+
+#[tokio::test]
+async fn a_drain_waits_for_requests_whatever_handshakes_are_unfinished() {
+    let gate = Gate::default();
+    let held = Plan::page(PAGE).after(&gate);
+    let upstream = Upstream::script(move |_| held.clone()).await;
+    let certificate = Certificate::new();
+    let process = Process::start(vec![
+        upstream_at(&upstream),
+        set("server.tls.cert", &certificate.path("cert.pem")),
+        set("server.tls.key", &certificate.path("key.pem")),
+    ])
+    .await;
+    let mut in_flight = Client::over(certificate.connect(process.data, &[]).await);
+    in_flight.send(&post(ASK)).await;
+    upstream.arrived(1).await;
+    let _no_handshake = TcpStream::connect(process.data).await.unwrap();
+    // Accepted in order, so the silent one is in the gateway's hands once this one is served.
+    let mut later = Client::over(certificate.connect(process.data, &[]).await);
+    assert_eq!(later.ask(&get("/nowhere", "Connection: close\r\n")).await.status, 404);
+    process.signal("TERM");
+    poll("nobody new", || async { TcpStream::connect(process.data).await.is_err().then_some(()) }).await;
+    gate.open();
+    in_flight.answer().await.assert_page(PAGE, "miss");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_socket_file_behind() {
+    let (folder, taken) = (TempDir::new().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (listen, path) = socket(&folder);
+    let admin = taken.local_addr().unwrap().to_string();
+    let sources =
+        TestConfig::new("http://127.0.0.1:9").set("server.listen", listen).set("admin.listen", admin).sources();
+    assert!(insights_gateway::gateway::Gateway::bind(config::load(&sources).unwrap()).is_err());
+    assert!(tokio::net::UnixStream::connect(&path).await.is_err());
+    assert!(!path.exists(), "the next start must not have to tidy up");
+}
+
+#[tokio::test]
+async fn a_secret_that_changes_during_the_start_is_noticed() {
+    let (upstream, files) = (Upstream::start().await, Files::new("0/s", "first-secret"));
+    let gateway = Gateway::start(files.sources(&upstream)).await;
+    // The configuration has been read, and nothing has run since.
+    files.write_secret("second-secret");
+    gateway.metric_reaches("reloads_total", &["result=\"applied\""], 1.0).await;
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    assert_eq!(upstream.seen()[0].header("authorization"), Some(basic("second-secret").as_str()));
+}

@@ -774,3 +774,111 @@ async fn a_storm_of_broken_connections_leaves_the_gateway_in_order() {
     }
     assert_eq!(bench.gateway.metric("requests_total", &["status=\"5"]).await, 0.0);
 }
+
+#[tokio::test]
+async fn an_absolute_target_outweighs_the_host_header() {
+    let bench = Bench::new().await;
+    let request = |authority: &str, host: &str| {
+        raw(&format!("POST http://{authority}{QUERY} HTTP/1.1\r\n{host}{}\r\n\r\n{ASK}", length()))
+    };
+    let ours = bench.gateway.ask(&request("localhost", "Host: localhost\r\n")).await;
+    assert_eq!(ours.status, 200, "{ours:?}");
+    // RFC 9112 section 3.2.2: the target's authority counts, and the Host header is ignored.
+    let disguised = bench.gateway.ask(&request("evil.example", "Host: localhost\r\n")).await;
+    disguised.assert_refused(400, "bad_request");
+    // RFC 9112 section 3.2: an HTTP/1.1 request without Host is malformed, whatever its target.
+    bench.gateway.ask(&request("localhost", "")).await.assert_refused(400, "bad_request");
+}
+
+#[tokio::test]
+async fn http_2_refuses_heads_beyond_its_own_limit_in_twilios_shape_too() {
+    let bench = Bench::new().await;
+    let mut sender = http2(&bench).await;
+    let mut huge = request("POST", &bench, QUERY, ASK);
+    huge.headers_mut().insert("x-filler", "a".repeat(100 << 10).parse().unwrap());
+    ask_http2(&mut sender, huge).await.assert_refused(431, "headers_too_large");
+}
+
+#[tokio::test]
+async fn http_2_hides_no_foreign_name_behind_a_host_header() {
+    let bench = Bench::new().await;
+    let mut sender = http2(&bench).await;
+    let mut foreign = request("POST", &bench, QUERY, ASK);
+    *foreign.uri_mut() = format!("http://evil.example{QUERY}").parse().unwrap();
+    foreign.headers_mut().insert("host", "localhost".parse().unwrap());
+    // RFC 9113 section 8.3.1: a Host that differs from :authority makes the request malformed.
+    ask_http2(&mut sender, foreign).await.assert_refused(400, "bad_request");
+}
+
+#[tokio::test]
+async fn an_http_2_preface_may_come_in_pieces() {
+    let bench = Bench::with(|config| config.set("server.header_timeout", "300ms")).await;
+    let mut client = bench.gateway.connect().await;
+    client.send(b"PR").await;
+    bench.gateway.settle().await;
+    // The rest of the preface and an empty SETTINGS frame.
+    client.send(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    // An idle HTTP/2 connection is no late head: two pings, each well after the header timeout, are answered.
+    for n in 0..2u8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        client.send(&[0, 0, 8, 6, 0, 0, 0, 0, 0, n, n, n, n, n, n, n, n]).await;
+    }
+    let mut bytes = Vec::new();
+    let pong = [0, 0, 8, 6, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1];
+    let read = async {
+        while support::client::find(&bytes, &pong).is_none() {
+            let read = tokio::io::AsyncReadExt::read_buf(&mut client.stream, &mut bytes).await;
+            assert!(matches!(read, Ok(1..)), "closed after {:?}", String::from_utf8_lossy(&bytes));
+        }
+    };
+    within(read).await;
+    assert!(support::client::find(&bytes, b"HTTP/1.1").is_none(), "{:?}", String::from_utf8_lossy(&bytes));
+}
+
+#[tokio::test]
+async fn a_host_needs_a_sound_port() {
+    let bench = Bench::new().await;
+    let with = |host: &str| head(&format!("Host: {host}\r\n{}", length()));
+    bench
+        .refuses(&[
+            ("letters", with("localhost:port"), 400, "bad_request"),
+            ("beyond all ports", with("localhost:99999"), 400, "bad_request"),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_is_a_bad_request() {
+    let bench = Bench::new().await;
+    let chunks = format!("{:x}\r\n{ASK}\r\n0\r\n\r\n", ASK.len());
+    let framed = |name, lines: &str| {
+        let request = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n{chunks}");
+        (name, request.into_bytes(), 400, "bad_request")
+    };
+    // RFC 9112 section 6.3: this ought to be handled as an error, since somebody may be smuggling a request.
+    bench
+        .refuses(&[
+            framed("length first", "Content-Length: 45\r\nTransfer-Encoding: chunked"),
+            framed("chunks first", "Transfer-Encoding: chunked\r\nContent-Length: 45"),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn a_length_that_no_counter_holds_is_413_like_every_other_too_large_one() {
+    let bench = Bench::new().await;
+    let promised = head(&format!("Host: localhost\r\nContent-Length: {}", u64::MAX));
+    bench.refuses(&[("the largest 64-bit number", promised, 413, "body_too_large")]).await;
+}
+
+#[tokio::test]
+async fn a_header_that_the_upstream_nominates_is_for_one_hop_only() {
+    let bench = Bench::new().await;
+    bench.upstream.set(|_| {
+        let headers = "Content-Type: application/json\r\nConnection: keep-alive, Twilio-Request-Id\r\n\
+                       Twilio-Request-Id: nominated\r\n";
+        Plan::with(200, headers, PAGE)
+    });
+    let answer = bench.gateway.ask(&post(ASK)).await;
+    assert_eq!((answer.status, answer.find("twilio-request-id")), (200, None), "hop-by-hop headers never cross");
+}

@@ -446,3 +446,50 @@ async fn purging_drops_pages_and_a_bad_purge_none() {
     assert_eq!(purge(r#"{"all":true}"#).await.json()["purged"], 2);
     gateway.ask(&get(METADATA, "")).await.assert_page(PAGE, "miss");
 }
+
+#[tokio::test]
+async fn only_if_cached_never_asks_upstream_whatever_else_is_wished() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    for wishes in [
+        "only-if-cached, no-store",
+        "only-if-cached, no-cache",
+        "only-if-cached, max-age=0",
+        "no-store, only-if-cached",
+    ] {
+        let answer = gateway.ask(&post_to(QUERY, &format!("Cache-Control: {wishes}\r\n"), ASK)).await;
+        assert_eq!((answer.status, upstream.count()), (504, 0), "{wishes}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_purge_is_not_undone_by_a_flight_that_was_under_way() {
+    let gate = Gate::default();
+    let held = Plan::page(OLD).after(&gate);
+    let upstream = Upstream::script(move |_| held.clone()).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let clients = crowd(&gateway, [post(ASK)]).await;
+    upstream.arrived(1).await;
+    let request = "POST /cache/purge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"all\":true}";
+    assert_eq!(Client::connect(gateway.admin).await.ask(request.as_bytes()).await.status, 200);
+    upstream.heal(NEW);
+    gate.open();
+    assert_eq!(answers(clients, OLD).await, (0, 1, 0));
+    // Whoever purges has changed something at Twilio, and does not want to read what was asked before that.
+    gateway.ask(&post(ASK)).await.assert_page(NEW, "miss");
+}
+
+#[tokio::test]
+async fn no_cache_is_not_answered_by_a_flight_that_began_before_it() {
+    let gate = Gate::default();
+    let held = Plan::page(OLD).after(&gate);
+    let upstream = Upstream::script(move |seen| if seen.number == 1 { held.clone() } else { Plan::page(NEW) }).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let plain = crowd(&gateway, [post(ASK)]).await;
+    upstream.arrived(1).await;
+    // By now Twilio may have read its data for the first request already.
+    let mut forced = crowd(&gateway, [post_to(QUERY, "Cache-Control: no-cache\r\n", ASK)]).await;
+    gate.open();
+    assert_eq!(answers(plain, OLD).await, (0, 1, 0));
+    assert_eq!(forced.remove(0).answer().await.text(), NEW, "refetch now");
+}

@@ -446,3 +446,79 @@ async fn an_outage_is_not_multiplied() {
     // A fifth of the 30 first tries; the first ones had the floor of three to themselves.
     assert!((33..=36).contains(&upstream.count()), "{} requests for 30", upstream.count());
 }
+
+#[tokio::test]
+async fn an_answer_that_is_no_http_is_invalid() {
+    let no_http = |name, plan| fault(name, plan, 4, 502, "upstream_invalid");
+    let giant = format!("HTTP/1.1 200 OK\r\nX-Giant: {}\r\nContent-Length: 2\r\n\r\n{{}}", "a".repeat(1 << 20));
+    let many = format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\n{{}}", "X-Many: a\r\n".repeat(500));
+    ends_as_documented(vec![
+        no_http("garbage", Plan::raw("\0\x01\x02garbage\r\n\r\n").then_close()),
+        no_http("another protocol", Plan::raw("SSH-2.0-OpenSSH_9.6\r\n").then_close()),
+        no_http("a status of letters", Plan::raw("HTTP/1.1 abc OK\r\nContent-Length: 2\r\n\r\n{}")),
+        no_http("a giant header", Plan::raw(giant)),
+        no_http("500 headers", Plan::raw(many)),
+        no_http("two lengths", Plan::raw("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}")),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_500_is_tried_again_once_whatever_its_body() {
+    let html = Plan::with(500, "Content-Type: text/html\r\n", "<html>500</html>");
+    ends_as_documented(vec![fault("HTML 500", html, 2, 502, "upstream_invalid")]).await;
+}
+
+#[tokio::test]
+async fn rejected_credentials_are_known_by_their_status_whatever_the_body() {
+    let mut wrong = Vec::new();
+    for (name, headers, body) in [
+        ("no body", "", ""),
+        ("HTML", "Content-Type: text/html\r\n", "<html>401</html>"),
+        ("compressed", "Content-Encoding: gzip\r\n", "{}"),
+    ] {
+        let upstream = Upstream::script(move |_| Plan::with(401, headers, body)).await;
+        let gateway = gateway(&upstream).await;
+        let answer = gateway.ask(&post(ASK)).await;
+        if let Err(fault) = refusal(&answer, 502, "upstream_rejected_credentials") {
+            wrong.push(format!("{name}: {fault}"));
+        }
+        let ready = gateway.admin("/readyz").await.status;
+        if ready != 503 {
+            wrong.push(format!("{name}: /readyz is {ready}"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn json_in_another_encoding_is_no_json() {
+    let latin = |body: &[u8]| {
+        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        answer.extend_from_slice(body);
+        Plan::raw(answer)
+    };
+    ends_as_documented(vec![fault("Latin-1", latin(b"{\"data\":\"caf\xe9\"}"), 1, 502, "upstream_invalid")]).await;
+}
+
+#[tokio::test]
+async fn a_reset_that_is_no_number_never_becomes_a_retry_after() {
+    for reset in ["soon", "-5", "1.5", "99999999999999999999"] {
+        let headers = format!("Content-Type: application/json\r\nX-RateLimit-Reset: {reset}\r\n");
+        let upstream = Upstream::script(move |_| Plan::with(429, &headers, "{}")).await;
+        let gateway = gateway(&upstream).await;
+        let answer = gateway.ask(&post(ASK)).await;
+        assert_eq!(answer.status, 429);
+        let wait = answer.header("retry-after");
+        let sound = wait.parse::<u32>().is_ok_and(|wait| (1..=31_622_400).contains(&wait));
+        assert!(sound, "X-RateLimit-Reset: {reset} became Retry-After: {wait}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_declares_too_much_is_not_waited_for() {
+    let declared = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n[", 1u64 << 40);
+    let stalls = Plan::raw(declared).then_silence();
+    // The declaration settles it, so it is neither a matter of time nor one of another try.
+    ends_as_documented(vec![fault("a terabyte", stalls, 1, 502, "upstream_invalid")]).await;
+}
