@@ -374,7 +374,7 @@ async fn a_page_needs_a_token_and_parameters_need_sound_encoding() {
 
 #[tokio::test]
 async fn a_head_that_is_late_is_408_and_the_connection_is_closed() {
-    let bench = Bench::with(|config| config.set("server.header_timeout", "300ms")).await;
+    let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let mut begun = bench.gateway.connect().await;
     begun.send(b"POST /v3/Insights").await;
     let answer = begun.answer().await;
@@ -388,7 +388,7 @@ async fn a_head_that_is_late_is_408_and_the_connection_is_closed() {
 
 #[tokio::test]
 async fn a_head_that_drips_is_408_however_steadily_it_does() {
-    let bench = Bench::with(|config| config.set("server.header_timeout", "300ms")).await;
+    let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let client = bench.gateway.connect().await;
     let (mut reading, mut writing) = client.stream.into_split();
     let dripping = tokio::spawn(async move {
@@ -402,8 +402,10 @@ async fn a_head_that_drips_is_408_however_steadily_it_does() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    let mut text = String::new();
-    let _ = within(tokio::io::AsyncReadExt::read_to_string(&mut reading, &mut text)).await;
+    let mut bytes = Vec::new();
+    // The connection may end in a reset, since the drip goes on: what came before it counts.
+    let _ = within(tokio::io::AsyncReadExt::read_to_end(&mut reading, &mut bytes)).await;
+    let text = String::from_utf8(bytes).unwrap();
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
     assert!(text.contains("\"reason\":\"client_timeout\""), "{text}");
     assert!(within(dripping).await.unwrap() < 2000, "the connection is closed");
@@ -411,7 +413,7 @@ async fn a_head_that_drips_is_408_however_steadily_it_does() {
 
 #[tokio::test]
 async fn the_second_head_of_a_connection_is_due_as_soon_as_the_first() {
-    let bench = Bench::with(|config| config.set("server.header_timeout", "300ms")).await;
+    let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let mut client = bench.gateway.connect().await;
     assert_eq!(client.ask(&post(ASK)).await.status, 200);
     client.send(b"POST /v3/Insights").await;
@@ -421,7 +423,7 @@ async fn the_second_head_of_a_connection_is_due_as_soon_as_the_first() {
 
 #[tokio::test]
 async fn half_a_head_that_came_with_the_request_before_is_due_too() {
-    let bench = Bench::with(|config| config.set("server.header_timeout", "300ms")).await;
+    let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let mut client = bench.gateway.connect().await;
     let mut bytes = post(ASK);
     bytes.extend_from_slice(b"POST /v3/Insights");
@@ -433,7 +435,7 @@ async fn half_a_head_that_came_with_the_request_before_is_due_too() {
 
 #[tokio::test]
 async fn a_body_that_is_late_is_408_and_the_connection_is_closed() {
-    let bench = Bench::with(|config| config.set("server.body_timeout", "300ms")).await;
+    let bench = Bench::with(|config| config.set("server.body_timeout", "1s")).await;
     for start in [
         format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 45\r\n\r\n{{\"que"),
         format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 45\r\n\r\n"),
@@ -812,7 +814,7 @@ async fn http_2_hides_no_foreign_name_behind_a_host_header() {
 
 #[tokio::test]
 async fn an_http_2_preface_may_come_in_pieces() {
-    let bench = Bench::with(|config| config.set("server.header_timeout", "300ms")).await;
+    let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let mut client = bench.gateway.connect().await;
     client.send(b"PR").await;
     bench.gateway.settle().await;
@@ -820,7 +822,7 @@ async fn an_http_2_preface_may_come_in_pieces() {
     client.send(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     // An idle HTTP/2 connection is no late head: two pings, each well after the header timeout, are answered.
     for n in 0..2u8 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         client.send(&[0, 0, 8, 6, 0, 0, 0, 0, 0, n, n, n, n, n, n, n, n]).await;
     }
     let mut bytes = Vec::new();
