@@ -249,9 +249,15 @@ where
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
         tokio::spawn(async move {
             if !delay.is_zero() {
+                let begun = layer.clock.now();
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
                     () = interest.wanted() => {}
+                }
+                // Somebody wanted it fetched anew meanwhile.
+                if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.stored > begun) {
+                    let (result, deadline) = (Ok(Arc::clone(&entry.page)), call.deadline);
+                    return takeoff.land(Landed { result, stored: true, deadline });
                 }
             }
             let call = Call { interest, ..call };

@@ -622,6 +622,7 @@ async fn refreshes_are_spread_unless_somebody_waits() {
     settle().await;
     assert!(upstream.calls() < 30, "all began at once");
     let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    advance(Duration::from_millis(1)).await;
     let begun = Instant::now();
     ask(&cache, wishing(no_cache)).await.unwrap();
     assert_eq!(begun.elapsed(), Duration::ZERO);
