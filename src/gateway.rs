@@ -129,6 +129,7 @@ impl Gateway {
             let drained = Arc::clone(&drained);
             async move { drained.notified().await }.boxed().shared()
         };
+        let store = lasting.store.clone();
         let admin_service = Admin::new(lasting, config, draining);
         let admin_limits = Limits { drain: Duration::from_secs(1), ..limits(admin::CONNECTIONS) };
         let admin =
@@ -143,6 +144,8 @@ impl Gateway {
         if let Some(task) = reloading {
             task.abort();
         }
+        // Last, so that what came while draining is there after a restart.
+        store.close().await;
     }
 }
 
@@ -218,6 +221,8 @@ fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
         ("server.tls", old.server.tls.is_some() != new.server.tls.is_some()),
         ("admin.listen", old.admin.listen != new.admin.listen),
         ("cache.capacity", old.cache.capacity != new.cache.capacity),
+        ("cache.disk.path", old.cache.disk.path != new.cache.disk.path),
+        ("cache.disk.capacity", old.cache.disk.capacity != new.cache.disk.capacity),
         ("log.format", old.log.format != new.log.format),
         ("log.filter", old.log.filter != new.log.filter),
     ];

@@ -146,10 +146,10 @@ pub struct SettledLabels {
     pub reason: Word,
 }
 
-/// The label of `reloads_total`.
+/// The label of `reloads_total` and `cache_disk_writes_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabels {
-    /// `applied` or `refused`.
+    /// `applied` or `refused`; `written`, `dropped` or `failed`.
     pub result: Word,
 }
 
@@ -200,6 +200,12 @@ pub struct Metrics {
     pub cache_evictions: Family<CauseLabels, Counter>,
     /// Query pages kept, by whether they were settled or why not.
     pub cache_settled: Family<SettledLabels, Counter>,
+    /// Pages on disk.
+    pub cache_disk_entries: Gauge,
+    /// What they count against the disk's capacity.
+    pub cache_disk_bytes: Gauge,
+    /// Pages on their way to the disk.
+    pub cache_disk_writes: Family<ResultLabels, Counter>,
     /// Configuration reloads.
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
@@ -224,6 +230,9 @@ impl Metrics {
             cache_bytes: Gauge::default(),
             cache_evictions: Family::default(),
             cache_settled: Family::default(),
+            cache_disk_entries: Gauge::default(),
+            cache_disk_bytes: Gauge::default(),
+            cache_disk_writes: Family::default(),
             reloads: Family::default(),
             uptime: Gauge::default(),
         };
@@ -256,6 +265,13 @@ impl Metrics {
             "cache_settled",
             "Query pages kept, by whether they were settled or why not",
             metrics.cache_settled.clone(),
+        );
+        r.register("cache_disk_entries", "Pages on disk", metrics.cache_disk_entries.clone());
+        r.register("cache_disk_bytes", "Bytes that pages take on disk", metrics.cache_disk_bytes.clone());
+        r.register(
+            "cache_disk_writes",
+            "Pages kept, by whether they reached the disk",
+            metrics.cache_disk_writes.clone(),
         );
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());

@@ -55,10 +55,15 @@ pub struct Lasting {
 impl Lasting {
     /// Empty, with the capacities of `config`.
     pub fn new(config: &Config) -> Self {
-        let metrics = Metrics::new();
+        let (metrics, clock) = (Metrics::new(), Clock::new());
+        let store = Store::new(config.cache.capacity, &metrics);
+        let store = match disk(config) {
+            Some(disk) => store.with_disk(disk, &metrics, clock),
+            None => store,
+        };
         Self {
-            clock: Clock::new(),
-            store: Store::new(config.cache.capacity, &metrics),
+            clock,
+            store,
             metrics,
             budgets: Budgets::default(),
             rejections: Rejections::default(),
@@ -208,6 +213,11 @@ fn cache_policy(config: &Config) -> cache::Policy {
         // Enough to part pages that were written together, too little to be felt as age.
         refresh_jitter: (config.cache.query.fresh / 20).min(Duration::from_secs(1)),
     }
+}
+
+fn disk(config: &Config) -> Option<cache::DiskSettings> {
+    let disk = &config.cache.disk;
+    disk.path.clone().map(|folder| cache::DiskSettings { folder, capacity: disk.capacity })
 }
 
 fn backoff(config: &Config) -> Backoff {

@@ -25,13 +25,23 @@ pub(super) fn status(lasting: &Lasting, config: &Config) -> Value {
         })
         .collect();
     let (entries, bytes) = lasting.store.size();
+    let disk = lasting.store.disk();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": (now - lasting.clock.start()).as_secs(),
         "upstream": config.upstream.url.to_string(),
         "accounts": accounts,
         "teams": teams,
-        "cache": {"entries": entries, "bytes": bytes, "capacity_bytes": lasting.store.capacity()},
+        "cache": {
+            "entries": entries,
+            "bytes": bytes,
+            "capacity_bytes": lasting.store.capacity(),
+            "disk": {
+                "enabled": disk.is_some_and(|disk| disk.enabled),
+                "entries": disk.map_or(0, |disk| disk.entries),
+                "bytes": disk.map_or(0, |disk| disk.bytes),
+            },
+        },
     })
 }
 

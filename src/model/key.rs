@@ -32,6 +32,11 @@ impl Key {
         &self.0
     }
 
+    /// A key that was written down.
+    pub fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
     /// The first 16 hexadecimal digits: enough to tell pages apart in a header or log, too little to be
     /// looked up.
     pub fn short(&self) -> impl fmt::Display + use<> {

@@ -7,6 +7,7 @@
 //!
 //! It does not know HTTP: bodies are canonical and keys computed above.
 
+mod disk;
 mod flight;
 mod note;
 mod store;
@@ -21,6 +22,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 use tower::{Layer, Service, ServiceExt};
 
+pub use self::disk::{DiskSettings, DiskView};
 use self::flight::{Joined, Kind, Landed, Takeoff};
 use self::note::Forward;
 use self::store::{Chain, Entry, Slot};
@@ -123,6 +125,16 @@ where
             Some(Slot::Awaited { before, .. }) => (None, before),
             None => (None, None),
         };
+        if entry.is_none()
+            && let Some(loading) = self.layer.store.loading(now)
+        {
+            // Rather a moment's patience than a token for a page that is on the disk.
+            let mut cache = self.clone();
+            return Either::Right(Box::pin(async move {
+                loading.await;
+                cache.call(call).await
+            }));
+        }
         let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.wishes.cache);
         match (decision, entry) {
             (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(&entry, None, &call.wishes, now)))),
@@ -313,6 +325,10 @@ impl CacheLayer {
             Operation::Query if page.status.is_success() => Some(Chain { first: call.key, begun: now, lifetimes }),
             _ => chain,
         };
+        let next = next_token.map(|token| {
+            let parameters = Parameters::of_page(&token);
+            Key::new(&call.team.account.sid, Operation::Page, parameters.as_str(), b"")
+        });
         let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
         let entry = Entry {
             account: Arc::clone(&call.team.account.name),
@@ -320,7 +336,9 @@ impl CacheLayer {
             asked,
             stored: now,
             lifetimes,
+            age_when_kept: Duration::ZERO,
             chain,
+            next,
             settled,
             time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
             hits: AtomicU64::new(0),
@@ -328,9 +346,8 @@ impl CacheLayer {
             page: Arc::clone(&page),
         };
         self.store.insert(call.key, entry);
-        if let (Some(chain), Some(token)) = (chain, next_token) {
-            let next = Parameters::of_page(&token);
-            self.store.await_page(Key::new(&call.team.account.sid, Operation::Page, next.as_str(), b""), chain);
+        if let (Some(chain), Some(next)) = (chain, next) {
+            self.store.await_page(next, chain);
         }
         (page, true)
     }

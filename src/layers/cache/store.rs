@@ -14,10 +14,11 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
+use super::disk::{Disk, DiskSettings, DiskView};
 use super::flight::Flights;
 use crate::metrics::{CauseLabels, Metrics, Word};
 use crate::model::call::Page;
-use crate::model::clock::Instant;
+use crate::model::clock::{Clock, Instant};
 use crate::model::freshness::Lifetimes;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
@@ -33,8 +34,12 @@ pub(super) struct Entry {
     pub(super) asked: Instant,
     pub(super) stored: Instant,
     pub(super) lifetimes: Lifetimes,
+    /// Zero but for a page that survived a restart.
+    pub(super) age_when_kept: Duration,
     /// The result set that it is a page of.
     pub(super) chain: Option<Chain>,
+    /// The key of the page after it in that set.
+    pub(super) next: Option<Key>,
     /// Of a query: has its answer stopped changing.
     pub(super) settled: Option<Verdict>,
     /// Of metadata: which dimensions are times.
@@ -77,6 +82,12 @@ pub(super) struct Chain {
     pub(super) lifetimes: Lifetimes,
 }
 
+impl Chain {
+    fn is(&self, other: &Self) -> bool {
+        self.first == other.first && self.begun == other.begun
+    }
+}
+
 /// What is kept under a key.
 #[derive(Debug, Clone)]
 pub(super) enum Slot {
@@ -109,7 +120,7 @@ impl Slot {
 
     fn usable(&self) -> Duration {
         match self {
-            Self::Page(entry) => entry.lifetimes.usable(),
+            Self::Page(entry) => entry.lifetimes.usable().saturating_sub(entry.age_when_kept),
             Self::Awaited { chain, .. } => chain.lifetimes.usable(),
         }
     }
@@ -147,6 +158,18 @@ pub enum Purge {
     Key(String),
 }
 
+impl Purge {
+    /// Is this a page to drop. `page` is its account and operation, or `None` where there is no page yet.
+    pub(super) fn matches(&self, key: &Key, page: Option<(&str, Operation)>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Account(name) => page.is_some_and(|(account, _)| account == name),
+            Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
+            Self::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
+        }
+    }
+}
+
 /// What is known of a page, for people.
 #[derive(Debug, Clone)]
 pub struct EntryView {
@@ -171,11 +194,15 @@ pub struct EntryView {
 /// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pages: Cache<Key, Slot>,
+    pages: Pages,
     pub(super) flights: Flights,
     capacity: u64,
     purges: Arc<AtomicU64>,
+    disk: Option<Disk>,
 }
+
+/// The pages alone.
+pub(super) type Pages = Cache<Key, Slot>;
 
 impl Store {
     /// An empty store of at most `capacity` bytes, keys and bookkeeping included.
@@ -196,7 +223,42 @@ impl Store {
                 evictions.get_or_create(&CauseLabels { cause: Word(cause) }).inc();
             })
             .build();
-        Self { pages, flights: Flights::default(), capacity, purges: Arc::default() }
+        Self { pages, flights: Flights::default(), capacity, purges: Arc::default(), disk: None }
+    }
+
+    /// With a disk tier: what an earlier process wrote there appears while this one already answers.
+    #[must_use]
+    pub fn with_disk(self, settings: DiskSettings, metrics: &Arc<Metrics>, clock: Clock) -> Self {
+        let disk = Disk::start(settings, self.pages.clone(), self.capacity, metrics, clock);
+        Self { disk, ..self }
+    }
+
+    /// Ends when the pages of the disk tier are there, or it is not worth waiting for them; `None` when that is
+    /// so already.
+    pub(super) fn loading(&self, now: Instant) -> Option<impl Future<Output = ()> + use<>> {
+        self.disk.as_ref().and_then(|disk| disk.loading(now))
+    }
+
+    /// Writes what still waits for the disk, and takes nothing more.
+    pub async fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.close().await;
+        }
+    }
+
+    /// The disk tier's state; `None` when none is configured.
+    pub fn disk(&self) -> Option<DiskView> {
+        self.disk.as_ref().map(Disk::view)
+    }
+
+    #[cfg(test)]
+    pub(super) fn disk_handle(&self) -> Option<Disk> {
+        self.disk.clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn pages(&self) -> &Pages {
+        &self.pages
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Slot> {
@@ -217,17 +279,28 @@ impl Store {
     }
 
     pub(super) fn insert(&self, key: Key, entry: Entry) {
-        self.pages.insert(key, Slot::Page(Arc::new(entry)));
+        let entry = Arc::new(entry);
+        let keep = || self.pages.insert(key, Slot::Page(Arc::clone(&entry)));
+        match &self.disk {
+            Some(disk) => disk.keep(key, &entry, keep),
+            None => keep(),
+        }
     }
 
     /// The page of `key` is going to belong to `chain`. Does nothing where it does already.
     pub(super) fn await_page(&self, key: Key, chain: Chain) {
-        let before = match self.get(&key) {
-            Some(slot) if slot.chain().is_some_and(|c| c.first == chain.first && c.begun == chain.begun) => return,
-            Some(slot) => slot.page().cloned(),
-            None => None,
+        let expect = || {
+            let before = match self.get(&key) {
+                Some(slot) if slot.chain().is_some_and(|c| c.is(&chain)) => return,
+                Some(slot) => slot.page().cloned(),
+                None => None,
+            };
+            self.pages.insert(key, Slot::Awaited { chain, before });
         };
-        self.pages.insert(key, Slot::Awaited { chain, before });
+        match &self.disk {
+            Some(disk) => disk.in_order(expect),
+            None => expect(),
+        }
     }
 
     /// Bytes that it may hold.
@@ -242,17 +315,17 @@ impl Store {
 
     /// Drops pages, and with each the rest of its result set; says how many pages went.
     pub fn purge(&self, which: &Purge) -> u64 {
-        let matches = |key: &Key, slot: &Slot| {
-            let entry = slot.page();
-            match which {
-                Purge::All => true,
-                Purge::Account(name) => entry.is_some_and(|entry| *entry.account == **name),
-                Purge::Operation(operation) => entry.is_some_and(|entry| entry.operation == *operation),
-                Purge::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
-            }
-        };
         // First, so that what lands from now on is not kept.
         self.purges.fetch_add(1, Ordering::SeqCst);
+        match &self.disk {
+            Some(disk) => disk.purge(which, || self.purge_memory(which)),
+            None => self.purge_memory(which),
+        }
+    }
+
+    fn purge_memory(&self, which: &Purge) -> u64 {
+        let matches =
+            |key: &Key, slot: &Slot| which.matches(key, slot.page().map(|entry| (&*entry.account, entry.operation)));
         let all: Vec<(Key, Slot)> = self.pages.iter().map(|(key, slot)| (*key, slot)).collect();
         let matched: HashSet<Key> = all.iter().filter(|(key, slot)| matches(key, slot)).map(|(key, _)| *key).collect();
         let chains: HashSet<Key> = all
@@ -299,4 +372,25 @@ impl Store {
         views.truncate(limit);
         views
     }
+}
+
+/// Puts a page that survived a restart where nothing newer is; says whether it did.
+pub(super) fn restore(pages: &Pages, key: Key, entry: Entry) -> bool {
+    let vacant = match pages.get(&key) {
+        None => true,
+        // The page before it was restored first.
+        Some(Slot::Awaited { chain, before: None }) => entry.chain.is_some_and(|own| own.is(&chain)),
+        Some(_) => false,
+    };
+    if vacant {
+        let following = entry.chain.zip(entry.next);
+        pages.insert(key, Slot::Page(Arc::new(entry)));
+        // So that a page that is fetched only now still expires with its set.
+        if let Some((chain, next)) = following
+            && !pages.contains_key(&next)
+        {
+            pages.insert(next, Slot::Awaited { chain, before: None });
+        }
+    }
+    vacant
 }

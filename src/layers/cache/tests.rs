@@ -490,6 +490,8 @@ async fn the_newest_pages_stay_within_the_capacity() {
             asked: Instant::now(),
             stored: Instant::now(),
             lifetimes: POLICY.query,
+            age_when_kept: Duration::ZERO,
+            next: None,
             chain: None,
             settled: None,
             time_dimensions: None,

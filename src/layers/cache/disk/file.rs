@@ -1,0 +1,379 @@
+//! The file: redb, which is crash-safe, so that whatever was committed is there after a kill.
+//!
+//! Three tables: the pages; an index of them by the time when they were fetched, from which the newest are
+//! read and the oldest removed; and the format's version, without which a file is not ours. Everything here
+//! blocks, so only the tier's own thread calls it.
+
+use std::collections::HashSet;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, Error, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
+};
+
+use super::record::{self, Calendar, Head, Nanos};
+use crate::layers::cache::store::{Entry, Purge};
+use crate::model::key::Key;
+
+/// Its name in the configured folder.
+pub(super) const NAME: &str = "pages.redb";
+
+type Hash = [u8; 32];
+
+const FORMAT: TableDefinition<'_, &str, u64> = TableDefinition::new("format");
+const PAGES: TableDefinition<'_, &Hash, &[u8]> = TableDefinition::new("pages");
+/// When it was fetched, and its key; the record's length, and when the page is beyond use.
+const TIMES: TableDefinition<'_, (Nanos, &Hash), (u64, Nanos)> = TableDefinition::new("times");
+
+/// redb's own cache. Pages are read once, so it serves only the upper levels of the trees.
+const REDB_CACHE: usize = 8 * 1024 * 1024;
+
+/// Why there is no file to work with.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// Another process has it.
+    #[error("another process has it open; each gateway needs a cache.disk.path of its own")]
+    Locked,
+    /// It is not ours, or no longer whole.
+    #[error("{0}")]
+    Damaged(String),
+    /// The folder or the disk does not let us.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::DatabaseAlreadyOpen | Error::LockProtocolMismatch => Self::Locked,
+            Error::Corrupted(_)
+            | Error::UpgradeRequired(_)
+            | Error::TableTypeMismatch { .. }
+            | Error::TypeDefinitionChanged { .. }
+            | Error::TableIsMultimap(_)
+            | Error::TableDoesNotExist(_) => Self::Damaged(error.to_string()),
+            // So redb says that a file is none of its own, or shorter than it should be.
+            Error::Io(ref io) if matches!(io.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+                Self::Damaged(error.to_string())
+            }
+            _ => Self::Unusable(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Unusable(error.to_string())
+    }
+}
+
+/// Something that happened to the pages in memory, and so has to happen here.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// A page was kept.
+    Keep(Key, Arc<Entry>),
+    /// Pages were dropped on request.
+    Purge(Purge),
+}
+
+/// What the file holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) entries: u64,
+    /// What they count against the capacity.
+    pub(super) bytes: u64,
+}
+
+impl Size {
+    fn add(&mut self, length: u64) {
+        self.entries += 1;
+        self.bytes += footprint(length);
+    }
+
+    fn remove(&mut self, length: u64) {
+        self.entries = self.entries.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(footprint(length));
+    }
+}
+
+/// What a record of this length occupies. redb gives a long value a run of 4 KiB pages for itself, whose number
+/// is a power of two; short ones share pages, which are seldom full.
+fn footprint(length: u64) -> u64 {
+    const INDEX: u64 = 128;
+    const PAGE: u64 = 4096;
+    let with_key = length + INDEX;
+    INDEX + if with_key <= PAGE / 2 { with_key * 3 / 2 } else { with_key.next_power_of_two().max(PAGE) }
+}
+
+/// An open file.
+pub(super) struct PageFile {
+    database: Database,
+    calendar: Calendar,
+    capacity: u64,
+    size: Size,
+}
+
+impl PageFile {
+    /// Opens the file in `folder`, or makes both, readable for nobody else.
+    pub(super) fn open(folder: &Path, capacity: u64, calendar: Calendar) -> Result<Self, Trouble> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let path = folder.join(NAME);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let backend = FileBackend::new(file).map_err(Error::from)?;
+        let database = Builder::new()
+            .set_cache_size(REDB_CACHE)
+            // Without it redb trusts a file that was closed in order, and panics if somebody has changed it
+            // since. After a kill it checks in any case.
+            .set_check_integrity_on_open(true)
+            .create_with_backend(backend)
+            .map_err(Error::from)?;
+        let mut file = Self { database, calendar, capacity, size: Size::default() };
+        file.claim()?;
+        file.size = file.measure()?;
+        Ok(file)
+    }
+
+    /// Makes an empty file ours, and refuses another's.
+    fn claim(&self) -> Result<(), Trouble> {
+        let foreign = || Trouble::Damaged("it is a database of something else, or of another version".to_owned());
+        let reading = self.database.begin_read().map_err(Error::from)?;
+        match reading.open_table(FORMAT) {
+            Ok(table) => {
+                let version = table.get("version").map_err(Error::from)?.map(|version| version.value());
+                return if version == Some(record::VERSION.into()) { Ok(()) } else { Err(foreign()) };
+            }
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(Error::from(error).into()),
+        }
+        if reading.list_tables().map_err(Error::from)?.next().is_some() {
+            return Err(foreign());
+        }
+        drop(reading);
+        self.transact(|transaction| {
+            transaction.open_table(FORMAT)?.insert("version", u64::from(record::VERSION))?;
+            transaction.open_table(PAGES)?;
+            transaction.open_table(TIMES)?;
+            Ok(())
+        })
+    }
+
+    fn measure(&self) -> Result<Size, Trouble> {
+        let measured = || {
+            let reading = self.database.begin_read()?;
+            let mut size = Size::default();
+            for row in reading.open_table(TIMES)?.iter()? {
+                size.add(row?.1.value().0);
+            }
+            Ok::<_, Error>(size)
+        };
+        Ok(measured()?)
+    }
+
+    pub(super) fn size(&self) -> Size {
+        self.size
+    }
+
+    /// The keys of the newest pages that are still of use, as many as make `room` bytes with `overhead` each.
+    /// The oldest come first, so that, loaded in this order, they are the first to be evicted.
+    pub(super) fn newest(&self, room: u64, overhead: u64) -> Result<Vec<Key>, Trouble> {
+        let now = self.calendar.now();
+        let select = || {
+            let (mut keys, mut taken) = (Vec::new(), 0);
+            for row in
+                self.database.begin_read()?.open_table(TIMES)?.range((0, &[0; 32])..=(now, &[u8::MAX; 32]))?.rev()
+            {
+                let (index, about) = row?;
+                let (length, expires) = about.value();
+                if expires > now {
+                    taken += length + overhead;
+                    if taken > room {
+                        break;
+                    }
+                    keys.push(Key::from_bytes(*index.value().1));
+                }
+            }
+            keys.reverse();
+            Ok::<_, Error>(keys)
+        };
+        Ok(select()?)
+    }
+
+    /// Reads the pages of `keys` that are what was written, until `keep` has enough; says how many were not.
+    pub(super) fn read(&self, keys: &[Key], mut keep: impl FnMut(Key, Entry) -> bool) -> Result<u64, Trouble> {
+        let mut read = || {
+            let table = self.database.begin_read()?.open_table(PAGES)?;
+            let mut broken = 0;
+            for key in keys {
+                let Some(record) = table.get(key.as_bytes())? else { continue };
+                let Some(entry) = record::decode(key, record.value(), &self.calendar) else {
+                    broken += 1;
+                    continue;
+                };
+                if !keep(*key, entry) {
+                    break;
+                }
+            }
+            Ok::<_, Error>(broken)
+        };
+        Ok(read()?)
+    }
+
+    /// Makes `changes` in their order, all or none, and makes room. Says how many pages were written.
+    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<u64, Trouble> {
+        let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar);
+        let mut written = 0;
+        self.transact(|transaction| {
+            let mut tables = Tables::open(transaction, &mut size)?;
+            let mut record = Vec::new();
+            for change in changes {
+                match change {
+                    Change::Keep(key, entry) => {
+                        let encoded = record::encode(key, entry, &calendar, &mut record);
+                        if encoded.is_some() && footprint(record.len() as u64) <= capacity {
+                            tables.insert(key, &record, record::expiry(entry, &calendar))?;
+                            written += 1;
+                        }
+                    }
+                    Change::Purge(which) => tables.purge(which)?,
+                }
+            }
+            tables.shrink_to(capacity)
+        })?;
+        self.size = size;
+        Ok(written)
+    }
+
+    /// Removes what is beyond use, what is said to come from the future, and what a smaller capacity than last
+    /// time has no room for.
+    pub(super) fn clean(&mut self) -> Result<(), Trouble> {
+        let now = self.calendar.now();
+        let find = || {
+            let mut useless = Vec::new();
+            for row in self.database.begin_read()?.open_table(TIMES)?.iter()? {
+                let (index, about) = row?;
+                let (fetched, key) = index.value();
+                if about.value().1 <= now || fetched > now {
+                    useless.push((fetched, *key));
+                }
+            }
+            Ok::<_, Error>(useless)
+        };
+        let useless = find()?;
+        if useless.is_empty() && self.size.bytes <= self.capacity {
+            return Ok(());
+        }
+        let (mut size, capacity) = (self.size, self.capacity);
+        self.transact(|transaction| {
+            let mut tables = Tables::open(transaction, &mut size)?;
+            useless.iter().try_for_each(|(fetched, key)| tables.remove(*fetched, key))?;
+            tables.shrink_to(capacity)
+        })?;
+        self.size = size;
+        Ok(())
+    }
+
+    fn transact(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), Error>) -> Result<(), Trouble> {
+        let done = || {
+            let transaction = self.database.begin_write()?;
+            work(&transaction)?;
+            Ok::<_, Error>(transaction.commit()?)
+        };
+        Ok(done()?)
+    }
+}
+
+struct Tables<'t> {
+    pages: Table<'t, &'static Hash, &'static [u8]>,
+    times: Table<'t, (Nanos, &'static Hash), (u64, Nanos)>,
+    size: &'t mut Size,
+}
+
+impl<'t> Tables<'t> {
+    fn open(transaction: &'t WriteTransaction, size: &'t mut Size) -> Result<Self, Error> {
+        Ok(Self { pages: transaction.open_table(PAGES)?, times: transaction.open_table(TIMES)?, size })
+    }
+
+    fn insert(&mut self, key: &Key, record: &[u8], expires: Nanos) -> Result<(), Error> {
+        let key = key.as_bytes();
+        let before = self.pages.insert(key, record)?.and_then(|old| fetched(old.value()));
+        self.forget(key, before)?;
+        if let Some(fetched) = fetched(record) {
+            let length = record.len() as u64;
+            self.times.insert((fetched, key), (length, expires))?;
+            self.size.add(length);
+        }
+        Ok(())
+    }
+
+    /// Removes the page that was fetched then, if it still is the one under `key`.
+    fn remove(&mut self, then: Nanos, key: &Hash) -> Result<(), Error> {
+        self.forget(key, Some(then))?;
+        let replaced = self.pages.get(key)?.and_then(|record| fetched(record.value())).is_some_and(|at| at != then);
+        if !replaced {
+            self.pages.remove(key)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a page from the index.
+    fn forget(&mut self, key: &Hash, fetched: Option<Nanos>) -> Result<(), Error> {
+        if let Some(fetched) = fetched
+            && let Some(row) = self.times.remove((fetched, key))?
+        {
+            self.size.remove(row.value().0);
+        }
+        Ok(())
+    }
+
+    /// The same pages as in memory: those that match, and with each the rest of its result set.
+    fn purge(&mut self, which: &Purge) -> Result<(), Error> {
+        let mut pages: Vec<(Hash, Nanos, Option<Hash>, bool)> = Vec::new();
+        for row in self.pages.iter()? {
+            let (key, record) = row?;
+            let Some(Head { fetched, operation, account, first }) = record::head(record.value()) else { continue };
+            let matches = which.matches(&Key::from_bytes(*key.value()), Some((account, operation)));
+            pages.push((*key.value(), fetched, first, matches));
+        }
+        let sets: HashSet<Hash> =
+            pages.iter().filter(|(.., matches)| *matches).filter_map(|(_, _, first, _)| *first).collect();
+        for (key, fetched, first, matches) in &pages {
+            if *matches || first.is_some_and(|first| sets.contains(&first)) {
+                self.remove(*fetched, key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn shrink_to(&mut self, capacity: u64) -> Result<(), Error> {
+        while self.size.bytes > capacity {
+            let oldest = self.times.first()?.map(|(index, _)| (index.value().0, *index.value().1));
+            let Some((fetched, key)) = oldest else { break };
+            self.remove(fetched, &key)?;
+        }
+        Ok(())
+    }
+}
+
+fn fetched(record: &[u8]) -> Option<Nanos> {
+    record::head(record).map(|head| head.fetched)
+}
+
+/// Moves a file that cannot be used out of the way, for whoever wants to look at it; says where to.
+pub(super) fn move_aside(folder: &Path, calendar: &Calendar) -> io::Result<PathBuf> {
+    let seconds = calendar.now() / 1_000_000_000;
+    let path = folder.join(NAME);
+    // Never over another that was moved before.
+    for suffix in std::iter::once(String::new()).chain((1..100).map(|n| format!("-{n}"))) {
+        let aside = folder.join(format!("{NAME}.corrupt-{seconds}{suffix}"));
+        if !aside.try_exists()? {
+            std::fs::rename(&path, &aside)?;
+            return Ok(aside);
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}

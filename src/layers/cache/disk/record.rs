@@ -1,0 +1,300 @@
+//! One page as bytes.
+//!
+//! An encoding of our own: some twenty fields, written once and read once, whose decoder has to be proof against
+//! anything. It borrows from its input and checks every length against what is left, so that no input makes it
+//! panic or allocate more than the input's own size. A BLAKE3 hash over key and fields stands in front: a page
+//! under a wrong key, cut short or with one bit changed is no page.
+//!
+//! What is written is the answer and when it came. The request, its caller and the credentials that paid for it
+//! are not known here; even the account is only its name in the configuration.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::layers::cache::note;
+use crate::layers::cache::store::{Chain, Entry};
+use crate::model::call::Page;
+use crate::model::clock::{Clock, Instant};
+use crate::model::freshness::Lifetimes;
+use crate::model::key::Key;
+use crate::model::operation::Operation;
+use crate::model::settled::{TimeDimensions, Verdict};
+
+/// Of this encoding. A file of another version is not read.
+pub(super) const VERSION: u8 = 1;
+
+const HASH: usize = blake3::OUT_LEN;
+
+/// The order is the encoding: append only, or count [`VERSION`] up.
+const OPERATIONS: [Operation; 9] = [
+    Operation::Metadata,
+    Operation::Query,
+    Operation::Page,
+    Operation::JobSubmit,
+    Operation::JobList,
+    Operation::JobStatus,
+    Operation::JobResults,
+    Operation::FieldsRead,
+    Operation::FieldsWrite,
+];
+
+/// As with [`OPERATIONS`].
+const VERDICTS: [Verdict; 9] = [
+    Verdict::Settled,
+    Verdict::NoUpperBound,
+    Verdict::OrGroup,
+    Verdict::NotATimeDimension,
+    Verdict::Recent,
+    Verdict::UnknownValue,
+    Verdict::UnknownZone,
+    Verdict::UnknownShape,
+    Verdict::NoMetadata,
+];
+
+/// Wall time as it is written: nanoseconds since 1970.
+pub(super) type Nanos = u64;
+
+/// Between monotonic time, which ends with the process, and wall time, which does not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Calendar(pub(super) Clock);
+
+impl Calendar {
+    pub(super) fn now(&self) -> Nanos {
+        self.nanos(self.0.now())
+    }
+
+    pub(super) fn nanos(&self, instant: Instant) -> Nanos {
+        self.0.wall(instant).duration_since(UNIX_EPOCH).map_or(0, nanos)
+    }
+
+    /// The instant of a wall time, which may lie before this process.
+    pub(super) fn instant(&self, wall: Nanos) -> Option<Instant> {
+        let start = self.0.start();
+        let wall_at_start = self.nanos(start);
+        if wall <= wall_at_start {
+            start.checked_sub(Duration::from_nanos(wall_at_start - wall))
+        } else {
+            start.checked_add(Duration::from_nanos(wall - wall_at_start))
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> Nanos {
+    // 584 years are for ever.
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What has to be known of a record to find it by, without its page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head<'a> {
+    pub(super) fetched: Nanos,
+    pub(super) operation: Operation,
+    pub(super) account: &'a str,
+    /// The first page of its result set.
+    pub(super) first: Option<[u8; 32]>,
+}
+
+/// When a page is beyond use.
+pub(super) fn expiry(entry: &Entry, calendar: &Calendar) -> Nanos {
+    calendar.nanos(entry.stored).saturating_add(nanos(entry.lifetimes.usable()))
+}
+
+/// Writes the record of a page over what is in `record`. `None` where a part is longer than anything that the
+/// gateway accepts from upstream.
+pub(super) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
+    let page = &entry.page;
+    record.clear();
+    record.reserve(page.body.len() + 512);
+    record.push(VERSION);
+    record.extend_from_slice(&[0; HASH]);
+    // The head.
+    record.extend_from_slice(&calendar.nanos(entry.stored).to_le_bytes());
+    record.push(code(&OPERATIONS, entry.operation)?);
+    put(record, entry.account.as_bytes())?;
+    put_option(record, entry.chain, |record, chain| {
+        record.extend_from_slice(chain.first.as_bytes());
+        record.extend_from_slice(&calendar.nanos(chain.begun).to_le_bytes());
+        put_lifetimes(record, chain.lifetimes);
+        Some(())
+    })?;
+    // The rest.
+    put_lifetimes(record, entry.lifetimes);
+    put_option(record, entry.next, |record, next| {
+        record.extend_from_slice(next.as_bytes());
+        Some(())
+    })?;
+    put_option(record, entry.settled, |record, verdict| {
+        record.push(code(&VERDICTS, verdict)?);
+        Some(())
+    })?;
+    record.extend_from_slice(&page.status.as_u16().to_le_bytes());
+    put_option(record, page.etag.as_ref(), |record, etag| put(record, etag.as_bytes()))?;
+    record.extend_from_slice(&u16::try_from(page.headers.len()).ok()?.to_le_bytes());
+    for (name, value) in &page.headers {
+        put(record, name.as_str().as_bytes())?;
+        put(record, value.as_bytes())?;
+    }
+    put(record, &page.body)?;
+    let hash = hash(key, &record[1 + HASH..]);
+    record[1..1 + HASH].copy_from_slice(&hash);
+    Some(())
+}
+
+/// The page of a record that was written under `key`; `None` if it is anything else.
+pub(super) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<Entry> {
+    let (hashed, fields) = fields(record)?;
+    (hash(key, fields) == *hashed).then_some(())?;
+    read_entry(key, fields, calendar)
+}
+
+/// The head of a record. Its hash is not checked, since that would mean to read the page.
+pub(super) fn head(record: &[u8]) -> Option<Head<'_>> {
+    let (_, fields) = fields(record)?;
+    let mut reader = Reader(fields);
+    Some(read_head(&mut reader)?.0)
+}
+
+fn hash(key: &Key, fields: &[u8]) -> [u8; HASH] {
+    blake3::Hasher::new().update(&[VERSION]).update(key.as_bytes()).update(fields).finalize().into()
+}
+
+fn fields(record: &[u8]) -> Option<(&[u8; HASH], &[u8])> {
+    let (version, rest) = record.split_first()?;
+    if *version != VERSION {
+        return None;
+    }
+    rest.split_first_chunk()
+}
+
+struct SavedChain {
+    first: [u8; 32],
+    begun: Nanos,
+    lifetimes: Lifetimes,
+}
+
+fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedChain>)> {
+    let fetched = reader.u64()?;
+    let operation = *OPERATIONS.get(usize::from(reader.u8()?))?;
+    let account = std::str::from_utf8(reader.bytes()?).ok()?;
+    let chain = reader.option(|reader| {
+        Some(SavedChain { first: *reader.array()?, begun: reader.u64()?, lifetimes: reader.lifetimes()? })
+    })?;
+    let first = chain.as_ref().map(|chain| chain.first);
+    Some((Head { fetched, operation, account, first }, chain))
+}
+
+pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Option<Entry> {
+    let mut reader = Reader(fields);
+    let (Head { fetched, operation, account, .. }, chain) = read_head(&mut reader)?;
+    let stored = calendar.instant(fetched)?;
+    let chain = match chain {
+        Some(SavedChain { first, begun, lifetimes }) => {
+            Some(Chain { first: Key::from_bytes(first), begun: calendar.instant(begun)?, lifetimes })
+        }
+        None => None,
+    };
+    let lifetimes = reader.lifetimes()?;
+    let next = reader.option(|reader| reader.array().copied().map(Key::from_bytes))?;
+    let settled = reader.option(|reader| VERDICTS.get(usize::from(reader.u8()?)).copied())?;
+    let status = StatusCode::from_u16(reader.u16()?).ok()?;
+    let etag = reader.option(|reader| HeaderValue::from_bytes(reader.bytes()?).ok())?;
+    let mut headers = Vec::new();
+    for _ in 0..reader.u16()? {
+        let name = HeaderName::from_bytes(reader.bytes()?).ok()?;
+        headers.push((name, HeaderValue::from_bytes(reader.bytes()?).ok()?));
+    }
+    let body = Bytes::copy_from_slice(reader.bytes()?);
+    if !reader.0.is_empty() {
+        return None;
+    }
+    let is_metadata = operation == Operation::Metadata && status.is_success();
+    Some(Entry {
+        account: account.into(),
+        operation,
+        // Before all that this process asks for.
+        asked: stored,
+        stored,
+        lifetimes,
+        age_when_kept: calendar.0.now().saturating_duration_since(stored),
+        chain,
+        next,
+        settled,
+        time_dimensions: is_metadata.then(|| TimeDimensions::read(&body)).flatten(),
+        hits: AtomicU64::new(0),
+        note: note::key_note(key),
+        page: Arc::new(Page { status, headers, body, etag }),
+    })
+}
+
+fn code<T: PartialEq>(all: &[T], one: T) -> Option<u8> {
+    all.iter().position(|other| *other == one).and_then(|at| u8::try_from(at).ok())
+}
+
+fn put(record: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
+    record.extend_from_slice(&u32::try_from(bytes.len()).ok()?.to_le_bytes());
+    record.extend_from_slice(bytes);
+    Some(())
+}
+
+fn put_option<T>(
+    record: &mut Vec<u8>,
+    value: Option<T>,
+    write: impl FnOnce(&mut Vec<u8>, T) -> Option<()>,
+) -> Option<()> {
+    record.push(value.is_some().into());
+    value.map_or(Some(()), |value| write(record, value))
+}
+
+fn put_lifetimes(record: &mut Vec<u8>, lifetimes: Lifetimes) {
+    for part in [lifetimes.fresh, lifetimes.stale_while_revalidate, lifetimes.stale_if_error] {
+        record.extend_from_slice(&nanos(part).to_le_bytes());
+    }
+}
+
+/// Takes fields from the front of what is left.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
+        let (array, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(array)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array().map(|[byte]| *byte)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(|bytes| u16::from_le_bytes(*bytes))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let length = u32::from_le_bytes(*self.array()?);
+        let (bytes, rest) = self.0.split_at_checked(usize::try_from(length).ok()?)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    /// `None` is no value that can be read, `Some(None)` one that is absent.
+    fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
+        match self.u8()? {
+            0 => Some(None),
+            1 => read(self).map(Some),
+            _ => None,
+        }
+    }
+
+    fn lifetimes(&mut self) -> Option<Lifetimes> {
+        let mut part = || self.u64().map(Duration::from_nanos);
+        Some(Lifetimes { fresh: part()?, stale_while_revalidate: part()?, stale_if_error: part()? })
+    }
+}

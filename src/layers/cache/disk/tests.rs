@@ -1,0 +1,474 @@
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::record::{decode, encode, head};
+use super::*;
+use crate::layers::cache::note;
+use crate::layers::cache::store::{self, Chain, Slot, Store};
+use crate::model::call::{Answer, Page};
+use crate::model::freshness::Lifetimes;
+use crate::model::operation::Operation;
+use crate::model::settled::Verdict;
+
+const MIB: u64 = 1024 * 1024;
+const HOUR: Duration = Duration::from_secs(3600);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn key(n: u32) -> Key {
+    Key::new("AC1", Operation::Query, "", &n.to_le_bytes())
+}
+
+fn page(body: impl Into<bytes::Bytes>) -> Arc<Page> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert("twilio-request-id", HeaderValue::from_static("RQ1"));
+    Arc::new(Page::new(Answer { status: StatusCode::OK, headers, body: body.into(), next_token: None }))
+}
+
+fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
+    let lifetimes = Lifetimes { fresh: HOUR, stale_while_revalidate: HOUR, stale_if_error: HOUR * 2 };
+    Entry {
+        page: page(body),
+        account: "main".into(),
+        operation: Operation::Query,
+        asked: clock.now(),
+        stored: clock.now(),
+        lifetimes,
+        age_when_kept: Duration::ZERO,
+        chain: None,
+        next: None,
+        settled: Some(Verdict::Recent),
+        time_dimensions: None,
+        hits: AtomicU64::new(0),
+        note: note::key_note(&key(n)),
+    }
+}
+
+fn body(n: u32) -> String {
+    format!("{{\"page\":{n}}}")
+}
+
+/// A process of its own: a store over a folder.
+struct Running {
+    store: Store,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl Running {
+    async fn start(folder: &Path) -> Self {
+        Self::with(folder, 64 * MIB, 64 * MIB).await
+    }
+
+    /// Returns once the pages are loaded, or the tier has given up.
+    async fn with(folder: &Path, memory: u64, capacity: u64) -> Self {
+        let (metrics, clock) = (Metrics::new(), Clock::new());
+        let settings = DiskSettings { folder: folder.to_owned(), capacity };
+        let store = Store::new(memory, &metrics).with_disk(settings, &metrics, clock);
+        if let Some(loading) = store.loading(clock.now()) {
+            loading.await;
+        }
+        Self { store, metrics, clock }
+    }
+
+    fn keep(&self, n: u32) {
+        self.store.insert(key(n), entry(n, self.clock, body(n)));
+    }
+
+    fn body(&self, n: u32) -> Option<String> {
+        let entry = self.store.page(&key(n))?;
+        Some(String::from_utf8(entry.page.body.to_vec()).unwrap())
+    }
+
+    fn body_length(&self, n: u32) -> Option<usize> {
+        self.store.page(&key(n)).map(|entry| entry.page.body.len())
+    }
+
+    fn view(&self) -> DiskView {
+        self.store.disk().unwrap()
+    }
+
+    fn writes(&self, result: &'static str) -> u64 {
+        self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: Word(result) }).get()
+    }
+
+    async fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
+        let deadline = self.clock.now() + DEADLINE;
+        while !so(self) {
+            assert!(self.clock.now() < deadline, "{what}: {:?}", self.view());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn pages_survive_a_restart_as_they_were() {
+    let home = TempDir::new().unwrap();
+    let folder = home.path().join("made/by/us");
+    let first = Running::start(&folder).await;
+    let clock = first.clock;
+    let set = Chain { first: key(1), begun: clock.now(), lifetimes: entry(1, clock, "").lifetimes };
+    let kept = Entry { chain: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) };
+    first.store.insert(key(1), kept);
+    first.store.await_page(key(2), set);
+    let before = first.store.page(&key(1)).unwrap();
+    first.store.close().await;
+    assert_eq!((first.writes("written"), first.view().enabled), (1, false));
+    assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::metadata(folder.join(file::NAME)).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let second = Running::start(&folder).await;
+    assert_eq!((second.view().enabled, second.view().entries), (true, 1));
+    let after = second.store.page(&key(1)).unwrap();
+    assert_eq!((&after.page.body, &after.page.headers), (&before.page.body, &before.page.headers));
+    assert_eq!((after.page.status, &after.page.etag), (before.page.status, &before.page.etag));
+    assert_eq!((&*after.account, after.operation), (&*before.account, before.operation));
+    assert_eq!((after.lifetimes, after.settled, after.next), (before.lifetimes, before.settled, before.next));
+    assert_eq!(after.note, before.note);
+    // Both clocks read the machine's at their start, so they agree but for what it was set by meanwhile.
+    let (age, true_age) = (after.age(second.clock.now()), before.age(second.clock.now()));
+    assert!(age.abs_diff(true_age) < Duration::from_millis(100), "{age:?} {true_age:?}");
+    // The next page still belongs to the set.
+    let awaited = second.store.chain(&key(2)).unwrap();
+    assert_eq!(awaited.first, key(1));
+    assert_eq!(awaited.begun, after.chain.unwrap().begun);
+}
+
+#[tokio::test]
+async fn a_newer_page_is_never_overwritten_by_an_older_one() {
+    let clock = Clock::new();
+    let store = Store::new(MIB, &Metrics::new());
+    store.insert(key(1), entry(1, clock, "new"));
+    let pages = store.pages();
+    assert!(!store::restore(pages, key(1), entry(1, clock, "old")));
+    assert_eq!(store.page(&key(1)).unwrap().page.body, "new");
+    // Nor is a place that another result set waits for.
+    let set = Chain { first: key(9), begun: clock.now(), lifetimes: Lifetimes::fresh_only(HOUR) };
+    store.await_page(key(2), set);
+    assert!(!store::restore(pages, key(2), entry(2, clock, "old")));
+    let own = || Entry { chain: Some(set), ..entry(2, clock, "of this set") };
+    assert!(store::restore(pages, key(2), own()));
+    assert!(matches!(store.get(&key(2)), Some(Slot::Page(_))));
+}
+
+#[tokio::test]
+async fn what_is_beyond_use_or_from_the_future_is_gone() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let aged = |n, age| Entry { stored: clock.now().checked_sub(age).unwrap(), ..entry(n, clock, body(n)) };
+    first.store.insert(key(1), aged(1, HOUR * 2));
+    first.store.insert(key(2), aged(2, HOUR * 4));
+    first.store.insert(key(3), Entry { stored: clock.now() + HOUR, ..entry(3, clock, body(3)) });
+    first.store.close().await;
+
+    let second = Running::start(home.path()).await;
+    assert_eq!(second.view().entries, 1);
+    let old = second.store.page(&key(1)).unwrap();
+    let age = old.age(second.clock.now());
+    assert!(age >= HOUR * 2 && age < HOUR * 2 + DEADLINE, "{age:?}");
+    assert!(second.body(2).is_none() && second.body(3).is_none());
+}
+
+#[tokio::test]
+async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
+    let home = TempDir::new().unwrap();
+    let first = Running::with(home.path(), 64 * MIB, MIB).await;
+    let clock = first.clock;
+    for n in 0..200 {
+        let stored = clock.now().checked_sub(Duration::from_secs(200 - u64::from(n))).unwrap();
+        first.store.insert(key(n), Entry { stored, ..entry(n, clock, vec![b'x'; 15_000]) });
+    }
+    // It could never fit.
+    first.store.insert(key(999), entry(999, clock, vec![b'x'; 2 << 20]));
+    first.store.close().await;
+    assert_eq!((first.writes("written"), first.writes("dropped")), (200, 1));
+
+    let second = Running::with(home.path(), 10 * 16 * 1024, MIB).await;
+    let view = second.view();
+    assert!(view.bytes <= MIB && view.entries > 50, "{view:?}");
+    let loaded: Vec<u32> = (0..200).filter(|n| second.store.page(&key(*n)).is_some()).collect();
+    assert!(loaded.len() >= 8, "{loaded:?}");
+    assert_eq!(loaded, (200 - u32::try_from(loaded.len()).unwrap()..200).collect::<Vec<_>>());
+    second.store.close().await;
+
+    let smaller = Running::with(home.path(), 64 * MIB, MIB / 4).await;
+    assert!(smaller.view().bytes <= MIB / 4 && smaller.body_length(199) == Some(15_000), "{:?}", smaller.view());
+}
+
+#[tokio::test]
+async fn replacements_and_purges_reach_the_disk() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let set = |n| Some(Chain { first: key(n), begun: clock.now(), lifetimes: entry(n, clock, "").lifetimes });
+    first.keep(1);
+    first.store.insert(key(1), entry(1, clock, "newer"));
+    first.store.insert(key(2), Entry { account: "other".into(), chain: set(2), ..entry(2, clock, body(2)) });
+    let further = Entry { operation: Operation::Page, chain: set(2), ..entry(3, clock, body(3)) };
+    first.store.insert(key(3), further);
+    first.store.insert(key(4), Entry { operation: Operation::Metadata, ..entry(4, clock, body(4)) });
+    first.keep(5);
+    first.keep(6);
+    first.until("written", |first| first.view().entries == 6).await;
+    assert_eq!(first.store.purge(&Purge::Account("other".to_owned())), 2, "with its result set");
+    assert_eq!(first.store.purge(&Purge::Operation(Operation::Metadata)), 1);
+    assert_eq!(first.store.purge(&Purge::Key(key(5).to_string())), 1);
+    first.keep(5);
+    first.store.close().await;
+
+    let second = Running::start(home.path()).await;
+    assert_eq!(second.body(1).as_deref(), Some("newer"));
+    assert_eq!([2, 3, 4].map(|n| second.body(n)), [None, None, None]);
+    assert!(second.body(5).is_some(), "kept after the purge");
+    assert!(second.body(6).is_some());
+    second.store.purge(&Purge::All);
+    second.until("purged", |second| second.view() == DiskView { enabled: true, entries: 0, bytes: 0 }).await;
+}
+
+/// As after a kill: the file as it is, without the thread having closed it.
+fn copy_of_open_file(from: &Path, to: &Path) {
+    fs::copy(from.join(file::NAME), to.join(file::NAME)).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_committed_survives_a_kill() {
+    let (home, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let first = Running::start(home.path()).await;
+    first.keep(1);
+    first.until("written", |first| first.writes("written") == 1).await;
+    copy_of_open_file(home.path(), other.path());
+    let second = Running::start(other.path()).await;
+    assert_eq!(second.body(1), Some(body(1)));
+    assert_eq!(files(other.path()), [file::NAME]);
+}
+
+#[tokio::test]
+async fn a_foreign_file_is_moved_aside() {
+    for foreign in [&b"# Shopping list\n- milk\n"[..], &[0; 300_000], b"redb"] {
+        let home = TempDir::new().unwrap();
+        fs::write(home.path().join(file::NAME), foreign).unwrap();
+        let running = Running::start(home.path()).await;
+        assert!(running.view().enabled);
+        let names = files(home.path());
+        assert_eq!((names.len(), &*names[0]), (2, file::NAME));
+        assert!(names[1].starts_with("pages.redb.corrupt-"), "{names:?}");
+        assert_eq!(fs::read(home.path().join(&names[1])).unwrap(), foreign, "not touched");
+        running.keep(1);
+        running.store.close().await;
+        assert_eq!(Running::start(home.path()).await.body(1), Some(body(1)));
+    }
+}
+
+#[tokio::test]
+async fn a_database_of_something_else_or_another_version_is_moved_aside() {
+    let version = |version: u64| {
+        move |database: &redb::Database| {
+            let transaction = database.begin_write().unwrap();
+            let table = redb::TableDefinition::<&str, u64>::new("format");
+            transaction.open_table(table).unwrap().insert("version", version).unwrap();
+            transaction.commit().unwrap();
+        }
+    };
+    let other = |database: &redb::Database| {
+        let transaction = database.begin_write().unwrap();
+        let table = redb::TableDefinition::<u64, u64>::new("pages");
+        transaction.open_table(table).unwrap().insert(1, 1).unwrap();
+        transaction.commit().unwrap();
+    };
+    let makers: [&dyn Fn(&redb::Database); 3] = [&version(u64::from(record::VERSION) + 1), &version(0), &other];
+    for make in makers {
+        let home = TempDir::new().unwrap();
+        make(&redb::Database::create(home.path().join(file::NAME)).unwrap());
+        let running = Running::start(home.path()).await;
+        assert!(running.view().enabled);
+        assert_eq!(files(home.path()).len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn damage_anywhere_costs_pages_and_nothing_else() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    (0..40).for_each(|n| first.keep(n));
+    first.store.close().await;
+    let whole = fs::read(home.path().join(file::NAME)).unwrap();
+    for round in 0..30 {
+        let home = TempDir::new().unwrap();
+        let path = home.path().join(file::NAME);
+        fs::write(&path, &whole).unwrap();
+        let mut file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let at = fastrand::u64(..whole.len() as u64);
+        match round % 3 {
+            0 => file.set_len(at).unwrap(),
+            1 => {
+                file.seek(SeekFrom::Start(at)).unwrap();
+                file.write_all(&[fastrand::u8(..); 512]).unwrap();
+            }
+            _ => {
+                let mut byte = [0];
+                file.seek(SeekFrom::Start(at)).unwrap();
+                file.read_exact(&mut byte).unwrap();
+                file.seek(SeekFrom::Start(at)).unwrap();
+                file.write_all(&[byte[0] ^ 1 << fastrand::u8(..8)]).unwrap();
+            }
+        }
+        drop(file);
+        let running = Running::start(home.path()).await;
+        assert!(running.view().enabled, "round {round} at {at}");
+        for n in 0..40 {
+            assert!(running.body(n).is_none_or(|found| found == body(n)), "round {round} at {at}: a wrong page");
+        }
+        running.keep(100);
+        running.store.close().await;
+        assert_eq!(running.writes("written"), 1, "round {round} at {at}");
+    }
+}
+
+#[tokio::test]
+async fn a_locked_file_is_left_alone() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    first.keep(1);
+    let second = Running::start(home.path()).await;
+    assert!(!second.view().enabled);
+    second.keep(2);
+    assert_eq!(second.body(2), Some(body(2)), "in memory");
+    second.until("let go", |second| second.writes("failed") == 1).await;
+    second.store.close().await;
+    first.store.close().await;
+    assert_eq!(files(home.path()), [file::NAME]);
+    let third = Running::start(home.path()).await;
+    assert_eq!((third.body(1), third.body(2)), (Some(body(1)), None));
+}
+
+#[tokio::test]
+async fn without_a_folder_it_goes_without() {
+    let home = TempDir::new().unwrap();
+    let not_a_folder = home.path().join("file");
+    fs::write(&not_a_folder, "").unwrap();
+    let running = Running::start(&not_a_folder).await;
+    assert!(!running.view().enabled);
+    running.keep(1);
+    assert_eq!(running.body(1), Some(body(1)));
+    running.store.close().await;
+    assert_eq!(fs::read(&not_a_folder).unwrap(), b"");
+}
+
+#[tokio::test(start_paused = true)]
+async fn misses_wait_a_moment_and_no_longer() {
+    let home = TempDir::new().unwrap();
+    let running = Running::start(home.path()).await;
+    let before = running.clock.now();
+    // Of this one nobody ever says that it is loaded.
+    let (_never, loaded) = watch::channel(false);
+    let disk = Disk { loaded, patience: before + LOADING_PATIENCE, ..running.store.disk_handle().unwrap() };
+    disk.loading(before).unwrap().await;
+    assert!(running.clock.now() - before >= LOADING_PATIENCE);
+    assert!(disk.loading(running.clock.now()).is_none());
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_pages_and_never_purges() {
+    let home = TempDir::new().unwrap();
+    let running = Running::start(home.path()).await;
+    let disk = running.store.disk_handle().unwrap();
+    disk.shared.waiting.store(WAITING, Ordering::Relaxed);
+    running.keep(1);
+    assert_eq!((running.writes("dropped"), running.body(1)), (1, Some(body(1))));
+    disk.shared.waiting.store(0, Ordering::Relaxed);
+    running.keep(2);
+    running.until("written", |running| running.view().entries == 1).await;
+    disk.shared.waiting.store(WAITING, Ordering::Relaxed);
+    running.store.purge(&Purge::All);
+    running.until("purged", |running| running.view().entries == 0).await;
+}
+
+fn lifetimes() -> impl Strategy<Value = Lifetimes> {
+    let part = || (0u64..1 << 40).prop_map(Duration::from_millis);
+    (part(), part(), part()).prop_map(|(fresh, stale_while_revalidate, stale_if_error)| Lifetimes {
+        fresh,
+        stale_while_revalidate,
+        stale_if_error,
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(
+        body in prop::collection::vec(any::<u8>(), 0..2000), account in ".{0,20}", status in 100u16..1000,
+        lifetimes in lifetimes(), chained in any::<bool>(), next in any::<bool>(), age in 0u64..1_000_000,
+    ) {
+        let clock = Clock::new();
+        let calendar = Calendar(clock);
+        // As it is after one trip: wall time has fewer digits than an instant may have.
+        let stored = calendar.instant(calendar.nanos(clock.now().checked_sub(Duration::from_millis(age)).unwrap())).unwrap();
+        let kept = Entry {
+            page: Arc::new(Page { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
+            account: account.as_str().into(),
+            stored,
+            lifetimes,
+            chain: chained.then(|| Chain { first: key(7), begun: stored, lifetimes }),
+            next: next.then(|| key(8)),
+            ..entry(1, clock, "")
+        };
+        let mut record = Vec::new();
+        encode(&key(1), &kept, &calendar, &mut record).unwrap();
+        let read = decode(&key(1), &record, &calendar).unwrap();
+        prop_assert_eq!(read.stored, kept.stored);
+        prop_assert_eq!(read.lifetimes, kept.lifetimes);
+        prop_assert_eq!(&read.page.body, &kept.page.body);
+        prop_assert_eq!(&read.page.headers, &kept.page.headers);
+        prop_assert_eq!((read.page.status, &read.page.etag), (kept.page.status, &kept.page.etag));
+        prop_assert_eq!(read.chain.map(|c| (c.first, c.begun, c.lifetimes)), kept.chain.map(|c| (c.first, c.begun, c.lifetimes)));
+        prop_assert_eq!((read.next, read.settled, &*read.account), (kept.next, kept.settled, &*kept.account));
+        let head = head(&record).unwrap();
+        prop_assert_eq!((head.account, head.first.is_some()), (&*account, chained));
+        // Not under another key.
+        prop_assert!(decode(&key(2), &record, &calendar).is_none());
+    }
+
+    #[test]
+    fn damaged_records_are_none(cut in any::<prop::sample::Index>(), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
+        let clock = Clock::new();
+        let calendar = Calendar(clock);
+        let mut record = Vec::new();
+        encode(&key(1), &entry(1, clock, body(1)), &calendar, &mut record).unwrap();
+        prop_assert!(decode(&key(1), &record[..cut.index(record.len())], &calendar).is_none());
+        let at = flip.index(record.len());
+        record[at] ^= 1 << bit;
+        prop_assert!(decode(&key(1), &record, &calendar).is_none());
+        head(&record);
+        // Behind the hash: somebody may have written it to fit.
+        let _ = record::read_entry(&key(1), &record[1 + blake3::OUT_LEN..], &calendar);
+    }
+
+    #[test]
+    fn garbage_is_none(mut garbage in prop::collection::vec(any::<u8>(), 0..600)) {
+        let calendar = Calendar(Clock::new());
+        prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
+        let _ = record::read_entry(&key(1), &garbage, &calendar);
+        if let Some(version) = garbage.first_mut() {
+            *version = record::VERSION;
+        }
+        prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
+        head(&garbage);
+    }
+}
+
+fn page_of(body: Vec<u8>) -> Page {
+    Arc::into_inner(page(body)).unwrap()
+}

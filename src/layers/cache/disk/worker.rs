@@ -1,0 +1,316 @@
+//! The thread: opens the file, loads from it, and follows what happens until the end.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::file::{self, Change, PageFile, Size, Trouble};
+use super::record::Calendar;
+use super::{Message, Order, Shared, lock, weight};
+use crate::layers::cache::store::{self, Pages, Purge};
+
+/// A batch ends at so many changes or bytes.
+const BATCH: usize = 256;
+const BATCH_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Pages are committed at least so often: what a kill may cost.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// Pages beyond use are removed so often.
+const CLEAN_EVERY: Duration = Duration::from_secs(300);
+
+/// After trouble the file is tried again so often.
+const RETRY_EVERY: Duration = Duration::from_secs(10);
+
+/// So many damaged files are replaced by one process.
+const MOST_REPLACED: u32 = 3;
+
+/// The thread.
+pub(super) struct Worker {
+    pub(super) folder: PathBuf,
+    pub(super) capacity: u64,
+    pub(super) calendar: Calendar,
+    pub(super) pages: Pages,
+    pub(super) room: u64,
+    /// Weak, since the handles hold the sender that keeps this thread alive.
+    pub(super) order: Weak<Mutex<Order>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) receiver: Receiver<Message>,
+    pub(super) loaded: watch::Sender<bool>,
+    /// Once: later the memory knows better than the file.
+    pub(super) restored: bool,
+    /// Received and not yet written.
+    pub(super) batch: Vec<Change>,
+    /// Who waits for the end.
+    pub(super) closing: Option<oneshot::Sender<()>>,
+    /// A purge was asked for while there was no file: everything in it goes when there is one.
+    pub(super) clear: bool,
+    /// The last warning, which is not repeated at every try.
+    pub(super) said: Option<String>,
+}
+
+/// Whether there is more to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Going,
+    Ended,
+}
+
+impl Worker {
+    pub(super) fn run(mut self) {
+        // A damaged file gets a new one. If that is damaged too, it is the disk, which no new file mends.
+        let mut replaced = 0;
+        loop {
+            let ended = self.work();
+            self.abandon_batch();
+            self.shared.show(false, Size::default());
+            let flow = match ended {
+                Ok(()) => Flow::Ended,
+                Err(Trouble::Damaged(why)) if replaced < MOST_REPLACED => {
+                    replaced += 1;
+                    if self.move_aside(&why) && replaced == 1 { Flow::Going } else { self.pause() }
+                }
+                Err(trouble) => {
+                    self.warn(&trouble);
+                    self.pause()
+                }
+            };
+            if flow == Flow::Ended {
+                break;
+            }
+        }
+        if let Some(closing) = self.closing.take() {
+            // Nobody waits any longer.
+            let _ = closing.send(());
+        }
+    }
+
+    /// Opens the file and works with it until the end, or until something is wrong with it.
+    ///
+    /// redb answers most damage with an error, but its own documentation names panics as well, and a panic must
+    /// cost the file and not the tier.
+    fn work(&mut self) -> Result<(), Trouble> {
+        let (folder, capacity, calendar) = (self.folder.clone(), self.capacity, self.calendar);
+        let mut file = guarded(|| PageFile::open(&folder, capacity, calendar))?;
+        let worked = guarded(|| self.work_with(&mut file));
+        // Dropped here and not by the panic, since a second panic while the first unwinds would be the end.
+        let closed = guarded(|| {
+            drop(file);
+            Ok(())
+        });
+        worked.and(closed)
+    }
+
+    fn work_with(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
+        if self.clear {
+            file.apply(&[Change::Purge(Purge::All)])?;
+            self.clear = false;
+        }
+        if self.said.take().is_some() {
+            tracing::info!(folder = %self.folder.display(), "the disk cache works again");
+        }
+        self.shared.show(true, file.size());
+        if !self.restored {
+            if self.load(file)? == Flow::Ended {
+                return self.write(file);
+            }
+            self.restored = true;
+        }
+        self.loaded.send_replace(true);
+        self.follow(file)
+    }
+
+    /// Brings the newest pages that are still of use into memory.
+    fn load(&mut self, file: &mut PageFile) -> Result<Flow, Trouble> {
+        // Not part of a page's weight in the store: what the index says is the record's length.
+        const OVERHEAD: u64 = 1024;
+        let begun = self.calendar.0.now();
+        loop {
+            let purges = {
+                // Whoever is counted has sent its message, since the two are one step.
+                let order = self.order.upgrade();
+                let _order = order.as_deref().map(lock);
+                self.shared.purges.load(Ordering::Relaxed)
+            };
+            // What has been purged by now must be gone from the file before it is read.
+            while let Ok(message) = self.receiver.try_recv() {
+                if self.take(message) == Flow::Ended {
+                    return Ok(Flow::Ended);
+                }
+            }
+            self.write(file)?;
+            file.clean()?;
+            let keys = file.newest(self.room, OVERHEAD)?;
+            let (mut restored, mut interrupted) = (0u64, false);
+            let broken = file.read(&keys, |key, entry| {
+                let Some(order) = self.order.upgrade() else { return false };
+                let _order = lock(&order);
+                interrupted = self.shared.purges.load(Ordering::Relaxed) != purges;
+                if !interrupted && store::restore(&self.pages, key, entry) {
+                    restored += 1;
+                }
+                !interrupted
+            })?;
+            if broken > 0 {
+                tracing::warn!(broken, "pages on disk are damaged and will be fetched again");
+            }
+            // The order in which restored pages were used begins with their age; moka notes that down lazily.
+            self.pages.run_pending_tasks();
+            if !interrupted {
+                let seconds = self.calendar.0.now().saturating_duration_since(begun).as_secs_f64();
+                tracing::info!(restored, seconds, "pages loaded from disk");
+                self.shared.show(true, file.size());
+                return Ok(Flow::Going);
+            }
+        }
+    }
+
+    /// Writes what happens, until the end.
+    fn follow(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
+        let now = || self.calendar.0.now();
+        let mut clean_at = now() + CLEAN_EVERY;
+        let mut commit_at = None;
+        loop {
+            let until = commit_at.unwrap_or(clean_at);
+            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.calendar.0.now())) {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => Flow::Going,
+                Err(RecvTimeoutError::Disconnected) => Flow::Ended,
+            };
+            let now = self.calendar.0.now();
+            if commit_at.is_none() && !self.batch.is_empty() {
+                commit_at = Some(now + COMMIT_EVERY);
+            }
+            if flow == Flow::Ended || self.is_full() || commit_at.is_some_and(|at| at <= now) {
+                self.write(file)?;
+                commit_at = None;
+            }
+            if flow == Flow::Ended {
+                return Ok(());
+            }
+            if clean_at <= now {
+                file.clean()?;
+                self.shared.show(true, file.size());
+                clean_at = now + CLEAN_EVERY;
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) -> Flow {
+        match message {
+            Message::Change(change) => {
+                self.batch.push(change);
+                Flow::Going
+            }
+            Message::Close(closing) => {
+                self.closing = Some(closing);
+                Flow::Ended
+            }
+        }
+    }
+
+    /// Is the batch to be committed without waiting for more. A purge is: it was asked for by somebody who
+    /// wants it to last.
+    fn is_full(&self) -> bool {
+        self.batch.len() >= BATCH
+            || self.batch.iter().map(weight).sum::<u64>() >= BATCH_BYTES
+            || matches!(self.batch.last(), Some(Change::Purge(_)))
+    }
+
+    fn write(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let written = file.apply(&self.batch)?;
+        let pages = self.release_batch();
+        self.shared.count("written", written);
+        // Larger than the whole disk may be.
+        self.shared.count("dropped", pages.saturating_sub(written));
+        self.shared.show(true, file.size());
+        Ok(())
+    }
+
+    /// Empties the batch; says how many pages were in it.
+    fn release_batch(&mut self) -> u64 {
+        let mut pages = 0;
+        for change in self.batch.drain(..) {
+            if matches!(change, Change::Keep(..)) {
+                pages += 1;
+                self.shared.arrived(weight(&change));
+            }
+        }
+        pages
+    }
+
+    fn abandon_batch(&mut self) {
+        self.clear |= self.batch.iter().any(|change| matches!(change, Change::Purge(_)));
+        let failed = self.release_batch();
+        self.shared.count("failed", failed);
+    }
+
+    /// Waits before the next try, and lets go of what comes meanwhile.
+    fn pause(&mut self) -> Flow {
+        // Nothing to wait for.
+        self.loaded.send_replace(true);
+        let until = self.calendar.0.now() + RETRY_EVERY;
+        loop {
+            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.calendar.0.now())) {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => return Flow::Going,
+                Err(RecvTimeoutError::Disconnected) => Flow::Ended,
+            };
+            self.abandon_batch();
+            if flow == Flow::Ended {
+                return Flow::Ended;
+            }
+        }
+    }
+
+    /// Makes way for a new file; says whether that worked.
+    fn move_aside(&mut self, why: &str) -> bool {
+        match file::move_aside(&self.folder, &self.calendar) {
+            Ok(aside) => {
+                tracing::warn!(
+                    moved_to = %aside.display(),
+                    "the disk cache cannot be read and begins empty ({why}); delete the old file once nobody needs it"
+                );
+                true
+            }
+            Err(error) => {
+                self.warn(&Trouble::Unusable(format!("{why}; and it cannot be moved out of the way: {error}")));
+                false
+            }
+        }
+    }
+
+    fn warn(&mut self, trouble: &Trouble) {
+        let said = trouble.to_string();
+        if self.said.as_ref() != Some(&said) {
+            let file = self.folder.join(file::NAME);
+            tracing::warn!(
+                file = %file.display(),
+                "the disk cache cannot be used, so pages will not survive a restart: {said}. \
+                 It is tried again every {} s",
+                RETRY_EVERY.as_secs()
+            );
+            self.said = Some(said);
+        }
+    }
+}
+
+/// A panic in `work` is damage.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
+    // What was half done is dropped with the file, or abandoned with the batch.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Trouble::Damaged(message(&*panic))))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic").to_owned()
+}

@@ -1,0 +1,390 @@
+//! Pages that survive a restart, from outside: the binary, real sockets, real signals.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+const SID: &str = "AC0123456789abcdef0123456789abcdef";
+const API_KEY: &str = "SKplanted0123456789";
+/// The only password that the simulator knows.
+const API_SECRET: &str = "secret";
+const TEAM_TOKEN: &str = "igw_planted-token-that-nobody-may-see";
+const MARKER: &str = "planted-in-a-request-body";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
+const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+
+/// A child process that does not outlive its test, and the lines that it writes.
+struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    seen: RefCell<Vec<String>>,
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        // Reads to the end whether or not somebody listens, so that the child never waits.
+        thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        Self { child, lines, seen: RefCell::default() }
+    }
+
+    /// The first line that `find` finds something in, be it written already or not yet.
+    fn line<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
+        let mut seen = self.seen.borrow_mut();
+        if let Some(found) = seen.iter().find_map(|line| find(line)) {
+            return found;
+        }
+        loop {
+            let line = self.lines.recv_timeout(DEADLINE);
+            let line = line.unwrap_or_else(|_| panic!("it never said what it should:\n{}", seen.join("\n")));
+            let found = find(&line);
+            seen.push(line);
+            if let Some(found) = found {
+                return found;
+            }
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let killed = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+    }
+
+    /// Ends in order, and says with which code.
+    fn stop(mut self) -> Option<i32> {
+        self.signal("-TERM");
+        self.child.wait().unwrap().code()
+    }
+
+    /// Ends in the middle of whatever it does, unless it has ended.
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_insights-gateway"))
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn json(&self) -> Json {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+#[derive(Clone)]
+struct Http(Client<HttpConnector, Full<Bytes>>);
+
+impl Http {
+    fn new() -> Self {
+        Self(Client::builder(TokioExecutor::new()).build_http())
+    }
+
+    async fn try_send(&self, request: Request<Full<Bytes>>) -> Option<Answer> {
+        let response = timeout(DEADLINE, self.0.request(request)).await.expect("an answer in time").ok()?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.ok()?.to_bytes();
+        Some(Answer { status: head.status, headers: head.headers, body })
+    }
+
+    async fn get(&self, url: &str, authorization: Option<&str>) -> Answer {
+        let request = Request::get(url).header("authorization", authorization.unwrap_or("none"));
+        self.try_send(request.body(Full::default()).unwrap()).await.unwrap()
+    }
+}
+
+fn query(base: &str, authorization: &str, size: usize, body: &Json) -> Request<Full<Bytes>> {
+    Request::post(format!("{base}{QUERY}?pageSize={size}"))
+        .header("authorization", authorization)
+        .header("content-type", "application/json")
+        .body(Full::from(body.to_string()))
+        .unwrap()
+}
+
+fn conversations() -> Json {
+    json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
+}
+
+/// A simulator, and a folder with the configuration of a gateway before it.
+struct Setting {
+    _simulator: Process,
+    upstream: String,
+    home: TempDir,
+    http: Http,
+}
+
+struct Gateway {
+    process: Process,
+    data: String,
+    admin: String,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let mut command = binary();
+        command.args(["simulate", "--listen", "127.0.0.1:0", "--rate", "0/s", "--latency", "0ms", "--rows", "400"]);
+        let simulator = Process::start(&mut command);
+        let upstream = simulator.line(|line| {
+            let rest = &line[line.find("http://")?..];
+            Some(rest.split_whitespace().next()?.to_owned())
+        });
+        let home = TempDir::new().unwrap();
+        let token: String =
+            digest(&SHA256, TEAM_TOKEN.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let config = format!(
+            "[server]\nlisten = ['127.0.0.1:0']\ndrain = '2s'\n[admin]\nlisten = '127.0.0.1:0'\n\
+             [upstream]\nurl = '{upstream}'\n\
+             [accounts.main]\naccount_sid = '{SID}'\napi_key = '{API_KEY}'\napi_secret = '{API_SECRET}'\n\
+             rate = '0/s'\nconcurrency = 100\n\
+             [teams.dashboards]\naccount = 'main'\ntoken_sha256 = ['{token}']\n\
+             [cache.query]\nfresh = '10m'\n[cache.disk]\npath = '{}'\ncapacity = '16MiB'\n",
+            home.path().join("cache").display()
+        );
+        fs::write(home.path().join("gateway.toml"), config).unwrap();
+        Self { _simulator: simulator, upstream, home, http: Http::new() }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.home.path().join("cache/pages.redb")
+    }
+
+    fn gateway(&self) -> Gateway {
+        let mut command = binary();
+        command.args(["serve", "--config"]).arg(self.home.path().join("gateway.toml"));
+        let process = Process::start(&mut command);
+        let (data, admin) = process.line(|line| {
+            let line: Json = serde_json::from_str(line).ok()?;
+            let address = |name: &str| Some(format!("http://{}", line[name].as_str()?));
+            (line["message"] == "serving").then(|| Some((address("data")?, address("admin")?)))?
+        });
+        Gateway { process, data, admin }
+    }
+
+    async fn upstream_calls(&self) -> usize {
+        let log = self.http.get(&format!("{}/_simulator/requests", self.upstream), None).await.json();
+        log["requests"].as_array().unwrap().len()
+    }
+
+    /// What the upstream itself answers.
+    async fn truth(&self, size: usize) -> Bytes {
+        let basic = format!("Basic {}", STANDARD.encode(format!("{API_KEY}:{API_SECRET}")));
+        let answer = self.http.try_send(query(&self.upstream, &basic, size, &conversations())).await.unwrap();
+        assert_eq!(answer.status, 200);
+        answer.body
+    }
+}
+
+impl Gateway {
+    fn team() -> String {
+        format!("Bearer {TEAM_TOKEN}")
+    }
+
+    async fn query(&self, http: &Http, size: usize) -> Option<Answer> {
+        http.try_send(query(&self.data, &Self::team(), size, &conversations())).await
+    }
+
+    async fn disk(&self, http: &Http) -> Json {
+        http.get(&format!("{}/status", self.admin), None).await.json()["cache"]["disk"].clone()
+    }
+
+    async fn pages_on_disk(&self, http: &Http, at_least: u64) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let disk = self.disk(http).await;
+            if disk["entries"].as_u64().unwrap() >= at_least {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{disk}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn contains(file: &Path, needle: &str) -> bool {
+    fs::read(file).unwrap().windows(needle.len()).any(|window| window == needle.as_bytes())
+}
+
+#[tokio::test]
+async fn a_restart_burns_no_quota() {
+    let setting = Setting::new();
+    let http = &setting.http;
+    let first = setting.gateway();
+    let metadata = http.get(&format!("{}{METADATA}", first.data), Some(&Gateway::team())).await;
+    assert_eq!(metadata.status, 200);
+    let page = first.query(http, 3).await.unwrap();
+    let fetched = Instant::now();
+    assert_eq!((page.status, page.header("age")), (StatusCode::OK, ""));
+    let token = page.json()["meta"]["nextToken"].as_str().unwrap().replace('+', "%2B");
+    let next_page = |gateway: &Gateway| format!("{}{QUERY}?pageToken={token}", gateway.data);
+    // Its filter's value is in no answer.
+    let marked = json!({"query": {"measures": ["Conversation.Count"], "filters": [{"op": "AND", "expressions": [
+        {"op": "NE", "field": "Conversation.ConversationId", "values": [MARKER]}]}]}});
+    let answer = http.try_send(query(&first.data, &Gateway::team(), 10, &marked)).await.unwrap();
+    assert_eq!(answer.status, 200);
+    // Not yet a second old, so only the flush at the end can bring it to the disk.
+    assert_eq!(first.process.stop(), Some(0));
+    let calls = setting.upstream_calls().await;
+
+    let second = setting.gateway();
+    let again = second.query(http, 3).await.unwrap();
+    assert_eq!(again.status, 200);
+    assert_eq!(again.body, page.body);
+    assert!(again.header("cache-status").starts_with("insights-gateway; hit; ttl="), "{:?}", again.headers);
+    let age: u64 = again.header("age").parse().unwrap();
+    assert!(age <= fetched.elapsed().as_secs() + 1, "{age}");
+    for name in ["content-type", "etag", "twilio-request-id"] {
+        assert_eq!(again.header(name), page.header(name), "{name}");
+    }
+    let metadata_again = http.get(&format!("{}{METADATA}", second.data), Some(&Gateway::team())).await;
+    assert_eq!(metadata_again.body, metadata.body);
+    assert_eq!(setting.upstream_calls().await, calls, "the restart cost calls");
+    let disk = second.disk(http).await;
+    assert_eq!((&disk["enabled"], &disk["entries"]), (&json!(true), &json!(3)));
+    assert!(disk["bytes"].as_u64().unwrap() > 0);
+    let metrics = http.get(&format!("{}/metrics", second.admin), None).await.body;
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    assert!(metrics.contains("insights_gateway_cache_disk_entries 3\n"), "{metrics}");
+
+    // Fetched only after the restart, and still a page of the old result set.
+    let next = http.get(&next_page(&second), Some(&Gateway::team())).await;
+    assert_eq!(next.status, 200);
+    second.pages_on_disk(http, 4).await;
+    assert_eq!(second.process.stop(), Some(0));
+    let third = setting.gateway();
+    let next_again = http.get(&next_page(&third), Some(&Gateway::team())).await;
+    assert_eq!((&next_again.body, next_again.header("age").is_empty()), (&next.body, false));
+    assert_eq!(third.process.stop(), Some(0));
+
+    for planted in [API_KEY, TEAM_TOKEN, MARKER, &STANDARD.encode(format!("{API_KEY}:{API_SECRET}")), "Bearer", "Basic"]
+    {
+        assert!(!contains(&setting.file(), planted), "{planted} is on disk");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_any_moment_costs_seconds_and_nothing_else() {
+    const PAGES: usize = 60;
+    let setting = Setting::new();
+    let mut truth = Vec::new();
+    for size in 1..=PAGES {
+        truth.push(setting.truth(size).await);
+    }
+    let truth = Arc::new(truth);
+    let mut answered_before = 0;
+    for round in 0..10 {
+        let gateway = setting.gateway();
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let (truth, stop, answered) = (Arc::clone(&truth), Arc::clone(&stop), Arc::clone(&answered));
+                let data = gateway.data.clone();
+                let http = Http::new();
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let size = fastrand::usize(1..=PAGES);
+                        // Half of them fetch anew, so that there is always something to write.
+                        let mut request = query(&data, &Gateway::team(), size, &conversations());
+                        if fastrand::bool() {
+                            request.headers_mut().insert("cache-control", "no-cache".parse().unwrap());
+                        }
+                        let Some(answer) = http.try_send(request).await else { return };
+                        assert_eq!(answer.status, 200, "{:?}", answer.body);
+                        assert!(answer.body == truth[size - 1], "a wrong page for {size}");
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        // A moment that nothing is synchronised with: that is the point.
+        sleep(Duration::from_millis(fastrand::u64(..2500))).await;
+        gateway.process.signal("-KILL");
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+        answered_before += answered.load(Ordering::Relaxed);
+        gateway.process.kill();
+    }
+    assert!(answered_before > PAGES, "{answered_before}");
+
+    // What was committed is still there.
+    let gateway = setting.gateway();
+    for size in 1..=PAGES {
+        assert_eq!(gateway.query(&setting.http, size).await.unwrap().body, truth[size - 1]);
+    }
+    gateway.pages_on_disk(&setting.http, PAGES as u64).await;
+    gateway.process.kill();
+    let gateway = setting.gateway();
+    let calls = setting.upstream_calls().await;
+    for size in 1..=PAGES {
+        let answer = gateway.query(&setting.http, size).await.unwrap();
+        assert!(answer.body == truth[size - 1] && !answer.header("age").is_empty(), "{size}: {:?}", answer.headers);
+    }
+    assert_eq!(setting.upstream_calls().await, calls);
+    let folder: Vec<_> = fs::read_dir(setting.file().parent().unwrap()).unwrap().collect();
+    assert_eq!(folder.len(), 1, "a kill damages nothing: {folder:?}");
+    gateway.process.kill();
+}
+
+#[tokio::test]
+async fn two_gateways_do_not_share_a_file() {
+    let setting = Setting::new();
+    let first = setting.gateway();
+    let page = first.query(&setting.http, 3).await.unwrap();
+    first.pages_on_disk(&setting.http, 1).await;
+    let second = setting.gateway();
+    let answer = second.query(&setting.http, 3).await.unwrap();
+    assert_eq!((&answer.body, answer.header("age").is_empty()), (&page.body, true));
+    let warning = second.process.line(|line| {
+        let line: Json = serde_json::from_str(line).ok()?;
+        (line["level"] == "WARN" && line["file"].is_string()).then(|| line["message"].as_str().map(str::to_owned))?
+    });
+    assert!(warning.contains("another process has it open"), "{warning}");
+    assert_eq!(second.disk(&setting.http).await["enabled"], false);
+    assert_eq!((second.process.stop(), first.process.stop()), (Some(0), Some(0)));
+}
