@@ -50,7 +50,7 @@ pub fn run(args: DemoArgs) -> ExitCode {
             Ok(config) => config,
             Err(code) => return code,
         };
-        logs::install(&config.log);
+        let _last_lines = logs::install(&config.log);
         match demo(config, args.seed, listener, &upstream).await {
             Ok(()) => ExitCode::from(exit::DONE),
             Err(failure) => failure.explain(),

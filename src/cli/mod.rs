@@ -10,6 +10,7 @@ mod logs;
 mod runtime;
 pub mod serve;
 pub mod simulate;
+mod sink;
 pub mod token;
 
 use std::ffi::OsString;

@@ -25,7 +25,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    logs::install(&config.log);
+    let _last_lines = logs::install(&config.log);
     let served = match runtime() {
         Ok(runtime) => runtime.block_on(serve(config, sources)),
         Err(error) => Err(error.into()),

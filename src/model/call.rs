@@ -56,7 +56,7 @@ pub struct Answer {
     pub status: StatusCode,
     /// The headers that may be read or passed on.
     pub headers: HeaderMap,
-    /// The whole body.
+    /// The whole body, in a buffer of its own size.
     pub body: Bytes,
     /// Names the page after this one, where the body says that there is one.
     pub next_token: Option<String>,
@@ -100,8 +100,6 @@ impl Page {
             .chain(momentary)
             .filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone())))
             .collect();
-        // A copy of its own: the body may be a slice of a much larger read buffer.
-        let body = Bytes::copy_from_slice(&body);
         let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
         Self { status, headers, body, etag }
     }

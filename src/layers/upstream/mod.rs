@@ -20,7 +20,7 @@ use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -209,18 +209,7 @@ impl Upstream {
         if !plain && head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(invalid("Twilio's answer is compressed, though that was not asked for"));
         }
-        let limit = usize::try_from(self.target.max_response).unwrap_or(usize::MAX);
-        let too_large = || invalid(format!("Twilio's answer is larger than upstream.max_response, {limit} bytes"));
-        if body.size_hint().lower() > self.target.max_response {
-            return Err(too_large());
-        }
-        let body = Limited::new(body, limit).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                return too_large();
-            }
-            invalid("Twilio's answer was cut").with_retry(Retry::IfRepeatable).with_cause(Broken(error))
-        })?;
-        let body = body.to_bytes();
+        let body = self.collect(body).await?;
         match Envelope::read(&body) {
             Some(Envelope { next_token }) => Ok(Answer { status, headers, body, next_token }),
             None if plain => Ok(Answer { status, headers, body, next_token: None }),
@@ -279,14 +268,35 @@ impl Envelope {
     }
 }
 
+impl Upstream {
+    /// A whole body, in a buffer of its own size: it is kept for long, so it must not hold on to a larger one.
+    async fn collect(&self, mut body: Incoming) -> Result<Bytes, GatewayError> {
+        let limit = self.target.max_response;
+        let too_large = || invalid(format!("Twilio's answer is larger than upstream.max_response, {limit} bytes"));
+        let declared = body.size_hint().lower();
+        if declared > limit {
+            return Err(too_large());
+        }
+        let mut whole = Vec::with_capacity(usize::try_from(declared).unwrap_or_default());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                invalid("Twilio's answer was cut").with_retry(Retry::IfRepeatable).with_cause(error)
+            })?;
+            // Trailers say nothing that is read.
+            let Ok(data) = frame.into_data() else { continue };
+            if (whole.len() + data.len()) as u64 > limit {
+                return Err(too_large());
+            }
+            whole.extend_from_slice(&data);
+        }
+        whole.shrink_to_fit();
+        Ok(whole.into())
+    }
+}
+
 fn invalid(message: impl Into<String>) -> GatewayError {
     GatewayError::new(Reason::UpstreamInvalid, message)
 }
-
-/// What broke a body, as an error type of its own: a boxed error is none.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Broken(Box<dyn std::error::Error + Send + Sync>);
 
 impl Service<SignedCall> for Upstream {
     type Response = Answer;

@@ -1,0 +1,171 @@
+//! Where formatted log lines go: a buffer that a thread of its own writes to standard error.
+//!
+//! So that a request neither pays for a system call of its own nor waits for a reader that is slow. Lines are
+//! written within a few milliseconds, many at once when there are many. The buffer is bounded: when nobody reads
+//! standard error, lines are dropped and counted, and the count is said as soon as somebody reads again.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Bytes that may wait to be written.
+const CAPACITY: usize = 4 * 1024 * 1024;
+
+/// How long lines are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How long the end of the process waits for the last lines.
+const LAST: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    dropped: u64,
+    writing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes lines. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Sink(Arc<Shared>);
+
+impl Sink {
+    /// A sink whose thread writes to `output`; `None` when there can be no thread.
+    pub(super) fn start(output: impl Write + Send + 'static) -> Option<Self> {
+        let shared = Arc::<Shared>::default();
+        let written = Arc::clone(&shared);
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_forever(&written, output)).ok()?;
+        Some(Self(shared))
+    }
+
+    /// Waits until what was taken so far is written, but not for long.
+    pub(super) fn flush(&self) {
+        let busy = |waiting: &mut Waiting| !waiting.lines.is_empty() || waiting.writing;
+        // How it ended does not matter: the process ends now.
+        let _ = self.0.changed.wait_timeout_while(self.0.lock(), LAST, busy);
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.0.lock();
+        if waiting.lines.len() + line.len() > CAPACITY {
+            waiting.dropped += 1;
+        } else {
+            let first = waiting.lines.is_empty();
+            waiting.lines.extend_from_slice(line);
+            if first {
+                self.0.changed.notify_all();
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+fn write_forever(shared: &Shared, mut output: impl Write) {
+    let mut lines = Vec::new();
+    loop {
+        let waiting = shared.changed.wait_while(shared.lock(), |waiting| waiting.lines.is_empty());
+        let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        // Lines seldom come alone. Nobody notifies for this; it just lets go of the lock for a while.
+        let gathered = shared.changed.wait_timeout_while(waiting, GATHER, |waiting| waiting.lines.len() < CAPACITY / 2);
+        let (mut waiting, _) = gathered.unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut waiting.lines, &mut lines);
+        let dropped = std::mem::take(&mut waiting.dropped);
+        waiting.writing = true;
+        drop(waiting);
+        if dropped > 0 {
+            lines.extend_from_slice(
+                format!("insights-gateway: {dropped} log lines were dropped: nobody read them in time\n").as_bytes(),
+            );
+        }
+        // There is nowhere to say that standard error is broken.
+        let _ = output.write_all(&lines).and_then(|()| output.flush());
+        lines.clear();
+        shared.lock().writing = false;
+        shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Hands on what is written, and waits to be let on where it is told to.
+    struct Reader {
+        written: mpsc::Sender<Vec<u8>>,
+        gate: Option<mpsc::Receiver<()>>,
+    }
+
+    impl Write for Reader {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.written.send(bytes.to_vec()).map_err(io::Error::other)?;
+            if let Some(gate) = &self.gate {
+                gate.recv().map_err(io::Error::other)?;
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_are_written_whole_and_in_order() {
+        let (written, lines) = mpsc::channel();
+        let mut sink = Sink::start(Reader { written, gate: None }).unwrap();
+        let expected: String = (0..1000).map(|n| format!("line {n}\n")).collect();
+        for line in expected.split_inclusive('\n') {
+            sink.write_all(line.as_bytes()).unwrap();
+        }
+        Sink::flush(&sink);
+        let all: Vec<u8> = lines.try_iter().flatten().collect();
+        assert_eq!(String::from_utf8(all).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_reader_that_stalls_costs_lines_and_not_memory() {
+        let ((written, lines), (let_on, gate)) = (mpsc::channel(), mpsc::channel());
+        let mut sink = Sink::start(Reader { written, gate: Some(gate) }).unwrap();
+        sink.write_all(b"first\n").unwrap();
+        assert_eq!(lines.recv().unwrap(), b"first\n");
+        let line = [b'x'; 1024];
+        for _ in 0..2 * CAPACITY / line.len() {
+            sink.write_all(&line).unwrap();
+        }
+        assert!(sink.0.lock().lines.len() <= CAPACITY);
+        let_on.send(()).unwrap();
+        let second = lines.recv().unwrap();
+        assert!(second.len() <= CAPACITY + 100);
+        assert!(String::from_utf8_lossy(&second).contains("4096 log lines were dropped"));
+        let_on.send(()).unwrap();
+    }
+}
