@@ -1,0 +1,186 @@
+//! A whole crowd asks the same thing at the same moment, or almost the same: one upstream call per question,
+//! nobody gets another's page, and nobody is told late.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use support::*;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+const OLD: &str = r#"{"data":[],"meta":{"page":"old"}}"#;
+const CROWD: usize = 500;
+
+/// How long after the first client the last may be answered. Clients that look after a shared flight on a timer,
+/// as a lock polled every half second makes them, are later than that; a crowd that is told is not.
+const TOLD_TOGETHER: Duration = Duration::from_millis(250);
+
+/// A timer is late every time, a busy machine only sometimes.
+const TRIES: usize = 4;
+
+/// Runs `rush`, which says how long after the first client the last was answered, until that was soon enough.
+async fn promptly(rush: impl AsyncFn() -> Duration) {
+    let mut spreads = Vec::new();
+    for _ in 0..TRIES {
+        let spread = rush().await;
+        if spread < TOLD_TOGETHER {
+            return;
+        }
+        spreads.push(spread);
+    }
+    panic!("each time the last client was answered long after the first: {spreads:?}");
+}
+
+/// Connections that have answered something before, so that nothing of the crowd's is spent on connecting.
+async fn assemble(gateway: &Gateway) -> Vec<Client> {
+    let mut clients = Vec::with_capacity(CROWD);
+    for _ in 0..CROWD {
+        let mut client = gateway.connect().await;
+        assert_eq!(client.ask(&get("/nowhere", "")).await.status, 404);
+        clients.push(client);
+    }
+    clients
+}
+
+/// Everybody asks. The upstream, of which this is call number `call`, answers when all have been heard; then
+/// everybody reads at once. Says what they read, and how long after the first the last did.
+async fn rush(
+    gateway: &Gateway,
+    upstream: &Upstream,
+    request: &[u8],
+    call: usize,
+    gate: &Gate,
+) -> (Vec<Answer>, Duration) {
+    let mut clients = assemble(gateway).await;
+    for client in &mut clients {
+        client.send(request).await;
+    }
+    upstream.arrived(call).await;
+    gateway.settle().await;
+    let mut reading = JoinSet::new();
+    for mut client in clients {
+        reading.spawn(async move { (client.answer().await, Instant::now()) });
+    }
+    gate.open();
+    let (answers, times): (Vec<_>, Vec<_>) = reading.join_all().await.into_iter().unzip();
+    let spread = *times.iter().max().unwrap() - *times.iter().min().unwrap();
+    (answers, spread)
+}
+
+/// Fails unless all have the new page, one as the one who asked and the others along with it, all for that reason.
+fn assert_shared(answers: &[Answer], why: &str) {
+    assert_eq!(answers.len(), CROWD);
+    for answer in answers {
+        assert_eq!((answer.status, answer.text().as_str()), (200, PAGE), "{answer:?}");
+        assert!(answer.has_note(why), "{answer:?}");
+    }
+    let count = |detail| answers.iter().filter(|answer| answer.detail() == detail).count();
+    assert_eq!((count("miss"), count("collapsed")), (1, CROWD - 1));
+}
+
+/// Answers with [`PAGE`] from now on, once the gate is open.
+fn hold(upstream: &Upstream) -> Gate {
+    let gate = Gate::default();
+    let held = Plan::page(PAGE).after(&gate);
+    upstream.set(move |_| held.clone());
+    gate
+}
+
+#[tokio::test]
+async fn a_crowd_before_an_empty_cache_makes_one_call() {
+    promptly(async || {
+        let upstream = Upstream::start().await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        let gate = hold(&upstream);
+        let (answers, spread) = rush(&gateway, &upstream, &post(ASK), 1, &gate).await;
+        assert_shared(&answers, "fwd=uri-miss");
+        gateway.ask(&post(ASK)).await.assert_page(PAGE, "hit");
+        assert_eq!(upstream.count(), 1);
+        spread
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_crowd_before_a_page_too_old_to_serve_makes_one_call() {
+    const WINDOW: Duration = Duration::from_millis(1);
+    promptly(async || {
+        let upstream = Upstream::script(|_| Plan::page(OLD)).await;
+        let gateway = TestConfig::new(upstream.url())
+            .set("cache.query.fresh", "1ms")
+            .set("cache.query.stale_while_revalidate", "1ms")
+            // So that the old page is still there, although nobody gets it.
+            .set("cache.query.stale_if_error", "1h")
+            .start()
+            .await;
+        gateway.ask(&post(ASK)).await.assert_page(OLD, "miss");
+        let kept = Instant::now();
+        // Nobody may ask meanwhile: that could begin a refresh, which the crowd would join.
+        poll("the page is too old", || async { (kept.elapsed() > 2 * WINDOW).then_some(()) }).await;
+        let gate = hold(&upstream);
+        let (answers, spread) = rush(&gateway, &upstream, &post(ASK), 2, &gate).await;
+        assert_shared(&answers, "fwd=stale");
+        assert_eq!(upstream.count(), 2);
+        spread
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_crowd_that_wants_it_fetched_anew_makes_one_call() {
+    promptly(async || {
+        let upstream = Upstream::script(|_| Plan::page(OLD)).await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        gateway.ask(&post(ASK)).await.assert_page(OLD, "miss");
+        let gate = hold(&upstream);
+        let request = post_to(QUERY, "Cache-Control: no-cache\r\n", ASK);
+        let (answers, spread) = rush(&gateway, &upstream, &request, 2, &gate).await;
+        assert_shared(&answers, "fwd=request");
+        gateway.ask(&post(ASK)).await.assert_page(PAGE, "hit");
+        assert_eq!(upstream.count(), 2);
+        spread
+    })
+    .await;
+}
+
+/// A query of exactly `length` bytes that is alike to all others but for its last bytes.
+fn long_query(length: usize, last: &str) -> String {
+    let (head, tail) = (r#"{"query":{"measures":["Conversation.Count"],"x":""#, format!("{last}\"}}}}"));
+    let filling = "y".repeat(length - head.len() - tail.len());
+    format!("{head}{filling}{tail}")
+}
+
+#[tokio::test]
+async fn long_queries_that_differ_at_their_very_end_do_not_share() {
+    for length in [40_000, 100_000] {
+        let gate = Gate::default();
+        let opened = gate.clone();
+        // Says what it was asked, so that a page in the wrong hands is seen.
+        let upstream = Upstream::script(move |seen| Plan::page(&page_of(&seen.text())).after(&opened)).await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        let queries = ["1", "2"].map(|last| long_query(length, last));
+        assert_eq!(queries.each_ref().map(String::len), [length; 2]);
+        let mut clients = Vec::new();
+        for query in &queries {
+            let mut client = gateway.connect().await;
+            client.send(&post(query)).await;
+            clients.push(client);
+        }
+        upstream.arrived(2).await;
+        gate.open();
+        for (client, query) in clients.iter_mut().zip(&queries) {
+            client.answer().await.assert_page(&page_of(query), "miss");
+        }
+        for (client, query) in clients.iter_mut().zip(&queries) {
+            client.ask(&post(query)).await.assert_page(&page_of(query), "hit");
+        }
+        assert_eq!(upstream.count(), 2, "of {length} bytes");
+    }
+}
+
+fn page_of(query: &str) -> String {
+    format!(r#"{{"data":[],"meta":{{"asked":{:?}}}}}"#, &query[query.len() - 10..])
+}
