@@ -358,9 +358,14 @@ impl Files {
     }
 
     fn write_config(&self, rate: &str) {
+        self.write_config_with("", rate);
+    }
+
+    /// With further sections in front.
+    fn write_config_with(&self, sections: &str, rate: &str) {
         let secret = self.folder.path().join("secret");
         let text = format!(
-            "[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = {{ file = '{}' }}\nrate = '{rate}'\n",
+            "{sections}\n[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = {{ file = '{}' }}\nrate = '{rate}'\n",
             secret.display()
         );
         replace(&self.config(), &text);
@@ -439,6 +444,45 @@ async fn a_bad_new_configuration_is_refused_counted_and_leaves_the_old_one() {
     gateway.reload.notify_one();
     gateway.metric_reaches("reloads_total", &["result=\"applied\""], 1.0).await;
     assert_eq!(gateway.admin("/status").await.json()["accounts"][0]["rate"], "9/s");
+}
+
+#[tokio::test]
+async fn query_texts_are_shown_only_while_show_queries_is_on() {
+    let (upstream, files) = (Upstream::start().await, Files::new("5/s", "first-secret"));
+    let gateway = Gateway::start(files.sources(&upstream)).await;
+    let ask = async |measure: &str| {
+        let body = format!(r#"{{ "query": {{"measures":["{measure}"]}} }}"#);
+        gateway.ask(&post(&body)).await.assert_page(PAGE, "miss");
+    };
+    // Each with a rate of its own, by which it is known to be in effect.
+    let reload = async |show_queries: bool, rate: &str| {
+        files.write_config_with(&format!("[admin]\nshow_queries = {show_queries}\n"), rate);
+        gateway.reload.notify_one();
+        let in_effect = async || gateway.admin("/status").await.json()["accounts"][0]["rate"] == rate;
+        poll("the new configuration", || async { in_effect().await.then_some(()) }).await;
+    };
+    let listed = async || gateway.admin("/cache/entries").await;
+
+    ask("Hidden").await;
+    let before = listed().await;
+    assert_eq!(before.json()["entries"].as_array().unwrap().len(), 1);
+    assert_eq!(before.json()["entries"][0].get("query"), None);
+    assert!(!before.text().contains("Hidden"), "{before:?}");
+
+    reload(true, "6/s").await;
+    ask("Shown").await;
+    gateway.ask(&get(&format!("{QUERY}?pageToken=a+b/="), "")).await.assert_page(PAGE, "miss");
+    gateway.ask(&get(METADATA, "")).await.assert_page(PAGE, "miss");
+    let json = listed().await.json();
+    let mut texts: Vec<_> = json["entries"].as_array().unwrap().iter().map(|entry| entry["query"].as_str()).collect();
+    texts.sort_unstable();
+    let shown = r#"{"query":{"measures":["Shown"]}}"#;
+    assert_eq!(texts, [None, None, Some("pageToken=a%2Bb%2F%3D"), Some(shown)], "not of what was kept before: {json}");
+
+    reload(false, "7/s").await;
+    let after = listed().await;
+    assert_eq!(after.json()["entries"].as_array().unwrap().len(), 4);
+    assert!(!after.text().contains("Shown") && !after.text().contains("\"query\":"), "{after:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! On a listener of its own, never on the data plane's. With a token configured, all but the two probes want
 //! it. It reads the handles of the rooms and changes nothing but the cache, on request. It shows no secret,
-//! and queries only as hashes.
+//! and queries only as hashes unless `admin.show_queries` is on.
 
 mod status;
 
@@ -167,7 +167,9 @@ impl Inner {
         let limit = limit.clamp(1, MOST);
         let entries = self.lasting.store.entries(parameter("after"), limit, self.lasting.clock.now());
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
-        let entries: Vec<_> = entries.iter().map(status::entry).collect();
+        // Texts that were kept while they could be shown are not, once they may no longer be.
+        let show_queries = self.config.load().admin.show_queries;
+        let entries: Vec<_> = entries.iter().map(|entry| status::entry(entry, show_queries)).collect();
         json_answer(StatusCode::OK, &json!({"entries": entries, "next": next}))
     }
 

@@ -64,14 +64,14 @@ fn account(lasting: &Lasting, account: &crate::config::Account) -> Value {
     })
 }
 
-/// One page of the cache. Its query is named by its key alone.
-pub(super) fn entry(view: &EntryView) -> Value {
+/// One page of the cache. Its query is named by its key alone, unless `show_query`.
+pub(super) fn entry(view: &EntryView, show_query: bool) -> Value {
     let state = match view.lifetimes.ttl(view.age) {
         0.. => "fresh",
         _ if view.age <= view.lifetimes.usable() => "stale",
         _ => "expired",
     };
-    json!({
+    let mut entry = json!({
         "key": view.key.to_string(),
         "account": *view.account,
         "operation": view.operation.as_str(),
@@ -80,5 +80,9 @@ pub(super) fn entry(view: &EntryView) -> Value {
         "hits": view.hits,
         "bytes": view.bytes,
         "settled": view.settled.map(|verdict| verdict.as_str()),
-    })
+    });
+    if show_query {
+        entry["query"] = json!(view.query.as_deref());
+    }
+    entry
 }

@@ -59,6 +59,8 @@ pub struct Policy {
     /// A refresh begins up to so much later than it could, lest pages that were written together be asked for
     /// together.
     pub refresh_jitter: Duration,
+    /// Are queries kept as text too, for people to read. It can name people, and takes memory.
+    pub keep_queries: bool,
 }
 
 /// Makes [`Caching`] services, which share one store.
@@ -341,6 +343,7 @@ impl CacheLayer {
             next,
             settled,
             time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
+            query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
             note: note::key_note(&call.key),
             page: Arc::clone(&page),
@@ -368,6 +371,16 @@ impl CacheLayer {
         tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         Some(verdict)
     }
+}
+
+/// What a call asks for, in words: its body, or of a page its parameters. Plain metadata says nothing more.
+fn text(call: &Call) -> Option<Arc<str>> {
+    let text = match call.operation {
+        // Canonical bytes are UTF-8: nothing is lost.
+        Operation::Query => String::from_utf8_lossy(&call.body).into(),
+        _ => Arc::clone(&call.parameters),
+    };
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// A page from the store. Without `outcome` it is a hit, or stale if it is.

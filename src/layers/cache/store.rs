@@ -44,6 +44,8 @@ pub(super) struct Entry {
     pub(super) settled: Option<Verdict>,
     /// Of metadata: which dimensions are times.
     pub(super) time_dimensions: Option<TimeDimensions>,
+    /// What was asked, in words; only where the policy lets people read it.
+    pub(super) query: Option<Arc<str>>,
     pub(super) hits: AtomicU64,
     /// The end of every `Cache-Status` about this page, written once.
     pub(super) note: Box<str>,
@@ -67,7 +69,8 @@ impl Entry {
     fn weight(&self) -> u32 {
         // What moka itself keeps for an entry: hash table slot, access-order node, counters.
         const BOOKKEEPING: usize = 256;
-        let bytes = size_of::<Key>() + size_of::<Self>() + self.note.len() + self.page.weight() + BOOKKEEPING;
+        let texts = self.note.len() + self.query.as_ref().map_or(0, |query| query.len());
+        let bytes = size_of::<Key>() + size_of::<Self>() + texts + self.page.weight() + BOOKKEEPING;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
@@ -189,6 +192,8 @@ pub struct EntryView {
     pub bytes: u64,
     /// Of a query: has its answer stopped changing, or why is that not known.
     pub settled: Option<Verdict>,
+    /// The canonical body, or a page's parameters. `None` where there is neither, or where it was not to be kept.
+    pub query: Option<Arc<str>>,
 }
 
 /// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
@@ -366,6 +371,7 @@ impl Store {
                 hits: entry.hits.load(Ordering::Relaxed),
                 bytes: entry.weight().into(),
                 settled: entry.settled,
+                query: entry.query.clone(),
             })
             .collect();
         views.sort_unstable_by_key(|view| view.key.to_string());

@@ -32,6 +32,7 @@ const POLICY: Policy = Policy {
     errors: Duration::from_secs(10),
     refresh_deadline: Duration::from_secs(90),
     refresh_jitter: Duration::ZERO,
+    keep_queries: false,
 };
 
 /// What the upstream does next.
@@ -495,6 +496,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             chain: None,
             settled: None,
             time_dimensions: None,
+            query: None,
             hits: AtomicU64::new(0),
             note: note::key_note(&key),
         };
@@ -631,4 +633,17 @@ async fn refreshes_are_spread_unless_somebody_waits() {
     tokio::time::sleep(10 * S).await;
     settle().await;
     assert_eq!(upstream.calls(), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn query_texts_are_kept_and_counted_only_where_the_policy_says_so() {
+    const TEXT: &str = r#"{"query":{"measures":["Conversation.Count"]}}"#;
+    let kept = async |keep_queries| {
+        let cache = cache_with(Policy { keep_queries, ..POLICY }, &Upstream::new(&[Next::Page("1")]));
+        ask(&cache, call(TEXT)).await.unwrap();
+        cache.layer.store.entries(None, 1, Instant::now()).remove(0)
+    };
+    let (with, without) = (kept(true).await, kept(false).await);
+    assert_eq!((with.query.as_deref(), without.query.as_deref()), (Some(TEXT), None));
+    assert_eq!(with.bytes - without.bytes, TEXT.len() as u64);
 }

@@ -224,6 +224,8 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         next,
         settled,
         time_dimensions: is_metadata.then(|| TimeDimensions::read(&body)).flatten(),
+        // Never written: who may read it is decided anew in every process.
+        query: None,
         hits: AtomicU64::new(0),
         note: note::key_note(key),
         page: Arc::new(Page { status, headers, body, etag }),

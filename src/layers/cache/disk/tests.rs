@@ -45,6 +45,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         next: None,
         settled: Some(Verdict::Recent),
         time_dimensions: None,
+        query: None,
         hits: AtomicU64::new(0),
         note: note::key_note(&key(n)),
     }
@@ -423,12 +424,15 @@ proptest! {
             lifetimes,
             chain: chained.then(|| Chain { first: key(7), begun: stored, lifetimes }),
             next: next.then(|| key(8)),
+            query: Some("a query that names somebody".into()),
             ..entry(1, clock, "")
         };
         let mut record = Vec::new();
         encode(&key(1), &kept, &calendar, &mut record).unwrap();
         let read = decode(&key(1), &record, &calendar).unwrap();
         prop_assert_eq!(read.stored, kept.stored);
+        prop_assert_eq!(read.query, None);
+        prop_assert!(!record.windows(b"names somebody".len()).any(|part| part == b"names somebody"));
         prop_assert_eq!(read.lifetimes, kept.lifetimes);
         prop_assert_eq!(&read.page.body, &kept.page.body);
         prop_assert_eq!(&read.page.headers, &kept.page.headers);
