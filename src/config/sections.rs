@@ -166,7 +166,7 @@ fn admin(table: &mut Table<'_>) -> Admin {
     if !admin.listen.ip().is_loopback() && !token_is_given {
         report.fault(
             &path.key("token_sha256"),
-            "required because admin.listen is not loopback; `insights-gateway token new admin` makes one",
+            "required because admin.listen is not loopback; `insights-gateway token new NAME` prints a hash to put here, without the brackets",
         );
     }
     admin

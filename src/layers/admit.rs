@@ -226,7 +226,7 @@ impl Door {
         match named {
             Some(named) if self.is_ours(named.host()) => Ok(()),
             _ => malformed(
-                "without teams the gateway answers only to loopback names and server.public_url, lest a web page reach it by a name of its own",
+                "without teams the gateway answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
             ),
         }
     }
