@@ -199,6 +199,8 @@ mod tests {
             let sent = HeaderValue::from_bytes(&call.body).unwrap();
             std::future::ready(Ok(Reply {
                 page: Arc::new(page),
+                coded: None,
+                etag: None,
                 outcome: Outcome::Miss,
                 cache_status: sent,
                 age: None,

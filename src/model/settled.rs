@@ -61,6 +61,11 @@ impl Verdict {
 pub struct TimeDimensions(HashSet<String>);
 
 impl TimeDimensions {
+    /// Bytes that it occupies.
+    pub fn weight(&self) -> usize {
+        self.0.iter().map(|name| name.len() + 2 * size_of::<String>()).sum()
+    }
+
     /// Reads an answer of the Metadata operation; `None` when it is of another shape.
     pub fn read(metadata: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]

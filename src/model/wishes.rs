@@ -1,5 +1,5 @@
 //! What a client wishes: `Cache-Control` (RFC 9111 section 5.2.1), `Prefer: wait` (RFC 7240 section 4.3),
-//! `Priority` (RFC 9218) and `If-None-Match` (RFC 9110 section 13.1.2).
+//! `Priority` (RFC 9218), `If-None-Match` (RFC 9110 section 13.1.2) and `Accept-Encoding` (section 12.5.3).
 //!
 //! Headers are wishes, so a malformed one is ignored rather than refused.
 
@@ -52,6 +52,8 @@ pub struct Wishes {
     pub urgency: Urgency,
     /// Entity tags that the client has.
     pub if_none_match: Option<HeaderValue>,
+    /// Gzip is acceptable, and no less welcome than the plain bytes.
+    pub gzip: bool,
 }
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -84,6 +86,7 @@ impl Wishes {
             }
         }
         wishes.if_none_match = headers.get(header::IF_NONE_MATCH).cloned();
+        wishes.gzip = prefers_gzip(texts(headers, &header::ACCEPT_ENCODING));
         wishes
     }
 }
@@ -117,6 +120,48 @@ pub fn has_tag(if_none_match: &HeaderValue, etag: &str) -> bool {
     };
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     list.trim() == "*" || list.split(',').any(|tag| opaque(tag) == opaque(etag))
+}
+
+/// Is gzip to be sent where there is a choice between it and the plain bytes: what RFC 9110 section 12.5.3 makes
+/// of the lines of `Accept-Encoding`. Without any, the plain bytes are; so they are where neither is acceptable,
+/// since an answer is worth more than a refusal.
+fn prefers_gzip<'h>(lines: impl Iterator<Item = &'h str>) -> bool {
+    let (mut gzip, mut identity, mut others) = (None, None, None);
+    for member in lines.flat_map(|line| line.split(',')) {
+        let mut parts = member.split(';').map(str::trim);
+        let coding = parts.next().unwrap_or_default();
+        let Some(weight) = parts.next().map_or(Some(1000), weight) else { continue };
+        let named = if coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip") {
+            &mut gzip
+        } else if coding.eq_ignore_ascii_case("identity") {
+            &mut identity
+        } else if coding == "*" {
+            &mut others
+        } else {
+            continue;
+        };
+        // Of contradicting weights the lower one holds: it cannot be the one that the client cannot read.
+        *named = Some(named.map_or(weight, |known: u16| known.min(weight)));
+    }
+    let gzip = gzip.or(others).unwrap_or(0);
+    // A client that lists gzip and not the plain bytes wants gzip.
+    gzip > 0 && gzip >= identity.unwrap_or(0)
+}
+
+/// The thousandths of `q=0.5` (RFC 9110 section 12.4.2).
+fn weight(parameter: &str) -> Option<u16> {
+    let (name, value) = parameter.split_once('=')?;
+    let (whole, fraction) = value.trim().split_once('.').unwrap_or((value.trim(), ""));
+    let well_formed = name.trim().eq_ignore_ascii_case("q")
+        && matches!(whole, "0" | "1")
+        && fraction.len() <= 3
+        && fraction.bytes().all(|digit| digit.is_ascii_digit());
+    let thousandths = fraction.bytes().chain(*b"000").take(3).fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
+    match (well_formed, whole) {
+        (true, "0") => Some(thousandths),
+        (true, _) if thousandths == 0 => Some(1000),
+        _ => None,
+    }
 }
 
 fn stricter(
@@ -203,5 +248,81 @@ mod tests {
         assert!(has("*", "\"b\""));
         assert!(!has("\"a\"", "\"b\""));
         assert!(!has("", "\"b\""));
+    }
+
+    #[test]
+    fn negotiates_gzip() {
+        let gzip = |lines: &[&'static str]| prefers_gzip(lines.iter().copied());
+        for accepted in [
+            "gzip",
+            "x-gzip",
+            "GZip",
+            "gzip, deflate",
+            "gzip, compress, deflate, br",
+            "br;q=1.0, gzip;q=0.8, *;q=0.1",
+            "*",
+            "*;q=0.001",
+            "identity;q=0, *",
+            "identity;q=0.5, gzip;q=0.5",
+            "gzip;q=1.000",
+            " gzip ; q = 0.2 ",
+            "*;q=0, gzip",
+        ] {
+            assert!(gzip(&[accepted]), "{accepted}");
+        }
+        for refused in [
+            "",
+            ",",
+            "br",
+            "deflate, zstd",
+            "gzip;q=0",
+            "gzip;q=0.000",
+            "gzip;q=0, *",
+            "*;q=0",
+            "identity",
+            "identity;q=0",
+            "identity, gzip;q=0.9",
+            "gzip, gzip;q=0",
+            "gzip;q=2",
+            "gzip;q=1.5",
+            "gzip;q=0.1234",
+            "gzip;q=-1",
+            "gzip;q=",
+            "gzip;level=1",
+            "gzipped",
+        ] {
+            assert!(!gzip(&[refused]), "{refused}");
+        }
+        assert!(!gzip(&[]));
+        assert!(gzip(&["br", "gzip"]) && !gzip(&["gzip", "gzip;q=0"]));
+        assert!(wishes(&[("accept-encoding", "gzip")]).gzip && !wishes(&[]).gzip);
+    }
+
+    proptest::proptest! {
+        /// By the letter: the weight of each coding is its own, else that of `*`.
+        #[test]
+        fn weights_decide(gzip in weights(), identity in weights(), others in weights(), turn in 0usize..3) {
+            let listed = [("gzip", gzip), ("identity", identity), ("*", others)];
+            let mut list: Vec<_> =
+                listed.iter().filter_map(|(name, q)| q.map(|q| format!("{name};q={}.{:03}", q / 1000, q % 1000))).collect();
+            let middle = turn.min(list.len());
+            list.rotate_left(middle);
+            let effective = gzip.or(others).unwrap_or(0);
+            let expected = effective > 0 && identity.is_none_or(|identity| effective >= identity);
+            proptest::prop_assert_eq!(prefers_gzip([list.join(", ").as_str()].into_iter()), expected);
+        }
+
+        #[test]
+        fn anything_may_be_asked(header in ".*") {
+            let asked = prefers_gzip([header.as_str()].into_iter());
+            // A refusal at the end overrules all before it.
+            let refused = format!("{header}, gzip;q=0");
+            proptest::prop_assert!(!prefers_gzip([refused.as_str()].into_iter()));
+            proptest::prop_assert!(!asked || header.contains('*') || header.to_lowercase().contains("gzip"));
+        }
+    }
+
+    fn weights() -> impl proptest::strategy::Strategy<Value = Option<u16>> {
+        proptest::option::of(0u16..=1000)
     }
 }

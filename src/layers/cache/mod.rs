@@ -18,17 +18,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::disk::{DiskSettings, DiskView};
 use self::flight::{Joined, Kind, Landed, Takeoff};
 use self::note::Forward;
-use self::store::{Chain, Entry, Slot};
+use self::store::{Chain, Compression, Entry, Slot};
 pub use self::store::{EntryView, Purge, Store};
 use crate::metrics::{Metrics, SettledLabels, Word};
-use crate::model::call::{Answer, Call, Page, Reply};
+use crate::model::call::{Answer, Call, Coded, Page, Reply};
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::freshness::{Decision, Lifetimes, decide};
@@ -139,9 +139,9 @@ where
         }
         let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.wishes.cache);
         match (decision, entry) {
-            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(&entry, None, &call.wishes, now)))),
+            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(self.serve(&entry, None, &call, now)))),
             (Decision::ServeAndRefresh, Some(entry)) => {
-                let reply = serve(&entry, None, &call.wishes, now);
+                let reply = self.serve(&entry, None, &call, now);
                 if entry.is_refreshable() {
                     self.refresh(call);
                 }
@@ -191,7 +191,7 @@ where
             let mut joined = match self.layer.store.flights.join((call.key, kind), arrived_meanwhile, begin) {
                 Ok(joined) => joined,
                 Err(arrived) => {
-                    return Ok(serve(&arrived, Some(Outcome::Collapsed), &call.wishes, self.layer.clock.now()));
+                    return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.now()));
                 }
             };
             match wait(&mut joined, call.deadline).await {
@@ -202,7 +202,7 @@ where
                         Reason::UpstreamTimeout,
                         "Twilio did not answer before this request's deadline",
                     );
-                    return self.or_stale(Err(error), entry, &call.wishes);
+                    return self.or_stale(Err(error), entry, &call);
                 }
                 Waited::Landed(landed) => {
                     let hopeless = |error: &GatewayError| {
@@ -215,7 +215,8 @@ where
                     }
                     let collapsed = !joined.leads;
                     let reply = landed.result.map(|page| {
-                        let not_modified = has(&call.wishes, &page);
+                        let theirs = tag_they_have(&call.wishes, &page, None);
+                        let not_modified = theirs.is_some();
                         let outcome = match (not_modified, collapsed) {
                             (true, _) => Outcome::Revalidated,
                             (false, true) => Outcome::Collapsed,
@@ -224,16 +225,47 @@ where
                         let status = page.status.as_u16();
                         let key = note::key_note(&call.key);
                         let cache_status = note::forwarded(why, status, landed.stored, collapsed, outcome, &key);
-                        Reply { page, outcome, cache_status, age: None, not_modified }
+                        let etag = theirs.or_else(|| page.etag.clone());
+                        Reply { page, coded: None, etag, outcome, cache_status, age: None, not_modified }
                     });
-                    return self.or_stale(reply, entry, &call.wishes);
+                    return self.or_stale(reply, entry, &call);
                 }
             }
         }
     }
 
+    /// A page from the store. Without `outcome` it is a hit, or stale if it is.
+    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Instant) -> Reply {
+        entry.count_hit();
+        let (age, wishes) = (entry.age(now), &call.wishes);
+        let coded = wishes.gzip.then(|| entry.compression.coded()).flatten();
+        let theirs = tag_they_have(wishes, &entry.page, coded);
+        let not_modified = theirs.is_some();
+        if wishes.gzip && coded.is_none() && !not_modified {
+            self.layer.store.compress(call.key, entry, self.layer.clock);
+        }
+        let outcome = match outcome {
+            // That the upstream is failing is worth more than that the client has the page.
+            Some(Outcome::StaleError) => Outcome::StaleError,
+            _ if not_modified => Outcome::Revalidated,
+            Some(outcome) => outcome,
+            None if age <= entry.lifetimes.fresh => Outcome::Hit,
+            None => Outcome::Stale,
+        };
+        let etag = theirs.or_else(|| coded.map_or_else(|| entry.page.etag.clone(), |coded| Some(coded.etag.clone())));
+        Reply {
+            page: Arc::clone(&entry.page),
+            coded: coded.map(|coded| coded.body.clone()),
+            etag,
+            outcome,
+            cache_status: note::hit(entry.lifetimes.ttl(age), outcome, &entry.note),
+            age: Some(age),
+            not_modified,
+        }
+    }
+
     /// The answer, or rather a stale page within its window than an error.
-    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, wishes: &Wishes) -> Answered {
+    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, call: &Call) -> Answered {
         let failed = match &answered {
             Ok(reply) => reply.page.status == StatusCode::TOO_MANY_REQUESTS || reply.page.status.is_server_error(),
             Err(error) => matches!(
@@ -252,7 +284,7 @@ where
                 && entry.age(now) <= entry.lifetimes.fresh.saturating_add(entry.lifetimes.stale_if_error)
         };
         match entry.filter(usable) {
-            Some(entry) if failed => Ok(serve(&entry, Some(Outcome::StaleError), wishes, now)),
+            Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), call, now)),
             _ => answered,
         }
     }
@@ -345,6 +377,7 @@ impl CacheLayer {
             time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
+            compression: Compression::default(),
             note: note::key_note(&call.key),
             page: Arc::clone(&page),
         };
@@ -383,29 +416,14 @@ fn text(call: &Call) -> Option<Arc<str>> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// A page from the store. Without `outcome` it is a hit, or stale if it is.
-fn serve(entry: &Arc<Entry>, outcome: Option<Outcome>, wishes: &Wishes, now: Instant) -> Reply {
-    entry.count_hit();
-    let age = entry.age(now);
-    let not_modified = has(wishes, &entry.page);
-    let outcome = match outcome {
-        // That the upstream is failing is worth more than that the client has the page.
-        Some(Outcome::StaleError) => Outcome::StaleError,
-        _ if not_modified => Outcome::Revalidated,
-        Some(outcome) => outcome,
-        None if age <= entry.lifetimes.fresh => Outcome::Hit,
-        None => Outcome::Stale,
-    };
-    let cache_status = note::hit(entry.lifetimes.ttl(age), outcome, &entry.note);
-    Reply { page: Arc::clone(&entry.page), outcome, cache_status, age: Some(age), not_modified }
-}
-
-/// Does the client have this very page.
-fn has(wishes: &Wishes, page: &Page) -> bool {
-    let (Some(tags), Some(etag)) = (&wishes.if_none_match, &page.etag) else {
-        return false;
-    };
-    etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag))
+/// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
+/// get. The answer names that one, since it is the client's stored answer that it speaks of.
+fn tag_they_have(wishes: &Wishes, page: &Page, coded: Option<&Coded>) -> Option<HeaderValue> {
+    let tags = wishes.if_none_match.as_ref()?;
+    let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag));
+    let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
+    let compressed = || page.may_be_coded().then(|| page.gzip_etag()).flatten();
+    would_get.or_else(|| page.etag.clone().filter(has)).or_else(|| compressed().filter(has))
 }
 
 enum Waited {
@@ -436,7 +454,8 @@ where
     let page = Arc::new(Page::new(answer));
     let outcome = Outcome::Bypass;
     let cache_status = note::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
-    Ok(Reply { page, outcome, cache_status, age: None, not_modified: false })
+    let etag = page.etag.clone();
+    Ok(Reply { page, coded: None, etag, outcome, cache_status, age: None, not_modified: false })
 }
 
 #[cfg(test)]

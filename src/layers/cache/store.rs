@@ -5,19 +5,20 @@
 //! done with it is decided by `model::freshness` over the gateway's clock.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::flight::Flights;
 use crate::metrics::{CauseLabels, Metrics, Word};
-use crate::model::call::Page;
+use crate::model::call::{Coded, Page};
 use crate::model::clock::{Clock, Instant};
 use crate::model::freshness::Lifetimes;
 use crate::model::key::Key;
@@ -47,6 +48,7 @@ pub(super) struct Entry {
     /// What was asked, in words; only where the policy lets people read it.
     pub(super) query: Option<Arc<str>>,
     pub(super) hits: AtomicU64,
+    pub(super) compression: Compression,
     /// The end of every `Cache-Status` about this page, written once.
     pub(super) note: Box<str>,
 }
@@ -67,11 +69,40 @@ impl Entry {
     }
 
     fn weight(&self) -> u32 {
-        // What moka itself keeps for an entry: hash table slot, access-order node, counters.
-        const BOOKKEEPING: usize = 256;
-        let texts = self.note.len() + self.query.as_ref().map_or(0, |query| query.len());
-        let bytes = size_of::<Key>() + size_of::<Self>() + texts + self.page.weight() + BOOKKEEPING;
-        u32::try_from(bytes).unwrap_or(u32::MAX)
+        let coded = self.compression.coded().map_or(0, Coded::weight);
+        let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
+        let texts = self.account.len() + self.note.len() + self.query.as_ref().map_or(0, |query| query.len());
+        let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
+        u32::try_from(Slot::BOOKKEEPING + own + self.page.weight() + coded).unwrap_or(u32::MAX)
+    }
+}
+
+/// A page's body compressed, from when it was first of use.
+#[derive(Debug, Default)]
+pub(super) struct Compression {
+    begun: AtomicBool,
+    /// Stays empty where it is not worth it.
+    done: OnceLock<Compressed>,
+    /// The entry is about to replace itself in the store, which is no eviction.
+    reweighed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Compressed {
+    coded: Coded,
+    /// The page's age when this was added.
+    age: Duration,
+}
+
+impl Compression {
+    #[cfg(test)]
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// The compressed body, where there is one.
+    pub(super) fn coded(&self) -> Option<&Coded> {
+        self.done.get().map(|compressed| &compressed.coded)
     }
 }
 
@@ -116,14 +147,26 @@ impl Slot {
         }
     }
 
+    /// Of any slot: its key, itself, and what moka keeps for it (hash table bucket, nodes of its queue and of
+    /// its timer, counters).
+    const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Self>() + 352;
+
     fn weight(&self) -> u32 {
-        const EMPTY: u32 = 384;
-        self.page().map_or(0, |entry| entry.weight()) + if matches!(self, Self::Page(_)) { 0 } else { EMPTY }
+        let empty = u32::try_from(Self::BOOKKEEPING).unwrap_or(u32::MAX);
+        self.page().map_or(empty, |entry| entry.weight())
     }
 
-    fn usable(&self) -> Duration {
+    /// Is it replaced by itself. Says so once.
+    fn is_reweighed(&self) -> bool {
+        matches!(self, Self::Page(entry) if entry.compression.reweighed.swap(false, Ordering::Relaxed))
+    }
+
+    pub(super) fn usable(&self) -> Duration {
         match self {
-            Self::Page(entry) => entry.lifetimes.usable().saturating_sub(entry.age_when_kept),
+            Self::Page(entry) => {
+                let age = entry.compression.done.get().map_or(entry.age_when_kept, |compressed| compressed.age);
+                entry.lifetimes.usable().saturating_sub(age)
+            }
             Self::Awaited { chain, .. } => chain.lifetimes.usable(),
         }
     }
@@ -196,6 +239,9 @@ pub struct EntryView {
     pub query: Option<Arc<str>>,
 }
 
+/// So many pages are compressed at once: it is never urgent, and must not take the cores from those who wait.
+const COMPRESSIONS: usize = 2;
+
 /// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -204,6 +250,11 @@ pub struct Store {
     capacity: u64,
     purges: Arc<AtomicU64>,
     disk: Option<Disk>,
+    /// Held by whoever changes what is kept, so that a page that is put back heavier is still there.
+    changes: Arc<Mutex<()>>,
+    /// Bytes written since moka was last made to evict.
+    unsettled: Arc<AtomicU64>,
+    compressions: Arc<Semaphore>,
 }
 
 /// The pages alone.
@@ -218,7 +269,10 @@ impl Store {
             .weigher(|_, slot: &Slot| slot.weight())
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(BeyondUse)
-            .eviction_listener(move |_, _, cause| {
+            .eviction_listener(move |_, slot: Slot, cause| {
+                if cause == RemovalCause::Replaced && slot.is_reweighed() {
+                    return;
+                }
                 let cause = match cause {
                     RemovalCause::Expired => "expired",
                     RemovalCause::Explicit => "purged",
@@ -228,7 +282,16 @@ impl Store {
                 evictions.get_or_create(&CauseLabels { cause: Word(cause) }).inc();
             })
             .build();
-        Self { pages, flights: Flights::default(), capacity, purges: Arc::default(), disk: None }
+        Self {
+            pages,
+            flights: Flights::default(),
+            capacity,
+            purges: Arc::default(),
+            disk: None,
+            changes: Arc::default(),
+            unsettled: Arc::default(),
+            compressions: Arc::new(Semaphore::new(COMPRESSIONS)),
+        }
     }
 
     /// With a disk tier: what an earlier process wrote there appears while this one already answers.
@@ -285,16 +348,76 @@ impl Store {
 
     pub(super) fn insert(&self, key: Key, entry: Entry) {
         let entry = Arc::new(entry);
-        let keep = || self.pages.insert(key, Slot::Page(Arc::clone(&entry)));
+        let keep = || {
+            let _changing = self.changing();
+            self.pages.insert(key, Slot::Page(Arc::clone(&entry)));
+        };
         match &self.disk {
             Some(disk) => disk.keep(key, &entry, keep),
             None => keep(),
+        }
+        self.settle(entry.weight().into());
+    }
+
+    /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.
+    pub(super) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
+        if !entry.page.may_be_coded() || entry.compression.begun.load(Ordering::Relaxed) {
+            return;
+        }
+        // When all are busy, a later answer of this page tries again.
+        let Ok(permit) = Arc::clone(&self.compressions).try_acquire_owned() else { return };
+        if entry.compression.begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (store, entry) = (self.clone(), Arc::clone(entry));
+        tokio::task::spawn_blocking(move || {
+            let coded = entry.page.gzip();
+            store.add_coded(key, &entry, coded, clock.now());
+            drop(permit);
+        });
+    }
+
+    /// Keeps a page's compressed body with it, unless the page has gone meanwhile.
+    pub(super) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<Coded>, now: Instant) {
+        let Some(coded) = coded else { return };
+        let weight = coded.weight() as u64;
+        {
+            let _changing = self.changing();
+            if !self.page(&key).is_some_and(|kept| Arc::ptr_eq(&kept, entry)) {
+                return;
+            }
+            let compressed = Compressed { coded, age: entry.age(now) };
+            if entry.compression.done.set(compressed).is_err() {
+                return;
+            }
+            // In its own place, so that moka weighs it again.
+            entry.compression.reweighed.store(true, Ordering::Relaxed);
+            self.pages.insert(key, Slot::Page(Arc::clone(entry)));
+            entry.compression.reweighed.store(false, Ordering::Relaxed);
+        }
+        self.settle(weight);
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        // It guards no data that a panic could leave half done.
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes moka evict now if much has been written since it last did: by itself it lets dozens of writes
+    /// wait, which with large pages are a good part of a small cache.
+    fn settle(&self, written: u64) {
+        const SHARE: u64 = 64;
+        let unsettled = self.unsettled.fetch_add(written, Ordering::Relaxed) + written;
+        if unsettled > self.capacity / SHARE {
+            self.unsettled.store(0, Ordering::Relaxed);
+            self.pages.run_pending_tasks();
         }
     }
 
     /// The page of `key` is going to belong to `chain`. Does nothing where it does already.
     pub(super) fn await_page(&self, key: Key, chain: Chain) {
         let expect = || {
+            let _changing = self.changing();
             let before = match self.get(&key) {
                 Some(slot) if slot.chain().is_some_and(|c| c.is(&chain)) => return,
                 Some(slot) => slot.page().cloned(),
@@ -329,6 +452,7 @@ impl Store {
     }
 
     fn purge_memory(&self, which: &Purge) -> u64 {
+        let _changing = self.changing();
         let matches =
             |key: &Key, slot: &Slot| which.matches(key, slot.page().map(|entry| (&*entry.account, entry.operation)));
         let all: Vec<(Key, Slot)> = self.pages.iter().map(|(key, slot)| (*key, slot)).collect();

@@ -498,6 +498,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             time_dimensions: None,
             query: None,
             hits: AtomicU64::new(0),
+            compression: Compression::default(),
             note: note::key_note(&key),
         };
         store.insert(key, entry);
@@ -505,11 +506,94 @@ async fn the_newest_pages_stay_within_the_capacity() {
     };
     for n in 0..1000 {
         let key = keep(n);
+        // Before moka is asked to evict, too: one page more is what has to be there before another can go.
+        let held: u64 = store.entries(None, usize::MAX, Instant::now()).iter().map(|page| page.bytes).sum();
+        assert!(held <= capacity + 18 * 1024, "{held} bytes after page {n}");
         let (_, bytes) = store.size();
         assert!(bytes <= capacity);
         assert!(store.page(&key).is_some(), "page {n} was paid for and did not get in");
     }
     assert!(store.size().0 >= 14);
+}
+
+/// A page that is worth compressing.
+static LARGE: &str = match str::from_utf8(&[b'1'; 4096]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
+
+fn accepting_gzip() -> Call {
+    Call { wishes: Wishes { gzip: true, ..Wishes::default() }, ..call("q") }
+}
+
+/// A cache with one large page, and that page's entry.
+async fn with_large_page(cache: &Cache) -> Arc<Entry> {
+    ask(cache, call("q")).await.unwrap();
+    cache.layer.store.page(&call("q").key).unwrap()
+}
+
+#[tokio::test]
+async fn one_compression_serves_all_later_answers() {
+    let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
+    let entry = with_large_page(&cache).await;
+    let (_, plain) = cache.layer.store.size();
+    // Who does not accept it starts nothing.
+    ask(&cache, call("q")).await.unwrap();
+    assert!(!entry.compression.has_begun());
+    assert!(ask(&cache, accepting_gzip()).await.unwrap().coded.is_none());
+    assert!(entry.compression.has_begun());
+    while entry.compression.coded().is_none() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let first = ask(&cache, accepting_gzip()).await.unwrap().coded.unwrap();
+    let second = ask(&cache, accepting_gzip()).await.unwrap().coded.unwrap();
+    assert_eq!(first.as_ptr(), second.as_ptr());
+    assert!(ask(&cache, call("q")).await.unwrap().coded.is_none());
+    // Weighed with what was added, and still the entry that counts its hits.
+    assert!(Arc::ptr_eq(&entry, &cache.layer.store.page(&call("q").key).unwrap()));
+    let coded = entry.compression.coded().unwrap();
+    assert_eq!(cache.layer.store.size().1, plain + coded.weight() as u64);
+}
+
+#[tokio::test]
+async fn what_has_gone_meanwhile_does_not_come_back() {
+    let cache = cache(&Upstream::new(&[Next::Page(LARGE), Next::Page("2")]));
+    let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
+    let (key, now) = (call("q").key, Instant::now());
+    store.purge(&Purge::All);
+    store.add_coded(key, &entry, entry.page.gzip(), now);
+    assert!(store.get(&key).is_none() && entry.compression.coded().is_none());
+    // Nor does it displace what came after it.
+    ask(&cache, call("q")).await.unwrap();
+    store.add_coded(key, &entry, entry.page.gzip(), now);
+    assert_eq!(&store.page(&key).unwrap().page.body[..], b"2");
+}
+
+#[tokio::test]
+async fn a_compressed_page_is_kept_no_longer() {
+    let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
+    let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
+    let usable = entry.lifetimes.usable();
+    let deadline = || Slot::Page(Arc::clone(&entry)).usable();
+    assert_eq!(deadline(), usable);
+    store.add_coded(call("q").key, &entry, entry.page.gzip(), entry.stored + 100 * S);
+    assert_eq!(deadline(), usable - 100 * S);
+}
+
+#[tokio::test]
+async fn what_does_not_shrink_stays_plain() {
+    let mut noise = blake3::Hasher::new().update(b"noise").finalize_xof();
+    let mut body = vec![0; 4096];
+    noise.fill(&mut body);
+    let answer = |body: Vec<u8>| Answer {
+        status: StatusCode::OK,
+        headers: HeaderMap::new(),
+        body: body.into(),
+        next_token: None,
+    };
+    let page = Page::new(answer(body));
+    assert!(page.may_be_coded() && page.gzip().is_none());
+    assert!(Page::new(answer(vec![b'x'; 4096])).gzip().is_some());
 }
 
 /// `page>token`: a page's body that says what the next one is called.

@@ -183,12 +183,13 @@ const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
 
 fn write(reply: Reply) -> Response<Full<Bytes>> {
     const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
-    let Reply { page, cache_status, age, not_modified, .. } = reply;
-    let body = if not_modified { Bytes::new() } else { page.body.clone() };
+    let Reply { page, coded, etag, cache_status, age, not_modified, .. } = reply;
+    let is_coded = coded.is_some();
+    let body = if not_modified { Bytes::new() } else { coded.unwrap_or_else(|| page.body.clone()) };
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = if not_modified { StatusCode::NOT_MODIFIED } else { page.status };
     let headers = response.headers_mut();
-    headers.reserve(10);
+    headers.reserve(12);
     for (name, value) in &page.headers {
         headers.insert(name.clone(), value.clone());
     }
@@ -196,8 +197,14 @@ fn write(reply: Reply) -> Response<Full<Bytes>> {
         headers.remove(header::CONTENT_TYPE);
     }
     headers.insert(CACHE_STATUS, cache_status);
-    if let Some(etag) = &page.etag {
-        headers.insert(header::ETAG, etag.clone());
+    if let Some(etag) = etag {
+        headers.insert(header::ETAG, etag);
+    }
+    if page.may_be_coded() {
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    if is_coded && !not_modified {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     if let Some(age) = age {
         headers.insert(header::AGE, HeaderValue::from(age.as_secs()));

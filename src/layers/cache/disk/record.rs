@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::layers::cache::note;
-use crate::layers::cache::store::{Chain, Entry};
+use crate::layers::cache::store::{Chain, Compression, Entry};
 use crate::model::call::Page;
 use crate::model::clock::{Clock, Instant};
 use crate::model::freshness::Lifetimes;
@@ -227,6 +227,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         // Never written: who may read it is decided anew in every process.
         query: None,
         hits: AtomicU64::new(0),
+        compression: Compression::default(),
         note: note::key_note(key),
         page: Arc::new(Page { status, headers, body, etag }),
     })

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::record::{decode, encode, head};
 use super::*;
 use crate::layers::cache::note;
-use crate::layers::cache::store::{self, Chain, Slot, Store};
+use crate::layers::cache::store::{self, Chain, Compression, Slot, Store};
 use crate::model::call::{Answer, Page};
 use crate::model::freshness::Lifetimes;
 use crate::model::operation::Operation;
@@ -47,6 +47,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         time_dimensions: None,
         query: None,
         hits: AtomicU64::new(0),
+        compression: Compression::default(),
         note: note::key_note(&key(n)),
     }
 }
