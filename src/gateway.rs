@@ -16,7 +16,7 @@ use crate::admin::{self, Admin};
 use crate::config::{self, Config, Listen, Sources};
 use crate::layers::upstream::TrustError;
 use crate::metrics::{ResultLabels, Word};
-use crate::server::tls::{TlsAcceptor, TlsError};
+use crate::server::tls::{Certificate, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Limits};
 use crate::stack::{self, Journey, Lasting};
 
@@ -57,7 +57,8 @@ impl Gateway {
     pub fn bind(config: Config) -> Result<Self, StartError> {
         let lasting = Lasting::new(&config);
         let journey = stack::journey(&config, &lasting)?;
-        let tls = config.server.tls.as_ref().map(TlsAcceptor::new).transpose()?;
+        let certificate = config.server.tls.as_ref().map(Certificate::read).transpose()?;
+        let tls = certificate.map(TlsAcceptor::new);
         let data = config.server.listen.iter().map(server::bind).collect::<Result<_, _>>()?;
         let admin = server::bind(&Listen::Tcp(config.admin.listen))?;
         for warning in &config.warnings {
@@ -194,9 +195,12 @@ impl Reloader {
     fn apply(&self) -> Result<(), String> {
         let new = config::load(&self.sources).map_err(|faults| faults.to_string())?;
         let old = self.config.load_full();
+        // All that can fail comes before anything that has an effect.
+        let certificate =
+            new.server.tls.as_ref().map(Certificate::read).transpose().map_err(|error| error.to_string())?;
         let journey = stack::journey(&new, &self.lasting).map_err(|error| error.to_string())?;
-        if let (Some(acceptor), Some(tls)) = (&self.tls, &new.server.tls) {
-            acceptor.reload(tls).map_err(|error| error.to_string())?;
+        if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
+            acceptor.replace(certificate);
         }
         for key in fixed_keys_that_differ(&old, &new) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");

@@ -82,8 +82,9 @@ impl Lasting {
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
     let Lasting { clock, metrics, store, budgets, rejections, team_rates, grants, shed } = lasting.clone();
     let accounts = accounts(config);
-    set_budgets(config, &accounts, &budgets, clock);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
+    // Only now: a configuration that fails must change nothing.
+    set_budgets(config, &accounts, &budgets, clock);
 
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.

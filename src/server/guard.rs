@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
-use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -160,14 +159,22 @@ impl<T> Guarded<T> {
     /// Does a head say its body's length in two ways (RFC 9112 section 6.3). hyper takes one of them; somebody in
     /// front of the gateway may have taken the other, and a request may be hidden in the difference.
     fn is_ambiguous(&mut self, bytes: &[u8]) -> bool {
-        if self.head.is_empty() && memmem::find(bytes, b"\r\n\r\n").is_some() {
-            return has_two_lengths(bytes);
+        if self.head.is_empty()
+            && let Some(end) = end_of_head(bytes)
+        {
+            return has_two_lengths(&bytes[..end]);
         }
         if self.head.len() + bytes.len() > LONGEST_HEAD {
             return false;
         }
+        // Only what is new is searched for the end, and only a whole head is read: one that drips in byte by
+        // byte must not cost its square.
+        let new = self.head.len().saturating_sub(END_OF_HEAD);
         self.head.extend_from_slice(bytes);
-        has_two_lengths(&self.head)
+        match end_of_head(&self.head[new..]) {
+            Some(end) => has_two_lengths(&std::mem::take(&mut self.head)[..new + end]),
+            None => false,
+        }
     }
 
     /// Ends when the connection has been silent for too long.
@@ -284,17 +291,24 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     }
 }
 
-/// Has the head at the start of `bytes` both a Content-Length and a Transfer-Encoding.
-fn has_two_lengths(bytes: &[u8]) -> bool {
-    // Rare, so that nearly every head costs one search for it.
-    if memmem::find(bytes, b"ransfer-").is_none() && memmem::find(bytes, b"RANSFER-").is_none() {
-        return false;
-    }
-    let head = &bytes[..memmem::find(bytes, b"\r\n\r\n").unwrap_or(bytes.len())];
+/// Bytes of the line end and the empty line that end a head, at most.
+const END_OF_HEAD: usize = 4;
+
+/// Where a head ends. Like hyper, this takes a bare line feed for a line's end.
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', bytes).map(|at| at + 1).find(|next| {
+        let rest = &bytes[*next..];
+        rest.starts_with(b"\n") || rest.starts_with(b"\r\n")
+    })
+}
+
+/// Has a head both a Content-Length and a Transfer-Encoding.
+fn has_two_lengths(head: &[u8]) -> bool {
     let has = |name: &[u8]| {
         head.split(|b| *b == b'\n').any(|line| line.len() > name.len() && line[..name.len()].eq_ignore_ascii_case(name))
     };
-    has(b"content-length:") && has(b"transfer-encoding:")
+    // The second is rare, so that nearly every head is read once.
+    has(b"transfer-encoding:") && has(b"content-length:")
 }
 
 /// Our own answer for one of hyper's. Every answer of ours has a request id; hyper's have none.
@@ -325,4 +339,34 @@ fn answer(reason: Reason, message: &str) -> Bytes {
     .into_bytes();
     answer.extend_from_slice(&body);
     answer.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_ends_where_hyper_ends_it() {
+        assert_eq!(end_of_head(b"GET / HTTP/1.1\r\nA: b\r\n\r\nbody"), Some(22));
+        assert_eq!(end_of_head(b"GET / HTTP/1.1\nA: b\n\nbody"), Some(20));
+        assert_eq!(end_of_head(b"GET / HTTP/1.1\r\nA: b\r\n"), None);
+        assert_eq!(end_of_head(b""), None);
+    }
+
+    #[tokio::test]
+    async fn two_lengths_are_seen_in_whatever_pieces_they_come() {
+        let head = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTRANSFER-encoding: chunked\r\n\r\n";
+        for size in 1..=head.len() {
+            let mut guarded = Guarded::new(tokio::io::empty(), Busy::default(), Duration::from_secs(10));
+            let refused = head.chunks(size).map(|piece| guarded.received(piece)).filter(|fine| !fine).count();
+            assert_eq!(refused, 1, "in pieces of {size}");
+            assert!(guarded.head.is_empty());
+        }
+    }
+
+    #[test]
+    fn one_length_is_fine() {
+        assert!(!has_two_lengths(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n"));
+        assert!(!has_two_lengths(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX: content-length: 3\r\n"));
+    }
 }

@@ -38,27 +38,32 @@ pub enum TlsError {
 pub struct TlsAcceptor(Arc<ArcSwap<ServerConfig>>);
 
 impl TlsAcceptor {
+    /// Begins with this certificate.
+    pub fn new(certificate: Certificate) -> Self {
+        Self(Arc::new(ArcSwap::new(certificate.0)))
+    }
+
+    /// Takes what [`Certificate::read`] has read.
+    pub fn replace(&self, certificate: Certificate) {
+        self.0.store(certificate.0);
+    }
+
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        tokio_rustls::TlsAcceptor::from(self.0.load_full()).accept(stream).await
+    }
+}
+
+/// What a listener shows and asks for, read and found usable.
+pub struct Certificate(Arc<ServerConfig>);
+
+impl Certificate {
     /// Reads the files.
     ///
     /// # Errors
     ///
     /// When one cannot be read or they do not fit each other.
-    pub fn new(tls: &Tls) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(ArcSwap::from_pointee(server_config(tls)?))))
-    }
-
-    /// Reads the files again.
-    ///
-    /// # Errors
-    ///
-    /// As [`new`](Self::new); the old certificate then stays.
-    pub fn reload(&self, tls: &Tls) -> Result<(), TlsError> {
-        self.0.store(Arc::new(server_config(tls)?));
-        Ok(())
-    }
-
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        tokio_rustls::TlsAcceptor::from(self.0.load_full()).accept(stream).await
+    pub fn read(tls: &Tls) -> Result<Self, TlsError> {
+        server_config(tls).map(|config| Self(Arc::new(config)))
     }
 }
 
