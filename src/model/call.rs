@@ -100,7 +100,12 @@ impl Page {
         let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
         // Copies of their own: headers come as slices of the connection's read buffer, and the smallest of them
         // would keep all of that alive, which may be larger than the body.
-        let copied = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+        // The usual one needs no memory at all.
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let copied = |value: &HeaderValue| match *value == JSON {
+            true => Some(JSON),
+            false => HeaderValue::from_bytes(value.as_bytes()).ok(),
+        };
         let headers = Self::KEPT
             .iter()
             .chain(momentary)
