@@ -493,3 +493,15 @@ async fn no_cache_is_not_answered_by_a_flight_that_began_before_it() {
     assert_eq!(answers(plain, OLD).await, (0, 1, 0));
     assert_eq!(forced.remove(0).answer().await.text(), NEW, "refetch now");
 }
+
+#[tokio::test]
+async fn a_page_of_another_site_cannot_purge() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    gateway.ask(&post(ASK)).await;
+    for foreign in ["Host: localhost\r\nOrigin: https://evil.example", "Host: rebound.example"] {
+        let request = format!("POST /cache/purge HTTP/1.1\r\n{foreign}\r\nContent-Length: 12\r\n\r\n{{\"all\":true}}");
+        assert_eq!(Client::connect(gateway.admin).await.ask(request.as_bytes()).await.status, 403, "{foreign}");
+    }
+    assert_eq!(gateway.ask(&post(ASK)).await.detail(), "hit");
+}

@@ -18,7 +18,8 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::uri::Authority;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -28,6 +29,7 @@ use tower::Service;
 use crate::config::Config;
 use crate::layers::cache::Purge;
 use crate::metrics::{AccountLabels, Name};
+use crate::model::host;
 use crate::model::operation::Operation;
 use crate::stack::Lasting;
 
@@ -35,6 +37,7 @@ use crate::stack::Lasting;
 pub const CONNECTIONS: usize = 64;
 
 const MAX_BODY: usize = 64 * 1024;
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Answers on the admin listener. Cheap to clone.
@@ -83,6 +86,9 @@ impl Inner {
                 refuse(StatusCode::UNAUTHORIZED, "the admin plane wants its token: Authorization: Bearer TOKEN");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
+        }
+        if self.config.load().admin.token_sha256.is_none() && is_from_another_site(&request) {
+            return refuse(StatusCode::FORBIDDEN, "without a token the admin plane answers no page of another site");
         }
         match (path.as_str(), read) {
             ("/", true) => self.page(),
@@ -199,6 +205,20 @@ impl Inner {
     }
 }
 
+/// Does a browser ask on behalf of a page that is not ours, or under a name that somebody else may own. Programs
+/// say nothing of sites, and are let in.
+fn is_from_another_site<B>(request: &Request<B>) -> bool {
+    let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let named = request.uri().authority().map(Authority::as_str).or(text(header::HOST));
+    let foreign_name = named.is_some_and(|named| {
+        named.parse::<Authority>().map_or(true, |authority| !host::is_address_or_loopback(authority.host()))
+    });
+    let foreign_origin =
+        text(header::ORIGIN).is_some_and(|origin| origin.split_once("://").map(|(_, authority)| authority) != named);
+    let foreign_site = text(SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "same-origin" | "none"));
+    foreign_name || foreign_origin || foreign_site
+}
+
 /// Exactly one member. Unknown members are refused: a misspelt filter must not purge more than was meant.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -250,4 +270,38 @@ fn not_allowed(methods: &'static str) -> Response<Full<Bytes>> {
     let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(headers: &[(&str, &str)]) -> bool {
+        let request = headers
+            .iter()
+            .fold(Request::builder().uri("/status"), |request, (name, value)| request.header(*name, *value));
+        is_from_another_site(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn programs_and_our_own_page_are_let_in() {
+        assert!(!asks(&[]));
+        assert!(!asks(&[("host", "localhost:9090")]));
+        assert!(!asks(&[
+            ("host", "127.0.0.1:9090"),
+            ("sec-fetch-site", "same-origin"),
+            ("origin", "http://127.0.0.1:9090")
+        ]));
+        assert!(!asks(&[("host", "[::1]:9090"), ("sec-fetch-site", "none")]));
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_not() {
+        assert!(asks(&[("host", "rebound.example:9090")]));
+        assert!(asks(&[("host", "localhost:9090"), ("origin", "https://evil.example")]));
+        assert!(asks(&[("host", "localhost:9090"), ("origin", "null")]));
+        assert!(asks(&[("host", "localhost:9090"), ("origin", "http://localhost:3000")]));
+        assert!(asks(&[("host", "localhost:9090"), ("sec-fetch-site", "cross-site")]));
+        assert!(asks(&[("host", "not a host")]));
+    }
 }

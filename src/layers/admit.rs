@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::model::clock::Clock;
 use crate::model::error::{GatewayError, Reason};
+use crate::model::host;
 use crate::model::operation::{Operation, Route, route};
 use crate::model::tenancy::{Account, Allowance, Team};
 use crate::model::units::Rate;
@@ -235,11 +236,7 @@ impl Door {
     /// it controls. The name gives it away.
     fn is_ours(&self, host: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
-        let plain = host.trim_start_matches('[').trim_end_matches(']');
-        plain.parse::<std::net::IpAddr>().is_ok()
-            || plain.eq_ignore_ascii_case("localhost")
-            || plain.to_ascii_lowercase().ends_with(".localhost")
-            || hosts.iter().any(|ours| ours.eq_ignore_ascii_case(plain))
+        host::is_address_or_loopback(host) || hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host))
     }
 
     fn identify(&self, headers: &HeaderMap) -> Result<&Known, GatewayError> {

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod error;
 pub mod freshness;
 pub mod hints;
+pub mod host;
 pub mod interest;
 pub mod journey;
 pub mod json;
