@@ -38,15 +38,12 @@ use crate::model::operation::Operation;
 
 pub use tls::TrustError;
 
-const CONCURRENT_REQUESTS: HeaderName = HeaderName::from_static("twilio-concurrent-requests");
-
 /// Response headers that go further than this layer.
-const LET_THROUGH: [HeaderName; 11] = [
+const LET_THROUGH: [HeaderName; 10] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
     header::RETRY_AFTER,
     HeaderName::from_static("twilio-request-id"),
-    CONCURRENT_REQUESTS,
     HeaderName::from_static("x-ratelimit-limit"),
     HeaderName::from_static("x-ratelimit-remaining"),
     HeaderName::from_static("x-ratelimit-reset"),
