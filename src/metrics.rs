@@ -385,12 +385,9 @@ impl HotRequests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::operation::OperationSet;
-    use crate::model::tenancy::Account;
 
     fn team(name: &str, ordinal: usize) -> Team {
-        let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-        Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1, ordinal, policy: None }
+        Team { ordinal, ..Team::example(name) }
     }
 
     #[test]

@@ -123,6 +123,7 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
             account: Arc::clone(account),
             operations: OperationSet::standard(),
             weight: 1,
+            upstream: None,
             policy: None,
             ordinal: 0,
         });
@@ -140,6 +141,7 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
                 account: Arc::clone(account),
                 operations: team.operations,
                 weight: team.weight,
+                upstream: team.upstream,
                 policy: policy(&team.policy),
                 ordinal,
             }),

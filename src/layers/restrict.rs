@@ -164,31 +164,15 @@ mod tests {
 
     use super::*;
     use crate::model::call::Answer;
-    use crate::model::clock::Instant;
-    use crate::model::interest::Interest;
-    use crate::model::operation::OperationSet;
     use crate::model::outcome::Outcome;
-    use crate::model::tenancy::{Account, Team};
+    use crate::model::tenancy::Team;
 
     const QUERY: &str = r#"{"query":{"measures":["C.Count"]}}"#;
 
     fn call(policy: Option<&Arc<Policy>>, operation: Operation, parameters: &str, body: &'static str) -> Call {
-        let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-        let operations = OperationSet::standard();
-        let team = Team { name: "a".into(), account, operations, weight: 1, ordinal: 0, policy: policy.cloned() };
+        let team = Team { policy: policy.cloned(), ..Team::example("a") };
         let parameters = Parameters::parse(parameters).unwrap();
-        Call {
-            operation,
-            key: Key::new("AC1", operation, parameters.as_str(), body.as_bytes()),
-            team: Arc::new(team),
-            parameters: parameters.as_str().into(),
-            body: Bytes::from_static(body.as_bytes()),
-            wishes: Default::default(),
-            received: Instant::now(),
-            deadline: Instant::now(),
-            interest: Interest::of_clients(),
-            journey: Arc::default(),
-        }
+        Call { team: Arc::new(team), ..Call::example(operation, parameters.as_str(), body) }
     }
 
     /// What arrives behind the layer, or why nothing does. Every page names `a+b` as the next.

@@ -43,6 +43,26 @@ pub struct Call {
     pub journey: Arc<Journey>,
 }
 
+#[cfg(test)]
+impl Call {
+    /// A call of [`Team::example`] that has just arrived and may take 90 s.
+    pub fn example(operation: Operation, parameters: &str, body: &'static str) -> Self {
+        let team = Arc::new(Team::example("local"));
+        Self {
+            operation,
+            key: Key::new(&team.account.sid, operation, parameters, body.as_bytes()),
+            team,
+            parameters: parameters.into(),
+            body: Bytes::from_static(body.as_bytes()),
+            wishes: Wishes::default(),
+            received: Instant::now(),
+            deadline: Instant::now() + Duration::from_secs(90),
+            interest: Interest::of_clients(),
+            journey: Arc::default(),
+        }
+    }
+}
+
 /// A call and the header value that pays for it.
 #[derive(Debug)]
 pub struct SignedCall {

@@ -1,42 +1,114 @@
-//! Who still waits for an upstream call.
+//! Who still waits for an upstream call, and on whose behalf.
 //!
-//! One call may serve many clients, and clients leave. A call that still waits for its turn asks here
-//! whether anybody wants it; a background refresh asks whether a client has begun to.
+//! One call may serve many clients of several teams, and clients leave. A call that still waits for its turn asks
+//! here whether anybody wants it, in which teams' lines it may stand, and how urgently.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+
+use super::tenancy::Team;
+use super::wishes::Urgency;
 
 /// The clients that wait for one upstream call.
 #[derive(Debug)]
 pub struct Interest {
-    waiters: AtomicUsize,
+    clients: Mutex<Vec<Clients>>,
+    /// Counts changes that a waiting call has to know of.
+    version: AtomicU64,
     changed: Notify,
     refresh: bool,
+}
+
+/// One team's share in a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sponsor {
+    /// In whose line the call may stand, and whose share it takes.
+    pub team: Arc<Team>,
+    /// The most urgent of the team's clients.
+    pub urgency: Urgency,
+}
+
+/// Clients of one team with one urgency.
+#[derive(Debug)]
+struct Clients {
+    sponsor: Sponsor,
+    number: usize,
 }
 
 impl Interest {
     /// Of a call that clients wait for; it is abandoned when the last of them leaves.
     pub fn of_clients() -> Arc<Self> {
-        Arc::new(Self { waiters: AtomicUsize::new(0), changed: Notify::new(), refresh: false })
+        Self::new(false)
     }
 
     /// Of a background refresh: nobody waits for it, and it goes on all the same.
     pub fn of_refresh() -> Arc<Self> {
-        Arc::new(Self { waiters: AtomicUsize::new(0), changed: Notify::new(), refresh: true })
+        Self::new(true)
+    }
+
+    fn new(refresh: bool) -> Arc<Self> {
+        let (clients, version, changed) = (Mutex::default(), AtomicU64::default(), Notify::new());
+        Arc::new(Self { clients, version, changed, refresh })
     }
 
     /// One more waits, until the guard is dropped.
-    pub fn join(self: &Arc<Self>) -> Waiter {
-        self.waiters.fetch_add(1, SeqCst);
-        self.changed.notify_waiters();
-        Waiter(Arc::clone(self))
+    pub fn join(self: &Arc<Self>, team: &Arc<Team>, urgency: Urgency) -> Waiter {
+        let mut clients = self.lock();
+        let place = match clients.iter().position(|known| known.is(team, urgency)) {
+            Some(place) => place,
+            None => {
+                clients.push(Clients { sponsor: Sponsor { team: Arc::clone(team), urgency }, number: 0 });
+                clients.len() - 1
+            }
+        };
+        clients[place].number += 1;
+        let first = clients[place].number == 1;
+        drop(clients);
+        if first {
+            self.announce();
+        }
+        Waiter { interest: Arc::clone(self), team: Arc::clone(team), urgency }
     }
 
-    /// Is this a refresh that no client waits for.
-    pub fn is_background(&self) -> bool {
-        self.refresh && self.waiters.load(SeqCst) == 0
+    fn leave(&self, team: &Arc<Team>, urgency: Urgency) {
+        let mut clients = self.lock();
+        let Some(place) = clients.iter().position(|known| known.is(team, urgency)) else { return };
+        clients[place].number -= 1;
+        let last = clients[place].number == 0;
+        if last {
+            clients.swap_remove(place);
+        }
+        drop(clients);
+        if last {
+            self.announce();
+        }
+    }
+
+    fn announce(&self) {
+        self.version.fetch_add(1, SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    /// The teams that wait for it, each once; and what [`changed`](Self::changed) wants to know of this moment.
+    pub fn sponsors(&self) -> (Vec<Sponsor>, u64) {
+        let clients = self.lock();
+        let mut sponsors: Vec<Sponsor> = Vec::with_capacity(clients.len());
+        for Clients { sponsor, .. } in clients.iter() {
+            match sponsors.iter_mut().find(|known| known.team.name == sponsor.team.name) {
+                Some(known) => known.urgency = known.urgency.min(sponsor.urgency),
+                None => sponsors.push(sponsor.clone()),
+            }
+        }
+        // Still under the lock: what changes after this has a later version.
+        (sponsors, self.version.load(SeqCst))
+    }
+
+    /// Is this a background refresh, whether or not a client waits for it too.
+    pub fn is_refresh(&self) -> bool {
+        self.refresh
     }
 
     /// Ends when nobody waits any more; never for a refresh.
@@ -44,35 +116,54 @@ impl Interest {
         if self.refresh {
             return std::future::pending().await;
         }
-        self.until(|waiters| waiters == 0).await;
+        self.until(|| self.lock().is_empty()).await;
     }
 
     /// Ends when somebody waits.
     pub async fn wanted(&self) {
-        self.until(|waiters| waiters > 0).await;
+        self.until(|| !self.lock().is_empty()).await;
     }
 
-    async fn until(&self, reached: impl Fn(usize) -> bool) {
+    /// Ends when the sponsors are others than when `seen` was given out.
+    pub async fn changed(&self, seen: u64) {
+        self.until(|| self.version.load(SeqCst) != seen).await;
+    }
+
+    async fn until(&self, reached: impl Fn() -> bool) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // Before looking: a change between the look and the wait must not be missed.
             changed.as_mut().enable();
-            if reached(self.waiters.load(SeqCst)) {
+            if reached() {
                 return;
             }
             changed.await;
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Clients>> {
+        // Every change under this lock is complete before anything that could panic.
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clients {
+    fn is(&self, team: &Arc<Team>, urgency: Urgency) -> bool {
+        self.sponsor.urgency == urgency && self.sponsor.team.name == team.name
+    }
 }
 
 /// A client that waits; dropping it is leaving.
 #[derive(Debug)]
-pub struct Waiter(Arc<Interest>);
+pub struct Waiter {
+    interest: Arc<Interest>,
+    team: Arc<Team>,
+    urgency: Urgency,
+}
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, SeqCst);
-        self.0.changed.notify_waiters();
+        self.interest.leave(&self.team, self.urgency);
     }
 }
 
@@ -84,10 +175,18 @@ mod tests {
 
     use super::*;
 
+    fn team(name: &str) -> Arc<Team> {
+        Arc::new(Team::example(name))
+    }
+
+    fn join(interest: &Arc<Interest>) -> Waiter {
+        interest.join(&team("one"), Urgency::default())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_last_to_leave_abandons() {
         let interest = Interest::of_clients();
-        let (one, two) = (interest.join(), interest.join());
+        let (one, two) = (join(&interest), join(&interest));
         drop(one);
         assert!(timeout(Duration::from_secs(1), interest.abandoned()).await.is_err());
         drop(two);
@@ -98,10 +197,30 @@ mod tests {
     async fn a_refresh_is_never_abandoned_but_may_become_wanted() {
         let interest = Interest::of_refresh();
         assert!(timeout(Duration::from_secs(1), interest.abandoned()).await.is_err());
-        assert!(interest.is_background());
         assert!(timeout(Duration::from_secs(1), interest.wanted()).await.is_err());
-        let _client = interest.join();
+        let _client = join(&interest);
         interest.wanted().await;
-        assert!(!interest.is_background());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_team_is_named_once_with_its_most_urgent_client() {
+        let interest = Interest::of_clients();
+        let (calm, urgent) = (Urgency::default(), Urgency::new(1));
+        let _one = interest.join(&team("one"), calm);
+        let two = interest.join(&team("two"), calm);
+        let (_, seen) = interest.sponsors();
+        let more = interest.join(&team("two"), calm);
+        assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "nothing new");
+        let hurried = interest.join(&team("two"), urgent);
+        interest.changed(seen).await;
+        let named = |interest: &Arc<Interest>| {
+            let mut named: Vec<_> =
+                interest.sponsors().0.iter().map(|s| (s.team.name.to_string(), s.urgency.level())).collect();
+            named.sort();
+            named
+        };
+        assert_eq!(named(&interest), [("one".to_owned(), 3), ("two".to_owned(), 1)]);
+        drop((two, more, hurried));
+        assert_eq!(named(&interest), [("one".to_owned(), 3)]);
     }
 }

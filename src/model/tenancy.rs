@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::operation::OperationSet;
 use super::policy::Policy;
+use super::units::Rate;
 
 /// A Twilio account, without its secret: nothing above `layers::credential` ever holds that.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Team {
     pub operations: OperationSet,
     /// Share of a contended budget.
     pub weight: u32,
+    /// What it may send upstream, whatever the account has left.
+    pub upstream: Option<Rate>,
     /// What it may see, if that is restricted.
     pub policy: Option<Arc<Policy>>,
     /// Its place among the teams: what is counted for each team is found by it.
@@ -38,4 +41,14 @@ pub struct Allowance {
     pub remaining: u64,
     /// Whole seconds until there is one more; 0 when there is one now.
     pub reset: u64,
+}
+
+#[cfg(test)]
+impl Team {
+    /// A team of account `main`, `AC1`, that is neither limited nor restricted.
+    pub fn example(name: &str) -> Self {
+        let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
+        let operations = OperationSet::standard();
+        Self { name: name.into(), account, operations, weight: 1, upstream: None, policy: None, ordinal: 0 }
+    }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// So many per so long, such as `5/s` or `300/min`. Never zero: "no limit" is `None` around it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     count: u32,
     per: Duration,

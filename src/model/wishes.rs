@@ -35,6 +35,11 @@ impl Default for Urgency {
 }
 
 impl Urgency {
+    /// 7 for anything beyond.
+    pub fn new(level: u8) -> Self {
+        Self(level.min(7))
+    }
+
     /// 0 to 7.
     pub fn level(self) -> u8 {
         self.0

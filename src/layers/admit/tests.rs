@@ -18,11 +18,8 @@ fn sha256(token: &str) -> [u8; 32] {
 }
 
 fn guest(name: &str, tokens: &[&str]) -> Guest {
-    let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-    let team =
-        Team { name: name.into(), account, operations: OperationSet::standard(), weight: 1, ordinal: 0, policy: None };
     let token_sha256 = tokens.iter().map(|token| sha256(token)).collect();
-    Guest { team: Arc::new(team), token_sha256, requests: None }
+    Guest { team: Arc::new(Team::example(name)), token_sha256, requests: None }
 }
 
 fn layer(guests: Guests) -> AdmitLayer {

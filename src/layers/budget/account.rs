@@ -118,7 +118,7 @@ impl AccountBudget {
     /// [`Reason::QueueFull`]. Both say when to come back.
     pub(super) async fn acquire(&self, deadline: Instant, interest: &Interest) -> Result<Permit, GatewayError> {
         loop {
-            let background = interest.is_background();
+            let background = interest.is_refresh() && interest.sponsors().0.is_empty();
             let (mut place, granted) = match self.0.enqueue(deadline, background)? {
                 Arrival::Granted(permit) => return Ok(permit),
                 Arrival::Waits(place, granted) => (place, granted),
@@ -410,6 +410,8 @@ mod tests {
     use tokio::time::{advance, timeout};
 
     use super::*;
+    use crate::model::tenancy::Team;
+    use crate::model::wishes::Urgency;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -448,7 +450,7 @@ mod tests {
 
     fn client() -> Arc<Interest> {
         let interest = Interest::of_clients();
-        std::mem::forget(interest.join());
+        std::mem::forget(interest.join(&Arc::new(Team::example("local")), Urgency::default()));
         interest
     }
 
@@ -516,7 +518,7 @@ mod tests {
         let budget = budget(limits(1, 1, 10));
         spend(&budget, soon(), client()).await.unwrap().unwrap();
         let interest = Interest::of_clients();
-        let waiter = interest.join();
+        let waiter = interest.join(&Arc::new(Team::example("local")), Urgency::default());
         let call = spend(&budget, soon(), Arc::clone(&interest));
         tokio::task::yield_now().await;
         assert_eq!(budget.standing().waiting, 1);
@@ -543,7 +545,7 @@ mod tests {
         tokio::task::yield_now().await;
         let later_client = spend(&budget, soon(), client());
         tokio::task::yield_now().await;
-        let _waiter = wanted.join();
+        let _waiter = wanted.join(&Arc::new(Team::example("local")), Urgency::default());
         assert_eq!(later_client.await.unwrap().unwrap() - start, Duration::from_secs(1));
         assert_eq!(wanted_refresh.await.unwrap().unwrap() - start, Duration::from_secs(2));
         assert_eq!(quiet_refresh.await.unwrap().unwrap() - start, Duration::from_secs(3));

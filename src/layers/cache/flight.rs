@@ -16,6 +16,8 @@ use crate::model::clock::Instant;
 use crate::model::error::GatewayError;
 use crate::model::interest::{Interest, Waiter};
 use crate::model::key::Key;
+use crate::model::tenancy::Team;
+use crate::model::wishes::Urgency;
 
 /// What a flight brought.
 #[derive(Debug, Clone)]
@@ -72,19 +74,20 @@ impl Flights {
     pub(super) fn join<T>(
         &self,
         key: (Key, Kind),
+        client: (&Arc<Team>, Urgency),
         arrived_meanwhile: impl FnOnce() -> Option<T>,
         begin: impl FnOnce(Takeoff, Arc<Interest>),
     ) -> Result<Joined, T> {
         let mut table = self.lock();
         if let Some(flight) = table.get(&key) {
-            let (_waiter, landing) = (flight.interest.join(), flight.landing.clone());
+            let (_waiter, landing) = (flight.interest.join(client.0, client.1), flight.landing.clone());
             return Ok(Joined { _waiter, landing, leads: false });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Err(arrived);
         }
         let interest = Interest::of_clients();
-        let _waiter = interest.join();
+        let _waiter = interest.join(client.0, client.1);
         let landing = self.begin(&mut table, key, Arc::clone(&interest), begin);
         Ok(Joined { _waiter, landing, leads: true })
     }

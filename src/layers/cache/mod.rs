@@ -188,7 +188,8 @@ where
             let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
-            let mut joined = match self.layer.store.flights.join((call.key, kind), arrived_meanwhile, begin) {
+            let client = (&call.team, call.wishes.urgency);
+            let mut joined = match self.layer.store.flights.join((call.key, kind), client, arrived_meanwhile, begin) {
                 Ok(joined) => joined,
                 Err(arrived) => {
                     return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.now()));
@@ -448,7 +449,7 @@ where
     S: Service<Call, Response = Answer, Error = GatewayError>,
 {
     let interest = Interest::of_clients();
-    let _waiter = interest.join();
+    let _waiter = interest.join(&call.team, call.wishes.urgency);
     let key = note::key_note(&call.key);
     let answer = inner.oneshot(Call { interest, ..call }).await?;
     let page = Arc::new(Page::new(answer));

@@ -10,8 +10,6 @@ use tokio::time::advance;
 use super::*;
 use crate::metrics::Metrics;
 use crate::model::error::Retry;
-use crate::model::operation::OperationSet;
-use crate::model::tenancy::{Account, Team};
 use crate::model::wishes::CacheWishes;
 
 const S: Duration = Duration::from_secs(1);
@@ -129,27 +127,7 @@ fn cache_with(policy: Policy, upstream: &Upstream) -> Cache {
 }
 
 fn call(body: &'static str) -> Call {
-    let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-    let team = Team {
-        name: "local".into(),
-        account,
-        operations: OperationSet::standard(),
-        weight: 1,
-        ordinal: 0,
-        policy: None,
-    };
-    Call {
-        operation: Operation::Query,
-        team: Arc::new(team),
-        parameters: "".into(),
-        body: Bytes::from_static(body.as_bytes()),
-        key: Key::new("AC1", Operation::Query, "", body.as_bytes()),
-        wishes: Wishes::default(),
-        received: Instant::now(),
-        deadline: Instant::now() + 90 * S,
-        interest: Interest::of_clients(),
-        journey: Arc::default(),
-    }
+    Call::example(Operation::Query, "", body)
 }
 
 fn wishing(cache: CacheWishes) -> Call {

@@ -7,37 +7,14 @@ use tower::service_fn;
 use super::*;
 use crate::model::interest::Interest;
 use crate::model::journey::Journey;
-use crate::model::key::Key;
-use crate::model::operation::OperationSet;
-use crate::model::tenancy::{Account, Team};
-use crate::model::wishes::Wishes;
 
 const S: Duration = Duration::from_secs(1);
 
 type Scripted = Result<u16, Repeat>;
 
 fn call(operation: Operation, deadline: Duration) -> Call {
-    let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
-    let team = Team {
-        name: "local".into(),
-        account,
-        operations: OperationSet::standard(),
-        weight: 1,
-        ordinal: 0,
-        policy: None,
-    };
-    Call {
-        operation,
-        team: Arc::new(team),
-        parameters: "".into(),
-        body: Bytes::new(),
-        key: Key::new("AC1", operation, "", b""),
-        wishes: Wishes::default(),
-        received: Instant::now(),
-        deadline: Instant::now() + deadline,
-        interest: Interest::of_refresh(),
-        journey: Arc::default(),
-    }
+    let deadline = Instant::now() + deadline;
+    Call { deadline, interest: Interest::of_refresh(), ..Call::example(operation, "", "") }
 }
 
 /// Runs a call against a script of answers; gives the last answer and how many attempts were made.
