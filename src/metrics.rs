@@ -190,6 +190,10 @@ pub struct Metrics {
     pub budget_tokens: Family<AccountLabels, FloatGauge>,
     /// Seconds until the account's pause ends.
     pub budget_paused: Family<AccountLabels, FloatGauge>,
+    /// Tokens a second, as adaptation has it.
+    pub budget_rate: Family<AccountLabels, FloatGauge>,
+    /// 0 closed, 1 half open, 2 open.
+    pub circuit_state: Family<AccountLabels, Gauge>,
     /// Calls that wait for a token.
     pub queue_length: Family<AccountLabels, Gauge>,
     /// Pages kept.
@@ -225,6 +229,8 @@ impl Metrics {
             retries: Family::default(),
             budget_tokens: Family::default(),
             budget_paused: Family::default(),
+            budget_rate: Family::default(),
+            circuit_state: Family::default(),
             queue_length: Family::default(),
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
@@ -257,6 +263,8 @@ impl Metrics {
             metrics.budget_tokens.clone(),
         );
         r.register("budget_paused_seconds", "Seconds until the account's pause ends", metrics.budget_paused.clone());
+        r.register("budget_rate_per_second", "Tokens a second, as adaptation has it", metrics.budget_rate.clone());
+        r.register("circuit_state", "0 closed, 1 half open, 2 open", metrics.circuit_state.clone());
         r.register("queue_length", "Calls waiting for a token", metrics.queue_length.clone());
         r.register("cache_entries", "Pages kept", metrics.cache_entries.clone());
         r.register("cache_bytes", "Bytes of keys and pages", metrics.cache_bytes.clone());

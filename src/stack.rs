@@ -9,7 +9,7 @@ use std::time::Duration;
 use tower::ServiceBuilder;
 
 use crate::config::Config;
-use crate::layers::admit::{self, Admit, AdmitLayer, Guest, Guests, TeamRates};
+use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, TeamRates, UpstreamRate};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Rejections};
@@ -94,7 +94,7 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         // Before anything that costs: beyond so many at once, refuse.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
-        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &allowance(&budgets), clock))
+        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &upstream_rates(&budgets), clock))
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
         .layer(InterpretLayer::new(limits(config)))
         // A team's policy, before the key is looked up: equal effective queries share pages.
@@ -163,11 +163,12 @@ fn policy(policy: &crate::config::Policy) -> Option<Arc<Policy>> {
     restricts.then(|| Arc::new(Policy::new(&policy.deny, &require)))
 }
 
-fn allowance(budgets: &Budgets) -> impl Fn(&Account) -> Option<admit::AccountRate> + use<> {
+fn upstream_rates(budgets: &Budgets) -> impl Fn(&Arc<Team>) -> Option<UpstreamRate> + use<> {
     let budgets = budgets.clone();
-    move |account| {
-        let budget = budgets.get(&account.name)?;
-        Some(admit::AccountRate { rate: budget.rate()?, allowance: Arc::new(move || budget.allowance()) })
+    move |team| {
+        let budget = budgets.get(&team.account.name)?;
+        let (rate, team) = (team.upstream.or(budget.standing().limits.rate)?, Arc::clone(team));
+        Some(UpstreamRate { rate, allowance: Arc::new(move || budget.allowance(&team)) })
     }
 }
 
@@ -178,8 +179,14 @@ fn set_budgets(config: &Config, accounts: &[Arc<Account>], budgets: &Budgets, cl
             burst: settings.burst,
             concurrency: settings.concurrency,
             queue: settings.queue,
+            adapt: settings.adapt,
             max_pause: config.retry.max_pause,
             backoff: backoff(config),
+            circuit: budget::CircuitPolicy {
+                consecutive: config.circuit.consecutive,
+                ratio: config.circuit.ratio,
+                open: config.circuit.open,
+            },
         };
         budgets.set(&account.name, limits, clock);
     }

@@ -155,6 +155,10 @@ impl Inner {
             if let Some(tokens) = standing.tokens {
                 metrics.budget_tokens.get_or_create(&labels).set(tokens);
             }
+            if let Some(per_second) = standing.per_second {
+                metrics.budget_rate.get_or_create(&labels).set(per_second);
+            }
+            metrics.circuit_state.get_or_create(&labels).set(standing.circuit.level());
             metrics.budget_paused.get_or_create(&labels).set(standing.paused.as_secs_f64());
             metrics.queue_length.get_or_create(&labels).set(standing.waiting.try_into().unwrap_or(i64::MAX));
         }

@@ -19,6 +19,7 @@ pub(super) fn status(lasting: &Lasting, config: &Config) -> Value {
                 "name": team.name,
                 "account": team.account,
                 "requests": team.requests.map(|rate| rate.to_string()),
+                "upstream": team.upstream.map(|rate| rate.to_string()),
                 "weight": team.weight,
                 "operations": operations,
             })
@@ -57,6 +58,10 @@ fn account(lasting: &Lasting, account: &crate::config::Account) -> Value {
         "concurrency": account.concurrency,
         "tokens": standing.and_then(|s| s.tokens).map(|tokens| (tokens * 1000.0).round() / 1000.0),
         "paused_seconds": standing.map(|s| (s.paused.as_secs_f64() * 1000.0).round() / 1000.0),
+        "rate_now_per_second": standing.and_then(|s| s.per_second).map(|rate| (rate * 1000.0).round() / 1000.0),
+        "concurrency_now": standing.map(|s| s.concurrency),
+        "circuit": standing.map(|s| s.circuit.as_str()),
+        "circuit_broken_seconds": standing.and_then(|s| s.broken_for).map(|time| time.as_secs()),
         "in_flight": standing.map(|s| s.in_flight),
         "waiting": standing.map(|s| s.waiting),
         "credentials": if rejected.is_some() { "rejected" } else { "accepted" },

@@ -29,7 +29,7 @@ use crate::model::clock::Clock;
 use crate::model::error::{GatewayError, Reason};
 use crate::model::host;
 use crate::model::operation::{Operation, Route, route};
-use crate::model::tenancy::{Account, Allowance, Team};
+use crate::model::tenancy::{Allowance, Team};
 use crate::model::units::Rate;
 use crate::model::visit::{Admitted, Visit};
 
@@ -56,8 +56,8 @@ pub enum Guests {
     Teams(Vec<Guest>),
 }
 
-/// An account's own rate, which holds for callers that have none of their own.
-pub struct AccountRate {
+/// What a team may send upstream: its own limit, or else its account's.
+pub struct UpstreamRate {
     /// The rate.
     pub rate: Rate,
     /// What is left of it now.
@@ -75,16 +75,17 @@ impl AdmitLayer {
     pub fn new(
         guests: Guests,
         rates: &TeamRates,
-        account: &dyn Fn(&Account) -> Option<AccountRate>,
+        upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
         clock: Clock,
     ) -> Self {
         let known = |guest: Guest| {
-            let standing = match guest.requests {
-                Some(rate) => Standing::Requests(rates.of(&guest.team.name, rate, clock)),
-                None => account(&guest.team.account).map_or(Standing::Unlimited, Standing::Upstream),
-            };
-            let policy = standing.policy();
-            Known { guest, standing, policy }
+            let requests = guest.requests.map(|rate| rates.of(&guest.team.name, rate, clock));
+            // An account's limit is news only to a team that has none of its own.
+            let upstream =
+                if requests.is_some() && guest.team.upstream.is_none() { None } else { upstream(&guest.team) };
+            let policy =
+                policy(requests.as_ref().map(|limiter| limiter.rate), upstream.as_ref().map(|limit| limit.rate));
+            Known { guest, requests, upstream, policy }
         };
         let (guests, everybody, hosts) = match guests {
             Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
@@ -137,27 +138,16 @@ struct Door {
 
 struct Known {
     guest: Guest,
-    standing: Standing,
+    requests: Option<TeamRate>,
+    upstream: Option<UpstreamRate>,
     policy: HeaderValue,
 }
 
-/// What limits a guest, and so what it is told of limits.
-enum Standing {
-    Requests(TeamRate),
-    Upstream(AccountRate),
-    Unlimited,
-}
-
-impl Standing {
-    /// `RateLimit-Policy`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
-    fn policy(&self) -> HeaderValue {
-        let (name, rate) = match self {
-            Self::Requests(limiter) => ("requests", limiter.rate),
-            Self::Upstream(account) => ("upstream", account.rate),
-            Self::Unlimited => return HeaderValue::from_static(""),
-        };
-        value(format!("\"{name}\";q={};w={}", rate.count(), rate.window().as_secs().max(1)))
-    }
+/// `RateLimit-Policy`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
+fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
+    let item = |name: &str, rate: Rate| format!("\"{name}\";q={};w={}", rate.count(), rate.window().as_secs().max(1));
+    let items = [requests.map(|rate| item("requests", rate)), upstream.map(|rate| item("upstream", rate))];
+    value(items.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 impl Door {
@@ -268,23 +258,16 @@ impl Door {
     }
 
     fn limit<B>(known: &Known, visit: &Visit<B>) -> Result<(), GatewayError> {
-        let (name, taken) = match &known.standing {
-            Standing::Requests(limiter) => ("requests", limiter.take()),
-            Standing::Upstream(account) => match (account.allowance)() {
-                Some(allowance) => ("upstream", Ok(allowance)),
-                None => return Ok(()),
-            },
-            Standing::Unlimited => return Ok(()),
-        };
-        let (Ok(allowance) | Err(allowance)) = taken;
-        let _ = visit.journey.rate_limit.set((known.policy.clone(), rate_limit(name, allowance)));
-        if taken.is_err() {
-            let wait = allowance.reset.max(1);
-            let message = format!("team {} has sent too many requests; come back in {wait} s", known.guest.team.name);
-            return Err(GatewayError::new(Reason::TeamRateLimit, message)
-                .with_retry_after(std::time::Duration::from_secs(wait)));
+        let taken = known.requests.as_ref().map(TeamRate::take);
+        let requests = taken.map(|(Ok(allowance) | Err(allowance))| allowance);
+        let upstream = known.upstream.as_ref().and_then(|limit| (limit.allowance)());
+        if requests.is_some() || upstream.is_some() {
+            let _ = visit.journey.rate_limit.set((known.policy.clone(), rate_limit(requests, upstream)));
         }
-        Ok(())
+        let Some(Err(allowance)) = taken else { return Ok(()) };
+        let wait = allowance.reset.max(1);
+        let message = format!("team {} has sent too many requests; come back in {wait} s", known.guest.team.name);
+        Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(std::time::Duration::from_secs(wait)))
     }
 }
 
@@ -296,13 +279,16 @@ fn authority(text: &str) -> Option<Authority> {
 }
 
 /// `RateLimit`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
-fn rate_limit(name: &str, allowance: Allowance) -> HeaderValue {
-    let mut digits = itoa::Buffer::new();
-    let mut text = String::with_capacity(48);
-    for part in ["\"", name, "\";r=", digits.format(allowance.remaining), ";t="] {
-        text.push_str(part);
+fn rate_limit(requests: Option<Allowance>, upstream: Option<Allowance>) -> HeaderValue {
+    let (mut digits, mut text) = (itoa::Buffer::new(), String::with_capacity(64));
+    for (name, allowance) in [("requests", requests), ("upstream", upstream)] {
+        let Some(allowance) = allowance else { continue };
+        let separator = if text.is_empty() { "\"" } else { ", \"" };
+        for part in [separator, name, "\";r=", digits.format(allowance.remaining), ";t="] {
+            text.push_str(part);
+        }
+        text.push_str(digits.format(allowance.reset));
     }
-    text.push_str(digits.format(allowance.reset));
     value(text)
 }
 

@@ -117,9 +117,12 @@ where
         };
         layer.metrics.retries.get_or_create(&RetryLabels { account: Name(Arc::clone(&account)), reason }).inc();
         let retried = inner.clone().oneshot(call.clone()).await;
-        let refused = |error: &GatewayError| matches!(error.reason(), Reason::Deadline | Reason::QueueFull);
+        let refused = |error: &GatewayError| {
+            use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit};
+            matches!(error.reason(), Deadline | QueueFull | CircuitOpen | TeamRateLimit)
+        };
         if again != Again::AfterThePause && retried.as_ref().is_err_and(refused) {
-            // That there was no token for a retry is not why this request failed.
+            // That a retry was not let through is not why this request failed.
             return result;
         }
         result = retried;

@@ -1,10 +1,15 @@
-//! What an upstream's headers tell: how long to stay away, and for how long an answer may be kept.
+//! What an upstream's headers tell: how long to stay away, what is left, and for how long an answer may be kept.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, header};
 
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const OTHER_LIMIT: HeaderName = HeaderName::from_static("x-rate-limit-limit");
+const OTHER_REMAINING: HeaderName = HeaderName::from_static("x-rate-limit-remaining");
+const CONCURRENT: HeaderName = HeaderName::from_static("twilio-concurrent-requests");
 
 /// A second value of more than this is taken for an epoch or a joke, and not for a wait.
 const LONGEST_WAIT: u64 = 366 * 86_400;
@@ -23,6 +28,40 @@ pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         (wait.as_secs() <= LONGEST_WAIT && !wait.is_zero()).then_some(wait)
     };
     seconds(&header::RETRY_AFTER).or_else(date).max(seconds(&RESET))
+}
+
+/// What an answer says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
+/// and `Twilio-Concurrent-Requests`). Whatever cannot be read is unsaid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stated {
+    /// Requests allowed in the window, whose length Twilio does not say.
+    pub limit: Option<u64>,
+    /// Requests left in it.
+    pub remaining: Option<u64>,
+    /// Time until the next begins.
+    pub reset: Option<Duration>,
+    /// The account's requests under way.
+    pub concurrent: Option<u64>,
+}
+
+impl Stated {
+    /// Reads an answer's headers.
+    pub fn read(headers: &HeaderMap) -> Self {
+        let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+        let either = |names: [&HeaderName; 2]| names.into_iter().find_map(number);
+        let reset = number(&RESET).filter(|seconds| (1..=LONGEST_WAIT).contains(seconds));
+        Self {
+            limit: either([&LIMIT, &OTHER_LIMIT]),
+            remaining: either([&REMAINING, &OTHER_REMAINING]),
+            reset: reset.map(Duration::from_secs),
+            concurrent: number(&CONCURRENT),
+        }
+    }
+
+    /// Does it name a limit over time.
+    pub fn speaks_of_a_rate(&self) -> bool {
+        self.limit.is_some() || self.remaining.is_some() || self.reset.is_some()
+    }
 }
 
 /// What an answer's `Cache-Control` allows a shared cache.
@@ -100,6 +139,20 @@ mod tests {
         }
         assert_eq!(paused(&[("retry-after", "-1"), ("x-ratelimit-reset", "3")]), Some(3));
         assert_eq!(paused(&[]), None);
+    }
+
+    #[test]
+    fn limits_are_read_in_both_spellings() {
+        let of = |pairs: &[(&'static str, &str)]| Stated::read(&headers(pairs));
+        let said = of(&[("x-ratelimit-limit", "5"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "45")]);
+        let (limit, remaining, reset) = (Some(5), Some(0), Some(Duration::from_secs(45)));
+        assert_eq!(said, Stated { limit, remaining, reset, concurrent: None });
+        assert_eq!(of(&[("x-rate-limit-limit", "7"), ("x-rate-limit-remaining", "6")]).remaining, Some(6));
+        assert_eq!(of(&[("x-ratelimit-limit", "many"), ("x-rate-limit-limit", "7")]).limit, Some(7));
+        let crowded = of(&[("twilio-concurrent-requests", "12")]);
+        assert!(crowded.concurrent == Some(12) && !crowded.speaks_of_a_rate());
+        let nonsense = of(&[("x-ratelimit-limit", "-1"), ("x-ratelimit-reset", "1000000000000")]);
+        assert_eq!(nonsense, Stated::default());
     }
 
     #[test]

@@ -1,45 +1,34 @@
-//! One account's budget: its bucket, its concurrency, its pause, and who waits.
+//! One account's budget: who may send now, who waits, and what is learnt from what comes back.
 //!
-//! Clients wait in the order of their arrival, background refreshes behind all of them. Whoever could not be
-//! served before its deadline is told so when it arrives, or as soon as a pause makes it certain; whoever
-//! leaves gives its place back at once. A permit that was granted and never used gives its token back.
+//! Whoever could not be served before its deadline is told so when it arrives, or as soon as that becomes certain;
+//! whoever leaves gives its place back at once. A permit that was granted and never used gives its token back.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::bucket::{Bucket, Quota};
-use crate::model::backoff::Backoff;
+use super::circuit::{CircuitState, Passage};
+use super::queue::Ticket;
+use super::state::State;
+use super::waiting::{self, Standing as Place, Waiting};
+use super::{Limits, whole_seconds};
+use crate::model::call::Call;
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason};
-use crate::model::interest::Interest;
-use crate::model::tenancy::Allowance;
-use crate::model::units::Rate;
-
-/// What an account may spend.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Tokens; `None` is without limit.
-    pub rate: Option<Rate>,
-    /// Tokens that may be spent at once.
-    pub burst: u32,
-    /// Attempts at once.
-    pub concurrency: u32,
-    /// Waiting calls at most.
-    pub queue: u32,
-    /// Longest pause that a 429's headers can impose.
-    pub max_pause: Duration,
-    /// The pause after a 429 that names none.
-    pub backoff: Backoff,
-}
+use crate::model::hints::Stated;
+use crate::model::interest::Sponsor;
+use crate::model::tenancy::{Allowance, Team};
 
 /// A moment's view of a budget.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
     /// What may be spent.
     pub limits: Limits,
+    /// Tokens a second, as adaptation has it; `None` without a rate.
+    pub per_second: Option<f64>,
+    /// Attempts at once, as adaptation has it.
+    pub concurrency: u32,
     /// Tokens now; `None` without a rate.
     pub tokens: Option<f64>,
     /// Time until the pause ends.
@@ -48,6 +37,10 @@ pub struct Standing {
     pub in_flight: u32,
     /// Calls waiting.
     pub waiting: usize,
+    /// The circuit.
+    pub circuit: CircuitState,
+    /// For how long it has not been closed.
+    pub broken_for: Option<Duration>,
 }
 
 /// An account's budget. Cheap to clone; all clones are one.
@@ -58,55 +51,57 @@ pub struct AccountBudget(Arc<Shared>);
 struct Shared {
     name: Arc<str>,
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<Guarded>,
 }
 
 #[derive(Debug)]
-struct State {
-    limits: Limits,
-    bucket: Bucket,
-    in_flight: u32,
-    paused_until: Option<Instant>,
-    refusals_in_a_row: u32,
-    clients: VecDeque<Waiting>,
-    refreshes: VecDeque<Waiting>,
-    next_id: u64,
+struct Guarded {
+    state: State<Grant>,
     alarm: Option<Instant>,
+    /// When those who wait in vain were last looked for.
+    looked: Instant,
 }
 
+/// How to tell a call that waits, and what it holds already.
 #[derive(Debug)]
-struct Waiting {
-    id: u64,
-    deadline: Instant,
-    grant: oneshot::Sender<Result<Permit, GatewayError>>,
+struct Grant {
+    tell: oneshot::Sender<Result<Permit, GatewayError>>,
+    holds: Holds,
+}
+
+/// What a call holds besides its token and its place, until it ends or is not sent at all.
+#[derive(Debug)]
+struct Holds {
+    /// It is the circuit's probe.
+    is_probe: bool,
+    /// Whose own upstream limit it counts against.
+    team: Arc<Team>,
+}
+
+/// How an attempt ended, as far as the budget is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With an answer.
+    Answered(Stated),
+    /// With a 429, that asked for a pause or not.
+    Limited(Option<Duration>, Stated),
+    /// In a way that says that the upstream is not well.
+    Failed,
+    /// In a way that says nothing of the upstream.
+    Unclear,
 }
 
 impl AccountBudget {
     /// A full budget.
     pub(super) fn new(name: Arc<str>, limits: Limits, clock: Clock) -> Self {
-        let state = State {
-            limits,
-            bucket: Bucket::full(clock.now()),
-            in_flight: 0,
-            paused_until: None,
-            refusals_in_a_row: 0,
-            clients: VecDeque::new(),
-            refreshes: VecDeque::new(),
-            next_id: 0,
-            alarm: None,
-        };
-        Self(Arc::new(Shared { name, clock, state: Mutex::new(state) }))
+        let now = clock.now();
+        let guarded = Guarded { state: State::new(limits, now), alarm: None, looked: now };
+        Self(Arc::new(Shared { name, clock, state: Mutex::new(guarded) }))
     }
 
-    /// New limits. What is owed stays owed, and who waits keeps waiting.
+    /// New limits. What is owed stays owed, what was learnt stays learnt, and who waits keeps waiting.
     pub(super) fn set_limits(&self, limits: Limits) {
-        let mut state = self.0.lock();
-        let old = state.quota();
-        state.limits = limits;
-        if let (Some(old), Some(new)) = (old, state.quota()) {
-            state.bucket.requote(&old, &new, self.0.clock.now());
-        }
-        drop(state);
+        self.0.lock().state.set_limits(limits, self.0.clock.now());
         self.0.advance();
     }
 
@@ -114,256 +109,294 @@ impl AccountBudget {
     ///
     /// # Errors
     ///
-    /// [`Reason::Deadline`] when no token can be had before `deadline`, as soon as that is certain;
-    /// [`Reason::QueueFull`]. Both say when to come back.
-    pub(super) async fn acquire(&self, deadline: Instant, interest: &Interest) -> Result<Permit, GatewayError> {
+    /// [`Reason::Deadline`] when the call could not be sent before its deadline, as soon as that is certain;
+    /// [`Reason::QueueFull`], [`Reason::CircuitOpen`], [`Reason::TeamRateLimit`]. All say when to come back.
+    pub(super) async fn acquire(&self, call: &Call) -> Result<Permit, GatewayError> {
+        let interest = &call.interest;
+        let (mut sponsors, mut seen) = interest.sponsors();
+        if sponsors.is_empty() && !interest.is_refresh() {
+            return Err(GatewayError::abandoned());
+        }
+        let (mut seat, mut granted) = match self.0.arrive(call, sponsors)? {
+            Arrival::Granted(permit) => return Ok(permit),
+            Arrival::Waits(seat, granted) => (seat, granted),
+        };
         loop {
-            let background = interest.is_refresh() && interest.sponsors().0.is_empty();
-            let (mut place, granted) = match self.0.enqueue(deadline, background)? {
-                Arrival::Granted(permit) => return Ok(permit),
-                Arrival::Waits(place, granted) => (place, granted),
-            };
             tokio::select! {
                 biased;
-                granted = granted => {
-                    place.left = true;
+                granted = &mut granted => {
+                    seat.left = true;
                     return granted.unwrap_or_else(|_| Err(GatewayError::new(Reason::Internal, "the budget lost a waiting call")));
                 }
-                // A client has joined a refresh: it now waits among the clients.
-                () = interest.wanted(), if background => {}
-                () = interest.abandoned() => return Err(GatewayError::abandoned()),
-                () = tokio::time::sleep_until(deadline) => {
-                    let wait = self.0.lock().wait_of_newcomer(self.0.clock.now(), background);
-                    return Err(too_late(wait));
+                () = interest.changed(seen) => {
+                    (sponsors, seen) = interest.sponsors();
+                    if sponsors.is_empty() && !interest.is_refresh() {
+                        return Err(GatewayError::abandoned());
+                    }
+                    seat.set_sponsors(call, sponsors);
+                }
+                () = tokio::time::sleep_until(call.deadline) => {
+                    self.0.look_for_hopeless();
+                    // It has been told how long it would have had to wait, or was served at this very moment.
+                    return granted.try_recv().unwrap_or_else(|_| Err(too_late(Duration::ZERO)));
                 }
             }
         }
-    }
-
-    /// Twilio said 429: nothing is sent until `asked` has passed, or what the backoff says without it.
-    pub(super) fn pause(&self, asked: Option<Duration>) {
-        let now = self.0.clock.now();
-        let mut state = self.0.lock();
-        state.refusals_in_a_row = state.refusals_in_a_row.saturating_add(1);
-        let backoff = state.limits.backoff;
-        // Not less than half: a pause of nothing would send the next call into the same wall.
-        let unasked = || backoff.delay(state.refusals_in_a_row, 0.5 + fastrand::f64() / 2.0);
-        let pause = asked.unwrap_or_else(unasked).min(state.limits.max_pause);
-        let until = now + pause;
-        if state.paused_until.is_none_or(|known| known < until) {
-            state.paused_until = Some(until);
-            tracing::warn!(account = %self.0.name, pause_ms = pause.as_millis(), "Twilio limits the account: pausing");
-        }
-        let hopeless = state.remove_hopeless(now);
-        drop(state);
-        for (waiting, wait) in hopeless {
-            // A receiver that is gone has left by itself.
-            let _ = waiting.grant.send(Err(too_late(wait)));
-        }
-        self.0.advance();
-    }
-
-    /// Twilio answered something else than 429.
-    pub(super) fn accepted(&self) {
-        self.0.lock().refusals_in_a_row = 0;
     }
 
     /// A moment's view.
     pub fn standing(&self) -> Standing {
         let now = self.0.clock.now();
-        let state = self.0.lock();
+        let mut guarded = self.0.lock();
+        let state = &mut guarded.state;
+        state.adjust(now);
+        let (circuit, since) = state.circuit.state(now);
         Standing {
             limits: state.limits,
-            tokens: state.quota().map(|quota| state.bucket.tokens(&quota, now)),
+            per_second: state.per_second(),
+            concurrency: state.concurrency(now),
+            tokens: state.tokens(now),
             paused: state.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
             in_flight: state.in_flight,
-            waiting: state.clients.len() + state.refreshes.len(),
+            waiting: state.room.len(),
+            circuit,
+            broken_for: since.map(|since| now.saturating_duration_since(since)),
         }
     }
 
-    /// The account's rate.
-    pub fn rate(&self) -> Option<Rate> {
-        self.0.lock().limits.rate
-    }
-
-    /// What a caller without a rate of its own has left.
-    pub fn allowance(&self) -> Option<Allowance> {
-        let now = self.0.clock.now();
-        let state = self.0.lock();
-        let tokens = state.bucket.tokens(&state.quota()?, now);
-        let reset = match state.ready_at(now) {
-            at if at <= now => 0,
-            at => whole_seconds(at - now),
-        };
-        let remaining = if reset > 0 { 0 } else { tokens.max(0.0) as u64 };
-        Some(Allowance { remaining, reset })
+    /// What a team has left upstream: of its own limit, or else of the account's.
+    pub fn allowance(&self, team: &Team) -> Option<Allowance> {
+        self.0.lock().state.allowance(team, self.0.clock.now())
     }
 }
 
 enum Arrival {
     Granted(Permit),
-    Waits(Place, oneshot::Receiver<Result<Permit, GatewayError>>),
+    Waits(Seat, oneshot::Receiver<Result<Permit, GatewayError>>),
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Guarded> {
         // Every change under this lock is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enqueue(self: &Arc<Self>, deadline: Instant, background: bool) -> Result<Arrival, GatewayError> {
+    fn arrive(self: &Arc<Self>, call: &Call, sponsors: Vec<Sponsor>) -> Result<Arrival, GatewayError> {
         let now = self.clock.now();
-        let mut state = self.lock();
-        if state.waiting_before(background) == 0 && state.try_spend(now) {
-            return Ok(Arrival::Granted(Permit { account: Arc::clone(self), used: false }));
+        let background = sponsors.is_empty();
+        let sponsors = if background { vec![waiting::of_refresh(&call.team)] } else { sponsors };
+        let mut guarded = self.lock();
+        let state = &mut guarded.state;
+        state.adjust(now);
+        let is_probe = match state.circuit.pass(now) {
+            Passage::Free => false,
+            Passage::Probe => true,
+            Passage::Shut(wait) => return Err(circuit_open(wait)),
+        };
+        let holds = Holds { is_probe, team: Arc::clone(&call.team) };
+        if let Err(refused) = state.take_of_team(&call.team, now) {
+            if is_probe {
+                state.circuit.probe_lost();
+            }
+            return Err(refused);
         }
-        let wait = state.wait_of_newcomer(now, background);
-        if now + wait > deadline {
-            return Err(too_late(wait));
+        if state.room.is_first(background) && state.try_spend(now) {
+            // Whoever was told to come back has.
+            state.room.standing(&sponsors, background, &call.key, now);
+            state.room.charge(&sponsors[0].team, background);
+            return Ok(Arrival::Granted(Permit { account: Arc::clone(self), holds: Some(holds), sent: None }));
         }
-        if state.clients.len() + state.refreshes.len() >= state.limits.queue as usize {
-            let message = format!("{} calls already wait for this account; come back later", state.limits.queue);
-            let wait = wait.max(Duration::from_secs(1));
-            return Err(GatewayError::new(Reason::QueueFull, message).with_retry_after(wait));
+        let Place { ticket, ahead } = state.room.standing(&sponsors, background, &call.key, now);
+        let wait = state.wait_behind(ahead, now);
+        let full = state.room.len() >= state.limits.queue as usize;
+        if now + wait > call.deadline || full {
+            state.let_go(&holds);
+            if let (false, Some(sponsor)) = (background, sponsors.into_iter().next()) {
+                let (wait, most) = (Duration::from_secs(whole_seconds(wait)), state.limits.queue);
+                state.room.promise(sponsor, call.key, ticket, wait, most, now);
+            }
+            return Err(if full { queue_full(state.limits.queue, wait) } else { too_late(wait) });
         }
-        let (grant, granted) = oneshot::channel();
-        let id = state.next_id;
-        state.next_id += 1;
-        state.queue(background).push_back(Waiting { id, deadline, grant });
-        drop(state);
+        let (tell, granted) = oneshot::channel();
+        let grant = Grant { tell, holds };
+        state.room.enter(ticket, Waiting { deadline: call.deadline, key: call.key, sponsors, background, grant });
+        drop(guarded);
         self.advance();
-        let place = Place { account: Arc::clone(self), id, background, left: false };
-        Ok(Arrival::Waits(place, granted))
+        Ok(Arrival::Waits(Seat { account: Arc::clone(self), ticket, left: false }, granted))
     }
 
-    /// Serves whoever can be served, and sets an alarm for the next.
+    /// Serves whoever can be served, tells those who wait in vain, and sets an alarm for the next.
     fn advance(self: &Arc<Self>) {
+        /// So that many who wait do not make every step slow.
+        const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
         let now = self.clock.now();
         let mut unclaimed = Vec::new();
-        let mut state = self.lock();
-        state.forget_those_who_left();
-        while !(state.clients.is_empty() && state.refreshes.is_empty()) && state.try_spend(now) {
-            let next = state.clients.pop_front().or_else(|| state.refreshes.pop_front());
-            if let Some(waiting) = next {
-                let permit = Permit { account: Arc::clone(self), used: false };
-                unclaimed.extend(waiting.grant.send(Ok(permit)).err());
-            }
+        let mut guarded = self.lock();
+        let state = &mut guarded.state;
+        state.adjust(now);
+        while state.room.len() > 0 && state.try_spend(now) {
+            let Some(waiting) = state.room.serve_next() else {
+                state.give_back(false);
+                break;
+            };
+            let Grant { tell, holds } = waiting.grant;
+            let permit = Permit { account: Arc::clone(self), holds: Some(holds), sent: None };
+            unclaimed.extend(tell.send(Ok(permit)).err());
         }
-        let blocked_by_time =
-            !(state.clients.is_empty() && state.refreshes.is_empty()) && state.in_flight < state.limits.concurrency;
-        let at = state.ready_at(now);
-        let sooner = state.alarm.is_none_or(|alarm| at < alarm || alarm <= now);
-        if blocked_by_time && sooner {
-            state.alarm = Some(at);
-            let account = Arc::downgrade(self);
-            tokio::spawn(async move {
-                tokio::time::sleep_until(at).await;
-                if let Some(account) = account.upgrade() {
-                    let mut state = account.lock();
-                    if state.alarm == Some(at) {
-                        state.alarm = None;
-                    }
-                    drop(state);
-                    account.advance();
-                }
-            });
+        let look = state.room.len() > 0 && now >= guarded.looked + BETWEEN_LOOKS;
+        self.set_alarm(&mut guarded, now);
+        drop(guarded);
+        if look {
+            self.look_for_hopeless();
         }
-        drop(state);
         // A permit that nobody took gives back what it holds; that needs the lock.
         drop(unclaimed);
     }
 
-    fn leave(self: &Arc<Self>, id: u64, background: bool) {
-        self.lock().queue(background).retain(|waiting| waiting.id != id);
-    }
-
-    fn give_back(self: &Arc<Self>, used: bool) {
-        let mut state = self.lock();
-        state.in_flight -= 1;
-        if let (false, Some(quota)) = (used, state.quota()) {
-            state.bucket.put_back(&quota);
+    fn set_alarm(self: &Arc<Self>, guarded: &mut Guarded, now: Instant) {
+        /// A rate that is being raised brings the next token sooner than it seems now.
+        const LONGEST: Duration = Duration::from_millis(500);
+        let state = &guarded.state;
+        if state.room.len() == 0 || state.in_flight >= state.concurrency(now) {
+            return;
         }
-        drop(state);
-        self.advance();
-    }
-}
-
-impl State {
-    fn quota(&self) -> Option<Quota> {
-        self.limits.rate.map(|rate| Quota::new(rate, self.limits.burst))
-    }
-
-    fn queue(&mut self, background: bool) -> &mut VecDeque<Waiting> {
-        if background { &mut self.refreshes } else { &mut self.clients }
-    }
-
-    /// Calls that would be served before one that arrives now.
-    fn waiting_before(&self, background: bool) -> usize {
-        self.clients.len() + if background { self.refreshes.len() } else { 0 }
-    }
-
-    fn try_spend(&mut self, now: Instant) -> bool {
-        let free = self.in_flight < self.limits.concurrency && self.paused_until.is_none_or(|until| until <= now);
-        let spent = free && self.quota().is_none_or(|quota| self.bucket.take(&quota, now));
-        self.in_flight += u32::from(spent);
-        spent
+        let mut at = state.ready_at(now);
+        if state.limits.adapt && state.pace.is_lowered(now) && state.paused_until.is_none_or(|until| until <= now) {
+            at = at.min(now + LONGEST);
+        }
+        if guarded.alarm.is_some_and(|alarm| alarm <= at && alarm > now) {
+            return;
+        }
+        guarded.alarm = Some(at);
+        let account = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            let Some(account) = account.upgrade() else { return };
+            let mut guarded = account.lock();
+            if guarded.alarm == Some(at) {
+                guarded.alarm = None;
+            }
+            drop(guarded);
+            account.advance();
+        });
     }
 
-    /// When the next token could be spent.
-    fn ready_at(&self, now: Instant) -> Instant {
-        self.nth_ready_at(1, now)
+    /// Tells those who cannot be served in time, now that this is certain.
+    fn look_for_hopeless(&self) {
+        let now = self.clock.now();
+        let mut guarded = self.lock();
+        guarded.looked = now;
+        let state = &mut guarded.state;
+        let most = state.limits.queue;
+        for (ticket, wait) in state.hopeless(now) {
+            let Some(Waiting { grant, key, sponsors, background, .. }) = state.dismiss(ticket) else { continue };
+            if let (false, Some(sponsor)) = (background, sponsors.into_iter().next()) {
+                state.room.promise(sponsor, key, ticket, Duration::from_secs(whole_seconds(wait)), most, now);
+            }
+            // A receiver that is gone has left by itself.
+            let _ = grant.tell.send(Err(too_late(wait)));
+        }
     }
 
-    fn nth_ready_at(&self, n: u32, now: Instant) -> Instant {
-        let from = self.paused_until.map_or(now, |until| until.max(now));
-        self.quota().map_or(from, |quota| self.bucket.nth(&quota, n, from))
-    }
-
-    /// How long one that arrives now has to wait at least. Places are freed at unknown times, so a full
-    /// house counts for nothing here.
-    fn wait_of_newcomer(&self, now: Instant, background: bool) -> Duration {
-        let n = u32::try_from(self.waiting_before(background)).unwrap_or(u32::MAX).saturating_add(1);
-        self.nth_ready_at(n, now).saturating_duration_since(now)
-    }
-
-    /// Takes out those who cannot be served before their deadline, with how long they would have to wait.
-    fn remove_hopeless(&mut self, now: Instant) -> Vec<(Waiting, Duration)> {
-        let mut hopeless = Vec::new();
-        for background in [false, true] {
-            let before = if background { self.clients.len() } else { 0 };
-            let mut kept = VecDeque::new();
-            for waiting in std::mem::take(self.queue(background)) {
-                let n = u32::try_from(before + kept.len() + 1).unwrap_or(u32::MAX);
-                let at = self.nth_ready_at(n, now);
-                if at > waiting.deadline {
-                    hopeless.push((waiting, at.saturating_duration_since(now)));
-                } else {
-                    kept.push_back(waiting);
+    fn end(self: &Arc<Self>, holds: Holds, sent: Option<Instant>, ended: Ended) {
+        let now = self.clock.now();
+        let mut guarded = self.lock();
+        let state = &mut guarded.state;
+        let Some(sent) = sent else {
+            state.let_go(&holds);
+            state.give_back(false);
+            drop(guarded);
+            return self.advance();
+        };
+        let in_flight = state.in_flight;
+        state.took(now.saturating_duration_since(sent));
+        let mut opened = false;
+        match ended {
+            Ended::Answered(stated) => {
+                state.accepted(&stated, now);
+                if holds.is_probe {
+                    tracing::info!(account = %self.name, "Twilio answers again: the circuit is closed");
+                }
+                state.circuit.succeeded(holds.is_probe, now);
+            }
+            Ended::Limited(asked, stated) => {
+                if let Some(pause) = state.pause(asked, now) {
+                    tracing::warn!(account = %self.name, pause_ms = pause.as_millis(), "Twilio limits the account: pausing");
+                }
+                let resumes = state.paused_until.unwrap_or(now);
+                state.pace.refused(&stated, sent, in_flight, now, resumes);
+                // It is there, and alive.
+                if holds.is_probe {
+                    state.circuit.succeeded(true, now);
                 }
             }
-            *self.queue(background) = kept;
+            Ended::Failed => opened = state.circuit.failed(holds.is_probe, now),
+            Ended::Unclear if holds.is_probe => state.circuit.probe_lost(),
+            Ended::Unclear => {}
         }
-        hopeless
+        state.give_back(true);
+        if opened {
+            self.open(state);
+        }
+        let limited = matches!(ended, Ended::Limited(..));
+        drop(guarded);
+        if limited {
+            self.look_for_hopeless();
+        }
+        self.advance();
     }
 
-    fn forget_those_who_left(&mut self) {
-        self.clients.retain(|waiting| !waiting.grant.is_closed());
-        self.refreshes.retain(|waiting| !waiting.grant.is_closed());
+    /// The circuit has opened: nobody waits for what is not going to be sent.
+    fn open(&self, state: &mut State<Grant>) {
+        let wait = state.limits.circuit.open;
+        tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
+        for ticket in state.room.tickets() {
+            if let Some(waiting) = state.dismiss(ticket) {
+                let _ = waiting.grant.tell.send(Err(circuit_open(wait)));
+            }
+        }
     }
 }
 
-/// A place in the queue; dropping it is leaving.
-struct Place {
+impl State<Grant> {
+    /// A call is out that was not sent.
+    fn dismiss(&mut self, ticket: Ticket) -> Option<Waiting<Grant>> {
+        let waiting = self.room.leave(ticket)?;
+        self.let_go(&waiting.grant.holds);
+        Some(waiting)
+    }
+
+    /// What a call held is free again, since it was not sent.
+    fn let_go(&mut self, holds: &Holds) {
+        if holds.is_probe {
+            self.circuit.probe_lost();
+        }
+        self.put_back_to_team(&holds.team);
+    }
+}
+
+/// A place in the waiting room; dropping it is leaving.
+struct Seat {
     account: Arc<Shared>,
-    id: u64,
-    background: bool,
+    ticket: Ticket,
     left: bool,
 }
 
-impl Drop for Place {
+impl Seat {
+    /// Others wait for the call now, or nobody does any more and it is a refresh.
+    fn set_sponsors(&mut self, call: &Call, sponsors: Vec<Sponsor>) {
+        let background = sponsors.is_empty();
+        let sponsors = if background { vec![waiting::of_refresh(&call.team)] } else { sponsors };
+        self.ticket = self.account.lock().state.room.set_sponsors(self.ticket, sponsors, background);
+        self.account.advance();
+    }
+}
+
+impl Drop for Seat {
     fn drop(&mut self) {
         if !self.left {
-            self.account.leave(self.id, self.background);
+            let dismissed = self.account.lock().state.dismiss(self.ticket);
+            drop(dismissed);
         }
     }
 }
@@ -372,19 +405,29 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(super) struct Permit {
     account: Arc<Shared>,
-    used: bool,
+    holds: Option<Holds>,
+    sent: Option<Instant>,
 }
 
 impl Permit {
     /// The attempt begins: the token is spent.
     pub(super) fn spend(&mut self) {
-        self.used = true;
+        self.sent = Some(self.account.clock.now());
+    }
+
+    /// The attempt has ended. A pause is in force before the freed place lets the next call through.
+    pub(super) fn end(mut self, ended: Ended) {
+        if let Some(holds) = self.holds.take() {
+            self.account.end(holds, self.sent, ended);
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.account.give_back(self.used);
+        if let Some(holds) = self.holds.take() {
+            self.account.end(holds, self.sent, Ended::Unclear);
+        }
     }
 }
 
@@ -399,190 +442,14 @@ fn too_late(wait: Duration) -> GatewayError {
     .with_retry_after(Duration::from_secs(seconds))
 }
 
-/// Rounded up, at least 1: what a client that comes back after it finds is not too early.
-fn whole_seconds(wait: Duration) -> u64 {
-    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+fn queue_full(most: u32, wait: Duration) -> GatewayError {
+    let wait = Duration::from_secs(whole_seconds(wait));
+    let message = format!("{most} calls already wait for this account; come back in {} s", wait.as_secs());
+    GatewayError::new(Reason::QueueFull, message).with_retry_after(wait)
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::task::JoinHandle;
-    use tokio::time::{advance, timeout};
-
-    use super::*;
-    use crate::model::tenancy::Team;
-    use crate::model::wishes::Urgency;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    fn limits(per_second: u32, burst: u32, concurrency: u32) -> Limits {
-        Limits {
-            rate: Rate::new(per_second, Duration::from_secs(1)),
-            burst,
-            concurrency,
-            queue: 1000,
-            max_pause: Duration::from_secs(300),
-            backoff: Backoff { base: 250 * MS, max: Duration::from_secs(20) },
-        }
-    }
-
-    fn budget(limits: Limits) -> AccountBudget {
-        AccountBudget::new("main".into(), limits, Clock::new())
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    /// Acquires, spends and gives back at once.
-    fn spend(
-        budget: &AccountBudget,
-        deadline: Instant,
-        interest: Arc<Interest>,
-    ) -> JoinHandle<Result<Instant, Reason>> {
-        let budget = budget.clone();
-        tokio::spawn(async move {
-            let mut permit = budget.acquire(deadline, &interest).await.map_err(|error| error.reason())?;
-            permit.spend();
-            Ok(Instant::now())
-        })
-    }
-
-    fn client() -> Arc<Interest> {
-        let interest = Interest::of_clients();
-        std::mem::forget(interest.join(&Arc::new(Team::example("local")), Urgency::default()));
-        interest
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn tokens_come_at_the_rate_in_order_of_arrival() {
-        let (budget, start) = (budget(limits(5, 2, 10)), Instant::now());
-        let calls: Vec<_> = (0..5).map(|_| spend(&budget, soon(), client())).collect();
-        let mut times = Vec::new();
-        for call in calls {
-            times.push((call.await.unwrap().unwrap() - start).as_millis());
-        }
-        assert_eq!(times, [0, 0, 200, 400, 600]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_in_time_is_refused_on_arrival() {
-        let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let error = budget.acquire(start + 500 * MS, &client()).await.unwrap_err();
-        assert_eq!((error.reason(), error.retry_after()), (Reason::Deadline, Some(Duration::from_secs(1))));
-        assert_eq!(Instant::now(), start);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_holds_everybody_and_refuses_the_hopeless_at_once() {
-        let (budget, start) = (budget(limits(100, 1, 10)), Instant::now());
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let patient = spend(&budget, soon(), client());
-        let hasty = spend(&budget, start + Duration::from_secs(2), client());
-        tokio::task::yield_now().await;
-        budget.pause(Some(Duration::from_secs(7)));
-        assert_eq!(hasty.await.unwrap(), Err(Reason::Deadline));
-        assert_eq!(Instant::now(), start);
-        assert_eq!(patient.await.unwrap().unwrap() - start, Duration::from_secs(7));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_without_a_length_grows_and_is_capped() {
-        let budget = budget(limits(100, 100, 10));
-        let mut last = Duration::ZERO;
-        for n in 1..12 {
-            budget.pause(None);
-            let paused = budget.standing().paused;
-            let ceiling = Backoff { base: 250 * MS, max: Duration::from_secs(20) }.ceiling(n);
-            assert!(paused <= ceiling && paused >= (ceiling / 2).min(last), "{n}: {paused:?} of {ceiling:?}");
-            last = paused;
-        }
-        budget.pause(Some(Duration::from_secs(100_000)));
-        assert_eq!(budget.standing().paused, Duration::from_secs(300));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_that_leaves_gives_its_place_back() {
-        let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let leaving = spend(&budget, soon(), client());
-        let staying = spend(&budget, soon(), client());
-        tokio::task::yield_now().await;
-        leaving.abort();
-        assert_eq!(staying.await.unwrap().unwrap() - start, Duration::from_secs(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_call_that_nobody_wants_any_more_is_not_sent() {
-        let budget = budget(limits(1, 1, 10));
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let interest = Interest::of_clients();
-        let waiter = interest.join(&Arc::new(Team::example("local")), Urgency::default());
-        let call = spend(&budget, soon(), Arc::clone(&interest));
-        tokio::task::yield_now().await;
-        assert_eq!(budget.standing().waiting, 1);
-        drop(waiter);
-        assert_eq!(call.await.unwrap(), Err(Reason::Deadline));
-        assert_eq!(budget.standing().waiting, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_unused_permit_gives_its_token_back() {
-        let budget = budget(limits(1, 1, 10));
-        drop(budget.acquire(soon(), &client()).await.unwrap());
-        let again = timeout(MS, budget.acquire(soon(), &client())).await;
-        assert!(again.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn refreshes_come_behind_clients_until_somebody_wants_them() {
-        let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let (quiet, wanted) = (Interest::of_refresh(), Interest::of_refresh());
-        let quiet_refresh = spend(&budget, soon(), quiet);
-        let wanted_refresh = spend(&budget, soon(), Arc::clone(&wanted));
-        tokio::task::yield_now().await;
-        let later_client = spend(&budget, soon(), client());
-        tokio::task::yield_now().await;
-        let _waiter = wanted.join(&Arc::new(Team::example("local")), Urgency::default());
-        assert_eq!(later_client.await.unwrap().unwrap() - start, Duration::from_secs(1));
-        assert_eq!(wanted_refresh.await.unwrap().unwrap() - start, Duration::from_secs(2));
-        assert_eq!(quiet_refresh.await.unwrap().unwrap() - start, Duration::from_secs(3));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn concurrency_is_a_limit_of_its_own() {
-        let budget = budget(limits(1000, 1000, 2));
-        let (one, _two) =
-            (budget.acquire(soon(), &client()).await.unwrap(), budget.acquire(soon(), &client()).await.unwrap());
-        let interest = client();
-        let mut third = Box::pin(budget.acquire(soon(), &interest));
-        assert!(timeout(Duration::from_secs(1), &mut third).await.is_err());
-        drop(one);
-        assert!(timeout(MS, third).await.unwrap().is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_queue_is_bounded() {
-        let budget = budget(Limits { queue: 1, ..limits(1, 1, 10) });
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let waiting = spend(&budget, soon(), client());
-        tokio::task::yield_now().await;
-        let error = budget.acquire(soon(), &client()).await.unwrap_err();
-        assert_eq!(error.reason(), Reason::QueueFull);
-        assert!(error.retry_after().is_some());
-        waiting.await.unwrap().unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_faster_rate_is_felt_by_those_who_wait() {
-        let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
-        spend(&budget, soon(), client()).await.unwrap().unwrap();
-        let waiting = spend(&budget, soon(), client());
-        tokio::task::yield_now().await;
-        advance(100 * MS).await;
-        budget.set_limits(limits(1000, 10, 10));
-        assert!(waiting.await.unwrap().unwrap() - start <= 101 * MS);
-    }
+fn circuit_open(wait: Duration) -> GatewayError {
+    let wait = Duration::from_secs(whole_seconds(wait));
+    let message = format!("Twilio has failed again and again and is left alone; come back in {} s", wait.as_secs());
+    GatewayError::new(Reason::CircuitOpen, message).with_retry_after(wait)
 }

@@ -13,18 +13,29 @@ use crate::model::units::Rate;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quota {
     period: Duration,
-    burst: u32,
+    /// How far ahead of the clock the theoretical arrival time may lie.
+    tolerance: Duration,
 }
 
 impl Quota {
     /// A quota of `rate`, `burst` of which may be spent at once; at least one.
     pub(super) fn new(rate: Rate, burst: u32) -> Self {
-        Self { period: rate.period(), burst: burst.max(1) }
+        let period = rate.period();
+        Self { period, tolerance: period.saturating_mul(burst.max(1) - 1) }
     }
 
-    /// How far ahead of the clock the theoretical arrival time may lie.
-    fn tolerance(&self) -> Duration {
-        self.period.saturating_mul(self.burst - 1)
+    /// A quota of `per_second`, evenly spaced: nothing may be spent at once but what timers that fire late have
+    /// left behind.
+    pub(super) fn even(per_second: f64) -> Self {
+        const LATENESS: Duration = Duration::from_millis(20);
+        const LONGEST: Duration = Duration::from_secs(3600);
+        let period = Duration::try_from_secs_f64(1.0 / per_second).unwrap_or(LONGEST);
+        Self { period: period.clamp(Duration::from_nanos(1), LONGEST), tolerance: LATENESS }
+    }
+
+    /// Tokens a second.
+    pub(super) fn per_second(&self) -> f64 {
+        1.0 / self.period.as_secs_f64()
     }
 }
 
@@ -44,7 +55,7 @@ impl Bucket {
     pub(super) fn nth(&self, quota: &Quota, n: u32, now: Instant) -> Instant {
         let ahead = quota.period.saturating_mul(n.saturating_sub(1));
         let arrival = self.paid_until.max(now) + ahead;
-        arrival.checked_sub(quota.tolerance()).unwrap_or(now).max(now)
+        arrival.checked_sub(quota.tolerance).unwrap_or(now).max(now)
     }
 
     /// Takes a token if there is one.
@@ -73,7 +84,7 @@ impl Bucket {
     /// Tokens to be had now, with the fraction of the next.
     pub(super) fn tokens(&self, quota: &Quota, now: Instant) -> f64 {
         let owed = self.paid_until.saturating_duration_since(now).as_secs_f64() / quota.period.as_secs_f64();
-        f64::from(quota.burst) - owed
+        1.0 + quota.tolerance.as_secs_f64() / quota.period.as_secs_f64() - owed
     }
 }
 

@@ -1,26 +1,73 @@
 //! Every upstream attempt pays here: a token of its account's bucket and one of its places.
 //!
-//! It sits inside retry, so that a retry pays like a first try, and it watches what comes back: a 429 pauses
-//! the whole account. It does not decide what is tried again, and holds no request bodies.
+//! It sits inside retry, so that a retry pays like a first try. Where tokens are short, calls wait in fair lines, and
+//! whoever would wait in vain is told so at once. It watches what comes back: a 429 pauses the whole account and
+//! may lower its rate, and an upstream that fails again and again is left alone for a while. It does not decide
+//! what is tried again, and holds no request bodies.
+//!
+//! From the inside out: `bucket` and `queue` are arithmetic, `adapt` and `circuit` learn from answers, `waiting` is who
+//! waits, `state` is all of that for one account, and `account` is where something waits and wakes.
 
 mod account;
+mod adapt;
 mod bucket;
+mod circuit;
+mod queue;
+mod state;
+mod waiting;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
-pub use account::{AccountBudget, Limits, Standing};
+use account::Ended;
+pub use account::{AccountBudget, Standing};
+use bucket::Quota;
+pub use circuit::{CircuitPolicy, CircuitState};
 
 use crate::metrics::{AccountLabels, Metrics, Name};
+use crate::model::backoff::Backoff;
 use crate::model::call::{Answer, Call};
-use crate::model::clock::Clock;
-use crate::model::error::{GatewayError, Reason};
-use crate::model::hints;
+use crate::model::clock::{Clock, Instant};
+use crate::model::error::{GatewayError, Reason, Retry};
+use crate::model::hints::{self, Stated};
+use crate::model::units::Rate;
+
+/// What an account may spend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Tokens; `None` is without limit.
+    pub rate: Option<Rate>,
+    /// Tokens that may be spent at once.
+    pub burst: u32,
+    /// Attempts at once.
+    pub concurrency: u32,
+    /// Waiting calls at most.
+    pub queue: u32,
+    /// Are rate and concurrency lowered by what Twilio answers.
+    pub adapt: bool,
+    /// Longest pause that a 429's headers can impose.
+    pub max_pause: Duration,
+    /// The pause after a 429 that names none.
+    pub backoff: Backoff,
+    /// When an upstream that fails is left alone.
+    pub circuit: CircuitPolicy,
+}
+
+impl Limits {
+    fn quota(&self) -> Option<Quota> {
+        self.rate.map(|rate| Quota::new(rate, self.burst))
+    }
+
+    fn per_second(&self) -> Option<f64> {
+        self.rate.map(Rate::per_second)
+    }
+}
 
 /// The budgets of all accounts. They outlive a reload, so that no reload forgets what is owed.
 #[derive(Debug, Clone, Default)]
@@ -94,24 +141,44 @@ where
                 return Err(GatewayError::new(Reason::Internal, "the account has no budget"));
             };
             let arrived = clock.now();
-            let permit = budget.acquire(call.deadline, &call.interest).await;
+            let permit = budget.acquire(&call).await;
             let waited = clock.now() - arrived;
             call.journey.waited(waited);
             let labels = AccountLabels { account: Name(account) };
             metrics.upstream_wait.get_or_create(&labels).observe(waited.as_secs_f64());
             let mut permit = permit?;
             permit.spend();
+            let deadline = call.deadline;
             let answer = inner.oneshot(call).await;
-            match &answer {
-                Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
-                    budget.pause(hints::pause(&answer.headers, clock.wall(clock.now())));
-                }
-                Ok(_) => budget.accepted(),
-                Err(_) => {}
-            }
-            // Only now: a pause must be in force before the freed place lets the next call through.
-            drop(permit);
+            permit.end(ended(&answer, deadline, clock));
             answer
         })
     }
 }
+
+/// What an attempt's end says of the account's limits and of the upstream's health.
+fn ended(answer: &Result<Answer, GatewayError>, deadline: Instant, clock: Clock) -> Ended {
+    match answer {
+        Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
+            let pause = hints::pause(&answer.headers, clock.wall(clock.now()));
+            Ended::Limited(pause, Stated::read(&answer.headers))
+        }
+        Ok(answer) if answer.status.is_server_error() => Ended::Failed,
+        Ok(answer) => Ended::Answered(Stated::read(&answer.headers)),
+        // The upstream is there: it is the credentials that are bad.
+        Err(error) if error.reason() == Reason::UpstreamRejectedCredentials => Ended::Answered(Stated::default()),
+        // It was the client that had no more time.
+        Err(error) if error.reason() == Reason::UpstreamTimeout && clock.now() >= deadline => Ended::Unclear,
+        // What another try would not mend is that one answer's fault.
+        Err(error) if error.retry() == Retry::Never => Ended::Unclear,
+        Err(_) => Ended::Failed,
+    }
+}
+
+/// Rounded up, at least 1: what a client that comes back after it finds is not too early.
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -275,6 +275,7 @@ where
                     | Reason::UpstreamInvalid
                     | Reason::UpstreamTimeout
                     | Reason::Deadline
+                    | Reason::TeamRateLimit
                     | Reason::QueueFull
                     | Reason::CircuitOpen
             ),

@@ -39,7 +39,7 @@ use crate::model::operation::Operation;
 pub use tls::TrustError;
 
 /// Response headers that go further than this layer.
-const LET_THROUGH: [HeaderName; 10] = [
+const LET_THROUGH: [HeaderName; 11] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
     header::RETRY_AFTER,
@@ -50,6 +50,7 @@ const LET_THROUGH: [HeaderName; 10] = [
     HeaderName::from_static("x-rate-limit-limit"),
     HeaderName::from_static("x-rate-limit-remaining"),
     HeaderName::from_static("x-rate-limit-config"),
+    HeaderName::from_static("twilio-concurrent-requests"),
 ];
 
 /// Where the upstream is and how far it is trusted.

@@ -1,0 +1,288 @@
+//! The circuit breaker: an upstream that fails again and again is left alone for a while. Pure: time is passed in.
+//!
+//! *Closed*, everything passes. So many failures in a row, or such a share of the attempts of the last half minute,
+//! *open* it: nothing passes. After a while it is *half open*: one attempt at a time passes as a probe, and its success
+//! closes the circuit while its failure opens it again. What counts as failure is decided by whoever reports.
+
+use std::time::Duration;
+
+use crate::model::clock::Instant;
+
+/// When it opens, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CircuitPolicy {
+    /// Failures in a row.
+    pub consecutive: u32,
+    /// Or this share of at least 20 attempts within 30 s.
+    pub ratio: f64,
+    /// Until a probe is let through.
+    pub open: Duration,
+}
+
+/// How it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CircuitState {
+    /// Everything passes.
+    Closed,
+    /// A probe may pass.
+    HalfOpen,
+    /// Nothing passes.
+    Open,
+}
+
+impl CircuitState {
+    /// The word in `/status`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+
+    /// The value of the metric.
+    pub const fn level(self) -> i64 {
+        match self {
+            Self::Closed => 0,
+            Self::HalfOpen => 1,
+            Self::Open => 2,
+        }
+    }
+}
+
+/// One account's circuit.
+#[derive(Debug, Clone)]
+pub(super) struct Circuit {
+    policy: CircuitPolicy,
+    /// Since when it is not closed, and until when nothing passes.
+    broken: Option<Broken>,
+    in_a_row: u32,
+    window: Window,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Broken {
+    since: Instant,
+    until: Instant,
+    probing: bool,
+}
+
+/// May a call pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// It may.
+    Free,
+    /// It may, as the probe: how it ends, or that it was never sent, has to be told.
+    Probe,
+    /// It may not before this has passed.
+    Shut(Duration),
+}
+
+impl Circuit {
+    /// Others wait at least so long for a probe's end: how long it takes is not known.
+    const PROBE: Duration = Duration::from_secs(1);
+
+    /// Closed.
+    pub(super) fn new(policy: CircuitPolicy, now: Instant) -> Self {
+        Self { policy, broken: None, in_a_row: 0, window: Window::new(now) }
+    }
+
+    /// Another policy. What has happened stays.
+    pub(super) fn set_policy(&mut self, policy: CircuitPolicy) {
+        self.policy = policy;
+    }
+
+    /// May another call pass.
+    pub(super) fn pass(&mut self, now: Instant) -> Passage {
+        match &mut self.broken {
+            None => Passage::Free,
+            Some(broken) if now < broken.until => Passage::Shut(broken.until - now),
+            Some(broken) if broken.probing => Passage::Shut(Self::PROBE),
+            Some(broken) => {
+                broken.probing = true;
+                Passage::Probe
+            }
+        }
+    }
+
+    /// A probe was never sent, or its end says nothing.
+    pub(super) fn probe_lost(&mut self) {
+        if let Some(broken) = &mut self.broken {
+            broken.probing = false;
+        }
+    }
+
+    /// An attempt succeeded.
+    pub(super) fn succeeded(&mut self, is_probe: bool, now: Instant) {
+        if is_probe && self.broken.is_some() {
+            self.broken = None;
+            self.window = Window::new(now);
+        }
+        self.in_a_row = 0;
+        self.window.count(now, false);
+    }
+
+    /// An attempt failed. Has that opened the circuit.
+    pub(super) fn failed(&mut self, is_probe: bool, now: Instant) -> bool {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.window.count(now, true);
+        match self.broken {
+            Some(broken) if is_probe => {
+                self.broken = Some(Broken { until: now + self.policy.open, probing: false, ..broken });
+                true
+            }
+            // Sent before it opened.
+            Some(_) => false,
+            None => {
+                let opens = self.in_a_row >= self.policy.consecutive || self.window.is_bad(self.policy.ratio, now);
+                if opens {
+                    self.broken = Some(Broken { since: now, until: now + self.policy.open, probing: false });
+                }
+                opens
+            }
+        }
+    }
+
+    /// How it stands, and since when if it is not closed.
+    pub(super) fn state(&self, now: Instant) -> (CircuitState, Option<Instant>) {
+        match self.broken {
+            None => (CircuitState::Closed, None),
+            Some(broken) if now < broken.until => (CircuitState::Open, Some(broken.since)),
+            Some(broken) => (CircuitState::HalfOpen, Some(broken.since)),
+        }
+    }
+}
+
+/// Attempts of the last 30 s.
+#[derive(Debug, Clone)]
+struct Window {
+    begun: Instant,
+    slots: [Slot; Self::SLOTS],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    number: u64,
+    attempts: u32,
+    failures: u32,
+}
+
+impl Window {
+    const SLOTS: usize = 30;
+    const LEAST_ATTEMPTS: u32 = 20;
+
+    fn new(begun: Instant) -> Self {
+        Self { begun, slots: [Slot::default(); Self::SLOTS] }
+    }
+
+    fn count(&mut self, now: Instant, failed: bool) {
+        let number = now.saturating_duration_since(self.begun).as_secs();
+        let slot = &mut self.slots[(number % Self::SLOTS as u64) as usize];
+        if slot.number != number {
+            *slot = Slot { number, ..Slot::default() };
+        }
+        slot.attempts = slot.attempts.saturating_add(1);
+        slot.failures = slot.failures.saturating_add(u32::from(failed));
+    }
+
+    fn is_bad(&self, ratio: f64, now: Instant) -> bool {
+        let number = now.saturating_duration_since(self.begun).as_secs();
+        let recent = self.slots.iter().filter(|slot| slot.number + Self::SLOTS as u64 > number);
+        let (attempts, failures) = recent
+            .fold((0u32, 0u32), |sum, slot| (sum.0.saturating_add(slot.attempts), sum.1.saturating_add(slot.failures)));
+        attempts >= Self::LEAST_ATTEMPTS && f64::from(failures) >= ratio * f64::from(attempts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn circuit(start: Instant) -> Circuit {
+        Circuit::new(CircuitPolicy { consecutive: 10, ratio: 0.5, open: 5 * S }, start)
+    }
+
+    #[test]
+    fn failures_in_a_row_open_it_and_a_probe_closes_it() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 1..=10 {
+            assert_eq!(circuit.pass(start), Passage::Free);
+            assert_eq!(circuit.failed(false, start), n == 10);
+        }
+        assert_eq!(circuit.pass(start + S), Passage::Shut(4 * S));
+        assert_eq!(circuit.state(start + S), (CircuitState::Open, Some(start)));
+        assert_eq!(circuit.pass(start + 5 * S), Passage::Probe);
+        assert_eq!(circuit.state(start + 5 * S).0, CircuitState::HalfOpen);
+        assert_eq!(circuit.pass(start + 5 * S), Passage::Shut(S), "one probe at a time");
+        circuit.succeeded(true, start + 6 * S);
+        assert_eq!(circuit.pass(start + 6 * S), Passage::Free);
+        assert!(!circuit.failed(false, start + 6 * S), "what was before is forgotten");
+    }
+
+    #[test]
+    fn a_success_between_starts_the_count_anew() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for _ in 0..9 {
+            assert!(!circuit.failed(false, start));
+        }
+        circuit.succeeded(false, start);
+        assert!(!circuit.failed(false, start));
+    }
+
+    #[test]
+    fn a_share_of_failures_opens_it_once_there_are_enough() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        let mut opened_after = None;
+        for n in 1..=40 {
+            let now = start + n * S / 2;
+            let opened = if n % 2 == 0 {
+                circuit.failed(false, now)
+            } else {
+                circuit.succeeded(false, now);
+                false
+            };
+            opened_after = opened_after.or(opened.then_some(n));
+        }
+        assert_eq!(opened_after, Some(20));
+    }
+
+    #[test]
+    fn old_failures_do_not_count() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 0..9 {
+            assert!(!circuit.failed(false, start + n * S));
+        }
+        circuit.succeeded(false, start + 9 * S);
+        for n in 0..9 {
+            assert!(!circuit.failed(false, start + (60 + n) * S));
+        }
+        for _ in 0..11 {
+            circuit.succeeded(false, start + 69 * S);
+        }
+        assert!(!circuit.failed(false, start + 69 * S), "10 failures of 21");
+    }
+
+    #[test]
+    fn a_probe_that_fails_or_is_lost_lets_another_try() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for _ in 0..10 {
+            circuit.failed(false, start);
+        }
+        assert_eq!(circuit.pass(start + 5 * S), Passage::Probe);
+        assert!(circuit.failed(true, start + 7 * S));
+        assert_eq!(circuit.pass(start + 8 * S), Passage::Shut(4 * S));
+        assert_eq!(circuit.state(start + 8 * S).1, Some(start), "it has been broken all the time");
+        assert_eq!(circuit.pass(start + 12 * S), Passage::Probe);
+        circuit.probe_lost();
+        assert_eq!(circuit.pass(start + 12 * S), Passage::Probe);
+        circuit.failed(false, start + 13 * S);
+        assert_eq!(circuit.state(start + 13 * S).0, CircuitState::HalfOpen, "what was sent before says nothing new");
+    }
+}

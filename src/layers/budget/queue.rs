@@ -1,0 +1,328 @@
+//! Who is next: weighted fair queueing between teams, urgency and then arrival within a team.
+//!
+//! Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996), for services that all cost
+//! the same. Each team's next service starts at a virtual time; the least is next, and having been served moves
+//! the team on by one over its weight. A team that was idle starts where the others are: it neither saves up
+//! what it did not use nor waits behind what others have piled up.
+//!
+//! A call may stand in the lines of several teams, one place each. Pure bookkeeping: nothing here waits, and
+//! nothing knows of tokens or clocks.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::model::interest::Sponsor;
+use crate::model::tenancy::Team;
+use crate::model::wishes::Urgency;
+
+/// A call, by its arrival: lower came earlier.
+pub(super) type Ticket = u64;
+
+/// One place in a team's line; the least is first.
+type Place = (Urgency, Ticket);
+
+/// What a service costs a team of weight 1, in virtual time.
+const COST: u64 = 1 << 24;
+
+/// Lines of teams that share something scarce.
+#[derive(Debug, Default)]
+pub(super) struct FairQueue {
+    /// Where the latest service started.
+    virtual_time: u64,
+    /// Teams that wait, or were served a moment ago.
+    lines: HashMap<Arc<str>, Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    cost: u64,
+    /// Where the team's next service starts, unless the others are further.
+    start: u64,
+    places: BTreeSet<Place>,
+    /// Places kept for calls that are away.
+    kept: BTreeSet<Place>,
+}
+
+impl Line {
+    fn is_idle(&self) -> bool {
+        self.places.is_empty() && self.kept.is_empty()
+    }
+}
+
+impl FairQueue {
+    /// Lets a call stand in a team's line.
+    pub(super) fn join(&mut self, sponsor: &Sponsor, ticket: Ticket) {
+        self.line(&sponsor.team).places.insert((sponsor.urgency, ticket));
+    }
+
+    /// Takes a call out of a team's line.
+    pub(super) fn leave(&mut self, sponsor: &Sponsor, ticket: Ticket) {
+        if let Some(line) = self.lines.get_mut(&sponsor.team.name) {
+            line.places.remove(&(sponsor.urgency, ticket));
+        }
+        self.forget_idle();
+    }
+
+    /// Keeps a place for a call that is away: whoever arrives is told of a wait that includes it.
+    pub(super) fn keep(&mut self, sponsor: &Sponsor, ticket: Ticket) {
+        self.line(&sponsor.team).kept.insert((sponsor.urgency, ticket));
+    }
+
+    /// Gives such a place up.
+    pub(super) fn release(&mut self, sponsor: &Sponsor, ticket: Ticket) {
+        if let Some(line) = self.lines.get_mut(&sponsor.team.name) {
+            line.kept.remove(&(sponsor.urgency, ticket));
+        }
+        self.forget_idle();
+    }
+
+    /// Whose turn it is. The call keeps its places until it [`leave`](Self::leave)s them.
+    pub(super) fn next(&self) -> Option<(Arc<str>, Ticket)> {
+        let first = |(name, line): (&Arc<str>, &Line)| {
+            let (_, ticket) = line.places.first()?;
+            Some((line.start.max(self.virtual_time), *ticket, Arc::clone(name)))
+        };
+        self.lines.iter().filter_map(first).min().map(|(_, ticket, team)| (team, ticket))
+    }
+
+    /// A team is served.
+    pub(super) fn charge(&mut self, team: &Team) {
+        let now = self.virtual_time;
+        let line = self.line(team);
+        let start = line.start.max(now);
+        line.start = start + line.cost;
+        self.virtual_time = start;
+        if self.is_empty() {
+            // Nobody waits: what was taken is nobody's loss, and is not held against anybody later.
+            self.virtual_time = self.lines.values().map(|line| line.start).max().unwrap_or(start);
+        }
+        self.forget_idle();
+    }
+
+    /// How many services there would be before that of a call at this place, as things stand: those ahead of it in
+    /// its team's line, and what the other teams' shares let them have meanwhile. Of places kept for calls that
+    /// are away, the share `returning` counts.
+    pub(super) fn ahead_of(&self, sponsor: &Sponsor, ticket: Ticket, returning: f64) -> usize {
+        let place = (sponsor.urgency, ticket);
+        let (start, cost, own) = match self.lines.get(&sponsor.team.name) {
+            None => (self.virtual_time, cost(&sponsor.team), 0),
+            Some(line) => {
+                let waiting = line.places.range(..place).count();
+                let away = line.kept.range(..place).count();
+                (line.start.max(self.virtual_time), line.cost, waiting + part(away, returning))
+            }
+        };
+        let mine = start + own as u64 * cost;
+        let before_mine = |(name, line): (&Arc<str>, &Line)| {
+            let there = line.places.len() + part(line.kept.len(), returning);
+            let theirs = line.start.max(self.virtual_time);
+            if *name == sponsor.team.name || there == 0 || theirs > mine {
+                return 0;
+            }
+            // Those that start at the same moment count as ahead: rather one too many than a promise broken.
+            let until = (mine - theirs) / line.cost + 1;
+            there.min(usize::try_from(until).unwrap_or(usize::MAX))
+        };
+        own + self.lines.iter().map(before_mine).sum::<usize>()
+    }
+
+    /// How many calls have places, those that have several counted in each line.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.lines.values().map(|line| line.places.len()).sum()
+    }
+
+    /// Does nobody wait.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.values().all(|line| line.places.is_empty())
+    }
+
+    fn line(&mut self, team: &Team) -> &mut Line {
+        let start = self.virtual_time;
+        let new = || Line { cost: 0, start, places: BTreeSet::new(), kept: BTreeSet::new() };
+        let line = self.lines.entry(Arc::clone(&team.name)).or_insert_with(new);
+        // A reload may have changed it.
+        line.cost = cost(team);
+        line
+    }
+
+    /// Lines that nobody stands in, of teams that are level with the others. What is kept is bounded by the teams
+    /// there are.
+    fn forget_idle(&mut self) {
+        let now = self.virtual_time;
+        self.lines.retain(|_, line| !line.is_idle() || line.start > now);
+    }
+}
+
+fn cost(team: &Team) -> u64 {
+    COST / u64::from(team.weight.max(1))
+}
+
+fn part(number: usize, share: f64) -> usize {
+    (number as f64 * share).ceil() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sponsor(team: &str, weight: u32, urgency: u8) -> Sponsor {
+        let team = Arc::new(Team { weight, ..Team::example(team) });
+        Sponsor { team, urgency: Urgency::new(urgency) }
+    }
+
+    /// Serves whoever is next.
+    fn serve(queue: &mut FairQueue, sponsors: &[Sponsor]) -> Option<(String, Ticket)> {
+        let (team, ticket) = queue.next()?;
+        let sponsor = sponsors.iter().find(|sponsor| sponsor.team.name == team)?;
+        for sponsor in sponsors {
+            queue.leave(sponsor, ticket);
+        }
+        queue.charge(&sponsor.team);
+        Some((team.to_string(), ticket))
+    }
+
+    #[test]
+    fn teams_are_served_by_weight() {
+        let teams = [sponsor("three", 3, 3), sponsor("one", 1, 3)];
+        let mut queue = FairQueue::default();
+        for ticket in 0..100 {
+            queue.join(&teams[ticket as usize % 2], ticket);
+        }
+        let served: Vec<_> = (0..40).filter_map(|_| serve(&mut queue, &teams)).map(|(team, _)| team).collect();
+        for window in served.windows(4) {
+            assert_eq!(window.iter().filter(|team| *team == "three").count(), 3, "{served:?}");
+        }
+    }
+
+    #[test]
+    fn within_a_team_the_urgent_come_first_and_then_the_early() {
+        let mut queue = FairQueue::default();
+        let levels = [3, 5, 3, 0];
+        for (ticket, level) in levels.iter().enumerate() {
+            queue.join(&sponsor("a", 1, *level), ticket as Ticket);
+        }
+        let of_any_urgency: Vec<_> = (0..8).map(|level| sponsor("a", 1, level)).collect();
+        let order: Vec<_> = (0..4).filter_map(|_| serve(&mut queue, &of_any_urgency)).map(|(_, t)| t).collect();
+        assert_eq!(order, [3, 0, 2, 1]);
+    }
+
+    #[test]
+    fn a_flood_delays_anothers_first_call_by_one_service_at_most() {
+        let (flood, quiet) = (sponsor("flood", 1, 3), sponsor("quiet", 1, 3));
+        let mut queue = FairQueue::default();
+        for ticket in 0..100 {
+            queue.join(&flood, ticket);
+        }
+        for _ in 0..10 {
+            serve(&mut queue, std::slice::from_ref(&flood));
+        }
+        assert!(queue.ahead_of(&quiet, 100, 1.0) <= 1);
+        queue.join(&quiet, 100);
+        let next: Vec<_> = (0..2).filter_map(|_| serve(&mut queue, &[flood.clone(), quiet.clone()])).collect();
+        assert!(next.iter().any(|(team, _)| team == "quiet"), "{next:?}");
+    }
+
+    #[test]
+    fn an_idle_share_goes_to_whoever_asks_and_is_not_saved_up() {
+        let (busy, idle) = (sponsor("busy", 1, 3), sponsor("idle", 9, 3));
+        let mut queue = FairQueue::default();
+        for ticket in 0..60 {
+            queue.join(&busy, ticket);
+        }
+        for _ in 0..50 {
+            assert_eq!(serve(&mut queue, std::slice::from_ref(&busy)).map(|(team, _)| team).as_deref(), Some("busy"));
+        }
+        for ticket in 60..100 {
+            queue.join(&idle, ticket);
+        }
+        let both = [busy, idle];
+        let served: Vec<_> = (0..20).filter_map(|_| serve(&mut queue, &both)).map(|(team, _)| team).collect();
+        let busy = served.iter().filter(|team| *team == "busy").count();
+        assert!((1..=3).contains(&busy), "{served:?}");
+    }
+
+    #[test]
+    fn a_call_may_stand_in_two_lines_and_the_first_turn_pays() {
+        let (flood, quiet) = (sponsor("flood", 1, 3), sponsor("quiet", 1, 3));
+        let mut queue = FairQueue::default();
+        for ticket in 0..100 {
+            queue.join(&flood, ticket);
+        }
+        queue.join(&quiet, 99);
+        assert_eq!(queue.len(), 101);
+        let both = [flood, quiet];
+        let first_two: Vec<_> = (0..2).filter_map(|_| serve(&mut queue, &both)).collect();
+        assert!(first_two.contains(&("quiet".to_owned(), 99)), "{first_two:?}");
+        assert_eq!(queue.len(), 98);
+    }
+
+    #[test]
+    fn idle_teams_leave_nothing_behind() {
+        let mut queue = FairQueue::default();
+        for n in 0..1000 {
+            let one_off = sponsor(&n.to_string(), 1, 3);
+            queue.join(&one_off, n);
+            serve(&mut queue, &[one_off]);
+        }
+        assert!(queue.lines.len() <= 2, "{}", queue.lines.len());
+    }
+
+    proptest! {
+        /// What is foretold on arrival holds as long as nobody else arrives, and is never too low.
+        #[test]
+        fn foretells_the_place(
+            weights in proptest::collection::vec(1u32..5, 1..5),
+            calls in proptest::collection::vec((0usize..5, 0u8..8), 1..60),
+            served_before in 0usize..30,
+            newcomer in (0usize..5, 0u8..8),
+        ) {
+            let name = |n: usize| format!("team{}", n % weights.len());
+            let of = |(team, urgency): (usize, u8)| sponsor(&name(team), weights[team % weights.len()], urgency);
+            let everybody: Vec<_> = (0..weights.len()).flat_map(|t| (0..8).map(move |u| (t, u))).map(of).collect();
+            let mut queue = FairQueue::default();
+            for (ticket, call) in calls.iter().enumerate() {
+                queue.join(&of(*call), ticket as Ticket);
+            }
+            for _ in 0..served_before {
+                serve(&mut queue, &everybody);
+            }
+            let ticket = calls.len() as Ticket;
+            let foretold = queue.ahead_of(&of(newcomer), ticket, 1.0);
+            queue.join(&of(newcomer), ticket);
+            let mut ahead = 0;
+            while let Some((_, served)) = serve(&mut queue, &everybody) {
+                if served == ticket {
+                    break;
+                }
+                ahead += 1;
+            }
+            prop_assert!(ahead <= foretold, "{ahead} were served before it, {foretold} were foretold");
+            // Ties between teams are the only doubt.
+            prop_assert!(foretold <= ahead + weights.len(), "{foretold} were foretold, {ahead} were served");
+        }
+
+        /// Teams that always want more get their shares.
+        #[test]
+        fn shares_follow_weights(weights in proptest::collection::vec(1u32..10, 2..6)) {
+            let teams: Vec<_> = weights.iter().enumerate().map(|(n, w)| sponsor(&n.to_string(), *w, 3)).collect();
+            let (mut queue, mut served) = (FairQueue::default(), vec![0u32; teams.len()]);
+            let mut ticket = 0;
+            for _ in 0..1000 {
+                for team in &teams {
+                    queue.join(team, ticket);
+                    ticket += 1;
+                }
+                let (team, _) = serve(&mut queue, &teams).unwrap();
+                served[team.parse::<usize>().unwrap()] += 1;
+            }
+            let total: u32 = weights.iter().sum();
+            for (weight, served) in weights.iter().zip(&served) {
+                let share = 1000.0 * f64::from(*weight) / f64::from(total);
+                prop_assert!((f64::from(*served) - share).abs() <= 3.0, "{weights:?}: {served} instead of {share}");
+            }
+        }
+    }
+}

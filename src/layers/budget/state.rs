@@ -1,0 +1,215 @@
+//! What one account has left, and how long a wait for it would be. Everything here happens under the account's
+//! lock and at a time that is passed in; waking and waiting are `account`'s.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::adapt::Pace;
+use super::bucket::{Bucket, Quota};
+use super::circuit::Circuit;
+use super::queue::Ticket;
+use super::waiting::WaitingRoom;
+use super::{Limits, whole_seconds};
+use crate::model::clock::Instant;
+use crate::model::error::{GatewayError, Reason};
+use crate::model::hints::Stated;
+use crate::model::tenancy::{Allowance, Team};
+
+#[derive(Debug)]
+pub(super) struct State<G> {
+    pub(super) limits: Limits,
+    pub(super) circuit: Circuit,
+    pub(super) room: WaitingRoom<G>,
+    pub(super) in_flight: u32,
+    pub(super) paused_until: Option<Instant>,
+    pub(super) pace: Pace,
+    bucket: Bucket,
+    /// What the pace made of the limits when it was last looked at; `None` is without limit.
+    quota: Option<Quota>,
+    refusals_in_a_row: u32,
+    /// How long an attempt takes, averaged.
+    service: Duration,
+    teams: HashMap<Arc<str>, (Quota, Bucket)>,
+}
+
+impl<G> State<G> {
+    pub(super) fn new(limits: Limits, now: Instant) -> Self {
+        Self {
+            limits,
+            circuit: Circuit::new(limits.circuit, now),
+            room: WaitingRoom::default(),
+            in_flight: 0,
+            paused_until: None,
+            pace: Pace::new(limits.per_second(), now),
+            bucket: Bucket::full(now),
+            quota: limits.quota(),
+            refusals_in_a_row: 0,
+            service: Duration::ZERO,
+            teams: HashMap::new(),
+        }
+    }
+
+    /// New limits. What is owed stays owed.
+    pub(super) fn set_limits(&mut self, limits: Limits, now: Instant) {
+        self.limits = limits;
+        self.circuit.set_policy(limits.circuit);
+        self.pace.set_ceiling(limits.per_second());
+        self.adjust(now);
+    }
+
+    /// Follows the pace.
+    pub(super) fn adjust(&mut self, now: Instant) {
+        let lowered = self.limits.adapt && self.pace.is_lowered(now);
+        let quota = if lowered { self.pace.rate(now).map(Quota::even) } else { self.limits.quota() };
+        if let (Some(old), Some(new)) = (&self.quota, &quota) {
+            self.bucket.requote(old, new, now);
+        }
+        self.quota = quota;
+    }
+
+    /// Tokens a second, now.
+    pub(super) fn per_second(&self) -> Option<f64> {
+        self.quota.map(|quota| quota.per_second())
+    }
+
+    /// Attempts at once, now.
+    pub(super) fn concurrency(&self, now: Instant) -> u32 {
+        let configured = self.limits.concurrency;
+        if self.limits.adapt { self.pace.concurrency(configured, now) } else { configured }
+    }
+
+    /// Takes a token and a place, if both are there.
+    pub(super) fn try_spend(&mut self, now: Instant) -> bool {
+        let free = self.in_flight < self.concurrency(now) && self.paused_until.is_none_or(|until| until <= now);
+        let spent = free && self.quota.is_none_or(|quota| self.bucket.take(&quota, now));
+        self.in_flight += u32::from(spent);
+        spent
+    }
+
+    /// Gives back what was taken. Of a token that was not used another may make use.
+    pub(super) fn give_back(&mut self, used: bool) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if let (false, Some(quota)) = (used, self.quota) {
+            self.bucket.put_back(&quota);
+        }
+    }
+
+    /// When there is a token, whether or not there is a place.
+    pub(super) fn ready_at(&self, now: Instant) -> Instant {
+        self.nth_token_at(1, now)
+    }
+
+    fn nth_token_at(&self, n: u32, now: Instant) -> Instant {
+        let from = self.paused_until.map_or(now, |until| until.max(now));
+        self.quota.map_or(from, |quota| self.bucket.nth(&quota, n, from))
+    }
+
+    /// How long one has to wait that so many are ahead of: for its token, and for its place if attempts take as long
+    /// as they did of late.
+    pub(super) fn wait_behind(&self, ahead: usize, now: Instant) -> Duration {
+        let n = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
+        let token = self.nth_token_at(n, now).saturating_duration_since(now);
+        let places = self.concurrency(now);
+        let without_place = n.saturating_sub(places.saturating_sub(self.in_flight));
+        let rounds = f64::from(without_place) / f64::from(places.max(1));
+        // Beyond what a duration holds it is beyond every deadline.
+        let place = Duration::try_from_secs_f64(self.service.as_secs_f64() * rounds).unwrap_or(Duration::MAX);
+        token.max(place)
+    }
+
+    /// Takes one of a team's own upstream tokens, where it has such a limit.
+    pub(super) fn take_of_team(&mut self, team: &Team, now: Instant) -> Result<(), GatewayError> {
+        let Some((quota, bucket)) = self.of_team(team, now) else { return Ok(()) };
+        if bucket.take(quota, now) {
+            return Ok(());
+        }
+        let wait = whole_seconds(bucket.nth(quota, 1, now).saturating_duration_since(now));
+        let message = format!("team {} has sent too much upstream; come back in {wait} s", team.name);
+        Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(Duration::from_secs(wait)))
+    }
+
+    /// Gives such a token back.
+    pub(super) fn put_back_to_team(&mut self, team: &Team) {
+        if let Some((quota, bucket)) = self.teams.get_mut(&team.name) {
+            bucket.put_back(quota);
+        }
+    }
+
+    fn of_team(&mut self, team: &Team, now: Instant) -> Option<&mut (Quota, Bucket)> {
+        let rate = team.upstream?;
+        let quota = Quota::new(rate, rate.count());
+        let known = self.teams.entry(Arc::clone(&team.name)).or_insert_with(|| (quota, Bucket::full(now)));
+        if known.0 != quota {
+            let (old, bucket) = known;
+            bucket.requote(old, &quota, now);
+            *old = quota;
+        }
+        Some(known)
+    }
+
+    /// What a team has left upstream: of its own limit if it has one, else of the account's.
+    pub(super) fn allowance(&mut self, team: &Team, now: Instant) -> Option<Allowance> {
+        if let Some((quota, bucket)) = self.of_team(team, now) {
+            return Some(left(quota, bucket, bucket.nth(quota, 1, now), now));
+        }
+        let quota = self.quota?;
+        Some(left(&quota, &self.bucket, self.ready_at(now), now))
+    }
+
+    /// Tokens now; negative while they are owed.
+    pub(super) fn tokens(&self, now: Instant) -> Option<f64> {
+        self.quota.map(|quota| self.bucket.tokens(&quota, now))
+    }
+
+    /// Twilio said 429: nothing is sent until `asked` has passed, or what the backoff says without it. Gives the pause,
+    /// if it is longer than one that is in force.
+    pub(super) fn pause(&mut self, asked: Option<Duration>, now: Instant) -> Option<Duration> {
+        self.refusals_in_a_row = self.refusals_in_a_row.saturating_add(1);
+        // Not less than half: a pause of nothing would send the next call into the same wall.
+        let unasked = || self.limits.backoff.delay(self.refusals_in_a_row, 0.5 + fastrand::f64() / 2.0);
+        self.hold(asked.unwrap_or_else(unasked), now)
+    }
+
+    fn hold(&mut self, pause: Duration, now: Instant) -> Option<Duration> {
+        let pause = pause.min(self.limits.max_pause);
+        let until = now + pause;
+        let longer = self.paused_until.is_none_or(|known| known < until);
+        if longer {
+            self.paused_until = Some(until);
+        }
+        longer.then_some(pause)
+    }
+
+    /// Twilio answered something else than 429.
+    pub(super) fn accepted(&mut self, stated: &Stated, now: Instant) {
+        self.refusals_in_a_row = 0;
+        if let Some(nothing_left) = self.pace.accepted(stated, now).filter(|_| self.limits.adapt) {
+            self.hold(nothing_left, now);
+        }
+    }
+
+    /// An attempt took so long.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.service = match self.service {
+            Duration::ZERO => time,
+            average => (average * 7 + time) / 8,
+        };
+    }
+
+    /// Those who cannot be served before their deadline, with how long they would have to wait.
+    pub(super) fn hopeless(&self, now: Instant) -> Vec<(Ticket, Duration)> {
+        let waits = self.room.everybody().map(|(ticket, deadline, ahead)| {
+            let wait = self.wait_behind(ahead, now);
+            (ticket, deadline, wait)
+        });
+        waits.filter(|(_, deadline, wait)| now + *wait > *deadline).map(|(ticket, _, wait)| (ticket, wait)).collect()
+    }
+}
+
+fn left(quota: &Quota, bucket: &Bucket, ready_at: Instant, now: Instant) -> Allowance {
+    match ready_at {
+        at if at <= now => Allowance { remaining: bucket.tokens(quota, now).max(0.0) as u64, reset: 0 },
+        at => Allowance { remaining: 0, reset: whole_seconds(at - now) },
+    }
+}

@@ -1,0 +1,514 @@
+use std::sync::Arc;
+
+use http::HeaderMap;
+use tokio::task::JoinHandle;
+use tokio::time::{advance, timeout};
+use tower::service_fn;
+
+use super::*;
+use crate::model::clock::Instant;
+use crate::model::interest::{Interest, Waiter};
+use crate::model::key::Key;
+use crate::model::operation::Operation;
+use crate::model::tenancy::Team;
+use crate::model::units::Rate;
+use crate::model::wishes::{Urgency, Wishes};
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+
+fn limits(per_second: u32, burst: u32, concurrency: u32) -> Limits {
+    Limits {
+        rate: Rate::new(per_second, S),
+        burst,
+        concurrency,
+        queue: 1000,
+        adapt: false,
+        max_pause: 300 * S,
+        backoff: Backoff { base: 250 * MS, max: 20 * S },
+        circuit: CircuitPolicy { consecutive: 10, ratio: 0.5, open: 5 * S },
+    }
+}
+
+fn budget(limits: Limits) -> AccountBudget {
+    AccountBudget::new("main".into(), limits, Clock::new())
+}
+
+/// A call that a client waits for, until the guard is dropped. Each asks for something else.
+fn call_of(team: &Team, urgency: u8, patience: Duration) -> (Call, Waiter) {
+    let team = Arc::new(team.clone());
+    let key = Key::new("AC1", Operation::Query, "", &fastrand::u128(..).to_le_bytes());
+    let interest = Interest::of_clients();
+    let waiter = interest.join(&team, Urgency::new(urgency));
+    let wishes = Wishes { urgency: Urgency::new(urgency), ..Wishes::default() };
+    let deadline = Instant::now() + patience;
+    (Call { team, key, interest, wishes, deadline, ..Call::example(Operation::Query, "", "") }, waiter)
+}
+
+fn patient() -> (Call, Waiter) {
+    call_of(&Team::example("local"), 3, 60 * S)
+}
+
+fn refresh() -> Call {
+    Call { interest: Interest::of_refresh(), ..patient().0 }
+}
+
+/// Acquires, sends, and is answered at once.
+async fn send(budget: &AccountBudget, call: &Call) -> Result<(), GatewayError> {
+    let mut permit = budget.acquire(call).await?;
+    permit.spend();
+    permit.end(Ended::Answered(Stated::default()));
+    Ok(())
+}
+
+/// The same; when it was sent.
+async fn answered(budget: &AccountBudget, call: &Call) -> Result<Instant, Reason> {
+    send(budget, call).await.map(|()| Instant::now()).map_err(|error| error.reason())
+}
+
+/// The same in a task of its own.
+fn spend(budget: &AccountBudget, (call, waiter): (Call, Waiter)) -> JoinHandle<Result<Instant, Reason>> {
+    let budget = budget.clone();
+    tokio::spawn(async move {
+        let _waiter = waiter;
+        answered(&budget, &call).await
+    })
+}
+
+/// One attempt that ends like this.
+async fn attempt(budget: &AccountBudget, ended: Ended) -> Result<(), GatewayError> {
+    let (call, _waiter) = patient();
+    let mut permit = budget.acquire(&call).await?;
+    permit.spend();
+    permit.end(ended);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_come_at_the_rate_in_order_of_arrival() {
+    let (budget, start) = (budget(limits(5, 2, 10)), Instant::now());
+    let calls: Vec<_> = (0..5).map(|_| spend(&budget, patient())).collect();
+    let mut times = Vec::new();
+    for call in calls {
+        times.push((call.await.unwrap().unwrap() - start).as_millis());
+    }
+    assert_eq!(times, [0, 0, 200, 400, 600]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_in_time_is_refused_on_arrival() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let (call, _waiter) = call_of(&Team::example("local"), 3, 500 * MS);
+    let error = budget.acquire(&call).await.unwrap_err();
+    assert_eq!((error.reason(), error.retry_after()), (Reason::Deadline, Some(S)));
+    assert_eq!(Instant::now(), start);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_attempts_count_when_a_wait_is_foretold() {
+    let budget = budget(limits(1000, 1000, 2));
+    for _ in 0..3 {
+        let (call, _waiter) = patient();
+        let mut permit = budget.acquire(&call).await.unwrap();
+        permit.spend();
+        advance(4 * S).await;
+        permit.end(Ended::Answered(Stated::default()));
+    }
+    let (busy, _waiter) = patient();
+    let _both = (budget.acquire(&busy).await.unwrap(), budget.acquire(&busy).await.unwrap());
+    let (hasty, _waiter) = call_of(&Team::example("local"), 3, S);
+    let error = budget.acquire(&hasty).await.unwrap_err();
+    assert_eq!((error.reason(), error.retry_after()), (Reason::Deadline, Some(2 * S)), "one place in two seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_everybody_and_refuses_the_hopeless_at_once() {
+    let (budget, start) = (budget(limits(1, 2, 10)), Instant::now());
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let (last, _waiter) = patient();
+    let mut permit = budget.acquire(&last).await.unwrap();
+    permit.spend();
+    let patient = spend(&budget, patient());
+    let hasty = spend(&budget, call_of(&Team::example("local"), 3, 3 * S));
+    tokio::task::yield_now().await;
+    assert_eq!(budget.standing().waiting, 2);
+    permit.end(Ended::Limited(Some(7 * S), Stated::default()));
+    assert_eq!(hasty.await.unwrap(), Err(Reason::Deadline));
+    assert_eq!(Instant::now(), start);
+    assert_eq!(patient.await.unwrap().unwrap() - start, 7 * S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_without_a_length_grows_and_is_capped() {
+    let budget = budget(limits(100, 100, 10));
+    let mut last = Duration::ZERO;
+    for n in 1..12 {
+        attempt(&budget, Ended::Limited(None, Stated::default())).await.unwrap();
+        let paused = budget.standing().paused;
+        let ceiling = limits(1, 1, 1).backoff.ceiling(n);
+        assert!(paused <= ceiling && paused >= (ceiling / 2).min(last), "{n}: {paused:?} of {ceiling:?}");
+        last = paused;
+    }
+    attempt(&budget, Ended::Limited(Some(100_000 * S), Stated::default())).await.unwrap();
+    assert_eq!(budget.standing().paused, 300 * S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_leaves_gives_its_place_back() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let leaving = spend(&budget, patient());
+    let staying = spend(&budget, patient());
+    tokio::task::yield_now().await;
+    leaving.abort();
+    assert_eq!(staying.await.unwrap().unwrap() - start, S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_nobody_wants_any_more_is_not_sent() {
+    let budget = budget(limits(1, 1, 10));
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let (call, waiter) = patient();
+    let waits = tokio::spawn({
+        let budget = budget.clone();
+        async move { answered(&budget, &call).await }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(budget.standing().waiting, 1);
+    drop(waiter);
+    assert_eq!(waits.await.unwrap(), Err(Reason::Deadline));
+    assert_eq!(budget.standing().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_permit_gives_its_token_back() {
+    let budget = budget(limits(1, 1, 10));
+    let (call, _waiter) = patient();
+    drop(budget.acquire(&call).await.unwrap());
+    assert!(timeout(MS, budget.acquire(&call)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_come_behind_clients_until_somebody_wants_them() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let background = |call: Call| {
+        let budget = budget.clone();
+        tokio::spawn(async move { answered(&budget, &call).await })
+    };
+    let (quiet, wanted) = (refresh(), refresh());
+    let interest = Arc::clone(&wanted.interest);
+    let (quiet, wanted) = (background(quiet), background(wanted));
+    tokio::task::yield_now().await;
+    let client = spend(&budget, patient());
+    tokio::task::yield_now().await;
+    let _waiter = interest.join(&Arc::new(Team::example("local")), Urgency::default());
+    assert_eq!(client.await.unwrap().unwrap() - start, S);
+    assert_eq!(wanted.await.unwrap().unwrap() - start, 2 * S);
+    assert_eq!(quiet.await.unwrap().unwrap() - start, 3 * S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_is_a_limit_of_its_own() {
+    let budget = budget(limits(1000, 1000, 2));
+    let (call, _waiter) = patient();
+    let (one, _two) = (budget.acquire(&call).await.unwrap(), budget.acquire(&call).await.unwrap());
+    let mut third = Box::pin(budget.acquire(&call));
+    assert!(timeout(S, &mut third).await.is_err());
+    drop(one);
+    assert!(timeout(MS, third).await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded() {
+    let budget = budget(Limits { queue: 1, ..limits(1, 1, 10) });
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let waiting = spend(&budget, patient());
+    tokio::task::yield_now().await;
+    let (unwanted, waiter) = patient();
+    drop(waiter);
+    assert!(budget.acquire(&unwanted).await.unwrap_err().is_abandoned());
+    let (call, _waiter) = patient();
+    let error = budget.acquire(&call).await.unwrap_err();
+    assert_eq!((error.reason(), error.retry_after()), (Reason::QueueFull, Some(2 * S)));
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_faster_rate_is_felt_by_those_who_wait() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let waiting = spend(&budget, patient());
+    tokio::task::yield_now().await;
+    advance(100 * MS).await;
+    budget.set_limits(limits(1000, 10, 10));
+    assert!(waiting.await.unwrap().unwrap() - start <= 101 * MS);
+}
+
+/// Sends calls of a team one after the other, `at_once` of them at a time, until the time is up; how many were sent.
+fn demand(budget: &AccountBudget, team: &Team, at_once: usize, until: Instant) -> JoinHandle<u32> {
+    let (budget, team) = (budget.clone(), team.clone());
+    tokio::spawn(async move {
+        let mut lanes = tokio::task::JoinSet::new();
+        for _ in 0..at_once {
+            let (budget, team) = (budget.clone(), team.clone());
+            lanes.spawn(async move {
+                let mut sent = 0;
+                while Instant::now() < until {
+                    let (call, _waiter) = call_of(&team, 3, 60 * S);
+                    match answered(&budget, &call).await {
+                        Ok(at) => sent += u32::from(at < until),
+                        Err(_) => tokio::time::sleep(S).await,
+                    }
+                }
+                sent
+            });
+        }
+        lanes.join_all().await.iter().sum()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_demand_is_divided_by_weight() {
+    let budget = budget(limits(20, 5, 10));
+    let (heavy, light) = (Team { weight: 3, ..Team::example("heavy") }, Team::example("light"));
+    let until = Instant::now() + 60 * S;
+    let (heavy, light) = (demand(&budget, &heavy, 50, until), demand(&budget, &light, 50, until));
+    let (heavy, light) = (f64::from(heavy.await.unwrap()), f64::from(light.await.unwrap()));
+    assert!((heavy / light - 3.0).abs() <= 0.3, "{heavy} to {light}");
+    assert!(heavy + light >= 20.0 * 60.0, "an account that is asked enough is used up: {}", heavy + light);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_shares_go_to_whoever_asks() {
+    let budget = budget(limits(20, 5, 10));
+    let until = Instant::now() + 10 * S;
+    let sent = demand(&budget, &Team { weight: 1, ..Team::example("light") }, 20, until).await.unwrap();
+    assert!(sent >= 200, "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_delays_anothers_first_request_by_one_service_at_most() {
+    let (budget, start) = (budget(limits(2, 1, 10)), Instant::now());
+    let flood = Team::example("flood");
+    let _waiting: Vec<_> = (0..100).map(|_| spend(&budget, call_of(&flood, 0, 60 * S))).collect();
+    tokio::task::yield_now().await;
+    tokio::time::sleep(5 * S + 100 * MS).await;
+    let quiet = spend(&budget, call_of(&Team::example("quiet"), 7, 60 * S)).await.unwrap().unwrap();
+    // The next token is 400 ms away; one service is 500 ms.
+    assert!(quiet - start <= 6 * S, "{:?}", quiet - start);
+}
+
+#[tokio::test(start_paused = true)]
+async fn urgency_counts_within_a_team_alone() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    let (a, b) = (Team::example("a"), Team::example("b"));
+    spend(&budget, call_of(&a, 3, 60 * S)).await.unwrap().unwrap();
+    let calls =
+        [(&a, 5), (&a, 3), (&a, 0), (&b, 7)].map(|(team, urgency)| spend(&budget, call_of(team, urgency, 60 * S)));
+    let mut seconds = Vec::new();
+    for call in calls {
+        seconds.push((call.await.unwrap().unwrap() - start).as_secs());
+    }
+    assert_eq!(seconds, [4, 3, 1, 2], "the other team has its turn, however calm its call");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
+    let mut calls: Vec<_> = (0..20).map(|_| call_of(&flood, 3, 60 * S)).collect();
+    let shared = Arc::clone(&calls[19].0.interest);
+    let last = calls.pop().map(|call| spend(&budget, call));
+    let _others: Vec<_> = calls.into_iter().map(|call| spend(&budget, call)).collect();
+    tokio::task::yield_now().await;
+    tokio::time::sleep(3 * S).await;
+    let _waiter = shared.join(&Arc::new(quiet), Urgency::default());
+    let sent = last.unwrap().await.unwrap().unwrap();
+    assert!(sent - start <= 5 * S, "{:?}", sent - start);
+}
+
+/// Clients that are told to come back do, after exactly as long as they were told, while the load stays what it is.
+#[tokio::test(start_paused = true)]
+async fn those_who_come_back_when_they_were_told_are_served() {
+    let budget = budget(limits(5, 5, 10));
+    let team = Team::example("a");
+    let until = Instant::now() + 300 * S;
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..100u64 {
+        let (budget, team) = (budget.clone(), team.clone());
+        clients.spawn(async move {
+            let (mut came_back, mut served) = (0u32, 0u32);
+            tokio::time::sleep(n as u32 * 37 * MS).await;
+            while Instant::now() < until {
+                let (mut call, _waiter) = call_of(&team, 3, 2 * S);
+                let mut result = send(&budget, &call).await;
+                while let Err(refused) = result {
+                    tokio::time::sleep(refused.retry_after().unwrap()).await;
+                    call.deadline = Instant::now() + 2 * S;
+                    result = send(&budget, &call).await;
+                    came_back += 1;
+                    served += u32::from(result.is_ok());
+                }
+                tokio::time::sleep(S).await;
+            }
+            (came_back, served)
+        });
+    }
+    let all = clients.join_all().await;
+    let (came_back, served) = all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert!(came_back > 500, "{came_back}");
+    assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_do_not_come_back_stand_in_nobodys_way() {
+    let budget = budget(limits(5, 5, 10));
+    let team = Team::example("a");
+    for _ in 0..500 {
+        let (call, _waiter) = call_of(&team, 3, S);
+        assert!(answered(&budget, &call).await != Err(Reason::CircuitOpen));
+    }
+    // All that was promised has lapsed, and of that much remains in what newcomers are told.
+    tokio::time::sleep(200 * S).await;
+    let (mut sent, mut refused) = (0, 0);
+    for _ in 0..100 {
+        let (call, _waiter) = call_of(&team, 3, S);
+        match answered(&budget, &call).await {
+            Ok(_) => sent += 1,
+            Err(_) => refused += 1,
+        }
+        tokio::time::sleep(250 * MS).await;
+    }
+    assert_eq!((sent, refused), (100, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_teams_own_limit_holds_whatever_the_account_has_left() {
+    let budget = budget(limits(100, 100, 10));
+    let team = Team { upstream: Rate::new(2, S), ..Team::example("small") };
+    for _ in 0..2 {
+        let (call, _waiter) = call_of(&team, 3, 60 * S);
+        answered(&budget, &call).await.unwrap();
+    }
+    let (call, _waiter) = call_of(&team, 3, 60 * S);
+    let error = budget.acquire(&call).await.unwrap_err();
+    assert_eq!((error.reason(), error.retry_after()), (Reason::TeamRateLimit, Some(S)));
+    assert_eq!(budget.allowance(&team).map(|left| (left.remaining, left.reset)), Some((0, 1)));
+    let (other, _waiter) = patient();
+    answered(&budget, &other).await.unwrap();
+    advance(500 * MS).await;
+    answered(&budget, &call).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_not_sent_costs_its_team_nothing() {
+    let budget = budget(limits(1, 1, 10));
+    let team = Team { upstream: Rate::new(1, 60 * S), ..Team::example("small") };
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let leaving = spend(&budget, call_of(&team, 3, 60 * S));
+    tokio::task::yield_now().await;
+    assert_eq!(budget.allowance(&team).map(|left| left.remaining), Some(0));
+    leaving.abort();
+    assert!(leaving.await.is_err());
+    assert_eq!(budget.allowance(&team).map(|left| left.remaining), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
+    let (budget, start) = (budget(limits(100, 100, 100)), Instant::now());
+    for _ in 0..9 {
+        attempt(&budget, Ended::Failed).await.unwrap();
+    }
+    let (last, _waiter) = patient();
+    let mut permit = budget.acquire(&last).await.unwrap();
+    permit.spend();
+    budget.set_limits(Limits { rate: Rate::new(1, 60 * S), ..limits(100, 1, 100) });
+    let waiting = spend(&budget, call_of(&Team::example("local"), 3, 600 * S));
+    tokio::task::yield_now().await;
+    permit.end(Ended::Failed);
+    assert_eq!(waiting.await.unwrap(), Err(Reason::CircuitOpen), "who waits is told");
+    let error = attempt(&budget, Ended::Failed).await.unwrap_err();
+    assert_eq!((error.reason(), error.retry_after()), (Reason::CircuitOpen, Some(5 * S)));
+    assert_eq!(Instant::now(), start);
+
+    budget.set_limits(limits(100, 100, 100));
+    advance(5 * S).await;
+    let tokens = budget.standing().tokens;
+    let (probe, _waiter) = patient();
+    let mut probe = budget.acquire(&probe).await.unwrap();
+    probe.spend();
+    assert!(budget.standing().tokens < tokens, "a probe pays");
+    assert_eq!(attempt(&budget, Ended::Failed).await.unwrap_err().reason(), Reason::CircuitOpen);
+    assert_eq!(budget.standing().circuit, CircuitState::HalfOpen);
+    probe.end(Ended::Answered(Stated::default()));
+    assert_eq!((budget.standing().circuit, budget.standing().broken_for), (CircuitState::Closed, None));
+    attempt(&budget, Ended::Failed).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_given_up_lets_another_try() {
+    let budget = budget(limits(100, 100, 100));
+    for _ in 0..10 {
+        attempt(&budget, Ended::Failed).await.unwrap();
+    }
+    advance(5 * S).await;
+    let (call, _waiter) = patient();
+    drop(budget.acquire(&call).await.unwrap());
+    let mut unclear = budget.acquire(&call).await.unwrap();
+    unclear.spend();
+    drop(unclear);
+    attempt(&budget, Ended::Answered(Stated::default())).await.unwrap();
+    assert_eq!(budget.standing().circuit, CircuitState::Closed);
+}
+
+/// Which answers say what, seen through the service.
+#[tokio::test(start_paused = true)]
+async fn answers_are_understood() {
+    let ending = |answer: Result<u16, (Reason, Retry)>| {
+        let answer = match answer {
+            Ok(status) => Ok(Answer {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: HeaderMap::new(),
+                body: Default::default(),
+                next_token: None,
+            }),
+            Err((reason, retry)) => Err(GatewayError::new(reason, "scripted").with_retry(retry)),
+        };
+        ended(&answer, Instant::now() + S, Clock::new())
+    };
+    let answered = Ended::Answered(Stated::default());
+    assert_eq!(ending(Ok(200)), answered);
+    assert_eq!(ending(Ok(400)), answered);
+    assert_eq!(ending(Ok(429)), Ended::Limited(None, Stated::default()));
+    assert_eq!(ending(Ok(500)), Ended::Failed);
+    assert_eq!(ending(Ok(503)), Ended::Failed);
+    assert_eq!(ending(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
+    assert_eq!(ending(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), Ended::Failed);
+    assert_eq!(ending(Err((Reason::UpstreamInvalid, Retry::Never))), Ended::Unclear);
+    assert_eq!(ending(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), Ended::Failed);
+    let hurried = Err(GatewayError::new(Reason::UpstreamTimeout, "scripted").with_retry(Retry::IfRepeatable));
+    assert_eq!(
+        ended(&hurried, Instant::now(), Clock::new()),
+        Ended::Unclear,
+        "the client's deadline, not Twilio's fault"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attempt_pays_and_a_429_pauses_the_account() {
+    let (budgets, clock) = (Budgets::default(), Clock::new());
+    budgets.set(&"main".into(), limits(10, 10, 10), clock);
+    let layer = BudgetLayer::new(budgets.clone(), Metrics::new(), clock);
+    let limited = service_fn(|_: Call| async {
+        let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("9"))]);
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Ok(Answer { status, headers, body: Default::default(), next_token: None })
+    });
+    let (call, _waiter) = patient();
+    layer.layer(limited).oneshot(call).await.unwrap();
+    let standing = budgets.get("main").unwrap().standing();
+    assert_eq!((standing.paused, standing.in_flight), (9 * S, 0));
+    assert!(standing.tokens.unwrap() < 10.0);
+}

@@ -1,0 +1,218 @@
+//! The waiting room: who waits, in which lines, and who was told to come back.
+//!
+//! Clients stand in fair lines ([`FairQueue`]), background refreshes in lines of their own behind all of them. A
+//! call that was refused since it could not be served in time is told when to come back, and its place in
+//! the line is kept until a little after that: when the same team asks the same again it goes on where it stood.
+//! So a client that does as it is told is served, however many others arrive meanwhile. Not everybody comes
+//! back; the share that did of late is what kept places count for when others are told how long they wait.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::queue::{FairQueue, Ticket};
+use crate::model::clock::Instant;
+use crate::model::interest::Sponsor;
+use crate::model::key::Key;
+use crate::model::tenancy::Team;
+use crate::model::wishes::Urgency;
+
+/// Somebody who waits; `G` is how to tell them.
+#[derive(Debug)]
+pub(super) struct Waiting<G> {
+    /// Of no use afterwards.
+    pub(super) deadline: Instant,
+    /// What it asks for, by which it is known again when it comes back.
+    pub(super) key: Key,
+    /// Whose places it holds; of a refresh, the team whose client caused it.
+    pub(super) sponsors: Vec<Sponsor>,
+    /// A refresh that no client waits for.
+    pub(super) background: bool,
+    /// Told when it is served or refused.
+    pub(super) grant: G,
+}
+
+/// Everybody who waits for one account.
+#[derive(Debug)]
+pub(super) struct WaitingRoom<G> {
+    calls: HashMap<Ticket, Waiting<G>>,
+    clients: FairQueue,
+    refreshes: FairQueue,
+    next_ticket: Ticket,
+    promises: HashMap<(Arc<str>, Key), Promise>,
+    /// When promises that were not kept were last looked for.
+    swept: Option<Instant>,
+    /// The share of those who were told to come back that did.
+    returning: f64,
+}
+
+#[derive(Debug)]
+struct Promise {
+    ticket: Ticket,
+    sponsor: Sponsor,
+    ends: Instant,
+}
+
+/// Where a call stands that has not been let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Its arrival, or that of when it came first.
+    pub(super) ticket: Ticket,
+    /// Those who would be served before it.
+    pub(super) ahead: usize,
+}
+
+impl<G> Default for WaitingRoom<G> {
+    fn default() -> Self {
+        Self {
+            calls: HashMap::new(),
+            clients: FairQueue::default(),
+            refreshes: FairQueue::default(),
+            next_ticket: 0,
+            promises: HashMap::new(),
+            swept: None,
+            returning: 1.0,
+        }
+    }
+}
+
+impl<G> WaitingRoom<G> {
+    /// How much one more says of how many come back.
+    const WEIGHT_OF_ONE: f64 = 1.0 / 16.0;
+    /// Clients come back late rather than early.
+    const GRACE: Duration = Duration::from_secs(2);
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Would a call that arrives now be served before everybody who waits.
+    pub(super) fn is_first(&self, background: bool) -> bool {
+        self.clients.is_empty() && (!background || self.refreshes.is_empty())
+    }
+
+    /// Where a call would stand. One that comes back as it was told stands where it stood.
+    pub(super) fn standing(&mut self, sponsors: &[Sponsor], background: bool, key: &Key, now: Instant) -> Standing {
+        self.end_promises(now);
+        let kept = sponsors.iter().find_map(|sponsor| self.redeem(&sponsor.team, key));
+        let ticket = kept.unwrap_or_else(|| self.new_ticket());
+        Standing { ticket, ahead: self.ahead(sponsors, background, ticket) }
+    }
+
+    fn new_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Lets a call wait.
+    pub(super) fn enter(&mut self, ticket: Ticket, waiting: Waiting<G>) {
+        let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
+        for sponsor in &waiting.sponsors {
+            lines.join(sponsor, ticket);
+        }
+        self.calls.insert(ticket, waiting);
+    }
+
+    /// Takes a call out, however it ends.
+    pub(super) fn leave(&mut self, ticket: Ticket) -> Option<Waiting<G>> {
+        let waiting = self.calls.remove(&ticket)?;
+        let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
+        for sponsor in &waiting.sponsors {
+            lines.leave(sponsor, ticket);
+        }
+        Some(waiting)
+    }
+
+    /// Others wait for a call now. A refresh that clients wait for stands among the clients, as of when the first of
+    /// them came. Gives the ticket from now on.
+    pub(super) fn set_sponsors(&mut self, ticket: Ticket, sponsors: Vec<Sponsor>, background: bool) -> Ticket {
+        let Some(waiting) = self.leave(ticket) else { return ticket };
+        let ticket = if waiting.background && !background { self.new_ticket() } else { ticket };
+        self.enter(ticket, Waiting { sponsors, background, ..waiting });
+        ticket
+    }
+
+    /// Whose turn it is. The team pays for it, and the call is out.
+    pub(super) fn serve_next(&mut self) -> Option<Waiting<G>> {
+        let background = self.clients.is_empty();
+        let (team, ticket) = if background { self.refreshes.next()? } else { self.clients.next()? };
+        let waiting = self.leave(ticket)?;
+        if let Some(sponsor) = waiting.sponsors.iter().find(|sponsor| sponsor.team.name == team) {
+            self.charge(&sponsor.team, background);
+        }
+        Some(waiting)
+    }
+
+    /// A team is served, having waited or not.
+    pub(super) fn charge(&mut self, team: &Team, background: bool) {
+        if background { &mut self.refreshes } else { &mut self.clients }.charge(team);
+    }
+
+    /// Everybody who waits: their tickets, deadlines, and how many are ahead of them.
+    pub(super) fn everybody(&self) -> impl Iterator<Item = (Ticket, Instant, usize)> {
+        self.calls.iter().map(|(ticket, waiting)| {
+            (*ticket, waiting.deadline, self.ahead(&waiting.sponsors, waiting.background, *ticket))
+        })
+    }
+
+    /// All tickets.
+    pub(super) fn tickets(&self) -> Vec<Ticket> {
+        self.calls.keys().copied().collect()
+    }
+
+    /// Keeps the place of a client that is told to come back after `wait`; no more than `most` are kept.
+    pub(super) fn promise(
+        &mut self,
+        sponsor: Sponsor,
+        key: Key,
+        ticket: Ticket,
+        wait: Duration,
+        most: u32,
+        now: Instant,
+    ) {
+        let known = (Arc::clone(&sponsor.team.name), key);
+        if self.promises.len() >= most as usize || self.promises.contains_key(&known) {
+            return;
+        }
+        let grace = (wait / 4).max(Self::GRACE);
+        self.clients.keep(&sponsor, ticket);
+        self.promises.insert(known, Promise { ticket, sponsor, ends: now + wait + grace });
+    }
+
+    fn redeem(&mut self, team: &Team, key: &Key) -> Option<Ticket> {
+        let promise = self.promises.remove(&(Arc::clone(&team.name), *key))?;
+        self.clients.release(&promise.sponsor, promise.ticket);
+        self.returning += (1.0 - self.returning) * Self::WEIGHT_OF_ONE;
+        Some(promise.ticket)
+    }
+
+    /// Gives up the places of those who have not come back. Looks once a second.
+    fn end_promises(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now < swept + Duration::from_secs(1)) {
+            return;
+        }
+        self.swept = Some(now);
+        let (clients, returning) = (&mut self.clients, &mut self.returning);
+        self.promises.retain(|_, promise| {
+            let lasts = now <= promise.ends;
+            if !lasts {
+                clients.release(&promise.sponsor, promise.ticket);
+                *returning -= *returning * Self::WEIGHT_OF_ONE;
+            }
+            lasts
+        });
+    }
+
+    fn ahead(&self, sponsors: &[Sponsor], background: bool, ticket: Ticket) -> usize {
+        let lines = if background { &self.refreshes } else { &self.clients };
+        let in_lines = sponsors.iter().map(|sponsor| lines.ahead_of(sponsor, ticket, self.returning)).min();
+        let clients = if background { self.calls.values().filter(|waiting| !waiting.background).count() } else { 0 };
+        in_lines.unwrap_or_default() + clients
+    }
+}
+
+/// The place of a background refresh: behind its team's clients, and no more urgent than others.
+pub(super) fn of_refresh(team: &Arc<Team>) -> Sponsor {
+    Sponsor { team: Arc::clone(team), urgency: Urgency::default() }
+}
