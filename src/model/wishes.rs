@@ -157,14 +157,14 @@ fn prefers_gzip<'h>(lines: impl Iterator<Item = &'h str>) -> bool {
 fn weight(parameter: &str) -> Option<u16> {
     let (name, value) = parameter.split_once('=')?;
     let (whole, fraction) = value.trim().split_once('.').unwrap_or((value.trim(), ""));
-    let well_formed = name.trim().eq_ignore_ascii_case("q")
-        && matches!(whole, "0" | "1")
-        && fraction.len() <= 3
-        && fraction.bytes().all(|digit| digit.is_ascii_digit());
+    let is_weight = name.trim().eq_ignore_ascii_case("q");
+    if !is_weight || fraction.len() > 3 || !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
     let thousandths = fraction.bytes().chain(*b"000").take(3).fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
-    match (well_formed, whole) {
-        (true, "0") => Some(thousandths),
-        (true, _) if thousandths == 0 => Some(1000),
+    match whole {
+        "0" => Some(thousandths),
+        "1" if thousandths == 0 => Some(1000),
         _ => None,
     }
 }
@@ -291,6 +291,8 @@ mod tests {
             "gzip;q=2",
             "gzip;q=1.5",
             "gzip;q=0.1234",
+            "gzip;q=0.!",
+            "gzip;q=0.\u{e9}",
             "gzip;q=-1",
             "gzip;q=",
             "gzip;level=1",
