@@ -179,25 +179,25 @@ impl<T> Guarded<T> {
 
     /// Ends when the connection has been silent for too long.
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.busy.is() {
-            self.phase = Phase::Serving;
-            return Poll::Pending;
-        }
         loop {
             let now = Instant::now();
-            if self.phase == Phase::Serving || (self.http2 && matches!(self.phase, Phase::Head(_))) {
+            if self.busy.is() {
+                self.phase = Phase::Serving;
+            } else if self.phase == Phase::Serving || (self.http2 && matches!(self.phase, Phase::Head(_))) {
                 self.phase = Phase::Idle(now);
             }
             let deadline = match self.phase {
-                Phase::Head(since) => since + self.header_timeout,
-                Phase::Idle(since) => since + IDLE,
-                Phase::Serving => return Poll::Pending,
+                Phase::Head(since) => Some(since + self.header_timeout),
+                Phase::Idle(since) => Some(since + IDLE),
+                Phase::Serving => None,
             };
-            if now >= deadline {
+            if deadline.is_some_and(|deadline| now >= deadline) {
                 return Poll::Ready(());
             }
-            // A head may begin while the alarm is set for idleness, so it never sleeps longer than a head may.
-            let wake = deadline.min(now + self.header_timeout);
+            // A head may begin while the alarm is set for idleness, and hyper, which has been told that nothing
+            // is there, does not ask again when an answer is out: so it never sleeps longer than a head may.
+            let longest = now + self.header_timeout;
+            let wake = deadline.map_or(longest, |deadline| deadline.min(longest));
             if self.alarm.is_elapsed() || self.alarm.deadline() > wake {
                 self.alarm.as_mut().reset(wake);
             }
@@ -343,6 +343,8 @@ fn answer(reason: Reason, message: &str) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[test]
@@ -351,6 +353,20 @@ mod tests {
         assert_eq!(end_of_head(b"GET / HTTP/1.1\nA: b\n\nbody"), Some(20));
         assert_eq!(end_of_head(b"GET / HTTP/1.1\r\nA: b\r\n"), None);
         assert_eq!(end_of_head(b""), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_read_while_it_was_busy_ends_all_the_same() {
+        let (_client, io) = tokio::io::duplex(64);
+        let busy = Busy::default();
+        let mut guarded = Guarded::new(io, busy.clone(), Duration::from_secs(10));
+        let serving = busy.begin();
+        let ended = tokio::spawn(async move { guarded.read_u8().await.map_err(|error| error.kind()) });
+        tokio::task::yield_now().await;
+        // The answer is out, and nobody asks again.
+        drop(serving);
+        let ended = tokio::time::timeout(IDLE * 2, ended).await.expect("idle connections end").unwrap();
+        assert_eq!(ended, Err(io::ErrorKind::TimedOut));
     }
 
     #[tokio::test]
