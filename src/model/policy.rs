@@ -116,6 +116,13 @@ impl Policy {
             if !op.is_some_and(|op| matches!(op, "EQ" | "NE" | "GT" | "LT" | "IN")) {
                 return Err(Denied::Shape("an expression's op is none of EQ, NE, GT, LT and IN"));
             }
+            let are_texts = match json::member(leaf, "values") {
+                None | Some(Value::Null) => true,
+                Some(values) => values.as_array().is_some_and(|all| all.iter().all(|value| value.as_str().is_some())),
+            };
+            if !are_texts {
+                return Err(Denied::Shape("an expression's values are not a list of strings"));
+            }
             self.check(field(leaf)?)?;
         }
         Ok(expressions)
@@ -291,6 +298,8 @@ mod tests {
             group(&format!(r#"{{"op":"AND","not":true,"expressions":[{leaf}]}}"#)),
             group(r#"{"op":"AND","expressions":[{"op":"OR","expressions":[]}]}"#),
             group(r#"{"op":"AND","expressions":[{"op":"EQ","field":7}]}"#),
+            group(r#"{"op":"AND","expressions":[{"op":"EQ","field":"a","values":"1"}]}"#),
+            group(r#"{"op":"AND","expressions":[{"op":"EQ","field":"a","values":[{"sql":"X.y"}]}]}"#),
             group("null"),
             r#"{"query":{"measures":[7]}}"#.to_owned(),
             r#"{"query":{"segments":["X.y"]}}"#.to_owned(),
