@@ -406,6 +406,17 @@ async fn absurd_pauses_are_bounded_or_ignored() {
 }
 
 #[tokio::test]
+async fn a_retry_after_that_cannot_be_followed_does_not_come_down() {
+    for (said, told) in [("soon", "1"), ("-1", "1"), ("1.5", "1"), ("\u{e9}", "1"), ("9", "9")] {
+        let headers = format!("Content-Type: application/json\r\nRetry-After: {said}\r\n");
+        let upstream = Upstream::script(move |_| Plan::with(503, &headers, "{}")).await;
+        let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
+        let answer = gateway.ask(&post(ASK)).await;
+        assert_eq!((answer.status, answer.header("retry-after")), (503, told), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_pause_beyond_every_deadline_refuses_at_once_and_says_when_to_come_back() {
     let upstream = Upstream::script(|_| Plan::with(429, "Retry-After: 200\r\n", "{}")).await;
     let gateway = gateway(&upstream).await;

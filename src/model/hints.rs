@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -64,6 +64,14 @@ impl Stated {
     }
 }
 
+/// Does `Retry-After` say anything that a client could follow: digits or a date (RFC 9110 section 10.2.3).
+pub fn is_retry_after(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|text| {
+        let are_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        are_digits || httpdate::parse_http_date(text).is_ok()
+    })
+}
+
 /// What an answer's `Cache-Control` allows a shared cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
@@ -101,8 +109,6 @@ pub fn storage(headers: &HeaderMap) -> Storage {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -153,6 +159,15 @@ mod tests {
         assert!(crowded.concurrent == Some(12) && !crowded.speaks_of_a_rate());
         let nonsense = of(&[("x-ratelimit-limit", "-1"), ("x-ratelimit-reset", "1000000000000")]);
         assert_eq!(nonsense, Stated::default());
+    }
+
+    #[test]
+    fn a_retry_after_can_be_followed() {
+        let is = |value: &[u8]| is_retry_after(&HeaderValue::from_bytes(value).unwrap());
+        assert!(is(b"7") && is(b"0") && is(b"Sun, 22 Nov 2026 12:00:09 GMT"));
+        for value in [&b""[..], b"soon", b"-1", b"1.5", b"\xff", b"7, 8", b"Sun, 22 Nov 2026"] {
+            assert!(!is(value), "{}", value.escape_ascii());
+        }
     }
 
     #[test]

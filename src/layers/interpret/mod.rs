@@ -19,6 +19,7 @@ use tower::{Layer, Service, ServiceExt};
 use self::memo::{Memo, Said, Understood};
 use crate::model::call::{Call, Reply};
 use crate::model::error::{GatewayError, Reason};
+use crate::model::hints;
 use crate::model::interest::Interest;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
@@ -210,7 +211,7 @@ fn write(reply: Reply) -> Response<Full<Bytes>> {
         headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
     }
     let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    if wants_retry_after && !headers.contains_key(header::RETRY_AFTER) {
+    if wants_retry_after && !headers.get(header::RETRY_AFTER).is_some_and(hints::is_retry_after) {
         // Twilio documents only the reset of its own window, which Retry-After clients do not know.
         let reset = headers.get("x-ratelimit-reset").and_then(|reset| reset.to_str().ok()?.parse::<u32>().ok());
         let seconds = reset.filter(|seconds| (1..=LONGEST_RETRY_AFTER).contains(seconds)).unwrap_or(1);
