@@ -466,6 +466,9 @@ impl Names {
 }
 
 #[cfg(test)]
+mod suite_tests;
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
