@@ -159,6 +159,9 @@ impl<T> Guarded<T> {
     /// Does a head say its body's length in two ways (RFC 9112 section 6.3). hyper takes one of them; somebody in
     /// front of the gateway may have taken the other, and a request may be hidden in the difference.
     fn is_ambiguous(&mut self, bytes: &[u8]) -> bool {
+        // Empty lines before a request are none of its head (RFC 9112 section 2.2).
+        let blank = bytes.iter().take_while(|byte| self.head.is_empty() && matches!(byte, b'\r' | b'\n')).count();
+        let bytes = &bytes[blank..];
         if self.head.is_empty()
             && let Some(end) = end_of_head(bytes)
         {
@@ -371,7 +374,7 @@ mod tests {
 
     #[tokio::test]
     async fn two_lengths_are_seen_in_whatever_pieces_they_come() {
-        let head = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTRANSFER-encoding: chunked\r\n\r\n";
+        let head = b"\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 3\r\nTRANSFER-encoding: chunked\r\n\r\n";
         for size in 1..=head.len() {
             let mut guarded = Guarded::new(tokio::io::empty(), Busy::default(), Duration::from_secs(10));
             let refused = head.chunks(size).map(|piece| guarded.received(piece)).filter(|fine| !fine).count();
