@@ -1,0 +1,133 @@
+//! A configuration: a TOML document, and environment and flags in its comments (`#env NAME=VALUE`, `#flag key=value`).
+//! It ends in a configuration or in faults; neither shows a secret, and what is shown is a configuration again.
+
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use insights_gateway::config::{self, Config, CredentialSource, SecretSource, Sources};
+use insights_gateway::model::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
+use libfuzzer_sys::fuzz_target;
+
+/// Part of every value that the seeds plant where secrets belong, and elsewhere by mistake.
+const CANARY: &str = "s3cret";
+
+/// A file of this process's own, in memory where the machine has such a place.
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let memory = PathBuf::from("/dev/shm");
+    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    folder.join(format!("insights-gateway-fuzz-{}.toml", std::process::id()))
+});
+
+fn sources(text: &str) -> Sources {
+    let mut sources = Sources::default().with_file(&*FILE);
+    for line in text.lines() {
+        if let Some((name, value)) = line.strip_prefix("#env ").and_then(|line| line.split_once('=')) {
+            sources = sources.with_variable(name, value);
+        }
+        if let Some((key, value)) = line.strip_prefix("#flag ").and_then(|line| line.split_once('=')) {
+            sources = sources.with_flag(key, value);
+        }
+    }
+    sources
+}
+
+fn load(text: &str, sources: &Sources) -> Result<Config, config::Faults> {
+    std::fs::write(&*FILE, text).expect("a file that can be written");
+    let loaded = config::load(sources);
+    let _ = std::fs::remove_file(&*FILE);
+    loaded
+}
+
+/// Does any key, or a value that is a name of something, hold the canary: then it is the document's own fault.
+fn is_elsewhere(text: &str, sources: &Sources, secrets: usize) -> bool {
+    let places = sources.environment.iter().map(|(name, value)| format!("{name}{}", value.to_string_lossy()));
+    let places = places.chain(sources.flags.iter().map(|(key, value)| format!("{key}{value}")));
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .chain(places)
+        .map(|t| t.matches(CANARY).count())
+        .sum::<usize>()
+        > secrets
+}
+
+fn keys(value: &toml::Value, found: &mut Vec<String>) {
+    match value {
+        toml::Value::Table(table) => table.iter().for_each(|(key, value)| {
+            found.push(key.clone());
+            keys(value, found);
+        }),
+        toml::Value::Array(items) => items.iter().for_each(|item| keys(item, found)),
+        _ => {}
+    }
+}
+
+fn has_canary_as_key(text: &str, sources: &Sources) -> bool {
+    let mut found: Vec<_> = sources.environment.keys().cloned().collect();
+    found.extend(sources.flags.iter().map(|(key, _)| key.clone()));
+    // Inline tables among the values have keys too.
+    let values = sources.environment.values().map(|value| value.to_string_lossy().into_owned());
+    let values = values.chain(sources.flags.iter().map(|(_, value)| value.clone()));
+    found.extend(values.filter(|value| value.trim_start().starts_with(['{', '['])));
+    match text.parse::<toml::Table>() {
+        Ok(table) => keys(&toml::Value::Table(table), &mut found),
+        Err(_) => return true,
+    }
+    found.iter().any(|key| key.to_lowercase().contains(CANARY))
+}
+
+fn check_config(text: &str, sources: &Sources, config: &Config) {
+    let shown = config.show();
+    let table: toml::Table = shown.parse().unwrap_or_else(|error| panic!("what is shown is no TOML: {error}\n{shown}"));
+    assert!(table.contains_key("accounts"));
+    let mut secrets = 0;
+    for account in &config.accounts {
+        let (CredentialSource::ApiKey { secret: source, .. } | CredentialSource::AuthToken(source)) =
+            &account.credential;
+        let secret = insights_gateway_fuzz::exposed(&account.secret);
+        if *source == SecretSource::Literal && secret.contains(CANARY) {
+            secrets += secret.matches(CANARY).count();
+        }
+    }
+    if secrets > 0 && !is_elsewhere(text, sources, secrets) {
+        let told = [shown.as_str(), &config.warnings.join("\n"), &format!("{config:?}")].join("\n");
+        assert!(!told.contains(CANARY), "a secret is shown:\n{told}");
+    }
+
+    // Shown, it is the same configuration once more, but for secrets that cannot be read from it.
+    let again = load(&shown, sources).unwrap_or_else(|faults| panic!("shown and refused: {faults}\n{shown}"));
+    assert_eq!(again.show(), shown, "shown, it became another");
+}
+
+fn check_units(text: &str) {
+    if let Ok(duration) = parse_duration(text) {
+        assert_eq!(parse_duration(&Span(duration).to_string()), Ok(duration));
+    }
+    if let Ok(size) = parse_size(text) {
+        assert_eq!(parse_size(&Size(size).to_string()), Ok(size));
+    }
+    if let Ok(Some(rate)) = parse_rate(text) {
+        assert_eq!(parse_rate(&rate.to_string()), Ok(Some(rate)));
+        assert!(!Rate::period(rate).is_zero() && rate.per_second() > 0.0);
+    }
+}
+
+fuzz_target!(|document: &[u8]| {
+    let Ok(text) = std::str::from_utf8(document) else { return };
+    if text.contains('\0') {
+        return;
+    }
+    check_units(text);
+    let sources = sources(text);
+    match load(text, &sources) {
+        Ok(config) => check_config(text, &sources, &config),
+        Err(faults) => {
+            let told = faults.to_string();
+            assert!(faults.count() > 0 && told.lines().count() == faults.count(), "a fault is a line:\n{told}");
+            assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "a fault steers the terminal: {told:?}");
+            assert!(!told.contains(CANARY) || has_canary_as_key(text, &sources), "a fault repeats a value:\n{told}");
+        }
+    }
+});

@@ -1,0 +1,114 @@
+//! The headers that the gateway reads, a client's and an upstream's: lines of `name: value`. No value, however absurd,
+//! makes it wait or keep for longer than its limits, or keep what must not be kept.
+
+#![no_main]
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use insights_gateway::model::call::{Answer, Page};
+use insights_gateway::model::freshness::{Decision, Lifetimes, decide};
+use insights_gateway::model::hints::{Storage, pause, storage};
+use insights_gateway::model::request_id;
+use insights_gateway::model::wishes::{Wishes, has_tag};
+use insights_gateway_fuzz::choices;
+use libfuzzer_sys::fuzz_target;
+
+const YEAR: Duration = Duration::from_secs(366 * 86_400);
+
+fn headers(text: &[u8]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        let at = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let value = line.get(at + 1..).unwrap_or_default();
+        let value = HeaderValue::from_bytes(value.strip_prefix(b" ").unwrap_or(value));
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(&line[..at]), value) {
+            headers.append(name, value);
+        }
+    }
+    headers
+}
+
+fn has_word(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))
+}
+
+fn check_upstream(headers: &HeaderMap) {
+    // 2026-11-22, the day that the seeds' dates lie around.
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_348_800);
+    if let Some(pause) = pause(headers, now) {
+        assert!(!pause.is_zero() && pause <= YEAR, "{pause:?}");
+    }
+    for word in ["no-store", "private"] {
+        if has_word(headers, header::CACHE_CONTROL, word) {
+            assert_eq!(storage(headers), Storage::Forbidden, "{word}");
+        }
+    }
+    if has_word(headers, header::CACHE_CONTROL, "no-cache") {
+        assert!(matches!(storage(headers), Storage::Forbidden | Storage::AtMost(Duration::ZERO)));
+    }
+
+    for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        let body = headers.get("body").map(|body| body.as_bytes().repeat(64)).unwrap_or_default().into();
+        let page = Page::new(Answer { status, headers: headers.clone(), body, next_token: None });
+        for (name, value) in &page.headers {
+            let name = name.as_str();
+            let may_cross = matches!(name, "content-type" | "twilio-request-id")
+                || status != StatusCode::OK && (name == "retry-after" || name.starts_with("x-rate"));
+            assert!(may_cross, "{name} of a {status}");
+            assert_eq!(headers.get(name), Some(value));
+        }
+        assert_eq!(page.etag.is_some(), status == StatusCode::OK);
+        assert!(page.weight() >= page.body.len());
+        if let Some(coded) = page.gzip() {
+            assert!(coded.body.len() < page.body.len() && Some(&coded.etag) != page.etag.as_ref());
+        }
+    }
+}
+
+fn check_client(headers: &HeaderMap, rng: &mut fastrand::Rng) {
+    let wishes = Wishes::read(headers);
+    assert!(wishes.urgency.level() <= 7);
+    let longest = Duration::from_secs(u32::MAX.into());
+    assert!(wishes.wait.is_none_or(|wait| wait <= longest));
+    for (word, is_wished) in [
+        ("no-cache", wishes.cache.no_cache),
+        ("no-store", wishes.cache.no_store),
+        ("only-if-cached", wishes.cache.only_if_cached),
+    ] {
+        assert!(is_wished || !has_word(headers, header::CACHE_CONTROL, word), "{word}");
+    }
+    if let Some(list) = &wishes.if_none_match {
+        assert!(!has_tag(list, "\"a tag that no client has\"") || list.to_str().is_ok_and(|list| list.trim() == "*"));
+        // What is listed alone is there.
+        if let Ok(tag) = list.to_str()
+            && tag.len() > 2
+            && tag.starts_with('"')
+            && tag.ends_with('"')
+            && !tag.contains(',')
+        {
+            assert!(has_tag(list, tag) && has_tag(list, &format!("W/{tag}")));
+        }
+    }
+
+    let mut seconds = || Duration::from_secs([0, 1, 60, 3600, 86_400, u64::MAX][rng.usize(..6)]);
+    let lifetimes = Lifetimes { fresh: seconds(), stale_while_revalidate: seconds(), stale_if_error: seconds() };
+    let age = seconds();
+    let decision = decide(Some((&lifetimes, age)), &wishes.cache);
+    let is_served = matches!(decision, Decision::Serve | Decision::ServeAndRefresh);
+    assert!(age <= lifetimes.usable() || matches!(decision, Decision::Fetch | Decision::Refuse));
+    assert!(!wishes.cache.only_if_cached || matches!(decision, Decision::Serve | Decision::Refuse));
+    assert!(!is_served || wishes.cache.max_age.is_none_or(|most| age <= most));
+    assert!(!is_served || !wishes.cache.no_cache);
+    let _ = (lifetimes.ttl(age), lifetimes.after(age), lifetimes.at_most(age));
+
+    let id = request_id::of(headers);
+    assert!((1..=128).contains(&id.len()) && id.to_str().is_ok_and(|id| !id.contains([' ', '"', ','])));
+}
+
+fuzz_target!(|text: &[u8]| {
+    let headers = headers(text);
+    check_upstream(&headers);
+    check_client(&headers, &mut choices(text, 0));
+});

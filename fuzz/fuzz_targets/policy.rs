@@ -1,0 +1,116 @@
+//! The body of a query by teams that may not see everything. Whatever gets through names nothing that the team may not
+//! see and holds the filters that it must, and all else is as it was asked.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use insights_gateway::model::json;
+use insights_gateway::model::policy::{Policy, Required};
+use insights_gateway::model::query::CanonicalQuery;
+use insights_gateway_fuzz::query::{Meaning, Place, meaning};
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Value, json};
+
+const DENIED: [&str; 3] = ["Conversation.ParticipantId", "Conversation.Profile*", "Secret.*"];
+
+struct Case {
+    policy: Policy,
+    denies: bool,
+    requires: bool,
+}
+
+static CASES: LazyLock<[Case; 3]> = LazyLock::new(|| {
+    [(true, false), (false, true), (true, true)].map(|(denies, requires)| {
+        let closed = Required {
+            op: "EQ".into(),
+            field: "Conversation.ConversationStatus".into(),
+            values: vec!["CLOSED".into()],
+        };
+        let deny = if denies { DENIED.map(str::to_owned).to_vec() } else { Vec::new() };
+        let require = if requires { vec![closed] } else { Vec::new() };
+        Case { policy: Policy::new(&deny, &require), denies, requires }
+    })
+});
+
+/// Every string of a query that could be the name of something: all but the values of filters.
+fn names<'v>(query: &'v Value, found: &mut Vec<&'v str>) {
+    match query {
+        Value::String(text) => found.push(text),
+        Value::Array(elements) => elements.iter().for_each(|element| names(element, found)),
+        Value::Object(members) => {
+            for (name, value) in members {
+                found.push(name);
+                if name != "values" {
+                    names(value, found);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_denied(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    DENIED.iter().any(|denied| {
+        let denied = denied.to_ascii_lowercase();
+        let exact = denied.trim_end_matches('*');
+        let unqualified = exact.split_once('.').map_or("", |(_, member)| member);
+        denied.ends_with('*') && name.starts_with(exact)
+            || name == exact
+            || name.starts_with(&format!("{exact}."))
+            || !unqualified.is_empty() && name == unqualified
+    })
+}
+
+fn expressions(group: &Value) -> Vec<Meaning> {
+    let all = group["expressions"].as_array().map_or(&[][..], Vec::as_slice);
+    all.iter().map(|e| meaning(&json::parse(e.to_string().as_bytes()).expect("JSON"), Place::Leaf)).collect()
+}
+
+fn check(case: &Case, asked: &[u8], passed: &[u8]) {
+    let (before, after): (Value, Value) =
+        (serde_json::from_slice(asked).expect("JSON"), serde_json::from_slice(passed).expect("JSON"));
+    if case.denies {
+        let mut found = Vec::new();
+        names(&after["query"], &mut found);
+        let denied = found.iter().find(|name| is_denied(name));
+        assert!(denied.is_none(), "{denied:?} in {after}");
+    }
+    if !case.requires {
+        return assert_eq!(passed, asked, "nothing is to be added");
+    }
+    let closed = json!({"op": "EQ", "field": "Conversation.ConversationStatus", "values": ["CLOSED"]});
+    let groups = after["query"]["filters"].as_array().expect("filters");
+    assert!(!groups.is_empty());
+    for group in groups {
+        assert_eq!(group["op"], "AND");
+        let all = group["expressions"].as_array().expect("expressions");
+        assert_eq!(all.iter().filter(|expression| **expression == closed).count(), 1, "{group}");
+    }
+    let again = CanonicalQuery::parse(passed).expect("a query");
+    assert_eq!(again.bytes(), passed, "not canonical");
+    // What passes once passes again, as it is.
+    assert_eq!(case.policy.apply(passed).as_deref(), Ok(passed));
+    for member in ["measures", "dimensions", "orderBy"] {
+        assert_eq!(before["query"][member], after["query"][member]);
+    }
+    for member in ["domain", "pageSize", "properties"] {
+        assert_eq!(before[member], after[member]);
+    }
+    let asked = before["query"]["filters"].as_array().map_or(&[][..], Vec::as_slice);
+    assert_eq!(groups.len(), asked.len().max(1));
+    for (asked, passed) in asked.iter().zip(groups) {
+        let passed = expressions(passed);
+        assert!(expressions(asked).iter().all(|expression| passed.contains(expression)), "an expression was lost");
+    }
+}
+
+fuzz_target!(|body: &[u8]| {
+    let Ok(asked) = CanonicalQuery::parse(body) else { return };
+    for case in &*CASES {
+        if let Ok(passed) = case.policy.apply(asked.bytes()) {
+            check(case, asked.bytes(), &passed);
+        }
+    }
+});

@@ -1,0 +1,184 @@
+//! The bytes of a connection, through the listener, its guard, hyper and the stack. Whatever comes: the connection ends,
+//! every answer is whole and says who made it, and a request whose length is said in two ways is refused, and nothing
+//! behind it is answered.
+
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use insights_gateway::config::{self, Config, Listen, Sources};
+use insights_gateway::model::error::Reason;
+use insights_gateway::server::{self, Limits};
+use insights_gateway::stack::{self, Lasting};
+use insights_gateway_fuzz::choices;
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+
+static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+    // SAFETY: the fuzzer has one thread, and this is the first thing that it does.
+    unsafe {
+        // Reading the machine's own trust roots for each input would take most of the time, and none is needed.
+        std::env::set_var("SSL_CERT_FILE", "/dev/null");
+        std::env::remove_var("SSL_CERT_DIR");
+    }
+    let flags = [
+        // Nobody listens there.
+        ("upstream.url", "http://127.0.0.1:1"),
+        ("accounts.main.account_sid", "AC00000000000000000000000000000001"),
+        ("accounts.main.api_key", "SK1"),
+        ("accounts.main.api_secret", "planted-s3cret"),
+        ("accounts.main.rate", "0/s"),
+        ("server.max_body", "4KiB"),
+        ("retry.attempts", "1"),
+        ("log.access", "false"),
+    ];
+    let sources = flags.iter().fold(Sources::default(), |sources, (key, value)| sources.with_flag(*key, *value));
+    config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"))
+});
+
+static SOCKET: LazyLock<PathBuf> =
+    LazyLock::new(|| std::env::temp_dir().join(format!("insights-gateway-fuzz-{}.sock", std::process::id())));
+
+/// Sends `bytes` in pieces and reads until the gateway hangs up.
+async fn converse(bytes: &[u8]) -> Vec<u8> {
+    let journey = stack::journey(&CONFIG, &Lasting::new(&CONFIG)).expect("a stack");
+    let bound = server::bind(&Listen::Unix(SOCKET.clone())).expect("a socket");
+    let patience = Duration::from_secs(30);
+    let limits = Limits { connections: Arc::new(Semaphore::new(4)), header_timeout: patience, drain: patience };
+    tokio::spawn(server::run(vec![bound], None, limits, move || journey.clone(), std::future::pending()));
+    let (mut reading, mut writing) = UnixStream::connect(&*SOCKET).await.expect("a connection").into_split();
+    let mut rng = choices(bytes, 0);
+    let mut rest = bytes.to_vec();
+    let sending = async move {
+        while !rest.is_empty() {
+            let n = if rng.bool() { rest.len() } else { rng.usize(1..=rest.len()) };
+            if writing.write_all(&rest[..n]).await.is_err() {
+                break;
+            }
+            rest.drain(..n);
+            // Everybody else first, so that the pieces arrive as pieces.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Open until the gateway has said all.
+        writing
+    };
+    let mut answers = Vec::new();
+    let receiving = async {
+        // A reset ends a connection as well as a close does.
+        let _ = reading.read_to_end(&mut answers).await;
+    };
+    let _ = tokio::join!(sending, receiving);
+    answers
+}
+
+struct Answer {
+    status: u16,
+    body: Vec<u8>,
+}
+
+/// Reads the final answers, to the letter.
+fn answers(mut bytes: &[u8]) -> Vec<Answer> {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        let shown = || String::from_utf8_lossy(bytes);
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_else(|| panic!("{:?}", shown()));
+        let head = std::str::from_utf8(&bytes[..end]).expect("an ASCII head");
+        bytes = &bytes[end + 4..];
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap_or_default();
+        let status = status.strip_prefix("HTTP/1.1 ").or(status.strip_prefix("HTTP/1.0 ")).expect("a status line");
+        let status: u16 = status[..3].parse().expect("a status");
+        if status == 100 {
+            continue;
+        }
+        let headers: Vec<_> = lines.map(|line| line.split_once(": ").expect("a header")).collect();
+        let find = |name: &str| {
+            let mut found = headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| *value);
+            let value = found.next();
+            assert!(found.next().is_none(), "{name} is there twice: {head}");
+            value
+        };
+        assert!(find("x-request-id").is_some_and(|id| !id.is_empty()), "{head}");
+        assert!(find("cache-status").is_some_and(|status| status.starts_with("insights-gateway")), "{head}");
+        assert_eq!(find("transfer-encoding"), None, "{head}");
+        let length: usize = find("content-length").map_or(0, |length| length.parse().expect("a length"));
+        // Answers to HEAD have a length and no body.
+        let has_body = bytes.first() == Some(&b'{');
+        let body = if has_body { bytes.get(..length).expect("a whole body").to_vec() } else { Vec::new() };
+        bytes = &bytes[body.len()..];
+        if has_body {
+            check_refusal(status, &body);
+        }
+        all.push(Answer { status, body });
+    }
+    all
+}
+
+/// There is no upstream, so every body is an error of the gateway's own.
+fn check_refusal(status: u16, body: &[u8]) {
+    let error: Value = serde_json::from_slice(body).expect("JSON");
+    let reason = error["params"]["reason"].as_str().expect("a reason");
+    let known = Reason::ALL.into_iter().find(|known| known.as_str() == reason).expect("a reason of the list");
+    assert!(known != Reason::Internal && known.status().as_u16() == status, "{status}: {error}");
+}
+
+/// Which of the requests says its body's length in two ways: read as strictly as can be, and no further than is
+/// certain.
+fn ambiguous(mut bytes: &[u8]) -> Option<usize> {
+    for number in 0.. {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?;
+        bytes = &bytes[end + 4..];
+        let mut lines = head.split("\r\n");
+        let line = lines.next()?;
+        let target = line.strip_prefix("POST ").or(line.strip_prefix("GET "))?.strip_suffix(" HTTP/1.1")?;
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/?=&".contains(&b);
+        if !target.starts_with('/') || !target.bytes().all(is_plain) {
+            return None;
+        }
+        let (mut length, mut is_chunked) = (None, false);
+        for line in lines {
+            let (name, value) = line.split_once(": ")?;
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            if name.is_empty() || !name.bytes().chain(value.bytes()).all(plain) {
+                return None;
+            }
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" if length.is_none() && value.len() < 5 => length = Some(value.parse::<usize>().ok()?),
+                "transfer-encoding" if value == "chunked" && !is_chunked => is_chunked = true,
+                "content-length" | "transfer-encoding" | "connection" | "expect" | "upgrade" => return None,
+                _ => {}
+            }
+        }
+        match (length, is_chunked) {
+            (Some(_), true) => return Some(number),
+            (None, true) => return None,
+            (length, false) => bytes = bytes.get(length.unwrap_or(0)..)?,
+        }
+    }
+    None
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = &*CONFIG;
+    // Time stands still but where everybody waits for it: patience costs nothing.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let said = runtime.expect("a runtime").block_on(converse(bytes));
+    if bytes.starts_with(b"PRI ") {
+        return;
+    }
+    let answers = answers(&said);
+    if let Some(number) = ambiguous(bytes) {
+        let shown =
+            || answers.iter().map(|answer| (answer.status, String::from_utf8_lossy(&answer.body))).collect::<Vec<_>>();
+        assert!(answers.len() <= number + 1, "something behind an ambiguous request was answered: {:?}", shown());
+        // Behind another request it may be answered, as RFC 9112 section 6.1 has it: by its chunks, and as the last.
+        let is_refused = answers.first().is_none_or(|answer| answer.status == 400);
+        assert!(number > 0 || is_refused, "not refused: {:?}", shown());
+    }
+});

@@ -1,0 +1,18 @@
+//! What the fuzz targets share: another reading of queries, independent of the gateway's own.
+
+pub mod query;
+pub mod strict;
+
+/// A generator of choices that the input alone determines, so that every finding can be repeated.
+pub fn choices(input: &[u8], salt: u64) -> fastrand::Rng {
+    // FNV-1a: any mixing will do.
+    let hash = input
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64 ^ salt, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    fastrand::Rng::with_seed(hash)
+}
+
+/// The text of a secret.
+pub fn exposed(secret: &secrecy::SecretString) -> &str {
+    secrecy::ExposeSecret::expose_secret(secret)
+}
