@@ -5,64 +5,17 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::process::Output;
 
 use insights_gateway::config::{self, Sources};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use support::certificate::Certificate;
 use support::gateway::{KEY, SECRET, SID};
+use support::process::{Process, command, set};
 use support::*;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-
-/// A certificate for loopback that signs itself, as files.
-struct Certificate {
-    folder: TempDir,
-}
-
-impl Certificate {
-    fn new() -> Self {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-        fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
-    }
-
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        CertificateDer::pem_file_iter(self.path("cert.pem")).unwrap().map(Result::unwrap).collect()
-    }
-
-    fn server(&self) -> ServerConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let key = PrivateKeyDer::from_pem_file(self.path("key.pem")).unwrap();
-        builder.with_no_client_auth().with_single_cert(self.chain(), key).unwrap()
-    }
-
-    async fn connect(&self, address: SocketAddr, alpn: &[&str]) -> tokio_rustls::client::TlsStream<TcpStream> {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(self.chain());
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(address).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        within(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await.expect("a handshake")
-    }
-}
 
 #[tokio::test]
 async fn an_upstream_over_tls_is_trusted_by_its_root_and_by_nothing_else() {
@@ -170,88 +123,6 @@ async fn a_stale_socket_file_is_replaced_and_nothing_else_is() {
     fs::write(&path, "precious").unwrap();
     assert!(bind().is_err(), "that is no socket");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-}
-
-/// The binary, with an environment of its own.
-struct Process {
-    child: Running,
-    data: SocketAddr,
-    admin: SocketAddr,
-    /// What it said on standard error so far.
-    said: Vec<String>,
-    stderr: mpsc::UnboundedReceiver<String>,
-}
-
-/// A child that no test leaves behind.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has ended already unless its test failed.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn command(arguments: &[String]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
-    command.arg("serve").args(arguments).env_clear().stdin(Stdio::null()).stderr(Stdio::piped());
-    command.env("TWILIO_ACCOUNT_SID", SID).env("TWILIO_API_KEY", KEY).env("TWILIO_API_SECRET", SECRET);
-    command
-}
-
-fn set(key: &str, value: &str) -> String {
-    format!("--set={key}={value}")
-}
-
-impl Process {
-    async fn start(mut arguments: Vec<String>) -> Self {
-        for (key, value) in [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0"), ("log.format", "json")]
-        {
-            arguments.insert(0, set(key, value));
-        }
-        let mut child = Running(command(&arguments).spawn().unwrap());
-        let pipe = BufReader::new(child.0.stderr.take().unwrap());
-        let (lines, mut stderr) = mpsc::unbounded_channel();
-        // Ends with the process, whose end closes the pipe.
-        std::thread::spawn(move || pipe.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
-        let mut said = Vec::new();
-        loop {
-            let line = within(stderr.recv()).await.unwrap_or_else(|| panic!("it ended: {said:?}"));
-            said.push(line.clone());
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-            let field = |name: &str| {
-                let text = event[name].as_str().or_else(|| event["fields"][name].as_str())?;
-                text.parse::<SocketAddr>().ok()
-            };
-            if let (Some(data), Some(admin)) = (field("data"), field("admin")) {
-                return Self { child, data, admin, said, stderr };
-            }
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.0.id().to_string();
-        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    async fn ask(&self, request: &[u8]) -> Answer {
-        Client::connect(self.data).await.ask(request).await
-    }
-
-    async fn metric(&self, sample: &str) -> Option<String> {
-        let page = Client::connect(self.admin).await.ask(&get("/metrics", "")).await.text();
-        page.lines().find_map(|line| line.strip_prefix(sample).map(|value| value.trim().to_owned()))
-    }
-
-    /// Waits for its end: the exit code, and all it ever said.
-    async fn ended(mut self) -> (Option<i32>, String) {
-        while let Some(line) = within(self.stderr.recv()).await {
-            self.said.push(line);
-        }
-        (self.child.0.wait().unwrap().code(), self.said.join("\n"))
-    }
 }
 
 fn upstream_at(upstream: &Upstream) -> String {

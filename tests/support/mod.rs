@@ -7,8 +7,10 @@
 #![allow(dead_code, reason = "every test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+pub mod certificate;
 pub mod client;
 pub mod gateway;
+pub mod process;
 pub mod upstream;
 
 use std::time::Duration;

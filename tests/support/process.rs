@@ -1,0 +1,92 @@
+//! The binary, started as a user starts it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use tokio::sync::mpsc;
+
+use super::gateway::{KEY, SECRET, SID};
+use super::{Answer, Client, get, within};
+
+/// The binary, with an environment of its own.
+pub struct Process {
+    child: Running,
+    pub data: SocketAddr,
+    pub admin: SocketAddr,
+    /// What it said on standard error so far.
+    said: Vec<String>,
+    stderr: mpsc::UnboundedReceiver<String>,
+}
+
+/// A child that no test leaves behind.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already unless its test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn command(arguments: &[String]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
+    command.arg("serve").args(arguments).env_clear().stdin(Stdio::null()).stderr(Stdio::piped());
+    command.env("TWILIO_ACCOUNT_SID", SID).env("TWILIO_API_KEY", KEY).env("TWILIO_API_SECRET", SECRET);
+    command
+}
+
+pub fn set(key: &str, value: &str) -> String {
+    format!("--set={key}={value}")
+}
+
+impl Process {
+    pub async fn start(mut arguments: Vec<String>) -> Self {
+        for (key, value) in [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0"), ("log.format", "json")]
+        {
+            arguments.insert(0, set(key, value));
+        }
+        let mut child = Running(command(&arguments).spawn().unwrap());
+        let pipe = BufReader::new(child.0.stderr.take().unwrap());
+        let (lines, mut stderr) = mpsc::unbounded_channel();
+        // Ends with the process, whose end closes the pipe.
+        std::thread::spawn(move || pipe.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        let mut said = Vec::new();
+        loop {
+            let line = within(stderr.recv()).await.unwrap_or_else(|| panic!("it ended: {said:?}"));
+            said.push(line.clone());
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            let field = |name: &str| {
+                let text = event[name].as_str().or_else(|| event["fields"][name].as_str())?;
+                text.parse::<SocketAddr>().ok()
+            };
+            if let (Some(data), Some(admin)) = (field("data"), field("admin")) {
+                return Self { child, data, admin, said, stderr };
+            }
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.0.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub async fn ask(&self, request: &[u8]) -> Answer {
+        Client::connect(self.data).await.ask(request).await
+    }
+
+    pub async fn metric(&self, sample: &str) -> Option<String> {
+        let page = Client::connect(self.admin).await.ask(&get("/metrics", "")).await.text();
+        page.lines().find_map(|line| line.strip_prefix(sample).map(|value| value.trim().to_owned()))
+    }
+
+    /// Waits for its end: the exit code, and all it ever said.
+    pub async fn ended(mut self) -> (Option<i32>, String) {
+        while let Some(line) = within(self.stderr.recv()).await {
+            self.said.push(line);
+        }
+        (self.child.0.wait().unwrap().code(), self.said.join("\n"))
+    }
+}
