@@ -16,8 +16,9 @@ use crate::admin::{self, Admin};
 use crate::config::{self, Config, Listen, Sources};
 use crate::layers::upstream::TrustError;
 use crate::metrics::{ResultLabels, Word};
-use crate::server::tls::{Certificate, TlsAcceptor, TlsError};
-use crate::server::{self, BindError, Bound, Limits};
+use crate::model::peer::Peer;
+use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
+use crate::server::{self, BindError, Bound, Inherited, Limits};
 use crate::stack::{self, Journey, Lasting};
 
 /// How often the configuration and secret files are looked at. Their content counts, not their times: a
@@ -33,10 +34,29 @@ pub enum StartError {
     /// The upstream's trust root cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// A socket that was handed over is open to the network, and nobody has to say who they are.
+    #[error(
+        "server.listen: the socket {0} that was handed over is not loopback, so anyone who reaches it could use the \
+         account; add [teams.NAME] with a token_sha256, or set server.open = true"
+    )]
+    Exposed(String),
     /// The listener's certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
+
+/// How far a gateway is, for whoever supervises it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// It serves; after [`Milestone::Reloading`] again.
+    Ready,
+    /// It reads its configuration anew. Whether that is applied or refused, it serves all the while.
+    Reloading,
+    /// It has been told to stop.
+    Stopping,
+}
+
+type Tell = Arc<dyn Fn(Milestone) + Send + Sync>;
 
 /// A gateway whose ports are open and which does not serve yet.
 pub struct Gateway {
@@ -45,7 +65,8 @@ pub struct Gateway {
     lasting: Lasting,
     tls: Option<TlsAcceptor>,
     data: Vec<Bound>,
-    admin: Bound,
+    admin: Vec<Bound>,
+    tell: Tell,
 }
 
 impl Gateway {
@@ -55,12 +76,28 @@ impl Gateway {
     ///
     /// When a port cannot be opened, or a certificate or trust root cannot be used.
     pub fn bind(config: Config) -> Result<Self, StartError> {
+        Self::bind_with(config, Inherited::default())
+    }
+
+    /// The same, with sockets that somebody else has opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gateway::bind`]; and when one of them is named and not there, or is reached from further away than a
+    /// gateway without teams may be.
+    pub fn bind_with(config: Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let lasting = Lasting::new(&config);
         let journey = stack::journey(&config, &lasting)?;
-        let certificate = config.server.tls.as_ref().map(Certificate::read).transpose()?;
-        let tls = certificate.map(TlsAcceptor::new);
-        let data = config.server.listen.iter().map(server::bind).collect::<Result<_, _>>()?;
-        let admin = server::bind(&Listen::Tcp(config.admin.listen))?;
+        let tls = certificate(&config)?.map(TlsAcceptor::new);
+        let mut data = Vec::new();
+        for listen in &config.server.listen {
+            data.extend(server::bind(listen, config.server.unix_mode, &mut inherited)?);
+        }
+        check_inherited(&config, &data)?;
+        for name in inherited.names() {
+            tracing::warn!(name, "a socket was handed over that server.listen does not name; nobody serves it");
+        }
+        let admin = server::bind(&Listen::Tcp(config.admin.listen), config.server.unix_mode, &mut inherited)?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -71,7 +108,14 @@ impl Gateway {
             tls,
             data,
             admin,
+            tell: Arc::new(|_| ()),
         })
+    }
+
+    /// The same, which says how far it is.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
+        Self { tell: Arc::new(tell), ..self }
     }
 
     /// Where the data plane listens, in the form of the configuration.
@@ -86,7 +130,7 @@ impl Gateway {
 
     /// Where the admin plane listens.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.tcp()
+        self.admin.iter().find_map(Bound::tcp)
     }
 
     /// Serves until `shutdown` ends, and then until what is under way has finished or `server.drain` is up.
@@ -97,13 +141,14 @@ impl Gateway {
         reload: Arc<Notify>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Self { current, config, lasting, tls, data, admin } = self;
+        let Self { current, config, lasting, tls, data, admin, tell } = self;
         let settings = config.load_full();
         let draining = Arc::new(AtomicBool::new(false));
         let stop = {
-            let draining = Arc::clone(&draining);
+            let (draining, tell) = (Arc::clone(&draining), Arc::clone(&tell));
             async move {
                 shutdown.await;
+                tell(Milestone::Stopping);
                 draining.store(true, Ordering::Relaxed);
                 tracing::info!("draining: no new connections, requests under way may finish");
             }
@@ -112,6 +157,7 @@ impl Gateway {
         let limits = |connections: usize| Limits {
             connections: Arc::new(Semaphore::new(connections)),
             header_timeout: settings.server.header_timeout,
+            proxies: Arc::new(settings.server.proxy_protocol.clone()),
             drain: settings.server.drain,
         };
         let reloading = sources.map(|sources| {
@@ -121,6 +167,7 @@ impl Gateway {
                 config: Arc::clone(&config),
                 lasting: lasting.clone(),
                 tls: tls.clone(),
+                tell: Arc::clone(&tell),
             };
             tokio::spawn(reloader.forever(reload))
         });
@@ -132,11 +179,19 @@ impl Gateway {
         };
         let store = lasting.store.clone();
         let admin_service = Admin::new(lasting, config, draining);
-        let admin_limits = Limits { drain: Duration::from_secs(1), ..limits(admin::CONNECTIONS) };
-        let admin =
-            tokio::spawn(server::run(vec![admin], None, admin_limits, move || admin_service.clone(), admin_stop));
+        let admin_limits =
+            Limits { drain: Duration::from_secs(1), proxies: Arc::default(), ..limits(admin::CONNECTIONS) };
+        let admin = tokio::spawn(server::run(
+            admin,
+            None,
+            admin_limits,
+            move |_: &Arc<Peer>| admin_service.clone(),
+            admin_stop,
+        ));
 
-        let service = move || Journey::clone(&current.load());
+        let service = move |peer: &Arc<Peer>| Journey::clone(&current.load()).of(Arc::clone(peer));
+        // The ports are open, so whoever comes from now on is served.
+        tell(Milestone::Ready);
         server::run(data, tls, limits(settings.server.max_connections as usize), service, stop).await;
 
         drained.notify_one();
@@ -156,6 +211,7 @@ struct Reloader {
     config: Arc<ArcSwap<Config>>,
     lasting: Lasting,
     tls: Option<TlsAcceptor>,
+    tell: Tell,
 }
 
 impl Reloader {
@@ -178,7 +234,9 @@ impl Reloader {
     /// All or nothing: a configuration that is refused leaves the old one as it was.
     fn reload(&self) -> bool {
         let count = |result| self.lasting.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
+        (self.tell)(Milestone::Reloading);
         let applied = self.apply();
+        (self.tell)(Milestone::Ready);
         match &applied {
             Ok(()) => {
                 count("applied");
@@ -196,8 +254,7 @@ impl Reloader {
         let new = config::load(&self.sources).map_err(|faults| faults.to_string())?;
         let old = self.config.load_full();
         // All that can fail comes before anything that has an effect.
-        let certificate =
-            new.server.tls.as_ref().map(Certificate::read).transpose().map_err(|error| error.to_string())?;
+        let certificate = certificate(&new).map_err(|error| error.to_string())?;
         let journey = stack::journey(&new, &self.lasting).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
             acceptor.replace(certificate);
@@ -215,12 +272,37 @@ impl Reloader {
     }
 }
 
+/// Teams may show tokens in place of certificates; where there are none, the certificate is all there is.
+fn certificate(config: &Config) -> Result<Option<Certificate>, TlsError> {
+    let clients = match config.teams.is_empty() {
+        true => ClientCertificates::Required,
+        false => ClientCertificates::Accepted,
+    };
+    config.server.tls.as_ref().map(|tls| Certificate::read(tls, clients)).transpose()
+}
+
+/// The configuration could not see these addresses, so its rule for them is kept here.
+fn check_inherited(config: &Config, data: &[Bound]) -> Result<(), StartError> {
+    if !config.teams.is_empty() || config.server.open {
+        return Ok(());
+    }
+    let inherited = data.iter().filter(|bound| bound.is_inherited());
+    let beyond_loopback = |bound: &Bound| bound.tcp().is_some_and(|address| !address.ip().to_canonical().is_loopback());
+    match inherited.filter(|bound| beyond_loopback(bound)).map(Bound::address).next() {
+        Some(address) => Err(StartError::Exposed(address)),
+        None => Ok(()),
+    }
+}
+
 /// Keys whose new value waits for a restart.
 fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
     let differs = [
         ("server.listen", old.server.listen != new.server.listen),
         ("server.max_connections", old.server.max_connections != new.server.max_connections),
+        ("server.unix_mode", old.server.unix_mode != new.server.unix_mode),
+        ("server.proxy_protocol", old.server.proxy_protocol != new.server.proxy_protocol),
         ("server.header_timeout", old.server.header_timeout != new.server.header_timeout),
+        ("server.write_timeout", old.server.write_timeout != new.server.write_timeout),
         ("server.drain", old.server.drain != new.server.drain),
         ("server.tls", old.server.tls.is_some() != new.server.tls.is_some()),
         ("admin.listen", old.admin.listen != new.admin.listen),

@@ -11,6 +11,7 @@ mod runtime;
 pub mod serve;
 pub mod simulate;
 mod sink;
+mod systemd;
 pub mod token;
 
 use std::ffi::OsString;

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::runtime::{runtime, told_to_reload, told_to_stop};
-use super::{ConfigArgs, exit, explain, load_or_explain, logs};
+use super::{ConfigArgs, exit, explain, load_or_explain, logs, systemd};
 use crate::config::{Config, Sources};
 use crate::gateway::{Gateway, StartError};
+use crate::server::Inherited;
 
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -20,15 +21,18 @@ pub struct ServeArgs {
 
 /// Runs the gateway until it is told to stop.
 pub fn run(args: ServeArgs) -> ExitCode {
+    // First of all: there must be no other thread yet.
+    let inherited = systemd::inherited();
     let sources = args.config.sources();
     let config = match load_or_explain(&sources) {
         Ok(config) => config,
         Err(code) => return code,
     };
     let _last_lines = logs::install(&config.log);
-    let served = match runtime() {
-        Ok(runtime) => runtime.block_on(serve(config, sources)),
-        Err(error) => Err(error.into()),
+    let served = match (inherited, runtime()) {
+        (Ok(inherited), Ok(runtime)) => runtime.block_on(serve(config, sources, inherited)),
+        (Err(source), _) => Err(Failure::Bind { address: "the sockets that systemd has opened".to_owned(), source }),
+        (_, Err(error)) => Err(error.into()),
     };
     match served {
         Ok(()) => ExitCode::from(exit::DONE),
@@ -36,10 +40,10 @@ pub fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
-async fn serve(config: Config, sources: Sources) -> Result<(), Failure> {
+async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result<(), Failure> {
     // Before the ports, so that a signal sent as soon as they answer is not lost.
     let reload = told_to_reload()?;
-    let gateway = Gateway::bind(config)?;
+    let gateway = Gateway::bind_with(config, inherited)?.telling(systemd::tell);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         data = gateway.data_addresses().join(", "),
@@ -79,7 +83,7 @@ impl Failure {
         explain(&format!("insights-gateway: {self}"));
         ExitCode::from(match self {
             Self::Start(StartError::Bind(_)) | Self::Bind { .. } => exit::CANNOT_BIND,
-            Self::Start(StartError::Trust(_) | StartError::Tls(_)) => exit::USAGE,
+            Self::Start(StartError::Trust(_) | StartError::Tls(_) | StartError::Exposed(_)) => exit::USAGE,
             Self::Machine(_) => exit::INTERNAL,
         })
     }

@@ -74,6 +74,8 @@ fn open_listeners(config: &Config, report: &Report) {
         match listen {
             Listen::Tcp(address) if address.ip().to_canonical().is_loopback() => {}
             Listen::Unix(_) => {}
+            // Which addresses these are is only known when they are handed over.
+            Listen::Systemd(_) => {}
             Listen::Tcp(_) if config.server.open => {
                 report.warn(&path, "anyone who reaches this address may use the account, as server.open allows");
             }

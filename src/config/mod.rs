@@ -36,7 +36,7 @@ pub use fault::Faults;
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy,
+    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy, Proxies,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 pub use sources::Sources;

@@ -15,11 +15,12 @@ use super::fault::{Path, Report, suggest};
 use super::reader::{Field, Table, read_tree};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy,
+    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy, Proxies,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;
 use crate::model::freshness::Lifetimes;
+use crate::model::network::Network;
 use crate::model::operation::{OperationSet, Permission};
 use crate::model::units::Rate;
 
@@ -79,6 +80,9 @@ fn server(table: &mut Table<'_>) -> Server {
         max_connections: table.number("max_connections", 10_000, 1..=1_000_000),
         header_timeout: table.positive_duration("header_timeout", seconds(10)),
         body_timeout: table.positive_duration("body_timeout", seconds(30)),
+        write_timeout: table.positive_duration("write_timeout", seconds(30)),
+        unix_mode: unix_mode(table),
+        proxy_protocol: proxy_protocol(table),
         public_url: url(table, "public_url", Paths::Refused),
         tls: table.section("tls", tls),
     }
@@ -103,12 +107,48 @@ fn listen(table: &mut Table<'_>) -> Vec<Listen> {
     texts.iter().filter_map(entry).collect()
 }
 
+/// Octal, since that is how everybody writes a mode; as text, since TOML's own numbers are decimal at first sight.
+fn unix_mode(table: &mut Table<'_>) -> u32 {
+    const DEFAULT: u32 = 0o600;
+    let (report, path) = (table.report(), table.path().key("unix_mode"));
+    let Some(text) = table.text("unix_mode") else { return DEFAULT };
+    let digits = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if digits && mode <= 0o777 => mode,
+        _ => {
+            report.fault(&path, "expected a file mode in octal digits, such as \"0660\"");
+            DEFAULT
+        }
+    }
+}
+
+fn proxy_protocol(table: &mut Table<'_>) -> Proxies {
+    let report = table.report();
+    let mut proxies = Proxies::default();
+    for (path, text) in table.texts("proxy_protocol") {
+        match Network::parse(&text) {
+            _ if text == "unix" => proxies.unix = true,
+            Ok(network) => proxies.networks.push(network),
+            Err(message) => report.fault(&path, message),
+        }
+    }
+    proxies
+}
+
 fn parse_listen(text: &str) -> Result<Listen, &'static str> {
+    if let Some(name) = text.strip_prefix("systemd:") {
+        // What systemd.socket(5) allows as a FileDescriptorName.
+        let fits = name.bytes().all(|b| b.is_ascii_graphic() && b != b':');
+        return match name {
+            _ if fits && (1..=255).contains(&name.len()) => Ok(Listen::Systemd(name.to_owned())),
+            _ => Err("expected the FileDescriptorName of a socket unit, such as \"systemd:gateway\""),
+        };
+    }
     let Some(path) = text.strip_prefix("unix:") else {
         return match text.parse() {
             Ok(address) => Ok(Listen::Tcp(address)),
             Err(_) => Err(
-                "expected an IP address with a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\", or \"unix:/path/to.sock\"",
+                "expected an IP address with a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\", \"unix:/path/to.sock\" or \"systemd:NAME\"",
             ),
         };
     };

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::secret::CredentialSource;
 use crate::model::freshness::Lifetimes;
+use crate::model::network::Network;
 use crate::model::operation::OperationSet;
 use crate::model::units::Rate;
 
@@ -64,6 +65,12 @@ pub struct Server {
     pub header_timeout: Duration,
     /// For a whole request body.
     pub body_timeout: Duration,
+    /// For a client to take anything of what it is sent.
+    pub write_timeout: Duration,
+    /// Permissions of the unix sockets' files.
+    pub unix_mode: u32,
+    /// Whose connections begin with a PROXY protocol header.
+    pub proxy_protocol: Proxies,
     /// The gateway's own address, as clients see it; without it the request's `Host` is used.
     pub public_url: Option<Uri>,
     /// TLS for the TCP listeners.
@@ -77,6 +84,17 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// `unix:/path/to.sock`
     Unix(PathBuf),
+    /// `systemd:NAME`: sockets that systemd opens and hands over under this name.
+    Systemd(String),
+}
+
+/// `server.proxy_protocol`
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// TCP connections from these.
+    pub networks: Vec<Network>,
+    /// All connections to unix sockets.
+    pub unix: bool,
 }
 
 /// `server.tls`
@@ -86,7 +104,8 @@ pub struct Tls {
     pub cert: PathBuf,
     /// PEM key.
     pub key: PathBuf,
-    /// PEM roots that client certificates must chain to.
+    /// PEM roots that client certificates must chain to. Teams may show one instead of a token; without teams
+    /// whoever connects has to show one.
     pub client_ca: Option<PathBuf>,
 }
 

@@ -36,7 +36,10 @@ impl Config {
         let listen = server.listen.iter().map(|listen| match listen {
             Listen::Tcp(address) => address.to_string(),
             Listen::Unix(path) => format!("unix:{}", path.display()),
+            Listen::Systemd(name) => format!("systemd:{name}"),
         });
+        let proxies = &server.proxy_protocol;
+        let proxies = proxies.networks.iter().map(ToString::to_string).chain(proxies.unix.then(|| "unix".to_owned()));
         writeln!(page, "[server]")?;
         writeln!(page, "listen = {}", list(listen))?;
         writeln!(page, "open = {}", server.open)?;
@@ -45,6 +48,9 @@ impl Config {
         writeln!(page, "max_connections = {}", server.max_connections)?;
         writeln!(page, "header_timeout = {}", text(Span(server.header_timeout)))?;
         writeln!(page, "body_timeout = {}", text(Span(server.body_timeout)))?;
+        writeln!(page, "write_timeout = {}", text(Span(server.write_timeout)))?;
+        writeln!(page, "unix_mode = {}", text(format_args!("{:04o}", server.unix_mode)))?;
+        writeln!(page, "proxy_protocol = {}", list(proxies))?;
         optional(page, "public_url", server.public_url.as_ref().map(url))?;
         let tls = server.tls.as_ref().map(|tls| {
             let client_ca = tls.client_ca.as_ref();

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::fault::Report;
 use super::sources::PREFIX;
 use super::*;
+use crate::model::network::Network;
 use crate::model::units::Rate;
 
 const SECRET: &str = "planted-s3cret-that-nobody-may-see";
@@ -212,6 +213,8 @@ fn the_environment_speaks_every_type() {
         .with_variable("INSIGHTS_GATEWAY_SERVER__LISTEN", "[::1]:8080, unix:/run/x.sock")
         .with_variable("INSIGHTS_GATEWAY_SERVER__MAX_BODY", "2MiB")
         .with_variable("INSIGHTS_GATEWAY_SERVER__OPEN", "true")
+        .with_variable("INSIGHTS_GATEWAY_SERVER__UNIX_MODE", "0660")
+        .with_variable("INSIGHTS_GATEWAY_SERVER__PROXY_PROTOCOL", "10.0.0.0/8, unix")
         .with_variable("INSIGHTS_GATEWAY_CIRCUIT__RATIO", "1")
         .with_variable("INSIGHTS_GATEWAY_LOG__FILTER", "\"warn\"")
         .with_variable("INSIGHTS_GATEWAY_ACCOUNTS__MAIN__ACCOUNT_SID", SID)
@@ -224,12 +227,35 @@ fn the_environment_speaks_every_type() {
     let config = load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
     assert_eq!(config.server.listen, [Listen::Tcp("[::1]:8080".parse().unwrap()), Listen::Unix("/run/x.sock".into())]);
     assert!(config.server.open);
+    assert_eq!(config.server.unix_mode, 0o660);
+    assert_eq!(config.server.proxy_protocol.networks, [Network::parse("10.0.0.0/8").unwrap()]);
+    assert!(config.server.proxy_protocol.unix);
     assert_eq!(config.circuit.ratio, 1.0);
     assert_eq!(config.log.filter, "warn");
     assert_eq!(config.accounts[0].secret.expose_secret(), SECRET);
     assert_eq!(config.teams[0].account, "main");
     assert_eq!(config.teams[0].policy.deny, ["A", "B*"]);
     assert_eq!(config.teams[0].policy.require[0].values, ["v"]);
+}
+
+#[test]
+fn listeners_that_make_no_sense_are_faults() {
+    for (key, value) in [
+        ("server.listen", "systemd:"),
+        ("server.listen", "systemd:a:b"),
+        ("server.listen", "systemd:a,systemd:a"),
+        ("server.unix_mode", "660 "),
+        ("server.unix_mode", "1777"),
+        ("server.unix_mode", "rw-rw----"),
+        ("server.unix_mode", "0x1b0"),
+        ("server.unix_mode", "+660"),
+        ("server.proxy_protocol", "10.0.0.1/8"),
+        ("server.proxy_protocol", "true"),
+    ] {
+        assert!(load(&account().with_flag(key, value)).is_err(), "{key} = {value}");
+    }
+    let listen = load(&account().with_flag("server.listen", "systemd:gateway")).unwrap().server.listen;
+    assert_eq!(listen, [Listen::Systemd("gateway".to_owned())]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::metrics::{HotRequests, Metrics};
 use crate::model::clock::{Clock, Instant};
 use crate::model::journey::Journey;
 use crate::model::outcome::Outcome;
+use crate::model::peer::Peer;
 use crate::model::request_id::{self, REQUEST_ID};
 use crate::model::visit::Visit;
 
@@ -59,7 +60,7 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, layer: Arc::new(self.clone()) }
+        Observe { inner, layer: Arc::new(self.clone()), peer: Arc::default() }
     }
 }
 
@@ -68,6 +69,15 @@ impl<S> Layer<S> for ObserveLayer {
 pub struct Observe<S> {
     inner: S,
     layer: Arc<ObserveLayer>,
+    peer: Arc<Peer>,
+}
+
+impl<S> Observe<S> {
+    /// The same, for the requests of this peer.
+    #[must_use]
+    pub fn of(self, peer: Arc<Peer>) -> Self {
+        Self { peer, ..self }
+    }
 }
 
 impl<S, B> Service<Request<B>> for Observe<S>
@@ -89,6 +99,7 @@ where
         let journey = Arc::new(Journey::default());
         let mut watch = Watch {
             layer: Arc::clone(&self.layer),
+            peer: Arc::clone(&self.peer),
             received,
             request_id: request_id.clone(),
             method: request.method().clone(),
@@ -96,7 +107,8 @@ where
             journey: Arc::clone(&journey),
             ended: None,
         };
-        let answer = self.inner.call(Visit { request, received, journey });
+        let peer = Arc::clone(&self.peer);
+        let answer = self.inner.call(Visit { request, peer, received, journey });
         Box::pin(async move {
             let mut response = answer.await?;
             let headers = response.headers_mut();
@@ -114,6 +126,7 @@ where
 /// Writes the line and counts when it is dropped: after the answer, or when the client left.
 struct Watch {
     layer: Arc<ObserveLayer>,
+    peer: Arc<Peer>,
     received: Instant,
     request_id: HeaderValue,
     method: Method,
@@ -156,6 +169,7 @@ impl Watch {
                     target: "insights_gateway::access",
                     $level,
                     request_id = self.request_id.to_str().unwrap_or_default(),
+                    peer = self.peer.as_str(),
                     team = team.map_or("", |team| &*team.name),
                     account = team.map_or("", |team| &*team.account.name),
                     operation = self.journey.operation.get().map_or("none", |operation| operation.as_str()),

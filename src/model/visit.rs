@@ -7,6 +7,7 @@ use http::Request;
 use super::clock::Instant;
 use super::journey::Journey;
 use super::operation::Operation;
+use super::peer::Peer;
 use super::tenancy::Team;
 
 /// A request that has arrived. `B` is its body, not read yet.
@@ -14,6 +15,8 @@ use super::tenancy::Team;
 pub struct Visit<B> {
     /// The request.
     pub request: Request<B>,
+    /// Who sent it.
+    pub peer: Arc<Peer>,
     /// When its head was complete.
     pub received: Instant,
     /// What happens to it.

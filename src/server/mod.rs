@@ -3,14 +3,14 @@
 //! [`bind`] first, so that a port that is taken is a start that fails; then [`run`] until its shutdown future
 //! ends, and until what was under way has ended or the drain time is up.
 
+mod bind;
 mod guard;
+mod names;
+mod proxy;
 pub mod tls;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,117 +23,37 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Service, ServiceExt};
 
+use self::bind::Accepted;
+pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
 use self::guard::{Busy, Guarded, Held};
+use self::proxy::ProxyError;
 use self::tls::TlsAcceptor;
-use crate::config::Listen;
-
-/// A listener that is open.
-#[derive(Debug)]
-pub enum Bound {
-    /// TCP.
-    Tcp(TcpListener),
-    /// A unix socket.
-    Unix(UnixListener, SocketFile),
-}
-
-/// A socket's file, which goes when the listener does.
-#[derive(Debug)]
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-impl Bound {
-    /// Where it listens, in the form of the configuration.
-    pub fn address(&self) -> String {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
-            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
-        }
-    }
-
-    /// The TCP address.
-    pub fn tcp(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(..) => None,
-        }
-    }
-}
-
-/// A listener that cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
-pub struct BindError {
-    address: String,
-    source: io::Error,
-}
-
-/// Opens a listener.
-///
-/// # Errors
-///
-/// When the address is taken or not ours. A socket file that nobody listens on is replaced; any other file is not.
-pub fn bind(listen: &Listen) -> Result<Bound, BindError> {
-    let bound = match listen {
-        Listen::Tcp(address) => bind_tcp(*address).map(Bound::Tcp),
-        Listen::Unix(path) => bind_unix(path).map(|listener| Bound::Unix(listener, SocketFile(path.clone()))),
-    };
-    bound.map_err(|source| {
-        let address = match listen {
-            Listen::Tcp(address) => address.to_string(),
-            Listen::Unix(path) => format!("unix:{}", path.display()),
-        };
-        BindError { address, source }
-    })
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restart must not wait for the last connections' TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(4096)
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::FileTypeExt;
-
-    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
-        && std::os::unix::net::UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if stale {
-        std::fs::remove_file(path)?;
-    }
-    UnixListener::bind(path)
-}
+use crate::config::Proxies;
+use crate::model::peer::{Origin, Peer};
 
 /// What connections may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at once, over all listeners that share this.
     pub connections: Arc<Semaphore>,
-    /// For a whole request head.
+    /// For a whole request head; and before it, for a PROXY header and a TLS handshake together.
     pub header_timeout: Duration,
+    /// Whose connections begin with a PROXY header.
+    pub proxies: Arc<Proxies>,
     /// For what is under way when the server is told to stop.
     pub drain: Duration,
 }
 
 /// Serves until `shutdown` ends, then lets what is under way finish. `service` is asked anew for every
-/// request, so that a reload reaches connections that are open.
+/// request, so that a reload reaches connections that are open; it is told whose request it is.
 pub async fn run<S>(
     listeners: Vec<Bound>,
     tls: Option<TlsAcceptor>,
     limits: Limits,
-    service: impl Fn() -> S + Clone + Send + Sync + 'static,
+    service: impl Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
     shutdown: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) where
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
@@ -173,7 +93,7 @@ struct Accept<F, D> {
 
 impl<S, F, D> Accept<F, D>
 where
-    F: Fn() -> S + Clone + Send + Sync + 'static,
+    F: Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
     D: Future<Output = ()> + Clone + Send + Sync + 'static,
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
@@ -182,43 +102,84 @@ where
         loop {
             // Before accept, so that connections beyond the limit wait in the kernel's backlog.
             let Ok(permit) = Arc::clone(&self.serving.limits.connections).acquire_owned().await else { return };
-            let accepted = match bound {
-                Bound::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    // Best effort: without it small answers are slower, not wrong.
-                    let _ = stream.set_nodelay(true);
-                    match tls.clone() {
-                        Some(tls) => self.serve_tls(stream, tls, permit),
-                        None => self.serving.serve(stream, permit, self.graceful.watcher()),
-                    }
-                }),
-                Bound::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
-                    self.serving.serve(stream, permit, self.graceful.watcher());
-                }),
-            };
-            if let Err(error) = accepted {
-                // Out of descriptors, most likely: they come back, a busy loop does not help.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            match bound.accept().await {
+                Ok(Accepted::Tcp(stream, origin)) => self.begin(stream, origin, tls.clone(), permit),
+                Ok(Accepted::Unix(stream, origin)) => self.begin(stream, origin, None, permit),
+                Err(error) => {
+                    // Out of descriptors, most likely: they come back, a busy loop does not help.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
         }
     }
 
-    fn serve_tls(&self, stream: tokio::net::TcpStream, tls: TlsAcceptor, permit: OwnedSemaphorePermit) {
+    fn begin<T>(&self, stream: T, origin: Origin, tls: Option<TlsAcceptor>, permit: OwnedSemaphorePermit)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let is_proxied = is_proxied(&self.serving.limits.proxies, origin);
+        if tls.is_none() && !is_proxied {
+            return self.serving.serve(stream, Peer::new(origin), permit, self.graceful.watcher());
+        }
         let (serving, watcher, shutdown) = (self.serving.clone(), self.graceful.watcher(), self.shutdown.clone());
         tokio::spawn(async move {
-            let handshake = tokio::time::timeout(serving.limits.header_timeout, tls.accept(stream));
-            let shaken = tokio::select! {
-                shaken = handshake => shaken,
+            let patience = serving.limits.header_timeout;
+            let opening = async move {
+                let (stream, peer) = introduced(stream, origin, is_proxied).await?;
+                match tls {
+                    None => serving.serve(stream, peer, permit, watcher),
+                    Some(tls) => {
+                        let stream = tls.accept(stream).await.map_err(OpenError::Tls)?;
+                        let peer = peer.with_names(tls::names(&stream));
+                        serving.serve(stream, peer, permit, watcher);
+                    }
+                }
+                Ok::<_, OpenError>(())
+            };
+            let opened = tokio::select! {
+                opened = tokio::time::timeout(patience, opening) => opened,
                 // Nothing has been asked yet, so there is nothing to wait for.
                 () = shutdown => return,
             };
-            match shaken {
-                Ok(Ok(stream)) => serving.serve(stream, permit, watcher),
-                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-                Err(_) => tracing::debug!("TLS handshake took too long"),
+            match opened {
+                Ok(Ok(())) => {}
+                // Somebody's mistake in a setting, which nobody else would see.
+                Ok(Err(error @ OpenError::Proxy(ProxyError::Missing | ProxyError::Malformed))) => {
+                    tracing::warn!(peer = Peer::new(origin).as_str(), "a connection is refused: {error}");
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(peer = Peer::new(origin).as_str(), "a connection is refused: {error}")
+                }
+                Err(_) => tracing::debug!(peer = Peer::new(origin).as_str(), "a connection took too long to open"),
             }
         });
     }
+}
+
+/// Why a connection never becomes one that is served.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error("TLS handshake failed: {0}")]
+    Tls(std::io::Error),
+}
+
+fn is_proxied(proxies: &Proxies, origin: Origin) -> bool {
+    match origin {
+        Origin::Tcp(address) => proxies.networks.iter().any(|network| network.contains(address.ip())),
+        Origin::Unix { .. } | Origin::Unknown => proxies.unix,
+    }
+}
+
+/// The stream behind its PROXY header, if there has to be one, and whose it is.
+async fn introduced<T>(mut stream: T, origin: Origin, is_proxied: bool) -> Result<(T, Peer), ProxyError>
+where
+    T: AsyncRead + Unpin,
+{
+    let stated = if is_proxied { proxy::read(&mut stream).await? } else { None };
+    Ok((stream, Peer::new(stated.map_or(origin, Origin::Tcp))))
 }
 
 #[derive(Clone)]
@@ -229,20 +190,20 @@ struct Serving<F> {
 
 impl<S, F> Serving<F>
 where
-    F: Fn() -> S + Clone + Send + Sync + 'static,
+    F: Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
-    fn serve<T>(&self, io: T, permit: OwnedSemaphorePermit, watcher: Watcher)
+    fn serve<T>(&self, io: T, peer: Peer, permit: OwnedSemaphorePermit, watcher: Watcher)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let busy = Busy::default();
         let io = TokioIo::new(Guarded::new(io, busy.clone(), self.limits.header_timeout));
-        let service = self.service.clone();
+        let (service, peer) = (self.service.clone(), Arc::new(peer));
         let service = service_fn(move |request| {
             let guard = busy.begin();
-            let answer = service().oneshot(request);
+            let answer = service(&peer).oneshot(request);
             async move { answer.await.map(|response| response.map(|body| Held { body, _busy: guard })) }
         });
         let connection = builder().serve_connection(io, service).into_owned();

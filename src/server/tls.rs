@@ -9,9 +9,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
+use super::names;
 use crate::config::Tls;
 
 /// Why TLS cannot be served.
@@ -48,9 +49,27 @@ impl TlsAcceptor {
         self.0.store(certificate.0);
     }
 
-    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn accept<T>(&self, stream: T) -> io::Result<TlsStream<T>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
         tokio_rustls::TlsAcceptor::from(self.0.load_full()).accept(stream).await
     }
+}
+
+/// The names of the client's certificate, which the handshake has verified; none without one.
+pub(super) fn names<T>(stream: &TlsStream<T>) -> Vec<String> {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    chain.first().map(names::of).unwrap_or_default()
+}
+
+/// Has a client to show a certificate, where there is a client CA. One that is shown has to be good either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// It may: there are other ways to say who it is.
+    Accepted,
+    /// It must.
+    Required,
 }
 
 /// What a listener shows and asks for, read and found usable.
@@ -62,12 +81,12 @@ impl Certificate {
     /// # Errors
     ///
     /// When one cannot be read or they do not fit each other.
-    pub fn read(tls: &Tls) -> Result<Self, TlsError> {
-        server_config(tls).map(|config| Self(Arc::new(config)))
+    pub fn read(tls: &Tls, clients: ClientCertificates) -> Result<Self, TlsError> {
+        server_config(tls, clients).map(|config| Self(Arc::new(config)))
     }
 }
 
-fn server_config(tls: &Tls) -> Result<ServerConfig, TlsError> {
+fn server_config(tls: &Tls, clients: ClientCertificates) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|source| file_error(&tls.key, source))?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -76,8 +95,12 @@ fn server_config(tls: &Tls) -> Result<ServerConfig, TlsError> {
         Some(path) => {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(certificates(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-            builder.with_client_cert_verifier(verifier)
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = match clients {
+                ClientCertificates::Accepted => verifier.allow_unauthenticated(),
+                ClientCertificates::Required => verifier,
+            };
+            builder.with_client_cert_verifier(verifier.build()?)
         }
     };
     let mut config = builder.with_single_cert(certificates(&tls.cert)?, key)?;

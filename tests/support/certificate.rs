@@ -4,10 +4,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::within;
@@ -43,14 +45,75 @@ impl Certificate {
     }
 
     pub async fn connect(&self, address: SocketAddr, alpn: &[&str]) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let stream = TcpStream::connect(address).await.unwrap();
+        self.shake(stream, alpn, None).await.expect("a handshake")
+    }
+
+    /// A handshake over any stream, as a client that trusts this certificate and may have one of its own.
+    pub async fn shake<S>(
+        &self,
+        stream: S,
+        alpn: &[&str],
+        own: Option<&Issued>,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(self.chain());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        let builder = builder.with_root_certificates(roots);
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                let key = PrivateKeyDer::Pkcs8(own.key.serialize_der().into());
+                builder.with_client_auth_cert(vec![own.certificate.der().clone()], key).unwrap()
+            }
+        };
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        within(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await.expect("a handshake")
+        within(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+    }
+}
+
+/// A certificate authority for clients.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// A client's certificate.
+pub struct Issued {
+    certificate: rcgen::Certificate,
+    key: KeyPair,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "the tests' own authority");
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// Its own certificate, as a file beside that of a server.
+    pub fn write(&self, certificate: &Certificate) -> String {
+        let path = certificate.path("clients.pem");
+        fs::write(&path, &self.pem).unwrap();
+        path
+    }
+
+    /// For a client with these alternative names and this common name.
+    pub fn issue(&self, alternative: &[SanType], common: &str) -> Issued {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = alternative.to_vec();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, common);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Issued { certificate, key }
     }
 }

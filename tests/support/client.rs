@@ -3,6 +3,10 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value as Json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -235,4 +239,17 @@ pub fn refusal(answer: &Answer, status: u16, reason: &str) -> Result<(), String>
         ),
     ];
     checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, fault)| Err(fault))
+}
+
+/// The status of a GET over HTTP/2 by prior knowledge.
+pub async fn http2_status(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> u16 {
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = within(handshake).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request =
+        http::Request::get(format!("http://localhost{}", super::METADATA)).body(Empty::<Bytes>::new()).unwrap();
+    let answer = within(sender.send_request(request)).await.expect("an answer");
+    let status = answer.status().as_u16();
+    within(answer.into_body().collect()).await.unwrap();
+    status
 }

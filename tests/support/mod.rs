@@ -17,6 +17,7 @@ use std::time::Duration;
 
 #[allow(unused_imports, reason = "see above")]
 pub use client::{Answer, Client, refusal};
+#[allow(unused_imports, reason = "see above")]
 pub use gateway::{Gateway, TestConfig};
 #[allow(unused_imports, reason = "see above")]
 pub use upstream::{Gate, Plan, Seen, Upstream};

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
+use serde_json::Value as Json;
 use tokio::sync::mpsc;
 
 use super::gateway::{KEY, SECRET, SID};
@@ -37,34 +38,53 @@ pub fn command(arguments: &[String]) -> Command {
     command
 }
 
+/// Flags for free ports and a log that can be read, before those of the test.
+pub fn quiet(arguments: Vec<String>) -> Vec<String> {
+    let first = [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0"), ("log.format", "json")];
+    first.map(|(key, value)| set(key, value)).into_iter().chain(arguments).collect()
+}
+
 pub fn set(key: &str, value: &str) -> String {
     format!("--set={key}={value}")
 }
 
 impl Process {
-    pub async fn start(mut arguments: Vec<String>) -> Self {
-        for (key, value) in [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0"), ("log.format", "json")]
-        {
-            arguments.insert(0, set(key, value));
-        }
-        let mut child = Running(command(&arguments).spawn().unwrap());
+    /// On free ports, with these flags.
+    pub async fn start(arguments: Vec<String>) -> Self {
+        Self::spawn(command(&quiet(arguments))).await
+    }
+
+    /// As this command has it. Without a TCP listener `data` is no address of its own.
+    pub async fn spawn(mut command: Command) -> Self {
+        let mut child = Running(command.spawn().unwrap());
         let pipe = BufReader::new(child.0.stderr.take().unwrap());
-        let (lines, mut stderr) = mpsc::unbounded_channel();
+        let (lines, stderr) = mpsc::unbounded_channel();
         // Ends with the process, whose end closes the pipe.
         std::thread::spawn(move || pipe.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
-        let mut said = Vec::new();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut process = Self { child, data: nowhere, admin: nowhere, said: Vec::new(), stderr };
+        let serving = process.says(|event| event["message"] == "serving").await;
+        let address = |text: &str| text.parse::<SocketAddr>().ok();
+        process.data = serving["data"].as_str().unwrap().split(", ").find_map(address).unwrap_or(nowhere);
+        process.admin = serving["admin"].as_str().and_then(address).unwrap();
+        process
+    }
+
+    /// Waits for a line of its log that has not been waited for before.
+    pub async fn says(&mut self, is_it: impl Fn(&Json) -> bool) -> Json {
         loop {
-            let line = within(stderr.recv()).await.unwrap_or_else(|| panic!("it ended: {said:?}"));
-            said.push(line.clone());
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-            let field = |name: &str| {
-                let text = event[name].as_str().or_else(|| event["fields"][name].as_str())?;
-                text.parse::<SocketAddr>().ok()
-            };
-            if let (Some(data), Some(admin)) = (field("data"), field("admin")) {
-                return Self { child, data, admin, said, stderr };
+            let line = within(self.stderr.recv()).await.unwrap_or_else(|| panic!("it ended: {:?}", self.said));
+            let event = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            self.said.push(line);
+            if is_it(&event) {
+                return event;
             }
         }
+    }
+
+    /// The number by which the system knows it.
+    pub fn id(&self) -> u32 {
+        self.child.0.id()
     }
 
     pub fn signal(&self, name: &str) {

@@ -34,6 +34,7 @@ fn request(path: &str) -> http::request::Builder {
 async fn admit(layer: &AdmitLayer, request: http::request::Builder) -> Result<String, Reason> {
     let visit = Visit {
         request: request.body(Empty::<Bytes>::new()).unwrap(),
+        peer: Arc::default(),
         received: Instant::now(),
         journey: Arc::default(),
     };
@@ -139,6 +140,7 @@ async fn a_team_has_its_own_rate() {
         let journey = Arc::<crate::model::journey::Journey>::default();
         let visit = Visit {
             request: request(METADATA).header(header::AUTHORIZATION, "Bearer t").body(Empty::<Bytes>::new()).unwrap(),
+            peer: Arc::default(),
             received: Instant::now(),
             journey: Arc::clone(&journey),
         };

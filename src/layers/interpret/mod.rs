@@ -102,7 +102,7 @@ impl InterpretLayer {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let Admitted { visit: Visit { request, received, journey }, operation, team } = admitted;
+        let Admitted { visit: Visit { request, received, journey, .. }, operation, team } = admitted;
         let (head, body) = request.into_parts();
         let query = head.uri.query().unwrap_or_default();
         let understood = match operation {

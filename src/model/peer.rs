@@ -1,0 +1,117 @@
+//! Who is at the other end of a connection, as far as the connection itself tells.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody said.
+    Unknown,
+    /// TCP: the other end's address, or the one that a trusted proxy stated.
+    Tcp(SocketAddr),
+    /// A unix socket: whose process it is, as the kernel says.
+    Unix {
+        /// Its user.
+        uid: u32,
+        /// Its process, where that is known.
+        pid: Option<i32>,
+    },
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    origin: Origin,
+    /// Written once a connection, so that a request's log line costs a copy.
+    text: Box<str>,
+    names: Vec<String>,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self::new(Origin::Unknown)
+    }
+}
+
+impl Peer {
+    /// A peer that comes from there.
+    pub fn new(origin: Origin) -> Self {
+        let text = match origin {
+            Origin::Unknown => String::new(),
+            Origin::Tcp(address) => address.to_string(),
+            Origin::Unix { uid, pid: Some(pid) } => format!("unix:uid={uid},pid={pid}"),
+            Origin::Unix { uid, pid: None } => format!("unix:uid={uid}"),
+        };
+        Self { origin, text: text.into(), names: Vec::new() }
+    }
+
+    /// With the names of the certificate that it has shown and that has been verified.
+    pub fn with_names(self, names: Vec<String>) -> Self {
+        Self { names, ..self }
+    }
+
+    /// For logs: `192.0.2.1:4711`, `unix:uid=1000,pid=4711`, or empty.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The names of its verified client certificate; empty without one.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What it shares with those whose deeds are counted together with its own.
+    pub fn neighbourhood(&self) -> Neighbourhood {
+        match self.origin {
+            Origin::Unknown => Neighbourhood::Unknown,
+            Origin::Unix { uid, .. } => Neighbourhood::User(uid),
+            Origin::Tcp(address) => match address.ip().to_canonical() {
+                ip @ IpAddr::V4(_) => Neighbourhood::Network(ip),
+                // Whoever has one address of a /64 has all of them (RFC 6177).
+                IpAddr::V6(ip) => {
+                    let prefix = ip.to_bits() & (u128::MAX << 64);
+                    Neighbourhood::Network(IpAddr::V6(Ipv6Addr::from_bits(prefix)))
+                }
+            },
+        }
+    }
+}
+
+/// Peers that cannot be told apart: an IPv4 address, an IPv6 network of 64 bits, a user of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Neighbourhood {
+    /// Of nobody in particular.
+    Unknown,
+    /// An address, or the first of its network.
+    Network(IpAddr),
+    /// A user of this machine.
+    User(u32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(address: &str) -> Peer {
+        Peer::new(Origin::Tcp(address.parse().unwrap()))
+    }
+
+    #[test]
+    fn peers_are_named_in_logs() {
+        assert_eq!(tcp("192.0.2.1:4711").as_str(), "192.0.2.1:4711");
+        assert_eq!(tcp("[2001:db8::1]:4711").as_str(), "[2001:db8::1]:4711");
+        assert_eq!(Peer::new(Origin::Unix { uid: 7, pid: Some(8) }).as_str(), "unix:uid=7,pid=8");
+        assert_eq!(Peer::default().as_str(), "");
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_neighbourhood_and_an_ipv4_address_is() {
+        let same = |one: &str, other: &str| tcp(one).neighbourhood() == tcp(other).neighbourhood();
+        assert!(same("[2001:db8:0:1::1]:1", "[2001:db8:0:1:ffff::2]:2"));
+        assert!(!same("[2001:db8:0:1::1]:1", "[2001:db8:0:2::1]:1"));
+        assert!(same("192.0.2.1:1", "192.0.2.1:2") && !same("192.0.2.1:1", "192.0.2.2:1"));
+        assert!(same("192.0.2.1:1", "[::ffff:192.0.2.1]:2"), "the same address, through a listener for both");
+        let user = |uid, pid| Peer::new(Origin::Unix { uid, pid: Some(pid) }).neighbourhood();
+        assert!(user(1, 2) == user(1, 3) && user(1, 2) != user(2, 2));
+    }
+}

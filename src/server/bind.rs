@@ -1,0 +1,214 @@
+//! Opening listeners: TCP, unix sockets, and sockets that somebody else has opened.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+
+use crate::config::Listen;
+use crate::model::peer::Origin;
+
+/// Connections that the kernel holds for us; `net.core.somaxconn` may allow fewer.
+const BACKLOG: u32 = 4096;
+
+/// A listener that is open.
+#[derive(Debug)]
+pub struct Bound {
+    // The first to go: a successor that finds the file finds somebody listening, too.
+    _file: Option<SocketFile>,
+    socket: Socket,
+    inherited: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection, and whom it comes from.
+pub(super) enum Accepted {
+    Tcp(TcpStream, Origin),
+    Unix(UnixStream, Origin),
+}
+
+impl Bound {
+    /// Where it listens, in the form of the configuration.
+    pub fn address(&self) -> String {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
+            Socket::Unix(listener) => {
+                let address = listener.local_addr().ok();
+                let path = address.as_ref().and_then(|address| address.as_pathname());
+                path.map_or_else(|| "unix:?".into(), |path| format!("unix:{}", path.display()))
+            }
+        }
+    }
+
+    /// The TCP address.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    /// Did somebody else open it, so that nobody has checked its address yet.
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Best effort: without it small answers are slower, not wrong.
+                let _ = stream.set_nodelay(true);
+                Ok(Accepted::Tcp(stream, Origin::Tcp(address)))
+            }
+            Socket::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let origin = match stream.peer_cred() {
+                    Ok(owner) => Origin::Unix { uid: owner.uid(), pid: owner.pid() },
+                    Err(_) => Origin::Unknown,
+                };
+                Ok(Accepted::Unix(stream, origin))
+            }
+        }
+    }
+}
+
+/// A socket's file, which goes when the listener does.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and number: somebody else's file of the same name is not ours to remove.
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), inode: inode(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Sockets that somebody else has opened for this process, by their names.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<(String, InheritedSocket)>);
+
+/// One of [`Inherited`].
+#[derive(Debug)]
+pub enum InheritedSocket {
+    /// Listens on TCP.
+    Tcp(std::net::TcpListener),
+    /// Listens on a unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Inherited {
+    /// One more. Several may have the same name.
+    pub fn add(&mut self, name: impl Into<String>, socket: InheritedSocket) {
+        self.0.push((name.into(), socket));
+    }
+
+    /// Those that nobody has asked for.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn take(&mut self, name: &str) -> io::Result<Vec<Bound>> {
+        let found: Vec<_> = self.0.extract_if(.., |(known, _)| known == name).collect();
+        if found.is_empty() {
+            let known = self.names().collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "none".to_owned() } else { known };
+            return Err(io::Error::other(format!(
+                "systemd has handed over no socket of this name (others: {known}); \
+                 give the socket unit FileDescriptorName={name} and start it before the service"
+            )));
+        }
+        found.into_iter().map(|(_, socket)| take_over(socket)).collect()
+    }
+}
+
+fn take_over(socket: InheritedSocket) -> io::Result<Bound> {
+    let socket = match socket {
+        InheritedSocket::Tcp(listener) => {
+            listener.set_nonblocking(true)?;
+            Socket::Tcp(TcpListener::from_std(listener)?)
+        }
+        InheritedSocket::Unix(listener) => {
+            listener.set_nonblocking(true)?;
+            Socket::Unix(UnixListener::from_std(listener)?)
+        }
+    };
+    // Its file, if it has one, is whose who made it.
+    Ok(Bound { _file: None, socket, inherited: true })
+}
+
+/// A listener that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct BindError {
+    address: String,
+    source: io::Error,
+}
+
+/// Opens what one entry of `server.listen` means: one listener, or all that were handed over under a name. Unix
+/// sockets get the mode `unix_mode` before anybody can connect.
+///
+/// # Errors
+///
+/// When the address is taken or not ours. A socket file that nobody listens on is replaced; any other file is not.
+pub fn bind(listen: &Listen, unix_mode: u32, inherited: &mut Inherited) -> Result<Vec<Bound>, BindError> {
+    let bound = match listen {
+        Listen::Tcp(address) => bind_tcp(*address).map(|bound| vec![bound]),
+        Listen::Unix(path) => bind_unix(path, unix_mode).map(|bound| vec![bound]),
+        Listen::Systemd(name) => inherited.take(name),
+    };
+    bound.map_err(|source| {
+        let address = match listen {
+            Listen::Tcp(address) => address.to_string(),
+            Listen::Unix(path) => format!("unix:{}", path.display()),
+            Listen::Systemd(name) => format!("systemd:{name}"),
+        };
+        BindError { address, source }
+    })
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for the last connections' TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(Bound { _file: None, socket: Socket::Tcp(socket.listen(BACKLOG)?), inherited: false })
+}
+
+fn bind_unix(path: &Path, mode: u32) -> io::Result<Bound> {
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if stale {
+        std::fs::remove_file(path)?;
+    }
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    let file = SocketFile::new(path)?;
+    // Until it listens nobody gets in, whatever the process's umask allows.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    Ok(Bound { _file: Some(file), socket: Socket::Unix(socket.listen(BACKLOG)?), inherited: false })
+}

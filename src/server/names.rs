@@ -1,0 +1,138 @@
+//! The names in a client's certificate that may be a team's.
+//!
+//! These are: the DNS names of its subject alternative names, the last part of its URIs where that is the whole path
+//! (`spiffe://example.org/dashboards`, but not `spiffe://example.org/ns/dashboards/sa/x`, where somebody who may name
+//! a namespace could name it like a team), and the common names of its subject. All of them, since certificate
+//! authorities differ in where they put a client's name; whether they name one team and only one is for whoever
+//! compares. The certificate has been verified before.
+
+use rustls::pki_types::CertificateDer;
+use webpki::EndEntityCert;
+
+/// All of them, in no particular order.
+pub(super) fn of(certificate: &CertificateDer<'_>) -> Vec<String> {
+    // It has been parsed once already, when it was verified.
+    let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
+    let mut names: Vec<String> = certificate.valid_dns_names().map(str::to_owned).collect();
+    names.extend(certificate.valid_uri_names().filter_map(of_uri));
+    names.extend(common_names(certificate.subject()));
+    names
+}
+
+/// `NAME` of `scheme://authority/NAME`.
+fn of_uri(uri: &str) -> Option<String> {
+    let (_, rest) = uri.split_once("://")?;
+    let (_, name) = rest.split_once('/')?;
+    (!name.contains(['/', '?', '#', '%'])).then(|| name.to_owned())
+}
+
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const UTF8_STRING: u8 = 0x0c;
+const PRINTABLE_STRING: u8 = 0x13;
+const IA5_STRING: u8 = 0x16;
+/// 2.5.4.3, in DER.
+const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+
+/// The common names in a subject's relative distinguished names (RFC 5280 section 4.1.2.4).
+fn common_names(subject: &[u8]) -> Vec<String> {
+    let sets = elements(subject).filter(|(tag, _)| *tag == SET);
+    let attributes = sets.flat_map(|(_, set)| elements(set)).filter(|(tag, _)| *tag == SEQUENCE);
+    let common_name = |(_, attribute): (u8, &[u8])| {
+        let mut parts = elements(attribute);
+        let (kind, value) = (parts.next()?, parts.next()?);
+        let is_text = matches!(value.0, UTF8_STRING | PRINTABLE_STRING | IA5_STRING);
+        let is_common_name = kind == (OBJECT_IDENTIFIER, COMMON_NAME);
+        (is_common_name && is_text).then(|| std::str::from_utf8(value.1).ok().map(str::to_owned))?
+    };
+    attributes.filter_map(common_name).collect()
+}
+
+/// The elements of some DER, tag and content; ends early at what is malformed.
+fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&[tag, first], rest) = der.split_first_chunk()?;
+        let (length, rest) = match first {
+            0..=0x7f => (usize::from(first), rest),
+            0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
+            0x82 => rest.split_first_chunk().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
+            // Nobody's name is that long.
+            _ => return None,
+        };
+        let (content, rest) = rest.split_at_checked(length)?;
+        der = rest;
+        Some((tag, content))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    fn names(alternative: &[SanType], common: &[&str]) -> Vec<String> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = alternative.to_vec();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "an organisation");
+        for name in common {
+            params.distinguished_name.push(DnType::CommonName, *name);
+        }
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        of(certificate.der())
+    }
+
+    fn dns(name: &str) -> SanType {
+        SanType::DnsName(name.try_into().unwrap())
+    }
+
+    fn uri(uri: &str) -> SanType {
+        SanType::URI(uri.try_into().unwrap())
+    }
+
+    #[test]
+    fn dns_names_uris_and_common_names_are_found() {
+        assert_eq!(names(&[dns("dashboards")], &[]), ["dashboards"]);
+        assert_eq!(names(&[dns("a"), uri("spiffe://example.org/b")], &["c"]), ["a", "b", "c"]);
+        assert_eq!(names(&[], &["exports"]), ["exports"]);
+        assert_eq!(names(&[], &["a name with spaces and ünïcode"]), ["a name with spaces and ünïcode"]);
+        assert_eq!(names(&[], &[&"x".repeat(200)]), ["x".repeat(200)]);
+        assert_eq!(names(&[], &[]), [""; 0]);
+        assert_eq!(names(&[SanType::IpAddress("192.0.2.1".parse().unwrap())], &[]), [""; 0]);
+    }
+
+    #[test]
+    fn of_a_uri_only_a_path_of_one_part_counts() {
+        assert_eq!(of_uri("spiffe://example.org/dashboards").as_deref(), Some("dashboards"));
+        for other in [
+            "spiffe://example.org/ns/dashboards/sa/dashboards",
+            "spiffe://dashboards",
+            "https://example.org/dashboards?x",
+            "https://example.org/%64ashboards",
+            "https://example.org/dashboards/",
+            "urn:dashboards",
+            "dashboards",
+        ] {
+            assert_eq!(of_uri(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_subject_is_too_strange(subject in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = common_names(&subject);
+        }
+
+        #[test]
+        fn nor_is_one_that_is_nearly_right(at in 0usize..40, byte: u8) {
+            let mut subject = b"\x31\x0e\x30\x0c\x06\x03\x55\x04\x03\x0c\x05teams\x31\x0e\x30\x0c\x06\x03\x55\x04\x03\x0c\x05other".to_vec();
+            if let Some(place) = subject.get_mut(at) {
+                *place = byte;
+            }
+            let _ = common_names(&subject);
+        }
+    }
+}
