@@ -9,7 +9,7 @@ use std::time::Duration;
 use tower::ServiceBuilder;
 
 use crate::config::Config;
-use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, TeamRates, UpstreamRate};
+use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates, UpstreamRate};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Rejections};
@@ -46,6 +46,8 @@ pub struct Lasting {
     pub rejections: Rejections,
     /// The teams' request rates.
     pub team_rates: TeamRates,
+    /// Who has failed to say who it is.
+    pub slowing: Slowing,
     /// Page tokens given out under policies.
     pub grants: Grants,
     /// Requests at once.
@@ -68,6 +70,8 @@ impl Lasting {
             budgets: Budgets::default(),
             rejections: Rejections::default(),
             team_rates: TeamRates::default(),
+            // A quarter of all requests at once, so that three quarters are left for those who are known.
+            slowing: Slowing::new((config.server.max_connections as usize / 4).min(1000)),
             grants: Grants::default(),
             shed: ShedLayer::new(config.server.max_connections as usize),
         }
@@ -80,7 +84,7 @@ impl Lasting {
 ///
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
-    let Lasting { clock, metrics, store, budgets, rejections, team_rates, grants, shed } = lasting.clone();
+    let Lasting { clock, metrics, store, budgets, rejections, team_rates, slowing, grants, shed } = lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -94,7 +98,7 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         // Before anything that costs: beyond so many at once, refuse.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
-        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &upstream_rates(&budgets), clock))
+        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &upstream_rates(&budgets), slowing, clock))
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
         .layer(InterpretLayer::new(limits(config)))
         // A team's policy, before the key is looked up: equal effective queries share pages.

@@ -3,6 +3,11 @@
 //! In this order: is the head sane, does the path lead anywhere, who is calling, may they do this, and have
 //! they not asked too often. Deny by default: paths, hosts and operations are allow-lists. What a team may
 //! spend upstream is not decided here.
+//!
+//! A caller says who it is by a token in `Authorization`, or by a client certificate that names its team. A token
+//! that is shown has to be good, whatever the certificate says; and where both name a team, it has to be the same.
+
+mod slow;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -14,7 +19,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use futures_util::future::{Either, Ready, ready};
+use futures_util::future::{BoxFuture, Either, Ready, ready};
 use governor::clock::{Clock as GovernorClock, Reference};
 use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
@@ -29,9 +34,12 @@ use crate::model::clock::Clock;
 use crate::model::error::{GatewayError, Reason};
 use crate::model::host;
 use crate::model::operation::{Operation, Route, route};
+use crate::model::peer::Peer;
 use crate::model::tenancy::{Allowance, Team};
 use crate::model::units::Rate;
 use crate::model::visit::{Admitted, Visit};
+
+pub use self::slow::Slowing;
 
 /// Bytes of header names and values together. Twilio's SDKs send a few hundred.
 pub const MAX_HEAD: usize = 32 * 1024;
@@ -52,7 +60,7 @@ pub struct Guest {
 pub enum Guests {
     /// Everybody, as this team; only under these names of the gateway, where any are given.
     Everybody(Guest, Option<Vec<String>>),
-    /// Teams, by their tokens.
+    /// Teams, by their tokens or certificates.
     Teams(Vec<Guest>),
 }
 
@@ -76,6 +84,7 @@ impl AdmitLayer {
         guests: Guests,
         rates: &TeamRates,
         upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
+        slowing: Slowing,
         clock: Clock,
     ) -> Self {
         let known = |guest: Guest| {
@@ -91,7 +100,7 @@ impl AdmitLayer {
             Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
             Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
         };
-        Self { door: Arc::new(Door { guests, everybody, hosts }) }
+        Self { door: Arc::new(Door { guests, everybody, hosts, slowing, clock }) }
     }
 }
 
@@ -113,10 +122,11 @@ pub struct Admit<S> {
 impl<S, B> Service<Visit<B>> for Admit<S>
 where
     S: Service<Admitted<B>, Error = GatewayError>,
+    S::Response: Send + 'static,
 {
     type Response = S::Response;
     type Error = GatewayError;
-    type Future = Either<Ready<Result<S::Response, GatewayError>>, S::Future>;
+    type Future = Either<Refusal<S::Response>, S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         self.inner.poll_ready(context)
@@ -125,15 +135,20 @@ where
     fn call(&mut self, visit: Visit<B>) -> Self::Future {
         match self.door.admit(&visit) {
             Ok((operation, team)) => Either::Right(self.inner.call(Admitted { visit, operation, team })),
-            Err(error) => Either::Left(ready(Err(error))),
+            Err(error) => Either::Left(self.door.refuse(error, &visit.peer)),
         }
     }
 }
+
+/// At once, or held back.
+type Refusal<R> = Either<Ready<Result<R, GatewayError>>, BoxFuture<'static, Result<R, GatewayError>>>;
 
 struct Door {
     guests: Vec<Known>,
     everybody: bool,
     hosts: Option<Vec<String>>,
+    slowing: Slowing,
+    clock: Clock,
 }
 
 struct Known {
@@ -175,7 +190,7 @@ impl Door {
         };
         // Set once: this is the only place that learns them.
         let _ = visit.journey.operation.set(operation);
-        let known = self.identify(request.headers())?;
+        let known = self.identify(request.headers(), &visit.peer)?;
         let team = &known.guest.team;
         let _ = visit.journey.team.set(Arc::clone(team));
         Self::limit(known, visit)?;
@@ -229,18 +244,47 @@ impl Door {
         host::is_address_or_loopback(host) || hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host))
     }
 
-    fn identify(&self, headers: &HeaderMap) -> Result<&Known, GatewayError> {
+    fn identify(&self, headers: &HeaderMap, peer: &Peer) -> Result<&Known, GatewayError> {
         let unauthenticated = |message| GatewayError::new(Reason::Unauthenticated, message);
         if self.everybody {
             return self.guests.first().ok_or_else(|| unauthenticated("nobody is let in"));
         }
-        let proof = headers.get(header::AUTHORIZATION).ok_or_else(|| {
-            unauthenticated(
-                "send a team's token: Authorization: Bearer TOKEN, or Basic with the team's name and its token",
-            )
-        })?;
+        let certified = self.certified(peer).map_err(unauthenticated)?;
+        let Some(proof) = headers.get(header::AUTHORIZATION) else {
+            return certified.ok_or_else(|| {
+                unauthenticated(match peer.names() {
+                    [] => {
+                        "send a team's token: Authorization: Bearer TOKEN, or Basic with the team's name and its token"
+                    }
+                    _ => "the client certificate names no team, and there is no token; send one, or use another certificate",
+                })
+            });
+        };
         let proof = Proof::read(proof)
             .ok_or_else(|| unauthenticated("the Authorization header is neither Bearer nor Basic"))?;
+        let known = self.shown(&proof).ok_or_else(|| {
+            unauthenticated("the team or its token is not known; ask whoever operates the gateway for a new one")
+        })?;
+        match certified {
+            Some(certified) if certified.guest.team.name != known.guest.team.name => {
+                Err(unauthenticated("the token and the client certificate are of different teams; send one of them"))
+            }
+            _ => Ok(known),
+        }
+    }
+
+    /// The team that the client certificate names, if it names one.
+    fn certified(&self, peer: &Peer) -> Result<Option<&Known>, &'static str> {
+        let is_named = |known: &&Known| peer.names().iter().any(|name| **name == *known.guest.team.name);
+        let mut named = self.guests.iter().filter(is_named);
+        match (named.next(), named.next()) {
+            (known, None) => Ok(known),
+            (_, Some(_)) => Err("the client certificate names several teams; use one that names one"),
+        }
+    }
+
+    /// The team whose token is shown.
+    fn shown(&self, proof: &Proof) -> Option<&Known> {
         let hash = digest(&SHA256, proof.token.as_bytes());
         // All are compared, so that the time tells nothing about which matched or how far.
         let mut found = None;
@@ -252,9 +296,19 @@ impl Door {
                 }
             }
         }
-        found.ok_or_else(|| {
-            unauthenticated("the team or its token is not known; ask whoever operates the gateway for a new one")
-        })
+        found
+    }
+
+    fn refuse<R: Send + 'static>(&self, error: GatewayError, peer: &Peer) -> Refusal<R> {
+        let is_stranger = error.reason() == Reason::Unauthenticated;
+        let held = is_stranger.then(|| self.slowing.failed(peer.neighbourhood(), self.clock)).flatten();
+        match held {
+            None => Either::Left(ready(Err(error))),
+            Some(held) => Either::Right(Box::pin(async move {
+                held.over().await;
+                Err(error)
+            })),
+        }
     }
 
     fn limit<B>(known: &Known, visit: &Visit<B>) -> Result<(), GatewayError> {

@@ -23,7 +23,7 @@ fn guest(name: &str, tokens: &[&str]) -> Guest {
 }
 
 fn layer(guests: Guests) -> AdmitLayer {
-    AdmitLayer::new(guests, &TeamRates::default(), &|_| None, Clock::new())
+    AdmitLayer::new(guests, &TeamRates::default(), &|_| None, Slowing::new(8), Clock::new())
 }
 
 fn request(path: &str) -> http::request::Builder {
@@ -32,9 +32,13 @@ fn request(path: &str) -> http::request::Builder {
 
 /// The team that is let in, or why nobody is.
 async fn admit(layer: &AdmitLayer, request: http::request::Builder) -> Result<String, Reason> {
+    admit_peer(layer, Peer::default(), request).await
+}
+
+async fn admit_peer(layer: &AdmitLayer, peer: Peer, request: http::request::Builder) -> Result<String, Reason> {
     let visit = Visit {
         request: request.body(Empty::<Bytes>::new()).unwrap(),
-        peer: Arc::default(),
+        peer: Arc::new(peer),
         received: Instant::now(),
         journey: Arc::default(),
     };
@@ -155,4 +159,63 @@ async fn a_team_has_its_own_rate() {
     assert_eq!(ask().await, (Err((Reason::TeamRateLimit, Some(S))), policy.clone(), "\"requests\";r=0;t=1".to_owned()));
     advance(S / 2).await;
     assert!(ask().await.0.is_ok());
+}
+
+fn with_certificate(names: &[&str]) -> Peer {
+    Peer::default().with_names(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_names_a_team_is_that_team() {
+    let by = async |names: &[&str]| admit_peer(&teams(), with_certificate(names), request(METADATA)).await;
+    assert_eq!(by(&["a"]).await.unwrap(), "a");
+    assert_eq!(by(&["host.example", "b"]).await.unwrap(), "b");
+    for names in [&[][..], &["c"], &["A"], &["a.example"], &["*"], &["a", "b"], &["local"], &[""]] {
+        assert_eq!(by(names).await, Err(Reason::Unauthenticated), "{names:?}");
+    }
+    let anybody = admit_peer(&everybody(), with_certificate(&["a"]), request(METADATA)).await;
+    assert_eq!(anybody.unwrap(), "local", "without teams there is nobody to name");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_beside_a_certificate_has_to_be_good_and_of_the_same_team() {
+    let by = async |names: &[&str], proof: &str| {
+        let request = request(METADATA).header(header::AUTHORIZATION, proof);
+        admit_peer(&teams(), with_certificate(names), request).await
+    };
+    assert_eq!(by(&["a"], "Bearer token-1").await.unwrap(), "a");
+    assert_eq!(by(&["host.example"], "Bearer token-3").await.unwrap(), "b", "a certificate may name something else");
+    assert_eq!(by(&["a"], &basic("a", "token-2")).await.unwrap(), "a");
+    for (names, proof) in [
+        (&["a"][..], "Bearer wrong"),
+        (&["a"], "Bearer token-3"),
+        (&["a", "b"], "Bearer token-1"),
+        (&["a"], "Digest x"),
+        (&["a"], ""),
+    ] {
+        assert_eq!(by(names, proof).await, Err(Reason::Unauthenticated), "{names:?} {proof}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_are_slowed_and_nobody_else_is() {
+    let (layer, clock) = (teams(), Clock::new());
+    let took = async |peer: &Peer, token: &str| {
+        let begun = clock.now();
+        let request = request(METADATA).header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let admitted = admit_peer(&layer, peer.clone(), request).await.is_ok();
+        (admitted, clock.now() - begun)
+    };
+    let address = |text: &str| Peer::new(crate::model::peer::Origin::Tcp(text.parse().unwrap()));
+    let (one, same, other) = (address("[2001:db8::1]:1"), address("[2001:db8::2]:2"), address("192.0.2.1:1"));
+    let mut all = Duration::ZERO;
+    for _ in 0..10 {
+        all += took(&one, "wrong").await.1;
+    }
+    assert!(all > 10 * S, "{all:?}");
+    assert!(took(&same, "wrong").await.1 > S, "the same network");
+    assert_eq!(took(&other, "wrong").await, (false, Duration::ZERO), "another address");
+    assert_eq!(took(&one, "token-1").await, (true, Duration::ZERO), "a good token is never held up");
+    let missing = admit_peer(&layer, one.clone(), request("/nowhere")).await;
+    assert_eq!((missing, took(&one, "token-1").await.1), (Err(Reason::NotFound), Duration::ZERO));
 }

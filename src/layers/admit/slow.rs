@@ -1,0 +1,213 @@
+//! Slows those who fail to say who they are, again and again.
+//!
+//! A refusal is held back, for longer with every failure of the same neighbourhood, up to a few seconds. Nothing
+//! else is: whoever shows a good token is served at once, however often somebody at the same address has failed,
+//! or one bad client behind a load balancer would lock out all others. So this is no defence against guessing, which
+//! 256 random bits need none against; it takes the noise out of logs and the cost out of clients that repeat
+//! themselves.
+//!
+//! It cannot be turned into a weapon: failures are counted in a table of fixed size, and so many refusals at most
+//! are held back at once, of one neighbourhood a quarter of them. What is beyond is refused without delay.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::model::clock::{Clock, Instant};
+use crate::model::peer::Neighbourhood;
+
+/// Neighbourhoods that are told apart; those that meet in one slot are counted together. The hash is keyed at random,
+/// so nobody can choose whom to meet.
+const SLOTS: usize = 4096;
+
+/// Failures that cost nothing: a new token may take a moment to reach everybody.
+const FREE: u32 = 3;
+
+/// What the first failure beyond those costs; each further one twice as much.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// What one costs at most.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Where counting ends: so many failures are forgotten after [`FORGET`] times as much.
+const MOST: u32 = 16;
+
+/// How long it takes for one failure to be forgotten.
+const FORGET: Duration = Duration::from_secs(10);
+
+/// Who has failed how often. Cheap to clone; outlives reloads.
+#[derive(Debug, Clone)]
+pub struct Slowing(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    slots: Mutex<Box<[Slot]>>,
+    hasher: RandomState,
+    places: Arc<Semaphore>,
+    share: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    failures: u32,
+    /// Since when the oldest of them is being forgotten.
+    since: Option<Instant>,
+    /// Refusals that are held back.
+    held: u32,
+}
+
+impl Slowing {
+    /// Holds back so many refusals at once.
+    pub fn new(places: usize) -> Self {
+        let places = places.max(1);
+        Self(Arc::new(Shared {
+            slots: Mutex::new(vec![Slot::default(); SLOTS].into()),
+            hasher: RandomState::new(),
+            places: Arc::new(Semaphore::new(places)),
+            share: u32::try_from(places.div_ceil(4)).unwrap_or(u32::MAX),
+        }))
+    }
+
+    /// One more failure from there: how long its refusal is to be held back, if at all.
+    pub(super) fn failed(&self, neighbourhood: Neighbourhood, clock: Clock) -> Option<Held> {
+        let index = self.index(neighbourhood);
+        let mut slots = self.slots();
+        let slot = slots.get_mut(index)?;
+        let failures = slot.fail(clock.now());
+        let delay = delay(failures);
+        if delay.is_zero() || slot.held >= self.0.share {
+            return None;
+        }
+        let place = Arc::clone(&self.0.places).try_acquire_owned().ok()?;
+        slot.held += 1;
+        Some(Held { delay, slowing: self.clone(), index, _place: place })
+    }
+
+    fn index(&self, neighbourhood: Neighbourhood) -> usize {
+        let hash = self.0.hasher.hash_one(neighbourhood);
+        usize::try_from(hash % SLOTS as u64).unwrap_or_default()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Box<[Slot]>> {
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Failures that are not forgotten yet, this one included.
+    fn fail(&mut self, now: Instant) -> u32 {
+        let since = self.since.unwrap_or(now);
+        let past = now.saturating_duration_since(since);
+        let forgotten = u32::try_from(past.as_millis() / FORGET.as_millis()).unwrap_or(u32::MAX);
+        if forgotten >= self.failures {
+            (self.failures, self.since) = (0, Some(now));
+        } else {
+            self.failures -= forgotten;
+            self.since = Some(since + FORGET * forgotten);
+        }
+        self.failures = (self.failures + 1).min(MOST);
+        self.failures
+    }
+}
+
+/// What the latest of so many failures costs.
+fn delay(failures: u32) -> Duration {
+    match failures.checked_sub(FREE + 1) {
+        None => Duration::ZERO,
+        Some(doublings) => FIRST.saturating_mul(2u32.saturating_pow(doublings)).min(LONGEST),
+    }
+}
+
+/// A place among the refusals that are held back, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    delay: Duration,
+    slowing: Slowing,
+    index: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Held {
+    /// Ends when the refusal may go.
+    pub(super) async fn over(self) {
+        tokio::time::sleep(self.delay).await;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slowing.slots().get_mut(self.index) {
+            slot.held -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn somebody(n: u32) -> Neighbourhood {
+        Neighbourhood::User(n)
+    }
+
+    /// What `count` failures cost, one after the other.
+    fn delays(slowing: &Slowing, who: Neighbourhood, clock: Clock, count: usize) -> Vec<Duration> {
+        (0..count).map(|_| slowing.failed(who, clock).map_or(Duration::ZERO, |held| held.delay)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_cost_more_and_more_up_to_a_limit() {
+        let (slowing, clock) = (Slowing::new(100), Clock::new());
+        let expected = [0, 0, 0, 100, 200, 400, 800, 1600, 3200, 5000, 5000].map(Duration::from_millis);
+        assert_eq!(delays(&slowing, somebody(1), clock, expected.len()), expected);
+        assert_eq!(delays(&slowing, somebody(2), clock, 3), [Duration::ZERO; 3], "somebody else");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_forgotten() {
+        let (slowing, clock) = (Slowing::new(100), Clock::new());
+        delays(&slowing, somebody(1), clock, 5);
+        advance(FORGET * 2 - S).await;
+        // Five less one, and one more.
+        assert_eq!(delays(&slowing, somebody(1), clock, 1), [FIRST * 2]);
+        advance(FORGET * 5).await;
+        assert_eq!(delays(&slowing, somebody(1), clock, 1), [Duration::ZERO]);
+        delays(&slowing, somebody(1), clock, 1000);
+        advance(FORGET * MOST).await;
+        assert_eq!(delays(&slowing, somebody(1), clock, 1), [Duration::ZERO], "a thousand weigh no more than a few");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_at_most_are_held_back() {
+        let (slowing, clock) = (Slowing::new(8), Clock::new());
+        let (one, other) = (somebody(1), somebody(2));
+        delays(&slowing, one, clock, 5);
+        delays(&slowing, other, clock, 5);
+        let mut held: Vec<_> = std::iter::from_fn(|| slowing.failed(one, clock)).collect();
+        assert_eq!(held.len(), 2, "a quarter for one neighbourhood");
+        held.extend((3..9).flat_map(|n| {
+            delays(&slowing, somebody(n), clock, 5);
+            slowing.failed(somebody(n), clock)
+        }));
+        assert_eq!(held.len(), 8);
+        assert!(slowing.failed(other, clock).is_none(), "no place is left");
+        drop(held);
+        assert!(slowing.failed(other, clock).is_some(), "places come back when nobody waits any more");
+        assert!(slowing.slots().iter().all(|slot| slot.held == 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_held_back_for_its_delay() {
+        let (slowing, clock) = (Slowing::new(8), Clock::new());
+        delays(&slowing, somebody(1), clock, 9);
+        let before = clock.now();
+        slowing.failed(somebody(1), clock).unwrap().over().await;
+        assert_eq!(clock.now() - before, LONGEST);
+    }
+}
