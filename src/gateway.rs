@@ -14,12 +14,12 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::admin::{self, Admin};
 use crate::config::{self, Config, Listen, Sources};
-use crate::layers::upstream::TrustError;
 use crate::metrics::{ResultLabels, Word};
 use crate::model::peer::Peer;
 use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Inherited, Limits};
 use crate::stack::{self, Journey, Lasting};
+use crate::trust::TrustError;
 
 /// How often the configuration and secret files are looked at. Their content counts, not their times: a
 /// Kubernetes volume swaps links, and a bind mount may tell nothing at all.

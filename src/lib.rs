@@ -9,6 +9,8 @@ pub mod metrics;
 
 pub mod config;
 
+pub mod trust;
+
 pub mod layers;
 
 pub mod stack;

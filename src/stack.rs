@@ -19,13 +19,14 @@ use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
 use crate::layers::retry::{self, Retry, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
-use crate::layers::upstream::{Target, TrustError, Upstream};
+use crate::layers::upstream::{Target, Upstream};
 use crate::metrics::Metrics;
 use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
 use crate::model::operation::OperationSet;
 use crate::model::policy::{Policy, Required};
 use crate::model::tenancy::{Account, Team};
+use crate::trust::TrustError;
 
 /// The journey as a type: each layer around the next.
 pub type Journey = Observe<Rescue<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>;

@@ -146,8 +146,8 @@ fn the_map_in_lib_rs_lists_every_module_bottom_up() {
 }
 
 /// Each imports only what stands before it.
-const ORDER: [&str; 10] =
-    ["model", "metrics", "config", "layers", "stack", "server", "admin", "gateway", "simulator", "cli"];
+const ORDER: [&str; 11] =
+    ["model", "metrics", "config", "trust", "layers", "stack", "server", "admin", "gateway", "simulator", "cli"];
 
 #[test]
 fn nothing_points_upward() {

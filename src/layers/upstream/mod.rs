@@ -7,9 +7,8 @@
 //! HTTP/2 is not offered to the upstream: hyper keeps a single connection to a host there, and a dead one is
 //! used until a ping times out. HTTP/1.1 connections are pooled.
 
-mod tls;
-
 use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -35,8 +34,7 @@ use crate::model::call::{Answer, SignedCall};
 use crate::model::clock::Clock;
 use crate::model::error::{GatewayError, Reason, Retry};
 use crate::model::operation::Operation;
-
-pub use tls::TrustError;
+use crate::trust::{self, TrustError};
 
 /// Response headers that go further than this layer.
 const LET_THROUGH: [HeaderName; 11] = [
@@ -89,7 +87,7 @@ impl Upstream {
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(60)));
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls::client_config(target.ca_file.as_deref())?)
+            .with_tls_config(trust::client_config(target.ca_file.as_deref())?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
@@ -334,7 +332,10 @@ impl Service<Uri> for BoundedConnector {
         Box::pin(async move {
             match tokio::time::timeout(limit, connect).await {
                 Ok(result) => result,
-                Err(_) => Err(tls::connect_timed_out().into()),
+                Err(_) => {
+                    let message = "connecting took longer than upstream.connect_timeout";
+                    Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
+                }
             }
         })
     }

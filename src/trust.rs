@@ -1,6 +1,5 @@
-//! Whom to trust upstream: the machine's roots, Mozilla's where the machine has none, and one file more.
+//! Whom to trust when calling out: the machine's roots, Mozilla's where the machine has none, and one file more.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +30,11 @@ pub enum TrustError {
 }
 
 /// The TLS client configuration. Containers without a certificate store get the roots that are built in.
-pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TrustError> {
+///
+/// # Errors
+///
+/// When the extra trust root cannot be used.
+pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TrustError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
@@ -53,9 +56,4 @@ pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, Trus
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
-}
-
-/// An I/O error for a connection that took too long.
-pub(super) fn connect_timed_out() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "connecting took longer than upstream.connect_timeout")
 }
