@@ -86,7 +86,7 @@ impl Gateway {
     /// As [`Gateway::bind`]; and when one of them is named and not there, or is reached from further away than a
     /// gateway without teams may be.
     pub fn bind_with(config: Config, mut inherited: Inherited) -> Result<Self, StartError> {
-        let lasting = Lasting::new(&config);
+        let lasting = Lasting::new(&config)?;
         let journey = stack::journey(&config, &lasting)?;
         let tls = certificate(&config)?.map(TlsAcceptor::new);
         let mut data = Vec::new();
@@ -177,7 +177,7 @@ impl Gateway {
             let drained = Arc::clone(&drained);
             async move { drained.notified().await }.boxed().shared()
         };
-        let store = lasting.store.clone();
+        let (store, traces) = (lasting.store.clone(), lasting.traces.clone());
         let admin_service = Admin::new(lasting, config, draining);
         let admin_limits =
             Limits { drain: Duration::from_secs(1), proxies: Arc::default(), ..limits(admin::CONNECTIONS) };
@@ -200,8 +200,13 @@ impl Gateway {
         if let Some(task) = reloading {
             task.abort();
         }
-        // Last, so that what came while draining is there after a restart.
-        store.close().await;
+        // Last, so that what came while draining is there after a restart, and seen.
+        let traces = async {
+            if let Some(traces) = &traces {
+                traces.close().await;
+            }
+        };
+        tokio::join!(store.close(), traces);
     }
 }
 
@@ -311,6 +316,7 @@ fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
         ("cache.disk.capacity", old.cache.disk.capacity != new.cache.disk.capacity),
         ("log.format", old.log.format != new.log.format),
         ("log.filter", old.log.filter != new.log.filter),
+        ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
     ];
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }

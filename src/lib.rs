@@ -11,6 +11,8 @@ pub mod config;
 
 pub mod trust;
 
+pub mod telemetry;
+
 pub mod layers;
 
 pub mod stack;

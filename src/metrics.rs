@@ -146,10 +146,10 @@ pub struct SettledLabels {
     pub reason: Word,
 }
 
-/// The label of `reloads_total` and `cache_disk_writes_total`.
+/// The label of `reloads_total`, `cache_disk_writes_total` and `spans_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabels {
-    /// `applied` or `refused`; `written`, `dropped` or `failed`.
+    /// `applied` or `refused`; `written`, `dropped` or `failed`; `exported`, `dropped` or `failed`.
     pub result: Word,
 }
 
@@ -210,6 +210,8 @@ pub struct Metrics {
     pub cache_disk_bytes: Gauge,
     /// Pages on their way to the disk.
     pub cache_disk_writes: Family<ResultLabels, Counter>,
+    /// Spans of traces.
+    pub spans: Family<ResultLabels, Counter>,
     /// Configuration reloads.
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
@@ -239,6 +241,7 @@ impl Metrics {
             cache_disk_entries: Gauge::default(),
             cache_disk_bytes: Gauge::default(),
             cache_disk_writes: Family::default(),
+            spans: Family::default(),
             reloads: Family::default(),
             uptime: Gauge::default(),
         };
@@ -281,6 +284,7 @@ impl Metrics {
             "Pages kept, by whether they reached the disk",
             metrics.cache_disk_writes.clone(),
         );
+        r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         Arc::new(metrics)

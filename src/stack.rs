@@ -14,18 +14,19 @@ use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Rejections};
 use crate::layers::interpret::{self, Interpret, InterpretLayer};
-use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
+use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
 use crate::layers::retry::{self, Retry, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::upstream::{Target, Upstream};
-use crate::metrics::Metrics;
+use crate::metrics::{HotRequests, Metrics};
 use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
 use crate::model::operation::OperationSet;
 use crate::model::policy::{Policy, Required};
 use crate::model::tenancy::{Account, Team};
+use crate::telemetry::Exporter;
 use crate::trust::TrustError;
 
 /// The journey as a type: each layer around the next.
@@ -53,18 +54,25 @@ pub struct Lasting {
     pub grants: Grants,
     /// Requests at once.
     pub shed: ShedLayer,
+    /// Where traces go, if anywhere.
+    pub traces: Option<Exporter>,
 }
 
 impl Lasting {
-    /// Empty, with the capacities of `config`.
-    pub fn new(config: &Config) -> Self {
+    /// Empty, with the capacities of `config`. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When traces are to go over TLS, and there can be none.
+    pub fn new(config: &Config) -> Result<Self, TrustError> {
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let store = Store::new(config.cache.capacity, &metrics);
         let store = match disk(config) {
             Some(disk) => store.with_disk(disk, &metrics, clock),
             None => store,
         };
-        Self {
+        let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
+        Ok(Self {
             clock,
             store,
             metrics,
@@ -75,7 +83,8 @@ impl Lasting {
             slowing: Slowing::new((config.server.max_connections as usize / 4).min(1000)),
             grants: Grants::default(),
             shed: ShedLayer::new(config.server.max_connections as usize),
-        }
+            traces: traces.transpose()?,
+        })
     }
 }
 
@@ -85,15 +94,18 @@ impl Lasting {
 ///
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
-    let Lasting { clock, metrics, store, budgets, rejections, team_rates, slowing, grants, shed } = lasting.clone();
+    let Lasting { clock, metrics, store, budgets, rejections, team_rates, slowing, grants, shed, traces } =
+        lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
     set_budgets(config, &accounts, &budgets, clock);
 
+    let requests = HotRequests::new(Arc::clone(&metrics), config.teams.len().max(1));
+
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.
-        .layer(ObserveLayer::new(Arc::clone(&metrics), config.teams.len().max(1), access_log(config), clock))
+        .layer(ObserveLayer::new(requests, access_log(config), tracing(config, traces), clock))
         // The only place where an error becomes a status.
         .layer(RescueLayer)
         // Before anything that costs: beyond so many at once, refuse.
@@ -207,6 +219,10 @@ fn credentials(config: &Config, accounts: &[Arc<Account>]) -> Credentials {
 
 fn access_log(config: &Config) -> AccessLog {
     AccessLog { enabled: config.log.access, hits: config.log.hits, slow: config.log.slow }
+}
+
+fn tracing(config: &Config, exporter: Option<Exporter>) -> Option<Tracing> {
+    exporter.map(|exporter| Tracing { exporter, sample: config.telemetry.sample })
 }
 
 fn limits(config: &Config) -> interpret::Limits {

@@ -600,5 +600,5 @@ fn log(table: &mut Table<'_>) -> Log {
 }
 
 fn telemetry(table: &mut Table<'_>) -> Telemetry {
-    Telemetry { otlp: url(table, "otlp", Paths::Allowed) }
+    Telemetry { otlp: url(table, "otlp", Paths::Allowed), sample: table.fraction("sample", 0.01, 0.0..=1.0) }
 }

@@ -308,4 +308,6 @@ pub enum LogFormat {
 pub struct Telemetry {
     /// OTLP/HTTP endpoint.
     pub otlp: Option<Uri>,
+    /// Share that is traced of the requests that begin no work upstream, 0 to 1.
+    pub sample: f64,
 }

@@ -119,7 +119,8 @@ impl Config {
         optional(page, "audit", log.audit.as_deref().map(file))?;
 
         writeln!(page, "\n[telemetry]")?;
-        optional(page, "otlp", self.telemetry.otlp.as_ref().map(url))
+        optional(page, "otlp", self.telemetry.otlp.as_ref().map(url))?;
+        writeln!(page, "sample = {:?}", self.telemetry.sample)
     }
 }
 

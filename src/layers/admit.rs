@@ -33,6 +33,7 @@ use zeroize::Zeroizing;
 use crate::model::clock::Clock;
 use crate::model::error::{GatewayError, Reason};
 use crate::model::host;
+use crate::model::journey::Stage;
 use crate::model::operation::{Operation, Route, route};
 use crate::model::peer::Peer;
 use crate::model::tenancy::{Allowance, Team};
@@ -133,7 +134,9 @@ where
     }
 
     fn call(&mut self, visit: Visit<B>) -> Self::Future {
-        match self.door.admit(&visit) {
+        let verdict = self.door.admit(&visit);
+        visit.journey.end_of(Stage::Admit);
+        match verdict {
             Ok((operation, team)) => Either::Right(self.inner.call(Admitted { visit, operation, team })),
             Err(error) => Either::Left(self.door.refuse(error, &visit.peer)),
         }

@@ -1,7 +1,7 @@
 //! The outermost layer: sees every request and its final status, and says so.
 //!
-//! A request id in and out, the headers that every answer has, one access line, the metrics, and a guard that
-//! notices a client that leaves before its answer. It decides nothing.
+//! A request id in and out, the headers that every answer has, one access line, the metrics, the trace, and a guard
+//! that notices a client that leaves before its answer. It decides nothing.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,24 +11,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
 
-use crate::metrics::{HotRequests, Metrics};
+use crate::metrics::HotRequests;
 use crate::model::clock::{Clock, Instant};
 use crate::model::journey::Journey;
 use crate::model::outcome::Outcome;
 use crate::model::peer::Peer;
 use crate::model::request_id::{self, REQUEST_ID};
+use crate::model::trace::TraceContext;
 use crate::model::visit::Visit;
+use crate::telemetry::{Exporter, Finished};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-
-/// The status of a request whose client left, as nginx writes it: no client ever sees it.
-const CLIENT_LEFT: u16 = 499;
 
 /// Which requests get a line in the log.
 #[derive(Debug, Clone, Copy)]
@@ -41,18 +40,36 @@ pub struct AccessLog {
     pub slow: Duration,
 }
 
+/// Which requests become traces.
+#[derive(Debug, Clone)]
+pub struct Tracing {
+    /// Where they go.
+    pub exporter: Exporter,
+    /// Share of those that begin no work upstream, 0 to 1. What a client traces already is up to the client.
+    pub sample: f64,
+}
+
 /// Makes [`Observe`] services.
 #[derive(Debug, Clone)]
 pub struct ObserveLayer {
     requests: Arc<HotRequests>,
     log: AccessLog,
+    tracing: Option<Tracing>,
     clock: Clock,
 }
 
 impl ObserveLayer {
-    /// Counts in `metrics`, for so many teams, and logs as `log` has it.
-    pub fn new(metrics: Arc<Metrics>, teams: usize, log: AccessLog, clock: Clock) -> Self {
-        Self { requests: Arc::new(HotRequests::new(metrics, teams)), log, clock }
+    /// Counts in `requests`, and logs and traces as `log` and `tracing` have it.
+    pub fn new(requests: HotRequests, log: AccessLog, tracing: Option<Tracing>, clock: Clock) -> Self {
+        Self { requests: Arc::new(requests), log, tracing, clock }
+    }
+
+    /// The beginning of a request. A trace that its client does not record is not recorded here either.
+    fn begin(&self, headers: &HeaderMap) -> Journey {
+        let theirs = TraceContext::read(headers);
+        let recorded = self.tracing.is_some() && theirs.as_ref().is_none_or(|trace| trace.sampled);
+        let trace = theirs.or_else(|| recorded.then(TraceContext::begin));
+        Journey::new(trace, recorded.then_some(self.clock))
     }
 }
 
@@ -96,7 +113,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let received = self.layer.clock.now();
         let request_id = request_id::of(request.headers());
-        let journey = Arc::new(Journey::default());
+        let journey = Arc::new(self.layer.begin(request.headers()));
         let mut watch = Watch {
             layer: Arc::clone(&self.layer),
             peer: Arc::clone(&self.peer),
@@ -138,15 +155,29 @@ struct Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let took = self.layer.clock.now() - self.received;
-        let (status, bytes) = self.ended.map_or((CLIENT_LEFT, 0), |(status, bytes)| (status.as_u16(), bytes));
+        let (status, bytes) = self.ended.map_or((Finished::CLIENT_LEFT, 0), |(status, bytes)| (status.as_u16(), bytes));
         let outcome = self.journey.outcome.get().copied().filter(|_| self.ended.is_some()).unwrap_or(Outcome::Failed);
         let (team, operation) = (self.journey.team.get(), self.journey.operation.get());
         self.layer.requests.requested(team.map(Arc::as_ref), operation.copied(), outcome, status, took);
         let AccessLog { enabled, hits, slow } = self.layer.log;
         let is_slow = took >= slow;
         let sampled = outcome != Outcome::Hit || hits >= 1.0 || fastrand::f64() < hits;
+        let exporter = self.exporter(outcome);
         if enabled && (is_slow || sampled) {
-            self.log(outcome, status, bytes, took, is_slow);
+            self.log(outcome, status, bytes, took, is_slow, exporter.is_some());
+        }
+        if let Some(exporter) = exporter {
+            exporter.offer(Finished {
+                journey: Arc::clone(&self.journey),
+                received: self.received,
+                ended: self.received + took,
+                request_id: self.request_id.clone(),
+                method: self.method.clone(),
+                target: self.target.clone(),
+                outcome,
+                status,
+                bytes,
+            });
         }
     }
 }
@@ -156,11 +187,26 @@ impl Watch {
         self.ended = Some((response.status(), response.body().size_hint().exact().unwrap_or_default()));
     }
 
-    fn log(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration, is_slow: bool) {
-        let team = self.journey.team.get();
+    /// Where the request's trace goes, if it becomes one. One that is its own beginning becomes one if it went
+    /// upstream or failed; the others are many and alike.
+    fn exporter(&self, outcome: Outcome) -> Option<&Exporter> {
+        let Tracing { exporter, sample } = self.layer.tracing.as_ref().filter(|_| self.journey.is_recorded())?;
+        let worked = match outcome {
+            Outcome::Miss | Outcome::Collapsed | Outcome::Bypass | Outcome::StaleError | Outcome::Failed => true,
+            Outcome::Hit | Outcome::Stale | Outcome::Revalidated | Outcome::Refused => self.journey.went_upstream(),
+        };
+        let begun_elsewhere = self.journey.trace.as_ref().is_some_and(|trace| trace.parent.is_some());
+        (begun_elsewhere || worked || fastrand::f64() < *sample).then_some(exporter)
+    }
+
+    fn log(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration, is_slow: bool, traced: bool) {
+        let (team, totals) = (self.journey.team.get(), self.journey.totals());
+        // An id that nobody else has ever seen helps nobody.
+        let trace = self.journey.trace.as_ref().filter(|trace| traced || trace.parent.is_some());
+        let trace_id = trace.map(|trace| trace.trace.to_string());
         let reason = match self.journey.reason.get() {
             Some(reason) => reason.as_str(),
-            None if status == CLIENT_LEFT => "client_left",
+            None if status == Finished::CLIENT_LEFT => "client_left",
             None => "",
         };
         macro_rules! line {
@@ -180,9 +226,10 @@ impl Watch {
                     reason,
                     bytes,
                     duration_ms = millis(took),
-                    wait_ms = millis(self.journey.wait()),
-                    upstream_ms = millis(self.journey.upstream()),
-                    attempts = self.journey.attempts(),
+                    wait_ms = millis(totals.wait),
+                    upstream_ms = millis(totals.upstream),
+                    attempts = totals.attempts,
+                    trace_id = trace_id.as_deref(),
                 )
             };
         }

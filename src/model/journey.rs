@@ -1,18 +1,19 @@
-//! What happened to one request on its way, for the access line and the metrics.
+//! What happened to one request on its way, for the access line, the metrics and the trace.
 //!
 //! Written by the layers that know, read once by the outermost. Collapsed requests each have their own: the
 //! upstream's share is counted for the one that began the call.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::clock::{Clock, Instant};
 use super::error::Reason;
 use super::operation::Operation;
 use super::outcome::Outcome;
 use super::tenancy::Team;
+use super::trace::{SpanId, TraceContext};
 
 /// The facts of one request, filled in as they become known.
 #[derive(Debug, Default)]
@@ -27,39 +28,140 @@ pub struct Journey {
     pub reason: OnceLock<Reason>,
     /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
     pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,
-    attempts: AtomicU32,
-    wait_us: AtomicU64,
-    upstream_us: AtomicU64,
+    /// The trace that it belongs to, if to any.
+    pub trace: Option<Box<TraceContext>>,
+    recording: Option<Box<Recording>>,
+    legs: Mutex<Vec<Leg>>,
+}
+
+/// When the stages ended, for requests that may become a trace.
+#[derive(Debug)]
+struct Recording {
+    clock: Clock,
+    ended: [OnceLock<Instant>; Stage::ALL.len()],
+}
+
+/// A part of the way that every request takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Route, caller, permission and rate.
+    Admit,
+    /// The body is read, and the question understood.
+    Read,
+    /// The cache answers, from memory or from upstream.
+    Cache,
+}
+
+impl Stage {
+    /// All, in the order of the way.
+    pub const ALL: [Self; 3] = [Self::Admit, Self::Read, Self::Cache];
+
+    /// The name of its span.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Admit => "admit",
+            Self::Read => "read",
+            Self::Cache => "cache",
+        }
+    }
+}
+
+/// A stretch between the cache and Twilio.
+#[derive(Debug, Clone, Copy)]
+pub struct Leg {
+    /// When it began.
+    pub begun: Instant,
+    /// When it ended.
+    pub ended: Instant,
+    /// What it was.
+    pub kind: LegKind,
+}
+
+/// What a [`Leg`] was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegKind {
+    /// Waiting for a token.
+    Wait {
+        /// Was there one in the end.
+        granted: bool,
+    },
+    /// One try, under this name, and how it ended: with a status, or why there is none.
+    Attempt {
+        /// The span that was named to Twilio as the parent.
+        span: Option<SpanId>,
+        /// An HTTP status, or a reason.
+        result: Result<u16, Reason>,
+    },
+}
+
+/// The legs of a request, added up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Attempts that went upstream.
+    pub attempts: u32,
+    /// Time spent waiting for tokens.
+    pub wait: Duration,
+    /// Time spent upstream.
+    pub upstream: Duration,
 }
 
 impl Journey {
-    /// One attempt went upstream and took so long.
-    pub fn attempted(&self, took: Duration) {
-        self.attempts.fetch_add(1, Relaxed);
-        self.upstream_us.fetch_add(micros(took), Relaxed);
+    /// Of a request that belongs to `trace`. What may become a trace of its own is timed by `clock`.
+    pub fn new(trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
+        let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
+        Self { trace: trace.map(Box::new), recording, ..Self::default() }
     }
 
-    /// It waited so long for a token.
-    pub fn waited(&self, took: Duration) {
-        self.wait_us.fetch_add(micros(took), Relaxed);
+    /// May it become a trace.
+    pub fn is_recorded(&self) -> bool {
+        self.recording.is_some()
     }
 
-    /// Attempts that went upstream.
-    pub fn attempts(&self) -> u32 {
-        self.attempts.load(Relaxed)
+    /// A stage ends now. Costs nothing where nothing is recorded.
+    pub fn end_of(&self, stage: Stage) {
+        if let Some(Recording { clock, ended }) = self.recording.as_deref() {
+            let _ = ended[stage as usize].set(clock.now());
+        }
     }
 
-    /// Time spent waiting for tokens.
-    pub fn wait(&self) -> Duration {
-        Duration::from_micros(self.wait_us.load(Relaxed))
+    /// When a stage ended, if it is recorded and did.
+    pub fn ended(&self, stage: Stage) -> Option<Instant> {
+        self.recording.as_ref()?.ended[stage as usize].get().copied()
     }
 
-    /// Time spent upstream.
-    pub fn upstream(&self) -> Duration {
-        Duration::from_micros(self.upstream_us.load(Relaxed))
+    /// It went another leg.
+    pub fn add(&self, leg: Leg) {
+        self.lock().push(leg);
     }
-}
 
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    /// Did it go any leg at all.
+    pub fn went_upstream(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    /// The legs so far, in the order in which they ended. A call that survives its client adds to them.
+    pub fn legs(&self) -> Vec<Leg> {
+        self.lock().clone()
+    }
+
+    /// The legs so far, added up.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for leg in self.lock().iter() {
+            let took = leg.ended.saturating_duration_since(leg.begun);
+            match leg.kind {
+                LegKind::Wait { .. } => totals.wait += took,
+                LegKind::Attempt { .. } => {
+                    totals.attempts += 1;
+                    totals.upstream += took;
+                }
+            }
+        }
+        totals
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Leg>> {
+        // One push, or a look.
+        self.legs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -24,6 +24,7 @@ pub mod query;
 pub mod request_id;
 pub mod settled;
 pub mod tenancy;
+pub mod trace;
 pub mod units;
 pub mod visit;
 pub mod wishes;

@@ -36,6 +36,7 @@ use crate::model::call::{Answer, Call};
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason, Retry};
 use crate::model::hints::{self, Stated};
+use crate::model::journey::{Leg, LegKind};
 use crate::model::units::Rate;
 
 /// What an account may spend.
@@ -142,10 +143,10 @@ where
             };
             let arrived = clock.now();
             let permit = budget.acquire(&call).await;
-            let waited = clock.now() - arrived;
-            call.journey.waited(waited);
+            let decided = clock.now();
+            call.journey.add(Leg { begun: arrived, ended: decided, kind: LegKind::Wait { granted: permit.is_ok() } });
             let labels = AccountLabels { account: Name(account) };
-            metrics.upstream_wait.get_or_create(&labels).observe(waited.as_secs_f64());
+            metrics.upstream_wait.get_or_create(&labels).observe((decided - arrived).as_secs_f64());
             let mut permit = permit?;
             permit.spend();
             let deadline = call.deadline;

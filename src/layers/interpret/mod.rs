@@ -1,7 +1,8 @@
 //! Where HTTP becomes a [`Call`] and a [`Reply`] becomes HTTP.
 //!
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
-//! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads.
+//! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads, and the ids of its
+//! trace.
 
 mod memo;
 
@@ -21,6 +22,7 @@ use crate::model::call::{Call, Reply};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::hints;
 use crate::model::interest::Interest;
+use crate::model::journey::Stage;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::parameters::Parameters;
@@ -87,8 +89,11 @@ where
         let (inner, layer) = (self.inner.clone(), self.layer.clone());
         Box::pin(async move {
             let journey = admitted.visit.journey.clone();
-            let call = layer.read(admitted).await?;
-            let reply = inner.oneshot(call).await?;
+            let call = layer.read(admitted).await;
+            journey.end_of(Stage::Read);
+            let reply = inner.oneshot(call?).await;
+            journey.end_of(Stage::Cache);
+            let reply = reply?;
             // Set once, here, where an answer of Twilio's is certain.
             let _ = journey.outcome.set(reply.outcome);
             Ok(write(reply))

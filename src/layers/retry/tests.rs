@@ -6,7 +6,6 @@ use tower::service_fn;
 
 use super::*;
 use crate::model::interest::Interest;
-use crate::model::journey::Journey;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -129,12 +128,4 @@ fn the_allowance_never_falls_below_its_floor_and_forgets() {
     assert_eq!(granted, 3);
     assert!(!allowance.retry(0.2, start + 9 * S));
     assert!(allowance.retry(0.2, start + 10 * S));
-}
-
-#[test]
-fn journeys_are_shared_by_the_tries() {
-    let journey = Arc::new(Journey::default());
-    journey.attempted(S);
-    journey.attempted(S);
-    assert_eq!((journey.attempts(), journey.upstream()), (2, 2 * S));
 }

@@ -33,7 +33,9 @@ use crate::metrics::{Ending, Metrics};
 use crate::model::call::{Answer, SignedCall};
 use crate::model::clock::Clock;
 use crate::model::error::{GatewayError, Reason, Retry};
+use crate::model::journey::{Leg, LegKind};
 use crate::model::operation::Operation;
+use crate::model::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::trust::{self, TrustError};
 
 /// Response headers that go further than this layer.
@@ -103,7 +105,8 @@ impl Upstream {
 
     async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
         let SignedCall { call, authorization } = signed;
-        let request = self.request(call.operation, &call.parameters, call.body, authorization)?;
+        let mut request = self.request(call.operation, &call.parameters, call.body, authorization)?;
+        let span = call.journey.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
         let limit = self.target.attempt_timeout.min(call.deadline.saturating_duration_since(begun));
         let result = match tokio::time::timeout(limit, self.exchange(request)).await {
@@ -114,12 +117,11 @@ impl Upstream {
             )
             .with_retry(Retry::IfRepeatable)),
         };
-        let took = self.clock.now() - begun;
-        let ending = match &result {
-            Ok(answer) => Ending::Status(answer.status.as_u16()),
-            Err(error) => Ending::Reason(error.reason().as_str()),
-        };
-        call.journey.attempted(took);
+        let ended = self.clock.now();
+        let took = ended - begun;
+        let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
+        let ending = outcome.map_or_else(|reason| Ending::Reason(reason.as_str()), Ending::Status);
+        call.journey.add(Leg { begun, ended, kind: LegKind::Attempt { span, result: outcome } });
         self.metrics.attempted(&call.team.account.name, call.operation, ending, took);
         tracing::debug!(
             account = %call.team.account.name,
@@ -220,6 +222,18 @@ impl Upstream {
             }
         }
     }
+}
+
+/// Tells Twilio of the trace, under a span of this attempt's own, which is given back.
+fn hand_on(trace: &TraceContext, headers: &mut HeaderMap) -> SpanId {
+    let span = SpanId::random();
+    if let Some(parent) = trace.traceparent(span) {
+        headers.insert(TRACEPARENT, parent);
+    }
+    if let Some(state) = &trace.state {
+        headers.insert(TRACESTATE, state.clone());
+    }
+    span
 }
 
 /// The headers that go further. Those that `Connection` nominates were for this hop (RFC 9110 section 7.6.1).

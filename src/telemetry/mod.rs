@@ -1,0 +1,278 @@
+//! Traces, sent to a collector over OTLP/HTTP. No request ever waits for that.
+//!
+//! What is known of a finished request is put into a bounded queue, as it is; a task of its own makes spans of it and
+//! sends many at once. A queue that is full, or a collector that does not take them, costs spans, which are counted,
+//! and nothing else. It decides neither what is recorded nor what is sampled.
+
+mod otlp;
+mod spans;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::{Metrics, ResultLabels, Word};
+use crate::model::backoff::Backoff;
+use crate::model::clock::{Clock, Instant};
+use crate::model::journey::Journey;
+use crate::model::outcome::Outcome;
+use crate::trust::{self, TrustError};
+
+/// Requests that may wait to be sent: a few MiB at most.
+const QUEUE: usize = 2048;
+/// Requests sent at once.
+const BATCH: usize = 256;
+/// How long they are gathered.
+const GATHER: Duration = Duration::from_secs(1);
+/// For the collector to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Tries to send the same spans, so far apart.
+const TRIES: u32 = 4;
+const BETWEEN_TRIES: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(8) };
+/// How long the end of the process waits for the last spans.
+const LAST: Duration = Duration::from_secs(2);
+
+/// What is known of a request at its end.
+#[derive(Debug)]
+pub struct Finished {
+    /// What happened to it.
+    pub journey: Arc<Journey>,
+    /// When its head was complete.
+    pub received: Instant,
+    /// When its answer's head was, or when its client left.
+    pub ended: Instant,
+    /// Its id in the log.
+    pub request_id: HeaderValue,
+    /// Its method.
+    pub method: Method,
+    /// Its path. What follows is not told: page tokens are nobody else's business.
+    pub target: Option<PathAndQuery>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// With this status.
+    pub status: u16,
+    /// And so many bytes of body.
+    pub bytes: u64,
+}
+
+impl Finished {
+    /// The status of a request whose client left, as nginx writes it: no client ever sees it.
+    pub const CLIENT_LEFT: u16 = 499;
+}
+
+/// Takes finished requests. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Exporter {
+    queue: mpsc::Sender<Message>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Finished(Finished),
+    /// Send what there is, and tell.
+    Close(oneshot::Sender<()>),
+}
+
+impl Exporter {
+    /// Begins to send to the collector at `url`, to which `/v1/traces` is added. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the collector speaks TLS, and there can be none.
+    pub fn start(url: &Uri, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, TrustError> {
+        Ok(Self::with(post(url)?, metrics, clock))
+    }
+
+    fn with(courier: Courier, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let exporter = Self { queue, metrics: Arc::clone(&metrics) };
+        tokio::spawn(Worker { receiver, courier, metrics, clock, failing: false }.run());
+        exporter
+    }
+
+    /// Takes a request, unless too many wait already.
+    pub fn offer(&self, finished: Finished) {
+        use mpsc::error::TrySendError::{Closed, Full};
+        if let Err(Full(Message::Finished(lost)) | Closed(Message::Finished(lost))) =
+            self.queue.try_send(Message::Finished(finished))
+        {
+            count(&self.metrics, "dropped", spans::of(&lost).len());
+        }
+    }
+
+    /// Sends what waits, and ends; takes a few seconds at most.
+    pub async fn close(&self) {
+        let (tell, told) = oneshot::channel();
+        let closing = async {
+            // A task that is gone has nothing left to send.
+            if self.queue.send(Message::Close(tell)).await.is_ok() {
+                let _ = told.await;
+            }
+        };
+        if tokio::time::timeout(LAST, closing).await.is_err() {
+            tracing::warn!("the collector is slow: the last spans are not sent");
+        }
+    }
+}
+
+fn count(metrics: &Metrics, result: &'static str, spans: usize) {
+    metrics.spans.get_or_create(&ResultLabels { result: Word(result) }).inc_by(spans as u64);
+}
+
+/// Brings bytes to the collector.
+type Courier = Box<dyn Fn(Bytes) -> BoxFuture<'static, Result<(), Trouble>> + Send + Sync>;
+
+/// Why the collector has not taken them.
+#[derive(Debug)]
+struct Trouble {
+    /// May it take the same bytes later.
+    passing: bool,
+    message: String,
+}
+
+struct Worker {
+    receiver: mpsc::Receiver<Message>,
+    courier: Courier,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// Were the last spans lost.
+    failing: bool,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut batch = Vec::new();
+        while let Some(message) = self.receiver.recv().await {
+            let closing = self.gather(message, &mut batch).await;
+            if !batch.is_empty() {
+                self.export(&batch).await;
+                batch.clear();
+            }
+            if let Some(tell) = closing {
+                // Nobody waits any longer.
+                let _ = tell.send(());
+                return;
+            }
+        }
+    }
+
+    /// Adds to the batch for a while; says so if that was the last one.
+    async fn gather(&mut self, first: Message, batch: &mut Vec<Finished>) -> Option<oneshot::Sender<()>> {
+        let until = self.clock.now() + GATHER;
+        let mut message = first;
+        loop {
+            match message {
+                Message::Finished(finished) => batch.push(finished),
+                Message::Close(tell) => return Some(tell),
+            }
+            if batch.len() >= BATCH {
+                return None;
+            }
+            message = tokio::time::timeout_at(until, self.receiver.recv()).await.ok().flatten()?;
+        }
+    }
+
+    async fn export(&mut self, batch: &[Finished]) {
+        let requests: Vec<_> = batch.iter().map(spans::of).collect();
+        let (bytes, spans) = (otlp::encode(&requests, self.clock), requests.iter().map(Vec::len).sum());
+        let sent = self.deliver(bytes.into()).await;
+        count(&self.metrics, if sent.is_ok() { "exported" } else { "failed" }, spans);
+        // Changes are told, and not every batch.
+        match &sent {
+            Ok(()) if self.failing => tracing::info!("the collector takes traces again"),
+            Err(trouble) if !self.failing => {
+                tracing::warn!("spans are lost: {}; check telemetry.otlp", trouble.message);
+            }
+            _ => {}
+        }
+        self.failing = sent.is_err();
+    }
+
+    async fn deliver(&self, bytes: Bytes) -> Result<(), Trouble> {
+        let mut tried = 1;
+        loop {
+            let trouble = match (self.courier)(bytes.clone()).await {
+                Err(trouble) if trouble.passing && tried < TRIES => trouble,
+                result => return result,
+            };
+            tracing::debug!(tried, "the collector does not take spans: {}", trouble.message);
+            tokio::time::sleep(BETWEEN_TRIES.delay(tried, fastrand::f64())).await;
+            tried += 1;
+        }
+    }
+}
+
+fn post(collector: &Uri) -> Result<Courier, TrustError> {
+    let path = collector.path().trim_end_matches('/');
+    let path = if path.ends_with("/v1/traces") { path.to_owned() } else { format!("{path}/v1/traces") };
+    let mut target = collector.clone().into_parts();
+    target.path_and_query = PathAndQuery::try_from(path).ok();
+    // What the configuration has checked and this has added to is an address.
+    let target = Uri::from_parts(target).unwrap_or_else(|_| collector.clone());
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_connect_timeout(Some(PATIENCE / 2));
+    // Certificates are only loaded where there is TLS: they take memory.
+    if collector.scheme_str() == Some("https") {
+        let https = HttpsConnectorBuilder::new().with_tls_config(trust::client_config(None)?).https_only();
+        return Ok(post_over(https.enable_http1().wrap_connector(http), target));
+    }
+    Ok(post_over(http, target))
+}
+
+fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Uri) -> Courier {
+    let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+    Box::new(move |bytes| {
+        let mut request = Request::new(Full::new(bytes));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = target.clone();
+        const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
+        const AGENT: HeaderValue = HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
+        request.headers_mut().extend([(header::CONTENT_TYPE, PROTOBUF), (header::USER_AGENT, AGENT)]);
+        let answer = client.request(request);
+        Box::pin(async move {
+            let passing = |message: String| Trouble { passing: true, message };
+            let answer = tokio::time::timeout(PATIENCE, answer).await;
+            let answer = answer.map_err(|_| passing("the collector does not answer".to_owned()))?;
+            let answer =
+                answer.map_err(|error| passing(format!("no connection to the collector: {}", chain(&error))))?;
+            let (head, body) = answer.into_parts();
+            // Read to its end, so that the connection can be used again.
+            let _ = tokio::time::timeout(PATIENCE, Limited::new(body, 64 * 1024).collect()).await;
+            match head.status {
+                status if status.is_success() => Ok(()),
+                status => {
+                    // Those that OTLP says to repeat.
+                    let passing = matches!(
+                        status,
+                        StatusCode::TOO_MANY_REQUESTS
+                            | StatusCode::BAD_GATEWAY
+                            | StatusCode::SERVICE_UNAVAILABLE
+                            | StatusCode::GATEWAY_TIMEOUT
+                    );
+                    Err(Trouble { passing, message: format!("the collector answers {}", status.as_u16()) })
+                }
+            }
+        })
+    })
+}
+
+/// An error and all that caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests;

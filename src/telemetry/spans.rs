@@ -1,0 +1,154 @@
+//! A finished request as spans: the request, its stages, and behind the cache every wait and every attempt.
+//!
+//! Names of attributes follow OpenTelemetry's semantic conventions for HTTP where those have one; the others begin
+//! with `insights_gateway.`.
+
+use std::borrow::Cow;
+
+use http::Method;
+use http::uri::PathAndQuery;
+
+use super::Finished;
+use crate::model::clock::Instant;
+use crate::model::journey::{Leg, LegKind, Stage};
+use crate::model::trace::{SpanId, TraceId};
+
+/// A stretch of time within a trace.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Span<'a> {
+    pub(super) trace: TraceId,
+    pub(super) id: SpanId,
+    pub(super) parent: Option<SpanId>,
+    /// Is the parent another program's.
+    pub(super) is_remote: bool,
+    /// Notes of other programs.
+    pub(super) state: &'a str,
+    pub(super) name: Cow<'static, str>,
+    pub(super) kind: Kind,
+    pub(super) begun: Instant,
+    pub(super) ended: Instant,
+    pub(super) attributes: Vec<(&'static str, Value<'a>)>,
+    pub(super) failed: bool,
+}
+
+/// Whose work it is, by OTLP's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Internal = 1,
+    Server = 2,
+    Client = 3,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Value<'a> {
+    Text(&'a str),
+    Number(u64),
+}
+
+/// The spans of a request, its own first; none if it belongs to no trace.
+pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
+    let Some(trace) = finished.journey.trace.as_deref() else { return Vec::new() };
+    let span = |parent, name, (begun, ended)| Span {
+        trace: trace.trace,
+        id: SpanId::random(),
+        parent,
+        is_remote: false,
+        state: trace.state.as_ref().and_then(|state| state.to_str().ok()).unwrap_or_default(),
+        name,
+        kind: Kind::Internal,
+        begun,
+        ended,
+        attributes: Vec::new(),
+        failed: false,
+    };
+    let whole = Span {
+        is_remote: trace.parent.is_some(),
+        kind: Kind::Server,
+        attributes: attributes(finished),
+        failed: finished.status >= 500,
+        ..span(trace.parent, name(finished).into(), (finished.received, finished.ended))
+    };
+    let request = whole.id;
+    let mut spans = vec![whole];
+    let (mut begun, mut last) = (finished.received, request);
+    for stage in Stage::ALL {
+        // A client that leaves ends the stage that it was in.
+        let left = || (finished.status == Finished::CLIENT_LEFT).then_some(finished.ended);
+        let Some(ended) = finished.journey.ended(stage).or_else(left) else { break };
+        let stage = span(Some(request), stage.as_str().into(), (begun, ended));
+        (begun, last) = (ended, stage.id);
+        spans.push(stage);
+    }
+    // The last stage is the cache's, or there are no legs.
+    let (mut waits, mut attempts) = (0, 0);
+    for Leg { begun, ended, kind } in finished.journey.legs() {
+        let leg = |name: String| span(Some(last), name.into(), (begun, ended));
+        spans.push(match kind {
+            LegKind::Wait { granted } => {
+                waits += 1;
+                Span { failed: !granted, ..leg(format!("queue wait {waits}")) }
+            }
+            LegKind::Attempt { span: named, result } => {
+                attempts += 1;
+                let leg = leg(format!("attempt {attempts}"));
+                let result = match result {
+                    Ok(status) => ("http.response.status_code", Value::Number(status.into())),
+                    Err(reason) => ("error.type", Value::Text(reason.as_str())),
+                };
+                let failed = !matches!(result.1, Value::Number(..400));
+                let resent = ("http.request.resend_count", Value::Number(attempts - 1));
+                Span {
+                    id: named.unwrap_or(leg.id),
+                    kind: Kind::Client,
+                    attributes: vec![result, resent],
+                    failed,
+                    ..leg
+                }
+            }
+        });
+    }
+    spans
+}
+
+/// The method and what it asks for: few names, whatever clients send.
+fn name(finished: &Finished) -> String {
+    let method = known(&finished.method).unwrap_or("HTTP");
+    match finished.journey.operation.get() {
+        Some(operation) => format!("{method} {}", operation.as_str()),
+        None => method.to_owned(),
+    }
+}
+
+fn known(method: &Method) -> Option<&'static str> {
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"]
+        .into_iter()
+        .find(|known| method == known)
+}
+
+fn attributes(finished: &Finished) -> Vec<(&'static str, Value<'_>)> {
+    use Value::{Number, Text};
+    let Finished { journey, request_id, method, target, outcome, status, bytes, .. } = finished;
+    let mut attributes = vec![
+        ("http.request.method", Text(known(method).unwrap_or("_OTHER"))),
+        ("url.path", Text(target.as_ref().map_or("", PathAndQuery::path))),
+        ("insights_gateway.request_id", Text(request_id.to_str().unwrap_or_default())),
+        ("insights_gateway.outcome", Text(outcome.as_str())),
+    ];
+    if let Some(team) = journey.team.get() {
+        attributes.push(("insights_gateway.team", Text(&team.name)));
+        attributes.push(("insights_gateway.account", Text(&team.account.name)));
+    }
+    if let Some(operation) = journey.operation.get() {
+        attributes.push(("insights_gateway.operation", Text(operation.as_str())));
+    }
+    if *status == Finished::CLIENT_LEFT {
+        attributes.push(("error.type", Text("client_left")));
+        return attributes;
+    }
+    attributes.push(("http.response.status_code", Number((*status).into())));
+    attributes.push(("http.response.body.size", Number(*bytes)));
+    if let Some(reason) = journey.reason.get() {
+        attributes.push(("error.type", Text(reason.as_str())));
+    }
+    attributes
+}
