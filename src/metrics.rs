@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::model::error::Reason;
 use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
 use crate::model::tenancy::Team;
@@ -132,6 +133,20 @@ pub struct RetryLabels {
     pub reason: Ending,
 }
 
+/// The label of `errors_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// Why the gateway refused or failed.
+    pub reason: Word,
+}
+
+/// The label of `build_info`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BuildLabels {
+    /// The gateway's version.
+    pub version: Word,
+}
+
 /// The label of `cache_evictions_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CauseLabels {
@@ -176,6 +191,8 @@ pub struct Metrics {
     registry: Registry,
     /// Requests by team, operation, outcome and status.
     pub requests: Family<RequestLabels, Counter>,
+    /// Refusals and failures of the gateway's own, by reason.
+    pub errors: Family<ReasonLabels, Counter>,
     /// From the request's head to the answer's.
     pub request_duration: Family<OutcomeLabels, Histogram, Seconds>,
     /// Attempts that went upstream, retries and refreshes included.
@@ -184,6 +201,8 @@ pub struct Metrics {
     pub upstream_duration: Family<UpstreamLabels, Histogram, Seconds>,
     /// Time that an attempt waited for its token.
     pub upstream_wait: Family<AccountLabels, Histogram, Seconds>,
+    /// Attempts under way.
+    pub upstream_in_flight: Family<AccountLabels, Gauge>,
     /// Attempts beyond the first.
     pub retries: Family<RetryLabels, Counter>,
     /// Tokens in the account's bucket; negative while it owes.
@@ -196,10 +215,14 @@ pub struct Metrics {
     pub circuit_state: Family<AccountLabels, Gauge>,
     /// Calls that wait for a token.
     pub queue_length: Family<AccountLabels, Gauge>,
+    /// 1 while Twilio rejects the account's credentials, else 0.
+    pub credentials_rejected: Family<AccountLabels, Gauge>,
     /// Pages kept.
     pub cache_entries: Gauge,
     /// Bytes of keys and pages.
     pub cache_bytes: Gauge,
+    /// What `cache_bytes` may become.
+    pub cache_capacity: Gauge,
     /// Pages that went.
     pub cache_evictions: Family<CauseLabels, Counter>,
     /// Query pages kept, by whether they were settled or why not.
@@ -216,6 +239,8 @@ pub struct Metrics {
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
     pub uptime: FloatGauge,
+    /// Always 1: it is the label that says something.
+    pub build: Family<BuildLabels, Gauge>,
 }
 
 impl Metrics {
@@ -224,18 +249,22 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("insights_gateway"),
             requests: Family::default(),
+            errors: Family::default(),
             request_duration: Family::new_with_constructor(Seconds),
             upstream_attempts: Family::default(),
             upstream_duration: Family::new_with_constructor(Seconds),
             upstream_wait: Family::new_with_constructor(Seconds),
+            upstream_in_flight: Family::default(),
             retries: Family::default(),
             budget_tokens: Family::default(),
             budget_paused: Family::default(),
             budget_rate: Family::default(),
             circuit_state: Family::default(),
             queue_length: Family::default(),
+            credentials_rejected: Family::default(),
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
+            cache_capacity: Gauge::default(),
             cache_evictions: Family::default(),
             cache_settled: Family::default(),
             cache_disk_entries: Gauge::default(),
@@ -244,9 +273,11 @@ impl Metrics {
             spans: Family::default(),
             reloads: Family::default(),
             uptime: Gauge::default(),
+            build: Family::default(),
         };
         let r = &mut metrics.registry;
         r.register("requests", "Requests by team, operation, outcome and status", metrics.requests.clone());
+        r.register("errors", "Refusals and failures of the gateway's own, by reason", metrics.errors.clone());
         r.register(
             "request_duration_seconds",
             "Time from a request's head to its answer's",
@@ -259,6 +290,7 @@ impl Metrics {
         );
         r.register("upstream_duration_seconds", "Time of one upstream attempt", metrics.upstream_duration.clone());
         r.register("upstream_wait_seconds", "Time an attempt waited for its token", metrics.upstream_wait.clone());
+        r.register("upstream_in_flight", "Attempts under way", metrics.upstream_in_flight.clone());
         r.register("retries", "Attempts beyond the first, by what the one before ended with", metrics.retries.clone());
         r.register(
             "budget_tokens",
@@ -269,8 +301,14 @@ impl Metrics {
         r.register("budget_rate_per_second", "Tokens a second, as adaptation has it", metrics.budget_rate.clone());
         r.register("circuit_state", "0 closed, 1 half open, 2 open", metrics.circuit_state.clone());
         r.register("queue_length", "Calls waiting for a token", metrics.queue_length.clone());
+        r.register(
+            "credentials_rejected",
+            "Whether Twilio rejects the account's credentials",
+            metrics.credentials_rejected.clone(),
+        );
         r.register("cache_entries", "Pages kept", metrics.cache_entries.clone());
         r.register("cache_bytes", "Bytes of keys and pages", metrics.cache_bytes.clone());
+        r.register("cache_capacity_bytes", "Bytes that keys and pages may take", metrics.cache_capacity.clone());
         r.register("cache_evictions", "Pages that went, by cause", metrics.cache_evictions.clone());
         r.register(
             "cache_settled",
@@ -287,7 +325,34 @@ impl Metrics {
         r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
+        r.register("build_info", "The version, as a label", metrics.build.clone());
+        metrics.begin_at_zero();
         Arc::new(metrics)
+    }
+
+    /// What is in a closed list is there from the start: an alert on a rate sees a first time only if there was a zero.
+    fn begin_at_zero(&self) {
+        for reason in Reason::ALL {
+            drop(self.errors.get_or_create(&ReasonLabels { reason: Word(reason.as_str()) }));
+        }
+        for cause in ["expired", "size", "replaced", "purged"] {
+            drop(self.cache_evictions.get_or_create(&CauseLabels { cause: Word(cause) }));
+        }
+        for (family, results) in [
+            (&self.reloads, &["applied", "refused"][..]),
+            (&self.cache_disk_writes, &["written", "dropped", "failed"]),
+            (&self.spans, &["exported", "dropped", "failed"]),
+        ] {
+            for result in results {
+                drop(family.get_or_create(&ResultLabels { result: Word(result) }));
+            }
+        }
+        self.build.get_or_create(&BuildLabels { version: Word(env!("CARGO_PKG_VERSION")) }).set(1);
+    }
+
+    /// One request was refused, or failed.
+    pub fn failed(&self, reason: Reason) {
+        self.errors.get_or_create(&ReasonLabels { reason: Word(reason.as_str()) }).inc();
     }
 
     /// One request ended.
@@ -350,6 +415,11 @@ pub struct HotRequests {
 }
 
 impl HotRequests {
+    /// One request was refused, or failed.
+    pub fn failed(&self, reason: Reason) {
+        self.metrics.failed(reason);
+    }
+
     const KINDS: usize = Operation::ALL.len() * Outcome::ALL.len();
 
     /// For so many teams.
@@ -395,44 +465,4 @@ impl HotRequests {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn team(name: &str, ordinal: usize) -> Team {
-        Team { ordinal, ..Team::example(name) }
-    }
-
-    #[test]
-    fn the_short_way_counts_in_the_same_place() {
-        let metrics = Metrics::new();
-        let hot = HotRequests::new(Arc::clone(&metrics), 2);
-        let (a, b, beyond) = (team("a", 0), team("b", 1), team("c", 9));
-        for team in [&a, &b, &b, &beyond] {
-            hot.requested(Some(team), Some(Operation::Query), Outcome::Hit, 200, Duration::from_micros(60));
-        }
-        hot.requested(Some(&a), Some(Operation::Query), Outcome::Hit, 304, Duration::ZERO);
-        hot.requested(None, None, Outcome::Refused, 404, Duration::ZERO);
-        metrics.requested(Some(&a), Some(Operation::Query), Outcome::Hit, 200, Duration::ZERO);
-        let text = metrics.encode().unwrap();
-        for line in [
-            "insights_gateway_requests_total{team=\"a\",operation=\"query\",outcome=\"hit\",status=\"200\"} 2",
-            "insights_gateway_requests_total{team=\"b\",operation=\"query\",outcome=\"hit\",status=\"200\"} 2",
-            "insights_gateway_requests_total{team=\"c\",operation=\"query\",outcome=\"hit\",status=\"200\"} 1",
-            "insights_gateway_requests_total{team=\"a\",operation=\"query\",outcome=\"hit\",status=\"304\"} 1",
-            "insights_gateway_requests_total{team=\"\",operation=\"none\",outcome=\"refused\",status=\"404\"} 1",
-            "insights_gateway_request_duration_seconds_count{operation=\"query\",outcome=\"hit\"} 6",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn the_exposition_is_of_the_older_form() {
-        let metrics = Metrics::new();
-        metrics.requested(None, None, Outcome::Refused, 404, Duration::ZERO);
-        let text = metrics.encode().unwrap();
-        assert!(text.contains("# TYPE insights_gateway_requests_total counter\n"));
-        assert!(text.contains("# TYPE insights_gateway_cache_bytes gauge\n"));
-        assert!(!text.contains("# EOF"));
-    }
-}
+mod tests;

@@ -28,7 +28,7 @@ use tower::Service;
 
 use crate::config::Config;
 use crate::layers::cache::Purge;
-use crate::metrics::{AccountLabels, Name};
+use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::model::host;
 use crate::model::operation::Operation;
 use crate::stack::Lasting;
@@ -144,11 +144,20 @@ impl Inner {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let Lasting { clock, metrics, store, budgets, .. } = &self.lasting;
+        let Lasting { clock, metrics, store, budgets, rejections, .. } = &self.lasting;
         let (entries, bytes) = store.size();
         metrics.cache_entries.set(entries.try_into().unwrap_or(i64::MAX));
         metrics.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+        metrics.cache_capacity.set(store.capacity().try_into().unwrap_or(i64::MAX));
         metrics.uptime.set((clock.now() - clock.start()).as_secs_f64());
+        // Accounts that a reload took away are gone from here too.
+        for gauge in [&metrics.budget_tokens, &metrics.budget_rate, &metrics.budget_paused] {
+            gauge.clear();
+        }
+        let Metrics { queue_length, upstream_in_flight, credentials_rejected, circuit_state, .. } = &**metrics;
+        for gauge in [queue_length, upstream_in_flight, credentials_rejected, circuit_state] {
+            gauge.clear();
+        }
         for account in &self.config.load().accounts {
             let Some(standing) = budgets.get(&account.name).map(|budget| budget.standing()) else { continue };
             let labels = AccountLabels { account: Name(account.name.as_str().into()) };
@@ -161,6 +170,9 @@ impl Inner {
             metrics.circuit_state.get_or_create(&labels).set(standing.circuit.level());
             metrics.budget_paused.get_or_create(&labels).set(standing.paused.as_secs_f64());
             metrics.queue_length.get_or_create(&labels).set(standing.waiting.try_into().unwrap_or(i64::MAX));
+            metrics.upstream_in_flight.get_or_create(&labels).set(standing.in_flight.into());
+            let rejected = rejections.since(&account.name).is_some();
+            metrics.credentials_rejected.get_or_create(&labels).set(rejected.into());
         }
         match metrics.encode() {
             Ok(body) => text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body),

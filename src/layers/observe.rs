@@ -159,6 +159,9 @@ impl Drop for Watch {
         let outcome = self.journey.outcome.get().copied().filter(|_| self.ended.is_some()).unwrap_or(Outcome::Failed);
         let (team, operation) = (self.journey.team.get(), self.journey.operation.get());
         self.layer.requests.requested(team.map(Arc::as_ref), operation.copied(), outcome, status, took);
+        if let Some(reason) = self.journey.reason.get() {
+            self.layer.requests.failed(*reason);
+        }
         let AccessLog { enabled, hits, slow } = self.layer.log;
         let is_slow = took >= slow;
         let sampled = outcome != Outcome::Hit || hits >= 1.0 || fastrand::f64() < hits;
