@@ -4,8 +4,7 @@
 //! [`stack`].
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -143,13 +142,14 @@ impl Gateway {
     ) {
         let Self { current, config, lasting, tls, data, admin, tell } = self;
         let settings = config.load_full();
-        let draining = Arc::new(AtomicBool::new(false));
+        let draining = Arc::new(OnceLock::new());
         let stop = {
-            let (draining, tell) = (Arc::clone(&draining), Arc::clone(&tell));
+            let (draining, tell, clock) = (Arc::clone(&draining), Arc::clone(&tell), lasting.clock);
             async move {
                 shutdown.await;
                 tell(Milestone::Stopping);
-                draining.store(true, Ordering::Relaxed);
+                // Set once: it does not begin twice.
+                let _ = draining.set(clock.now());
                 tracing::info!("draining: no new connections, requests under way may finish");
             }
         };
@@ -245,10 +245,12 @@ impl Reloader {
         match &applied {
             Ok(()) => {
                 count("applied");
+                self.lasting.reloads.applied();
                 tracing::info!("configuration reloaded");
             }
             Err(fault) => {
                 count("refused");
+                self.lasting.reloads.refused(fault, self.lasting.clock.now());
                 tracing::error!("the new configuration is refused, the old one stays: {fault}");
             }
         }

@@ -25,6 +25,7 @@ use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
 use crate::model::operation::OperationSet;
 use crate::model::policy::{Policy, Required};
+use crate::model::reloads::Reloads;
 use crate::model::tenancy::{Account, Team};
 use crate::telemetry::Exporter;
 use crate::trust::TrustError;
@@ -52,6 +53,8 @@ pub struct Lasting {
     pub slowing: Slowing,
     /// Page tokens given out under policies.
     pub grants: Grants,
+    /// Whether the newest configuration is in use.
+    pub reloads: Reloads,
     /// Requests at once.
     pub shed: ShedLayer,
     /// Where traces go, if anywhere.
@@ -82,6 +85,7 @@ impl Lasting {
             // A quarter of all requests at once, so that three quarters are left for those who are known.
             slowing: Slowing::new((config.server.max_connections as usize / 4).min(1000)),
             grants: Grants::default(),
+            reloads: Reloads::default(),
             shed: ShedLayer::new(config.server.max_connections as usize),
             traces: traces.transpose()?,
         })
@@ -94,7 +98,7 @@ impl Lasting {
 ///
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
-    let Lasting { clock, metrics, store, budgets, rejections, team_rates, slowing, grants, shed, traces } =
+    let Lasting { clock, metrics, store, budgets, rejections, team_rates, slowing, grants, shed, traces, .. } =
         lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;

@@ -4,12 +4,12 @@
 //! it. It reads the handles of the rooms and changes nothing but the cache, on request. It shows no secret,
 //! and queries only as hashes unless `admin.show_queries` is on.
 
+mod health;
 mod status;
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,12 +23,13 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, heade
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tower::Service;
 
 use crate::config::Config;
 use crate::layers::cache::Purge;
 use crate::metrics::{AccountLabels, Metrics, Name};
+use crate::model::clock::Instant;
 use crate::model::host;
 use crate::model::operation::Operation;
 use crate::stack::Lasting;
@@ -47,12 +48,12 @@ pub struct Admin(Arc<Inner>);
 struct Inner {
     lasting: Lasting,
     config: Arc<ArcSwap<Config>>,
-    draining: Arc<AtomicBool>,
+    draining: Arc<OnceLock<Instant>>,
 }
 
 impl Admin {
-    /// Reads what lasts and the current configuration; not ready once `draining`.
-    pub fn new(lasting: Lasting, config: Arc<ArcSwap<Config>>, draining: Arc<AtomicBool>) -> Self {
+    /// Reads what lasts and the current configuration; not ready once it is `draining`.
+    pub fn new(lasting: Lasting, config: Arc<ArcSwap<Config>>, draining: Arc<OnceLock<Instant>>) -> Self {
         Self(Arc::new(Inner { lasting, config, draining }))
     }
 }
@@ -77,7 +78,7 @@ impl Inner {
         let path = request.uri().path().to_owned();
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         match (path.as_str(), read) {
-            ("/livez", true) => return text(StatusCode::OK, "text/plain; charset=utf-8", "alive\n"),
+            ("/livez", true) => return self.live(),
             ("/readyz", true) => return self.ready(),
             _ => {}
         }
@@ -93,7 +94,9 @@ impl Inner {
         match (path.as_str(), read) {
             ("/", true) => self.page(),
             ("/metrics", true) => self.metrics(),
-            ("/status", true) => json_answer(StatusCode::OK, &status::status(&self.lasting, &self.config.load())),
+            ("/status", true) => {
+                json_answer(StatusCode::OK, &status::status(&self.lasting, &self.config.load(), &self.checks()))
+            }
             ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()),
             ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
             ("/" | "/metrics" | "/status" | "/cache/entries" | "/livez" | "/readyz", false) => not_allowed("GET, HEAD"),
@@ -115,32 +118,22 @@ impl Inner {
             .is_some_and(|token| verify_slices_are_equal(digest(&SHA256, token.as_bytes()).as_ref(), &expected).is_ok())
     }
 
+    fn checks(&self) -> Vec<Value> {
+        health::checks(&self.lasting, &self.config.load(), self.draining.get().copied())
+    }
+
     fn ready(&self) -> Response<Full<Bytes>> {
-        let clock = self.lasting.clock;
-        let mut checks = Vec::new();
-        let draining = self.draining.load(Ordering::Relaxed);
-        checks.push(match draining {
-            false => json!({"check": "serving", "ok": true}),
-            true => json!({"check": "serving", "ok": false, "detail": "draining: the gateway is shutting down"}),
-        });
-        for account in &self.config.load().accounts {
-            let check = format!("credentials/{}", account.name);
-            checks.push(match self.lasting.rejections.since(&account.name) {
-                None => json!({"check": check, "ok": true}),
-                Some(since) => {
-                    let seconds = clock.now().saturating_duration_since(since).as_secs();
-                    let detail = format!(
-                        "Twilio has rejected this account's credentials for {seconds} s; replace its key or secret"
-                    );
-                    json!({"check": check, "ok": false, "detail": detail})
-                }
-            });
-        }
-        let ready = checks.iter().all(|check| check["ok"] == true);
-        let lines: Vec<String> = checks.iter().map(ToString::to_string).collect();
-        let body = format!("{{\"ready\":{ready},\"checks\":[\n{}\n]}}\n", lines.join(",\n"));
+        let checks = self.checks();
+        let ready = health::all_well(&checks);
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        text(status, "application/json", body)
+        text(status, "application/json", health::page("ready", ready, &checks))
+    }
+
+    /// Whoever can answer lives: there is nothing else that only a restart could mend.
+    fn live(&self) -> Response<Full<Bytes>> {
+        let since = health::time(self.lasting.clock.wall(self.lasting.clock.start()));
+        let check = json!({"check": "process", "ok": true, "since": since});
+        text(StatusCode::OK, "application/json", health::page("live", true, &[check]))
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
@@ -269,7 +262,7 @@ fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
     response
 }
 
-fn json_answer(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+fn json_answer(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     let mut body = value.to_string();
     // A line of its own on a terminal. Writing to a string does not fail.
     let _ = writeln!(body);

@@ -2,13 +2,15 @@
 
 use serde_json::{Value, json};
 
+use super::health;
 use crate::config::Config;
 use crate::layers::cache::EntryView;
 use crate::stack::Lasting;
 
-/// The gateway at a glance.
-pub(super) fn status(lasting: &Lasting, config: &Config) -> Value {
-    let now = lasting.clock.now();
+/// The gateway at a glance, in the shape that `docs/admin.md` shows: members are added, and none is taken away.
+pub(super) fn status(lasting: &Lasting, config: &Config, checks: &[Value]) -> Value {
+    let (now, start) = (lasting.clock.now(), lasting.clock.start());
+    let refused = lasting.reloads.newest_refused();
     let accounts: Vec<_> = config.accounts.iter().map(|account| self::account(lasting, account)).collect();
     let teams: Vec<_> = config
         .teams
@@ -29,7 +31,14 @@ pub(super) fn status(lasting: &Lasting, config: &Config) -> Value {
     let disk = lasting.store.disk();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": (now - lasting.clock.start()).as_secs(),
+        "started_at": health::time(lasting.clock.wall(start)),
+        "uptime_seconds": (now - start).as_secs(),
+        "ready": health::all_well(checks),
+        "checks": checks,
+        "configuration": {
+            "refused_since": refused.as_ref().and_then(|refused| health::time(lasting.clock.wall(refused.since))),
+            "faults": refused.map_or_else(Vec::new, |refused| refused.faults.lines().map(str::to_owned).collect()),
+        },
         "upstream": config.upstream.url.to_string(),
         "accounts": accounts,
         "teams": teams,

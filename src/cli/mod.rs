@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod ask;
 pub mod check;
 pub mod completions;
 pub mod demo;
@@ -11,6 +12,7 @@ mod runtime;
 pub mod serve;
 pub mod simulate;
 mod sink;
+pub mod status;
 mod systemd;
 pub mod token;
 
@@ -65,6 +67,11 @@ pub enum Command {
     ///
     /// For containers without curl. Exits with 0 when /readyz answers 200 within three seconds, else with 1.
     Health(health::HealthArgs),
+    /// Print how a running gateway is doing
+    ///
+    /// What /status on the admin plane says, at a glance; --json prints that as it comes, for scripts. Exits with 0
+    /// when the gateway could be asked, whatever it said, else with 1.
+    Status(status::StatusArgs),
     /// Print a completion script for a shell
     ///
     /// For example: insights-gateway completions bash > /etc/bash_completion.d/insights-gateway
@@ -137,6 +144,7 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Token(command) => token::run(&command),
         Command::Health(args) => health::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Completions(args) => completions::run(&args),
     }
 }
@@ -169,6 +177,12 @@ pub(crate) fn answer(page: &str) -> ExitCode {
     }
 }
 
+/// A text of somebody else's on one line that steers no terminal.
+fn plain(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// Prints one or more lines to standard error, where they are lost if nobody listens.
 pub(crate) fn explain(lines: &str) {
     let _ = writeln!(io::stderr().lock(), "{lines}");
@@ -179,6 +193,11 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn texts_from_elsewhere_steer_no_terminal() {
+        assert_eq!(plain("{\"a\":\x1b[1m1}\n\r\n b"), "{\"a\": [1m1} b");
+    }
 
     #[test]
     fn the_command_line_is_sound() {

@@ -17,8 +17,8 @@ use zeroize::Zeroizing;
 use super::fault::{Path, Place, Report};
 use super::sources::{PREFIX, Sources};
 
-/// The variable that names the file itself, and so is no key.
-const FILE_VARIABLE: &str = "INSIGHTS_GATEWAY_CONFIG";
+/// The variables of the command line, which are no keys: the file itself, and the token to ask a gateway with.
+const NO_KEYS: [&str; 2] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN"];
 /// No key is deeper than four; this keeps absurd names from building absurd trees.
 const DEEPEST: usize = 8;
 const LARGEST_FILE: u64 = 1 << 20;
@@ -193,7 +193,7 @@ fn add_environment(tree: &mut Node, sources: &Sources, report: &Report) {
         let Some(path) = name.strip_prefix(PREFIX) else {
             continue;
         };
-        if name == FILE_VARIABLE || value.is_empty() || is_service_link(name, &services) {
+        if NO_KEYS.contains(&name.as_str()) || value.is_empty() || is_service_link(name, &services) {
             continue;
         }
         let place = Place::Environment(Some(name.clone()));

@@ -21,6 +21,7 @@ pub mod parameters;
 pub mod peer;
 pub mod policy;
 pub mod query;
+pub mod reloads;
 pub mod request_id;
 pub mod settled;
 pub mod tenancy;
