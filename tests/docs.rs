@@ -1,0 +1,150 @@
+//! The handbook against the code: what it lists is what there is, what it links to exists, what it types works.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use insights_gateway::cli::Cli;
+use insights_gateway::model::error::Reason;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// README and handbook: paths from the root, and texts.
+fn pages() -> Vec<(PathBuf, String)> {
+    let handbook = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let markdown = handbook.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let pages = markdown.chain([root().join("README.md"), root().join("CHANGELOG.md")]);
+    pages.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join("docs").join(name)).unwrap()
+}
+
+/// The headings of a level below one of the level above.
+fn headings<'a>(page: &'a str, below: &str, level: &str) -> Vec<&'a str> {
+    let from = page.split(&format!("\n{below}\n")).nth(1).unwrap_or_else(|| panic!("no {below}"));
+    let section = from.split("\n## ").next().unwrap();
+    section.lines().filter_map(|line| line.strip_prefix(level)).collect()
+}
+
+#[test]
+fn the_runbook_has_an_entry_for_every_reason_and_for_no_other() {
+    let page = page("runbook.md");
+    let expected: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(headings(&page, "## Reasons", "### "), expected);
+    for reason in Reason::ALL {
+        let entry = page.split(&format!("\n### {}\n", reason.as_str())).nth(1).unwrap();
+        let entry = entry.split("\n### ").next().unwrap();
+        let status = format!("\n{}. ", reason.status().as_u16());
+        assert!(entry.starts_with(&status), "{} answers{status}", reason.as_str());
+        assert!(entry.contains("**See:**") && entry.contains("**Do:**"), "{}: see what, do what", reason.as_str());
+    }
+}
+
+#[test]
+fn the_handbook_names_the_keys_that_wait_for_a_restart() {
+    let code = fs::read_to_string(root().join("src/gateway.rs")).unwrap();
+    let list = code.split("fn fixed_keys_that_differ").nth(1).unwrap();
+    let in_code: Vec<_> = list.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()).collect();
+    let page = page("configuration.md");
+    let table = page.split("| key |\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let in_page: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix("` |")).collect();
+    assert!(in_code.len() > 5, "{in_code:?}");
+    assert_eq!(in_page, in_code);
+}
+
+#[test]
+fn the_handbook_lists_every_section_of_the_configuration() {
+    let reference = fs::read_to_string(root().join("config/gateway.toml")).unwrap();
+    let name = |line: &str| {
+        let name = line.trim_start_matches('#').strip_prefix('[')?.strip_suffix(']')?;
+        Some(name.split('.').next().unwrap().to_owned())
+    };
+    let sections: BTreeSet<_> = reference.lines().filter_map(name).collect();
+    let page = page("configuration.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `[")?.split(['.', ']']).next());
+    assert_eq!(rows.map(str::to_owned).collect::<BTreeSet<_>>(), sections);
+}
+
+/// The targets of a page's links: `[text](target)`.
+fn links(text: &str) -> Vec<&str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect()
+}
+
+/// The name under which a heading can be linked to.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>().replace(' ', "-")
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for (path, text) in pages() {
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            assert!(target.exists(), "{} links to {link}", path.display());
+            let found = || {
+                fs::read_to_string(&target)
+                    .unwrap()
+                    .lines()
+                    .any(|line| line.starts_with('#') && anchor(line) == fragment)
+            };
+            assert!(fragment.is_empty() || found(), "{} links to {link}: no such heading", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_page_of_the_handbook_can_be_found_from_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for (path, _) in pages() {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let is_linked = readme.contains(&format!("](docs/{name})"));
+        assert!(is_linked || !path.starts_with(root().join("docs")), "README.md does not link to docs/{name}");
+    }
+}
+
+/// Lines of shell blocks that run the gateway, as their words.
+fn commands(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut in_shell = false;
+    for line in text.lines() {
+        let fence = line.trim_start();
+        if let Some(language) = fence.strip_prefix("```") {
+            in_shell = ["sh", "console"].contains(&language);
+            continue;
+        }
+        let line = line.trim_start().trim_start_matches("$ ");
+        let program = line.split_whitespace().next().unwrap_or_default();
+        if in_shell && program.rsplit('/').next().unwrap().starts_with("insights-gateway") && !program.ends_with(':') {
+            let alone = line.split(" #").next().unwrap().split("&&").next().unwrap().trim_end_matches([' ', '&']);
+            found.push(alone.to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_command_of_the_handbook_is_one() {
+    let mut tried = 0;
+    for (path, text) in pages() {
+        for command in commands(&text).into_iter().filter(|command| command.contains(' ')) {
+            let words = command.split_whitespace();
+            // What a command prints begins with its version or with words of no command.
+            if command.starts_with("insights-gateway 0.") {
+                continue;
+            }
+            let parsed = Cli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{}: {command}: {}", path.display(), parsed.unwrap_err());
+            tried += 1;
+        }
+    }
+    assert!(tried >= 10, "only {tried} commands were found");
+}
