@@ -198,6 +198,7 @@ fn flags_beat_the_environment_and_that_beats_the_file() {
         .with_variable("INSIGHTS_GATEWAY_CACHE__CAPACITY", "2MiB")
         .with_variable("INSIGHTS_GATEWAY_RETRY__ATTEMPTS", "3")
         .with_variable("INSIGHTS_GATEWAY_CONFIG", "elsewhere.toml")
+        .with_variable("INSIGHTS_GATEWAY_ADMIN_TOKEN", "no key either")
         .with_variable("INSIGHTS_GATEWAY_LOG__FILTER", "")
         .with_flag("cache.capacity", "3MiB");
     let config = loaded(sources, file);
