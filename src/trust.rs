@@ -39,6 +39,7 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TrustError>
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        tracing::info!(roots = roots.len(), "this machine has no certificate store: trusting the roots built in");
     }
     if let Some(path) = ca_file {
         let shown = || path.display().to_string();
