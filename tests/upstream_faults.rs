@@ -332,6 +332,16 @@ async fn rejected_credentials_are_the_gateways_fault_and_readyz_names_the_accoun
         assert_eq!(ready.status, 503);
         assert!(ready.text().contains("default") && !ready.text().contains(support::gateway::KEY), "{}", ready.text());
         assert_eq!(gateway.admin("/livez").await.status, 200, "a restart would not help");
+        for (exclude, status) in [
+            ("?exclude=credentials", 200),
+            ("?a=b&exclude=serving&exclude=credentials/default", 200),
+            ("?exclude=serving&exclude=credentials/other", 503),
+            ("?exclude=", 503),
+        ] {
+            let ready = gateway.admin(&format!("/readyz{exclude}")).await;
+            assert_eq!(ready.status, status, "{exclude}");
+            assert!(ready.text().contains("rejected"), "left out of the verdict, not hidden: {}", ready.text());
+        }
         upstream.heal(HEALED);
         gateway.ask(&post(ASK)).await.assert_page(HEALED, "miss");
         assert_eq!(gateway.admin("/readyz").await.status, 200);

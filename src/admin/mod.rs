@@ -79,7 +79,7 @@ impl Inner {
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         match (path.as_str(), read) {
             ("/livez", true) => return self.live(),
-            ("/readyz", true) => return self.ready(),
+            ("/readyz", true) => return self.ready(request.uri().query().unwrap_or_default()),
             _ => {}
         }
         if !self.is_allowed(&request) {
@@ -122,9 +122,10 @@ impl Inner {
         health::checks(&self.lasting, &self.config.load(), self.draining.get().copied())
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
+    /// `exclude=NAME` in the query leaves a check out of the verdict, or all checks of a kind: `exclude=credentials`.
+    fn ready(&self, query: &str) -> Response<Full<Bytes>> {
         let checks = self.checks();
-        let ready = health::all_well(&checks);
+        let ready = checks.iter().all(|check| check["ok"] == true || is_excluded(&check["check"], query));
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         text(status, "application/json", health::page("ready", ready, &checks))
     }
@@ -212,6 +213,13 @@ impl Inner {
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         response
     }
+}
+
+/// Is this check, or its kind (what stands before the `/` in its name), named by an `exclude` in the query.
+fn is_excluded(check: &serde_json::Value, query: &str) -> bool {
+    let name = check.as_str().unwrap_or_default();
+    let kind = name.split('/').next().unwrap_or_default();
+    query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|named| named == name || named == kind)
 }
 
 /// Does a browser ask on behalf of a page that is not ours, or under a name that somebody else may own. Programs
