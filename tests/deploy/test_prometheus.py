@@ -1,0 +1,70 @@
+"""Alerts, scrape configurations and what the gateway exposes, by Prometheus itself."""
+
+import re
+import shutil
+
+import pytest
+import yaml
+
+from empty_root import DOMAIN, ask
+from files import DEPLOY, ROOT, run
+from metrics import NAMES, names_in
+
+ALERTS = DEPLOY / "prometheus/alerts.yml"
+RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
+QUERY = {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationStatus"]}}
+
+
+def test_what_the_gateway_exposes_is_what_prometheus_reads(root):
+    _, data, admin = root.serve("http://" + root.simulate())
+    for body in (QUERY, QUERY, {"query": "none"}):
+        ask(data, f"{DOMAIN}/Query", body)
+    status, exposition = ask(admin, "/metrics")
+    assert status == 200
+    assert run("promtool", "check", "metrics", input=exposition) == ""
+    exposed = set(re.findall(r"^# TYPE (\S+)", exposition, re.M))
+    assert len(exposed) > 10 and exposed <= NAMES, "and the code is read right"
+
+
+def test_the_alerts_do_what_their_tests_say():
+    run("promtool", "check", "rules", ALERTS)
+    run("promtool", "test", "rules", DEPLOY / "prometheus/alerts.test.yml")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_no_alert_could_fall_silent_unnoticed(rule, tmp_path):
+    rules = [{**other, "expr": "vector(0) > 1"} if other is rule else other for other in RULES]
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump({"groups": [{"name": "silenced", "rules": rules}]}))
+    shutil.copy(DEPLOY / "prometheus/alerts.test.yml", tmp_path)
+    with pytest.raises(AssertionError, match=rule["alert"]):
+        run("promtool", "test", "rules", tmp_path / "alerts.test.yml")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_each_alert_is_about_metrics_there_are_and_says_what_to_do(rule):
+    assert names_in(rule["expr"]) <= NAMES
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    page, anchor = rule["annotations"]["runbook_url"].split("#")
+    headings = re.findall(r"^### (\w+)$", (ROOT / page).read_text(), re.M)
+    assert rule["alert"] in headings and anchor == rule["alert"].lower()
+
+
+def test_the_runbook_knows_no_other_alert():
+    headings = re.findall(r"^### (InsightsGateway\w+)$", (ROOT / "docs/runbook.md").read_text(), re.M)
+    assert headings == [rule["alert"] for rule in RULES], "in the same order"
+
+
+@pytest.mark.parametrize("config", ["prometheus/kubernetes.yml"])
+def test_prometheus_takes_the_configuration(config, tmp_path):
+    text = (DEPLOY / config).read_text()
+    # The files that it names exist where it runs.
+    for file in re.findall(r"credentials_file: (\S+)", text):
+        (tmp_path / "token").write_text("token")
+        text = text.replace(file, str(tmp_path / "token"))
+    # Debian builds its Prometheus without the discovery of pods.
+    text = text.replace("kubernetes_sd_configs:\n      - role: pod\n", "static_configs:\n      - targets: [pod]\n")
+    shutil.copy(ALERTS, tmp_path)
+    (tmp_path / "prometheus.yml").write_text(text)
+    run("promtool", "check", "config", tmp_path / "prometheus.yml")
+    (job,) = (job["job_name"] for job in yaml.safe_load(text)["scrape_configs"])
+    assert f'up{{job="{job}"}}' in ALERTS.read_text(), "the name that the alert looks for"
