@@ -54,7 +54,7 @@ def test_the_runbook_knows_no_other_alert():
     assert headings == [rule["alert"] for rule in RULES], "in the same order"
 
 
-@pytest.mark.parametrize("config", ["prometheus/kubernetes.yml"])
+@pytest.mark.parametrize("config", ["compose/prometheus.yml", "prometheus/kubernetes.yml"])
 def test_prometheus_takes_the_configuration(config, tmp_path):
     text = (DEPLOY / config).read_text()
     # The files that it names exist where it runs.

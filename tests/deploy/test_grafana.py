@@ -1,0 +1,142 @@
+"""The dashboard: sound by itself, and each of its questions understood and answered by a Prometheus that scrapes a
+gateway the way the compose file has it."""
+
+import json
+import os
+import re
+import subprocess
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+from empty_root import DOMAIN, ask, wait_for
+from files import DEPLOY
+from metrics import NAMES, names_in
+
+DASHBOARD = json.loads((DEPLOY / "grafana/insights-gateway.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+QUERY = {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationStatus"]}}
+LISTENING = "0A"
+# What a gateway that is well has nothing to say about.
+QUIET = ("retries_total", "cache_evictions_total", "cache_disk_writes_total", "reloads_total", 'status=~"4..|5.."')
+
+
+def test_panels_have_names_places_and_data():
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24, panel["title"]
+        taken |= cells
+    for panel in PANELS:
+        assert panel["title"] and panel["targets"]
+        for source in (panel["datasource"], *(target["datasource"] for target in panel["targets"])):
+            assert source["uid"] == "${datasource}", "whatever the data source is called"
+
+
+def test_every_metric_exists():
+    assert set().union(*map(names_in, EXPRESSIONS)) <= NAMES
+    for variable in VARIABLES.values():
+        assert names_in(variable.get("definition", "")) <= NAMES
+
+
+def test_every_variable_is_defined():
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
+    assert used - {"__rate_interval", "__all"} <= set(VARIABLES)
+
+
+class Prometheus:
+    """A real one."""
+
+    def __init__(self, folder, config):
+        (folder / "prometheus.yml").write_text(config)
+        self._log = folder / "prometheus.log"
+        self._process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stderr=self._log.open("w"),
+        )
+        self.address = f"127.0.0.1:{wait_for(self._port, 'its port', self._log.read_text)}"
+        wait_for(lambda: ask(self.address, "/-/ready")[0] == 200, "it to be ready", self._log.read_text)
+
+    def _port(self):
+        """It does not say which one it got, but the kernel does."""
+        assert self._process.poll() is None, self._log.read_text()
+        about = Path(f"/proc/{self._process.pid}")
+        sockets = set()
+        for descriptor in (about / "fd").iterdir():
+            try:
+                sockets.add(os.readlink(descriptor))
+            except FileNotFoundError:
+                pass
+        for line in (about / "net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == LISTENING and f"socket:[{inode}]" in sockets:
+                return int(local.split(":")[1], 16)
+        return None
+
+    def ask(self, path, **parameters):
+        status, answer = ask(self.address, f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
+        answer = json.loads(answer)
+        assert status == 200 and answer["status"] == "success", answer
+        return answer["data"]
+
+    def value(self, expression):
+        """All that it says to it now."""
+        return self.ask("query", query=expression)["result"]
+
+    def close(self):
+        self._process.terminate()
+        self._process.wait()
+
+
+@pytest.fixture
+def watched(root, tmp_path):
+    """A gateway that is used, and a Prometheus with the compose file's configuration that scrapes it."""
+    # Its secrets and its metrics token; other addresses, and everything a little faster.
+    config = (DEPLOY / "compose/gateway/gateway.toml").read_text()
+    root.write("/etc/insights-gateway/gateway.toml", config)
+    root.write("/run/secrets/twilio_api_secret", (DEPLOY / "compose/secrets/twilio_api_secret").read_text())
+    root.write("/var/lib/insights-gateway/.keep", "")
+    (root.path / "var/lib/insights-gateway").chmod(0o777)
+    _, data, admin = root.serve("http://" + root.simulate(), "--config", "/etc/insights-gateway/gateway.toml")
+    text = (DEPLOY / "compose/prometheus.yml").read_text()
+    for old, new in {
+        "15s": "500ms",
+        "alerts.yml": str(DEPLOY / "prometheus/alerts.yml"),
+        "/run/secrets/metrics_token": str(DEPLOY / "compose/secrets/metrics_token"),
+        "gateway:9090": admin,
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    prometheus = Prometheus(tmp_path, text)
+    yield data, prometheus
+    prometheus.close()
+
+
+def test_prometheus_answers_every_panel(watched):
+    data, prometheus = watched
+    wait_for(lambda: prometheus.value('up{job="insights-gateway"} == 1'), "a scrape with the token")
+    for _ in range(3):
+        assert ask(data, f"{DOMAIN}/Metadata")[0] == 200
+        assert ask(data, f"{DOMAIN}/Query", QUERY)[0] == 200
+    # Counters have to be seen twice.
+    seen = 'count_over_time(insights_gateway_upstream_attempts_total{operation="query"}[1m]) >= 2'
+    wait_for(lambda: prometheus.value(seen), "two scrapes after the requests")
+    for expression in EXPRESSIONS:
+        expression = expression.replace("$__rate_interval", "1m")
+        expression = re.sub(r"\$(\w+)", lambda match: ".*" if match[1] in VARIABLES else match[0], expression)
+        answer = prometheus.value(expression)
+        assert answer or any(word in expression for word in QUIET), f"nothing to show for {expression}"
+    groups = prometheus.ask("rules")["groups"]
+    assert [rule["state"] for group in groups for rule in group["rules"] if rule["health"] == "err"] == []
+    assert {rule["state"] for group in groups for rule in group["rules"]} == {"inactive"}
