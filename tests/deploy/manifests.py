@@ -1,0 +1,77 @@
+"""What deploy/kubernetes and deploy/helm come to, as the cluster would get it."""
+
+from functools import cache
+
+import yaml
+
+from files import DEPLOY, run
+
+CHART = DEPLOY / "helm/insights-gateway"
+# Everything that has a switch, switched.
+EVERYTHING = [
+    "--set=image.digest=sha256:" + "0" * 64,
+    "--set=imagePullSecrets[0].name=registry",
+    "--set=extraSecrets.tls=gateway-tls",
+    "--set=podDisruptionBudget.maxUnavailable=25%",
+    "--set=prometheusOperator.enabled=true",
+    "--set=prometheusOperator.labels.release=prometheus",
+    "--set=podAnnotations.note=yes,podLabels.cost-centre=support",
+    "--set=nodeSelector.disk=ssd,priorityClassName=high",
+    "--set=tolerations[0].key=dedicated,tolerations[0].operator=Exists",
+    "--set-json=affinity={\"nodeAffinity\":{}}",
+    "--set-json=topologySpreadConstraints="
+    '[{"maxSkew":1,"topologyKey":"rack","whenUnsatisfiable":"DoNotSchedule"}]',
+]
+
+
+def kustomize(folder):
+    return run("kubectl", "kustomize", DEPLOY / "kubernetes" / folder)
+
+
+def helm(*options):
+    return run("helm", "template", "insights", CHART, *options)
+
+
+RENDERED = {
+    "team": lambda: kustomize("team"),
+    "sidecar": lambda: kustomize("sidecar-example"),
+    "helm": lambda: helm(),
+    "helm, everything": lambda: helm(*EVERYTHING),
+    "helm, nothing": lambda: helm(
+        "--set=podDisruptionBudget.enabled=false,networkPolicy.enabled=false,preStopSeconds=0"
+    ),
+}
+
+
+@cache
+def rendered(name):
+    return RENDERED[name]()
+
+
+class Manifests:
+    def __init__(self, name):
+        self.all = [document for document in yaml.safe_load_all(rendered(name)) if document]
+
+    def of(self, kind):
+        return [document for document in self.all if document["kind"] == kind]
+
+    def one(self, kind):
+        (found,) = self.of(kind)
+        return found
+
+    @property
+    def template(self):
+        """The pods' labels and specification."""
+        return self.one("Deployment")["spec"]["template"]
+
+    @property
+    def gateway(self):
+        """The gateway's container, wherever in the pod it is."""
+        pod = self.template["spec"]
+        containers = [*pod["containers"], *pod.get("initContainers", [])]
+        (found,) = (c for c in containers if c["image"].startswith("insights-gateway"))
+        return found
+
+    @property
+    def config(self):
+        return self.one("ConfigMap")["data"]["gateway.toml"]

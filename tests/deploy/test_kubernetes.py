@@ -1,0 +1,196 @@
+"""Kustomizations and chart, rendered by kubectl and helm: by Kubernetes' schemas, by the rules that its admission
+would apply, and by the gateway that has to live with them."""
+
+import re
+import shutil
+import tomllib
+
+import pytest
+import yaml
+
+from empty_root import ask
+from files import DEPLOY, ROOT, run, tool
+from manifests import CHART, RENDERED, Manifests, rendered
+
+PACKAGE = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+SECONDS = re.compile(r"(\d+)s")
+MEBIBYTES = re.compile(r"(\d+)Mi")
+
+
+@pytest.fixture(params=RENDERED)
+def manifests(request):
+    return Manifests(request.param)
+
+
+@pytest.fixture(params=[name for name in RENDERED if name != "sidecar"])
+def endpoint(request):
+    return Manifests(request.param)
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+@pytest.mark.parametrize("name", RENDERED)
+def test_kubernetes_schemas_know_every_field(name, version, tmp_path):
+    file = tmp_path / "rendered.yaml"
+    file.write_text(rendered(name))
+    said = run(tool("kubernetes-validate"), "--strict", "-k", version, file)
+    checked = [line for line in said.splitlines() if " passed for resource " in line]
+    own = [document for document in Manifests(name).all if "coreos.com" not in document["apiVersion"]]
+    assert len(checked) == len(own) >= 2, said
+
+
+def test_pods_pass_the_restricted_standard(manifests):
+    pod = manifests.template["spec"]
+    # A sidecar has to say it all by itself; the pod belongs to the application.
+    security = {**pod.get("securityContext", {}), **manifests.gateway["securityContext"]}
+    assert security["runAsNonRoot"] and security["runAsUser"] == security["runAsGroup"] == 65532
+    assert not security["allowPrivilegeEscalation"] and security["readOnlyRootFilesystem"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert "privileged" not in security
+    assert all("hostPort" not in port for port in manifests.gateway.get("ports", []))
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert all({"configMap", "secret"} & set(volume) for volume in pod["volumes"])
+
+
+def test_no_variables_are_made_of_service_names(manifests):
+    assert manifests.template["spec"]["enableServiceLinks"] is False
+
+
+def test_the_endpoint_needs_nothing_of_the_cluster(endpoint):
+    assert endpoint.template["spec"]["automountServiceAccountToken"] is False
+    assert endpoint.one("ServiceAccount")["automountServiceAccountToken"] is False
+    assert endpoint.one("ServiceAccount")["metadata"]["name"] == endpoint.template["spec"]["serviceAccountName"]
+
+
+def test_selectors_find_the_pods(endpoint):
+    labels = endpoint.template["metadata"]["labels"].items()
+    selectors = [endpoint.one("Deployment")["spec"]["selector"]["matchLabels"]]
+    selectors += [service["spec"]["selector"] for service in endpoint.of("Service")]
+    selectors += [budget["spec"]["selector"]["matchLabels"] for budget in endpoint.of("PodDisruptionBudget")]
+    selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in endpoint.of("NetworkPolicy")]
+    selectors += [monitor["spec"]["selector"]["matchLabels"] for monitor in endpoint.of("PodMonitor")]
+    spread = endpoint.template["spec"]["topologySpreadConstraints"]
+    selectors += [constraint["labelSelector"]["matchLabels"] for constraint in spread if "labelSelector" in constraint]
+    assert len(selectors) >= 2 and all(selector and selector.items() <= labels for selector in selectors)
+
+
+def test_ports_are_those_the_gateway_opens(endpoint):
+    config = tomllib.loads(endpoint.config)
+    ports = {port["name"]: port["containerPort"] for port in endpoint.gateway["ports"]}
+    assert config["server"]["listen"] == [f"0.0.0.0:{ports['http']}"]
+    assert config["admin"]["listen"] == f"0.0.0.0:{ports['admin']}"
+    (port,) = endpoint.one("Service")["spec"]["ports"]
+    assert port["targetPort"] == "http", "the admin plane is nobody's service"
+    for policy in endpoint.of("NetworkPolicy"):
+        assert [rule["ports"] for rule in policy["spec"]["ingress"]] == [[{"port": "http"}], [{"port": "admin"}]]
+        assert all(rule["from"] for rule in policy["spec"]["ingress"]), "without peers it would be everybody"
+
+
+def test_a_pod_has_time_to_drain(endpoint):
+    drain = int(SECONDS.fullmatch(tomllib.loads(endpoint.config)["server"]["drain"])[1])
+    sleep = endpoint.gateway.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    assert endpoint.template["spec"]["terminationGracePeriodSeconds"] > sleep + drain
+
+
+def test_memory_is_enough_for_the_cache(manifests):
+    config = tomllib.loads(manifests.config)
+    capacity = int(MEBIBYTES.match(config["cache"]["capacity"])[1])
+    answers = 16 * sum(account["concurrency"] for account in config["accounts"].values())
+    limits = manifests.gateway["resources"]["limits"]
+    assert int(MEBIBYTES.fullmatch(limits["memory"])[1]) >= 1.35 * capacity + 40 + answers
+    assert "cpu" not in limits
+
+
+def mount(manifests, root):
+    """The pod's volumes, as the kubelet would mount them into the gateway's container."""
+    volumes = {volume["name"]: volume for volume in manifests.template["spec"]["volumes"]}
+    for mounted in manifests.gateway["volumeMounts"]:
+        assert mounted["readOnly"] and "subPath" not in mounted
+        volume = volumes[mounted["name"]]
+        if "configMap" in volume:
+            assert volume["configMap"]["name"] == manifests.one("ConfigMap")["metadata"]["name"]
+            for name, text in manifests.one("ConfigMap")["data"].items():
+                root.write(f"{mounted['mountPath']}/{name}", text)
+        else:
+            for name in ("api_key", "api_secret"):
+                root.write(f"{mounted['mountPath']}/{name}", "SK" + "0" * 32)
+
+
+def test_the_gateway_starts_and_answers_the_probes(manifests, root):
+    mount(manifests, root)
+    container = manifests.gateway
+    checked = root.run("check", *container["args"][1:])
+    assert checked.returncode == 0, checked.stderr
+    ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
+    gateway = root.start(*container["args"], *ports)
+    _, admin = gateway.addresses()
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        how = container.get(probe, {})
+        if "httpGet" in how:
+            assert how["httpGet"]["port"] == "admin"
+            assert ask(admin, how["httpGet"]["path"], headers={"Host": "10.1.2.3:9090"})[0] == 200, probe
+        elif how:
+            binary, *arguments = how["exec"]["command"]
+            assert binary == "/insights-gateway"
+            assert root.run(*arguments, "--url", f"http://{admin}").returncode == 0, probe
+    # The sidecar's is for its pod alone.
+    assert ask(admin, "/metrics")[0] == (401 if "token_sha256" in manifests.config else 200)
+    assert gateway.stop() == 0
+
+
+def test_the_component_leaves_other_workloads_alone(tmp_path):
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    application = tmp_path / "kubernetes/sidecar-example/application.yaml"
+    application.write_text(application.read_text().replace("insights-gateway: sidecar", "other: label"))
+    assert "image: insights-gateway" not in run("kubectl", "kustomize", application.parent)
+
+
+def test_versions_are_the_packages():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == PACKAGE["version"]
+    for name in ("team", "sidecar", "helm"):
+        assert Manifests(name).gateway["image"] == f"insights-gateway:{PACKAGE['version']}"
+
+
+def test_kustomization_and_chart_are_the_same_gateway():
+    def comparable(manifests):
+        pod = manifests.template["spec"]
+        for constraint in pod["topologySpreadConstraints"]:
+            constraint["labelSelector"] = "checked elsewhere"
+        pod["serviceAccountName"] = "checked elsewhere"
+        pod["volumes"][0]["configMap"]["name"] = "checked elsewhere"
+        manifests.gateway.setdefault("imagePullPolicy", "IfNotPresent")
+        policy = manifests.one("NetworkPolicy")["spec"]
+        del policy["podSelector"]
+        config = tomllib.loads(manifests.config)
+        config["server"].pop("public_url", None)
+        return pod, policy, config
+
+    for ours, theirs in zip(comparable(Manifests("team")), comparable(Manifests("helm")), strict=True):
+        assert ours == theirs
+
+
+def test_the_chart_is_sound():
+    run("helm", "lint", "--strict", CHART)
+
+
+@pytest.mark.parametrize(
+    "option, refusal",
+    [
+        ("replica=3", "additional properties 'replica' not allowed"),
+        ("replicas=0", "minimum"),
+        ("image.digest=latest", "does not match pattern"),
+        ("service.name=insights-gateway", "/service/name"),
+        ("service.port=70000", "maximum"),
+        ("extraSecrets.Tls=x", "invalid propertyName 'Tls'"),
+        ("terminationGracePeriodSeconds=4", "must leave time for server.drain"),
+    ],
+)
+def test_the_chart_refuses_what_is_wrong(option, refusal):
+    with pytest.raises(AssertionError, match=re.escape(refusal)):
+        run("helm", "template", "insights", CHART, "--set", option)
+
+
+def test_the_chart_brings_the_alerts_along():
+    ours = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
+    assert Manifests("helm, everything").one("PrometheusRule")["spec"] == ours
