@@ -138,6 +138,28 @@ def test_the_gateway_starts_and_answers_the_probes(manifests, root):
     assert gateway.stop() == 0
 
 
+def test_the_documented_kustomization_replaces_configuration_and_image(tmp_path):
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "insights-gateway/deploy/kubernetes")
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/deploying.md").read_text(), re.S)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(example)
+    (own / "gateway.toml").write_text("# ours\n")
+    text = run("kubectl", "kustomize", own)
+    assert "image: registry.example/insights-gateway:0.1.0\n" in text
+    found = {document["kind"]: document for document in yaml.safe_load_all(text)}
+    assert found["ConfigMap"]["metadata"]["name"] == "insights-gateway", "what the Deployment mounts"
+    assert found["ConfigMap"]["data"]["gateway.toml"] == "# ours\n"
+    assert {document["metadata"].get("namespace") for document in found.values()} == {"insights"}
+
+
+def test_the_chart_takes_a_configuration_from_a_file():
+    config = DEPLOY / "kubernetes/team/gateway.toml"
+    text = run("helm", "template", "insights", CHART, f"--set-file=config={config}")
+    found = {document["kind"]: document for document in yaml.safe_load_all(text)}
+    assert found["ConfigMap"]["data"]["gateway.toml"].strip() == config.read_text().strip()
+
+
 def test_the_component_leaves_other_workloads_alone(tmp_path):
     shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
     application = tmp_path / "kubernetes/sidecar-example/application.yaml"
