@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::admin::{self, Admin};
-use crate::config::{self, Config, Listen, Sources};
+use crate::config::{self, Config, Fingerprint, Listen, Sources};
 use crate::metrics::{ResultLabels, Word};
 use crate::model::peer::Peer;
 use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
@@ -23,6 +23,11 @@ use crate::trust::TrustError;
 /// How often the configuration and secret files are looked at. Their content counts, not their times: a
 /// Kubernetes volume swaps links, and a bind mount may tell nothing at all.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How long files that have changed must stay as they are before they are read, so that a key and its secret that are
+/// replaced one behind the other are taken together. But not for ever.
+const QUIET: Duration = Duration::from_millis(400);
+const MOST_QUIET: u32 = 5;
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -229,10 +234,14 @@ impl Reloader {
                 () = tokio::time::sleep(LOOK) => false,
             };
             let config = self.config.load_full();
-            let now = config.fingerprint_of_files();
-            if by_hand || (now != config.fingerprint && refused != Some(now)) {
-                refused = (!self.reload()).then_some(now);
+            let mut now = config.fingerprint_of_files();
+            if !by_hand {
+                if now == config.fingerprint || refused == Some(now) {
+                    continue;
+                }
+                now = until_quiet(&config, now).await;
             }
+            refused = (!self.reload()).then_some(now);
         }
     }
 
@@ -301,6 +310,18 @@ fn check_inherited(config: &Config, data: &[Bound]) -> Result<(), StartError> {
     }
 }
 
+/// Waits until the files stay as they are, and says how that is.
+async fn until_quiet(config: &Config, mut now: Fingerprint) -> Fingerprint {
+    for _ in 0..MOST_QUIET {
+        tokio::time::sleep(QUIET).await;
+        let before = std::mem::replace(&mut now, config.fingerprint_of_files());
+        if now == before {
+            break;
+        }
+    }
+    now
+}
+
 /// Keys whose new value waits for a restart.
 fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
     let differs = [
@@ -321,4 +342,51 @@ fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
         ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
     ];
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A configuration with one file, and where that is.
+    fn config(folder: &tempfile::TempDir) -> (Config, std::path::PathBuf) {
+        let secret = folder.path().join("secret");
+        fs::write(&secret, "secret-of-0").unwrap();
+        let sources = Sources::default()
+            .with_flag("accounts.main.account_sid", "AC00000000000000000000000000000001")
+            .with_flag("accounts.main.api_key", "SK1")
+            .with_flag("accounts.main.api_secret.file", secret.display().to_string());
+        (config::load(&sources).unwrap(), secret)
+    }
+
+    async fn write(secret: &std::path::Path, times: u32, pause: Duration) {
+        for n in 1..=times {
+            tokio::time::sleep(pause).await;
+            fs::write(secret, format!("secret-of-{n}")).unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_are_waited_for_until_they_stay_as_they_are() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (config, secret) = config(&folder);
+        let writing = write(&secret, 4, QUIET * 3 / 4);
+        let (now, ()) = tokio::join!(until_quiet(&config, config.fingerprint), writing);
+        assert!(now != config.fingerprint && now == config.fingerprint_of_files());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_never_rest_are_not_waited_for_beyond_five_seconds() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (config, secret) = config(&folder);
+        let begun = tokio::time::Instant::now();
+        tokio::select! {
+            _ = until_quiet(&config, config.fingerprint) => {}
+            () = write(&secret, 1000, QUIET / 2) => panic!("it waited for the end"),
+        }
+        // What is left is for reading and building.
+        assert!(LOOK + begun.elapsed() <= Duration::from_millis(4500), "{:?}", begun.elapsed());
+    }
 }

@@ -105,15 +105,15 @@ impl ConfigArgs {
         // An empty variable counts as unset, here as everywhere.
         let file = self.config.as_ref().filter(|file| !file.is_empty());
         let mut sources = Sources::from_process(file.map(PathBuf::from));
-        sources.flags.clone_from(&self.set);
+        for (key, value) in &self.set {
+            sources = sources.with_flag(key, value);
+        }
         if !self.listen.is_empty() {
-            let listen = self.listen.join(",");
-            sources.flags.push(("server.listen".to_owned(), listen));
+            sources = sources.with_flag("server.listen", self.listen.join(","));
         }
         let named = [("admin.listen", &self.admin_listen), ("upstream.url", &self.upstream)];
         for (key, value) in named {
-            let value = value.iter().map(|value| (key.to_owned(), value.clone()));
-            sources.flags.extend(value);
+            sources = value.iter().fold(sources, |sources, value| sources.with_flag(key, value));
         }
         sources
     }

@@ -4,8 +4,6 @@
 //! stay raw text until a reader says which type the key wants.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::net::IpAddr;
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -15,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::fault::{Path, Place, Report};
+use super::secret::read_whole;
 use super::sources::{PREFIX, Sources};
 
 /// The variables of the command line, which are no keys: the file itself, and the token to ask a gateway with.
@@ -81,12 +80,13 @@ fn read_file(path: &FilePath, report: &Report) -> Option<Node> {
         report.fault_at(place, Path::default(), message);
         None
     };
-    let mut bytes = Zeroizing::new(Vec::new());
-    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
-    if let Err(error) = read {
-        let message = format!("cannot be read: {error}; check the path given with --config");
-        return refuse(Place::File(name), message);
-    }
+    let bytes = match read_whole(path, LARGEST_FILE) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let message = format!("cannot be read: {error}; check the path given with --config");
+            return refuse(Place::File(name), message);
+        }
+    };
     if bytes.len() as u64 > LARGEST_FILE {
         return refuse(Place::File(name), "is larger than 1MiB; is this the right file?".into());
     }
@@ -197,7 +197,7 @@ fn add_environment(tree: &mut Node, sources: &Sources, report: &Report) {
             continue;
         }
         let place = Place::Environment(Some(name.clone()));
-        let Some(value) = value.to_str() else {
+        let Some(value) = value.text() else {
             report.fault_at(place, Path::default(), "is not UTF-8 text; set it to plain text");
             continue;
         };

@@ -163,6 +163,13 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
+/// The files were never the same twice in a row.
+pub(super) fn of_unrest() -> Faults {
+    let place = Place::File("the configuration or a secret file".into());
+    let message = "keeps changing while it is read; try again when it is written".to_owned();
+    Faults(vec![Fault { place, path: Path::default(), message }])
+}
+
 /// Collects faults, warnings and files while the tree is read. Shared by reference between readers.
 #[derive(Default)]
 pub(super) struct Report {

@@ -41,16 +41,28 @@ pub use settings::{
 };
 pub use sources::Sources;
 
-/// Reads, merges and checks all that `sources` name.
+/// How often files that change while they are read are read anew.
+const TRIES: usize = 10;
+
+/// Reads, merges and checks all that `sources` name, in one state: a key and its secret that are replaced together
+/// are never mixed.
 ///
 /// # Errors
 ///
 /// Every fault at once, in file order. No fault ever repeats a value, so none can hold a secret.
 pub fn load(sources: &Sources) -> Result<Config, Faults> {
-    // Which files there are is only known once they have been read. So they are read again behind their
-    // fingerprint: whatever changes from then on is a change, however early.
-    let fingerprint = read(sources)?.fingerprint_of_files();
-    read(sources).map(|config| Config { fingerprint, ..config })
+    // Which files there are is only known once they have been read. So they are read again between two equal
+    // fingerprints: whatever changes from then on is a change, however early.
+    let mut before = read(sources)?.fingerprint_of_files();
+    for _ in 0..TRIES {
+        let config = read(sources)?;
+        let after = config.fingerprint_of_files();
+        if after == before {
+            return Ok(Config { fingerprint: after, ..config });
+        }
+        before = after;
+    }
+    Err(fault::of_unrest())
 }
 
 fn read(sources: &Sources) -> Result<Config, Faults> {
@@ -68,7 +80,7 @@ impl Config {
     pub fn fingerprint_of_files(&self) -> Fingerprint {
         let mut hasher = blake3::Hasher::new();
         for path in &self.watched {
-            match std::fs::read(path) {
+            match secret::read_whole(path, u64::MAX) {
                 Ok(content) => hasher.update(blake3::hash(&content).as_bytes()),
                 Err(error) => hasher.update(error.kind().to_string().as_bytes()),
             };

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::document::Value;
 use super::fault::{Path, Place, Report, suggest};
 use super::reader::Field;
-use super::sources::Sources;
+use super::sources::{Sources, Variable};
 
 const LARGEST_SECRET: u64 = 64 << 10;
 const FORMS: [&str; 3] = ["file", "env", "credential"];
@@ -106,7 +106,7 @@ fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<String>, 
             let text = read_secret_file(FilePath::new(&name), &path, report)?;
             Some((text, SecretSource::File(name.into())))
         }
-        "env" => match sources.environment.get(&name).map(|value| value.to_str()) {
+        "env" => match sources.environment.get(&name).map(Variable::text) {
             Some(Some(value)) if !value.is_empty() => Some((Zeroizing::new(value.to_owned()), SecretSource::Env(name))),
             Some(None) => refuse(report, &path, "this environment variable is not UTF-8 text"),
             _ => refuse(report, &path, "this environment variable is not set, or empty; set it"),
@@ -174,11 +174,7 @@ fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Opt
     let read = || -> io::Result<_> {
         // Looked at before it is opened: opening a pipe would wait for a writer.
         let about = std::fs::metadata(file)?;
-        let mut bytes = Zeroizing::new(Vec::new());
-        if about.is_file() {
-            bytes.reserve_exact(usize::try_from(about.len().min(largest)).unwrap_or(0) + 1);
-            File::open(file)?.take(largest + 1).read_to_end(&mut bytes)?;
-        }
+        let bytes = if about.is_file() { read_whole(file, largest)? } else { Zeroizing::default() };
         Ok((bytes, about))
     };
     match read() {
@@ -190,4 +186,14 @@ fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Opt
         }
         Ok(read) => Some(read),
     }
+}
+
+/// What is in `file`, at most one byte beyond `largest`. Wiped when dropped, and in one place: the buffer does not
+/// grow unless the file does while it is read.
+pub(super) fn read_whole(file: &FilePath, largest: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = File::open(file)?;
+    let length = file.metadata()?.len().min(largest);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1));
+    file.take(largest.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+
+use zeroize::Zeroizing;
 
 /// What every environment variable that names a key starts with.
 pub(super) const PREFIX: &str = "INSIGHTS_GATEWAY_";
@@ -13,17 +16,38 @@ pub(super) const PREFIX: &str = "INSIGHTS_GATEWAY_";
 pub struct Sources {
     /// The TOML file; without one the environment has to be enough.
     pub file: Option<PathBuf>,
-    /// Environment variables. A value that is not UTF-8 is a fault where it is used, and only there.
-    pub environment: BTreeMap<String, OsString>,
+    /// Environment variables.
+    pub environment: BTreeMap<String, Variable>,
     /// Dotted key and value; the last one of a key wins.
-    pub flags: Vec<(String, String)>,
+    pub flags: Vec<(String, Zeroizing<String>)>,
+}
+
+/// The value of an environment variable, wiped when dropped. One that is not UTF-8 is a fault where it is used, and
+/// only there.
+#[derive(Clone)]
+pub struct Variable(Zeroizing<Vec<u8>>);
+
+impl Variable {
+    fn new(value: OsString) -> Self {
+        Self(Zeroizing::new(value.into_vec()))
+    }
+
+    /// The value, if it is text.
+    pub(super) fn text(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl Sources {
     /// `file`, and the environment of this process.
     pub fn from_process(file: Option<PathBuf>) -> Self {
-        let environment =
-            std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value)).collect();
+        let environment = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), Variable::new(value)))
+            .collect();
         Self { file, environment, flags: Vec::new() }
     }
 
@@ -37,21 +61,21 @@ impl Sources {
     /// The same with this environment variable.
     #[must_use]
     pub fn with_variable(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
-        self.environment.insert(name.into(), value.into());
+        self.environment.insert(name.into(), Variable::new(value.into()));
         self
     }
 
     /// The same with this flag: a dotted key such as `server.listen`, and its value.
     #[must_use]
     pub fn with_flag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.flags.push((key.into(), value.into()));
+        self.flags.push((key.into(), Zeroizing::new(value.into())));
         self
     }
 
     /// A variable that is set, not empty and text. Empty counts as unset everywhere, because that is
     /// what compose files and unit files make of a variable that nobody filled in.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
-        self.environment.get(name)?.to_str().filter(|v| !v.is_empty())
+        self.environment.get(name)?.text().filter(|v| !v.is_empty())
     }
 }
 
