@@ -235,6 +235,8 @@ pub struct Metrics {
     pub cache_disk_writes: Family<ResultLabels, Counter>,
     /// Spans of traces.
     pub spans: Family<ResultLabels, Counter>,
+    /// Answers that repeated an account's credentials.
+    pub credential_echoes: Family<AccountLabels, Counter>,
     /// Configuration reloads.
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
@@ -271,6 +273,7 @@ impl Metrics {
             cache_disk_bytes: Gauge::default(),
             cache_disk_writes: Family::default(),
             spans: Family::default(),
+            credential_echoes: Family::default(),
             reloads: Family::default(),
             uptime: Gauge::default(),
             build: Family::default(),
@@ -323,6 +326,11 @@ impl Metrics {
             metrics.cache_disk_writes.clone(),
         );
         r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());
+        r.register(
+            "credential_echoes",
+            "Answers withheld since they repeated the account's credentials",
+            metrics.credential_echoes.clone(),
+        );
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         r.register("build_info", "The version, as a label", metrics.build.clone());

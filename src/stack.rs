@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates, UpstreamRate};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
-use crate::layers::credential::{Credential, CredentialLayer, Credentials, Rejections};
+use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
 use crate::layers::interpret::{self, Interpret, InterpretLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
@@ -45,6 +45,8 @@ pub struct Lasting {
     pub store: Store,
     /// The accounts' budgets.
     pub budgets: Budgets,
+    /// The accounts' newest credentials.
+    pub credentials: Newest,
     /// Accounts whose credentials Twilio rejects.
     pub rejections: Rejections,
     /// The teams' request rates.
@@ -80,6 +82,7 @@ impl Lasting {
             store,
             metrics,
             budgets: Budgets::default(),
+            credentials: Newest::default(),
             rejections: Rejections::default(),
             team_rates: TeamRates::default(),
             // A quarter of all requests at once, so that three quarters are left for those who are known.
@@ -98,12 +101,14 @@ impl Lasting {
 ///
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
-    let Lasting { clock, metrics, store, budgets, rejections, team_rates, slowing, grants, shed, traces, .. } =
-        lasting.clone();
+    let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
+    let Lasting { rejections, team_rates, slowing, grants, shed, traces, .. } = lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
     set_budgets(config, &accounts, &budgets, clock);
+    let credentials = credentials(config, &accounts);
+    newest.set(credentials.clone());
 
     let requests = HotRequests::new(Arc::clone(&metrics), config.teams.len().max(1));
 
@@ -125,9 +130,9 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         // Inside the cache, so that all who wait for a flight share its tries.
         .layer(RetryLayer::new(retry_policy(config), Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
-        .layer(BudgetLayer::new(budgets, metrics, clock))
-        // Innermost: nothing above ever holds a secret.
-        .layer(CredentialLayer::new(credentials(config, &accounts), rejections, clock))
+        .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
+        // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.
+        .layer(CredentialLayer::new(credentials, newest, rejections, metrics, clock))
         .service(upstream))
 }
 
@@ -216,7 +221,7 @@ fn set_budgets(config: &Config, accounts: &[Arc<Account>], budgets: &Budgets, cl
 fn credentials(config: &Config, accounts: &[Arc<Account>]) -> Credentials {
     let mut credentials = Credentials::default();
     for (account, settings) in accounts.iter().zip(&config.accounts) {
-        credentials.insert(Arc::clone(&account.name), &settings.username, &settings.secret);
+        credentials.insert(account, &config.upstream.url, &settings.username, &settings.secret);
     }
     credentials
 }

@@ -2,38 +2,77 @@
 //!
 //! What the client sent as its own credentials never came this far: a [`Call`] has no headers. A 401 or 403
 //! from Twilio is about the account's credentials and not the client's, so it ends here too: as a failure
-//! that no caller can mend, remembered until the account is accepted again.
+//! that no caller can mend, remembered until the account is accepted again. A call that was under way when the
+//! secret was replaced is signed with the new one, and tried again where only the old one was refused. And an answer that repeats the
+//! credential ends here, since this is the last room that could recognise it.
+
+mod echo;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode, Uri};
 use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
+use self::echo::Echo;
+use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::model::call::{Answer, Call, SignedCall};
 use crate::model::clock::{Clock, Instant};
-use crate::model::error::{GatewayError, Reason};
+use crate::model::error::{GatewayError, Reason, Retry};
+use crate::model::tenancy::Account;
 
-/// The `Authorization` of every account.
-#[derive(Debug, Clone, Default)]
-pub struct Credentials(HashMap<Arc<str>, HeaderValue>);
+/// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
+#[derive(Clone, Default)]
+pub struct Credentials(HashMap<Arc<str>, Arc<Signature>>);
+
+struct Signature {
+    authorization: HeaderValue,
+    echo: Echo,
+    bounds: Bounds,
+}
+
+/// Whose data a signature opens, and where it may be sent: a call that began under an older configuration must not
+/// carry a newer secret elsewhere, nor read somebody else's data with it.
+#[derive(PartialEq, Eq)]
+struct Bounds {
+    sid: String,
+    upstream: Uri,
+}
 
 impl Credentials {
-    /// Adds an account's user and secret.
-    pub fn insert(&mut self, account: Arc<str>, username: &str, secret: &SecretString) {
-        let pair = Zeroizing::new(format!("{username}:{}", secret.expose_secret()));
-        let basic = Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes())));
+    /// Adds an account's user and secret, which may be sent to `upstream`.
+    pub fn insert(&mut self, account: &Account, upstream: &Uri, username: &str, secret: &SecretString) {
+        let secret = secret.expose_secret();
+        let pair = Zeroizing::new(format!("{username}:{secret}"));
+        let basic = Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes()));
+        // Shared by every request that is signed, and wiped behind the last of them.
+        let header = Bytes::from_owner(Zeroizing::new(format!("Basic {}", *basic).into_bytes()));
         // Base64 is always a header value.
-        if let Ok(mut value) = HeaderValue::from_str(&basic) {
-            value.set_sensitive(true);
-            self.0.insert(account, value);
+        if let Ok(mut authorization) = HeaderValue::from_maybe_shared(header) {
+            authorization.set_sensitive(true);
+            let bounds = Bounds { sid: account.sid.clone(), upstream: upstream.clone() };
+            let echo = Echo::new(secret, &basic);
+            self.0.insert(Arc::clone(&account.name), Arc::new(Signature { authorization, echo, bounds }));
         }
+    }
+}
+
+/// The credentials of the newest configuration, for calls that began under an older one.
+#[derive(Clone, Default)]
+pub struct Newest(Arc<ArcSwap<Credentials>>);
+
+impl Newest {
+    /// Takes the place of what was the newest.
+    pub fn set(&self, credentials: Credentials) {
+        self.0.store(Arc::new(credentials));
     }
 }
 
@@ -70,17 +109,63 @@ impl Rejections {
 }
 
 /// Makes [`Credential`] services.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CredentialLayer {
     credentials: Arc<Credentials>,
+    newest: Newest,
     rejections: Rejections,
+    metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl CredentialLayer {
-    /// Signs with `credentials`, and writes refusals to `rejections`.
-    pub fn new(credentials: Credentials, rejections: Rejections, clock: Clock) -> Self {
-        Self { credentials: Arc::new(credentials), rejections, clock }
+    /// Signs with `credentials`, or with the newest of the same account and upstream. Writes refusals to
+    /// `rejections`, and counts echoes in `metrics`.
+    pub fn new(
+        credentials: Credentials,
+        newest: Newest,
+        rejections: Rejections,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        Self { credentials: Arc::new(credentials), newest, rejections, metrics, clock }
+    }
+
+    fn signature(&self, account: &str) -> Option<Arc<Signature>> {
+        let own = self.credentials.0.get(account)?;
+        let newest = self.newest.0.load();
+        let newest = newest.0.get(account).filter(|newest| newest.bounds == own.bounds);
+        Some(Arc::clone(newest.unwrap_or(own)))
+    }
+
+    /// What a 401 or 403 means: the credentials are wrong, unless they are outdated.
+    fn rejected(&self, signature: &Signature, account: &Arc<str>) -> GatewayError {
+        let message = "Twilio rejects the gateway's credentials for this account; tell whoever operates the gateway";
+        let error = GatewayError::new(Reason::UpstreamRejectedCredentials, message);
+        let is_replaced = |now: Arc<Signature>| now.authorization != signature.authorization;
+        if self.signature(account).is_some_and(is_replaced) {
+            return error.with_retry(Retry::NothingSent);
+        }
+        self.rejections.record(account, true, self.clock.now());
+        error
+    }
+
+    /// Refuses an answer that repeats what it was asked with.
+    fn withhold_echo(&self, answer: Answer, signature: &Signature, account: &Arc<str>) -> Result<Answer, GatewayError> {
+        if !signature.echo.is_in(&answer.headers, &answer.body) {
+            return Ok(answer);
+        }
+        let labels = AccountLabels { account: Name(Arc::clone(account)) };
+        self.metrics.credential_echoes.get_or_create(&labels).inc();
+        tracing::error!(
+            %account,
+            status = answer.status.as_u16(),
+            "an answer repeated the account's credentials and was withheld: find out who answers at upstream.url, and replace them"
+        );
+        Err(GatewayError::new(
+            Reason::UpstreamInvalid,
+            "Twilio's answer repeated the gateway's credentials and was withheld; tell whoever operates the gateway",
+        ))
     }
 }
 
@@ -93,7 +178,7 @@ impl<S> Layer<S> for CredentialLayer {
 }
 
 /// Signs calls. See the module.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Credential<S> {
     inner: S,
     layer: CredentialLayer,
@@ -114,25 +199,24 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         let account = Arc::clone(&call.team.account.name);
-        let Some(authorization) = self.layer.credentials.0.get(&account).cloned() else {
+        let Some(signature) = self.layer.signature(&account) else {
             let error = GatewayError::new(Reason::Internal, "the account has no credentials");
             return Box::pin(std::future::ready(Err(error)));
         };
-        let answer = self.inner.call(SignedCall { call, authorization });
-        let CredentialLayer { rejections, clock, .. } = self.layer.clone();
+        let answer = self.inner.call(SignedCall { call, authorization: signature.authorization.clone() });
+        let layer = self.layer.clone();
         Box::pin(async move {
             let answer = answer.await?;
-            let rejected = matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-            if rejected || answer.status.is_success() {
-                rejections.record(&account, rejected, clock.now());
+            if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                return Err(layer.rejected(&signature, &account));
             }
-            if rejected {
-                return Err(GatewayError::new(
-                    Reason::UpstreamRejectedCredentials,
-                    "Twilio rejects the gateway's credentials for this account; tell whoever operates the gateway",
-                ));
+            if answer.status.is_success() {
+                layer.rejections.record(&account, false, layer.clock.now());
             }
-            Ok(answer)
+            layer.withhold_echo(answer, &signature, &account)
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,6 +70,7 @@ fn touched() -> Arc<Metrics> {
         cache_disk_bytes: _,
         cache_disk_writes,
         spans,
+        credential_echoes,
         reloads,
         uptime: _,
         build: _,
@@ -90,6 +91,7 @@ fn touched() -> Arc<Metrics> {
     for gauge in [upstream_in_flight, queue_length, credentials_rejected, circuit_state] {
         gauge.get_or_create(&account()).set(1);
     }
+    credential_echoes.get_or_create(&account()).inc();
     cache_evictions.get_or_create(&CauseLabels { cause: word }).inc();
     cache_settled.get_or_create(&SettledLabels { reason: word }).inc();
     for counter in [cache_disk_writes, spans, reloads] {

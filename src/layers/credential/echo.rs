@@ -1,0 +1,183 @@
+//! Recognises an account's credential in what comes from upstream.
+//!
+//! Debug pages and proxies repeat what they were sent. An answer that does so must go no further, for behind it
+//! are clients, the cache, the disk and the log. Looked for are the secret itself and the `user:secret` of Basic in
+//! both alphabets of Base64, as they are and behind any mixture of percent and JSON escapes, twice over. An answer
+//! that is compressed or encrypted never gets this far; one that spells the secret some other way is not recognised.
+
+use http::HeaderMap;
+use memchr::{memchr2, memmem};
+use zeroize::Zeroizing;
+
+/// Secrets that are shorter than this are words, and would be found where nobody repeated anything. Twilio's have 32.
+const SHORTEST: usize = 8;
+
+/// How many escapes are undone, one around the other.
+const DEEPEST: usize = 3;
+
+/// What to look for. Wiped when dropped, which is why the searchers are not kept: they would hold copies.
+pub(super) struct Echo(Vec<Zeroizing<Vec<u8>>>);
+
+impl Echo {
+    /// Of a secret, and of `user:secret` in Base64.
+    pub(super) fn new(secret: &str, basic: &str) -> Self {
+        // What fills up the last group says nothing.
+        let basic = basic.trim_end_matches('=');
+        let url_safe = Zeroizing::new(basic.replace('+', "-").replace('/', "_"));
+        let mut forms = vec![basic];
+        if *url_safe != basic {
+            forms.push(&url_safe);
+        }
+        if secret.len() >= SHORTEST {
+            forms.push(secret);
+        }
+        Self(forms.into_iter().map(|form| Zeroizing::new(form.as_bytes().to_vec())).collect())
+    }
+
+    /// Is the credential in these headers or this body.
+    pub(super) fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        headers.values().any(|value| self.is_in_text(value.as_bytes())) || self.is_in_text(body)
+    }
+
+    fn is_in_text(&self, text: &[u8]) -> bool {
+        let unescaped = || std::iter::successors(unescape(text), |text| unescape(text)).take(DEEPEST);
+        self.is_written_in(text) || unescaped().any(|text| self.is_written_in(&text))
+    }
+
+    fn is_written_in(&self, text: &[u8]) -> bool {
+        self.0.iter().any(|form| memmem::find(text, form).is_some())
+    }
+}
+
+/// `text` with the escapes of URLs and JSON undone; `None` where there are none, which is nearly always.
+fn unescape(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut plain: Option<Zeroizing<Vec<u8>>> = None;
+    // `done` bytes of the text are in `plain`, as far as there is one.
+    let (mut done, mut from) = (0, 0);
+    while let Some(at) = memchr2(b'%', b'\\', &text[from..]).map(|at| from + at) {
+        let Some((character, length)) = escaped(&text[at..]) else {
+            from = at + 1;
+            continue;
+        };
+        // Never longer than the text, so that nothing is left behind where a buffer was too small.
+        let plain = plain.get_or_insert_with(|| Zeroizing::new(Vec::with_capacity(text.len())));
+        plain.extend_from_slice(&text[done..at]);
+        plain.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+        done = at + length;
+        from = done;
+    }
+    plain.map(|mut plain| {
+        plain.extend_from_slice(&text[done..]);
+        plain
+    })
+}
+
+/// The character that the escape at the beginning of `text` stands for, and the bytes it takes. Only ASCII: a
+/// credential is a header value.
+fn escaped(text: &[u8]) -> Option<(char, usize)> {
+    let hex = |digits: &[u8]| {
+        let all_hex = digits.iter().all(u8::is_ascii_hexdigit);
+        let code = u8::from_str_radix(std::str::from_utf8(digits).ok().filter(|_| all_hex)?, 16).ok()?;
+        code.is_ascii().then_some(char::from(code))
+    };
+    match text {
+        [b'%', one, two, ..] => Some((hex(&[*one, *two])?, 3)),
+        [b'\\', b'u', b'0', b'0', one, two, ..] => Some((hex(&[*one, *two])?, 6)),
+        [b'\\', plain @ (b'"' | b'\\' | b'/'), ..] => Some((char::from(*plain), 2)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use http::HeaderValue;
+
+    use super::*;
+
+    /// With every character that some form writes otherwise. Its Base64 has both `+` and `/`.
+    const SECRET: &str = "pl\"nt/d+s3cr~t? >>>???~~";
+
+    fn basic() -> String {
+        BASE64_STANDARD.encode(format!("SK1:{SECRET}"))
+    }
+
+    fn found(text: &str) -> bool {
+        let echo = Echo::new(SECRET, &basic());
+        let body = format!("{{\"data\":\"some text, {text}, more of it\"}}");
+        let in_body = echo.is_in(&HeaderMap::new(), body.as_bytes());
+        if let Ok(value) = HeaderValue::from_str(text) {
+            let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, value)]);
+            assert_eq!(echo.is_in(&headers, b"{}"), in_body, "{text}");
+        }
+        in_body
+    }
+
+    fn percent(text: &str, all: bool, upper: bool) -> String {
+        let write = |byte: u8| match byte {
+            b if !all && (b.is_ascii_alphanumeric() || b"-._~".contains(&b)) => char::from(b).to_string(),
+            b if upper => format!("%{b:02X}"),
+            b => format!("%{b:02x}"),
+        };
+        text.bytes().map(write).collect()
+    }
+
+    #[test]
+    fn every_form_is_found() {
+        let basic = basic();
+        assert!(basic.contains('+') && basic.contains('/') && basic.ends_with('='), "{basic}");
+        let json = |text: &str| serde_json::to_string(text).unwrap();
+        let html_safe = |text: &str| text.replace('+', "\\u002B").replace('/', "\\/").replace('"', "\\u0022");
+        for form in [SECRET, &basic, basic.trim_end_matches('='), &basic.replace('+', "-").replace('/', "_")] {
+            for shown in [
+                form.to_owned(),
+                format!("Basic {form}"),
+                json(form),
+                html_safe(form),
+                percent(form, false, true),
+                percent(form, false, false),
+                percent(form, true, true),
+                percent(&percent(form, false, true), false, true),
+                percent(&json(form), false, false),
+                json(&json(&json(form))),
+            ] {
+                assert!(found(&shown), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_found() {
+        let basic = basic();
+        for text in [
+            "",
+            "SK1",
+            "100 % of \\ all \\u00e9 % %zz %+1 \\u00zz \\u12",
+            "%",
+            "\\",
+            &SECRET[1..],
+            &SECRET[..SECRET.len() - 1],
+            &basic[..basic.len() - 4],
+            &BASE64_STANDARD.encode("SK1:another secret of that length"),
+        ] {
+            assert!(!found(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_found_only_beside_its_user() {
+        let basic = BASE64_STANDARD.encode("SK1:secret");
+        let echo = Echo::new("secret", &basic);
+        let is_in = |body: &str| echo.is_in(&HeaderMap::new(), body.as_bytes());
+        assert!(!is_in("{\"data\":\"a secret\"}"));
+        assert!(is_in(&format!("{{\"data\":\"{basic}\"}}")));
+    }
+
+    #[test]
+    fn escapes_are_undone_and_other_bytes_kept() {
+        let plain = |text: &[u8]| unescape(text).map(|plain| plain.to_vec());
+        assert_eq!(plain(b"100 % \xff \\n \\u00e9"), None);
+        assert_eq!(plain(b"a%2fb%2Fc\\/d\\u002Fe\\\"%"), Some(b"a/b/c/d/e\"%".to_vec()));
+    }
+}

@@ -1,0 +1,93 @@
+use std::sync::Mutex;
+
+use http::HeaderMap;
+use tower::{ServiceExt, service_fn};
+
+use super::*;
+use crate::model::operation::Operation;
+
+const TWILIO: &str = "https://twilio.example";
+
+fn account(sid: &str) -> Account {
+    Account { name: "main".into(), sid: sid.to_owned() }
+}
+
+fn credentials(sid: &str, upstream: &'static str, secret: &str) -> Credentials {
+    let mut credentials = Credentials::default();
+    credentials.insert(&account(sid), &Uri::from_static(upstream), "SK1", &secret.into());
+    credentials
+}
+
+/// One call through a layer made of `own`, while `newest` is the newest: the secret that it was signed with, and how
+/// it ended.
+async fn sent(
+    own: &Credentials,
+    newest: &Newest,
+    rejections: &Rejections,
+    answer: impl Fn() -> (u16, &'static str),
+) -> (String, Result<Answer, GatewayError>) {
+    let seen = Mutex::default();
+    let inner = service_fn(|signed: SignedCall| {
+        assert!(signed.authorization.is_sensitive() && !format!("{signed:?}").contains("Basic"));
+        let basic = signed.authorization.to_str().unwrap().strip_prefix("Basic ").unwrap().to_owned();
+        *seen.lock().unwrap() = String::from_utf8(BASE64_STANDARD.decode(basic).unwrap()).unwrap();
+        let (status, body) = answer();
+        let status = StatusCode::from_u16(status).unwrap();
+        let headers = HeaderMap::new();
+        std::future::ready(Ok(Answer { status, headers, body: body.into(), next_token: None }))
+    });
+    let clock = Clock::new();
+    let layer = CredentialLayer::new(own.clone(), newest.clone(), rejections.clone(), Metrics::new(), clock);
+    let result = layer.layer(inner).oneshot(Call::example(Operation::Metadata, "", "")).await;
+    let pair: String = seen.lock().unwrap().clone();
+    (pair.strip_prefix("SK1:").unwrap().to_owned(), result)
+}
+
+#[tokio::test]
+async fn a_call_from_before_a_reload_is_signed_with_the_newest_secret_of_its_own_account_and_upstream() {
+    let own = credentials("AC1", TWILIO, "the-old-one");
+    let cases = [
+        (Credentials::default(), "the-old-one"),
+        (credentials("AC1", TWILIO, "the-new-one"), "the-new-one"),
+        (credentials("AC2", TWILIO, "somebody-elses"), "the-old-one"),
+        (credentials("AC1", "https://elsewhere.example", "of-elsewhere"), "the-old-one"),
+    ];
+    for (newest, expected) in cases {
+        let shared = Newest::default();
+        shared.set(newest);
+        let (secret, result) = sent(&own, &shared, &Rejections::default(), || (200, "{}")).await;
+        assert_eq!((secret.as_str(), result.is_ok()), (expected, true));
+    }
+}
+
+#[tokio::test]
+async fn a_rejection_of_a_secret_that_was_replaced_meanwhile_is_tried_again_and_not_remembered() {
+    let (old, new) = (credentials("AC1", TWILIO, "the-old-one"), credentials("AC1", TWILIO, "the-new-one"));
+    let (newest, rejections) = (Newest::default(), Rejections::default());
+    newest.set(old.clone());
+    let replaced = || {
+        newest.set(new.clone());
+        (401, "{}")
+    };
+    let (secret, result) = sent(&old, &newest, &rejections, replaced).await;
+    let error = result.unwrap_err();
+    assert_eq!((secret.as_str(), error.retry()), ("the-old-one", Retry::NothingSent));
+    assert!(rejections.since("main").is_none());
+    let (secret, result) = sent(&old, &newest, &rejections, || (401, "{}")).await;
+    let error = result.unwrap_err();
+    assert_eq!((secret.as_str(), error.retry()), ("the-new-one", Retry::Never));
+    assert_eq!(error.reason(), Reason::UpstreamRejectedCredentials);
+    assert!(rejections.since("main").is_some());
+}
+
+#[tokio::test]
+async fn an_answer_that_repeats_the_secret_goes_no_further() {
+    let own = credentials("AC1", TWILIO, "the-only-one");
+    for status in [200, 400, 404, 429, 500, 503] {
+        let answer = move || (status, "{\"message\":\"bad password: the-only-one\"}");
+        let (_, result) = sent(&own, &Newest::default(), &Rejections::default(), answer).await;
+        let error = result.unwrap_err();
+        assert_eq!((error.reason(), error.retry()), (Reason::UpstreamInvalid, Retry::Never), "{status}");
+        assert!(!error.message().contains("the-only-one"));
+    }
+}
