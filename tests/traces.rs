@@ -4,6 +4,8 @@
 
 mod support;
 
+use support::certificate::Certificate;
+use support::process::{Process, command, quiet, set};
 use support::*;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -100,4 +102,19 @@ async fn a_client_says_whether_its_trace_is_recorded() {
     let seen = collector.seen();
     assert_eq!(seen.len(), 1);
     assert!(holds(&seen[0].body, "hit") && !holds(&seen[0].body, "miss"));
+}
+
+#[tokio::test]
+async fn a_collector_may_speak_tls() {
+    let (upstream, certificate) = (Upstream::start().await, Certificate::new());
+    let takes = |_: &Seen| Plan::with(200, "Content-Type: application/x-protobuf\r\n", "");
+    let collector = Upstream::tls(certificate.server(), takes).await;
+    let flags = vec![set("upstream.url", &upstream.url()), set("telemetry.otlp", &collector.url())];
+    // The machine's roots, as OpenSSL's variable names them.
+    let mut command = command(&quiet(flags));
+    command.env("SSL_CERT_FILE", certificate.path("cert.pem"));
+    let process = Process::spawn(command).await;
+    process.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    collector.arrived(1).await;
+    assert_eq!(collector.seen()[0].target(), "/v1/traces");
 }
