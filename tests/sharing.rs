@@ -136,7 +136,8 @@ async fn accounts_never_share_and_teams_of_one_account_do() {
     let text = [account("one"), account("two"), team("red", "one"), team("green", "one"), team("blue", "two")].concat();
     std::fs::write(&file, text).unwrap();
     // A hash, since an answer that repeats a credential reaches nobody.
-    let upstream = Upstream::script(move |seen| Plan::page(&hash(seen.header("authorization").unwrap()))).await;
+    let upstream =
+        Upstream::script(move |seen| Plan::page(&format!("{:?}", hash(seen.header("authorization").unwrap())))).await;
     let gateway = Gateway::start(TestConfig::new(upstream.url()).without_account().sources().with_file(&file)).await;
     let ask = async |team: &str, headers: &str| {
         let headers = format!("Authorization: Bearer token-of-{team}\r\n{headers}");
