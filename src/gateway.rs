@@ -162,6 +162,7 @@ impl Gateway {
         let limits = |connections: usize| Limits {
             connections: Arc::new(Semaphore::new(connections)),
             header_timeout: settings.server.header_timeout,
+            write_timeout: settings.server.write_timeout,
             proxies: Arc::new(settings.server.proxy_protocol.clone()),
             drain: settings.server.drain,
         };

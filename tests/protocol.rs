@@ -540,12 +540,24 @@ async fn pipelined_requests_are_answered_in_their_order() {
 #[tokio::test]
 async fn a_malformed_request_behind_a_good_one_is_refused_in_the_same_shape() {
     let bench = Bench::new().await;
-    let malformed: [(&str, &[u8], u16, &str); 3] = [
+    let malformed: [(&str, &[u8], u16, &str); 5] = [
         ("no method", b"\0\0\0\0 / HTTP/1.1\r\n\r\n", 400, "bad_request"),
         ("no Host", b"GET /nowhere HTTP/1.1\r\n\r\n", 400, "bad_request"),
         (
             "two lengths",
             b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            400,
+            "bad_request",
+        ),
+        (
+            "a length and chunks",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "bad_request",
+        ),
+        (
+            "chunks and a length",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
             400,
             "bad_request",
         ),
@@ -560,6 +572,31 @@ async fn a_malformed_request_behind_a_good_one_is_refused_in_the_same_shape() {
             refusal(&answer, status, reason).unwrap_or_else(|fault| panic!("{name} after {target}: {fault}"));
         }
     }
+}
+
+#[tokio::test]
+async fn a_request_with_two_lengths_is_seen_behind_bodies_and_in_pieces() {
+    let bench = Bench::new().await;
+    let ambiguous = format!(
+        "POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
+    );
+    let chunked = format!(
+        "POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{ASK}\r\n0\r\n\r\n",
+        ASK.len()
+    );
+    for first in [post(ASK), chunked.into_bytes()] {
+        let all = [&first[..], ambiguous.as_bytes()].concat();
+        for cut in [all.len(), first.len(), first.len() + 1, first.len() + 70, all.len() - 6, first.len() - 3] {
+            let mut client = bench.gateway.connect().await;
+            client.send(&all[..cut]).await;
+            bench.gateway.settle().await;
+            client.send(&all[cut..]).await;
+            assert_eq!(client.answer().await.text(), PAGE, "cut at {cut}");
+            client.answer().await.assert_refused(400, "bad_request");
+            assert_eq!(client.rest().await, b"", "cut at {cut}");
+        }
+    }
+    assert_eq!(bench.upstream.count(), 1);
 }
 
 #[tokio::test]

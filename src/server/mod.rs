@@ -4,9 +4,11 @@
 //! ends, and until what was under way has ended or the drain time is up.
 
 mod bind;
+mod framing;
 mod guard;
 mod names;
 mod proxy;
+mod streams;
 pub mod tls;
 
 use std::convert::Infallible;
@@ -19,7 +21,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,8 +30,9 @@ use tower::{Service, ServiceExt};
 
 use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
-use self::guard::{Busy, Guarded, Held};
+use self::guard::{Busy, Guarded, Held, Patience};
 use self::proxy::ProxyError;
+use self::streams::Streams;
 use self::tls::TlsAcceptor;
 use crate::config::Proxies;
 use crate::model::peer::{Origin, Peer};
@@ -41,6 +44,8 @@ pub struct Limits {
     pub connections: Arc<Semaphore>,
     /// For a whole request head; and before it, for a PROXY header and a TLS handshake together.
     pub header_timeout: Duration,
+    /// For a client to take anything of what it is sent.
+    pub write_timeout: Duration,
     /// Whose connections begin with a PROXY header.
     pub proxies: Arc<Proxies>,
     /// For what is under way when the server is told to stop.
@@ -199,14 +204,19 @@ where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let busy = Busy::default();
-        let io = TokioIo::new(Guarded::new(io, busy.clone(), self.limits.header_timeout));
+        let patience = Patience { header: self.limits.header_timeout, write: self.limits.write_timeout };
+        let io = TokioIo::new(Guarded::new(io, busy.clone(), patience));
         let (service, peer) = (self.service.clone(), Arc::new(peer));
-        let service = service_fn(move |request| {
-            let guard = busy.begin();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (guard, version) = (busy.begin(), request.version());
             let answer = service(&peer).oneshot(request);
-            async move { answer.await.map(|response| response.map(|body| Held { body, _busy: guard })) }
+            async move {
+                let answer = answer.await;
+                streams::answered();
+                answer.map(|response| response.map(|body| Held::new(body, version, guard)))
+            }
         });
-        let connection = builder().serve_connection(io, service).into_owned();
+        let connection = builder(patience.write).serve_connection(io, service).into_owned();
         let connection = watcher.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -217,23 +227,33 @@ where
     }
 }
 
+/// Bytes that hyper keeps of a head: above what is let in, so that the refusal is ours and says why, and no more, since
+/// a thousand clients may send their heads slowly.
+const LONGEST_HEAD: usize = 64 * 1024;
+
 /// HTTP/1.1, and HTTP/2 by prior knowledge or ALPN, both bounded.
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(write_timeout: Duration) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams { write_timeout });
     builder
         .http1()
         .timer(TokioTimer::new())
         // Off: `guard` does it. See there.
         .header_read_timeout(None)
+        .max_buf_size(LONGEST_HEAD)
         .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(200)
-        // Above what is let in, so that the refusal is ours and says why.
-        .max_header_list_size(256 * 1024)
-        .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024)
+        // RFC 9113 section 6.5.2: no fewer than 100.
+        .max_concurrent_streams(100)
+        // Above what is let in, as with HTTP/1.1. It bounds CONTINUATION frames, too.
+        .max_header_list_size(128 * 1024)
+        // A client that resets what it asks faster than it is looked at, or makes errors all the time, is sent away.
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(100)
+        // A query is small. What was received and not read is kept, up to the second on each connection.
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     builder

@@ -1,0 +1,325 @@
+//! Where the requests of an HTTP/1 connection begin and end, followed on the bytes.
+//!
+//! For two questions that hyper leaves open: has a head begun that is not complete yet, and does a head say its body's
+//! length in two ways (RFC 9112 section 6.3). hyper takes one of them; somebody in front of the gateway may have taken
+//! the other, and a request may be hidden in the difference. It can stand anywhere in a connection, so bodies are
+//! followed as well. Whatever hyper refuses by itself ends the following: the connection ends with it.
+//!
+//! Nothing is kept but the beginning of the current line.
+
+/// Enough of a line for the two headers that matter, with any length that is one.
+const LINE: usize = 64;
+
+/// A head says its body's length in two ways. It begins at this place of the bytes last followed; at 0 when it began
+/// before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ambiguous {
+    pub(super) begins_at: usize,
+}
+
+/// Follows one connection.
+#[derive(Debug)]
+pub(super) struct Framing {
+    place: Place,
+    /// The current line, as far as it came with earlier bytes and matters.
+    line: Vec<u8>,
+    length: Length,
+    is_chunked: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before a head. Empty lines are skipped (RFC 9112 section 2.2).
+    Between,
+    /// In a head.
+    Head,
+    /// In a body, with so many bytes to come.
+    Body(u64),
+    /// In the line that says a chunk's size.
+    ChunkSize,
+    /// In a chunk, with so many bytes to come.
+    Chunk(u64),
+    /// In the line end behind a chunk.
+    ChunkEnd,
+    /// Behind the last chunk.
+    Trailers,
+    /// Nobody knows; hyper refuses it.
+    Lost,
+}
+
+/// What the head says in `Content-Length`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    Unsaid,
+    Said(u64),
+    Malformed,
+}
+
+impl Framing {
+    pub(super) fn new() -> Self {
+        Self { place: Place::Between, line: Vec::new(), length: Length::Unsaid, is_chunked: false }
+    }
+
+    /// Has a head begun that is not complete.
+    pub(super) fn is_in_head(&self) -> bool {
+        self.place == Place::Head || (self.place == Place::Between && !self.line.is_empty())
+    }
+
+    /// Takes the bytes that came next.
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
+        let (mut at, mut begins_at) = (0, 0);
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            match self.place {
+                Place::Lost => return Ok(()),
+                Place::Body(left) | Place::Chunk(left) => {
+                    let taken = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+                    at += taken;
+                    let left = left - taken as u64;
+                    self.place = match (self.place, left) {
+                        (Place::Body(_), 0) => Place::Between,
+                        (Place::Body(_), _) => Place::Body(left),
+                        (_, 0) => Place::ChunkEnd,
+                        _ => Place::Chunk(left),
+                    };
+                }
+                _ => {
+                    if self.place == Place::Between && self.line.is_empty() {
+                        begins_at = at;
+                    }
+                    let Some(end) = memchr::memchr(b'\n', rest) else {
+                        self.keep(rest);
+                        return Ok(());
+                    };
+                    at += end + 1;
+                    if self.line.is_empty() {
+                        self.end_line(&rest[..end]);
+                    } else {
+                        self.keep(&rest[..end]);
+                        let line = std::mem::take(&mut self.line);
+                        self.end_line(&line);
+                        self.line = line;
+                        self.line.clear();
+                    }
+                    if self.place == Place::Lost && self.is_chunked && self.length != Length::Unsaid {
+                        return Err(Ambiguous { begins_at });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        let room = LINE - self.line.len().min(LINE);
+        self.line.extend_from_slice(&piece[..piece.len().min(room)]);
+    }
+
+    /// A line, or the beginning of a long one, without its line feed.
+    fn end_line(&mut self, line: &[u8]) {
+        let is_empty = matches!(line, b"" | b"\r");
+        self.place = match self.place {
+            Place::Between if is_empty => Place::Between,
+            // The request line says nothing of the body.
+            Place::Between => {
+                (self.length, self.is_chunked) = (Length::Unsaid, false);
+                Place::Head
+            }
+            Place::Head if is_empty => self.end_head(),
+            Place::Head => {
+                self.header(line);
+                Place::Head
+            }
+            Place::ChunkSize => match chunk_size(line) {
+                None => Place::Lost,
+                Some(0) => Place::Trailers,
+                Some(size) => Place::Chunk(size),
+            },
+            Place::ChunkEnd if is_empty => Place::ChunkSize,
+            Place::Trailers if is_empty => Place::Between,
+            Place::Trailers => Place::Trailers,
+            Place::ChunkEnd | Place::Body(_) | Place::Chunk(_) | Place::Lost => Place::Lost,
+        };
+    }
+
+    fn end_head(&self) -> Place {
+        match (self.is_chunked, self.length) {
+            (true, Length::Unsaid) => Place::ChunkSize,
+            (false, Length::Unsaid | Length::Said(0)) => Place::Between,
+            (false, Length::Said(length)) => Place::Body(length),
+            (true, _) | (false, Length::Malformed) => Place::Lost,
+        }
+    }
+
+    fn header(&mut self, line: &[u8]) {
+        const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
+        const CONTENT_LENGTH: &[u8] = b"content-length:";
+        // Most lines are told apart by their first byte.
+        match line.first() {
+            Some(b't' | b'T') if starts_with(line, TRANSFER_ENCODING) => self.is_chunked = true,
+            Some(b'c' | b'C') if starts_with(line, CONTENT_LENGTH) => {
+                let length = length(line[CONTENT_LENGTH.len()..].trim_ascii());
+                self.length = match self.length {
+                    Length::Unsaid => length,
+                    // hyper takes the same twice, and refuses the rest.
+                    said if said == length => said,
+                    _ => Length::Malformed,
+                };
+            }
+            _ => {}
+        }
+    }
+}
+
+fn starts_with(line: &[u8], name: &[u8]) -> bool {
+    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+}
+
+fn length(digits: &[u8]) -> Length {
+    let number = || std::str::from_utf8(digits).ok()?.parse().ok();
+    match digits.iter().all(u8::is_ascii_digit).then(number).flatten() {
+        Some(length) => Length::Said(length),
+        None => Length::Malformed,
+    }
+}
+
+/// The size in `1a;extension`.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let end = line.iter().position(|byte| !byte.is_ascii_hexdigit())?;
+    // Beyond the extension's beginning nothing matters.
+    let digits = std::str::from_utf8(&line[..end]).ok()?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PLAIN: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    const WITH_BODY: &str = "POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-length: 5\r\n\r\nTr\n\r\n";
+    const IN_CHUNKS: &str = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n\
+                             3;content-length: 7\r\n\r\n\r\r\n0a\r\n0123456789\r\n0\r\nX: y\r\n\r\n";
+    const BARE: &str = "\n\r\nPOST / HTTP/1.1\nContent-Length: 2\nX: transfer-encoding: chunked\n\n\n\n";
+    const BAD: &str = "POST / HTTP/1.1\r\nContent-Length: 3\r\nTRANSFER-encoding: chunked\r\n\r\n";
+    const BAD_TOO: &str = "POST / HTTP/1.1\nTransfer-Encoding: x\nX: y\ncontent-length:  nonsense \n\n";
+
+    /// Follows in pieces; where the ambiguous head begins, if there is one.
+    fn follow(text: &str, sizes: impl Iterator<Item = usize>) -> (Option<usize>, Framing) {
+        let (mut framing, mut rest, mut begun) = (Framing::new(), text.as_bytes(), None);
+        for size in sizes {
+            if rest.is_empty() {
+                break;
+            }
+            let was_in_head = framing.is_in_head();
+            let (piece, behind) = rest.split_at(size.clamp(1, rest.len()));
+            let place = text.len() - rest.len();
+            if let Err(ambiguous) = framing.follow(piece) {
+                let begins_at = if was_in_head && ambiguous.begins_at == 0 { begun } else { None };
+                return (Some(begins_at.unwrap_or(place + ambiguous.begins_at)), framing);
+            }
+            if framing.is_in_head() && !was_in_head {
+                begun = Some(place);
+            }
+            rest = behind;
+        }
+        (None, framing)
+    }
+
+    #[test]
+    fn sound_requests_pass_in_whatever_pieces_they_come() {
+        let text = [PLAIN, WITH_BODY, IN_CHUNKS, BARE, PLAIN].concat();
+        for size in 1..=text.len() {
+            let (ambiguous, framing) = follow(&text, std::iter::repeat(size));
+            assert_eq!((ambiguous, framing.place), (None, Place::Between), "in pieces of {size}");
+            assert!(!framing.is_in_head());
+        }
+    }
+
+    #[test]
+    fn two_lengths_are_seen_behind_any_request_and_in_any_pieces() {
+        for before in ["", "\r\n", PLAIN, WITH_BODY, IN_CHUNKS, BARE] {
+            for bad in [BAD, BAD_TOO] {
+                let text = [before, bad, PLAIN].concat();
+                let whole = follow(&text, std::iter::once(usize::MAX)).0.expect("it is seen");
+                assert!(text[whole..].trim_start().starts_with(bad), "{text:?} from {whole}");
+                for size in 1..=text.len() {
+                    assert!(follow(&text, std::iter::repeat(size)).0.is_some(), "{text:?} in pieces of {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_is_no_head() {
+        let body = BAD;
+        let text = format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}{PLAIN}", body.len());
+        assert_eq!(follow(&text, std::iter::once(usize::MAX)).0, None);
+        let text =
+            format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        assert_eq!(follow(&text, std::iter::once(usize::MAX)).0, None);
+    }
+
+    #[test]
+    fn a_head_that_is_not_complete_is_known() {
+        for (text, is_in_head) in [
+            ("", false),
+            ("\r\n", false),
+            ("G", true),
+            ("GET / HTTP/1.1\r\n", true),
+            ("GET / HTTP/1.1\r\n\r", true),
+            (PLAIN, false),
+            ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabc", false),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", false),
+        ] {
+            assert_eq!(follow(text, std::iter::repeat(3)).1.is_in_head(), is_in_head, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_hyper_refuses_is_followed_no_further() {
+        for lost in [
+            "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+        ] {
+            let (ambiguous, framing) = follow(&[lost, BAD].concat(), std::iter::repeat(7));
+            assert_eq!((ambiguous, framing.place), (None, Place::Lost), "{lost:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_takes_no_memory() {
+        let mut framing = Framing::new();
+        for _ in 0..10_000 {
+            framing.follow(b"GET /aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa").unwrap();
+        }
+        assert!(framing.line.capacity() <= 2 * LINE && framing.is_in_head());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_change_nothing(
+            parts in proptest::collection::vec(0usize..6, 1..6),
+            sizes in proptest::collection::vec(1usize..40, 1..40),
+        ) {
+            let text: String = parts.iter().map(|part| [PLAIN, WITH_BODY, IN_CHUNKS, BARE, BAD, BAD_TOO][*part]).collect();
+            let whole = follow(&text, std::iter::once(usize::MAX));
+            let pieces = follow(&text, sizes.into_iter().cycle());
+            prop_assert_eq!(whole.0.is_some(), pieces.0.is_some());
+            prop_assert_eq!(whole.1.place, pieces.1.place);
+        }
+
+        #[test]
+        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
+            let mut framing = Framing::new();
+            for piece in bytes.chunks(size) {
+                let _ = framing.follow(piece);
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! A thousand reloads in a row under load: no request is lost, nothing grows, and what cannot change is named.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use insights_gateway::config::Sources;
+use support::gateway::{KEY, SECRET, SID};
+use support::process::{Process, set};
+use support::*;
+use tempfile::TempDir;
+
+struct File {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl File {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let file = Self { path: folder.path().join("gateway.toml"), _folder: folder };
+        file.write(0, "");
+        file
+    }
+
+    /// Another rate, another lifetime and another team each time; with further lines.
+    fn write(&self, n: usize, more: &str) {
+        let text = format!(
+            "[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\nrate = '{}/s'\n\
+             burst = 1000\n[cache.query]\nfresh = '{}s'\n{more}",
+            1000 + n,
+            60 + n
+        );
+        let new = self.path.with_extension("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, &self.path).unwrap();
+    }
+}
+
+/// Clients that ask without pause on connections that stay open: hits, misses and refusals.
+struct Load {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    clients: tokio::task::JoinSet<()>,
+}
+
+impl Load {
+    fn start(address: std::net::SocketAddr, clients: u64) -> Self {
+        let (stop, served) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let mut load = Self { stop, served, clients: tokio::task::JoinSet::new() };
+        for client in 0..clients {
+            let (stop, served) = (Arc::clone(&load.stop), Arc::clone(&load.served));
+            load.clients.spawn(async move {
+                let mut connection = Client::connect(address).await;
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let fresh = get(&format!("{METADATA}?client={client}&n={n}"), "");
+                    assert_eq!(connection.ask(&fresh).await.status, 200);
+                    for _ in 0..5 {
+                        assert_eq!(connection.ask(&post(ASK)).await.status, 200);
+                    }
+                    assert_eq!(connection.ask(&get("/nowhere", "")).await.status, 404);
+                    served.fetch_add(7, Ordering::Relaxed);
+                }
+            });
+        }
+        load
+    }
+
+    /// Stops it: how many requests were served, none of them badly.
+    async fn stop(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = within(self.clients.join_next()).await {
+            ended.expect("every request is answered");
+        }
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+fn resident(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn descriptors(process: &Process) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count()
+}
+
+const APPLIED: &str = "insights_gateway_reloads_total{result=\"applied\"}";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_reloads_under_load_lose_nothing_and_leave_nothing_behind() {
+    const RELOADS: usize = 1000;
+    let (upstream, file) = (Upstream::start().await, File::new());
+    let arguments = vec![
+        format!("--config={}", file.path.display()),
+        set("upstream.url", &upstream.url()),
+        // Small, so that it is full before anything is measured.
+        set("cache.capacity", "1MiB"),
+        set("log.access", "false"),
+    ];
+    let process = Process::start(arguments).await;
+    let load = Load::start(process.data, 4);
+    let mut before = (0, 0);
+    for n in 1..=RELOADS {
+        file.write(n, "");
+        process.signal("HUP");
+        let at_least = |count: String| count.parse::<usize>().is_ok_and(|count| count >= n);
+        poll("the reload", || async { process.metric(APPLIED).await.filter(|count| at_least(count.clone())) }).await;
+        if n == RELOADS / 5 {
+            before = (resident(&process), descriptors(&process));
+        }
+    }
+    let after = (resident(&process), descriptors(&process));
+    let served = load.stop().await;
+    println!("{RELOADS} reloads, {served} requests; KiB resident and descriptors: {before:?}, then {after:?}");
+    assert!(served > 100, "{served}");
+    assert!(after.0 < before.0 + 8 * 1024, "{before:?} {after:?}");
+    // Connections to the upstream come and go.
+    assert!(after.1 <= before.1 + 10, "{before:?} {after:?}");
+    process.signal("TERM");
+    let (code, said) = process.ended().await;
+    assert_eq!(code, Some(0));
+    assert!(!said.contains("ERROR") && !said.contains("panicked"), "{said}");
+}
+
+#[tokio::test]
+async fn reloads_leave_no_task_behind() {
+    let (upstream, file) = (Upstream::start().await, File::new());
+    let sources: Sources = TestConfig::new(upstream.url()).without_account().sources().with_file(file.path.clone());
+    let gateway = Gateway::start(sources).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let mut before = 0;
+    for n in 1..=100 {
+        file.write(n, "");
+        gateway.reload.notify_one();
+        gateway.metric_reaches("reloads_total", &["result=\"applied\""], n as f64).await;
+        assert_eq!(gateway.ask(&get(&format!("{METADATA}?n={n}"), "Connection: close\r\n")).await.status, 200);
+        if n == 20 {
+            before = tasks();
+        }
+    }
+    poll("tasks end", || async { (tasks() <= before + 5).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_refused_reload_says_why_once_and_a_fixed_key_is_named() {
+    let (upstream, file) = (Upstream::start().await, File::new());
+    let arguments = vec![format!("--config={}", file.path.display()), set("upstream.url", &upstream.url())];
+    let mut process = Process::start(arguments).await;
+    // Noticed without a signal, looked at again and again, and said once.
+    file.write(1, "[cache]\ncapacty = '1MiB'\n");
+    let refused = process.says(|event| event["level"] == "ERROR").await;
+    assert!(
+        refused["message"].as_str().unwrap().contains("capacty: unknown key (did you mean capacity?)"),
+        "{refused}"
+    );
+    tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
+    file.write(2, "[server]\nmax_connections = 77\nunix_mode = '0666'\n");
+    let mut named = Vec::new();
+    loop {
+        let event = process.says(|_| true).await;
+        assert_ne!(event["level"], "ERROR", "once is enough");
+        if event["message"] == "configuration reloaded" {
+            break;
+        }
+        if event["level"] == "WARN" {
+            named.extend(event["key"].as_str().map(str::to_owned));
+        }
+    }
+    assert_eq!(named, ["server.max_connections", "server.unix_mode"]);
+}
