@@ -71,6 +71,7 @@ pub struct Gateway {
     data: Vec<Bound>,
     admin: Vec<Bound>,
     tell: Tell,
+    most_connections: usize,
 }
 
 impl Gateway {
@@ -113,6 +114,7 @@ impl Gateway {
             data,
             admin,
             tell: Arc::new(|_| ()),
+            most_connections: usize::MAX,
         })
     }
 
@@ -120,6 +122,21 @@ impl Gateway {
     #[must_use]
     pub fn telling(self, tell: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
         Self { tell: Arc::new(tell), ..self }
+    }
+
+    /// The same, which never has more connections than these at once, whatever `server.max_connections` says: each
+    /// takes a descriptor, and where these run out nothing else opens either.
+    #[must_use]
+    pub fn at_most(self, connections: usize) -> Self {
+        let wanted = self.config.load().server.max_connections;
+        if connections < wanted as usize {
+            tracing::warn!(
+                connections,
+                "server.max_connections is {wanted}, and the limit of open files allows fewer; raise that \
+                 (LimitNOFILE= in a systemd unit, --ulimit nofile= for a container)"
+            );
+        }
+        Self { most_connections: connections, ..self }
     }
 
     /// Where the data plane listens, in the form of the configuration.
@@ -145,7 +162,7 @@ impl Gateway {
         reload: Arc<Notify>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Self { current, config, lasting, tls, data, admin, tell } = self;
+        let Self { current, config, lasting, tls, data, admin, tell, most_connections } = self;
         let settings = config.load_full();
         let draining = Arc::new(OnceLock::new());
         let stop = {
@@ -198,7 +215,8 @@ impl Gateway {
         let service = move |peer: &Arc<Peer>| Journey::clone(&current.load()).of(Arc::clone(peer));
         // The ports are open, so whoever comes from now on is served.
         tell(Milestone::Ready);
-        server::run(data, tls, limits(settings.server.max_connections as usize), service, stop).await;
+        let connections = most_connections.min(settings.server.max_connections as usize);
+        server::run(data, tls, limits(connections), service, stop).await;
 
         drained.notify_one();
         // A panic there has been reported by itself, and the data plane is done.
@@ -327,6 +345,7 @@ async fn until_quiet(config: &Config, mut now: Fingerprint) -> Fingerprint {
 fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
     let differs = [
         ("server.listen", old.server.listen != new.server.listen),
+        ("server.body_memory", old.server.body_memory != new.server.body_memory),
         ("server.max_connections", old.server.max_connections != new.server.max_connections),
         ("server.unix_mode", old.server.unix_mode != new.server.unix_mode),
         ("server.proxy_protocol", old.server.proxy_protocol != new.server.proxy_protocol),

@@ -13,7 +13,7 @@ use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates,
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
-use crate::layers::interpret::{self, Interpret, InterpretLayer};
+use crate::layers::interpret::{self, Bodies, Interpret, InterpretLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
@@ -57,6 +57,8 @@ pub struct Lasting {
     pub grants: Grants,
     /// Whether the newest configuration is in use.
     pub reloads: Reloads,
+    /// Request bodies that arrive.
+    pub bodies: Bodies,
     /// Requests at once.
     pub shed: ShedLayer,
     /// Where traces go, if anywhere.
@@ -89,6 +91,7 @@ impl Lasting {
             slowing: Slowing::new((config.server.max_connections as usize / 4).min(1000)),
             grants: Grants::default(),
             reloads: Reloads::default(),
+            bodies: Bodies::new(config.server.body_memory),
             shed: ShedLayer::new(config.server.max_connections as usize),
             traces: traces.transpose()?,
         })
@@ -102,7 +105,7 @@ impl Lasting {
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
     let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
-    let Lasting { rejections, team_rates, slowing, grants, shed, traces, .. } = lasting.clone();
+    let Lasting { rejections, team_rates, slowing, grants, bodies, shed, traces, .. } = lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -122,7 +125,7 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         // Route, caller, permission and request rate, from the head alone: before a body is read.
         .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &upstream_rates(&budgets), slowing, clock))
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
-        .layer(InterpretLayer::new(limits(config)))
+        .layer(InterpretLayer::new(limits(config), bodies))
         // A team's policy, before the key is looked up: equal effective queries share pages.
         .layer(RestrictLayer::new(grants))
         // Hits end here. Misses become one flight each.

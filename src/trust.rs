@@ -29,17 +29,20 @@ pub enum TrustError {
     Tls(#[from] rustls::Error),
 }
 
-/// The TLS client configuration. Containers without a certificate store get the roots that are built in.
+/// The TLS client configuration. Containers without a certificate store get the roots that are built in. To read that
+/// store is most of the work of a reload, so it is only done for a client that `speaks_tls`.
 ///
 /// # Errors
 ///
 /// When the extra trust root cannot be used.
-pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TrustError> {
+pub fn client_config(speaks_tls: bool, ca_file: Option<&Path>) -> Result<ClientConfig, TrustError> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        tracing::info!(roots = roots.len(), "this machine has no certificate store: trusting the roots built in");
+    if speaks_tls {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+            tracing::info!(roots = roots.len(), "this machine has no certificate store: trusting the roots built in");
+        }
     }
     if let Some(path) = ca_file {
         let shown = || path.display().to_string();

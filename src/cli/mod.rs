@@ -4,6 +4,7 @@ mod ask;
 pub mod check;
 pub mod completions;
 pub mod demo;
+mod descriptors;
 pub mod exit;
 pub mod health;
 mod json_lines;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::runtime::{runtime, told_to_reload, told_to_stop};
-use super::{ConfigArgs, exit, explain, load_or_explain, logs, systemd};
+use super::{ConfigArgs, descriptors, exit, explain, load_or_explain, logs, systemd};
 use crate::config::{Config, Sources};
 use crate::gateway::{Gateway, StartError};
 use crate::server::Inherited;
@@ -43,7 +43,8 @@ pub fn run(args: ServeArgs) -> ExitCode {
 async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result<(), Failure> {
     // Before the ports, so that a signal sent as soon as they answer is not lost.
     let reload = told_to_reload()?;
-    let gateway = Gateway::bind_with(config, inherited)?.telling(systemd::tell);
+    let gateway = Gateway::bind_with(config, inherited)?;
+    let gateway = gateway.telling(systemd::tell).at_most(descriptors::connections());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         data = gateway.data_addresses().join(", "),

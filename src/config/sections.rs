@@ -77,6 +77,7 @@ fn server(table: &mut Table<'_>) -> Server {
         open: table.boolean("open", false),
         drain: table.duration("drain", seconds(30)),
         max_body: table.size("max_body", MIB, 1..=64 * MIB),
+        body_memory: table.size("body_memory", 256 * MIB, MIB..=PIB),
         max_connections: table.number("max_connections", 10_000, 1..=1_000_000),
         header_timeout: table.positive_duration("header_timeout", seconds(10)),
         body_timeout: table.positive_duration("body_timeout", seconds(30)),

@@ -45,6 +45,7 @@ impl Config {
         writeln!(page, "open = {}", server.open)?;
         writeln!(page, "drain = {}", text(Span(server.drain)))?;
         writeln!(page, "max_body = {}", text(Size(server.max_body)))?;
+        writeln!(page, "body_memory = {}", text(Size(server.body_memory)))?;
         writeln!(page, "max_connections = {}", server.max_connections)?;
         writeln!(page, "header_timeout = {}", text(Span(server.header_timeout)))?;
         writeln!(page, "body_timeout = {}", text(Span(server.body_timeout)))?;

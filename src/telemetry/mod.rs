@@ -225,7 +225,7 @@ fn post(collector: &Uri) -> Result<Courier, TrustError> {
     http.set_connect_timeout(Some(PATIENCE / 2));
     // Certificates are only loaded where there is TLS: they take memory.
     if collector.scheme_str() == Some("https") {
-        let https = HttpsConnectorBuilder::new().with_tls_config(trust::client_config(None)?).https_only();
+        let https = HttpsConnectorBuilder::new().with_tls_config(trust::client_config(true, None)?).https_only();
         return Ok(post_over(https.enable_http1().wrap_connector(http), target));
     }
     Ok(post_over(http, target))

@@ -4,6 +4,7 @@
 //! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads, and the ids of its
 //! trace.
 
+mod bodies;
 mod memo;
 
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tower::{Layer, Service, ServiceExt};
 
+pub use self::bodies::Bodies;
+use self::bodies::TooMany;
 use self::memo::{Memo, Said, Understood};
 use crate::model::call::{Call, Reply};
 use crate::model::error::{GatewayError, Reason};
@@ -45,13 +48,14 @@ pub struct Limits {
 #[derive(Debug, Clone)]
 pub struct InterpretLayer {
     limits: Limits,
+    bodies: Bodies,
     memo: Arc<Memo>,
 }
 
 impl InterpretLayer {
-    /// Reads within `limits`.
-    pub fn new(limits: Limits) -> Self {
-        Self { limits, memo: Arc::new(Memo::new()) }
+    /// Reads within `limits`, and together within those of `bodies`.
+    pub fn new(limits: Limits, bodies: Bodies) -> Self {
+        Self { limits, bodies, memo: Arc::new(Memo::new()) }
     }
 }
 
@@ -112,7 +116,7 @@ impl InterpretLayer {
         let query = head.uri.query().unwrap_or_default();
         let understood = match operation {
             Operation::Query => {
-                let body = collect(body, self.limits).await?;
+                let body = collect(body, self.limits, &self.bodies).await?;
                 let said = Said { account: &team.account.sid, query, body: &body };
                 self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?
             }
@@ -150,7 +154,7 @@ fn understand(operation: Operation, account: &str, query: &str, body: &[u8]) -> 
     Ok(Understood { parameters: parameters.as_str().into(), body, key })
 }
 
-async fn collect<B>(body: B, limits: Limits) -> Result<Bytes, GatewayError>
+async fn collect<B>(body: B, limits: Limits, bodies: &Bodies) -> Result<Bytes, GatewayError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -163,8 +167,15 @@ where
         return Err(too_large());
     }
     let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
+    let body = std::pin::pin!(body);
+    let body = bodies.count(body);
     match tokio::time::timeout(limits.body_timeout, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<TooMany>() => Err(GatewayError::new(
+            Reason::Overloaded,
+            "too many large request bodies arrive at once; come back shortly",
+        )
+        .with_retry_after(Duration::from_secs(1))),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(GatewayError::new(Reason::BadRequest, "the request body ended before it was complete")),
         Err(_) => Err(GatewayError::new(

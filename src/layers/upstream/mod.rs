@@ -88,8 +88,9 @@ impl Upstream {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(60)));
+        let speaks_tls = target.url.scheme_str() == Some("https");
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(trust::client_config(target.ca_file.as_deref())?)
+            .with_tls_config(trust::client_config(speaks_tls, target.ca_file.as_deref())?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);

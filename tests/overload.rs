@@ -1,0 +1,231 @@
+//! A crowd at the door: connections that say nothing, heads and bodies that trickle in, and garbage by the thousand.
+//! A client that behaves is served as if they were not there, or nearly so, and the memory they took comes back.
+//!
+//! The full crowd wants a release binary, 8,000 descriptors and a quiet machine of two cores:
+//!
+//! ```sh
+//! cargo build --release && ulimit -n 20000
+//! GATEWAY_BINARY=$PWD/target/release/insights-gateway \
+//!     taskset -c 1 cargo test --release --test overload -- --ignored --nocapture
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream as Blocking};
+use std::process::Command;
+use std::time::Duration;
+
+use support::process::{Process, command, quiet, set};
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How many of each.
+struct Crowd {
+    idle: usize,
+    slow_heads: usize,
+    slow_bodies: usize,
+    /// Requests a second that nobody can have meant.
+    garbage: u32,
+    /// What the client that behaves asks, before and in the crowd.
+    asked: usize,
+}
+
+/// A client that behaves: a cached query every few milliseconds. Its latencies, sorted.
+///
+/// On a thread of its own, so that the crowd's tasks do not stand between it and its clock.
+#[allow(clippy::disallowed_methods, reason = "it blocks a thread of its own")]
+async fn behave(address: SocketAddr, asked: usize) -> Vec<Duration> {
+    let ask = move || {
+        let mut stream = Blocking::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (request, mut buffer) = (post(ASK), [0; 4096]);
+        let mut once = || {
+            let begun = Instant::now();
+            stream.write_all(&request).unwrap();
+            let mut read = 0;
+            while !buffer[..read].ends_with(PAGE.as_bytes()) {
+                let n = stream.read(&mut buffer[read..]).unwrap();
+                assert!(n > 0, "{:?}", String::from_utf8_lossy(&buffer[..read]));
+                read += n;
+            }
+            assert!(buffer.starts_with(b"HTTP/1.1 200 "), "{:?}", String::from_utf8_lossy(&buffer[..read]));
+            let took = begun.elapsed();
+            std::thread::sleep(Duration::from_millis(3));
+            took
+        };
+        let mut latencies: Vec<_> = (0..asked).map(|_| once()).collect();
+        latencies.sort_unstable();
+        latencies
+    };
+    tokio::task::spawn_blocking(ask).await.expect("every request is answered")
+}
+
+fn percentile(latencies: &[Duration], percent: usize) -> Duration {
+    latencies[(latencies.len() * percent / 100).min(latencies.len() - 1)]
+}
+
+/// Connects until there is a connection, which may take several tries where many want one.
+async fn connect(address: SocketAddr) -> TcpStream {
+    loop {
+        if let Ok(stream) = TcpStream::connect(address).await {
+            return stream;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Asks once, and then says nothing more.
+async fn idle(address: SocketAddr) {
+    loop {
+        let mut stream = connect(address).await;
+        let _ = stream.write_all(&get("/nowhere", "")).await;
+        while matches!(stream.read(&mut [0; 1024]).await, Ok(1..)) {}
+    }
+}
+
+/// Begins like this, and then sends a byte a second, as long as it may.
+async fn trickle(address: SocketAddr, beginning: String) {
+    loop {
+        let mut stream = connect(address).await;
+        let mut sent = stream.write_all(beginning.as_bytes()).await;
+        while sent.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            sent = stream.write_all(b"a").await;
+        }
+    }
+}
+
+/// So many requests a second in small bursts, none of which can be served.
+async fn garbage(address: SocketAddr, a_second: u32) {
+    let kinds = [get("/wp-login.php", ""), post("nonsense"), get("/v3/../etc/passwd", ""), post_to(METADATA, "", ASK)];
+    let burst: Vec<u8> = kinds.concat();
+    let mut tick = tokio::time::interval(Duration::from_secs(1) * 4 / a_second);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    loop {
+        let (mut reading, mut writing) = connect(address).await.into_split();
+        let answers = tokio::spawn(async move {
+            let mut buffer = vec![0; 64 * 1024];
+            while matches!(reading.read(&mut buffer).await, Ok(1..)) {}
+        });
+        for _ in 0..1000 {
+            tick.tick().await;
+            if writing.write_all(&burst).await.is_err() {
+                break;
+            }
+        }
+        // What is no request at all ends the connection.
+        let _ = writing.write_all(b"\0\0\0\0\r\n\r\n").await;
+        let _ = answers.await;
+    }
+}
+
+fn resident(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+async fn requests(process: &Process) -> f64 {
+    let page = Client::connect(process.admin).await.ask(&get("/metrics", "Connection: close\r\n")).await.text();
+    let samples = page.lines().filter(|line| line.starts_with("insights_gateway_requests_total{"));
+    samples.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+}
+
+/// What was measured.
+#[derive(Debug)]
+struct Measured {
+    alone: Duration,
+    crowded: Duration,
+    /// Requests a second, those of the crowd included.
+    rate: f64,
+    /// MiB: before, at most, and after the crowd has gone.
+    resident: [u64; 3],
+}
+
+async fn measure(process: &Process, crowd: &Crowd) -> Measured {
+    let address = process.data;
+    let _warm = behave(address, crowd.asked / 4).await;
+    let alone = percentile(&behave(address, crowd.asked).await, 99);
+    let before = resident(process);
+
+    let mut clients = JoinSet::new();
+    for _ in 0..crowd.idle {
+        clients.spawn(idle(address));
+    }
+    for _ in 0..crowd.slow_heads {
+        clients.spawn(trickle(address, "GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: ".to_owned()));
+    }
+    for _ in 0..crowd.slow_bodies {
+        let head = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n");
+        clients.spawn(trickle(address, head + &"[".repeat(1000)));
+    }
+    for _ in 0..4 {
+        clients.spawn(garbage(address, crowd.garbage / 4));
+    }
+    let gathered = (crowd.idle + crowd.slow_bodies) as f64;
+    poll("the crowd to gather", || async { (requests(process).await > gathered).then_some(()) }).await;
+
+    let (begun, already) = (Instant::now(), requests(process).await);
+    let mut behaving = std::pin::pin!(behave(address, crowd.asked * 4));
+    let mut most = before;
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    let latencies = loop {
+        tokio::select! {
+            latencies = &mut behaving => break latencies,
+            _ = look.tick() => most = most.max(resident(process)),
+        }
+    };
+    let rate = (requests(process).await - already) / begun.elapsed().as_secs_f64();
+    clients.shutdown().await;
+    // It takes notice of the ends of so many connections.
+    let _ = behave(address, crowd.asked).await;
+    Measured { alone, crowded: percentile(&latencies, 99), rate, resident: [before, most, resident(process)] }
+}
+
+fn arguments(upstream: &Upstream) -> Vec<String> {
+    // Nobody reads the lines, and the machine has other things to do.
+    quiet(vec![set("upstream.url", &upstream.url()), set("cache.query.fresh", "1h"), set("log.access", "false")])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_behaves_is_served_in_a_crowd() {
+    let upstream = Upstream::start().await;
+    let process = Process::spawn(command(&arguments(&upstream))).await;
+    let crowd = Crowd { idle: 300, slow_heads: 100, slow_bodies: 100, garbage: 1000, asked: 100 };
+    let measured = measure(&process, &crowd).await;
+    println!("{measured:?}");
+    // Whoever else uses this machine, nobody waits for a timeout of the crowd's.
+    assert!(measured.crowded < Duration::from_secs(1), "{measured:?}");
+    assert!(measured.rate > 300.0, "there was a crowd: {measured:?}");
+    assert!(measured.resident[1] < measured.resident[0] + 64, "{measured:?}");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "wants a quiet machine and a release binary; says how long a client waits in a crowd of 7,000"]
+async fn a_client_that_behaves_hardly_notices_seven_thousand_others() {
+    let upstream = Upstream::start().await;
+    let mut plain = command(&arguments(&upstream));
+    if let Ok(binary) = std::env::var("GATEWAY_BINARY") {
+        // A core of its own, the other is the crowd's.
+        let mut pinned = Command::new("taskset");
+        pinned.args(["-c", "0", &binary]).args(plain.get_args()).stderr(std::process::Stdio::piped());
+        pinned.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        plain = pinned;
+    }
+    let process = Process::spawn(plain).await;
+    let crowd = Crowd { idle: 5000, slow_heads: 1000, slow_bodies: 1000, garbage: 20_000, asked: 1000 };
+    let measured = measure(&process, &crowd).await;
+    println!("{measured:?}");
+    assert!(measured.rate > 19_000.0, "{measured:?}");
+    assert!(measured.crowded <= 2 * measured.alone, "{measured:?}");
+    assert!(measured.resident[1] < measured.resident[0] + 256, "{measured:?}");
+    assert!(measured.resident[2] < measured.resident[0] + 64, "{measured:?}");
+}
