@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use insights_gateway::model::call::{Answer, Page};
 use insights_gateway::model::freshness::{Decision, Lifetimes, decide};
-use insights_gateway::model::hints::{Storage, pause, storage};
+use insights_gateway::model::hints::{Stated, Storage, pause, storage};
 use insights_gateway::model::request_id;
 use insights_gateway::model::wishes::{Wishes, has_tag};
 use insights_gateway_fuzz::choices;
@@ -40,6 +40,7 @@ fn check_upstream(headers: &HeaderMap) {
     if let Some(pause) = pause(headers, now) {
         assert!(!pause.is_zero() && pause <= YEAR, "{pause:?}");
     }
+    assert!(Stated::read(headers).reset.is_none_or(|reset| !reset.is_zero() && reset <= YEAR));
     for word in ["no-store", "private"] {
         if has_word(headers, header::CACHE_CONTROL, word) {
             assert_eq!(storage(headers), Storage::Forbidden, "{word}");
@@ -80,7 +81,10 @@ fn check_client(headers: &HeaderMap, rng: &mut fastrand::Rng) {
         assert!(is_wished || !has_word(headers, header::CACHE_CONTROL, word), "{word}");
     }
     if let Some(list) = &wishes.if_none_match {
-        assert!(!has_tag(list, "\"a tag that no client has\"") || list.to_str().is_ok_and(|list| list.trim() == "*"));
+        let text = list.to_str().unwrap_or_default();
+        // A comparison would tell the fuzzer what it is compared with.
+        let is_listed = text.trim() == "*" || text.contains("nobody's");
+        assert!(is_listed || !has_tag(list, "\"nobody's\""), "{text}");
         // What is listed alone is there.
         if let Ok(tag) = list.to_str()
             && tag.len() > 2

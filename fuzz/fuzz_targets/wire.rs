@@ -8,25 +8,34 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use insights_gateway::config::{self, Config, Listen, Sources};
+use insights_gateway::config::{self, Config, Sources};
+use insights_gateway::gateway::Gateway;
 use insights_gateway::model::error::Reason;
-use insights_gateway::server::{self, Limits};
-use insights_gateway::stack::{self, Lasting};
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 
-static CONFIG: LazyLock<Config> = LazyLock::new(|| {
+/// How a connection begins that a load balancer passes on (PROXY protocol, version 2).
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+struct Configs {
+    plain: Config,
+    behind_a_proxy: Config,
+}
+
+static CONFIGS: LazyLock<Configs> = LazyLock::new(|| {
     // SAFETY: the fuzzer has one thread, and this is the first thing that it does.
     unsafe {
         // Reading the machine's own trust roots for each input would take most of the time, and none is needed.
         std::env::set_var("SSL_CERT_FILE", "/dev/null");
         std::env::remove_var("SSL_CERT_DIR");
     }
+    let listen = format!("unix:{}", SOCKET.display());
     let flags = [
+        ("server.listen", listen.as_str()),
+        ("admin.listen", "127.0.0.1:0"),
         // Nobody listens there.
         ("upstream.url", "http://127.0.0.1:1"),
         ("accounts.main.account_sid", "AC00000000000000000000000000000001"),
@@ -34,11 +43,14 @@ static CONFIG: LazyLock<Config> = LazyLock::new(|| {
         ("accounts.main.api_secret", "planted-s3cret"),
         ("accounts.main.rate", "0/s"),
         ("server.max_body", "4KiB"),
+        ("server.header_timeout", "30s"),
         ("retry.attempts", "1"),
         ("log.access", "false"),
     ];
-    let sources = flags.iter().fold(Sources::default(), |sources, (key, value)| sources.with_flag(*key, *value));
-    config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"))
+    let plain = flags.iter().fold(Sources::default(), |sources, (key, value)| sources.with_flag(*key, *value));
+    let behind_a_proxy = plain.clone().with_flag("server.proxy_protocol", "unix");
+    let load = |sources| config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
+    Configs { plain: load(plain), behind_a_proxy: load(behind_a_proxy) }
 });
 
 static SOCKET: LazyLock<PathBuf> =
@@ -46,11 +58,9 @@ static SOCKET: LazyLock<PathBuf> =
 
 /// Sends `bytes` in pieces and reads until the gateway hangs up.
 async fn converse(bytes: &[u8]) -> Vec<u8> {
-    let journey = stack::journey(&CONFIG, &Lasting::new(&CONFIG)).expect("a stack");
-    let bound = server::bind(&Listen::Unix(SOCKET.clone())).expect("a socket");
-    let patience = Duration::from_secs(30);
-    let limits = Limits { connections: Arc::new(Semaphore::new(4)), header_timeout: patience, drain: patience };
-    tokio::spawn(server::run(vec![bound], None, limits, move || journey.clone(), std::future::pending()));
+    let config = if bytes.starts_with(SIGNATURE) { &CONFIGS.behind_a_proxy } else { &CONFIGS.plain };
+    let gateway = Gateway::bind(config.clone()).expect("a socket");
+    tokio::spawn(gateway.run(None, Arc::default(), std::future::pending()));
     let (mut reading, mut writing) = UnixStream::connect(&*SOCKET).await.expect("a connection").into_split();
     let mut rng = choices(bytes, 0);
     let mut rest = bytes.to_vec();
@@ -165,7 +175,7 @@ fn ambiguous(mut bytes: &[u8]) -> Option<usize> {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = &*CONFIG;
+    let _ = &*CONFIGS;
     // Time stands still but where everybody waits for it: patience costs nothing.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let said = runtime.expect("a runtime").block_on(converse(bytes));
