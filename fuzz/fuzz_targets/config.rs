@@ -20,17 +20,38 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     folder.join(format!("insights-gateway-fuzz-{}.toml", std::process::id()))
 });
 
-fn sources(text: &str) -> Sources {
-    let mut sources = Sources::default().with_file(&*FILE);
-    for line in text.lines() {
-        if let Some((name, value)) = line.strip_prefix("#env ").and_then(|line| line.split_once('=')) {
+/// What stands beside the document: names and values.
+#[derive(Default)]
+struct Beside {
+    variables: Vec<(String, String)>,
+    flags: Vec<(String, String)>,
+}
+
+impl Beside {
+    fn read(text: &str) -> Self {
+        let mut beside = Self::default();
+        for line in text.lines() {
+            let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            beside.variables.extend(line.strip_prefix("#env ").and_then(pair));
+            beside.flags.extend(line.strip_prefix("#flag ").and_then(pair));
+        }
+        beside
+    }
+
+    fn sources(&self) -> Sources {
+        let mut sources = Sources::default().with_file(&*FILE);
+        for (name, value) in &self.variables {
             sources = sources.with_variable(name, value);
         }
-        if let Some((key, value)) = line.strip_prefix("#flag ").and_then(|line| line.split_once('=')) {
+        for (key, value) in &self.flags {
             sources = sources.with_flag(key, value);
         }
+        sources
     }
-    sources
+
+    fn all(&self) -> impl Iterator<Item = &(String, String)> {
+        self.variables.iter().chain(&self.flags)
+    }
 }
 
 fn load(text: &str, sources: &Sources) -> Result<Config, config::Faults> {
@@ -40,17 +61,11 @@ fn load(text: &str, sources: &Sources) -> Result<Config, config::Faults> {
     loaded
 }
 
-/// Does any key, or a value that is a name of something, hold the canary: then it is the document's own fault.
-fn is_elsewhere(text: &str, sources: &Sources, secrets: usize) -> bool {
-    let places = sources.environment.iter().map(|(name, value)| format!("{name}{}", value.to_string_lossy()));
-    let places = places.chain(sources.flags.iter().map(|(key, value)| format!("{key}{value}")));
-    text.lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .chain(places)
-        .map(|t| t.matches(CANARY).count())
-        .sum::<usize>()
-        > secrets
+/// Does the canary stand in more places than where secrets belong: then it is no wonder that it is shown.
+fn is_elsewhere(text: &str, beside: &Beside, secrets: usize) -> bool {
+    let document = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
+    let places = document.chain(beside.all().map(|(name, value)| format!("{name}{value}")));
+    places.map(|place| place.matches(CANARY).count()).sum::<usize>() > secrets
 }
 
 fn keys(value: &toml::Value, found: &mut Vec<String>) {
@@ -64,12 +79,10 @@ fn keys(value: &toml::Value, found: &mut Vec<String>) {
     }
 }
 
-fn has_canary_as_key(text: &str, sources: &Sources) -> bool {
-    let mut found: Vec<_> = sources.environment.keys().cloned().collect();
-    found.extend(sources.flags.iter().map(|(key, _)| key.clone()));
+fn has_canary_as_key(text: &str, beside: &Beside) -> bool {
+    let mut found: Vec<_> = beside.all().map(|(name, _)| name.clone()).collect();
     // Inline tables among the values have keys too.
-    let values = sources.environment.values().map(|value| value.to_string_lossy().into_owned());
-    let values = values.chain(sources.flags.iter().map(|(_, value)| value.clone()));
+    let values = beside.all().map(|(_, value)| value.clone());
     found.extend(values.filter(|value| value.trim_start().starts_with(['{', '['])));
     match text.parse::<toml::Table>() {
         Ok(table) => keys(&toml::Value::Table(table), &mut found),
@@ -78,7 +91,7 @@ fn has_canary_as_key(text: &str, sources: &Sources) -> bool {
     found.iter().any(|key| key.to_lowercase().contains(CANARY))
 }
 
-fn check_config(text: &str, sources: &Sources, config: &Config) {
+fn check_config(text: &str, beside: &Beside, config: &Config) {
     let shown = config.show();
     let table: toml::Table = shown.parse().unwrap_or_else(|error| panic!("what is shown is no TOML: {error}\n{shown}"));
     assert!(table.contains_key("accounts"));
@@ -91,13 +104,13 @@ fn check_config(text: &str, sources: &Sources, config: &Config) {
             secrets += secret.matches(CANARY).count();
         }
     }
-    if secrets > 0 && !is_elsewhere(text, sources, secrets) {
+    if secrets > 0 && !is_elsewhere(text, beside, secrets) {
         let told = [shown.as_str(), &config.warnings.join("\n"), &format!("{config:?}")].join("\n");
         assert!(!told.contains(CANARY), "a secret is shown:\n{told}");
     }
 
     // Shown, it is the same configuration once more, but for secrets that cannot be read from it.
-    let again = load(&shown, sources).unwrap_or_else(|faults| panic!("shown and refused: {faults}\n{shown}"));
+    let again = load(&shown, &beside.sources()).unwrap_or_else(|faults| panic!("shown and refused: {faults}\n{shown}"));
     assert_eq!(again.show(), shown, "shown, it became another");
 }
 
@@ -120,14 +133,14 @@ fuzz_target!(|document: &[u8]| {
         return;
     }
     check_units(text);
-    let sources = sources(text);
-    match load(text, &sources) {
-        Ok(config) => check_config(text, &sources, &config),
+    let beside = Beside::read(text);
+    match load(text, &beside.sources()) {
+        Ok(config) => check_config(text, &beside, &config),
         Err(faults) => {
             let told = faults.to_string();
             assert!(faults.count() > 0 && told.lines().count() == faults.count(), "a fault is a line:\n{told}");
             assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "a fault steers the terminal: {told:?}");
-            assert!(!told.contains(CANARY) || has_canary_as_key(text, &sources), "a fault repeats a value:\n{told}");
+            assert!(!told.contains(CANARY) || has_canary_as_key(text, &beside), "a fault repeats a value:\n{told}");
         }
     }
 });
