@@ -2,8 +2,8 @@
 //!
 //! A dashboard sends the same bytes again and again. Their canonical form and key depend on nothing but the
 //! bytes, the query string and the account, so they can be remembered for as long as one likes; what is
-//! compared is the whole of these, never a hash alone. A fixed number of places, each for one small body: a new one
-//! takes the place of whichever was there.
+//! compared is the whole of these, never a hash alone. A fixed number of places, each for one small body, a few
+//! of them together a set: a body has its set by its hash, and there takes the place of the one longest unused.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,8 @@ use foldhash::fast::RandomState;
 
 use crate::model::key::Key;
 
-/// What a request means.
-#[derive(Debug)]
+/// What a request means. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(super) struct Understood {
     pub(super) parameters: Arc<str>,
     pub(super) body: Bytes,
@@ -38,11 +38,11 @@ struct Remembered {
     said: Box<[u8]>,
     account: usize,
     query: usize,
-    understood: Arc<Understood>,
+    understood: Understood,
 }
 
 impl Remembered {
-    fn new(said: Said<'_>, understood: Arc<Understood>) -> Self {
+    fn new(said: Said<'_>, understood: Understood) -> Self {
         let all = [said.account.as_bytes(), said.query.as_bytes(), said.body].concat();
         Self { said: all.into(), account: said.account.len(), query: said.query.len(), understood }
     }
@@ -54,24 +54,44 @@ impl Remembered {
     }
 }
 
-type Place = Mutex<Option<Remembered>>;
+/// Lately used first. Each with some bits of its hash, which mostly tell without a look at it whether it is another.
+#[derive(Debug, Default)]
+struct Set([Option<(u32, Box<Remembered>)>; Set::PLACES]);
 
-/// The places. At most about 18 MiB when all of them hold the largest body; a dashboard's takes a third of that.
+impl Set {
+    const PLACES: usize = 4;
+
+    fn find(&mut self, bits: u32, said: Said<'_>) -> Option<&Remembered> {
+        let is = |place: &Option<(u32, Box<Remembered>)>| {
+            place.as_ref().is_some_and(|(known, remembered)| *known == bits && remembered.is(said))
+        };
+        let at = self.0.iter().position(is)?;
+        self.0[..=at].rotate_right(1);
+        self.0[0].as_ref().map(|(_, remembered)| &**remembered)
+    }
+
+    fn add(&mut self, bits: u32, remembered: Remembered) {
+        self.0.rotate_right(1);
+        self.0[0] = Some((bits, Box::new(remembered)));
+    }
+}
+
+/// The sets. At most about 38 MiB when all places hold the largest body; a dashboard's takes a third of that.
 #[derive(Debug)]
 pub(super) struct Memo {
-    places: Box<[Place]>,
+    sets: Box<[Mutex<Set>]>,
     // Keyed by chance, so that nobody can choose bodies that take each other's places.
     hasher: RandomState,
 }
 
 impl Memo {
-    const PLACES: usize = 8192;
+    const SETS: usize = 4096;
     /// Larger bodies are read anew: they are rare, and reading them is not what they cost.
     const LARGEST: usize = 1024;
 
     pub(super) fn new() -> Self {
-        let places = std::iter::repeat_with(Place::default).take(Self::PLACES).collect();
-        Self { places, hasher: RandomState::default() }
+        let sets = std::iter::repeat_with(Mutex::default).take(Self::SETS).collect();
+        Self { sets, hasher: RandomState::default() }
     }
 
     /// What `said` means, from memory or as `understand` has it.
@@ -79,26 +99,28 @@ impl Memo {
         &self,
         said: Said<'_>,
         understand: impl FnOnce() -> Result<Understood, E>,
-    ) -> Result<Arc<Understood>, E> {
+    ) -> Result<Understood, E> {
         if said.body.len() + said.query.len() > Self::LARGEST {
-            return understand().map(Arc::new);
+            return understand();
         }
-        let place = &self.places[self.place(said)];
-        let lock = || place.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(remembered) = lock().as_ref().filter(|remembered| remembered.is(said)) {
-            return Ok(Arc::clone(&remembered.understood));
+        let hash = self.hash(said);
+        // What chooses the set tells nothing apart in it.
+        let (set, bits) = (&self.sets[hash as usize % Self::SETS], (hash >> 32) as u32);
+        let lock = || set.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(remembered) = lock().find(bits, said) {
+            return Ok(remembered.understood.clone());
         }
-        let understood = Arc::new(understand()?);
-        *lock() = Some(Remembered::new(said, Arc::clone(&understood)));
+        let understood = understand()?;
+        lock().add(bits, Remembered::new(said, understood.clone()));
         Ok(understood)
     }
 
-    fn place(&self, said: Said<'_>) -> usize {
+    fn hash(&self, said: Said<'_>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(said.body);
         hasher.write(said.query.as_bytes());
         hasher.write(said.account.as_bytes());
-        hasher.finish() as usize % Self::PLACES
+        hasher.finish()
     }
 }
 
@@ -117,7 +139,7 @@ mod tests {
         }
     }
 
-    fn ask(memo: &Memo, said: Said<'_>) -> (Arc<Understood>, bool) {
+    fn ask(memo: &Memo, said: Said<'_>) -> (Understood, bool) {
         let mut asked = false;
         let meant = memo.of(said, || {
             asked = true;
@@ -144,12 +166,26 @@ mod tests {
     fn more_requests_than_places_are_still_told_apart() {
         let memo = Memo::new();
         for _ in 0..2 {
-            for n in 0..3 * Memo::PLACES {
+            for n in 0..3 * Memo::SETS * Set::PLACES {
                 let body = n.to_string();
                 let said = Said { account: "AC1", query: "", body: body.as_bytes() };
                 assert_eq!(ask(&memo, said).0.body, body);
             }
         }
+    }
+
+    #[test]
+    fn what_is_asked_for_often_stays() {
+        let mut set = Set::default();
+        let said = |body: &'static [u8]| Said { account: "AC1", query: "", body };
+        let often = said(b"often");
+        set.add(7, Remembered::new(often, understood(often)));
+        for body in [&b"1"[..], b"2", b"3", b"4", b"5"] {
+            set.add(7, Remembered::new(said(body), understood(said(body))));
+            assert!(set.find(7, often).is_some());
+        }
+        assert!(set.find(7, said(b"5")).is_some() && set.find(8, said(b"5")).is_none());
+        assert!(set.find(7, said(b"1")).is_none());
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl InterpretLayer {
                 let said = Said { account: &team.account.sid, query, body: &body };
                 self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?
             }
-            _ => Arc::new(understand(operation, &team.account.sid, query, &[])?),
+            _ => understand(operation, &team.account.sid, query, &[])?,
         };
         let wishes = Wishes::read(&head.headers);
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
@@ -128,8 +128,8 @@ impl InterpretLayer {
             key: understood.key,
             operation,
             team,
-            parameters: Arc::clone(&understood.parameters),
-            body: understood.body.clone(),
+            parameters: understood.parameters,
+            body: understood.body,
             wishes,
             received,
             deadline: received + patience,
