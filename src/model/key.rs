@@ -1,13 +1,21 @@
 //! The name of a page in the cache: a hash of everything that could change the answer.
 
-use std::fmt;
+use std::fmt::{self, Write};
+use std::hash::{Hash, Hasher};
 
 use super::operation::Operation;
 
 /// BLAKE3 over account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
 /// hash one of them could construct a collision and read another query's page.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key([u8; 32]);
+
+/// It is a hash: to find a place in a table, its first bytes are as good as all of them.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write(&self.0[..8]);
+    }
+}
 
 impl Key {
     /// Part of every hash, so that after a change of what is hashed no old page is met.
@@ -61,7 +69,9 @@ struct Hex<const N: usize>([u8; N]);
 
 impl<const N: usize> fmt::Display for Hex<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |half: u8| char::from(DIGITS[usize::from(half)]);
+        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).try_for_each(|digit| f.write_char(digit))
     }
 }
 

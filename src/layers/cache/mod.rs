@@ -124,7 +124,7 @@ where
         let now = self.layer.clock.now();
         let (entry, before) = match self.layer.store.get(&call.key) {
             Some(Slot::Page(entry)) => (Some(entry), None),
-            Some(Slot::Awaited { before, .. }) => (None, before),
+            Some(Slot::Awaited(awaited)) => (None, awaited.before.clone()),
             None => (None, None),
         };
         if entry.is_none()

@@ -127,23 +127,30 @@ impl Chain {
 pub(super) enum Slot {
     /// A page.
     Page(Arc<Entry>),
-    /// Nothing yet, but a page that is there names this one: it will belong to the same result set. What an
-    /// earlier result set had here may still stand in for a failure.
-    Awaited { chain: Chain, before: Option<Arc<Entry>> },
+    /// Nothing yet. Behind a pointer, so that it does not make every page's slot larger.
+    Awaited(Arc<Awaited>),
+}
+
+/// A page that is there names this one: it will belong to the same result set.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    pub(super) chain: Chain,
+    /// What an earlier result set had here, which may still stand in for a failure.
+    pub(super) before: Option<Arc<Entry>>,
 }
 
 impl Slot {
     fn page(&self) -> Option<&Arc<Entry>> {
         match self {
             Self::Page(entry) => Some(entry),
-            Self::Awaited { before, .. } => before.as_ref(),
+            Self::Awaited(awaited) => awaited.before.as_ref(),
         }
     }
 
     fn chain(&self) -> Option<Chain> {
         match self {
             Self::Page(entry) => entry.chain,
-            Self::Awaited { chain, .. } => Some(*chain),
+            Self::Awaited(awaited) => Some(awaited.chain),
         }
     }
 
@@ -152,8 +159,10 @@ impl Slot {
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Self>() + 352;
 
     fn weight(&self) -> u32 {
-        let empty = u32::try_from(Self::BOOKKEEPING).unwrap_or(u32::MAX);
-        self.page().map_or(empty, |entry| entry.weight())
+        const AWAITED: usize = size_of::<Awaited>() + 2 * size_of::<usize>();
+        let own = if let Self::Awaited(_) = self { AWAITED } else { 0 };
+        let page = self.page().map_or(Self::BOOKKEEPING as u32, |entry| entry.weight());
+        page.saturating_add(own as u32)
     }
 
     /// Is it replaced by itself. Says so once.
@@ -167,7 +176,7 @@ impl Slot {
                 let age = entry.compression.done.get().map_or(entry.age_when_kept, |compressed| compressed.age);
                 entry.lifetimes.usable().saturating_sub(age)
             }
-            Self::Awaited { chain, .. } => chain.lifetimes.usable(),
+            Self::Awaited(awaited) => awaited.chain.lifetimes.usable(),
         }
     }
 }
@@ -423,7 +432,7 @@ impl Store {
                 Some(slot) => slot.page().cloned(),
                 None => None,
             };
-            self.pages.insert(key, Slot::Awaited { chain, before });
+            self.pages.insert(key, Slot::Awaited(Arc::new(Awaited { chain, before })));
         };
         match &self.disk {
             Some(disk) => disk.in_order(expect),
@@ -509,8 +518,10 @@ pub(super) fn restore(pages: &Pages, key: Key, entry: Entry) -> bool {
     let vacant = match pages.get(&key) {
         None => true,
         // The page before it was restored first.
-        Some(Slot::Awaited { chain, before: None }) => entry.chain.is_some_and(|own| own.is(&chain)),
-        Some(_) => false,
+        Some(Slot::Awaited(awaited)) => {
+            awaited.before.is_none() && entry.chain.is_some_and(|own| own.is(&awaited.chain))
+        }
+        Some(Slot::Page(_)) => false,
     };
     if vacant {
         let following = entry.chain.zip(entry.next);
@@ -519,7 +530,7 @@ pub(super) fn restore(pages: &Pages, key: Key, entry: Entry) -> bool {
         if let Some((chain, next)) = following
             && !pages.contains_key(&next)
         {
-            pages.insert(next, Slot::Awaited { chain, before: None });
+            pages.insert(next, Slot::Awaited(Arc::new(Awaited { chain, before: None })));
         }
     }
     vacant
