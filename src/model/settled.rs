@@ -89,7 +89,7 @@ impl TimeDimensions {
     }
 }
 
-/// Judges a canonical query body. `now` is when its answer was fetched.
+/// Judges a canonical query body. `now` is when its answer was asked for, or later.
 pub fn judge(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Verdict {
     match prove(body, dimensions, after, now) {
         Ok(()) => Verdict::Settled,

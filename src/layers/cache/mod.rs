@@ -310,9 +310,15 @@ where
             }
             let call = Call { interest, ..call };
             let (deadline, asked, era) = (call.deadline, layer.clock.now(), layer.store.era());
-            let landed = match inner.oneshot(call.clone()).await {
+            let judge = async {
+                // Behind the request, which goes out first.
+                tokio::task::yield_now().await;
+                layer.judge(&call, asked)
+            };
+            let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
+            let landed = match answered {
                 Ok(answer) => {
-                    let (page, stored) = layer.keep(&call, answer, asked, era);
+                    let (page, stored) = layer.keep(&call, answer, settled, asked, era);
                     Landed { result: Ok(page), stored, deadline }
                 }
                 Err(error) => Landed { result: Err(error), stored: false, deadline },
@@ -323,14 +329,29 @@ where
 }
 
 impl CacheLayer {
-    /// Makes an answer a page, and keeps it if it may be kept. It was `asked` for in that `era`.
-    fn keep(&self, call: &Call, answer: Answer, asked: Instant, era: u64) -> (Arc<Page>, bool) {
+    /// Makes an answer a page, and keeps it if it may be kept. It was `asked` for in that `era`, and judged then.
+    fn keep(
+        &self,
+        call: &Call,
+        answer: Answer,
+        settled: Option<Verdict>,
+        asked: Instant,
+        era: u64,
+    ) -> (Arc<Page>, bool) {
         let now = self.clock.now();
         let storage = hints::storage(&answer.headers);
         let next_token = answer.next_token.clone();
         let page = Arc::new(Page::new(answer));
         let chain = if call.operation == Operation::Page { self.store.chain(&call.key) } else { None };
-        let settled = self.judge(call, &page, now);
+        let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| match verdict {
+            // It may have come meanwhile.
+            Verdict::NoMetadata => self.judge(call, now).unwrap_or(verdict),
+            verdict => verdict,
+        });
+        if let Some(verdict) = settled {
+            self.metrics.cache_settled.get_or_create(&SettledLabels { reason: Word(verdict.as_str()) }).inc();
+            tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
+        }
         let lifetimes = match (page.status, call.operation) {
             (StatusCode::OK, Operation::Metadata) => Some(self.policy.metadata),
             (StatusCode::OK, Operation::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
@@ -390,21 +411,18 @@ impl CacheLayer {
         (page, true)
     }
 
-    /// Has a query's answer stopped changing.
-    fn judge(&self, call: &Call, page: &Page, now: Instant) -> Option<Verdict> {
-        if call.operation != Operation::Query || page.status != StatusCode::OK {
+    /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
+    fn judge(&self, call: &Call, now: Instant) -> Option<Verdict> {
+        if call.operation != Operation::Query {
             return None;
         }
         let metadata = self.store.page(&Key::new(&call.team.account.sid, Operation::Metadata, "", b""));
         let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
         let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
-        let verdict = match Timestamp::try_from(self.clock.wall(now)) {
+        Some(match Timestamp::try_from(self.clock.wall(now)) {
             Ok(now) => settled::judge(&call.body, dimensions, self.policy.settled_after, now),
             Err(_) => Verdict::Recent,
-        };
-        self.metrics.cache_settled.get_or_create(&SettledLabels { reason: Word(verdict.as_str()) }).inc();
-        tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
-        Some(verdict)
+        })
     }
 }
 
