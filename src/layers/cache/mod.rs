@@ -24,7 +24,7 @@ use tower::{Layer, Service, ServiceExt};
 
 pub use self::disk::{DiskSettings, DiskView};
 use self::flight::{Joined, Kind, Landed, Takeoff};
-use self::note::Forward;
+use self::note::{Forward, KeyNote};
 use self::store::{Chain, Compression, Entry, Slot};
 pub use self::store::{EntryView, Purge, Store};
 use crate::metrics::{Metrics, SettledLabels, Word};
@@ -224,7 +224,7 @@ where
                             (false, false) => Outcome::Miss,
                         };
                         let status = page.status.as_u16();
-                        let key = note::key_note(&call.key);
+                        let key = KeyNote::new(&call.key);
                         let cache_status = note::forwarded(why, status, landed.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
                         Reply { page, coded: None, etag, outcome, cache_status, age: None, not_modified }
@@ -401,7 +401,7 @@ impl CacheLayer {
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            note: note::key_note(&call.key),
+            note: KeyNote::new(&call.key),
             page: Arc::clone(&page),
         };
         self.store.insert(call.key, entry);
@@ -469,7 +469,7 @@ where
 {
     let interest = Interest::of_clients();
     let _waiter = interest.join(&call.team, call.wishes.urgency);
-    let key = note::key_note(&call.key);
+    let key = KeyNote::new(&call.key);
     let answer = inner.oneshot(Call { interest, ..call }).await?;
     let page = Arc::new(Page::new(answer));
     let outcome = Outcome::Bypass;

@@ -1,6 +1,6 @@
 //! `Cache-Status` (RFC 9211): how an answer came about, in one line.
 
-use std::fmt::Write;
+use std::io::Write;
 
 use http::HeaderValue;
 
@@ -31,20 +31,28 @@ impl Forward {
     }
 }
 
-/// The end of every line about one page.
-pub(super) fn key_note(key: &Key) -> Box<str> {
-    format!("; key=\"{}\"", key.short()).into()
+/// The end of every line about one page: its key. Written once, and kept within the page's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct KeyNote([u8; Self::LENGTH]);
+
+impl KeyNote {
+    const LENGTH: usize = "; key=\"0123456789abcdef\"".len();
+
+    pub(super) fn new(key: &Key) -> Self {
+        let mut note = [0; Self::LENGTH];
+        // The short form of a key is of one length, so this fits.
+        let _ = write!(&mut note[..], "; key=\"{}\"", key.short());
+        Self(note)
+    }
 }
 
 /// An answer from the store.
-pub(super) fn hit(ttl: i64, outcome: Outcome, key_note: &str) -> HeaderValue {
-    let mut line = String::with_capacity(96);
-    line.push_str("insights-gateway; hit; ttl=");
-    line.push_str(itoa::Buffer::new().format(ttl));
-    line.push_str("; detail=");
-    line.push_str(outcome.as_str());
-    line.push_str(key_note);
-    value(line)
+pub(super) fn hit(ttl: i64, outcome: Outcome, key: &KeyNote) -> HeaderValue {
+    let mut line = Vec::with_capacity(96);
+    for part in ["insights-gateway; hit; ttl=", itoa::Buffer::new().format(ttl), "; detail=", outcome.as_str()] {
+        line.extend_from_slice(part.as_bytes());
+    }
+    value(line, key)
 }
 
 /// An answer from upstream.
@@ -54,23 +62,19 @@ pub(super) fn forwarded(
     stored: bool,
     collapsed: bool,
     outcome: Outcome,
-    key_note: &str,
+    key: &KeyNote,
 ) -> HeaderValue {
-    let mut line = String::with_capacity(128);
-    line.push_str("insights-gateway; fwd=");
-    line.push_str(why.as_str());
-    if stored {
-        line.push_str("; stored");
-    }
-    if collapsed {
-        line.push_str("; collapsed");
-    }
-    // Writing to a string does not fail.
-    let _ = write!(line, "; fwd-status={status}; detail={}{key_note}", outcome.as_str());
-    value(line)
+    let mut line = Vec::with_capacity(128);
+    let stored = if stored { "; stored" } else { "" };
+    let collapsed = if collapsed { "; collapsed" } else { "" };
+    let (why, outcome) = (why.as_str(), outcome.as_str());
+    // Writing to memory does not fail.
+    let _ = write!(line, "insights-gateway; fwd={why}{stored}{collapsed}; fwd-status={status}; detail={outcome}");
+    value(line, key)
 }
 
-fn value(line: String) -> HeaderValue {
+fn value(mut line: Vec<u8>, key: &KeyNote) -> HeaderValue {
+    line.extend_from_slice(&key.0);
     // Every part is a word, a number or hexadecimal digits.
     HeaderValue::try_from(line).unwrap_or_else(|_| HeaderValue::from_static("insights-gateway"))
 }
@@ -107,7 +111,7 @@ mod tests {
         #[test]
         fn every_line_is_a_structured_field(ttl in -1_000_000i64..1_000_000, outcome in 0usize..9, status in 100u16..600, stored: bool, collapsed: bool, why in 0usize..4, body: [u8; 4]) {
             let outcome = Outcome::ALL[outcome];
-            let key = key_note(&Key::new("AC1", Operation::Query, "", &body));
+            let key = KeyNote::new(&Key::new("AC1", Operation::Query, "", &body));
             let why = [Forward::UriMiss, Forward::Stale, Forward::Request, Forward::Bypass][why];
             for line in [hit(ttl, outcome, &key), forwarded(why, status, stored, collapsed, outcome, &key)] {
                 prop_assert!(is_structured(&line), "{:?}", line);

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::flight::Flights;
+use super::note::KeyNote;
 use crate::metrics::{CauseLabels, Metrics, Word};
 use crate::model::call::{Coded, Page};
 use crate::model::clock::{Clock, Instant};
@@ -50,7 +51,7 @@ pub(super) struct Entry {
     pub(super) hits: AtomicU64,
     pub(super) compression: Compression,
     /// The end of every `Cache-Status` about this page, written once.
-    pub(super) note: Box<str>,
+    pub(super) note: KeyNote,
 }
 
 impl Entry {
@@ -71,7 +72,7 @@ impl Entry {
     fn weight(&self) -> u32 {
         let coded = self.compression.coded().map_or(0, Coded::weight);
         let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
-        let texts = self.account.len() + self.note.len() + self.query.as_ref().map_or(0, |query| query.len());
+        let texts = self.account.len() + self.query.as_ref().map_or(0, |query| query.len());
         let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
         u32::try_from(Slot::BOOKKEEPING + own + self.page.weight() + coded).unwrap_or(u32::MAX)
     }

@@ -477,7 +477,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             query: None,
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            note: note::key_note(&key),
+            note: note::KeyNote::new(&key),
         };
         store.insert(key, entry);
         key

@@ -228,7 +228,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        note: note::key_note(key),
+        note: note::KeyNote::new(key),
         page: Arc::new(Page { status, headers, body, etag }),
     })
 }

@@ -48,7 +48,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        note: note::key_note(&key(n)),
+        note: note::KeyNote::new(&key(n)),
     }
 }
 
