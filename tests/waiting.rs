@@ -1,0 +1,93 @@
+//! Who waits for the upstream and who is refused, on real sockets. The arithmetic is tested in the room itself, where
+//! time can be made to stand still.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use aws_lc_rs::digest;
+use support::*;
+use tempfile::TempDir;
+
+/// A gateway with these teams, each with a token named after it, and these keys of its one account.
+async fn with_teams(upstream: &Upstream, account: &str, teams: &[(&str, &str)]) -> (Gateway, TempDir) {
+    let hash = |token: String| -> String {
+        digest::digest(&digest::SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let mut text = format!("[accounts.main]\naccount_sid = 'AC1'\napi_key = 'SK1'\napi_secret = 's'\n{account}\n");
+    for (team, keys) in teams {
+        let hash = hash(format!("token-of-{team}"));
+        text.push_str(&format!("[teams.{team}]\ntoken_sha256 = ['{hash}']\n{keys}\n"));
+    }
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("gateway.toml");
+    std::fs::write(&file, text).unwrap();
+    let config = TestConfig::new(upstream.url()).without_account().set("retry.attempts", "1");
+    (Gateway::start(config.sources().with_file(&file)).await, folder)
+}
+
+fn by(team: &str, n: usize) -> Vec<u8> {
+    let headers = format!("Authorization: Bearer token-of-{team}\r\n");
+    post_to(QUERY, &headers, &format!(r#"{{"query":{{"measures":["Conversation.Count{n}"]}}}}"#))
+}
+
+#[tokio::test]
+async fn a_teams_upstream_limit_is_below_the_cache_and_told_in_headers() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let teams = [("small", "upstream = '2/min'\nrequests = '100/s'"), ("other", "")];
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &teams).await;
+    for n in 0..2 {
+        gateway.ask(&by("small", n)).await.assert_page(PAGE, "miss");
+    }
+    let refused = gateway.ask(&by("small", 2)).await;
+    refused.assert_refused(429, "team_rate_limit");
+    let wait: u32 = refused.header("retry-after").parse().unwrap();
+    assert!((25..=30).contains(&wait), "{wait}");
+    assert_eq!(refused.header("ratelimit-policy"), "\"requests\";q=100;w=1, \"upstream\";q=2;w=60");
+    assert!(refused.header("ratelimit").contains("\"upstream\";r=0;t="), "{}", refused.header("ratelimit"));
+
+    // A hit costs nothing of it, and another team has its own.
+    gateway.ask(&by("small", 0)).await.assert_page(PAGE, "hit");
+    gateway.ask(&by("other", 2)).await.assert_page(PAGE, "miss");
+    gateway.ask(&by("small", 2)).await.assert_page(PAGE, "hit");
+    assert_eq!(upstream.count(), 3);
+}
+
+#[tokio::test]
+async fn the_rate_follows_what_a_429_states() {
+    let limited = "Content-Type: application/json\r\nX-RateLimit-Limit: 2\r\nX-RateLimit-Remaining: 0\r\nX-RateLimit-Reset: 1\r\n";
+    let upstream = Upstream::script(|_| Plan::with(429, limited, r#"{"code":20429}"#)).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '50/s'\nburst = 50", &[("one", "")]).await;
+    let now = async || gateway.admin("/status").await.json()["accounts"][0]["rate_now_per_second"].as_f64().unwrap();
+    assert_eq!(now().await, 50.0);
+    assert_eq!(gateway.ask(&by("one", 0)).await.status, 429);
+    let rate = now().await;
+    assert!((1.5..=2.0).contains(&rate), "{rate}");
+    // There it is rounded, here it is not.
+    assert!((gateway.metric("budget_rate_per_second", &["main"]).await - rate).abs() < 0.001);
+}
+
+#[tokio::test]
+async fn a_fixed_rate_is_not_lowered() {
+    let upstream = Upstream::script(|_| Plan::with(429, "Retry-After: 1\r\n", "{}")).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '50/s'\nadapt = false", &[("one", "")]).await;
+    assert_eq!(gateway.ask(&by("one", 0)).await.status, 429);
+    assert_eq!(gateway.metric("budget_rate_per_second", &["main"]).await, 50.0);
+}
+
+#[tokio::test]
+async fn another_teams_call_is_next_however_many_wait() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '4/s'\nburst = 1", &[("flood", ""), ("quiet", "")]).await;
+    gateway.ask(&by("flood", 0)).await.assert_page(PAGE, "miss");
+    let mut waiting = Vec::new();
+    for n in 1..=20 {
+        let mut client = gateway.connect().await;
+        client.send(&by("flood", n)).await;
+        waiting.push(client);
+    }
+    poll("twenty that wait", || async { (gateway.metric("queue_length", &["main"]).await >= 18.0).then_some(()) })
+        .await;
+    gateway.ask(&by("quiet", 100)).await.assert_page(PAGE, "miss");
+    assert!(upstream.count() <= 6, "{} calls went before it", upstream.count());
+}
