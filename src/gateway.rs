@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::admin::{self, Admin};
+use crate::audit::{AuditError, AuditFile};
 use crate::config::{self, Config, Fingerprint, Listen, Sources};
 use crate::metrics::{ResultLabels, Word};
 use crate::model::peer::Peer;
@@ -44,6 +45,9 @@ pub enum StartError {
          account; add [teams.NAME] with a token_sha256, or set server.open = true"
     )]
     Exposed(String),
+    /// The audit log cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The listener's certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -79,7 +83,7 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// When a port cannot be opened, or a certificate or trust root cannot be used.
+    /// When a port or the audit log cannot be opened, or a certificate or trust root cannot be used.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         Self::bind_with(config, Inherited::default())
     }
@@ -93,6 +97,7 @@ impl Gateway {
     pub fn bind_with(config: Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let lasting = Lasting::new(&config)?;
         let journey = stack::journey(&config, &lasting)?;
+        lasting.audit.switch(audit_file(&config)?);
         let tls = certificate(&config)?.map(TlsAcceptor::new);
         let mut data = Vec::new();
         for listen in &config.server.listen {
@@ -200,7 +205,7 @@ impl Gateway {
             let drained = Arc::clone(&drained);
             async move { drained.notified().await }.boxed().shared()
         };
-        let (store, traces) = (lasting.store.clone(), lasting.traces.clone());
+        let (store, audit, traces) = (lasting.store.clone(), lasting.audit.clone(), lasting.traces.clone());
         let admin_service = Admin::new(lasting, config, draining);
         let admin_limits =
             Limits { drain: Duration::from_secs(1), proxies: Arc::default(), ..limits(admin::CONNECTIONS) };
@@ -230,7 +235,7 @@ impl Gateway {
                 traces.close().await;
             }
         };
-        tokio::join!(store.close(), traces);
+        tokio::join!(store.close(), audit.close(), traces);
     }
 }
 
@@ -280,9 +285,18 @@ impl Reloader {
                 count("refused");
                 self.lasting.reloads.refused(fault, self.lasting.clock.now());
                 tracing::error!("the new configuration is refused, the old one stays: {fault}");
+                self.reopen_audit_log();
             }
         }
         applied.is_ok()
+    }
+
+    /// Whoever asked for a reload may have rotated the log, whatever became of the configuration.
+    fn reopen_audit_log(&self) {
+        match audit_file(&self.config.load()) {
+            Ok(file) => self.lasting.audit.switch(file),
+            Err(error) => tracing::error!("the old audit log stays: {error}"),
+        }
     }
 
     fn apply(&self) -> Result<(), String> {
@@ -290,10 +304,12 @@ impl Reloader {
         let old = self.config.load_full();
         // All that can fail comes before anything that has an effect.
         let certificate = certificate(&new).map_err(|error| error.to_string())?;
+        let audit = audit_file(&new).map_err(|error| error.to_string())?;
         let journey = stack::journey(&new, &self.lasting).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
             acceptor.replace(certificate);
         }
+        self.lasting.audit.switch(audit);
         for key in fixed_keys_that_differ(&old, &new) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
@@ -305,6 +321,10 @@ impl Reloader {
         self.config.store(Arc::new(new));
         Ok(())
     }
+}
+
+fn audit_file(config: &Config) -> Result<Option<AuditFile>, AuditError> {
+    config.log.audit.as_deref().map(AuditFile::open).transpose()
 }
 
 /// Teams may show tokens in place of certificates; where there are none, the certificate is all there is.

@@ -13,6 +13,8 @@ pub mod trust;
 
 pub mod telemetry;
 
+pub mod audit;
+
 pub mod layers;
 
 pub mod stack;

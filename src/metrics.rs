@@ -161,7 +161,7 @@ pub struct SettledLabels {
     pub reason: Word,
 }
 
-/// The label of `reloads_total`, `cache_disk_writes_total` and `spans_total`.
+/// The label of `reloads_total`, `cache_disk_writes_total`, `spans_total` and `audit_records_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabels {
     /// `applied` or `refused`; `written`, `dropped` or `failed`; `exported`, `dropped` or `failed`.
@@ -237,6 +237,8 @@ pub struct Metrics {
     pub spans: Family<ResultLabels, Counter>,
     /// Answers that repeated an account's credentials.
     pub credential_echoes: Family<AccountLabels, Counter>,
+    /// Records of the audit log.
+    pub audit_records: Family<ResultLabels, Counter>,
     /// Configuration reloads.
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
@@ -274,6 +276,7 @@ impl Metrics {
             cache_disk_writes: Family::default(),
             spans: Family::default(),
             credential_echoes: Family::default(),
+            audit_records: Family::default(),
             reloads: Family::default(),
             uptime: Gauge::default(),
             build: Family::default(),
@@ -331,6 +334,11 @@ impl Metrics {
             "Answers withheld since they repeated the account's credentials",
             metrics.credential_echoes.clone(),
         );
+        r.register(
+            "audit_records",
+            "Records of the audit log, by whether they were written",
+            metrics.audit_records.clone(),
+        );
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         r.register("build_info", "The version, as a label", metrics.build.clone());
@@ -350,6 +358,7 @@ impl Metrics {
             (&self.reloads, &["applied", "refused"][..]),
             (&self.cache_disk_writes, &["written", "dropped", "failed"]),
             (&self.spans, &["exported", "dropped", "failed"]),
+            (&self.audit_records, &["written", "dropped"]),
         ] {
             for result in results {
                 drop(family.get_or_create(&ResultLabels { result: Word(result) }));

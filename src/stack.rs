@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tower::ServiceBuilder;
 
+use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates, UpstreamRate};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
@@ -61,6 +62,8 @@ pub struct Lasting {
     pub bodies: Bodies,
     /// Requests at once.
     pub shed: ShedLayer,
+    /// Who asked for what.
+    pub audit: AuditLog,
     /// Where traces go, if anywhere.
     pub traces: Option<Exporter>,
 }
@@ -80,6 +83,7 @@ impl Lasting {
         };
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
         Ok(Self {
+            audit: AuditLog::new(Arc::clone(&metrics)),
             clock,
             store,
             metrics,
@@ -105,7 +109,7 @@ impl Lasting {
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
     let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
-    let Lasting { rejections, team_rates, slowing, grants, bodies, shed, traces, .. } = lasting.clone();
+    let Lasting { rejections, team_rates, slowing, grants, bodies, shed, audit, traces, .. } = lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -113,11 +117,12 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
     let credentials = credentials(config, &accounts);
     newest.set(credentials.clone());
 
+    let audit = config.log.audit.is_some().then_some(audit);
     let requests = HotRequests::new(Arc::clone(&metrics), config.teams.len().max(1));
 
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.
-        .layer(ObserveLayer::new(requests, access_log(config), tracing(config, traces), clock))
+        .layer(ObserveLayer::new(requests, access_log(config), tracing(config, traces), audit, clock))
         // The only place where an error becomes a status.
         .layer(RescueLayer)
         // Before anything that costs: beyond so many at once, refuse.

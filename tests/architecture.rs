@@ -146,12 +146,13 @@ fn the_map_in_lib_rs_lists_every_module_bottom_up() {
 }
 
 /// Each imports only what stands before it.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "model",
     "metrics",
     "config",
     "trust",
     "telemetry",
+    "audit",
     "layers",
     "stack",
     "server",

@@ -84,7 +84,9 @@ impl Failure {
         explain(&format!("insights-gateway: {self}"));
         ExitCode::from(match self {
             Self::Start(StartError::Bind(_)) | Self::Bind { .. } => exit::CANNOT_BIND,
-            Self::Start(StartError::Trust(_) | StartError::Tls(_) | StartError::Exposed(_)) => exit::USAGE,
+            Self::Start(StartError::Trust(_) | StartError::Tls(_) | StartError::Exposed(_) | StartError::Audit(_)) => {
+                exit::USAGE
+            }
             Self::Machine(_) => exit::INTERNAL,
         })
     }

@@ -11,7 +11,7 @@
 //! | `sources` | where values may come from; the only reading of the process environment |
 //! | `document` | file, environment and flags become one tree, each value with its place |
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
-//! | `secret` | secrets, wherever they are kept, and files that must be readable |
+//! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
 //! | `fault` | all that is wrong, in file order, each with a place and a next step |

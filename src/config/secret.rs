@@ -1,4 +1,4 @@
-//! Secrets, wherever they are kept, and files that must be readable.
+//! Secrets, wherever they are kept, and files that must be readable, or writable.
 //!
 //! A secret is read here once, held in memory that is wiped, and never part of a message.
 
@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path as FilePath, PathBuf};
 
+use rustix::fs::Access;
 use zeroize::Zeroizing;
 
 use super::document::Value;
@@ -159,6 +160,24 @@ pub(super) fn check_pem(file: &FilePath, label: &str, path: &Path, report: &Repo
         return refuse(report, path, &message);
     }
     Some(about)
+}
+
+/// A file that can be written, or made. It is only looked at: one that `check` made would belong to whoever ran that.
+pub(super) fn check_writable(file: &FilePath, path: &Path, report: &Report) {
+    let folder = match file.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => FilePath::new("."),
+        folder => folder.unwrap_or(FilePath::new("/")),
+    };
+    let allows = |path: &FilePath, access| rustix::fs::access(path, access).is_ok();
+    match std::fs::metadata(file) {
+        Ok(about) if !about.is_file() => report.fault(path, "this is not a file; name a regular file, or a new one"),
+        Ok(_) if !allows(file, Access::WRITE_OK) => report.fault(path, "this file cannot be written; change its owner"),
+        Err(_) if !folder.is_dir() => report.fault(path, "the folder of this file does not exist; make it"),
+        Err(_) if !allows(folder, Access::WRITE_OK | Access::EXEC_OK) => {
+            report.fault(path, "no file can be made in this folder; change its owner, or make the file there");
+        }
+        Ok(_) | Err(_) => {}
+    }
 }
 
 /// Warns where a file that only the gateway should read can be read by everybody.

@@ -596,8 +596,15 @@ fn log(table: &mut Table<'_>) -> Log {
         access: table.boolean("access", true),
         hits: table.fraction("hits", 1.0, 0.0..=1.0),
         slow: table.duration("slow", seconds(5)),
-        audit: table.file("audit"),
+        audit: audit(table),
     }
+}
+
+fn audit(table: &mut Table<'_>) -> Option<PathBuf> {
+    let (report, path) = (table.report(), table.path().key("audit"));
+    let file = table.file("audit")?;
+    secret::check_writable(&file, &path, report);
+    Some(file)
 }
 
 fn telemetry(table: &mut Table<'_>) -> Telemetry {

@@ -153,10 +153,10 @@ fn the_reference_file_names_every_key() {
         });
         assert!(found.flatten().is_some(), "{key} is missing in config/gateway.toml");
     }
-    // All that is wrong with it are files that are not there, and the two ways to sign in it shows.
+    // All that is wrong with it are files and folders that are not there, and the two ways to sign in it shows.
     let faults = report.into_faults().to_string();
     for fault in faults.lines() {
-        let expected = ["cannot be read", "one way to sign in too many", "variable is not set"];
+        let expected = ["cannot be read", "does not exist", "one way to sign in too many", "variable is not set"];
         assert!(expected.iter().any(|part| fault.contains(part)), "{fault}");
     }
 }

@@ -1,7 +1,7 @@
 //! The outermost layer: sees every request and its final status, and says so.
 //!
-//! A request id in and out, the headers that every answer has, one access line, the metrics, the trace, and a guard
-//! that notices a client that leaves before its answer. It decides nothing.
+//! A request id in and out, the headers that every answer has, one access line, one audit record, the metrics, the
+//! trace, and a guard that notices a client that leaves before its answer. It decides nothing.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
 
+use crate::audit::{AuditLog, Record};
 use crate::metrics::HotRequests;
 use crate::model::clock::{Clock, Instant};
 use crate::model::journey::Journey;
@@ -50,18 +51,25 @@ pub struct Tracing {
 }
 
 /// Makes [`Observe`] services.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ObserveLayer {
     requests: Arc<HotRequests>,
     log: AccessLog,
     tracing: Option<Tracing>,
+    audit: Option<AuditLog>,
     clock: Clock,
 }
 
 impl ObserveLayer {
-    /// Counts in `requests`, and logs and traces as `log` and `tracing` have it.
-    pub fn new(requests: HotRequests, log: AccessLog, tracing: Option<Tracing>, clock: Clock) -> Self {
-        Self { requests: Arc::new(requests), log, tracing, clock }
+    /// Counts in `requests`, logs and traces as `log` and `tracing` have it, and records in `audit`.
+    pub fn new(
+        requests: HotRequests,
+        log: AccessLog,
+        tracing: Option<Tracing>,
+        audit: Option<AuditLog>,
+        clock: Clock,
+    ) -> Self {
+        Self { requests: Arc::new(requests), log, tracing, audit, clock }
     }
 
     /// The beginning of a request. A trace that its client does not record is not recorded here either.
@@ -82,7 +90,7 @@ impl<S> Layer<S> for ObserveLayer {
 }
 
 /// Watches. See the module.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Observe<S> {
     inner: S,
     layer: Arc<ObserveLayer>,
@@ -114,6 +122,9 @@ where
         let received = self.layer.clock.now();
         let request_id = request_id::of(request.headers());
         let journey = Arc::new(self.layer.begin(request.headers()));
+        if self.layer.audit.is_some() {
+            journey.keep_query();
+        }
         let mut watch = Watch {
             layer: Arc::clone(&self.layer),
             peer: Arc::clone(&self.peer),
@@ -182,6 +193,9 @@ impl Drop for Watch {
                 bytes,
             });
         }
+        if let Some(audit) = &self.layer.audit {
+            audit.record(self.record(outcome, status, bytes, took));
+        }
     }
 }
 
@@ -202,16 +216,37 @@ impl Watch {
         (begun_elsewhere || worked || fastrand::f64() < *sample).then_some(exporter)
     }
 
+    fn reason(&self, status: u16) -> &'static str {
+        match self.journey.reason.get() {
+            Some(reason) => reason.as_str(),
+            None if status == Finished::CLIENT_LEFT => "client_left",
+            None => "",
+        }
+    }
+
+    fn record(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration) -> Record {
+        Record {
+            received: self.layer.clock.wall(self.received),
+            request_id: self.request_id.clone(),
+            peer: Arc::clone(&self.peer),
+            team: self.journey.team.get().cloned(),
+            operation: self.journey.operation.get().copied(),
+            method: self.method.clone(),
+            query: self.journey.query().cloned(),
+            outcome,
+            status,
+            reason: self.reason(status),
+            bytes,
+            took,
+        }
+    }
+
     fn log(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration, is_slow: bool, traced: bool) {
         let (team, totals) = (self.journey.team.get(), self.journey.totals());
         // An id that nobody else has ever seen helps nobody.
         let trace = self.journey.trace.as_ref().filter(|trace| traced || trace.parent.is_some());
         let trace_id = trace.map(|trace| trace.trace.to_string());
-        let reason = match self.journey.reason.get() {
-            Some(reason) => reason.as_str(),
-            None if status == Finished::CLIENT_LEFT => "client_left",
-            None => "",
-        };
+        let reason = self.reason(status);
         macro_rules! line {
             ($level:expr) => {
                 tracing::event!(

@@ -71,6 +71,7 @@ fn touched() -> Arc<Metrics> {
         cache_disk_writes,
         spans,
         credential_echoes,
+        audit_records,
         reloads,
         uptime: _,
         build: _,
@@ -94,7 +95,7 @@ fn touched() -> Arc<Metrics> {
     credential_echoes.get_or_create(&account()).inc();
     cache_evictions.get_or_create(&CauseLabels { cause: word }).inc();
     cache_settled.get_or_create(&SettledLabels { reason: word }).inc();
-    for counter in [cache_disk_writes, spans, reloads] {
+    for counter in [cache_disk_writes, audit_records, spans, reloads] {
         counter.get_or_create(&ResultLabels { result: word }).inc();
     }
     metrics

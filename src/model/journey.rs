@@ -1,11 +1,14 @@
-//! What happened to one request on its way, for the access line, the metrics and the trace.
+//! What happened to one request on its way, for the access line, the audit log, the metrics and the
+//! trace.
 //!
 //! Written by the layers that know, read once by the outermost. Collapsed requests each have their own: the
 //! upstream's share is counted for the one that began the call.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
 
 use super::clock::{Clock, Instant};
@@ -30,6 +33,8 @@ pub struct Journey {
     pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,
     /// The trace that it belongs to, if to any.
     pub trace: Option<Box<TraceContext>>,
+    keeps_query: AtomicBool,
+    query: OnceLock<Bytes>,
     recording: Option<Box<Recording>>,
     legs: Mutex<Vec<Leg>>,
 }
@@ -110,6 +115,24 @@ impl Journey {
     pub fn new(trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
         let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
         Self { trace: trace.map(Box::new), recording, ..Self::default() }
+    }
+
+    /// From now on it keeps the query that it asks: somebody wants to read it in the end.
+    pub fn keep_query(&self) {
+        self.keeps_query.store(true, Relaxed);
+    }
+
+    /// It asks this, in canonical form.
+    pub fn asks(&self, query: &Bytes) {
+        if self.keeps_query.load(Relaxed) {
+            // Set once, by the only layer that reads bodies.
+            let _ = self.query.set(query.clone());
+        }
+    }
+
+    /// What it asks, if that was to be kept, and if it was a query.
+    pub fn query(&self) -> Option<&Bytes> {
+        self.query.get()
     }
 
     /// May it become a trace.

@@ -118,7 +118,9 @@ impl InterpretLayer {
             Operation::Query => {
                 let body = collect(body, self.limits, &self.bodies).await?;
                 let said = Said { account: &team.account.sid, query, body: &body };
-                self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?
+                let understood = self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?;
+                journey.asks(&understood.body);
+                understood
             }
             _ => understand(operation, &team.account.sid, query, &[])?,
         };

@@ -1,0 +1,156 @@
+//! One line.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::model::json::{self, Value};
+use crate::model::operation::Operation;
+use crate::model::outcome::Outcome;
+use crate::model::peer::Peer;
+use crate::model::tenancy::Team;
+
+/// Names of one kind that are written at most, and characters of each: whoever asks chooses them.
+const MOST_NAMES: usize = 100;
+const LONGEST_NAME: usize = 128;
+
+/// A request that has ended.
+#[derive(Debug)]
+pub struct Record {
+    /// When its head was complete.
+    pub received: SystemTime,
+    /// Its id, as the client was told.
+    pub request_id: HeaderValue,
+    /// Where it came from.
+    pub peer: Arc<Peer>,
+    /// Who asked, if that became known.
+    pub team: Option<Arc<Team>>,
+    /// What for, if that became known.
+    pub operation: Option<Operation>,
+    /// Its method.
+    pub method: Method,
+    /// The query in canonical form, as the client asked it.
+    pub query: Option<Bytes>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The HTTP status.
+    pub status: u16,
+    /// Why the gateway refused or failed; empty where it did not.
+    pub reason: &'static str,
+    /// Bytes of the answer's body.
+    pub bytes: u64,
+    /// From the request's head to the answer's.
+    pub took: Duration,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    timestamp: String,
+    request_id: &'a str,
+    peer: &'a str,
+    team: Option<&'a str>,
+    account: Option<&'a str>,
+    operation: Option<&'static str>,
+    method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fields: Option<Fields>,
+    outcome: &'static str,
+    status: u16,
+    reason: &'static str,
+    bytes: u64,
+    duration_ms: f64,
+}
+
+/// The members that a query names, by the lists in which it names them.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Fields {
+    pub(super) measures: Vec<String>,
+    pub(super) dimensions: Vec<String>,
+    pub(super) filters: Vec<String>,
+    pub(super) order_by: Vec<String>,
+    /// There are more, or longer ones.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) cut: bool,
+}
+
+impl Record {
+    /// Bytes that it takes while it waits.
+    pub(super) fn weight(&self) -> usize {
+        size_of::<Self>() + self.query.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// Appends its line.
+    pub(super) fn write(&self, lines: &mut Vec<u8>) {
+        let team = self.team.as_deref();
+        let line = Line {
+            timestamp: Timestamp::try_from(self.received).map_or_else(|_| String::new(), |at| format!("{at:.6}")),
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            peer: self.peer.as_str(),
+            team: team.map(|team| &*team.name),
+            account: team.map(|team| &*team.account.name),
+            operation: self.operation.map(Operation::as_str),
+            method: self.method.as_str(),
+            fields: self.query.as_ref().map(|query| Fields::of(query)),
+            outcome: self.outcome.as_str(),
+            status: self.status,
+            reason: self.reason,
+            bytes: self.bytes,
+            duration_ms: (self.took.as_secs_f64() * 1e6).round() / 1e3,
+        };
+        // Strings and numbers always serialise, and a buffer takes them.
+        let _ = serde_json::to_writer(&mut *lines, &line);
+        lines.push(b'\n');
+    }
+}
+
+impl Fields {
+    /// Of a query body. What is no name, or no query, is left out.
+    pub(super) fn of(query: &[u8]) -> Self {
+        let mut fields = Self::default();
+        let Ok(body) = json::parse(query) else { return fields };
+        let members = body.as_object().and_then(|body| json::member(body, "query")?.as_object()).unwrap_or_default();
+        let Self { measures, dimensions, filters, order_by, cut } = &mut fields;
+        for (name, list) in [("measures", measures), ("dimensions", dimensions)] {
+            for value in json::member(members, name).and_then(Value::as_array).unwrap_or_default() {
+                *cut |= value.as_str().is_some_and(|name| !add(list, name));
+            }
+        }
+        for (name, list) in [("filters", filters), ("orderBy", order_by)] {
+            *cut |= json::member(members, name).is_some_and(|value| !add_fields(list, value));
+        }
+        fields
+    }
+}
+
+/// Adds what every member `field` in `value` names, however deep. `false` when something is left out.
+fn add_fields(list: &mut Vec<String>, value: &Value<'_>) -> bool {
+    let mut whole = true;
+    for value in value.as_array().unwrap_or_default() {
+        whole &= add_fields(list, value);
+    }
+    for member in value.as_object().unwrap_or_default() {
+        whole &= match member.value.as_str() {
+            Some(name) if member.name.as_str() == "field" => add(list, name),
+            _ => add_fields(list, &member.value),
+        };
+    }
+    whole
+}
+
+/// Adds a name unless it is there. `false` when there are too many, or it is too long to be added whole.
+fn add(list: &mut Vec<String>, name: &str) -> bool {
+    let end = name.char_indices().nth(LONGEST_NAME).map_or(name.len(), |(end, _)| end);
+    let short = &name[..end];
+    if !list.iter().any(|known| known == short) {
+        if list.len() == MOST_NAMES {
+            return false;
+        }
+        list.push(short.to_owned());
+    }
+    end == name.len()
+}

@@ -1,0 +1,93 @@
+//! The thread that writes.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::Receiver;
+
+use super::{AuditFile, Message, count};
+use crate::metrics::Metrics;
+
+/// Lines are written together, up to so many bytes.
+const BATCH: usize = 256 * 1024;
+
+/// Formats records and writes them, until nobody can send any more.
+pub(super) struct Writer {
+    waiting: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+    file: Option<AuditFile>,
+    lines: Vec<u8>,
+    /// Records in `lines`.
+    records: u64,
+    /// The last write failed, perhaps in the middle of a line.
+    failed: bool,
+}
+
+impl Writer {
+    pub(super) fn new(waiting: Arc<AtomicUsize>, metrics: Arc<Metrics>) -> Self {
+        Self { waiting, metrics, file: None, lines: Vec::new(), records: 0, failed: false }
+    }
+
+    pub(super) fn run(mut self, receiver: &Receiver<Message>) {
+        while let Ok(first) = receiver.recv() {
+            for message in std::iter::once(first).chain(receiver.try_iter()) {
+                self.take(message);
+            }
+            self.flush();
+        }
+    }
+
+    pub(super) fn take(&mut self, message: Message) {
+        match message {
+            Message::Record(record) => {
+                record.write(&mut self.lines);
+                self.records += 1;
+                self.waiting.fetch_sub(record.weight(), Relaxed);
+                if self.lines.len() >= BATCH {
+                    self.flush();
+                }
+            }
+            Message::File(file) => {
+                self.flush();
+                self.file = file;
+                self.failed = false;
+            }
+            Message::End(done) => {
+                self.flush();
+                // Perhaps nobody waits any longer.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        let records = std::mem::take(&mut self.records);
+        if records == 0 {
+            return;
+        }
+        match self.write() {
+            Ok(()) => {
+                count(&self.metrics, "written", records);
+                if std::mem::take(&mut self.failed) {
+                    tracing::info!("the audit log is written again");
+                }
+            }
+            Err(error) => {
+                count(&self.metrics, "dropped", records);
+                if !std::mem::replace(&mut self.failed, true) {
+                    tracing::error!(%error, "the audit log cannot be written: records are lost until it can");
+                }
+            }
+        }
+        self.lines.clear();
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(AuditFile(file)) = &mut self.file else { return Err(io::Error::other("there is no file")) };
+        if self.failed {
+            // What was begun before stays a line of its own.
+            file.write_all(b"\n")?;
+        }
+        file.write_all(&self.lines)
+    }
+}
