@@ -21,11 +21,19 @@ pub struct Certificate {
 
 impl Certificate {
     pub fn new() -> Self {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        Self::made_of(&Self::params(&["localhost", "127.0.0.1"]))
+    }
+
+    /// For these names, to be changed.
+    pub fn params(names: &[&str]) -> CertificateParams {
+        CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    pub fn made_of(params: &CertificateParams) -> Self {
+        let key = KeyPair::generate().unwrap();
         let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-        fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        fs::write(folder.path().join("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(folder.path().join("key.pem"), key.serialize_pem()).unwrap();
         Self { folder }
     }
 

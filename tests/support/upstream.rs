@@ -63,6 +63,7 @@ enum Step {
     Wait(Gate),
     Reset,
     Close,
+    Abandon,
     Forever,
 }
 
@@ -121,6 +122,12 @@ impl Plan {
 
     pub fn then_close(mut self) -> Self {
         self.0.push(Step::Close);
+        self
+    }
+
+    /// Ends the connection below TLS, which is not told.
+    pub fn then_abandon(mut self) -> Self {
+        self.0.push(Step::Abandon);
         self
     }
 
@@ -288,6 +295,7 @@ async fn converse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), shared: &S
                     Ok(())
                 }
                 Step::Reset => return true,
+                Step::Abandon => return false,
                 Step::Close => {
                     let _ = stream.shutdown().await;
                     return false;
