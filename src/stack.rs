@@ -18,7 +18,7 @@ use crate::layers::interpret::{self, Bodies, Interpret, InterpretLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
-use crate::layers::retry::{self, Retry, RetryLayer};
+use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::upstream::{Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
@@ -46,6 +46,8 @@ pub struct Lasting {
     pub store: Store,
     /// The accounts' budgets.
     pub budgets: Budgets,
+    /// What was tried again of late.
+    pub retries: RetryBudgets,
     /// The accounts' newest credentials.
     pub credentials: Newest,
     /// Accounts whose credentials Twilio rejects.
@@ -88,6 +90,7 @@ impl Lasting {
             store,
             metrics,
             budgets: Budgets::default(),
+            retries: RetryBudgets::default(),
             credentials: Newest::default(),
             rejections: Rejections::default(),
             team_rates: TeamRates::default(),
@@ -109,7 +112,7 @@ impl Lasting {
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
     let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
-    let Lasting { rejections, team_rates, slowing, grants, bodies, shed, audit, traces, .. } = lasting.clone();
+    let Lasting { retries, rejections, team_rates, slowing, grants, bodies, shed, audit, traces, .. } = lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -136,7 +139,7 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
-        .layer(RetryLayer::new(retry_policy(config), Arc::clone(&metrics), clock))
+        .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
         .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
         // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.

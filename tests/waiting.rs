@@ -91,3 +91,21 @@ async fn another_teams_call_is_next_however_many_wait() {
     gateway.ask(&by("quiet", 100)).await.assert_page(PAGE, "miss");
     assert!(upstream.count() <= 6, "{} calls went before it", upstream.count());
 }
+
+#[tokio::test]
+async fn one_that_joins_a_call_in_the_line_is_told_at_once_if_that_comes_too_late() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '1/min'\nburst = 1", &[("one", "")]).await;
+    gateway.ask(&by("one", 0)).await.assert_page(PAGE, "miss");
+    let mut waiting = gateway.connect().await;
+    waiting.send(&by("one", 1)).await;
+    gateway.metric_reaches("queue_length", &["main"], 1.0).await;
+    let headers = "Authorization: Bearer token-of-one\r\nPrefer: wait=5\r\n";
+    let same = post_to(QUERY, headers, r#"{"query":{"measures":["Conversation.Count1"]}}"#);
+    let begun = tokio::time::Instant::now();
+    let refused = gateway.ask(&same).await;
+    refused.assert_refused(429, "deadline");
+    assert!(begun.elapsed().as_secs() < 4, "{:?}", begun.elapsed());
+    let wait: u32 = refused.header("retry-after").parse().unwrap();
+    assert!((50..=60).contains(&wait), "{wait}");
+}

@@ -33,23 +33,27 @@ pub struct Policy {
     pub budget: f64,
 }
 
+/// What was tried of late for each account. It outlives a reload, so that no reload lets an outage be multiplied.
+#[derive(Debug, Clone, Default)]
+pub struct RetryBudgets(Arc<Mutex<HashMap<Arc<str>, Allowance>>>);
+
 /// Makes [`Retry`] services.
 #[derive(Debug, Clone)]
 pub struct RetryLayer {
     policy: Policy,
-    allowances: Arc<Mutex<HashMap<Arc<str>, Allowance>>>,
+    budgets: RetryBudgets,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl RetryLayer {
     /// Tries again as `policy` has it.
-    pub fn new(policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { policy, allowances: Arc::default(), metrics, clock }
+    pub fn new(policy: Policy, budgets: RetryBudgets, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self { policy, budgets, metrics, clock }
     }
 
     fn with_allowance<T>(&self, account: &Arc<str>, act: impl FnOnce(&mut Allowance, Instant) -> T) -> T {
-        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allowances = self.budgets.0.lock().unwrap_or_else(PoisonError::into_inner);
         act(allowances.entry(Arc::clone(account)).or_default(), self.clock.now())
     }
 }

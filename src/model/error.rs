@@ -178,6 +178,11 @@ pub enum Retry {
     OnceIfRepeatable,
 }
 
+/// A wait as `Retry-After` says it: rounded up, at least 1 s, so that a client that comes back then is not too early.
+pub fn whole_seconds(wait: Duration) -> Duration {
+    Duration::from_secs((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+}
+
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// A refusal or failure of the gateway itself. Cheap to clone: collapsed requests share one.
@@ -212,6 +217,16 @@ impl GatewayError {
     /// has to begin anew.
     pub fn abandoned() -> Self {
         Self { abandoned: true, ..Self::new(Reason::Deadline, "nobody waits for this call any more") }
+    }
+
+    /// A call's turn is so far away that it would come after the deadline.
+    pub fn too_late(wait: Duration) -> Self {
+        let wait = whole_seconds(wait);
+        let message = format!(
+            "the account's next free request is {} s away, later than this request may wait; come back then",
+            wait.as_secs()
+        );
+        Self::new(Reason::Deadline, message).with_retry_after(wait)
     }
 
     /// With what another try could do.

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::clock::Instant;
 use super::tenancy::Team;
 use super::wishes::Urgency;
 
@@ -20,6 +21,8 @@ pub struct Interest {
     version: AtomicU64,
     changed: Notify,
     refresh: bool,
+    /// When its turn is to be expected, while it waits for that.
+    turn: Mutex<Option<Instant>>,
 }
 
 /// One team's share in a call.
@@ -51,7 +54,7 @@ impl Interest {
 
     fn new(refresh: bool) -> Arc<Self> {
         let (clients, version, changed) = (Mutex::default(), AtomicU64::default(), Notify::new());
-        Arc::new(Self { clients, version, changed, refresh })
+        Arc::new(Self { clients, version, changed, refresh, turn: Mutex::default() })
     }
 
     /// One more waits, until the guard is dropped.
@@ -104,6 +107,16 @@ impl Interest {
         }
         // Still under the lock: what changes after this has a later version.
         (sponsors, self.version.load(SeqCst))
+    }
+
+    /// The call waits, and its turn is to be expected then; or it does not wait, or no more.
+    pub fn expect_turn(&self, turn: Option<Instant>) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+    }
+
+    /// When the turn of a call that waits is to be expected.
+    pub fn turn(&self) -> Option<Instant> {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Is this a background refresh, whether or not a client waits for it too.
@@ -159,6 +172,13 @@ pub struct Waiter {
     interest: Arc<Interest>,
     team: Arc<Team>,
     urgency: Urgency,
+}
+
+impl Waiter {
+    /// When the turn of the call is to be expected, if it waits for that.
+    pub fn turn(&self) -> Option<Instant> {
+        self.interest.turn()
+    }
 }
 
 impl Drop for Waiter {

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::Limits;
 use super::circuit::{CircuitState, Passage};
 use super::queue::Ticket;
 use super::state::State;
 use super::waiting::{self, Standing as Place, Waiting};
-use super::{Limits, whole_seconds};
 use crate::model::call::Call;
 use crate::model::clock::{Clock, Instant};
-use crate::model::error::{GatewayError, Reason};
+use crate::model::error::{GatewayError, Reason, whole_seconds};
 use crate::model::hints::Stated;
 use crate::model::interest::Sponsor;
 use crate::model::tenancy::{Allowance, Team};
@@ -117,6 +117,7 @@ impl AccountBudget {
         if sponsors.is_empty() && !interest.is_refresh() {
             return Err(GatewayError::abandoned());
         }
+        interest.expect_turn(None);
         let (mut seat, mut granted) = match self.0.arrive(call, sponsors)? {
             Arrival::Granted(permit) => return Ok(permit),
             Arrival::Waits(seat, granted) => (seat, granted),
@@ -126,6 +127,7 @@ impl AccountBudget {
                 biased;
                 granted = &mut granted => {
                     seat.left = true;
+                    interest.expect_turn(None);
                     return granted.unwrap_or_else(|_| Err(GatewayError::new(Reason::Internal, "the budget lost a waiting call")));
                 }
                 () = interest.changed(seen) => {
@@ -138,7 +140,7 @@ impl AccountBudget {
                 () = tokio::time::sleep_until(call.deadline) => {
                     self.0.look_for_hopeless();
                     // It has been told how long it would have had to wait, or was served at this very moment.
-                    return granted.try_recv().unwrap_or_else(|_| Err(too_late(Duration::ZERO)));
+                    return granted.try_recv().unwrap_or_else(|_| Err(GatewayError::too_late(Duration::ZERO)));
                 }
             }
         }
@@ -212,13 +214,14 @@ impl Shared {
         if now + wait > call.deadline || full {
             state.let_go(&holds);
             if let (false, Some(sponsor)) = (background, sponsors.into_iter().next()) {
-                let (wait, most) = (Duration::from_secs(whole_seconds(wait)), state.limits.queue);
+                let (wait, most) = (whole_seconds(wait), state.limits.queue);
                 state.room.promise(sponsor, call.key, ticket, wait, most, now);
             }
-            return Err(if full { queue_full(state.limits.queue, wait) } else { too_late(wait) });
+            return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
         let (tell, granted) = oneshot::channel();
         let grant = Grant { tell, holds };
+        call.interest.expect_turn(Some(now + wait));
         state.room.enter(ticket, Waiting { deadline: call.deadline, key: call.key, sponsors, background, grant });
         drop(guarded);
         self.advance();
@@ -291,10 +294,10 @@ impl Shared {
         for (ticket, wait) in state.hopeless(now) {
             let Some(Waiting { grant, key, sponsors, background, .. }) = state.dismiss(ticket) else { continue };
             if let (false, Some(sponsor)) = (background, sponsors.into_iter().next()) {
-                state.room.promise(sponsor, key, ticket, Duration::from_secs(whole_seconds(wait)), most, now);
+                state.room.promise(sponsor, key, ticket, whole_seconds(wait), most, now);
             }
             // A receiver that is gone has left by itself.
-            let _ = grant.tell.send(Err(too_late(wait)));
+            let _ = grant.tell.send(Err(GatewayError::too_late(wait)));
         }
     }
 
@@ -431,25 +434,14 @@ impl Drop for Permit {
     }
 }
 
-fn too_late(wait: Duration) -> GatewayError {
-    let seconds = whole_seconds(wait);
-    GatewayError::new(
-        Reason::Deadline,
-        format!(
-            "the account's next free request is {seconds} s away, later than this request may wait; come back then"
-        ),
-    )
-    .with_retry_after(Duration::from_secs(seconds))
-}
-
 fn queue_full(most: u32, wait: Duration) -> GatewayError {
-    let wait = Duration::from_secs(whole_seconds(wait));
+    let wait = whole_seconds(wait);
     let message = format!("{most} calls already wait for this account; come back in {} s", wait.as_secs());
     GatewayError::new(Reason::QueueFull, message).with_retry_after(wait)
 }
 
 fn circuit_open(wait: Duration) -> GatewayError {
-    let wait = Duration::from_secs(whole_seconds(wait));
+    let wait = whole_seconds(wait);
     let message = format!("Twilio has failed again and again and is left alone; come back in {} s", wait.as_secs());
     GatewayError::new(Reason::CircuitOpen, message).with_retry_after(wait)
 }

@@ -176,10 +176,5 @@ fn ended(answer: &Result<Answer, GatewayError>, deadline: Instant, clock: Clock)
     }
 }
 
-/// Rounded up, at least 1: what a client that comes back after it finds is not too early.
-fn whole_seconds(wait: Duration) -> u64 {
-    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
-}
-
 #[cfg(test)]
 mod tests;

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Limits;
 use super::adapt::Pace;
 use super::bucket::{Bucket, Quota};
 use super::circuit::Circuit;
 use super::queue::Ticket;
 use super::waiting::WaitingRoom;
-use super::{Limits, whole_seconds};
 use crate::model::clock::Instant;
-use crate::model::error::{GatewayError, Reason};
+use crate::model::error::{GatewayError, Reason, whole_seconds};
 use crate::model::hints::Stated;
 use crate::model::tenancy::{Allowance, Team};
 
@@ -125,8 +125,8 @@ impl<G> State<G> {
             return Ok(());
         }
         let wait = whole_seconds(bucket.nth(quota, 1, now).saturating_duration_since(now));
-        let message = format!("team {} has sent too much upstream; come back in {wait} s", team.name);
-        Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(Duration::from_secs(wait)))
+        let message = format!("team {} has sent too much upstream; come back in {} s", team.name, wait.as_secs());
+        Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(wait))
     }
 
     /// Gives such a token back.
@@ -210,6 +210,6 @@ impl<G> State<G> {
 fn left(quota: &Quota, bucket: &Bucket, ready_at: Instant, now: Instant) -> Allowance {
     match ready_at {
         at if at <= now => Allowance { remaining: bucket.tokens(quota, now).max(0.0) as u64, reset: 0 },
-        at => Allowance { remaining: 0, reset: whole_seconds(at - now) },
+        at => Allowance { remaining: 0, reset: whole_seconds(at - now).as_secs() },
     }
 }

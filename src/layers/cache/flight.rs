@@ -54,13 +54,18 @@ struct Flight {
 #[derive(Debug)]
 pub(super) struct Joined {
     /// Leaving is dropping this.
-    _waiter: Waiter,
+    waiter: Waiter,
     landing: watch::Receiver<Option<Landed>>,
     /// Did this call begin the flight.
     pub(super) leads: bool,
 }
 
 impl Joined {
+    /// When the flight's turn upstream is to be expected, if it waits for that.
+    pub(super) fn turn(&self) -> Option<Instant> {
+        self.waiter.turn()
+    }
+
     /// Waits for the landing; `None` when the flight was lost.
     pub(super) async fn landed(&mut self) -> Option<Landed> {
         self.landing.wait_for(Option::is_some).await.ok().and_then(|landed| landed.clone())
@@ -80,16 +85,16 @@ impl Flights {
     ) -> Result<Joined, T> {
         let mut table = self.lock();
         if let Some(flight) = table.get(&key) {
-            let (_waiter, landing) = (flight.interest.join(client.0, client.1), flight.landing.clone());
-            return Ok(Joined { _waiter, landing, leads: false });
+            let (waiter, landing) = (flight.interest.join(client.0, client.1), flight.landing.clone());
+            return Ok(Joined { waiter, landing, leads: false });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Err(arrived);
         }
         let interest = Interest::of_clients();
-        let _waiter = interest.join(client.0, client.1);
+        let waiter = interest.join(client.0, client.1);
         let landing = self.begin(&mut table, key, Arc::clone(&interest), begin);
-        Ok(Joined { _waiter, landing, leads: true })
+        Ok(Joined { waiter, landing, leads: true })
     }
 
     /// Begins a refresh unless `key` is in flight already.

@@ -195,14 +195,22 @@ where
                     return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.now()));
                 }
             };
+            let now = self.layer.clock.now();
+            if let Some(turn) = joined.turn().filter(|turn| !joined.leads && *turn > call.deadline) {
+                // The flight may wait for longer than this client does.
+                return self.or_stale(Err(GatewayError::too_late(turn - now)), entry, &call);
+            }
             match wait(&mut joined, call.deadline).await {
                 // Its task was cancelled or died.
                 Waited::Lost => {}
                 Waited::TooLong => {
-                    let error = GatewayError::new(
-                        Reason::UpstreamTimeout,
-                        "Twilio did not answer before this request's deadline",
-                    );
+                    let now = self.layer.clock.now();
+                    let unanswered = || {
+                        let message = "Twilio did not answer before this request's deadline";
+                        GatewayError::new(Reason::UpstreamTimeout, message)
+                    };
+                    let still_waits = |turn: Instant| GatewayError::too_late(turn.saturating_duration_since(now));
+                    let error = joined.turn().map_or_else(unanswered, still_waits);
                     return self.or_stale(Err(error), entry, &call);
                 }
                 Waited::Landed(landed) => {

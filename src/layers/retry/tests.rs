@@ -34,7 +34,7 @@ async fn run_with(policy: Policy, call: Call, script: &[Scripted]) -> (Result<u1
             })
         })
     };
-    let retry = RetryLayer::new(policy, Metrics::new(), Clock::new()).layer(upstream);
+    let retry = RetryLayer::new(policy, RetryBudgets::default(), Metrics::new(), Clock::new()).layer(upstream);
     let result = retry.oneshot(call).await;
     let attempts = script.len() - left.lock().unwrap().len();
     (result.map(|answer| answer.status.as_u16()).map_err(|error| error.reason()), attempts)
@@ -110,7 +110,9 @@ async fn an_outage_is_not_multiplied() {
             upstream.oneshot(call)
         })
     };
-    let retry = RetryLayer::new(Policy { budget: 0.2, ..policy() }, Metrics::new(), Clock::new()).layer(counted);
+    let retry =
+        RetryLayer::new(Policy { budget: 0.2, ..policy() }, RetryBudgets::default(), Metrics::new(), Clock::new())
+            .layer(counted);
     let calls: Vec<_> =
         (0..1000).map(|_| tokio::spawn(retry.clone().oneshot(call(Operation::Query, 90 * S)))).collect();
     for call in calls {
