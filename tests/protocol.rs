@@ -519,6 +519,17 @@ async fn head_has_the_headers_of_get_and_no_body() {
 }
 
 #[tokio::test]
+async fn what_is_malformed_behind_http_1_0_is_refused_in_our_words() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let mut client = gateway.connect().await;
+    let first = format!("GET {METADATA} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    client.send(format!("{first} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await;
+    assert_eq!(client.answer().await.status, 200);
+    client.answer().await.assert_refused(400, "bad_request");
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_their_order() {
     let bench = Bench::new().await;
     bench.upstream.set(|seen| Plan::page(&seen.text()));

@@ -290,7 +290,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
 impl<T: AsyncWrite + Unpin> Guarded<T> {
     /// Writes our own answer where `words` is one that hyper made up.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
-        if self.instead.is_none() && !self.http2 && words.starts_with(b"HTTP/1.1 4") {
+        // A connection that has spoken HTTP/1.0 is answered so.
+        let refuses = words.starts_with(b"HTTP/1.1 4") || words.starts_with(b"HTTP/1.0 4");
+        if self.instead.is_none() && !self.http2 && refuses {
             self.instead = replacement(words).map(|bytes| (bytes, all));
         }
         let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(None) };
