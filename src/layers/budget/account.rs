@@ -264,7 +264,7 @@ impl Shared {
             return;
         }
         let mut at = state.ready_at(now);
-        if state.limits.adapt && state.pace.is_lowered(now) && state.paused_until.is_none_or(|until| until <= now) {
+        if state.limits.adapt && state.pace.is_learnt(now) && state.paused_until.is_none_or(|until| until <= now) {
             at = at.min(now + LONGEST);
         }
         if guarded.alarm.is_some_and(|alarm| alarm <= at && alarm > now) {

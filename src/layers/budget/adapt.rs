@@ -116,9 +116,12 @@ impl Pace {
         least.map(|rate| rate.max(LEAST.min(self.ceiling.unwrap_or(LEAST))))
     }
 
-    /// Is the rate another than the configured one.
-    pub(super) fn is_lowered(&self, now: Instant) -> bool {
-        self.rate(now) != self.ceiling
+    /// Is the rate learnt rather than the configured one. It is so too where Twilio states just the configured rate: its
+    /// windows have no room for bursts beside that.
+    pub(super) fn is_learnt(&self, now: Instant) -> bool {
+        let stated = self.stated.filter(|(_, until)| now < *until);
+        let binds = stated.is_some_and(|(rate, _)| self.ceiling.is_none_or(|ceiling| rate <= ceiling));
+        binds || self.rate(now) != self.ceiling
     }
 
     /// How many calls at once may be sent now, of the configured number.
@@ -153,7 +156,9 @@ impl Pace {
         if let Some(rate) = self.stated_rate(stated) {
             self.stated = Some((rate, now + STATED_HOLDS));
         }
-        stated.reset.filter(|_| stated.remaining == Some(0))
+        // Whole seconds, rounded up: the last of them may be almost over.
+        let certain = stated.reset.filter(|_| stated.remaining == Some(0))?.saturating_sub(Duration::from_secs(1));
+        (!certain.is_zero()).then_some(certain)
     }
 
     /// Twilio answered 429 to a call that was sent at `sent`, with `in_flight` calls under way, itself included;

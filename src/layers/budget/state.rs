@@ -60,7 +60,7 @@ impl<G> State<G> {
 
     /// Follows the pace.
     pub(super) fn adjust(&mut self, now: Instant) {
-        let lowered = self.limits.adapt && self.pace.is_lowered(now);
+        let lowered = self.limits.adapt && self.pace.is_learnt(now);
         let quota = if lowered { self.pace.rate(now).map(Quota::even) } else { self.limits.quota() };
         if let (Some(old), Some(new)) = (&self.quota, &quota) {
             self.bucket.requote(old, new, now);

@@ -512,3 +512,23 @@ async fn every_attempt_pays_and_a_429_pauses_the_account() {
     assert_eq!((standing.paused, standing.in_flight), (9 * S, 0));
     assert!(standing.tokens.unwrap() < 10.0);
 }
+
+/// Five in a window of a second, as Twilio states with each answer: the first five at once, and no burst after that, since
+/// nobody knows where in the window it would fall.
+#[tokio::test(start_paused = true)]
+async fn a_stated_limit_leaves_no_room_for_bursts() {
+    let (budget, start) = (budget(Limits { adapt: true, ..limits(5, 5, 10) }), Instant::now());
+    let mut sent = Vec::new();
+    for left in (0..5).rev().cycle().take(15) {
+        let (call, _waiter) = patient();
+        let mut permit = budget.acquire(&call).await.unwrap();
+        permit.spend();
+        sent.push(Instant::now() - start);
+        let (limit, remaining, reset) = (Some(5), Some(left), Some(S));
+        permit.end(Ended::Answered(Stated { limit, remaining, reset, concurrent: None }));
+    }
+    for window in sent.windows(6) {
+        assert!(window[5] - window[0] >= 950 * MS, "{sent:?}");
+    }
+    assert!(sent[14] <= 3 * S, "and nothing is wasted: {sent:?}");
+}

@@ -22,7 +22,7 @@ fn without_a_refusal_the_configured_rate_holds() {
         pace.accepted(&Stated::default(), start + n * MS);
     }
     assert_eq!(pace.rate(start + S), Some(5.0));
-    assert!(!pace.is_lowered(start + S));
+    assert!(!pace.is_learnt(start + S));
     assert_eq!(Pace::new(None, start).rate(start), None);
 }
 
@@ -69,7 +69,8 @@ fn follows_the_limit_that_twilio_states() {
     let stated = Stated { limit: Some(20), remaining: Some(7), ..Stated::default() };
     assert_eq!(pace.accepted(&stated, start), None);
     assert_eq!((pace.rate(start), pace.rate(start + 61 * S)), (Some(20.0), Some(100.0)));
-    assert_eq!(pace.accepted(&limited(20, 3), start), Some(3 * S), "nothing is left for three seconds");
+    assert_eq!(pace.accepted(&limited(20, 3), start), Some(2 * S), "nothing is left for two seconds and a part of one");
+    assert_eq!(pace.accepted(&limited(20, 1), start), None, "the next may begin at any moment");
 }
 
 #[test]
@@ -203,7 +204,7 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
             }
         }
         let now = at(ms);
-        let next = if pace.is_lowered(now) { pace.rate(now).map(Quota::even) } else { ceiling.map(configured) };
+        let next = if pace.is_learnt(now) { pace.rate(now).map(Quota::even) } else { ceiling.map(configured) };
         if let (Some(old), Some(new)) = (&quota, &next) {
             bucket.requote(old, new, now);
         }
