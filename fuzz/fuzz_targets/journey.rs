@@ -68,12 +68,6 @@ struct Stage {
 }
 
 static STAGE: LazyLock<Stage> = LazyLock::new(|| {
-    // SAFETY: the fuzzer has one thread, and this is the first thing that it does.
-    unsafe {
-        // Reading the machine's own trust roots for each input would take most of the time, and none is needed.
-        std::env::set_var("SSL_CERT_FILE", "/dev/null");
-        std::env::remove_var("SSL_CERT_DIR");
-    }
     let upstream = TcpListener::bind("127.0.0.1:0").expect("a free port");
     upstream.set_nonblocking(true).expect("a socket");
     let url = format!("http://{}", upstream.local_addr().expect("an address"));

@@ -26,12 +26,6 @@ struct Configs {
 }
 
 static CONFIGS: LazyLock<Configs> = LazyLock::new(|| {
-    // SAFETY: the fuzzer has one thread, and this is the first thing that it does.
-    unsafe {
-        // Reading the machine's own trust roots for each input would take most of the time, and none is needed.
-        std::env::set_var("SSL_CERT_FILE", "/dev/null");
-        std::env::remove_var("SSL_CERT_DIR");
-    }
     let listen = format!("unix:{}", SOCKET.display());
     let flags = [
         ("server.listen", listen.as_str()),
