@@ -16,11 +16,11 @@ pub mod upstream;
 
 use std::time::Duration;
 
-#[allow(unused_imports, reason = "see above")]
+#[allow(unused_imports, reason = "every test binary uses its own part")]
 pub use client::{Answer, Client, refusal};
-#[allow(unused_imports, reason = "see above")]
+#[allow(unused_imports, reason = "every test binary uses its own part")]
 pub use gateway::{Gateway, TestConfig};
-#[allow(unused_imports, reason = "see above")]
+#[allow(unused_imports, reason = "every test binary uses its own part")]
 pub use upstream::{Gate, Plan, Seen, Upstream};
 
 /// The path of queries and their pages.
