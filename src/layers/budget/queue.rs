@@ -104,26 +104,44 @@ impl FairQueue {
     /// are away, the share `returning` counts.
     pub(super) fn ahead_of(&self, sponsor: &Sponsor, ticket: Ticket, returning: f64) -> usize {
         let place = (sponsor.urgency, ticket);
-        let (start, cost, own) = match self.lines.get(&sponsor.team.name) {
-            None => (self.virtual_time, cost(&sponsor.team), 0),
-            Some(line) => {
-                let waiting = line.places.range(..place).count();
-                let away = line.kept.range(..place).count();
-                (line.start.max(self.virtual_time), line.cost, waiting + part(away, returning))
-            }
-        };
+        let own = self
+            .lines
+            .get(&sponsor.team.name)
+            .map_or(0, |line| before(&line.places, &place) + part(before(&line.kept, &place), returning));
+        own + self.of_others_before(&sponsor.team.name, cost(&sponsor.team), own, returning)
+    }
+
+    /// The same for all who wait, each counted once for every line that it stands in. One pass: asking for each alone
+    /// would take the square of their number.
+    pub(super) fn ahead_of_each(&self, returning: f64) -> impl Iterator<Item = (Ticket, usize)> {
+        self.lines.iter().flat_map(move |(name, line)| {
+            let mut kept = line.kept.iter().peekable();
+            let mut away = 0;
+            line.places.iter().enumerate().map(move |(waiting, place)| {
+                while kept.next_if(|kept| *kept < place).is_some() {
+                    away += 1;
+                }
+                let own = waiting + part(away, returning);
+                (place.1, own + self.of_others_before(name, line.cost, own, returning))
+            })
+        })
+    }
+
+    /// How many services other teams' shares let them have before a team's that has `own` before it.
+    fn of_others_before(&self, team: &Arc<str>, cost: u64, own: usize, returning: f64) -> usize {
+        let start = self.lines.get(team).map_or(self.virtual_time, |line| line.start.max(self.virtual_time));
         let mine = start + own as u64 * cost;
         let before_mine = |(name, line): (&Arc<str>, &Line)| {
             let there = line.places.len() + part(line.kept.len(), returning);
             let theirs = line.start.max(self.virtual_time);
-            if *name == sponsor.team.name || there == 0 || theirs > mine {
+            if name == team || there == 0 || theirs > mine {
                 return 0;
             }
             // Those that start at the same moment count as ahead: rather one too many than a promise broken.
             let until = (mine - theirs) / line.cost + 1;
             there.min(usize::try_from(until).unwrap_or(usize::MAX))
         };
-        own + self.lines.iter().map(before_mine).sum::<usize>()
+        self.lines.iter().map(before_mine).sum()
     }
 
     /// How many calls have places, those that have several counted in each line.
@@ -156,6 +174,11 @@ impl FairQueue {
 
 fn cost(team: &Team) -> u64 {
     COST / u64::from(team.weight.max(1))
+}
+
+/// How many places come before this one. Most who ask came last, so it is those behind that are counted.
+fn before(places: &BTreeSet<Place>, place: &Place) -> usize {
+    places.len() - places.range(place..).count()
 }
 
 fn part(number: usize, share: f64) -> usize {
@@ -302,6 +325,28 @@ mod tests {
             prop_assert!(ahead <= foretold, "{ahead} were served before it, {foretold} were foretold");
             // Ties between teams are the only doubt.
             prop_assert!(foretold <= ahead + weights.len(), "{foretold} were foretold, {ahead} were served");
+        }
+
+        /// All at once is each alone.
+        #[test]
+        fn foretells_all_as_each(
+            calls in proptest::collection::vec((0usize..4, 0u8..8, proptest::bool::ANY), 1..60),
+            returning in 0.0f64..=1.0,
+        ) {
+            let of = |team: usize, urgency| sponsor(&format!("team{team}"), team as u32 + 1, urgency);
+            let mut queue = FairQueue::default();
+            for (ticket, (team, urgency, away)) in calls.iter().enumerate() {
+                match away {
+                    true => queue.keep(&of(*team, *urgency), ticket as Ticket),
+                    false => queue.join(&of(*team, *urgency), ticket as Ticket),
+                }
+            }
+            let all: Vec<_> = queue.ahead_of_each(returning).collect();
+            prop_assert_eq!(all.len(), queue.len());
+            for (ticket, ahead) in all {
+                let (team, urgency, _) = calls[ticket as usize];
+                prop_assert_eq!(ahead, queue.ahead_of(&of(team, urgency), ticket, returning));
+            }
         }
 
         /// Teams that always want more get their shares.

@@ -16,6 +16,9 @@ use crate::model::error::{GatewayError, Reason, whole_seconds};
 use crate::model::hints::Stated;
 use crate::model::tenancy::{Allowance, Team};
 
+/// A wait that no sensible deadline outlasts, and that can still be added to any moment.
+const BEYOND_ALL_DEADLINES: Duration = Duration::from_secs(366 * 86_400);
+
 #[derive(Debug)]
 pub(super) struct State<G> {
     pub(super) limits: Limits,
@@ -113,9 +116,8 @@ impl<G> State<G> {
         let places = self.concurrency(now);
         let without_place = n.saturating_sub(places.saturating_sub(self.in_flight));
         let rounds = f64::from(without_place) / f64::from(places.max(1));
-        // Beyond what a duration holds it is beyond every deadline.
-        let place = Duration::try_from_secs_f64(self.service.as_secs_f64() * rounds).unwrap_or(Duration::MAX);
-        token.max(place)
+        let place = Duration::try_from_secs_f64(self.service.as_secs_f64() * rounds).unwrap_or(BEYOND_ALL_DEADLINES);
+        token.max(place).min(BEYOND_ALL_DEADLINES)
     }
 
     /// Takes one of a team's own upstream tokens, where it has such a limit.

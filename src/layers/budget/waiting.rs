@@ -36,6 +36,8 @@ pub(super) struct Waiting<G> {
 #[derive(Debug)]
 pub(super) struct WaitingRoom<G> {
     calls: HashMap<Ticket, Waiting<G>>,
+    /// How many of them are refreshes that no client waits for.
+    in_background: usize,
     clients: FairQueue,
     refreshes: FairQueue,
     next_ticket: Ticket,
@@ -66,6 +68,7 @@ impl<G> Default for WaitingRoom<G> {
     fn default() -> Self {
         Self {
             calls: HashMap::new(),
+            in_background: 0,
             clients: FairQueue::default(),
             refreshes: FairQueue::default(),
             next_ticket: 0,
@@ -111,12 +114,14 @@ impl<G> WaitingRoom<G> {
         for sponsor in &waiting.sponsors {
             lines.join(sponsor, ticket);
         }
+        self.in_background += usize::from(waiting.background);
         self.calls.insert(ticket, waiting);
     }
 
     /// Takes a call out, however it ends.
     pub(super) fn leave(&mut self, ticket: Ticket) -> Option<Waiting<G>> {
         let waiting = self.calls.remove(&ticket)?;
+        self.in_background -= usize::from(waiting.background);
         let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
         for sponsor in &waiting.sponsors {
             lines.leave(sponsor, ticket);
@@ -151,9 +156,17 @@ impl<G> WaitingRoom<G> {
 
     /// Everybody who waits: their tickets, deadlines, and how many are ahead of them.
     pub(super) fn everybody(&self) -> impl Iterator<Item = (Ticket, Instant, usize)> {
-        self.calls.iter().map(|(ticket, waiting)| {
-            (*ticket, waiting.deadline, self.ahead(&waiting.sponsors, waiting.background, *ticket))
-        })
+        let clients = self.clients_waiting();
+        let behind = self.refreshes.ahead_of_each(self.returning).map(move |(ticket, ahead)| (ticket, ahead + clients));
+        let mut least: HashMap<Ticket, usize> = HashMap::with_capacity(self.calls.len());
+        for (ticket, ahead) in self.clients.ahead_of_each(self.returning).chain(behind) {
+            least.entry(ticket).and_modify(|least| *least = ahead.min(*least)).or_insert(ahead);
+        }
+        least.into_iter().filter_map(|(ticket, ahead)| Some((ticket, self.calls.get(&ticket)?.deadline, ahead)))
+    }
+
+    fn clients_waiting(&self) -> usize {
+        self.calls.len() - self.in_background
     }
 
     /// All tickets.
@@ -207,7 +220,7 @@ impl<G> WaitingRoom<G> {
     fn ahead(&self, sponsors: &[Sponsor], background: bool, ticket: Ticket) -> usize {
         let lines = if background { &self.refreshes } else { &self.clients };
         let in_lines = sponsors.iter().map(|sponsor| lines.ahead_of(sponsor, ticket, self.returning)).min();
-        let clients = if background { self.calls.values().filter(|waiting| !waiting.background).count() } else { 0 };
+        let clients = if background { self.clients_waiting() } else { 0 };
         in_lines.unwrap_or_default() + clients
     }
 }
