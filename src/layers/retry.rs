@@ -21,6 +21,7 @@ use crate::model::call::{Answer, Call};
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason, Retry as Repeat};
 use crate::model::operation::Operation;
+use crate::model::window::Window;
 
 /// How often, how far apart, and how many in all.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,7 +55,8 @@ impl RetryLayer {
 
     fn with_allowance<T>(&self, account: &Arc<str>, act: impl FnOnce(&mut Allowance, Instant) -> T) -> T {
         let mut allowances = self.budgets.0.lock().unwrap_or_else(PoisonError::into_inner);
-        act(allowances.entry(Arc::clone(account)).or_default(), self.clock.now())
+        let now = self.clock.now();
+        act(allowances.entry(Arc::clone(account)).or_insert_with(|| Allowance::new(now)), now)
     }
 }
 
@@ -167,47 +169,29 @@ fn verdict(operation: Operation, result: &Result<Answer, GatewayError>) -> Again
 }
 
 /// First tries and retries of one account over the last ten seconds.
-#[derive(Debug, Default)]
-struct Allowance {
-    slots: [Slot; Self::SECONDS],
-    begun: Option<Instant>,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Slot {
-    second: u64,
-    first_tries: u32,
-    retries: u32,
-}
+#[derive(Debug)]
+struct Allowance(Window<10, 2>);
 
 impl Allowance {
-    const SECONDS: usize = 10;
     /// Few requests must not mean no retries.
     const FLOOR: f64 = 3.0;
+    const FIRST_TRY: usize = 0;
+    const RETRY: usize = 1;
 
-    fn slot(&mut self, now: Instant) -> (&mut Slot, u64) {
-        let begun = *self.begun.get_or_insert(now);
-        let second = now.saturating_duration_since(begun).as_secs();
-        let slot = &mut self.slots[second as usize % Self::SECONDS];
-        if slot.second != second {
-            *slot = Slot { second, ..Slot::default() };
-        }
-        (slot, second)
+    fn new(now: Instant) -> Self {
+        Self(Window::new(Duration::from_secs(1), now))
     }
 
     fn first_try(&mut self, now: Instant) {
-        self.slot(now).0.first_tries += 1;
+        self.0.count(Self::FIRST_TRY, now);
     }
 
     /// Counts a retry, if there may be one.
     fn retry(&mut self, budget: f64, now: Instant) -> bool {
-        let (_, second) = self.slot(now);
-        let recent = self.slots.iter().filter(|slot| slot.second + Self::SECONDS as u64 > second);
-        let (first_tries, retries) =
-            recent.fold((0.0, 0.0), |sum, slot| (sum.0 + f64::from(slot.first_tries), sum.1 + f64::from(slot.retries)));
+        let [first_tries, retries] = self.0.counts(now).map(f64::from);
         let allowed = retries + 1.0 <= (budget * first_tries).max(Self::FLOOR);
         if allowed {
-            self.slot(now).0.retries += 1;
+            self.0.count(Self::RETRY, now);
         }
         allowed
     }

@@ -28,4 +28,5 @@ pub mod tenancy;
 pub mod trace;
 pub mod units;
 pub mod visit;
+pub mod window;
 pub mod wishes;

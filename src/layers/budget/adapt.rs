@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::model::clock::Instant;
 use crate::model::hints::Stated;
+use crate::model::window::Window;
 
 /// Below the wall at first, by so much.
 const MARGIN: f64 = 0.96;
@@ -37,7 +38,8 @@ const STEP: f64 = 1.04;
 /// "Soon after each other".
 const QUICK: Duration = Duration::from_secs(3);
 /// "Of late".
-const RECENT: Duration = Duration::from_secs(2);
+const RECENT: Duration = Duration::from_millis(2500);
+const RECENT_SLOTS: usize = 5;
 /// What Twilio states in passing holds for so long.
 const STATED_HOLDS: Duration = Duration::from_secs(60);
 /// The rate never falls below this many a second: it would never be found out that things are better.
@@ -60,7 +62,7 @@ pub(super) struct Pace {
     /// The longest window that Twilio has shown, for the limit it has stated.
     window: Option<(u64, Duration)>,
     /// Of late accepted.
-    recent: Recent,
+    recent: Window<RECENT_SLOTS, 1>,
     /// Accepted since the last 429 that moved the wall.
     accepted: u32,
     crowd: Option<Crowd>,
@@ -98,7 +100,7 @@ struct Crowd {
 impl Pace {
     /// The configured rate, per second; `None` is without limit.
     pub(super) fn new(ceiling: Option<f64>, now: Instant) -> Self {
-        let recent = Recent::new(now);
+        let recent = Window::new(RECENT / RECENT_SLOTS as u32, now);
         Self { ceiling, wall: None, stated: None, window: None, recent, accepted: 0, crowd: None }
     }
 
@@ -152,7 +154,7 @@ impl Pace {
     /// Twilio answered something else than 429. Until when nothing should be sent, if it says that nothing is left.
     pub(super) fn accepted(&mut self, stated: &Stated, now: Instant) -> Option<Duration> {
         self.accepted = self.accepted.saturating_add(1);
-        self.recent.count(now);
+        self.recent.count(0, now);
         if let Some(rate) = self.stated_rate(stated) {
             self.stated = Some((rate, now + STATED_HOLDS));
         }
@@ -176,7 +178,7 @@ impl Pace {
         }
         let current = self.rate(now);
         let mut quick = 0;
-        let recent = self.recent.rate(now);
+        let recent = self.accepted_of_late(now);
         let rate = match (self.wall.filter(|wall| !wall.is_forgotten(now)), current) {
             (Some(wall), Some(current)) => match now.saturating_duration_since(wall.since).checked_sub(wall.hold()) {
                 Some(beyond) if beyond <= CLOSE && wall.quick <= 1 => current.min(wall.rate * STEP),
@@ -201,6 +203,12 @@ impl Pace {
         self.accepted = 0;
     }
 
+    /// Per second, over the time since the first of them but a second at least.
+    fn accepted_of_late(&self, now: Instant) -> f64 {
+        let [accepted] = self.recent.counts(now);
+        f64::from(accepted) / self.recent.span(now).as_secs_f64().max(1.0)
+    }
+
     /// The rate that a stated limit makes, with the longest window that was ever shown for it; a second at least.
     fn stated_rate(&mut self, stated: &Stated) -> Option<f64> {
         let limit = stated.limit.filter(|limit| *limit > 0)?;
@@ -211,47 +219,6 @@ impl Pace {
         };
         self.window = Some((limit, window));
         Some(limit as f64 / window.as_secs_f64())
-    }
-}
-
-/// How many were accepted of late, in slots of half a second.
-#[derive(Debug, Clone)]
-struct Recent {
-    begun: Instant,
-    slots: [(u64, u32); 5],
-}
-
-impl Recent {
-    const SLOT: Duration = Duration::from_millis(500);
-
-    fn new(begun: Instant) -> Self {
-        Self { begun, slots: [(0, 0); 5] }
-    }
-
-    fn slot(&self, now: Instant) -> u64 {
-        let slot = now.saturating_duration_since(self.begun).as_millis() / Self::SLOT.as_millis();
-        u64::try_from(slot).unwrap_or(u64::MAX)
-    }
-
-    fn count(&mut self, now: Instant) {
-        let slot = self.slot(now);
-        let place = &mut self.slots[(slot % 5) as usize];
-        if place.0 != slot {
-            *place = (slot, 0);
-        }
-        place.1 = place.1.saturating_add(1);
-    }
-
-    /// Per second, over the time since the first of them but a second at least.
-    fn rate(&self, now: Instant) -> f64 {
-        let current = self.slot(now);
-        let oldest = current.saturating_sub((RECENT.as_millis() / Self::SLOT.as_millis()) as u64);
-        let counted = self.slots.iter().filter(|(slot, number)| *slot >= oldest && *number > 0);
-        let (first, number) =
-            counted.fold((current, 0u32), |sum, slot| (sum.0.min(slot.0), sum.1.saturating_add(slot.1)));
-        let began = Self::SLOT.as_secs_f64() * first as f64;
-        let span = now.saturating_duration_since(self.begun).as_secs_f64() - began;
-        f64::from(number) / span.max(1.0)
     }
 }
 

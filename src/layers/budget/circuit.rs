@@ -7,6 +7,12 @@
 use std::time::Duration;
 
 use crate::model::clock::Instant;
+use crate::model::window::Window;
+
+/// A share of fewer says nothing.
+const LEAST_ATTEMPTS: u32 = 20;
+const SUCCESS: usize = 0;
+const FAILURE: usize = 1;
 
 /// When it opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,7 +63,8 @@ pub(super) struct Circuit {
     /// Since when it is not closed, and until when nothing passes.
     broken: Option<Broken>,
     in_a_row: u32,
-    window: Window,
+    /// Attempts of the last half minute.
+    window: Window<30, 2>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +91,7 @@ impl Circuit {
 
     /// Closed.
     pub(super) fn new(policy: CircuitPolicy, now: Instant) -> Self {
-        Self { policy, broken: None, in_a_row: 0, window: Window::new(now) }
+        Self { policy, broken: None, in_a_row: 0, window: window(now) }
     }
 
     /// Another policy. What has happened stays.
@@ -116,16 +123,16 @@ impl Circuit {
     pub(super) fn succeeded(&mut self, is_probe: bool, now: Instant) {
         if is_probe && self.broken.is_some() {
             self.broken = None;
-            self.window = Window::new(now);
+            self.window = window(now);
         }
         self.in_a_row = 0;
-        self.window.count(now, false);
+        self.window.count(SUCCESS, now);
     }
 
     /// An attempt failed. Has that opened the circuit.
     pub(super) fn failed(&mut self, is_probe: bool, now: Instant) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
-        self.window.count(now, true);
+        self.window.count(FAILURE, now);
         match self.broken {
             Some(broken) if is_probe => {
                 self.broken = Some(Broken { until: now + self.policy.open, probing: false, ..broken });
@@ -134,13 +141,19 @@ impl Circuit {
             // Sent before it opened.
             Some(_) => false,
             None => {
-                let opens = self.in_a_row >= self.policy.consecutive || self.window.is_bad(self.policy.ratio, now);
+                let opens = self.in_a_row >= self.policy.consecutive || self.has_failed_too_often(now);
                 if opens {
                     self.broken = Some(Broken { since: now, until: now + self.policy.open, probing: false });
                 }
                 opens
             }
         }
+    }
+
+    fn has_failed_too_often(&self, now: Instant) -> bool {
+        let [successes, failures] = self.window.counts(now);
+        let attempts = successes.saturating_add(failures);
+        attempts >= LEAST_ATTEMPTS && f64::from(failures) >= self.policy.ratio * f64::from(attempts)
     }
 
     /// How it stands, and since when if it is not closed.
@@ -153,45 +166,8 @@ impl Circuit {
     }
 }
 
-/// Attempts of the last 30 s.
-#[derive(Debug, Clone)]
-struct Window {
-    begun: Instant,
-    slots: [Slot; Self::SLOTS],
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Slot {
-    number: u64,
-    attempts: u32,
-    failures: u32,
-}
-
-impl Window {
-    const SLOTS: usize = 30;
-    const LEAST_ATTEMPTS: u32 = 20;
-
-    fn new(begun: Instant) -> Self {
-        Self { begun, slots: [Slot::default(); Self::SLOTS] }
-    }
-
-    fn count(&mut self, now: Instant, failed: bool) {
-        let number = now.saturating_duration_since(self.begun).as_secs();
-        let slot = &mut self.slots[(number % Self::SLOTS as u64) as usize];
-        if slot.number != number {
-            *slot = Slot { number, ..Slot::default() };
-        }
-        slot.attempts = slot.attempts.saturating_add(1);
-        slot.failures = slot.failures.saturating_add(u32::from(failed));
-    }
-
-    fn is_bad(&self, ratio: f64, now: Instant) -> bool {
-        let number = now.saturating_duration_since(self.begun).as_secs();
-        let recent = self.slots.iter().filter(|slot| slot.number + Self::SLOTS as u64 > number);
-        let (attempts, failures) = recent
-            .fold((0u32, 0u32), |sum, slot| (sum.0.saturating_add(slot.attempts), sum.1.saturating_add(slot.failures)));
-        attempts >= Self::LEAST_ATTEMPTS && f64::from(failures) >= ratio * f64::from(attempts)
-    }
+fn window(now: Instant) -> Window<30, 2> {
+    Window::new(Duration::from_secs(1), now)
 }
 
 #[cfg(test)]

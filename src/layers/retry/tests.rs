@@ -124,7 +124,8 @@ async fn an_outage_is_not_multiplied() {
 
 #[test]
 fn the_allowance_never_falls_below_its_floor_and_forgets() {
-    let (mut allowance, start) = (Allowance::default(), Instant::now());
+    let start = Instant::now();
+    let mut allowance = Allowance::new(start);
     allowance.first_try(start);
     let granted = (0..10).filter(|_| allowance.retry(0.2, start)).count();
     assert_eq!(granted, 3);
