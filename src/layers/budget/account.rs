@@ -12,7 +12,7 @@ use super::Limits;
 use super::circuit::{CircuitState, Passage};
 use super::queue::Ticket;
 use super::state::State;
-use super::waiting::{self, Standing as Place, Waiting};
+use super::waiting::{self, Prospect, Waiting};
 use crate::model::call::Call;
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason, whole_seconds};
@@ -204,11 +204,11 @@ impl Shared {
         }
         if state.room.is_first(background) && state.try_spend(now) {
             // Whoever was told to come back has.
-            state.room.standing(&sponsors, background, &call.key, now);
+            state.room.prospect(&sponsors, background, &call.key, now);
             state.room.charge(&sponsors[0].team, background);
             return Ok(Arrival::Granted(Permit { account: Arc::clone(self), holds: Some(holds), sent: None }));
         }
-        let Place { ticket, ahead } = state.room.standing(&sponsors, background, &call.key, now);
+        let Prospect { ticket, ahead } = state.room.prospect(&sponsors, background, &call.key, now);
         let wait = state.wait_behind(ahead, now);
         let full = state.room.len() >= state.limits.queue as usize;
         if now + wait > call.deadline || full {

@@ -55,9 +55,9 @@ struct Promise {
     ends: Instant,
 }
 
-/// Where a call stands that has not been let in.
+/// Where a call would stand that has not been let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct Prospect {
     /// Its arrival, or that of when it came first.
     pub(super) ticket: Ticket,
     /// Those who would be served before it.
@@ -96,11 +96,11 @@ impl<G> WaitingRoom<G> {
     }
 
     /// Where a call would stand. One that comes back as it was told stands where it stood.
-    pub(super) fn standing(&mut self, sponsors: &[Sponsor], background: bool, key: &Key, now: Instant) -> Standing {
+    pub(super) fn prospect(&mut self, sponsors: &[Sponsor], background: bool, key: &Key, now: Instant) -> Prospect {
         self.end_promises(now);
         let kept = sponsors.iter().find_map(|sponsor| self.redeem(&sponsor.team, key));
         let ticket = kept.unwrap_or_else(|| self.new_ticket());
-        Standing { ticket, ahead: self.ahead(sponsors, background, ticket) }
+        Prospect { ticket, ahead: self.ahead(sponsors, background, ticket) }
     }
 
     fn new_ticket(&mut self) -> Ticket {
