@@ -368,7 +368,7 @@ async fn those_who_do_not_come_back_stand_in_nobodys_way() {
     let team = Team::example("a");
     for _ in 0..500 {
         let (call, _waiter) = call_of(&team, 3, S);
-        assert!(answered(&budget, &call).await != Err(Reason::CircuitOpen));
+        assert!(matches!(answered(&budget, &call).await, Ok(_) | Err(Reason::Deadline)));
     }
     // All that was promised has lapsed, and of that much remains in what newcomers are told.
     tokio::time::sleep(200 * S).await;
