@@ -18,6 +18,7 @@ use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason, whole_seconds};
 use crate::model::hints::Stated;
 use crate::model::interest::Sponsor;
+use crate::model::key::Key;
 use crate::model::tenancy::{Allowance, Team};
 
 /// A moment's view of a budget.
@@ -138,9 +139,8 @@ impl AccountBudget {
                     seat.set_sponsors(call, sponsors);
                 }
                 () = tokio::time::sleep_until(call.deadline) => {
-                    self.0.look_for_hopeless();
-                    // It has been told how long it would have had to wait, or was served at this very moment.
-                    return granted.try_recv().unwrap_or_else(|_| Err(GatewayError::too_late(Duration::ZERO)));
+                    // Unless it was served at this very moment.
+                    return granted.try_recv().unwrap_or_else(|_| Err(self.0.give_up(seat.ticket)));
                 }
             }
         }
@@ -213,10 +213,7 @@ impl Shared {
         let full = state.room.len() >= state.limits.queue as usize;
         if now + wait > call.deadline || full {
             state.let_go(&holds);
-            if let (false, Some(sponsor)) = (background, sponsors.into_iter().next()) {
-                let (wait, most) = (whole_seconds(wait), state.limits.queue);
-                state.room.promise(sponsor, call.key, ticket, wait, most, now);
-            }
+            state.keep_place(sponsors, background, call.key, ticket, wait, now);
             return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
         let (tell, granted) = oneshot::channel();
@@ -290,15 +287,24 @@ impl Shared {
         let mut guarded = self.lock();
         guarded.looked = now;
         let state = &mut guarded.state;
-        let most = state.limits.queue;
         for (ticket, wait) in state.hopeless(now) {
             let Some(Waiting { grant, key, sponsors, background, .. }) = state.dismiss(ticket) else { continue };
-            if let (false, Some(sponsor)) = (background, sponsors.into_iter().next()) {
-                state.room.promise(sponsor, key, ticket, whole_seconds(wait), most, now);
-            }
+            state.keep_place(sponsors, background, key, ticket, wait, now);
             // A receiver that is gone has left by itself.
             let _ = grant.tell.send(Err(GatewayError::too_late(wait)));
         }
+    }
+
+    /// A call's deadline has come, and its turn has not. How much longer it would have had to wait.
+    fn give_up(&self, ticket: Ticket) -> GatewayError {
+        let now = self.clock.now();
+        let mut guarded = self.lock();
+        let state = &mut guarded.state;
+        let wait = state.room.ahead_of(ticket).map_or(Duration::ZERO, |ahead| state.wait_behind(ahead, now));
+        if let Some(Waiting { key, sponsors, background, .. }) = state.dismiss(ticket) {
+            state.keep_place(sponsors, background, key, ticket, wait, now);
+        }
+        GatewayError::too_late(wait)
     }
 
     fn end(self: &Arc<Self>, holds: Holds, sent: Option<Instant>, ended: Ended) {
@@ -367,6 +373,22 @@ impl State<Grant> {
         let waiting = self.room.leave(ticket)?;
         self.let_go(&waiting.grant.holds);
         Some(waiting)
+    }
+
+    /// A client that has to come back after this wait goes on where it stood. Nobody comes back for a refresh.
+    fn keep_place(
+        &mut self,
+        sponsors: Vec<Sponsor>,
+        background: bool,
+        key: Key,
+        ticket: Ticket,
+        wait: Duration,
+        now: Instant,
+    ) {
+        let most = self.limits.queue;
+        if let Some(sponsor) = sponsors.into_iter().next().filter(|_| !background) {
+            self.room.promise(sponsor, key, ticket, whole_seconds(wait), most, now);
+        }
     }
 
     /// What a call held is free again, since it was not sent.

@@ -176,9 +176,19 @@ fn cost(team: &Team) -> u64 {
     COST / u64::from(team.weight.max(1))
 }
 
-/// How many places come before this one. Most who ask came last, so it is those behind that are counted.
+/// How many places come before this one, counted from the nearer end of the line.
 fn before(places: &BTreeSet<Place>, place: &Place) -> usize {
-    places.len() - places.range(place..).count()
+    let (mut ahead, mut behind) = (places.range(..place), places.range(place..));
+    let mut counted = 0;
+    loop {
+        if ahead.next().is_none() {
+            return counted;
+        }
+        if behind.next().is_none() {
+            return places.len() - counted;
+        }
+        counted += 1;
+    }
 }
 
 fn part(number: usize, share: f64) -> usize {

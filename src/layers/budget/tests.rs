@@ -532,3 +532,23 @@ async fn a_stated_limit_leaves_no_room_for_bursts() {
     }
     assert!(sent[14] <= 3 * S, "and nothing is wasted: {sent:?}");
 }
+
+/// Attempts that never end, and so nobody knows how long a wait is.
+#[tokio::test(start_paused = true)]
+async fn many_whose_deadlines_come_at_once_are_told_at_once() {
+    let budget = budget(Limits { rate: None, queue: 100_000, ..limits(1, 1, 1) });
+    let (first, _waiter) = patient();
+    let _never_ends = budget.acquire(&first).await.unwrap();
+    let team = Team::example("a");
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..20_000 {
+        let (budget, (call, waiter)) = (budget.clone(), call_of(&team, 3, S));
+        waiting.spawn(async move {
+            let _waiter = waiter;
+            answered(&budget, &call).await
+        });
+    }
+    let told = waiting.join_all().await;
+    assert!(told.len() == 20_000 && told.iter().all(|result| *result == Err(Reason::Deadline)));
+    assert_eq!(budget.standing().waiting, 0);
+}

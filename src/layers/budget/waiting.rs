@@ -165,6 +165,12 @@ impl<G> WaitingRoom<G> {
         least.into_iter().filter_map(|(ticket, ahead)| Some((ticket, self.calls.get(&ticket)?.deadline, ahead)))
     }
 
+    /// How many are ahead of one who waits.
+    pub(super) fn ahead_of(&self, ticket: Ticket) -> Option<usize> {
+        let waiting = self.calls.get(&ticket)?;
+        Some(self.ahead(&waiting.sponsors, waiting.background, ticket))
+    }
+
     fn clients_waiting(&self) -> usize {
         self.calls.len() - self.in_background
     }
