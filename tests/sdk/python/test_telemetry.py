@@ -120,7 +120,7 @@ def test_a_collector_that_is_away_delays_nobody(start):
     assert client.insights.v3.query.create(by_status()).items
     wait_for(lambda: sample(stack, "spans", result="failed") > 0, "the loss")
     assert client.insights.v3.query.create(by_status()).items
-    assert "spans are lost" in stack.log.read_text()
+    wait_for(lambda: "spans are lost" in stack.log.read_text(), "the line that says so")
 
 
 def exposition(stack):
