@@ -12,7 +12,7 @@ mod slow;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Add;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -101,7 +101,8 @@ impl AdmitLayer {
             Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
             Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
         };
-        Self { door: Arc::new(Door { guests, everybody, hosts, slowing, clock }) }
+        let known_host = OnceLock::new();
+        Self { door: Arc::new(Door { guests, everybody, hosts, known_host, slowing, clock }) }
     }
 }
 
@@ -150,6 +151,8 @@ struct Door {
     guests: Vec<Known>,
     everybody: bool,
     hosts: Option<Vec<String>>,
+    /// The first `Host` that was found good. Nearly every request has the same.
+    known_host: OnceLock<HeaderValue>,
     slowing: Slowing,
     clock: Clock,
 }
@@ -213,11 +216,14 @@ impl Door {
         }
         let malformed = |message| Err(GatewayError::new(Reason::BadRequest, message));
         let mut hosts = headers.get_all(header::HOST).iter();
-        let host = match (hosts.next(), hosts.next()) {
-            (Some(host), None) => Some(host.to_str().ok().and_then(authority)),
-            (None, _) => None,
-            (Some(_), Some(_)) => return malformed("the request names more than one Host"),
+        let (host, None) = (hosts.next(), hosts.next()) else {
+            return malformed("the request names more than one Host");
         };
+        let alone = host.filter(|_| request.uri().authority().is_none());
+        if alone.is_some() && alone == self.known_host.get() {
+            return Ok(());
+        }
+        let host = host.map(|host| host.to_str().ok().and_then(authority));
         let target = request.uri().authority().map(|target| authority(target.as_str()));
         let is_http_2 = request.version() == Version::HTTP_2;
         let named = match (target, host) {
@@ -233,7 +239,13 @@ impl Door {
             (None, None) => return Ok(()),
         };
         match named {
-            Some(named) if self.is_ours(named.host()) => Ok(()),
+            Some(named) if self.is_ours(named.host()) => {
+                // A copy: the value is a part of the whole head, other people's tokens included.
+                if let Some(Ok(host)) = alone.map(|host| HeaderValue::from_bytes(host.as_bytes())) {
+                    let _ = self.known_host.set(host);
+                }
+                Ok(())
+            }
             _ => malformed(
                 "without teams the gateway answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
             ),

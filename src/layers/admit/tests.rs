@@ -86,6 +86,25 @@ async fn a_name_that_is_not_ours_is_refused_without_teams() {
 }
 
 #[tokio::test]
+async fn a_name_that_was_found_good_vouches_for_no_other() {
+    let door = everybody();
+    let named = |host: &str| Request::builder().uri(METADATA).header(header::HOST, host);
+    // Neither the first, which is bad, nor the second is what later ones are measured by.
+    assert_eq!(admit(&door, named("evil.example")).await, Err(Reason::BadRequest));
+    for host in ["localhost", "localhost", "127.0.0.1:1", "localhost"] {
+        assert!(admit(&door, named(host)).await.is_ok(), "{host}");
+    }
+    for host in ["evil.example", "localhost.evil.example", "localhos", "localhost "] {
+        assert_eq!(admit(&door, named(host)).await, Err(Reason::BadRequest), "{host}");
+    }
+    let twice = named("localhost").header(header::HOST, "localhost");
+    assert_eq!(admit(&door, twice).await, Err(Reason::BadRequest));
+    let absolute = |target: &str| Request::builder().uri(target).header(header::HOST, "localhost");
+    assert_eq!(admit(&door, absolute(&format!("http://evil.example{METADATA}"))).await, Err(Reason::BadRequest));
+    assert!(admit(&door, absolute(&format!("http://127.0.0.1{METADATA}"))).await.is_ok());
+}
+
+#[tokio::test]
 async fn teams_show_their_token() {
     let with = |proof: String| request(METADATA).header(header::AUTHORIZATION, proof);
     assert_eq!(admit(&teams(), with("Bearer token-1".into())).await.unwrap(), "a");
