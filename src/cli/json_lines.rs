@@ -24,91 +24,130 @@ where
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let metadata = event.metadata();
-        write!(writer, "{{\"timestamp\":\"{:.6}\",\"level\":\"{}\"", Timestamp::now(), metadata.level())?;
-        let mut fields = Fields { writer: &mut writer, result: Ok(()) };
-        event.record(&mut fields);
-        fields.result?;
-        writer.write_str(",\"target\":")?;
-        string(&mut writer, metadata.target())?;
-        writer.write_str("}\n")
+        // The writer is reached through two pointers to functions, so it gets the line whole.
+        let mut line = Line(String::with_capacity(USUAL));
+        write!(line.0, "{{\"timestamp\":\"{:.6}\",\"level\":\"{}\"", Timestamp::now(), metadata.level())?;
+        event.record(&mut line);
+        line.0.push_str(",\"target\":");
+        line.string(metadata.target());
+        line.0.push_str("}\n");
+        writer.write_str(&line.0)
     }
 }
 
-struct Fields<'w, 'b> {
-    writer: &'w mut Writer<'b>,
-    result: fmt::Result,
-}
+/// Bytes that an access line seldom exceeds.
+const USUAL: usize = 512;
 
-impl Fields<'_, '_> {
-    fn field(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        let write = |writer: &mut Writer<'_>| {
-            writer.write_str(",\"")?;
-            writer.write_str(field.name())?;
-            writer.write_str("\":")?;
-            value(writer)
-        };
-        if self.result.is_ok() {
-            self.result = write(self.writer);
+/// A line that is being written.
+struct Line(String);
+
+impl Line {
+    fn name(&mut self, field: &Field) {
+        self.0.push_str(",\"");
+        self.0.push_str(field.name());
+        self.0.push_str("\":");
+    }
+
+    fn string(&mut self, text: &str) {
+        self.0.push('"');
+        self.escaped(text);
+        self.0.push('"');
+    }
+
+    /// As the inside of a JSON string.
+    fn escaped(&mut self, text: &str) {
+        let must_be_escaped = |b: u8| u8::from(b < 0x20) | u8::from(b == b'"') | u8::from(b == b'\\');
+        // Nearly all text is plain, which many bytes at a time can show.
+        if text.bytes().fold(0, |found, b| found | must_be_escaped(b)) == 0 {
+            return self.0.push_str(text);
+        }
+        for character in text.chars() {
+            match character {
+                '"' => self.0.push_str("\\\""),
+                '\\' => self.0.push_str("\\\\"),
+                '\n' => self.0.push_str("\\n"),
+                '\0'..'\x20' => {
+                    const HEX: &[u8; 16] = b"0123456789abcdef";
+                    let code = character as usize;
+                    self.0.push_str("\\u00");
+                    self.0.push(char::from(HEX[code >> 4]));
+                    self.0.push(char::from(HEX[code & 15]));
+                }
+                plain => self.0.push(plain),
+            }
+        }
+    }
+
+    /// As `Display` has it. Durations, of which every access line has three, are whole thousandths; what those are in
+    /// decimal takes no search.
+    fn number(&mut self, value: f64) {
+        const EXACT: f64 = 1e12;
+        let thousandths = (value * 1e3).round();
+        if !(0.0..EXACT).contains(&thousandths) || thousandths / 1e3 != value || value.is_sign_negative() {
+            // Writing to a string cannot fail.
+            let _ = write!(self.0, "{value}");
+            return;
+        }
+        let thousandths = thousandths as u64;
+        self.0.push_str(itoa::Buffer::new().format(thousandths / 1000));
+        let mut rest = thousandths % 1000;
+        if rest > 0 {
+            self.0.push('.');
+        }
+        for place in [100, 10, 1] {
+            if rest > 0 {
+                self.0.push(char::from(b'0' + (rest / place) as u8));
+                rest %= place;
+            }
         }
     }
 }
 
-impl Visit for Fields<'_, '_> {
+impl Visit for Line {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.field(field, |writer| match value.is_finite() {
-            true => write!(writer, "{value}"),
-            false => writer.write_str("null"),
-        });
+        self.name(field);
+        match value.is_finite() {
+            true => self.number(value),
+            false => self.0.push_str("null"),
+        }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.field(field, |writer| writer.write_str(itoa::Buffer::new().format(value)));
+        self.name(field);
+        self.0.push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.field(field, |writer| writer.write_str(itoa::Buffer::new().format(value)));
+        self.name(field);
+        self.0.push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.field(field, |writer| writer.write_str(if value { "true" } else { "false" }));
+        self.name(field);
+        self.0.push_str(if value { "true" } else { "false" });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, |writer| string(writer, value));
+        self.name(field);
+        self.string(value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field, |writer| {
-            writer.write_char('"')?;
-            write!(Escaped(writer), "{value:?}")?;
-            writer.write_char('"')
-        });
+        self.name(field);
+        self.0.push('"');
+        // What fails is the value's own doing, and costs its own text alone.
+        let _ = write!(Escaped(self), "{value:?}");
+        self.0.push('"');
     }
 }
 
-fn string(writer: &mut Writer<'_>, text: &str) -> fmt::Result {
-    writer.write_char('"')?;
-    Escaped(writer).write_str(text)?;
-    writer.write_char('"')
-}
-
 /// Writes what it is given as the inside of a JSON string.
-struct Escaped<'w, 'b>(&'w mut Writer<'b>);
+struct Escaped<'l>(&'l mut Line);
 
-impl Write for Escaped<'_, '_> {
+impl Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        while let Some(at) = rest.bytes().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f)) {
-            self.0.write_str(&rest[..at])?;
-            match rest.as_bytes()[at] {
-                b'"' => self.0.write_str("\\\"")?,
-                b'\\' => self.0.write_str("\\\\")?,
-                b'\n' => self.0.write_str("\\n")?,
-                control => write!(self.0, "\\u{control:04x}")?,
-            }
-            rest = &rest[at + 1..];
-        }
-        self.0.write_str(rest)
+        self.0.escaped(text);
+        Ok(())
     }
 }
 
@@ -117,6 +156,7 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
+    use proptest::prelude::*;
     use tracing_subscriber::fmt::MakeWriter;
     use tracing_subscriber::prelude::*;
 
@@ -164,5 +204,23 @@ mod tests {
             value["odd"].is_null() && value["yes"] == true && value["target"] == "a::b" && value["level"] == "INFO"
         );
         assert!(value["timestamp"].as_str().unwrap().parse::<Timestamp>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_as_display_has_them(thousandths: u32, other: f64) {
+            for value in [f64::from(thousandths) / 1e3, f64::from(thousandths / 1000), f64::from(thousandths % 5000) / 1e3, other] {
+                let mut line = Line(String::new());
+                line.number(value);
+                prop_assert_eq!(line.0, value.to_string());
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_as_it_was(text: String) {
+            let mut line = Line(String::new());
+            line.string(&text);
+            prop_assert_eq!(serde_json::from_str::<String>(&line.0).unwrap(), text);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Where formatted log lines go: a buffer that a thread of its own writes to standard error.
 //!
 //! So that a request neither pays for a system call of its own nor waits for a reader that is slow. Lines are
-//! written within a few milliseconds, many at once when there are many. The buffer is bounded: when nobody reads
-//! standard error, lines are dropped and counted, and the count is said as soon as somebody reads again.
+//! written within a few milliseconds, many at once when there are many; but never so many that those who share a
+//! core with the thread would feel it. The buffer is bounded: when nobody reads standard error, lines are dropped
+//! and counted, and the count is said as soon as somebody reads again.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,9 @@ const CAPACITY: usize = 4 * 1024 * 1024;
 
 /// How long lines are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(5);
+
+/// Bytes that are enough to be written at once, in some ten microseconds.
+const ENOUGH: usize = 32 * 1024;
 
 /// How long the end of the process waits for the last lines.
 const LAST: Duration = Duration::from_secs(2);
@@ -62,14 +66,21 @@ impl Sink {
 impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut waiting = self.0.lock();
-        if waiting.lines.len() + line.len() > CAPACITY {
+        let (before, after) = (waiting.lines.len(), waiting.lines.len() + line.len());
+        if after > CAPACITY {
             waiting.dropped += 1;
-        } else {
-            let first = waiting.lines.is_empty();
-            waiting.lines.extend_from_slice(line);
-            if first {
-                self.0.changed.notify_all();
-            }
+            return Ok(line.len());
+        }
+        waiting.lines.extend_from_slice(line);
+        drop(waiting);
+        let are_enough = before < ENOUGH && after >= ENOUGH;
+        if before == 0 || are_enough {
+            self.0.changed.notify_all();
+        }
+        if are_enough {
+            // On a busy core the thread could come to run only when a long turn of this one is over, and then hold
+            // the core for as long as all the lines take that have gathered meanwhile.
+            std::thread::yield_now();
         }
         Ok(line.len())
     }
@@ -92,8 +103,8 @@ fn write_forever(shared: &Shared, mut output: impl Write) {
     loop {
         let waiting = shared.changed.wait_while(shared.lock(), |waiting| waiting.lines.is_empty());
         let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-        // Lines seldom come alone. Nobody notifies for this; it just lets go of the lock for a while.
-        let gathered = shared.changed.wait_timeout_while(waiting, GATHER, |waiting| waiting.lines.len() < CAPACITY / 2);
+        // Lines seldom come alone.
+        let gathered = shared.changed.wait_timeout_while(waiting, GATHER, |waiting| waiting.lines.len() < ENOUGH);
         let (mut waiting, _) = gathered.unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut waiting.lines, &mut lines);
         let dropped = std::mem::take(&mut waiting.dropped);
