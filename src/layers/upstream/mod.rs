@@ -71,7 +71,8 @@ pub struct Target {
 /// Sends signed calls.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    client: Client<BoundedConnector, Full<Bytes>>,
+    // Shared, since every layer above clones what is below it.
+    client: Arc<Client<BoundedConnector, Full<Bytes>>>,
     target: Arc<Target>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -101,7 +102,7 @@ impl Upstream {
             .pool_idle_timeout(Duration::from_secs(60))
             .http1_max_headers(100)
             .build(connector);
-        Ok(Self { client, target: Arc::new(target), metrics, clock })
+        Ok(Self { client: Arc::new(client), target: Arc::new(target), metrics, clock })
     }
 
     async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
