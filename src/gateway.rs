@@ -275,17 +275,18 @@ impl Reloader {
         (self.tell)(Milestone::Reloading);
         let applied = self.apply();
         (self.tell)(Milestone::Ready);
+        // Done first, then counted, then said: whoever sees one finds what comes before it.
         match &applied {
             Ok(()) => {
-                count("applied");
                 self.lasting.reloads.applied();
+                count("applied");
                 tracing::info!("configuration reloaded");
             }
             Err(fault) => {
-                count("refused");
                 self.lasting.reloads.refused(fault, self.lasting.clock.now());
-                tracing::error!("the new configuration is refused, the old one stays: {fault}");
                 self.reopen_audit_log();
+                count("refused");
+                tracing::error!("the new configuration is refused, the old one stays: {fault}");
             }
         }
         applied.is_ok()
