@@ -121,7 +121,7 @@ async fn refusals_of_strangers_are_slowed_and_hold_nobody_up() {
         gateway.ask(&bearer("wrong")).await.assert_refused(401, "unauthenticated");
     }
     assert!(begun.elapsed() >= Duration::from_millis(700), "{:?}", begun.elapsed());
-    // The next refusals take longer than what follows.
+    // Of the next refusals the first takes less than a second, and most take five.
     let mut held = Vec::new();
     for _ in 0..20 {
         let mut client = gateway.connect().await;
@@ -134,6 +134,6 @@ async fn refusals_of_strangers_are_slowed_and_hold_nobody_up() {
     }
     let good = begun.elapsed();
     let mut buffer = [0];
-    assert!(held[0].stream.try_read(&mut buffer).is_err(), "no answer yet, after {good:?}");
+    assert!(held[19].stream.try_read(&mut buffer).is_err(), "no answer yet, after {good:?}");
     held[0].answer().await.assert_refused(401, "unauthenticated");
 }

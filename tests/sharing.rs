@@ -361,7 +361,8 @@ async fn clients_wishes_are_granted() {
     assert!(first.has_note("fwd=uri-miss") && first.has_note("stored") && first.find("age").is_none());
     let hit = ask("only-if-cached").await;
     hit.assert_page("{\"n\":2}", "hit");
-    assert_eq!((hit.header("age"), hit.header("etag")), ("0", first.header("etag")));
+    assert_eq!(hit.header("etag"), first.header("etag"));
+    assert!(hit.header("age").parse::<u32>().is_ok_and(|age| age < 20), "{hit:?}");
     // Refetched, and everybody else reads that next.
     let forced = ask("no-cache").await;
     forced.assert_page("{\"n\":3}", "miss");

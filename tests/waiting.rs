@@ -78,7 +78,7 @@ async fn a_fixed_rate_is_not_lowered() {
 #[tokio::test]
 async fn another_teams_call_is_next_however_many_wait() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
-    let (gateway, _folder) = with_teams(&upstream, "rate = '4/s'\nburst = 1", &[("flood", ""), ("quiet", "")]).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '1/s'\nburst = 1", &[("flood", ""), ("quiet", "")]).await;
     gateway.ask(&by("flood", 0)).await.assert_page(PAGE, "miss");
     let mut waiting = Vec::new();
     for n in 1..=20 {

@@ -28,20 +28,20 @@ rate = "0/s"
 class Stack:
     """Both processes, and what a test does to them from outside."""
 
-    def __init__(self, directory: Path, *, latency="0s", more_config=""):
+    def __init__(self, directory: Path, *, more_config=""):
         self._processes = []
         try:
-            self._start(directory, latency, more_config)
+            self._start(directory, more_config)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, directory, latency, more_config):
+    def _start(self, directory, more_config):
         config = directory / "gateway.toml"
         config.write_text(ACCOUNT + more_config)
         ports = ["--listen", "127.0.0.1:0"]
 
-        scale = ["--rate", "0/s", "--latency", latency, "--rows", str(ROWS)]
+        scale = ["--rate", "0/s", "--latency", "0s", "--rows", str(ROWS)]
         log = self._run(directory / "simulator.log", ["simulate", *ports, *scale])
         self.upstream = wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()), "the simulator's address")[0]
 
