@@ -73,10 +73,16 @@ impl Running {
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let settings = DiskSettings { folder: folder.to_owned(), capacity };
         let store = Store::new(memory, &metrics).with_disk(settings, &metrics, clock);
-        if let Some(loading) = store.loading(clock.now()) {
-            loading.await;
-        }
+        // However slow the disk is today: what has a patience of its own is tested by itself.
+        let mut loaded = store.disk_handle().unwrap().loaded;
+        loaded.wait_for(|loaded| *loaded).await.unwrap();
         Self { store, metrics, clock }
+    }
+
+    /// Returns once the thread has let go of the file.
+    async fn close(&self) {
+        self.store.close().await;
+        self.until("closed", |closing| !closing.view().enabled).await;
     }
 
     fn keep(&self, n: u32) {
@@ -127,7 +133,7 @@ async fn pages_survive_a_restart_as_they_were() {
     first.store.insert(key(1), kept);
     first.store.await_page(key(2), set);
     let before = first.store.page(&key(1)).unwrap();
-    first.store.close().await;
+    first.close().await;
     assert_eq!((first.writes("written"), first.view().enabled), (1, false));
     assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(fs::metadata(folder.join(file::NAME)).unwrap().permissions().mode() & 0o777, 0o600);
@@ -142,7 +148,7 @@ async fn pages_survive_a_restart_as_they_were() {
     assert_eq!(after.note, before.note);
     // Both clocks read the machine's at their start, so they agree but for what it was set by meanwhile.
     let (age, true_age) = (after.age(second.clock.now()), before.age(second.clock.now()));
-    assert!(age.abs_diff(true_age) < Duration::from_millis(100), "{age:?} {true_age:?}");
+    assert!(age.abs_diff(true_age) < Duration::from_secs(1), "{age:?} {true_age:?}");
     // The next page still belongs to the set.
     let awaited = second.store.chain(&key(2)).unwrap();
     assert_eq!(awaited.first, key(1));
@@ -175,13 +181,13 @@ async fn what_is_beyond_use_or_from_the_future_is_gone() {
     first.store.insert(key(1), aged(1, HOUR * 2));
     first.store.insert(key(2), aged(2, HOUR * 4));
     first.store.insert(key(3), Entry { stored: clock.now() + HOUR, ..entry(3, clock, body(3)) });
-    first.store.close().await;
+    first.close().await;
 
     let second = Running::start(home.path()).await;
     assert_eq!(second.view().entries, 1);
     let old = second.store.page(&key(1)).unwrap();
     let age = old.age(second.clock.now());
-    assert!(age >= HOUR * 2 && age < HOUR * 2 + DEADLINE, "{age:?}");
+    assert!(age.abs_diff(HOUR * 2) < DEADLINE, "{age:?}");
     assert!(second.body(2).is_none() && second.body(3).is_none());
 }
 
@@ -196,7 +202,7 @@ async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
     }
     // It could never fit.
     first.store.insert(key(999), entry(999, clock, vec![b'x'; 2 << 20]));
-    first.store.close().await;
+    first.close().await;
     assert_eq!((first.writes("written"), first.writes("dropped")), (200, 1));
 
     let second = Running::with(home.path(), 10 * 16 * 1024, MIB).await;
@@ -205,7 +211,7 @@ async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
     let loaded: Vec<u32> = (0..200).filter(|n| second.store.page(&key(*n)).is_some()).collect();
     assert!(loaded.len() >= 8, "{loaded:?}");
     assert_eq!(loaded, (200 - u32::try_from(loaded.len()).unwrap()..200).collect::<Vec<_>>());
-    second.store.close().await;
+    second.close().await;
 
     let smaller = Running::with(home.path(), 64 * MIB, MIB / 4).await;
     assert!(smaller.view().bytes <= MIB / 4 && smaller.body_length(199) == Some(15_000), "{:?}", smaller.view());
@@ -230,7 +236,7 @@ async fn replacements_and_purges_reach_the_disk() {
     assert_eq!(first.store.purge(&Purge::Operation(Operation::Metadata)), 1);
     assert_eq!(first.store.purge(&Purge::Key(key(5).to_string())), 1);
     first.keep(5);
-    first.store.close().await;
+    first.close().await;
 
     let second = Running::start(home.path()).await;
     assert_eq!(second.body(1).as_deref(), Some("newer"));
@@ -270,7 +276,7 @@ async fn a_foreign_file_is_moved_aside() {
         assert!(names[1].starts_with("pages.redb.corrupt-"), "{names:?}");
         assert_eq!(fs::read(home.path().join(&names[1])).unwrap(), foreign, "not touched");
         running.keep(1);
-        running.store.close().await;
+        running.close().await;
         assert_eq!(Running::start(home.path()).await.body(1), Some(body(1)));
     }
 }
@@ -306,7 +312,7 @@ async fn damage_anywhere_costs_pages_and_nothing_else() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     (0..40).for_each(|n| first.keep(n));
-    first.store.close().await;
+    first.close().await;
     let whole = fs::read(home.path().join(file::NAME)).unwrap();
     for round in 0..30 {
         let home = TempDir::new().unwrap();
@@ -335,7 +341,7 @@ async fn damage_anywhere_costs_pages_and_nothing_else() {
             assert!(running.body(n).is_none_or(|found| found == body(n)), "round {round} at {at}: a wrong page");
         }
         running.keep(100);
-        running.store.close().await;
+        running.close().await;
         assert_eq!(running.writes("written"), 1, "round {round} at {at}");
     }
 }
@@ -350,8 +356,8 @@ async fn a_locked_file_is_left_alone() {
     second.keep(2);
     assert_eq!(second.body(2), Some(body(2)), "in memory");
     second.until("let go", |second| second.writes("failed") == 1).await;
-    second.store.close().await;
-    first.store.close().await;
+    second.close().await;
+    first.close().await;
     assert_eq!(files(home.path()), [file::NAME]);
     let third = Running::start(home.path()).await;
     assert_eq!((third.body(1), third.body(2)), (Some(body(1)), None));
@@ -366,7 +372,7 @@ async fn without_a_folder_it_goes_without() {
     assert!(!running.view().enabled);
     running.keep(1);
     assert_eq!(running.body(1), Some(body(1)));
-    running.store.close().await;
+    running.close().await;
     assert_eq!(fs::read(&not_a_folder).unwrap(), b"");
 }
 
