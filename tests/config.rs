@@ -11,6 +11,7 @@ use std::thread;
 
 use aws_lc_rs::digest;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 const SECRET: &str = "planted-s3cret-that-nobody-may-see";
 const SID: &str = "AC0123456789abcdef0123456789abcdef";
@@ -217,9 +218,11 @@ fn health_asks_readyz() {
 
 #[test]
 fn health_says_why_not() {
-    // Bound and closed again: nobody listens there.
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (code, _, errors) = run(gateway(&["health", "--url"]).arg(format!("http://{closed}")));
+    // Bound, so that nobody else gets it, and nobody listens there.
+    let dead = TcpSocket::new_v4().unwrap();
+    dead.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", dead.local_addr().unwrap());
+    let (code, _, errors) = run(gateway(&["health", "--url"]).arg(url));
     assert_eq!(code, Some(1));
     assert!(errors.contains("no answer: "), "{errors}");
     for url in ["https://127.0.0.1:9090", "127.0.0.1:9090", "http://"] {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import urllib.error
 import urllib.request
 
@@ -36,6 +37,14 @@ def collector(tmp_path):
     receiver.close()
 
 
+@pytest.fixture
+def nobody():
+    """A port that is taken, so that nobody else gets it, and on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
 def post(stack, body, **headers):
     """A query, by a client that sends these headers too."""
     request = urllib.request.Request(
@@ -51,13 +60,13 @@ def a_query():
     return {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationStatus"]}}
 
 
-def telemetry(collector, sample=0):
-    return f'[telemetry]\notlp = "{collector.url}"\nsample = {sample}\n[retry]\nbase = "1ms"\n'
+def telemetry(url, sample=0):
+    return f'[telemetry]\notlp = "{url}"\nsample = {sample}\n[retry]\nbase = "1ms"\n'
 
 
 def test_a_collector_understands_the_journey_of_a_request(start, collector):
     collector, receiver = collector
-    stack = start(more_config=telemetry(collector))
+    stack = start(more_config=telemetry(collector.url))
     stack.script(next=1, status=503)
     status, request_id = post(stack, a_query(), traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="a=1")
     assert status == 200
@@ -101,7 +110,7 @@ def test_a_collector_understands_the_journey_of_a_request(start, collector):
 
 def test_what_is_sampled_is_sent_and_what_is_lost_is_counted(start, collector):
     collector, receiver = collector
-    stack = start(more_config=telemetry(collector, sample=1))
+    stack = start(more_config=telemetry(collector.url, sample=1))
     client = client_of(stack.url)
     for _ in range(20):
         client.insights.v3.query.create(by_status())
@@ -112,9 +121,7 @@ def test_what_is_sampled_is_sent_and_what_is_lost_is_counted(start, collector):
     assert sample(stack, "spans", result="dropped") == sample(stack, "spans", result="failed") == 0
 
 
-def test_a_collector_that_is_away_delays_nobody(start):
-    nobody = Receiver()
-    nobody.close()
+def test_a_collector_that_is_away_delays_nobody(start, nobody):
     stack = start(more_config=telemetry(nobody, sample=1))
     client = client_of(stack.url)
     assert client.insights.v3.query.create(by_status()).items
