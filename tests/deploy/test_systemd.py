@@ -109,7 +109,7 @@ def test_the_gateway_takes_the_socket_and_the_credentials(root, tmp_path):
             stderr=output,
         )
     try:
-        wait_for(path.exists, "the socket", log.read_text)
+        wait_for(lambda: "Listening on" in log.read_text(), "the socket", log.read_text)
         # The first connection starts the gateway, which answers it.
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(PATIENCE_SECONDS)
