@@ -48,7 +48,7 @@ const byStatus = () => ({
     // The same as the Python suite's, in another order and with what its SDK would leave out.
     filters: [
       {
-        expressions: [{ values: ["ACTIVE", "CLOSED"], field: "Conversation.ConversationStatus", op: "IN" }],
+        expressions: [{ values: ["CLOSED", "INACTIVE"], field: "Conversation.ConversationStatus", op: "IN" }],
         op: "AND",
       },
     ],

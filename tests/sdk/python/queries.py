@@ -30,7 +30,7 @@ def by_status():
             {
                 "op": "AND",
                 "expressions": [
-                    {"op": "IN", "field": "Conversation.ConversationStatus", "values": ["CLOSED", "ACTIVE"]},
+                    {"op": "IN", "field": "Conversation.ConversationStatus", "values": ["INACTIVE", "CLOSED"]},
                 ],
             }
         ],
