@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-use super::runtime::runtime;
-use super::serve::{Failure, stopped};
+use super::runtime::{runtime, told_to_stop};
+use super::serve::Failure;
 use super::simulate::listen;
 use super::{answer, exit, load_or_explain, logs};
 use crate::config::{Config, Sources};
@@ -72,6 +72,7 @@ fn sources(upstream: &str) -> Sources {
 }
 
 async fn demo(config: Config, seed: u64, listener: TcpListener, upstream: &str) -> Result<(), Failure> {
+    let stop = told_to_stop()?.boxed().shared();
     let gateway = Gateway::bind(config)?;
     let settings = Settings {
         rate: Rate::new(5, Duration::from_secs(1)),
@@ -80,7 +81,6 @@ async fn demo(config: Config, seed: u64, listener: TcpListener, upstream: &str) 
         rows: DEFAULT_ROWS,
         now: Timestamp::now(),
     };
-    let stop = stopped().boxed().shared();
     let simulator = tokio::spawn(Simulator::new(settings).run(listener, stop.clone()));
     answer(&introduction(&gateway, upstream));
     gateway.run(None, Arc::new(Notify::new()), stop).await;

@@ -15,14 +15,15 @@ pub(super) fn runtime() -> io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-/// Ends when the process is told to: SIGTERM, or SIGINT from a keyboard.
-pub(super) async fn told_to_stop() -> io::Result<()> {
+/// Ends when the process is told to: SIGTERM, or SIGINT from a keyboard. Listens from the call on.
+pub(super) fn told_to_stop() -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Notified on every SIGHUP.

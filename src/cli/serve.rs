@@ -42,7 +42,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
 
 async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result<(), Failure> {
     // Before the ports, so that a signal sent as soon as they answer is not lost.
-    let reload = told_to_reload()?;
+    let (reload, stop) = (told_to_reload()?, told_to_stop()?);
     let gateway = Gateway::bind_with(config, inherited)?;
     let gateway = gateway.telling(systemd::tell).at_most(descriptors::connections());
     tracing::info!(
@@ -51,17 +51,9 @@ async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result
         admin = gateway.admin_address().map(tracing::field::display),
         "serving"
     );
-    gateway.run(Some(sources), reload, stopped()).await;
+    gateway.run(Some(sources), reload, stop).await;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Ends when the process is told to stop. Without signal handlers the process ends by the signal itself.
-pub(super) async fn stopped() {
-    if let Err(error) = told_to_stop().await {
-        tracing::warn!(%error, "cannot listen for signals: the gateway will not drain");
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Why a command that serves ended with an error.

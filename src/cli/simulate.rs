@@ -8,8 +8,8 @@ use clap::Args;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 
-use super::runtime::runtime;
-use super::serve::{Failure, stopped};
+use super::runtime::{runtime, told_to_stop};
+use super::serve::Failure;
 use super::{exit, explain};
 use crate::model::units::{Rate, parse_duration, parse_rate};
 use crate::simulator::{Settings, Simulator};
@@ -53,6 +53,7 @@ pub fn run(args: SimulateArgs) -> ExitCode {
 }
 
 async fn simulate(args: SimulateArgs) -> Result<(), Failure> {
+    let stop = told_to_stop()?;
     let listener = listen(args.listen).await?;
     explain(&format!(
         "simulated Insights API on http://{} (any account SID, password \"secret\")",
@@ -65,7 +66,7 @@ async fn simulate(args: SimulateArgs) -> Result<(), Failure> {
         rows: args.rows as usize,
         now: Timestamp::now(),
     });
-    simulator.run(listener, stopped()).await?;
+    simulator.run(listener, stop).await?;
     Ok(())
 }
 
