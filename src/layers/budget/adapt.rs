@@ -78,6 +78,8 @@ struct Wall {
     since: Instant,
     /// How many 429s have moved it soon after each other.
     quick: u32,
+    /// Put up before anything was answered: where it stands at most once the rest of the same volley is.
+    guessed: Option<f64>,
 }
 
 impl Wall {
@@ -158,6 +160,13 @@ impl Pace {
         if let Some(rate) = self.stated_rate(stated) {
             self.stated = Some((rate, now + STATED_HOLDS));
         }
+        let recent = self.accepted_of_late(now);
+        if let Some(wall) = self.wall.as_mut().filter(|wall| now < wall.since)
+            && let Some(most) = wall.guessed
+        {
+            // Nothing is sent before then: this was under way with what was refused.
+            wall.rate = recent.max(LITTLE).min(most);
+        }
         // Whole seconds, rounded up: the last of them may be almost over.
         let certain = stated.reset.filter(|_| stated.remaining == Some(0))?.saturating_sub(Duration::from_secs(1));
         (!certain.is_zero()).then_some(certain)
@@ -198,8 +207,10 @@ impl Pace {
             (_, Some(current)) => recent.max(LITTLE).min(current),
             (_, None) => recent.max(1.0),
         };
-        let rate = stated_rate.map_or(rate, |stated| rate.min(stated)).max(LEAST);
-        self.wall = Some(Wall { rate, at: now, since: resumes.max(now), quick });
+        let stated_most = stated_rate.unwrap_or(f64::INFINITY);
+        let guessed = current.filter(|_| self.wall.is_none() && recent == 0.0).map(|current| current.min(stated_most));
+        let rate = rate.min(stated_most).max(LEAST);
+        self.wall = Some(Wall { rate, at: now, since: resumes.max(now), quick, guessed });
         self.accepted = 0;
     }
 
