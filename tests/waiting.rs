@@ -112,24 +112,36 @@ async fn one_that_joins_a_call_in_the_line_is_told_at_once_if_that_comes_too_lat
 
 #[tokio::test]
 async fn the_urgent_are_sent_before_the_early() {
+    let asked = [(0, "u=3"), (1, "u=7"), (2, "u=3, i"), (3, "u=0")];
+    assert_eq!(order_of(&asked).await, "0321");
+}
+
+#[tokio::test]
+async fn what_most_clients_wait_for_is_sent_before_the_early() {
+    let asked = [(0, "u=3"), (1, "u=3"), (2, "u=3"), (3, "u=3"), (3, "u=3"), (2, "u=3"), (3, "u=3")];
+    assert_eq!(order_of(&asked).await, "0321");
+}
+
+/// In which order queries are sent, that are asked for with these priorities while the first has the only place.
+async fn order_of(asked: &[(usize, &str)]) -> String {
     let gate = Gate::default();
     let held = gate.clone();
     let upstream = Upstream::script(move |_| Plan::page(PAGE).after(&held)).await;
     let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'\nconcurrency = 1", &[("one", "")]).await;
     let mut clients = Vec::new();
-    for (n, priority) in ["u=3", "u=7", "u=3, i", "u=0"].iter().enumerate() {
+    for (n, priority) in asked {
         let mut client = gateway.connect().await;
         let headers = format!("Authorization: Bearer token-of-one\r\nPriority: {priority}\r\n");
         client.send(&post_to(QUERY, &headers, &format!(r#"{{"query":{{"measures":["Count{n}"]}}}}"#))).await;
         // The first has the only place, the others wait.
-        gateway.metric_reaches("queue_length", &["main"], n as f64).await;
         upstream.arrived(1).await;
+        gateway.settle().await;
         clients.push(client);
     }
     gate.open();
     for mut client in clients {
-        client.answer().await.assert_page(PAGE, "miss");
+        assert_eq!(client.answer().await.status, 200);
     }
     let number = |seen: &Seen| seen.text().split("Count").nth(1)?.chars().next();
-    assert_eq!(upstream.seen().iter().filter_map(number).collect::<String>(), "0321");
+    upstream.seen().iter().filter_map(number).collect()
 }

@@ -1,10 +1,10 @@
 //! Who still waits for an upstream call, and on whose behalf.
 //!
 //! One call may serve many clients of several teams, and clients leave. A call that still waits for its turn asks
-//! here whether anybody wants it, in which teams' lines it may stand, and how urgently.
+//! here whether anybody wants it, in which teams' lines it may stand, how urgently, and how many wait for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -16,29 +16,48 @@ use super::wishes::Urgency;
 /// The clients that wait for one upstream call.
 #[derive(Debug)]
 pub struct Interest {
-    clients: Mutex<Vec<Clients>>,
+    /// Of each team and urgency one, as long as somebody waits.
+    clients: Mutex<Vec<Sponsor>>,
     /// Counts changes that a waiting call has to know of.
     version: AtomicU64,
     changed: Notify,
     refresh: bool,
     /// When its turn is to be expected, while it waits for that.
     turn: Mutex<Option<Instant>>,
+    /// The earliest deadline that [`need_by`](Self::need_by) was told.
+    needed_by: Mutex<Option<Instant>>,
 }
 
 /// One team's share in a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Sponsor {
     /// In whose line the call may stand, and whose share it takes.
     pub team: Arc<Team>,
     /// The most urgent of the team's clients.
     pub urgency: Urgency,
+    /// The team's clients of that urgency.
+    pub crowd: Crowd,
 }
 
-/// Clients of one team with one urgency.
-#[derive(Debug)]
-struct Clients {
-    sponsor: Sponsor,
-    number: usize,
+/// How many clients wait: clones are one number, that follows them as they come and leave.
+#[derive(Debug, Clone, Default)]
+pub struct Crowd(Arc<AtomicUsize>);
+
+impl Crowd {
+    /// Their number now.
+    pub fn size(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+
+    /// One more; gives how many there were.
+    fn grow(&self) -> usize {
+        self.0.fetch_add(1, SeqCst)
+    }
+
+    /// One less; gives how many there were.
+    fn shrink(&self) -> usize {
+        self.0.fetch_sub(1, SeqCst)
+    }
 }
 
 impl Interest {
@@ -54,7 +73,7 @@ impl Interest {
 
     fn new(refresh: bool) -> Arc<Self> {
         let (clients, version, changed) = (Mutex::default(), AtomicU64::default(), Notify::new());
-        Arc::new(Self { clients, version, changed, refresh, turn: Mutex::default() })
+        Arc::new(Self { clients, version, changed, refresh, turn: Mutex::default(), needed_by: Mutex::default() })
     }
 
     /// One more waits, until the guard is dropped.
@@ -63,12 +82,11 @@ impl Interest {
         let place = match clients.iter().position(|known| known.is(team, urgency)) {
             Some(place) => place,
             None => {
-                clients.push(Clients { sponsor: Sponsor { team: Arc::clone(team), urgency }, number: 0 });
+                clients.push(Sponsor { team: Arc::clone(team), urgency, crowd: Crowd::default() });
                 clients.len() - 1
             }
         };
-        clients[place].number += 1;
-        let first = clients[place].number == 1;
+        let first = clients[place].crowd.grow() == 0;
         drop(clients);
         if first {
             self.announce();
@@ -79,8 +97,7 @@ impl Interest {
     fn leave(&self, team: &Arc<Team>, urgency: Urgency) {
         let mut clients = self.lock();
         let Some(place) = clients.iter().position(|known| known.is(team, urgency)) else { return };
-        clients[place].number -= 1;
-        let last = clients[place].number == 0;
+        let last = clients[place].crowd.shrink() == 1;
         if last {
             clients.swap_remove(place);
         }
@@ -99,9 +116,10 @@ impl Interest {
     pub fn sponsors(&self) -> (Vec<Sponsor>, u64) {
         let clients = self.lock();
         let mut sponsors: Vec<Sponsor> = Vec::with_capacity(clients.len());
-        for Clients { sponsor, .. } in clients.iter() {
+        for sponsor in clients.iter() {
             match sponsors.iter_mut().find(|known| known.team.name == sponsor.team.name) {
-                Some(known) => known.urgency = known.urgency.min(sponsor.urgency),
+                Some(known) if known.urgency <= sponsor.urgency => {}
+                Some(known) => *known = sponsor.clone(),
                 None => sponsors.push(sponsor.clone()),
             }
         }
@@ -117,6 +135,22 @@ impl Interest {
     /// When the turn of a call that waits is to be expected.
     pub fn turn(&self) -> Option<Instant> {
         *self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of those who wait cannot wait for longer than this. It is remembered after that client has left.
+    pub fn need_by(&self, deadline: Instant) {
+        let mut known = self.needed_by.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_some_and(|known| known <= deadline) {
+            return;
+        }
+        *known = Some(deadline);
+        drop(known);
+        self.announce();
+    }
+
+    /// The earliest deadline that [`need_by`](Self::need_by) was told.
+    pub fn needed_by(&self) -> Option<Instant> {
+        *self.needed_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Is this a background refresh, whether or not a client waits for it too.
@@ -137,7 +171,7 @@ impl Interest {
         self.until(|| !self.lock().is_empty()).await;
     }
 
-    /// Ends when the sponsors are others than when `seen` was given out.
+    /// Ends when the sponsors or the time it is needed by are others than when `seen` was given out.
     pub async fn changed(&self, seen: u64) {
         self.until(|| self.version.load(SeqCst) != seen).await;
     }
@@ -154,15 +188,15 @@ impl Interest {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Clients>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Sponsor>> {
         // Every change under this lock is complete before anything that could panic.
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Clients {
+impl Sponsor {
     fn is(&self, team: &Arc<Team>, urgency: Urgency) -> bool {
-        self.sponsor.urgency == urgency && self.sponsor.team.name == team.name
+        self.urgency == urgency && self.team.name == team.name
     }
 }
 
@@ -178,6 +212,11 @@ impl Waiter {
     /// When the turn of the call is to be expected, if it waits for that.
     pub fn turn(&self) -> Option<Instant> {
         self.interest.turn()
+    }
+
+    /// This client cannot wait for longer than this.
+    pub fn need_by(&self, deadline: Instant) {
+        self.interest.need_by(deadline);
     }
 }
 
@@ -242,5 +281,32 @@ mod tests {
         assert_eq!(named(&interest), [("one".to_owned(), 3), ("two".to_owned(), 1)]);
         drop((two, more, hurried));
         assert_eq!(named(&interest), [("one".to_owned(), 3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_counted_without_telling_anybody() {
+        let interest = Interest::of_clients();
+        let _calm = interest.join(&team("one"), Urgency::new(7));
+        let one = join(&interest);
+        let (sponsors, seen) = interest.sponsors();
+        let more = [(); 3].map(|()| join(&interest));
+        assert_eq!(sponsors[0].crowd.size(), 4, "of those that are as urgent");
+        drop((one, more));
+        assert_eq!(sponsors[0].crowd.size(), 0);
+        interest.changed(seen).await;
+        assert_eq!(interest.sponsors().0[0].crowd.size(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_earlier_deadline_is_told() {
+        let (interest, now) = (Interest::of_clients(), Instant::now());
+        let client = join(&interest);
+        client.need_by(now + Duration::from_secs(9));
+        let (_, seen) = interest.sponsors();
+        client.need_by(now + Duration::from_secs(10));
+        assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "nothing new");
+        client.need_by(now + Duration::from_secs(8));
+        interest.changed(seen).await;
+        assert_eq!(interest.needed_by(), Some(now + Duration::from_secs(8)));
     }
 }

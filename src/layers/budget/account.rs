@@ -11,13 +11,13 @@ use tokio::sync::oneshot;
 use super::Limits;
 use super::circuit::{CircuitState, Passage};
 use super::queue::Ticket;
-use super::state::State;
+use super::state::{State, due};
 use super::waiting::{self, Prospect, Waiting};
 use crate::model::call::Call;
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason, whole_seconds};
 use crate::model::hints::Stated;
-use crate::model::interest::Sponsor;
+use crate::model::interest::{Interest, Sponsor};
 use crate::model::key::Key;
 use crate::model::tenancy::{Allowance, Team};
 
@@ -67,6 +67,8 @@ struct Guarded {
 #[derive(Debug)]
 struct Grant {
     tell: oneshot::Sender<Result<Permit, GatewayError>>,
+    /// Who wants to know when its turn is.
+    interest: Arc<Interest>,
     holds: Holds,
 }
 
@@ -217,9 +219,11 @@ impl Shared {
             return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
         let (tell, granted) = oneshot::channel();
-        let grant = Grant { tell, holds };
+        let grant = Grant { tell, interest: Arc::clone(&call.interest), holds };
         call.interest.expect_turn(Some(now + wait));
-        state.room.enter(ticket, Waiting { deadline: call.deadline, key: call.key, sponsors, background, grant });
+        // Among refreshes no favours are done.
+        let due = if background { call.deadline } else { due(now + wait, needed_by(call)) };
+        state.room.enter(ticket, Waiting { deadline: call.deadline, due, key: call.key, sponsors, background, grant });
         drop(guarded);
         self.advance();
         Ok(Arrival::Waits(Seat { account: Arc::clone(self), ticket, left: false }, granted))
@@ -235,11 +239,11 @@ impl Shared {
         let state = &mut guarded.state;
         state.adjust(now);
         while state.room.len() > 0 && state.try_spend(now) {
-            let Some(waiting) = state.room.serve_next() else {
+            let Some(waiting) = state.serve_next(now) else {
                 state.give_back(false);
                 break;
             };
-            let Grant { tell, holds } = waiting.grant;
+            let Grant { tell, holds, .. } = waiting.grant;
             let permit = Permit { account: Arc::clone(self), holds: Some(holds), sent: None };
             unclaimed.extend(tell.send(Ok(permit)).err());
         }
@@ -281,13 +285,19 @@ impl Shared {
         });
     }
 
-    /// Tells those who cannot be served in time, now that this is certain.
+    /// Tells those who cannot be served in time, now that this is certain, and notes for the others when they will be.
     fn look_for_hopeless(&self) {
         let now = self.clock.now();
         let mut guarded = self.lock();
         guarded.looked = now;
         let state = &mut guarded.state;
-        for (ticket, wait) in state.hopeless(now) {
+        for (ticket, deadline, wait) in state.waits(now) {
+            if now + wait <= deadline {
+                if let Some(waiting) = state.room.get(ticket) {
+                    waiting.grant.interest.expect_turn(Some(now + wait));
+                }
+                continue;
+            }
             let Some(Waiting { grant, key, sponsors, background, .. }) = state.dismiss(ticket) else { continue };
             state.keep_place(sponsors, background, key, ticket, wait, now);
             // A receiver that is gone has left by itself.
@@ -408,11 +418,20 @@ struct Seat {
 }
 
 impl Seat {
-    /// Others wait for the call now, or nobody does any more and it is a refresh.
+    /// Others wait for the call now, or somebody for less long, or nobody does any more and it is a refresh.
     fn set_sponsors(&mut self, call: &Call, sponsors: Vec<Sponsor>) {
         let background = sponsors.is_empty();
         let sponsors = if background { vec![waiting::of_refresh(&call.team)] } else { sponsors };
-        self.ticket = self.account.lock().state.room.set_sponsors(self.ticket, sponsors, background);
+        let now = self.account.clock.now();
+        let mut guarded = self.account.lock();
+        let state = &mut guarded.state;
+        self.ticket = state.room.set_sponsors(self.ticket, sponsors, background);
+        if let Some(ahead) = state.room.ahead_of(self.ticket).filter(|_| !background) {
+            let turn = now + state.wait_behind(ahead, now);
+            call.interest.expect_turn(Some(turn));
+            state.room.due_by(self.ticket, due(turn, needed_by(call)));
+        }
+        drop(guarded);
         self.account.advance();
     }
 }
@@ -454,6 +473,11 @@ impl Drop for Permit {
             self.account.end(holds, self.sent, Ended::Unclear);
         }
     }
+}
+
+/// When the first of those who wait for a call has no more time.
+fn needed_by(call: &Call) -> Instant {
+    call.interest.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
 }
 
 fn queue_full(most: u32, wait: Duration) -> GatewayError {

@@ -1,17 +1,22 @@
-//! Who is next: weighted fair queueing between teams, urgency and then arrival within a team.
+//! Who is next: weighted fair queueing between teams; within a team urgency, then how many clients wait, then arrival.
 //!
 //! Start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996), for services that all cost
 //! the same. Each team's next service starts at a virtual time; the least is next, and having been served moves
 //! the team on by one over its weight. A team that was idle starts where the others are: it neither saves up
 //! what it did not use nor waits behind what others have piled up.
 //!
+//! Places are in order of arrival, and so are waits foretold. That a call which many clients wait for is served before
+//! its turn is a favour: it is done only while everybody whom it puts off is still served by when they are due. So a call
+//! that is due no sooner than its turn in order of arrival is served by then, whatever favours are done to others.
+//!
 //! A call may stand in the lines of several teams, one place each. Pure bookkeeping: nothing here waits, and
-//! nothing knows of tokens or clocks.
+//! nothing knows of tokens; what can be done by when is asked of the caller.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::model::interest::Sponsor;
+use crate::model::clock::Instant;
+use crate::model::interest::{Crowd, Sponsor};
 use crate::model::tenancy::Team;
 use crate::model::wishes::Urgency;
 
@@ -38,9 +43,18 @@ struct Line {
     cost: u64,
     /// Where the team's next service starts, unless the others are further.
     start: u64,
-    places: BTreeSet<Place>,
-    /// Places kept for calls that are away.
-    kept: BTreeSet<Place>,
+    places: BTreeMap<Place, Standing>,
+    /// Places kept for calls that are away, with when these were told to be back.
+    kept: BTreeMap<Place, Instant>,
+}
+
+/// A call in a line.
+#[derive(Debug)]
+struct Standing {
+    /// The team's clients that wait for it.
+    crowd: Crowd,
+    /// No favour to others may make it be served later than this.
+    due: Instant,
 }
 
 impl Line {
@@ -50,9 +64,10 @@ impl Line {
 }
 
 impl FairQueue {
-    /// Lets a call stand in a team's line.
-    pub(super) fn join(&mut self, sponsor: &Sponsor, ticket: Ticket) {
-        self.line(&sponsor.team).places.insert((sponsor.urgency, ticket));
+    /// Lets a call stand in a team's line. No favour to others makes it be served later than `due`.
+    pub(super) fn join(&mut self, sponsor: &Sponsor, ticket: Ticket, due: Instant) {
+        let standing = Standing { crowd: sponsor.crowd.clone(), due };
+        self.line(&sponsor.team).places.insert((sponsor.urgency, ticket), standing);
     }
 
     /// Takes a call out of a team's line.
@@ -63,9 +78,9 @@ impl FairQueue {
         self.forget_idle();
     }
 
-    /// Keeps a place for a call that is away: whoever arrives is told of a wait that includes it.
-    pub(super) fn keep(&mut self, sponsor: &Sponsor, ticket: Ticket) {
-        self.line(&sponsor.team).kept.insert((sponsor.urgency, ticket));
+    /// Keeps a place for a call that is away until `due`: whoever arrives is told of a wait that includes it.
+    pub(super) fn keep(&mut self, sponsor: &Sponsor, ticket: Ticket, due: Instant) {
+        self.line(&sponsor.team).kept.insert((sponsor.urgency, ticket), due);
     }
 
     /// Gives such a place up.
@@ -76,13 +91,49 @@ impl FairQueue {
         self.forget_idle();
     }
 
-    /// Whose turn it is. The call keeps its places until it [`leave`](Self::leave)s them.
-    pub(super) fn next(&self) -> Option<(Arc<str>, Ticket)> {
+    /// Whose turn it is. The call keeps its places until it [`leave`](Self::leave)s them. `in_time` says whether one can
+    /// still be served by then, that so many are ahead of once this turn is taken; of places kept for calls that are
+    /// away, the share `returning` counts.
+    pub(super) fn next(&self, returning: f64, in_time: impl Fn(Instant, usize) -> bool) -> Option<(Arc<str>, Ticket)> {
         let first = |(name, line): (&Arc<str>, &Line)| {
-            let (_, ticket) = line.places.first()?;
+            let ((_, ticket), _) = line.places.first_key_value()?;
             Some((line.start.max(self.virtual_time), *ticket, Arc::clone(name)))
         };
-        self.lines.iter().filter_map(first).min().map(|(_, ticket, team)| (team, ticket))
+        let (_, _, team) = self.lines.iter().filter_map(first).min()?;
+        let ticket = self.favourite(&team, returning, in_time)?;
+        Some((team, ticket))
+    }
+
+    /// Of a team's most urgent calls the one that most clients wait for; the earliest of several. It comes before
+    /// earlier ones only if all of these are in time one turn later, whether they are there or away. Where it is not the
+    /// first, this looks at all places before it.
+    fn favourite(&self, team: &Arc<str>, returning: f64, in_time: impl Fn(Instant, usize) -> bool) -> Option<Ticket> {
+        let line = self.lines.get(team)?;
+        let (&first, _) = line.places.first_key_value()?;
+        let as_urgent = || line.places.range(first..=(first.0, Ticket::MAX));
+        let most = as_urgent().map(|(_, standing)| standing.crowd.size()).max()?;
+        let spares_a_turn = |before: usize, away: usize, due: Instant| {
+            let own = before + part(away, returning);
+            in_time(due, own + self.of_others_before(team, line.cost, own + 1, returning))
+        };
+        let mut kept = line.kept.iter().peekable();
+        let (mut favourite, mut size, mut away) = (first.1, 0, 0);
+        for (before, (place, standing)) in as_urgent().enumerate() {
+            while let Some((kept, due)) = kept.next_if(|(kept, _)| *kept < place) {
+                // One that is away and stood before the first is passed by serving that, too.
+                if *kept > first && !spares_a_turn(before, away, *due) {
+                    return Some(favourite);
+                }
+                away += 1;
+            }
+            if standing.crowd.size() > size {
+                (favourite, size) = (place.1, standing.crowd.size());
+            }
+            if size >= most || !spares_a_turn(before, away, standing.due) {
+                break;
+            }
+        }
+        Some(favourite)
     }
 
     /// A team is served.
@@ -115,9 +166,9 @@ impl FairQueue {
     /// would take the square of their number.
     pub(super) fn ahead_of_each(&self, returning: f64) -> impl Iterator<Item = (Ticket, usize)> {
         self.lines.iter().flat_map(move |(name, line)| {
-            let mut kept = line.kept.iter().peekable();
+            let mut kept = line.kept.keys().peekable();
             let mut away = 0;
-            line.places.iter().enumerate().map(move |(waiting, place)| {
+            line.places.keys().enumerate().map(move |(waiting, place)| {
                 while kept.next_if(|kept| *kept < place).is_some() {
                     away += 1;
                 }
@@ -157,7 +208,7 @@ impl FairQueue {
 
     fn line(&mut self, team: &Team) -> &mut Line {
         let start = self.virtual_time;
-        let new = || Line { cost: 0, start, places: BTreeSet::new(), kept: BTreeSet::new() };
+        let new = || Line { cost: 0, start, places: BTreeMap::new(), kept: BTreeMap::new() };
         let line = self.lines.entry(Arc::clone(&team.name)).or_insert_with(new);
         // A reload may have changed it.
         line.cost = cost(team);
@@ -177,7 +228,7 @@ fn cost(team: &Team) -> u64 {
 }
 
 /// How many places come before this one, counted from the nearer end of the line.
-fn before(places: &BTreeSet<Place>, place: &Place) -> usize {
+fn before<T>(places: &BTreeMap<Place, T>, place: &Place) -> usize {
     let (mut ahead, mut behind) = (places.range(..place), places.range(place..));
     let mut counted = 0;
     loop {
@@ -197,18 +248,28 @@ fn part(number: usize, share: f64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::interest::{Interest, Waiter};
+
+    const S: Duration = Duration::from_secs(1);
 
     fn sponsor(team: &str, weight: u32, urgency: u8) -> Sponsor {
         let team = Arc::new(Team { weight, ..Team::example(team) });
-        Sponsor { team, urgency: Urgency::new(urgency) }
+        Sponsor { team, urgency: Urgency::new(urgency), crowd: Crowd::default() }
+    }
+
+    /// Lets a call stand in line that nobody else's favour can put off.
+    fn join(queue: &mut FairQueue, sponsor: &Sponsor, ticket: Ticket) {
+        queue.join(sponsor, ticket, Instant::now());
     }
 
     /// Serves whoever is next.
     fn serve(queue: &mut FairQueue, sponsors: &[Sponsor]) -> Option<(String, Ticket)> {
-        let (team, ticket) = queue.next()?;
+        let (team, ticket) = queue.next(1.0, |_, _| true)?;
         let sponsor = sponsors.iter().find(|sponsor| sponsor.team.name == team)?;
         for sponsor in sponsors {
             queue.leave(sponsor, ticket);
@@ -222,7 +283,7 @@ mod tests {
         let teams = [sponsor("three", 3, 3), sponsor("one", 1, 3)];
         let mut queue = FairQueue::default();
         for ticket in 0..100 {
-            queue.join(&teams[ticket as usize % 2], ticket);
+            join(&mut queue, &teams[ticket as usize % 2], ticket);
         }
         let served: Vec<_> = (0..40).filter_map(|_| serve(&mut queue, &teams)).map(|(team, _)| team).collect();
         for window in served.windows(4) {
@@ -235,11 +296,43 @@ mod tests {
         let mut queue = FairQueue::default();
         let levels = [3, 5, 3, 0];
         for (ticket, level) in levels.iter().enumerate() {
-            queue.join(&sponsor("a", 1, *level), ticket as Ticket);
+            join(&mut queue, &sponsor("a", 1, *level), ticket as Ticket);
         }
         let of_any_urgency: Vec<_> = (0..8).map(|level| sponsor("a", 1, level)).collect();
         let order: Vec<_> = (0..4).filter_map(|_| serve(&mut queue, &of_any_urgency)).map(|(_, t)| t).collect();
         assert_eq!(order, [3, 0, 2, 1]);
+    }
+
+    /// A team's share in a call that so many of its clients wait for.
+    fn wanted_by(clients: usize) -> (Sponsor, Vec<Waiter>) {
+        let interest = Interest::of_clients();
+        let Sponsor { team, urgency, .. } = sponsor("a", 1, 3);
+        let waiters = (0..clients).map(|_| interest.join(&team, urgency)).collect();
+        (interest.sponsors().0.remove(0), waiters)
+    }
+
+    #[test]
+    fn the_one_that_most_wait_for_comes_first_as_long_as_the_others_can_spare_a_turn() {
+        let crowds = [1, 2, 4, 3].map(wanted_by);
+        let start = Instant::now();
+        let mut queue = FairQueue::default();
+        let served = |queue: &mut FairQueue, turn: u32| {
+            let in_time = |due, ahead| start + (turn + 1 + ahead as u32) * S <= due;
+            let (_, ticket) = queue.next(1.0, in_time).unwrap();
+            queue.leave(&crowds[ticket as usize].0, ticket);
+            ticket
+        };
+        for (ticket, (sponsor, _)) in (0..).zip(&crowds) {
+            queue.join(sponsor, ticket, start + 60 * S);
+        }
+        // The second's turn is the second, and it cannot wait for longer.
+        queue.join(&crowds[1].0, 1, start + S);
+        assert_eq!([0, 1, 2, 3].map(|turn| served(&mut queue, turn)), [1, 2, 3, 0]);
+        for (ticket, (sponsor, _)) in (0..).zip(&crowds).filter(|(ticket, _)| *ticket != 1) {
+            queue.join(sponsor, ticket, start + 60 * S);
+        }
+        queue.keep(&crowds[1].0, 1, start + S);
+        assert_eq!(served(&mut queue, 0), 0, "one that is away is to find its place as it was told");
     }
 
     #[test]
@@ -247,13 +340,13 @@ mod tests {
         let (flood, quiet) = (sponsor("flood", 1, 3), sponsor("quiet", 1, 3));
         let mut queue = FairQueue::default();
         for ticket in 0..100 {
-            queue.join(&flood, ticket);
+            join(&mut queue, &flood, ticket);
         }
         for _ in 0..10 {
             serve(&mut queue, std::slice::from_ref(&flood));
         }
         assert!(queue.ahead_of(&quiet, 100, 1.0) <= 1);
-        queue.join(&quiet, 100);
+        join(&mut queue, &quiet, 100);
         let next: Vec<_> = (0..2).filter_map(|_| serve(&mut queue, &[flood.clone(), quiet.clone()])).collect();
         assert!(next.iter().any(|(team, _)| team == "quiet"), "{next:?}");
     }
@@ -263,13 +356,13 @@ mod tests {
         let (busy, idle) = (sponsor("busy", 1, 3), sponsor("idle", 9, 3));
         let mut queue = FairQueue::default();
         for ticket in 0..60 {
-            queue.join(&busy, ticket);
+            join(&mut queue, &busy, ticket);
         }
         for _ in 0..50 {
             assert_eq!(serve(&mut queue, std::slice::from_ref(&busy)).map(|(team, _)| team).as_deref(), Some("busy"));
         }
         for ticket in 60..100 {
-            queue.join(&idle, ticket);
+            join(&mut queue, &idle, ticket);
         }
         let both = [busy, idle];
         let served: Vec<_> = (0..20).filter_map(|_| serve(&mut queue, &both)).map(|(team, _)| team).collect();
@@ -282,9 +375,9 @@ mod tests {
         let (flood, quiet) = (sponsor("flood", 1, 3), sponsor("quiet", 1, 3));
         let mut queue = FairQueue::default();
         for ticket in 0..100 {
-            queue.join(&flood, ticket);
+            join(&mut queue, &flood, ticket);
         }
-        queue.join(&quiet, 99);
+        join(&mut queue, &quiet, 99);
         assert_eq!(queue.len(), 101);
         let both = [flood, quiet];
         let first_two: Vec<_> = (0..2).filter_map(|_| serve(&mut queue, &both)).collect();
@@ -297,7 +390,7 @@ mod tests {
         let mut queue = FairQueue::default();
         for n in 0..1000 {
             let one_off = sponsor(&n.to_string(), 1, 3);
-            queue.join(&one_off, n);
+            join(&mut queue, &one_off, n);
             serve(&mut queue, &[one_off]);
         }
         assert!(queue.lines.len() <= 2, "{}", queue.lines.len());
@@ -317,14 +410,14 @@ mod tests {
             let everybody: Vec<_> = (0..weights.len()).flat_map(|t| (0..8).map(move |u| (t, u))).map(of).collect();
             let mut queue = FairQueue::default();
             for (ticket, call) in calls.iter().enumerate() {
-                queue.join(&of(*call), ticket as Ticket);
+                join(&mut queue, &of(*call), ticket as Ticket);
             }
             for _ in 0..served_before {
                 serve(&mut queue, &everybody);
             }
             let ticket = calls.len() as Ticket;
             let foretold = queue.ahead_of(&of(newcomer), ticket, 1.0);
-            queue.join(&of(newcomer), ticket);
+            join(&mut queue, &of(newcomer), ticket);
             let mut ahead = 0;
             while let Some((_, served)) = serve(&mut queue, &everybody) {
                 if served == ticket {
@@ -337,6 +430,62 @@ mod tests {
             prop_assert!(foretold <= ahead + weights.len(), "{foretold} were foretold, {ahead} were served");
         }
 
+        /// Whatever favours are done, everybody is served by when they are due: those whose time is short, and those who
+        /// are away until their turn comes; or else those who stay when others leave.
+        #[test]
+        fn favours_make_nobody_late(
+            steps in proptest::collection::vec((0u8..5, 0usize..5, 0u32..10), 1..150),
+            some_leave in proptest::bool::ANY,
+        ) {
+            let crowds: Vec<_> = (1..6).map(wanted_by).collect();
+            let (mut queue, mut now) = (FairQueue::default(), Instant::now());
+            // Who waits, and who is away: of which crowd and until when.
+            let (mut here, mut away) = (BTreeMap::new(), BTreeMap::new());
+            let steps = steps.into_iter().map(Some).chain(std::iter::repeat_n(None, 150));
+            for (ticket, step) in (0..).zip(steps) {
+                let known = |crowd: usize, queue: &FairQueue| {
+                    let sponsor = &crowds[crowd].0;
+                    (sponsor, now + queue.ahead_of(sponsor, ticket, 1.0) as u32 * S)
+                };
+                match step {
+                    Some((0 | 1, crowd, spare)) => {
+                        let (sponsor, turn) = known(crowd, &queue);
+                        queue.join(sponsor, ticket, turn + spare * S);
+                        here.insert(ticket, (crowd, turn + spare * S));
+                        continue;
+                    }
+                    Some((2, crowd, _)) if !some_leave => {
+                        let (sponsor, turn) = known(crowd, &queue);
+                        queue.keep(sponsor, ticket, turn);
+                        away.insert(ticket, (crowd, turn));
+                        continue;
+                    }
+                    Some((2, which, _)) => {
+                        if let Some((&ticket, &(crowd, _))) = here.iter().nth(which) {
+                            queue.leave(&crowds[crowd].0, ticket);
+                            here.remove(&ticket);
+                        }
+                        continue;
+                    }
+                    _ => {}
+                }
+                for (ticket, (crowd, due)) in away.extract_if(.., |_, (_, due)| *due <= now) {
+                    queue.release(&crowds[crowd].0, ticket);
+                    queue.join(&crowds[crowd].0, ticket, due);
+                    here.insert(ticket, (crowd, due));
+                }
+                let in_time = |due, ahead| now + (1 + ahead as u32) * S <= due;
+                if let Some((_, ticket)) = queue.next(1.0, in_time) {
+                    let (crowd, due) = here.remove(&ticket).unwrap();
+                    prop_assert!(now <= due, "{ticket} is served {:?} late", now - due);
+                    queue.leave(&crowds[crowd].0, ticket);
+                    queue.charge(&crowds[crowd].0.team);
+                }
+                now += S;
+            }
+            prop_assert!(here.is_empty() && away.is_empty());
+        }
+
         /// All at once is each alone.
         #[test]
         fn foretells_all_as_each(
@@ -347,8 +496,8 @@ mod tests {
             let mut queue = FairQueue::default();
             for (ticket, (team, urgency, away)) in calls.iter().enumerate() {
                 match away {
-                    true => queue.keep(&of(*team, *urgency), ticket as Ticket),
-                    false => queue.join(&of(*team, *urgency), ticket as Ticket),
+                    true => queue.keep(&of(*team, *urgency), ticket as Ticket, Instant::now()),
+                    false => join(&mut queue, &of(*team, *urgency), ticket as Ticket),
                 }
             }
             let all: Vec<_> = queue.ahead_of_each(returning).collect();
@@ -367,7 +516,7 @@ mod tests {
             let mut ticket = 0;
             for _ in 0..1000 {
                 for team in &teams {
-                    queue.join(team, ticket);
+                    join(&mut queue, team, ticket);
                     ticket += 1;
                 }
                 let (team, _) = serve(&mut queue, &teams).unwrap();

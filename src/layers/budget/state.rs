@@ -10,7 +10,7 @@ use super::adapt::Pace;
 use super::bucket::{Bucket, Quota};
 use super::circuit::Circuit;
 use super::queue::Ticket;
-use super::waiting::WaitingRoom;
+use super::waiting::{Waiting, WaitingRoom};
 use crate::model::clock::Instant;
 use crate::model::error::{GatewayError, Reason, whole_seconds};
 use crate::model::hints::Stated;
@@ -120,6 +120,12 @@ impl<G> State<G> {
         token.max(place).min(BEYOND_ALL_DEADLINES)
     }
 
+    /// Serves the call whose turn it is. Its token and its place have been taken already.
+    pub(super) fn serve_next(&mut self, now: Instant) -> Option<Waiting<G>> {
+        let (team, ticket) = self.room.next(|due, ahead| now + self.wait_behind(ahead, now) <= due)?;
+        self.room.serve(&team, ticket)
+    }
+
     /// Takes one of a team's own upstream tokens, where it has such a limit.
     pub(super) fn take_of_team(&mut self, team: &Team, now: Instant) -> Result<(), GatewayError> {
         let Some((quota, bucket)) = self.of_team(team, now) else { return Ok(()) };
@@ -199,14 +205,18 @@ impl<G> State<G> {
         };
     }
 
-    /// Those who cannot be served before their deadline, with how long they would have to wait.
-    pub(super) fn hopeless(&self, now: Instant) -> Vec<(Ticket, Duration)> {
-        let waits = self.room.everybody().map(|(ticket, deadline, ahead)| {
-            let wait = self.wait_behind(ahead, now);
-            (ticket, deadline, wait)
-        });
-        waits.filter(|(_, deadline, wait)| now + *wait > *deadline).map(|(ticket, _, wait)| (ticket, wait)).collect()
+    /// Everybody who waits: their tickets, deadlines, and how long they have to.
+    pub(super) fn waits(&self, now: Instant) -> Vec<(Ticket, Instant, Duration)> {
+        let waits = self.room.everybody();
+        waits.map(|(ticket, deadline, ahead)| (ticket, deadline, self.wait_behind(ahead, now))).collect()
     }
+}
+
+/// Until when a call can be put off in favour of those that more clients wait for, if its turn is to be expected at
+/// `turn` and it is of no use after `deadline`: by so much that nobody starves, and less where time is short.
+pub(super) fn due(turn: Instant, deadline: Instant) -> Instant {
+    const LONGEST: Duration = Duration::from_secs(5);
+    turn + (deadline.saturating_duration_since(turn) / 2).min(LONGEST)
 }
 
 fn left(quota: &Quota, bucket: &Bucket, ready_at: Instant, now: Instant) -> Allowance {

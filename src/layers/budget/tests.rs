@@ -329,9 +329,176 @@ async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
     assert!(sent - start <= 5 * S, "{:?}", sent - start);
 }
 
+/// So many more of a call's own clients.
+fn crowd(call: &Call, clients: usize) -> Vec<Waiter> {
+    (0..clients).map(|_| call.interest.join(&call.team, call.wishes.urgency)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_most_clients_wait_for_comes_first() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let mut crowds = Vec::new();
+    let calls = [0, 2, 1, 2, 0].map(|more| {
+        let patient = patient();
+        crowds.push(crowd(&patient.0, more));
+        spend(&budget, patient)
+    });
+    tokio::task::yield_now().await;
+    // They come and go while it waits.
+    crowds[1].clear();
+    let mut seconds = Vec::new();
+    for call in calls {
+        seconds.push((call.await.unwrap().unwrap() - start).as_secs());
+    }
+    assert_eq!(seconds, [3, 4, 2, 1, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_teams_own_clients_of_the_same_urgency_are_counted() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    let (a, b) = (Team::example("a"), Team::example("b"));
+    spend(&budget, call_of(&a, 3, 60 * S)).await.unwrap().unwrap();
+    let (shared, calm, early, two) =
+        (call_of(&a, 3, 60 * S), call_of(&a, 5, 60 * S), call_of(&a, 3, 60 * S), call_of(&a, 3, 60 * S));
+    let _of_another_team: Vec<_> =
+        (0..5).map(|_| shared.0.interest.join(&Arc::new(b.clone()), Urgency::new(5))).collect();
+    let _calm = crowd(&calm.0, 5);
+    let _calmer: Vec<_> = (0..5).map(|_| early.0.interest.join(&early.0.team, Urgency::new(5))).collect();
+    let _one_more = crowd(&two.0, 1);
+    let calls = [shared, early, calm, two, call_of(&b, 3, 60 * S)].map(|call| spend(&budget, call));
+    let mut seconds = Vec::new();
+    for call in calls {
+        seconds.push((call.await.unwrap().unwrap() - start).as_secs());
+    }
+    assert_eq!(seconds, [3, 4, 5, 1, 2]);
+}
+
+/// Calls that three clients wait for each arrive as fast as there are tokens, twenty of them at once to begin with.
+fn popular_calls(budget: &AccountBudget, until: Instant) -> JoinHandle<()> {
+    let budget = budget.clone();
+    tokio::spawn(async move {
+        let mut calls = tokio::task::JoinSet::new();
+        for n in 0.. {
+            if n > 20 {
+                tokio::time::sleep(200 * MS).await;
+            }
+            if Instant::now() > until {
+                break;
+            }
+            let ((call, _waiter), budget) = (patient(), budget.clone());
+            calls.spawn(async move {
+                let _crowd = (_waiter, crowd(&call, 2));
+                answered(&budget, &call).await
+            });
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_few_wait_for_is_put_off_by_five_seconds_at_most() {
+    let (budget, start) = (budget(limits(5, 1, 10)), Instant::now());
+    let _popular = popular_calls(&budget, start + 30 * S);
+    tokio::task::yield_now().await;
+    let lonely = patient();
+    let interest = Arc::clone(&lonely.0.interest);
+    let lonely = spend(&budget, lonely);
+    tokio::task::yield_now().await;
+    let foretold = interest.turn().unwrap();
+    tokio::time::sleep(5 * S).await;
+    assert!(interest.turn().unwrap() > foretold, "whoever joins is told what is to be expected now");
+    let sent = lonely.await.unwrap().unwrap();
+    assert!(
+        sent > foretold + 4 * S && sent <= foretold + 5 * S,
+        "{:?} instead of {:?}",
+        sent - start,
+        foretold - start
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_put_off_beyond_a_deadline() {
+    let (budget, start) = (budget(limits(5, 1, 10)), Instant::now());
+    let _popular = popular_calls(&budget, start + 30 * S);
+    tokio::task::yield_now().await;
+    // Its turn is after 4.2 s.
+    let hurried = spend(&budget, call_of(&Team::example("local"), 3, 4500 * MS));
+    let (call, waiter) = patient();
+    let interest = Arc::clone(&call.interest);
+    let joined = spend(&budget, (call, waiter));
+    tokio::time::sleep(S).await;
+    // Another joins who has less time than the first.
+    interest.need_by(start + 5 * S);
+    assert!(hurried.await.unwrap().unwrap() - start <= 4500 * MS);
+    assert!(joined.await.unwrap().unwrap() - start <= 5 * S);
+}
+
+/// Twenty clients behind five tokens a second, each asking for one of fifty pages a quarter of a second after its last
+/// answer: how long they wait for 95 of 100 answers. Pages are kept, and identical requests share a call; are those who
+/// share one counted.
+async fn dashboards(counted: bool, seed: u64) -> Duration {
+    let (budget, until) = (budget(limits(5, 1, 1000)), Instant::now() + 20 * S);
+    let pages: Vec<_> = (0..50).map(|_| (Interest::of_clients(), tokio::sync::OnceCell::new())).collect();
+    let pages = Arc::new(pages);
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let (budget, pages) = (budget.clone(), Arc::clone(&pages));
+        let mut rng = fastrand::Rng::with_seed(seed * 20 + n);
+        clients.spawn(async move {
+            let mut waits = Vec::new();
+            tokio::time::sleep(rng.u32(0..250) * MS).await;
+            while Instant::now() < until {
+                let (asked, (interest, page)) = (Instant::now(), &pages[rng.usize(0..50)]);
+                let (call, waiter) = patient();
+                let call = Call { interest: Arc::clone(interest), ..call };
+                let first = page.get().is_none() && interest.sponsors().0.is_empty();
+                let _waiter = if counted || first { crowd(&call, 1) } else { vec![waiter] };
+                let fetch = async || {
+                    answered(&budget, &call).await.unwrap();
+                    tokio::time::sleep(50 * MS).await;
+                };
+                page.get_or_init(fetch).await;
+                waits.push(asked.elapsed());
+                tokio::time::sleep(250 * MS).await;
+            }
+            waits
+        });
+    }
+    let mut waits = clients.join_all().await.concat();
+    waits.sort_unstable();
+    waits[waits.len() * 95 / 100]
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_go_where_they_spare_the_most_clients_a_wait() {
+    let (mut of_crowds, mut in_order) = (Vec::new(), Vec::new());
+    for seed in 0..9 {
+        of_crowds.push(dashboards(true, seed).await);
+        in_order.push(dashboards(false, seed).await);
+    }
+    of_crowds.sort_unstable();
+    in_order.sort_unstable();
+    assert!(of_crowds[4] * 2 <= in_order[4], "{of_crowds:?} instead of {in_order:?}");
+}
+
 /// Clients that are told to come back do, after exactly as long as they were told, while the load stays what it is.
 #[tokio::test(start_paused = true)]
 async fn those_who_come_back_when_they_were_told_are_served() {
+    let (came_back, served) = coming_back(|| 0).await;
+    assert!(came_back > 500, "{came_back}");
+    assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_come_back_are_served_though_more_wait_for_others() {
+    let (came_back, served) = coming_back(|| fastrand::usize(0..4)).await;
+    assert!(came_back > 500, "{came_back}");
+    assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
+}
+
+/// A hundred clients with little patience: how often they came back, and how often that helped. As many more as `more`
+/// says wait for what each of them asks for.
+async fn coming_back(more: fn() -> usize) -> (u32, u32) {
     let budget = budget(limits(5, 5, 10));
     let team = Team::example("a");
     let until = Instant::now() + 300 * S;
@@ -343,6 +510,7 @@ async fn those_who_come_back_when_they_were_told_are_served() {
             tokio::time::sleep(n as u32 * 37 * MS).await;
             while Instant::now() < until {
                 let (mut call, _waiter) = call_of(&team, 3, 2 * S);
+                let _more = crowd(&call, more());
                 let mut result = send(&budget, &call).await;
                 while let Err(refused) = result {
                     tokio::time::sleep(refused.retry_after().unwrap()).await;
@@ -357,9 +525,7 @@ async fn those_who_come_back_when_they_were_told_are_served() {
         });
     }
     let all = clients.join_all().await;
-    let (came_back, served) = all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    assert!(came_back > 500, "{came_back}");
-    assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
+    all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::queue::{FairQueue, Ticket};
 use crate::model::clock::Instant;
-use crate::model::interest::Sponsor;
+use crate::model::interest::{Crowd, Sponsor};
 use crate::model::key::Key;
 use crate::model::tenancy::Team;
 use crate::model::wishes::Urgency;
@@ -22,6 +22,8 @@ use crate::model::wishes::Urgency;
 pub(super) struct Waiting<G> {
     /// Of no use afterwards.
     pub(super) deadline: Instant,
+    /// Until when favours to others may put it off.
+    pub(super) due: Instant,
     /// What it asks for, by which it is known again when it comes back.
     pub(super) key: Key,
     /// Whose places it holds; of a refresh, the team whose client caused it.
@@ -112,7 +114,7 @@ impl<G> WaitingRoom<G> {
     pub(super) fn enter(&mut self, ticket: Ticket, waiting: Waiting<G>) {
         let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
         for sponsor in &waiting.sponsors {
-            lines.join(sponsor, ticket);
+            lines.join(sponsor, ticket, waiting.due);
         }
         self.in_background += usize::from(waiting.background);
         self.calls.insert(ticket, waiting);
@@ -138,13 +140,27 @@ impl<G> WaitingRoom<G> {
         ticket
     }
 
-    /// Whose turn it is. The team pays for it, and the call is out.
-    pub(super) fn serve_next(&mut self) -> Option<Waiting<G>> {
-        let background = self.clients.is_empty();
-        let (team, ticket) = if background { self.refreshes.next()? } else { self.clients.next()? };
+    /// Favours to others may put a call off until then, if that is sooner than it was.
+    pub(super) fn due_by(&mut self, ticket: Ticket, due: Instant) {
+        let Some(waiting) = self.calls.get_mut(&ticket) else { return };
+        waiting.due = waiting.due.min(due);
+        let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
+        for sponsor in &waiting.sponsors {
+            lines.join(sponsor, ticket, waiting.due);
+        }
+    }
+
+    /// Whose turn it is, and in which team's line. See [`FairQueue::next`].
+    pub(super) fn next(&self, in_time: impl Fn(Instant, usize) -> bool) -> Option<(Arc<str>, Ticket)> {
+        let lines = if self.clients.is_empty() { &self.refreshes } else { &self.clients };
+        lines.next(self.returning, in_time)
+    }
+
+    /// Serves a call in a team's line. The team pays for it, and the call is out.
+    pub(super) fn serve(&mut self, team: &str, ticket: Ticket) -> Option<Waiting<G>> {
         let waiting = self.leave(ticket)?;
-        if let Some(sponsor) = waiting.sponsors.iter().find(|sponsor| sponsor.team.name == team) {
-            self.charge(&sponsor.team, background);
+        if let Some(sponsor) = waiting.sponsors.iter().find(|sponsor| *sponsor.team.name == *team) {
+            self.charge(&sponsor.team, waiting.background);
         }
         Some(waiting)
     }
@@ -163,6 +179,11 @@ impl<G> WaitingRoom<G> {
             least.entry(ticket).and_modify(|least| *least = ahead.min(*least)).or_insert(ahead);
         }
         least.into_iter().filter_map(|(ticket, ahead)| Some((ticket, self.calls.get(&ticket)?.deadline, ahead)))
+    }
+
+    /// One who waits.
+    pub(super) fn get(&self, ticket: Ticket) -> Option<&Waiting<G>> {
+        self.calls.get(&ticket)
     }
 
     /// How many are ahead of one who waits.
@@ -195,7 +216,7 @@ impl<G> WaitingRoom<G> {
             return;
         }
         let grace = (wait / 4).max(Self::GRACE);
-        self.clients.keep(&sponsor, ticket);
+        self.clients.keep(&sponsor, ticket, now + wait);
         self.promises.insert(known, Promise { ticket, sponsor, ends: now + wait + grace });
     }
 
@@ -233,5 +254,5 @@ impl<G> WaitingRoom<G> {
 
 /// The place of a background refresh: behind its team's clients, and no more urgent than others.
 pub(super) fn of_refresh(team: &Arc<Team>) -> Sponsor {
-    Sponsor { team: Arc::clone(team), urgency: Urgency::default() }
+    Sponsor { team: Arc::clone(team), urgency: Urgency::default(), crowd: Crowd::default() }
 }

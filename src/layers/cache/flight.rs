@@ -66,6 +66,11 @@ impl Joined {
         self.waiter.turn()
     }
 
+    /// It is waited for until then, by this call.
+    pub(super) fn need_by(&self, deadline: Instant) {
+        self.waiter.need_by(deadline);
+    }
+
     /// Waits for the landing; `None` when the flight was lost.
     pub(super) async fn landed(&mut self) -> Option<Landed> {
         self.landing.wait_for(Option::is_some).await.ok().and_then(|landed| landed.clone())

@@ -200,6 +200,7 @@ where
                 // The flight may wait for longer than this client does.
                 return self.or_stale(Err(GatewayError::too_late(turn - now)), entry, &call);
             }
+            joined.need_by(call.deadline);
             match wait(&mut joined, call.deadline).await {
                 // Its task was cancelled or died.
                 Waited::Lost => {}
