@@ -146,6 +146,8 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use tokio::time::advance;
 
     use super::*;
@@ -156,6 +158,13 @@ mod tests {
         Neighbourhood::User(n)
     }
 
+    /// Neighbourhoods that meet nobody else in a slot. Where the hash puts them is not known before.
+    fn strangers<const N: usize>(slowing: &Slowing) -> [Neighbourhood; N] {
+        let mut taken = HashSet::new();
+        let mut apart = (0..).map(somebody).filter(|who| taken.insert(slowing.index(*who)));
+        std::array::from_fn(|_| apart.next().unwrap())
+    }
+
     /// What `count` failures cost, one after the other.
     fn delays(slowing: &Slowing, who: Neighbourhood, clock: Clock, count: usize) -> Vec<Duration> {
         (0..count).map(|_| slowing.failed(who, clock).map_or(Duration::ZERO, |held| held.delay)).collect()
@@ -164,9 +173,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn failures_cost_more_and_more_up_to_a_limit() {
         let (slowing, clock) = (Slowing::new(100), Clock::new());
+        let [one, other] = strangers(&slowing);
         let expected = [0, 0, 0, 100, 200, 400, 800, 1600, 3200, 5000, 5000].map(Duration::from_millis);
-        assert_eq!(delays(&slowing, somebody(1), clock, expected.len()), expected);
-        assert_eq!(delays(&slowing, somebody(2), clock, 3), [Duration::ZERO; 3], "somebody else");
+        assert_eq!(delays(&slowing, one, clock, expected.len()), expected);
+        assert_eq!(delays(&slowing, other, clock, 3), [Duration::ZERO; 3], "somebody else");
     }
 
     #[tokio::test(start_paused = true)]
@@ -186,14 +196,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn so_many_at_most_are_held_back() {
         let (slowing, clock) = (Slowing::new(8), Clock::new());
-        let (one, other) = (somebody(1), somebody(2));
+        let [one, other, others @ ..] = strangers::<8>(&slowing);
         delays(&slowing, one, clock, 5);
         delays(&slowing, other, clock, 5);
         let mut held: Vec<_> = std::iter::from_fn(|| slowing.failed(one, clock)).collect();
         assert_eq!(held.len(), 2, "a quarter for one neighbourhood");
-        held.extend((3..9).flat_map(|n| {
-            delays(&slowing, somebody(n), clock, 5);
-            slowing.failed(somebody(n), clock)
+        held.extend(others.into_iter().flat_map(|another| {
+            delays(&slowing, another, clock, 5);
+            slowing.failed(another, clock)
         }));
         assert_eq!(held.len(), 8);
         assert!(slowing.failed(other, clock).is_none(), "no place is left");
