@@ -78,8 +78,8 @@ struct Wall {
     since: Instant,
     /// How many 429s have moved it soon after each other.
     quick: u32,
-    /// Put up before anything was answered: where it stands at most once the rest of the same volley is.
-    guessed: Option<f64>,
+    /// The first one: where it stands at most once all that was under way is answered.
+    first: Option<f64>,
 }
 
 impl Wall {
@@ -162,10 +162,10 @@ impl Pace {
         }
         let recent = self.accepted_of_late(now);
         if let Some(wall) = self.wall.as_mut().filter(|wall| now < wall.since)
-            && let Some(most) = wall.guessed
+            && let Some(most) = wall.first
         {
             // Nothing is sent before then: this was under way with what was refused.
-            wall.rate = recent.max(LITTLE).min(most);
+            wall.rate = wall.rate.max(recent.min(most));
         }
         // Whole seconds, rounded up: the last of them may be almost over.
         let certain = stated.reset.filter(|_| stated.remaining == Some(0))?.saturating_sub(Duration::from_secs(1));
@@ -208,9 +208,10 @@ impl Pace {
             (_, None) => recent.max(1.0),
         };
         let stated_most = stated_rate.unwrap_or(f64::INFINITY);
-        let guessed = current.filter(|_| self.wall.is_none() && recent == 0.0).map(|current| current.min(stated_most));
+        let is_first = self.wall.is_none_or(|wall| wall.is_forgotten(now));
+        let first = is_first.then(|| current.unwrap_or(f64::INFINITY).min(stated_most));
         let rate = rate.min(stated_most).max(LEAST);
-        self.wall = Some(Wall { rate, at: now, since: resumes.max(now), quick, guessed });
+        self.wall = Some(Wall { rate, at: now, since: resumes.max(now), quick, first });
         self.accepted = 0;
     }
 
