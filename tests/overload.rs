@@ -144,7 +144,7 @@ struct Measured {
     crowded: Duration,
     /// Requests a second, those of the crowd included.
     rate: f64,
-    /// MiB: before, at most, and after the crowd has gone.
+    /// MiB: before, at most, and once the crowd has gone for long enough.
     resident: [u64; 3],
 }
 
@@ -183,9 +183,8 @@ async fn measure(process: &Process, crowd: &Crowd) -> Measured {
     };
     let rate = (requests(process).await - already) / begun.elapsed().as_secs_f64();
     clients.shutdown().await;
-    // It takes notice of the ends of so many connections.
-    let _ = behave(address, crowd.asked).await;
-    Measured { alone, crowded: percentile(&latencies, 99), rate, resident: [before, most, resident(process)] }
+    let after = resident_again(process, before).await;
+    Measured { alone, crowded: percentile(&latencies, 99), rate, resident: [before, most, after] }
 }
 
 fn arguments(upstream: &Upstream) -> Vec<String> {
@@ -208,6 +207,46 @@ async fn a_client_that_behaves_is_served_in_a_crowd() {
     assert_eq!(process.ended().await.0, Some(0));
 }
 
+/// How long the allocator may keep what it might need again, on a machine that is busy with other tests.
+const RETURNS_WITHIN: Duration = Duration::from_secs(30);
+
+/// MiB that it may keep for good: the ends of what it once divided.
+const KEPT: u64 = 8;
+
+/// Waits until no more is resident than `before`, or nearly; MiB in the end. Asks nothing meanwhile: memory has to come
+/// back without traffic.
+async fn resident_again(process: &Process, before: u64) -> u64 {
+    let deadline = Instant::now() + RETURNS_WITHIN;
+    loop {
+        let resident = resident(process);
+        if resident <= before + KEPT || Instant::now() >= deadline {
+            return resident;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crowd_took_comes_back() {
+    let upstream = Upstream::start().await;
+    let process = Process::spawn(command(&arguments(&upstream))).await;
+    let _warm = behave(process.data, 100).await;
+    let before = resident(&process);
+    // Heads of which only the end is missing: much memory for few descriptors.
+    let beginning = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: {}", "a".repeat(50_000));
+    let mut crowd = Vec::new();
+    for _ in 0..400 {
+        let mut stream = connect(process.data).await;
+        stream.write_all(beginning.as_bytes()).await.unwrap();
+        crowd.push(stream);
+    }
+    let enough = before + 20;
+    let most = poll("the crowd's memory", || async { Some(resident(&process)).filter(|most| *most >= enough) }).await;
+    drop(crowd);
+    let after = resident_again(&process, before).await;
+    assert!(after <= before + KEPT, "MiB: {before}, at most {most} or more, then {after}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "wants a quiet machine and a release binary; says how long a client waits in a crowd of 7,000"]
 async fn a_client_that_behaves_hardly_notices_seven_thousand_others() {
@@ -227,5 +266,5 @@ async fn a_client_that_behaves_hardly_notices_seven_thousand_others() {
     assert!(measured.rate > 19_000.0, "{measured:?}");
     assert!(measured.crowded <= 2 * measured.alone, "{measured:?}");
     assert!(measured.resident[1] < measured.resident[0] + 256, "{measured:?}");
-    assert!(measured.resident[2] < measured.resident[0] + 64, "{measured:?}");
+    assert!(measured.resident[2] <= 30, "{measured:?}");
 }

@@ -21,7 +21,7 @@ pub struct ServeArgs {
 
 /// Runs the gateway until it is told to stop.
 pub fn run(args: ServeArgs) -> ExitCode {
-    // First of all: there must be no other thread yet.
+    // First of all: there must be no other thread yet that looks into the environment.
     let inherited = systemd::inherited();
     let sources = args.config.sources();
     let config = match load_or_explain(&sources) {

@@ -10,7 +10,7 @@ use crate::gateway::Milestone;
 use crate::server::{Inherited, InheritedSocket};
 
 /// The sockets that were handed over to this process, by their `FileDescriptorName`s. Takes the variables that told of
-/// them out of the environment, so it has to come before the first thread.
+/// them out of the environment, so it has to come before the first thread of ours; the allocator's never looks there.
 ///
 /// # Errors
 ///
