@@ -189,7 +189,7 @@ impl Coded {
 
 fn etag(body: &[u8]) -> Option<HeaderValue> {
     let hash = blake3::hash(body).to_hex();
-    HeaderValue::try_from(format!("\"{}\"", &hash[..32])).ok()
+    HeaderValue::try_from(["\"", &hash[..32], "\""].concat()).ok()
 }
 
 /// A page on its way to one client.

@@ -48,11 +48,7 @@ impl KeyNote {
 
 /// An answer from the store.
 pub(super) fn hit(ttl: i64, outcome: Outcome, key: &KeyNote) -> HeaderValue {
-    let mut line = Vec::with_capacity(96);
-    for part in ["insights-gateway; hit; ttl=", itoa::Buffer::new().format(ttl), "; detail=", outcome.as_str()] {
-        line.extend_from_slice(part.as_bytes());
-    }
-    value(line, key)
+    line(["insights-gateway; hit; ttl=", itoa::Buffer::new().format(ttl), "; detail=", outcome.as_str()], key)
 }
 
 /// An answer from upstream.
@@ -64,16 +60,19 @@ pub(super) fn forwarded(
     outcome: Outcome,
     key: &KeyNote,
 ) -> HeaderValue {
-    let mut line = Vec::with_capacity(128);
     let stored = if stored { "; stored" } else { "" };
     let collapsed = if collapsed { "; collapsed" } else { "" };
-    let (why, outcome) = (why.as_str(), outcome.as_str());
-    // Writing to memory does not fail.
-    let _ = write!(line, "insights-gateway; fwd={why}{stored}{collapsed}; fwd-status={status}; detail={outcome}");
-    value(line, key)
+    let (why, mut digits) = (why.as_str(), itoa::Buffer::new());
+    let (status, outcome) = (digits.format(status), outcome.as_str());
+    line(["insights-gateway; fwd=", why, stored, collapsed, "; fwd-status=", status, "; detail=", outcome], key)
 }
 
-fn value(mut line: Vec<u8>, key: &KeyNote) -> HeaderValue {
+/// Formatting macros would take most of the time of a hit's line.
+fn line<const N: usize>(parts: [&str; N], key: &KeyNote) -> HeaderValue {
+    let mut line = Vec::with_capacity(128);
+    for part in parts {
+        line.extend_from_slice(part.as_bytes());
+    }
     line.extend_from_slice(&key.0);
     // Every part is a word, a number or hexadecimal digits.
     HeaderValue::try_from(line).unwrap_or_else(|_| HeaderValue::from_static("insights-gateway"))

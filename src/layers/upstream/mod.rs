@@ -100,7 +100,6 @@ impl Upstream {
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
-            .http1_max_headers(100)
             .build(connector);
         Ok(Self { client: Arc::new(client), target: Arc::new(target), metrics, clock })
     }
