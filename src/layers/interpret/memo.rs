@@ -3,7 +3,8 @@
 //! A dashboard sends the same bytes again and again. Their canonical form and key depend on nothing but the
 //! bytes, the query string and the account, so they can be remembered for as long as one likes; what is
 //! compared is the whole of these, never a hash alone. A fixed number of places, each for one small body, a few
-//! of them together a set: a body has its set by its hash, and there takes the place of the one longest unused.
+//! of them together a set: a body has its set by its hash, and there takes the place of the one longest unused. It
+//! does so when it comes for the second time: what is asked for once takes nobody's place, and no time.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,9 +55,13 @@ impl Remembered {
     }
 }
 
-/// Lately used first. Each with some bits of its hash, which mostly tell without a look at it whether it is another.
 #[derive(Debug, Default)]
-struct Set([Option<(u32, Box<Remembered>)>; Set::PLACES]);
+struct Set {
+    /// Lately used first. Each with some bits of its hash, which mostly tell without a look at it whether it is another.
+    places: [Option<(u32, Box<Remembered>)>; Set::PLACES],
+    /// Those bits of the last that came and was not remembered.
+    met: Option<u32>,
+}
 
 impl Set {
     const PLACES: usize = 4;
@@ -65,14 +70,19 @@ impl Set {
         let is = |place: &Option<(u32, Box<Remembered>)>| {
             place.as_ref().is_some_and(|(known, remembered)| *known == bits && remembered.is(said))
         };
-        let at = self.0.iter().position(is)?;
-        self.0[..=at].rotate_right(1);
-        self.0[0].as_ref().map(|(_, remembered)| &**remembered)
+        let at = self.places.iter().position(is)?;
+        self.places[..=at].rotate_right(1);
+        self.places[0].as_ref().map(|(_, remembered)| &**remembered)
+    }
+
+    /// Has one of these bits come before, and no other meanwhile.
+    fn meets_again(&mut self, bits: u32) -> bool {
+        self.met.replace(bits) == Some(bits)
     }
 
     fn add(&mut self, bits: u32, remembered: Remembered) {
-        self.0.rotate_right(1);
-        self.0[0] = Some((bits, Box::new(remembered)));
+        self.places.rotate_right(1);
+        self.places[0] = Some((bits, Box::new(remembered)));
     }
 }
 
@@ -111,7 +121,10 @@ impl Memo {
             return Ok(remembered.understood.clone());
         }
         let understood = understand()?;
-        lock().add(bits, Remembered::new(said, understood.clone()));
+        let mut set = lock();
+        if set.meets_again(bits) {
+            set.add(bits, Remembered::new(said, understood.clone()));
+        }
         Ok(understood)
     }
 
@@ -150,11 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn the_same_request_is_understood_once() {
+    fn the_same_request_is_understood_twice_and_then_known() {
         let memo = Memo::new();
         let said = Said { account: "AC1", query: "pageSize=1", body: b"{}" };
-        assert!(ask(&memo, said).1);
-        assert!(!ask(&memo, said).1);
+        assert_eq!([(); 4].map(|()| ask(&memo, said).1), [true, true, false, false]);
         for other in [Said { account: "AC2", ..said }, Said { query: "", ..said }, Said { body: b"{ }", ..said }] {
             let (meant, asked) = ask(&memo, other);
             assert!(asked);
@@ -165,13 +177,29 @@ mod tests {
     #[test]
     fn more_requests_than_places_are_still_told_apart() {
         let memo = Memo::new();
-        for _ in 0..2 {
+        for _ in 0..3 {
             for n in 0..3 * Memo::SETS * Set::PLACES {
                 let body = n.to_string();
                 let said = Said { account: "AC1", query: "", body: body.as_bytes() };
                 assert_eq!(ask(&memo, said).0.body, body);
             }
         }
+    }
+
+    #[test]
+    fn what_comes_once_takes_nobodys_place() {
+        let memo = Memo::new();
+        let ask = |body: &[u8]| ask(&memo, Said { account: "AC1", query: "", body }).1;
+        let often: Vec<_> = (0..100u32).map(u32::to_le_bytes).collect();
+        for body in &often {
+            assert!(ask(body) && ask(body));
+        }
+        let remembered = || often.iter().filter(|body| !ask(*body)).count();
+        let before = remembered();
+        for n in 100..20 * Memo::SETS as u32 {
+            ask(&n.to_le_bytes());
+        }
+        assert_eq!((before, remembered()), (100, 100));
     }
 
     #[test]
