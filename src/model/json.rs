@@ -55,6 +55,11 @@ impl Text<'_> {
     pub fn raw(&self) -> &str {
         self.raw
     }
+
+    /// Was any of it spelled with an escape.
+    pub fn has_escapes(&self) -> bool {
+        matches!(self.decoded, Cow::Owned(_))
+    }
 }
 
 impl<'a> Value<'a> {
@@ -354,18 +359,17 @@ impl<'a> Reader<'a> {
     fn string(&mut self) -> Result<Text<'a>, JsonError> {
         self.take(b'"')?;
         let start = self.at;
-        let bytes = self.text.as_bytes();
-        loop {
-            match bytes.get(self.at) {
-                Some(b'"') => {
-                    let raw = &self.text[start..self.at];
-                    self.at += 1;
-                    return Ok(Text { raw, decoded: Cow::Borrowed(raw) });
-                }
-                Some(b'\\') => return self.escaped_string(start),
-                Some(0..=0x1f) | None => return Err(self.unexpected()),
-                Some(_) => self.at += 1,
+        let rest = &self.text.as_bytes()[start..];
+        let plain = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f));
+        self.at += plain.unwrap_or(rest.len());
+        match self.peek() {
+            Some(b'"') => {
+                let raw = &self.text[start..self.at];
+                self.at += 1;
+                Ok(Text { raw, decoded: Cow::Borrowed(raw) })
             }
+            Some(b'\\') => self.escaped_string(start),
+            _ => Err(self.unexpected()),
         }
     }
 

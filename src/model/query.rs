@@ -247,7 +247,7 @@ fn write_scalar(out: &mut Vec<u8>, value: &Value<'_>) {
 
 /// A string with the fewest escapes: quotes, backslashes and control characters.
 fn write_text(out: &mut Vec<u8>, text: &Text<'_>) {
-    if !text.raw().contains('\\') {
+    if !text.has_escapes() {
         return text.write(out);
     }
     out.push(b'"');
