@@ -16,6 +16,8 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream as Blocking};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::process::{Process, command, quiet, set};
@@ -23,7 +25,7 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// How many of each.
 struct Crowd {
@@ -101,27 +103,58 @@ async fn trickle(address: SocketAddr, beginning: String) {
     }
 }
 
-/// So many requests a second in small bursts, none of which can be served.
-async fn garbage(address: SocketAddr, a_second: u32) {
-    let kinds = [get("/wp-login.php", ""), post("nonsense"), get("/v3/../etc/passwd", ""), post_to(METADATA, "", ASK)];
-    let burst: Vec<u8> = kinds.concat();
-    let mut tick = tokio::time::interval(Duration::from_secs(1) * 4 / a_second);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    loop {
-        let (mut reading, mut writing) = connect(address).await.into_split();
-        let answers = tokio::spawn(async move {
-            let mut buffer = vec![0; 64 * 1024];
-            while matches!(reading.read(&mut buffer).await, Ok(1..)) {}
-        });
-        for _ in 0..1000 {
-            tick.tick().await;
-            if writing.write_all(&burst).await.is_err() {
-                break;
+/// So many requests a second, none of which can be served, until it is dropped.
+///
+/// On a thread of its own, so that they come evenly: the runtime's timers go off once a millisecond, and with them
+/// whatever is to be sent in that millisecond.
+struct Garbage(Arc<AtomicBool>);
+
+impl Garbage {
+    #[allow(clippy::disallowed_methods, reason = "it blocks a thread of its own")]
+    fn start(address: SocketAddr, a_second: u32) -> Self {
+        let enough = Arc::<AtomicBool>::default();
+        let is_enough = Arc::clone(&enough);
+        std::thread::spawn(move || {
+            let kinds =
+                [get("/wp-login.php", ""), post("nonsense"), get("/v3/../etc/passwd", ""), post_to(METADATA, "", ASK)];
+            let between = Duration::from_secs(1) * kinds.len() as u32 / a_second;
+            let burst: Vec<u8> = kinds.concat();
+            let mut connections = [(); 4].map(|()| unread(address));
+            let begun = std::time::Instant::now();
+            for n in 0u32.. {
+                std::thread::sleep((between * n).saturating_sub(begun.elapsed()));
+                if is_enough.load(Ordering::Relaxed) {
+                    return;
+                }
+                let connection = &mut connections[n as usize % 4];
+                // What is no request at all ends the connection.
+                let sent: &[u8] = if n % 4000 < 3996 { &burst } else { b"\0\0\0\0\r\n\r\n" };
+                if connection.write_all(sent).is_err() || sent.len() < burst.len() {
+                    *connection = unread(address);
+                }
             }
+        });
+        Self(enough)
+    }
+}
+
+impl Drop for Garbage {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A connection whose answers nobody looks at.
+#[allow(clippy::disallowed_methods, reason = "it blocks threads of its own")]
+fn unread(address: SocketAddr) -> Blocking {
+    loop {
+        if let Ok(stream) = Blocking::connect(address)
+            && let Ok(mut answers) = stream.try_clone()
+        {
+            std::thread::spawn(move || while matches!(answers.read(&mut [0; 64 * 1024]), Ok(1..)) {});
+            return stream;
         }
-        // What is no request at all ends the connection.
-        let _ = writing.write_all(b"\0\0\0\0\r\n\r\n").await;
-        let _ = answers.await;
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -165,9 +198,7 @@ async fn measure(process: &Process, crowd: &Crowd) -> Measured {
         let head = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n");
         clients.spawn(trickle(address, head + &"[".repeat(1000)));
     }
-    for _ in 0..4 {
-        clients.spawn(garbage(address, crowd.garbage / 4));
-    }
+    let garbage = Garbage::start(address, crowd.garbage);
     let gathered = (crowd.idle + crowd.slow_bodies) as f64;
     poll("the crowd to gather", || async { (requests(process).await > gathered).then_some(()) }).await;
 
@@ -182,6 +213,7 @@ async fn measure(process: &Process, crowd: &Crowd) -> Measured {
         }
     };
     let rate = (requests(process).await - already) / begun.elapsed().as_secs_f64();
+    drop(garbage);
     clients.shutdown().await;
     let after = resident_again(process, before).await;
     Measured { alone, crowded: percentile(&latencies, 99), rate, resident: [before, most, after] }
