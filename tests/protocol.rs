@@ -9,15 +9,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::gateway::{KEY, SECRET};
 use support::*;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
 struct Bench {
     upstream: Upstream,
@@ -751,48 +745,6 @@ async fn malformed_request_ids_are_replaced() {
     }
 }
 
-async fn http2(bench: &Bench) -> http2::SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(bench.gateway.data).await.unwrap();
-    let (sender, connection) =
-        within(http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.expect("HTTP/2 by prior knowledge");
-    tokio::spawn(connection);
-    sender
-}
-
-async fn ask_http2(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Answer {
-    within(sender.ready()).await.unwrap();
-    let (head, body) = within(sender.send_request(request)).await.expect("an answer").into_parts();
-    let headers = head.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
-    let body = within(body.collect()).await.unwrap().to_bytes().to_vec();
-    Answer { status: head.status.as_u16(), version: format!("{:?}", head.version), headers, body }
-}
-
-fn request(method: &str, bench: &Bench, target: &str, body: &str) -> Request<Full<Bytes>> {
-    let uri = format!("http://{}{target}", bench.gateway.data);
-    Request::builder().method(method).uri(uri).body(Full::from(body.to_owned())).unwrap()
-}
-
-#[tokio::test]
-async fn http_2_by_prior_knowledge_is_served_and_refused_alike() {
-    let bench = Bench::with(|config| config.set("server.max_body", "64KiB")).await;
-    let mut sender = http2(&bench).await;
-    ask_http2(&mut sender, request("POST", &bench, QUERY, ASK)).await.assert_page(PAGE, "miss");
-    ask_http2(&mut sender, request("POST", &bench, QUERY, ASK)).await.assert_page(PAGE, "hit");
-    ask_http2(&mut sender, request("POST", &bench, QUERY, "nonsense")).await.assert_refused(400, "invalid_json");
-    ask_http2(&mut sender, request("PUT", &bench, QUERY, ASK)).await.assert_refused(405, "method_not_allowed");
-    ask_http2(&mut sender, request("GET", &bench, "/v3/../x", "")).await.assert_refused(404, "not_found");
-    let large = "a".repeat(200 << 10);
-    ask_http2(&mut sender, request("POST", &bench, QUERY, &large)).await.assert_refused(413, "body_too_large");
-    let mut foreign = request("POST", &bench, QUERY, ASK);
-    *foreign.uri_mut() = format!("http://evil.example{QUERY}").parse().unwrap();
-    ask_http2(&mut sender, foreign).await.assert_refused(400, "bad_request");
-    let mut big = request("POST", &bench, QUERY, ASK);
-    big.headers_mut().insert("x-filler", "a".repeat(40 << 10).parse().unwrap());
-    ask_http2(&mut sender, big).await.assert_refused(431, "headers_too_large");
-    ask_http2(&mut sender, request("POST", &bench, QUERY, ASK)).await.assert_page(PAGE, "hit");
-    assert_eq!(bench.upstream.count(), 1);
-}
-
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_and_are_served_later() {
     let bench = Bench::with(|config| config.set("server.max_connections", "2")).await;
@@ -842,51 +794,6 @@ async fn an_absolute_target_outweighs_the_host_header() {
     disguised.assert_refused(400, "bad_request");
     // RFC 9112 section 3.2: an HTTP/1.1 request without Host is malformed, whatever its target.
     bench.gateway.ask(&request("localhost", "")).await.assert_refused(400, "bad_request");
-}
-
-#[tokio::test]
-async fn http_2_refuses_heads_beyond_its_own_limit_in_twilios_shape_too() {
-    let bench = Bench::new().await;
-    let mut sender = http2(&bench).await;
-    let mut huge = request("POST", &bench, QUERY, ASK);
-    huge.headers_mut().insert("x-filler", "a".repeat(100 << 10).parse().unwrap());
-    ask_http2(&mut sender, huge).await.assert_refused(431, "headers_too_large");
-}
-
-#[tokio::test]
-async fn http_2_hides_no_foreign_name_behind_a_host_header() {
-    let bench = Bench::new().await;
-    let mut sender = http2(&bench).await;
-    let mut foreign = request("POST", &bench, QUERY, ASK);
-    *foreign.uri_mut() = format!("http://evil.example{QUERY}").parse().unwrap();
-    foreign.headers_mut().insert("host", "localhost".parse().unwrap());
-    // RFC 9113 section 8.3.1: a Host that differs from :authority makes the request malformed.
-    ask_http2(&mut sender, foreign).await.assert_refused(400, "bad_request");
-}
-
-#[tokio::test]
-async fn an_http_2_preface_may_come_in_pieces() {
-    let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
-    let mut client = bench.gateway.connect().await;
-    client.send(b"PR").await;
-    bench.gateway.settle().await;
-    // The rest of the preface and an empty SETTINGS frame.
-    client.send(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-    // An idle HTTP/2 connection is no late head: two pings, each well after the header timeout, are answered.
-    for n in 0..2u8 {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        client.send(&[0, 0, 8, 6, 0, 0, 0, 0, 0, n, n, n, n, n, n, n, n]).await;
-    }
-    let mut bytes = Vec::new();
-    let pong = [0, 0, 8, 6, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1];
-    let read = async {
-        while support::client::find(&bytes, &pong).is_none() {
-            let read = tokio::io::AsyncReadExt::read_buf(&mut client.stream, &mut bytes).await;
-            assert!(matches!(read, Ok(1..)), "closed after {:?}", String::from_utf8_lossy(&bytes));
-        }
-    };
-    within(read).await;
-    assert!(support::client::find(&bytes, b"HTTP/1.1").is_none(), "{:?}", String::from_utf8_lossy(&bytes));
 }
 
 #[tokio::test]
