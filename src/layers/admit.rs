@@ -12,9 +12,10 @@ mod slow;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Add;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use arc_swap::ArcSwapOption;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -101,7 +102,7 @@ impl AdmitLayer {
             Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
             Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
         };
-        let known_host = OnceLock::new();
+        let known_host = ArcSwapOption::empty();
         Self { door: Arc::new(Door { guests, everybody, hosts, known_host, slowing, clock }) }
     }
 }
@@ -151,8 +152,9 @@ struct Door {
     guests: Vec<Known>,
     everybody: bool,
     hosts: Option<Vec<String>>,
-    /// The first `Host` that was found good. Nearly every request has the same.
-    known_host: OnceLock<HeaderValue>,
+    /// The last `Host` that was found good. Nearly every request has the same; the last and not the first, lest a probe
+    /// or a stranger decide which.
+    known_host: ArcSwapOption<HeaderValue>,
     slowing: Slowing,
     clock: Clock,
 }
@@ -220,7 +222,7 @@ impl Door {
             return malformed("the request names more than one Host");
         };
         let alone = host.filter(|_| request.uri().authority().is_none());
-        if alone.is_some() && alone == self.known_host.get() {
+        if alone.is_some() && alone == self.known_host.load().as_deref() {
             return Ok(());
         }
         let host = host.map(|host| host.to_str().ok().and_then(authority));
@@ -242,7 +244,7 @@ impl Door {
             Some(named) if self.is_ours(named.host()) => {
                 // A copy: the value is a part of the whole head, other people's tokens included.
                 if let Some(Ok(host)) = alone.map(|host| HeaderValue::from_bytes(host.as_bytes())) {
-                    let _ = self.known_host.set(host);
+                    self.known_host.store(Some(Arc::new(host)));
                 }
                 Ok(())
             }
