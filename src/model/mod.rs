@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod call;
 pub mod clock;
+pub mod envelope;
 pub mod error;
 pub mod freshness;
 pub mod hints;

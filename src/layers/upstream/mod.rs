@@ -25,13 +25,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tower::Service;
 
 use crate::metrics::{Ending, Metrics};
 use crate::model::call::{Answer, SignedCall};
 use crate::model::clock::Clock;
+use crate::model::envelope::Envelope;
 use crate::model::error::{GatewayError, Reason, Retry};
 use crate::model::journey::{Leg, LegKind};
 use crate::model::operation::Operation;
@@ -250,33 +249,6 @@ fn let_through(received: &HeaderMap) -> HeaderMap {
         }
     }
     headers
-}
-
-/// What the gateway reads of an answer. Reading it proves that the whole body is JSON.
-#[derive(Default)]
-struct Envelope {
-    next_token: Option<String>,
-}
-
-impl Envelope {
-    fn read(body: &[u8]) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Answer {
-            meta: Option<Meta>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Meta {
-            next_token: Option<String>,
-        }
-        // serde_json does not look at the encoding of what it skips.
-        let text = std::str::from_utf8(body).ok()?;
-        match serde_json::from_str::<Answer>(text) {
-            Ok(answer) => Some(Self { next_token: answer.meta.and_then(|meta| meta.next_token) }),
-            // Of another shape, and perhaps JSON all the same.
-            Err(_) => serde_json::from_str::<IgnoredAny>(text).ok().map(|_| Self::default()),
-        }
-    }
 }
 
 impl Upstream {
