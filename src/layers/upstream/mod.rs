@@ -1,15 +1,14 @@
 //! The last layer: one attempt over HTTP/1.1, with a time limit and a size limit.
 //!
 //! It sends a request of its own making and lets through only the response headers that a layer above reads
-//! or a client may see. It follows no redirect, keeps no cookie, retries nothing, and the only secret it
-//! knows is the header value in the call.
+//! or a client may see. It follows no redirect, keeps no cookie, repeats nothing that may have been sent, and the only
+//! secret it knows is the header value in the call.
 //!
 //! HTTP/2 is not offered to the upstream: hyper keeps a single connection to a host there, and a dead one is
 //! used until a ping times out. HTTP/1.1 connections are pooled.
 
-use std::error::Error;
-use std::io;
-use std::pin::Pin;
+mod pool;
+
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,12 +20,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::Service;
 
+use self::pool::Pool;
 use crate::metrics::{Ending, Metrics};
 use crate::model::call::{Answer, SignedCall};
 use crate::model::clock::Clock;
@@ -36,6 +35,8 @@ use crate::model::journey::{Leg, LegKind};
 use crate::model::operation::Operation;
 use crate::model::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::trust::{self, TrustError};
+
+type Connector = HttpsConnector<HttpConnector>;
 
 /// Response headers that go further than this layer.
 const LET_THROUGH: [HeaderName; 11] = [
@@ -71,8 +72,9 @@ pub struct Target {
 #[derive(Debug, Clone)]
 pub struct Upstream {
     // Shared, since every layer above clones what is below it.
-    client: Arc<Client<BoundedConnector, Full<Bytes>>>,
+    pool: Arc<Pool<Connector, <Connector as Service<Uri>>::Response>>,
     target: Arc<Target>,
+    host: HeaderValue,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
@@ -94,13 +96,8 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(http);
-        let connector = BoundedConnector { inner: https, limit: target.connect_timeout };
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build(connector);
-        Ok(Self { client: Arc::new(client), target: Arc::new(target), metrics, clock })
+        let pool = Pool::new(https, target.url.clone(), target.connect_timeout, clock);
+        Ok(Self { pool: Arc::new(pool), host: host(&target.url), target: Arc::new(target), metrics, clock })
     }
 
     async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
@@ -160,14 +157,10 @@ impl Upstream {
                 GatewayError::new(Reason::BadRequest, "the query string is too long or malformed").with_cause(error)
             })?,
         };
-        let mut uri = self.target.url.clone().into_parts();
-        uri.path_and_query = Some(target);
-        let uri = Uri::from_parts(uri).map_err(|error| {
-            GatewayError::new(Reason::Internal, "the upstream address is unusable").with_cause(error)
-        })?;
         let mut request = Request::new(Full::new(body));
-        *request.uri_mut() = uri;
+        *request.uri_mut() = Uri::from(target);
         let headers = request.headers_mut();
+        headers.insert(header::HOST, self.host.clone());
         headers.insert(header::AUTHORIZATION, authorization);
         headers.insert(header::ACCEPT, JSON);
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -179,21 +172,25 @@ impl Upstream {
         Ok(request)
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, GatewayError> {
-        let response = self.client.request(request).await.map_err(|error| {
-            let is_no_http =
-                error.source().and_then(|e| e.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse);
-            if is_no_http {
-                return invalid("Twilio's answer is not HTTP").with_retry(Retry::IfRepeatable).with_cause(error);
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, GatewayError> {
+        loop {
+            let (mut link, used) = self.pool.take().await.map_err(|error| {
+                GatewayError::new(Reason::UpstreamUnreachable, "cannot connect to Twilio")
+                    .with_retry(Retry::NothingSent)
+                    .with_cause(error)
+            })?;
+            let result = link.drive(async |sender| {
+                let response = sender.try_send_request(request).await?;
+                Ok(self.receive(response).await)
+            });
+            match result.await {
+                Ok(answer) => {
+                    self.pool.put_back(link);
+                    return answer;
+                }
+                Err(error) => request = unsent(error, used)?,
             }
-            // Without a connection nothing was sent; otherwise it may have been received and lost.
-            let (retry, message) = match error.is_connect() {
-                true => (Retry::NothingSent, "cannot connect to Twilio"),
-                false => (Retry::IfRepeatable, "the connection to Twilio broke before an answer came"),
-            };
-            GatewayError::new(Reason::UpstreamUnreachable, message).with_retry(retry).with_cause(error)
-        })?;
-        self.receive(response).await
+        }
     }
 
     async fn receive(&self, response: Response<Incoming>) -> Result<Answer, GatewayError> {
@@ -222,6 +219,34 @@ impl Upstream {
             }
         }
     }
+}
+
+/// The request, if nothing of it was sent because the connection had ended while nobody used it.
+fn unsent(mut error: TrySendError<Request<Full<Bytes>>>, used: bool) -> Result<Request<Full<Bytes>>, GatewayError> {
+    let request = error.take_message();
+    let was_sent = request.is_none();
+    request.filter(|_| used).ok_or_else(|| {
+        let error = error.into_error();
+        let (reason, message) = match error.is_parse() {
+            true => (Reason::UpstreamInvalid, "Twilio's answer is not HTTP"),
+            false => (Reason::UpstreamUnreachable, "the connection to Twilio broke before an answer came"),
+        };
+        // What was sent may have been received.
+        let retry = if was_sent { Retry::IfRepeatable } else { Retry::NothingSent };
+        GatewayError::new(reason, message).with_retry(retry).with_cause(error)
+    })
+}
+
+/// The value of `Host`: without a port that goes without saying (RFC 9110 section 4.2).
+fn host(url: &Uri) -> HeaderValue {
+    let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
+    let host = url.host().unwrap_or_default();
+    let host = match url.port_u16().filter(|port| *port != default) {
+        Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
+        None => HeaderValue::try_from(host),
+    };
+    // The host of a URI is always a header value.
+    host.unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Tells Twilio of the trace, under a span of this attempt's own, which is given back.
@@ -292,38 +317,5 @@ impl Service<SignedCall> for Upstream {
 
     fn call(&mut self, signed: SignedCall) -> Self::Future {
         Box::pin(self.clone().attempt(signed))
-    }
-}
-
-/// A connector whose DNS look-up, TCP and TLS handshakes together end in time.
-#[derive(Debug, Clone)]
-struct BoundedConnector {
-    inner: HttpsConnector<HttpConnector>,
-    limit: Duration,
-}
-
-type Connection = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
-type ConnectError = <HttpsConnector<HttpConnector> as Service<Uri>>::Error;
-
-impl Service<Uri> for BoundedConnector {
-    type Response = Connection;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Service::poll_ready(&mut self.inner, context)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connect, limit) = (self.inner.call(uri), self.limit);
-        Box::pin(async move {
-            match tokio::time::timeout(limit, connect).await {
-                Ok(result) => result,
-                Err(_) => {
-                    let message = "connecting took longer than upstream.connect_timeout";
-                    Err(io::Error::new(io::ErrorKind::TimedOut, message).into())
-                }
-            }
-        })
     }
 }

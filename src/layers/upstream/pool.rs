@@ -1,0 +1,213 @@
+//! Connections to the upstream, kept from one call to the next.
+//!
+//! A connection has no task of its own: who uses it does its work, so that an answer crosses no task on its way to
+//! the call that waits for it. One that is idle is looked at four times in [`IDLE`], after which it is closed; what the
+//! upstream did to it since shows when it is used again.
+//!
+//! It does not know what is asked, and repeats nothing that may have been sent.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::Full;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper::rt::{Read, Write};
+use tokio::sync::Notify;
+use tower::{BoxError, Service, ServiceExt};
+
+use crate::model::clock::{Clock, Instant};
+
+/// How long a connection is kept that nobody uses.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("connecting took longer than upstream.connect_timeout")]
+    TooSlow,
+    #[error(transparent)]
+    Failed(BoxError),
+}
+
+/// Connections to one upstream, which `C` makes.
+#[derive(Debug)]
+pub(super) struct Pool<C, T: Read + Write> {
+    connector: C,
+    url: Uri,
+    /// For DNS, TCP and TLS together.
+    connect_timeout: Duration,
+    idle: Arc<Idle<T>>,
+}
+
+impl<C, T> Pool<C, T>
+where
+    C: Service<Uri, Response = T, Error = BoxError, Future: Send + 'static> + Clone + Send + 'static,
+    T: Read + Write + Unpin + Send + 'static,
+{
+    pub(super) fn new(connector: C, url: Uri, connect_timeout: Duration, clock: Clock) -> Self {
+        let links = Links { idle: Vec::new(), swept: false };
+        let idle = Idle { clock, links: Mutex::new(links), more: Notify::new() };
+        Self { connector, url, connect_timeout, idle: Arc::new(idle) }
+    }
+
+    /// A connection that nobody else uses, and whether it was used before: the upstream may have closed one that was.
+    /// While one is made, another that becomes idle will do.
+    pub(super) async fn take(&self) -> Result<(Link<T>, bool), ConnectError> {
+        if let Some(link) = self.idle.take() {
+            return Ok((link, true));
+        }
+        let connecting = self.connector.clone().oneshot(self.url.clone());
+        let mut connecting = Box::pin(connect(connecting, self.connect_timeout));
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut connecting => return made.map(|link| (link, false)),
+                () = self.idle.more.notified() => {}
+            }
+            if let Some(link) = self.idle.take() {
+                let idle = Arc::clone(&self.idle);
+                tokio::spawn(async move {
+                    if let Ok(link) = connecting.await {
+                        idle.keep(link);
+                    }
+                });
+                return Ok((link, true));
+            }
+        }
+    }
+
+    /// Keeps a connection for the next call, if its last answer was read to the end and it stays open.
+    pub(super) fn put_back(&self, link: Link<T>) {
+        self.idle.keep(link);
+    }
+}
+
+async fn connect<T, F>(connecting: F, limit: Duration) -> Result<Link<T>, ConnectError>
+where
+    T: Read + Write + Unpin,
+    F: Future<Output = Result<T, BoxError>>,
+{
+    let io = match tokio::time::timeout(limit, connecting).await {
+        Ok(io) => io.map_err(ConnectError::Failed)?,
+        Err(_) => return Err(ConnectError::TooSlow),
+    };
+    let (sender, connection) = http1::handshake(io).await.map_err(|error| ConnectError::Failed(error.into()))?;
+    Ok(Link { sender, connection: Some(connection) })
+}
+
+#[derive(Debug)]
+struct Idle<T: Read + Write> {
+    clock: Clock,
+    links: Mutex<Links<T>>,
+    /// There is one more.
+    more: Notify,
+}
+
+#[derive(Debug)]
+struct Links<T: Read + Write> {
+    /// The last in is the first out, so the first have been idle longest.
+    idle: Vec<(Link<T>, Instant)>,
+    /// Is there a task that closes those that have been idle too long.
+    swept: bool,
+}
+
+impl<T: Read + Write + Unpin + Send + 'static> Idle<T> {
+    fn take(&self) -> Option<Link<T>> {
+        let (link, since) = self.lock().idle.pop()?;
+        // What is older was idle for even longer.
+        (self.clock.now() < since + IDLE).then_some(link)
+    }
+
+    fn keep(self: &Arc<Self>, mut link: Link<T>) {
+        if !link.is_idle() {
+            return;
+        }
+        let mut links = self.lock();
+        links.idle.push((link, self.clock.now()));
+        if !std::mem::replace(&mut links.swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(self)));
+        }
+        drop(links);
+        self.more.notify_one();
+    }
+
+    /// Closes what has been idle too long, or has ended. Is there anything left.
+    fn sweep(&self) -> bool {
+        let now = self.clock.now();
+        let mut links = self.lock();
+        let closes = |(link, since): &mut (Link<T>, Instant)| *since + IDLE <= now || !link.is_idle();
+        let closed: Vec<_> = links.idle.extract_if(.., closes).collect();
+        links.swept = !links.idle.is_empty();
+        let is_left = links.swept;
+        drop(links);
+        // Without the lock, since it takes its time.
+        drop(closed);
+        is_left
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Links<T>> {
+        // Every change under this lock is one insertion or removal.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn sweep<T: Read + Write + Unpin + Send + 'static>(idle: Weak<Idle<T>>) {
+    loop {
+        tokio::time::sleep(IDLE / 4).await;
+        if !idle.upgrade().is_some_and(|idle| idle.sweep()) {
+            return;
+        }
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Link<T: Read + Write> {
+    sender: SendRequest<Full<Bytes>>,
+    /// Until it ends. Only then, by being dropped, does it give up a request that it has not sent.
+    connection: Option<Connection<T, Full<Bytes>>>,
+}
+
+impl<T: Read + Write + Unpin> Link<T> {
+    /// Does the connection's work while `exchange`, which asks through the sender it is given, waits for it.
+    pub(super) async fn drive<'a, F: Future>(
+        &'a mut self,
+        exchange: impl FnOnce(&'a mut SendRequest<Full<Bytes>>) -> F,
+    ) -> F::Output {
+        let Self { sender, connection } = self;
+        let mut exchange = pin!(exchange(sender));
+        poll_fn(|context| {
+            // An answer is a head and a body, each of which is waited for: of the second wait the connection learns by
+            // being polled again.
+            for _ in 0..2 {
+                if let Poll::Ready(output) = exchange.as_mut().poll(context) {
+                    return Poll::Ready(output);
+                }
+                poll_to_its_end(connection, context);
+            }
+            exchange.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// Has it done all that was asked, and is it open. Whoever used it is not woken for it any more.
+    fn is_idle(&mut self) -> bool {
+        poll_to_its_end(&mut self.connection, &mut Context::from_waker(Waker::noop()));
+        self.connection.is_some() && self.sender.is_ready()
+    }
+}
+
+/// How it ends is told to who waits for an answer.
+fn poll_to_its_end<C: Future + Unpin>(connection: &mut Option<C>, context: &mut Context<'_>) {
+    if connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(context).is_ready()) {
+        *connection = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;
