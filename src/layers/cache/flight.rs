@@ -1,14 +1,20 @@
 //! Single flight: identical calls share one upstream call.
 //!
-//! A flight is a task of its own, so that it survives the client that began it. Its place in the table is held
-//! by a guard: however the task ends (landed, failed, cancelled, panicked) the place is free again, so no lease
-//! outlives its holder. Whoever waits is told what happened, or that the flight was lost, and then begins
-//! anew. A key has one flight,
-//! be it for a client or a refresh, and one more where somebody wants it fetched anew meanwhile.
+//! The client that began a flight carries it: the work is done as part of the wait for it, which costs least. If that
+//! client leaves, the flight goes on as a task of its own. Its place in the table is held by a guard: however it ends
+//! (landed, failed, cancelled, panicked) the place is free again, so no lease outlives its holder. Whoever waits is
+//! told what happened, or that the flight was lost, and then begins anew. A key has one flight, be it for a client or
+//! a refresh, and one more where somebody wants it fetched anew meanwhile.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
+use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::model::call::Page;
@@ -56,6 +62,7 @@ pub(super) struct Joined {
     /// Leaving is dropping this.
     waiter: Waiter,
     landing: watch::Receiver<Option<Landed>>,
+    carried: Carried,
     /// Did this call begin the flight.
     pub(super) leads: bool,
 }
@@ -71,56 +78,64 @@ impl Joined {
         self.waiter.need_by(deadline);
     }
 
-    /// Waits for the landing; `None` when the flight was lost.
+    /// Waits for the landing; `None` when the flight was lost. May be given up and called again.
     pub(super) async fn landed(&mut self) -> Option<Landed> {
+        (&mut self.carried).await;
         self.landing.wait_for(Option::is_some).await.ok().and_then(|landed| landed.clone())
     }
 }
 
 impl Flights {
-    /// Joins the flight of `key`, or begins one. `begin` gets what the flight needs to end; it is called
-    /// under the table's lock, so it must only spawn. `arrived_meanwhile` is asked under the same lock, so
+    /// Joins the flight of `key`, or begins one. `begin` gets what the flight needs to end, and gives the flight; it is
+    /// called under the table's lock, so it must not do more. `arrived_meanwhile` is asked under the same lock, so
     /// that a flight which landed between the look-up and this call is not flown again.
     pub(super) fn join<T>(
         &self,
         key: (Key, Kind),
         client: (&Arc<Team>, Urgency),
         arrived_meanwhile: impl FnOnce() -> Option<T>,
-        begin: impl FnOnce(Takeoff, Arc<Interest>),
+        begin: impl FnOnce(Takeoff, Arc<Interest>) -> BoxFuture<'static, ()>,
     ) -> Result<Joined, T> {
         let mut table = self.lock();
         if let Some(flight) = table.get(&key) {
             let (waiter, landing) = (flight.interest.join(client.0, client.1), flight.landing.clone());
-            return Ok(Joined { waiter, landing, leads: false });
+            return Ok(Joined { waiter, landing, carried: Carried(None), leads: false });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Err(arrived);
         }
         let interest = Interest::of_clients();
         let waiter = interest.join(client.0, client.1);
-        let landing = self.begin(&mut table, key, Arc::clone(&interest), begin);
-        Ok(Joined { waiter, landing, leads: true })
+        let (takeoff, landing) = self.enter(&mut table, key, &interest);
+        Ok(Joined { waiter, landing, carried: Carried(Some(begin(takeoff, interest))), leads: true })
     }
 
     /// Begins a refresh unless `key` is in flight already.
-    pub(super) fn refresh(&self, key: (Key, Kind), begin: impl FnOnce(Takeoff, Arc<Interest>)) {
+    pub(super) fn refresh(
+        &self,
+        key: (Key, Kind),
+        begin: impl FnOnce(Takeoff, Arc<Interest>) -> BoxFuture<'static, ()>,
+    ) {
         let mut table = self.lock();
         if !table.contains_key(&key) {
-            self.begin(&mut table, key, Interest::of_refresh(), begin);
+            let interest = Interest::of_refresh();
+            let (takeoff, _) = self.enter(&mut table, key, &interest);
+            let flight = begin(takeoff, interest);
+            // A runtime that is shutting down drops it at once, which frees its place.
+            drop(table);
+            tokio::spawn(flight);
         }
     }
 
-    fn begin(
+    fn enter(
         &self,
         table: &mut Table,
         key: (Key, Kind),
-        interest: Arc<Interest>,
-        begin: impl FnOnce(Takeoff, Arc<Interest>),
-    ) -> watch::Receiver<Option<Landed>> {
+        interest: &Arc<Interest>,
+    ) -> (Takeoff, watch::Receiver<Option<Landed>>) {
         let (sender, landing) = watch::channel(None);
-        table.insert(key, Flight { interest: Arc::clone(&interest), landing: landing.clone() });
-        begin(Takeoff { flights: self.clone(), key, sender }, interest);
-        landing
+        table.insert(key, Flight { interest: Arc::clone(interest), landing: landing.clone() });
+        (Takeoff { flights: self.clone(), key, sender }, landing)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -129,7 +144,42 @@ impl Flights {
     }
 }
 
-/// Held by the flight's task; frees the place in the table when it is dropped.
+/// A flight under way, as long as its first client waits for it. Dropped before its end, it goes on by itself.
+struct Carried(Option<BoxFuture<'static, ()>>);
+
+impl Future for Carried {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // Out of its place meanwhile, so that one that panics does not go on.
+        let Some(mut flight) = self.0.take() else { return Poll::Ready(()) };
+        // As it would be in a task of its own: what panicked is dropped, and nothing of it is looked at again.
+        match catch_unwind(AssertUnwindSafe(|| flight.as_mut().poll(context))) {
+            Ok(Poll::Pending) => {
+                self.0 = Some(flight);
+                Poll::Pending
+            }
+            Ok(Poll::Ready(())) | Err(_) => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        // Without a runtime everything ends.
+        if let (Some(flight), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(flight);
+        }
+    }
+}
+
+impl fmt::Debug for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Carried").field(&self.0.is_some()).finish()
+    }
+}
+
+/// Held by the flight; frees the place in the table when it is dropped.
 #[derive(Debug)]
 pub(super) struct Takeoff {
     flights: Flights,

@@ -167,7 +167,7 @@ where
         let deadline = self.layer.clock.now() + delay + self.layer.policy.refresh_deadline;
         self.layer.store.flights.refresh((call.key, Kind::Any), |takeoff, interest| {
             let call = Call { deadline, journey: Arc::default(), ..call };
-            self.begin(call, takeoff, interest, delay);
+            self.flight(call, takeoff, interest, delay)
         });
     }
 
@@ -185,7 +185,7 @@ where
             // Landed since this call looked; for a forced refresh it must have been asked for since, too.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.stored } > call.received;
             let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
-            let begin = |takeoff, interest| self.begin(call.clone(), takeoff, interest, Duration::ZERO);
+            let begin = |takeoff, interest| self.flight(call.clone(), takeoff, interest, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let client = (&call.team, call.wishes.urgency);
@@ -202,7 +202,11 @@ where
             }
             joined.need_by(call.deadline);
             match wait(&mut joined, call.deadline).await {
-                // Its task was cancelled or died.
+                // It would be lost again.
+                Waited::Lost if joined.leads => {
+                    return Err(GatewayError::new(Reason::Internal, "the gateway failed while it fetched this"));
+                }
+                // Who carried it is gone, and it was cancelled or died.
                 Waited::Lost => {}
                 Waited::TooLong => {
                     let now = self.layer.clock.now();
@@ -300,11 +304,10 @@ where
         }
     }
 
-    /// Spawns the flight, so that a client that hangs up wastes nothing. It takes off after `delay`, or when a
-    /// client begins to wait for it.
-    fn begin(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>, delay: Duration) {
+    /// The flight, which takes off after `delay`, or when a client begins to wait for it.
+    fn flight(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>, delay: Duration) -> BoxFuture<'static, ()> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
-        tokio::spawn(async move {
+        Box::pin(async move {
             if !delay.is_zero() {
                 let begun = layer.clock.now();
                 tokio::select! {
@@ -319,11 +322,8 @@ where
             }
             let call = Call { interest, ..call };
             let (deadline, asked, era) = (call.deadline, layer.clock.now(), layer.store.era());
-            let judge = async {
-                // Behind the request, which goes out first.
-                tokio::task::yield_now().await;
-                layer.judge(&call, asked)
-            };
+            // Behind the request, which goes out first.
+            let judge = async { layer.judge(&call, asked) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
             let landed = match answered {
                 Ok(answer) => {
@@ -333,7 +333,7 @@ where
                 Err(error) => Landed { result: Err(error), stored: false, deadline },
             };
             takeoff.land(landed);
-        });
+        })
     }
 }
 

@@ -149,7 +149,7 @@ fn is(outcome: Outcome, body: &str, age: Option<u64>) -> (Outcome, String, Optio
     (outcome, body.to_owned(), age)
 }
 
-/// Lets spawned flights get as far as they can.
+/// Lets everything that is under way get as far as it can.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -324,6 +324,15 @@ async fn waiters_of_a_flight_that_dies_begin_anew() {
         assert_eq!(follower.await.unwrap().unwrap().page.body, "1");
         assert_eq!(upstream.calls(), 2);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_began_a_flight_that_dies_is_told() {
+    let upstream = Upstream::gated(&[Next::Panic, Next::Page("1")]);
+    let cache = cache(&upstream);
+    upstream.open(2);
+    assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::Internal);
+    assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, Outcome::Miss, "and its place is free");
 }
 
 #[tokio::test(start_paused = true)]
