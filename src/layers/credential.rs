@@ -134,7 +134,7 @@ impl CredentialLayer {
     fn signature(&self, account: &str) -> Option<Arc<Signature>> {
         let own = self.credentials.0.get(account)?;
         let newest = self.newest.0.load();
-        let newest = newest.0.get(account).filter(|newest| newest.bounds == own.bounds);
+        let newest = newest.0.get(account).filter(|newest| Arc::ptr_eq(newest, own) || newest.bounds == own.bounds);
         Some(Arc::clone(newest.unwrap_or(own)))
     }
 

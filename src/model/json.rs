@@ -207,6 +207,26 @@ pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
     }
 }
 
+/// How many bytes go by before one that means something in a string: a quote, a backslash, or a control character,
+/// which must not be there. Eight are looked at together.
+fn plain_prefix(text: &[u8]) -> usize {
+    const fn all(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    let (words, rest) = text.as_chunks();
+    for (i, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // A byte below the limit borrows, so that its highest bit is set; so may bytes behind it, which do not matter.
+        let below = |word: u64, limit: u8| word.wrapping_sub(all(limit)) & !word & all(0x80);
+        let found = below(word, 0x20) | below(word ^ all(b'"'), 1) | below(word ^ all(b'\\'), 1);
+        if found != 0 {
+            return i * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let plain = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+    text.len() - rest.len() + plain.unwrap_or(rest.len())
+}
+
 struct Reader<'a> {
     text: &'a str,
     at: usize,
@@ -359,9 +379,7 @@ impl<'a> Reader<'a> {
     fn string(&mut self) -> Result<Text<'a>, JsonError> {
         self.take(b'"')?;
         let start = self.at;
-        let rest = &self.text.as_bytes()[start..];
-        let plain = rest.iter().position(|b| matches!(b, b'"' | b'\\' | 0..=0x1f));
-        self.at += plain.unwrap_or(rest.len());
+        self.at += plain_prefix(&self.text.as_bytes()[start..]);
         match self.peek() {
             Some(b'"') => {
                 let raw = &self.text[start..self.at];
@@ -378,9 +396,7 @@ impl<'a> Reader<'a> {
         let mut decoded = String::from(&self.text[start..self.at]);
         loop {
             let plain = self.at;
-            while !matches!(self.peek(), Some(b'"' | b'\\' | 0..=0x1f) | None) {
-                self.at += 1;
-            }
+            self.at += plain_prefix(&self.text.as_bytes()[plain..]);
             decoded.push_str(&self.text[plain..self.at]);
             match self.peek() {
                 Some(b'"') => {
@@ -561,6 +577,17 @@ mod tests {
                 (Err(error), Ok(_)) => prop_assert_eq!(error.fault, Fault::RepeatedName),
                 _ => {}
             }
+        }
+
+        #[test]
+        fn what_is_plain_is_found_eight_bytes_at_a_time(
+            text in proptest::collection::vec(
+                prop_oneof![8 => any::<u8>(), 1 => prop::sample::select(b"\"\\\x1f !#[]\x80".to_vec())],
+                0..40,
+            ),
+        ) {
+            let one_by_one = text.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f));
+            prop_assert_eq!(plain_prefix(&text), one_by_one.unwrap_or(text.len()));
         }
 
         #[test]
