@@ -213,6 +213,17 @@ async fn a_kept_connection_that_died_meanwhile_costs_no_answer() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_not_accepted_costs_no_connection() {
+    let html = "<html>down for maintenance</html>";
+    let upstream = Upstream::script(move |_| Plan::with(502, "Content-Type: text/html\r\n", html)).await;
+    let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
+    for n in 1..4 {
+        gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await.assert_refused(502, "upstream_invalid");
+        assert_eq!((upstream.count(), upstream.connections()), (n, 1));
+    }
+}
+
+#[tokio::test]
 async fn twilios_own_errors_pass_unchanged_and_are_tried_as_often_as_they_deserve() {
     let body = |status: u16| {
         format!(r#"{{"code":{},"message":"Twilio says so","httpStatusCode":{status}}}"#, 20000 + u32::from(status))

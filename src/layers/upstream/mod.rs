@@ -319,3 +319,22 @@ impl Service<SignedCall> for Upstream {
         Box::pin(self.clone().attempt(signed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_named_with_its_port_where_that_is_not_the_schemes_own() {
+        for (url, named) in [
+            ("https://insights.twilio.com", "insights.twilio.com"),
+            ("https://insights.twilio.com:443/", "insights.twilio.com"),
+            ("https://insights.twilio.com:80", "insights.twilio.com:80"),
+            ("http://127.0.0.1:80", "127.0.0.1"),
+            ("http://127.0.0.1:443", "127.0.0.1:443"),
+            ("http://[::1]:4010", "[::1]:4010"),
+        ] {
+            assert_eq!(host(&Uri::from_static(url)), named, "{url}");
+        }
+    }
+}

@@ -1,3 +1,6 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Wake;
+
 use http::Request;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
@@ -203,6 +206,33 @@ async fn the_connections_end_with_the_pool() {
     pool.put_back(link);
     drop(pool);
     assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_used_a_connection_is_not_woken_for_it_any_more() {
+    struct Counter(AtomicUsize);
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let (pool, mut upstreams) = pool();
+    let (mut link, _) = pool.take().await.unwrap();
+    let mut upstream = upstreams.recv().await.unwrap();
+    let woken = Arc::new(Counter(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    {
+        let mut asking = pin!(ask(&mut link));
+        assert!(asking.as_mut().poll(&mut context).is_pending());
+        answer(&mut upstream, OK).await;
+        assert!(asking.as_mut().poll(&mut context).is_ready());
+    }
+    pool.put_back(link);
+    let before = woken.0.load(Ordering::SeqCst);
+    assert!(before > 0, "it was woken for the answer");
+    drop(upstream);
+    assert_eq!(woken.0.load(Ordering::SeqCst), before);
 }
 
 #[tokio::test(start_paused = true)]
