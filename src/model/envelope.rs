@@ -7,6 +7,8 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::json;
+
 /// What an answer says of itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Envelope {
@@ -174,13 +176,8 @@ impl Skim<'_> {
     /// From behind a string's first quote to behind its last.
     #[inline(always)]
     fn string(&mut self) -> Option<()> {
-        const ONES: u64 = u64::from_ne_bytes([1; 8]);
-        const QUOTES: u64 = u64::from_ne_bytes([b'"'; 8]);
         while let Some(bytes) = self.text.get(self.at..).and_then(|rest| rest.first_chunk()) {
-            // A byte is zero where there was a quote. Less one it borrows, so that its highest bit is set; what the
-            // borrowing does to bytes behind it does not matter.
-            let bytes = u64::from_le_bytes(*bytes) ^ QUOTES;
-            let quotes = bytes.wrapping_sub(ONES) & !bytes & (ONES << 7);
+            let quotes = json::equal(u64::from_le_bytes(*bytes), b'"');
             if quotes != 0 {
                 self.at += quotes.trailing_zeros() as usize / 8 + 1;
                 return Some(());

@@ -207,18 +207,29 @@ pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
     }
 }
 
+/// Eight times a byte.
+const fn all(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// The highest bit of the first byte below `limit`, where the lowest comes first. It borrows; so may bytes behind it,
+/// of which the bits mean nothing.
+const fn below(word: u64, limit: u8) -> u64 {
+    word.wrapping_sub(all(limit)) & !word & all(0x80)
+}
+
+/// The highest bit of the first `byte`, as with [`below`].
+pub(super) const fn equal(word: u64, byte: u8) -> u64 {
+    below(word ^ all(byte), 1)
+}
+
 /// How many bytes go by before one that means something in a string: a quote, a backslash, or a control character,
 /// which must not be there. Eight are looked at together.
 fn plain_prefix(text: &[u8]) -> usize {
-    const fn all(byte: u8) -> u64 {
-        u64::from_ne_bytes([byte; 8])
-    }
     let (words, rest) = text.as_chunks();
     for (i, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
-        // A byte below the limit borrows, so that its highest bit is set; so may bytes behind it, which do not matter.
-        let below = |word: u64, limit: u8| word.wrapping_sub(all(limit)) & !word & all(0x80);
-        let found = below(word, 0x20) | below(word ^ all(b'"'), 1) | below(word ^ all(b'\\'), 1);
+        let found = below(word, 0x20) | equal(word, b'"') | equal(word, b'\\');
         if found != 0 {
             return i * 8 + found.trailing_zeros() as usize / 8;
         }
