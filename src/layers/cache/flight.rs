@@ -3,7 +3,7 @@
 //! The client that began a flight carries it: the work is done as part of the wait for it, which costs least. If that
 //! client leaves, the flight goes on as a task of its own. Its place in the table is held by a guard: however it ends
 //! (landed, failed, cancelled, panicked) the place is free again, so no lease outlives its holder. Whoever waits is
-//! told what happened, or that the flight was lost, and then begins anew. A key has one flight, be it for a client or
+//! told what happened, or that the flight was lost, and then begins anew, unless it was their own that died. A key has one flight, be it for a client or
 //! a refresh, and one more where somebody wants it fetched anew meanwhile.
 
 use std::collections::HashMap;

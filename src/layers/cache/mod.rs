@@ -204,7 +204,8 @@ where
             match wait(&mut joined, call.deadline).await {
                 // It would be lost again.
                 Waited::Lost if joined.leads => {
-                    return Err(GatewayError::new(Reason::Internal, "the gateway failed while it fetched this"));
+                    let message = "the gateway failed while it fetched this; tell whoever operates it";
+                    return Err(GatewayError::new(Reason::Internal, message));
                 }
                 // Who carried it is gone, and it was cancelled or died.
                 Waited::Lost => {}
