@@ -1,7 +1,5 @@
 //! The simulator as its clients see it: real sockets, documented requests, scripted failures.
 
-#![allow(clippy::unwrap_used)] // the helpers are tests too, which the lint does not see
-
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -147,7 +145,7 @@ fn count() -> String {
 #[tokio::test]
 async fn every_documented_example_is_answered_in_its_shape() {
     let running = Running::start("0/s").await;
-    let examples: Vec<Json> = serde_json::from_str(include_str!("fixtures/simulator-examples.json")).unwrap();
+    let examples: Vec<Json> = serde_json::from_str(include_str!("../fixtures/simulator-examples.json")).unwrap();
     assert!(examples.len() > 35);
     for example in &examples {
         let text = |key: &str| example[key].as_str().unwrap_or_default();

@@ -1,14 +1,10 @@
 //! The access log: which requests get a line, and what stands in it.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fmt::Debug;
 use std::sync::{Mutex, OnceLock};
 
+use crate::support::*;
 use serde_json::{Map, Value as Json, json};
-use support::*;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
@@ -77,7 +73,7 @@ fn with_id(id: &str) -> String {
 
 /// What is named as a field in the table of docs/logs.md, in its order.
 fn documented() -> Vec<String> {
-    let page = include_str!("../docs/logs.md");
+    let page = include_str!("../../docs/logs.md");
     let table = page.split("## The access line").nth(1).unwrap().split("\n## ").next().unwrap();
     table.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split('`').next()?.to_owned())).collect()
 }

@@ -1,14 +1,10 @@
 //! The admin plane as scripts and people read it: health, status, and the command that prints it.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::process::{Command, Output, Stdio};
 
+use crate::support::*;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value as Json, json};
-use support::*;
 use tempfile::TempDir;
 
 const TOKEN: &str = "igw_admin-token-of-the-tests";
@@ -49,7 +45,7 @@ async fn status_has_the_documented_shape() {
     let gateway = config.start().await;
     let status = gateway.admin("/status").await;
     assert_eq!((status.status, status.header("content-type")), (200, "application/json"));
-    let page = include_str!("../docs/admin.md").split("## The shape of /status").nth(1).unwrap();
+    let page = include_str!("../../docs/admin.md").split("## The shape of /status").nth(1).unwrap();
     let documented = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
     let documented: Json = serde_json::from_str(documented).unwrap();
     assert_eq!(differences("", &documented, &status.json()), [""; 0]);
@@ -176,7 +172,7 @@ async fn the_command_shows_the_token_that_it_is_given() {
 
 #[tokio::test]
 async fn an_admin_plane_that_is_not_there_is_said_so() {
-    let dead = support::upstream::DeadPort::new();
+    let dead = crate::support::upstream::DeadPort::new();
     let (code, page, errors) = status(&[format!("--url={}", dead.url())], &[]).await;
     assert_eq!((code, page.as_str()), (Some(1), ""));
     assert!(errors.contains("no answer"), "{errors}");

@@ -1,21 +1,17 @@
 //! Planted secrets, and a search for them in every byte that the process lets out while its log is at its loudest.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::gateway::SID;
+use crate::support::process::Process;
+use crate::support::*;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use insights_gateway::config::{self, Sources};
-use support::gateway::SID;
-use support::process::Process;
-use support::*;
 use tempfile::TempDir;
 
 /// What nobody may see. Each begins with a name of its own, followed by what some forms write otherwise.

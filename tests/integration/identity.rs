@@ -1,19 +1,15 @@
 //! Who is calling: client certificates beside tokens, and what becomes of strangers.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::certificate::{Authority, Certificate, Issued};
+use crate::support::client::http2_status;
+use crate::support::gateway::{KEY, SECRET, SID};
+use crate::support::*;
 use aws_lc_rs::digest;
 use rcgen::SanType;
-use support::certificate::{Authority, Certificate, Issued};
-use support::client::http2_status;
-use support::gateway::{KEY, SECRET, SID};
-use support::*;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 

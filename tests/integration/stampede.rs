@@ -1,13 +1,9 @@
 //! A whole crowd asks the same thing at the same moment, or almost the same: one upstream call per question,
 //! nobody gets another's page, and nobody is told late.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::time::Duration;
 
-use support::*;
+use crate::support::*;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 

@@ -1,7 +1,5 @@
 //! Configuration and the small commands, from outside: the binary as a user starts it.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;

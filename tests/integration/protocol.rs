@@ -1,16 +1,12 @@
 //! Clients that break the rules: whatever they send is answered in Twilio's shape with the contract's reason,
 //! reaches no upstream, and does no harm to whoever comes next.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::gateway::{KEY, SECRET};
+use crate::support::*;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use support::gateway::{KEY, SECRET};
-use support::*;
 use tokio::io::AsyncWriteExt;
 
 struct Bench {

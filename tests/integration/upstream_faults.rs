@@ -1,15 +1,11 @@
 //! An upstream that fails in every way there is: each way ends in its documented reason, after the tries that
 //! are allowed, keeps nothing, and is over as soon as the upstream has healed.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::time::{Duration, SystemTime};
 
-use support::faults::{HEALED, ends_as_documented, fault};
-use support::upstream::DeadPort;
-use support::*;
+use crate::support::faults::{HEALED, ends_as_documented, fault};
+use crate::support::upstream::DeadPort;
+use crate::support::*;
 use tokio::time::Instant;
 
 async fn gateway(upstream: &Upstream) -> Gateway {
@@ -285,7 +281,11 @@ async fn rejected_credentials_are_the_gateways_fault_and_readyz_names_the_accoun
         assert_eq!(upstream.count(), 1, "the same key is not tried twice");
         let ready = gateway.admin("/readyz").await;
         assert_eq!(ready.status, 503);
-        assert!(ready.text().contains("default") && !ready.text().contains(support::gateway::KEY), "{}", ready.text());
+        assert!(
+            ready.text().contains("default") && !ready.text().contains(crate::support::gateway::KEY),
+            "{}",
+            ready.text()
+        );
         assert_eq!(gateway.admin("/livez").await.status, 200, "a restart would not help");
         for (exclude, status) in [
             ("?exclude=credentials", 200),

@@ -1,17 +1,13 @@
 //! The audit log: what it says of every request, what it never says, and how it behaves as a file.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::support::process::{Process, set};
+use crate::support::*;
 use insights_gateway::config;
 use serde_json::{Value as Json, json};
-use support::process::{Process, set};
-use support::*;
 use tempfile::TempDir;
 
 fn lines(path: &Path) -> Vec<Json> {

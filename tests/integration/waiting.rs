@@ -1,12 +1,8 @@
 //! Who waits for the upstream and who is refused, on real sockets. The arithmetic is tested in the room itself, where
 //! time can be made to stand still.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
+use crate::support::*;
 use aws_lc_rs::digest;
-use support::*;
 use tempfile::TempDir;
 
 /// A gateway with these teams, each with a token named after it, and these keys of its one account.

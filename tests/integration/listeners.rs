@@ -1,10 +1,6 @@
 //! Where the gateway listens, and what it learns of those who connect: unix sockets, PROXY protocol, sockets handed
 //! over by systemd.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,13 +8,13 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::support::certificate::Certificate;
+use crate::support::client::http2_status;
+use crate::support::gateway::{KEY, SECRET, SID};
+use crate::support::process::{Process, command, quiet, set};
+use crate::support::*;
 use insights_gateway::config;
 use insights_gateway::server::{Inherited, InheritedSocket};
-use support::certificate::Certificate;
-use support::client::http2_status;
-use support::gateway::{KEY, SECRET, SID};
-use support::process::{Process, command, quiet, set};
-use support::*;
 use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 

@@ -1,20 +1,16 @@
 //! An upstream that breaks at every byte, lies about lengths and codings, and fails below HTTP: nothing of it is
 //! kept, nothing of it reaches a later request, and every way ends in its documented reason.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::certificate::Certificate;
+use crate::support::faults::{HEALED, ends_as_documented, fault};
+use crate::support::*;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use support::certificate::Certificate;
-use support::faults::{HEALED, ends_as_documented, fault};
-use support::*;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::Instant;

@@ -1,7 +1,5 @@
 //! Pages that survive a restart, from outside: the binary, real sockets, real signals.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
 use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead, BufReader};

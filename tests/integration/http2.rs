@@ -1,17 +1,13 @@
 //! HTTP/2 by prior knowledge: served as HTTP/1.1 is, and refused in the same shape.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::*;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::*;
 use tokio::net::TcpStream;
 
 async fn start(configure: impl FnOnce(TestConfig) -> TestConfig) -> (Upstream, Gateway) {
@@ -98,11 +94,11 @@ async fn an_http_2_preface_may_come_in_pieces() {
     let mut bytes = Vec::new();
     let pong = [0, 0, 8, 6, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1];
     let read = async {
-        while support::client::find(&bytes, &pong).is_none() {
+        while crate::support::client::find(&bytes, &pong).is_none() {
             let read = tokio::io::AsyncReadExt::read_buf(&mut client.stream, &mut bytes).await;
             assert!(matches!(read, Ok(1..)), "closed after {:?}", String::from_utf8_lossy(&bytes));
         }
     };
     within(read).await;
-    assert!(support::client::find(&bytes, b"HTTP/1.1").is_none(), "{:?}", String::from_utf8_lossy(&bytes));
+    assert!(crate::support::client::find(&bytes, b"HTTP/1.1").is_none(), "{:?}", String::from_utf8_lossy(&bytes));
 }

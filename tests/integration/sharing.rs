@@ -1,11 +1,7 @@
 //! Many clients, one upstream call; and how old a page may be that somebody else has paid for.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
+use crate::support::*;
 use aws_lc_rs::digest;
-use support::*;
 use tempfile::TempDir;
 
 const OLD: &str = r#"{"data":[],"meta":{"page":"old"}}"#;

@@ -1,9 +1,5 @@
 //! The account's secret: how it changes under load, and that no answer of the upstream's brings it down.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,11 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::gateway::{KEY, SECRET, SID};
+use crate::support::*;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use insights_gateway::config::{self, Sources};
-use support::gateway::{KEY, SECRET, SID};
-use support::*;
 use tempfile::TempDir;
 use tokio::time::Instant;
 

@@ -1,12 +1,8 @@
 //! Traces from outside: what comes in, what Twilio is told, and what a collector gets.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
-use support::certificate::Certificate;
-use support::process::{Process, command, quiet, set};
-use support::*;
+use crate::support::certificate::Certificate;
+use crate::support::process::{Process, command, quiet, set};
+use crate::support::*;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";

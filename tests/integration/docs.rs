@@ -1,7 +1,5 @@
 //! The handbook against the code: what it lists is what there is, what it links to exists, what it types works.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,18 +1,14 @@
 //! A thousand reloads in a row under load: no request is lost, nothing grows, and what cannot change is named.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::support::gateway::{KEY, SECRET, SID};
+use crate::support::process::{Process, set};
+use crate::support::*;
 use insights_gateway::config::Sources;
-use support::gateway::{KEY, SECRET, SID};
-use support::process::{Process, set};
-use support::*;
 use tempfile::TempDir;
 
 struct File {

@@ -1,19 +1,15 @@
 //! A gateway's life as a process: its sockets, its certificates, how it ends, and how it changes its mind.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod support;
-
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
+use crate::support::certificate::Certificate;
+use crate::support::gateway::{KEY, SECRET, SID};
+use crate::support::process::{Process, command, set};
+use crate::support::*;
 use insights_gateway::config::{self, Sources};
-use support::certificate::Certificate;
-use support::gateway::{KEY, SECRET, SID};
-use support::process::{Process, command, set};
-use support::*;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
