@@ -7,16 +7,17 @@
 mod bodies;
 mod memo;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, poll_immediate};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service};
 
 pub use self::bodies::Bodies;
 use self::bodies::TooMany;
@@ -63,7 +64,7 @@ impl<S> Layer<S> for InterpretLayer {
     type Service = Interpret<S>;
 
     fn layer(&self, inner: S) -> Interpret<S> {
-        Interpret { inner, layer: self.clone() }
+        Interpret { inner, layer: Arc::new(self.clone()) }
     }
 }
 
@@ -71,7 +72,7 @@ impl<S> Layer<S> for InterpretLayer {
 #[derive(Debug, Clone)]
 pub struct Interpret<S> {
     inner: S,
-    layer: InterpretLayer,
+    layer: Arc<InterpretLayer>,
 }
 
 impl<S, B> Service<Admitted<B>> for Interpret<S>
@@ -90,12 +91,14 @@ where
     }
 
     fn call(&mut self, admitted: Admitted<B>) -> Self::Future {
-        let (inner, layer) = (self.inner.clone(), self.layer.clone());
+        let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
         Box::pin(async move {
             let journey = admitted.visit.journey.clone();
             let call = layer.read(admitted).await;
             journey.end_of(Stage::Read);
-            let reply = inner.oneshot(call?).await;
+            let call = call?;
+            poll_fn(|context| inner.poll_ready(context)).await?;
+            let reply = inner.call(call).await;
             journey.end_of(Stage::Cache);
             let reply = reply?;
             // Set once, here, where an answer of Twilio's is certain.
@@ -170,9 +173,14 @@ where
     }
     let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
     let body = std::pin::pin!(body);
-    let body = bodies.count(body);
-    match tokio::time::timeout(limits.body_timeout, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    let mut whole = std::pin::pin!(whole(Limited::new(bodies.count(body), limit)));
+    // Nearly every body has come with its head, and a timer would cost more than to take it.
+    let taken = match poll_immediate(whole.as_mut()).await {
+        Some(taken) => Ok(taken),
+        None => tokio::time::timeout(limits.body_timeout, whole).await,
+    };
+    match taken {
+        Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if error.is::<TooMany>() => Err(GatewayError::new(
             Reason::Overloaded,
             "too many large request bodies arrive at once; come back shortly",
@@ -185,6 +193,20 @@ where
             format!("the request body took longer than {} s", limits.body_timeout.as_secs()),
         )),
     }
+}
+
+/// A body in one piece. Most have only one, which is not copied.
+async fn whole<B: Body<Data = Bytes>>(body: B) -> Result<Bytes, B::Error> {
+    let mut body = std::pin::pin!(body);
+    let first = match body.frame().await {
+        Some(frame) => frame?.into_data().unwrap_or_default(),
+        None => return Ok(Bytes::new()),
+    };
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let rest = body.collect().await?.to_bytes();
+    Ok(if rest.is_empty() { first } else { [first, rest].concat().into() })
 }
 
 fn canonical(body: &[u8]) -> Result<Bytes, GatewayError> {
