@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, poll_immediate};
+use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -23,14 +24,16 @@ pub use self::bodies::Bodies;
 use self::bodies::TooMany;
 use self::memo::{Memo, Said, Understood};
 use crate::model::call::{Call, Reply};
+use crate::model::clock::Instant;
 use crate::model::error::{GatewayError, Reason};
 use crate::model::hints;
 use crate::model::interest::Interest;
-use crate::model::journey::Stage;
+use crate::model::journey::{Journey, Stage};
 use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::parameters::Parameters;
 use crate::model::query::{CanonicalQuery, QueryError};
+use crate::model::tenancy::Team;
 use crate::model::visit::{Admitted, Visit};
 use crate::model::wishes::Wishes;
 
@@ -51,12 +54,14 @@ pub struct InterpretLayer {
     limits: Limits,
     bodies: Bodies,
     memo: Arc<Memo>,
+    /// Of every call, until it goes upstream: then the cache gives it one of its own.
+    nobody: Arc<Interest>,
 }
 
 impl InterpretLayer {
     /// Reads within `limits`, and together within those of `bodies`.
     pub fn new(limits: Limits, bodies: Bodies) -> Self {
-        Self { limits, bodies, memo: Arc::new(Memo::new()) }
+        Self { limits, bodies, memo: Arc::new(Memo::new()), nobody: Interest::of_clients() }
     }
 }
 
@@ -92,9 +97,19 @@ where
 
     fn call(&mut self, admitted: Admitted<B>) -> Self::Future {
         let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
+        // Taken apart here: what a future is given as a whole, it keeps as a whole beside its parts, and to move a large
+        // future costs a hit more than to read its head.
+        let Admitted { visit: Visit { request, received, journey, .. }, operation, team } = admitted;
+        let (head, body) = request.into_parts();
         Box::pin(async move {
-            let journey = admitted.visit.journey.clone();
-            let call = layer.read(admitted).await;
+            let body = match operation {
+                Operation::Query => collect(body, layer.limits, &layer.bodies).await,
+                _ => {
+                    drop(body);
+                    Ok(Bytes::new())
+                }
+            };
+            let call = body.and_then(|body| layer.read(head, &body, operation, team, received, &journey));
             journey.end_of(Stage::Read);
             let call = call?;
             poll_fn(|context| inner.poll_ready(context)).await?;
@@ -109,23 +124,24 @@ where
 }
 
 impl InterpretLayer {
-    async fn read<B>(&self, admitted: Admitted<B>) -> Result<Call, GatewayError>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let Admitted { visit: Visit { request, received, journey, .. }, operation, team } = admitted;
-        let (head, body) = request.into_parts();
+    fn read(
+        &self,
+        head: Parts,
+        body: &[u8],
+        operation: Operation,
+        team: Arc<Team>,
+        received: Instant,
+        journey: &Arc<Journey>,
+    ) -> Result<Call, GatewayError> {
         let query = head.uri.query().unwrap_or_default();
+        let understand = || understand(operation, &team.account.sid, query, body);
         let understood = match operation {
             Operation::Query => {
-                let body = collect(body, self.limits, &self.bodies).await?;
-                let said = Said { account: &team.account.sid, query, body: &body };
-                let understood = self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?;
+                let understood = self.memo.of(Said { account: &team.account.sid, query, body }, understand)?;
                 journey.asks(&understood.body);
                 understood
             }
-            _ => understand(operation, &team.account.sid, query, &[])?,
+            _ => understand()?,
         };
         let wishes = Wishes::read(&head.headers);
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
@@ -138,8 +154,8 @@ impl InterpretLayer {
             wishes,
             received,
             deadline: received + patience,
-            interest: Interest::of_clients(),
-            journey,
+            interest: Arc::clone(&self.nobody),
+            journey: Arc::clone(journey),
         })
     }
 }
@@ -177,7 +193,7 @@ where
     // Nearly every body has come with its head, and a timer would cost more than to take it.
     let taken = match poll_immediate(whole.as_mut()).await {
         Some(taken) => Ok(taken),
-        None => tokio::time::timeout(limits.body_timeout, whole).await,
+        None => Box::pin(tokio::time::timeout(limits.body_timeout, whole)).await,
     };
     match taken {
         Ok(Ok(body)) => Ok(body),
