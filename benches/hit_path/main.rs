@@ -4,8 +4,18 @@
 //! cargo bench --bench hit_path                                      # 16 KiB, one query
 //! cargo bench --bench hit_path -- --sizes all --keys 1,10000        # everything about hits
 //! cargo bench --bench hit_path -- --misses                          # what a miss adds to the upstream
+//! cargo bench --bench hit_path -- --instructions                    # user-space instructions of each kind of request
+//! cargo bench --bench hit_path -- --instructions --max hit=20000,hit-log=25000
 //! ```
 //!
+//! Instructions are counted by callgrind (Debian's package `valgrind`), in a few minutes, and differ by less than one
+//! in a hundred between runs, whatever else the machine does: compare these while you work. With `--max` the command
+//! fails where a row takes more. `--only hit,miss` counts these alone. `--profiles FOLDER` keeps callgrind's files, for
+//! `callgrind_annotate --inclusive=yes`; names of functions are in them if the gateway was built with
+//! `CARGO_PROFILE_RELEASE_STRIP=none`, and lines with `CARGO_PROFILE_RELEASE_DEBUG=line-tables-only` besides. Another
+//! build of the gateway is counted with `--gateway PATH`.
+//!
+//! Of the time itself:
 //! Compare rows of one run, never numbers of two runs: a shared machine drifts by more than what is measured.
 //! So servers take turns, every ratio is of two turns of one round, and what is printed are medians of those.
 

@@ -4,6 +4,7 @@
 //! This one writes the same shape, flattened: `timestamp`, `level`, the event's fields with `message` among them,
 //! and `target`.
 
+use std::cell::RefCell;
 use std::fmt::{self, Write};
 
 use jiff::Timestamp;
@@ -26,7 +27,11 @@ where
         let metadata = event.metadata();
         // The writer is reached through two pointers to functions, so it gets the line whole.
         let mut line = Line(String::with_capacity(USUAL));
-        write!(line.0, "{{\"timestamp\":\"{:.6}\",\"level\":\"{}\"", Timestamp::now(), metadata.level())?;
+        line.0.push_str("{\"timestamp\":\"");
+        line.timestamp(Timestamp::now());
+        line.0.push_str("\",\"level\":\"");
+        line.0.push_str(metadata.level().as_str());
+        line.0.push('"');
         event.record(&mut line);
         line.0.push_str(",\"target\":");
         line.string(metadata.target());
@@ -42,6 +47,29 @@ const USUAL: usize = 512;
 struct Line(String);
 
 impl Line {
+    /// As `{:.6}` has it. Most lines are of the same second as the one before, whose calendar is known.
+    fn timestamp(&mut self, now: Timestamp) {
+        const MICROS: i64 = 1_000_000;
+        thread_local! {
+            static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+        }
+        let (second, micros) = (now.as_microsecond().div_euclid(MICROS), now.as_microsecond().rem_euclid(MICROS));
+        LAST.with_borrow_mut(|(known, text)| {
+            if *known != second {
+                text.clear();
+                // Writing to a string cannot fail.
+                let _ = write!(text, "{now:.6}");
+                text.truncate("2026-04-02T10:00:00".len());
+                *known = second;
+            }
+            self.0.push_str(text);
+        });
+        self.0.push('.');
+        // One more digit in front, so that there are always six behind it.
+        self.0.push_str(&itoa::Buffer::new().format(MICROS + micros)[1..]);
+        self.0.push('Z');
+    }
+
     fn name(&mut self, field: &Field) {
         self.0.push_str(",\"");
         self.0.push_str(field.name());
@@ -207,6 +235,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn timestamps_are_as_display_has_them(second in 0i64..4_000_000_000, nanoseconds: [u16; 3]) {
+            for part in nanoseconds {
+                let now = Timestamp::new(second, i32::from(part) * 15_257).unwrap();
+                let mut line = Line(String::new());
+                line.timestamp(now);
+                prop_assert_eq!(line.0, format!("{now:.6}"));
+            }
+        }
+
         #[test]
         fn numbers_are_as_display_has_them(thousandths: u32, other: f64) {
             for value in [f64::from(thousandths) / 1e3, f64::from(thousandths / 1000), f64::from(thousandths % 5000) / 1e3, other] {

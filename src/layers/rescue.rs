@@ -4,13 +4,16 @@
 //! made it and why. Causes go to the log, never to the client.
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, Either, Ready};
 use http::{HeaderName, HeaderValue, Response, header};
 use http_body_util::Full;
+use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::model::error::{GatewayError, Reason};
@@ -25,7 +28,7 @@ impl<S> Layer<S> for RescueLayer {
     type Service = Rescue<S>;
 
     fn layer(&self, inner: S) -> Rescue<S> {
-        Rescue { inner }
+        Rescue { inner, not_ready: None }
     }
 }
 
@@ -33,33 +36,53 @@ impl<S> Layer<S> for RescueLayer {
 #[derive(Debug, Clone)]
 pub struct Rescue<S> {
     inner: S,
+    /// Why the inner service is not ready, which the next request is told.
+    not_ready: Option<GatewayError>,
 }
 
 impl<S, B> Service<Visit<B>> for Rescue<S>
 where
-    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = GatewayError> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Send + 'static,
+    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = GatewayError>,
 {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+    type Future = Rescued<Either<S::Future, Ready<Result<Response<Full<Bytes>>, GatewayError>>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Whether the inner service is ready is a thing to be rescued too.
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.not_ready = ready!(self.inner.poll_ready(context)).err();
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, visit: Visit<B>) -> Self::Future {
-        let mut inner = self.inner.clone();
-        Box::pin(async move {
-            let journey = Arc::clone(&visit.journey);
-            let answered = match std::future::poll_fn(|context| inner.poll_ready(context)).await {
-                Ok(()) => inner.call(visit).await,
-                Err(error) => Err(error),
-            };
-            Ok(answered.unwrap_or_else(|error| respond(&error, &journey)))
-        })
+        let journey = Arc::clone(&visit.journey);
+        let answer = match self.not_ready.take() {
+            None => Either::Left(self.inner.call(visit)),
+            Some(error) => Either::Right(future::ready(Err(error))),
+        };
+        Rescued { answer, journey }
+    }
+}
+
+pin_project! {
+    /// An answer in any case.
+    #[derive(Debug)]
+    pub struct Rescued<F> {
+        #[pin]
+        answer: F,
+        journey: Arc<Journey>,
+    }
+}
+
+impl<F> Future for Rescued<F>
+where
+    F: Future<Output = Result<Response<Full<Bytes>>, GatewayError>>,
+{
+    type Output = Result<Response<Full<Bytes>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(context));
+        Poll::Ready(Ok(answer.unwrap_or_else(|error| respond(&error, this.journey))))
     }
 }
 

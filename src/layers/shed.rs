@@ -3,25 +3,27 @@
 //! The bound is on requests, since one HTTP/2 connection carries many. Waiting for upstream tokens has a
 //! bound of its own, further down.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::TryFutureExt;
-use futures_util::future::MapErr;
-use tower::limit::ConcurrencyLimit;
-use tower::load_shed::LoadShed;
-use tower::{BoxError, Layer, Service};
+use futures_util::future::{Either, Ready, ready};
+use pin_project_lite::pin_project;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{Layer, Service};
 
 use crate::model::error::{GatewayError, Reason};
 
 /// Makes [`Shed`] services that share one bound.
 #[derive(Debug, Clone)]
-pub struct ShedLayer(tower::limit::GlobalConcurrencyLimitLayer);
+pub struct ShedLayer(Arc<Semaphore>);
 
 impl ShedLayer {
     /// At most `requests` at once.
     pub fn new(requests: usize) -> Self {
-        Self(tower::limit::GlobalConcurrencyLimitLayer::new(requests))
+        Self(Arc::new(Semaphore::new(requests)))
     }
 }
 
@@ -29,13 +31,16 @@ impl<S> Layer<S> for ShedLayer {
     type Service = Shed<S>;
 
     fn layer(&self, inner: S) -> Shed<S> {
-        Shed(LoadShed::new(self.0.layer(inner)))
+        Shed { inner, permits: Arc::clone(&self.0) }
     }
 }
 
 /// Refuses what is too much. See the module.
 #[derive(Debug, Clone)]
-pub struct Shed<S>(LoadShed<ConcurrencyLimit<S>>);
+pub struct Shed<S> {
+    inner: S,
+    permits: Arc<Semaphore>,
+}
 
 impl<S, R> Service<R> for Shed<S>
 where
@@ -43,24 +48,39 @@ where
 {
     type Response = S::Response;
     type Error = GatewayError;
-    type Future = MapErr<<LoadShed<ConcurrencyLimit<S>> as Service<R>>::Future, fn(BoxError) -> GatewayError>;
+    type Future = Either<Counted<S::Future>, Ready<Result<S::Response, GatewayError>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
-        self.0.poll_ready(context).map_err(ours_or_overloaded)
+        self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        self.0.call(request).map_err(ours_or_overloaded as fn(BoxError) -> GatewayError)
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => Either::Left(Counted { answer: self.inner.call(request), permit }),
+            Err(_) => {
+                let message = "the gateway has as many requests as it can hold; come back shortly";
+                let error = GatewayError::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1));
+                Either::Right(ready(Err(error)))
+            }
+        }
     }
 }
 
-fn ours_or_overloaded(error: BoxError) -> GatewayError {
-    match error.downcast::<GatewayError>() {
-        Ok(error) => *error,
-        Err(_) => {
-            GatewayError::new(Reason::Overloaded, "the gateway has as many requests as it can hold; come back shortly")
-                .with_retry_after(Duration::from_secs(1))
-        }
+pin_project! {
+    /// A request that was let through, which counts until it is answered or given up.
+    #[derive(Debug)]
+    pub struct Counted<F> {
+        #[pin]
+        answer: F,
+        permit: OwnedSemaphorePermit,
+    }
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().answer.poll(context)
     }
 }
 

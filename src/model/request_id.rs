@@ -15,20 +15,36 @@ pub fn of(headers: &HeaderMap) -> HeaderValue {
         (1..=128).contains(&bytes.len())
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
     };
-    headers.get(REQUEST_ID).filter(well_formed).cloned().unwrap_or_else(fresh)
+    // Not by look-up: to hash a name takes longer than to pass the few headers of a request.
+    let given = headers.iter().find(|(name, _)| **name == REQUEST_ID).map(|(_, value)| value);
+    given.filter(well_formed).cloned().unwrap_or_else(fresh)
 }
 
 /// 32 hexadecimal digits: unique within the process by a counter, between processes by chance. No secret.
 pub fn fresh() -> HeaderValue {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| fastrand::u64(..));
+    static PROCESS: LazyLock<[u8; 16]> = LazyLock::new(|| hex(fastrand::u64(..)));
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let halves = [*PROCESS, COUNTER.fetch_add(1, Ordering::Relaxed)];
     let mut digits = [0u8; 32];
-    for (i, digit) in digits.iter_mut().enumerate() {
-        *digit = HEX[(halves[i / 16] >> (60 - 4 * (i % 16)) & 15) as usize];
-    }
+    digits[..16].copy_from_slice(&*PROCESS);
+    digits[16..].copy_from_slice(&hex(COUNTER.fetch_add(1, Ordering::Relaxed)));
     HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+/// The hexadecimal digits of a number, all at once: every request needs some.
+fn hex(number: u64) -> [u8; 16] {
+    /// This byte, 16 times.
+    const fn all(byte: u8) -> u128 {
+        u128::from_ne_bytes([byte; 16])
+    }
+    // One digit's value a byte: halves are moved apart, then quarters, and so on.
+    let mut digits = u128::from(number);
+    digits = (digits | digits << 32) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
+    digits = (digits | digits << 16) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
+    digits = (digits | digits << 8) & 0x00ff_00ff_00ff_00ff_00ff_00ff_00ff_00ff;
+    digits = (digits | digits << 4) & all(0x0f);
+    // 1 in each byte whose value is 10 or more: that plus 6 reaches 16.
+    let are_letters = (digits + all(6)) >> 4 & all(1);
+    (digits + all(b'0') + are_letters * u128::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 #[cfg(test)]
@@ -47,6 +63,13 @@ mod tests {
         assert_eq!(id(b"abc-123_x.y:z"), "abc-123_x.y:z");
         for bad in [&b""[..], b"a b", b"a\"b", b"\xff", &[b'a'; 129]] {
             assert_ne!(id(bad).as_bytes(), bad);
+        }
+    }
+
+    #[test]
+    fn digits_are_as_formatting_has_them() {
+        for number in [0, 1, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, 0x9a9a_9a9a_a9a9_a9a9, u64::MAX] {
+            assert_eq!(hex(number).escape_ascii().to_string(), format!("{number:016x}"));
         }
     }
 

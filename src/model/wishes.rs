@@ -67,32 +67,48 @@ const PRIORITY: HeaderName = HeaderName::from_static("priority");
 impl Wishes {
     /// Reads a request's headers.
     pub fn read(headers: &HeaderMap) -> Self {
-        let mut wishes = Self::default();
-        for text in texts(headers, &header::CACHE_CONTROL) {
-            wishes.cache.read(text);
-        }
-        if !headers.contains_key(header::CACHE_CONTROL) {
-            // RFC 9111 section 5.4: only where Cache-Control is absent.
-            wishes.cache.no_cache =
-                texts(headers, &header::PRAGMA).any(|text| text.trim().eq_ignore_ascii_case("no-cache"));
-        }
-        for text in texts(headers, &PREFER) {
-            for (name, value) in directives(text) {
-                if name.eq_ignore_ascii_case("wait") && wishes.wait.is_none() {
-                    wishes.wait = value.and_then(seconds);
-                }
+        let (mut wishes, mut codings) = (Self::default(), Codings::default());
+        let (mut has_cache_control, mut has_pragma_no_cache) = (false, false);
+        // Once over the few headers that there are: to look up each that there may be takes several times as long.
+        for (name, value) in headers {
+            if *name == header::IF_NONE_MATCH {
+                wishes.if_none_match.get_or_insert_with(|| value.clone());
+                continue;
+            }
+            has_cache_control |= *name == header::CACHE_CONTROL;
+            let text = || value.to_str().unwrap_or_default();
+            if *name == header::CACHE_CONTROL {
+                wishes.cache.read(text());
+            } else if *name == header::PRAGMA {
+                has_pragma_no_cache |= text().trim().eq_ignore_ascii_case("no-cache");
+            } else if *name == header::ACCEPT_ENCODING {
+                codings.read(text());
+            } else if *name == PREFER {
+                wishes.read_prefer(text());
+            } else if *name == PRIORITY {
+                wishes.read_priority(text());
             }
         }
-        for text in texts(headers, &PRIORITY) {
-            for (name, value) in directives(text) {
-                if let ("u", Some([digit @ b'0'..=b'7'])) = (name, value.map(str::as_bytes)) {
-                    wishes.urgency = Urgency(digit - b'0');
-                }
-            }
-        }
-        wishes.if_none_match = headers.get(header::IF_NONE_MATCH).cloned();
-        wishes.gzip = prefers_gzip(texts(headers, &header::ACCEPT_ENCODING));
+        // RFC 9111 section 5.4: only where Cache-Control is absent.
+        wishes.cache.no_cache |= has_pragma_no_cache && !has_cache_control;
+        wishes.gzip = codings.prefer_gzip();
         wishes
+    }
+
+    fn read_prefer(&mut self, text: &str) {
+        for (name, value) in directives(text) {
+            if name.eq_ignore_ascii_case("wait") && self.wait.is_none() {
+                self.wait = value.and_then(seconds);
+            }
+        }
+    }
+
+    fn read_priority(&mut self, text: &str) {
+        for (name, value) in directives(text) {
+            if let ("u", Some([digit @ b'0'..=b'7'])) = (name, value.map(str::as_bytes)) {
+                self.urgency = Urgency(digit - b'0');
+            }
+        }
     }
 }
 
@@ -127,30 +143,42 @@ pub fn has_tag(if_none_match: &HeaderValue, etag: &str) -> bool {
     list.trim() == "*" || list.split(',').any(|tag| opaque(tag) == opaque(etag))
 }
 
-/// Is gzip to be sent where there is a choice between it and the plain bytes: what RFC 9110 section 12.5.3 makes
-/// of the lines of `Accept-Encoding`. Without any, the plain bytes are; so they are where neither is acceptable,
-/// since an answer is worth more than a refusal.
-fn prefers_gzip<'h>(lines: impl Iterator<Item = &'h str>) -> bool {
-    let (mut gzip, mut identity, mut others) = (None, None, None);
-    for member in lines.flat_map(|line| line.split(',')) {
-        let mut parts = member.split(';').map(str::trim);
-        let coding = parts.next().unwrap_or_default();
-        let Some(weight) = parts.next().map_or(Some(1000), weight) else { continue };
-        let named = if coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip") {
-            &mut gzip
-        } else if coding.eq_ignore_ascii_case("identity") {
-            &mut identity
-        } else if coding == "*" {
-            &mut others
-        } else {
-            continue;
-        };
-        // Of contradicting weights the lower one holds: it cannot be the one that the client cannot read.
-        *named = Some(named.map_or(weight, |known: u16| known.min(weight)));
+/// The weights that the lines of `Accept-Encoding` give to what there is to choose from.
+#[derive(Debug, Clone, Copy, Default)]
+struct Codings {
+    gzip: Option<u16>,
+    identity: Option<u16>,
+    others: Option<u16>,
+}
+
+impl Codings {
+    fn read(&mut self, line: &str) {
+        for member in line.split(',') {
+            let mut parts = member.split(';').map(str::trim);
+            let coding = parts.next().unwrap_or_default();
+            let Some(weight) = parts.next().map_or(Some(1000), weight) else { continue };
+            let named = if coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip") {
+                &mut self.gzip
+            } else if coding.eq_ignore_ascii_case("identity") {
+                &mut self.identity
+            } else if coding == "*" {
+                &mut self.others
+            } else {
+                continue;
+            };
+            // Of contradicting weights the lower one holds: it cannot be the one that the client cannot read.
+            *named = Some(named.map_or(weight, |known: u16| known.min(weight)));
+        }
     }
-    let gzip = gzip.or(others).unwrap_or(0);
-    // A client that lists gzip and not the plain bytes wants gzip.
-    gzip > 0 && gzip >= identity.unwrap_or(0)
+
+    /// Is gzip to be sent where there is a choice between it and the plain bytes (RFC 9110 section 12.5.3). Where
+    /// nothing is said, the plain bytes are; so they are where neither is acceptable, since an answer is worth more
+    /// than a refusal.
+    fn prefer_gzip(self) -> bool {
+        let gzip = self.gzip.or(self.others).unwrap_or(0);
+        // A client that lists gzip and not the plain bytes wants gzip.
+        gzip > 0 && gzip >= self.identity.unwrap_or(0)
+    }
 }
 
 /// The thousandths of `q=0.5` (RFC 9110 section 12.4.2).
@@ -180,10 +208,6 @@ fn stricter(
     }
 }
 
-fn texts<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
-}
-
 /// `name[=value]`, separated by commas (or, in `Prefer`, semicolons); quotes around a value are dropped.
 fn directives(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     text.split([',', ';']).map(str::trim).filter(|part| !part.is_empty()).map(|part| match part.split_once('=') {
@@ -201,6 +225,12 @@ fn seconds(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn prefers_gzip<'h>(lines: impl Iterator<Item = &'h str>) -> bool {
+        let mut codings = Codings::default();
+        lines.for_each(|line| codings.read(line));
+        codings.prefer_gzip()
+    }
 
     fn wishes(headers: &[(&'static str, &'static str)]) -> Wishes {
         let headers = headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));

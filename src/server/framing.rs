@@ -171,8 +171,9 @@ impl Framing {
     }
 }
 
+/// Does the line begin with `name`, whose last byte is the colon. That is looked at first: few others have it there.
 fn starts_with(line: &[u8], name: &[u8]) -> bool {
-    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+    line.get(..name.len()).is_some_and(|start| start.last() == Some(&b':') && start.eq_ignore_ascii_case(name))
 }
 
 fn length(digits: &[u8]) -> Length {

@@ -91,7 +91,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
                 None => return Poll::Ready(None),
             }
         }
-        let piece = this.rest.split_to(this.rest.len().min(this.most));
+        let is_last = this.rest.len() <= this.most;
+        let piece = if is_last { std::mem::take(&mut this.rest) } else { this.rest.split_to(this.most) };
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

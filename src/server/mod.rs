@@ -12,7 +12,7 @@ mod streams;
 pub mod tls;
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower::{Service, ServiceExt};
+use tower::Service;
 
 use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
@@ -209,9 +209,13 @@ where
         let (service, peer) = (self.service.clone(), Arc::new(peer));
         let service = service_fn(move |request: Request<Incoming>| {
             let (guard, version) = (busy.begin(), request.version());
-            let answer = service(&peer).oneshot(request);
+            let mut service = service(&peer);
             async move {
-                let answer = answer.await;
+                // As `oneshot` does, which would move the request about more often than all layers together.
+                let answer = match poll_fn(|context| service.poll_ready(context)).await {
+                    Ok(()) => service.call(request).await,
+                    Err(never) => Err(never),
+                };
                 streams::answered();
                 answer.map(|response| response.map(|body| Held::new(body, version, guard)))
             }

@@ -80,12 +80,15 @@ async fn bare(request: Request<Incoming>, page: Bytes) -> Result<Response<Full<B
     Ok(json(page))
 }
 
-/// The upstream: `GET` anything says how many queries there were.
+/// The upstream: `GET` metadata gives some, and `GET` anything else says how many queries there were.
 async fn counted(
     request: Request<Incoming>,
     page: Bytes,
     calls: Arc<AtomicU64>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    if request.method() == Method::GET && request.uri().path() == queries::METADATA_PATH {
+        return Ok(json(Bytes::from_static(queries::METADATA.as_bytes())));
+    }
     if request.method() == Method::GET {
         return Ok(json(calls.load(Ordering::Relaxed).to_string().into()));
     }

@@ -39,6 +39,7 @@ pub fn measure(options: &Options, placement: Placement, size: Size, keys: u32) -
         count: u64::MAX,
         time: seconds,
         clients: options.connections,
+        token: None,
     };
     for server in &servers {
         if server.caches {

@@ -42,6 +42,9 @@ pub struct Task {
     /// How many requests are under way.
     #[arg(long, hide = true, default_value_t = 1)]
     pub clients: u32,
+    /// What a team shows.
+    #[arg(long, hide = true)]
+    pub token: Option<String>,
 }
 
 /// Which query follows which.
@@ -93,7 +96,7 @@ struct Connection {
 
 /// Asks, and prints the [`Turn`].
 pub fn run(task: &Task) -> Result<(), Failure> {
-    let mut request = Request::new(task.port);
+    let mut request = Request::new(task.port, task.token.as_deref());
     let draws = queries::zipf(task.distinct.max(1));
     let mut asked = 0_u64;
     let mut next = |request: &mut Request, stream: &mut TcpStream| {

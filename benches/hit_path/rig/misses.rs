@@ -58,6 +58,7 @@ fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<St
             count: TURN,
             time: seconds,
             clients: 1,
+            token: None,
         };
         let cpu = || way.server.as_ref().map_or(Ok(0.0), Server::cpu_seconds);
         let (calls, cpu_before) = (servers::calls(way.upstream)?, cpu()?);

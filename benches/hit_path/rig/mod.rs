@@ -5,6 +5,7 @@
 
 mod answer;
 mod hits;
+mod instructions;
 mod load;
 mod misses;
 mod process;
@@ -13,7 +14,7 @@ mod servers;
 mod table;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
@@ -46,6 +47,18 @@ struct Options {
     /// Measure what a miss adds to the upstream's own latency, instead of hits
     #[arg(long)]
     misses: bool,
+    /// Count the user-space instructions of single requests with callgrind, instead of measuring time
+    #[arg(long, conflicts_with = "misses")]
+    instructions: bool,
+    /// Count these kinds of requests alone
+    #[arg(long, value_delimiter = ',', requires = "instructions")]
+    only: Vec<instructions::Row>,
+    /// Fail where a kind of request takes more instructions than this, such as hit=20000,hit-log=25000
+    #[arg(long, value_delimiter = ',', requires = "instructions")]
+    max: Vec<instructions::Max>,
+    /// Leave callgrind's files in this folder, for callgrind_annotate
+    #[arg(long, requires = "instructions")]
+    profiles: Option<PathBuf>,
     /// Another build of the gateway
     #[arg(long, default_value = env!("CARGO_BIN_EXE_insights-gateway"))]
     gateway: PathBuf,
@@ -69,6 +82,19 @@ enum Role {
     Bare,
     /// Stands in for Twilio.
     Upstream,
+}
+
+impl Role {
+    /// `command`, which starts the benchmark itself, as this part.
+    fn of(self, mut command: Command) -> Command {
+        let name = match self {
+            Self::Load => "load",
+            Self::Bare => "bare",
+            Self::Upstream => "upstream",
+        };
+        command.args(["--role", name]).stdout(Stdio::piped());
+        command
+    }
 }
 
 /// Bytes of an answer's body.
@@ -125,6 +151,9 @@ fn measure(options: &Options) -> Result<(), Failure> {
         return Err("--seconds has to be more than 0".into());
     }
     let placement = process::Placement::find();
+    if options.instructions {
+        return instructions::measure(options, placement);
+    }
     println!("{placement}\n");
     if options.misses {
         return misses::measure(options, placement);

@@ -35,6 +35,11 @@ impl Placement {
         Self { pinned, real_time: works("chrt", &["-r", "5"]) }
     }
 
+    /// The same, at the priority of everybody else: a count is the same at any, and callgrind is slow.
+    pub fn without_real_time(self) -> Self {
+        Self { real_time: false, ..self }
+    }
+
     /// A command that runs `program` on `cpu`.
     pub fn command(self, cpu: usize, program: &Path) -> Command {
         let mut words: Vec<std::ffi::OsString> = Vec::new();
@@ -53,25 +58,14 @@ impl Placement {
 
     /// A part of the benchmark itself, on `cpu`.
     fn part(self, cpu: usize, role: Role) -> Result<Command, Failure> {
-        let name = match role {
-            Role::Load => "load",
-            Role::Bare => "bare",
-            Role::Upstream => "upstream",
-        };
-        let mut command = self.command(cpu, &std::env::current_exe()?);
-        command.args(["--role", name]).stdout(Stdio::piped());
-        Ok(command)
+        Ok(role.of(self.command(cpu, &std::env::current_exe()?)))
     }
 
     /// Starts the bare server or the upstream with `pages` pages in memory, and gives its port.
     pub fn serve(self, cpu: usize, role: Role, size: usize, pages: u32) -> Result<(Process, u16), Failure> {
         let mut command = self.part(cpu, role)?;
         command.args(["--size", &size.to_string(), "--distinct", &pages.to_string()]);
-        let child = command.stdin(Stdio::piped()).spawn()?;
-        let mut process = Process::new(child);
-        let port = process.first_line()?;
-        let port = port.trim().parse().map_err(|_| format!("{role:?} does not start: it said {port:?}"))?;
-        Ok((process, port))
+        Process::serving(command)
     }
 
     /// Loads a server for one turn.
@@ -85,6 +79,7 @@ impl Placement {
         command.args(["--order", order, "--distinct", &task.distinct.to_string()]);
         command.args(["--first", &task.first.to_string(), "--count", &task.count.to_string()]);
         command.args(["--time", &task.time.to_string(), "--clients", &task.clients.to_string()]);
+        command.args(task.token.iter().flat_map(|token| ["--token", token]));
         let output = command.stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
             return Err(format!("the load on port {} failed", task.port).into());
@@ -116,6 +111,14 @@ impl Process {
         Self(child)
     }
 
+    /// Starts a part of the benchmark that says its port first, and ends when its standard input does.
+    pub fn serving(mut command: Command) -> Result<(Self, u16), Failure> {
+        let mut process = Self::new(command.stdin(Stdio::piped()).spawn()?);
+        let port = process.first_line()?;
+        let port = port.trim().parse().map_err(|_| format!("a server does not start: it said {port:?}"))?;
+        Ok((process, port))
+    }
+
     fn first_line(&mut self) -> Result<String, Failure> {
         let output: ChildStdout = self.0.stdout.take().ok_or("standard output is not piped")?;
         let mut line = String::new();
@@ -126,6 +129,29 @@ impl Process {
     /// Did it end by itself.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
+    }
+
+    /// Asks it to end and waits for that, but not for ever.
+    pub fn end(mut self) -> Result<(), Failure> {
+        // Of the parts of the benchmark the end of their input is asked, and of others a signal.
+        if self.0.stdin.take().is_none() {
+            self.terminate();
+        }
+        let given_up = Instant::now() + Duration::from_secs(60);
+        while !self.has_ended() {
+            if Instant::now() > given_up {
+                return Err("a server does not end".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn terminate(&self) {
+        if let Some(id) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            // One that has ended already is what is wanted.
+            let _ = kill_process(id, Signal::TERM);
+        }
     }
 
     /// Processor time so far, of it and its children, in seconds.
@@ -139,11 +165,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Some(id) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw)
-            && !self.has_ended()
-        {
+        if !self.has_ended() {
             // Not a kill: nginx has children to tell.
-            let _ = kill_process(id, Signal::TERM);
+            self.terminate();
             let end = Instant::now() + Duration::from_secs(5);
             while !self.has_ended() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(5));

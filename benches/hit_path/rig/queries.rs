@@ -5,6 +5,12 @@ use std::fmt::Write;
 /// Where queries are sent.
 pub const PATH: &str = "/v3/InsightsDomains/Conversations/Query";
 
+/// Where a gateway asks which members there are.
+pub const METADATA_PATH: &str = "/v3/InsightsDomains/Conversations/Metadata";
+
+/// The members that queries name, and one that they do not.
+pub const METADATA: &str = r#"{"domain":"Conversations","cubes":[{"name":"Conversation","measures":[{"name":"Conversation.Count","type":"number"},{"name":"Conversation.AvgHandleTime","type":"number"}],"dimensions":[{"name":"Conversation.ConversationStatus","type":"string"},{"name":"Conversation.ConversationName","type":"string"},{"name":"Conversation.ParticipantId","type":"string"},{"name":"Conversation.CreatedDate","type":"time"}]}]}"#;
+
 /// Decimal digits of a query's number.
 const DIGITS: usize = 10;
 
@@ -16,16 +22,17 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request for `port` on this machine.
-    pub fn new(port: u16) -> Self {
+    /// A request for `port` on this machine, of the team that has this token.
+    pub fn new(port: u16, token: Option<&str>) -> Self {
         let zeros = "0".repeat(DIGITS);
         // Spelled as client libraries spell it: neither sorted nor otherwise what the gateway makes of it.
         let body = format!(
             r#"{{"domain":"Conversations","query":{{"measures":["Conversation.Count","Conversation.AvgHandleTime"],"dimensions":["Conversation.ConversationStatus"],"filters":[{{"op":"AND","expressions":[{{"op":"GT","field":"Conversation.CreatedDate","values":["2026-04-02"]}},{{"op":"EQ","field":"Conversation.ParticipantId","values":["MB{filler}{zeros}"]}}]}}],"orderBy":[{{"field":"Conversation.Count","direction":"DESC"}}]}},"pageSize":50}}"#,
             filler = "5d7a3c9e10b24f68a0c1d2",
         );
+        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         let head = format!(
-            "POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: application/json\r\n\
+            "POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: application/json\r\n{authorization}\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );

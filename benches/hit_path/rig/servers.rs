@@ -40,10 +40,22 @@ impl Server {
         access_log: bool,
     ) -> Result<Self, Failure> {
         let name = if access_log { "gateway+log" } else { "gateway" };
+        let command = placement.command(SERVER, &options.gateway);
+        let settings = [format!("cache.capacity={capacity}"), format!("log.access={access_log}")];
+        Self::gateway_by(command, name, folder, upstream, &settings)
+    }
+
+    /// A gateway that `command` starts, with more settings. Its log has its name.
+    pub fn gateway_by(
+        mut command: Command,
+        name: &'static str,
+        folder: &Path,
+        upstream: u16,
+        settings: &[String],
+    ) -> Result<Self, Failure> {
         let path = folder.join(name).with_extension("log");
         // Appending, so that it can be emptied between turns.
         let log = OpenOptions::new().create(true).append(true).open(&path)?;
-        let mut command = placement.command(SERVER, &options.gateway);
         for (variable, _) in std::env::vars_os() {
             let text = variable.to_string_lossy();
             if text.starts_with("INSIGHTS_GATEWAY_") || text.starts_with("TWILIO_") {
@@ -57,8 +69,8 @@ impl Server {
             .args(["--upstream", &format!("http://127.0.0.1:{upstream}")])
             // The upstream's rate is not what is measured.
             .args(["--set", "accounts.default.rate=0/s", "--set", "accounts.default.concurrency=1000"])
-            .args(["--set", "cache.query.fresh=1h", "--set", &format!("cache.capacity={capacity}")])
-            .args(["--set", "log.format=json", "--set", &format!("log.access={access_log}")]);
+            .args(["--set", "cache.query.fresh=1h", "--set", "log.format=json"])
+            .args(settings.iter().flat_map(|setting| ["--set", setting]));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.try_clone()?).spawn()?;
         let mut process = Process::new(child);
         let port = patiently(|| {
@@ -93,6 +105,11 @@ impl Server {
         })?;
         opened.ok_or("nginx does not open its port")?;
         Ok(Some(Self { name: "nginx", port, caches: true, process, log: None }))
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn end(self) -> Result<(), Failure> {
+        self.process.end()
     }
 
     /// Processor time so far, in seconds.
@@ -182,9 +199,9 @@ http {{
     )
 }
 
-/// Tries until there is something, or ten seconds are over.
+/// Tries until there is something, or thirty seconds are over: callgrind takes its time.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>, Failure>) -> Result<Option<T>, Failure> {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
         if let Some(found) = attempt()? {
             return Ok(Some(found));
@@ -203,7 +220,7 @@ pub fn calls(upstream: u16) -> Result<u64, Failure> {
 
 /// The head of `port`'s answer to query `number`.
 pub fn head(port: u16, number: u64) -> Result<String, Failure> {
-    let mut request = Request::new(port);
+    let mut request = Request::new(port, None);
     let request =
         String::from_utf8_lossy(request.numbered(number)).replacen("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1);
     let answer = exchange(port, request.as_bytes())?;

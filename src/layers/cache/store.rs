@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
@@ -268,7 +269,7 @@ pub struct Store {
 }
 
 /// The pages alone.
-pub(super) type Pages = Cache<Key, Slot>;
+pub(super) type Pages = Cache<Key, Slot, RandomState>;
 
 impl Store {
     /// An empty store of at most `capacity` bytes, keys and bookkeeping included.
@@ -291,7 +292,8 @@ impl Store {
                 };
                 evictions.get_or_create(&CauseLabels { cause: Word(cause) }).inc();
             })
-            .build();
+            // Keys are hashes already, and this one is keyed by chance like the standard library's, in a tenth of the time.
+            .build_with_hasher(RandomState::default());
         Self {
             pages,
             flights: Flights::default(),

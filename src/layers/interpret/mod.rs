@@ -7,29 +7,33 @@
 mod bodies;
 mod memo;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, poll_immediate};
+use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service};
 
 pub use self::bodies::Bodies;
 use self::bodies::TooMany;
 use self::memo::{Memo, Said, Understood};
 use crate::model::call::{Call, Reply};
+use crate::model::clock::Instant;
 use crate::model::error::{GatewayError, Reason};
 use crate::model::hints;
 use crate::model::interest::Interest;
-use crate::model::journey::Stage;
+use crate::model::journey::{Journey, Stage};
 use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::parameters::Parameters;
 use crate::model::query::{CanonicalQuery, QueryError};
+use crate::model::tenancy::Team;
 use crate::model::visit::{Admitted, Visit};
 use crate::model::wishes::Wishes;
 
@@ -50,12 +54,14 @@ pub struct InterpretLayer {
     limits: Limits,
     bodies: Bodies,
     memo: Arc<Memo>,
+    /// Of every call, until it goes upstream: then the cache gives it one of its own.
+    nobody: Arc<Interest>,
 }
 
 impl InterpretLayer {
     /// Reads within `limits`, and together within those of `bodies`.
     pub fn new(limits: Limits, bodies: Bodies) -> Self {
-        Self { limits, bodies, memo: Arc::new(Memo::new()) }
+        Self { limits, bodies, memo: Arc::new(Memo::new()), nobody: Interest::of_clients() }
     }
 }
 
@@ -63,7 +69,7 @@ impl<S> Layer<S> for InterpretLayer {
     type Service = Interpret<S>;
 
     fn layer(&self, inner: S) -> Interpret<S> {
-        Interpret { inner, layer: self.clone() }
+        Interpret { inner, layer: Arc::new(self.clone()) }
     }
 }
 
@@ -71,7 +77,7 @@ impl<S> Layer<S> for InterpretLayer {
 #[derive(Debug, Clone)]
 pub struct Interpret<S> {
     inner: S,
-    layer: InterpretLayer,
+    layer: Arc<InterpretLayer>,
 }
 
 impl<S, B> Service<Admitted<B>> for Interpret<S>
@@ -90,12 +96,24 @@ where
     }
 
     fn call(&mut self, admitted: Admitted<B>) -> Self::Future {
-        let (inner, layer) = (self.inner.clone(), self.layer.clone());
+        let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
+        // Taken apart here: what a future is given as a whole, it keeps as a whole beside its parts, and to move a large
+        // future costs a hit more than to read its head.
+        let Admitted { visit: Visit { request, received, journey, .. }, operation, team } = admitted;
+        let (head, body) = request.into_parts();
         Box::pin(async move {
-            let journey = admitted.visit.journey.clone();
-            let call = layer.read(admitted).await;
+            let body = match operation {
+                Operation::Query => collect(body, layer.limits, &layer.bodies).await,
+                _ => {
+                    drop(body);
+                    Ok(Bytes::new())
+                }
+            };
+            let call = body.and_then(|body| layer.read(head, &body, operation, team, received, &journey));
             journey.end_of(Stage::Read);
-            let reply = inner.oneshot(call?).await;
+            let call = call?;
+            poll_fn(|context| inner.poll_ready(context)).await?;
+            let reply = inner.call(call).await;
             journey.end_of(Stage::Cache);
             let reply = reply?;
             // Set once, here, where an answer of Twilio's is certain.
@@ -106,23 +124,24 @@ where
 }
 
 impl InterpretLayer {
-    async fn read<B>(&self, admitted: Admitted<B>) -> Result<Call, GatewayError>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let Admitted { visit: Visit { request, received, journey, .. }, operation, team } = admitted;
-        let (head, body) = request.into_parts();
+    fn read(
+        &self,
+        head: Parts,
+        body: &[u8],
+        operation: Operation,
+        team: Arc<Team>,
+        received: Instant,
+        journey: &Arc<Journey>,
+    ) -> Result<Call, GatewayError> {
         let query = head.uri.query().unwrap_or_default();
+        let understand = || understand(operation, &team.account.sid, query, body);
         let understood = match operation {
             Operation::Query => {
-                let body = collect(body, self.limits, &self.bodies).await?;
-                let said = Said { account: &team.account.sid, query, body: &body };
-                let understood = self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?;
+                let understood = self.memo.of(Said { account: &team.account.sid, query, body }, understand)?;
                 journey.asks(&understood.body);
                 understood
             }
-            _ => understand(operation, &team.account.sid, query, &[])?,
+            _ => understand()?,
         };
         let wishes = Wishes::read(&head.headers);
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
@@ -135,8 +154,8 @@ impl InterpretLayer {
             wishes,
             received,
             deadline: received + patience,
-            interest: Interest::of_clients(),
-            journey,
+            interest: Arc::clone(&self.nobody),
+            journey: Arc::clone(journey),
         })
     }
 }
@@ -170,9 +189,14 @@ where
     }
     let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
     let body = std::pin::pin!(body);
-    let body = bodies.count(body);
-    match tokio::time::timeout(limits.body_timeout, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    let mut whole = std::pin::pin!(whole(Limited::new(bodies.count(body), limit)));
+    // Nearly every body has come with its head, and a timer would cost more than to take it.
+    let taken = match poll_immediate(whole.as_mut()).await {
+        Some(taken) => Ok(taken),
+        None => Box::pin(tokio::time::timeout(limits.body_timeout, whole)).await,
+    };
+    match taken {
+        Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if error.is::<TooMany>() => Err(GatewayError::new(
             Reason::Overloaded,
             "too many large request bodies arrive at once; come back shortly",
@@ -185,6 +209,20 @@ where
             format!("the request body took longer than {} s", limits.body_timeout.as_secs()),
         )),
     }
+}
+
+/// A body in one piece. Most have only one, which is not copied.
+async fn whole<B: Body<Data = Bytes>>(body: B) -> Result<Bytes, B::Error> {
+    let mut body = std::pin::pin!(body);
+    let first = match body.frame().await {
+        Some(frame) => frame?.into_data().unwrap_or_default(),
+        None => return Ok(Bytes::new()),
+    };
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let rest = body.collect().await?.to_bytes();
+    Ok(if rest.is_empty() { first } else { [first, rest].concat().into() })
 }
 
 fn canonical(body: &[u8]) -> Result<Bytes, GatewayError> {

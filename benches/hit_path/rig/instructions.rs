@@ -1,0 +1,207 @@
+//! User-space instructions of one request, which are the same today and tomorrow, beside whatever else runs.
+//!
+//! A server runs under callgrind and is asked N times on one connection that is kept alive; a second one, started
+//! alike, is asked 2 N times. Starting, connecting, the first answer and ending cost both the same, so the
+//! difference divided by N is one request, all threads of the server included. What the kernel does is not counted.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+
+use super::load::{Order, Task, Turn};
+use super::process::{LOAD, Placement, Process, SERVER};
+use super::servers::{self, Server};
+use super::table::{grouped, print};
+use super::{Failure, Options, Role, Size};
+
+/// N. Enough that what a timer or a housekeeping thread does now and then is a fraction of one in a hundred.
+const REQUESTS: u64 = 4000;
+
+/// A token and its SHA-256.
+const TOKEN: &str = "igw_benchmark_0123456789abcdefghijklmnopqrstuvwxyz";
+const TOKEN_SHA256: &str = "466a04ad46bd828e55f8ed1c928491f0253a719df5245f5d19f9ccaeb158ce87";
+
+/// What is asked, and of whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Row {
+    /// Of hyper alone, which answers from memory.
+    Bare,
+    /// A cached query.
+    Hit,
+    /// The same, with the access log.
+    HitLog,
+    /// The same without it, of a team that shows a token.
+    TeamHit,
+    /// Of a team that has a policy besides.
+    PolicyHit,
+    /// A query that nobody has asked before.
+    Miss,
+}
+
+impl Row {
+    const ALL: [Self; 6] = [Self::Bare, Self::Hit, Self::HitLog, Self::TeamHit, Self::PolicyHit, Self::Miss];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Hit => "hit",
+            Self::HitLog => "hit-log",
+            Self::TeamHit => "team-hit",
+            Self::PolicyHit => "policy-hit",
+            Self::Miss => "miss",
+        }
+    }
+
+    const fn description(self) -> &'static str {
+        match self {
+            Self::Bare => "bare hyper",
+            Self::Hit => "a hit",
+            Self::HitLog => "a hit with its access line",
+            Self::TeamHit => "a hit of a team",
+            Self::PolicyHit => "a hit of a team with a policy",
+            Self::Miss => "a miss",
+        }
+    }
+
+    fn token(self) -> Option<&'static str> {
+        matches!(self, Self::TeamHit | Self::PolicyHit).then_some(TOKEN)
+    }
+
+    /// Beside those that every measured gateway has.
+    fn settings(self) -> Vec<String> {
+        let mut settings = vec![format!("log.access={}", self == Self::HitLog)];
+        if self.token().is_some() {
+            settings.push(format!("teams.dashboards.token_sha256={TOKEN_SHA256}"));
+        }
+        if self == Self::PolicyHit {
+            settings.push("teams.dashboards.policy.deny=Conversation.ConversationName".to_owned());
+        }
+        settings
+    }
+}
+
+/// The most instructions that a row may take: `hit=20000`.
+#[derive(Debug, Clone, Copy)]
+pub struct Max {
+    row: Row,
+    instructions: u64,
+}
+
+impl FromStr for Max {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (row, most) = text.split_once('=').ok_or_else(|| format!("\"{text}\" is not of the form hit=20000"))?;
+        let instructions = most.parse().map_err(|_| format!("\"{most}\" is not a number of instructions"))?;
+        Ok(Self { row: Row::from_str(row, false)?, instructions })
+    }
+}
+
+/// Counts and prints every row, and fails where one takes more than `options.max` allows.
+pub fn measure(options: &Options, placement: Placement) -> Result<(), Failure> {
+    if !Command::new("valgrind").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return Err("there is no valgrind; Debian has it in the package of that name".into());
+    }
+    let size = options.sizes.0.first().copied().unwrap_or(Size(16 << 10));
+    let counter = Counter { options, placement: placement.without_real_time(), size, folder: servers::folder()? };
+    let is_counted = |row: &&Row| options.only.is_empty() || options.only.contains(row);
+    let count = |row: &Row| Ok((*row, counter.instructions(*row)?));
+    let counts: Vec<(Row, f64)> = Row::ALL.iter().filter(is_counted).map(count).collect::<Result<_, Failure>>()?;
+    let bare = counts.iter().find(|(row, _)| *row == Row::Bare).map(|(_, count)| *count);
+    let most = |row: Row| options.max.iter().find(|max| max.row == row).map(|max| max.instructions as f64);
+    let rows: Vec<Vec<String>> = counts
+        .iter()
+        .map(|&(row, count)| {
+            let most = most(row).map(grouped).unwrap_or_default();
+            let ratio = bare.map(|bare| format!("{:.2}", count / bare)).unwrap_or_default();
+            vec![row.name().to_owned(), row.description().to_owned(), grouped(count), ratio, most]
+        })
+        .collect();
+    println!("User-space instructions of one request, {size}, 1 connection, of {REQUESTS}\n");
+    print(&["row", "request", "instructions", "× bare", "at most"], &rows);
+    let exceeded = |&&(row, count): &&(Row, f64)| most(row).is_some_and(|most| count > most);
+    let too_many: Vec<&str> = counts.iter().filter(exceeded).map(|(row, _)| row.name()).collect();
+    match too_many.as_slice() {
+        [] => Ok(()),
+        rows => Err(format!("more instructions than allowed: {}", rows.join(", ")).into()),
+    }
+}
+
+struct Counter<'o> {
+    options: &'o Options,
+    placement: Placement,
+    size: Size,
+    folder: tempfile::TempDir,
+}
+
+impl Counter<'_> {
+    /// Of one request.
+    fn instructions(&self, row: Row) -> Result<f64, Failure> {
+        let (once, twice) = (self.run(row, REQUESTS)?, self.run(row, 2 * REQUESTS)?);
+        Ok((twice as f64 - once as f64) / REQUESTS as f64)
+    }
+
+    /// Of a server's whole life, in which it is asked so many times.
+    fn run(&self, row: Row, requests: u64) -> Result<u64, Failure> {
+        let folder = self.options.profiles.as_deref().unwrap_or(self.folder.path());
+        let profile = folder.join(format!("{}.{requests}.callgrind", row.name()));
+        let (_upstream, upstream) = self.placement.serve(LOAD, Role::Upstream, self.size.0, 1)?;
+        if row == Row::Bare {
+            let mut command = Role::Bare.of(self.counted(&profile, &std::env::current_exe()?));
+            command.args(["--size", &self.size.0.to_string()]).stderr(Stdio::null());
+            let (process, port) = Process::serving(command)?;
+            self.ask(row, port, requests)?;
+            process.end()?;
+        } else {
+            let command = self.counted(&profile, &self.options.gateway);
+            let server = Server::gateway_by(command, row.name(), self.folder.path(), upstream, &row.settings())?;
+            self.ask(row, server.port, requests)?;
+            let calls = servers::calls(upstream)?;
+            if calls != if row == Row::Miss { requests } else { 1 } {
+                return Err(format!("{}: {requests} requests, and {calls} calls of the upstream", row.name()).into());
+            }
+            server.empty_log()?;
+            server.end()?;
+        }
+        total(&profile)
+    }
+
+    fn counted(&self, profile: &Path, program: &Path) -> Command {
+        let mut command = self.placement.command(SERVER, Path::new("valgrind"));
+        command.args(["--quiet", "--tool=callgrind"]).arg({
+            let mut option = std::ffi::OsString::from("--callgrind-out-file=");
+            option.push(profile);
+            option
+        });
+        command.arg(program);
+        command
+    }
+
+    fn ask(&self, row: Row, port: u16, requests: u64) -> Result<(), Failure> {
+        let order = if row == Row::Miss { Order::Counting } else { Order::Zipf };
+        let Turn { answers, wrong, .. } = self.placement.load(&Task {
+            port,
+            size: self.size.0,
+            order,
+            distinct: 1,
+            first: 0,
+            count: requests,
+            time: 600.0,
+            clients: 1,
+            token: row.token().map(str::to_owned),
+        })?;
+        match (answers == requests, wrong) {
+            (true, 0) => Ok(()),
+            _ => Err(format!("{}: {answers} answers of {requests}, {wrong} wrong", row.name()).into()),
+        }
+    }
+}
+
+/// The sum in one of callgrind's files.
+fn total(profile: &PathBuf) -> Result<u64, Failure> {
+    let text = std::fs::read_to_string(profile)?;
+    let total = text.lines().rev().find_map(|line| line.strip_prefix("totals: "));
+    Ok(total.ok_or("callgrind wrote no total: the server did not end by itself")?.trim().parse()?)
+}
