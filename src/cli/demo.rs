@@ -18,6 +18,7 @@ use super::{answer, exit, load_or_explain, logs};
 use crate::config::{Config, Sources};
 use crate::gateway::Gateway;
 use crate::model::units::Rate;
+use crate::simulator::jobs::JobSettings;
 use crate::simulator::{DEFAULT_ROWS, Settings, Simulator};
 
 /// Arguments of `demo`.
@@ -80,6 +81,8 @@ async fn demo(config: Config, seed: u64, listener: TcpListener, upstream: &str) 
         seed,
         rows: DEFAULT_ROWS,
         now: Timestamp::now(),
+        jobs: JobSettings::default(),
+        public_url: None,
     };
     let simulator = tokio::spawn(Simulator::new(settings).run(listener, stop.clone()));
     answer(&introduction(&gateway, upstream));

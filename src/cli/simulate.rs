@@ -12,6 +12,7 @@ use super::runtime::{runtime, told_to_stop};
 use super::serve::Failure;
 use super::{exit, explain};
 use crate::model::units::{Rate, parse_duration, parse_rate};
+use crate::simulator::jobs::JobSettings;
 use crate::simulator::{Settings, Simulator};
 
 /// A rate, or none for "no limit". Named so that clap does not take it for an argument that may be absent.
@@ -29,15 +30,26 @@ pub struct SimulateArgs {
     /// Time that an answer takes, such as 80ms
     #[arg(long, value_name = "DURATION", default_value = "80ms", value_parser = parse_duration)]
     pub latency: Duration,
-    /// Time that a query job takes, such as 10s
+    /// Time that a query job takes while few run, such as 10s
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub jobs_take: Duration,
+    /// What links in answers begin with, such as https://insights.twilio.com; default: the address that was asked
+    #[arg(long, value_name = "URL", value_parser = public_url)]
+    pub public_url: Option<String>,
     /// Seed of the generated data; the same seed gives the same conversations
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
     /// Conversations to generate, at most 1000000
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub rows: u32,
+}
+
+fn public_url(text: &str) -> Result<String, &'static str> {
+    let uri: http::Uri = text.parse().map_err(|_| "not a URL")?;
+    match (uri.scheme_str(), uri.query()) {
+        (Some("http" | "https"), None) => Ok(text.to_owned()),
+        _ => Err("expected http://host or https://host, perhaps with a port and a path"),
+    }
 }
 
 /// Runs the simulator until it is told to stop.
@@ -65,6 +77,8 @@ async fn simulate(args: SimulateArgs) -> Result<(), Failure> {
         seed: args.seed,
         rows: args.rows as usize,
         now: Timestamp::now(),
+        jobs: JobSettings { takes: args.jobs_take, ..JobSettings::default() },
+        public_url: args.public_url,
     });
     simulator.run(listener, stop).await?;
     Ok(())
@@ -98,5 +112,15 @@ mod tests {
         let given = parse(&["--rate", "0/s", "--latency", "0s", "--jobs-take=1m"]);
         assert_eq!((given.rate, given.latency), (None, Duration::ZERO));
         assert_eq!(given.jobs_take, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn links_can_begin_with_another_address() {
+        assert_eq!(parse(&[]).public_url, None);
+        let url = "https://insights.twilio.com";
+        assert_eq!(parse(&["--public-url", url]).public_url.as_deref(), Some(url));
+        for wrong in ["insights.twilio.com", "ftp://x", "http://", "http://x?y", "/x"] {
+            assert!(public_url(wrong).is_err(), "{wrong}");
+        }
     }
 }

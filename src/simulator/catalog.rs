@@ -9,9 +9,12 @@
 //! **Every other name here is invented**, as are the aggregation words: programs must read the live
 //! account's names from its own Metadata.
 //!
+//! Custom fields add measures to an account's catalog: [`CustomMeasures`].
+//!
 //! This file says what a member is, finds it by name and describes it; the members themselves are in
 //! [`cubes`](super::cubes). Nothing here groups or filters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -19,6 +22,7 @@ use serde_json::{Value as Json, json};
 
 use super::cubes::CUBES;
 use super::data::{Conversation, Data, OperatorResult, Participant, Text};
+use super::outputs::{NAME, OutputField};
 
 /// One combination of a conversation with one of its participants, configurations and results. Parts that
 /// a query does not look at are absent, and so are those that a conversation does not have.
@@ -138,6 +142,7 @@ pub struct Dimension {
 }
 
 /// A number over many rows.
+#[derive(Debug)]
 pub struct Measure {
     /// `Cube.Member`
     pub name: &'static str,
@@ -171,8 +176,32 @@ pub struct Cube {
     pub dimensions: &'static [Dimension],
 }
 
-/// The member of this full name, or of a looser one that published examples use. Grains are not known here.
-pub fn member(name: &str) -> Option<Member> {
+/// The measures that an account's custom fields have added, by their full names.
+#[derive(Debug, Default)]
+pub struct CustomMeasures(BTreeMap<String, CustomMeasure>);
+
+#[derive(Debug)]
+struct CustomMeasure {
+    measure: &'static Measure,
+    description: Option<String>,
+}
+
+impl CustomMeasures {
+    /// Adds what a custom field `name` gives.
+    pub fn add(&mut self, name: &str, description: Option<&str>, field: &OutputField) {
+        for measure in field.measures {
+            let description = description.map(str::to_owned);
+            self.0.insert(measure.name.replace(NAME, name), CustomMeasure { measure, description });
+        }
+    }
+}
+
+/// The member of this full name, or of a looser one that published examples use. A custom measure hides a
+/// member of the same name. Grains are not known here.
+pub fn member(name: &str, custom: &CustomMeasures) -> Option<Member> {
+    if let Some(custom) = custom.0.get(name) {
+        return Some(Member::Measure(custom.measure));
+    }
     let plural;
     let name = match name {
         "Id" => "Conversation.ConversationId",
@@ -196,14 +225,18 @@ pub fn member(name: &str) -> Option<Member> {
 }
 
 /// The body of the Metadata answer.
-pub fn metadata() -> Json {
-    let cubes: Vec<Json> = CUBES.iter().map(Cube::describe).collect();
+pub fn metadata(custom: &CustomMeasures) -> Json {
+    let cubes: Vec<Json> = CUBES.iter().map(|cube| cube.describe(custom)).collect();
     json!({"domain": "Conversations", "cubes": cubes})
 }
 
 impl Cube {
-    fn describe(&self) -> Json {
-        let measures: Vec<Json> = self.measures.iter().map(Measure::describe).collect();
+    fn describe(&self, custom: &CustomMeasures) -> Json {
+        let own = self.measures.iter().filter(|measure| !custom.0.contains_key(measure.name));
+        let own = own.map(|measure| measure.describe(measure.name, None));
+        let added = custom.0.iter().filter(|(name, _)| name.split_once('.').is_some_and(|(cube, _)| cube == self.name));
+        let added = added.map(|(name, added)| added.measure.describe(name, added.description.as_deref()));
+        let measures: Vec<Json> = own.chain(added).collect();
         let dimensions: Vec<Json> = self.dimensions.iter().flat_map(Dimension::describe).collect();
         json!({
             "name": self.name,
@@ -226,10 +259,10 @@ impl Measure {
         Self { name, aggregation, level, read, description }
     }
 
-    fn describe(&self) -> Json {
+    fn describe(&self, name: &str, description: Option<&str>) -> Json {
         json!({
-            "name": self.name,
-            "description": self.description,
+            "name": name,
+            "description": description.unwrap_or(self.description),
             "type": "number",
             "aggregation": self.aggregation.word(),
         })
@@ -259,6 +292,7 @@ impl Dimension {
 mod tests {
     use std::collections::HashSet;
 
+    use super::super::outputs::FIELDS;
     use super::*;
 
     #[test]
@@ -269,14 +303,14 @@ mod tests {
             for name in names.chain(cube.dimensions.iter().map(|d| d.name)) {
                 assert!(seen.insert(name), "{name} twice");
                 assert_eq!(name.split_once('.').map(|(c, _)| c), Some(cube.name));
-                assert!(member(name).is_some());
+                assert!(member(name, &CustomMeasures::default()).is_some());
             }
         }
     }
 
     #[test]
     fn loose_names_are_understood() {
-        let dimension = |name| match member(name) {
+        let dimension = |name| match member(name, &CustomMeasures::default()) {
             Some(Member::Dimension(found)) => found.name,
             _ => "",
         };
@@ -285,13 +319,31 @@ mod tests {
         assert_eq!(dimension("OperatorResults"), "OperatorResult.Value");
         assert_eq!(dimension("OperatorResults.CreatedDate"), "OperatorResult.CreatedDate");
         for unknown in ["", "Count", "conversation.count", "Conversation.", "OperatorResults."] {
-            assert!(member(unknown).is_none(), "{unknown:?}");
+            assert!(member(unknown, &CustomMeasures::default()).is_none(), "{unknown:?}");
         }
     }
 
     #[test]
+    fn custom_measures_are_found_and_listed_once_in_their_cubes() {
+        let mut custom = CustomMeasures::default();
+        custom.add("LeadScore", Some("How hot"), &FIELDS[0]);
+        let metadata = metadata(&custom);
+        let names = |cube: usize| -> Vec<&str> {
+            let measures = metadata["cubes"][cube]["measures"].as_array().unwrap();
+            measures.iter().map(|measure| measure["name"].as_str().unwrap()).collect()
+        };
+        assert!(names(1).contains(&"OperatorResult.LeadScoreMax"));
+        let same = names(2).into_iter().filter(|name| *name == "ConversationSummary.LeadScoreAverage").count();
+        assert_eq!(same, 1, "the generated measure of this name gives way");
+        assert!(names(0).iter().all(|name| !name.contains("LeadScore")));
+        assert!(metadata.to_string().contains("How hot"));
+        let found = |name: &str| matches!(member(name, &custom), Some(Member::Measure(_)));
+        assert!(found("ConversationSummary.LeadScoreSum") && !found("ConversationSummary.<Name>Sum"));
+    }
+
+    #[test]
     fn metadata_lists_both_generations_with_types() {
-        let metadata = metadata();
+        let metadata = metadata(&CustomMeasures::default());
         let cubes = metadata["cubes"].as_array().unwrap();
         let names: Vec<_> = cubes.iter().map(|cube| cube["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["Conversation", "OperatorResult", "ConversationSummary"]);

@@ -18,6 +18,9 @@ pub const HISTORY_DAYS: i64 = 90;
 /// A profile that exists in every seed, so that the published example which asks for it finds somebody.
 pub const WELL_KNOWN_PROFILE: &str = "mem_profile_01h9d8r0vte3hz8tykdj329t7r";
 
+/// The one operator that writes JSON has this id in every seed, which is the id of the published examples.
+pub const WELL_KNOWN_OPERATOR: &str = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r";
+
 /// Shared text: thousands of rows name the same few agents, labels and operators.
 pub type Text = Arc<str>;
 
@@ -95,6 +98,21 @@ pub struct Data {
     pub account_sid: Text,
     /// In order of creation.
     pub conversations: Vec<Conversation>,
+    /// The language operators that wrote the results.
+    pub operators: Vec<Operator>,
+}
+
+/// A language operator.
+#[derive(Debug)]
+pub struct Operator {
+    /// `intelligence_operator_…`
+    pub id: Text,
+    /// What people call it.
+    pub name: Text,
+    /// `CLASSIFICATION` or `JSON`.
+    pub format: Text,
+    /// How many in a hundred conversations it runs on.
+    coverage: u32,
 }
 
 /// Words and how often each is drawn.
@@ -115,14 +133,6 @@ static WORDS: [Choices; 7] = [&CHANNELS, &LANGUAGES, &TOPICS, &SENTIMENTS, &RESO
 /// Share of a day's traffic by hour in UTC: the working day of the Americas, never quite silent.
 const HOURS: [u32; 24] = [30, 22, 16, 12, 9, 7, 6, 6, 8, 10, 14, 22, 40, 66, 88, 98, 100, 96, 92, 94, 86, 72, 54, 40];
 
-struct Operator {
-    id: Text,
-    name: Text,
-    format: Text,
-    /// How many in a hundred conversations it runs on.
-    coverage: u32,
-}
-
 /// Generates `rows` conversations over the 90 days before `now`.
 pub fn generate(seed: u64, rows: usize, now: Timestamp) -> Data {
     let mut rng = Rng::with_seed(seed);
@@ -133,7 +143,7 @@ pub fn generate(seed: u64, rows: usize, now: Timestamp) -> Data {
 
     let cast = Cast::new(&mut rng, rows, start);
     let conversations = moments.into_iter().map(|created| cast.conversation(&mut rng, created, now)).collect();
-    Data { account_sid, conversations }
+    Data { account_sid, conversations, operators: cast.operators }
 }
 
 /// A moment in the history, by rejection: office hours and working days are busier.
@@ -192,11 +202,10 @@ impl Cast {
         let ai_agents = people("AI_AGENT", 3);
         let customers = people("CUSTOMER", (rows / 3).clamp(1, 50_000));
         let configurations = (0..4).map(|_| id(rng, "intelligence_configuration_", start)).collect();
-        let mut operator = |name: &str, format: &str, coverage| Operator {
-            id: id(rng, "intelligence_operator_", start),
-            name: Text::from(name),
-            format: Text::from(format),
-            coverage,
+        let mut operator = |name: &str, format: &str, coverage| {
+            let drawn = id(rng, "intelligence_operator_", start);
+            let id = if format == "JSON" { Text::from(WELL_KNOWN_OPERATOR) } else { drawn };
+            Operator { id, name: Text::from(name), format: Text::from(format), coverage }
         };
         let operators = vec![
             operator("Sentiment", "CLASSIFICATION", 92),
@@ -387,7 +396,7 @@ fn weighted(rng: &mut Rng, choices: Choices) -> &'static str {
 }
 
 /// A prefix, ten characters of time and sixteen of chance, so that ids sort roughly by age.
-fn id(rng: &mut Rng, prefix: &str, moment: Timestamp) -> Text {
+pub fn id(rng: &mut Rng, prefix: &str, moment: Timestamp) -> Text {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let time = u128::from(moment.as_millisecond().unsigned_abs()) & ((1 << 48) - 1);
     let bits = (time << 80) | (rng.u128(..) >> 48);

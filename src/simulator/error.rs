@@ -49,6 +49,27 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, 20404, "The requested resource was not found")
     }
 
+    /// 403: every slot for custom fields is taken.
+    pub fn no_slots() -> Self {
+        Self::new(StatusCode::FORBIDDEN, 20403, "The account has no slots left for custom fields of this category")
+    }
+
+    /// 409: the name of a custom field is taken.
+    pub fn name_taken(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, 20052, message)
+    }
+
+    /// 412: the custom field has changed since the caller read it.
+    pub fn precondition_failed() -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, 20412, "If-Match does not name the current ETag: fetch it again")
+    }
+
+    /// 422: an idempotency key that was used for another request.
+    pub fn key_reused() -> Self {
+        let message = "This Idempotency-Key was used with another request: send a new key";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, 20422, message)
+    }
+
     /// 405: the resource exists, with the methods in `allow`.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let error = Self::new(StatusCode::METHOD_NOT_ALLOWED, 20004, "This resource does not know the method");

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
+use super::super::catalog::CustomMeasures;
 use super::super::cell::Item;
 use super::super::data::generate;
 use super::*;
@@ -19,7 +20,8 @@ fn data() -> Data {
 }
 
 fn ask_all(data: &Data, body: Json) -> Vec<Json> {
-    let query = Query::parse(&body).unwrap_or_else(|error| panic!("{body}: {}", error.message));
+    let query =
+        Query::parse(&body, &CustomMeasures::default()).unwrap_or_else(|error| panic!("{body}: {}", error.message));
     let table = evaluate(data, &query);
     let items = table.rows.iter().map(|cells| Item { names: &table.names, cells });
     items.map(|item| serde_json::to_value(item).unwrap()).collect()

@@ -1,13 +1,14 @@
 //! Scripted answers: what the next API requests shall see instead of, or on top of, an ordinary answer.
 //!
-//! Rules queue up in order; each applies to so many requests and is then gone. This file reads, keeps and
-//! hands out rules. Acting on them is up to [`http`](super::http).
+//! Rules queue up in order; each applies to so many requests and is then gone. A request takes the first rule that
+//! has no path and no method, or those of the request. This file reads, keeps and hands out rules. Acting on them is
+//! up to [`http`](super::http); what shall become of query jobs is in [`job_faults`](super::job_faults).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
@@ -18,6 +19,7 @@ const MOST_RULES: usize = 1000;
 const MOST_BODIES: usize = 64 << 20;
 const MOST_REQUESTS: u32 = 1_000_000;
 const MOST_HEADERS: usize = 32;
+const LONGEST_PATH: usize = 1024;
 const LONGEST_DELAY: Duration = Duration::from_secs(600);
 
 /// One rule. Everything but `next` is optional, and what is given combines.
@@ -25,34 +27,51 @@ const LONGEST_DELAY: Duration = Duration::from_secs(600);
 pub struct Fault {
     /// To how many requests it applies; none at all when zero.
     pub next: u32,
+    /// To requests of this path only, without its query; `*` stands for any text without a `/`.
+    pub path: Option<String>,
+    /// To requests of this method only.
+    pub method: Option<Method>,
     /// The answer's status. From 400 on it comes with an error body, from 300 on without a body, and below
     /// with the ordinary answer.
     pub status: Option<StatusCode>,
-    /// How much later than usual.
+    /// How much later than usual the request is looked at.
     pub delay: Option<Duration>,
+    /// How much later than usual the answer is sent, after what the request asks for was done.
+    pub delay_answer: Option<Duration>,
     /// Close the connection after this many bytes of the body, though its whole length was announced.
     pub cut_body_at: Option<usize>,
-    /// Close the connection without any answer.
+    /// Close the connection without looking at the request.
     pub reset: bool,
+    /// Do what the request asks for, and close the connection instead of answering.
+    pub drop_answer: bool,
     /// Send this text instead of JSON.
     pub body: Option<String>,
     /// What the body claims to be.
     pub content_type: Option<HeaderValue>,
     /// Headers added to the answer, replacing those of the same name.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers taken from the answer.
+    pub without_headers: Vec<HeaderName>,
+    /// Merged into the answer's JSON (RFC 7396): `null` takes a member out.
+    pub merge: Option<Json>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     next: Option<u32>,
+    path: Option<String>,
+    method: Option<String>,
     status: Option<u16>,
     delay: Option<String>,
+    delay_answer: Option<String>,
     cut_body_at: Option<usize>,
     reset: Option<bool>,
+    drop_answer: Option<bool>,
     body: Option<String>,
     content_type: Option<String>,
-    headers: Option<BTreeMap<String, String>>,
+    headers: Option<BTreeMap<String, Option<String>>>,
+    merge: Option<serde_json::Map<String, Json>>,
 }
 
 impl Fault {
@@ -68,28 +87,36 @@ impl Fault {
             Some(_) => return Err("status must be from 200 to 599".to_owned()),
             None => None,
         };
-        let delay = match written.delay.as_deref().map(parse_duration).transpose() {
-            Ok(Some(delay)) if delay > LONGEST_DELAY => {
-                return Err(format!("delay must be at most {}", Span(LONGEST_DELAY)));
-            }
-            Ok(delay) => delay,
-            Err(expected) => return Err(format!("delay: {expected}")),
-        };
+        let (delay, delay_answer) =
+            (duration("delay", written.delay)?, duration("delay_answer", written.delay_answer)?);
         let content_type = match written.content_type {
             Some(text) => Some(HeaderValue::try_from(text).map_err(|_| "content_type is not a header value")?),
             None => None,
         };
+        if written.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.len() > LONGEST_PATH) {
+            return Err(format!("path must begin with / and hold at most {LONGEST_PATH} bytes"));
+        }
+        let method = match written.method.as_deref().map(Method::try_from).transpose() {
+            Ok(method) => method,
+            Err(_) => return Err("method is not an HTTP method".to_owned()),
+        };
+        let headers = headers(written.headers.unwrap_or_default())?;
+        let chosen = Self { next, path: written.path, method, ..Self::default() };
         let fault = Self {
-            next,
             status,
             delay,
+            delay_answer,
             cut_body_at: written.cut_body_at,
             reset: written.reset.unwrap_or(false),
+            drop_answer: written.drop_answer.unwrap_or(false),
             body: written.body,
             content_type,
-            headers: headers(written.headers.unwrap_or_default())?,
+            headers: headers.set,
+            without_headers: headers.removed,
+            merge: written.merge.map(Json::Object),
+            ..chosen.clone()
         };
-        if fault == (Self { next, ..Self::default() }) {
+        if fault == chosen {
             return Err("the rule changes nothing".to_owned());
         }
         Ok(fault)
@@ -98,11 +125,19 @@ impl Fault {
     fn describe(&self) -> Json {
         let mut json = json!({"next": self.next});
         let mut set = |key: &str, value: Json| json[key] = value;
+        if let Some(path) = &self.path {
+            set("path", path.as_str().into());
+        }
+        if let Some(method) = &self.method {
+            set("method", method.as_str().into());
+        }
         if let Some(status) = self.status {
             set("status", status.as_u16().into());
         }
-        if let Some(delay) = self.delay {
-            set("delay", Span(delay).to_string().into());
+        for (key, delay) in [("delay", self.delay), ("delay_answer", self.delay_answer)] {
+            if let Some(delay) = delay {
+                set(key, Span(delay).to_string().into());
+            }
         }
         if let Some(bytes) = self.cut_body_at {
             set("cut_body_at", bytes.into());
@@ -110,17 +145,72 @@ impl Fault {
         if self.reset {
             set("reset", true.into());
         }
+        if self.drop_answer {
+            set("drop_answer", true.into());
+        }
         if let Some(body) = &self.body {
             set("body", body.as_str().into());
         }
         if let Some(content_type) = &self.content_type {
             set("content_type", shown(content_type));
         }
-        if !self.headers.is_empty() {
+        if !self.headers.is_empty() || !self.without_headers.is_empty() {
             let headers = self.headers.iter().map(|(name, value)| (name.to_string(), shown(value)));
-            set("headers", headers.collect());
+            let without = self.without_headers.iter().map(|name| (name.to_string(), Json::Null));
+            set("headers", headers.chain(without).collect());
+        }
+        if let Some(merge) = &self.merge {
+            set("merge", merge.clone());
         }
         json
+    }
+
+    fn concerns(&self, method: &Method, path: &str) -> bool {
+        self.method.as_ref().is_none_or(|wanted| wanted == method)
+            && self.path.as_ref().is_none_or(|pattern| fits(pattern, path))
+    }
+
+    /// Bytes that it holds on to.
+    fn weight(&self) -> usize {
+        self.body.as_ref().map_or(0, String::len) + self.merge.as_ref().map_or(0, |merge| merge.to_string().len())
+    }
+}
+
+/// Is this path what the pattern says, segment by segment?
+fn fits(pattern: &str, path: &str) -> bool {
+    let segment = |pattern: &str, text: &str| match pattern.split_once('*') {
+        Some((before, after)) => {
+            text.len() >= before.len() + after.len() && text.starts_with(before) && text.ends_with(after)
+        }
+        None => pattern == text,
+    };
+    pattern.split('/').count() == path.split('/').count()
+        && pattern.split('/').zip(path.split('/')).all(|(pattern, text)| segment(pattern, text))
+}
+
+/// Merges `patch` into `target`, as RFC 7396 has it.
+pub fn merge(target: &mut Json, patch: &Json) {
+    let Json::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            target.as_object_mut().map(|target| target.remove(key));
+        } else {
+            merge(&mut target[key], value);
+        }
+    }
+}
+
+fn duration(key: &str, text: Option<String>) -> Result<Option<Duration>, String> {
+    match text.as_deref().map(parse_duration).transpose() {
+        Ok(Some(delay)) if delay > LONGEST_DELAY => Err(format!("{key} must be at most {}", Span(LONGEST_DELAY))),
+        Ok(delay) => Ok(delay),
+        Err(expected) => Err(format!("{key}: {expected}")),
     }
 }
 
@@ -129,21 +219,31 @@ fn shown(value: &HeaderValue) -> Json {
 }
 
 /// Framing stays the server's own: an answer that cannot be sent at all would test nothing.
-fn headers(written: BTreeMap<String, String>) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+fn headers(written: BTreeMap<String, Option<String>>) -> Result<Headers, String> {
     if written.len() > MOST_HEADERS {
         return Err(format!("at most {MOST_HEADERS} headers"));
     }
-    written
-        .into_iter()
-        .map(|(name, value)| {
-            let parsed = HeaderName::try_from(&name).map_err(|_| format!("{name:?} is not a header name"))?;
-            if matches!(parsed.as_str(), "content-length" | "transfer-encoding" | "connection" | "upgrade") {
-                return Err(format!("{name} cannot be scripted"));
+    let mut headers = Headers::default();
+    for (name, value) in written {
+        let parsed = HeaderName::try_from(&name).map_err(|_| format!("{name:?} is not a header name"))?;
+        if matches!(parsed.as_str(), "content-length" | "transfer-encoding" | "connection" | "upgrade") {
+            return Err(format!("{name} cannot be scripted"));
+        }
+        match value {
+            Some(value) => {
+                let value = HeaderValue::try_from(value).map_err(|_| format!("{name}: not a header value"))?;
+                headers.set.push((parsed, value));
             }
-            let value = HeaderValue::try_from(value).map_err(|_| format!("{name}: not a header value"))?;
-            Ok((parsed, value))
-        })
-        .collect()
+            None => headers.removed.push(parsed),
+        }
+    }
+    Ok(headers)
+}
+
+#[derive(Default)]
+struct Headers {
+    set: Vec<(HeaderName, HeaderValue)>,
+    removed: Vec<HeaderName>,
 }
 
 /// The queue of rules.
@@ -159,8 +259,7 @@ impl Faults {
         if rules.len() >= MOST_RULES {
             return Err(format!("at most {MOST_RULES} rules can be pending"));
         }
-        let length = |fault: &Fault| fault.body.as_ref().map_or(0, String::len);
-        if length(&fault) + rules.iter().map(length).sum::<usize>() > MOST_BODIES {
+        if fault.weight() + rules.iter().map(Fault::weight).sum::<usize>() > MOST_BODIES {
             return Err(format!("pending bodies may hold at most {MOST_BODIES} bytes"));
         }
         if fault.next > 0 {
@@ -169,15 +268,16 @@ impl Faults {
         Ok(())
     }
 
-    /// The rule for the request that has just arrived.
-    pub fn take(&self) -> Option<Fault> {
+    /// The rule for a request that has just arrived.
+    pub fn take(&self, method: &Method, path: &str) -> Option<Fault> {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = rules.front_mut()?;
-        first.next = first.next.saturating_sub(1);
-        if first.next == 0 {
-            return rules.pop_front();
+        let position = rules.iter().position(|rule| rule.concerns(method, path))?;
+        let rule = rules.get_mut(position)?;
+        rule.next = rule.next.saturating_sub(1);
+        if rule.next == 0 {
+            return rules.remove(position);
         }
-        Some(first.clone())
+        Some(rule.clone())
     }
 
     /// Forgets all rules.
@@ -185,11 +285,10 @@ impl Faults {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// What is pending, as JSON.
-    pub fn describe(&self) -> Json {
+    /// The rules that are pending, as JSON.
+    pub fn describe(&self) -> Vec<Json> {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules: Vec<Json> = rules.iter().map(Fault::describe).collect();
-        json!({ "faults": rules })
+        rules.iter().map(Fault::describe).collect()
     }
 }
 
@@ -210,6 +309,50 @@ mod tests {
         assert!(reset.reset && reset.next == 1);
         let page = read(r#"{"body":"x","content_type":"text/html","headers":{"Retry-After":"2"}}"#);
         assert_eq!(page.headers[0].0, "retry-after");
+        let merged = r#"{"next":1,"path":"/v3/*/x","method":"POST","drop_answer":true,"delay_answer":"2s","headers":{"a":null,"b":"c"},
+            "merge":{"operationId":null,"status":"RUNNING"}}"#;
+        let rule = read(merged);
+        assert!(rule.drop_answer && rule.without_headers == ["a"]);
+        assert_eq!(rule.describe(), serde_json::from_str::<Json>(merged).unwrap());
+    }
+
+    #[test]
+    fn rules_wait_for_the_requests_that_they_are_for() {
+        let faults = Faults::default();
+        let push = |text: &str| faults.push(Fault::from_json(text.as_bytes()).unwrap()).unwrap();
+        push(r#"{"status":500,"path":"/v3/Jobs/*/Results"}"#);
+        push(r#"{"status":501,"path":"/v3/Jobs","method":"POST"}"#);
+        push(r#"{"status":502,"path":"/v3/Jobs/a*c"}"#);
+        push(r#"{"status":503}"#);
+        let status = |method: Method, path: &str| Some(faults.take(&method, path)?.status?.as_u16());
+        assert_eq!(status(Method::POST, "/v3/Jobs"), Some(501));
+        assert_eq!(status(Method::GET, "/v3/Jobs/abc"), Some(502));
+        assert_eq!(status(Method::GET, "/v3/Jobs/abc"), Some(503));
+        assert_eq!(status(Method::GET, "/v3/Jobs/abc"), None);
+        assert_eq!(status(Method::GET, "/v3/Jobs/abc/Results/more"), None);
+        assert_eq!(status(Method::GET, "/v3/Jobs/abc/Results"), Some(500));
+    }
+
+    #[test]
+    fn a_pattern_stands_for_whole_segments() {
+        for (pattern, path, expected) in [
+            ("/a", "/a", true),
+            ("/a", "/a/", false),
+            ("/*", "/a", true),
+            ("/*", "/a/b", false),
+            ("/a*a", "/a", false),
+            ("/a*a", "/aa", true),
+            ("/*/*", "/a/b", true),
+        ] {
+            assert_eq!(fits(pattern, path), expected, "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn merging_follows_its_standard() {
+        let mut target = json!({"a": "b", "c": {"d": "e", "f": "g"}, "h": [1]});
+        merge(&mut target, &json!({"a": "z", "c": {"f": null}, "h": [2], "i": {"j": null}}));
+        assert_eq!(target, json!({"a": "z", "c": {"d": "e"}, "h": [2], "i": {}}));
     }
 
     #[test]
@@ -219,6 +362,10 @@ mod tests {
             "[]",
             "{}",
             r#"{"next":3}"#,
+            r#"{"path":"/v3/x"}"#,
+            r#"{"status":500,"path":"v3"}"#,
+            r#"{"status":500,"method":"G T"}"#,
+            r#"{"merge":[]}"#,
             r#"{"next":0,"status":503}"#,
             r#"{"next":-1,"status":503}"#,
             r#"{"status":99}"#,
@@ -227,6 +374,7 @@ mod tests {
             r#"{"status":"503"}"#,
             r#"{"delay":"2"}"#,
             r#"{"delay":"7d"}"#,
+            r#"{"delay_answer":"7d"}"#,
             r#"{"stats":503}"#,
             r#"{"headers":{"a b":"c"}}"#,
             r#"{"headers":{"a":"b\nc"}}"#,
@@ -245,16 +393,17 @@ mod tests {
         faults.push(rule(2, 503)).unwrap();
         faults.push(rule(0, 404)).unwrap();
         faults.push(rule(1, 500)).unwrap();
-        assert_eq!(faults.describe(), json!({"faults": [{"next": 2, "status": 503}, {"next": 1, "status": 500}]}));
-        let statuses: Vec<_> =
-            std::iter::from_fn(|| faults.take()).map(|fault| fault.status.unwrap().as_u16()).collect();
+        assert_eq!(faults.describe(), [json!({"next": 2, "status": 503}), json!({"next": 1, "status": 500})]);
+        let statuses: Vec<_> = std::iter::from_fn(|| faults.take(&Method::GET, "/v3/x"))
+            .map(|fault| fault.status.unwrap().as_u16())
+            .collect();
         assert_eq!(statuses, [503, 503, 500]);
         for _ in 0..MOST_RULES {
             faults.push(rule(1, 500)).unwrap();
         }
         assert!(faults.push(rule(1, 500)).is_err());
         faults.clear();
-        assert_eq!(faults.take(), None);
+        assert_eq!(faults.take(&Method::GET, "/v3/x"), None);
         let large = Fault { next: 1, body: Some("x".repeat(MOST_BODIES / 2 + 1)), ..Fault::default() };
         faults.push(large.clone()).unwrap();
         assert!(faults.push(large).is_err());

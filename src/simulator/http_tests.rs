@@ -1,11 +1,12 @@
-//! Requests without sockets: walks with any page size, and requests that nobody would send.
+//! Requests without sockets, under a paused clock.
 
 use http_body_util::Full;
-use proptest::prelude::*;
-use serde_json::json;
 
+use super::super::jobs::JobSettings;
 use super::super::{Settings, Simulator};
 use super::*;
+
+const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 
 fn simulator(rows: usize) -> Simulator {
     Simulator::new(Settings {
@@ -14,16 +15,49 @@ fn simulator(rows: usize) -> Simulator {
         seed: 5,
         rows,
         now: "2026-05-20T12:00:00Z".parse().unwrap(),
+        jobs: JobSettings::default(),
+        public_url: None,
     })
 }
 
-fn first(query: &Json, size: usize) -> Page {
-    Page { query: essence(query).into(), offset: 0, size }
+/// Sends a request as `AC1`; the answer's status, headers and JSON.
+async fn ask(service: &Arc<Service>, method: &str, path: &str, body: &str) -> (StatusCode, http::HeaderMap, Json) {
+    let request = Request::builder().method(method).uri(path).header("host", "insights.example");
+    let request = request.header("authorization", "Basic QUMxOnNlY3JldA==").body(Full::from(body.to_owned())).unwrap();
+    let (head, body) = answer(Arc::clone(service), request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (head.status, head.headers, serde_json::from_slice(&body).unwrap())
 }
 
-fn json_of(service: &Service, page: &Page) -> Json {
-    let bytes = rows(service, page, "AC1").unwrap_or_else(|error| panic!("{error:?}"));
-    serde_json::from_slice(&bytes).unwrap()
+#[tokio::test(start_paused = true)]
+async fn a_job_lives_by_the_clock() {
+    let service = simulator(10).service;
+    let query = r#"{"query":{"measures":["Conversation.Count"]}}"#;
+    let jobs = super::super::jobs::PATH;
+    let (status, headers, job) = ask(&service, "POST", jobs, query).await;
+    assert_eq!(status, 202);
+    assert_eq!(headers["retry-after"], "5");
+    assert_eq!(job["createdAt"], "2026-05-20T12:00:00Z");
+    let path = format!("{jobs}/{}", job["operationId"].as_str().unwrap());
+    assert_eq!(headers["location"], format!("http://insights.example{path}"));
+    assert_eq!(job["statusUrl"], format!("http://insights.example{path}"));
+    for (seconds, status, retry_after) in
+        [(0, "PENDING", Some("10")), (2, "RUNNING", Some("8")), (7, "RUNNING", Some("1")), (1, "COMPLETED", None)]
+    {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        let (_, headers, job) = ask(&service, "GET", &path, "").await;
+        assert_eq!(job["status"], status);
+        assert_eq!(headers.get("retry-after").map(|value| value.to_str().unwrap()), retry_after);
+        let (results, ..) = ask(&service, "GET", &format!("{path}/Results"), "").await;
+        assert_eq!(results, if status == "COMPLETED" { 200 } else { 404 });
+    }
+    let (.., done) = ask(&service, "GET", &path, "").await;
+    assert_eq!(done["completedAt"], "2026-05-20T12:00:10Z");
+    assert_eq!(done["resultUrl"], format!("http://insights.example{path}/Results"));
+    assert_eq!(done["resultRetentionPeriod"], "P7D");
+    tokio::time::advance(Duration::from_secs(7 * 24 * 3600)).await;
+    assert_eq!(ask(&service, "GET", &path, "").await.2["status"], "EXPIRED");
+    assert_eq!(ask(&service, "GET", &format!("{path}/Results"), "").await.0, 404);
 }
 
 #[tokio::test(start_paused = true)]
@@ -45,49 +79,19 @@ async fn scripted_delays_and_latency_pass_before_the_answer() {
     assert_eq!(service.in_flight.load(Ordering::Relaxed), 0);
 }
 
-#[test]
-fn parameters_are_decoded_without_touching_plus() {
-    let value = |query: &str| parameter(query, &["pageToken", "PageToken"]);
-    assert_eq!(value("a=1&pageToken=x%2By%2f%3D&b").as_deref(), Some("x+y/="));
-    assert_eq!(value("PageToken=x+y/=").as_deref(), Some("x+y/="));
-    assert_eq!(value("pageToken=%zz%4").as_deref(), Some("%zz%4"));
-    assert_eq!(value("pageToken").as_deref(), Some(""));
-    assert_eq!(value("pagetoken=x"), None);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
-    #[test]
-    fn pages_of_any_size_join_to_the_same_rows(
-        size in 1usize..200,
-        dimensions in prop::sample::subsequence(vec![
-            "Conversation.CreatedDate.hour", "Conversation.ParticipantId", "Channels", "OperatorResults",
-        ], 1..3),
-        order in prop::sample::select(vec![json!([]), json!([{"field": "Conversation.Count", "direction": "DESC"}])]),
-    ) {
-        let simulator = simulator(120);
-        let service = &simulator.service;
-        let query = json!({"query": {
-            "measures": ["Conversation.Count"], "dimensions": dimensions, "orderBy": order}});
-        let whole = json_of(service, &first(&query, 100_000));
-        let mut page = first(&query, size);
-        let mut walked = Vec::new();
-        loop {
-            let answer = json_of(service, &page);
-            let items = answer["items"].as_array().unwrap();
-            prop_assert_eq!(&answer["meta"]["pageSize"], &json!(items.len()));
-            walked.extend(items.clone());
-            let Some(token) = answer["meta"]["nextToken"].as_str() else { break };
-            prop_assert_eq!(items.len(), size);
-            page = service.tokens.open(token, "AC1").unwrap();
-        }
-        prop_assert_eq!(&json!(walked), &whole["items"]);
-    }
-
-    #[test]
-    fn no_request_panics(query in ".*", body in prop::collection::vec(any::<u8>(), 0..60)) {
-        let _ = parameter(&query, &["pageToken"]);
-        let _ = first_page(&query, &body);
+#[tokio::test(start_paused = true)]
+async fn a_client_that_gives_up_on_a_late_answer_has_its_job_all_the_same() {
+    let service = simulator(10).service;
+    let query = r#"{"query":{"measures":["Conversation.Count"]}}"#;
+    let jobs = super::super::jobs::PATH;
+    for (fault, expected) in [
+        (Fault { delay: Some(Duration::from_secs(60)), ..Fault::default() }, 0),
+        (Fault { delay_answer: Some(Duration::from_secs(60)), ..Fault::default() }, 1),
+    ] {
+        service.faults.push(Fault { next: 1, ..fault }).unwrap();
+        let impatient = tokio::time::timeout(Duration::from_secs(5), ask(&service, "POST", jobs, query)).await;
+        assert!(impatient.is_err());
+        let (.., list) = ask(&service, "GET", jobs, "").await;
+        assert_eq!(list["items"].as_array().unwrap().len(), expected);
     }
 }

@@ -1,7 +1,7 @@
 //! What the simulator has received: a bounded log that tests and curious people can read.
 //!
 //! Credentials never get in. Of an `Authorization` header only the scheme is kept, and of Basic the user
-//! name; of all other headers only the names.
+//! name; of an `Idempotency-Key` a hash, so that repetitions can be seen; of all other headers only the names.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -31,6 +31,8 @@ pub struct Recorded {
     pub body_hash: Option<String>,
     /// Length of the body.
     pub body_bytes: usize,
+    /// BLAKE3 of its `Idempotency-Key` in hexadecimal.
+    pub idempotency_key_hash: Option<String>,
     /// When it had arrived, RFC 3339 in UTC.
     pub time: String,
     /// What was answered; nothing before that, or where the connection was closed instead.
@@ -76,6 +78,10 @@ impl Authorization {
     }
 }
 
+fn hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
 /// The log.
 #[derive(Default)]
 pub struct Journal {
@@ -103,8 +109,9 @@ impl Journal {
             id: 0,
             method: head.method.as_str().chars().take(32).collect(),
             path: path[..end].to_owned(),
-            body_hash: (!body.is_empty()).then(|| blake3::hash(body).to_hex().to_string()),
+            body_hash: (!body.is_empty()).then(|| hash(body)),
             body_bytes: body.len(),
+            idempotency_key_hash: head.headers.get("idempotency-key").map(|key| hash(key.as_bytes())),
             time: Timestamp::now().to_string(),
             status: None,
             authorization: Authorization::of(&head.headers),
@@ -188,6 +195,17 @@ mod tests {
         assert_eq!(schemes.collect::<Vec<_>>(), ["Basic", "Bearer", "other", "other"]);
         assert_eq!(entries[0].authorization.clone().unwrap().user.as_deref(), Some("AC1"));
         assert_eq!(entries.iter().map(|e| e.status).collect::<Vec<_>>(), [None, None, None, Some(200)]);
+    }
+
+    #[test]
+    fn an_idempotency_key_is_kept_as_its_hash() {
+        let journal = Journal::default();
+        let request = Request::post("/v3/x").header("Idempotency-Key", "the-key").body(()).unwrap();
+        journal.record(&request.into_parts().0, b"");
+        journal.record(&head("/v3/x", None), b"");
+        let hashes: Vec<_> = journal.entries().into_iter().map(|entry| entry.idempotency_key_hash).collect();
+        assert_eq!(hashes, [Some(blake3::hash(b"the-key").to_string()), None]);
+        assert!(!journal.describe().to_string().contains("the-key"));
     }
 
     #[test]

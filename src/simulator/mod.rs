@@ -5,15 +5,23 @@
 //! can be read, and what it answers next can be scripted. It knows nothing of the gateway but how
 //! quantities are written, and answers like a stranger's server.
 //!
-//! Not simulated: query jobs and custom fields (404), and the delay with which real data arrives.
+//! Not simulated: the delay with which real data arrives.
 //!
-//! * [`data`] generates the history, [`catalog`] and [`cubes`] name what can be asked of it;
+//! Two things are told to it while it runs, under `/_simulator/`: what the next requests shall get (`faults`), and
+//! what becomes of a query job (`jobs/{operationId}`: `PUT` with a `status`, and perhaps an `error`, or `DELETE` to lose
+//! it). What it has received is under `requests`.
+//!
+//! * [`data`] generates the history, [`catalog`], [`cubes`] and [`outputs`] name what can be asked of it;
 //! * [`query`] reads a request, [`evaluate`] answers it with [`aggregate`] and [`cell`], [`page`] cuts the
 //!   answer, [`time`] knows calendars;
-//! * [`limit`], [`faults`] and [`journal`] are the rate limit, the scripts and the log;
-//! * [`http`] puts these together for one request, [`error`] is the shape of refusals.
+//! * [`jobs`] are the queries that are answered later, with their [`status`]; [`fields`] the measures that accounts
+//!   add themselves;
+//! * [`limit`], [`faults`], [`job_faults`] and [`journal`] are the rate limit, the scripts and the log;
+//! * [`api`] puts these together for one request, [`http`] receives it and sends the [`reply`]; [`error`] is the shape of
+//!   refusals.
 
 pub mod aggregate;
+pub mod api;
 pub mod catalog;
 pub mod cell;
 pub mod cubes;
@@ -21,11 +29,17 @@ pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod faults;
+pub mod fields;
 pub mod http;
+pub mod job_faults;
+pub mod jobs;
 pub mod journal;
 pub mod limit;
+pub mod outputs;
 pub mod page;
 pub mod query;
+pub mod reply;
+pub mod status;
 pub mod time;
 
 use std::io;
@@ -44,7 +58,11 @@ use tokio::sync::Semaphore;
 
 use crate::model::units::Rate;
 
+use self::api::{Api, Clock};
 use self::faults::{Fault, Faults};
+use self::fields::Fields;
+use self::job_faults::JobFault;
+use self::jobs::{JobSettings, Jobs};
 use self::journal::{Journal, Recorded};
 use self::limit::Limiter;
 use self::page::Tokens;
@@ -67,8 +85,12 @@ pub struct Settings {
     pub seed: u64,
     /// How many conversations.
     pub rows: usize,
-    /// Where the data ends; it begins 90 days before.
+    /// Where the data ends; it begins 90 days before. Query jobs begin here too.
     pub now: Timestamp,
+    /// How query jobs run.
+    pub jobs: JobSettings,
+    /// What links in answers begin with, such as `https://insights.twilio.com`; `None` is the request's own host.
+    pub public_url: Option<String>,
 }
 
 /// A simulated Insights service. Clones share everything.
@@ -80,12 +102,18 @@ pub struct Simulator {
 impl Simulator {
     /// Generates the data.
     pub fn new(settings: Settings) -> Self {
-        let Settings { rate, latency, seed, rows, now } = settings;
-        let service = http::Service {
+        let Settings { rate, latency, seed, rows, now, jobs, public_url } = settings;
+        let api = Api {
             data: data::generate(seed, rows, now),
-            metadata: catalog::metadata().to_string().into(),
             tokens: Tokens::new(&format!("{seed} {rows} {now}")),
             limiter: Limiter::new(rate),
+            jobs: Jobs::new(jobs),
+            fields: Fields::default(),
+            clock: Clock::starting(now),
+            public_url,
+        };
+        let service = http::Service {
+            api: Arc::new(api),
             latency,
             faults: Faults::default(),
             journal: Journal::default(),
@@ -147,6 +175,11 @@ impl Simulator {
     /// Forgets the requests received so far.
     pub fn clear_requests(&self) {
         self.service.journal.clear();
+    }
+
+    /// Scripts the next query jobs, behind what is scripted already. Fails when too many rules are pending.
+    pub fn script_jobs(&self, rule: JobFault) -> Result<(), String> {
+        self.service.api.jobs.script(rule)
     }
 
     /// Scripts the next answers, behind what is scripted already. Fails when too many rules are pending.

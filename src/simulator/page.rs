@@ -7,6 +7,8 @@
 //! fixed amount of memory. Tokens are ordinary base64 with padding, so they hold `+`, `/` and `=` and
 //! exercise the encoding of everyone who passes them on.
 //!
+//! A token opens only in the scope in which it was sealed: the user, and what is paged.
+//!
 //! Nothing here evaluates queries.
 
 use std::collections::VecDeque;
@@ -31,7 +33,7 @@ const SEAL: usize = 16;
 /// Which page of which query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// The query's [essence](super::query::essence).
+    /// The query's [essence](super::query::essence), or what else decides which rows there are.
     pub query: Arc<str>,
     /// Rows before this page.
     pub offset: usize,
@@ -73,8 +75,8 @@ impl Tokens {
         }
     }
 
-    /// The token for `page`, valid for `user` only.
-    pub fn seal(&self, page: &Page, user: &str) -> String {
+    /// The token for `page`, valid in this scope only.
+    pub fn seal(&self, page: &Page, scope: &[&str]) -> String {
         let (query, hash) = if page.query.len() <= LONGEST_INLINE {
             (Some(Arc::clone(&page.query)), None)
         } else {
@@ -83,17 +85,17 @@ impl Tokens {
         let payload = Payload { offset: page.offset, size: page.size, query, hash };
         // Numbers and texts always serialise; an empty payload would be refused on the way back.
         let payload = serde_json::to_vec(&payload).unwrap_or_default();
-        let mut token = self.mark(&payload, user).to_vec();
+        let mut token = self.mark(&payload, scope).to_vec();
         token.extend_from_slice(&payload);
         STANDARD.encode(token)
     }
 
-    /// The page that `token` stands for.
-    pub fn open(&self, token: &str, user: &str) -> Result<Page, ApiError> {
+    /// The page that `token` stands for in this scope.
+    pub fn open(&self, token: &str, scope: &[&str]) -> Result<Page, ApiError> {
         let refused = || ApiError::bad_request("pageToken is not valid, or has expired");
         let bytes = STANDARD.decode(token).map_err(|_| refused())?;
         let (mark, payload) = bytes.split_at_checked(SEAL).ok_or_else(refused)?;
-        if mark != self.mark(payload, user) {
+        if mark != self.mark(payload, scope) {
             return Err(refused());
         }
         let payload: Payload = serde_json::from_slice(payload).map_err(|_| refused())?;
@@ -105,10 +107,13 @@ impl Tokens {
         Ok(Page { query, offset: payload.offset, size: payload.size })
     }
 
-    fn mark(&self, payload: &[u8], user: &str) -> [u8; SEAL] {
+    fn mark(&self, payload: &[u8], scope: &[&str]) -> [u8; SEAL] {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&(user.len() as u64).to_le_bytes());
-        hasher.update(user.as_bytes());
+        hasher.update(&(scope.len() as u64).to_le_bytes());
+        for part in scope {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
         hasher.update(payload);
         first_half(&hasher.finalize())
     }
@@ -189,33 +194,34 @@ mod tests {
     #[test]
     fn tokens_read_back_for_the_same_user_and_data_only() {
         let tokens = Tokens::new("a");
-        let token = tokens.seal(&page("{}"), "AC1");
-        assert_eq!(tokens.open(&token, "AC1"), Ok(page("{}")));
-        assert_eq!(token, tokens.seal(&page("{}"), "AC1"));
-        assert!(tokens.open(&token, "AC2").is_err());
-        assert!(Tokens::new("b").open(&token, "AC1").is_err());
-        assert_eq!(Tokens::new("a").open(&token, "AC1"), Ok(page("{}")));
+        let token = tokens.seal(&page("{}"), &["AC1"]);
+        assert_eq!(tokens.open(&token, &["AC1"]), Ok(page("{}")));
+        assert_eq!(token, tokens.seal(&page("{}"), &["AC1"]));
+        assert!(tokens.open(&token, &["AC2"]).is_err());
+        assert!(tokens.open(&token, &["AC1", "jobs"]).is_err(), "a page of something else");
+        assert!(Tokens::new("b").open(&token, &["AC1"]).is_err());
+        assert_eq!(Tokens::new("a").open(&token, &["AC1"]), Ok(page("{}")));
     }
 
     #[test]
     fn usual_tokens_fit_a_url_and_exercise_encoding() {
         let tokens = Tokens::new("a");
-        let all: String = (0..50).map(|n| tokens.seal(&page(&"q".repeat(n)), "AC1")).collect();
+        let all: String = (0..50).map(|n| tokens.seal(&page(&"q".repeat(n)), &["AC1"])).collect();
         assert!(all.contains('+') && all.contains('/') && all.contains('='));
-        assert!(tokens.seal(&page(&"q".repeat(LONGEST_INLINE)), "AC1").len() < 4096);
-        assert!(tokens.seal(&page(&"q".repeat(1 << 20)), "AC1").len() < 4096);
+        assert!(tokens.seal(&page(&"q".repeat(LONGEST_INLINE)), &["AC1"]).len() < 4096);
+        assert!(tokens.seal(&page(&"q".repeat(1 << 20)), &["AC1"]).len() < 4096);
     }
 
     #[test]
     fn long_queries_are_remembered_within_bounds() {
         let tokens = Tokens::new("a");
         let long = |n: usize| page(&format!("{n}{}", "q".repeat(1 << 20)));
-        let first = tokens.seal(&long(0), "AC1");
-        assert_eq!(tokens.open(&first, "AC1"), Ok(long(0)));
+        let first = tokens.seal(&long(0), &["AC1"]);
+        assert_eq!(tokens.open(&first, &["AC1"]), Ok(long(0)));
         for n in 1..20 {
-            tokens.seal(&long(n), "AC1");
+            tokens.seal(&long(n), &["AC1"]);
         }
-        assert!(tokens.open(&first, "AC1").is_err(), "the oldest has been forgotten");
+        assert!(tokens.open(&first, &["AC1"]).is_err(), "the oldest has been forgotten");
         let remembered = tokens.remembered.lock().unwrap();
         assert!(remembered.bytes <= 16 << 20);
     }
@@ -239,12 +245,12 @@ mod tests {
         #[test]
         fn garbage_and_tampering_are_refused(text in ".*", position in 0usize..100, bit in 0u8..8) {
             let tokens = Tokens::new("a");
-            prop_assert!(tokens.open(&text, "AC1").is_err());
-            let token = tokens.seal(&page("{\"query\":{}}"), "AC1");
+            prop_assert!(tokens.open(&text, &["AC1"]).is_err());
+            let token = tokens.seal(&page("{\"query\":{}}"), &["AC1"]);
             let mut bytes = STANDARD.decode(&token).unwrap();
             let position = position % bytes.len();
             bytes[position] ^= 1 << bit;
-            prop_assert!(tokens.open(&STANDARD.encode(bytes), "AC1").is_err());
+            prop_assert!(tokens.open(&STANDARD.encode(bytes), &["AC1"]).is_err());
         }
 
         #[test]

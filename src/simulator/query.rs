@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value as Json, json};
 
-use super::catalog::{self, Dimension, Kind, Measure, Member};
+use super::catalog::{self, CustomMeasures, Dimension, Kind, Measure, Member};
 use super::error::{ApiError, quoted};
 use super::time::{self, Grain};
 
@@ -104,8 +104,8 @@ pub enum OrderBy {
 }
 
 impl Query {
-    /// Reads a request body.
-    pub fn parse(body: &Json) -> Result<Self, ApiError> {
+    /// Reads a request body of an account with these custom measures.
+    pub fn parse(body: &Json, custom: &CustomMeasures) -> Result<Self, ApiError> {
         let body = object(Some(body), "The request body")?;
         if let Some(domain) = present(body, "domain")
             && text(Some(domain), "domain")? != DOMAIN
@@ -114,11 +114,12 @@ impl Query {
         }
         let query = object(present(body, "query"), "query")?;
         let zone = zone(body)?;
-        let (measures, dimensions) = (measures(query)?, dimensions(query)?);
+        let (measures, dimensions) = (measures(query, custom)?, dimensions(query, custom)?);
         if measures.is_empty() && dimensions.is_empty() {
             return Err(ApiError::bad_request("A query needs at least one measure or dimension"));
         }
-        Ok(Self { measures, dimensions, filters: filters(query, &zone)?, order: order(query)?, zone })
+        let (filters, order) = (filters(query, custom, &zone)?, order(query, custom)?);
+        Ok(Self { measures, dimensions, filters, order, zone })
     }
 }
 
@@ -182,30 +183,31 @@ fn names<'a>(query: &'a Map<String, Json>, key: &str) -> Result<Vec<&'a str>, Ap
     Ok(names)
 }
 
-fn measures(query: &Map<String, Json>) -> Result<Vec<(String, &'static Measure)>, ApiError> {
+fn measures(query: &Map<String, Json>, custom: &CustomMeasures) -> Result<Vec<(String, &'static Measure)>, ApiError> {
     names(query, "measures")?
         .into_iter()
-        .map(|name| match resolve(name)? {
+        .map(|name| match resolve(name, custom)? {
             OrderBy::Measure(measure) => Ok((name.to_owned(), measure)),
             OrderBy::Column(_) => Err(ApiError::bad_request(format!("{} is a dimension, not a measure", quoted(name)))),
         })
         .collect()
 }
 
-fn dimensions(query: &Map<String, Json>) -> Result<Vec<(String, Column)>, ApiError> {
-    names(query, "dimensions")?.into_iter().map(|name| Ok((name.to_owned(), column(name)?))).collect()
-}
-
-fn column(name: &str) -> Result<Column, ApiError> {
-    match resolve(name)? {
-        OrderBy::Column(column) => Ok(column),
-        OrderBy::Measure(_) => Err(ApiError::bad_request(format!("{} is a measure, not a dimension", quoted(name)))),
-    }
+fn dimensions(query: &Map<String, Json>, custom: &CustomMeasures) -> Result<Vec<(String, Column)>, ApiError> {
+    names(query, "dimensions")?
+        .into_iter()
+        .map(|name| match resolve(name, custom)? {
+            OrderBy::Column(column) => Ok((name.to_owned(), column)),
+            OrderBy::Measure(_) => {
+                Err(ApiError::bad_request(format!("{} is a measure, not a dimension", quoted(name))))
+            }
+        })
+        .collect()
 }
 
 /// Any member, with a grain where its type allows one.
-fn resolve(name: &str) -> Result<OrderBy, ApiError> {
-    match catalog::member(name) {
+fn resolve(name: &str, custom: &CustomMeasures) -> Result<OrderBy, ApiError> {
+    match catalog::member(name, custom) {
         Some(Member::Measure(measure)) => return Ok(OrderBy::Measure(measure)),
         Some(Member::Dimension(dimension)) => {
             return Ok(OrderBy::Column(Column { dimension, grain: None }));
@@ -213,7 +215,7 @@ fn resolve(name: &str) -> Result<OrderBy, ApiError> {
         None => {}
     }
     if let Some((base, grain)) = name.rsplit_once('.')
-        && let Some(Member::Dimension(dimension)) = catalog::member(base)
+        && let Some(Member::Dimension(dimension)) = catalog::member(base, custom)
         && dimension.kind == Kind::Time
     {
         let grain = Grain::from_word(grain)
@@ -223,15 +225,20 @@ fn resolve(name: &str) -> Result<OrderBy, ApiError> {
     Err(ApiError::bad_request(format!("Unknown field {}", quoted(name))))
 }
 
-fn filters(query: &Map<String, Json>, zone: &TimeZone) -> Result<Vec<Group>, ApiError> {
+fn filters(query: &Map<String, Json>, custom: &CustomMeasures, zone: &TimeZone) -> Result<Vec<Group>, ApiError> {
     let mut budget = MOST_EXPRESSIONS;
     list(query, "filters")?
         .iter()
-        .map(|entry| group(object(Some(entry), "Every filter group")?, zone, &mut budget))
+        .map(|entry| group(object(Some(entry), "Every filter group")?, custom, zone, &mut budget))
         .collect()
 }
 
-fn group(group: &Map<String, Json>, zone: &TimeZone, budget: &mut usize) -> Result<Group, ApiError> {
+fn group(
+    group: &Map<String, Json>,
+    custom: &CustomMeasures,
+    zone: &TimeZone,
+    budget: &mut usize,
+) -> Result<Group, ApiError> {
     let any = match present(group, "op") {
         None => false,
         Some(op) => match text(Some(op), "op")? {
@@ -251,12 +258,12 @@ fn group(group: &Map<String, Json>, zone: &TimeZone, budget: &mut usize) -> Resu
         .ok_or_else(|| ApiError::bad_request(format!("A query may hold at most {MOST_EXPRESSIONS} expressions")))?;
     let conditions = expressions
         .iter()
-        .map(|entry| condition(object(Some(entry), "Every expression")?, zone))
+        .map(|entry| condition(object(Some(entry), "Every expression")?, custom, zone))
         .collect::<Result<_, _>>()?;
     Ok(Group { any, conditions })
 }
 
-fn condition(expression: &Map<String, Json>, zone: &TimeZone) -> Result<Condition, ApiError> {
+fn condition(expression: &Map<String, Json>, custom: &CustomMeasures, zone: &TimeZone) -> Result<Condition, ApiError> {
     if present(expression, "expressions").is_some() {
         return Err(ApiError::bad_request("Filter groups cannot be nested"));
     }
@@ -265,7 +272,7 @@ fn condition(expression: &Map<String, Json>, zone: &TimeZone) -> Result<Conditio
         return Err(ApiError::bad_request(format!("{} is not an operator: use EQ, NE, GT, LT or IN", quoted(op))));
     }
     let field = text(present(expression, "field"), "field")?;
-    let column = match resolve(field)? {
+    let column = match resolve(field, custom)? {
         OrderBy::Column(column) => column,
         OrderBy::Measure(_) => {
             return Err(ApiError::bad_request(format!("{} is a measure: filters take dimensions", quoted(field))));
@@ -311,7 +318,7 @@ fn each<T>(values: &[&str], expected: &str, read: impl Fn(&str) -> Option<T>) ->
         .collect()
 }
 
-fn order(query: &Map<String, Json>) -> Result<Vec<Order>, ApiError> {
+fn order(query: &Map<String, Json>, custom: &CustomMeasures) -> Result<Vec<Order>, ApiError> {
     let entries = list(query, "orderBy")?;
     if entries.len() > MOST_MEMBERS {
         return Err(ApiError::bad_request(format!("orderBy may hold at most {MOST_MEMBERS} entries")));
@@ -320,7 +327,7 @@ fn order(query: &Map<String, Json>) -> Result<Vec<Order>, ApiError> {
         .iter()
         .map(|entry| {
             let entry = object(Some(entry), "Every entry of orderBy")?;
-            let by = resolve(text(present(entry, "field"), "orderBy.field")?)?;
+            let by = resolve(text(present(entry, "field"), "orderBy.field")?, custom)?;
             let descending = match present(entry, "direction") {
                 None => false,
                 Some(direction) => match text(Some(direction), "orderBy.direction")? {

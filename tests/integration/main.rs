@@ -22,6 +22,8 @@ mod reload;
 mod secrets;
 mod sharing;
 mod simulator;
+mod simulator_fields;
+mod simulator_jobs;
 mod stampede;
 mod traces;
 mod upstream_faults;

@@ -13,6 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use insights_gateway::model::units::parse_rate;
 use insights_gateway::simulator::faults::Fault;
+use insights_gateway::simulator::jobs::JobSettings;
 use insights_gateway::simulator::{Settings, Simulator};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,35 +21,36 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
-const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+pub const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
+pub const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 
-struct Running {
-    simulator: Simulator,
-    address: std::net::SocketAddr,
-    client: Client<HttpConnector, Full<Bytes>>,
+/// A simulator on a free port, and a client that knows it.
+pub struct Running {
+    pub simulator: Simulator,
+    pub address: std::net::SocketAddr,
+    pub client: Client<HttpConnector, Full<Bytes>>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
 impl Answer {
-    fn json(&self) -> Json {
+    pub fn json(&self) -> Json {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {:?}", self.body))
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name).unwrap_or_else(|| panic!("no {name}"));
         value.to_str().unwrap()
     }
 
     /// Checks that this is an error in Twilio's shape.
-    fn refused(&self, status: u16, code: u32) {
+    pub fn refused(&self, status: u16, code: u32) {
         assert_eq!(self.status, status, "{:?}", self.body);
         let body = self.json();
         assert_eq!((&body["code"], &body["httpStatusCode"]), (&json!(code), &json!(status)));
@@ -59,23 +61,29 @@ impl Answer {
     }
 }
 
+/// No limits, no delays, and jobs that take no time.
+pub fn settings() -> Settings {
+    Settings {
+        rate: None,
+        latency: Duration::ZERO,
+        seed: 42,
+        rows: 800,
+        now: "2026-05-20T12:00:00Z".parse().unwrap(),
+        jobs: JobSettings { takes: Duration::ZERO, ..JobSettings::default() },
+        public_url: None,
+    }
+}
+
 fn basic(password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("AC1:{password}")))
 }
 
 impl Running {
-    async fn start(rate: &str) -> Self {
-        let settings = Settings {
-            rate: parse_rate(rate).unwrap(),
-            latency: Duration::ZERO,
-            seed: 42,
-            rows: 800,
-            now: "2026-05-20T12:00:00Z".parse().unwrap(),
-        };
-        Self::with(settings).await
+    pub async fn start(rate: &str) -> Self {
+        Self::with(Settings { rate: parse_rate(rate).unwrap(), ..settings() }).await
     }
 
-    async fn with(settings: Settings) -> Self {
+    pub async fn with(settings: Settings) -> Self {
         let simulator = Simulator::new(settings);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -90,12 +98,12 @@ impl Running {
         }
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         let (head, body) = self.client.request(request).await.unwrap().into_parts();
         Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
     }
 
-    fn request(&self, method: &str, path: &str, password: &str, body: &str) -> Request<Full<Bytes>> {
+    pub fn request(&self, method: &str, path: &str, password: &str, body: &str) -> Request<Full<Bytes>> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.address))
@@ -106,11 +114,11 @@ impl Running {
         request.body(Full::from(body.to_owned())).unwrap()
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Answer {
         self.send(self.request("GET", path, "secret", "")).await
     }
 
-    async fn post(&self, path: &str, body: &str) -> Answer {
+    pub async fn post(&self, path: &str, body: &str) -> Answer {
         self.send(self.request("POST", path, "secret", body)).await
     }
 
@@ -118,13 +126,13 @@ impl Running {
         self.get(&format!("{QUERY}?pageToken={}", encoded(token.as_str().unwrap()))).await
     }
 
-    async fn script(&self, rule: Json) {
+    pub async fn script(&self, rule: Json) {
         let answer = self.post("/_simulator/faults", &rule.to_string()).await;
         assert_eq!(answer.status, 200, "{:?}", answer.body);
     }
 
     /// Sends a GET on a connection of its own and returns everything up to its end.
-    async fn raw(&self, path: &str) -> String {
+    pub async fn raw(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n", basic("secret"));
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -134,7 +142,7 @@ impl Running {
     }
 }
 
-fn encoded(token: &str) -> String {
+pub fn encoded(token: &str) -> String {
     token.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
 }
 
@@ -349,7 +357,7 @@ async fn what_is_wrong_is_refused_in_twilios_shape() {
     let domain = json!({"domain": "Voice", "query": {"measures": ["Conversation.Count"]}});
     running.post(QUERY, &domain.to_string()).await.refused(400, 20001);
 
-    for path in ["/", "/v3", "/v3/InsightsDomains/Conversations/QueryJobs", "/v3/InsightsDomains/conversations/Query"] {
+    for path in ["/", "/v3", "/v3/InsightsDomains/Conversations/QueryJob", "/v3/InsightsDomains/conversations/Query"] {
         running.get(path).await.refused(404, 20404);
     }
     let answer = running.send(running.request("DELETE", QUERY, "secret", "")).await;
@@ -478,14 +486,7 @@ async fn scripted_connections_break_off() {
 
 #[tokio::test]
 async fn delays_and_latency_are_kept() {
-    let running = Running::with(Settings {
-        rate: None,
-        latency: Duration::from_millis(30),
-        seed: 1,
-        rows: 10,
-        now: "2026-05-20T12:00:00Z".parse().unwrap(),
-    })
-    .await;
+    let running = Running::with(Settings { latency: Duration::from_millis(30), rows: 10, ..settings() }).await;
     let seconds = |answer: &Answer| -> f64 { answer.header("twilio-request-duration").parse().unwrap() };
     assert!(seconds(&running.get(METADATA).await) >= 0.03);
     running.script(json!({"delay": "100ms"})).await;

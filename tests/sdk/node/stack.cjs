@@ -45,50 +45,43 @@ async function fetchJson(url, options = {}) {
   return answer.json();
 }
 
-class Stack {
+class Simulator {
   #processes = [];
   #directory = fs.mkdtempSync(path.join(os.tmpdir(), "insights-gateway-test-"));
 
-  static async start({ latency = "0s", rate = "0/s", moreConfig = "", adminListen = "127.0.0.1:0" } = {}) {
-    const stack = new Stack();
+  static async start(options = {}) {
+    const started = new this();
     try {
-      await stack.#start(latency, rate, moreConfig, adminListen);
+      await started._start(options);
     } catch (error) {
-      await stack.close();
+      await started.close();
       throw error;
     }
-    return stack;
+    return started;
   }
 
-  async #start(latency, rate, moreConfig, adminListen) {
-    const config = path.join(this.#directory, "gateway.toml");
-    fs.writeFileSync(config, account(rate) + moreConfig);
-    const ports = ["--listen", "127.0.0.1:0"];
-
-    const scale = ["--rate", "0/s", "--latency", latency, "--rows", `${ROWS}`];
-    const simulator = this.#run("simulator", ["simulate", ...ports, ...scale]);
+  async _start({ latency = "0s" }) {
+    const scale = ["--rate", "0/s", "--latency", latency, "--rows", `${ROWS}`, "--jobs-take", "200ms"];
+    const simulator = this._run("simulator", ["simulate", "--listen", "127.0.0.1:0", ...scale]);
     const announced = () => fs.readFileSync(simulator, "utf8").match(/http:\/\/[\d.:]+/);
     [this.upstream] = await waitFor(announced, "the simulator's address");
+  }
 
-    ports.push("--admin-listen", adminListen, "--upstream", this.upstream);
-    const gateway = this.#run("gateway", ["serve", "--config", config, ...ports]);
-    const serving = await waitFor(() => servingEntry(gateway), "the gateway's addresses");
-    this.url = `http://${serving.data}`;
-    this.admin = `http://${serving.admin}`;
-    const ready = () => fetchJson(`${this.admin}/readyz`).then((answer) => answer.ready, () => false);
-    await waitFor(ready, "the gateway to be ready");
+  /** A file in a folder of its own. */
+  _file(name) {
+    return path.join(this.#directory, name);
   }
 
   /** Starts the binary, and returns where its log is. */
-  #run(name, args) {
-    const log = path.join(this.#directory, `${name}.log`);
+  _run(name, args) {
+    const log = this._file(`${name}.log`);
     const output = fs.openSync(log, "w");
     this.#processes.push(spawn(BINARY, args, { env: environment(), stdio: ["ignore", "ignore", output] }));
     fs.closeSync(output);
     return log;
   }
 
-  /** What the simulator has received from the gateway, oldest first. */
+  /** What the simulator has received, oldest first. */
   async received() {
     return (await fetchJson(`${this.upstream}/_simulator/requests`)).requests;
   }
@@ -98,14 +91,35 @@ class Stack {
     await fetchJson(`${this.upstream}/_simulator/faults`, { method: "POST", body: JSON.stringify(fault) });
   }
 
-  /** Stops the gateway alone, as an operator would. */
-  async stopGateway() {
+  /** Stops what was started last, as an operator would. */
+  async _stopLast() {
     await stop(this.#processes.pop());
   }
 
   async close() {
     await Promise.all(this.#processes.map(stop));
     fs.rmSync(this.#directory, { recursive: true, force: true });
+  }
+}
+
+/** And a gateway in front of it. */
+class Stack extends Simulator {
+  async _start({ latency, rate = "0/s", moreConfig = "", adminListen = "127.0.0.1:0" }) {
+    await super._start({ latency });
+    const config = this._file("gateway.toml");
+    fs.writeFileSync(config, account(rate) + moreConfig);
+    const ports = ["--listen", "127.0.0.1:0", "--admin-listen", adminListen, "--upstream", this.upstream];
+    const gateway = this._run("gateway", ["serve", "--config", config, ...ports]);
+    const serving = await waitFor(() => servingEntry(gateway), "the gateway's addresses");
+    this.url = `http://${serving.data}`;
+    this.admin = `http://${serving.admin}`;
+    const ready = () => fetchJson(`${this.admin}/readyz`).then((answer) => answer.ready, () => false);
+    await waitFor(ready, "the gateway to be ready");
+  }
+
+  /** Stops the gateway alone, as an operator would. */
+  async stopGateway() {
+    await this._stopLast();
   }
 }
 
@@ -125,4 +139,4 @@ async function stop(child) {
   clearTimeout(impatience);
 }
 
-module.exports = { Stack, ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, fetchJson, waitFor };
+module.exports = { Simulator, Stack, ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, fetchJson, waitFor };
