@@ -193,6 +193,7 @@ pub struct GatewayError {
     message: String,
     retry: Retry,
     retry_after: Option<Duration>,
+    on_kept_connection: bool,
     abandoned: bool,
     allow: Option<&'static str>,
     #[source]
@@ -207,6 +208,7 @@ impl GatewayError {
             message: message.into(),
             retry: Retry::Never,
             retry_after: None,
+            on_kept_connection: false,
             abandoned: false,
             allow: None,
             cause: None,
@@ -239,6 +241,11 @@ impl GatewayError {
         Self { retry_after: Some(wait), ..self }
     }
 
+    /// It happened on a connection that had served earlier calls.
+    pub fn on_kept_connection(self) -> Self {
+        Self { on_kept_connection: true, ..self }
+    }
+
     /// With the methods that the path knows.
     pub fn with_allow(self, methods: &'static str) -> Self {
         Self { allow: Some(methods), ..self }
@@ -252,6 +259,12 @@ impl GatewayError {
     /// Was the call given up for want of clients.
     pub fn is_abandoned(&self) -> bool {
         self.abandoned
+    }
+
+    /// Did it happen on a connection that had served earlier calls: it may have died since, which says nothing of the
+    /// upstream.
+    pub fn is_on_kept_connection(&self) -> bool {
+        self.on_kept_connection
     }
 
     /// The closed word for it.

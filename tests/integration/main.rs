@@ -12,6 +12,7 @@ mod audit;
 mod canary;
 mod config;
 mod docs;
+mod fair_queue;
 mod hostile_upstream;
 mod http2;
 mod identity;
