@@ -20,7 +20,7 @@ use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
 use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
-use crate::layers::upstream::{Target, Upstream};
+use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
 use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
@@ -287,5 +287,10 @@ fn target(config: &Config) -> Target {
         attempt_timeout: config.upstream.attempt_timeout,
         max_response: config.upstream.max_response,
         ca_file: config.upstream.ca_file.clone(),
+        proxy: config
+            .upstream
+            .proxy
+            .as_ref()
+            .map(|proxy| Proxy { address: proxy.address.clone(), authorization: proxy.authorization.clone() }),
     }
 }

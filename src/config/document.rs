@@ -22,7 +22,7 @@ const NO_KEYS: [&str; 2] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_T
 const DEEPEST: usize = 8;
 const LARGEST_FILE: u64 = 1 << 20;
 /// Tables of which one member excludes the others: a stronger source replaces them whole.
-const ONE_OF: [&str; 3] = ["api_key", "api_secret", "auth_token"];
+const ONE_OF: [&str; 4] = ["api_key", "api_secret", "auth_token", "password"];
 
 /// A value and where it was written. Not `Debug`: any text may be a secret.
 pub(super) struct Node {

@@ -12,6 +12,7 @@
 //! | `document` | file, environment and flags become one tree, each value with its place |
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
+//! | `proxy` | the forward proxy to the upstream, be it named here or for everybody |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
 //! | `fault` | all that is wrong, in file order, each with a place and a next step |
@@ -22,6 +23,7 @@
 mod checks;
 mod document;
 mod fault;
+mod proxy;
 mod reader;
 mod secret;
 mod sections;
@@ -37,7 +39,7 @@ pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy, Proxies,
-    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+    Proxy, RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 pub use sources::Sources;
 

@@ -30,7 +30,8 @@ pub(super) fn read_tree<T>(tree: Node, report: &Report, read: impl FnOnce(&mut T
 }
 
 impl<'r> Table<'r> {
-    fn read<T>(mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+    /// Reads it with `read`, then reports what that left.
+    pub(super) fn read<T>(mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let value = read(&mut self);
         for key in self.entries.keys() {
             self.report.unknown(self.path.key(key));
@@ -194,7 +195,8 @@ impl<'r> Field<'r> {
         }
     }
 
-    fn table(mut self) -> Option<Table<'r>> {
+    /// A table, whose keys are still to be read.
+    pub(super) fn table(mut self) -> Option<Table<'r>> {
         if let Some(value @ Value::Table(_)) = self.spelled() {
             self.node.value = value;
         }

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use super::checks;
 use super::document::Node;
 use super::fault::{Path, Report, suggest};
+use super::proxy;
 use super::reader::{Field, Table, read_tree};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
@@ -39,7 +40,7 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
         let config = Config {
             server: root.section("server", server),
             admin: root.section("admin", admin),
-            upstream: root.section("upstream", upstream),
+            upstream: root.section("upstream", |table| upstream(table, sources)),
             accounts,
             teams: root.named("teams", team),
             cache: root.section("cache", cache),
@@ -277,25 +278,25 @@ fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
 }
 
 /// `host:`, `host:0` and `host:99999` are authorities to the parser, but no addresses.
-fn has_sound_port(authority: &Authority) -> bool {
+pub(super) fn has_sound_port(authority: &Authority) -> bool {
     match authority.as_str().strip_prefix(authority.host()) {
         Some("") => true,
         _ => matches!(authority.port_u16(), Some(1..)),
     }
 }
 
-fn upstream(table: &mut Table<'_>) -> Upstream {
+fn upstream(table: &mut Table<'_>, sources: &Sources) -> Upstream {
     let (report, path) = (table.report(), table.path().clone());
     let url = url(table, "url", Paths::Refused).unwrap_or_else(|| Uri::from_static("https://insights.twilio.com"));
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    if url.scheme_str() == Some("http") && !loopback {
+    if url.scheme_str() == Some("http") && !proxy::is_loopback(host) {
         report.warn(&path.key("url"), "credentials cross the network in clear text; use https");
     }
     let ca_file = table.file("ca_file");
     if let Some(file) = &ca_file {
         secret::check_pem(file, "CERTIFICATE", &path.key("ca_file"), report);
     }
+    let proxy = proxy::read(table, sources, &url);
     Upstream {
         url,
         connect_timeout: table.positive_duration("connect_timeout", seconds(5)),
@@ -303,6 +304,7 @@ fn upstream(table: &mut Table<'_>) -> Upstream {
         deadline: table.positive_duration("deadline", seconds(90)),
         max_response: table.size("max_response", 16 * MIB, 1..=GIB),
         ca_file,
+        proxy,
     }
 }
 

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::Uri;
+use http::uri::Authority;
+use http::{HeaderValue, Uri};
 use secrecy::SecretString;
 
-use super::secret::CredentialSource;
+use super::secret::{CredentialSource, SecretSource};
 use crate::model::freshness::Lifetimes;
 use crate::model::network::Network;
 use crate::model::operation::OperationSet;
@@ -127,7 +128,7 @@ pub struct Admin {
 pub struct Upstream {
     /// Scheme, host and port of Twilio, the simulator or a test server. No path.
     pub url: Uri,
-    /// For DNS, TCP and TLS together.
+    /// For names, TCP, a proxy and TLS together.
     pub connect_timeout: Duration,
     /// For one try.
     pub attempt_timeout: Duration,
@@ -137,6 +138,21 @@ pub struct Upstream {
     pub max_response: u64,
     /// An extra trust root, PEM.
     pub ca_file: Option<PathBuf>,
+    /// The forward proxy on the way; `None` is straight.
+    pub proxy: Option<Proxy>,
+}
+
+/// A forward proxy, which is asked for a tunnel.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// Its host and port.
+    pub address: Authority,
+    /// Whom it lets in.
+    pub user: Option<String>,
+    /// Where the password is kept, if there is one.
+    pub password: Option<SecretSource>,
+    /// The value of `Proxy-Authorization`, marked sensitive so that nothing prints it.
+    pub authorization: Option<HeaderValue>,
 }
 
 /// `[accounts.NAME]`

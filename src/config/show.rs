@@ -6,7 +6,7 @@ use std::path::Path;
 use http::Uri;
 
 use super::secret::{CredentialSource, SecretSource};
-use super::settings::{Account, Config, Listen, LogFormat, Team};
+use super::settings::{Account, Config, Listen, LogFormat, Proxy, Team};
 use crate::model::freshness::Lifetimes;
 use crate::model::operation::Permission;
 use crate::model::units::{Rate, Size, Span};
@@ -71,7 +71,8 @@ impl Config {
         writeln!(page, "attempt_timeout = {}", text(Span(upstream.attempt_timeout)))?;
         writeln!(page, "deadline = {}", text(Span(upstream.deadline)))?;
         writeln!(page, "max_response = {}", text(Size(upstream.max_response)))?;
-        optional(page, "ca_file", upstream.ca_file.as_deref().map(file))
+        optional(page, "ca_file", upstream.ca_file.as_deref().map(file))?;
+        writeln!(page, "proxy = {}", upstream.proxy.as_ref().map_or_else(|| text("none"), proxy))
     }
 
     fn write_cache(&self, page: &mut String) -> fmt::Result {
@@ -181,6 +182,29 @@ fn text(value: impl Display) -> String {
 /// Without the path of `/` that the parser adds where none was given.
 fn url(url: &Uri) -> String {
     text(url.to_string().trim_end_matches('/'))
+}
+
+/// Its password is shown as the place where it is kept, or masked.
+fn proxy(proxy: &Proxy) -> String {
+    let user = proxy.user.as_ref().map_or_else(String::new, |user| format!("{}@", percent_encoded(user)));
+    let url = text(format_args!("http://{user}{}", proxy.address));
+    let place = match &proxy.password {
+        None => return url,
+        Some(SecretSource::Literal) => text(MASK),
+        Some(SecretSource::File(path)) => format!("{{ file = {} }}", file(path)),
+        Some(SecretSource::Env(name)) => format!("{{ env = {} }}", text(name)),
+        Some(SecretSource::Credential(name)) => format!("{{ credential = {} }}", text(name)),
+    };
+    format!("{{ url = {url}, password = {place} }} # masked")
+}
+
+/// What may stand before the `@` of a URL (RFC 3986 section 3.2.1), without its sub-delimiters.
+fn percent_encoded(user: &str) -> String {
+    let encoded = |byte: u8| match byte {
+        b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    user.bytes().map(encoded).collect()
 }
 
 fn file(path: &Path) -> String {

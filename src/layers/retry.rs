@@ -3,8 +3,8 @@
 //! Tried again is what is safe to repeat: GETs, queries (reads, though POSTed) and job submissions with a key,
 //! on 429, 502, 503, 504, connect errors, resets and timeouts, and once on 500. Never after the request's deadline, never
 //! more often than `attempts`, and never more than a share of what is tried at all, so that an outage is not
-//! multiplied. Between tries lies a full-jitter exponential backoff; after a 429 it is the account's pause in
-//! the budget below that is waited for.
+//! multiplied. Between tries lies a full-jitter exponential backoff, or what a failure's `Retry-After` asks for where that
+//! is longer; after a 429 it is the account's pause in the budget below that is waited for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +20,7 @@ use crate::model::backoff::Backoff;
 use crate::model::call::{Answer, Call};
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason, Retry as Repeat};
+use crate::model::hints;
 use crate::model::operation::Operation;
 use crate::model::window::Window;
 
@@ -106,7 +107,10 @@ where
             Again::No => return result,
             Again::Once if tried > 1 => return result,
             Again::AfterThePause => Duration::ZERO,
-            Again::Once | Again::AfterBackoff => layer.policy.backoff.delay(tried, fastrand::f64()),
+            Again::Once | Again::AfterBackoff => {
+                let asked = asked_to_wait(&result, layer.clock).unwrap_or_default();
+                layer.policy.backoff.delay(tried, fastrand::f64()).max(asked)
+            }
         };
         let in_time = layer.clock.now() + delay < call.deadline;
         if !in_time || !layer.with_allowance(&account, |allowance, now| allowance.retry(layer.policy.budget, now)) {
@@ -134,6 +138,15 @@ where
         result = retried;
     }
     result
+}
+
+/// How long this failure asks to stay away. That holds for this call alone: one query may be too much for an upstream that
+/// has time for others.
+fn asked_to_wait(result: &Result<Answer, GatewayError>, clock: Clock) -> Option<Duration> {
+    match result {
+        Ok(answer) => hints::retry_after(&answer.headers, clock.wall(clock.now())),
+        Err(error) => error.retry_after(),
+    }
 }
 
 /// Whether and when a result is followed by another try.

@@ -47,6 +47,8 @@ pub enum Reason {
     UpstreamInvalid,
     /// Twilio does not accept the account's credentials.
     UpstreamRejectedCredentials,
+    /// Twilio's own rate limit, told in a body that cannot be passed on.
+    UpstreamRateLimit,
     /// The account's queue is full.
     QueueFull,
     /// The account's circuit is open.
@@ -65,7 +67,7 @@ pub enum Reason {
 
 impl Reason {
     /// All, in declaration order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::InvalidJson,
         Self::InvalidQuery,
         Self::BadRequest,
@@ -82,6 +84,7 @@ impl Reason {
         Self::UpstreamUnreachable,
         Self::UpstreamInvalid,
         Self::UpstreamRejectedCredentials,
+        Self::UpstreamRateLimit,
         Self::QueueFull,
         Self::CircuitOpen,
         Self::Overloaded,
@@ -110,6 +113,7 @@ impl Reason {
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamInvalid => "upstream_invalid",
             Self::UpstreamRejectedCredentials => "upstream_rejected_credentials",
+            Self::UpstreamRateLimit => "upstream_rate_limit",
             Self::QueueFull => "queue_full",
             Self::CircuitOpen => "circuit_open",
             Self::Overloaded => "overloaded",
@@ -131,7 +135,7 @@ impl Reason {
             Self::ClientTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::TeamRateLimit | Self::Deadline => StatusCode::TOO_MANY_REQUESTS,
+            Self::TeamRateLimit | Self::Deadline | Self::UpstreamRateLimit => StatusCode::TOO_MANY_REQUESTS,
             Self::UpstreamUnreachable | Self::UpstreamInvalid | Self::UpstreamRejectedCredentials => {
                 StatusCode::BAD_GATEWAY
             }
@@ -193,6 +197,7 @@ pub struct GatewayError {
     message: String,
     retry: Retry,
     retry_after: Option<Duration>,
+    on_kept_connection: bool,
     abandoned: bool,
     allow: Option<&'static str>,
     #[source]
@@ -207,6 +212,7 @@ impl GatewayError {
             message: message.into(),
             retry: Retry::Never,
             retry_after: None,
+            on_kept_connection: false,
             abandoned: false,
             allow: None,
             cause: None,
@@ -239,6 +245,11 @@ impl GatewayError {
         Self { retry_after: Some(wait), ..self }
     }
 
+    /// It happened on a connection that had served earlier calls.
+    pub fn on_kept_connection(self) -> Self {
+        Self { on_kept_connection: true, ..self }
+    }
+
     /// With the methods that the path knows.
     pub fn with_allow(self, methods: &'static str) -> Self {
         Self { allow: Some(methods), ..self }
@@ -252,6 +263,12 @@ impl GatewayError {
     /// Was the call given up for want of clients.
     pub fn is_abandoned(&self) -> bool {
         self.abandoned
+    }
+
+    /// Did it happen on a connection that had served earlier calls: it may have died since, which says nothing of the
+    /// upstream.
+    pub fn is_on_kept_connection(&self) -> bool {
+        self.on_kept_connection
     }
 
     /// The closed word for it.

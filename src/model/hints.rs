@@ -14,20 +14,35 @@ const CONCURRENT: HeaderName = HeaderName::from_static("twilio-concurrent-reques
 /// A second value of more than this is taken for an epoch or a joke, and not for a wait.
 const LONGEST_WAIT: u64 = 366 * 86_400;
 
-/// How long a 429's headers ask to stay away: the longer of `Retry-After` (seconds or a date, RFC 9110
-/// section 10.2.3) and `X-RateLimit-Reset` (seconds, as Twilio documents it). `None` where neither says
-/// anything usable: negative, absurd, in the past.
+/// How long a 429's headers ask to stay away: the longer of `Retry-After` and `X-RateLimit-Reset` (seconds, as Twilio
+/// documents it). `None` where neither says anything usable: negative, absurd, in the past.
 pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let seconds = |name: &HeaderName| {
-        let text = headers.get(name)?.to_str().ok()?.trim();
-        text.parse().ok().filter(|s| (1..=LONGEST_WAIT).contains(s)).map(Duration::from_secs)
-    };
-    let date = || {
-        let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-        let wait = httpdate::parse_http_date(text.trim()).ok()?.duration_since(now).ok()?;
+    retry_after(headers, now).max(seconds(headers, &RESET))
+}
+
+/// How long `Retry-After` asks to stay away (RFC 9110 section 10.2.3): seconds, of which a fraction counts as a whole
+/// one, or a date. A date is read relative to the answer's own `Date`, since both are by the upstream's clock; `now`
+/// stands in where there is none. `None` where it says nothing usable.
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let date = |name: &HeaderName| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
+    let until = || {
+        let wait = date(&header::RETRY_AFTER)?.duration_since(date(&header::DATE).unwrap_or(now)).ok()?;
         (wait.as_secs() <= LONGEST_WAIT && !wait.is_zero()).then_some(wait)
     };
-    seconds(&header::RETRY_AFTER).or_else(date).max(seconds(&RESET))
+    seconds(headers, &header::RETRY_AFTER).or_else(until)
+}
+
+/// A wait in seconds, rounded up to whole ones; `None` where it is nothing or more than [`LONGEST_WAIT`].
+fn seconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
+    let text = headers.get(name)?.to_str().ok()?.trim();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !are_digits(whole) || !are_digits(fraction) {
+        return None;
+    }
+    let begun = u64::from(fraction.bytes().any(|digit| digit != b'0'));
+    let wait = whole.parse::<u64>().ok()?.checked_add(begun)?;
+    (1..=LONGEST_WAIT).contains(&wait).then(|| Duration::from_secs(wait))
 }
 
 /// What an answer says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
@@ -49,11 +64,10 @@ impl Stated {
     pub fn read(headers: &HeaderMap) -> Self {
         let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
         let either = |names: [&HeaderName; 2]| names.into_iter().find_map(number);
-        let reset = number(&RESET).filter(|seconds| (1..=LONGEST_WAIT).contains(seconds));
         Self {
             limit: either([&LIMIT, &OTHER_LIMIT]),
             remaining: either([&REMAINING, &OTHER_REMAINING]),
-            reset: reset.map(Duration::from_secs),
+            reset: seconds(headers, &RESET),
             concurrent: number(&CONCURRENT),
         }
     }
@@ -137,7 +151,15 @@ mod tests {
             "1000000000000",
             "soon",
             "",
-            "1.5",
+            "0.0",
+            ".5",
+            "5.",
+            "2.5.1",
+            "2,5",
+            "+2",
+            "2.-5",
+            "1e3",
+            "18446744073709551615.5",
             "Sun, 22 Nov 2020 12:00:00 GMT",
             "Sun, 22 Nov 2099 12:00:00 GMT",
         ] {
@@ -145,6 +167,25 @@ mod tests {
         }
         assert_eq!(paused(&[("retry-after", "-1"), ("x-ratelimit-reset", "3")]), Some(3));
         assert_eq!(paused(&[]), None);
+    }
+
+    #[test]
+    fn a_fraction_of_a_second_counts_as_a_whole_one() {
+        for (value, seconds) in [("2.5", 3), ("2.0", 2), ("0.001", 1), ("1.9999999999999999999999", 2), (" 7 ", 7)] {
+            assert_eq!(paused(&[("retry-after", value)]), Some(seconds), "{value}");
+            assert_eq!(paused(&[("x-ratelimit-reset", value)]), Some(seconds), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_read_by_the_clock_of_who_wrote_it() {
+        let by_the_clock_of = |date: &str, until: &str| paused(&[("date", date), ("retry-after", until)]);
+        let (slow, fast) = ("Sun, 22 Nov 2026 09:00:00 GMT", "Mon, 22 Nov 2027 12:00:00 GMT");
+        assert_eq!(by_the_clock_of(slow, "Sun, 22 Nov 2026 09:00:07 GMT"), Some(7));
+        assert_eq!(by_the_clock_of(fast, "Mon, 22 Nov 2027 12:00:07 GMT"), Some(7));
+        assert_eq!(by_the_clock_of(fast, "Sun, 22 Nov 2026 12:00:07 GMT"), None, "it is over");
+        assert_eq!(by_the_clock_of("yesterday", "Sun, 22 Nov 2026 12:00:07 GMT"), Some(7));
+        assert_eq!(by_the_clock_of(slow, "7"), Some(7));
     }
 
     #[test]

@@ -17,6 +17,27 @@ impl Network {
     ///
     /// What it should look like.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let network = Self::read(text)?;
+        if bits(network.address) & !network.mask() != 0 {
+            return Err(
+                "the address has bits beyond its network's prefix; write its first address, such as \"10.0.0.0/8\"",
+            );
+        }
+        Ok(network)
+    }
+
+    /// The same of any address in the network: `10.0.0.1/8` is `10.0.0.0/8`. `None` where it is neither.
+    pub fn around(text: &str) -> Option<Self> {
+        let network = Self::read(text).ok()?;
+        let first = bits(network.address) & network.mask();
+        let address = match network.address {
+            IpAddr::V4(_) => IpAddr::V4(u32::try_from(first).ok()?.into()),
+            IpAddr::V6(_) => IpAddr::V6(first.into()),
+        };
+        Some(Self { address, ..network })
+    }
+
+    fn read(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "expected an IP address or a network, such as \"10.0.0.0/8\" or \"2001:db8::/32\"";
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
@@ -34,14 +55,7 @@ impl Network {
             Some(_) => return Err(EXPECTED),
             None => longest,
         };
-        let network = Self { address, prefix };
-        match () {
-            () if prefix > longest => Err(EXPECTED),
-            () if bits(address) & !network.mask() != 0 => {
-                Err("the address has bits beyond its network's prefix; write its first address, such as \"10.0.0.0/8\"")
-            }
-            () => Ok(network),
-        }
+        if prefix > longest { Err(EXPECTED) } else { Ok(Self { address, prefix }) }
     }
 
     /// Is `address` in it. An IPv4 address counts as such however it is written.
@@ -84,6 +98,16 @@ mod tests {
         assert!(holds("2001:db8::/32", "2001:db8:ffff::1") && !holds("2001:db8::/32", "2001:db9::"));
         assert!(holds("::/0", "::1") && holds("::1", "::1"));
         assert_eq!(Network::parse("10.0.0.1").unwrap().to_string(), "10.0.0.1/32");
+    }
+
+    #[test]
+    fn any_address_names_its_network_where_that_is_asked() {
+        for (text, network) in
+            [("10.42.1.1/24", "10.42.1.0/24"), ("2001:db8::1/32", "2001:db8::/32"), ("::1", "::1/128")]
+        {
+            assert_eq!(Network::around(text).unwrap().to_string(), network);
+        }
+        assert!(Network::around("10.0.0.0/33").is_none() && Network::around("a.example").is_none());
     }
 
     #[test]

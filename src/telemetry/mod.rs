@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::metrics::{Metrics, ResultLabels, Word};
 use crate::model::backoff::Backoff;
 use crate::model::clock::{Clock, Instant};
+use crate::model::hints;
 use crate::model::journey::Journey;
 use crate::model::outcome::Outcome;
 use crate::trust::{self, TrustError};
@@ -39,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Tries to send the same spans, so far apart.
 const TRIES: u32 = 4;
 const BETWEEN_TRIES: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(8) };
+/// The longest `Retry-After` that is waited for. Meanwhile requests queue up, and beyond [`QUEUE`] are dropped.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long the end of the process waits for the last spans.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -91,7 +94,7 @@ impl Exporter {
     ///
     /// When the collector speaks TLS, and there can be none.
     pub fn start(url: &Uri, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, TrustError> {
-        Ok(Self::with(post(url)?, metrics, clock))
+        Ok(Self::with(post(url, clock)?, metrics, clock))
     }
 
     fn with(courier: Courier, metrics: Arc<Metrics>, clock: Clock) -> Self {
@@ -138,6 +141,8 @@ type Courier = Box<dyn Fn(Bytes) -> BoxFuture<'static, Result<(), Trouble>> + Se
 struct Trouble {
     /// May it take the same bytes later.
     passing: bool,
+    /// After this, as it says itself.
+    retry_after: Option<Duration>,
     message: String,
 }
 
@@ -207,13 +212,14 @@ impl Worker {
                 result => return result,
             };
             tracing::debug!(tried, "the collector does not take spans: {}", trouble.message);
-            tokio::time::sleep(BETWEEN_TRIES.delay(tried, fastrand::f64())).await;
+            let asked = trouble.retry_after.unwrap_or_default().min(LONGEST_WAIT);
+            tokio::time::sleep(BETWEEN_TRIES.delay(tried, fastrand::f64()).max(asked)).await;
             tried += 1;
         }
     }
 }
 
-fn post(collector: &Uri) -> Result<Courier, TrustError> {
+fn post(collector: &Uri, clock: Clock) -> Result<Courier, TrustError> {
     let path = collector.path().trim_end_matches('/');
     let path = if path.ends_with("/v1/traces") { path.to_owned() } else { format!("{path}/v1/traces") };
     let mut target = collector.clone().into_parts();
@@ -226,12 +232,12 @@ fn post(collector: &Uri) -> Result<Courier, TrustError> {
     // Certificates are only loaded where there is TLS: they take memory.
     if collector.scheme_str() == Some("https") {
         let https = HttpsConnectorBuilder::new().with_tls_config(trust::client_config(true, None)?).https_only();
-        return Ok(post_over(https.enable_http1().wrap_connector(http), target));
+        return Ok(post_over(https.enable_http1().wrap_connector(http), target, clock));
     }
-    Ok(post_over(http, target))
+    Ok(post_over(http, target, clock))
 }
 
-fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Uri) -> Courier {
+fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Uri, clock: Clock) -> Courier {
     let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
     Box::new(move |bytes| {
         let mut request = Request::new(Full::new(bytes));
@@ -242,7 +248,7 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
         request.headers_mut().extend([(header::CONTENT_TYPE, PROTOBUF), (header::USER_AGENT, AGENT)]);
         let answer = client.request(request);
         Box::pin(async move {
-            let passing = |message: String| Trouble { passing: true, message };
+            let passing = |message: String| Trouble { passing: true, retry_after: None, message };
             let answer = tokio::time::timeout(PATIENCE, answer).await;
             let answer = answer.map_err(|_| passing("the collector does not answer".to_owned()))?;
             let answer =
@@ -261,7 +267,9 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
                             | StatusCode::SERVICE_UNAVAILABLE
                             | StatusCode::GATEWAY_TIMEOUT
                     );
-                    Err(Trouble { passing, message: format!("the collector answers {}", status.as_u16()) })
+                    let retry_after = hints::retry_after(&head.headers, clock.wall(clock.now()));
+                    let message = format!("the collector answers {}", status.as_u16());
+                    Err(Trouble { passing, retry_after, message })
                 }
             }
         })

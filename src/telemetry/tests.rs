@@ -53,6 +53,8 @@ fn finished(journey: Journey, received: Instant, ended: Instant) -> Finished {
 struct Collector {
     taken: Mutex<Vec<Bytes>>,
     troubles: Mutex<VecDeque<bool>>,
+    /// How long it asks to stay away whenever it takes nothing.
+    retry_after: Option<Duration>,
     /// Takes nothing before this.
     open: Option<Notify>,
 }
@@ -66,7 +68,8 @@ fn exporter(collector: &Arc<Collector>, metrics: &Arc<Metrics>, clock: Clock) ->
                 open.notified().await;
             }
             if let Some(passing) = collector.troubles.lock().unwrap().pop_front() {
-                return Err(Trouble { passing, message: "no".to_owned() });
+                let retry_after = collector.retry_after;
+                return Err(Trouble { passing, retry_after, message: "no".to_owned() });
             }
             collector.taken.lock().unwrap().push(bytes);
             Ok(())
@@ -150,6 +153,22 @@ async fn passing_trouble_is_sat_out_and_lasting_trouble_costs_the_spans() {
     exporter.offer(miss(clock).await);
     ended().await;
     assert_eq!((counted(&metrics, "exported"), counted(&metrics, "failed")), (8, 16));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_is_left_alone_for_as_long_as_it_asks_and_no_longer_than_a_minute() {
+    for (asked, waited) in [(30, 30), (24 * 3600, 60)] {
+        let (clock, metrics) = (Clock::new(), Metrics::new());
+        let collector = Collector { retry_after: Some(Duration::from_secs(asked)), ..Collector::default() };
+        *collector.troubles.lock().unwrap() = VecDeque::from([true]);
+        let collector = Arc::new(collector);
+        let exporter = exporter(&collector, &metrics, clock);
+        exporter.offer(miss(clock).await);
+        tokio::time::sleep(GATHER + waited * S - Duration::from_millis(1)).await;
+        assert_eq!(counted(&metrics, "exported"), 0, "{asked}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(counted(&metrics, "exported"), 8, "{asked}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -372,7 +372,7 @@ async fn absurd_pauses_are_bounded_or_ignored() {
 
 #[tokio::test]
 async fn a_retry_after_that_cannot_be_followed_does_not_come_down() {
-    for (said, told) in [("soon", "1"), ("-1", "1"), ("1.5", "1"), ("\u{e9}", "1"), ("9", "9")] {
+    for (said, told) in [("soon", "1"), ("-1", "1"), ("1,5", "1"), ("1.5", "2"), ("\u{e9}", "1"), ("9", "9")] {
         let headers = format!("Content-Type: application/json\r\nRetry-After: {said}\r\n");
         let upstream = Upstream::script(move |_| Plan::with(503, &headers, "{}")).await;
         let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;

@@ -79,6 +79,8 @@ struct Holds {
     is_probe: bool,
     /// Whose own upstream limit it counts against.
     team: Arc<Team>,
+    /// What it asks for.
+    key: Key,
 }
 
 /// How an attempt ended, as far as the budget is concerned.
@@ -197,8 +199,8 @@ impl Shared {
             Passage::Probe => true,
             Passage::Shut(wait) => return Err(circuit_open(wait)),
         };
-        let holds = Holds { is_probe, team: Arc::clone(&call.team) };
-        if let Err(refused) = state.take_of_team(&call.team, now) {
+        let holds = Holds { is_probe, team: Arc::clone(&call.team), key: call.key };
+        if let Err(refused) = state.take_share(&call.team, background, now) {
             if is_probe {
                 state.circuit.probe_lost();
             }
@@ -213,7 +215,8 @@ impl Shared {
         let Prospect { ticket, ahead } = state.room.prospect(&sponsors, background, &call.key, now);
         let wait = state.wait_behind(ahead, now);
         let full = state.room.len() >= state.limits.queue as usize;
-        if now + wait > call.deadline || full {
+        // Nobody has to leave for one that would wait in vain.
+        if now + wait > call.deadline || (full && !state.make_room(&sponsors, background, now)) {
             state.let_go(&holds);
             state.keep_place(sponsors, background, call.key, ticket, wait, now);
             return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
@@ -349,7 +352,7 @@ impl Shared {
                     state.circuit.succeeded(true, now);
                 }
             }
-            Ended::Failed => opened = state.circuit.failed(holds.is_probe, now),
+            Ended::Failed => opened = state.circuit.failed(holds.key, holds.is_probe, now),
             Ended::Unclear if holds.is_probe => state.circuit.probe_lost(),
             Ended::Unclear => {}
         }
@@ -399,6 +402,30 @@ impl State<Grant> {
         if let Some(sponsor) = sponsors.into_iter().next().filter(|_| !background) {
             self.room.promise(sponsor, key, ticket, whole_seconds(wait), most, now);
         }
+    }
+
+    /// Takes one of a team's own upstream tokens, where it has such a limit. A client takes that of a refresh which has
+    /// one and only waits.
+    fn take_share(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
+        let refused = match self.take_of_team(team, background, now) {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let refresh = if background { None } else { self.room.last_refresh_of(&team.name) };
+        let Some(refresh) = refresh.and_then(|ticket| self.dismiss(ticket)) else { return Err(refused) };
+        let _ = refresh.grant.tell.send(Err(refused));
+        self.take_of_team(team, background, now)
+    }
+
+    /// Lets one leave who waits, so that a call of these can wait; `false` where nobody has to.
+    fn make_room(&mut self, sponsors: &[Sponsor], background: bool, now: Instant) -> bool {
+        let Some(ticket) = self.room.surplus(sponsors, background) else { return false };
+        let wait = self.room.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now));
+        let Some(Waiting { grant, key, sponsors, background, .. }) = self.dismiss(ticket) else { return false };
+        self.keep_place(sponsors, background, key, ticket, wait, now);
+        // A receiver that is gone has left by itself.
+        let _ = grant.tell.send(Err(queue_full(self.limits.queue, wait)));
+        true
     }
 
     /// What a call held is free again, since it was not sent.

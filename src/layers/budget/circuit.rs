@@ -3,14 +3,21 @@
 //! *Closed*, everything passes. So many failures in a row, or such a share of the attempts of the last half minute,
 //! *open* it: nothing passes. After a while it is *half open*: one attempt at a time passes as a probe, and its success
 //! closes the circuit while its failure opens it again. What counts as failure is decided by whoever reports.
+//!
+//! It only opens on failures of several queries: one that always fails, as a heavy one may, says nothing of the others.
 
 use std::time::Duration;
 
 use crate::model::clock::Instant;
+use crate::model::key::Key;
 use crate::model::window::Window;
 
 /// A share of fewer says nothing.
 const LEAST_ATTEMPTS: u32 = 20;
+/// Failures of fewer different queries are those queries' own.
+const LEAST_QUERIES: usize = 3;
+/// How far back a share of attempts is counted.
+const SHARE_OF: Duration = Duration::from_secs(30);
 const SUCCESS: usize = 0;
 const FAILURE: usize = 1;
 
@@ -63,6 +70,10 @@ pub(super) struct Circuit {
     /// Since when it is not closed, and until when nothing passes.
     broken: Option<Broken>,
     in_a_row: u32,
+    /// The queries that failed since the last success.
+    failed_in_a_row: Latest,
+    /// The queries that failed at all.
+    failed: Latest,
     /// Attempts of the last half minute.
     window: Window<30, 2>,
 }
@@ -91,7 +102,8 @@ impl Circuit {
 
     /// Closed.
     pub(super) fn new(policy: CircuitPolicy, now: Instant) -> Self {
-        Self { policy, broken: None, in_a_row: 0, window: window(now) }
+        let (failed_in_a_row, failed) = (Latest::default(), Latest::default());
+        Self { policy, broken: None, in_a_row: 0, failed_in_a_row, failed, window: window(now) }
     }
 
     /// Another policy. What has happened stays.
@@ -124,14 +136,18 @@ impl Circuit {
         if is_probe && self.broken.is_some() {
             self.broken = None;
             self.window = window(now);
+            self.failed = Latest::default();
         }
         self.in_a_row = 0;
+        self.failed_in_a_row = Latest::default();
         self.window.count(SUCCESS, now);
     }
 
-    /// An attempt failed. Has that opened the circuit.
-    pub(super) fn failed(&mut self, is_probe: bool, now: Instant) -> bool {
+    /// An attempt at a query failed. Has that opened the circuit.
+    pub(super) fn failed(&mut self, query: Key, is_probe: bool, now: Instant) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
+        self.failed_in_a_row.add(query, now);
+        self.failed.add(query, now);
         self.window.count(FAILURE, now);
         match self.broken {
             Some(broken) if is_probe => {
@@ -141,7 +157,7 @@ impl Circuit {
             // Sent before it opened.
             Some(_) => false,
             None => {
-                let opens = self.in_a_row >= self.policy.consecutive || self.has_failed_too_often(now);
+                let opens = self.has_failed_in_a_row() || self.has_failed_too_often(now);
                 if opens {
                     self.broken = Some(Broken { since: now, until: now + self.policy.open, probing: false });
                 }
@@ -150,10 +166,15 @@ impl Circuit {
         }
     }
 
+    fn has_failed_in_a_row(&self) -> bool {
+        self.in_a_row >= self.policy.consecutive && self.failed_in_a_row.are_several(|_| true)
+    }
+
     fn has_failed_too_often(&self, now: Instant) -> bool {
         let [successes, failures] = self.window.counts(now);
         let attempts = successes.saturating_add(failures);
-        attempts >= LEAST_ATTEMPTS && f64::from(failures) >= self.policy.ratio * f64::from(attempts)
+        let is_share = attempts >= LEAST_ATTEMPTS && f64::from(failures) >= self.policy.ratio * f64::from(attempts);
+        is_share && self.failed.are_several(|at| now < at + SHARE_OF)
     }
 
     /// How it stands, and since when if it is not closed.
@@ -163,6 +184,27 @@ impl Circuit {
             Some(broken) if now < broken.until => (CircuitState::Open, Some(broken.since)),
             Some(broken) => (CircuitState::HalfOpen, Some(broken.since)),
         }
+    }
+}
+
+/// The [`LEAST_QUERIES`] different queries that failed last, and when: as many as it takes to tell whether there are so
+/// many since any moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Latest([Option<(Key, Instant)>; LEAST_QUERIES]);
+
+impl Latest {
+    fn add(&mut self, query: Key, now: Instant) {
+        let known = self.0.iter().position(|known| known.is_some_and(|(key, _)| key == query));
+        // Empty places come before all others.
+        let oldest = || (0..LEAST_QUERIES).min_by_key(|at| self.0[*at].map(|(_, at)| at));
+        if let Some(place) = known.or_else(oldest) {
+            self.0[place] = Some((query, now));
+        }
+    }
+
+    /// Are there so many different ones among those that failed at such a time.
+    fn are_several(&self, counts: impl Fn(Instant) -> bool) -> bool {
+        self.0.iter().flatten().filter(|(_, at)| counts(*at)).count() >= LEAST_QUERIES
     }
 }
 
@@ -176,6 +218,11 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
+    /// One of several queries.
+    fn query(n: u32) -> Key {
+        Key::from_bytes([n as u8; 32])
+    }
+
     fn circuit(start: Instant) -> Circuit {
         Circuit::new(CircuitPolicy { consecutive: 10, ratio: 0.5, open: 5 * S }, start)
     }
@@ -186,7 +233,7 @@ mod tests {
         let mut circuit = circuit(start);
         for n in 1..=10 {
             assert_eq!(circuit.pass(start), Passage::Free);
-            assert_eq!(circuit.failed(false, start), n == 10);
+            assert_eq!(circuit.failed(query(n), false, start), n == 10);
         }
         assert_eq!(circuit.pass(start + S), Passage::Shut(4 * S));
         assert_eq!(circuit.state(start + S), (CircuitState::Open, Some(start)));
@@ -195,18 +242,18 @@ mod tests {
         assert_eq!(circuit.pass(start + 5 * S), Passage::Shut(S), "one probe at a time");
         circuit.succeeded(true, start + 6 * S);
         assert_eq!(circuit.pass(start + 6 * S), Passage::Free);
-        assert!(!circuit.failed(false, start + 6 * S), "what was before is forgotten");
+        assert!(!circuit.failed(query(0), false, start + 6 * S), "what was before is forgotten");
     }
 
     #[test]
     fn a_success_between_starts_the_count_anew() {
         let start = Instant::now();
         let mut circuit = circuit(start);
-        for _ in 0..9 {
-            assert!(!circuit.failed(false, start));
+        for n in 0..9 {
+            assert!(!circuit.failed(query(n), false, start));
         }
         circuit.succeeded(false, start);
-        assert!(!circuit.failed(false, start));
+        assert!(!circuit.failed(query(9), false, start));
     }
 
     #[test]
@@ -217,7 +264,7 @@ mod tests {
         for n in 1..=40 {
             let now = start + n * S / 2;
             let opened = if n % 2 == 0 {
-                circuit.failed(false, now)
+                circuit.failed(query(n), false, now)
             } else {
                 circuit.succeeded(false, now);
                 false
@@ -232,33 +279,84 @@ mod tests {
         let start = Instant::now();
         let mut circuit = circuit(start);
         for n in 0..9 {
-            assert!(!circuit.failed(false, start + n * S));
+            assert!(!circuit.failed(query(n), false, start + n * S));
         }
         circuit.succeeded(false, start + 9 * S);
         for n in 0..9 {
-            assert!(!circuit.failed(false, start + (60 + n) * S));
+            assert!(!circuit.failed(query(n), false, start + (60 + n) * S));
         }
         for _ in 0..11 {
             circuit.succeeded(false, start + 69 * S);
         }
-        assert!(!circuit.failed(false, start + 69 * S), "10 failures of 21");
+        assert!(!circuit.failed(query(9), false, start + 69 * S), "10 failures of 21");
     }
 
     #[test]
     fn a_probe_that_fails_or_is_lost_lets_another_try() {
         let start = Instant::now();
         let mut circuit = circuit(start);
-        for _ in 0..10 {
-            circuit.failed(false, start);
+        for n in 0..10 {
+            circuit.failed(query(n), false, start);
         }
         assert_eq!(circuit.pass(start + 5 * S), Passage::Probe);
-        assert!(circuit.failed(true, start + 7 * S));
+        assert!(circuit.failed(query(0), true, start + 7 * S));
         assert_eq!(circuit.pass(start + 8 * S), Passage::Shut(4 * S));
         assert_eq!(circuit.state(start + 8 * S).1, Some(start), "it has been broken all the time");
         assert_eq!(circuit.pass(start + 12 * S), Passage::Probe);
         circuit.probe_lost();
         assert_eq!(circuit.pass(start + 12 * S), Passage::Probe);
-        circuit.failed(false, start + 13 * S);
+        circuit.failed(query(0), false, start + 13 * S);
         assert_eq!(circuit.state(start + 13 * S).0, CircuitState::HalfOpen, "what was sent before says nothing new");
+    }
+
+    #[test]
+    fn a_query_that_always_fails_opens_it_for_nobody() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 0..1000 {
+            // Not even together with another.
+            assert!(!circuit.failed(query(n % 2), false, start + n * S / 100));
+        }
+        assert!(circuit.failed(query(2), false, start + 10 * S), "the third is one too many");
+    }
+
+    #[test]
+    fn a_share_of_failures_must_be_several_queries_too() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 0..700 {
+            let now = start + n * S / 10;
+            circuit.succeeded(false, now);
+            assert!(!circuit.failed(query(0), false, now), "{n}");
+            // Others fail as well, but not within the same half minute.
+            if n % 350 == 0 {
+                circuit.succeeded(false, now);
+                assert!(!circuit.failed(query(1 + n / 350), false, now), "{n}");
+            }
+        }
+        let end = start + 70 * S;
+        let opened: Vec<_> = (7..10)
+            .map(|n| {
+                circuit.succeeded(false, end);
+                circuit.failed(query(n), false, end)
+            })
+            .collect();
+        assert_eq!(opened.iter().filter(|opened| **opened).count(), 1, "{opened:?}");
+    }
+
+    #[test]
+    fn successes_between_make_the_queries_that_fail_in_a_row_be_counted_anew() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for _ in 0..30 {
+            circuit.succeeded(false, start);
+        }
+        for n in 0..3 {
+            assert!(!circuit.failed(query(n), false, start));
+        }
+        circuit.succeeded(false, start);
+        for _ in 0..15 {
+            assert!(!circuit.failed(query(0), false, start), "of one query alone");
+        }
     }
 }

@@ -170,6 +170,8 @@ fn ended(answer: &Result<Answer, GatewayError>, deadline: Instant, clock: Clock)
         Err(error) if error.reason() == Reason::UpstreamRejectedCredentials => Ended::Answered(Stated::default()),
         // It was the client that had no more time.
         Err(error) if error.reason() == Reason::UpstreamTimeout && clock.now() >= deadline => Ended::Unclear,
+        // It died while nobody used it: what a new connection does is what counts.
+        Err(error) if error.is_on_kept_connection() => Ended::Unclear,
         // What another try would not mend is that one answer's fault.
         Err(error) if error.retry() == Retry::Never => Ended::Unclear,
         Err(_) => Ended::Failed,

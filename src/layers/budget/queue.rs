@@ -195,6 +195,29 @@ impl FairQueue {
         self.lines.iter().map(before_mine).sum()
     }
 
+    /// How long a team's line would be with one more place, for the team's weight: comparable between teams.
+    pub(super) fn length_with_one_more(&self, team: &Team) -> u64 {
+        let places = self.lines.get(&team.name).map_or(0, |line| line.places.len());
+        length(places + 1, cost(team))
+    }
+
+    /// The last call in a team's line.
+    pub(super) fn last_of(&self, team: &str) -> Option<Ticket> {
+        self.lines.get(team)?.places.last_key_value().map(|((_, ticket), _)| *ticket)
+    }
+
+    /// The last call that `may_go` of the line that is longest for its team's weight, if that is longer than `than`.
+    pub(super) fn last_of_longest(&self, than: u64, may_go: impl Fn(Ticket) -> bool) -> Option<Ticket> {
+        let longest = self.lines.values().filter_map(|line| {
+            // Of several that are as long, the one whose last is the less urgent, or the later.
+            let (last, _) = line.places.last_key_value()?;
+            Some((length(line.places.len(), line.cost), *last, line))
+        });
+        let (longest, _, line) = longest.max_by_key(|(length, last, _)| (*length, *last))?;
+        let mut backwards = line.places.keys().rev().map(|(_, ticket)| *ticket);
+        backwards.find(|ticket| may_go(*ticket)).filter(|_| longest > than)
+    }
+
     /// How many calls have places, those that have several counted in each line.
     #[cfg(test)]
     fn len(&self) -> usize {
@@ -221,6 +244,10 @@ impl FairQueue {
         let now = self.virtual_time;
         self.lines.retain(|_, line| !line.is_idle() || line.start > now);
     }
+}
+
+fn length(places: usize, cost: u64) -> u64 {
+    (places as u64).saturating_mul(cost)
 }
 
 fn cost(team: &Team) -> u64 {
@@ -349,6 +376,25 @@ mod tests {
         join(&mut queue, &quiet, 100);
         let next: Vec<_> = (0..2).filter_map(|_| serve(&mut queue, &[flood.clone(), quiet.clone()])).collect();
         assert!(next.iter().any(|(team, _)| team == "quiet"), "{next:?}");
+    }
+
+    #[test]
+    fn the_last_to_go_is_in_the_line_that_is_longest_for_its_weight() {
+        let (heavy, light) = (sponsor("heavy", 10, 3), sponsor("light", 1, 3));
+        let mut queue = FairQueue::default();
+        assert_eq!(queue.last_of_longest(0, |_| true), None);
+        for ticket in 0..20 {
+            join(&mut queue, &heavy, ticket);
+        }
+        for ticket in 20..23 {
+            join(&mut queue, &light, ticket);
+        }
+        join(&mut queue, &sponsor("light", 1, 5), 10);
+        assert_eq!(queue.last_of_longest(0, |_| true), Some(10), "the least urgent of the light team's four");
+        assert_eq!(queue.last_of_longest(0, |ticket| ticket < 22 && ticket != 10), Some(21));
+        let (own, others) = (queue.length_with_one_more(&light.team), queue.length_with_one_more(&heavy.team));
+        assert_eq!(queue.last_of_longest(own, |_| true), None, "one more of its own would be longer still");
+        assert_eq!(queue.last_of_longest(others, |_| true), Some(10));
     }
 
     #[test]

@@ -33,7 +33,29 @@ pub(super) struct State<G> {
     refusals_in_a_row: u32,
     /// How long an attempt takes, averaged.
     service: Duration,
-    teams: HashMap<Arc<str>, (Quota, Bucket)>,
+    teams: HashMap<Arc<str>, Share>,
+}
+
+/// What a team may send upstream by its own limit.
+#[derive(Debug)]
+struct Share {
+    burst: u32,
+    quota: Quota,
+    bucket: Bucket,
+    /// Until when refreshes leave all of it to clients: one was told to come back for the next token.
+    kept_for_clients: Option<Instant>,
+}
+
+impl Share {
+    /// Clients come back late rather than early.
+    const GRACE: Duration = Duration::from_secs(2);
+
+    /// May a refresh take of it: half of what may be sent at once is for clients who may come any moment, and all of it
+    /// for those who have come already.
+    fn has_for_refreshes(&self, now: Instant) -> bool {
+        let at_least = 1 + self.burst / 2;
+        self.kept_for_clients.is_none_or(|until| until <= now) && self.bucket.nth(&self.quota, at_least, now) <= now
+    }
 }
 
 impl<G> State<G> {
@@ -127,38 +149,42 @@ impl<G> State<G> {
     }
 
     /// Takes one of a team's own upstream tokens, where it has such a limit.
-    pub(super) fn take_of_team(&mut self, team: &Team, now: Instant) -> Result<(), GatewayError> {
-        let Some((quota, bucket)) = self.of_team(team, now) else { return Ok(()) };
-        if bucket.take(quota, now) {
+    pub(super) fn take_of_team(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
+        let Some(share) = self.of_team(team, now) else { return Ok(()) };
+        if (!background || share.has_for_refreshes(now)) && share.bucket.take(&share.quota, now) {
             return Ok(());
         }
-        let wait = whole_seconds(bucket.nth(quota, 1, now).saturating_duration_since(now));
+        let wait = whole_seconds(share.bucket.nth(&share.quota, 1, now).saturating_duration_since(now));
+        if !background {
+            share.kept_for_clients = Some(now + wait + Share::GRACE);
+        }
         let message = format!("team {} has sent too much upstream; come back in {} s", team.name, wait.as_secs());
         Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(wait))
     }
 
     /// Gives such a token back.
     pub(super) fn put_back_to_team(&mut self, team: &Team) {
-        if let Some((quota, bucket)) = self.teams.get_mut(&team.name) {
-            bucket.put_back(quota);
+        if let Some(share) = self.teams.get_mut(&team.name) {
+            share.bucket.put_back(&share.quota);
         }
     }
 
-    fn of_team(&mut self, team: &Team, now: Instant) -> Option<&mut (Quota, Bucket)> {
+    fn of_team(&mut self, team: &Team, now: Instant) -> Option<&mut Share> {
         let rate = team.upstream?;
-        let quota = Quota::new(rate, rate.count());
-        let known = self.teams.entry(Arc::clone(&team.name)).or_insert_with(|| (quota, Bucket::full(now)));
-        if known.0 != quota {
-            let (old, bucket) = known;
-            bucket.requote(old, &quota, now);
-            *old = quota;
+        let burst = rate.count();
+        let quota = Quota::new(rate, burst);
+        let new = || Share { burst, quota, bucket: Bucket::full(now), kept_for_clients: None };
+        let share = self.teams.entry(Arc::clone(&team.name)).or_insert_with(new);
+        if share.quota != quota {
+            share.bucket.requote(&share.quota, &quota, now);
+            (share.burst, share.quota) = (burst, quota);
         }
-        Some(known)
+        Some(share)
     }
 
     /// What a team has left upstream: of its own limit if it has one, else of the account's.
     pub(super) fn allowance(&mut self, team: &Team, now: Instant) -> Option<Allowance> {
-        if let Some((quota, bucket)) = self.of_team(team, now) {
+        if let Some(Share { quota, bucket, .. }) = self.of_team(team, now) {
             return Some(left(quota, bucket, bucket.nth(quota, 1, now), now));
         }
         let quota = self.quota?;

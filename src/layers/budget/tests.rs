@@ -236,6 +236,83 @@ async fn the_queue_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_queue_makes_room_for_a_team_whose_line_is_shorter() {
+    let (budget, start) = (budget(Limits { queue: 6, ..limits(1, 1, 10) }), Instant::now());
+    let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
+    let heavy = Team { weight: 100, ..Team::example("heavy") };
+    spend(&budget, call_of(&flood, 3, 60 * S)).await.unwrap().unwrap();
+    let mut flooding: Vec<_> = (0..6).map(|_| spend(&budget, call_of(&flood, 3, 60 * S))).collect();
+    tokio::task::yield_now().await;
+    let quiet_one = spend(&budget, call_of(&quiet, 3, 60 * S));
+    let heavy_ones: Vec<_> = (0..3).map(|_| spend(&budget, call_of(&heavy, 3, 60 * S))).collect();
+    tokio::task::yield_now().await;
+    assert_eq!(budget.standing().waiting, 6, "no more than before");
+    // The last of the flood had to go, one for each.
+    for dropped in flooding.drain(2..) {
+        assert_eq!(dropped.await.unwrap(), Err(Reason::QueueFull));
+    }
+    assert_eq!(Instant::now(), start, "they are told at once");
+    for refused in [&flood, &quiet] {
+        let (call, _waiter) = call_of(refused, 3, 60 * S);
+        let error = budget.acquire(&call).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::QueueFull, "with one more, {}'s would be the longest", refused.name);
+        assert!(error.retry_after().is_some());
+    }
+    for call in flooding.into_iter().chain([quiet_one]).chain(heavy_ones) {
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_leave_a_full_queue_first_and_nobody_leaves_for_one() {
+    let budget = budget(Limits { queue: 2, ..limits(1, 1, 10) });
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let background = |call: Call| {
+        let budget = budget.clone();
+        tokio::spawn(async move { answered(&budget, &call).await })
+    };
+    let (first, last) = (background(refresh()), background(refresh()));
+    tokio::task::yield_now().await;
+    assert_eq!(background(refresh()).await.unwrap(), Err(Reason::QueueFull));
+    let client = spend(&budget, patient());
+    assert_eq!(last.await.unwrap(), Err(Reason::QueueFull));
+    let another = spend(&budget, patient());
+    assert_eq!(first.await.unwrap(), Err(Reason::QueueFull));
+    assert_eq!(spend(&budget, patient()).await.unwrap(), Err(Reason::QueueFull), "these are all clients of one team");
+    assert!(client.await.unwrap().is_ok() && another.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_team_waits_for_too_is_left_in_a_full_queue() {
+    let budget = budget(Limits { queue: 4, ..limits(1, 1, 10) });
+    let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
+    spend(&budget, call_of(&flood, 3, 60 * S)).await.unwrap().unwrap();
+    let mut calls: Vec<_> = (0..4).map(|_| call_of(&flood, 3, 60 * S)).collect();
+    let _also = calls[3].0.interest.join(&Arc::new(Team::example("third")), Urgency::default());
+    let shared = calls.pop().map(|call| spend(&budget, call)).unwrap();
+    let mut others: Vec<_> = calls.into_iter().map(|call| spend(&budget, call)).collect();
+    tokio::task::yield_now().await;
+    let newcomer = spend(&budget, call_of(&quiet, 3, 60 * S));
+    assert_eq!(others.pop().unwrap().await.unwrap(), Err(Reason::QueueFull));
+    for call in [shared, newcomer].into_iter().chain(others) {
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_leaves_a_full_queue_for_one_that_would_wait_in_vain() {
+    let budget = budget(Limits { queue: 3, ..limits(1, 1, 10) });
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let waiting: Vec<_> = (0..3).map(|_| spend(&budget, patient())).collect();
+    tokio::task::yield_now().await;
+    let hasty = call_of(&Team { weight: 100, ..Team::example("heavy") }, 3, 500 * MS);
+    assert_eq!(spend(&budget, hasty).await.unwrap(), Err(Reason::QueueFull));
+    for call in waiting {
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_faster_rate_is_felt_by_those_who_wait() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
@@ -581,6 +658,102 @@ async fn a_call_that_is_not_sent_costs_its_team_nothing() {
     assert_eq!(budget.allowance(&team).map(|left| left.remaining), Some(1));
 }
 
+fn refresh_of(team: &Team) -> Call {
+    Call { interest: Interest::of_refresh(), ..call_of(team, 3, 60 * S).0 }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_leave_half_of_a_teams_own_limit_to_its_clients() {
+    for (burst, for_refreshes) in [(1, 1), (2, 1), (3, 2), (10, 5)] {
+        let budget = budget(limits(100, 100, 100));
+        let team = Team { upstream: Rate::new(burst, 60 * S), ..Team::example("small") };
+        for n in 0..for_refreshes {
+            assert!(answered(&budget, &refresh_of(&team)).await.is_ok(), "{n} of {burst}");
+        }
+        assert_eq!(answered(&budget, &refresh_of(&team)).await, Err(Reason::TeamRateLimit), "{burst}");
+        for n in for_refreshes..burst {
+            let (call, _waiter) = call_of(&team, 3, 60 * S);
+            assert!(answered(&budget, &call).await.is_ok(), "{n} of {burst}");
+        }
+        let (call, _waiter) = call_of(&team, 3, 60 * S);
+        assert_eq!(answered(&budget, &call).await, Err(Reason::TeamRateLimit), "the limit is what it was");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_refresh_takes_the_token_for_which_a_client_was_told_to_come_back() {
+    let budget = budget(limits(100, 100, 100));
+    let team = Team { upstream: Rate::new(1, S), ..Team::example("small") };
+    assert!(answered(&budget, &refresh_of(&team)).await.is_ok());
+    let (call, _waiter) = call_of(&team, 3, 60 * S);
+    let told = budget.acquire(&call).await.unwrap_err().retry_after().unwrap();
+    for _ in 0..10 {
+        advance(told / 10).await;
+        assert_eq!(answered(&budget, &refresh_of(&team)).await, Err(Reason::TeamRateLimit));
+    }
+    assert!(answered(&budget, &call).await.is_ok(), "it is there when the client comes back");
+    tokio::time::sleep(4 * S).await;
+    assert!(answered(&budget, &refresh_of(&team)).await.is_ok(), "and nobody's share is kept for ever");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_only_waits_gives_its_teams_token_to_a_client() {
+    let budget = budget(limits(1, 1, 10));
+    let team = Team { upstream: Rate::new(1, 60 * S), ..Team::example("small") };
+    spend(&budget, patient()).await.unwrap().unwrap();
+    let waiting = {
+        let (budget, call) = (budget.clone(), refresh_of(&team));
+        tokio::spawn(async move { answered(&budget, &call).await })
+    };
+    tokio::task::yield_now().await;
+    assert_eq!(budget.allowance(&team).map(|left| left.remaining), Some(0));
+    let client = spend(&budget, call_of(&team, 3, 60 * S));
+    assert_eq!(waiting.await.unwrap(), Err(Reason::TeamRateLimit));
+    assert!(client.await.unwrap().is_ok());
+}
+
+/// Three stale panels, whose refreshes begin as often as they may, beside a client with a query of its own each second.
+#[tokio::test(start_paused = true)]
+async fn a_teams_queries_are_answered_while_its_refreshes_take_what_is_left() {
+    let budget = budget(limits(100, 100, 100));
+    let team = Team { upstream: Rate::new(2, S), ..Team::example("small") };
+    let refreshing = {
+        let (budget, team) = (budget.clone(), team.clone());
+        tokio::spawn(async move {
+            let mut refreshed = 0;
+            for _ in 0..300 {
+                for _ in 0..3 {
+                    refreshed += u32::from(answered(&budget, &refresh_of(&team)).await.is_ok());
+                }
+                tokio::time::sleep(100 * MS).await;
+            }
+            refreshed
+        })
+    };
+    for n in 0..30 {
+        let (call, _waiter) = call_of(&team, 3, 60 * S);
+        assert!(answered(&budget, &call).await.is_ok(), "query {n}");
+        tokio::time::sleep(S).await;
+    }
+    assert!(refreshing.await.unwrap() >= 15, "what clients leave is not wasted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_query_that_always_fails_opens_the_circuit_for_nobody() {
+    let budget = budget(limits(1000, 1000, 100));
+    let (poisonous, _waiter) = patient();
+    for _ in 0..200 {
+        let mut permit = budget.acquire(&poisonous).await.unwrap();
+        permit.spend();
+        permit.end(Ended::Failed);
+    }
+    assert_eq!(budget.standing().circuit, CircuitState::Closed);
+    for _ in 0..2 {
+        attempt(&budget, Ended::Failed).await.unwrap();
+    }
+    assert_eq!(budget.standing().circuit, CircuitState::Open, "three different ones are the upstream's");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
     let (budget, start) = (budget(limits(100, 100, 100)), Instant::now());
@@ -654,6 +827,9 @@ async fn answers_are_understood() {
     assert_eq!(ending(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), Ended::Failed);
     assert_eq!(ending(Err((Reason::UpstreamInvalid, Retry::Never))), Ended::Unclear);
     assert_eq!(ending(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), Ended::Failed);
+    let died = GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(Retry::IfRepeatable);
+    let died = Err(died.on_kept_connection());
+    assert_eq!(ended(&died, Instant::now() + S, Clock::new()), Ended::Unclear, "a connection's fault, not Twilio's");
     let hurried = Err(GatewayError::new(Reason::UpstreamTimeout, "scripted").with_retry(Retry::IfRepeatable));
     assert_eq!(
         ended(&hurried, Instant::now(), Clock::new()),

@@ -181,6 +181,23 @@ impl<G> WaitingRoom<G> {
         least.into_iter().filter_map(|(ticket, ahead)| Some((ticket, self.calls.get(&ticket)?.deadline, ahead)))
     }
 
+    /// Who has to leave a full room, so that a call of these can come in: a refresh that no client waits for; else the
+    /// last of the line that is longest for its team's weight, if that is longer than the newcomer's own would be. What
+    /// other teams wait for too is left where it is, and for a refresh nobody leaves.
+    pub(super) fn surplus(&self, sponsors: &[Sponsor], background: bool) -> Option<Ticket> {
+        if background {
+            return None;
+        }
+        let own = sponsors.iter().map(|sponsor| self.clients.length_with_one_more(&sponsor.team)).min()?;
+        let is_one_teams = |ticket| self.calls.get(&ticket).is_some_and(|waiting| waiting.sponsors.len() == 1);
+        self.refreshes.last_of_longest(0, |_| true).or_else(|| self.clients.last_of_longest(own, is_one_teams))
+    }
+
+    /// A team's background refresh that would be served last.
+    pub(super) fn last_refresh_of(&self, team: &str) -> Option<Ticket> {
+        self.refreshes.last_of(team)
+    }
+
     /// One who waits.
     pub(super) fn get(&self, ticket: Ticket) -> Option<&Waiting<G>> {
         self.calls.get(&ticket)

@@ -10,6 +10,7 @@
 mod disk;
 mod flight;
 mod note;
+mod refresh_backoff;
 mod store;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tower::{Layer, Service, ServiceExt};
 pub use self::disk::{DiskSettings, DiskView};
 use self::flight::{Joined, Kind, Landed, Takeoff};
 use self::note::{Forward, KeyNote};
+use self::refresh_backoff::RefreshBackoff;
 use self::store::{Chain, Compression, Entry, Slot};
 pub use self::store::{EntryView, Purge, Store};
 use crate::metrics::{Metrics, SettledLabels, Word};
@@ -67,6 +69,7 @@ pub struct Policy {
 #[derive(Debug, Clone)]
 pub struct CacheLayer {
     store: Store,
+    refreshes: RefreshBackoff,
     policy: Policy,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -75,7 +78,7 @@ pub struct CacheLayer {
 impl CacheLayer {
     /// Keeps pages in `store` as `policy` has it.
     pub fn new(store: Store, policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { store, policy, metrics, clock }
+        Self { store, refreshes: RefreshBackoff::default(), policy, metrics, clock }
     }
 }
 
@@ -163,11 +166,21 @@ where
 {
     /// Lets one refresh run behind an answer.
     fn refresh(&self, call: Call) {
+        let (key, begun) = (call.key, self.layer.clock.now());
+        if !self.layer.refreshes.allows(&key, begun) {
+            return;
+        }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let deadline = self.layer.clock.now() + delay + self.layer.policy.refresh_deadline;
-        self.layer.store.flights.refresh((call.key, Kind::Any), |takeoff, interest| {
+        let deadline = begun + delay + self.layer.policy.refresh_deadline;
+        self.layer.store.flights.refresh((key, Kind::Any), |takeoff, interest| {
             let call = Call { deadline, journey: Arc::default(), ..call };
-            self.flight(call, takeoff, interest, delay)
+            let (flight, layer) = (self.flight(call, takeoff, interest, delay), Arc::clone(&self.layer));
+            Box::pin(async move {
+                flight.await;
+                if let Some(entry) = layer.store.page(&key) {
+                    layer.refreshes.ended(&key, entry.stored > begun, entry.lifetimes.fresh, layer.clock.now());
+                }
+            })
         });
     }
 

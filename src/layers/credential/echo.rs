@@ -3,7 +3,7 @@
 //! Debug pages and proxies repeat what they were sent. An answer that does so must go no further, for behind it
 //! are clients, the cache, the disk and the log. Looked for are the secret itself and the `user:secret` of Basic in
 //! both alphabets of Base64, as they are and behind any mixture of percent and JSON escapes, twice over. An answer
-//! that is compressed or encrypted never gets this far; one that spells the secret some other way is not recognised.
+//! is decoded before it gets this far, whatever its status; one that spells the secret some other way is not recognised.
 
 use http::HeaderMap;
 use memchr::{memchr2, memmem};

@@ -1,7 +1,6 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use tower::service_fn;
 
 use super::*;
@@ -18,6 +17,16 @@ fn call(operation: Operation, deadline: Duration) -> Call {
 
 /// Runs a call against a script of answers; gives the last answer and how many attempts were made.
 async fn run_with(policy: Policy, call: Call, script: &[Scripted]) -> (Result<u16, Reason>, usize) {
+    run_asking(policy, call, script, None).await
+}
+
+/// The same; each answer and failure asks to come back after so many seconds.
+async fn run_asking(
+    policy: Policy,
+    call: Call,
+    script: &[Scripted],
+    wait: Option<u64>,
+) -> (Result<u16, Reason>, usize) {
     let left = Arc::new(Mutex::new(script.iter().copied().collect::<VecDeque<_>>()));
     let upstream = {
         let left = Arc::clone(&left);
@@ -26,11 +35,14 @@ async fn run_with(policy: Policy, call: Call, script: &[Scripted]) -> (Result<u1
             std::future::ready(match next {
                 Ok(status) => Ok(Answer {
                     status: StatusCode::from_u16(status).unwrap(),
-                    headers: HeaderMap::new(),
+                    headers: wait.map(|wait| (http::header::RETRY_AFTER, wait.into())).into_iter().collect(),
                     body: Bytes::new(),
                     next_token: None,
                 }),
-                Err(retry) => Err(GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(retry)),
+                Err(retry) => {
+                    let error = GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(retry);
+                    Err(wait.map_or(error.clone(), |wait| error.with_retry_after(Duration::from_secs(wait))))
+                }
             })
         })
     };
@@ -87,6 +99,20 @@ async fn stays_inside_the_deadline() {
     let (result, _) = run_with(slow, call(Operation::Query, 2 * S), &script).await;
     assert_eq!(result, Ok(503));
     assert!(begun.elapsed() <= 2 * S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_asks_to_stay_away_holds_its_own_retries_back() {
+    for failure in [Ok(503), Ok(502), Ok(500), Err(Repeat::IfRepeatable)] {
+        let begun = Instant::now();
+        let patient = call(Operation::Query, 90 * S);
+        assert_eq!(run_asking(policy(), patient, &[failure, Ok(200)], Some(7)).await, (Ok(200), 2), "{failure:?}");
+        assert_eq!(begun.elapsed(), 7 * S, "{failure:?}");
+    }
+    let begun = Instant::now();
+    let hurried = call(Operation::Query, 6 * S);
+    assert_eq!(run_asking(policy(), hurried, &[Ok(503); 4], Some(7)).await, (Ok(503), 1));
+    assert_eq!(begun.elapsed(), Duration::ZERO, "what would come too late is not waited for");
 }
 
 #[tokio::test(start_paused = true)]

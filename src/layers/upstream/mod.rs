@@ -4,9 +4,21 @@
 //! or a client may see. It follows no redirect, keeps no cookie, repeats nothing that may have been sent, and the only
 //! secret it knows is the header value in the call.
 //!
+//! Bodies are asked for in gzip and taken in gzip or as they are; what goes further is always decoded.
+//!
 //! HTTP/2 is not offered to the upstream: hyper keeps a single connection to a host there, and a dead one is
 //! used until a ping times out. HTTP/1.1 connections are pooled.
+//!
+//! | file | what happens there |
+//! | --- | --- |
+//! | `dial` | a name becomes a TCP connection, to whichever of its addresses is alive |
+//! | `egress` | straight, or through a forward proxy |
+//! | `pool` | connections, kept from one call to the next |
+//! | `coding` | gzip |
 
+mod coding;
+mod dial;
+mod egress;
 mod pool;
 
 use std::sync::Arc;
@@ -22,21 +34,26 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::GaiResolver;
 use tower::Service;
 
-use self::pool::Pool;
+use self::coding::{Coding, CodingError};
+pub use self::dial::{Dialer, Tcp};
+pub use self::egress::Proxy;
+use self::egress::{Egress, ProxyError};
+use self::pool::{ConnectError, Pool};
 use crate::metrics::{Ending, Metrics};
 use crate::model::call::{Answer, SignedCall};
-use crate::model::clock::Clock;
+use crate::model::clock::{Clock, Instant};
 use crate::model::envelope::Envelope;
-use crate::model::error::{GatewayError, Reason, Retry};
+use crate::model::error::{GatewayError, Reason, Retry, whole_seconds};
+use crate::model::hints;
 use crate::model::journey::{Leg, LegKind};
 use crate::model::operation::Operation;
 use crate::model::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::trust::{self, TrustError};
 
-type Connector = HttpsConnector<HttpConnector>;
+type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
 
 /// Response headers that go further than this layer.
 const LET_THROUGH: [HeaderName; 11] = [
@@ -53,17 +70,22 @@ const LET_THROUGH: [HeaderName; 11] = [
     HeaderName::from_static("twilio-concurrent-requests"),
 ];
 
+/// For the body of a 401, 403 or 429.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(5);
+
 /// Where the upstream is and how far it is trusted.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// Scheme, host and port.
     pub url: Uri,
-    /// For DNS, TCP and TLS together.
+    /// For names, TCP, a proxy and TLS together.
     pub connect_timeout: Duration,
     /// For one attempt, connecting included.
     pub attempt_timeout: Duration,
-    /// Largest body in bytes.
+    /// Largest body in bytes, coded or decoded.
     pub max_response: u64,
+    /// The forward proxy on the way, if there is one.
+    pub proxy: Option<Proxy>,
     /// An extra trust root.
     pub ca_file: Option<std::path::PathBuf>,
 }
@@ -86,16 +108,13 @@ impl Upstream {
     ///
     /// When the extra trust root cannot be used.
     pub fn new(target: Target, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, TrustError> {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_keepalive(Some(Duration::from_secs(60)));
+        let egress = Egress::new(Dialer::of_the_system(), target.proxy.clone());
         let speaks_tls = target.url.scheme_str() == Some("https");
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(trust::client_config(speaks_tls, target.ca_file.as_deref())?)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(egress);
         let pool = Pool::new(https, target.url.clone(), target.connect_timeout, clock);
         Ok(Self { pool: Arc::new(pool), host: host(&target.url), target: Arc::new(target), metrics, clock })
     }
@@ -105,15 +124,7 @@ impl Upstream {
         let mut request = self.request(call.operation, &call.parameters, call.body, authorization)?;
         let span = call.journey.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
-        let limit = self.target.attempt_timeout.min(call.deadline.saturating_duration_since(begun));
-        let result = match tokio::time::timeout(limit, self.exchange(request)).await {
-            Ok(result) => result,
-            Err(_) => Err(GatewayError::new(
-                Reason::UpstreamTimeout,
-                format!("Twilio did not answer within {} ms", limit.as_millis()),
-            )
-            .with_retry(Retry::IfRepeatable)),
-        };
+        let result = self.exchange(request, begun, call.deadline).await;
         let ended = self.clock.now();
         let took = ended - begun;
         let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
@@ -163,7 +174,7 @@ impl Upstream {
         headers.insert(header::HOST, self.host.clone());
         headers.insert(header::AUTHORIZATION, authorization);
         headers.insert(header::ACCEPT, JSON);
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(header::ACCEPT_ENCODING, coding::ACCEPTED);
         headers.insert(header::USER_AGENT, AGENT);
         if method == Method::POST {
             headers.insert(header::CONTENT_TYPE, JSON);
@@ -172,52 +183,128 @@ impl Upstream {
         Ok(request)
     }
 
-    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, GatewayError> {
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        begun: Instant,
+        deadline: Instant,
+    ) -> Result<Answer, GatewayError> {
+        let limit = self.target.attempt_timeout.min(deadline.saturating_duration_since(begun));
+        let until = begun + limit;
+        let too_late = || {
+            let message = format!("Twilio did not answer within {} ms", limit.as_millis());
+            GatewayError::new(Reason::UpstreamTimeout, message).with_retry(Retry::IfRepeatable)
+        };
         loop {
-            let (mut link, used) = self.pool.take().await.map_err(|error| {
-                GatewayError::new(Reason::UpstreamUnreachable, "cannot connect to Twilio")
-                    .with_retry(Retry::NothingSent)
-                    .with_cause(error)
-            })?;
-            let result = link.drive(async |sender| {
+            let taken = tokio::time::timeout_at(until, self.pool.take()).await.map_err(|_| too_late())?;
+            let (mut link, used) = taken.map_err(unreachable)?;
+            let exchanged = link.drive(async |sender| {
                 let response = sender.try_send_request(request).await?;
                 Ok(self.receive(response).await)
             });
-            match result.await {
-                Ok(answer) => {
+            let failed = match tokio::time::timeout_at(until, exchanged).await {
+                Ok(Ok(answer)) => {
                     self.pool.put_back(link);
                     return answer;
                 }
-                Err(error) => request = unsent(error, used)?,
+                Ok(Err(error)) => match unsent(error, used) {
+                    Ok(same) => {
+                        request = same;
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Err(_) => too_late(),
+            };
+            if !used || failed.reason() == Reason::UpstreamInvalid {
+                return Err(failed);
             }
+            // It has most likely died while nobody used it, and the others with it.
+            self.pool.discard_idle();
+            return Err(failed.on_kept_connection());
         }
     }
 
     async fn receive(&self, response: Response<Incoming>) -> Result<Answer, GatewayError> {
         let (head, body) = response.into_parts();
-        let (status, headers) = (head.status, let_through(&head.headers));
-        // Understood by their status alone, whoever wrote their bodies.
-        let plain = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
+        let (status, mut headers) = (head.status, let_through(&head.headers));
         if status.is_redirection() {
             return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
-        if !plain && head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            return Err(invalid("Twilio's answer is compressed, though that was not asked for"));
+        let retry_after = hints::retry_after(&head.headers, self.clock.wall(self.clock.now()));
+        if let Some(wait) = retry_after.filter(|_| headers.contains_key(header::RETRY_AFTER)) {
+            // As everybody can follow it: whole seconds, and none of the upstream's clock.
+            headers.insert(header::RETRY_AFTER, whole_seconds(wait).as_secs().into());
         }
-        let body = self.collect(body).await?;
+        let reading = self.read(status, &head.headers, body);
+        let read = match status {
+            // Understood by their status alone, whoever wrote their bodies, and so not waited for as long as others.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
+                let limit = (self.target.attempt_timeout / 4).min(LONGEST_REFUSAL);
+                let too_late = || Err(invalid("Twilio's refusal did not end in time"));
+                tokio::time::timeout(limit, reading).await.unwrap_or_else(|_| too_late())
+            }
+            _ => reading.await,
+        };
+        match read {
+            Ok((body, Envelope { next_token })) => Ok(Answer { status, headers, body, next_token }),
+            Err(_) if status == StatusCode::TOO_MANY_REQUESTS => {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                let message = "Twilio limits the account's requests; come back when Retry-After says";
+                let body = GatewayError::new(Reason::UpstreamRateLimit, message).to_body();
+                Ok(Answer { status, headers, body, next_token: None })
+            }
+            Err(_) if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                Ok(Answer { status, headers, body: Bytes::new(), next_token: None })
+            }
+            Err(error) => Err(match retry_after.filter(|_| status.is_server_error()) {
+                Some(wait) => error.with_retry_after(wait),
+                None => error,
+            }),
+        }
+    }
+
+    /// A whole body, decoded, and what it says of itself.
+    async fn read(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<(Bytes, Envelope), GatewayError> {
+        let undecodable = |error: CodingError| {
+            let retry = if matches!(error, CodingError::TooLarge) { Retry::Never } else { retry_of(status) };
+            let message = format!("Twilio answered {} with something that cannot be decoded: {error}", status.as_u16());
+            invalid(message).with_retry(retry).with_cause(error)
+        };
+        let coding = Coding::of(headers).map_err(undecodable)?;
+        let coded = self.collect(body).await?;
+        let body = coding.decode(coded, self.target.max_response).await.map_err(undecodable)?;
         match Envelope::read(&body) {
-            Some(Envelope { next_token }) => Ok(Answer { status, headers, body, next_token }),
-            None if plain => Ok(Answer { status, headers, body, next_token: None }),
+            Some(envelope) => Ok((body, envelope)),
             None => {
-                let retry = match status {
-                    StatusCode::INTERNAL_SERVER_ERROR => Retry::OnceIfRepeatable,
-                    status if status.is_server_error() => Retry::IfRepeatable,
-                    _ => Retry::Never,
-                };
                 let message = format!("Twilio answered {} with something that is not JSON", status.as_u16());
-                Err(invalid(message).with_retry(retry))
+                Err(invalid(message).with_retry(retry_of(status)))
             }
         }
+    }
+}
+
+fn unreachable(error: ConnectError) -> GatewayError {
+    let message = match &error {
+        ConnectError::Failed(error) => error.downcast_ref().map(ProxyError::for_clients),
+        ConnectError::TooSlow => None,
+    };
+    let message =
+        message.map_or_else(|| "cannot connect to Twilio".to_owned(), |why| format!("cannot connect to Twilio: {why}"));
+    GatewayError::new(Reason::UpstreamUnreachable, message).with_retry(Retry::NothingSent).with_cause(error)
+}
+
+/// May a call be tried again that was answered with this status and a body that cannot be read.
+fn retry_of(status: StatusCode) -> Retry {
+    match status {
+        StatusCode::INTERNAL_SERVER_ERROR => Retry::OnceIfRepeatable,
+        status if status.is_server_error() => Retry::IfRepeatable,
+        _ => Retry::Never,
     }
 }
 

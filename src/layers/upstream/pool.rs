@@ -2,7 +2,10 @@
 //!
 //! A connection has no task of its own: who uses it does its work, so that an answer crosses no task on its way to
 //! the call that waits for it. One that is idle is looked at four times in [`IDLE`], after which it is closed; what the
-//! upstream did to it since shows when it is used again.
+//! upstream did to it since shows when it is used again. None is used for longer than [`OLDEST`], so that the upstream's
+//! name is resolved anew.
+//!
+//! When one dies in use, the others were kept over the same way and have most likely died with it: all are closed.
 //!
 //! It does not know what is asked, and repeats nothing that may have been sent.
 
@@ -25,6 +28,9 @@ use crate::model::clock::{Clock, Instant};
 /// How long a connection is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long a connection is used at all, since the upstream's name may have moved.
+const OLDEST: Duration = Duration::from_secs(5 * 60);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
@@ -39,8 +45,9 @@ pub(super) enum ConnectError {
 pub(super) struct Pool<C, T: Read + Write> {
     connector: C,
     url: Uri,
-    /// For DNS, TCP and TLS together.
+    /// For names, TCP, a proxy and TLS together.
     connect_timeout: Duration,
+    clock: Clock,
     idle: Arc<Idle<T>>,
 }
 
@@ -52,7 +59,7 @@ where
     pub(super) fn new(connector: C, url: Uri, connect_timeout: Duration, clock: Clock) -> Self {
         let links = Links { idle: Vec::new(), swept: false };
         let idle = Idle { clock, links: Mutex::new(links), more: Notify::new() };
-        Self { connector, url, connect_timeout, idle: Arc::new(idle) }
+        Self { connector, url, connect_timeout, clock, idle: Arc::new(idle) }
     }
 
     /// A connection that nobody else uses, and whether it was used before: the upstream may have closed one that was.
@@ -62,7 +69,7 @@ where
             return Ok((link, true));
         }
         let connecting = self.connector.clone().oneshot(self.url.clone());
-        let mut connecting = Box::pin(connect(connecting, self.connect_timeout));
+        let mut connecting = Box::pin(connect(connecting, self.connect_timeout, self.clock));
         loop {
             tokio::select! {
                 biased;
@@ -85,9 +92,14 @@ where
     pub(super) fn put_back(&self, link: Link<T>) {
         self.idle.keep(link);
     }
+
+    /// A connection that was used before has died: the next call gets a new one, or one that has been used since.
+    pub(super) fn discard_idle(&self) {
+        drop(self.idle.take_all());
+    }
 }
 
-async fn connect<T, F>(connecting: F, limit: Duration) -> Result<Link<T>, ConnectError>
+async fn connect<T, F>(connecting: F, limit: Duration, clock: Clock) -> Result<Link<T>, ConnectError>
 where
     T: Read + Write + Unpin,
     F: Future<Output = Result<T, BoxError>>,
@@ -97,7 +109,7 @@ where
         Err(_) => return Err(ConnectError::TooSlow),
     };
     let (sender, connection) = http1::handshake(io).await.map_err(|error| ConnectError::Failed(error.into()))?;
-    Ok(Link { sender, connection: Some(connection) })
+    Ok(Link { sender, connection: Some(connection), made: clock.now() })
 }
 
 #[derive(Debug)]
@@ -118,17 +130,27 @@ struct Links<T: Read + Write> {
 
 impl<T: Read + Write + Unpin + Send + 'static> Idle<T> {
     fn take(&self) -> Option<Link<T>> {
-        let (link, since) = self.lock().idle.pop()?;
-        // What is older was idle for even longer.
-        (self.clock.now() < since + IDLE).then_some(link)
+        let now = self.clock.now();
+        // One statement each, so that none is closed under the lock.
+        loop {
+            let (link, since) = self.lock().idle.pop()?;
+            if now < since + IDLE && now < link.made + OLDEST {
+                return Some(link);
+            }
+        }
+    }
+
+    fn take_all(&self) -> Vec<(Link<T>, Instant)> {
+        std::mem::take(&mut self.lock().idle)
     }
 
     fn keep(self: &Arc<Self>, mut link: Link<T>) {
-        if !link.is_idle() {
+        let now = self.clock.now();
+        if now >= link.made + OLDEST || !link.is_idle() {
             return;
         }
         let mut links = self.lock();
-        links.idle.push((link, self.clock.now()));
+        links.idle.push((link, now));
         if !std::mem::replace(&mut links.swept, true) {
             tokio::spawn(sweep(Arc::downgrade(self)));
         }
@@ -140,7 +162,9 @@ impl<T: Read + Write + Unpin + Send + 'static> Idle<T> {
     fn sweep(&self) -> bool {
         let now = self.clock.now();
         let mut links = self.lock();
-        let closes = |(link, since): &mut (Link<T>, Instant)| *since + IDLE <= now || !link.is_idle();
+        let closes = |(link, since): &mut (Link<T>, Instant)| {
+            *since + IDLE <= now || link.made + OLDEST <= now || !link.is_idle()
+        };
         let closed: Vec<_> = links.idle.extract_if(.., closes).collect();
         links.swept = !links.idle.is_empty();
         let is_left = links.swept;
@@ -171,6 +195,7 @@ pub(super) struct Link<T: Read + Write> {
     sender: SendRequest<Full<Bytes>>,
     /// Until it ends. Only then, by being dropped, does it give up a request that it has not sent.
     connection: Option<Connection<T, Full<Bytes>>>,
+    made: Instant,
 }
 
 impl<T: Read + Write + Unpin> Link<T> {
@@ -179,7 +204,7 @@ impl<T: Read + Write + Unpin> Link<T> {
         &'a mut self,
         exchange: impl FnOnce(&'a mut SendRequest<Full<Bytes>>) -> F,
     ) -> F::Output {
-        let Self { sender, connection } = self;
+        let Self { sender, connection, .. } = self;
         let mut exchange = pin!(exchange(sender));
         poll_fn(|context| {
             // An answer is a head and a body, each of which is waited for: of the second wait the connection learns by

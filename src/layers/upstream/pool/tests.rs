@@ -200,6 +200,59 @@ async fn while_a_connection_is_made_another_may_become_idle() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_in_steady_use_is_closed_after_five_minutes() {
+    let (pool, mut upstreams) = pool();
+    let (mut link, mut upstream) = used(&pool, &mut upstreams, OK).await;
+    let begun = Instant::now();
+    loop {
+        pool.put_back(link);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let was_used;
+        (link, was_used) = pool.take().await.unwrap();
+        if !was_used {
+            break;
+        }
+        assert!(tokio::join!(ask(&mut link), answer(&mut upstream, OK)).0.is_ok());
+    }
+    assert_eq!(begun.elapsed(), OLDEST);
+    assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0, "it was closed");
+    assert!(upstreams.recv().await.is_some(), "and another made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_under_way_is_read_to_its_end_before_its_old_connection_is_closed() {
+    let (pool, mut upstreams) = pool();
+    let (mut link, mut upstream) = used(&pool, &mut upstreams, OK).await;
+    tokio::time::advance(OLDEST).await;
+    assert!(tokio::join!(ask(&mut link), answer(&mut upstream, OK)).0.is_ok());
+    pool.put_back(link);
+    assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+    used(&pool, &mut upstreams, OK).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_one_has_died_all_that_were_idle_are_discarded() {
+    let (pool, mut upstreams) = pool();
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        kept.push(used(&pool, &mut upstreams, OK).await);
+    }
+    let (links, others): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+    links.into_iter().for_each(|link| pool.put_back(link));
+    let (died, was_used) = pool.take().await.unwrap();
+    assert!(was_used);
+    drop(died);
+    pool.discard_idle();
+    let (link, _upstream) = used(&pool, &mut upstreams, OK).await;
+    for mut other in others {
+        assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "closed");
+    }
+    // What was used since is as good as any.
+    pool.put_back(link);
+    assert!(pool.take().await.unwrap().1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_connections_end_with_the_pool() {
     let (pool, mut upstreams) = pool();
     let (link, mut upstream) = used(&pool, &mut upstreams, OK).await;

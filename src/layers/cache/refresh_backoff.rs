@@ -1,0 +1,129 @@
+//! When a page whose refresh failed is refreshed again.
+//!
+//! A stale page is asked for again and again, and each time a refresh could begin behind it. One that failed would most
+//! likely fail again, and each costs a token: so the pauses between the refreshes of one page double, up to some ten times
+//! as long as it would be fresh.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::model::backoff::Backoff;
+use crate::model::clock::Instant;
+use crate::model::key::Key;
+
+/// The pause after the first failure.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// At most, so that an upstream that has healed is noticed within that.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Pages that are remembered at once; beyond, what fails is not remembered.
+const MOST: usize = 10_000;
+
+/// The pages whose last refresh failed. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RefreshBackoff(Arc<Mutex<HashMap<Key, Failures>>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    in_a_row: u32,
+    /// No refresh before this.
+    until: Instant,
+}
+
+impl RefreshBackoff {
+    /// May a refresh of this page begin.
+    pub(super) fn allows(&self, key: &Key, now: Instant) -> bool {
+        self.lock().get(key).is_none_or(|failures| failures.until <= now)
+    }
+
+    /// A refresh of a page that is fresh for so long has ended: with a new page, or without.
+    pub(super) fn ended(&self, key: &Key, refreshed: bool, fresh: Duration, now: Instant) {
+        let mut all = self.lock();
+        if refreshed {
+            all.remove(key);
+            return;
+        }
+        if all.len() >= MOST && !all.contains_key(key) {
+            all.retain(|_, failures| failures.until > now);
+            if all.len() >= MOST {
+                return;
+            }
+        }
+        let failures = all.entry(*key).or_insert(Failures { in_a_row: 0, until: now });
+        // What failed long ago says nothing any more.
+        failures.in_a_row = if now > failures.until + LONGEST { 1 } else { failures.in_a_row.saturating_add(1) };
+        let backoff = Backoff { base: SHORTEST, max: fresh.saturating_mul(10).clamp(SHORTEST, LONGEST) };
+        // Not less than half, or pages that failed together would hardly be held back.
+        failures.until = now + backoff.delay(failures.in_a_row, 0.5 + fastrand::f64() / 2.0);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Failures>> {
+        // Every change under this lock is complete before anything that could panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn key(n: u32) -> Key {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&n.to_le_bytes());
+        Key::from_bytes(bytes)
+    }
+
+    #[test]
+    fn a_page_whose_refresh_keeps_failing_is_refreshed_ever_less_often() {
+        let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
+        let mut begun = Vec::new();
+        // Asked for ten times a second, for five minutes.
+        for n in 0..3000u32 {
+            let now = start + n * S / 10;
+            if refreshes.allows(&key(0), now) {
+                refreshes.ended(&key(0), false, 60 * S, now);
+                begun.push(n / 10);
+            }
+        }
+        assert!((8..=17).contains(&begun.len()), "{begun:?}");
+        assert!(begun.windows(2).all(|pair| pair[1] - pair[0] <= 61), "{begun:?}");
+        assert!(refreshes.allows(&key(1), start), "others are not held back");
+    }
+
+    #[test]
+    fn a_page_that_is_fresh_for_a_moment_is_held_back_for_a_moment() {
+        let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
+        for n in 0..20u32 {
+            assert!(refreshes.allows(&key(0), start + n * S), "{n}");
+            refreshes.ended(&key(0), false, S / 10, start + n * S);
+        }
+    }
+
+    #[test]
+    fn a_success_forgets_the_failures() {
+        let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
+        for _ in 0..5 {
+            refreshes.ended(&key(0), false, 60 * S, start);
+        }
+        assert!(!refreshes.allows(&key(0), start + 7 * S));
+        refreshes.ended(&key(0), true, 60 * S, start);
+        assert!(refreshes.allows(&key(0), start));
+        assert!(refreshes.lock().is_empty());
+        refreshes.ended(&key(0), false, 60 * S, start);
+        assert!(refreshes.allows(&key(0), start + S), "it begins with the shortest pause again");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_makes_room_for_what_counts() {
+        let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
+        for n in 0..MOST as u32 + 100 {
+            refreshes.ended(&key(n), false, 60 * S, start);
+        }
+        assert_eq!(refreshes.lock().len(), MOST);
+        refreshes.ended(&key(u32::MAX), false, 60 * S, start + 2 * S);
+        assert_eq!(refreshes.lock().len(), 1);
+    }
+}

@@ -1,0 +1,135 @@
+//! One team's load beside another's: a full queue, an upstream that fails for one of them, and refreshes beside queries.
+
+use std::time::Duration;
+
+use crate::support::*;
+use aws_lc_rs::digest;
+use tempfile::TempDir;
+
+/// A gateway with these teams, each with a token named after it, and these keys of its one account and of the rest.
+async fn with_teams(
+    upstream: &Upstream,
+    account: &str,
+    teams: &[(&str, &str)],
+    keys: &[(&str, &str)],
+) -> (Gateway, TempDir) {
+    let hash = |token: String| -> String {
+        digest::digest(&digest::SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let mut text = format!("[accounts.main]\naccount_sid = 'AC1'\napi_key = 'SK1'\napi_secret = 's'\n{account}\n");
+    for (team, keys) in teams {
+        let hash = hash(format!("token-of-{team}"));
+        text.push_str(&format!("[teams.{team}]\ntoken_sha256 = ['{hash}']\n{keys}\n"));
+    }
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("gateway.toml");
+    std::fs::write(&file, text).unwrap();
+    let mut config = TestConfig::new(upstream.url()).without_account();
+    for (key, value) in keys {
+        config = config.set(key, *value);
+    }
+    (Gateway::start(config.sources().with_file(&file)).await, folder)
+}
+
+fn by(team: &str, name: &str) -> Vec<u8> {
+    let headers = format!("Authorization: Bearer token-of-{team}\r\n");
+    post_to(QUERY, &headers, &format!(r#"{{"query":{{"measures":["Conversation.{name}"]}}}}"#))
+}
+
+#[tokio::test]
+async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let account = "rate = '4/s'\nburst = 1\nqueue = 10\nadapt = false";
+    let teams = [("flood", ""), ("quiet", ""), ("heavy", "weight = 100")];
+    let (gateway, _folder) = with_teams(&upstream, account, &teams, &[("retry.attempts", "1")]).await;
+    gateway.ask(&by("flood", "First")).await.assert_page(PAGE, "miss");
+    let mut flood = Vec::new();
+    for n in 0..10 {
+        let mut client = gateway.connect().await;
+        client.send(&by("flood", &format!("Flood{n}"))).await;
+        flood.push(client);
+        gateway.metric_reaches("queue_length", &["main"], f64::from(n + 1)).await;
+    }
+    let refused = gateway.ask(&by("flood", "OneTooMany")).await;
+    refused.assert_refused(503, "queue_full");
+    let mut others = Vec::new();
+    for (n, team) in ["heavy", "quiet", "heavy", "heavy"].into_iter().enumerate() {
+        let mut client = gateway.connect().await;
+        client.send(&by(team, &format!("Other{n}"))).await;
+        others.push(client);
+        // The last of the flood's line is told, and only that.
+        let dropped = flood.pop().unwrap().answer().await;
+        dropped.assert_refused(503, "queue_full");
+    }
+    for mut client in others.into_iter().chain(flood) {
+        client.answer().await.assert_page(PAGE, "miss");
+    }
+}
+
+#[tokio::test]
+async fn one_teams_query_that_always_fails_does_not_open_the_circuit_for_all() {
+    let upstream = Upstream::script(|seen| match seen.text().contains("Poison") {
+        true => Plan::json(500, r#"{"code":20500,"message":"too heavy","httpStatusCode":500}"#),
+        false => Plan::page(PAGE),
+    })
+    .await;
+    let keys = [("circuit.consecutive", "4"), ("circuit.ratio", "0.2"), ("retry.attempts", "1")];
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &[("bad", ""), ("good", "")], &keys).await;
+    for n in 0..40 {
+        assert_eq!(gateway.ask(&by("bad", "Poison0")).await.status, 500, "{n}");
+        if n % 10 == 9 {
+            gateway.ask(&by("good", &format!("Count{n}"))).await.assert_page(PAGE, "miss");
+        }
+    }
+    // Two such queries are not the upstream's fault either; three are.
+    for n in 0..20 {
+        assert_eq!(gateway.ask(&by("bad", &format!("Poison{}", n % 2))).await.status, 500, "{n}");
+        if n % 2 == 1 {
+            gateway.ask(&by("good", &format!("More{n}"))).await.assert_page(PAGE, "miss");
+        }
+    }
+    assert_eq!(gateway.ask(&by("bad", "Poison2")).await.status, 500);
+    gateway.ask(&by("good", "Late")).await.assert_refused(503, "circuit_open");
+}
+
+#[tokio::test]
+async fn refreshes_that_fail_leave_a_teams_own_share_to_its_queries() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let keys = [
+        ("cache.query.fresh", "1ms"),
+        ("cache.query.stale_while_revalidate", "1h"),
+        ("cache.errors.fresh", "0s"),
+        ("retry.attempts", "1"),
+    ];
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &[("panels", "upstream = '3/s'")], &keys).await;
+    for panel in 0..3 {
+        gateway.ask(&by("panels", &format!("Panel{panel}"))).await.assert_page(PAGE, "miss");
+    }
+    upstream.set(|seen| match seen.text().contains("Panel") {
+        true => Plan::json(400, r#"{"code":20400,"message":"no","httpStatusCode":400}"#),
+        false => Plan::page(PAGE),
+    });
+    let panels = async {
+        let mut client = gateway.connect().await;
+        loop {
+            for panel in 0..3 {
+                let answer = client.ask(&by("panels", &format!("Panel{panel}"))).await;
+                assert_eq!((answer.status, answer.text().as_str()), (200, PAGE), "{answer:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let queries = async {
+        // From here on two of three a second are asked for.
+        for n in 0..8 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            gateway.ask(&by("panels", &format!("New{n}"))).await.assert_page(PAGE, "miss");
+        }
+    };
+    tokio::select! {
+        () = queries => {}
+        _ = panels => {}
+    }
+    let refreshed = upstream.seen().iter().filter(|seen| seen.text().contains("Panel")).count() - 3;
+    assert!((1..=15).contains(&refreshed), "{refreshed} refreshes of three panels in four seconds");
+}
