@@ -16,7 +16,7 @@ async fn start(configure: impl FnOnce(TestConfig) -> TestConfig) -> (Upstream, G
     (upstream, gateway)
 }
 
-async fn connect(gateway: &Gateway) -> http2::SendRequest<Full<Bytes>> {
+pub(crate) async fn connect(gateway: &Gateway) -> http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(gateway.data).await.unwrap();
     let (sender, connection) =
         within(http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.expect("HTTP/2 by prior knowledge");
@@ -24,7 +24,7 @@ async fn connect(gateway: &Gateway) -> http2::SendRequest<Full<Bytes>> {
     sender
 }
 
-async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Answer {
+pub(crate) async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Answer {
     within(sender.ready()).await.unwrap();
     let (head, body) = within(sender.send_request(request)).await.expect("an answer").into_parts();
     let headers = head.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
@@ -32,7 +32,7 @@ async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full
     Answer { status: head.status.as_u16(), version: format!("{:?}", head.version), headers, body }
 }
 
-fn request(method: &str, gateway: &Gateway, target: &str, body: &str) -> Request<Full<Bytes>> {
+pub(crate) fn request(method: &str, gateway: &Gateway, target: &str, body: &str) -> Request<Full<Bytes>> {
     let uri = format!("http://{}{target}", gateway.data);
     Request::builder().method(method).uri(uri).body(Full::from(body.to_owned())).unwrap()
 }
