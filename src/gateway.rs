@@ -279,7 +279,9 @@ impl Reloader {
                 }
                 until_quiet(&files, now).await;
             }
-            files = self.reload();
+            let read = self.reload();
+            // None, where the configuration could not be read at all.
+            files = if read.paths().is_empty() { files.again() } else { read };
         }
     }
 

@@ -1,8 +1,8 @@
 //! The files that a configuration comes from: how they are read, and how a change of theirs is noticed.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,10 +21,17 @@ const SILENCE: Duration = Duration::from_secs(10);
 pub struct Fingerprint([u8; 32]);
 
 /// The files that a configuration came from, and what was in them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Files {
     paths: Vec<PathBuf>,
     fingerprint: Fingerprint,
+}
+
+impl Default for Files {
+    /// None.
+    fn default() -> Self {
+        Self::now(Vec::new())
+    }
 }
 
 impl Files {
@@ -42,6 +49,12 @@ impl Files {
     /// Of their contents, no later than they were read.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// The same, as they are now.
+    #[must_use]
+    pub fn again(self) -> Self {
+        Self::now(self.paths)
     }
 
     /// Of their contents as they are now. A file that cannot be read has one too.
@@ -86,6 +99,22 @@ fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let about = file.metadata()?;
     Ok((file, about))
+}
+
+/// Takes away what others than its owner and its group may do with a file of ours that exists already, where it may be
+/// read by all; who may be its group is the operator's choice.
+pub fn keep_from_others(file: &File, path: &Path) {
+    const OTHERS: u32 = 0o007;
+    const OWNER_ALONE: u32 = 0o600;
+    let is_open = file.metadata().is_ok_and(|about| about.permissions().mode() & OTHERS != 0);
+    if !is_open {
+        return;
+    }
+    let path = path.display();
+    match file.set_permissions(Permissions::from_mode(OWNER_ALONE)) {
+        Ok(()) => tracing::warn!(%path, "every user of this machine could use this file; now its owner alone can"),
+        Err(error) => tracing::warn!(%path, %error, "every user of this machine can use this file; chmod 600 it"),
+    }
 }
 
 /// Is there something at `path` that can be read only once.

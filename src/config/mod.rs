@@ -38,7 +38,7 @@ mod tests;
 
 pub use exposure::{Exposure, Held, Listener, Reach, exposures};
 pub use fault::Faults;
-pub use files::{Files, Fingerprint};
+pub use files::{Files, Fingerprint, keep_from_others};
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
@@ -78,7 +78,7 @@ fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, 
     // Which other files there are is only known once they have been read. So they are read again between two equal
     // fingerprints: whatever changes from then on is a change, however early. That goes for faults, too: a file that
     // was missing may be there by now.
-    let mut before = None;
+    let (mut before, mut newest) = (None, Files::default());
     for _ in 0..=TRIES {
         let (read, files) = read(sources, file.as_ref());
         let has_changed = file.as_ref().is_some_and(ConfigFile::has_changed);
@@ -89,11 +89,12 @@ fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, 
             };
         }
         before = Some(files.fingerprint());
+        newest = files;
         if has_changed {
             file = sources.file.as_deref().map(ConfigFile::read);
         }
     }
-    Err(fault::of_unrest())
+    Err(fault::of_unrest().of_files(newest))
 }
 
 fn read(sources: &Sources, file: Option<&ConfigFile>) -> (Result<Config, Faults>, Files) {

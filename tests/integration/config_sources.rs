@@ -94,6 +94,11 @@ async fn a_configuration_from_a_pipe_is_not_read_again() {
     assert!(message.contains("fifo: is no regular file") && message.contains("restart the gateway"), "{message}");
     let counted = process.metric("insights_gateway_reloads_total{result=\"refused\"}").await;
     assert_eq!(counted.as_deref(), Some("1"));
+    // Said once, however often the gateway looks whether something has changed.
+    let uptime = async || process.metric("insights_gateway_uptime_seconds").await.unwrap().parse::<f64>().unwrap();
+    let begun = uptime().await;
+    poll("some looks", || async { (uptime().await > begun + 4.5).then_some(()) }).await;
+    assert_eq!(process.metric("insights_gateway_reloads_total{result=\"refused\"}").await.as_deref(), Some("1"));
     assert_eq!(process.ask(&get(METADATA, "")).await.status, 200);
     // A regular file that takes its place can be read.
     fs::remove_file(&path).unwrap();

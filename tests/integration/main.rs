@@ -15,6 +15,7 @@ mod config_sources;
 mod cors;
 mod cross_site;
 mod docs;
+mod environment;
 mod hostile_upstream;
 mod http2;
 mod identity;
