@@ -5,6 +5,7 @@
 //! and queries only as hashes unless `admin.show_queries` is on.
 
 mod health;
+mod requests;
 mod status;
 
 use std::convert::Infallible;
@@ -19,19 +20,17 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tower::Service;
 
+use self::requests::EntriesQuery;
 use crate::config::Config;
-use crate::layers::cache::Purge;
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::model::clock::Instant;
 use crate::model::error::Reason;
 use crate::model::host;
-use crate::model::operation::Operation;
 use crate::model::origin;
 use crate::stack::Lasting;
 
@@ -39,6 +38,7 @@ use crate::stack::Lasting;
 pub const CONNECTIONS: usize = 64;
 
 const MAX_BODY: usize = 64 * 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Answers on the admin listener. Cheap to clone.
@@ -204,13 +204,11 @@ impl Inner {
     }
 
     fn entries(&self, query: &str) -> Response<Full<Bytes>> {
-        const MOST: usize = 1000;
-        let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let Ok(limit) = parameter("limit").map_or(Ok(100), str::parse::<usize>) else {
-            return refuse(StatusCode::BAD_REQUEST, "limit is a number from 1 to 1000");
+        let EntriesQuery { limit, after } = match EntriesQuery::parse(query) {
+            Ok(asked) => asked,
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
         };
-        let limit = limit.clamp(1, MOST);
-        let entries = self.lasting.store.entries(parameter("after"), limit, self.lasting.clock.now());
+        let entries = self.lasting.store.entries(after.as_deref(), limit, self.lasting.clock.now());
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
         // Texts that were kept while they could be shown are not, once they may no longer be.
         let show_queries = self.config.load().admin.show_queries;
@@ -219,14 +217,23 @@ impl Inner {
     }
 
     async fn purge(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        const SHAPE: &str =
-            "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"operation\":NAME}, {\"key\":KEY}";
         let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let Ok(Ok(body)) = tokio::time::timeout(Duration::from_secs(10), body).await else {
-            return refuse(StatusCode::BAD_REQUEST, SHAPE);
+        let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return refuse(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "the body is larger than 64 KiB, and a purge is one line",
+                );
+            }
+            Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, "the body was cut; send it whole"),
+            Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body took longer than 10 s to arrive"),
         };
-        let Some(which) = serde_json::from_slice::<PurgeBody>(&body.to_bytes()).ok().and_then(PurgeBody::which) else {
-            return refuse(StatusCode::BAD_REQUEST, SHAPE);
+        let config = self.config.load_full();
+        let accounts = config.accounts.iter().map(|account| account.name.as_str());
+        let which = match requests::purge(&body, accounts) {
+            Ok(which) => which,
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, &message),
         };
         let purged = self.lasting.store.purge(&which);
         tracing::info!(purged, "pages purged by request");
@@ -249,30 +256,6 @@ fn is_excluded(check: &serde_json::Value, query: &str) -> bool {
     let name = check.as_str().unwrap_or_default();
     let kind = name.split('/').next().unwrap_or_default();
     query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|named| named == name || named == kind)
-}
-
-/// Exactly one member. Unknown members are refused: a misspelt filter must not purge more than was meant.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PurgeBody {
-    all: Option<bool>,
-    account: Option<String>,
-    operation: Option<String>,
-    key: Option<String>,
-}
-
-impl PurgeBody {
-    fn which(self) -> Option<Purge> {
-        match self {
-            Self { all: Some(true), account: None, operation: None, key: None } => Some(Purge::All),
-            Self { all: None, account: Some(account), operation: None, key: None } => Some(Purge::Account(account)),
-            Self { all: None, account: None, operation: Some(word), key: None } => {
-                Operation::ALL.into_iter().find(|o| o.as_str() == word).map(Purge::Operation)
-            }
-            Self { all: None, account: None, operation: None, key: Some(key) } => Some(Purge::Key(key)),
-            _ => None,
-        }
-    }
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

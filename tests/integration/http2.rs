@@ -1,5 +1,6 @@
 //! HTTP/2 by prior knowledge: served as HTTP/1.1 is, and refused in the same shape.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::support::*;
@@ -17,7 +18,11 @@ async fn start(configure: impl FnOnce(TestConfig) -> TestConfig) -> (Upstream, G
 }
 
 pub(crate) async fn connect(gateway: &Gateway) -> http2::SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(gateway.data).await.unwrap();
+    connect_to(gateway.data).await
+}
+
+pub(crate) async fn connect_to(address: SocketAddr) -> http2::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(address).await.unwrap();
     let (sender, connection) =
         within(http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.expect("HTTP/2 by prior knowledge");
     tokio::spawn(connection);
@@ -33,7 +38,11 @@ pub(crate) async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: R
 }
 
 pub(crate) fn request(method: &str, gateway: &Gateway, target: &str, body: &str) -> Request<Full<Bytes>> {
-    let uri = format!("http://{}{target}", gateway.data);
+    request_to(gateway.data, method, target, body)
+}
+
+pub(crate) fn request_to(address: SocketAddr, method: &str, target: &str, body: &str) -> Request<Full<Bytes>> {
+    let uri = format!("http://{address}{target}");
     Request::builder().method(method).uri(uri).body(Full::from(body.to_owned())).unwrap()
 }
 

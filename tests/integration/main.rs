@@ -8,6 +8,7 @@ mod support;
 
 mod access_log;
 mod admin;
+mod admin_requests;
 mod audit;
 mod canary;
 mod config;
