@@ -138,6 +138,7 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         .layer(AdmitLayer::new(
             guests(config, &accounts),
             &config.server.cors,
+            config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             &team_rates,
             &upstream_rates(&budgets),
             slowing,

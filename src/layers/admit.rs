@@ -83,10 +83,12 @@ pub struct AdmitLayer {
 }
 
 impl AdmitLayer {
-    /// Lets `guests` in; where they need no token, only programs and the pages of `origins`.
+    /// Lets `guests` in; where they need no token, only programs and the pages of `origins`. Client certificates name
+    /// teams only where `certificates` says so: a listener goes on accepting them when the configuration no longer does.
     pub fn new(
         guests: Guests,
         origins: &[Origin],
+        certificates: bool,
         rates: &TeamRates,
         upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
         slowing: Slowing,
@@ -107,7 +109,7 @@ impl AdmitLayer {
         };
         let known_host = ArcSwapOption::empty();
         let origins = origins.to_vec();
-        Self { door: Arc::new(Door { guests, everybody, hosts, origins, known_host, slowing, clock }) }
+        Self { door: Arc::new(Door { guests, everybody, hosts, origins, certificates, known_host, slowing, clock }) }
     }
 }
 
@@ -157,6 +159,7 @@ struct Door {
     everybody: bool,
     hosts: Option<Vec<String>>,
     origins: Vec<Origin>,
+    certificates: bool,
     /// The last `Host` that was found good. Nearly every request has the same; the last and not the first, lest a probe
     /// or a stranger decide which.
     known_host: ArcSwapOption<HeaderValue>,
@@ -312,6 +315,9 @@ impl Door {
 
     /// The team that the client certificate names, if it names one.
     fn certified(&self, peer: &Peer) -> Result<Option<&Known>, &'static str> {
+        if !self.certificates {
+            return Ok(None);
+        }
         let is_named = |known: &&Known| peer.names().iter().any(|name| **name == *known.guest.team.name);
         let mut named = self.guests.iter().filter(is_named);
         match (named.next(), named.next()) {

@@ -212,6 +212,32 @@ async fn a_reload_that_would_let_in_clients_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
+async fn certificates_name_nobody_once_the_configuration_accepts_none() {
+    let (upstream, certificate, authority) = (Upstream::start().await, Certificate::new(), Authority::new());
+    let clients = authority.write(&certificate);
+    let (cert, key) = (certificate.path("cert.pem"), certificate.path("key.pem"));
+    let tls = |more: &str| format!("tls = {{ cert = '{cert}', key = '{key}'{more} }}\n");
+    let text = |tls: &str| format!("[server]\nlisten = ['0.0.0.0:0']\n{tls}{ADMIN}{TEAM}");
+    let with_clients = text(&tls(&format!(", client_ca = '{clients}'")));
+    let mut guarded = Guarded::start(&upstream, &with_clients, Inherited::default()).await;
+    let data = guarded.gateway.data;
+    let ask = async |head: &str| {
+        let issued = authority.issue(&[], "t");
+        let stream = TcpStream::connect(data).await.unwrap();
+        let stream = certificate.shake(stream, &["http/1.1"], Some(&issued)).await.unwrap();
+        Client::over(stream).ask(&get(METADATA, head)).await
+    };
+    // Whether TLS goes from the text, and so stays as it is until a restart, or the authority alone.
+    for without in [text(""), text(&tls(""))] {
+        assert_eq!(ask("").await.status, 200);
+        guarded.applies(&without).await;
+        ask("").await.assert_refused(401, "unauthenticated");
+        assert_eq!(ask(&format!("Authorization: Bearer {TOKEN}\r\n")).await.status, 200);
+        guarded.applies(&with_clients).await;
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_appears_after_the_configuration_that_names_it_is_taken_up() {
     let upstream = Upstream::start().await;
     let local = "[server]\nlisten = ['127.0.0.1:0']\n[admin]\nlisten = '127.0.0.1:0'\n";

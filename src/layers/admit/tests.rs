@@ -24,7 +24,7 @@ fn guest(name: &str, tokens: &[&str]) -> Guest {
 
 fn layer(guests: Guests) -> AdmitLayer {
     let origins = [Origin::parse("https://listed.example").unwrap()];
-    AdmitLayer::new(guests, &origins, &TeamRates::default(), &|_| None, Slowing::new(8), Clock::new())
+    AdmitLayer::new(guests, &origins, true, &TeamRates::default(), &|_| None, Slowing::new(8), Clock::new())
 }
 
 fn request(path: &str) -> http::request::Builder {
