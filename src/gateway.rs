@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::admin::{self, Admin};
 use crate::audit::{AuditError, AuditFile};
-use crate::config::{self, Config, Fingerprint, Listen, Sources};
+use crate::config::{self, Config, Files, Fingerprint, Held, Listen, Reach, Sources};
 use crate::metrics::{ResultLabels, Word};
 use crate::model::peer::Peer;
 use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
@@ -39,11 +39,8 @@ pub enum StartError {
     /// The upstream's trust root cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// A socket that was handed over is open to the network, and nobody has to say who they are.
-    #[error(
-        "server.listen: the socket {0} that was handed over is not loopback, so anyone who reaches it could use the \
-         account; add [teams.NAME] with a token_sha256, or set server.open = true"
-    )]
+    /// A socket is open to strangers: one that was handed over, since the configuration is judged before it binds.
+    #[error("{0}")]
     Exposed(String),
     /// The audit log cannot be opened.
     #[error(transparent)]
@@ -74,6 +71,7 @@ pub struct Gateway {
     tls: Option<TlsAcceptor>,
     data: Vec<Bound>,
     admin: Vec<Bound>,
+    held: Held,
     tell: Tell,
     most_connections: usize,
 }
@@ -103,11 +101,17 @@ impl Gateway {
         for listen in &config.server.listen {
             data.extend(server::bind(listen, config.server.unix_mode, &mut inherited)?);
         }
-        check_inherited(&config, &data)?;
         for name in inherited.names() {
             tracing::warn!(name, "a socket was handed over that server.listen does not name; nobody serves it");
         }
         let admin = server::bind(&Listen::Tcp(config.admin.listen), config.server.unix_mode, &mut inherited)?;
+        let held = Held {
+            data: data.iter().map(Bound::listener).collect(),
+            admin: admin.iter().map(Bound::listener).collect(),
+            tls: tls.is_some(),
+            client_ca: has_client_ca(&config),
+        };
+        check_exposure(&config, &held).map_err(StartError::Exposed)?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -118,6 +122,7 @@ impl Gateway {
             tls,
             data,
             admin,
+            held,
             tell: Arc::new(|_| ()),
             most_connections: usize::MAX,
         })
@@ -167,7 +172,7 @@ impl Gateway {
         reload: Arc<Notify>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Self { current, config, lasting, tls, data, admin, tell, most_connections } = self;
+        let Self { current, config, lasting, tls, data, admin, held, tell, most_connections } = self;
         let settings = config.load_full();
         let draining = Arc::new(OnceLock::new());
         let stop = {
@@ -188,6 +193,7 @@ impl Gateway {
             proxies: Arc::new(settings.server.proxy_protocol.clone()),
             drain: settings.server.drain,
         };
+        let beyond_loopback = held.admin.iter().any(|listener| listener.reach == Reach::Network);
         let reloading = sources.map(|sources| {
             let reloader = Reloader {
                 sources,
@@ -195,6 +201,7 @@ impl Gateway {
                 config: Arc::clone(&config),
                 lasting: lasting.clone(),
                 tls: tls.clone(),
+                held,
                 tell: Arc::clone(&tell),
             };
             tokio::spawn(reloader.forever(reload))
@@ -206,7 +213,7 @@ impl Gateway {
             async move { drained.notified().await }.boxed().shared()
         };
         let (store, audit, traces) = (lasting.store.clone(), lasting.audit.clone(), lasting.traces.clone());
-        let admin_service = Admin::new(lasting, config, draining);
+        let admin_service = Admin::new(lasting, config, draining, beyond_loopback);
         let admin_limits =
             Limits { drain: Duration::from_secs(1), proxies: Arc::default(), ..limits(admin::CONNECTIONS) };
         let admin = tokio::spawn(server::run(
@@ -245,51 +252,61 @@ struct Reloader {
     config: Arc<ArcSwap<Config>>,
     lasting: Lasting,
     tls: Option<TlsAcceptor>,
+    held: Held,
     tell: Tell,
 }
 
+/// Why a new configuration is not applied, and the files whose change may be worth another try.
+struct Refused {
+    why: String,
+    files: Files,
+}
+
 impl Reloader {
-    async fn forever(self, asked: Arc<Notify>) {
-        // A configuration that was refused is not tried again until a file changes once more.
-        let mut refused = None;
+    async fn forever(mut self, asked: Arc<Notify>) {
+        // Of the newest configuration, in use or refused: one that was refused is tried again when one of its files
+        // changes, be that one which was missing.
+        let mut files = self.config.load().files.clone();
         loop {
             let by_hand = tokio::select! {
                 () = asked.notified() => true,
                 () = tokio::time::sleep(LOOK) => false,
             };
-            let config = self.config.load_full();
-            let mut now = config.fingerprint_of_files();
             if !by_hand {
-                if now == config.fingerprint || refused == Some(now) {
+                let now = files.fingerprint_now();
+                if now == files.fingerprint() {
                     continue;
                 }
-                now = until_quiet(&config, now).await;
+                until_quiet(&files, now).await;
             }
-            refused = (!self.reload()).then_some(now);
+            let read = self.reload();
+            // None, where the configuration could not be read at all.
+            files = if read.paths().is_empty() { files.again() } else { read };
         }
     }
 
-    /// All or nothing: a configuration that is refused leaves the old one as it was.
-    fn reload(&self) -> bool {
-        let count = |result| self.lasting.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
+    /// All or nothing: a configuration that is refused leaves the old one as it was. Gives the files that were read.
+    fn reload(&mut self) -> Files {
         (self.tell)(Milestone::Reloading);
         let applied = self.apply();
         (self.tell)(Milestone::Ready);
+        let count = |result| self.lasting.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
         // Done first, then counted, then said: whoever sees one finds what comes before it.
-        match &applied {
-            Ok(()) => {
+        match applied {
+            Ok(files) => {
                 self.lasting.reloads.applied();
                 count("applied");
                 tracing::info!("configuration reloaded");
+                files
             }
-            Err(fault) => {
-                self.lasting.reloads.refused(fault, self.lasting.clock.now());
+            Err(Refused { why, files }) => {
+                self.lasting.reloads.refused(&why, self.lasting.clock.now());
                 self.reopen_audit_log();
                 count("refused");
-                tracing::error!("the new configuration is refused, the old one stays: {fault}");
+                tracing::error!("the new configuration is refused, the old one stays: {why}");
+                files
             }
         }
-        applied.is_ok()
     }
 
     /// Whoever asked for a reload may have rotated the log, whatever became of the configuration.
@@ -300,15 +317,24 @@ impl Reloader {
         }
     }
 
-    fn apply(&self) -> Result<(), String> {
-        let new = config::load(&self.sources).map_err(|faults| faults.to_string())?;
+    fn apply(&mut self) -> Result<Files, Refused> {
+        let new = config::reload(&self.sources)
+            .map_err(|faults| Refused { why: faults.to_string(), files: faults.files().clone() })?;
+        let files = new.files.clone();
+        self.take(new).map_err(|why| Refused { why, files: files.clone() })?;
+        Ok(files)
+    }
+
+    fn take(&mut self, new: Config) -> Result<(), String> {
         let old = self.config.load_full();
         // All that can fail comes before anything that has an effect.
+        check_exposure(&new, &self.held)?;
         let certificate = certificate(&new).map_err(|error| error.to_string())?;
         let audit = audit_file(&new).map_err(|error| error.to_string())?;
         let journey = stack::journey(&new, &self.lasting).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
             acceptor.replace(certificate);
+            self.held.client_ca = has_client_ca(&new);
         }
         self.lasting.audit.switch(audit);
         for key in fixed_keys_that_differ(&old, &new) {
@@ -337,29 +363,26 @@ fn certificate(config: &Config) -> Result<Option<Certificate>, TlsError> {
     config.server.tls.as_ref().map(|tls| Certificate::read(tls, clients)).transpose()
 }
 
-/// The configuration could not see these addresses, so its rule for them is kept here.
-fn check_inherited(config: &Config, data: &[Bound]) -> Result<(), StartError> {
-    if !config.teams.is_empty() || config.server.open {
-        return Ok(());
-    }
-    let inherited = data.iter().filter(|bound| bound.is_inherited());
-    let beyond_loopback = |bound: &Bound| bound.tcp().is_some_and(|address| !address.ip().to_canonical().is_loopback());
-    match inherited.filter(|bound| beyond_loopback(bound)).map(Bound::address).next() {
-        Some(address) => Err(StartError::Exposed(address)),
-        None => Ok(()),
-    }
+fn has_client_ca(config: &Config) -> bool {
+    config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
 }
 
-/// Waits until the files stay as they are, and says how that is.
-async fn until_quiet(config: &Config, mut now: Fingerprint) -> Fingerprint {
+/// Would strangers get in through the listeners that are held, were `config` in use; through which, one a line.
+fn check_exposure(config: &Config, held: &Held) -> Result<(), String> {
+    let exposures = config::exposures(config, held);
+    let lines: Vec<_> = exposures.iter().map(ToString::to_string).collect();
+    if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
+}
+
+/// Waits until the files stay as they are.
+async fn until_quiet(files: &Files, mut now: Fingerprint) {
     for _ in 0..MOST_QUIET {
         tokio::time::sleep(QUIET).await;
-        let before = std::mem::replace(&mut now, config.fingerprint_of_files());
+        let before = std::mem::replace(&mut now, files.fingerprint_now());
         if now == before {
             break;
         }
     }
-    now
 }
 
 /// Keys whose new value waits for a restart.
@@ -391,15 +414,15 @@ mod tests {
 
     use super::*;
 
-    /// A configuration with one file, and where that is.
-    fn config(folder: &tempfile::TempDir) -> (Config, std::path::PathBuf) {
+    /// The files of a configuration with a secret in one, and where that is.
+    fn files(folder: &tempfile::TempDir) -> (Files, std::path::PathBuf) {
         let secret = folder.path().join("secret");
         fs::write(&secret, "secret-of-0").unwrap();
         let sources = Sources::default()
             .with_flag("accounts.main.account_sid", "AC00000000000000000000000000000001")
             .with_flag("accounts.main.api_key", "SK1")
             .with_flag("accounts.main.api_secret.file", secret.display().to_string());
-        (config::load(&sources).unwrap(), secret)
+        (config::load(&sources).unwrap().files, secret)
     }
 
     async fn write(secret: &std::path::Path, times: u32, pause: Duration) {
@@ -412,19 +435,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn files_are_waited_for_until_they_stay_as_they_are() {
         let folder = tempfile::TempDir::new().unwrap();
-        let (config, secret) = config(&folder);
-        let writing = write(&secret, 4, QUIET * 3 / 4);
-        let (now, ()) = tokio::join!(until_quiet(&config, config.fingerprint), writing);
-        assert!(now != config.fingerprint && now == config.fingerprint_of_files());
+        let (files, secret) = files(&folder);
+        let mut writing = std::pin::pin!(write(&secret, 4, QUIET * 3 / 4));
+        tokio::select! {
+            biased;
+            () = &mut writing => {}
+            () = until_quiet(&files, files.fingerprint()) => panic!("it did not wait"),
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn files_that_never_rest_are_not_waited_for_beyond_five_seconds() {
         let folder = tempfile::TempDir::new().unwrap();
-        let (config, secret) = config(&folder);
+        let (files, secret) = files(&folder);
         let begun = tokio::time::Instant::now();
         tokio::select! {
-            _ = until_quiet(&config, config.fingerprint) => {}
+            () = until_quiet(&files, files.fingerprint()) => {}
             () = write(&secret, 1000, QUIET / 2) => panic!("it waited for the end"),
         }
         // What is left is for reading and building.

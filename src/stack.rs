@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates, UpstreamRate};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
+use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
 use crate::layers::interpret::{self, Bodies, Interpret, InterpretLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
@@ -32,7 +33,8 @@ use crate::telemetry::Exporter;
 use crate::trust::TrustError;
 
 /// The journey as a type: each layer around the next.
-pub type Journey = Observe<Rescue<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>;
+pub type Journey =
+    Observe<Cors<Rescue<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -126,12 +128,22 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.
         .layer(ObserveLayer::new(requests, access_log(config), tracing(config, traces), audit, clock))
+        // Around all that answers, so that pages can read errors too.
+        .layer(CorsLayer::new(&config.server.cors))
         // The only place where an error becomes a status.
         .layer(RescueLayer)
         // Before anything that costs: beyond so many at once, refuse.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
-        .layer(AdmitLayer::new(guests(config, &accounts), &team_rates, &upstream_rates(&budgets), slowing, clock))
+        .layer(AdmitLayer::new(
+            guests(config, &accounts),
+            &config.server.cors,
+            config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
+            &team_rates,
+            &upstream_rates(&budgets),
+            slowing,
+            clock,
+        ))
         // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
         .layer(InterpretLayer::new(limits(config), bodies))
         // A team's policy, before the key is looked up: equal effective queries share pages.

@@ -5,6 +5,7 @@
 //! and queries only as hashes unless `admin.show_queries` is on.
 
 mod health;
+mod requests;
 mod status;
 
 use std::convert::Infallible;
@@ -18,27 +19,26 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::uri::Authority;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tower::Service;
 
+use self::requests::EntriesQuery;
 use crate::config::Config;
-use crate::layers::cache::Purge;
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::model::clock::Instant;
+use crate::model::error::Reason;
 use crate::model::host;
-use crate::model::operation::Operation;
+use crate::model::origin;
 use crate::stack::Lasting;
 
 /// Connections at once: probes, a scraper, some people.
 pub const CONNECTIONS: usize = 64;
 
 const MAX_BODY: usize = 64 * 1024;
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Answers on the admin listener. Cheap to clone.
@@ -49,12 +49,19 @@ struct Inner {
     lasting: Lasting,
     config: Arc<ArcSwap<Config>>,
     draining: Arc<OnceLock<Instant>>,
+    beyond_loopback: bool,
 }
 
 impl Admin {
-    /// Reads what lasts and the current configuration; not ready once it is `draining`.
-    pub fn new(lasting: Lasting, config: Arc<ArcSwap<Config>>, draining: Arc<OnceLock<Instant>>) -> Self {
-        Self(Arc::new(Inner { lasting, config, draining }))
+    /// Reads what lasts and the current configuration; not ready once it is `draining`. Whether its listener is reached
+    /// from `beyond_loopback` is told, since a reload may change what the configuration says, and moves no listener.
+    pub fn new(
+        lasting: Lasting,
+        config: Arc<ArcSwap<Config>>,
+        draining: Arc<OnceLock<Instant>>,
+        beyond_loopback: bool,
+    ) -> Self {
+        Self(Arc::new(Inner { lasting, config, draining, beyond_loopback }))
     }
 }
 
@@ -77,21 +84,20 @@ impl Inner {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
-        match (path.as_str(), read) {
-            ("/livez", true) => return self.live(),
-            ("/readyz", true) => return self.ready(request.uri().query().unwrap_or_default()),
-            _ => {}
-        }
-        if !self.is_allowed(&request) {
+        let is_probe = read && matches!(path.as_str(), "/livez" | "/readyz");
+        if !is_probe && !self.is_allowed(&request) {
             let mut response =
                 refuse(StatusCode::UNAUTHORIZED, "the admin plane wants its token: Authorization: Bearer TOKEN");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
         }
-        if self.config.load().admin.token_sha256.is_none() && is_from_another_site(&request) {
-            return refuse(StatusCode::FORBIDDEN, "without a token the admin plane answers no page of another site");
+        if let Err(message) = self.check_site(&request, is_probe) {
+            let reason = Reason::OriginNotAllowed;
+            return json_answer(reason.status(), &json!({"error": message, "reason": reason.as_str()}));
         }
         match (path.as_str(), read) {
+            ("/livez", true) => self.live(),
+            ("/readyz", true) => self.ready(request.uri().query().unwrap_or_default()),
             ("/", true) => self.page(),
             ("/metrics", true) => self.metrics(),
             ("/status", true) => {
@@ -116,6 +122,29 @@ impl Inner {
         });
         token
             .is_some_and(|token| verify_slices_are_equal(digest(&SHA256, token.as_bytes()).as_ref(), &expected).is_ok())
+    }
+
+    /// Whether a web page may ask this: only our own, and where no token has been asked for not under a name that
+    /// somebody else may own. Beyond loopback there is a token, and probes may use whatever name leads there.
+    fn check_site<B>(&self, request: &Request<B>, is_probe: bool) -> Result<(), &'static str> {
+        let config = self.config.load();
+        let without_token = is_probe || config.admin.token_sha256.is_none();
+        let is_ours = |host: &str| {
+            let public = config.server.public_url.as_ref().and_then(|url| url.host());
+            host::is_address_or_loopback(host) || public.is_some_and(|public| public.eq_ignore_ascii_case(host))
+        };
+        let is_named = request.uri().authority().is_some() || request.headers().contains_key(header::HOST);
+        let is_rebound = is_named && !origin::authority_of(request).is_some_and(|named| is_ours(named.host()));
+        match () {
+            () if without_token && !self.beyond_loopback && is_rebound => Err(
+                "without a token the admin plane answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
+            ),
+            () if without_token && origin::is_cross_site(request, &[]) => {
+                Err("without a token the admin plane answers no page of another site")
+            }
+            () if origin::names_another(request, &[]) => Err("the admin plane answers no page of another site"),
+            () => Ok(()),
+        }
     }
 
     fn checks(&self) -> Vec<Value> {
@@ -175,13 +204,11 @@ impl Inner {
     }
 
     fn entries(&self, query: &str) -> Response<Full<Bytes>> {
-        const MOST: usize = 1000;
-        let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let Ok(limit) = parameter("limit").map_or(Ok(100), str::parse::<usize>) else {
-            return refuse(StatusCode::BAD_REQUEST, "limit is a number from 1 to 1000");
+        let EntriesQuery { limit, after } = match EntriesQuery::parse(query) {
+            Ok(asked) => asked,
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
         };
-        let limit = limit.clamp(1, MOST);
-        let entries = self.lasting.store.entries(parameter("after"), limit, self.lasting.clock.now());
+        let entries = self.lasting.store.entries(after.as_deref(), limit, self.lasting.clock.now());
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
         // Texts that were kept while they could be shown are not, once they may no longer be.
         let show_queries = self.config.load().admin.show_queries;
@@ -190,14 +217,23 @@ impl Inner {
     }
 
     async fn purge(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        const SHAPE: &str =
-            "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"operation\":NAME}, {\"key\":KEY}";
         let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let Ok(Ok(body)) = tokio::time::timeout(Duration::from_secs(10), body).await else {
-            return refuse(StatusCode::BAD_REQUEST, SHAPE);
+        let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return refuse(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "the body is larger than 64 KiB, and a purge is one line",
+                );
+            }
+            Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, "the body was cut; send it whole"),
+            Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body took longer than 10 s to arrive"),
         };
-        let Some(which) = serde_json::from_slice::<PurgeBody>(&body.to_bytes()).ok().and_then(PurgeBody::which) else {
-            return refuse(StatusCode::BAD_REQUEST, SHAPE);
+        let config = self.config.load_full();
+        let accounts = config.accounts.iter().map(|account| account.name.as_str());
+        let which = match requests::purge(&body, accounts) {
+            Ok(which) => which,
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, &message),
         };
         let purged = self.lasting.store.purge(&which);
         tracing::info!(purged, "pages purged by request");
@@ -220,44 +256,6 @@ fn is_excluded(check: &serde_json::Value, query: &str) -> bool {
     let name = check.as_str().unwrap_or_default();
     let kind = name.split('/').next().unwrap_or_default();
     query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|named| named == name || named == kind)
-}
-
-/// Does a browser ask on behalf of a page that is not ours, or under a name that somebody else may own. Programs
-/// say nothing of sites, and are let in.
-fn is_from_another_site<B>(request: &Request<B>) -> bool {
-    let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
-    let named = request.uri().authority().map(Authority::as_str).or(text(header::HOST));
-    let foreign_name = named.is_some_and(|named| {
-        named.parse::<Authority>().map_or(true, |authority| !host::is_address_or_loopback(authority.host()))
-    });
-    let foreign_origin =
-        text(header::ORIGIN).is_some_and(|origin| origin.split_once("://").map(|(_, authority)| authority) != named);
-    let foreign_site = text(SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    foreign_name || foreign_origin || foreign_site
-}
-
-/// Exactly one member. Unknown members are refused: a misspelt filter must not purge more than was meant.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PurgeBody {
-    all: Option<bool>,
-    account: Option<String>,
-    operation: Option<String>,
-    key: Option<String>,
-}
-
-impl PurgeBody {
-    fn which(self) -> Option<Purge> {
-        match self {
-            Self { all: Some(true), account: None, operation: None, key: None } => Some(Purge::All),
-            Self { all: None, account: Some(account), operation: None, key: None } => Some(Purge::Account(account)),
-            Self { all: None, account: None, operation: Some(word), key: None } => {
-                Operation::ALL.into_iter().find(|o| o.as_str() == word).map(Purge::Operation)
-            }
-            Self { all: None, account: None, operation: None, key: Some(key) } => Some(Purge::Key(key)),
-            _ => None,
-        }
-    }
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -287,38 +285,4 @@ fn not_allowed(methods: &'static str) -> Response<Full<Bytes>> {
     let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn asks(headers: &[(&str, &str)]) -> bool {
-        let request = headers
-            .iter()
-            .fold(Request::builder().uri("/status"), |request, (name, value)| request.header(*name, *value));
-        is_from_another_site(&request.body(()).unwrap())
-    }
-
-    #[test]
-    fn programs_and_our_own_page_are_let_in() {
-        assert!(!asks(&[]));
-        assert!(!asks(&[("host", "localhost:9090")]));
-        assert!(!asks(&[
-            ("host", "127.0.0.1:9090"),
-            ("sec-fetch-site", "same-origin"),
-            ("origin", "http://127.0.0.1:9090")
-        ]));
-        assert!(!asks(&[("host", "[::1]:9090"), ("sec-fetch-site", "none")]));
-    }
-
-    #[test]
-    fn pages_of_other_sites_are_not() {
-        assert!(asks(&[("host", "rebound.example:9090")]));
-        assert!(asks(&[("host", "localhost:9090"), ("origin", "https://evil.example")]));
-        assert!(asks(&[("host", "localhost:9090"), ("origin", "null")]));
-        assert!(asks(&[("host", "localhost:9090"), ("origin", "http://localhost:3000")]));
-        assert!(asks(&[("host", "localhost:9090"), ("sec-fetch-site", "cross-site")]));
-        assert!(asks(&[("host", "not a host")]));
-    }
 }

@@ -2,9 +2,11 @@
 //!
 //! It names the members of a query and holds none of its values, no header and no part of an answer. No request
 //! waits for it: records go to a thread of their own, which reads the queries' names and writes. What waits there is
-//! bounded; what finds no room, or no room on the disk, is lost, counted, and said once in the log.
+//! bounded, for each team and for all together. A record that finds no room goes without its query's names; where there
+//! is none for that either, or none on the disk, it is lost, counted, and said once in the log.
 
 mod record;
+mod room;
 mod writer;
 
 #[cfg(test)]
@@ -14,7 +16,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,11 +23,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 pub use self::record::Record;
+use self::room::Room;
 use self::writer::Writer;
+use crate::config;
 use crate::metrics::{Metrics, ResultLabels, Word};
-
-/// Bytes of records that may wait to be written.
-const CAPACITY: usize = 8 << 20;
 
 /// How long the end of the process waits for the last records.
 const LAST: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub struct AuditError {
 }
 
 impl AuditFile {
-    /// Opens `path` behind what it holds. A new file can be read by nobody else.
+    /// Opens `path` behind what it holds. It can be read by nobody else, or by its group if that is how it was made.
     ///
     /// # Errors
     ///
@@ -54,7 +54,9 @@ impl AuditFile {
             if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
             }
-            OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+            let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+            config::keep_from_others(&file, path);
+            Ok(file)
         };
         match open() {
             Ok(file) => Ok(Self(Box::new(file))),
@@ -64,7 +66,12 @@ impl AuditFile {
 }
 
 enum Message {
-    Record(Box<Record>),
+    /// What it weighs while it waits is in the [`Room`].
+    Record {
+        record: Box<Record>,
+        /// There was no room for its query.
+        is_cut: bool,
+    },
     File(Option<AuditFile>),
     End(oneshot::Sender<()>),
 }
@@ -76,15 +83,14 @@ pub struct AuditLog(Arc<Inner>);
 struct Inner {
     /// Absent until there is a file, and so no thread for most gateways.
     sender: OnceLock<Sender<Message>>,
-    /// Bytes that wait.
-    waiting: Arc<AtomicUsize>,
+    room: Arc<Room>,
     metrics: Arc<Metrics>,
 }
 
 impl AuditLog {
     /// Without a file yet. Counts records in `metrics`.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { sender: OnceLock::new(), waiting: Arc::default(), metrics }))
+        Self(Arc::new(Inner { sender: OnceLock::new(), room: Arc::default(), metrics }))
     }
 
     /// From now on records go to `file`. What was recorded before still goes to the one before.
@@ -99,14 +105,27 @@ impl AuditLog {
 
     /// One request has ended.
     pub fn record(&self, record: Record) {
-        let weight = record.weight();
-        let before = self.0.waiting.fetch_add(weight, Relaxed);
-        let taken = before + weight <= CAPACITY
-            && self.0.sender.get().is_some_and(|sender| sender.send(Message::Record(Box::new(record))).is_ok());
-        if !taken {
-            self.0.waiting.fetch_sub(weight, Relaxed);
+        if !self.0.sender.get().is_some_and(|sender| self.send(sender, record)) {
             count(&self.0.metrics, "dropped", 1);
         }
+    }
+
+    fn send(&self, sender: &Sender<Message>, mut record: Record) -> bool {
+        let room = &self.0.room;
+        let has_room = |record: &Record| room.take(record.team.as_ref(), record.weight(), record.query.is_some());
+        let mut is_cut = false;
+        if !has_room(&record) {
+            is_cut = record.query.take().is_some();
+            if !(is_cut && has_room(&record)) {
+                return false;
+            }
+        }
+        let (team, weight) = (record.team.clone(), record.weight());
+        let sent = sender.send(Message::Record { record: Box::new(record), is_cut }).is_ok();
+        if !sent {
+            room.give_back(team.as_ref(), weight);
+        }
+        sent
     }
 
     /// Waits until what was recorded so far is written, but not for long.
@@ -121,7 +140,7 @@ impl AuditLog {
 
     fn start(&self) -> Sender<Message> {
         let (sender, receiver) = channel();
-        let writer = Writer::new(Arc::clone(&self.0.waiting), Arc::clone(&self.0.metrics));
+        let writer = Writer::new(Arc::clone(&self.0.room), Arc::clone(&self.0.metrics));
         let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&receiver));
         if let Err(error) = thread {
             tracing::error!(%error, "there can be no thread for the audit log: all its records are lost");

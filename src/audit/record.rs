@@ -84,8 +84,8 @@ impl Record {
         size_of::<Self>() + self.query.as_ref().map_or(0, Bytes::len)
     }
 
-    /// Appends its line.
-    pub(super) fn write(&self, lines: &mut Vec<u8>) {
+    /// Appends its line. Where the query `is_cut` away, it says so in place of the names.
+    pub(super) fn write(&self, lines: &mut Vec<u8>, is_cut: bool) {
         let team = self.team.as_deref();
         let line = Line {
             timestamp: Timestamp::try_from(self.received).map_or_else(|_| String::new(), |at| format!("{at:.6}")),
@@ -95,7 +95,10 @@ impl Record {
             account: team.map(|team| &*team.account.name),
             operation: self.operation.map(Operation::as_str),
             method: self.method.as_str(),
-            fields: self.query.as_ref().map(|query| Fields::of(query)),
+            fields: match &self.query {
+                Some(query) => Some(Fields::of(query)),
+                None => is_cut.then(|| Fields { cut: true, ..Fields::default() }),
+            },
             outcome: self.outcome.as_str(),
             status: self.status,
             reason: self.reason,

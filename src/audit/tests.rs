@@ -5,6 +5,7 @@ use http::{HeaderValue, Method};
 use serde_json::{Value as Json, json};
 
 use super::record::Fields;
+use super::room::CAPACITY;
 use super::*;
 use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
@@ -76,7 +77,7 @@ fn counted(metrics: &Metrics, result: &'static str) -> u64 {
 fn a_line_names_members_and_holds_no_values() {
     let query = r#"{"query":{"measures":["C.Count","C.Count"],"dimensions":["C.Day"],"orderBy":[{"field":"C.Day","direction":"ASC"}],"filters":[{"op":"AND","expressions":[{"field":"C.Agent","op":"EQ","values":["a-value"]},{"op":"OR","expressions":[{"field":"C.Queue","op":"IN","values":["another"]}]}]}]},"properties":{"timezone":"a-zone"}}"#;
     let mut lines = Vec::new();
-    record(query).write(&mut lines);
+    record(query).write(&mut lines, false);
     assert_eq!(lines.last(), Some(&b'\n'));
     let line: Json = serde_json::from_slice(&lines).unwrap();
     assert_eq!(
@@ -124,16 +125,13 @@ fn names_are_bounded_and_strange_queries_have_none() {
 #[test]
 fn a_full_disk_loses_records_and_never_joins_two_lines() {
     let metrics = Metrics::new();
-    let waiting = Arc::<AtomicUsize>::default();
-    let mut writer = Writer::new(Arc::clone(&waiting), Arc::clone(&metrics));
+    let mut writer = Writer::new(Arc::default(), Arc::clone(&metrics));
     let mut one = Vec::new();
-    record("{}").write(&mut one);
+    record("{}").write(&mut one, false);
     let disk = Disk::new(one.len() + 20);
     writer.take(Message::File(Some(disk.file())));
     let mut write = || {
-        let message = Message::Record(Box::new(record("{}")));
-        waiting.fetch_add(record("{}").weight(), Relaxed);
-        writer.take(message);
+        writer.take(Message::Record { record: Box::new(record("{}")), is_cut: false });
         writer.flush();
     };
     write();
@@ -167,15 +165,36 @@ async fn nobody_waits_for_a_disk_and_what_finds_no_room_is_counted() {
     let (let_on, gate) = channel();
     log.switch(Some(AuditFile(Box::new(Stuck(gate)))));
     let large = " ".repeat(1 << 20);
+    // The writer may have taken the first ones; there is no room for all the names, and room for all the lines.
     for _ in 0..20 {
         log.record(record(&large));
     }
+    assert_eq!(counted(&metrics, "dropped"), 0);
+    assert!(log.0.room.bytes() <= CAPACITY / 2 + (20 << 10), "{}", log.0.room.bytes());
+    // Whatever the one does, there is room for another.
+    for _ in 0..2 * CAPACITY / record("").weight() {
+        log.record(record(&large));
+    }
     let dropped = counted(&metrics, "dropped");
-    assert!((1..20).contains(&dropped), "{dropped}");
+    assert!(dropped > 0);
+    let other = Record { team: Some(Arc::new(Team::example("other"))), ..record(&large) };
+    log.record(other);
+    log.record(Record { team: None, ..record("{}") });
+    assert_eq!(counted(&metrics, "dropped"), dropped);
     drop(let_on);
     log.close().await;
-    assert_eq!(counted(&metrics, "dropped"), 20, "those that waited failed");
-    assert_eq!(log.0.waiting.load(Relaxed), 0);
+    assert_eq!(counted(&metrics, "written"), 0, "those that waited failed");
+    assert_eq!(log.0.room.bytes(), 0);
+}
+
+#[test]
+fn a_line_without_its_names_says_so() {
+    let mut lines = Vec::new();
+    Record { query: None, ..record("") }.write(&mut lines, true);
+    let line: Json = serde_json::from_slice(&lines).unwrap();
+    let none: [&str; 0] = [];
+    let expected = json!({"measures": none, "dimensions": none, "filters": none, "orderBy": none, "cut": true});
+    assert_eq!(line["fields"], expected);
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::Receiver;
 
+use super::room::Room;
 use super::{AuditFile, Message, count};
 use crate::metrics::Metrics;
 
@@ -13,7 +13,7 @@ const BATCH: usize = 256 * 1024;
 
 /// Formats records and writes them, until nobody can send any more.
 pub(super) struct Writer {
-    waiting: Arc<AtomicUsize>,
+    room: Arc<Room>,
     metrics: Arc<Metrics>,
     file: Option<AuditFile>,
     lines: Vec<u8>,
@@ -24,8 +24,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(waiting: Arc<AtomicUsize>, metrics: Arc<Metrics>) -> Self {
-        Self { waiting, metrics, file: None, lines: Vec::new(), records: 0, failed: false }
+    pub(super) fn new(room: Arc<Room>, metrics: Arc<Metrics>) -> Self {
+        Self { room, metrics, file: None, lines: Vec::new(), records: 0, failed: false }
     }
 
     pub(super) fn run(mut self, receiver: &Receiver<Message>) {
@@ -39,10 +39,10 @@ impl Writer {
 
     pub(super) fn take(&mut self, message: Message) {
         match message {
-            Message::Record(record) => {
-                record.write(&mut self.lines);
+            Message::Record { record, is_cut } => {
+                record.write(&mut self.lines, is_cut);
                 self.records += 1;
-                self.waiting.fetch_sub(record.weight(), Relaxed);
+                self.room.give_back(record.team.as_ref(), record.weight());
                 if self.lines.len() >= BATCH {
                     self.flush();
                 }

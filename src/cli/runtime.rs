@@ -1,18 +1,45 @@
 //! The runtime, and the signals that end or reload a process.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+/// Threads beside the runtime's own: the log, the audit log, the disk cache, and one that looks up names.
+const OTHER_THREADS: usize = 4;
+
 /// A runtime for the cores there are. With a single one, work stealing has nobody to steal from, and the
 /// scheduler without it answers more requests a second.
+///
+/// # Errors
+///
+/// When the system lets this process have too few threads.
 pub(super) fn runtime() -> io::Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut builder = if cores == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    try_threads(cores + OTHER_THREADS).map_err(|error| {
+        io::Error::other(format!(
+            "the system lets this process have too few threads, and it needs {}: {error}; allow more (TasksMax= in a \
+             systemd unit, --pids-limit for a container, ulimit -u elsewhere)",
+            cores + OTHER_THREADS
+        ))
+    })?;
     builder.enable_all().build()
+}
+
+/// Starts so many threads at once and ends them again: the runtime panics where it finds none.
+fn try_threads(count: usize) -> io::Result<()> {
+    let gate = RwLock::new(());
+    thread::scope(|scope| {
+        let shut = gate.write().unwrap_or_else(PoisonError::into_inner);
+        let wait = || drop(gate.read());
+        let started = (0..count).try_for_each(|_| thread::Builder::new().spawn_scoped(scope, wait).map(drop));
+        drop(shut);
+        started
+    })
 }
 
 /// Ends when the process is told to: SIGTERM, or SIGINT from a keyboard. Listens from the call on.

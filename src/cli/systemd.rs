@@ -2,6 +2,8 @@
 //! are (sd_notify(3)). Elsewhere there is nothing to take over and nobody to tell.
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::os::unix::net::UnixDatagram;
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
@@ -41,13 +43,37 @@ pub(super) fn inherited() -> io::Result<Inherited> {
 /// Says how far the gateway is, as `Type=notify` and `Type=notify-reload` units want to know.
 pub(super) fn tell(milestone: Milestone) {
     let told = match milestone {
-        Milestone::Ready => sd_notify::notify(&[NotifyState::Ready]),
+        Milestone::Ready => notify(&[NotifyState::Ready]),
         Milestone::Reloading => {
-            NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
+            NotifyState::monotonic_usec_now().and_then(|now| notify(&[NotifyState::Reloading, now]))
         }
-        Milestone::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
+        Milestone::Stopping => notify(&[NotifyState::Stopping]),
     };
     if let Err(error) = told {
         tracing::warn!(%error, "cannot tell systemd how far the gateway is");
     }
+}
+
+/// Sends `states` to the service manager, if there is one.
+fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if let Some(manager) = abstract_manager()? {
+        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+        return manager.send(message.as_bytes()).map(drop);
+    }
+    sd_notify::notify(states)
+}
+
+/// The service manager's socket, where its name begins with `@`: that is one in the abstract namespace
+/// (sd_notify(3)), and sd-notify takes it for a path.
+#[cfg(target_os = "linux")]
+fn abstract_manager() -> io::Result<Option<UnixDatagram>> {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(None) };
+    let Some(name) = name.as_bytes().strip_prefix(b"@") else { return Ok(None) };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&std::os::unix::net::SocketAddr::from_abstract_name(name)?)?;
+    Ok(Some(socket))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::exposure::{Held, Reach, exposures};
 use super::fault::{Path, Report, suggest};
 use super::settings::{Config, Listen, Team};
 
@@ -10,7 +11,7 @@ use super::settings::{Config, Listen, Team};
 /// names of all that were given, faulty ones included: a team that names one of those is no fault of its own.
 pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &Report) -> Config {
     addresses(&config, report);
-    open_listeners(&config, report);
+    openings(&config, report);
     if let [sole] = accounts {
         let unsaid = config.teams.iter_mut().filter(|team| team.account.is_empty());
         unsaid.for_each(|team| team.account.clone_from(sole));
@@ -64,26 +65,22 @@ fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
 }
 
-/// The account's data is for whoever reaches the port, where nobody has to say who they are.
-fn open_listeners(config: &Config, report: &Report) {
-    if !config.teams.is_empty() {
-        return;
+/// Who could get in, were the listeners open that the configuration asks for.
+fn openings(config: &Config, report: &Report) {
+    let wanted = Held::wanted(config);
+    for exposure in exposures(config, &wanted) {
+        let path = Path::of(exposure.key);
+        match exposure.index {
+            Some(index) => report.fault(&path.item(index), exposure.message),
+            // One that was given and is wrong is a fault of its own.
+            None if report.is_given(&path) => {}
+            None => report.fault(&path, exposure.message),
+        }
     }
-    for (index, listen) in config.server.listen.iter().enumerate() {
-        let path = Path::of(&["server", "listen"]).item(index);
-        match listen {
-            Listen::Tcp(address) if address.ip().to_canonical().is_loopback() => {}
-            Listen::Unix(_) => {}
-            // Which addresses these are is only known when they are handed over.
-            Listen::Systemd(_) => {}
-            Listen::Tcp(_) if config.server.open => {
-                report.warn(&path, "anyone who reaches this address may use the account, as server.open allows");
-            }
-            Listen::Tcp(_) => report.fault(
-                &path,
-                "is not loopback, so anyone who reaches it could use the account; \
-                 add [teams.NAME] with a token_sha256, or set server.open = true",
-            ),
+    if config.teams.is_empty() && config.server.open {
+        for (index, _) in wanted.data.iter().enumerate().filter(|(_, listener)| listener.reach == Reach::Network) {
+            let path = Path::of(&["server", "listen"]).item(index);
+            report.warn(&path, "anyone who reaches this address may use the account, as server.open allows");
         }
     }
 }

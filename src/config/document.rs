@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use toml::Spanned;
@@ -13,14 +12,13 @@ use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
 use super::fault::{Path, Place, Report};
-use super::secret::read_whole;
+use super::files::{ConfigFile, LARGEST_FILE};
 use super::sources::{PREFIX, Sources};
 
 /// The variables of the command line, which are no keys: the file itself, and the token to ask a gateway with.
 const NO_KEYS: [&str; 2] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN"];
 /// No key is deeper than four; this keeps absurd names from building absurd trees.
 const DEEPEST: usize = 8;
-const LARGEST_FILE: u64 = 1 << 20;
 /// Tables of which one member excludes the others: a stronger source replaces them whole.
 const ONE_OF: [&str; 4] = ["api_key", "api_secret", "auth_token", "password"];
 
@@ -57,10 +55,10 @@ impl Value {
     }
 }
 
-/// Reads everything into one tree; `None` where the file cannot be read or is not TOML, because then
+/// Makes one tree of everything; `None` where the file could not be read or is not TOML, because then
 /// every other fault would be guesswork.
-pub(super) fn read(sources: &Sources, report: &Report) -> Option<Node> {
-    let mut tree = match &sources.file {
+pub(super) fn read(sources: &Sources, file: Option<&ConfigFile>, report: &Report) -> Option<Node> {
+    let mut tree = match file {
         Some(file) => read_file(file, report)?,
         None => Node { value: Value::Table(BTreeMap::new()), place: Place::Environment(None) },
     };
@@ -74,13 +72,16 @@ pub(super) fn read(sources: &Sources, report: &Report) -> Option<Node> {
     Some(tree)
 }
 
-fn read_file(path: &FilePath, report: &Report) -> Option<Node> {
-    let name: Arc<str> = path.display().to_string().into();
+fn read_file(file: &ConfigFile, report: &Report) -> Option<Node> {
+    let name: Arc<str> = file.path().display().to_string().into();
     let refuse = |place, message: String| {
         report.fault_at(place, Path::default(), message);
         None
     };
-    let bytes = match read_whole(path, LARGEST_FILE) {
+    if file.can_be_watched() {
+        report.watch(file.path());
+    }
+    let bytes = match file.content() {
         Ok(bytes) => bytes,
         Err(error) => {
             let message = format!("cannot be read: {error}; check the path given with --config");
@@ -90,15 +91,14 @@ fn read_file(path: &FilePath, report: &Report) -> Option<Node> {
     if bytes.len() as u64 > LARGEST_FILE {
         return refuse(Place::File(name), "is larger than 1MiB; is this the right file?".into());
     }
-    let lines = Lines::of(&bytes, &name);
-    let text = match std::str::from_utf8(&bytes) {
+    let lines = Lines::of(bytes, &name);
+    let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
             let place = lines.place(error.valid_up_to());
             return refuse(place, "is not UTF-8 text; save the file as UTF-8".into());
         }
     };
-    report.watch(path);
     let (table, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         let value = table_value(table.into_inner(), &lines);
@@ -327,6 +327,10 @@ fn add_sdk_variables(tree: &mut Node, sources: &Sources) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(sources: &Sources, report: &Report) -> Option<Node> {
+        super::read(sources, sources.file.as_deref().map(ConfigFile::read).as_ref(), report)
+    }
 
     fn leaf<'a>(tree: &'a Node, path: &[&str]) -> &'a Node {
         path.iter().fold(tree, |node, key| match &node.value {

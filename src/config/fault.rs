@@ -10,6 +10,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use super::document::{Node, Value};
+use super::files::Files;
 use super::settings::Config;
 use super::sources::PREFIX;
 
@@ -143,18 +144,31 @@ impl fmt::Display for Fault {
 
 /// Every fault of a configuration, one a line, in the order of the file; then environment, then flags.
 #[derive(Debug, Clone)]
-pub struct Faults(Vec<Fault>);
+pub struct Faults {
+    faults: Vec<Fault>,
+    files: Files,
+}
 
 impl Faults {
     /// How many.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.faults.len()
+    }
+
+    /// The files that were read, and those that were named and not there: when one of them changes, it may be worth
+    /// another try.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    pub(super) fn of_files(self, files: Files) -> Self {
+        Self { files, ..self }
     }
 }
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().enumerate().try_for_each(|(index, fault)| {
+        self.faults.iter().enumerate().try_for_each(|(index, fault)| {
             let separator = if index > 0 { "\n" } else { "" };
             write!(f, "{separator}{fault}")
         })
@@ -166,8 +180,21 @@ impl std::error::Error for Faults {}
 /// The files were never the same twice in a row.
 pub(super) fn of_unrest() -> Faults {
     let place = Place::File("the configuration or a secret file".into());
-    let message = "keeps changing while it is read; try again when it is written".to_owned();
-    Faults(vec![Fault { place, path: Path::default(), message }])
+    of_file(place, "keeps changing while it is read; try again when it is written")
+}
+
+/// What was written into it has been read, and is gone.
+pub(super) fn of_a_pipe(path: &FilePath) -> Faults {
+    let place = Place::File(path.display().to_string().into());
+    of_file(
+        place,
+        "is no regular file, so it cannot be read again; restart the gateway, or name a regular file with --config",
+    )
+}
+
+fn of_file(place: Place, message: &str) -> Faults {
+    let fault = Fault { place, path: Path::default(), message: message.to_owned() };
+    Faults { faults: vec![fault], files: Files::default() }
 }
 
 /// Collects faults, warnings and files while the tree is read. Shared by reference between readers.
@@ -256,30 +283,31 @@ impl Report {
         self.root.borrow().clone().unwrap_or(Place::Environment(None))
     }
 
-    /// `config` with its warnings and files, if nothing was wrong with it.
-    pub(super) fn finish(self, config: Config) -> Result<Config, Faults> {
+    /// The files whose change asks for a reload, so far.
+    pub(super) fn watched(&self) -> Vec<PathBuf> {
+        self.watched.borrow().iter().cloned().collect()
+    }
+
+    /// `config` with its warnings, if there is one and nothing was wrong with it.
+    pub(super) fn finish(self, config: Option<Config>) -> Result<Config, Faults> {
         for path in self.unknown.take() {
             let place = self.place(&path);
             let suggestion = self.suggest_key(&path, &place);
             self.fault_at(place, path, format!("unknown key{suggestion}"));
         }
-        if !self.faults.borrow().is_empty() {
+        let Some(config) = config.filter(|_| self.faults.borrow().is_empty()) else {
             return Err(self.into_faults());
-        }
+        };
         let mut warnings = self.warnings.take();
         warnings.sort_by(|a, b| a.place.cmp(&b.place));
-        Ok(Config {
-            warnings: warnings.iter().map(Fault::to_string).collect(),
-            watched: self.watched.take().into_iter().collect(),
-            ..config
-        })
+        Ok(Config { warnings: warnings.iter().map(Fault::to_string).collect(), ..config })
     }
 
     /// What is wrong so far.
     pub(super) fn into_faults(self) -> Faults {
         let mut faults = self.faults.take();
         faults.sort_by(|a, b| a.place.cmp(&b.place));
-        Faults(faults)
+        Faults { faults, files: Files::default() }
     }
 
     fn suggest_key(&self, path: &Path, place: &Place) -> String {

@@ -9,20 +9,24 @@
 //! | file | what happens there |
 //! | --- | --- |
 //! | `sources` | where values may come from; the only reading of the process environment |
+//! | `files` | the configuration file, read once; regular files, and whether they have changed |
 //! | `document` | file, environment and flags become one tree, each value with its place |
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
 //! | `proxy` | the forward proxy to the upstream, be it named here or for everybody |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
+//! | `exposure` | who could get in through the listeners that are open; at the start and at every reload |
 //! | `fault` | all that is wrong, in file order, each with a place and a next step |
 //! | `show` | the effective configuration as TOML, without its secrets |
 //!
-//! This room does not watch files, open ports or talk to anybody.
+//! This room does not wait for changes, open ports or talk to anybody.
 
 mod checks;
 mod document;
+mod exposure;
 mod fault;
+mod files;
 mod proxy;
 mod reader;
 mod secret;
@@ -34,59 +38,70 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
+pub use exposure::{Exposure, Held, Listener, Reach, exposures};
 pub use fault::Faults;
+pub use files::{Files, Fingerprint, keep_from_others};
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy, Proxies,
-    Proxy, RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies, Proxy,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 pub use sources::Sources;
+
+use self::files::ConfigFile;
 
 /// How often files that change while they are read are read anew.
 const TRIES: usize = 10;
 
 /// Reads, merges and checks all that `sources` name, in one state: a key and its secret that are replaced together
-/// are never mixed.
+/// are never mixed. The configuration file is read to its end once, so it may be a pipe.
 ///
 /// # Errors
 ///
 /// Every fault at once, in file order. No fault ever repeats a value, so none can hold a secret.
 pub fn load(sources: &Sources) -> Result<Config, Faults> {
-    // Which files there are is only known once they have been read. So they are read again between two equal
-    // fingerprints: whatever changes from then on is a change, however early.
-    let mut before = read(sources)?.fingerprint_of_files();
-    for _ in 0..TRIES {
-        let config = read(sources)?;
-        let after = config.fingerprint_of_files();
-        if after == before {
-            return Ok(Config { fingerprint: after, ..config });
-        }
-        before = after;
+    load_from(sources, sources.file.as_deref().map(ConfigFile::read))
+}
+
+/// The same for a process that has read them before: what a pipe held is gone, and is not waited for.
+///
+/// # Errors
+///
+/// As [`load`]; and when the configuration file is no regular file.
+pub fn reload(sources: &Sources) -> Result<Config, Faults> {
+    match sources.file.as_deref() {
+        Some(path) if files::is_pipe(path) => Err(fault::of_a_pipe(path)),
+        file => load_from(sources, file.map(ConfigFile::read)),
     }
-    Err(fault::of_unrest())
 }
 
-fn read(sources: &Sources) -> Result<Config, Faults> {
-    let report = fault::Report::default();
-    let Some(tree) = document::read(sources, &report) else {
-        return Err(report.into_faults());
-    };
-    let config = sections::read(tree, sources, &report);
-    report.finish(config)
-}
-
-impl Config {
-    /// Of the contents of the files that the configuration came from, as they are now. A file that cannot be
-    /// read has one too.
-    pub fn fingerprint_of_files(&self) -> Fingerprint {
-        let mut hasher = blake3::Hasher::new();
-        for path in &self.watched {
-            match secret::read_whole(path, u64::MAX) {
-                Ok(content) => hasher.update(blake3::hash(&content).as_bytes()),
-                Err(error) => hasher.update(error.kind().to_string().as_bytes()),
+fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, Faults> {
+    // Which other files there are is only known once they have been read. So they are read again between two equal
+    // fingerprints: whatever changes from then on is a change, however early. That goes for faults, too: a file that
+    // was missing may be there by now.
+    let (mut before, mut newest) = (None, Files::default());
+    for _ in 0..=TRIES {
+        let (read, files) = read(sources, file.as_ref());
+        let has_changed = file.as_ref().is_some_and(ConfigFile::has_changed);
+        if before == Some(files.fingerprint()) && !has_changed {
+            return match read {
+                Ok(config) => Ok(Config { files, ..config }),
+                Err(faults) => Err(faults.of_files(files)),
             };
         }
-        Fingerprint(hasher.finalize().into())
+        before = Some(files.fingerprint());
+        newest = files;
+        if has_changed {
+            file = sources.file.as_deref().map(ConfigFile::read);
+        }
     }
+    Err(fault::of_unrest().of_files(newest))
+}
+
+fn read(sources: &Sources, file: Option<&ConfigFile>) -> (Result<Config, Faults>, Files) {
+    let report = fault::Report::default();
+    let config = document::read(sources, file, &report).map(|tree| sections::read(tree, sources, &report));
+    let files = Files::now(report.watched());
+    (report.finish(config), files)
 }

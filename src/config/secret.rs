@@ -2,8 +2,7 @@
 //!
 //! A secret is read here once, held in memory that is wiped, and never part of a message.
 
-use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path as FilePath, PathBuf};
 
@@ -12,8 +11,9 @@ use zeroize::Zeroizing;
 
 use super::document::Value;
 use super::fault::{Path, Place, Report, suggest};
+use super::files::{is_no_file, read_regular};
 use super::reader::Field;
-use super::sources::{Sources, Variable};
+use super::sources::Sources;
 
 const LARGEST_SECRET: u64 = 64 << 10;
 const FORMS: [&str; 3] = ["file", "env", "credential"];
@@ -64,25 +64,56 @@ pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
                 Place::Environment(Some(name)) => SecretSource::Env(name),
                 _ => SecretSource::Literal,
             };
-            (text, source)
+            (Zeroizing::new(text.as_bytes().to_vec()), source)
         }
     };
-    let text = text.trim_end_matches(['\r', '\n']);
-    let refusal = match text {
-        "" => "the secret is empty; put the secret where this key says",
-        _ if text.trim().is_empty() => "the secret is only white space; put the secret where this key says",
-        _ if text.contains(['\r', '\n']) => "the secret has several lines; does this key name the right place?",
-        _ => {
-            let text = Zeroizing::new(text.to_owned());
-            return Some(Secret { text, source });
-        }
+    let bytes = without_line_end(&text);
+    let refusal = match fault_in(bytes) {
+        None => match std::str::from_utf8(bytes) {
+            Ok(text) => return Some(Secret { text: Zeroizing::new(text.to_owned()), source }),
+            // Visible ASCII is UTF-8.
+            Err(_) => NOT_VISIBLE.to_owned(),
+        },
+        Some(refusal) => refusal,
     };
     report.fault(&path, refusal);
     None
 }
 
+/// One line end, which editors and `echo` put behind a secret, is no part of it.
+fn without_line_end(bytes: &[u8]) -> &[u8] {
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    if text.len() < bytes.len() { text.strip_suffix(b"\r").unwrap_or(text) } else { text }
+}
+
+const NOT_VISIBLE: &str = "a secret is visible ASCII characters alone";
+
+/// What is wrong with a secret, and where, without repeating any of it that could be secret.
+fn fault_in(bytes: &[u8]) -> Option<String> {
+    if bytes.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
+        let what = if bytes.is_empty() { "empty" } else { "only white space" };
+        return Some(format!("the secret is {what}; put the secret where this key says"));
+    }
+    let at = bytes.iter().position(|byte| !byte.is_ascii_graphic())?;
+    let what = match &bytes[at..] {
+        [0xef, 0xbb, 0xbf, ..] => "a byte order mark (U+FEFF); save the file without it",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the mark of UTF-16; save the file as plain ASCII",
+        [0xc2, 0xa0, ..] => "a no-break space (U+00A0); take it out",
+        [0xe2, 0x80, 0x8b..=0x8f, ..] | [0xe2, 0x81, 0xa0, ..] => "a character without width; take it out",
+        [0, ..] => "a zero byte; take it out",
+        [b' ', ..] => "a space; take it out",
+        [b'\t', ..] => "a tab; take it out",
+        [b'\n' | b'\r', ..] => {
+            "a line end, and only one behind the secret is left out; does this key name the right place?"
+        }
+        [0x01..=0x1f | 0x7f, ..] => "a control character; take it out",
+        _ => "not ASCII; is this the right secret?",
+    };
+    Some(format!("{NOT_VISIBLE}, and its byte {at}, counted from 0, is {what}"))
+}
+
 /// `{ file = "…" }` and its like: exactly one member.
-fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<String>, SecretSource)> {
+fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<Vec<u8>>, SecretSource)> {
     let Field { report, path, node } = field;
     let Value::Table(entries) = node.value else {
         return None;
@@ -107,10 +138,9 @@ fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<String>, 
             let text = read_secret_file(FilePath::new(&name), &path, report)?;
             Some((text, SecretSource::File(name.into())))
         }
-        "env" => match sources.environment.get(&name).map(Variable::text) {
-            Some(Some(value)) if !value.is_empty() => Some((Zeroizing::new(value.to_owned()), SecretSource::Env(name))),
-            Some(None) => refuse(report, &path, "this environment variable is not UTF-8 text"),
-            _ => refuse(report, &path, "this environment variable is not set, or empty; set it"),
+        "env" => match sources.environment.get(&name).filter(|value| !value.is_empty()) {
+            Some(value) => Some((value.bytes().clone(), SecretSource::Env(name))),
+            None => refuse(report, &path, "this environment variable is not set, or empty; set it"),
         },
         _ => {
             let file = credential_file(&name, &path, sources, report)?;
@@ -139,14 +169,11 @@ fn credential_file(name: &str, path: &Path, sources: &Sources, report: &Report) 
     }
 }
 
-/// The text of a secret file, which is then watched. Others being able to read it is worth a warning.
-fn read_secret_file(file: &FilePath, path: &Path, report: &Report) -> Option<Zeroizing<String>> {
+/// What is in a secret file, which is then watched. Others being able to read it is worth a warning.
+fn read_secret_file(file: &FilePath, path: &Path, report: &Report) -> Option<Zeroizing<Vec<u8>>> {
     let (bytes, about) = read_file(file, LARGEST_SECRET, path, report)?;
     warn_if_readable_by_all(&about, path, report);
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => Some(Zeroizing::new(text.to_owned())),
-        Err(_) => refuse(report, path, "this file is not UTF-8 text; is it the right one?"),
-    }
+    Some(bytes)
 }
 
 /// A PEM file that somebody else will parse: it must be there, readable and look like PEM.
@@ -190,29 +217,13 @@ pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Re
 /// Watched even when it cannot be read: its appearance is a reason to try again.
 fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Option<(Zeroizing<Vec<u8>>, Metadata)> {
     report.watch(file);
-    let read = || -> io::Result<_> {
-        // Looked at before it is opened: opening a pipe would wait for a writer.
-        let about = std::fs::metadata(file)?;
-        let bytes = if about.is_file() { read_whole(file, largest)? } else { Zeroizing::default() };
-        Ok((bytes, about))
-    };
-    match read() {
+    match read_regular(file, largest) {
+        Err(error) if error.kind() == is_no_file().kind() => refuse(report, path, &error.to_string()),
         Err(error) => refuse(report, path, &format!("this file cannot be read: {error}")),
-        Ok((_, about)) if !about.is_file() => refuse(report, path, "this is not a file; name a regular file"),
         Ok((bytes, _)) if bytes.len() as u64 > largest => {
             let limit = largest >> 10;
             refuse(report, path, &format!("this file is larger than {limit}KiB; is it the right one?"))
         }
         Ok(read) => Some(read),
     }
-}
-
-/// What is in `file`, at most one byte beyond `largest`. Wiped when dropped, and in one place: the buffer does not
-/// grow unless the file does while it is read.
-pub(super) fn read_whole(file: &FilePath, largest: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    let file = File::open(file)?;
-    let length = file.metadata()?.len().min(largest);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1));
-    file.take(largest.saturating_add(1)).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

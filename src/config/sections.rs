@@ -12,17 +12,19 @@ use tracing_subscriber::EnvFilter;
 use super::checks;
 use super::document::Node;
 use super::fault::{Path, Report, suggest};
+use super::files::Files;
 use super::proxy;
 use super::reader::{Field, Table, read_tree};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, Fingerprint, JobCache, Listen, Log, LogFormat, Policy, Proxies,
+    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;
 use crate::model::freshness::Lifetimes;
 use crate::model::network::Network;
 use crate::model::operation::{OperationSet, Permission};
+use crate::model::origin::Origin;
 use crate::model::units::Rate;
 
 const MIB: u64 = 1 << 20;
@@ -49,8 +51,7 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
             log: root.section("log", log),
             telemetry: root.section("telemetry", telemetry),
             warnings: Vec::new(),
-            watched: Vec::new(),
-            fingerprint: Fingerprint::default(),
+            files: Files::default(),
         };
         checks::across_sections(config, &account_names, report)
     })
@@ -87,7 +88,17 @@ fn server(table: &mut Table<'_>) -> Server {
         proxy_protocol: proxy_protocol(table),
         public_url: url(table, "public_url", Paths::Refused),
         tls: table.section("tls", tls),
+        cors: cors(table),
     }
+}
+
+fn cors(table: &mut Table<'_>) -> Vec<Origin> {
+    let report = table.report();
+    let origin = |(path, text): (Path, String)| {
+        let origin = Origin::parse(&text);
+        origin.map_err(|message| report.fault(&path, message)).ok()
+    };
+    table.texts("cors").into_iter().filter_map(origin).collect()
 }
 
 fn listen(table: &mut Table<'_>) -> Vec<Listen> {
@@ -199,19 +210,11 @@ fn admin(table: &mut Table<'_>) -> Admin {
         address.ok()
     });
     let token = table.text("token_sha256");
-    let token_is_given = token.is_some();
-    let admin = Admin {
+    Admin {
         listen: listen.unwrap_or(DEFAULT),
         token_sha256: token.and_then(|text| token_sha256(&text, &path.key("token_sha256"), report)),
         show_queries: table.boolean("show_queries", false),
-    };
-    if !admin.listen.ip().is_loopback() && !token_is_given {
-        report.fault(
-            &path.key("token_sha256"),
-            "required because admin.listen is not loopback; `insights-gateway token new NAME` prints a hash to put here, without the brackets",
-        );
     }
-    admin
 }
 
 fn token_sha256(text: &str, path: &Path, report: &Report) -> Option<[u8; 32]> {

@@ -8,10 +8,12 @@ use http::uri::Authority;
 use http::{HeaderValue, Uri};
 use secrecy::SecretString;
 
+use super::files::Files;
 use super::secret::{CredentialSource, SecretSource};
 use crate::model::freshness::Lifetimes;
 use crate::model::network::Network;
 use crate::model::operation::OperationSet;
+use crate::model::origin::Origin;
 use crate::model::units::Rate;
 
 /// Everything the gateway is told, checked.
@@ -40,14 +42,8 @@ pub struct Config {
     /// Things that work but deserve a word at start, such as a secret written literally.
     pub warnings: Vec<String>,
     /// The configuration file and every secret, TLS and trust root file, whose change asks for a reload.
-    pub watched: Vec<PathBuf>,
-    /// Of their contents, no later than they were read.
-    pub fingerprint: Fingerprint,
+    pub files: Files,
 }
-
-/// Tells whether files have changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Fingerprint(pub(super) [u8; 32]);
 
 /// `[server]`
 #[derive(Debug, Clone)]
@@ -78,6 +74,8 @@ pub struct Server {
     pub public_url: Option<Uri>,
     /// TLS for the TCP listeners.
     pub tls: Option<Tls>,
+    /// Origins whose pages may ask, and read the answers.
+    pub cors: Vec<Origin>,
 }
 
 /// One entry of `server.listen`.

@@ -59,6 +59,7 @@ impl Config {
             format!("{{ cert = {}, key = {}{client_ca} }}", file(&tls.cert), file(&tls.key))
         });
         optional(page, "tls", tls)?;
+        writeln!(page, "cors = {}", list(&server.cors))?;
 
         writeln!(page, "\n[admin]")?;
         writeln!(page, "listen = {}", text(admin.listen))?;

@@ -37,6 +37,11 @@ impl Variable {
         std::str::from_utf8(&self.0).ok()
     }
 
+    /// The value as it is.
+    pub(super) fn bytes(&self) -> &Zeroizing<Vec<u8>> {
+        &self.0
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
+use super::exposure::*;
 use super::fault::Report;
 use super::sources::PREFIX;
 use super::*;
@@ -83,7 +84,7 @@ fn an_account_in_the_environment_is_enough() {
     assert_eq!(account.secret.expose_secret(), SECRET);
     assert_eq!(account.rate, Rate::new(5, Duration::from_secs(1)));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
-    assert!(config.watched.is_empty());
+    assert!(config.files.paths().is_empty());
 
     let sources = Sources::default()
         .with_variable("TWILIO_ACCOUNT_SID", SID)
@@ -140,7 +141,8 @@ fn the_reference_file_names_every_key() {
     let file = folder.write("gateway.toml", &text);
     let sources = Sources::default().with_file(file);
     let report = Report::default();
-    let tree = document::read(&sources, &report).unwrap();
+    let file = sources.file.as_deref().map(super::files::ConfigFile::read);
+    let tree = document::read(&sources, file.as_ref(), &report).unwrap();
     sections::read(tree, &sources, &report);
     let document: toml::Table = text.parse().unwrap();
     for key in report.known_keys() {
@@ -173,7 +175,7 @@ fn the_examples_load() {
         assert_eq!(config.accounts[0].secret.expose_secret(), SECRET);
         assert_eq!(config.teams.len(), teams);
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
-        assert!(config.watched.contains(&secret));
+        assert!(config.files.paths().contains(&secret));
     }
 }
 
@@ -417,13 +419,13 @@ fn secrets_come_from_files_variables_and_credentials() {
     let text = |form: &str| format!("[accounts.main]\naccount_sid = '{SID}'\napi_key = 'SK1'\napi_secret = {form}\n");
     let file = loaded(Sources::default(), &text(&format!("{{ file = '{}' }}", secret.display())));
     assert_eq!(file.accounts[0].secret.expose_secret(), SECRET);
-    assert!(file.watched.contains(&secret) && file.watched.len() == 2);
+    assert!(file.files.paths().contains(&secret) && file.files.paths().len() == 2);
     assert!(file.show().contains("# masked"));
 
     let sources = Sources::default().with_variable("CREDENTIALS_DIRECTORY", folder.0.path());
     let credential = loaded(sources, &text("{ credential = 'secret' }"));
     assert_eq!(credential.accounts[0].secret.expose_secret(), SECRET);
-    assert!(credential.watched.contains(&secret));
+    assert!(credential.files.paths().contains(&secret));
 
     let literal = loaded(Sources::default(), &text(&format!("'{SECRET}'")));
     assert_eq!(literal.accounts[0].secret.expose_secret(), SECRET);
@@ -442,14 +444,30 @@ fn careless_secret_files_are_faults_or_warnings() {
         ("empty", Vec::new(), "empty"),
         ("blank", b"\n".to_vec(), "empty"),
         ("spaces", b"  \n".to_vec(), "white space"),
-        ("lines", b"a\nb\n".to_vec(), "several lines"),
-        ("bytes", vec![0xff], "UTF-8"),
+        ("lines", b"a\nb\n".to_vec(), "byte 1, counted from 0, is a line end"),
+        ("two ends", b"t0p5ee\n\n".to_vec(), "byte 6, counted from 0, is a line end"),
+        ("bytes", vec![b'a', 0xff], "byte 1, counted from 0, is not ASCII"),
+        ("mark", b"\xef\xbb\xbft0p5ee\n".to_vec(), "byte 0, counted from 0, is a byte order mark"),
+        ("wide", b"\xff\xfes\0e\0".to_vec(), "UTF-16"),
+        ("blank behind", b"t0p5ee \n".to_vec(), "byte 6, counted from 0, is a space"),
+        ("blank before", b"\tt0p5ee".to_vec(), "byte 0, counted from 0, is a tab"),
+        ("no-break", b"t0p\xc2\xa05ee".to_vec(), "byte 3, counted from 0, is a no-break space"),
+        ("zero", b"t0p5ee\0".to_vec(), "byte 6, counted from 0, is a zero byte"),
+        ("bare return", b"t0p5ee\r".to_vec(), "byte 6, counted from 0, is a line end"),
+        ("umlaut", "t0\u{e4}p5ee".into(), "byte 2, counted from 0, is not ASCII"),
         ("large", vec![b'x'; (64 << 10) + 1], "larger than 64KiB"),
     ];
     for (name, content, part) in careless {
         let path = folder.write(name, content);
         let faults = faults_of(Sources::default(), &text(&path));
         assert!(faults.len() == 1 && faults[0].contains(part), "{name}: {faults:?}");
+        assert!(!faults[0].contains("5ee"), "{name}: {faults:?}");
+    }
+    // Wherever a secret comes from.
+    for form in ["\"t0p5ee\\u00a0\"", "{ env = 'ODD' }"] {
+        let text = format!("[accounts.main]\naccount_sid = '{SID}'\nauth_token = {form}\n");
+        let faults = faults_of(Sources::default().with_variable("ODD", "t0p5ee\u{a0}"), &text);
+        assert!(faults.len() == 1 && faults[0].contains("byte 6, counted from 0"), "{form}: {faults:?}");
     }
     let open = folder.write("open", SECRET);
     fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).unwrap();
@@ -469,6 +487,54 @@ fn clear_text_to_a_distant_upstream_and_odd_sids_are_warnings() {
 }
 
 #[test]
+fn origins_are_exact() {
+    let config = loaded(account(), "[server]\ncors = ['https://A.example:443', 'http://localhost:3000']");
+    assert!(config.show().contains("cors = [\"https://a.example\", \"http://localhost:3000\"]"), "{}", config.show());
+    for origin in ["*", "https://*.example", "https://a.example/", "https://a.example/x", "null", "a.example"] {
+        assert_one_fault(&format!("[server]\ncors = ['https://b.example', '{origin}']"), "2: server.cors[1]: ", "");
+    }
+}
+
+#[test]
+fn what_is_held_counts_and_not_what_is_named() {
+    let listener = |address: &str| Listener { address: address.into(), reach: Reach::of(address.parse().unwrap()) };
+    let unix = Listener { address: "unix:/run/a.sock".into(), reach: Reach::Unix };
+    let held =
+        |data: &[Listener], admin: &str| Held { data: data.to_vec(), admin: vec![listener(admin)], ..Held::default() };
+    let found = |text: &str, held: &Held| {
+        let exposures = exposures(&loaded(account(), text), held);
+        exposures.iter().map(|exposure| exposure.key.join(".")).collect::<Vec<_>>()
+    };
+    let local =
+        held(&[listener("127.0.0.1:80"), listener("[::1]:80"), listener("[::ffff:127.0.0.1]:80"), unix], "127.9.9.9:1");
+    assert_eq!(found("", &local), [""; 0]);
+    let team = format!("[teams.t]\ntoken_sha256 = '{HASH}'\n");
+    for address in ["0.0.0.0:80", "[::]:80", "10.0.0.1:80", "[::ffff:10.0.0.1]:80"] {
+        let wide = held(&[listener("127.0.0.1:80"), listener(address)], "127.0.0.1:1");
+        assert_eq!(found("", &wide), ["server.listen"], "{address}");
+        assert_eq!(found("[server]\nlisten = ['127.0.0.1:80']", &wide), ["server.listen"], "{address}");
+        assert_eq!(found("[server]\nopen = true", &wide), [""; 0]);
+        assert_eq!(found(&team, &wide), [""; 0]);
+        let admin = held(&[listener("127.0.0.1:80")], address);
+        assert_eq!(found(&team, &admin), ["admin.token_sha256"], "{address}");
+        assert_eq!(found(&format!("[admin]\ntoken_sha256 = '{HASH}'"), &admin), [""; 0]);
+        assert_eq!(found("", &held(&[listener(address)], address)), ["server.listen", "admin.token_sha256"]);
+    }
+    // Certificates alone say who gets in, where there are no teams.
+    let asking = Held { tls: true, client_ca: true, ..local.clone() };
+    assert_eq!(found("", &asking), ["server.tls.client_ca"]);
+    assert_eq!(found("[server]\nopen = true", &asking), ["server.tls.client_ca"]);
+    assert_eq!(found(&team, &asking), [""; 0]);
+    let folder = Folder::new();
+    let cert = folder.write("cert", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n");
+    let key = folder.write("key", "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----\n");
+    let (cert, key) = (cert.display(), key.display());
+    let tls = format!("[server]\ntls = {{ cert = '{cert}', key = '{key}', client_ca = '{cert}' }}\n");
+    assert_eq!((found(&tls, &asking), found(&tls, &local)), (Vec::new(), vec!["server.tls.client_ca".to_owned()]));
+    assert_eq!(found(&format!("{tls}{team}"), &local), [""; 0]);
+}
+
+#[test]
 fn tls_files_must_be_pem_and_are_watched() {
     let folder = Folder::new();
     let cert = folder.write("cert", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n");
@@ -478,7 +544,7 @@ fn tls_files_must_be_pem_and_are_watched() {
         format!("[server]\ntls = {{ cert = '{cert}', key = '{key}', client_ca = '{cert}' }}\n[teams.t]\n")
     };
     let config = loaded(account(), &text(&cert, &key));
-    assert!([&cert, &key].iter().all(|file| config.watched.contains(file)));
+    assert!([&cert, &key].iter().all(|file| config.files.paths().contains(file)));
     assert_one_fault(&text(&cert, &cert), "2: server.tls.key: ", "PRIVATE KEY");
     assert_one_fault("[server.tls]", "1: server.tls: needs both", "");
     let faults = faults_of(account(), &text(Path::new("/nowhere"), &key));

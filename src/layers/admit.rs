@@ -6,6 +6,8 @@
 //!
 //! A caller says who it is by a token in `Authorization`, or by a client certificate that names its team. A token
 //! that is shown has to be good, whatever the certificate says; and where both name a team, it has to be the same.
+//! A certificate is shown by a browser without anybody's doing, and without teams nothing is shown at all: there, pages
+//! of other sites are refused.
 
 mod slow;
 
@@ -26,8 +28,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Request, Version, header};
+use http::{HeaderValue, Request, Version, header};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
@@ -36,6 +37,7 @@ use crate::model::error::{GatewayError, Reason};
 use crate::model::host;
 use crate::model::journey::Stage;
 use crate::model::operation::{Operation, Route, route};
+use crate::model::origin::{self, Origin, authority};
 use crate::model::peer::Peer;
 use crate::model::tenancy::{Allowance, Team};
 use crate::model::units::Rate;
@@ -81,9 +83,12 @@ pub struct AdmitLayer {
 }
 
 impl AdmitLayer {
-    /// Lets `guests` in.
+    /// Lets `guests` in; where they need no token, only programs and the pages of `origins`. Client certificates name
+    /// teams only where `certificates` says so: a listener goes on accepting them when the configuration no longer does.
     pub fn new(
         guests: Guests,
+        origins: &[Origin],
+        certificates: bool,
         rates: &TeamRates,
         upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
         slowing: Slowing,
@@ -103,7 +108,8 @@ impl AdmitLayer {
             Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
         };
         let known_host = ArcSwapOption::empty();
-        Self { door: Arc::new(Door { guests, everybody, hosts, known_host, slowing, clock }) }
+        let origins = origins.to_vec();
+        Self { door: Arc::new(Door { guests, everybody, hosts, origins, certificates, known_host, slowing, clock }) }
     }
 }
 
@@ -152,6 +158,8 @@ struct Door {
     guests: Vec<Known>,
     everybody: bool,
     hosts: Option<Vec<String>>,
+    origins: Vec<Origin>,
+    certificates: bool,
     /// The last `Host` that was found good. Nearly every request has the same; the last and not the first, lest a probe
     /// or a stranger decide which.
     known_host: ArcSwapOption<HeaderValue>,
@@ -177,6 +185,9 @@ impl Door {
     fn admit<B>(&self, visit: &Visit<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
         let request = &visit.request;
         self.check_head(request)?;
+        if self.everybody {
+            self.check_origin(request)?;
+        }
         let operation = match route(request.method(), request.uri().path()) {
             Route::Found(operation) => operation,
             Route::NotServed => {
@@ -198,7 +209,7 @@ impl Door {
         };
         // Set once: this is the only place that learns them.
         let _ = visit.journey.operation.set(operation);
-        let known = self.identify(request.headers(), &visit.peer)?;
+        let known = self.identify(request, &visit.peer)?;
         let team = &known.guest.team;
         let _ = visit.journey.team.set(Arc::clone(team));
         Self::limit(known, visit)?;
@@ -261,21 +272,33 @@ impl Door {
         host::is_address_or_loopback(host) || hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host))
     }
 
-    fn identify(&self, headers: &HeaderMap, peer: &Peer) -> Result<&Known, GatewayError> {
+    /// Nobody would have to show anything: so no page of another site may ask through somebody's browser.
+    fn check_origin<B>(&self, request: &Request<B>) -> Result<(), GatewayError> {
+        if origin::is_cross_site(request, &self.origins) {
+            return Err(GatewayError::new(
+                Reason::OriginNotAllowed,
+                "a web page of another site may not ask without a token; if it may, list its origin in server.cors",
+            ));
+        }
+        Ok(())
+    }
+
+    fn identify<B>(&self, request: &Request<B>, peer: &Peer) -> Result<&Known, GatewayError> {
         let unauthenticated = |message| GatewayError::new(Reason::Unauthenticated, message);
         if self.everybody {
             return self.guests.first().ok_or_else(|| unauthenticated("nobody is let in"));
         }
         let certified = self.certified(peer).map_err(unauthenticated)?;
-        let Some(proof) = headers.get(header::AUTHORIZATION) else {
-            return certified.ok_or_else(|| {
+        let Some(proof) = request.headers().get(header::AUTHORIZATION) else {
+            let known = certified.ok_or_else(|| {
                 unauthenticated(match peer.names() {
                     [] => {
                         "send a team's token: Authorization: Bearer TOKEN, or Basic with the team's name and its token"
                     }
                     _ => "the client certificate names no team, and there is no token; send one, or use another certificate",
                 })
-            });
+            })?;
+            return self.check_origin(request).map(|()| known);
         };
         let proof = Proof::read(proof)
             .ok_or_else(|| unauthenticated("the Authorization header is neither Bearer nor Basic"))?;
@@ -292,6 +315,9 @@ impl Door {
 
     /// The team that the client certificate names, if it names one.
     fn certified(&self, peer: &Peer) -> Result<Option<&Known>, &'static str> {
+        if !self.certificates {
+            return Ok(None);
+        }
         let is_named = |known: &&Known| peer.names().iter().any(|name| **name == *known.guest.team.name);
         let mut named = self.guests.iter().filter(is_named);
         match (named.next(), named.next()) {
@@ -340,13 +366,6 @@ impl Door {
         let message = format!("team {} has sent too many requests; come back in {wait} s", known.guest.team.name);
         Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(std::time::Duration::from_secs(wait)))
     }
-}
-
-/// A host and, perhaps, a port.
-fn authority(text: &str) -> Option<Authority> {
-    let authority: Authority = text.parse().ok()?;
-    let rest = authority.as_str().strip_prefix(authority.host())?;
-    (rest.is_empty() || authority.port_u16().is_some()).then_some(authority)
 }
 
 /// `RateLimit`, in the structured form of draft-ietf-httpapi-ratelimit-headers.

@@ -2,6 +2,8 @@
 
 pub mod observe;
 
+pub mod cors;
+
 pub mod rescue;
 
 pub mod shed;

@@ -27,6 +27,8 @@ pub enum Reason {
     OperationNotAllowed,
     /// The team may not see a member that the query names.
     FieldNotAllowed,
+    /// A web page of another site asks, where no token is asked for.
+    OriginNotAllowed,
     /// Not one of Twilio Insights' paths, or one that this version does not serve.
     NotFound,
     /// The path exists, the method does not.
@@ -67,13 +69,14 @@ pub enum Reason {
 
 impl Reason {
     /// All, in declaration order.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::InvalidJson,
         Self::InvalidQuery,
         Self::BadRequest,
         Self::Unauthenticated,
         Self::OperationNotAllowed,
         Self::FieldNotAllowed,
+        Self::OriginNotAllowed,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::ClientTimeout,
@@ -103,6 +106,7 @@ impl Reason {
             Self::Unauthenticated => "unauthenticated",
             Self::OperationNotAllowed => "operation_not_allowed",
             Self::FieldNotAllowed => "field_not_allowed",
+            Self::OriginNotAllowed => "origin_not_allowed",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::ClientTimeout => "client_timeout",
@@ -129,7 +133,7 @@ impl Reason {
         match self {
             Self::InvalidJson | Self::InvalidQuery | Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Self::OperationNotAllowed | Self::FieldNotAllowed => StatusCode::FORBIDDEN,
+            Self::OperationNotAllowed | Self::FieldNotAllowed | Self::OriginNotAllowed => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientTimeout => StatusCode::REQUEST_TIMEOUT,

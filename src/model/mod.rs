@@ -17,6 +17,7 @@ pub mod json;
 pub mod key;
 pub mod network;
 pub mod operation;
+pub mod origin;
 pub mod outcome;
 pub mod parameters;
 pub mod peer;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
-use crate::config::Listen;
+use crate::config::{Listen, Listener, Reach};
 use crate::model::peer::Origin;
 
 /// Connections that the kernel holds for us; `net.core.somaxconn` may allow fewer.
@@ -19,7 +19,6 @@ pub struct Bound {
     // The first to go: a successor that finds the file finds somebody listening, too.
     _file: Option<SocketFile>,
     socket: Socket,
-    inherited: bool,
 }
 
 #[derive(Debug)]
@@ -55,9 +54,13 @@ impl Bound {
         }
     }
 
-    /// Did somebody else open it, so that nobody has checked its address yet.
-    pub fn is_inherited(&self) -> bool {
-        self.inherited
+    /// The same, with who reaches it.
+    pub fn listener(&self) -> Listener {
+        let reach = match &self.socket {
+            Socket::Unix(_) => Reach::Unix,
+            Socket::Tcp(listener) => listener.local_addr().map_or(Reach::Network, Reach::of),
+        };
+        Listener { address: self.address(), reach }
     }
 
     pub(super) async fn accept(&self) -> io::Result<Accepted> {
@@ -157,7 +160,7 @@ fn take_over(socket: InheritedSocket) -> io::Result<Bound> {
         }
     };
     // Its file, if it has one, is whose who made it.
-    Ok(Bound { _file: None, socket, inherited: true })
+    Ok(Bound { _file: None, socket })
 }
 
 /// A listener that cannot be opened.
@@ -195,7 +198,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
     // A restart must not wait for the last connections' TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    Ok(Bound { _file: None, socket: Socket::Tcp(socket.listen(BACKLOG)?), inherited: false })
+    Ok(Bound { _file: None, socket: Socket::Tcp(socket.listen(BACKLOG)?) })
 }
 
 fn bind_unix(path: &Path, mode: u32) -> io::Result<Bound> {
@@ -210,5 +213,5 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Bound> {
     let file = SocketFile::new(path)?;
     // Until it listens nobody gets in, whatever the process's umask allows.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok(Bound { _file: Some(file), socket: Socket::Unix(socket.listen(BACKLOG)?), inherited: false })
+    Ok(Bound { _file: Some(file), socket: Socket::Unix(socket.listen(BACKLOG)?) })
 }

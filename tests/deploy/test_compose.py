@@ -3,19 +3,35 @@
 import hashlib
 import json
 import re
-import tomllib
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from files import DEPLOY, run, tool
 
-COMPOSE = DEPLOY / "compose/compose.yaml"
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory):
+    """A copy of the folder, so that its secrets are made and forgotten."""
+    return Path(shutil.copytree(DEPLOY, tmp_path_factory.mktemp("compose") / "deploy", ignore=what_prepare_makes))
+
+
+def what_prepare_makes(folder, names):
+    return {name for name in names if name in (".env", "metrics_token")}
+
+
+def compose(deploy):
+    return [tool("docker-compose"), "-f", deploy / "compose/compose.yaml", "config", "--format", "json"]
 
 
 @pytest.fixture(scope="module")
-def project():
-    return json.loads(run(tool("docker-compose"), "-f", COMPOSE, "config", "--format", "json"))
+def project(deploy):
+    unprepared = subprocess.run(compose(deploy), capture_output=True, text=True, timeout=120)
+    assert unprepared.returncode != 0 and "deploy/compose/prepare" in unprepared.stderr, unprepared
+    run(deploy / "compose/prepare")
+    return json.loads(run(*compose(deploy)))
 
 
 def test_everything_that_is_mounted_is_there(project):
@@ -42,15 +58,26 @@ def test_the_gateways_configuration_is_right_where_it_is_mounted(project, root):
                 root.write(f"{volume['target']}/{file.name}", file.read_text())
     for secret in project["services"]["gateway"]["secrets"]:
         root.write(secret["target"], Path(project["secrets"][secret["source"]]["file"]).read_text())
-    arguments = project["services"]["gateway"]["command"]
-    checked = root.run("check", *arguments[1:])
+    gateway = project["services"]["gateway"]
+    checked = root.run("check", *gateway["command"][1:], environment=gateway["environment"])
     assert checked.returncode == 0, checked.stderr
 
 
-def test_prometheus_has_the_token_that_the_gateway_wants():
-    config = tomllib.loads((DEPLOY / "compose/gateway/gateway.toml").read_text())
-    token = (DEPLOY / "compose/secrets/metrics_token").read_text().strip()
-    assert hashlib.sha256(token.encode()).hexdigest() == config["admin"]["token_sha256"]
+def test_prometheus_has_the_token_that_the_gateway_wants_and_nobody_knows_it_beforehand(project, deploy):
+    secrets = {name: Path(secret["file"]).read_text().strip() for name, secret in project["secrets"].items()}
+    assert re.fullmatch("[0-9a-f]{64}", secrets["metrics_token"])
+    wanted = project["services"]["gateway"]["environment"]["INSIGHTS_GATEWAY_ADMIN__TOKEN_SHA256"]
+    assert hashlib.sha256(secrets["metrics_token"].encode()).hexdigest() == wanted
+    again = run(deploy / "compose/prepare", "--again")
+    assert "metrics_token" in again and (deploy / "compose/.env").stat().st_mode & 0o077 == 0
+    assert wanted not in (deploy / "compose/.env").read_text()
+
+
+def test_nobody_signs_in_to_grafana(project):
+    environment = project["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
 
 
 def test_grafana_finds_its_data_source_and_its_dashboard(project):

@@ -1,6 +1,7 @@
 """The dashboard: sound by itself, and each of its questions understood and answered by a Prometheus that scrapes a
 gateway the way the compose file has it."""
 
+import hashlib
 import json
 import os
 import re
@@ -108,12 +109,15 @@ def watched(root, tmp_path):
     root.write("/run/secrets/twilio_api_secret", (DEPLOY / "compose/secrets/twilio_api_secret").read_text())
     root.write("/var/lib/insights-gateway/.keep", "")
     (root.path / "var/lib/insights-gateway").chmod(0o777)
-    _, data, admin = root.serve("http://" + root.simulate(), "--config", "/etc/insights-gateway/gateway.toml")
+    (tmp_path / "token").write_text("the-token-of-this-test")
+    wanted = {"INSIGHTS_GATEWAY_ADMIN__TOKEN_SHA256": hashlib.sha256(b"the-token-of-this-test").hexdigest()}
+    arguments = ["--config", "/etc/insights-gateway/gateway.toml"]
+    _, data, admin = root.serve("http://" + root.simulate(), *arguments, environment=wanted)
     text = (DEPLOY / "compose/prometheus.yml").read_text()
     for old, new in {
         "15s": "500ms",
         "alerts.yml": str(DEPLOY / "prometheus/alerts.yml"),
-        "/run/secrets/metrics_token": str(DEPLOY / "compose/secrets/metrics_token"),
+        "/run/secrets/metrics_token": str(tmp_path / "token"),
         "gateway:9090": admin,
     }.items():
         assert old in text

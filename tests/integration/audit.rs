@@ -213,3 +213,36 @@ fn a_log_that_cannot_be_written_is_a_fault_and_check_makes_no_file() {
     assert!(load(&path).is_ok());
     assert!(!path.exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_team_with_large_bodies_costs_no_other_team_its_lines() {
+    const EACH: usize = 40;
+    let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
+    let (config, path) = config(&upstream, &folder);
+    let gateway = config.set("teams.exports.token_sha256", sha256("E")).start().await;
+    // A little to say, and much to read.
+    let values: Vec<String> = (0..60_000).map(|n| format!("value-{n:06}")).collect();
+    let filter = json!({"field": "Conversation.Queue", "op": "IN", "values": values});
+    let query = json!({"query": {
+        "measures": ["Conversation.Count"],
+        "filters": [{"op": "AND", "expressions": [filter]}],
+    }});
+    let large = post_to(QUERY, "Authorization: Bearer E\r\n", &query.to_string());
+    let ask = async |request: &[u8]| {
+        let mut client = gateway.connect().await;
+        for _ in 0..EACH {
+            assert_eq!(client.ask(request).await.status, 200);
+        }
+    };
+    let small = post_to(QUERY, TOKEN, ASK);
+    tokio::join!(ask(&large), ask(&large), ask(&small));
+    gateway.stop().await;
+    let lines = lines(&path);
+    let of = |team: &str| lines.iter().filter(|line| line["team"] == team).count();
+    assert_eq!((of("support"), of("exports")), (EACH, 2 * EACH));
+    // Where there was no room for all, a line without names is better than none.
+    for line in lines.iter().filter(|line| line["team"] == "exports") {
+        let (named, cut) = (!line["fields"]["measures"].as_array().unwrap().is_empty(), line["fields"]["cut"] == true);
+        assert_ne!(named, cut, "{line}");
+    }
+}

@@ -1,5 +1,6 @@
 //! HTTP/2 by prior knowledge: served as HTTP/1.1 is, and refused in the same shape.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::support::*;
@@ -16,15 +17,19 @@ async fn start(configure: impl FnOnce(TestConfig) -> TestConfig) -> (Upstream, G
     (upstream, gateway)
 }
 
-async fn connect(gateway: &Gateway) -> http2::SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(gateway.data).await.unwrap();
+pub(crate) async fn connect(gateway: &Gateway) -> http2::SendRequest<Full<Bytes>> {
+    connect_to(gateway.data).await
+}
+
+pub(crate) async fn connect_to(address: SocketAddr) -> http2::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(address).await.unwrap();
     let (sender, connection) =
         within(http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.expect("HTTP/2 by prior knowledge");
     tokio::spawn(connection);
     sender
 }
 
-async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Answer {
+pub(crate) async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Answer {
     within(sender.ready()).await.unwrap();
     let (head, body) = within(sender.send_request(request)).await.expect("an answer").into_parts();
     let headers = head.headers.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
@@ -32,8 +37,12 @@ async fn ask(sender: &mut http2::SendRequest<Full<Bytes>>, request: Request<Full
     Answer { status: head.status.as_u16(), version: format!("{:?}", head.version), headers, body }
 }
 
-fn request(method: &str, gateway: &Gateway, target: &str, body: &str) -> Request<Full<Bytes>> {
-    let uri = format!("http://{}{target}", gateway.data);
+pub(crate) fn request(method: &str, gateway: &Gateway, target: &str, body: &str) -> Request<Full<Bytes>> {
+    request_to(gateway.data, method, target, body)
+}
+
+pub(crate) fn request_to(address: SocketAddr, method: &str, target: &str, body: &str) -> Request<Full<Bytes>> {
+    let uri = format!("http://{address}{target}");
     Request::builder().method(method).uri(uri).body(Full::from(body.to_owned())).unwrap()
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use insights_gateway::config::{self, Sources};
+use insights_gateway::server::Inherited;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
@@ -72,8 +73,13 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start(sources: Sources) -> Self {
+        Self::start_with(sources, Inherited::default()).await
+    }
+
+    /// With sockets that somebody else has opened.
+    pub async fn start_with(sources: Sources, inherited: Inherited) -> Self {
         let config = config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
-        let gateway = insights_gateway::gateway::Gateway::bind(config).expect("free ports");
+        let gateway = insights_gateway::gateway::Gateway::bind_with(config, inherited).expect("free ports");
         // A gateway on a unix socket alone has no address here.
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = gateway.data_address().unwrap_or(nowhere);
@@ -106,6 +112,11 @@ impl Gateway {
     /// A request on a connection of its own.
     pub async fn ask(&self, request: &[u8]) -> Answer {
         self.connect().await.ask(request).await
+    }
+
+    /// A request on a connection of its own to the admin plane.
+    pub async fn ask_admin(&self, request: &[u8]) -> Answer {
+        Client::connect(self.admin).await.ask(request).await
     }
 
     /// A GET on the admin plane.

@@ -23,7 +23,8 @@ fn guest(name: &str, tokens: &[&str]) -> Guest {
 }
 
 fn layer(guests: Guests) -> AdmitLayer {
-    AdmitLayer::new(guests, &TeamRates::default(), &|_| None, Slowing::new(8), Clock::new())
+    let origins = [Origin::parse("https://listed.example").unwrap()];
+    AdmitLayer::new(guests, &origins, true, &TeamRates::default(), &|_| None, Slowing::new(8), Clock::new())
 }
 
 fn request(path: &str) -> http::request::Builder {
@@ -237,4 +238,23 @@ async fn strangers_are_slowed_and_nobody_else_is() {
     assert_eq!(took(&one, "token-1").await, (true, Duration::ZERO), "a good token is never held up");
     let missing = admit_peer(&layer, one.clone(), request("/nowhere")).await;
     assert_eq!((missing, took(&one, "token-1").await.1), (Err(Reason::NotFound), Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_another_site_may_not_ask_where_no_token_is_asked_for() {
+    let page = |origin: &str| request(METADATA).header(header::ORIGIN, origin);
+    let by_certificate = async |origin: &str| admit_peer(&teams(), with_certificate(&["a"]), page(origin)).await;
+    for origin in ["https://evil.example", "null", "http://127.0.0.1:8081"] {
+        assert_eq!(admit(&everybody(), page(origin)).await, Err(Reason::OriginNotAllowed), "{origin}");
+        assert_eq!(by_certificate(origin).await, Err(Reason::OriginNotAllowed), "{origin}");
+        let with_token = page(origin).header(header::AUTHORIZATION, "Bearer token-1");
+        assert!(admit(&teams(), with_token).await.is_ok(), "{origin}");
+        assert_eq!(admit(&teams(), page(origin)).await, Err(Reason::Unauthenticated), "{origin}");
+    }
+    for origin in ["http://127.0.0.1:8080", "https://listed.example"] {
+        assert!(admit(&everybody(), page(origin)).await.is_ok() && by_certificate(origin).await.is_ok(), "{origin}");
+    }
+    let fetched = |site: &str| request(METADATA).header("sec-fetch-site", site);
+    assert_eq!(admit(&everybody(), fetched("cross-site")).await, Err(Reason::OriginNotAllowed));
+    assert!(admit(&everybody(), fetched("same-origin")).await.is_ok());
 }

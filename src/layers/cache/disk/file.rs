@@ -17,6 +17,7 @@ use redb::{
 };
 
 use super::record::{self, Calendar, Head, Nanos};
+use crate::config;
 use crate::layers::cache::store::{Entry, Purge};
 use crate::model::key::Key;
 
@@ -123,7 +124,8 @@ impl PageFile {
     pub(super) fn open(folder: &Path, capacity: u64, calendar: Calendar) -> Result<Self, Trouble> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let path = folder.join(NAME);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        config::keep_from_others(&file, &path);
         let backend = FileBackend::new(file).map_err(Error::from)?;
         let database = Builder::new()
             .set_cache_size(REDB_CACHE)

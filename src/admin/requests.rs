@@ -1,0 +1,161 @@
+//! What is asked of the admin plane, read strictly: what is not exactly right is refused with what is wrong with it, so
+//! that a slip never purges more than was meant.
+
+use crate::layers::cache::Purge;
+use crate::model::json::{self, JsonError, Value};
+use crate::model::operation::Operation;
+
+/// Entries that one answer of `/cache/entries` lists.
+const MOST_ENTRIES: usize = 1000;
+
+/// The forms of a purge.
+const FORMS: &str = "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"operation\":NAME}, {\"key\":KEY}";
+
+/// Which pages a purge's body means. `accounts` are the names that there are.
+///
+/// # Errors
+///
+/// What is wrong with it, and what would be right.
+pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + Clone) -> Result<Purge, String> {
+    let parsed =
+        json::parse(body).map_err(|error| format!("the body is not JSON: {}; {FORMS}", place(body, &error)))?;
+    let Some(members) = parsed.as_object() else {
+        return Err(format!("the body is no JSON object; {FORMS}"));
+    };
+    let [member] = members else {
+        return Err(format!("the body has {} members; {FORMS}", members.len()));
+    };
+    match (member.name.as_str(), &member.value) {
+        ("all", Value::Bool(true)) => Ok(Purge::All),
+        ("all", _) => Err(format!("\"all\" is true, or left out; {FORMS}")),
+        ("account", Value::String(name)) if accounts.clone().any(|known| known == name.as_str()) => {
+            Ok(Purge::Account(name.as_str().to_owned()))
+        }
+        ("account", Value::String(_)) => {
+            let known: Vec<_> = accounts.collect();
+            Err(format!("there is no such account; the accounts are {}", known.join(", ")))
+        }
+        ("operation", Value::String(word)) => {
+            let known = Operation::ALL.into_iter().find(|operation| operation.as_str() == word.as_str());
+            known.map(Purge::Operation).ok_or_else(|| {
+                let words = Operation::ALL.map(Operation::as_str);
+                format!("there is no such operation; the operations are {}", words.join(", "))
+            })
+        }
+        ("key", Value::String(text)) if matches!(text.as_str().len(), 16 | 64) && is_hexadecimal(text.as_str()) => {
+            Ok(Purge::Key(text.as_str().to_ascii_lowercase()))
+        }
+        ("key", Value::String(_)) => {
+            Err("a key is the 16 hexadecimal digits that Cache-Status shows, or all 64 of /cache/entries".to_owned())
+        }
+        (name @ ("account" | "operation" | "key"), _) => Err(format!("\"{name}\" is a text; {FORMS}")),
+        _ => Err(format!("the body has an unknown member; {FORMS}")),
+    }
+}
+
+/// An error and its line and column, both counted from 1.
+fn place(body: &[u8], error: &JsonError) -> String {
+    let before = &body[..error.at.min(body.len())];
+    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
+    format!("{error} (line {line}, column {column})")
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Which part of the cache's entries is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EntriesQuery {
+    /// How many at most, 1 to 1000.
+    pub(super) limit: usize,
+    /// The key behind which they begin.
+    pub(super) after: Option<String>,
+}
+
+impl EntriesQuery {
+    /// Reads the query string of `/cache/entries`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, and what would be right.
+    pub(super) fn parse(query: &str) -> Result<Self, &'static str> {
+        let (mut limit, mut after) = (None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match name {
+                "limit" if limit.is_none() => {
+                    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+                    // So many digits are beyond any limit, which is not exceeded but reached.
+                    let number = digits.then(|| value.parse().unwrap_or(usize::MAX));
+                    let Some(number @ 1..) = number else { return Err("limit is a number from 1 to 1000") };
+                    limit = Some(number.min(MOST_ENTRIES));
+                }
+                "after" if after.is_none() => {
+                    if value.len() != 64 || !is_hexadecimal(value) {
+                        return Err("after is the 64 hexadecimal digits of a key, as \"next\" gives them");
+                    }
+                    after = Some(value.to_ascii_lowercase());
+                }
+                "limit" | "after" => return Err("limit and after may be given once"),
+                _ => return Err("an unknown parameter; there are limit and after"),
+            }
+        }
+        Ok(Self { limit: limit.unwrap_or(100), after })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purge_is_exactly_one_thing() {
+        let read = |body: &str| purge(body.as_bytes(), ["main", "other"].into_iter());
+        assert_eq!(read(" {\"all\": true}\n"), Ok(Purge::All));
+        assert_eq!(read("{\"account\":\"main\"}"), Ok(Purge::Account("main".into())));
+        assert_eq!(read("{\"operation\":\"query\"}"), Ok(Purge::Operation(Operation::Query)));
+        assert_eq!(read("{\"key\":\"0123456789ABCDEF\"}"), Ok(Purge::Key("0123456789abcdef".into())));
+        for (body, part) in [
+            ("", "not JSON: the text ends"),
+            ("{\"all\":\n  tru}", "line 2, column 6"),
+            ("{\"all\":true}x", "line 1, column 13"),
+            ("{\"all\":true,\"all\":true}", "a member name that the object has already"),
+            ("[true]", "no JSON object"),
+            ("true", "no JSON object"),
+            ("{}", "has 0 members"),
+            ("{\"all\":true,\"account\":null}", "has 2 members"),
+            ("{\"all\":false}", "\"all\" is true"),
+            ("{\"all\":\"true\"}", "\"all\" is true"),
+            ("{\"al\":true}", "unknown member"),
+            ("{\"account\":1}", "\"account\" is a text"),
+            ("{\"account\":\"mian\"}", "the accounts are main, other"),
+            ("{\"operation\":\"queries\"}", "the operations are metadata"),
+            ("{\"key\":\"0123\"}", "16 hexadecimal digits"),
+            ("{\"key\":\"0123456789abcdeg\"}", "16 hexadecimal digits"),
+            ("{\"key\":null}", "\"key\" is a text"),
+        ] {
+            let message = read(body).unwrap_err();
+            assert!(message.contains(part), "{body}: {message}");
+        }
+        assert!(purge(b"{\"all\":\xff}", std::iter::empty()).unwrap_err().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn entries_are_asked_for_with_a_limit_and_a_key() {
+        let key = "0".repeat(64);
+        let read = EntriesQuery::parse;
+        assert_eq!(read("").unwrap(), EntriesQuery { limit: 100, after: None });
+        assert_eq!(read(&format!("limit=7&after={key}")).unwrap(), EntriesQuery { limit: 7, after: Some(key) });
+        for large in ["1001", "99999999999999999999999"] {
+            assert_eq!(read(&format!("limit={large}")).unwrap().limit, 1000);
+        }
+        for query in ["limit=abc", "limit=0", "limit=", "limit", "limit=-1", "limit=+1", "limit=1.5", "limit=%31"] {
+            assert_eq!(read(query).unwrap_err(), "limit is a number from 1 to 1000", "{query}");
+        }
+        for query in ["limit=1&limit=2", "after=0", "after=", "limt=1", "x", "limit=1&x=2"] {
+            assert!(read(query).is_err(), "{query}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The files that a configuration comes from: how they are read, and how a change of theirs is noticed.
+
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
+
+/// Largest configuration file in bytes.
+pub(super) const LARGEST_FILE: u64 = 1 << 20;
+
+/// How long whoever writes into a pipe may say nothing.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Tells whether files have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fingerprint([u8; 32]);
+
+/// The files that a configuration came from, and what was in them.
+#[derive(Debug, Clone)]
+pub struct Files {
+    paths: Vec<PathBuf>,
+    fingerprint: Fingerprint,
+}
+
+impl Default for Files {
+    /// None.
+    fn default() -> Self {
+        Self::now(Vec::new())
+    }
+}
+
+impl Files {
+    /// These, as they are now.
+    pub(super) fn now(paths: Vec<PathBuf>) -> Self {
+        let fingerprint = fingerprint(&paths);
+        Self { paths, fingerprint }
+    }
+
+    /// Which they are.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Of their contents, no later than they were read.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The same, as they are now.
+    #[must_use]
+    pub fn again(self) -> Self {
+        Self::now(self.paths)
+    }
+
+    /// Of their contents as they are now. A file that cannot be read has one too.
+    pub fn fingerprint_now(&self) -> Fingerprint {
+        fingerprint(&self.paths)
+    }
+}
+
+fn fingerprint(paths: &[PathBuf]) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        match read_regular(path, u64::MAX) {
+            Ok((content, _)) => hasher.update(blake3::hash(&content).as_bytes()),
+            Err(error) => hasher.update(error.kind().to_string().as_bytes()),
+        };
+    }
+    Fingerprint(hasher.finalize().into())
+}
+
+/// Why a file that is no regular one is not read.
+pub(super) fn is_no_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "this is not a file; name a regular file")
+}
+
+/// What is in a regular file, at most one byte beyond `largest`, and what the system says of it. Wiped when dropped,
+/// and in one place: the buffer does not grow unless the file does while it is read.
+pub(super) fn read_regular(path: &Path, largest: u64) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
+    let (file, about) = open(path)?;
+    if !about.is_file() {
+        return Err(is_no_file());
+    }
+    let length = about.len().min(largest);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1));
+    file.take(largest.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok((bytes, about))
+}
+
+/// Does not wait for a writer, whatever the path names.
+fn open(path: &Path) -> io::Result<(File, Metadata)> {
+    // The flags of the system fit their own type.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let about = file.metadata()?;
+    Ok((file, about))
+}
+
+/// Takes away what others than its owner and its group may do with a file of ours that exists already, where it may be
+/// read by all; who may be its group is the operator's choice.
+pub fn keep_from_others(file: &File, path: &Path) {
+    const OTHERS: u32 = 0o007;
+    const OWNER_ALONE: u32 = 0o600;
+    let is_open = file.metadata().is_ok_and(|about| about.permissions().mode() & OTHERS != 0);
+    if !is_open {
+        return;
+    }
+    let path = path.display();
+    match file.set_permissions(Permissions::from_mode(OWNER_ALONE)) {
+        Ok(()) => tracing::warn!(%path, "every user of this machine could use this file; now its owner alone can"),
+        Err(error) => tracing::warn!(%path, %error, "every user of this machine can use this file; chmod 600 it"),
+    }
+}
+
+/// Is there something at `path` that can be read only once.
+pub(super) fn is_pipe(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
+}
+
+/// The configuration file, read once.
+pub(super) struct ConfigFile {
+    path: PathBuf,
+    /// What went wrong is kept too, as it is a fault of the configuration.
+    content: io::Result<Zeroizing<Vec<u8>>>,
+    is_pipe: bool,
+}
+
+impl ConfigFile {
+    /// Reads it to its end, be it a regular file or a pipe (`/dev/stdin`, `<(…)`, a FIFO). At most one byte beyond
+    /// [`LARGEST_FILE`].
+    pub(super) fn read(path: &Path) -> Self {
+        let (content, is_pipe) = match open(path) {
+            Err(error) => (Err(error), false),
+            Ok((_, about)) if about.is_dir() => (Err(is_no_file()), false),
+            Ok((_, about)) if about.is_file() => (read_regular(path, LARGEST_FILE).map(|(bytes, _)| bytes), false),
+            Ok((file, _)) => (read_pipe(file), true),
+        };
+        Self { path: path.to_owned(), content, is_pipe }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn content(&self) -> Result<&[u8], &io::Error> {
+        self.content.as_ref().map(|content| content.as_slice())
+    }
+
+    /// Can it be read again, so that its changes are seen.
+    pub(super) fn can_be_watched(&self) -> bool {
+        !self.is_pipe
+    }
+
+    /// Is there something else in it by now.
+    pub(super) fn has_changed(&self) -> bool {
+        let same = |now: io::Result<(Zeroizing<Vec<u8>>, Metadata)>| match (&self.content, now) {
+            (Ok(then), Ok((now, _))) => **then == *now,
+            (Err(then), Err(now)) => then.kind() == now.kind(),
+            _ => false,
+        };
+        !self.is_pipe && !same(read_regular(&self.path, LARGEST_FILE))
+    }
+}
+
+/// Everything until the end, from whoever writes: not before there is somebody, but not for ever.
+fn read_pipe(mut file: File) -> io::Result<Zeroizing<Vec<u8>>> {
+    const CHUNK: usize = 64 << 10;
+    let largest = usize::try_from(LARGEST_FILE).unwrap_or(usize::MAX);
+    // Large enough never to grow, so that nothing is left behind that is not wiped.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(largest + 1));
+    let mut chunk = Zeroizing::new(vec![0; CHUNK]);
+    let silence = Timespec::try_from(SILENCE).map_err(io::Error::other)?;
+    while bytes.len() <= largest {
+        match poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&silence)) {
+            Ok(0) => {
+                let message = format!("nobody has written into it for {} s", SILENCE.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let most = chunk.len().min(largest + 1 - bytes.len());
+        match file.read(&mut chunk[..most]) {
+            Ok(0) => break,
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}

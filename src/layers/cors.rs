@@ -1,0 +1,136 @@
+//! Cross-origin resource sharing: pages of the origins in `server.cors` may ask, and read the answers.
+//!
+//! Around everything that answers, so that errors carry the same headers. A preflight is answered here: a browser sends
+//! none of the page's headers with it, so there is no token yet, and it takes nothing of anybody's rate. Credentials
+//! that a browser adds by itself are never allowed (no `Access-Control-Allow-Credentials`). Whether a page may use a
+//! gateway that asks for no token is decided at admission, not here.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use tower::{Layer, Service};
+
+use crate::model::operation::{Route, route};
+use crate::model::origin::{self, Origin};
+use crate::model::outcome::Outcome;
+use crate::model::visit::Visit;
+
+/// What a page may send.
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+    "Authorization, Content-Type, If-None-Match, Cache-Control, Prefer, Priority, Idempotency-Key",
+);
+/// What it may read beyond what browsers always show.
+const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
+    "X-Request-Id, Cache-Status, Age, ETag, RateLimit, RateLimit-Policy, Retry-After, Location, Preference-Applied, \
+     Insights-Gateway-Hint",
+);
+/// Seconds for which a browser need not ask again.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Makes [`Cors`] services.
+#[derive(Debug, Clone)]
+pub struct CorsLayer(Option<Arc<[Origin]>>);
+
+impl CorsLayer {
+    /// Lets pages of exactly these origins ask. Without any, nothing is added to any answer.
+    pub fn new(origins: &[Origin]) -> Self {
+        Self((!origins.is_empty()).then(|| origins.into()))
+    }
+}
+
+impl<S> Layer<S> for CorsLayer {
+    type Service = Cors<S>;
+
+    fn layer(&self, inner: S) -> Cors<S> {
+        Cors { inner, origins: self.0.clone() }
+    }
+}
+
+/// Lets pages ask. See the module.
+#[derive(Debug, Clone)]
+pub struct Cors<S> {
+    inner: S,
+    origins: Option<Arc<[Origin]>>,
+}
+
+impl<S, B> Service<Visit<B>> for Cors<S>
+where
+    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, visit: Visit<B>) -> Self::Future {
+        let Some(origins) = &self.origins else { return Either::Left(self.inner.call(visit)) };
+        let allowed = allowed(visit.request.headers(), origins);
+        if let Some(methods) = allowed.as_ref().and_then(|_| preflight(&visit.request)) {
+            // Set once: nobody else has seen it.
+            let _ = visit.journey.outcome.set(Outcome::Bypass);
+            let mut response = answer(methods);
+            name(response.headers_mut(), allowed);
+            return Either::Right(Box::pin(std::future::ready(Ok(response))));
+        }
+        let answered = self.inner.call(visit);
+        Either::Right(Box::pin(async move {
+            let mut response = answered.await?;
+            let headers = response.headers_mut();
+            if allowed.is_some() {
+                headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
+            }
+            name(headers, allowed);
+            Ok(response)
+        }))
+    }
+}
+
+/// The request's origin as it was sent, if it is one of `origins`.
+fn allowed(headers: &HeaderMap, origins: &[Origin]) -> Option<HeaderValue> {
+    let origin = origin::of(headers)??;
+    let sent = headers.get(header::ORIGIN).filter(|_| origins.contains(&origin))?;
+    // A copy: the value is a part of the whole head, the client's token included.
+    HeaderValue::from_bytes(sent.as_bytes()).ok()
+}
+
+/// The methods of the path, if this asks for them before the real request (Fetch, section 3.3.2).
+fn preflight<B>(request: &Request<B>) -> Option<&'static str> {
+    let asks =
+        request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    match route(request.method(), request.uri().path()) {
+        Route::MethodNotAllowed(methods) if asks => Some(methods),
+        _ => None,
+    }
+}
+
+fn answer(methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    headers.insert(CACHE_STATUS, HeaderValue::from_static("insights-gateway; detail=bypass"));
+    response
+}
+
+/// Names the origin that may read the answer. Whether any may or not, another origin's answer would be another
+/// (`Vary`).
+fn name(headers: &mut HeaderMap, allowed: Option<HeaderValue>) {
+    if let Some(origin) = allowed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    }
+    let others = headers.get(header::VARY).and_then(|others| others.to_str().ok());
+    let vary = others.and_then(|others| HeaderValue::try_from(format!("{others}, Origin")).ok());
+    headers.insert(header::VARY, vary.unwrap_or(HeaderValue::from_static("Origin")));
+}
