@@ -24,6 +24,7 @@ use crate::layers::upstream::{Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
 use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
+use crate::model::host;
 use crate::model::operation::OperationSet;
 use crate::model::policy::{Policy, Required};
 use crate::model::reloads::Reloads;
@@ -148,7 +149,12 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
 }
 
 fn accounts(config: &Config) -> Vec<Arc<Account>> {
-    let account = |a: &crate::config::Account| Account { name: a.name.as_str().into(), sid: a.account_sid.clone() };
+    let origin = host::origin(&config.upstream.url);
+    let account = |a: &crate::config::Account| Account {
+        name: a.name.as_str().into(),
+        sid: a.account_sid.clone(),
+        origin: origin.clone(),
+    };
     config.accounts.iter().map(account).map(Arc::new).collect()
 }
 

@@ -50,7 +50,7 @@ impl Call {
         let team = Arc::new(Team::example("local"));
         Self {
             operation,
-            key: Key::new(&team.account.sid, operation, parameters, body.as_bytes()),
+            key: Key::new(&team.account, operation, parameters, body.as_bytes()),
             team,
             parameters: parameters.into(),
             body: Bytes::from_static(body.as_bytes()),

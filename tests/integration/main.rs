@@ -25,5 +25,6 @@ mod simulator;
 mod stampede;
 mod traces;
 mod upstream_faults;
+mod upstream_identity;
 mod waiting;
 mod warm_restart;

@@ -37,7 +37,7 @@ fn budget(limits: Limits) -> AccountBudget {
 /// A call that a client waits for, until the guard is dropped. Each asks for something else.
 fn call_of(team: &Team, urgency: u8, patience: Duration) -> (Call, Waiter) {
     let team = Arc::new(team.clone());
-    let key = Key::new("AC1", Operation::Query, "", &fastrand::u128(..).to_le_bytes());
+    let key = Key::new(&crate::model::tenancy::Team::example("local").account, Operation::Query, "", &fastrand::u128(..).to_le_bytes());
     let interest = Interest::of_clients();
     let waiter = interest.join(&team, Urgency::new(urgency));
     let wishes = Wishes { urgency: Urgency::new(urgency), ..Wishes::default() };

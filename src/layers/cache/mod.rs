@@ -394,7 +394,7 @@ impl CacheLayer {
         };
         let next = next_token.map(|token| {
             let parameters = Parameters::of_page(&token);
-            Key::new(&call.team.account.sid, Operation::Page, parameters.as_str(), b"")
+            Key::new(&call.team.account, Operation::Page, parameters.as_str(), b"")
         });
         let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
         let entry = Entry {
@@ -426,7 +426,7 @@ impl CacheLayer {
         if call.operation != Operation::Query {
             return None;
         }
-        let metadata = self.store.page(&Key::new(&call.team.account.sid, Operation::Metadata, "", b""));
+        let metadata = self.store.page(&Key::new(&call.team.account, Operation::Metadata, "", b""));
         let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
         let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
         Some(match Timestamp::try_from(self.clock.wall(now)) {

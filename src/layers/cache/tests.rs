@@ -470,7 +470,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             body: vec![b'x'; 16 * 1024].into(),
             next_token: None,
         });
-        let key = Key::new("AC1", Operation::Query, "", &n.to_le_bytes());
+        let key = Key::new(&crate::model::tenancy::Team::example("local").account, Operation::Query, "", &n.to_le_bytes());
         let entry = Entry {
             page: Arc::new(page),
             account: "main".into(),
@@ -593,7 +593,7 @@ fn page(token: &str) -> Call {
     let parameters = Parameters::of_page(token);
     Call {
         operation: Operation::Page,
-        key: Key::new("AC1", Operation::Page, parameters.as_str(), b""),
+        key: Key::new(&crate::model::tenancy::Team::example("local").account, Operation::Page, parameters.as_str(), b""),
         parameters: parameters.as_str().into(),
         body: Bytes::new(),
         ..call("")
@@ -665,7 +665,7 @@ async fn settled_queries_live_longer_once_the_metadata_proves_them() {
     let cache = cache(&upstream);
     ask(&cache, call(QUERY)).await.unwrap();
     let metadata =
-        Call { operation: Operation::Metadata, key: Key::new("AC1", Operation::Metadata, "", b""), ..call("") };
+        Call { operation: Operation::Metadata, key: Key::new(&crate::model::tenancy::Team::example("local").account, Operation::Metadata, "", b""), ..call("") };
     ask(&cache, metadata).await.unwrap();
     let forced = Call {
         wishes: Wishes { cache: CacheWishes { no_cache: true, ..CacheWishes::default() }, ..Wishes::default() },

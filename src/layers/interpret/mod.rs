@@ -30,6 +30,7 @@ use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::parameters::Parameters;
 use crate::model::query::{CanonicalQuery, QueryError};
+use crate::model::tenancy::Account;
 use crate::model::visit::{Admitted, Visit};
 use crate::model::wishes::Wishes;
 
@@ -118,11 +119,11 @@ impl InterpretLayer {
             Operation::Query => {
                 let body = collect(body, self.limits, &self.bodies).await?;
                 let said = Said { account: &team.account.sid, query, body: &body };
-                let understood = self.memo.of(said, || understand(operation, &team.account.sid, query, &body))?;
+                let understood = self.memo.of(said, || understand(operation, &team.account, query, &body))?;
                 journey.asks(&understood.body);
                 understood
             }
-            _ => understand(operation, &team.account.sid, query, &[])?,
+            _ => understand(operation, &team.account, query, &[])?,
         };
         let wishes = Wishes::read(&head.headers);
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
@@ -142,7 +143,7 @@ impl InterpretLayer {
 }
 
 /// Reads a query string and, of a query, a body.
-fn understand(operation: Operation, account: &str, query: &str, body: &[u8]) -> Result<Understood, GatewayError> {
+fn understand(operation: Operation, account: &Account, query: &str, body: &[u8]) -> Result<Understood, GatewayError> {
     let parameters =
         Parameters::parse(query).map_err(|error| GatewayError::new(Reason::BadRequest, error.to_string()))?;
     if operation == Operation::Page && !parameters.has_page_token() {

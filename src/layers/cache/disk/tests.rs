@@ -21,7 +21,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn key(n: u32) -> Key {
-    Key::new("AC1", Operation::Query, "", &n.to_le_bytes())
+    Key::new(&crate::model::tenancy::Team::example("local").account, Operation::Query, "", &n.to_le_bytes())
 }
 
 fn page(body: impl Into<bytes::Bytes>) -> Arc<Page> {
