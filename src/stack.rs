@@ -266,7 +266,7 @@ fn cache_policy(config: &Config) -> cache::Policy {
         settled: config.cache.settled.lifetimes,
         settled_after: config.cache.settled.after,
         errors: config.cache.errors,
-        refresh_deadline: config.upstream.deadline,
+        deadline: config.upstream.deadline,
         // Enough to part pages that were written together, too little to be felt as age.
         refresh_jitter: (config.cache.query.fresh / 20).min(Duration::from_secs(1)),
         keep_queries: config.admin.show_queries,

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tower::Service;
 
 use crate::config::Config;
-use crate::layers::cache::Purge;
+use crate::layers::cache::{Purge, Purged};
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::model::clock::Instant;
 use crate::model::host;
@@ -97,7 +97,7 @@ impl Inner {
             ("/status", true) => {
                 json_answer(StatusCode::OK, &status::status(&self.lasting, &self.config.load(), &self.checks()))
             }
-            ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()),
+            ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()).await,
             ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
             ("/" | "/metrics" | "/status" | "/cache/entries" | "/livez" | "/readyz", false) => not_allowed("GET, HEAD"),
             ("/cache/purge", _) => not_allowed("POST"),
@@ -132,7 +132,7 @@ impl Inner {
 
     /// Whoever can answer lives: there is nothing else that only a restart could mend.
     fn live(&self) -> Response<Full<Bytes>> {
-        let since = health::time(self.lasting.clock.wall(self.lasting.clock.start()));
+        let since = health::time(self.lasting.clock.started_at());
         let check = json!({"check": "process", "ok": true, "since": since});
         text(StatusCode::OK, "application/json", health::page("live", true, &[check]))
     }
@@ -174,14 +174,20 @@ impl Inner {
         }
     }
 
-    fn entries(&self, query: &str) -> Response<Full<Bytes>> {
+    async fn entries(&self, query: &str) -> Response<Full<Bytes>> {
         const MOST: usize = 1000;
         let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
         let Ok(limit) = parameter("limit").map_or(Ok(100), str::parse::<usize>) else {
             return refuse(StatusCode::BAD_REQUEST, "limit is a number from 1 to 1000");
         };
         let limit = limit.clamp(1, MOST);
-        let entries = self.lasting.store.entries(parameter("after"), limit, self.lasting.clock.now());
+        let (store, clock) = (self.lasting.store.clone(), self.lasting.clock);
+        let after = parameter("after").map(str::to_owned);
+        // Every page is looked at, for which no request waits.
+        let listing = tokio::task::spawn_blocking(move || store.entries(after.as_deref(), limit, clock.moment()));
+        let Ok(entries) = listing.await else {
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the entries cannot be listed");
+        };
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
         // Texts that were kept while they could be shown are not, once they may no longer be.
         let show_queries = self.config.load().admin.show_queries;
@@ -199,9 +205,21 @@ impl Inner {
         let Some(which) = serde_json::from_slice::<PurgeBody>(&body.to_bytes()).ok().and_then(PurgeBody::which) else {
             return refuse(StatusCode::BAD_REQUEST, SHAPE);
         };
-        let purged = self.lasting.store.purge(&which);
-        tracing::info!(purged, "pages purged by request");
-        json_answer(StatusCode::OK, &json!({"purged": purged}))
+        let store = self.lasting.store.clone();
+        // It goes through all pages, and waits for the disk. Whoever asked may leave: it is finished all the same.
+        let purge = tokio::task::spawn_blocking(move || {
+            let purged = store.purge(&which);
+            tracing::info!(purged = purged.pages, "pages purged by request");
+            purged
+        });
+        match purge.await {
+            Ok(Purged { pages, not_lasting: None }) => json_answer(StatusCode::OK, &json!({"purged": pages})),
+            Ok(Purged { not_lasting: Some(why), .. }) => {
+                let message = format!("purged, but purged pages may come back at the next start: {why}");
+                refuse(StatusCode::INTERNAL_SERVER_ERROR, &message)
+            }
+            Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the purge failed; try it again"),
+        }
     }
 
     fn page(&self) -> Response<Full<Bytes>> {
