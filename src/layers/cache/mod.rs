@@ -372,12 +372,13 @@ impl CacheLayer {
         takeoff: &Takeoff,
     ) -> Landed {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
-        let storage = Storage::read(&answer.headers, wall);
-        let (age, date) = (cache_control::age(&answer.headers), cache_control::date(&answer.headers));
+        let date = cache_control::date(&answer.headers);
+        let age = cache_control::age(&answer.headers).map(|age| age + now.saturating_duration_since(asked.at));
+        let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
         let page = Arc::new(Page::new(answer));
-        let landed = |stored| Landed { result: Ok(Arc::clone(&page)), stored, age };
+        let landed = |stored| Landed { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
             // The metadata may have come meanwhile.
@@ -478,6 +479,11 @@ fn agree(one: SystemTime, other: SystemTime) -> bool {
     one.duration_since(other).unwrap_or_else(|behind| behind.duration()) <= MARGIN
 }
 
+/// An age in whole seconds, as `Age` has it. Nothing is to seem younger than it is.
+fn rounded_up(age: Duration) -> Duration {
+    Duration::from_secs(age.as_secs() + u64::from(age.subsec_nanos() > 0))
+}
+
 /// Names the page before this one, where the body says that there is one.
 fn previous_token(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
@@ -537,8 +543,9 @@ where
     let interest = Interest::of_clients();
     let _waiter = interest.join(&call.team, call.wishes.urgency);
     let key = KeyNote::new(&call.key);
+    let asked = clock.now();
     let mut answer = inner.oneshot(Call { interest, ..call }).await?;
-    let age = cache_control::age(&answer.headers);
+    let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
     cache_control::normalise(&mut answer.headers, clock.wall_now());
     let page = Arc::new(Page::new(answer));
     let outcome = Outcome::Bypass;

@@ -167,7 +167,11 @@ impl Purge {
             Self::All => true,
             Self::Account(name) => page.is_some_and(|(account, _)| account == name),
             Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
-            Self::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
+            Self::Key(text) => {
+                // Nearly all others differ in the first byte, which costs least to compare.
+                let first = text.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                first == Some(key.as_bytes()[0]) && (key.to_string() == *text || key.short().to_string() == *text)
+            }
         }
     }
 }
@@ -487,17 +491,19 @@ impl Store {
     ///
     /// Blocks, for as long as the disk takes: not to be called where other tasks wait.
     pub fn purge(&self, which: &Purge) -> Purged {
+        let (mark, remove) = (|| self.mark_purged(which), |marked: Vec<_>| self.remove_purged(&marked));
         match &self.disk {
             Some(disk) => {
-                let (pages, lasting) = disk.purge(which, || self.purge_memory(which));
+                let (pages, lasting) = disk.purge(which, mark, remove);
                 Purged { pages, not_lasting: lasting.err() }
             }
-            None => Purged { pages: self.purge_memory(which).0, not_lasting: None },
+            None => Purged { pages: remove(mark().0), not_lasting: None },
         }
     }
 
-    /// How many pages went, and the first pages of the result sets that did.
-    fn purge_memory(&self, which: &Purge) -> (u64, HashSet<Key>) {
+    /// The pages that have to go, and the first pages of the result sets that do. Nothing that is under way for them is
+    /// kept from here on.
+    fn mark_purged(&self, which: &Purge) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
         let _changing = self.changing();
         let Memory { pages, sets } = &self.memory;
         let mut firsts: HashSet<Key> = sets.matching(which).collect();
@@ -511,21 +517,32 @@ impl Store {
                 (*key, entry, matches)
             })
             .collect();
-        // Nothing that is under way for them may be kept from here on.
         self.flights.purge(|key, flight| {
             which.matches(key, Some((&flight.account, flight.operation)))
                 || firsts.contains(key)
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });
-        let mut purged = 0;
-        for (key, entry, matches) in &all {
-            if *matches || entry.chain.is_some_and(|chain| firsts.contains(&chain.first)) {
-                pages.invalidate(key);
-                purged += 1;
+        sets.purge(|first| firsts.contains(first));
+        let goes = |entry: &Entry| entry.chain.is_some_and(|chain| firsts.contains(&chain.first));
+        let marked = all.into_iter().filter(|(_, entry, matches)| *matches || goes(entry));
+        (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
+    }
+
+    /// Removes those that are still there; says how many were. A few at a time, lest a page that lands waits for all.
+    fn remove_purged(&self, marked: &[(Key, Arc<Entry>)]) -> u64 {
+        const AT_ONCE: usize = 64;
+        let mut removed = 0;
+        for some in marked.chunks(AT_ONCE) {
+            let _changing = self.changing();
+            for (key, entry) in some {
+                // What has taken its place was asked for after the purge.
+                if self.memory.pages.get(key).is_some_and(|there| Arc::ptr_eq(&there, entry)) {
+                    self.memory.pages.invalidate(key);
+                    removed += 1;
+                }
             }
         }
-        sets.purge(|first| firsts.contains(first));
-        (purged, firsts)
+        removed
     }
 
     /// Pages and the bytes of all that is kept, once pending evictions are done.

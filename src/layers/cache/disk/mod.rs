@@ -228,20 +228,22 @@ impl Disk {
         true
     }
 
-    /// Does `purge`, which purges the memory and names the result sets that went, and has the disk purged. Blocks until
-    /// that is so for good, or says why it is not.
-    pub(super) fn purge(
+    /// Marks what is to be purged in memory, and names the result sets that go; has the disk purged, and removes what is
+    /// marked meanwhile. Blocks until the purge is on the disk for good, or says why it is not.
+    pub(super) fn purge<T>(
         &self,
         which: &Purge,
-        purge: impl FnOnce() -> (u64, HashSet<Key>),
+        mark: impl FnOnce() -> (T, HashSet<Key>),
+        remove: impl FnOnce(T) -> u64,
     ) -> (u64, Result<(), String>) {
         let (done, purged) = mpsc::sync_channel(1);
         let order = self.lock();
         self.shared.purges.fetch_add(1, Ordering::Relaxed);
-        let (pages, firsts) = purge();
+        let (marked, firsts) = mark();
         // Never refused: a purged page must not come back.
         order.send(Message::Purge(which.clone(), firsts, done));
         drop(order);
+        let pages = remove(marked);
         let lasting = match purged.recv_timeout(PURGE_PATIENCE) {
             Ok(lasting) => lasting,
             Err(mpsc::RecvTimeoutError::Timeout) => {
