@@ -25,6 +25,7 @@ use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
 use crate::model::backoff::Backoff;
 use crate::model::clock::Clock;
+use crate::model::host;
 use crate::model::operation::OperationSet;
 use crate::model::policy::{Policy, Required};
 use crate::model::reloads::Reloads;
@@ -160,7 +161,12 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
 }
 
 fn accounts(config: &Config) -> Vec<Arc<Account>> {
-    let account = |a: &crate::config::Account| Account { name: a.name.as_str().into(), sid: a.account_sid.clone() };
+    let origin = host::origin(&config.upstream.url);
+    let account = |a: &crate::config::Account| Account {
+        name: a.name.as_str().into(),
+        sid: a.account_sid.clone(),
+        origin: origin.clone(),
+    };
     config.accounts.iter().map(account).map(Arc::new).collect()
 }
 
@@ -272,7 +278,7 @@ fn cache_policy(config: &Config) -> cache::Policy {
         settled: config.cache.settled.lifetimes,
         settled_after: config.cache.settled.after,
         errors: config.cache.errors,
-        refresh_deadline: config.upstream.deadline,
+        deadline: config.upstream.deadline,
         // Enough to part pages that were written together, too little to be felt as age.
         refresh_jitter: (config.cache.query.fresh / 20).min(Duration::from_secs(1)),
         keep_queries: config.admin.show_queries,

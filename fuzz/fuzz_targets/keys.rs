@@ -5,6 +5,7 @@
 
 use insights_gateway::model::key::Key;
 use insights_gateway::model::operation::Operation;
+use insights_gateway::model::tenancy::Account;
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 
@@ -18,7 +19,8 @@ struct Said {
 
 impl Said {
     fn key(&self) -> Key {
-        Key::new(&self.account, self.operation, &self.parameters, &self.body)
+        let account = Account { name: "main".into(), sid: self.account.clone(), origin: String::new() };
+        Key::new(&account, self.operation, &self.parameters, &self.body)
     }
 
     /// The same bytes, cut into parts at other places.

@@ -27,6 +27,7 @@ use tower::Service;
 
 use self::requests::EntriesQuery;
 use crate::config::Config;
+use crate::layers::cache::Purged;
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::model::clock::Instant;
 use crate::model::error::Reason;
@@ -103,7 +104,7 @@ impl Inner {
             ("/status", true) => {
                 json_answer(StatusCode::OK, &status::status(&self.lasting, &self.config.load(), &self.checks()))
             }
-            ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()),
+            ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()).await,
             ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
             ("/" | "/metrics" | "/status" | "/cache/entries" | "/livez" | "/readyz", false) => not_allowed("GET, HEAD"),
             ("/cache/purge", _) => not_allowed("POST"),
@@ -161,7 +162,7 @@ impl Inner {
 
     /// Whoever can answer lives: there is nothing else that only a restart could mend.
     fn live(&self) -> Response<Full<Bytes>> {
-        let since = health::time(self.lasting.clock.wall(self.lasting.clock.start()));
+        let since = health::time(self.lasting.clock.started_at());
         let check = json!({"check": "process", "ok": true, "since": since});
         text(StatusCode::OK, "application/json", health::page("live", true, &[check]))
     }
@@ -203,12 +204,17 @@ impl Inner {
         }
     }
 
-    fn entries(&self, query: &str) -> Response<Full<Bytes>> {
+    async fn entries(&self, query: &str) -> Response<Full<Bytes>> {
         let EntriesQuery { limit, after } = match EntriesQuery::parse(query) {
             Ok(asked) => asked,
             Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
         };
-        let entries = self.lasting.store.entries(after.as_deref(), limit, self.lasting.clock.now());
+        let (store, clock) = (self.lasting.store.clone(), self.lasting.clock);
+        // Every page is looked at, for which no request waits.
+        let listing = tokio::task::spawn_blocking(move || store.entries(after.as_deref(), limit, clock.moment()));
+        let Ok(entries) = listing.await else {
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the entries cannot be listed");
+        };
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
         // Texts that were kept while they could be shown are not, once they may no longer be.
         let show_queries = self.config.load().admin.show_queries;
@@ -235,9 +241,21 @@ impl Inner {
             Ok(which) => which,
             Err(message) => return refuse(StatusCode::BAD_REQUEST, &message),
         };
-        let purged = self.lasting.store.purge(&which);
-        tracing::info!(purged, "pages purged by request");
-        json_answer(StatusCode::OK, &json!({"purged": purged}))
+        let store = self.lasting.store.clone();
+        // It goes through all pages, and waits for the disk. Whoever asked may leave: it is finished all the same.
+        let purge = tokio::task::spawn_blocking(move || {
+            let purged = store.purge(&which);
+            tracing::info!(purged = purged.pages, "pages purged by request");
+            purged
+        });
+        match purge.await {
+            Ok(Purged { pages, not_lasting: None }) => json_answer(StatusCode::OK, &json!({"purged": pages})),
+            Ok(Purged { not_lasting: Some(why), .. }) => {
+                let message = format!("purged, but purged pages may come back at the next start: {why}");
+                refuse(StatusCode::INTERNAL_SERVER_ERROR, &message)
+            }
+            Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the purge failed; try it again"),
+        }
     }
 
     fn page(&self) -> Response<Full<Bytes>> {

@@ -31,7 +31,7 @@ pub(super) fn status(lasting: &Lasting, config: &Config, checks: &[Value]) -> Va
     let disk = lasting.store.disk();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "started_at": health::time(lasting.clock.wall(start)),
+        "started_at": health::time(lasting.clock.started_at()),
         "uptime_seconds": (now - start).as_secs(),
         "ready": health::all_well(checks),
         "checks": checks,

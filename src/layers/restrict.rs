@@ -101,7 +101,7 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         let Some(policy) = call.team.policy.clone() else { return Either::Left(self.inner.call(call)) };
-        let account = call.team.account.sid.clone();
+        let account = Arc::clone(&call.team.account);
         let call = match self.restrict(call, &policy) {
             Ok(call) => call,
             Err(error) => return Either::Right(Box::pin(std::future::ready(Err(error)))),
@@ -125,7 +125,7 @@ impl<S> Restrict<S> {
             Operation::Metadata => Ok(call),
             Operation::Query => {
                 let body = policy.apply(&call.body).map_err(|denied: Denied| refused(denied.to_string()))?;
-                let key = Key::new(&call.team.account.sid, call.operation, &call.parameters, &body);
+                let key = Key::new(&call.team.account, call.operation, &call.parameters, &body);
                 Ok(Call { body, key, ..call })
             }
             Operation::Page if self.grants.has(&grant(policy, &call.key)) => Ok(call),

@@ -9,6 +9,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use super::cache_control;
 use super::clock::Instant;
 use super::interest::Interest;
 use super::journey::Journey;
@@ -50,7 +51,7 @@ impl Call {
         let team = Arc::new(Team::example("local"));
         Self {
             operation,
-            key: Key::new(&team.account.sid, operation, parameters, body.as_bytes()),
+            key: Key::new(&team.account, operation, parameters, body.as_bytes()),
             team,
             parameters: parameters.into(),
             body: Bytes::from_static(body.as_bytes()),
@@ -96,11 +97,15 @@ pub struct Page {
     pub body: Bytes,
     /// Names the body's bytes; only 200s have one.
     pub etag: Option<HeaderValue>,
+    /// Twilio forbids another coding of its body: `no-transform` (RFC 9111 section 5.2.2.6).
+    pub no_transform: bool,
 }
 
 impl Page {
     /// Headers of an answer that a client gets, now and whenever the page is served again.
-    const KEPT: [HeaderName; 2] = [header::CONTENT_TYPE, HeaderName::from_static("twilio-request-id")];
+    /// Directives cross every cache (RFC 9111 section 5.2).
+    const KEPT: [HeaderName; 3] =
+        [header::CONTENT_TYPE, header::CACHE_CONTROL, HeaderName::from_static("twilio-request-id")];
 
     /// Headers that are true only at the moment of the answer, so that a page served again does without.
     const MOMENTARY: [HeaderName; 7] = [
@@ -113,7 +118,8 @@ impl Page {
         HeaderName::from_static("x-rate-limit-config"),
     ];
 
-    /// An answer as clients see it. A success is kept, so it has none of the momentary headers; Twilio's own
+    /// An answer as clients see it. Its `Cache-Control` is one line:
+    /// [`normalise`](super::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
     /// errors keep them, since clients act on them.
     pub fn new(answer: Answer) -> Self {
         let Answer { status, headers, body, .. } = answer;
@@ -126,13 +132,19 @@ impl Page {
             true => Some(JSON),
             false => HeaderValue::from_bytes(value.as_bytes()).ok(),
         };
-        let headers = Self::KEPT
+        let headers: Vec<_> = Self::KEPT
             .iter()
             .chain(momentary)
             .filter_map(|name| headers.get(name).and_then(copied).map(|value| (name.clone(), value)))
             .collect();
         let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
-        Self { status, headers, body, etag }
+        let no_transform = Self::forbids_transforms(&headers);
+        Self { status, headers, body, etag, no_transform }
+    }
+
+    /// Do these headers of a page hold `no-transform`.
+    pub fn forbids_transforms(headers: &[(HeaderName, HeaderValue)]) -> bool {
+        headers.iter().any(|(name, value)| *name == header::CACHE_CONTROL && cache_control::has(value, "no-transform"))
     }
 
     /// Bodies below this gain less from being compressed than an answer's head takes.
@@ -140,7 +152,7 @@ impl Page {
 
     /// May there be another coding of its body. A cache must be told so by every answer, coded or not.
     pub fn may_be_coded(&self) -> bool {
-        self.status == StatusCode::OK && self.body.len() >= Self::LEAST_CODED
+        self.status == StatusCode::OK && self.body.len() >= Self::LEAST_CODED && !self.no_transform
     }
 
     /// Its body compressed, unless that saves less than a tenth. Takes as long as a few hundred hits.
@@ -205,7 +217,7 @@ pub struct Reply {
     pub outcome: Outcome,
     /// The value of `Cache-Status`.
     pub cache_status: HeaderValue,
-    /// For how long it has been kept; `None` when it came just now.
+    /// How old it is; `None` when it came just now and was not said to be older.
     pub age: Option<Duration>,
     /// The client has these very bytes already: 304.
     pub not_modified: bool,

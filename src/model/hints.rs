@@ -1,4 +1,4 @@
-//! What an upstream's headers tell: how long to stay away, what is left, and for how long an answer may be kept.
+//! What an upstream's headers tell of its limits: how long to stay away, and what is left.
 
 use std::time::{Duration, SystemTime};
 
@@ -84,41 +84,6 @@ pub fn is_retry_after(value: &HeaderValue) -> bool {
         let are_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         are_digits || httpdate::parse_http_date(text).is_ok()
     })
-}
-
-/// What an answer's `Cache-Control` allows a shared cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    /// Nothing is said: the configured lifetimes hold.
-    Unsaid,
-    /// Fresh for no longer than this.
-    AtMost(Duration),
-    /// `no-store` or `private`: not at all.
-    Forbidden,
-}
-
-/// Reads `Cache-Control` (RFC 9111 section 5.2.2). `s-maxage` beats `max-age`; `no-cache` means fresh for no
-/// time at all.
-pub fn storage(headers: &HeaderMap) -> Storage {
-    let (mut max_age, mut s_maxage, mut no_cache) = (None, None, false);
-    for text in headers.get_all(header::CACHE_CONTROL).into_iter().filter_map(|v| v.to_str().ok()) {
-        for directive in text.split(',').map(str::trim) {
-            let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
-            let seconds = || value.trim_matches('"').parse().ok().map(Duration::from_secs);
-            match name.to_ascii_lowercase().as_str() {
-                "no-store" | "private" => return Storage::Forbidden,
-                "no-cache" => no_cache = true,
-                "max-age" => max_age = seconds(),
-                "s-maxage" => s_maxage = seconds(),
-                _ => {}
-            }
-        }
-    }
-    match (no_cache, s_maxage.or(max_age)) {
-        (true, _) => Storage::AtMost(Duration::ZERO),
-        (false, Some(age)) => Storage::AtMost(age),
-        (false, None) => Storage::Unsaid,
-    }
 }
 
 #[cfg(test)]
@@ -209,17 +174,5 @@ mod tests {
         for value in [&b""[..], b"soon", b"-1", b"1.5", b"\xff", b"7, 8", b"Sun, 22 Nov 2026"] {
             assert!(!is(value), "{}", value.escape_ascii());
         }
-    }
-
-    #[test]
-    fn storage_is_only_ever_narrowed() {
-        let of = |value: &str| storage(&headers(&[("cache-control", value)]));
-        assert_eq!(of("public"), Storage::Unsaid);
-        assert_eq!(of("max-age=9"), Storage::AtMost(Duration::from_secs(9)));
-        assert_eq!(of("max-age=9, s-maxage=3"), Storage::AtMost(Duration::from_secs(3)));
-        assert_eq!(of("max-age=9, No-Cache"), Storage::AtMost(Duration::ZERO));
-        assert_eq!(of("max-age=9, Private"), Storage::Forbidden);
-        assert_eq!(of("no-store"), Storage::Forbidden);
-        assert_eq!(storage(&HeaderMap::new()), Storage::Unsaid);
     }
 }

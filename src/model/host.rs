@@ -1,9 +1,11 @@
-//! Names by which nobody else can reach this machine's loopback.
+//! Names of hosts: when two URLs mean the same server, and by which names nobody else can reach this machine's loopback.
 //!
 //! A page in somebody's browser can reach a loopback address under a name whose DNS it controls (DNS rebinding).
 //! It cannot choose an address or `localhost` as that name, so where there is no token the name has to be one of these.
 
 use std::net::IpAddr;
+
+use http::Uri;
 
 /// Is `host`, without its port, an address or a loopback name (RFC 6761 section 6.3).
 pub fn is_address_or_loopback(host: &str) -> bool {
@@ -11,9 +13,31 @@ pub fn is_address_or_loopback(host: &str) -> bool {
     plain.parse::<IpAddr>().is_ok() || plain == "localhost" || plain.ends_with(".localhost")
 }
 
+/// Where a URL leads, in one spelling: scheme and host in lower case, the port always, and the path if it has one (RFC
+/// 9110 section 4.2.3).
+pub fn origin(url: &Uri) -> String {
+    let scheme = url.scheme_str().unwrap_or_default().to_ascii_lowercase();
+    let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+    let host = url.host().unwrap_or_default().to_ascii_lowercase();
+    format!("{scheme}://{host}:{port}{}", url.path().trim_end_matches('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_origin_has_one_spelling() {
+        for (url, expected) in [
+            ("https://insights.twilio.com", "https://insights.twilio.com:443"),
+            ("HTTPS://Insights.Twilio.COM:443/", "https://insights.twilio.com:443"),
+            ("http://127.0.0.1:4010", "http://127.0.0.1:4010"),
+            ("http://[::1]", "http://[::1]:80"),
+            ("https://proxy.example/Twilio/", "https://proxy.example:443/Twilio"),
+        ] {
+            assert_eq!(origin(&Uri::from_static(url)), expected);
+        }
+    }
 
     #[test]
     fn names_that_others_can_own_are_none() {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -24,8 +25,17 @@ pub struct Interest {
     refresh: bool,
     /// When its turn is to be expected, while it waits for that.
     turn: Mutex<Option<Instant>>,
-    /// The earliest deadline that [`need_by`](Self::need_by) was told.
-    needed_by: Mutex<Option<Instant>>,
+    /// What [`need_by`](Self::need_by) was told.
+    needed: Mutex<Option<Needed>>,
+}
+
+/// The deadlines of those who wait.
+#[derive(Debug, Clone, Copy)]
+struct Needed {
+    earliest: Instant,
+    latest: Instant,
+    /// The latest when a waiting call was last told of it.
+    announced: Instant,
 }
 
 /// One team's share in a call.
@@ -73,7 +83,7 @@ impl Interest {
 
     fn new(refresh: bool) -> Arc<Self> {
         let (clients, version, changed) = (Mutex::default(), AtomicU64::default(), Notify::new());
-        Arc::new(Self { clients, version, changed, refresh, turn: Mutex::default(), needed_by: Mutex::default() })
+        Arc::new(Self { clients, version, changed, refresh, turn: Mutex::default(), needed: Mutex::default() })
     }
 
     /// One more waits, until the guard is dropped.
@@ -139,18 +149,42 @@ impl Interest {
 
     /// One of those who wait cannot wait for longer than this. It is remembered after that client has left.
     pub fn need_by(&self, deadline: Instant) {
-        let mut known = self.needed_by.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.is_some_and(|known| known <= deadline) {
-            return;
+        /// Of a crowd everybody has a little more time than the one before; a waiting call is not told of each.
+        const MUCH_LATER: Duration = Duration::from_secs(1);
+        let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = match needed.as_mut() {
+            None => {
+                *needed = Some(Needed { earliest: deadline, latest: deadline, announced: deadline });
+                true
+            }
+            Some(Needed { earliest, latest, announced }) => {
+                let (is_earlier, is_much_later) = (deadline < *earliest, deadline > *announced + MUCH_LATER);
+                (*earliest, *latest) = ((*earliest).min(deadline), (*latest).max(deadline));
+                if is_much_later {
+                    *announced = deadline;
+                }
+                is_earlier || is_much_later
+            }
+        };
+        drop(needed);
+        if is_news {
+            self.announce();
         }
-        *known = Some(deadline);
-        drop(known);
-        self.announce();
     }
 
     /// The earliest deadline that [`need_by`](Self::need_by) was told.
     pub fn needed_by(&self) -> Option<Instant> {
-        *self.needed_by.lock().unwrap_or_else(PoisonError::into_inner)
+        self.needed().map(|needed| needed.earliest)
+    }
+
+    /// The latest deadline that [`need_by`](Self::need_by) was told: a call whose turn comes later is of use to nobody.
+    /// `None` for a refresh, which is of use without anybody.
+    pub fn useful_until(&self) -> Option<Instant> {
+        self.needed().map(|needed| needed.latest).filter(|_| !self.refresh)
+    }
+
+    fn needed(&self) -> Option<Needed> {
+        *self.needed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Is this a background refresh, whether or not a client waits for it too.
@@ -228,8 +262,6 @@ impl Drop for Waiter {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -298,15 +330,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_earlier_deadline_is_told() {
+    async fn an_earlier_or_later_deadline_is_told() {
         let (interest, now) = (Interest::of_clients(), Instant::now());
         let client = join(&interest);
         client.need_by(now + Duration::from_secs(9));
         let (_, seen) = interest.sponsors();
-        client.need_by(now + Duration::from_secs(10));
+        client.need_by(now + Duration::from_secs(9));
         assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "nothing new");
         client.need_by(now + Duration::from_secs(8));
         interest.changed(seen).await;
+        let (_, seen) = interest.sponsors();
+        client.need_by(now + Duration::from_millis(9500));
+        assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "not much later");
+        client.need_by(now + Duration::from_secs(11));
+        interest.changed(seen).await;
         assert_eq!(interest.needed_by(), Some(now + Duration::from_secs(8)));
+        assert_eq!(interest.useful_until(), Some(now + Duration::from_secs(11)));
+        let refresh = Interest::of_refresh();
+        join(&refresh).need_by(now);
+        assert_eq!((refresh.needed_by(), refresh.useful_until()), (Some(now), None));
     }
 }

@@ -4,8 +4,9 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use super::operation::Operation;
+use super::tenancy::Account;
 
-/// BLAKE3 over account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
+/// BLAKE3 over upstream, account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
 /// hash one of them could construct a collision and read another query's page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key([u8; 32]);
@@ -19,13 +20,14 @@ impl Hash for Key {
 
 impl Key {
     /// Part of every hash, so that after a change of what is hashed no old page is met.
-    const VERSION: &'static str = "insights-gateway key 1";
+    const VERSION: &'static str = "insights-gateway key 2";
 
-    /// The key of a request. `account` is the SID: the data's owner, whatever the configuration calls it.
-    pub fn new(account: &str, operation: Operation, parameters: &str, body: &[u8]) -> Self {
+    /// The key of a request. Of the account its origin and SID count: where the data lies and whose it is, whatever
+    /// the configuration calls it.
+    pub fn new(account: &Account, operation: Operation, parameters: &str, body: &[u8]) -> Self {
         // Each part follows its length, so that no two lists of parts are the same bytes. One buffer and one
         // update: BLAKE3 is fastest on contiguous input.
-        let parts = [Self::VERSION, account, operation.as_str(), parameters];
+        let parts = [Self::VERSION, &account.origin, &account.sid, operation.as_str(), parameters];
         let mut input = Vec::with_capacity(parts.iter().map(|p| p.len() + 8).sum::<usize>() + body.len());
         for part in parts {
             input.extend_from_slice(&(part.len() as u64).to_le_bytes());
@@ -85,24 +87,38 @@ mod tests {
 
     use super::*;
 
+    fn account(origin: &str, sid: &str) -> Account {
+        Account { name: "main".into(), sid: sid.to_owned(), origin: origin.to_owned() }
+    }
+
     #[test]
     fn every_part_counts() {
-        let key = Key::new("AC1", Operation::Query, "pageSize=1", b"{}");
-        assert_eq!(key, Key::new("AC1", Operation::Query, "pageSize=1", b"{}"));
-        assert_ne!(key, Key::new("AC2", Operation::Query, "pageSize=1", b"{}"));
-        assert_ne!(key, Key::new("AC1", Operation::JobSubmit, "pageSize=1", b"{}"));
-        assert_ne!(key, Key::new("AC1", Operation::Query, "pageSize=2", b"{}"));
-        assert_ne!(key, Key::new("AC1", Operation::Query, "pageSize=1", b"{ }"));
+        let (one, two) = (account("https://a", "AC1"), account("https://a", "AC2"));
+        let key = Key::new(&one, Operation::Query, "pageSize=1", b"{}");
+        assert_eq!(key, Key::new(&one, Operation::Query, "pageSize=1", b"{}"));
+        assert_ne!(key, Key::new(&two, Operation::Query, "pageSize=1", b"{}"));
+        assert_ne!(key, Key::new(&one, Operation::JobSubmit, "pageSize=1", b"{}"));
+        assert_ne!(key, Key::new(&one, Operation::Query, "pageSize=2", b"{}"));
+        assert_ne!(key, Key::new(&one, Operation::Query, "pageSize=1", b"{ }"));
+        assert_ne!(key, Key::new(&account("https://b", "AC1"), Operation::Query, "pageSize=1", b"{}"));
+        let renamed = Account { name: "other".into(), ..one };
+        assert_eq!(key, Key::new(&renamed, Operation::Query, "pageSize=1", b"{}"));
         assert_eq!(key.short().to_string(), key.to_string()[..16]);
+    }
+
+    fn parts() -> impl Strategy<Value = (String, String, String, String)> {
+        ("[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}")
     }
 
     proptest! {
         /// No byte moves from one part to the next unnoticed.
         #[test]
-        fn parts_do_not_run_into_each_other(account in "[a-c]{0,3}", parameters in "[a-c]{0,3}", body in "[a-c]{0,3}", other in ("[a-c]{0,3}", "[a-c]{0,3}", "[a-c]{0,3}")) {
-            let same = (&account, &parameters, &body) == (&other.0, &other.1, &other.2);
-            let one = Key::new(&account, Operation::Page, &parameters, body.as_bytes());
-            let two = Key::new(&other.0, Operation::Page, &other.1, other.2.as_bytes());
+        fn parts_do_not_run_into_each_other(one in parts(), two in parts()) {
+            let same = one == two;
+            let key = |(origin, sid, parameters, body): (String, String, String, String)| {
+                Key::new(&account(&origin, &sid), Operation::Page, &parameters, body.as_bytes())
+            };
+            let (one, two) = (key(one), key(two));
             prop_assert_eq!(one == two, same);
         }
     }

@@ -4,6 +4,7 @@
 //! [`freshness`] what may be done with a page, [`error`] why there is none.
 
 pub mod backoff;
+pub mod cache_control;
 pub mod call;
 pub mod clock;
 pub mod envelope;

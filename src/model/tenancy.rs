@@ -13,6 +13,9 @@ pub struct Account {
     pub name: Arc<str>,
     /// `AC…`: whose data it is, and so a part of every key.
     pub sid: String,
+    /// The upstream that the data comes from, as [`host::origin`](super::host::origin) writes it. A part of every key
+    /// too: another upstream's data is other data.
+    pub origin: String,
 }
 
 /// A caller.
@@ -47,7 +50,8 @@ pub struct Allowance {
 impl Team {
     /// A team of account `main`, `AC1`, that is neither limited nor restricted.
     pub fn example(name: &str) -> Self {
-        let account = Arc::new(Account { name: "main".into(), sid: "AC1".into() });
+        let account =
+            Arc::new(Account { name: "main".into(), sid: "AC1".into(), origin: "https://upstream:443".into() });
         let operations = OperationSet::standard();
         Self { name: name.into(), account, operations, weight: 1, upstream: None, policy: None, ordinal: 0 }
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use super::cache_control::{self, seconds};
+
 /// The request directives of `Cache-Control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheWishes {
@@ -55,7 +57,7 @@ pub struct Wishes {
     pub wait: Option<Duration>,
     /// Place in the team's queue.
     pub urgency: Urgency,
-    /// Entity tags that the client has.
+    /// Entity tags that the client has, of all lines of the header.
     pub if_none_match: Option<HeaderValue>,
     /// Gzip is acceptable, and no less welcome than the plain bytes.
     pub gzip: bool,
@@ -72,7 +74,7 @@ impl Wishes {
         // Once over the few headers that there are: to look up each that there may be takes several times as long.
         for (name, value) in headers {
             if *name == header::IF_NONE_MATCH {
-                wishes.if_none_match.get_or_insert_with(|| value.clone());
+                wishes.if_none_match = Some(joined(wishes.if_none_match.take(), value));
                 continue;
             }
             has_cache_control |= *name == header::CACHE_CONTROL;
@@ -136,11 +138,10 @@ impl CacheWishes {
 /// Does a client that has the tags in `if_none_match` have `etag`. The comparison is weak (RFC 9110 section
 /// 8.8.3.2), as `If-None-Match` asks for.
 pub fn has_tag(if_none_match: &HeaderValue, etag: &str) -> bool {
-    let Ok(list) = if_none_match.to_str() else {
-        return false;
-    };
-    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    list.trim() == "*" || list.split(',').any(|tag| opaque(tag) == opaque(etag))
+    let list = if_none_match.as_bytes();
+    let opaque = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
+    let wanted = opaque(etag.trim().as_bytes());
+    list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == wanted)
 }
 
 /// The weights that the lines of `Accept-Encoding` give to what there is to choose from.
@@ -208,18 +209,16 @@ fn stricter(
     }
 }
 
-/// `name[=value]`, separated by commas (or, in `Prefer`, semicolons); quotes around a value are dropped.
+/// `name[=value]`, separated by commas (or, in `Prefer`, semicolons) outside quotes; quotes around a value are dropped.
 fn directives(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
-    text.split([',', ';']).map(str::trim).filter(|part| !part.is_empty()).map(|part| match part.split_once('=') {
-        Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
-        None => (part, None),
-    })
+    cache_control::members(text, b",;").map(cache_control::directive)
 }
 
-/// Delta seconds (RFC 9111 section 1.2.2): digits alone; what overflows is the greatest.
-fn seconds(text: &str) -> Option<Duration> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| Duration::from_secs(text.parse::<u32>().unwrap_or(i32::MAX as u32).into()))
+/// One more line of a field whose lines are one list (RFC 9110 section 5.3).
+fn joined(list: Option<HeaderValue>, line: &HeaderValue) -> HeaderValue {
+    let Some(list) = list else { return line.clone() };
+    // Both are header values, and so is their list.
+    HeaderValue::from_bytes(&[list.as_bytes(), b", ", line.as_bytes()].concat()).unwrap_or(list)
 }
 
 #[cfg(test)]
@@ -283,6 +282,30 @@ mod tests {
         assert!(has("*", "\"b\""));
         assert!(!has("\"a\"", "\"b\""));
         assert!(!has("", "\"b\""));
+        assert!(!has("\"a,\"b\"", "\"a\""));
+    }
+
+    #[test]
+    fn several_lines_are_one_list() {
+        let read = wishes(&[("if-none-match", "\"a\""), ("if-none-match", "W/\"b\", \"c\"")]);
+        let list = read.if_none_match.unwrap();
+        assert!(["\"a\"", "\"b\"", "\"c\""].iter().all(|tag| has_tag(&list, tag)) && !has_tag(&list, "\"d\""));
+        assert!(has_tag(
+            &wishes(&[("if-none-match", "\"a\""), ("if-none-match", "*")]).if_none_match.unwrap(),
+            "\"z\""
+        ));
+        let unreadable = HeaderValue::from_bytes(b"\"\xff\", \"b\"").unwrap();
+        assert!(has_tag(&unreadable, "\"b\""), "a tag may hold bytes beyond ASCII");
+        let read = wishes(&[("cache-control", "max-age=9"), ("cache-control", "no-cache, max-age=7")]);
+        assert_eq!((read.cache.no_cache, read.cache.max_age), (true, Some(Duration::from_secs(7))));
+        let read = wishes(&[("prefer", "respond-async"), ("prefer", "wait=3")]);
+        assert_eq!(read.wait, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn what_stands_in_quotes_is_no_directive() {
+        assert_eq!(wishes(&[("cache-control", "x=\"a, no-store\"")]), Wishes::default());
+        assert!(wishes(&[("cache-control", "x=\"a\\\"b\", no-store")]).cache.no_store);
     }
 
     #[test]

@@ -6,11 +6,11 @@
 use std::time::UNIX_EPOCH;
 
 use super::spans::{Span, Value};
-use crate::model::clock::{Clock, Instant};
+use crate::model::clock::{Clock, Instant, Reading};
 
 /// The spans of so many requests, as one message.
 pub(super) fn encode(requests: &[Vec<Span<'_>>], clock: Clock) -> Vec<u8> {
-    let mut request = Message::default();
+    let (mut request, dated) = (Message::default(), clock.reading());
     request.message(1, |resource_spans| {
         resource_spans.message(1, |resource| {
             attribute(resource, 1, "service.name", Value::Text("insights-gateway"));
@@ -22,14 +22,14 @@ pub(super) fn encode(requests: &[Vec<Span<'_>>], clock: Clock) -> Vec<u8> {
                 scope.text(2, env!("CARGO_PKG_VERSION"));
             });
             for span in requests.iter().flatten() {
-                scope_spans.message(2, |message| write(message, span, clock));
+                scope_spans.message(2, |message| write(message, span, dated));
             }
         });
     });
     request.0
 }
 
-fn write(message: &mut Message, span: &Span<'_>, clock: Clock) {
+fn write(message: &mut Message, span: &Span<'_>, dated: Reading) {
     const HAS_IS_REMOTE: u32 = 0x100;
     const IS_REMOTE: u32 = 0x200;
     const SAMPLED: u32 = 1;
@@ -42,8 +42,8 @@ fn write(message: &mut Message, span: &Span<'_>, clock: Clock) {
     }
     message.text(5, &span.name);
     message.number(6, span.kind as u64);
-    message.fixed_64(7, nanos(span.begun, clock));
-    message.fixed_64(8, nanos(span.ended, clock));
+    message.fixed_64(7, nanos(span.begun, dated));
+    message.fixed_64(8, nanos(span.ended, dated));
     for (name, value) in &span.attributes {
         attribute(message, 9, name, *value);
     }
@@ -63,8 +63,8 @@ fn attribute(message: &mut Message, field: u32, name: &str, value: Value<'_>) {
     });
 }
 
-fn nanos(instant: Instant, clock: Clock) -> u64 {
-    let since = clock.wall(instant).duration_since(UNIX_EPOCH).unwrap_or_default();
+fn nanos(instant: Instant, dated: Reading) -> u64 {
+    let since = dated.wall(instant).duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 

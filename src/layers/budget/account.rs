@@ -142,7 +142,11 @@ impl AccountBudget {
                     }
                     seat.set_sponsors(call, sponsors);
                 }
-                () = tokio::time::sleep_until(call.deadline) => {
+                () = tokio::time::sleep_until(useful_until(call)) => {
+                    if self.0.clock.now() < useful_until(call) {
+                        // Somebody joined meanwhile who has a little more time.
+                        continue;
+                    }
                     // Unless it was served at this very moment.
                     return granted.try_recv().unwrap_or_else(|_| Err(self.0.give_up(seat.ticket)));
                 }
@@ -215,8 +219,9 @@ impl Shared {
         let Prospect { ticket, ahead } = state.room.prospect(&sponsors, background, &call.key, now);
         let wait = state.wait_behind(ahead, now);
         let full = state.room.len() >= state.limits.queue as usize;
+        let deadline = useful_until(call);
         // Nobody has to leave for one that would wait in vain.
-        if now + wait > call.deadline || (full && !state.make_room(&sponsors, background, now)) {
+        if now + wait > deadline || (full && !state.make_room(&sponsors, background, now)) {
             state.let_go(&holds);
             state.keep_place(sponsors, background, call.key, ticket, wait, now);
             return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
@@ -225,8 +230,8 @@ impl Shared {
         let grant = Grant { tell, interest: Arc::clone(&call.interest), holds };
         call.interest.expect_turn(Some(now + wait));
         // Among refreshes no favours are done.
-        let due = if background { call.deadline } else { due(now + wait, needed_by(call)) };
-        state.room.enter(ticket, Waiting { deadline: call.deadline, due, key: call.key, sponsors, background, grant });
+        let due = if background { deadline } else { due(now + wait, needed_by(call)) };
+        state.room.enter(ticket, Waiting { deadline, due, key: call.key, sponsors, background, grant });
         drop(guarded);
         self.advance();
         Ok(Arrival::Waits(Seat { account: Arc::clone(self), ticket, left: false }, granted))
@@ -453,6 +458,7 @@ impl Seat {
         let mut guarded = self.account.lock();
         let state = &mut guarded.state;
         self.ticket = state.room.set_sponsors(self.ticket, sponsors, background);
+        state.room.wait_until(self.ticket, useful_until(call));
         if let Some(ahead) = state.room.ahead_of(self.ticket).filter(|_| !background) {
             let turn = now + state.wait_behind(ahead, now);
             call.interest.expect_turn(Some(turn));
@@ -505,6 +511,11 @@ impl Drop for Permit {
 /// When the first of those who wait for a call has no more time.
 fn needed_by(call: &Call) -> Instant {
     call.interest.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
+}
+
+/// When the last of those who wait for a call has no more time, or the call itself.
+fn useful_until(call: &Call) -> Instant {
+    call.interest.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
 }
 
 fn queue_full(most: u32, wait: Duration) -> GatewayError {

@@ -37,7 +37,7 @@ fn budget(limits: Limits) -> AccountBudget {
 /// A call that a client waits for, until the guard is dropped. Each asks for something else.
 fn call_of(team: &Team, urgency: u8, patience: Duration) -> (Call, Waiter) {
     let team = Arc::new(team.clone());
-    let key = Key::new("AC1", Operation::Query, "", &fastrand::u128(..).to_le_bytes());
+    let key = Key::new(&Team::example("a").account, Operation::Query, "", &fastrand::u128(..).to_le_bytes());
     let interest = Interest::of_clients();
     let waiter = interest.join(&team, Urgency::new(urgency));
     let wishes = Wishes { urgency: Urgency::new(urgency), ..Wishes::default() };
@@ -508,6 +508,30 @@ async fn nobody_is_put_off_beyond_a_deadline() {
     interest.need_by(start + 5 * S);
     assert!(hurried.await.unwrap().unwrap() - start <= 4500 * MS);
     assert!(joined.await.unwrap().unwrap() - start <= 5 * S);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
+    let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
+    let (first, _waiter) = patient();
+    let mut permit = budget.acquire(&first).await.unwrap();
+    permit.spend();
+    // Its own deadline is far; whether its turn, after a second, is of use is for its clients to say.
+    let (call, waiter) = patient();
+    waiter.need_by(start + 500 * MS);
+    let error = budget.acquire(&call).await.unwrap_err();
+    assert_eq!((error.reason(), Instant::now()), (Reason::Deadline, start), "nobody has time for its turn");
+    let (call, waiter) = patient();
+    waiter.need_by(start + 5 * S);
+    let interest = Arc::clone(&call.interest);
+    let shared = spend(&budget, (call, waiter));
+    tokio::task::yield_now().await;
+    // Another joins who has more time, and then the account pauses for longer than the first has.
+    interest.need_by(start + 30 * S);
+    tokio::task::yield_now().await;
+    permit.end(Ended::Limited(Some(10 * S), Stated::default()));
+    let sent = shared.await.unwrap().unwrap() - start;
+    assert!(sent >= 10 * S && sent < 30 * S, "{sent:?}");
 }
 
 /// Twenty clients behind five tokens a second, each asking for one of fifty pages a quarter of a second after its last

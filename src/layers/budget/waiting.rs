@@ -140,6 +140,13 @@ impl<G> WaitingRoom<G> {
         ticket
     }
 
+    /// A call is of use for longer, since somebody joined who has more time.
+    pub(super) fn wait_until(&mut self, ticket: Ticket, deadline: Instant) {
+        if let Some(waiting) = self.calls.get_mut(&ticket) {
+            waiting.deadline = deadline;
+        }
+    }
+
     /// Favours to others may put a call off until then, if that is sooner than it was.
     pub(super) fn due_by(&mut self, ticket: Ticket, due: Instant) {
         let Some(waiting) = self.calls.get_mut(&ticket) else { return };

@@ -3,27 +3,32 @@
 //! The client that began a flight carries it: the work is done as part of the wait for it, which costs least. If that
 //! client leaves, the flight goes on as a task of its own. Its place in the table is held by a guard: however it ends
 //! (landed, failed, cancelled, panicked) the place is free again, so no lease outlives its holder. Whoever waits is
-//! told what happened, or that the flight was lost, and then begins anew, unless it was their own that died. A key has one flight, be it for a client or
-//! a refresh, and one more where somebody wants it fetched anew meanwhile.
+//! told what happened, or that the flight was lost, and then begins anew, unless it was their own that died. A key has one
+//! flight, be it for a client or a refresh, and one more where somebody wants it fetched anew meanwhile.
+//!
+//! A flight that began before a purge of what it brings, or before the page's result set was replaced, still lands for those
+//! who wait for it. Nobody joins it any more: who asks now begins another.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::model::call::Page;
+use super::sets::Chain;
+use crate::model::call::{Call, Page};
 use crate::model::clock::Instant;
 use crate::model::error::GatewayError;
 use crate::model::interest::{Interest, Waiter};
 use crate::model::key::Key;
-use crate::model::tenancy::Team;
-use crate::model::wishes::Urgency;
+use crate::model::operation::Operation;
 
 /// What a flight brought.
 #[derive(Debug, Clone)]
@@ -31,8 +36,8 @@ pub(super) struct Landed {
     pub(super) result: Result<Arc<Page>, GatewayError>,
     /// Was the page kept.
     pub(super) stored: bool,
-    /// Until when the flight was allowed to take.
-    pub(super) deadline: Instant,
+    /// How old the page was when it came, where it says so.
+    pub(super) age: Option<Duration>,
 }
 
 /// The flights under way.
@@ -50,10 +55,35 @@ pub(super) enum Kind {
     Forced,
 }
 
+/// What a flight is for.
+#[derive(Debug, Clone)]
+pub(super) struct Flown {
+    /// Whose data, by the account's name.
+    pub(super) account: Arc<str>,
+    pub(super) operation: Operation,
+    /// Of a further page: the result set that it belonged to when it was asked for.
+    pub(super) set: Option<Chain>,
+}
+
+impl Flown {
+    pub(super) fn of(call: &Call, set: Option<Chain>) -> Self {
+        Self { account: Arc::clone(&call.team.account.name), operation: call.operation, set }
+    }
+
+    fn is_of_set(&self, other: Option<&Chain>) -> bool {
+        match (&self.set, other) {
+            (Some(own), Some(other)) => own.is(other),
+            (own, other) => own.is_none() && other.is_none(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Flight {
     interest: Arc<Interest>,
     landing: watch::Receiver<Option<Landed>>,
+    flown: Flown,
+    outdated: Arc<AtomicBool>,
 }
 
 /// A flight that one waits for.
@@ -73,11 +103,6 @@ impl Joined {
         self.waiter.turn()
     }
 
-    /// It is waited for until then, by this call.
-    pub(super) fn need_by(&self, deadline: Instant) {
-        self.waiter.need_by(deadline);
-    }
-
     /// Waits for the landing; `None` when the flight was lost. May be given up and called again.
     pub(super) async fn landed(&mut self) -> Option<Landed> {
         (&mut self.carried).await;
@@ -86,40 +111,54 @@ impl Joined {
 }
 
 impl Flights {
-    /// Joins the flight of `key`, or begins one. `begin` gets what the flight needs to end, and gives the flight; it is
-    /// called under the table's lock, so it must not do more. `arrived_meanwhile` is asked under the same lock, so
-    /// that a flight which landed between the look-up and this call is not flown again.
+    /// Joins the flight of what `call` asks for, or begins one. `begin` gets what the flight needs to end, and gives the
+    /// flight; it is called under the table's lock, so it must not do more. `arrived_meanwhile` is asked under the same
+    /// lock, so that a flight which landed between the look-up and this call is not flown again.
     pub(super) fn join<T>(
         &self,
-        key: (Key, Kind),
-        client: (&Arc<Team>, Urgency),
+        call: &Call,
+        kind: Kind,
+        set: Option<Chain>,
         arrived_meanwhile: impl FnOnce() -> Option<T>,
         begin: impl FnOnce(Takeoff, Arc<Interest>) -> BoxFuture<'static, ()>,
     ) -> Result<Joined, T> {
+        let key = (call.key, kind);
+        let wait_for = |interest: &Arc<Interest>| {
+            let waiter = interest.join(&call.team, call.wishes.urgency);
+            // Before the call asks for its turn, which is of no use when it comes later.
+            waiter.need_by(call.deadline);
+            waiter
+        };
         let mut table = self.lock();
-        if let Some(flight) = table.get(&key) {
-            let (waiter, landing) = (flight.interest.join(client.0, client.1), flight.landing.clone());
-            return Ok(Joined { waiter, landing, carried: Carried(None), leads: false });
+        if let Some(flight) = table.get(&key).filter(|flight| flight.flown.is_of_set(set.as_ref())) {
+            // A flight whose turn comes too late for this client must not be hurried by it.
+            let turn = flight.interest.turn().filter(|turn| *turn > call.deadline);
+            let waiter = match turn {
+                Some(_) => flight.interest.join(&call.team, call.wishes.urgency),
+                None => wait_for(&flight.interest),
+            };
+            return Ok(Joined { waiter, landing: flight.landing.clone(), carried: Carried(None), leads: false });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Err(arrived);
         }
         let interest = Interest::of_clients();
-        let waiter = interest.join(client.0, client.1);
-        let (takeoff, landing) = self.enter(&mut table, key, &interest);
+        let waiter = wait_for(&interest);
+        let (takeoff, landing) = self.enter(&mut table, key, Flown::of(call, set), &interest);
         Ok(Joined { waiter, landing, carried: Carried(Some(begin(takeoff, interest))), leads: true })
     }
 
-    /// Begins a refresh unless `key` is in flight already.
+    /// Begins a refresh unless one of the same is in flight already.
     pub(super) fn refresh(
         &self,
         key: (Key, Kind),
+        flown: Flown,
         begin: impl FnOnce(Takeoff, Arc<Interest>) -> BoxFuture<'static, ()>,
     ) {
         let mut table = self.lock();
         if !table.contains_key(&key) {
             let interest = Interest::of_refresh();
-            let (takeoff, _) = self.enter(&mut table, key, &interest);
+            let (takeoff, _) = self.enter(&mut table, key, flown, &interest);
             let flight = begin(takeoff, interest);
             // A runtime that is shutting down drops it at once, which frees its place.
             drop(table);
@@ -127,15 +166,30 @@ impl Flights {
         }
     }
 
+    /// What these flights bring was asked for before a purge of it, and is for nobody who asks from now on.
+    pub(super) fn purge(&self, purged: impl Fn(&Key, &Flown) -> bool) {
+        self.lock().retain(|(key, _), flight| {
+            let is_purged = purged(key, &flight.flown);
+            flight.outdated.fetch_or(is_purged, Ordering::SeqCst);
+            !is_purged
+        });
+    }
+
     fn enter(
         &self,
         table: &mut Table,
         key: (Key, Kind),
+        flown: Flown,
         interest: &Arc<Interest>,
     ) -> (Takeoff, watch::Receiver<Option<Landed>>) {
         let (sender, landing) = watch::channel(None);
-        table.insert(key, Flight { interest: Arc::clone(interest), landing: landing.clone() });
-        (Takeoff { flights: self.clone(), key, sender }, landing)
+        let outdated = Arc::<AtomicBool>::default();
+        let (interest, shared) = (Arc::clone(interest), Arc::clone(&outdated));
+        let flight = Flight { interest, landing: landing.clone(), flown, outdated: shared };
+        if let Some(of_older_set) = table.insert(key, flight) {
+            of_older_set.outdated.store(true, Ordering::SeqCst);
+        }
+        (Takeoff { flights: self.clone(), key, sender, outdated }, landing)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -185,22 +239,32 @@ pub(super) struct Takeoff {
     flights: Flights,
     key: (Key, Kind),
     sender: watch::Sender<Option<Landed>>,
+    outdated: Arc<AtomicBool>,
 }
 
 impl Takeoff {
     /// Tells everybody who waits. The place is freed first: who comes now finds the page, or begins anew.
     pub(super) fn land(self, landed: Landed) {
-        self.flights.lock().remove(&self.key);
+        self.leave();
         self.sender.send_replace(Some(landed));
+    }
+
+    /// Was what it brings purged after it began, or has its result set been replaced.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::SeqCst)
+    }
+
+    fn leave(&self) {
+        let mut table = self.flights.lock();
+        // Another flight may have the place, since this one landed, was purged or was of an older set.
+        if table.get(&self.key).is_some_and(|flight| flight.landing.same_channel(&self.sender.subscribe())) {
+            table.remove(&self.key);
+        }
     }
 }
 
 impl Drop for Takeoff {
     fn drop(&mut self) {
-        let mut table = self.flights.lock();
-        // After landing another flight may have the place.
-        if table.get(&self.key).is_some_and(|flight| flight.landing.same_channel(&self.sender.subscribe())) {
-            table.remove(&self.key);
-        }
+        self.leave();
     }
 }

@@ -11,30 +11,34 @@ mod disk;
 mod flight;
 mod note;
 mod refresh_backoff;
+mod sets;
 mod store;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
+use memchr::memmem;
+use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::disk::{DiskSettings, DiskView};
-use self::flight::{Joined, Kind, Landed, Takeoff};
+use self::flight::{Flown, Joined, Kind, Landed, Takeoff};
 use self::note::{Forward, KeyNote};
 use self::refresh_backoff::RefreshBackoff;
-use self::store::{Chain, Compression, Entry, Slot};
-pub use self::store::{EntryView, Purge, Store};
+use self::sets::{Chain, Membership};
+use self::store::{Compression, Entry};
+pub use self::store::{EntryView, Purge, Purged, Store};
 use crate::metrics::{Metrics, SettledLabels, Word};
+use crate::model::cache_control::{self, Storage};
 use crate::model::call::{Answer, Call, Coded, Page, Reply};
-use crate::model::clock::{Clock, Instant};
+use crate::model::clock::{Clock, Instant, Moment};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::freshness::{Decision, Lifetimes, decide};
-use crate::model::hints::{self, Storage};
 use crate::model::interest::Interest;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
@@ -56,8 +60,9 @@ pub struct Policy {
     pub settled_after: Duration,
     /// Twilio's 400s and 404s; zero is never.
     pub errors: Duration,
-    /// How long a refresh may take, waits and retries included.
-    pub refresh_deadline: Duration,
+    /// How long a call that clients share, or a refresh, may take, waits and retries included. A client's own deadline
+    /// only ends its own wait.
+    pub deadline: Duration,
     /// A refresh begins up to so much later than it could, lest pages that were written together be asked for
     /// together.
     pub refresh_jitter: Duration,
@@ -122,16 +127,12 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         if call.wishes.cache.no_store && !call.wishes.cache.only_if_cached {
-            return Either::Right(Box::pin(bypass(S::clone(&self.inner), call)));
+            return Either::Right(Box::pin(bypass(S::clone(&self.inner), call, self.layer.clock)));
         }
-        let now = self.layer.clock.now();
-        let (entry, before) = match self.layer.store.get(&call.key) {
-            Some(Slot::Page(entry)) => (Some(entry), None),
-            Some(Slot::Awaited(awaited)) => (None, awaited.before.clone()),
-            None => (None, None),
-        };
+        let now = self.layer.clock.moment();
+        let entry = self.layer.store.page(&call.key);
         if entry.is_none()
-            && let Some(loading) = self.layer.store.loading(now)
+            && let Some(loading) = self.layer.store.loading(self.layer.clock.now())
         {
             // Rather a moment's patience than a token for a page that is on the disk.
             let mut cache = self.clone();
@@ -154,7 +155,7 @@ where
                 Reason::OnlyIfCached,
                 "nothing is cached that this request accepts, and it forbids asking Twilio",
             )))),
-            (_, entry) => Either::Right(Box::pin(self.clone().fetch(call, entry.or(before)))),
+            (_, entry) => Either::Right(Box::pin(self.clone().fetch(call, entry))),
         }
     }
 }
@@ -171,14 +172,14 @@ where
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let deadline = begun + delay + self.layer.policy.refresh_deadline;
-        self.layer.store.flights.refresh((key, Kind::Any), |takeoff, interest| {
-            let call = Call { deadline, journey: Arc::default(), ..call };
-            let (flight, layer) = (self.flight(call, takeoff, interest, delay), Arc::clone(&self.layer));
+        let set = self.layer.membership(&call);
+        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.chain()), |takeoff, interest| {
+            let call = Call { journey: Arc::default(), ..call };
+            let (flight, layer) = (self.flight(call, set, takeoff, interest, delay), Arc::clone(&self.layer));
             Box::pin(async move {
                 flight.await;
                 if let Some(entry) = layer.store.page(&key) {
-                    layer.refreshes.ended(&key, entry.stored > begun, entry.lifetimes.fresh, layer.clock.now());
+                    layer.refreshes.ended(&key, entry.landed > begun, entry.lifetimes.fresh, layer.clock.now());
                 }
             })
         });
@@ -186,7 +187,7 @@ where
 
     /// Asks upstream, together with everybody else who asks the same.
     async fn fetch(self, call: Call, entry: Option<Arc<Entry>>) -> Answered {
-        let asked = self.layer.clock.now();
+        let asked = self.layer.clock.moment();
         let why = match &entry {
             None => Forward::UriMiss,
             Some(entry) if entry.age(asked) > entry.lifetimes.usable() => Forward::UriMiss,
@@ -196,16 +197,16 @@ where
         loop {
             let forced = call.wishes.cache.no_cache;
             // Landed since this call looked; for a forced refresh it must have been asked for since, too.
-            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.stored } > call.received;
+            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.landed } > call.received;
             let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
-            let begin = |takeoff, interest| self.flight(call.clone(), takeoff, interest, Duration::ZERO);
+            let set = self.layer.membership(&call);
+            let begin = |takeoff, interest| self.flight(call.clone(), set, takeoff, interest, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
-            let client = (&call.team, call.wishes.urgency);
-            let mut joined = match self.layer.store.flights.join((call.key, kind), client, arrived_meanwhile, begin) {
+            let mut joined = match self.layer.store.flights.join(&call, kind, set.chain(), arrived_meanwhile, begin) {
                 Ok(joined) => joined,
                 Err(arrived) => {
-                    return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.now()));
+                    return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.moment()));
                 }
             };
             let now = self.layer.clock.now();
@@ -213,7 +214,6 @@ where
                 // The flight may wait for longer than this client does.
                 return self.or_stale(Err(GatewayError::too_late(turn - now)), entry, &call);
             }
-            joined.need_by(call.deadline);
             match wait(&mut joined, call.deadline).await {
                 // It would be lost again.
                 Waited::Lost if joined.leads => {
@@ -233,12 +233,13 @@ where
                     return self.or_stale(Err(error), entry, &call);
                 }
                 Waited::Landed(landed) => {
-                    let hopeless = |error: &GatewayError| {
-                        // It failed for want of time or clients, and this call has more of the one and is the other.
-                        let out_of_time = matches!(error.reason(), Reason::Deadline | Reason::UpstreamTimeout);
-                        error.is_abandoned() || (out_of_time && landed.deadline < call.deadline)
+                    let now = self.layer.clock.now();
+                    // It was not sent, since those who waited for it had left or had no time for its turn. This client has.
+                    let was_not_sent = |error: &GatewayError| {
+                        let has_time = now + error.retry_after().unwrap_or_default() < call.deadline;
+                        error.is_abandoned() || (error.reason() == Reason::Deadline && has_time)
                     };
-                    if !joined.leads && landed.result.as_ref().is_err_and(hopeless) {
+                    if !joined.leads && landed.result.as_ref().is_err_and(was_not_sent) {
                         continue;
                     }
                     let collapsed = !joined.leads;
@@ -254,7 +255,7 @@ where
                         let key = KeyNote::new(&call.key);
                         let cache_status = note::forwarded(why, status, landed.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
-                        Reply { page, coded: None, etag, outcome, cache_status, age: None, not_modified }
+                        Reply { page, coded: None, etag, outcome, cache_status, age: landed.age, not_modified }
                     });
                     return self.or_stale(reply, entry, &call);
                 }
@@ -263,7 +264,7 @@ where
     }
 
     /// A page from the store. Without `outcome` it is a hit, or stale if it is.
-    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Instant) -> Reply {
+    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Moment) -> Reply {
         entry.count_hit();
         let (age, wishes) = (entry.age(now), &call.wishes);
         let coded = wishes.gzip.then(|| entry.compression.coded()).flatten();
@@ -307,10 +308,12 @@ where
                     | Reason::CircuitOpen
             ),
         };
-        let now = self.layer.clock.now();
+        let now = self.layer.clock.moment();
         let usable = |entry: &Arc<Entry>| {
             entry.page.status.is_success()
                 && entry.age(now) <= entry.lifetimes.fresh.saturating_add(entry.lifetimes.stale_if_error)
+                // Its first page may have been replaced while this one was asked for.
+                && self.layer.store.is_current(entry)
         };
         match entry.filter(usable) {
             Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), call, now)),
@@ -319,7 +322,14 @@ where
     }
 
     /// The flight, which takes off after `delay`, or when a client begins to wait for it.
-    fn flight(&self, call: Call, takeoff: Takeoff, interest: Arc<Interest>, delay: Duration) -> BoxFuture<'static, ()> {
+    fn flight(
+        &self,
+        call: Call,
+        set: Membership,
+        takeoff: Takeoff,
+        interest: Arc<Interest>,
+        delay: Duration,
+    ) -> BoxFuture<'static, ()> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
         Box::pin(async move {
             if !delay.is_zero() {
@@ -329,96 +339,114 @@ where
                     () = interest.wanted() => {}
                 }
                 // Somebody wanted it fetched anew meanwhile.
-                if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.stored > begun) {
-                    let (result, deadline) = (Ok(Arc::clone(&entry.page)), call.deadline);
-                    return takeoff.land(Landed { result, stored: true, deadline });
+                if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.landed > begun) {
+                    let age = Some(entry.age(layer.clock.moment()));
+                    return takeoff.land(Landed { result: Ok(Arc::clone(&entry.page)), stored: true, age });
                 }
             }
-            let call = Call { interest, ..call };
-            let (deadline, asked, era) = (call.deadline, layer.clock.now(), layer.store.era());
+            let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), set };
+            // Its own, whoever began it: others may have more time.
+            let call = Call { interest, deadline: asked.at + layer.policy.deadline, ..call };
             // Behind the request, which goes out first.
-            let judge = async { layer.judge(&call, asked) };
+            let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
             let landed = match answered {
-                Ok(answer) => {
-                    let (page, stored) = layer.keep(&call, answer, settled, asked, era);
-                    Landed { result: Ok(page), stored, deadline }
-                }
-                Err(error) => Landed { result: Err(error), stored: false, deadline },
+                Ok(answer) => layer.keep(&call, answer, settled, &asked, &takeoff),
+                Err(error) => Landed { result: Err(error), stored: false, age: None },
             };
             takeoff.land(landed);
         })
     }
 }
 
+/// What was known when a page was asked for.
+struct Asked {
+    at: Instant,
+    wall: SystemTime,
+    set: Membership,
+}
+
 impl CacheLayer {
-    /// Makes an answer a page, and keeps it if it may be kept. It was `asked` for in that `era`, and judged then.
+    /// What is known of the result set of what is asked for.
+    fn membership(&self, call: &Call) -> Membership {
+        match call.operation {
+            Operation::Page => self.store.membership(&call.key, self.clock.moment()),
+            _ => Membership::Unknown,
+        }
+    }
+
+    /// Makes an answer a page, and keeps it if it may be kept.
     fn keep(
         &self,
         call: &Call,
-        answer: Answer,
+        mut answer: Answer,
         settled: Option<Verdict>,
-        asked: Instant,
-        era: u64,
-    ) -> (Arc<Page>, bool) {
-        let now = self.clock.now();
-        let storage = hints::storage(&answer.headers);
+        asked: &Asked,
+        takeoff: &Takeoff,
+    ) -> Landed {
+        let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
+        let date = cache_control::date(&answer.headers);
+        let age = cache_control::age(&answer.headers).map(|age| age + now.saturating_duration_since(asked.at));
+        let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
+        cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
         let page = Arc::new(Page::new(answer));
-        let chain = if call.operation == Operation::Page { self.store.chain(&call.key) } else { None };
-        let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| match verdict {
-            // It may have come meanwhile.
-            Verdict::NoMetadata => self.judge(call, now).unwrap_or(verdict),
-            verdict => verdict,
+        let landed = |stored| Landed { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
+        let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
+            let wall = self.trusted_wall(date);
+            // The metadata may have come meanwhile.
+            let again = verdict == Verdict::NoMetadata || !agree(wall, asked.wall);
+            if again { self.judge(call, wall).unwrap_or(verdict) } else { verdict }
         });
         if let Some(verdict) = settled {
             self.metrics.cache_settled.get_or_create(&SettledLabels { reason: Word(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
+        let set = self.membership(call);
         let lifetimes = match (page.status, call.operation) {
             (StatusCode::OK, Operation::Metadata) => Some(self.policy.metadata),
             (StatusCode::OK, Operation::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
             (StatusCode::OK, Operation::Query) => Some(self.policy.query),
-            (StatusCode::OK, Operation::Page) => match chain {
-                Some(chain) => chain.lifetimes.after(now.saturating_duration_since(chain.begun)),
-                None => Some(self.policy.query),
+            (StatusCode::OK, Operation::Page) => match set {
+                // What was asked for before the set began is older than its first page.
+                _ if set != asked.set => None,
+                Membership::Of(chain) => chain.lifetimes.after(moment.since(chain.begun)),
+                Membership::Lost => None,
+                // Nobody knows how old its first page is, so it is not served for long.
+                Membership::Unknown => Some(Lifetimes::fresh_only(self.policy.query.fresh)),
             },
             (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Some(Lifetimes::fresh_only(self.policy.errors)),
             _ => None,
         };
-        let lifetimes = match storage {
-            Storage::Unsaid => lifetimes,
-            Storage::AtMost(limit) => lifetimes.map(|lifetimes| lifetimes.at_most(limit)),
-            Storage::Forbidden => None,
-        };
-        let Some(lifetimes) = lifetimes.filter(|lifetimes| !lifetimes.usable().is_zero()) else { return (page, false) };
-        // A usable page is displaced neither by an error nor by what was asked for before it.
-        let stays = |old: &Arc<Entry>| {
-            let usable = old.page.status.is_success() && old.age(now) <= old.lifetimes.usable();
-            usable && (!page.status.is_success() || old.asked > asked)
-        };
-        // After a purge nobody wants to read what was asked for before it.
-        if era != self.store.era() || self.store.page(&call.key).as_ref().is_some_and(stays) {
-            return (page, false);
-        }
-        let chain = match call.operation {
-            Operation::Query if page.status.is_success() => Some(Chain { first: call.key, begun: now, lifetimes }),
-            _ => chain,
-        };
-        let next = next_token.map(|token| {
+        let named = |token: String| {
             let parameters = Parameters::of_page(&token);
-            Key::new(&call.team.account.sid, Operation::Page, parameters.as_str(), b"")
-        });
+            Key::new(&call.team.account, Operation::Page, parameters.as_str(), b"")
+        };
+        let next = next_token.map(named);
+        let narrowed = lifetimes.and_then(|lifetimes| storage.narrow(lifetimes));
+        let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
+            if let (Operation::Query, true, Some(next)) = (call.operation, page.status.is_success(), next) {
+                self.store.supersede(&call.key, next);
+            }
+            return landed(false);
+        };
+        let made = moment.before(storage.age);
+        let chain = match call.operation {
+            Operation::Query if page.status.is_success() => Some(Chain::begin(call.key, made, lifetimes)),
+            _ => set.chain(),
+        };
         let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
         let entry = Entry {
             account: Arc::clone(&call.team.account.name),
             operation: call.operation,
-            asked,
-            stored: now,
+            asked: asked.at,
+            landed: now,
+            made,
             lifetimes,
-            age_when_kept: Duration::ZERO,
+            age_when_kept: storage.age,
             chain,
             next,
+            previous: chain.and_then(|_| previous_token(&page.body)).map(named),
             settled,
             time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
@@ -427,26 +455,62 @@ impl CacheLayer {
             note: KeyNote::new(&call.key),
             page: Arc::clone(&page),
         };
-        self.store.insert(call.key, entry);
-        if let (Some(chain), Some(next)) = (chain, next) {
-            self.store.await_page(next, chain);
-        }
-        (page, true)
+        // A usable page is displaced neither by an error nor by what was asked for before it.
+        let yields = |old: &Arc<Entry>| {
+            let usable = old.page.status.is_success() && old.age(moment) <= old.lifetimes.usable();
+            !usable || (page.status.is_success() && old.asked <= asked.at)
+        };
+        landed(self.store.insert(call.key, entry, takeoff, yields))
+    }
+
+    /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's
+    /// own date, or else what the clock said at the start. A clock that was set wrong, then or since, proves nothing.
+    fn trusted_wall(&self, date: Option<SystemTime>) -> SystemTime {
+        let witness = date.unwrap_or_else(|| self.clock.predicted_wall());
+        self.clock.wall_now().min(witness)
     }
 
     /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
-    fn judge(&self, call: &Call, now: Instant) -> Option<Verdict> {
+    fn judge(&self, call: &Call, wall: SystemTime) -> Option<Verdict> {
         if call.operation != Operation::Query {
             return None;
         }
-        let metadata = self.store.page(&Key::new(&call.team.account.sid, Operation::Metadata, "", b""));
+        let now = self.clock.moment();
+        let metadata = self.store.page(&Key::new(&call.team.account, Operation::Metadata, "", b""));
         let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
         let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
-        Some(match Timestamp::try_from(self.clock.wall(now)) {
+        Some(match Timestamp::try_from(wall) {
             Ok(now) => settled::judge(&call.body, dimensions, self.policy.settled_after, now),
             Err(_) => Verdict::Recent,
         })
     }
+}
+
+/// Do two readings of the wall clock differ by no more than a request takes, so that one proof holds for both.
+fn agree(one: SystemTime, other: SystemTime) -> bool {
+    const MARGIN: Duration = Duration::from_secs(60);
+    one.duration_since(other).unwrap_or_else(|behind| behind.duration()) <= MARGIN
+}
+
+/// An age in whole seconds, as `Age` has it. Nothing is to seem younger than it is.
+fn rounded_up(age: Duration) -> Duration {
+    Duration::from_secs(age.as_secs() + u64::from(age.subsec_nanos() > 0))
+}
+
+/// Names the page before this one, where the body says that there is one.
+fn previous_token(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Body {
+        meta: Meta,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Meta {
+        previous_token: Option<String>,
+    }
+    // First pages name none, and need not be read again.
+    memmem::find(body, b"previousToken")?;
+    serde_json::from_slice::<Body>(body).ok()?.meta.previous_token.filter(|token| !token.is_empty())
 }
 
 /// What a call asks for, in words: its body, or of a page its parameters. Plain metadata says nothing more.
@@ -475,30 +539,32 @@ enum Waited {
     TooLong,
 }
 
-/// Waits for a flight. Who began it waits for its end, which its own deadline brings; others as long as they may.
+/// Waits for a flight, for as long as this client may wait. The flight goes on without it.
 async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
-    let leads = joined.leads;
     tokio::select! {
         biased;
         landed = joined.landed() => landed.map_or(Waited::Lost, Waited::Landed),
-        () = tokio::time::sleep_until(deadline), if !leads => Waited::TooLong,
+        () = tokio::time::sleep_until(deadline) => Waited::TooLong,
     }
 }
 
 /// Goes upstream for one client alone, and keeps nothing.
-async fn bypass<S>(inner: S, call: Call) -> Answered
+async fn bypass<S>(inner: S, call: Call, clock: Clock) -> Answered
 where
     S: Service<Call, Response = Answer, Error = GatewayError>,
 {
     let interest = Interest::of_clients();
     let _waiter = interest.join(&call.team, call.wishes.urgency);
     let key = KeyNote::new(&call.key);
-    let answer = inner.oneshot(Call { interest, ..call }).await?;
+    let asked = clock.now();
+    let mut answer = inner.oneshot(Call { interest, ..call }).await?;
+    let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
+    cache_control::normalise(&mut answer.headers, clock.wall_now());
     let page = Arc::new(Page::new(answer));
     let outcome = Outcome::Bypass;
     let cache_status = note::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
     let etag = page.etag.clone();
-    Ok(Reply { page, coded: None, etag, outcome, cache_status, age: None, not_modified: false })
+    Ok(Reply { page, coded: None, etag, outcome, cache_status, age, not_modified: false })
 }
 
 #[cfg(test)]

@@ -84,6 +84,7 @@ mod tests {
 
     use super::*;
     use crate::model::operation::Operation;
+    use crate::model::tenancy::Team;
 
     /// Is it a structured field (RFC 9651): a token and its parameters, each a bare key, a token, an integer or a
     /// string without escapes.
@@ -110,7 +111,7 @@ mod tests {
         #[test]
         fn every_line_is_a_structured_field(ttl in -1_000_000i64..1_000_000, outcome in 0usize..9, status in 100u16..600, stored: bool, collapsed: bool, why in 0usize..4, body: [u8; 4]) {
             let outcome = Outcome::ALL[outcome];
-            let key = KeyNote::new(&Key::new("AC1", Operation::Query, "", &body));
+            let key = KeyNote::new(&Key::new(&Team::example("a").account, Operation::Query, "", &body));
             let why = [Forward::UriMiss, Forward::Stale, Forward::Request, Forward::Bypass][why];
             for line in [hit(ttl, outcome, &key), forwarded(why, status, stored, collapsed, outcome, &key)] {
                 prop_assert!(is_structured(&line), "{:?}", line);

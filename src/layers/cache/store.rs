@@ -4,7 +4,7 @@
 //! token must get in. moka's clock only clears away what is beyond all use; how old a page is and what may be
 //! done with it is decided by `model::freshness` over the gateway's clock.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -17,11 +17,12 @@ use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
-use super::flight::Flights;
+use super::flight::{Flights, Takeoff};
 use super::note::KeyNote;
+use super::sets::{Chain, Membership, ResultSets};
 use crate::metrics::{CauseLabels, Metrics, Word};
 use crate::model::call::{Coded, Page};
-use crate::model::clock::{Clock, Instant};
+use crate::model::clock::{Clock, Instant, Moment};
 use crate::model::freshness::Lifetimes;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
@@ -35,14 +36,19 @@ pub(super) struct Entry {
     pub(super) operation: Operation,
     /// When it was asked for: of two pages the one asked for later is the newer.
     pub(super) asked: Instant,
-    pub(super) stored: Instant,
+    /// When it came.
+    pub(super) landed: Instant,
+    /// When it was new, from which its age counts: when it came, or earlier if it was said to be older.
+    pub(super) made: Moment,
     pub(super) lifetimes: Lifetimes,
-    /// Zero but for a page that survived a restart.
+    /// Zero but for a page that was not new when it was kept.
     pub(super) age_when_kept: Duration,
     /// The result set that it is a page of.
     pub(super) chain: Option<Chain>,
     /// The key of the page after it in that set.
     pub(super) next: Option<Key>,
+    /// The key of the page before it in that set, by the token that it gives for that. Forgotten at a restart.
+    pub(super) previous: Option<Key>,
     /// Of a query: has its answer stopped changing.
     pub(super) settled: Option<Verdict>,
     /// Of metadata: which dimensions are times.
@@ -56,8 +62,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.stored)
+    pub(super) fn age(&self, now: Moment) -> Duration {
+        now.since(self.made)
     }
 
     pub(super) fn count_hit(&self) {
@@ -70,12 +76,27 @@ impl Entry {
         self.operation != Operation::Page || self.chain.is_none()
     }
 
+    /// Of anything that is kept: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes of its
+    /// queue and of its timer, counters).
+    const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
+
     fn weight(&self) -> u32 {
         let coded = self.compression.coded().map_or(0, Coded::weight);
         let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
         let texts = self.account.len() + self.query.as_ref().map_or(0, |query| query.len());
         let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
-        u32::try_from(Slot::BOOKKEEPING + own + self.page.weight() + coded).unwrap_or(u32::MAX)
+        u32::try_from(Self::BOOKKEEPING + own + self.page.weight() + coded).unwrap_or(u32::MAX)
+    }
+
+    /// How long it is of use from when it is kept, or kept again because it has become heavier.
+    pub(super) fn usable(&self) -> Duration {
+        let age = self.compression.done.get().map_or(self.age_when_kept, |compressed| compressed.age);
+        self.lifetimes.usable().saturating_sub(age)
+    }
+
+    /// Is it replaced by itself. Says so once.
+    fn is_reweighed(&self) -> bool {
+        self.compression.reweighed.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -108,97 +129,22 @@ impl Compression {
     }
 }
 
-/// A result set: all its pages expire with the first, and are purged with it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chain {
-    /// The key of its first page.
-    pub(super) first: Key,
-    /// When that was fetched.
-    pub(super) begun: Instant,
-    pub(super) lifetimes: Lifetimes,
-}
-
-impl Chain {
-    fn is(&self, other: &Self) -> bool {
-        self.first == other.first && self.begun == other.begun
-    }
-}
-
-/// What is kept under a key.
-#[derive(Debug, Clone)]
-pub(super) enum Slot {
-    /// A page.
-    Page(Arc<Entry>),
-    /// Nothing yet. Behind a pointer, so that it does not make every page's slot larger.
-    Awaited(Arc<Awaited>),
-}
-
-/// A page that is there names this one: it will belong to the same result set.
-#[derive(Debug)]
-pub(super) struct Awaited {
-    pub(super) chain: Chain,
-    /// What an earlier result set had here, which may still stand in for a failure.
-    pub(super) before: Option<Arc<Entry>>,
-}
-
-impl Slot {
-    fn page(&self) -> Option<&Arc<Entry>> {
-        match self {
-            Self::Page(entry) => Some(entry),
-            Self::Awaited(awaited) => awaited.before.as_ref(),
-        }
-    }
-
-    fn chain(&self) -> Option<Chain> {
-        match self {
-            Self::Page(entry) => entry.chain,
-            Self::Awaited(awaited) => Some(awaited.chain),
-        }
-    }
-
-    /// Of any slot: its key, itself, and what moka keeps for it (hash table bucket, nodes of its queue and of
-    /// its timer, counters).
-    const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Self>() + 352;
-
-    fn weight(&self) -> u32 {
-        const AWAITED: usize = size_of::<Awaited>() + 2 * size_of::<usize>();
-        let own = if let Self::Awaited(_) = self { AWAITED } else { 0 };
-        let page = self.page().map_or(Self::BOOKKEEPING as u32, |entry| entry.weight());
-        page.saturating_add(own as u32)
-    }
-
-    /// Is it replaced by itself. Says so once.
-    fn is_reweighed(&self) -> bool {
-        matches!(self, Self::Page(entry) if entry.compression.reweighed.swap(false, Ordering::Relaxed))
-    }
-
-    pub(super) fn usable(&self) -> Duration {
-        match self {
-            Self::Page(entry) => {
-                let age = entry.compression.done.get().map_or(entry.age_when_kept, |compressed| compressed.age);
-                entry.lifetimes.usable().saturating_sub(age)
-            }
-            Self::Awaited(awaited) => awaited.chain.lifetimes.usable(),
-        }
-    }
-}
-
 struct BeyondUse;
 
-impl Expiry<Key, Slot> for BeyondUse {
-    fn expire_after_create(&self, _: &Key, slot: &Slot, _: std::time::Instant) -> Option<Duration> {
-        Some(slot.usable())
+impl Expiry<Key, Arc<Entry>> for BeyondUse {
+    fn expire_after_create(&self, _: &Key, entry: &Arc<Entry>, _: std::time::Instant) -> Option<Duration> {
+        Some(entry.usable())
     }
 
     fn expire_after_update(
         &self,
         _: &Key,
-        slot: &Slot,
+        entry: &Arc<Entry>,
         _: std::time::Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
         // The default would keep the deadline of the page that this one replaces.
-        Some(slot.usable())
+        Some(entry.usable())
     }
 }
 
@@ -216,15 +162,28 @@ pub enum Purge {
 }
 
 impl Purge {
-    /// Is this a page to drop. `page` is its account and operation, or `None` where there is no page yet.
+    /// Is this a page to drop. `page` is its account and operation.
     pub(super) fn matches(&self, key: &Key, page: Option<(&str, Operation)>) -> bool {
         match self {
             Self::All => true,
             Self::Account(name) => page.is_some_and(|(account, _)| account == name),
             Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
-            Self::Key(text) => key.to_string() == *text || key.short().to_string() == *text,
+            Self::Key(text) => {
+                // Nearly all others differ in the first byte, which costs least to compare.
+                let first = text.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                first == Some(key.as_bytes()[0]) && (key.to_string() == *text || key.short().to_string() == *text)
+            }
         }
     }
+}
+
+/// What a purge did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purged {
+    /// Pages that went.
+    pub pages: u64,
+    /// Why the purge may be forgotten at the next start: neither could the disk tier's file be changed, nor removed.
+    pub not_lasting: Option<String>,
 }
 
 /// What is known of a page, for people.
@@ -256,32 +215,72 @@ const COMPRESSIONS: usize = 2;
 /// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pages: Pages,
+    memory: Memory,
     pub(super) flights: Flights,
     capacity: u64,
-    purges: Arc<AtomicU64>,
     disk: Option<Disk>,
-    /// Held by whoever changes what is kept, so that a page that is put back heavier is still there.
+    /// Held by whoever changes what is kept, so that a page that is put back heavier is still there, and none is kept
+    /// that was asked for before a purge.
     changes: Arc<Mutex<()>>,
     /// Bytes written since moka was last made to evict.
     unsettled: Arc<AtomicU64>,
     compressions: Arc<Semaphore>,
 }
 
-/// The pages alone.
-pub(super) type Pages = Cache<Key, Slot, RandomState>;
+/// The pages alone, and the sets that they belong to.
+#[derive(Debug, Clone)]
+pub(super) struct Memory {
+    pages: Cache<Key, Arc<Entry>, RandomState>,
+    sets: ResultSets,
+}
+
+impl Memory {
+    /// The page under `key`, unless its result set is dead.
+    pub(super) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.pages.get(key).filter(|entry| self.is_current(entry))
+    }
+
+    /// Only further pages can be of a dead set: a first page is replaced together with its set.
+    fn is_current(&self, entry: &Entry) -> bool {
+        entry.operation != Operation::Page || entry.chain.is_none_or(|chain| self.sets.lives(&chain))
+    }
+
+    /// Puts a page that survived a restart where nothing newer is; says whether it did.
+    pub(super) fn restore(&self, key: Key, entry: Entry) -> bool {
+        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.chain, &entry.account) {
+            return false;
+        }
+        // So that a page that is fetched only now still expires with its set.
+        if let (Some(chain), Some(next)) = (entry.chain, entry.next) {
+            self.sets.restore(next, Some(chain), &entry.account);
+        }
+        self.pages.insert(key, Arc::new(entry));
+        true
+    }
+
+    pub(super) fn settle(&self) {
+        self.pages.run_pending_tasks();
+        self.sets.settle();
+    }
+}
 
 impl Store {
+    /// The share of the capacity that is for the places of pages in result sets.
+    const SETS_SHARE: u64 = 32;
+    /// A page that would take more than this share of the cache is not kept: it would cost all the others.
+    const LARGEST_SHARE: u64 = 2;
+
     /// An empty store of at most `capacity` bytes, keys and bookkeeping included.
     pub fn new(capacity: u64, metrics: &Arc<Metrics>) -> Self {
         let evictions = metrics.cache_evictions.clone();
+        let for_sets = capacity / Self::SETS_SHARE;
         let pages = Cache::builder()
-            .max_capacity(capacity)
-            .weigher(|_, slot: &Slot| slot.weight())
+            .max_capacity(capacity - for_sets)
+            .weigher(|_, entry: &Arc<Entry>| entry.weight())
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(BeyondUse)
-            .eviction_listener(move |_, slot: Slot, cause| {
-                if cause == RemovalCause::Replaced && slot.is_reweighed() {
+            .eviction_listener(move |_, entry: Arc<Entry>, cause| {
+                if cause == RemovalCause::Replaced && entry.is_reweighed() {
                     return;
                 }
                 let cause = match cause {
@@ -295,10 +294,9 @@ impl Store {
             // Keys are hashes already, and this one is keyed by chance like the standard library's, in a tenth of the time.
             .build_with_hasher(RandomState::default());
         Self {
-            pages,
+            memory: Memory { pages, sets: ResultSets::new(for_sets) },
             flights: Flights::default(),
             capacity,
-            purges: Arc::default(),
             disk: None,
             changes: Arc::default(),
             unsettled: Arc::default(),
@@ -309,7 +307,7 @@ impl Store {
     /// With a disk tier: what an earlier process wrote there appears while this one already answers.
     #[must_use]
     pub fn with_disk(self, settings: DiskSettings, metrics: &Arc<Metrics>, clock: Clock) -> Self {
-        let disk = Disk::start(settings, self.pages.clone(), self.capacity, metrics, clock);
+        let disk = Disk::start(settings, self.memory.clone(), self.capacity, metrics, clock);
         Self { disk, ..self }
     }
 
@@ -337,38 +335,94 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(super) fn pages(&self) -> &Pages {
-        &self.pages
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<Slot> {
-        self.pages.get(key)
-    }
-
-    /// The page under `key`, if it is one.
+    /// The page under `key`, unless its result set is dead.
     pub(super) fn page(&self, key: &Key) -> Option<Arc<Entry>> {
-        match self.get(key) {
-            Some(Slot::Page(entry)) => Some(entry),
-            _ => None,
-        }
+        self.memory.get(key)
     }
 
-    /// The result set that a page of this key will belong to.
-    pub(super) fn chain(&self, key: &Key) -> Option<Chain> {
-        self.get(key).and_then(|slot| slot.chain())
+    /// Has this page's result set not died since it was read.
+    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+        self.memory.is_current(entry)
     }
 
-    pub(super) fn insert(&self, key: Key, entry: Entry) {
+    /// What is known of the result set of a further page.
+    pub(super) fn membership(&self, key: &Key, now: Moment) -> Membership {
+        self.memory.sets.membership(key, now)
+    }
+
+    /// May a page of this weight be kept at all.
+    fn is_too_large(&self, weight: u64) -> bool {
+        weight > (self.capacity - self.capacity / Self::SETS_SHARE) / Self::LARGEST_SHARE
+    }
+
+    /// Keeps what a flight brought, and says whether it did. Not kept is what was asked for before a purge that
+    /// concerns it, what is too large, and what the page that is there `yields` to it not.
+    pub(super) fn insert(
+        &self,
+        key: Key,
+        entry: Entry,
+        takeoff: &Takeoff,
+        yields: impl FnOnce(&Arc<Entry>) -> bool,
+    ) -> bool {
         let entry = Arc::new(entry);
+        let weight = u64::from(entry.weight());
+        if self.is_too_large(weight) {
+            if let Some(next) = entry.next {
+                self.supersede(&key, next);
+            }
+            return false;
+        }
         let keep = || {
             let _changing = self.changing();
-            self.pages.insert(key, Slot::Page(Arc::clone(&entry)));
+            let old = self.memory.get(&key);
+            if takeoff.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
+                return false;
+            }
+            self.keep_set(key, &entry, old.as_deref());
+            self.memory.pages.insert(key, Arc::clone(&entry));
+            true
         };
-        match &self.disk {
+        let kept = match &self.disk {
             Some(disk) => disk.keep(key, &entry, keep),
             None => keep(),
+        };
+        if kept {
+            self.settle(weight);
         }
-        self.settle(entry.weight().into());
+        kept
+    }
+
+    /// Notes the set of a page that is about to be kept, and where the next page belongs.
+    fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) {
+        let Memory { pages, sets } = &self.memory;
+        let Some(chain) = entry.chain else { return };
+        if chain.first == key {
+            // Tokens that differ once are taken to differ throughout; where a later one does not, its page goes below.
+            let apart = entry.next.is_none() || old.is_some_and(|old| old.next.is_some() && old.next != entry.next);
+            sets.begin(chain, &entry.account, apart);
+        }
+        for named in [entry.next, entry.previous].into_iter().flatten() {
+            if sets.expect(named, chain, &entry.account)
+                && pages.get(&named).is_some_and(|there| there.chain.is_none_or(|other| !other.is(&chain)))
+            {
+                pages.invalidate(&named);
+            }
+        }
+    }
+
+    /// An answer came that may not be kept. If it begins a result set whose further pages cannot be told from those that are
+    /// there, neither the old first page nor the old others may be served any more.
+    pub(super) fn supersede(&self, key: &Key, next: Key) {
+        let _changing = self.changing();
+        let names_the_same = |old: &Arc<Entry>| old.next == Some(next);
+        if self.memory.get(key).as_ref().is_some_and(names_the_same) {
+            self.memory.pages.invalidate(key);
+            self.memory.sets.purge(|first| first == key);
+        }
     }
 
     /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.
@@ -384,15 +438,18 @@ impl Store {
         let (store, entry) = (self.clone(), Arc::clone(entry));
         tokio::task::spawn_blocking(move || {
             let coded = entry.page.gzip();
-            store.add_coded(key, &entry, coded, clock.now());
+            store.add_coded(key, &entry, coded, clock.moment());
             drop(permit);
         });
     }
 
     /// Keeps a page's compressed body with it, unless the page has gone meanwhile.
-    pub(super) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<Coded>, now: Instant) {
+    pub(super) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<Coded>, now: Moment) {
         let Some(coded) = coded else { return };
         let weight = coded.weight() as u64;
+        if self.is_too_large(u64::from(entry.weight()) + weight) {
+            return;
+        }
         {
             let _changing = self.changing();
             if !self.page(&key).is_some_and(|kept| Arc::ptr_eq(&kept, entry)) {
@@ -404,7 +461,7 @@ impl Store {
             }
             // In its own place, so that moka weighs it again.
             entry.compression.reweighed.store(true, Ordering::Relaxed);
-            self.pages.insert(key, Slot::Page(Arc::clone(entry)));
+            self.memory.pages.insert(key, Arc::clone(entry));
             entry.compression.reweighed.store(false, Ordering::Relaxed);
         }
         self.settle(weight);
@@ -422,24 +479,7 @@ impl Store {
         let unsettled = self.unsettled.fetch_add(written, Ordering::Relaxed) + written;
         if unsettled > self.capacity / SHARE {
             self.unsettled.store(0, Ordering::Relaxed);
-            self.pages.run_pending_tasks();
-        }
-    }
-
-    /// The page of `key` is going to belong to `chain`. Does nothing where it does already.
-    pub(super) fn await_page(&self, key: Key, chain: Chain) {
-        let expect = || {
-            let _changing = self.changing();
-            let before = match self.get(&key) {
-                Some(slot) if slot.chain().is_some_and(|c| c.is(&chain)) => return,
-                Some(slot) => slot.page().cloned(),
-                None => None,
-            };
-            self.pages.insert(key, Slot::Awaited(Arc::new(Awaited { chain, before })));
-        };
-        match &self.disk {
-            Some(disk) => disk.in_order(expect),
-            None => expect(),
+            self.memory.settle();
         }
     }
 
@@ -448,93 +488,99 @@ impl Store {
         self.capacity
     }
 
-    /// Changes with every purge.
-    pub(super) fn era(&self) -> u64 {
-        self.purges.load(Ordering::SeqCst)
-    }
-
-    /// Drops pages, and with each the rest of its result set; says how many pages went.
-    pub fn purge(&self, which: &Purge) -> u64 {
-        // First, so that what lands from now on is not kept.
-        self.purges.fetch_add(1, Ordering::SeqCst);
+    /// Drops pages, and with each the rest of its result set. What is under way for them is told to those who wait for it
+    /// and not kept, and nobody joins it any more. With a disk tier the purge is on the disk when this returns.
+    ///
+    /// Blocks, for as long as the disk takes: not to be called where other tasks wait.
+    pub fn purge(&self, which: &Purge) -> Purged {
+        let (mark, remove) = (|| self.mark_purged(which), |marked: Vec<_>| self.remove_purged(&marked));
         match &self.disk {
-            Some(disk) => disk.purge(which, || self.purge_memory(which)),
-            None => self.purge_memory(which),
+            Some(disk) => {
+                let (pages, lasting) = disk.purge(which, mark, remove);
+                Purged { pages, not_lasting: lasting.err() }
+            }
+            None => Purged { pages: remove(mark().0), not_lasting: None },
         }
     }
 
-    fn purge_memory(&self, which: &Purge) -> u64 {
+    /// The pages that have to go, and the first pages of the result sets that do. Nothing that is under way for them is
+    /// kept from here on.
+    fn mark_purged(&self, which: &Purge) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
         let _changing = self.changing();
-        let matches =
-            |key: &Key, slot: &Slot| which.matches(key, slot.page().map(|entry| (&*entry.account, entry.operation)));
-        let all: Vec<(Key, Slot)> = self.pages.iter().map(|(key, slot)| (*key, slot)).collect();
-        let matched: HashSet<Key> = all.iter().filter(|(key, slot)| matches(key, slot)).map(|(key, _)| *key).collect();
-        let chains: HashSet<Key> = all
+        let Memory { pages, sets } = &self.memory;
+        let mut firsts: HashSet<Key> = sets.matching(which).collect();
+        let all: Vec<(Key, Arc<Entry>, bool)> = pages
             .iter()
-            .filter(|(key, _)| matched.contains(key))
-            .filter_map(|(_, slot)| slot.chain().map(|chain| chain.first))
+            .map(|(key, entry)| {
+                let matches = which.matches(&key, Some((&entry.account, entry.operation)));
+                if matches {
+                    firsts.extend(entry.chain.map(|chain| chain.first));
+                }
+                (*key, entry, matches)
+            })
             .collect();
-        let mut purged = 0;
-        for (key, slot) in &all {
-            if matched.contains(key) || slot.chain().is_some_and(|chain| chains.contains(&chain.first)) {
-                self.pages.invalidate(key);
-                purged += u64::from(slot.page().is_some());
+        self.flights.purge(|key, flight| {
+            which.matches(key, Some((&flight.account, flight.operation)))
+                || firsts.contains(key)
+                || flight.set.is_some_and(|set| firsts.contains(&set.first))
+        });
+        sets.purge(|first| firsts.contains(first));
+        let goes = |entry: &Entry| entry.chain.is_some_and(|chain| firsts.contains(&chain.first));
+        let marked = all.into_iter().filter(|(_, entry, matches)| *matches || goes(entry));
+        (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
+    }
+
+    /// Removes those that are still there; says how many were. A few at a time, lest a page that lands waits for all.
+    fn remove_purged(&self, marked: &[(Key, Arc<Entry>)]) -> u64 {
+        const AT_ONCE: usize = 64;
+        let mut removed = 0;
+        for some in marked.chunks(AT_ONCE) {
+            let _changing = self.changing();
+            for (key, entry) in some {
+                // What has taken its place was asked for after the purge.
+                if self.memory.pages.get(key).is_some_and(|there| Arc::ptr_eq(&there, entry)) {
+                    self.memory.pages.invalidate(key);
+                    removed += 1;
+                }
             }
         }
-        purged
+        removed
     }
 
     /// Pages and the bytes of all that is kept, once pending evictions are done.
     pub fn size(&self) -> (u64, u64) {
-        self.pages.run_pending_tasks();
-        let pages = self.pages.iter().filter(|(_, slot)| matches!(slot, Slot::Page(_))).count();
-        (pages as u64, self.pages.weighted_size())
+        self.memory.settle();
+        let Memory { pages, sets } = &self.memory;
+        (pages.entry_count(), pages.weighted_size() + sets.bytes())
     }
 
-    /// What is there, in the order of the keys, `limit` at a time, beginning after `after`.
-    pub fn entries(&self, after: Option<&str>, limit: usize, now: Instant) -> Vec<EntryView> {
-        let mut views: Vec<_> = self
-            .pages
-            .iter()
-            .filter(|(key, _)| after.is_none_or(|after| key.to_string().as_str() > after))
-            .filter_map(|(key, slot)| if let Slot::Page(entry) = slot { Some((key, entry)) } else { None })
-            .map(|(key, entry)| EntryView {
-                key: *key,
-                account: Arc::clone(&entry.account),
-                operation: entry.operation,
-                age: entry.age(now),
-                lifetimes: entry.lifetimes,
-                hits: entry.hits.load(Ordering::Relaxed),
-                bytes: entry.weight().into(),
-                settled: entry.settled,
-                query: entry.query.clone(),
-            })
-            .collect();
-        views.sort_unstable_by_key(|view| view.key.to_string());
-        views.truncate(limit);
-        views
-    }
-}
-
-/// Puts a page that survived a restart where nothing newer is; says whether it did.
-pub(super) fn restore(pages: &Pages, key: Key, entry: Entry) -> bool {
-    let vacant = match pages.get(&key) {
-        None => true,
-        // The page before it was restored first.
-        Some(Slot::Awaited(awaited)) => {
-            awaited.before.is_none() && entry.chain.is_some_and(|own| own.is(&awaited.chain))
+    /// What is there, in the order of the keys, `limit` at a time, beginning after `after`. Looks at every page once and
+    /// holds no more than `limit`; takes milliseconds where there are many, so not to be called where other tasks wait.
+    pub fn entries(&self, after: Option<&str>, limit: usize, now: Moment) -> Vec<EntryView> {
+        let mut least: BTreeMap<[u8; 32], Arc<Entry>> = BTreeMap::new();
+        for (key, entry) in &self.memory.pages {
+            let is_before_all = || least.last_key_value().is_none_or(|(last, _)| key.as_bytes() < last);
+            let is_listed = (least.len() < limit || is_before_all())
+                && after.is_none_or(|after| key.to_string().as_str() > after)
+                && self.memory.is_current(&entry);
+            if is_listed {
+                least.insert(*key.as_bytes(), entry);
+                if least.len() > limit {
+                    least.pop_last();
+                }
+            }
         }
-        Some(Slot::Page(_)) => false,
-    };
-    if vacant {
-        let following = entry.chain.zip(entry.next);
-        pages.insert(key, Slot::Page(Arc::new(entry)));
-        // So that a page that is fetched only now still expires with its set.
-        if let Some((chain, next)) = following
-            && !pages.contains_key(&next)
-        {
-            pages.insert(next, Slot::Awaited(Arc::new(Awaited { chain, before: None })));
-        }
+        let view = |(key, entry): ([u8; 32], Arc<Entry>)| EntryView {
+            key: Key::from_bytes(key),
+            account: Arc::clone(&entry.account),
+            operation: entry.operation,
+            age: entry.age(now),
+            lifetimes: entry.lifetimes,
+            hits: entry.hits.load(Ordering::Relaxed),
+            bytes: entry.weight().into(),
+            settled: entry.settled,
+            query: entry.query.clone(),
+        };
+        least.into_iter().map(view).collect()
     }
-    vacant
 }

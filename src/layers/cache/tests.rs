@@ -3,12 +3,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
 use crate::metrics::Metrics;
+use crate::model::clock::Simulation;
 use crate::model::error::Retry;
 use crate::model::wishes::CacheWishes;
 
@@ -28,7 +29,7 @@ const POLICY: Policy = Policy {
     },
     settled_after: Duration::from_secs(86_400),
     errors: Duration::from_secs(10),
-    refresh_deadline: Duration::from_secs(90),
+    deadline: Duration::from_secs(90),
     refresh_jitter: Duration::ZERO,
     keep_queries: false,
 };
@@ -39,6 +40,8 @@ enum Next {
     Page(&'static str),
     Status(u16),
     NoStore(&'static str),
+    /// With headers, one a line.
+    With(&'static str, &'static str),
     Fail(Reason),
     Abandoned,
     Panic,
@@ -90,10 +93,11 @@ impl Service<Call> for Upstream {
             upstream.calls.fetch_add(1, Ordering::SeqCst);
             upstream.gate.acquire().await.expect("the gate stays").forget();
             let next = upstream.script.lock().unwrap().pop_front().expect("a call beyond the script");
-            let answer = |status, body: &'static str, cache_control: Option<&'static str>| {
+            let answer = |status, body: &'static str, lines: &'static str| {
                 let mut headers = HeaderMap::new();
-                if let Some(value) = cache_control {
-                    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
+                for line in lines.lines() {
+                    let (name, value) = line.split_once(": ").unwrap();
+                    headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
                 }
                 Ok(Answer {
                     status: StatusCode::from_u16(status).unwrap(),
@@ -103,9 +107,10 @@ impl Service<Call> for Upstream {
                 })
             };
             match next {
-                Next::Page(body) => answer(200, body, None),
-                Next::NoStore(body) => answer(200, body, Some("no-store")),
-                Next::Status(status) => answer(status, "{}", None),
+                Next::Page(body) => answer(200, body, ""),
+                Next::NoStore(body) => answer(200, body, "cache-control: no-store"),
+                Next::With(headers, body) => answer(200, body, headers),
+                Next::Status(status) => answer(status, "{}", ""),
                 Next::Fail(reason) => Err(GatewayError::new(reason, "scripted").with_retry(Retry::Never)),
                 Next::Abandoned => Err(GatewayError::abandoned()),
                 Next::Panic => panic!("scripted"),
@@ -123,7 +128,23 @@ fn cache(upstream: &Upstream) -> Cache {
 fn cache_with(policy: Policy, upstream: &Upstream) -> Cache {
     let metrics = Metrics::new();
     let store = Store::new(1 << 20, &metrics);
-    CacheLayer::new(store, policy, metrics, Clock::new()).layer(upstream.clone())
+    CacheLayer::new(store, policy, metrics, Clock::simulated()).layer(upstream.clone())
+}
+
+/// A cache on a machine whose clock can be set, and that can be suspended.
+fn cache_on(upstream: &Upstream) -> (Cache, &'static Simulation) {
+    let (clock, machine) = Clock::simulation();
+    let metrics = Metrics::new();
+    (CacheLayer::new(Store::new(1 << 20, &metrics), POLICY, metrics, clock).layer(upstream.clone()), machine)
+}
+
+fn purge(cache: &Cache, which: &Purge) -> u64 {
+    cache.layer.store.purge(which).pages
+}
+
+fn forcing(call: Call) -> Call {
+    let cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    Call { wishes: Wishes { cache, ..Wishes::default() }, ..call }
 }
 
 fn call(body: &'static str) -> Call {
@@ -407,7 +428,7 @@ async fn twilios_refusals_are_kept_shortly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hasty_leader_does_not_spoil_a_patient_follower() {
+async fn who_has_time_for_what_was_not_sent_begins_anew() {
     let upstream = Upstream::gated(&[Next::Fail(Reason::Deadline), Next::Page("1")]);
     let cache = cache(&upstream);
     let hasty = tokio::spawn(cache.clone().oneshot(Call { deadline: Instant::now() + S, ..call("q") }));
@@ -420,16 +441,38 @@ async fn a_hasty_leader_does_not_spoil_a_patient_follower() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_waits_no_longer_than_it_wants() {
+async fn nobody_waits_longer_than_it_wants_and_one_call_serves_all() {
     let upstream = Upstream::gated(&[Next::Page("1")]);
     let cache = cache(&upstream);
+    // The hasty one begins the call, and leaves it to the others.
+    for _ in 0..6 {
+        let begun = Instant::now();
+        let hasty = ask(&cache, Call { deadline: Instant::now() + S, ..call("q") }).await;
+        assert_eq!((hasty.unwrap_err(), begun.elapsed()), (Reason::UpstreamTimeout, S));
+    }
     let patient = tokio::spawn(cache.clone().oneshot(call("q")));
     settle().await;
-    let begun = Instant::now();
-    let hasty = ask(&cache, Call { deadline: Instant::now() + S, ..call("q") }).await;
-    assert_eq!((hasty.unwrap_err(), begun.elapsed()), (Reason::UpstreamTimeout, S));
     upstream.open(1);
     assert_eq!(patient.await.unwrap().unwrap().page.body, "1");
+    assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_timed_out_is_repeated_by_nobody() {
+    let upstream = Upstream::gated(&[Next::Fail(Reason::UpstreamTimeout)]);
+    let cache = cache(&upstream);
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        waiting.push(tokio::spawn(cache.clone().oneshot(call("q"))));
+        // Each has a little more time than the one before it.
+        settle().await;
+        advance(S).await;
+    }
+    upstream.open(1);
+    for reply in waiting {
+        assert_eq!(reply.await.unwrap().unwrap_err().reason(), Reason::UpstreamTimeout);
+    }
+    assert_eq!(upstream.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -452,18 +495,18 @@ async fn pages_are_purged_by_what_they_are() {
     for body in ["a", "b", "c"] {
         ask(&cache, call(body)).await.unwrap();
     }
-    assert_eq!(store.purge(&Purge::Account("other".into())), 0);
-    assert_eq!(store.purge(&Purge::Operation(Operation::Metadata)), 0);
-    assert_eq!(store.purge(&Purge::Key(call("a").key.short().to_string())), 1);
-    assert_eq!(store.entries(None, 10, Instant::now()).len(), 2);
-    assert_eq!(store.purge(&Purge::All), 2);
+    assert_eq!(purge(&cache, &Purge::Account("other".into())), 0);
+    assert_eq!(purge(&cache, &Purge::Operation(Operation::Metadata)), 0);
+    assert_eq!(purge(&cache, &Purge::Key(call("a").key.short().to_string())), 1);
+    assert_eq!(store.entries(None, 10, cache.layer.clock.moment()).len(), 2);
+    assert_eq!(purge(&cache, &Purge::All), 2);
     assert_eq!(store.size().0, 0);
 }
 
 #[tokio::test]
 async fn the_newest_pages_stay_within_the_capacity() {
     let capacity = 256 * 1024;
-    let store = Store::new(capacity, &Metrics::new());
+    let (store, clock) = (Store::new(capacity, &Metrics::new()), Clock::new());
     let keep = |n: u32| {
         let page = Page::new(Answer {
             status: StatusCode::OK,
@@ -471,16 +514,19 @@ async fn the_newest_pages_stay_within_the_capacity() {
             body: vec![b'x'; 16 * 1024].into(),
             next_token: None,
         });
-        let key = Key::new("AC1", Operation::Query, "", &n.to_le_bytes());
+        let call = Call::example(Operation::Query, &n.to_string(), "");
+        let key = call.key;
         let entry = Entry {
             page: Arc::new(page),
             account: "main".into(),
             operation: Operation::Query,
-            asked: Instant::now(),
-            stored: Instant::now(),
+            asked: clock.now(),
+            landed: clock.now(),
+            made: clock.moment(),
             lifetimes: POLICY.query,
             age_when_kept: Duration::ZERO,
             next: None,
+            previous: None,
             chain: None,
             settled: None,
             time_dimensions: None,
@@ -489,13 +535,18 @@ async fn the_newest_pages_stay_within_the_capacity() {
             compression: Compression::default(),
             note: note::KeyNote::new(&key),
         };
-        store.insert(key, entry);
+        let mut takeoff = None;
+        store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {
+            takeoff = Some(given);
+            Box::pin(std::future::ready(()))
+        });
+        assert!(store.insert(key, entry, &takeoff.unwrap(), |_| true));
         key
     };
     for n in 0..1000 {
         let key = keep(n);
         // Before moka is asked to evict, too: one page more is what has to be there before another can go.
-        let held: u64 = store.entries(None, usize::MAX, Instant::now()).iter().map(|page| page.bytes).sum();
+        let held: u64 = store.entries(None, usize::MAX, clock.moment()).iter().map(|page| page.bytes).sum();
         assert!(held <= capacity + 18 * 1024, "{held} bytes after page {n}");
         let (_, bytes) = store.size();
         assert!(bytes <= capacity);
@@ -548,10 +599,10 @@ async fn one_compression_serves_all_later_answers() {
 async fn what_has_gone_meanwhile_does_not_come_back() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE), Next::Page("2")]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
-    let (key, now) = (call("q").key, Instant::now());
-    store.purge(&Purge::All);
+    let (key, now) = (call("q").key, cache.layer.clock.moment());
+    purge(&cache, &Purge::All);
     store.add_coded(key, &entry, entry.page.gzip(), now);
-    assert!(store.get(&key).is_none() && entry.compression.coded().is_none());
+    assert!(store.page(&key).is_none() && entry.compression.coded().is_none());
     // Nor does it displace what came after it.
     ask(&cache, call("q")).await.unwrap();
     store.add_coded(key, &entry, entry.page.gzip(), now);
@@ -563,9 +614,9 @@ async fn a_compressed_page_is_kept_no_longer() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
     let usable = entry.lifetimes.usable();
-    let deadline = || Slot::Page(Arc::clone(&entry)).usable();
+    let deadline = || entry.usable();
     assert_eq!(deadline(), usable);
-    store.add_coded(call("q").key, &entry, entry.page.gzip(), entry.stored + 100 * S);
+    store.add_coded(call("q").key, &entry, entry.page.gzip(), entry.made.after(100 * S));
     assert_eq!(deadline(), usable - 100 * S);
 }
 
@@ -592,13 +643,7 @@ fn token_of(body: &str) -> Option<String> {
 
 fn page(token: &str) -> Call {
     let parameters = Parameters::of_page(token);
-    Call {
-        operation: Operation::Page,
-        key: Key::new("AC1", Operation::Page, parameters.as_str(), b""),
-        parameters: parameters.as_str().into(),
-        body: Bytes::new(),
-        ..call("")
-    }
+    Call::example(Operation::Page, parameters.as_str(), "")
 }
 
 #[tokio::test(start_paused = true)]
@@ -638,8 +683,8 @@ async fn a_new_result_set_with_the_old_tokens_does_not_serve_the_old_pages() {
     advance(S).await;
     let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
     ask(&cache, wishing(no_cache)).await.unwrap();
-    // The old page stands in while the upstream fails, and no longer.
-    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::StaleError, "2", Some(1)));
+    // Not even while the upstream fails: it would stand beside the new first page.
+    assert_eq!(ask(&cache, page("b")).await.unwrap_err(), Reason::UpstreamTimeout);
     assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Miss, "2'", None));
     assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Hit, "2'", Some(0)));
 }
@@ -652,8 +697,8 @@ async fn pages_of_a_result_set_are_purged_together() {
         ask(&cache, call).await.unwrap();
     }
     let store = cache.layer.store.clone();
-    assert_eq!(store.purge(&Purge::Key(call("q").key.to_string())), 2);
-    let left: Vec<_> = store.entries(None, 10, Instant::now()).iter().map(|view| view.key).collect();
+    assert_eq!(purge(&cache, &Purge::Key(call("q").key.to_string())), 2);
+    let left: Vec<_> = store.entries(None, 10, cache.layer.clock.moment()).iter().map(|view| view.key).collect();
     assert_eq!(left, [call("p").key]);
 }
 
@@ -665,8 +710,7 @@ async fn settled_queries_live_longer_once_the_metadata_proves_them() {
     let upstream = Upstream::new(&script);
     let cache = cache(&upstream);
     ask(&cache, call(QUERY)).await.unwrap();
-    let metadata =
-        Call { operation: Operation::Metadata, key: Key::new("AC1", Operation::Metadata, "", b""), ..call("") };
+    let metadata = Call::example(Operation::Metadata, "", "");
     ask(&cache, metadata).await.unwrap();
     let forced = Call {
         wishes: Wishes { cache: CacheWishes { no_cache: true, ..CacheWishes::default() }, ..Wishes::default() },
@@ -714,9 +758,276 @@ async fn query_texts_are_kept_and_counted_only_where_the_policy_says_so() {
     let kept = async |keep_queries| {
         let cache = cache_with(Policy { keep_queries, ..POLICY }, &Upstream::new(&[Next::Page("1")]));
         ask(&cache, call(TEXT)).await.unwrap();
-        cache.layer.store.entries(None, 1, Instant::now()).remove(0)
+        cache.layer.store.entries(None, 1, cache.layer.clock.moment()).remove(0)
     };
     let (with, without) = (kept(true).await, kept(false).await);
     assert_eq!((with.query.as_deref(), without.query.as_deref()), (Some(TEXT), None));
     assert_eq!(with.bytes - without.bytes, TEXT.len() as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_may_be_of_a_forgotten_set_has_no_life_of_its_own() {
+    let script: Vec<_> =
+        [Next::Page("1>b"), Next::Page("2")].into_iter().chain((0..400).map(|_| Next::Page("x>y"))).collect();
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    // From elsewhere: nothing is known of its set, and so it is fresh, and then gone.
+    ask(&cache, page("elsewhere")).await.unwrap();
+    assert_eq!(ask(&cache, page("elsewhere")).await.unwrap().outcome, Outcome::Hit);
+    advance(61 * S).await;
+    ask(&cache, page("elsewhere")).await.unwrap();
+    assert_eq!(upstream.calls(), 2, "not stale");
+    for n in 0..300 {
+        let body: &'static str = Box::leak(format!("q{n}").into_boxed_str());
+        ask(&cache, call(body)).await.unwrap();
+    }
+    cache.layer.store.size();
+    let reply = ask(&cache, page("forgotten")).await.unwrap();
+    assert!(!reply.cache_status.to_str().unwrap().contains("stored"));
+    assert_eq!(ask(&cache, page("forgotten")).await.unwrap().outcome, Outcome::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_first_page_with_the_old_tokens_ends_the_whole_old_set() {
+    let script = [
+        Next::Page("1>b"),
+        Next::Page("2>c"),
+        Next::Page("3"),
+        Next::Page("1'>b"),
+        Next::Fail(Reason::UpstreamTimeout),
+        Next::Page("3'"),
+    ];
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    for call in [call("q"), page("b"), page("c"), forcing(call("q"))] {
+        ask(&cache, call).await.unwrap();
+    }
+    // Nobody has asked for the page between, which would have named it.
+    assert_eq!(ask(&cache, page("c")).await.unwrap_err(), Reason::UpstreamTimeout);
+    let third = ask(&cache, page("c")).await.unwrap();
+    assert!(!third.cache_status.to_str().unwrap().contains("stored"), "of a set that nobody knows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_page_asked_for_before_its_set_began_is_not_of_it() {
+    let upstream = Upstream::gated(&[Next::Page("1>b"), Next::Page("2 old"), Next::Page("1'>b"), Next::Page("2 new")]);
+    let cache = cache(&upstream);
+    upstream.open(1);
+    ask(&cache, call("q")).await.unwrap();
+    let old = tokio::spawn(cache.clone().oneshot(page("b")));
+    settle().await;
+    // The script answers in the order in which the gate opens, so the old page 2 is taken now and held back below.
+    let forced = tokio::spawn(cache.clone().oneshot(forcing(call("q"))));
+    settle().await;
+    upstream.open(2);
+    assert_eq!(old.await.unwrap().unwrap().page.body, "2 old");
+    forced.await.unwrap().unwrap();
+    upstream.open(1);
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Miss, "2 new", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_may_not_be_kept_ends_the_old_one_with_the_same_tokens() {
+    let script = [Next::Page("1>b"), Next::Page("2"), Next::NoStore("1'>b"), Next::Page("2'"), Next::Page("1'>b")];
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    for call in [call("q"), page("b"), forcing(call("q"))] {
+        ask(&cache, call).await.unwrap();
+    }
+    assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Miss, "2'", None));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1'>b", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_after_a_purge_joins_no_flight_from_before_it() {
+    let key = call("q").key;
+    let account = Purge::Account("main".into());
+    let scopes = [
+        Purge::All,
+        account,
+        Purge::Operation(Operation::Query),
+        Purge::Key(key.to_string()),
+        Purge::Key(key.short().to_string()),
+    ];
+    for scope in scopes {
+        for (first, second) in [(call("q"), call("q")), (forcing(call("q")), forcing(call("q")))] {
+            let upstream = Upstream::gated(&[Next::Page("old"), Next::Page("new")]);
+            let cache = cache(&upstream);
+            let before = tokio::spawn(cache.clone().oneshot(first));
+            settle().await;
+            assert_eq!(purge(&cache, &scope), 0);
+            let after = tokio::spawn(cache.clone().oneshot(second));
+            settle().await;
+            assert_eq!(upstream.calls(), 2, "{scope:?}");
+            upstream.open(2);
+            assert_eq!(before.await.unwrap().unwrap().page.body, "old");
+            assert_eq!(after.await.unwrap().unwrap().page.body, "new");
+            assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "new", Some(0)));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_of_something_else_costs_no_call() {
+    let upstream = Upstream::gated(&[Next::Page("1")]);
+    let cache = cache(&upstream);
+    let before = tokio::spawn(cache.clone().oneshot(call("q")));
+    settle().await;
+    purge(&cache, &Purge::Account("other".into()));
+    purge(&cache, &Purge::Operation(Operation::Metadata));
+    purge(&cache, &Purge::Key(call("p").key.to_string()));
+    let after = tokio::spawn(cache.clone().oneshot(call("q")));
+    settle().await;
+    upstream.open(1);
+    assert_eq!((before.await.unwrap().unwrap().page.body.as_ref(), upstream.calls()), (&b"1"[..], 1));
+    assert_eq!(after.await.unwrap().unwrap().outcome, Outcome::Collapsed);
+    assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, Outcome::Hit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_from_before_a_purge_is_not_kept() {
+    let upstream = Upstream::gated(&[Next::Page("1"), Next::Page("old"), Next::Page("new")]);
+    let cache = cache(&upstream);
+    upstream.open(1);
+    ask(&cache, call("q")).await.unwrap();
+    advance(61 * S).await;
+    ask(&cache, call("q")).await.unwrap();
+    settle().await;
+    assert_eq!(purge(&cache, &Purge::All), 1);
+    upstream.open(1);
+    settle().await;
+    upstream.open(1);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "new", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_page_under_way_is_purged_with_its_set() {
+    let upstream = Upstream::gated(&[Next::Page("1>b"), Next::Page("old"), Next::Page("new")]);
+    let cache = cache(&upstream);
+    upstream.open(1);
+    ask(&cache, call("q")).await.unwrap();
+    let before = tokio::spawn(cache.clone().oneshot(page("b")));
+    settle().await;
+    assert_eq!(purge(&cache, &Purge::Key(call("q").key.short().to_string())), 1);
+    let after = tokio::spawn(cache.clone().oneshot(page("b")));
+    settle().await;
+    upstream.open(2);
+    assert_eq!(before.await.unwrap().unwrap().page.body, "old");
+    assert_eq!(after.await.unwrap().unwrap().page.body, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_machine_ages_its_pages() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2")]);
+    let (cache, machine) = cache_on(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    machine.suspend(59 * S);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(59)));
+    machine.suspend(9 * 3600 * S);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None), "nine hours later it is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn setting_the_clock_makes_no_page_younger_or_older() {
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let (cache, machine) = cache_on(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(30 * S).await;
+    for step in [-100_000, 1_000_000] {
+        machine.step_wall(step);
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(30)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_set_proves_nothing_settled() {
+    const METADATA: &str = r#"{"cubes":[{"dimensions":[{"name":"C.Created","type":"time"}]}]}"#;
+    // The simulated machine begins on 2027-01-15T08:00:00Z.
+    const QUERY: &str = r#"{"query":{"filters":[{"op":"AND","expressions":[{"op":"LT","field":"C.Created","values":["2027-01-16"]}]}]}}"#;
+    const DATED: &str = "date: Mon, 18 Jan 2027 08:00:00 GMT";
+    let script = [Next::Page(METADATA), Next::Page("1"), Next::With(DATED, "2"), Next::With(DATED, "3")];
+    let upstream = Upstream::new(&script);
+    let (cache, machine) = cache_on(&upstream);
+    ask(&cache, Call::example(Operation::Metadata, "", "")).await.unwrap();
+    let kept_for = async || {
+        let forced = forcing(call(QUERY));
+        ask(&cache, forced).await.unwrap();
+        cache.layer.store.page(&call(QUERY).key).unwrap().lifetimes
+    };
+    machine.step_wall(3 * 86_400);
+    assert_eq!(kept_for().await, POLICY.query, "set forward since the start");
+    assert_eq!(kept_for().await, POLICY.settled, "and confirmed by the answer's own date");
+    machine.step_wall(-3 * 86_400);
+    assert_eq!(kept_for().await, POLICY.query, "set back: the date alone proves nothing either");
+    assert_eq!(upstream.calls(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_be_revalidated_is_never_served_stale() {
+    for headers in ["cache-control: must-revalidate", "cache-control: proxy-revalidate", "cache-control: s-maxage=60"] {
+        let script =
+            [Next::With(headers, "1"), Next::Fail(Reason::UpstreamTimeout), Next::Fail(Reason::UpstreamTimeout)];
+        let upstream = Upstream::new(&script);
+        let cache = cache(&upstream);
+        ask(&cache, call("q")).await.unwrap();
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(0)));
+        advance(61 * S).await;
+        let any_age = CacheWishes { max_stale: Some(Duration::MAX), ..CacheWishes::default() };
+        assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamTimeout, "{headers}");
+        assert_eq!(ask(&cache, wishing(any_age)).await.unwrap_err(), Reason::UpstreamTimeout, "{headers}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_as_old_as_it_says_and_says_so_on() {
+    let upstream =
+        Upstream::new(&[Next::With("age: 50\ncache-control: max-age=55", "1"), Next::With("age: 4000", "2")]);
+    let cache = cache(&upstream);
+    let first = ask(&cache, call("q")).await.unwrap();
+    assert_eq!((first.outcome, first.age), (Outcome::Miss, Some(50 * S)));
+    let passed_on = first.page.headers.iter().find(|(name, _)| *name == http::header::CACHE_CONTROL);
+    assert_eq!(passed_on.unwrap().1, "max-age=55");
+    advance(5 * S).await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(55)));
+    advance(S).await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(56)));
+    settle().await;
+    // Beyond every window when it comes.
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(56)));
+}
+
+#[tokio::test]
+async fn a_page_larger_than_half_the_cache_is_not_kept_and_costs_no_other() {
+    static HUGE: [u8; 700_000] = [b'1'; 700_000];
+    let upstream = Upstream::new(&[Next::Page("small"), Next::Page(str::from_utf8(&HUGE).unwrap())]);
+    let cache = cache(&upstream);
+    ask(&cache, call("small")).await.unwrap();
+    let reply = ask(&cache, call("huge")).await.unwrap();
+    assert!(!reply.cache_status.to_str().unwrap().contains("stored"), "{:?}", reply.cache_status);
+    assert_eq!(cache.layer.store.size().0, 1);
+    assert_eq!(ask(&cache, call("small")).await.unwrap().outcome, Outcome::Hit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_are_listed_in_the_order_of_their_keys_without_holding_all() {
+    let script: Vec<_> = (0..50).map(|_| Next::Page("x")).collect();
+    let upstream = Upstream::new(&script);
+    let cache = cache(&upstream);
+    let mut keys = Vec::new();
+    for n in 0..50 {
+        let body: &'static str = Box::leak(format!("q{n}").into_boxed_str());
+        ask(&cache, call(body)).await.unwrap();
+        keys.push(call(body).key.to_string());
+    }
+    keys.sort();
+    let (mut listed, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = cache.layer.store.entries(after.as_deref(), 7, cache.layer.clock.moment());
+        listed.extend(page.iter().map(|view| view.key.to_string()));
+        if page.len() < 7 {
+            break;
+        }
+        after = listed.last().cloned();
+    }
+    assert_eq!(listed, keys);
 }

@@ -9,7 +9,7 @@ use crate::model::operation::Operation;
 const TWILIO: &str = "https://twilio.example";
 
 fn account(sid: &str) -> Account {
-    Account { name: "main".into(), sid: sid.to_owned() }
+    Account { name: "main".into(), sid: sid.to_owned(), origin: String::new() }
 }
 
 fn credentials(sid: &str, upstream: &'static str, secret: &str) -> Credentials {

@@ -143,12 +143,17 @@ mod tests {
 
     use super::*;
     use crate::model::operation::Operation;
+    use crate::model::tenancy::Account;
+
+    fn account(sid: &str) -> Account {
+        Account { name: "main".into(), sid: sid.to_owned(), origin: String::new() }
+    }
 
     fn understood(said: Said<'_>) -> Understood {
         Understood {
             parameters: said.query.into(),
             body: Bytes::copy_from_slice(said.body),
-            key: Key::new(said.account, Operation::Query, said.query, said.body),
+            key: Key::new(&account(said.account), Operation::Query, said.query, said.body),
         }
     }
 

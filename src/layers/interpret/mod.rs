@@ -33,7 +33,7 @@ use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::parameters::Parameters;
 use crate::model::query::{CanonicalQuery, QueryError};
-use crate::model::tenancy::Team;
+use crate::model::tenancy::{Account, Team};
 use crate::model::visit::{Admitted, Visit};
 use crate::model::wishes::Wishes;
 
@@ -134,7 +134,7 @@ impl InterpretLayer {
         journey: &Arc<Journey>,
     ) -> Result<Call, GatewayError> {
         let query = head.uri.query().unwrap_or_default();
-        let understand = || understand(operation, &team.account.sid, query, body);
+        let understand = || understand(operation, &team.account, query, body);
         let understood = match operation {
             Operation::Query => {
                 let understood = self.memo.of(Said { account: &team.account.sid, query, body }, understand)?;
@@ -161,7 +161,7 @@ impl InterpretLayer {
 }
 
 /// Reads a query string and, of a query, a body.
-fn understand(operation: Operation, account: &str, query: &str, body: &[u8]) -> Result<Understood, GatewayError> {
+fn understand(operation: Operation, account: &Account, query: &str, body: &[u8]) -> Result<Understood, GatewayError> {
     let parameters =
         Parameters::parse(query).map_err(|error| GatewayError::new(Reason::BadRequest, error.to_string()))?;
     if operation == Operation::Page && !parameters.has_page_token() {

@@ -56,9 +56,13 @@ use crate::trust::{self, TrustError};
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
 
 /// Response headers that go further than this layer.
-const LET_THROUGH: [HeaderName; 11] = [
+const LET_THROUGH: [HeaderName; 15] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
+    header::AGE,
+    header::DATE,
+    header::EXPIRES,
+    header::VARY,
     header::RETRY_AFTER,
     HeaderName::from_static("twilio-request-id"),
     HeaderName::from_static("x-ratelimit-limit"),
@@ -356,8 +360,12 @@ fn let_through(received: &HeaderMap) -> HeaderMap {
     };
     let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
     for name in LET_THROUGH {
-        if let Some(value) = received.get(&name).filter(|_| !nominated(&name)) {
-            headers.insert(name, value.clone());
+        if !received.contains_key(&name) || nominated(&name) {
+            continue;
+        }
+        // Every line: the strictest of several directives may stand in the last.
+        for value in received.get_all(&name) {
+            headers.append(name.clone(), value.clone());
         }
     }
     headers

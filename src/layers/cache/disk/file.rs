@@ -5,7 +5,7 @@
 //! blocks, so only the tier's own thread calls it.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,9 +16,10 @@ use redb::{
     Builder, Database, Error, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
 
-use super::record::{self, Calendar, Head, Nanos};
+use super::record::{self, Boot, Calendar, Head, Nanos};
 use crate::config;
 use crate::layers::cache::store::{Entry, Purge};
+use crate::model::clock::Clock;
 use crate::model::key::Key;
 
 /// Its name in the configured folder.
@@ -78,8 +79,8 @@ impl From<io::Error> for Trouble {
 pub(super) enum Change {
     /// A page was kept.
     Keep(Key, Arc<Entry>),
-    /// Pages were dropped on request.
-    Purge(Purge),
+    /// Pages were dropped on request, and the result sets that begin with these.
+    Purge(Purge, HashSet<Key>),
 }
 
 /// What the file holds.
@@ -114,14 +115,15 @@ fn footprint(length: u64) -> u64 {
 /// An open file.
 pub(super) struct PageFile {
     database: Database,
-    calendar: Calendar,
+    clock: Clock,
+    boot: Boot,
     capacity: u64,
     size: Size,
 }
 
 impl PageFile {
     /// Opens the file in `folder`, or makes both, readable for nobody else.
-    pub(super) fn open(folder: &Path, capacity: u64, calendar: Calendar) -> Result<Self, Trouble> {
+    pub(super) fn open(folder: &Path, capacity: u64, clock: Clock, boot: Boot) -> Result<Self, Trouble> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let path = folder.join(NAME);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -134,7 +136,7 @@ impl PageFile {
             .set_check_integrity_on_open(true)
             .create_with_backend(backend)
             .map_err(Error::from)?;
-        let mut file = Self { database, calendar, capacity, size: Size::default() };
+        let mut file = Self { database, clock, boot, capacity, size: Size::default() };
         file.claim()?;
         file.size = file.measure()?;
         Ok(file)
@@ -176,6 +178,10 @@ impl PageFile {
         Ok(measured()?)
     }
 
+    fn calendar(&self) -> Calendar {
+        Calendar::read(self.clock, self.boot)
+    }
+
     pub(super) fn size(&self) -> Size {
         self.size
     }
@@ -183,7 +189,7 @@ impl PageFile {
     /// The keys of the newest pages that are still of use, as many as make `room` bytes with `overhead` each.
     /// The oldest come first, so that, loaded in this order, they are the first to be evicted.
     pub(super) fn newest(&self, room: u64, overhead: u64) -> Result<Vec<Key>, Trouble> {
-        let now = self.calendar.now();
+        let now = self.calendar().now();
         let select = || {
             let (mut keys, mut taken) = (Vec::new(), 0);
             for row in
@@ -207,12 +213,13 @@ impl PageFile {
 
     /// Reads the pages of `keys` that are what was written, until `keep` has enough; says how many were not.
     pub(super) fn read(&self, keys: &[Key], mut keep: impl FnMut(Key, Entry) -> bool) -> Result<u64, Trouble> {
+        let calendar = self.calendar();
         let mut read = || {
             let table = self.database.begin_read()?.open_table(PAGES)?;
             let mut broken = 0;
             for key in keys {
                 let Some(record) = table.get(key.as_bytes())? else { continue };
-                let Some(entry) = record::decode(key, record.value(), &self.calendar) else {
+                let Some(entry) = record::decode(key, record.value(), &calendar) else {
                     broken += 1;
                     continue;
                 };
@@ -227,7 +234,7 @@ impl PageFile {
 
     /// Makes `changes` in their order, all or none, and makes room. Says how many pages were written.
     pub(super) fn apply(&mut self, changes: &[Change]) -> Result<u64, Trouble> {
-        let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar);
+        let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar());
         let mut written = 0;
         self.transact(|transaction| {
             let mut tables = Tables::open(transaction, &mut size)?;
@@ -241,7 +248,7 @@ impl PageFile {
                             written += 1;
                         }
                     }
-                    Change::Purge(which) => tables.purge(which)?,
+                    Change::Purge(which, firsts) => tables.purge(which, firsts)?,
                 }
             }
             tables.shrink_to(capacity)
@@ -253,7 +260,7 @@ impl PageFile {
     /// Removes what is beyond use, what is said to come from the future, and what a smaller capacity than last
     /// time has no room for.
     pub(super) fn clean(&mut self) -> Result<(), Trouble> {
-        let now = self.calendar.now();
+        let now = self.calendar().now();
         let find = || {
             let mut useless = Vec::new();
             for row in self.database.begin_read()?.open_table(TIMES)?.iter()? {
@@ -332,8 +339,9 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// The same pages as in memory: those that match, and with each the rest of its result set.
-    fn purge(&mut self, which: &Purge) -> Result<(), Error> {
+    /// The same pages as in memory: those that match, and with each the rest of its result set. Not every page is in both,
+    /// so the result sets found there count too.
+    fn purge(&mut self, which: &Purge, firsts: &HashSet<Key>) -> Result<(), Error> {
         let mut pages: Vec<(Hash, Nanos, Option<Hash>, bool)> = Vec::new();
         for row in self.pages.iter()? {
             let (key, record) = row?;
@@ -341,8 +349,8 @@ impl<'t> Tables<'t> {
             let matches = which.matches(&Key::from_bytes(*key.value()), Some((account, operation)));
             pages.push((*key.value(), fetched, first, matches));
         }
-        let sets: HashSet<Hash> =
-            pages.iter().filter(|(.., matches)| *matches).filter_map(|(_, _, first, _)| *first).collect();
+        let matched = pages.iter().filter(|(.., matches)| *matches).filter_map(|(_, _, first, _)| *first);
+        let sets: HashSet<Hash> = matched.chain(firsts.iter().map(|first| *first.as_bytes())).collect();
         for (key, fetched, first, matches) in &pages {
             if *matches || first.is_some_and(|first| sets.contains(&first)) {
                 self.remove(*fetched, key)?;
@@ -363,6 +371,21 @@ impl<'t> Tables<'t> {
 
 fn fetched(record: &[u8]) -> Option<Nanos> {
     record::head(record).map(|head| head.fetched)
+}
+
+/// Removes the file, so that nothing of it is read at the next start. When this returns it is gone for good.
+pub(super) fn erase(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_file(folder.join(NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // It may have been removed by a try that could not be confirmed.
+        _ => {}
+    }
+    match File::open(folder) {
+        Ok(folder) => folder.sync_all(),
+        // Where there is no folder there is no file.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Moves a file that cannot be used out of the way, for whoever wants to look at it; says where to.

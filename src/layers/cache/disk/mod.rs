@@ -2,7 +2,8 @@
 //!
 //! Memory stays what is asked; the disk only follows it. One thread of its own does all that blocks. It is told
 //! of every page kept and every purge, in the order in which they happened, and commits in batches, so that a
-//! kill loses the last second's pages and nothing else. On start the same thread loads what is still of use
+//! kill loses the last second's pages and nothing else. A purge has happened once it is on the disk; where it cannot be
+//! written, the file is removed. On start the same thread loads what is still of use
 //! while the gateway already answers; misses wait for it a moment, since a page that is about to appear should
 //! cost no token.
 //!
@@ -12,9 +13,10 @@ mod file;
 mod record;
 mod worker;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -22,9 +24,9 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use self::file::{Change, Size};
-use self::record::Calendar;
+use self::record::Boot;
 use self::worker::Worker;
-use super::store::{Entry, Pages, Purge};
+use super::store::{Entry, Memory, Purge};
 use crate::metrics::{Metrics, ResultLabels, Word};
 use crate::model::clock::{Clock, Instant};
 use crate::model::key::Key;
@@ -38,6 +40,9 @@ const LOADING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long closing may take.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a purge may take to reach the disk.
+const PURGE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where and how much.
 #[derive(Debug, Clone)]
@@ -62,6 +67,7 @@ pub struct DiskView {
 /// The handle. Cheap to clone; when the last one goes, the thread writes what it has and ends.
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
+    folder: PathBuf,
     order: Arc<Mutex<Order>>,
     shared: Arc<Shared>,
     loaded: watch::Receiver<bool>,
@@ -92,16 +98,22 @@ struct Shared {
 
 #[derive(Debug)]
 enum Message {
-    Change(Change),
+    Keep(Key, Arc<Entry>),
+    /// Drop pages, and the result sets that begin with these; tell when they are gone for good, or why that is not so.
+    Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
     /// Write everything, close the file, tell.
     Close(oneshot::Sender<()>),
 }
 
 fn weight(change: &Change) -> u64 {
     match change {
-        Change::Keep(_, entry) => entry.page.weight() as u64,
-        Change::Purge(_) => 0,
+        Change::Keep(_, entry) => page_weight(entry),
+        Change::Purge(..) => 0,
     }
+}
+
+fn page_weight(entry: &Entry) -> u64 {
+    entry.page.weight() as u64
 }
 
 impl Shared {
@@ -134,10 +146,10 @@ impl Shared {
 }
 
 impl Disk {
-    /// Starts the tier over `pages`, of which `room` bytes may be loaded. Without a thread there is none.
+    /// Starts the tier over `memory`, into which `room` bytes may be loaded. Without a thread there is none.
     pub(super) fn start(
         settings: DiskSettings,
-        pages: Pages,
+        memory: Memory,
         room: u64,
         metrics: &Arc<Metrics>,
         clock: Clock,
@@ -154,11 +166,13 @@ impl Disk {
             waiting_bytes: AtomicU64::new(0),
             purges: AtomicU64::new(0),
         });
+        let folder = settings.folder.clone();
         let worker = Worker {
             folder: settings.folder,
             capacity: settings.capacity,
-            calendar: Calendar(clock),
-            pages,
+            clock,
+            boot: boot(),
+            memory,
             room,
             order: Arc::downgrade(&order),
             shared: Arc::clone(&shared),
@@ -167,11 +181,13 @@ impl Disk {
             restored: false,
             batch: Vec::new(),
             closing: None,
+            purgers: Vec::new(),
             clear: false,
+            locked: false,
             said: None,
         };
         match thread::Builder::new().name("cache-disk".to_owned()).spawn(move || worker.run()) {
-            Ok(_) => Some(Self { order, shared, loaded: wait, patience: clock.now() + LOADING_PATIENCE }),
+            Ok(_) => Some(Self { folder, order, shared, loaded: wait, patience: clock.now() + LOADING_PATIENCE }),
             Err(error) => {
                 tracing::warn!(%error, "the disk cache has no thread: pages will not survive a restart");
                 None
@@ -191,37 +207,52 @@ impl Disk {
         })
     }
 
-    /// Does `keep`, which keeps the page in memory, and has it written.
-    pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>, keep: impl FnOnce()) {
-        let change = Change::Keep(key, Arc::clone(entry));
-        let bytes = weight(&change);
+    /// Does `keep`, which keeps the page in memory or says that it does not, and has it written.
+    pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>, keep: impl FnOnce() -> bool) -> bool {
+        let bytes = page_weight(entry);
         let order = self.lock();
-        keep();
+        if !keep() {
+            return false;
+        }
         if !self.shared.has_room(bytes) {
             drop(order);
-            return self.shared.count("dropped", 1);
+            self.shared.count("dropped", 1);
+            return true;
         }
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if !order.send(Message::Change(change)) {
+        if !order.send(Message::Keep(key, Arc::clone(entry))) {
             self.shared.arrived(bytes);
             self.shared.count("dropped", 1);
         }
+        true
     }
 
-    /// Does `work` on the pages in memory while nothing is restored.
-    pub(super) fn in_order(&self, work: impl FnOnce()) {
-        let _order = self.lock();
-        work();
-    }
-
-    /// Does `purge`, which purges the memory, and has the disk purged.
-    pub(super) fn purge<T>(&self, which: &Purge, purge: impl FnOnce() -> T) -> T {
+    /// Marks what is to be purged in memory, and names the result sets that go; has the disk purged, and removes what is
+    /// marked meanwhile. Blocks until the purge is on the disk for good, or says why it is not.
+    pub(super) fn purge<T>(
+        &self,
+        which: &Purge,
+        mark: impl FnOnce() -> (T, HashSet<Key>),
+        remove: impl FnOnce(T) -> u64,
+    ) -> (u64, Result<(), String>) {
+        let (done, purged) = mpsc::sync_channel(1);
         let order = self.lock();
         self.shared.purges.fetch_add(1, Ordering::Relaxed);
+        let (marked, firsts) = mark();
         // Never refused: a purged page must not come back.
-        order.send(Message::Change(Change::Purge(which.clone())));
-        purge()
+        order.send(Message::Purge(which.clone(), firsts, done));
+        drop(order);
+        let pages = remove(marked);
+        let lasting = match purged.recv_timeout(PURGE_PATIENCE) {
+            Ok(lasting) => lasting,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(format!("the disk has not answered for {} s", PURGE_PATIENCE.as_secs()))
+            }
+            // The thread has ended.
+            Err(mpsc::RecvTimeoutError::Disconnected) => file::erase(&self.folder).map_err(|error| error.to_string()),
+        };
+        (pages, lasting)
     }
 
     /// Writes what waits, and ends the thread. Takes a few seconds at most.
@@ -254,6 +285,12 @@ impl Order {
     fn send(&self, message: Message) -> bool {
         self.sender.as_ref().is_some_and(|sender| sender.send(message).is_ok())
     }
+}
+
+/// The machine's name for this boot, where the system has one.
+fn boot() -> Boot {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
 fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {

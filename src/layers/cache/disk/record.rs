@@ -16,16 +16,17 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::layers::cache::note;
-use crate::layers::cache::store::{Chain, Compression, Entry};
+use crate::layers::cache::sets::Chain;
+use crate::layers::cache::store::{Compression, Entry};
 use crate::model::call::Page;
-use crate::model::clock::{Clock, Instant};
+use crate::model::clock::{Clock, Instant, Moment};
 use crate::model::freshness::Lifetimes;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
 use crate::model::settled::{TimeDimensions, Verdict};
 
 /// Of this encoding. A file of another version is not read.
-pub(super) const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 2;
 
 const HASH: usize = blake3::OUT_LEN;
 
@@ -58,29 +59,53 @@ const VERDICTS: [Verdict; 9] = [
 /// Wall time as it is written: nanoseconds since 1970.
 pub(super) type Nanos = u64;
 
-/// Between monotonic time, which ends with the process, and wall time, which does not.
+/// Which boot of the machine this is; 0 where that is not known.
+pub(super) type Boot = u128;
+
+/// One reading of the clocks, between the time since boot, which ends with the boot, and wall time, which does not and can
+/// be set.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Calendar(pub(super) Clock);
+pub(super) struct Calendar {
+    wall: Nanos,
+    moment: Moment,
+    boot: Boot,
+    start: Instant,
+}
 
 impl Calendar {
+    pub(super) fn read(clock: Clock, boot: Boot) -> Self {
+        let wall = clock.wall_now().duration_since(UNIX_EPOCH).map_or(0, nanos);
+        Self { wall, moment: clock.moment(), boot, start: clock.start() }
+    }
+
     pub(super) fn now(&self) -> Nanos {
-        self.nanos(self.0.now())
+        self.wall
     }
 
-    pub(super) fn nanos(&self, instant: Instant) -> Nanos {
-        self.0.wall(instant).duration_since(UNIX_EPOCH).map_or(0, nanos)
+    /// The wall time of a moment of this boot.
+    pub(super) fn nanos(&self, moment: Moment) -> Nanos {
+        let (ago, ahead) = (nanos(self.moment.since(moment)), nanos(moment.since(self.moment)));
+        self.wall.saturating_sub(ago).saturating_add(ahead)
     }
 
-    /// The instant of a wall time, which may lie before this process.
-    pub(super) fn instant(&self, wall: Nanos) -> Option<Instant> {
-        let start = self.0.start();
-        let wall_at_start = self.nanos(start);
-        if wall <= wall_at_start {
-            start.checked_sub(Duration::from_nanos(wall_at_start - wall))
-        } else {
-            start.checked_add(Duration::from_nanos(wall - wall_at_start))
+    /// The moment that was written down. Whatever the wall clock was set to meanwhile: within one boot the time since boot
+    /// counts as well, and the earlier of the two, since nothing may seem younger than it is.
+    fn moment(&self, written: Written) -> Moment {
+        let (ago, ahead) = (self.wall.saturating_sub(written.wall), written.wall.saturating_sub(self.wall));
+        let by_wall = self.moment.before(Duration::from_nanos(ago)).after(Duration::from_nanos(ahead));
+        match written.boot == self.boot && self.boot != 0 {
+            true => by_wall.min(written.moment),
+            false => by_wall,
         }
     }
+}
+
+/// A moment as it is written: on both clocks.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    wall: Nanos,
+    moment: Moment,
+    boot: Boot,
 }
 
 fn nanos(duration: Duration) -> Nanos {
@@ -100,7 +125,7 @@ pub(super) struct Head<'a> {
 
 /// When a page is beyond use.
 pub(super) fn expiry(entry: &Entry, calendar: &Calendar) -> Nanos {
-    calendar.nanos(entry.stored).saturating_add(nanos(entry.lifetimes.usable()))
+    calendar.nanos(entry.made).saturating_add(nanos(entry.lifetimes.usable()))
 }
 
 /// Writes the record of a page over what is in `record`. `None` where a part is longer than anything that the
@@ -112,16 +137,19 @@ pub(super) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut
     record.push(VERSION);
     record.extend_from_slice(&[0; HASH]);
     // The head.
-    record.extend_from_slice(&calendar.nanos(entry.stored).to_le_bytes());
+    record.extend_from_slice(&calendar.nanos(entry.made).to_le_bytes());
     record.push(code(&OPERATIONS, entry.operation)?);
     put(record, entry.account.as_bytes())?;
     put_option(record, entry.chain, |record, chain| {
         record.extend_from_slice(chain.first.as_bytes());
-        record.extend_from_slice(&calendar.nanos(chain.begun).to_le_bytes());
+        record.extend_from_slice(&chain.id.to_le_bytes());
+        put_moment(record, chain.begun, calendar);
         put_lifetimes(record, chain.lifetimes);
         Some(())
     })?;
     // The rest.
+    record.extend_from_slice(&calendar.boot.to_le_bytes());
+    record.extend_from_slice(&entry.made.nanos().to_le_bytes());
     put_lifetimes(record, entry.lifetimes);
     put_option(record, entry.next, |record, next| {
         record.extend_from_slice(next.as_bytes());
@@ -172,7 +200,8 @@ fn fields(record: &[u8]) -> Option<(&[u8; HASH], &[u8])> {
 
 struct SavedChain {
     first: [u8; 32],
-    begun: Nanos,
+    id: u64,
+    begun: (Nanos, Moment),
     lifetimes: Lifetimes,
 }
 
@@ -181,7 +210,8 @@ fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedChain
     let operation = *OPERATIONS.get(usize::from(reader.u8()?))?;
     let account = std::str::from_utf8(reader.bytes()?).ok()?;
     let chain = reader.option(|reader| {
-        Some(SavedChain { first: *reader.array()?, begun: reader.u64()?, lifetimes: reader.lifetimes()? })
+        let (first, id) = (*reader.array()?, reader.u64()?);
+        Some(SavedChain { first, id, begun: (reader.u64()?, reader.moment()?), lifetimes: reader.lifetimes()? })
     })?;
     let first = chain.as_ref().map(|chain| chain.first);
     Some((Head { fetched, operation, account, first }, chain))
@@ -190,13 +220,12 @@ fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedChain
 pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Option<Entry> {
     let mut reader = Reader(fields);
     let (Head { fetched, operation, account, .. }, chain) = read_head(&mut reader)?;
-    let stored = calendar.instant(fetched)?;
-    let chain = match chain {
-        Some(SavedChain { first, begun, lifetimes }) => {
-            Some(Chain { first: Key::from_bytes(first), begun: calendar.instant(begun)?, lifetimes })
-        }
-        None => None,
-    };
+    let boot = u128::from_le_bytes(*reader.array()?);
+    let made = calendar.moment(Written { wall: fetched, moment: reader.moment()?, boot });
+    let chain = chain.map(|SavedChain { first, id, begun: (wall, moment), lifetimes }| {
+        let begun = calendar.moment(Written { wall, moment, boot });
+        Chain { first: Key::from_bytes(first), id, begun, lifetimes }
+    });
     let lifetimes = reader.lifetimes()?;
     let next = reader.option(|reader| reader.array().copied().map(Key::from_bytes))?;
     let settled = reader.option(|reader| VERDICTS.get(usize::from(reader.u8()?)).copied())?;
@@ -216,12 +245,14 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         account: account.into(),
         operation,
         // Before all that this process asks for.
-        asked: stored,
-        stored,
+        asked: calendar.start,
+        landed: calendar.start,
+        made,
         lifetimes,
-        age_when_kept: calendar.0.now().saturating_duration_since(stored),
+        age_when_kept: calendar.moment.since(made),
         chain,
         next,
+        previous: None,
         settled,
         time_dimensions: is_metadata.then(|| TimeDimensions::read(&body)).flatten(),
         // Never written: who may read it is decided anew in every process.
@@ -229,7 +260,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         hits: AtomicU64::new(0),
         compression: Compression::default(),
         note: note::KeyNote::new(key),
-        page: Arc::new(Page { status, headers, body, etag }),
+        page: Arc::new(Page { status, no_transform: Page::forbids_transforms(&headers), headers, body, etag }),
     })
 }
 
@@ -250,6 +281,11 @@ fn put_option<T>(
 ) -> Option<()> {
     record.push(value.is_some().into());
     value.map_or(Some(()), |value| write(record, value))
+}
+
+fn put_moment(record: &mut Vec<u8>, moment: Moment, calendar: &Calendar) {
+    record.extend_from_slice(&calendar.nanos(moment).to_le_bytes());
+    record.extend_from_slice(&moment.nanos().to_le_bytes());
 }
 
 fn put_lifetimes(record: &mut Vec<u8>, lifetimes: Lifetimes) {
@@ -278,6 +314,10 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+
+    fn moment(&mut self) -> Option<Moment> {
+        self.array().map(|bytes| Moment::from_nanos(i64::from_le_bytes(*bytes)))
     }
 
     fn bytes(&mut self) -> Option<&'a [u8]> {

@@ -7,11 +7,14 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::record::{decode, encode, head};
+use super::record::{Calendar, decode, encode, head};
 use super::*;
+use crate::layers::cache::flight::{Flown, Kind};
 use crate::layers::cache::note;
-use crate::layers::cache::store::{self, Chain, Compression, Slot, Store};
-use crate::model::call::{Answer, Page};
+use crate::layers::cache::sets::{Chain, Membership};
+use crate::layers::cache::store::{Compression, Purged, Store};
+use crate::model::call::{Answer, Call, Page};
+use crate::model::clock::Moment;
 use crate::model::freshness::Lifetimes;
 use crate::model::operation::Operation;
 use crate::model::settled::Verdict;
@@ -20,8 +23,12 @@ const MIB: u64 = 1024 * 1024;
 const HOUR: Duration = Duration::from_secs(3600);
 const DEADLINE: Duration = Duration::from_secs(20);
 
+fn call(n: u32) -> Call {
+    Call::example(Operation::Query, &n.to_string(), "")
+}
+
 fn key(n: u32) -> Key {
-    Key::new("AC1", Operation::Query, "", &n.to_le_bytes())
+    call(n).key
 }
 
 fn page(body: impl Into<bytes::Bytes>) -> Arc<Page> {
@@ -38,11 +45,13 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         account: "main".into(),
         operation: Operation::Query,
         asked: clock.now(),
-        stored: clock.now(),
+        landed: clock.now(),
+        made: clock.moment(),
         lifetimes,
         age_when_kept: Duration::ZERO,
         chain: None,
         next: None,
+        previous: None,
         settled: Some(Verdict::Recent),
         time_dimensions: None,
         query: None,
@@ -86,7 +95,11 @@ impl Running {
     }
 
     fn keep(&self, n: u32) {
-        self.store.insert(key(n), entry(n, self.clock, body(n)));
+        self.insert(n, entry(n, self.clock, body(n)));
+    }
+
+    fn insert(&self, n: u32, entry: Entry) {
+        insert(&self.store, n, entry);
     }
 
     fn body(&self, n: u32) -> Option<String> {
@@ -115,6 +128,16 @@ impl Running {
     }
 }
 
+/// As a flight that lands.
+fn insert(store: &Store, n: u32, entry: Entry) -> bool {
+    let mut takeoff = None;
+    store.flights.refresh((key(n), Kind::Any), Flown::of(&call(n), None), |given, _| {
+        takeoff = Some(given);
+        Box::pin(std::future::ready(()))
+    });
+    store.insert(key(n), entry, &takeoff.unwrap(), |_| true)
+}
+
 fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
@@ -128,10 +151,9 @@ async fn pages_survive_a_restart_as_they_were() {
     let folder = home.path().join("made/by/us");
     let first = Running::start(&folder).await;
     let clock = first.clock;
-    let set = Chain { first: key(1), begun: clock.now(), lifetimes: entry(1, clock, "").lifetimes };
+    let set = Chain::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
     let kept = Entry { chain: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) };
-    first.store.insert(key(1), kept);
-    first.store.await_page(key(2), set);
+    first.insert(1, kept);
     let before = first.store.page(&key(1)).unwrap();
     first.close().await;
     assert_eq!((first.writes("written"), first.view().enabled), (1, false));
@@ -147,29 +169,30 @@ async fn pages_survive_a_restart_as_they_were() {
     assert_eq!((after.lifetimes, after.settled, after.next), (before.lifetimes, before.settled, before.next));
     assert_eq!(after.note, before.note);
     // Both clocks read the machine's at their start, so they agree but for what it was set by meanwhile.
-    let (age, true_age) = (after.age(second.clock.now()), before.age(second.clock.now()));
-    assert!(age.abs_diff(true_age) < Duration::from_secs(1), "{age:?} {true_age:?}");
+    let now = second.clock.moment();
+    let (age, true_age) = (after.age(now), before.age(now));
+    assert!(age >= true_age && age - true_age < Duration::from_secs(1), "{age:?} {true_age:?}");
     // The next page still belongs to the set.
-    let awaited = second.store.chain(&key(2)).unwrap();
-    assert_eq!(awaited.first, key(1));
-    assert_eq!(awaited.begun, after.chain.unwrap().begun);
+    let membership = second.store.membership(&key(2), second.clock.moment());
+    assert_eq!(membership, Membership::Of(after.chain.unwrap()));
+    assert!(after.chain.unwrap().is(&set));
 }
 
 #[tokio::test]
 async fn a_newer_page_is_never_overwritten_by_an_older_one() {
     let clock = Clock::new();
     let store = Store::new(MIB, &Metrics::new());
-    store.insert(key(1), entry(1, clock, "new"));
-    let pages = store.pages();
-    assert!(!store::restore(pages, key(1), entry(1, clock, "old")));
+    insert(&store, 1, entry(1, clock, "new"));
+    let memory = store.memory();
+    assert!(!memory.restore(key(1), entry(1, clock, "old")));
     assert_eq!(store.page(&key(1)).unwrap().page.body, "new");
-    // Nor is a place that another result set waits for.
-    let set = Chain { first: key(9), begun: clock.now(), lifetimes: Lifetimes::fresh_only(HOUR) };
-    store.await_page(key(2), set);
-    assert!(!store::restore(pages, key(2), entry(2, clock, "old")));
-    let own = || Entry { chain: Some(set), ..entry(2, clock, "of this set") };
-    assert!(store::restore(pages, key(2), own()));
-    assert!(matches!(store.get(&key(2)), Some(Slot::Page(_))));
+    // Nor is a place that another result set has.
+    let set = Chain::begin(key(9), clock.moment(), Lifetimes::fresh_only(HOUR));
+    insert(&store, 9, Entry { chain: Some(set), next: Some(key(2)), ..entry(9, clock, "first") });
+    assert!(!memory.restore(key(2), entry(2, clock, "old")));
+    let of = |set| Entry { chain: Some(set), operation: Operation::Page, ..entry(2, clock, "of this set") };
+    assert!(!memory.restore(key(2), of(Chain::begin(key(9), clock.moment(), set.lifetimes))));
+    assert!(memory.restore(key(2), of(set)) && store.page(&key(2)).is_some());
 }
 
 #[tokio::test]
@@ -177,16 +200,16 @@ async fn what_is_beyond_use_or_from_the_future_is_gone() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let aged = |n, age| Entry { stored: clock.now().checked_sub(age).unwrap(), ..entry(n, clock, body(n)) };
-    first.store.insert(key(1), aged(1, HOUR * 2));
-    first.store.insert(key(2), aged(2, HOUR * 4));
-    first.store.insert(key(3), Entry { stored: clock.now() + HOUR, ..entry(3, clock, body(3)) });
+    let aged = |n, age| Entry { made: clock.moment().before(age), ..entry(n, clock, body(n)) };
+    first.insert(1, aged(1, HOUR * 2));
+    first.insert(2, aged(2, HOUR * 4));
+    first.insert(3, Entry { made: clock.moment().after(HOUR), ..entry(3, clock, body(3)) });
     first.close().await;
 
     let second = Running::start(home.path()).await;
     assert_eq!(second.view().entries, 1);
     let old = second.store.page(&key(1)).unwrap();
-    let age = old.age(second.clock.now());
+    let age = old.age(second.clock.moment());
     assert!(age.abs_diff(HOUR * 2) < DEADLINE, "{age:?}");
     assert!(second.body(2).is_none() && second.body(3).is_none());
 }
@@ -197,11 +220,11 @@ async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
     let first = Running::with(home.path(), 64 * MIB, MIB).await;
     let clock = first.clock;
     for n in 0..200 {
-        let stored = clock.now().checked_sub(Duration::from_secs(200 - u64::from(n))).unwrap();
-        first.store.insert(key(n), Entry { stored, ..entry(n, clock, vec![b'x'; 15_000]) });
+        let made = clock.moment().before(Duration::from_secs(200 - u64::from(n)));
+        first.insert(n, Entry { made, ..entry(n, clock, vec![b'x'; 15_000]) });
     }
     // It could never fit.
-    first.store.insert(key(999), entry(999, clock, vec![b'x'; 2 << 20]));
+    first.insert(999, entry(999, clock, vec![b'x'; 2 << 20]));
     first.close().await;
     assert_eq!((first.writes("written"), first.writes("dropped")), (200, 1));
 
@@ -222,19 +245,19 @@ async fn replacements_and_purges_reach_the_disk() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let set = |n| Some(Chain { first: key(n), begun: clock.now(), lifetimes: entry(n, clock, "").lifetimes });
+    let set = Some(Chain::begin(key(2), clock.moment(), entry(2, clock, "").lifetimes));
     first.keep(1);
-    first.store.insert(key(1), entry(1, clock, "newer"));
-    first.store.insert(key(2), Entry { account: "other".into(), chain: set(2), ..entry(2, clock, body(2)) });
-    let further = Entry { operation: Operation::Page, chain: set(2), ..entry(3, clock, body(3)) };
-    first.store.insert(key(3), further);
-    first.store.insert(key(4), Entry { operation: Operation::Metadata, ..entry(4, clock, body(4)) });
+    first.insert(1, entry(1, clock, "newer"));
+    first.insert(2, Entry { account: "other".into(), chain: set, ..entry(2, clock, body(2)) });
+    let further = Entry { operation: Operation::Page, chain: set, ..entry(3, clock, body(3)) };
+    first.insert(3, further);
+    first.insert(4, Entry { operation: Operation::Metadata, ..entry(4, clock, body(4)) });
     first.keep(5);
     first.keep(6);
     first.until("written", |first| first.view().entries == 6).await;
-    assert_eq!(first.store.purge(&Purge::Account("other".to_owned())), 2, "with its result set");
-    assert_eq!(first.store.purge(&Purge::Operation(Operation::Metadata)), 1);
-    assert_eq!(first.store.purge(&Purge::Key(key(5).to_string())), 1);
+    assert_eq!(first.store.purge(&Purge::Account("other".to_owned())).pages, 2, "with its result set");
+    assert_eq!(first.store.purge(&Purge::Operation(Operation::Metadata)).pages, 1);
+    assert_eq!(first.store.purge(&Purge::Key(key(5).to_string())).pages, 1);
     first.keep(5);
     first.close().await;
 
@@ -405,6 +428,81 @@ async fn a_full_queue_drops_pages_and_never_purges() {
     running.until("purged", |running| running.view().entries == 0).await;
 }
 
+/// The record of a page that was new then, read when the clocks say this.
+fn age_after(clock: Clock, boot: Boot, later: (Clock, Boot)) -> Duration {
+    let mut record = Vec::new();
+    encode(&key(1), &entry(1, clock, body(1)), &Calendar::read(clock, boot), &mut record).unwrap();
+    let read = decode(&key(1), &record, &Calendar::read(later.0, later.1)).unwrap();
+    read.age(later.0.moment())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_between_two_processes_makes_no_page_younger() {
+    let (clock, machine) = Clock::simulation();
+    let mut record = Vec::new();
+    encode(&key(1), &entry(1, clock, body(1)), &Calendar::read(clock, 7), &mut record).unwrap();
+    let age = |boot| {
+        let calendar = Calendar::read(clock, boot);
+        decode(&key(1), &record, &calendar).unwrap().age(clock.moment())
+    };
+    machine.suspend(HOUR);
+    assert_eq!([7, 8, 0].map(age), [HOUR; 3]);
+    machine.step_wall(-1800);
+    assert_eq!(age(7), HOUR, "of this boot");
+    assert_eq!(age(8), HOUR / 2, "of another, wall time is all there is");
+    machine.step_wall(3600);
+    assert_eq!(age(7), HOUR * 3 / 2, "the older of the two");
+    assert_eq!(age_after(clock, 7, (clock, 7)), Duration::ZERO);
+    assert!(clock.moment() > Moment::from_nanos(0));
+}
+
+#[tokio::test]
+async fn a_purge_is_on_the_disk_when_it_returns() {
+    let (home, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let set = Chain::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
+    first.insert(1, Entry { chain: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) });
+    first.insert(2, Entry { operation: Operation::Page, chain: Some(set), ..entry(2, clock, body(2)) });
+    first.keep(3);
+    first.until("written", |first| first.writes("written") == 3).await;
+    let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
+    assert_eq!(purged, Purged { pages: 2, not_lasting: None });
+    // As after a kill at this very moment.
+    copy_of_open_file(home.path(), other.path());
+    let second = Running::start(other.path()).await;
+    assert_eq!([1, 2, 3].map(|n| second.body(n).is_some()), [false, false, true]);
+}
+
+#[tokio::test]
+async fn a_purge_that_cannot_be_written_removes_the_file() {
+    let home = TempDir::new().unwrap();
+    // Every write to it fails as on a full disk.
+    std::os::unix::fs::symlink("/dev/full", home.path().join(file::NAME)).unwrap();
+    let running = Running::start(home.path()).await;
+    assert!(!running.view().enabled);
+    running.keep(1);
+    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None });
+    assert!(files(home.path()).is_empty(), "{:?}", files(home.path()));
+    // Nor is there one to remove.
+    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 0, not_lasting: None });
+}
+
+#[tokio::test]
+async fn a_purge_says_so_where_the_file_is_another_processs_or_the_tier_has_ended() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    first.keep(1);
+    let second = Running::start(home.path()).await;
+    let purged = second.store.purge(&Purge::All);
+    assert!(purged.not_lasting.is_some_and(|why| why.contains("another process")));
+    assert_eq!(files(home.path()), [file::NAME]);
+    second.close().await;
+    first.close().await;
+    assert_eq!(first.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None });
+    assert!(files(home.path()).is_empty());
+}
+
 fn lifetimes() -> impl Strategy<Value = Lifetimes> {
     let part = || (0u64..1 << 40).prop_map(Duration::from_millis);
     (part(), part(), part()).prop_map(|(fresh, stale_while_revalidate, stale_if_error)| Lifetimes {
@@ -421,15 +519,14 @@ proptest! {
         lifetimes in lifetimes(), chained in any::<bool>(), next in any::<bool>(), age in 0u64..1_000_000,
     ) {
         let clock = Clock::new();
-        let calendar = Calendar(clock);
-        // As it is after one trip: wall time has fewer digits than an instant may have.
-        let stored = calendar.instant(calendar.nanos(clock.now().checked_sub(Duration::from_millis(age)).unwrap())).unwrap();
+        let calendar = Calendar::read(clock, 7);
+        let made = clock.moment().before(Duration::from_millis(age));
         let kept = Entry {
             page: Arc::new(Page { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
             account: account.as_str().into(),
-            stored,
+            made,
             lifetimes,
-            chain: chained.then(|| Chain { first: key(7), begun: stored, lifetimes }),
+            chain: chained.then(|| Chain::begin(key(7), made, lifetimes)),
             next: next.then(|| key(8)),
             query: Some("a query that names somebody".into()),
             ..entry(1, clock, "")
@@ -437,14 +534,14 @@ proptest! {
         let mut record = Vec::new();
         encode(&key(1), &kept, &calendar, &mut record).unwrap();
         let read = decode(&key(1), &record, &calendar).unwrap();
-        prop_assert_eq!(read.stored, kept.stored);
+        prop_assert_eq!(read.made, kept.made);
         prop_assert_eq!(read.query, None);
         prop_assert!(!record.windows(b"names somebody".len()).any(|part| part == b"names somebody"));
         prop_assert_eq!(read.lifetimes, kept.lifetimes);
         prop_assert_eq!(&read.page.body, &kept.page.body);
         prop_assert_eq!(&read.page.headers, &kept.page.headers);
         prop_assert_eq!((read.page.status, &read.page.etag), (kept.page.status, &kept.page.etag));
-        prop_assert_eq!(read.chain.map(|c| (c.first, c.begun, c.lifetimes)), kept.chain.map(|c| (c.first, c.begun, c.lifetimes)));
+        prop_assert_eq!(read.chain, kept.chain);
         prop_assert_eq!((read.next, read.settled, &*read.account), (kept.next, kept.settled, &*kept.account));
         let head = head(&record).unwrap();
         prop_assert_eq!((head.account, head.first.is_some()), (&*account, chained));
@@ -455,7 +552,7 @@ proptest! {
     #[test]
     fn damaged_records_are_none(cut in any::<prop::sample::Index>(), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
         let clock = Clock::new();
-        let calendar = Calendar(clock);
+        let calendar = Calendar::read(clock, 7);
         let mut record = Vec::new();
         encode(&key(1), &entry(1, clock, body(1)), &calendar, &mut record).unwrap();
         prop_assert!(decode(&key(1), &record[..cut.index(record.len())], &calendar).is_none());
@@ -469,7 +566,7 @@ proptest! {
 
     #[test]
     fn garbage_is_none(mut garbage in prop::collection::vec(any::<u8>(), 0..600)) {
-        let calendar = Calendar(Clock::new());
+        let calendar = Calendar::read(Clock::new(), 7);
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
         let _ = record::read_entry(&key(1), &garbage, &calendar);
         if let Some(version) = garbage.first_mut() {

@@ -1,19 +1,21 @@
 //! The thread: opens the file, loads from it, and follows what happens until the end.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
 use super::file::{self, Change, PageFile, Size, Trouble};
-use super::record::Calendar;
+use super::record::{Boot, Calendar};
 use super::{Message, Order, Shared, lock, weight};
-use crate::layers::cache::store::{self, Pages, Purge};
+use crate::layers::cache::store::{Memory, Purge};
+use crate::model::clock::Clock;
 
 /// A batch ends at so many changes or bytes.
 const BATCH: usize = 256;
@@ -35,8 +37,9 @@ const MOST_REPLACED: u32 = 3;
 pub(super) struct Worker {
     pub(super) folder: PathBuf,
     pub(super) capacity: u64,
-    pub(super) calendar: Calendar,
-    pub(super) pages: Pages,
+    pub(super) clock: Clock,
+    pub(super) boot: Boot,
+    pub(super) memory: Memory,
     pub(super) room: u64,
     /// Weak, since the handles hold the sender that keeps this thread alive.
     pub(super) order: Weak<Mutex<Order>>,
@@ -47,10 +50,15 @@ pub(super) struct Worker {
     pub(super) restored: bool,
     /// Received and not yet written.
     pub(super) batch: Vec<Change>,
+    /// Who waits for the purges among them.
+    pub(super) purgers: Vec<SyncSender<Result<(), String>>>,
     /// Who waits for the end.
     pub(super) closing: Option<oneshot::Sender<()>>,
-    /// A purge was asked for while there was no file: everything in it goes when there is one.
+    /// A purge was asked for that could neither be written nor made good by removing the file: everything in it goes when
+    /// it can be opened again.
     pub(super) clear: bool,
+    /// The file is another process's at present.
+    pub(super) locked: bool,
     /// The last warning, which is not repeated at every try.
     pub(super) said: Option<String>,
 }
@@ -68,13 +76,14 @@ impl Worker {
         let mut replaced = 0;
         loop {
             let ended = self.work();
-            self.abandon_batch();
+            self.locked = matches!(ended, Err(Trouble::Locked));
+            let erased = self.abandon_batch();
             self.shared.show(false, Size::default());
             let flow = match ended {
                 Ok(()) => Flow::Ended,
                 Err(Trouble::Damaged(why)) if replaced < MOST_REPLACED => {
                     replaced += 1;
-                    if self.move_aside(&why) && replaced == 1 { Flow::Going } else { self.pause() }
+                    if (erased || self.move_aside(&why)) && replaced == 1 { Flow::Going } else { self.pause() }
                 }
                 Err(trouble) => {
                     self.warn(&trouble);
@@ -96,8 +105,8 @@ impl Worker {
     /// redb answers most damage with an error, but its own documentation names panics as well, and a panic must
     /// cost the file and not the tier.
     fn work(&mut self) -> Result<(), Trouble> {
-        let (folder, capacity, calendar) = (self.folder.clone(), self.capacity, self.calendar);
-        let mut file = guarded(|| PageFile::open(&folder, capacity, calendar))?;
+        let (folder, capacity) = (self.folder.clone(), self.capacity);
+        let mut file = guarded(|| PageFile::open(&folder, capacity, self.clock, self.boot))?;
         let worked = guarded(|| self.work_with(&mut file));
         // Dropped here and not by the panic, since a second panic while the first unwinds would be the end.
         let closed = guarded(|| {
@@ -109,7 +118,7 @@ impl Worker {
 
     fn work_with(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
         if self.clear {
-            file.apply(&[Change::Purge(Purge::All)])?;
+            file.apply(&[Change::Purge(Purge::All, HashSet::new())])?;
             self.clear = false;
         }
         if self.said.take().is_some() {
@@ -130,7 +139,7 @@ impl Worker {
     fn load(&mut self, file: &mut PageFile) -> Result<Flow, Trouble> {
         // Not part of a page's weight in the store: what the index says is the record's length.
         const OVERHEAD: u64 = 1024;
-        let begun = self.calendar.0.now();
+        let begun = self.clock.now();
         loop {
             let purges = {
                 // Whoever is counted has sent its message, since the two are one step.
@@ -152,7 +161,7 @@ impl Worker {
                 let Some(order) = self.order.upgrade() else { return false };
                 let _order = lock(&order);
                 interrupted = self.shared.purges.load(Ordering::Relaxed) != purges;
-                if !interrupted && store::restore(&self.pages, key, entry) {
+                if !interrupted && self.memory.restore(key, entry) {
                     restored += 1;
                 }
                 !interrupted
@@ -161,9 +170,9 @@ impl Worker {
                 tracing::warn!(broken, "pages on disk are damaged and will be fetched again");
             }
             // The order in which restored pages were used begins with their age; moka notes that down lazily.
-            self.pages.run_pending_tasks();
+            self.memory.settle();
             if !interrupted {
-                let seconds = self.calendar.0.now().saturating_duration_since(begun).as_secs_f64();
+                let seconds = self.clock.now().saturating_duration_since(begun).as_secs_f64();
                 tracing::info!(restored, seconds, "pages loaded from disk");
                 self.shared.show(true, file.size());
                 return Ok(Flow::Going);
@@ -173,17 +182,17 @@ impl Worker {
 
     /// Writes what happens, until the end.
     fn follow(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
-        let now = || self.calendar.0.now();
+        let now = || self.clock.now();
         let mut clean_at = now() + CLEAN_EVERY;
         let mut commit_at = None;
         loop {
             let until = commit_at.unwrap_or(clean_at);
-            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.calendar.0.now())) {
+            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => Flow::Going,
                 Err(RecvTimeoutError::Disconnected) => Flow::Ended,
             };
-            let now = self.calendar.0.now();
+            let now = self.clock.now();
             if commit_at.is_none() && !self.batch.is_empty() {
                 commit_at = Some(now + COMMIT_EVERY);
             }
@@ -204,8 +213,13 @@ impl Worker {
 
     fn take(&mut self, message: Message) -> Flow {
         match message {
-            Message::Change(change) => {
-                self.batch.push(change);
+            Message::Keep(key, entry) => {
+                self.batch.push(Change::Keep(key, entry));
+                Flow::Going
+            }
+            Message::Purge(which, firsts, purger) => {
+                self.batch.push(Change::Purge(which, firsts));
+                self.purgers.push(purger);
                 Flow::Going
             }
             Message::Close(closing) => {
@@ -220,7 +234,7 @@ impl Worker {
     fn is_full(&self) -> bool {
         self.batch.len() >= BATCH
             || self.batch.iter().map(weight).sum::<u64>() >= BATCH_BYTES
-            || matches!(self.batch.last(), Some(Change::Purge(_)))
+            || matches!(self.batch.last(), Some(Change::Purge(..)))
     }
 
     fn write(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
@@ -228,6 +242,7 @@ impl Worker {
             return Ok(());
         }
         let written = file.apply(&self.batch)?;
+        self.tell_purgers(&Ok(()));
         let pages = self.release_batch();
         self.shared.count("written", written);
         // Larger than the whole disk may be.
@@ -248,19 +263,49 @@ impl Worker {
         pages
     }
 
-    fn abandon_batch(&mut self) {
-        self.clear |= self.batch.iter().any(|change| matches!(change, Change::Purge(_)));
+    /// Lets go of what cannot be written. A purge is no such thing: the file goes instead. Says whether it did.
+    fn abandon_batch(&mut self) -> bool {
+        let mut gone = false;
+        if self.batch.iter().any(|change| matches!(change, Change::Purge(..))) {
+            let erased = match self.locked {
+                true => Err("another process has the file open, and its pages are that process's".to_owned()),
+                false => file::erase(&self.folder).map_err(|error| error.to_string()),
+            };
+            match &erased {
+                Ok(()) => tracing::warn!(
+                    folder = %self.folder.display(),
+                    "a purge could not be written to the disk cache, so its file is removed"
+                ),
+                Err(error) => tracing::error!(
+                    folder = %self.folder.display(),
+                    %error,
+                    "a purge can neither be written to the disk cache nor its file be removed: remove it by hand, lest \
+                     purged pages come back at the next start"
+                ),
+            }
+            gone = erased.is_ok();
+            self.clear |= !gone;
+            self.tell_purgers(&erased);
+        }
         let failed = self.release_batch();
         self.shared.count("failed", failed);
+        gone
+    }
+
+    fn tell_purgers(&mut self, done: &Result<(), String>) {
+        for purger in self.purgers.drain(..) {
+            // It has gone if it lost its patience.
+            let _ = purger.send(done.clone());
+        }
     }
 
     /// Waits before the next try, and lets go of what comes meanwhile.
     fn pause(&mut self) -> Flow {
         // Nothing to wait for.
         self.loaded.send_replace(true);
-        let until = self.calendar.0.now() + RETRY_EVERY;
+        let until = self.clock.now() + RETRY_EVERY;
         loop {
-            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.calendar.0.now())) {
+            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => return Flow::Going,
                 Err(RecvTimeoutError::Disconnected) => Flow::Ended,
@@ -274,7 +319,7 @@ impl Worker {
 
     /// Makes way for a new file; says whether that worked.
     fn move_aside(&mut self, why: &str) -> bool {
-        match file::move_aside(&self.folder, &self.calendar) {
+        match file::move_aside(&self.folder, &Calendar::read(self.clock, self.boot)) {
             Ok(aside) => {
                 tracing::warn!(
                     moved_to = %aside.display(),

@@ -1,0 +1,258 @@
+//! Which page belongs to which result set, and which sets live.
+//!
+//! A page names the one after it by a token, so what a further page belongs to is known before it is fetched: it has a
+//! place in the set. A set lives as long as its first page is the newest answer to its query. When that is asked anew and
+//! the new answer names its pages by the same tokens, the older set is dead: none of its pages may be served beside the new
+//! first page. When the new answer has other tokens, whoever walks the older pages may go on, since nobody can take them for
+//! the new ones.
+//!
+//! Places are kept apart from the pages, in a small share of the cache's capacity: a page may be evicted and fetched
+//! again, and must not forget by that which set it is of.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use super::store::Purge;
+use crate::model::clock::Moment;
+use crate::model::freshness::Lifetimes;
+use crate::model::key::Key;
+use crate::model::operation::Operation;
+
+/// A result set: all its pages expire with the first, and are purged with it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Chain {
+    /// The key of its first page.
+    pub(super) first: Key,
+    /// Tells it from other sets of the same query; chosen by chance.
+    pub(super) id: u64,
+    /// When its first page was new.
+    pub(super) begun: Moment,
+    pub(super) lifetimes: Lifetimes,
+}
+
+impl Chain {
+    /// A new set, whose first page was new then.
+    pub(super) fn begin(first: Key, begun: Moment, lifetimes: Lifetimes) -> Self {
+        Self { first, id: fastrand::u64(..), begun, lifetimes }
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.first == other.first && self.id == other.id
+    }
+
+    fn end(&self) -> Moment {
+        self.begun.after(self.lifetimes.usable())
+    }
+}
+
+/// What is known of a further page that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Membership {
+    /// It is of this set, which lives.
+    Of(Chain),
+    /// It is of a set that is dead, or that may have been forgotten.
+    Lost,
+    /// No set that is known names it: its token is from elsewhere.
+    Unknown,
+}
+
+impl Membership {
+    pub(super) fn chain(&self) -> Option<Chain> {
+        match self {
+            Self::Of(chain) => Some(*chain),
+            Self::Lost | Self::Unknown => None,
+        }
+    }
+}
+
+/// A page's place in a set. A first page has one too.
+#[derive(Debug, Clone)]
+struct Place {
+    chain: Chain,
+    account: Arc<str>,
+    /// Of a first page: older sets of its query, whose pages have other tokens, so that they live on.
+    elders: Arc<[Chain]>,
+}
+
+/// The places. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub(super) struct ResultSets {
+    places: Cache<Key, Place>,
+    /// Until then a page that no known set names may be one of a set whose place was evicted.
+    doubtful_until: Arc<AtomicI64>,
+}
+
+impl ResultSets {
+    /// So many older sets of one query live on beside the newest.
+    const ELDERS: usize = 4;
+
+    /// What moka keeps for a place besides itself, and what the place points to.
+    const BOOKKEEPING: usize = 352 + size_of::<Key>() + size_of::<Place>();
+
+    /// At most `capacity` bytes.
+    pub(super) fn new(capacity: u64) -> Self {
+        let doubtful_until = Arc::new(AtomicI64::new(i64::MIN));
+        let doubt = Arc::clone(&doubtful_until);
+        let places = Cache::builder()
+            .max_capacity(capacity)
+            .weigher(|_, place: &Place| {
+                let elders = size_of_val(&*place.elders);
+                u32::try_from(Self::BOOKKEEPING + elders).unwrap_or(u32::MAX)
+            })
+            .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, place: Place, cause| {
+                if cause == RemovalCause::Size {
+                    doubt.fetch_max(place.chain.end().nanos(), Ordering::SeqCst);
+                }
+            })
+            .build();
+        Self { places, doubtful_until }
+    }
+
+    /// What is known of a further page.
+    pub(super) fn membership(&self, key: &Key, now: Moment) -> Membership {
+        match self.places.get(key) {
+            Some(place) if place.chain.end() <= now => Membership::Unknown,
+            Some(place) if self.lives(&place.chain) => Membership::Of(place.chain),
+            Some(_) => Membership::Lost,
+            None if now.nanos() < self.doubtful_until.load(Ordering::SeqCst) => Membership::Lost,
+            None => Membership::Unknown,
+        }
+    }
+
+    /// May pages of this set be served.
+    pub(super) fn lives(&self, chain: &Chain) -> bool {
+        self.places
+            .get(&chain.first)
+            .is_some_and(|newest| newest.chain.is(chain) || newest.elders.iter().any(|elder| elder.is(chain)))
+    }
+
+    /// A set begins with its first page. It takes the place of the `older` one of the same query, which lives on if
+    /// `apart`: the pages of the two cannot be taken for each other.
+    pub(super) fn begin(&self, chain: Chain, account: &Arc<str>, apart: bool) {
+        let elders = match self.places.get(&chain.first).filter(|_| apart) {
+            Some(older) => {
+                let known = older.elders.iter().copied().filter(|elder| elder.end() > chain.begun);
+                std::iter::once(older.chain).chain(known).take(Self::ELDERS).collect()
+            }
+            None => Arc::default(),
+        };
+        self.places.insert(chain.first, Place { chain, account: Arc::clone(account), elders });
+    }
+
+    /// The page of `key` belongs to `chain`. Says whether it did not before. An older set of the same query that has a page
+    /// of that name is dead from here on.
+    pub(super) fn expect(&self, key: Key, chain: Chain, account: &Arc<str>) -> bool {
+        let before = self.places.get(&key);
+        if before.as_ref().is_some_and(|place| place.chain.is(&chain)) {
+            return false;
+        }
+        self.places.insert(key, Place { chain, account: Arc::clone(account), elders: Arc::default() });
+        if let Some(older) = before.map(|place| place.chain)
+            && let Some(newest) = self.places.get(&chain.first)
+            && newest.elders.iter().any(|elder| elder.is(&older))
+        {
+            let elders = newest.elders.iter().copied().filter(|elder| !elder.is(&older)).collect();
+            self.places.insert(chain.first, Place { elders, ..newest });
+        }
+        true
+    }
+
+    /// The set of a page that survived a restart. Says whether it is of that set, and not by now of another.
+    pub(super) fn restore(&self, key: Key, chain: Option<Chain>, account: &Arc<str>) -> bool {
+        match (self.places.get(&key), chain) {
+            (Some(known), chain) => chain.is_some_and(|chain| chain.is(&known.chain)),
+            (None, Some(chain)) => {
+                self.places.insert(key, Place { chain, account: Arc::clone(account), elders: Arc::default() });
+                true
+            }
+            (None, None) => true,
+        }
+    }
+
+    /// The first pages of the sets in which a purge matches a page.
+    pub(super) fn matching(&self, which: &Purge) -> impl Iterator<Item = Key> {
+        self.places.iter().filter_map(move |(key, place)| {
+            let operation = if *key == place.chain.first { Operation::Query } else { Operation::Page };
+            which.matches(&key, Some((&place.account, operation))).then_some(place.chain.first)
+        })
+    }
+
+    /// Forgets the sets whose first page `is_purged`, the older ones of the same query with them.
+    pub(super) fn purge(&self, is_purged: impl Fn(&Key) -> bool) {
+        for (key, place) in &self.places {
+            if is_purged(&place.chain.first) {
+                self.places.invalidate(&*key);
+            }
+        }
+    }
+
+    pub(super) fn settle(&self) {
+        self.places.run_pending_tasks();
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.places.weighted_size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::call::Call;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn key(name: &'static str) -> Key {
+        Call::example(Operation::Page, name, "").key
+    }
+
+    fn chain(first: Key, begun: u32) -> Chain {
+        Chain::begin(first, Moment::from_nanos(0).after(S * begun), Lifetimes::fresh_only(60 * S))
+    }
+
+    #[test]
+    fn a_set_lives_until_a_newer_one_takes_its_tokens() {
+        let (sets, account, now) = (ResultSets::new(1 << 20), "main".into(), Moment::from_nanos(0));
+        let (first, second) = (key("1"), key("2"));
+        let (one, two, three) = (chain(first, 0), chain(first, 1), chain(first, 2));
+        assert_eq!(sets.membership(&second, now), Membership::Unknown);
+        sets.begin(one, &account, true);
+        assert!(sets.expect(second, one, &account) && !sets.expect(second, one, &account));
+        assert_eq!(sets.membership(&second, now), Membership::Of(one));
+        sets.begin(two, &account, true);
+        assert!(sets.lives(&one) && sets.lives(&two));
+        assert_eq!(sets.membership(&second, now), Membership::Of(one), "other tokens");
+        sets.begin(three, &account, false);
+        assert!(!sets.lives(&one) && !sets.lives(&two) && sets.lives(&three));
+        assert_eq!(sets.membership(&second, now), Membership::Lost);
+        assert!(sets.expect(second, three, &account));
+        assert_eq!(sets.membership(&second, now), Membership::Of(three));
+        let four = chain(first, 3);
+        sets.begin(four, &account, true);
+        assert!(sets.lives(&three));
+        assert!(sets.expect(second, four, &account));
+        assert!(!sets.lives(&three), "a page of the newer one has the name of one of its own");
+        sets.purge(|purged| *purged == first);
+        assert_eq!(sets.membership(&second, now), Membership::Unknown);
+    }
+
+    #[test]
+    fn what_may_have_been_forgotten_is_not_taken_for_unknown() {
+        let (sets, account) = (ResultSets::new(8192), "main".into());
+        for n in 0..100u32 {
+            sets.begin(chain(Call::example(Operation::Query, &n.to_string(), "").key, n), &account, true);
+            sets.settle();
+        }
+        assert!(sets.bytes() <= 8192);
+        let at = |seconds| Moment::from_nanos(0).after(S * seconds);
+        assert_eq!(sets.membership(&key("x"), at(100)), Membership::Lost);
+        assert_eq!(sets.membership(&key("x"), at(160)), Membership::Unknown, "no such set lives any more");
+    }
+}
