@@ -101,13 +101,13 @@ impl Gateway {
         let tls = certificate(&config)?.map(TlsAcceptor::new);
         let mut data = Vec::new();
         for listen in &config.server.listen {
-            data.extend(server::bind(listen, config.server.unix_mode, &mut inherited)?);
+            data.extend(server::bind(listen, &config.server.listen, config.server.unix_mode, &mut inherited)?);
         }
         check_inherited(&config, &data)?;
         for name in inherited.names() {
             tracing::warn!(name, "a socket was handed over that server.listen does not name; nobody serves it");
         }
-        let admin = server::bind(&Listen::Tcp(config.admin.listen), config.server.unix_mode, &mut inherited)?;
+        let admin = server::bind(&Listen::Tcp(config.admin.listen), &[], config.server.unix_mode, &mut inherited)?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
