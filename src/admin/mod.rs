@@ -4,6 +4,7 @@
 //! it. It reads the handles of the rooms and changes nothing but the cache, on request. It shows no secret,
 //! and queries only as hashes unless `admin.show_queries` is on.
 
+mod caller;
 mod health;
 mod status;
 
@@ -34,8 +35,13 @@ use crate::model::host;
 use crate::model::operation::Operation;
 use crate::stack::Lasting;
 
+pub use self::caller::{OfPeer, is_probe};
+
 /// Connections at once: probes, a scraper, some people.
 pub const CONNECTIONS: usize = 64;
+
+/// Connections beyond those, for probes alone.
+pub const CONNECTIONS_FOR_PROBES: usize = 8;
 
 const MAX_BODY: usize = 64 * 1024;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");

@@ -4,6 +4,8 @@ pub mod observe;
 
 pub mod rescue;
 
+pub mod drain;
+
 pub mod shed;
 
 pub mod admit;
