@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::admin::{self, Admin};
 use crate::audit::{AuditError, AuditFile};
@@ -17,7 +17,7 @@ use crate::config::{self, Config, Files, Fingerprint, Held, Listen, Reach, Sourc
 use crate::metrics::{ResultLabels, Word};
 use crate::model::peer::Peer;
 use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
-use crate::server::{self, BindError, Bound, Inherited, Limits};
+use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Reserve};
 use crate::stack::{self, Journey, Lasting};
 use crate::trust::TrustError;
 
@@ -29,6 +29,10 @@ const LOOK: Duration = Duration::from_secs(2);
 /// replaced one behind the other are taken together. But not for ever.
 const QUIET: Duration = Duration::from_millis(400);
 const MOST_QUIET: u32 = 5;
+
+/// How long kept-alive connections stay open at least when the gateway is told to stop: a client that is just sending a
+/// request is told so.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +103,12 @@ impl Gateway {
         let tls = certificate(&config)?.map(TlsAcceptor::new);
         let mut data = Vec::new();
         for listen in &config.server.listen {
-            data.extend(server::bind(listen, config.server.unix_mode, &mut inherited)?);
+            data.extend(server::bind(listen, &config.server.listen, config.server.unix_mode, &mut inherited)?);
         }
         for name in inherited.names() {
             tracing::warn!(name, "a socket was handed over that server.listen does not name; nobody serves it");
         }
-        let admin = server::bind(&Listen::Tcp(config.admin.listen), config.server.unix_mode, &mut inherited)?;
+        let admin = server::bind(&Listen::Tcp(config.admin.listen), &[], config.server.unix_mode, &mut inherited)?;
         let held = Held {
             data: data.iter().map(Bound::listener).collect(),
             admin: admin.iter().map(Bound::listener).collect(),
@@ -177,21 +181,28 @@ impl Gateway {
         let draining = Arc::new(OnceLock::new());
         let stop = {
             let (draining, tell, clock) = (Arc::clone(&draining), Arc::clone(&tell), lasting.clock);
+            let (requests, drain) = (lasting.draining.clone(), settings.server.drain);
             async move {
                 shutdown.await;
                 tell(Milestone::Stopping);
                 // Set once: it does not begin twice.
                 let _ = draining.set(clock.now());
+                requests.begin();
+                tokio::spawn(async move {
+                    tokio::time::sleep(drain).await;
+                    requests.end();
+                });
                 tracing::info!("draining: no new connections, requests under way may finish");
             }
         };
         let stop = stop.boxed().shared();
-        let limits = |connections: usize| Limits {
-            connections: Arc::new(Semaphore::new(connections)),
+        let limits = |connections: Connections| Limits {
+            connections: Arc::new(connections),
             header_timeout: settings.server.header_timeout,
             write_timeout: settings.server.write_timeout,
             proxies: Arc::new(settings.server.proxy_protocol.clone()),
             drain: settings.server.drain,
+            linger: LINGER.min(settings.server.drain),
         };
         let beyond_loopback = held.admin.iter().any(|listener| listener.reach == Reach::Network);
         let reloading = sources.map(|sources| {
@@ -214,13 +225,18 @@ impl Gateway {
         };
         let (store, audit, traces) = (lasting.store.clone(), lasting.audit.clone(), lasting.traces.clone());
         let admin_service = Admin::new(lasting, config, draining, beyond_loopback);
-        let admin_limits =
-            Limits { drain: Duration::from_secs(1), proxies: Arc::default(), ..limits(admin::CONNECTIONS) };
+        let for_probes = Reserve { connections: admin::CONNECTIONS_FOR_PROBES, serves: admin::is_probe };
+        let admin_limits = Limits {
+            drain: Duration::from_secs(1),
+            linger: Duration::ZERO,
+            proxies: Arc::default(),
+            ..limits(Connections::new(admin::CONNECTIONS).with_reserve(for_probes))
+        };
         let admin = tokio::spawn(server::run(
             admin,
             None,
             admin_limits,
-            move |_: &Arc<Peer>| admin_service.clone(),
+            move |peer: &Arc<Peer>| admin_service.of(Arc::clone(peer)),
             admin_stop,
         ));
 
@@ -228,7 +244,7 @@ impl Gateway {
         // The ports are open, so whoever comes from now on is served.
         tell(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);
-        server::run(data, tls, limits(connections), service, stop).await;
+        server::run(data, tls, limits(Connections::new(connections)), service, stop).await;
 
         drained.notify_one();
         // A panic there has been reported by itself, and the data plane is done.

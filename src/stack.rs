@@ -15,6 +15,7 @@ use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
+use crate::layers::drain::{Drain, DrainLayer, Draining};
 use crate::layers::interpret::{self, Bodies, Interpret, InterpretLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
@@ -35,7 +36,7 @@ use crate::trust::TrustError;
 
 /// The journey as a type: each layer around the next.
 pub type Journey =
-    Observe<Cors<Rescue<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
+    Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -65,6 +66,8 @@ pub struct Lasting {
     pub reloads: Reloads,
     /// Request bodies that arrive.
     pub bodies: Bodies,
+    /// The end of the process.
+    pub draining: Draining,
     /// Requests at once.
     pub shed: ShedLayer,
     /// Who asked for what.
@@ -102,6 +105,7 @@ impl Lasting {
             grants: Grants::default(),
             reloads: Reloads::default(),
             bodies: Bodies::new(config.server.body_memory),
+            draining: Draining::default(),
             shed: ShedLayer::new(config.server.max_connections as usize),
             traces: traces.transpose()?,
         })
@@ -115,7 +119,8 @@ impl Lasting {
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
     let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
-    let Lasting { retries, rejections, team_rates, slowing, grants, bodies, shed, audit, traces, .. } = lasting.clone();
+    let Lasting { retries, rejections, team_rates, slowing, grants, bodies, draining, shed, audit, traces, .. } =
+        lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -133,6 +138,8 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
         .layer(CorsLayer::new(&config.server.cors))
         // The only place where an error becomes a status.
         .layer(RescueLayer)
+        // What comes or ends too late is told that the gateway shuts down.
+        .layer(DrainLayer::new(draining))
         // Before anything that costs: beyond so many at once, refuse.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.

@@ -227,3 +227,96 @@ async fn pings_and_settings_whose_answers_nobody_reads_end_the_connection() {
         assert_eq!(gateway.ask(&post(ASK)).await.status, 200);
     }
 }
+
+#[tokio::test]
+async fn whatever_an_http_2_client_begins_is_due_in_the_time_of_a_head() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).set("server.header_timeout", "1s").start().await;
+    let preface = start(&[]);
+    let head = frame(HEADERS, END_STREAM, 1, &head(METADATA));
+    for begun in [
+        // A head whose last frame does not come, also behind others and beside a request that waits.
+        [&preface[..], &head].concat(),
+        [&preface[..], &head, &frame(CONTINUATION, 0, 1, &[])].concat(),
+        // Frames, a preface and settings that are not whole.
+        [&preface[..], &head[..20]].concat(),
+        [&preface[..], &frame(PING, 0, 0, &[7; 8])[..12]].concat(),
+        [&preface[..], &[0, 0, 8, PING]].concat(),
+        preface[..20].to_vec(),
+        preface[..PREFACE.len() + 5].to_vec(),
+    ] {
+        let mut stream = connect(&gateway).await;
+        stream.write_all(&begun).await.unwrap();
+        let since = tokio::time::Instant::now();
+        let mut rest = Vec::new();
+        let _ = within(stream.read_to_end(&mut rest)).await;
+        // Pings alone would end it only after 40 s.
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}: {begun:?}", since.elapsed());
+    }
+    // One that drips, whatever comes of it.
+    let mut stream = connect(&gateway).await;
+    stream.write_all(&[&preface[..], &head].concat()).await.unwrap();
+    let since = tokio::time::Instant::now();
+    while stream.write_all(&frame(CONTINUATION, 0, 1, b"\x82")[..9]).await.is_ok() {
+        assert!(since.elapsed() < Duration::from_secs(10), "it goes on for ever");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_unfinished_head_ends_its_connection_though_another_request_waits() {
+    let upstream = Upstream::script(|_| Plan::silence()).await;
+    let gateway = TestConfig::new(upstream.url()).set("server.header_timeout", "1s").start().await;
+    let mut stream = connect(&gateway).await;
+    let waits = frame(HEADERS, END_HEADERS | END_STREAM, 1, &head(METADATA));
+    let unfinished = frame(HEADERS, END_STREAM, 3, &head(METADATA));
+    stream.write_all(&[start(&[]), waits, unfinished].concat()).await.unwrap();
+    upstream.arrived(1).await;
+    // ENHANCE_YOUR_CALM.
+    assert_eq!(sent_away(&mut stream).await, Some(11));
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_what_its_head_says_is_reset_and_goes_nowhere() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let text = |value: &str| [&[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
+    // POST, http, path, authority, and content-length (RFC 7541 appendix A).
+    let head = |length: usize| {
+        let length = [vec![0x0f, 0x0d], text(&length.to_string())].concat();
+        [vec![0x83, 0x86, 0x04], text(QUERY), vec![0x01], text("localhost"), length].concat()
+    };
+    let trailer = [vec![0x00], text("x"), text("y")].concat();
+    for wrong in [
+        // Shorter and longer than it says, in one frame and in two.
+        [frame(HEADERS, END_HEADERS, 1, &head(100)), frame(DATA, END_STREAM, 1, ASK.as_bytes())].concat(),
+        [frame(HEADERS, END_HEADERS, 1, &head(10)), frame(DATA, END_STREAM, 1, ASK.as_bytes())].concat(),
+        [
+            frame(HEADERS, END_HEADERS, 1, &head(100)),
+            frame(DATA, 0, 1, &ASK.as_bytes()[..10]),
+            frame(DATA, END_STREAM, 1, &ASK.as_bytes()[10..]),
+        ]
+        .concat(),
+        // A second head that is no trailer, since the body goes on.
+        [
+            frame(HEADERS, END_HEADERS, 1, &head(ASK.len())),
+            frame(DATA, 0, 1, &ASK.as_bytes()[..10]),
+            frame(HEADERS, END_HEADERS, 1, &trailer),
+            frame(DATA, END_STREAM, 1, &ASK.as_bytes()[10..]),
+        ]
+        .concat(),
+    ] {
+        let mut stream = connect(&gateway).await;
+        stream.write_all(&[start(&[]), wrong].concat()).await.unwrap();
+        let code = loop {
+            match next(&mut stream).await.expect("it says what is wrong") {
+                (RST_STREAM, _, 1, code) => break code,
+                (GOAWAY, _, _, payload) => break payload[4..8].to_vec(),
+                (DATA | HEADERS, _, 1, _) => panic!("it is answered"),
+                _ => {}
+            }
+        };
+        assert_eq!(code, [0, 0, 0, 1], "PROTOCOL_ERROR");
+    }
+    assert_eq!(upstream.count(), 0);
+}

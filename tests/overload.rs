@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use support::certificate::Certificate;
 use support::process::{Process, command, quiet, set};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -277,6 +278,75 @@ async fn what_a_crowd_took_comes_back() {
     drop(crowd);
     let after = resident_again(&process, before).await;
     assert!(after <= before + KEPT, "MiB: {before}, at most {most} or more, then {after}");
+}
+
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+fn frame(kind: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, 0, 0, 0, 0, stream], payload].concat()
+}
+
+const HANDSHAKE: &str = "a handshake";
+
+/// Heads that never end, each as large as it may be.
+fn unfinished_heads() -> Vec<(&'static str, Vec<u8>)> {
+    // A ClientHello of 60,000 bytes, in records of 15,000.
+    let hello = [&[1, 0, 0xea, 0x60, 3, 3][..], &[0; 59_990]].concat();
+    let record = |piece: &[u8]| [&[22, 3, 1][..], &u16::try_from(piece.len()).unwrap().to_be_bytes(), piece].concat();
+    let hello: Vec<u8> = hello.chunks(15_000).flat_map(record).collect();
+    let preface = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, &[])].concat();
+    let (headers, continuation) = (1, 9);
+    // A field of 16,000 bytes; and 2,000 fields of one byte each, from the static table.
+    let large = [&[0x82, 0x86, 0x84, 0x00, 1, b'x', 0x7f, 0x81, 0x7c][..], &[b'y'; 15_868]].concat();
+    let small = [&[0x82, 0x86, 0x84][..], &[0x90; 2000]].concat();
+    let more = [&[0x00, 1, b'z', 0x7f, 0x81, 0x7c][..], &[b'y'; 15_868]].concat();
+    let continued = [frame(headers, 1, &large), frame(continuation, 1, &more).repeat(5)].concat();
+    let http1 = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: {}", "a".repeat(60_000));
+    let lines = format!("GET / HTTP/1.1\r\nHost: localhost\r\n{}", "A:\r\n".repeat(12_000));
+    vec![
+        ("one long line", http1.into_bytes()),
+        ("many lines", lines.into_bytes()),
+        ("long fields in many frames", [&preface[..], &continued].concat()),
+        ("many small fields", [&preface[..], &frame(headers, 1, &small)].concat()),
+        ("a frame without its end", [&preface[..], &frame(headers, 1, &large)[..15_000]].concat()),
+        ("settings without their end", [&preface[..], &frame(4, 0, &[0; 16_380])[..15_000]].concat()),
+        ("a preface alone", preface),
+        (HANDSHAKE, hello),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_heads_take_little_memory_however_many_there_are() {
+    let (upstream, certificate) = (Upstream::start().await, Certificate::new());
+    for (kind, beginning) in unfinished_heads() {
+        let mut arguments = arguments(&upstream);
+        if kind == HANDSHAKE {
+            let file = |name| certificate.path(name);
+            arguments.extend([set("server.tls.cert", &file("cert.pem")), set("server.tls.key", &file("key.pem"))]);
+        }
+        let process = Process::spawn(command(&arguments)).await;
+        let before = resident(&process);
+        let mut crowd = Vec::new();
+        let mut most = before;
+        for n in 0..2200 {
+            let mut stream = connect(process.data).await;
+            // The gateway may have closed it before all is sent.
+            let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(&beginning)).await;
+            crowd.push(stream);
+            if n % 20 == 0 {
+                most = most.max(resident(&process));
+            }
+        }
+        // What is on the wire is read before this is answered, by and large.
+        match kind {
+            HANDSHAKE => drop(certificate.connect(process.data, &[]).await),
+            _ => drop(behave(process.data, 20).await),
+        }
+        most = most.max(resident(&process));
+        println!("{kind}: {before} MiB, at most {most} MiB");
+        assert!(most < 128, "{kind}: {before} MiB, at most {most} MiB");
+        drop(crowd);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

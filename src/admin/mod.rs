@@ -4,6 +4,7 @@
 //! it. It reads the handles of the rooms and changes nothing but the cache, on request. It shows no secret,
 //! and queries only as hashes unless `admin.show_queries` is on.
 
+mod caller;
 mod health;
 mod requests;
 mod status;
@@ -35,8 +36,13 @@ use crate::model::host;
 use crate::model::origin;
 use crate::stack::Lasting;
 
+pub use self::caller::{OfPeer, is_probe};
+
 /// Connections at once: probes, a scraper, some people.
 pub const CONNECTIONS: usize = 64;
+
+/// Connections beyond those, for probes alone.
+pub const CONNECTIONS_FOR_PROBES: usize = 8;
 
 const MAX_BODY: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,5 +1,6 @@
 //! One line.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,6 +9,7 @@ use http::{HeaderValue, Method};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::model::escape;
 use crate::model::json::{self, Value};
 use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
@@ -65,6 +67,28 @@ struct Line<'a> {
     duration_ms: f64,
 }
 
+/// JSON in one line, in which no character is that must not stand raw in a log.
+struct Visible;
+
+impl serde_json::ser::Formatter for Visible {
+    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut visible = String::new();
+        for piece in fragment.split_inclusive(escape::is_unsafe) {
+            let (plain, last) = match piece.chars().next_back().filter(|last| escape::is_unsafe(*last)) {
+                Some(last) => (&piece[..piece.len() - last.len_utf8()], Some(last)),
+                None => (piece, None),
+            };
+            writer.write_all(plain.as_bytes())?;
+            if let Some(last) = last {
+                visible.clear();
+                escape::write_escaped(&mut visible, last).map_err(io::Error::other)?;
+                writer.write_all(visible.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The members that a query names, by the lists in which it names them.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -106,7 +130,7 @@ impl Record {
             duration_ms: (self.took.as_secs_f64() * 1e6).round() / 1e3,
         };
         // Strings and numbers always serialise, and a buffer takes them.
-        let _ = serde_json::to_writer(&mut *lines, &line);
+        let _ = line.serialize(&mut serde_json::Serializer::with_formatter(&mut *lines, Visible));
         lines.push(b'\n');
     }
 }

@@ -14,6 +14,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::model::escape;
+
 /// The format. See the module.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct JsonLines;
@@ -84,9 +86,10 @@ impl Line {
 
     /// As the inside of a JSON string.
     fn escaped(&mut self, text: &str) {
-        let must_be_escaped = |b: u8| u8::from(b < 0x20) | u8::from(b == b'"') | u8::from(b == b'\\');
+        let may_have_to_be_escaped =
+            |b: u8| u8::from(b < 0x20) | u8::from(b >= 0x7f) | u8::from(b == b'"') | u8::from(b == b'\\');
         // Nearly all text is plain, which many bytes at a time can show.
-        if text.bytes().fold(0, |found, b| found | must_be_escaped(b)) == 0 {
+        if text.bytes().fold(0, |found, b| found | may_have_to_be_escaped(b)) == 0 {
             return self.0.push_str(text);
         }
         for character in text.chars() {
@@ -94,12 +97,9 @@ impl Line {
                 '"' => self.0.push_str("\\\""),
                 '\\' => self.0.push_str("\\\\"),
                 '\n' => self.0.push_str("\\n"),
-                '\0'..'\x20' => {
-                    const HEX: &[u8; 16] = b"0123456789abcdef";
-                    let code = character as usize;
-                    self.0.push_str("\\u00");
-                    self.0.push(char::from(HEX[code >> 4]));
-                    self.0.push(char::from(HEX[code & 15]));
+                // Writing to a string does not fail.
+                character if escape::is_unsafe(character) => {
+                    let _ = escape::write_escaped(&mut self.0, character);
                 }
                 plain => self.0.push(plain),
             }
@@ -258,6 +258,7 @@ mod tests {
         fn any_text_is_read_as_it_was(text: String) {
             let mut line = Line(String::new());
             line.string(&text);
+            prop_assert!(!line.0.chars().any(escape::is_unsafe));
             prop_assert_eq!(serde_json::from_str::<String>(&line.0).unwrap(), text);
         }
     }

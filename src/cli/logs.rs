@@ -1,6 +1,7 @@
 //! Where log lines go: standard error, as text on a terminal and as JSON elsewhere.
 
-use std::io::{self, IsTerminal};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
@@ -10,6 +11,7 @@ use tracing_subscriber::prelude::*;
 use super::json_lines::JsonLines;
 use super::sink::Sink;
 use crate::config::{Log, LogFormat};
+use crate::model::escape;
 
 /// Installs the process's log. What is given back writes its last lines when it is dropped.
 pub(super) fn install(log: &Log) -> LastLines {
@@ -20,19 +22,41 @@ pub(super) fn install(log: &Log) -> LastLines {
         LogFormat::Text => false,
         LogFormat::Auto => !io::stderr().is_terminal(),
     };
-    let sink = Sink::start(io::stderr());
-    let writer = match sink.clone() {
-        Some(sink) => BoxMakeWriter::new(sink),
-        None => BoxMakeWriter::new(io::stderr),
+    let (sink, has_colours) = (Sink::start(io::stderr()), io::stderr().is_terminal());
+    let writer = match (sink.clone(), json) {
+        (Some(sink), true) => BoxMakeWriter::new(sink),
+        (None, true) => BoxMakeWriter::new(io::stderr),
+        (Some(sink), false) => BoxMakeWriter::new(move || Visible { output: sink.clone(), has_colours }),
+        (None, false) => BoxMakeWriter::new(move || Visible { output: io::stderr(), has_colours }),
     };
     let lines = fmt::layer().with_writer(writer);
     let lines = match json {
         true => lines.event_format(JsonLines).boxed(),
-        false => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        false => lines.with_ansi(has_colours).boxed(),
     };
     // Fails only where a log is installed already.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     LastLines(sink)
+}
+
+/// Writes text in which no character is that must not stand raw in a log.
+struct Visible<W> {
+    output: W,
+    has_colours: bool,
+}
+
+impl<W: Write> Write for Visible<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // The format writes whole lines, all of them text.
+        match std::str::from_utf8(line).map(|line| escape::text(line, self.has_colours)) {
+            Ok(Cow::Owned(visible)) => self.output.write_all(visible.as_bytes()).map(|()| line.len()),
+            Ok(Cow::Borrowed(_)) | Err(_) => self.output.write(line),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// Keeps the process until its last lines are written.
@@ -43,5 +67,42 @@ impl Drop for LastLines {
         if let Some(sink) = &self.0 {
             sink.flush();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_in_text_shows_no_character_that_hides_or_moves_others() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let lines =
+            fmt::layer().with_writer(move || Visible { output: writer.clone(), has_colours: false }).with_ansi(false);
+        let subscriber = tracing_subscriber::registry().with(lines);
+        let nasty = "\u{9b}31m\u{202e}txt\u{2028}\u{feff}\u{1b}[31m";
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(text = nasty, shown = %nasty, debug = ?nasty, "{nasty}");
+        });
+        let said = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let shown = said.strip_suffix('\n').unwrap();
+        assert!(!shown.chars().any(escape::is_unsafe), "{said:?}");
+        assert!(said.contains(r"\u202e") || said.contains(r"\u{202e}"), "{said:?}");
     }
 }

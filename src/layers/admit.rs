@@ -210,6 +210,7 @@ impl Door {
         // Set once: this is the only place that learns them.
         let _ = visit.journey.operation.set(operation);
         let known = self.identify(request, &visit.peer)?;
+        visit.peer.identify();
         let team = &known.guest.team;
         let _ = visit.journey.team.set(Arc::clone(team));
         Self::limit(known, visit)?;
@@ -285,6 +286,11 @@ impl Door {
 
     fn identify<B>(&self, request: &Request<B>, peer: &Peer) -> Result<&Known, GatewayError> {
         let unauthenticated = |message| GatewayError::new(Reason::Unauthenticated, message);
+        if peer.lacks_a_certificate() {
+            return Err(unauthenticated(
+                "the gateway wants a client certificate of its present authority; connect again, and show one",
+            ));
+        }
         if self.everybody {
             return self.guests.first().ok_or_else(|| unauthenticated("nobody is let in"));
         }

@@ -6,6 +6,8 @@ pub mod cors;
 
 pub mod rescue;
 
+pub mod drain;
+
 pub mod shed;
 
 pub mod admit;

@@ -117,8 +117,8 @@ fn respond(error: &GatewayError, journey: &Journey) -> Response<Full<Bytes>> {
         let challenge = HeaderValue::from_static("Basic realm=\"insights-gateway\", Bearer");
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
-    if matches!(reason, Reason::ClientTimeout | Reason::BodyTooLarge | Reason::HeadersTooLarge) {
-        // The rest of the request is not going to be read.
+    if matches!(reason, Reason::ClientTimeout | Reason::BodyTooLarge | Reason::HeadersTooLarge | Reason::Draining) {
+        // The rest of the request is not going to be read, or no other one.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -9,6 +9,7 @@ pub mod call;
 pub mod clock;
 pub mod envelope;
 pub mod error;
+pub mod escape;
 pub mod freshness;
 pub mod hints;
 pub mod host;

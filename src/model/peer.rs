@@ -1,6 +1,8 @@
 //! Who is at the other end of a connection, as far as the connection itself tells.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +21,15 @@ pub enum Origin {
 }
 
 /// The other end of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Peer {
     origin: Origin,
     /// Written once a connection, so that a request's log line costs a copy.
     text: Box<str>,
     names: Vec<String>,
+    lacks_a_certificate: bool,
+    /// Has it shown who it is. What is cloned from it shares this.
+    identified: Arc<AtomicBool>,
 }
 
 impl Default for Peer {
@@ -42,12 +47,35 @@ impl Peer {
             Origin::Unix { uid, pid: Some(pid) } => format!("unix:uid={uid},pid={pid}"),
             Origin::Unix { uid, pid: None } => format!("unix:uid={uid}"),
         };
-        Self { origin, text: text.into(), names: Vec::new() }
+        let (names, identified) = (Vec::new(), Arc::default());
+        Self { origin, text: text.into(), names, lacks_a_certificate: false, identified }
     }
 
     /// With the names of the certificate that it has shown and that has been verified.
     pub fn with_names(self, names: Vec<String>) -> Self {
-        Self { names, ..self }
+        Self { names, lacks_a_certificate: false, ..self }
+    }
+
+    /// The same, on a connection that would not be accepted any more without a good certificate.
+    pub fn that_lacks_a_certificate(self) -> Self {
+        Self { lacks_a_certificate: true, ..self }
+    }
+
+    /// Is a certificate demanded that this peer has not shown.
+    pub fn lacks_a_certificate(&self) -> bool {
+        self.lacks_a_certificate
+    }
+
+    /// It has shown a good token or certificate.
+    pub fn identify(&self) {
+        if !self.is_identified() {
+            self.identified.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Has it ever shown a good token or certificate on this connection.
+    pub fn is_identified(&self) -> bool {
+        self.identified.load(Ordering::Relaxed)
     }
 
     /// For logs: `192.0.2.1:4711`, `unix:uid=1000,pid=4711`, or empty.

@@ -172,14 +172,23 @@ pub struct BindError {
 }
 
 /// Opens what one entry of `server.listen` means: one listener, or all that were handed over under a name. Unix
-/// sockets get the mode `unix_mode` before anybody can connect.
+/// sockets get the mode `unix_mode` before anybody can connect. `[::]` takes IPv4 along, unless `all` the entries name
+/// an IPv4 address with the same port.
 ///
 /// # Errors
 ///
 /// When the address is taken or not ours. A socket file that nobody listens on is replaced; any other file is not.
-pub fn bind(listen: &Listen, unix_mode: u32, inherited: &mut Inherited) -> Result<Vec<Bound>, BindError> {
+pub fn bind(
+    listen: &Listen,
+    all: &[Listen],
+    unix_mode: u32,
+    inherited: &mut Inherited,
+) -> Result<Vec<Bound>, BindError> {
     let bound = match listen {
-        Listen::Tcp(address) => bind_tcp(*address).map(|bound| vec![bound]),
+        Listen::Tcp(address) => {
+            let is_ipv4_there = |other: &Listen| matches!(other, Listen::Tcp(other) if other.is_ipv4() && other.port() == address.port());
+            bind_tcp(*address, all.iter().any(is_ipv4_there)).map(|bound| vec![bound])
+        }
         Listen::Unix(path) => bind_unix(path, unix_mode).map(|bound| vec![bound]),
         Listen::Systemd(name) => inherited.take(name),
     };
@@ -193,8 +202,11 @@ pub fn bind(listen: &Listen, unix_mode: u32, inherited: &mut Inherited) -> Resul
     })
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
+fn bind_tcp(address: SocketAddr, is_ipv4_apart: bool) -> io::Result<Bound> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() && is_ipv4_apart {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
     // A restart must not wait for the last connections' TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -1,20 +1,31 @@
 //! Where the requests of an HTTP/1 connection begin and end, followed on the bytes.
 //!
 //! For two questions that hyper leaves open: has a head begun that is not complete yet, and does a head say its body's
-//! length in two ways (RFC 9112 section 6.3). hyper takes one of them; somebody in front of the gateway may have taken
-//! the other, and a request may be hidden in the difference. It can stand anywhere in a connection, so bodies are
-//! followed as well. Whatever hyper refuses by itself ends the following: the connection ends with it.
+//! length in a way that others may read otherwise (RFC 9112 section 6.3). hyper takes one of the readings; somebody in
+//! front of the gateway may have taken another, and a request may be hidden in the difference. So a body has one
+//! `Content-Length` of digits, or one `Transfer-Encoding` that is `chunked` and nothing else, or neither. Such a head
+//! can stand anywhere in a connection, so bodies are followed as well. Whatever hyper refuses by itself ends the
+//! following: the connection ends with it.
 //!
 //! Nothing is kept but the beginning of the current line.
 
 /// Enough of a line for the two headers that matter, with any length that is one.
 const LINE: usize = 64;
 
-/// A head says its body's length in two ways. It begins at this place of the bytes last followed; at 0 when it began
-/// before them.
+/// A head does not say its body's length in one way that everybody reads alike. It begins at this place of the bytes
+/// last followed; at 0 when it began before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ambiguous {
     pub(super) begins_at: usize,
+}
+
+/// A head that has begun and is not complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unfinished {
+    /// Which one it is of its connection: another one has another number.
+    pub(super) number: u64,
+    /// Bytes that it takes at most, as far as it has come.
+    pub(super) bytes: usize,
 }
 
 /// Follows one connection.
@@ -24,7 +35,11 @@ pub(super) struct Framing {
     /// The current line, as far as it came with earlier bytes and matters.
     line: Vec<u8>,
     length: Length,
-    is_chunked: bool,
+    coding: Coding,
+    /// Bytes of the current head.
+    head: usize,
+    /// Heads that were complete.
+    finished: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,14 +70,25 @@ enum Length {
     Malformed,
 }
 
+/// What the head says in `Transfer-Encoding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Unsaid,
+    Chunked,
+    /// Anything else, `chunked` twice included.
+    Other,
+}
+
 impl Framing {
     pub(super) fn new() -> Self {
-        Self { place: Place::Between, line: Vec::new(), length: Length::Unsaid, is_chunked: false }
+        let (length, coding) = (Length::Unsaid, Coding::Unsaid);
+        Self { place: Place::Between, line: Vec::new(), length, coding, head: 0, finished: 0 }
     }
 
-    /// Has a head begun that is not complete.
-    pub(super) fn is_in_head(&self) -> bool {
-        self.place == Place::Head || (self.place == Place::Between && !self.line.is_empty())
+    /// The head that is not complete, if one has begun.
+    pub(super) fn unfinished(&self) -> Option<Unfinished> {
+        let is_in_head = self.place == Place::Head || (self.place == Place::Between && !self.line.is_empty());
+        is_in_head.then_some(Unfinished { number: self.finished, bytes: self.head })
     }
 
     /// Takes the bytes that came next.
@@ -84,14 +110,17 @@ impl Framing {
                     };
                 }
                 _ => {
-                    if self.place == Place::Between && self.line.is_empty() {
+                    if self.line.is_empty() && self.place != Place::Head {
                         begins_at = at;
+                        self.head = 0;
                     }
                     let Some(end) = memchr::memchr(b'\n', rest) else {
                         self.keep(rest);
+                        self.head += rest.len();
                         return Ok(());
                     };
                     at += end + 1;
+                    self.head += end + 1;
                     if self.line.is_empty() {
                         self.end_line(&rest[..end]);
                     } else {
@@ -101,7 +130,7 @@ impl Framing {
                         self.line = line;
                         self.line.clear();
                     }
-                    if self.place == Place::Lost && self.is_chunked && self.length != Length::Unsaid {
+                    if self.place == Place::Lost {
                         return Err(Ambiguous { begins_at });
                     }
                 }
@@ -111,7 +140,8 @@ impl Framing {
     }
 
     fn keep(&mut self, piece: &[u8]) {
-        let room = LINE - self.line.len().min(LINE);
+        // One byte more than matters shows that the line is longer.
+        let room = LINE + 1 - self.line.len();
         self.line.extend_from_slice(&piece[..piece.len().min(room)]);
     }
 
@@ -122,15 +152,20 @@ impl Framing {
             Place::Between if is_empty => Place::Between,
             // The request line says nothing of the body.
             Place::Between => {
-                (self.length, self.is_chunked) = (Length::Unsaid, false);
+                (self.length, self.coding) = (Length::Unsaid, Coding::Unsaid);
                 Place::Head
             }
-            Place::Head if is_empty => self.end_head(),
+            Place::Head if is_empty => {
+                (self.head, self.finished) = (0, self.finished + 1);
+                self.end_head()
+            }
+            // RFC 9112 section 5.2: a line that continues the one before is obsolete.
+            Place::Head if line.starts_with(b" ") || line.starts_with(b"\t") => Place::Lost,
             Place::Head => {
-                self.header(line);
+                self.header(&line[..line.len().min(LINE)], line.len() > LINE);
                 Place::Head
             }
-            Place::ChunkSize => match chunk_size(line) {
+            Place::ChunkSize => match chunk_size(&line[..line.len().min(LINE)]) {
                 None => Place::Lost,
                 Some(0) => Place::Trailers,
                 Some(size) => Place::Chunk(size),
@@ -143,22 +178,26 @@ impl Framing {
     }
 
     fn end_head(&self) -> Place {
-        match (self.is_chunked, self.length) {
-            (true, Length::Unsaid) => Place::ChunkSize,
-            (false, Length::Unsaid | Length::Said(0)) => Place::Between,
-            (false, Length::Said(length)) => Place::Body(length),
-            (true, _) | (false, Length::Malformed) => Place::Lost,
+        match (self.coding, self.length) {
+            (Coding::Chunked, Length::Unsaid) => Place::ChunkSize,
+            (Coding::Unsaid, Length::Unsaid | Length::Said(0)) => Place::Between,
+            (Coding::Unsaid, Length::Said(length)) => Place::Body(length),
+            (Coding::Chunked | Coding::Other, _) | (Coding::Unsaid, Length::Malformed) => Place::Lost,
         }
     }
 
-    fn header(&mut self, line: &[u8]) {
-        const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
-        const CONTENT_LENGTH: &[u8] = b"content-length:";
+    /// A header line, or the beginning of one that `is_cut`.
+    fn header(&mut self, line: &[u8], is_cut: bool) {
+        const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
+        const CONTENT_LENGTH: &[u8] = b"content-length";
         // Most lines are told apart by their first byte.
         match line.first() {
-            Some(b't' | b'T') if starts_with(line, TRANSFER_ENCODING) => self.is_chunked = true,
-            Some(b'c' | b'C') if starts_with(line, CONTENT_LENGTH) => {
-                let length = length(line[CONTENT_LENGTH.len()..].trim_ascii());
+            Some(b't' | b'T') if let Some(rest) = named(line, TRANSFER_ENCODING) => {
+                let is_chunked = value(rest).is_some_and(|value| !is_cut && value.eq_ignore_ascii_case(b"chunked"));
+                self.coding = if is_chunked && self.coding == Coding::Unsaid { Coding::Chunked } else { Coding::Other };
+            }
+            Some(b'c' | b'C') if let Some(rest) = named(line, CONTENT_LENGTH) => {
+                let length = value(rest).filter(|_| !is_cut).map_or(Length::Malformed, length);
                 self.length = match self.length {
                     Length::Unsaid => length,
                     // hyper takes the same twice, and refuses the rest.
@@ -171,12 +210,25 @@ impl Framing {
     }
 }
 
-/// Does the line begin with `name`, whose last byte is the colon. That is looked at first: few others have it there.
-fn starts_with(line: &[u8], name: &[u8]) -> bool {
-    line.get(..name.len()).is_some_and(|start| start.last() == Some(&b':') && start.eq_ignore_ascii_case(name))
+/// What follows the name, in a line whose header has it. Blanks before the colon do not make it another header.
+fn named<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let (start, rest) = line.split_at_checked(name.len())?;
+    let goes_on = rest.first().is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    (start.eq_ignore_ascii_case(name) && !goes_on).then_some(rest)
+}
+
+/// What stands behind a header's name: a colon, and a value with blanks around it.
+fn value(rest: &[u8]) -> Option<&[u8]> {
+    let mut value = rest.strip_prefix(b":")?;
+    value = value.strip_suffix(b"\r").unwrap_or(value);
+    while let [b' ' | b'\t', inner @ ..] | [inner @ .., b' ' | b'\t'] = value {
+        value = inner;
+    }
+    Some(value)
 }
 
 fn length(digits: &[u8]) -> Length {
+    // No digits at all are no number either.
     let number = || std::str::from_utf8(digits).ok()?.parse().ok();
     match digits.iter().all(u8::is_ascii_digit).then(number).flatten() {
         Some(length) => Length::Said(length),
@@ -186,6 +238,7 @@ fn length(digits: &[u8]) -> Length {
 
 /// The size in `1a;extension`.
 fn chunk_size(line: &[u8]) -> Option<u64> {
+    // There is an end: a line that is cut before one says nothing.
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit())?;
     // Beyond the extension's beginning nothing matters.
     let digits = std::str::from_utf8(&line[..end]).ok()?;
@@ -213,14 +266,14 @@ mod tests {
             if rest.is_empty() {
                 break;
             }
-            let was_in_head = framing.is_in_head();
+            let was_in_head = framing.unfinished().is_some();
             let (piece, behind) = rest.split_at(size.clamp(1, rest.len()));
             let place = text.len() - rest.len();
             if let Err(ambiguous) = framing.follow(piece) {
                 let begins_at = if was_in_head && ambiguous.begins_at == 0 { begun } else { None };
                 return (Some(begins_at.unwrap_or(place + ambiguous.begins_at)), framing);
             }
-            if framing.is_in_head() && !was_in_head {
+            if framing.unfinished().is_some() && !was_in_head {
                 begun = Some(place);
             }
             rest = behind;
@@ -234,7 +287,7 @@ mod tests {
         for size in 1..=text.len() {
             let (ambiguous, framing) = follow(&text, std::iter::repeat(size));
             assert_eq!((ambiguous, framing.place), (None, Place::Between), "in pieces of {size}");
-            assert!(!framing.is_in_head());
+            assert_eq!(framing.unfinished(), None);
         }
     }
 
@@ -274,22 +327,67 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabc", false),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n", false),
         ] {
-            assert_eq!(follow(text, std::iter::repeat(3)).1.is_in_head(), is_in_head, "{text:?}");
+            assert_eq!(follow(text, std::iter::repeat(3)).1.unfinished().is_some(), is_in_head, "{text:?}");
         }
     }
 
     #[test]
-    fn what_hyper_refuses_is_followed_no_further() {
-        for lost in [
-            "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
-            "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n",
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+    fn one_coding_that_is_chunked_is_all_there_may_be() {
+        let head = |lines: &str| format!("POST / HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n");
+        let padded = format!("Transfer-Encoding:{}chunked\r\n", " ".repeat(60));
+        for refused in [
+            "Transfer-Encoding: chunked, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding:\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Transfer-Encoding: chunked;x\r\n",
+            "Transfer-Encoding: chunked,\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "Transfer-Encoding: \"chunked\"\r\n",
+            "Transfer-Encoding: \x0bchunked\r\n",
+            "Transfer-Encoding:\r\n",
+            "Transfer-Encoding:\r\n chunked\r\n",
+            "Transfer-Encoding : chunked\r\n",
+            "Transfer-Encoding\t: chunked\r\n",
+            "X: y\r\n Transfer-Encoding: chunked\r\n",
+            "Content-Length: 1\r\nContent-Length: 2\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length:\r\n",
+            "Content-Length : 1\r\n",
+            "Content-Length: 1\r\n\t1\r\n",
+            &padded,
         ] {
-            let (ambiguous, framing) = follow(&[lost, BAD].concat(), std::iter::repeat(7));
-            assert_eq!((ambiguous, framing.place), (None, Place::Lost), "{lost:?}");
+            let text = [PLAIN, &head(refused)].concat();
+            for size in 1..=text.len() {
+                let (ambiguous, framing) = follow(&text, std::iter::repeat(size));
+                assert!(ambiguous.is_some() && framing.place == Place::Lost, "{refused:?} in pieces of {size}");
+            }
+        }
+        for sound in [
+            "transfer-encoding:chunked\r\n",
+            "TRANSFER-ENCODING: \t Chunked \t \r\n",
+            "Transfer-Encoding-Of-Mine: gzip\r\nContent-Length-Of-Mine: x\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            let text = [&head(sound), "0\r\n\r\n", PLAIN].concat();
+            for size in 1..=text.len() {
+                let (ambiguous, framing) = follow(&text, std::iter::repeat(size));
+                assert_eq!((ambiguous, framing.place), (None, Place::Between), "{sound:?} in pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_cannot_be_followed_end_the_connection() {
+        let zeros = format!("{}5", "0".repeat(80));
+        for lost in ["x\r\n", "1\r\nabc\r\n", "fffffffffffffffff\r\n", "\r\n", &zeros] {
+            let text = ["POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", lost, "\r\n", BAD].concat();
+            for size in 1..=text.len() {
+                let (ambiguous, framing) = follow(&text, std::iter::repeat(size));
+                assert!(ambiguous.is_some() && framing.place == Place::Lost, "{lost:?} in pieces of {size}");
+            }
         }
     }
 
@@ -299,7 +397,8 @@ mod tests {
         for _ in 0..10_000 {
             framing.follow(b"GET /aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa").unwrap();
         }
-        assert!(framing.line.capacity() <= 2 * LINE && framing.is_in_head());
+        assert!(framing.line.capacity() <= 2 * (LINE + 1));
+        assert_eq!(framing.unfinished().map(|head| head.bytes), Some(10_000 * 55));
     }
 
     proptest! {

@@ -1,66 +1,37 @@
-//! A connection's manners: heads arrive in time, answers are taken in time, idle connections end, and what hyper
-//! refuses by itself is said in Twilio's shape.
+//! A connection's manners: heads arrive in time and in bounded memory, answers are taken in time, idle connections end,
+//! and what hyper refuses by itself is said in Twilio's shape.
 //!
 //! hyper answers a head that it cannot parse with an empty body, and closes a connection whose head is late
 //! without a word. Both happen below any service, so they are mended here, on the bytes. hyper's own header
-//! timeout is not used: it also ends idle connections, and costs a timer a request where this costs one a
-//! connection.
+//! timeout is not used: it also ends idle connections, knows nothing of HTTP/2, and costs a timer a request where this
+//! costs one a connection.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::Version;
+use http::{Method, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::framing::{Ambiguous, Framing};
+use super::connections::{BusyGuard, Connection, HeadShare, Place, TooManyHeads};
+use super::frames::Frames;
+use super::framing::{Ambiguous, Framing, Unfinished};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::request_id;
 
 /// How long a kept-alive connection may say nothing. As nginx has it.
 const IDLE: Duration = Duration::from_secs(75);
 
-/// The requests that a connection is busy with in the lower half, and all that it ever had in the upper, which may
-/// wrap: one number, so that a request costs one operation at each end.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Busy(Arc<AtomicU64>);
-
-impl Busy {
-    /// One more, until the answer's body has gone out.
-    pub(super) fn begin(&self) -> BusyGuard {
-        self.0.fetch_add(1 << 32 | 1, Ordering::Relaxed);
-        BusyGuard(self.clone())
-    }
-
-    fn is(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & u64::from(u32::MAX) > 0
-    }
-
-    /// Tells whether there has been another request since.
-    fn begun(&self) -> u64 {
-        self.0.load(Ordering::Relaxed) >> 32
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct BusyGuard(Busy);
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// An answer's body, which keeps its connection busy until it is sent.
 #[derive(Debug)]
 pub(super) struct Held<B> {
-    body: B,
+    /// None where there is to be none.
+    body: Option<B>,
     /// What has been taken from the body and not been sent.
     rest: Bytes,
     /// Bytes that are handed over at once.
@@ -70,10 +41,11 @@ pub(super) struct Held<B> {
 
 impl<B> Held<B> {
     /// Handed over in one piece. To HTTP/2 in several: what it has been handed, it keeps in memory until the client's
-    /// window lets it go.
-    pub(super) fn new(body: B, version: Version, busy: BusyGuard) -> Self {
+    /// window lets it go. Nothing of it is the answer to a HEAD.
+    pub(super) fn new(body: B, method: &Method, version: Version, busy: BusyGuard) -> Self {
         const PIECE: usize = 64 * 1024;
         let most = if version == Version::HTTP_2 { PIECE } else { usize::MAX };
+        let body = (method != Method::HEAD).then_some(body);
         Self { body, rest: Bytes::new(), most, _busy: busy }
     }
 }
@@ -85,7 +57,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
         if this.rest.is_empty() {
-            match ready!(Pin::new(&mut this.body).poll_frame(context)).transpose()?.map(Frame::into_data) {
+            let Some(body) = &mut this.body else { return Poll::Ready(None) };
+            match ready!(Pin::new(body).poll_frame(context)).transpose()?.map(Frame::into_data) {
                 Some(Ok(data)) => this.rest = data,
                 Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
                 None => return Poll::Ready(None),
@@ -97,11 +70,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.rest.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, behind) = (self.rest.len() as u64, self.body.size_hint());
+        let (rest, behind) =
+            (self.rest.len() as u64, self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint));
         let mut hint = SizeHint::new();
         hint.set_lower(rest + behind.lower());
         if let Some(upper) = behind.upper() {
@@ -111,26 +85,61 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
     }
 }
 
-/// Is this HTTP/2. Its preface begins as no HTTP/1.1 method does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Preface {
-    Expecting(usize),
-    Decided,
+/// What a connection speaks, and how far it is.
+#[derive(Debug)]
+enum Protocol {
+    /// So many bytes of HTTP/2's preface have come.
+    Undecided(usize),
+    Http1(Framing),
+    Http2(Frames),
 }
 
-const PREFACE: &[u8] = b"PRI ";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Nothing of a next request has come.
-    Idle(Instant),
-    /// A head has begun.
-    Head(Instant),
-    /// A request is being served, or has been.
-    Serving,
+impl Protocol {
+    /// Takes the bytes that came next.
+    fn follow(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
+        match self {
+            Self::Http1(framing) => framing.follow(bytes),
+            Self::Http2(frames) => {
+                frames.follow(bytes);
+                Ok(())
+            }
+            Self::Undecided(seen) => {
+                let (seen, n) = (*seen, bytes.len().min(PREFACE.len() - *seen));
+                if bytes[..n] != PREFACE[seen..seen + n] {
+                    let mut framing = Framing::new();
+                    let followed = framing.follow(&PREFACE[..seen]).and_then(|()| framing.follow(bytes));
+                    *self = Self::Http1(framing);
+                    return followed;
+                }
+                if seen + n < PREFACE.len() {
+                    *self = Self::Undecided(seen + n);
+                    return Ok(());
+                }
+                let mut frames = Frames::default();
+                frames.follow(&bytes[n..]);
+                *self = Self::Http2(frames);
+                Ok(())
+            }
+        }
+    }
+
+    /// The head that has begun. A connection that was opened and says nothing is one that is late.
+    fn unfinished(&self) -> Option<Unfinished> {
+        match self {
+            Self::Undecided(bytes) => Some(Unfinished { number: 0, bytes: *bytes }),
+            Self::Http1(framing) => framing.unfinished(),
+            Self::Http2(frames) => frames.unfinished(),
+        }
+    }
+
+    fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2(_))
+    }
 }
 
-/// What a connection may take.
+/// How long a connection may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     /// For a whole head.
@@ -142,57 +151,50 @@ pub(super) struct Patience {
 /// The bytes of a connection. See the module.
 pub(super) struct Guarded<T> {
     io: T,
-    busy: Busy,
-    /// Requests when the phase was last looked at.
-    begun: u64,
-    phase: Phase,
+    connection: Arc<Connection>,
     patience: Patience,
+    protocol: Protocol,
+    /// The unfinished head, by its number, and since when it is.
+    head: Option<(u64, Instant)>,
+    head_share: HeadShare,
     alarm: Pin<Box<Sleep>>,
     /// Until the other end has taken something, while it takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Bytes of HTTP/2's preface that have come; all of them make it an HTTP/2 connection.
-    preface: Preface,
-    http2: bool,
-    fresh: bool,
-    framing: Framing,
+    /// Answers of services that have begun to be written.
+    answers: u32,
+    /// Bytes that were to be written last and are not yet.
+    unsent: usize,
     /// What is written in place of hyper's own words, and how many of those it stands for.
     instead: Option<(Bytes, usize)>,
 }
 
 impl<T> Guarded<T> {
-    pub(super) fn new(io: T, busy: Busy, patience: Patience) -> Self {
+    pub(super) fn new(io: T, place: &Place, patience: Patience) -> Self {
         let now = Instant::now();
         Self {
             io,
-            begun: busy.begun(),
-            busy,
-            // A connection that was opened and says nothing is a head that is late.
-            phase: Phase::Head(now),
+            connection: Arc::clone(place.connection()),
             patience,
+            protocol: Protocol::Undecided(0),
+            head: Some((0, now)),
+            head_share: place.head_share(),
             alarm: Box::pin(tokio::time::sleep_until(now + patience.header)),
             stalled: None,
-            preface: Preface::Expecting(0),
-            http2: false,
-            fresh: true,
-            framing: Framing::new(),
+            answers: place.connection().answers(),
+            unsent: 0,
             instead: None,
         }
     }
 
     /// Takes notice of what came.
-    fn received(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
-        self.fresh = false;
-        if let Preface::Expecting(seen) = self.preface {
-            let (expected, n) = (&PREFACE[seen..], bytes.len().min(PREFACE.len() - seen));
-            if bytes[..n] != expected[..n] {
-                self.preface = Preface::Decided;
-            } else if seen + n == PREFACE.len() {
-                (self.preface, self.http2) = (Preface::Decided, true);
-            } else {
-                self.preface = Preface::Expecting(seen + n);
-            }
+    fn received(&mut self, bytes: &[u8]) -> Result<(), Received> {
+        let was_undecided = matches!(self.protocol, Protocol::Undecided(_));
+        self.protocol.follow(bytes).map_err(Received::Ambiguous)?;
+        if was_undecided && self.protocol.is_http2() {
+            self.connection.speaks_http2();
         }
-        if self.http2 { Ok(()) } else { self.framing.follow(bytes) }
+        let takes = self.protocol.unfinished().map_or(0, |head| head.bytes);
+        self.head_share.set(takes).map_err(Received::TooMuch)
     }
 
     /// Ends when the connection has been silent for too long.
@@ -213,27 +215,21 @@ impl<T> Guarded<T> {
         }
     }
 
-    /// Until when something has to come; never while a request is served.
+    /// Until when something has to come; never while HTTP/1.1 serves a request. HTTP/2 serves others meanwhile, but none
+    /// of them can send anything until the head is finished.
     fn deadline(&mut self, now: Instant) -> Option<Instant> {
-        if self.busy.is() {
-            self.phase = Phase::Serving;
+        let idle_since = self.connection.idle_since();
+        if idle_since.is_none() && !self.protocol.is_http2() {
+            self.head = None;
             return None;
         }
-        let begun = self.busy.begun();
-        if begun != self.begun {
-            // It has come and gone since: whatever was before is over.
-            (self.begun, self.phase) = (begun, Phase::Serving);
-        }
-        let is_in_head = !self.http2 && (self.fresh || self.framing.is_in_head());
-        self.phase = match (is_in_head, self.phase) {
-            (true, Phase::Head(_)) | (false, Phase::Idle(_)) => self.phase,
-            (true, _) => Phase::Head(now),
-            (false, _) => Phase::Idle(now),
-        };
-        match self.phase {
-            Phase::Head(since) => Some(since + self.patience.header),
-            Phase::Idle(since) => Some(since + IDLE),
-            Phase::Serving => None,
+        self.head = self.protocol.unfinished().map(|head| match self.head {
+            Some((number, since)) if number == head.number => (number, since),
+            _ => (head.number, now),
+        });
+        match self.head {
+            Some((_, since)) => Some(since + self.patience.header),
+            None => idle_since.map(|since| since + IDLE),
         }
     }
 
@@ -250,6 +246,13 @@ impl<T> Guarded<T> {
     }
 }
 
+/// Why what came is not passed on.
+#[derive(Debug, Clone, Copy)]
+enum Received {
+    Ambiguous(Ambiguous),
+    TooMuch(TooManyHeads),
+}
+
 /// Stands where an ambiguous head stood. hyper refuses it in its turn, behind the answers to the requests before; and
 /// it ends a head, of which hyper may have the beginning already.
 const MALFORMED: &[u8] = b"\0\r\n\r\n";
@@ -264,23 +267,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
         let before = buffer.filled().len();
         match Pin::new(&mut this.io).poll_read(context, buffer) {
             Poll::Ready(result) => {
-                if buffer.filled().len() > before
-                    && let Err(Ambiguous { begins_at }) = this.received(&buffer.filled()[before..])
-                {
-                    buffer.set_filled(before + begins_at);
-                    if buffer.remaining() < MALFORMED.len() {
-                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-                    }
-                    buffer.put_slice(MALFORMED);
+                if buffer.filled().len() == before {
+                    return Poll::Ready(result);
                 }
-                Poll::Ready(result)
+                match this.received(&buffer.filled()[before..]) {
+                    Ok(()) => Poll::Ready(result),
+                    Err(Received::Ambiguous(Ambiguous { begins_at })) => {
+                        buffer.set_filled(before + begins_at);
+                        if buffer.remaining() < MALFORMED.len() {
+                            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                        }
+                        buffer.put_slice(MALFORMED);
+                        Poll::Ready(result)
+                    }
+                    Err(Received::TooMuch(TooManyHeads)) => {
+                        let message = "too many requests have begun and are not finished; come back shortly";
+                        this.say(context, &answer(Reason::Overloaded, message));
+                        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+                    }
+                }
             }
             Poll::Pending => {
                 ready!(this.poll_late(context));
-                if let (Phase::Head(_), false, false) = (this.phase, this.http2, this.fresh) {
-                    let late = answer(Reason::ClientTimeout, "the request's head took too long");
-                    // Said if it can be: the connection ends either way.
-                    let _ = Pin::new(&mut this.io).poll_write(context, &late);
+                let has_begun = this.head.is_some() && !matches!(this.protocol, Protocol::Undecided(0));
+                if has_begun {
+                    this.say(context, &answer(Reason::ClientTimeout, "the request's head took too long"));
                 }
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
@@ -289,12 +300,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
 }
 
 impl<T: AsyncWrite + Unpin> Guarded<T> {
+    /// Says why the connection ends, if that can be said: it ends either way. HTTP/2 has words of its own for it.
+    fn say(&mut self, context: &mut Context<'_>, answer: &[u8]) {
+        let sent = match &self.protocol {
+            Protocol::Http2(frames) => Pin::new(&mut self.io).poll_write(context, &go_away(frames.last_stream())),
+            // What is being answered comes first, and it is not for this head.
+            _ if self.connection.is_busy() || self.unsent > 0 => return,
+            _ => Pin::new(&mut self.io).poll_write(context, answer),
+        };
+        if matches!(sent, Poll::Ready(Ok(_))) {
+            let _ = Pin::new(&mut self.io).poll_flush(context);
+        }
+    }
+
+    /// Are these words hyper's own. It makes them up only when no answer of a service is still to be written: when it
+    /// cannot read the next head.
+    fn are_hypers_own(&mut self) -> bool {
+        let answers = self.connection.answers();
+        let is_answered = std::mem::replace(&mut self.answers, answers) != answers;
+        !(is_answered || self.unsent > 0 || self.protocol.is_http2() || self.connection.is_busy())
+    }
+
     /// Writes our own answer where `words` is one that hyper made up.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
-        // A connection that has spoken HTTP/1.0 is answered so.
-        let refuses = words.starts_with(b"HTTP/1.1 4") || words.starts_with(b"HTTP/1.0 4");
-        if self.instead.is_none() && !self.http2 && refuses {
-            self.instead = replacement(words).map(|bytes| (bytes, all));
+        if self.instead.is_none() && self.are_hypers_own() {
+            self.instead = Some((replacement(words), all));
         }
         let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(None) };
         while bytes.has_remaining() {
@@ -308,6 +338,14 @@ impl<T: AsyncWrite + Unpin> Guarded<T> {
         self.instead = None;
         Poll::Ready(Some(Ok(written)))
     }
+
+    /// Takes notice of how much of what was to be written has been.
+    fn sent(&mut self, all: usize, written: &Poll<io::Result<usize>>) {
+        self.unsent = match written {
+            Poll::Ready(Ok(n)) => all.saturating_sub(*n),
+            Poll::Ready(Err(_)) | Poll::Pending => all,
+        };
+    }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
@@ -317,6 +355,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
             Poll::Ready(Some(result)) => Poll::Ready(result),
             Poll::Pending => Poll::Pending,
         };
+        self.sent(bytes.len(), &written);
         self.poll_taken(context, written)
     }
 
@@ -332,6 +371,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
             Poll::Ready(Some(result)) => Poll::Ready(result),
             Poll::Pending => Poll::Pending,
         };
+        self.sent(all, &written);
         self.poll_taken(context, written)
     }
 
@@ -350,16 +390,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     }
 }
 
-/// Our own answer for one of hyper's. Every answer of ours has a request id; hyper's have none.
-fn replacement(head: &[u8]) -> Option<Bytes> {
-    let text = std::str::from_utf8(head).ok()?;
-    if text.contains("\r\nx-request-id: ") {
-        return None;
-    }
-    match text.get(9..12)? {
-        "400" => Some(answer(Reason::BadRequest, "the request's head is malformed or its framing ambiguous")),
-        "431" | "414" => Some(answer(Reason::HeadersTooLarge, "the request's head is too large")),
-        _ => None,
+/// Our own answer for one of hyper's, whose status says what was wrong.
+fn replacement(words: &[u8]) -> Bytes {
+    match words.get(9..12) {
+        Some(b"431" | b"414") => answer(Reason::HeadersTooLarge, "the request's head is too large"),
+        _ => answer(Reason::BadRequest, "the request's head is malformed or its framing ambiguous"),
     }
 }
 
@@ -367,9 +402,10 @@ fn replacement(head: &[u8]) -> Option<Bytes> {
 fn answer(reason: Reason, message: &str) -> Bytes {
     let body = GatewayError::new(reason, message).to_body();
     let id = request_id::fresh();
+    let retry_after = if reason.status() == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
     let mut answer = format!(
         "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncache-status: insights-gateway; detail={}\r\n\
-         x-request-id: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+         x-request-id: {}\r\n{retry_after}content-length: {}\r\nconnection: close\r\n\r\n",
         reason.status(),
         reason.outcome().as_str(),
         id.to_str().unwrap_or_default(),
@@ -378,6 +414,13 @@ fn answer(reason: Reason, message: &str) -> Bytes {
     .into_bytes();
     answer.extend_from_slice(&body);
     answer.into()
+}
+
+/// A GOAWAY frame with the code ENHANCE_YOUR_CALM (RFC 9113 section 6.8).
+fn go_away(last_stream: u32) -> [u8; 17] {
+    let mut frame = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
+    frame[9..13].copy_from_slice(&last_stream.to_be_bytes());
+    frame
 }
 
 #[cfg(test)]
@@ -391,10 +434,10 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
     const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    fn guarded(busy: &Busy) -> (Guarded<DuplexStream>, DuplexStream) {
+    fn guarded(place: &Place) -> (Guarded<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(1024);
         let patience = Patience { header: 10 * S, write: 30 * S };
-        (Guarded::new(ours, busy.clone(), patience), theirs)
+        (Guarded::new(ours, place, patience), theirs)
     }
 
     /// Reads as hyper does between requests: until it gives up or `most` is over.
@@ -409,21 +452,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_says_nothing_is_late() {
-        let (mut guarded, _client) = guarded(&Busy::default());
+        let (mut guarded, _client) = guarded(&Connection::alone());
         assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(10 * S));
     }
 
     #[tokio::test(start_paused = true)]
     async fn idleness_counts_from_the_last_request_however_quickly_it_was_served() {
-        for preface in [&b""[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
-            let busy = Busy::default();
-            let (mut guarded, mut client) = guarded(&busy);
+        // In HTTP/2 an empty HEADERS frame, which is not looked into here.
+        for (preface, head) in [(&b""[..], HEAD), (PREFACE, b"\0\0\0\x01\x05\0\0\0\x01")] {
+            let place = Connection::alone();
+            let (mut guarded, mut client) = guarded(&place);
             client.write_all(preface).await.unwrap();
             for _ in 0..20 {
-                client.write_all(HEAD).await.unwrap();
+                client.write_all(head).await.unwrap();
                 // Nobody looks at the connection while the request is served, as it is with a hit.
                 assert!(guarded.read(&mut [0; 1024]).await.unwrap() > 0);
-                drop(busy.begin());
+                drop(place.connection().begin());
                 assert_eq!(gives_up(&mut guarded, 60 * S).await, None);
             }
             assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(IDLE - 60 * S));
@@ -432,9 +476,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_was_read_while_it_was_busy_ends_all_the_same() {
-        let busy = Busy::default();
-        let (mut guarded, _client) = guarded(&busy);
-        let serving = busy.begin();
+        let place = Connection::alone();
+        let (mut guarded, _client) = guarded(&place);
+        let serving = place.connection().begin();
         let ended = tokio::spawn(async move { guarded.read_u8().await.map_err(|error| error.kind()) });
         tokio::task::yield_now().await;
         // The answer is out, and nobody asks again.
@@ -445,11 +489,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_is_due_from_its_first_byte() {
-        let busy = Busy::default();
-        let (mut guarded, mut client) = guarded(&busy);
+        let place = Connection::alone();
+        let (mut guarded, mut client) = guarded(&place);
         client.write_all(HEAD).await.unwrap();
         assert!(guarded.read(&mut [0; 1024]).await.unwrap() > 0);
-        drop(busy.begin());
+        drop(place.connection().begin());
         assert_eq!(gives_up(&mut guarded, 40 * S).await, None);
         client.write_all(&HEAD[..5]).await.unwrap();
         assert_eq!(gives_up(&mut guarded, 6 * S).await, None);
@@ -462,8 +506,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_dropped_and_one_that_takes_a_little_is_not() {
-        let (mut guarded, mut client) = guarded(&Busy::default());
+        let place = Connection::alone();
+        let (mut guarded, mut client) = guarded(&place);
         let sending = tokio::spawn(async move {
+            let _serving = place.connection().begin();
             let begun = Instant::now();
             let ended = guarded.write_all(&[7; 8 * 1024]).await.map_err(|error| error.kind());
             (ended, begun.elapsed())
@@ -479,7 +525,7 @@ mod tests {
     async fn an_ambiguous_head_is_made_a_malformed_one_where_it_begins() {
         let ambiguous = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         for cut in 0..ambiguous.len() - 5 {
-            let (mut guarded, mut client) = guarded(&Busy::default());
+            let (mut guarded, mut client) = guarded(&Connection::alone());
             client.write_all(&[HEAD, &ambiguous[..cut]].concat()).await.unwrap();
             let mut seen = Vec::with_capacity(1024);
             guarded.read_buf(&mut seen).await.unwrap();
@@ -491,20 +537,83 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_goes_to_http_2_in_pieces_and_holds_its_connection() {
-        let (busy, page) = (Busy::default(), Bytes::from(vec![7; 150 * 1024]));
+        let (place, page) = (Connection::alone(), Bytes::from(vec![7; 150 * 1024]));
+        let busy = place.connection();
         for (version, pieces) in [(Version::HTTP_2, &[65_536, 65_536, 22_528][..]), (Version::HTTP_11, &[153_600])] {
-            let mut held = Held::new(Full::new(page.clone()), version, busy.begin());
+            let mut held = Held::new(Full::new(page.clone()), &Method::GET, version, busy.begin());
             assert_eq!(held.size_hint().exact(), Some(150 * 1024));
             let mut seen = Vec::new();
             while let Some(frame) = held.frame().await {
-                assert!(busy.is());
+                assert!(busy.is_busy());
                 seen.push(frame.unwrap().into_data().unwrap().len());
                 assert_eq!(held.is_end_stream(), seen.len() == pieces.len());
             }
             assert_eq!(seen, pieces);
             drop(held);
-            assert!(!busy.is());
+            assert!(!busy.is_busy());
         }
-        assert!(Held::new(Full::new(Bytes::new()), Version::HTTP_2, busy.begin()).is_end_stream());
+        assert!(Held::new(Full::new(Bytes::new()), &Method::GET, Version::HTTP_2, busy.begin()).is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_a_head_has_no_body() {
+        let place = Connection::alone();
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let body = Full::new(Bytes::from_static(b"a page"));
+            let mut held = Held::new(body, &Method::HEAD, version, place.connection().begin());
+            assert!(held.is_end_stream() && held.size_hint().exact() == Some(0));
+            assert!(held.frame().await.is_none());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http_2_head_is_due_from_its_first_byte_whatever_else_is_served() {
+        // HEADERS without END_HEADERS, and an empty CONTINUATION.
+        let (headers, more) = (b"\0\0\x01\x01\x01\0\0\0\x01\x82", b"\0\0\0\x09\0\0\0\0\x01");
+        let place = Connection::alone();
+        let (mut guarded, mut client) = guarded(&place);
+        client.write_all(PREFACE).await.unwrap();
+        assert_eq!(gives_up(&mut guarded, 40 * S).await, None);
+        let _busy = place.connection().begin();
+        client.write_all(headers).await.unwrap();
+        assert_eq!(gives_up(&mut guarded, 6 * S).await, None);
+        client.write_all(more).await.unwrap();
+        assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(4 * S));
+        let mut said = [0; 17];
+        client.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, go_away(1));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_begins_like_http_2_is_followed_as_what_it_is() {
+        let (mut guarded, mut client) = guarded(&Connection::alone());
+        let first = b"PRI * HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let second = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n";
+        client.write_all(&[&first[..], second].concat()).await.unwrap();
+        let mut seen = Vec::with_capacity(1024);
+        guarded.read_buf(&mut seen).await.unwrap();
+        assert_eq!(seen, [&first[..], MALFORMED].concat());
+    }
+
+    #[tokio::test]
+    async fn hypers_own_words_are_replaced_and_a_services_are_not() {
+        const WORDS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        let place = Connection::alone();
+        let (mut guarded, mut client) = guarded(&place);
+        client.write_all(HEAD).await.unwrap();
+        assert_eq!(guarded.read(&mut [0; 1024]).await.unwrap(), HEAD.len());
+        let mut request = place.connection().begin();
+        request.answered();
+        drop(request);
+        guarded.write_all(WORDS).await.unwrap();
+        let mut said = vec![0; WORDS.len()];
+        client.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, WORDS);
+        // Nobody was asked for these.
+        guarded.write_all(WORDS).await.unwrap();
+        drop(guarded);
+        let mut said = String::new();
+        client.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("bad_request"), "{said}");
     }
 }

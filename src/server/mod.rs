@@ -4,8 +4,11 @@
 //! ends, and until what was under way has ended or the drain time is up.
 
 mod bind;
+mod connections;
+mod frames;
 mod framing;
 mod guard;
+mod metered;
 mod names;
 mod proxy;
 mod streams;
@@ -13,35 +16,40 @@ pub mod tls;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Method, Request, Response, Version, header};
+use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
 use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
-use self::guard::{Busy, Guarded, Held, Patience};
+pub use self::connections::{Connections, Reserve};
+use self::connections::{Order, Place};
+use self::guard::{Guarded, Held, Patience};
+use self::metered::Metered;
 use self::proxy::ProxyError;
 use self::streams::Streams;
-use self::tls::TlsAcceptor;
+use self::tls::{Certified, TlsAcceptor};
 use crate::config::Proxies;
+use crate::model::error::{GatewayError, Reason};
 use crate::model::peer::{Origin, Peer};
 
 /// What connections may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at once, over all listeners that share this.
-    pub connections: Arc<Semaphore>,
+    pub connections: Arc<Connections>,
     /// For a whole request head; and before it, for a PROXY header and a TLS handshake together.
     pub header_timeout: Duration,
     /// For a client to take anything of what it is sent.
@@ -50,10 +58,23 @@ pub struct Limits {
     pub proxies: Arc<Proxies>,
     /// For what is under way when the server is told to stop.
     pub drain: Duration,
+    /// How long connections without a request stay open then: a client may just be sending one, and is told that nobody
+    /// serves it any more. While requests are under way on others it is six times as long: the process stays anyway.
+    pub linger: Duration,
 }
+
+/// How long answers that were given when the drain time was up may take to be written.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether requests are still under way.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Serves until `shutdown` ends, then lets what is under way finish. `service` is asked anew for every
 /// request, so that a reload reaches connections that are open; it is told whose request it is.
+///
+/// When it has been told to stop, kept-alive connections stay open for a little while, so that the service can say of a
+/// late request what has become of it. When the drain time is up it is the service that has to end what it still works
+/// on.
 pub async fn run<S>(
     listeners: Vec<Bound>,
     tls: Option<TlsAcceptor>,
@@ -64,12 +85,10 @@ pub async fn run<S>(
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
-    let graceful = Arc::new(GracefulShutdown::new());
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|bound| {
-            let serving = Serving { limits: limits.clone(), service: service.clone() };
-            let accept = Accept { serving, graceful: Arc::clone(&graceful), shutdown: shutdown.clone() };
+            let accept = Accept { serving: Serving { limits: limits.clone(), service: service.clone() } };
             let (tls, shutdown) = (tls.clone(), shutdown.clone());
             tokio::spawn(async move {
                 tokio::select! {
@@ -83,33 +102,57 @@ pub async fn run<S>(
         // A listener's task that panicked has been reported by the panic itself.
         let _ = task.await;
     }
-    // Only the tasks that accept shared it.
-    let Some(graceful) = Arc::into_inner(graceful) else { return };
-    if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(limits.drain + LAST_ANSWERS, drained(&limits)).await.is_err() {
         tracing::warn!("connections were still open when server.drain was up");
+    }
+    limits.connections.give_all(Order::End);
+}
+
+/// Lets every connection end what is under way on it, and go.
+async fn drained(limits: &Limits) {
+    let connections = &limits.connections;
+    connections.give_all(Order::Leave);
+    let idle = async {
+        tokio::time::sleep(limits.linger).await;
+        let busy = async {
+            while connections.are_busy() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        // Either way they go now.
+        let _ = tokio::time::timeout(limits.linger * 5, busy).await;
+        connections.give_all(Order::Close);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = connections.emptied() => {}
+        () = idle => {}
     }
 }
 
-struct Accept<F, D> {
+struct Accept<F> {
     serving: Serving<F>,
-    graceful: Arc<GracefulShutdown>,
-    shutdown: D,
 }
 
-impl<S, F, D> Accept<F, D>
+impl<S, F> Accept<F>
 where
     F: Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
-    D: Future<Output = ()> + Clone + Send + Sync + 'static,
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
     async fn forever(&self, bound: &Bound, tls: Option<TlsAcceptor>) {
         loop {
-            // Before accept, so that connections beyond the limit wait in the kernel's backlog.
-            let Ok(permit) = Arc::clone(&self.serving.limits.connections).acquire_owned().await else { return };
+            // First accepted, and then given a place: only for one that is there does another have to go. Those beyond
+            // wait in the kernel's backlog.
             match bound.accept().await {
-                Ok(Accepted::Tcp(stream, origin)) => self.begin(stream, origin, tls.clone(), permit),
-                Ok(Accepted::Unix(stream, origin)) => self.begin(stream, origin, None, permit),
+                Ok(Accepted::Tcp(stream, origin)) => {
+                    let place = self.serving.limits.connections.enter().await;
+                    self.begin(stream, origin, tls.clone(), place);
+                }
+                Ok(Accepted::Unix(stream, origin)) => {
+                    let place = self.serving.limits.connections.enter().await;
+                    self.begin(stream, origin, None, place);
+                }
                 Err(error) => {
                     // Out of descriptors, most likely: they come back, a busy loop does not help.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -119,25 +162,26 @@ where
         }
     }
 
-    fn begin<T>(&self, stream: T, origin: Origin, tls: Option<TlsAcceptor>, permit: OwnedSemaphorePermit)
+    fn begin<T>(&self, stream: T, origin: Origin, tls: Option<TlsAcceptor>, place: Place)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let is_proxied = is_proxied(&self.serving.limits.proxies, origin);
         if tls.is_none() && !is_proxied {
-            return self.serving.serve(stream, Peer::new(origin), permit, self.graceful.watcher());
+            return self.serving.serve(stream, Who::Plain(Arc::new(Peer::new(origin))), place);
         }
-        let (serving, watcher, shutdown) = (self.serving.clone(), self.graceful.watcher(), self.shutdown.clone());
+        let serving = self.serving.clone();
         tokio::spawn(async move {
-            let patience = serving.limits.header_timeout;
+            let (patience, connection) = (serving.limits.header_timeout, Arc::clone(place.connection()));
             let opening = async move {
                 let (stream, peer) = introduced(stream, origin, is_proxied).await?;
                 match tls {
-                    None => serving.serve(stream, peer, permit, watcher),
+                    None => serving.serve(stream, Who::Plain(Arc::new(peer)), place),
                     Some(tls) => {
-                        let stream = tls.accept(stream).await.map_err(OpenError::Tls)?;
-                        let peer = peer.with_names(tls::names(&stream));
-                        serving.serve(stream, peer, permit, watcher);
+                        let stream = Metered::new(stream, place.head_share());
+                        let (mut stream, certified) = tls.accept(stream, peer).await.map_err(OpenError::Tls)?;
+                        stream.get_mut().0.is_open();
+                        serving.serve(stream, Who::Certified(Box::new(certified)), place);
                     }
                 }
                 Ok::<_, OpenError>(())
@@ -145,7 +189,7 @@ where
             let opened = tokio::select! {
                 opened = tokio::time::timeout(patience, opening) => opened,
                 // Nothing has been asked yet, so there is nothing to wait for.
-                () = shutdown => return,
+                () = connection.told_to_leave() => return,
             };
             match opened {
                 Ok(Ok(())) => {}
@@ -159,6 +203,24 @@ where
                 Err(_) => tracing::debug!(peer = Peer::new(origin).as_str(), "a connection took too long to open"),
             }
         });
+    }
+}
+
+/// Whose a connection is.
+enum Who {
+    /// Known from the start.
+    Plain(Arc<Peer>),
+    /// Known by a certificate, which may lose its worth.
+    Certified(Box<Certified>),
+}
+
+impl Who {
+    /// Who it is now; and whether the connection should be made anew.
+    fn peer(&self) -> (Arc<Peer>, bool) {
+        match self {
+            Self::Plain(peer) => (Arc::clone(peer), false),
+            Self::Certified(certified) => certified.peer(),
+        }
     }
 }
 
@@ -199,36 +261,85 @@ where
     S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
-    fn serve<T>(&self, io: T, peer: Peer, permit: OwnedSemaphorePermit, watcher: Watcher)
+    fn serve<T>(&self, io: T, who: Who, place: Place)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let busy = Busy::default();
         let patience = Patience { header: self.limits.header_timeout, write: self.limits.write_timeout };
-        let io = TokioIo::new(Guarded::new(io, busy.clone(), patience));
-        let (service, peer) = (self.service.clone(), Arc::new(peer));
+        let io = TokioIo::new(Guarded::new(io, &place, patience));
+        let (service, connection) = (self.service.clone(), Arc::clone(place.connection()));
+        connection.is_of(&who.peer().0);
         let service = service_fn(move |request: Request<Incoming>| {
-            let (guard, version) = (busy.begin(), request.version());
-            let mut service = service(&peer);
+            let (mut guard, version, method) = (connection.begin(), request.version(), request.method().clone());
+            let (peer, is_outdated) = who.peer();
+            if is_outdated {
+                connection.give(Order::Leave);
+            }
+            let asked = match connection.refuses(&request) {
+                false => Ok((service(&peer), request)),
+                true => Err(reserved()),
+            };
             async move {
-                // As `oneshot` does, which would move the request about more often than all layers together.
-                let answer = match poll_fn(|context| service.poll_ready(context)).await {
-                    Ok(()) => service.call(request).await,
-                    Err(never) => Err(never),
+                let mut response = match asked {
+                    Ok((mut service, request)) => {
+                        // As `oneshot` does, which would move the request about more often than all layers together.
+                        poll_fn(|context| service.poll_ready(context)).await?;
+                        service.call(request).await?
+                    }
+                    Err(response) => response,
                 };
+                guard.answered();
                 streams::answered();
-                answer.map(|response| response.map(|body| Held::new(body, version, guard)))
+                if guard.connection().is_leaving() && version < Version::HTTP_2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                if method == Method::HEAD {
+                    state_length(&mut response);
+                }
+                Ok::<_, Infallible>(response.map(|body| Held::new(body, &method, version, guard)))
             }
         });
-        let connection = builder(patience.write).serve_connection(io, service).into_owned();
-        let connection = watcher.watch(connection);
+        let served = builder(patience.write).serve_connection(io, service).into_owned();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let (mut served, connection) = (pin!(served), place.connection());
+            let mut is_told = Order::Stay;
+            let ended = std::future::poll_fn(|context| {
+                let order = connection.poll_order(context);
+                if order > is_told {
+                    is_told = order;
+                    match order {
+                        Order::Yield | Order::End => return Poll::Ready(Ok(())),
+                        // HTTP/1.1 has no way to tell a client before its next answer.
+                        Order::Leave if !connection.is_http2() => {}
+                        _ => served.as_mut().graceful_shutdown(),
+                    }
+                }
+                served.as_mut().poll(context)
+            });
+            if let Err(error) = ended.await {
                 tracing::debug!(error = %error, "connection ended");
             }
-            drop(permit);
         });
     }
+}
+
+/// An answer to HEAD says how long the answer to GET would be (RFC 9110 section 9.3.2).
+fn state_length(response: &mut Response<Full<Bytes>>) {
+    if let Some(length @ 1..) = response.body().size_hint().exact() {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+}
+
+/// To what a connection of the reserve is not kept for.
+fn reserved() -> Response<Full<Bytes>> {
+    let error = GatewayError::new(Reason::Overloaded, "all connections are busy; come back shortly");
+    let mut response = Response::new(Full::new(error.to_body()));
+    *response.status_mut() = error.reason().status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Bytes that hyper keeps of a head: above what is let in, so that the refusal is ours and says why, and no more, since

@@ -3,17 +3,22 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 use super::names;
 use crate::config::Tls;
+use crate::model::peer::Peer;
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -34,33 +39,85 @@ pub enum TlsError {
     ClientCa(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// Accepts TLS with whatever certificate is current: a new one reaches new connections and disturbs no old one.
+/// How often a client's certificate is looked at again while its connection lasts: it may end meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Accepts TLS with whatever certificate is current: a new one reaches new connections and disturbs no old one. What a
+/// client's certificate is worth is judged by what is current, too, on old connections as well.
 #[derive(Clone)]
-pub struct TlsAcceptor(Arc<ArcSwap<ServerConfig>>);
+pub struct TlsAcceptor(Arc<ArcSwap<Certificate>>);
 
 impl TlsAcceptor {
     /// Begins with this certificate.
     pub fn new(certificate: Certificate) -> Self {
-        Self(Arc::new(ArcSwap::new(certificate.0)))
+        Self(Arc::new(ArcSwap::from_pointee(certificate)))
     }
 
     /// Takes what [`Certificate::read`] has read.
-    pub fn replace(&self, certificate: Certificate) {
-        self.0.store(certificate.0);
+    pub fn replace(&self, mut certificate: Certificate) {
+        let old = self.0.load();
+        if old.clients == certificate.clients {
+            // Connections know by the pointer whether anything has changed for them.
+            certificate.clients = Arc::clone(&old.clients);
+        }
+        self.0.store(Arc::new(certificate));
     }
 
-    pub(super) async fn accept<T>(&self, stream: T) -> io::Result<TlsStream<T>>
+    /// The stream, and whose it is: `peer`, with the names in its certificate.
+    pub(super) async fn accept<T>(&self, stream: T, peer: Peer) -> io::Result<(TlsStream<T>, Certified)>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        tokio_rustls::TlsAcceptor::from(self.0.load_full()).accept(stream).await
+        let Certificate { config, clients } = Certificate::clone(&self.0.load());
+        let stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await?;
+        let session = stream.get_ref().1;
+        let chain = session.peer_certificates().unwrap_or_default();
+        // A session that is resumed brings its certificate along, and nobody has looked at it today.
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect::<Vec<_>>();
+        let peer = match session.handshake_kind() {
+            Some(HandshakeKind::Resumed) => clients.judge(&chain, &peer),
+            _ => peer.with_names(chain.first().map(names::of).unwrap_or_default()),
+        };
+        let judged = Judged { clients, at: Instant::now(), peer: Arc::new(peer) };
+        let certified = Certified { acceptor: self.clone(), chain, judged: ArcSwap::from_pointee(judged) };
+        Ok((stream, certified))
     }
 }
 
-/// The names of the client's certificate, which the handshake has verified; none without one.
-pub(super) fn names<T>(stream: &TlsStream<T>) -> Vec<String> {
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    chain.first().map(names::of).unwrap_or_default()
+/// Whose a TLS connection is, as of now.
+pub(super) struct Certified {
+    acceptor: TlsAcceptor,
+    chain: Vec<CertificateDer<'static>>,
+    judged: ArcSwap<Judged>,
+}
+
+struct Judged {
+    clients: Arc<Clients>,
+    at: Instant,
+    peer: Arc<Peer>,
+}
+
+impl Certified {
+    /// Who is at the other end; and whether what is asked of clients has changed since the handshake, so that the
+    /// connection should be made anew.
+    pub(super) fn peer(&self) -> (Arc<Peer>, bool) {
+        let (judged, current) = (self.judged.load(), self.acceptor.0.load());
+        let is_changed = !Arc::ptr_eq(&judged.clients, &current.clients);
+        if !is_changed && (self.chain.is_empty() || judged.at.elapsed() < LOOK_AGAIN) {
+            return (Arc::clone(&judged.peer), false);
+        }
+        let peer = Arc::new(current.clients.judge(&self.chain, &judged.peer));
+        let is_worse = !judged.peer.names().is_empty() && peer.names().is_empty();
+        if is_worse {
+            tracing::info!(
+                peer = peer.as_str(),
+                "a client certificate is no longer good: its connection names no team"
+            );
+        }
+        let (clients, at) = (Arc::clone(&current.clients), Instant::now());
+        self.judged.store(Arc::new(Judged { clients, at, peer: Arc::clone(&peer) }));
+        (peer, is_changed || is_worse)
+    }
 }
 
 /// Has a client to show a certificate, where there is a client CA. One that is shown has to be good either way.
@@ -73,7 +130,11 @@ pub enum ClientCertificates {
 }
 
 /// What a listener shows and asks for, read and found usable.
-pub struct Certificate(Arc<ServerConfig>);
+#[derive(Clone)]
+pub struct Certificate {
+    config: Arc<ServerConfig>,
+    clients: Arc<Clients>,
+}
 
 impl Certificate {
     /// Reads the files.
@@ -82,27 +143,62 @@ impl Certificate {
     ///
     /// When one cannot be read or they do not fit each other.
     pub fn read(tls: &Tls, clients: ClientCertificates) -> Result<Self, TlsError> {
-        server_config(tls, clients).map(|config| Self(Arc::new(config)))
+        let clients = Arc::new(Clients::read(tls.client_ca.as_deref(), clients)?);
+        let config = Arc::new(server_config(tls, clients.verifier.clone())?);
+        Ok(Self { config, clients })
     }
 }
 
-fn server_config(tls: &Tls, clients: ClientCertificates) -> Result<ServerConfig, TlsError> {
+/// What is asked of clients.
+struct Clients {
+    authority: Vec<CertificateDer<'static>>,
+    are_required: bool,
+    /// None where there is no authority.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl PartialEq for Clients {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.authority, self.are_required) == (&other.authority, other.are_required)
+    }
+}
+
+impl Clients {
+    fn read(authority: Option<&Path>, clients: ClientCertificates) -> Result<Self, TlsError> {
+        let Some(path) = authority else {
+            return Ok(Self { authority: Vec::new(), are_required: false, verifier: None });
+        };
+        let are_required = clients == ClientCertificates::Required;
+        let authority = certificates(path)?;
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(authority.iter().cloned());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let verifier = if are_required { verifier } else { verifier.allow_unauthenticated() };
+        Ok(Self { authority, are_required, verifier: Some(verifier.build()?) })
+    }
+
+    /// The peer with the names that its certificate has now, if it is good now.
+    fn judge(&self, chain: &[CertificateDer<'static>], peer: &Peer) -> Peer {
+        let is_good =
+            self.verifier.as_ref().zip(chain.split_first()).is_some_and(|(verifier, (leaf, rest))| {
+                verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
+            });
+        let names = chain.first().filter(|_| is_good).map(names::of).unwrap_or_default();
+        let peer = peer.clone().with_names(names);
+        if self.are_required && !is_good { peer.that_lacks_a_certificate() } else { peer }
+    }
+}
+
+fn server_config(tls: &Tls, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|source| file_error(&tls.key, source))?;
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
-    let builder = match &tls.client_ca {
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(certificates(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = match clients {
-                ClientCertificates::Accepted => verifier.allow_unauthenticated(),
-                ClientCertificates::Required => verifier,
-            };
-            builder.with_client_cert_verifier(verifier.build()?)
-        }
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
+    // Sessions are kept with the configuration, so that none is resumed under another one.
     let mut config = builder.with_single_cert(certificates(&tls.cert)?, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)

@@ -67,6 +67,13 @@ impl Certificate {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let config = self.client(alpn, own);
+        let name = ServerName::try_from("localhost").unwrap();
+        within(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+    }
+
+    /// How such a client is set up. Handshakes of one setup may resume each other's sessions.
+    pub fn client(&self, alpn: &[&str], own: Option<&Issued>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(self.chain());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -80,8 +87,7 @@ impl Certificate {
             }
         };
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let name = ServerName::try_from("localhost").unwrap();
-        within(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+        config
     }
 }
 

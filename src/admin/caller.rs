@@ -1,0 +1,56 @@
+//! The admin plane as one connection sees it: whether a token has been shown there counts when there are too many.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tower::Service;
+
+use super::Admin;
+use crate::model::peer::Peer;
+
+/// Is this one of the two requests that have to be answered however many connections are busy.
+pub fn is_probe<B>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD) && matches!(request.uri().path(), "/livez" | "/readyz")
+}
+
+/// The admin plane for the requests of one peer.
+pub struct OfPeer {
+    admin: Admin,
+    peer: Arc<Peer>,
+}
+
+impl Admin {
+    /// The same, for the requests of this peer.
+    pub fn of(&self, peer: Arc<Peer>) -> OfPeer {
+        OfPeer { admin: self.clone(), peer }
+    }
+}
+
+impl Service<Request<Incoming>> for OfPeer {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.admin.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        // A probe's token is not looked at.
+        let shows_token = request.headers().contains_key(header::AUTHORIZATION) && !is_probe(&request);
+        let (answer, peer) = (self.admin.call(request), Arc::clone(&self.peer));
+        Box::pin(async move {
+            let response = answer.await?;
+            if shows_token && response.status() != StatusCode::UNAUTHORIZED {
+                peer.identify();
+            }
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,179 @@
+//! The end of the process: requests that come too late, and those that are not answered in time, are told so.
+//!
+//! From the beginning of a drain on, a request is refused; whoever sent it finds another gateway. What is under way goes
+//! on, and is refused when the drain time is up. It is the same error both times, so that a client need not tell a
+//! gateway that is leaving from one that has left.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use pin_project_lite::pin_project;
+use tokio::sync::Notify;
+use tower::{Layer, Service};
+
+use crate::model::error::{GatewayError, Reason};
+
+const SERVING: u8 = 0;
+const DRAINING: u8 = 1;
+const OVER: u8 = 2;
+
+/// How far the process's end is. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Draining(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    phase: AtomicU8,
+    over: Notify,
+}
+
+impl Draining {
+    /// Nothing new is served from now on.
+    pub fn begin(&self) {
+        self.0.phase.fetch_max(DRAINING, Ordering::Release);
+    }
+
+    /// Nothing at all is served from now on.
+    pub fn end(&self) {
+        self.0.phase.store(OVER, Ordering::Release);
+        self.0.over.notify_waiters();
+    }
+
+    fn phase(&self) -> u8 {
+        self.0.phase.load(Ordering::Acquire)
+    }
+
+    async fn over(self) {
+        let mut over = std::pin::pin!(self.0.over.notified());
+        // Before the phase is looked at, lest the end come in between.
+        over.as_mut().enable();
+        if self.phase() < OVER {
+            over.await;
+        }
+    }
+}
+
+/// Makes [`Drain`] services that end together.
+#[derive(Debug, Clone)]
+pub struct DrainLayer(Draining);
+
+impl DrainLayer {
+    /// Refuses once `draining` has begun.
+    pub fn new(draining: Draining) -> Self {
+        Self(draining)
+    }
+}
+
+impl<S> Layer<S> for DrainLayer {
+    type Service = Drain<S>;
+
+    fn layer(&self, inner: S) -> Drain<S> {
+        Drain { inner, draining: self.0.clone() }
+    }
+}
+
+/// Refuses at the end. See the module.
+#[derive(Debug, Clone)]
+pub struct Drain<S> {
+    inner: S,
+    draining: Draining,
+}
+
+impl<S, R> Service<R> for Drain<S>
+where
+    S: Service<R, Error = GatewayError>,
+{
+    type Response = S::Response;
+    type Error = GatewayError;
+    type Future = DrainFuture<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> DrainFuture<S::Future> {
+        let inner = (self.draining.phase() == SERVING).then(|| self.inner.call(request));
+        DrainFuture { inner, draining: self.draining.clone(), over: None }
+    }
+}
+
+pin_project! {
+    /// An answer, or a refusal when the end comes first.
+    pub struct DrainFuture<F> {
+        // None where the request came too late.
+        #[pin]
+        inner: Option<F>,
+        draining: Draining,
+        // Only what is not answered at once waits for the end.
+        over: Option<BoxFuture<'static, ()>>,
+    }
+}
+
+impl<F, T> Future for DrainFuture<F>
+where
+    F: Future<Output = Result<T, GatewayError>>,
+{
+    type Output = Result<T, GatewayError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Some(inner) = this.inner.as_pin_mut() {
+            if let Poll::Ready(answer) = inner.poll(context) {
+                return Poll::Ready(answer);
+            }
+            let over = this.over.get_or_insert_with(|| Box::pin(this.draining.clone().over()));
+            ready!(over.as_mut().poll(context));
+        }
+        let message = "the gateway is shutting down; ask again, and another one will answer";
+        Poll::Ready(Err(GatewayError::new(Reason::Draining, message).with_retry_after(Duration::from_secs(1))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::sync::oneshot;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    /// A request, answered when the test says so.
+    async fn ask(draining: Draining, answer: oneshot::Receiver<u32>) -> Result<u32, GatewayError> {
+        let inner = service_fn(|answer: oneshot::Receiver<u32>| async { Ok(answer.await.expect("the test answers")) });
+        DrainLayer::new(draining).layer(inner).oneshot(answer).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_may_end_and_what_comes_late_is_refused() {
+        let draining = Draining::default();
+        let (answer, answered) = oneshot::channel();
+        let mut under_way = std::pin::pin!(ask(draining.clone(), answered));
+        assert!(under_way.as_mut().now_or_never().is_none());
+        draining.begin();
+        let (_unused, late) = oneshot::channel();
+        let refused = ask(draining.clone(), late).await.unwrap_err();
+        assert_eq!((refused.reason(), refused.retry_after().is_some()), (Reason::Draining, true));
+        assert!(under_way.as_mut().now_or_never().is_none());
+        answer.send(7).unwrap();
+        assert_eq!(under_way.await.unwrap(), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_under_way_at_the_end_is_refused() {
+        let draining = Draining::default();
+        let (_unused, answered) = oneshot::channel();
+        let under_way = tokio::spawn(ask(draining.clone(), answered));
+        tokio::task::yield_now().await;
+        draining.begin();
+        draining.end();
+        assert_eq!(under_way.await.unwrap().unwrap_err().reason(), Reason::Draining);
+        // One that is first looked at after the end, too.
+        let (_unused, answered) = oneshot::channel();
+        assert_eq!(ask(draining.clone(), answered).await.unwrap_err().reason(), Reason::Draining);
+    }
+}
