@@ -10,8 +10,6 @@ pub mod admit;
 
 pub mod interpret;
 
-pub mod restrict;
-
 pub mod cache;
 
 pub mod retry;

@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 use tower::{Layer, Service, ServiceExt};
 
@@ -28,7 +28,7 @@ use self::note::{Forward, KeyNote};
 use self::store::{Chain, Compression, Entry, Slot};
 pub use self::store::{EntryView, Purge, Store};
 use crate::metrics::{Metrics, SettledLabels, Word};
-use crate::model::call::{Answer, Call, Coded, Page, Reply};
+use crate::model::call::{Answer, Call, Page, Reply};
 use crate::model::clock::{Clock, Instant};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::freshness::{Decision, Lifetimes, decide};
@@ -39,7 +39,6 @@ use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
 use crate::model::parameters::Parameters;
 use crate::model::settled::{self, TimeDimensions, Verdict};
-use crate::model::wishes::{self, Wishes};
 
 /// For how long what is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +122,10 @@ where
         }
         let now = self.layer.clock.now();
         let (entry, before) = match self.layer.store.get(&call.key) {
+            // What it was expected as may be expected of another result set by now.
+            Some(Slot::Page(entry)) if !self.layer.store.belongs(&entry, call.expected_as.as_ref()) => {
+                (None, Some(entry))
+            }
             Some(Slot::Page(entry)) => (Some(entry), None),
             Some(Slot::Awaited(awaited)) => (None, awaited.before.clone()),
             None => (None, None),
@@ -230,7 +233,7 @@ where
                     }
                     let collapsed = !joined.leads;
                     let reply = landed.result.map(|page| {
-                        let theirs = tag_they_have(&call.wishes, &page, None);
+                        let theirs = page.tag_of_client(&call.wishes, None);
                         let not_modified = theirs.is_some();
                         let outcome = match (not_modified, collapsed) {
                             (true, _) => Outcome::Revalidated,
@@ -254,7 +257,7 @@ where
         entry.count_hit();
         let (age, wishes) = (entry.age(now), &call.wishes);
         let coded = wishes.gzip.then(|| entry.compression.coded()).flatten();
-        let theirs = tag_they_have(wishes, &entry.page, coded);
+        let theirs = entry.page.tag_of_client(wishes, coded);
         let not_modified = theirs.is_some();
         if wishes.gzip && coded.is_none() && !not_modified {
             self.layer.store.compress(call.key, entry, self.layer.clock);
@@ -352,7 +355,8 @@ impl CacheLayer {
         let storage = hints::storage(&answer.headers);
         let next_token = answer.next_token.clone();
         let page = Arc::new(Page::new(answer));
-        let chain = if call.operation == Operation::Page { self.store.chain(&call.key) } else { None };
+        let expected_as = call.expected_as.as_ref().unwrap_or(&call.key);
+        let chain = if call.operation == Operation::Page { self.store.chain(expected_as) } else { None };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| match verdict {
             // It may have come meanwhile.
             Verdict::NoMetadata => self.judge(call, now).unwrap_or(verdict),
@@ -444,16 +448,6 @@ fn text(call: &Call) -> Option<Arc<str>> {
         _ => Arc::clone(&call.parameters),
     };
     Some(text).filter(|text| !text.is_empty())
-}
-
-/// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
-/// get. The answer names that one, since it is the client's stored answer that it speaks of.
-fn tag_they_have(wishes: &Wishes, page: &Page, coded: Option<&Coded>) -> Option<HeaderValue> {
-    let tags = wishes.if_none_match.as_ref()?;
-    let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag));
-    let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
-    let compressed = || page.may_be_coded().then(|| page.gzip_etag()).flatten();
-    would_get.or_else(|| page.etag.clone().filter(has)).or_else(|| compressed().filter(has))
 }
 
 enum Waited {

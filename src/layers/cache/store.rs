@@ -356,6 +356,18 @@ impl Store {
         self.get(key).and_then(|slot| slot.chain())
     }
 
+    /// Is `entry` of the result set that expects a page under `expected_as`, if any does.
+    pub(super) fn belongs(&self, entry: &Entry, expected_as: Option<&Key>) -> bool {
+        let Some(chain) = expected_as.and_then(|key| self.chain(key)) else { return true };
+        entry.chain.is_some_and(|own| own.is(&chain))
+    }
+
+    /// The page under `key`, while it is fresh.
+    pub fn fresh(&self, key: &Key, now: Instant) -> Option<Arc<Page>> {
+        let entry = self.page(key).filter(|entry| entry.age(now) <= entry.lifetimes.fresh)?;
+        Some(Arc::clone(&entry.page))
+    }
+
     pub(super) fn insert(&self, key: Key, entry: Entry) {
         let entry = Arc::new(entry);
         let keep = || {
