@@ -271,7 +271,7 @@ impl<'q> Query<'q> {
         })
     }
 
-    /// Has it members that are not documented, at any level but inside a filter group (see [`Group::read`]).
+    /// Has it members that are not documented, at any level but inside a filter group, which is not typed then.
     pub fn has_unknown_members(&self) -> bool {
         let in_properties = self.properties.known().is_some_and(|properties| !properties.unknown.is_empty());
         let orders = self.order.known().into_iter().flatten().filter_map(Part::known);
