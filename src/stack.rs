@@ -16,10 +16,9 @@ use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
-use crate::layers::interpret::{self, Bodies, Interpret, InterpretLayer};
+use crate::layers::interpret::{self, Bodies, FreshPages, Interpret, InterpretLayer, IssuedPageTokens};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
-use crate::layers::restrict::{Grants, Restrict, RestrictLayer};
 use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
@@ -35,8 +34,7 @@ use crate::telemetry::Exporter;
 use crate::trust::TrustError;
 
 /// The journey as a type: each layer around the next.
-pub type Journey =
-    Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Restrict<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>>;
+pub type Journey = Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -61,7 +59,7 @@ pub struct Lasting {
     /// Who has failed to say who it is.
     pub slowing: Slowing,
     /// Page tokens given out under policies.
-    pub grants: Grants,
+    pub page_tokens: IssuedPageTokens,
     /// Whether the newest configuration is in use.
     pub reloads: Reloads,
     /// Request bodies that arrive.
@@ -102,7 +100,7 @@ impl Lasting {
             team_rates: TeamRates::default(),
             // A quarter of all requests at once, so that three quarters are left for those who are known.
             slowing: Slowing::new((config.server.max_connections as usize / 4).min(1000)),
-            grants: Grants::default(),
+            page_tokens: IssuedPageTokens::default(),
             reloads: Reloads::default(),
             bodies: Bodies::new(config.server.body_memory),
             draining: Draining::default(),
@@ -119,8 +117,9 @@ impl Lasting {
 /// When an extra trust root cannot be used.
 pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
     let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
-    let Lasting { retries, rejections, team_rates, slowing, grants, bodies, draining, shed, audit, traces, .. } =
-        lasting.clone();
+    let Lasting {
+        retries, rejections, team_rates, slowing, page_tokens, bodies, draining, shed, audit, traces, ..
+    } = lasting.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -152,10 +151,8 @@ pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError
             slowing,
             clock,
         ))
-        // HTTP -> Call: the body, collected and canonical. Reply -> HTTP.
-        .layer(InterpretLayer::new(limits(config), bodies))
-        // A team's policy, before the key is looked up: equal effective queries share pages.
-        .layer(RestrictLayer::new(grants))
+        // HTTP -> Call: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
+        .layer(InterpretLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
@@ -215,14 +212,16 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
 }
 
 fn policy(policy: &crate::config::Policy) -> Option<Arc<Policy>> {
-    let require = |r: &crate::config::RequiredFilter| Required {
-        op: r.op.clone(),
-        field: r.field.clone(),
-        values: r.values.clone(),
-    };
+    let require =
+        |r: &crate::config::RequiredFilter| Required { op: r.op, field: r.field.clone(), values: r.values.clone() };
     let require: Vec<_> = policy.require.iter().map(require).collect();
     let restricts = !policy.deny.is_empty() || !require.is_empty();
     restricts.then(|| Arc::new(Policy::new(&policy.deny, &require)))
+}
+
+fn fresh_pages(store: &Store, clock: Clock) -> FreshPages {
+    let store = store.clone();
+    FreshPages::new(move |key| store.fresh(key, clock.moment()))
 }
 
 fn upstream_rates(budgets: &Budgets) -> impl Fn(&Arc<Team>) -> Option<UpstreamRate> + use<> {

@@ -7,13 +7,14 @@ use http::Method;
 use http::uri::PathAndQuery;
 use insights_gateway::model::host::is_address_or_loopback;
 use insights_gateway::model::operation::{Operation, Route, route};
-use insights_gateway::model::parameters::Parameters;
+use insights_gateway::model::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 
 type Pair = (Vec<u8>, Option<Vec<u8>>);
 
-/// The pairs of a query string, decoded, those of one name in their order.
+/// The pairs of a query string, decoded, those of one name in their order; token and size of a page by their documented
+/// names, and once where they are repeated alike.
 fn pairs(query: &str) -> Option<Vec<Pair>> {
     let mut pairs = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -26,7 +27,15 @@ fn pairs(query: &str) -> Option<Vec<Pair>> {
             },
         ));
     }
+    for (name, _) in &mut pairs {
+        match name.as_slice() {
+            b"PageToken" => *name = b"pageToken".to_vec(),
+            b"PageSize" => *name = b"pageSize".to_vec(),
+            _ => {}
+        }
+    }
     pairs.sort_by(|a, b| a.0.cmp(&b.0));
+    pairs.dedup_by(|again, first| again == first && matches!(first.0.as_slice(), b"pageToken" | b"pageSize"));
     Some(pairs)
 }
 
@@ -94,10 +103,13 @@ fn check_route(method: &[u8], path: &str) {
 }
 
 fn check_query(query: &str, rng: &mut fastrand::Rng) {
+    let tokens = |pairs: &[Pair]| pairs.iter().filter(|(name, _)| name == b"pageToken").count();
     let (parameters, pairs) = match (Parameters::parse(query), pairs(query)) {
-        (Ok(parameters), Some(pairs)) => (parameters, pairs),
+        (Ok(parameters), Some(pairs)) if tokens(&pairs) <= 1 => (parameters, pairs),
+        (Err(BadParameters::TwoPageTokens), Some(pairs)) if tokens(&pairs) > 1 => return,
+        // Where both is wrong, either is said.
         (Err(_), None) => return,
-        (parsed, _) => panic!("half an encoding: {parsed:?}"),
+        (parsed, _) => panic!("half an encoding, or two pages: {parsed:?}"),
     };
     let canonical = parameters.as_str();
     assert_eq!(Parameters::parse(canonical).as_ref(), Ok(&parameters), "not a fixed point");
@@ -109,15 +121,23 @@ fn check_query(query: &str, rng: &mut fastrand::Rng) {
     let spelled = respell(&pairs, rng);
     assert_eq!(Parameters::parse(&spelled).as_ref(), Ok(&parameters), "another spelling: {spelled}");
 
-    let tokens = || pairs.iter().filter(|(name, _)| matches!(name.as_slice(), b"pageToken" | b"PageToken"));
-    let values: Vec<_> = tokens().filter_map(|(_, value)| value.as_deref()).filter(|value| !value.is_empty()).collect();
-    assert_eq!(parameters.has_page_token(), !values.is_empty());
-    if let ([(name, Some(value))], Ok(token)) =
-        (pairs.as_slice(), std::str::from_utf8(values.first().unwrap_or(&&b""[..])))
-        && name == b"pageToken"
-        && !value.is_empty()
-    {
-        assert_eq!(Parameters::of_page(token), parameters, "the token of an answer");
+    let token = pairs.iter().find(|(name, _)| name == b"pageToken").and_then(|(_, value)| value.as_deref());
+    let token = token.filter(|value| !value.is_empty());
+    assert_eq!(parameters.has_page_token(), token.is_some());
+    if let Some(Ok(token)) = token.map(std::str::from_utf8) {
+        let alone = parameters.without_all_but_page_token();
+        assert_eq!(alone.is_none(), pairs.len() == 1);
+        assert_eq!(Parameters::of_page(token), alone.unwrap_or_else(|| parameters.clone()), "the token of an answer");
+    }
+    for names in [&[][..], &[PAGE_SIZE], &[PAGE_TOKEN, PAGE_SIZE]] {
+        if parameters.are_at_most(names) {
+            assert!(pairs.len() <= names.len());
+            for (name, value) in &pairs {
+                assert!(names.iter().any(|known| known.as_bytes() == name));
+                let is_size = || value.as_ref().is_some_and(|value| !value.is_empty() && value.iter().all(u8::is_ascii_digit));
+                assert!(name != b"pageSize" || is_size());
+            }
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 pub mod query;
 pub mod strict;
 
+use insights_gateway::model::query::{Query, QueryError};
+
 /// A generator of choices that the input alone determines, so that every finding can be repeated.
 pub fn choices(input: &[u8], salt: u64) -> fastrand::Rng {
     // FNV-1a: any mixing will do.
@@ -10,6 +12,11 @@ pub fn choices(input: &[u8], salt: u64) -> fastrand::Rng {
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64 ^ salt, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     fastrand::Rng::with_seed(hash)
+}
+
+/// The canonical form of a query's body.
+pub fn canonical(body: &[u8]) -> Result<bytes::Bytes, QueryError> {
+    Ok(Query::read(&insights_gateway::model::query::parse(body)?)?.canonical())
 }
 
 /// The text of a secret.

@@ -78,7 +78,7 @@ fn group<'v, 'a>(value: &'v Value<'a>) -> Option<Group<'v, 'a>> {
         match (member.name.as_str(), &member.value) {
             ("op", Value::Null) => {}
             ("op", Value::String(text)) if ["AND", "OR"].contains(&text.as_str()) => op = Some(text),
-            ("expressions", Value::Array(elements)) => expressions = Some(elements.as_slice()),
+            ("expressions", Value::Array(elements)) => expressions = Some(&elements[..]),
             _ => return None,
         }
     }

@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::model::escape;
-use crate::model::json::{self, Value};
 use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
 use crate::model::peer::Peer;
+use crate::model::query::{self, Place, Query};
 use crate::model::tenancy::Team;
 
 /// Names of one kind that are written at most, and characters of each: whoever asks chooses them.
@@ -139,34 +139,20 @@ impl Fields {
     /// Of a query body. What is no name, or no query, is left out.
     pub(super) fn of(query: &[u8]) -> Self {
         let mut fields = Self::default();
-        let Ok(body) = json::parse(query) else { return fields };
-        let members = body.as_object().and_then(|body| json::member(body, "query")?.as_object()).unwrap_or_default();
+        let Ok(body) = query::parse(query) else { return fields };
+        let Ok(query) = Query::read(&body) else { return fields };
         let Self { measures, dimensions, filters, order_by, cut } = &mut fields;
-        for (name, list) in [("measures", measures), ("dimensions", dimensions)] {
-            for value in json::member(members, name).and_then(Value::as_array).unwrap_or_default() {
-                *cut |= value.as_str().is_some_and(|name| !add(list, name));
-            }
-        }
-        for (name, list) in [("filters", filters), ("orderBy", order_by)] {
-            *cut |= json::member(members, name).is_some_and(|value| !add_fields(list, value));
-        }
+        query.visit_names(|place, name| {
+            let list = match place {
+                Place::Measure => &mut *measures,
+                Place::Dimension => &mut *dimensions,
+                Place::Filter => &mut *filters,
+                Place::Order => &mut *order_by,
+            };
+            *cut |= !add(list, name);
+        });
         fields
     }
-}
-
-/// Adds what every member `field` in `value` names, however deep. `false` when something is left out.
-fn add_fields(list: &mut Vec<String>, value: &Value<'_>) -> bool {
-    let mut whole = true;
-    for value in value.as_array().unwrap_or_default() {
-        whole &= add_fields(list, value);
-    }
-    for member in value.as_object().unwrap_or_default() {
-        whole &= match member.value.as_str() {
-            Some(name) if member.name.as_str() == "field" => add(list, name),
-            _ => add_fields(list, &member.value),
-        };
-    }
-    whole
 }
 
 /// Adds a name unless it is there. `false` when there are too many, or it is too long to be added whole.

@@ -25,6 +25,7 @@ use crate::model::freshness::Lifetimes;
 use crate::model::network::Network;
 use crate::model::operation::{OperationSet, Permission};
 use crate::model::origin::Origin;
+use crate::model::query::Comparison;
 use crate::model::units::Rate;
 
 const MIB: u64 = 1 << 20;
@@ -511,6 +512,10 @@ fn policy(table: &mut Table<'_>) -> Policy {
             report.fault(path, "may have * only at its end, where it stands for any rest");
         } else if pattern.contains(|c: char| c.is_whitespace() || c.is_control()) {
             report.fault(path, "must be the name of a measure or dimension, without white space");
+        } else if !pattern.contains('.') && stem == pattern {
+            let message = "has no dot, so it can only deny a whole cube of that name; \
+                           write CUBE.MEMBER to deny a member, CUBE.* to deny a cube";
+            report.warn(path, message);
         }
     }
     let require = table.take("require").map(|field| field.tables(required_filter));
@@ -518,10 +523,9 @@ fn policy(table: &mut Table<'_>) -> Policy {
 }
 
 fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
-    const OPERATORS: [(&str, &str); 5] = [("EQ", "EQ"), ("NE", "NE"), ("GT", "GT"), ("LT", "LT"), ("IN", "IN")];
     let (report, path) = (table.report(), table.path().clone());
     let op = table.require("op", "write EQ, NE, GT, LT or IN");
-    let op = op.and_then(|op| op.word(&OPERATORS));
+    let op = op.and_then(|op| op.word(&Comparison::ALL.map(|op| (op.as_str(), op))));
     let field = table.require("field", "name the dimension that it compares");
     let field = field.and_then(|field| field.text("text"));
     let values = table.require("values", "list the values that it compares with");
@@ -529,10 +533,11 @@ fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
     let (op, field) = (op?, field?.to_string());
     if values.is_empty() {
         report.fault(&path.key("values"), "must not be empty; list the values that it compares with");
-    } else if op != "IN" && values.len() > 1 {
-        report.fault(&path.key("values"), format!("{op} compares with exactly one value; use IN for several"));
+    } else if op != Comparison::In && values.len() > 1 {
+        let message = format!("{} compares with exactly one value; use IN for several", op.as_str());
+        report.fault(&path.key("values"), message);
     }
-    Some(RequiredFilter { op: op.to_owned(), field, values })
+    Some(RequiredFilter { op, field, values })
 }
 
 fn cache(table: &mut Table<'_>) -> Cache {

@@ -14,6 +14,7 @@ use crate::model::freshness::Lifetimes;
 use crate::model::network::Network;
 use crate::model::operation::OperationSet;
 use crate::model::origin::Origin;
+use crate::model::query::Comparison;
 use crate::model::units::Rate;
 
 /// Everything the gateway is told, checked.
@@ -211,8 +212,8 @@ pub struct Policy {
 /// One entry of `policy.require`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequiredFilter {
-    /// `EQ`, `NE`, `GT`, `LT` or `IN`.
-    pub op: String,
+    /// How it compares.
+    pub op: Comparison,
     /// A dimension.
     pub field: String,
     /// At least one.

@@ -155,7 +155,7 @@ fn write_team(page: &mut String, team: &Team) -> fmt::Result {
     writeln!(page, "\n[teams.{}.policy]", team.name)?;
     writeln!(page, "deny = {}", list(&team.policy.deny))?;
     let require = team.policy.require.iter().map(|filter| {
-        let (op, field) = (text(&filter.op), text(&filter.field));
+        let (op, field) = (text(filter.op.as_str()), text(&filter.field));
         format!("{{ op = {op}, field = {field}, values = {} }}", list(&filter.values))
     });
     writeln!(page, "require = [{}]", require.collect::<Vec<_>>().join(", "))

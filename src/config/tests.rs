@@ -361,6 +361,9 @@ fn faults_in_teams() {
     assert_one_fault(&team("operations = ['qery']"), "3: teams.t.operations[0]: ", "(did you mean query?)");
     assert_one_fault(&team("policy = { deny = ['a*b'] }"), "3: teams.t.policy.deny[0]: ", "end");
     assert_one_fault(&team("policy = { deny = [''] }"), "3: teams.t.policy.deny[0]: ", "empty");
+    let dotless = loaded(account(), &team("policy = { deny = ['C.X', 'ParticipantId', 'Con*'] }"));
+    let [warning] = &dotless.warnings[..] else { panic!("{:?}", dotless.warnings) };
+    assert!(warning.contains("3: teams.t.policy.deny[1]: has no dot"), "{warning}");
     let require = |filter: &str| team(&format!("policy = {{ require = [{{ {filter} }}] }}"));
     let at = "3: teams.t.policy.require[0]";
     assert_one_fault(&require("op = 'LIKE', field = 'F', values = ['v']"), at, "EQ, NE, GT, LT, IN");

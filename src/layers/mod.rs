@@ -14,8 +14,6 @@ pub mod admit;
 
 pub mod interpret;
 
-pub mod restrict;
-
 pub mod cache;
 
 pub mod retry;

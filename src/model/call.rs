@@ -17,7 +17,7 @@ use super::key::Key;
 use super::operation::Operation;
 use super::outcome::Outcome;
 use super::tenancy::Team;
-use super::wishes::Wishes;
+use super::wishes::{self, Wishes};
 
 /// An admitted request, its body read and canonical. Everything below the edge speaks this.
 #[derive(Debug, Clone)]
@@ -32,6 +32,9 @@ pub struct Call {
     pub body: Bytes,
     /// The page's name in the cache.
     pub key: Key,
+    /// Of a page that is asked for with more than its token: the key of its token alone, under which its result set
+    /// expects it.
+    pub expected_as: Option<Key>,
     /// What the client wishes.
     pub wishes: Wishes,
     /// When the request was received.
@@ -52,6 +55,7 @@ impl Call {
         Self {
             operation,
             key: Key::new(&team.account, operation, parameters, body.as_bytes()),
+            expected_as: None,
             team,
             parameters: parameters.into(),
             body: Bytes::from_static(body.as_bytes()),
@@ -147,6 +151,12 @@ impl Page {
         headers.iter().any(|(name, value)| *name == header::CACHE_CONTROL && cache_control::has(value, "no-transform"))
     }
 
+    /// The same with another body.
+    pub fn with_body(&self, body: Bytes) -> Self {
+        let etag = self.etag.is_some().then(|| etag(&body)).flatten();
+        Self { status: self.status, headers: self.headers.clone(), body, etag, no_transform: self.no_transform }
+    }
+
     /// Bodies below this gain less from being compressed than an answer's head takes.
     const LEAST_CODED: usize = 1024;
 
@@ -172,6 +182,16 @@ impl Page {
     pub fn gzip_etag(&self) -> Option<HeaderValue> {
         let plain = self.etag.as_ref()?.to_str().ok()?.strip_suffix('"')?;
         HeaderValue::try_from(format!("{plain}-gzip\"")).ok()
+    }
+
+    /// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
+    /// get. The answer names that one, since it is the client's stored answer that it speaks of.
+    pub fn tag_of_client(&self, wishes: &Wishes, coded: Option<&Coded>) -> Option<HeaderValue> {
+        let tags = wishes.if_none_match.as_ref()?;
+        let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag));
+        let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
+        let compressed = || self.may_be_coded().then(|| self.gzip_etag()).flatten();
+        would_get.or_else(|| self.etag.clone().filter(has)).or_else(|| compressed().filter(has))
     }
 
     /// Bytes that it occupies, headers and fixed parts included.

@@ -5,12 +5,14 @@
 //! nesting beyond [`MAX_DEPTH`] are refused, since two readers that understand one body differently are how a
 //! cache serves the wrong page. It borrows from its input and does not convert numbers.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
 
 /// Arrays and objects inside each other at most. Twilio's deepest documented body has six levels.
 pub const MAX_DEPTH: usize = 64;
+
+/// Values in one text at most, arrays and objects included. Twilio's largest documented body has fewer than a hundred.
+/// A value takes many times the memory of its shortest text, so a limit in bytes alone would be none.
+pub const MAX_VALUES: usize = 100_000;
 
 /// A JSON value that borrows from the text it was read from.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,10 +25,10 @@ pub enum Value<'a> {
     Number(&'a str),
     /// A string.
     String(Text<'a>),
-    /// An array.
-    Array(Vec<Value<'a>>),
+    /// An array. No `Vec`, which would keep room for elements that do not come.
+    Array(Box<[Value<'a>]>),
     /// Members in the order they were written; their names differ.
-    Object(Vec<Member<'a>>),
+    Object(Box<[Member<'a>]>),
 }
 
 /// A member of an object.
@@ -42,13 +44,14 @@ pub struct Member<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Text<'a> {
     raw: &'a str,
-    decoded: Cow<'a, str>,
+    /// Only where it has escapes.
+    decoded: Option<Box<str>>,
 }
 
 impl Text<'_> {
     /// What it says, escapes resolved.
     pub fn as_str(&self) -> &str {
-        &self.decoded
+        self.decoded.as_deref().unwrap_or(self.raw)
     }
 
     /// How it was spelled between the quotes.
@@ -58,7 +61,7 @@ impl Text<'_> {
 
     /// Was any of it spelled with an escape.
     pub fn has_escapes(&self) -> bool {
-        matches!(self.decoded, Cow::Owned(_))
+        self.decoded.is_some()
     }
 }
 
@@ -174,6 +177,8 @@ pub enum Fault {
     BadEscape,
     /// A number that JSON would write otherwise.
     BadNumber,
+    /// More than [`MAX_VALUES`].
+    TooManyValues,
 }
 
 impl fmt::Display for JsonError {
@@ -187,6 +192,7 @@ impl fmt::Display for JsonError {
             Fault::RepeatedName => "a member name that the object has already",
             Fault::BadEscape => "a bad string escape",
             Fault::BadNumber => "a malformed number",
+            Fault::TooManyValues => "more values than are read",
         };
         write!(f, "{what}, at byte {}", self.at)
     }
@@ -194,17 +200,43 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
-/// Reads one JSON value that is the whole of `bytes`.
+/// Reads one JSON value that is the whole of `bytes`, of [`MAX_VALUES`] at most.
+///
+/// # Errors
+///
+/// When it is no JSON in the strict sense of this module, or has more values.
 pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
+    parse_within(bytes, MAX_VALUES)
+}
+
+/// Reads one JSON value that is the whole of `bytes`, of so many `values` at most.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_within(bytes: &[u8], values: usize) -> Result<Value<'_>, JsonError> {
     let text =
         std::str::from_utf8(bytes).map_err(|error| JsonError { at: error.valid_up_to(), fault: Fault::NotUtf8 })?;
-    let mut reader = Reader { text, at: 0 };
+    let mut reader = Reader { text, at: 0, values };
     let value = reader.value(0)?;
     reader.skip_space();
     match reader.peek() {
         None => Ok(value),
         Some(_) => Err(reader.fault(Fault::Trailing)),
     }
+}
+
+/// Bytes that the value read from `text` takes at most, while it is built: a list that grows is twice as long as what is
+/// in it. Counted from the bytes that can begin a value, so that it is known before anything is built.
+pub fn built_size(text: &[u8]) -> usize {
+    let (mut values, mut members) = (1_usize, 0_usize);
+    for byte in text {
+        values += usize::from(matches!(byte, b'[' | b',' | b'{'));
+        members += usize::from(*byte == b':');
+    }
+    let values = values.min(MAX_VALUES) * size_of::<Value<'_>>();
+    let members = members.min(MAX_VALUES) * size_of::<Member<'_>>();
+    2 * (values + members) + text.len()
 }
 
 /// Eight times a byte.
@@ -225,7 +257,7 @@ pub(super) const fn equal(word: u64, byte: u8) -> u64 {
 
 /// How many bytes go by before one that means something in a string: a quote, a backslash, or a control character,
 /// which must not be there. Eight are looked at together.
-fn plain_prefix(text: &[u8]) -> usize {
+pub(super) fn plain_prefix(text: &[u8]) -> usize {
     let (words, rest) = text.as_chunks();
     for (i, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
@@ -241,6 +273,8 @@ fn plain_prefix(text: &[u8]) -> usize {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// How many values may still come.
+    values: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -273,6 +307,7 @@ impl<'a> Reader<'a> {
 
     fn value(&mut self, depth: usize) -> Result<Value<'a>, JsonError> {
         self.skip_space();
+        self.values = self.values.checked_sub(1).ok_or_else(|| self.fault(Fault::TooManyValues))?;
         match self.peek() {
             Some(b'{') => self.object(depth),
             Some(b'[') => self.array(depth),
@@ -301,16 +336,11 @@ impl<'a> Reader<'a> {
         self.skip_space();
         if self.peek() == Some(b'}') {
             self.at += 1;
-            return Ok(Value::Object(members));
+            return Ok(Value::Object(Box::default()));
         }
-        let mut names = Names::default();
         loop {
             self.skip_space();
-            let at = self.at;
             let name = self.string()?;
-            if !names.insert(&members, &name) {
-                return Err(JsonError { at, fault: Fault::RepeatedName });
-            }
             self.skip_space();
             self.take(b':')?;
             let value = self.value(depth + 1)?;
@@ -321,8 +351,16 @@ impl<'a> Reader<'a> {
                 continue;
             }
             self.take(b'}')?;
-            return Ok(Value::Object(members));
+            return match repeated(&members) {
+                None => Ok(Value::Object(members.into())),
+                Some(name) => Err(JsonError { at: self.offset(name.raw), fault: Fault::RepeatedName }),
+            };
         }
+    }
+
+    /// Where the string begins that has this part of the text between its quotes.
+    fn offset(&self, raw: &str) -> usize {
+        (raw.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize + 1)
     }
 
     fn array(&mut self, depth: usize) -> Result<Value<'a>, JsonError> {
@@ -334,7 +372,7 @@ impl<'a> Reader<'a> {
         self.skip_space();
         if self.peek() == Some(b']') {
             self.at += 1;
-            return Ok(Value::Array(elements));
+            return Ok(Value::Array(Box::default()));
         }
         loop {
             elements.push(self.value(depth + 1)?);
@@ -344,7 +382,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             self.take(b']')?;
-            return Ok(Value::Array(elements));
+            return Ok(Value::Array(elements.into()));
         }
     }
 
@@ -395,7 +433,7 @@ impl<'a> Reader<'a> {
             Some(b'"') => {
                 let raw = &self.text[start..self.at];
                 self.at += 1;
-                Ok(Text { raw, decoded: Cow::Borrowed(raw) })
+                Ok(Text { raw, decoded: None })
             }
             Some(b'\\') => self.escaped_string(start),
             _ => Err(self.unexpected()),
@@ -413,7 +451,7 @@ impl<'a> Reader<'a> {
                 Some(b'"') => {
                     let raw = &self.text[start..self.at];
                     self.at += 1;
-                    return Ok(Text { raw, decoded: Cow::Owned(decoded) });
+                    return Ok(Text { raw, decoded: Some(decoded.into()) });
                 }
                 Some(b'\\') => {
                     self.at += 1;
@@ -474,26 +512,18 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The names an object has so far. Small objects are searched; a set is only built for big ones, so that a
-/// body of a hundred thousand names costs no quadratic time.
-#[derive(Default)]
-struct Names {
-    set: HashSet<String>,
-}
-
-impl Names {
+/// A name that an object has twice. Small objects are searched, large ones sorted, so that a body of a hundred thousand
+/// names costs no quadratic time and next to no memory.
+fn repeated<'m, 'a>(members: &'m [Member<'a>]) -> Option<&'m Text<'a>> {
     const SEARCHED: usize = 16;
-
-    /// Is `name` new.
-    fn insert(&mut self, members: &[Member<'_>], name: &Text<'_>) -> bool {
-        if members.len() < Self::SEARCHED {
-            return members.iter().all(|m| m.name.as_str() != name.as_str());
-        }
-        if self.set.is_empty() {
-            self.set.extend(members.iter().map(|m| m.name.as_str().to_owned()));
-        }
-        self.set.insert(name.as_str().to_owned())
+    let name = |member: &'m Member<'a>| &member.name;
+    if members.len() <= SEARCHED {
+        let again = |i: &usize| members[..*i].iter().any(|m| m.name.as_str() == members[*i].name.as_str());
+        return (1..members.len()).find(again).map(|i| name(&members[i]));
     }
+    let mut sorted: Vec<&Text<'a>> = members.iter().map(name).collect();
+    sorted.sort_unstable_by_key(|name| name.as_str());
+    sorted.array_windows().find(|[one, other]| one.as_str() == other.as_str()).map(|[_, other]| *other)
 }
 
 #[cfg(test)]
@@ -567,6 +597,26 @@ mod tests {
         assert!(parse(nested(MAX_DEPTH).as_bytes()).is_ok());
         assert_eq!(fault(&nested(MAX_DEPTH + 1)), Fault::TooDeep);
         assert_eq!(fault(&"[".repeat(1_000_000)), Fault::TooDeep);
+    }
+
+    #[test]
+    fn bounds_the_number_of_values() {
+        let zeros = |n: usize| format!("[{}]", vec!["0"; n].join(","));
+        assert!(parse(zeros(MAX_VALUES - 1).as_bytes()).is_ok());
+        assert_eq!(fault(&zeros(MAX_VALUES)), Fault::TooManyValues);
+        assert_eq!(fault(&format!("[{}]", vec![r#"{"":0}"#; MAX_VALUES / 2].join(","))), Fault::TooManyValues);
+        assert_eq!(parse_within(b"[0,0]", 2).unwrap_err(), JsonError { at: 3, fault: Fault::TooManyValues });
+    }
+
+    #[test]
+    fn a_value_takes_little_more_than_it_must() {
+        assert!(size_of::<Value<'_>>() <= 40 && size_of::<Member<'_>>() <= 72);
+        let members = |value: &Value<'_>| value.as_array().unwrap().iter().map(|v| v.as_object().unwrap().len()).sum();
+        let text = format!("[{}]", vec![r#"{"":0}"#; 1000].join(","));
+        let value = parse(text.as_bytes()).unwrap();
+        let (values, members): (usize, usize) = (1001, members(&value));
+        let built = values * size_of::<Value<'_>>() + members * size_of::<Member<'_>>();
+        assert!((built..4 * built).contains(&built_size(text.as_bytes())));
     }
 
     #[test]

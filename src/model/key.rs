@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use super::operation::Operation;
+use super::parameters::Parameters;
 use super::tenancy::Account;
 
 /// BLAKE3 over upstream, account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
@@ -35,6 +36,16 @@ impl Key {
         }
         input.extend_from_slice(body);
         Self(blake3::hash(&input).into())
+    }
+
+    /// The key of the page that `parameters` name by its token.
+    pub fn of_page(account: &Account, parameters: &Parameters) -> Self {
+        Self::new(account, Operation::Page, parameters.as_str(), b"")
+    }
+
+    /// The key of an account's metadata.
+    pub fn of_metadata(account: &Account) -> Self {
+        Self::new(account, Operation::Metadata, "", b"")
     }
 
     /// The whole hash.

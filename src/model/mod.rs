@@ -1,11 +1,12 @@
 //! Plain types that every room speaks: no input or output, no locks held across awaits.
 //!
-//! [`call`] is what a request becomes, [`query`] its canonical body, [`key`] its name in the cache,
+//! [`call`] is what a request becomes, [`query`] what its body says, [`key`] its name in the cache,
 //! [`freshness`] what may be done with a page, [`error`] why there is none.
 
 pub mod backoff;
 pub mod cache_control;
 pub mod call;
+pub mod catalog;
 pub mod clock;
 pub mod envelope;
 pub mod error;

@@ -3,39 +3,57 @@
 //! Percent-encoding differs between SDKs, and page tokens hold `+`, `/` and `=`. Names and values are decoded
 //! and encoded again in one way, then sorted by name; repeated names keep their order. A raw `+` stands for
 //! itself, as RFC 3986 has it: tokens are base64, and neither Twilio SDK writes a space.
-
-use std::fmt;
+//!
+//! Several SDKs write `PageToken` and `PageSize`, one of them `pageToken` and `PageToken` at once. Here both are one
+//! parameter in Twilio's documented spelling, and a request that names two different pages names none.
 
 /// A canonical query string without its question mark, and the few parameters that the gateway reads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
     canonical: String,
-    has_page_token: bool,
+    /// As encoded; of a page token that is not empty.
+    page_token: Option<String>,
 }
+
+/// Names a page of an answer.
+pub const PAGE_TOKEN: &str = "pageToken";
+/// How many rows a page may have.
+pub const PAGE_SIZE: &str = "pageSize";
+
+/// The most rows of one page that a team with a policy may ask for. Twilio documents no limit.
+const LARGEST_PAGE: u32 = 100_000;
 
 impl Parameters {
     /// Reads the part of a target behind the question mark.
     ///
     /// # Errors
     ///
-    /// When a percent sign is not followed by two hexadecimal digits.
-    pub fn parse(query: &str) -> Result<Self, BadEncoding> {
+    /// When a percent sign is not followed by two hexadecimal digits, or there are two different page tokens.
+    pub fn parse(query: &str) -> Result<Self, BadParameters> {
         if query.is_empty() {
             return Ok(Self::default());
         }
-        let mut pairs = Vec::new();
+        let mut pairs: Vec<(String, Option<String>)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = match pair.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
                 None => (pair, None),
             };
-            pairs.push((recode(name)?, value.map(recode).transpose()?));
+            let name = match recode(name)? {
+                name if name == "PageToken" => PAGE_TOKEN.to_owned(),
+                name if name == "PageSize" => PAGE_SIZE.to_owned(),
+                name => name,
+            };
+            pairs.push((name, value.map(recode).transpose()?));
         }
         pairs.sort_by(|a, b| a.0.cmp(&b.0));
-        let has_page_token = pairs.iter().any(|(name, value)| {
-            // twilio-go and one call of twilio-python spell it with a capital.
-            matches!(name.as_str(), "pageToken" | "PageToken") && value.as_ref().is_some_and(|v| !v.is_empty())
-        });
+        // Said twice alike, these say nothing more. What any other repetition means is not documented.
+        pairs.dedup_by(|again, first| again == first && matches!(first.0.as_str(), PAGE_TOKEN | PAGE_SIZE));
+        let mut tokens = pairs.iter().filter(|(name, _)| name == PAGE_TOKEN).map(|(_, value)| value);
+        let page_token = tokens.next().cloned().flatten().filter(|token| !token.is_empty());
+        if tokens.next().is_some() {
+            return Err(BadParameters::TwoPageTokens);
+        }
         let mut canonical = String::with_capacity(query.len());
         for (name, value) in &pairs {
             if !canonical.is_empty() {
@@ -47,12 +65,19 @@ impl Parameters {
                 canonical.push_str(value);
             }
         }
-        Ok(Self { canonical, has_page_token })
+        Ok(Self { canonical, page_token })
     }
 
     /// Those of a request for the page that `token` names, as both Twilio SDKs make it.
     pub fn of_page(token: &str) -> Self {
-        Self { canonical: format!("pageToken={}", encode(token.bytes())), has_page_token: !token.is_empty() }
+        Self::of_encoded_token(encode(token.bytes()))
+    }
+
+    fn of_encoded_token(token: String) -> Self {
+        Self {
+            canonical: [PAGE_TOKEN, "=", &token].concat(),
+            page_token: Some(token).filter(|token| !token.is_empty()),
+        }
     }
 
     /// The canonical text; empty without parameters.
@@ -62,31 +87,52 @@ impl Parameters {
 
     /// Is there a page token that is not empty.
     pub fn has_page_token(&self) -> bool {
-        self.has_page_token
+        self.page_token.is_some()
+    }
+
+    /// Those of a request for the same page by nothing but its token; `None` where these are so, or name no page.
+    pub fn without_all_but_page_token(&self) -> Option<Self> {
+        let alone = Self::of_encoded_token(self.page_token.clone()?);
+        (alone != *self).then_some(alone)
+    }
+
+    /// Are there no others than these `names`, each once at most, and a page size that is one.
+    pub fn are_at_most(&self, names: &[&str]) -> bool {
+        let mut before = None;
+        self.canonical.split('&').filter(|pair| !pair.is_empty()).all(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // They are sorted.
+            before.replace(name) != Some(name) && names.contains(&name) && (name != PAGE_SIZE || is_page_size(value))
+        })
     }
 }
 
-/// A percent sign that encodes nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadEncoding;
-
-impl fmt::Display for BadEncoding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a percent sign in the query string must be followed by two hexadecimal digits")
-    }
+/// Is `text` a number of rows that a page may have: digits, from 1 on, without leading zeros.
+pub fn is_page_size(text: &str) -> bool {
+    let are_digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    are_digits && text.parse().is_ok_and(|size: u32| size <= LARGEST_PAGE)
 }
 
-impl std::error::Error for BadEncoding {}
+/// Why a query string is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadParameters {
+    /// A percent sign that encodes nothing.
+    #[error("a percent sign in the query string must be followed by two hexadecimal digits")]
+    Encoding,
+    /// The spellings of the page token say different things.
+    #[error("the query string names two different pages; send one pageToken")]
+    TwoPageTokens,
+}
 
 /// Decodes and encodes again.
-fn recode(text: &str) -> Result<String, BadEncoding> {
+fn recode(text: &str) -> Result<String, BadParameters> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         if byte == b'%' {
-            let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadEncoding);
+            let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadParameters::Encoding);
             let (high, low) = (digit()?, digit()?);
-            decoded.push(u8::try_from(high << 4 | low).map_err(|_| BadEncoding)?);
+            decoded.push(u8::try_from(high << 4 | low).map_err(|_| BadParameters::Encoding)?);
         } else {
             decoded.push(byte);
         }
@@ -154,9 +200,81 @@ mod tests {
     }
 
     #[test]
+    fn one_page_has_one_spelling() {
+        for spelled in [
+            "pageToken=a%3D",
+            "PageToken=a=",
+            "pageToken=a=&PageToken=a%3d",
+            "PageToken=a=&pageToken=a%3D&&pageToken=a=",
+            "%50ageToken=a=",
+        ] {
+            let parameters = Parameters::parse(spelled).unwrap();
+            assert_eq!(parameters, Parameters::of_page("a="), "{spelled}");
+            assert_eq!(parameters.without_all_but_page_token(), None);
+        }
+        for spelled in ["pageToken=a%3D&pageSize=3", "PageSize=3&PageToken=a=", "pageSize=3&PageSize=3&pageToken=a="] {
+            let parameters = Parameters::parse(spelled).unwrap();
+            assert_eq!(parameters.as_str(), "pageSize=3&pageToken=a%3D", "{spelled}");
+            assert_eq!(parameters.without_all_but_page_token(), Some(Parameters::of_page("a=")));
+        }
+        assert_eq!(Parameters::parse("pageSize=3").unwrap().without_all_but_page_token(), None);
+        // What repeats and disagrees, and is no token, is Twilio's to judge.
+        assert_eq!(canonical("pageSize=3&PageSize=4"), "pageSize=3&pageSize=4");
+        assert_eq!(canonical("pagetoken=a&PAGETOKEN=b"), "PAGETOKEN=b&pagetoken=a");
+    }
+
+    #[test]
+    fn refuses_two_pages() {
+        for query in [
+            "pageToken=a&PageToken=b",
+            "pageToken=a&pageToken=b",
+            "pageToken=a&pageToken=A",
+            "pageToken=a&PageToken=",
+            "pageToken&pageToken=a",
+            "PageToken=a&x=1&page%54oken=b",
+        ] {
+            assert_eq!(Parameters::parse(query), Err(BadParameters::TwoPageTokens), "{query}");
+        }
+    }
+
+    #[test]
+    fn knows_when_there_is_nothing_else() {
+        let at_most = |query: &str, names: &[&str]| Parameters::parse(query).unwrap().are_at_most(names);
+        for query in ["", "pageSize=1", "PageSize=20", "pageSize=100000", "pageToken=T", "pageToken=T&pageSize=3"] {
+            assert!(at_most(query, &[PAGE_TOKEN, PAGE_SIZE]), "{query}");
+            assert_eq!(at_most(query, &[PAGE_SIZE]), !query.contains("pageToken"), "{query}");
+            assert_eq!(at_most(query, &[]), query.is_empty(), "{query}");
+        }
+        assert!(!at_most("pageToken=", &[PAGE_SIZE]) && !at_most("PageToken", &[PAGE_SIZE]));
+        for query in [
+            "pageSize=0",
+            "pageSize=",
+            "pageSize",
+            "pageSize=-1",
+            "pageSize=+1",
+            "pageSize=1.0",
+            "pageSize=1e3",
+            "pageSize=007",
+            "pageSize=100001",
+            "pageSize=99999999999",
+            "pageSize=1&PageSize=2",
+            "pagesize=1",
+            "PAGESIZE=1",
+            "pageSize=1&x=1",
+            "pageToken=T&pagetoken=U",
+            "pageToken=T&page_token=U",
+            "next=U",
+            "pageSize=%EF%BC%91",
+            "pageToken%00=T",
+        ] {
+            assert!(!at_most(query, &[PAGE_TOKEN, PAGE_SIZE]), "{query}");
+        }
+    }
+
+    #[test]
     fn refuses_half_an_encoding() {
         for query in ["a=%", "a=%2", "a=%zz", "%g0=1"] {
-            assert_eq!(Parameters::parse(query), Err(BadEncoding), "{query}");
+            assert_eq!(Parameters::parse(query), Err(BadParameters::Encoding), "{query}");
         }
     }
 

@@ -1,7 +1,14 @@
-//! The canonical form of a query body: equal queries give equal bytes, and nothing else does.
+//! A query, read once: what it measures, by what, of which rows and in which order, and whatever else it says.
 //!
-//! What is hashed for the cache key is what is sent upstream, so a mistake here could change a query, but
-//! never serve one query's page to another.
+//! [`Query`] borrows from a JSON value. What Twilio documents is typed; what it does not is kept as it came. Everything
+//! that has to know what a query says asks this type: its canonical form and the names it gives ([`Query::visit_names`])
+//! are here, what a policy makes of it stands beside the policy, and whether its answer has stopped changing in
+//! [`settled`](super::settled).
+//!
+//! # The canonical form
+//!
+//! Equal queries give equal bytes, and nothing else does. What is hashed for the cache key is what is sent upstream, so
+//! a mistake here could change a query, but never serve one query's page to another.
 //!
 //! | difference between two bodies | one form? |
 //! | --- | --- |
@@ -19,40 +26,188 @@
 
 use bytes::Bytes;
 
-use super::json::{self, JsonError, Member, Text, Value};
+use super::json::{self, Fault, JsonError, Member, Value};
 
-/// A body that has been read, checked for its outer shape and written canonically.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CanonicalQuery(Bytes);
+/// A part of a query.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Part<'q, T> {
+    /// Not there, or `null`.
+    Absent,
+    /// Of the documented type.
+    Known(T),
+    /// Of another type.
+    Other(&'q Value<'q>),
+}
 
-impl CanonicalQuery {
-    /// Reads a request body.
-    ///
-    /// # Errors
-    ///
-    /// When it is not JSON in the strict sense of [`json::parse`], or is no object with an object `query`.
-    pub fn parse(body: &[u8]) -> Result<Self, QueryError> {
-        let value = json::parse(body).map_err(QueryError::Json)?;
-        let members = value.as_object().ok_or(QueryError::NotAnObject)?;
-        match json::member(members, "query") {
-            Some(Value::Object(_)) => {}
-            None | Some(Value::Null) => return Err(QueryError::NoQuery),
-            Some(_) => return Err(QueryError::QueryNotAnObject),
+impl<'q, T> Part<'q, T> {
+    /// Reads a member that may be absent; `read` gives `None` for what is of another type.
+    fn of(value: Option<&'q Value<'q>>, read: impl FnOnce(&'q Value<'q>) -> Option<T>) -> Self {
+        match value {
+            None | Some(Value::Null) => Self::Absent,
+            Some(value) => Self::element(value, read),
         }
-        let mut out = Vec::with_capacity(body.len());
-        write_known_object(&mut out, members, BODY);
-        Ok(Self(out.into()))
     }
 
-    /// The canonical bytes: UTF-8, no white space outside strings.
-    pub fn bytes(&self) -> &Bytes {
-        &self.0
+    /// Reads an element of a list, where `null` is something of another type.
+    fn element(value: &'q Value<'q>, read: impl FnOnce(&'q Value<'q>) -> Option<T>) -> Self {
+        read(value).map_or(Self::Other(value), Self::Known)
     }
 
-    /// The canonical bytes, for good.
-    pub fn into_bytes(self) -> Bytes {
-        self.0
+    /// What it is, if of the documented type.
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(known) => Some(known),
+            Self::Absent | Self::Other(_) => None,
+        }
     }
+
+    fn is_there(&self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+
+    /// Writes what is there; what is of another type as it came.
+    fn write(&self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>, &T)) {
+        match self {
+            Self::Absent => out.extend_from_slice(b"null"),
+            Self::Known(known) => write(out, known),
+            Self::Other(value) => value.write(out),
+        }
+    }
+}
+
+/// Members of an object that are not documented, as they came, by name.
+type Unknown<'q> = Vec<&'q Member<'q>>;
+
+/// A list, element by element.
+pub type List<'q, T> = Part<'q, Vec<Part<'q, T>>>;
+
+/// A request body. See the module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Query<'q> {
+    /// `domain`
+    pub domain: Part<'q, &'q str>,
+    /// `pageSize`: the digits of a number, as Twilio's SDK for Node writes it here.
+    pub page_size: Part<'q, &'q str>,
+    /// `properties`
+    pub properties: Part<'q, Properties<'q>>,
+    /// `query.measures`
+    pub measures: List<'q, &'q str>,
+    /// `query.dimensions`
+    pub dimensions: List<'q, &'q str>,
+    /// `query.filters`
+    pub filters: List<'q, Group<'q>>,
+    /// `query.orderBy`
+    pub order: List<'q, Order<'q>>,
+    unknown_in_body: Unknown<'q>,
+    unknown_in_query: Unknown<'q>,
+}
+
+/// `properties`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Properties<'q> {
+    /// `timezone`
+    pub zone: Part<'q, &'q str>,
+    unknown: Unknown<'q>,
+}
+
+/// An entry of `orderBy`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order<'q> {
+    /// What orders the rows.
+    pub field: Part<'q, &'q str>,
+    /// `ASC` or `DESC`, as far as is documented.
+    pub direction: Part<'q, &'q str>,
+    unknown: Unknown<'q>,
+}
+
+/// How the expressions of a filter group are combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combination {
+    /// A row has to meet all.
+    And,
+    /// A row has to meet one.
+    Or,
+}
+
+impl Combination {
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::And => "AND",
+            Self::Or => "OR",
+        }
+    }
+}
+
+/// A filter group: `{op?, expressions}` and nothing else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group<'q> {
+    /// What combines the expressions, where it is said.
+    pub op: Option<Combination>,
+    /// The expressions.
+    pub expressions: Vec<Part<'q, Expression<'q>>>,
+    /// As it came; `None` of a group that the gateway made.
+    source: Option<&'q Value<'q>>,
+}
+
+/// A comparison that Twilio documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Comparison {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Greater.
+    Gt,
+    /// Less.
+    Lt,
+    /// One of several.
+    In,
+}
+
+impl Comparison {
+    /// All.
+    pub const ALL: [Self; 5] = [Self::Eq, Self::Ne, Self::Gt, Self::Lt, Self::In];
+
+    /// The word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Eq => "EQ",
+            Self::Ne => "NE",
+            Self::Gt => "GT",
+            Self::Lt => "LT",
+            Self::In => "IN",
+        }
+    }
+
+    /// The comparison of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|comparison| comparison.as_str() == word)
+    }
+}
+
+/// An expression: `{op, field, values}` and nothing else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expression<'q> {
+    /// How it compares.
+    pub op: Comparison,
+    /// The member that it compares.
+    pub field: &'q str,
+    /// What with.
+    pub values: Part<'q, Vec<&'q str>>,
+}
+
+/// Where a query gives a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// `measures`
+    Measure,
+    /// `dimensions`
+    Dimension,
+    /// `field` in `filters`
+    Filter,
+    /// `field` in `orderBy`
+    Order,
 }
 
 /// Why a body is no query. Every message says what is wrong with it and where.
@@ -61,6 +216,9 @@ pub enum QueryError {
     /// Not JSON, or JSON that readers understand differently.
     #[error("the request body is not acceptable JSON: {0}")]
     Json(#[source] JsonError),
+    /// More values than are read.
+    #[error("the request body has more than {} JSON values; ask for less at once", json::MAX_VALUES)]
+    TooManyValues,
     /// Some other JSON value.
     #[error("the request body must be a JSON object with a member \"query\"")]
     NotAnObject,
@@ -72,50 +230,308 @@ pub enum QueryError {
     QueryNotAnObject,
 }
 
-type Write = fn(&mut Vec<u8>, &Value<'_>);
+/// Reads the JSON of a request body, which [`Query::read`] then understands.
+///
+/// # Errors
+///
+/// When it is not JSON in the strict sense of [`json::parse`], or too much of it.
+pub fn parse(body: &[u8]) -> Result<Value<'_>, QueryError> {
+    json::parse(body).map_err(|error| match error.fault {
+        Fault::TooManyValues => QueryError::TooManyValues,
+        _ => QueryError::Json(error),
+    })
+}
 
-/// The known members of an object and how each is written. A known member that is `null` is left out.
-type Shape = &'static [(&'static str, Write)];
+impl<'q> Query<'q> {
+    /// Understands a request body.
+    ///
+    /// # Errors
+    ///
+    /// When it is no object with an object `query`.
+    pub fn read(body: &'q Value<'q>) -> Result<Self, QueryError> {
+        let body = body.as_object().ok_or(QueryError::NotAnObject)?;
+        let query = match json::member(body, "query") {
+            Some(Value::Object(query)) => query,
+            None | Some(Value::Null) => return Err(QueryError::NoQuery),
+            Some(_) => return Err(QueryError::QueryNotAnObject),
+        };
+        Ok(Self {
+            domain: Part::of(json::member(body, "domain"), Value::as_str),
+            page_size: Part::of(json::member(body, "pageSize"), |value| match value {
+                Value::Number(digits) => Some(*digits),
+                _ => None,
+            }),
+            properties: Part::of(json::member(body, "properties"), Properties::read),
+            measures: list(json::member(query, "measures"), Value::as_str),
+            dimensions: list(json::member(query, "dimensions"), Value::as_str),
+            filters: list(json::member(query, "filters"), Group::read),
+            order: list(json::member(query, "orderBy"), Order::read),
+            unknown_in_body: unknown(body, &["domain", "pageSize", "properties", "query"]),
+            unknown_in_query: unknown(query, &["dimensions", "filters", "measures", "orderBy"]),
+        })
+    }
 
-const BODY: Shape = &[
-    ("domain", write_scalar),
-    ("pageSize", write_scalar),
-    ("properties", |out, value| write_object_or_as_is(out, value, PROPERTIES)),
-    ("query", |out, value| write_object_or_as_is(out, value, QUERY)),
-];
+    /// Has it members that are not documented, at any level but inside a filter group, which is not typed then.
+    pub fn has_unknown_members(&self) -> bool {
+        let in_properties = self.properties.known().is_some_and(|properties| !properties.unknown.is_empty());
+        let orders = self.order.known().into_iter().flatten().filter_map(Part::known);
+        let in_order = || orders.map(|order| &order.unknown).any(|unknown| !unknown.is_empty());
+        !self.unknown_in_body.is_empty() || !self.unknown_in_query.is_empty() || in_properties || in_order()
+    }
 
-const PROPERTIES: Shape = &[("timezone", write_scalar)];
+    /// Calls `visit` with every name that it gives, and where. Of filters and orders of undocumented shape, with
+    /// whatever a member `field` says, however deep.
+    pub fn visit_names<'s>(&'s self, mut visit: impl FnMut(Place, &'s str)) {
+        for (place, names) in [(Place::Measure, &self.measures), (Place::Dimension, &self.dimensions)] {
+            let names = names.known().into_iter().flatten().filter_map(Part::known);
+            names.for_each(|name| visit(place, name));
+        }
+        let mut filter = |name| visit(Place::Filter, name);
+        match &self.filters {
+            Part::Absent => {}
+            Part::Known(groups) => groups.iter().for_each(|group| match group {
+                Part::Known(group) => group.expressions.iter().for_each(|expression| match expression {
+                    Part::Known(expression) => {
+                        filter(expression.field);
+                        visit_other(&expression.values, &mut filter);
+                    }
+                    other => visit_other(other, &mut filter),
+                }),
+                other => visit_other(other, &mut filter),
+            }),
+            other => visit_other(other, &mut filter),
+        }
+        let mut order = |name| visit(Place::Order, name);
+        match &self.order {
+            Part::Absent => {}
+            Part::Known(entries) => entries.iter().for_each(|entry| match entry {
+                Part::Known(entry) => {
+                    entry.field.known().into_iter().for_each(|name| order(name));
+                    visit_other(&entry.field, &mut order);
+                    visit_other(&entry.direction, &mut order);
+                    entry.unknown.iter().for_each(|member| visit_fields(&member.value, &mut order));
+                }
+                other => visit_other(other, &mut order),
+            }),
+            other => visit_other(other, &mut order),
+        }
+    }
 
-const QUERY: Shape = &[
-    ("dimensions", |out, value| write_list(out, value, write_scalar)),
-    ("filters", |out, value| write_list(out, value, write_group)),
-    ("measures", |out, value| write_list(out, value, write_scalar)),
-    ("orderBy", |out, value| write_list(out, value, |out, order| write_object_or_as_is(out, order, ORDER))),
-];
+    /// The same of other rows.
+    pub fn with_filters<'s>(&self, groups: Vec<Group<'s>>) -> Query<'s>
+    where
+        'q: 's,
+    {
+        let rest: Query<'s> = self.clone();
+        Query { filters: Part::Known(groups.into_iter().map(Part::Known).collect()), ..rest }
+    }
 
-const ORDER: Shape = &[("direction", write_scalar), ("field", write_scalar)];
+    /// The canonical bytes: UTF-8, no white space outside strings. See the module.
+    pub fn canonical(&self) -> Bytes {
+        let mut out = Vec::with_capacity(256);
+        write_object(
+            &mut out,
+            &self.unknown_in_body,
+            &[
+                ("domain", self.domain.is_there(), &|out| write_text_part(out, &self.domain)),
+                ("pageSize", self.page_size.is_there(), &|out| {
+                    self.page_size.write(out, |out, digits| out.extend_from_slice(digits.as_bytes()));
+                }),
+                ("properties", self.properties.is_there(), &|out| self.properties.write(out, Properties::write)),
+                ("query", true, &|out| self.write_query(out)),
+            ],
+        );
+        out.into()
+    }
 
-fn write_object_or_as_is(out: &mut Vec<u8>, value: &Value<'_>, shape: Shape) {
-    match value {
-        Value::Object(members) => write_known_object(out, members, shape),
-        _ => value.write(out),
+    fn write_query(&self, out: &mut Vec<u8>) {
+        write_object(
+            out,
+            &self.unknown_in_query,
+            &[
+                ("dimensions", self.dimensions.is_there(), &|out| write_list(out, &self.dimensions, write_text)),
+                ("filters", self.filters.is_there(), &|out| write_list(out, &self.filters, Group::write)),
+                ("measures", self.measures.is_there(), &|out| write_list(out, &self.measures, write_text)),
+                ("orderBy", self.order.is_there(), &|out| write_list(out, &self.order, Order::write)),
+            ],
+        );
     }
 }
 
-/// Members sorted by name; known ones canonically, others with their own spelling and nulls.
-fn write_known_object(out: &mut Vec<u8>, members: &[Member<'_>], shape: Shape) {
-    let known =
-        |member: &Member<'_>| shape.iter().find(|(name, _)| *name == member.name.as_str()).map(|(_, write)| *write);
-    let mut kept: Vec<_> = members.iter().filter(|m| m.value != Value::Null || known(m).is_none()).collect();
-    kept.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
-    out.push(b'{');
-    json::write_separated(out, kept, |out, member| match known(member) {
-        Some(write) => {
-            write_text(out, &member.name);
-            out.push(b':');
-            write(out, &member.value);
+impl<'q> Properties<'q> {
+    fn read(value: &'q Value<'q>) -> Option<Self> {
+        let members = value.as_object()?;
+        let zone = Part::of(json::member(members, "timezone"), Value::as_str);
+        Some(Self { zone, unknown: unknown(members, &["timezone"]) })
+    }
+
+    fn write(out: &mut Vec<u8>, properties: &Self) {
+        let zone = &properties.zone;
+        write_object(out, &properties.unknown, &[("timezone", zone.is_there(), &|out| write_text_part(out, zone))]);
+    }
+}
+
+impl<'q> Order<'q> {
+    fn read(value: &'q Value<'q>) -> Option<Self> {
+        let members = value.as_object()?;
+        Some(Self {
+            field: Part::of(json::member(members, "field"), Value::as_str),
+            direction: Part::of(json::member(members, "direction"), Value::as_str),
+            unknown: unknown(members, &["direction", "field"]),
+        })
+    }
+
+    fn write(out: &mut Vec<u8>, order: &Self) {
+        write_object(
+            out,
+            &order.unknown,
+            &[
+                ("direction", order.direction.is_there(), &|out| write_text_part(out, &order.direction)),
+                ("field", order.field.is_there(), &|out| write_text_part(out, &order.field)),
+            ],
+        );
+    }
+}
+
+impl<'q> Group<'q> {
+    /// An `AND` of documented expressions.
+    pub fn and(expressions: impl IntoIterator<Item = Expression<'q>>) -> Self {
+        let expressions = expressions.into_iter().map(Part::Known).collect();
+        Self { op: Some(Combination::And), expressions, source: None }
+    }
+
+    fn read(value: &'q Value<'q>) -> Option<Self> {
+        let members = value.as_object()?;
+        if !unknown(members, &["expressions", "op"]).is_empty() {
+            return None;
         }
-        None => {
+        let op = match json::member(members, "op") {
+            None | Some(Value::Null) => None,
+            Some(op) => match op.as_str()? {
+                "AND" => Some(Combination::And),
+                "OR" => Some(Combination::Or),
+                _ => return None,
+            },
+        };
+        let expressions = json::member(members, "expressions")?.as_array()?;
+        let expressions = expressions.iter().map(|value| Part::element(value, Expression::read)).collect();
+        Some(Self { op, expressions, source: Some(value) })
+    }
+
+    /// Its expressions, if all are of the documented shape.
+    pub fn documented(&self) -> Option<Vec<&Expression<'q>>> {
+        let is_documented = |expression: &&Expression<'_>| !matches!(expression.values, Part::Other(_));
+        self.expressions.iter().map(|expression| expression.known().filter(is_documented)).collect()
+    }
+
+    fn write(out: &mut Vec<u8>, group: &Self) {
+        match (group.op, group.documented(), group.source) {
+            (Some(op), Some(expressions), _) => {
+                let mut written: Vec<Vec<u8>> = expressions.iter().map(|expression| expression.canonical()).collect();
+                written.sort_unstable();
+                written.dedup();
+                out.extend_from_slice(b"{\"expressions\":");
+                json::write_array(out, &written, |out, expression| out.extend_from_slice(expression));
+                out.extend_from_slice(b",\"op\":");
+                write_text(out, &op.as_str());
+                out.push(b'}');
+            }
+            (None, _, Some(source)) => {
+                let expressions =
+                    source.as_object().and_then(|members| json::member(members, "expressions")?.as_array());
+                out.extend_from_slice(b"{\"expressions\":");
+                json::write_array(out, expressions.unwrap_or_default(), write_with_sorted_names);
+                out.push(b'}');
+            }
+            (_, _, Some(source)) => source.write(out),
+            // The gateway makes no such groups.
+            (_, _, None) => out.extend_from_slice(b"null"),
+        }
+    }
+}
+
+impl<'q> Expression<'q> {
+    fn read(value: &'q Value<'q>) -> Option<Self> {
+        let members = value.as_object()?;
+        if !unknown(members, &["field", "op", "values"]).is_empty() {
+            return None;
+        }
+        let texts = |value: &'q Value<'q>| value.as_array()?.iter().map(Value::as_str).collect();
+        Some(Self {
+            op: Comparison::parse(json::member(members, "op")?.as_str()?)?,
+            field: json::member(members, "field")?.as_str()?,
+            values: Part::of(json::member(members, "values"), texts),
+        })
+    }
+
+    fn canonical(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(96);
+        out.extend_from_slice(b"{\"field\":");
+        write_text(&mut out, &self.field);
+        out.extend_from_slice(b",\"op\":");
+        write_text(&mut out, &self.op.as_str());
+        if let Some(values) = self.values.known() {
+            let mut values = values.clone();
+            if self.op == Comparison::In {
+                values.sort_unstable();
+                values.dedup();
+            }
+            out.extend_from_slice(b",\"values\":");
+            json::write_array(&mut out, &values, write_text);
+        }
+        out.push(b'}');
+        out
+    }
+}
+
+fn list<'q, T>(value: Option<&'q Value<'q>>, read: impl Fn(&'q Value<'q>) -> Option<T>) -> List<'q, T> {
+    let element = |value| Part::element(value, &read);
+    Part::of(value, |value| Some(value.as_array()?.iter().map(element).collect()))
+}
+
+fn unknown<'q>(members: &'q [Member<'q>], known: &[&str]) -> Unknown<'q> {
+    members.iter().filter(|member| !known.contains(&member.name.as_str())).collect()
+}
+
+fn visit_other<'q, T>(part: &Part<'q, T>, visit: &mut impl FnMut(&'q str)) {
+    if let Part::Other(value) = part {
+        visit_fields(value, visit);
+    }
+}
+
+fn visit_fields<'q>(value: &'q Value<'q>, visit: &mut impl FnMut(&'q str)) {
+    for value in value.as_array().unwrap_or_default() {
+        visit_fields(value, visit);
+    }
+    for member in value.as_object().unwrap_or_default() {
+        match member.value.as_str() {
+            Some(name) if member.name.as_str() == "field" => visit(name),
+            _ => visit_fields(&member.value, visit),
+        }
+    }
+}
+
+/// A documented member: its name, whether it is there, and how it is written.
+type Known<'w> = (&'static str, bool, &'w dyn Fn(&mut Vec<u8>));
+
+/// Members in the order of their names; those that are not documented with their own spelling and nulls.
+fn write_object(out: &mut Vec<u8>, unknown: &[&Member<'_>], known: &[Known<'_>]) {
+    enum Entry<'e> {
+        Known(&'e Known<'e>),
+        Unknown(&'e Member<'e>),
+    }
+    let there = known.iter().filter(|(_, is_there, _)| *is_there).map(|known| (known.0, Entry::Known(known)));
+    let others = unknown.iter().map(|member| (member.name.as_str(), Entry::Unknown(member)));
+    let mut entries: Vec<_> = there.chain(others).collect();
+    entries.sort_unstable_by_key(|(name, _)| *name);
+    out.push(b'{');
+    json::write_separated(out, entries, |out, (_, entry)| match entry {
+        Entry::Known((name, _, write)) => {
+            write_text(out, name);
+            out.push(b':');
+            write(out);
+        }
+        Entry::Unknown(member) => {
             member.name.write(out);
             out.push(b':');
             member.value.write(out);
@@ -124,144 +540,40 @@ fn write_known_object(out: &mut Vec<u8>, members: &[Member<'_>], shape: Shape) {
     out.push(b'}');
 }
 
-fn write_list(out: &mut Vec<u8>, value: &Value<'_>, write: Write) {
-    let Value::Array(elements) = value else {
-        return value.write(out);
-    };
-    json::write_array(out, elements, write);
+fn write_list<T>(out: &mut Vec<u8>, list: &List<'_, T>, write: impl Fn(&mut Vec<u8>, &T)) {
+    list.write(out, |out, elements| json::write_array(out, elements, |out, element| element.write(out, &write)));
 }
 
-/// A filter group, as far as it is of the documented shape.
-fn write_group(out: &mut Vec<u8>, value: &Value<'_>) {
-    match Group::read(value) {
-        Some(Group { op: Some(op), expressions }) => {
-            let leaves: Option<Vec<_>> = expressions.iter().map(Leaf::read).collect();
-            let Some(leaves) = leaves else {
-                return value.write(out);
-            };
-            let mut written: Vec<Vec<u8>> = leaves.iter().map(Leaf::canonical).collect();
-            written.sort_unstable();
-            written.dedup();
-            out.extend_from_slice(b"{\"expressions\":");
-            json::write_array(out, &written, |out, leaf| out.extend_from_slice(leaf));
-            out.extend_from_slice(b",\"op\":");
-            write_text(out, op);
-            out.push(b'}');
-        }
-        Some(Group { op: None, expressions }) => {
-            out.extend_from_slice(b"{\"expressions\":");
-            json::write_array(out, expressions, write_with_sorted_names);
-            out.push(b'}');
-        }
-        None => value.write(out),
-    }
-}
-
-/// `{op?, expressions}` and nothing else.
-struct Group<'v, 'a> {
-    op: Option<&'v Text<'a>>,
-    expressions: &'v [Value<'a>],
-}
-
-impl<'v, 'a> Group<'v, 'a> {
-    fn read(value: &'v Value<'a>) -> Option<Self> {
-        let members = value.as_object()?;
-        let known = |m: &Member<'_>| matches!(m.name.as_str(), "op" | "expressions");
-        if !members.iter().all(known) {
-            return None;
-        }
-        let op = match json::member(members, "op") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(op)) if matches!(op.as_str(), "AND" | "OR") => Some(op),
-            Some(_) => return None,
-        };
-        Some(Self { op, expressions: json::member(members, "expressions")?.as_array()? })
-    }
-}
-
-/// `{op, field, values}` with a comparison that Twilio documents.
-struct Leaf<'v, 'a> {
-    op: &'v Text<'a>,
-    field: &'v Text<'a>,
-    values: Option<Vec<&'v Text<'a>>>,
-}
-
-impl<'v, 'a> Leaf<'v, 'a> {
-    fn read(value: &'v Value<'a>) -> Option<Self> {
-        let members = value.as_object()?;
-        let known = |m: &Member<'_>| matches!(m.name.as_str(), "op" | "field" | "values");
-        if !members.iter().all(known) {
-            return None;
-        }
-        let text = |name| match json::member(members, name) {
-            Some(Value::String(text)) => Some(text),
-            _ => None,
-        };
-        let op = text("op").filter(|op| matches!(op.as_str(), "EQ" | "NE" | "GT" | "LT" | "IN"))?;
-        let values = match json::member(members, "values") {
-            None | Some(Value::Null) => None,
-            Some(Value::Array(values)) => {
-                let texts = values.iter().map(|v| if let Value::String(t) = v { Some(t) } else { None });
-                Some(texts.collect::<Option<Vec<_>>>()?)
-            }
-            Some(_) => return None,
-        };
-        Some(Self { op, field: text("field")?, values })
-    }
-
-    fn canonical(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(96);
-        out.extend_from_slice(b"{\"field\":");
-        write_text(&mut out, self.field);
-        out.extend_from_slice(b",\"op\":");
-        write_text(&mut out, self.op);
-        if let Some(values) = &self.values {
-            let mut values = values.clone();
-            if self.op.as_str() == "IN" {
-                values.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-                values.dedup_by(|a, b| a.as_str() == b.as_str());
-            }
-            out.extend_from_slice(b",\"values\":");
-            json::write_array(&mut out, values, write_text);
-        }
-        out.push(b'}');
-        out
-    }
+fn write_text_part(out: &mut Vec<u8>, part: &Part<'_, &str>) {
+    part.write(out, write_text);
 }
 
 /// An expression whose group does not say what combines it: only the order of its members, which JSON gives
 /// no meaning, is settled.
 fn write_with_sorted_names(out: &mut Vec<u8>, value: &Value<'_>) {
-    match value {
-        Value::Object(members) => write_known_object(out, members, &[]),
-        _ => value.write(out),
-    }
-}
-
-fn write_scalar(out: &mut Vec<u8>, value: &Value<'_>) {
-    match value {
-        Value::String(text) => write_text(out, text),
-        _ => value.write(out),
+    match value.as_object() {
+        Some(members) => write_object(out, &unknown(members, &[]), &[]),
+        None => value.write(out),
     }
 }
 
 /// A string with the fewest escapes: quotes, backslashes and control characters.
-fn write_text(out: &mut Vec<u8>, text: &Text<'_>) {
-    if !text.has_escapes() {
-        return text.write(out);
-    }
+fn write_text(out: &mut Vec<u8>, text: &&str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
-    for byte in text.as_str().bytes() {
+    let mut rest = text.as_bytes();
+    loop {
+        let (plain, behind) = rest.split_at(json::plain_prefix(rest));
+        out.extend_from_slice(plain);
+        let Some((byte, behind)) = behind.split_first() else { break };
         match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0..=0x1f => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                let digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
+            _ => {
                 out.extend_from_slice(b"\\u00");
-                out.extend_from_slice(&digits);
+                out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
             }
-            _ => out.push(byte),
         }
+        rest = behind;
     }
     out.push(b'"');
 }

@@ -14,7 +14,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::json::{self, Value};
+use super::catalog::is_time;
+use super::query::{self, Combination, Comparison, Group, Part, Query};
 
 /// Settled, or why not. The words are metric labels and log fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,52 +83,62 @@ impl TimeDimensions {
             r#type: String,
         }
         let metadata: Metadata = serde_json::from_slice(metadata).ok()?;
-        let is_time =
-            |kind: &str| ["time", "date", "datetime", "timestamp"].iter().any(|word| word.eq_ignore_ascii_case(kind));
         let dimensions = metadata.cubes.into_iter().flat_map(|cube| cube.dimensions);
         Some(Self(dimensions.filter(|d| is_time(&d.r#type)).map(|d| d.name).collect()))
     }
 }
 
-/// Judges a canonical query body. `now` is when its answer was asked for, or later.
+/// Judges a query body. `now` is when its answer was asked for, or later.
 pub fn judge(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Verdict {
-    match prove(body, dimensions, after, now) {
-        Ok(()) => Verdict::Settled,
-        Err(why) => why,
+    match query::parse(body).as_ref().map(Query::read) {
+        Ok(Ok(query)) => query.settled(dimensions, after, now),
+        _ => Verdict::UnknownShape,
     }
 }
 
-fn prove(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Result<(), Verdict> {
-    let value = json::parse(body).map_err(|_| Verdict::UnknownShape)?;
-    let members = value.as_object().ok_or(Verdict::UnknownShape)?;
-    let zone = zone(json::member(members, "properties"))?;
-    let query = json::member(members, "query").and_then(Value::as_object).ok_or(Verdict::UnknownShape)?;
-    let groups = match json::member(query, "filters") {
-        None | Some(Value::Null) => return Err(Verdict::NoUpperBound),
-        Some(filters) => filters.as_array().ok_or(Verdict::UnknownShape)?,
-    };
-    if groups.is_empty() {
-        return Err(Verdict::NoUpperBound);
-    }
-    let bounds = groups.iter().map(upper_bounds).collect::<Result<Vec<_>, _>>()?;
-    let dimensions = dimensions.ok_or(Verdict::NoMetadata)?;
-    let latest = now.checked_sub(after).map_err(|_| Verdict::Recent)?;
-    bounds.into_iter().try_for_each(|bounds| closed(&bounds, dimensions, &zone, latest))
-}
-
-fn zone(properties: Option<&Value<'_>>) -> Result<TimeZone, Verdict> {
-    let name = match properties {
-        None | Some(Value::Null) => None,
-        Some(properties) => {
-            let members = properties.as_object().ok_or(Verdict::UnknownShape)?;
-            match json::member(members, "timezone") {
-                None | Some(Value::Null) => None,
-                Some(zone) => Some(zone.as_str().ok_or(Verdict::UnknownZone)?),
-            }
+impl Query<'_> {
+    /// Has its answer stopped changing. `now` is when that was asked for, or later.
+    pub fn settled(&self, dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Verdict {
+        match self.prove_settled(dimensions, after, now) {
+            Ok(()) => Verdict::Settled,
+            Err(why) => why,
         }
-    };
-    // Twilio's default, as its query syntax page has it.
-    name.map_or(Ok(TimeZone::UTC), |name| TimeZone::get(name).map_err(|_| Verdict::UnknownZone))
+    }
+
+    fn prove_settled(
+        &self,
+        dimensions: Option<&TimeDimensions>,
+        after: Duration,
+        now: Timestamp,
+    ) -> Result<(), Verdict> {
+        let zone = self.zone()?;
+        let groups = match &self.filters {
+            Part::Absent => return Err(Verdict::NoUpperBound),
+            Part::Known(groups) => groups,
+            Part::Other(_) => return Err(Verdict::UnknownShape),
+        };
+        if groups.is_empty() {
+            return Err(Verdict::NoUpperBound);
+        }
+        let groups = groups.iter().map(|group| group.known().ok_or(Verdict::UnknownShape));
+        let bounds = groups.map(|group| upper_bounds(group?)).collect::<Result<Vec<_>, _>>()?;
+        let dimensions = dimensions.ok_or(Verdict::NoMetadata)?;
+        let latest = now.checked_sub(after).map_err(|_| Verdict::Recent)?;
+        bounds.into_iter().try_for_each(|bounds| closed(&bounds, dimensions, &zone, latest))
+    }
+
+    fn zone(&self) -> Result<TimeZone, Verdict> {
+        match &self.properties {
+            // Twilio's default, as its query syntax page has it.
+            Part::Absent => Ok(TimeZone::UTC),
+            Part::Known(properties) => match properties.zone {
+                Part::Absent => Ok(TimeZone::UTC),
+                Part::Known(name) => TimeZone::get(name).map_err(|_| Verdict::UnknownZone),
+                Part::Other(_) => Err(Verdict::UnknownZone),
+            },
+            Part::Other(_) => Err(Verdict::UnknownShape),
+        }
+    }
 }
 
 /// An `LT` of a group: its field and value.
@@ -137,38 +148,22 @@ struct UpperBound<'v> {
 }
 
 /// The `LT`s of a group that all its rows must meet.
-fn upper_bounds<'v>(group: &'v Value<'_>) -> Result<Vec<UpperBound<'v>>, Verdict> {
-    let members = group.as_object().ok_or(Verdict::UnknownShape)?;
-    let expressions = json::member(members, "expressions").and_then(Value::as_array).ok_or(Verdict::UnknownShape)?;
-    if !members.iter().all(|m| matches!(m.name.as_str(), "op" | "expressions")) {
-        return Err(Verdict::UnknownShape);
-    }
-    match json::member(members, "op") {
-        Some(Value::String(op)) if op.as_str() == "AND" => {}
-        Some(Value::String(op)) if op.as_str() == "OR" => return Err(Verdict::OrGroup),
-        None | Some(Value::Null) if expressions.len() <= 1 => {}
-        None | Some(Value::Null) => return Err(Verdict::OrGroup),
-        Some(_) => return Err(Verdict::UnknownShape),
+fn upper_bounds<'v>(group: &'v Group<'_>) -> Result<Vec<UpperBound<'v>>, Verdict> {
+    match group.op {
+        Some(Combination::And) => {}
+        None if group.expressions.len() <= 1 => {}
+        Some(Combination::Or) | None => return Err(Verdict::OrGroup),
     }
     let mut bounds = Vec::new();
-    for expression in expressions {
-        let leaf = expression.as_object().ok_or(Verdict::UnknownShape)?;
-        if !leaf.iter().all(|m| matches!(m.name.as_str(), "op" | "field" | "values")) {
-            return Err(Verdict::UnknownShape);
-        }
-        let text = |name| json::member(leaf, name).and_then(Value::as_str);
-        let (op, field) = text("op").zip(text("field")).ok_or(Verdict::UnknownShape)?;
-        match op {
-            "LT" => {
-                let value = match json::member(leaf, "values").and_then(Value::as_array) {
-                    Some([value]) => value.as_str(),
-                    _ => None,
-                };
-                bounds.push(UpperBound { field, value });
-            }
-            // These narrow an AND, whatever they say.
-            "EQ" | "NE" | "GT" | "IN" => {}
-            _ => return Err(Verdict::UnknownShape),
+    for expression in &group.expressions {
+        let expression = expression.known().ok_or(Verdict::UnknownShape)?;
+        // All others narrow an AND, whatever they say.
+        if expression.op == Comparison::Lt {
+            let value = match expression.values.known().map(Vec::as_slice) {
+                Some([value]) => Some(*value),
+                _ => None,
+            };
+            bounds.push(UpperBound { field: expression.field, value });
         }
     }
     if bounds.is_empty() { Err(Verdict::NoUpperBound) } else { Ok(bounds) }

@@ -95,7 +95,7 @@ async fn different_queries_never_share() {
         query(r#""filters":[{"op":"and","expressions":[{"op":"EQ","field":"A","values":["1","2"]}]}]"#),
         post_to(&format!("{QUERY}?pageSize=1"), "", ASK),
         post_to(&format!("{QUERY}?pageSize=2"), "", ASK),
-        post_to(&format!("{QUERY}?PageSize=2"), "", ASK),
+        post_to(&format!("{QUERY}?pagesize=2"), "", ASK),
         post_to(QUERY, "", r#"{"pageSize":1,"query":{"measures":["Conversation.Count"]}}"#),
         get(&format!("{QUERY}?pageToken=a"), ""),
         get(&format!("{QUERY}?pageToken=A"), ""),

@@ -32,6 +32,9 @@ pub const ASK: &str = r#"{"query":{"measures":["Conversation.Count"]}}"#;
 /// What the upstream answers where a test does not care.
 pub const PAGE: &str = r#"{"data":[{"Conversation.Count":1}],"meta":{}}"#;
 
+/// The metadata of [`Upstream::with_metadata`]: what queries of teams with a policy may name.
+pub const MEMBERS: &str = r#"{"domain":"Conversations","cubes":[{"name":"Conversation","description":"conversations, see Conversation.ParticipantId","measures":[{"name":"Conversation.Count","type":"number","aggregation":"count"}],"dimensions":[{"name":"Conversation.ConversationStatus","type":"string","description":"how it stands"},{"name":"Conversation.ParticipantId","type":"string"},{"name":"Conversation.Queue","type":"string"},{"name":"Conversation.CreatedDate","type":"time"},{"name":"Conversation.CreatedAt","type":"time"}]},{"name":"Secret","measures":[{"name":"Secret.Count","type":"number"}],"dimensions":[]}]}"#;
+
 /// Fails a test that hangs, long before anybody becomes impatient.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("this takes forever")

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::client::find;
-use super::{PAGE, within};
+use super::{MEMBERS, METADATA, PAGE, within};
 
 /// A request as it came over the wire.
 #[derive(Debug, Clone)]
@@ -184,6 +184,11 @@ impl Upstream {
     /// Answers every request with [`PAGE`].
     pub async fn start() -> Self {
         Self::script(|_| Plan::page(PAGE)).await
+    }
+
+    /// Answers requests for metadata with [`MEMBERS`], all others with [`PAGE`].
+    pub async fn with_metadata() -> Self {
+        Self::script(|seen| Plan::page(if seen.target() == METADATA { MEMBERS } else { PAGE })).await
     }
 
     /// Answers as the script has it.

@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 use memchr::memmem;
 use serde::Deserialize;
@@ -35,7 +35,7 @@ use self::store::{Compression, Entry};
 pub use self::store::{EntryView, Purge, Purged, Store};
 use crate::metrics::{Metrics, SettledLabels, Word};
 use crate::model::cache_control::{self, Storage};
-use crate::model::call::{Answer, Call, Coded, Page, Reply};
+use crate::model::call::{Answer, Call, Page, Reply};
 use crate::model::clock::{Clock, Instant, Moment};
 use crate::model::error::{GatewayError, Reason};
 use crate::model::freshness::{Decision, Lifetimes, decide};
@@ -45,7 +45,6 @@ use crate::model::operation::Operation;
 use crate::model::outcome::Outcome;
 use crate::model::parameters::Parameters;
 use crate::model::settled::{self, TimeDimensions, Verdict};
-use crate::model::wishes::{self, Wishes};
 
 /// For how long what is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,7 +243,7 @@ where
                     }
                     let collapsed = !joined.leads;
                     let reply = landed.result.map(|page| {
-                        let theirs = tag_they_have(&call.wishes, &page, None);
+                        let theirs = page.tag_of_client(&call.wishes, None);
                         let not_modified = theirs.is_some();
                         let outcome = match (not_modified, collapsed) {
                             (true, _) => Outcome::Revalidated,
@@ -268,7 +267,7 @@ where
         entry.count_hit();
         let (age, wishes) = (entry.age(now), &call.wishes);
         let coded = wishes.gzip.then(|| entry.compression.coded()).flatten();
-        let theirs = tag_they_have(wishes, &entry.page, coded);
+        let theirs = entry.page.tag_of_client(wishes, coded);
         let not_modified = theirs.is_some();
         if wishes.gzip && coded.is_none() && !not_modified {
             self.layer.store.compress(call.key, entry, self.layer.clock);
@@ -370,7 +369,9 @@ impl CacheLayer {
     /// What is known of the result set of what is asked for.
     fn membership(&self, call: &Call) -> Membership {
         match call.operation {
-            Operation::Page => self.store.membership(&call.key, self.clock.moment()),
+            Operation::Page => {
+                self.store.membership(call.expected_as.as_ref().unwrap_or(&call.key), self.clock.moment())
+            }
             _ => Membership::Unknown,
         }
     }
@@ -521,16 +522,6 @@ fn text(call: &Call) -> Option<Arc<str>> {
         _ => Arc::clone(&call.parameters),
     };
     Some(text).filter(|text| !text.is_empty())
-}
-
-/// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
-/// get. The answer names that one, since it is the client's stored answer that it speaks of.
-fn tag_they_have(wishes: &Wishes, page: &Page, coded: Option<&Coded>) -> Option<HeaderValue> {
-    let tags = wishes.if_none_match.as_ref()?;
-    let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag));
-    let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
-    let compressed = || page.may_be_coded().then(|| page.gzip_etag()).flatten();
-    would_get.or_else(|| page.etag.clone().filter(has)).or_else(|| compressed().filter(has))
 }
 
 enum Waited {

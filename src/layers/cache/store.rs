@@ -349,6 +349,12 @@ impl Store {
         self.memory.is_current(entry)
     }
 
+    /// The page under `key`, while it is fresh.
+    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<Page>> {
+        let entry = self.page(key).filter(|entry| entry.age(now) <= entry.lifetimes.fresh)?;
+        Some(Arc::clone(&entry.page))
+    }
+
     /// What is known of the result set of a further page.
     pub(super) fn membership(&self, key: &Key, now: Moment) -> Membership {
         self.memory.sets.membership(key, now)

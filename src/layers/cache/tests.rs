@@ -11,7 +11,7 @@ use super::*;
 use crate::metrics::Metrics;
 use crate::model::clock::Simulation;
 use crate::model::error::Retry;
-use crate::model::wishes::CacheWishes;
+use crate::model::wishes::{CacheWishes, Wishes};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -644,6 +644,49 @@ fn token_of(body: &str) -> Option<String> {
 fn page(token: &str) -> Call {
     let parameters = Parameters::of_page(token);
     Call::example(Operation::Page, parameters.as_str(), "")
+}
+
+/// The page of a token, asked for with a size of its own.
+fn sized_page(token: &str) -> Call {
+    let expected_as = Some(page(token).key);
+    let parameters = format!("pageSize=3&{}", page(token).parameters);
+    let key = Key::new(&crate::model::tenancy::Team::example("a").account, Operation::Page, &parameters, b"");
+    Call { key, expected_as, parameters: parameters.into(), ..page(token) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_a_size_of_its_own_belongs_to_the_set_of_its_token() {
+    let upstream = Upstream::new(&[
+        Next::Page("1>b"),
+        Next::Page("2>c"),
+        Next::Page("2 of 3>c3"),
+        Next::Page("3 of 3"),
+        Next::Page("1'>b"),
+        Next::Page("2' of 3>c3"),
+    ]);
+    let cache = cache(&upstream);
+    ask(&cache, call("q")).await.unwrap();
+    advance(30 * S).await;
+    for page in [page("b"), sized_page("b"), page("c3")] {
+        assert_eq!(ask(&cache, page).await.unwrap().outcome, Outcome::Miss);
+    }
+    advance(30 * S).await;
+    for call in [call("q"), sized_page("b"), page("c3")] {
+        assert_eq!(ask(&cache, call).await.unwrap().outcome, Outcome::Hit);
+    }
+    advance(S).await;
+    for call in [sized_page("b"), page("c3")] {
+        assert_eq!(ask(&cache, call).await.unwrap().outcome, Outcome::Stale, "it expires with the first page");
+    }
+    // The token is expected of a newer set now, and the older set's page does not stand in for its.
+    let forced = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    ask(&cache, Call { wishes: Wishes { cache: forced, ..Wishes::default() }, ..call("q") }).await.unwrap();
+    assert_eq!(said(ask(&cache, sized_page("b")).await), is(Outcome::Miss, "2' of 3>c3", None));
+    assert_eq!(said(ask(&cache, sized_page("b")).await), is(Outcome::Hit, "2' of 3>c3", Some(0)));
+    cache.layer.store.purge(&Purge::Key(call("q").key.to_string()));
+    for key in [call("q").key, page("b").key, sized_page("b").key, page("c3").key] {
+        assert!(cache.layer.store.page(&key).is_none(), "they are purged with the first page");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! How much of all bodies together is held while they arrive.
+//! How much of all bodies together is held, while they arrive and while they are read.
 //!
 //! Each body has its own limit; a thousand clients that send large ones slowly would still fill the memory. Beyond a
 //! common limit large bodies are refused. Small ones, as queries are, are always taken: whoever fills the memory with
@@ -26,7 +26,7 @@ pub struct Bodies {
 
 /// There is no room for another large body.
 #[derive(Debug, thiserror::Error)]
-#[error("too many large bodies arrive at once")]
+#[error("too many large bodies are held at once")]
 pub(super) struct TooMany;
 
 impl Bodies {
@@ -35,9 +35,31 @@ impl Bodies {
         Self { held: Arc::default(), most }
     }
 
+    /// Room for so many bytes more, which a body of `length` takes while it is read.
+    pub(super) fn reserve(&self, bytes: usize, length: usize) -> Result<Reserved, TooMany> {
+        let reserved = Reserved { bodies: self.clone(), bytes: bytes as u64 };
+        let others = self.held.fetch_add(reserved.bytes, Ordering::Relaxed);
+        // One that comes alone would not fit later either.
+        let is_full = others > 0 && others + reserved.bytes > self.most;
+        if is_full && length as u64 > SMALL { Err(TooMany) } else { Ok(reserved) }
+    }
+
     /// The same body, counted as it arrives and until it is dropped.
     pub(super) fn count<B>(&self, body: B) -> Counted<B> {
         Counted { body, bodies: self.clone(), own: 0 }
+    }
+}
+
+/// Room that is held.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    bodies: Bodies,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.bodies.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -106,5 +128,17 @@ mod tests {
         drop((one, small));
         assert_eq!(bodies.held.load(Ordering::Relaxed), 0);
         assert!(body(2 * SMALL).collect().await.is_ok());
+    }
+
+    #[test]
+    fn what_a_body_takes_while_it_is_read_is_counted() {
+        let bodies = Bodies::new(3 * SMALL);
+        let (small, large) = (SMALL as usize, 2 * SMALL as usize);
+        let one = bodies.reserve(large, large).unwrap();
+        assert!(bodies.reserve(large, large).is_err());
+        assert!(bodies.reserve(large, small).is_ok(), "beyond the limit");
+        drop(one);
+        assert_eq!(bodies.held.load(Ordering::Relaxed), 0);
+        assert!(bodies.reserve(large, large).is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! Remembers what request bodies mean, so that a hit does not read and write JSON again.
 //!
 //! A dashboard sends the same bytes again and again. Their canonical form and key depend on nothing but the
-//! bytes, the query string and the account, so they can be remembered for as long as one likes; what is
+//! bytes, the query string, the account and what its policy makes of them, so they can be remembered for as long as one likes; what is
 //! compared is the whole of these, never a hash alone. A fixed number of places, each for one small body, a few
 //! of them together a set: a body has its set by its hash, and there takes the place of the one longest unused. It
 //! does so when it comes for the second time: what is asked for once takes nobody's place, and no time.
@@ -18,15 +18,21 @@ use crate::model::key::Key;
 #[derive(Debug, Clone)]
 pub(super) struct Understood {
     pub(super) parameters: Arc<str>,
+    /// The canonical body as it is sent, with a policy's filters in it.
     pub(super) body: Bytes,
+    /// The canonical body as the client asked it, where a policy has made another of it.
+    pub(super) asked: Option<Bytes>,
     pub(super) key: Key,
+    /// Of a page that is asked for with more than its token: the key of its token alone.
+    pub(super) expected_as: Option<Key>,
 }
 
 /// What a request says.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said<'r> {
-    /// The account's SID.
-    pub(super) account: &'r str,
+    /// Whose question it is: the account's SID, and where the team has a policy, that and the metadata that it is
+    /// read by.
+    pub(super) reader: &'r [u8],
     /// The query string as it came.
     pub(super) query: &'r str,
     /// The body as it came.
@@ -35,23 +41,23 @@ pub(super) struct Said<'r> {
 
 #[derive(Debug)]
 struct Remembered {
-    /// Account, query string and body, one behind the other: one place in memory is one wait for it.
+    /// Reader, query string and body, one behind the other: one place in memory is one wait for it.
     said: Box<[u8]>,
-    account: usize,
+    reader: usize,
     query: usize,
     understood: Understood,
 }
 
 impl Remembered {
     fn new(said: Said<'_>, understood: Understood) -> Self {
-        let all = [said.account.as_bytes(), said.query.as_bytes(), said.body].concat();
-        Self { said: all.into(), account: said.account.len(), query: said.query.len(), understood }
+        let all = [said.reader, said.query.as_bytes(), said.body].concat();
+        Self { said: all.into(), reader: said.reader.len(), query: said.query.len(), understood }
     }
 
     fn is(&self, said: Said<'_>) -> bool {
-        let (account, rest) = self.said.split_at(self.account);
+        let (reader, rest) = self.said.split_at(self.reader);
         let (query, body) = rest.split_at(self.query);
-        body == said.body && query == said.query.as_bytes() && account == said.account.as_bytes()
+        body == said.body && query == said.query.as_bytes() && reader == said.reader
     }
 }
 
@@ -132,7 +138,7 @@ impl Memo {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(said.body);
         hasher.write(said.query.as_bytes());
-        hasher.write(said.account.as_bytes());
+        hasher.write(said.reader);
         hasher.finish()
     }
 }
@@ -153,7 +159,9 @@ mod tests {
         Understood {
             parameters: said.query.into(),
             body: Bytes::copy_from_slice(said.body),
-            key: Key::new(&account(said.account), Operation::Query, said.query, said.body),
+            asked: None,
+            key: Key::new(&account(str::from_utf8(said.reader).unwrap()), Operation::Query, said.query, said.body),
+            expected_as: None,
         }
     }
 
@@ -170,9 +178,9 @@ mod tests {
     #[test]
     fn the_same_request_is_understood_twice_and_then_known() {
         let memo = Memo::new();
-        let said = Said { account: "AC1", query: "pageSize=1", body: b"{}" };
+        let said = Said { reader: b"AC1", query: "pageSize=1", body: b"{}" };
         assert_eq!([(); 4].map(|()| ask(&memo, said).1), [true, true, false, false]);
-        for other in [Said { account: "AC2", ..said }, Said { query: "", ..said }, Said { body: b"{ }", ..said }] {
+        for other in [Said { reader: b"AC2", ..said }, Said { query: "", ..said }, Said { body: b"{ }", ..said }] {
             let (meant, asked) = ask(&memo, other);
             assert!(asked);
             assert_eq!(meant.key, understood(other).key);
@@ -185,7 +193,7 @@ mod tests {
         for _ in 0..3 {
             for n in 0..3 * Memo::SETS * Set::PLACES {
                 let body = n.to_string();
-                let said = Said { account: "AC1", query: "", body: body.as_bytes() };
+                let said = Said { reader: b"AC1", query: "", body: body.as_bytes() };
                 assert_eq!(ask(&memo, said).0.body, body);
             }
         }
@@ -194,7 +202,7 @@ mod tests {
     #[test]
     fn what_comes_once_takes_nobodys_place() {
         let memo = Memo::new();
-        let ask = |body: &[u8]| ask(&memo, Said { account: "AC1", query: "", body }).1;
+        let ask = |body: &[u8]| ask(&memo, Said { reader: b"AC1", query: "", body }).1;
         let often: Vec<_> = (0..100u32).map(u32::to_le_bytes).collect();
         for body in &often {
             assert!(ask(body) && ask(body));
@@ -210,7 +218,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_often_stays() {
         let mut set = Set::default();
-        let said = |body: &'static [u8]| Said { account: "AC1", query: "", body };
+        let said = |body: &'static [u8]| Said { reader: b"AC1", query: "", body };
         let often = said(b"often");
         set.add(7, Remembered::new(often, understood(often)));
         for body in [&b"1"[..], b"2", b"3", b"4", b"5"] {
@@ -225,9 +233,9 @@ mod tests {
     fn large_bodies_and_failures_are_not_remembered() {
         let memo = Memo::new();
         let large = vec![b' '; Memo::LARGEST + 1];
-        let said = Said { account: "AC1", query: "", body: &large };
+        let said = Said { reader: b"AC1", query: "", body: &large };
         assert!(ask(&memo, said).1 && ask(&memo, said).1);
-        let said = Said { account: "AC1", query: "", body: b"[" };
+        let said = Said { reader: b"AC1", query: "", body: b"[" };
         assert!(memo.of(said, || Err::<Understood, _>(())).is_err());
         assert!(ask(&memo, said).1);
     }

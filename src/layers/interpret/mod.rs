@@ -3,9 +3,15 @@
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
 //! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads, and the ids of its
 //! trace.
+//!
+//! A team's policy is applied where its query is read, before the key is computed: what a team may not see is not looked
+//! up either, and teams whose effective queries are equal share pages. What comes of it is remembered with the rest, so
+//! a hit of a team with a policy reads nothing again.
 
 mod bodies;
 mod memo;
+mod restriction;
+mod tokens;
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -18,24 +24,29 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
 use self::bodies::TooMany;
 use self::memo::{Memo, Said, Understood};
+pub use self::restriction::FreshPages;
+use self::restriction::{Restriction, Restrictions, View};
+pub use self::tokens::IssuedPageTokens;
 use crate::model::call::{Call, Reply};
 use crate::model::clock::Instant;
 use crate::model::error::{GatewayError, Reason};
 use crate::model::hints;
 use crate::model::interest::Interest;
 use crate::model::journey::{Journey, Stage};
+use crate::model::json;
 use crate::model::key::Key;
 use crate::model::operation::Operation;
-use crate::model::parameters::Parameters;
-use crate::model::query::{CanonicalQuery, QueryError};
-use crate::model::tenancy::{Account, Team};
+use crate::model::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
+use crate::model::policy::Denied;
+use crate::model::query::{self, Query, QueryError};
+use crate::model::tenancy::Team;
 use crate::model::visit::{Admitted, Visit};
-use crate::model::wishes::Wishes;
+use crate::model::wishes::{CacheWishes, Wishes};
 
 /// How much is read, and for how long a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -54,14 +65,17 @@ pub struct InterpretLayer {
     limits: Limits,
     bodies: Bodies,
     memo: Arc<Memo>,
+    restrictions: Arc<Restrictions>,
     /// Of every call, until it goes upstream: then the cache gives it one of its own.
     nobody: Arc<Interest>,
 }
 
 impl InterpretLayer {
-    /// Reads within `limits`, and together within those of `bodies`.
-    pub fn new(limits: Limits, bodies: Bodies) -> Self {
-        Self { limits, bodies, memo: Arc::new(Memo::new()), nobody: Interest::of_clients() }
+    /// Reads within `limits`, and together within those of `bodies`. What policies have to know of metadata is looked up
+    /// in `pages`, and the tokens that are given out under them are remembered in `tokens`.
+    pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
+        let restrictions = Arc::new(Restrictions::new(pages, tokens));
+        Self { limits, bodies, memo: Arc::new(Memo::new()), restrictions, nobody: Interest::of_clients() }
     }
 }
 
@@ -103,19 +117,34 @@ where
         let (head, body) = request.into_parts();
         Box::pin(async move {
             let body = match operation {
-                Operation::Query => collect(body, layer.limits, &layer.bodies).await,
+                Operation::Query => collect(body, layer.limits, &layer.bodies).await?,
                 _ => {
                     drop(body);
-                    Ok(Bytes::new())
+                    Bytes::new()
                 }
             };
-            let call = body.and_then(|body| layer.read(head, &body, operation, team, received, &journey));
+            let asked = Asked { head, body, operation, team, received, journey: Arc::clone(&journey) };
+            let read = match layer.read(&asked)? {
+                Read::Call(call, release) => Ok((call, release)),
+                Read::NeedsMetadata(call, restriction) => {
+                    match Box::pin(fetch_view(inner.clone(), *call, &restriction)).await? {
+                        Ok(view) => Ok(layer.read_with(&asked, restriction, &view)?),
+                        Err(reply) => Err(reply),
+                    }
+                }
+            };
+            drop(asked);
             journey.end_of(Stage::Read);
-            let call = call?;
-            poll_fn(|context| inner.poll_ready(context)).await?;
-            let reply = inner.call(call).await;
-            journey.end_of(Stage::Cache);
-            let reply = reply?;
+            let reply = match read {
+                Ok((call, release)) => {
+                    poll_fn(|context| inner.poll_ready(context)).await?;
+                    let reply = inner.call(call).await;
+                    journey.end_of(Stage::Cache);
+                    release.release(reply?)?
+                }
+                // Why the account's metadata, without which nothing can be proven, is not to be had.
+                Err(reply) => *reply,
+            };
             // Set once, here, where an answer of Twilio's is certain.
             let _ = journey.outcome.set(reply.outcome);
             Ok(write(reply))
@@ -123,56 +152,264 @@ where
     }
 }
 
-impl InterpretLayer {
-    fn read(
-        &self,
-        head: Parts,
-        body: &[u8],
-        operation: Operation,
-        team: Arc<Team>,
-        received: Instant,
-        journey: &Arc<Journey>,
-    ) -> Result<Call, GatewayError> {
-        let query = head.uri.query().unwrap_or_default();
-        let understand = || understand(operation, &team.account, query, body);
-        let understood = match operation {
-            Operation::Query => {
-                let understood = self.memo.of(Said { account: &team.account.sid, query, body }, understand)?;
-                journey.asks(&understood.body);
-                understood
+/// A request whose body has come.
+struct Asked {
+    head: Parts,
+    body: Bytes,
+    operation: Operation,
+    team: Arc<Team>,
+    received: Instant,
+    journey: Arc<Journey>,
+}
+
+/// What a request comes to when it is read.
+enum Read {
+    /// A call, and what is done with its answer before the client gets it.
+    Call(Call, Release),
+    /// Nothing can be proven before this call has brought the account's metadata.
+    NeedsMetadata(Box<Call>, Arc<Restriction>),
+}
+
+/// What is done with an answer before a client gets it.
+enum Release {
+    /// Nothing.
+    AsItIs,
+    /// The page tokens in it become the team's.
+    Tokens(Arc<Restriction>),
+    /// What is denied is left out, and then the client's wishes are met.
+    Metadata(Arc<Restriction>, Box<Wishes>),
+}
+
+impl Release {
+    fn release(self, reply: Reply) -> Result<Reply, GatewayError> {
+        match self {
+            Self::AsItIs => Ok(reply),
+            Self::Tokens(restriction) => {
+                restriction.give_tokens_of(&reply.page);
+                Ok(reply)
             }
-            _ => understand()?,
+            Self::Metadata(restriction, wishes) => restriction.answer(reply, &wishes),
+        }
+    }
+}
+
+impl InterpretLayer {
+    /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
+    fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
+        let Asked { head, body, operation, team, journey, .. } = request;
+        let query = head.uri.query().unwrap_or_default();
+        let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
+        let mut wishes = Wishes::read(&head.headers);
+        let said = Said { reader: team.account.sid.as_bytes(), query, body };
+        let (understood, release) = match (operation, restriction) {
+            (Operation::Query, None) => {
+                let understood = self.memo.of(said, || self.understand(journey, team, said, |_, _| Ok(None)))?;
+                journey.asks(&understood.body);
+                (understood, Release::AsItIs)
+            }
+            (Operation::Query, Some(restriction)) => {
+                if let Some(view) = self.restrictions.fresh(&restriction) {
+                    let (call, release) = self.read_with(request, restriction, &*view?)?;
+                    return Ok(Read::Call(call, release));
+                }
+                // What is refused whatever metadata says costs no token for metadata.
+                self.understand(journey, team, said, |parameters, query| {
+                    restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
+                    query.prove_shape().map(|()| None)
+                })?;
+                let understood = Understood {
+                    parameters: "".into(),
+                    body: Bytes::new(),
+                    asked: None,
+                    key: restriction.metadata,
+                    expected_as: None,
+                };
+                let call = self.call(request, Operation::Metadata, understood, of_metadata(&wishes));
+                return Ok(Read::NeedsMetadata(Box::new(call), restriction));
+            }
+            (_, restriction) => {
+                let (understood, parameters) = understand_parameters(team, *operation, query)?;
+                let release = match restriction {
+                    Some(restriction) => restrict(restriction, *operation, (&understood, &parameters), &mut wishes)?,
+                    None => Release::AsItIs,
+                };
+                (understood, release)
+            }
         };
-        let wishes = Wishes::read(&head.headers);
+        Ok(Read::Call(self.call(request, *operation, understood, wishes), release))
+    }
+
+    /// A query under a policy, with this view of the account's metadata.
+    fn read_with(
+        &self,
+        request: &Asked,
+        restriction: Arc<Restriction>,
+        view: &View,
+    ) -> Result<(Call, Release), GatewayError> {
+        let Asked { head, body, operation, team, journey, .. } = request;
+        let said = Said { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
+        let understood = self.memo.of(said, || {
+            self.understand(journey, team, said, |parameters, query| {
+                restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
+                view.restrict(query).map(Some)
+            })
+        })?;
+        journey.asks(understood.asked.as_ref().unwrap_or(&understood.body));
+        let call = self.call(request, *operation, understood, Wishes::read(&head.headers));
+        Ok((call, Release::Tokens(restriction)))
+    }
+
+    fn call(&self, request: &Asked, operation: Operation, understood: Understood, wishes: Wishes) -> Call {
+        let Asked { team, received, journey, .. } = request;
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
-        Ok(Call {
+        Call {
             key: understood.key,
+            expected_as: understood.expected_as,
             operation,
-            team,
+            team: Arc::clone(team),
             parameters: understood.parameters,
             body: understood.body,
+            deadline: *received + patience,
             wishes,
-            received,
-            deadline: received + patience,
+            received: *received,
             interest: Arc::clone(&self.nobody),
             journey: Arc::clone(journey),
+        }
+    }
+
+    /// Reads a query: its query string and its body. `restrict` gives what is asked in its place, if that is something
+    /// else.
+    fn understand(
+        &self,
+        journey: &Journey,
+        team: &Team,
+        said: Said<'_>,
+        restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
+    ) -> Result<Understood, GatewayError> {
+        let parameters = parse(said.query, team)?;
+        let _room = self.bodies.reserve(json::built_size(said.body), said.body.len()).map_err(too_many)?;
+        let value = query::parse(said.body).map_err(invalid)?;
+        let query = Query::read(&value).map_err(invalid)?;
+        let asked = query.canonical();
+        // Before it is refused: the audit log says what for.
+        journey.asks(&asked);
+        let (body, asked) = match restrict(&parameters, &query).map_err(refused)? {
+            Some(body) if body != asked => (body, Some(asked)),
+            _ => (asked, None),
+        };
+        Ok(Understood {
+            key: Key::new(&team.account, Operation::Query, parameters.as_str(), &body),
+            expected_as: None,
+            parameters: parameters.as_str().into(),
+            body,
+            asked,
         })
     }
 }
 
-/// Reads a query string and, of a query, a body.
-fn understand(operation: Operation, account: &Account, query: &str, body: &[u8]) -> Result<Understood, GatewayError> {
-    let parameters =
-        Parameters::parse(query).map_err(|error| GatewayError::new(Reason::BadRequest, error.to_string()))?;
+/// Reads a request that has no body.
+fn understand_parameters(
+    team: &Team,
+    operation: Operation,
+    query: &str,
+) -> Result<(Understood, Parameters), GatewayError> {
+    let (account, parameters) = (&team.account, parse(query, team)?);
     if operation == Operation::Page && !parameters.has_page_token() {
         return Err(GatewayError::new(
             Reason::InvalidQuery,
             "pageToken is required: POST a query first, then GET with the nextToken of its answer",
         ));
     }
-    let body = if operation == Operation::Query { canonical(body)? } else { Bytes::new() };
-    let key = Key::new(account, operation, parameters.as_str(), &body);
-    Ok(Understood { parameters: parameters.as_str().into(), body, key })
+    let alone = parameters.without_all_but_page_token().filter(|_| operation == Operation::Page);
+    let understood = Understood {
+        key: Key::new(account, operation, parameters.as_str(), b""),
+        expected_as: alone.map(|alone| Key::of_page(account, &alone)),
+        parameters: parameters.as_str().into(),
+        body: Bytes::new(),
+        asked: None,
+    };
+    Ok((understood, parameters))
+}
+
+/// Holds a request that has no body to a policy.
+fn restrict(
+    restriction: Arc<Restriction>,
+    operation: Operation,
+    (understood, parameters): (&Understood, &Parameters),
+    wishes: &mut Wishes,
+) -> Result<Release, GatewayError> {
+    match operation {
+        Operation::Metadata => {
+            restriction.prove_parameters(parameters, &[]).map_err(refused)?;
+            if !restriction.hides_members() {
+                return Ok(Release::AsItIs);
+            }
+            // Asked for as nobody in particular: the client's tags and codings are those of another body.
+            let anybody = Wishes { if_none_match: None, gzip: false, ..wishes.clone() };
+            Ok(Release::Metadata(restriction, Box::new(std::mem::replace(wishes, anybody))))
+        }
+        Operation::Page => {
+            restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
+            restriction.prove_token(&understood.expected_as.unwrap_or(understood.key))?;
+            Ok(Release::Tokens(restriction))
+        }
+        _ => Err(GatewayError::new(
+            Reason::FieldNotAllowed,
+            "a team with a policy may only read metadata, queries and their pages",
+        )),
+    }
+}
+
+/// The view of the account's metadata, for which `call` asks; or the answer that there is in its place.
+async fn fetch_view<S>(
+    inner: S,
+    call: Call,
+    restriction: &Restriction,
+) -> Result<Result<Arc<View>, Box<Reply>>, GatewayError>
+where
+    S: Service<Call, Response = Reply, Error = GatewayError>,
+{
+    let reply = inner.oneshot(call).await?;
+    match reply.page.status.is_success() {
+        true => restriction.view(&reply.page).map(Ok),
+        false => Ok(Err(Box::new(reply))),
+    }
+}
+
+/// Of the metadata that a query needs: however fresh the query is to be, what is known of members may be as old as
+/// metadata may be.
+fn of_metadata(client: &Wishes) -> Wishes {
+    let cache = CacheWishes { only_if_cached: client.cache.only_if_cached, ..CacheWishes::default() };
+    Wishes { cache, urgency: client.urgency, wait: client.wait, ..Wishes::default() }
+}
+
+fn parse(query: &str, team: &Team) -> Result<Parameters, GatewayError> {
+    Parameters::parse(query).map_err(|error| {
+        let reason = match error {
+            // Which of them Twilio would read cannot be proven.
+            BadParameters::TwoPageTokens if team.policy.is_some() => Reason::FieldNotAllowed,
+            BadParameters::TwoPageTokens | BadParameters::Encoding => Reason::BadRequest,
+        };
+        GatewayError::new(reason, error.to_string())
+    })
+}
+
+fn refused(denied: Denied) -> GatewayError {
+    GatewayError::new(Reason::FieldNotAllowed, denied.to_string())
+}
+
+fn invalid(error: QueryError) -> GatewayError {
+    let reason = match error {
+        QueryError::Json(_) => Reason::InvalidJson,
+        QueryError::TooManyValues => Reason::BodyTooLarge,
+        QueryError::NotAnObject | QueryError::NoQuery | QueryError::QueryNotAnObject => Reason::InvalidQuery,
+    };
+    GatewayError::new(reason, error.to_string())
+}
+
+fn too_many(_: TooMany) -> GatewayError {
+    let message = "too many large request bodies arrive at once; come back shortly";
+    GatewayError::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }
 
 async fn collect<B>(body: B, limits: Limits, bodies: &Bodies) -> Result<Bytes, GatewayError>
@@ -197,11 +434,7 @@ where
     };
     match taken {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) if error.is::<TooMany>() => Err(GatewayError::new(
-            Reason::Overloaded,
-            "too many large request bodies arrive at once; come back shortly",
-        )
-        .with_retry_after(Duration::from_secs(1))),
+        Ok(Err(error)) if error.is::<TooMany>() => Err(too_many(TooMany)),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(GatewayError::new(Reason::BadRequest, "the request body ended before it was complete")),
         Err(_) => Err(GatewayError::new(
@@ -223,16 +456,6 @@ async fn whole<B: Body<Data = Bytes>>(body: B) -> Result<Bytes, B::Error> {
     }
     let rest = body.collect().await?.to_bytes();
     Ok(if rest.is_empty() { first } else { [first, rest].concat().into() })
-}
-
-fn canonical(body: &[u8]) -> Result<Bytes, GatewayError> {
-    CanonicalQuery::parse(body).map(CanonicalQuery::into_bytes).map_err(|error| {
-        let reason = match error {
-            QueryError::Json(_) => Reason::InvalidJson,
-            QueryError::NotAnObject | QueryError::NoQuery | QueryError::QueryNotAnObject => Reason::InvalidQuery,
-        };
-        GatewayError::new(reason, error.to_string())
-    })
 }
 
 /// A year: what is longer is a mistake.
@@ -275,3 +498,6 @@ fn write(reply: Reply) -> Response<Full<Bytes>> {
     }
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn form(body: &[u8]) -> Result<Bytes, QueryError> {
+    Ok(Query::read(&parse(body)?)?.canonical())
+}
+
 fn canonical(body: &str) -> String {
-    let query = CanonicalQuery::parse(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"));
-    String::from_utf8(query.bytes().to_vec()).expect("UTF-8")
+    let form = form(body.as_bytes()).unwrap_or_else(|error| panic!("{body}: {error}"));
+    String::from_utf8(form.to_vec()).expect("UTF-8")
 }
 
 #[track_caller]
@@ -105,13 +109,30 @@ fn known_strings_have_one_spelling() {
 
 #[test]
 fn says_what_is_wrong() {
-    let error = |body: &str| CanonicalQuery::parse(body.as_bytes()).expect_err(body);
+    let error = |body: &str| form(body.as_bytes()).expect_err(body);
     assert_eq!(error("[]"), QueryError::NotAnObject);
     assert_eq!(error("{}"), QueryError::NoQuery);
     assert_eq!(error(r#"{"query":null}"#), QueryError::NoQuery);
     assert_eq!(error(r#"{"query":[]}"#), QueryError::QueryNotAnObject);
     assert!(matches!(error(r#"{"query":{},"query":{}}"#), QueryError::Json(_)));
     assert!(matches!(error(r#"{"query":{"x":{"a":1,"a":1}}}"#), QueryError::Json(_)));
+    let large = format!(r#"{{"query":{{"x":[{}]}}}}"#, vec!["0"; json::MAX_VALUES].join(","));
+    assert_eq!(error(&large), QueryError::TooManyValues);
+}
+
+#[test]
+fn names_are_found_wherever_they_stand() {
+    let body = r#"{"query":{"measures":["a",1],"dimensions":["b"],
+        "filters":[{"op":"AND","expressions":[{"op":"EQ","field":"c","values":["v"]},{"op":"XX","field":"d"}]},
+            {"not":{"field":"e"}},{"op":"AND","expressions":[{"op":"IN","field":"f","values":[{"field":"g"}]}]}],
+        "orderBy":[{"field":"h","direction":{"field":"i"},"x":[{"field":"j"}]},[{"field":"k"}]]}}"#;
+    let value = parse(body.as_bytes()).unwrap();
+    let mut found = Vec::new();
+    Query::read(&value).unwrap().visit_names(|place, name| found.push((place, name.to_owned())));
+    let at =
+        |place| found.iter().filter(|(at, _)| *at == place).map(|(_, name)| name.as_str()).collect::<Vec<_>>().concat();
+    let places = [Place::Measure, Place::Dimension, Place::Filter, Place::Order].map(at);
+    assert_eq!(places, ["a", "b", "cdefg", "hijk"]);
 }
 
 /// Operator, field, values.
@@ -255,8 +276,8 @@ proptest! {
 
     #[test]
     fn garbage_never_panics(body in r#"\{"query":\{[\[\]{}:,"a-f\\0-9 ]{0,60}\}\}"#) {
-        if let Ok(query) = CanonicalQuery::parse(body.as_bytes()) {
-            prop_assert_eq!(CanonicalQuery::parse(query.bytes()), Ok(query.clone()));
+        if let Ok(form) = form(body.as_bytes()) {
+            prop_assert_eq!(super::tests::form(&form), Ok(form.clone()));
         }
     }
 }

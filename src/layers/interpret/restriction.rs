@@ -1,0 +1,268 @@
+//! What policies make of the accounts' metadata as it is now.
+//!
+//! A team with a policy may name only what the account's metadata has, so its queries are read with a view of that
+//! metadata. A view is made once of each page of metadata and policy: the members there are, and the page without those
+//! that the policy denies.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use foldhash::fast::RandomState;
+use http::{HeaderValue, StatusCode};
+
+use super::tokens::{IssuedPageTokens, Scope};
+use crate::model::call::{Coded, Page, Reply};
+use crate::model::catalog::Catalog;
+use crate::model::error::{GatewayError, Reason};
+use crate::model::key::Key;
+use crate::model::outcome::Outcome;
+use crate::model::parameters::Parameters;
+use crate::model::policy::{Denied, Policy, Visible};
+use crate::model::query::Query;
+use crate::model::tenancy::Account;
+use crate::model::wishes::Wishes;
+
+/// Looks up the fresh page under a key, without asking anybody else.
+#[derive(Clone)]
+pub struct FreshPages(Arc<LookUp>);
+
+type LookUp = dyn Fn(&Key) -> Option<Arc<Page>> + Send + Sync;
+
+impl FreshPages {
+    /// As `look_up` has it.
+    pub fn new(look_up: impl Fn(&Key) -> Option<Arc<Page>> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look_up))
+    }
+}
+
+impl fmt::Debug for FreshPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FreshPages").finish_non_exhaustive()
+    }
+}
+
+/// The restrictions of one configuration.
+#[derive(Debug)]
+pub(super) struct Restrictions {
+    pages: FreshPages,
+    tokens: IssuedPageTokens,
+    /// By the policy's fingerprint; of each account one.
+    known: RwLock<HashMap<[u8; 32], Vec<Arc<Restriction>>, RandomState>>,
+}
+
+impl Restrictions {
+    pub(super) fn new(pages: FreshPages, tokens: IssuedPageTokens) -> Self {
+        Self { pages, tokens, known: RwLock::default() }
+    }
+
+    /// What `policy` is for `account`.
+    pub(super) fn of(&self, policy: &Arc<Policy>, account: &Arc<Account>) -> Arc<Restriction> {
+        let find = |all: &[Arc<Restriction>]| all.iter().find(|restriction| restriction.account == *account).cloned();
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(restriction) = known.get(policy.fingerprint()).and_then(|all| find(all)) {
+            return restriction;
+        }
+        drop(known);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let all = known.entry(*policy.fingerprint()).or_default();
+        find(all).unwrap_or_else(|| {
+            let restriction = Arc::new(Restriction::new(policy, account, self.tokens.clone()));
+            all.push(Arc::clone(&restriction));
+            restriction
+        })
+    }
+
+    /// The view of the account's metadata, where a fresh page of that is at hand.
+    pub(super) fn fresh(&self, restriction: &Restriction) -> Option<Result<Arc<View>, GatewayError>> {
+        // An error of Twilio's is kept for a while too; whoever asks for metadata gets it.
+        let page = (self.pages.0)(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
+        Some(restriction.view(&page))
+    }
+}
+
+/// A policy, of one account.
+#[derive(Debug)]
+pub(super) struct Restriction {
+    policy: Arc<Policy>,
+    account: Arc<Account>,
+    /// The key of the account's metadata.
+    pub(super) metadata: Key,
+    scope: Scope,
+    tokens: IssuedPageTokens,
+    newest: Mutex<Option<Viewed>>,
+}
+
+/// A page of metadata that has been looked at.
+#[derive(Debug)]
+struct Viewed {
+    page: Arc<Page>,
+    /// `None` where the page is of another shape than documented.
+    view: Option<Arc<View>>,
+}
+
+impl Restriction {
+    fn new(policy: &Arc<Policy>, account: &Arc<Account>, tokens: IssuedPageTokens) -> Self {
+        let mut scope = blake3::Hasher::new();
+        scope.update(policy.fingerprint()).update(account.sid.as_bytes());
+        Self {
+            policy: Arc::clone(policy),
+            account: Arc::clone(account),
+            metadata: Key::of_metadata(account),
+            scope: scope.finalize().into(),
+            tokens,
+            newest: Mutex::default(),
+        }
+    }
+
+    /// What the teams of this policy may see of that metadata.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another shape than documented, so that nothing can be proven from it.
+    pub(super) fn view(&self, page: &Arc<Page>) -> Result<Arc<View>, GatewayError> {
+        // Held while a view is made: whoever else comes needs that very one.
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = match &mut *newest {
+            Some(known) if Arc::ptr_eq(&known.page, page) => known.view.clone(),
+            Some(known) if known.page.status == page.status && known.page.body == page.body => {
+                known.page = Arc::clone(page);
+                known.view.clone()
+            }
+            _ => {
+                let view = View::new(self, page).map(Arc::new);
+                *newest = Some(Viewed { page: Arc::clone(page), view: view.clone() });
+                view
+            }
+        };
+        view.ok_or_else(|| {
+            let message = "Twilio's metadata for this account cannot be read, so nothing can be proven of what this team \
+                           may see; tell whoever operates the gateway";
+            GatewayError::new(Reason::FieldNotAllowed, message)
+        })
+    }
+
+    /// Does metadata look different under this policy.
+    pub(super) fn hides_members(&self) -> bool {
+        self.policy.hides_members()
+    }
+
+    /// Refuses parameters other than `names`.
+    pub(super) fn prove_parameters(&self, parameters: &Parameters, names: &[&str]) -> Result<(), Denied> {
+        match parameters.are_at_most(names) {
+            true => Ok(()),
+            false => {
+                Err(Denied::Shape("the query string says more than this team may say; leave out what is not needed"))
+            }
+        }
+    }
+
+    /// Refuses the page under `key` unless its token was given out under this policy.
+    pub(super) fn prove_token(&self, key: &Key) -> Result<(), GatewayError> {
+        match self.tokens.has(&self.scope, key) {
+            true => Ok(()),
+            false => Err(GatewayError::new(
+                Reason::FieldNotAllowed,
+                "this page token was not given to this team under its policy, or too long ago: send the query again",
+            )),
+        }
+    }
+
+    /// A team is given this page of a query's answer, and so the tokens in it.
+    pub(super) fn give_tokens_of(&self, page: &Page) {
+        self.tokens.give_all_of(&self.scope, &self.account, page);
+    }
+
+    /// The answer to a request for metadata, made for nobody in particular, as it is for a client with these `wishes`.
+    pub(super) fn answer(&self, reply: Reply, wishes: &Wishes) -> Result<Reply, GatewayError> {
+        if !reply.page.status.is_success() {
+            return Ok(reply);
+        }
+        Ok(self.view(&reply.page)?.answer(reply, wishes))
+    }
+}
+
+/// What the teams of one policy may see of one page of metadata.
+#[derive(Debug)]
+pub(super) struct View {
+    policy: Arc<Policy>,
+    catalog: Catalog,
+    /// Tells apart what is read by different views: account, policy and metadata.
+    pub(super) reader: Box<[u8]>,
+    /// The metadata without what is denied; `None` where nothing is.
+    visible: Option<Arc<Page>>,
+    coded: OnceLock<Option<Coded>>,
+    is_coding: AtomicBool,
+}
+
+impl View {
+    fn new(restriction: &Restriction, page: &Page) -> Option<Self> {
+        let Restriction { policy, scope, account, .. } = restriction;
+        let (catalog, visible) = policy.metadata(&page.body).filter(|_| page.status == StatusCode::OK)?;
+        // No account's SID, which stands here by itself for teams without a policy, has this byte in it.
+        let reader = [account.sid.as_bytes(), &[0xff], scope, blake3::hash(&page.body).as_bytes()].concat();
+        Some(Self {
+            policy: Arc::clone(policy),
+            catalog,
+            reader: reader.into(),
+            visible: match visible {
+                Visible::All => None,
+                Visible::Part(body) => Some(Arc::new(page.with_body(body))),
+            },
+            coded: OnceLock::new(),
+            is_coding: AtomicBool::new(false),
+        })
+    }
+
+    /// The query that the team may ask in place of this one. See [`Query::restrict`].
+    pub(super) fn restrict(&self, query: &Query<'_>) -> Result<bytes::Bytes, Denied> {
+        query.restrict(&self.policy, &self.catalog)
+    }
+
+    fn answer(self: &Arc<Self>, reply: Reply, wishes: &Wishes) -> Reply {
+        let page = self.visible.as_ref().unwrap_or(&reply.page);
+        let coded = if wishes.gzip { self.coded(page) } else { None };
+        let theirs = page.tag_of_client(wishes, coded);
+        let not_modified = theirs.is_some();
+        let outcome = match reply.outcome {
+            // That the upstream is failing is worth more than that the client has the page.
+            Outcome::StaleError => Outcome::StaleError,
+            _ if not_modified => Outcome::Revalidated,
+            outcome => outcome,
+        };
+        Reply {
+            cache_status: with_outcome(&reply.cache_status, reply.outcome, outcome),
+            etag: theirs.or_else(|| coded.map_or_else(|| page.etag.clone(), |coded| Some(coded.etag.clone()))),
+            coded: coded.map(|coded| coded.body.clone()),
+            outcome,
+            not_modified,
+            page: Arc::clone(page),
+            ..reply
+        }
+    }
+
+    /// The compressed body, where it is worth it; made once, behind the first answer that could have had it.
+    fn coded(self: &Arc<Self>, page: &Arc<Page>) -> Option<&Coded> {
+        if !page.may_be_coded() {
+            return None;
+        }
+        if let Some(coded) = self.coded.get() {
+            return coded.as_ref();
+        }
+        if !self.is_coding.swap(true, Ordering::Relaxed) {
+            let (view, page) = (Arc::clone(self), Arc::clone(page));
+            // Set once, here.
+            tokio::task::spawn_blocking(move || view.coded.set(page.gzip()).is_ok());
+        }
+        None
+    }
+}
+
+/// `Cache-Status` for another outcome than the one it was written for.
+fn with_outcome(cache_status: &HeaderValue, from: Outcome, to: Outcome) -> HeaderValue {
+    let detail = |outcome: Outcome| format!("detail={}", outcome.as_str());
+    let rewritten = cache_status.to_str().ok().filter(|_| from != to);
+    let rewritten = rewritten.and_then(|text| HeaderValue::try_from(text.replacen(&detail(from), &detail(to), 1)).ok());
+    rewritten.unwrap_or_else(|| cache_status.clone())
+}

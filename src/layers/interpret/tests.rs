@@ -1,0 +1,180 @@
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use http::{HeaderMap, Method, Request};
+use tower::service_fn;
+
+use super::*;
+use crate::model::call::{Answer, Page};
+use crate::model::clock::Instant;
+use crate::model::outcome::Outcome;
+use crate::model::peer::{Origin, Peer};
+use crate::model::policy::Policy;
+
+const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
+    {"name":"C.Secret","type":"string"},{"name":"C.Status","type":"string"}]}]}"#;
+const ASK: &str = r#"{"query":{"measures":["C.Count"]}}"#;
+
+fn page(body: &'static str) -> Arc<Page> {
+    let body = Bytes::from_static(body.as_bytes());
+    Arc::new(Page::new(Answer { status: StatusCode::OK, headers: HeaderMap::new(), body, next_token: None }))
+}
+
+/// The layer around something that notes the calls, and answers with metadata or a page that names the next.
+#[derive(Clone)]
+struct Rig {
+    layer: InterpretLayer,
+    calls: Arc<Mutex<Vec<Call>>>,
+    /// The page of metadata that is fresh in the cache.
+    metadata: Arc<Mutex<Option<Arc<Page>>>>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let metadata = Arc::<Mutex<Option<Arc<Page>>>>::default();
+        let cached = Arc::clone(&metadata);
+        let fresh = FreshPages::new(move |key| {
+            assert_eq!(*key, Key::of_metadata(&Team::example("a").account));
+            cached.lock().unwrap().clone()
+        });
+        let limits =
+            Limits { max_body: 1 << 20, body_timeout: Duration::from_secs(1), deadline: Duration::from_secs(9) };
+        let layer = InterpretLayer::new(limits, Bodies::new(1 << 20), fresh, IssuedPageTokens::default());
+        Self { layer, calls: Arc::default(), metadata }
+    }
+
+    async fn ask(
+        &self,
+        policy: Option<&Arc<Policy>>,
+        operation: Operation,
+        query: &str,
+        body: &'static str,
+    ) -> Result<Response<Full<Bytes>>, Reason> {
+        let request = Request::builder().method(Method::POST).uri(format!("/x?{query}"));
+        let request = request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
+        let (received, journey) = (Instant::now(), Arc::default());
+        let visit = Visit {
+            request,
+            peer: Arc::new(Peer::new(Origin::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))))),
+            received,
+            journey,
+        };
+        let team = Arc::new(Team { policy: policy.cloned(), ..Team::example("a") });
+        let (calls, metadata) = (Arc::clone(&self.calls), Arc::clone(&self.metadata));
+        let inner = service_fn(move |call: Call| {
+            let page = match call.operation {
+                Operation::Metadata => metadata.lock().unwrap().get_or_insert_with(|| page(METADATA)).clone(),
+                _ => page(r#"{"meta":{"nextToken":"a+b"}}"#),
+            };
+            calls.lock().unwrap().push(call);
+            std::future::ready(Ok(Reply {
+                etag: page.etag.clone(),
+                page,
+                coded: None,
+                outcome: Outcome::Miss,
+                cache_status: HeaderValue::from_static("insights-gateway; detail=miss"),
+                age: None,
+                not_modified: false,
+            }))
+        });
+        let answer = self.layer.layer(inner).oneshot(Admitted { visit, operation, team }).await;
+        answer.map_err(|error: GatewayError| error.reason())
+    }
+
+    fn calls(&self) -> Vec<Operation> {
+        self.calls.lock().unwrap().iter().map(|call| call.operation).collect()
+    }
+
+    fn last(&self) -> Call {
+        self.calls.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+fn policy(deny: &str) -> Arc<Policy> {
+    Arc::new(Policy::new(&[deny.to_owned()], &[]))
+}
+
+#[tokio::test]
+async fn a_team_with_a_policy_needs_metadata_once_and_then_memory_alone() {
+    let (rig, policy) = (Rig::new(), policy("C.Secret"));
+    for _ in 0..4 {
+        assert!(rig.ask(Some(&policy), Operation::Query, "pageSize=3", ASK).await.is_ok());
+    }
+    use Operation::{Metadata, Query};
+    assert_eq!(rig.calls(), [Metadata, Query, Query, Query, Query]);
+    let bodies: Vec<_> = rig.calls.lock().unwrap().iter().map(|call| call.body.as_ptr()).collect();
+    assert!(bodies[1] != bodies[2] && bodies[3] == bodies[4], "the very same bytes, not read again");
+    let remembered = rig.last();
+    assert_eq!(remembered.key, Key::new(&Team::example("a").account, Query, "pageSize=3", ASK.as_bytes()));
+    // Of other metadata nothing is remembered.
+    *rig.metadata.lock().unwrap() = Some(page(r#"{"cubes":[{"name":"C","measures":[],"dimensions":[]}]}"#));
+    assert_eq!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.err(), Some(Reason::FieldNotAllowed));
+    // The same again in another page: as before.
+    *rig.metadata.lock().unwrap() = Some(page(METADATA));
+    assert!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.is_ok());
+    assert_eq!(rig.last().body.as_ptr(), remembered.body.as_ptr());
+}
+
+#[tokio::test]
+async fn what_one_team_may_ask_is_not_remembered_for_another() {
+    const SECRET: &str = r#"{"query":{"dimensions":["C.Secret"]}}"#;
+    let (rig, one, other) = (Rig::new(), policy("C.Secret"), policy("C.Status"));
+    for _ in 0..4 {
+        assert!(rig.ask(None, Operation::Query, "", SECRET).await.is_ok());
+        assert!(rig.ask(Some(&other), Operation::Query, "", SECRET).await.is_ok());
+        assert_eq!(rig.ask(Some(&one), Operation::Query, "", SECRET).await.err(), Some(Reason::FieldNotAllowed));
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_whatever_metadata_says_costs_nothing() {
+    let (rig, policy) = (Rig::new(), policy("C.Secret"));
+    let refused = Some(Reason::FieldNotAllowed);
+    for (query, body) in [
+        ("pageToken=a", ASK),
+        ("", r#"{"query":{"measures":["C.Count "]}}"#),
+        ("", r#"{"query":{},"domain":1}"#),
+        ("pageToken=a&pageToken=b", ASK),
+    ] {
+        assert_eq!(rig.ask(Some(&policy), Operation::Query, query, body).await.err(), refused, "{query} {body}");
+    }
+    assert_eq!(rig.ask(Some(&policy), Operation::Query, "", "[").await.err(), Some(Reason::InvalidJson));
+    assert_eq!(rig.ask(Some(&policy), Operation::Query, "a=%", ASK).await.err(), Some(Reason::BadRequest));
+    for operation in Operation::ALL {
+        use Operation::{Metadata, Page, Query};
+        if !matches!(operation, Metadata | Query | Page) {
+            assert_eq!(rig.ask(Some(&policy), operation, "", "").await.err(), refused, "{operation:?}");
+        }
+    }
+    assert_eq!(rig.ask(Some(&policy), Operation::Metadata, "x=1", "").await.err(), refused);
+    assert_eq!(rig.calls(), []);
+}
+
+#[tokio::test]
+async fn a_page_is_expected_by_the_key_of_its_token_alone() {
+    let (rig, policy) = (Rig::new(), policy("C.Secret"));
+    let alone = Key::of_page(&Team::example("a").account, &Parameters::of_page("a+b"));
+    let refused = Some(Reason::FieldNotAllowed);
+    assert_eq!(rig.ask(Some(&policy), Operation::Page, "pageToken=a%2Bb", "").await.err(), refused);
+    assert!(rig.ask(None, Operation::Query, "", ASK).await.is_ok());
+    assert_eq!(rig.ask(Some(&policy), Operation::Page, "pageToken=a%2Bb", "").await.err(), refused);
+    assert!(rig.ask(Some(&policy), Operation::Query, "", ASK).await.is_ok());
+    for (query, sized) in [("pageToken=a+b", false), ("PageToken=a%2bb", false), ("PageSize=3&PageToken=a+b", true)] {
+        assert!(rig.ask(Some(&policy), Operation::Page, query, "").await.is_ok(), "{query}");
+        let call = rig.last();
+        assert_eq!((call.key == alone, call.expected_as), (!sized, sized.then_some(alone)), "{query}");
+    }
+    assert_eq!(rig.ask(Some(&self::policy("C.Status")), Operation::Page, "pageToken=a+b", "").await.err(), refused);
+    assert_eq!(rig.ask(None, Operation::Page, "pageSize=3", "").await.err(), Some(Reason::InvalidQuery));
+}
+
+#[tokio::test]
+async fn metadata_is_asked_for_as_nobody_in_particular_and_answered_as_the_client_wishes() {
+    let (rig, policy) = (Rig::new(), policy("C.Secret"));
+    let answer = rig.ask(Some(&policy), Operation::Metadata, "", "").await.unwrap();
+    let etag = answer.headers()[header::ETAG].clone();
+    assert_ne!(etag, page(METADATA).etag.clone().unwrap());
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(!body.windows(6).any(|part| part == b"Secret"), "{body:?}");
+    assert!(rig.ask(None, Operation::Metadata, "", "").await.unwrap().headers()[header::ETAG] != etag);
+}

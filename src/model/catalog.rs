@@ -1,0 +1,201 @@
+//! What an account's metadata says that there is: measures and dimensions, by name.
+//!
+//! Read from an answer of the Metadata operation. Whatever is not of the documented shape gives no catalog, so that
+//! nothing is concluded from half of one.
+
+use std::collections::HashMap;
+
+use super::json::{self, Member, Value};
+use super::query::Place;
+
+/// The measures and dimensions of an account.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Catalog(HashMap<Box<str>, Entry>);
+
+/// What goes by one name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Entry {
+    is_measure: bool,
+    is_dimension: bool,
+    is_time: bool,
+    /// The name behind that of its cube, where it does not begin with it anyway.
+    qualified: Vec<Box<str>>,
+}
+
+/// Values that metadata may have. It is Twilio's own, and larger than any query.
+pub const MAX_METADATA_VALUES: usize = 1_000_000;
+
+impl Catalog {
+    /// Reads metadata; `None` of anything else.
+    pub fn read(metadata: &Value<'_>) -> Option<Self> {
+        let mut catalog = Self::default();
+        for cube in cubes(metadata)? {
+            let cube = Cube::read(cube)?;
+            for (members, is_measure) in [(cube.measures, true), (cube.dimensions, false)] {
+                for member in members {
+                    let member = member.as_object()?;
+                    let name = json::member(member, "name")?.as_str()?;
+                    let entry = catalog.0.entry(name.into()).or_default();
+                    entry.is_measure |= is_measure;
+                    entry.is_dimension |= !is_measure;
+                    let kind = json::member(member, "type").and_then(Value::as_str);
+                    entry.is_time |= !is_measure && kind.is_some_and(is_time);
+                    if let Some(cube) = cube.name
+                        && !name.strip_prefix(cube).is_some_and(|rest| rest.starts_with('.'))
+                    {
+                        entry.qualified.push([cube, ".", name].concat().into());
+                    }
+                }
+            }
+        }
+        Some(catalog)
+    }
+
+    /// May `name` stand there: a member of the kind that belongs there, to the letter, or a time dimension and one
+    /// grain.
+    pub fn knows(&self, place: Place, name: &str) -> bool {
+        let is_here = |entry: &Entry| match place {
+            Place::Measure => entry.is_measure,
+            Place::Dimension => entry.is_dimension,
+            Place::Filter | Place::Order => entry.is_measure || entry.is_dimension,
+        };
+        let is_time = |name: &str| self.0.get(name).is_some_and(|entry| entry.is_time);
+        is_name(name)
+            && (self.0.get(name).is_some_and(is_here)
+                || (place != Place::Measure && name.rsplit_once('.').is_some_and(|(base, _)| is_time(base))))
+    }
+
+    /// Other names of what `name` stands for: behind that of its cube, also of what it could be a grain of.
+    pub fn aliases(&self, name: &str) -> Vec<String> {
+        let qualified = |name: &str| self.0.get(name).map(|entry| entry.qualified.as_slice()).unwrap_or_default();
+        let own = qualified(name).iter().map(|alias| alias.to_string());
+        let grains = name
+            .rsplit_once('.')
+            .into_iter()
+            .flat_map(|(base, grain)| qualified(base).iter().map(move |alias| [&**alias, ".", grain].concat()));
+        own.chain(grains).collect()
+    }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(|name| &**name)
+    }
+}
+
+/// The cubes of metadata.
+pub fn cubes<'v>(metadata: &'v Value<'_>) -> Option<&'v [Value<'v>]> {
+    json::member(metadata.as_object()?, "cubes")?.as_array()
+}
+
+/// A cube of metadata.
+#[derive(Debug)]
+pub struct Cube<'v> {
+    /// Its name.
+    pub name: Option<&'v str>,
+    /// Its measures.
+    pub measures: &'v [Value<'v>],
+    /// Its dimensions.
+    pub dimensions: &'v [Value<'v>],
+    /// All its members.
+    pub members: &'v [Member<'v>],
+}
+
+impl<'v> Cube<'v> {
+    /// Reads a cube; `None` of anything else.
+    pub fn read(value: &'v Value<'v>) -> Option<Self> {
+        let members = value.as_object()?;
+        let list = |name| match json::member(members, name) {
+            None | Some(Value::Null) => Some(&[][..]),
+            Some(list) => list.as_array(),
+        };
+        let name = match json::member(members, "name") {
+            None | Some(Value::Null) => None,
+            Some(name) => Some(name.as_str()?),
+        };
+        Some(Self { name, measures: list("measures")?, dimensions: list("dimensions")?, members })
+    }
+}
+
+/// Is `kind`, as metadata has it, a type of times.
+pub fn is_time(kind: &str) -> bool {
+    ["time", "date", "datetime", "timestamp"].iter().any(|word| word.eq_ignore_ascii_case(kind))
+}
+
+/// Is `text` made as names are: segments of ASCII letters, digits and `_`, with single dots between them.
+pub fn is_name(text: &str) -> bool {
+    let is_segment =
+        |segment: &str| !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    text.split('.').all(is_segment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(metadata: &str) -> Option<Catalog> {
+        Catalog::read(&json::parse(metadata.as_bytes()).unwrap())
+    }
+
+    const METADATA: &str = r#"{"domain":"Conversations","cubes":[
+        {"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
+            {"name":"C.Created","type":"time"},{"name":"C.Status","type":"string"},{"name":"Zone","type":"date"}]},
+        {"name":"Empty"}]}"#;
+
+    #[test]
+    fn members_stand_where_their_kind_belongs() {
+        let catalog = read(METADATA).unwrap();
+        let places = [Place::Measure, Place::Dimension, Place::Filter, Place::Order];
+        for (name, expected) in [
+            ("C.Count", [true, false, true, true]),
+            ("C.Status", [false, true, true, true]),
+            ("C.Created", [false, true, true, true]),
+            ("C.Created.hour", [false, true, true, true]),
+            ("Zone.day", [false, true, true, true]),
+            ("C.Created.hour.day", [false; 4]),
+            ("C.Status.hour", [false; 4]),
+            ("C.Count.hour", [false; 4]),
+            ("c.Count", [false; 4]),
+            ("Count", [false; 4]),
+            ("C.Zone", [false; 4]),
+            ("C", [false; 4]),
+            ("", [false; 4]),
+        ] {
+            assert_eq!(places.map(|place| catalog.knows(place, name)), expected, "{name}");
+        }
+        assert_eq!(catalog.aliases("Zone"), ["C.Zone"]);
+        assert_eq!(catalog.aliases("Zone.day"), ["C.Zone.day"]);
+        assert_eq!(catalog.aliases("C.Created.hour"), [""; 0]);
+    }
+
+    #[test]
+    fn names_are_segments_between_single_dots() {
+        for name in ["a", "A.b_1", "Conversation.CreatedDate.hour", "_"] {
+            assert!(is_name(name), "{name}");
+        }
+        let fullwidth = "Conversation.\u{ff23}ount";
+        let others = [
+            "", ".", "a.", ".a", "a..b", "a b", "a\0", "\u{a0}a", "a\"", "a AS x", "a:x", fullwidth, "a-b", "a/b", "é",
+            "a\n",
+        ];
+        for name in others {
+            assert!(!is_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_metadata_gives_no_catalog() {
+        for text in [
+            "[]",
+            "{}",
+            r#"{"cubes":{}}"#,
+            r#"{"cubes":[7]}"#,
+            r#"{"cubes":[{"measures":{}}]}"#,
+            r#"{"cubes":[{"measures":["C.Count"]}]}"#,
+            r#"{"cubes":[{"measures":[{"name":7}]}]}"#,
+            r#"{"cubes":[{"name":7,"measures":[]}]}"#,
+            r#"{"data":[],"meta":{}}"#,
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}
