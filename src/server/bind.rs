@@ -1,7 +1,7 @@
 //! Opening listeners: TCP, unix sockets, and sockets that somebody else has opened.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -204,7 +204,7 @@ pub fn bind(
 
 fn bind_tcp(address: SocketAddr, is_ipv4_apart: bool) -> io::Result<Bound> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if address.is_ipv6() && is_ipv4_apart {
+    if address.ip() == Ipv6Addr::UNSPECIFIED && is_ipv4_apart {
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
     }
     // A restart must not wait for the last connections' TIME_WAIT.

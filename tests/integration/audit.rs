@@ -217,7 +217,7 @@ fn a_log_that_cannot_be_written_is_a_fault_and_check_makes_no_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_team_with_large_bodies_costs_no_other_team_its_lines() {
     const EACH: usize = 40;
-    let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
+    let (upstream, folder) = (Upstream::with_metadata().await, TempDir::new().unwrap());
     let (config, path) = config(&upstream, &folder);
     let gateway = config.set("teams.exports.token_sha256", sha256("E")).start().await;
     // A little to say, and much to read.
