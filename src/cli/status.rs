@@ -7,7 +7,8 @@ use clap::Args;
 use serde_json::Value;
 
 use super::ask::ask;
-use super::{answer, exit, explain, plain};
+use super::text::plain;
+use super::{answer, exit, explain};
 
 /// Arguments of `status`.
 #[derive(Debug, Clone, Args)]

@@ -18,6 +18,7 @@ mod identity;
 mod lifecycle;
 mod listeners;
 mod protocol;
+mod query;
 mod reload;
 mod secrets;
 mod sharing;
