@@ -63,6 +63,14 @@ pub(super) fn ask(url: Option<&str>, path: &str, token: Option<&str>) -> Result<
     }
 }
 
+/// Lets some time go by between two questions.
+pub(super) fn pause(time: Duration) {
+    // Without a runtime, nothing could be asked either.
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        runtime.block_on(async { tokio::time::sleep(time).await });
+    }
+}
+
 async fn question(address: Address, path: &str, token: Option<&str>) -> Result<Answer, Failure> {
     let limits = Limits { connect: PATIENCE, answer: PATIENCE, body: LARGEST_ANSWER };
     // Without TLS there is no trust root that could be at fault.

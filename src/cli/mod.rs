@@ -180,14 +180,23 @@ pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
 
 /// Prints to standard output. A reader that has had enough, such as `head`, is no failure.
 pub(crate) fn answer(page: &str) -> ExitCode {
+    print(page).err().unwrap_or(ExitCode::from(exit::DONE))
+}
+
+/// Prints to standard output.
+///
+/// # Errors
+///
+/// The code to end with, when nobody reads on. If that is a failure, it has been explained.
+fn print(page: &str) -> Result<(), ExitCode> {
     let mut output = io::stdout().lock();
-    match output.write_all(page.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+    output.write_all(page.as_bytes()).and_then(|()| output.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => ExitCode::from(exit::DONE),
+        _ => {
             explain(&format!("insights-gateway: cannot write to standard output: {error}"));
             ExitCode::from(exit::INTERNAL)
         }
-        _ => ExitCode::from(exit::DONE),
-    }
+    })
 }
 
 /// Prints one or more lines to standard error, where they are lost if nobody listens.

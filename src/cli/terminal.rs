@@ -12,6 +12,8 @@ const NARROWEST: usize = 24;
 pub(super) struct Terminal {
     /// Does a person read standard output.
     pub(super) output: bool,
+    /// Can standard output take back what it shows.
+    pub(super) redraws: bool,
     /// Does a person read standard error, on a terminal that can take a line back.
     pub(super) errors: bool,
     /// Columns of a line on standard output.
@@ -31,6 +33,7 @@ impl Terminal {
         let columns = output.then(columns).flatten().filter(|columns| *columns > 0);
         Self {
             output,
+            redraws: output && !is_dumb,
             errors: io::stderr().is_terminal() && !is_dumb,
             width: columns.unwrap_or(WIDTH).max(NARROWEST),
             colour: output && !is_dumb && !is_set("NO_COLOR"),

@@ -24,6 +24,7 @@ mod secrets;
 mod sharing;
 mod simulator;
 mod stampede;
+mod status_watch;
 mod traces;
 mod upstream_faults;
 mod waiting;
