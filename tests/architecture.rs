@@ -228,7 +228,7 @@ fn libraries_stay_in_their_rooms() {
         ("moka", &["layers/cache/"][..]),
         ("governor", &["layers/budget/", "layers/admit.rs", "layers/admit/", "model/clock.rs"]),
         ("hyper_rustls", &["layers/upstream/", "telemetry/"]),
-        ("tokio_rustls", &["server/"]),
+        ("tokio_rustls", &["server/", "cli/client/"]),
         ("prometheus_client", &["metrics.rs"]),
         ("clap", &["cli/"]),
         ("toml", &["config/"]),

@@ -2,7 +2,7 @@
 
 /// Done.
 pub const DONE: u8 = 0;
-/// The answer is no: the gateway is not ready, or there is no answer. Only `health` and `status` say so.
+/// The answer is no, or there is none. Only `health`, `status` and `query` say so.
 pub const NOT_READY: u8 = 1;
 /// Bad configuration or usage; nothing was started.
 pub const USAGE: u8 = 64;

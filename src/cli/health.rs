@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::ask::ask;
-use super::{exit, explain, plain};
+use super::text::plain;
+use super::{exit, explain};
 
 /// Arguments of `health`.
 #[derive(Debug, Clone, Args)]

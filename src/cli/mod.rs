@@ -2,6 +2,7 @@
 
 mod ask;
 pub mod check;
+mod client;
 pub mod completions;
 pub mod demo;
 mod descriptors;
@@ -9,12 +10,15 @@ pub mod exit;
 pub mod health;
 mod json_lines;
 mod logs;
+pub mod query;
 mod runtime;
 pub mod serve;
 pub mod simulate;
 mod sink;
 pub mod status;
 mod systemd;
+mod terminal;
+mod text;
 pub mod token;
 
 use std::ffi::OsString;
@@ -31,7 +35,7 @@ use crate::config::{self, Config, Sources};
 #[derive(Debug, Parser)]
 #[command(name = "insights-gateway", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "\
-Exit codes: 0 done, 64 bad configuration or usage, 70 internal, 74 could not bind.
+Exit codes: 0 done, 1 no answer or refused, 64 bad configuration or usage, 70 internal, 74 could not bind.
 Try it without a Twilio account: insights-gateway demo")]
 pub struct Cli {
     /// What to do.
@@ -64,6 +68,13 @@ pub enum Command {
     /// Make access tokens for teams
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Ask a question through a running gateway, and print the rows
+    ///
+    /// For example: insights-gateway query --measure Conversation.Count --dimension Conversation.ConversationStatus
+    ///
+    /// The token comes from INSIGHTS_GATEWAY_TOKEN or --token-file. Exits with 0 when the question was answered, with 1
+    /// when it was refused or failed.
+    Query(query::QueryArgs),
     /// Ask a running gateway whether it is ready
     ///
     /// For containers without curl. Exits with 0 when /readyz answers 200 within three seconds, else with 1.
@@ -144,6 +155,7 @@ pub fn run() -> ExitCode {
         Command::Simulate(args) => simulate::run(args),
         Command::Check(args) => check::run(&args),
         Command::Token(command) => token::run(&command),
+        Command::Query(args) => query::run(&args),
         Command::Health(args) => health::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Completions(args) => completions::run(&args),
@@ -168,20 +180,23 @@ pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
 
 /// Prints to standard output. A reader that has had enough, such as `head`, is no failure.
 pub(crate) fn answer(page: &str) -> ExitCode {
+    print(page).err().unwrap_or(ExitCode::from(exit::DONE))
+}
+
+/// Prints to standard output.
+///
+/// # Errors
+///
+/// The code to end with, when nobody reads on. If that is a failure, it has been explained.
+fn print(page: &str) -> Result<(), ExitCode> {
     let mut output = io::stdout().lock();
-    match output.write_all(page.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+    output.write_all(page.as_bytes()).and_then(|()| output.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => ExitCode::from(exit::DONE),
+        _ => {
             explain(&format!("insights-gateway: cannot write to standard output: {error}"));
             ExitCode::from(exit::INTERNAL)
         }
-        _ => ExitCode::from(exit::DONE),
-    }
-}
-
-/// A text of somebody else's on one line that steers no terminal.
-fn plain(text: &str) -> String {
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join(" ")
+    })
 }
 
 /// Prints one or more lines to standard error, where they are lost if nobody listens.
@@ -194,11 +209,6 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-
-    #[test]
-    fn texts_from_elsewhere_steer_no_terminal() {
-        assert_eq!(plain("{\"a\":\x1b[1m1}\n\r\n b"), "{\"a\": [1m1} b");
-    }
 
     #[test]
     fn the_command_line_is_sound() {

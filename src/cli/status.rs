@@ -2,12 +2,15 @@
 
 use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
 
-use super::ask::ask;
-use super::{answer, exit, explain, plain};
+use super::ask::{ask, pause};
+use super::terminal::Terminal;
+use super::text::plain;
+use super::{answer, exit, explain, print};
 
 /// Arguments of `status`.
 #[derive(Debug, Clone, Args)]
@@ -21,23 +24,59 @@ pub struct StatusArgs {
     /// Print the JSON of /status as it comes
     #[arg(long)]
     pub json: bool,
+    /// Ask again every two seconds, until interrupted
+    #[arg(long)]
+    pub watch: bool,
 }
+
+/// Between two looks.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Asks, and prints.
 pub fn run(args: &StatusArgs) -> ExitCode {
+    match look(args) {
+        Ok(page) if args.watch => watch(args, page),
+        Ok(page) => answer(&page),
+        Err(code) => code,
+    }
+}
+
+/// Prints again and again. A gateway that cannot be asked for a while, such as one that is restarted, is asked on.
+fn watch(args: &StatusArgs, first: String) -> ExitCode {
+    let terminal = Terminal::of_process();
+    let mut page = Some(first);
+    loop {
+        if let Some(page) = page {
+            let printed = match terminal.redraws {
+                // Over what stood there, so that nothing flickers.
+                true => print(&format!("\x1b[H{}\x1b[J", page.replace('\n', "\x1b[K\n"))),
+                false => print(&page),
+            };
+            if let Err(code) = printed {
+                return code;
+            }
+        }
+        pause(WATCH);
+        page = look(args).ok();
+    }
+}
+
+/// What there is to print.
+///
+/// # Errors
+///
+/// The code to exit with, when all has been said.
+fn look(args: &StatusArgs) -> Result<String, ExitCode> {
     // An empty variable counts as unset, here as everywhere.
     let token = args.token.as_deref().filter(|token| !token.is_empty());
-    let (target, said) = match ask(args.url.as_deref(), "/status", token) {
-        Ok(answered) => answered,
-        Err(code) => return code,
-    };
+    let (target, said) = ask(args.url.as_deref(), "/status", token)?;
     let refused = |why: &str| {
         explain(&format!("insights-gateway: no status at {target}: {why}"));
-        ExitCode::from(exit::NOT_READY)
+        Err(ExitCode::from(exit::NOT_READY))
     };
     match (said.status, serde_json::from_str::<Value>(&said.body)) {
-        (200, Ok(_)) if args.json => answer(&said.body),
-        (200, Ok(status)) => answer(&page(&status)),
+        (200, Ok(_)) if args.json => Ok(said.body),
+        (200, Ok(status)) => Ok(page(&status)),
         (200, Err(_)) => refused("the answer is not JSON; is this the admin address?"),
         (401, _) => refused("it wants its token: --token, or INSIGHTS_GATEWAY_ADMIN_TOKEN"),
         (status, _) => refused(&format!("/status answered {status}: {}", plain(&said.body))),

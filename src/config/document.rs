@@ -15,8 +15,8 @@ use super::fault::{Path, Place, Report};
 use super::files::{ConfigFile, LARGEST_FILE};
 use super::sources::{PREFIX, Sources};
 
-/// The variables of the command line, which are no keys: the file itself, and the token to ask a gateway with.
-const NO_KEYS: [&str; 2] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN"];
+/// The variables of the command line, which are no keys: the file itself, and the tokens to ask a gateway with.
+const NO_KEYS: [&str; 3] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN", "INSIGHTS_GATEWAY_TOKEN"];
 /// No key is deeper than four; this keeps absurd names from building absurd trees.
 const DEEPEST: usize = 8;
 /// Tables of which one member excludes the others: a stronger source replaces them whole.

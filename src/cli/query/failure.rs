@@ -1,0 +1,53 @@
+//! Why a question was not answered, and with which code that ends.
+
+use std::io;
+
+use super::gateway::Refused;
+use crate::cli::{client, exit};
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The command line, the token or a file is at fault. Nothing was asked.
+    #[error("{0}")]
+    Usage(String),
+    /// There is no answer.
+    #[error("{address}: {failure}")]
+    Unanswered {
+        /// Who was asked.
+        address: String,
+        /// Why.
+        #[source]
+        failure: client::Failure,
+    },
+    /// The answer is no.
+    #[error("{refusal}", refusal = .0.refusal)]
+    Refused(Box<Refused>),
+    /// The answer is not what it should be.
+    #[error("{0}")]
+    Strange(String),
+    /// The job ended without results.
+    #[error("{0}")]
+    Job(String),
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output: {0}")]
+    Output(#[from] io::Error),
+    /// The machine refuses something.
+    #[error("cannot start: {0}")]
+    Machine(#[source] io::Error),
+}
+
+impl Failure {
+    /// Has the reader had enough, as `head` has. That is nobody's failure.
+    pub(super) fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    pub(super) const fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Unanswered { .. } | Self::Refused(_) | Self::Strange(_) | Self::Job(_) => exit::NOT_READY,
+            Self::Output(_) | Self::Machine(_) => exit::INTERNAL,
+        }
+    }
+}

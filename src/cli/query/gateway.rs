@@ -1,0 +1,75 @@
+//! The gateway's data plane, as a team sees it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::Full;
+
+use super::failure::Failure;
+use super::refusal::{Refusal, Shown};
+use crate::cli::client::{Answer, Client, Limits};
+
+/// The gateway bounds a request by its own deadline, which is far below this; what takes longer has died.
+pub(super) const LIMITS: Limits =
+    Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(300), body: 64 << 20 };
+
+/// A gateway and how to sign in there.
+pub(super) struct Gateway {
+    client: Client,
+    authorization: Option<HeaderValue>,
+    shown: Shown,
+}
+
+impl Gateway {
+    pub(super) fn new(client: Client, authorization: Option<HeaderValue>, shown: Shown) -> Self {
+        Self { client, authorization, shown }
+    }
+
+    /// # Errors
+    ///
+    /// When there is no answer, or one that is no success.
+    pub(super) async fn get(&mut self, path: &str) -> Result<Answer, Failure> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    /// # Errors
+    ///
+    /// When there is no answer, or one that is no success.
+    pub(super) async fn post(&mut self, path: &str, body: Bytes) -> Result<Answer, Failure> {
+        self.ask(Method::POST, path, body).await
+    }
+
+    async fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer, Failure> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let mut request = Request::new(Full::new(body));
+        let target =
+            path.parse().map_err(|_| Failure::Strange("the gateway gave a token that fits no URL".to_owned()))?;
+        *request.uri_mut() = target;
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, JSON);
+        if method == Method::POST {
+            headers.insert(header::CONTENT_TYPE, JSON);
+        }
+        if let Some(authorization) = &self.authorization {
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
+        *request.method_mut() = method;
+        let answer = self
+            .client
+            .send(request)
+            .await
+            .map_err(|failure| Failure::Unanswered { address: self.client.address().to_string(), failure })?;
+        match answer.status.is_success() {
+            true => Ok(answer),
+            false => Err(Failure::Refused(Box::new(Refused { refusal: Refusal::read(&answer, self.shown), answer }))),
+        }
+    }
+}
+
+/// An answer that is no success, and what it says.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    pub(super) answer: Answer,
+}
