@@ -1,9 +1,17 @@
 //! insights-gateway: a caching, rate-aware, credential-isolating reverse proxy for Twilio's
 //! Conversation Insights API.
 //!
-//! The map of the house, bottom up; each module imports only what stands above its own line:
+//! The map, bottom up. Each module imports only what stands above its own line:
 
-pub mod model;
+pub mod core;
+
+pub mod semantics;
+
+pub mod twilio;
+
+pub mod accounts;
+
+pub mod request;
 
 pub mod metrics;
 

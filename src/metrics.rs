@@ -17,10 +17,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::model::error::Reason;
-use crate::model::operation::Operation;
-use crate::model::outcome::Outcome;
-use crate::model::tenancy::Team;
+use crate::accounts::Team;
+use crate::core::error::Reason;
+use crate::core::outcome::Outcome;
+use crate::twilio::endpoint::Operation;
 
 /// A label value from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

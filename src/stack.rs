@@ -1,15 +1,19 @@
 //! THE journey of a request, in one screen.
 //!
 //! Outside it is HTTP; between [`interpret`] and Twilio it is a
-//! [`Call`](crate::model::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
+//! [`Call`](crate::request::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tower::ServiceBuilder;
 
+use crate::accounts::{Account, Team};
 use crate::audit::AuditLog;
 use crate::config::Config;
+use crate::core::backoff::Backoff;
+use crate::core::clock::Clock;
+use crate::core::reloads::Reloads;
 use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates, UpstreamRate};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
@@ -23,15 +27,11 @@ use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
-use crate::model::backoff::Backoff;
-use crate::model::clock::Clock;
-use crate::model::host;
-use crate::model::operation::OperationSet;
-use crate::model::policy::{Policy, Required};
-use crate::model::reloads::Reloads;
-use crate::model::tenancy::{Account, Team};
+use crate::semantics::host;
 use crate::telemetry::Exporter;
 use crate::trust::TrustError;
+use crate::twilio::endpoint::OperationSet;
+use crate::twilio::policy::{Policy, Required};
 
 /// The journey as a type: each layer around the next.
 pub type Journey = Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;

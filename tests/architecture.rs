@@ -146,8 +146,12 @@ fn the_map_in_lib_rs_lists_every_module_bottom_up() {
 }
 
 /// Each imports only what stands before it.
-const ORDER: [&str; 13] = [
-    "model",
+const ORDER: [&str; 17] = [
+    "core",
+    "semantics",
+    "twilio",
+    "accounts",
+    "request",
     "metrics",
     "config",
     "trust",
@@ -168,13 +172,6 @@ fn nothing_points_upward() {
         let place = |module: &str| ORDER.iter().position(|known| *known == module);
         let Some(own) = place(source.module()) else { return false };
         mentions(line).iter().any(|path| place(path.split("::").next().unwrap()).is_some_and(|other| other > own))
-    });
-}
-
-#[test]
-fn model_knows_nothing_but_model() {
-    forbid("model imports only from model", |source, line| {
-        source.module() == "model" && mentions(line).iter().any(|path| !path.starts_with("model"))
     });
 }
 
@@ -212,8 +209,8 @@ fn only_those_who_compose_know_stack_server_and_admin() {
 
 #[test]
 fn simulator_and_gateway_are_strangers() {
-    forbid("the simulator knows model::units at most", |source, line| {
-        let allowed = |path: &str| path.starts_with("simulator") || path == "model::units";
+    forbid("the simulator knows core::units at most", |source, line| {
+        let allowed = |path: &str| path.starts_with("simulator") || path == "core::units";
         source.module() == "simulator" && mentions(line).iter().any(|path| !allowed(path))
     });
     forbid("only cli knows the simulator", |source, line| {
@@ -226,7 +223,7 @@ fn simulator_and_gateway_are_strangers() {
 fn libraries_stay_in_their_rooms() {
     for (library, places) in [
         ("moka", &["layers/cache/"][..]),
-        ("governor", &["layers/budget/", "layers/admit.rs", "layers/admit/", "model/clock.rs"]),
+        ("governor", &["layers/budget/", "layers/admit.rs", "layers/admit/", "core/clock.rs"]),
         ("hyper_rustls", &["layers/upstream/", "telemetry/"]),
         ("tokio_rustls", &["server/", "cli/client/"]),
         ("prometheus_client", &["metrics.rs"]),
@@ -258,13 +255,12 @@ fn clocks_are_read_in_one_place() {
     let clocks = ["Instant::now", "SystemTime::now", "std::time::Instant", "Timestamp::now", "Zoned::now"];
     // moka's expiry hands its own instants over, which are ignored; the server and the simulator keep time of
     // their own, by tokio's clock and by the calendar.
-    let exempt = ["model/clock.rs", "layers/cache/store.rs", "server/", "simulator/", "cli/"];
-    forbid("only model/clock.rs reads a clock", |source, line| {
+    let exempt = ["core/clock.rs", "layers/cache/store.rs", "server/", "simulator/", "cli/"];
+    forbid("only core/clock.rs reads a clock", |source, line| {
         !source.is(&exempt) && clocks.iter().any(|clock| line.contains(clock))
     });
     forbid("std's clocks are read by nobody else at all", |source, line| {
-        !source.is(&["model/clock.rs"])
-            && (line.contains("SystemTime::now") || line.contains("std::time::Instant::now"))
+        !source.is(&["core/clock.rs"]) && (line.contains("SystemTime::now") || line.contains("std::time::Instant::now"))
     });
 }
 
@@ -273,7 +269,10 @@ fn clocks_are_read_in_one_place() {
 fn the_reader_sees_what_it_has_to_see() {
     assert_eq!(mentions("use crate::layers::cache::{Store, Purge};"), ["layers::cache"]);
     assert_eq!(mentions("use crate::{admin, config::Config};"), ["admin", "config::Config"]);
-    assert_eq!(mentions("fn f(a: &crate::config::Team, b: crate::model::key::Key)"), ["config::Team", "model::key"]);
+    assert_eq!(
+        mentions("fn f(a: &crate::config::Team, b: crate::request::key::Key)"),
+        ["config::Team", "request::key"]
+    );
     assert_eq!(mentions("pub(crate) fn f() {}"), [""; 0]);
     assert!(names("use moka::sync::Cache;", "moka") && !names("use smoka::x;", "moka"));
     let text = "use a;\n// crate::stack\n#[cfg(test)]\nmod tests {\n    use crate::admin;\n}\nuse b; // crate::x\n#[cfg(test)]\nmod tests;\nuse c;";

@@ -6,9 +6,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use insights_gateway::model::json;
-use insights_gateway::model::query::QueryError;
-use insights_gateway::model::settled::{TimeDimensions, Verdict, judge};
+use insights_gateway::core::json;
+use insights_gateway::twilio::query::QueryError;
+use insights_gateway::twilio::settled::{TimeDimensions, Verdict, judge};
 use insights_gateway_fuzz::query::{Place, meaning, respell};
 use insights_gateway_fuzz::{canonical, choices, strict};
 use libfuzzer_sys::fuzz_target;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use insights_gateway::config::{self, Config, CredentialSource, SecretSource, Sources};
-use insights_gateway::model::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
+use insights_gateway::core::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
 use libfuzzer_sys::fuzz_target;
 
 /// Part of every value that the seeds plant where secrets belong, and elsewhere by mistake.

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use insights_gateway::model::envelope::Envelope;
+use insights_gateway::twilio::page::Envelope;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 

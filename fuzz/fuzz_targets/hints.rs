@@ -6,12 +6,12 @@
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use insights_gateway::model::cache_control::{Storage, normalise};
-use insights_gateway::model::call::{Answer, Page};
-use insights_gateway::model::freshness::{Decision, Lifetimes, decide};
-use insights_gateway::model::hints::{Stated, pause};
-use insights_gateway::model::request_id;
-use insights_gateway::model::wishes::{Wishes, has_tag};
+use insights_gateway::semantics::cache_control::{Storage, normalise};
+use insights_gateway::request::call::{Answer, Page};
+use insights_gateway::semantics::freshness::{Decision, Lifetimes, decide};
+use insights_gateway::semantics::upstream_headers::{Stated, pause};
+use insights_gateway::core::request_id;
+use insights_gateway::semantics::request_directives::{Wishes, has_tag};
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 

@@ -5,9 +5,9 @@
 
 use http::Method;
 use http::uri::PathAndQuery;
-use insights_gateway::model::host::is_address_or_loopback;
-use insights_gateway::model::operation::{Operation, Route, route};
-use insights_gateway::model::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
+use insights_gateway::semantics::host::is_address_or_loopback;
+use insights_gateway::twilio::endpoint::{Operation, Route, route};
+use insights_gateway::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 

@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use insights_gateway::model::catalog::Catalog;
-use insights_gateway::model::json;
-use insights_gateway::model::policy::{Policy, Required};
-use insights_gateway::model::query::{self, Comparison, Query};
+use insights_gateway::twilio::catalog::Catalog;
+use insights_gateway::core::json;
+use insights_gateway::twilio::policy::{Policy, Required};
+use insights_gateway::twilio::query::{self, Comparison, Query};
 use insights_gateway_fuzz::canonical;
 use insights_gateway_fuzz::query::{Meaning, Place, meaning};
 use libfuzzer_sys::fuzz_target;

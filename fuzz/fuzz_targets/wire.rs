@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use insights_gateway::config::{self, Config, Sources};
 use insights_gateway::gateway::Gateway;
-use insights_gateway::model::error::Reason;
+use insights_gateway::core::error::Reason;
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;

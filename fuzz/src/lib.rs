@@ -3,7 +3,7 @@
 pub mod query;
 pub mod strict;
 
-use insights_gateway::model::query::{Query, QueryError};
+use insights_gateway::twilio::query::{Query, QueryError};
 
 /// A generator of choices that the input alone determines, so that every finding can be repeated.
 pub fn choices(input: &[u8], salt: u64) -> fastrand::Rng {
@@ -16,7 +16,7 @@ pub fn choices(input: &[u8], salt: u64) -> fastrand::Rng {
 
 /// The canonical form of a query's body.
 pub fn canonical(body: &[u8]) -> Result<bytes::Bytes, QueryError> {
-    Ok(Query::read(&insights_gateway::model::query::parse(body)?)?.canonical())
+    Ok(Query::read(&insights_gateway::twilio::query::parse(body)?)?.canonical())
 }
 
 /// The text of a secret.

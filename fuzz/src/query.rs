@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
-use insights_gateway::model::json::{Member, Text, Value};
+use insights_gateway::core::json::{Member, Text, Value};
 
 /// What is documented about a place in a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

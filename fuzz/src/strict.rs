@@ -1,6 +1,6 @@
 //! The gateway's JSON reader beside serde_json.
 
-use insights_gateway::model::json::{self, Fault, Value};
+use insights_gateway::core::json::{self, Fault, Value};
 use serde_json::Value as Theirs;
 
 /// Reads `text` with both. What ours takes, theirs takes as the same value; what ours alone refuses is what it

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tower::Service;
 
 use super::Admin;
-use crate::model::peer::Peer;
+use crate::core::peer::Peer;
 
 /// Is this one of the two requests that have to be answered however many connections are busy.
 pub fn is_probe<B>(request: &Request<B>) -> bool {

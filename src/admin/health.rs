@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::model::clock::Instant;
+use crate::core::clock::Instant;
 use crate::stack::Lasting;
 
 /// Something that is worth a word.

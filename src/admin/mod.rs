@@ -28,12 +28,12 @@ use tower::Service;
 
 use self::requests::EntriesQuery;
 use crate::config::Config;
+use crate::core::clock::Instant;
+use crate::core::error::Reason;
 use crate::layers::cache::Purged;
 use crate::metrics::{AccountLabels, Metrics, Name};
-use crate::model::clock::Instant;
-use crate::model::error::Reason;
-use crate::model::host;
-use crate::model::origin;
+use crate::semantics::host;
+use crate::semantics::origin;
 use crate::stack::Lasting;
 
 pub use self::caller::{OfPeer, is_probe};

@@ -1,9 +1,9 @@
 //! What is asked of the admin plane, read strictly: what is not exactly right is refused with what is wrong with it, so
 //! that a slip never purges more than was meant.
 
+use crate::core::json::{self, JsonError, Value};
 use crate::layers::cache::Purge;
-use crate::model::json::{self, JsonError, Value};
-use crate::model::operation::Operation;
+use crate::twilio::endpoint::Operation;
 
 /// Entries that one answer of `/cache/entries` lists.
 const MOST_ENTRIES: usize = 1000;

@@ -9,12 +9,12 @@ use http::{HeaderValue, Method};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::escape;
-use crate::model::operation::Operation;
-use crate::model::outcome::Outcome;
-use crate::model::peer::Peer;
-use crate::model::query::{self, Place, Query};
-use crate::model::tenancy::Team;
+use crate::accounts::Team;
+use crate::core::escape;
+use crate::core::outcome::Outcome;
+use crate::core::peer::Peer;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::query::{self, Place, Query};
 
 /// Names of one kind that are written at most, and characters of each: whoever asks chooses them.
 const MOST_NAMES: usize = 100;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::model::tenancy::Team;
+use crate::accounts::Team;
 
 /// Bytes of records that may wait to be written.
 pub(super) const CAPACITY: usize = 8 << 20;

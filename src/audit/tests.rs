@@ -7,9 +7,9 @@ use serde_json::{Value as Json, json};
 use super::record::Fields;
 use super::room::CAPACITY;
 use super::*;
-use crate::model::operation::Operation;
-use crate::model::outcome::Outcome;
-use crate::model::tenancy::Team;
+use crate::accounts::Team;
+use crate::core::outcome::Outcome;
+use crate::twilio::endpoint::Operation;
 
 fn record(query: &str) -> Record {
     Record {

@@ -16,8 +16,8 @@ use super::serve::Failure;
 use super::simulate::listen;
 use super::{answer, exit, load_or_explain, logs};
 use crate::config::{Config, Sources};
+use crate::core::units::Rate;
 use crate::gateway::Gateway;
-use crate::model::units::Rate;
 use crate::simulator::jobs::JobSettings;
 use crate::simulator::{DEFAULT_ROWS, Settings, Simulator};
 

@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::model::escape;
+use crate::core::escape;
 
 /// The format. See the module.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use tracing_subscriber::prelude::*;
 use super::json_lines::JsonLines;
 use super::sink::Sink;
 use crate::config::{Log, LogFormat};
-use crate::model::escape;
+use crate::core::escape;
 
 /// Installs the process's log. What is given back writes its last lines when it is dropped.
 pub(super) fn install(log: &Log) -> LastLines {

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::runtime::{runtime, told_to_stop};
 use super::serve::Failure;
 use super::{exit, explain};
-use crate::model::units::{Rate, parse_duration, parse_rate};
+use crate::core::units::{Rate, parse_duration, parse_rate};
 use crate::simulator::jobs::JobSettings;
 use crate::simulator::{Settings, Simulator};
 

@@ -16,7 +16,7 @@ use super::secret::{self, SecretSource};
 use super::sections::has_sound_port;
 use super::settings::Proxy;
 use super::sources::Sources;
-use crate::model::network::Network;
+use crate::core::network::Network;
 
 /// In the order of curl, which most programs follow.
 const PROXY_VARIABLES: [&str; 2] = ["https_proxy", "HTTPS_PROXY"];

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::document::{Node, Value, parse_raw};
 use super::fault::{Path, Place, Report, suggest};
-use crate::model::units::{Rate, Size, parse_duration, parse_rate, parse_size};
+use crate::core::units::{Rate, Size, parse_duration, parse_rate, parse_size};
 
 /// One table while it is read.
 pub(super) struct Table<'r> {

@@ -21,12 +21,12 @@ use super::settings::{
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
 };
 use super::sources::Sources;
-use crate::model::freshness::Lifetimes;
-use crate::model::network::Network;
-use crate::model::operation::{OperationSet, Permission};
-use crate::model::origin::Origin;
-use crate::model::query::Comparison;
-use crate::model::units::Rate;
+use crate::core::network::Network;
+use crate::core::units::Rate;
+use crate::semantics::freshness::Lifetimes;
+use crate::semantics::origin::Origin;
+use crate::twilio::endpoint::{OperationSet, Permission};
+use crate::twilio::query::Comparison;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

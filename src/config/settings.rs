@@ -10,12 +10,12 @@ use secrecy::SecretString;
 
 use super::files::Files;
 use super::secret::{CredentialSource, SecretSource};
-use crate::model::freshness::Lifetimes;
-use crate::model::network::Network;
-use crate::model::operation::OperationSet;
-use crate::model::origin::Origin;
-use crate::model::query::Comparison;
-use crate::model::units::Rate;
+use crate::core::network::Network;
+use crate::core::units::Rate;
+use crate::semantics::freshness::Lifetimes;
+use crate::semantics::origin::Origin;
+use crate::twilio::endpoint::OperationSet;
+use crate::twilio::query::Comparison;
 
 /// Everything the gateway is told, checked.
 #[derive(Debug, Clone)]

@@ -7,9 +7,9 @@ use http::Uri;
 
 use super::secret::{CredentialSource, SecretSource};
 use super::settings::{Account, Config, Listen, LogFormat, Proxy, Team};
-use crate::model::freshness::Lifetimes;
-use crate::model::operation::Permission;
-use crate::model::units::{Rate, Size, Span};
+use crate::core::units::{Rate, Size, Span};
+use crate::semantics::freshness::Lifetimes;
+use crate::twilio::endpoint::Permission;
 
 const MASK: &str = "********";
 

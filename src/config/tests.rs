@@ -13,8 +13,8 @@ use super::exposure::*;
 use super::fault::Report;
 use super::sources::PREFIX;
 use super::*;
-use crate::model::network::Network;
-use crate::model::units::Rate;
+use crate::core::network::Network;
+use crate::core::units::Rate;
 
 const SECRET: &str = "planted-s3cret-that-nobody-may-see";
 const SID: &str = "AC0123456789abcdef0123456789abcdef";

@@ -32,16 +32,16 @@ use http::{HeaderValue, Request, Version, header};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
-use crate::model::clock::Clock;
-use crate::model::error::{GatewayError, Reason};
-use crate::model::host;
-use crate::model::journey::Stage;
-use crate::model::operation::{Operation, Route, route};
-use crate::model::origin::{self, Origin, authority};
-use crate::model::peer::Peer;
-use crate::model::tenancy::{Allowance, Team};
-use crate::model::units::Rate;
-use crate::model::visit::{Admitted, Visit};
+use crate::accounts::{Allowance, Team};
+use crate::core::clock::Clock;
+use crate::core::error::{GatewayError, Reason};
+use crate::core::peer::Peer;
+use crate::core::units::Rate;
+use crate::request::context::Stage;
+use crate::request::incoming::{Admitted, Visit};
+use crate::semantics::host;
+use crate::semantics::origin::{self, Origin, authority};
+use crate::twilio::endpoint::{Operation, Route, route};
 
 pub use self::slow::Slowing;
 

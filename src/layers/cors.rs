@@ -15,10 +15,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::Full;
 use tower::{Layer, Service};
 
-use crate::model::operation::{Route, route};
-use crate::model::origin::{self, Origin};
-use crate::model::outcome::Outcome;
-use crate::model::visit::Visit;
+use crate::core::outcome::Outcome;
+use crate::request::incoming::Visit;
+use crate::semantics::origin::{self, Origin};
+use crate::twilio::endpoint::{Route, route};
 
 /// What a page may send.
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(

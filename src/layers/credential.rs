@@ -23,11 +23,11 @@ use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
 use self::echo::Echo;
+use crate::accounts::Account;
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, Metrics, Name};
-use crate::model::call::{Answer, Call, SignedCall};
-use crate::model::clock::{Clock, Instant};
-use crate::model::error::{GatewayError, Reason, Retry};
-use crate::model::tenancy::Account;
+use crate::request::call::{Answer, Call, SignedCall};
 
 /// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
 #[derive(Clone, Default)]

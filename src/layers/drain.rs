@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tower::{Layer, Service};
 
-use crate::model::error::{GatewayError, Reason};
+use crate::core::error::{GatewayError, Reason};
 
 const SERVING: u8 = 0;
 const DRAINING: u8 = 1;

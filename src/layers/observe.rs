@@ -17,14 +17,14 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::audit::{AuditLog, Record};
+use crate::core::clock::{Clock, Instant};
+use crate::core::outcome::Outcome;
+use crate::core::peer::Peer;
+use crate::core::request_id::{self, REQUEST_ID};
 use crate::metrics::HotRequests;
-use crate::model::clock::{Clock, Instant};
-use crate::model::journey::Journey;
-use crate::model::outcome::Outcome;
-use crate::model::peer::Peer;
-use crate::model::request_id::{self, REQUEST_ID};
-use crate::model::trace::TraceContext;
-use crate::model::visit::Visit;
+use crate::request::context::Journey;
+use crate::request::incoming::Visit;
+use crate::semantics::trace::TraceContext;
 use crate::telemetry::{Exporter, Finished};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");

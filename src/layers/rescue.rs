@@ -16,9 +16,9 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use crate::model::error::{GatewayError, Reason};
-use crate::model::journey::Journey;
-use crate::model::visit::Visit;
+use crate::core::error::{GatewayError, Reason};
+use crate::request::context::Journey;
+use crate::request::incoming::Visit;
 
 /// Makes [`Rescue`] services.
 #[derive(Debug, Clone, Copy)]

@@ -15,14 +15,14 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
+use crate::core::backoff::Backoff;
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::{GatewayError, Reason, Retry as Repeat};
+use crate::core::window::Window;
 use crate::metrics::{Ending, Metrics, Name, RetryLabels};
-use crate::model::backoff::Backoff;
-use crate::model::call::{Answer, Call};
-use crate::model::clock::{Clock, Instant};
-use crate::model::error::{GatewayError, Reason, Retry as Repeat};
-use crate::model::hints;
-use crate::model::operation::Operation;
-use crate::model::window::Window;
+use crate::request::call::{Answer, Call};
+use crate::semantics::upstream_headers;
+use crate::twilio::endpoint::Operation;
 
 /// How often, how far apart, and how many in all.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,7 +144,7 @@ where
 /// has time for others.
 fn asked_to_wait(result: &Result<Answer, GatewayError>, clock: Clock) -> Option<Duration> {
     match result {
-        Ok(answer) => hints::retry_after(&answer.headers, clock.wall(clock.now())),
+        Ok(answer) => upstream_headers::retry_after(&answer.headers, clock.wall(clock.now())),
         Err(error) => error.retry_after(),
     }
 }

@@ -14,7 +14,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 
-use crate::model::error::{GatewayError, Reason};
+use crate::core::error::{GatewayError, Reason};
 
 /// Makes [`Shed`] services that share one bound.
 #[derive(Debug, Clone)]

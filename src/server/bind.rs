@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::config::{Listen, Listener, Reach};
-use crate::model::peer::Origin;
+use crate::core::peer::Origin;
 
 /// Connections that the kernel holds for us; `net.core.somaxconn` may allow fewer.
 const BACKLOG: u32 = 4096;

@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::model::peer::Peer;
+use crate::core::peer::Peer;
 
 /// How soon it is looked again for a connection that has become idle, while a new one waits for its place.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -445,7 +445,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::model::peer::Peer;
+    use crate::core::peer::Peer;
 
     const S: Duration = Duration::from_secs(1);
 

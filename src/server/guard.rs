@@ -21,8 +21,8 @@ use tokio::time::{Instant, Sleep};
 use super::connections::{BusyGuard, Connection, HeadShare, Place, TooManyHeads};
 use super::frames::Frames;
 use super::framing::{Ambiguous, Framing, Unfinished};
-use crate::model::error::{GatewayError, Reason};
-use crate::model::request_id;
+use crate::core::error::{GatewayError, Reason};
+use crate::core::request_id;
 
 /// How long a kept-alive connection may say nothing. As nginx has it.
 const IDLE: Duration = Duration::from_secs(75);

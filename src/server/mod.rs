@@ -42,8 +42,8 @@ use self::proxy::ProxyError;
 use self::streams::Streams;
 use self::tls::{Certified, TlsAcceptor};
 use crate::config::Proxies;
-use crate::model::error::{GatewayError, Reason};
-use crate::model::peer::{Origin, Peer};
+use crate::core::error::{GatewayError, Reason};
+use crate::core::peer::{Origin, Peer};
 
 /// What connections may take.
 #[derive(Debug, Clone)]

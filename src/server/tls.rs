@@ -18,7 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::names;
 use crate::config::Tls;
-use crate::model::peer::Peer;
+use crate::core::peer::Peer;
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use crate::model::units::{Span, parse_duration};
+use crate::core::units::{Span, parse_duration};
 
 const MOST_RULES: usize = 1000;
 /// Bodies of all pending rules together, in bytes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use crate::model::units::{Span, parse_duration};
+use crate::core::units::{Span, parse_duration};
 
 use super::status::{OperationError, Status};
 

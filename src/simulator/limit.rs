@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use crate::model::units::Rate;
+use crate::core::units::Rate;
 
 use super::error::ApiError;
 
@@ -85,7 +85,7 @@ fn burst(rate: Rate) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::units::parse_rate;
+    use crate::core::units::parse_rate;
 
     fn limiter(rate: &str) -> Limiter {
         Limiter::new(parse_rate(rate).unwrap())

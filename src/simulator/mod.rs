@@ -56,7 +56,7 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::model::units::Rate;
+use crate::core::units::Rate;
 
 use self::api::{Api, Clock};
 use self::faults::{Fault, Faults};

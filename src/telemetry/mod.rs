@@ -21,12 +21,12 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::core::backoff::Backoff;
+use crate::core::clock::{Clock, Instant};
+use crate::core::outcome::Outcome;
 use crate::metrics::{Metrics, ResultLabels, Word};
-use crate::model::backoff::Backoff;
-use crate::model::clock::{Clock, Instant};
-use crate::model::hints;
-use crate::model::journey::Journey;
-use crate::model::outcome::Outcome;
+use crate::request::context::Journey;
+use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
 
 /// Requests that may wait to be sent: a few MiB at most.
@@ -267,7 +267,7 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
                             | StatusCode::SERVICE_UNAVAILABLE
                             | StatusCode::GATEWAY_TIMEOUT
                     );
-                    let retry_after = hints::retry_after(&head.headers, clock.wall(clock.now()));
+                    let retry_after = upstream_headers::retry_after(&head.headers, clock.wall(clock.now()));
                     let message = format!("the collector answers {}", status.as_u16());
                     Err(Trouble { passing, retry_after, message })
                 }

@@ -6,7 +6,7 @@
 use std::time::UNIX_EPOCH;
 
 use super::spans::{Span, Value};
-use crate::model::clock::{Clock, Instant, Reading};
+use crate::core::clock::{Clock, Instant, Reading};
 
 /// The spans of so many requests, as one message.
 pub(super) fn encode(requests: &[Vec<Span<'_>>], clock: Clock) -> Vec<u8> {

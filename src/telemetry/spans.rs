@@ -9,9 +9,9 @@ use http::Method;
 use http::uri::PathAndQuery;
 
 use super::Finished;
-use crate::model::clock::Instant;
-use crate::model::journey::{Leg, LegKind, Stage};
-use crate::model::trace::{SpanId, TraceId};
+use crate::core::clock::Instant;
+use crate::request::context::{Leg, LegKind, Stage};
+use crate::semantics::trace::{SpanId, TraceId};
 
 /// A stretch of time within a trace.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::model::error::Reason;
-use crate::model::journey::{Leg, LegKind, Stage};
-use crate::model::operation::Operation;
-use crate::model::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
+use crate::core::error::Reason;
+use crate::request::context::{Leg, LegKind, Stage};
+use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
+use crate::twilio::endpoint::Operation;
 
 const S: Duration = Duration::from_secs(1);
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use insights_gateway::cli::Cli;
-use insights_gateway::model::error::Reason;
+use insights_gateway::core::error::Reason;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use insights_gateway::model::units::parse_rate;
+use insights_gateway::core::units::parse_rate;
 use insights_gateway::simulator::faults::Fault;
 use insights_gateway::simulator::jobs::JobSettings;
 use insights_gateway::simulator::{Settings, Simulator};

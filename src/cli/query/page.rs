@@ -1,6 +1,6 @@
 //! One page of an answer: its rows as they came, and the token of the next page.
 
-use crate::model::json::{self, JsonError, Member, Value};
+use crate::core::json::{self, JsonError, Member, Value};
 
 /// Values that one page may hold: what is larger is no page that a gateway passes on.
 const MAX_VALUES: usize = 4_000_000;

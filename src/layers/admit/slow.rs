@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::model::clock::{Clock, Instant};
-use crate::model::peer::Neighbourhood;
+use crate::core::clock::{Clock, Instant};
+use crate::core::peer::Neighbourhood;
 
 /// Neighbourhoods that are told apart; those that meet in one slot are counted together. The hash is keyed at random,
 /// so nobody can choose whom to meet.

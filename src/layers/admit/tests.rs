@@ -6,8 +6,8 @@ use tokio::time::advance;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
-use crate::model::clock::Instant;
-use crate::model::operation::{OperationSet, Permission};
+use crate::core::clock::Instant;
+use crate::twilio::endpoint::{OperationSet, Permission};
 
 const S: Duration = Duration::from_secs(1);
 const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
@@ -161,7 +161,7 @@ async fn a_team_has_its_own_rate() {
     let rate = Rate::new(2, S);
     let layer = layer(Guests::Teams(vec![Guest { requests: rate, ..guest("a", &["t"]) }]));
     let ask = || async {
-        let journey = Arc::<crate::model::journey::Journey>::default();
+        let journey = Arc::<crate::request::context::Journey>::default();
         let visit = Visit {
             request: request(METADATA).header(header::AUTHORIZATION, "Bearer t").body(Empty::<Bytes>::new()).unwrap(),
             peer: Arc::default(),
@@ -226,7 +226,7 @@ async fn strangers_are_slowed_and_nobody_else_is() {
         let admitted = admit_peer(&layer, peer.clone(), request).await.is_ok();
         (admitted, clock.now() - begun)
     };
-    let address = |text: &str| Peer::new(crate::model::peer::Origin::Tcp(text.parse().unwrap()));
+    let address = |text: &str| Peer::new(crate::core::peer::Origin::Tcp(text.parse().unwrap()));
     let (one, same, other) = (address("[2001:db8::1]:1"), address("[2001:db8::2]:2"), address("192.0.2.1:1"));
     let mut all = Duration::ZERO;
     for _ in 0..10 {

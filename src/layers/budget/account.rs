@@ -13,13 +13,13 @@ use super::circuit::{CircuitState, Passage};
 use super::queue::Ticket;
 use super::state::{State, due};
 use super::waiting::{self, Prospect, Waiting};
-use crate::model::call::Call;
-use crate::model::clock::{Clock, Instant};
-use crate::model::error::{GatewayError, Reason, whole_seconds};
-use crate::model::hints::Stated;
-use crate::model::interest::{Interest, Sponsor};
-use crate::model::key::Key;
-use crate::model::tenancy::{Allowance, Team};
+use crate::accounts::{Allowance, Team};
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::{GatewayError, Reason, whole_seconds};
+use crate::request::call::Call;
+use crate::request::key::Key;
+use crate::request::waiters::{Interest, Sponsor};
+use crate::semantics::upstream_headers::Stated;
 
 /// A moment's view of a budget.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -17,9 +17,9 @@
 
 use std::time::Duration;
 
-use crate::model::clock::Instant;
-use crate::model::hints::Stated;
-use crate::model::window::Window;
+use crate::core::clock::Instant;
+use crate::core::window::Window;
+use crate::semantics::upstream_headers::Stated;
 
 /// Below the wall at first, by so much.
 const MARGIN: f64 = 0.96;

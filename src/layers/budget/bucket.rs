@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use crate::model::clock::Instant;
-use crate::model::units::Rate;
+use crate::core::clock::Instant;
+use crate::core::units::Rate;
 
 /// Rate and burst. Over any time T it lets through at most `burst + rate × T`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

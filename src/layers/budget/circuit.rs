@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use crate::model::clock::Instant;
-use crate::model::key::Key;
-use crate::model::window::Window;
+use crate::core::clock::Instant;
+use crate::core::window::Window;
+use crate::request::key::Key;
 
 /// A share of fewer says nothing.
 const LEAST_ATTEMPTS: u32 = 20;

@@ -30,14 +30,14 @@ pub use account::{AccountBudget, Standing};
 use bucket::Quota;
 pub use circuit::{CircuitPolicy, CircuitState};
 
+use crate::core::backoff::Backoff;
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::{GatewayError, Reason, Retry};
+use crate::core::units::Rate;
 use crate::metrics::{AccountLabels, Metrics, Name};
-use crate::model::backoff::Backoff;
-use crate::model::call::{Answer, Call};
-use crate::model::clock::{Clock, Instant};
-use crate::model::error::{GatewayError, Reason, Retry};
-use crate::model::hints::{self, Stated};
-use crate::model::journey::{Leg, LegKind};
-use crate::model::units::Rate;
+use crate::request::call::{Answer, Call};
+use crate::request::context::{Leg, LegKind};
+use crate::semantics::upstream_headers::{self, Stated};
 
 /// What an account may spend.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -161,7 +161,7 @@ where
 fn ended(answer: &Result<Answer, GatewayError>, deadline: Instant, clock: Clock) -> Ended {
     match answer {
         Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
-            let pause = hints::pause(&answer.headers, clock.wall(clock.now()));
+            let pause = upstream_headers::pause(&answer.headers, clock.wall(clock.now()));
             Ended::Limited(pause, Stated::read(&answer.headers))
         }
         Ok(answer) if answer.status.is_server_error() => Ended::Failed,

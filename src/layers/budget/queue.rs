@@ -15,10 +15,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::model::clock::Instant;
-use crate::model::interest::{Crowd, Sponsor};
-use crate::model::tenancy::Team;
-use crate::model::wishes::Urgency;
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::request::waiters::{Crowd, Sponsor};
+use crate::semantics::request_directives::Urgency;
 
 /// A call, by its arrival: lower came earlier.
 pub(super) type Ticket = u64;
@@ -280,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::interest::{Interest, Waiter};
+    use crate::request::waiters::{Interest, Waiter};
 
     const S: Duration = Duration::from_secs(1);
 

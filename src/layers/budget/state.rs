@@ -11,10 +11,10 @@ use super::bucket::{Bucket, Quota};
 use super::circuit::Circuit;
 use super::queue::Ticket;
 use super::waiting::{Waiting, WaitingRoom};
-use crate::model::clock::Instant;
-use crate::model::error::{GatewayError, Reason, whole_seconds};
-use crate::model::hints::Stated;
-use crate::model::tenancy::{Allowance, Team};
+use crate::accounts::{Allowance, Team};
+use crate::core::clock::Instant;
+use crate::core::error::{GatewayError, Reason, whole_seconds};
+use crate::semantics::upstream_headers::Stated;
 
 /// A wait that no sensible deadline outlasts, and that can still be added to any moment.
 const BEYOND_ALL_DEADLINES: Duration = Duration::from_secs(366 * 86_400);

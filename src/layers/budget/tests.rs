@@ -6,13 +6,13 @@ use tokio::time::{advance, timeout};
 use tower::service_fn;
 
 use super::*;
-use crate::model::clock::Instant;
-use crate::model::interest::{Interest, Waiter};
-use crate::model::key::Key;
-use crate::model::operation::Operation;
-use crate::model::tenancy::Team;
-use crate::model::units::Rate;
-use crate::model::wishes::{Urgency, Wishes};
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::core::units::Rate;
+use crate::request::key::Key;
+use crate::request::waiters::{Interest, Waiter};
+use crate::semantics::request_directives::{Urgency, Wishes};
+use crate::twilio::endpoint::Operation;
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{FairQueue, Ticket};
-use crate::model::clock::Instant;
-use crate::model::interest::{Crowd, Sponsor};
-use crate::model::key::Key;
-use crate::model::tenancy::Team;
-use crate::model::wishes::Urgency;
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::request::key::Key;
+use crate::request::waiters::{Crowd, Sponsor};
+use crate::semantics::request_directives::Urgency;
 
 /// Somebody who waits; `G` is how to tell them.
 #[derive(Debug)]

@@ -23,12 +23,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::sets::Chain;
-use crate::model::call::{Call, Page};
-use crate::model::clock::Instant;
-use crate::model::error::GatewayError;
-use crate::model::interest::{Interest, Waiter};
-use crate::model::key::Key;
-use crate::model::operation::Operation;
+use crate::core::clock::Instant;
+use crate::core::error::GatewayError;
+use crate::request::call::{Call, Page};
+use crate::request::key::Key;
+use crate::request::waiters::{Interest, Waiter};
+use crate::twilio::endpoint::Operation;
 
 /// What a flight brought.
 #[derive(Debug, Clone)]

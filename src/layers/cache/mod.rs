@@ -1,6 +1,6 @@
 //! Hits end here. The rest goes upstream once, however many ask.
 //!
-//! What may be served is decided by `model::freshness`; this room looks up, asks, and does what it says:
+//! What may be served is decided by `semantics::freshness`; this room looks up, asks, and does what it says:
 //! serves, refreshes behind an answer, lets identical calls share one flight, keeps what may be kept, and
 //! falls back to a stale page within its window when the upstream fails. It never marks an old page fresh,
 //! never keeps an error over a usable page, and keeps nothing of a failure.
@@ -33,18 +33,18 @@ use self::refresh_backoff::RefreshBackoff;
 use self::sets::{Chain, Membership};
 use self::store::{Compression, Entry};
 pub use self::store::{EntryView, Purge, Purged, Store};
+use crate::core::clock::{Clock, Instant, Moment};
+use crate::core::error::{GatewayError, Reason};
+use crate::core::outcome::Outcome;
 use crate::metrics::{Metrics, SettledLabels, Word};
-use crate::model::cache_control::{self, Storage};
-use crate::model::call::{Answer, Call, Page, Reply};
-use crate::model::clock::{Clock, Instant, Moment};
-use crate::model::error::{GatewayError, Reason};
-use crate::model::freshness::{Decision, Lifetimes, decide};
-use crate::model::interest::Interest;
-use crate::model::key::Key;
-use crate::model::operation::Operation;
-use crate::model::outcome::Outcome;
-use crate::model::parameters::Parameters;
-use crate::model::settled::{self, TimeDimensions, Verdict};
+use crate::request::call::{Answer, Call, Page, Reply};
+use crate::request::key::Key;
+use crate::request::waiters::Interest;
+use crate::semantics::cache_control::{self, Storage};
+use crate::semantics::freshness::{Decision, Lifetimes, decide};
+use crate::twilio::endpoint::Operation;
+use crate::twilio::parameters::Parameters;
+use crate::twilio::settled::{self, TimeDimensions, Verdict};
 
 /// For how long what is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

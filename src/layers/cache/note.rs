@@ -4,8 +4,8 @@ use std::io::Write;
 
 use http::HeaderValue;
 
-use crate::model::key::Key;
-use crate::model::outcome::Outcome;
+use crate::core::outcome::Outcome;
+use crate::request::key::Key;
 
 /// Why a request went further than the cache (RFC 9211 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +83,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::operation::Operation;
-    use crate::model::tenancy::Team;
+    use crate::accounts::Team;
+    use crate::twilio::endpoint::Operation;
 
     /// Is it a structured field (RFC 9651): a token and its parameters, each a bare key, a token, an integer or a
     /// string without escapes.

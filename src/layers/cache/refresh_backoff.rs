@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::model::backoff::Backoff;
-use crate::model::clock::Instant;
-use crate::model::key::Key;
+use crate::core::backoff::Backoff;
+use crate::core::clock::Instant;
+use crate::request::key::Key;
 
 /// The pause after the first failure.
 const SHORTEST: Duration = Duration::from_secs(1);

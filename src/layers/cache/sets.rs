@@ -17,10 +17,10 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::store::Purge;
-use crate::model::clock::Moment;
-use crate::model::freshness::Lifetimes;
-use crate::model::key::Key;
-use crate::model::operation::Operation;
+use crate::core::clock::Moment;
+use crate::request::key::Key;
+use crate::semantics::freshness::Lifetimes;
+use crate::twilio::endpoint::Operation;
 
 /// A result set: all its pages expire with the first, and are purged with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -205,7 +205,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::call::Call;
+    use crate::request::call::Call;
 
     const S: Duration = Duration::from_secs(1);
 

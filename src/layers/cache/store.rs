@@ -2,7 +2,7 @@
 //!
 //! Not moka's default policy: TinyLFU refuses newcomers, and a page that was just paid for with a scarce
 //! token must get in. moka's clock only clears away what is beyond all use; how old a page is and what may be
-//! done with it is decided by `model::freshness` over the gateway's clock.
+//! done with it is decided by `semantics::freshness` over the gateway's clock.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,13 +20,13 @@ use super::disk::{Disk, DiskSettings, DiskView};
 use super::flight::{Flights, Takeoff};
 use super::note::KeyNote;
 use super::sets::{Chain, Membership, ResultSets};
+use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::{CauseLabels, Metrics, Word};
-use crate::model::call::{Coded, Page};
-use crate::model::clock::{Clock, Instant, Moment};
-use crate::model::freshness::Lifetimes;
-use crate::model::key::Key;
-use crate::model::operation::Operation;
-use crate::model::settled::{TimeDimensions, Verdict};
+use crate::request::call::{Coded, Page};
+use crate::request::key::Key;
+use crate::semantics::freshness::Lifetimes;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::settled::{TimeDimensions, Verdict};
 
 /// A page in the store.
 #[derive(Debug)]

@@ -8,10 +8,10 @@ use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
+use crate::core::clock::Simulation;
+use crate::core::error::Retry;
 use crate::metrics::Metrics;
-use crate::model::clock::Simulation;
-use crate::model::error::Retry;
-use crate::model::wishes::{CacheWishes, Wishes};
+use crate::semantics::request_directives::{CacheWishes, Wishes};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -650,7 +650,7 @@ fn page(token: &str) -> Call {
 fn sized_page(token: &str) -> Call {
     let expected_as = Some(page(token).key);
     let parameters = format!("pageSize=3&{}", page(token).parameters);
-    let key = Key::new(&crate::model::tenancy::Team::example("a").account, Operation::Page, &parameters, b"");
+    let key = Key::new(&crate::accounts::Team::example("a").account, Operation::Page, &parameters, b"");
     Call { key, expected_as, parameters: parameters.into(), ..page(token) }
 }
 

@@ -4,7 +4,7 @@ use http::HeaderMap;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
-use crate::model::operation::Operation;
+use crate::twilio::endpoint::Operation;
 
 const TWILIO: &str = "https://twilio.example";
 

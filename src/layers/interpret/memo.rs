@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use crate::model::key::Key;
+use crate::request::key::Key;
 
 /// What a request means. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -148,8 +148,8 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
-    use crate::model::operation::Operation;
-    use crate::model::tenancy::Account;
+    use crate::accounts::Account;
+    use crate::twilio::endpoint::Operation;
 
     fn account(sid: &str) -> Account {
         Account { name: "main".into(), sid: sid.to_owned(), origin: String::new() }

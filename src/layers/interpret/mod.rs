@@ -32,21 +32,21 @@ use self::memo::{Memo, Said, Understood};
 pub use self::restriction::FreshPages;
 use self::restriction::{Restriction, Restrictions, View};
 pub use self::tokens::IssuedPageTokens;
-use crate::model::call::{Call, Reply};
-use crate::model::clock::Instant;
-use crate::model::error::{GatewayError, Reason};
-use crate::model::hints;
-use crate::model::interest::Interest;
-use crate::model::journey::{Journey, Stage};
-use crate::model::json;
-use crate::model::key::Key;
-use crate::model::operation::Operation;
-use crate::model::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
-use crate::model::policy::Denied;
-use crate::model::query::{self, Query, QueryError};
-use crate::model::tenancy::Team;
-use crate::model::visit::{Admitted, Visit};
-use crate::model::wishes::{CacheWishes, Wishes};
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::core::error::{GatewayError, Reason};
+use crate::core::json;
+use crate::request::call::{Call, Reply};
+use crate::request::context::{Journey, Stage};
+use crate::request::incoming::{Admitted, Visit};
+use crate::request::key::Key;
+use crate::request::waiters::Interest;
+use crate::semantics::request_directives::{CacheWishes, Wishes};
+use crate::semantics::upstream_headers;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
+use crate::twilio::policy::Denied;
+use crate::twilio::query::{self, Query, QueryError};
 
 /// How much is read, and for how long a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -490,7 +490,7 @@ fn write(reply: Reply) -> Response<Full<Bytes>> {
         headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
     }
     let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    if wants_retry_after && !headers.get(header::RETRY_AFTER).is_some_and(hints::is_retry_after) {
+    if wants_retry_after && !headers.get(header::RETRY_AFTER).is_some_and(upstream_headers::is_retry_after) {
         // Twilio documents only the reset of its own window, which Retry-After clients do not know.
         let reset = headers.get("x-ratelimit-reset").and_then(|reset| reset.to_str().ok()?.parse::<u32>().ok());
         let seconds = reset.filter(|seconds| (1..=LONGEST_RETRY_AFTER).contains(seconds)).unwrap_or(1);

@@ -13,16 +13,16 @@ use foldhash::fast::RandomState;
 use http::{HeaderValue, StatusCode};
 
 use super::tokens::{IssuedPageTokens, Scope};
-use crate::model::call::{Coded, Page, Reply};
-use crate::model::catalog::Catalog;
-use crate::model::error::{GatewayError, Reason};
-use crate::model::key::Key;
-use crate::model::outcome::Outcome;
-use crate::model::parameters::Parameters;
-use crate::model::policy::{Denied, Policy, Visible};
-use crate::model::query::Query;
-use crate::model::tenancy::Account;
-use crate::model::wishes::Wishes;
+use crate::accounts::Account;
+use crate::core::error::{GatewayError, Reason};
+use crate::core::outcome::Outcome;
+use crate::request::call::{Coded, Page, Reply};
+use crate::request::key::Key;
+use crate::semantics::request_directives::Wishes;
+use crate::twilio::catalog::Catalog;
+use crate::twilio::parameters::Parameters;
+use crate::twilio::policy::{Denied, Policy, Visible};
+use crate::twilio::query::Query;
 
 /// Looks up the fresh page under a key, without asking anybody else.
 #[derive(Clone)]

@@ -5,11 +5,11 @@ use http::{HeaderMap, Method, Request};
 use tower::service_fn;
 
 use super::*;
-use crate::model::call::{Answer, Page};
-use crate::model::clock::Instant;
-use crate::model::outcome::Outcome;
-use crate::model::peer::{Origin, Peer};
-use crate::model::policy::Policy;
+use crate::core::clock::Instant;
+use crate::core::outcome::Outcome;
+use crate::core::peer::{Origin, Peer};
+use crate::request::call::{Answer, Page};
+use crate::twilio::policy::Policy;
 
 const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
     {"name":"C.Secret","type":"string"},{"name":"C.Status","type":"string"}]}]}"#;

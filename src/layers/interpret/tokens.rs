@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
-use crate::model::call::Page;
-use crate::model::key::Key;
-use crate::model::parameters::Parameters;
-use crate::model::tenancy::Account;
+use crate::accounts::Account;
+use crate::request::call::Page;
+use crate::request::key::Key;
+use crate::twilio::parameters::Parameters;
 
 /// Remembers the newest 32,768 at least and 65,536 at most, about 8 MiB. They outlive reloads, and not the process:
 /// after a restart a team with a policy begins its walk anew.
@@ -102,8 +102,8 @@ mod tests {
     use http::{HeaderMap, StatusCode};
 
     use super::*;
-    use crate::model::call::Answer;
-    use crate::model::tenancy::Team;
+    use crate::accounts::Team;
+    use crate::request::call::Answer;
 
     fn page(next: &str) -> Page {
         let body = format!(r#"{{"data":[],"meta":{{"nextToken":"{next}","previousToken":null}}}}"#).into();

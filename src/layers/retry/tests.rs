@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tower::service_fn;
 
 use super::*;
-use crate::model::interest::Interest;
+use crate::request::waiters::Interest;
 
 const S: Duration = Duration::from_secs(1);
 

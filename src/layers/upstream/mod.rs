@@ -42,16 +42,16 @@ pub use self::dial::{Dialer, Tcp};
 pub use self::egress::Proxy;
 use self::egress::{Egress, ProxyError};
 use self::pool::{ConnectError, Pool};
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
 use crate::metrics::{Ending, Metrics};
-use crate::model::call::{Answer, SignedCall};
-use crate::model::clock::{Clock, Instant};
-use crate::model::envelope::Envelope;
-use crate::model::error::{GatewayError, Reason, Retry, whole_seconds};
-use crate::model::hints;
-use crate::model::journey::{Leg, LegKind};
-use crate::model::operation::Operation;
-use crate::model::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
+use crate::request::call::{Answer, SignedCall};
+use crate::request::context::{Leg, LegKind};
+use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
+use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
+use crate::twilio::endpoint::Operation;
+use crate::twilio::page::Envelope;
 
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
 
@@ -235,7 +235,7 @@ impl Upstream {
         if status.is_redirection() {
             return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
-        let retry_after = hints::retry_after(&head.headers, self.clock.wall(self.clock.now()));
+        let retry_after = upstream_headers::retry_after(&head.headers, self.clock.wall(self.clock.now()));
         if let Some(wait) = retry_after.filter(|_| headers.contains_key(header::RETRY_AFTER)) {
             // As everybody can follow it: whole seconds, and none of the upstream's clock.
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).as_secs().into());

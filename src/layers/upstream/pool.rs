@@ -23,7 +23,7 @@ use hyper::rt::{Read, Write};
 use tokio::sync::Notify;
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::model::clock::{Clock, Instant};
+use crate::core::clock::{Clock, Instant};
 
 /// How long a connection is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(60);

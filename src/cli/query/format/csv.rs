@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use super::super::page::Row;
 use super::{RowWriter, cell};
 use crate::cli::text::harmless;
-use crate::model::json::Value;
+use crate::core::json::Value;
 
 pub(super) struct Csv {
     columns: Vec<String>,

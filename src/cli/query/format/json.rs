@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use super::super::page::Row;
 use super::RowWriter;
 use crate::cli::text::{push_escaped, steers};
-use crate::model::json::Value;
+use crate::core::json::Value;
 
 /// An array, each row on a line of its own. When a page fails the array is not closed, so that nobody takes it for
 /// whole.

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use super::arguments::{Format, QueryArgs};
 use super::page::Row;
 use crate::cli::terminal::Terminal;
-use crate::model::json::Value;
+use crate::core::json::Value;
 
 /// Writes the rows of an answer, page by page.
 pub(super) trait RowWriter {
@@ -52,5 +52,5 @@ fn columns(args: &QueryArgs) -> Vec<String> {
 
 /// A row's cell, unless it is absent or null, which is the same.
 fn cell<'r, 'a>(row: &'r Row<'a>, column: &str) -> Option<&'r Value<'a>> {
-    crate::model::json::member(row, column).filter(|value| **value != Value::Null)
+    crate::core::json::member(row, column).filter(|value| **value != Value::Null)
 }

@@ -11,7 +11,7 @@ use super::super::page::Row;
 use super::{RowWriter, cell};
 use crate::cli::terminal::Terminal;
 use crate::cli::text::harmless;
-use crate::model::json::Value;
+use crate::core::json::Value;
 
 /// Between two columns.
 const GAP: usize = 2;

@@ -18,9 +18,9 @@ use redb::{
 
 use super::record::{self, Boot, Calendar, Head, Nanos};
 use crate::config;
+use crate::core::clock::Clock;
 use crate::layers::cache::store::{Entry, Purge};
-use crate::model::clock::Clock;
-use crate::model::key::Key;
+use crate::request::key::Key;
 
 /// Its name in the configured folder.
 pub(super) const NAME: &str = "pages.redb";

@@ -27,9 +27,9 @@ use self::file::{Change, Size};
 use self::record::Boot;
 use self::worker::Worker;
 use super::store::{Entry, Memory, Purge};
+use crate::core::clock::{Clock, Instant};
 use crate::metrics::{Metrics, ResultLabels, Word};
-use crate::model::clock::{Clock, Instant};
-use crate::model::key::Key;
+use crate::request::key::Key;
 
 /// What may wait for the thread. Beyond, pages are not written: memory must not fill up behind a slow disk.
 const WAITING: u64 = 4096;

@@ -15,15 +15,15 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use crate::core::clock::{Clock, Instant, Moment};
 use crate::layers::cache::note;
 use crate::layers::cache::sets::Chain;
 use crate::layers::cache::store::{Compression, Entry};
-use crate::model::call::Page;
-use crate::model::clock::{Clock, Instant, Moment};
-use crate::model::freshness::Lifetimes;
-use crate::model::key::Key;
-use crate::model::operation::Operation;
-use crate::model::settled::{TimeDimensions, Verdict};
+use crate::request::call::Page;
+use crate::request::key::Key;
+use crate::semantics::freshness::Lifetimes;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::settled::{TimeDimensions, Verdict};
 
 /// Of this encoding. A file of another version is not read.
 pub(super) const VERSION: u8 = 2;

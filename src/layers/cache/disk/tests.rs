@@ -9,15 +9,15 @@ use tempfile::TempDir;
 
 use super::record::{Calendar, decode, encode, head};
 use super::*;
+use crate::core::clock::Moment;
 use crate::layers::cache::flight::{Flown, Kind};
 use crate::layers::cache::note;
 use crate::layers::cache::sets::{Chain, Membership};
 use crate::layers::cache::store::{Compression, Purged, Store};
-use crate::model::call::{Answer, Call, Page};
-use crate::model::clock::Moment;
-use crate::model::freshness::Lifetimes;
-use crate::model::operation::Operation;
-use crate::model::settled::Verdict;
+use crate::request::call::{Answer, Call, Page};
+use crate::semantics::freshness::Lifetimes;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::settled::Verdict;
 
 const MIB: u64 = 1024 * 1024;
 const HOUR: Duration = Duration::from_secs(3600);

@@ -14,8 +14,8 @@ use tokio::sync::{oneshot, watch};
 use super::file::{self, Change, PageFile, Size, Trouble};
 use super::record::{Boot, Calendar};
 use super::{Message, Order, Shared, lock, weight};
+use crate::core::clock::Clock;
 use crate::layers::cache::store::{Memory, Purge};
-use crate::model::clock::Clock;
 
 /// A batch ends at so many changes or bytes.
 const BATCH: usize = 256;

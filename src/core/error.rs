@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 
-use super::outcome::Outcome;
+use crate::core::outcome::Outcome;
 
 /// One word for each way in which the gateway refuses or fails. Stable: clients and alerts match on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::clock::Instant;
+use crate::core::clock::Instant;
 
 /// The newest reload, if it was refused. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]

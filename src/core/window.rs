@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::clock::Instant;
+use crate::core::clock::Instant;
 
 /// Events of some kinds over the last `SLOTS` slots. What is older has been forgotten, to the slot.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use super::wishes::CacheWishes;
+use crate::semantics::request_directives::CacheWishes;
 
 /// How long a page is fresh, and how far beyond that it may still be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::operation::OperationSet;
-use super::policy::Policy;
-use super::units::Rate;
+use crate::core::units::Rate;
+use crate::twilio::endpoint::OperationSet;
+use crate::twilio::policy::Policy;
 
 /// A Twilio account, without its secret: nothing above `layers::credential` ever holds that.
 #[derive(Debug, Clone, PartialEq, Eq)]

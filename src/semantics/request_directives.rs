@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::cache_control::{self, seconds};
+use crate::semantics::cache_control::{self, seconds};
 
 /// The request directives of `Cache-Control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -251,13 +251,13 @@ const fn below(word: u64, limit: u8) -> u64 {
 }
 
 /// The highest bit of the first `byte`, as with [`below`].
-pub(super) const fn equal(word: u64, byte: u8) -> u64 {
+pub(crate) const fn equal(word: u64, byte: u8) -> u64 {
     below(word ^ all(byte), 1)
 }
 
 /// How many bytes go by before one that means something in a string: a quote, a backslash, or a control character,
 /// which must not be there. Eight are looked at together.
-pub(super) fn plain_prefix(text: &[u8]) -> usize {
+pub(crate) fn plain_prefix(text: &[u8]) -> usize {
     let (words, rest) = text.as_chunks();
     for (i, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);

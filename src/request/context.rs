@@ -11,12 +11,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::clock::{Clock, Instant};
-use super::error::Reason;
-use super::operation::Operation;
-use super::outcome::Outcome;
-use super::tenancy::Team;
-use super::trace::{SpanId, TraceContext};
+use crate::accounts::Team;
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::Reason;
+use crate::core::outcome::Outcome;
+use crate::semantics::trace::{SpanId, TraceContext};
+use crate::twilio::endpoint::Operation;
 
 /// The facts of one request, filled in as they become known.
 #[derive(Debug, Default)]

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use http::Request;
 
-use super::clock::Instant;
-use super::journey::Journey;
-use super::operation::Operation;
-use super::peer::Peer;
-use super::tenancy::Team;
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::core::peer::Peer;
+use crate::request::context::Journey;
+use crate::twilio::endpoint::Operation;
 
 /// A request that has arrived. `B` is its body, not read yet.
 #[derive(Debug)]

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-use super::operation::Operation;
-use super::parameters::Parameters;
-use super::tenancy::Account;
+use crate::accounts::Account;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::parameters::Parameters;
 
 /// BLAKE3 over upstream, account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
 /// hash one of them could construct a collision and read another query's page.

@@ -5,7 +5,7 @@ use serde_json::Value as Theirs;
 
 use super::Fault::{self, *};
 use super::*;
-use crate::model::query::{self, Query, QueryError};
+use crate::twilio::query::{self, Query, QueryError};
 
 /// Taken, and read as serde_json reads it.
 const TAKEN: &[&[&[u8]]] = &[

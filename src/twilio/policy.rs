@@ -12,10 +12,10 @@
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 
-use super::catalog::{self, Catalog, Cube, MAX_METADATA_VALUES};
-use super::json::{self, Member, Value};
-use super::parameters::is_page_size;
-use super::query::{Combination, Comparison, Expression, Group, Part, Place, Query};
+use crate::core::json::{self, Member, Value};
+use crate::twilio::catalog::{self, Catalog, Cube, MAX_METADATA_VALUES};
+use crate::twilio::parameters::is_page_size;
+use crate::twilio::query::{Combination, Comparison, Expression, Group, Part, Place, Query};
 
 /// A filter that every query of a team gets.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
-use super::json::{self, Member, Value};
-use super::query::Place;
+use crate::core::json::{self, Member, Value};
+use crate::twilio::query::Place;
 
 /// The measures and dimensions of an account.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

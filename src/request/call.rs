@@ -9,15 +9,15 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use super::cache_control;
-use super::clock::Instant;
-use super::interest::Interest;
-use super::journey::Journey;
-use super::key::Key;
-use super::operation::Operation;
-use super::outcome::Outcome;
-use super::tenancy::Team;
-use super::wishes::{self, Wishes};
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::core::outcome::Outcome;
+use crate::request::context::Journey;
+use crate::request::key::Key;
+use crate::request::waiters::Interest;
+use crate::semantics::cache_control;
+use crate::semantics::request_directives::{self, Wishes};
+use crate::twilio::endpoint::Operation;
 
 /// An admitted request, its body read and canonical. Everything below the edge speaks this.
 #[derive(Debug, Clone)]
@@ -188,7 +188,7 @@ impl Page {
     /// get. The answer names that one, since it is the client's stored answer that it speaks of.
     pub fn tag_of_client(&self, wishes: &Wishes, coded: Option<&Coded>) -> Option<HeaderValue> {
         let tags = wishes.if_none_match.as_ref()?;
-        let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| wishes::has_tag(tags, etag));
+        let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| request_directives::has_tag(tags, etag));
         let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
         let compressed = || self.may_be_coded().then(|| self.gzip_etag()).flatten();
         would_get.or_else(|| self.etag.clone().filter(has)).or_else(|| compressed().filter(has))

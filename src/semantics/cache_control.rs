@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::freshness::Lifetimes;
+use crate::semantics::freshness::Lifetimes;
 
 /// The members of a list that `separators` part, with the quotes around their values left on. A separator within
 /// quotes parts nothing (RFC 9110 section 5.6.4).

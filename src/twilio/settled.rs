@@ -14,8 +14,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::catalog::is_time;
-use super::query::{self, Combination, Comparison, Group, Part, Query};
+use crate::twilio::catalog::is_time;
+use crate::twilio::query::{self, Combination, Comparison, Group, Part, Query};
 
 /// Settled, or why not. The words are metric labels and log fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::clock::Instant;
-use super::tenancy::Team;
-use super::wishes::Urgency;
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::semantics::request_directives::Urgency;
 
 /// The clients that wait for one upstream call.
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::json;
+use crate::core::json;
 
 /// What an answer says of itself.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,7 @@
 
 use bytes::Bytes;
 
-use super::json::{self, Fault, JsonError, Member, Value};
+use crate::core::json::{self, Fault, JsonError, Member, Value};
 
 /// A part of a query.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,15 @@
+//! What every module may use and what knows nothing of the rest: the clock, units, errors with their closed list of
+//! reasons, outcomes, and the strict JSON reader. No input or output, no locks held across awaits.
+
+pub mod backoff;
+pub mod clock;
+pub mod error;
+pub mod escape;
+pub mod json;
+pub mod network;
+pub mod outcome;
+pub mod peer;
+pub mod reloads;
+pub mod request_id;
+pub mod units;
+pub mod window;

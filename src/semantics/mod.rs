@@ -1,0 +1,10 @@
+//! What HTTP's own standards say, for both sides of the gateway: freshness (RFC 9111), request directives,
+//! what an upstream's headers forbid, trace context. Nothing here knows Twilio, teams or the cache's storage.
+
+pub mod cache_control;
+pub mod freshness;
+pub mod host;
+pub mod origin;
+pub mod request_directives;
+pub mod trace;
+pub mod upstream_headers;
