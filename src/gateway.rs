@@ -18,7 +18,7 @@ use crate::core::peer::Peer;
 use crate::metrics::{ResultLabels, Word};
 use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Reserve};
-use crate::stack::{self, Journey, Lasting};
+use crate::stack::{self, SharedState, Stack};
 use crate::trust::TrustError;
 
 /// How often the configuration and secret files are looked at. Their content counts, not their times: a
@@ -69,9 +69,9 @@ type Tell = Arc<dyn Fn(Milestone) + Send + Sync>;
 
 /// A gateway whose ports are open and which does not serve yet.
 pub struct Gateway {
-    current: Arc<ArcSwap<Journey>>,
+    current: Arc<ArcSwap<Stack>>,
     config: Arc<ArcSwap<Config>>,
-    lasting: Lasting,
+    shared: SharedState,
     tls: Option<TlsAcceptor>,
     data: Vec<Bound>,
     admin: Vec<Bound>,
@@ -97,9 +97,9 @@ impl Gateway {
     /// As [`Gateway::bind`]; and when one of them is named and not there, or is reached from further away than a
     /// gateway without teams may be.
     pub fn bind_with(config: Config, mut inherited: Inherited) -> Result<Self, StartError> {
-        let lasting = Lasting::new(&config)?;
-        let journey = stack::journey(&config, &lasting)?;
-        lasting.audit.switch(audit_file(&config)?);
+        let shared = SharedState::new(&config)?;
+        let stack = stack::build(&config, &shared)?;
+        shared.audit.switch(audit_file(&config)?);
         let tls = certificate(&config)?.map(TlsAcceptor::new);
         let mut data = Vec::new();
         for listen in &config.server.listen {
@@ -120,9 +120,9 @@ impl Gateway {
             tracing::warn!("{warning}");
         }
         Ok(Self {
-            current: Arc::new(ArcSwap::from_pointee(journey)),
+            current: Arc::new(ArcSwap::from_pointee(stack)),
             config: Arc::new(ArcSwap::from_pointee(config)),
-            lasting,
+            shared,
             tls,
             data,
             admin,
@@ -176,12 +176,12 @@ impl Gateway {
         reload: Arc<Notify>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Self { current, config, lasting, tls, data, admin, held, tell, most_connections } = self;
+        let Self { current, config, shared, tls, data, admin, held, tell, most_connections } = self;
         let settings = config.load_full();
         let draining = Arc::new(OnceLock::new());
         let stop = {
-            let (draining, tell, clock) = (Arc::clone(&draining), Arc::clone(&tell), lasting.clock);
-            let (requests, drain) = (lasting.draining.clone(), settings.server.drain);
+            let (draining, tell, clock) = (Arc::clone(&draining), Arc::clone(&tell), shared.clock);
+            let (requests, drain) = (shared.draining.clone(), settings.server.drain);
             async move {
                 shutdown.await;
                 tell(Milestone::Stopping);
@@ -210,7 +210,7 @@ impl Gateway {
                 sources,
                 current: Arc::clone(&current),
                 config: Arc::clone(&config),
-                lasting: lasting.clone(),
+                shared: shared.clone(),
                 tls: tls.clone(),
                 held,
                 tell: Arc::clone(&tell),
@@ -223,8 +223,8 @@ impl Gateway {
             let drained = Arc::clone(&drained);
             async move { drained.notified().await }.boxed().shared()
         };
-        let (store, audit, traces) = (lasting.store.clone(), lasting.audit.clone(), lasting.traces.clone());
-        let admin_service = Admin::new(lasting, config, draining, beyond_loopback);
+        let (store, audit, traces) = (shared.store.clone(), shared.audit.clone(), shared.traces.clone());
+        let admin_service = Admin::new(shared, config, draining, beyond_loopback);
         let for_probes = Reserve { connections: admin::CONNECTIONS_FOR_PROBES, serves: admin::is_probe };
         let admin_limits = Limits {
             drain: Duration::from_secs(1),
@@ -240,7 +240,7 @@ impl Gateway {
             admin_stop,
         ));
 
-        let service = move |peer: &Arc<Peer>| Journey::clone(&current.load()).of(Arc::clone(peer));
+        let service = move |peer: &Arc<Peer>| Stack::clone(&current.load()).of(Arc::clone(peer));
         // The ports are open, so whoever comes from now on is served.
         tell(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);
@@ -264,9 +264,9 @@ impl Gateway {
 
 struct Reloader {
     sources: Sources,
-    current: Arc<ArcSwap<Journey>>,
+    current: Arc<ArcSwap<Stack>>,
     config: Arc<ArcSwap<Config>>,
-    lasting: Lasting,
+    shared: SharedState,
     tls: Option<TlsAcceptor>,
     held: Held,
     tell: Tell,
@@ -306,17 +306,17 @@ impl Reloader {
         (self.tell)(Milestone::Reloading);
         let applied = self.apply();
         (self.tell)(Milestone::Ready);
-        let count = |result| self.lasting.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
+        let count = |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
         // Done first, then counted, then said: whoever sees one finds what comes before it.
         match applied {
             Ok(files) => {
-                self.lasting.reloads.applied();
+                self.shared.reloads.applied();
                 count("applied");
                 tracing::info!("configuration reloaded");
                 files
             }
             Err(Refused { why, files }) => {
-                self.lasting.reloads.refused(&why, self.lasting.clock.now());
+                self.shared.reloads.refused(&why, self.shared.clock.now());
                 self.reopen_audit_log();
                 count("refused");
                 tracing::error!("the new configuration is refused, the old one stays: {why}");
@@ -328,7 +328,7 @@ impl Reloader {
     /// Whoever asked for a reload may have rotated the log, whatever became of the configuration.
     fn reopen_audit_log(&self) {
         match audit_file(&self.config.load()) {
-            Ok(file) => self.lasting.audit.switch(file),
+            Ok(file) => self.shared.audit.switch(file),
             Err(error) => tracing::error!("the old audit log stays: {error}"),
         }
     }
@@ -347,20 +347,20 @@ impl Reloader {
         check_exposure(&new, &self.held)?;
         let certificate = certificate(&new).map_err(|error| error.to_string())?;
         let audit = audit_file(&new).map_err(|error| error.to_string())?;
-        let journey = stack::journey(&new, &self.lasting).map_err(|error| error.to_string())?;
+        let stack = stack::build(&new, &self.shared).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
             acceptor.replace(certificate);
             self.held.client_ca = has_client_ca(&new);
         }
-        self.lasting.audit.switch(audit);
+        self.shared.audit.switch(audit);
         for key in fixed_keys_that_differ(&old, &new) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
         for account in &new.accounts {
             // Perhaps it was replaced because it was rejected.
-            self.lasting.rejections.clear(&account.name);
+            self.shared.rejections.clear(&account.name);
         }
-        self.current.store(Arc::new(journey));
+        self.current.store(Arc::new(stack));
         self.config.store(Arc::new(new));
         Ok(())
     }

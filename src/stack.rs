@@ -34,12 +34,12 @@ use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
 /// The journey as a type: each layer around the next.
-pub type Journey = Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
+pub type Stack = Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
 #[derive(Clone)]
-pub struct Lasting {
+pub struct SharedState {
     /// The clock that every room shares.
     pub clock: Clock,
     /// What is counted.
@@ -74,7 +74,7 @@ pub struct Lasting {
     pub traces: Option<Exporter>,
 }
 
-impl Lasting {
+impl SharedState {
     /// Empty, with the capacities of `config`. Needs a tokio runtime.
     ///
     /// # Errors
@@ -115,11 +115,21 @@ impl Lasting {
 /// # Errors
 ///
 /// When an extra trust root cannot be used.
-pub fn journey(config: &Config, lasting: &Lasting) -> Result<Journey, TrustError> {
-    let Lasting { clock, metrics, store, budgets, credentials: newest, .. } = lasting.clone();
-    let Lasting {
-        retries, rejections, team_rates, slowing, page_tokens, bodies, draining, shed, audit, traces, ..
-    } = lasting.clone();
+pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
+    let SharedState { clock, metrics, store, budgets, credentials: newest, .. } = shared.clone();
+    let SharedState {
+        retries,
+        rejections,
+        team_rates,
+        slowing,
+        page_tokens,
+        bodies,
+        draining,
+        shed,
+        audit,
+        traces,
+        ..
+    } = shared.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use insights_gateway::config::{self, Config, Sources};
 use insights_gateway::core::error::Reason;
 use insights_gateway::twilio::parameters::Parameters;
-use insights_gateway::stack::{self, Lasting};
+use insights_gateway::stack::{self, SharedState};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -278,8 +278,8 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 async fn play(answer: &[u8], requests: Vec<Request<Full<Bytes>>>) {
     let with_teams = requests.iter().any(|request| request.headers().contains_key(header::AUTHORIZATION));
     let config = if with_teams { &STAGE.teams } else { &STAGE.open };
-    let lasting = Lasting::new(config).expect("no trust root is configured");
-    let journey = stack::journey(config, &lasting).expect("a stack");
+    let shared = SharedState::new(config).expect("no trust root is configured");
+    let journey = stack::build(config, &shared).expect("a stack");
     tokio::spawn(serve(Bytes::copy_from_slice(answer)));
     let (mut granted, mut unread) = (Vec::new(), false);
     for request in requests {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::core::clock::Instant;
-use crate::stack::Lasting;
+use crate::stack::SharedState;
 
 /// Something that is worth a word.
 struct Finding {
@@ -21,11 +21,11 @@ struct Finding {
 
 /// The checks that `/readyz` lists. All must be `ok` for the gateway to be ready; one that is `ok` may have a `detail`
 /// all the same.
-pub(super) fn checks(lasting: &Lasting, config: &Config, draining: Option<Instant>) -> Vec<Value> {
+pub(super) fn checks(shared: &SharedState, config: &Config, draining: Option<Instant>) -> Vec<Value> {
     let line = |check: &str, finding: Option<Finding>| {
         let mut line = json!({"check": check, "ok": finding.as_ref().is_none_or(|finding| !finding.wrong)});
         if let Some(Finding { since, detail, .. }) = finding {
-            line["since"] = json!(since.and_then(|since| time(lasting.clock.wall(since))));
+            line["since"] = json!(since.and_then(|since| time(shared.clock.wall(since))));
             line["detail"] = json!(detail);
         }
         line
@@ -34,30 +34,30 @@ pub(super) fn checks(lasting: &Lasting, config: &Config, draining: Option<Instan
         let detail = "draining: the gateway is shutting down".to_owned();
         Finding { wrong: true, since: Some(since), detail }
     });
-    let refused = lasting.reloads.newest_refused().map(|refused| {
+    let refused = shared.reloads.newest_refused().map(|refused| {
         let detail = "the new configuration is refused, and the old one in use; /status and the log say why".to_owned();
         Finding { wrong: false, since: Some(refused.since), detail }
     });
     let mut checks = vec![line("serving", draining), line("configuration", refused)];
     if config.cache.disk.path.is_some() {
-        let works = lasting.store.disk().is_some_and(|disk| disk.enabled);
+        let works = shared.store.disk().is_some_and(|disk| disk.enabled);
         let detail = || "the disk cache does not work, pages are in memory alone; the log says why".to_owned();
         checks.push(line("disk", (!works).then(|| Finding { wrong: false, since: None, detail: detail() })));
     }
     for account in &config.accounts {
-        let rejected = lasting.rejections.since(&account.name).map(|since| {
-            let seconds = lasting.clock.now().saturating_duration_since(since).as_secs();
+        let rejected = shared.rejections.since(&account.name).map(|since| {
+            let seconds = shared.clock.now().saturating_duration_since(since).as_secs();
             let detail =
                 format!("Twilio has rejected this account's credentials for {seconds} s; replace its key or secret");
             Finding { wrong: true, since: Some(since), detail }
         });
         checks.push(line(&format!("credentials/{}", account.name), rejected));
-        let broken = lasting.budgets.get(&account.name).and_then(|budget| budget.standing().broken_for).map(|time| {
+        let broken = shared.budgets.get(&account.name).and_then(|budget| budget.standing().broken_for).map(|time| {
             let detail = format!(
                 "Twilio has failed for {} s, so only probes are sent; stale pages are served meanwhile",
                 time.as_secs()
             );
-            Finding { wrong: false, since: lasting.clock.now().checked_sub(time), detail }
+            Finding { wrong: false, since: shared.clock.now().checked_sub(time), detail }
         });
         checks.push(line(&format!("upstream/{}", account.name), broken));
     }

@@ -34,7 +34,7 @@ use crate::layers::cache::Purged;
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::semantics::host;
 use crate::semantics::origin;
-use crate::stack::Lasting;
+use crate::stack::SharedState;
 
 pub use self::caller::{OfPeer, is_probe};
 
@@ -53,7 +53,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub struct Admin(Arc<Inner>);
 
 struct Inner {
-    lasting: Lasting,
+    shared: SharedState,
     config: Arc<ArcSwap<Config>>,
     draining: Arc<OnceLock<Instant>>,
     beyond_loopback: bool,
@@ -63,12 +63,12 @@ impl Admin {
     /// Reads what lasts and the current configuration; not ready once it is `draining`. Whether its listener is reached
     /// from `beyond_loopback` is told, since a reload may change what the configuration says, and moves no listener.
     pub fn new(
-        lasting: Lasting,
+        shared: SharedState,
         config: Arc<ArcSwap<Config>>,
         draining: Arc<OnceLock<Instant>>,
         beyond_loopback: bool,
     ) -> Self {
-        Self(Arc::new(Inner { lasting, config, draining, beyond_loopback }))
+        Self(Arc::new(Inner { shared, config, draining, beyond_loopback }))
     }
 }
 
@@ -108,7 +108,7 @@ impl Inner {
             ("/", true) => self.page(),
             ("/metrics", true) => self.metrics(),
             ("/status", true) => {
-                json_answer(StatusCode::OK, &status::status(&self.lasting, &self.config.load(), &self.checks()))
+                json_answer(StatusCode::OK, &status::status(&self.shared, &self.config.load(), &self.checks()))
             }
             ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()).await,
             ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
@@ -155,7 +155,7 @@ impl Inner {
     }
 
     fn checks(&self) -> Vec<Value> {
-        health::checks(&self.lasting, &self.config.load(), self.draining.get().copied())
+        health::checks(&self.shared, &self.config.load(), self.draining.get().copied())
     }
 
     /// `exclude=NAME` in the query leaves a check out of the verdict, or all checks of a kind: `exclude=credentials`.
@@ -168,13 +168,13 @@ impl Inner {
 
     /// Whoever can answer lives: there is nothing else that only a restart could mend.
     fn live(&self) -> Response<Full<Bytes>> {
-        let since = health::time(self.lasting.clock.started_at());
+        let since = health::time(self.shared.clock.started_at());
         let check = json!({"check": "process", "ok": true, "since": since});
         text(StatusCode::OK, "application/json", health::page("live", true, &[check]))
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let Lasting { clock, metrics, store, budgets, rejections, .. } = &self.lasting;
+        let SharedState { clock, metrics, store, budgets, rejections, .. } = &self.shared;
         let (entries, bytes) = store.size();
         metrics.cache_entries.set(entries.try_into().unwrap_or(i64::MAX));
         metrics.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
@@ -215,7 +215,7 @@ impl Inner {
             Ok(asked) => asked,
             Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
         };
-        let (store, clock) = (self.lasting.store.clone(), self.lasting.clock);
+        let (store, clock) = (self.shared.store.clone(), self.shared.clock);
         // Every page is looked at, for which no request waits.
         let listing = tokio::task::spawn_blocking(move || store.entries(after.as_deref(), limit, clock.moment()));
         let Ok(entries) = listing.await else {
@@ -247,7 +247,7 @@ impl Inner {
             Ok(which) => which,
             Err(message) => return refuse(StatusCode::BAD_REQUEST, &message),
         };
-        let store = self.lasting.store.clone();
+        let store = self.shared.store.clone();
         // It goes through all pages, and waits for the disk. Whoever asked may leave: it is finished all the same.
         let purge = tokio::task::spawn_blocking(move || {
             let purged = store.purge(&which);

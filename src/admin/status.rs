@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use super::health;
 use crate::config::Config;
 use crate::layers::cache::EntryView;
-use crate::stack::Lasting;
+use crate::stack::SharedState;
 
 /// The gateway at a glance, in the shape that `docs/admin.md` shows: members are added, and none is taken away.
-pub(super) fn status(lasting: &Lasting, config: &Config, checks: &[Value]) -> Value {
-    let (now, start) = (lasting.clock.now(), lasting.clock.start());
-    let refused = lasting.reloads.newest_refused();
-    let accounts: Vec<_> = config.accounts.iter().map(|account| self::account(lasting, account)).collect();
+pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) -> Value {
+    let (now, start) = (shared.clock.now(), shared.clock.start());
+    let refused = shared.reloads.newest_refused();
+    let accounts: Vec<_> = config.accounts.iter().map(|account| self::account(shared, account)).collect();
     let teams: Vec<_> = config
         .teams
         .iter()
@@ -27,16 +27,16 @@ pub(super) fn status(lasting: &Lasting, config: &Config, checks: &[Value]) -> Va
             })
         })
         .collect();
-    let (entries, bytes) = lasting.store.size();
-    let disk = lasting.store.disk();
+    let (entries, bytes) = shared.store.size();
+    let disk = shared.store.disk();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "started_at": health::time(lasting.clock.started_at()),
+        "started_at": health::time(shared.clock.started_at()),
         "uptime_seconds": (now - start).as_secs(),
         "ready": health::all_well(checks),
         "checks": checks,
         "configuration": {
-            "refused_since": refused.as_ref().and_then(|refused| health::time(lasting.clock.wall(refused.since))),
+            "refused_since": refused.as_ref().and_then(|refused| health::time(shared.clock.wall(refused.since))),
             "faults": refused.map_or_else(Vec::new, |refused| refused.faults.lines().map(str::to_owned).collect()),
         },
         "upstream": config.upstream.url.to_string(),
@@ -45,7 +45,7 @@ pub(super) fn status(lasting: &Lasting, config: &Config, checks: &[Value]) -> Va
         "cache": {
             "entries": entries,
             "bytes": bytes,
-            "capacity_bytes": lasting.store.capacity(),
+            "capacity_bytes": shared.store.capacity(),
             "disk": {
                 "enabled": disk.is_some_and(|disk| disk.enabled),
                 "entries": disk.map_or(0, |disk| disk.entries),
@@ -55,10 +55,10 @@ pub(super) fn status(lasting: &Lasting, config: &Config, checks: &[Value]) -> Va
     })
 }
 
-fn account(lasting: &Lasting, account: &crate::config::Account) -> Value {
-    let standing = lasting.budgets.get(&account.name).map(|budget| budget.standing());
-    let rejected = lasting.rejections.since(&account.name);
-    let rejected_for = rejected.map(|since| lasting.clock.now().saturating_duration_since(since).as_secs());
+fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
+    let standing = shared.budgets.get(&account.name).map(|budget| budget.standing());
+    let rejected = shared.rejections.since(&account.name);
+    let rejected_for = rejected.map(|since| shared.clock.now().saturating_duration_since(since).as_secs());
     json!({
         "name": account.name,
         "account_sid": account.account_sid,

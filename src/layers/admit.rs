@@ -38,7 +38,7 @@ use crate::core::error::{GatewayError, Reason};
 use crate::core::peer::Peer;
 use crate::core::units::Rate;
 use crate::request::context::Stage;
-use crate::request::incoming::{Admitted, Visit};
+use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::semantics::host;
 use crate::semantics::origin::{self, Origin, authority};
 use crate::twilio::endpoint::{Operation, Route, route};
@@ -128,9 +128,9 @@ pub struct Admit<S> {
     door: Arc<Door>,
 }
 
-impl<S, B> Service<Visit<B>> for Admit<S>
+impl<S, B> Service<IncomingRequest<B>> for Admit<S>
 where
-    S: Service<Admitted<B>, Error = GatewayError>,
+    S: Service<AuthorizedRequest<B>, Error = GatewayError>,
     S::Response: Send + 'static,
 {
     type Response = S::Response;
@@ -141,12 +141,12 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, visit: Visit<B>) -> Self::Future {
-        let verdict = self.door.admit(&visit);
-        visit.journey.end_of(Stage::Admit);
+    fn call(&mut self, incoming: IncomingRequest<B>) -> Self::Future {
+        let verdict = self.door.admit(&incoming);
+        incoming.context.end_of(Stage::Admit);
         match verdict {
-            Ok((operation, team)) => Either::Right(self.inner.call(Admitted { visit, operation, team })),
-            Err(error) => Either::Left(self.door.refuse(error, &visit.peer)),
+            Ok((operation, team)) => Either::Right(self.inner.call(AuthorizedRequest { incoming, operation, team })),
+            Err(error) => Either::Left(self.door.refuse(error, &incoming.peer)),
         }
     }
 }
@@ -182,8 +182,8 @@ fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
 }
 
 impl Door {
-    fn admit<B>(&self, visit: &Visit<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
-        let request = &visit.request;
+    fn admit<B>(&self, incoming: &IncomingRequest<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
+        let request = &incoming.request;
         self.check_head(request)?;
         if self.everybody {
             self.check_origin(request)?;
@@ -208,12 +208,12 @@ impl Door {
             }
         };
         // Set once: this is the only place that learns them.
-        let _ = visit.journey.operation.set(operation);
-        let known = self.identify(request, &visit.peer)?;
-        visit.peer.identify();
+        let _ = incoming.context.operation.set(operation);
+        let known = self.identify(request, &incoming.peer)?;
+        incoming.peer.identify();
         let team = &known.guest.team;
-        let _ = visit.journey.team.set(Arc::clone(team));
-        Self::limit(known, visit)?;
+        let _ = incoming.context.team.set(Arc::clone(team));
+        Self::limit(known, incoming)?;
         if !team.operations.allows(operation) {
             let message = format!("team {} may not use {}", team.name, operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
@@ -360,12 +360,12 @@ impl Door {
         }
     }
 
-    fn limit<B>(known: &Known, visit: &Visit<B>) -> Result<(), GatewayError> {
+    fn limit<B>(known: &Known, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
         let taken = known.requests.as_ref().map(TeamRate::take);
         let requests = taken.map(|(Ok(allowance) | Err(allowance))| allowance);
         let upstream = known.upstream.as_ref().and_then(|limit| (limit.allowance)());
         if requests.is_some() || upstream.is_some() {
-            let _ = visit.journey.rate_limit.set((known.policy.clone(), rate_limit(requests, upstream)));
+            let _ = incoming.context.rate_limit.set((known.policy.clone(), rate_limit(requests, upstream)));
         }
         let Some(Err(allowance)) = taken else { return Ok(()) };
         let wait = allowance.reset.max(1);

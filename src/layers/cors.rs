@@ -16,7 +16,7 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::core::outcome::Outcome;
-use crate::request::incoming::Visit;
+use crate::request::incoming::IncomingRequest;
 use crate::semantics::origin::{self, Origin};
 use crate::twilio::endpoint::{Route, route};
 
@@ -59,9 +59,9 @@ pub struct Cors<S> {
     origins: Option<Arc<[Origin]>>,
 }
 
-impl<S, B> Service<Visit<B>> for Cors<S>
+impl<S, B> Service<IncomingRequest<B>> for Cors<S>
 where
-    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S: Service<IncomingRequest<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = Response<Full<Bytes>>;
@@ -72,17 +72,17 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, visit: Visit<B>) -> Self::Future {
-        let Some(origins) = &self.origins else { return Either::Left(self.inner.call(visit)) };
-        let allowed = allowed(visit.request.headers(), origins);
-        if let Some(methods) = allowed.as_ref().and_then(|_| preflight(&visit.request)) {
+    fn call(&mut self, incoming: IncomingRequest<B>) -> Self::Future {
+        let Some(origins) = &self.origins else { return Either::Left(self.inner.call(incoming)) };
+        let allowed = allowed(incoming.request.headers(), origins);
+        if let Some(methods) = allowed.as_ref().and_then(|_| preflight(&incoming.request)) {
             // Set once: nobody else has seen it.
-            let _ = visit.journey.outcome.set(Outcome::Bypass);
+            let _ = incoming.context.outcome.set(Outcome::Bypass);
             let mut response = answer(methods);
             name(response.headers_mut(), allowed);
             return Either::Right(Box::pin(std::future::ready(Ok(response))));
         }
-        let answered = self.inner.call(visit);
+        let answered = self.inner.call(incoming);
         Either::Right(Box::pin(async move {
             let mut response = answered.await?;
             let headers = response.headers_mut();

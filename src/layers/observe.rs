@@ -22,8 +22,8 @@ use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
 use crate::core::request_id::{self, REQUEST_ID};
 use crate::metrics::HotRequests;
-use crate::request::context::Journey;
-use crate::request::incoming::Visit;
+use crate::request::context::RequestContext;
+use crate::request::incoming::IncomingRequest;
 use crate::semantics::trace::TraceContext;
 use crate::telemetry::{Exporter, Finished};
 
@@ -73,11 +73,11 @@ impl ObserveLayer {
     }
 
     /// The beginning of a request. A trace that its client does not record is not recorded here either.
-    fn begin(&self, headers: &HeaderMap) -> Journey {
+    fn begin(&self, headers: &HeaderMap) -> RequestContext {
         let theirs = TraceContext::read(headers);
         let recorded = self.tracing.is_some() && theirs.as_ref().is_none_or(|trace| trace.sampled);
         let trace = theirs.or_else(|| recorded.then(TraceContext::begin));
-        Journey::new(trace, recorded.then_some(self.clock))
+        RequestContext::new(trace, recorded.then_some(self.clock))
     }
 }
 
@@ -107,7 +107,7 @@ impl<S> Observe<S> {
 
 impl<S, B> Service<Request<B>> for Observe<S>
 where
-    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S: Service<IncomingRequest<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = Response<Full<Bytes>>;
@@ -121,9 +121,9 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let received = self.layer.clock.now();
         let request_id = request_id::of(request.headers());
-        let journey = Arc::new(self.layer.begin(request.headers()));
+        let context = Arc::new(self.layer.begin(request.headers()));
         if self.layer.audit.is_some() {
-            journey.keep_query();
+            context.keep_query();
         }
         let mut watch = Watch {
             layer: Arc::clone(&self.layer),
@@ -132,16 +132,16 @@ where
             request_id: request_id.clone(),
             method: request.method().clone(),
             target: request.uri().path_and_query().cloned(),
-            journey: Arc::clone(&journey),
+            context: Arc::clone(&context),
             ended: None,
         };
         let peer = Arc::clone(&self.peer);
-        let answer = self.inner.call(Visit { request, peer, received, journey });
+        let answer = self.inner.call(IncomingRequest { request, peer, received, context });
         Box::pin(async move {
             let mut response = answer.await?;
             let headers = response.headers_mut();
             headers.insert(REQUEST_ID, request_id);
-            if let Some((policy, limit)) = watch.journey.rate_limit.get() {
+            if let Some((policy, limit)) = watch.context.rate_limit.get() {
                 headers.insert(RATE_LIMIT_POLICY, policy.clone());
                 headers.insert(RATE_LIMIT, limit.clone());
             }
@@ -159,7 +159,7 @@ struct Watch {
     request_id: HeaderValue,
     method: Method,
     target: Option<PathAndQuery>,
-    journey: Arc<Journey>,
+    context: Arc<RequestContext>,
     ended: Option<(StatusCode, u64)>,
 }
 
@@ -167,10 +167,10 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let took = self.layer.clock.now() - self.received;
         let (status, bytes) = self.ended.map_or((Finished::CLIENT_LEFT, 0), |(status, bytes)| (status.as_u16(), bytes));
-        let outcome = self.journey.outcome.get().copied().filter(|_| self.ended.is_some()).unwrap_or(Outcome::Failed);
-        let (team, operation) = (self.journey.team.get(), self.journey.operation.get());
+        let outcome = self.context.outcome.get().copied().filter(|_| self.ended.is_some()).unwrap_or(Outcome::Failed);
+        let (team, operation) = (self.context.team.get(), self.context.operation.get());
         self.layer.requests.requested(team.map(Arc::as_ref), operation.copied(), outcome, status, took);
-        if let Some(reason) = self.journey.reason.get() {
+        if let Some(reason) = self.context.reason.get() {
             self.layer.requests.failed(*reason);
         }
         let AccessLog { enabled, hits, slow } = self.layer.log;
@@ -182,7 +182,7 @@ impl Drop for Watch {
         }
         if let Some(exporter) = exporter {
             exporter.offer(Finished {
-                journey: Arc::clone(&self.journey),
+                context: Arc::clone(&self.context),
                 received: self.received,
                 ended: self.received + took,
                 request_id: self.request_id.clone(),
@@ -207,17 +207,17 @@ impl Watch {
     /// Where the request's trace goes, if it becomes one. One that is its own beginning becomes one if it went
     /// upstream or failed; the others are many and alike.
     fn exporter(&self, outcome: Outcome) -> Option<&Exporter> {
-        let Tracing { exporter, sample } = self.layer.tracing.as_ref().filter(|_| self.journey.is_recorded())?;
+        let Tracing { exporter, sample } = self.layer.tracing.as_ref().filter(|_| self.context.is_recorded())?;
         let worked = match outcome {
             Outcome::Miss | Outcome::Collapsed | Outcome::Bypass | Outcome::StaleError | Outcome::Failed => true,
-            Outcome::Hit | Outcome::Stale | Outcome::Revalidated | Outcome::Refused => self.journey.went_upstream(),
+            Outcome::Hit | Outcome::Stale | Outcome::Revalidated | Outcome::Refused => self.context.went_upstream(),
         };
-        let begun_elsewhere = self.journey.trace.as_ref().is_some_and(|trace| trace.parent.is_some());
+        let begun_elsewhere = self.context.trace.as_ref().is_some_and(|trace| trace.parent.is_some());
         (begun_elsewhere || worked || fastrand::f64() < *sample).then_some(exporter)
     }
 
     fn reason(&self, status: u16) -> &'static str {
-        match self.journey.reason.get() {
+        match self.context.reason.get() {
             Some(reason) => reason.as_str(),
             None if status == Finished::CLIENT_LEFT => "client_left",
             None => "",
@@ -229,10 +229,10 @@ impl Watch {
             received: self.layer.clock.wall(self.received),
             request_id: self.request_id.clone(),
             peer: Arc::clone(&self.peer),
-            team: self.journey.team.get().cloned(),
-            operation: self.journey.operation.get().copied(),
+            team: self.context.team.get().cloned(),
+            operation: self.context.operation.get().copied(),
             method: self.method.clone(),
-            query: self.journey.query().cloned(),
+            query: self.context.query().cloned(),
             outcome,
             status,
             reason: self.reason(status),
@@ -242,9 +242,9 @@ impl Watch {
     }
 
     fn log(&self, outcome: Outcome, status: u16, bytes: u64, took: Duration, is_slow: bool, traced: bool) {
-        let (team, totals) = (self.journey.team.get(), self.journey.totals());
+        let (team, totals) = (self.context.team.get(), self.context.totals());
         // An id that nobody else has ever seen helps nobody.
-        let trace = self.journey.trace.as_ref().filter(|trace| traced || trace.parent.is_some());
+        let trace = self.context.trace.as_ref().filter(|trace| traced || trace.parent.is_some());
         let trace_id = trace.map(|trace| trace.trace.to_string());
         let reason = self.reason(status);
         macro_rules! line {
@@ -256,7 +256,7 @@ impl Watch {
                     peer = self.peer.as_str(),
                     team = team.map_or("", |team| &*team.name),
                     account = team.map_or("", |team| &*team.account.name),
-                    operation = self.journey.operation.get().map_or("none", |operation| operation.as_str()),
+                    operation = self.context.operation.get().map_or("none", |operation| operation.as_str()),
                     method = self.method.as_str(),
                     path = self.target.as_ref().map_or("", PathAndQuery::path),
                     status,

@@ -17,8 +17,8 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::core::error::{GatewayError, Reason};
-use crate::request::context::Journey;
-use crate::request::incoming::Visit;
+use crate::request::context::RequestContext;
+use crate::request::incoming::IncomingRequest;
 
 /// Makes [`Rescue`] services.
 #[derive(Debug, Clone, Copy)]
@@ -40,9 +40,9 @@ pub struct Rescue<S> {
     not_ready: Option<GatewayError>,
 }
 
-impl<S, B> Service<Visit<B>> for Rescue<S>
+impl<S, B> Service<IncomingRequest<B>> for Rescue<S>
 where
-    S: Service<Visit<B>, Response = Response<Full<Bytes>>, Error = GatewayError>,
+    S: Service<IncomingRequest<B>, Response = Response<Full<Bytes>>, Error = GatewayError>,
 {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
@@ -53,13 +53,13 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, visit: Visit<B>) -> Self::Future {
-        let journey = Arc::clone(&visit.journey);
+    fn call(&mut self, incoming: IncomingRequest<B>) -> Self::Future {
+        let context = Arc::clone(&incoming.context);
         let answer = match self.not_ready.take() {
-            None => Either::Left(self.inner.call(visit)),
+            None => Either::Left(self.inner.call(incoming)),
             Some(error) => Either::Right(future::ready(Err(error))),
         };
-        Rescued { answer, journey }
+        Rescued { answer, context }
     }
 }
 
@@ -69,7 +69,7 @@ pin_project! {
     pub struct Rescued<F> {
         #[pin]
         answer: F,
-        journey: Arc<Journey>,
+        context: Arc<RequestContext>,
     }
 }
 
@@ -82,15 +82,15 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let answer = ready!(this.answer.poll(context));
-        Poll::Ready(Ok(answer.unwrap_or_else(|error| respond(&error, this.journey))))
+        Poll::Ready(Ok(answer.unwrap_or_else(|error| respond(&error, this.context))))
     }
 }
 
-fn respond(error: &GatewayError, journey: &Journey) -> Response<Full<Bytes>> {
+fn respond(error: &GatewayError, context: &RequestContext) -> Response<Full<Bytes>> {
     let reason = error.reason();
     // Set once: an answer that failed has no other outcome.
-    let _ = journey.outcome.set(reason.outcome());
-    let _ = journey.reason.set(reason);
+    let _ = context.outcome.set(reason.outcome());
+    let _ = context.reason.set(reason);
     if let Some(cause) = std::error::Error::source(error) {
         tracing::debug!(reason = reason.as_str(), cause = chain(cause), "{error}");
     }

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::outcome::Outcome;
-use crate::request::context::Journey;
+use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::request::waiters::Interest;
 use crate::semantics::cache_control;
@@ -44,7 +44,7 @@ pub struct Call {
     /// Who still waits for it.
     pub interest: Arc<Interest>,
     /// What happened to it.
-    pub journey: Arc<Journey>,
+    pub context: Arc<RequestContext>,
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ impl Call {
             received: Instant::now(),
             deadline: Instant::now() + Duration::from_secs(90),
             interest: Interest::of_clients(),
-            journey: Arc::default(),
+            context: Arc::default(),
         }
     }
 }

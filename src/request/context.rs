@@ -20,7 +20,7 @@ use crate::twilio::endpoint::Operation;
 
 /// The facts of one request, filled in as they become known.
 #[derive(Debug, Default)]
-pub struct Journey {
+pub struct RequestContext {
     /// What it asks for, once routed.
     pub operation: OnceLock<Operation>,
     /// Who asks, once known.
@@ -36,7 +36,7 @@ pub struct Journey {
     keeps_query: AtomicBool,
     query: OnceLock<Bytes>,
     recording: Option<Box<Recording>>,
-    legs: Mutex<Vec<Leg>>,
+    upstream_events: Mutex<Vec<UpstreamEvent>>,
 }
 
 /// When the stages ended, for requests that may become a trace.
@@ -73,18 +73,18 @@ impl Stage {
 
 /// A stretch between the cache and Twilio.
 #[derive(Debug, Clone, Copy)]
-pub struct Leg {
+pub struct UpstreamEvent {
     /// When it began.
     pub begun: Instant,
     /// When it ended.
     pub ended: Instant,
     /// What it was.
-    pub kind: LegKind,
+    pub kind: UpstreamEventKind,
 }
 
-/// What a [`Leg`] was.
+/// What a [`UpstreamEvent`] was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LegKind {
+pub enum UpstreamEventKind {
     /// Waiting for a token.
     Wait {
         /// Was there one in the end.
@@ -110,7 +110,7 @@ pub struct Totals {
     pub upstream: Duration,
 }
 
-impl Journey {
+impl RequestContext {
     /// Of a request that belongs to `trace`. What may become a trace of its own is timed by `clock`.
     pub fn new(trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
         let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
@@ -153,8 +153,8 @@ impl Journey {
     }
 
     /// It went another leg.
-    pub fn add(&self, leg: Leg) {
-        self.lock().push(leg);
+    pub fn add(&self, event: UpstreamEvent) {
+        self.lock().push(event);
     }
 
     /// Did it go any leg at all.
@@ -163,18 +163,18 @@ impl Journey {
     }
 
     /// The legs so far, in the order in which they ended. A call that survives its client adds to them.
-    pub fn legs(&self) -> Vec<Leg> {
+    pub fn upstream_events(&self) -> Vec<UpstreamEvent> {
         self.lock().clone()
     }
 
     /// The legs so far, added up.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
-        for leg in self.lock().iter() {
-            let took = leg.ended.saturating_duration_since(leg.begun);
-            match leg.kind {
-                LegKind::Wait { .. } => totals.wait += took,
-                LegKind::Attempt { .. } => {
+        for event in self.lock().iter() {
+            let took = event.ended.saturating_duration_since(event.begun);
+            match event.kind {
+                UpstreamEventKind::Wait { .. } => totals.wait += took,
+                UpstreamEventKind::Attempt { .. } => {
                     totals.attempts += 1;
                     totals.upstream += took;
                 }
@@ -183,8 +183,8 @@ impl Journey {
         totals
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Leg>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<UpstreamEvent>> {
         // One push, or a look.
-        self.legs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.upstream_events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

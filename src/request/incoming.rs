@@ -7,12 +7,12 @@ use http::Request;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::peer::Peer;
-use crate::request::context::Journey;
+use crate::request::context::RequestContext;
 use crate::twilio::endpoint::Operation;
 
 /// A request that has arrived. `B` is its body, not read yet.
 #[derive(Debug)]
-pub struct Visit<B> {
+pub struct IncomingRequest<B> {
     /// The request.
     pub request: Request<B>,
     /// Who sent it.
@@ -20,14 +20,14 @@ pub struct Visit<B> {
     /// When its head was complete.
     pub received: Instant,
     /// What happens to it.
-    pub journey: Arc<Journey>,
+    pub context: Arc<RequestContext>,
 }
 
 /// A visit that may go on: routed, its caller known.
 #[derive(Debug)]
-pub struct Admitted<B> {
+pub struct AuthorizedRequest<B> {
     /// The request.
-    pub visit: Visit<B>,
+    pub incoming: IncomingRequest<B>,
     /// What it asks for.
     pub operation: Operation,
     /// Who asks.

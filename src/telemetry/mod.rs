@@ -25,7 +25,7 @@ use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::outcome::Outcome;
 use crate::metrics::{Metrics, ResultLabels, Word};
-use crate::request::context::Journey;
+use crate::request::context::RequestContext;
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
 
@@ -49,7 +49,7 @@ const LAST: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Finished {
     /// What happened to it.
-    pub journey: Arc<Journey>,
+    pub context: Arc<RequestContext>,
     /// When its head was complete.
     pub received: Instant,
     /// When its answer's head was, or when its client left.

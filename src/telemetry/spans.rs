@@ -10,7 +10,7 @@ use http::uri::PathAndQuery;
 
 use super::Finished;
 use crate::core::clock::Instant;
-use crate::request::context::{Leg, LegKind, Stage};
+use crate::request::context::{Stage, UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TraceId};
 
 /// A stretch of time within a trace.
@@ -47,7 +47,7 @@ pub(super) enum Value<'a> {
 
 /// The spans of a request, its own first; none if it belongs to no trace.
 pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
-    let Some(trace) = finished.journey.trace.as_deref() else { return Vec::new() };
+    let Some(trace) = finished.context.trace.as_deref() else { return Vec::new() };
     let span = |parent, name, (begun, ended)| Span {
         trace: trace.trace,
         id: SpanId::random(),
@@ -74,23 +74,23 @@ pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
     for stage in Stage::ALL {
         // A client that leaves ends the stage that it was in.
         let left = || (finished.status == Finished::CLIENT_LEFT).then_some(finished.ended);
-        let Some(ended) = finished.journey.ended(stage).or_else(left) else { break };
+        let Some(ended) = finished.context.ended(stage).or_else(left) else { break };
         let stage = span(Some(request), stage.as_str().into(), (begun, ended));
         (begun, last) = (ended, stage.id);
         spans.push(stage);
     }
     // The last stage is the cache's, or there are no legs.
     let (mut waits, mut attempts) = (0, 0);
-    for Leg { begun, ended, kind } in finished.journey.legs() {
-        let leg = |name: String| span(Some(last), name.into(), (begun, ended));
+    for UpstreamEvent { begun, ended, kind } in finished.context.upstream_events() {
+        let event = |name: String| span(Some(last), name.into(), (begun, ended));
         spans.push(match kind {
-            LegKind::Wait { granted } => {
+            UpstreamEventKind::Wait { granted } => {
                 waits += 1;
-                Span { failed: !granted, ..leg(format!("queue wait {waits}")) }
+                Span { failed: !granted, ..event(format!("queue wait {waits}")) }
             }
-            LegKind::Attempt { span: named, result } => {
+            UpstreamEventKind::Attempt { span: named, result } => {
                 attempts += 1;
-                let leg = leg(format!("attempt {attempts}"));
+                let event = event(format!("attempt {attempts}"));
                 let result = match result {
                     Ok(status) => ("http.response.status_code", Value::Number(status.into())),
                     Err(reason) => ("error.type", Value::Text(reason.as_str())),
@@ -98,11 +98,11 @@ pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
                 let failed = !matches!(result.1, Value::Number(..400));
                 let resent = ("http.request.resend_count", Value::Number(attempts - 1));
                 Span {
-                    id: named.unwrap_or(leg.id),
+                    id: named.unwrap_or(event.id),
                     kind: Kind::Client,
                     attributes: vec![result, resent],
                     failed,
-                    ..leg
+                    ..event
                 }
             }
         });
@@ -113,7 +113,7 @@ pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
 /// The method and what it asks for: few names, whatever clients send.
 fn name(finished: &Finished) -> String {
     let method = known(&finished.method).unwrap_or("HTTP");
-    match finished.journey.operation.get() {
+    match finished.context.operation.get() {
         Some(operation) => format!("{method} {}", operation.as_str()),
         None => method.to_owned(),
     }
@@ -127,18 +127,18 @@ fn known(method: &Method) -> Option<&'static str> {
 
 fn attributes(finished: &Finished) -> Vec<(&'static str, Value<'_>)> {
     use Value::{Number, Text};
-    let Finished { journey, request_id, method, target, outcome, status, bytes, .. } = finished;
+    let Finished { context, request_id, method, target, outcome, status, bytes, .. } = finished;
     let mut attributes = vec![
         ("http.request.method", Text(known(method).unwrap_or("_OTHER"))),
         ("url.path", Text(target.as_ref().map_or("", PathAndQuery::path))),
         ("insights_gateway.request_id", Text(request_id.to_str().unwrap_or_default())),
         ("insights_gateway.outcome", Text(outcome.as_str())),
     ];
-    if let Some(team) = journey.team.get() {
+    if let Some(team) = context.team.get() {
         attributes.push(("insights_gateway.team", Text(&team.name)));
         attributes.push(("insights_gateway.account", Text(&team.account.name)));
     }
-    if let Some(operation) = journey.operation.get() {
+    if let Some(operation) = context.operation.get() {
         attributes.push(("insights_gateway.operation", Text(operation.as_str())));
     }
     if *status == Finished::CLIENT_LEFT {
@@ -147,7 +147,7 @@ fn attributes(finished: &Finished) -> Vec<(&'static str, Value<'_>)> {
     }
     attributes.push(("http.response.status_code", Number((*status).into())));
     attributes.push(("http.response.body.size", Number(*bytes)));
-    if let Some(reason) = journey.reason.get() {
+    if let Some(reason) = context.reason.get() {
         attributes.push(("error.type", Text(reason.as_str())));
     }
     attributes

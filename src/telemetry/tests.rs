@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::core::error::Reason;
-use crate::request::context::{Leg, LegKind, Stage};
+use crate::request::context::{Stage, UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::twilio::endpoint::Operation;
 
@@ -17,26 +17,30 @@ const S: Duration = Duration::from_secs(1);
 async fn miss(clock: Clock) -> Finished {
     let parent = HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let headers = [(TRACEPARENT, parent), (TRACESTATE, HeaderValue::from_static("a=1"))].into_iter().collect();
-    let journey = Journey::new(TraceContext::read(&headers), Some(clock));
+    let context = RequestContext::new(TraceContext::read(&headers), Some(clock));
     let received = clock.now();
-    let _ = journey.operation.set(Operation::Query);
+    let _ = context.operation.set(Operation::Query);
     for stage in [Stage::Admit, Stage::Read] {
         tokio::time::advance(S).await;
-        journey.end_of(stage);
+        context.end_of(stage);
     }
     for result in [Err(Reason::UpstreamTimeout), Ok(200)] {
         let (begun, ended) = (clock.now(), clock.now() + S);
-        journey.add(Leg { begun, ended: begun, kind: LegKind::Wait { granted: true } });
-        journey.add(Leg { begun, ended, kind: LegKind::Attempt { span: Some(SpanId::random()), result } });
+        context.add(UpstreamEvent { begun, ended: begun, kind: UpstreamEventKind::Wait { granted: true } });
+        context.add(UpstreamEvent {
+            begun,
+            ended,
+            kind: UpstreamEventKind::Attempt { span: Some(SpanId::random()), result },
+        });
         tokio::time::advance(S).await;
     }
-    journey.end_of(Stage::Cache);
-    finished(journey, received, clock.now())
+    context.end_of(Stage::Cache);
+    finished(context, received, clock.now())
 }
 
-fn finished(journey: Journey, received: Instant, ended: Instant) -> Finished {
+fn finished(context: RequestContext, received: Instant, ended: Instant) -> Finished {
     Finished {
-        journey: Arc::new(journey),
+        context: Arc::new(context),
         received,
         ended,
         request_id: HeaderValue::from_static("id-1"),
@@ -98,9 +102,9 @@ async fn a_request_is_a_span_with_its_stages_and_the_way_upstream_below() {
     assert_eq!(took, [4, 1, 1, 2, 0, 1, 0, 1]);
     let failed: Vec<bool> = spans.iter().map(|span| span.failed).collect();
     assert_eq!(failed, [false, false, false, false, false, true, false, false]);
-    let named = miss.journey.legs().into_iter().filter_map(|leg| match leg.kind {
-        LegKind::Attempt { span, .. } => span,
-        LegKind::Wait { .. } => None,
+    let named = miss.context.upstream_events().into_iter().filter_map(|event| match event.kind {
+        UpstreamEventKind::Attempt { span, .. } => span,
+        UpstreamEventKind::Wait { .. } => None,
     });
     assert!(named.eq([spans[5].id, spans[7].id]), "the ids that Twilio was told");
     assert!(!format!("{spans:?}").contains("secret"));
@@ -109,9 +113,9 @@ async fn a_request_is_a_span_with_its_stages_and_the_way_upstream_below() {
 #[tokio::test(start_paused = true)]
 async fn what_ends_early_has_only_the_spans_that_began() {
     let clock = Clock::new();
-    let journey = Journey::new(Some(TraceContext::begin()), Some(clock));
-    journey.end_of(Stage::Admit);
-    let mut refused = finished(journey, clock.now(), clock.now() + S);
+    let context = RequestContext::new(Some(TraceContext::begin()), Some(clock));
+    context.end_of(Stage::Admit);
+    let mut refused = finished(context, clock.now(), clock.now() + S);
     refused.status = 401;
     let names = |finished: &Finished| spans::of(finished).iter().map(|span| span.name.to_string()).collect::<Vec<_>>();
     assert_eq!(names(&refused), ["POST", "admit"]);
@@ -119,7 +123,7 @@ async fn what_ends_early_has_only_the_spans_that_began() {
     assert_eq!(names(&refused), ["POST", "admit", "read", "cache"]);
     refused.method = Method::from_bytes(b"BREW").unwrap();
     assert_eq!(names(&refused)[0], "HTTP");
-    assert!(spans::of(&finished(Journey::default(), clock.now(), clock.now())).is_empty());
+    assert!(spans::of(&finished(RequestContext::default(), clock.now(), clock.now())).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,9 +181,9 @@ async fn a_collector_that_hangs_costs_spans_and_nobodys_time() {
     let collector = Arc::new(Collector { open: Some(Notify::new()), ..Collector::default() });
     let exporter = exporter(&collector, &metrics, clock);
     let begun = clock.now();
-    let journey = || Journey::new(Some(TraceContext::begin()), Some(clock));
+    let context = || RequestContext::new(Some(TraceContext::begin()), Some(clock));
     for _ in 0..2 * BATCH + QUEUE {
-        exporter.offer(finished(journey(), begun, begun));
+        exporter.offer(finished(context(), begun, begun));
         if counted(&metrics, "dropped") == 0 {
             tokio::task::yield_now().await;
         }

@@ -281,12 +281,12 @@ impl<'q> Query<'q> {
 
     /// Calls `visit` with every name that it gives, and where. Of filters and orders of undocumented shape, with
     /// whatever a member `field` says, however deep.
-    pub fn visit_names<'s>(&'s self, mut visit: impl FnMut(Place, &'s str)) {
+    pub fn visit_names<'s>(&'s self, mut incoming: impl FnMut(Place, &'s str)) {
         for (place, names) in [(Place::Measure, &self.measures), (Place::Dimension, &self.dimensions)] {
             let names = names.known().into_iter().flatten().filter_map(Part::known);
-            names.for_each(|name| visit(place, name));
+            names.for_each(|name| incoming(place, name));
         }
-        let mut filter = |name| visit(Place::Filter, name);
+        let mut filter = |name| incoming(Place::Filter, name);
         match &self.filters {
             Part::Absent => {}
             Part::Known(groups) => groups.iter().for_each(|group| match group {
@@ -301,7 +301,7 @@ impl<'q> Query<'q> {
             }),
             other => visit_other(other, &mut filter),
         }
-        let mut order = |name| visit(Place::Order, name);
+        let mut order = |name| incoming(Place::Order, name);
         match &self.order {
             Part::Absent => {}
             Part::Known(entries) => entries.iter().for_each(|entry| match entry {
@@ -493,20 +493,20 @@ fn unknown<'q>(members: &'q [Member<'q>], known: &[&str]) -> Unknown<'q> {
     members.iter().filter(|member| !known.contains(&member.name.as_str())).collect()
 }
 
-fn visit_other<'q, T>(part: &Part<'q, T>, visit: &mut impl FnMut(&'q str)) {
+fn visit_other<'q, T>(part: &Part<'q, T>, incoming: &mut impl FnMut(&'q str)) {
     if let Part::Other(value) = part {
-        visit_fields(value, visit);
+        visit_fields(value, incoming);
     }
 }
 
-fn visit_fields<'q>(value: &'q Value<'q>, visit: &mut impl FnMut(&'q str)) {
+fn visit_fields<'q>(value: &'q Value<'q>, incoming: &mut impl FnMut(&'q str)) {
     for value in value.as_array().unwrap_or_default() {
-        visit_fields(value, visit);
+        visit_fields(value, incoming);
     }
     for member in value.as_object().unwrap_or_default() {
         match member.value.as_str() {
-            Some(name) if member.name.as_str() == "field" => visit(name),
-            _ => visit_fields(&member.value, visit),
+            Some(name) if member.name.as_str() == "field" => incoming(name),
+            _ => visit_fields(&member.value, incoming),
         }
     }
 }

@@ -134,14 +134,14 @@ async fn head_is_answered_like_get_without_a_body_in_every_version() {
         let (head, body) = over_http2(address, "HEAD", target).await;
         assert_eq!((head.status.as_u16(), body.len()), (status, 0), "{target}");
         assert_eq!(head.headers["content-length"], page.len().to_string().as_str(), "{target}");
-        let lasting = |head: &http::response::Parts| {
+        let shared = |head: &http::response::Parts| {
             let mut headers = head.headers.clone();
             for changing in ["date", "age", "cache-status"] {
                 headers.remove(changing);
             }
             headers
         };
-        assert_eq!(lasting(&head), lasting(&get_head), "{target}");
+        assert_eq!(shared(&head), shared(&get_head), "{target}");
         let request = format!("HEAD {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let mut client = Client::connect(address).await;
         let answer = client.ask(request.as_bytes()).await;

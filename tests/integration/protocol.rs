@@ -496,13 +496,13 @@ async fn head_has_the_headers_of_get_and_no_body() {
         let get = client.ask(&get(&target, id)).await;
         assert_eq!(get.text(), PAGE);
         // But for what a second between them may change.
-        let lasting = |answer: &Answer| {
+        let shared = |answer: &Answer| {
             let mut headers = answer.headers.clone();
             headers.retain(|(name, _)| !matches!(name.as_str(), "date" | "age" | "cache-status"));
             headers.sort();
             headers
         };
-        assert_eq!(lasting(&head), lasting(&get), "{target}");
+        assert_eq!(shared(&head), shared(&get), "{target}");
         assert!(head.find("date").is_some() && head.find("age").is_some(), "{head:?}");
     }
     assert_eq!(bench.upstream.count(), 2);

@@ -37,14 +37,14 @@ async fn admit(layer: &AdmitLayer, request: http::request::Builder) -> Result<St
 }
 
 async fn admit_peer(layer: &AdmitLayer, peer: Peer, request: http::request::Builder) -> Result<String, Reason> {
-    let visit = Visit {
+    let incoming = IncomingRequest {
         request: request.body(Empty::<Bytes>::new()).unwrap(),
         peer: Arc::new(peer),
         received: Instant::now(),
-        journey: Arc::default(),
+        context: Arc::default(),
     };
-    let inner = service_fn(|admitted: Admitted<_>| std::future::ready(Ok(admitted.team.name.to_string())));
-    layer.layer(inner).oneshot(visit).await.map_err(|error: GatewayError| error.reason())
+    let inner = service_fn(|authorized: AuthorizedRequest<_>| std::future::ready(Ok(authorized.team.name.to_string())));
+    layer.layer(inner).oneshot(incoming).await.map_err(|error: GatewayError| error.reason())
 }
 
 fn everybody() -> AdmitLayer {
@@ -161,16 +161,17 @@ async fn a_team_has_its_own_rate() {
     let rate = Rate::new(2, S);
     let layer = layer(Guests::Teams(vec![Guest { requests: rate, ..guest("a", &["t"]) }]));
     let ask = || async {
-        let journey = Arc::<crate::request::context::Journey>::default();
-        let visit = Visit {
+        let context = Arc::<crate::request::context::RequestContext>::default();
+        let incoming = IncomingRequest {
             request: request(METADATA).header(header::AUTHORIZATION, "Bearer t").body(Empty::<Bytes>::new()).unwrap(),
             peer: Arc::default(),
             received: Instant::now(),
-            journey: Arc::clone(&journey),
+            context: Arc::clone(&context),
         };
-        let inner = service_fn(|_: Admitted<_>| std::future::ready(Ok::<_, GatewayError>(())));
-        let answered = layer.layer(inner).oneshot(visit).await.map_err(|error| (error.reason(), error.retry_after()));
-        let (policy, limit) = journey.rate_limit.get().cloned().unwrap();
+        let inner = service_fn(|_: AuthorizedRequest<_>| std::future::ready(Ok::<_, GatewayError>(())));
+        let answered =
+            layer.layer(inner).oneshot(incoming).await.map_err(|error| (error.reason(), error.retry_after()));
+        let (policy, limit) = context.rate_limit.get().cloned().unwrap();
         (answered, policy.to_str().unwrap().to_owned(), limit.to_str().unwrap().to_owned())
     };
     let policy = "\"requests\";q=2;w=1".to_owned();
@@ -223,8 +224,8 @@ async fn strangers_are_slowed_and_nobody_else_is() {
     let took = async |peer: &Peer, token: &str| {
         let begun = clock.now();
         let request = request(METADATA).header(header::AUTHORIZATION, format!("Bearer {token}"));
-        let admitted = admit_peer(&layer, peer.clone(), request).await.is_ok();
-        (admitted, clock.now() - begun)
+        let authorized = admit_peer(&layer, peer.clone(), request).await.is_ok();
+        (authorized, clock.now() - begun)
     };
     let address = |text: &str| Peer::new(crate::core::peer::Origin::Tcp(text.parse().unwrap()));
     let (one, same, other) = (address("[2001:db8::1]:1"), address("[2001:db8::2]:2"), address("192.0.2.1:1"));

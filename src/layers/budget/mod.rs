@@ -36,7 +36,7 @@ use crate::core::error::{GatewayError, Reason, Retry};
 use crate::core::units::Rate;
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::request::call::{Answer, Call};
-use crate::request::context::{Leg, LegKind};
+use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::upstream_headers::{self, Stated};
 
 /// What an account may spend.
@@ -144,7 +144,11 @@ where
             let arrived = clock.now();
             let permit = budget.acquire(&call).await;
             let decided = clock.now();
-            call.journey.add(Leg { begun: arrived, ended: decided, kind: LegKind::Wait { granted: permit.is_ok() } });
+            call.context.add(UpstreamEvent {
+                begun: arrived,
+                ended: decided,
+                kind: UpstreamEventKind::Wait { granted: permit.is_ok() },
+            });
             let labels = AccountLabels { account: Name(account) };
             metrics.upstream_wait.get_or_create(&labels).observe((decided - arrived).as_secs_f64());
             let mut permit = permit?;

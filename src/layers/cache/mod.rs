@@ -173,7 +173,7 @@ where
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let set = self.layer.membership(&call);
         self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.chain()), |takeoff, interest| {
-            let call = Call { journey: Arc::default(), ..call };
+            let call = Call { context: Arc::default(), ..call };
             let (flight, layer) = (self.flight(call, set, takeoff, interest, delay), Arc::clone(&self.layer));
             Box::pin(async move {
                 flight.await;

@@ -502,8 +502,8 @@ impl Store {
         let (mark, remove) = (|| self.mark_purged(which), |marked: Vec<_>| self.remove_purged(&marked));
         match &self.disk {
             Some(disk) => {
-                let (pages, lasting) = disk.purge(which, mark, remove);
-                Purged { pages, not_lasting: lasting.err() }
+                let (pages, shared) = disk.purge(which, mark, remove);
+                Purged { pages, not_lasting: shared.err() }
             }
             None => Purged { pages: remove(mark().0), not_lasting: None },
         }

@@ -37,8 +37,8 @@ use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::json;
 use crate::request::call::{Call, Reply};
-use crate::request::context::{Journey, Stage};
-use crate::request::incoming::{Admitted, Visit};
+use crate::request::context::{RequestContext, Stage};
+use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
 use crate::request::waiters::Interest;
 use crate::semantics::request_directives::{CacheWishes, Wishes};
@@ -94,7 +94,7 @@ pub struct Interpret<S> {
     layer: Arc<InterpretLayer>,
 }
 
-impl<S, B> Service<Admitted<B>> for Interpret<S>
+impl<S, B> Service<AuthorizedRequest<B>> for Interpret<S>
 where
     S: Service<Call, Response = Reply, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
@@ -109,11 +109,12 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, admitted: Admitted<B>) -> Self::Future {
+    fn call(&mut self, authorized: AuthorizedRequest<B>) -> Self::Future {
         let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
         // Taken apart here: what a future is given as a whole, it keeps as a whole beside its parts, and to move a large
         // future costs a hit more than to read its head.
-        let Admitted { visit: Visit { request, received, journey, .. }, operation, team } = admitted;
+        let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, operation, team } =
+            authorized;
         let (head, body) = request.into_parts();
         Box::pin(async move {
             let body = match operation {
@@ -123,7 +124,7 @@ where
                     Bytes::new()
                 }
             };
-            let asked = Asked { head, body, operation, team, received, journey: Arc::clone(&journey) };
+            let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
                 Read::Call(call, release) => Ok((call, release)),
                 Read::NeedsMetadata(call, restriction) => {
@@ -134,19 +135,19 @@ where
                 }
             };
             drop(asked);
-            journey.end_of(Stage::Read);
+            context.end_of(Stage::Read);
             let reply = match read {
                 Ok((call, release)) => {
                     poll_fn(|context| inner.poll_ready(context)).await?;
                     let reply = inner.call(call).await;
-                    journey.end_of(Stage::Cache);
+                    context.end_of(Stage::Cache);
                     release.release(reply?)?
                 }
                 // Why the account's metadata, without which nothing can be proven, is not to be had.
                 Err(reply) => *reply,
             };
             // Set once, here, where an answer of Twilio's is certain.
-            let _ = journey.outcome.set(reply.outcome);
+            let _ = context.outcome.set(reply.outcome);
             Ok(write(reply))
         })
     }
@@ -159,7 +160,7 @@ struct Asked {
     operation: Operation,
     team: Arc<Team>,
     received: Instant,
-    journey: Arc<Journey>,
+    context: Arc<RequestContext>,
 }
 
 /// What a request comes to when it is read.
@@ -196,15 +197,15 @@ impl Release {
 impl InterpretLayer {
     /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
-        let Asked { head, body, operation, team, journey, .. } = request;
+        let Asked { head, body, operation, team, context, .. } = request;
         let query = head.uri.query().unwrap_or_default();
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
         let mut wishes = Wishes::read(&head.headers);
         let said = Said { reader: team.account.sid.as_bytes(), query, body };
         let (understood, release) = match (operation, restriction) {
             (Operation::Query, None) => {
-                let understood = self.memo.of(said, || self.understand(journey, team, said, |_, _| Ok(None)))?;
-                journey.asks(&understood.body);
+                let understood = self.memo.of(said, || self.understand(context, team, said, |_, _| Ok(None)))?;
+                context.asks(&understood.body);
                 (understood, Release::AsItIs)
             }
             (Operation::Query, Some(restriction)) => {
@@ -213,7 +214,7 @@ impl InterpretLayer {
                     return Ok(Read::Call(call, release));
                 }
                 // What is refused whatever metadata says costs no token for metadata.
-                self.understand(journey, team, said, |parameters, query| {
+                self.understand(context, team, said, |parameters, query| {
                     restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                     query.prove_shape().map(|()| None)
                 })?;
@@ -246,21 +247,21 @@ impl InterpretLayer {
         restriction: Arc<Restriction>,
         view: &View,
     ) -> Result<(Call, Release), GatewayError> {
-        let Asked { head, body, operation, team, journey, .. } = request;
+        let Asked { head, body, operation, team, context, .. } = request;
         let said = Said { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
         let understood = self.memo.of(said, || {
-            self.understand(journey, team, said, |parameters, query| {
+            self.understand(context, team, said, |parameters, query| {
                 restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                 view.restrict(query).map(Some)
             })
         })?;
-        journey.asks(understood.asked.as_ref().unwrap_or(&understood.body));
+        context.asks(understood.asked.as_ref().unwrap_or(&understood.body));
         let call = self.call(request, *operation, understood, Wishes::read(&head.headers));
         Ok((call, Release::Tokens(restriction)))
     }
 
     fn call(&self, request: &Asked, operation: Operation, understood: Understood, wishes: Wishes) -> Call {
-        let Asked { team, received, journey, .. } = request;
+        let Asked { team, received, context, .. } = request;
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
         Call {
             key: understood.key,
@@ -273,7 +274,7 @@ impl InterpretLayer {
             wishes,
             received: *received,
             interest: Arc::clone(&self.nobody),
-            journey: Arc::clone(journey),
+            context: Arc::clone(context),
         }
     }
 
@@ -281,7 +282,7 @@ impl InterpretLayer {
     /// else.
     fn understand(
         &self,
-        journey: &Journey,
+        context: &RequestContext,
         team: &Team,
         said: Said<'_>,
         restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
@@ -292,7 +293,7 @@ impl InterpretLayer {
         let query = Query::read(&value).map_err(invalid)?;
         let asked = query.canonical();
         // Before it is refused: the audit log says what for.
-        journey.asks(&asked);
+        context.asks(&asked);
         let (body, asked) = match restrict(&parameters, &query).map_err(refused)? {
             Some(body) if body != asked => (body, Some(asked)),
             _ => (asked, None),

@@ -52,12 +52,12 @@ impl Rig {
     ) -> Result<Response<Full<Bytes>>, Reason> {
         let request = Request::builder().method(Method::POST).uri(format!("/x?{query}"));
         let request = request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
-        let (received, journey) = (Instant::now(), Arc::default());
-        let visit = Visit {
+        let (received, context) = (Instant::now(), Arc::default());
+        let incoming = IncomingRequest {
             request,
             peer: Arc::new(Peer::new(Origin::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))))),
             received,
-            journey,
+            context,
         };
         let team = Arc::new(Team { policy: policy.cloned(), ..Team::example("a") });
         let (calls, metadata) = (Arc::clone(&self.calls), Arc::clone(&self.metadata));
@@ -77,7 +77,7 @@ impl Rig {
                 not_modified: false,
             }))
         });
-        let answer = self.layer.layer(inner).oneshot(Admitted { visit, operation, team }).await;
+        let answer = self.layer.layer(inner).oneshot(AuthorizedRequest { incoming, operation, team }).await;
         answer.map_err(|error: GatewayError| error.reason())
     }
 

@@ -46,7 +46,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
 use crate::metrics::{Ending, Metrics};
 use crate::request::call::{Answer, SignedCall};
-use crate::request::context::{Leg, LegKind};
+use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
@@ -126,14 +126,14 @@ impl Upstream {
     async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
         let SignedCall { call, authorization } = signed;
         let mut request = self.request(call.operation, &call.parameters, call.body, authorization)?;
-        let span = call.journey.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
+        let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
         let result = self.exchange(request, begun, call.deadline).await;
         let ended = self.clock.now();
         let took = ended - begun;
         let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
         let ending = outcome.map_or_else(|reason| Ending::Reason(reason.as_str()), Ending::Status);
-        call.journey.add(Leg { begun, ended, kind: LegKind::Attempt { span, result: outcome } });
+        call.context.add(UpstreamEvent { begun, ended, kind: UpstreamEventKind::Attempt { span, result: outcome } });
         self.metrics.attempted(&call.team.account.name, call.operation, ending, took);
         tracing::debug!(
             account = %call.team.account.name,

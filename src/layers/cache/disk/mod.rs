@@ -244,15 +244,15 @@ impl Disk {
         order.send(Message::Purge(which.clone(), firsts, done));
         drop(order);
         let pages = remove(marked);
-        let lasting = match purged.recv_timeout(PURGE_PATIENCE) {
-            Ok(lasting) => lasting,
+        let shared = match purged.recv_timeout(PURGE_PATIENCE) {
+            Ok(shared) => shared,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 Err(format!("the disk has not answered for {} s", PURGE_PATIENCE.as_secs()))
             }
             // The thread has ended.
             Err(mpsc::RecvTimeoutError::Disconnected) => file::erase(&self.folder).map_err(|error| error.to_string()),
         };
-        (pages, lasting)
+        (pages, shared)
     }
 
     /// Writes what waits, and ends the thread. Takes a few seconds at most.
