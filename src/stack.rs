@@ -14,7 +14,9 @@ use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
 use crate::core::reloads::Reloads;
-use crate::layers::admit::{Admit, AdmitLayer, Guest, Guests, Slowing, TeamRates, UpstreamRate};
+use crate::layers::authenticate::{
+    AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
+};
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::cors::{Cors, CorsLayer};
@@ -34,7 +36,8 @@ use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
 /// The journey as a type: each layer around the next.
-pub type Stack = Observe<Cors<Rescue<Drain<Shed<Admit<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
+pub type Stack =
+    Observe<Cors<Rescue<Drain<Shed<Authenticate<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -57,7 +60,7 @@ pub struct SharedState {
     /// The teams' request rates.
     pub team_rates: TeamRates,
     /// Who has failed to say who it is.
-    pub slowing: Slowing,
+    pub failure_delay: AuthFailureDelay,
     /// Page tokens given out under policies.
     pub page_tokens: IssuedPageTokens,
     /// Whether the newest configuration is in use.
@@ -99,7 +102,7 @@ impl SharedState {
             rejections: Rejections::default(),
             team_rates: TeamRates::default(),
             // A quarter of all requests at once, so that three quarters are left for those who are known.
-            slowing: Slowing::new((config.server.max_connections as usize / 4).min(1000)),
+            failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens: IssuedPageTokens::default(),
             reloads: Reloads::default(),
             bodies: Bodies::new(config.server.body_memory),
@@ -121,7 +124,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         retries,
         rejections,
         team_rates,
-        slowing,
+        failure_delay,
         page_tokens,
         bodies,
         draining,
@@ -152,13 +155,13 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         // Before anything that costs: beyond so many at once, refuse.
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
-        .layer(AdmitLayer::new(
-            guests(config, &accounts),
+        .layer(AuthenticateLayer::new(
+            callers(config, &accounts),
             &config.server.cors,
             config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             &team_rates,
             &upstream_rates(&budgets),
-            slowing,
+            failure_delay,
             clock,
         ))
         // HTTP -> Call: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
@@ -184,7 +187,7 @@ fn accounts(config: &Config) -> Vec<Arc<Account>> {
     config.accounts.iter().map(account).map(Arc::new).collect()
 }
 
-fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
+fn callers(config: &Config, accounts: &[Arc<Account>]) -> Callers {
     if config.teams.is_empty() {
         // The configuration has an account, and without teams exactly one.
         let local = accounts.first().map(|account| Team {
@@ -196,15 +199,15 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
             policy: None,
             ordinal: 0,
         });
-        let Some(team) = local.map(Arc::new) else { return Guests::Teams(Vec::new()) };
-        let guest = Guest { team, token_sha256: Vec::new(), requests: None };
+        let Some(team) = local.map(Arc::new) else { return Callers::Teams(Vec::new()) };
+        let caller = Caller { team, token_sha256: Vec::new(), requests: None };
         let names = [config.server.public_url.as_ref(), Some(&config.upstream.url)];
         let names = names.into_iter().flatten().filter_map(|url| url.host().map(str::to_owned)).collect();
-        return Guests::Everybody(guest, (!config.server.open).then_some(names));
+        return Callers::Everybody(caller, (!config.server.open).then_some(names));
     }
-    let guest = |(ordinal, team): (usize, &crate::config::Team)| {
+    let caller = |(ordinal, team): (usize, &crate::config::Team)| {
         let account = accounts.iter().find(|account| *account.name == *team.account)?;
-        Some(Guest {
+        Some(Caller {
             team: Arc::new(Team {
                 name: team.name.as_str().into(),
                 account: Arc::clone(account),
@@ -218,7 +221,7 @@ fn guests(config: &Config, accounts: &[Arc<Account>]) -> Guests {
             requests: team.requests,
         })
     };
-    Guests::Teams(config.teams.iter().enumerate().filter_map(guest).collect())
+    Callers::Teams(config.teams.iter().enumerate().filter_map(caller).collect())
 }
 
 fn policy(policy: &crate::config::Policy) -> Option<Arc<Policy>> {

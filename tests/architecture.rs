@@ -223,7 +223,7 @@ fn simulator_and_gateway_are_strangers() {
 fn libraries_stay_in_their_rooms() {
     for (library, places) in [
         ("moka", &["layers/cache/"][..]),
-        ("governor", &["layers/budget/", "layers/admit.rs", "layers/admit/", "core/clock.rs"]),
+        ("governor", &["layers/budget/", "layers/authenticate.rs", "layers/authenticate/", "core/clock.rs"]),
         ("hyper_rustls", &["layers/upstream/", "telemetry/"]),
         ("tokio_rustls", &["server/", "cli/client/"]),
         ("prometheus_client", &["metrics.rs"]),

@@ -89,16 +89,16 @@ impl Peer {
     }
 
     /// What it shares with those whose deeds are counted together with its own.
-    pub fn neighbourhood(&self) -> Neighbourhood {
+    pub fn source_group(&self) -> SourceGroup {
         match self.origin {
-            Origin::Unknown => Neighbourhood::Unknown,
-            Origin::Unix { uid, .. } => Neighbourhood::User(uid),
+            Origin::Unknown => SourceGroup::Unknown,
+            Origin::Unix { uid, .. } => SourceGroup::User(uid),
             Origin::Tcp(address) => match address.ip().to_canonical() {
-                ip @ IpAddr::V4(_) => Neighbourhood::Network(ip),
+                ip @ IpAddr::V4(_) => SourceGroup::Network(ip),
                 // Whoever has one address of a /64 has all of them (RFC 6177).
                 IpAddr::V6(ip) => {
                     let prefix = ip.to_bits() & (u128::MAX << 64);
-                    Neighbourhood::Network(IpAddr::V6(Ipv6Addr::from_bits(prefix)))
+                    SourceGroup::Network(IpAddr::V6(Ipv6Addr::from_bits(prefix)))
                 }
             },
         }
@@ -107,7 +107,7 @@ impl Peer {
 
 /// Peers that cannot be told apart: an IPv4 address, an IPv6 network of 64 bits, a user of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Neighbourhood {
+pub enum SourceGroup {
     /// Of nobody in particular.
     Unknown,
     /// An address, or the first of its network.
@@ -134,12 +134,12 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_neighbourhood_and_an_ipv4_address_is() {
-        let same = |one: &str, other: &str| tcp(one).neighbourhood() == tcp(other).neighbourhood();
+        let same = |one: &str, other: &str| tcp(one).source_group() == tcp(other).source_group();
         assert!(same("[2001:db8:0:1::1]:1", "[2001:db8:0:1:ffff::2]:2"));
         assert!(!same("[2001:db8:0:1::1]:1", "[2001:db8:0:2::1]:1"));
         assert!(same("192.0.2.1:1", "192.0.2.1:2") && !same("192.0.2.1:1", "192.0.2.2:1"));
         assert!(same("192.0.2.1:1", "[::ffff:192.0.2.1]:2"), "the same address, through a listener for both");
-        let user = |uid, pid| Peer::new(Origin::Unix { uid, pid: Some(pid) }).neighbourhood();
+        let user = |uid, pid| Peer::new(Origin::Unix { uid, pid: Some(pid) }).source_group();
         assert!(user(1, 2) == user(1, 3) && user(1, 2) != user(2, 2));
     }
 }

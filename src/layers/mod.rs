@@ -10,7 +10,7 @@ pub mod drain;
 
 pub mod shed;
 
-pub mod admit;
+pub mod authenticate;
 
 pub mod interpret;
 

@@ -50,7 +50,7 @@ struct Recording {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Route, caller, permission and rate.
-    Admit,
+    Authenticate,
     /// The body is read, and the question understood.
     Read,
     /// The cache answers, from memory or from upstream.
@@ -59,12 +59,12 @@ pub enum Stage {
 
 impl Stage {
     /// All, in the order of the way.
-    pub const ALL: [Self; 3] = [Self::Admit, Self::Read, Self::Cache];
+    pub const ALL: [Self; 3] = [Self::Authenticate, Self::Read, Self::Cache];
 
     /// The name of its span.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Admit => "admit",
+            Self::Authenticate => "admit",
             Self::Read => "read",
             Self::Cache => "cache",
         }

@@ -20,7 +20,7 @@ async fn miss(clock: Clock) -> Finished {
     let context = RequestContext::new(TraceContext::read(&headers), Some(clock));
     let received = clock.now();
     let _ = context.operation.set(Operation::Query);
-    for stage in [Stage::Admit, Stage::Read] {
+    for stage in [Stage::Authenticate, Stage::Read] {
         tokio::time::advance(S).await;
         context.end_of(stage);
     }
@@ -114,7 +114,7 @@ async fn a_request_is_a_span_with_its_stages_and_the_way_upstream_below() {
 async fn what_ends_early_has_only_the_spans_that_began() {
     let clock = Clock::new();
     let context = RequestContext::new(Some(TraceContext::begin()), Some(clock));
-    context.end_of(Stage::Admit);
+    context.end_of(Stage::Authenticate);
     let mut refused = finished(context, clock.now(), clock.now() + S);
     refused.status = 401;
     let names = |finished: &Finished| spans::of(finished).iter().map(|span| span.name.to_string()).collect::<Vec<_>>();

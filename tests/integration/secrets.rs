@@ -169,12 +169,12 @@ fn pair(version: &str) -> String {
 
 /// An upstream that lets in some versions, and remembers all that came.
 #[derive(Clone, Default)]
-struct Door {
+struct AccessControl {
     open_for: Arc<Mutex<BTreeSet<String>>>,
     came: Arc<Mutex<BTreeSet<String>>>,
 }
 
-impl Door {
+impl AccessControl {
     fn open_for(&self, versions: &[&str]) {
         *self.open_for.lock().unwrap() = versions.iter().map(|version| pair(version)).collect();
     }
@@ -193,11 +193,11 @@ impl Door {
 
 #[tokio::test]
 async fn a_rotation_under_load_is_noticed_in_time_fails_nothing_and_mixes_nothing() {
-    let (volume, door) = (Volume::new("1"), Door::default());
-    door.open_for(&["1", "2"]);
+    let (volume, access) = (Volume::new("1"), AccessControl::default());
+    access.open_for(&["1", "2"]);
     let upstream = {
-        let door = door.clone();
-        Upstream::script(move |seen| door.answer(seen)).await
+        let access = access.clone();
+        Upstream::script(move |seen| access.answer(seen)).await
     };
     let sources = TestConfig::new(upstream.url()).without_account().sources().with_file(volume.config());
     let gateway = Arc::new(Gateway::start(sources).await);
@@ -217,17 +217,17 @@ async fn a_rotation_under_load_is_noticed_in_time_fails_nothing_and_mixes_nothin
         .collect();
     // By a look at the files, and then by a signal.
     for (old, new, signal) in [("1", "2", false), ("2", "3", true)] {
-        door.open_for(&[old, new]);
+        access.open_for(&[old, new]);
         let begun = Instant::now();
         volume.swap(new);
         if signal {
             gateway.reload.notify_one();
         }
-        poll("the new secret", || async { door.has_seen(new).then_some(()) }).await;
+        poll("the new secret", || async { access.has_seen(new).then_some(()) }).await;
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(if signal { 2 } else { 5 }), "{took:?}");
         // From here on the old one is good for nothing, not even for what is on its way.
-        door.open_for(&[new]);
+        access.open_for(&[new]);
         let seen = asked.load(Ordering::Relaxed);
         poll("some more requests", || async { (asked.load(Ordering::Relaxed) > seen + 200).then_some(()) }).await;
     }
@@ -235,7 +235,7 @@ async fn a_rotation_under_load_is_noticed_in_time_fails_nothing_and_mixes_nothin
     for client in load {
         client.await.unwrap();
     }
-    let came = door.came.lock().unwrap().clone();
+    let came = access.came.lock().unwrap().clone();
     assert_eq!(came, ["1", "2", "3"].iter().map(|version| pair(version)).collect(), "nothing mixed");
     assert_eq!(gateway.metric("reloads_total", &["result=\"applied\""]).await, 2.0);
     assert_eq!(gateway.admin("/readyz").await.status, 200);

@@ -9,7 +9,7 @@
 //! A certificate is shown by a browser without anybody's doing, and without teams nothing is shown at all: there, pages
 //! of other sites are refused.
 
-mod slow;
+mod failure_delay;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -43,14 +43,14 @@ use crate::semantics::host;
 use crate::semantics::origin::{self, Origin, authority};
 use crate::twilio::endpoint::{Operation, Route, route};
 
-pub use self::slow::Slowing;
+pub use self::failure_delay::AuthFailureDelay;
 
 /// Bytes of header names and values together. Twilio's SDKs send a few hundred.
 pub const MAX_HEAD: usize = 32 * 1024;
 
 /// A team as it is let in.
 #[derive(Debug, Clone)]
-pub struct Guest {
+pub struct Caller {
     /// Who it is.
     pub team: Arc<Team>,
     /// SHA-256 of each token that proves it.
@@ -61,11 +61,11 @@ pub struct Guest {
 
 /// Who is let in.
 #[derive(Debug, Clone)]
-pub enum Guests {
+pub enum Callers {
     /// Everybody, as this team; only under these names of the gateway, where any are given.
-    Everybody(Guest, Option<Vec<String>>),
+    Everybody(Caller, Option<Vec<String>>),
     /// Teams, by their tokens or certificates.
-    Teams(Vec<Guest>),
+    Teams(Vec<Caller>),
 }
 
 /// What a team may send upstream: its own limit, or else its account's.
@@ -76,59 +76,70 @@ pub struct UpstreamRate {
     pub allowance: Arc<dyn Fn() -> Option<Allowance> + Send + Sync>,
 }
 
-/// Makes [`Admit`] services.
+/// Makes [`Authenticate`] services.
 #[derive(Clone)]
-pub struct AdmitLayer {
-    door: Arc<Door>,
+pub struct AuthenticateLayer {
+    access: Arc<AccessControl>,
 }
 
-impl AdmitLayer {
+impl AuthenticateLayer {
     /// Lets `guests` in; where they need no token, only programs and the pages of `origins`. Client certificates name
     /// teams only where `certificates` says so: a listener goes on accepting them when the configuration no longer does.
     pub fn new(
-        guests: Guests,
+        callers: Callers,
         origins: &[Origin],
         certificates: bool,
         rates: &TeamRates,
         upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
-        slowing: Slowing,
+        failure_delay: AuthFailureDelay,
         clock: Clock,
     ) -> Self {
-        let known = |guest: Guest| {
-            let requests = guest.requests.map(|rate| rates.of(&guest.team.name, rate, clock));
+        let known = |caller: Caller| {
+            let requests = caller.requests.map(|rate| rates.of(&caller.team.name, rate, clock));
             // An account's limit is news only to a team that has none of its own.
             let upstream =
-                if requests.is_some() && guest.team.upstream.is_none() { None } else { upstream(&guest.team) };
+                if requests.is_some() && caller.team.upstream.is_none() { None } else { upstream(&caller.team) };
             let policy =
                 policy(requests.as_ref().map(|limiter| limiter.rate), upstream.as_ref().map(|limit| limit.rate));
-            Known { guest, requests, upstream, policy }
+            Known { caller, requests, upstream, policy }
         };
-        let (guests, everybody, hosts) = match guests {
-            Guests::Everybody(guest, hosts) => (vec![known(guest)], true, hosts),
-            Guests::Teams(guests) => (guests.into_iter().map(known).collect(), false, None),
+        let (callers, everybody, hosts) = match callers {
+            Callers::Everybody(caller, hosts) => (vec![known(caller)], true, hosts),
+            Callers::Teams(callers) => (callers.into_iter().map(known).collect(), false, None),
         };
         let known_host = ArcSwapOption::empty();
         let origins = origins.to_vec();
-        Self { door: Arc::new(Door { guests, everybody, hosts, origins, certificates, known_host, slowing, clock }) }
+        Self {
+            access: Arc::new(AccessControl {
+                callers,
+                everybody,
+                hosts,
+                origins,
+                certificates,
+                known_host,
+                failure_delay,
+                clock,
+            }),
+        }
     }
 }
 
-impl<S> Layer<S> for AdmitLayer {
-    type Service = Admit<S>;
+impl<S> Layer<S> for AuthenticateLayer {
+    type Service = Authenticate<S>;
 
-    fn layer(&self, inner: S) -> Admit<S> {
-        Admit { inner, door: Arc::clone(&self.door) }
+    fn layer(&self, inner: S) -> Authenticate<S> {
+        Authenticate { inner, access: Arc::clone(&self.access) }
     }
 }
 
 /// Lets requests in. See the module.
 #[derive(Clone)]
-pub struct Admit<S> {
+pub struct Authenticate<S> {
     inner: S,
-    door: Arc<Door>,
+    access: Arc<AccessControl>,
 }
 
-impl<S, B> Service<IncomingRequest<B>> for Admit<S>
+impl<S, B> Service<IncomingRequest<B>> for Authenticate<S>
 where
     S: Service<AuthorizedRequest<B>, Error = GatewayError>,
     S::Response: Send + 'static,
@@ -142,11 +153,11 @@ where
     }
 
     fn call(&mut self, incoming: IncomingRequest<B>) -> Self::Future {
-        let verdict = self.door.admit(&incoming);
-        incoming.context.end_of(Stage::Admit);
+        let verdict = self.access.authorize(&incoming);
+        incoming.context.end_of(Stage::Authenticate);
         match verdict {
             Ok((operation, team)) => Either::Right(self.inner.call(AuthorizedRequest { incoming, operation, team })),
-            Err(error) => Either::Left(self.door.refuse(error, &incoming.peer)),
+            Err(error) => Either::Left(self.access.refuse(error, &incoming.peer)),
         }
     }
 }
@@ -154,8 +165,8 @@ where
 /// At once, or held back.
 type Refusal<R> = Either<Ready<Result<R, GatewayError>>, BoxFuture<'static, Result<R, GatewayError>>>;
 
-struct Door {
-    guests: Vec<Known>,
+struct AccessControl {
+    callers: Vec<Known>,
     everybody: bool,
     hosts: Option<Vec<String>>,
     origins: Vec<Origin>,
@@ -163,12 +174,12 @@ struct Door {
     /// The last `Host` that was found good. Nearly every request has the same; the last and not the first, lest a probe
     /// or a stranger decide which.
     known_host: ArcSwapOption<HeaderValue>,
-    slowing: Slowing,
+    failure_delay: AuthFailureDelay,
     clock: Clock,
 }
 
 struct Known {
-    guest: Guest,
+    caller: Caller,
     requests: Option<TeamRate>,
     upstream: Option<UpstreamRate>,
     policy: HeaderValue,
@@ -181,8 +192,8 @@ fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
     value(items.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
-impl Door {
-    fn admit<B>(&self, incoming: &IncomingRequest<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
+impl AccessControl {
+    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
         let request = &incoming.request;
         self.check_head(request)?;
         if self.everybody {
@@ -211,7 +222,7 @@ impl Door {
         let _ = incoming.context.operation.set(operation);
         let known = self.identify(request, &incoming.peer)?;
         incoming.peer.identify();
-        let team = &known.guest.team;
+        let team = &known.caller.team;
         let _ = incoming.context.team.set(Arc::clone(team));
         Self::limit(known, incoming)?;
         if !team.operations.allows(operation) {
@@ -292,10 +303,10 @@ impl Door {
             ));
         }
         if self.everybody {
-            return self.guests.first().ok_or_else(|| unauthenticated("nobody is let in"));
+            return self.callers.first().ok_or_else(|| unauthenticated("nobody is let in"));
         }
         let certified = self.certified(peer).map_err(unauthenticated)?;
-        let Some(proof) = request.headers().get(header::AUTHORIZATION) else {
+        let Some(presented) = request.headers().get(header::AUTHORIZATION) else {
             let known = certified.ok_or_else(|| {
                 unauthenticated(match peer.names() {
                     [] => {
@@ -306,13 +317,13 @@ impl Door {
             })?;
             return self.check_origin(request).map(|()| known);
         };
-        let proof = Proof::read(proof)
+        let presented = PresentedToken::read(presented)
             .ok_or_else(|| unauthenticated("the Authorization header is neither Bearer nor Basic"))?;
-        let known = self.shown(&proof).ok_or_else(|| {
+        let known = self.authenticate(&presented).ok_or_else(|| {
             unauthenticated("the team or its token is not known; ask whoever operates the gateway for a new one")
         })?;
         match certified {
-            Some(certified) if certified.guest.team.name != known.guest.team.name => {
+            Some(certified) if certified.caller.team.name != known.caller.team.name => {
                 Err(unauthenticated("the token and the client certificate are of different teams; send one of them"))
             }
             _ => Ok(known),
@@ -324,8 +335,8 @@ impl Door {
         if !self.certificates {
             return Ok(None);
         }
-        let is_named = |known: &&Known| peer.names().iter().any(|name| **name == *known.guest.team.name);
-        let mut named = self.guests.iter().filter(is_named);
+        let is_named = |known: &&Known| peer.names().iter().any(|name| **name == *known.caller.team.name);
+        let mut named = self.callers.iter().filter(is_named);
         match (named.next(), named.next()) {
             (known, None) => Ok(known),
             (_, Some(_)) => Err("the client certificate names several teams; use one that names one"),
@@ -333,14 +344,14 @@ impl Door {
     }
 
     /// The team whose token is shown.
-    fn shown(&self, proof: &Proof) -> Option<&Known> {
-        let hash = digest(&SHA256, proof.token.as_bytes());
+    fn authenticate(&self, presented: &PresentedToken) -> Option<&Known> {
+        let hash = digest(&SHA256, presented.token.as_bytes());
         // All are compared, so that the time tells nothing about which matched or how far.
         let mut found = None;
-        for known in &self.guests {
-            for expected in &known.guest.token_sha256 {
+        for known in &self.callers {
+            for expected in &known.caller.token_sha256 {
                 let equal = verify_slices_are_equal(hash.as_ref(), expected).is_ok();
-                if equal && proof.team.as_deref().is_none_or(|team| *team == *known.guest.team.name) {
+                if equal && presented.team.as_deref().is_none_or(|team| *team == *known.caller.team.name) {
                     found = Some(known);
                 }
             }
@@ -350,11 +361,11 @@ impl Door {
 
     fn refuse<R: Send + 'static>(&self, error: GatewayError, peer: &Peer) -> Refusal<R> {
         let is_stranger = error.reason() == Reason::Unauthenticated;
-        let held = is_stranger.then(|| self.slowing.failed(peer.neighbourhood(), self.clock)).flatten();
-        match held {
+        let delayed = is_stranger.then(|| self.failure_delay.failed(peer.source_group(), self.clock)).flatten();
+        match delayed {
             None => Either::Left(ready(Err(error))),
-            Some(held) => Either::Right(Box::pin(async move {
-                held.over().await;
+            Some(delayed) => Either::Right(Box::pin(async move {
+                delayed.over().await;
                 Err(error)
             })),
         }
@@ -369,7 +380,7 @@ impl Door {
         }
         let Some(Err(allowance)) = taken else { return Ok(()) };
         let wait = allowance.reset.max(1);
-        let message = format!("team {} has sent too many requests; come back in {wait} s", known.guest.team.name);
+        let message = format!("team {} has sent too many requests; come back in {wait} s", known.caller.team.name);
         Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(std::time::Duration::from_secs(wait)))
     }
 }
@@ -394,12 +405,12 @@ fn value(text: String) -> HeaderValue {
 }
 
 /// What a caller shows.
-struct Proof {
+struct PresentedToken {
     team: Option<Zeroizing<String>>,
     token: Zeroizing<String>,
 }
 
-impl Proof {
+impl PresentedToken {
     fn read(value: &HeaderValue) -> Option<Self> {
         let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
         let rest = rest.trim();

@@ -17,14 +17,22 @@ fn sha256(token: &str) -> [u8; 32] {
     digest(&SHA256, token.as_bytes()).as_ref().try_into().unwrap()
 }
 
-fn guest(name: &str, tokens: &[&str]) -> Guest {
+fn caller(name: &str, tokens: &[&str]) -> Caller {
     let token_sha256 = tokens.iter().map(|token| sha256(token)).collect();
-    Guest { team: Arc::new(Team::example(name)), token_sha256, requests: None }
+    Caller { team: Arc::new(Team::example(name)), token_sha256, requests: None }
 }
 
-fn layer(guests: Guests) -> AdmitLayer {
+fn layer(callers: Callers) -> AuthenticateLayer {
     let origins = [Origin::parse("https://listed.example").unwrap()];
-    AdmitLayer::new(guests, &origins, true, &TeamRates::default(), &|_| None, Slowing::new(8), Clock::new())
+    AuthenticateLayer::new(
+        callers,
+        &origins,
+        true,
+        &TeamRates::default(),
+        &|_| None,
+        AuthFailureDelay::new(8),
+        Clock::new(),
+    )
 }
 
 fn request(path: &str) -> http::request::Builder {
@@ -32,11 +40,11 @@ fn request(path: &str) -> http::request::Builder {
 }
 
 /// The team that is let in, or why nobody is.
-async fn admit(layer: &AdmitLayer, request: http::request::Builder) -> Result<String, Reason> {
+async fn authorize(layer: &AuthenticateLayer, request: http::request::Builder) -> Result<String, Reason> {
     admit_peer(layer, Peer::default(), request).await
 }
 
-async fn admit_peer(layer: &AdmitLayer, peer: Peer, request: http::request::Builder) -> Result<String, Reason> {
+async fn admit_peer(layer: &AuthenticateLayer, peer: Peer, request: http::request::Builder) -> Result<String, Reason> {
     let incoming = IncomingRequest {
         request: request.body(Empty::<Bytes>::new()).unwrap(),
         peer: Arc::new(peer),
@@ -47,12 +55,12 @@ async fn admit_peer(layer: &AdmitLayer, peer: Peer, request: http::request::Buil
     layer.layer(inner).oneshot(incoming).await.map_err(|error: GatewayError| error.reason())
 }
 
-fn everybody() -> AdmitLayer {
-    layer(Guests::Everybody(guest("local", &[]), Some(vec!["gw.internal".into()])))
+fn everybody() -> AuthenticateLayer {
+    layer(Callers::Everybody(caller("local", &[]), Some(vec!["gw.internal".into()])))
 }
 
-fn teams() -> AdmitLayer {
-    layer(Guests::Teams(vec![guest("a", &["token-1", "token-2"]), guest("b", &["token-3"])]))
+fn teams() -> AuthenticateLayer {
+    layer(Callers::Teams(vec![caller("a", &["token-1", "token-2"]), caller("b", &["token-3"])]))
 }
 
 fn basic(user: &str, password: &str) -> String {
@@ -61,9 +69,9 @@ fn basic(user: &str, password: &str) -> String {
 
 #[tokio::test]
 async fn without_teams_everybody_is_local() {
-    assert_eq!(admit(&everybody(), request(METADATA)).await.unwrap(), "local");
+    assert_eq!(authorize(&everybody(), request(METADATA)).await.unwrap(), "local");
     let with_credentials = request(METADATA).header(header::AUTHORIZATION, basic("SKx", "whatever"));
-    assert_eq!(admit(&everybody(), with_credentials).await.unwrap(), "local");
+    assert_eq!(authorize(&everybody(), with_credentials).await.unwrap(), "local");
 }
 
 #[tokio::test]
@@ -72,45 +80,45 @@ async fn a_name_that_is_not_ours_is_refused_without_teams() {
     for host in
         ["localhost", "localhost:8080", "gateway.localhost", "127.0.0.1:1", "[::1]:8080", "10.0.0.1", "GW.internal:80"]
     {
-        assert!(admit(&everybody(), named(host)).await.is_ok(), "{host}");
+        assert!(authorize(&everybody(), named(host)).await.is_ok(), "{host}");
     }
     for host in ["evil.example", "localhost.evil.example", "", "a b", "127.0.0.1.evil.example"] {
-        assert_eq!(admit(&everybody(), named(host)).await, Err(Reason::BadRequest), "{host}");
+        assert_eq!(authorize(&everybody(), named(host)).await, Err(Reason::BadRequest), "{host}");
     }
-    assert_eq!(admit(&everybody(), Request::builder().uri(METADATA)).await, Err(Reason::BadRequest));
+    assert_eq!(authorize(&everybody(), Request::builder().uri(METADATA)).await, Err(Reason::BadRequest));
     assert_eq!(
-        admit(&everybody(), named("localhost").header(header::HOST, "localhost")).await,
+        authorize(&everybody(), named("localhost").header(header::HOST, "localhost")).await,
         Err(Reason::BadRequest)
     );
     let token = request(METADATA).header(header::AUTHORIZATION, "Bearer token-1");
-    assert!(admit(&teams(), token.header("x", "y")).await.is_ok());
+    assert!(authorize(&teams(), token.header("x", "y")).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_name_that_was_found_good_vouches_for_no_other() {
-    let door = everybody();
+    let access = everybody();
     let named = |host: &str| Request::builder().uri(METADATA).header(header::HOST, host);
     // Neither the first, which is bad, nor the second is what later ones are measured by.
-    assert_eq!(admit(&door, named("evil.example")).await, Err(Reason::BadRequest));
+    assert_eq!(authorize(&access, named("evil.example")).await, Err(Reason::BadRequest));
     for host in ["localhost", "localhost", "127.0.0.1:1", "localhost"] {
-        assert!(admit(&door, named(host)).await.is_ok(), "{host}");
+        assert!(authorize(&access, named(host)).await.is_ok(), "{host}");
     }
     for host in ["evil.example", "localhost.evil.example", "localhos", "localhost "] {
-        assert_eq!(admit(&door, named(host)).await, Err(Reason::BadRequest), "{host}");
+        assert_eq!(authorize(&access, named(host)).await, Err(Reason::BadRequest), "{host}");
     }
     let twice = named("localhost").header(header::HOST, "localhost");
-    assert_eq!(admit(&door, twice).await, Err(Reason::BadRequest));
+    assert_eq!(authorize(&access, twice).await, Err(Reason::BadRequest));
     let absolute = |target: &str| Request::builder().uri(target).header(header::HOST, "localhost");
-    assert_eq!(admit(&door, absolute(&format!("http://evil.example{METADATA}"))).await, Err(Reason::BadRequest));
-    assert!(admit(&door, absolute(&format!("http://127.0.0.1{METADATA}"))).await.is_ok());
+    assert_eq!(authorize(&access, absolute(&format!("http://evil.example{METADATA}"))).await, Err(Reason::BadRequest));
+    assert!(authorize(&access, absolute(&format!("http://127.0.0.1{METADATA}"))).await.is_ok());
 }
 
 #[tokio::test]
 async fn teams_show_their_token() {
-    let with = |proof: String| request(METADATA).header(header::AUTHORIZATION, proof);
-    assert_eq!(admit(&teams(), with("Bearer token-1".into())).await.unwrap(), "a");
-    assert_eq!(admit(&teams(), with("bearer token-2".into())).await.unwrap(), "a");
-    assert_eq!(admit(&teams(), with(basic("b", "token-3"))).await.unwrap(), "b");
+    let with = |presented: String| request(METADATA).header(header::AUTHORIZATION, presented);
+    assert_eq!(authorize(&teams(), with("Bearer token-1".into())).await.unwrap(), "a");
+    assert_eq!(authorize(&teams(), with("bearer token-2".into())).await.unwrap(), "a");
+    assert_eq!(authorize(&teams(), with(basic("b", "token-3"))).await.unwrap(), "b");
     let bad = [
         "Bearer token-4".into(),
         "Bearer".into(),
@@ -122,44 +130,44 @@ async fn teams_show_their_token() {
         basic("", "token-1"),
         basic("a", ""),
     ];
-    for proof in bad {
-        assert_eq!(admit(&teams(), with(proof.clone())).await, Err(Reason::Unauthenticated), "{proof}");
+    for presented in bad {
+        assert_eq!(authorize(&teams(), with(presented.clone())).await, Err(Reason::Unauthenticated), "{presented}");
     }
-    assert_eq!(admit(&teams(), request(METADATA)).await, Err(Reason::Unauthenticated));
+    assert_eq!(authorize(&teams(), request(METADATA)).await, Err(Reason::Unauthenticated));
 }
 
 #[tokio::test]
 async fn paths_are_checked_before_callers() {
-    assert_eq!(admit(&teams(), request("/2010-04-01/Accounts.json")).await, Err(Reason::NotFound));
-    assert_eq!(admit(&teams(), request(QUERY).method("DELETE")).await, Err(Reason::MethodNotAllowed));
+    assert_eq!(authorize(&teams(), request("/2010-04-01/Accounts.json")).await, Err(Reason::NotFound));
+    assert_eq!(authorize(&teams(), request(QUERY).method("DELETE")).await, Err(Reason::MethodNotAllowed));
     let jobs = request("/v3/InsightsDomains/Conversations/QueryJobs");
-    assert_eq!(admit(&everybody(), jobs).await, Err(Reason::NotFound));
+    assert_eq!(authorize(&everybody(), jobs).await, Err(Reason::NotFound));
 }
 
 #[tokio::test]
 async fn a_team_does_only_what_it_may() {
     let narrow = |operations: OperationSet| {
-        let mut narrowed = guest("a", &["t"]);
+        let mut narrowed = caller("a", &["t"]);
         narrowed.team = Arc::new(Team { operations, ..(*narrowed.team).clone() });
-        layer(Guests::Teams(vec![narrowed]))
+        layer(Callers::Teams(vec![narrowed]))
     };
     let read = narrow([Permission::Metadata].into_iter().collect());
     let with_token = |path| request(path).header(header::AUTHORIZATION, "Bearer t");
-    assert!(admit(&read, with_token(METADATA)).await.is_ok());
-    assert_eq!(admit(&read, with_token(QUERY).method("POST")).await, Err(Reason::OperationNotAllowed));
+    assert!(authorize(&read, with_token(METADATA)).await.is_ok());
+    assert_eq!(authorize(&read, with_token(QUERY).method("POST")).await, Err(Reason::OperationNotAllowed));
 }
 
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
     let large = |bytes: usize| request(METADATA).header("x-filler", "x".repeat(bytes));
-    assert!(admit(&everybody(), large(MAX_HEAD / 2)).await.is_ok());
-    assert_eq!(admit(&everybody(), large(MAX_HEAD)).await, Err(Reason::HeadersTooLarge));
+    assert!(authorize(&everybody(), large(MAX_HEAD / 2)).await.is_ok());
+    assert_eq!(authorize(&everybody(), large(MAX_HEAD)).await, Err(Reason::HeadersTooLarge));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_team_has_its_own_rate() {
     let rate = Rate::new(2, S);
-    let layer = layer(Guests::Teams(vec![Guest { requests: rate, ..guest("a", &["t"]) }]));
+    let layer = layer(Callers::Teams(vec![Caller { requests: rate, ..caller("a", &["t"]) }]));
     let ask = || async {
         let context = Arc::<crate::request::context::RequestContext>::default();
         let incoming = IncomingRequest {
@@ -200,21 +208,21 @@ async fn a_certificate_that_names_a_team_is_that_team() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_beside_a_certificate_has_to_be_good_and_of_the_same_team() {
-    let by = async |names: &[&str], proof: &str| {
-        let request = request(METADATA).header(header::AUTHORIZATION, proof);
+    let by = async |names: &[&str], presented: &str| {
+        let request = request(METADATA).header(header::AUTHORIZATION, presented);
         admit_peer(&teams(), with_certificate(names), request).await
     };
     assert_eq!(by(&["a"], "Bearer token-1").await.unwrap(), "a");
     assert_eq!(by(&["host.example"], "Bearer token-3").await.unwrap(), "b", "a certificate may name something else");
     assert_eq!(by(&["a"], &basic("a", "token-2")).await.unwrap(), "a");
-    for (names, proof) in [
+    for (names, presented) in [
         (&["a"][..], "Bearer wrong"),
         (&["a"], "Bearer token-3"),
         (&["a", "b"], "Bearer token-1"),
         (&["a"], "Digest x"),
         (&["a"], ""),
     ] {
-        assert_eq!(by(names, proof).await, Err(Reason::Unauthenticated), "{names:?} {proof}");
+        assert_eq!(by(names, presented).await, Err(Reason::Unauthenticated), "{names:?} {presented}");
     }
 }
 
@@ -246,16 +254,19 @@ async fn a_page_of_another_site_may_not_ask_where_no_token_is_asked_for() {
     let page = |origin: &str| request(METADATA).header(header::ORIGIN, origin);
     let by_certificate = async |origin: &str| admit_peer(&teams(), with_certificate(&["a"]), page(origin)).await;
     for origin in ["https://evil.example", "null", "http://127.0.0.1:8081"] {
-        assert_eq!(admit(&everybody(), page(origin)).await, Err(Reason::OriginNotAllowed), "{origin}");
+        assert_eq!(authorize(&everybody(), page(origin)).await, Err(Reason::OriginNotAllowed), "{origin}");
         assert_eq!(by_certificate(origin).await, Err(Reason::OriginNotAllowed), "{origin}");
         let with_token = page(origin).header(header::AUTHORIZATION, "Bearer token-1");
-        assert!(admit(&teams(), with_token).await.is_ok(), "{origin}");
-        assert_eq!(admit(&teams(), page(origin)).await, Err(Reason::Unauthenticated), "{origin}");
+        assert!(authorize(&teams(), with_token).await.is_ok(), "{origin}");
+        assert_eq!(authorize(&teams(), page(origin)).await, Err(Reason::Unauthenticated), "{origin}");
     }
     for origin in ["http://127.0.0.1:8080", "https://listed.example"] {
-        assert!(admit(&everybody(), page(origin)).await.is_ok() && by_certificate(origin).await.is_ok(), "{origin}");
+        assert!(
+            authorize(&everybody(), page(origin)).await.is_ok() && by_certificate(origin).await.is_ok(),
+            "{origin}"
+        );
     }
     let fetched = |site: &str| request(METADATA).header("sec-fetch-site", site);
-    assert_eq!(admit(&everybody(), fetched("cross-site")).await, Err(Reason::OriginNotAllowed));
-    assert!(admit(&everybody(), fetched("same-origin")).await.is_ok());
+    assert_eq!(authorize(&everybody(), fetched("cross-site")).await, Err(Reason::OriginNotAllowed));
+    assert!(authorize(&everybody(), fetched("same-origin")).await.is_ok());
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::core::clock::{Clock, Instant};
-use crate::core::peer::Neighbourhood;
+use crate::core::peer::SourceGroup;
 
 /// Neighbourhoods that are told apart; those that meet in one slot are counted together. The hash is keyed at random,
 /// so nobody can choose whom to meet.
@@ -39,7 +39,7 @@ const FORGET: Duration = Duration::from_secs(10);
 
 /// Who has failed how often. Cheap to clone; outlives reloads.
 #[derive(Debug, Clone)]
-pub struct Slowing(Arc<Shared>);
+pub struct AuthFailureDelay(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -55,10 +55,10 @@ struct Slot {
     /// Since when the oldest of them is being forgotten.
     since: Option<Instant>,
     /// Refusals that are held back.
-    held: u32,
+    delayed: u32,
 }
 
-impl Slowing {
+impl AuthFailureDelay {
     /// Holds back so many refusals at once.
     pub fn new(places: usize) -> Self {
         let places = places.max(1);
@@ -71,22 +71,22 @@ impl Slowing {
     }
 
     /// One more failure from there: how long its refusal is to be held back, if at all.
-    pub(super) fn failed(&self, neighbourhood: Neighbourhood, clock: Clock) -> Option<Held> {
-        let index = self.index(neighbourhood);
+    pub(super) fn failed(&self, source_group: SourceGroup, clock: Clock) -> Option<DelayedRefusal> {
+        let index = self.index(source_group);
         let mut slots = self.slots();
         let slot = slots.get_mut(index)?;
         let failures = slot.fail(clock.now());
         let delay = delay(failures);
-        if delay.is_zero() || slot.held >= self.0.share {
+        if delay.is_zero() || slot.delayed >= self.0.share {
             return None;
         }
         let place = Arc::clone(&self.0.places).try_acquire_owned().ok()?;
-        slot.held += 1;
-        Some(Held { delay, slowing: self.clone(), index, _place: place })
+        slot.delayed += 1;
+        Some(DelayedRefusal { delay, failure_delay: self.clone(), index, _place: place })
     }
 
-    fn index(&self, neighbourhood: Neighbourhood) -> usize {
-        let hash = self.0.hasher.hash_one(neighbourhood);
+    fn index(&self, source_group: SourceGroup) -> usize {
+        let hash = self.0.hasher.hash_one(source_group);
         usize::try_from(hash % SLOTS as u64).unwrap_or_default()
     }
 
@@ -122,24 +122,24 @@ fn delay(failures: u32) -> Duration {
 
 /// A place among the refusals that are held back, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct DelayedRefusal {
     delay: Duration,
-    slowing: Slowing,
+    failure_delay: AuthFailureDelay,
     index: usize,
     _place: OwnedSemaphorePermit,
 }
 
-impl Held {
+impl DelayedRefusal {
     /// Ends when the refusal may go.
     pub(super) async fn over(self) {
         tokio::time::sleep(self.delay).await;
     }
 }
 
-impl Drop for Held {
+impl Drop for DelayedRefusal {
     fn drop(&mut self) {
-        if let Some(slot) = self.slowing.slots().get_mut(self.index) {
-            slot.held -= 1;
+        if let Some(slot) = self.failure_delay.slots().get_mut(self.index) {
+            slot.delayed -= 1;
         }
     }
 }
@@ -154,70 +154,74 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn somebody(n: u32) -> Neighbourhood {
-        Neighbourhood::User(n)
+    fn somebody(n: u32) -> SourceGroup {
+        SourceGroup::User(n)
     }
 
     /// Neighbourhoods that meet nobody else in a slot. Where the hash puts them is not known before.
-    fn strangers<const N: usize>(slowing: &Slowing) -> [Neighbourhood; N] {
+    fn strangers<const N: usize>(failure_delay: &AuthFailureDelay) -> [SourceGroup; N] {
         let mut taken = HashSet::new();
-        let mut apart = (0..).map(somebody).filter(|who| taken.insert(slowing.index(*who)));
+        let mut apart = (0..).map(somebody).filter(|who| taken.insert(failure_delay.index(*who)));
         std::array::from_fn(|_| apart.next().unwrap())
     }
 
     /// What `count` failures cost, one after the other.
-    fn delays(slowing: &Slowing, who: Neighbourhood, clock: Clock, count: usize) -> Vec<Duration> {
-        (0..count).map(|_| slowing.failed(who, clock).map_or(Duration::ZERO, |held| held.delay)).collect()
+    fn delays(failure_delay: &AuthFailureDelay, who: SourceGroup, clock: Clock, count: usize) -> Vec<Duration> {
+        (0..count).map(|_| failure_delay.failed(who, clock).map_or(Duration::ZERO, |delayed| delayed.delay)).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn failures_cost_more_and_more_up_to_a_limit() {
-        let (slowing, clock) = (Slowing::new(100), Clock::new());
-        let [one, other] = strangers(&slowing);
+        let (failure_delay, clock) = (AuthFailureDelay::new(100), Clock::new());
+        let [one, other] = strangers(&failure_delay);
         let expected = [0, 0, 0, 100, 200, 400, 800, 1600, 3200, 5000, 5000].map(Duration::from_millis);
-        assert_eq!(delays(&slowing, one, clock, expected.len()), expected);
-        assert_eq!(delays(&slowing, other, clock, 3), [Duration::ZERO; 3], "somebody else");
+        assert_eq!(delays(&failure_delay, one, clock, expected.len()), expected);
+        assert_eq!(delays(&failure_delay, other, clock, 3), [Duration::ZERO; 3], "somebody else");
     }
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_forgotten() {
-        let (slowing, clock) = (Slowing::new(100), Clock::new());
-        delays(&slowing, somebody(1), clock, 5);
+        let (failure_delay, clock) = (AuthFailureDelay::new(100), Clock::new());
+        delays(&failure_delay, somebody(1), clock, 5);
         advance(FORGET * 2 - S).await;
         // Five less one, and one more.
-        assert_eq!(delays(&slowing, somebody(1), clock, 1), [FIRST * 2]);
+        assert_eq!(delays(&failure_delay, somebody(1), clock, 1), [FIRST * 2]);
         advance(FORGET * 5).await;
-        assert_eq!(delays(&slowing, somebody(1), clock, 1), [Duration::ZERO]);
-        delays(&slowing, somebody(1), clock, 1000);
+        assert_eq!(delays(&failure_delay, somebody(1), clock, 1), [Duration::ZERO]);
+        delays(&failure_delay, somebody(1), clock, 1000);
         advance(FORGET * MOST).await;
-        assert_eq!(delays(&slowing, somebody(1), clock, 1), [Duration::ZERO], "a thousand weigh no more than a few");
+        assert_eq!(
+            delays(&failure_delay, somebody(1), clock, 1),
+            [Duration::ZERO],
+            "a thousand weigh no more than a few"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn so_many_at_most_are_held_back() {
-        let (slowing, clock) = (Slowing::new(8), Clock::new());
-        let [one, other, others @ ..] = strangers::<8>(&slowing);
-        delays(&slowing, one, clock, 5);
-        delays(&slowing, other, clock, 5);
-        let mut held: Vec<_> = std::iter::from_fn(|| slowing.failed(one, clock)).collect();
-        assert_eq!(held.len(), 2, "a quarter for one neighbourhood");
-        held.extend(others.into_iter().flat_map(|another| {
-            delays(&slowing, another, clock, 5);
-            slowing.failed(another, clock)
+        let (failure_delay, clock) = (AuthFailureDelay::new(8), Clock::new());
+        let [one, other, others @ ..] = strangers::<8>(&failure_delay);
+        delays(&failure_delay, one, clock, 5);
+        delays(&failure_delay, other, clock, 5);
+        let mut delayed: Vec<_> = std::iter::from_fn(|| failure_delay.failed(one, clock)).collect();
+        assert_eq!(delayed.len(), 2, "a quarter for one neighbourhood");
+        delayed.extend(others.into_iter().flat_map(|another| {
+            delays(&failure_delay, another, clock, 5);
+            failure_delay.failed(another, clock)
         }));
-        assert_eq!(held.len(), 8);
-        assert!(slowing.failed(other, clock).is_none(), "no place is left");
-        drop(held);
-        assert!(slowing.failed(other, clock).is_some(), "places come back when nobody waits any more");
-        assert!(slowing.slots().iter().all(|slot| slot.held == 0));
+        assert_eq!(delayed.len(), 8);
+        assert!(failure_delay.failed(other, clock).is_none(), "no place is left");
+        drop(delayed);
+        assert!(failure_delay.failed(other, clock).is_some(), "places come back when nobody waits any more");
+        assert!(failure_delay.slots().iter().all(|slot| slot.delayed == 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_held_back_for_its_delay() {
-        let (slowing, clock) = (Slowing::new(8), Clock::new());
-        delays(&slowing, somebody(1), clock, 9);
+        let (failure_delay, clock) = (AuthFailureDelay::new(8), Clock::new());
+        delays(&failure_delay, somebody(1), clock, 9);
         let before = clock.now();
-        slowing.failed(somebody(1), clock).unwrap().over().await;
+        failure_delay.failed(somebody(1), clock).unwrap().over().await;
         assert_eq!(clock.now() - before, LONGEST);
     }
 }
