@@ -21,8 +21,8 @@ use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
+use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
-use crate::layers::interpret::{self, Bodies, FreshPages, Interpret, InterpretLayer, IssuedPageTokens};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
@@ -36,8 +36,7 @@ use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
 /// The journey as a type: each layer around the next.
-pub type Stack =
-    Observe<Cors<Rescue<Drain<Shed<Authenticate<Interpret<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
+pub type Stack = Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -165,7 +164,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             clock,
         ))
         // HTTP -> Call: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
-        .layer(InterpretLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
+        .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
@@ -282,8 +281,8 @@ fn tracing(config: &Config, exporter: Option<Exporter>) -> Option<Tracing> {
     exporter.map(|exporter| Tracing { exporter, sample: config.telemetry.sample })
 }
 
-fn limits(config: &Config) -> interpret::Limits {
-    interpret::Limits {
+fn limits(config: &Config) -> decode::Limits {
+    decode::Limits {
         max_body: config.server.max_body,
         body_timeout: config.server.body_timeout,
         deadline: config.upstream.deadline,

@@ -12,7 +12,7 @@ pub mod shed;
 
 pub mod authenticate;
 
-pub mod interpret;
+pub mod decode;
 
 pub mod cache;
 

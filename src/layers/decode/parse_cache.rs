@@ -16,7 +16,7 @@ use crate::request::key::Key;
 
 /// What a request means. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Understood {
+pub(super) struct ParsedQuery {
     pub(super) parameters: Arc<str>,
     /// The canonical body as it is sent, with a policy's filters in it.
     pub(super) body: Bytes,
@@ -29,7 +29,7 @@ pub(super) struct Understood {
 
 /// What a request says.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Said<'r> {
+pub(super) struct RawQuery<'r> {
     /// Whose question it is: the account's SID, and where the team has a policy, that and the metadata that it is
     /// read by.
     pub(super) reader: &'r [u8],
@@ -42,22 +42,22 @@ pub(super) struct Said<'r> {
 #[derive(Debug)]
 struct Remembered {
     /// Reader, query string and body, one behind the other: one place in memory is one wait for it.
-    said: Box<[u8]>,
+    raw: Box<[u8]>,
     reader: usize,
     query: usize,
-    understood: Understood,
+    parsed: ParsedQuery,
 }
 
 impl Remembered {
-    fn new(said: Said<'_>, understood: Understood) -> Self {
-        let all = [said.reader, said.query.as_bytes(), said.body].concat();
-        Self { said: all.into(), reader: said.reader.len(), query: said.query.len(), understood }
+    fn new(raw: RawQuery<'_>, parsed: ParsedQuery) -> Self {
+        let all = [raw.reader, raw.query.as_bytes(), raw.body].concat();
+        Self { raw: all.into(), reader: raw.reader.len(), query: raw.query.len(), parsed }
     }
 
-    fn is(&self, said: Said<'_>) -> bool {
-        let (reader, rest) = self.said.split_at(self.reader);
+    fn is(&self, raw: RawQuery<'_>) -> bool {
+        let (reader, rest) = self.raw.split_at(self.reader);
         let (query, body) = rest.split_at(self.query);
-        body == said.body && query == said.query.as_bytes() && reader == said.reader
+        body == raw.body && query == raw.query.as_bytes() && reader == raw.reader
     }
 }
 
@@ -72,9 +72,9 @@ struct Set {
 impl Set {
     const PLACES: usize = 4;
 
-    fn find(&mut self, bits: u32, said: Said<'_>) -> Option<&Remembered> {
+    fn find(&mut self, bits: u32, raw: RawQuery<'_>) -> Option<&Remembered> {
         let is = |place: &Option<(u32, Box<Remembered>)>| {
-            place.as_ref().is_some_and(|(known, remembered)| *known == bits && remembered.is(said))
+            place.as_ref().is_some_and(|(known, remembered)| *known == bits && remembered.is(raw))
         };
         let at = self.places.iter().position(is)?;
         self.places[..=at].rotate_right(1);
@@ -94,13 +94,13 @@ impl Set {
 
 /// The sets. At most about 38 MiB when all places hold the largest body; a dashboard's takes a third of that.
 #[derive(Debug)]
-pub(super) struct Memo {
+pub(super) struct ParseCache {
     sets: Box<[Mutex<Set>]>,
     // Keyed by chance, so that nobody can choose bodies that take each other's places.
     hasher: RandomState,
 }
 
-impl Memo {
+impl ParseCache {
     const SETS: usize = 4096;
     /// Larger bodies are read anew: they are rare, and reading them is not what they cost.
     const LARGEST: usize = 1024;
@@ -113,32 +113,32 @@ impl Memo {
     /// What `said` means, from memory or as `understand` has it.
     pub(super) fn of<E>(
         &self,
-        said: Said<'_>,
-        understand: impl FnOnce() -> Result<Understood, E>,
-    ) -> Result<Understood, E> {
-        if said.body.len() + said.query.len() > Self::LARGEST {
-            return understand();
+        raw: RawQuery<'_>,
+        parse: impl FnOnce() -> Result<ParsedQuery, E>,
+    ) -> Result<ParsedQuery, E> {
+        if raw.body.len() + raw.query.len() > Self::LARGEST {
+            return parse();
         }
-        let hash = self.hash(said);
+        let hash = self.hash(raw);
         // What chooses the set tells nothing apart in it.
         let (set, bits) = (&self.sets[hash as usize % Self::SETS], (hash >> 32) as u32);
         let lock = || set.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(remembered) = lock().find(bits, said) {
-            return Ok(remembered.understood.clone());
+        if let Some(remembered) = lock().find(bits, raw) {
+            return Ok(remembered.parsed.clone());
         }
-        let understood = understand()?;
+        let parsed = parse()?;
         let mut set = lock();
         if set.meets_again(bits) {
-            set.add(bits, Remembered::new(said, understood.clone()));
+            set.add(bits, Remembered::new(raw, parsed.clone()));
         }
-        Ok(understood)
+        Ok(parsed)
     }
 
-    fn hash(&self, said: Said<'_>) -> u64 {
+    fn hash(&self, raw: RawQuery<'_>) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        hasher.write(said.body);
-        hasher.write(said.query.as_bytes());
-        hasher.write(said.reader);
+        hasher.write(raw.body);
+        hasher.write(raw.query.as_bytes());
+        hasher.write(raw.reader);
         hasher.finish()
     }
 }
@@ -155,21 +155,21 @@ mod tests {
         Account { name: "main".into(), sid: sid.to_owned(), origin: String::new() }
     }
 
-    fn understood(said: Said<'_>) -> Understood {
-        Understood {
-            parameters: said.query.into(),
-            body: Bytes::copy_from_slice(said.body),
+    fn parsed(raw: RawQuery<'_>) -> ParsedQuery {
+        ParsedQuery {
+            parameters: raw.query.into(),
+            body: Bytes::copy_from_slice(raw.body),
             asked: None,
-            key: Key::new(&account(str::from_utf8(said.reader).unwrap()), Operation::Query, said.query, said.body),
+            key: Key::new(&account(str::from_utf8(raw.reader).unwrap()), Operation::Query, raw.query, raw.body),
             expected_as: None,
         }
     }
 
-    fn ask(memo: &Memo, said: Said<'_>) -> (Understood, bool) {
+    fn ask(parse_cache: &ParseCache, raw: RawQuery<'_>) -> (ParsedQuery, bool) {
         let mut asked = false;
-        let meant = memo.of(said, || {
+        let meant = parse_cache.of(raw, || {
             asked = true;
-            Ok::<_, Infallible>(understood(said))
+            Ok::<_, Infallible>(parsed(raw))
         });
         let Ok(meant) = meant;
         (meant, asked)
@@ -177,39 +177,41 @@ mod tests {
 
     #[test]
     fn the_same_request_is_understood_twice_and_then_known() {
-        let memo = Memo::new();
-        let said = Said { reader: b"AC1", query: "pageSize=1", body: b"{}" };
-        assert_eq!([(); 4].map(|()| ask(&memo, said).1), [true, true, false, false]);
-        for other in [Said { reader: b"AC2", ..said }, Said { query: "", ..said }, Said { body: b"{ }", ..said }] {
-            let (meant, asked) = ask(&memo, other);
+        let parse_cache = ParseCache::new();
+        let raw = RawQuery { reader: b"AC1", query: "pageSize=1", body: b"{}" };
+        assert_eq!([(); 4].map(|()| ask(&parse_cache, raw).1), [true, true, false, false]);
+        for other in
+            [RawQuery { reader: b"AC2", ..raw }, RawQuery { query: "", ..raw }, RawQuery { body: b"{ }", ..raw }]
+        {
+            let (meant, asked) = ask(&parse_cache, other);
             assert!(asked);
-            assert_eq!(meant.key, understood(other).key);
+            assert_eq!(meant.key, parsed(other).key);
         }
     }
 
     #[test]
     fn more_requests_than_places_are_still_told_apart() {
-        let memo = Memo::new();
+        let parse_cache = ParseCache::new();
         for _ in 0..3 {
-            for n in 0..3 * Memo::SETS * Set::PLACES {
+            for n in 0..3 * ParseCache::SETS * Set::PLACES {
                 let body = n.to_string();
-                let said = Said { reader: b"AC1", query: "", body: body.as_bytes() };
-                assert_eq!(ask(&memo, said).0.body, body);
+                let raw = RawQuery { reader: b"AC1", query: "", body: body.as_bytes() };
+                assert_eq!(ask(&parse_cache, raw).0.body, body);
             }
         }
     }
 
     #[test]
     fn what_comes_once_takes_nobodys_place() {
-        let memo = Memo::new();
-        let ask = |body: &[u8]| ask(&memo, Said { reader: b"AC1", query: "", body }).1;
+        let parse_cache = ParseCache::new();
+        let ask = |body: &[u8]| ask(&parse_cache, RawQuery { reader: b"AC1", query: "", body }).1;
         let often: Vec<_> = (0..100u32).map(u32::to_le_bytes).collect();
         for body in &often {
             assert!(ask(body) && ask(body));
         }
         let remembered = || often.iter().filter(|body| !ask(*body)).count();
         let before = remembered();
-        for n in 100..20 * Memo::SETS as u32 {
+        for n in 100..20 * ParseCache::SETS as u32 {
             ask(&n.to_le_bytes());
         }
         assert_eq!((before, remembered()), (100, 100));
@@ -218,25 +220,25 @@ mod tests {
     #[test]
     fn what_is_asked_for_often_stays() {
         let mut set = Set::default();
-        let said = |body: &'static [u8]| Said { reader: b"AC1", query: "", body };
-        let often = said(b"often");
-        set.add(7, Remembered::new(often, understood(often)));
+        let raw = |body: &'static [u8]| RawQuery { reader: b"AC1", query: "", body };
+        let often = raw(b"often");
+        set.add(7, Remembered::new(often, parsed(often)));
         for body in [&b"1"[..], b"2", b"3", b"4", b"5"] {
-            set.add(7, Remembered::new(said(body), understood(said(body))));
+            set.add(7, Remembered::new(raw(body), parsed(raw(body))));
             assert!(set.find(7, often).is_some());
         }
-        assert!(set.find(7, said(b"5")).is_some() && set.find(8, said(b"5")).is_none());
-        assert!(set.find(7, said(b"1")).is_none());
+        assert!(set.find(7, raw(b"5")).is_some() && set.find(8, raw(b"5")).is_none());
+        assert!(set.find(7, raw(b"1")).is_none());
     }
 
     #[test]
     fn large_bodies_and_failures_are_not_remembered() {
-        let memo = Memo::new();
-        let large = vec![b' '; Memo::LARGEST + 1];
-        let said = Said { reader: b"AC1", query: "", body: &large };
-        assert!(ask(&memo, said).1 && ask(&memo, said).1);
-        let said = Said { reader: b"AC1", query: "", body: b"[" };
-        assert!(memo.of(said, || Err::<Understood, _>(())).is_err());
-        assert!(ask(&memo, said).1);
+        let parse_cache = ParseCache::new();
+        let large = vec![b' '; ParseCache::LARGEST + 1];
+        let raw = RawQuery { reader: b"AC1", query: "", body: &large };
+        assert!(ask(&parse_cache, raw).1 && ask(&parse_cache, raw).1);
+        let raw = RawQuery { reader: b"AC1", query: "", body: b"[" };
+        assert!(parse_cache.of(raw, || Err::<ParsedQuery, _>(())).is_err());
+        assert!(ask(&parse_cache, raw).1);
     }
 }

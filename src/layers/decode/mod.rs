@@ -9,7 +9,7 @@
 //! a hit of a team with a policy reads nothing again.
 
 mod bodies;
-mod memo;
+mod parse_cache;
 mod restriction;
 mod tokens;
 
@@ -28,7 +28,7 @@ use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
 use self::bodies::TooMany;
-use self::memo::{Memo, Said, Understood};
+use self::parse_cache::{ParseCache, ParsedQuery, RawQuery};
 pub use self::restriction::FreshPages;
 use self::restriction::{Restriction, Restrictions, View};
 pub use self::tokens::IssuedPageTokens;
@@ -59,42 +59,42 @@ pub struct Limits {
     pub deadline: Duration,
 }
 
-/// Makes [`Interpret`] services.
+/// Makes [`Decode`] services.
 #[derive(Debug, Clone)]
-pub struct InterpretLayer {
+pub struct DecodeLayer {
     limits: Limits,
     bodies: Bodies,
-    memo: Arc<Memo>,
+    parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
     /// Of every call, until it goes upstream: then the cache gives it one of its own.
     nobody: Arc<Interest>,
 }
 
-impl InterpretLayer {
+impl DecodeLayer {
     /// Reads within `limits`, and together within those of `bodies`. What policies have to know of metadata is looked up
     /// in `pages`, and the tokens that are given out under them are remembered in `tokens`.
     pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
         let restrictions = Arc::new(Restrictions::new(pages, tokens));
-        Self { limits, bodies, memo: Arc::new(Memo::new()), restrictions, nobody: Interest::of_clients() }
+        Self { limits, bodies, parse_cache: Arc::new(ParseCache::new()), restrictions, nobody: Interest::of_clients() }
     }
 }
 
-impl<S> Layer<S> for InterpretLayer {
-    type Service = Interpret<S>;
+impl<S> Layer<S> for DecodeLayer {
+    type Service = Decode<S>;
 
-    fn layer(&self, inner: S) -> Interpret<S> {
-        Interpret { inner, layer: Arc::new(self.clone()) }
+    fn layer(&self, inner: S) -> Decode<S> {
+        Decode { inner, layer: Arc::new(self.clone()) }
     }
 }
 
 /// Translates. See the module.
 #[derive(Debug, Clone)]
-pub struct Interpret<S> {
+pub struct Decode<S> {
     inner: S,
-    layer: Arc<InterpretLayer>,
+    layer: Arc<DecodeLayer>,
 }
 
-impl<S, B> Service<AuthorizedRequest<B>> for Interpret<S>
+impl<S, B> Service<AuthorizedRequest<B>> for Decode<S>
 where
     S: Service<Call, Response = Reply, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
@@ -194,19 +194,19 @@ impl Release {
     }
 }
 
-impl InterpretLayer {
+impl DecodeLayer {
     /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
         let Asked { head, body, operation, team, context, .. } = request;
         let query = head.uri.query().unwrap_or_default();
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
         let mut wishes = Wishes::read(&head.headers);
-        let said = Said { reader: team.account.sid.as_bytes(), query, body };
-        let (understood, release) = match (operation, restriction) {
+        let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
+        let (parsed, release) = match (operation, restriction) {
             (Operation::Query, None) => {
-                let understood = self.memo.of(said, || self.understand(context, team, said, |_, _| Ok(None)))?;
-                context.asks(&understood.body);
-                (understood, Release::AsItIs)
+                let parsed = self.parse_cache.of(raw, || self.parse(context, team, raw, |_, _| Ok(None)))?;
+                context.asks(&parsed.body);
+                (parsed, Release::AsItIs)
             }
             (Operation::Query, Some(restriction)) => {
                 if let Some(view) = self.restrictions.fresh(&restriction) {
@@ -214,30 +214,30 @@ impl InterpretLayer {
                     return Ok(Read::Call(call, release));
                 }
                 // What is refused whatever metadata says costs no token for metadata.
-                self.understand(context, team, said, |parameters, query| {
+                self.parse(context, team, raw, |parameters, query| {
                     restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                     query.prove_shape().map(|()| None)
                 })?;
-                let understood = Understood {
+                let parsed = ParsedQuery {
                     parameters: "".into(),
                     body: Bytes::new(),
                     asked: None,
                     key: restriction.metadata,
                     expected_as: None,
                 };
-                let call = self.call(request, Operation::Metadata, understood, of_metadata(&wishes));
+                let call = self.call(request, Operation::Metadata, parsed, of_metadata(&wishes));
                 return Ok(Read::NeedsMetadata(Box::new(call), restriction));
             }
             (_, restriction) => {
-                let (understood, parameters) = understand_parameters(team, *operation, query)?;
+                let (parsed, parameters) = understand_parameters(team, *operation, query)?;
                 let release = match restriction {
-                    Some(restriction) => restrict(restriction, *operation, (&understood, &parameters), &mut wishes)?,
+                    Some(restriction) => restrict(restriction, *operation, (&parsed, &parameters), &mut wishes)?,
                     None => Release::AsItIs,
                 };
-                (understood, release)
+                (parsed, release)
             }
         };
-        Ok(Read::Call(self.call(request, *operation, understood, wishes), release))
+        Ok(Read::Call(self.call(request, *operation, parsed, wishes), release))
     }
 
     /// A query under a policy, with this view of the account's metadata.
@@ -248,28 +248,28 @@ impl InterpretLayer {
         view: &View,
     ) -> Result<(Call, Release), GatewayError> {
         let Asked { head, body, operation, team, context, .. } = request;
-        let said = Said { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
-        let understood = self.memo.of(said, || {
-            self.understand(context, team, said, |parameters, query| {
+        let raw = RawQuery { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
+        let parsed = self.parse_cache.of(raw, || {
+            self.parse(context, team, raw, |parameters, query| {
                 restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                 view.restrict(query).map(Some)
             })
         })?;
-        context.asks(understood.asked.as_ref().unwrap_or(&understood.body));
-        let call = self.call(request, *operation, understood, Wishes::read(&head.headers));
+        context.asks(parsed.asked.as_ref().unwrap_or(&parsed.body));
+        let call = self.call(request, *operation, parsed, Wishes::read(&head.headers));
         Ok((call, Release::Tokens(restriction)))
     }
 
-    fn call(&self, request: &Asked, operation: Operation, understood: Understood, wishes: Wishes) -> Call {
+    fn call(&self, request: &Asked, operation: Operation, parsed: ParsedQuery, wishes: Wishes) -> Call {
         let Asked { team, received, context, .. } = request;
         let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
         Call {
-            key: understood.key,
-            expected_as: understood.expected_as,
+            key: parsed.key,
+            expected_as: parsed.expected_as,
             operation,
             team: Arc::clone(team),
-            parameters: understood.parameters,
-            body: understood.body,
+            parameters: parsed.parameters,
+            body: parsed.body,
             deadline: *received + patience,
             wishes,
             received: *received,
@@ -280,16 +280,16 @@ impl InterpretLayer {
 
     /// Reads a query: its query string and its body. `restrict` gives what is asked in its place, if that is something
     /// else.
-    fn understand(
+    fn parse(
         &self,
         context: &RequestContext,
         team: &Team,
-        said: Said<'_>,
+        raw: RawQuery<'_>,
         restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
-    ) -> Result<Understood, GatewayError> {
-        let parameters = parse(said.query, team)?;
-        let _room = self.bodies.reserve(json::built_size(said.body), said.body.len()).map_err(too_many)?;
-        let value = query::parse(said.body).map_err(invalid)?;
+    ) -> Result<ParsedQuery, GatewayError> {
+        let parameters = parse(raw.query, team)?;
+        let _room = self.bodies.reserve(json::built_size(raw.body), raw.body.len()).map_err(too_many)?;
+        let value = query::parse(raw.body).map_err(invalid)?;
         let query = Query::read(&value).map_err(invalid)?;
         let asked = query.canonical();
         // Before it is refused: the audit log says what for.
@@ -298,7 +298,7 @@ impl InterpretLayer {
             Some(body) if body != asked => (body, Some(asked)),
             _ => (asked, None),
         };
-        Ok(Understood {
+        Ok(ParsedQuery {
             key: Key::new(&team.account, Operation::Query, parameters.as_str(), &body),
             expected_as: None,
             parameters: parameters.as_str().into(),
@@ -313,7 +313,7 @@ fn understand_parameters(
     team: &Team,
     operation: Operation,
     query: &str,
-) -> Result<(Understood, Parameters), GatewayError> {
+) -> Result<(ParsedQuery, Parameters), GatewayError> {
     let (account, parameters) = (&team.account, parse(query, team)?);
     if operation == Operation::Page && !parameters.has_page_token() {
         return Err(GatewayError::new(
@@ -322,21 +322,21 @@ fn understand_parameters(
         ));
     }
     let alone = parameters.without_all_but_page_token().filter(|_| operation == Operation::Page);
-    let understood = Understood {
+    let parsed = ParsedQuery {
         key: Key::new(account, operation, parameters.as_str(), b""),
         expected_as: alone.map(|alone| Key::of_page(account, &alone)),
         parameters: parameters.as_str().into(),
         body: Bytes::new(),
         asked: None,
     };
-    Ok((understood, parameters))
+    Ok((parsed, parameters))
 }
 
 /// Holds a request that has no body to a policy.
 fn restrict(
     restriction: Arc<Restriction>,
     operation: Operation,
-    (understood, parameters): (&Understood, &Parameters),
+    (parsed, parameters): (&ParsedQuery, &Parameters),
     wishes: &mut Wishes,
 ) -> Result<Release, GatewayError> {
     match operation {
@@ -351,7 +351,7 @@ fn restrict(
         }
         Operation::Page => {
             restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
-            restriction.prove_token(&understood.expected_as.unwrap_or(understood.key))?;
+            restriction.prove_token(&parsed.expected_as.unwrap_or(parsed.key))?;
             Ok(Release::Tokens(restriction))
         }
         _ => Err(GatewayError::new(

@@ -23,7 +23,7 @@ fn page(body: &'static str) -> Arc<Page> {
 /// The layer around something that notes the calls, and answers with metadata or a page that names the next.
 #[derive(Clone)]
 struct Rig {
-    layer: InterpretLayer,
+    layer: DecodeLayer,
     calls: Arc<Mutex<Vec<Call>>>,
     /// The page of metadata that is fresh in the cache.
     metadata: Arc<Mutex<Option<Arc<Page>>>>,
@@ -39,7 +39,7 @@ impl Rig {
         });
         let limits =
             Limits { max_body: 1 << 20, body_timeout: Duration::from_secs(1), deadline: Duration::from_secs(9) };
-        let layer = InterpretLayer::new(limits, Bodies::new(1 << 20), fresh, IssuedPageTokens::default());
+        let layer = DecodeLayer::new(limits, Bodies::new(1 << 20), fresh, IssuedPageTokens::default());
         Self { layer, calls: Arc::default(), metadata }
     }
 
