@@ -9,9 +9,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use insights_gateway::semantics::cache_control::{Storage, normalise};
 use insights_gateway::request::call::{Answer, Page};
 use insights_gateway::semantics::freshness::{Decision, Lifetimes, decide};
-use insights_gateway::semantics::upstream_headers::{Stated, pause};
+use insights_gateway::semantics::upstream_headers::{RateLimitHeaders, pause};
 use insights_gateway::core::request_id;
-use insights_gateway::semantics::request_directives::{Wishes, has_tag};
+use insights_gateway::semantics::request_directives::{RequestDirectives, has_tag};
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +45,7 @@ fn check_upstream(headers: &HeaderMap) {
     if let Some(pause) = pause(headers, now) {
         assert!(!pause.is_zero() && pause <= YEAR, "{pause:?}");
     }
-    assert!(Stated::read(headers).reset.is_none_or(|reset| !reset.is_zero() && reset <= YEAR));
+    assert!(RateLimitHeaders::read(headers).reset.is_none_or(|reset| !reset.is_zero() && reset <= YEAR));
     let storage = Storage::read(headers, now);
     for word in ["no-store", "private", "no-cache"] {
         // A word within quotes is none, and quotes that are never closed forbid keeping as well.
@@ -77,19 +77,19 @@ fn check_upstream(headers: &HeaderMap) {
 }
 
 fn check_client(headers: &HeaderMap, rng: &mut fastrand::Rng) {
-    let wishes = Wishes::read(headers);
-    assert!(wishes.urgency.level() <= 7);
+    let directives = RequestDirectives::read(headers);
+    assert!(directives.urgency.level() <= 7);
     let longest = Duration::from_secs(u32::MAX.into());
-    assert!(wishes.wait.is_none_or(|wait| wait <= longest));
+    assert!(directives.wait.is_none_or(|wait| wait <= longest));
     for (word, is_wished) in [
-        ("no-cache", wishes.cache.no_cache),
-        ("no-store", wishes.cache.no_store),
-        ("only-if-cached", wishes.cache.only_if_cached),
+        ("no-cache", directives.cache.no_cache),
+        ("no-store", directives.cache.no_store),
+        ("only-if-cached", directives.cache.only_if_cached),
     ] {
         let is_said = has_word(headers, header::CACHE_CONTROL, word) && !has_quotes(headers);
         assert!(is_wished || !is_said, "{word}");
     }
-    if let Some(list) = &wishes.if_none_match {
+    if let Some(list) = &directives.if_none_match {
         let text = list.to_str().unwrap_or_default();
         // A comparison would tell the fuzzer what it is compared with.
         let is_listed = text.trim() == "*" || text.contains("nobody's");
@@ -108,12 +108,12 @@ fn check_client(headers: &HeaderMap, rng: &mut fastrand::Rng) {
     let mut seconds = || Duration::from_secs([0, 1, 60, 3600, 86_400, u64::MAX][rng.usize(..6)]);
     let lifetimes = Lifetimes { fresh: seconds(), stale_while_revalidate: seconds(), stale_if_error: seconds() };
     let age = seconds();
-    let decision = decide(Some((&lifetimes, age)), &wishes.cache);
+    let decision = decide(Some((&lifetimes, age)), &directives.cache);
     let is_served = matches!(decision, Decision::Serve | Decision::ServeAndRefresh);
     assert!(age <= lifetimes.usable() || matches!(decision, Decision::Fetch | Decision::Refuse));
-    assert!(!wishes.cache.only_if_cached || matches!(decision, Decision::Serve | Decision::Refuse));
-    assert!(!is_served || wishes.cache.max_age.is_none_or(|most| age <= most));
-    assert!(!is_served || !wishes.cache.no_cache);
+    assert!(!directives.cache.only_if_cached || matches!(decision, Decision::Serve | Decision::Refuse));
+    assert!(!is_served || directives.cache.max_age.is_none_or(|most| age <= most));
+    assert!(!is_served || !directives.cache.no_cache);
     let _ = (lifetimes.ttl(age), lifetimes.after(age), lifetimes.at_most(age));
 
     let id = request_id::of(headers);

@@ -16,7 +16,7 @@ use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::request::waiters::Interest;
 use crate::semantics::cache_control;
-use crate::semantics::request_directives::{self, Wishes};
+use crate::semantics::request_directives::{self, RequestDirectives};
 use crate::twilio::endpoint::Operation;
 
 /// An admitted request, its body read and canonical. Everything below the edge speaks this.
@@ -36,7 +36,7 @@ pub struct Call {
     /// expects it.
     pub expected_as: Option<Key>,
     /// What the client wishes.
-    pub wishes: Wishes,
+    pub directives: RequestDirectives,
     /// When the request was received.
     pub received: Instant,
     /// When the client must have an answer.
@@ -59,7 +59,7 @@ impl Call {
             team,
             parameters: parameters.into(),
             body: Bytes::from_static(body.as_bytes()),
-            wishes: Wishes::default(),
+            directives: RequestDirectives::default(),
             received: Instant::now(),
             deadline: Instant::now() + Duration::from_secs(90),
             interest: Interest::of_clients(),
@@ -186,8 +186,8 @@ impl Page {
 
     /// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
     /// get. The answer names that one, since it is the client's stored answer that it speaks of.
-    pub fn tag_of_client(&self, wishes: &Wishes, coded: Option<&Coded>) -> Option<HeaderValue> {
-        let tags = wishes.if_none_match.as_ref()?;
+    pub fn tag_of_client(&self, directives: &RequestDirectives, coded: Option<&Coded>) -> Option<HeaderValue> {
+        let tags = directives.if_none_match.as_ref()?;
         let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| request_directives::has_tag(tags, etag));
         let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
         let compressed = || self.may_be_coded().then(|| self.gzip_etag()).flatten();

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use crate::semantics::request_directives::CacheWishes;
+use crate::semantics::request_directives::CacheDirectives;
 
 /// How long a page is fresh, and how far beyond that it may still be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,9 +76,9 @@ pub enum Decision {
 }
 
 /// Decides. `page` is the stored page's lifetimes and age, or `None` without one.
-pub fn decide(page: Option<(&Lifetimes, Duration)>, wishes: &CacheWishes) -> Decision {
-    let acceptable = page.and_then(|(lifetimes, age)| accept(lifetimes, age, wishes));
-    match (acceptable, wishes.only_if_cached) {
+pub fn decide(page: Option<(&Lifetimes, Duration)>, directives: &CacheDirectives) -> Decision {
+    let acceptable = page.and_then(|(lifetimes, age)| accept(lifetimes, age, directives));
+    match (acceptable, directives.only_if_cached) {
         // Asking upstream behind the answer would be asking all the same.
         (Some(_), true) => Decision::Serve,
         (Some(decision), false) => decision,
@@ -93,20 +93,20 @@ pub fn decide(page: Option<(&Lifetimes, Duration)>, wishes: &CacheWishes) -> Dec
 }
 
 /// May the page be served without waiting for the upstream, and does it want a refresh.
-fn accept(lifetimes: &Lifetimes, age: Duration, wishes: &CacheWishes) -> Option<Decision> {
-    let too_old = wishes.no_cache || wishes.max_age.is_some_and(|max_age| age > max_age);
+fn accept(lifetimes: &Lifetimes, age: Duration, directives: &CacheDirectives) -> Option<Decision> {
+    let too_old = directives.no_cache || directives.max_age.is_some_and(|max_age| age > max_age);
     if too_old {
         return None;
     }
-    let needed = wishes.min_fresh.unwrap_or(Duration::ZERO);
+    let needed = directives.min_fresh.unwrap_or(Duration::ZERO);
     if age.saturating_add(needed) <= lifetimes.fresh {
         return Some(Decision::Serve);
     }
-    if wishes.min_fresh.is_some() {
+    if directives.min_fresh.is_some() {
         return None;
     }
     let staleness = age - lifetimes.fresh;
-    let tolerated = match wishes.max_stale {
+    let tolerated = match directives.max_stale {
         // However much a client tolerates, nothing beyond the configured windows exists.
         Some(max_stale) => max_stale.min(lifetimes.stale_while_revalidate.max(lifetimes.stale_if_error)),
         None => lifetimes.stale_while_revalidate,
@@ -128,13 +128,13 @@ mod tests {
         stale_if_error: Duration::from_secs(3600),
     };
 
-    fn at(age: u32, wishes: CacheWishes) -> Decision {
-        decide(Some((&LIFETIMES, S * age)), &wishes)
+    fn at(age: u32, directives: CacheDirectives) -> Decision {
+        decide(Some((&LIFETIMES, S * age)), &directives)
     }
 
     #[test]
     fn the_life_of_a_page() {
-        let plain = CacheWishes::default();
+        let plain = CacheDirectives::default();
         assert_eq!(at(0, plain), Decision::Serve);
         assert_eq!(at(60, plain), Decision::Serve);
         assert_eq!(at(61, plain), Decision::ServeAndRefresh);
@@ -147,26 +147,26 @@ mod tests {
 
     #[test]
     fn clients_narrow_what_they_accept() {
-        let no_cache = CacheWishes { no_cache: true, ..Default::default() };
+        let no_cache = CacheDirectives { no_cache: true, ..Default::default() };
         assert_eq!(at(1, no_cache), Decision::FetchOrServeStale);
-        let max_age = CacheWishes { max_age: Some(S * 10), ..Default::default() };
+        let max_age = CacheDirectives { max_age: Some(S * 10), ..Default::default() };
         assert_eq!((at(10, max_age), at(11, max_age)), (Decision::Serve, Decision::FetchOrServeStale));
-        let min_fresh = CacheWishes { min_fresh: Some(S * 20), ..Default::default() };
+        let min_fresh = CacheDirectives { min_fresh: Some(S * 20), ..Default::default() };
         assert_eq!((at(40, min_fresh), at(41, min_fresh)), (Decision::Serve, Decision::FetchOrServeStale));
         assert_eq!(at(70, min_fresh), Decision::FetchOrServeStale);
     }
 
     #[test]
     fn max_stale_reaches_the_longest_window_and_no_further() {
-        let any = CacheWishes { max_stale: Some(Duration::MAX), ..Default::default() };
+        let any = CacheDirectives { max_stale: Some(Duration::MAX), ..Default::default() };
         assert_eq!((at(3660, any), at(3661, any)), (Decision::ServeAndRefresh, Decision::Fetch));
-        let little = CacheWishes { max_stale: Some(S * 5), ..Default::default() };
+        let little = CacheDirectives { max_stale: Some(S * 5), ..Default::default() };
         assert_eq!((at(65, little), at(66, little)), (Decision::ServeAndRefresh, Decision::FetchOrServeStale));
     }
 
     #[test]
     fn only_if_cached_never_asks() {
-        let wish = CacheWishes { only_if_cached: true, ..Default::default() };
+        let wish = CacheDirectives { only_if_cached: true, ..Default::default() };
         assert_eq!((at(1, wish), at(100, wish), at(400, wish)), (Decision::Serve, Decision::Serve, Decision::Refuse));
         assert_eq!(decide(None, &wish), Decision::Refuse);
     }
@@ -177,10 +177,10 @@ mod tests {
         assert_eq!(LIFETIMES.ttl(S * 60 + Duration::from_millis(1)), -1);
     }
 
-    fn wishes() -> impl Strategy<Value = CacheWishes> {
+    fn directives() -> impl Strategy<Value = CacheDirectives> {
         let seconds = || prop::option::of((0u32..5000).prop_map(|n| S * n));
         (any::<bool>(), any::<bool>(), seconds(), seconds(), seconds()).prop_map(
-            |(no_cache, only_if_cached, max_age, min_fresh, max_stale)| CacheWishes {
+            |(no_cache, only_if_cached, max_age, min_fresh, max_stale)| CacheDirectives {
                 no_cache,
                 no_store: false,
                 only_if_cached,
@@ -196,7 +196,7 @@ mod tests {
         #[test]
         fn what_is_left_ends_when_the_whole_does(fresh in 0u32..100, swr in 0u32..100, sie in 0u32..100, elapsed in 0u32..300, age in 0u32..300) {
             let whole = Lifetimes { fresh: S * fresh, stale_while_revalidate: S * swr, stale_if_error: S * sie };
-            let plain = CacheWishes::default();
+            let plain = CacheDirectives::default();
             match whole.after(S * elapsed) {
                 Some(left) => {
                     prop_assert_eq!(left.usable() + S * elapsed, whole.usable());
@@ -209,19 +209,19 @@ mod tests {
         }
 
         #[test]
-        fn nothing_is_served_beyond_its_window(fresh in 0u32..1000, swr in 0u32..1000, sie in 0u32..1000, age in 0u32..5000, wishes in wishes()) {
+        fn nothing_is_served_beyond_its_window(fresh in 0u32..1000, swr in 0u32..1000, sie in 0u32..1000, age in 0u32..5000, directives in directives()) {
             let lifetimes = Lifetimes { fresh: S * fresh, stale_while_revalidate: S * swr, stale_if_error: S * sie };
-            let decision = decide(Some((&lifetimes, S * age)), &wishes);
+            let decision = decide(Some((&lifetimes, S * age)), &directives);
             if S * age > lifetimes.usable() {
                 prop_assert!(matches!(decision, Decision::Fetch | Decision::Refuse));
             }
             if age > fresh && matches!(decision, Decision::Serve) {
-                prop_assert!(wishes.only_if_cached);
+                prop_assert!(directives.only_if_cached);
             }
-            if wishes.only_if_cached {
+            if directives.only_if_cached {
                 prop_assert!(matches!(decision, Decision::Serve | Decision::Refuse));
             }
-            if let (Some(max_age), Decision::Serve | Decision::ServeAndRefresh) = (wishes.max_age, decision) {
+            if let (Some(max_age), Decision::Serve | Decision::ServeAndRefresh) = (directives.max_age, decision) {
                 prop_assert!(S * age <= max_age);
             }
         }

@@ -11,7 +11,7 @@ use crate::semantics::cache_control::{self, seconds};
 
 /// The request directives of `Cache-Control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CacheWishes {
+pub struct CacheDirectives {
     /// Ask again, and let everybody have what comes back.
     pub no_cache: bool,
     /// Keep nothing of this.
@@ -50,9 +50,9 @@ impl Urgency {
 
 /// Everything a client's headers wish for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wishes {
+pub struct RequestDirectives {
     /// Of the cache.
-    pub cache: CacheWishes,
+    pub cache: CacheDirectives,
     /// Longest wait that the client wants.
     pub wait: Option<Duration>,
     /// Place in the team's queue.
@@ -66,39 +66,39 @@ pub struct Wishes {
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PRIORITY: HeaderName = HeaderName::from_static("priority");
 
-impl Wishes {
+impl RequestDirectives {
     /// Reads a request's headers.
     pub fn read(headers: &HeaderMap) -> Self {
-        let (mut wishes, mut codings) = (Self::default(), Codings::default());
+        let (mut directives, mut codings) = (Self::default(), Codings::default());
         let (mut has_cache_control, mut has_pragma_no_cache) = (false, false);
         // Once over the few headers that there are: to look up each that there may be takes several times as long.
         for (name, value) in headers {
             if *name == header::IF_NONE_MATCH {
-                wishes.if_none_match = Some(joined(wishes.if_none_match.take(), value));
+                directives.if_none_match = Some(joined(directives.if_none_match.take(), value));
                 continue;
             }
             has_cache_control |= *name == header::CACHE_CONTROL;
             let text = || value.to_str().unwrap_or_default();
             if *name == header::CACHE_CONTROL {
-                wishes.cache.read(text());
+                directives.cache.read(text());
             } else if *name == header::PRAGMA {
                 has_pragma_no_cache |= text().trim().eq_ignore_ascii_case("no-cache");
             } else if *name == header::ACCEPT_ENCODING {
                 codings.read(text());
             } else if *name == PREFER {
-                wishes.read_prefer(text());
+                directives.read_prefer(text());
             } else if *name == PRIORITY {
-                wishes.read_priority(text());
+                directives.read_priority(text());
             }
         }
         // RFC 9111 section 5.4: only where Cache-Control is absent.
-        wishes.cache.no_cache |= has_pragma_no_cache && !has_cache_control;
-        wishes.gzip = codings.prefer_gzip();
-        wishes
+        directives.cache.no_cache |= has_pragma_no_cache && !has_cache_control;
+        directives.gzip = codings.prefer_gzip();
+        directives
     }
 
     fn read_prefer(&mut self, text: &str) {
-        for (name, value) in directives(text) {
+        for (name, value) in parts(text) {
             if name.eq_ignore_ascii_case("wait") && self.wait.is_none() {
                 self.wait = value.and_then(seconds);
             }
@@ -106,7 +106,7 @@ impl Wishes {
     }
 
     fn read_priority(&mut self, text: &str) {
-        for (name, value) in directives(text) {
+        for (name, value) in parts(text) {
             if let ("u", Some([digit @ b'0'..=b'7'])) = (name, value.map(str::as_bytes)) {
                 self.urgency = Urgency(digit - b'0');
             }
@@ -114,9 +114,9 @@ impl Wishes {
     }
 }
 
-impl CacheWishes {
+impl CacheDirectives {
     fn read(&mut self, text: &str) {
-        for (name, value) in directives(text) {
+        for (name, value) in parts(text) {
             let wait = || value.and_then(seconds);
             match name.to_ascii_lowercase().as_str() {
                 "no-cache" => self.no_cache = true,
@@ -210,7 +210,7 @@ fn stricter(
 }
 
 /// `name[=value]`, separated by commas (or, in `Prefer`, semicolons) outside quotes; quotes around a value are dropped.
-fn directives(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+fn parts(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     cache_control::members(text, b",;").map(cache_control::directive)
 }
 
@@ -231,17 +231,18 @@ mod tests {
         codings.prefer_gzip()
     }
 
-    fn wishes(headers: &[(&'static str, &'static str)]) -> Wishes {
+    fn directives(headers: &[(&'static str, &'static str)]) -> RequestDirectives {
         let headers = headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
-        Wishes::read(&headers.collect())
+        RequestDirectives::read(&headers.collect())
     }
 
     #[test]
     fn reads_every_directive() {
-        let read = wishes(&[("cache-control", "No-Cache, max-age=5, min-fresh=\"7\" ,max-stale,only-if-cached,x=1")]);
+        let read =
+            directives(&[("cache-control", "No-Cache, max-age=5, min-fresh=\"7\" ,max-stale,only-if-cached,x=1")]);
         assert_eq!(
             read.cache,
-            CacheWishes {
+            CacheDirectives {
                 no_cache: true,
                 no_store: false,
                 only_if_cached: true,
@@ -250,28 +251,34 @@ mod tests {
                 max_stale: Some(Duration::MAX),
             }
         );
-        assert_eq!(wishes(&[("cache-control", "max-stale=3, no-store")]).cache.max_stale, Some(Duration::from_secs(3)));
+        assert_eq!(
+            directives(&[("cache-control", "max-stale=3, no-store")]).cache.max_stale,
+            Some(Duration::from_secs(3))
+        );
     }
 
     #[test]
     fn malformed_wishes_are_no_wishes() {
         for value in ["max-age=-1", "max-age=abc", "max-age=", "max-age", "=", ",,", "max-age=1.5"] {
-            assert_eq!(wishes(&[("cache-control", value)]), Wishes::default(), "{value}");
+            assert_eq!(directives(&[("cache-control", value)]), RequestDirectives::default(), "{value}");
         }
-        assert_eq!(wishes(&[("priority", "u=9")]).urgency, Urgency(3));
-        assert_eq!(wishes(&[("prefer", "wait=soon")]).wait, None);
+        assert_eq!(directives(&[("priority", "u=9")]).urgency, Urgency(3));
+        assert_eq!(directives(&[("prefer", "wait=soon")]).wait, None);
     }
 
     #[test]
     fn the_stricter_of_two_holds() {
-        assert_eq!(wishes(&[("cache-control", "max-age=9, max-age=3")]).cache.max_age, Some(Duration::from_secs(3)));
-        let huge = wishes(&[("cache-control", "max-age=99999999999999999999")]).cache.max_age;
+        assert_eq!(
+            directives(&[("cache-control", "max-age=9, max-age=3")]).cache.max_age,
+            Some(Duration::from_secs(3))
+        );
+        let huge = directives(&[("cache-control", "max-age=99999999999999999999")]).cache.max_age;
         assert_eq!(huge, Some(Duration::from_secs(i32::MAX as u64)));
     }
 
     #[test]
     fn reads_waiting_and_urgency() {
-        let read = wishes(&[("prefer", "respond-async, wait=10"), ("priority", "u=1, i"), ("pragma", "no-cache")]);
+        let read = directives(&[("prefer", "respond-async, wait=10"), ("priority", "u=1, i"), ("pragma", "no-cache")]);
         assert_eq!((read.wait, read.urgency, read.cache.no_cache), (Some(Duration::from_secs(10)), Urgency(1), true));
     }
 
@@ -287,25 +294,25 @@ mod tests {
 
     #[test]
     fn several_lines_are_one_list() {
-        let read = wishes(&[("if-none-match", "\"a\""), ("if-none-match", "W/\"b\", \"c\"")]);
+        let read = directives(&[("if-none-match", "\"a\""), ("if-none-match", "W/\"b\", \"c\"")]);
         let list = read.if_none_match.unwrap();
         assert!(["\"a\"", "\"b\"", "\"c\""].iter().all(|tag| has_tag(&list, tag)) && !has_tag(&list, "\"d\""));
         assert!(has_tag(
-            &wishes(&[("if-none-match", "\"a\""), ("if-none-match", "*")]).if_none_match.unwrap(),
+            &directives(&[("if-none-match", "\"a\""), ("if-none-match", "*")]).if_none_match.unwrap(),
             "\"z\""
         ));
         let unreadable = HeaderValue::from_bytes(b"\"\xff\", \"b\"").unwrap();
         assert!(has_tag(&unreadable, "\"b\""), "a tag may hold bytes beyond ASCII");
-        let read = wishes(&[("cache-control", "max-age=9"), ("cache-control", "no-cache, max-age=7")]);
+        let read = directives(&[("cache-control", "max-age=9"), ("cache-control", "no-cache, max-age=7")]);
         assert_eq!((read.cache.no_cache, read.cache.max_age), (true, Some(Duration::from_secs(7))));
-        let read = wishes(&[("prefer", "respond-async"), ("prefer", "wait=3")]);
+        let read = directives(&[("prefer", "respond-async"), ("prefer", "wait=3")]);
         assert_eq!(read.wait, Some(Duration::from_secs(3)));
     }
 
     #[test]
     fn what_stands_in_quotes_is_no_directive() {
-        assert_eq!(wishes(&[("cache-control", "x=\"a, no-store\"")]), Wishes::default());
-        assert!(wishes(&[("cache-control", "x=\"a\\\"b\", no-store")]).cache.no_store);
+        assert_eq!(directives(&[("cache-control", "x=\"a, no-store\"")]), RequestDirectives::default());
+        assert!(directives(&[("cache-control", "x=\"a\\\"b\", no-store")]).cache.no_store);
     }
 
     #[test]
@@ -355,7 +362,7 @@ mod tests {
         }
         assert!(!gzip(&[]));
         assert!(gzip(&["br", "gzip"]) && !gzip(&["gzip", "gzip;q=0"]));
-        assert!(wishes(&[("accept-encoding", "gzip")]).gzip && !wishes(&[]).gzip);
+        assert!(directives(&[("accept-encoding", "gzip")]).gzip && !directives(&[]).gzip);
     }
 
     proptest::proptest! {

@@ -48,7 +48,7 @@ fn seconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
 /// What an answer says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
 /// and `Twilio-Concurrent-Requests`). Whatever cannot be read is unsaid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stated {
+pub struct RateLimitHeaders {
     /// Requests allowed in the window, whose length Twilio does not say.
     pub limit: Option<u64>,
     /// Requests left in it.
@@ -59,7 +59,7 @@ pub struct Stated {
     pub concurrent: Option<u64>,
 }
 
-impl Stated {
+impl RateLimitHeaders {
     /// Reads an answer's headers.
     pub fn read(headers: &HeaderMap) -> Self {
         let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
@@ -155,16 +155,16 @@ mod tests {
 
     #[test]
     fn limits_are_read_in_both_spellings() {
-        let of = |pairs: &[(&'static str, &str)]| Stated::read(&headers(pairs));
+        let of = |pairs: &[(&'static str, &str)]| RateLimitHeaders::read(&headers(pairs));
         let said = of(&[("x-ratelimit-limit", "5"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "45")]);
         let (limit, remaining, reset) = (Some(5), Some(0), Some(Duration::from_secs(45)));
-        assert_eq!(said, Stated { limit, remaining, reset, concurrent: None });
+        assert_eq!(said, RateLimitHeaders { limit, remaining, reset, concurrent: None });
         assert_eq!(of(&[("x-rate-limit-limit", "7"), ("x-rate-limit-remaining", "6")]).remaining, Some(6));
         assert_eq!(of(&[("x-ratelimit-limit", "many"), ("x-rate-limit-limit", "7")]).limit, Some(7));
         let crowded = of(&[("twilio-concurrent-requests", "12")]);
         assert!(crowded.concurrent == Some(12) && !crowded.speaks_of_a_rate());
         let nonsense = of(&[("x-ratelimit-limit", "-1"), ("x-ratelimit-reset", "1000000000000")]);
-        assert_eq!(nonsense, Stated::default());
+        assert_eq!(nonsense, RateLimitHeaders::default());
     }
 
     #[test]

@@ -453,14 +453,14 @@ async fn purging_drops_pages_and_a_bad_purge_none() {
 async fn only_if_cached_never_asks_upstream_whatever_else_is_wished() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    for wishes in [
+    for directives in [
         "only-if-cached, no-store",
         "only-if-cached, no-cache",
         "only-if-cached, max-age=0",
         "no-store, only-if-cached",
     ] {
-        let answer = gateway.ask(&post_to(QUERY, &format!("Cache-Control: {wishes}\r\n"), ASK)).await;
-        assert_eq!((answer.status, upstream.count()), (504, 0), "{wishes}: {answer:?}");
+        let answer = gateway.ask(&post_to(QUERY, &format!("Cache-Control: {directives}\r\n"), ASK)).await;
+        assert_eq!((answer.status, upstream.count()), (504, 0), "{directives}: {answer:?}");
     }
 }
 

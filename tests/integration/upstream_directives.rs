@@ -134,10 +134,10 @@ async fn a_list_on_several_lines_is_one_list() {
         assert_eq!(gateway.ask(&post_to(QUERY, &lines, ASK)).await.status, 304, "{lines}");
         assert_eq!(gateway.ask(&post_to(QUERY, &lines.replace(&tag, "\"z\""), ASK)).await.status, 200, "{lines}");
     }
-    let wishes = "Cache-Control: max-age=60\r\nCache-Control: no-cache\r\n";
-    gateway.ask(&post_to(QUERY, wishes, ASK)).await.assert_page(PAGE, "miss");
-    let wishes = "Cache-Control: max-age=60\r\nCache-Control: x=\"no-cache, no-store\"\r\n";
-    gateway.ask(&post_to(QUERY, wishes, ASK)).await.assert_page(PAGE, "hit");
+    let directives = "Cache-Control: max-age=60\r\nCache-Control: no-cache\r\n";
+    gateway.ask(&post_to(QUERY, directives, ASK)).await.assert_page(PAGE, "miss");
+    let directives = "Cache-Control: max-age=60\r\nCache-Control: x=\"no-cache, no-store\"\r\n";
+    gateway.ask(&post_to(QUERY, directives, ASK)).await.assert_page(PAGE, "hit");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::core::error::{GatewayError, Reason, whole_seconds};
 use crate::request::call::Call;
 use crate::request::key::Key;
 use crate::request::waiters::{Interest, Sponsor};
-use crate::semantics::upstream_headers::Stated;
+use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A moment's view of a budget.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,9 +87,9 @@ struct Holds {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     /// With an answer.
-    Answered(Stated),
+    Answered(RateLimitHeaders),
     /// With a 429, that asked for a pause or not.
-    Limited(Option<Duration>, Stated),
+    Limited(Option<Duration>, RateLimitHeaders),
     /// In a way that says that the upstream is not well.
     Failed,
     /// In a way that says nothing of the upstream.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::core::clock::Instant;
 use crate::core::window::Window;
-use crate::semantics::upstream_headers::Stated;
+use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// Below the wall at first, by so much.
 const MARGIN: f64 = 0.96;
@@ -154,7 +154,7 @@ impl Pace {
     }
 
     /// Twilio answered something else than 429. Until when nothing should be sent, if it says that nothing is left.
-    pub(super) fn accepted(&mut self, stated: &Stated, now: Instant) -> Option<Duration> {
+    pub(super) fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) -> Option<Duration> {
         self.accepted = self.accepted.saturating_add(1);
         self.recent.count(0, now);
         if let Some(rate) = self.stated_rate(stated) {
@@ -174,7 +174,14 @@ impl Pace {
 
     /// Twilio answered 429 to a call that was sent at `sent`, with `in_flight` calls under way, itself included;
     /// nothing will be sent until `resumes`.
-    pub(super) fn refused(&mut self, stated: &Stated, sent: Instant, in_flight: u32, now: Instant, resumes: Instant) {
+    pub(super) fn refused(
+        &mut self,
+        stated: &RateLimitHeaders,
+        sent: Instant,
+        in_flight: u32,
+        now: Instant,
+        resumes: Instant,
+    ) {
         if !stated.speaks_of_a_rate() && stated.concurrent.is_some() {
             self.crowd = Some(Crowd { most: in_flight.saturating_sub(1).max(1), at: now });
             return;
@@ -222,7 +229,7 @@ impl Pace {
     }
 
     /// The rate that a stated limit makes, with the longest window that was ever shown for it; a second at least.
-    fn stated_rate(&mut self, stated: &Stated) -> Option<f64> {
+    fn stated_rate(&mut self, stated: &RateLimitHeaders) -> Option<f64> {
         let limit = stated.limit.filter(|limit| *limit > 0)?;
         let shown = stated.reset.unwrap_or_default().max(Duration::from_secs(1));
         let window = match self.window {

@@ -37,7 +37,7 @@ use crate::core::units::Rate;
 use crate::metrics::{AccountLabels, Metrics, Name};
 use crate::request::call::{Answer, Call};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
-use crate::semantics::upstream_headers::{self, Stated};
+use crate::semantics::upstream_headers::{self, RateLimitHeaders};
 
 /// What an account may spend.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -166,12 +166,14 @@ fn ended(answer: &Result<Answer, GatewayError>, deadline: Instant, clock: Clock)
     match answer {
         Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
             let pause = upstream_headers::pause(&answer.headers, clock.wall(clock.now()));
-            Ended::Limited(pause, Stated::read(&answer.headers))
+            Ended::Limited(pause, RateLimitHeaders::read(&answer.headers))
         }
         Ok(answer) if answer.status.is_server_error() => Ended::Failed,
-        Ok(answer) => Ended::Answered(Stated::read(&answer.headers)),
+        Ok(answer) => Ended::Answered(RateLimitHeaders::read(&answer.headers)),
         // The upstream is there: it is the credentials that are bad.
-        Err(error) if error.reason() == Reason::UpstreamRejectedCredentials => Ended::Answered(Stated::default()),
+        Err(error) if error.reason() == Reason::UpstreamRejectedCredentials => {
+            Ended::Answered(RateLimitHeaders::default())
+        }
         // It was the client that had no more time.
         Err(error) if error.reason() == Reason::UpstreamTimeout && clock.now() >= deadline => Ended::Unclear,
         // It died while nobody used it: what a new connection does is what counts.

@@ -14,7 +14,7 @@ use super::waiting::{Waiting, WaitingRoom};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason, whole_seconds};
-use crate::semantics::upstream_headers::Stated;
+use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A wait that no sensible deadline outlasts, and that can still be added to any moment.
 const BEYOND_ALL_DEADLINES: Duration = Duration::from_secs(366 * 86_400);
@@ -216,7 +216,7 @@ impl<G> State<G> {
     }
 
     /// Twilio answered something else than 429.
-    pub(super) fn accepted(&mut self, stated: &Stated, now: Instant) {
+    pub(super) fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) {
         self.refusals_in_a_row = 0;
         if let Some(nothing_left) = self.pace.accepted(stated, now).filter(|_| self.limits.adapt) {
             self.hold(nothing_left, now);

@@ -11,7 +11,7 @@ use crate::core::clock::Instant;
 use crate::core::units::Rate;
 use crate::request::key::Key;
 use crate::request::waiters::{Interest, Waiter};
-use crate::semantics::request_directives::{Urgency, Wishes};
+use crate::semantics::request_directives::{RequestDirectives, Urgency};
 use crate::twilio::endpoint::Operation;
 
 const MS: Duration = Duration::from_millis(1);
@@ -40,9 +40,9 @@ fn call_of(team: &Team, urgency: u8, patience: Duration) -> (Call, Waiter) {
     let key = Key::new(&Team::example("a").account, Operation::Query, "", &fastrand::u128(..).to_le_bytes());
     let interest = Interest::of_clients();
     let waiter = interest.join(&team, Urgency::new(urgency));
-    let wishes = Wishes { urgency: Urgency::new(urgency), ..Wishes::default() };
+    let directives = RequestDirectives { urgency: Urgency::new(urgency), ..RequestDirectives::default() };
     let deadline = Instant::now() + patience;
-    (Call { team, key, interest, wishes, deadline, ..Call::example(Operation::Query, "", "") }, waiter)
+    (Call { team, key, interest, directives, deadline, ..Call::example(Operation::Query, "", "") }, waiter)
 }
 
 fn patient() -> (Call, Waiter) {
@@ -57,7 +57,7 @@ fn refresh() -> Call {
 async fn send(budget: &AccountBudget, call: &Call) -> Result<(), GatewayError> {
     let mut permit = budget.acquire(call).await?;
     permit.spend();
-    permit.end(Ended::Answered(Stated::default()));
+    permit.end(Ended::Answered(RateLimitHeaders::default()));
     Ok(())
 }
 
@@ -113,7 +113,7 @@ async fn slow_attempts_count_when_a_wait_is_foretold() {
         let mut permit = budget.acquire(&call).await.unwrap();
         permit.spend();
         advance(4 * S).await;
-        permit.end(Ended::Answered(Stated::default()));
+        permit.end(Ended::Answered(RateLimitHeaders::default()));
     }
     let (busy, _waiter) = patient();
     let _both = (budget.acquire(&busy).await.unwrap(), budget.acquire(&busy).await.unwrap());
@@ -133,7 +133,7 @@ async fn a_pause_holds_everybody_and_refuses_the_hopeless_at_once() {
     let hasty = spend(&budget, call_of(&Team::example("local"), 3, 3 * S));
     tokio::task::yield_now().await;
     assert_eq!(budget.standing().waiting, 2);
-    permit.end(Ended::Limited(Some(7 * S), Stated::default()));
+    permit.end(Ended::Limited(Some(7 * S), RateLimitHeaders::default()));
     assert_eq!(hasty.await.unwrap(), Err(Reason::Deadline));
     assert_eq!(Instant::now(), start);
     assert_eq!(patient.await.unwrap().unwrap() - start, 7 * S);
@@ -144,13 +144,13 @@ async fn a_pause_without_a_length_grows_and_is_capped() {
     let budget = budget(limits(100, 100, 10));
     let mut last = Duration::ZERO;
     for n in 1..12 {
-        attempt(&budget, Ended::Limited(None, Stated::default())).await.unwrap();
+        attempt(&budget, Ended::Limited(None, RateLimitHeaders::default())).await.unwrap();
         let paused = budget.standing().paused;
         let ceiling = limits(1, 1, 1).backoff.ceiling(n);
         assert!(paused <= ceiling && paused >= (ceiling / 2).min(last), "{n}: {paused:?} of {ceiling:?}");
         last = paused;
     }
-    attempt(&budget, Ended::Limited(Some(100_000 * S), Stated::default())).await.unwrap();
+    attempt(&budget, Ended::Limited(Some(100_000 * S), RateLimitHeaders::default())).await.unwrap();
     assert_eq!(budget.standing().paused, 300 * S);
 }
 
@@ -408,7 +408,7 @@ async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
 
 /// So many more of a call's own clients.
 fn crowd(call: &Call, clients: usize) -> Vec<Waiter> {
-    (0..clients).map(|_| call.interest.join(&call.team, call.wishes.urgency)).collect()
+    (0..clients).map(|_| call.interest.join(&call.team, call.directives.urgency)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -529,7 +529,7 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
     // Another joins who has more time, and then the account pauses for longer than the first has.
     interest.need_by(start + 30 * S);
     tokio::task::yield_now().await;
-    permit.end(Ended::Limited(Some(10 * S), Stated::default()));
+    permit.end(Ended::Limited(Some(10 * S), RateLimitHeaders::default()));
     let sent = shared.await.unwrap().unwrap() - start;
     assert!(sent >= 10 * S && sent < 30 * S, "{sent:?}");
 }
@@ -805,7 +805,7 @@ async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
     assert!(budget.standing().tokens < tokens, "a probe pays");
     assert_eq!(attempt(&budget, Ended::Failed).await.unwrap_err().reason(), Reason::CircuitOpen);
     assert_eq!(budget.standing().circuit, CircuitState::HalfOpen);
-    probe.end(Ended::Answered(Stated::default()));
+    probe.end(Ended::Answered(RateLimitHeaders::default()));
     assert_eq!((budget.standing().circuit, budget.standing().broken_for), (CircuitState::Closed, None));
     attempt(&budget, Ended::Failed).await.unwrap();
 }
@@ -822,7 +822,7 @@ async fn a_probe_that_is_given_up_lets_another_try() {
     let mut unclear = budget.acquire(&call).await.unwrap();
     unclear.spend();
     drop(unclear);
-    attempt(&budget, Ended::Answered(Stated::default())).await.unwrap();
+    attempt(&budget, Ended::Answered(RateLimitHeaders::default())).await.unwrap();
     assert_eq!(budget.standing().circuit, CircuitState::Closed);
 }
 
@@ -841,10 +841,10 @@ async fn answers_are_understood() {
         };
         ended(&answer, Instant::now() + S, Clock::new())
     };
-    let answered = Ended::Answered(Stated::default());
+    let answered = Ended::Answered(RateLimitHeaders::default());
     assert_eq!(ending(Ok(200)), answered);
     assert_eq!(ending(Ok(400)), answered);
-    assert_eq!(ending(Ok(429)), Ended::Limited(None, Stated::default()));
+    assert_eq!(ending(Ok(429)), Ended::Limited(None, RateLimitHeaders::default()));
     assert_eq!(ending(Ok(500)), Ended::Failed);
     assert_eq!(ending(Ok(503)), Ended::Failed);
     assert_eq!(ending(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
@@ -891,7 +891,7 @@ async fn a_stated_limit_leaves_no_room_for_bursts() {
         permit.spend();
         sent.push(Instant::now() - start);
         let (limit, remaining, reset) = (Some(5), Some(left), Some(S));
-        permit.end(Ended::Answered(Stated { limit, remaining, reset, concurrent: None }));
+        permit.end(Ended::Answered(RateLimitHeaders { limit, remaining, reset, concurrent: None }));
     }
     for window in sent.windows(6) {
         assert!(window[5] - window[0] >= 950 * MS, "{sent:?}");

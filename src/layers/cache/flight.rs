@@ -124,7 +124,7 @@ impl Flights {
     ) -> Result<Joined, T> {
         let key = (call.key, kind);
         let wait_for = |interest: &Arc<Interest>| {
-            let waiter = interest.join(&call.team, call.wishes.urgency);
+            let waiter = interest.join(&call.team, call.directives.urgency);
             // Before the call asks for its turn, which is of no use when it comes later.
             waiter.need_by(call.deadline);
             waiter
@@ -134,7 +134,7 @@ impl Flights {
             // A flight whose turn comes too late for this client must not be hurried by it.
             let turn = flight.interest.turn().filter(|turn| *turn > call.deadline);
             let waiter = match turn {
-                Some(_) => flight.interest.join(&call.team, call.wishes.urgency),
+                Some(_) => flight.interest.join(&call.team, call.directives.urgency),
                 None => wait_for(&flight.interest),
             };
             return Ok(Joined { waiter, landing: flight.landing.clone(), carried: Carried(None), leads: false });

@@ -125,7 +125,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        if call.wishes.cache.no_store && !call.wishes.cache.only_if_cached {
+        if call.directives.cache.no_store && !call.directives.cache.only_if_cached {
             return Either::Right(Box::pin(bypass(S::clone(&self.inner), call, self.layer.clock)));
         }
         let now = self.layer.clock.moment();
@@ -140,7 +140,7 @@ where
                 cache.call(call).await
             }));
         }
-        let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.wishes.cache);
+        let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.directives.cache);
         match (decision, entry) {
             (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(self.serve(&entry, None, &call, now)))),
             (Decision::ServeAndRefresh, Some(entry)) => {
@@ -194,7 +194,7 @@ where
             Some(_) => Forward::Request,
         };
         loop {
-            let forced = call.wishes.cache.no_cache;
+            let forced = call.directives.cache.no_cache;
             // Landed since this call looked; for a forced refresh it must have been asked for since, too.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.landed } > call.received;
             let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
@@ -243,7 +243,7 @@ where
                     }
                     let collapsed = !joined.leads;
                     let reply = landed.result.map(|page| {
-                        let theirs = page.tag_of_client(&call.wishes, None);
+                        let theirs = page.tag_of_client(&call.directives, None);
                         let not_modified = theirs.is_some();
                         let outcome = match (not_modified, collapsed) {
                             (true, _) => Outcome::Revalidated,
@@ -265,11 +265,11 @@ where
     /// A page from the store. Without `outcome` it is a hit, or stale if it is.
     fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Moment) -> Reply {
         entry.count_hit();
-        let (age, wishes) = (entry.age(now), &call.wishes);
-        let coded = wishes.gzip.then(|| entry.compression.coded()).flatten();
-        let theirs = entry.page.tag_of_client(wishes, coded);
+        let (age, directives) = (entry.age(now), &call.directives);
+        let coded = directives.gzip.then(|| entry.compression.coded()).flatten();
+        let theirs = entry.page.tag_of_client(directives, coded);
         let not_modified = theirs.is_some();
-        if wishes.gzip && coded.is_none() && !not_modified {
+        if directives.gzip && coded.is_none() && !not_modified {
             self.layer.store.compress(call.key, entry, self.layer.clock);
         }
         let outcome = match outcome {
@@ -545,7 +545,7 @@ where
     S: Service<Call, Response = Answer, Error = GatewayError>,
 {
     let interest = Interest::of_clients();
-    let _waiter = interest.join(&call.team, call.wishes.urgency);
+    let _waiter = interest.join(&call.team, call.directives.urgency);
     let key = KeyNote::new(&call.key);
     let asked = clock.now();
     let mut answer = inner.oneshot(Call { interest, ..call }).await?;

@@ -11,7 +11,7 @@ use super::*;
 use crate::core::clock::Simulation;
 use crate::core::error::Retry;
 use crate::metrics::Metrics;
-use crate::semantics::request_directives::{CacheWishes, Wishes};
+use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -143,16 +143,16 @@ fn purge(cache: &Cache, which: &Purge) -> u64 {
 }
 
 fn forcing(call: Call) -> Call {
-    let cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
-    Call { wishes: Wishes { cache, ..Wishes::default() }, ..call }
+    let cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
+    Call { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call }
 }
 
 fn call(body: &'static str) -> Call {
     Call::example(Operation::Query, "", body)
 }
 
-fn wishing(cache: CacheWishes) -> Call {
-    Call { wishes: Wishes { cache, ..Wishes::default() }, ..call("q") }
+fn wishing(cache: CacheDirectives) -> Call {
+    Call { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call("q") }
 }
 
 async fn ask(cache: &Cache, call: Call) -> Result<Reply, Reason> {
@@ -363,7 +363,7 @@ async fn a_forced_refresh_is_made_once_and_everybody_benefits() {
     let cache = cache(&upstream);
     upstream.open(1);
     ask(&cache, call("q")).await.unwrap();
-    let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    let no_cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     let forcing: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(wishing(no_cache)))).collect();
     settle().await;
     // Meanwhile the others read what is there.
@@ -380,7 +380,7 @@ async fn a_forced_refresh_is_made_once_and_everybody_benefits() {
 async fn no_store_touches_nothing() {
     let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
     let cache = cache(&upstream);
-    let no_store = CacheWishes { no_store: true, ..CacheWishes::default() };
+    let no_store = CacheDirectives { no_store: true, ..CacheDirectives::default() };
     assert_eq!(said(ask(&cache, wishing(no_store)).await), is(Outcome::Bypass, "1", None));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None));
     assert_eq!(said(ask(&cache, wishing(no_store)).await), is(Outcome::Bypass, "3", None));
@@ -391,7 +391,7 @@ async fn no_store_touches_nothing() {
 async fn only_if_cached_never_goes_upstream() {
     let upstream = Upstream::new(&[Next::Page("1")]);
     let cache = cache(&upstream);
-    let only = CacheWishes { only_if_cached: true, ..CacheWishes::default() };
+    let only = CacheDirectives { only_if_cached: true, ..CacheDirectives::default() };
     assert_eq!(ask(&cache, wishing(only)).await.unwrap_err(), Reason::OnlyIfCached);
     ask(&cache, call("q")).await.unwrap();
     assert_eq!(said(ask(&cache, wishing(only)).await), is(Outcome::Hit, "1", Some(0)));
@@ -480,7 +480,10 @@ async fn a_client_that_has_the_page_is_told_so() {
     let upstream = Upstream::new(&[Next::Page("1")]);
     let cache = cache(&upstream);
     let etag = ask(&cache, call("q")).await.unwrap().page.etag.clone();
-    let having = |tag| Call { wishes: Wishes { if_none_match: tag, ..Wishes::default() }, ..call("q") };
+    let having = |tag| Call {
+        directives: RequestDirectives { if_none_match: tag, ..RequestDirectives::default() },
+        ..call("q")
+    };
     let reply = ask(&cache, having(etag)).await.unwrap();
     assert_eq!((reply.outcome, reply.not_modified), (Outcome::Revalidated, true));
     let reply = ask(&cache, having(Some(HeaderValue::from_static("\"other\"")))).await.unwrap();
@@ -562,7 +565,7 @@ static LARGE: &str = match str::from_utf8(&[b'1'; 4096]) {
 };
 
 fn accepting_gzip() -> Call {
-    Call { wishes: Wishes { gzip: true, ..Wishes::default() }, ..call("q") }
+    Call { directives: RequestDirectives { gzip: true, ..RequestDirectives::default() }, ..call("q") }
 }
 
 /// A cache with one large page, and that page's entry.
@@ -679,8 +682,10 @@ async fn a_page_of_a_size_of_its_own_belongs_to_the_set_of_its_token() {
         assert_eq!(ask(&cache, call).await.unwrap().outcome, Outcome::Stale, "it expires with the first page");
     }
     // The token is expected of a newer set now, and the older set's page does not stand in for its.
-    let forced = CacheWishes { no_cache: true, ..CacheWishes::default() };
-    ask(&cache, Call { wishes: Wishes { cache: forced, ..Wishes::default() }, ..call("q") }).await.unwrap();
+    let forced = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
+    ask(&cache, Call { directives: RequestDirectives { cache: forced, ..RequestDirectives::default() }, ..call("q") })
+        .await
+        .unwrap();
     assert_eq!(said(ask(&cache, sized_page("b")).await), is(Outcome::Miss, "2' of 3>c3", None));
     assert_eq!(said(ask(&cache, sized_page("b")).await), is(Outcome::Hit, "2' of 3>c3", Some(0)));
     cache.layer.store.purge(&Purge::Key(call("q").key.to_string()));
@@ -724,7 +729,7 @@ async fn a_new_result_set_with_the_old_tokens_does_not_serve_the_old_pages() {
     ask(&cache, call("q")).await.unwrap();
     ask(&cache, page("b")).await.unwrap();
     advance(S).await;
-    let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    let no_cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     ask(&cache, wishing(no_cache)).await.unwrap();
     // Not even while the upstream fails: it would stand beside the new first page.
     assert_eq!(ask(&cache, page("b")).await.unwrap_err(), Reason::UpstreamTimeout);
@@ -756,7 +761,10 @@ async fn settled_queries_live_longer_once_the_metadata_proves_them() {
     let metadata = Call::example(Operation::Metadata, "", "");
     ask(&cache, metadata).await.unwrap();
     let forced = Call {
-        wishes: Wishes { cache: CacheWishes { no_cache: true, ..CacheWishes::default() }, ..Wishes::default() },
+        directives: RequestDirectives {
+            cache: CacheDirectives { no_cache: true, ..CacheDirectives::default() },
+            ..RequestDirectives::default()
+        },
         ..call(QUERY)
     };
     ask(&cache, forced).await.unwrap();
@@ -785,7 +793,7 @@ async fn refreshes_are_spread_unless_somebody_waits() {
     }
     settle().await;
     assert!(upstream.calls() < 30, "all began at once");
-    let no_cache = CacheWishes { no_cache: true, ..CacheWishes::default() };
+    let no_cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     advance(Duration::from_millis(1)).await;
     let begun = Instant::now();
     ask(&cache, wishing(no_cache)).await.unwrap();
@@ -1015,7 +1023,7 @@ async fn what_must_be_revalidated_is_never_served_stale() {
         ask(&cache, call("q")).await.unwrap();
         assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(0)));
         advance(61 * S).await;
-        let any_age = CacheWishes { max_stale: Some(Duration::MAX), ..CacheWishes::default() };
+        let any_age = CacheDirectives { max_stale: Some(Duration::MAX), ..CacheDirectives::default() };
         assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamTimeout, "{headers}");
         assert_eq!(ask(&cache, wishing(any_age)).await.unwrap_err(), Reason::UpstreamTimeout, "{headers}");
     }

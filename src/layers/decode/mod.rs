@@ -1,7 +1,7 @@
 //! Where HTTP becomes a [`Call`] and a [`Reply`] becomes HTTP.
 //!
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
-//! key is that nothing streams. Nothing of the client's headers goes further than what [`Wishes`] reads, and the ids of its
+//! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, and the ids of its
 //! trace.
 //!
 //! A team's policy is applied where its query is read, before the key is computed: what a team may not see is not looked
@@ -41,7 +41,7 @@ use crate::request::context::{RequestContext, Stage};
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
 use crate::request::waiters::Interest;
-use crate::semantics::request_directives::{CacheWishes, Wishes};
+use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
@@ -178,7 +178,7 @@ enum Release {
     /// The page tokens in it become the team's.
     Tokens(Arc<Restriction>),
     /// What is denied is left out, and then the client's wishes are met.
-    Metadata(Arc<Restriction>, Box<Wishes>),
+    Metadata(Arc<Restriction>, Box<RequestDirectives>),
 }
 
 impl Release {
@@ -189,7 +189,7 @@ impl Release {
                 restriction.give_tokens_of(&reply.page);
                 Ok(reply)
             }
-            Self::Metadata(restriction, wishes) => restriction.answer(reply, &wishes),
+            Self::Metadata(restriction, directives) => restriction.answer(reply, &directives),
         }
     }
 }
@@ -200,7 +200,7 @@ impl DecodeLayer {
         let Asked { head, body, operation, team, context, .. } = request;
         let query = head.uri.query().unwrap_or_default();
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
-        let mut wishes = Wishes::read(&head.headers);
+        let mut directives = RequestDirectives::read(&head.headers);
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
         let (parsed, release) = match (operation, restriction) {
             (Operation::Query, None) => {
@@ -225,19 +225,19 @@ impl DecodeLayer {
                     key: restriction.metadata,
                     expected_as: None,
                 };
-                let call = self.call(request, Operation::Metadata, parsed, of_metadata(&wishes));
+                let call = self.call(request, Operation::Metadata, parsed, of_metadata(&directives));
                 return Ok(Read::NeedsMetadata(Box::new(call), restriction));
             }
             (_, restriction) => {
                 let (parsed, parameters) = understand_parameters(team, *operation, query)?;
                 let release = match restriction {
-                    Some(restriction) => restrict(restriction, *operation, (&parsed, &parameters), &mut wishes)?,
+                    Some(restriction) => restrict(restriction, *operation, (&parsed, &parameters), &mut directives)?,
                     None => Release::AsItIs,
                 };
                 (parsed, release)
             }
         };
-        Ok(Read::Call(self.call(request, *operation, parsed, wishes), release))
+        Ok(Read::Call(self.call(request, *operation, parsed, directives), release))
     }
 
     /// A query under a policy, with this view of the account's metadata.
@@ -256,13 +256,13 @@ impl DecodeLayer {
             })
         })?;
         context.asks(parsed.asked.as_ref().unwrap_or(&parsed.body));
-        let call = self.call(request, *operation, parsed, Wishes::read(&head.headers));
+        let call = self.call(request, *operation, parsed, RequestDirectives::read(&head.headers));
         Ok((call, Release::Tokens(restriction)))
     }
 
-    fn call(&self, request: &Asked, operation: Operation, parsed: ParsedQuery, wishes: Wishes) -> Call {
+    fn call(&self, request: &Asked, operation: Operation, parsed: ParsedQuery, directives: RequestDirectives) -> Call {
         let Asked { team, received, context, .. } = request;
-        let patience = wishes.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
+        let patience = directives.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
         Call {
             key: parsed.key,
             expected_as: parsed.expected_as,
@@ -271,7 +271,7 @@ impl DecodeLayer {
             parameters: parsed.parameters,
             body: parsed.body,
             deadline: *received + patience,
-            wishes,
+            directives,
             received: *received,
             interest: Arc::clone(&self.nobody),
             context: Arc::clone(context),
@@ -337,7 +337,7 @@ fn restrict(
     restriction: Arc<Restriction>,
     operation: Operation,
     (parsed, parameters): (&ParsedQuery, &Parameters),
-    wishes: &mut Wishes,
+    directives: &mut RequestDirectives,
 ) -> Result<Release, GatewayError> {
     match operation {
         Operation::Metadata => {
@@ -346,8 +346,8 @@ fn restrict(
                 return Ok(Release::AsItIs);
             }
             // Asked for as nobody in particular: the client's tags and codings are those of another body.
-            let anybody = Wishes { if_none_match: None, gzip: false, ..wishes.clone() };
-            Ok(Release::Metadata(restriction, Box::new(std::mem::replace(wishes, anybody))))
+            let anybody = RequestDirectives { if_none_match: None, gzip: false, ..directives.clone() };
+            Ok(Release::Metadata(restriction, Box::new(std::mem::replace(directives, anybody))))
         }
         Operation::Page => {
             restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
@@ -379,9 +379,9 @@ where
 
 /// Of the metadata that a query needs: however fresh the query is to be, what is known of members may be as old as
 /// metadata may be.
-fn of_metadata(client: &Wishes) -> Wishes {
-    let cache = CacheWishes { only_if_cached: client.cache.only_if_cached, ..CacheWishes::default() };
-    Wishes { cache, urgency: client.urgency, wait: client.wait, ..Wishes::default() }
+fn of_metadata(client: &RequestDirectives) -> RequestDirectives {
+    let cache = CacheDirectives { only_if_cached: client.cache.only_if_cached, ..CacheDirectives::default() };
+    RequestDirectives { cache, urgency: client.urgency, wait: client.wait, ..RequestDirectives::default() }
 }
 
 fn parse(query: &str, team: &Team) -> Result<Parameters, GatewayError> {

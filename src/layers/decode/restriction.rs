@@ -18,7 +18,7 @@ use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::request::call::{Coded, Page, Reply};
 use crate::request::key::Key;
-use crate::semantics::request_directives::Wishes;
+use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::catalog::Catalog;
 use crate::twilio::parameters::Parameters;
 use crate::twilio::policy::{Denied, Policy, Visible};
@@ -175,11 +175,11 @@ impl Restriction {
     }
 
     /// The answer to a request for metadata, made for nobody in particular, as it is for a client with these `wishes`.
-    pub(super) fn answer(&self, reply: Reply, wishes: &Wishes) -> Result<Reply, GatewayError> {
+    pub(super) fn answer(&self, reply: Reply, directives: &RequestDirectives) -> Result<Reply, GatewayError> {
         if !reply.page.status.is_success() {
             return Ok(reply);
         }
-        Ok(self.view(&reply.page)?.answer(reply, wishes))
+        Ok(self.view(&reply.page)?.answer(reply, directives))
     }
 }
 
@@ -220,10 +220,10 @@ impl View {
         query.restrict(&self.policy, &self.catalog)
     }
 
-    fn answer(self: &Arc<Self>, reply: Reply, wishes: &Wishes) -> Reply {
+    fn answer(self: &Arc<Self>, reply: Reply, directives: &RequestDirectives) -> Reply {
         let page = self.visible.as_ref().unwrap_or(&reply.page);
-        let coded = if wishes.gzip { self.coded(page) } else { None };
-        let theirs = page.tag_of_client(wishes, coded);
+        let coded = if directives.gzip { self.coded(page) } else { None };
+        let theirs = page.tag_of_client(directives, coded);
         let not_modified = theirs.is_some();
         let outcome = match reply.outcome {
             // That the upstream is failing is worth more than that the client has the page.

@@ -6,12 +6,17 @@ use super::*;
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-fn limited(limit: u64, reset: u64) -> Stated {
-    Stated { limit: Some(limit), remaining: Some(0), reset: Some(Duration::from_secs(reset)), concurrent: None }
+fn limited(limit: u64, reset: u64) -> RateLimitHeaders {
+    RateLimitHeaders {
+        limit: Some(limit),
+        remaining: Some(0),
+        reset: Some(Duration::from_secs(reset)),
+        concurrent: None,
+    }
 }
 
 fn refuse(pace: &mut Pace, now: Instant) {
-    pace.refused(&Stated::default(), now, 1, now, now + S);
+    pace.refused(&RateLimitHeaders::default(), now, 1, now, now + S);
 }
 
 #[test]
@@ -19,7 +24,7 @@ fn without_a_refusal_the_configured_rate_holds() {
     let start = Instant::now();
     let mut pace = Pace::new(Some(5.0), start);
     for n in 0..1000 {
-        pace.accepted(&Stated::default(), start + n * MS);
+        pace.accepted(&RateLimitHeaders::default(), start + n * MS);
     }
     assert_eq!(pace.rate(start + S), Some(5.0));
     assert!(!pace.is_learnt(start + S));
@@ -43,12 +48,12 @@ fn refusals_of_what_was_sent_before_lower_the_rate_once() {
     let start = Instant::now();
     let mut pace = Pace::new(Some(100.0), start);
     for _ in 0..100 {
-        pace.accepted(&Stated::default(), start);
+        pace.accepted(&RateLimitHeaders::default(), start);
     }
     refuse(&mut pace, start + S);
     let once = pace.rate(start + 2 * S);
     for n in 0..8 {
-        pace.refused(&Stated::default(), start + S / 2, 8, start + S + n * MS, start + 2 * S);
+        pace.refused(&RateLimitHeaders::default(), start + S / 2, 8, start + S + n * MS, start + 2 * S);
     }
     assert_eq!(pace.rate(start + 2 * S), once);
 }
@@ -57,30 +62,30 @@ fn refusals_of_what_was_sent_before_lower_the_rate_once() {
 fn what_else_was_under_way_tells_where_the_first_wall_stands() {
     let start = Instant::now();
     // Of a first volley of six one is refused, and that before the others are answered, or after the first of them.
-    let volley = |before: u32, after: u32, stated: &Stated| {
+    let volley = |before: u32, after: u32, stated: &RateLimitHeaders| {
         let mut pace = Pace::new(Some(5.0), start);
         for _ in 0..before {
-            pace.accepted(&Stated::default(), start);
+            pace.accepted(&RateLimitHeaders::default(), start);
         }
         pace.refused(stated, start, 6, start, start + S);
         for _ in 0..after {
-            pace.accepted(&Stated::default(), start + 50 * MS);
+            pace.accepted(&RateLimitHeaders::default(), start + 50 * MS);
         }
         pace.rate(start + S).unwrap()
     };
     assert!(
-        (2.3..=2.5).contains(&volley(0, 0, &Stated::default())),
+        (2.3..=2.5).contains(&volley(0, 0, &RateLimitHeaders::default())),
         "nothing is known, and others may use the account"
     );
-    assert!((4.7..=5.0).contains(&volley(0, 5, &Stated::default())));
-    assert!((4.7..=5.0).contains(&volley(1, 4, &Stated::default())));
-    assert!((2.8..=3.0).contains(&volley(2, 1, &Stated::default())));
+    assert!((4.7..=5.0).contains(&volley(0, 5, &RateLimitHeaders::default())));
+    assert!((4.7..=5.0).contains(&volley(1, 4, &RateLimitHeaders::default())));
+    assert!((2.8..=3.0).contains(&volley(2, 1, &RateLimitHeaders::default())));
     assert!(volley(0, 5, &limited(4, 1)) <= 4.0, "more than is stated is not granted");
     // Answers to what was sent later say nothing of the wall.
     let mut pace = Pace::new(Some(5.0), start);
     refuse(&mut pace, start);
     for _ in 0..5 {
-        pace.accepted(&Stated::default(), start + S);
+        pace.accepted(&RateLimitHeaders::default(), start + S);
     }
     assert!(pace.rate(start + S).unwrap() <= 2.5);
 }
@@ -96,9 +101,9 @@ fn follows_the_limit_that_twilio_states() {
     let mut pace = Pace::new(Some(100.0), start);
     pace.refused(&limited(5, 45), start, 1, start, start + 45 * S);
     assert!(pace.rate(start + 45 * S).unwrap() <= 5.0 / 45.0);
-    // Stated in passing: a bound, but no wall.
+    // RateLimitHeaders in passing: a bound, but no wall.
     let mut pace = Pace::new(Some(100.0), start);
-    let stated = Stated { limit: Some(20), remaining: Some(7), ..Stated::default() };
+    let stated = RateLimitHeaders { limit: Some(20), remaining: Some(7), ..RateLimitHeaders::default() };
     assert_eq!(pace.accepted(&stated, start), None);
     assert_eq!((pace.rate(start), pace.rate(start + 61 * S)), (Some(20.0), Some(100.0)));
     assert_eq!(pace.accepted(&limited(20, 3), start), Some(2 * S), "nothing is left for two seconds and a part of one");
@@ -109,7 +114,7 @@ fn follows_the_limit_that_twilio_states() {
 fn a_stated_limit_never_lifts_the_configured_rate() {
     let start = Instant::now();
     let mut pace = Pace::new(Some(5.0), start);
-    pace.accepted(&Stated { limit: Some(500), ..Stated::default() }, start);
+    pace.accepted(&RateLimitHeaders { limit: Some(500), ..RateLimitHeaders::default() }, start);
     assert_eq!(pace.rate(start), Some(5.0));
 }
 
@@ -117,7 +122,7 @@ fn a_stated_limit_never_lifts_the_configured_rate() {
 fn a_429_about_concurrency_lowers_the_concurrency_alone() {
     let start = Instant::now();
     let mut pace = Pace::new(Some(50.0), start);
-    let stated = Stated { concurrent: Some(100), ..Stated::default() };
+    let stated = RateLimitHeaders { concurrent: Some(100), ..RateLimitHeaders::default() };
     pace.refused(&stated, start, 8, start, start + S);
     assert_eq!((pace.rate(start), pace.concurrency(10, start)), (Some(50.0), 7));
     assert!(pace.concurrency(10, start + 30 * S) > 7);
@@ -142,7 +147,7 @@ proptest! {
                 0 => refuse(&mut pace, now),
                 1 => pace.refused(&stated, now, 3, now, now + Duration::from_secs(reset)),
                 2 => drop(pace.accepted(&stated, now)),
-                _ => drop(pace.accepted(&Stated::default(), now)),
+                _ => drop(pace.accepted(&RateLimitHeaders::default(), now)),
             }
             let rate = pace.rate(now);
             prop_assert!(rate.is_some() || ceiling.is_none());
@@ -223,7 +228,7 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
                 Ok(()) => {
                     in_a_row = 0;
                     done[(ms / 1000) as usize].accepted += 1;
-                    pace.accepted(&Stated::default(), at(ms));
+                    pace.accepted(&RateLimitHeaders::default(), at(ms));
                 }
                 Err(wait) => {
                     in_a_row += 1;
@@ -231,7 +236,7 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
                     let backoff = (250 << in_a_row.min(6)) / 2 * 3 / 4;
                     let pause = if states { (wait.ceil() * 1000.0) as u64 } else { backoff };
                     paused_until = paused_until.max(ms + pause);
-                    pace.refused(&Stated::default(), at(sent), at_once, at(ms), at(paused_until));
+                    pace.refused(&RateLimitHeaders::default(), at(sent), at_once, at(ms), at(paused_until));
                 }
             }
         }
