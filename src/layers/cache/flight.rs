@@ -32,7 +32,7 @@ use crate::twilio::endpoint::Operation;
 
 /// What a flight brought.
 #[derive(Debug, Clone)]
-pub(super) struct Landed {
+pub(super) struct FlightResult {
     pub(super) result: Result<Arc<Page>, GatewayError>,
     /// Was the page kept.
     pub(super) stored: bool,
@@ -81,7 +81,7 @@ impl Flown {
 #[derive(Debug)]
 struct Flight {
     interest: Arc<Interest>,
-    landing: watch::Receiver<Option<Landed>>,
+    ending: watch::Receiver<Option<FlightResult>>,
     flown: Flown,
     outdated: Arc<AtomicBool>,
 }
@@ -91,8 +91,8 @@ struct Flight {
 pub(super) struct Joined {
     /// Leaving is dropping this.
     waiter: Waiter,
-    landing: watch::Receiver<Option<Landed>>,
-    carried: Carried,
+    ending: watch::Receiver<Option<FlightResult>>,
+    leader: LeaderFuture,
     /// Did this call begin the flight.
     pub(super) leads: bool,
 }
@@ -104,9 +104,9 @@ impl Joined {
     }
 
     /// Waits for the landing; `None` when the flight was lost. May be given up and called again.
-    pub(super) async fn landed(&mut self) -> Option<Landed> {
-        (&mut self.carried).await;
-        self.landing.wait_for(Option::is_some).await.ok().and_then(|landed| landed.clone())
+    pub(super) async fn finished(&mut self) -> Option<FlightResult> {
+        (&mut self.leader).await;
+        self.ending.wait_for(Option::is_some).await.ok().and_then(|finished| finished.clone())
     }
 }
 
@@ -120,7 +120,7 @@ impl Flights {
         kind: Kind,
         set: Option<Chain>,
         arrived_meanwhile: impl FnOnce() -> Option<T>,
-        begin: impl FnOnce(Takeoff, Arc<Interest>) -> BoxFuture<'static, ()>,
+        begin: impl FnOnce(FlightGuard, Arc<Interest>) -> BoxFuture<'static, ()>,
     ) -> Result<Joined, T> {
         let key = (call.key, kind);
         let wait_for = |interest: &Arc<Interest>| {
@@ -137,15 +137,15 @@ impl Flights {
                 Some(_) => flight.interest.join(&call.team, call.directives.urgency),
                 None => wait_for(&flight.interest),
             };
-            return Ok(Joined { waiter, landing: flight.landing.clone(), carried: Carried(None), leads: false });
+            return Ok(Joined { waiter, ending: flight.ending.clone(), leader: LeaderFuture(None), leads: false });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Err(arrived);
         }
         let interest = Interest::of_clients();
         let waiter = wait_for(&interest);
-        let (takeoff, landing) = self.enter(&mut table, key, Flown::of(call, set), &interest);
-        Ok(Joined { waiter, landing, carried: Carried(Some(begin(takeoff, interest))), leads: true })
+        let (guard, ending) = self.enter(&mut table, key, Flown::of(call, set), &interest);
+        Ok(Joined { waiter, ending, leader: LeaderFuture(Some(begin(guard, interest))), leads: true })
     }
 
     /// Begins a refresh unless one of the same is in flight already.
@@ -153,13 +153,13 @@ impl Flights {
         &self,
         key: (Key, Kind),
         flown: Flown,
-        begin: impl FnOnce(Takeoff, Arc<Interest>) -> BoxFuture<'static, ()>,
+        begin: impl FnOnce(FlightGuard, Arc<Interest>) -> BoxFuture<'static, ()>,
     ) {
         let mut table = self.lock();
         if !table.contains_key(&key) {
             let interest = Interest::of_refresh();
-            let (takeoff, _) = self.enter(&mut table, key, flown, &interest);
-            let flight = begin(takeoff, interest);
+            let (guard, _) = self.enter(&mut table, key, flown, &interest);
+            let flight = begin(guard, interest);
             // A runtime that is shutting down drops it at once, which frees its place.
             drop(table);
             tokio::spawn(flight);
@@ -181,15 +181,15 @@ impl Flights {
         key: (Key, Kind),
         flown: Flown,
         interest: &Arc<Interest>,
-    ) -> (Takeoff, watch::Receiver<Option<Landed>>) {
-        let (sender, landing) = watch::channel(None);
+    ) -> (FlightGuard, watch::Receiver<Option<FlightResult>>) {
+        let (sender, ending) = watch::channel(None);
         let outdated = Arc::<AtomicBool>::default();
         let (interest, shared) = (Arc::clone(interest), Arc::clone(&outdated));
-        let flight = Flight { interest, landing: landing.clone(), flown, outdated: shared };
+        let flight = Flight { interest, ending: ending.clone(), flown, outdated: shared };
         if let Some(of_older_set) = table.insert(key, flight) {
             of_older_set.outdated.store(true, Ordering::SeqCst);
         }
-        (Takeoff { flights: self.clone(), key, sender, outdated }, landing)
+        (FlightGuard { flights: self.clone(), key, sender, outdated }, ending)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -199,9 +199,9 @@ impl Flights {
 }
 
 /// A flight under way, as long as its first client waits for it. Dropped before its end, it goes on by itself.
-struct Carried(Option<BoxFuture<'static, ()>>);
+struct LeaderFuture(Option<BoxFuture<'static, ()>>);
 
-impl Future for Carried {
+impl Future for LeaderFuture {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -218,7 +218,7 @@ impl Future for Carried {
     }
 }
 
-impl Drop for Carried {
+impl Drop for LeaderFuture {
     fn drop(&mut self) {
         // Without a runtime everything ends.
         if let (Some(flight), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
@@ -227,26 +227,26 @@ impl Drop for Carried {
     }
 }
 
-impl fmt::Debug for Carried {
+impl fmt::Debug for LeaderFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Carried").field(&self.0.is_some()).finish()
+        f.debug_tuple("LeaderFuture").field(&self.0.is_some()).finish()
     }
 }
 
 /// Held by the flight; frees the place in the table when it is dropped.
 #[derive(Debug)]
-pub(super) struct Takeoff {
+pub(super) struct FlightGuard {
     flights: Flights,
     key: (Key, Kind),
-    sender: watch::Sender<Option<Landed>>,
+    sender: watch::Sender<Option<FlightResult>>,
     outdated: Arc<AtomicBool>,
 }
 
-impl Takeoff {
+impl FlightGuard {
     /// Tells everybody who waits. The place is freed first: who comes now finds the page, or begins anew.
-    pub(super) fn land(self, landed: Landed) {
+    pub(super) fn finish(self, finished: FlightResult) {
         self.leave();
-        self.sender.send_replace(Some(landed));
+        self.sender.send_replace(Some(finished));
     }
 
     /// Was what it brings purged after it began, or has its result set been replaced.
@@ -257,13 +257,13 @@ impl Takeoff {
     fn leave(&self) {
         let mut table = self.flights.lock();
         // Another flight may have the place, since this one landed, was purged or was of an older set.
-        if table.get(&self.key).is_some_and(|flight| flight.landing.same_channel(&self.sender.subscribe())) {
+        if table.get(&self.key).is_some_and(|flight| flight.ending.same_channel(&self.sender.subscribe())) {
             table.remove(&self.key);
         }
     }
 }
 
-impl Drop for Takeoff {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
         self.leave();
     }

@@ -27,7 +27,7 @@ use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::disk::{DiskSettings, DiskView};
-use self::flight::{Flown, Joined, Kind, Landed, Takeoff};
+use self::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
 use self::note::{Forward, KeyNote};
 use self::refresh_backoff::RefreshBackoff;
 use self::sets::{Chain, Membership};
@@ -172,13 +172,13 @@ where
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let set = self.layer.membership(&call);
-        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.chain()), |takeoff, interest| {
+        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.chain()), |guard, interest| {
             let call = Call { context: Arc::default(), ..call };
-            let (flight, layer) = (self.flight(call, set, takeoff, interest, delay), Arc::clone(&self.layer));
+            let (flight, layer) = (self.flight(call, set, guard, interest, delay), Arc::clone(&self.layer));
             Box::pin(async move {
                 flight.await;
                 if let Some(entry) = layer.store.page(&key) {
-                    layer.refreshes.ended(&key, entry.landed > begun, entry.lifetimes.fresh, layer.clock.now());
+                    layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
                 }
             })
         });
@@ -195,11 +195,11 @@ where
         };
         loop {
             let forced = call.directives.cache.no_cache;
-            // Landed since this call looked; for a forced refresh it must have been asked for since, too.
-            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.landed } > call.received;
+            // FlightResult since this call looked; for a forced refresh it must have been asked for since, too.
+            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > call.received;
             let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
             let set = self.layer.membership(&call);
-            let begin = |takeoff, interest| self.flight(call.clone(), set, takeoff, interest, Duration::ZERO);
+            let begin = |guard, interest| self.flight(call.clone(), set, guard, interest, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let mut joined = match self.layer.store.flights.join(&call, kind, set.chain(), arrived_meanwhile, begin) {
@@ -231,18 +231,18 @@ where
                     let error = joined.turn().map_or_else(unanswered, still_waits);
                     return self.or_stale(Err(error), entry, &call);
                 }
-                Waited::Landed(landed) => {
+                Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
                     // It was not sent, since those who waited for it had left or had no time for its turn. This client has.
                     let was_not_sent = |error: &GatewayError| {
                         let has_time = now + error.retry_after().unwrap_or_default() < call.deadline;
                         error.is_abandoned() || (error.reason() == Reason::Deadline && has_time)
                     };
-                    if !joined.leads && landed.result.as_ref().is_err_and(was_not_sent) {
+                    if !joined.leads && finished.result.as_ref().is_err_and(was_not_sent) {
                         continue;
                     }
                     let collapsed = !joined.leads;
-                    let reply = landed.result.map(|page| {
+                    let reply = finished.result.map(|page| {
                         let theirs = page.tag_of_client(&call.directives, None);
                         let not_modified = theirs.is_some();
                         let outcome = match (not_modified, collapsed) {
@@ -252,9 +252,9 @@ where
                         };
                         let status = page.status.as_u16();
                         let key = KeyNote::new(&call.key);
-                        let cache_status = note::forwarded(why, status, landed.stored, collapsed, outcome, &key);
+                        let cache_status = note::forwarded(why, status, finished.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
-                        Reply { page, coded: None, etag, outcome, cache_status, age: landed.age, not_modified }
+                        Reply { page, coded: None, etag, outcome, cache_status, age: finished.age, not_modified }
                     });
                     return self.or_stale(reply, entry, &call);
                 }
@@ -325,7 +325,7 @@ where
         &self,
         call: Call,
         set: Membership,
-        takeoff: Takeoff,
+        guard: FlightGuard,
         interest: Arc<Interest>,
         delay: Duration,
     ) -> BoxFuture<'static, ()> {
@@ -338,9 +338,9 @@ where
                     () = interest.wanted() => {}
                 }
                 // Somebody wanted it fetched anew meanwhile.
-                if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.landed > begun) {
+                if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
                     let age = Some(entry.age(layer.clock.moment()));
-                    return takeoff.land(Landed { result: Ok(Arc::clone(&entry.page)), stored: true, age });
+                    return guard.finish(FlightResult { result: Ok(Arc::clone(&entry.page)), stored: true, age });
                 }
             }
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), set };
@@ -349,11 +349,11 @@ where
             // Behind the request, which goes out first.
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
-            let landed = match answered {
-                Ok(answer) => layer.keep(&call, answer, settled, &asked, &takeoff),
-                Err(error) => Landed { result: Err(error), stored: false, age: None },
+            let finished = match answered {
+                Ok(answer) => layer.keep(&call, answer, settled, &asked, &guard),
+                Err(error) => FlightResult { result: Err(error), stored: false, age: None },
             };
-            takeoff.land(landed);
+            guard.finish(finished);
         })
     }
 }
@@ -383,8 +383,8 @@ impl CacheLayer {
         mut answer: Answer,
         settled: Option<Verdict>,
         asked: &Asked,
-        takeoff: &Takeoff,
-    ) -> Landed {
+        guard: &FlightGuard,
+    ) -> FlightResult {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
         let date = cache_control::date(&answer.headers);
         let age = cache_control::age(&answer.headers).map(|age| age + now.saturating_duration_since(asked.at));
@@ -392,7 +392,7 @@ impl CacheLayer {
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
         let page = Arc::new(Page::new(answer));
-        let landed = |stored| Landed { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
+        let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
             // The metadata may have come meanwhile.
@@ -429,7 +429,7 @@ impl CacheLayer {
             if let (Operation::Query, true, Some(next)) = (call.operation, page.status.is_success(), next) {
                 self.store.supersede(&call.key, next);
             }
-            return landed(false);
+            return finished(false);
         };
         let made = moment.before(storage.age);
         let chain = match call.operation {
@@ -441,7 +441,7 @@ impl CacheLayer {
             account: Arc::clone(&call.team.account.name),
             operation: call.operation,
             asked: asked.at,
-            landed: now,
+            finished: now,
             made,
             lifetimes,
             age_when_kept: storage.age,
@@ -461,7 +461,7 @@ impl CacheLayer {
             let usable = old.page.status.is_success() && old.age(moment) <= old.lifetimes.usable();
             !usable || (page.status.is_success() && old.asked <= asked.at)
         };
-        landed(self.store.insert(call.key, entry, takeoff, yields))
+        finished(self.store.insert(call.key, entry, guard, yields))
     }
 
     /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's
@@ -525,7 +525,7 @@ fn text(call: &Call) -> Option<Arc<str>> {
 }
 
 enum Waited {
-    Landed(Landed),
+    FlightResult(FlightResult),
     Lost,
     TooLong,
 }
@@ -534,7 +534,7 @@ enum Waited {
 async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     tokio::select! {
         biased;
-        landed = joined.landed() => landed.map_or(Waited::Lost, Waited::Landed),
+        finished = joined.finished() => finished.map_or(Waited::Lost, Waited::FlightResult),
         () = tokio::time::sleep_until(deadline) => Waited::TooLong,
     }
 }

@@ -17,7 +17,7 @@ use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
-use super::flight::{Flights, Takeoff};
+use super::flight::{FlightGuard, Flights};
 use super::note::KeyNote;
 use super::sets::{Chain, Membership, ResultSets};
 use crate::core::clock::{Clock, Instant, Moment};
@@ -37,7 +37,7 @@ pub(super) struct Entry {
     /// When it was asked for: of two pages the one asked for later is the newer.
     pub(super) asked: Instant,
     /// When it came.
-    pub(super) landed: Instant,
+    pub(super) finished: Instant,
     /// When it was new, from which its age counts: when it came, or earlier if it was said to be older.
     pub(super) made: Moment,
     pub(super) lifetimes: Lifetimes,
@@ -371,7 +371,7 @@ impl Store {
         &self,
         key: Key,
         entry: Entry,
-        takeoff: &Takeoff,
+        guard: &FlightGuard,
         yields: impl FnOnce(&Arc<Entry>) -> bool,
     ) -> bool {
         let entry = Arc::new(entry);
@@ -385,7 +385,7 @@ impl Store {
         let keep = || {
             let _changing = self.changing();
             let old = self.memory.get(&key);
-            if takeoff.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
+            if guard.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
                 return false;
             }
             self.keep_set(key, &entry, old.as_deref());

@@ -524,7 +524,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             account: "main".into(),
             operation: Operation::Query,
             asked: clock.now(),
-            landed: clock.now(),
+            finished: clock.now(),
             made: clock.moment(),
             lifetimes: POLICY.query,
             age_when_kept: Duration::ZERO,
@@ -538,12 +538,12 @@ async fn the_newest_pages_stay_within_the_capacity() {
             compression: Compression::default(),
             note: note::KeyNote::new(&key),
         };
-        let mut takeoff = None;
+        let mut guard = None;
         store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {
-            takeoff = Some(given);
+            guard = Some(given);
             Box::pin(std::future::ready(()))
         });
-        assert!(store.insert(key, entry, &takeoff.unwrap(), |_| true));
+        assert!(store.insert(key, entry, &guard.unwrap(), |_| true));
         key
     };
     for n in 0..1000 {

@@ -246,7 +246,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         operation,
         // Before all that this process asks for.
         asked: calendar.start,
-        landed: calendar.start,
+        finished: calendar.start,
         made,
         lifetimes,
         age_when_kept: calendar.moment.since(made),

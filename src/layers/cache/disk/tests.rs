@@ -45,7 +45,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         account: "main".into(),
         operation: Operation::Query,
         asked: clock.now(),
-        landed: clock.now(),
+        finished: clock.now(),
         made: clock.moment(),
         lifetimes,
         age_when_kept: Duration::ZERO,
@@ -130,12 +130,12 @@ impl Running {
 
 /// As a flight that lands.
 fn insert(store: &Store, n: u32, entry: Entry) -> bool {
-    let mut takeoff = None;
+    let mut guard = None;
     store.flights.refresh((key(n), Kind::Any), Flown::of(&call(n), None), |given, _| {
-        takeoff = Some(given);
+        guard = Some(given);
         Box::pin(std::future::ready(()))
     });
-    store.insert(key(n), entry, &takeoff.unwrap(), |_| true)
+    store.insert(key(n), entry, &guard.unwrap(), |_| true)
 }
 
 fn files(folder: &Path) -> Vec<String> {
