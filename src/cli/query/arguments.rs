@@ -9,6 +9,13 @@ use super::moment::moment;
 use crate::cli::text::steers;
 use crate::config::check_team_name;
 
+// Not as documentation, which would take a comparison for a tag.
+const FILTER: &str = "A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; repeatable, all must hold";
+const FILTER_LONG: &str = "\
+A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; repeatable, all must hold
+
+A value that holds a comma is written in double quotes. For the shell, quote the whole: 'F>V'.";
+
 /// Arguments of `query`.
 #[derive(Debug, Clone, Args)]
 #[command(group(ArgGroup::new("members").args(["measure", "dimension"]).required(true).multiple(true)))]
@@ -19,10 +26,8 @@ pub struct QueryArgs {
     /// What to group by, such as Conversation.CreatedDate.hour; repeatable
     #[arg(long, value_name = "D", num_args = 1.., value_delimiter = ',', value_parser = member)]
     pub dimension: Vec<String>,
-    /// A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; repeatable, all must hold
-    ///
-    /// A value that holds a comma is written in double quotes. For the shell, quote the whole: 'F>V'.
-    #[arg(long, value_name = "F=V", num_args = 1..)]
+    /// Conditions, all of which must hold.
+    #[arg(long, value_name = "F=V", num_args = 1.., help = FILTER, long_help = FILTER_LONG)]
     pub filter: Vec<Filter>,
     /// Only what is later than this: 2026-04-02, or 2026-04-02T10:00:00Z
     #[arg(long, value_name = "T", value_parser = moment)]

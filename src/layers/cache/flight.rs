@@ -22,7 +22,7 @@ use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::sets::Chain;
+use super::sets::ResultSet;
 use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
 use crate::request::call::{Call, Page};
@@ -62,15 +62,15 @@ pub(super) struct Flown {
     pub(super) account: Arc<str>,
     pub(super) operation: Operation,
     /// Of a further page: the result set that it belonged to when it was asked for.
-    pub(super) set: Option<Chain>,
+    pub(super) set: Option<ResultSet>,
 }
 
 impl Flown {
-    pub(super) fn of(call: &Call, set: Option<Chain>) -> Self {
+    pub(super) fn of(call: &Call, set: Option<ResultSet>) -> Self {
         Self { account: Arc::clone(&call.team.account.name), operation: call.operation, set }
     }
 
-    fn is_of_set(&self, other: Option<&Chain>) -> bool {
+    fn is_of_set(&self, other: Option<&ResultSet>) -> bool {
         match (&self.set, other) {
             (Some(own), Some(other)) => own.is(other),
             (own, other) => own.is_none() && other.is_none(),
@@ -118,7 +118,7 @@ impl Flights {
         &self,
         call: &Call,
         kind: Kind,
-        set: Option<Chain>,
+        set: Option<ResultSet>,
         arrived_meanwhile: impl FnOnce() -> Option<T>,
         begin: impl FnOnce(FlightGuard, Arc<Interest>) -> BoxFuture<'static, ()>,
     ) -> Result<Joined, T> {

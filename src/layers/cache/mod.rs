@@ -28,9 +28,9 @@ use tower::{Layer, Service, ServiceExt};
 
 pub use self::disk::{DiskSettings, DiskView};
 use self::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
-use self::note::{Forward, KeyNote};
+use self::note::{Forward, KeyParam};
 use self::refresh_backoff::RefreshBackoff;
-use self::sets::{Chain, Membership};
+use self::sets::{Membership, ResultSet};
 use self::store::{Compression, Entry};
 pub use self::store::{EntryView, Purge, Purged, Store};
 use crate::core::clock::{Clock, Instant, Moment};
@@ -172,7 +172,7 @@ where
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let set = self.layer.membership(&call);
-        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.chain()), |guard, interest| {
+        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.result_set()), |guard, interest| {
             let call = Call { context: Arc::default(), ..call };
             let (flight, layer) = (self.flight(call, set, guard, interest, delay), Arc::clone(&self.layer));
             Box::pin(async move {
@@ -202,12 +202,13 @@ where
             let begin = |guard, interest| self.flight(call.clone(), set, guard, interest, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
-            let mut joined = match self.layer.store.flights.join(&call, kind, set.chain(), arrived_meanwhile, begin) {
-                Ok(joined) => joined,
-                Err(arrived) => {
-                    return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.moment()));
-                }
-            };
+            let mut joined =
+                match self.layer.store.flights.join(&call, kind, set.result_set(), arrived_meanwhile, begin) {
+                    Ok(joined) => joined,
+                    Err(arrived) => {
+                        return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.moment()));
+                    }
+                };
             let now = self.layer.clock.now();
             if let Some(turn) = joined.turn().filter(|turn| !joined.leads && *turn > call.deadline) {
                 // The flight may wait for longer than this client does.
@@ -251,7 +252,7 @@ where
                             (false, false) => Outcome::Miss,
                         };
                         let status = page.status.as_u16();
-                        let key = KeyNote::new(&call.key);
+                        let key = KeyParam::new(&call.key);
                         let cache_status = note::forwarded(why, status, finished.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
                         Reply { page, coded: None, etag, outcome, cache_status, age: finished.age, not_modified }
@@ -411,7 +412,7 @@ impl CacheLayer {
             (StatusCode::OK, Operation::Page) => match set {
                 // What was asked for before the set began is older than its first page.
                 _ if set != asked.set => None,
-                Membership::Of(chain) => chain.lifetimes.after(moment.since(chain.begun)),
+                Membership::Of(result_set) => result_set.lifetimes.after(moment.since(result_set.begun)),
                 Membership::Lost => None,
                 // Nobody knows how old its first page is, so it is not served for long.
                 Membership::Unknown => Some(Lifetimes::fresh_only(self.policy.query.fresh)),
@@ -432,9 +433,9 @@ impl CacheLayer {
             return finished(false);
         };
         let made = moment.before(storage.age);
-        let chain = match call.operation {
-            Operation::Query if page.status.is_success() => Some(Chain::begin(call.key, made, lifetimes)),
-            _ => set.chain(),
+        let result_set = match call.operation {
+            Operation::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
+            _ => set.result_set(),
         };
         let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
         let entry = Entry {
@@ -445,15 +446,15 @@ impl CacheLayer {
             made,
             lifetimes,
             age_when_kept: storage.age,
-            chain,
+            result_set,
             next,
-            previous: chain.and_then(|_| previous_token(&page.body)).map(named),
+            previous: result_set.and_then(|_| previous_token(&page.body)).map(named),
             settled,
             time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            note: KeyNote::new(&call.key),
+            note: KeyParam::new(&call.key),
             page: Arc::clone(&page),
         };
         // A usable page is displaced neither by an error nor by what was asked for before it.
@@ -546,7 +547,7 @@ where
 {
     let interest = Interest::of_clients();
     let _waiter = interest.join(&call.team, call.directives.urgency);
-    let key = KeyNote::new(&call.key);
+    let key = KeyParam::new(&call.key);
     let asked = clock.now();
     let mut answer = inner.oneshot(Call { interest, ..call }).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));

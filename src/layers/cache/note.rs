@@ -33,9 +33,9 @@ impl Forward {
 
 /// The end of every line about one page: its key. Written once, and kept within the page's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct KeyNote([u8; Self::LENGTH]);
+pub(super) struct KeyParam([u8; Self::LENGTH]);
 
-impl KeyNote {
+impl KeyParam {
     const LENGTH: usize = "; key=\"0123456789abcdef\"".len();
 
     pub(super) fn new(key: &Key) -> Self {
@@ -47,7 +47,7 @@ impl KeyNote {
 }
 
 /// An answer from the store.
-pub(super) fn hit(ttl: i64, outcome: Outcome, key: &KeyNote) -> HeaderValue {
+pub(super) fn hit(ttl: i64, outcome: Outcome, key: &KeyParam) -> HeaderValue {
     line(["insights-gateway; hit; ttl=", itoa::Buffer::new().format(ttl), "; detail=", outcome.as_str()], key)
 }
 
@@ -58,7 +58,7 @@ pub(super) fn forwarded(
     stored: bool,
     collapsed: bool,
     outcome: Outcome,
-    key: &KeyNote,
+    key: &KeyParam,
 ) -> HeaderValue {
     let stored = if stored { "; stored" } else { "" };
     let collapsed = if collapsed { "; collapsed" } else { "" };
@@ -68,7 +68,7 @@ pub(super) fn forwarded(
 }
 
 /// Formatting macros would take most of the time of a hit's line.
-fn line<const N: usize>(parts: [&str; N], key: &KeyNote) -> HeaderValue {
+fn line<const N: usize>(parts: [&str; N], key: &KeyParam) -> HeaderValue {
     let mut line = Vec::with_capacity(128);
     for part in parts {
         line.extend_from_slice(part.as_bytes());
@@ -111,7 +111,7 @@ mod tests {
         #[test]
         fn every_line_is_a_structured_field(ttl in -1_000_000i64..1_000_000, outcome in 0usize..9, status in 100u16..600, stored: bool, collapsed: bool, why in 0usize..4, body: [u8; 4]) {
             let outcome = Outcome::ALL[outcome];
-            let key = KeyNote::new(&Key::new(&Team::example("a").account, Operation::Query, "", &body));
+            let key = KeyParam::new(&Key::new(&Team::example("a").account, Operation::Query, "", &body));
             let why = [Forward::UriMiss, Forward::Stale, Forward::Request, Forward::Bypass][why];
             for line in [hit(ttl, outcome, &key), forwarded(why, status, stored, collapsed, outcome, &key)] {
                 prop_assert!(is_structured(&line), "{:?}", line);

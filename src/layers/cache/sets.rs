@@ -24,7 +24,7 @@ use crate::twilio::endpoint::Operation;
 
 /// A result set: all its pages expire with the first, and are purged with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Chain {
+pub(super) struct ResultSet {
     /// The key of its first page.
     pub(super) first: Key,
     /// Tells it from other sets of the same query; chosen by chance.
@@ -34,7 +34,7 @@ pub(super) struct Chain {
     pub(super) lifetimes: Lifetimes,
 }
 
-impl Chain {
+impl ResultSet {
     /// A new set, whose first page was new then.
     pub(super) fn begin(first: Key, begun: Moment, lifetimes: Lifetimes) -> Self {
         Self { first, id: fastrand::u64(..), begun, lifetimes }
@@ -53,7 +53,7 @@ impl Chain {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Membership {
     /// It is of this set, which lives.
-    Of(Chain),
+    Of(ResultSet),
     /// It is of a set that is dead, or that may have been forgotten.
     Lost,
     /// No set that is known names it: its token is from elsewhere.
@@ -61,9 +61,9 @@ pub(super) enum Membership {
 }
 
 impl Membership {
-    pub(super) fn chain(&self) -> Option<Chain> {
+    pub(super) fn result_set(&self) -> Option<ResultSet> {
         match self {
-            Self::Of(chain) => Some(*chain),
+            Self::Of(result_set) => Some(*result_set),
             Self::Lost | Self::Unknown => None,
         }
     }
@@ -72,10 +72,10 @@ impl Membership {
 /// A page's place in a set. A first page has one too.
 #[derive(Debug, Clone)]
 struct Place {
-    chain: Chain,
+    result_set: ResultSet,
     account: Arc<str>,
     /// Of a first page: older sets of its query, whose pages have other tokens, so that they live on.
-    elders: Arc<[Chain]>,
+    elders: Arc<[ResultSet]>,
 }
 
 /// The places. Cheap to clone; all clones are one.
@@ -106,7 +106,7 @@ impl ResultSets {
             .eviction_policy(EvictionPolicy::lru())
             .eviction_listener(move |_, place: Place, cause| {
                 if cause == RemovalCause::Size {
-                    doubt.fetch_max(place.chain.end().nanos(), Ordering::SeqCst);
+                    doubt.fetch_max(place.result_set.end().nanos(), Ordering::SeqCst);
                 }
             })
             .build();
@@ -116,8 +116,8 @@ impl ResultSets {
     /// What is known of a further page.
     pub(super) fn membership(&self, key: &Key, now: Moment) -> Membership {
         match self.places.get(key) {
-            Some(place) if place.chain.end() <= now => Membership::Unknown,
-            Some(place) if self.lives(&place.chain) => Membership::Of(place.chain),
+            Some(place) if place.result_set.end() <= now => Membership::Unknown,
+            Some(place) if self.lives(&place.result_set) => Membership::Of(place.result_set),
             Some(_) => Membership::Lost,
             None if now.nanos() < self.doubtful_until.load(Ordering::SeqCst) => Membership::Lost,
             None => Membership::Unknown,
@@ -125,49 +125,49 @@ impl ResultSets {
     }
 
     /// May pages of this set be served.
-    pub(super) fn lives(&self, chain: &Chain) -> bool {
-        self.places
-            .get(&chain.first)
-            .is_some_and(|newest| newest.chain.is(chain) || newest.elders.iter().any(|elder| elder.is(chain)))
+    pub(super) fn lives(&self, result_set: &ResultSet) -> bool {
+        self.places.get(&result_set.first).is_some_and(|newest| {
+            newest.result_set.is(result_set) || newest.elders.iter().any(|elder| elder.is(result_set))
+        })
     }
 
     /// A set begins with its first page. It takes the place of the `older` one of the same query, which lives on if
     /// `apart`: the pages of the two cannot be taken for each other.
-    pub(super) fn begin(&self, chain: Chain, account: &Arc<str>, apart: bool) {
-        let elders = match self.places.get(&chain.first).filter(|_| apart) {
+    pub(super) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
+        let elders = match self.places.get(&result_set.first).filter(|_| apart) {
             Some(older) => {
-                let known = older.elders.iter().copied().filter(|elder| elder.end() > chain.begun);
-                std::iter::once(older.chain).chain(known).take(Self::ELDERS).collect()
+                let known = older.elders.iter().copied().filter(|elder| elder.end() > result_set.begun);
+                std::iter::once(older.result_set).chain(known).take(Self::ELDERS).collect()
             }
             None => Arc::default(),
         };
-        self.places.insert(chain.first, Place { chain, account: Arc::clone(account), elders });
+        self.places.insert(result_set.first, Place { result_set, account: Arc::clone(account), elders });
     }
 
     /// The page of `key` belongs to `chain`. Says whether it did not before. An older set of the same query that has a page
     /// of that name is dead from here on.
-    pub(super) fn expect(&self, key: Key, chain: Chain, account: &Arc<str>) -> bool {
+    pub(super) fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
         let before = self.places.get(&key);
-        if before.as_ref().is_some_and(|place| place.chain.is(&chain)) {
+        if before.as_ref().is_some_and(|place| place.result_set.is(&result_set)) {
             return false;
         }
-        self.places.insert(key, Place { chain, account: Arc::clone(account), elders: Arc::default() });
-        if let Some(older) = before.map(|place| place.chain)
-            && let Some(newest) = self.places.get(&chain.first)
+        self.places.insert(key, Place { result_set, account: Arc::clone(account), elders: Arc::default() });
+        if let Some(older) = before.map(|place| place.result_set)
+            && let Some(newest) = self.places.get(&result_set.first)
             && newest.elders.iter().any(|elder| elder.is(&older))
         {
             let elders = newest.elders.iter().copied().filter(|elder| !elder.is(&older)).collect();
-            self.places.insert(chain.first, Place { elders, ..newest });
+            self.places.insert(result_set.first, Place { elders, ..newest });
         }
         true
     }
 
     /// The set of a page that survived a restart. Says whether it is of that set, and not by now of another.
-    pub(super) fn restore(&self, key: Key, chain: Option<Chain>, account: &Arc<str>) -> bool {
-        match (self.places.get(&key), chain) {
-            (Some(known), chain) => chain.is_some_and(|chain| chain.is(&known.chain)),
-            (None, Some(chain)) => {
-                self.places.insert(key, Place { chain, account: Arc::clone(account), elders: Arc::default() });
+    pub(super) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: &Arc<str>) -> bool {
+        match (self.places.get(&key), result_set) {
+            (Some(known), result_set) => result_set.is_some_and(|result_set| result_set.is(&known.result_set)),
+            (None, Some(result_set)) => {
+                self.places.insert(key, Place { result_set, account: Arc::clone(account), elders: Arc::default() });
                 true
             }
             (None, None) => true,
@@ -177,15 +177,15 @@ impl ResultSets {
     /// The first pages of the sets in which a purge matches a page.
     pub(super) fn matching(&self, which: &Purge) -> impl Iterator<Item = Key> {
         self.places.iter().filter_map(move |(key, place)| {
-            let operation = if *key == place.chain.first { Operation::Query } else { Operation::Page };
-            which.matches(&key, Some((&place.account, operation))).then_some(place.chain.first)
+            let operation = if *key == place.result_set.first { Operation::Query } else { Operation::Page };
+            which.matches(&key, Some((&place.account, operation))).then_some(place.result_set.first)
         })
     }
 
     /// Forgets the sets whose first page `is_purged`, the older ones of the same query with them.
     pub(super) fn purge(&self, is_purged: impl Fn(&Key) -> bool) {
         for (key, place) in &self.places {
-            if is_purged(&place.chain.first) {
+            if is_purged(&place.result_set.first) {
                 self.places.invalidate(&*key);
             }
         }
@@ -213,15 +213,15 @@ mod tests {
         Call::example(Operation::Page, name, "").key
     }
 
-    fn chain(first: Key, begun: u32) -> Chain {
-        Chain::begin(first, Moment::from_nanos(0).after(S * begun), Lifetimes::fresh_only(60 * S))
+    fn result_set(first: Key, begun: u32) -> ResultSet {
+        ResultSet::begin(first, Moment::from_nanos(0).after(S * begun), Lifetimes::fresh_only(60 * S))
     }
 
     #[test]
     fn a_set_lives_until_a_newer_one_takes_its_tokens() {
         let (sets, account, now) = (ResultSets::new(1 << 20), "main".into(), Moment::from_nanos(0));
         let (first, second) = (key("1"), key("2"));
-        let (one, two, three) = (chain(first, 0), chain(first, 1), chain(first, 2));
+        let (one, two, three) = (result_set(first, 0), result_set(first, 1), result_set(first, 2));
         assert_eq!(sets.membership(&second, now), Membership::Unknown);
         sets.begin(one, &account, true);
         assert!(sets.expect(second, one, &account) && !sets.expect(second, one, &account));
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(sets.membership(&second, now), Membership::Lost);
         assert!(sets.expect(second, three, &account));
         assert_eq!(sets.membership(&second, now), Membership::Of(three));
-        let four = chain(first, 3);
+        let four = result_set(first, 3);
         sets.begin(four, &account, true);
         assert!(sets.lives(&three));
         assert!(sets.expect(second, four, &account));
@@ -247,7 +247,7 @@ mod tests {
     fn what_may_have_been_forgotten_is_not_taken_for_unknown() {
         let (sets, account) = (ResultSets::new(8192), "main".into());
         for n in 0..100u32 {
-            sets.begin(chain(Call::example(Operation::Query, &n.to_string(), "").key, n), &account, true);
+            sets.begin(result_set(Call::example(Operation::Query, &n.to_string(), "").key, n), &account, true);
             sets.settle();
         }
         assert!(sets.bytes() <= 8192);

@@ -18,8 +18,8 @@ use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::flight::{FlightGuard, Flights};
-use super::note::KeyNote;
-use super::sets::{Chain, Membership, ResultSets};
+use super::note::KeyParam;
+use super::sets::{Membership, ResultSet, ResultSets};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::{CauseLabels, Metrics, Word};
 use crate::request::call::{Coded, Page};
@@ -44,7 +44,7 @@ pub(super) struct Entry {
     /// Zero but for a page that was not new when it was kept.
     pub(super) age_when_kept: Duration,
     /// The result set that it is a page of.
-    pub(super) chain: Option<Chain>,
+    pub(super) result_set: Option<ResultSet>,
     /// The key of the page after it in that set.
     pub(super) next: Option<Key>,
     /// The key of the page before it in that set, by the token that it gives for that. Forgotten at a restart.
@@ -58,7 +58,7 @@ pub(super) struct Entry {
     pub(super) hits: AtomicU64,
     pub(super) compression: Compression,
     /// The end of every `Cache-Status` about this page, written once.
-    pub(super) note: KeyNote,
+    pub(super) note: KeyParam,
 }
 
 impl Entry {
@@ -73,7 +73,7 @@ impl Entry {
     /// May a stale one be refreshed by itself. A further page of a result set may not: it would mix an old
     /// first page with newer ones, and would still expire with the first.
     pub(super) fn is_refreshable(&self) -> bool {
-        self.operation != Operation::Page || self.chain.is_none()
+        self.operation != Operation::Page || self.result_set.is_none()
     }
 
     /// Of anything that is kept: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes of its
@@ -242,17 +242,17 @@ impl Memory {
 
     /// Only further pages can be of a dead set: a first page is replaced together with its set.
     fn is_current(&self, entry: &Entry) -> bool {
-        entry.operation != Operation::Page || entry.chain.is_none_or(|chain| self.sets.lives(&chain))
+        entry.operation != Operation::Page || entry.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
     }
 
     /// Puts a page that survived a restart where nothing newer is; says whether it did.
     pub(super) fn restore(&self, key: Key, entry: Entry) -> bool {
-        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.chain, &entry.account) {
+        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.result_set, &entry.account) {
             return false;
         }
         // So that a page that is fetched only now still expires with its set.
-        if let (Some(chain), Some(next)) = (entry.chain, entry.next) {
-            self.sets.restore(next, Some(chain), &entry.account);
+        if let (Some(result_set), Some(next)) = (entry.result_set, entry.next) {
+            self.sets.restore(next, Some(result_set), &entry.account);
         }
         self.pages.insert(key, Arc::new(entry));
         true
@@ -405,15 +405,15 @@ impl Store {
     /// Notes the set of a page that is about to be kept, and where the next page belongs.
     fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) {
         let Memory { pages, sets } = &self.memory;
-        let Some(chain) = entry.chain else { return };
-        if chain.first == key {
+        let Some(result_set) = entry.result_set else { return };
+        if result_set.first == key {
             // Tokens that differ once are taken to differ throughout; where a later one does not, its page goes below.
             let apart = entry.next.is_none() || old.is_some_and(|old| old.next.is_some() && old.next != entry.next);
-            sets.begin(chain, &entry.account, apart);
+            sets.begin(result_set, &entry.account, apart);
         }
         for named in [entry.next, entry.previous].into_iter().flatten() {
-            if sets.expect(named, chain, &entry.account)
-                && pages.get(&named).is_some_and(|there| there.chain.is_none_or(|other| !other.is(&chain)))
+            if sets.expect(named, result_set, &entry.account)
+                && pages.get(&named).is_some_and(|there| there.result_set.is_none_or(|other| !other.is(&result_set)))
             {
                 pages.invalidate(&named);
             }
@@ -520,7 +520,7 @@ impl Store {
             .map(|(key, entry)| {
                 let matches = which.matches(&key, Some((&entry.account, entry.operation)));
                 if matches {
-                    firsts.extend(entry.chain.map(|chain| chain.first));
+                    firsts.extend(entry.result_set.map(|result_set| result_set.first));
                 }
                 (*key, entry, matches)
             })
@@ -531,7 +531,7 @@ impl Store {
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });
         sets.purge(|first| firsts.contains(first));
-        let goes = |entry: &Entry| entry.chain.is_some_and(|chain| firsts.contains(&chain.first));
+        let goes = |entry: &Entry| entry.result_set.is_some_and(|result_set| firsts.contains(&result_set.first));
         let marked = all.into_iter().filter(|(_, entry, matches)| *matches || goes(entry));
         (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
     }

@@ -530,13 +530,13 @@ async fn the_newest_pages_stay_within_the_capacity() {
             age_when_kept: Duration::ZERO,
             next: None,
             previous: None,
-            chain: None,
+            result_set: None,
             settled: None,
             time_dimensions: None,
             query: None,
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            note: note::KeyNote::new(&key),
+            note: note::KeyParam::new(&key),
         };
         let mut guard = None;
         store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {

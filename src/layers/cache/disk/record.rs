@@ -17,7 +17,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::layers::cache::note;
-use crate::layers::cache::sets::Chain;
+use crate::layers::cache::sets::ResultSet;
 use crate::layers::cache::store::{Compression, Entry};
 use crate::request::call::Page;
 use crate::request::key::Key;
@@ -140,11 +140,11 @@ pub(super) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut
     record.extend_from_slice(&calendar.nanos(entry.made).to_le_bytes());
     record.push(code(&OPERATIONS, entry.operation)?);
     put(record, entry.account.as_bytes())?;
-    put_option(record, entry.chain, |record, chain| {
-        record.extend_from_slice(chain.first.as_bytes());
-        record.extend_from_slice(&chain.id.to_le_bytes());
-        put_moment(record, chain.begun, calendar);
-        put_lifetimes(record, chain.lifetimes);
+    put_option(record, entry.result_set, |record, result_set| {
+        record.extend_from_slice(result_set.first.as_bytes());
+        record.extend_from_slice(&result_set.id.to_le_bytes());
+        put_moment(record, result_set.begun, calendar);
+        put_lifetimes(record, result_set.lifetimes);
         Some(())
     })?;
     // The rest.
@@ -198,33 +198,33 @@ fn fields(record: &[u8]) -> Option<(&[u8; HASH], &[u8])> {
     rest.split_first_chunk()
 }
 
-struct SavedChain {
+struct SavedResultSet {
     first: [u8; 32],
     id: u64,
     begun: (Nanos, Moment),
     lifetimes: Lifetimes,
 }
 
-fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedChain>)> {
+fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedResultSet>)> {
     let fetched = reader.u64()?;
     let operation = *OPERATIONS.get(usize::from(reader.u8()?))?;
     let account = std::str::from_utf8(reader.bytes()?).ok()?;
-    let chain = reader.option(|reader| {
+    let result_set = reader.option(|reader| {
         let (first, id) = (*reader.array()?, reader.u64()?);
-        Some(SavedChain { first, id, begun: (reader.u64()?, reader.moment()?), lifetimes: reader.lifetimes()? })
+        Some(SavedResultSet { first, id, begun: (reader.u64()?, reader.moment()?), lifetimes: reader.lifetimes()? })
     })?;
-    let first = chain.as_ref().map(|chain| chain.first);
-    Some((Head { fetched, operation, account, first }, chain))
+    let first = result_set.as_ref().map(|result_set| result_set.first);
+    Some((Head { fetched, operation, account, first }, result_set))
 }
 
 pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Option<Entry> {
     let mut reader = Reader(fields);
-    let (Head { fetched, operation, account, .. }, chain) = read_head(&mut reader)?;
+    let (Head { fetched, operation, account, .. }, result_set) = read_head(&mut reader)?;
     let boot = u128::from_le_bytes(*reader.array()?);
     let made = calendar.moment(Written { wall: fetched, moment: reader.moment()?, boot });
-    let chain = chain.map(|SavedChain { first, id, begun: (wall, moment), lifetimes }| {
+    let result_set = result_set.map(|SavedResultSet { first, id, begun: (wall, moment), lifetimes }| {
         let begun = calendar.moment(Written { wall, moment, boot });
-        Chain { first: Key::from_bytes(first), id, begun, lifetimes }
+        ResultSet { first: Key::from_bytes(first), id, begun, lifetimes }
     });
     let lifetimes = reader.lifetimes()?;
     let next = reader.option(|reader| reader.array().copied().map(Key::from_bytes))?;
@@ -250,7 +250,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         made,
         lifetimes,
         age_when_kept: calendar.moment.since(made),
-        chain,
+        result_set,
         next,
         previous: None,
         settled,
@@ -259,7 +259,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        note: note::KeyNote::new(key),
+        note: note::KeyParam::new(key),
         page: Arc::new(Page { status, no_transform: Page::forbids_transforms(&headers), headers, body, etag }),
     })
 }

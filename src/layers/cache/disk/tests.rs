@@ -12,7 +12,7 @@ use super::*;
 use crate::core::clock::Moment;
 use crate::layers::cache::flight::{Flown, Kind};
 use crate::layers::cache::note;
-use crate::layers::cache::sets::{Chain, Membership};
+use crate::layers::cache::sets::{Membership, ResultSet};
 use crate::layers::cache::store::{Compression, Purged, Store};
 use crate::request::call::{Answer, Call, Page};
 use crate::semantics::freshness::Lifetimes;
@@ -49,7 +49,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         made: clock.moment(),
         lifetimes,
         age_when_kept: Duration::ZERO,
-        chain: None,
+        result_set: None,
         next: None,
         previous: None,
         settled: Some(Verdict::Recent),
@@ -57,7 +57,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        note: note::KeyNote::new(&key(n)),
+        note: note::KeyParam::new(&key(n)),
     }
 }
 
@@ -151,8 +151,8 @@ async fn pages_survive_a_restart_as_they_were() {
     let folder = home.path().join("made/by/us");
     let first = Running::start(&folder).await;
     let clock = first.clock;
-    let set = Chain::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
-    let kept = Entry { chain: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) };
+    let set = ResultSet::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
+    let kept = Entry { result_set: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) };
     first.insert(1, kept);
     let before = first.store.page(&key(1)).unwrap();
     first.close().await;
@@ -174,8 +174,8 @@ async fn pages_survive_a_restart_as_they_were() {
     assert!(age >= true_age && age - true_age < Duration::from_secs(1), "{age:?} {true_age:?}");
     // The next page still belongs to the set.
     let membership = second.store.membership(&key(2), second.clock.moment());
-    assert_eq!(membership, Membership::Of(after.chain.unwrap()));
-    assert!(after.chain.unwrap().is(&set));
+    assert_eq!(membership, Membership::Of(after.result_set.unwrap()));
+    assert!(after.result_set.unwrap().is(&set));
 }
 
 #[tokio::test]
@@ -187,11 +187,11 @@ async fn a_newer_page_is_never_overwritten_by_an_older_one() {
     assert!(!memory.restore(key(1), entry(1, clock, "old")));
     assert_eq!(store.page(&key(1)).unwrap().page.body, "new");
     // Nor is a place that another result set has.
-    let set = Chain::begin(key(9), clock.moment(), Lifetimes::fresh_only(HOUR));
-    insert(&store, 9, Entry { chain: Some(set), next: Some(key(2)), ..entry(9, clock, "first") });
+    let set = ResultSet::begin(key(9), clock.moment(), Lifetimes::fresh_only(HOUR));
+    insert(&store, 9, Entry { result_set: Some(set), next: Some(key(2)), ..entry(9, clock, "first") });
     assert!(!memory.restore(key(2), entry(2, clock, "old")));
-    let of = |set| Entry { chain: Some(set), operation: Operation::Page, ..entry(2, clock, "of this set") };
-    assert!(!memory.restore(key(2), of(Chain::begin(key(9), clock.moment(), set.lifetimes))));
+    let of = |set| Entry { result_set: Some(set), operation: Operation::Page, ..entry(2, clock, "of this set") };
+    assert!(!memory.restore(key(2), of(ResultSet::begin(key(9), clock.moment(), set.lifetimes))));
     assert!(memory.restore(key(2), of(set)) && store.page(&key(2)).is_some());
 }
 
@@ -245,11 +245,11 @@ async fn replacements_and_purges_reach_the_disk() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let set = Some(Chain::begin(key(2), clock.moment(), entry(2, clock, "").lifetimes));
+    let set = Some(ResultSet::begin(key(2), clock.moment(), entry(2, clock, "").lifetimes));
     first.keep(1);
     first.insert(1, entry(1, clock, "newer"));
-    first.insert(2, Entry { account: "other".into(), chain: set, ..entry(2, clock, body(2)) });
-    let further = Entry { operation: Operation::Page, chain: set, ..entry(3, clock, body(3)) };
+    first.insert(2, Entry { account: "other".into(), result_set: set, ..entry(2, clock, body(2)) });
+    let further = Entry { operation: Operation::Page, result_set: set, ..entry(3, clock, body(3)) };
     first.insert(3, further);
     first.insert(4, Entry { operation: Operation::Metadata, ..entry(4, clock, body(4)) });
     first.keep(5);
@@ -461,9 +461,9 @@ async fn a_purge_is_on_the_disk_when_it_returns() {
     let (home, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let set = Chain::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
-    first.insert(1, Entry { chain: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) });
-    first.insert(2, Entry { operation: Operation::Page, chain: Some(set), ..entry(2, clock, body(2)) });
+    let set = ResultSet::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
+    first.insert(1, Entry { result_set: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) });
+    first.insert(2, Entry { operation: Operation::Page, result_set: Some(set), ..entry(2, clock, body(2)) });
     first.keep(3);
     first.until("written", |first| first.writes("written") == 3).await;
     let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
@@ -526,7 +526,7 @@ proptest! {
             account: account.as_str().into(),
             made,
             lifetimes,
-            chain: chained.then(|| Chain::begin(key(7), made, lifetimes)),
+            result_set: chained.then(|| ResultSet::begin(key(7), made, lifetimes)),
             next: next.then(|| key(8)),
             query: Some("a query that names somebody".into()),
             ..entry(1, clock, "")
@@ -541,7 +541,7 @@ proptest! {
         prop_assert_eq!(&read.page.body, &kept.page.body);
         prop_assert_eq!(&read.page.headers, &kept.page.headers);
         prop_assert_eq!((read.page.status, &read.page.etag), (kept.page.status, &kept.page.etag));
-        prop_assert_eq!(read.chain, kept.chain);
+        prop_assert_eq!(read.result_set, kept.result_set);
         prop_assert_eq!((read.next, read.settled, &*read.account), (kept.next, kept.settled, &*kept.account));
         let head = head(&record).unwrap();
         prop_assert_eq!((head.account, head.first.is_some()), (&*account, chained));
