@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// How many of each.
-struct Crowd {
+struct WaiterCount {
     idle: usize,
     slow_heads: usize,
     slow_bodies: usize,
@@ -182,29 +182,29 @@ struct Measured {
     resident: [u64; 3],
 }
 
-async fn measure(process: &Process, crowd: &Crowd) -> Measured {
+async fn measure(process: &Process, waiter_count: &WaiterCount) -> Measured {
     let address = process.data;
-    let _warm = behave(address, crowd.asked / 4).await;
-    let alone = percentile(&behave(address, crowd.asked).await, 99);
+    let _warm = behave(address, waiter_count.asked / 4).await;
+    let alone = percentile(&behave(address, waiter_count.asked).await, 99);
     let before = resident(process);
 
     let mut clients = JoinSet::new();
-    for _ in 0..crowd.idle {
+    for _ in 0..waiter_count.idle {
         clients.spawn(idle(address));
     }
-    for _ in 0..crowd.slow_heads {
+    for _ in 0..waiter_count.slow_heads {
         clients.spawn(trickle(address, "GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: ".to_owned()));
     }
-    for _ in 0..crowd.slow_bodies {
+    for _ in 0..waiter_count.slow_bodies {
         let head = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n");
         clients.spawn(trickle(address, head + &"[".repeat(1000)));
     }
-    let garbage = Garbage::start(address, crowd.garbage);
-    let gathered = (crowd.idle + crowd.slow_bodies) as f64;
+    let garbage = Garbage::start(address, waiter_count.garbage);
+    let gathered = (waiter_count.idle + waiter_count.slow_bodies) as f64;
     poll("the crowd to gather", || async { (requests(process).await > gathered).then_some(()) }).await;
 
     let (begun, already) = (Instant::now(), requests(process).await);
-    let mut behaving = std::pin::pin!(behave(address, crowd.asked * 4));
+    let mut behaving = std::pin::pin!(behave(address, waiter_count.asked * 4));
     let mut most = before;
     let mut look = tokio::time::interval(Duration::from_millis(100));
     let latencies = loop {
@@ -229,8 +229,8 @@ fn arguments(upstream: &Upstream) -> Vec<String> {
 async fn a_client_that_behaves_is_served_in_a_crowd() {
     let upstream = Upstream::start().await;
     let process = Process::spawn(command(&arguments(&upstream))).await;
-    let crowd = Crowd { idle: 300, slow_heads: 100, slow_bodies: 100, garbage: 1000, asked: 100 };
-    let measured = measure(&process, &crowd).await;
+    let waiter_count = WaiterCount { idle: 300, slow_heads: 100, slow_bodies: 100, garbage: 1000, asked: 100 };
+    let measured = measure(&process, &waiter_count).await;
     println!("{measured:?}");
     // Whoever else uses this machine, nobody waits for a timeout of the crowd's.
     assert!(measured.crowded < Duration::from_secs(1), "{measured:?}");
@@ -267,15 +267,15 @@ async fn what_a_crowd_took_comes_back() {
     let before = resident(&process);
     // Heads of which only the end is missing: much memory for few descriptors.
     let beginning = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: {}", "a".repeat(50_000));
-    let mut crowd = Vec::new();
+    let mut waiter_count = Vec::new();
     for _ in 0..400 {
         let mut stream = connect(process.data).await;
         stream.write_all(beginning.as_bytes()).await.unwrap();
-        crowd.push(stream);
+        waiter_count.push(stream);
     }
     let enough = before + 20;
     let most = poll("the crowd's memory", || async { Some(resident(&process)).filter(|most| *most >= enough) }).await;
-    drop(crowd);
+    drop(waiter_count);
     let after = resident_again(&process, before).await;
     assert!(after <= before + KEPT, "MiB: {before}, at most {most} or more, then {after}");
 }
@@ -326,13 +326,13 @@ async fn unfinished_heads_take_little_memory_however_many_there_are() {
         }
         let process = Process::spawn(command(&arguments)).await;
         let before = resident(&process);
-        let mut crowd = Vec::new();
+        let mut waiter_count = Vec::new();
         let mut most = before;
         for n in 0..2200 {
             let mut stream = connect(process.data).await;
             // The gateway may have closed it before all is sent.
             let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(&beginning)).await;
-            crowd.push(stream);
+            waiter_count.push(stream);
             if n % 20 == 0 {
                 most = most.max(resident(&process));
             }
@@ -345,7 +345,7 @@ async fn unfinished_heads_take_little_memory_however_many_there_are() {
         most = most.max(resident(&process));
         println!("{kind}: {before} MiB, at most {most} MiB");
         assert!(most < 128, "{kind}: {before} MiB, at most {most} MiB");
-        drop(crowd);
+        drop(waiter_count);
     }
 }
 
@@ -362,8 +362,8 @@ async fn a_client_that_behaves_hardly_notices_seven_thousand_others() {
         plain = pinned;
     }
     let process = Process::spawn(plain).await;
-    let crowd = Crowd { idle: 5000, slow_heads: 1000, slow_bodies: 1000, garbage: 20_000, asked: 1000 };
-    let measured = measure(&process, &crowd).await;
+    let waiter_count = WaiterCount { idle: 5000, slow_heads: 1000, slow_bodies: 1000, garbage: 20_000, asked: 1000 };
+    let measured = measure(&process, &waiter_count).await;
     println!("{measured:?}");
     assert!(measured.rate > 19_000.0, "{measured:?}");
     assert!(measured.crowded <= 2 * measured.alone, "{measured:?}");

@@ -118,7 +118,7 @@ where
         }
         tokio::select! {
             biased;
-            () = call.interest.abandoned() => return result,
+            () = call.waiters.abandoned() => return result,
             () = tokio::time::sleep(delay) => {}
         }
         let reason = match &result {

@@ -14,7 +14,7 @@ use crate::core::clock::Instant;
 use crate::core::outcome::Outcome;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
-use crate::request::waiters::Interest;
+use crate::request::waiters::Waiters;
 use crate::semantics::cache_control;
 use crate::semantics::request_directives::{self, RequestDirectives};
 use crate::twilio::endpoint::Operation;
@@ -42,7 +42,7 @@ pub struct Call {
     /// When the client must have an answer.
     pub deadline: Instant,
     /// Who still waits for it.
-    pub interest: Arc<Interest>,
+    pub waiters: Arc<Waiters>,
     /// What happened to it.
     pub context: Arc<RequestContext>,
 }
@@ -62,7 +62,7 @@ impl Call {
             directives: RequestDirectives::default(),
             received: Instant::now(),
             deadline: Instant::now() + Duration::from_secs(90),
-            interest: Interest::of_clients(),
+            waiters: Waiters::of_clients(),
             context: Arc::default(),
         }
     }

@@ -16,15 +16,15 @@ use crate::semantics::request_directives::Urgency;
 
 /// The clients that wait for one upstream call.
 #[derive(Debug)]
-pub struct Interest {
+pub struct Waiters {
     /// Of each team and urgency one, as long as somebody waits.
-    clients: Mutex<Vec<Sponsor>>,
+    clients: Mutex<Vec<TeamWaiters>>,
     /// Counts changes that a waiting call has to know of.
     version: AtomicU64,
     changed: Notify,
     refresh: bool,
     /// When its turn is to be expected, while it waits for that.
-    turn: Mutex<Option<Instant>>,
+    estimated_start: Mutex<Option<Instant>>,
     /// What [`need_by`](Self::need_by) was told.
     needed: Mutex<Option<Needed>>,
 }
@@ -40,20 +40,20 @@ struct Needed {
 
 /// One team's share in a call.
 #[derive(Debug, Clone)]
-pub struct Sponsor {
+pub struct TeamWaiters {
     /// In whose line the call may stand, and whose share it takes.
     pub team: Arc<Team>,
     /// The most urgent of the team's clients.
     pub urgency: Urgency,
     /// The team's clients of that urgency.
-    pub crowd: Crowd,
+    pub waiter_count: WaiterCount,
 }
 
 /// How many clients wait: clones are one number, that follows them as they come and leave.
 #[derive(Debug, Clone, Default)]
-pub struct Crowd(Arc<AtomicUsize>);
+pub struct WaiterCount(Arc<AtomicUsize>);
 
-impl Crowd {
+impl WaiterCount {
     /// Their number now.
     pub fn size(&self) -> usize {
         self.0.load(SeqCst)
@@ -70,7 +70,7 @@ impl Crowd {
     }
 }
 
-impl Interest {
+impl Waiters {
     /// Of a call that clients wait for; it is abandoned when the last of them leaves.
     pub fn of_clients() -> Arc<Self> {
         Self::new(false)
@@ -83,7 +83,14 @@ impl Interest {
 
     fn new(refresh: bool) -> Arc<Self> {
         let (clients, version, changed) = (Mutex::default(), AtomicU64::default(), Notify::new());
-        Arc::new(Self { clients, version, changed, refresh, turn: Mutex::default(), needed: Mutex::default() })
+        Arc::new(Self {
+            clients,
+            version,
+            changed,
+            refresh,
+            estimated_start: Mutex::default(),
+            needed: Mutex::default(),
+        })
     }
 
     /// One more waits, until the guard is dropped.
@@ -92,22 +99,22 @@ impl Interest {
         let place = match clients.iter().position(|known| known.is(team, urgency)) {
             Some(place) => place,
             None => {
-                clients.push(Sponsor { team: Arc::clone(team), urgency, crowd: Crowd::default() });
+                clients.push(TeamWaiters { team: Arc::clone(team), urgency, waiter_count: WaiterCount::default() });
                 clients.len() - 1
             }
         };
-        let first = clients[place].crowd.grow() == 0;
+        let first = clients[place].waiter_count.grow() == 0;
         drop(clients);
         if first {
             self.announce();
         }
-        Waiter { interest: Arc::clone(self), team: Arc::clone(team), urgency }
+        Waiter { waiters: Arc::clone(self), team: Arc::clone(team), urgency }
     }
 
     fn leave(&self, team: &Arc<Team>, urgency: Urgency) {
         let mut clients = self.lock();
         let Some(place) = clients.iter().position(|known| known.is(team, urgency)) else { return };
-        let last = clients[place].crowd.shrink() == 1;
+        let last = clients[place].waiter_count.shrink() == 1;
         if last {
             clients.swap_remove(place);
         }
@@ -123,28 +130,28 @@ impl Interest {
     }
 
     /// The teams that wait for it, each once; and what [`changed`](Self::changed) wants to know of this moment.
-    pub fn sponsors(&self) -> (Vec<Sponsor>, u64) {
+    pub fn waiting_teams(&self) -> (Vec<TeamWaiters>, u64) {
         let clients = self.lock();
-        let mut sponsors: Vec<Sponsor> = Vec::with_capacity(clients.len());
-        for sponsor in clients.iter() {
-            match sponsors.iter_mut().find(|known| known.team.name == sponsor.team.name) {
-                Some(known) if known.urgency <= sponsor.urgency => {}
-                Some(known) => *known = sponsor.clone(),
-                None => sponsors.push(sponsor.clone()),
+        let mut waiting_teams: Vec<TeamWaiters> = Vec::with_capacity(clients.len());
+        for team_waiters in clients.iter() {
+            match waiting_teams.iter_mut().find(|known| known.team.name == team_waiters.team.name) {
+                Some(known) if known.urgency <= team_waiters.urgency => {}
+                Some(known) => *known = team_waiters.clone(),
+                None => waiting_teams.push(team_waiters.clone()),
             }
         }
         // Still under the lock: what changes after this has a later version.
-        (sponsors, self.version.load(SeqCst))
+        (waiting_teams, self.version.load(SeqCst))
     }
 
     /// The call waits, and its turn is to be expected then; or it does not wait, or no more.
-    pub fn expect_turn(&self, turn: Option<Instant>) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+    pub fn set_estimated_start(&self, estimated_start: Option<Instant>) {
+        *self.estimated_start.lock().unwrap_or_else(PoisonError::into_inner) = estimated_start;
     }
 
     /// When the turn of a call that waits is to be expected.
-    pub fn turn(&self) -> Option<Instant> {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn estimated_start(&self) -> Option<Instant> {
+        *self.estimated_start.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One of those who wait cannot wait for longer than this. It is remembered after that client has left.
@@ -222,13 +229,13 @@ impl Interest {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Sponsor>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<TeamWaiters>> {
         // Every change under this lock is complete before anything that could panic.
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sponsor {
+impl TeamWaiters {
     fn is(&self, team: &Arc<Team>, urgency: Urgency) -> bool {
         self.urgency == urgency && self.team.name == team.name
     }
@@ -237,26 +244,26 @@ impl Sponsor {
 /// A client that waits; dropping it is leaving.
 #[derive(Debug)]
 pub struct Waiter {
-    interest: Arc<Interest>,
+    waiters: Arc<Waiters>,
     team: Arc<Team>,
     urgency: Urgency,
 }
 
 impl Waiter {
     /// When the turn of the call is to be expected, if it waits for that.
-    pub fn turn(&self) -> Option<Instant> {
-        self.interest.turn()
+    pub fn estimated_start(&self) -> Option<Instant> {
+        self.waiters.estimated_start()
     }
 
     /// This client cannot wait for longer than this.
     pub fn need_by(&self, deadline: Instant) {
-        self.interest.need_by(deadline);
+        self.waiters.need_by(deadline);
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.interest.leave(&self.team, self.urgency);
+        self.waiters.leave(&self.team, self.urgency);
     }
 }
 
@@ -270,83 +277,83 @@ mod tests {
         Arc::new(Team::example(name))
     }
 
-    fn join(interest: &Arc<Interest>) -> Waiter {
-        interest.join(&team("one"), Urgency::default())
+    fn join(waiters: &Arc<Waiters>) -> Waiter {
+        waiters.join(&team("one"), Urgency::default())
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_last_to_leave_abandons() {
-        let interest = Interest::of_clients();
-        let (one, two) = (join(&interest), join(&interest));
+        let waiters = Waiters::of_clients();
+        let (one, two) = (join(&waiters), join(&waiters));
         drop(one);
-        assert!(timeout(Duration::from_secs(1), interest.abandoned()).await.is_err());
+        assert!(timeout(Duration::from_secs(1), waiters.abandoned()).await.is_err());
         drop(two);
-        interest.abandoned().await;
+        waiters.abandoned().await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refresh_is_never_abandoned_but_may_become_wanted() {
-        let interest = Interest::of_refresh();
-        assert!(timeout(Duration::from_secs(1), interest.abandoned()).await.is_err());
-        assert!(timeout(Duration::from_secs(1), interest.wanted()).await.is_err());
-        let _client = join(&interest);
-        interest.wanted().await;
+        let waiters = Waiters::of_refresh();
+        assert!(timeout(Duration::from_secs(1), waiters.abandoned()).await.is_err());
+        assert!(timeout(Duration::from_secs(1), waiters.wanted()).await.is_err());
+        let _client = join(&waiters);
+        waiters.wanted().await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_team_is_named_once_with_its_most_urgent_client() {
-        let interest = Interest::of_clients();
+        let waiters = Waiters::of_clients();
         let (calm, urgent) = (Urgency::default(), Urgency::new(1));
-        let _one = interest.join(&team("one"), calm);
-        let two = interest.join(&team("two"), calm);
-        let (_, seen) = interest.sponsors();
-        let more = interest.join(&team("two"), calm);
-        assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "nothing new");
-        let hurried = interest.join(&team("two"), urgent);
-        interest.changed(seen).await;
-        let named = |interest: &Arc<Interest>| {
+        let _one = waiters.join(&team("one"), calm);
+        let two = waiters.join(&team("two"), calm);
+        let (_, seen) = waiters.waiting_teams();
+        let more = waiters.join(&team("two"), calm);
+        assert!(timeout(Duration::from_secs(1), waiters.changed(seen)).await.is_err(), "nothing new");
+        let hurried = waiters.join(&team("two"), urgent);
+        waiters.changed(seen).await;
+        let named = |waiters: &Arc<Waiters>| {
             let mut named: Vec<_> =
-                interest.sponsors().0.iter().map(|s| (s.team.name.to_string(), s.urgency.level())).collect();
+                waiters.waiting_teams().0.iter().map(|s| (s.team.name.to_string(), s.urgency.level())).collect();
             named.sort();
             named
         };
-        assert_eq!(named(&interest), [("one".to_owned(), 3), ("two".to_owned(), 1)]);
+        assert_eq!(named(&waiters), [("one".to_owned(), 3), ("two".to_owned(), 1)]);
         drop((two, more, hurried));
-        assert_eq!(named(&interest), [("one".to_owned(), 3)]);
+        assert_eq!(named(&waiters), [("one".to_owned(), 3)]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_crowd_is_counted_without_telling_anybody() {
-        let interest = Interest::of_clients();
-        let _calm = interest.join(&team("one"), Urgency::new(7));
-        let one = join(&interest);
-        let (sponsors, seen) = interest.sponsors();
-        let more = [(); 3].map(|()| join(&interest));
-        assert_eq!(sponsors[0].crowd.size(), 4, "of those that are as urgent");
+        let waiters = Waiters::of_clients();
+        let _calm = waiters.join(&team("one"), Urgency::new(7));
+        let one = join(&waiters);
+        let (waiting_teams, seen) = waiters.waiting_teams();
+        let more = [(); 3].map(|()| join(&waiters));
+        assert_eq!(waiting_teams[0].waiter_count.size(), 4, "of those that are as urgent");
         drop((one, more));
-        assert_eq!(sponsors[0].crowd.size(), 0);
-        interest.changed(seen).await;
-        assert_eq!(interest.sponsors().0[0].crowd.size(), 1);
+        assert_eq!(waiting_teams[0].waiter_count.size(), 0);
+        waiters.changed(seen).await;
+        assert_eq!(waiters.waiting_teams().0[0].waiter_count.size(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_earlier_or_later_deadline_is_told() {
-        let (interest, now) = (Interest::of_clients(), Instant::now());
-        let client = join(&interest);
+        let (waiters, now) = (Waiters::of_clients(), Instant::now());
+        let client = join(&waiters);
         client.need_by(now + Duration::from_secs(9));
-        let (_, seen) = interest.sponsors();
+        let (_, seen) = waiters.waiting_teams();
         client.need_by(now + Duration::from_secs(9));
-        assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "nothing new");
+        assert!(timeout(Duration::from_secs(1), waiters.changed(seen)).await.is_err(), "nothing new");
         client.need_by(now + Duration::from_secs(8));
-        interest.changed(seen).await;
-        let (_, seen) = interest.sponsors();
+        waiters.changed(seen).await;
+        let (_, seen) = waiters.waiting_teams();
         client.need_by(now + Duration::from_millis(9500));
-        assert!(timeout(Duration::from_secs(1), interest.changed(seen)).await.is_err(), "not much later");
+        assert!(timeout(Duration::from_secs(1), waiters.changed(seen)).await.is_err(), "not much later");
         client.need_by(now + Duration::from_secs(11));
-        interest.changed(seen).await;
-        assert_eq!(interest.needed_by(), Some(now + Duration::from_secs(8)));
-        assert_eq!(interest.useful_until(), Some(now + Duration::from_secs(11)));
-        let refresh = Interest::of_refresh();
+        waiters.changed(seen).await;
+        assert_eq!(waiters.needed_by(), Some(now + Duration::from_secs(8)));
+        assert_eq!(waiters.useful_until(), Some(now + Duration::from_secs(11)));
+        let refresh = Waiters::of_refresh();
         join(&refresh).need_by(now);
         assert_eq!((refresh.needed_by(), refresh.useful_until()), (Some(now), None));
     }

@@ -368,11 +368,11 @@ mod tests {
     proptest::proptest! {
         /// By the letter: the weight of each coding is its own, else that of `*`.
         #[test]
-        fn weights_decide(gzip in weights(), identity in weights(), others in weights(), turn in 0usize..3) {
+        fn weights_decide(gzip in weights(), identity in weights(), others in weights(), estimated_start in 0usize..3) {
             let listed = [("gzip", gzip), ("identity", identity), ("*", others)];
             let mut list: Vec<_> =
                 listed.iter().filter_map(|(name, q)| q.map(|q| format!("{name};q={}.{:03}", q / 1000, q % 1000))).collect();
-            let middle = turn.min(list.len());
+            let middle = estimated_start.min(list.len());
             list.rotate_left(middle);
             let effective = gzip.or(others).unwrap_or(0);
             let expected = effective > 0 && identity.is_none_or(|identity| effective >= identity);

@@ -20,7 +20,7 @@ async fn answers(clients: Vec<Client>, page: &str) -> (usize, usize, usize) {
     (count("collapsed"), count("miss"), count("hit"))
 }
 
-async fn crowd(gateway: &Gateway, requests: impl IntoIterator<Item = Vec<u8>>) -> Vec<Client> {
+async fn waiter_count(gateway: &Gateway, requests: impl IntoIterator<Item = Vec<u8>>) -> Vec<Client> {
     let mut clients = Vec::new();
     for request in requests {
         let mut client = gateway.connect().await;
@@ -37,7 +37,7 @@ async fn fifty_identical_queries_make_one_upstream_request() {
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    let clients = crowd(&gateway, (0..50).map(|_| post(ASK))).await;
+    let clients = waiter_count(&gateway, (0..50).map(|_| post(ASK))).await;
     upstream.arrived(1).await;
     gate.open();
     assert_eq!(answers(clients, PAGE).await, (49, 1, 0));
@@ -57,7 +57,7 @@ async fn equal_queries_share_whatever_their_spelling() {
         r#"{ "query" : { "measures" : [ "M" ] , "filters" : [ {"expressions":[{"values":["y","x","y"],"field":"B","op":"IN"},{"op":"EQ","field":"A","values":["1"]}],"op":"AND"} ] } }"#,
         "{\r\n\t\"query\":{\"dimensions\":null,\"measures\":[\"\\u004d\"],\"filters\":[{\"op\":\"AND\",\"expressions\":[{\"op\":\"EQ\",\"field\":\"A\",\"values\":[\"1\"]},{\"op\":\"EQ\",\"field\":\"A\",\"values\":[\"1\"]},{\"op\":\"IN\",\"field\":\"B\",\"values\":[\"x\",\"y\"]}]}]},\"pageSize\":null}",
     ];
-    let clients = crowd(&gateway, spellings.iter().map(|body| post(body))).await;
+    let clients = waiter_count(&gateway, spellings.iter().map(|body| post(body))).await;
     upstream.arrived(1).await;
     gate.open();
     assert_eq!(answers(clients, PAGE).await, (2, 1, 0));
@@ -104,7 +104,7 @@ async fn different_queries_never_share() {
         get(&format!("{METADATA}?pageToken=a"), ""),
     ];
     let count = requests.len();
-    let clients = crowd(&gateway, requests.clone()).await;
+    let clients = waiter_count(&gateway, requests.clone()).await;
     upstream.arrived(count).await;
     gate.open();
     let mut pages = std::collections::HashSet::new();
@@ -162,12 +162,12 @@ async fn a_flight_outlives_the_client_that_began_it() {
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    let first = crowd(&gateway, [post(ASK)]).await;
+    let first = waiter_count(&gateway, [post(ASK)]).await;
     upstream.arrived(1).await;
     drop(first);
     gateway.metric_reaches("requests_total", &["status=\"499\""], 1.0).await;
     // Somebody who comes after the first has left still joins its flight.
-    let second = crowd(&gateway, [post(ASK)]).await;
+    let second = waiter_count(&gateway, [post(ASK)]).await;
     gate.open();
     assert_eq!(answers(second, PAGE).await, (1, 0, 0));
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "hit");
@@ -180,7 +180,7 @@ async fn a_flight_that_nobody_waits_for_any_more_lands_in_the_cache() {
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    drop(crowd(&gateway, (0..3).map(|_| post(ASK))).await);
+    drop(waiter_count(&gateway, (0..3).map(|_| post(ASK))).await);
     upstream.arrived(1).await;
     gateway.metric_reaches("requests_total", &["status=\"499\""], 3.0).await;
     gate.open();
@@ -195,9 +195,9 @@ async fn a_client_that_leaves_the_queue_gives_its_place_back() {
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
     let gateway = TestConfig::new(upstream.url()).set("accounts.default.concurrency", "1").start().await;
-    let one = crowd(&gateway, [get(METADATA, "")]).await;
+    let one = waiter_count(&gateway, [get(METADATA, "")]).await;
     upstream.arrived(1).await;
-    let waiting = crowd(&gateway, [post(ASK)]).await;
+    let waiting = waiter_count(&gateway, [post(ASK)]).await;
     gateway.metric_reaches("queue_length", &["account=\"default\""], 1.0).await;
     drop(waiting);
     poll("the queue is empty", || async { (gateway.metric("queue_length", &[]).await == 0.0).then_some(()) }).await;
@@ -214,7 +214,7 @@ async fn a_failing_flight_fails_for_all_who_wait_and_for_nobody_else() {
         let held = failure.after(&gate);
         let upstream = Upstream::script(move |_| held.clone()).await;
         let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
-        let clients = crowd(&gateway, (0..10).map(|_| post(ASK))).await;
+        let clients = waiter_count(&gateway, (0..10).map(|_| post(ASK))).await;
         upstream.arrived(1).await;
         gate.open();
         for mut client in clients {
@@ -233,9 +233,9 @@ async fn an_impatient_leader_takes_nobody_down_with_it() {
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
     let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
-    let mut hasty = crowd(&gateway, [post_to(QUERY, "Prefer: wait=1\r\n", ASK)]).await;
+    let mut hasty = waiter_count(&gateway, [post_to(QUERY, "Prefer: wait=1\r\n", ASK)]).await;
     upstream.arrived(1).await;
-    let patient = crowd(&gateway, (0..5).map(|_| post(ASK))).await;
+    let patient = waiter_count(&gateway, (0..5).map(|_| post(ASK))).await;
     hasty.remove(0).answer().await.assert_refused(504, "upstream_timeout");
     gate.open();
     assert_eq!(answers(patient, PAGE).await, (5, 0, 0));
@@ -470,7 +470,7 @@ async fn a_purge_is_not_undone_by_a_flight_that_was_under_way() {
     let held = Plan::page(OLD).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    let clients = crowd(&gateway, [post(ASK)]).await;
+    let clients = waiter_count(&gateway, [post(ASK)]).await;
     upstream.arrived(1).await;
     let request = "POST /cache/purge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"all\":true}";
     assert_eq!(Client::connect(gateway.admin).await.ask(request.as_bytes()).await.status, 200);
@@ -487,10 +487,10 @@ async fn no_cache_is_not_answered_by_a_flight_that_began_before_it() {
     let held = Plan::page(OLD).after(&gate);
     let upstream = Upstream::script(move |seen| if seen.number == 1 { held.clone() } else { Plan::page(NEW) }).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    let plain = crowd(&gateway, [post(ASK)]).await;
+    let plain = waiter_count(&gateway, [post(ASK)]).await;
     upstream.arrived(1).await;
     // By now Twilio may have read its data for the first request already.
-    let mut forced = crowd(&gateway, [post_to(QUERY, "Cache-Control: no-cache\r\n", ASK)]).await;
+    let mut forced = waiter_count(&gateway, [post_to(QUERY, "Cache-Control: no-cache\r\n", ASK)]).await;
     gate.open();
     assert_eq!(answers(plain, OLD).await, (0, 1, 0));
     assert_eq!(forced.remove(0).answer().await.text(), NEW, "refetch now");

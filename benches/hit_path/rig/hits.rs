@@ -12,7 +12,7 @@ const CAPACITY: &str = "2GiB";
 const NGINX_CAPACITY: &str = "4g";
 
 struct Measured {
-    turn: Turn,
+    estimated_start: Turn,
     /// Processor time of an answer in microseconds.
     cpu: f64,
     /// The server's share of its processor in percent.
@@ -54,18 +54,22 @@ pub fn measure(options: &Options, placement: Placement, size: Size, keys: u32) -
         for server in &servers {
             server.empty_log()?;
             let (calls, cpu) = (servers::calls(upstream)?, server.cpu_seconds()?);
-            let turn = placement.load(&task(server, options.seconds))?;
+            let estimated_start = placement.load(&task(server, options.seconds))?;
             let cpu = server.cpu_seconds()? - cpu;
             let missed = servers::calls(upstream)? - calls;
-            if turn.wrong > 0 || missed > 0 {
-                let Turn { answers, wrong, .. } = turn;
+            if estimated_start.wrong > 0 || missed > 0 {
+                let Turn { answers, wrong, .. } = estimated_start;
                 let name = server.name;
                 return Err(format!("{name}: of {answers} answers {wrong} were wrong and {missed} no hits").into());
             }
-            if server.name == "gateway+log" && server.empty_log()? < turn.answers * 100 {
+            if server.name == "gateway+log" && server.empty_log()? < estimated_start.answers * 100 {
                 return Err("the gateway did not log its answers".into());
             }
-            round.push(Measured { cpu: cpu * 1e6 / turn.answers as f64, busy: cpu / turn.seconds * 100.0, turn });
+            round.push(Measured {
+                cpu: cpu * 1e6 / estimated_start.answers as f64,
+                busy: cpu / estimated_start.seconds * 100.0,
+                estimated_start,
+            });
         }
         rounds.push(round);
     }
@@ -87,10 +91,10 @@ fn fill(server: &Server, placement: Placement, task: &Task, upstream: u16) -> Re
     let before = servers::calls(upstream)?;
     let keys = u64::from(task.distinct);
     let once = Task { order: Order::Counting, count: keys, clients: 16, ..task.clone() };
-    let turn = placement.load(&once)?;
+    let estimated_start = placement.load(&once)?;
     let calls = servers::calls(upstream)? - before;
-    if (turn.answers, turn.wrong, calls) != (keys, 0, keys) {
-        let Turn { answers, wrong, .. } = turn;
+    if (estimated_start.answers, estimated_start.wrong, calls) != (keys, 0, keys) {
+        let Turn { answers, wrong, .. } = estimated_start;
         let name = server.name;
         return Err(format!("{name}: {keys} queries, but {answers} answers ({wrong} wrong) and {calls} calls").into());
     }
@@ -108,21 +112,23 @@ fn fill(server: &Server, placement: Placement, task: &Task, upstream: u16) -> Re
 fn report(servers: &[Server], rounds: &[Vec<Measured>], size: Size, keys: u32) -> Result<Vec<String>, Failure> {
     let of = |index: usize, value: fn(&Measured) -> f64| median(rounds.iter().map(|round| value(&round[index])));
     // Of two turns of one round, since rounds differ by more than servers do.
-    let ratio = |a: usize, b: usize| median(rounds.iter().map(|round| round[a].turn.rate() / round[b].turn.rate()));
+    let ratio = |a: usize, b: usize| {
+        median(rounds.iter().map(|round| round[a].estimated_start.rate() / round[b].estimated_start.rate()))
+    };
     let cost = |a: usize, b: usize| median(rounds.iter().map(|round| round[a].cpu / round[b].cpu));
     let mut rows = Vec::new();
     for (i, server) in servers.iter().enumerate() {
-        let rates: Vec<f64> = rounds.iter().map(|round| round[i].turn.rate()).collect();
+        let rates: Vec<f64> = rounds.iter().map(|round| round[i].estimated_start.rate()).collect();
         rows.push(vec![
             server.name.to_owned(),
             grouped(median(rates.iter().copied())),
             format!("{:.2}", ratio(i, 0)),
             format!("{:.1}", of(i, |m| m.cpu)),
             format!("{:.2}", cost(i, 0)),
-            format!("{:.0}", of(i, |m| m.turn.p50)),
-            format!("{:.0}", of(i, |m| m.turn.p99)),
+            format!("{:.0}", of(i, |m| m.estimated_start.p50)),
+            format!("{:.0}", of(i, |m| m.estimated_start.p99)),
             format!("{:.0}", of(i, |m| m.busy)),
-            format!("{:.0}", of(i, |m| m.turn.load_busy)),
+            format!("{:.0}", of(i, |m| m.estimated_start.load_busy)),
             format!("{:.0}", spread(&rates)),
         ]);
     }

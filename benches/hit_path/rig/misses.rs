@@ -47,7 +47,7 @@ fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<St
     }
 
     let mut turns = 0;
-    let mut turn = |way: &Way, seconds: f64| -> Result<(Turn, f64), Failure> {
+    let mut estimated_start = |way: &Way, seconds: f64| -> Result<(Turn, f64), Failure> {
         turns += 1;
         let task = Task {
             port: way.port,
@@ -62,22 +62,22 @@ fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<St
         };
         let cpu = || way.server.as_ref().map_or(Ok(0.0), Server::cpu_seconds);
         let (calls, cpu_before) = (servers::calls(way.upstream)?, cpu()?);
-        let turn = placement.load(&task)?;
-        let cost = (cpu()? - cpu_before) * 1e6 / turn.answers as f64;
+        let estimated_start = placement.load(&task)?;
+        let cost = (cpu()? - cpu_before) * 1e6 / estimated_start.answers as f64;
         let calls = servers::calls(way.upstream)? - calls;
         // The last request of a turn is not waited for.
-        if turn.wrong > 0 || calls < turn.answers {
-            let Turn { answers, wrong, .. } = turn;
+        if estimated_start.wrong > 0 || calls < estimated_start.answers {
+            let Turn { answers, wrong, .. } = estimated_start;
             return Err(format!("{}: {answers} answers, {wrong} wrong, {calls} upstream calls", way.name).into());
         }
-        Ok((turn, cost))
+        Ok((estimated_start, cost))
     };
     for way in &ways {
-        turn(way, options.seconds.min(1.0))?;
+        estimated_start(way, options.seconds.min(1.0))?;
     }
     let mut rounds: Vec<Vec<(Turn, f64)>> = Vec::new();
     for _ in 0..options.rounds {
-        rounds.push(ways.iter().map(|way| turn(way, options.seconds)).collect::<Result<_, _>>()?);
+        rounds.push(ways.iter().map(|way| estimated_start(way, options.seconds)).collect::<Result<_, _>>()?);
     }
     println!("Misses of {size}, 1 connection, {} rounds of {} s\n", options.rounds, options.seconds);
     Ok(report(&ways, &rounds, size))
@@ -93,10 +93,10 @@ fn report(ways: &[Way], rounds: &[Vec<(Turn, f64)>], size: Size) -> Vec<String> 
         let number = |value: f64| if i == 0 { String::new() } else { format!("{value:.0}") };
         rows.push(vec![
             way.name.to_owned(),
-            format!("{:.0}", of(i, |turn| turn.p50)),
-            format!("{:.0}", of(i, |turn| turn.p99)),
-            number(added(i, |turn| turn.p50)),
-            number(added(i, |turn| turn.p99)),
+            format!("{:.0}", of(i, |estimated_start| estimated_start.p50)),
+            format!("{:.0}", of(i, |estimated_start| estimated_start.p99)),
+            number(added(i, |estimated_start| estimated_start.p50)),
+            number(added(i, |estimated_start| estimated_start.p99)),
             number(median(rounds.iter().map(|round| round[i].1))),
             grouped(of(i, Turn::rate)),
         ]);
@@ -112,12 +112,16 @@ fn report(ways: &[Way], rounds: &[Vec<(Turn, f64)>], size: Size) -> Vec<String> 
         }))
     };
     let nginx = match ways.len() {
-        3 => format!(", {:.2} and {:.2} × what nginx adds", beside(|turn| turn.p50), beside(|turn| turn.p99)),
+        3 => format!(
+            ", {:.2} and {:.2} × what nginx adds",
+            beside(|estimated_start| estimated_start.p50),
+            beside(|estimated_start| estimated_start.p99)
+        ),
         _ => String::new(),
     };
     vec![format!(
         "- a miss of {size}: the gateway adds {:.0} µs (median) and {:.0} µs (p99) to the upstream's latency{nginx}",
-        added(1, |turn| turn.p50),
-        added(1, |turn| turn.p99),
+        added(1, |estimated_start| estimated_start.p50),
+        added(1, |estimated_start| estimated_start.p99),
     )]
 }

@@ -18,7 +18,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, whole_seconds};
 use crate::request::call::Call;
 use crate::request::key::Key;
-use crate::request::waiters::{Interest, Sponsor};
+use crate::request::waiters::{TeamWaiters, Waiters};
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A moment's view of a budget.
@@ -68,7 +68,7 @@ struct Guarded {
 struct Grant {
     tell: oneshot::Sender<Result<Permit, GatewayError>>,
     /// Who wants to know when its turn is.
-    interest: Arc<Interest>,
+    waiters: Arc<Waiters>,
     holds: Holds,
 }
 
@@ -117,13 +117,13 @@ impl AccountBudget {
     /// [`Reason::Deadline`] when the call could not be sent before its deadline, as soon as that is certain;
     /// [`Reason::QueueFull`], [`Reason::CircuitOpen`], [`Reason::TeamRateLimit`]. All say when to come back.
     pub(super) async fn acquire(&self, call: &Call) -> Result<Permit, GatewayError> {
-        let interest = &call.interest;
-        let (mut sponsors, mut seen) = interest.sponsors();
-        if sponsors.is_empty() && !interest.is_refresh() {
+        let waiters = &call.waiters;
+        let (mut waiting_teams, mut seen) = waiters.waiting_teams();
+        if waiting_teams.is_empty() && !waiters.is_refresh() {
             return Err(GatewayError::abandoned());
         }
-        interest.expect_turn(None);
-        let (mut seat, mut granted) = match self.0.arrive(call, sponsors)? {
+        waiters.set_estimated_start(None);
+        let (mut seat, mut granted) = match self.0.arrive(call, waiting_teams)? {
             Arrival::Granted(permit) => return Ok(permit),
             Arrival::Waits(seat, granted) => (seat, granted),
         };
@@ -132,15 +132,15 @@ impl AccountBudget {
                 biased;
                 granted = &mut granted => {
                     seat.left = true;
-                    interest.expect_turn(None);
+                    waiters.set_estimated_start(None);
                     return granted.unwrap_or_else(|_| Err(GatewayError::new(Reason::Internal, "the budget lost a waiting call")));
                 }
-                () = interest.changed(seen) => {
-                    (sponsors, seen) = interest.sponsors();
-                    if sponsors.is_empty() && !interest.is_refresh() {
+                () = waiters.changed(seen) => {
+                    (waiting_teams, seen) = waiters.waiting_teams();
+                    if waiting_teams.is_empty() && !waiters.is_refresh() {
                         return Err(GatewayError::abandoned());
                     }
-                    seat.set_sponsors(call, sponsors);
+                    seat.set_waiting_teams(call, waiting_teams);
                 }
                 () = tokio::time::sleep_until(useful_until(call)) => {
                     if self.0.clock.now() < useful_until(call) {
@@ -191,10 +191,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arrive(self: &Arc<Self>, call: &Call, sponsors: Vec<Sponsor>) -> Result<Arrival, GatewayError> {
+    fn arrive(self: &Arc<Self>, call: &Call, waiting_teams: Vec<TeamWaiters>) -> Result<Arrival, GatewayError> {
         let now = self.clock.now();
-        let background = sponsors.is_empty();
-        let sponsors = if background { vec![waiting::of_refresh(&call.team)] } else { sponsors };
+        let background = waiting_teams.is_empty();
+        let waiting_teams = if background { vec![waiting::of_refresh(&call.team)] } else { waiting_teams };
         let mut guarded = self.lock();
         let state = &mut guarded.state;
         state.adjust(now);
@@ -212,26 +212,26 @@ impl Shared {
         }
         if state.room.is_first(background) && state.try_spend(now) {
             // Whoever was told to come back has.
-            state.room.prospect(&sponsors, background, &call.key, now);
-            state.room.charge(&sponsors[0].team, background);
+            state.room.prospect(&waiting_teams, background, &call.key, now);
+            state.room.charge(&waiting_teams[0].team, background);
             return Ok(Arrival::Granted(Permit { account: Arc::clone(self), holds: Some(holds), sent: None }));
         }
-        let Prospect { ticket, ahead } = state.room.prospect(&sponsors, background, &call.key, now);
+        let Prospect { ticket, ahead } = state.room.prospect(&waiting_teams, background, &call.key, now);
         let wait = state.wait_behind(ahead, now);
         let full = state.room.len() >= state.limits.queue as usize;
         let deadline = useful_until(call);
         // Nobody has to leave for one that would wait in vain.
-        if now + wait > deadline || (full && !state.make_room(&sponsors, background, now)) {
+        if now + wait > deadline || (full && !state.make_room(&waiting_teams, background, now)) {
             state.let_go(&holds);
-            state.keep_place(sponsors, background, call.key, ticket, wait, now);
+            state.keep_place(waiting_teams, background, call.key, ticket, wait, now);
             return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
         let (tell, granted) = oneshot::channel();
-        let grant = Grant { tell, interest: Arc::clone(&call.interest), holds };
-        call.interest.expect_turn(Some(now + wait));
+        let grant = Grant { tell, waiters: Arc::clone(&call.waiters), holds };
+        call.waiters.set_estimated_start(Some(now + wait));
         // Among refreshes no favours are done.
         let due = if background { deadline } else { due(now + wait, needed_by(call)) };
-        state.room.enter(ticket, Waiting { deadline, due, key: call.key, sponsors, background, grant });
+        state.room.enter(ticket, Waiting { deadline, due, key: call.key, waiting_teams, background, grant });
         drop(guarded);
         self.advance();
         Ok(Arrival::Waits(Seat { account: Arc::clone(self), ticket, left: false }, granted))
@@ -302,12 +302,12 @@ impl Shared {
         for (ticket, deadline, wait) in state.waits(now) {
             if now + wait <= deadline {
                 if let Some(waiting) = state.room.get(ticket) {
-                    waiting.grant.interest.expect_turn(Some(now + wait));
+                    waiting.grant.waiters.set_estimated_start(Some(now + wait));
                 }
                 continue;
             }
-            let Some(Waiting { grant, key, sponsors, background, .. }) = state.dismiss(ticket) else { continue };
-            state.keep_place(sponsors, background, key, ticket, wait, now);
+            let Some(Waiting { grant, key, waiting_teams, background, .. }) = state.dismiss(ticket) else { continue };
+            state.keep_place(waiting_teams, background, key, ticket, wait, now);
             // A receiver that is gone has left by itself.
             let _ = grant.tell.send(Err(GatewayError::too_late(wait)));
         }
@@ -319,8 +319,8 @@ impl Shared {
         let mut guarded = self.lock();
         let state = &mut guarded.state;
         let wait = state.room.ahead_of(ticket).map_or(Duration::ZERO, |ahead| state.wait_behind(ahead, now));
-        if let Some(Waiting { key, sponsors, background, .. }) = state.dismiss(ticket) {
-            state.keep_place(sponsors, background, key, ticket, wait, now);
+        if let Some(Waiting { key, waiting_teams, background, .. }) = state.dismiss(ticket) {
+            state.keep_place(waiting_teams, background, key, ticket, wait, now);
         }
         GatewayError::too_late(wait)
     }
@@ -396,7 +396,7 @@ impl State<Grant> {
     /// A client that has to come back after this wait goes on where it stood. Nobody comes back for a refresh.
     fn keep_place(
         &mut self,
-        sponsors: Vec<Sponsor>,
+        waiting_teams: Vec<TeamWaiters>,
         background: bool,
         key: Key,
         ticket: Ticket,
@@ -404,8 +404,8 @@ impl State<Grant> {
         now: Instant,
     ) {
         let most = self.limits.queue;
-        if let Some(sponsor) = sponsors.into_iter().next().filter(|_| !background) {
-            self.room.promise(sponsor, key, ticket, whole_seconds(wait), most, now);
+        if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| !background) {
+            self.room.promise(team_waiters, key, ticket, whole_seconds(wait), most, now);
         }
     }
 
@@ -423,11 +423,11 @@ impl State<Grant> {
     }
 
     /// Lets one leave who waits, so that a call of these can wait; `false` where nobody has to.
-    fn make_room(&mut self, sponsors: &[Sponsor], background: bool, now: Instant) -> bool {
-        let Some(ticket) = self.room.surplus(sponsors, background) else { return false };
+    fn make_room(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> bool {
+        let Some(ticket) = self.room.surplus(waiting_teams, background) else { return false };
         let wait = self.room.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now));
-        let Some(Waiting { grant, key, sponsors, background, .. }) = self.dismiss(ticket) else { return false };
-        self.keep_place(sponsors, background, key, ticket, wait, now);
+        let Some(Waiting { grant, key, waiting_teams, background, .. }) = self.dismiss(ticket) else { return false };
+        self.keep_place(waiting_teams, background, key, ticket, wait, now);
         // A receiver that is gone has left by itself.
         let _ = grant.tell.send(Err(queue_full(self.limits.queue, wait)));
         true
@@ -451,18 +451,18 @@ struct Seat {
 
 impl Seat {
     /// Others wait for the call now, or somebody for less long, or nobody does any more and it is a refresh.
-    fn set_sponsors(&mut self, call: &Call, sponsors: Vec<Sponsor>) {
-        let background = sponsors.is_empty();
-        let sponsors = if background { vec![waiting::of_refresh(&call.team)] } else { sponsors };
+    fn set_waiting_teams(&mut self, call: &Call, waiting_teams: Vec<TeamWaiters>) {
+        let background = waiting_teams.is_empty();
+        let waiting_teams = if background { vec![waiting::of_refresh(&call.team)] } else { waiting_teams };
         let now = self.account.clock.now();
         let mut guarded = self.account.lock();
         let state = &mut guarded.state;
-        self.ticket = state.room.set_sponsors(self.ticket, sponsors, background);
+        self.ticket = state.room.set_waiting_teams(self.ticket, waiting_teams, background);
         state.room.wait_until(self.ticket, useful_until(call));
         if let Some(ahead) = state.room.ahead_of(self.ticket).filter(|_| !background) {
-            let turn = now + state.wait_behind(ahead, now);
-            call.interest.expect_turn(Some(turn));
-            state.room.due_by(self.ticket, due(turn, needed_by(call)));
+            let estimated_start = now + state.wait_behind(ahead, now);
+            call.waiters.set_estimated_start(Some(estimated_start));
+            state.room.due_by(self.ticket, due(estimated_start, needed_by(call)));
         }
         drop(guarded);
         self.account.advance();
@@ -510,12 +510,12 @@ impl Drop for Permit {
 
 /// When the first of those who wait for a call has no more time.
 fn needed_by(call: &Call) -> Instant {
-    call.interest.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
+    call.waiters.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
 }
 
 /// When the last of those who wait for a call has no more time, or the call itself.
 fn useful_until(call: &Call) -> Instant {
-    call.interest.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
+    call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
 }
 
 fn queue_full(most: u32, wait: Duration) -> GatewayError {

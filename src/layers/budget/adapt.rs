@@ -65,7 +65,7 @@ pub(super) struct Pace {
     recent: Window<RECENT_SLOTS, 1>,
     /// Accepted since the last 429 that moved the wall.
     accepted: u32,
-    crowd: Option<Crowd>,
+    concurrency_limit: Option<ConcurrencyLimit>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +94,7 @@ impl Wall {
 
 /// Fewer calls at once, after a 429 that spoke of those.
 #[derive(Debug, Clone, Copy)]
-struct Crowd {
+struct ConcurrencyLimit {
     most: u32,
     at: Instant,
 }
@@ -103,7 +103,7 @@ impl Pace {
     /// The configured rate, per second; `None` is without limit.
     pub(super) fn new(ceiling: Option<f64>, now: Instant) -> Self {
         let recent = Window::new(RECENT / RECENT_SLOTS as u32, now);
-        Self { ceiling, wall: None, stated: None, window: None, recent, accepted: 0, crowd: None }
+        Self { ceiling, wall: None, stated: None, window: None, recent, accepted: 0, concurrency_limit: None }
     }
 
     /// Another configured rate. What was learnt stays.
@@ -130,10 +130,10 @@ impl Pace {
 
     /// How many calls at once may be sent now, of the configured number.
     pub(super) fn concurrency(&self, configured: u32, now: Instant) -> u32 {
-        let Some(crowd) = self.crowd else { return configured };
-        let share = now.saturating_duration_since(crowd.at).as_secs_f64() / (HOLD + RISE).as_secs_f64();
-        let regained = f64::from(configured.saturating_sub(crowd.most)) * share;
-        crowd.most.saturating_add(regained as u32).min(configured)
+        let Some(concurrency_limit) = self.concurrency_limit else { return configured };
+        let share = now.saturating_duration_since(concurrency_limit.at).as_secs_f64() / (HOLD + RISE).as_secs_f64();
+        let regained = f64::from(configured.saturating_sub(concurrency_limit.most)) * share;
+        concurrency_limit.most.saturating_add(regained as u32).min(configured)
     }
 
     /// The rate after a wall was put up; `None` once it is forgotten.
@@ -183,7 +183,7 @@ impl Pace {
         resumes: Instant,
     ) {
         if !stated.speaks_of_a_rate() && stated.concurrent.is_some() {
-            self.crowd = Some(Crowd { most: in_flight.saturating_sub(1).max(1), at: now });
+            self.concurrency_limit = Some(ConcurrencyLimit { most: in_flight.saturating_sub(1).max(1), at: now });
             return;
         }
         let stated_rate = self.stated_rate(stated);

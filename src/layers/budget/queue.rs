@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::accounts::Team;
 use crate::core::clock::Instant;
-use crate::request::waiters::{Crowd, Sponsor};
+use crate::request::waiters::{TeamWaiters, WaiterCount};
 use crate::semantics::request_directives::Urgency;
 
 /// A call, by its arrival: lower came earlier.
@@ -52,7 +52,7 @@ struct Line {
 #[derive(Debug)]
 struct Standing {
     /// The team's clients that wait for it.
-    crowd: Crowd,
+    waiter_count: WaiterCount,
     /// No favour to others may make it be served later than this.
     due: Instant,
 }
@@ -65,28 +65,28 @@ impl Line {
 
 impl FairQueue {
     /// Lets a call stand in a team's line. No favour to others makes it be served later than `due`.
-    pub(super) fn join(&mut self, sponsor: &Sponsor, ticket: Ticket, due: Instant) {
-        let standing = Standing { crowd: sponsor.crowd.clone(), due };
-        self.line(&sponsor.team).places.insert((sponsor.urgency, ticket), standing);
+    pub(super) fn join(&mut self, team_waiters: &TeamWaiters, ticket: Ticket, due: Instant) {
+        let standing = Standing { waiter_count: team_waiters.waiter_count.clone(), due };
+        self.line(&team_waiters.team).places.insert((team_waiters.urgency, ticket), standing);
     }
 
     /// Takes a call out of a team's line.
-    pub(super) fn leave(&mut self, sponsor: &Sponsor, ticket: Ticket) {
-        if let Some(line) = self.lines.get_mut(&sponsor.team.name) {
-            line.places.remove(&(sponsor.urgency, ticket));
+    pub(super) fn leave(&mut self, team_waiters: &TeamWaiters, ticket: Ticket) {
+        if let Some(line) = self.lines.get_mut(&team_waiters.team.name) {
+            line.places.remove(&(team_waiters.urgency, ticket));
         }
         self.forget_idle();
     }
 
     /// Keeps a place for a call that is away until `due`: whoever arrives is told of a wait that includes it.
-    pub(super) fn keep(&mut self, sponsor: &Sponsor, ticket: Ticket, due: Instant) {
-        self.line(&sponsor.team).kept.insert((sponsor.urgency, ticket), due);
+    pub(super) fn keep(&mut self, team_waiters: &TeamWaiters, ticket: Ticket, due: Instant) {
+        self.line(&team_waiters.team).kept.insert((team_waiters.urgency, ticket), due);
     }
 
     /// Gives such a place up.
-    pub(super) fn release(&mut self, sponsor: &Sponsor, ticket: Ticket) {
-        if let Some(line) = self.lines.get_mut(&sponsor.team.name) {
-            line.kept.remove(&(sponsor.urgency, ticket));
+    pub(super) fn release(&mut self, team_waiters: &TeamWaiters, ticket: Ticket) {
+        if let Some(line) = self.lines.get_mut(&team_waiters.team.name) {
+            line.kept.remove(&(team_waiters.urgency, ticket));
         }
         self.forget_idle();
     }
@@ -111,7 +111,7 @@ impl FairQueue {
         let line = self.lines.get(team)?;
         let (&first, _) = line.places.first_key_value()?;
         let as_urgent = || line.places.range(first..=(first.0, Ticket::MAX));
-        let most = as_urgent().map(|(_, standing)| standing.crowd.size()).max()?;
+        let most = as_urgent().map(|(_, standing)| standing.waiter_count.size()).max()?;
         let spares_a_turn = |before: usize, away: usize, due: Instant| {
             let own = before + part(away, returning);
             in_time(due, own + self.of_others_before(team, line.cost, own + 1, returning))
@@ -126,8 +126,8 @@ impl FairQueue {
                 }
                 away += 1;
             }
-            if standing.crowd.size() > size {
-                (favourite, size) = (place.1, standing.crowd.size());
+            if standing.waiter_count.size() > size {
+                (favourite, size) = (place.1, standing.waiter_count.size());
             }
             if size >= most || !spares_a_turn(before, away, standing.due) {
                 break;
@@ -153,13 +153,13 @@ impl FairQueue {
     /// How many services there would be before that of a call at this place, as things stand: those ahead of it in
     /// its team's line, and what the other teams' shares let them have meanwhile. Of places kept for calls that
     /// are away, the share `returning` counts.
-    pub(super) fn ahead_of(&self, sponsor: &Sponsor, ticket: Ticket, returning: f64) -> usize {
-        let place = (sponsor.urgency, ticket);
+    pub(super) fn ahead_of(&self, team_waiters: &TeamWaiters, ticket: Ticket, returning: f64) -> usize {
+        let place = (team_waiters.urgency, ticket);
         let own = self
             .lines
-            .get(&sponsor.team.name)
+            .get(&team_waiters.team.name)
             .map_or(0, |line| before(&line.places, &place) + part(before(&line.kept, &place), returning));
-        own + self.of_others_before(&sponsor.team.name, cost(&sponsor.team), own, returning)
+        own + self.of_others_before(&team_waiters.team.name, cost(&team_waiters.team), own, returning)
     }
 
     /// The same for all who wait, each counted once for every line that it stands in. One pass: asking for each alone
@@ -280,34 +280,34 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::request::waiters::{Interest, Waiter};
+    use crate::request::waiters::{Waiter, Waiters};
 
     const S: Duration = Duration::from_secs(1);
 
-    fn sponsor(team: &str, weight: u32, urgency: u8) -> Sponsor {
+    fn team_waiters(team: &str, weight: u32, urgency: u8) -> TeamWaiters {
         let team = Arc::new(Team { weight, ..Team::example(team) });
-        Sponsor { team, urgency: Urgency::new(urgency), crowd: Crowd::default() }
+        TeamWaiters { team, urgency: Urgency::new(urgency), waiter_count: WaiterCount::default() }
     }
 
     /// Lets a call stand in line that nobody else's favour can put off.
-    fn join(queue: &mut FairQueue, sponsor: &Sponsor, ticket: Ticket) {
-        queue.join(sponsor, ticket, Instant::now());
+    fn join(queue: &mut FairQueue, team_waiters: &TeamWaiters, ticket: Ticket) {
+        queue.join(team_waiters, ticket, Instant::now());
     }
 
     /// Serves whoever is next.
-    fn serve(queue: &mut FairQueue, sponsors: &[Sponsor]) -> Option<(String, Ticket)> {
+    fn serve(queue: &mut FairQueue, waiting_teams: &[TeamWaiters]) -> Option<(String, Ticket)> {
         let (team, ticket) = queue.next(1.0, |_, _| true)?;
-        let sponsor = sponsors.iter().find(|sponsor| sponsor.team.name == team)?;
-        for sponsor in sponsors {
-            queue.leave(sponsor, ticket);
+        let team_waiters = waiting_teams.iter().find(|team_waiters| team_waiters.team.name == team)?;
+        for team_waiters in waiting_teams {
+            queue.leave(team_waiters, ticket);
         }
-        queue.charge(&sponsor.team);
+        queue.charge(&team_waiters.team);
         Some((team.to_string(), ticket))
     }
 
     #[test]
     fn teams_are_served_by_weight() {
-        let teams = [sponsor("three", 3, 3), sponsor("one", 1, 3)];
+        let teams = [team_waiters("three", 3, 3), team_waiters("one", 1, 3)];
         let mut queue = FairQueue::default();
         for ticket in 0..100 {
             join(&mut queue, &teams[ticket as usize % 2], ticket);
@@ -323,19 +323,19 @@ mod tests {
         let mut queue = FairQueue::default();
         let levels = [3, 5, 3, 0];
         for (ticket, level) in levels.iter().enumerate() {
-            join(&mut queue, &sponsor("a", 1, *level), ticket as Ticket);
+            join(&mut queue, &team_waiters("a", 1, *level), ticket as Ticket);
         }
-        let of_any_urgency: Vec<_> = (0..8).map(|level| sponsor("a", 1, level)).collect();
+        let of_any_urgency: Vec<_> = (0..8).map(|level| team_waiters("a", 1, level)).collect();
         let order: Vec<_> = (0..4).filter_map(|_| serve(&mut queue, &of_any_urgency)).map(|(_, t)| t).collect();
         assert_eq!(order, [3, 0, 2, 1]);
     }
 
     /// A team's share in a call that so many of its clients wait for.
-    fn wanted_by(clients: usize) -> (Sponsor, Vec<Waiter>) {
-        let interest = Interest::of_clients();
-        let Sponsor { team, urgency, .. } = sponsor("a", 1, 3);
-        let waiters = (0..clients).map(|_| interest.join(&team, urgency)).collect();
-        (interest.sponsors().0.remove(0), waiters)
+    fn wanted_by(clients: usize) -> (TeamWaiters, Vec<Waiter>) {
+        let waiters = Waiters::of_clients();
+        let TeamWaiters { team, urgency, .. } = team_waiters("a", 1, 3);
+        let joined = (0..clients).map(|_| waiters.join(&team, urgency)).collect();
+        (waiters.waiting_teams().0.remove(0), joined)
     }
 
     #[test]
@@ -343,20 +343,20 @@ mod tests {
         let crowds = [1, 2, 4, 3].map(wanted_by);
         let start = Instant::now();
         let mut queue = FairQueue::default();
-        let served = |queue: &mut FairQueue, turn: u32| {
-            let in_time = |due, ahead| start + (turn + 1 + ahead as u32) * S <= due;
+        let served = |queue: &mut FairQueue, estimated_start: u32| {
+            let in_time = |due, ahead| start + (estimated_start + 1 + ahead as u32) * S <= due;
             let (_, ticket) = queue.next(1.0, in_time).unwrap();
             queue.leave(&crowds[ticket as usize].0, ticket);
             ticket
         };
-        for (ticket, (sponsor, _)) in (0..).zip(&crowds) {
-            queue.join(sponsor, ticket, start + 60 * S);
+        for (ticket, (team_waiters, _)) in (0..).zip(&crowds) {
+            queue.join(team_waiters, ticket, start + 60 * S);
         }
         // The second's turn is the second, and it cannot wait for longer.
         queue.join(&crowds[1].0, 1, start + S);
-        assert_eq!([0, 1, 2, 3].map(|turn| served(&mut queue, turn)), [1, 2, 3, 0]);
-        for (ticket, (sponsor, _)) in (0..).zip(&crowds).filter(|(ticket, _)| *ticket != 1) {
-            queue.join(sponsor, ticket, start + 60 * S);
+        assert_eq!([0, 1, 2, 3].map(|estimated_start| served(&mut queue, estimated_start)), [1, 2, 3, 0]);
+        for (ticket, (team_waiters, _)) in (0..).zip(&crowds).filter(|(ticket, _)| *ticket != 1) {
+            queue.join(team_waiters, ticket, start + 60 * S);
         }
         queue.keep(&crowds[1].0, 1, start + S);
         assert_eq!(served(&mut queue, 0), 0, "one that is away is to find its place as it was told");
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_flood_delays_anothers_first_call_by_one_service_at_most() {
-        let (flood, quiet) = (sponsor("flood", 1, 3), sponsor("quiet", 1, 3));
+        let (flood, quiet) = (team_waiters("flood", 1, 3), team_waiters("quiet", 1, 3));
         let mut queue = FairQueue::default();
         for ticket in 0..100 {
             join(&mut queue, &flood, ticket);
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn the_last_to_go_is_in_the_line_that_is_longest_for_its_weight() {
-        let (heavy, light) = (sponsor("heavy", 10, 3), sponsor("light", 1, 3));
+        let (heavy, light) = (team_waiters("heavy", 10, 3), team_waiters("light", 1, 3));
         let mut queue = FairQueue::default();
         assert_eq!(queue.last_of_longest(0, |_| true), None);
         for ticket in 0..20 {
@@ -389,7 +389,7 @@ mod tests {
         for ticket in 20..23 {
             join(&mut queue, &light, ticket);
         }
-        join(&mut queue, &sponsor("light", 1, 5), 10);
+        join(&mut queue, &team_waiters("light", 1, 5), 10);
         assert_eq!(queue.last_of_longest(0, |_| true), Some(10), "the least urgent of the light team's four");
         assert_eq!(queue.last_of_longest(0, |ticket| ticket < 22 && ticket != 10), Some(21));
         let (own, others) = (queue.length_with_one_more(&light.team), queue.length_with_one_more(&heavy.team));
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn an_idle_share_goes_to_whoever_asks_and_is_not_saved_up() {
-        let (busy, idle) = (sponsor("busy", 1, 3), sponsor("idle", 9, 3));
+        let (busy, idle) = (team_waiters("busy", 1, 3), team_waiters("idle", 9, 3));
         let mut queue = FairQueue::default();
         for ticket in 0..60 {
             join(&mut queue, &busy, ticket);
@@ -418,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_call_may_stand_in_two_lines_and_the_first_turn_pays() {
-        let (flood, quiet) = (sponsor("flood", 1, 3), sponsor("quiet", 1, 3));
+        let (flood, quiet) = (team_waiters("flood", 1, 3), team_waiters("quiet", 1, 3));
         let mut queue = FairQueue::default();
         for ticket in 0..100 {
             join(&mut queue, &flood, ticket);
@@ -435,7 +435,7 @@ mod tests {
     fn idle_teams_leave_nothing_behind() {
         let mut queue = FairQueue::default();
         for n in 0..1000 {
-            let one_off = sponsor(&n.to_string(), 1, 3);
+            let one_off = team_waiters(&n.to_string(), 1, 3);
             join(&mut queue, &one_off, n);
             serve(&mut queue, &[one_off]);
         }
@@ -452,7 +452,7 @@ mod tests {
             newcomer in (0usize..5, 0u8..8),
         ) {
             let name = |n: usize| format!("team{}", n % weights.len());
-            let of = |(team, urgency): (usize, u8)| sponsor(&name(team), weights[team % weights.len()], urgency);
+            let of = |(team, urgency): (usize, u8)| team_waiters(&name(team), weights[team % weights.len()], urgency);
             let everybody: Vec<_> = (0..weights.len()).flat_map(|t| (0..8).map(move |u| (t, u))).map(of).collect();
             let mut queue = FairQueue::default();
             for (ticket, call) in calls.iter().enumerate() {
@@ -489,43 +489,43 @@ mod tests {
             let (mut here, mut away) = (BTreeMap::new(), BTreeMap::new());
             let steps = steps.into_iter().map(Some).chain(std::iter::repeat_n(None, 150));
             for (ticket, step) in (0..).zip(steps) {
-                let known = |crowd: usize, queue: &FairQueue| {
-                    let sponsor = &crowds[crowd].0;
-                    (sponsor, now + queue.ahead_of(sponsor, ticket, 1.0) as u32 * S)
+                let known = |waiter_count: usize, queue: &FairQueue| {
+                    let team_waiters = &crowds[waiter_count].0;
+                    (team_waiters, now + queue.ahead_of(team_waiters, ticket, 1.0) as u32 * S)
                 };
                 match step {
-                    Some((0 | 1, crowd, spare)) => {
-                        let (sponsor, turn) = known(crowd, &queue);
-                        queue.join(sponsor, ticket, turn + spare * S);
-                        here.insert(ticket, (crowd, turn + spare * S));
+                    Some((0 | 1, waiter_count, spare)) => {
+                        let (team_waiters, estimated_start) = known(waiter_count, &queue);
+                        queue.join(team_waiters, ticket, estimated_start + spare * S);
+                        here.insert(ticket, (waiter_count, estimated_start + spare * S));
                         continue;
                     }
-                    Some((2, crowd, _)) if !some_leave => {
-                        let (sponsor, turn) = known(crowd, &queue);
-                        queue.keep(sponsor, ticket, turn);
-                        away.insert(ticket, (crowd, turn));
+                    Some((2, waiter_count, _)) if !some_leave => {
+                        let (team_waiters, estimated_start) = known(waiter_count, &queue);
+                        queue.keep(team_waiters, ticket, estimated_start);
+                        away.insert(ticket, (waiter_count, estimated_start));
                         continue;
                     }
                     Some((2, which, _)) => {
-                        if let Some((&ticket, &(crowd, _))) = here.iter().nth(which) {
-                            queue.leave(&crowds[crowd].0, ticket);
+                        if let Some((&ticket, &(waiter_count, _))) = here.iter().nth(which) {
+                            queue.leave(&crowds[waiter_count].0, ticket);
                             here.remove(&ticket);
                         }
                         continue;
                     }
                     _ => {}
                 }
-                for (ticket, (crowd, due)) in away.extract_if(.., |_, (_, due)| *due <= now) {
-                    queue.release(&crowds[crowd].0, ticket);
-                    queue.join(&crowds[crowd].0, ticket, due);
-                    here.insert(ticket, (crowd, due));
+                for (ticket, (waiter_count, due)) in away.extract_if(.., |_, (_, due)| *due <= now) {
+                    queue.release(&crowds[waiter_count].0, ticket);
+                    queue.join(&crowds[waiter_count].0, ticket, due);
+                    here.insert(ticket, (waiter_count, due));
                 }
                 let in_time = |due, ahead| now + (1 + ahead as u32) * S <= due;
                 if let Some((_, ticket)) = queue.next(1.0, in_time) {
-                    let (crowd, due) = here.remove(&ticket).unwrap();
+                    let (waiter_count, due) = here.remove(&ticket).unwrap();
                     prop_assert!(now <= due, "{ticket} is served {:?} late", now - due);
-                    queue.leave(&crowds[crowd].0, ticket);
-                    queue.charge(&crowds[crowd].0.team);
+                    queue.leave(&crowds[waiter_count].0, ticket);
+                    queue.charge(&crowds[waiter_count].0.team);
                 }
                 now += S;
             }
@@ -538,7 +538,7 @@ mod tests {
             calls in proptest::collection::vec((0usize..4, 0u8..8, proptest::bool::ANY), 1..60),
             returning in 0.0f64..=1.0,
         ) {
-            let of = |team: usize, urgency| sponsor(&format!("team{team}"), team as u32 + 1, urgency);
+            let of = |team: usize, urgency| team_waiters(&format!("team{team}"), team as u32 + 1, urgency);
             let mut queue = FairQueue::default();
             for (ticket, (team, urgency, away)) in calls.iter().enumerate() {
                 match away {
@@ -557,7 +557,7 @@ mod tests {
         /// Teams that always want more get their shares.
         #[test]
         fn shares_follow_weights(weights in proptest::collection::vec(1u32..10, 2..6)) {
-            let teams: Vec<_> = weights.iter().enumerate().map(|(n, w)| sponsor(&n.to_string(), *w, 3)).collect();
+            let teams: Vec<_> = weights.iter().enumerate().map(|(n, w)| team_waiters(&n.to_string(), *w, 3)).collect();
             let (mut queue, mut served) = (FairQueue::default(), vec![0u32; teams.len()]);
             let mut ticket = 0;
             for _ in 0..1000 {

@@ -240,9 +240,9 @@ impl<G> State<G> {
 
 /// Until when a call can be put off in favour of those that more clients wait for, if its turn is to be expected at
 /// `turn` and it is of no use after `deadline`: by so much that nobody starves, and less where time is short.
-pub(super) fn due(turn: Instant, deadline: Instant) -> Instant {
+pub(super) fn due(estimated_start: Instant, deadline: Instant) -> Instant {
     const LONGEST: Duration = Duration::from_secs(5);
-    turn + (deadline.saturating_duration_since(turn) / 2).min(LONGEST)
+    estimated_start + (deadline.saturating_duration_since(estimated_start) / 2).min(LONGEST)
 }
 
 fn left(quota: &Quota, bucket: &Bucket, ready_at: Instant, now: Instant) -> Allowance {

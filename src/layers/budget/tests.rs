@@ -10,7 +10,7 @@ use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::units::Rate;
 use crate::request::key::Key;
-use crate::request::waiters::{Interest, Waiter};
+use crate::request::waiters::{Waiter, Waiters};
 use crate::semantics::request_directives::{RequestDirectives, Urgency};
 use crate::twilio::endpoint::Operation;
 
@@ -38,11 +38,11 @@ fn budget(limits: Limits) -> AccountBudget {
 fn call_of(team: &Team, urgency: u8, patience: Duration) -> (Call, Waiter) {
     let team = Arc::new(team.clone());
     let key = Key::new(&Team::example("a").account, Operation::Query, "", &fastrand::u128(..).to_le_bytes());
-    let interest = Interest::of_clients();
-    let waiter = interest.join(&team, Urgency::new(urgency));
+    let waiters = Waiters::of_clients();
+    let waiter = waiters.join(&team, Urgency::new(urgency));
     let directives = RequestDirectives { urgency: Urgency::new(urgency), ..RequestDirectives::default() };
     let deadline = Instant::now() + patience;
-    (Call { team, key, interest, directives, deadline, ..Call::example(Operation::Query, "", "") }, waiter)
+    (Call { team, key, waiters, directives, deadline, ..Call::example(Operation::Query, "", "") }, waiter)
 }
 
 fn patient() -> (Call, Waiter) {
@@ -50,7 +50,7 @@ fn patient() -> (Call, Waiter) {
 }
 
 fn refresh() -> Call {
-    Call { interest: Interest::of_refresh(), ..patient().0 }
+    Call { waiters: Waiters::of_refresh(), ..patient().0 }
 }
 
 /// Acquires, sends, and is answered at once.
@@ -198,12 +198,12 @@ async fn refreshes_come_behind_clients_until_somebody_wants_them() {
         tokio::spawn(async move { answered(&budget, &call).await })
     };
     let (quiet, wanted) = (refresh(), refresh());
-    let interest = Arc::clone(&wanted.interest);
+    let waiters = Arc::clone(&wanted.waiters);
     let (quiet, wanted) = (background(quiet), background(wanted));
     tokio::task::yield_now().await;
     let client = spend(&budget, patient());
     tokio::task::yield_now().await;
-    let _waiter = interest.join(&Arc::new(Team::example("local")), Urgency::default());
+    let _waiter = waiters.join(&Arc::new(Team::example("local")), Urgency::default());
     assert_eq!(client.await.unwrap().unwrap() - start, S);
     assert_eq!(wanted.await.unwrap().unwrap() - start, 2 * S);
     assert_eq!(quiet.await.unwrap().unwrap() - start, 3 * S);
@@ -288,7 +288,7 @@ async fn what_another_team_waits_for_too_is_left_in_a_full_queue() {
     let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
     spend(&budget, call_of(&flood, 3, 60 * S)).await.unwrap().unwrap();
     let mut calls: Vec<_> = (0..4).map(|_| call_of(&flood, 3, 60 * S)).collect();
-    let _also = calls[3].0.interest.join(&Arc::new(Team::example("third")), Urgency::default());
+    let _also = calls[3].0.waiters.join(&Arc::new(Team::example("third")), Urgency::default());
     let shared = calls.pop().map(|call| spend(&budget, call)).unwrap();
     let mut others: Vec<_> = calls.into_iter().map(|call| spend(&budget, call)).collect();
     tokio::task::yield_now().await;
@@ -396,7 +396,7 @@ async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
     let mut calls: Vec<_> = (0..20).map(|_| call_of(&flood, 3, 60 * S)).collect();
-    let shared = Arc::clone(&calls[19].0.interest);
+    let shared = Arc::clone(&calls[19].0.waiters);
     let last = calls.pop().map(|call| spend(&budget, call));
     let _others: Vec<_> = calls.into_iter().map(|call| spend(&budget, call)).collect();
     tokio::task::yield_now().await;
@@ -407,8 +407,8 @@ async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
 }
 
 /// So many more of a call's own clients.
-fn crowd(call: &Call, clients: usize) -> Vec<Waiter> {
-    (0..clients).map(|_| call.interest.join(&call.team, call.directives.urgency)).collect()
+fn waiter_count(call: &Call, clients: usize) -> Vec<Waiter> {
+    (0..clients).map(|_| call.waiters.join(&call.team, call.directives.urgency)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -418,7 +418,7 @@ async fn what_most_clients_wait_for_comes_first() {
     let mut crowds = Vec::new();
     let calls = [0, 2, 1, 2, 0].map(|more| {
         let patient = patient();
-        crowds.push(crowd(&patient.0, more));
+        crowds.push(waiter_count(&patient.0, more));
         spend(&budget, patient)
     });
     tokio::task::yield_now().await;
@@ -439,10 +439,10 @@ async fn a_teams_own_clients_of_the_same_urgency_are_counted() {
     let (shared, calm, early, two) =
         (call_of(&a, 3, 60 * S), call_of(&a, 5, 60 * S), call_of(&a, 3, 60 * S), call_of(&a, 3, 60 * S));
     let _of_another_team: Vec<_> =
-        (0..5).map(|_| shared.0.interest.join(&Arc::new(b.clone()), Urgency::new(5))).collect();
-    let _calm = crowd(&calm.0, 5);
-    let _calmer: Vec<_> = (0..5).map(|_| early.0.interest.join(&early.0.team, Urgency::new(5))).collect();
-    let _one_more = crowd(&two.0, 1);
+        (0..5).map(|_| shared.0.waiters.join(&Arc::new(b.clone()), Urgency::new(5))).collect();
+    let _calm = waiter_count(&calm.0, 5);
+    let _calmer: Vec<_> = (0..5).map(|_| early.0.waiters.join(&early.0.team, Urgency::new(5))).collect();
+    let _one_more = waiter_count(&two.0, 1);
     let calls = [shared, early, calm, two, call_of(&b, 3, 60 * S)].map(|call| spend(&budget, call));
     let mut seconds = Vec::new();
     for call in calls {
@@ -465,7 +465,7 @@ fn popular_calls(budget: &AccountBudget, until: Instant) -> JoinHandle<()> {
             }
             let ((call, _waiter), budget) = (patient(), budget.clone());
             calls.spawn(async move {
-                let _crowd = (_waiter, crowd(&call, 2));
+                let _crowd = (_waiter, waiter_count(&call, 2));
                 answered(&budget, &call).await
             });
         }
@@ -478,12 +478,12 @@ async fn what_few_wait_for_is_put_off_by_five_seconds_at_most() {
     let _popular = popular_calls(&budget, start + 30 * S);
     tokio::task::yield_now().await;
     let lonely = patient();
-    let interest = Arc::clone(&lonely.0.interest);
+    let waiters = Arc::clone(&lonely.0.waiters);
     let lonely = spend(&budget, lonely);
     tokio::task::yield_now().await;
-    let foretold = interest.turn().unwrap();
+    let foretold = waiters.estimated_start().unwrap();
     tokio::time::sleep(5 * S).await;
-    assert!(interest.turn().unwrap() > foretold, "whoever joins is told what is to be expected now");
+    assert!(waiters.estimated_start().unwrap() > foretold, "whoever joins is told what is to be expected now");
     let sent = lonely.await.unwrap().unwrap();
     assert!(
         sent > foretold + 4 * S && sent <= foretold + 5 * S,
@@ -501,11 +501,11 @@ async fn nobody_is_put_off_beyond_a_deadline() {
     // Its turn is after 4.2 s.
     let hurried = spend(&budget, call_of(&Team::example("local"), 3, 4500 * MS));
     let (call, waiter) = patient();
-    let interest = Arc::clone(&call.interest);
+    let waiters = Arc::clone(&call.waiters);
     let joined = spend(&budget, (call, waiter));
     tokio::time::sleep(S).await;
     // Another joins who has less time than the first.
-    interest.need_by(start + 5 * S);
+    waiters.need_by(start + 5 * S);
     assert!(hurried.await.unwrap().unwrap() - start <= 4500 * MS);
     assert!(joined.await.unwrap().unwrap() - start <= 5 * S);
 }
@@ -523,11 +523,11 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
     assert_eq!((error.reason(), Instant::now()), (Reason::Deadline, start), "nobody has time for its turn");
     let (call, waiter) = patient();
     waiter.need_by(start + 5 * S);
-    let interest = Arc::clone(&call.interest);
+    let waiters = Arc::clone(&call.waiters);
     let shared = spend(&budget, (call, waiter));
     tokio::task::yield_now().await;
     // Another joins who has more time, and then the account pauses for longer than the first has.
-    interest.need_by(start + 30 * S);
+    waiters.need_by(start + 30 * S);
     tokio::task::yield_now().await;
     permit.end(Ended::Limited(Some(10 * S), RateLimitHeaders::default()));
     let sent = shared.await.unwrap().unwrap() - start;
@@ -539,7 +539,7 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
 /// share one counted.
 async fn dashboards(counted: bool, seed: u64) -> Duration {
     let (budget, until) = (budget(limits(5, 1, 1000)), Instant::now() + 20 * S);
-    let pages: Vec<_> = (0..50).map(|_| (Interest::of_clients(), tokio::sync::OnceCell::new())).collect();
+    let pages: Vec<_> = (0..50).map(|_| (Waiters::of_clients(), tokio::sync::OnceCell::new())).collect();
     let pages = Arc::new(pages);
     let mut clients = tokio::task::JoinSet::new();
     for n in 0..20 {
@@ -549,11 +549,11 @@ async fn dashboards(counted: bool, seed: u64) -> Duration {
             let mut waits = Vec::new();
             tokio::time::sleep(rng.u32(0..250) * MS).await;
             while Instant::now() < until {
-                let (asked, (interest, page)) = (Instant::now(), &pages[rng.usize(0..50)]);
+                let (asked, (waiters, page)) = (Instant::now(), &pages[rng.usize(0..50)]);
                 let (call, waiter) = patient();
-                let call = Call { interest: Arc::clone(interest), ..call };
-                let first = page.get().is_none() && interest.sponsors().0.is_empty();
-                let _waiter = if counted || first { crowd(&call, 1) } else { vec![waiter] };
+                let call = Call { waiters: Arc::clone(waiters), ..call };
+                let first = page.get().is_none() && waiters.waiting_teams().0.is_empty();
+                let _waiter = if counted || first { waiter_count(&call, 1) } else { vec![waiter] };
                 let fetch = async || {
                     answered(&budget, &call).await.unwrap();
                     tokio::time::sleep(50 * MS).await;
@@ -611,7 +611,7 @@ async fn coming_back(more: fn() -> usize) -> (u32, u32) {
             tokio::time::sleep(n as u32 * 37 * MS).await;
             while Instant::now() < until {
                 let (mut call, _waiter) = call_of(&team, 3, 2 * S);
-                let _more = crowd(&call, more());
+                let _more = waiter_count(&call, more());
                 let mut result = send(&budget, &call).await;
                 while let Err(refused) = result {
                     tokio::time::sleep(refused.retry_after().unwrap()).await;
@@ -683,7 +683,7 @@ async fn a_call_that_is_not_sent_costs_its_team_nothing() {
 }
 
 fn refresh_of(team: &Team) -> Call {
-    Call { interest: Interest::of_refresh(), ..call_of(team, 3, 60 * S).0 }
+    Call { waiters: Waiters::of_refresh(), ..call_of(team, 3, 60 * S).0 }
 }
 
 #[tokio::test(start_paused = true)]

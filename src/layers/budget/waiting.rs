@@ -14,7 +14,7 @@ use super::queue::{FairQueue, Ticket};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::request::key::Key;
-use crate::request::waiters::{Crowd, Sponsor};
+use crate::request::waiters::{TeamWaiters, WaiterCount};
 use crate::semantics::request_directives::Urgency;
 
 /// Somebody who waits; `G` is how to tell them.
@@ -27,7 +27,7 @@ pub(super) struct Waiting<G> {
     /// What it asks for, by which it is known again when it comes back.
     pub(super) key: Key,
     /// Whose places it holds; of a refresh, the team whose client caused it.
-    pub(super) sponsors: Vec<Sponsor>,
+    pub(super) waiting_teams: Vec<TeamWaiters>,
     /// A refresh that no client waits for.
     pub(super) background: bool,
     /// Told when it is served or refused.
@@ -53,7 +53,7 @@ pub(super) struct WaitingRoom<G> {
 #[derive(Debug)]
 struct Promise {
     ticket: Ticket,
-    sponsor: Sponsor,
+    team_waiters: TeamWaiters,
     ends: Instant,
 }
 
@@ -98,11 +98,17 @@ impl<G> WaitingRoom<G> {
     }
 
     /// Where a call would stand. One that comes back as it was told stands where it stood.
-    pub(super) fn prospect(&mut self, sponsors: &[Sponsor], background: bool, key: &Key, now: Instant) -> Prospect {
+    pub(super) fn prospect(
+        &mut self,
+        waiting_teams: &[TeamWaiters],
+        background: bool,
+        key: &Key,
+        now: Instant,
+    ) -> Prospect {
         self.end_promises(now);
-        let kept = sponsors.iter().find_map(|sponsor| self.redeem(&sponsor.team, key));
+        let kept = waiting_teams.iter().find_map(|team_waiters| self.redeem(&team_waiters.team, key));
         let ticket = kept.unwrap_or_else(|| self.new_ticket());
-        Prospect { ticket, ahead: self.ahead(sponsors, background, ticket) }
+        Prospect { ticket, ahead: self.ahead(waiting_teams, background, ticket) }
     }
 
     fn new_ticket(&mut self) -> Ticket {
@@ -113,8 +119,8 @@ impl<G> WaitingRoom<G> {
     /// Lets a call wait.
     pub(super) fn enter(&mut self, ticket: Ticket, waiting: Waiting<G>) {
         let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
-        for sponsor in &waiting.sponsors {
-            lines.join(sponsor, ticket, waiting.due);
+        for team_waiters in &waiting.waiting_teams {
+            lines.join(team_waiters, ticket, waiting.due);
         }
         self.in_background += usize::from(waiting.background);
         self.calls.insert(ticket, waiting);
@@ -125,18 +131,23 @@ impl<G> WaitingRoom<G> {
         let waiting = self.calls.remove(&ticket)?;
         self.in_background -= usize::from(waiting.background);
         let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
-        for sponsor in &waiting.sponsors {
-            lines.leave(sponsor, ticket);
+        for team_waiters in &waiting.waiting_teams {
+            lines.leave(team_waiters, ticket);
         }
         Some(waiting)
     }
 
     /// Others wait for a call now. A refresh that clients wait for stands among the clients, as of when the first of
     /// them came. Gives the ticket from now on.
-    pub(super) fn set_sponsors(&mut self, ticket: Ticket, sponsors: Vec<Sponsor>, background: bool) -> Ticket {
+    pub(super) fn set_waiting_teams(
+        &mut self,
+        ticket: Ticket,
+        waiting_teams: Vec<TeamWaiters>,
+        background: bool,
+    ) -> Ticket {
         let Some(waiting) = self.leave(ticket) else { return ticket };
         let ticket = if waiting.background && !background { self.new_ticket() } else { ticket };
-        self.enter(ticket, Waiting { sponsors, background, ..waiting });
+        self.enter(ticket, Waiting { waiting_teams, background, ..waiting });
         ticket
     }
 
@@ -152,8 +163,8 @@ impl<G> WaitingRoom<G> {
         let Some(waiting) = self.calls.get_mut(&ticket) else { return };
         waiting.due = waiting.due.min(due);
         let lines = if waiting.background { &mut self.refreshes } else { &mut self.clients };
-        for sponsor in &waiting.sponsors {
-            lines.join(sponsor, ticket, waiting.due);
+        for team_waiters in &waiting.waiting_teams {
+            lines.join(team_waiters, ticket, waiting.due);
         }
     }
 
@@ -166,8 +177,8 @@ impl<G> WaitingRoom<G> {
     /// Serves a call in a team's line. The team pays for it, and the call is out.
     pub(super) fn serve(&mut self, team: &str, ticket: Ticket) -> Option<Waiting<G>> {
         let waiting = self.leave(ticket)?;
-        if let Some(sponsor) = waiting.sponsors.iter().find(|sponsor| *sponsor.team.name == *team) {
-            self.charge(&sponsor.team, waiting.background);
+        if let Some(team_waiters) = waiting.waiting_teams.iter().find(|team_waiters| *team_waiters.team.name == *team) {
+            self.charge(&team_waiters.team, waiting.background);
         }
         Some(waiting)
     }
@@ -191,12 +202,13 @@ impl<G> WaitingRoom<G> {
     /// Who has to leave a full room, so that a call of these can come in: a refresh that no client waits for; else the
     /// last of the line that is longest for its team's weight, if that is longer than the newcomer's own would be. What
     /// other teams wait for too is left where it is, and for a refresh nobody leaves.
-    pub(super) fn surplus(&self, sponsors: &[Sponsor], background: bool) -> Option<Ticket> {
+    pub(super) fn surplus(&self, waiting_teams: &[TeamWaiters], background: bool) -> Option<Ticket> {
         if background {
             return None;
         }
-        let own = sponsors.iter().map(|sponsor| self.clients.length_with_one_more(&sponsor.team)).min()?;
-        let is_one_teams = |ticket| self.calls.get(&ticket).is_some_and(|waiting| waiting.sponsors.len() == 1);
+        let own =
+            waiting_teams.iter().map(|team_waiters| self.clients.length_with_one_more(&team_waiters.team)).min()?;
+        let is_one_teams = |ticket| self.calls.get(&ticket).is_some_and(|waiting| waiting.waiting_teams.len() == 1);
         self.refreshes.last_of_longest(0, |_| true).or_else(|| self.clients.last_of_longest(own, is_one_teams))
     }
 
@@ -213,7 +225,7 @@ impl<G> WaitingRoom<G> {
     /// How many are ahead of one who waits.
     pub(super) fn ahead_of(&self, ticket: Ticket) -> Option<usize> {
         let waiting = self.calls.get(&ticket)?;
-        Some(self.ahead(&waiting.sponsors, waiting.background, ticket))
+        Some(self.ahead(&waiting.waiting_teams, waiting.background, ticket))
     }
 
     fn clients_waiting(&self) -> usize {
@@ -228,25 +240,25 @@ impl<G> WaitingRoom<G> {
     /// Keeps the place of a client that is told to come back after `wait`; no more than `most` are kept.
     pub(super) fn promise(
         &mut self,
-        sponsor: Sponsor,
+        team_waiters: TeamWaiters,
         key: Key,
         ticket: Ticket,
         wait: Duration,
         most: u32,
         now: Instant,
     ) {
-        let known = (Arc::clone(&sponsor.team.name), key);
+        let known = (Arc::clone(&team_waiters.team.name), key);
         if self.promises.len() >= most as usize || self.promises.contains_key(&known) {
             return;
         }
         let grace = (wait / 4).max(Self::GRACE);
-        self.clients.keep(&sponsor, ticket, now + wait);
-        self.promises.insert(known, Promise { ticket, sponsor, ends: now + wait + grace });
+        self.clients.keep(&team_waiters, ticket, now + wait);
+        self.promises.insert(known, Promise { ticket, team_waiters, ends: now + wait + grace });
     }
 
     fn redeem(&mut self, team: &Team, key: &Key) -> Option<Ticket> {
         let promise = self.promises.remove(&(Arc::clone(&team.name), *key))?;
-        self.clients.release(&promise.sponsor, promise.ticket);
+        self.clients.release(&promise.team_waiters, promise.ticket);
         self.returning += (1.0 - self.returning) * Self::WEIGHT_OF_ONE;
         Some(promise.ticket)
     }
@@ -261,22 +273,23 @@ impl<G> WaitingRoom<G> {
         self.promises.retain(|_, promise| {
             let lasts = now <= promise.ends;
             if !lasts {
-                clients.release(&promise.sponsor, promise.ticket);
+                clients.release(&promise.team_waiters, promise.ticket);
                 *returning -= *returning * Self::WEIGHT_OF_ONE;
             }
             lasts
         });
     }
 
-    fn ahead(&self, sponsors: &[Sponsor], background: bool, ticket: Ticket) -> usize {
+    fn ahead(&self, waiting_teams: &[TeamWaiters], background: bool, ticket: Ticket) -> usize {
         let lines = if background { &self.refreshes } else { &self.clients };
-        let in_lines = sponsors.iter().map(|sponsor| lines.ahead_of(sponsor, ticket, self.returning)).min();
+        let in_lines =
+            waiting_teams.iter().map(|team_waiters| lines.ahead_of(team_waiters, ticket, self.returning)).min();
         let clients = if background { self.clients_waiting() } else { 0 };
         in_lines.unwrap_or_default() + clients
     }
 }
 
 /// The place of a background refresh: behind its team's clients, and no more urgent than others.
-pub(super) fn of_refresh(team: &Arc<Team>) -> Sponsor {
-    Sponsor { team: Arc::clone(team), urgency: Urgency::default(), crowd: Crowd::default() }
+pub(super) fn of_refresh(team: &Arc<Team>) -> TeamWaiters {
+    TeamWaiters { team: Arc::clone(team), urgency: Urgency::default(), waiter_count: WaiterCount::default() }
 }

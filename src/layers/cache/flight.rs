@@ -27,7 +27,7 @@ use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
 use crate::request::call::{Call, Page};
 use crate::request::key::Key;
-use crate::request::waiters::{Interest, Waiter};
+use crate::request::waiters::{Waiter, Waiters};
 use crate::twilio::endpoint::Operation;
 
 /// What a flight brought.
@@ -80,7 +80,7 @@ impl Flown {
 
 #[derive(Debug)]
 struct Flight {
-    interest: Arc<Interest>,
+    waiters: Arc<Waiters>,
     ending: watch::Receiver<Option<FlightResult>>,
     flown: Flown,
     outdated: Arc<AtomicBool>,
@@ -99,8 +99,8 @@ pub(super) struct Joined {
 
 impl Joined {
     /// When the flight's turn upstream is to be expected, if it waits for that.
-    pub(super) fn turn(&self) -> Option<Instant> {
-        self.waiter.turn()
+    pub(super) fn estimated_start(&self) -> Option<Instant> {
+        self.waiter.estimated_start()
     }
 
     /// Waits for the landing; `None` when the flight was lost. May be given up and called again.
@@ -120,11 +120,11 @@ impl Flights {
         kind: Kind,
         set: Option<ResultSet>,
         arrived_meanwhile: impl FnOnce() -> Option<T>,
-        begin: impl FnOnce(FlightGuard, Arc<Interest>) -> BoxFuture<'static, ()>,
+        begin: impl FnOnce(FlightGuard, Arc<Waiters>) -> BoxFuture<'static, ()>,
     ) -> Result<Joined, T> {
         let key = (call.key, kind);
-        let wait_for = |interest: &Arc<Interest>| {
-            let waiter = interest.join(&call.team, call.directives.urgency);
+        let wait_for = |waiters: &Arc<Waiters>| {
+            let waiter = waiters.join(&call.team, call.directives.urgency);
             // Before the call asks for its turn, which is of no use when it comes later.
             waiter.need_by(call.deadline);
             waiter
@@ -132,20 +132,21 @@ impl Flights {
         let mut table = self.lock();
         if let Some(flight) = table.get(&key).filter(|flight| flight.flown.is_of_set(set.as_ref())) {
             // A flight whose turn comes too late for this client must not be hurried by it.
-            let turn = flight.interest.turn().filter(|turn| *turn > call.deadline);
-            let waiter = match turn {
-                Some(_) => flight.interest.join(&call.team, call.directives.urgency),
-                None => wait_for(&flight.interest),
+            let estimated_start =
+                flight.waiters.estimated_start().filter(|estimated_start| *estimated_start > call.deadline);
+            let waiter = match estimated_start {
+                Some(_) => flight.waiters.join(&call.team, call.directives.urgency),
+                None => wait_for(&flight.waiters),
             };
             return Ok(Joined { waiter, ending: flight.ending.clone(), leader: LeaderFuture(None), leads: false });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Err(arrived);
         }
-        let interest = Interest::of_clients();
-        let waiter = wait_for(&interest);
-        let (guard, ending) = self.enter(&mut table, key, Flown::of(call, set), &interest);
-        Ok(Joined { waiter, ending, leader: LeaderFuture(Some(begin(guard, interest))), leads: true })
+        let waiters = Waiters::of_clients();
+        let waiter = wait_for(&waiters);
+        let (guard, ending) = self.enter(&mut table, key, Flown::of(call, set), &waiters);
+        Ok(Joined { waiter, ending, leader: LeaderFuture(Some(begin(guard, waiters))), leads: true })
     }
 
     /// Begins a refresh unless one of the same is in flight already.
@@ -153,13 +154,13 @@ impl Flights {
         &self,
         key: (Key, Kind),
         flown: Flown,
-        begin: impl FnOnce(FlightGuard, Arc<Interest>) -> BoxFuture<'static, ()>,
+        begin: impl FnOnce(FlightGuard, Arc<Waiters>) -> BoxFuture<'static, ()>,
     ) {
         let mut table = self.lock();
         if !table.contains_key(&key) {
-            let interest = Interest::of_refresh();
-            let (guard, _) = self.enter(&mut table, key, flown, &interest);
-            let flight = begin(guard, interest);
+            let waiters = Waiters::of_refresh();
+            let (guard, _) = self.enter(&mut table, key, flown, &waiters);
+            let flight = begin(guard, waiters);
             // A runtime that is shutting down drops it at once, which frees its place.
             drop(table);
             tokio::spawn(flight);
@@ -180,12 +181,12 @@ impl Flights {
         table: &mut Table,
         key: (Key, Kind),
         flown: Flown,
-        interest: &Arc<Interest>,
+        waiters: &Arc<Waiters>,
     ) -> (FlightGuard, watch::Receiver<Option<FlightResult>>) {
         let (sender, ending) = watch::channel(None);
         let outdated = Arc::<AtomicBool>::default();
-        let (interest, shared) = (Arc::clone(interest), Arc::clone(&outdated));
-        let flight = Flight { interest, ending: ending.clone(), flown, outdated: shared };
+        let (waiters, shared) = (Arc::clone(waiters), Arc::clone(&outdated));
+        let flight = Flight { waiters, ending: ending.clone(), flown, outdated: shared };
         if let Some(of_older_set) = table.insert(key, flight) {
             of_older_set.outdated.store(true, Ordering::SeqCst);
         }

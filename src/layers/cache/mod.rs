@@ -39,7 +39,7 @@ use crate::core::outcome::Outcome;
 use crate::metrics::{Metrics, SettledLabels, Word};
 use crate::request::call::{Answer, Call, Page, Reply};
 use crate::request::key::Key;
-use crate::request::waiters::Interest;
+use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
 use crate::twilio::endpoint::Operation;
@@ -172,9 +172,9 @@ where
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let set = self.layer.membership(&call);
-        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.result_set()), |guard, interest| {
+        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.result_set()), |guard, waiters| {
             let call = Call { context: Arc::default(), ..call };
-            let (flight, layer) = (self.flight(call, set, guard, interest, delay), Arc::clone(&self.layer));
+            let (flight, layer) = (self.flight(call, set, guard, waiters, delay), Arc::clone(&self.layer));
             Box::pin(async move {
                 flight.await;
                 if let Some(entry) = layer.store.page(&key) {
@@ -199,7 +199,7 @@ where
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > call.received;
             let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
             let set = self.layer.membership(&call);
-            let begin = |guard, interest| self.flight(call.clone(), set, guard, interest, Duration::ZERO);
+            let begin = |guard, waiters| self.flight(call.clone(), set, guard, waiters, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let mut joined =
@@ -210,9 +210,11 @@ where
                     }
                 };
             let now = self.layer.clock.now();
-            if let Some(turn) = joined.turn().filter(|turn| !joined.leads && *turn > call.deadline) {
+            if let Some(estimated_start) =
+                joined.estimated_start().filter(|estimated_start| !joined.leads && *estimated_start > call.deadline)
+            {
                 // The flight may wait for longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(turn - now)), entry, &call);
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &call);
             }
             match wait(&mut joined, call.deadline).await {
                 // It would be lost again.
@@ -228,8 +230,10 @@ where
                         let message = "Twilio did not answer before this request's deadline";
                         GatewayError::new(Reason::UpstreamTimeout, message)
                     };
-                    let still_waits = |turn: Instant| GatewayError::too_late(turn.saturating_duration_since(now));
-                    let error = joined.turn().map_or_else(unanswered, still_waits);
+                    let still_waits = |estimated_start: Instant| {
+                        GatewayError::too_late(estimated_start.saturating_duration_since(now))
+                    };
+                    let error = joined.estimated_start().map_or_else(unanswered, still_waits);
                     return self.or_stale(Err(error), entry, &call);
                 }
                 Waited::FlightResult(finished) => {
@@ -327,7 +331,7 @@ where
         call: Call,
         set: Membership,
         guard: FlightGuard,
-        interest: Arc<Interest>,
+        waiters: Arc<Waiters>,
         delay: Duration,
     ) -> BoxFuture<'static, ()> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
@@ -336,7 +340,7 @@ where
                 let begun = layer.clock.now();
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
-                    () = interest.wanted() => {}
+                    () = waiters.wanted() => {}
                 }
                 // Somebody wanted it fetched anew meanwhile.
                 if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
@@ -346,7 +350,7 @@ where
             }
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), set };
             // Its own, whoever began it: others may have more time.
-            let call = Call { interest, deadline: asked.at + layer.policy.deadline, ..call };
+            let call = Call { waiters, deadline: asked.at + layer.policy.deadline, ..call };
             // Behind the request, which goes out first.
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
@@ -545,11 +549,11 @@ async fn bypass<S>(inner: S, call: Call, clock: Clock) -> Answered
 where
     S: Service<Call, Response = Answer, Error = GatewayError>,
 {
-    let interest = Interest::of_clients();
-    let _waiter = interest.join(&call.team, call.directives.urgency);
+    let waiters = Waiters::of_clients();
+    let _waiter = waiters.join(&call.team, call.directives.urgency);
     let key = KeyParam::new(&call.key);
     let asked = clock.now();
-    let mut answer = inner.oneshot(Call { interest, ..call }).await?;
+    let mut answer = inner.oneshot(Call { waiters, ..call }).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
     cache_control::normalise(&mut answer.headers, clock.wall_now());
     let page = Arc::new(Page::new(answer));

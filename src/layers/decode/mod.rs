@@ -40,7 +40,7 @@ use crate::request::call::{Call, Reply};
 use crate::request::context::{RequestContext, Stage};
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
-use crate::request::waiters::Interest;
+use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Operation;
@@ -67,7 +67,7 @@ pub struct DecodeLayer {
     parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
     /// Of every call, until it goes upstream: then the cache gives it one of its own.
-    nobody: Arc<Interest>,
+    nobody: Arc<Waiters>,
 }
 
 impl DecodeLayer {
@@ -75,7 +75,7 @@ impl DecodeLayer {
     /// in `pages`, and the tokens that are given out under them are remembered in `tokens`.
     pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
         let restrictions = Arc::new(Restrictions::new(pages, tokens));
-        Self { limits, bodies, parse_cache: Arc::new(ParseCache::new()), restrictions, nobody: Interest::of_clients() }
+        Self { limits, bodies, parse_cache: Arc::new(ParseCache::new()), restrictions, nobody: Waiters::of_clients() }
     }
 }
 
@@ -273,7 +273,7 @@ impl DecodeLayer {
             deadline: *received + patience,
             directives,
             received: *received,
-            interest: Arc::clone(&self.nobody),
+            waiters: Arc::clone(&self.nobody),
             context: Arc::clone(context),
         }
     }

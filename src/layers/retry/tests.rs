@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tower::service_fn;
 
 use super::*;
-use crate::request::waiters::Interest;
+use crate::request::waiters::Waiters;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -12,7 +12,7 @@ type Scripted = Result<u16, Repeat>;
 
 fn call(operation: Operation, deadline: Duration) -> Call {
     let deadline = Instant::now() + deadline;
-    Call { deadline, interest: Interest::of_refresh(), ..Call::example(operation, "", "") }
+    Call { deadline, waiters: Waiters::of_refresh(), ..Call::example(operation, "", "") }
 }
 
 /// Runs a call against a script of answers; gives the last answer and how many attempts were made.
@@ -117,7 +117,7 @@ async fn a_failure_that_asks_to_stay_away_holds_its_own_retries_back() {
 
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_call_is_not_tried_again() {
-    let abandoned = Call { interest: Interest::of_clients(), ..call(Operation::Query, 90 * S) };
+    let abandoned = Call { waiters: Waiters::of_clients(), ..call(Operation::Query, 90 * S) };
     assert_eq!(run_with(policy(), abandoned, &[Ok(503)]).await, (Ok(503), 1));
 }
 
