@@ -240,7 +240,7 @@ fn upstream_rates(budgets: &Budgets) -> impl Fn(&Arc<Team>) -> Option<UpstreamRa
     let budgets = budgets.clone();
     move |team| {
         let budget = budgets.get(&team.account.name)?;
-        let (rate, team) = (team.upstream.or(budget.standing().limits.rate)?, Arc::clone(team));
+        let (rate, team) = (team.upstream.or(budget.status().limits.rate)?, Arc::clone(team));
         Some(UpstreamRate { rate, allowance: Arc::new(move || budget.allowance(&team)) })
     }
 }

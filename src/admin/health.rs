@@ -52,7 +52,7 @@ pub(super) fn checks(shared: &SharedState, config: &Config, draining: Option<Ins
             Finding { wrong: true, since: Some(since), detail }
         });
         checks.push(line(&format!("credentials/{}", account.name), rejected));
-        let broken = shared.budgets.get(&account.name).and_then(|budget| budget.standing().broken_for).map(|time| {
+        let broken = shared.budgets.get(&account.name).and_then(|budget| budget.status().broken_for).map(|time| {
             let detail = format!(
                 "Twilio has failed for {} s, so only probes are sent; stale pages are served meanwhile",
                 time.as_secs()

@@ -189,18 +189,18 @@ impl Inner {
             gauge.clear();
         }
         for account in &self.config.load().accounts {
-            let Some(standing) = budgets.get(&account.name).map(|budget| budget.standing()) else { continue };
+            let Some(status) = budgets.get(&account.name).map(|budget| budget.status()) else { continue };
             let labels = AccountLabels { account: Name(account.name.as_str().into()) };
-            if let Some(tokens) = standing.tokens {
+            if let Some(tokens) = status.tokens {
                 metrics.budget_tokens.get_or_create(&labels).set(tokens);
             }
-            if let Some(per_second) = standing.per_second {
+            if let Some(per_second) = status.per_second {
                 metrics.budget_rate.get_or_create(&labels).set(per_second);
             }
-            metrics.circuit_state.get_or_create(&labels).set(standing.circuit.level());
-            metrics.budget_paused.get_or_create(&labels).set(standing.paused.as_secs_f64());
-            metrics.queue_length.get_or_create(&labels).set(standing.waiting.try_into().unwrap_or(i64::MAX));
-            metrics.upstream_in_flight.get_or_create(&labels).set(standing.in_flight.into());
+            metrics.circuit_state.get_or_create(&labels).set(status.circuit.level());
+            metrics.budget_paused.get_or_create(&labels).set(status.paused.as_secs_f64());
+            metrics.queue_length.get_or_create(&labels).set(status.waiting.try_into().unwrap_or(i64::MAX));
+            metrics.upstream_in_flight.get_or_create(&labels).set(status.in_flight.into());
             let rejected = rejections.since(&account.name).is_some();
             metrics.credentials_rejected.get_or_create(&labels).set(rejected.into());
         }

@@ -56,7 +56,7 @@ pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) ->
 }
 
 fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
-    let standing = shared.budgets.get(&account.name).map(|budget| budget.standing());
+    let status = shared.budgets.get(&account.name).map(|budget| budget.status());
     let rejected = shared.rejections.since(&account.name);
     let rejected_for = rejected.map(|since| shared.clock.now().saturating_duration_since(since).as_secs());
     json!({
@@ -65,14 +65,14 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
         "rate": account.rate.map(|rate| rate.to_string()),
         "burst": account.burst,
         "concurrency": account.concurrency,
-        "tokens": standing.and_then(|s| s.tokens).map(|tokens| (tokens * 1000.0).round() / 1000.0),
-        "paused_seconds": standing.map(|s| (s.paused.as_secs_f64() * 1000.0).round() / 1000.0),
-        "rate_now_per_second": standing.and_then(|s| s.per_second).map(|rate| (rate * 1000.0).round() / 1000.0),
-        "concurrency_now": standing.map(|s| s.concurrency),
-        "circuit": standing.map(|s| s.circuit.as_str()),
-        "circuit_broken_seconds": standing.and_then(|s| s.broken_for).map(|time| time.as_secs()),
-        "in_flight": standing.map(|s| s.in_flight),
-        "waiting": standing.map(|s| s.waiting),
+        "tokens": status.and_then(|s| s.tokens).map(|tokens| (tokens * 1000.0).round() / 1000.0),
+        "paused_seconds": status.map(|s| (s.paused.as_secs_f64() * 1000.0).round() / 1000.0),
+        "rate_now_per_second": status.and_then(|s| s.per_second).map(|rate| (rate * 1000.0).round() / 1000.0),
+        "concurrency_now": status.map(|s| s.concurrency),
+        "circuit": status.map(|s| s.circuit.as_str()),
+        "circuit_broken_seconds": status.and_then(|s| s.broken_for).map(|time| time.as_secs()),
+        "in_flight": status.map(|s| s.in_flight),
+        "waiting": status.map(|s| s.waiting),
         "credentials": if rejected.is_some() { "rejected" } else { "accepted" },
         "credentials_rejected_seconds": rejected_for,
     })

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::Limits;
-use super::circuit::{CircuitState, Passage};
+use super::circuit::{CircuitState, Decision};
 use super::queue::Ticket;
 use super::state::{State, due};
-use super::waiting::{self, Prospect, Waiting};
+use super::waiting::{self, QueuePosition, Waiting};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, whole_seconds};
@@ -23,7 +23,7 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A moment's view of a budget.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Standing {
+pub struct BudgetStatus {
     /// What may be spent.
     pub limits: Limits,
     /// Tokens a second, as adaptation has it; `None` without a rate.
@@ -66,15 +66,15 @@ struct Guarded {
 /// How to tell a call that waits, and what it holds already.
 #[derive(Debug)]
 struct Grant {
-    tell: oneshot::Sender<Result<Permit, GatewayError>>,
+    reply: oneshot::Sender<Result<Permit, GatewayError>>,
     /// Who wants to know when its turn is.
     waiters: Arc<Waiters>,
-    holds: Holds,
+    reservation: Reservation,
 }
 
 /// What a call holds besides its token and its place, until it ends or is not sent at all.
 #[derive(Debug)]
-struct Holds {
+struct Reservation {
     /// It is the circuit's probe.
     is_probe: bool,
     /// Whose own upstream limit it counts against.
@@ -123,15 +123,15 @@ impl AccountBudget {
             return Err(GatewayError::abandoned());
         }
         waiters.set_estimated_start(None);
-        let (mut seat, mut granted) = match self.0.arrive(call, waiting_teams)? {
+        let (mut guard, mut granted) = match self.0.arrive(call, waiting_teams)? {
             Arrival::Granted(permit) => return Ok(permit),
-            Arrival::Waits(seat, granted) => (seat, granted),
+            Arrival::Waits(guard, granted) => (guard, granted),
         };
         loop {
             tokio::select! {
                 biased;
                 granted = &mut granted => {
-                    seat.left = true;
+                    guard.left = true;
                     waiters.set_estimated_start(None);
                     return granted.unwrap_or_else(|_| Err(GatewayError::new(Reason::Internal, "the budget lost a waiting call")));
                 }
@@ -140,7 +140,7 @@ impl AccountBudget {
                     if waiting_teams.is_empty() && !waiters.is_refresh() {
                         return Err(GatewayError::abandoned());
                     }
-                    seat.set_waiting_teams(call, waiting_teams);
+                    guard.set_waiting_teams(call, waiting_teams);
                 }
                 () = tokio::time::sleep_until(useful_until(call)) => {
                     if self.0.clock.now() < useful_until(call) {
@@ -148,27 +148,27 @@ impl AccountBudget {
                         continue;
                     }
                     // Unless it was served at this very moment.
-                    return granted.try_recv().unwrap_or_else(|_| Err(self.0.give_up(seat.ticket)));
+                    return granted.try_recv().unwrap_or_else(|_| Err(self.0.give_up(guard.ticket)));
                 }
             }
         }
     }
 
     /// A moment's view.
-    pub fn standing(&self) -> Standing {
+    pub fn status(&self) -> BudgetStatus {
         let now = self.0.clock.now();
         let mut guarded = self.0.lock();
         let state = &mut guarded.state;
         state.adjust(now);
         let (circuit, since) = state.circuit.state(now);
-        Standing {
+        BudgetStatus {
             limits: state.limits,
             per_second: state.per_second(),
             concurrency: state.concurrency(now),
             tokens: state.tokens(now),
             paused: state.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
             in_flight: state.in_flight,
-            waiting: state.room.len(),
+            waiting: state.wait_queue.len(),
             circuit,
             broken_for: since.map(|since| now.saturating_duration_since(since)),
         }
@@ -182,7 +182,7 @@ impl AccountBudget {
 
 enum Arrival {
     Granted(Permit),
-    Waits(Seat, oneshot::Receiver<Result<Permit, GatewayError>>),
+    Waits(QueueGuard, oneshot::Receiver<Result<Permit, GatewayError>>),
 }
 
 impl Shared {
@@ -199,42 +199,46 @@ impl Shared {
         let state = &mut guarded.state;
         state.adjust(now);
         let is_probe = match state.circuit.pass(now) {
-            Passage::Free => false,
-            Passage::Probe => true,
-            Passage::Shut(wait) => return Err(circuit_open(wait)),
+            Decision::Allow => false,
+            Decision::Probe => true,
+            Decision::Reject(wait) => return Err(circuit_open(wait)),
         };
-        let holds = Holds { is_probe, team: Arc::clone(&call.team), key: call.key };
+        let reservation = Reservation { is_probe, team: Arc::clone(&call.team), key: call.key };
         if let Err(refused) = state.take_share(&call.team, background, now) {
             if is_probe {
                 state.circuit.probe_lost();
             }
             return Err(refused);
         }
-        if state.room.is_first(background) && state.try_spend(now) {
+        if state.wait_queue.is_first(background) && state.try_spend(now) {
             // Whoever was told to come back has.
-            state.room.prospect(&waiting_teams, background, &call.key, now);
-            state.room.charge(&waiting_teams[0].team, background);
-            return Ok(Arrival::Granted(Permit { account: Arc::clone(self), holds: Some(holds), sent: None }));
+            state.wait_queue.position(&waiting_teams, background, &call.key, now);
+            state.wait_queue.charge(&waiting_teams[0].team, background);
+            return Ok(Arrival::Granted(Permit {
+                account: Arc::clone(self),
+                reservation: Some(reservation),
+                sent: None,
+            }));
         }
-        let Prospect { ticket, ahead } = state.room.prospect(&waiting_teams, background, &call.key, now);
+        let QueuePosition { ticket, ahead } = state.wait_queue.position(&waiting_teams, background, &call.key, now);
         let wait = state.wait_behind(ahead, now);
-        let full = state.room.len() >= state.limits.queue as usize;
+        let full = state.wait_queue.len() >= state.limits.queue as usize;
         let deadline = useful_until(call);
         // Nobody has to leave for one that would wait in vain.
         if now + wait > deadline || (full && !state.make_room(&waiting_teams, background, now)) {
-            state.let_go(&holds);
+            state.let_go(&reservation);
             state.keep_place(waiting_teams, background, call.key, ticket, wait, now);
             return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
-        let (tell, granted) = oneshot::channel();
-        let grant = Grant { tell, waiters: Arc::clone(&call.waiters), holds };
+        let (reply, granted) = oneshot::channel();
+        let grant = Grant { reply, waiters: Arc::clone(&call.waiters), reservation };
         call.waiters.set_estimated_start(Some(now + wait));
         // Among refreshes no favours are done.
         let due = if background { deadline } else { due(now + wait, needed_by(call)) };
-        state.room.enter(ticket, Waiting { deadline, due, key: call.key, waiting_teams, background, grant });
+        state.wait_queue.enter(ticket, Waiting { deadline, due, key: call.key, waiting_teams, background, grant });
         drop(guarded);
         self.advance();
-        Ok(Arrival::Waits(Seat { account: Arc::clone(self), ticket, left: false }, granted))
+        Ok(Arrival::Waits(QueueGuard { account: Arc::clone(self), ticket, left: false }, granted))
     }
 
     /// Serves whoever can be served, tells those who wait in vain, and sets an alarm for the next.
@@ -246,16 +250,16 @@ impl Shared {
         let mut guarded = self.lock();
         let state = &mut guarded.state;
         state.adjust(now);
-        while state.room.len() > 0 && state.try_spend(now) {
+        while state.wait_queue.len() > 0 && state.try_spend(now) {
             let Some(waiting) = state.serve_next(now) else {
                 state.give_back(false);
                 break;
             };
-            let Grant { tell, holds, .. } = waiting.grant;
-            let permit = Permit { account: Arc::clone(self), holds: Some(holds), sent: None };
-            unclaimed.extend(tell.send(Ok(permit)).err());
+            let Grant { reply, reservation, .. } = waiting.grant;
+            let permit = Permit { account: Arc::clone(self), reservation: Some(reservation), sent: None };
+            unclaimed.extend(reply.send(Ok(permit)).err());
         }
-        let look = state.room.len() > 0 && now >= guarded.looked + BETWEEN_LOOKS;
+        let look = state.wait_queue.len() > 0 && now >= guarded.looked + BETWEEN_LOOKS;
         self.set_alarm(&mut guarded, now);
         drop(guarded);
         if look {
@@ -269,11 +273,14 @@ impl Shared {
         /// A rate that is being raised brings the next token sooner than it seems now.
         const LONGEST: Duration = Duration::from_millis(500);
         let state = &guarded.state;
-        if state.room.len() == 0 || state.in_flight >= state.concurrency(now) {
+        if state.wait_queue.len() == 0 || state.in_flight >= state.concurrency(now) {
             return;
         }
         let mut at = state.ready_at(now);
-        if state.limits.adapt && state.pace.is_learnt(now) && state.paused_until.is_none_or(|until| until <= now) {
+        if state.limits.adapt
+            && state.adaptive_rate.is_learnt(now)
+            && state.paused_until.is_none_or(|until| until <= now)
+        {
             at = at.min(now + LONGEST);
         }
         if guarded.alarm.is_some_and(|alarm| alarm <= at && alarm > now) {
@@ -301,7 +308,7 @@ impl Shared {
         let state = &mut guarded.state;
         for (ticket, deadline, wait) in state.waits(now) {
             if now + wait <= deadline {
-                if let Some(waiting) = state.room.get(ticket) {
+                if let Some(waiting) = state.wait_queue.get(ticket) {
                     waiting.grant.waiters.set_estimated_start(Some(now + wait));
                 }
                 continue;
@@ -309,7 +316,7 @@ impl Shared {
             let Some(Waiting { grant, key, waiting_teams, background, .. }) = state.dismiss(ticket) else { continue };
             state.keep_place(waiting_teams, background, key, ticket, wait, now);
             // A receiver that is gone has left by itself.
-            let _ = grant.tell.send(Err(GatewayError::too_late(wait)));
+            let _ = grant.reply.send(Err(GatewayError::too_late(wait)));
         }
     }
 
@@ -318,19 +325,19 @@ impl Shared {
         let now = self.clock.now();
         let mut guarded = self.lock();
         let state = &mut guarded.state;
-        let wait = state.room.ahead_of(ticket).map_or(Duration::ZERO, |ahead| state.wait_behind(ahead, now));
+        let wait = state.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| state.wait_behind(ahead, now));
         if let Some(Waiting { key, waiting_teams, background, .. }) = state.dismiss(ticket) {
             state.keep_place(waiting_teams, background, key, ticket, wait, now);
         }
         GatewayError::too_late(wait)
     }
 
-    fn end(self: &Arc<Self>, holds: Holds, sent: Option<Instant>, ended: Ended) {
+    fn end(self: &Arc<Self>, reservation: Reservation, sent: Option<Instant>, ended: Ended) {
         let now = self.clock.now();
         let mut guarded = self.lock();
         let state = &mut guarded.state;
         let Some(sent) = sent else {
-            state.let_go(&holds);
+            state.let_go(&reservation);
             state.give_back(false);
             drop(guarded);
             return self.advance();
@@ -341,24 +348,24 @@ impl Shared {
         match ended {
             Ended::Answered(stated) => {
                 state.accepted(&stated, now);
-                if holds.is_probe {
+                if reservation.is_probe {
                     tracing::info!(account = %self.name, "Twilio answers again: the circuit is closed");
                 }
-                state.circuit.succeeded(holds.is_probe, now);
+                state.circuit.succeeded(reservation.is_probe, now);
             }
             Ended::Limited(asked, stated) => {
                 if let Some(pause) = state.pause(asked, now) {
                     tracing::warn!(account = %self.name, pause_ms = pause.as_millis(), "Twilio limits the account: pausing");
                 }
                 let resumes = state.paused_until.unwrap_or(now);
-                state.pace.refused(&stated, sent, in_flight, now, resumes);
+                state.adaptive_rate.refused(&stated, sent, in_flight, now, resumes);
                 // It is there, and alive.
-                if holds.is_probe {
+                if reservation.is_probe {
                     state.circuit.succeeded(true, now);
                 }
             }
-            Ended::Failed => opened = state.circuit.failed(holds.key, holds.is_probe, now),
-            Ended::Unclear if holds.is_probe => state.circuit.probe_lost(),
+            Ended::Failed => opened = state.circuit.failed(reservation.key, reservation.is_probe, now),
+            Ended::Unclear if reservation.is_probe => state.circuit.probe_lost(),
             Ended::Unclear => {}
         }
         state.give_back(true);
@@ -377,9 +384,9 @@ impl Shared {
     fn open(&self, state: &mut State<Grant>) {
         let wait = state.limits.circuit.open;
         tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
-        for ticket in state.room.tickets() {
+        for ticket in state.wait_queue.tickets() {
             if let Some(waiting) = state.dismiss(ticket) {
-                let _ = waiting.grant.tell.send(Err(circuit_open(wait)));
+                let _ = waiting.grant.reply.send(Err(circuit_open(wait)));
             }
         }
     }
@@ -388,8 +395,8 @@ impl Shared {
 impl State<Grant> {
     /// A call is out that was not sent.
     fn dismiss(&mut self, ticket: Ticket) -> Option<Waiting<Grant>> {
-        let waiting = self.room.leave(ticket)?;
-        self.let_go(&waiting.grant.holds);
+        let waiting = self.wait_queue.leave(ticket)?;
+        self.let_go(&waiting.grant.reservation);
         Some(waiting)
     }
 
@@ -405,7 +412,7 @@ impl State<Grant> {
     ) {
         let most = self.limits.queue;
         if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| !background) {
-            self.room.promise(team_waiters, key, ticket, whole_seconds(wait), most, now);
+            self.wait_queue.reserve(team_waiters, key, ticket, whole_seconds(wait), most, now);
         }
     }
 
@@ -416,40 +423,40 @@ impl State<Grant> {
             Ok(()) => return Ok(()),
             Err(refused) => refused,
         };
-        let refresh = if background { None } else { self.room.last_refresh_of(&team.name) };
+        let refresh = if background { None } else { self.wait_queue.last_refresh_of(&team.name) };
         let Some(refresh) = refresh.and_then(|ticket| self.dismiss(ticket)) else { return Err(refused) };
-        let _ = refresh.grant.tell.send(Err(refused));
+        let _ = refresh.grant.reply.send(Err(refused));
         self.take_of_team(team, background, now)
     }
 
     /// Lets one leave who waits, so that a call of these can wait; `false` where nobody has to.
     fn make_room(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> bool {
-        let Some(ticket) = self.room.surplus(waiting_teams, background) else { return false };
-        let wait = self.room.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now));
+        let Some(ticket) = self.wait_queue.surplus(waiting_teams, background) else { return false };
+        let wait = self.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now));
         let Some(Waiting { grant, key, waiting_teams, background, .. }) = self.dismiss(ticket) else { return false };
         self.keep_place(waiting_teams, background, key, ticket, wait, now);
         // A receiver that is gone has left by itself.
-        let _ = grant.tell.send(Err(queue_full(self.limits.queue, wait)));
+        let _ = grant.reply.send(Err(queue_full(self.limits.queue, wait)));
         true
     }
 
     /// What a call held is free again, since it was not sent.
-    fn let_go(&mut self, holds: &Holds) {
-        if holds.is_probe {
+    fn let_go(&mut self, reservation: &Reservation) {
+        if reservation.is_probe {
             self.circuit.probe_lost();
         }
-        self.put_back_to_team(&holds.team);
+        self.put_back_to_team(&reservation.team);
     }
 }
 
 /// A place in the waiting room; dropping it is leaving.
-struct Seat {
+struct QueueGuard {
     account: Arc<Shared>,
     ticket: Ticket,
     left: bool,
 }
 
-impl Seat {
+impl QueueGuard {
     /// Others wait for the call now, or somebody for less long, or nobody does any more and it is a refresh.
     fn set_waiting_teams(&mut self, call: &Call, waiting_teams: Vec<TeamWaiters>) {
         let background = waiting_teams.is_empty();
@@ -457,19 +464,19 @@ impl Seat {
         let now = self.account.clock.now();
         let mut guarded = self.account.lock();
         let state = &mut guarded.state;
-        self.ticket = state.room.set_waiting_teams(self.ticket, waiting_teams, background);
-        state.room.wait_until(self.ticket, useful_until(call));
-        if let Some(ahead) = state.room.ahead_of(self.ticket).filter(|_| !background) {
+        self.ticket = state.wait_queue.set_waiting_teams(self.ticket, waiting_teams, background);
+        state.wait_queue.wait_until(self.ticket, useful_until(call));
+        if let Some(ahead) = state.wait_queue.ahead_of(self.ticket).filter(|_| !background) {
             let estimated_start = now + state.wait_behind(ahead, now);
             call.waiters.set_estimated_start(Some(estimated_start));
-            state.room.due_by(self.ticket, due(estimated_start, needed_by(call)));
+            state.wait_queue.due_by(self.ticket, due(estimated_start, needed_by(call)));
         }
         drop(guarded);
         self.account.advance();
     }
 }
 
-impl Drop for Seat {
+impl Drop for QueueGuard {
     fn drop(&mut self) {
         if !self.left {
             let dismissed = self.account.lock().state.dismiss(self.ticket);
@@ -482,7 +489,7 @@ impl Drop for Seat {
 #[derive(Debug)]
 pub(super) struct Permit {
     account: Arc<Shared>,
-    holds: Option<Holds>,
+    reservation: Option<Reservation>,
     sent: Option<Instant>,
 }
 
@@ -494,16 +501,16 @@ impl Permit {
 
     /// The attempt has ended. A pause is in force before the freed place lets the next call through.
     pub(super) fn end(mut self, ended: Ended) {
-        if let Some(holds) = self.holds.take() {
-            self.account.end(holds, self.sent, ended);
+        if let Some(reservation) = self.reservation.take() {
+            self.account.end(reservation, self.sent, ended);
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(holds) = self.holds.take() {
-            self.account.end(holds, self.sent, Ended::Unclear);
+        if let Some(reservation) = self.reservation.take() {
+            self.account.end(reservation, self.sent, Ended::Unclear);
         }
     }
 }

@@ -53,10 +53,10 @@ const LEAST_GROWTH: f64 = 1.02;
 
 /// The pace of one account.
 #[derive(Debug, Clone)]
-pub(super) struct Pace {
+pub(super) struct AdaptiveRate {
     /// The configured rate per second.
     ceiling: Option<f64>,
-    wall: Option<Wall>,
+    estimate: Option<RateEstimate>,
     /// From answers other than 429s.
     stated: Option<(f64, Instant)>,
     /// The longest window that Twilio has shown, for the limit it has stated.
@@ -69,7 +69,7 @@ pub(super) struct Pace {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Wall {
+struct RateEstimate {
     /// Per second.
     rate: f64,
     /// When it was put up.
@@ -82,7 +82,7 @@ struct Wall {
     first: Option<f64>,
 }
 
-impl Wall {
+impl RateEstimate {
     fn hold(&self) -> Duration {
         if self.quick > 1 { SHORT_HOLD } else { HOLD }
     }
@@ -99,11 +99,11 @@ struct ConcurrencyLimit {
     at: Instant,
 }
 
-impl Pace {
+impl AdaptiveRate {
     /// The configured rate, per second; `None` is without limit.
     pub(super) fn new(ceiling: Option<f64>, now: Instant) -> Self {
         let recent = Window::new(RECENT / RECENT_SLOTS as u32, now);
-        Self { ceiling, wall: None, stated: None, window: None, recent, accepted: 0, concurrency_limit: None }
+        Self { ceiling, estimate: None, stated: None, window: None, recent, accepted: 0, concurrency_limit: None }
     }
 
     /// Another configured rate. What was learnt stays.
@@ -113,7 +113,7 @@ impl Pace {
 
     /// How many a second may be sent now; `None` is without limit.
     pub(super) fn rate(&self, now: Instant) -> Option<f64> {
-        let learnt = self.wall.and_then(|wall| self.after(wall, now));
+        let learnt = self.estimate.and_then(|estimate| self.after(estimate, now));
         let stated = self.stated.filter(|(_, until)| now < *until).map(|(rate, _)| rate);
         let least = [self.ceiling, learnt, stated].into_iter().flatten().reduce(f64::min);
         // A configured rate may be lower than the least that is ever learnt.
@@ -137,20 +137,20 @@ impl Pace {
     }
 
     /// The rate after a wall was put up; `None` once it is forgotten.
-    fn after(&self, wall: Wall, now: Instant) -> Option<f64> {
-        let since = now.saturating_duration_since(wall.since);
-        if wall.is_forgotten(now) {
+    fn after(&self, estimate: RateEstimate, now: Instant) -> Option<f64> {
+        let since = now.saturating_duration_since(estimate.since);
+        if estimate.is_forgotten(now) {
             return None;
         }
-        let Some(beyond) = since.checked_sub(wall.hold()) else {
-            let crept = since.as_secs_f64() / wall.hold().as_secs_f64();
-            return Some(wall.rate * (MARGIN + (1.0 - MARGIN) * crept));
+        let Some(beyond) = since.checked_sub(estimate.hold()) else {
+            let crept = since.as_secs_f64() / estimate.hold().as_secs_f64();
+            return Some(estimate.rate * (MARGIN + (1.0 - MARGIN) * crept));
         };
         let growth = match self.ceiling {
-            Some(ceiling) => (ceiling / wall.rate).powf(1.0 / RISE.as_secs_f64()).max(LEAST_GROWTH),
+            Some(ceiling) => (ceiling / estimate.rate).powf(1.0 / RISE.as_secs_f64()).max(LEAST_GROWTH),
             None => GROWTH,
         };
-        Some(wall.rate * growth.powf(beyond.as_secs_f64()))
+        Some(estimate.rate * growth.powf(beyond.as_secs_f64()))
     }
 
     /// Twilio answered something else than 429. Until when nothing should be sent, if it says that nothing is left.
@@ -161,11 +161,11 @@ impl Pace {
             self.stated = Some((rate, now + STATED_HOLDS));
         }
         let recent = self.accepted_of_late(now);
-        if let Some(wall) = self.wall.as_mut().filter(|wall| now < wall.since)
-            && let Some(most) = wall.first
+        if let Some(estimate) = self.estimate.as_mut().filter(|estimate| now < estimate.since)
+            && let Some(most) = estimate.first
         {
             // Nothing is sent before then: this was under way with what was refused.
-            wall.rate = wall.rate.max(recent.min(most));
+            estimate.rate = estimate.rate.max(recent.min(most));
         }
         // Whole seconds, rounded up: the last of them may be almost over.
         let certain = stated.reset.filter(|_| stated.remaining == Some(0))?.saturating_sub(Duration::from_secs(1));
@@ -187,38 +187,40 @@ impl Pace {
             return;
         }
         let stated_rate = self.stated_rate(stated);
-        if let Some(wall) = self.wall.as_mut().filter(|wall| sent <= wall.at + SAME) {
+        if let Some(estimate) = self.estimate.as_mut().filter(|estimate| sent <= estimate.at + SAME) {
             // Sent before the wall was put up, or into the same empty window: no news but of when to go on.
-            wall.since = wall.since.max(resumes);
+            estimate.since = estimate.since.max(resumes);
             return;
         }
         let current = self.rate(now);
         let mut quick = 0;
         let recent = self.accepted_of_late(now);
-        let rate = match (self.wall.filter(|wall| !wall.is_forgotten(now)), current) {
-            (Some(wall), Some(current)) => match now.saturating_duration_since(wall.since).checked_sub(wall.hold()) {
-                Some(beyond) if beyond <= CLOSE && wall.quick <= 1 => current.min(wall.rate * STEP),
-                Some(_) => (recent * GROWTH).clamp(wall.rate.min(current), current),
-                None => {
-                    let between = now.saturating_duration_since(wall.at);
-                    let filled = f64::from(self.accepted) / between.as_secs_f64().max(0.001);
-                    quick = if between < QUICK { wall.quick + 1 } else { 1 };
-                    // Ever more at once while refusals follow each other.
-                    let lowered = current / STEP.powi(1 << (quick - 1).min(4));
-                    // The pause counts too, so Twilio grants this at least.
-                    filled.clamp(lowered, current)
+        let rate = match (self.estimate.filter(|estimate| !estimate.is_forgotten(now)), current) {
+            (Some(estimate), Some(current)) => {
+                match now.saturating_duration_since(estimate.since).checked_sub(estimate.hold()) {
+                    Some(beyond) if beyond <= CLOSE && estimate.quick <= 1 => current.min(estimate.rate * STEP),
+                    Some(_) => (recent * GROWTH).clamp(estimate.rate.min(current), current),
+                    None => {
+                        let between = now.saturating_duration_since(estimate.at);
+                        let filled = f64::from(self.accepted) / between.as_secs_f64().max(0.001);
+                        quick = if between < QUICK { estimate.quick + 1 } else { 1 };
+                        // Ever more at once while refusals follow each other.
+                        let lowered = current / STEP.powi(1 << (quick - 1).min(4));
+                        // The pause counts too, so Twilio grants this at least.
+                        filled.clamp(lowered, current)
+                    }
                 }
-            },
+            }
             // The first: nothing is known but what came of late. Nothing at all, and others may be using the account.
             (_, Some(current)) if recent == 0.0 => current / 2.0,
             (_, Some(current)) => recent.max(LITTLE).min(current),
             (_, None) => recent.max(1.0),
         };
         let stated_most = stated_rate.unwrap_or(f64::INFINITY);
-        let is_first = self.wall.is_none_or(|wall| wall.is_forgotten(now));
+        let is_first = self.estimate.is_none_or(|estimate| estimate.is_forgotten(now));
         let first = is_first.then(|| current.unwrap_or(f64::INFINITY).min(stated_most));
         let rate = rate.min(stated_most).max(LEAST);
-        self.wall = Some(Wall { rate, at: now, since: resumes.max(now), quick, first });
+        self.estimate = Some(RateEstimate { rate, at: now, since: resumes.max(now), quick, first });
         self.accepted = 0;
     }
 

@@ -87,13 +87,13 @@ struct Broken {
 
 /// May a call pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passage {
+pub(super) enum Decision {
     /// It may.
-    Free,
+    Allow,
     /// It may, as the probe: how it ends, or that it was never sent, has to be told.
     Probe,
     /// It may not before this has passed.
-    Shut(Duration),
+    Reject(Duration),
 }
 
 impl Circuit {
@@ -112,14 +112,14 @@ impl Circuit {
     }
 
     /// May another call pass.
-    pub(super) fn pass(&mut self, now: Instant) -> Passage {
+    pub(super) fn pass(&mut self, now: Instant) -> Decision {
         match &mut self.broken {
-            None => Passage::Free,
-            Some(broken) if now < broken.until => Passage::Shut(broken.until - now),
-            Some(broken) if broken.probing => Passage::Shut(Self::PROBE),
+            None => Decision::Allow,
+            Some(broken) if now < broken.until => Decision::Reject(broken.until - now),
+            Some(broken) if broken.probing => Decision::Reject(Self::PROBE),
             Some(broken) => {
                 broken.probing = true;
-                Passage::Probe
+                Decision::Probe
             }
         }
     }
@@ -232,16 +232,16 @@ mod tests {
         let start = Instant::now();
         let mut circuit = circuit(start);
         for n in 1..=10 {
-            assert_eq!(circuit.pass(start), Passage::Free);
+            assert_eq!(circuit.pass(start), Decision::Allow);
             assert_eq!(circuit.failed(query(n), false, start), n == 10);
         }
-        assert_eq!(circuit.pass(start + S), Passage::Shut(4 * S));
+        assert_eq!(circuit.pass(start + S), Decision::Reject(4 * S));
         assert_eq!(circuit.state(start + S), (CircuitState::Open, Some(start)));
-        assert_eq!(circuit.pass(start + 5 * S), Passage::Probe);
+        assert_eq!(circuit.pass(start + 5 * S), Decision::Probe);
         assert_eq!(circuit.state(start + 5 * S).0, CircuitState::HalfOpen);
-        assert_eq!(circuit.pass(start + 5 * S), Passage::Shut(S), "one probe at a time");
+        assert_eq!(circuit.pass(start + 5 * S), Decision::Reject(S), "one probe at a time");
         circuit.succeeded(true, start + 6 * S);
-        assert_eq!(circuit.pass(start + 6 * S), Passage::Free);
+        assert_eq!(circuit.pass(start + 6 * S), Decision::Allow);
         assert!(!circuit.failed(query(0), false, start + 6 * S), "what was before is forgotten");
     }
 
@@ -298,13 +298,13 @@ mod tests {
         for n in 0..10 {
             circuit.failed(query(n), false, start);
         }
-        assert_eq!(circuit.pass(start + 5 * S), Passage::Probe);
+        assert_eq!(circuit.pass(start + 5 * S), Decision::Probe);
         assert!(circuit.failed(query(0), true, start + 7 * S));
-        assert_eq!(circuit.pass(start + 8 * S), Passage::Shut(4 * S));
+        assert_eq!(circuit.pass(start + 8 * S), Decision::Reject(4 * S));
         assert_eq!(circuit.state(start + 8 * S).1, Some(start), "it has been broken all the time");
-        assert_eq!(circuit.pass(start + 12 * S), Passage::Probe);
+        assert_eq!(circuit.pass(start + 12 * S), Decision::Probe);
         circuit.probe_lost();
-        assert_eq!(circuit.pass(start + 12 * S), Passage::Probe);
+        assert_eq!(circuit.pass(start + 12 * S), Decision::Probe);
         circuit.failed(query(0), false, start + 13 * S);
         assert_eq!(circuit.state(start + 13 * S).0, CircuitState::HalfOpen, "what was sent before says nothing new");
     }

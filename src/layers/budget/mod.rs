@@ -26,7 +26,7 @@ use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
 use account::Ended;
-pub use account::{AccountBudget, Standing};
+pub use account::{AccountBudget, BudgetStatus};
 use bucket::Quota;
 pub use circuit::{CircuitPolicy, CircuitState};
 

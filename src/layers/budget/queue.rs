@@ -43,14 +43,14 @@ struct Line {
     cost: u64,
     /// Where the team's next service starts, unless the others are further.
     start: u64,
-    places: BTreeMap<Place, Standing>,
+    places: BTreeMap<Place, QueuedCall>,
     /// Places kept for calls that are away, with when these were told to be back.
     kept: BTreeMap<Place, Instant>,
 }
 
 /// A call in a line.
 #[derive(Debug)]
-struct Standing {
+struct QueuedCall {
     /// The team's clients that wait for it.
     waiter_count: WaiterCount,
     /// No favour to others may make it be served later than this.
@@ -66,8 +66,8 @@ impl Line {
 impl FairQueue {
     /// Lets a call stand in a team's line. No favour to others makes it be served later than `due`.
     pub(super) fn join(&mut self, team_waiters: &TeamWaiters, ticket: Ticket, due: Instant) {
-        let standing = Standing { waiter_count: team_waiters.waiter_count.clone(), due };
-        self.line(&team_waiters.team).places.insert((team_waiters.urgency, ticket), standing);
+        let queued = QueuedCall { waiter_count: team_waiters.waiter_count.clone(), due };
+        self.line(&team_waiters.team).places.insert((team_waiters.urgency, ticket), queued);
     }
 
     /// Takes a call out of a team's line.
@@ -100,40 +100,40 @@ impl FairQueue {
             Some((line.start.max(self.virtual_time), *ticket, Arc::clone(name)))
         };
         let (_, _, team) = self.lines.iter().filter_map(first).min()?;
-        let ticket = self.favourite(&team, returning, in_time)?;
+        let ticket = self.most_wanted(&team, returning, in_time)?;
         Some((team, ticket))
     }
 
     /// Of a team's most urgent calls the one that most clients wait for; the earliest of several. It comes before
     /// earlier ones only if all of these are in time one turn later, whether they are there or away. Where it is not the
     /// first, this looks at all places before it.
-    fn favourite(&self, team: &Arc<str>, returning: f64, in_time: impl Fn(Instant, usize) -> bool) -> Option<Ticket> {
+    fn most_wanted(&self, team: &Arc<str>, returning: f64, in_time: impl Fn(Instant, usize) -> bool) -> Option<Ticket> {
         let line = self.lines.get(team)?;
         let (&first, _) = line.places.first_key_value()?;
         let as_urgent = || line.places.range(first..=(first.0, Ticket::MAX));
-        let most = as_urgent().map(|(_, standing)| standing.waiter_count.size()).max()?;
+        let most = as_urgent().map(|(_, queued)| queued.waiter_count.size()).max()?;
         let spares_a_turn = |before: usize, away: usize, due: Instant| {
             let own = before + part(away, returning);
             in_time(due, own + self.of_others_before(team, line.cost, own + 1, returning))
         };
         let mut kept = line.kept.iter().peekable();
-        let (mut favourite, mut size, mut away) = (first.1, 0, 0);
-        for (before, (place, standing)) in as_urgent().enumerate() {
+        let (mut most_wanted, mut size, mut away) = (first.1, 0, 0);
+        for (before, (place, queued)) in as_urgent().enumerate() {
             while let Some((kept, due)) = kept.next_if(|(kept, _)| *kept < place) {
                 // One that is away and stood before the first is passed by serving that, too.
                 if *kept > first && !spares_a_turn(before, away, *due) {
-                    return Some(favourite);
+                    return Some(most_wanted);
                 }
                 away += 1;
             }
-            if standing.waiter_count.size() > size {
-                (favourite, size) = (place.1, standing.waiter_count.size());
+            if queued.waiter_count.size() > size {
+                (most_wanted, size) = (place.1, queued.waiter_count.size());
             }
-            if size >= most || !spares_a_turn(before, away, standing.due) {
+            if size >= most || !spares_a_turn(before, away, queued.due) {
                 break;
             }
         }
-        Some(favourite)
+        Some(most_wanted)
     }
 
     /// A team is served.

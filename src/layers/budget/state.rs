@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Limits;
-use super::adapt::Pace;
+use super::adapt::AdaptiveRate;
 use super::bucket::{Bucket, Quota};
 use super::circuit::Circuit;
 use super::queue::Ticket;
-use super::waiting::{Waiting, WaitingRoom};
+use super::waiting::{WaitQueue, Waiting};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason, whole_seconds};
@@ -23,10 +23,10 @@ const BEYOND_ALL_DEADLINES: Duration = Duration::from_secs(366 * 86_400);
 pub(super) struct State<G> {
     pub(super) limits: Limits,
     pub(super) circuit: Circuit,
-    pub(super) room: WaitingRoom<G>,
+    pub(super) wait_queue: WaitQueue<G>,
     pub(super) in_flight: u32,
     pub(super) paused_until: Option<Instant>,
-    pub(super) pace: Pace,
+    pub(super) adaptive_rate: AdaptiveRate,
     bucket: Bucket,
     /// What the pace made of the limits when it was last looked at; `None` is without limit.
     quota: Option<Quota>,
@@ -63,10 +63,10 @@ impl<G> State<G> {
         Self {
             limits,
             circuit: Circuit::new(limits.circuit, now),
-            room: WaitingRoom::default(),
+            wait_queue: WaitQueue::default(),
             in_flight: 0,
             paused_until: None,
-            pace: Pace::new(limits.per_second(), now),
+            adaptive_rate: AdaptiveRate::new(limits.per_second(), now),
             bucket: Bucket::full(now),
             quota: limits.quota(),
             refusals_in_a_row: 0,
@@ -79,14 +79,14 @@ impl<G> State<G> {
     pub(super) fn set_limits(&mut self, limits: Limits, now: Instant) {
         self.limits = limits;
         self.circuit.set_policy(limits.circuit);
-        self.pace.set_ceiling(limits.per_second());
+        self.adaptive_rate.set_ceiling(limits.per_second());
         self.adjust(now);
     }
 
     /// Follows the pace.
     pub(super) fn adjust(&mut self, now: Instant) {
-        let lowered = self.limits.adapt && self.pace.is_learnt(now);
-        let quota = if lowered { self.pace.rate(now).map(Quota::even) } else { self.limits.quota() };
+        let lowered = self.limits.adapt && self.adaptive_rate.is_learnt(now);
+        let quota = if lowered { self.adaptive_rate.rate(now).map(Quota::even) } else { self.limits.quota() };
         if let (Some(old), Some(new)) = (&self.quota, &quota) {
             self.bucket.requote(old, new, now);
         }
@@ -101,7 +101,7 @@ impl<G> State<G> {
     /// Attempts at once, now.
     pub(super) fn concurrency(&self, now: Instant) -> u32 {
         let configured = self.limits.concurrency;
-        if self.limits.adapt { self.pace.concurrency(configured, now) } else { configured }
+        if self.limits.adapt { self.adaptive_rate.concurrency(configured, now) } else { configured }
     }
 
     /// Takes a token and a place, if both are there.
@@ -144,8 +144,8 @@ impl<G> State<G> {
 
     /// Serves the call whose turn it is. Its token and its place have been taken already.
     pub(super) fn serve_next(&mut self, now: Instant) -> Option<Waiting<G>> {
-        let (team, ticket) = self.room.next(|due, ahead| now + self.wait_behind(ahead, now) <= due)?;
-        self.room.serve(&team, ticket)
+        let (team, ticket) = self.wait_queue.next(|due, ahead| now + self.wait_behind(ahead, now) <= due)?;
+        self.wait_queue.serve(&team, ticket)
     }
 
     /// Takes one of a team's own upstream tokens, where it has such a limit.
@@ -218,7 +218,7 @@ impl<G> State<G> {
     /// Twilio answered something else than 429.
     pub(super) fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) {
         self.refusals_in_a_row = 0;
-        if let Some(nothing_left) = self.pace.accepted(stated, now).filter(|_| self.limits.adapt) {
+        if let Some(nothing_left) = self.adaptive_rate.accepted(stated, now).filter(|_| self.limits.adapt) {
             self.hold(nothing_left, now);
         }
     }
@@ -233,7 +233,7 @@ impl<G> State<G> {
 
     /// Everybody who waits: their tickets, deadlines, and how long they have to.
     pub(super) fn waits(&self, now: Instant) -> Vec<(Ticket, Instant, Duration)> {
-        let waits = self.room.everybody();
+        let waits = self.wait_queue.everybody();
         waits.map(|(ticket, deadline, ahead)| (ticket, deadline, self.wait_behind(ahead, now))).collect()
     }
 }

@@ -132,7 +132,7 @@ async fn a_pause_holds_everybody_and_refuses_the_hopeless_at_once() {
     let patient = spend(&budget, patient());
     let hasty = spend(&budget, call_of(&Team::example("local"), 3, 3 * S));
     tokio::task::yield_now().await;
-    assert_eq!(budget.standing().waiting, 2);
+    assert_eq!(budget.status().waiting, 2);
     permit.end(Ended::Limited(Some(7 * S), RateLimitHeaders::default()));
     assert_eq!(hasty.await.unwrap(), Err(Reason::Deadline));
     assert_eq!(Instant::now(), start);
@@ -145,13 +145,13 @@ async fn a_pause_without_a_length_grows_and_is_capped() {
     let mut last = Duration::ZERO;
     for n in 1..12 {
         attempt(&budget, Ended::Limited(None, RateLimitHeaders::default())).await.unwrap();
-        let paused = budget.standing().paused;
+        let paused = budget.status().paused;
         let ceiling = limits(1, 1, 1).backoff.ceiling(n);
         assert!(paused <= ceiling && paused >= (ceiling / 2).min(last), "{n}: {paused:?} of {ceiling:?}");
         last = paused;
     }
     attempt(&budget, Ended::Limited(Some(100_000 * S), RateLimitHeaders::default())).await.unwrap();
-    assert_eq!(budget.standing().paused, 300 * S);
+    assert_eq!(budget.status().paused, 300 * S);
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,10 +175,10 @@ async fn a_call_that_nobody_wants_any_more_is_not_sent() {
         async move { answered(&budget, &call).await }
     });
     tokio::task::yield_now().await;
-    assert_eq!(budget.standing().waiting, 1);
+    assert_eq!(budget.status().waiting, 1);
     drop(waiter);
     assert_eq!(waits.await.unwrap(), Err(Reason::Deadline));
-    assert_eq!(budget.standing().waiting, 0);
+    assert_eq!(budget.status().waiting, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +246,7 @@ async fn a_full_queue_makes_room_for_a_team_whose_line_is_shorter() {
     let quiet_one = spend(&budget, call_of(&quiet, 3, 60 * S));
     let heavy_ones: Vec<_> = (0..3).map(|_| spend(&budget, call_of(&heavy, 3, 60 * S))).collect();
     tokio::task::yield_now().await;
-    assert_eq!(budget.standing().waiting, 6, "no more than before");
+    assert_eq!(budget.status().waiting, 6, "no more than before");
     // The last of the flood had to go, one for each.
     for dropped in flooding.drain(2..) {
         assert_eq!(dropped.await.unwrap(), Err(Reason::QueueFull));
@@ -771,11 +771,11 @@ async fn one_query_that_always_fails_opens_the_circuit_for_nobody() {
         permit.spend();
         permit.end(Ended::Failed);
     }
-    assert_eq!(budget.standing().circuit, CircuitState::Closed);
+    assert_eq!(budget.status().circuit, CircuitState::Closed);
     for _ in 0..2 {
         attempt(&budget, Ended::Failed).await.unwrap();
     }
-    assert_eq!(budget.standing().circuit, CircuitState::Open, "three different ones are the upstream's");
+    assert_eq!(budget.status().circuit, CircuitState::Open, "three different ones are the upstream's");
 }
 
 #[tokio::test(start_paused = true)]
@@ -798,15 +798,15 @@ async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
 
     budget.set_limits(limits(100, 100, 100));
     advance(5 * S).await;
-    let tokens = budget.standing().tokens;
+    let tokens = budget.status().tokens;
     let (probe, _waiter) = patient();
     let mut probe = budget.acquire(&probe).await.unwrap();
     probe.spend();
-    assert!(budget.standing().tokens < tokens, "a probe pays");
+    assert!(budget.status().tokens < tokens, "a probe pays");
     assert_eq!(attempt(&budget, Ended::Failed).await.unwrap_err().reason(), Reason::CircuitOpen);
-    assert_eq!(budget.standing().circuit, CircuitState::HalfOpen);
+    assert_eq!(budget.status().circuit, CircuitState::HalfOpen);
     probe.end(Ended::Answered(RateLimitHeaders::default()));
-    assert_eq!((budget.standing().circuit, budget.standing().broken_for), (CircuitState::Closed, None));
+    assert_eq!((budget.status().circuit, budget.status().broken_for), (CircuitState::Closed, None));
     attempt(&budget, Ended::Failed).await.unwrap();
 }
 
@@ -823,7 +823,7 @@ async fn a_probe_that_is_given_up_lets_another_try() {
     unclear.spend();
     drop(unclear);
     attempt(&budget, Ended::Answered(RateLimitHeaders::default())).await.unwrap();
-    assert_eq!(budget.standing().circuit, CircuitState::Closed);
+    assert_eq!(budget.status().circuit, CircuitState::Closed);
 }
 
 /// Which answers say what, seen through the service.
@@ -874,9 +874,9 @@ async fn every_attempt_pays_and_a_429_pauses_the_account() {
     });
     let (call, _waiter) = patient();
     layer.layer(limited).oneshot(call).await.unwrap();
-    let standing = budgets.get("main").unwrap().standing();
-    assert_eq!((standing.paused, standing.in_flight), (9 * S, 0));
-    assert!(standing.tokens.unwrap() < 10.0);
+    let status = budgets.get("main").unwrap().status();
+    assert_eq!((status.paused, status.in_flight), (9 * S, 0));
+    assert!(status.tokens.unwrap() < 10.0);
 }
 
 /// Five in a window of a second, as Twilio states with each answer: the first five at once, and no burst after that, since
@@ -916,5 +916,5 @@ async fn many_whose_deadlines_come_at_once_are_told_at_once() {
     }
     let told = waiting.join_all().await;
     assert!(told.len() == 20_000 && told.iter().all(|result| *result == Err(Reason::Deadline)));
-    assert_eq!(budget.standing().waiting, 0);
+    assert_eq!(budget.status().waiting, 0);
 }

@@ -36,14 +36,14 @@ pub(super) struct Waiting<G> {
 
 /// Everybody who waits for one account.
 #[derive(Debug)]
-pub(super) struct WaitingRoom<G> {
+pub(super) struct WaitQueue<G> {
     calls: HashMap<Ticket, Waiting<G>>,
     /// How many of them are refreshes that no client waits for.
     in_background: usize,
     clients: FairQueue,
     refreshes: FairQueue,
     next_ticket: Ticket,
-    promises: HashMap<(Arc<str>, Key), Promise>,
+    reserved_places: HashMap<(Arc<str>, Key), ReservedPlace>,
     /// When promises that were not kept were last looked for.
     swept: Option<Instant>,
     /// The share of those who were told to come back that did.
@@ -51,7 +51,7 @@ pub(super) struct WaitingRoom<G> {
 }
 
 #[derive(Debug)]
-struct Promise {
+struct ReservedPlace {
     ticket: Ticket,
     team_waiters: TeamWaiters,
     ends: Instant,
@@ -59,14 +59,14 @@ struct Promise {
 
 /// Where a call would stand that has not been let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Prospect {
+pub(super) struct QueuePosition {
     /// Its arrival, or that of when it came first.
     pub(super) ticket: Ticket,
     /// Those who would be served before it.
     pub(super) ahead: usize,
 }
 
-impl<G> Default for WaitingRoom<G> {
+impl<G> Default for WaitQueue<G> {
     fn default() -> Self {
         Self {
             calls: HashMap::new(),
@@ -74,14 +74,14 @@ impl<G> Default for WaitingRoom<G> {
             clients: FairQueue::default(),
             refreshes: FairQueue::default(),
             next_ticket: 0,
-            promises: HashMap::new(),
+            reserved_places: HashMap::new(),
             swept: None,
             returning: 1.0,
         }
     }
 }
 
-impl<G> WaitingRoom<G> {
+impl<G> WaitQueue<G> {
     /// How much one more says of how many come back.
     const WEIGHT_OF_ONE: f64 = 1.0 / 16.0;
     /// Clients come back late rather than early.
@@ -98,17 +98,17 @@ impl<G> WaitingRoom<G> {
     }
 
     /// Where a call would stand. One that comes back as it was told stands where it stood.
-    pub(super) fn prospect(
+    pub(super) fn position(
         &mut self,
         waiting_teams: &[TeamWaiters],
         background: bool,
         key: &Key,
         now: Instant,
-    ) -> Prospect {
-        self.end_promises(now);
+    ) -> QueuePosition {
+        self.end_reservations(now);
         let kept = waiting_teams.iter().find_map(|team_waiters| self.redeem(&team_waiters.team, key));
         let ticket = kept.unwrap_or_else(|| self.new_ticket());
-        Prospect { ticket, ahead: self.ahead(waiting_teams, background, ticket) }
+        QueuePosition { ticket, ahead: self.ahead(waiting_teams, background, ticket) }
     }
 
     fn new_ticket(&mut self) -> Ticket {
@@ -238,7 +238,7 @@ impl<G> WaitingRoom<G> {
     }
 
     /// Keeps the place of a client that is told to come back after `wait`; no more than `most` are kept.
-    pub(super) fn promise(
+    pub(super) fn reserve(
         &mut self,
         team_waiters: TeamWaiters,
         key: Key,
@@ -248,29 +248,29 @@ impl<G> WaitingRoom<G> {
         now: Instant,
     ) {
         let known = (Arc::clone(&team_waiters.team.name), key);
-        if self.promises.len() >= most as usize || self.promises.contains_key(&known) {
+        if self.reserved_places.len() >= most as usize || self.reserved_places.contains_key(&known) {
             return;
         }
         let grace = (wait / 4).max(Self::GRACE);
         self.clients.keep(&team_waiters, ticket, now + wait);
-        self.promises.insert(known, Promise { ticket, team_waiters, ends: now + wait + grace });
+        self.reserved_places.insert(known, ReservedPlace { ticket, team_waiters, ends: now + wait + grace });
     }
 
     fn redeem(&mut self, team: &Team, key: &Key) -> Option<Ticket> {
-        let promise = self.promises.remove(&(Arc::clone(&team.name), *key))?;
+        let promise = self.reserved_places.remove(&(Arc::clone(&team.name), *key))?;
         self.clients.release(&promise.team_waiters, promise.ticket);
         self.returning += (1.0 - self.returning) * Self::WEIGHT_OF_ONE;
         Some(promise.ticket)
     }
 
     /// Gives up the places of those who have not come back. Looks once a second.
-    fn end_promises(&mut self, now: Instant) {
+    fn end_reservations(&mut self, now: Instant) {
         if self.swept.is_some_and(|swept| now < swept + Duration::from_secs(1)) {
             return;
         }
         self.swept = Some(now);
         let (clients, returning) = (&mut self.clients, &mut self.returning);
-        self.promises.retain(|_, promise| {
+        self.reserved_places.retain(|_, promise| {
             let lasts = now <= promise.ends;
             if !lasts {
                 clients.release(&promise.team_waiters, promise.ticket);

@@ -15,47 +15,47 @@ fn limited(limit: u64, reset: u64) -> RateLimitHeaders {
     }
 }
 
-fn refuse(pace: &mut Pace, now: Instant) {
-    pace.refused(&RateLimitHeaders::default(), now, 1, now, now + S);
+fn refuse(adaptive_rate: &mut AdaptiveRate, now: Instant) {
+    adaptive_rate.refused(&RateLimitHeaders::default(), now, 1, now, now + S);
 }
 
 #[test]
 fn without_a_refusal_the_configured_rate_holds() {
     let start = Instant::now();
-    let mut pace = Pace::new(Some(5.0), start);
+    let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
     for n in 0..1000 {
-        pace.accepted(&RateLimitHeaders::default(), start + n * MS);
+        adaptive_rate.accepted(&RateLimitHeaders::default(), start + n * MS);
     }
-    assert_eq!(pace.rate(start + S), Some(5.0));
-    assert!(!pace.is_learnt(start + S));
-    assert_eq!(Pace::new(None, start).rate(start), None);
+    assert_eq!(adaptive_rate.rate(start + S), Some(5.0));
+    assert!(!adaptive_rate.is_learnt(start + S));
+    assert_eq!(AdaptiveRate::new(None, start).rate(start), None);
 }
 
 #[test]
 fn is_back_at_the_configured_rate_within_a_minute_of_the_last_429() {
     let start = Instant::now();
-    let mut pace = Pace::new(Some(100.0), start);
+    let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     for n in 0..10 {
-        refuse(&mut pace, start + n * 2 * S);
+        refuse(&mut adaptive_rate, start + n * 2 * S);
     }
     let last = start + 18 * S;
-    assert!(pace.rate(last + S).unwrap() < 10.0);
-    assert_eq!(pace.rate(last + 60 * S), Some(100.0));
+    assert!(adaptive_rate.rate(last + S).unwrap() < 10.0);
+    assert_eq!(adaptive_rate.rate(last + 60 * S), Some(100.0));
 }
 
 #[test]
 fn refusals_of_what_was_sent_before_lower_the_rate_once() {
     let start = Instant::now();
-    let mut pace = Pace::new(Some(100.0), start);
+    let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     for _ in 0..100 {
-        pace.accepted(&RateLimitHeaders::default(), start);
+        adaptive_rate.accepted(&RateLimitHeaders::default(), start);
     }
-    refuse(&mut pace, start + S);
-    let once = pace.rate(start + 2 * S);
+    refuse(&mut adaptive_rate, start + S);
+    let once = adaptive_rate.rate(start + 2 * S);
     for n in 0..8 {
-        pace.refused(&RateLimitHeaders::default(), start + S / 2, 8, start + S + n * MS, start + 2 * S);
+        adaptive_rate.refused(&RateLimitHeaders::default(), start + S / 2, 8, start + S + n * MS, start + 2 * S);
     }
-    assert_eq!(pace.rate(start + 2 * S), once);
+    assert_eq!(adaptive_rate.rate(start + 2 * S), once);
 }
 
 #[test]
@@ -63,15 +63,15 @@ fn what_else_was_under_way_tells_where_the_first_wall_stands() {
     let start = Instant::now();
     // Of a first volley of six one is refused, and that before the others are answered, or after the first of them.
     let volley = |before: u32, after: u32, stated: &RateLimitHeaders| {
-        let mut pace = Pace::new(Some(5.0), start);
+        let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
         for _ in 0..before {
-            pace.accepted(&RateLimitHeaders::default(), start);
+            adaptive_rate.accepted(&RateLimitHeaders::default(), start);
         }
-        pace.refused(stated, start, 6, start, start + S);
+        adaptive_rate.refused(stated, start, 6, start, start + S);
         for _ in 0..after {
-            pace.accepted(&RateLimitHeaders::default(), start + 50 * MS);
+            adaptive_rate.accepted(&RateLimitHeaders::default(), start + 50 * MS);
         }
-        pace.rate(start + S).unwrap()
+        adaptive_rate.rate(start + S).unwrap()
     };
     assert!(
         (2.3..=2.5).contains(&volley(0, 0, &RateLimitHeaders::default())),
@@ -82,53 +82,57 @@ fn what_else_was_under_way_tells_where_the_first_wall_stands() {
     assert!((2.8..=3.0).contains(&volley(2, 1, &RateLimitHeaders::default())));
     assert!(volley(0, 5, &limited(4, 1)) <= 4.0, "more than is stated is not granted");
     // Answers to what was sent later say nothing of the wall.
-    let mut pace = Pace::new(Some(5.0), start);
-    refuse(&mut pace, start);
+    let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
+    refuse(&mut adaptive_rate, start);
     for _ in 0..5 {
-        pace.accepted(&RateLimitHeaders::default(), start + S);
+        adaptive_rate.accepted(&RateLimitHeaders::default(), start + S);
     }
-    assert!(pace.rate(start + S).unwrap() <= 2.5);
+    assert!(adaptive_rate.rate(start + S).unwrap() <= 2.5);
 }
 
 #[test]
 fn follows_the_limit_that_twilio_states() {
     let start = Instant::now();
-    let mut pace = Pace::new(Some(100.0), start);
-    pace.refused(&limited(5, 1), start, 1, start, start + S);
-    let rate = pace.rate(start + S).unwrap();
+    let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
+    adaptive_rate.refused(&limited(5, 1), start, 1, start, start + S);
+    let rate = adaptive_rate.rate(start + S).unwrap();
     assert!((4.5..=5.0).contains(&rate), "{rate}");
     // Five in a window of which 45 s are left are no more than one in nine seconds.
-    let mut pace = Pace::new(Some(100.0), start);
-    pace.refused(&limited(5, 45), start, 1, start, start + 45 * S);
-    assert!(pace.rate(start + 45 * S).unwrap() <= 5.0 / 45.0);
+    let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
+    adaptive_rate.refused(&limited(5, 45), start, 1, start, start + 45 * S);
+    assert!(adaptive_rate.rate(start + 45 * S).unwrap() <= 5.0 / 45.0);
     // RateLimitHeaders in passing: a bound, but no wall.
-    let mut pace = Pace::new(Some(100.0), start);
+    let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     let stated = RateLimitHeaders { limit: Some(20), remaining: Some(7), ..RateLimitHeaders::default() };
-    assert_eq!(pace.accepted(&stated, start), None);
-    assert_eq!((pace.rate(start), pace.rate(start + 61 * S)), (Some(20.0), Some(100.0)));
-    assert_eq!(pace.accepted(&limited(20, 3), start), Some(2 * S), "nothing is left for two seconds and a part of one");
-    assert_eq!(pace.accepted(&limited(20, 1), start), None, "the next may begin at any moment");
+    assert_eq!(adaptive_rate.accepted(&stated, start), None);
+    assert_eq!((adaptive_rate.rate(start), adaptive_rate.rate(start + 61 * S)), (Some(20.0), Some(100.0)));
+    assert_eq!(
+        adaptive_rate.accepted(&limited(20, 3), start),
+        Some(2 * S),
+        "nothing is left for two seconds and a part of one"
+    );
+    assert_eq!(adaptive_rate.accepted(&limited(20, 1), start), None, "the next may begin at any moment");
 }
 
 #[test]
 fn a_stated_limit_never_lifts_the_configured_rate() {
     let start = Instant::now();
-    let mut pace = Pace::new(Some(5.0), start);
-    pace.accepted(&RateLimitHeaders { limit: Some(500), ..RateLimitHeaders::default() }, start);
-    assert_eq!(pace.rate(start), Some(5.0));
+    let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
+    adaptive_rate.accepted(&RateLimitHeaders { limit: Some(500), ..RateLimitHeaders::default() }, start);
+    assert_eq!(adaptive_rate.rate(start), Some(5.0));
 }
 
 #[test]
 fn a_429_about_concurrency_lowers_the_concurrency_alone() {
     let start = Instant::now();
-    let mut pace = Pace::new(Some(50.0), start);
+    let mut adaptive_rate = AdaptiveRate::new(Some(50.0), start);
     let stated = RateLimitHeaders { concurrent: Some(100), ..RateLimitHeaders::default() };
-    pace.refused(&stated, start, 8, start, start + S);
-    assert_eq!((pace.rate(start), pace.concurrency(10, start)), (Some(50.0), 7));
-    assert!(pace.concurrency(10, start + 30 * S) > 7);
-    assert_eq!(pace.concurrency(10, start + 60 * S), 10);
-    pace.refused(&stated, start, 1, start, start + S);
-    assert_eq!(pace.concurrency(10, start), 1, "never none");
+    adaptive_rate.refused(&stated, start, 8, start, start + S);
+    assert_eq!((adaptive_rate.rate(start), adaptive_rate.concurrency(10, start)), (Some(50.0), 7));
+    assert!(adaptive_rate.concurrency(10, start + 30 * S) > 7);
+    assert_eq!(adaptive_rate.concurrency(10, start + 60 * S), 10);
+    adaptive_rate.refused(&stated, start, 1, start, start + S);
+    assert_eq!(adaptive_rate.concurrency(10, start), 1, "never none");
 }
 
 proptest! {
@@ -139,25 +143,25 @@ proptest! {
         events in proptest::collection::vec((0u64..5000, 0u8..4, 0u64..1000, 0u64..100), 1..200),
     ) {
         let start = Instant::now();
-        let (mut pace, mut now) = (Pace::new(ceiling, start), start);
+        let (mut adaptive_rate, mut now) = (AdaptiveRate::new(ceiling, start), start);
         for (step, kind, limit, reset) in events {
             now += Duration::from_millis(step);
             let stated = limited(limit, reset.max(1));
             match kind {
-                0 => refuse(&mut pace, now),
-                1 => pace.refused(&stated, now, 3, now, now + Duration::from_secs(reset)),
-                2 => drop(pace.accepted(&stated, now)),
-                _ => drop(pace.accepted(&RateLimitHeaders::default(), now)),
+                0 => refuse(&mut adaptive_rate, now),
+                1 => adaptive_rate.refused(&stated, now, 3, now, now + Duration::from_secs(reset)),
+                2 => drop(adaptive_rate.accepted(&stated, now)),
+                _ => drop(adaptive_rate.accepted(&RateLimitHeaders::default(), now)),
             }
-            let rate = pace.rate(now);
+            let rate = adaptive_rate.rate(now);
             prop_assert!(rate.is_some() || ceiling.is_none());
             if let Some(rate) = rate {
                 prop_assert!(rate.is_finite() && rate >= LEAST.min(ceiling.unwrap_or(LEAST)), "{rate}");
                 prop_assert!(ceiling.is_none_or(|ceiling| rate <= ceiling), "{rate} above {ceiling:?}");
             }
-            prop_assert!((1..=10).contains(&pace.concurrency(10, now)));
+            prop_assert!((1..=10).contains(&adaptive_rate.concurrency(10, now)));
         }
-        prop_assert_eq!(pace.rate(now + Duration::from_secs(400)), ceiling);
+        prop_assert_eq!(adaptive_rate.rate(now + Duration::from_secs(400)), ceiling);
     }
 }
 
@@ -211,7 +215,7 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
     let start = Instant::now();
     let at = |ms: u64| start + Duration::from_millis(ms);
     let mut hidden = Hidden { kind, limit: limits[0].1, tokens: limits[0].1, at: 0.0 };
-    let (mut pace, mut bucket) = (Pace::new(ceiling, start), Bucket::full(start));
+    let (mut adaptive_rate, mut bucket) = (AdaptiveRate::new(ceiling, start), Bucket::full(start));
     let configured = |ceiling: f64| Quota::even(ceiling);
     let mut quota = ceiling.map(configured);
     let mut in_flight: Vec<(u64, Result<(), f64>)> = Vec::new();
@@ -228,7 +232,7 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
                 Ok(()) => {
                     in_a_row = 0;
                     done[(ms / 1000) as usize].accepted += 1;
-                    pace.accepted(&RateLimitHeaders::default(), at(ms));
+                    adaptive_rate.accepted(&RateLimitHeaders::default(), at(ms));
                 }
                 Err(wait) => {
                     in_a_row += 1;
@@ -236,12 +240,16 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
                     let backoff = (250 << in_a_row.min(6)) / 2 * 3 / 4;
                     let pause = if states { (wait.ceil() * 1000.0) as u64 } else { backoff };
                     paused_until = paused_until.max(ms + pause);
-                    pace.refused(&RateLimitHeaders::default(), at(sent), at_once, at(ms), at(paused_until));
+                    adaptive_rate.refused(&RateLimitHeaders::default(), at(sent), at_once, at(ms), at(paused_until));
                 }
             }
         }
         let now = at(ms);
-        let next = if pace.is_learnt(now) { pace.rate(now).map(Quota::even) } else { ceiling.map(configured) };
+        let next = if adaptive_rate.is_learnt(now) {
+            adaptive_rate.rate(now).map(Quota::even)
+        } else {
+            ceiling.map(configured)
+        };
         if let (Some(old), Some(new)) = (&quota, &next) {
             bucket.requote(old, new, now);
         }
