@@ -29,7 +29,7 @@ const IDLE: Duration = Duration::from_secs(75);
 
 /// An answer's body, which keeps its connection busy until it is sent.
 #[derive(Debug)]
-pub(super) struct Held<B> {
+pub(super) struct TrackedBody<B> {
     /// None where there is to be none.
     body: Option<B>,
     /// What has been taken from the body and not been sent.
@@ -39,7 +39,7 @@ pub(super) struct Held<B> {
     _busy: BusyGuard,
 }
 
-impl<B> Held<B> {
+impl<B> TrackedBody<B> {
     /// Handed over in one piece. To HTTP/2 in several: what it has been handed, it keeps in memory until the client's
     /// window lets it go. Nothing of it is the answer to a HEAD.
     pub(super) fn new(body: B, method: &Method, version: Version, busy: BusyGuard) -> Self {
@@ -50,7 +50,7 @@ impl<B> Held<B> {
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Held<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -141,7 +141,7 @@ impl Protocol {
 
 /// How long a connection may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     /// For a whole head.
     pub(super) header: Duration,
     /// For the other end to take anything of what it is sent.
@@ -149,10 +149,10 @@ pub(super) struct Patience {
 }
 
 /// The bytes of a connection. See the module.
-pub(super) struct Guarded<T> {
+pub(super) struct TimeoutIo<T> {
     io: T,
     connection: Arc<Connection>,
-    patience: Patience,
+    timeouts: Timeouts,
     protocol: Protocol,
     /// The unfinished head, by its number, and since when it is.
     head: Option<(u64, Instant)>,
@@ -168,17 +168,17 @@ pub(super) struct Guarded<T> {
     instead: Option<(Bytes, usize)>,
 }
 
-impl<T> Guarded<T> {
-    pub(super) fn new(io: T, place: &Place, patience: Patience) -> Self {
+impl<T> TimeoutIo<T> {
+    pub(super) fn new(io: T, place: &Place, timeouts: Timeouts) -> Self {
         let now = Instant::now();
         Self {
             io,
             connection: Arc::clone(place.connection()),
-            patience,
+            timeouts,
             protocol: Protocol::Undecided(0),
             head: Some((0, now)),
             head_share: place.head_share(),
-            alarm: Box::pin(tokio::time::sleep_until(now + patience.header)),
+            alarm: Box::pin(tokio::time::sleep_until(now + timeouts.header)),
             stalled: None,
             answers: place.connection().answers(),
             unsent: 0,
@@ -207,7 +207,7 @@ impl<T> Guarded<T> {
             }
             // hyper reads ahead while it answers. It has been told then that nothing is there, and does not ask again
             // when the answer is out.
-            let wake = deadline.unwrap_or(now + self.patience.header);
+            let wake = deadline.unwrap_or(now + self.timeouts.header);
             if self.alarm.is_elapsed() || self.alarm.deadline() > wake {
                 self.alarm.as_mut().reset(wake);
             }
@@ -228,7 +228,7 @@ impl<T> Guarded<T> {
             _ => (head.number, now),
         });
         match self.head {
-            Some((_, since)) => Some(since + self.patience.header),
+            Some((_, since)) => Some(since + self.timeouts.header),
             None => idle_since.map(|since| since + IDLE),
         }
     }
@@ -239,7 +239,7 @@ impl<T> Guarded<T> {
             self.stalled = None;
             return written;
         }
-        let write = self.patience.write;
+        let write = self.timeouts.write;
         let alarm = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write)));
         ready!(alarm.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -257,7 +257,7 @@ enum Received {
 /// it ends a head, of which hyper may have the beginning already.
 const MALFORMED: &[u8] = b"\0\r\n\r\n";
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -299,7 +299,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Guarded<T> {
+impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
     /// Says why the connection ends, if that can be said: it ends either way. HTTP/2 has words of its own for it.
     fn say(&mut self, context: &mut Context<'_>, answer: &[u8]) {
         let sent = match &self.protocol {
@@ -348,7 +348,7 @@ impl<T: AsyncWrite + Unpin> Guarded<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = match self.poll_instead(context, bytes, bytes.len()) {
             Poll::Ready(None) => Pin::new(&mut self.io).poll_write(context, bytes),
@@ -434,17 +434,17 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
     const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    fn guarded(place: &Place) -> (Guarded<DuplexStream>, DuplexStream) {
+    fn timeout_io(place: &Place) -> (TimeoutIo<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(1024);
-        let patience = Patience { header: 10 * S, write: 30 * S };
-        (Guarded::new(ours, place, patience), theirs)
+        let timeouts = Timeouts { header: 10 * S, write: 30 * S };
+        (TimeoutIo::new(ours, place, timeouts), theirs)
     }
 
     /// Reads as hyper does between requests: until it gives up or `most` is over.
-    async fn gives_up(guarded: &mut Guarded<DuplexStream>, most: Duration) -> Option<Duration> {
+    async fn gives_up(timeout_io: &mut TimeoutIo<DuplexStream>, most: Duration) -> Option<Duration> {
         let begun = Instant::now();
         let silence = async {
-            while guarded.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {}
+            while timeout_io.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {}
             begun.elapsed()
         };
         timeout(most, silence).await.ok()
@@ -452,8 +452,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_says_nothing_is_late() {
-        let (mut guarded, _client) = guarded(&Connection::alone());
-        assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(10 * S));
+        let (mut timeout_io, _client) = timeout_io(&Connection::alone());
+        assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(10 * S));
     }
 
     #[tokio::test(start_paused = true)]
@@ -461,25 +461,25 @@ mod tests {
         // In HTTP/2 an empty HEADERS frame, which is not looked into here.
         for (preface, head) in [(&b""[..], HEAD), (PREFACE, b"\0\0\0\x01\x05\0\0\0\x01")] {
             let place = Connection::alone();
-            let (mut guarded, mut client) = guarded(&place);
+            let (mut timeout_io, mut client) = timeout_io(&place);
             client.write_all(preface).await.unwrap();
             for _ in 0..20 {
                 client.write_all(head).await.unwrap();
                 // Nobody looks at the connection while the request is served, as it is with a hit.
-                assert!(guarded.read(&mut [0; 1024]).await.unwrap() > 0);
+                assert!(timeout_io.read(&mut [0; 1024]).await.unwrap() > 0);
                 drop(place.connection().begin());
-                assert_eq!(gives_up(&mut guarded, 60 * S).await, None);
+                assert_eq!(gives_up(&mut timeout_io, 60 * S).await, None);
             }
-            assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(IDLE - 60 * S));
+            assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(IDLE - 60 * S));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_was_read_while_it_was_busy_ends_all_the_same() {
         let place = Connection::alone();
-        let (mut guarded, _client) = guarded(&place);
+        let (mut timeout_io, _client) = timeout_io(&place);
         let serving = place.connection().begin();
-        let ended = tokio::spawn(async move { guarded.read_u8().await.map_err(|error| error.kind()) });
+        let ended = tokio::spawn(async move { timeout_io.read_u8().await.map_err(|error| error.kind()) });
         tokio::task::yield_now().await;
         // The answer is out, and nobody asks again.
         drop(serving);
@@ -490,15 +490,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_is_due_from_its_first_byte() {
         let place = Connection::alone();
-        let (mut guarded, mut client) = guarded(&place);
+        let (mut timeout_io, mut client) = timeout_io(&place);
         client.write_all(HEAD).await.unwrap();
-        assert!(guarded.read(&mut [0; 1024]).await.unwrap() > 0);
+        assert!(timeout_io.read(&mut [0; 1024]).await.unwrap() > 0);
         drop(place.connection().begin());
-        assert_eq!(gives_up(&mut guarded, 40 * S).await, None);
+        assert_eq!(gives_up(&mut timeout_io, 40 * S).await, None);
         client.write_all(&HEAD[..5]).await.unwrap();
-        assert_eq!(gives_up(&mut guarded, 6 * S).await, None);
+        assert_eq!(gives_up(&mut timeout_io, 6 * S).await, None);
         client.write_all(&HEAD[5..9]).await.unwrap();
-        assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(4 * S));
+        assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(4 * S));
         let mut said = [0; 12];
         client.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"HTTP/1.1 408");
@@ -507,11 +507,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_dropped_and_one_that_takes_a_little_is_not() {
         let place = Connection::alone();
-        let (mut guarded, mut client) = guarded(&place);
+        let (mut timeout_io, mut client) = timeout_io(&place);
         let sending = tokio::spawn(async move {
             let _serving = place.connection().begin();
             let begun = Instant::now();
-            let ended = guarded.write_all(&[7; 8 * 1024]).await.map_err(|error| error.kind());
+            let ended = timeout_io.write_all(&[7; 8 * 1024]).await.map_err(|error| error.kind());
             (ended, begun.elapsed())
         });
         for _ in 0..5 {
@@ -525,12 +525,12 @@ mod tests {
     async fn an_ambiguous_head_is_made_a_malformed_one_where_it_begins() {
         let ambiguous = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         for cut in 0..ambiguous.len() - 5 {
-            let (mut guarded, mut client) = guarded(&Connection::alone());
+            let (mut timeout_io, mut client) = timeout_io(&Connection::alone());
             client.write_all(&[HEAD, &ambiguous[..cut]].concat()).await.unwrap();
             let mut seen = Vec::with_capacity(1024);
-            guarded.read_buf(&mut seen).await.unwrap();
+            timeout_io.read_buf(&mut seen).await.unwrap();
             client.write_all(&ambiguous[cut..]).await.unwrap();
-            guarded.read_buf(&mut seen).await.unwrap();
+            timeout_io.read_buf(&mut seen).await.unwrap();
             assert_eq!(seen, [HEAD, &ambiguous[..cut], MALFORMED].concat(), "cut at {cut}");
         }
     }
@@ -540,7 +540,7 @@ mod tests {
         let (place, page) = (Connection::alone(), Bytes::from(vec![7; 150 * 1024]));
         let busy = place.connection();
         for (version, pieces) in [(Version::HTTP_2, &[65_536, 65_536, 22_528][..]), (Version::HTTP_11, &[153_600])] {
-            let mut held = Held::new(Full::new(page.clone()), &Method::GET, version, busy.begin());
+            let mut held = TrackedBody::new(Full::new(page.clone()), &Method::GET, version, busy.begin());
             assert_eq!(held.size_hint().exact(), Some(150 * 1024));
             let mut seen = Vec::new();
             while let Some(frame) = held.frame().await {
@@ -552,7 +552,7 @@ mod tests {
             drop(held);
             assert!(!busy.is_busy());
         }
-        assert!(Held::new(Full::new(Bytes::new()), &Method::GET, Version::HTTP_2, busy.begin()).is_end_stream());
+        assert!(TrackedBody::new(Full::new(Bytes::new()), &Method::GET, Version::HTTP_2, busy.begin()).is_end_stream());
     }
 
     #[tokio::test]
@@ -560,7 +560,7 @@ mod tests {
         let place = Connection::alone();
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let body = Full::new(Bytes::from_static(b"a page"));
-            let mut held = Held::new(body, &Method::HEAD, version, place.connection().begin());
+            let mut held = TrackedBody::new(body, &Method::HEAD, version, place.connection().begin());
             assert!(held.is_end_stream() && held.size_hint().exact() == Some(0));
             assert!(held.frame().await.is_none());
         }
@@ -571,14 +571,14 @@ mod tests {
         // HEADERS without END_HEADERS, and an empty CONTINUATION.
         let (headers, more) = (b"\0\0\x01\x01\x01\0\0\0\x01\x82", b"\0\0\0\x09\0\0\0\0\x01");
         let place = Connection::alone();
-        let (mut guarded, mut client) = guarded(&place);
+        let (mut timeout_io, mut client) = timeout_io(&place);
         client.write_all(PREFACE).await.unwrap();
-        assert_eq!(gives_up(&mut guarded, 40 * S).await, None);
+        assert_eq!(gives_up(&mut timeout_io, 40 * S).await, None);
         let _busy = place.connection().begin();
         client.write_all(headers).await.unwrap();
-        assert_eq!(gives_up(&mut guarded, 6 * S).await, None);
+        assert_eq!(gives_up(&mut timeout_io, 6 * S).await, None);
         client.write_all(more).await.unwrap();
-        assert_eq!(gives_up(&mut guarded, 100 * S).await, Some(4 * S));
+        assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(4 * S));
         let mut said = [0; 17];
         client.read_exact(&mut said).await.unwrap();
         assert_eq!(said, go_away(1));
@@ -586,12 +586,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_that_begins_like_http_2_is_followed_as_what_it_is() {
-        let (mut guarded, mut client) = guarded(&Connection::alone());
+        let (mut timeout_io, mut client) = timeout_io(&Connection::alone());
         let first = b"PRI * HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let second = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n";
         client.write_all(&[&first[..], second].concat()).await.unwrap();
         let mut seen = Vec::with_capacity(1024);
-        guarded.read_buf(&mut seen).await.unwrap();
+        timeout_io.read_buf(&mut seen).await.unwrap();
         assert_eq!(seen, [&first[..], MALFORMED].concat());
     }
 
@@ -599,19 +599,19 @@ mod tests {
     async fn hypers_own_words_are_replaced_and_a_services_are_not() {
         const WORDS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         let place = Connection::alone();
-        let (mut guarded, mut client) = guarded(&place);
+        let (mut timeout_io, mut client) = timeout_io(&place);
         client.write_all(HEAD).await.unwrap();
-        assert_eq!(guarded.read(&mut [0; 1024]).await.unwrap(), HEAD.len());
+        assert_eq!(timeout_io.read(&mut [0; 1024]).await.unwrap(), HEAD.len());
         let mut request = place.connection().begin();
         request.answered();
         drop(request);
-        guarded.write_all(WORDS).await.unwrap();
+        timeout_io.write_all(WORDS).await.unwrap();
         let mut said = vec![0; WORDS.len()];
         client.read_exact(&mut said).await.unwrap();
         assert_eq!(said, WORDS);
         // Nobody was asked for these.
-        guarded.write_all(WORDS).await.unwrap();
-        drop(guarded);
+        timeout_io.write_all(WORDS).await.unwrap();
+        drop(timeout_io);
         let mut said = String::new();
         client.read_to_string(&mut said).await.unwrap();
         assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("bad_request"), "{said}");

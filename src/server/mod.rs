@@ -36,7 +36,7 @@ use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
 pub use self::connections::{Connections, Reserve};
 use self::connections::{Order, Place};
-use self::guard::{Guarded, Held, Patience};
+use self::guard::{TimeoutIo, Timeouts, TrackedBody};
 use self::metered::Metered;
 use self::proxy::ProxyError;
 use self::streams::Streams;
@@ -172,7 +172,7 @@ where
         }
         let serving = self.serving.clone();
         tokio::spawn(async move {
-            let (patience, connection) = (serving.limits.header_timeout, Arc::clone(place.connection()));
+            let (timeouts, connection) = (serving.limits.header_timeout, Arc::clone(place.connection()));
             let opening = async move {
                 let (stream, peer) = introduced(stream, origin, is_proxied).await?;
                 match tls {
@@ -187,7 +187,7 @@ where
                 Ok::<_, OpenError>(())
             };
             let opened = tokio::select! {
-                opened = tokio::time::timeout(patience, opening) => opened,
+                opened = tokio::time::timeout(timeouts, opening) => opened,
                 // Nothing has been asked yet, so there is nothing to wait for.
                 () = connection.told_to_leave() => return,
             };
@@ -265,8 +265,8 @@ where
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let patience = Patience { header: self.limits.header_timeout, write: self.limits.write_timeout };
-        let io = TokioIo::new(Guarded::new(io, &place, patience));
+        let timeouts = Timeouts { header: self.limits.header_timeout, write: self.limits.write_timeout };
+        let io = TokioIo::new(TimeoutIo::new(io, &place, timeouts));
         let (service, connection) = (self.service.clone(), Arc::clone(place.connection()));
         connection.is_of(&who.peer().0);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -296,10 +296,10 @@ where
                 if method == Method::HEAD {
                     state_length(&mut response);
                 }
-                Ok::<_, Infallible>(response.map(|body| Held::new(body, &method, version, guard)))
+                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, &method, version, guard)))
             }
         });
-        let served = builder(patience.write).serve_connection(io, service).into_owned();
+        let served = builder(timeouts.write).serve_connection(io, service).into_owned();
         tokio::spawn(async move {
             let (mut served, connection) = (pin!(served), place.connection());
             let mut is_told = Order::Stay;

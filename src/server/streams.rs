@@ -38,7 +38,7 @@ where
 }
 
 /// The same, until its client has taken nothing for so long. To drop it resets the stream.
-async fn patient(stream: impl Future<Output = ()>, patience: Duration) {
+async fn patient(stream: impl Future<Output = ()>, timeouts: Duration) {
     let mut stream = pin!(stream);
     // Most streams never come to need one.
     let mut alarm = pin!(None::<Sleep>);
@@ -53,7 +53,7 @@ async fn patient(stream: impl Future<Output = ()>, patience: Duration) {
             return Poll::Ready(());
         }
         // Nothing but the alarm wakes this task if the client takes nothing: so it has just taken something.
-        alarm.set(Some(sleep(patience)));
+        alarm.set(Some(sleep(timeouts)));
         alarm.as_mut().as_pin_mut().map_or(Poll::Pending, |alarm| alarm.poll(context))
     })
     .await;
