@@ -6,7 +6,7 @@ use crate::core::units::Rate;
 use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::Policy;
 
-/// A Twilio account, without its secret: nothing above `layers::credential` ever holds that.
+/// A Twilio account, without its secret: nothing above `layers::sign` ever holds that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// Its name in the configuration: the label in logs and metrics.

@@ -20,13 +20,13 @@ use crate::layers::authenticate::{
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::cors::{Cors, CorsLayer};
-use crate::layers::credential::{Credential, CredentialLayer, Credentials, Newest, Rejections};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
+use crate::layers::sign::{Credentials, Newest, Rejections, Sign, SignLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
 use crate::semantics::host;
@@ -36,7 +36,7 @@ use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
 /// The journey as a type: each layer around the next.
-pub type Stack = Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Caching<Retry<Budget<Credential<Upstream>>>>>>>>>>>;
+pub type Stack = Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -172,7 +172,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         // Inside retry, so that every attempt pays.
         .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
         // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.
-        .layer(CredentialLayer::new(credentials, newest, rejections, metrics, clock))
+        .layer(SignLayer::new(credentials, newest, rejections, metrics, clock))
         .service(upstream))
 }
 

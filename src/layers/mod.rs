@@ -20,6 +20,6 @@ pub mod retry;
 
 pub mod budget;
 
-pub mod credential;
+pub mod sign;
 
 pub mod upstream;

@@ -97,10 +97,10 @@ impl Exporter {
         Ok(Self::with(post(url, clock)?, metrics, clock))
     }
 
-    fn with(courier: Courier, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    fn with(transport: Transport, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let exporter = Self { queue, metrics: Arc::clone(&metrics) };
-        tokio::spawn(Worker { receiver, courier, metrics, clock, failing: false }.run());
+        tokio::spawn(Worker { receiver, transport, metrics, clock, failing: false }.run());
         exporter
     }
 
@@ -134,11 +134,11 @@ fn count(metrics: &Metrics, result: &'static str, spans: usize) {
 }
 
 /// Brings bytes to the collector.
-type Courier = Box<dyn Fn(Bytes) -> BoxFuture<'static, Result<(), Trouble>> + Send + Sync>;
+type Transport = Box<dyn Fn(Bytes) -> BoxFuture<'static, Result<(), ExportError>> + Send + Sync>;
 
 /// Why the collector has not taken them.
 #[derive(Debug)]
-struct Trouble {
+struct ExportError {
     /// May it take the same bytes later.
     passing: bool,
     /// After this, as it says itself.
@@ -148,7 +148,7 @@ struct Trouble {
 
 struct Worker {
     receiver: mpsc::Receiver<Message>,
-    courier: Courier,
+    transport: Transport,
     metrics: Arc<Metrics>,
     clock: Clock,
     /// Were the last spans lost.
@@ -196,30 +196,30 @@ impl Worker {
         // Changes are told, and not every batch.
         match &sent {
             Ok(()) if self.failing => tracing::info!("the collector takes traces again"),
-            Err(trouble) if !self.failing => {
-                tracing::warn!("spans are lost: {}; check telemetry.otlp", trouble.message);
+            Err(error) if !self.failing => {
+                tracing::warn!("spans are lost: {}; check telemetry.otlp", error.message);
             }
             _ => {}
         }
         self.failing = sent.is_err();
     }
 
-    async fn deliver(&self, bytes: Bytes) -> Result<(), Trouble> {
+    async fn deliver(&self, bytes: Bytes) -> Result<(), ExportError> {
         let mut tried = 1;
         loop {
-            let trouble = match (self.courier)(bytes.clone()).await {
-                Err(trouble) if trouble.passing && tried < TRIES => trouble,
+            let error = match (self.transport)(bytes.clone()).await {
+                Err(error) if error.passing && tried < TRIES => error,
                 result => return result,
             };
-            tracing::debug!(tried, "the collector does not take spans: {}", trouble.message);
-            let asked = trouble.retry_after.unwrap_or_default().min(LONGEST_WAIT);
+            tracing::debug!(tried, "the collector does not take spans: {}", error.message);
+            let asked = error.retry_after.unwrap_or_default().min(LONGEST_WAIT);
             tokio::time::sleep(BETWEEN_TRIES.delay(tried, fastrand::f64()).max(asked)).await;
             tried += 1;
         }
     }
 }
 
-fn post(collector: &Uri, clock: Clock) -> Result<Courier, TrustError> {
+fn post(collector: &Uri, clock: Clock) -> Result<Transport, TrustError> {
     let path = collector.path().trim_end_matches('/');
     let path = if path.ends_with("/v1/traces") { path.to_owned() } else { format!("{path}/v1/traces") };
     let mut target = collector.clone().into_parts();
@@ -237,7 +237,7 @@ fn post(collector: &Uri, clock: Clock) -> Result<Courier, TrustError> {
     Ok(post_over(http, target, clock))
 }
 
-fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Uri, clock: Clock) -> Courier {
+fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Uri, clock: Clock) -> Transport {
     let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
     Box::new(move |bytes| {
         let mut request = Request::new(Full::new(bytes));
@@ -248,7 +248,7 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
         request.headers_mut().extend([(header::CONTENT_TYPE, PROTOBUF), (header::USER_AGENT, AGENT)]);
         let answer = client.request(request);
         Box::pin(async move {
-            let passing = |message: String| Trouble { passing: true, retry_after: None, message };
+            let passing = |message: String| ExportError { passing: true, retry_after: None, message };
             let answer = tokio::time::timeout(PATIENCE, answer).await;
             let answer = answer.map_err(|_| passing("the collector does not answer".to_owned()))?;
             let answer =
@@ -269,7 +269,7 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
                     );
                     let retry_after = upstream_headers::retry_after(&head.headers, clock.wall(clock.now()));
                     let message = format!("the collector answers {}", status.as_u16());
-                    Err(Trouble { passing, retry_after, message })
+                    Err(ExportError { passing, retry_after, message })
                 }
             }
         })

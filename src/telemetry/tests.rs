@@ -65,7 +65,7 @@ struct Collector {
 
 fn exporter(collector: &Arc<Collector>, metrics: &Arc<Metrics>, clock: Clock) -> Exporter {
     let collector = Arc::clone(collector);
-    let courier: Courier = Box::new(move |bytes| {
+    let transport: Transport = Box::new(move |bytes| {
         let collector = Arc::clone(&collector);
         Box::pin(async move {
             if let Some(open) = &collector.open {
@@ -73,13 +73,13 @@ fn exporter(collector: &Arc<Collector>, metrics: &Arc<Metrics>, clock: Clock) ->
             }
             if let Some(passing) = collector.troubles.lock().unwrap().pop_front() {
                 let retry_after = collector.retry_after;
-                return Err(Trouble { passing, retry_after, message: "no".to_owned() });
+                return Err(ExportError { passing, retry_after, message: "no".to_owned() });
             }
             collector.taken.lock().unwrap().push(bytes);
             Ok(())
         })
     });
-    Exporter::with(courier, Arc::clone(metrics), clock)
+    Exporter::with(transport, Arc::clone(metrics), clock)
 }
 
 fn counted(metrics: &Metrics, result: &'static str) -> u64 {

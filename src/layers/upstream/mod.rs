@@ -56,7 +56,7 @@ use crate::twilio::page::Envelope;
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
 
 /// Response headers that go further than this layer.
-const LET_THROUGH: [HeaderName; 15] = [
+const FORWARDED_RESPONSE_HEADERS: [HeaderName; 15] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
     header::AGE,
@@ -231,7 +231,7 @@ impl Upstream {
 
     async fn receive(&self, response: Response<Incoming>) -> Result<Answer, GatewayError> {
         let (head, body) = response.into_parts();
-        let (status, mut headers) = (head.status, let_through(&head.headers));
+        let (status, mut headers) = (head.status, forwarded_headers(&head.headers));
         if status.is_redirection() {
             return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
@@ -353,13 +353,13 @@ fn hand_on(trace: &TraceContext, headers: &mut HeaderMap) -> SpanId {
 }
 
 /// The headers that go further. Those that `Connection` nominates were for this hop (RFC 9110 section 7.6.1).
-fn let_through(received: &HeaderMap) -> HeaderMap {
+fn forwarded_headers(received: &HeaderMap) -> HeaderMap {
     let nominated = |name: &HeaderName| {
         let lists = received.get_all(header::CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
         lists.flat_map(|list| list.split(',')).any(|word| word.trim().eq_ignore_ascii_case(name.as_str()))
     };
-    let mut headers = HeaderMap::with_capacity(LET_THROUGH.len());
-    for name in LET_THROUGH {
+    let mut headers = HeaderMap::with_capacity(FORWARDED_RESPONSE_HEADERS.len());
+    for name in FORWARDED_RESPONSE_HEADERS {
         if !received.contains_key(&name) || nominated(&name) {
             continue;
         }

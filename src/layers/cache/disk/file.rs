@@ -37,7 +37,7 @@ const REDB_CACHE: usize = 8 * 1024 * 1024;
 
 /// Why there is no file to work with.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub(super) enum DiskError {
     /// Another process has it.
     #[error("another process has it open; each gateway needs a cache.disk.path of its own")]
     Locked,
@@ -49,7 +49,7 @@ pub(super) enum Trouble {
     Unusable(String),
 }
 
-impl From<Error> for Trouble {
+impl From<Error> for DiskError {
     fn from(error: Error) -> Self {
         match error {
             Error::DatabaseAlreadyOpen | Error::LockProtocolMismatch => Self::Locked,
@@ -68,7 +68,7 @@ impl From<Error> for Trouble {
     }
 }
 
-impl From<io::Error> for Trouble {
+impl From<io::Error> for DiskError {
     fn from(error: io::Error) -> Self {
         Self::Unusable(error.to_string())
     }
@@ -123,7 +123,7 @@ pub(super) struct PageFile {
 
 impl PageFile {
     /// Opens the file in `folder`, or makes both, readable for nobody else.
-    pub(super) fn open(folder: &Path, capacity: u64, clock: Clock, boot: Boot) -> Result<Self, Trouble> {
+    pub(super) fn open(folder: &Path, capacity: u64, clock: Clock, boot: Boot) -> Result<Self, DiskError> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let path = folder.join(NAME);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -143,8 +143,8 @@ impl PageFile {
     }
 
     /// Makes an empty file ours, and refuses another's.
-    fn claim(&self) -> Result<(), Trouble> {
-        let foreign = || Trouble::Damaged("it is a database of something else, or of another version".to_owned());
+    fn claim(&self) -> Result<(), DiskError> {
+        let foreign = || DiskError::Damaged("it is a database of something else, or of another version".to_owned());
         let reading = self.database.begin_read().map_err(Error::from)?;
         match reading.open_table(FORMAT) {
             Ok(table) => {
@@ -166,7 +166,7 @@ impl PageFile {
         })
     }
 
-    fn measure(&self) -> Result<Size, Trouble> {
+    fn measure(&self) -> Result<Size, DiskError> {
         let measured = || {
             let reading = self.database.begin_read()?;
             let mut size = Size::default();
@@ -188,7 +188,7 @@ impl PageFile {
 
     /// The keys of the newest pages that are still of use, as many as make `room` bytes with `overhead` each.
     /// The oldest come first, so that, loaded in this order, they are the first to be evicted.
-    pub(super) fn newest(&self, room: u64, overhead: u64) -> Result<Vec<Key>, Trouble> {
+    pub(super) fn newest(&self, room: u64, overhead: u64) -> Result<Vec<Key>, DiskError> {
         let now = self.calendar().now();
         let select = || {
             let (mut keys, mut taken) = (Vec::new(), 0);
@@ -212,7 +212,7 @@ impl PageFile {
     }
 
     /// Reads the pages of `keys` that are what was written, until `keep` has enough; says how many were not.
-    pub(super) fn read(&self, keys: &[Key], mut keep: impl FnMut(Key, Entry) -> bool) -> Result<u64, Trouble> {
+    pub(super) fn read(&self, keys: &[Key], mut keep: impl FnMut(Key, Entry) -> bool) -> Result<u64, DiskError> {
         let calendar = self.calendar();
         let mut read = || {
             let table = self.database.begin_read()?.open_table(PAGES)?;
@@ -233,7 +233,7 @@ impl PageFile {
     }
 
     /// Makes `changes` in their order, all or none, and makes room. Says how many pages were written.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<u64, Trouble> {
+    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<u64, DiskError> {
         let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar());
         let mut written = 0;
         self.transact(|transaction| {
@@ -259,7 +259,7 @@ impl PageFile {
 
     /// Removes what is beyond use, what is said to come from the future, and what a smaller capacity than last
     /// time has no room for.
-    pub(super) fn clean(&mut self) -> Result<(), Trouble> {
+    pub(super) fn clean(&mut self) -> Result<(), DiskError> {
         let now = self.calendar().now();
         let find = || {
             let mut useless = Vec::new();
@@ -286,7 +286,7 @@ impl PageFile {
         Ok(())
     }
 
-    fn transact(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), Error>) -> Result<(), Trouble> {
+    fn transact(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), Error>) -> Result<(), DiskError> {
         let done = || {
             let transaction = self.database.begin_write()?;
             work(&transaction)?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::file::{self, Change, PageFile, Size, Trouble};
+use super::file::{self, Change, DiskError, PageFile, Size};
 use super::record::{Boot, Calendar};
 use super::{Message, Order, Shared, lock, weight};
 use crate::core::clock::Clock;
@@ -76,17 +76,17 @@ impl Worker {
         let mut replaced = 0;
         loop {
             let ended = self.work();
-            self.locked = matches!(ended, Err(Trouble::Locked));
+            self.locked = matches!(ended, Err(DiskError::Locked));
             let erased = self.abandon_batch();
             self.shared.show(false, Size::default());
             let flow = match ended {
                 Ok(()) => Flow::Ended,
-                Err(Trouble::Damaged(why)) if replaced < MOST_REPLACED => {
+                Err(DiskError::Damaged(why)) if replaced < MOST_REPLACED => {
                     replaced += 1;
                     if (erased || self.move_aside(&why)) && replaced == 1 { Flow::Going } else { self.pause() }
                 }
-                Err(trouble) => {
-                    self.warn(&trouble);
+                Err(error) => {
+                    self.warn(&error);
                     self.pause()
                 }
             };
@@ -104,7 +104,7 @@ impl Worker {
     ///
     /// redb answers most damage with an error, but its own documentation names panics as well, and a panic must
     /// cost the file and not the tier.
-    fn work(&mut self) -> Result<(), Trouble> {
+    fn work(&mut self) -> Result<(), DiskError> {
         let (folder, capacity) = (self.folder.clone(), self.capacity);
         let mut file = guarded(|| PageFile::open(&folder, capacity, self.clock, self.boot))?;
         let worked = guarded(|| self.work_with(&mut file));
@@ -116,7 +116,7 @@ impl Worker {
         worked.and(closed)
     }
 
-    fn work_with(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
+    fn work_with(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
         if self.clear {
             file.apply(&[Change::Purge(Purge::All, HashSet::new())])?;
             self.clear = false;
@@ -136,7 +136,7 @@ impl Worker {
     }
 
     /// Brings the newest pages that are still of use into memory.
-    fn load(&mut self, file: &mut PageFile) -> Result<Flow, Trouble> {
+    fn load(&mut self, file: &mut PageFile) -> Result<Flow, DiskError> {
         // Not part of a page's weight in the store: what the index says is the record's length.
         const OVERHEAD: u64 = 1024;
         let begun = self.clock.now();
@@ -181,7 +181,7 @@ impl Worker {
     }
 
     /// Writes what happens, until the end.
-    fn follow(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
+    fn follow(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
         let now = || self.clock.now();
         let mut clean_at = now() + CLEAN_EVERY;
         let mut commit_at = None;
@@ -237,7 +237,7 @@ impl Worker {
             || matches!(self.batch.last(), Some(Change::Purge(..)))
     }
 
-    fn write(&mut self, file: &mut PageFile) -> Result<(), Trouble> {
+    fn write(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
         if self.batch.is_empty() {
             return Ok(());
         }
@@ -328,14 +328,14 @@ impl Worker {
                 true
             }
             Err(error) => {
-                self.warn(&Trouble::Unusable(format!("{why}; and it cannot be moved out of the way: {error}")));
+                self.warn(&DiskError::Unusable(format!("{why}; and it cannot be moved out of the way: {error}")));
                 false
             }
         }
     }
 
-    fn warn(&mut self, trouble: &Trouble) {
-        let said = trouble.to_string();
+    fn warn(&mut self, error: &DiskError) {
+        let said = error.to_string();
         if self.said.as_ref() != Some(&said) {
             let file = self.folder.join(file::NAME);
             tracing::warn!(
@@ -350,9 +350,9 @@ impl Worker {
 }
 
 /// A panic in `work` is damage.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, DiskError>) -> Result<T, DiskError> {
     // What was half done is dropped with the file, or abandoned with the batch.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Trouble::Damaged(message(&*panic))))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(DiskError::Damaged(message(&*panic))))
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

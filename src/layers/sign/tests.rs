@@ -37,7 +37,7 @@ async fn sent(
         std::future::ready(Ok(Answer { status, headers, body: body.into(), next_token: None }))
     });
     let clock = Clock::new();
-    let layer = CredentialLayer::new(own.clone(), newest.clone(), rejections.clone(), Metrics::new(), clock);
+    let layer = SignLayer::new(own.clone(), newest.clone(), rejections.clone(), Metrics::new(), clock);
     let result = layer.layer(inner).oneshot(Call::example(Operation::Metadata, "", "")).await;
     let pair: String = seen.lock().unwrap().clone();
     (pair.strip_prefix("SK1:").unwrap().to_owned(), result)

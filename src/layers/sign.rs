@@ -110,7 +110,7 @@ impl Rejections {
 
 /// Makes [`Credential`] services.
 #[derive(Clone)]
-pub struct CredentialLayer {
+pub struct SignLayer {
     credentials: Arc<Credentials>,
     newest: Newest,
     rejections: Rejections,
@@ -118,7 +118,7 @@ pub struct CredentialLayer {
     clock: Clock,
 }
 
-impl CredentialLayer {
+impl SignLayer {
     /// Signs with `credentials`, or with the newest of the same account and upstream. Writes refusals to
     /// `rejections`, and counts echoes in `metrics`.
     pub fn new(
@@ -169,22 +169,22 @@ impl CredentialLayer {
     }
 }
 
-impl<S> Layer<S> for CredentialLayer {
-    type Service = Credential<S>;
+impl<S> Layer<S> for SignLayer {
+    type Service = Sign<S>;
 
-    fn layer(&self, inner: S) -> Credential<S> {
-        Credential { inner, layer: self.clone() }
+    fn layer(&self, inner: S) -> Sign<S> {
+        Sign { inner, layer: self.clone() }
     }
 }
 
 /// Signs calls. See the module.
 #[derive(Clone)]
-pub struct Credential<S> {
+pub struct Sign<S> {
     inner: S,
-    layer: CredentialLayer,
+    layer: SignLayer,
 }
 
-impl<S> Service<Call> for Credential<S>
+impl<S> Service<Call> for Sign<S>
 where
     S: Service<SignedCall, Response = Answer, Error = GatewayError>,
     S::Future: Send + 'static,
