@@ -15,7 +15,7 @@ use crate::admin::{self, Admin};
 use crate::audit::{AuditError, AuditFile};
 use crate::config::{self, Config, Files, Fingerprint, Held, Listen, Reach, Sources};
 use crate::core::peer::Peer;
-use crate::metrics::{ResultLabels, Word};
+use crate::metrics::{ResultLabels, StaticLabel};
 use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Reserve};
 use crate::stack::{self, SharedState, Stack};
@@ -306,7 +306,8 @@ impl Reloader {
         (self.tell)(Milestone::Reloading);
         let applied = self.apply();
         (self.tell)(Milestone::Ready);
-        let count = |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: Word(result) }).inc();
+        let count =
+            |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc();
         // Done first, then counted, then said: whoever sees one finds what comes before it.
         match applied {
             Ok(files) => {

@@ -24,9 +24,9 @@ use crate::twilio::endpoint::Operation;
 
 /// A label value from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Name(pub Arc<str>);
+pub struct ConfigLabel(pub Arc<str>);
 
-impl EncodeLabelValue for Name {
+impl EncodeLabelValue for ConfigLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
         encoder.write_str(&self.0)
     }
@@ -34,24 +34,24 @@ impl EncodeLabelValue for Name {
 
 /// A label value from a closed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Word(pub &'static str);
+pub struct StaticLabel(pub &'static str);
 
-impl EncodeLabelValue for Word {
+impl EncodeLabelValue for StaticLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
         encoder.write_str(self.0)
     }
 }
 
 /// The label of an operation that was never found out, since the request was refused before.
-pub const NO_OPERATION: Word = Word("none");
+pub const NO_OPERATION: StaticLabel = StaticLabel("none");
 
-impl From<Operation> for Word {
+impl From<Operation> for StaticLabel {
     fn from(operation: Operation) -> Self {
         Self(operation.as_str())
     }
 }
 
-impl From<Outcome> for Word {
+impl From<Outcome> for StaticLabel {
     fn from(outcome: Outcome) -> Self {
         Self(outcome.as_str())
     }
@@ -61,11 +61,11 @@ impl From<Outcome> for Word {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// Empty where the caller was not known.
-    pub team: Name,
+    pub team: ConfigLabel,
     /// What was asked.
-    pub operation: Word,
+    pub operation: StaticLabel,
     /// What became of it.
-    pub outcome: Word,
+    pub outcome: StaticLabel,
     /// The HTTP status.
     pub status: u16,
 }
@@ -74,18 +74,18 @@ pub struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
     /// What was asked.
-    pub operation: Word,
+    pub operation: StaticLabel,
     /// What became of it.
-    pub outcome: Word,
+    pub outcome: StaticLabel,
 }
 
 /// Labels of `upstream_attempts_total`. `status` is an HTTP status or the reason for having none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AttemptLabels {
     /// Whose budget was spent.
-    pub account: Name,
+    pub account: ConfigLabel,
     /// What was asked.
-    pub operation: Word,
+    pub operation: StaticLabel,
     /// How it ended.
     pub status: Ending,
 }
@@ -112,23 +112,23 @@ impl EncodeLabelValue for Ending {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct UpstreamLabels {
     /// Whose budget was spent.
-    pub account: Name,
+    pub account: ConfigLabel,
     /// What was asked.
-    pub operation: Word,
+    pub operation: StaticLabel,
 }
 
 /// The label of what belongs to an account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AccountLabels {
     /// Its name.
-    pub account: Name,
+    pub account: ConfigLabel,
 }
 
 /// Labels of `retries_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RetryLabels {
     /// Whose budget the retry spends.
-    pub account: Name,
+    pub account: ConfigLabel,
     /// What the attempt before ended with.
     pub reason: Ending,
 }
@@ -137,35 +137,35 @@ pub struct RetryLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabels {
     /// Why the gateway refused or failed.
-    pub reason: Word,
+    pub reason: StaticLabel,
 }
 
 /// The label of `build_info`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BuildLabels {
     /// The gateway's version.
-    pub version: Word,
+    pub version: StaticLabel,
 }
 
 /// The label of `cache_evictions_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CauseLabels {
     /// `expired`, `size`, `replaced` or `purged`.
-    pub cause: Word,
+    pub cause: StaticLabel,
 }
 
 /// The label of `cache_settled_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SettledLabels {
     /// `settled`, or why not.
-    pub reason: Word,
+    pub reason: StaticLabel,
 }
 
 /// The label of `reloads_total`, `cache_disk_writes_total`, `spans_total` and `audit_records_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabels {
     /// `applied` or `refused`; `written`, `dropped` or `failed`; `exported`, `dropped` or `failed`.
-    pub result: Word,
+    pub result: StaticLabel,
 }
 
 /// A gauge that holds a fraction.
@@ -349,10 +349,10 @@ impl Metrics {
     /// What is in a closed list is there from the start: an alert on a rate sees a first time only if there was a zero.
     fn begin_at_zero(&self) {
         for reason in Reason::ALL {
-            drop(self.errors.get_or_create(&ReasonLabels { reason: Word(reason.as_str()) }));
+            drop(self.errors.get_or_create(&ReasonLabels { reason: StaticLabel(reason.as_str()) }));
         }
         for cause in ["expired", "size", "replaced", "purged"] {
-            drop(self.cache_evictions.get_or_create(&CauseLabels { cause: Word(cause) }));
+            drop(self.cache_evictions.get_or_create(&CauseLabels { cause: StaticLabel(cause) }));
         }
         for (family, results) in [
             (&self.reloads, &["applied", "refused"][..]),
@@ -361,15 +361,15 @@ impl Metrics {
             (&self.audit_records, &["written", "dropped"]),
         ] {
             for result in results {
-                drop(family.get_or_create(&ResultLabels { result: Word(result) }));
+                drop(family.get_or_create(&ResultLabels { result: StaticLabel(result) }));
             }
         }
-        self.build.get_or_create(&BuildLabels { version: Word(env!("CARGO_PKG_VERSION")) }).set(1);
+        self.build.get_or_create(&BuildLabels { version: StaticLabel(env!("CARGO_PKG_VERSION")) }).set(1);
     }
 
     /// One request was refused, or failed.
     pub fn failed(&self, reason: Reason) {
-        self.errors.get_or_create(&ReasonLabels { reason: Word(reason.as_str()) }).inc();
+        self.errors.get_or_create(&ReasonLabels { reason: StaticLabel(reason.as_str()) }).inc();
     }
 
     /// One request ended.
@@ -381,9 +381,9 @@ impl Metrics {
         status: u16,
         took: Duration,
     ) {
-        let team = Name(team.map_or_else(|| "".into(), |team| Arc::clone(&team.name)));
-        let operation = operation.map_or(NO_OPERATION, Word::from);
-        let outcome = Word::from(outcome);
+        let team = ConfigLabel(team.map_or_else(|| "".into(), |team| Arc::clone(&team.name)));
+        let operation = operation.map_or(NO_OPERATION, StaticLabel::from);
+        let outcome = StaticLabel::from(outcome);
         self.requests.get_or_create(&RequestLabels { team, operation, outcome, status }).inc();
         self.request_duration.get_or_create(&OutcomeLabels { operation, outcome }).observe(took.as_secs_f64());
     }
@@ -413,7 +413,7 @@ impl Metrics {
 
     /// One attempt ended.
     pub fn attempted(&self, account: &Arc<str>, operation: Operation, status: Ending, took: Duration) {
-        let account = Name(Arc::clone(account));
+        let account = ConfigLabel(Arc::clone(account));
         let operation = operation.into();
         self.upstream_duration
             .get_or_create(&UpstreamLabels { account: account.clone(), operation })
@@ -469,9 +469,9 @@ impl HotRequests {
         let Some(((counter, duration), team, operation)) = known else {
             return self.metrics.requested(team, operation, outcome, status, took);
         };
-        let (operation, outcome) = (Word::from(operation), Word::from(outcome));
+        let (operation, outcome) = (StaticLabel::from(operation), StaticLabel::from(outcome));
         let counter = counter.get_or_init(|| {
-            let labels = RequestLabels { team: Name(Arc::clone(&team.name)), operation, outcome, status };
+            let labels = RequestLabels { team: ConfigLabel(Arc::clone(&team.name)), operation, outcome, status };
             self.metrics.requests.get_or_create(&labels).clone()
         });
         let duration = duration

@@ -31,7 +31,7 @@ use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::error::Reason;
 use crate::layers::cache::Purged;
-use crate::metrics::{AccountLabels, Metrics, Name};
+use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::semantics::host;
 use crate::semantics::origin;
 use crate::stack::SharedState;
@@ -190,7 +190,7 @@ impl Inner {
         }
         for account in &self.config.load().accounts {
             let Some(status) = budgets.get(&account.name).map(|budget| budget.status()) else { continue };
-            let labels = AccountLabels { account: Name(account.name.as_str().into()) };
+            let labels = AccountLabels { account: ConfigLabel(account.name.as_str().into()) };
             if let Some(tokens) = status.tokens {
                 metrics.budget_tokens.get_or_create(&labels).set(tokens);
             }

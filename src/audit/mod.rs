@@ -26,7 +26,7 @@ pub use self::record::Record;
 use self::room::Room;
 use self::writer::Writer;
 use crate::config;
-use crate::metrics::{Metrics, ResultLabels, Word};
+use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 
 /// How long the end of the process waits for the last records.
 const LAST: Duration = Duration::from_secs(2);
@@ -150,5 +150,5 @@ impl AuditLog {
 }
 
 fn count(metrics: &Metrics, result: &'static str, records: u64) {
-    metrics.audit_records.get_or_create(&ResultLabels { result: Word(result) }).inc_by(records);
+    metrics.audit_records.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(records);
 }

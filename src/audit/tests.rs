@@ -70,7 +70,7 @@ impl Write for Disk {
 }
 
 fn counted(metrics: &Metrics, result: &'static str) -> u64 {
-    metrics.audit_records.get_or_create(&ResultLabels { result: Word(result) }).get()
+    metrics.audit_records.get_or_create(&ResultLabels { result: StaticLabel(result) }).get()
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry as Repeat};
 use crate::core::window::Window;
-use crate::metrics::{Ending, Metrics, Name, RetryLabels};
+use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{Answer, Call};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Operation;
@@ -125,7 +125,7 @@ where
             Ok(answer) => Ending::Status(answer.status.as_u16()),
             Err(error) => Ending::Reason(error.reason().as_str()),
         };
-        layer.metrics.retries.get_or_create(&RetryLabels { account: Name(Arc::clone(&account)), reason }).inc();
+        layer.metrics.retries.get_or_create(&RetryLabels { account: ConfigLabel(Arc::clone(&account)), reason }).inc();
         let retried = inner.clone().oneshot(call.clone()).await;
         let refused = |error: &GatewayError| {
             use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit};

@@ -26,7 +26,7 @@ use self::echo::Echo;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
-use crate::metrics::{AccountLabels, Metrics, Name};
+use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{Answer, Call, SignedCall};
 
 /// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
@@ -155,7 +155,7 @@ impl SignLayer {
         if !signature.echo.is_in(&answer.headers, &answer.body) {
             return Ok(answer);
         }
-        let labels = AccountLabels { account: Name(Arc::clone(account)) };
+        let labels = AccountLabels { account: ConfigLabel(Arc::clone(account)) };
         self.metrics.credential_echoes.get_or_create(&labels).inc();
         tracing::error!(
             %account,

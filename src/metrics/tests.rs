@@ -76,7 +76,7 @@ fn touched() -> Arc<Metrics> {
         uptime: _,
         build: _,
     } = &*metrics;
-    let (name, word) = (|| Name("a".into()), Word("b"));
+    let (name, word) = (|| ConfigLabel("a".into()), StaticLabel("b"));
     let account = || AccountLabels { account: name() };
     requests.get_or_create(&RequestLabels { team: name(), operation: word, outcome: word, status: 200 }).inc();
     errors.get_or_create(&ReasonLabels { reason: word }).inc();

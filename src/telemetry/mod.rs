@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::outcome::Outcome;
-use crate::metrics::{Metrics, ResultLabels, Word};
+use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::context::RequestContext;
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
@@ -130,7 +130,7 @@ impl Exporter {
 }
 
 fn count(metrics: &Metrics, result: &'static str, spans: usize) {
-    metrics.spans.get_or_create(&ResultLabels { result: Word(result) }).inc_by(spans as u64);
+    metrics.spans.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(spans as u64);
 }
 
 /// Brings bytes to the collector.

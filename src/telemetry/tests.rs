@@ -83,7 +83,7 @@ fn exporter(collector: &Arc<Collector>, metrics: &Arc<Metrics>, clock: Clock) ->
 }
 
 fn counted(metrics: &Metrics, result: &'static str) -> u64 {
-    metrics.spans.get_or_create(&ResultLabels { result: Word(result) }).get()
+    metrics.spans.get_or_create(&ResultLabels { result: StaticLabel(result) }).get()
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,7 +34,7 @@ use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::core::units::Rate;
-use crate::metrics::{AccountLabels, Metrics, Name};
+use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{Answer, Call};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::upstream_headers::{self, RateLimitHeaders};
@@ -149,7 +149,7 @@ where
                 ended: decided,
                 kind: UpstreamEventKind::Wait { granted: permit.is_ok() },
             });
-            let labels = AccountLabels { account: Name(account) };
+            let labels = AccountLabels { account: ConfigLabel(account) };
             metrics.upstream_wait.get_or_create(&labels).observe((decided - arrived).as_secs_f64());
             let mut permit = permit?;
             permit.spend();

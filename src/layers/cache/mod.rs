@@ -36,7 +36,7 @@ pub use self::store::{EntryView, Purge, Purged, Store};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
-use crate::metrics::{Metrics, SettledLabels, Word};
+use crate::metrics::{Metrics, SettledLabels, StaticLabel};
 use crate::request::call::{Answer, Call, Page, Reply};
 use crate::request::key::Key;
 use crate::request::waiters::Waiters;
@@ -405,7 +405,7 @@ impl CacheLayer {
             if again { self.judge(call, wall).unwrap_or(verdict) } else { verdict }
         });
         if let Some(verdict) = settled {
-            self.metrics.cache_settled.get_or_create(&SettledLabels { reason: Word(verdict.as_str()) }).inc();
+            self.metrics.cache_settled.get_or_create(&SettledLabels { reason: StaticLabel(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
         let set = self.membership(call);

@@ -21,7 +21,7 @@ use super::flight::{FlightGuard, Flights};
 use super::note::KeyParam;
 use super::sets::{Membership, ResultSet, ResultSets};
 use crate::core::clock::{Clock, Instant, Moment};
-use crate::metrics::{CauseLabels, Metrics, Word};
+use crate::metrics::{CauseLabels, Metrics, StaticLabel};
 use crate::request::call::{Coded, Page};
 use crate::request::key::Key;
 use crate::semantics::freshness::Lifetimes;
@@ -289,7 +289,7 @@ impl Store {
                     RemovalCause::Replaced => "replaced",
                     RemovalCause::Size => "size",
                 };
-                evictions.get_or_create(&CauseLabels { cause: Word(cause) }).inc();
+                evictions.get_or_create(&CauseLabels { cause: StaticLabel(cause) }).inc();
             })
             // Keys are hashes already, and this one is keyed by chance like the standard library's, in a tenth of the time.
             .build_with_hasher(RandomState::default());

@@ -28,7 +28,7 @@ use self::record::Boot;
 use self::worker::Worker;
 use super::store::{Entry, Memory, Purge};
 use crate::core::clock::{Clock, Instant};
-use crate::metrics::{Metrics, ResultLabels, Word};
+use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::key::Key;
 
 /// What may wait for the thread. Beyond, pages are not written: memory must not fill up behind a slow disk.
@@ -119,7 +119,7 @@ fn page_weight(entry: &Entry) -> u64 {
 impl Shared {
     fn count(&self, result: &'static str, pages: u64) {
         if pages > 0 {
-            self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: Word(result) }).inc_by(pages);
+            self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(pages);
         }
     }
 

@@ -116,7 +116,7 @@ impl Running {
     }
 
     fn writes(&self, result: &'static str) -> u64 {
-        self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: Word(result) }).get()
+        self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: StaticLabel(result) }).get()
     }
 
     async fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
