@@ -23,12 +23,12 @@ use crate::trust::TrustError;
 
 /// How often the configuration and secret files are looked at. Their content counts, not their times: a
 /// Kubernetes volume swaps links, and a bind mount may tell nothing at all.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long files that have changed must stay as they are before they are read, so that a key and its secret that are
 /// replaced one behind the other are taken together. But not for ever.
-const QUIET: Duration = Duration::from_millis(400);
-const MOST_QUIET: u32 = 5;
+const DEBOUNCE: Duration = Duration::from_millis(400);
+const MAX_DEBOUNCES: u32 = 5;
 
 /// How long kept-alive connections stay open at least when the gateway is told to stop: a client that is just sending a
 /// request is told so.
@@ -65,7 +65,7 @@ pub enum Milestone {
     Stopping,
 }
 
-type Tell = Arc<dyn Fn(Milestone) + Send + Sync>;
+type OnStateChange = Arc<dyn Fn(Milestone) + Send + Sync>;
 
 /// A gateway whose ports are open and which does not serve yet.
 pub struct Gateway {
@@ -76,7 +76,7 @@ pub struct Gateway {
     data: Vec<Bound>,
     admin: Vec<Bound>,
     held: Held,
-    tell: Tell,
+    on_state_change: OnStateChange,
     most_connections: usize,
 }
 
@@ -127,15 +127,15 @@ impl Gateway {
             data,
             admin,
             held,
-            tell: Arc::new(|_| ()),
+            on_state_change: Arc::new(|_| ()),
             most_connections: usize::MAX,
         })
     }
 
     /// The same, which says how far it is.
     #[must_use]
-    pub fn telling(self, tell: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
-        Self { tell: Arc::new(tell), ..self }
+    pub fn on_state_change(self, on_state_change: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
+        Self { on_state_change: Arc::new(on_state_change), ..self }
     }
 
     /// The same, which never has more connections than these at once, whatever `server.max_connections` says: each
@@ -176,15 +176,16 @@ impl Gateway {
         reload: Arc<Notify>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Self { current, config, shared, tls, data, admin, held, tell, most_connections } = self;
+        let Self { current, config, shared, tls, data, admin, held, on_state_change, most_connections } = self;
         let settings = config.load_full();
         let draining = Arc::new(OnceLock::new());
         let stop = {
-            let (draining, tell, clock) = (Arc::clone(&draining), Arc::clone(&tell), shared.clock);
+            let (draining, on_state_change, clock) =
+                (Arc::clone(&draining), Arc::clone(&on_state_change), shared.clock);
             let (requests, drain) = (shared.draining.clone(), settings.server.drain);
             async move {
                 shutdown.await;
-                tell(Milestone::Stopping);
+                on_state_change(Milestone::Stopping);
                 // Set once: it does not begin twice.
                 let _ = draining.set(clock.now());
                 requests.begin();
@@ -213,7 +214,7 @@ impl Gateway {
                 shared: shared.clone(),
                 tls: tls.clone(),
                 held,
-                tell: Arc::clone(&tell),
+                on_state_change: Arc::clone(&on_state_change),
             };
             tokio::spawn(reloader.forever(reload))
         });
@@ -242,7 +243,7 @@ impl Gateway {
 
         let service = move |peer: &Arc<Peer>| Stack::clone(&current.load()).of(Arc::clone(peer));
         // The ports are open, so whoever comes from now on is served.
-        tell(Milestone::Ready);
+        on_state_change(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);
         server::run(data, tls, limits(Connections::new(connections)), service, stop).await;
 
@@ -269,7 +270,7 @@ struct Reloader {
     shared: SharedState,
     tls: Option<TlsAcceptor>,
     held: Held,
-    tell: Tell,
+    on_state_change: OnStateChange,
 }
 
 /// Why a new configuration is not applied, and the files whose change may be worth another try.
@@ -286,14 +287,14 @@ impl Reloader {
         loop {
             let by_hand = tokio::select! {
                 () = asked.notified() => true,
-                () = tokio::time::sleep(LOOK) => false,
+                () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
             if !by_hand {
                 let now = files.fingerprint_now();
                 if now == files.fingerprint() {
                     continue;
                 }
-                until_quiet(&files, now).await;
+                debounced(&files, now).await;
             }
             let read = self.reload();
             // None, where the configuration could not be read at all.
@@ -303,9 +304,9 @@ impl Reloader {
 
     /// All or nothing: a configuration that is refused leaves the old one as it was. Gives the files that were read.
     fn reload(&mut self) -> Files {
-        (self.tell)(Milestone::Reloading);
+        (self.on_state_change)(Milestone::Reloading);
         let applied = self.apply();
-        (self.tell)(Milestone::Ready);
+        (self.on_state_change)(Milestone::Ready);
         let count =
             |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc();
         // Done first, then counted, then said: whoever sees one finds what comes before it.
@@ -392,9 +393,9 @@ fn check_exposure(config: &Config, held: &Held) -> Result<(), String> {
 }
 
 /// Waits until the files stay as they are.
-async fn until_quiet(files: &Files, mut now: Fingerprint) {
-    for _ in 0..MOST_QUIET {
-        tokio::time::sleep(QUIET).await;
+async fn debounced(files: &Files, mut now: Fingerprint) {
+    for _ in 0..MAX_DEBOUNCES {
+        tokio::time::sleep(DEBOUNCE).await;
         let before = std::mem::replace(&mut now, files.fingerprint_now());
         if now == before {
             break;
@@ -453,11 +454,11 @@ mod tests {
     async fn files_are_waited_for_until_they_stay_as_they_are() {
         let folder = tempfile::TempDir::new().unwrap();
         let (files, secret) = files(&folder);
-        let mut writing = std::pin::pin!(write(&secret, 4, QUIET * 3 / 4));
+        let mut writing = std::pin::pin!(write(&secret, 4, DEBOUNCE * 3 / 4));
         tokio::select! {
             biased;
             () = &mut writing => {}
-            () = until_quiet(&files, files.fingerprint()) => panic!("it did not wait"),
+            () = debounced(&files, files.fingerprint()) => panic!("it did not wait"),
         }
     }
 
@@ -467,10 +468,10 @@ mod tests {
         let (files, secret) = files(&folder);
         let begun = tokio::time::Instant::now();
         tokio::select! {
-            () = until_quiet(&files, files.fingerprint()) => {}
-            () = write(&secret, 1000, QUIET / 2) => panic!("it waited for the end"),
+            () = debounced(&files, files.fingerprint()) => {}
+            () = write(&secret, 1000, DEBOUNCE / 2) => panic!("it waited for the end"),
         }
         // What is left is for reading and building.
-        assert!(LOOK + begun.elapsed() <= Duration::from_millis(4500), "{:?}", begun.elapsed());
+        assert!(POLL_INTERVAL + begun.elapsed() <= Duration::from_millis(4500), "{:?}", begun.elapsed());
     }
 }

@@ -44,7 +44,7 @@ async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result
     // Before the ports, so that a signal sent as soon as they answer is not lost.
     let (reload, stop) = (told_to_reload()?, told_to_stop()?);
     let gateway = Gateway::bind_with(config, inherited)?;
-    let gateway = gateway.telling(systemd::tell).at_most(descriptors::connections());
+    let gateway = gateway.on_state_change(systemd::tell).at_most(descriptors::connections());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         data = gateway.data_addresses().join(", "),
