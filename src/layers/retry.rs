@@ -20,7 +20,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry as Repeat};
 use crate::core::window::Window;
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
-use crate::request::call::{Answer, Call};
+use crate::request::call::{Call, UpstreamResponse};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Operation;
 
@@ -78,12 +78,12 @@ pub struct Retry<S> {
 
 impl<S> Service<Call> for Retry<S>
 where
-    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + 'static,
+    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
 {
-    type Response = Answer;
+    type Response = UpstreamResponse;
     type Error = GatewayError;
-    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+    type Future = BoxFuture<'static, Result<UpstreamResponse, GatewayError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         Poll::Ready(Ok(()))
@@ -94,9 +94,9 @@ where
     }
 }
 
-async fn tries<S>(inner: S, layer: RetryLayer, call: Call) -> Result<Answer, GatewayError>
+async fn tries<S>(inner: S, layer: RetryLayer, call: Call) -> Result<UpstreamResponse, GatewayError>
 where
-    S: Service<Call, Response = Answer, Error = GatewayError> + Clone,
+    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone,
 {
     let account = Arc::clone(&call.team.account.name);
     layer.with_allowance(&account, Allowance::first_try);
@@ -142,7 +142,7 @@ where
 
 /// How long this failure asks to stay away. That holds for this call alone: one query may be too much for an upstream that
 /// has time for others.
-fn asked_to_wait(result: &Result<Answer, GatewayError>, clock: Clock) -> Option<Duration> {
+fn asked_to_wait(result: &Result<UpstreamResponse, GatewayError>, clock: Clock) -> Option<Duration> {
     match result {
         Ok(answer) => upstream_headers::retry_after(&answer.headers, clock.wall(clock.now())),
         Err(error) => error.retry_after(),
@@ -158,7 +158,7 @@ enum Again {
     AfterThePause,
 }
 
-fn verdict(operation: Operation, result: &Result<Answer, GatewayError>) -> Again {
+fn verdict(operation: Operation, result: &Result<UpstreamResponse, GatewayError>) -> Again {
     // Reads, and submissions, which always carry an idempotency key.
     let repeatable = operation != Operation::FieldsWrite;
     match result {

@@ -27,7 +27,7 @@ use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
-use crate::request::call::{Answer, Call, SignedCall};
+use crate::request::call::{Call, SignedCall, UpstreamResponse};
 
 /// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
 #[derive(Clone, Default)]
@@ -151,7 +151,12 @@ impl SignLayer {
     }
 
     /// Refuses an answer that repeats what it was asked with.
-    fn withhold_echo(&self, answer: Answer, signature: &Signature, account: &Arc<str>) -> Result<Answer, GatewayError> {
+    fn withhold_echo(
+        &self,
+        answer: UpstreamResponse,
+        signature: &Signature,
+        account: &Arc<str>,
+    ) -> Result<UpstreamResponse, GatewayError> {
         if !signature.echo.is_in(&answer.headers, &answer.body) {
             return Ok(answer);
         }
@@ -186,12 +191,12 @@ pub struct Sign<S> {
 
 impl<S> Service<Call> for Sign<S>
 where
-    S: Service<SignedCall, Response = Answer, Error = GatewayError>,
+    S: Service<SignedCall, Response = UpstreamResponse, Error = GatewayError>,
     S::Future: Send + 'static,
 {
-    type Response = Answer;
+    type Response = UpstreamResponse;
     type Error = GatewayError;
-    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+    type Future = BoxFuture<'static, Result<UpstreamResponse, GatewayError>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         self.inner.poll_ready(context)

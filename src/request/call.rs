@@ -79,7 +79,7 @@ pub struct SignedCall {
 
 /// What came from upstream: allow-listed headers, a whole body.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct UpstreamResponse {
     /// Twilio's status.
     pub status: StatusCode,
     /// The headers that may be read or passed on.
@@ -92,7 +92,7 @@ pub struct Answer {
 
 /// An answer in the form in which it is kept and served again.
 #[derive(Debug)]
-pub struct Page {
+pub struct StoredResponse {
     /// Twilio's status.
     pub status: StatusCode,
     /// What a client gets of Twilio's headers.
@@ -105,7 +105,7 @@ pub struct Page {
     pub no_transform: bool,
 }
 
-impl Page {
+impl StoredResponse {
     /// Headers of an answer that a client gets, now and whenever the page is served again.
     /// Directives cross every cache (RFC 9111 section 5.2).
     const KEPT: [HeaderName; 3] =
@@ -125,8 +125,8 @@ impl Page {
     /// An answer as clients see it. Its `Cache-Control` is one line:
     /// [`normalise`](super::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
     /// errors keep them, since clients act on them.
-    pub fn new(answer: Answer) -> Self {
-        let Answer { status, headers, body, .. } = answer;
+    pub fn new(answer: UpstreamResponse) -> Self {
+        let UpstreamResponse { status, headers, body, .. } = answer;
         let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
         // Copies of their own: headers come as slices of the connection's read buffer, and the smallest of them
         // would keep all of that alive, which may be larger than the body.
@@ -166,7 +166,7 @@ impl Page {
     }
 
     /// Its body compressed, unless that saves less than a tenth. Takes as long as a few hundred hits.
-    pub fn gzip(&self) -> Option<Coded> {
+    pub fn gzip(&self) -> Option<CodedBody> {
         // Measured on pages: lower levels make metadata a sixth larger, higher ones gain nothing.
         const LEVEL: Compression = Compression::new(5);
         let mut encoder = GzEncoder::new(Vec::with_capacity(self.body.len() / 4), LEVEL);
@@ -174,7 +174,7 @@ impl Page {
         let coded = encoder.finish().ok()?;
         let worthwhile = coded.len() <= self.body.len() - self.body.len() / 10;
         // A copy, since the buffer may be larger than what is in it.
-        let coded_as = |etag| Coded { body: Bytes::copy_from_slice(&coded), etag };
+        let coded_as = |etag| CodedBody { body: Bytes::copy_from_slice(&coded), etag };
         self.gzip_etag().filter(|_| worthwhile).map(coded_as)
     }
 
@@ -186,7 +186,7 @@ impl Page {
 
     /// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
     /// get. The answer names that one, since it is the client's stored answer that it speaks of.
-    pub fn tag_of_client(&self, directives: &RequestDirectives, coded: Option<&Coded>) -> Option<HeaderValue> {
+    pub fn tag_of_client(&self, directives: &RequestDirectives, coded: Option<&CodedBody>) -> Option<HeaderValue> {
         let tags = directives.if_none_match.as_ref()?;
         let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| request_directives::has_tag(tags, etag));
         let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
@@ -205,14 +205,14 @@ impl Page {
 
 /// A page's body, compressed: gzip, which all clients know that know any coding.
 #[derive(Debug)]
-pub struct Coded {
+pub struct CodedBody {
     /// The compressed body.
     pub body: Bytes,
     /// Names these bytes.
     pub etag: HeaderValue,
 }
 
-impl Coded {
+impl CodedBody {
     /// Bytes that it occupies.
     pub fn weight(&self) -> usize {
         self.body.len() + self.etag.len() + size_of::<Self>()
@@ -226,9 +226,9 @@ fn etag(body: &[u8]) -> Option<HeaderValue> {
 
 /// A page on its way to one client.
 #[derive(Debug, Clone)]
-pub struct Reply {
+pub struct ClientResponse {
     /// What to send.
-    pub page: Arc<Page>,
+    pub page: Arc<StoredResponse>,
     /// Its body as it is sent, where that is compressed.
     pub coded: Option<Bytes>,
     /// The entity tag of what is sent, or of what the client has.

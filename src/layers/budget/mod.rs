@@ -35,7 +35,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::core::units::Rate;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
-use crate::request::call::{Answer, Call};
+use crate::request::call::{Call, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::upstream_headers::{self, RateLimitHeaders};
 
@@ -122,12 +122,12 @@ pub struct Budget<S> {
 
 impl<S> Service<Call> for Budget<S>
 where
-    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + 'static,
+    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
 {
-    type Response = Answer;
+    type Response = UpstreamResponse;
     type Error = GatewayError;
-    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+    type Future = BoxFuture<'static, Result<UpstreamResponse, GatewayError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         // The inner service is made ready once there is a token.
@@ -162,7 +162,7 @@ where
 }
 
 /// What an attempt's end says of the account's limits and of the upstream's health.
-fn ended(answer: &Result<Answer, GatewayError>, deadline: Instant, clock: Clock) -> Ended {
+fn ended(answer: &Result<UpstreamResponse, GatewayError>, deadline: Instant, clock: Clock) -> Ended {
     match answer {
         Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
             let pause = upstream_headers::pause(&answer.headers, clock.wall(clock.now()));

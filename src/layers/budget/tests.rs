@@ -831,7 +831,7 @@ async fn a_probe_that_is_given_up_lets_another_try() {
 async fn answers_are_understood() {
     let ending = |answer: Result<u16, (Reason, Retry)>| {
         let answer = match answer {
-            Ok(status) => Ok(Answer {
+            Ok(status) => Ok(UpstreamResponse {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: HeaderMap::new(),
                 body: Default::default(),
@@ -870,7 +870,7 @@ async fn every_attempt_pays_and_a_429_pauses_the_account() {
     let limited = service_fn(|_: Call| async {
         let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("9"))]);
         let status = StatusCode::TOO_MANY_REQUESTS;
-        Ok(Answer { status, headers, body: Default::default(), next_token: None })
+        Ok(UpstreamResponse { status, headers, body: Default::default(), next_token: None })
     });
     let (call, _waiter) = patient();
     layer.layer(limited).oneshot(call).await.unwrap();

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use super::sets::ResultSet;
 use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
-use crate::request::call::{Call, Page};
+use crate::request::call::{Call, StoredResponse};
 use crate::request::key::Key;
 use crate::request::waiters::{Waiter, Waiters};
 use crate::twilio::endpoint::Operation;
@@ -33,7 +33,7 @@ use crate::twilio::endpoint::Operation;
 /// What a flight brought.
 #[derive(Debug, Clone)]
 pub(super) struct FlightResult {
-    pub(super) result: Result<Arc<Page>, GatewayError>,
+    pub(super) result: Result<Arc<StoredResponse>, GatewayError>,
     /// Was the page kept.
     pub(super) stored: bool,
     /// How old the page was when it came, where it says so.

@@ -7,9 +7,9 @@
 //!
 //! It does not know HTTP: bodies are canonical and keys computed above.
 
+mod cache_status;
 mod disk;
 mod flight;
-mod note;
 mod refresh_backoff;
 mod sets;
 mod store;
@@ -26,9 +26,9 @@ use memchr::memmem;
 use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
+use self::cache_status::{Forward, KeyParam};
 pub use self::disk::{DiskSettings, DiskView};
 use self::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
-use self::note::{Forward, KeyParam};
 use self::refresh_backoff::RefreshBackoff;
 use self::sets::{Membership, ResultSet};
 use self::store::{Compression, Entry};
@@ -37,7 +37,7 @@ use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::metrics::{Metrics, SettledLabels, StaticLabel};
-use crate::request::call::{Answer, Call, Page, Reply};
+use crate::request::call::{Call, ClientResponse, StoredResponse, UpstreamResponse};
 use crate::request::key::Key;
 use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
@@ -108,14 +108,14 @@ impl<S> Clone for Caching<S> {
     }
 }
 
-type Answered = Result<Reply, GatewayError>;
+type Answered = Result<ClientResponse, GatewayError>;
 
 impl<S> Service<Call> for Caching<S>
 where
-    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    type Response = Reply;
+    type Response = ClientResponse;
     type Error = GatewayError;
     /// A hit is ready at once and allocates nothing here.
     type Future = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
@@ -161,7 +161,7 @@ where
 
 impl<S> Caching<S>
 where
-    S: Service<Call, Response = Answer, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     /// Lets one refresh run behind an answer.
@@ -257,9 +257,18 @@ where
                         };
                         let status = page.status.as_u16();
                         let key = KeyParam::new(&call.key);
-                        let cache_status = note::forwarded(why, status, finished.stored, collapsed, outcome, &key);
+                        let cache_status =
+                            cache_status::forwarded(why, status, finished.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
-                        Reply { page, coded: None, etag, outcome, cache_status, age: finished.age, not_modified }
+                        ClientResponse {
+                            page,
+                            coded: None,
+                            etag,
+                            outcome,
+                            cache_status,
+                            age: finished.age,
+                            not_modified,
+                        }
                     });
                     return self.or_stale(reply, entry, &call);
                 }
@@ -268,7 +277,7 @@ where
     }
 
     /// A page from the store. Without `outcome` it is a hit, or stale if it is.
-    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Moment) -> Reply {
+    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Moment) -> ClientResponse {
         entry.count_hit();
         let (age, directives) = (entry.age(now), &call.directives);
         let coded = directives.gzip.then(|| entry.compression.coded()).flatten();
@@ -286,12 +295,12 @@ where
             None => Outcome::Stale,
         };
         let etag = theirs.or_else(|| coded.map_or_else(|| entry.page.etag.clone(), |coded| Some(coded.etag.clone())));
-        Reply {
+        ClientResponse {
             page: Arc::clone(&entry.page),
             coded: coded.map(|coded| coded.body.clone()),
             etag,
             outcome,
-            cache_status: note::hit(entry.lifetimes.ttl(age), outcome, &entry.note),
+            cache_status: cache_status::hit(entry.lifetimes.ttl(age), outcome, &entry.key_param),
             age: Some(age),
             not_modified,
         }
@@ -385,7 +394,7 @@ impl CacheLayer {
     fn keep(
         &self,
         call: &Call,
-        mut answer: Answer,
+        mut answer: UpstreamResponse,
         settled: Option<Verdict>,
         asked: &Asked,
         guard: &FlightGuard,
@@ -396,7 +405,7 @@ impl CacheLayer {
         let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
-        let page = Arc::new(Page::new(answer));
+        let page = Arc::new(StoredResponse::new(answer));
         let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
@@ -458,7 +467,7 @@ impl CacheLayer {
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            note: KeyParam::new(&call.key),
+            key_param: KeyParam::new(&call.key),
             page: Arc::clone(&page),
         };
         // A usable page is displaced neither by an error nor by what was asked for before it.
@@ -547,7 +556,7 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
 /// Goes upstream for one client alone, and keeps nothing.
 async fn bypass<S>(inner: S, call: Call, clock: Clock) -> Answered
 where
-    S: Service<Call, Response = Answer, Error = GatewayError>,
+    S: Service<Call, Response = UpstreamResponse, Error = GatewayError>,
 {
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&call.team, call.directives.urgency);
@@ -556,11 +565,11 @@ where
     let mut answer = inner.oneshot(Call { waiters, ..call }).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
     cache_control::normalise(&mut answer.headers, clock.wall_now());
-    let page = Arc::new(Page::new(answer));
+    let page = Arc::new(StoredResponse::new(answer));
     let outcome = Outcome::Bypass;
-    let cache_status = note::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
+    let cache_status = cache_status::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
     let etag = page.etag.clone();
-    Ok(Reply { page, coded: None, etag, outcome, cache_status, age, not_modified: false })
+    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age, not_modified: false })
 }
 
 #[cfg(test)]

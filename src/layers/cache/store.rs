@@ -16,13 +16,13 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
+use super::cache_status::KeyParam;
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::flight::{FlightGuard, Flights};
-use super::note::KeyParam;
 use super::sets::{Membership, ResultSet, ResultSets};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::{CauseLabels, Metrics, StaticLabel};
-use crate::request::call::{Coded, Page};
+use crate::request::call::{CodedBody, StoredResponse};
 use crate::request::key::Key;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -31,7 +31,7 @@ use crate::twilio::settled::{TimeDimensions, Verdict};
 /// A page in the store.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) page: Arc<Page>,
+    pub(super) page: Arc<StoredResponse>,
     pub(super) account: Arc<str>,
     pub(super) operation: Operation,
     /// When it was asked for: of two pages the one asked for later is the newer.
@@ -58,7 +58,7 @@ pub(super) struct Entry {
     pub(super) hits: AtomicU64,
     pub(super) compression: Compression,
     /// The end of every `Cache-Status` about this page, written once.
-    pub(super) note: KeyParam,
+    pub(super) key_param: KeyParam,
 }
 
 impl Entry {
@@ -81,7 +81,7 @@ impl Entry {
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
 
     fn weight(&self) -> u32 {
-        let coded = self.compression.coded().map_or(0, Coded::weight);
+        let coded = self.compression.coded().map_or(0, CodedBody::weight);
         let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
         let texts = self.account.len() + self.query.as_ref().map_or(0, |query| query.len());
         let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
@@ -112,7 +112,7 @@ pub(super) struct Compression {
 
 #[derive(Debug)]
 struct Compressed {
-    coded: Coded,
+    coded: CodedBody,
     /// The page's age when this was added.
     age: Duration,
 }
@@ -124,7 +124,7 @@ impl Compression {
     }
 
     /// The compressed body, where there is one.
-    pub(super) fn coded(&self) -> Option<&Coded> {
+    pub(super) fn coded(&self) -> Option<&CodedBody> {
         self.done.get().map(|compressed| &compressed.coded)
     }
 }
@@ -350,7 +350,7 @@ impl Store {
     }
 
     /// The page under `key`, while it is fresh.
-    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<Page>> {
+    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<StoredResponse>> {
         let entry = self.page(key).filter(|entry| entry.age(now) <= entry.lifetimes.fresh)?;
         Some(Arc::clone(&entry.page))
     }
@@ -450,7 +450,7 @@ impl Store {
     }
 
     /// Keeps a page's compressed body with it, unless the page has gone meanwhile.
-    pub(super) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<Coded>, now: Moment) {
+    pub(super) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<CodedBody>, now: Moment) {
         let Some(coded) = coded else { return };
         let weight = coded.weight() as u64;
         if self.is_too_large(u64::from(entry.weight()) + weight) {

@@ -79,9 +79,9 @@ impl Upstream {
 }
 
 impl Service<Call> for Upstream {
-    type Response = Answer;
+    type Response = UpstreamResponse;
     type Error = GatewayError;
-    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+    type Future = BoxFuture<'static, Result<UpstreamResponse, GatewayError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         Poll::Ready(Ok(()))
@@ -99,7 +99,7 @@ impl Service<Call> for Upstream {
                     let (name, value) = line.split_once(": ").unwrap();
                     headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
                 }
-                Ok(Answer {
+                Ok(UpstreamResponse {
                     status: StatusCode::from_u16(status).unwrap(),
                     headers,
                     body: Bytes::from_static(body.as_bytes()),
@@ -155,12 +155,12 @@ fn wishing(cache: CacheDirectives) -> Call {
     Call { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call("q") }
 }
 
-async fn ask(cache: &Cache, call: Call) -> Result<Reply, Reason> {
+async fn ask(cache: &Cache, call: Call) -> Result<ClientResponse, Reason> {
     cache.clone().oneshot(call).await.map_err(|error| error.reason())
 }
 
 /// What a reply says: outcome, body, age in seconds.
-fn said(reply: Result<Reply, Reason>) -> (Outcome, String, Option<u64>) {
+fn said(reply: Result<ClientResponse, Reason>) -> (Outcome, String, Option<u64>) {
     let reply = reply.expect("a reply");
     let body = String::from_utf8(reply.page.body.to_vec()).unwrap();
     (reply.outcome, body, reply.age.map(|age| age.as_secs()))
@@ -511,7 +511,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
     let capacity = 256 * 1024;
     let (store, clock) = (Store::new(capacity, &Metrics::new()), Clock::new());
     let keep = |n: u32| {
-        let page = Page::new(Answer {
+        let page = StoredResponse::new(UpstreamResponse {
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             body: vec![b'x'; 16 * 1024].into(),
@@ -536,7 +536,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             query: None,
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            note: note::KeyParam::new(&key),
+            key_param: cache_status::KeyParam::new(&key),
         };
         let mut guard = None;
         store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {
@@ -628,15 +628,15 @@ async fn what_does_not_shrink_stays_plain() {
     let mut noise = blake3::Hasher::new().update(b"noise").finalize_xof();
     let mut body = vec![0; 4096];
     noise.fill(&mut body);
-    let answer = |body: Vec<u8>| Answer {
+    let answer = |body: Vec<u8>| UpstreamResponse {
         status: StatusCode::OK,
         headers: HeaderMap::new(),
         body: body.into(),
         next_token: None,
     };
-    let page = Page::new(answer(body));
+    let page = StoredResponse::new(answer(body));
     assert!(page.may_be_coded() && page.gzip().is_none());
-    assert!(Page::new(answer(vec![b'x'; 4096])).gzip().is_some());
+    assert!(StoredResponse::new(answer(vec![b'x'; 4096])).gzip().is_some());
 }
 
 /// `page>token`: a page's body that says what the next one is called.

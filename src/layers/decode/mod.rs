@@ -1,4 +1,4 @@
-//! Where HTTP becomes a [`Call`] and a [`Reply`] becomes HTTP.
+//! Where HTTP becomes a [`Call`] and a [`ClientResponse`] becomes HTTP.
 //!
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
 //! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, and the ids of its
@@ -36,7 +36,7 @@ use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::json;
-use crate::request::call::{Call, Reply};
+use crate::request::call::{Call, ClientResponse};
 use crate::request::context::{RequestContext, Stage};
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
@@ -96,7 +96,7 @@ pub struct Decode<S> {
 
 impl<S, B> Service<AuthorizedRequest<B>> for Decode<S>
 where
-    S: Service<Call, Response = Reply, Error = GatewayError> + Clone + Send + 'static,
+    S: Service<Call, Response = ClientResponse, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -182,7 +182,7 @@ enum Release {
 }
 
 impl Release {
-    fn release(self, reply: Reply) -> Result<Reply, GatewayError> {
+    fn release(self, reply: ClientResponse) -> Result<ClientResponse, GatewayError> {
         match self {
             Self::AsItIs => Ok(reply),
             Self::Tokens(restriction) => {
@@ -366,9 +366,9 @@ async fn fetch_view<S>(
     inner: S,
     call: Call,
     restriction: &Restriction,
-) -> Result<Result<Arc<View>, Box<Reply>>, GatewayError>
+) -> Result<Result<Arc<View>, Box<ClientResponse>>, GatewayError>
 where
-    S: Service<Call, Response = Reply, Error = GatewayError>,
+    S: Service<Call, Response = ClientResponse, Error = GatewayError>,
 {
     let reply = inner.oneshot(call).await?;
     match reply.page.status.is_success() {
@@ -462,9 +462,9 @@ async fn whole<B: Body<Data = Bytes>>(body: B) -> Result<Bytes, B::Error> {
 /// A year: what is longer is a mistake.
 const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
 
-fn write(reply: Reply) -> Response<Full<Bytes>> {
+fn write(reply: ClientResponse) -> Response<Full<Bytes>> {
     const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
-    let Reply { page, coded, etag, cache_status, age, not_modified, .. } = reply;
+    let ClientResponse { page, coded, etag, cache_status, age, not_modified, .. } = reply;
     let is_coded = coded.is_some();
     let body = if not_modified { Bytes::new() } else { coded.unwrap_or_else(|| page.body.clone()) };
     let mut response = Response::new(Full::new(body));

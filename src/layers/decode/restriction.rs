@@ -16,7 +16,7 @@ use super::tokens::{IssuedPageTokens, Scope};
 use crate::accounts::Account;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
-use crate::request::call::{Coded, Page, Reply};
+use crate::request::call::{ClientResponse, CodedBody, StoredResponse};
 use crate::request::key::Key;
 use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::catalog::Catalog;
@@ -28,11 +28,11 @@ use crate::twilio::query::Query;
 #[derive(Clone)]
 pub struct FreshPages(Arc<LookUp>);
 
-type LookUp = dyn Fn(&Key) -> Option<Arc<Page>> + Send + Sync;
+type LookUp = dyn Fn(&Key) -> Option<Arc<StoredResponse>> + Send + Sync;
 
 impl FreshPages {
     /// As `look_up` has it.
-    pub fn new(look_up: impl Fn(&Key) -> Option<Arc<Page>> + Send + Sync + 'static) -> Self {
+    pub fn new(look_up: impl Fn(&Key) -> Option<Arc<StoredResponse>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(look_up))
     }
 }
@@ -97,7 +97,7 @@ pub(super) struct Restriction {
 /// A page of metadata that has been looked at.
 #[derive(Debug)]
 struct Viewed {
-    page: Arc<Page>,
+    page: Arc<StoredResponse>,
     /// `None` where the page is of another shape than documented.
     view: Option<Arc<View>>,
 }
@@ -121,7 +121,7 @@ impl Restriction {
     /// # Errors
     ///
     /// When it is of another shape than documented, so that nothing can be proven from it.
-    pub(super) fn view(&self, page: &Arc<Page>) -> Result<Arc<View>, GatewayError> {
+    pub(super) fn view(&self, page: &Arc<StoredResponse>) -> Result<Arc<View>, GatewayError> {
         // Held while a view is made: whoever else comes needs that very one.
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let view = match &mut *newest {
@@ -170,12 +170,16 @@ impl Restriction {
     }
 
     /// A team is given this page of a query's answer, and so the tokens in it.
-    pub(super) fn give_tokens_of(&self, page: &Page) {
+    pub(super) fn give_tokens_of(&self, page: &StoredResponse) {
         self.tokens.give_all_of(&self.scope, &self.account, page);
     }
 
     /// The answer to a request for metadata, made for nobody in particular, as it is for a client with these `wishes`.
-    pub(super) fn answer(&self, reply: Reply, directives: &RequestDirectives) -> Result<Reply, GatewayError> {
+    pub(super) fn answer(
+        &self,
+        reply: ClientResponse,
+        directives: &RequestDirectives,
+    ) -> Result<ClientResponse, GatewayError> {
         if !reply.page.status.is_success() {
             return Ok(reply);
         }
@@ -191,13 +195,13 @@ pub(super) struct View {
     /// Tells apart what is read by different views: account, policy and metadata.
     pub(super) reader: Box<[u8]>,
     /// The metadata without what is denied; `None` where nothing is.
-    visible: Option<Arc<Page>>,
-    coded: OnceLock<Option<Coded>>,
+    visible: Option<Arc<StoredResponse>>,
+    coded: OnceLock<Option<CodedBody>>,
     is_coding: AtomicBool,
 }
 
 impl View {
-    fn new(restriction: &Restriction, page: &Page) -> Option<Self> {
+    fn new(restriction: &Restriction, page: &StoredResponse) -> Option<Self> {
         let Restriction { policy, scope, account, .. } = restriction;
         let (catalog, visible) = policy.metadata(&page.body).filter(|_| page.status == StatusCode::OK)?;
         // No account's SID, which stands here by itself for teams without a policy, has this byte in it.
@@ -220,7 +224,7 @@ impl View {
         query.restrict(&self.policy, &self.catalog)
     }
 
-    fn answer(self: &Arc<Self>, reply: Reply, directives: &RequestDirectives) -> Reply {
+    fn answer(self: &Arc<Self>, reply: ClientResponse, directives: &RequestDirectives) -> ClientResponse {
         let page = self.visible.as_ref().unwrap_or(&reply.page);
         let coded = if directives.gzip { self.coded(page) } else { None };
         let theirs = page.tag_of_client(directives, coded);
@@ -231,7 +235,7 @@ impl View {
             _ if not_modified => Outcome::Revalidated,
             outcome => outcome,
         };
-        Reply {
+        ClientResponse {
             cache_status: with_outcome(&reply.cache_status, reply.outcome, outcome),
             etag: theirs.or_else(|| coded.map_or_else(|| page.etag.clone(), |coded| Some(coded.etag.clone()))),
             coded: coded.map(|coded| coded.body.clone()),
@@ -243,7 +247,7 @@ impl View {
     }
 
     /// The compressed body, where it is worth it; made once, behind the first answer that could have had it.
-    fn coded(self: &Arc<Self>, page: &Arc<Page>) -> Option<&Coded> {
+    fn coded(self: &Arc<Self>, page: &Arc<StoredResponse>) -> Option<&CodedBody> {
         if !page.may_be_coded() {
             return None;
         }

@@ -8,16 +8,21 @@ use super::*;
 use crate::core::clock::Instant;
 use crate::core::outcome::Outcome;
 use crate::core::peer::{Origin, Peer};
-use crate::request::call::{Answer, Page};
+use crate::request::call::{StoredResponse, UpstreamResponse};
 use crate::twilio::policy::Policy;
 
 const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
     {"name":"C.Secret","type":"string"},{"name":"C.Status","type":"string"}]}]}"#;
 const ASK: &str = r#"{"query":{"measures":["C.Count"]}}"#;
 
-fn page(body: &'static str) -> Arc<Page> {
+fn page(body: &'static str) -> Arc<StoredResponse> {
     let body = Bytes::from_static(body.as_bytes());
-    Arc::new(Page::new(Answer { status: StatusCode::OK, headers: HeaderMap::new(), body, next_token: None }))
+    Arc::new(StoredResponse::new(UpstreamResponse {
+        status: StatusCode::OK,
+        headers: HeaderMap::new(),
+        body,
+        next_token: None,
+    }))
 }
 
 /// The layer around something that notes the calls, and answers with metadata or a page that names the next.
@@ -26,12 +31,12 @@ struct Rig {
     layer: DecodeLayer,
     calls: Arc<Mutex<Vec<Call>>>,
     /// The page of metadata that is fresh in the cache.
-    metadata: Arc<Mutex<Option<Arc<Page>>>>,
+    metadata: Arc<Mutex<Option<Arc<StoredResponse>>>>,
 }
 
 impl Rig {
     fn new() -> Self {
-        let metadata = Arc::<Mutex<Option<Arc<Page>>>>::default();
+        let metadata = Arc::<Mutex<Option<Arc<StoredResponse>>>>::default();
         let cached = Arc::clone(&metadata);
         let fresh = FreshPages::new(move |key| {
             assert_eq!(*key, Key::of_metadata(&Team::example("a").account));
@@ -67,7 +72,7 @@ impl Rig {
                 _ => page(r#"{"meta":{"nextToken":"a+b"}}"#),
             };
             calls.lock().unwrap().push(call);
-            std::future::ready(Ok(Reply {
+            std::future::ready(Ok(ClientResponse {
                 etag: page.etag.clone(),
                 page,
                 coded: None,

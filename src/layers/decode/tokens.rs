@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Deserialize;
 
 use crate::accounts::Account;
-use crate::request::call::Page;
+use crate::request::call::StoredResponse;
 use crate::request::key::Key;
 use crate::twilio::parameters::Parameters;
 
@@ -35,7 +35,7 @@ impl IssuedPageTokens {
     const GENERATION: usize = 32_768;
 
     /// The teams of that scope are given `page` of `account`, and so the tokens in it.
-    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &Page) {
+    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &StoredResponse) {
         // Two quotes, and half a hash in hexadecimal between them.
         let Some(etag) = page.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
         let read = (*scope, etag);
@@ -82,7 +82,7 @@ fn issued(scope: &Scope, page: &Key) -> [u8; 32] {
 }
 
 /// The names of the pages before and after.
-fn tokens(page: &Page) -> impl Iterator<Item = String> + use<> {
+fn tokens(page: &StoredResponse) -> impl Iterator<Item = String> + use<> {
     #[derive(Deserialize)]
     struct Body {
         meta: Meta,
@@ -103,11 +103,16 @@ mod tests {
 
     use super::*;
     use crate::accounts::Team;
-    use crate::request::call::Answer;
+    use crate::request::call::UpstreamResponse;
 
-    fn page(next: &str) -> Page {
+    fn page(next: &str) -> StoredResponse {
         let body = format!(r#"{{"data":[],"meta":{{"nextToken":"{next}","previousToken":null}}}}"#).into();
-        Page::new(Answer { status: StatusCode::OK, headers: HeaderMap::new(), body, next_token: None })
+        StoredResponse::new(UpstreamResponse {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body,
+            next_token: None,
+        })
     }
 
     fn owner(sid: &str) -> Account {

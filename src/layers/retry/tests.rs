@@ -33,7 +33,7 @@ async fn run_asking(
         service_fn(move |_: Call| {
             let next = left.lock().unwrap().pop_front().expect("an attempt beyond the script");
             std::future::ready(match next {
-                Ok(status) => Ok(Answer {
+                Ok(status) => Ok(UpstreamResponse {
                     status: StatusCode::from_u16(status).unwrap(),
                     headers: wait.map(|wait| (http::header::RETRY_AFTER, wait.into())).into_iter().collect(),
                     body: Bytes::new(),
@@ -124,7 +124,7 @@ async fn an_abandoned_call_is_not_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_not_multiplied() {
     let upstream = service_fn(|_: Call| {
-        std::future::ready(Err::<Answer, _>(
+        std::future::ready(Err::<UpstreamResponse, _>(
             GatewayError::new(Reason::UpstreamUnreachable, "down").with_retry(Repeat::NothingSent),
         ))
     });

@@ -25,7 +25,7 @@ async fn sent(
     newest: &Newest,
     rejections: &Rejections,
     answer: impl Fn() -> (u16, &'static str),
-) -> (String, Result<Answer, GatewayError>) {
+) -> (String, Result<UpstreamResponse, GatewayError>) {
     let seen = Mutex::default();
     let inner = service_fn(|signed: SignedCall| {
         assert!(signed.authorization.is_sensitive() && !format!("{signed:?}").contains("Basic"));
@@ -34,7 +34,7 @@ async fn sent(
         let (status, body) = answer();
         let status = StatusCode::from_u16(status).unwrap();
         let headers = HeaderMap::new();
-        std::future::ready(Ok(Answer { status, headers, body: body.into(), next_token: None }))
+        std::future::ready(Ok(UpstreamResponse { status, headers, body: body.into(), next_token: None }))
     });
     let clock = Clock::new();
     let layer = SignLayer::new(own.clone(), newest.clone(), rejections.clone(), Metrics::new(), clock);

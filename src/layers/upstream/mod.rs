@@ -45,7 +45,7 @@ use self::pool::{ConnectError, Pool};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
 use crate::metrics::{Ending, Metrics};
-use crate::request::call::{Answer, SignedCall};
+use crate::request::call::{SignedCall, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
@@ -123,7 +123,7 @@ impl Upstream {
         Ok(Self { pool: Arc::new(pool), host: host(&target.url), target: Arc::new(target), metrics, clock })
     }
 
-    async fn attempt(self, signed: SignedCall) -> Result<Answer, GatewayError> {
+    async fn attempt(self, signed: SignedCall) -> Result<UpstreamResponse, GatewayError> {
         let SignedCall { call, authorization } = signed;
         let mut request = self.request(call.operation, &call.parameters, call.body, authorization)?;
         let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
@@ -192,7 +192,7 @@ impl Upstream {
         mut request: Request<Full<Bytes>>,
         begun: Instant,
         deadline: Instant,
-    ) -> Result<Answer, GatewayError> {
+    ) -> Result<UpstreamResponse, GatewayError> {
         let limit = self.target.attempt_timeout.min(deadline.saturating_duration_since(begun));
         let until = begun + limit;
         let too_late = || {
@@ -229,7 +229,7 @@ impl Upstream {
         }
     }
 
-    async fn receive(&self, response: Response<Incoming>) -> Result<Answer, GatewayError> {
+    async fn receive(&self, response: Response<Incoming>) -> Result<UpstreamResponse, GatewayError> {
         let (head, body) = response.into_parts();
         let (status, mut headers) = (head.status, forwarded_headers(&head.headers));
         if status.is_redirection() {
@@ -251,15 +251,15 @@ impl Upstream {
             _ => reading.await,
         };
         match read {
-            Ok((body, Envelope { next_token })) => Ok(Answer { status, headers, body, next_token }),
+            Ok((body, Envelope { next_token })) => Ok(UpstreamResponse { status, headers, body, next_token }),
             Err(_) if status == StatusCode::TOO_MANY_REQUESTS => {
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 let message = "Twilio limits the account's requests; come back when Retry-After says";
                 let body = GatewayError::new(Reason::UpstreamRateLimit, message).to_body();
-                Ok(Answer { status, headers, body, next_token: None })
+                Ok(UpstreamResponse { status, headers, body, next_token: None })
             }
             Err(_) if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Ok(Answer { status, headers, body: Bytes::new(), next_token: None })
+                Ok(UpstreamResponse { status, headers, body: Bytes::new(), next_token: None })
             }
             Err(error) => Err(match retry_after.filter(|_| status.is_server_error()) {
                 Some(wait) => error.with_retry_after(wait),
@@ -402,9 +402,9 @@ fn invalid(message: impl Into<String>) -> GatewayError {
 }
 
 impl Service<SignedCall> for Upstream {
-    type Response = Answer;
+    type Response = UpstreamResponse;
     type Error = GatewayError;
-    type Future = BoxFuture<'static, Result<Answer, GatewayError>>;
+    type Future = BoxFuture<'static, Result<UpstreamResponse, GatewayError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         Poll::Ready(Ok(()))

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::core::clock::{Clock, Instant, Moment};
-use crate::layers::cache::note;
+use crate::layers::cache::cache_status;
 use crate::layers::cache::sets::ResultSet;
 use crate::layers::cache::store::{Compression, Entry};
-use crate::request::call::Page;
+use crate::request::call::StoredResponse;
 use crate::request::key::Key;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -259,8 +259,14 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        note: note::KeyParam::new(key),
-        page: Arc::new(Page { status, no_transform: Page::forbids_transforms(&headers), headers, body, etag }),
+        key_param: cache_status::KeyParam::new(key),
+        page: Arc::new(StoredResponse {
+            status,
+            no_transform: StoredResponse::forbids_transforms(&headers),
+            headers,
+            body,
+            etag,
+        }),
     })
 }
 

@@ -10,11 +10,11 @@ use tempfile::TempDir;
 use super::record::{Calendar, decode, encode, head};
 use super::*;
 use crate::core::clock::Moment;
+use crate::layers::cache::cache_status;
 use crate::layers::cache::flight::{Flown, Kind};
-use crate::layers::cache::note;
 use crate::layers::cache::sets::{Membership, ResultSet};
 use crate::layers::cache::store::{Compression, Purged, Store};
-use crate::request::call::{Answer, Call, Page};
+use crate::request::call::{Call, StoredResponse, UpstreamResponse};
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
@@ -31,11 +31,16 @@ fn key(n: u32) -> Key {
     call(n).key
 }
 
-fn page(body: impl Into<bytes::Bytes>) -> Arc<Page> {
+fn page(body: impl Into<bytes::Bytes>) -> Arc<StoredResponse> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("twilio-request-id", HeaderValue::from_static("RQ1"));
-    Arc::new(Page::new(Answer { status: StatusCode::OK, headers, body: body.into(), next_token: None }))
+    Arc::new(StoredResponse::new(UpstreamResponse {
+        status: StatusCode::OK,
+        headers,
+        body: body.into(),
+        next_token: None,
+    }))
 }
 
 fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
@@ -57,7 +62,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        note: note::KeyParam::new(&key(n)),
+        key_param: cache_status::KeyParam::new(&key(n)),
     }
 }
 
@@ -167,7 +172,7 @@ async fn pages_survive_a_restart_as_they_were() {
     assert_eq!((after.page.status, &after.page.etag), (before.page.status, &before.page.etag));
     assert_eq!((&*after.account, after.operation), (&*before.account, before.operation));
     assert_eq!((after.lifetimes, after.settled, after.next), (before.lifetimes, before.settled, before.next));
-    assert_eq!(after.note, before.note);
+    assert_eq!(after.key_param, before.key_param);
     // Both clocks read the machine's at their start, so they agree but for what it was set by meanwhile.
     let now = second.clock.moment();
     let (age, true_age) = (after.age(now), before.age(now));
@@ -522,7 +527,7 @@ proptest! {
         let calendar = Calendar::read(clock, 7);
         let made = clock.moment().before(Duration::from_millis(age));
         let kept = Entry {
-            page: Arc::new(Page { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
+            page: Arc::new(StoredResponse { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
             account: account.as_str().into(),
             made,
             lifetimes,
@@ -577,6 +582,6 @@ proptest! {
     }
 }
 
-fn page_of(body: Vec<u8>) -> Page {
+fn page_of(body: Vec<u8>) -> StoredResponse {
     Arc::into_inner(page(body)).unwrap()
 }

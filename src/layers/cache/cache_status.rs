@@ -39,10 +39,10 @@ impl KeyParam {
     const LENGTH: usize = "; key=\"0123456789abcdef\"".len();
 
     pub(super) fn new(key: &Key) -> Self {
-        let mut note = [0; Self::LENGTH];
+        let mut text = [0; Self::LENGTH];
         // The short form of a key is of one length, so this fits.
-        let _ = write!(&mut note[..], "; key=\"{}\"", key.short());
-        Self(note)
+        let _ = write!(&mut text[..], "; key=\"{}\"", key.short());
+        Self(text)
     }
 }
 
