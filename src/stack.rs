@@ -10,6 +10,7 @@ use tower::ServiceBuilder;
 
 use crate::accounts::{Account, Team};
 use crate::audit::AuditLog;
+use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
@@ -18,7 +19,7 @@ use crate::layers::authenticate::{
     AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
 };
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
-use crate::layers::cache::{self, CacheLayer, Caching, Store};
+use crate::layers::cache::{self, CacheLayer, Caching};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
@@ -303,9 +304,9 @@ fn cache_policy(config: &Config) -> cache::Policy {
     }
 }
 
-fn disk(config: &Config) -> Option<cache::DiskSettings> {
+fn disk(config: &Config) -> Option<DiskSettings> {
     let disk = &config.cache.disk;
-    disk.path.clone().map(|folder| cache::DiskSettings { folder, capacity: disk.capacity })
+    disk.path.clone().map(|folder| DiskSettings { folder, capacity: disk.capacity })
 }
 
 fn backoff(config: &Config) -> Backoff {

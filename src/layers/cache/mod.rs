@@ -7,12 +7,7 @@
 //!
 //! It does not know HTTP: bodies are canonical and keys computed above.
 
-mod cache_status;
-mod disk;
-mod flight;
 mod refresh_backoff;
-mod sets;
-mod store;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,13 +21,11 @@ use memchr::memmem;
 use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
-use self::cache_status::{Forward, KeyParam};
-pub use self::disk::{DiskSettings, DiskView};
-use self::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
 use self::refresh_backoff::RefreshBackoff;
-use self::sets::{Membership, ResultSet};
-use self::store::{Compression, Entry};
-pub use self::store::{EntryView, Purge, Purged, Store};
+use crate::cache::Store;
+use crate::cache::entry::{Compression, Entry};
+use crate::cache::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
+use crate::cache::sets::{Membership, ResultSet};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
@@ -41,6 +34,7 @@ use crate::request::call::{Call, ClientResponse, StoredResponse, UpstreamRespons
 use crate::request::key::Key;
 use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
+use crate::semantics::cache_status::{self, Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
 use crate::twilio::endpoint::Operation;
 use crate::twilio::parameters::Parameters;
@@ -256,7 +250,7 @@ where
                             (false, false) => Outcome::Miss,
                         };
                         let status = page.status.as_u16();
-                        let key = KeyParam::new(&call.key);
+                        let key = KeyParam::new(&call.key.short());
                         let cache_status =
                             cache_status::forwarded(why, status, finished.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
@@ -467,7 +461,7 @@ impl CacheLayer {
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            key_param: KeyParam::new(&call.key),
+            key_param: KeyParam::new(&call.key.short()),
             page: Arc::clone(&page),
         };
         // A usable page is displaced neither by an error nor by what was asked for before it.
@@ -560,7 +554,7 @@ where
 {
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&call.team, call.directives.urgency);
-    let key = KeyParam::new(&call.key);
+    let key = KeyParam::new(&call.key.short());
     let asked = clock.now();
     let mut answer = inner.oneshot(Call { waiters, ..call }).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
+use crate::cache::Purge;
 use crate::core::clock::Simulation;
 use crate::core::error::Retry;
 use crate::metrics::Metrics;
@@ -536,7 +537,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
             query: None,
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            key_param: cache_status::KeyParam::new(&key),
+            key_param: KeyParam::new(&key.short()),
         };
         let mut guard = None;
         store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {

@@ -32,23 +32,23 @@ use crate::twilio::endpoint::Operation;
 
 /// What a flight brought.
 #[derive(Debug, Clone)]
-pub(super) struct FlightResult {
-    pub(super) result: Result<Arc<StoredResponse>, GatewayError>,
+pub(crate) struct FlightResult {
+    pub(crate) result: Result<Arc<StoredResponse>, GatewayError>,
     /// Was the page kept.
-    pub(super) stored: bool,
+    pub(crate) stored: bool,
     /// How old the page was when it came, where it says so.
-    pub(super) age: Option<Duration>,
+    pub(crate) age: Option<Duration>,
 }
 
 /// The flights under way.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<Table>>);
+pub(crate) struct Flights(Arc<Mutex<Table>>);
 
 type Table = HashMap<(Key, Kind), Flight>;
 
 /// Two kinds of flight of one key may be under way at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// For whoever wants the page.
     Any,
     /// For those who wanted it fetched anew, and so cannot do with a flight that was under way.
@@ -57,16 +57,16 @@ pub(super) enum Kind {
 
 /// What a flight is for.
 #[derive(Debug, Clone)]
-pub(super) struct Flown {
+pub(crate) struct Flown {
     /// Whose data, by the account's name.
-    pub(super) account: Arc<str>,
-    pub(super) operation: Operation,
+    pub(crate) account: Arc<str>,
+    pub(crate) operation: Operation,
     /// Of a further page: the result set that it belonged to when it was asked for.
-    pub(super) set: Option<ResultSet>,
+    pub(crate) set: Option<ResultSet>,
 }
 
 impl Flown {
-    pub(super) fn of(call: &Call, set: Option<ResultSet>) -> Self {
+    pub(crate) fn of(call: &Call, set: Option<ResultSet>) -> Self {
         Self { account: Arc::clone(&call.team.account.name), operation: call.operation, set }
     }
 
@@ -88,23 +88,23 @@ struct Flight {
 
 /// A flight that one waits for.
 #[derive(Debug)]
-pub(super) struct Joined {
+pub(crate) struct Joined {
     /// Leaving is dropping this.
     waiter: Waiter,
     ending: watch::Receiver<Option<FlightResult>>,
     leader: LeaderFuture,
     /// Did this call begin the flight.
-    pub(super) leads: bool,
+    pub(crate) leads: bool,
 }
 
 impl Joined {
     /// When the flight's turn upstream is to be expected, if it waits for that.
-    pub(super) fn estimated_start(&self) -> Option<Instant> {
+    pub(crate) fn estimated_start(&self) -> Option<Instant> {
         self.waiter.estimated_start()
     }
 
     /// Waits for the landing; `None` when the flight was lost. May be given up and called again.
-    pub(super) async fn finished(&mut self) -> Option<FlightResult> {
+    pub(crate) async fn finished(&mut self) -> Option<FlightResult> {
         (&mut self.leader).await;
         self.ending.wait_for(Option::is_some).await.ok().and_then(|finished| finished.clone())
     }
@@ -114,7 +114,7 @@ impl Flights {
     /// Joins the flight of what `call` asks for, or begins one. `begin` gets what the flight needs to end, and gives the
     /// flight; it is called under the table's lock, so it must not do more. `arrived_meanwhile` is asked under the same
     /// lock, so that a flight which landed between the look-up and this call is not flown again.
-    pub(super) fn join<T>(
+    pub(crate) fn join<T>(
         &self,
         call: &Call,
         kind: Kind,
@@ -150,7 +150,7 @@ impl Flights {
     }
 
     /// Begins a refresh unless one of the same is in flight already.
-    pub(super) fn refresh(
+    pub(crate) fn refresh(
         &self,
         key: (Key, Kind),
         flown: Flown,
@@ -168,7 +168,7 @@ impl Flights {
     }
 
     /// What these flights bring was asked for before a purge of it, and is for nobody who asks from now on.
-    pub(super) fn purge(&self, purged: impl Fn(&Key, &Flown) -> bool) {
+    pub(crate) fn purge(&self, purged: impl Fn(&Key, &Flown) -> bool) {
         self.lock().retain(|(key, _), flight| {
             let is_purged = purged(key, &flight.flown);
             flight.outdated.fetch_or(is_purged, Ordering::SeqCst);
@@ -236,7 +236,7 @@ impl fmt::Debug for LeaderFuture {
 
 /// Held by the flight; frees the place in the table when it is dropped.
 #[derive(Debug)]
-pub(super) struct FlightGuard {
+pub(crate) struct FlightGuard {
     flights: Flights,
     key: (Key, Kind),
     sender: watch::Sender<Option<FlightResult>>,
@@ -245,13 +245,13 @@ pub(super) struct FlightGuard {
 
 impl FlightGuard {
     /// Tells everybody who waits. The place is freed first: who comes now finds the page, or begins anew.
-    pub(super) fn finish(self, finished: FlightResult) {
+    pub(crate) fn finish(self, finished: FlightResult) {
         self.leave();
         self.sender.send_replace(Some(finished));
     }
 
     /// Was what it brings purged after it began, or has its result set been replaced.
-    pub(super) fn is_outdated(&self) -> bool {
+    pub(crate) fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::SeqCst)
     }
 

@@ -7,14 +7,16 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::record::{Calendar, decode, encode, head};
 use super::*;
+use crate::cache::entry::Compression;
+use crate::cache::flight::{Flown, Kind};
+use crate::cache::purge::Purged;
+use crate::cache::record::{Calendar, decode, encode, head};
+use crate::cache::sets::{Membership, ResultSet};
+use crate::cache::store::Store;
 use crate::core::clock::Moment;
-use crate::layers::cache::cache_status;
-use crate::layers::cache::flight::{Flown, Kind};
-use crate::layers::cache::sets::{Membership, ResultSet};
-use crate::layers::cache::store::{Compression, Purged, Store};
 use crate::request::call::{Call, StoredResponse, UpstreamResponse};
+use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
@@ -62,7 +64,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        key_param: cache_status::KeyParam::new(&key(n)),
+        key_param: KeyParam::new(&key(n).short()),
     }
 }
 
@@ -325,7 +327,8 @@ async fn a_database_of_something_else_or_another_version_is_moved_aside() {
         transaction.open_table(table).unwrap().insert(1, 1).unwrap();
         transaction.commit().unwrap();
     };
-    let makers: [&dyn Fn(&redb::Database); 3] = [&version(u64::from(record::VERSION) + 1), &version(0), &other];
+    let makers: [&dyn Fn(&redb::Database); 3] =
+        [&version(u64::from(crate::cache::record::VERSION) + 1), &version(0), &other];
     for make in makers {
         let home = TempDir::new().unwrap();
         make(&redb::Database::create(home.path().join(file::NAME)).unwrap());
@@ -575,7 +578,7 @@ proptest! {
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
         let _ = record::read_entry(&key(1), &garbage, &calendar);
         if let Some(version) = garbage.first_mut() {
-            *version = record::VERSION;
+            *version = crate::cache::record::VERSION;
         }
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
         head(&garbage);
