@@ -1,25 +1,26 @@
 //! Single flight: identical calls share one upstream call.
 //!
-//! The client that began a flight carries it: the work is done as part of the wait for it, which costs least. If that
-//! client leaves, the flight goes on as a task of its own. Its place in the table is held by a guard: however it ends
-//! (landed, failed, cancelled, panicked) the place is free again, so no lease outlives its holder. Whoever waits is
-//! told what happened, or that the flight was lost, and then begins anew, unless it was their own that died. A key has one
-//! flight, be it for a client or a refresh, and one more where somebody wants it fetched anew meanwhile.
+//! A caller that finds nothing stored claims its key. The first becomes the leader: it gets a [`Lease`] and must see to
+//! it that the flight runs in a task of its own, so that it outlives the client that began it. The others wait for it.
+//! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. Whoever
+//! waits then learns the result, or that the flight was lost, and may claim the key again. A key has one flight, for a
+//! client or for a refresh, and one more while somebody wants it fetched anew.
 //!
-//! A flight that began before a purge of what it brings, or before the page's result set was replaced, still lands for those
-//! who wait for it. Nobody joins it any more: who asks now begins another.
+//! A flight that began before a purge of what it brings, or before the result set was replaced, still ends for those who
+//! wait for it. Nobody joins it any more: who asks from then on begins another.
+//!
+//! **Replicas.** This table is the lock of one process. A lock that replicas share goes between [`Flights::claim`] and
+//! the upstream call, not in its place: the table stays in front, so that one claim per process and key is all that goes
+//! over the network. The leader's task, before it calls upstream, asks the shared lock for the same key with an expiry. It gets
+//! a lease, which [`Lease`] then holds and gives up on `finish` and on drop, or it waits until the holder has put its
+//! response into the shared tier, and finishes with that. Those who wait here see no difference: the outcome is a
+//! [`FlightResult`] either way.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::sets::ResultSet;
@@ -86,15 +87,22 @@ struct Flight {
     outdated: Arc<AtomicBool>,
 }
 
-/// A flight that one waits for.
+/// What a call that claims a key becomes.
+#[derive(Debug)]
+pub(crate) enum Claim<T> {
+    /// It leads: the flight is to be run with this lease and these waiters, by a task that outlives the client.
+    Leader(Lease, Arc<Waiters>, Joined),
+    /// It waits for a flight that is under way.
+    Wait(Joined),
+    /// What it asks for has arrived since it last looked.
+    Arrived(T),
+}
+
+/// A flight that a client waits for. Dropping it is leaving.
 #[derive(Debug)]
 pub(crate) struct Joined {
-    /// Leaving is dropping this.
     waiter: Waiter,
     ending: watch::Receiver<Option<FlightResult>>,
-    leader: LeaderFuture,
-    /// Did this call begin the flight.
-    pub(crate) leads: bool,
 }
 
 impl Joined {
@@ -103,68 +111,53 @@ impl Joined {
         self.waiter.estimated_start()
     }
 
-    /// Waits for the landing; `None` when the flight was lost. May be given up and called again.
+    /// Waits for the end; `None` when the flight was lost. May be given up and called again.
     pub(crate) async fn finished(&mut self) -> Option<FlightResult> {
-        (&mut self.leader).await;
         self.ending.wait_for(Option::is_some).await.ok().and_then(|finished| finished.clone())
     }
 }
 
 impl Flights {
-    /// Joins the flight of what `call` asks for, or begins one. `begin` gets what the flight needs to end, and gives the
-    /// flight; it is called under the table's lock, so it must not do more. `arrived_meanwhile` is asked under the same
-    /// lock, so that a flight which landed between the look-up and this call is not flown again.
-    pub(crate) fn join<T>(
+    /// Claims the key of `call`, for the flight of this `kind`. `arrived_meanwhile` is asked under the table's lock, so that a
+    /// flight which ended between the look-up and this claim is not repeated.
+    pub(crate) fn claim<T>(
         &self,
         call: &Call,
         kind: Kind,
         set: Option<ResultSet>,
         arrived_meanwhile: impl FnOnce() -> Option<T>,
-        begin: impl FnOnce(FlightGuard, Arc<Waiters>) -> BoxFuture<'static, ()>,
-    ) -> Result<Joined, T> {
+    ) -> Claim<T> {
         let key = (call.key, kind);
-        let wait_for = |waiters: &Arc<Waiters>| {
-            let waiter = waiters.join(&call.team, call.directives.urgency);
-            // Before the call asks for its turn, which is of no use when it comes later.
-            waiter.need_by(call.deadline);
-            waiter
-        };
+        let join = |waiters: &Arc<Waiters>| waiters.join(&call.team, call.directives.urgency);
         let mut table = self.lock();
         if let Some(flight) = table.get(&key).filter(|flight| flight.flown.is_of_set(set.as_ref())) {
+            let waiter = join(&flight.waiters);
             // A flight whose turn comes too late for this client must not be hurried by it.
-            let estimated_start =
-                flight.waiters.estimated_start().filter(|estimated_start| *estimated_start > call.deadline);
-            let waiter = match estimated_start {
-                Some(_) => flight.waiters.join(&call.team, call.directives.urgency),
-                None => wait_for(&flight.waiters),
-            };
-            return Ok(Joined { waiter, ending: flight.ending.clone(), leader: LeaderFuture(None), leads: false });
+            if waiter.estimated_start().is_none_or(|start| start <= call.deadline) {
+                waiter.need_by(call.deadline);
+            }
+            return Claim::Wait(Joined { waiter, ending: flight.ending.clone() });
         }
         if let Some(arrived) = arrived_meanwhile() {
-            return Err(arrived);
+            return Claim::Arrived(arrived);
         }
         let waiters = Waiters::of_clients();
-        let waiter = wait_for(&waiters);
-        let (guard, ending) = self.enter(&mut table, key, Flown::of(call, set), &waiters);
-        Ok(Joined { waiter, ending, leader: LeaderFuture(Some(begin(guard, waiters))), leads: true })
+        let waiter = join(&waiters);
+        // Before the flight asks for its turn upstream: the estimate depends on it.
+        waiter.need_by(call.deadline);
+        let (lease, ending) = self.enter(&mut table, key, Flown::of(call, set), &waiters);
+        Claim::Leader(lease, waiters, Joined { waiter, ending })
     }
 
-    /// Begins a refresh unless one of the same is in flight already.
-    pub(crate) fn refresh(
-        &self,
-        key: (Key, Kind),
-        flown: Flown,
-        begin: impl FnOnce(FlightGuard, Arc<Waiters>) -> BoxFuture<'static, ()>,
-    ) {
+    /// Claims a key for a refresh, which nobody waits for; `None` when such a flight is under way already.
+    pub(crate) fn claim_refresh(&self, key: (Key, Kind), flown: Flown) -> Option<(Lease, Arc<Waiters>)> {
         let mut table = self.lock();
-        if !table.contains_key(&key) {
-            let waiters = Waiters::of_refresh();
-            let (guard, _) = self.enter(&mut table, key, flown, &waiters);
-            let flight = begin(guard, waiters);
-            // A runtime that is shutting down drops it at once, which frees its place.
-            drop(table);
-            tokio::spawn(flight);
+        if table.contains_key(&key) {
+            return None;
         }
+        let waiters = Waiters::of_refresh();
+        let (lease, _) = self.enter(&mut table, key, flown, &waiters);
+        Some((lease, waiters))
     }
 
     /// What these flights bring was asked for before a purge of it, and is for nobody who asks from now on.
@@ -182,7 +175,7 @@ impl Flights {
         key: (Key, Kind),
         flown: Flown,
         waiters: &Arc<Waiters>,
-    ) -> (FlightGuard, watch::Receiver<Option<FlightResult>>) {
+    ) -> (Lease, watch::Receiver<Option<FlightResult>>) {
         let (sender, ending) = watch::channel(None);
         let outdated = Arc::<AtomicBool>::default();
         let (waiters, shared) = (Arc::clone(waiters), Arc::clone(&outdated));
@@ -190,7 +183,7 @@ impl Flights {
         if let Some(of_older_set) = table.insert(key, flight) {
             of_older_set.outdated.store(true, Ordering::SeqCst);
         }
-        (FlightGuard { flights: self.clone(), key, sender, outdated }, ending)
+        (Lease { flights: self.clone(), key, sender, outdated }, ending)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -199,51 +192,16 @@ impl Flights {
     }
 }
 
-/// A flight under way, as long as its first client waits for it. Dropped before its end, it goes on by itself.
-struct LeaderFuture(Option<BoxFuture<'static, ()>>);
-
-impl Future for LeaderFuture {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        // Out of its place meanwhile, so that one that panics does not go on.
-        let Some(mut flight) = self.0.take() else { return Poll::Ready(()) };
-        // As it would be in a task of its own: what panicked is dropped, and nothing of it is looked at again.
-        match catch_unwind(AssertUnwindSafe(|| flight.as_mut().poll(context))) {
-            Ok(Poll::Pending) => {
-                self.0 = Some(flight);
-                Poll::Pending
-            }
-            Ok(Poll::Ready(())) | Err(_) => Poll::Ready(()),
-        }
-    }
-}
-
-impl Drop for LeaderFuture {
-    fn drop(&mut self) {
-        // Without a runtime everything ends.
-        if let (Some(flight), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn(flight);
-        }
-    }
-}
-
-impl fmt::Debug for LeaderFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LeaderFuture").field(&self.0.is_some()).finish()
-    }
-}
-
-/// Held by the flight; frees the place in the table when it is dropped.
+/// Held by the flight. Frees the key when it is dropped.
 #[derive(Debug)]
-pub(crate) struct FlightGuard {
+pub(crate) struct Lease {
     flights: Flights,
     key: (Key, Kind),
     sender: watch::Sender<Option<FlightResult>>,
     outdated: Arc<AtomicBool>,
 }
 
-impl FlightGuard {
+impl Lease {
     /// Tells everybody who waits. The place is freed first: who comes now finds the page, or begins anew.
     pub(crate) fn finish(self, finished: FlightResult) {
         self.leave();
@@ -264,7 +222,7 @@ impl FlightGuard {
     }
 }
 
-impl Drop for FlightGuard {
+impl Drop for Lease {
     fn drop(&mut self) {
         self.leave();
     }

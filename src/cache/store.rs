@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::{Compressed, Entry};
-use super::flight::{FlightGuard, Flights};
+use super::flight::{Flights, Lease};
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
 use super::sets::Membership;
@@ -149,7 +149,7 @@ impl Store {
         &self,
         key: Key,
         entry: Entry,
-        guard: &FlightGuard,
+        lease: &Lease,
         yields: impl FnOnce(&Arc<Entry>) -> bool,
     ) -> bool {
         let entry = Arc::new(entry);
@@ -163,7 +163,7 @@ impl Store {
         let keep = || {
             let _changing = self.changing();
             let old = self.memory.get(&key);
-            if guard.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
+            if lease.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
                 return false;
             }
             self.keep_set(key, &entry, old.as_deref());

@@ -137,12 +137,8 @@ impl Running {
 
 /// As a flight that lands.
 fn insert(store: &Store, n: u32, entry: Entry) -> bool {
-    let mut guard = None;
-    store.flights.refresh((key(n), Kind::Any), Flown::of(&call(n), None), |given, _| {
-        guard = Some(given);
-        Box::pin(std::future::ready(()))
-    });
-    store.insert(key(n), entry, &guard.unwrap(), |_| true)
+    let (lease, _) = store.flights.claim_refresh((key(n), Kind::Any), Flown::of(&call(n), None)).unwrap();
+    store.insert(key(n), entry, &lease, |_| true)
 }
 
 fn files(folder: &Path) -> Vec<String> {

@@ -24,7 +24,7 @@ use tower::{Layer, Service, ServiceExt};
 use self::refresh_backoff::RefreshBackoff;
 use crate::cache::Store;
 use crate::cache::entry::{Compression, Entry};
-use crate::cache::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
+use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
 use crate::cache::sets::{Membership, ResultSet};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
@@ -166,15 +166,15 @@ where
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let set = self.layer.membership(&call);
-        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.result_set()), |guard, waiters| {
-            let call = Call { context: Arc::default(), ..call };
-            let (flight, layer) = (self.flight(call, set, guard, waiters, delay), Arc::clone(&self.layer));
-            Box::pin(async move {
-                flight.await;
-                if let Some(entry) = layer.store.page(&key) {
-                    layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
-                }
-            })
+        let flown = Flown::of(&call, set.result_set());
+        let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
+        let call = Call { context: Arc::default(), ..call };
+        let (flight, layer) = (self.flight(call, set, lease, waiters, delay), Arc::clone(&self.layer));
+        tokio::spawn(async move {
+            flight.await;
+            if let Some(entry) = layer.store.page(&key) {
+                layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
+            }
         });
     }
 
@@ -193,26 +193,29 @@ where
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > call.received;
             let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
             let set = self.layer.membership(&call);
-            let begin = |guard, waiters| self.flight(call.clone(), set, guard, waiters, Duration::ZERO);
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
-            let mut joined =
-                match self.layer.store.flights.join(&call, kind, set.result_set(), arrived_meanwhile, begin) {
-                    Ok(joined) => joined,
-                    Err(arrived) => {
+            let (mut joined, leads) =
+                match self.layer.store.flights.claim(&call, kind, set.result_set(), arrived_meanwhile) {
+                    Claim::Leader(lease, waiters, joined) => {
+                        tokio::spawn(self.flight(call.clone(), set, lease, waiters, Duration::ZERO));
+                        (joined, true)
+                    }
+                    Claim::Wait(joined) => (joined, false),
+                    Claim::Arrived(arrived) => {
                         return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.moment()));
                     }
                 };
             let now = self.layer.clock.now();
             if let Some(estimated_start) =
-                joined.estimated_start().filter(|estimated_start| !joined.leads && *estimated_start > call.deadline)
+                joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > call.deadline)
             {
                 // The flight may wait for longer than this client does.
                 return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &call);
             }
             match wait(&mut joined, call.deadline).await {
                 // It would be lost again.
-                Waited::Lost if joined.leads => {
+                Waited::Lost if leads => {
                     let message = "the gateway failed while it fetched this; tell whoever operates it";
                     return Err(GatewayError::new(Reason::Internal, message));
                 }
@@ -237,10 +240,10 @@ where
                         let has_time = now + error.retry_after().unwrap_or_default() < call.deadline;
                         error.is_abandoned() || (error.reason() == Reason::Deadline && has_time)
                     };
-                    if !joined.leads && finished.result.as_ref().is_err_and(was_not_sent) {
+                    if !leads && finished.result.as_ref().is_err_and(was_not_sent) {
                         continue;
                     }
-                    let collapsed = !joined.leads;
+                    let collapsed = !leads;
                     let reply = finished.result.map(|page| {
                         let theirs = page.tag_of_client(&call.directives, None);
                         let not_modified = theirs.is_some();
@@ -333,12 +336,12 @@ where
         &self,
         call: Call,
         set: Membership,
-        guard: FlightGuard,
+        lease: Lease,
         waiters: Arc<Waiters>,
         delay: Duration,
-    ) -> BoxFuture<'static, ()> {
+    ) -> impl Future<Output = ()> + Send + use<S> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
-        Box::pin(async move {
+        async move {
             if !delay.is_zero() {
                 let begun = layer.clock.now();
                 tokio::select! {
@@ -348,7 +351,7 @@ where
                 // Somebody wanted it fetched anew meanwhile.
                 if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
                     let age = Some(entry.age(layer.clock.moment()));
-                    return guard.finish(FlightResult { result: Ok(Arc::clone(&entry.page)), stored: true, age });
+                    return lease.finish(FlightResult { result: Ok(Arc::clone(&entry.page)), stored: true, age });
                 }
             }
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), set };
@@ -358,11 +361,11 @@ where
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
             let finished = match answered {
-                Ok(answer) => layer.keep(&call, answer, settled, &asked, &guard),
+                Ok(answer) => layer.keep(&call, answer, settled, &asked, &lease),
                 Err(error) => FlightResult { result: Err(error), stored: false, age: None },
             };
-            guard.finish(finished);
-        })
+            lease.finish(finished);
+        }
     }
 }
 
@@ -391,7 +394,7 @@ impl CacheLayer {
         mut answer: UpstreamResponse,
         settled: Option<Verdict>,
         asked: &Asked,
-        guard: &FlightGuard,
+        lease: &Lease,
     ) -> FlightResult {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
         let date = cache_control::date(&answer.headers);
@@ -469,7 +472,7 @@ impl CacheLayer {
             let usable = old.page.status.is_success() && old.age(moment) <= old.lifetimes.usable();
             !usable || (page.status.is_success() && old.asked <= asked.at)
         };
-        finished(self.store.insert(call.key, entry, guard, yields))
+        finished(self.store.insert(call.key, entry, lease, yields))
     }
 
     /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's

@@ -539,12 +539,8 @@ async fn the_newest_pages_stay_within_the_capacity() {
             compression: Compression::default(),
             key_param: KeyParam::new(&key.short()),
         };
-        let mut guard = None;
-        store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {
-            guard = Some(given);
-            Box::pin(std::future::ready(()))
-        });
-        assert!(store.insert(key, entry, &guard.unwrap(), |_| true));
+        let (lease, _) = store.flights.claim_refresh((key, Kind::Any), Flown::of(&call, None)).unwrap();
+        assert!(store.insert(key, entry, &lease, |_| true));
         key
     };
     for n in 0..1000 {
