@@ -1,7 +1,8 @@
 //! THE journey of a request, in one screen.
 //!
 //! Outside it is HTTP; between [`interpret`] and Twilio it is a
-//! [`Call`](crate::request::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
+//! [`ClientQuery`](crate::request::query::ClientQuery), and below the cache an
+//! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`journey`] from the top: that is the order in which a request passes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,7 +165,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             failure_delay,
             clock,
         ))
-        // HTTP -> Call: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
+        // HTTP -> ClientQuery: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
         .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))

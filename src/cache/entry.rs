@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::sets::ResultSet;
 use crate::core::clock::{Instant, Moment};
-use crate::request::call::{CodedBody, StoredResponse};
 use crate::request::key::Key;
+use crate::request::response::{CodedBody, StoredResponse};
 use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;

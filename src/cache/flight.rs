@@ -26,8 +26,9 @@ use tokio::sync::watch;
 use super::sets::ResultSet;
 use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
-use crate::request::call::{Call, StoredResponse};
 use crate::request::key::Key;
+use crate::request::query::ClientQuery;
+use crate::request::response::StoredResponse;
 use crate::request::waiters::{Waiter, Waiters};
 use crate::twilio::endpoint::Operation;
 
@@ -67,8 +68,8 @@ pub(crate) struct Flown {
 }
 
 impl Flown {
-    pub(crate) fn of(call: &Call, set: Option<ResultSet>) -> Self {
-        Self { account: Arc::clone(&call.team.account.name), operation: call.operation, set }
+    pub(crate) fn of(query: &ClientQuery, set: Option<ResultSet>) -> Self {
+        Self { account: Arc::clone(&query.team.account.name), operation: query.operation, set }
     }
 
     fn is_of_set(&self, other: Option<&ResultSet>) -> bool {
@@ -87,7 +88,7 @@ struct Flight {
     outdated: Arc<AtomicBool>,
 }
 
-/// What a call that claims a key becomes.
+/// What a query that claims a key becomes.
 #[derive(Debug)]
 pub(crate) enum Claim<T> {
     /// It leads: the flight is to be run with this lease and these waiters, by a task that outlives the client.
@@ -118,23 +119,23 @@ impl Joined {
 }
 
 impl Flights {
-    /// Claims the key of `call`, for the flight of this `kind`. `arrived_meanwhile` is asked under the table's lock, so that a
+    /// Claims the key of `query`, for the flight of this `kind`. `arrived_meanwhile` is asked under the table's lock, so that a
     /// flight which ended between the look-up and this claim is not repeated.
     pub(crate) fn claim<T>(
         &self,
-        call: &Call,
+        query: &ClientQuery,
         kind: Kind,
         set: Option<ResultSet>,
         arrived_meanwhile: impl FnOnce() -> Option<T>,
     ) -> Claim<T> {
-        let key = (call.key, kind);
-        let join = |waiters: &Arc<Waiters>| waiters.join(&call.team, call.directives.urgency);
+        let key = (*query.key(), kind);
+        let join = |waiters: &Arc<Waiters>| waiters.join(&query.team, query.directives.urgency);
         let mut table = self.lock();
         if let Some(flight) = table.get(&key).filter(|flight| flight.flown.is_of_set(set.as_ref())) {
             let waiter = join(&flight.waiters);
             // A flight whose turn comes too late for this client must not be hurried by it.
-            if waiter.estimated_start().is_none_or(|start| start <= call.deadline) {
-                waiter.need_by(call.deadline);
+            if waiter.estimated_start().is_none_or(|start| start <= query.deadline) {
+                waiter.need_by(query.deadline);
             }
             return Claim::Wait(Joined { waiter, ending: flight.ending.clone() });
         }
@@ -144,8 +145,8 @@ impl Flights {
         let waiters = Waiters::of_clients();
         let waiter = join(&waiters);
         // Before the flight asks for its turn upstream: the estimate depends on it.
-        waiter.need_by(call.deadline);
-        let (lease, ending) = self.enter(&mut table, key, Flown::of(call, set), &waiters);
+        waiter.need_by(query.deadline);
+        let (lease, ending) = self.enter(&mut table, key, Flown::of(query, set), &waiters);
         Claim::Leader(lease, waiters, Joined { waiter, ending })
     }
 

@@ -205,12 +205,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::request::call::Call;
+    use crate::request::query::ClientQuery;
 
     const S: Duration = Duration::from_secs(1);
 
     fn key(name: &'static str) -> Key {
-        Call::example(Operation::Page, name, "").key
+        *ClientQuery::example(Operation::Page, name, "").key()
     }
 
     fn result_set(first: Key, begun: u32) -> ResultSet {
@@ -247,7 +247,11 @@ mod tests {
     fn what_may_have_been_forgotten_is_not_taken_for_unknown() {
         let (sets, account) = (ResultSets::new(8192), "main".into());
         for n in 0..100u32 {
-            sets.begin(result_set(Call::example(Operation::Query, &n.to_string(), "").key, n), &account, true);
+            sets.begin(
+                result_set(*ClientQuery::example(Operation::Query, &n.to_string(), "").key(), n),
+                &account,
+                true,
+            );
             sets.settle();
         }
         assert!(sets.bytes() <= 8192);

@@ -11,11 +11,13 @@ use super::*;
 use crate::cache::entry::Compression;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::purge::Purged;
-use crate::cache::record::{Calendar, decode, encode, head};
+use crate::cache::record::{self, Calendar, decode, encode, head};
 use crate::cache::sets::{Membership, ResultSet};
 use crate::cache::store::Store;
 use crate::core::clock::Moment;
-use crate::request::call::{Call, StoredResponse, UpstreamResponse};
+use crate::request::call::UpstreamResponse;
+use crate::request::query::ClientQuery;
+use crate::request::response::StoredResponse;
 use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -25,12 +27,12 @@ const MIB: u64 = 1024 * 1024;
 const HOUR: Duration = Duration::from_secs(3600);
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn call(n: u32) -> Call {
-    Call::example(Operation::Query, &n.to_string(), "")
+fn call(n: u32) -> ClientQuery {
+    ClientQuery::example(Operation::Query, &n.to_string(), "")
 }
 
 fn key(n: u32) -> Key {
-    call(n).key
+    *call(n).key()
 }
 
 fn page(body: impl Into<bytes::Bytes>) -> Arc<StoredResponse> {
@@ -323,8 +325,7 @@ async fn a_database_of_something_else_or_another_version_is_moved_aside() {
         transaction.open_table(table).unwrap().insert(1, 1).unwrap();
         transaction.commit().unwrap();
     };
-    let makers: [&dyn Fn(&redb::Database); 3] =
-        [&version(u64::from(crate::cache::record::VERSION) + 1), &version(0), &other];
+    let makers: [&dyn Fn(&redb::Database); 3] = [&version(u64::from(record::VERSION) + 1), &version(0), &other];
     for make in makers {
         let home = TempDir::new().unwrap();
         make(&redb::Database::create(home.path().join(file::NAME)).unwrap());
@@ -574,7 +575,7 @@ proptest! {
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
         let _ = record::read_entry(&key(1), &garbage, &calendar);
         if let Some(version) = garbage.first_mut() {
-            *version = crate::cache::record::VERSION;
+            *version = record::VERSION;
         }
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
         head(&garbage);
