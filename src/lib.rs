@@ -23,6 +23,8 @@ pub mod telemetry;
 
 pub mod audit;
 
+pub mod cache;
+
 pub mod layers;
 
 pub mod stack;

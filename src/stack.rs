@@ -1,7 +1,8 @@
 //! THE journey of a request, in one screen.
 //!
 //! Outside it is HTTP; between [`interpret`] and Twilio it is a
-//! [`Call`](crate::request::call::Call). Read [`journey`] from the top: that is the order in which a request passes.
+//! [`ClientQuery`](crate::request::query::ClientQuery), and below the cache an
+//! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`journey`] from the top: that is the order in which a request passes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tower::ServiceBuilder;
 
 use crate::accounts::{Account, Team};
 use crate::audit::AuditLog;
+use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
@@ -18,7 +20,7 @@ use crate::layers::authenticate::{
     AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
 };
 use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
-use crate::layers::cache::{self, CacheLayer, Caching, Store};
+use crate::layers::cache::{self, CacheLayer, Caching};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
@@ -163,7 +165,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             failure_delay,
             clock,
         ))
-        // HTTP -> Call: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
+        // HTTP -> ClientQuery: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
         .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
@@ -303,9 +305,9 @@ fn cache_policy(config: &Config) -> cache::Policy {
     }
 }
 
-fn disk(config: &Config) -> Option<cache::DiskSettings> {
+fn disk(config: &Config) -> Option<DiskSettings> {
     let disk = &config.cache.disk;
-    disk.path.clone().map(|folder| cache::DiskSettings { folder, capacity: disk.capacity })
+    disk.path.clone().map(|folder| DiskSettings { folder, capacity: disk.capacity })
 }
 
 fn backoff(config: &Config) -> Backoff {

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use insights_gateway::semantics::cache_control::{Storage, normalise};
-use insights_gateway::request::call::{UpstreamResponse, StoredResponse};
+use insights_gateway::request::call::UpstreamResponse;
+use insights_gateway::request::response::StoredResponse;
 use insights_gateway::semantics::freshness::{Decision, Lifetimes, decide};
 use insights_gateway::semantics::upstream_headers::{RateLimitHeaders, pause};
 use insights_gateway::core::request_id;

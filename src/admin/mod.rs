@@ -27,10 +27,10 @@ use serde_json::{Value, json};
 use tower::Service;
 
 use self::requests::EntriesQuery;
+use crate::cache::Purged;
 use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::error::Reason;
-use crate::layers::cache::Purged;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::semantics::host;
 use crate::semantics::origin;

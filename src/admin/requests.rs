@@ -1,8 +1,8 @@
 //! What is asked of the admin plane, read strictly: what is not exactly right is refused with what is wrong with it, so
 //! that a slip never purges more than was meant.
 
+use crate::cache::Purge;
 use crate::core::json::{self, JsonError, Value};
-use crate::layers::cache::Purge;
 use crate::twilio::endpoint::Operation;
 
 /// Entries that one answer of `/cache/entries` lists.

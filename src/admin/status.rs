@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::health;
+use crate::cache::EntryView;
 use crate::config::Config;
-use crate::layers::cache::EntryView;
 use crate::stack::SharedState;
 
 /// The gateway at a glance, in the shape that `docs/admin.md` shows: members are added, and none is taken away.

@@ -20,7 +20,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry as Repeat};
 use crate::core::window::Window;
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
-use crate::request::call::{Call, UpstreamResponse};
+use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Operation;
 
@@ -76,9 +76,9 @@ pub struct Retry<S> {
     layer: RetryLayer,
 }
 
-impl<S> Service<Call> for Retry<S>
+impl<S> Service<UpstreamCall> for Retry<S>
 where
-    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + 'static,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = UpstreamResponse;
@@ -89,14 +89,14 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn call(&mut self, call: UpstreamCall) -> Self::Future {
         Box::pin(tries(self.inner.clone(), self.layer.clone(), call))
     }
 }
 
-async fn tries<S>(inner: S, layer: RetryLayer, call: Call) -> Result<UpstreamResponse, GatewayError>
+async fn tries<S>(inner: S, layer: RetryLayer, call: UpstreamCall) -> Result<UpstreamResponse, GatewayError>
 where
-    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone,
 {
     let account = Arc::clone(&call.team.account.name);
     layer.with_allowance(&account, Allowance::first_try);

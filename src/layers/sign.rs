@@ -1,6 +1,6 @@
 //! The account's secret goes in here, and nowhere above is it held.
 //!
-//! What the client sent as its own credentials never came this far: a [`Call`] has no headers. A 401 or 403
+//! What the client sent as its own credentials never came this far: an [`UpstreamCall`] has no headers. A 401 or 403
 //! from Twilio is about the account's credentials and not the client's, so it ends here too: as a failure
 //! that no caller can mend, remembered until the account is accepted again. A call that was under way when the
 //! secret was replaced is signed with the new one, and tried again where only the old one was refused. And an answer that repeats the
@@ -27,7 +27,7 @@ use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
-use crate::request::call::{Call, SignedCall, UpstreamResponse};
+use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
 
 /// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
 #[derive(Clone, Default)]
@@ -189,7 +189,7 @@ pub struct Sign<S> {
     layer: SignLayer,
 }
 
-impl<S> Service<Call> for Sign<S>
+impl<S> Service<UpstreamCall> for Sign<S>
 where
     S: Service<SignedCall, Response = UpstreamResponse, Error = GatewayError>,
     S::Future: Send + 'static,
@@ -202,7 +202,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn call(&mut self, call: UpstreamCall) -> Self::Future {
         let account = Arc::clone(&call.team.account.name);
         let Some(signature) = self.layer.signature(&account) else {
             let error = GatewayError::new(Reason::Internal, "the account has no credentials");

@@ -1,70 +1,45 @@
-//! A request in our own words, and the answers to it.
+//! What goes upstream, below the cache, and what comes back. It knows no client and no client's headers.
 
-use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::accounts::Team;
 use crate::core::clock::Instant;
-use crate::core::outcome::Outcome;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::request::waiters::Waiters;
-use crate::semantics::cache_control;
-use crate::semantics::request_directives::{self, RequestDirectives};
 use crate::twilio::endpoint::Operation;
 
-/// An admitted request, its body read and canonical. Everything below the edge speaks this.
+/// One call upstream, for all who wait for it.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct UpstreamCall {
+    /// Whose account is used, and whose upstream share is taken: the team of the client that leads.
+    pub team: Arc<Team>,
     /// What it asks for.
     pub operation: Operation,
-    /// Who asks, and whose data.
-    pub team: Arc<Team>,
     /// The canonical query string.
     pub parameters: Arc<str>,
     /// The canonical body; empty for GETs.
     pub body: Bytes,
-    /// The page's name in the cache.
+    /// The name of the response in the cache.
     pub key: Key,
-    /// Of a page that is asked for with more than its token: the key of its token alone, under which its result set
-    /// expects it.
-    pub expected_as: Option<Key>,
-    /// What the client wishes.
-    pub directives: RequestDirectives,
-    /// When the request was received.
-    pub received: Instant,
-    /// When the client must have an answer.
+    /// When the call must have ended, waits and retries included.
     pub deadline: Instant,
-    /// Who still waits for it.
+    /// Who waits for it.
     pub waiters: Arc<Waiters>,
-    /// What happened to it.
+    /// Where its waits and attempts are noted: of the client that leads, or of nobody for a refresh.
     pub context: Arc<RequestContext>,
 }
 
 #[cfg(test)]
-impl Call {
-    /// A call of [`Team::example`] that has just arrived and may take 90 s.
+impl UpstreamCall {
+    /// A call of [`Team::example`] that begins now and may take 90 s.
     pub fn example(operation: Operation, parameters: &str, body: &'static str) -> Self {
-        let team = Arc::new(Team::example("local"));
-        Self {
-            operation,
-            key: Key::new(&team.account, operation, parameters, body.as_bytes()),
-            expected_as: None,
-            team,
-            parameters: parameters.into(),
-            body: Bytes::from_static(body.as_bytes()),
-            directives: RequestDirectives::default(),
-            received: Instant::now(),
-            deadline: Instant::now() + Duration::from_secs(90),
-            waiters: Waiters::of_clients(),
-            context: Arc::default(),
-        }
+        use crate::request::query::ClientQuery;
+        let query = ClientQuery::example(operation, parameters, body);
+        query.upstream_call(Waiters::of_clients(), query.deadline, Arc::default())
     }
 }
 
@@ -72,7 +47,7 @@ impl Call {
 #[derive(Debug)]
 pub struct SignedCall {
     /// The call.
-    pub call: Call,
+    pub call: UpstreamCall,
     /// `Authorization`, marked sensitive so that nothing prints it.
     pub authorization: HeaderValue,
 }
@@ -88,157 +63,4 @@ pub struct UpstreamResponse {
     pub body: Bytes,
     /// Names the page after this one, where the body says that there is one.
     pub next_token: Option<String>,
-}
-
-/// An answer in the form in which it is kept and served again.
-#[derive(Debug)]
-pub struct StoredResponse {
-    /// Twilio's status.
-    pub status: StatusCode,
-    /// What a client gets of Twilio's headers.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// The whole body.
-    pub body: Bytes,
-    /// Names the body's bytes; only 200s have one.
-    pub etag: Option<HeaderValue>,
-    /// Twilio forbids another coding of its body: `no-transform` (RFC 9111 section 5.2.2.6).
-    pub no_transform: bool,
-}
-
-impl StoredResponse {
-    /// Headers of an answer that a client gets, now and whenever the page is served again.
-    /// Directives cross every cache (RFC 9111 section 5.2).
-    const KEPT: [HeaderName; 3] =
-        [header::CONTENT_TYPE, header::CACHE_CONTROL, HeaderName::from_static("twilio-request-id")];
-
-    /// Headers that are true only at the moment of the answer, so that a page served again does without.
-    const MOMENTARY: [HeaderName; 7] = [
-        header::RETRY_AFTER,
-        HeaderName::from_static("x-ratelimit-limit"),
-        HeaderName::from_static("x-ratelimit-remaining"),
-        HeaderName::from_static("x-ratelimit-reset"),
-        HeaderName::from_static("x-rate-limit-limit"),
-        HeaderName::from_static("x-rate-limit-remaining"),
-        HeaderName::from_static("x-rate-limit-config"),
-    ];
-
-    /// An answer as clients see it. Its `Cache-Control` is one line:
-    /// [`normalise`](super::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
-    /// errors keep them, since clients act on them.
-    pub fn new(answer: UpstreamResponse) -> Self {
-        let UpstreamResponse { status, headers, body, .. } = answer;
-        let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
-        // Copies of their own: headers come as slices of the connection's read buffer, and the smallest of them
-        // would keep all of that alive, which may be larger than the body.
-        // The usual one needs no memory at all.
-        const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        let copied = |value: &HeaderValue| match *value == JSON {
-            true => Some(JSON),
-            false => HeaderValue::from_bytes(value.as_bytes()).ok(),
-        };
-        let headers: Vec<_> = Self::KEPT
-            .iter()
-            .chain(momentary)
-            .filter_map(|name| headers.get(name).and_then(copied).map(|value| (name.clone(), value)))
-            .collect();
-        let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
-        let no_transform = Self::forbids_transforms(&headers);
-        Self { status, headers, body, etag, no_transform }
-    }
-
-    /// Do these headers of a page hold `no-transform`.
-    pub fn forbids_transforms(headers: &[(HeaderName, HeaderValue)]) -> bool {
-        headers.iter().any(|(name, value)| *name == header::CACHE_CONTROL && cache_control::has(value, "no-transform"))
-    }
-
-    /// The same with another body.
-    pub fn with_body(&self, body: Bytes) -> Self {
-        let etag = self.etag.is_some().then(|| etag(&body)).flatten();
-        Self { status: self.status, headers: self.headers.clone(), body, etag, no_transform: self.no_transform }
-    }
-
-    /// Bodies below this gain less from being compressed than an answer's head takes.
-    const LEAST_CODED: usize = 1024;
-
-    /// May there be another coding of its body. A cache must be told so by every answer, coded or not.
-    pub fn may_be_coded(&self) -> bool {
-        self.status == StatusCode::OK && self.body.len() >= Self::LEAST_CODED && !self.no_transform
-    }
-
-    /// Its body compressed, unless that saves less than a tenth. Takes as long as a few hundred hits.
-    pub fn gzip(&self) -> Option<CodedBody> {
-        // Measured on pages: lower levels make metadata a sixth larger, higher ones gain nothing.
-        const LEVEL: Compression = Compression::new(5);
-        let mut encoder = GzEncoder::new(Vec::with_capacity(self.body.len() / 4), LEVEL);
-        encoder.write_all(&self.body).ok()?;
-        let coded = encoder.finish().ok()?;
-        let worthwhile = coded.len() <= self.body.len() - self.body.len() / 10;
-        // A copy, since the buffer may be larger than what is in it.
-        let coded_as = |etag| CodedBody { body: Bytes::copy_from_slice(&coded), etag };
-        self.gzip_etag().filter(|_| worthwhile).map(coded_as)
-    }
-
-    /// Names the compressed body's bytes.
-    pub fn gzip_etag(&self) -> Option<HeaderValue> {
-        let plain = self.etag.as_ref()?.to_str().ok()?.strip_suffix('"')?;
-        HeaderValue::try_from(format!("{plain}-gzip\"")).ok()
-    }
-
-    /// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
-    /// get. The answer names that one, since it is the client's stored answer that it speaks of.
-    pub fn tag_of_client(&self, directives: &RequestDirectives, coded: Option<&CodedBody>) -> Option<HeaderValue> {
-        let tags = directives.if_none_match.as_ref()?;
-        let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| request_directives::has_tag(tags, etag));
-        let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
-        let compressed = || self.may_be_coded().then(|| self.gzip_etag()).flatten();
-        would_get.or_else(|| self.etag.clone().filter(has)).or_else(|| compressed().filter(has))
-    }
-
-    /// Bytes that it occupies, headers and fixed parts included.
-    pub fn weight(&self) -> usize {
-        let fixed = size_of::<(HeaderName, HeaderValue)>();
-        let headers: usize = self.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + fixed).sum();
-        let etag = self.etag.as_ref().map_or(0, HeaderValue::len);
-        self.body.len() + headers + etag + size_of::<Self>()
-    }
-}
-
-/// A page's body, compressed: gzip, which all clients know that know any coding.
-#[derive(Debug)]
-pub struct CodedBody {
-    /// The compressed body.
-    pub body: Bytes,
-    /// Names these bytes.
-    pub etag: HeaderValue,
-}
-
-impl CodedBody {
-    /// Bytes that it occupies.
-    pub fn weight(&self) -> usize {
-        self.body.len() + self.etag.len() + size_of::<Self>()
-    }
-}
-
-fn etag(body: &[u8]) -> Option<HeaderValue> {
-    let hash = blake3::hash(body).to_hex();
-    HeaderValue::try_from(["\"", &hash[..32], "\""].concat()).ok()
-}
-
-/// A page on its way to one client.
-#[derive(Debug, Clone)]
-pub struct ClientResponse {
-    /// What to send.
-    pub page: Arc<StoredResponse>,
-    /// Its body as it is sent, where that is compressed.
-    pub coded: Option<Bytes>,
-    /// The entity tag of what is sent, or of what the client has.
-    pub etag: Option<HeaderValue>,
-    /// How it came about.
-    pub outcome: Outcome,
-    /// The value of `Cache-Status`.
-    pub cache_status: HeaderValue,
-    /// How old it is; `None` when it came just now and was not said to be older.
-    pub age: Option<Duration>,
-    /// The client has these very bytes already: 304.
-    pub not_modified: bool,
 }

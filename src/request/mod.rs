@@ -5,4 +5,6 @@ pub mod call;
 pub mod context;
 pub mod incoming;
 pub mod key;
+pub mod query;
+pub mod response;
 pub mod waiters;

@@ -2,6 +2,7 @@
 //! what an upstream's headers forbid, trace context. Nothing here knows Twilio, teams or the cache's storage.
 
 pub mod cache_control;
+pub mod cache_status;
 pub mod freshness;
 pub mod host;
 pub mod origin;

@@ -16,7 +16,7 @@ use super::waiting::{self, QueuePosition, Waiting};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, whole_seconds};
-use crate::request::call::Call;
+use crate::request::call::UpstreamCall;
 use crate::request::key::Key;
 use crate::request::waiters::{TeamWaiters, Waiters};
 use crate::semantics::upstream_headers::RateLimitHeaders;
@@ -116,7 +116,7 @@ impl AccountBudget {
     ///
     /// [`Reason::Deadline`] when the call could not be sent before its deadline, as soon as that is certain;
     /// [`Reason::QueueFull`], [`Reason::CircuitOpen`], [`Reason::TeamRateLimit`]. All say when to come back.
-    pub(super) async fn acquire(&self, call: &Call) -> Result<Permit, GatewayError> {
+    pub(super) async fn acquire(&self, call: &UpstreamCall) -> Result<Permit, GatewayError> {
         let waiters = &call.waiters;
         let (mut waiting_teams, mut seen) = waiters.waiting_teams();
         if waiting_teams.is_empty() && !waiters.is_refresh() {
@@ -191,7 +191,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arrive(self: &Arc<Self>, call: &Call, waiting_teams: Vec<TeamWaiters>) -> Result<Arrival, GatewayError> {
+    fn arrive(self: &Arc<Self>, call: &UpstreamCall, waiting_teams: Vec<TeamWaiters>) -> Result<Arrival, GatewayError> {
         let now = self.clock.now();
         let background = waiting_teams.is_empty();
         let waiting_teams = if background { vec![waiting::of_refresh(&call.team)] } else { waiting_teams };
@@ -458,7 +458,7 @@ struct QueueGuard {
 
 impl QueueGuard {
     /// Others wait for the call now, or somebody for less long, or nobody does any more and it is a refresh.
-    fn set_waiting_teams(&mut self, call: &Call, waiting_teams: Vec<TeamWaiters>) {
+    fn set_waiting_teams(&mut self, call: &UpstreamCall, waiting_teams: Vec<TeamWaiters>) {
         let background = waiting_teams.is_empty();
         let waiting_teams = if background { vec![waiting::of_refresh(&call.team)] } else { waiting_teams };
         let now = self.account.clock.now();
@@ -516,12 +516,12 @@ impl Drop for Permit {
 }
 
 /// When the first of those who wait for a call has no more time.
-fn needed_by(call: &Call) -> Instant {
+fn needed_by(call: &UpstreamCall) -> Instant {
     call.waiters.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
 }
 
 /// When the last of those who wait for a call has no more time, or the call itself.
-fn useful_until(call: &Call) -> Instant {
+fn useful_until(call: &UpstreamCall) -> Instant {
     call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
 }
 

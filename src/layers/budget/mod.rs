@@ -35,7 +35,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::core::units::Rate;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
-use crate::request::call::{Call, UpstreamResponse};
+use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::upstream_headers::{self, RateLimitHeaders};
 
@@ -120,9 +120,9 @@ pub struct Budget<S> {
     layer: BudgetLayer,
 }
 
-impl<S> Service<Call> for Budget<S>
+impl<S> Service<UpstreamCall> for Budget<S>
 where
-    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + 'static,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = UpstreamResponse;
@@ -134,7 +134,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn call(&mut self, call: UpstreamCall) -> Self::Future {
         let (inner, BudgetLayer { budgets, metrics, clock }) = (self.inner.clone(), self.layer.clone());
         Box::pin(async move {
             let account = Arc::clone(&call.team.account.name);

@@ -11,7 +11,7 @@ use crate::core::clock::Instant;
 use crate::core::units::Rate;
 use crate::request::key::Key;
 use crate::request::waiters::{Waiter, Waiters};
-use crate::semantics::request_directives::{RequestDirectives, Urgency};
+use crate::semantics::request_directives::Urgency;
 use crate::twilio::endpoint::Operation;
 
 const MS: Duration = Duration::from_millis(1);
@@ -35,26 +35,25 @@ fn budget(limits: Limits) -> AccountBudget {
 }
 
 /// A call that a client waits for, until the guard is dropped. Each asks for something else.
-fn call_of(team: &Team, urgency: u8, patience: Duration) -> (Call, Waiter) {
+fn call_of(team: &Team, urgency: u8, patience: Duration) -> (UpstreamCall, Waiter) {
     let team = Arc::new(team.clone());
     let key = Key::new(&Team::example("a").account, Operation::Query, "", &fastrand::u128(..).to_le_bytes());
     let waiters = Waiters::of_clients();
     let waiter = waiters.join(&team, Urgency::new(urgency));
-    let directives = RequestDirectives { urgency: Urgency::new(urgency), ..RequestDirectives::default() };
     let deadline = Instant::now() + patience;
-    (Call { team, key, waiters, directives, deadline, ..Call::example(Operation::Query, "", "") }, waiter)
+    (UpstreamCall { team, key, waiters, deadline, ..UpstreamCall::example(Operation::Query, "", "") }, waiter)
 }
 
-fn patient() -> (Call, Waiter) {
+fn patient() -> (UpstreamCall, Waiter) {
     call_of(&Team::example("local"), 3, 60 * S)
 }
 
-fn refresh() -> Call {
-    Call { waiters: Waiters::of_refresh(), ..patient().0 }
+fn refresh() -> UpstreamCall {
+    UpstreamCall { waiters: Waiters::of_refresh(), ..patient().0 }
 }
 
 /// Acquires, sends, and is answered at once.
-async fn send(budget: &AccountBudget, call: &Call) -> Result<(), GatewayError> {
+async fn send(budget: &AccountBudget, call: &UpstreamCall) -> Result<(), GatewayError> {
     let mut permit = budget.acquire(call).await?;
     permit.spend();
     permit.end(Ended::Answered(RateLimitHeaders::default()));
@@ -62,12 +61,12 @@ async fn send(budget: &AccountBudget, call: &Call) -> Result<(), GatewayError> {
 }
 
 /// The same; when it was sent.
-async fn answered(budget: &AccountBudget, call: &Call) -> Result<Instant, Reason> {
+async fn answered(budget: &AccountBudget, call: &UpstreamCall) -> Result<Instant, Reason> {
     send(budget, call).await.map(|()| Instant::now()).map_err(|error| error.reason())
 }
 
 /// The same in a task of its own.
-fn spend(budget: &AccountBudget, (call, waiter): (Call, Waiter)) -> JoinHandle<Result<Instant, Reason>> {
+fn spend(budget: &AccountBudget, (call, waiter): (UpstreamCall, Waiter)) -> JoinHandle<Result<Instant, Reason>> {
     let budget = budget.clone();
     tokio::spawn(async move {
         let _waiter = waiter;
@@ -193,7 +192,7 @@ async fn an_unused_permit_gives_its_token_back() {
 async fn refreshes_come_behind_clients_until_somebody_wants_them() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
-    let background = |call: Call| {
+    let background = |call: UpstreamCall| {
         let budget = budget.clone();
         tokio::spawn(async move { answered(&budget, &call).await })
     };
@@ -267,7 +266,7 @@ async fn a_full_queue_makes_room_for_a_team_whose_line_is_shorter() {
 async fn refreshes_leave_a_full_queue_first_and_nobody_leaves_for_one() {
     let budget = budget(Limits { queue: 2, ..limits(1, 1, 10) });
     spend(&budget, patient()).await.unwrap().unwrap();
-    let background = |call: Call| {
+    let background = |call: UpstreamCall| {
         let budget = budget.clone();
         tokio::spawn(async move { answered(&budget, &call).await })
     };
@@ -407,8 +406,9 @@ async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
 }
 
 /// So many more of a call's own clients.
-fn waiter_count(call: &Call, clients: usize) -> Vec<Waiter> {
-    (0..clients).map(|_| call.waiters.join(&call.team, call.directives.urgency)).collect()
+fn waiter_count(call: &UpstreamCall, clients: usize) -> Vec<Waiter> {
+    let urgency = call.waiters.waiting_teams().0.first().map_or_else(Urgency::default, |team| team.urgency);
+    (0..clients).map(|_| call.waiters.join(&call.team, urgency)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -551,7 +551,7 @@ async fn dashboards(counted: bool, seed: u64) -> Duration {
             while Instant::now() < until {
                 let (asked, (waiters, page)) = (Instant::now(), &pages[rng.usize(0..50)]);
                 let (call, waiter) = patient();
-                let call = Call { waiters: Arc::clone(waiters), ..call };
+                let call = UpstreamCall { waiters: Arc::clone(waiters), ..call };
                 let first = page.get().is_none() && waiters.waiting_teams().0.is_empty();
                 let _waiter = if counted || first { waiter_count(&call, 1) } else { vec![waiter] };
                 let fetch = async || {
@@ -682,8 +682,8 @@ async fn a_call_that_is_not_sent_costs_its_team_nothing() {
     assert_eq!(budget.allowance(&team).map(|left| left.remaining), Some(1));
 }
 
-fn refresh_of(team: &Team) -> Call {
-    Call { waiters: Waiters::of_refresh(), ..call_of(team, 3, 60 * S).0 }
+fn refresh_of(team: &Team) -> UpstreamCall {
+    UpstreamCall { waiters: Waiters::of_refresh(), ..call_of(team, 3, 60 * S).0 }
 }
 
 #[tokio::test(start_paused = true)]
@@ -867,7 +867,7 @@ async fn every_attempt_pays_and_a_429_pauses_the_account() {
     let (budgets, clock) = (Budgets::default(), Clock::new());
     budgets.set(&"main".into(), limits(10, 10, 10), clock);
     let layer = BudgetLayer::new(budgets.clone(), Metrics::new(), clock);
-    let limited = service_fn(|_: Call| async {
+    let limited = service_fn(|_: UpstreamCall| async {
         let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("9"))]);
         let status = StatusCode::TOO_MANY_REQUESTS;
         Ok(UpstreamResponse { status, headers, body: Default::default(), next_token: None })

@@ -7,12 +7,7 @@
 //!
 //! It does not know HTTP: bodies are canonical and keys computed above.
 
-mod cache_status;
-mod disk;
-mod flight;
 mod refresh_backoff;
-mod sets;
-mod store;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,21 +21,22 @@ use memchr::memmem;
 use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
-use self::cache_status::{Forward, KeyParam};
-pub use self::disk::{DiskSettings, DiskView};
-use self::flight::{FlightGuard, FlightResult, Flown, Joined, Kind};
 use self::refresh_backoff::RefreshBackoff;
-use self::sets::{Membership, ResultSet};
-use self::store::{Compression, Entry};
-pub use self::store::{EntryView, Purge, Purged, Store};
+use crate::cache::Store;
+use crate::cache::entry::{Compression, Entry};
+use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
+use crate::cache::sets::{Membership, ResultSet};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::metrics::{Metrics, SettledLabels, StaticLabel};
-use crate::request::call::{Call, ClientResponse, StoredResponse, UpstreamResponse};
+use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::key::Key;
+use crate::request::query::ClientQuery;
+use crate::request::response::{ClientResponse, StoredResponse};
 use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
+use crate::semantics::cache_status::{self, Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
 use crate::twilio::endpoint::Operation;
 use crate::twilio::parameters::Parameters;
@@ -110,9 +106,9 @@ impl<S> Clone for Caching<S> {
 
 type Answered = Result<ClientResponse, GatewayError>;
 
-impl<S> Service<Call> for Caching<S>
+impl<S> Service<ClientQuery> for Caching<S>
 where
-    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     type Response = ClientResponse;
@@ -124,12 +120,12 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
-        if call.directives.cache.no_store && !call.directives.cache.only_if_cached {
-            return Either::Right(Box::pin(bypass(S::clone(&self.inner), call, self.layer.clock)));
+    fn call(&mut self, query: ClientQuery) -> Self::Future {
+        if query.directives.cache.no_store && !query.directives.cache.only_if_cached {
+            return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, self.layer.clock)));
         }
         let now = self.layer.clock.moment();
-        let entry = self.layer.store.page(&call.key);
+        let entry = self.layer.store.page(query.key());
         if entry.is_none()
             && let Some(loading) = self.layer.store.loading(self.layer.clock.now())
         {
@@ -137,16 +133,16 @@ where
             let mut cache = self.clone();
             return Either::Right(Box::pin(async move {
                 loading.await;
-                cache.call(call).await
+                cache.call(query).await
             }));
         }
-        let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &call.directives.cache);
+        let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &query.directives.cache);
         match (decision, entry) {
-            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(self.serve(&entry, None, &call, now)))),
+            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(self.serve(&entry, None, &query, now)))),
             (Decision::ServeAndRefresh, Some(entry)) => {
-                let reply = self.serve(&entry, None, &call, now);
+                let reply = self.serve(&entry, None, &query, now);
                 if entry.is_refreshable() {
-                    self.refresh(call);
+                    self.refresh(query);
                 }
                 Either::Left(ready(Ok(reply)))
             }
@@ -154,38 +150,38 @@ where
                 Reason::OnlyIfCached,
                 "nothing is cached that this request accepts, and it forbids asking Twilio",
             )))),
-            (_, entry) => Either::Right(Box::pin(self.clone().fetch(call, entry))),
+            (_, entry) => Either::Right(Box::pin(self.clone().fetch(query, entry))),
         }
     }
 }
 
 impl<S> Caching<S>
 where
-    S: Service<Call, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     /// Lets one refresh run behind an answer.
-    fn refresh(&self, call: Call) {
-        let (key, begun) = (call.key, self.layer.clock.now());
+    fn refresh(&self, query: ClientQuery) {
+        let (key, begun) = (*query.key(), self.layer.clock.now());
         if !self.layer.refreshes.allows(&key, begun) {
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let set = self.layer.membership(&call);
-        self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.result_set()), |guard, waiters| {
-            let call = Call { context: Arc::default(), ..call };
-            let (flight, layer) = (self.flight(call, set, guard, waiters, delay), Arc::clone(&self.layer));
-            Box::pin(async move {
-                flight.await;
-                if let Some(entry) = layer.store.page(&key) {
-                    layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
-                }
-            })
+        let set = self.layer.membership(query.operation, &place(&query));
+        let flown = Flown::of(&query, set.result_set());
+        let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
+        let call = query.upstream_call(waiters, begun + self.layer.policy.deadline, Arc::default());
+        let (flight, layer) = (self.flight(call, place(&query), set, lease, delay), Arc::clone(&self.layer));
+        tokio::spawn(async move {
+            flight.await;
+            if let Some(entry) = layer.store.page(&key) {
+                layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
+            }
         });
     }
 
     /// Asks upstream, together with everybody else who asks the same.
-    async fn fetch(self, call: Call, entry: Option<Arc<Entry>>) -> Answered {
+    async fn fetch(self, query: ClientQuery, entry: Option<Arc<Entry>>) -> Answered {
         let asked = self.layer.clock.moment();
         let why = match &entry {
             None => Forward::UriMiss,
@@ -194,31 +190,37 @@ where
             Some(_) => Forward::Request,
         };
         loop {
-            let forced = call.directives.cache.no_cache;
+            let forced = query.directives.cache.no_cache;
             // FlightResult since this call looked; for a forced refresh it must have been asked for since, too.
-            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > call.received;
-            let arrived_meanwhile = || self.layer.store.page(&call.key).filter(recent);
-            let set = self.layer.membership(&call);
-            let begin = |guard, waiters| self.flight(call.clone(), set, guard, waiters, Duration::ZERO);
+            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
+            let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
+            let set = self.layer.membership(query.operation, &place(&query));
             // What was asked for before a forced refresh was wished for is not what it wishes for.
             let kind = if forced { Kind::Forced } else { Kind::Any };
-            let mut joined =
-                match self.layer.store.flights.join(&call, kind, set.result_set(), arrived_meanwhile, begin) {
-                    Ok(joined) => joined,
-                    Err(arrived) => {
-                        return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &call, self.layer.clock.moment()));
+            let (mut joined, leads) =
+                match self.layer.store.flights.claim(&query, kind, set.result_set(), arrived_meanwhile) {
+                    Claim::Leader(lease, waiters, joined) => {
+                        // Its own deadline, whoever leads: others may have more time.
+                        let deadline = self.layer.clock.now() + self.layer.policy.deadline;
+                        let call = query.upstream_call(waiters, deadline, Arc::clone(&query.context));
+                        tokio::spawn(self.flight(call, place(&query), set, lease, Duration::ZERO));
+                        (joined, true)
+                    }
+                    Claim::Wait(joined) => (joined, false),
+                    Claim::Arrived(arrived) => {
+                        return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &query, self.layer.clock.moment()));
                     }
                 };
             let now = self.layer.clock.now();
             if let Some(estimated_start) =
-                joined.estimated_start().filter(|estimated_start| !joined.leads && *estimated_start > call.deadline)
+                joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
                 // The flight may wait for longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &call);
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &query);
             }
-            match wait(&mut joined, call.deadline).await {
+            match wait(&mut joined, query.deadline).await {
                 // It would be lost again.
-                Waited::Lost if joined.leads => {
+                Waited::Lost if leads => {
                     let message = "the gateway failed while it fetched this; tell whoever operates it";
                     return Err(GatewayError::new(Reason::Internal, message));
                 }
@@ -234,21 +236,21 @@ where
                         GatewayError::too_late(estimated_start.saturating_duration_since(now))
                     };
                     let error = joined.estimated_start().map_or_else(unanswered, still_waits);
-                    return self.or_stale(Err(error), entry, &call);
+                    return self.or_stale(Err(error), entry, &query);
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
                     // It was not sent, since those who waited for it had left or had no time for its turn. This client has.
                     let was_not_sent = |error: &GatewayError| {
-                        let has_time = now + error.retry_after().unwrap_or_default() < call.deadline;
+                        let has_time = now + error.retry_after().unwrap_or_default() < query.deadline;
                         error.is_abandoned() || (error.reason() == Reason::Deadline && has_time)
                     };
-                    if !joined.leads && finished.result.as_ref().is_err_and(was_not_sent) {
+                    if !leads && finished.result.as_ref().is_err_and(was_not_sent) {
                         continue;
                     }
-                    let collapsed = !joined.leads;
+                    let collapsed = !leads;
                     let reply = finished.result.map(|page| {
-                        let theirs = page.tag_of_client(&call.directives, None);
+                        let theirs = page.tag_of_client(&query.directives, None);
                         let not_modified = theirs.is_some();
                         let outcome = match (not_modified, collapsed) {
                             (true, _) => Outcome::Revalidated,
@@ -256,7 +258,7 @@ where
                             (false, false) => Outcome::Miss,
                         };
                         let status = page.status.as_u16();
-                        let key = KeyParam::new(&call.key);
+                        let key = KeyParam::new(&query.key().short());
                         let cache_status =
                             cache_status::forwarded(why, status, finished.stored, collapsed, outcome, &key);
                         let etag = theirs.or_else(|| page.etag.clone());
@@ -270,21 +272,21 @@ where
                             not_modified,
                         }
                     });
-                    return self.or_stale(reply, entry, &call);
+                    return self.or_stale(reply, entry, &query);
                 }
             }
         }
     }
 
     /// A page from the store. Without `outcome` it is a hit, or stale if it is.
-    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, call: &Call, now: Moment) -> ClientResponse {
+    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, query: &ClientQuery, now: Moment) -> ClientResponse {
         entry.count_hit();
-        let (age, directives) = (entry.age(now), &call.directives);
+        let (age, directives) = (entry.age(now), &query.directives);
         let coded = directives.gzip.then(|| entry.compression.coded()).flatten();
         let theirs = entry.page.tag_of_client(directives, coded);
         let not_modified = theirs.is_some();
         if directives.gzip && coded.is_none() && !not_modified {
-            self.layer.store.compress(call.key, entry, self.layer.clock);
+            self.layer.store.compress(*query.key(), entry, self.layer.clock);
         }
         let outcome = match outcome {
             // That the upstream is failing is worth more than that the client has the page.
@@ -307,7 +309,7 @@ where
     }
 
     /// The answer, or rather a stale page within its window than an error.
-    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, call: &Call) -> Answered {
+    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, query: &ClientQuery) -> Answered {
         let failed = match &answered {
             Ok(reply) => reply.page.status == StatusCode::TOO_MANY_REQUESTS || reply.page.status.is_server_error(),
             Err(error) => matches!(
@@ -329,7 +331,7 @@ where
                 && self.layer.store.is_current(entry)
         };
         match entry.filter(usable) {
-            Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), call, now)),
+            Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), query, now)),
             _ => answered,
         }
     }
@@ -337,38 +339,37 @@ where
     /// The flight, which takes off after `delay`, or when a client begins to wait for it.
     fn flight(
         &self,
-        call: Call,
+        mut call: UpstreamCall,
+        place: Key,
         set: Membership,
-        guard: FlightGuard,
-        waiters: Arc<Waiters>,
+        lease: Lease,
         delay: Duration,
-    ) -> BoxFuture<'static, ()> {
+    ) -> impl Future<Output = ()> + Send + use<S> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
-        Box::pin(async move {
+        async move {
             if !delay.is_zero() {
                 let begun = layer.clock.now();
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
-                    () = waiters.wanted() => {}
+                    () = call.waiters.wanted() => {}
                 }
+                call.deadline = layer.clock.now() + layer.policy.deadline;
                 // Somebody wanted it fetched anew meanwhile.
                 if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
                     let age = Some(entry.age(layer.clock.moment()));
-                    return guard.finish(FlightResult { result: Ok(Arc::clone(&entry.page)), stored: true, age });
+                    return lease.finish(FlightResult { result: Ok(Arc::clone(&entry.page)), stored: true, age });
                 }
             }
-            let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), set };
-            // Its own, whoever began it: others may have more time.
-            let call = Call { waiters, deadline: asked.at + layer.policy.deadline, ..call };
+            let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
             // Behind the request, which goes out first.
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
             let finished = match answered {
-                Ok(answer) => layer.keep(&call, answer, settled, &asked, &guard),
+                Ok(answer) => layer.keep(&call, answer, settled, &asked, &lease),
                 Err(error) => FlightResult { result: Err(error), stored: false, age: None },
             };
-            guard.finish(finished);
-        })
+            lease.finish(finished);
+        }
     }
 }
 
@@ -376,16 +377,16 @@ where
 struct Asked {
     at: Instant,
     wall: SystemTime,
+    /// The key under which its result set expects it.
+    place: Key,
     set: Membership,
 }
 
 impl CacheLayer {
-    /// What is known of the result set of what is asked for.
-    fn membership(&self, call: &Call) -> Membership {
-        match call.operation {
-            Operation::Page => {
-                self.store.membership(call.expected_as.as_ref().unwrap_or(&call.key), self.clock.moment())
-            }
+    /// What is known of the result set that expects a response under `place`.
+    fn membership(&self, operation: Operation, place: &Key) -> Membership {
+        match operation {
+            Operation::Page => self.store.membership(place, self.clock.moment()),
             _ => Membership::Unknown,
         }
     }
@@ -393,11 +394,11 @@ impl CacheLayer {
     /// Makes an answer a page, and keeps it if it may be kept.
     fn keep(
         &self,
-        call: &Call,
+        call: &UpstreamCall,
         mut answer: UpstreamResponse,
         settled: Option<Verdict>,
         asked: &Asked,
-        guard: &FlightGuard,
+        lease: &Lease,
     ) -> FlightResult {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
         let date = cache_control::date(&answer.headers);
@@ -417,7 +418,7 @@ impl CacheLayer {
             self.metrics.cache_settled.get_or_create(&SettledLabels { reason: StaticLabel(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
-        let set = self.membership(call);
+        let set = self.membership(call.operation, &asked.place);
         let lifetimes = match (page.status, call.operation) {
             (StatusCode::OK, Operation::Metadata) => Some(self.policy.metadata),
             (StatusCode::OK, Operation::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
@@ -467,7 +468,7 @@ impl CacheLayer {
             query: self.policy.keep_queries.then(|| text(call)).flatten(),
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            key_param: KeyParam::new(&call.key),
+            key_param: KeyParam::new(&call.key.short()),
             page: Arc::clone(&page),
         };
         // A usable page is displaced neither by an error nor by what was asked for before it.
@@ -475,7 +476,7 @@ impl CacheLayer {
             let usable = old.page.status.is_success() && old.age(moment) <= old.lifetimes.usable();
             !usable || (page.status.is_success() && old.asked <= asked.at)
         };
-        finished(self.store.insert(call.key, entry, guard, yields))
+        finished(self.store.insert(call.key, entry, lease, yields))
     }
 
     /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's
@@ -486,7 +487,7 @@ impl CacheLayer {
     }
 
     /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
-    fn judge(&self, call: &Call, wall: SystemTime) -> Option<Verdict> {
+    fn judge(&self, call: &UpstreamCall, wall: SystemTime) -> Option<Verdict> {
         if call.operation != Operation::Query {
             return None;
         }
@@ -505,6 +506,11 @@ impl CacheLayer {
 fn agree(one: SystemTime, other: SystemTime) -> bool {
     const MARGIN: Duration = Duration::from_secs(60);
     one.duration_since(other).unwrap_or_else(|behind| behind.duration()) <= MARGIN
+}
+
+/// The key under which a result set expects what is asked for: for a page that of its token alone.
+fn place(query: &ClientQuery) -> Key {
+    query.canonical.expected_as.unwrap_or(query.canonical.key)
 }
 
 /// An age in whole seconds, as `Age` has it. Nothing is to seem younger than it is.
@@ -529,7 +535,7 @@ fn previous_token(body: &[u8]) -> Option<String> {
 }
 
 /// What a call asks for, in words: its body, or of a page its parameters. Plain metadata says nothing more.
-fn text(call: &Call) -> Option<Arc<str>> {
+fn text(call: &UpstreamCall) -> Option<Arc<str>> {
     let text = match call.operation {
         // Canonical bytes are UTF-8: nothing is lost.
         Operation::Query => String::from_utf8_lossy(&call.body).into(),
@@ -554,15 +560,15 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
 }
 
 /// Goes upstream for one client alone, and keeps nothing.
-async fn bypass<S>(inner: S, call: Call, clock: Clock) -> Answered
+async fn bypass<S>(inner: S, query: ClientQuery, clock: Clock) -> Answered
 where
-    S: Service<Call, Response = UpstreamResponse, Error = GatewayError>,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError>,
 {
     let waiters = Waiters::of_clients();
-    let _waiter = waiters.join(&call.team, call.directives.urgency);
-    let key = KeyParam::new(&call.key);
+    let _waiter = waiters.join(&query.team, query.directives.urgency);
+    let key = KeyParam::new(&query.key().short());
     let asked = clock.now();
-    let mut answer = inner.oneshot(Call { waiters, ..call }).await?;
+    let mut answer = inner.oneshot(query.upstream_call(waiters, query.deadline, Arc::clone(&query.context))).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
     cache_control::normalise(&mut answer.headers, clock.wall_now());
     let page = Arc::new(StoredResponse::new(answer));

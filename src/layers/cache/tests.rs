@@ -8,9 +8,11 @@ use tokio::sync::Semaphore;
 use tokio::time::advance;
 
 use super::*;
+use crate::cache::Purge;
 use crate::core::clock::Simulation;
 use crate::core::error::Retry;
 use crate::metrics::Metrics;
+use crate::request::query::CanonicalQuery;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 
 const S: Duration = Duration::from_secs(1);
@@ -78,7 +80,7 @@ impl Upstream {
     }
 }
 
-impl Service<Call> for Upstream {
+impl Service<UpstreamCall> for Upstream {
     type Response = UpstreamResponse;
     type Error = GatewayError;
     type Future = BoxFuture<'static, Result<UpstreamResponse, GatewayError>>;
@@ -87,7 +89,7 @@ impl Service<Call> for Upstream {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Call) -> Self::Future {
+    fn call(&mut self, _: UpstreamCall) -> Self::Future {
         let upstream = self.clone();
         Box::pin(async move {
             upstream.calls.fetch_add(1, Ordering::SeqCst);
@@ -142,20 +144,20 @@ fn purge(cache: &Cache, which: &Purge) -> u64 {
     cache.layer.store.purge(which).pages
 }
 
-fn forcing(call: Call) -> Call {
+fn forcing(call: ClientQuery) -> ClientQuery {
     let cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
-    Call { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call }
+    ClientQuery { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call }
 }
 
-fn call(body: &'static str) -> Call {
-    Call::example(Operation::Query, "", body)
+fn call(body: &'static str) -> ClientQuery {
+    ClientQuery::example(Operation::Query, "", body)
 }
 
-fn wishing(cache: CacheDirectives) -> Call {
-    Call { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call("q") }
+fn wishing(cache: CacheDirectives) -> ClientQuery {
+    ClientQuery { directives: RequestDirectives { cache, ..RequestDirectives::default() }, ..call("q") }
 }
 
-async fn ask(cache: &Cache, call: Call) -> Result<ClientResponse, Reason> {
+async fn ask(cache: &Cache, call: ClientQuery) -> Result<ClientResponse, Reason> {
     cache.clone().oneshot(call).await.map_err(|error| error.reason())
 }
 
@@ -431,7 +433,7 @@ async fn twilios_refusals_are_kept_shortly() {
 async fn who_has_time_for_what_was_not_sent_begins_anew() {
     let upstream = Upstream::gated(&[Next::Fail(Reason::Deadline), Next::Page("1")]);
     let cache = cache(&upstream);
-    let hasty = tokio::spawn(cache.clone().oneshot(Call { deadline: Instant::now() + S, ..call("q") }));
+    let hasty = tokio::spawn(cache.clone().oneshot(ClientQuery { deadline: Instant::now() + S, ..call("q") }));
     settle().await;
     let patient = tokio::spawn(cache.clone().oneshot(call("q")));
     settle().await;
@@ -447,7 +449,7 @@ async fn nobody_waits_longer_than_it_wants_and_one_call_serves_all() {
     // The hasty one begins the call, and leaves it to the others.
     for _ in 0..6 {
         let begun = Instant::now();
-        let hasty = ask(&cache, Call { deadline: Instant::now() + S, ..call("q") }).await;
+        let hasty = ask(&cache, ClientQuery { deadline: Instant::now() + S, ..call("q") }).await;
         assert_eq!((hasty.unwrap_err(), begun.elapsed()), (Reason::UpstreamTimeout, S));
     }
     let patient = tokio::spawn(cache.clone().oneshot(call("q")));
@@ -480,7 +482,7 @@ async fn a_client_that_has_the_page_is_told_so() {
     let upstream = Upstream::new(&[Next::Page("1")]);
     let cache = cache(&upstream);
     let etag = ask(&cache, call("q")).await.unwrap().page.etag.clone();
-    let having = |tag| Call {
+    let having = |tag| ClientQuery {
         directives: RequestDirectives { if_none_match: tag, ..RequestDirectives::default() },
         ..call("q")
     };
@@ -500,7 +502,7 @@ async fn pages_are_purged_by_what_they_are() {
     }
     assert_eq!(purge(&cache, &Purge::Account("other".into())), 0);
     assert_eq!(purge(&cache, &Purge::Operation(Operation::Metadata)), 0);
-    assert_eq!(purge(&cache, &Purge::Key(call("a").key.short().to_string())), 1);
+    assert_eq!(purge(&cache, &Purge::Key(call("a").key().short().to_string())), 1);
     assert_eq!(store.entries(None, 10, cache.layer.clock.moment()).len(), 2);
     assert_eq!(purge(&cache, &Purge::All), 2);
     assert_eq!(store.size().0, 0);
@@ -517,8 +519,8 @@ async fn the_newest_pages_stay_within_the_capacity() {
             body: vec![b'x'; 16 * 1024].into(),
             next_token: None,
         });
-        let call = Call::example(Operation::Query, &n.to_string(), "");
-        let key = call.key;
+        let call = ClientQuery::example(Operation::Query, &n.to_string(), "");
+        let key = *call.key();
         let entry = Entry {
             page: Arc::new(page),
             account: "main".into(),
@@ -536,14 +538,10 @@ async fn the_newest_pages_stay_within_the_capacity() {
             query: None,
             hits: AtomicU64::new(0),
             compression: Compression::default(),
-            key_param: cache_status::KeyParam::new(&key),
+            key_param: KeyParam::new(&key.short()),
         };
-        let mut guard = None;
-        store.flights.refresh((key, Kind::Any), Flown::of(&call, None), |given, _| {
-            guard = Some(given);
-            Box::pin(std::future::ready(()))
-        });
-        assert!(store.insert(key, entry, &guard.unwrap(), |_| true));
+        let (lease, _) = store.flights.claim_refresh((key, Kind::Any), Flown::of(&call, None)).unwrap();
+        assert!(store.insert(key, entry, &lease, |_| true));
         key
     };
     for n in 0..1000 {
@@ -564,14 +562,14 @@ static LARGE: &str = match str::from_utf8(&[b'1'; 4096]) {
     Err(_) => "",
 };
 
-fn accepting_gzip() -> Call {
-    Call { directives: RequestDirectives { gzip: true, ..RequestDirectives::default() }, ..call("q") }
+fn accepting_gzip() -> ClientQuery {
+    ClientQuery { directives: RequestDirectives { gzip: true, ..RequestDirectives::default() }, ..call("q") }
 }
 
 /// A cache with one large page, and that page's entry.
 async fn with_large_page(cache: &Cache) -> Arc<Entry> {
     ask(cache, call("q")).await.unwrap();
-    cache.layer.store.page(&call("q").key).unwrap()
+    cache.layer.store.page(call("q").key()).unwrap()
 }
 
 #[tokio::test]
@@ -593,7 +591,7 @@ async fn one_compression_serves_all_later_answers() {
     assert_eq!(first.as_ptr(), second.as_ptr());
     assert!(ask(&cache, call("q")).await.unwrap().coded.is_none());
     // Weighed with what was added, and still the entry that counts its hits.
-    assert!(Arc::ptr_eq(&entry, &cache.layer.store.page(&call("q").key).unwrap()));
+    assert!(Arc::ptr_eq(&entry, &cache.layer.store.page(call("q").key()).unwrap()));
     let coded = entry.compression.coded().unwrap();
     assert_eq!(cache.layer.store.size().1, plain + coded.weight() as u64);
 }
@@ -602,7 +600,7 @@ async fn one_compression_serves_all_later_answers() {
 async fn what_has_gone_meanwhile_does_not_come_back() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE), Next::Page("2")]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
-    let (key, now) = (call("q").key, cache.layer.clock.moment());
+    let (key, now) = (*call("q").key(), cache.layer.clock.moment());
     purge(&cache, &Purge::All);
     store.add_coded(key, &entry, entry.page.gzip(), now);
     assert!(store.page(&key).is_none() && entry.compression.coded().is_none());
@@ -619,7 +617,7 @@ async fn a_compressed_page_is_kept_no_longer() {
     let usable = entry.lifetimes.usable();
     let deadline = || entry.usable();
     assert_eq!(deadline(), usable);
-    store.add_coded(call("q").key, &entry, entry.page.gzip(), entry.made.after(100 * S));
+    store.add_coded(*call("q").key(), &entry, entry.page.gzip(), entry.made.after(100 * S));
     assert_eq!(deadline(), usable - 100 * S);
 }
 
@@ -644,17 +642,22 @@ fn token_of(body: &str) -> Option<String> {
     body.split_once('>').map(|(_, token)| token.to_owned())
 }
 
-fn page(token: &str) -> Call {
+fn page(token: &str) -> ClientQuery {
     let parameters = Parameters::of_page(token);
-    Call::example(Operation::Page, parameters.as_str(), "")
+    ClientQuery::example(Operation::Page, parameters.as_str(), "")
 }
 
 /// The page of a token, asked for with a size of its own.
-fn sized_page(token: &str) -> Call {
-    let expected_as = Some(page(token).key);
-    let parameters = format!("pageSize=3&{}", page(token).parameters);
-    let key = Key::new(&crate::accounts::Team::example("a").account, Operation::Page, &parameters, b"");
-    Call { key, expected_as, parameters: parameters.into(), ..page(token) }
+fn sized_page(token: &str) -> ClientQuery {
+    let page = page(token);
+    let parameters = format!("pageSize=3&{}", page.canonical.parameters);
+    let canonical = CanonicalQuery {
+        key: Key::new(&page.team.account, Operation::Page, &parameters, b""),
+        expected_as: Some(*page.key()),
+        parameters: parameters.into(),
+        body: Bytes::new(),
+    };
+    ClientQuery { canonical: Arc::new(canonical), ..page }
 }
 
 #[tokio::test(start_paused = true)]
@@ -683,13 +686,16 @@ async fn a_page_of_a_size_of_its_own_belongs_to_the_set_of_its_token() {
     }
     // The token is expected of a newer set now, and the older set's page does not stand in for its.
     let forced = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
-    ask(&cache, Call { directives: RequestDirectives { cache: forced, ..RequestDirectives::default() }, ..call("q") })
-        .await
-        .unwrap();
+    ask(
+        &cache,
+        ClientQuery { directives: RequestDirectives { cache: forced, ..RequestDirectives::default() }, ..call("q") },
+    )
+    .await
+    .unwrap();
     assert_eq!(said(ask(&cache, sized_page("b")).await), is(Outcome::Miss, "2' of 3>c3", None));
     assert_eq!(said(ask(&cache, sized_page("b")).await), is(Outcome::Hit, "2' of 3>c3", Some(0)));
-    cache.layer.store.purge(&Purge::Key(call("q").key.to_string()));
-    for key in [call("q").key, page("b").key, sized_page("b").key, page("c3").key] {
+    cache.layer.store.purge(&Purge::Key(call("q").key().to_string()));
+    for key in [*call("q").key(), *page("b").key(), *sized_page("b").key(), *page("c3").key()] {
         assert!(cache.layer.store.page(&key).is_none(), "they are purged with the first page");
     }
 }
@@ -745,9 +751,9 @@ async fn pages_of_a_result_set_are_purged_together() {
         ask(&cache, call).await.unwrap();
     }
     let store = cache.layer.store.clone();
-    assert_eq!(purge(&cache, &Purge::Key(call("q").key.to_string())), 2);
+    assert_eq!(purge(&cache, &Purge::Key(call("q").key().to_string())), 2);
     let left: Vec<_> = store.entries(None, 10, cache.layer.clock.moment()).iter().map(|view| view.key).collect();
-    assert_eq!(left, [call("p").key]);
+    assert_eq!(left, [*call("p").key()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -758,9 +764,9 @@ async fn settled_queries_live_longer_once_the_metadata_proves_them() {
     let upstream = Upstream::new(&script);
     let cache = cache(&upstream);
     ask(&cache, call(QUERY)).await.unwrap();
-    let metadata = Call::example(Operation::Metadata, "", "");
+    let metadata = ClientQuery::example(Operation::Metadata, "", "");
     ask(&cache, metadata).await.unwrap();
-    let forced = Call {
+    let forced = ClientQuery {
         directives: RequestDirectives {
             cache: CacheDirectives { no_cache: true, ..CacheDirectives::default() },
             ..RequestDirectives::default()
@@ -891,7 +897,7 @@ async fn a_set_that_may_not_be_kept_ends_the_old_one_with_the_same_tokens() {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_after_a_purge_joins_no_flight_from_before_it() {
-    let key = call("q").key;
+    let key = *call("q").key();
     let account = Purge::Account("main".into());
     let scopes = [
         Purge::All,
@@ -926,7 +932,7 @@ async fn a_purge_of_something_else_costs_no_call() {
     settle().await;
     purge(&cache, &Purge::Account("other".into()));
     purge(&cache, &Purge::Operation(Operation::Metadata));
-    purge(&cache, &Purge::Key(call("p").key.to_string()));
+    purge(&cache, &Purge::Key(call("p").key().to_string()));
     let after = tokio::spawn(cache.clone().oneshot(call("q")));
     settle().await;
     upstream.open(1);
@@ -959,7 +965,7 @@ async fn a_further_page_under_way_is_purged_with_its_set() {
     ask(&cache, call("q")).await.unwrap();
     let before = tokio::spawn(cache.clone().oneshot(page("b")));
     settle().await;
-    assert_eq!(purge(&cache, &Purge::Key(call("q").key.short().to_string())), 1);
+    assert_eq!(purge(&cache, &Purge::Key(call("q").key().short().to_string())), 1);
     let after = tokio::spawn(cache.clone().oneshot(page("b")));
     settle().await;
     upstream.open(2);
@@ -999,11 +1005,11 @@ async fn a_clock_that_was_set_proves_nothing_settled() {
     let script = [Next::Page(METADATA), Next::Page("1"), Next::With(DATED, "2"), Next::With(DATED, "3")];
     let upstream = Upstream::new(&script);
     let (cache, machine) = cache_on(&upstream);
-    ask(&cache, Call::example(Operation::Metadata, "", "")).await.unwrap();
+    ask(&cache, ClientQuery::example(Operation::Metadata, "", "")).await.unwrap();
     let kept_for = async || {
         let forced = forcing(call(QUERY));
         ask(&cache, forced).await.unwrap();
-        cache.layer.store.page(&call(QUERY).key).unwrap().lifetimes
+        cache.layer.store.page(call(QUERY).key()).unwrap().lifetimes
     };
     machine.step_wall(3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set forward since the start");
@@ -1068,7 +1074,7 @@ async fn entries_are_listed_in_the_order_of_their_keys_without_holding_all() {
     for n in 0..50 {
         let body: &'static str = Box::leak(format!("q{n}").into_boxed_str());
         ask(&cache, call(body)).await.unwrap();
-        keys.push(call(body).key.to_string());
+        keys.push(call(body).key().to_string());
     }
     keys.sort();
     let (mut listed, mut after) = (Vec::new(), None::<String>);

@@ -1,4 +1,4 @@
-//! Where HTTP becomes a [`Call`] and a [`ClientResponse`] becomes HTTP.
+//! Where HTTP becomes a [`ClientQuery`] and a [`ClientResponse`] becomes HTTP.
 //!
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
 //! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, and the ids of its
@@ -36,11 +36,11 @@ use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::json;
-use crate::request::call::{Call, ClientResponse};
 use crate::request::context::{RequestContext, Stage};
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
-use crate::request::waiters::Waiters;
+use crate::request::query::{CanonicalQuery, ClientQuery};
+use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Operation;
@@ -66,8 +66,6 @@ pub struct DecodeLayer {
     bodies: Bodies,
     parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
-    /// Of every call, until it goes upstream: then the cache gives it one of its own.
-    nobody: Arc<Waiters>,
 }
 
 impl DecodeLayer {
@@ -75,7 +73,7 @@ impl DecodeLayer {
     /// in `pages`, and the tokens that are given out under them are remembered in `tokens`.
     pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
         let restrictions = Arc::new(Restrictions::new(pages, tokens));
-        Self { limits, bodies, parse_cache: Arc::new(ParseCache::new()), restrictions, nobody: Waiters::of_clients() }
+        Self { limits, bodies, parse_cache: Arc::new(ParseCache::new()), restrictions }
     }
 }
 
@@ -96,7 +94,7 @@ pub struct Decode<S> {
 
 impl<S, B> Service<AuthorizedRequest<B>> for Decode<S>
 where
-    S: Service<Call, Response = ClientResponse, Error = GatewayError> + Clone + Send + 'static,
+    S: Service<ClientQuery, Response = ClientResponse, Error = GatewayError> + Clone + Send + 'static,
     S::Future: Send,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -126,9 +124,9 @@ where
             };
             let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
-                Read::Call(call, release) => Ok((call, release)),
-                Read::NeedsMetadata(call, restriction) => {
-                    match Box::pin(fetch_view(inner.clone(), *call, &restriction)).await? {
+                Read::Query(query, release) => Ok((query, release)),
+                Read::NeedsMetadata(query, restriction) => {
+                    match Box::pin(fetch_view(inner.clone(), *query, &restriction)).await? {
                         Ok(view) => Ok(layer.read_with(&asked, restriction, &view)?),
                         Err(reply) => Err(reply),
                     }
@@ -137,9 +135,9 @@ where
             drop(asked);
             context.end_of(Stage::Read);
             let reply = match read {
-                Ok((call, release)) => {
+                Ok((query, release)) => {
                     poll_fn(|context| inner.poll_ready(context)).await?;
-                    let reply = inner.call(call).await;
+                    let reply = inner.call(query).await;
                     context.end_of(Stage::Cache);
                     release.release(reply?)?
                 }
@@ -165,10 +163,10 @@ struct Asked {
 
 /// What a request comes to when it is read.
 enum Read {
-    /// A call, and what is done with its answer before the client gets it.
-    Call(Call, Release),
-    /// Nothing can be proven before this call has brought the account's metadata.
-    NeedsMetadata(Box<Call>, Arc<Restriction>),
+    /// A query, and what is done with the response before the client gets it.
+    Query(ClientQuery, Release),
+    /// Nothing can be proven before this query has brought the account's metadata.
+    NeedsMetadata(Box<ClientQuery>, Arc<Restriction>),
 }
 
 /// What is done with an answer before a client gets it.
@@ -205,28 +203,27 @@ impl DecodeLayer {
         let (parsed, release) = match (operation, restriction) {
             (Operation::Query, None) => {
                 let parsed = self.parse_cache.of(raw, || self.parse(context, team, raw, |_, _| Ok(None)))?;
-                context.asks(&parsed.body);
+                context.asks(&parsed.canonical.body);
                 (parsed, Release::AsItIs)
             }
             (Operation::Query, Some(restriction)) => {
                 if let Some(view) = self.restrictions.fresh(&restriction) {
-                    let (call, release) = self.read_with(request, restriction, &*view?)?;
-                    return Ok(Read::Call(call, release));
+                    let (query, release) = self.read_with(request, restriction, &*view?)?;
+                    return Ok(Read::Query(query, release));
                 }
                 // What is refused whatever metadata says costs no token for metadata.
                 self.parse(context, team, raw, |parameters, query| {
                     restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                     query.prove_shape().map(|()| None)
                 })?;
-                let parsed = ParsedQuery {
+                let metadata = CanonicalQuery {
                     parameters: "".into(),
                     body: Bytes::new(),
-                    asked: None,
                     key: restriction.metadata,
                     expected_as: None,
                 };
-                let call = self.call(request, Operation::Metadata, parsed, of_metadata(&directives));
-                return Ok(Read::NeedsMetadata(Box::new(call), restriction));
+                let query = self.query(request, Operation::Metadata, Arc::new(metadata), of_metadata(&directives));
+                return Ok(Read::NeedsMetadata(Box::new(query), restriction));
             }
             (_, restriction) => {
                 let (parsed, parameters) = understand_parameters(team, *operation, query)?;
@@ -237,7 +234,7 @@ impl DecodeLayer {
                 (parsed, release)
             }
         };
-        Ok(Read::Call(self.call(request, *operation, parsed, directives), release))
+        Ok(Read::Query(self.query(request, *operation, parsed.canonical, directives), release))
     }
 
     /// A query under a policy, with this view of the account's metadata.
@@ -246,7 +243,7 @@ impl DecodeLayer {
         request: &Asked,
         restriction: Arc<Restriction>,
         view: &View,
-    ) -> Result<(Call, Release), GatewayError> {
+    ) -> Result<(ClientQuery, Release), GatewayError> {
         let Asked { head, body, operation, team, context, .. } = request;
         let raw = RawQuery { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
         let parsed = self.parse_cache.of(raw, || {
@@ -255,25 +252,27 @@ impl DecodeLayer {
                 view.restrict(query).map(Some)
             })
         })?;
-        context.asks(parsed.asked.as_ref().unwrap_or(&parsed.body));
-        let call = self.call(request, *operation, parsed, RequestDirectives::read(&head.headers));
-        Ok((call, Release::Tokens(restriction)))
+        context.asks(parsed.asked.as_ref().unwrap_or(&parsed.canonical.body));
+        let query = self.query(request, *operation, parsed.canonical, RequestDirectives::read(&head.headers));
+        Ok((query, Release::Tokens(restriction)))
     }
 
-    fn call(&self, request: &Asked, operation: Operation, parsed: ParsedQuery, directives: RequestDirectives) -> Call {
+    fn query(
+        &self,
+        request: &Asked,
+        operation: Operation,
+        canonical: Arc<CanonicalQuery>,
+        directives: RequestDirectives,
+    ) -> ClientQuery {
         let Asked { team, received, context, .. } = request;
         let patience = directives.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
-        Call {
-            key: parsed.key,
-            expected_as: parsed.expected_as,
+        ClientQuery {
             operation,
             team: Arc::clone(team),
-            parameters: parsed.parameters,
-            body: parsed.body,
-            deadline: *received + patience,
+            canonical,
             directives,
             received: *received,
-            waiters: Arc::clone(&self.nobody),
+            deadline: *received + patience,
             context: Arc::clone(context),
         }
     }
@@ -298,13 +297,13 @@ impl DecodeLayer {
             Some(body) if body != asked => (body, Some(asked)),
             _ => (asked, None),
         };
-        Ok(ParsedQuery {
+        let canonical = CanonicalQuery {
             key: Key::new(&team.account, Operation::Query, parameters.as_str(), &body),
             expected_as: None,
             parameters: parameters.as_str().into(),
             body,
-            asked,
-        })
+        };
+        Ok(ParsedQuery { canonical: Arc::new(canonical), asked })
     }
 }
 
@@ -322,14 +321,13 @@ fn understand_parameters(
         ));
     }
     let alone = parameters.without_all_but_page_token().filter(|_| operation == Operation::Page);
-    let parsed = ParsedQuery {
+    let canonical = CanonicalQuery {
         key: Key::new(account, operation, parameters.as_str(), b""),
         expected_as: alone.map(|alone| Key::of_page(account, &alone)),
         parameters: parameters.as_str().into(),
         body: Bytes::new(),
-        asked: None,
     };
-    Ok((parsed, parameters))
+    Ok((ParsedQuery { canonical: Arc::new(canonical), asked: None }, parameters))
 }
 
 /// Holds a request that has no body to a policy.
@@ -351,7 +349,7 @@ fn restrict(
         }
         Operation::Page => {
             restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
-            restriction.prove_token(&parsed.expected_as.unwrap_or(parsed.key))?;
+            restriction.prove_token(&parsed.canonical.expected_as.unwrap_or(parsed.canonical.key))?;
             Ok(Release::Tokens(restriction))
         }
         _ => Err(GatewayError::new(
@@ -361,16 +359,16 @@ fn restrict(
     }
 }
 
-/// The view of the account's metadata, for which `call` asks; or the answer that there is in its place.
+/// The view of the account's metadata, for which `metadata` asks; or the answer that there is in its place.
 async fn fetch_view<S>(
     inner: S,
-    call: Call,
+    metadata: ClientQuery,
     restriction: &Restriction,
 ) -> Result<Result<Arc<View>, Box<ClientResponse>>, GatewayError>
 where
-    S: Service<Call, Response = ClientResponse, Error = GatewayError>,
+    S: Service<ClientQuery, Response = ClientResponse, Error = GatewayError>,
 {
-    let reply = inner.oneshot(call).await?;
+    let reply = inner.oneshot(metadata).await?;
     match reply.page.status.is_success() {
         true => restriction.view(&reply.page).map(Ok),
         false => Ok(Err(Box::new(reply))),

@@ -12,19 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use crate::request::key::Key;
+use crate::request::query::CanonicalQuery;
 
 /// What a request means. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct ParsedQuery {
-    pub(super) parameters: Arc<str>,
-    /// The canonical body as it is sent, with a policy's filters in it.
-    pub(super) body: Bytes,
+    pub(super) canonical: Arc<CanonicalQuery>,
     /// The canonical body as the client asked it, where a policy has made another of it.
     pub(super) asked: Option<Bytes>,
-    pub(super) key: Key,
-    /// Of a page that is asked for with more than its token: the key of its token alone.
-    pub(super) expected_as: Option<Key>,
 }
 
 /// What a request says.
@@ -149,6 +144,7 @@ mod tests {
 
     use super::*;
     use crate::accounts::Account;
+    use crate::request::key::Key;
     use crate::twilio::endpoint::Operation;
 
     fn account(sid: &str) -> Account {
@@ -156,13 +152,13 @@ mod tests {
     }
 
     fn parsed(raw: RawQuery<'_>) -> ParsedQuery {
-        ParsedQuery {
+        let canonical = CanonicalQuery {
             parameters: raw.query.into(),
             body: Bytes::copy_from_slice(raw.body),
-            asked: None,
             key: Key::new(&account(str::from_utf8(raw.reader).unwrap()), Operation::Query, raw.query, raw.body),
             expected_as: None,
-        }
+        };
+        ParsedQuery { canonical: Arc::new(canonical), asked: None }
     }
 
     fn ask(parse_cache: &ParseCache, raw: RawQuery<'_>) -> (ParsedQuery, bool) {
@@ -185,7 +181,7 @@ mod tests {
         {
             let (meant, asked) = ask(&parse_cache, other);
             assert!(asked);
-            assert_eq!(meant.key, parsed(other).key);
+            assert_eq!(meant.canonical.key, parsed(other).canonical.key);
         }
     }
 
@@ -196,7 +192,7 @@ mod tests {
             for n in 0..3 * ParseCache::SETS * Set::PLACES {
                 let body = n.to_string();
                 let raw = RawQuery { reader: b"AC1", query: "", body: body.as_bytes() };
-                assert_eq!(ask(&parse_cache, raw).0.body, body);
+                assert_eq!(ask(&parse_cache, raw).0.canonical.body, body);
             }
         }
     }

@@ -8,7 +8,8 @@ use super::*;
 use crate::core::clock::Instant;
 use crate::core::outcome::Outcome;
 use crate::core::peer::{Origin, Peer};
-use crate::request::call::{StoredResponse, UpstreamResponse};
+use crate::request::call::UpstreamResponse;
+use crate::request::response::StoredResponse;
 use crate::twilio::policy::Policy;
 
 const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
@@ -29,7 +30,7 @@ fn page(body: &'static str) -> Arc<StoredResponse> {
 #[derive(Clone)]
 struct Rig {
     layer: DecodeLayer,
-    calls: Arc<Mutex<Vec<Call>>>,
+    calls: Arc<Mutex<Vec<ClientQuery>>>,
     /// The page of metadata that is fresh in the cache.
     metadata: Arc<Mutex<Option<Arc<StoredResponse>>>>,
 }
@@ -66,7 +67,7 @@ impl Rig {
         };
         let team = Arc::new(Team { policy: policy.cloned(), ..Team::example("a") });
         let (calls, metadata) = (Arc::clone(&self.calls), Arc::clone(&self.metadata));
-        let inner = service_fn(move |call: Call| {
+        let inner = service_fn(move |call: ClientQuery| {
             let page = match call.operation {
                 Operation::Metadata => metadata.lock().unwrap().get_or_insert_with(|| page(METADATA)).clone(),
                 _ => page(r#"{"meta":{"nextToken":"a+b"}}"#),
@@ -90,7 +91,7 @@ impl Rig {
         self.calls.lock().unwrap().iter().map(|call| call.operation).collect()
     }
 
-    fn last(&self) -> Call {
+    fn last(&self) -> ClientQuery {
         self.calls.lock().unwrap().last().unwrap().clone()
     }
 }
@@ -107,17 +108,17 @@ async fn a_team_with_a_policy_needs_metadata_once_and_then_memory_alone() {
     }
     use Operation::{Metadata, Query};
     assert_eq!(rig.calls(), [Metadata, Query, Query, Query, Query]);
-    let bodies: Vec<_> = rig.calls.lock().unwrap().iter().map(|call| call.body.as_ptr()).collect();
+    let bodies: Vec<_> = rig.calls.lock().unwrap().iter().map(|call| call.canonical.body.as_ptr()).collect();
     assert!(bodies[1] != bodies[2] && bodies[3] == bodies[4], "the very same bytes, not read again");
     let remembered = rig.last();
-    assert_eq!(remembered.key, Key::new(&Team::example("a").account, Query, "pageSize=3", ASK.as_bytes()));
+    assert_eq!(*remembered.key(), Key::new(&Team::example("a").account, Query, "pageSize=3", ASK.as_bytes()));
     // Of other metadata nothing is remembered.
     *rig.metadata.lock().unwrap() = Some(page(r#"{"cubes":[{"name":"C","measures":[],"dimensions":[]}]}"#));
     assert_eq!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.err(), Some(Reason::FieldNotAllowed));
     // The same again in another page: as before.
     *rig.metadata.lock().unwrap() = Some(page(METADATA));
     assert!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.is_ok());
-    assert_eq!(rig.last().body.as_ptr(), remembered.body.as_ptr());
+    assert_eq!(rig.last().canonical.body.as_ptr(), remembered.canonical.body.as_ptr());
 }
 
 #[tokio::test]
@@ -167,7 +168,7 @@ async fn a_page_is_expected_by_the_key_of_its_token_alone() {
     for (query, sized) in [("pageToken=a+b", false), ("PageToken=a%2bb", false), ("PageSize=3&PageToken=a+b", true)] {
         assert!(rig.ask(Some(&policy), Operation::Page, query, "").await.is_ok(), "{query}");
         let call = rig.last();
-        assert_eq!((call.key == alone, call.expected_as), (!sized, sized.then_some(alone)), "{query}");
+        assert_eq!((*call.key() == alone, call.canonical.expected_as), (!sized, sized.then_some(alone)), "{query}");
     }
     assert_eq!(rig.ask(Some(&self::policy("C.Status")), Operation::Page, "pageToken=a+b", "").await.err(), refused);
     assert_eq!(rig.ask(None, Operation::Page, "pageSize=3", "").await.err(), Some(Reason::InvalidQuery));

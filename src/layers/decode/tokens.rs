@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Deserialize;
 
 use crate::accounts::Account;
-use crate::request::call::StoredResponse;
 use crate::request::key::Key;
+use crate::request::response::StoredResponse;
 use crate::twilio::parameters::Parameters;
 
 /// Remembers the newest 32,768 at least and 65,536 at most, about 8 MiB. They outlive reloads, and not the process:

@@ -10,27 +10,27 @@ const S: Duration = Duration::from_secs(1);
 
 type Scripted = Result<u16, Repeat>;
 
-fn call(operation: Operation, deadline: Duration) -> Call {
+fn call(operation: Operation, deadline: Duration) -> UpstreamCall {
     let deadline = Instant::now() + deadline;
-    Call { deadline, waiters: Waiters::of_refresh(), ..Call::example(operation, "", "") }
+    UpstreamCall { deadline, waiters: Waiters::of_refresh(), ..UpstreamCall::example(operation, "", "") }
 }
 
 /// Runs a call against a script of answers; gives the last answer and how many attempts were made.
-async fn run_with(policy: Policy, call: Call, script: &[Scripted]) -> (Result<u16, Reason>, usize) {
+async fn run_with(policy: Policy, call: UpstreamCall, script: &[Scripted]) -> (Result<u16, Reason>, usize) {
     run_asking(policy, call, script, None).await
 }
 
 /// The same; each answer and failure asks to come back after so many seconds.
 async fn run_asking(
     policy: Policy,
-    call: Call,
+    call: UpstreamCall,
     script: &[Scripted],
     wait: Option<u64>,
 ) -> (Result<u16, Reason>, usize) {
     let left = Arc::new(Mutex::new(script.iter().copied().collect::<VecDeque<_>>()));
     let upstream = {
         let left = Arc::clone(&left);
-        service_fn(move |_: Call| {
+        service_fn(move |_: UpstreamCall| {
             let next = left.lock().unwrap().pop_front().expect("an attempt beyond the script");
             std::future::ready(match next {
                 Ok(status) => Ok(UpstreamResponse {
@@ -117,13 +117,13 @@ async fn a_failure_that_asks_to_stay_away_holds_its_own_retries_back() {
 
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_call_is_not_tried_again() {
-    let abandoned = Call { waiters: Waiters::of_clients(), ..call(Operation::Query, 90 * S) };
+    let abandoned = UpstreamCall { waiters: Waiters::of_clients(), ..call(Operation::Query, 90 * S) };
     assert_eq!(run_with(policy(), abandoned, &[Ok(503)]).await, (Ok(503), 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_not_multiplied() {
-    let upstream = service_fn(|_: Call| {
+    let upstream = service_fn(|_: UpstreamCall| {
         std::future::ready(Err::<UpstreamResponse, _>(
             GatewayError::new(Reason::UpstreamUnreachable, "down").with_retry(Repeat::NothingSent),
         ))
@@ -131,7 +131,7 @@ async fn an_outage_is_not_multiplied() {
     let attempts = Arc::new(Mutex::new(0));
     let counted = {
         let attempts = Arc::clone(&attempts);
-        service_fn(move |call: Call| {
+        service_fn(move |call: UpstreamCall| {
             *attempts.lock().unwrap() += 1;
             upstream.oneshot(call)
         })

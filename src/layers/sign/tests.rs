@@ -38,7 +38,7 @@ async fn sent(
     });
     let clock = Clock::new();
     let layer = SignLayer::new(own.clone(), newest.clone(), rejections.clone(), Metrics::new(), clock);
-    let result = layer.layer(inner).oneshot(Call::example(Operation::Metadata, "", "")).await;
+    let result = layer.layer(inner).oneshot(UpstreamCall::example(Operation::Metadata, "", "")).await;
     let pair: String = seen.lock().unwrap().clone();
     (pair.strip_prefix("SK1:").unwrap().to_owned(), result)
 }

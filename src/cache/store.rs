@@ -1,190 +1,25 @@
-//! The pages: moka, bounded in bytes, least recently used first out.
-//!
-//! Not moka's default policy: TinyLFU refuses newcomers, and a page that was just paid for with a scarce
-//! token must get in. moka's clock only clears away what is beyond all use; how old a page is and what may be
-//! done with it is decided by `semantics::freshness` over the gateway's clock.
+//! The store: memory, the disk tier behind it, and the flights that bring more.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
-use moka::Expiry;
-use moka::notification::RemovalCause;
-use moka::policy::EvictionPolicy;
-use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
-use super::cache_status::KeyParam;
 use super::disk::{Disk, DiskSettings, DiskView};
-use super::flight::{FlightGuard, Flights};
-use super::sets::{Membership, ResultSet, ResultSets};
+use super::entry::{Compressed, Entry};
+use super::flight::{Flights, Lease};
+use super::memory::Memory;
+use super::purge::{Purge, Purged};
+use super::sets::Membership;
 use crate::core::clock::{Clock, Instant, Moment};
-use crate::metrics::{CauseLabels, Metrics, StaticLabel};
-use crate::request::call::{CodedBody, StoredResponse};
+use crate::metrics::Metrics;
 use crate::request::key::Key;
+use crate::request::response::{CodedBody, StoredResponse};
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
-use crate::twilio::settled::{TimeDimensions, Verdict};
-
-/// A page in the store.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) page: Arc<StoredResponse>,
-    pub(super) account: Arc<str>,
-    pub(super) operation: Operation,
-    /// When it was asked for: of two pages the one asked for later is the newer.
-    pub(super) asked: Instant,
-    /// When it came.
-    pub(super) finished: Instant,
-    /// When it was new, from which its age counts: when it came, or earlier if it was said to be older.
-    pub(super) made: Moment,
-    pub(super) lifetimes: Lifetimes,
-    /// Zero but for a page that was not new when it was kept.
-    pub(super) age_when_kept: Duration,
-    /// The result set that it is a page of.
-    pub(super) result_set: Option<ResultSet>,
-    /// The key of the page after it in that set.
-    pub(super) next: Option<Key>,
-    /// The key of the page before it in that set, by the token that it gives for that. Forgotten at a restart.
-    pub(super) previous: Option<Key>,
-    /// Of a query: has its answer stopped changing.
-    pub(super) settled: Option<Verdict>,
-    /// Of metadata: which dimensions are times.
-    pub(super) time_dimensions: Option<TimeDimensions>,
-    /// What was asked, in words; only where the policy lets people read it.
-    pub(super) query: Option<Arc<str>>,
-    pub(super) hits: AtomicU64,
-    pub(super) compression: Compression,
-    /// The end of every `Cache-Status` about this page, written once.
-    pub(super) key_param: KeyParam,
-}
-
-impl Entry {
-    pub(super) fn age(&self, now: Moment) -> Duration {
-        now.since(self.made)
-    }
-
-    pub(super) fn count_hit(&self) {
-        self.hits.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// May a stale one be refreshed by itself. A further page of a result set may not: it would mix an old
-    /// first page with newer ones, and would still expire with the first.
-    pub(super) fn is_refreshable(&self) -> bool {
-        self.operation != Operation::Page || self.result_set.is_none()
-    }
-
-    /// Of anything that is kept: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes of its
-    /// queue and of its timer, counters).
-    const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
-
-    fn weight(&self) -> u32 {
-        let coded = self.compression.coded().map_or(0, CodedBody::weight);
-        let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
-        let texts = self.account.len() + self.query.as_ref().map_or(0, |query| query.len());
-        let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
-        u32::try_from(Self::BOOKKEEPING + own + self.page.weight() + coded).unwrap_or(u32::MAX)
-    }
-
-    /// How long it is of use from when it is kept, or kept again because it has become heavier.
-    pub(super) fn usable(&self) -> Duration {
-        let age = self.compression.done.get().map_or(self.age_when_kept, |compressed| compressed.age);
-        self.lifetimes.usable().saturating_sub(age)
-    }
-
-    /// Is it replaced by itself. Says so once.
-    fn is_reweighed(&self) -> bool {
-        self.compression.reweighed.swap(false, Ordering::Relaxed)
-    }
-}
-
-/// A page's body compressed, from when it was first of use.
-#[derive(Debug, Default)]
-pub(super) struct Compression {
-    begun: AtomicBool,
-    /// Stays empty where it is not worth it.
-    done: OnceLock<Compressed>,
-    /// The entry is about to replace itself in the store, which is no eviction.
-    reweighed: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Compressed {
-    coded: CodedBody,
-    /// The page's age when this was added.
-    age: Duration,
-}
-
-impl Compression {
-    #[cfg(test)]
-    pub(super) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// The compressed body, where there is one.
-    pub(super) fn coded(&self) -> Option<&CodedBody> {
-        self.done.get().map(|compressed| &compressed.coded)
-    }
-}
-
-struct BeyondUse;
-
-impl Expiry<Key, Arc<Entry>> for BeyondUse {
-    fn expire_after_create(&self, _: &Key, entry: &Arc<Entry>, _: std::time::Instant) -> Option<Duration> {
-        Some(entry.usable())
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &Key,
-        entry: &Arc<Entry>,
-        _: std::time::Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        // The default would keep the deadline of the page that this one replaces.
-        Some(entry.usable())
-    }
-}
-
-/// Which pages to drop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Purge {
-    /// All.
-    All,
-    /// Those of one account, by its name.
-    Account(String),
-    /// Those of one operation.
-    Operation(Operation),
-    /// One, by its whole key or the short form that `Cache-Status` shows.
-    Key(String),
-}
-
-impl Purge {
-    /// Is this a page to drop. `page` is its account and operation.
-    pub(super) fn matches(&self, key: &Key, page: Option<(&str, Operation)>) -> bool {
-        match self {
-            Self::All => true,
-            Self::Account(name) => page.is_some_and(|(account, _)| account == name),
-            Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
-            Self::Key(text) => {
-                // Nearly all others differ in the first byte, which costs least to compare.
-                let first = text.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-                first == Some(key.as_bytes()[0]) && (key.to_string() == *text || key.short().to_string() == *text)
-            }
-        }
-    }
-}
-
-/// What a purge did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purged {
-    /// Pages that went.
-    pub pages: u64,
-    /// Why the purge may be forgotten at the next start: neither could the disk tier's file be changed, nor removed.
-    pub not_lasting: Option<String>,
-}
+use crate::twilio::settled::Verdict;
 
 /// What is known of a page, for people.
 #[derive(Debug, Clone)]
@@ -216,7 +51,7 @@ const COMPRESSIONS: usize = 2;
 #[derive(Debug, Clone)]
 pub struct Store {
     memory: Memory,
-    pub(super) flights: Flights,
+    pub(crate) flights: Flights,
     capacity: u64,
     disk: Option<Disk>,
     /// Held by whoever changes what is kept, so that a page that is put back heavier is still there, and none is kept
@@ -227,43 +62,6 @@ pub struct Store {
     compressions: Arc<Semaphore>,
 }
 
-/// The pages alone, and the sets that they belong to.
-#[derive(Debug, Clone)]
-pub(super) struct Memory {
-    pages: Cache<Key, Arc<Entry>, RandomState>,
-    sets: ResultSets,
-}
-
-impl Memory {
-    /// The page under `key`, unless its result set is dead.
-    pub(super) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
-        self.pages.get(key).filter(|entry| self.is_current(entry))
-    }
-
-    /// Only further pages can be of a dead set: a first page is replaced together with its set.
-    fn is_current(&self, entry: &Entry) -> bool {
-        entry.operation != Operation::Page || entry.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
-    }
-
-    /// Puts a page that survived a restart where nothing newer is; says whether it did.
-    pub(super) fn restore(&self, key: Key, entry: Entry) -> bool {
-        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.result_set, &entry.account) {
-            return false;
-        }
-        // So that a page that is fetched only now still expires with its set.
-        if let (Some(result_set), Some(next)) = (entry.result_set, entry.next) {
-            self.sets.restore(next, Some(result_set), &entry.account);
-        }
-        self.pages.insert(key, Arc::new(entry));
-        true
-    }
-
-    pub(super) fn settle(&self) {
-        self.pages.run_pending_tasks();
-        self.sets.settle();
-    }
-}
-
 impl Store {
     /// The share of the capacity that is for the places of pages in result sets.
     const SETS_SHARE: u64 = 32;
@@ -272,29 +70,9 @@ impl Store {
 
     /// An empty store of at most `capacity` bytes, keys and bookkeeping included.
     pub fn new(capacity: u64, metrics: &Arc<Metrics>) -> Self {
-        let evictions = metrics.cache_evictions.clone();
         let for_sets = capacity / Self::SETS_SHARE;
-        let pages = Cache::builder()
-            .max_capacity(capacity - for_sets)
-            .weigher(|_, entry: &Arc<Entry>| entry.weight())
-            .eviction_policy(EvictionPolicy::lru())
-            .expire_after(BeyondUse)
-            .eviction_listener(move |_, entry: Arc<Entry>, cause| {
-                if cause == RemovalCause::Replaced && entry.is_reweighed() {
-                    return;
-                }
-                let cause = match cause {
-                    RemovalCause::Expired => "expired",
-                    RemovalCause::Explicit => "purged",
-                    RemovalCause::Replaced => "replaced",
-                    RemovalCause::Size => "size",
-                };
-                evictions.get_or_create(&CauseLabels { cause: StaticLabel(cause) }).inc();
-            })
-            // Keys are hashes already, and this one is keyed by chance like the standard library's, in a tenth of the time.
-            .build_with_hasher(RandomState::default());
         Self {
-            memory: Memory { pages, sets: ResultSets::new(for_sets) },
+            memory: Memory::new(capacity - for_sets, for_sets, metrics),
             flights: Flights::default(),
             capacity,
             disk: None,
@@ -313,7 +91,7 @@ impl Store {
 
     /// Ends when the pages of the disk tier are there, or it is not worth waiting for them; `None` when that is
     /// so already.
-    pub(super) fn loading(&self, now: Instant) -> Option<impl Future<Output = ()> + use<>> {
+    pub(crate) fn loading(&self, now: Instant) -> Option<impl Future<Output = ()> + use<>> {
         self.disk.as_ref().and_then(|disk| disk.loading(now))
     }
 
@@ -330,22 +108,22 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(super) fn disk_handle(&self) -> Option<Disk> {
+    pub(crate) fn disk_handle(&self) -> Option<Disk> {
         self.disk.clone()
     }
 
     #[cfg(test)]
-    pub(super) fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }
 
     /// The page under `key`, unless its result set is dead.
-    pub(super) fn page(&self, key: &Key) -> Option<Arc<Entry>> {
+    pub(crate) fn page(&self, key: &Key) -> Option<Arc<Entry>> {
         self.memory.get(key)
     }
 
     /// Has this page's result set not died since it was read.
-    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+    pub(crate) fn is_current(&self, entry: &Entry) -> bool {
         self.memory.is_current(entry)
     }
 
@@ -356,7 +134,7 @@ impl Store {
     }
 
     /// What is known of the result set of a further page.
-    pub(super) fn membership(&self, key: &Key, now: Moment) -> Membership {
+    pub(crate) fn membership(&self, key: &Key, now: Moment) -> Membership {
         self.memory.sets.membership(key, now)
     }
 
@@ -367,11 +145,11 @@ impl Store {
 
     /// Keeps what a flight brought, and says whether it did. Not kept is what was asked for before a purge that
     /// concerns it, what is too large, and what the page that is there `yields` to it not.
-    pub(super) fn insert(
+    pub(crate) fn insert(
         &self,
         key: Key,
         entry: Entry,
-        guard: &FlightGuard,
+        lease: &Lease,
         yields: impl FnOnce(&Arc<Entry>) -> bool,
     ) -> bool {
         let entry = Arc::new(entry);
@@ -385,7 +163,7 @@ impl Store {
         let keep = || {
             let _changing = self.changing();
             let old = self.memory.get(&key);
-            if guard.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
+            if lease.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
                 return false;
             }
             self.keep_set(key, &entry, old.as_deref());
@@ -422,7 +200,7 @@ impl Store {
 
     /// An answer came that may not be kept. If it begins a result set whose further pages cannot be told from those that are
     /// there, neither the old first page nor the old others may be served any more.
-    pub(super) fn supersede(&self, key: &Key, next: Key) {
+    pub(crate) fn supersede(&self, key: &Key, next: Key) {
         let _changing = self.changing();
         let names_the_same = |old: &Arc<Entry>| old.next == Some(next);
         if self.memory.get(key).as_ref().is_some_and(names_the_same) {
@@ -432,7 +210,7 @@ impl Store {
     }
 
     /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.
-    pub(super) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
+    pub(crate) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
         if !entry.page.may_be_coded() || entry.compression.begun.load(Ordering::Relaxed) {
             return;
         }
@@ -450,7 +228,7 @@ impl Store {
     }
 
     /// Keeps a page's compressed body with it, unless the page has gone meanwhile.
-    pub(super) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<CodedBody>, now: Moment) {
+    pub(crate) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<CodedBody>, now: Moment) {
         let Some(coded) = coded else { return };
         let weight = coded.weight() as u64;
         if self.is_too_large(u64::from(entry.weight()) + weight) {

@@ -10,7 +10,6 @@
 //! Nothing that is wrong with the disk stops the gateway: the tier then goes without, says why, and tries again.
 
 mod file;
-mod record;
 mod worker;
 
 use std::collections::HashSet;
@@ -24,9 +23,11 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use self::file::{Change, Size};
-use self::record::Boot;
 use self::worker::Worker;
-use super::store::{Entry, Memory, Purge};
+use super::entry::Entry;
+use super::memory::Memory;
+use super::purge::Purge;
+use super::record::Boot;
 use crate::core::clock::{Clock, Instant};
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::key::Key;

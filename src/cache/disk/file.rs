@@ -16,10 +16,11 @@ use redb::{
     Builder, Database, Error, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
 
-use super::record::{self, Boot, Calendar, Head, Nanos};
+use crate::cache::entry::Entry;
+use crate::cache::purge::Purge;
+use crate::cache::record::{self, Boot, Calendar, Head, Nanos};
 use crate::config;
 use crate::core::clock::Clock;
-use crate::layers::cache::store::{Entry, Purge};
 use crate::request::key::Key;
 
 /// Its name in the configured folder.

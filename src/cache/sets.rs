@@ -16,7 +16,7 @@ use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-use super::store::Purge;
+use super::purge::Purge;
 use crate::core::clock::Moment;
 use crate::request::key::Key;
 use crate::semantics::freshness::Lifetimes;
@@ -24,23 +24,23 @@ use crate::twilio::endpoint::Operation;
 
 /// A result set: all its pages expire with the first, and are purged with it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct ResultSet {
+pub(crate) struct ResultSet {
     /// The key of its first page.
-    pub(super) first: Key,
+    pub(crate) first: Key,
     /// Tells it from other sets of the same query; chosen by chance.
-    pub(super) id: u64,
+    pub(crate) id: u64,
     /// When its first page was new.
-    pub(super) begun: Moment,
-    pub(super) lifetimes: Lifetimes,
+    pub(crate) begun: Moment,
+    pub(crate) lifetimes: Lifetimes,
 }
 
 impl ResultSet {
     /// A new set, whose first page was new then.
-    pub(super) fn begin(first: Key, begun: Moment, lifetimes: Lifetimes) -> Self {
+    pub(crate) fn begin(first: Key, begun: Moment, lifetimes: Lifetimes) -> Self {
         Self { first, id: fastrand::u64(..), begun, lifetimes }
     }
 
-    pub(super) fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         self.first == other.first && self.id == other.id
     }
 
@@ -51,7 +51,7 @@ impl ResultSet {
 
 /// What is known of a further page that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Membership {
+pub(crate) enum Membership {
     /// It is of this set, which lives.
     Of(ResultSet),
     /// It is of a set that is dead, or that may have been forgotten.
@@ -61,7 +61,7 @@ pub(super) enum Membership {
 }
 
 impl Membership {
-    pub(super) fn result_set(&self) -> Option<ResultSet> {
+    pub(crate) fn result_set(&self) -> Option<ResultSet> {
         match self {
             Self::Of(result_set) => Some(*result_set),
             Self::Lost | Self::Unknown => None,
@@ -80,7 +80,7 @@ struct Place {
 
 /// The places. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub(super) struct ResultSets {
+pub(crate) struct ResultSets {
     places: Cache<Key, Place>,
     /// Until then a page that no known set names may be one of a set whose place was evicted.
     doubtful_until: Arc<AtomicI64>,
@@ -94,7 +94,7 @@ impl ResultSets {
     const BOOKKEEPING: usize = 352 + size_of::<Key>() + size_of::<Place>();
 
     /// At most `capacity` bytes.
-    pub(super) fn new(capacity: u64) -> Self {
+    pub(crate) fn new(capacity: u64) -> Self {
         let doubtful_until = Arc::new(AtomicI64::new(i64::MIN));
         let doubt = Arc::clone(&doubtful_until);
         let places = Cache::builder()
@@ -114,7 +114,7 @@ impl ResultSets {
     }
 
     /// What is known of a further page.
-    pub(super) fn membership(&self, key: &Key, now: Moment) -> Membership {
+    pub(crate) fn membership(&self, key: &Key, now: Moment) -> Membership {
         match self.places.get(key) {
             Some(place) if place.result_set.end() <= now => Membership::Unknown,
             Some(place) if self.lives(&place.result_set) => Membership::Of(place.result_set),
@@ -125,7 +125,7 @@ impl ResultSets {
     }
 
     /// May pages of this set be served.
-    pub(super) fn lives(&self, result_set: &ResultSet) -> bool {
+    pub(crate) fn lives(&self, result_set: &ResultSet) -> bool {
         self.places.get(&result_set.first).is_some_and(|newest| {
             newest.result_set.is(result_set) || newest.elders.iter().any(|elder| elder.is(result_set))
         })
@@ -133,7 +133,7 @@ impl ResultSets {
 
     /// A set begins with its first page. It takes the place of the `older` one of the same query, which lives on if
     /// `apart`: the pages of the two cannot be taken for each other.
-    pub(super) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
+    pub(crate) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
         let elders = match self.places.get(&result_set.first).filter(|_| apart) {
             Some(older) => {
                 let known = older.elders.iter().copied().filter(|elder| elder.end() > result_set.begun);
@@ -146,7 +146,7 @@ impl ResultSets {
 
     /// The page of `key` belongs to `chain`. Says whether it did not before. An older set of the same query that has a page
     /// of that name is dead from here on.
-    pub(super) fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+    pub(crate) fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
         let before = self.places.get(&key);
         if before.as_ref().is_some_and(|place| place.result_set.is(&result_set)) {
             return false;
@@ -163,7 +163,7 @@ impl ResultSets {
     }
 
     /// The set of a page that survived a restart. Says whether it is of that set, and not by now of another.
-    pub(super) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: &Arc<str>) -> bool {
+    pub(crate) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: &Arc<str>) -> bool {
         match (self.places.get(&key), result_set) {
             (Some(known), result_set) => result_set.is_some_and(|result_set| result_set.is(&known.result_set)),
             (None, Some(result_set)) => {
@@ -175,7 +175,7 @@ impl ResultSets {
     }
 
     /// The first pages of the sets in which a purge matches a page.
-    pub(super) fn matching(&self, which: &Purge) -> impl Iterator<Item = Key> {
+    pub(crate) fn matching(&self, which: &Purge) -> impl Iterator<Item = Key> {
         self.places.iter().filter_map(move |(key, place)| {
             let operation = if *key == place.result_set.first { Operation::Query } else { Operation::Page };
             which.matches(&key, Some((&place.account, operation))).then_some(place.result_set.first)
@@ -183,7 +183,7 @@ impl ResultSets {
     }
 
     /// Forgets the sets whose first page `is_purged`, the older ones of the same query with them.
-    pub(super) fn purge(&self, is_purged: impl Fn(&Key) -> bool) {
+    pub(crate) fn purge(&self, is_purged: impl Fn(&Key) -> bool) {
         for (key, place) in &self.places {
             if is_purged(&place.result_set.first) {
                 self.places.invalidate(&*key);
@@ -191,11 +191,11 @@ impl ResultSets {
         }
     }
 
-    pub(super) fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.places.run_pending_tasks();
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.places.weighted_size()
     }
 }
@@ -205,12 +205,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::request::call::Call;
+    use crate::request::query::ClientQuery;
 
     const S: Duration = Duration::from_secs(1);
 
     fn key(name: &'static str) -> Key {
-        Call::example(Operation::Page, name, "").key
+        *ClientQuery::example(Operation::Page, name, "").key()
     }
 
     fn result_set(first: Key, begun: u32) -> ResultSet {
@@ -247,7 +247,11 @@ mod tests {
     fn what_may_have_been_forgotten_is_not_taken_for_unknown() {
         let (sets, account) = (ResultSets::new(8192), "main".into());
         for n in 0..100u32 {
-            sets.begin(result_set(Call::example(Operation::Query, &n.to_string(), "").key, n), &account, true);
+            sets.begin(
+                result_set(*ClientQuery::example(Operation::Query, &n.to_string(), "").key(), n),
+                &account,
+                true,
+            );
             sets.settle();
         }
         assert!(sets.bytes() <= 8192);

@@ -12,10 +12,11 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::file::{self, Change, DiskError, PageFile, Size};
-use super::record::{Boot, Calendar};
 use super::{Message, Order, Shared, lock, weight};
+use crate::cache::memory::Memory;
+use crate::cache::purge::Purge;
+use crate::cache::record::{Boot, Calendar};
 use crate::core::clock::Clock;
-use crate::layers::cache::store::{Memory, Purge};
 
 /// A batch ends at so many changes or bytes.
 const BATCH: usize = 256;

@@ -7,14 +7,18 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::record::{Calendar, decode, encode, head};
 use super::*;
+use crate::cache::entry::Compression;
+use crate::cache::flight::{Flown, Kind};
+use crate::cache::purge::Purged;
+use crate::cache::record::{self, Calendar, decode, encode, head};
+use crate::cache::sets::{Membership, ResultSet};
+use crate::cache::store::Store;
 use crate::core::clock::Moment;
-use crate::layers::cache::cache_status;
-use crate::layers::cache::flight::{Flown, Kind};
-use crate::layers::cache::sets::{Membership, ResultSet};
-use crate::layers::cache::store::{Compression, Purged, Store};
-use crate::request::call::{Call, StoredResponse, UpstreamResponse};
+use crate::request::call::UpstreamResponse;
+use crate::request::query::ClientQuery;
+use crate::request::response::StoredResponse;
+use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
@@ -23,12 +27,12 @@ const MIB: u64 = 1024 * 1024;
 const HOUR: Duration = Duration::from_secs(3600);
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn call(n: u32) -> Call {
-    Call::example(Operation::Query, &n.to_string(), "")
+fn call(n: u32) -> ClientQuery {
+    ClientQuery::example(Operation::Query, &n.to_string(), "")
 }
 
 fn key(n: u32) -> Key {
-    call(n).key
+    *call(n).key()
 }
 
 fn page(body: impl Into<bytes::Bytes>) -> Arc<StoredResponse> {
@@ -62,7 +66,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        key_param: cache_status::KeyParam::new(&key(n)),
+        key_param: KeyParam::new(&key(n).short()),
     }
 }
 
@@ -135,12 +139,8 @@ impl Running {
 
 /// As a flight that lands.
 fn insert(store: &Store, n: u32, entry: Entry) -> bool {
-    let mut guard = None;
-    store.flights.refresh((key(n), Kind::Any), Flown::of(&call(n), None), |given, _| {
-        guard = Some(given);
-        Box::pin(std::future::ready(()))
-    });
-    store.insert(key(n), entry, &guard.unwrap(), |_| true)
+    let (lease, _) = store.flights.claim_refresh((key(n), Kind::Any), Flown::of(&call(n), None)).unwrap();
+    store.insert(key(n), entry, &lease, |_| true)
 }
 
 fn files(folder: &Path) -> Vec<String> {

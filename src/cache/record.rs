@@ -15,18 +15,18 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::entry::{Compression, Entry};
+use super::sets::ResultSet;
 use crate::core::clock::{Clock, Instant, Moment};
-use crate::layers::cache::cache_status;
-use crate::layers::cache::sets::ResultSet;
-use crate::layers::cache::store::{Compression, Entry};
-use crate::request::call::StoredResponse;
 use crate::request::key::Key;
+use crate::request::response::StoredResponse;
+use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::{TimeDimensions, Verdict};
 
 /// Of this encoding. A file of another version is not read.
-pub(super) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 2;
 
 const HASH: usize = blake3::OUT_LEN;
 
@@ -57,15 +57,15 @@ const VERDICTS: [Verdict; 9] = [
 ];
 
 /// Wall time as it is written: nanoseconds since 1970.
-pub(super) type Nanos = u64;
+pub(crate) type Nanos = u64;
 
 /// Which boot of the machine this is; 0 where that is not known.
-pub(super) type Boot = u128;
+pub(crate) type Boot = u128;
 
 /// One reading of the clocks, between the time since boot, which ends with the boot, and wall time, which does not and can
 /// be set.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Calendar {
+pub(crate) struct Calendar {
     wall: Nanos,
     moment: Moment,
     boot: Boot,
@@ -73,17 +73,17 @@ pub(super) struct Calendar {
 }
 
 impl Calendar {
-    pub(super) fn read(clock: Clock, boot: Boot) -> Self {
+    pub(crate) fn read(clock: Clock, boot: Boot) -> Self {
         let wall = clock.wall_now().duration_since(UNIX_EPOCH).map_or(0, nanos);
         Self { wall, moment: clock.moment(), boot, start: clock.start() }
     }
 
-    pub(super) fn now(&self) -> Nanos {
+    pub(crate) fn now(&self) -> Nanos {
         self.wall
     }
 
     /// The wall time of a moment of this boot.
-    pub(super) fn nanos(&self, moment: Moment) -> Nanos {
+    pub(crate) fn nanos(&self, moment: Moment) -> Nanos {
         let (ago, ahead) = (nanos(self.moment.since(moment)), nanos(moment.since(self.moment)));
         self.wall.saturating_sub(ago).saturating_add(ahead)
     }
@@ -115,22 +115,22 @@ fn nanos(duration: Duration) -> Nanos {
 
 /// What has to be known of a record to find it by, without its page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Head<'a> {
-    pub(super) fetched: Nanos,
-    pub(super) operation: Operation,
-    pub(super) account: &'a str,
+pub(crate) struct Head<'a> {
+    pub(crate) fetched: Nanos,
+    pub(crate) operation: Operation,
+    pub(crate) account: &'a str,
     /// The first page of its result set.
-    pub(super) first: Option<[u8; 32]>,
+    pub(crate) first: Option<[u8; 32]>,
 }
 
 /// When a page is beyond use.
-pub(super) fn expiry(entry: &Entry, calendar: &Calendar) -> Nanos {
+pub(crate) fn expiry(entry: &Entry, calendar: &Calendar) -> Nanos {
     calendar.nanos(entry.made).saturating_add(nanos(entry.lifetimes.usable()))
 }
 
 /// Writes the record of a page over what is in `record`. `None` where a part is longer than anything that the
 /// gateway accepts from upstream.
-pub(super) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
+pub(crate) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
     let page = &entry.page;
     record.clear();
     record.reserve(page.body.len() + 512);
@@ -173,14 +173,14 @@ pub(super) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut
 }
 
 /// The page of a record that was written under `key`; `None` if it is anything else.
-pub(super) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<Entry> {
+pub(crate) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<Entry> {
     let (hashed, fields) = fields(record)?;
     (hash(key, fields) == *hashed).then_some(())?;
     read_entry(key, fields, calendar)
 }
 
 /// The head of a record. Its hash is not checked, since that would mean to read the page.
-pub(super) fn head(record: &[u8]) -> Option<Head<'_>> {
+pub(crate) fn head(record: &[u8]) -> Option<Head<'_>> {
     let (_, fields) = fields(record)?;
     let mut reader = Reader(fields);
     Some(read_head(&mut reader)?.0)
@@ -217,7 +217,7 @@ fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedResul
     Some((Head { fetched, operation, account, first }, result_set))
 }
 
-pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Option<Entry> {
+pub(crate) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Option<Entry> {
     let mut reader = Reader(fields);
     let (Head { fetched, operation, account, .. }, result_set) = read_head(&mut reader)?;
     let boot = u128::from_le_bytes(*reader.array()?);
@@ -259,7 +259,7 @@ pub(super) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         query: None,
         hits: AtomicU64::new(0),
         compression: Compression::default(),
-        key_param: cache_status::KeyParam::new(key),
+        key_param: KeyParam::new(&key.short()),
         page: Arc::new(StoredResponse {
             status,
             no_transform: StoredResponse::forbids_transforms(&headers),

@@ -1,0 +1,101 @@
+//! Stored responses in memory: moka, bounded in bytes, least recently used out first.
+//!
+//! The policy is LRU and not moka's default: TinyLFU refuses newcomers, and a response that has just cost a scarce
+//! token must be admitted. moka's clock only removes what is beyond all use. How old a response is, and what may be done
+//! with it, is decided by `semantics::freshness` over the gateway's clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use moka::Expiry;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use super::entry::Entry;
+use super::sets::ResultSets;
+use crate::metrics::{CauseLabels, Metrics, StaticLabel};
+use crate::request::key::Key;
+use crate::twilio::endpoint::Operation;
+
+struct BeyondUse;
+
+impl Expiry<Key, Arc<Entry>> for BeyondUse {
+    fn expire_after_create(&self, _: &Key, entry: &Arc<Entry>, _: std::time::Instant) -> Option<Duration> {
+        Some(entry.usable())
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &Key,
+        entry: &Arc<Entry>,
+        _: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        // The default would keep the deadline of the page that this one replaces.
+        Some(entry.usable())
+    }
+}
+
+/// The pages alone, and the sets that they belong to.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    pub(super) pages: Cache<Key, Arc<Entry>, RandomState>,
+    pub(super) sets: ResultSets,
+}
+
+impl Memory {
+    /// Empty, with room for `pages` bytes of responses and `sets` bytes of places in result sets.
+    pub(super) fn new(pages: u64, sets: u64, metrics: &Arc<Metrics>) -> Self {
+        let evictions = metrics.cache_evictions.clone();
+        let pages = Cache::builder()
+            .max_capacity(pages)
+            .weigher(|_, entry: &Arc<Entry>| entry.weight())
+            .eviction_policy(EvictionPolicy::lru())
+            .expire_after(BeyondUse)
+            .eviction_listener(move |_, entry: Arc<Entry>, cause| {
+                if cause == RemovalCause::Replaced && entry.is_reweighed() {
+                    return;
+                }
+                let cause = match cause {
+                    RemovalCause::Expired => "expired",
+                    RemovalCause::Explicit => "purged",
+                    RemovalCause::Replaced => "replaced",
+                    RemovalCause::Size => "size",
+                };
+                evictions.get_or_create(&CauseLabels { cause: StaticLabel(cause) }).inc();
+            })
+            // Keys are hashes already. foldhash is seeded at random like the standard hasher and takes a tenth of its time.
+            .build_with_hasher(RandomState::default());
+        Self { pages, sets: ResultSets::new(sets) }
+    }
+
+    /// The page under `key`, unless its result set is dead.
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.pages.get(key).filter(|entry| self.is_current(entry))
+    }
+
+    /// Only further pages can be of a dead set: a first page is replaced together with its set.
+    pub(crate) fn is_current(&self, entry: &Entry) -> bool {
+        entry.operation != Operation::Page || entry.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
+    }
+
+    /// Puts a page that survived a restart where nothing newer is; says whether it did.
+    pub(crate) fn restore(&self, key: Key, entry: Entry) -> bool {
+        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.result_set, &entry.account) {
+            return false;
+        }
+        // So that a page that is fetched only now still expires with its set.
+        if let (Some(result_set), Some(next)) = (entry.result_set, entry.next) {
+            self.sets.restore(next, Some(result_set), &entry.account);
+        }
+        self.pages.insert(key, Arc::new(entry));
+        true
+    }
+
+    pub(crate) fn settle(&self) {
+        self.pages.run_pending_tasks();
+        self.sets.settle();
+    }
+}

@@ -1,0 +1,28 @@
+//! The cache's storage: stored responses in memory and on disk, and the fetches under way.
+//!
+//! What may be served, and when something is fetched, is decided by `layers::cache`. This module keeps and finds.
+//! The parts, bottom up; each imports only what stands above it:
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `purge` | which stored responses a purge drops |
+//! | `sets` | which pages belong to which result set, and which sets are alive |
+//! | `entry` | one stored response, and what this process alone knows of it |
+//! | `flight` | single flight: identical calls share one upstream call |
+//! | `record` | a stored response as bytes, versioned, with its moments on the wall clock and on the boot clock |
+//! | `memory` | moka, on the synchronous path of a hit |
+//! | `disk` | the disk tier: survives a restart |
+//! | `store` | all of these behind one handle |
+
+mod disk;
+pub(crate) mod entry;
+pub(crate) mod flight;
+mod memory;
+mod purge;
+mod record;
+pub(crate) mod sets;
+mod store;
+
+pub use self::disk::{DiskSettings, DiskView};
+pub use self::purge::{Purge, Purged};
+pub use self::store::{EntryView, Store};

@@ -1,0 +1,96 @@
+//! What a client asks, above the cache and into it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::request::call::UpstreamCall;
+use crate::request::context::RequestContext;
+use crate::request::key::Key;
+use crate::request::waiters::Waiters;
+use crate::semantics::request_directives::RequestDirectives;
+use crate::twilio::endpoint::Operation;
+
+/// What is asked, in canonical form. Shared, so that a query that is asked again costs one pointer.
+#[derive(Debug)]
+pub struct CanonicalQuery {
+    /// The canonical query string.
+    pub parameters: Arc<str>,
+    /// The canonical body as it is sent, with a policy's filters in it. Empty for GETs.
+    pub body: Bytes,
+    /// The name of the response in the cache.
+    pub key: Key,
+    /// Of a page that is asked for with more than its token: the key of its token alone, under which its result set
+    /// expects it.
+    pub expected_as: Option<Key>,
+}
+
+/// An authorized request whose body is read. It is moved several times on a hit, so it is kept small.
+#[derive(Debug, Clone)]
+pub struct ClientQuery {
+    /// What kind of request it is.
+    pub operation: Operation,
+    /// Who asks, and whose data.
+    pub team: Arc<Team>,
+    /// What is asked.
+    pub canonical: Arc<CanonicalQuery>,
+    /// What the client's headers ask of the gateway.
+    pub directives: RequestDirectives,
+    /// When the request was received.
+    pub received: Instant,
+    /// When the client must have a response.
+    pub deadline: Instant,
+    /// What happened to the request.
+    pub context: Arc<RequestContext>,
+}
+
+impl ClientQuery {
+    /// The name of the response in the cache.
+    pub fn key(&self) -> &Key {
+        &self.canonical.key
+    }
+
+    /// The call that brings the response, led by this query.
+    pub fn upstream_call(
+        &self,
+        waiters: Arc<Waiters>,
+        deadline: Instant,
+        context: Arc<RequestContext>,
+    ) -> UpstreamCall {
+        UpstreamCall {
+            team: Arc::clone(&self.team),
+            operation: self.operation,
+            parameters: Arc::clone(&self.canonical.parameters),
+            body: self.canonical.body.clone(),
+            key: self.canonical.key,
+            deadline,
+            waiters,
+            context,
+        }
+    }
+}
+
+#[cfg(test)]
+impl ClientQuery {
+    /// A query of [`Team::example`] that has just arrived and may take 90 s.
+    pub fn example(operation: Operation, parameters: &str, body: &'static str) -> Self {
+        let team = Arc::new(Team::example("local"));
+        let canonical = CanonicalQuery {
+            parameters: parameters.into(),
+            body: Bytes::from_static(body.as_bytes()),
+            key: Key::new(&team.account, operation, parameters, body.as_bytes()),
+            expected_as: None,
+        };
+        Self {
+            operation,
+            team,
+            canonical: Arc::new(canonical),
+            directives: RequestDirectives::default(),
+            received: Instant::now(),
+            deadline: Instant::now() + std::time::Duration::from_secs(90),
+            context: Arc::default(),
+        }
+    }
+}
