@@ -42,7 +42,7 @@ use crate::request::key::Key;
 use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{Body, CacheClass};
 use crate::twilio::parameters::Parameters;
 use crate::twilio::settled::{self, TimeDimensions, Verdict};
 
@@ -382,8 +382,8 @@ struct Asked {
 impl CacheLayer {
     /// What is known of the result set of what is asked for.
     fn membership(&self, call: &Call) -> Membership {
-        match call.operation {
-            Operation::Page => {
+        match call.operation.endpoint().cache {
+            CacheClass::Page => {
                 self.store.membership(call.expected_as.as_ref().unwrap_or(&call.key), self.clock.moment())
             }
             _ => Membership::Unknown,
@@ -418,11 +418,13 @@ impl CacheLayer {
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
         let set = self.membership(call);
-        let lifetimes = match (page.status, call.operation) {
-            (StatusCode::OK, Operation::Metadata) => Some(self.policy.metadata),
-            (StatusCode::OK, Operation::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
-            (StatusCode::OK, Operation::Query) => Some(self.policy.query),
-            (StatusCode::OK, Operation::Page) => match set {
+        let class = call.operation.endpoint().cache;
+        let lifetimes = match (page.status, class) {
+            (_, CacheClass::None) => None,
+            (StatusCode::OK, CacheClass::Metadata) => Some(self.policy.metadata),
+            (StatusCode::OK, CacheClass::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
+            (StatusCode::OK, CacheClass::Query) => Some(self.policy.query),
+            (StatusCode::OK, CacheClass::Page) => match set {
                 // What was asked for before the set began is older than its first page.
                 _ if set != asked.set => None,
                 Membership::Of(result_set) => result_set.lifetimes.after(moment.since(result_set.begun)),
@@ -435,22 +437,22 @@ impl CacheLayer {
         };
         let named = |token: String| {
             let parameters = Parameters::of_page(&token);
-            Key::new(&call.team.account, Operation::Page, parameters.as_str(), b"")
+            Key::of_page(&call.team.account, &parameters)
         };
         let next = next_token.map(named);
         let narrowed = lifetimes.and_then(|lifetimes| storage.narrow(lifetimes));
         let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
-            if let (Operation::Query, true, Some(next)) = (call.operation, page.status.is_success(), next) {
+            if let (CacheClass::Query, true, Some(next)) = (class, page.status.is_success(), next) {
                 self.store.supersede(&call.key, next);
             }
             return finished(false);
         };
         let made = moment.before(storage.age);
-        let result_set = match call.operation {
-            Operation::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
+        let result_set = match class {
+            CacheClass::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
             _ => set.result_set(),
         };
-        let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
+        let is_metadata = class == CacheClass::Metadata && page.status.is_success();
         let entry = Entry {
             account: Arc::clone(&call.team.account.name),
             operation: call.operation,
@@ -487,11 +489,11 @@ impl CacheLayer {
 
     /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
     fn judge(&self, call: &Call, wall: SystemTime) -> Option<Verdict> {
-        if call.operation != Operation::Query {
+        if call.operation.endpoint().cache != CacheClass::Query {
             return None;
         }
         let now = self.clock.moment();
-        let metadata = self.store.page(&Key::new(&call.team.account, Operation::Metadata, "", b""));
+        let metadata = self.store.page(&Key::of_metadata(&call.team.account));
         let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
         let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
         Some(match Timestamp::try_from(wall) {
@@ -530,9 +532,9 @@ fn previous_token(body: &[u8]) -> Option<String> {
 
 /// What a call asks for, in words: its body, or of a page its parameters. Plain metadata says nothing more.
 fn text(call: &Call) -> Option<Arc<str>> {
-    let text = match call.operation {
+    let text = match call.operation.endpoint().body {
         // Canonical bytes are UTF-8: nothing is lost.
-        Operation::Query => String::from_utf8_lossy(&call.body).into(),
+        Body::Query => String::from_utf8_lossy(&call.body).into(),
         _ => Arc::clone(&call.parameters),
     };
     Some(text).filter(|text| !text.is_empty())

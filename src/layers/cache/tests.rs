@@ -12,6 +12,7 @@ use crate::core::clock::Simulation;
 use crate::core::error::Retry;
 use crate::metrics::Metrics;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
+use crate::twilio::endpoint::Operation;
 
 const S: Duration = Duration::from_secs(1);
 

@@ -43,7 +43,7 @@ use crate::request::key::Key;
 use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{self, Operation};
 use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
@@ -117,12 +117,11 @@ where
             authorized;
         let (head, body) = request.into_parts();
         Box::pin(async move {
-            let body = match operation {
-                Operation::Query => collect(body, layer.limits, &layer.bodies).await?,
-                _ => {
-                    drop(body);
-                    Bytes::new()
-                }
+            let body = if operation.endpoint().body == endpoint::Body::None {
+                drop(body);
+                Bytes::new()
+            } else {
+                collect(body, layer.limits, &layer.bodies).await?
             };
             let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
@@ -164,6 +163,7 @@ struct Asked {
 }
 
 /// What a request comes to when it is read.
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and a box would cost every hit an allocation")]
 enum Read {
     /// A call, and what is done with its answer before the client gets it.
     Call(Call, Release),
