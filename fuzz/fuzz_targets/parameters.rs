@@ -92,7 +92,7 @@ fn check_route(method: &[u8], path: &str) {
         _ => None,
     };
     let found = match route(&method, path) {
-        Route::Found(operation) => Some(operation),
+        Route::Found(endpoint) => Some(endpoint.operation),
         Route::MethodNotAllowed(allow) => {
             assert!(!allow.split(", ").any(|allowed| allowed == method.as_str()), "{method} is allowed");
             None

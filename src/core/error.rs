@@ -203,7 +203,7 @@ pub struct GatewayError {
     retry_after: Option<Duration>,
     on_kept_connection: bool,
     abandoned: bool,
-    allow: Option<&'static str>,
+    allow: Option<Box<str>>,
     #[source]
     cause: Option<Cause>,
 }
@@ -255,8 +255,8 @@ impl GatewayError {
     }
 
     /// With the methods that the path knows.
-    pub fn with_allow(self, methods: &'static str) -> Self {
-        Self { allow: Some(methods), ..self }
+    pub fn with_allow(self, methods: impl Into<Box<str>>) -> Self {
+        Self { allow: Some(methods.into()), ..self }
     }
 
     /// With what caused it, for the log alone.
@@ -291,8 +291,8 @@ impl GatewayError {
     }
 
     /// The methods that the path knows, for a 405.
-    pub fn allow(&self) -> Option<&'static str> {
-        self.allow
+    pub fn allow(&self) -> Option<&str> {
+        self.allow.as_deref()
     }
 
     /// When to come back, if that is known.

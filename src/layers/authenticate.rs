@@ -199,8 +199,8 @@ impl AccessControl {
         if self.everybody {
             self.check_origin(request)?;
         }
-        let operation = match route(request.method(), request.uri().path()) {
-            Route::Found(operation) => operation,
+        let endpoint = match route(request.method(), request.uri().path()) {
+            Route::Found(endpoint) => endpoint,
             Route::NotServed => {
                 return Err(GatewayError::new(
                     Reason::NotFound,
@@ -219,17 +219,17 @@ impl AccessControl {
             }
         };
         // Set once: this is the only place that learns them.
-        let _ = incoming.context.operation.set(operation);
+        let _ = incoming.context.operation.set(endpoint.operation);
         let known = self.identify(request, &incoming.peer)?;
         incoming.peer.identify();
         let team = &known.caller.team;
         let _ = incoming.context.team.set(Arc::clone(team));
         Self::limit(known, incoming)?;
-        if !team.operations.allows(operation) {
-            let message = format!("team {} may not use {}", team.name, operation.as_str());
+        if !team.operations.allows(endpoint.permission) {
+            let message = format!("team {} may not use {}", team.name, endpoint.operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
         }
-        Ok((operation, Arc::clone(team)))
+        Ok((endpoint.operation, Arc::clone(team)))
     }
 
     fn check_head<B>(&self, request: &Request<B>) -> Result<(), GatewayError> {

@@ -104,20 +104,22 @@ fn allowed(headers: &HeaderMap, origins: &[Origin]) -> Option<HeaderValue> {
 }
 
 /// The methods of the path, if this asks for them before the real request (Fetch, section 3.3.2).
-fn preflight<B>(request: &Request<B>) -> Option<&'static str> {
+fn preflight<B>(request: &Request<B>) -> Option<String> {
     let asks =
         request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    match route(request.method(), request.uri().path()) {
-        Route::MethodNotAllowed(methods) if asks => Some(methods),
+    match asks.then(|| route(request.method(), request.uri().path())) {
+        Some(Route::MethodNotAllowed(methods)) => Some(methods),
         _ => None,
     }
 }
 
-fn answer(methods: &'static str) -> Response<Full<Bytes>> {
+fn answer(methods: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
-    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
+    if let Ok(methods) = HeaderValue::try_from(methods) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    }
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
     headers.insert(CACHE_STATUS, HeaderValue::from_static("insights-gateway; detail=bypass"));

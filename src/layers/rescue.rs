@@ -110,8 +110,8 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<Full<Byte
     } else if matches!(reason.status().as_u16(), 429 | 503) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    if let Some(methods) = error.allow() {
-        headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+    if let Some(methods) = error.allow().and_then(|methods| HeaderValue::from_str(methods).ok()) {
+        headers.insert(header::ALLOW, methods);
     }
     if reason == Reason::Unauthenticated {
         let challenge = HeaderValue::from_static("Basic realm=\"insights-gateway\", Bearer");

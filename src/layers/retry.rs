@@ -22,7 +22,7 @@ use crate::core::window::Window;
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{Operation, Repeatability};
 
 /// How often, how far apart, and how many in all.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -159,8 +159,7 @@ enum Again {
 }
 
 fn verdict(operation: Operation, result: &Result<UpstreamResponse, GatewayError>) -> Again {
-    // Reads, and submissions, which always carry an idempotency key.
-    let repeatable = operation != Operation::FieldsWrite;
+    let repeatable = operation.endpoint().repeat != Repeatability::OnlyUnsent;
     match result {
         // A request that was refused for its rate was never processed.
         Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => Again::AfterThePause,

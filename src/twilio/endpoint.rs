@@ -1,30 +1,33 @@
-//! What a request asks for: the closed list of operations and the paths that reach them.
+//! Twilio's API in one table: what there is, and how the gateway treats each part of it.
 //!
-//! An allow-list: a path is compared byte by byte with the ones Twilio documents and never normalised,
-//! so dot segments, doubled or encoded slashes and other spellings match nothing and are refused here.
+//! Routing, permissions, the request body, the cache, retries and the request that goes upstream all read
+//! [`ENDPOINTS`]. An endpoint that behaves like another one is one more entry.
+//!
+//! The table is an allow-list. A path is compared byte by byte and never normalised, so dot segments, doubled or encoded
+//! slashes and other spellings match nothing.
 
 use http::Method;
 
-/// One thing a client may ask for.
+/// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
-    /// `GET …/Metadata`: the cubes, measures and dimensions of the domain.
+    /// The cubes, measures and dimensions of the domain.
     Metadata,
-    /// `POST …/Query`: the first page of a query.
+    /// The first page of a query.
     Query,
-    /// `GET …/Query?pageToken=`: a further page.
+    /// A further page of a query.
     Page,
-    /// `POST …/QueryJobs`
+    /// A query job is submitted.
     JobSubmit,
-    /// `GET …/QueryJobs`
+    /// The list of query jobs.
     JobList,
-    /// `GET …/QueryJobs/{operationId}`
+    /// The status of a query job.
     JobStatus,
-    /// `GET …/QueryJobs/{operationId}/Results`
+    /// A page of a query job's results.
     JobResults,
-    /// Reading custom field mappings.
+    /// Custom field mappings are read.
     FieldsRead,
-    /// Writing custom field mappings.
+    /// A custom field mapping is written.
     FieldsWrite,
 }
 
@@ -57,45 +60,162 @@ impl Operation {
         }
     }
 
-    /// The permission that covers it, as `teams.*.operations` lists it.
-    pub const fn permission(self) -> Permission {
-        match self {
-            Self::Metadata => Permission::Metadata,
-            Self::Query | Self::Page => Permission::Query,
-            Self::JobSubmit | Self::JobList | Self::JobStatus | Self::JobResults => Permission::Jobs,
-            Self::FieldsRead => Permission::FieldsRead,
-            Self::FieldsWrite => Permission::FieldsWrite,
-        }
+    /// Its first entry. The entries of one operation differ in method and path alone.
+    pub fn endpoint(self) -> &'static Endpoint {
+        &ENDPOINTS[FIRST[self as usize]]
     }
 }
 
-/// Where a method and a path lead.
+/// One method of one path.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The method, here and upstream. Where it is GET, clients may also send HEAD.
+    pub method: Method,
+    /// The path, here and upstream. It has one parameter at most, written `{name}`, which stands for an id.
+    pub path: &'static str,
+    /// What a client asks for there.
+    pub operation: Operation,
+    /// What a team needs for it.
+    pub permission: Permission,
+    /// The body of a request.
+    pub body: Body,
+    /// How long its responses are stored.
+    pub cache: CacheClass,
+    /// When a request may be sent again.
+    pub repeat: Repeatability,
+    /// Whether this version serves it. If not, the gateway answers 404.
+    pub served: bool,
+}
+
+/// The body of a request. One that is not listed is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// There is none.
+    None,
+    /// A query.
+    Query,
+    /// A custom field mapping.
+    Field,
+}
+
+/// How long responses are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheClass {
+    /// Not at all.
+    None,
+    /// As `cache.metadata` says.
+    Metadata,
+    /// As `cache.query` says, or `cache.settled` for a settled query. The response begins a result set.
+    Query,
+    /// As long as the first page of its result set.
+    Page,
+}
+
+/// When a request that failed may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeatability {
+    /// Always, since it only reads.
+    Safe,
+    /// Always, since it carries an idempotency key.
+    WithKey,
+    /// Only where Twilio has not processed it: nothing was sent, or the response is a 429.
+    OnlyUnsent,
+}
+
+macro_rules! endpoints {
+    ($($base:literal {$(
+        $method:ident $path:literal $operation:ident $permission:ident $body:ident $cache:ident $repeat:ident $served:literal;
+    )+})+) => {
+        &[$($(Endpoint {
+            method: Method::$method,
+            path: concat!($base, $path),
+            operation: Operation::$operation,
+            permission: Permission::$permission,
+            body: Body::$body,
+            cache: CacheClass::$cache,
+            repeat: Repeatability::$repeat,
+            served: $served,
+        },)+)+]
+    };
+}
+
+/// Twilio's API, in the order of its documentation. Of entries with the same method, the first whose path matches counts.
+pub static ENDPOINTS: &[Endpoint] = endpoints! {
+    "/v3/InsightsDomains/Conversations" {
+        //     path                                 operation    permission   body   stored    repeated    served
+        GET    "/Metadata"                           Metadata     Metadata     None   Metadata  Safe        true;
+        POST   "/Query"                              Query        Query        Query  Query     Safe        true;
+        GET    "/Query"                              Page         Query        None   Page      Safe        true;
+        POST   "/QueryJobs"                          JobSubmit    Jobs         Query  None      WithKey     false;
+        GET    "/QueryJobs"                          JobList      Jobs         None   None      Safe        false;
+        GET    "/QueryJobs/{operationId}"            JobStatus    Jobs         None   None      Safe        false;
+        GET    "/QueryJobs/{operationId}/Results"    JobResults   Jobs         None   None      Safe        false;
+    }
+    "/v3/ControlPlane/ConversationInsights" {
+        GET    "/CustomFieldMappings"                FieldsRead   FieldsRead   None   None      Safe        false;
+        GET    "/CustomFieldMappingsCapacity"        FieldsRead   FieldsRead   None   None      Safe        false;
+        GET    "/CustomFieldMappings/Capacity"       FieldsRead   FieldsRead   None   None      Safe        false;
+        GET    "/CustomFieldMappings/{mappingId}"    FieldsRead   FieldsRead   None   None      Safe        false;
+        POST   "/CustomFieldMappings"                FieldsWrite  FieldsWrite  Field  None      OnlyUnsent  false;
+        PATCH  "/CustomFieldMappings/{mappingId}"    FieldsWrite  FieldsWrite  Field  None      OnlyUnsent  false;
+    }
+};
+
+/// Where the entries of each operation begin.
+const FIRST: [usize; Operation::ALL.len()] = {
+    let mut first = [usize::MAX; Operation::ALL.len()];
+    let mut at = ENDPOINTS.len();
+    while at > 0 {
+        at -= 1;
+        first[ENDPOINTS[at].operation as usize] = at;
+    }
+    first
+};
+
+impl Endpoint {
+    fn is_at(&self, path: &str) -> bool {
+        let parameter = || {
+            let (before, rest) = self.path.split_once('{')?;
+            let (_, after) = rest.split_once('}')?;
+            path.strip_prefix(before)?.strip_suffix(after)
+        };
+        self.path == path || parameter().is_some_and(is_id)
+    }
+}
+
+/// Twilio's ids are opaque; nothing that could be read as more than one path segment is one.
+fn is_id(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// Where a method and a path lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// To an operation.
-    Found(Operation),
-    /// To an operation of Twilio's that this version does not serve.
+    /// To an endpoint.
+    Found(&'static Endpoint),
+    /// To an endpoint that this version does not serve.
     NotServed,
-    /// The path exists, for these methods.
-    MethodNotAllowed(&'static str),
+    /// The path exists, for these methods: the value of `Allow`.
+    MethodNotAllowed(String),
     /// Nowhere.
     NotFound,
 }
 
-/// Finds the operation of a method and a path.
+/// Finds the endpoint of a method and a path.
 pub fn route(method: &Method, path: &str) -> Route {
-    const DOMAIN: &str = "/v3/InsightsDomains/Conversations/";
-    const FIELDS: &str = "/v3/ControlPlane/ConversationInsights/CustomFieldMappings";
-    let read = matches!(*method, Method::GET | Method::HEAD);
-    match path.strip_prefix(DOMAIN) {
-        Some("Metadata") if read => Route::Found(Operation::Metadata),
-        Some("Metadata") => Route::MethodNotAllowed("GET, HEAD"),
-        Some("Query") if read => Route::Found(Operation::Page),
-        Some("Query") if method == Method::POST => Route::Found(Operation::Query),
-        Some("Query") => Route::MethodNotAllowed("GET, HEAD, POST"),
-        Some(rest) if rest == "QueryJobs" || rest.starts_with("QueryJobs/") => Route::NotServed,
-        None if path.starts_with(FIELDS) => Route::NotServed,
-        _ => Route::NotFound,
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    let here = || ENDPOINTS.iter().filter(|endpoint| endpoint.is_at(path));
+    // Paths without a parameter first, since nearly all requests have one of these.
+    let exact = ENDPOINTS.iter().find(|endpoint| endpoint.path == path && endpoint.method == *method);
+    match exact.or_else(|| here().find(|endpoint| endpoint.method == *method)).or_else(|| here().next()) {
+        None => Route::NotFound,
+        Some(endpoint) if !endpoint.served => Route::NotServed,
+        Some(endpoint) if endpoint.method == *method => Route::Found(endpoint),
+        Some(_) => {
+            let mut allowed = [(Method::GET, "GET, HEAD"), (Method::POST, "POST"), (Method::PATCH, "PATCH")].to_vec();
+            allowed.retain(|(method, _)| here().any(|endpoint| endpoint.method == *method));
+            Route::MethodNotAllowed(allowed.into_iter().map(|(_, words)| words).collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
@@ -148,14 +268,14 @@ impl OperationSet {
         [Permission::Metadata, Permission::Query, Permission::Jobs].into_iter().collect()
     }
 
-    /// Is `operation` allowed.
-    pub const fn allows(self, operation: Operation) -> bool {
-        self.0 & (1 << operation.permission() as u8) != 0
+    /// Whether it has this permission.
+    pub const fn allows(self, permission: Permission) -> bool {
+        self.0 & (1 << permission as u8) != 0
     }
 
     /// The permissions in it, in the contract's order.
     pub fn iter(self) -> impl Iterator<Item = Permission> {
-        Permission::ALL.into_iter().filter(move |p| self.0 & (1 << *p as u8) != 0)
+        Permission::ALL.into_iter().filter(move |permission| self.allows(*permission))
     }
 }
 
@@ -171,16 +291,60 @@ mod tests {
 
     const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
     const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
+    const JOBS: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
+    const FIELDS: &str = "/v3/ControlPlane/ConversationInsights/CustomFieldMappings";
 
     #[test]
-    fn knows_its_paths_and_methods() {
-        assert_eq!(route(&Method::GET, METADATA), Route::Found(Operation::Metadata));
-        assert_eq!(route(&Method::HEAD, METADATA), Route::Found(Operation::Metadata));
-        assert_eq!(route(&Method::POST, QUERY), Route::Found(Operation::Query));
-        assert_eq!(route(&Method::GET, QUERY), Route::Found(Operation::Page));
-        assert_eq!(route(&Method::PUT, QUERY), Route::MethodNotAllowed("GET, HEAD, POST"));
-        assert_eq!(route(&Method::POST, METADATA), Route::MethodNotAllowed("GET, HEAD"));
-        assert_eq!(route(&Method::POST, "/v3/InsightsDomains/Conversations/QueryJobs"), Route::NotServed);
+    fn every_operation_has_an_entry_and_they_differ_in_method_and_path_alone() {
+        for operation in Operation::ALL {
+            assert_eq!(operation.endpoint().operation, operation);
+        }
+        for one in ENDPOINTS {
+            let Endpoint { method, path, .. } = one;
+            let Endpoint { operation, permission, body, cache, repeat, served, .. } = *one.operation.endpoint();
+            let same = Endpoint { method: method.clone(), path, operation, permission, body, cache, repeat, served };
+            assert_eq!(*one, same);
+            // Only then does the operation alone say what to send upstream.
+            assert!(!served || (one.operation.endpoint() == one && !path.contains('{')), "{path}");
+        }
+    }
+
+    #[test]
+    fn every_entry_is_found_by_its_method_and_path() {
+        for endpoint in ENDPOINTS {
+            let path = endpoint.path.replace(['{', '}'], "");
+            let found = if endpoint.served { Route::Found(endpoint) } else { Route::NotServed };
+            assert_eq!(route(&endpoint.method, &path), found, "{path}");
+            if endpoint.method == Method::GET {
+                assert_eq!(route(&Method::HEAD, &path), found, "{path}");
+            }
+        }
+        assert_eq!(route(&Method::POST, QUERY), Route::Found(Operation::Query.endpoint()));
+        assert_eq!(route(&Method::GET, QUERY), Route::Found(Operation::Page.endpoint()));
+    }
+
+    #[test]
+    fn a_path_says_which_methods_it_has() {
+        let allowed = |methods: &str| Route::MethodNotAllowed(methods.to_owned());
+        assert_eq!(route(&Method::PUT, QUERY), allowed("GET, HEAD, POST"));
+        assert_eq!(route(&Method::POST, METADATA), allowed("GET, HEAD"));
+        for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
+            assert_eq!(route(&method, JOBS), Route::NotServed);
+            assert_eq!(route(&method, &format!("{JOBS}/a-1_B/Results")), Route::NotServed);
+            assert_eq!(route(&method, &format!("{FIELDS}/x")), Route::NotServed);
+        }
+    }
+
+    #[test]
+    fn an_id_is_one_segment() {
+        let long = "x".repeat(128);
+        for id in ["a", "insights_operation_01", "A-b_9", long.as_str()] {
+            assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}")), Route::NotServed, "{id}");
+        }
+        let longer = "x".repeat(129);
+        for id in ["", ".", "..", "a/b", "a%2Fb", "a b", "a.b", "a;b", "\u{e9}", longer.as_str()] {
+            assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}")), Route::NotFound, "{id}");
+        }
     }
 
     #[test]
@@ -209,9 +373,8 @@ mod tests {
     #[test]
     fn a_set_allows_what_is_in_it() {
         let set = OperationSet::standard();
-        assert!(set.allows(Operation::Page) && set.allows(Operation::JobResults));
-        assert!(!set.allows(Operation::FieldsRead) && !OperationSet::NONE.allows(Operation::Metadata));
-        let words: Vec<_> = set.iter().map(Permission::as_str).collect();
-        assert_eq!(words, ["metadata", "query", "jobs"]);
+        assert!(set.allows(Permission::Query) && set.allows(Permission::Jobs));
+        assert!(!set.allows(Permission::FieldsRead) && !OperationSet::NONE.allows(Permission::Metadata));
+        assert_eq!(set.iter().collect::<Vec<_>>(), [Permission::Metadata, Permission::Query, Permission::Jobs]);
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use insights_gateway::cli::Cli;
 use insights_gateway::core::error::Reason;
+use insights_gateway::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint, Repeatability};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -42,6 +43,40 @@ fn the_runbook_has_an_entry_for_every_reason_and_for_no_other() {
         let status = format!("\n{}. ", reason.status().as_u16());
         assert!(entry.starts_with(&status), "{} answers{status}", reason.as_str());
         assert!(entry.contains("**See:**") && entry.contains("**Do:**"), "{}: see what, do what", reason.as_str());
+    }
+}
+
+/// An endpoint as a row of the handbook's tables.
+fn row(endpoint: &Endpoint) -> String {
+    let body = match endpoint.body {
+        Body::None => "none",
+        Body::Query => "query",
+        Body::Field => "field",
+    };
+    let stored = match endpoint.cache {
+        CacheClass::None => "no",
+        CacheClass::Metadata => "`cache.metadata`",
+        CacheClass::Query => "`cache.query`, `cache.settled`",
+        CacheClass::Page => "like the first page",
+    };
+    let repeated = match endpoint.repeat {
+        Repeatability::Safe => "always",
+        Repeatability::WithKey => "always, with its key",
+        Repeatability::OnlyUnsent => "only if not processed",
+    };
+    let (operation, permission) = (endpoint.operation.as_str(), endpoint.permission.as_str());
+    let Endpoint { method, path, .. } = endpoint;
+    format!("| {method} `{path}` | `{operation}` | `{permission}` | {body} | {stored} | {repeated} |")
+}
+
+#[test]
+fn the_handbook_lists_the_endpoints_that_the_gateway_routes_by() {
+    let page = page("endpoints.md");
+    let (served, others) = page.split_once("\nThese are known and not served").unwrap();
+    for (text, is_served) in [(served, true), (others, false)] {
+        let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ") && line.contains("`/v3/")).collect();
+        let expected = ENDPOINTS.iter().filter(|endpoint| endpoint.served == is_served).map(row);
+        assert_eq!(rows, expected.collect::<Vec<_>>(), "served: {is_served}");
     }
 }
 

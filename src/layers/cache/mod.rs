@@ -38,7 +38,7 @@ use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::cache_status::{self, Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{Body, CacheClass, Operation};
 use crate::twilio::parameters::Parameters;
 use crate::twilio::settled::{self, TimeDimensions, Verdict};
 
@@ -385,8 +385,8 @@ struct Asked {
 impl CacheLayer {
     /// What is known of the result set that expects a response under `place`.
     fn membership(&self, operation: Operation, place: &Key) -> Membership {
-        match operation {
-            Operation::Page => self.store.membership(place, self.clock.moment()),
+        match operation.endpoint().cache {
+            CacheClass::Page => self.store.membership(place, self.clock.moment()),
             _ => Membership::Unknown,
         }
     }
@@ -419,11 +419,13 @@ impl CacheLayer {
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
         let set = self.membership(call.operation, &asked.place);
-        let lifetimes = match (page.status, call.operation) {
-            (StatusCode::OK, Operation::Metadata) => Some(self.policy.metadata),
-            (StatusCode::OK, Operation::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
-            (StatusCode::OK, Operation::Query) => Some(self.policy.query),
-            (StatusCode::OK, Operation::Page) => match set {
+        let class = call.operation.endpoint().cache;
+        let lifetimes = match (page.status, class) {
+            (_, CacheClass::None) => None,
+            (StatusCode::OK, CacheClass::Metadata) => Some(self.policy.metadata),
+            (StatusCode::OK, CacheClass::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
+            (StatusCode::OK, CacheClass::Query) => Some(self.policy.query),
+            (StatusCode::OK, CacheClass::Page) => match set {
                 // What was asked for before the set began is older than its first page.
                 _ if set != asked.set => None,
                 Membership::Of(result_set) => result_set.lifetimes.after(moment.since(result_set.begun)),
@@ -436,22 +438,22 @@ impl CacheLayer {
         };
         let named = |token: String| {
             let parameters = Parameters::of_page(&token);
-            Key::new(&call.team.account, Operation::Page, parameters.as_str(), b"")
+            Key::of_page(&call.team.account, &parameters)
         };
         let next = next_token.map(named);
         let narrowed = lifetimes.and_then(|lifetimes| storage.narrow(lifetimes));
         let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
-            if let (Operation::Query, true, Some(next)) = (call.operation, page.status.is_success(), next) {
+            if let (CacheClass::Query, true, Some(next)) = (class, page.status.is_success(), next) {
                 self.store.supersede(&call.key, next);
             }
             return finished(false);
         };
         let made = moment.before(storage.age);
-        let result_set = match call.operation {
-            Operation::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
+        let result_set = match class {
+            CacheClass::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
             _ => set.result_set(),
         };
-        let is_metadata = call.operation == Operation::Metadata && page.status.is_success();
+        let is_metadata = class == CacheClass::Metadata && page.status.is_success();
         let entry = Entry {
             account: Arc::clone(&call.team.account.name),
             operation: call.operation,
@@ -488,11 +490,11 @@ impl CacheLayer {
 
     /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
     fn judge(&self, call: &UpstreamCall, wall: SystemTime) -> Option<Verdict> {
-        if call.operation != Operation::Query {
+        if call.operation.endpoint().cache != CacheClass::Query {
             return None;
         }
         let now = self.clock.moment();
-        let metadata = self.store.page(&Key::new(&call.team.account, Operation::Metadata, "", b""));
+        let metadata = self.store.page(&Key::of_metadata(&call.team.account));
         let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
         let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
         Some(match Timestamp::try_from(wall) {
@@ -536,9 +538,9 @@ fn previous_token(body: &[u8]) -> Option<String> {
 
 /// What a call asks for, in words: its body, or of a page its parameters. Plain metadata says nothing more.
 fn text(call: &UpstreamCall) -> Option<Arc<str>> {
-    let text = match call.operation {
+    let text = match call.operation.endpoint().body {
         // Canonical bytes are UTF-8: nothing is lost.
-        Operation::Query => String::from_utf8_lossy(&call.body).into(),
+        Body::Query => String::from_utf8_lossy(&call.body).into(),
         _ => Arc::clone(&call.parameters),
     };
     Some(text).filter(|text| !text.is_empty())

@@ -14,6 +14,7 @@ use crate::core::error::Retry;
 use crate::metrics::Metrics;
 use crate::request::query::CanonicalQuery;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
+use crate::twilio::endpoint::Operation;
 
 const S: Duration = Duration::from_secs(1);
 

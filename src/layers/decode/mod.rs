@@ -43,7 +43,7 @@ use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{self, Operation};
 use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
@@ -115,12 +115,11 @@ where
             authorized;
         let (head, body) = request.into_parts();
         Box::pin(async move {
-            let body = match operation {
-                Operation::Query => collect(body, layer.limits, &layer.bodies).await?,
-                _ => {
-                    drop(body);
-                    Bytes::new()
-                }
+            let body = if operation.endpoint().body == endpoint::Body::None {
+                drop(body);
+                Bytes::new()
+            } else {
+                collect(body, layer.limits, &layer.bodies).await?
             };
             let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
@@ -162,6 +161,7 @@ struct Asked {
 }
 
 /// What a request comes to when it is read.
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and a box would cost every hit an allocation")]
 enum Read {
     /// A query, and what is done with the response before the client gets it.
     Query(ClientQuery, Release),

@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -50,7 +50,7 @@ use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{self, Endpoint, Operation};
 use crate::twilio::page::Envelope;
 
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
@@ -155,17 +155,7 @@ impl Upstream {
     ) -> Result<Request<Full<Bytes>>, GatewayError> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
-        let (method, path) = match operation {
-            Operation::Metadata => (Method::GET, "/v3/InsightsDomains/Conversations/Metadata"),
-            Operation::Query => (Method::POST, "/v3/InsightsDomains/Conversations/Query"),
-            Operation::Page => (Method::GET, "/v3/InsightsDomains/Conversations/Query"),
-            _ => {
-                return Err(GatewayError::new(
-                    Reason::NotFound,
-                    "this version does not serve query jobs or custom fields",
-                ));
-            }
-        };
+        let Endpoint { method, path, body: kind, .. } = operation.endpoint();
         let target = match parameters {
             "" => PathAndQuery::from_static(path),
             _ => PathAndQuery::try_from(format!("{path}?{parameters}")).map_err(|error| {
@@ -180,10 +170,10 @@ impl Upstream {
         headers.insert(header::ACCEPT, JSON);
         headers.insert(header::ACCEPT_ENCODING, coding::ACCEPTED);
         headers.insert(header::USER_AGENT, AGENT);
-        if method == Method::POST {
+        if *kind != endpoint::Body::None {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
-        *request.method_mut() = method;
+        *request.method_mut() = method.clone();
         Ok(request)
     }
 
