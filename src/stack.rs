@@ -10,6 +10,7 @@ use tower::ServiceBuilder;
 
 use crate::accounts::{Account, Team};
 use crate::audit::AuditLog;
+use crate::budget::{self, Budgets};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
@@ -17,7 +18,7 @@ use crate::core::reloads::Reloads;
 use crate::layers::authenticate::{
     AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
 };
-use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
+use crate::layers::budget::{Budget, BudgetLayer};
 use crate::layers::cache::{self, CacheLayer, Caching, Store};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
