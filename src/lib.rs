@@ -13,6 +13,8 @@ pub mod accounts;
 
 pub mod request;
 
+pub mod budget;
+
 pub mod metrics;
 
 pub mod config;

@@ -11,6 +11,7 @@ use tower::ServiceBuilder;
 
 use crate::accounts::{Account, Team};
 use crate::audit::AuditLog;
+use crate::budget::{self, Budgets};
 use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
@@ -19,7 +20,7 @@ use crate::core::reloads::Reloads;
 use crate::layers::authenticate::{
     AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
 };
-use crate::layers::budget::{self, Budget, BudgetLayer, Budgets};
+use crate::layers::budget::{Budget, BudgetLayer};
 use crate::layers::cache::{self, CacheLayer, Caching};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};

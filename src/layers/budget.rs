@@ -1,94 +1,23 @@
 //! Every upstream attempt pays here: a token of its account's bucket and one of its places.
 //!
-//! It sits inside retry, so that a retry pays like a first try. Where tokens are short, calls wait in fair lines, and
-//! whoever would wait in vain is told so at once. It watches what comes back: a 429 pauses the whole account and
-//! may lower its rate, and an upstream that fails again and again is left alone for a while. It does not decide
-//! what is tried again, and holds no request bodies.
-//!
-//! From the inside out: `bucket` and `queue` are arithmetic, `adapt` and `circuit` learn from answers, `waiting` is who
-//! waits, `state` is all of that for one account, and `account` is where something waits and wakes.
+//! It sits inside retry, so that a retry pays like a first try. It reads from what comes back whether the account is
+//! limited or the upstream fails, and tells the [`budget`](crate::budget). It does not decide what is tried again, and
+//! holds no request bodies.
 
-mod account;
-mod adapt;
-mod bucket;
-mod circuit;
-mod queue;
-mod state;
-mod waiting;
-
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
-use account::Ended;
-pub use account::{AccountBudget, BudgetStatus};
-use bucket::Quota;
-pub use circuit::{CircuitPolicy, CircuitState};
-
-use crate::core::backoff::Backoff;
+use crate::budget::{Budgets, Ended};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
-use crate::core::units::Rate;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::upstream_headers::{self, RateLimitHeaders};
-
-/// What an account may spend.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Tokens; `None` is without limit.
-    pub rate: Option<Rate>,
-    /// Tokens that may be spent at once.
-    pub burst: u32,
-    /// Attempts at once.
-    pub concurrency: u32,
-    /// Waiting calls at most.
-    pub queue: u32,
-    /// Are rate and concurrency lowered by what Twilio answers.
-    pub adapt: bool,
-    /// Longest pause that a 429's headers can impose.
-    pub max_pause: Duration,
-    /// The pause after a 429 that names none.
-    pub backoff: Backoff,
-    /// When an upstream that fails is left alone.
-    pub circuit: CircuitPolicy,
-}
-
-impl Limits {
-    fn quota(&self) -> Option<Quota> {
-        self.rate.map(|rate| Quota::new(rate, self.burst))
-    }
-
-    fn per_second(&self) -> Option<f64> {
-        self.rate.map(Rate::per_second)
-    }
-}
-
-/// The budgets of all accounts. They outlive a reload, so that no reload forgets what is owed.
-#[derive(Debug, Clone, Default)]
-pub struct Budgets(Arc<Mutex<HashMap<Arc<str>, AccountBudget>>>);
-
-impl Budgets {
-    /// Sets an account's limits; an account that is new starts with a full bucket.
-    pub fn set(&self, account: &Arc<str>, limits: Limits, clock: Clock) {
-        let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match budgets.get(account) {
-            Some(known) => known.set_limits(limits),
-            None => drop(budgets.insert(Arc::clone(account), AccountBudget::new(Arc::clone(account), limits, clock))),
-        }
-    }
-
-    /// One account's budget.
-    pub fn get(&self, account: &str) -> Option<AccountBudget> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).cloned()
-    }
-}
 
 /// Makes [`Budget`] services.
 #[derive(Debug, Clone)]
@@ -185,4 +114,86 @@ fn ended(answer: &Result<UpstreamResponse, GatewayError>, deadline: Instant, clo
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::time::Duration;
+
+    use http::HeaderMap;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::budget::{CircuitPolicy, Limits};
+    use crate::core::backoff::Backoff;
+    use crate::core::units::Rate;
+    use crate::semantics::request_directives::Urgency;
+    use crate::twilio::endpoint::Operation;
+
+    const S: Duration = Duration::from_secs(1);
+
+    /// Which answers say what, seen through the service.
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_understood() {
+        let ending = |answer: Result<u16, (Reason, Retry)>| {
+            let answer = match answer {
+                Ok(status) => Ok(UpstreamResponse {
+                    status: StatusCode::from_u16(status).unwrap(),
+                    headers: HeaderMap::new(),
+                    body: Default::default(),
+                    next_token: None,
+                }),
+                Err((reason, retry)) => Err(GatewayError::new(reason, "scripted").with_retry(retry)),
+            };
+            ended(&answer, Instant::now() + S, Clock::new())
+        };
+        let answered = Ended::Answered(RateLimitHeaders::default());
+        assert_eq!(ending(Ok(200)), answered);
+        assert_eq!(ending(Ok(400)), answered);
+        assert_eq!(ending(Ok(429)), Ended::Limited(None, RateLimitHeaders::default()));
+        assert_eq!(ending(Ok(500)), Ended::Failed);
+        assert_eq!(ending(Ok(503)), Ended::Failed);
+        assert_eq!(ending(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
+        assert_eq!(ending(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), Ended::Failed);
+        assert_eq!(ending(Err((Reason::UpstreamInvalid, Retry::Never))), Ended::Unclear);
+        assert_eq!(ending(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), Ended::Failed);
+        let died = GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(Retry::IfRepeatable);
+        let died = Err(died.on_kept_connection());
+        assert_eq!(
+            ended(&died, Instant::now() + S, Clock::new()),
+            Ended::Unclear,
+            "a connection's fault, not Twilio's"
+        );
+        let hurried = Err(GatewayError::new(Reason::UpstreamTimeout, "scripted").with_retry(Retry::IfRepeatable));
+        assert_eq!(
+            ended(&hurried, Instant::now(), Clock::new()),
+            Ended::Unclear,
+            "the client's deadline, not Twilio's fault"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_attempt_pays_and_a_429_pauses_the_account() {
+        let (budgets, clock) = (Budgets::default(), Clock::new());
+        let limits = Limits {
+            rate: Rate::new(10, S),
+            burst: 10,
+            concurrency: 10,
+            queue: 10,
+            adapt: false,
+            max_pause: 300 * S,
+            backoff: Backoff { base: S, max: S },
+            circuit: CircuitPolicy { consecutive: 10, ratio: 0.5, open: S },
+        };
+        budgets.set(&"main".into(), limits, clock);
+        let layer = BudgetLayer::new(budgets.clone(), Metrics::new(), clock);
+        let limited = service_fn(|_: UpstreamCall| async {
+            let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("9"))]);
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            Ok(UpstreamResponse { status, headers, body: Default::default(), next_token: None })
+        });
+        let call = UpstreamCall::example(Operation::Query, "", "");
+        let _waiter = call.waiters.join(&call.team, Urgency::default());
+        layer.layer(limited).oneshot(call).await.unwrap();
+        let status = budgets.get("main").unwrap().status();
+        assert_eq!((status.paused, status.in_flight), (9 * S, 0));
+        assert!(status.tokens.unwrap() < 10.0);
+    }
+}

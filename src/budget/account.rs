@@ -85,7 +85,7 @@ struct Reservation {
 
 /// How an attempt ended, as far as the budget is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub enum Ended {
     /// With an answer.
     Answered(RateLimitHeaders),
     /// With a 429, that asked for a pause or not.
@@ -116,7 +116,7 @@ impl AccountBudget {
     ///
     /// [`Reason::Deadline`] when the call could not be sent before its deadline, as soon as that is certain;
     /// [`Reason::QueueFull`], [`Reason::CircuitOpen`], [`Reason::TeamRateLimit`]. All say when to come back.
-    pub(super) async fn acquire(&self, call: &UpstreamCall) -> Result<Permit, GatewayError> {
+    pub async fn acquire(&self, call: &UpstreamCall) -> Result<Permit, GatewayError> {
         let waiters = &call.waiters;
         let (mut waiting_teams, mut seen) = waiters.waiting_teams();
         if waiting_teams.is_empty() && !waiters.is_refresh() {
@@ -487,7 +487,7 @@ impl Drop for QueueGuard {
 
 /// The right to one attempt; dropping it frees the place. Unused, it gives its token back too.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub struct Permit {
     account: Arc<Shared>,
     reservation: Option<Reservation>,
     sent: Option<Instant>,
@@ -495,12 +495,12 @@ pub(super) struct Permit {
 
 impl Permit {
     /// The attempt begins: the token is spent.
-    pub(super) fn spend(&mut self) {
+    pub fn spend(&mut self) {
         self.sent = Some(self.account.clock.now());
     }
 
     /// The attempt has ended. A pause is in force before the freed place lets the next call through.
-    pub(super) fn end(mut self, ended: Ended) {
+    pub fn end(mut self, ended: Ended) {
         if let Some(reservation) = self.reservation.take() {
             self.account.end(reservation, self.sent, ended);
         }

@@ -1,17 +1,18 @@
 use std::sync::Arc;
 
-use http::HeaderMap;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, timeout};
-use tower::service_fn;
 
 use super::*;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
+use crate::core::error::{GatewayError, Reason};
 use crate::core::units::Rate;
+use crate::request::call::UpstreamCall;
 use crate::request::key::Key;
 use crate::request::waiters::{Waiter, Waiters};
 use crate::semantics::request_directives::Urgency;
+use crate::semantics::upstream_headers::RateLimitHeaders;
 use crate::twilio::endpoint::Operation;
 
 const MS: Duration = Duration::from_millis(1);
@@ -824,59 +825,6 @@ async fn a_probe_that_is_given_up_lets_another_try() {
     drop(unclear);
     attempt(&budget, Ended::Answered(RateLimitHeaders::default())).await.unwrap();
     assert_eq!(budget.status().circuit, CircuitState::Closed);
-}
-
-/// Which answers say what, seen through the service.
-#[tokio::test(start_paused = true)]
-async fn answers_are_understood() {
-    let ending = |answer: Result<u16, (Reason, Retry)>| {
-        let answer = match answer {
-            Ok(status) => Ok(UpstreamResponse {
-                status: StatusCode::from_u16(status).unwrap(),
-                headers: HeaderMap::new(),
-                body: Default::default(),
-                next_token: None,
-            }),
-            Err((reason, retry)) => Err(GatewayError::new(reason, "scripted").with_retry(retry)),
-        };
-        ended(&answer, Instant::now() + S, Clock::new())
-    };
-    let answered = Ended::Answered(RateLimitHeaders::default());
-    assert_eq!(ending(Ok(200)), answered);
-    assert_eq!(ending(Ok(400)), answered);
-    assert_eq!(ending(Ok(429)), Ended::Limited(None, RateLimitHeaders::default()));
-    assert_eq!(ending(Ok(500)), Ended::Failed);
-    assert_eq!(ending(Ok(503)), Ended::Failed);
-    assert_eq!(ending(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
-    assert_eq!(ending(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), Ended::Failed);
-    assert_eq!(ending(Err((Reason::UpstreamInvalid, Retry::Never))), Ended::Unclear);
-    assert_eq!(ending(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), Ended::Failed);
-    let died = GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(Retry::IfRepeatable);
-    let died = Err(died.on_kept_connection());
-    assert_eq!(ended(&died, Instant::now() + S, Clock::new()), Ended::Unclear, "a connection's fault, not Twilio's");
-    let hurried = Err(GatewayError::new(Reason::UpstreamTimeout, "scripted").with_retry(Retry::IfRepeatable));
-    assert_eq!(
-        ended(&hurried, Instant::now(), Clock::new()),
-        Ended::Unclear,
-        "the client's deadline, not Twilio's fault"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn every_attempt_pays_and_a_429_pauses_the_account() {
-    let (budgets, clock) = (Budgets::default(), Clock::new());
-    budgets.set(&"main".into(), limits(10, 10, 10), clock);
-    let layer = BudgetLayer::new(budgets.clone(), Metrics::new(), clock);
-    let limited = service_fn(|_: UpstreamCall| async {
-        let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("9"))]);
-        let status = StatusCode::TOO_MANY_REQUESTS;
-        Ok(UpstreamResponse { status, headers, body: Default::default(), next_token: None })
-    });
-    let (call, _waiter) = patient();
-    layer.layer(limited).oneshot(call).await.unwrap();
-    let status = budgets.get("main").unwrap().status();
-    assert_eq!((status.paused, status.in_flight), (9 * S, 0));
-    assert!(status.tokens.unwrap() < 10.0);
 }
 
 /// Five in a window of a second, as Twilio states with each answer: the first five at once, and no burst after that, since
