@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::sets::ResultSet;
 use crate::core::clock::{Instant, Moment};
 use crate::request::key::Key;
-use crate::request::response::{CodedBody, StoredResponse};
+use crate::request::response::{CodedBody, LazyGzip, Representation};
 use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -16,7 +16,7 @@ use crate::twilio::settled::{TimeDimensions, Verdict};
 /// A page in the store.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) page: Arc<StoredResponse>,
+    pub(crate) page: Arc<Representation>,
     pub(crate) account: Arc<str>,
     pub(crate) operation: Operation,
     /// When it was asked for: of two pages the one asked for later is the newer.
@@ -66,7 +66,7 @@ impl Entry {
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
 
     pub(super) fn weight(&self) -> u32 {
-        let coded = self.compression.coded().map_or(0, CodedBody::weight);
+        let coded = self.compression.gzip.get().map_or(0, CodedBody::weight);
         let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
         let texts = self.account.len() + self.query.as_ref().map_or(0, |query| query.len());
         let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
@@ -75,7 +75,7 @@ impl Entry {
 
     /// How long it is of use from when it is kept, or kept again because it has become heavier.
     pub(crate) fn usable(&self) -> Duration {
-        let age = self.compression.done.get().map_or(self.age_when_kept, |compressed| compressed.age);
+        let age = self.compression.age.get().copied().unwrap_or(self.age_when_kept);
         self.lifetimes.usable().saturating_sub(age)
     }
 
@@ -85,31 +85,12 @@ impl Entry {
     }
 }
 
-/// A page's body compressed, from when it was first of use.
+/// The entry's body in gzip, and what adding it meant for the store.
 #[derive(Debug, Default)]
 pub(crate) struct Compression {
-    pub(super) begun: AtomicBool,
-    /// Stays empty where it is not worth it.
-    pub(super) done: OnceLock<Compressed>,
+    pub(crate) gzip: LazyGzip,
+    /// The entry's age when its gzip body was added. Its time to live in moka began anew then.
+    pub(super) age: OnceLock<Duration>,
     /// The entry is about to replace itself in the store, which is no eviction.
     pub(super) reweighed: AtomicBool,
-}
-
-#[derive(Debug)]
-pub(super) struct Compressed {
-    pub(super) coded: CodedBody,
-    /// The page's age when this was added.
-    pub(super) age: Duration,
-}
-
-impl Compression {
-    #[cfg(test)]
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// The compressed body, where there is one.
-    pub(crate) fn coded(&self) -> Option<&CodedBody> {
-        self.done.get().map(|compressed| &compressed.coded)
-    }
 }

@@ -28,14 +28,14 @@ use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
 use crate::request::query::ClientQuery;
-use crate::request::response::StoredResponse;
+use crate::request::response::Representation;
 use crate::request::waiters::{Waiter, Waiters};
 use crate::twilio::endpoint::Operation;
 
 /// What a flight brought.
 #[derive(Debug, Clone)]
 pub(crate) struct FlightResult {
-    pub(crate) result: Result<Arc<StoredResponse>, GatewayError>,
+    pub(crate) result: Result<Arc<Representation>, GatewayError>,
     /// Was the page kept.
     pub(crate) stored: bool,
     /// How old the page was when it came, where it says so.

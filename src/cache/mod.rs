@@ -8,6 +8,7 @@
 //! | `purge` | which stored responses a purge drops |
 //! | `sets` | which pages belong to which result set, and which sets are alive |
 //! | `entry` | one stored response, and what this process alone knows of it |
+//! | `response` | what the cache answers: a response and how it came about |
 //! | `flight` | single flight: identical calls share one upstream call |
 //! | `record` | a stored response as bytes, versioned, with its moments on the wall clock and on the boot clock |
 //! | `memory` | moka, on the synchronous path of a hit |
@@ -20,9 +21,11 @@ pub(crate) mod flight;
 mod memory;
 mod purge;
 mod record;
+pub(crate) mod response;
 pub(crate) mod sets;
 mod store;
 
 pub use self::disk::{DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
+pub use self::response::CacheResponse;
 pub use self::store::{EntryView, Store};

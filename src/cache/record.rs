@@ -19,7 +19,7 @@ use super::entry::{Compression, Entry};
 use super::sets::ResultSet;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::request::key::Key;
-use crate::request::response::StoredResponse;
+use crate::request::response::Representation;
 use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -260,9 +260,9 @@ pub(crate) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         hits: AtomicU64::new(0),
         compression: Compression::default(),
         key_param: KeyParam::new(&key.short()),
-        page: Arc::new(StoredResponse {
+        page: Arc::new(Representation {
             status,
-            no_transform: StoredResponse::forbids_transforms(&headers),
+            no_transform: Representation::forbids_transforms(&headers),
             headers,
             body,
             etag,

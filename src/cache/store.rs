@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
-use super::entry::{Compressed, Entry};
+use super::entry::Entry;
 use super::flight::{Flights, Lease};
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
@@ -16,7 +16,7 @@ use super::sets::Membership;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
-use crate::request::response::{CodedBody, StoredResponse};
+use crate::request::response::{CodedBody, Representation};
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
@@ -108,12 +108,12 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(crate) fn disk_handle(&self) -> Option<Disk> {
+    pub(super) fn disk_handle(&self) -> Option<Disk> {
         self.disk.clone()
     }
 
     #[cfg(test)]
-    pub(crate) fn memory(&self) -> &Memory {
+    pub(super) fn memory(&self) -> &Memory {
         &self.memory
     }
 
@@ -128,7 +128,7 @@ impl Store {
     }
 
     /// The page under `key`, while it is fresh.
-    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<StoredResponse>> {
+    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<Representation>> {
         let entry = self.page(key).filter(|entry| entry.age(now) <= entry.lifetimes.fresh)?;
         Some(Arc::clone(&entry.page))
     }
@@ -211,12 +211,12 @@ impl Store {
 
     /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.
     pub(crate) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
-        if !entry.page.may_be_coded() || entry.compression.begun.load(Ordering::Relaxed) {
+        if !entry.page.may_be_coded() || entry.compression.gzip.has_begun() {
             return;
         }
         // When all are busy, a later answer of this page tries again.
         let Ok(permit) = Arc::clone(&self.compressions).try_acquire_owned() else { return };
-        if entry.compression.begun.swap(true, Ordering::Relaxed) {
+        if !entry.compression.gzip.begin() {
             return;
         }
         let (store, entry) = (self.clone(), Arc::clone(entry));
@@ -239,8 +239,7 @@ impl Store {
             if !self.page(&key).is_some_and(|kept| Arc::ptr_eq(&kept, entry)) {
                 return;
             }
-            let compressed = Compressed { coded, age: entry.age(now) };
-            if entry.compression.done.set(compressed).is_err() {
+            if entry.compression.age.set(entry.age(now)).is_err() || !entry.compression.gzip.set(coded) {
                 return;
             }
             // In its own place, so that moka weighs it again.

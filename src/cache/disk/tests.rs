@@ -17,7 +17,7 @@ use crate::cache::store::Store;
 use crate::core::clock::Moment;
 use crate::request::call::UpstreamResponse;
 use crate::request::query::ClientQuery;
-use crate::request::response::StoredResponse;
+use crate::request::response::Representation;
 use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -35,11 +35,11 @@ fn key(n: u32) -> Key {
     *call(n).key()
 }
 
-fn page(body: impl Into<bytes::Bytes>) -> Arc<StoredResponse> {
+fn page(body: impl Into<bytes::Bytes>) -> Arc<Representation> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("twilio-request-id", HeaderValue::from_static("RQ1"));
-    Arc::new(StoredResponse::new(UpstreamResponse {
+    Arc::new(Representation::new(UpstreamResponse {
         status: StatusCode::OK,
         headers,
         body: body.into(),
@@ -527,7 +527,7 @@ proptest! {
         let calendar = Calendar::read(clock, 7);
         let made = clock.moment().before(Duration::from_millis(age));
         let kept = Entry {
-            page: Arc::new(StoredResponse { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
+            page: Arc::new(Representation { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
             account: account.as_str().into(),
             made,
             lifetimes,
@@ -582,6 +582,6 @@ proptest! {
     }
 }
 
-fn page_of(body: Vec<u8>) -> StoredResponse {
+fn page_of(body: Vec<u8>) -> Representation {
     Arc::into_inner(page(body)).unwrap()
 }

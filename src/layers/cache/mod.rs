@@ -22,10 +22,11 @@ use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
 use self::refresh_backoff::RefreshBackoff;
-use crate::cache::Store;
 use crate::cache::entry::{Compression, Entry};
 use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
+use crate::cache::response::{Content, Source};
 use crate::cache::sets::{Membership, ResultSet};
+use crate::cache::{CacheResponse, Store};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
@@ -33,10 +34,10 @@ use crate::metrics::{Metrics, SettledLabels, StaticLabel};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::key::Key;
 use crate::request::query::ClientQuery;
-use crate::request::response::{ClientResponse, StoredResponse};
+use crate::request::response::Representation;
 use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
-use crate::semantics::cache_status::{self, Forward, KeyParam};
+use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
 use crate::twilio::endpoint::Operation;
 use crate::twilio::parameters::Parameters;
@@ -104,14 +105,14 @@ impl<S> Clone for Caching<S> {
     }
 }
 
-type Answered = Result<ClientResponse, GatewayError>;
+type Answered = Result<CacheResponse, GatewayError>;
 
 impl<S> Service<ClientQuery> for Caching<S>
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    type Response = ClientResponse;
+    type Response = CacheResponse;
     type Error = GatewayError;
     /// A hit is ready at once and allocates nothing here.
     type Future = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
@@ -138,13 +139,12 @@ where
         }
         let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &query.directives.cache);
         match (decision, entry) {
-            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(self.serve(&entry, None, &query, now)))),
+            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(entry, None, now)))),
             (Decision::ServeAndRefresh, Some(entry)) => {
-                let reply = self.serve(&entry, None, &query, now);
                 if entry.is_refreshable() {
                     self.refresh(query);
                 }
-                Either::Left(ready(Ok(reply)))
+                Either::Left(ready(Ok(serve(entry, None, now))))
             }
             (Decision::Refuse, _) => Either::Left(ready(Err(GatewayError::new(
                 Reason::OnlyIfCached,
@@ -208,7 +208,7 @@ where
                     }
                     Claim::Wait(joined) => (joined, false),
                     Claim::Arrived(arrived) => {
-                        return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &query, self.layer.clock.moment()));
+                        return Ok(serve(arrived, Some(Outcome::Collapsed), self.layer.clock.moment()));
                     }
                 };
             let now = self.layer.clock.now();
@@ -216,7 +216,7 @@ where
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
                 // The flight may wait for longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &query);
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry);
             }
             match wait(&mut joined, query.deadline).await {
                 // It would be lost again.
@@ -236,7 +236,7 @@ where
                         GatewayError::too_late(estimated_start.saturating_duration_since(now))
                     };
                     let error = joined.estimated_start().map_or_else(unanswered, still_waits);
-                    return self.or_stale(Err(error), entry, &query);
+                    return self.or_stale(Err(error), entry);
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
@@ -249,69 +249,26 @@ where
                         continue;
                     }
                     let collapsed = !leads;
-                    let reply = finished.result.map(|page| {
-                        let theirs = page.tag_of_client(&query.directives, None);
-                        let not_modified = theirs.is_some();
-                        let outcome = match (not_modified, collapsed) {
-                            (true, _) => Outcome::Revalidated,
-                            (false, true) => Outcome::Collapsed,
-                            (false, false) => Outcome::Miss,
-                        };
-                        let status = page.status.as_u16();
-                        let key = KeyParam::new(&query.key().short());
-                        let cache_status =
-                            cache_status::forwarded(why, status, finished.stored, collapsed, outcome, &key);
-                        let etag = theirs.or_else(|| page.etag.clone());
-                        ClientResponse {
-                            page,
-                            coded: None,
-                            etag,
-                            outcome,
-                            cache_status,
-                            age: finished.age,
-                            not_modified,
-                        }
+                    let outcome = if collapsed { Outcome::Collapsed } else { Outcome::Miss };
+                    let response = finished.result.map(|page| CacheResponse {
+                        content: Content::Forwarded(page, KeyParam::new(&query.key().short())),
+                        source: Source::Forwarded { why, stored: finished.stored, collapsed },
+                        outcome,
+                        age: finished.age,
                     });
-                    return self.or_stale(reply, entry, &query);
+                    return self.or_stale(response, entry);
                 }
             }
         }
     }
 
-    /// A page from the store. Without `outcome` it is a hit, or stale if it is.
-    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, query: &ClientQuery, now: Moment) -> ClientResponse {
-        entry.count_hit();
-        let (age, directives) = (entry.age(now), &query.directives);
-        let coded = directives.gzip.then(|| entry.compression.coded()).flatten();
-        let theirs = entry.page.tag_of_client(directives, coded);
-        let not_modified = theirs.is_some();
-        if directives.gzip && coded.is_none() && !not_modified {
-            self.layer.store.compress(*query.key(), entry, self.layer.clock);
-        }
-        let outcome = match outcome {
-            // That the upstream is failing is worth more than that the client has the page.
-            Some(Outcome::StaleError) => Outcome::StaleError,
-            _ if not_modified => Outcome::Revalidated,
-            Some(outcome) => outcome,
-            None if age <= entry.lifetimes.fresh => Outcome::Hit,
-            None => Outcome::Stale,
-        };
-        let etag = theirs.or_else(|| coded.map_or_else(|| entry.page.etag.clone(), |coded| Some(coded.etag.clone())));
-        ClientResponse {
-            page: Arc::clone(&entry.page),
-            coded: coded.map(|coded| coded.body.clone()),
-            etag,
-            outcome,
-            cache_status: cache_status::hit(entry.lifetimes.ttl(age), outcome, &entry.key_param),
-            age: Some(age),
-            not_modified,
-        }
-    }
-
     /// The answer, or rather a stale page within its window than an error.
-    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, query: &ClientQuery) -> Answered {
+    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>) -> Answered {
         let failed = match &answered {
-            Ok(reply) => reply.page.status == StatusCode::TOO_MANY_REQUESTS || reply.page.status.is_server_error(),
+            Ok(response) => {
+                let status = response.representation().status;
+                status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+            }
             Err(error) => matches!(
                 error.reason(),
                 Reason::UpstreamUnreachable
@@ -331,7 +288,7 @@ where
                 && self.layer.store.is_current(entry)
         };
         match entry.filter(usable) {
-            Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), query, now)),
+            Some(entry) if failed => Ok(serve(entry, Some(Outcome::StaleError), now)),
             _ => answered,
         }
     }
@@ -373,6 +330,13 @@ where
     }
 }
 
+/// A stored response. Without `outcome` it is a hit, or stale if it is.
+fn serve(entry: Arc<Entry>, outcome: Option<Outcome>, now: Moment) -> CacheResponse {
+    let age = entry.age(now);
+    let is_fresh = age <= entry.lifetimes.fresh;
+    CacheResponse::stored(entry, outcome.unwrap_or(if is_fresh { Outcome::Hit } else { Outcome::Stale }), age)
+}
+
 /// What was known when a page was asked for.
 struct Asked {
     at: Instant,
@@ -406,7 +370,7 @@ impl CacheLayer {
         let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
-        let page = Arc::new(StoredResponse::new(answer));
+        let page = Arc::new(Representation::new(answer));
         let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
@@ -571,11 +535,12 @@ where
     let mut answer = inner.oneshot(query.upstream_call(waiters, query.deadline, Arc::clone(&query.context))).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
     cache_control::normalise(&mut answer.headers, clock.wall_now());
-    let page = Arc::new(StoredResponse::new(answer));
-    let outcome = Outcome::Bypass;
-    let cache_status = cache_status::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
-    let etag = page.etag.clone();
-    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age, not_modified: false })
+    Ok(CacheResponse {
+        content: Content::Forwarded(Arc::new(Representation::new(answer)), key),
+        source: Source::Forwarded { why: Forward::Bypass, stored: false, collapsed: false },
+        outcome: Outcome::Bypass,
+        age,
+    })
 }
 
 #[cfg(test)]
