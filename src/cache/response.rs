@@ -46,14 +46,14 @@ impl CacheResponse {
     /// From the store, `age` after it was new.
     pub(crate) fn stored(entry: Arc<Entry>, outcome: Outcome, age: Duration) -> Self {
         entry.count_hit();
-        let source = Source::Hit { ttl: entry.lifetimes.ttl(age) };
+        let source = Source::Hit { ttl: entry.stored.lifetimes.ttl(age) };
         Self { content: Content::Stored(entry), source, outcome, age: Some(age) }
     }
 
     /// The response as it is for a client that wants nothing in particular.
     pub(crate) fn representation(&self) -> &Arc<Representation> {
         match &self.content {
-            Content::Stored(entry) => &entry.page,
+            Content::Stored(entry) => &entry.stored.representation,
             Content::Forwarded(representation, _) => representation,
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::file::{self, Change, DiskError, PageFile, Size};
-use super::{Message, Order, Shared, lock, weight};
+use super::shared::{Message, Order, Shared, lock, weight};
 use crate::cache::memory::Memory;
 use crate::cache::purge::Purge;
 use crate::cache::record::{Boot, Calendar};
@@ -158,11 +158,11 @@ impl Worker {
             file.clean()?;
             let keys = file.newest(self.room, OVERHEAD)?;
             let (mut restored, mut interrupted) = (0u64, false);
-            let broken = file.read(&keys, |key, entry| {
+            let broken = file.read(&keys, |key, stored| {
                 let Some(order) = self.order.upgrade() else { return false };
                 let _order = lock(&order);
                 interrupted = self.shared.purges.load(Ordering::Relaxed) != purges;
-                if !interrupted && self.memory.restore(key, entry) {
+                if !interrupted && self.memory.restore(key, stored, self.clock) {
                     restored += 1;
                 }
                 !interrupted
@@ -214,8 +214,8 @@ impl Worker {
 
     fn take(&mut self, message: Message) -> Flow {
         match message {
-            Message::Keep(key, entry) => {
-                self.batch.push(Change::Keep(key, entry));
+            Message::Keep(key, stored) => {
+                self.batch.push(Change::Keep(key, stored));
                 Flow::Going
             }
             Message::Purge(which, firsts, purger) => {

@@ -539,25 +539,17 @@ async fn the_newest_pages_stay_within_the_capacity() {
         });
         let call = ClientQuery::example(Operation::Query, &n.to_string(), "");
         let key = *call.key();
-        let entry = Entry {
-            page: Arc::new(page),
+        let stored = StoredResponse {
+            representation: Arc::new(page),
             account: "main".into(),
             operation: Operation::Query,
-            asked: clock.now(),
-            finished: clock.now(),
             made: clock.moment(),
             lifetimes: POLICY.query,
-            age_when_kept: Duration::ZERO,
-            next: None,
-            previous: None,
             result_set: None,
+            next: None,
             settled: None,
-            time_dimensions: None,
-            query: None,
-            hits: AtomicU64::new(0),
-            compression: Compression::default(),
-            key_param: KeyParam::new(&key.short()),
         };
+        let entry = Entry::new(&key, stored, clock.now(), clock.now(), Duration::ZERO);
         let (lease, _) = store.flights.claim_refresh((key, Kind::Any), Flown::of(&call, None)).unwrap();
         assert!(store.insert(key, entry, &lease, |_| true));
         key
@@ -620,22 +612,22 @@ async fn what_has_gone_meanwhile_does_not_come_back() {
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
     let (key, now) = (*call("q").key(), cache.layer.clock.moment());
     purge(&cache, &Purge::All);
-    store.add_coded(key, &entry, entry.page.gzip(), now);
+    store.add_coded(key, &entry, entry.stored.representation.gzip(), now);
     assert!(store.page(&key).is_none() && entry.compression.gzip.get().is_none());
     // Nor does it displace what came after it.
     ask(&cache, call("q")).await.unwrap();
-    store.add_coded(key, &entry, entry.page.gzip(), now);
-    assert_eq!(&store.page(&key).unwrap().page.body[..], b"2");
+    store.add_coded(key, &entry, entry.stored.representation.gzip(), now);
+    assert_eq!(&store.page(&key).unwrap().stored.representation.body[..], b"2");
 }
 
 #[tokio::test]
 async fn a_compressed_page_is_kept_no_longer() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
-    let usable = entry.lifetimes.usable();
+    let usable = entry.stored.lifetimes.usable();
     let deadline = || entry.usable();
     assert_eq!(deadline(), usable);
-    store.add_coded(*call("q").key(), &entry, entry.page.gzip(), entry.made.after(100 * S));
+    store.add_coded(*call("q").key(), &entry, entry.stored.representation.gzip(), entry.stored.made.after(100 * S));
     assert_eq!(deadline(), usable - 100 * S);
 }
 
@@ -1027,7 +1019,7 @@ async fn a_clock_that_was_set_proves_nothing_settled() {
     let kept_for = async || {
         let forced = forcing(call(QUERY));
         ask(&cache, forced).await.unwrap();
-        cache.layer.store.page(call(QUERY).key()).unwrap().lifetimes
+        cache.layer.store.page(call(QUERY).key()).unwrap().stored.lifetimes
     };
     machine.step_wall(3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set forward since the start");
