@@ -171,3 +171,92 @@ fn compress(redacted: &Arc<Redacted>) {
         tokio::task::spawn_blocking(move || redacted.representation.gzip().map(|coded| redacted.gzip.set(coded)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::time::Duration;
+
+    use http::{HeaderMap, StatusCode};
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::request::call::UpstreamResponse;
+    use crate::request::response::{LazyGzip, Representation};
+    use crate::semantics::cache_status::{Forward, KeyParam};
+    use crate::semantics::request_directives::RequestDirectives;
+    use crate::twilio::endpoint::Operation;
+
+    fn representation(byte: u8) -> Arc<Representation> {
+        Arc::new(Representation::new(UpstreamResponse {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: vec![byte; 4096].into(),
+            next_token: None,
+        }))
+    }
+
+    /// A client that has the response with this tag, and accepts gzip or not.
+    fn having(if_none_match: Option<HeaderValue>, gzip: bool, redact: Option<Arc<dyn Redact>>) -> ClientQuery {
+        let directives = RequestDirectives { if_none_match, gzip, ..RequestDirectives::default() };
+        ClientQuery { directives, redact, ..ClientQuery::example(Operation::Metadata, "", "") }
+    }
+
+    async fn represent(outcome: Outcome, query: ClientQuery) -> ClientResponse {
+        let inner = service_fn(move |query: ClientQuery| {
+            assert!(query.redact.is_none() && query.directives.if_none_match.is_none());
+            ready(Ok::<_, GatewayError>(CacheResponse {
+                content: Content::Forwarded(representation(b'x'), KeyParam::new(&query.key().short())),
+                source: Source::Forwarded { why: Forward::UriMiss, stored: true, collapsed: false },
+                outcome,
+                age: None,
+            }))
+        });
+        let layer = RepresentLayer::new(Store::new(1 << 20, &Metrics::new()), Clock::new());
+        layer.layer(inner).oneshot(query).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn cache_status_tells_the_outcome_for_this_client() {
+        use Outcome::{Bypass, Collapsed, Miss, Revalidated, StaleError};
+        let tag = representation(b'x').etag.clone();
+        for (outcome, told) in
+            [(Miss, Revalidated), (Collapsed, Revalidated), (StaleError, StaleError), (Bypass, Bypass)]
+        {
+            let response = represent(outcome, having(tag.clone(), false, None)).await;
+            assert_eq!((response.outcome, response.not_modified), (told, outcome != Bypass));
+            let detail = format!("detail={};", told.as_str());
+            assert!(response.cache_status.to_str().unwrap().contains(&detail), "{:?}", response.cache_status);
+        }
+    }
+
+    #[derive(Debug)]
+    struct Hides(Arc<Redacted>);
+
+    impl Redact for Hides {
+        fn redact(&self, _: &Arc<Representation>) -> Result<Option<Arc<Redacted>>, GatewayError> {
+            Ok(Some(Arc::clone(&self.0)))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redacted_response_has_a_tag_and_a_gzip_body_of_its_own() {
+        let redacted = Arc::new(Redacted { representation: representation(b'y'), gzip: LazyGzip::default() });
+        let redact = || Some(Arc::new(Hides(Arc::clone(&redacted))) as Arc<dyn Redact>);
+        let whole = representation(b'x').etag.clone();
+        let first = represent(Outcome::Hit, having(whole, true, redact())).await;
+        assert!(!first.not_modified && first.coded.is_none(), "it is compressed behind the first response");
+        assert!(Arc::ptr_eq(&first.page, &redacted.representation));
+        let compressed = async {
+            while redacted.gzip.get().is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), compressed).await.unwrap();
+        let second = represent(Outcome::Hit, having(None, true, redact())).await;
+        assert!(second.coded.is_some() && second.etag == redacted.representation.gzip_etag());
+        let third = represent(Outcome::Hit, having(second.etag, false, redact())).await;
+        assert_eq!((third.outcome, third.not_modified), (Outcome::Revalidated, true));
+    }
+}
