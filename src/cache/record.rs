@@ -1,12 +1,13 @@
 //! One stored response as bytes, for any tier outside this process.
 //!
-//! An encoding of our own: some twenty fields, written once and read once, whose decoder has to be proof against
-//! anything. It borrows from its input and checks every length against what is left, so that no input makes it
-//! panic or allocate more than the input's own size. A BLAKE3 hash over key and fields stands in front: a page
-//! under a wrong key, cut short or with one bit changed is no page.
+//! A hand-written encoding of some twenty fields, whose decoder must stand any input. It borrows from its input and checks
+//! every length against what is left, so that no input makes it panic or allocate more than the input's own size. A
+//! BLAKE3 hash over version, key and fields comes first: a record under a wrong key, cut short or with one bit changed
+//! is not read.
 //!
-//! What is written is the answer and when it came. The request, its caller and the credentials that paid for it
-//! are not known here; even the account is only its name in the configuration.
+//! Every moment is written twice: as wall time, which other machines and later boots understand, and as time since boot
+//! with the boot's id, which nobody can set. The request, its caller and its credentials are not in the record; the account
+//! is only its name in the configuration.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -110,7 +111,7 @@ fn nanos(duration: Duration) -> Nanos {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What has to be known of a record to find it by, without its page.
+/// What a purge looks at, read without the rest of the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head<'a> {
     pub(crate) fetched: Nanos,
@@ -120,7 +121,7 @@ pub(crate) struct Head<'a> {
     pub(crate) first: Option<[u8; 32]>,
 }
 
-/// When a page is beyond use.
+/// When a response is of no use any more.
 pub(crate) fn expiry(stored: &StoredResponse, calendar: &Calendar) -> Nanos {
     calendar.nanos(stored.made).saturating_add(nanos(stored.lifetimes.usable()))
 }

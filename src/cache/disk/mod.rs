@@ -1,13 +1,12 @@
-//! The disk tier: pages that survive a restart.
+//! The disk tier: stored responses that survive a restart.
 //!
-//! Memory stays what is asked; the disk only follows it. One thread of its own does all that blocks. It is told
-//! of every page kept and every purge, in the order in which they happened, and commits in batches, so that a
-//! kill loses the last second's pages and nothing else. A purge has happened once it is on the disk; where it cannot be
-//! written, the file is removed. On start the same thread loads what is still of use
-//! while the gateway already answers; misses wait for it a moment, since a page that is about to appear should
-//! cost no token.
+//! Requests are answered from memory; the disk follows it. One thread does all that blocks. It is told of every response
+//! kept and every purge, in the order in which they happened, and commits in batches, so that a kill loses the responses
+//! of the last second and nothing else. A purge is complete when it is on the disk; where it cannot be written, the file
+//! is removed. At the start the same thread loads what is still of use while the gateway already answers. Misses wait
+//! shortly for it, because a response that is about to appear should cost no token.
 //!
-//! Nothing that is wrong with the disk stops the gateway: the tier then goes without, says why, and tries again.
+//! No fault of the disk stops the gateway: the tier is then off, logs why, and tries again.
 
 mod file;
 mod shared;
@@ -35,13 +34,13 @@ use crate::core::clock::{Clock, Instant};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
 
-/// Misses wait for the pages on disk until so long after the start.
+/// Misses wait for the disk until this long after the start.
 const LOADING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long closing may take.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a purge may take to reach the disk.
+/// How long a purge waits for the disk.
 const PURGE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where and how much.
@@ -49,7 +48,7 @@ const PURGE_PATIENCE: Duration = Duration::from_secs(30);
 pub struct DiskSettings {
     /// The folder, made if absent.
     pub folder: PathBuf,
-    /// Bytes that the pages may take there.
+    /// Bytes that the file may hold.
     pub capacity: u64,
 }
 
@@ -75,7 +74,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Starts the tier over `memory`, into which `room` bytes may be loaded. Without a thread there is none.
+    /// Starts the tier over `memory`, into which `room` bytes may be loaded. `None` when no thread can be started.
     pub(super) fn start(
         settings: DiskSettings,
         memory: Memory,

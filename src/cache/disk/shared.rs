@@ -13,12 +13,13 @@ use crate::cache::stored::StoredResponse;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::key::Key;
 
-/// What may wait for the thread. Beyond, pages are not written: memory must not fill up behind a slow disk.
+/// Responses and bytes that may wait for the thread. What comes beyond that is not written, so that a slow disk does not
+/// fill the memory.
 pub(super) const WAITING: u64 = 4096;
 const WAITING_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What must not be overtaken: a change of memory, and telling the thread of it, are one step. So is the
-/// restoring of one page, which therefore never overwrites a newer page or brings back a purged one.
+/// Keeps messages in memory's order: changing memory and telling the thread are one step under this lock. Restoring one
+/// response is one step too, so it never overwrites a newer response or brings back a purged one.
 #[derive(Debug)]
 pub(super) struct Order {
     /// `None` once closed.
@@ -42,7 +43,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) enum Message {
     Keep(Key, StoredResponse),
-    /// Drop pages, and the result sets that begin with these; tell when they are gone for good, or why that is not so.
+    /// Drop responses, and the result sets that begin with these keys. Tell when they are gone for good, or why not.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
     /// Write everything, close the file, tell.
     Close(oneshot::Sender<()>),
@@ -74,7 +75,7 @@ impl Shared {
         self.metrics.cache_disk_bytes.set(size.bytes.try_into().unwrap_or(i64::MAX));
     }
 
-    /// A page no longer waits.
+    /// A response no longer waits.
     pub(super) fn arrived(&self, bytes: u64) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -83,13 +84,13 @@ impl Shared {
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         let waiting = self.waiting.load(Ordering::Relaxed);
         let waiting_bytes = self.waiting_bytes.load(Ordering::Relaxed);
-        // A single page may be larger than what otherwise may wait.
+        // A single response may be larger than the limit.
         waiting < WAITING && (waiting == 0 || waiting_bytes + bytes <= WAITING_BYTES)
     }
 }
 
 impl Order {
-    /// Says whether there is still somebody to tell: a process that is about to end writes nothing more.
+    /// Says whether the thread still takes messages: a process that is about to end writes nothing more.
     pub(super) fn send(&self, message: Message) -> bool {
         self.sender.as_ref().is_some_and(|sender| sender.send(message).is_ok())
     }
