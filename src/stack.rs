@@ -26,6 +26,7 @@ use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
+use crate::layers::represent::{Represent, RepresentLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
@@ -39,7 +40,8 @@ use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
 /// The journey as a type: each layer around the next.
-pub type Stack = Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>;
+pub type Stack =
+    Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -168,6 +170,8 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         ))
         // HTTP -> ClientQuery: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
         .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
+        // 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
+        .layer(RepresentLayer::new(store.clone(), clock))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.

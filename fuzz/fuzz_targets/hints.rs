@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use insights_gateway::semantics::cache_control::{Storage, normalise};
 use insights_gateway::request::call::UpstreamResponse;
-use insights_gateway::request::response::StoredResponse;
+use insights_gateway::request::response::Representation;
 use insights_gateway::semantics::freshness::{Decision, Lifetimes, decide};
 use insights_gateway::semantics::upstream_headers::{RateLimitHeaders, pause};
 use insights_gateway::core::request_id;
@@ -61,7 +61,7 @@ fn check_upstream(headers: &HeaderMap) {
 
     for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
         let body = headers.get("body").map(|body| body.as_bytes().repeat(64)).unwrap_or_default().into();
-        let page = StoredResponse::new(UpstreamResponse { status, headers: headers.clone(), body, next_token: None });
+        let page = Representation::new(UpstreamResponse { status, headers: headers.clone(), body, next_token: None });
         for (name, value) in &page.headers {
             let name = name.as_str();
             let may_cross = matches!(name, "content-type" | "cache-control" | "twilio-request-id")

@@ -4,61 +4,62 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::sets::ResultSet;
-use crate::core::clock::{Instant, Moment};
+use super::stored::StoredResponse;
+use crate::core::clock::{Clock, Instant};
 use crate::request::key::Key;
-use crate::request::response::{CodedBody, StoredResponse};
+use crate::request::response::{CodedBody, LazyGzip};
 use crate::semantics::cache_status::KeyParam;
-use crate::semantics::freshness::Lifetimes;
-use crate::twilio::endpoint::Operation;
-use crate::twilio::settled::{TimeDimensions, Verdict};
+use crate::twilio::settled::TimeDimensions;
 
-/// A page in the store.
+/// A stored response in memory.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) page: Arc<StoredResponse>,
-    pub(crate) account: Arc<str>,
-    pub(crate) operation: Operation,
-    /// When it was asked for: of two pages the one asked for later is the newer.
+    pub(crate) stored: StoredResponse,
+    /// When it was asked for: of two responses the one asked for later is the newer.
     pub(crate) asked: Instant,
     /// When it came.
     pub(crate) finished: Instant,
-    /// When it was new, from which its age counts: when it came, or earlier if it was said to be older.
-    pub(crate) made: Moment,
-    pub(crate) lifetimes: Lifetimes,
-    /// Zero but for a page that was not new when it was kept.
-    pub(crate) age_when_kept: Duration,
-    /// The result set that it is a page of.
-    pub(crate) result_set: Option<ResultSet>,
-    /// The key of the page after it in that set.
-    pub(crate) next: Option<Key>,
-    /// The key of the page before it in that set, by the token that it gives for that. Forgotten at a restart.
+    /// Zero unless the response was not new when it was kept.
+    age_when_kept: Duration,
+    /// The key of the page before it in its result set, by the token that it gives for that. Forgotten at a restart.
     pub(crate) previous: Option<Key>,
-    /// Of a query: has its answer stopped changing.
-    pub(crate) settled: Option<Verdict>,
     /// Of metadata: which dimensions are times.
     pub(crate) time_dimensions: Option<TimeDimensions>,
-    /// What was asked, in words; only where the policy lets people read it.
+    /// What was asked, as text; only where the configuration lets people read it. Never written down: who may read it is
+    /// decided anew in every process.
     pub(crate) query: Option<Arc<str>>,
     pub(crate) hits: AtomicU64,
     pub(crate) compression: Compression,
-    /// The end of every `Cache-Status` about this page, written once.
+    /// The end of every `Cache-Status` about this response, written once.
     pub(crate) key_param: KeyParam,
 }
 
 impl Entry {
-    pub(crate) fn age(&self, now: Moment) -> Duration {
-        now.since(self.made)
+    /// Of a response that was asked for and came at these times, and was of that age then.
+    pub(crate) fn new(key: &Key, stored: StoredResponse, asked: Instant, finished: Instant, age: Duration) -> Self {
+        let metadata = Some(&stored.representation.body).filter(|_| stored.is_metadata());
+        Self {
+            asked,
+            finished,
+            age_when_kept: age,
+            previous: None,
+            time_dimensions: metadata.and_then(|body| TimeDimensions::read(body)),
+            query: None,
+            hits: AtomicU64::new(0),
+            compression: Compression::default(),
+            key_param: KeyParam::new(&key.short()),
+            stored,
+        }
+    }
+
+    /// Of a response that another process stored, before all that this one asks for.
+    pub(crate) fn restored(key: &Key, stored: StoredResponse, clock: Clock) -> Self {
+        let (start, age) = (clock.start(), stored.age(clock.moment()));
+        Self::new(key, stored, start, start, age)
     }
 
     pub(crate) fn count_hit(&self) {
         self.hits.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// May a stale one be refreshed by itself. A further page of a result set may not: it would mix an old
-    /// first page with newer ones, and would still expire with the first.
-    pub(crate) fn is_refreshable(&self) -> bool {
-        self.operation != Operation::Page || self.result_set.is_none()
     }
 
     /// Of anything that is kept: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes of its
@@ -66,17 +67,17 @@ impl Entry {
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
 
     pub(super) fn weight(&self) -> u32 {
-        let coded = self.compression.coded().map_or(0, CodedBody::weight);
+        let coded = self.compression.gzip.get().map_or(0, CodedBody::weight);
         let dimensions = self.time_dimensions.as_ref().map_or(0, TimeDimensions::weight);
-        let texts = self.account.len() + self.query.as_ref().map_or(0, |query| query.len());
+        let texts = self.stored.account.len() + self.query.as_ref().map_or(0, |query| query.len());
         let own = size_of::<Self>() + 2 * size_of::<usize>() + texts + dimensions;
-        u32::try_from(Self::BOOKKEEPING + own + self.page.weight() + coded).unwrap_or(u32::MAX)
+        u32::try_from(Self::BOOKKEEPING + own + self.stored.representation.weight() + coded).unwrap_or(u32::MAX)
     }
 
     /// How long it is of use from when it is kept, or kept again because it has become heavier.
     pub(crate) fn usable(&self) -> Duration {
-        let age = self.compression.done.get().map_or(self.age_when_kept, |compressed| compressed.age);
-        self.lifetimes.usable().saturating_sub(age)
+        let age = self.compression.age.get().copied().unwrap_or(self.age_when_kept);
+        self.stored.lifetimes.usable().saturating_sub(age)
     }
 
     /// Is it replaced by itself. Says so once.
@@ -85,31 +86,12 @@ impl Entry {
     }
 }
 
-/// A page's body compressed, from when it was first of use.
+/// The entry's body in gzip, and what adding it meant for the store.
 #[derive(Debug, Default)]
 pub(crate) struct Compression {
-    pub(super) begun: AtomicBool,
-    /// Stays empty where it is not worth it.
-    pub(super) done: OnceLock<Compressed>,
+    pub(crate) gzip: LazyGzip,
+    /// The entry's age when its gzip body was added. Its time to live in moka began anew then.
+    pub(super) age: OnceLock<Duration>,
     /// The entry is about to replace itself in the store, which is no eviction.
     pub(super) reweighed: AtomicBool,
-}
-
-#[derive(Debug)]
-pub(super) struct Compressed {
-    pub(super) coded: CodedBody,
-    /// The page's age when this was added.
-    pub(super) age: Duration,
-}
-
-impl Compression {
-    #[cfg(test)]
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// The compressed body, where there is one.
-    pub(crate) fn coded(&self) -> Option<&CodedBody> {
-        self.done.get().map(|compressed| &compressed.coded)
-    }
 }

@@ -28,17 +28,17 @@ use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
 use crate::request::query::ClientQuery;
-use crate::request::response::StoredResponse;
+use crate::request::response::Representation;
 use crate::request::waiters::{Waiter, Waiters};
 use crate::twilio::endpoint::Operation;
 
-/// What a flight brought.
+/// How a flight ended.
 #[derive(Debug, Clone)]
 pub(crate) struct FlightResult {
-    pub(crate) result: Result<Arc<StoredResponse>, GatewayError>,
-    /// Was the page kept.
+    pub(crate) result: Result<Arc<Representation>, GatewayError>,
+    /// Was the response stored.
     pub(crate) stored: bool,
-    /// How old the page was when it came, where it says so.
+    /// How old the response was when it came, where it says so.
     pub(crate) age: Option<Duration>,
 }
 
@@ -48,12 +48,12 @@ pub(crate) struct Flights(Arc<Mutex<Table>>);
 
 type Table = HashMap<(Key, Kind), Flight>;
 
-/// Two kinds of flight of one key may be under way at once.
+/// Two flights of one key may be under way at once, one of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// For whoever wants the page.
+    /// For all who ask.
     Any,
-    /// For those who wanted it fetched anew, and so cannot do with a flight that was under way.
+    /// For clients that want the response fetched anew, so that a flight under way does not satisfy them.
     Forced,
 }
 
@@ -161,7 +161,7 @@ impl Flights {
         Some((lease, waiters))
     }
 
-    /// What these flights bring was asked for before a purge of it, and is for nobody who asks from now on.
+    /// A purge: these flights end for those who wait for them, and nobody joins them any more.
     pub(crate) fn purge(&self, purged: impl Fn(&Key, &Flown) -> bool) {
         self.lock().retain(|(key, _), flight| {
             let is_purged = purged(key, &flight.flown);
@@ -203,20 +203,20 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Tells everybody who waits. The place is freed first: who comes now finds the page, or begins anew.
+    /// Tells all who wait. The key is freed first: a query that comes now finds the response, or claims the key.
     pub(crate) fn finish(self, finished: FlightResult) {
         self.leave();
         self.sender.send_replace(Some(finished));
     }
 
-    /// Was what it brings purged after it began, or has its result set been replaced.
+    /// Has what it brings been purged, or its result set been replaced, since it began.
     pub(crate) fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::SeqCst)
     }
 
     fn leave(&self) {
         let mut table = self.flights.lock();
-        // Another flight may have the place, since this one landed, was purged or was of an older set.
+        // Another flight may have the key by now: this one has finished, was purged or was of an older result set.
         if table.get(&self.key).is_some_and(|flight| flight.ending.same_channel(&self.sender.subscribe())) {
             table.remove(&self.key);
         }

@@ -15,6 +15,8 @@ use moka::sync::Cache;
 
 use super::entry::Entry;
 use super::sets::ResultSets;
+use super::stored::StoredResponse;
+use crate::core::clock::Clock;
 use crate::metrics::{CauseLabels, Metrics, StaticLabel};
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
@@ -78,19 +80,20 @@ impl Memory {
 
     /// Only further pages can be of a dead set: a first page is replaced together with its set.
     pub(crate) fn is_current(&self, entry: &Entry) -> bool {
-        entry.operation != Operation::Page || entry.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
+        entry.stored.operation != Operation::Page
+            || entry.stored.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
     }
 
-    /// Puts a page that survived a restart where nothing newer is; says whether it did.
-    pub(crate) fn restore(&self, key: Key, entry: Entry) -> bool {
-        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.result_set, &entry.account) {
+    /// Puts a response from another tier where nothing newer is; says whether it did.
+    pub(crate) fn restore(&self, key: Key, stored: StoredResponse, clock: Clock) -> bool {
+        if self.pages.contains_key(&key) || !self.sets.restore(key, stored.result_set, &stored.account) {
             return false;
         }
         // So that a page that is fetched only now still expires with its set.
-        if let (Some(result_set), Some(next)) = (entry.result_set, entry.next) {
-            self.sets.restore(next, Some(result_set), &entry.account);
+        if let (Some(result_set), Some(next)) = (stored.result_set, stored.next) {
+            self.sets.restore(next, Some(result_set), &stored.account);
         }
-        self.pages.insert(key, Arc::new(entry));
+        self.pages.insert(key, Arc::new(Entry::restored(&key, stored, clock)));
         true
     }
 

@@ -7,9 +7,12 @@
 //! | --- | --- |
 //! | `purge` | which stored responses a purge drops |
 //! | `sets` | which pages belong to which result set, and which sets are alive |
-//! | `entry` | one stored response, and what this process alone knows of it |
-//! | `flight` | single flight: identical calls share one upstream call |
+//! | `stored` | a stored response, as every tier keeps it |
 //! | `record` | a stored response as bytes, versioned, with its moments on the wall clock and on the boot clock |
+//! | `entry` | a stored response in memory, with what this process alone knows of it |
+//! | `response` | what the cache answers: a response and how it came about |
+//! | `flight` | single flight: identical calls share one upstream call |
+//! | `tier` | the seam for tiers behind memory |
 //! | `memory` | moka, on the synchronous path of a hit |
 //! | `disk` | the disk tier: survives a restart |
 //! | `store` | all of these behind one handle |
@@ -20,9 +23,13 @@ pub(crate) mod flight;
 mod memory;
 mod purge;
 mod record;
+pub(crate) mod response;
 pub(crate) mod sets;
 mod store;
+pub(crate) mod stored;
+mod tier;
 
 pub use self::disk::{DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
+pub use self::response::CacheResponse;
 pub use self::store::{EntryView, Store};

@@ -1,29 +1,28 @@
-//! One page as bytes.
+//! One stored response as bytes, for any tier outside this process.
 //!
-//! An encoding of our own: some twenty fields, written once and read once, whose decoder has to be proof against
-//! anything. It borrows from its input and checks every length against what is left, so that no input makes it
-//! panic or allocate more than the input's own size. A BLAKE3 hash over key and fields stands in front: a page
-//! under a wrong key, cut short or with one bit changed is no page.
+//! A hand-written encoding of some twenty fields, whose decoder must stand any input. It borrows from its input and checks
+//! every length against what is left, so that no input makes it panic or allocate more than the input's own size. A
+//! BLAKE3 hash over version, key and fields comes first: a record under a wrong key, cut short or with one bit changed
+//! is not read.
 //!
-//! What is written is the answer and when it came. The request, its caller and the credentials that paid for it
-//! are not known here; even the account is only its name in the configuration.
+//! Every moment is written twice: as wall time, which other machines and later boots understand, and as time since boot
+//! with the boot's id, which nobody can set. The request, its caller and its credentials are not in the record; the account
+//! is only its name in the configuration.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::entry::{Compression, Entry};
 use super::sets::ResultSet;
-use crate::core::clock::{Clock, Instant, Moment};
+use super::stored::StoredResponse;
+use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
-use crate::request::response::StoredResponse;
-use crate::semantics::cache_status::KeyParam;
+use crate::request::response::Representation;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
-use crate::twilio::settled::{TimeDimensions, Verdict};
+use crate::twilio::settled::Verdict;
 
 /// Of this encoding. A file of another version is not read.
 pub(crate) const VERSION: u8 = 2;
@@ -69,13 +68,12 @@ pub(crate) struct Calendar {
     wall: Nanos,
     moment: Moment,
     boot: Boot,
-    start: Instant,
 }
 
 impl Calendar {
     pub(crate) fn read(clock: Clock, boot: Boot) -> Self {
         let wall = clock.wall_now().duration_since(UNIX_EPOCH).map_or(0, nanos);
-        Self { wall, moment: clock.moment(), boot, start: clock.start() }
+        Self { wall, moment: clock.moment(), boot }
     }
 
     pub(crate) fn now(&self) -> Nanos {
@@ -113,7 +111,7 @@ fn nanos(duration: Duration) -> Nanos {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What has to be known of a record to find it by, without its page.
+/// What a purge looks at, read without the rest of the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head<'a> {
     pub(crate) fetched: Nanos,
@@ -123,24 +121,24 @@ pub(crate) struct Head<'a> {
     pub(crate) first: Option<[u8; 32]>,
 }
 
-/// When a page is beyond use.
-pub(crate) fn expiry(entry: &Entry, calendar: &Calendar) -> Nanos {
-    calendar.nanos(entry.made).saturating_add(nanos(entry.lifetimes.usable()))
+/// When a response is of no use any more.
+pub(crate) fn expiry(stored: &StoredResponse, calendar: &Calendar) -> Nanos {
+    calendar.nanos(stored.made).saturating_add(nanos(stored.lifetimes.usable()))
 }
 
 /// Writes the record of a page over what is in `record`. `None` where a part is longer than anything that the
 /// gateway accepts from upstream.
-pub(crate) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
-    let page = &entry.page;
+pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
+    let page = &stored.representation;
     record.clear();
     record.reserve(page.body.len() + 512);
     record.push(VERSION);
     record.extend_from_slice(&[0; HASH]);
     // The head.
-    record.extend_from_slice(&calendar.nanos(entry.made).to_le_bytes());
-    record.push(code(&OPERATIONS, entry.operation)?);
-    put(record, entry.account.as_bytes())?;
-    put_option(record, entry.result_set, |record, result_set| {
+    record.extend_from_slice(&calendar.nanos(stored.made).to_le_bytes());
+    record.push(code(&OPERATIONS, stored.operation)?);
+    put(record, stored.account.as_bytes())?;
+    put_option(record, stored.result_set, |record, result_set| {
         record.extend_from_slice(result_set.first.as_bytes());
         record.extend_from_slice(&result_set.id.to_le_bytes());
         put_moment(record, result_set.begun, calendar);
@@ -149,13 +147,13 @@ pub(crate) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut
     })?;
     // The rest.
     record.extend_from_slice(&calendar.boot.to_le_bytes());
-    record.extend_from_slice(&entry.made.nanos().to_le_bytes());
-    put_lifetimes(record, entry.lifetimes);
-    put_option(record, entry.next, |record, next| {
+    record.extend_from_slice(&stored.made.nanos().to_le_bytes());
+    put_lifetimes(record, stored.lifetimes);
+    put_option(record, stored.next, |record, next| {
         record.extend_from_slice(next.as_bytes());
         Some(())
     })?;
-    put_option(record, entry.settled, |record, verdict| {
+    put_option(record, stored.settled, |record, verdict| {
         record.push(code(&VERDICTS, verdict)?);
         Some(())
     })?;
@@ -173,10 +171,10 @@ pub(crate) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut
 }
 
 /// The page of a record that was written under `key`; `None` if it is anything else.
-pub(crate) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<Entry> {
+pub(crate) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<StoredResponse> {
     let (hashed, fields) = fields(record)?;
     (hash(key, fields) == *hashed).then_some(())?;
-    read_entry(key, fields, calendar)
+    read_stored(fields, calendar)
 }
 
 /// The head of a record. Its hash is not checked, since that would mean to read the page.
@@ -217,7 +215,7 @@ fn read_head<'a>(reader: &mut Reader<'a>) -> Option<(Head<'a>, Option<SavedResul
     Some((Head { fetched, operation, account, first }, result_set))
 }
 
-pub(crate) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Option<Entry> {
+pub(crate) fn read_stored(fields: &[u8], calendar: &Calendar) -> Option<StoredResponse> {
     let mut reader = Reader(fields);
     let (Head { fetched, operation, account, .. }, result_set) = read_head(&mut reader)?;
     let boot = u128::from_le_bytes(*reader.array()?);
@@ -240,33 +238,17 @@ pub(crate) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
     if !reader.0.is_empty() {
         return None;
     }
-    let is_metadata = operation == Operation::Metadata && status.is_success();
-    Some(Entry {
+    let no_transform = Representation::forbids_transforms(&headers);
+    let representation = Representation { status, no_transform, headers, body, etag };
+    Some(StoredResponse {
+        representation: Arc::new(representation),
         account: account.into(),
         operation,
-        // Before all that this process asks for.
-        asked: calendar.start,
-        finished: calendar.start,
         made,
         lifetimes,
-        age_when_kept: calendar.moment.since(made),
         result_set,
         next,
-        previous: None,
         settled,
-        time_dimensions: is_metadata.then(|| TimeDimensions::read(&body)).flatten(),
-        // Never written: who may read it is decided anew in every process.
-        query: None,
-        hits: AtomicU64::new(0),
-        compression: Compression::default(),
-        key_param: KeyParam::new(&key.short()),
-        page: Arc::new(StoredResponse {
-            status,
-            no_transform: StoredResponse::forbids_transforms(&headers),
-            headers,
-            body,
-            etag,
-        }),
     })
 }
 

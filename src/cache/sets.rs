@@ -1,13 +1,13 @@
-//! Which page belongs to which result set, and which sets live.
+//! Which page belongs to which result set, and which sets are alive.
 //!
-//! A page names the one after it by a token, so what a further page belongs to is known before it is fetched: it has a
-//! place in the set. A set lives as long as its first page is the newest answer to its query. When that is asked anew and
-//! the new answer names its pages by the same tokens, the older set is dead: none of its pages may be served beside the new
-//! first page. When the new answer has other tokens, whoever walks the older pages may go on, since nobody can take them for
-//! the new ones.
+//! A page names the next one by a token, so it is known to which set a further page belongs before it is fetched: the page
+//! has a place in the set. A set is alive while its first page is the newest response to its query. When the query is
+//! fetched again and the new response names its pages by the same tokens, the older set is dead: none of its pages may be
+//! served beside the new first page. When the new response has other tokens, clients may go on reading the older pages,
+//! because they cannot be confused with the new ones.
 //!
-//! Places are kept apart from the pages, in a small share of the cache's capacity: a page may be evicted and fetched
-//! again, and must not forget by that which set it is of.
+//! Places are stored apart from the pages, in a small share of the cache's capacity. So a page that is evicted and fetched
+//! again still belongs to its set.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -27,7 +27,7 @@ use crate::twilio::endpoint::Operation;
 pub(crate) struct ResultSet {
     /// The key of its first page.
     pub(crate) first: Key,
-    /// Tells it from other sets of the same query; chosen by chance.
+    /// Tells it from other sets of the same query; chosen at random.
     pub(crate) id: u64,
     /// When its first page was new.
     pub(crate) begun: Moment,
@@ -52,11 +52,11 @@ impl ResultSet {
 /// What is known of a further page that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Membership {
-    /// It is of this set, which lives.
+    /// It belongs to this set, which is alive.
     Of(ResultSet),
-    /// It is of a set that is dead, or that may have been forgotten.
+    /// It belongs to a set that is dead, or that may have been evicted.
     Lost,
-    /// No set that is known names it: its token is from elsewhere.
+    /// No known set names it: its token comes from elsewhere.
     Unknown,
 }
 
@@ -74,23 +74,23 @@ impl Membership {
 struct Place {
     result_set: ResultSet,
     account: Arc<str>,
-    /// Of a first page: older sets of its query, whose pages have other tokens, so that they live on.
+    /// Of a first page: older sets of its query that stay alive, because their pages have other tokens.
     elders: Arc<[ResultSet]>,
 }
 
-/// The places. Cheap to clone; all clones are one.
+/// The places. Cheap to clone; all clones share one table.
 #[derive(Debug, Clone)]
 pub(crate) struct ResultSets {
     places: Cache<Key, Place>,
-    /// Until then a page that no known set names may be one of a set whose place was evicted.
+    /// Up to this moment a page that no known set names may belong to a set whose place was evicted.
     doubtful_until: Arc<AtomicI64>,
 }
 
 impl ResultSets {
-    /// So many older sets of one query live on beside the newest.
+    /// Older sets of one query that stay alive beside the newest.
     const ELDERS: usize = 4;
 
-    /// What moka keeps for a place besides itself, and what the place points to.
+    /// Bytes that moka takes for a place besides the place itself.
     const BOOKKEEPING: usize = 352 + size_of::<Key>() + size_of::<Place>();
 
     /// At most `capacity` bytes.
@@ -131,8 +131,8 @@ impl ResultSets {
         })
     }
 
-    /// A set begins with its first page. It takes the place of the `older` one of the same query, which lives on if
-    /// `apart`: the pages of the two cannot be taken for each other.
+    /// A set begins with its first page. It replaces the older one of the same query, which stays alive if `apart`: if the
+    /// pages of the two cannot be confused.
     pub(crate) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
         let elders = match self.places.get(&result_set.first).filter(|_| apart) {
             Some(older) => {
@@ -144,8 +144,8 @@ impl ResultSets {
         self.places.insert(result_set.first, Place { result_set, account: Arc::clone(account), elders });
     }
 
-    /// The page of `key` belongs to `chain`. Says whether it did not before. An older set of the same query that has a page
-    /// of that name is dead from here on.
+    /// The page of `key` belongs to `result_set`. Says whether that is new. An older set of the same query that has a page of
+    /// that name is dead from now on.
     pub(crate) fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
         let before = self.places.get(&key);
         if before.as_ref().is_some_and(|place| place.result_set.is(&result_set)) {
@@ -162,7 +162,7 @@ impl ResultSets {
         true
     }
 
-    /// The set of a page that survived a restart. Says whether it is of that set, and not by now of another.
+    /// The set of a page from another tier. Says whether the page belongs to that set, and not to another by now.
     pub(crate) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: &Arc<str>) -> bool {
         match (self.places.get(&key), result_set) {
             (Some(known), result_set) => result_set.is_some_and(|result_set| result_set.is(&known.result_set)),
@@ -174,7 +174,7 @@ impl ResultSets {
         }
     }
 
-    /// The first pages of the sets in which a purge matches a page.
+    /// The keys of the first pages of the sets in which a purge matches a page.
     pub(crate) fn matching(&self, which: &Purge) -> impl Iterator<Item = Key> {
         self.places.iter().filter_map(move |(key, place)| {
             let operation = if *key == place.result_set.first { Operation::Query } else { Operation::Page };
@@ -182,7 +182,7 @@ impl ResultSets {
         })
     }
 
-    /// Forgets the sets whose first page `is_purged`, the older ones of the same query with them.
+    /// Removes the sets whose first page `is_purged`, and the older ones of the same query.
     pub(crate) fn purge(&self, is_purged: impl Fn(&Key) -> bool) {
         for (key, place) in &self.places {
             if is_purged(&place.result_set.first) {

@@ -5,23 +5,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
-use super::entry::{Compressed, Entry};
+use super::entry::Entry;
 use super::flight::{Flights, Lease};
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
 use super::sets::Membership;
+use super::tier::Tier;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
-use crate::request::response::{CodedBody, StoredResponse};
+use crate::request::response::{CodedBody, Representation};
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
 
-/// What is known of a page, for people.
+/// A stored response as the admin plane shows it.
 #[derive(Debug, Clone)]
 pub struct EntryView {
     /// Its key.
@@ -44,18 +46,18 @@ pub struct EntryView {
     pub query: Option<Arc<str>>,
 }
 
-/// So many pages are compressed at once: it is never urgent, and must not take the cores from those who wait.
+/// Responses that are compressed at once. It is never urgent, and must not take the cores from requests.
 const COMPRESSIONS: usize = 2;
 
-/// The pages and the flights that bring more. Cheap to clone; all clones are one. It outlives reloads.
+/// The stored responses and the flights that bring more. Cheap to clone; all clones share one store, which outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
     memory: Memory,
     pub(crate) flights: Flights,
     capacity: u64,
     disk: Option<Disk>,
-    /// Held by whoever changes what is kept, so that a page that is put back heavier is still there, and none is kept
-    /// that was asked for before a purge.
+    /// Held while what is kept changes, so that an entry that is reinserted with a new weight is still current, and nothing
+    /// is kept that was asked for before a purge.
     changes: Arc<Mutex<()>>,
     /// Bytes written since moka was last made to evict.
     unsettled: Arc<AtomicU64>,
@@ -63,9 +65,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// The share of the capacity that is for the places of pages in result sets.
+    /// One part in this many of the capacity is for the places of pages in result sets.
     const SETS_SHARE: u64 = 32;
-    /// A page that would take more than this share of the cache is not kept: it would cost all the others.
+    /// A response that takes more than one part in this many of the cache is not kept: it would evict all others.
     const LARGEST_SHARE: u64 = 2;
 
     /// An empty store of at most `capacity` bytes, keys and bookkeeping included.
@@ -89,16 +91,21 @@ impl Store {
         Self { disk, ..self }
     }
 
-    /// Ends when the pages of the disk tier are there, or it is not worth waiting for them; `None` when that is
-    /// so already.
-    pub(crate) fn loading(&self, now: Instant) -> Option<impl Future<Output = ()> + use<>> {
-        self.disk.as_ref().and_then(|disk| disk.loading(now))
+    /// The tier behind memory.
+    fn tier(&self) -> Option<&dyn Tier> {
+        self.disk.as_ref().map(|disk| disk as &dyn Tier)
+    }
+
+    /// Ends when what the tier has under `key` is in memory, or it is not worth waiting for it; `None` when that is so
+    /// already.
+    pub(crate) fn load(&self, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
+        self.tier().and_then(|tier| tier.get(key, now))
     }
 
     /// Writes what still waits for the disk, and takes nothing more.
     pub async fn close(&self) {
-        if let Some(disk) = &self.disk {
-            disk.close().await;
+        if let Some(tier) = self.tier() {
+            tier.close().await;
         }
     }
 
@@ -108,12 +115,12 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(crate) fn disk_handle(&self) -> Option<Disk> {
+    pub(super) fn disk_handle(&self) -> Option<Disk> {
         self.disk.clone()
     }
 
     #[cfg(test)]
-    pub(crate) fn memory(&self) -> &Memory {
+    pub(super) fn memory(&self) -> &Memory {
         &self.memory
     }
 
@@ -128,9 +135,9 @@ impl Store {
     }
 
     /// The page under `key`, while it is fresh.
-    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<StoredResponse>> {
-        let entry = self.page(key).filter(|entry| entry.age(now) <= entry.lifetimes.fresh)?;
-        Some(Arc::clone(&entry.page))
+    pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<Representation>> {
+        let entry = self.page(key).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh)?;
+        Some(Arc::clone(&entry.stored.representation))
     }
 
     /// What is known of the result set of a further page.
@@ -143,24 +150,18 @@ impl Store {
         weight > (self.capacity - self.capacity / Self::SETS_SHARE) / Self::LARGEST_SHARE
     }
 
-    /// Keeps what a flight brought, and says whether it did. Not kept is what was asked for before a purge that
-    /// concerns it, what is too large, and what the page that is there `yields` to it not.
-    pub(crate) fn insert(
-        &self,
-        key: Key,
-        entry: Entry,
-        lease: &Lease,
-        yields: impl FnOnce(&Arc<Entry>) -> bool,
-    ) -> bool {
+    /// Keeps what a flight brought, and says whether it did. It keeps nothing that was asked for before a purge of it,
+    /// nothing too large, and nothing to which the present entry does not yield.
+    pub(crate) fn insert(&self, key: Key, entry: Entry, lease: &Lease, yields: impl Fn(&Arc<Entry>) -> bool) -> bool {
         let entry = Arc::new(entry);
         let weight = u64::from(entry.weight());
         if self.is_too_large(weight) {
-            if let Some(next) = entry.next {
+            if let Some(next) = entry.stored.next {
                 self.supersede(&key, next);
             }
             return false;
         }
-        let keep = || {
+        let mut keep = || {
             let _changing = self.changing();
             let old = self.memory.get(&key);
             if lease.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
@@ -170,8 +171,8 @@ impl Store {
             self.memory.pages.insert(key, Arc::clone(&entry));
             true
         };
-        let kept = match &self.disk {
-            Some(disk) => disk.keep(key, &entry, keep),
+        let kept = match self.tier() {
+            Some(tier) => tier.put(key, &entry.stored, &mut keep),
             None => keep(),
         };
         if kept {
@@ -183,15 +184,18 @@ impl Store {
     /// Notes the set of a page that is about to be kept, and where the next page belongs.
     fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) {
         let Memory { pages, sets } = &self.memory;
-        let Some(result_set) = entry.result_set else { return };
+        let Some(result_set) = entry.stored.result_set else { return };
         if result_set.first == key {
             // Tokens that differ once are taken to differ throughout; where a later one does not, its page goes below.
-            let apart = entry.next.is_none() || old.is_some_and(|old| old.next.is_some() && old.next != entry.next);
-            sets.begin(result_set, &entry.account, apart);
+            let apart = entry.stored.next.is_none()
+                || old.is_some_and(|old| old.stored.next.is_some() && old.stored.next != entry.stored.next);
+            sets.begin(result_set, &entry.stored.account, apart);
         }
-        for named in [entry.next, entry.previous].into_iter().flatten() {
-            if sets.expect(named, result_set, &entry.account)
-                && pages.get(&named).is_some_and(|there| there.result_set.is_none_or(|other| !other.is(&result_set)))
+        for named in [entry.stored.next, entry.previous].into_iter().flatten() {
+            if sets.expect(named, result_set, &entry.stored.account)
+                && pages
+                    .get(&named)
+                    .is_some_and(|there| there.stored.result_set.is_none_or(|other| !other.is(&result_set)))
             {
                 pages.invalidate(&named);
             }
@@ -202,7 +206,7 @@ impl Store {
     /// there, neither the old first page nor the old others may be served any more.
     pub(crate) fn supersede(&self, key: &Key, next: Key) {
         let _changing = self.changing();
-        let names_the_same = |old: &Arc<Entry>| old.next == Some(next);
+        let names_the_same = |old: &Arc<Entry>| old.stored.next == Some(next);
         if self.memory.get(key).as_ref().is_some_and(names_the_same) {
             self.memory.pages.invalidate(key);
             self.memory.sets.purge(|first| first == key);
@@ -211,17 +215,17 @@ impl Store {
 
     /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.
     pub(crate) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
-        if !entry.page.may_be_coded() || entry.compression.begun.load(Ordering::Relaxed) {
+        if !entry.stored.representation.may_be_coded() || entry.compression.gzip.has_begun() {
             return;
         }
-        // When all are busy, a later answer of this page tries again.
+        // When all are busy, a later request for this response tries again.
         let Ok(permit) = Arc::clone(&self.compressions).try_acquire_owned() else { return };
-        if entry.compression.begun.swap(true, Ordering::Relaxed) {
+        if !entry.compression.gzip.begin() {
             return;
         }
         let (store, entry) = (self.clone(), Arc::clone(entry));
         tokio::task::spawn_blocking(move || {
-            let coded = entry.page.gzip();
+            let coded = entry.stored.representation.gzip();
             store.add_coded(key, &entry, coded, clock.moment());
             drop(permit);
         });
@@ -239,8 +243,7 @@ impl Store {
             if !self.page(&key).is_some_and(|kept| Arc::ptr_eq(&kept, entry)) {
                 return;
             }
-            let compressed = Compressed { coded, age: entry.age(now) };
-            if entry.compression.done.set(compressed).is_err() {
+            if entry.compression.age.set(entry.stored.age(now)).is_err() || !entry.compression.gzip.set(coded) {
                 return;
             }
             // In its own place, so that moka weighs it again.
@@ -277,14 +280,21 @@ impl Store {
     ///
     /// Blocks, for as long as the disk takes: not to be called where other tasks wait.
     pub fn purge(&self, which: &Purge) -> Purged {
-        let (mark, remove) = (|| self.mark_purged(which), |marked: Vec<_>| self.remove_purged(&marked));
-        match &self.disk {
-            Some(disk) => {
-                let (pages, shared) = disk.purge(which, mark, remove);
-                Purged { pages, not_lasting: shared.err() }
+        let mut marked = Vec::new();
+        let mut mark = || {
+            let (entries, firsts) = self.mark_purged(which);
+            marked = entries;
+            firsts
+        };
+        let lasting = match self.tier() {
+            Some(tier) => Some(tier.purge(which, &mut mark)),
+            None => {
+                mark();
+                None
             }
-            None => Purged { pages: remove(mark().0), not_lasting: None },
-        }
+        };
+        let pages = self.remove_purged(&marked);
+        Purged { pages, not_lasting: lasting.and_then(|lasting| lasting().err()) }
     }
 
     /// The pages that have to go, and the first pages of the result sets that do. Nothing that is under way for them is
@@ -296,9 +306,9 @@ impl Store {
         let all: Vec<(Key, Arc<Entry>, bool)> = pages
             .iter()
             .map(|(key, entry)| {
-                let matches = which.matches(&key, Some((&entry.account, entry.operation)));
+                let matches = which.matches(&key, Some((&entry.stored.account, entry.stored.operation)));
                 if matches {
-                    firsts.extend(entry.result_set.map(|result_set| result_set.first));
+                    firsts.extend(entry.stored.result_set.map(|result_set| result_set.first));
                 }
                 (*key, entry, matches)
             })
@@ -309,12 +319,12 @@ impl Store {
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });
         sets.purge(|first| firsts.contains(first));
-        let goes = |entry: &Entry| entry.result_set.is_some_and(|result_set| firsts.contains(&result_set.first));
+        let goes = |entry: &Entry| entry.stored.result_set.is_some_and(|result_set| firsts.contains(&result_set.first));
         let marked = all.into_iter().filter(|(_, entry, matches)| *matches || goes(entry));
         (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
     }
 
-    /// Removes those that are still there; says how many were. A few at a time, lest a page that lands waits for all.
+    /// Removes those that are still there; says how many were. A few at a time, so that inserts wait only shortly.
     fn remove_purged(&self, marked: &[(Key, Arc<Entry>)]) -> u64 {
         const AT_ONCE: usize = 64;
         let mut removed = 0;
@@ -356,13 +366,13 @@ impl Store {
         }
         let view = |(key, entry): ([u8; 32], Arc<Entry>)| EntryView {
             key: Key::from_bytes(key),
-            account: Arc::clone(&entry.account),
-            operation: entry.operation,
-            age: entry.age(now),
-            lifetimes: entry.lifetimes,
+            account: Arc::clone(&entry.stored.account),
+            operation: entry.stored.operation,
+            age: entry.stored.age(now),
+            lifetimes: entry.stored.lifetimes,
             hits: entry.hits.load(Ordering::Relaxed),
             bytes: entry.weight().into(),
-            settled: entry.settled,
+            settled: entry.stored.settled,
             query: entry.query.clone(),
         };
         least.into_iter().map(view).collect()

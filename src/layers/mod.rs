@@ -14,6 +14,8 @@ pub mod authenticate;
 
 pub mod decode;
 
+pub mod represent;
+
 pub mod cache;
 
 pub mod retry;

@@ -37,9 +37,17 @@ pub struct UpstreamCall {
 impl UpstreamCall {
     /// A call of [`Team::example`] that begins now and may take 90 s.
     pub fn example(operation: Operation, parameters: &str, body: &'static str) -> Self {
-        use crate::request::query::ClientQuery;
-        let query = ClientQuery::example(operation, parameters, body);
-        query.upstream_call(Waiters::of_clients(), query.deadline, Arc::default())
+        let team = Arc::new(Team::example("local"));
+        Self {
+            key: Key::new(&team.account, operation, parameters, body.as_bytes()),
+            team,
+            operation,
+            parameters: parameters.into(),
+            body: Bytes::from_static(body.as_bytes()),
+            deadline: Instant::now() + std::time::Duration::from_secs(90),
+            waiters: Waiters::of_clients(),
+            context: Arc::default(),
+        }
     }
 }
 

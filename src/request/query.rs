@@ -1,14 +1,17 @@
 //! What a client asks, above the cache and into it.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::accounts::Team;
 use crate::core::clock::Instant;
+use crate::core::error::GatewayError;
 use crate::request::call::UpstreamCall;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
+use crate::request::response::{Redacted, Representation};
 use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::endpoint::Operation;
@@ -38,12 +41,24 @@ pub struct ClientQuery {
     pub canonical: Arc<CanonicalQuery>,
     /// What the client's headers ask of the gateway.
     pub directives: RequestDirectives,
+    /// Hides what the client must not see of the response, where there is such a thing.
+    pub redact: Option<Arc<dyn Redact>>,
     /// When the request was received.
     pub received: Instant,
     /// When the client must have a response.
     pub deadline: Instant,
     /// What happened to the request.
     pub context: Arc<RequestContext>,
+}
+
+/// What a policy makes of a response before a client gets it.
+pub trait Redact: Debug + Send + Sync {
+    /// The part of `response` that the client may see; `None` where that is all of it.
+    ///
+    /// # Errors
+    ///
+    /// When nothing can be proven of what is in it.
+    fn redact(&self, response: &Arc<Representation>) -> Result<Option<Arc<Redacted>>, GatewayError>;
 }
 
 impl ClientQuery {
@@ -88,6 +103,7 @@ impl ClientQuery {
             team,
             canonical: Arc::new(canonical),
             directives: RequestDirectives::default(),
+            redact: None,
             received: Instant::now(),
             deadline: Instant::now() + std::time::Duration::from_secs(90),
             context: Arc::default(),

@@ -1,7 +1,8 @@
-//! A response on its way to clients: what is kept and served again, and the form in which one client gets it.
+//! A response on its way to clients: what of it may be kept and served again, and the form in which one client gets it.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +13,12 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use crate::core::outcome::Outcome;
 use crate::request::call::UpstreamResponse;
 use crate::semantics::cache_control;
-use crate::semantics::request_directives::{self, RequestDirectives};
+use crate::semantics::request_directives::has_tag;
 
-/// An answer in the form in which it is kept and served again.
+/// Twilio's response in the form in which it is kept and served to clients, compressed or not: its status, the headers
+/// that may be passed on, and a representation (RFC 9110 section 3.2).
 #[derive(Debug)]
-pub struct StoredResponse {
+pub struct Representation {
     /// Twilio's status.
     pub status: StatusCode,
     /// What a client gets of Twilio's headers.
@@ -29,7 +31,7 @@ pub struct StoredResponse {
     pub no_transform: bool,
 }
 
-impl StoredResponse {
+impl Representation {
     /// Headers of an answer that a client gets, now and whenever the page is served again.
     /// Directives cross every cache (RFC 9111 section 5.2).
     const KEPT: [HeaderName; 3] =
@@ -108,11 +110,10 @@ impl StoredResponse {
         HeaderValue::try_from(format!("{plain}-gzip\"")).ok()
     }
 
-    /// The entity tag by which the client has this very page, plain or compressed; first the one of what it would
-    /// get. The answer names that one, since it is the client's stored answer that it speaks of.
-    pub fn tag_of_client(&self, directives: &RequestDirectives, coded: Option<&CodedBody>) -> Option<HeaderValue> {
-        let tags = directives.if_none_match.as_ref()?;
-        let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| request_directives::has_tag(tags, etag));
+    /// The entity tag in `If-None-Match` by which the client has this very body, plain or compressed; the tag of what it
+    /// would get comes first. A 304 carries that tag, since it speaks of the client's stored response.
+    pub fn tag_of_client(&self, if_none_match: &HeaderValue, coded: Option<&CodedBody>) -> Option<HeaderValue> {
+        let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| has_tag(if_none_match, etag));
         let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
         let compressed = || self.may_be_coded().then(|| self.gzip_etag()).flatten();
         would_get.or_else(|| self.etag.clone().filter(has)).or_else(|| compressed().filter(has))
@@ -148,11 +149,50 @@ fn etag(body: &[u8]) -> Option<HeaderValue> {
     HeaderValue::try_from(["\"", &hash[..32], "\""].concat()).ok()
 }
 
-/// A page on its way to one client.
+/// A body in gzip, made once, when it is first of use.
+#[derive(Debug, Default)]
+pub struct LazyGzip {
+    begun: AtomicBool,
+    /// Stays empty where compression is not worth it.
+    done: OnceLock<CodedBody>,
+}
+
+impl LazyGzip {
+    /// The compressed body, once there is one.
+    pub fn get(&self) -> Option<&CodedBody> {
+        self.done.get()
+    }
+
+    /// Has somebody begun to compress it.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// `true` for the one caller that is to compress it.
+    pub fn begin(&self) -> bool {
+        !self.begun.swap(true, Ordering::Relaxed)
+    }
+
+    /// Adds the compressed body; `false` if there is one already.
+    pub fn set(&self, coded: CodedBody) -> bool {
+        self.done.set(coded).is_ok()
+    }
+}
+
+/// A representation without what some clients must not see.
+#[derive(Debug)]
+pub struct Redacted {
+    /// What is left.
+    pub representation: Arc<Representation>,
+    /// Its body in gzip.
+    pub gzip: LazyGzip,
+}
+
+/// The response to one client.
 #[derive(Debug, Clone)]
 pub struct ClientResponse {
     /// What to send.
-    pub page: Arc<StoredResponse>,
+    pub page: Arc<Representation>,
     /// Its body as it is sent, where that is compressed.
     pub coded: Option<Bytes>,
     /// The entity tag of what is sent, or of what the client has.

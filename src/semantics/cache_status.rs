@@ -1,4 +1,4 @@
-//! `Cache-Status` (RFC 9211): how an answer came about, in one line.
+//! `Cache-Status` (RFC 9211): how a response came about, in one line.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -10,7 +10,7 @@ use crate::core::outcome::Outcome;
 /// Why a request went further than the cache (RFC 9211 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forward {
-    /// There was no page.
+    /// There was no stored response.
     UriMiss,
     /// There was one, too old.
     Stale,
@@ -31,7 +31,7 @@ impl Forward {
     }
 }
 
-/// The end of every line about one page: its key. Written once, and kept within the page's entry.
+/// The end of every line about one stored response: its key. Written once and kept with the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyParam([u8; Self::LENGTH]);
 
@@ -47,12 +47,12 @@ impl KeyParam {
     }
 }
 
-/// An answer from the store.
+/// The value for a response from the store.
 pub fn hit(ttl: i64, outcome: Outcome, key: &KeyParam) -> HeaderValue {
     line(["insights-gateway; hit; ttl=", itoa::Buffer::new().format(ttl), "; detail=", outcome.as_str()], key)
 }
 
-/// An answer from upstream.
+/// The value for a response from upstream.
 pub fn forwarded(
     why: Forward,
     status: u16,

@@ -50,6 +50,11 @@ impl Lifetimes {
         self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
     }
 
+    /// The age up to which a response may be served in place of an error.
+    pub fn servable_on_error(&self) -> Duration {
+        self.fresh.saturating_add(self.stale_if_error)
+    }
+
     /// Seconds of freshness left at `age`, rounded down; negative once stale.
     pub fn ttl(&self, age: Duration) -> i64 {
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
@@ -84,9 +89,7 @@ pub fn decide(page: Option<(&Lifetimes, Duration)>, directives: &CacheDirectives
         (Some(decision), false) => decision,
         (None, true) => Decision::Refuse,
         (None, false) => match page {
-            Some((lifetimes, age)) if age <= lifetimes.fresh.saturating_add(lifetimes.stale_if_error) => {
-                Decision::FetchOrServeStale
-            }
+            Some((lifetimes, age)) if age <= lifetimes.servable_on_error() => Decision::FetchOrServeStale,
             _ => Decision::Fetch,
         },
     }

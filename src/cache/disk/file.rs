@@ -9,16 +9,15 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, Error, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
 
-use crate::cache::entry::Entry;
 use crate::cache::purge::Purge;
 use crate::cache::record::{self, Boot, Calendar, Head, Nanos};
+use crate::cache::stored::StoredResponse;
 use crate::config;
 use crate::core::clock::Clock;
 use crate::request::key::Key;
@@ -79,7 +78,7 @@ impl From<io::Error> for DiskError {
 #[derive(Debug)]
 pub(super) enum Change {
     /// A page was kept.
-    Keep(Key, Arc<Entry>),
+    Keep(Key, StoredResponse),
     /// Pages were dropped on request, and the result sets that begin with these.
     Purge(Purge, HashSet<Key>),
 }
@@ -213,18 +212,22 @@ impl PageFile {
     }
 
     /// Reads the pages of `keys` that are what was written, until `keep` has enough; says how many were not.
-    pub(super) fn read(&self, keys: &[Key], mut keep: impl FnMut(Key, Entry) -> bool) -> Result<u64, DiskError> {
+    pub(super) fn read(
+        &self,
+        keys: &[Key],
+        mut keep: impl FnMut(Key, StoredResponse) -> bool,
+    ) -> Result<u64, DiskError> {
         let calendar = self.calendar();
         let mut read = || {
             let table = self.database.begin_read()?.open_table(PAGES)?;
             let mut broken = 0;
             for key in keys {
                 let Some(record) = table.get(key.as_bytes())? else { continue };
-                let Some(entry) = record::decode(key, record.value(), &calendar) else {
+                let Some(stored) = record::decode(key, record.value(), &calendar) else {
                     broken += 1;
                     continue;
                 };
-                if !keep(*key, entry) {
+                if !keep(*key, stored) {
                     break;
                 }
             }
@@ -242,10 +245,10 @@ impl PageFile {
             let mut record = Vec::new();
             for change in changes {
                 match change {
-                    Change::Keep(key, entry) => {
-                        let encoded = record::encode(key, entry, &calendar, &mut record);
+                    Change::Keep(key, stored) => {
+                        let encoded = record::encode(key, stored, &calendar, &mut record);
                         if encoded.is_some() && footprint(record.len() as u64) <= capacity {
-                            tables.insert(key, &record, record::expiry(entry, &calendar))?;
+                            tables.insert(key, &record, record::expiry(stored, &calendar))?;
                             written += 1;
                         }
                     }

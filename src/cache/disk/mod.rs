@@ -1,48 +1,46 @@
-//! The disk tier: pages that survive a restart.
+//! The disk tier: stored responses that survive a restart.
 //!
-//! Memory stays what is asked; the disk only follows it. One thread of its own does all that blocks. It is told
-//! of every page kept and every purge, in the order in which they happened, and commits in batches, so that a
-//! kill loses the last second's pages and nothing else. A purge has happened once it is on the disk; where it cannot be
-//! written, the file is removed. On start the same thread loads what is still of use
-//! while the gateway already answers; misses wait for it a moment, since a page that is about to appear should
-//! cost no token.
+//! Requests are answered from memory; the disk follows it. One thread does all that blocks. It is told of every response
+//! kept and every purge, in the order in which they happened, and commits in batches, so that a kill loses the responses
+//! of the last second and nothing else. A purge is complete when it is on the disk; where it cannot be written, the file
+//! is removed. At the start the same thread loads what is still of use while the gateway already answers. Misses wait
+//! shortly for it, because a response that is about to appear should cost no token.
 //!
-//! Nothing that is wrong with the disk stops the gateway: the tier then goes without, says why, and tries again.
+//! No fault of the disk stops the gateway: the tier is then off, logs why, and tries again.
 
 mod file;
+mod shared;
 mod worker;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
-use self::file::{Change, Size};
+use self::shared::{Message, Order, Shared, lock, page_weight};
 use self::worker::Worker;
-use super::entry::Entry;
 use super::memory::Memory;
 use super::purge::Purge;
 use super::record::Boot;
+use super::stored::StoredResponse;
+use super::tier::{Lasting, Tier};
 use crate::core::clock::{Clock, Instant};
-use crate::metrics::{Metrics, ResultLabels, StaticLabel};
+use crate::metrics::Metrics;
 use crate::request::key::Key;
 
-/// What may wait for the thread. Beyond, pages are not written: memory must not fill up behind a slow disk.
-const WAITING: u64 = 4096;
-const WAITING_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Misses wait for the pages on disk until so long after the start.
+/// Misses wait for the disk until this long after the start.
 const LOADING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long closing may take.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a purge may take to reach the disk.
+/// How long a purge waits for the disk.
 const PURGE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where and how much.
@@ -50,7 +48,7 @@ const PURGE_PATIENCE: Duration = Duration::from_secs(30);
 pub struct DiskSettings {
     /// The folder, made if absent.
     pub folder: PathBuf,
-    /// Bytes that the pages may take there.
+    /// Bytes that the file may hold.
     pub capacity: u64,
 }
 
@@ -75,79 +73,8 @@ pub(super) struct Disk {
     patience: Instant,
 }
 
-/// What must not be overtaken: a change of memory, and telling the thread of it, are one step. So is the
-/// restoring of one page, which therefore never overwrites a newer page or brings back a purged one.
-#[derive(Debug)]
-struct Order {
-    /// `None` once closed.
-    sender: Option<Sender<Message>>,
-}
-
-/// What the handles and the thread both know.
-#[derive(Debug)]
-struct Shared {
-    metrics: Arc<Metrics>,
-    enabled: AtomicBool,
-    entries: AtomicU64,
-    bytes: AtomicU64,
-    /// Records and bytes under way to the thread.
-    waiting: AtomicU64,
-    waiting_bytes: AtomicU64,
-    /// Counts the purges, so that a load notices one.
-    purges: AtomicU64,
-}
-
-#[derive(Debug)]
-enum Message {
-    Keep(Key, Arc<Entry>),
-    /// Drop pages, and the result sets that begin with these; tell when they are gone for good, or why that is not so.
-    Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
-    /// Write everything, close the file, tell.
-    Close(oneshot::Sender<()>),
-}
-
-fn weight(change: &Change) -> u64 {
-    match change {
-        Change::Keep(_, entry) => page_weight(entry),
-        Change::Purge(..) => 0,
-    }
-}
-
-fn page_weight(entry: &Entry) -> u64 {
-    entry.page.weight() as u64
-}
-
-impl Shared {
-    fn count(&self, result: &'static str, pages: u64) {
-        if pages > 0 {
-            self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(pages);
-        }
-    }
-
-    fn show(&self, enabled: bool, size: Size) {
-        self.enabled.store(enabled, Ordering::Relaxed);
-        self.entries.store(size.entries, Ordering::Relaxed);
-        self.bytes.store(size.bytes, Ordering::Relaxed);
-        self.metrics.cache_disk_entries.set(size.entries.try_into().unwrap_or(i64::MAX));
-        self.metrics.cache_disk_bytes.set(size.bytes.try_into().unwrap_or(i64::MAX));
-    }
-
-    /// A page no longer waits.
-    fn arrived(&self, bytes: u64) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    fn has_room(&self, bytes: u64) -> bool {
-        let waiting = self.waiting.load(Ordering::Relaxed);
-        let waiting_bytes = self.waiting_bytes.load(Ordering::Relaxed);
-        // A single page may be larger than what otherwise may wait.
-        waiting < WAITING && (waiting == 0 || waiting_bytes + bytes <= WAITING_BYTES)
-    }
-}
-
 impl Disk {
-    /// Starts the tier over `memory`, into which `room` bytes may be loaded. Without a thread there is none.
+    /// Starts the tier over `memory`, into which `room` bytes may be loaded. `None` when no thread can be started.
     pub(super) fn start(
         settings: DiskSettings,
         memory: Memory,
@@ -196,78 +123,6 @@ impl Disk {
         }
     }
 
-    /// See [`Store::loading`](super::Store::loading).
-    pub(super) fn loading(&self, now: Instant) -> Option<impl Future<Output = ()> + use<>> {
-        if now >= self.patience || *self.loaded.borrow() {
-            return None;
-        }
-        let (mut loaded, patience) = (self.loaded.clone(), self.patience);
-        Some(async move {
-            // Too late, or without a thread, there is nothing to wait for any longer.
-            let _ = tokio::time::timeout_at(patience, loaded.wait_for(|loaded| *loaded)).await;
-        })
-    }
-
-    /// Does `keep`, which keeps the page in memory or says that it does not, and has it written.
-    pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>, keep: impl FnOnce() -> bool) -> bool {
-        let bytes = page_weight(entry);
-        let order = self.lock();
-        if !keep() {
-            return false;
-        }
-        if !self.shared.has_room(bytes) {
-            drop(order);
-            self.shared.count("dropped", 1);
-            return true;
-        }
-        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if !order.send(Message::Keep(key, Arc::clone(entry))) {
-            self.shared.arrived(bytes);
-            self.shared.count("dropped", 1);
-        }
-        true
-    }
-
-    /// Marks what is to be purged in memory, and names the result sets that go; has the disk purged, and removes what is
-    /// marked meanwhile. Blocks until the purge is on the disk for good, or says why it is not.
-    pub(super) fn purge<T>(
-        &self,
-        which: &Purge,
-        mark: impl FnOnce() -> (T, HashSet<Key>),
-        remove: impl FnOnce(T) -> u64,
-    ) -> (u64, Result<(), String>) {
-        let (done, purged) = mpsc::sync_channel(1);
-        let order = self.lock();
-        self.shared.purges.fetch_add(1, Ordering::Relaxed);
-        let (marked, firsts) = mark();
-        // Never refused: a purged page must not come back.
-        order.send(Message::Purge(which.clone(), firsts, done));
-        drop(order);
-        let pages = remove(marked);
-        let shared = match purged.recv_timeout(PURGE_PATIENCE) {
-            Ok(shared) => shared,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                Err(format!("the disk has not answered for {} s", PURGE_PATIENCE.as_secs()))
-            }
-            // The thread has ended.
-            Err(mpsc::RecvTimeoutError::Disconnected) => file::erase(&self.folder).map_err(|error| error.to_string()),
-        };
-        (pages, shared)
-    }
-
-    /// Writes what waits, and ends the thread. Takes a few seconds at most.
-    pub(super) async fn close(&self) {
-        let (sender, closed) = oneshot::channel();
-        let Some(to_thread) = self.lock().sender.take() else { return };
-        // A thread that is gone has closed.
-        if to_thread.send(Message::Close(sender)).is_ok()
-            && tokio::time::timeout(CLOSING_PATIENCE, closed).await.is_err()
-        {
-            tracing::warn!("the disk is slow: the last pages are not written");
-        }
-    }
-
     pub(super) fn view(&self) -> DiskView {
         DiskView {
             enabled: self.shared.enabled.load(Ordering::Relaxed),
@@ -281,10 +136,67 @@ impl Disk {
     }
 }
 
-impl Order {
-    /// Says whether there is still somebody to tell: a process that is about to end writes nothing more.
-    fn send(&self, message: Message) -> bool {
-        self.sender.as_ref().is_some_and(|sender| sender.send(message).is_ok())
+impl Tier for Disk {
+    /// What is on the disk appears in memory when the file is loaded.
+    fn get(&self, _: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
+        if now >= self.patience || *self.loaded.borrow() {
+            return None;
+        }
+        let (mut loaded, patience) = (self.loaded.clone(), self.patience);
+        Some(Box::pin(async move {
+            // Too late, or without a thread, there is nothing to wait for any longer.
+            let _ = tokio::time::timeout_at(patience, loaded.wait_for(|loaded| *loaded)).await;
+        }))
+    }
+
+    fn put(&self, key: Key, stored: &StoredResponse, keep: &mut dyn FnMut() -> bool) -> bool {
+        let bytes = page_weight(stored);
+        let order = self.lock();
+        if !keep() {
+            return false;
+        }
+        if !self.shared.has_room(bytes) {
+            drop(order);
+            self.shared.count("dropped", 1);
+            return true;
+        }
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if !order.send(Message::Keep(key, stored.clone())) {
+            self.shared.arrived(bytes);
+            self.shared.count("dropped", 1);
+        }
+        true
+    }
+
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+        let (done, purged) = mpsc::sync_channel(1);
+        let order = self.lock();
+        self.shared.purges.fetch_add(1, Ordering::Relaxed);
+        let firsts = mark();
+        order.send(Message::Purge(which.clone(), firsts, done));
+        drop(order);
+        Box::new(move || match purged.recv_timeout(PURGE_PATIENCE) {
+            Ok(lasting) => lasting,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(format!("the disk has not answered for {} s", PURGE_PATIENCE.as_secs()))
+            }
+            // The thread has ended.
+            Err(mpsc::RecvTimeoutError::Disconnected) => file::erase(&self.folder).map_err(|error| error.to_string()),
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let (sender, closed) = oneshot::channel();
+            let Some(to_thread) = self.lock().sender.take() else { return };
+            // A thread that is gone has closed.
+            if to_thread.send(Message::Close(sender)).is_ok()
+                && tokio::time::timeout(CLOSING_PATIENCE, closed).await.is_err()
+            {
+                tracing::warn!("the disk is slow: the last pages are not written");
+            }
+        })
     }
 }
 
@@ -292,11 +204,6 @@ impl Order {
 fn boot() -> Boot {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
-}
-
-fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
-    // It guards no data that a panic could leave half done.
-    order.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,18 +7,19 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::shared::WAITING;
 use super::*;
-use crate::cache::entry::Compression;
+use crate::cache::entry::Entry;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::purge::Purged;
 use crate::cache::record::{self, Calendar, decode, encode, head};
 use crate::cache::sets::{Membership, ResultSet};
 use crate::cache::store::Store;
 use crate::core::clock::Moment;
+use crate::metrics::{ResultLabels, StaticLabel};
 use crate::request::call::UpstreamResponse;
 use crate::request::query::ClientQuery;
-use crate::request::response::StoredResponse;
-use crate::semantics::cache_status::KeyParam;
+use crate::request::response::Representation;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
@@ -35,11 +36,11 @@ fn key(n: u32) -> Key {
     *call(n).key()
 }
 
-fn page(body: impl Into<bytes::Bytes>) -> Arc<StoredResponse> {
+fn page(body: impl Into<bytes::Bytes>) -> Arc<Representation> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("twilio-request-id", HeaderValue::from_static("RQ1"));
-    Arc::new(StoredResponse::new(UpstreamResponse {
+    Arc::new(Representation::new(UpstreamResponse {
         status: StatusCode::OK,
         headers,
         body: body.into(),
@@ -47,26 +48,17 @@ fn page(body: impl Into<bytes::Bytes>) -> Arc<StoredResponse> {
     }))
 }
 
-fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
+fn stored(clock: Clock, body: impl Into<bytes::Bytes>) -> StoredResponse {
     let lifetimes = Lifetimes { fresh: HOUR, stale_while_revalidate: HOUR, stale_if_error: HOUR * 2 };
-    Entry {
-        page: page(body),
+    StoredResponse {
+        representation: page(body),
         account: "main".into(),
         operation: Operation::Query,
-        asked: clock.now(),
-        finished: clock.now(),
         made: clock.moment(),
         lifetimes,
-        age_when_kept: Duration::ZERO,
         result_set: None,
         next: None,
-        previous: None,
         settled: Some(Verdict::Recent),
-        time_dimensions: None,
-        query: None,
-        hits: AtomicU64::new(0),
-        compression: Compression::default(),
-        key_param: KeyParam::new(&key(n).short()),
     }
 }
 
@@ -104,20 +96,20 @@ impl Running {
     }
 
     fn keep(&self, n: u32) {
-        self.insert(n, entry(n, self.clock, body(n)));
+        self.insert(n, stored(self.clock, body(n)));
     }
 
-    fn insert(&self, n: u32, entry: Entry) {
-        insert(&self.store, n, entry);
+    fn insert(&self, n: u32, stored: StoredResponse) {
+        insert(&self.store, n, self.clock, stored);
     }
 
     fn body(&self, n: u32) -> Option<String> {
         let entry = self.store.page(&key(n))?;
-        Some(String::from_utf8(entry.page.body.to_vec()).unwrap())
+        Some(String::from_utf8(entry.stored.representation.body.to_vec()).unwrap())
     }
 
     fn body_length(&self, n: u32) -> Option<usize> {
-        self.store.page(&key(n)).map(|entry| entry.page.body.len())
+        self.store.page(&key(n)).map(|entry| entry.stored.representation.body.len())
     }
 
     fn view(&self) -> DiskView {
@@ -138,8 +130,9 @@ impl Running {
 }
 
 /// As a flight that lands.
-fn insert(store: &Store, n: u32, entry: Entry) -> bool {
+fn insert(store: &Store, n: u32, clock: Clock, stored: StoredResponse) -> bool {
     let (lease, _) = store.flights.claim_refresh((key(n), Kind::Any), Flown::of(&call(n), None)).unwrap();
+    let entry = Entry::new(&key(n), stored, clock.now(), clock.now(), Duration::ZERO);
     store.insert(key(n), entry, &lease, |_| true)
 }
 
@@ -156,8 +149,8 @@ async fn pages_survive_a_restart_as_they_were() {
     let folder = home.path().join("made/by/us");
     let first = Running::start(&folder).await;
     let clock = first.clock;
-    let set = ResultSet::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
-    let kept = Entry { result_set: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) };
+    let set = ResultSet::begin(key(1), clock.moment(), stored(clock, "").lifetimes);
+    let kept = StoredResponse { result_set: Some(set), next: Some(key(2)), ..stored(clock, body(1)) };
     first.insert(1, kept);
     let before = first.store.page(&key(1)).unwrap();
     first.close().await;
@@ -168,36 +161,45 @@ async fn pages_survive_a_restart_as_they_were() {
     let second = Running::start(&folder).await;
     assert_eq!((second.view().enabled, second.view().entries), (true, 1));
     let after = second.store.page(&key(1)).unwrap();
-    assert_eq!((&after.page.body, &after.page.headers), (&before.page.body, &before.page.headers));
-    assert_eq!((after.page.status, &after.page.etag), (before.page.status, &before.page.etag));
-    assert_eq!((&*after.account, after.operation), (&*before.account, before.operation));
-    assert_eq!((after.lifetimes, after.settled, after.next), (before.lifetimes, before.settled, before.next));
+    assert_eq!(
+        (&after.stored.representation.body, &after.stored.representation.headers),
+        (&before.stored.representation.body, &before.stored.representation.headers)
+    );
+    assert_eq!(
+        (after.stored.representation.status, &after.stored.representation.etag),
+        (before.stored.representation.status, &before.stored.representation.etag)
+    );
+    assert_eq!((&*after.stored.account, after.stored.operation), (&*before.stored.account, before.stored.operation));
+    assert_eq!(
+        (after.stored.lifetimes, after.stored.settled, after.stored.next),
+        (before.stored.lifetimes, before.stored.settled, before.stored.next)
+    );
     assert_eq!(after.key_param, before.key_param);
     // Both clocks read the machine's at their start, so they agree but for what it was set by meanwhile.
     let now = second.clock.moment();
-    let (age, true_age) = (after.age(now), before.age(now));
+    let (age, true_age) = (after.stored.age(now), before.stored.age(now));
     assert!(age >= true_age && age - true_age < Duration::from_secs(1), "{age:?} {true_age:?}");
     // The next page still belongs to the set.
     let membership = second.store.membership(&key(2), second.clock.moment());
-    assert_eq!(membership, Membership::Of(after.result_set.unwrap()));
-    assert!(after.result_set.unwrap().is(&set));
+    assert_eq!(membership, Membership::Of(after.stored.result_set.unwrap()));
+    assert!(after.stored.result_set.unwrap().is(&set));
 }
 
 #[tokio::test]
 async fn a_newer_page_is_never_overwritten_by_an_older_one() {
     let clock = Clock::new();
     let store = Store::new(MIB, &Metrics::new());
-    insert(&store, 1, entry(1, clock, "new"));
+    insert(&store, 1, clock, stored(clock, "new"));
     let memory = store.memory();
-    assert!(!memory.restore(key(1), entry(1, clock, "old")));
-    assert_eq!(store.page(&key(1)).unwrap().page.body, "new");
+    assert!(!memory.restore(key(1), stored(clock, "old"), clock));
+    assert_eq!(store.page(&key(1)).unwrap().stored.representation.body, "new");
     // Nor is a place that another result set has.
     let set = ResultSet::begin(key(9), clock.moment(), Lifetimes::fresh_only(HOUR));
-    insert(&store, 9, Entry { result_set: Some(set), next: Some(key(2)), ..entry(9, clock, "first") });
-    assert!(!memory.restore(key(2), entry(2, clock, "old")));
-    let of = |set| Entry { result_set: Some(set), operation: Operation::Page, ..entry(2, clock, "of this set") };
-    assert!(!memory.restore(key(2), of(ResultSet::begin(key(9), clock.moment(), set.lifetimes))));
-    assert!(memory.restore(key(2), of(set)) && store.page(&key(2)).is_some());
+    insert(&store, 9, clock, StoredResponse { result_set: Some(set), next: Some(key(2)), ..stored(clock, "first") });
+    assert!(!memory.restore(key(2), stored(clock, "old"), clock));
+    let of = |set| StoredResponse { result_set: Some(set), operation: Operation::Page, ..stored(clock, "of this set") };
+    assert!(!memory.restore(key(2), of(ResultSet::begin(key(9), clock.moment(), set.lifetimes)), clock));
+    assert!(memory.restore(key(2), of(set), clock) && store.page(&key(2)).is_some());
 }
 
 #[tokio::test]
@@ -205,16 +207,16 @@ async fn what_is_beyond_use_or_from_the_future_is_gone() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let aged = |n, age| Entry { made: clock.moment().before(age), ..entry(n, clock, body(n)) };
+    let aged = |n, age| StoredResponse { made: clock.moment().before(age), ..stored(clock, body(n)) };
     first.insert(1, aged(1, HOUR * 2));
     first.insert(2, aged(2, HOUR * 4));
-    first.insert(3, Entry { made: clock.moment().after(HOUR), ..entry(3, clock, body(3)) });
+    first.insert(3, StoredResponse { made: clock.moment().after(HOUR), ..stored(clock, body(3)) });
     first.close().await;
 
     let second = Running::start(home.path()).await;
     assert_eq!(second.view().entries, 1);
     let old = second.store.page(&key(1)).unwrap();
-    let age = old.age(second.clock.moment());
+    let age = old.stored.age(second.clock.moment());
     assert!(age.abs_diff(HOUR * 2) < DEADLINE, "{age:?}");
     assert!(second.body(2).is_none() && second.body(3).is_none());
 }
@@ -226,10 +228,10 @@ async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
     let clock = first.clock;
     for n in 0..200 {
         let made = clock.moment().before(Duration::from_secs(200 - u64::from(n)));
-        first.insert(n, Entry { made, ..entry(n, clock, vec![b'x'; 15_000]) });
+        first.insert(n, StoredResponse { made, ..stored(clock, vec![b'x'; 15_000]) });
     }
     // It could never fit.
-    first.insert(999, entry(999, clock, vec![b'x'; 2 << 20]));
+    first.insert(999, stored(clock, vec![b'x'; 2 << 20]));
     first.close().await;
     assert_eq!((first.writes("written"), first.writes("dropped")), (200, 1));
 
@@ -250,13 +252,13 @@ async fn replacements_and_purges_reach_the_disk() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let set = Some(ResultSet::begin(key(2), clock.moment(), entry(2, clock, "").lifetimes));
+    let set = Some(ResultSet::begin(key(2), clock.moment(), stored(clock, "").lifetimes));
     first.keep(1);
-    first.insert(1, entry(1, clock, "newer"));
-    first.insert(2, Entry { account: "other".into(), result_set: set, ..entry(2, clock, body(2)) });
-    let further = Entry { operation: Operation::Page, result_set: set, ..entry(3, clock, body(3)) };
+    first.insert(1, stored(clock, "newer"));
+    first.insert(2, StoredResponse { account: "other".into(), result_set: set, ..stored(clock, body(2)) });
+    let further = StoredResponse { operation: Operation::Page, result_set: set, ..stored(clock, body(3)) };
     first.insert(3, further);
-    first.insert(4, Entry { operation: Operation::Metadata, ..entry(4, clock, body(4)) });
+    first.insert(4, StoredResponse { operation: Operation::Metadata, ..stored(clock, body(4)) });
     first.keep(5);
     first.keep(6);
     first.until("written", |first| first.view().entries == 6).await;
@@ -412,9 +414,9 @@ async fn misses_wait_a_moment_and_no_longer() {
     // Of this one nobody ever says that it is loaded.
     let (_never, loaded) = watch::channel(false);
     let disk = Disk { loaded, patience: before + LOADING_PATIENCE, ..running.store.disk_handle().unwrap() };
-    disk.loading(before).unwrap().await;
+    disk.get(&key(1), before).unwrap().await;
     assert!(running.clock.now() - before >= LOADING_PATIENCE);
-    assert!(disk.loading(running.clock.now()).is_none());
+    assert!(disk.get(&key(1), running.clock.now()).is_none());
 }
 
 #[tokio::test]
@@ -436,7 +438,7 @@ async fn a_full_queue_drops_pages_and_never_purges() {
 /// The record of a page that was new then, read when the clocks say this.
 fn age_after(clock: Clock, boot: Boot, later: (Clock, Boot)) -> Duration {
     let mut record = Vec::new();
-    encode(&key(1), &entry(1, clock, body(1)), &Calendar::read(clock, boot), &mut record).unwrap();
+    encode(&key(1), &stored(clock, body(1)), &Calendar::read(clock, boot), &mut record).unwrap();
     let read = decode(&key(1), &record, &Calendar::read(later.0, later.1)).unwrap();
     read.age(later.0.moment())
 }
@@ -445,7 +447,7 @@ fn age_after(clock: Clock, boot: Boot, later: (Clock, Boot)) -> Duration {
 async fn a_clock_that_is_set_back_between_two_processes_makes_no_page_younger() {
     let (clock, machine) = Clock::simulation();
     let mut record = Vec::new();
-    encode(&key(1), &entry(1, clock, body(1)), &Calendar::read(clock, 7), &mut record).unwrap();
+    encode(&key(1), &stored(clock, body(1)), &Calendar::read(clock, 7), &mut record).unwrap();
     let age = |boot| {
         let calendar = Calendar::read(clock, boot);
         decode(&key(1), &record, &calendar).unwrap().age(clock.moment())
@@ -466,9 +468,9 @@ async fn a_purge_is_on_the_disk_when_it_returns() {
     let (home, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    let set = ResultSet::begin(key(1), clock.moment(), entry(1, clock, "").lifetimes);
-    first.insert(1, Entry { result_set: Some(set), next: Some(key(2)), ..entry(1, clock, body(1)) });
-    first.insert(2, Entry { operation: Operation::Page, result_set: Some(set), ..entry(2, clock, body(2)) });
+    let set = ResultSet::begin(key(1), clock.moment(), stored(clock, "").lifetimes);
+    first.insert(1, StoredResponse { result_set: Some(set), next: Some(key(2)), ..stored(clock, body(1)) });
+    first.insert(2, StoredResponse { operation: Operation::Page, result_set: Some(set), ..stored(clock, body(2)) });
     first.keep(3);
     first.until("written", |first| first.writes("written") == 3).await;
     let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
@@ -526,26 +528,23 @@ proptest! {
         let clock = Clock::new();
         let calendar = Calendar::read(clock, 7);
         let made = clock.moment().before(Duration::from_millis(age));
-        let kept = Entry {
-            page: Arc::new(StoredResponse { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
+        let kept = StoredResponse {
+            representation: Arc::new(Representation { status: StatusCode::from_u16(status).unwrap(), ..page_of(body) }),
             account: account.as_str().into(),
             made,
             lifetimes,
             result_set: chained.then(|| ResultSet::begin(key(7), made, lifetimes)),
             next: next.then(|| key(8)),
-            query: Some("a query that names somebody".into()),
-            ..entry(1, clock, "")
+            ..stored(clock, "")
         };
         let mut record = Vec::new();
         encode(&key(1), &kept, &calendar, &mut record).unwrap();
         let read = decode(&key(1), &record, &calendar).unwrap();
         prop_assert_eq!(read.made, kept.made);
-        prop_assert_eq!(read.query, None);
-        prop_assert!(!record.windows(b"names somebody".len()).any(|part| part == b"names somebody"));
         prop_assert_eq!(read.lifetimes, kept.lifetimes);
-        prop_assert_eq!(&read.page.body, &kept.page.body);
-        prop_assert_eq!(&read.page.headers, &kept.page.headers);
-        prop_assert_eq!((read.page.status, &read.page.etag), (kept.page.status, &kept.page.etag));
+        prop_assert_eq!(&read.representation.body, &kept.representation.body);
+        prop_assert_eq!(&read.representation.headers, &kept.representation.headers);
+        prop_assert_eq!((read.representation.status, &read.representation.etag), (kept.representation.status, &kept.representation.etag));
         prop_assert_eq!(read.result_set, kept.result_set);
         prop_assert_eq!((read.next, read.settled, &*read.account), (kept.next, kept.settled, &*kept.account));
         let head = head(&record).unwrap();
@@ -559,21 +558,21 @@ proptest! {
         let clock = Clock::new();
         let calendar = Calendar::read(clock, 7);
         let mut record = Vec::new();
-        encode(&key(1), &entry(1, clock, body(1)), &calendar, &mut record).unwrap();
+        encode(&key(1), &stored(clock, body(1)), &calendar, &mut record).unwrap();
         prop_assert!(decode(&key(1), &record[..cut.index(record.len())], &calendar).is_none());
         let at = flip.index(record.len());
         record[at] ^= 1 << bit;
         prop_assert!(decode(&key(1), &record, &calendar).is_none());
         head(&record);
         // Behind the hash: somebody may have written it to fit.
-        let _ = record::read_entry(&key(1), &record[1 + blake3::OUT_LEN..], &calendar);
+        let _ = record::read_stored(&record[1 + blake3::OUT_LEN..], &calendar);
     }
 
     #[test]
     fn garbage_is_none(mut garbage in prop::collection::vec(any::<u8>(), 0..600)) {
         let calendar = Calendar::read(Clock::new(), 7);
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
-        let _ = record::read_entry(&key(1), &garbage, &calendar);
+        let _ = record::read_stored(&garbage, &calendar);
         if let Some(version) = garbage.first_mut() {
             *version = record::VERSION;
         }
@@ -582,6 +581,6 @@ proptest! {
     }
 }
 
-fn page_of(body: Vec<u8>) -> StoredResponse {
+fn page_of(body: Vec<u8>) -> Representation {
     Arc::into_inner(page(body)).unwrap()
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::file::{self, Change, DiskError, PageFile, Size};
-use super::{Message, Order, Shared, lock, weight};
+use super::shared::{Message, Order, Shared, lock, weight};
 use crate::cache::memory::Memory;
 use crate::cache::purge::Purge;
 use crate::cache::record::{Boot, Calendar};
@@ -22,16 +22,16 @@ use crate::core::clock::Clock;
 const BATCH: usize = 256;
 const BATCH_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Pages are committed at least so often: what a kill may cost.
+/// The longest time between commits: what a kill may lose.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-/// Pages beyond use are removed so often.
+/// How often expired records are removed.
 const CLEAN_EVERY: Duration = Duration::from_secs(300);
 
-/// After trouble the file is tried again so often.
+/// How long after a failure the file is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
 
-/// So many damaged files are replaced by one process.
+/// Damaged files that one process replaces.
 const MOST_REPLACED: u32 = 3;
 
 /// The thread.
@@ -73,7 +73,7 @@ enum Flow {
 
 impl Worker {
     pub(super) fn run(mut self) {
-        // A damaged file gets a new one. If that is damaged too, it is the disk, which no new file mends.
+        // A damaged file is replaced. If the new one is damaged too, the disk is at fault, and another file will not help.
         let mut replaced = 0;
         loop {
             let ended = self.work();
@@ -136,7 +136,7 @@ impl Worker {
         self.follow(file)
     }
 
-    /// Brings the newest pages that are still of use into memory.
+    /// Loads the newest records that are still of use into memory.
     fn load(&mut self, file: &mut PageFile) -> Result<Flow, DiskError> {
         // Not part of a page's weight in the store: what the index says is the record's length.
         const OVERHEAD: u64 = 1024;
@@ -158,11 +158,11 @@ impl Worker {
             file.clean()?;
             let keys = file.newest(self.room, OVERHEAD)?;
             let (mut restored, mut interrupted) = (0u64, false);
-            let broken = file.read(&keys, |key, entry| {
+            let broken = file.read(&keys, |key, stored| {
                 let Some(order) = self.order.upgrade() else { return false };
                 let _order = lock(&order);
                 interrupted = self.shared.purges.load(Ordering::Relaxed) != purges;
-                if !interrupted && self.memory.restore(key, entry) {
+                if !interrupted && self.memory.restore(key, stored, self.clock) {
                     restored += 1;
                 }
                 !interrupted
@@ -214,8 +214,8 @@ impl Worker {
 
     fn take(&mut self, message: Message) -> Flow {
         match message {
-            Message::Keep(key, entry) => {
-                self.batch.push(Change::Keep(key, entry));
+            Message::Keep(key, stored) => {
+                self.batch.push(Change::Keep(key, stored));
                 Flow::Going
             }
             Message::Purge(which, firsts, purger) => {
@@ -264,7 +264,7 @@ impl Worker {
         pages
     }
 
-    /// Lets go of what cannot be written. A purge is no such thing: the file goes instead. Says whether it did.
+    /// Drops what cannot be written. A purge cannot be dropped: the file is removed instead. Says whether it was.
     fn abandon_batch(&mut self) -> bool {
         let mut gone = false;
         if self.batch.iter().any(|change| matches!(change, Change::Purge(..))) {
@@ -295,12 +295,12 @@ impl Worker {
 
     fn tell_purgers(&mut self, done: &Result<(), String>) {
         for purger in self.purgers.drain(..) {
-            // It has gone if it lost its patience.
+            // It has gone if it did not wait any longer.
             let _ = purger.send(done.clone());
         }
     }
 
-    /// Waits before the next try, and lets go of what comes meanwhile.
+    /// Waits before the next try, and drops what comes meanwhile.
     fn pause(&mut self) -> Flow {
         // Nothing to wait for.
         self.loaded.send_replace(true);
@@ -318,7 +318,7 @@ impl Worker {
         }
     }
 
-    /// Makes way for a new file; says whether that worked.
+    /// Moves the file aside for a new one; says whether that worked.
     fn move_aside(&mut self, why: &str) -> bool {
         match file::move_aside(&self.folder, &Calendar::read(self.clock, self.boot)) {
             Ok(aside) => {

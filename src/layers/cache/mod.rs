@@ -1,16 +1,16 @@
-//! Hits end here. The rest goes upstream once, however many ask.
+//! Answers hits, and sends each miss upstream once, however many clients ask.
 //!
-//! What may be served is decided by `semantics::freshness`; this room looks up, asks, and does what it says:
-//! serves, refreshes behind an answer, lets identical calls share one flight, keeps what may be kept, and
-//! falls back to a stale page within its window when the upstream fails. It never marks an old page fresh,
-//! never keeps an error over a usable page, and keeps nothing of a failure.
+//! `semantics::freshness` decides what may be served. This layer looks up, asks it, and does what it says: it serves,
+//! refreshes behind a response, lets identical queries share one flight, stores what may be stored, and falls back to a
+//! stale response within its window when the upstream fails. It never marks an old response fresh, never stores an error
+//! over a usable response, and stores nothing of a failure.
 //!
-//! It does not know HTTP: bodies are canonical and keys computed above.
+//! It knows neither HTTP nor the form in which a client gets a response: bodies are canonical and keys computed above it,
+//! and `layers::represent` chooses the form. `crate::cache` stores.
 
 mod refresh_backoff;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -22,10 +22,12 @@ use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
 use self::refresh_backoff::RefreshBackoff;
-use crate::cache::Store;
-use crate::cache::entry::{Compression, Entry};
+use crate::cache::entry::Entry;
 use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
+use crate::cache::response::{Content, Source};
 use crate::cache::sets::{Membership, ResultSet};
+use crate::cache::stored::StoredResponse;
+use crate::cache::{CacheResponse, Store};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
@@ -33,16 +35,16 @@ use crate::metrics::{Metrics, SettledLabels, StaticLabel};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::key::Key;
 use crate::request::query::ClientQuery;
-use crate::request::response::{ClientResponse, StoredResponse};
+use crate::request::response::Representation;
 use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
-use crate::semantics::cache_status::{self, Forward, KeyParam};
+use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
 use crate::twilio::endpoint::{Body, CacheClass, Operation};
 use crate::twilio::parameters::Parameters;
-use crate::twilio::settled::{self, TimeDimensions, Verdict};
+use crate::twilio::settled::{self, Verdict};
 
-/// For how long what is kept.
+/// How long which responses are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Metadata.
@@ -55,13 +57,13 @@ pub struct Policy {
     pub settled_after: Duration,
     /// Twilio's 400s and 404s; zero is never.
     pub errors: Duration,
-    /// How long a call that clients share, or a refresh, may take, waits and retries included. A client's own deadline
-    /// only ends its own wait.
+    /// How long a shared call or a refresh may take, waits and retries included. A client's own deadline only ends that
+    /// client's wait.
     pub deadline: Duration,
-    /// A refresh begins up to so much later than it could, lest pages that were written together be asked for
-    /// together.
+    /// A refresh is delayed by a random time up to this, so that responses that were stored together are not all
+    /// refreshed together.
     pub refresh_jitter: Duration,
-    /// Are queries kept as text too, for people to read. It can name people, and takes memory.
+    /// Are queries kept as text too, for operators to read. The text can name people, and takes memory.
     pub keep_queries: bool,
 }
 
@@ -76,7 +78,7 @@ pub struct CacheLayer {
 }
 
 impl CacheLayer {
-    /// Keeps pages in `store` as `policy` has it.
+    /// Keeps responses in `store` for as long as `policy` says.
     pub fn new(store: Store, policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self { store, refreshes: RefreshBackoff::default(), policy, metrics, clock }
     }
@@ -104,14 +106,14 @@ impl<S> Clone for Caching<S> {
     }
 }
 
-type Answered = Result<ClientResponse, GatewayError>;
+type Answered = Result<CacheResponse, GatewayError>;
 
 impl<S> Service<ClientQuery> for Caching<S>
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    type Response = ClientResponse;
+    type Response = CacheResponse;
     type Error = GatewayError;
     /// A hit is ready at once and allocates nothing here.
     type Future = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
@@ -124,34 +126,19 @@ where
         if query.directives.cache.no_store && !query.directives.cache.only_if_cached {
             return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, self.layer.clock)));
         }
-        let now = self.layer.clock.moment();
         let entry = self.layer.store.page(query.key());
         if entry.is_none()
-            && let Some(loading) = self.layer.store.loading(self.layer.clock.now())
+            && let Some(loading) = self.layer.store.load(query.key(), self.layer.clock.now())
         {
-            // Rather a moment's patience than a token for a page that is on the disk.
-            let mut cache = self.clone();
+            // A short wait costs less than a token for a response that a tier has already.
+            let cache = self.clone();
             return Either::Right(Box::pin(async move {
                 loading.await;
-                cache.call(query).await
+                let entry = cache.layer.store.page(query.key());
+                cache.answer(query, entry).await
             }));
         }
-        let decision = decide(entry.as_ref().map(|e| (&e.lifetimes, e.age(now))), &query.directives.cache);
-        match (decision, entry) {
-            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(self.serve(&entry, None, &query, now)))),
-            (Decision::ServeAndRefresh, Some(entry)) => {
-                let reply = self.serve(&entry, None, &query, now);
-                if entry.is_refreshable() {
-                    self.refresh(query);
-                }
-                Either::Left(ready(Ok(reply)))
-            }
-            (Decision::Refuse, _) => Either::Left(ready(Err(GatewayError::new(
-                Reason::OnlyIfCached,
-                "nothing is cached that this request accepts, and it forbids asking Twilio",
-            )))),
-            (_, entry) => Either::Right(Box::pin(self.clone().fetch(query, entry))),
-        }
+        self.answer(query, entry)
     }
 }
 
@@ -160,7 +147,32 @@ where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    /// Lets one refresh run behind an answer.
+    /// Answers with `entry` if that may be served, and fetches otherwise.
+    fn answer(
+        &self,
+        query: ClientQuery,
+        entry: Option<Arc<Entry>>,
+    ) -> Either<Ready<Answered>, BoxFuture<'static, Answered>> {
+        let now = self.layer.clock.moment();
+        let decision =
+            decide(entry.as_ref().map(|e| (&e.stored.lifetimes, e.stored.age(now))), &query.directives.cache);
+        match (decision, entry) {
+            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(entry, None, now)))),
+            (Decision::ServeAndRefresh, Some(entry)) => {
+                if entry.stored.is_refreshable() {
+                    self.refresh(query);
+                }
+                Either::Left(ready(Ok(serve(entry, None, now))))
+            }
+            (Decision::Refuse, _) => Either::Left(ready(Err(GatewayError::new(
+                Reason::OnlyIfCached,
+                "nothing is cached that this request accepts, and it forbids asking Twilio",
+            )))),
+            (_, entry) => Either::Right(Box::pin(self.clone().fetch(query, entry))),
+        }
+    }
+
+    /// Starts one refresh behind a response.
     fn refresh(&self, query: ClientQuery) {
         let (key, begun) = (*query.key(), self.layer.clock.now());
         if !self.layer.refreshes.allows(&key, begun) {
@@ -175,32 +187,32 @@ where
         tokio::spawn(async move {
             flight.await;
             if let Some(entry) = layer.store.page(&key) {
-                layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
+                layer.refreshes.ended(&key, entry.finished > begun, entry.stored.lifetimes.fresh, layer.clock.now());
             }
         });
     }
 
-    /// Asks upstream, together with everybody else who asks the same.
+    /// Asks upstream, together with all other clients that ask the same.
     async fn fetch(self, query: ClientQuery, entry: Option<Arc<Entry>>) -> Answered {
         let asked = self.layer.clock.moment();
         let why = match &entry {
             None => Forward::UriMiss,
-            Some(entry) if entry.age(asked) > entry.lifetimes.usable() => Forward::UriMiss,
-            Some(entry) if entry.age(asked) > entry.lifetimes.fresh => Forward::Stale,
+            Some(entry) if entry.stored.age(asked) > entry.stored.lifetimes.usable() => Forward::UriMiss,
+            Some(entry) if entry.stored.age(asked) > entry.stored.lifetimes.fresh => Forward::Stale,
             Some(_) => Forward::Request,
         };
         loop {
             let forced = query.directives.cache.no_cache;
-            // FlightResult since this call looked; for a forced refresh it must have been asked for since, too.
+            // It came after this query was received. For a forced refresh it must also have been asked for since then.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
             let set = self.layer.membership(query.operation, &place(&query));
-            // What was asked for before a forced refresh was wished for is not what it wishes for.
+            // A flight that began earlier does not satisfy a client that wants the response fetched anew.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let (mut joined, leads) =
                 match self.layer.store.flights.claim(&query, kind, set.result_set(), arrived_meanwhile) {
                     Claim::Leader(lease, waiters, joined) => {
-                        // Its own deadline, whoever leads: others may have more time.
+                        // Not the leader's deadline: others may have more time.
                         let deadline = self.layer.clock.now() + self.layer.policy.deadline;
                         let call = query.upstream_call(waiters, deadline, Arc::clone(&query.context));
                         tokio::spawn(self.flight(call, place(&query), set, lease, Duration::ZERO));
@@ -208,7 +220,7 @@ where
                     }
                     Claim::Wait(joined) => (joined, false),
                     Claim::Arrived(arrived) => {
-                        return Ok(self.serve(&arrived, Some(Outcome::Collapsed), &query, self.layer.clock.moment()));
+                        return Ok(serve(arrived, Some(Outcome::Collapsed), self.layer.clock.moment()));
                     }
                 };
             let now = self.layer.clock.now();
@@ -216,15 +228,15 @@ where
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
                 // The flight may wait for longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &query);
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry);
             }
             match wait(&mut joined, query.deadline).await {
-                // It would be lost again.
+                // Another try would end the same way.
                 Waited::Lost if leads => {
                     let message = "the gateway failed while it fetched this; tell whoever operates it";
                     return Err(GatewayError::new(Reason::Internal, message));
                 }
-                // Who carried it is gone, and it was cancelled or died.
+                // It was cancelled or panicked. This client claims the key again.
                 Waited::Lost => {}
                 Waited::TooLong => {
                     let now = self.layer.clock.now();
@@ -236,11 +248,11 @@ where
                         GatewayError::too_late(estimated_start.saturating_duration_since(now))
                     };
                     let error = joined.estimated_start().map_or_else(unanswered, still_waits);
-                    return self.or_stale(Err(error), entry, &query);
+                    return self.or_stale(Err(error), entry);
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
-                    // It was not sent, since those who waited for it had left or had no time for its turn. This client has.
+                    // It was not sent, because those who waited for it had left or had no time left. This client has.
                     let was_not_sent = |error: &GatewayError| {
                         let has_time = now + error.retry_after().unwrap_or_default() < query.deadline;
                         error.is_abandoned() || (error.reason() == Reason::Deadline && has_time)
@@ -249,69 +261,26 @@ where
                         continue;
                     }
                     let collapsed = !leads;
-                    let reply = finished.result.map(|page| {
-                        let theirs = page.tag_of_client(&query.directives, None);
-                        let not_modified = theirs.is_some();
-                        let outcome = match (not_modified, collapsed) {
-                            (true, _) => Outcome::Revalidated,
-                            (false, true) => Outcome::Collapsed,
-                            (false, false) => Outcome::Miss,
-                        };
-                        let status = page.status.as_u16();
-                        let key = KeyParam::new(&query.key().short());
-                        let cache_status =
-                            cache_status::forwarded(why, status, finished.stored, collapsed, outcome, &key);
-                        let etag = theirs.or_else(|| page.etag.clone());
-                        ClientResponse {
-                            page,
-                            coded: None,
-                            etag,
-                            outcome,
-                            cache_status,
-                            age: finished.age,
-                            not_modified,
-                        }
+                    let outcome = if collapsed { Outcome::Collapsed } else { Outcome::Miss };
+                    let response = finished.result.map(|page| CacheResponse {
+                        content: Content::Forwarded(page, KeyParam::new(&query.key().short())),
+                        source: Source::Forwarded { why, stored: finished.stored, collapsed },
+                        outcome,
+                        age: finished.age,
                     });
-                    return self.or_stale(reply, entry, &query);
+                    return self.or_stale(response, entry);
                 }
             }
         }
     }
 
-    /// A page from the store. Without `outcome` it is a hit, or stale if it is.
-    fn serve(&self, entry: &Arc<Entry>, outcome: Option<Outcome>, query: &ClientQuery, now: Moment) -> ClientResponse {
-        entry.count_hit();
-        let (age, directives) = (entry.age(now), &query.directives);
-        let coded = directives.gzip.then(|| entry.compression.coded()).flatten();
-        let theirs = entry.page.tag_of_client(directives, coded);
-        let not_modified = theirs.is_some();
-        if directives.gzip && coded.is_none() && !not_modified {
-            self.layer.store.compress(*query.key(), entry, self.layer.clock);
-        }
-        let outcome = match outcome {
-            // That the upstream is failing is worth more than that the client has the page.
-            Some(Outcome::StaleError) => Outcome::StaleError,
-            _ if not_modified => Outcome::Revalidated,
-            Some(outcome) => outcome,
-            None if age <= entry.lifetimes.fresh => Outcome::Hit,
-            None => Outcome::Stale,
-        };
-        let etag = theirs.or_else(|| coded.map_or_else(|| entry.page.etag.clone(), |coded| Some(coded.etag.clone())));
-        ClientResponse {
-            page: Arc::clone(&entry.page),
-            coded: coded.map(|coded| coded.body.clone()),
-            etag,
-            outcome,
-            cache_status: cache_status::hit(entry.lifetimes.ttl(age), outcome, &entry.key_param),
-            age: Some(age),
-            not_modified,
-        }
-    }
-
-    /// The answer, or rather a stale page within its window than an error.
-    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, query: &ClientQuery) -> Answered {
+    /// The response, or in place of an error a stale response within its window.
+    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>) -> Answered {
         let failed = match &answered {
-            Ok(reply) => reply.page.status == StatusCode::TOO_MANY_REQUESTS || reply.page.status.is_server_error(),
+            Ok(response) => {
+                let status = response.representation().status;
+                status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+            }
             Err(error) => matches!(
                 error.reason(),
                 Reason::UpstreamUnreachable
@@ -325,18 +294,18 @@ where
         };
         let now = self.layer.clock.moment();
         let usable = |entry: &Arc<Entry>| {
-            entry.page.status.is_success()
-                && entry.age(now) <= entry.lifetimes.fresh.saturating_add(entry.lifetimes.stale_if_error)
+            entry.stored.representation.status.is_success()
+                && entry.stored.age(now) <= entry.stored.lifetimes.servable_on_error()
                 // Its first page may have been replaced while this one was asked for.
                 && self.layer.store.is_current(entry)
         };
         match entry.filter(usable) {
-            Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), query, now)),
+            Some(entry) if failed => Ok(serve(entry, Some(Outcome::StaleError), now)),
             _ => answered,
         }
     }
 
-    /// The flight, which takes off after `delay`, or when a client begins to wait for it.
+    /// The flight. It calls upstream after `delay`, or as soon as a client waits for it.
     fn flight(
         &self,
         mut call: UpstreamCall,
@@ -356,12 +325,16 @@ where
                 call.deadline = layer.clock.now() + layer.policy.deadline;
                 // Somebody wanted it fetched anew meanwhile.
                 if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
-                    let age = Some(entry.age(layer.clock.moment()));
-                    return lease.finish(FlightResult { result: Ok(Arc::clone(&entry.page)), stored: true, age });
+                    let age = Some(entry.stored.age(layer.clock.moment()));
+                    return lease.finish(FlightResult {
+                        result: Ok(Arc::clone(&entry.stored.representation)),
+                        stored: true,
+                        age,
+                    });
                 }
             }
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
-            // Behind the request, which goes out first.
+            // After the request has been sent, which matters more.
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
             let finished = match answered {
@@ -373,7 +346,14 @@ where
     }
 }
 
-/// What was known when a page was asked for.
+/// A stored response. Without `outcome` it is a hit, or stale if it is.
+fn serve(entry: Arc<Entry>, outcome: Option<Outcome>, now: Moment) -> CacheResponse {
+    let age = entry.stored.age(now);
+    let is_fresh = age <= entry.stored.lifetimes.fresh;
+    CacheResponse::stored(entry, outcome.unwrap_or(if is_fresh { Outcome::Hit } else { Outcome::Stale }), age)
+}
+
+/// What was known when the call began.
 struct Asked {
     at: Instant,
     wall: SystemTime,
@@ -391,7 +371,7 @@ impl CacheLayer {
         }
     }
 
-    /// Makes an answer a page, and keeps it if it may be kept.
+    /// Makes a stored response of what came, and stores it if that is allowed.
     fn keep(
         &self,
         call: &UpstreamCall,
@@ -406,7 +386,7 @@ impl CacheLayer {
         let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
-        let page = Arc::new(StoredResponse::new(answer));
+        let page = Arc::new(Representation::new(answer));
         let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
@@ -426,11 +406,11 @@ impl CacheLayer {
             (StatusCode::OK, CacheClass::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
             (StatusCode::OK, CacheClass::Query) => Some(self.policy.query),
             (StatusCode::OK, CacheClass::Page) => match set {
-                // What was asked for before the set began is older than its first page.
+                // A page that was asked for before the set began is older than its first page.
                 _ if set != asked.set => None,
                 Membership::Of(result_set) => result_set.lifetimes.after(moment.since(result_set.begun)),
                 Membership::Lost => None,
-                // Nobody knows how old its first page is, so it is not served for long.
+                // The age of its first page is unknown, so it is not served for long.
                 Membership::Unknown => Some(Lifetimes::fresh_only(self.policy.query.fresh)),
             },
             (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Some(Lifetimes::fresh_only(self.policy.errors)),
@@ -453,49 +433,43 @@ impl CacheLayer {
             CacheClass::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
             _ => set.result_set(),
         };
-        let is_metadata = class == CacheClass::Metadata && page.status.is_success();
-        let entry = Entry {
+        let stored = StoredResponse {
+            representation: Arc::clone(&page),
             account: Arc::clone(&call.team.account.name),
             operation: call.operation,
-            asked: asked.at,
-            finished: now,
             made,
             lifetimes,
-            age_when_kept: storage.age,
             result_set,
             next,
-            previous: result_set.and_then(|_| previous_token(&page.body)).map(named),
             settled,
-            time_dimensions: is_metadata.then(|| TimeDimensions::read(&page.body)).flatten(),
-            query: self.policy.keep_queries.then(|| text(call)).flatten(),
-            hits: AtomicU64::new(0),
-            compression: Compression::default(),
-            key_param: KeyParam::new(&call.key.short()),
-            page: Arc::clone(&page),
         };
-        // A usable page is displaced neither by an error nor by what was asked for before it.
+        let mut entry = Entry::new(&call.key, stored, asked.at, now, storage.age);
+        entry.previous = result_set.and_then(|_| previous_token(&page.body)).map(named);
+        entry.query = self.policy.keep_queries.then(|| text(call)).flatten();
+        // A usable response is replaced neither by an error nor by one that was asked for earlier.
         let yields = |old: &Arc<Entry>| {
-            let usable = old.page.status.is_success() && old.age(moment) <= old.lifetimes.usable();
+            let usable = old.stored.representation.status.is_success()
+                && old.stored.age(moment) <= old.stored.lifetimes.usable();
             !usable || (page.status.is_success() && old.asked <= asked.at)
         };
         finished(self.store.insert(call.key, entry, lease, yields))
     }
 
-    /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's
-    /// own date, or else what the clock said at the start. A clock that was set wrong, then or since, proves nothing.
+    /// The wall time by which a query is judged settled: the earlier of the clock's and a second source's. That is the
+    /// response's own `Date`, or else what the clock predicted at the start. A clock that was set wrong proves nothing.
     fn trusted_wall(&self, date: Option<SystemTime>) -> SystemTime {
         let witness = date.unwrap_or_else(|| self.clock.predicted_wall());
         self.clock.wall_now().min(witness)
     }
 
-    /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
+    /// Has the data of a query stopped changing. This can be told before the response comes: what is settled stays so.
     fn judge(&self, call: &UpstreamCall, wall: SystemTime) -> Option<Verdict> {
         if call.operation.endpoint().cache != CacheClass::Query {
             return None;
         }
         let now = self.clock.moment();
         let metadata = self.store.page(&Key::of_metadata(&call.team.account));
-        let metadata = metadata.filter(|entry| entry.age(now) <= entry.lifetimes.usable());
+        let metadata = metadata.filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.usable());
         let dimensions = metadata.as_ref().and_then(|entry| entry.time_dimensions.as_ref());
         Some(match Timestamp::try_from(wall) {
             Ok(now) => settled::judge(&call.body, dimensions, self.policy.settled_after, now),
@@ -504,7 +478,7 @@ impl CacheLayer {
     }
 }
 
-/// Do two readings of the wall clock differ by no more than a request takes, so that one proof holds for both.
+/// Do two readings of the wall clock differ by less than a request takes, so that one verdict holds for both.
 fn agree(one: SystemTime, other: SystemTime) -> bool {
     const MARGIN: Duration = Duration::from_secs(60);
     one.duration_since(other).unwrap_or_else(|behind| behind.duration()) <= MARGIN
@@ -515,7 +489,7 @@ fn place(query: &ClientQuery) -> Key {
     query.canonical.expected_as.unwrap_or(query.canonical.key)
 }
 
-/// An age in whole seconds, as `Age` has it. Nothing is to seem younger than it is.
+/// An age in whole seconds, as `Age` has it. It is rounded up, so that nothing seems younger than it is.
 fn rounded_up(age: Duration) -> Duration {
     Duration::from_secs(age.as_secs() + u64::from(age.subsec_nanos() > 0))
 }
@@ -536,7 +510,7 @@ fn previous_token(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<Body>(body).ok()?.meta.previous_token.filter(|token| !token.is_empty())
 }
 
-/// What a call asks for, in words: its body, or of a page its parameters. Plain metadata says nothing more.
+/// What a call asks for, as text: its body, or the parameters of a page. `None` for plain metadata.
 fn text(call: &UpstreamCall) -> Option<Arc<str>> {
     let text = match call.operation.endpoint().body {
         // Canonical bytes are UTF-8: nothing is lost.
@@ -552,7 +526,7 @@ enum Waited {
     TooLong,
 }
 
-/// Waits for a flight, for as long as this client may wait. The flight goes on without it.
+/// Waits for a flight until this client's deadline. The flight goes on without it.
 async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     tokio::select! {
         biased;
@@ -561,7 +535,7 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     }
 }
 
-/// Goes upstream for one client alone, and keeps nothing.
+/// Goes upstream for one client alone, and stores nothing.
 async fn bypass<S>(inner: S, query: ClientQuery, clock: Clock) -> Answered
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError>,
@@ -573,11 +547,12 @@ where
     let mut answer = inner.oneshot(query.upstream_call(waiters, query.deadline, Arc::clone(&query.context))).await?;
     let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
     cache_control::normalise(&mut answer.headers, clock.wall_now());
-    let page = Arc::new(StoredResponse::new(answer));
-    let outcome = Outcome::Bypass;
-    let cache_status = cache_status::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
-    let etag = page.etag.clone();
-    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age, not_modified: false })
+    Ok(CacheResponse {
+        content: Content::Forwarded(Arc::new(Representation::new(answer)), key),
+        source: Source::Forwarded { why: Forward::Bypass, stored: false, collapsed: false },
+        outcome: Outcome::Bypass,
+        age,
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! When a page whose refresh failed is refreshed again.
+//! When a response whose refresh failed is refreshed again.
 //!
-//! A stale page is asked for again and again, and each time a refresh could begin behind it. One that failed would most
-//! likely fail again, and each costs a token: so the pauses between the refreshes of one page double, up to some ten times
-//! as long as it would be fresh.
+//! Every request for a stale response could start a refresh behind it. A refresh after a failed one would probably fail
+//! too, and each costs a token. So the pauses between failed refreshes of one response double, up to ten times its
+//! fresh lifetime and at most a minute.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +14,10 @@ use crate::request::key::Key;
 
 /// The pause after the first failure.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// At most, so that an upstream that has healed is noticed within that.
+/// The longest pause: a recovered upstream is noticed within this time.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Pages that are remembered at once; beyond, what fails is not remembered.
+/// Responses that are remembered at once. Beyond this, failures are not remembered.
 const MOST: usize = 10_000;
 
 /// The pages whose last refresh failed. Cheap to clone; all clones are one.
@@ -51,10 +51,10 @@ impl RefreshBackoff {
             }
         }
         let failures = all.entry(*key).or_insert(Failures { in_a_row: 0, until: now });
-        // What failed long ago says nothing any more.
+        // A failure long ago says nothing about the next refresh.
         failures.in_a_row = if now > failures.until + LONGEST { 1 } else { failures.in_a_row.saturating_add(1) };
         let backoff = Backoff { base: SHORTEST, max: fresh.saturating_mul(10).clamp(SHORTEST, LONGEST) };
-        // Not less than half, or pages that failed together would hardly be held back.
+        // At least half of the pause, or the jitter could cancel it.
         failures.until = now + backoff.delay(failures.in_a_row, 0.5 + fastrand::f64() / 2.0);
     }
 

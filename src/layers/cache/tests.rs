@@ -11,8 +11,10 @@ use super::*;
 use crate::cache::Purge;
 use crate::core::clock::Simulation;
 use crate::core::error::Retry;
+use crate::layers::represent::{Represent, RepresentLayer};
 use crate::metrics::Metrics;
 use crate::request::query::CanonicalQuery;
+use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::twilio::endpoint::Operation;
 
@@ -122,7 +124,23 @@ impl Service<UpstreamCall> for Upstream {
     }
 }
 
-type Cache = Caching<Upstream>;
+/// The cache, with the layer in front of it that makes client responses.
+#[derive(Clone)]
+struct Cache {
+    layer: CacheLayer,
+    service: Represent<Caching<Upstream>>,
+}
+
+impl Cache {
+    fn new(layer: CacheLayer, upstream: &Upstream) -> Self {
+        let represent = RepresentLayer::new(layer.store.clone(), layer.clock);
+        Self { service: represent.layer(layer.layer(upstream.clone())), layer }
+    }
+
+    fn oneshot(self, query: ClientQuery) -> impl Future<Output = Result<ClientResponse, GatewayError>> + Send {
+        self.service.oneshot(query)
+    }
+}
 
 fn cache(upstream: &Upstream) -> Cache {
     cache_with(POLICY, upstream)
@@ -131,14 +149,14 @@ fn cache(upstream: &Upstream) -> Cache {
 fn cache_with(policy: Policy, upstream: &Upstream) -> Cache {
     let metrics = Metrics::new();
     let store = Store::new(1 << 20, &metrics);
-    CacheLayer::new(store, policy, metrics, Clock::simulated()).layer(upstream.clone())
+    Cache::new(CacheLayer::new(store, policy, metrics, Clock::simulated()), upstream)
 }
 
 /// A cache on a machine whose clock can be set, and that can be suspended.
 fn cache_on(upstream: &Upstream) -> (Cache, &'static Simulation) {
     let (clock, machine) = Clock::simulation();
     let metrics = Metrics::new();
-    (CacheLayer::new(Store::new(1 << 20, &metrics), POLICY, metrics, clock).layer(upstream.clone()), machine)
+    (Cache::new(CacheLayer::new(Store::new(1 << 20, &metrics), POLICY, metrics, clock), upstream), machine)
 }
 
 fn purge(cache: &Cache, which: &Purge) -> u64 {
@@ -514,7 +532,7 @@ async fn the_newest_pages_stay_within_the_capacity() {
     let capacity = 256 * 1024;
     let (store, clock) = (Store::new(capacity, &Metrics::new()), Clock::new());
     let keep = |n: u32| {
-        let page = StoredResponse::new(UpstreamResponse {
+        let page = Representation::new(UpstreamResponse {
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             body: vec![b'x'; 16 * 1024].into(),
@@ -522,25 +540,17 @@ async fn the_newest_pages_stay_within_the_capacity() {
         });
         let call = ClientQuery::example(Operation::Query, &n.to_string(), "");
         let key = *call.key();
-        let entry = Entry {
-            page: Arc::new(page),
+        let stored = StoredResponse {
+            representation: Arc::new(page),
             account: "main".into(),
             operation: Operation::Query,
-            asked: clock.now(),
-            finished: clock.now(),
             made: clock.moment(),
             lifetimes: POLICY.query,
-            age_when_kept: Duration::ZERO,
-            next: None,
-            previous: None,
             result_set: None,
+            next: None,
             settled: None,
-            time_dimensions: None,
-            query: None,
-            hits: AtomicU64::new(0),
-            compression: Compression::default(),
-            key_param: KeyParam::new(&key.short()),
         };
+        let entry = Entry::new(&key, stored, clock.now(), clock.now(), Duration::ZERO);
         let (lease, _) = store.flights.claim_refresh((key, Kind::Any), Flown::of(&call, None)).unwrap();
         assert!(store.insert(key, entry, &lease, |_| true));
         key
@@ -580,9 +590,9 @@ async fn one_compression_serves_all_later_answers() {
     let (_, plain) = cache.layer.store.size();
     // Who does not accept it starts nothing.
     ask(&cache, call("q")).await.unwrap();
-    assert!(!entry.compression.has_begun());
+    assert!(!entry.compression.gzip.has_begun());
     assert!(ask(&cache, accepting_gzip()).await.unwrap().coded.is_none());
-    assert!(entry.compression.has_begun());
+    assert!(entry.compression.gzip.has_begun());
     // It is weighed last.
     while cache.layer.store.size().1 == plain {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -593,7 +603,7 @@ async fn one_compression_serves_all_later_answers() {
     assert!(ask(&cache, call("q")).await.unwrap().coded.is_none());
     // Weighed with what was added, and still the entry that counts its hits.
     assert!(Arc::ptr_eq(&entry, &cache.layer.store.page(call("q").key()).unwrap()));
-    let coded = entry.compression.coded().unwrap();
+    let coded = entry.compression.gzip.get().unwrap();
     assert_eq!(cache.layer.store.size().1, plain + coded.weight() as u64);
 }
 
@@ -603,22 +613,22 @@ async fn what_has_gone_meanwhile_does_not_come_back() {
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
     let (key, now) = (*call("q").key(), cache.layer.clock.moment());
     purge(&cache, &Purge::All);
-    store.add_coded(key, &entry, entry.page.gzip(), now);
-    assert!(store.page(&key).is_none() && entry.compression.coded().is_none());
+    store.add_coded(key, &entry, entry.stored.representation.gzip(), now);
+    assert!(store.page(&key).is_none() && entry.compression.gzip.get().is_none());
     // Nor does it displace what came after it.
     ask(&cache, call("q")).await.unwrap();
-    store.add_coded(key, &entry, entry.page.gzip(), now);
-    assert_eq!(&store.page(&key).unwrap().page.body[..], b"2");
+    store.add_coded(key, &entry, entry.stored.representation.gzip(), now);
+    assert_eq!(&store.page(&key).unwrap().stored.representation.body[..], b"2");
 }
 
 #[tokio::test]
 async fn a_compressed_page_is_kept_no_longer() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
-    let usable = entry.lifetimes.usable();
+    let usable = entry.stored.lifetimes.usable();
     let deadline = || entry.usable();
     assert_eq!(deadline(), usable);
-    store.add_coded(*call("q").key(), &entry, entry.page.gzip(), entry.made.after(100 * S));
+    store.add_coded(*call("q").key(), &entry, entry.stored.representation.gzip(), entry.stored.made.after(100 * S));
     assert_eq!(deadline(), usable - 100 * S);
 }
 
@@ -633,9 +643,9 @@ async fn what_does_not_shrink_stays_plain() {
         body: body.into(),
         next_token: None,
     };
-    let page = StoredResponse::new(answer(body));
+    let page = Representation::new(answer(body));
     assert!(page.may_be_coded() && page.gzip().is_none());
-    assert!(StoredResponse::new(answer(vec![b'x'; 4096])).gzip().is_some());
+    assert!(Representation::new(answer(vec![b'x'; 4096])).gzip().is_some());
 }
 
 /// `page>token`: a page's body that says what the next one is called.
@@ -1010,7 +1020,7 @@ async fn a_clock_that_was_set_proves_nothing_settled() {
     let kept_for = async || {
         let forced = forcing(call(QUERY));
         ask(&cache, forced).await.unwrap();
-        cache.layer.store.page(call(QUERY).key()).unwrap().lifetimes
+        cache.layer.store.page(call(QUERY).key()).unwrap().stored.lifetimes
     };
     machine.step_wall(3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set forward since the start");

@@ -39,7 +39,7 @@ use crate::core::json;
 use crate::request::context::{RequestContext, Stage};
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
-use crate::request::query::{CanonicalQuery, ClientQuery};
+use crate::request::query::{CanonicalQuery, ClientQuery, Redact};
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
@@ -123,7 +123,7 @@ where
             };
             let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
-                Read::Query(query, release) => Ok((query, release)),
+                Read::Query(query, tokens) => Ok((query, tokens)),
                 Read::NeedsMetadata(query, restriction) => {
                     match Box::pin(fetch_view(inner.clone(), *query, &restriction)).await? {
                         Ok(view) => Ok(layer.read_with(&asked, restriction, &view)?),
@@ -134,11 +134,15 @@ where
             drop(asked);
             context.end_of(Stage::Read);
             let reply = match read {
-                Ok((query, release)) => {
+                Ok((query, tokens)) => {
                     poll_fn(|context| inner.poll_ready(context)).await?;
                     let reply = inner.call(query).await;
                     context.end_of(Stage::Cache);
-                    release.release(reply?)?
+                    let reply = reply?;
+                    if let Some(restriction) = tokens {
+                        restriction.give_tokens_of(&reply.page);
+                    }
+                    reply
                 }
                 // Why the account's metadata, without which nothing can be proven, is not to be had.
                 Err(reply) => *reply,
@@ -163,33 +167,10 @@ struct Asked {
 /// What a request comes to when it is read.
 #[expect(clippy::large_enum_variant, reason = "it is moved once, and a box would cost every hit an allocation")]
 enum Read {
-    /// A query, and what is done with the response before the client gets it.
-    Query(ClientQuery, Release),
+    /// A query, and under a policy the restriction that notes the page tokens in its response.
+    Query(ClientQuery, Option<Arc<Restriction>>),
     /// Nothing can be proven before this query has brought the account's metadata.
     NeedsMetadata(Box<ClientQuery>, Arc<Restriction>),
-}
-
-/// What is done with an answer before a client gets it.
-enum Release {
-    /// Nothing.
-    AsItIs,
-    /// The page tokens in it become the team's.
-    Tokens(Arc<Restriction>),
-    /// What is denied is left out, and then the client's wishes are met.
-    Metadata(Arc<Restriction>, Box<RequestDirectives>),
-}
-
-impl Release {
-    fn release(self, reply: ClientResponse) -> Result<ClientResponse, GatewayError> {
-        match self {
-            Self::AsItIs => Ok(reply),
-            Self::Tokens(restriction) => {
-                restriction.give_tokens_of(&reply.page);
-                Ok(reply)
-            }
-            Self::Metadata(restriction, directives) => restriction.answer(reply, &directives),
-        }
-    }
 }
 
 impl DecodeLayer {
@@ -198,18 +179,18 @@ impl DecodeLayer {
         let Asked { head, body, operation, team, context, .. } = request;
         let query = head.uri.query().unwrap_or_default();
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
-        let mut directives = RequestDirectives::read(&head.headers);
+        let directives = RequestDirectives::read(&head.headers);
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
-        let (parsed, release) = match (operation, restriction) {
+        let (parsed, tokens) = match (operation, restriction) {
             (Operation::Query, None) => {
                 let parsed = self.parse_cache.of(raw, || self.parse(context, team, raw, |_, _| Ok(None)))?;
                 context.asks(&parsed.canonical.body);
-                (parsed, Release::AsItIs)
+                (parsed, None)
             }
             (Operation::Query, Some(restriction)) => {
                 if let Some(view) = self.restrictions.fresh(&restriction) {
-                    let (query, release) = self.read_with(request, restriction, &*view?)?;
-                    return Ok(Read::Query(query, release));
+                    let (query, tokens) = self.read_with(request, restriction, &*view?)?;
+                    return Ok(Read::Query(query, tokens));
                 }
                 // What is refused whatever metadata says costs no token for metadata.
                 self.parse(context, team, raw, |parameters, query| {
@@ -227,14 +208,15 @@ impl DecodeLayer {
             }
             (_, restriction) => {
                 let (parsed, parameters) = understand_parameters(team, *operation, query)?;
-                let release = match restriction {
-                    Some(restriction) => restrict(restriction, *operation, (&parsed, &parameters), &mut directives)?,
-                    None => Release::AsItIs,
+                let mut query = self.query(request, *operation, Arc::clone(&parsed.canonical), directives);
+                let tokens = match restriction {
+                    Some(restriction) => restrict(restriction, &mut query, &parameters)?,
+                    None => None,
                 };
-                (parsed, release)
+                return Ok(Read::Query(query, tokens));
             }
         };
-        Ok(Read::Query(self.query(request, *operation, parsed.canonical, directives), release))
+        Ok(Read::Query(self.query(request, *operation, parsed.canonical, directives), tokens))
     }
 
     /// A query under a policy, with this view of the account's metadata.
@@ -243,7 +225,7 @@ impl DecodeLayer {
         request: &Asked,
         restriction: Arc<Restriction>,
         view: &View,
-    ) -> Result<(ClientQuery, Release), GatewayError> {
+    ) -> Result<(ClientQuery, Option<Arc<Restriction>>), GatewayError> {
         let Asked { head, body, operation, team, context, .. } = request;
         let raw = RawQuery { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
         let parsed = self.parse_cache.of(raw, || {
@@ -254,7 +236,7 @@ impl DecodeLayer {
         })?;
         context.asks(parsed.asked.as_ref().unwrap_or(&parsed.canonical.body));
         let query = self.query(request, *operation, parsed.canonical, RequestDirectives::read(&head.headers));
-        Ok((query, Release::Tokens(restriction)))
+        Ok((query, Some(restriction)))
     }
 
     fn query(
@@ -271,6 +253,7 @@ impl DecodeLayer {
             team: Arc::clone(team),
             canonical,
             directives,
+            redact: None,
             received: *received,
             deadline: *received + patience,
             context: Arc::clone(context),
@@ -330,27 +313,22 @@ fn understand_parameters(
     Ok((ParsedQuery { canonical: Arc::new(canonical), asked: None }, parameters))
 }
 
-/// Holds a request that has no body to a policy.
+/// Holds a request that has no body to a policy. Gives the restriction that notes the page tokens in its response.
 fn restrict(
     restriction: Arc<Restriction>,
-    operation: Operation,
-    (parsed, parameters): (&ParsedQuery, &Parameters),
-    directives: &mut RequestDirectives,
-) -> Result<Release, GatewayError> {
-    match operation {
+    query: &mut ClientQuery,
+    parameters: &Parameters,
+) -> Result<Option<Arc<Restriction>>, GatewayError> {
+    match query.operation {
         Operation::Metadata => {
             restriction.prove_parameters(parameters, &[]).map_err(refused)?;
-            if !restriction.hides_members() {
-                return Ok(Release::AsItIs);
-            }
-            // Asked for as nobody in particular: the client's tags and codings are those of another body.
-            let anybody = RequestDirectives { if_none_match: None, gzip: false, ..directives.clone() };
-            Ok(Release::Metadata(restriction, Box::new(std::mem::replace(directives, anybody))))
+            query.redact = restriction.hides_members().then_some(restriction as Arc<dyn Redact>);
+            Ok(None)
         }
         Operation::Page => {
             restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
-            restriction.prove_token(&parsed.canonical.expected_as.unwrap_or(parsed.canonical.key))?;
-            Ok(Release::Tokens(restriction))
+            restriction.prove_token(&query.canonical.expected_as.unwrap_or(query.canonical.key))?;
+            Ok(Some(restriction))
         }
         _ => Err(GatewayError::new(
             Reason::FieldNotAllowed,

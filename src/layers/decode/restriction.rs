@@ -6,19 +6,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use foldhash::fast::RandomState;
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 
 use super::tokens::{IssuedPageTokens, Scope};
 use crate::accounts::Account;
 use crate::core::error::{GatewayError, Reason};
-use crate::core::outcome::Outcome;
 use crate::request::key::Key;
-use crate::request::response::{ClientResponse, CodedBody, StoredResponse};
-use crate::semantics::request_directives::RequestDirectives;
+use crate::request::query::Redact;
+use crate::request::response::{LazyGzip, Redacted, Representation};
 use crate::twilio::catalog::Catalog;
 use crate::twilio::parameters::Parameters;
 use crate::twilio::policy::{Denied, Policy, Visible};
@@ -28,11 +26,11 @@ use crate::twilio::query::Query;
 #[derive(Clone)]
 pub struct FreshPages(Arc<LookUp>);
 
-type LookUp = dyn Fn(&Key) -> Option<Arc<StoredResponse>> + Send + Sync;
+type LookUp = dyn Fn(&Key) -> Option<Arc<Representation>> + Send + Sync;
 
 impl FreshPages {
     /// As `look_up` has it.
-    pub fn new(look_up: impl Fn(&Key) -> Option<Arc<StoredResponse>> + Send + Sync + 'static) -> Self {
+    pub fn new(look_up: impl Fn(&Key) -> Option<Arc<Representation>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(look_up))
     }
 }
@@ -97,7 +95,7 @@ pub(super) struct Restriction {
 /// A page of metadata that has been looked at.
 #[derive(Debug)]
 struct Viewed {
-    page: Arc<StoredResponse>,
+    page: Arc<Representation>,
     /// `None` where the page is of another shape than documented.
     view: Option<Arc<View>>,
 }
@@ -121,7 +119,7 @@ impl Restriction {
     /// # Errors
     ///
     /// When it is of another shape than documented, so that nothing can be proven from it.
-    pub(super) fn view(&self, page: &Arc<StoredResponse>) -> Result<Arc<View>, GatewayError> {
+    pub(super) fn view(&self, page: &Arc<Representation>) -> Result<Arc<View>, GatewayError> {
         // Held while a view is made: whoever else comes needs that very one.
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let view = match &mut *newest {
@@ -170,20 +168,14 @@ impl Restriction {
     }
 
     /// A team is given this page of a query's answer, and so the tokens in it.
-    pub(super) fn give_tokens_of(&self, page: &StoredResponse) {
+    pub(super) fn give_tokens_of(&self, page: &Representation) {
         self.tokens.give_all_of(&self.scope, &self.account, page);
     }
+}
 
-    /// The answer to a request for metadata, made for nobody in particular, as it is for a client with these `wishes`.
-    pub(super) fn answer(
-        &self,
-        reply: ClientResponse,
-        directives: &RequestDirectives,
-    ) -> Result<ClientResponse, GatewayError> {
-        if !reply.page.status.is_success() {
-            return Ok(reply);
-        }
-        Ok(self.view(&reply.page)?.answer(reply, directives))
+impl Redact for Restriction {
+    fn redact(&self, metadata: &Arc<Representation>) -> Result<Option<Arc<Redacted>>, GatewayError> {
+        Ok(self.view(metadata)?.visible.clone())
     }
 }
 
@@ -195,13 +187,11 @@ pub(super) struct View {
     /// Tells apart what is read by different views: account, policy and metadata.
     pub(super) reader: Box<[u8]>,
     /// The metadata without what is denied; `None` where nothing is.
-    visible: Option<Arc<StoredResponse>>,
-    coded: OnceLock<Option<CodedBody>>,
-    is_coding: AtomicBool,
+    visible: Option<Arc<Redacted>>,
 }
 
 impl View {
-    fn new(restriction: &Restriction, page: &StoredResponse) -> Option<Self> {
+    fn new(restriction: &Restriction, page: &Representation) -> Option<Self> {
         let Restriction { policy, scope, account, .. } = restriction;
         let (catalog, visible) = policy.metadata(&page.body).filter(|_| page.status == StatusCode::OK)?;
         // No account's SID, which stands here by itself for teams without a policy, has this byte in it.
@@ -212,10 +202,11 @@ impl View {
             reader: reader.into(),
             visible: match visible {
                 Visible::All => None,
-                Visible::Part(body) => Some(Arc::new(page.with_body(body))),
+                Visible::Part(body) => {
+                    let representation = Arc::new(page.with_body(body));
+                    Some(Arc::new(Redacted { representation, gzip: LazyGzip::default() }))
+                }
             },
-            coded: OnceLock::new(),
-            is_coding: AtomicBool::new(false),
         })
     }
 
@@ -223,50 +214,4 @@ impl View {
     pub(super) fn restrict(&self, query: &Query<'_>) -> Result<bytes::Bytes, Denied> {
         query.restrict(&self.policy, &self.catalog)
     }
-
-    fn answer(self: &Arc<Self>, reply: ClientResponse, directives: &RequestDirectives) -> ClientResponse {
-        let page = self.visible.as_ref().unwrap_or(&reply.page);
-        let coded = if directives.gzip { self.coded(page) } else { None };
-        let theirs = page.tag_of_client(directives, coded);
-        let not_modified = theirs.is_some();
-        let outcome = match reply.outcome {
-            // That the upstream is failing is worth more than that the client has the page.
-            Outcome::StaleError => Outcome::StaleError,
-            _ if not_modified => Outcome::Revalidated,
-            outcome => outcome,
-        };
-        ClientResponse {
-            cache_status: with_outcome(&reply.cache_status, reply.outcome, outcome),
-            etag: theirs.or_else(|| coded.map_or_else(|| page.etag.clone(), |coded| Some(coded.etag.clone()))),
-            coded: coded.map(|coded| coded.body.clone()),
-            outcome,
-            not_modified,
-            page: Arc::clone(page),
-            ..reply
-        }
-    }
-
-    /// The compressed body, where it is worth it; made once, behind the first answer that could have had it.
-    fn coded(self: &Arc<Self>, page: &Arc<StoredResponse>) -> Option<&CodedBody> {
-        if !page.may_be_coded() {
-            return None;
-        }
-        if let Some(coded) = self.coded.get() {
-            return coded.as_ref();
-        }
-        if !self.is_coding.swap(true, Ordering::Relaxed) {
-            let (view, page) = (Arc::clone(self), Arc::clone(page));
-            // Set once, here.
-            tokio::task::spawn_blocking(move || view.coded.set(page.gzip()).is_ok());
-        }
-        None
-    }
-}
-
-/// `Cache-Status` for another outcome than the one it was written for.
-fn with_outcome(cache_status: &HeaderValue, from: Outcome, to: Outcome) -> HeaderValue {
-    let detail = |outcome: Outcome| format!("detail={}", outcome.as_str());
-    let rewritten = cache_status.to_str().ok().filter(|_| from != to);
-    let rewritten = rewritten.and_then(|text| HeaderValue::try_from(text.replacen(&detail(from), &detail(to), 1)).ok());
-    rewritten.unwrap_or_else(|| cache_status.clone())
 }

@@ -9,16 +9,16 @@ use crate::core::clock::Instant;
 use crate::core::outcome::Outcome;
 use crate::core::peer::{Origin, Peer};
 use crate::request::call::UpstreamResponse;
-use crate::request::response::StoredResponse;
+use crate::request::response::Representation;
 use crate::twilio::policy::Policy;
 
 const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
     {"name":"C.Secret","type":"string"},{"name":"C.Status","type":"string"}]}]}"#;
 const ASK: &str = r#"{"query":{"measures":["C.Count"]}}"#;
 
-fn page(body: &'static str) -> Arc<StoredResponse> {
+fn page(body: &'static str) -> Arc<Representation> {
     let body = Bytes::from_static(body.as_bytes());
-    Arc::new(StoredResponse::new(UpstreamResponse {
+    Arc::new(Representation::new(UpstreamResponse {
         status: StatusCode::OK,
         headers: HeaderMap::new(),
         body,
@@ -32,12 +32,12 @@ struct Rig {
     layer: DecodeLayer,
     calls: Arc<Mutex<Vec<ClientQuery>>>,
     /// The page of metadata that is fresh in the cache.
-    metadata: Arc<Mutex<Option<Arc<StoredResponse>>>>,
+    metadata: Arc<Mutex<Option<Arc<Representation>>>>,
 }
 
 impl Rig {
     fn new() -> Self {
-        let metadata = Arc::<Mutex<Option<Arc<StoredResponse>>>>::default();
+        let metadata = Arc::<Mutex<Option<Arc<Representation>>>>::default();
         let cached = Arc::clone(&metadata);
         let fresh = FreshPages::new(move |key| {
             assert_eq!(*key, Key::of_metadata(&Team::example("a").account));
@@ -72,6 +72,9 @@ impl Rig {
                 Operation::Metadata => metadata.lock().unwrap().get_or_insert_with(|| page(METADATA)).clone(),
                 _ => page(r#"{"meta":{"nextToken":"a+b"}}"#),
             };
+            // As the layer below does it.
+            let redacted = call.redact.as_ref().and_then(|redact| redact.redact(&page).unwrap());
+            let page = redacted.map_or(page, |redacted| Arc::clone(&redacted.representation));
             calls.lock().unwrap().push(call);
             std::future::ready(Ok(ClientResponse {
                 etag: page.etag.clone(),
@@ -175,7 +178,7 @@ async fn a_page_is_expected_by_the_key_of_its_token_alone() {
 }
 
 #[tokio::test]
-async fn metadata_is_asked_for_as_nobody_in_particular_and_answered_as_the_client_wishes() {
+async fn metadata_is_redacted_for_a_team_whose_policy_hides_members() {
     let (rig, policy) = (Rig::new(), policy("C.Secret"));
     let answer = rig.ask(Some(&policy), Operation::Metadata, "", "").await.unwrap();
     let etag = answer.headers()[header::ETAG].clone();

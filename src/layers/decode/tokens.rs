@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::accounts::Account;
 use crate::request::key::Key;
-use crate::request::response::StoredResponse;
+use crate::request::response::Representation;
 use crate::twilio::parameters::Parameters;
 
 /// Remembers the newest 32,768 at least and 65,536 at most, about 8 MiB. They outlive reloads, and not the process:
@@ -35,7 +35,7 @@ impl IssuedPageTokens {
     const GENERATION: usize = 32_768;
 
     /// The teams of that scope are given `page` of `account`, and so the tokens in it.
-    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &StoredResponse) {
+    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &Representation) {
         // Two quotes, and half a hash in hexadecimal between them.
         let Some(etag) = page.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
         let read = (*scope, etag);
@@ -82,7 +82,7 @@ fn issued(scope: &Scope, page: &Key) -> [u8; 32] {
 }
 
 /// The names of the pages before and after.
-fn tokens(page: &StoredResponse) -> impl Iterator<Item = String> + use<> {
+fn tokens(page: &Representation) -> impl Iterator<Item = String> + use<> {
     #[derive(Deserialize)]
     struct Body {
         meta: Meta,
@@ -105,9 +105,9 @@ mod tests {
     use crate::accounts::Team;
     use crate::request::call::UpstreamResponse;
 
-    fn page(next: &str) -> StoredResponse {
+    fn page(next: &str) -> Representation {
         let body = format!(r#"{{"data":[],"meta":{{"nextToken":"{next}","previousToken":null}}}}"#).into();
-        StoredResponse::new(UpstreamResponse {
+        Representation::new(UpstreamResponse {
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             body,

@@ -1,0 +1,102 @@
+//! What the handles of the disk tier and its thread both know.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::file::{Change, Size};
+use crate::cache::purge::Purge;
+use crate::cache::stored::StoredResponse;
+use crate::metrics::{Metrics, ResultLabels, StaticLabel};
+use crate::request::key::Key;
+
+/// Responses and bytes that may wait for the thread. What comes beyond that is not written, so that a slow disk does not
+/// fill the memory.
+pub(super) const WAITING: u64 = 4096;
+const WAITING_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Keeps messages in memory's order: changing memory and telling the thread are one step under this lock. Restoring one
+/// response is one step too, so it never overwrites a newer response or brings back a purged one.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// `None` once closed.
+    pub(super) sender: Option<Sender<Message>>,
+}
+
+/// What the handles and the thread both know.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) enabled: AtomicBool,
+    pub(super) entries: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    /// Records and bytes under way to the thread.
+    pub(super) waiting: AtomicU64,
+    pub(super) waiting_bytes: AtomicU64,
+    /// Counts the purges, so that a load notices one.
+    pub(super) purges: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) enum Message {
+    Keep(Key, StoredResponse),
+    /// Drop responses, and the result sets that begin with these keys. Tell when they are gone for good, or why not.
+    Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
+    /// Write everything, close the file, tell.
+    Close(oneshot::Sender<()>),
+}
+
+pub(super) fn weight(change: &Change) -> u64 {
+    match change {
+        Change::Keep(_, stored) => page_weight(stored),
+        Change::Purge(..) => 0,
+    }
+}
+
+pub(super) fn page_weight(stored: &StoredResponse) -> u64 {
+    stored.representation.weight() as u64
+}
+
+impl Shared {
+    pub(super) fn count(&self, result: &'static str, pages: u64) {
+        if pages > 0 {
+            self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(pages);
+        }
+    }
+
+    pub(super) fn show(&self, enabled: bool, size: Size) {
+        self.enabled.store(enabled, Ordering::Relaxed);
+        self.entries.store(size.entries, Ordering::Relaxed);
+        self.bytes.store(size.bytes, Ordering::Relaxed);
+        self.metrics.cache_disk_entries.set(size.entries.try_into().unwrap_or(i64::MAX));
+        self.metrics.cache_disk_bytes.set(size.bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// A response no longer waits.
+    pub(super) fn arrived(&self, bytes: u64) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        let waiting_bytes = self.waiting_bytes.load(Ordering::Relaxed);
+        // A single response may be larger than the limit.
+        waiting < WAITING && (waiting == 0 || waiting_bytes + bytes <= WAITING_BYTES)
+    }
+}
+
+impl Order {
+    /// Says whether the thread still takes messages: a process that is about to end writes nothing more.
+    pub(super) fn send(&self, message: Message) -> bool {
+        self.sender.as_ref().is_some_and(|sender| sender.send(message).is_ok())
+    }
+}
+
+pub(super) fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
+    // It guards no data that a panic could leave half done.
+    order.lock().unwrap_or_else(PoisonError::into_inner)
+}

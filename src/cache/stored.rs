@@ -1,0 +1,50 @@
+//! A stored response: what every tier of the cache keeps of it.
+//!
+//! It has no handle of this process in it, so it can be written down ([`record`](super::record)) and read by a later
+//! process. What this process alone knows of it is beside it, in [`Entry`](super::entry::Entry).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::sets::ResultSet;
+use crate::core::clock::Moment;
+use crate::request::key::Key;
+use crate::request::response::Representation;
+use crate::semantics::freshness::Lifetimes;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::settled::Verdict;
+
+/// A response, whose it is, and how long it is of use.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredResponse {
+    pub(crate) representation: Arc<Representation>,
+    /// Whose data, by the account's name.
+    pub(crate) account: Arc<str>,
+    pub(crate) operation: Operation,
+    /// When it was new, from which its age counts: when it came, or earlier if it was said to be older. A moment of this
+    /// boot of the machine; a record also has the wall time.
+    pub(crate) made: Moment,
+    pub(crate) lifetimes: Lifetimes,
+    /// The result set that it is a page of.
+    pub(crate) result_set: Option<ResultSet>,
+    /// The key of the page after it in that set.
+    pub(crate) next: Option<Key>,
+    /// Of a query: has its answer stopped changing.
+    pub(crate) settled: Option<Verdict>,
+}
+
+impl StoredResponse {
+    pub(crate) fn age(&self, now: Moment) -> Duration {
+        now.since(self.made)
+    }
+
+    pub(crate) fn is_metadata(&self) -> bool {
+        self.operation == Operation::Metadata && self.representation.status.is_success()
+    }
+
+    /// May a stale one be refreshed by itself. A further page of a result set may not: it would mix an old first page with
+    /// newer ones, and would still expire with the first.
+    pub(crate) fn is_refreshable(&self) -> bool {
+        self.operation != Operation::Page || self.result_set.is_none()
+    }
+}
