@@ -20,6 +20,7 @@ use crate::request::call::UpstreamCall;
 use crate::request::key::Key;
 use crate::request::waiters::{TeamWaiters, Waiters};
 use crate::semantics::upstream_headers::RateLimitHeaders;
+use crate::twilio::endpoint;
 
 /// A moment's view of a budget.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,8 +80,8 @@ struct Reservation {
     is_probe: bool,
     /// Whose own upstream limit it counts against.
     team: Arc<Team>,
-    /// What it asks for.
-    key: Key,
+    /// What it asks for. See [`query_of`].
+    query: Key,
 }
 
 /// How an attempt ended, as far as the budget is concerned.
@@ -198,12 +199,13 @@ impl Shared {
         let mut guarded = self.lock();
         let state = &mut guarded.state;
         state.adjust(now);
-        let is_probe = match state.circuit.pass(now) {
+        let query = query_of(call);
+        let is_probe = match state.circuit.pass(query, now) {
             Decision::Allow => false,
             Decision::Probe => true,
             Decision::Reject(wait) => return Err(circuit_open(wait)),
         };
-        let reservation = Reservation { is_probe, team: Arc::clone(&call.team), key: call.key };
+        let reservation = Reservation { is_probe, team: Arc::clone(&call.team), query };
         if let Err(refused) = state.take_share(&call.team, background, now) {
             if is_probe {
                 state.circuit.probe_lost();
@@ -364,7 +366,7 @@ impl Shared {
                     state.circuit.succeeded(true, now);
                 }
             }
-            Ended::Failed => opened = state.circuit.failed(reservation.key, reservation.is_probe, now),
+            Ended::Failed => opened = state.circuit.failed(reservation.query, reservation.is_probe, now),
             Ended::Unclear if reservation.is_probe => state.circuit.probe_lost(),
             Ended::Unclear => {}
         }
@@ -529,6 +531,14 @@ fn queue_full(most: u32, wait: Duration) -> GatewayError {
     let wait = whole_seconds(wait);
     let message = format!("{most} calls already wait for this account; come back in {} s", wait.as_secs());
     GatewayError::new(Reason::QueueFull, message).with_retry_after(wait)
+}
+
+/// What a call asks for, as far as the upstream's health is concerned: a page size makes no other query of the same body.
+fn query_of(call: &UpstreamCall) -> Key {
+    match call.operation.endpoint().body {
+        endpoint::Body::Query => Key::new(&call.team.account, call.operation, "", &call.body),
+        _ => call.key,
+    }
 }
 
 fn circuit_open(wait: Duration) -> GatewayError {

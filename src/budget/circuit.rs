@@ -2,9 +2,11 @@
 //!
 //! *Closed*, everything passes. So many failures in a row, or such a share of the attempts of the last half minute,
 //! *open* it: nothing passes. After a while it is *half open*: one attempt at a time passes as a probe, and its success
-//! closes the circuit while its failure opens it again. What counts as failure is decided by whoever reports.
+//! closes the circuit. A query whose probe failed is left alone for as long again, and once the probes of several queries
+//! have failed, nothing passes again. What counts as failure is decided by whoever reports.
 //!
-//! It only opens on failures of several queries: one that always fails, as a heavy one may, says nothing of the others.
+//! It only opens on failures of several queries, and only several keep it open: one that always fails, as a heavy one may,
+//! says nothing of the others.
 
 use std::time::Duration;
 
@@ -74,6 +76,8 @@ pub(super) struct Circuit {
     failed_in_a_row: Latest,
     /// The queries that failed at all.
     failed: Latest,
+    /// The queries whose probes failed since it opened.
+    failed_probes: Latest,
     /// Attempts of the last half minute.
     window: Window<30, 2>,
 }
@@ -82,7 +86,10 @@ pub(super) struct Circuit {
 struct Broken {
     since: Instant,
     until: Instant,
-    probing: bool,
+    /// Probes under way.
+    probes: usize,
+    /// When the last of them began.
+    probed: Instant,
 }
 
 /// May a call pass.
@@ -97,13 +104,13 @@ pub(super) enum Decision {
 }
 
 impl Circuit {
-    /// Others wait at least so long for a probe's end: how long it takes is not known.
+    /// Others wait for so long for a probe's end. Then another query may be a probe too: one that hangs says little.
     const PROBE: Duration = Duration::from_secs(1);
 
     /// Closed.
     pub(super) fn new(policy: CircuitPolicy, now: Instant) -> Self {
-        let (failed_in_a_row, failed) = (Latest::default(), Latest::default());
-        Self { policy, broken: None, in_a_row: 0, failed_in_a_row, failed, window: window(now) }
+        let (failed_in_a_row, failed, failed_probes) = (Latest::default(), Latest::default(), Latest::default());
+        Self { policy, broken: None, in_a_row: 0, failed_in_a_row, failed, failed_probes, window: window(now) }
     }
 
     /// Another policy. What has happened stays.
@@ -111,14 +118,17 @@ impl Circuit {
         self.policy = policy;
     }
 
-    /// May another call pass.
-    pub(super) fn pass(&mut self, now: Instant) -> Decision {
-        match &mut self.broken {
-            None => Decision::Allow,
-            Some(broken) if now < broken.until => Decision::Reject(broken.until - now),
-            Some(broken) if broken.probing => Decision::Reject(Self::PROBE),
-            Some(broken) => {
-                broken.probing = true;
+    /// May a call of this query pass.
+    pub(super) fn pass(&mut self, query: Key, now: Instant) -> Decision {
+        let Some(broken) = &mut self.broken else { return Decision::Allow };
+        let shut_for_it = self.failed_probes.when(query).map(|failed| failed + self.policy.open);
+        let until = shut_for_it.map_or(broken.until, |until| until.max(broken.until));
+        let is_awaited = broken.probes > 0 && now < broken.probed + Self::PROBE;
+        match () {
+            () if now < until => Decision::Reject(until - now),
+            () if is_awaited || broken.probes >= LEAST_QUERIES => Decision::Reject(Self::PROBE),
+            () => {
+                (broken.probes, broken.probed) = (broken.probes + 1, now);
                 Decision::Probe
             }
         }
@@ -127,7 +137,7 @@ impl Circuit {
     /// A probe was never sent, or its end says nothing.
     pub(super) fn probe_lost(&mut self) {
         if let Some(broken) = &mut self.broken {
-            broken.probing = false;
+            broken.probes = broken.probes.saturating_sub(1);
         }
     }
 
@@ -136,7 +146,7 @@ impl Circuit {
         if is_probe && self.broken.is_some() {
             self.broken = None;
             self.window = window(now);
-            self.failed = Latest::default();
+            (self.failed, self.failed_probes) = (Latest::default(), Latest::default());
         }
         self.in_a_row = 0;
         self.failed_in_a_row = Latest::default();
@@ -151,15 +161,21 @@ impl Circuit {
         self.window.count(FAILURE, now);
         match self.broken {
             Some(broken) if is_probe => {
-                self.broken = Some(Broken { until: now + self.policy.open, probing: false, ..broken });
-                true
+                self.probe_lost();
+                self.failed_probes.add(query, now);
+                let reopens = self.failed_probes.are_several(|at| now < at + self.policy.open);
+                if reopens {
+                    self.failed_probes = Latest::default();
+                    self.broken = Some(Broken { until: now + self.policy.open, probes: 0, ..broken });
+                }
+                reopens
             }
             // Sent before it opened.
             Some(_) => false,
             None => {
                 let opens = self.has_failed_in_a_row() || self.has_failed_too_often(now);
                 if opens {
-                    self.broken = Some(Broken { since: now, until: now + self.policy.open, probing: false });
+                    self.broken = Some(Broken { since: now, until: now + self.policy.open, probes: 0, probed: now });
                 }
                 opens
             }
@@ -181,7 +197,9 @@ impl Circuit {
     pub(super) fn state(&self, now: Instant) -> (CircuitState, Option<Instant>) {
         match self.broken {
             None => (CircuitState::Closed, None),
-            Some(broken) if now < broken.until => (CircuitState::Open, Some(broken.since)),
+            Some(broken) if now < broken.until || self.failed_probes.any(|at| now < at + self.policy.open) => {
+                (CircuitState::Open, Some(broken.since))
+            }
             Some(broken) => (CircuitState::HalfOpen, Some(broken.since)),
         }
     }
@@ -200,6 +218,16 @@ impl Latest {
         if let Some(place) = known.or_else(oldest) {
             self.0[place] = Some((query, now));
         }
+    }
+
+    /// When this one failed last, if it is one of them.
+    fn when(&self, query: Key) -> Option<Instant> {
+        self.0.iter().flatten().find(|(key, _)| *key == query).map(|(_, at)| *at)
+    }
+
+    /// Has any failed at such a time.
+    fn any(&self, counts: impl Fn(Instant) -> bool) -> bool {
+        self.0.iter().flatten().any(|(_, at)| counts(*at))
     }
 
     /// Are there so many different ones among those that failed at such a time.
@@ -232,17 +260,68 @@ mod tests {
         let start = Instant::now();
         let mut circuit = circuit(start);
         for n in 1..=10 {
-            assert_eq!(circuit.pass(start), Decision::Allow);
+            assert_eq!(circuit.pass(query(99), start), Decision::Allow);
             assert_eq!(circuit.failed(query(n), false, start), n == 10);
         }
-        assert_eq!(circuit.pass(start + S), Decision::Reject(4 * S));
+        assert_eq!(circuit.pass(query(99), start + S), Decision::Reject(4 * S));
         assert_eq!(circuit.state(start + S), (CircuitState::Open, Some(start)));
-        assert_eq!(circuit.pass(start + 5 * S), Decision::Probe);
+        assert_eq!(circuit.pass(query(99), start + 5 * S), Decision::Probe);
         assert_eq!(circuit.state(start + 5 * S).0, CircuitState::HalfOpen);
-        assert_eq!(circuit.pass(start + 5 * S), Decision::Reject(S), "one probe at a time");
+        assert_eq!(circuit.pass(query(99), start + 5 * S), Decision::Reject(S), "one probe at a time");
         circuit.succeeded(true, start + 6 * S);
-        assert_eq!(circuit.pass(start + 6 * S), Decision::Allow);
+        assert_eq!(circuit.pass(query(99), start + 6 * S), Decision::Allow);
         assert!(!circuit.failed(query(0), false, start + 6 * S), "what was before is forgotten");
+    }
+
+    #[test]
+    fn one_query_that_goes_on_failing_does_not_keep_it_open_for_others() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 0..10 {
+            circuit.failed(query(n), false, start);
+        }
+        let later = start + 5 * S;
+        assert_eq!(circuit.pass(query(1), later), Decision::Probe);
+        assert!(!circuit.failed(query(1), true, later));
+        assert_eq!(circuit.state(later).0, CircuitState::Open);
+        assert_eq!(circuit.pass(query(1), later), Decision::Reject(5 * S), "not this one again so soon");
+        assert_eq!(circuit.pass(query(2), later), Decision::Probe);
+        circuit.succeeded(true, later);
+        assert_eq!(circuit.pass(query(1), later), Decision::Allow);
+    }
+
+    #[test]
+    fn probes_of_several_queries_that_fail_keep_it_open() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 0..10 {
+            circuit.failed(query(n), false, start);
+        }
+        let later = start + 5 * S;
+        let reopened: Vec<_> = (1..=3)
+            .map(|n| {
+                assert_eq!(circuit.pass(query(n), later), Decision::Probe);
+                circuit.failed(query(n), true, later)
+            })
+            .collect();
+        assert_eq!(reopened, [false, false, true]);
+        assert_eq!(circuit.pass(query(9), later), Decision::Reject(5 * S));
+        assert_eq!(circuit.pass(query(9), later + 5 * S), Decision::Probe);
+    }
+
+    #[test]
+    fn a_probe_that_hangs_lets_others_try() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        for n in 0..10 {
+            circuit.failed(query(n), false, start);
+        }
+        let later = start + 5 * S;
+        assert_eq!(circuit.pass(query(1), later), Decision::Probe);
+        assert_eq!(circuit.pass(query(2), later), Decision::Reject(S));
+        assert_eq!(circuit.pass(query(2), later + S), Decision::Probe);
+        circuit.probe_lost();
+        assert_eq!(circuit.pass(query(3), later + 2 * S), Decision::Probe);
     }
 
     #[test]
@@ -298,13 +377,13 @@ mod tests {
         for n in 0..10 {
             circuit.failed(query(n), false, start);
         }
-        assert_eq!(circuit.pass(start + 5 * S), Decision::Probe);
-        assert!(circuit.failed(query(0), true, start + 7 * S));
-        assert_eq!(circuit.pass(start + 8 * S), Decision::Reject(4 * S));
-        assert_eq!(circuit.state(start + 8 * S).1, Some(start), "it has been broken all the time");
-        assert_eq!(circuit.pass(start + 12 * S), Decision::Probe);
+        assert_eq!(circuit.pass(query(99), start + 5 * S), Decision::Probe);
+        assert!(!circuit.failed(query(99), true, start + 7 * S));
+        assert_eq!(circuit.pass(query(99), start + 8 * S), Decision::Reject(4 * S));
+        assert_eq!(circuit.state(start + 8 * S), (CircuitState::Open, Some(start)), "it has been broken all the time");
+        assert_eq!(circuit.pass(query(99), start + 12 * S), Decision::Probe);
         circuit.probe_lost();
-        assert_eq!(circuit.pass(start + 12 * S), Decision::Probe);
+        assert_eq!(circuit.pass(query(99), start + 12 * S), Decision::Probe);
         circuit.failed(query(0), false, start + 13 * S);
         assert_eq!(circuit.state(start + 13 * S).0, CircuitState::HalfOpen, "what was sent before says nothing new");
     }

@@ -201,6 +201,11 @@ impl FairQueue {
         length(places + 1, cost(team))
     }
 
+    /// How long a team's line is for its weight.
+    pub(super) fn length_of(&self, team: &Team) -> u64 {
+        length(self.lines.get(&team.name).map_or(0, |line| line.places.len()), cost(team))
+    }
+
     /// The last call in a team's line.
     pub(super) fn last_of(&self, team: &str) -> Option<Ticket> {
         self.lines.get(team)?.places.last_key_value().map(|((_, ticket), _)| *ticket)

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, timeout};
 
@@ -38,11 +39,12 @@ fn budget(limits: Limits) -> AccountBudget {
 /// A call that a client waits for, until the guard is dropped. Each asks for something else.
 fn call_of(team: &Team, urgency: u8, patience: Duration) -> (UpstreamCall, Waiter) {
     let team = Arc::new(team.clone());
-    let key = Key::new(&Team::example("a").account, Operation::Query, "", &fastrand::u128(..).to_le_bytes());
+    let body = Bytes::copy_from_slice(&fastrand::u128(..).to_le_bytes());
+    let key = Key::new(&Team::example("a").account, Operation::Query, "", &body);
     let waiters = Waiters::of_clients();
     let waiter = waiters.join(&team, Urgency::new(urgency));
     let deadline = Instant::now() + patience;
-    (UpstreamCall { team, key, waiters, deadline, ..UpstreamCall::example(Operation::Query, "", "") }, waiter)
+    (UpstreamCall { team, key, body, waiters, deadline, ..UpstreamCall::example(Operation::Query, "", "") }, waiter)
 }
 
 fn patient() -> (UpstreamCall, Waiter) {

@@ -201,7 +201,8 @@ impl<G> WaitQueue<G> {
 
     /// Who has to leave a full room, so that a call of these can come in: a refresh that no client waits for; else the
     /// last of the line that is longest for its team's weight, if that is longer than the newcomer's own would be. What
-    /// other teams wait for too is left where it is, and for a refresh nobody leaves.
+    /// several teams wait for leaves after what one team waits for, and only if the lines of all of them are longer. For a
+    /// refresh nobody leaves.
     pub(super) fn surplus(&self, waiting_teams: &[TeamWaiters], background: bool) -> Option<Ticket> {
         if background {
             return None;
@@ -209,7 +210,14 @@ impl<G> WaitQueue<G> {
         let own =
             waiting_teams.iter().map(|team_waiters| self.clients.length_with_one_more(&team_waiters.team)).min()?;
         let is_one_teams = |ticket| self.calls.get(&ticket).is_some_and(|waiting| waiting.waiting_teams.len() == 1);
-        self.refreshes.last_of_longest(0, |_| true).or_else(|| self.clients.last_of_longest(own, is_one_teams))
+        let lines_are_longer = |ticket| {
+            let longer = |waiting: &TeamWaiters| self.clients.length_of(&waiting.team) > own;
+            self.calls.get(&ticket).is_some_and(|call| call.waiting_teams.iter().all(longer))
+        };
+        self.refreshes
+            .last_of_longest(0, |_| true)
+            .or_else(|| self.clients.last_of_longest(own, is_one_teams))
+            .or_else(|| self.clients.last_of_longest(own, lines_are_longer))
     }
 
     /// A team's background refresh that would be served last.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 
+use rustix::process::Signal;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -51,6 +52,13 @@ pub(super) fn told_to_stop() -> io::Result<impl Future<Output = ()> + Send + 'st
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// From now on a file that may not grow any more is an error to whoever writes to it, as a full disk is. By default the
+/// system ends a process that grows a file beyond its limit (`ulimit -f`, `LimitFSIZE=`).
+pub(super) fn outlive_file_size_limits() -> io::Result<()> {
+    // Nobody listens: what counts is that there is a handler, and it stays for as long as the process.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }
 
 /// Notified on every SIGHUP.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::runtime::{runtime, told_to_reload, told_to_stop};
+use super::runtime::{outlive_file_size_limits, runtime, told_to_reload, told_to_stop};
 use super::{ConfigArgs, descriptors, exit, explain, load_or_explain, logs, systemd};
 use crate::config::{Config, Sources};
 use crate::gateway::{Gateway, StartError};
@@ -43,6 +43,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
 async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result<(), Failure> {
     // Before the ports, so that a signal sent as soon as they answer is not lost.
     let (reload, stop) = (told_to_reload()?, told_to_stop()?);
+    outlive_file_size_limits()?;
     let gateway = Gateway::bind_with(config, inherited)?;
     let gateway = gateway.on_state_change(systemd::tell).at_most(descriptors::connections());
     tracing::info!(

@@ -22,19 +22,30 @@ pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 /// How long `Retry-After` asks to stay away (RFC 9110 section 10.2.3): seconds, of which a fraction counts as a whole
 /// one, or a date. A date is read relative to the answer's own `Date`, since both are by the upstream's clock; `now`
-/// stands in where there is none. `None` where it says nothing usable.
+/// stands in where there is none. Of several lines the longest wait holds. `None` where none says anything usable.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let date = |name: &HeaderName| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok();
-    let until = || {
-        let wait = date(&header::RETRY_AFTER)?.duration_since(date(&header::DATE).unwrap_or(now)).ok()?;
+    let date = |text: &str| httpdate::parse_http_date(text.trim()).ok();
+    let sent = || texts(headers, &header::DATE).next().and_then(date).unwrap_or(now);
+    let until = |text: &str| {
+        let wait = date(text)?.duration_since(sent()).ok()?;
         (wait.as_secs() <= LONGEST_WAIT && !wait.is_zero()).then_some(wait)
     };
-    seconds(headers, &header::RETRY_AFTER).or_else(until)
+    let dates = texts(headers, &header::RETRY_AFTER).filter_map(until).max();
+    seconds(headers, &header::RETRY_AFTER).max(dates)
+}
+
+fn texts<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
+}
+
+/// A wait in seconds, the longest of several lines, which somebody on the way may have put into one.
+fn seconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
+    texts(headers, name).flat_map(|line| line.split(", ")).filter_map(one_wait).max()
 }
 
 /// A wait in seconds, rounded up to whole ones; `None` where it is nothing or more than [`LONGEST_WAIT`].
-fn seconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
-    let text = headers.get(name)?.to_str().ok()?.trim();
+fn one_wait(text: &str) -> Option<Duration> {
+    let text = text.trim();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !are_digits(whole) || !are_digits(fraction) {
@@ -106,6 +117,14 @@ mod tests {
         assert_eq!(paused(&[("retry-after", "7"), ("x-ratelimit-reset", "45")]), Some(45));
         assert_eq!(paused(&[("retry-after", "70"), ("x-ratelimit-reset", "45")]), Some(70));
         assert_eq!(paused(&[("retry-after", "Sun, 22 Nov 2026 12:00:09 GMT")]), Some(9));
+    }
+
+    #[test]
+    fn of_several_lines_the_longest_holds() {
+        assert_eq!(paused(&[("retry-after", "1"), ("retry-after", "45")]), Some(45));
+        assert_eq!(paused(&[("retry-after", "Sun, 22 Nov 2026 12:00:09 GMT"), ("retry-after", "4")]), Some(9));
+        assert_eq!(paused(&[("retry-after", "1, 45")]), Some(45));
+        assert_eq!(paused(&[("retry-after", "0"), ("x-ratelimit-reset", "44.5")]), Some(45));
     }
 
     #[test]

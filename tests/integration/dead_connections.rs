@@ -20,6 +20,8 @@ struct Mortal {
     connections: Arc<AtomicUsize>,
     asked_of_the_dead: Arc<AtomicUsize>,
     resets: Arc<AtomicBool>,
+    /// They die in the middle of an answer.
+    cuts: Arc<AtomicBool>,
 }
 
 impl Mortal {
@@ -32,14 +34,16 @@ impl Mortal {
             connections: Arc::default(),
             asked_of_the_dead: Arc::default(),
             resets: Arc::default(),
+            cuts: Arc::default(),
         };
         let (generation, connections) = (Arc::clone(&mortal.generation), Arc::clone(&mortal.connections));
         let (asked, resets) = (Arc::clone(&mortal.asked_of_the_dead), Arc::clone(&mortal.resets));
+        let cuts = Arc::clone(&mortal.cuts);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (generation, asked, resets) = (Arc::clone(&generation), Arc::clone(&asked), Arc::clone(&resets));
-                tokio::spawn(converse(stream, generation, asked, resets));
+                tokio::spawn(converse(stream, generation, asked, resets, Arc::clone(&cuts)));
             }
         });
         mortal
@@ -64,6 +68,7 @@ async fn converse(
     generation: Arc<AtomicUsize>,
     asked: Arc<AtomicUsize>,
     resets: Arc<AtomicBool>,
+    cuts: Arc<AtomicBool>,
 ) {
     let born = generation.load(Ordering::SeqCst);
     let mut head = Vec::new();
@@ -78,6 +83,11 @@ async fn converse(
         head.clear();
         if generation.load(Ordering::SeqCst) != born {
             asked.fetch_add(1, Ordering::SeqCst);
+            if cuts.load(Ordering::SeqCst) {
+                let half = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{{", PAGE.len());
+                let _ = stream.write_all(half.as_bytes()).await;
+                return;
+            }
             if resets.load(Ordering::SeqCst) {
                 let _ = stream.set_zero_linger();
                 return;
@@ -100,9 +110,10 @@ async fn all_at_once(gateway: &Gateway, name: &str, count: usize) {
     }
 }
 
-async fn costs_one_retry(resets: bool) {
+async fn costs_one_retry(resets: bool, cuts: bool) {
     let upstream = Mortal::start().await;
     upstream.resets.store(resets, Ordering::SeqCst);
+    upstream.cuts.store(cuts, Ordering::SeqCst);
     let gateway = TestConfig::new(&upstream.url)
         .set("upstream.attempt_timeout", "1s")
         // Two tries: the first over what died, the second must not take the next that did.
@@ -124,12 +135,17 @@ async fn costs_one_retry(resets: bool) {
 
 #[tokio::test]
 async fn connections_that_died_in_silence_cost_one_attempt_and_open_no_circuit() {
-    costs_one_retry(false).await;
+    costs_one_retry(false, false).await;
 }
 
 #[tokio::test]
 async fn connections_that_are_reset_when_they_are_used_cost_one_attempt_and_open_no_circuit() {
-    costs_one_retry(true).await;
+    costs_one_retry(true, false).await;
+}
+
+#[tokio::test]
+async fn connections_that_end_in_the_middle_of_an_answer_cost_one_attempt_and_open_no_circuit() {
+    costs_one_retry(false, true).await;
 }
 
 #[tokio::test]

@@ -67,6 +67,47 @@ async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
 }
 
 #[tokio::test]
+async fn two_teams_that_wait_for_the_same_make_room_for_a_third() {
+    let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
+    let account = "rate = '4/s'\nburst = 1\nqueue = 6\nadapt = false";
+    let (gateway, _folder) =
+        with_teams(&upstream, account, &[("one", ""), ("two", ""), ("third", "")], &[("retry.attempts", "1")]).await;
+    gateway.ask(&by("one", "First")).await.assert_page(PAGE, "miss");
+    let mut both = Vec::new();
+    for n in 0..6 {
+        let (mut one, mut two) = (gateway.connect().await, gateway.connect().await);
+        one.send(&by("one", &format!("Shared{n}"))).await;
+        gateway.metric_reaches("queue_length", &["main"], f64::from(n + 1)).await;
+        two.send(&by("two", &format!("Shared{n}"))).await;
+        gateway.settle().await;
+        both.push((one, two));
+    }
+    let mut third = gateway.connect().await;
+    third.send(&by("third", "Other")).await;
+    let (mut one, mut two) = both.pop().unwrap();
+    one.answer().await.assert_refused(503, "queue_full");
+    two.answer().await.assert_refused(503, "queue_full");
+    third.answer().await.assert_page(PAGE, "miss");
+}
+
+#[tokio::test]
+async fn one_query_that_goes_on_failing_keeps_the_circuit_open_for_nobody_else() {
+    let upstream = Upstream::script(|_| Plan::json(500, "{}")).await;
+    let keys = [("retry.attempts", "1"), ("circuit.consecutive", "3"), ("circuit.open", "100ms")];
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &[("one", ""), ("other", "")], &keys).await;
+    for n in 0..3 {
+        assert_eq!(gateway.ask(&by("one", &format!("Fails{n}"))).await.status, 500);
+    }
+    assert_eq!(gateway.metric("circuit_state", &["main"]).await, 2.0);
+    upstream.set(|seen| if seen.text().contains("Fails0") { Plan::json(500, "{}") } else { Plan::page(PAGE) });
+    poll("the probe of the one that still fails", || async {
+        (gateway.ask(&by("one", "Fails0")).await.status == 500).then_some(())
+    })
+    .await;
+    gateway.ask(&by("other", "Works")).await.assert_page(PAGE, "miss");
+}
+
+#[tokio::test]
 async fn one_teams_query_that_always_fails_does_not_open_the_circuit_for_all() {
     let upstream = Upstream::script(|seen| match seen.text().contains("Poison") {
         true => Plan::json(500, r#"{"code":20500,"message":"too heavy","httpStatusCode":500}"#),

@@ -99,3 +99,19 @@ async fn the_collector_of_traces_is_left_alone_for_as_long_as_it_asks() {
     // The backoff alone is a second at most.
     assert!(came[1] - came[0] >= Duration::from_secs(3), "{:?}", came[1] - came[0]);
 }
+
+#[tokio::test]
+async fn a_429_tells_clients_how_long_the_account_is_paused() {
+    for (headers, told) in [
+        ("Retry-After: 0\r\nX-RateLimit-Reset: 45\r\n", "45"),
+        ("Retry-After: 1\r\nX-RateLimit-Reset: 45\r\n", "45"),
+        ("X-RateLimit-Reset: 44.5\r\n", "45"),
+        ("Retry-After: 1\r\nRetry-After: 45\r\n", "45"),
+    ] {
+        let upstream = Upstream::script(move |_| Plan::with(429, headers, "{}")).await;
+        let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
+        let answer = gateway.ask(&post(ASK)).await;
+        assert_eq!((answer.status, answer.header("retry-after")), (429, told), "{headers}");
+        assert!(gateway.metric("budget_paused_seconds", &["default"]).await > 40.0, "{headers}");
+    }
+}

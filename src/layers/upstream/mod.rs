@@ -197,8 +197,14 @@ impl Upstream {
                 Ok(self.receive(response).await)
             });
             let failed = match tokio::time::timeout_at(until, exchanged).await {
+                Ok(Ok(Err(error))) if used && is_cut(&error) => error,
                 Ok(Ok(answer)) => {
-                    self.pool.put_back(link);
+                    if used && answer.as_ref().is_err_and(|error| error.retry() != Retry::Never) {
+                        // Whoever answers on the old connections may be what is wrong: the next try is on a new one.
+                        self.pool.discard_idle();
+                    } else {
+                        self.pool.put_back(link);
+                    }
                     return answer;
                 }
                 Ok(Err(error)) => match unsent(error, used) {
@@ -210,7 +216,7 @@ impl Upstream {
                 },
                 Err(_) => too_late(),
             };
-            if !used || failed.reason() == Reason::UpstreamInvalid {
+            if !used {
                 return Err(failed);
             }
             // It has most likely died while nobody used it, and the others with it.
@@ -225,9 +231,15 @@ impl Upstream {
         if status.is_redirection() {
             return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
-        let retry_after = upstream_headers::retry_after(&head.headers, self.clock.wall(self.clock.now()));
-        if let Some(wait) = retry_after.filter(|_| headers.contains_key(header::RETRY_AFTER)) {
-            // As everybody can follow it: whole seconds, and none of the upstream's clock.
+        let wall = self.clock.wall(self.clock.now());
+        let retry_after = upstream_headers::retry_after(&head.headers, wall);
+        let told = match status {
+            // For as long the account is paused.
+            StatusCode::TOO_MANY_REQUESTS => upstream_headers::pause(&head.headers, wall),
+            _ => retry_after.filter(|_| headers.contains_key(header::RETRY_AFTER)),
+        };
+        if let Some(wait) = told {
+            // As everybody can follow it: one line, whole seconds, and none of the upstream's clock.
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).as_secs().into());
         }
         let reading = self.read(status, &head.headers, body);
@@ -281,6 +293,11 @@ impl Upstream {
             }
         }
     }
+}
+
+/// Did the connection end, or cease to speak HTTP, in the middle of an answer.
+fn is_cut(error: &GatewayError) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<hyper::Error>())
 }
 
 fn unreachable(error: ConnectError) -> GatewayError {
