@@ -8,7 +8,7 @@ use super::fault::{Path, Report, suggest};
 use super::settings::{Config, Listen, Team};
 
 /// Checks `config` as a whole. `accounts` are the names of all that were given, faulty ones included: a team that
-/// names one of those is no fault of its own.
+/// names one of those is not reported again.
 pub(super) fn across_sections(config: &Config, accounts: &[String], report: &Report) {
     addresses(config, report);
     openings(config, report);
@@ -67,7 +67,7 @@ fn openings(config: &Config, report: &Report) {
         let path = Path::of(exposure.key);
         match exposure.index {
             Some(index) => report.fault(&path.item(index), exposure.message),
-            // One that was given and is wrong is a fault of its own.
+            // A value that was given and is wrong has been reported.
             None if report.is_given(&path) => {}
             None => report.fault(&path, exposure.message),
         }

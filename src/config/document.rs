@@ -283,7 +283,7 @@ fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, arou
     }
 }
 
-/// With no account of its own the gateway takes the one that Twilio's SDKs would take. An account
+/// Where the configuration has no account, the gateway takes the one that Twilio's SDKs would take. An account
 /// `default` that says nothing of credentials, as one tuned from the environment, is completed likewise.
 fn add_sdk_variables(tree: &mut Node, sources: &Sources) {
     let Value::Table(root) = &mut tree.value else {

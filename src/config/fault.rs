@@ -135,7 +135,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// One thing that is wrong, or worth a word.
+/// A fault, or a warning.
 #[derive(Debug, Clone)]
 struct Fault {
     place: Place,
@@ -174,7 +174,7 @@ impl Faults {
         self.faults.len()
     }
 
-    /// What works, but deserves a word; no fault.
+    /// What can be used, but is probably not what the user wants.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -274,7 +274,7 @@ impl Report {
         self.faults.borrow_mut().push(Fault { place, path, message });
     }
 
-    /// `path` works, but deserves a word at start.
+    /// `path` can be used, but is probably not what the user wants.
     pub(super) fn warn(&self, path: &Path, message: impl Into<String>) {
         self.warnings.borrow_mut().push(Fault { place: self.place(path), path: path.clone(), message: message.into() });
     }

@@ -1,8 +1,8 @@
 //! The configuration: what the gateway is told, checked before a port is bound.
 //!
 //! Values come from defaults, a TOML file, the environment and flags, in rising order of strength.
-//! [`load`] reads them all, checks them all and reports every fault at once; no other
-//! module ever sees a raw string that still has to be parsed.
+//! [`load`] reads them all, checks them all and reports every fault at once. No other module sees a raw string that
+//! still has to be parsed.
 //!
 //! The way of a value, file by file:
 //!
@@ -13,7 +13,7 @@
 //! | `document` | file, environment and flags become one tree, each value with its place |
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
-//! | `proxy` | the forward proxy to the upstream, be it named here or for everybody |
+//! | `proxy` | the forward proxy to the upstream: `upstream.proxy`, or the environment's |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
 //! | `exposure` | who could get in through the listeners that are open; at the start and at every reload |

@@ -47,7 +47,7 @@ pub enum CredentialSource {
 
 /// A secret and where it is kept. Not `Debug`.
 pub(super) struct Secret {
-    /// Wiped when dropped. Becomes a `SecretString` as soon as it leaves this room.
+    /// Wiped when dropped. Becomes a `SecretString` before it leaves `config`.
     pub(super) text: Zeroizing<String>,
     pub(super) source: SecretSource,
 }

@@ -1,4 +1,4 @@
-//! The checked values: what every other room is given.
+//! The checked values, which all other modules are given.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub struct Config {
     pub log: Log,
     /// Traces.
     pub telemetry: Telemetry,
-    /// Things that work but deserve a word at start, such as a secret written literally.
+    /// What can be used, but is probably not what the user wants, such as a secret that is written out.
     pub warnings: Vec<String>,
     /// Every key with its value as it is shown, its default and where it was set.
     pub record: Record,
