@@ -355,7 +355,7 @@ impl Reloader {
             self.held.client_ca = has_client_ca(&new);
         }
         self.shared.audit.switch(audit);
-        for key in fixed_keys_that_differ(&old, &new) {
+        for key in new.record.waiting_for_restart(&old.record) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
         for account in &new.accounts {
@@ -401,29 +401,6 @@ async fn debounced(files: &Files, mut now: Fingerprint) {
             break;
         }
     }
-}
-
-/// Keys whose new value waits for a restart.
-fn fixed_keys_that_differ(old: &Config, new: &Config) -> Vec<&'static str> {
-    let differs = [
-        ("server.listen", old.server.listen != new.server.listen),
-        ("server.body_memory", old.server.body_memory != new.server.body_memory),
-        ("server.max_connections", old.server.max_connections != new.server.max_connections),
-        ("server.unix_mode", old.server.unix_mode != new.server.unix_mode),
-        ("server.proxy_protocol", old.server.proxy_protocol != new.server.proxy_protocol),
-        ("server.header_timeout", old.server.header_timeout != new.server.header_timeout),
-        ("server.write_timeout", old.server.write_timeout != new.server.write_timeout),
-        ("server.drain", old.server.drain != new.server.drain),
-        ("server.tls", old.server.tls.is_some() != new.server.tls.is_some()),
-        ("admin.listen", old.admin.listen != new.admin.listen),
-        ("cache.capacity", old.cache.capacity != new.cache.capacity),
-        ("cache.disk.path", old.cache.disk.path != new.cache.disk.path),
-        ("cache.disk.capacity", old.cache.disk.capacity != new.cache.disk.capacity),
-        ("log.format", old.log.format != new.log.format),
-        ("log.filter", old.log.filter != new.log.filter),
-        ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
-    ];
-    differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`journey`] from the top: that is the order in which a request passes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tower::ServiceBuilder;
 
@@ -18,7 +18,7 @@ use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
 use crate::core::reloads::Reloads;
 use crate::layers::authenticate::{
-    AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
+    AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
 };
 use crate::layers::budget::{Budget, BudgetLayer};
 use crate::layers::cache::{self, CacheLayer, Caching};
@@ -206,7 +206,7 @@ fn callers(config: &Config, accounts: &[Arc<Account>]) -> Callers {
             ordinal: 0,
         });
         let Some(team) = local.map(Arc::new) else { return Callers::Teams(Vec::new()) };
-        let caller = Caller { team, token_sha256: Vec::new(), requests: None };
+        let caller = Caller { team, tokens: Vec::new(), requests: None };
         let names = [config.server.public_url.as_ref(), Some(&config.upstream.url)];
         let names = names.into_iter().flatten().filter_map(|url| url.host().map(str::to_owned)).collect();
         return Callers::Everybody(caller, (!config.server.open).then_some(names));
@@ -223,11 +223,15 @@ fn callers(config: &Config, accounts: &[Arc<Account>]) -> Callers {
                 policy: policy(&team.policy),
                 ordinal,
             }),
-            token_sha256: team.token_sha256.clone(),
+            tokens: team.tokens.iter().map(accepted).collect(),
             requests: team.requests,
         })
     };
     Callers::Teams(config.teams.iter().enumerate().filter_map(caller).collect())
+}
+
+fn accepted(token: &crate::config::Token) -> AcceptedToken {
+    AcceptedToken { sha256: token.sha256, expires: token.expires.map(SystemTime::from) }
 }
 
 fn policy(policy: &crate::config::Policy) -> Option<Arc<Policy>> {

@@ -62,8 +62,8 @@ pub enum Command {
     Simulate(simulate::SimulateArgs),
     /// Validate the configuration and print what is in effect, secrets masked
     ///
-    /// Checks files, secrets, references and values, and binds no port. Prints warnings, or every fault at once,
-    /// on standard error as file:line: key: what is wrong.
+    /// Checks files, secrets, references and values, and binds no port. Prints every fault and warning at once on
+    /// standard error, as file:line: key: what is wrong, and last OK or how many there are.
     Check(check::CheckArgs),
     /// Make access tokens for teams
     #[command(subcommand)]

@@ -7,15 +7,11 @@ use super::exposure::{Held, Reach, exposures};
 use super::fault::{Path, Report, suggest};
 use super::settings::{Config, Listen, Team};
 
-/// Checks `config` as a whole, and completes teams that left the only account unsaid. `accounts` are the
-/// names of all that were given, faulty ones included: a team that names one of those is no fault of its own.
-pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &Report) -> Config {
-    addresses(&config, report);
-    openings(&config, report);
-    if let [sole] = accounts {
-        let unsaid = config.teams.iter_mut().filter(|team| team.account.is_empty());
-        unsaid.for_each(|team| team.account.clone_from(sole));
-    }
+/// Checks `config` as a whole. `accounts` are the names of all that were given, faulty ones included: a team that
+/// names one of those is not reported again.
+pub(super) fn across_sections(config: &Config, accounts: &[String], report: &Report) {
+    addresses(config, report);
+    openings(config, report);
     let certificates = config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     for team in &config.teams {
         account_of(team, accounts, report);
@@ -29,7 +25,6 @@ pub(super) fn across_sections(mut config: Config, accounts: &[String], report: &
         }
     }
     tokens(&config.teams, report);
-    config
 }
 
 /// Port 0 asks the system for a free port, so it never collides.
@@ -72,7 +67,7 @@ fn openings(config: &Config, report: &Report) {
         let path = Path::of(exposure.key);
         match exposure.index {
             Some(index) => report.fault(&path.item(index), exposure.message),
-            // One that was given and is wrong is a fault of its own.
+            // A value that was given and is wrong has been reported.
             None if report.is_given(&path) => {}
             None => report.fault(&path, exposure.message),
         }
@@ -105,8 +100,8 @@ fn account_of(team: &Team, accounts: &[String], report: &Report) {
 fn tokens(teams: &[Team], report: &Report) {
     let mut owners: BTreeMap<[u8; 32], &str> = BTreeMap::new();
     for team in teams {
-        for hash in &team.token_sha256 {
-            if let Some(owner) = owners.insert(*hash, &team.name) {
+        for token in &team.tokens {
+            if let Some(owner) = owners.insert(token.sha256, &team.name) {
                 report.fault(
                     &Path::of(&["teams", &team.name, "token_sha256"]),
                     format!("the same token belongs to the team {owner}; give each team its own"),

@@ -36,7 +36,7 @@ pub(super) enum Value {
     Integer(i128),
     Float(f64),
     Boolean(bool),
-    Datetime,
+    Datetime(String),
     List(Vec<Node>),
     Table(BTreeMap<String, Node>),
 }
@@ -48,7 +48,7 @@ impl Value {
             Self::Raw(_) | Self::Text(_) => "text",
             Self::Integer(_) | Self::Float(_) => "a number",
             Self::Boolean(_) => "a boolean",
-            Self::Datetime => "a date",
+            Self::Datetime(_) => "a date",
             Self::List(_) => "a list",
             Self::Table(_) => "a table",
         }
@@ -156,7 +156,7 @@ fn toml_value<'i>(value: DeValue<'i>, table: &dyn Fn(DeTable<'i>) -> Value, plac
         }
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(value) => Value::Boolean(value),
-        DeValue::Datetime(_) => Value::Datetime,
+        DeValue::Datetime(date) => Value::Datetime(date.to_string()),
         DeValue::Array(items) => Value::List(
             items
                 .into_iter()
@@ -283,7 +283,7 @@ fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, arou
     }
 }
 
-/// With no account of its own the gateway takes the one that Twilio's SDKs would take. An account
+/// Where the configuration has no account, the gateway takes the one that Twilio's SDKs would take. An account
 /// `default` that says nothing of credentials, as one tuned from the environment, is completed likewise.
 fn add_sdk_variables(tree: &mut Node, sources: &Sources) {
     let Value::Table(root) = &mut tree.value else {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::document::{Node, Value};
 use super::files::Files;
+use super::record::{Entry, Record};
 use super::settings::Config;
 use super::sources::PREFIX;
 
@@ -25,6 +26,27 @@ pub(super) enum Place {
     Environment(Option<String>),
     /// A command line flag.
     Flags,
+}
+
+impl fmt::Display for Place {
+    /// On one line, and nothing in a name steers a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self {
+            Self::File(file) => file.to_string(),
+            Self::Line(file, line) => format!("{file}:{line}"),
+            Self::Environment(Some(name)) => format!("environment: {name}"),
+            Self::Environment(None) => "environment".to_owned(),
+            Self::Flags => "flags".to_owned(),
+        };
+        write_escaped(&place, f)
+    }
+}
+
+fn write_escaped(line: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    line.chars().try_for_each(|c| match c.is_control() {
+        true => write!(f, "{}", c.escape_default()),
+        false => write!(f, "{c}"),
+    })
 }
 
 /// One step down the tree.
@@ -59,12 +81,13 @@ impl Path {
         path
     }
 
-    fn parent(&self) -> Option<Self> {
+    /// The table around it.
+    pub(super) fn parent(&self) -> Option<Self> {
         let (_, rest) = self.0.split_last()?;
         Some(Self(rest.to_vec()))
     }
 
-    fn last_key(&self) -> Option<&str> {
+    pub(super) fn last_key(&self) -> Option<&str> {
         match self.0.last()? {
             Step::Key(key) => Some(key),
             Step::Item(_) => None,
@@ -112,7 +135,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// One thing that is wrong, or worth a word.
+/// A fault, or a warning.
 #[derive(Debug, Clone)]
 struct Fault {
     place: Place,
@@ -124,21 +147,16 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, path, message } = self;
         let line = match place {
-            Place::File(file) => format!("{file}: {message}"),
-            Place::Line(file, line) if path.0.is_empty() => format!("{file}:{line}: {message}"),
-            Place::Line(file, line) => format!("{file}:{line}: {path}: {message}"),
-            Place::Environment(Some(name)) => match path.0.last() {
-                Some(Step::Item(item)) => format!("environment: {name}: entry {}: {message}", item + 1),
-                _ => format!("environment: {name}: {message}"),
+            Place::Environment(Some(_)) => match path.0.last() {
+                Some(Step::Item(item)) => format!("{place}: entry {}: {message}", item + 1),
+                _ => format!("{place}: {message}"),
             },
-            Place::Environment(None) => format!("environment: {path}: {message}"),
-            Place::Flags => format!("flags: {path}: {message}"),
+            Place::File(_) => format!("{place}: {message}"),
+            Place::Line(..) if path.0.is_empty() => format!("{place}: {message}"),
+            Place::Line(..) | Place::Environment(None) | Place::Flags => format!("{place}: {path}: {message}"),
         };
         // One fault is one line, and nothing in a key or file name may steer a terminal.
-        line.chars().try_for_each(|c| match c.is_control() {
-            true => write!(f, "{}", c.escape_default()),
-            false => write!(f, "{c}"),
-        })
+        write_escaped(&line, f)
     }
 }
 
@@ -146,6 +164,7 @@ impl fmt::Display for Fault {
 #[derive(Debug, Clone)]
 pub struct Faults {
     faults: Vec<Fault>,
+    warnings: Vec<String>,
     files: Files,
 }
 
@@ -153,6 +172,11 @@ impl Faults {
     /// How many.
     pub fn count(&self) -> usize {
         self.faults.len()
+    }
+
+    /// What can be used, but is probably not what the user wants.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The files that were read, and those that were named and not there: when one of them changes, it may be worth
@@ -194,7 +218,7 @@ pub(super) fn of_a_pipe(path: &FilePath) -> Faults {
 
 fn of_file(place: Place, message: &str) -> Faults {
     let fault = Fault { place, path: Path::default(), message: message.to_owned() };
-    Faults { faults: vec![fault], files: Files::default() }
+    Faults { faults: vec![fault], warnings: Vec::new(), files: Files::default() }
 }
 
 /// Collects faults, warnings and files while the tree is read. Shared by reference between readers.
@@ -207,9 +231,20 @@ pub(super) struct Report {
     faults: RefCell<Vec<Fault>>,
     warnings: RefCell<Vec<Fault>>,
     watched: RefCell<BTreeSet<PathBuf>>,
+    record: RefCell<Record>,
+    without_secrets: bool,
 }
 
 impl Report {
+    /// For a check where the secrets are not: they count as good, and none is read.
+    pub(super) fn without_secrets() -> Self {
+        Self { without_secrets: true, ..Self::default() }
+    }
+
+    pub(super) fn is_without_secrets(&self) -> bool {
+        self.without_secrets
+    }
+
     /// Remembers where everything in `tree` was written.
     pub(super) fn locate(&self, tree: &Node) {
         *self.root.borrow_mut() = Some(tree.place.clone());
@@ -239,7 +274,7 @@ impl Report {
         self.faults.borrow_mut().push(Fault { place, path, message });
     }
 
-    /// `path` works, but deserves a word at start.
+    /// `path` can be used, but is probably not what the user wants.
     pub(super) fn warn(&self, path: &Path, message: impl Into<String>) {
         self.warnings.borrow_mut().push(Fault { place: self.place(path), path: path.clone(), message: message.into() });
     }
@@ -247,6 +282,12 @@ impl Report {
     /// `path` is a key that exists, whether or not it was given.
     pub(super) fn know(&self, path: Path) {
         self.known.borrow_mut().insert(path);
+    }
+
+    /// Adds a key to the record, set where the tree says, or else at `origin`.
+    pub(super) fn record(&self, entry: Entry, origin: Option<Place>) {
+        let place = self.places.borrow().get(entry.path()).cloned();
+        self.record.borrow_mut().add(entry.with_origin(place.or(origin)));
     }
 
     /// `path` was given, but is no key. Reported at the end, when all that it might have meant is known.
@@ -298,16 +339,20 @@ impl Report {
         let Some(config) = config.filter(|_| self.faults.borrow().is_empty()) else {
             return Err(self.into_faults());
         };
-        let mut warnings = self.warnings.take();
-        warnings.sort_by(|a, b| a.place.cmp(&b.place));
-        Ok(Config { warnings: warnings.iter().map(Fault::to_string).collect(), ..config })
+        Ok(Config { warnings: self.take_warnings(), record: self.record.take(), ..config })
     }
 
     /// What is wrong so far.
     pub(super) fn into_faults(self) -> Faults {
         let mut faults = self.faults.take();
         faults.sort_by(|a, b| a.place.cmp(&b.place));
-        Faults { faults, files: Files::default() }
+        Faults { faults, warnings: self.take_warnings(), files: Files::default() }
+    }
+
+    fn take_warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings.take();
+        warnings.sort_by(|a, b| a.place.cmp(&b.place));
+        warnings.iter().map(Fault::to_string).collect()
     }
 
     fn suggest_key(&self, path: &Path, place: &Place) -> String {
@@ -342,6 +387,12 @@ impl Report {
     #[cfg(test)]
     pub(super) fn known_keys(&self) -> Vec<String> {
         self.known.borrow().iter().map(Path::to_string).collect()
+    }
+
+    /// The record, whether or not there are faults.
+    #[cfg(test)]
+    pub(super) fn record_so_far(&self) -> Record {
+        self.record.borrow().clone()
     }
 }
 

@@ -131,7 +131,7 @@ pub(super) struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads it to its end, be it a regular file or a pipe (`/dev/stdin`, `<(…)`, a FIFO). At most one byte beyond
+    /// Reads it to its end, whether it is a regular file or a pipe (`/dev/stdin`, `<(…)`, a FIFO). At most one byte beyond
     /// [`LARGEST_FILE`].
     pub(super) fn read(path: &Path) -> Self {
         let (content, is_pipe) = match open(path) {

@@ -1,8 +1,8 @@
 //! The configuration: what the gateway is told, checked before a port is bound.
 //!
 //! Values come from defaults, a TOML file, the environment and flags, in rising order of strength.
-//! [`load`] reads them all, checks them all and reports every fault at once; nothing below this room
-//! ever sees a raw string that still has to be parsed.
+//! [`load`] reads them all, checks them all and reports every fault at once. No other module sees a raw string that
+//! still has to be parsed.
 //!
 //! The way of a value, file by file:
 //!
@@ -13,14 +13,15 @@
 //! | `document` | file, environment and flags become one tree, each value with its place |
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
-//! | `proxy` | the forward proxy to the upstream, be it named here or for everybody |
+//! | `proxy` | the forward proxy to the upstream: `upstream.proxy`, or the environment's |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
 //! | `exposure` | who could get in through the listeners that are open; at the start and at every reload |
 //! | `fault` | all that is wrong, in file order, each with a place and a next step |
-//! | `show` | the effective configuration as TOML, without its secrets |
+//! | `record` | every key that was read: value, default, where it was set; what is shown and what waits for a restart |
+//! | `show` | values as TOML, without secrets |
 //!
-//! This room does not wait for changes, open ports or talk to anybody.
+//! This module does not wait for changes, open ports or talk to anybody.
 
 mod checks;
 mod document;
@@ -29,6 +30,7 @@ mod fault;
 mod files;
 mod proxy;
 mod reader;
+mod record;
 mod secret;
 mod sections;
 mod settings;
@@ -41,14 +43,16 @@ mod tests;
 pub use exposure::{Exposure, Held, Listener, Reach, exposures};
 pub use fault::Faults;
 pub use files::{Files, Fingerprint, keep_from_others};
+pub use record::Record;
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies, Proxy,
-    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Token, Upstream,
 };
 pub use sources::Sources;
 
+use self::fault::Report;
 use self::files::ConfigFile;
 
 /// How often files that change while they are read are read anew.
@@ -64,7 +68,19 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
     load_from(sources, sources.file.as_deref().map(ConfigFile::read))
 }
 
-/// The same for a process that has read them before: what a pipe held is gone, and is not waited for.
+/// Checks as [`load`] does, but reads no secret that is kept in a file, a variable or a credential: for a machine where
+/// they are not. Without them there is nothing to run, so this gives only what is shown, and the warnings.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn check_without_secrets(sources: &Sources) -> Result<(Record, Vec<String>), Faults> {
+    let file = sources.file.as_deref().map(ConfigFile::read);
+    let (read, files) = read(sources, file.as_ref(), Report::without_secrets());
+    read.map(|config| (config.record, config.warnings)).map_err(|faults| faults.of_files(files))
+}
+
+/// As [`load`] for a process that has read them before: what a pipe held is gone, and is not waited for.
 ///
 /// # Errors
 ///
@@ -82,7 +98,7 @@ fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, 
     // was missing may be there by now.
     let (mut before, mut newest) = (None, Files::default());
     for _ in 0..=TRIES {
-        let (read, files) = read(sources, file.as_ref());
+        let (read, files) = read(sources, file.as_ref(), Report::default());
         let has_changed = file.as_ref().is_some_and(ConfigFile::has_changed);
         if before == Some(files.fingerprint()) && !has_changed {
             return match read {
@@ -99,8 +115,7 @@ fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, 
     Err(fault::of_unrest().of_files(newest))
 }
 
-fn read(sources: &Sources, file: Option<&ConfigFile>) -> (Result<Config, Faults>, Files) {
-    let report = fault::Report::default();
+fn read(sources: &Sources, file: Option<&ConfigFile>, report: Report) -> (Result<Config, Faults>, Files) {
     let config = document::read(sources, file, &report).map(|tree| sections::read(tree, sources, &report));
     let files = Files::now(report.watched());
     (report.finish(config), files)

@@ -12,9 +12,11 @@ use zeroize::Zeroizing;
 use super::document::Value;
 use super::fault::{Path, Place, Report};
 use super::reader::{Field, Table};
+use super::record::Entry;
 use super::secret::{self, SecretSource};
 use super::sections::has_sound_port;
 use super::settings::Proxy;
+use super::show;
 use super::sources::Sources;
 use crate::core::network::Network;
 
@@ -28,7 +30,17 @@ const WRITTEN_OUT: &str = "the password is written out in the configuration; kee
 
 /// Reads `proxy` of the table `upstream`, whose URL is `upstream`.
 pub(super) fn read(table: &mut Table<'_>, sources: &Sources, upstream: &Uri) -> Option<Proxy> {
-    let Some(field) = table.take("proxy") else { return of_environment(sources, upstream, table.report()) };
+    let report = table.report();
+    let (proxy, origin) = match table.take("proxy") {
+        Some(field) => (of_field(field, sources), None),
+        None => of_environment(sources, upstream, report).unzip(),
+    };
+    let entry = Entry::new(table.path(), "proxy".into(), Some(show::proxy(&proxy)), Some(show::proxy(&None)));
+    report.record(entry, origin);
+    proxy
+}
+
+fn of_field(field: Field<'_>, sources: &Sources) -> Option<Proxy> {
     if matches!(field.node.value, Value::Table(_)) {
         return field.table()?.read(|table| of_table(table, sources));
     }
@@ -84,8 +96,9 @@ fn of_table(table: &mut Table<'_>, sources: &Sources) -> Option<Proxy> {
     Some(address.with_password(password.source))
 }
 
-/// What the environment's variables say for `upstream`. They never hold for loopback, as nobody means them to.
-fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<Proxy> {
+/// What the environment's variables say for `upstream`, and which one it is. They never hold for loopback, as nobody
+/// means them to.
+fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<(Proxy, Place)> {
     let (name, text) = PROXY_VARIABLES.iter().find_map(|name| Some((*name, sources.variable(name)?)))?;
     let exempt = EXEMPT_VARIABLES.iter().find_map(|name| sources.variable(name)).unwrap_or_default();
     let host = upstream.host().unwrap_or_default().trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
@@ -93,10 +106,11 @@ fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<
     if is_loopback(&host) || is_exempt(&host, port, exempt) {
         return None;
     }
+    let place = Place::Environment(Some(name.to_owned()));
     match Address::parse(text) {
-        Ok(address) => Some(address.with_password(SecretSource::Literal)),
+        Ok(address) => Some((address.with_password(SecretSource::Literal), place)),
         Err(message) => {
-            report.fault_at(Place::Environment(Some(name.to_owned())), Path::default(), message);
+            report.fault_at(place, Path::default(), message);
             None
         }
     }

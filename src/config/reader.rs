@@ -1,6 +1,6 @@
-//! Typed reading of the tree: each key is taken once, with its type and limits; what nobody took is an
-//! unknown key. A faulty value is reported and replaced by the default, so that reading goes on and
-//! every fault is found.
+//! Typed reading of the tree. Reading a key declares it: its name, type, default and limits, and whether a change of it
+//! waits for a restart. What was read goes into the record; what nobody read is an unknown key. A faulty value is
+//! reported and replaced by the default, so that reading goes on and every fault is found.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -11,7 +11,9 @@ use zeroize::Zeroizing;
 
 use super::document::{Node, Value, parse_raw};
 use super::fault::{Path, Place, Report, suggest};
-use crate::core::units::{Rate, Size, parse_duration, parse_rate, parse_size};
+use super::record::{Entry, Key};
+use super::show;
+use crate::core::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
 
 /// One table while it is read.
 pub(super) struct Table<'r> {
@@ -84,79 +86,87 @@ impl<'r> Table<'r> {
         Some(Field { report, path, node })
     }
 
+    /// The value under `key` as `read` gives it, or `default`; `show` writes it as TOML.
+    pub(super) fn value<T>(
+        &mut self,
+        key: impl Into<Key>,
+        default: T,
+        show: impl Fn(&T) -> String,
+        read: impl FnOnce(Field<'r>) -> Option<T>,
+    ) -> T {
+        let key = key.into();
+        let shown_default = show(&default);
+        let value = self.take(key.name).and_then(read).unwrap_or(default);
+        self.record(key, Some(show(&value)), Some(shown_default));
+        value
+    }
+
+    /// The same for a key that has no default.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: impl Into<Key>,
+        show: impl Fn(&T) -> String,
+        read: impl FnOnce(Field<'r>) -> Option<T>,
+    ) -> Option<T> {
+        let key = key.into();
+        let value = self.take(key.name).and_then(read);
+        self.record(key, value.as_ref().map(show), None);
+        value
+    }
+
+    /// Records a key that was read by hand.
+    pub(super) fn record(&self, key: impl Into<Key>, value: Option<String>, default: Option<String>) {
+        self.report.record(Entry::new(&self.path, key.into(), value, default), None);
+    }
+
     /// `true` or `false`.
-    pub(super) fn boolean(&mut self, key: &str, default: bool) -> bool {
-        self.take(key).and_then(Field::boolean).unwrap_or(default)
+    pub(super) fn boolean(&mut self, key: impl Into<Key>, default: bool) -> bool {
+        self.value(key, default, bool::to_string, Field::boolean)
     }
 
     /// A duration with its unit, zero included.
-    pub(super) fn duration(&mut self, key: &str, default: Duration) -> Duration {
-        self.quantity(key, parse_duration).unwrap_or(default)
+    pub(super) fn duration(&mut self, key: impl Into<Key>, default: Duration) -> Duration {
+        self.value(key, default, |value| show::text(&Span(*value)), |field| field.quantity(parse_duration))
     }
 
     /// A duration that may not be zero.
-    pub(super) fn positive_duration(&mut self, key: &str, default: Duration) -> Duration {
+    pub(super) fn positive_duration(&mut self, key: impl Into<Key>, default: Duration) -> Duration {
         let checked = |text: &str| match parse_duration(text) {
             Ok(Duration::ZERO) => Err("must be longer than zero"),
             other => other,
         };
-        self.quantity(key, checked).unwrap_or(default)
+        self.value(key, default, |value| show::text(&Span(*value)), |field| field.quantity(checked))
     }
 
     /// A number of bytes with its unit.
-    pub(super) fn size(&mut self, key: &str, default: u64, limits: RangeInclusive<u64>) -> u64 {
-        let Some(field) = self.take(key) else {
-            return default;
-        };
-        let (report, path) = (field.report, field.path.clone());
-        match field.quantity(parse_size) {
-            Some(size) if !limits.contains(&size) => {
-                let (least, most) = (Size(*limits.start()), Size(*limits.end()));
-                report.fault(&path, format!("must be from {least} to {most}"));
-                default
-            }
-            size => size.unwrap_or(default),
-        }
+    pub(super) fn size(&mut self, key: impl Into<Key>, default: u64, limits: RangeInclusive<u64>) -> u64 {
+        self.value(key, default, |value| show::text(&Size(*value)), |field| field.size(&limits))
     }
 
     /// A rate; `None` is without limit.
-    pub(super) fn rate(&mut self, key: &str, default: Option<Rate>) -> Option<Rate> {
-        self.quantity(key, parse_rate).unwrap_or(default)
-    }
-
-    fn quantity<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
-        self.take(key)?.quantity(parse)
+    pub(super) fn rate(&mut self, key: impl Into<Key>, default: Option<Rate>) -> Option<Rate> {
+        self.value(key, default, show::rate, |field| field.quantity(parse_rate))
     }
 
     /// A whole number within `limits`.
-    pub(super) fn number(&mut self, key: &str, default: u32, limits: RangeInclusive<u32>) -> u32 {
-        self.take(key).and_then(|field| field.number(limits)).unwrap_or(default)
+    pub(super) fn number(&mut self, key: impl Into<Key>, default: u32, limits: RangeInclusive<u32>) -> u32 {
+        self.value(key, default, u32::to_string, |field| field.number(limits))
     }
 
     /// A number within `limits`, whole or not.
-    pub(super) fn fraction(&mut self, key: &str, default: f64, limits: RangeInclusive<f64>) -> f64 {
-        self.take(key).and_then(|field| field.fraction(limits)).unwrap_or(default)
-    }
-
-    /// A text that is not empty.
-    pub(super) fn text(&mut self, key: &str) -> Option<String> {
-        let text = self.take(key)?.text("text")?;
-        Some(text.to_string())
+    pub(super) fn fraction(&mut self, key: impl Into<Key>, default: f64, limits: RangeInclusive<f64>) -> f64 {
+        self.value(key, default, |value| format!("{value:?}"), |field| field.fraction(limits))
     }
 
     /// A path in the file system.
-    pub(super) fn file(&mut self, key: &str) -> Option<PathBuf> {
-        self.text(key).map(PathBuf::from)
+    pub(super) fn file(&mut self, key: impl Into<Key>) -> Option<PathBuf> {
+        self.optional(key, show::file, Field::file)
     }
 
-    /// One of a few words, if it was given.
-    pub(super) fn word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Option<T> {
-        self.take(key)?.word(words)
-    }
-
-    /// A list of texts, each with its path; absent is empty.
-    pub(super) fn texts(&mut self, key: &str) -> Vec<(Path, String)> {
-        self.take(key).and_then(Field::texts).unwrap_or_default()
+    /// One of a few words.
+    pub(super) fn word<T: Copy + PartialEq>(&mut self, key: impl Into<Key>, default: T, words: &[(&str, T)]) -> T {
+        let written = |value: &T| words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word);
+        self.value(key, default, |value| show::text(written(value)), |field| field.word(words))
     }
 
     /// The value under `key`, whose absence is a fault that gives `advice`.
@@ -212,6 +222,17 @@ impl<'r> Field<'r> {
             self.node.value = value;
         }
         self
+    }
+
+    fn size(self, limits: &RangeInclusive<u64>) -> Option<u64> {
+        let (report, path) = (self.report, self.path.clone());
+        let size = self.quantity(parse_size)?;
+        if !limits.contains(&size) {
+            let (least, most) = (Size(*limits.start()), Size(*limits.end()));
+            report.fault(&path, format!("must be from {least} to {most}"));
+            return None;
+        }
+        Some(size)
     }
 
     fn boolean(self) -> Option<bool> {
@@ -282,6 +303,30 @@ impl<'r> Field<'r> {
         }
     }
 
+    /// The same, as a text that is no secret.
+    pub(super) fn string(self) -> Option<String> {
+        Some(self.text("text")?.to_string())
+    }
+
+    /// A path in the file system.
+    pub(super) fn file(self) -> Option<PathBuf> {
+        self.string().map(PathBuf::from)
+    }
+
+    /// A date of TOML's own becomes the text that it is written as.
+    pub(super) fn date_or_text(mut self) -> Self {
+        if let Value::Datetime(date) = self.node.value {
+            self.node.value = Value::Text(Zeroizing::new(date));
+        }
+        self
+    }
+
+    /// What `parse` makes of a text.
+    pub(super) fn parsed<T, E: Into<String>>(self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+        let (report, path) = (self.report, self.path.clone());
+        parse(&self.string()?).map_err(|message| report.fault(&path, message)).ok()
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Copy>(self, words: &[(&str, T)]) -> Option<T> {
         let (report, path) = (self.report, self.path.clone());
@@ -305,14 +350,11 @@ impl<'r> Field<'r> {
         Some(self.items("a list of texts")?.into_iter().filter_map(text).collect())
     }
 
-    /// The same, or a single text in place of a list of one.
-    pub(super) fn one_or_more_texts(self) -> Option<Vec<(Path, String)>> {
+    /// The entries of a list, or a single value in place of a list of one.
+    pub(super) fn one_or_more(self, expected: &str) -> Option<Vec<Field<'r>>> {
         match self.node.value {
-            Value::Text(_) => {
-                let path = self.path.clone();
-                Some(vec![(path, self.text("text")?.to_string())])
-            }
-            _ => self.texts(),
+            Value::Text(_) | Value::Table(_) => Some(vec![self]),
+            _ => self.items(expected),
         }
     }
 

@@ -47,16 +47,23 @@ pub enum CredentialSource {
 
 /// A secret and where it is kept. Not `Debug`.
 pub(super) struct Secret {
-    /// Wiped when dropped. Becomes a `SecretString` as soon as it leaves this room.
+    /// Wiped when dropped. Becomes a `SecretString` before it leaves `config`.
     pub(super) text: Zeroizing<String>,
     pub(super) source: SecretSource,
 }
 
-/// Reads `field` in any of its forms: literal, `{ file }`, `{ env }` or `{ credential }`.
+/// Reads `field` in any of its forms: literal, `{ file }`, `{ env }` or `{ credential }`. Where secrets are not to be
+/// read, the text of the last three is empty.
 pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
     let (report, path) = (field.report, field.path.clone());
     let (text, source) = match &field.node.value {
-        Value::Table(_) => read_form(field, sources)?,
+        Value::Table(_) => {
+            let source = read_form(field)?;
+            if report.is_without_secrets() {
+                return Some(Secret { text: Zeroizing::default(), source });
+            }
+            (read_kept(&source, sources, &path, report)?, source)
+        }
         _ => {
             let place = field.node.place.clone();
             let text = field.text("a text, { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }")?;
@@ -113,7 +120,7 @@ fn fault_in(bytes: &[u8]) -> Option<String> {
 }
 
 /// `{ file = "…" }` and its like: exactly one member.
-fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<Vec<u8>>, SecretSource)> {
+fn read_form(field: Field<'_>) -> Option<SecretSource> {
     let Field { report, path, node } = field;
     let Value::Table(entries) = node.value else {
         return None;
@@ -130,22 +137,27 @@ fn read_form(field: Field<'_>, sources: &Sources) -> Option<(Zeroizing<Vec<u8>>,
         report.fault(&path, "name exactly one of file, env or credential");
         return None;
     };
-    let path = path.key(&form);
-    let field = Field { report, path, node };
-    let (path, name) = (field.path.clone(), field.text("text")?.to_string());
-    match form.as_str() {
-        "file" => {
-            let text = read_secret_file(FilePath::new(&name), &path, report)?;
-            Some((text, SecretSource::File(name.into())))
-        }
-        "env" => match sources.environment.get(&name).filter(|value| !value.is_empty()) {
-            Some(value) => Some((value.bytes().clone(), SecretSource::Env(name))),
-            None => refuse(report, &path, "this environment variable is not set, or empty; set it"),
+    let name = Field { report, path: path.key(&form), node }.string()?;
+    Some(match form.as_str() {
+        "file" => SecretSource::File(name.into()),
+        "env" => SecretSource::Env(name),
+        _ => SecretSource::Credential(name),
+    })
+}
+
+/// What is kept at `source`, which the key at `path` names.
+fn read_kept(source: &SecretSource, sources: &Sources, path: &Path, report: &Report) -> Option<Zeroizing<Vec<u8>>> {
+    match source {
+        SecretSource::Literal => None,
+        SecretSource::File(file) => read_secret_file(file, &path.key("file"), report),
+        SecretSource::Env(name) => match sources.environment.get(name).filter(|value| !value.is_empty()) {
+            Some(value) => Some(value.bytes().clone()),
+            None => refuse(report, &path.key("env"), "this environment variable is not set, or empty; set it"),
         },
-        _ => {
-            let file = credential_file(&name, &path, sources, report)?;
-            let text = read_secret_file(&file, &path, report)?;
-            Some((text, SecretSource::Credential(name)))
+        SecretSource::Credential(name) => {
+            let path = path.key("credential");
+            let file = credential_file(name, &path, sources, report)?;
+            read_secret_file(&file, &path, report)
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The keys, their defaults and their limits: one function a section, in the order of the reference file.
+//! The keys, their defaults and their limits: one function a section. Keys are read in the order of the reference
+//! file, which is the order in which they are shown.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -6,21 +7,27 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::Authority;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 use super::checks;
-use super::document::Node;
+use super::document::{Node, Value};
 use super::fault::{Path, Report, suggest};
 use super::files::Files;
 use super::proxy;
 use super::reader::{Field, Table, read_tree};
+use super::record::{Key, Record};
 use super::secret::{self, CredentialSource, Secret};
 use super::settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies,
-    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Upstream,
+    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Token, Upstream,
 };
+use super::show;
 use super::sources::Sources;
+use crate::core::clock::Clock;
 use crate::core::network::Network;
 use crate::core::units::Rate;
 use crate::semantics::freshness::Lifetimes;
@@ -38,23 +45,29 @@ const LONGEST_SOCKET_PATH: usize = 107;
 
 /// The whole tree, checked. Where `report` holds faults afterwards, the faulty values are defaults.
 pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
+    let now = Timestamp::try_from(Clock::new().wall_now()).unwrap_or_default();
     read_tree(tree, report, |root| {
+        let (server, admin) = (root.section("server", server), root.section("admin", admin));
+        let upstream = root.section("upstream", |table| upstream(table, sources));
         let (accounts, account_names) = accounts(root, sources);
+        let sole_account = if let [sole] = account_names.as_slice() { sole.as_str() } else { "" };
         let config = Config {
-            server: root.section("server", server),
-            admin: root.section("admin", admin),
-            upstream: root.section("upstream", |table| upstream(table, sources)),
+            server,
+            admin,
+            upstream,
             accounts,
-            teams: root.named("teams", team),
+            teams: root.named("teams", |name, table| team(name, table, sole_account, now)),
             cache: root.section("cache", cache),
             retry: root.section("retry", retry),
             circuit: root.section("circuit", circuit),
             log: root.section("log", log),
             telemetry: root.section("telemetry", telemetry),
             warnings: Vec::new(),
+            record: Record::default(),
             files: Files::default(),
         };
-        checks::across_sections(config, &account_names, report)
+        checks::across_sections(&config, &account_names, report);
+        config
     })
 }
 
@@ -75,41 +88,45 @@ fn days(count: u64) -> Duration {
 }
 
 fn server(table: &mut Table<'_>) -> Server {
+    const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+    let at_start = Key::at_start;
     Server {
-        listen: listen(table),
+        listen: table.value(at_start("listen"), vec![Listen::Tcp(LISTEN)], |value| show::listen(value), listen),
         open: table.boolean("open", false),
-        drain: table.duration("drain", seconds(30)),
+        drain: table.duration(at_start("drain"), seconds(30)),
         max_body: table.size("max_body", MIB, 1..=64 * MIB),
-        body_memory: table.size("body_memory", 256 * MIB, MIB..=PIB),
-        max_connections: table.number("max_connections", 10_000, 1..=1_000_000),
-        header_timeout: table.positive_duration("header_timeout", seconds(10)),
+        body_memory: table.size(at_start("body_memory"), 256 * MIB, MIB..=PIB),
+        max_connections: table.number(at_start("max_connections"), 10_000, 1..=1_000_000),
+        header_timeout: table.positive_duration(at_start("header_timeout"), seconds(10)),
         body_timeout: table.positive_duration("body_timeout", seconds(30)),
-        write_timeout: table.positive_duration("write_timeout", seconds(30)),
-        unix_mode: unix_mode(table),
-        proxy_protocol: proxy_protocol(table),
-        public_url: url(table, "public_url", Paths::Refused),
-        tls: table.section("tls", tls),
-        cors: cors(table),
+        write_timeout: table.positive_duration(at_start("write_timeout"), seconds(30)),
+        unix_mode: table.value(
+            at_start("unix_mode"),
+            0o600,
+            |mode| show::text(&format_args!("{mode:04o}")),
+            |field| field.parsed(parse_unix_mode),
+        ),
+        proxy_protocol: table.value(at_start("proxy_protocol"), Proxies::default(), show::proxies, proxy_protocol),
+        public_url: table.optional("public_url", show::url, |field| url(field, Paths::Refused)),
+        tls: tls(table),
+        cors: table.value("cors", Vec::new(), |origins| show::list(origins), cors),
     }
 }
 
-fn cors(table: &mut Table<'_>) -> Vec<Origin> {
-    let report = table.report();
+fn cors(field: Field<'_>) -> Option<Vec<Origin>> {
+    let report = field.report;
     let origin = |(path, text): (Path, String)| {
         let origin = Origin::parse(&text);
         origin.map_err(|message| report.fault(&path, message)).ok()
     };
-    table.texts("cors").into_iter().filter_map(origin).collect()
+    Some(field.texts()?.into_iter().filter_map(origin).collect())
 }
 
-fn listen(table: &mut Table<'_>) -> Vec<Listen> {
-    const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
-    let (report, path) = (table.report(), table.path().key("listen"));
-    let Some(field) = table.take("listen") else {
-        return vec![Listen::Tcp(DEFAULT)];
-    };
+fn listen(field: Field<'_>) -> Option<Vec<Listen>> {
+    let (report, path) = (field.report, field.path.clone());
     let Some(texts) = field.texts() else {
-        return Vec::new();
+        // Not the default, of which other checks would complain.
+        return Some(Vec::new());
     };
     if texts.is_empty() {
         report.fault(&path, "needs at least one address, such as \"127.0.0.1:8080\"");
@@ -118,35 +135,29 @@ fn listen(table: &mut Table<'_>) -> Vec<Listen> {
         let entry = parse_listen(text);
         entry.map_err(|message| report.fault(path, message)).ok()
     };
-    texts.iter().filter_map(entry).collect()
+    Some(texts.iter().filter_map(entry).collect())
 }
 
 /// Octal, since that is how everybody writes a mode; as text, since TOML's own numbers are decimal at first sight.
-fn unix_mode(table: &mut Table<'_>) -> u32 {
-    const DEFAULT: u32 = 0o600;
-    let (report, path) = (table.report(), table.path().key("unix_mode"));
-    let Some(text) = table.text("unix_mode") else { return DEFAULT };
+fn parse_unix_mode(text: &str) -> Result<u32, &'static str> {
     let digits = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-    match u32::from_str_radix(&text, 8) {
-        Ok(mode) if digits && mode <= 0o777 => mode,
-        _ => {
-            report.fault(&path, "expected a file mode in octal digits, such as \"0660\"");
-            DEFAULT
-        }
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if digits && mode <= 0o777 => Ok(mode),
+        _ => Err("expected a file mode in octal digits, such as \"0660\""),
     }
 }
 
-fn proxy_protocol(table: &mut Table<'_>) -> Proxies {
-    let report = table.report();
+fn proxy_protocol(field: Field<'_>) -> Option<Proxies> {
+    let report = field.report;
     let mut proxies = Proxies::default();
-    for (path, text) in table.texts("proxy_protocol") {
+    for (path, text) in field.texts()? {
         match Network::parse(&text) {
             _ if text == "unix" => proxies.unix = true,
             Ok(network) => proxies.networks.push(network),
             Err(message) => report.fault(&path, message),
         }
     }
-    proxies
+    Some(proxies)
 }
 
 fn parse_listen(text: &str) -> Result<Listen, &'static str> {
@@ -174,17 +185,24 @@ fn parse_listen(text: &str) -> Result<Listen, &'static str> {
     }
 }
 
-fn tls(table: &mut Table<'_>) -> Option<Tls> {
+fn tls(server: &mut Table<'_>) -> Option<Tls> {
+    let tls = server.section("tls", read_tls);
+    // Certificates are read again at a reload, but a listener does not begin or cease to speak TLS.
+    server.record(Key::present_at_start("tls"), tls.as_ref().map(show::tls), None);
+    tls
+}
+
+fn read_tls(table: &mut Table<'_>) -> Option<Tls> {
     let (report, path) = (table.report(), table.path().clone());
     let given = report.is_given(&path);
-    let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(|key| table.file(key));
+    let [cert, key, client_ca] = ["cert", "key", "client_ca"].map(|key| table.take(key).and_then(Field::file));
     if let Some(file) = &cert {
         secret::check_pem(file, "CERTIFICATE", &path.key("cert"), report);
     }
     if let Some(file) = &client_ca {
         secret::check_pem(file, "CERTIFICATE", &path.key("client_ca"), report);
     }
-    if let Some(file) = &key {
+    if let Some(file) = key.as_ref().filter(|_| !report.is_without_secrets()) {
         let path = path.key("key");
         if let Some(about) = secret::check_pem(file, "PRIVATE KEY", &path, report) {
             secret::warn_if_readable_by_all(&about, &path, report);
@@ -201,50 +219,36 @@ fn tls(table: &mut Table<'_>) -> Option<Tls> {
 }
 
 fn admin(table: &mut Table<'_>) -> Admin {
-    const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
-    let (report, path) = (table.report(), table.path().clone());
-    let listen = table.text("listen").and_then(|text| {
-        let address = text.parse();
-        if address.is_err() {
-            report.fault(&path.key("listen"), "expected an IP address with a port, such as \"127.0.0.1:9090\"");
-        }
-        address.ok()
-    });
-    let token = table.text("token_sha256");
+    const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
+    let address =
+        |text: &str| text.parse().map_err(|_| "expected an IP address with a port, such as \"127.0.0.1:9090\"");
     Admin {
-        listen: listen.unwrap_or(DEFAULT),
-        token_sha256: token.and_then(|text| token_sha256(&text, &path.key("token_sha256"), report)),
+        listen: table.value(Key::at_start("listen"), LISTEN, show::text, |field| field.parsed(address)),
+        token_sha256: table.optional(
+            "token_sha256",
+            |hash| show::text(&show::hex(hash)),
+            |field| field.parsed(parse_sha256),
+        ),
         show_queries: table.boolean("show_queries", false),
+        explorer: table.boolean("explorer", true),
     }
 }
 
-fn token_sha256(text: &str, path: &Path, report: &Report) -> Option<[u8; 32]> {
+fn parse_sha256(text: &str) -> Result<[u8; 32], &'static str> {
     /// What hashing a variable that was never filled in gives.
     const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let mut hash = [0; 32];
     let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
         [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
         _ => None,
     });
     let bytes: Option<Vec<u8>> = pairs.collect();
-    match bytes {
-        Some(bytes) if text.eq_ignore_ascii_case(OF_NOTHING) && !bytes.is_empty() => {
-            report
-                .fault(path, "this is the SHA-256 of an empty token; make one with `insights-gateway token new TEAM`");
-            None
+    match bytes.map(<[u8; 32]>::try_from) {
+        Some(Ok(_)) if text.eq_ignore_ascii_case(OF_NOTHING) => {
+            Err("this is the SHA-256 of an empty token; make one with `insights-gateway token new TEAM`")
         }
-        Some(bytes) if bytes.len() == hash.len() => {
-            hash.copy_from_slice(&bytes);
-            Some(hash)
-        }
-        _ => {
-            report.fault(
-                path,
-                "expected the SHA-256 of a token, 64 hexadecimal digits; `insights-gateway token new TEAM` prints it",
-            );
-            None
-        }
+        Some(Ok(hash)) => Ok(hash),
+        _ => Err("expected the SHA-256 of a token, 64 hexadecimal digits; `insights-gateway token new TEAM` prints it"),
     }
 }
 
@@ -255,11 +259,8 @@ enum Paths {
     Refused,
 }
 
-fn url(table: &mut Table<'_>, key: &str, paths: Paths) -> Option<Uri> {
-    let (report, path) = (table.report(), table.path().key(key));
-    let text = table.text(key)?;
-    let url = parse_url(&text, paths);
-    url.map_err(|message| report.fault(&path, message)).ok()
+fn url(field: Field<'_>, paths: Paths) -> Option<Uri> {
+    field.parsed(|text| parse_url(text, paths))
 }
 
 fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
@@ -291,25 +292,22 @@ pub(super) fn has_sound_port(authority: &Authority) -> bool {
 
 fn upstream(table: &mut Table<'_>, sources: &Sources) -> Upstream {
     let (report, path) = (table.report(), table.path().clone());
-    let url = url(table, "url", Paths::Refused).unwrap_or_else(|| Uri::from_static("https://insights.twilio.com"));
+    let twilio = Uri::from_static("https://insights.twilio.com");
+    let url = table.value("url", twilio, show::url, |field| url(field, Paths::Refused));
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     if url.scheme_str() == Some("http") && !proxy::is_loopback(host) {
         report.warn(&path.key("url"), "credentials cross the network in clear text; use https");
     }
+    let connect_timeout = table.positive_duration("connect_timeout", seconds(5));
+    let attempt_timeout = table.positive_duration("attempt_timeout", seconds(60));
+    let deadline = table.positive_duration("deadline", seconds(90));
+    let max_response = table.size("max_response", 16 * MIB, 1..=GIB);
     let ca_file = table.file("ca_file");
     if let Some(file) = &ca_file {
         secret::check_pem(file, "CERTIFICATE", &path.key("ca_file"), report);
     }
     let proxy = proxy::read(table, sources, &url);
-    Upstream {
-        url,
-        connect_timeout: table.positive_duration("connect_timeout", seconds(5)),
-        attempt_timeout: table.positive_duration("attempt_timeout", seconds(60)),
-        deadline: table.positive_duration("deadline", seconds(90)),
-        max_response: table.size("max_response", 16 * MIB, 1..=GIB),
-        ca_file,
-        proxy,
-    }
+    Upstream { url, connect_timeout, attempt_timeout, deadline, max_response, ca_file, proxy }
 }
 
 /// Is `name` fit for an account or a team: names become labels of metrics and parts of keys.
@@ -347,13 +345,14 @@ fn accounts(root: &mut Table<'_>, sources: &Sources) -> (Vec<Account>, Vec<Strin
             Some(_) => "TWILIO_ACCOUNT_SID alone makes no account",
             None => "no account is known",
         };
-        report.fault(
-            &path,
-            format!(
-                "{found}; add [accounts.main] with account_sid, api_key and api_secret, \
-                 or set TWILIO_ACCOUNT_SID, TWILIO_API_KEY and TWILIO_API_SECRET (or TWILIO_AUTH_TOKEN)"
-            ),
+        let message = format!(
+            "{found}; add [accounts.main] with account_sid, api_key and api_secret, \
+             or set TWILIO_ACCOUNT_SID, TWILIO_API_KEY and TWILIO_API_SECRET (or TWILIO_AUTH_TOKEN)"
         );
+        match report.is_without_secrets() {
+            true => report.warn(&path, message),
+            false => report.fault(&path, message),
+        }
     }
     (accounts.into_iter().flatten().collect(), names)
 }
@@ -387,8 +386,10 @@ fn account(name: &str, table: &mut Table<'_>, sources: &Sources) -> Option<Accou
 
 fn account_sid(table: &mut Table<'_>) -> Option<String> {
     let (report, path) = (table.report(), table.path().key("account_sid"));
-    let field = table.require("account_sid", "set it to the account's SID, AC and 32 hexadecimal digits")?;
-    let sid = field.text("text")?.to_string();
+    let field = table.require("account_sid", "set it to the account's SID, AC and 32 hexadecimal digits");
+    let sid = field.and_then(Field::string);
+    table.record("account_sid", sid.as_ref().map(show::text), None);
+    let sid = sid?;
     if !is_basic_user(&sid) {
         report.fault(&path, NO_BASIC_USER);
         return None;
@@ -428,6 +429,13 @@ fn credential(
         (false, true, _) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
         _ => {}
     }
+    let shown = [
+        ("api_key", key.as_ref().map(|key| show::api_key(&key.text, &key.source))),
+        ("api_secret", secret.as_ref().map(|secret| show::secret(&secret.source))),
+        ("auth_token", token.as_ref().map(|token| show::secret(&token.source))),
+    ];
+    // Only one of the two ways to sign in has a place in the record.
+    shown.into_iter().filter(|(_, value)| value.is_some()).for_each(|(key, value)| table.record(key, value, None));
     let warn_if_literal = |key: &str, secret: &Option<Secret>| {
         if secret.as_ref().is_some_and(|secret| secret.source == secret::SecretSource::Literal) {
             report.warn(
@@ -452,42 +460,92 @@ fn credential(
     Some((username.to_owned(), secret.text.as_str().into(), source))
 }
 
-fn team(name: &str, table: &mut Table<'_>) -> Team {
+fn team(name: &str, table: &mut Table<'_>, sole_account: &str, now: Timestamp) -> Team {
     let (report, path) = (table.report(), table.path().clone());
     if let Err(message) = check_team_name(name) {
         report.fault(&path, message);
     }
-    let tokens = table.take("token_sha256").and_then(Field::one_or_more_texts);
-    if tokens.as_ref().is_some_and(Vec::is_empty) {
-        report.fault(
-            &path.key("token_sha256"),
-            "must not be empty; `insights-gateway token new TEAM` makes one, or leave the key out",
-        );
-    }
-    let mut token_hashes: Vec<[u8; 32]> = Vec::new();
-    for (path, text) in tokens.unwrap_or_default() {
-        let hash = token_sha256(&text, &path, report);
-        // The same token twice in one team is only said twice.
-        token_hashes.extend(hash.filter(|hash| !token_hashes.contains(hash)));
-    }
     Team {
         name: name.to_owned(),
-        // Which one is meant by leaving it out is known when all accounts are.
-        account: table.text("account").unwrap_or_default(),
-        token_sha256: token_hashes,
+        account: table.value("account", sole_account.to_owned(), show::text, Field::string),
+        tokens: table.value("token_sha256", Vec::new(), |all| show::tokens(all), |field| tokens(field, now)),
         requests: table.rate("requests", None),
         upstream: table.rate("upstream", None),
         weight: table.number("weight", 1, 1..=1000),
-        operations: operations(table),
+        operations: table.value(
+            "operations",
+            OperationSet::standard(),
+            |set| show::list(set.iter().map(Permission::as_str)),
+            operations,
+        ),
         policy: table.section("policy", policy),
     }
 }
 
-fn operations(table: &mut Table<'_>) -> OperationSet {
-    let (report, path) = (table.report(), table.path().key("operations"));
-    let Some(texts) = table.take("operations").and_then(|field| field.texts()) else {
-        return OperationSet::standard();
+fn tokens(field: Field<'_>, now: Timestamp) -> Option<Vec<Token>> {
+    let (report, path) = (field.report, field.path.clone());
+    let entries = field.one_or_more("a list of texts")?;
+    if entries.is_empty() {
+        report.fault(&path, "must not be empty; `insights-gateway token new TEAM` makes one, or leave the key out");
+    }
+    let mut tokens: Vec<Token> = Vec::new();
+    for entry in entries {
+        let path = entry.path.clone();
+        let Some(token) = token(entry) else { continue };
+        warn_of_expiry(token, now, &path, report);
+        match tokens.iter().find(|known| known.sha256 == token.sha256) {
+            None => tokens.push(token),
+            // Written twice, which changes nothing.
+            Some(known) if *known == token => {}
+            Some(_) => report.fault(&path, "the same token is listed before with another end; keep one of them"),
+        }
+    }
+    Some(tokens)
+}
+
+/// A hash, or `{ sha256 = "…", expires = "…" }`.
+fn token(entry: Field<'_>) -> Option<Token> {
+    if !matches!(entry.node.value, Value::Table(_)) {
+        return Some(Token { sha256: entry.parsed(parse_sha256)?, expires: None });
+    }
+    entry.table()?.read(|table| {
+        let hash = table.require("sha256", "`insights-gateway token new TEAM` prints it");
+        let hash = hash.and_then(|field| field.parsed(parse_sha256));
+        let expires = table.take("expires").map(|field| field.date_or_text().parsed(parse_expiry));
+        // One that was given and is wrong does not become a token without end.
+        Some(Token { sha256: hash?, expires: expires.map_or(Some(None), |expires| expires.map(Some))? })
+    })
+}
+
+/// RFC 3339, or a date, at whose end in UTC the token ends.
+fn parse_expiry(text: &str) -> Result<Timestamp, &'static str> {
+    let end_of_day = |date: Date| date.tomorrow().ok()?.to_zoned(TimeZone::UTC).ok().map(|end| end.timestamp());
+    let expires = match text.len() {
+        10 => text.parse().ok().and_then(end_of_day),
+        _ => text.parse().ok(),
     };
+    expires.ok_or(
+        "expected a time such as \"2027-01-31T12:00:00Z\", or a date such as \"2027-01-31\", whose end in UTC counts",
+    )
+}
+
+fn warn_of_expiry(token: Token, now: Timestamp, path: &Path, report: &Report) {
+    const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
+    const ADVICE: &str = "`insights-gateway token new TEAM` makes a new one";
+    match token.expires {
+        Some(expires) if expires <= now => {
+            report.warn(path, format!("this token has expired and is not accepted; take it out. {ADVICE}"));
+        }
+        Some(expires) if expires.duration_since(now) <= SOON => {
+            report.warn(path, format!("this token expires at {expires}; list another beside it. {ADVICE}"));
+        }
+        _ => {}
+    }
+}
+
+fn operations(field: Field<'_>) -> Option<OperationSet> {
+    let (report, path) = (field.report, field.path.clone());
+    let texts = field.texts()?;
     if texts.is_empty() {
         report.fault(&path, "must not be empty; leave the key out for metadata, query and jobs");
     }
@@ -500,12 +558,20 @@ fn operations(table: &mut Table<'_>) -> OperationSet {
         }
         permission
     };
-    texts.into_iter().filter_map(permission).collect()
+    Some(texts.into_iter().filter_map(permission).collect())
 }
 
 fn policy(table: &mut Table<'_>) -> Policy {
-    let report = table.report();
-    let deny = table.texts("deny");
+    let filters = |field: Field<'_>| Some(field.tables(required_filter));
+    Policy {
+        deny: table.value("deny", Vec::new(), |deny| show::list(deny), deny),
+        require: table.value("require", Vec::new(), |all| show::required_filters(all), filters),
+    }
+}
+
+fn deny(field: Field<'_>) -> Option<Vec<String>> {
+    let report = field.report;
+    let deny = field.texts()?;
     for (path, pattern) in &deny {
         let stem = pattern.strip_suffix('*').unwrap_or(pattern);
         if stem.contains('*') {
@@ -518,8 +584,7 @@ fn policy(table: &mut Table<'_>) -> Policy {
             report.warn(path, message);
         }
     }
-    let require = table.take("require").map(|field| field.tables(required_filter));
-    Policy { deny: deny.into_iter().map(|(_, pattern)| pattern).collect(), require: require.unwrap_or_default() }
+    Some(deny.into_iter().map(|(_, pattern)| pattern).collect())
 }
 
 fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
@@ -542,7 +607,7 @@ fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
 
 fn cache(table: &mut Table<'_>) -> Cache {
     Cache {
-        capacity: table.size("capacity", 256 * MIB, MIB..=PIB),
+        capacity: table.size(Key::at_start("capacity"), 256 * MIB, MIB..=PIB),
         metadata: table.section("metadata", |table| lifetimes(table, [hours(1), hours(1), hours(24)])),
         query: table.section("query", |table| lifetimes(table, [minutes(1), minutes(5), hours(1)])),
         settled: table.section("settled", |table| Settled {
@@ -554,8 +619,8 @@ fn cache(table: &mut Table<'_>) -> Cache {
             results: table.duration("results", days(7)),
         }),
         disk: table.section("disk", |table| DiskCache {
-            path: table.file("path"),
-            capacity: table.size("capacity", GIB, MIB..=PIB),
+            path: table.file(Key::at_start("path")),
+            capacity: table.size(Key::at_start("capacity"), GIB, MIB..=PIB),
         }),
         errors: table.section("errors", |table| table.duration("fresh", seconds(10))),
     }
@@ -581,28 +646,24 @@ fn retry(table: &mut Table<'_>) -> Retry {
 
 fn circuit(table: &mut Table<'_>) -> Circuit {
     let (report, path) = (table.report(), table.path().key("ratio"));
+    let consecutive = table.number("consecutive", 10, 1..=u32::MAX);
     let ratio = table.fraction("ratio", 0.5, 0.0..=1.0);
     if ratio == 0.0 {
         report.fault(&path, "must be more than 0; 1 opens the circuit only when every attempt fails");
     }
-    Circuit {
-        consecutive: table.number("consecutive", 10, 1..=u32::MAX),
-        ratio,
-        open: table.positive_duration("open", seconds(5)),
-    }
+    Circuit { consecutive, ratio, open: table.positive_duration("open", seconds(5)) }
 }
 
 fn log(table: &mut Table<'_>) -> Log {
     const FORMATS: [(&str, LogFormat); 3] =
         [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
-    let (report, path) = (table.report(), table.path().key("filter"));
-    let filter = table.text("filter").unwrap_or_else(|| "info".to_owned());
-    if EnvFilter::builder().parse(&filter).is_err() {
-        report.fault(&path, "not a filter; write a level such as \"info\", or \"info,insights_gateway=debug\"");
-    }
+    let filter = |text: &str| match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("not a filter; write a level such as \"info\", or \"info,insights_gateway=debug\""),
+    };
     Log {
-        format: table.word("format", &FORMATS).unwrap_or(LogFormat::Auto),
-        filter,
+        format: table.word(Key::at_start("format"), LogFormat::Auto, &FORMATS),
+        filter: table.value(Key::at_start("filter"), "info".to_owned(), show::text, |field| field.parsed(filter)),
         access: table.boolean("access", true),
         hits: table.fraction("hits", 1.0, 0.0..=1.0),
         slow: table.duration("slow", seconds(5)),
@@ -618,5 +679,8 @@ fn audit(table: &mut Table<'_>) -> Option<PathBuf> {
 }
 
 fn telemetry(table: &mut Table<'_>) -> Telemetry {
-    Telemetry { otlp: url(table, "otlp", Paths::Allowed), sample: table.fraction("sample", 0.01, 0.0..=1.0) }
+    Telemetry {
+        otlp: table.optional(Key::at_start("otlp"), show::url, |field| url(field, Paths::Allowed)),
+        sample: table.fraction("sample", 0.01, 0.0..=1.0),
+    }
 }

@@ -1,4 +1,4 @@
-//! The checked values: what every other room is given.
+//! The checked values, which all other modules are given.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use http::{HeaderValue, Uri};
+use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::files::Files;
+use super::record::Record;
 use super::secret::{CredentialSource, SecretSource};
 use crate::core::network::Network;
 use crate::core::units::Rate;
@@ -40,10 +42,19 @@ pub struct Config {
     pub log: Log,
     /// Traces.
     pub telemetry: Telemetry,
-    /// Things that work but deserve a word at start, such as a secret written literally.
+    /// What can be used, but is probably not what the user wants, such as a secret that is written out.
     pub warnings: Vec<String>,
+    /// Every key with its value as it is shown, its default and where it was set.
+    pub record: Record,
     /// The configuration file and every secret, TLS and trust root file, whose change asks for a reload.
     pub files: Files,
+}
+
+impl Config {
+    /// The effective configuration as TOML, see [`Record::show`].
+    pub fn show(&self) -> String {
+        self.record.show()
+    }
 }
 
 /// `[server]`
@@ -120,6 +131,8 @@ pub struct Admin {
     pub token_sha256: Option<[u8; 32]>,
     /// May the admin plane show query texts.
     pub show_queries: bool,
+    /// May the page run queries, as a team that the operator chooses. No effect yet.
+    pub explorer: bool,
 }
 
 /// `[upstream]`
@@ -186,8 +199,8 @@ pub struct Team {
     pub name: String,
     /// Name of the account whose data this team reads.
     pub account: String,
-    /// SHA-256 of each token that is accepted.
-    pub token_sha256: Vec<[u8; 32]>,
+    /// The tokens that are accepted.
+    pub tokens: Vec<Token>,
     /// This team's requests, cached or not.
     pub requests: Option<Rate>,
     /// This team's share of what goes upstream.
@@ -198,6 +211,15 @@ pub struct Team {
     pub operations: OperationSet,
     /// What it may see.
     pub policy: Policy,
+}
+
+/// One entry of `teams.NAME.token_sha256`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// SHA-256 of the token.
+    pub sha256: [u8; 32],
+    /// From this time on it is not accepted.
+    pub expires: Option<Timestamp>,
 }
 
 /// `[teams.NAME.policy]`

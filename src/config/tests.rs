@@ -1,10 +1,11 @@
-//! The room as a whole: sources in, a checked configuration or every fault out.
+//! The module as a whole: sources in, a checked configuration or every fault out.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -134,16 +135,30 @@ fn whole_reference() -> String {
     text.lines().map(switch_on).collect::<Vec<_>>().join("\n")
 }
 
+/// The keys of a TOML text in its order, each with its tables.
+fn keys_of(text: &str) -> Vec<String> {
+    let (mut table, mut keys) = ("", Vec::new());
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            table = name;
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            keys.push(format!("{table}.{key}"));
+        }
+    }
+    keys
+}
+
 #[test]
-fn the_reference_file_names_every_key() {
+fn the_reference_file_has_every_key_in_the_order_of_the_record_with_its_default() {
     let folder = Folder::new();
     let text = whole_reference();
     let file = folder.write("gateway.toml", &text);
     let sources = Sources::default().with_file(file);
-    let report = Report::default();
+    let report = Report::without_secrets();
     let file = sources.file.as_deref().map(super::files::ConfigFile::read);
     let tree = document::read(&sources, file.as_ref(), &report).unwrap();
     sections::read(tree, &sources, &report);
+    // Those within inline tables too.
     let document: toml::Table = text.parse().unwrap();
     for key in report.known_keys() {
         let mut steps = key.split('.');
@@ -155,12 +170,160 @@ fn the_reference_file_names_every_key() {
         });
         assert!(found.flatten().is_some(), "{key} is missing in config/gateway.toml");
     }
+    let record = report.record_so_far();
+    let recorded: Vec<_> = record.entries().iter().map(|entry| entry.path().to_string()).collect();
+    assert_eq!(keys_of(&text), recorded);
+    // What the file shows is the default, but for a few keys where an example says more.
+    let is_example = |entry: &&record::Entry| entry.default.is_some() && entry.value != entry.default;
+    let examples: Vec<_> = record.entries().iter().filter(is_example).map(|entry| entry.path().to_string()).collect();
+    assert_eq!(
+        examples,
+        ["upstream.proxy", "teams.dashboards.token_sha256", "teams.dashboards.policy.require"],
+        "config/gateway.toml shows other values than the defaults"
+    );
     // All that is wrong with it are files and folders that are not there, and the two ways to sign in it shows.
     let faults = report.into_faults().to_string();
     for fault in faults.lines() {
-        let expected = ["cannot be read", "does not exist", "one way to sign in too many", "variable is not set"];
+        let expected = ["cannot be read", "does not exist", "one way to sign in too many"];
         assert!(expected.iter().any(|part| fault.contains(part)), "{fault}");
     }
+}
+
+#[test]
+fn the_handbook_names_the_keys_that_wait_for_a_restart() {
+    let page = fs::read_to_string(reference("../docs/configuration.md")).unwrap();
+    let table = page.split("| key |\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let in_page: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix("` |")).collect();
+    assert_eq!(in_page, load(&account()).unwrap().record.restart_keys());
+}
+
+#[test]
+fn a_key_that_is_read_at_the_start_waits_for_a_restart() {
+    let record = |text: &str| loaded(account(), text).record;
+    let old = record("");
+    let new = record(
+        "[server]\nlisten = ['127.0.0.1:1']\ndrain = '30s'\nmax_body = '2MiB'\n[telemetry]\notlp = 'http://h'\n\
+         [cache.disk]\npath = '/x'\n[log]\naccess = false\nformat = 'json'",
+    );
+    let differ = ["server.listen", "cache.disk.path", "log.format", "telemetry.otlp"];
+    assert_eq!(new.waiting_for_restart(&old), differ);
+    assert_eq!(old.waiting_for_restart(&new), differ);
+    assert_eq!(new.waiting_for_restart(&new), [""; 0]);
+}
+
+#[test]
+fn only_whether_there_is_tls_waits_for_a_restart() {
+    let folder = Folder::new();
+    let cert = folder.write("cert", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n");
+    let other = folder.write("other", "-----BEGIN CERTIFICATE-----\ny\n-----END CERTIFICATE-----\n");
+    let key = folder.write("key", "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----\n");
+    let with = |cert: &Path| {
+        let text = format!("[server]\ntls = {{ cert = '{}', key = '{}' }}", cert.display(), key.display());
+        loaded(account(), &text).record
+    };
+    let without = loaded(account(), "").record;
+    assert_eq!(with(&other).waiting_for_restart(&with(&cert)), [""; 0]);
+    assert_eq!(with(&cert).waiting_for_restart(&without), ["server.tls"]);
+    assert_eq!(without.waiting_for_restart(&with(&cert)), ["server.tls"]);
+}
+
+#[test]
+fn what_differs_from_the_defaults_says_where_it_was_set() {
+    let folder = Folder::new();
+    let text = format!("[cache]\ncapacity = '7MiB'\n[retry]\nattempts = 4\n[teams.t]\ntoken_sha256 = '{HASH}'\n");
+    let file = folder.write("gateway.toml", text);
+    let sources = account()
+        .with_file(&file)
+        .with_variable("INSIGHTS_GATEWAY_LOG__ACCESS", "false")
+        .with_variable("HTTPS_PROXY", "http://egress.example:3128")
+        .with_flag("server.drain", "1s");
+    let file = file.display();
+    let expected = format!(
+        "[server]\ndrain = \"1s\" # from flags\n\n\
+         [upstream]\nproxy = \"http://egress.example:3128\" # from environment: HTTPS_PROXY\n\n\
+         [accounts.default]\naccount_sid = \"{SID}\" # from environment: TWILIO_ACCOUNT_SID\n\
+         api_key = {{ env = \"TWILIO_API_KEY\" }} # masked, from environment: TWILIO_API_KEY\n\
+         api_secret = {{ env = \"TWILIO_API_SECRET\" }} # masked, from environment: TWILIO_API_SECRET\n\n\
+         [teams.t]\ntoken_sha256 = [\"{HASH}\"] # from {file}:6\n\n\
+         [cache]\ncapacity = \"7MiB\" # from {file}:2\n\n\
+         [log]\naccess = false # from environment: INSIGHTS_GATEWAY_LOG__ACCESS\n"
+    );
+    assert_eq!(load(&sources).unwrap().record.diff(), expected);
+}
+
+#[test]
+fn a_check_without_secrets_reads_none_and_finds_everything_else() {
+    let folder = Folder::new();
+    let cert = folder.write("cert", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n");
+    let account = "api_key = { env = 'NO' }\napi_secret = { file = '/nowhere/secret' }\n";
+    let text = |more: &str| format!("[accounts.main]\naccount_sid = '{SID}'\n{account}{more}");
+    let check = |text: &str| check_without_secrets(&Sources::default().with_file(folder.write("gateway.toml", text)));
+    let tls = format!("[server]\ntls = {{ cert = '{}', key = '/nowhere/key' }}\n", cert.display());
+    let proxy = "[upstream]\nproxy = { url = 'http://user@egress:1', password = { credential = 'egress' } }\n";
+    let (record, warnings) = check(&text(&format!("{tls}{proxy}"))).unwrap_or_else(|faults| panic!("{faults}"));
+    assert!(warnings.is_empty(), "{warnings:?}");
+    for line in [
+        "api_key = { env = \"NO\" } # masked",
+        "api_secret = { file = \"/nowhere/secret\" } # masked",
+        "proxy = { url = \"http://user@egress:1\", password = { credential = \"egress\" } } # masked",
+    ] {
+        assert!(record.show().contains(line), "{line}\n{}", record.show());
+    }
+    // Where the account comes from the environment, it may be unknown here.
+    let (_, warnings) = check("").unwrap_or_else(|faults| panic!("{faults}"));
+    assert!(warnings.len() == 1 && warnings[0].contains("no account is known"), "{warnings:?}");
+    for (more, part) in [
+        ("[cache]\ncapacity = '1'", "cache.capacity: "),
+        ("auth_token = { flie = 'x' }", "auth_token.flie: "),
+        ("[teams.t]\naccount = 'mian'", "did you mean main?"),
+        ("[upstream]\nca_file = '/nowhere'", "upstream.ca_file: this file cannot be read"),
+    ] {
+        let faults = check(&text(more)).unwrap_err().to_string();
+        assert!(faults.contains(part), "{more}: {faults}");
+    }
+}
+
+#[test]
+fn tokens_may_expire() {
+    let other = HASH.replace('e', "a");
+    let tokens = |entries: &str| loaded(account(), &format!("[teams.t]\ntoken_sha256 = {entries}\n"));
+    let expires = |entry: &str| {
+        let config = tokens(&format!("['{other}', {{ sha256 = '{HASH}', expires = {entry} }}]"));
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        assert_eq!(loaded(account(), &config.show()).teams[0].tokens, config.teams[0].tokens);
+        let [without, with] = config.teams[0].tokens[..] else { panic!("two tokens") };
+        assert_eq!(without.expires, None);
+        with.expires.unwrap().to_string()
+    };
+    assert_eq!(expires("'2999-01-31T12:00:00Z'"), "2999-01-31T12:00:00Z");
+    assert_eq!(expires("'2999-01-31T12:00:00+02:00'"), "2999-01-31T10:00:00Z");
+    assert_eq!(expires("2999-01-31T12:00:00Z"), "2999-01-31T12:00:00Z");
+    for date in ["'2999-01-31'", "2999-01-31"] {
+        assert_eq!(expires(date), "2999-02-01T00:00:00Z", "the end of that day");
+    }
+    let now = Timestamp::try_from(crate::core::clock::Clock::new().wall_now()).unwrap();
+    let warnings = |expires: Timestamp| tokens(&format!("{{ sha256 = '{HASH}', expires = '{expires}' }}")).warnings;
+    let hours = jiff::SignedDuration::from_hours;
+    assert!(warnings(now - hours(1))[0].contains(":2: teams.t.token_sha256: this token has expired"));
+    assert!(warnings(now + hours(13 * 24))[0].contains("this token expires at "));
+    assert!(warnings(now + hours(15 * 24)).is_empty());
+}
+
+#[test]
+fn faults_in_tokens_that_expire() {
+    let entry = |entry: &str| format!("[teams.t]\ntoken_sha256 = [{entry}]\n");
+    let at = "2: teams.t.token_sha256[0]";
+    for expires in
+        ["'tomorrow'", "'2999-01-31T12:00:00'", "'2999-02-30'", "'9999-12-31'", "''", "1", "true", "12:00:00"]
+    {
+        assert_one_fault(&entry(&format!("{{ sha256 = '{HASH}', expires = {expires} }}")), at, ".expires: ");
+    }
+    assert_one_fault(&entry("{ expires = '2999-01-31' }"), at, ".sha256: missing");
+    assert_one_fault(&entry("{ sha256 = 'x', expires = '2999-01-31' }"), at, ".sha256: expected the SHA-256");
+    assert_one_fault(&entry(&format!("{{ sha256 = '{HASH}', expire = '2999-01-31' }}")), at, "mean expires?");
+    let twice = format!("'{HASH}', {{ sha256 = '{HASH}', expires = '2999-01-31' }}");
+    assert_one_fault(&entry(&twice), "2: teams.t.token_sha256[1]: ", "another end");
+    assert_eq!(loaded(account(), &entry(&format!("'{HASH}', '{HASH}'"))).teams[0].tokens.len(), 1);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::num::NonZeroU32;
 use std::ops::Add;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -53,10 +54,19 @@ pub const MAX_HEAD: usize = 32 * 1024;
 pub struct Caller {
     /// Who it is.
     pub team: Arc<Team>,
-    /// SHA-256 of each token that proves it.
-    pub token_sha256: Vec<[u8; 32]>,
+    /// The tokens that prove it.
+    pub tokens: Vec<AcceptedToken>,
     /// Its requests, cached or not.
     pub requests: Option<Rate>,
+}
+
+/// A token that proves who calls, until it expires.
+#[derive(Debug, Clone, Copy)]
+pub struct AcceptedToken {
+    /// SHA-256 of the token.
+    pub sha256: [u8; 32],
+    /// From this time of the wall clock on it is not accepted; `None`: it does not expire.
+    pub expires: Option<SystemTime>,
 }
 
 /// Who is let in.
@@ -320,7 +330,9 @@ impl AccessControl {
         let presented = PresentedToken::read(presented)
             .ok_or_else(|| unauthenticated("the Authorization header is neither Bearer nor Basic"))?;
         let known = self.authenticate(&presented).ok_or_else(|| {
-            unauthenticated("the team or its token is not known; ask whoever operates the gateway for a new one")
+            unauthenticated(
+                "the team or its token is not known, or the token has expired; ask whoever operates the gateway for a new one",
+            )
         })?;
         match certified {
             Some(certified) if certified.caller.team.name != known.caller.team.name => {
@@ -349,9 +361,11 @@ impl AccessControl {
         // All are compared, so that the time tells nothing about which matched or how far.
         let mut found = None;
         for known in &self.callers {
-            for expected in &known.caller.token_sha256 {
-                let equal = verify_slices_are_equal(hash.as_ref(), expected).is_ok();
-                if equal && presented.team.as_deref().is_none_or(|team| *team == *known.caller.team.name) {
+            for expected in &known.caller.tokens {
+                let equal = verify_slices_are_equal(hash.as_ref(), &expected.sha256).is_ok();
+                let is_valid = || expected.expires.is_none_or(|expires| self.clock.wall_now() < expires);
+                if equal && is_valid() && presented.team.as_deref().is_none_or(|team| *team == *known.caller.team.name)
+                {
                     found = Some(known);
                 }
             }

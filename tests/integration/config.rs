@@ -41,7 +41,7 @@ fn file(text: &str) -> (TempDir, PathBuf) {
 #[test]
 fn check_prints_what_is_in_effect_without_secrets() {
     let (code, page, errors) = run(with_account(&mut gateway(&["check"])));
-    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!((code, errors.as_str()), (Some(0), "OK\n"));
     assert!(page.contains("[accounts.default]") && page.contains("max_body = \"1MiB\""), "{page}");
     assert!(page.contains("api_secret = { env = \"TWILIO_API_SECRET\" } # masked"), "{page}");
     assert!(!page.contains(SECRET));
@@ -57,7 +57,7 @@ fn check_warns_of_a_literal_secret_without_repeating_it() {
     assert_eq!(code, Some(0), "{errors}");
     assert!(page.contains("api_secret = \"********\""), "{page}");
     let start = format!("warning: {}:4: accounts.a.api_secret: ", path.display());
-    assert!(errors.starts_with(&start), "{errors}");
+    assert!(errors.starts_with(&start) && errors.ends_with("\n0 faults, 1 warning\n"), "{errors}");
     assert!(!page.contains(SECRET) && !errors.contains(SECRET));
 }
 
@@ -83,6 +83,11 @@ fn check_and_serve_report_every_fault_with_line_and_suggestion() {
                 .to_owned(),
         ];
         assert_eq!(lines[..expected.len()], expected, "{errors}");
+        let last = match subcommand {
+            "check" => "5 faults, 0 warnings",
+            _ => "insights-gateway: 5 faults in the configuration, nothing was started",
+        };
+        assert_eq!(lines[expected.len()..], [last], "{errors}");
         assert!(!errors.contains(SECRET), "{errors}");
     }
 }
@@ -105,9 +110,49 @@ fn a_flag_beats_the_environment_and_that_beats_the_file() {
 }
 
 #[test]
+fn check_prints_what_differs_from_the_defaults_and_where_it_was_set() {
+    let (_folder, path) = file("[cache]\ncapacity = '1MiB'\n[server]\ndrain = '30s'\nbody_timeout = '1s'\n");
+    let mut command = gateway(&["check", "--diff", "--set=retry.attempts=2", "--config"]);
+    command.arg(&path).env("INSIGHTS_GATEWAY_ADMIN__SHOW_QUERIES", "true");
+    let (code, page, errors) = run(with_account(&mut command));
+    assert_eq!((code, errors.as_str()), (Some(0), "OK\n"));
+    let path = path.display();
+    for line in [
+        format!("[server]\nbody_timeout = \"1s\" # from {path}:5\n"),
+        "\n[admin]\nshow_queries = true # from environment: INSIGHTS_GATEWAY_ADMIN__SHOW_QUERIES\n".to_owned(),
+        "\napi_secret = { env = \"TWILIO_API_SECRET\" } # masked, from environment: TWILIO_API_SECRET\n".to_owned(),
+        format!("\n[cache]\ncapacity = \"1MiB\" # from {path}:2\n"),
+        "\n[retry]\nattempts = 2 # from flags\n".to_owned(),
+    ] {
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+    assert!(!page.contains("drain") && !page.contains("is not set") && !page.contains(SECRET), "{page}");
+    page.parse::<toml::Table>().unwrap();
+}
+
+#[test]
+fn check_without_secrets_works_where_they_are_not() {
+    let text = format!(
+        "[accounts.a]\naccount_sid = '{SID}'\napi_key = {{ env = 'NOT_HERE' }}\n\
+         api_secret = {{ file = '/nowhere/secret' }}\n"
+    );
+    let (_folder, path) = file(&text);
+    let (code, page, errors) = run(gateway(&["check", "--config"]).arg(&path));
+    assert_eq!((code, page.as_str()), (Some(64), ""));
+    assert!(errors.ends_with("\n2 faults, 0 warnings\n"), "{errors}");
+    let (code, page, errors) = run(gateway(&["check", "--without-secrets", "--config"]).arg(&path));
+    assert_eq!((code, errors.as_str()), (Some(0), "OK\n"));
+    assert!(page.contains("api_secret = { file = \"/nowhere/secret\" } # masked"), "{page}");
+    fs::write(&path, format!("{text}rate = '5'\n")).unwrap();
+    let (code, page, errors) = run(gateway(&["check", "--without-secrets", "--config"]).arg(&path));
+    assert_eq!((code, page.as_str()), (Some(64), ""));
+    assert!(errors.contains(":5: accounts.a.rate: ") && errors.ends_with("\n1 fault, 0 warnings\n"), "{errors}");
+}
+
+#[test]
 fn an_empty_config_variable_counts_as_unset() {
     let (code, _, errors) = run(with_account(gateway(&["check"]).env("INSIGHTS_GATEWAY_CONFIG", "")));
-    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!((code, errors.as_str()), (Some(0), "OK\n"));
 }
 
 #[test]

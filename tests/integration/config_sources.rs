@@ -49,7 +49,7 @@ fn a_configuration_from_a_pipe_is_read_whole_and_once() {
         "mkfifo \"$1.fifo\"; (sleep 0.3; cat \"$1\" > \"$1.fifo\") & \"$0\" check --config \"$1.fifo\"; code=$?; rm \"$1.fifo\"; exit $code",
     ] {
         let (code, page, errors) = shell(script, &good);
-        assert_eq!((code, errors.as_str()), (Some(0), ""), "{script}");
+        assert_eq!((code, errors.as_str()), (Some(0), "OK\n"), "{script}");
         assert!(page.contains("capacity = \"7MiB\""), "{script}: {page}");
         let (code, page, errors) = shell(script, &bad);
         assert_eq!((code, page.as_str()), (Some(64), ""), "{script}");

@@ -81,18 +81,6 @@ fn the_handbook_lists_the_endpoints_that_the_gateway_routes_by() {
 }
 
 #[test]
-fn the_handbook_names_the_keys_that_wait_for_a_restart() {
-    let code = fs::read_to_string(root().join("src/gateway.rs")).unwrap();
-    let list = code.split("fn fixed_keys_that_differ").nth(1).unwrap();
-    let in_code: Vec<_> = list.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()).collect();
-    let page = page("configuration.md");
-    let table = page.split("| key |\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let in_page: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix("` |")).collect();
-    assert!(in_code.len() > 5, "{in_code:?}");
-    assert_eq!(in_page, in_code);
-}
-
-#[test]
 fn the_handbook_lists_every_section_of_the_configuration() {
     let reference = fs::read_to_string(root().join("config/gateway.toml")).unwrap();
     let name = |line: &str| {

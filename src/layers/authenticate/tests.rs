@@ -18,21 +18,17 @@ fn sha256(token: &str) -> [u8; 32] {
 }
 
 fn caller(name: &str, tokens: &[&str]) -> Caller {
-    let token_sha256 = tokens.iter().map(|token| sha256(token)).collect();
-    Caller { team: Arc::new(Team::example(name)), token_sha256, requests: None }
+    let tokens = tokens.iter().map(|token| AcceptedToken { sha256: sha256(token), expires: None }).collect();
+    Caller { team: Arc::new(Team::example(name)), tokens, requests: None }
 }
 
 fn layer(callers: Callers) -> AuthenticateLayer {
+    layer_of(callers, Clock::new())
+}
+
+fn layer_of(callers: Callers, clock: Clock) -> AuthenticateLayer {
     let origins = [Origin::parse("https://listed.example").unwrap()];
-    AuthenticateLayer::new(
-        callers,
-        &origins,
-        true,
-        &TeamRates::default(),
-        &|_| None,
-        AuthFailureDelay::new(8),
-        Clock::new(),
-    )
+    AuthenticateLayer::new(callers, &origins, true, &TeamRates::default(), &|_| None, AuthFailureDelay::new(8), clock)
 }
 
 fn request(path: &str) -> http::request::Builder {
@@ -192,6 +188,28 @@ async fn a_team_has_its_own_rate() {
 
 fn with_certificate(names: &[&str]) -> Peer {
     Peer::default().with_names(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_has_expired_is_not_accepted() {
+    let clock = Clock::simulated();
+    let expires = Some(clock.wall_now() + 60 * S);
+    let mut brief = caller("a", &["token-1", "token-2"]);
+    brief.tokens[0].expires = expires;
+    let layer = layer_of(Callers::Teams(vec![brief]), clock);
+    let by = async |token: &str| {
+        let bearer =
+            authorize(&layer, request(METADATA).header(header::AUTHORIZATION, format!("Bearer {token}"))).await;
+        let with_name = request(METADATA).header(header::AUTHORIZATION, basic("a", token));
+        assert_eq!(authorize(&layer, with_name).await, bearer);
+        bearer
+    };
+    assert_eq!(by("token-1").await.unwrap(), "a");
+    advance(59 * S).await;
+    assert_eq!(by("token-1").await.unwrap(), "a");
+    advance(S).await;
+    assert_eq!(by("token-1").await, Err(Reason::Unauthenticated));
+    assert_eq!(by("token-2").await.unwrap(), "a", "the other one does not expire");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,151 @@
+//! The record of a configuration: every key that was read, with its effective value, its default and where it was set.
+//!
+//! The reader writes it while it reads, so a key is declared once, where it is read. What is shown, what differs from
+//! the defaults and what waits for a restart all come from here.
+
+use super::fault::{Path, Place};
+use super::show;
+
+/// When a new value takes effect, where that is not at the reload that brings it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restart {
+    /// A reload is enough.
+    Never,
+    /// Any change waits for a restart.
+    OnChange,
+    /// Only setting it or leaving it out waits for a restart.
+    OnPresence,
+}
+
+/// A key as it is declared by whoever reads it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    restart: Restart,
+}
+
+impl From<&'static str> for Key {
+    fn from(name: &'static str) -> Self {
+        Self { name, restart: Restart::Never }
+    }
+}
+
+impl Key {
+    /// A key that is read at the start only.
+    pub(super) const fn at_start(name: &'static str) -> Self {
+        Self { name, restart: Restart::OnChange }
+    }
+
+    /// A key of which a reload applies every change, but not setting it or leaving it out.
+    pub(super) const fn present_at_start(name: &'static str) -> Self {
+        Self { name, restart: Restart::OnPresence }
+    }
+}
+
+/// One key of a configuration. Values are TOML, secrets masked.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    path: Path,
+    restart: Restart,
+    /// `None`: not set.
+    pub(super) value: Option<String>,
+    /// `None`: there is no default.
+    pub(super) default: Option<String>,
+    /// `None`: nowhere, so it has its default.
+    origin: Option<Place>,
+}
+
+impl Entry {
+    /// `key` of the table at `table`.
+    pub(super) fn new(table: &Path, key: Key, value: Option<String>, default: Option<String>) -> Self {
+        Self { path: table.key(key.name), restart: key.restart, value, default, origin: None }
+    }
+
+    /// The same, set at this place, where one is known.
+    pub(super) fn with_origin(self, origin: Option<Place>) -> Self {
+        Self { origin, ..self }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn line(&self) -> String {
+        let key = self.path.last_key().unwrap_or_default();
+        match &self.value {
+            Some(value) => format!("{key} = {value}"),
+            None => format!("# {key} is not set"),
+        }
+    }
+
+    fn line_with_origin(&self) -> String {
+        let line = self.line();
+        let Some(origin) = &self.origin else { return line };
+        let separator = if line.ends_with(show::MASKED) { "," } else { " #" };
+        format!("{line}{separator} from {origin}")
+    }
+
+    /// Does the new value of this key wait for a restart of a gateway that runs with `old`.
+    fn waits(&self, old: &Self) -> bool {
+        match self.restart {
+            Restart::Never => false,
+            Restart::OnChange => self.value != old.value,
+            Restart::OnPresence => self.value.is_some() != old.value.is_some(),
+        }
+    }
+}
+
+/// Every key of a configuration that was read, in the order of the reference file. Holds no secret.
+#[derive(Debug, Clone, Default)]
+pub struct Record(Vec<Entry>);
+
+impl Record {
+    pub(super) fn add(&mut self, entry: Entry) {
+        self.0.push(entry);
+    }
+
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+
+    /// The effective configuration as TOML: every key with its value, defaults included. A secret is shown as the
+    /// place where it is kept, or masked where it was written out.
+    pub fn show(&self) -> String {
+        page(self.0.iter(), Entry::line)
+    }
+
+    /// As [`show`](Self::show), but only the keys whose value is not the default, each with where it was set.
+    pub fn diff(&self) -> String {
+        page(self.0.iter().filter(|entry| entry.value != entry.default), Entry::line_with_origin)
+    }
+
+    /// The keys whose new value waits for a restart of a gateway that runs with `old`.
+    pub fn waiting_for_restart(&self, old: &Self) -> Vec<String> {
+        let waits = |entry: &&Entry| old.0.iter().any(|old| old.path == entry.path && entry.waits(old));
+        self.0.iter().filter(waits).map(|entry| entry.path.to_string()).collect()
+    }
+
+    /// All keys of which a change waits for a restart.
+    pub fn restart_keys(&self) -> Vec<String> {
+        let keys = self.0.iter().filter(|entry| entry.restart != Restart::Never);
+        keys.map(|entry| entry.path.to_string()).collect()
+    }
+}
+
+/// One line an entry, below the headers of their tables.
+fn page<'e>(entries: impl Iterator<Item = &'e Entry>, line: impl Fn(&Entry) -> String) -> String {
+    let (mut page, mut current) = (String::new(), None);
+    for entry in entries {
+        let table = entry.path.parent();
+        if table != current {
+            let gap = if page.is_empty() { "" } else { "\n" };
+            let name = table.as_ref().map(ToString::to_string).unwrap_or_default();
+            page.push_str(&format!("{gap}[{name}]\n"));
+            current = table;
+        }
+        page.push_str(&line(entry));
+        page.push('\n');
+    }
+    page
+}
