@@ -8,12 +8,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
-use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::audit::{AuditLog, Record};
@@ -22,6 +20,7 @@ use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
 use crate::core::request_id::{self, REQUEST_ID};
 use crate::metrics::HotRequests;
+use crate::request::body::ResponseBody;
 use crate::request::context::RequestContext;
 use crate::request::incoming::IncomingRequest;
 use crate::semantics::trace::TraceContext;
@@ -107,12 +106,12 @@ impl<S> Observe<S> {
 
 impl<S, B> Service<Request<B>> for Observe<S>
 where
-    S: Service<IncomingRequest<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S: Service<IncomingRequest<B>, Response = Response<ResponseBody>, Error = Infallible>,
     S::Future: Send + 'static,
 {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+    type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -200,7 +199,7 @@ impl Drop for Watch {
 }
 
 impl Watch {
-    fn end(&mut self, response: &Response<Full<Bytes>>) {
+    fn end(&mut self, response: &Response<ResponseBody>) {
         self.ended = Some((response.status(), response.body().size_hint().exact().unwrap_or_default()));
     }
 
