@@ -22,11 +22,13 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use self::record::Record;
+use self::record::Record;
 use self::room::Room;
 use self::writer::Writer;
 use crate::config;
+use crate::core::clock::Clock;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
+use crate::request::ended::{RequestEnded, RequestSubscriber};
 
 /// How long the end of the process waits for the last records.
 const LAST: Duration = Duration::from_secs(2);
@@ -85,12 +87,23 @@ struct Inner {
     sender: OnceLock<Sender<Message>>,
     room: Arc<Room>,
     metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl RequestSubscriber for AuditLog {
+    fn ended(&self, request: &RequestEnded) {
+        self.record(Record::of(request, self.0.clock));
+    }
+
+    fn reads_query(&self) -> bool {
+        true
+    }
 }
 
 impl AuditLog {
     /// Without a file yet. Counts records in `metrics`.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { sender: OnceLock::new(), room: Arc::default(), metrics }))
+    pub fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self(Arc::new(Inner { sender: OnceLock::new(), room: Arc::default(), metrics, clock }))
     }
 
     /// From now on records go to `file`. What was recorded before still goes to the one before.
@@ -103,8 +116,7 @@ impl AuditLog {
         let _ = sender.map(|sender| sender.send(Message::File(file)));
     }
 
-    /// One request has ended.
-    pub fn record(&self, record: Record) {
+    fn record(&self, record: Record) {
         if !self.0.sender.get().is_some_and(|sender| self.send(sender, record)) {
             count(&self.0.metrics, "dropped", 1);
         }

@@ -10,9 +10,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::accounts::Team;
+use crate::core::clock::Clock;
 use crate::core::escape;
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
+use crate::request::ended::RequestEnded;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::query::{self, Place, Query};
 
@@ -20,33 +22,34 @@ use crate::twilio::query::{self, Place, Query};
 const MOST_NAMES: usize = 100;
 const LONGEST_NAME: usize = 128;
 
-/// A request that has ended.
+/// What a line says of a request that has ended. It holds the query apart from the context, so that the memory is free
+/// again where there is no room for it.
 #[derive(Debug)]
-pub struct Record {
+pub(super) struct Record {
     /// When its head was complete.
-    pub received: SystemTime,
+    pub(super) received: SystemTime,
     /// Its id, as the client was told.
-    pub request_id: HeaderValue,
+    pub(super) request_id: HeaderValue,
     /// Where it came from.
-    pub peer: Arc<Peer>,
+    pub(super) peer: Arc<Peer>,
     /// Who asked, if that became known.
-    pub team: Option<Arc<Team>>,
+    pub(super) team: Option<Arc<Team>>,
     /// What for, if that became known.
-    pub operation: Option<Operation>,
+    pub(super) operation: Option<Operation>,
     /// Its method.
-    pub method: Method,
+    pub(super) method: Method,
     /// The query in canonical form, as the client asked it.
-    pub query: Option<Bytes>,
+    pub(super) query: Option<Bytes>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub(super) outcome: Outcome,
     /// The HTTP status.
-    pub status: u16,
+    pub(super) status: u16,
     /// Why the gateway refused or failed; empty where it did not.
-    pub reason: &'static str,
+    pub(super) reason: &'static str,
     /// Bytes of the answer's body.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// From the request's head to the answer's.
-    pub took: Duration,
+    pub(super) took: Duration,
 }
 
 #[derive(Serialize)]
@@ -103,6 +106,24 @@ pub(super) struct Fields {
 }
 
 impl Record {
+    pub(super) fn of(request: &RequestEnded, clock: Clock) -> Self {
+        let head = &request.context.head;
+        Self {
+            received: clock.wall(request.received),
+            request_id: head.id.clone(),
+            peer: Arc::clone(&head.peer),
+            team: request.team().cloned(),
+            operation: request.operation(),
+            method: head.method.clone(),
+            query: request.context.query().cloned(),
+            outcome: request.outcome,
+            status: request.status,
+            reason: request.reason(),
+            bytes: request.bytes,
+            took: request.took(),
+        }
+    }
+
     /// Bytes that it takes while it waits.
     pub(super) fn weight(&self) -> usize {
         size_of::<Self>() + self.query.as_ref().map_or(0, Bytes::len)

@@ -161,7 +161,7 @@ async fn nobody_waits_for_a_disk_and_what_finds_no_room_is_counted() {
         }
     }
     let metrics = Metrics::new();
-    let log = AuditLog::new(Arc::clone(&metrics));
+    let log = AuditLog::new(Arc::clone(&metrics), Clock::new());
     let (let_on, gate) = channel();
     log.switch(Some(AuditFile(Box::new(Stuck(gate)))));
     let large = " ".repeat(1 << 20);
@@ -200,7 +200,7 @@ fn a_line_without_its_names_says_so() {
 #[tokio::test]
 async fn a_switch_parts_what_came_before_from_what_comes_after() {
     let metrics = Metrics::new();
-    let log = AuditLog::new(Arc::clone(&metrics));
+    let log = AuditLog::new(Arc::clone(&metrics), Clock::new());
     log.record(record("{}"));
     assert_eq!(counted(&metrics, "dropped"), 1, "there is no file yet");
     let (one, two) = (Disk::new(10_000), Disk::new(10_000));

@@ -22,10 +22,9 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::backoff::Backoff;
-use crate::core::clock::{Clock, Instant};
-use crate::core::outcome::Outcome;
+use crate::core::clock::Clock;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
-use crate::request::context::RequestContext;
+use crate::request::ended::{RequestEnded, RequestSubscriber};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
 
@@ -45,35 +44,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long the end of the process waits for the last spans.
 const LAST: Duration = Duration::from_secs(2);
 
-/// What is known of a request at its end.
-#[derive(Debug)]
-pub struct Finished {
-    /// What happened to it.
-    pub context: Arc<RequestContext>,
-    /// When its head was complete.
-    pub received: Instant,
-    /// When its answer's head was, or when its client left.
-    pub ended: Instant,
-    /// Its id in the log.
-    pub request_id: HeaderValue,
-    /// Its method.
-    pub method: Method,
-    /// Its path. What follows is not told: page tokens are nobody else's business.
-    pub target: Option<PathAndQuery>,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// With this status.
-    pub status: u16,
-    /// And so many bytes of body.
-    pub bytes: u64,
-}
-
-impl Finished {
-    /// The status of a request whose client left, as nginx writes it: no client ever sees it.
-    pub const CLIENT_LEFT: u16 = 499;
-}
-
-/// Takes finished requests. Cheap to clone; all clones are one.
+/// Takes requests that have ended. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Exporter {
     queue: mpsc::Sender<Message>,
@@ -82,9 +53,17 @@ pub struct Exporter {
 
 #[derive(Debug)]
 enum Message {
-    Finished(Finished),
+    Ended(RequestEnded),
     /// Send what there is, and tell.
     Close(oneshot::Sender<()>),
+}
+
+impl RequestSubscriber for Exporter {
+    fn ended(&self, request: &RequestEnded) {
+        if request.is_traced {
+            self.offer(request.clone());
+        }
+    }
 }
 
 impl Exporter {
@@ -105,10 +84,10 @@ impl Exporter {
     }
 
     /// Takes a request, unless too many wait already.
-    pub fn offer(&self, finished: Finished) {
+    fn offer(&self, request: RequestEnded) {
         use mpsc::error::TrySendError::{Closed, Full};
-        if let Err(Full(Message::Finished(lost)) | Closed(Message::Finished(lost))) =
-            self.queue.try_send(Message::Finished(finished))
+        if let Err(Full(Message::Ended(lost)) | Closed(Message::Ended(lost))) =
+            self.queue.try_send(Message::Ended(request))
         {
             count(&self.metrics, "dropped", spans::of(&lost).len());
         }
@@ -173,12 +152,12 @@ impl Worker {
     }
 
     /// Adds to the batch for a while; says so if that was the last one.
-    async fn gather(&mut self, first: Message, batch: &mut Vec<Finished>) -> Option<oneshot::Sender<()>> {
+    async fn gather(&mut self, first: Message, batch: &mut Vec<RequestEnded>) -> Option<oneshot::Sender<()>> {
         let until = self.clock.now() + GATHER;
         let mut message = first;
         loop {
             match message {
-                Message::Finished(finished) => batch.push(finished),
+                Message::Ended(request) => batch.push(request),
                 Message::Close(tell) => return Some(tell),
             }
             if batch.len() >= BATCH {
@@ -188,7 +167,7 @@ impl Worker {
         }
     }
 
-    async fn export(&mut self, batch: &[Finished]) {
+    async fn export(&mut self, batch: &[RequestEnded]) {
         let requests: Vec<_> = batch.iter().map(spans::of).collect();
         let (bytes, spans) = (otlp::encode(&requests, self.clock), requests.iter().map(Vec::len).sum());
         let sent = self.deliver(bytes.into()).await;
