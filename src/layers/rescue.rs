@@ -91,6 +91,7 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseB
     let _ = context.outcome.set(reason.outcome());
     let _ = context.reason.set(reason);
     if let Some(cause) = std::error::Error::source(error) {
+        let _span = context.span().entered();
         tracing::debug!(reason = reason.as_str(), cause = chain(cause), "{error}");
     }
     const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
+use tracing::Span;
 
 use crate::accounts::Team;
 use crate::core::clock::{Clock, Instant};
@@ -19,6 +20,9 @@ use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
 use crate::semantics::trace::{SpanId, TraceContext};
 use crate::twilio::endpoint::Operation;
+
+/// The target of the spans that carry the request id.
+pub const SPAN_TARGET: &str = "insights_gateway::request";
 
 /// What a request says of itself before it is routed.
 #[derive(Debug, Clone)]
@@ -152,6 +156,29 @@ impl RequestContext {
     pub fn new(head: RequestHead, trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
         let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
         Self { head, trace: trace.map(Box::new), recording, ..Self::default() }
+    }
+
+    /// Of the refresh that this request begins behind its own response. Log lines carry the request's id; what the
+    /// refresh waits for and tries is not the request's.
+    #[must_use]
+    pub fn of_refresh(&self) -> Self {
+        Self { head: self.head.clone(), team: self.team.clone(), ..Self::default() }
+    }
+
+    /// The span of log lines about this request, so that each can be joined to the access line by `request_id`.
+    ///
+    /// Created where a request leaves the path of a hit, and only where [`SPAN_TARGET`] is enabled. It is an error span,
+    /// since warnings and errors have to carry the id too.
+    pub fn span(&self) -> Span {
+        let team = self.team.get();
+        tracing::error_span!(
+            target: SPAN_TARGET,
+            parent: None,
+            "request",
+            request_id = self.head.id(),
+            team = team.map(|team| &*team.name),
+            account = team.map(|team| &*team.account.name),
+        )
     }
 
     /// From now on the query is kept, because a subscriber reads it at the end.

@@ -25,6 +25,7 @@ use jiff::Timestamp;
 use memchr::memmem;
 use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
+use tracing::Instrument;
 
 use self::cache_status::{Forward, KeyParam};
 pub use self::disk::{DiskSettings, DiskView};
@@ -126,7 +127,8 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         if call.directives.cache.no_store && !call.directives.cache.only_if_cached {
-            return Either::Right(Box::pin(bypass(S::clone(&self.inner), call, self.layer.clock)));
+            let span = call.context.span();
+            return Either::Right(Box::pin(bypass(S::clone(&self.inner), call, self.layer.clock).instrument(span)));
         }
         let now = self.layer.clock.moment();
         let entry = self.layer.store.page(&call.key);
@@ -173,7 +175,7 @@ where
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
         let set = self.layer.membership(&call);
         self.layer.store.flights.refresh((key, Kind::Any), Flown::of(&call, set.result_set()), |guard, waiters| {
-            let call = Call { context: Arc::default(), ..call };
+            let call = Call { context: Arc::new(call.context.of_refresh()), ..call };
             let (flight, layer) = (self.flight(call, set, guard, waiters, delay), Arc::clone(&self.layer));
             Box::pin(async move {
                 flight.await;
@@ -344,7 +346,9 @@ where
         delay: Duration,
     ) -> BoxFuture<'static, ()> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
-        Box::pin(async move {
+        // Whoever shares the flight, its log lines carry the id of the request that began it.
+        let span = call.context.span();
+        let flight = async move {
             if !delay.is_zero() {
                 let begun = layer.clock.now();
                 tokio::select! {
@@ -368,7 +372,8 @@ where
                 Err(error) => FlightResult { result: Err(error), stored: false, age: None },
             };
             guard.finish(finished);
-        })
+        };
+        Box::pin(flight.instrument(span))
     }
 }
 
