@@ -33,7 +33,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        // The writer is reached through two pointers to functions, so it gets the line whole.
+        // Each write goes through two dynamic calls, so the line is written at once.
         let mut line = Line::new(",", USUAL);
         line.text.push_str("{\"timestamp\":\"");
         line.timestamp(Timestamp::now());
@@ -64,7 +64,7 @@ impl<'a> FormatFields<'a> for JsonLines {
     }
 }
 
-/// Bytes that an access line seldom exceeds.
+/// Most access lines are shorter than this.
 const USUAL: usize = 512;
 
 /// A line that is being written.
@@ -79,8 +79,8 @@ impl Line {
         Self { text: String::with_capacity(capacity), separator }
     }
 
-    /// Adds the fields of a span, but for those whose names the line has already. Outside of strings quotation marks
-    /// surround names and values, and within strings they are escaped: what looks like a name is one.
+    /// Adds the fields of a span, except those whose names the line has already. Quotation marks within strings are
+    /// escaped, so text that looks like `,"name":` is a name.
     fn add(&mut self, fields: &str) {
         for field in fields.split('\n') {
             let name = field.find(':').map_or("", |end| &field[..=end]);
@@ -90,7 +90,7 @@ impl Line {
         }
     }
 
-    /// As `{:.6}` has it. Most lines are of the same second as the one before, whose calendar is known.
+    /// As `{:.6}` formats it. Most lines are of the same second as the one before, so its date is kept.
     fn timestamp(&mut self, now: Timestamp) {
         const MICROS: i64 = 1_000_000;
         thread_local! {
@@ -108,7 +108,7 @@ impl Line {
             self.text.push_str(text);
         });
         self.text.push('.');
-        // One more digit in front, so that there are always six behind it.
+        // With a leading digit, which is cut off, there are always six digits.
         self.text.push_str(&itoa::Buffer::new().format(MICROS + micros)[1..]);
         self.text.push('Z');
     }
@@ -130,7 +130,7 @@ impl Line {
     fn escaped(&mut self, text: &str) {
         let may_have_to_be_escaped =
             |b: u8| u8::from(b < 0x20) | u8::from(b >= 0x7f) | u8::from(b == b'"') | u8::from(b == b'\\');
-        // Nearly all text is plain, which many bytes at a time can show.
+        // Nearly all text is plain. This check is compiled to vector instructions.
         if text.bytes().fold(0, |found, b| found | may_have_to_be_escaped(b)) == 0 {
             return self.text.push_str(text);
         }
@@ -148,8 +148,8 @@ impl Line {
         }
     }
 
-    /// As `Display` has it. Durations, of which every access line has three, are whole thousandths; what those are in
-    /// decimal takes no search.
+    /// As `Display` formats it. The three durations of an access line are whole thousandths, which need no search for the
+    /// shortest decimal form.
     fn number(&mut self, value: f64) {
         const EXACT: f64 = 1e12;
         let thousandths = (value * 1e3).round();
@@ -205,13 +205,13 @@ impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.name(field);
         self.text.push('"');
-        // What fails is the value's own doing, and costs its own text alone.
+        // If the value's own `Debug` fails, only its text is cut.
         let _ = write!(Escaped(self), "{value:?}");
         self.text.push('"');
     }
 }
 
-/// Writes what it is given as the inside of a JSON string.
+/// Writes text as the inside of a JSON string.
 struct Escaped<'l>(&'l mut Line);
 
 impl Write for Escaped<'_> {

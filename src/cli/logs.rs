@@ -15,7 +15,7 @@ use crate::config::{Log, LogFormat};
 use crate::core::escape;
 use crate::request::context::SPAN_TARGET;
 
-/// Installs the process's log. What is given back writes its last lines when it is dropped.
+/// Installs the log of the process. Dropping the result writes the last lines.
 pub(super) fn install(log: &Log) -> LastLines {
     let json = match log.format {
         LogFormat::Json => true,
@@ -34,12 +34,13 @@ pub(super) fn install(log: &Log) -> LastLines {
         true => lines.fmt_fields(JsonLines).event_format(JsonLines).boxed(),
         false => lines.with_ansi(has_colours).boxed(),
     };
-    // Fails only where a log is installed already.
+    // Fails only if a log is installed already.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter(&log.filter))).try_init();
     LastLines(sink)
 }
 
-/// What is logged. Whoever logs anything gets the spans that carry request ids, whichever targets are chosen.
+/// The filter of `log.filter`. Unless it logs nothing, it enables the spans that carry request ids, whichever targets it
+/// names.
 fn filter(directives: &str) -> EnvFilter {
     // The configuration has checked the directives.
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
@@ -50,7 +51,7 @@ fn filter(directives: &str) -> EnvFilter {
     }
 }
 
-/// Writes text in which no character is that must not stand raw in a log.
+/// Writes text and escapes the characters that are unsafe in a log (see [`escape`]).
 struct Visible<W> {
     output: W,
     has_colours: bool,
@@ -70,7 +71,7 @@ impl<W: Write> Write for Visible<W> {
     }
 }
 
-/// Keeps the process until its last lines are written.
+/// Waits for the last lines when it is dropped.
 pub(super) struct LastLines(Option<Sink>);
 
 impl Drop for LastLines {
@@ -101,7 +102,7 @@ mod tests {
         }
     }
 
-    /// Is a request's span enabled under these directives.
+    /// Whether the span of a request is enabled under these directives.
     fn has_spans(directives: &str) -> bool {
         let lines = fmt::layer().with_writer(io::sink).with_filter(filter(directives));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {

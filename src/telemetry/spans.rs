@@ -1,4 +1,4 @@
-//! An ended request as spans: the request, its stages, and behind the cache every wait and every attempt.
+//! A request that has ended, as spans: the request, its stages, and below the cache stage every wait and attempt.
 //!
 //! Names of attributes follow OpenTelemetry's semantic conventions for HTTP where those have one; the others begin
 //! with `insights_gateway.`.
@@ -12,15 +12,15 @@ use crate::request::context::{Stage, UpstreamEvent, UpstreamEventKind};
 use crate::request::ended::RequestEnded;
 use crate::semantics::trace::{SpanId, TraceId};
 
-/// A stretch of time within a trace.
+/// A span of a trace, before it is encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span<'a> {
     pub(super) trace: TraceId,
     pub(super) id: SpanId,
     pub(super) parent: Option<SpanId>,
-    /// Is the parent another program's.
+    /// Whether the parent is another program's span.
     pub(super) is_remote: bool,
-    /// Notes of other programs.
+    /// The `tracestate` of the request, as it came.
     pub(super) state: &'a str,
     pub(super) name: Cow<'static, str>,
     pub(super) kind: Kind,
@@ -30,7 +30,7 @@ pub(super) struct Span<'a> {
     pub(super) failed: bool,
 }
 
-/// Whose work it is, by OTLP's numbers.
+/// The kind of a span, with OTLP's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Internal = 1,
@@ -71,7 +71,7 @@ pub(super) fn of(request: &RequestEnded) -> Vec<Span<'_>> {
     let mut spans = vec![whole];
     let (mut begun, mut last) = (request.received, root);
     for stage in Stage::ALL {
-        // A client that leaves ends the stage that it was in.
+        // When a client leaves, the stage that it was in ends.
         let left = || (request.status == RequestEnded::CLIENT_LEFT).then_some(request.ended);
         let Some(ended) = request.context.ended(stage).or_else(left) else { break };
         let stage = span(Some(root), stage.as_str().into(), (begun, ended));
@@ -109,7 +109,7 @@ pub(super) fn of(request: &RequestEnded) -> Vec<Span<'_>> {
     spans
 }
 
-/// The method and what it asks for: few names, whatever clients send.
+/// The method and the operation, which are few, whatever clients send.
 fn name(request: &RequestEnded) -> String {
     let method = known(&request.context.head.method).unwrap_or("HTTP");
     match request.operation() {

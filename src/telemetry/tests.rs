@@ -80,9 +80,9 @@ fn exporter(collector: &Arc<Collector>, metrics: &Arc<Metrics>, clock: Clock) ->
             if let Some(open) = &collector.open {
                 open.notified().await;
             }
-            if let Some(passing) = collector.troubles.lock().unwrap().pop_front() {
+            if let Some(transient) = collector.troubles.lock().unwrap().pop_front() {
                 let retry_after = collector.retry_after;
-                return Err(ExportError { passing, retry_after, message: "no".to_owned() });
+                return Err(ExportError { transient, retry_after, message: "no".to_owned() });
             }
             collector.taken.lock().unwrap().push(bytes);
             Ok(())
@@ -152,7 +152,7 @@ async fn requests_are_gathered_and_sent_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn passing_trouble_is_sat_out_and_lasting_trouble_costs_the_spans() {
+async fn transient_errors_are_retried_and_lasting_ones_cost_the_spans() {
     let (clock, metrics, collector) = (Clock::new(), Metrics::new(), Arc::<Collector>::default());
     let exporter = exporter(&collector, &metrics, clock);
     let ended = || async { tokio::time::sleep(60 * S).await };
