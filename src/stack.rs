@@ -25,7 +25,7 @@ use crate::layers::cache::{self, CacheLayer, Caching};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
-use crate::layers::observe::{AccessLog, Observe, ObserveLayer, Tracing};
+use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
 use crate::layers::represent::{Represent, RepresentLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
 use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
@@ -33,6 +33,7 @@ use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::sign::{Credentials, Newest, Rejections, Sign, SignLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
+use crate::request::ended::RequestSubscriber;
 use crate::semantics::host;
 use crate::telemetry::Exporter;
 use crate::trust::TrustError;
@@ -96,7 +97,7 @@ impl SharedState {
         };
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
         Ok(Self {
-            audit: AuditLog::new(Arc::clone(&metrics)),
+            audit: AuditLog::new(Arc::clone(&metrics), clock),
             clock,
             store,
             metrics,
@@ -144,12 +145,12 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
     let credentials = credentials(config, &accounts);
     newest.set(credentials.clone());
 
-    let audit = config.log.audit.is_some().then_some(audit);
-    let requests = HotRequests::new(Arc::clone(&metrics), config.teams.len().max(1));
+    let sample = traces.is_some().then_some(config.telemetry.sample);
+    let subscribers = subscribers(config, &metrics, traces, audit);
 
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.
-        .layer(ObserveLayer::new(requests, access_log(config), tracing(config, traces), audit, clock))
+        .layer(ObserveLayer::new(subscribers, sample, clock))
         // Around all that answers, so that pages can read errors too.
         .layer(CorsLayer::new(&config.server.cors))
         // The only place where an error becomes a status.
@@ -284,12 +285,25 @@ fn credentials(config: &Config, accounts: &[Arc<Account>]) -> Credentials {
     credentials
 }
 
-fn access_log(config: &Config) -> AccessLog {
-    AccessLog { enabled: config.log.access, hits: config.log.hits, slow: config.log.slow }
-}
-
-fn tracing(config: &Config, exporter: Option<Exporter>) -> Option<Tracing> {
-    exporter.map(|exporter| Tracing { exporter, sample: config.telemetry.sample })
+/// Those who are told of every request's end, in the order in which they are told.
+fn subscribers(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    traces: Option<Exporter>,
+    audit: AuditLog,
+) -> Vec<Box<dyn RequestSubscriber>> {
+    let mut subscribers: Vec<Box<dyn RequestSubscriber>> =
+        vec![Box::new(HotRequests::new(Arc::clone(metrics), config.teams.len().max(1)))];
+    if config.log.access {
+        subscribers.push(Box::new(AccessLog { hits: config.log.hits, slow: config.log.slow }));
+    }
+    if let Some(exporter) = traces {
+        subscribers.push(Box::new(exporter));
+    }
+    if config.log.audit.is_some() {
+        subscribers.push(Box::new(audit));
+    }
+    subscribers
 }
 
 fn limits(config: &Config) -> decode::Limits {

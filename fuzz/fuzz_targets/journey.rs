@@ -287,7 +287,7 @@ async fn play(answer: &[u8], requests: Vec<Request<Full<Bytes>>>) {
         let is_restricted = is_restricted(&request);
         let response = journey.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
         let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap_or_else(|never| match never {}).to_bytes();
+        let body = body.collect().await.expect("complete bytes").to_bytes();
         let response = Response::from_parts(head, body);
         check_downward(&response, answer);
         if let Some(page) = page {

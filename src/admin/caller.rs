@@ -4,15 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::Service;
 
 use super::Admin;
 use crate::core::peer::Peer;
+use crate::request::body::ResponseBody;
 
 /// Is this one of the two requests that have to be answered however many connections are busy.
 pub fn is_probe<B>(request: &Request<B>) -> bool {
@@ -33,9 +32,9 @@ impl Admin {
 }
 
 impl Service<Request<Incoming>> for OfPeer {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+    type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.admin.poll_ready(context)

@@ -21,7 +21,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tower::Service;
@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::error::Reason;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
+use crate::request::body::ResponseBody;
 use crate::semantics::host;
 use crate::semantics::origin;
 use crate::stack::SharedState;
@@ -73,9 +74,9 @@ impl Admin {
 }
 
 impl Service<Request<Incoming>> for Admin {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>;
+    type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -88,7 +89,7 @@ impl Service<Request<Incoming>> for Admin {
 }
 
 impl Inner {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let path = request.uri().path().to_owned();
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         let is_probe = read && matches!(path.as_str(), "/livez" | "/readyz");
@@ -159,7 +160,7 @@ impl Inner {
     }
 
     /// `exclude=NAME` in the query leaves a check out of the verdict, or all checks of a kind: `exclude=credentials`.
-    fn ready(&self, query: &str) -> Response<Full<Bytes>> {
+    fn ready(&self, query: &str) -> Response<ResponseBody> {
         let checks = self.checks();
         let ready = checks.iter().all(|check| check["ok"] == true || is_excluded(&check["check"], query));
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -167,13 +168,13 @@ impl Inner {
     }
 
     /// Whoever can answer lives: there is nothing else that only a restart could mend.
-    fn live(&self) -> Response<Full<Bytes>> {
+    fn live(&self) -> Response<ResponseBody> {
         let since = health::time(self.shared.clock.started_at());
         let check = json!({"check": "process", "ok": true, "since": since});
         text(StatusCode::OK, "application/json", health::page("live", true, &[check]))
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self) -> Response<ResponseBody> {
         let SharedState { clock, metrics, store, budgets, rejections, .. } = &self.shared;
         let (entries, bytes) = store.size();
         metrics.cache_entries.set(entries.try_into().unwrap_or(i64::MAX));
@@ -210,7 +211,7 @@ impl Inner {
         }
     }
 
-    async fn entries(&self, query: &str) -> Response<Full<Bytes>> {
+    async fn entries(&self, query: &str) -> Response<ResponseBody> {
         let EntriesQuery { limit, after } = match EntriesQuery::parse(query) {
             Ok(asked) => asked,
             Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
@@ -228,7 +229,7 @@ impl Inner {
         json_answer(StatusCode::OK, &json!({"entries": entries, "next": next}))
     }
 
-    async fn purge(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn purge(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let body = Limited::new(request.into_body(), MAX_BODY).collect();
         let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => body.to_bytes(),
@@ -264,7 +265,7 @@ impl Inner {
         }
     }
 
-    fn page(&self) -> Response<Full<Bytes>> {
+    fn page(&self) -> Response<ResponseBody> {
         let mut response = text(StatusCode::OK, "text/html; charset=utf-8", include_str!("page.html"));
         let headers = response.headers_mut();
         // The page is one file: its style and script are inline, and it talks to this listener alone.
@@ -282,8 +283,8 @@ fn is_excluded(check: &serde_json::Value, query: &str) -> bool {
     query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|named| named == name || named == kind)
 }
 
-fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -292,7 +293,7 @@ fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
     response
 }
 
-fn json_answer(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+fn json_answer(status: StatusCode, value: &Value) -> Response<ResponseBody> {
     let mut body = value.to_string();
     // A line of its own on a terminal. Writing to a string does not fail.
     let _ = writeln!(body);
@@ -301,11 +302,11 @@ fn json_answer(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     response
 }
 
-fn refuse(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+fn refuse(status: StatusCode, message: &str) -> Response<ResponseBody> {
     json_answer(status, &json!({"error": message}))
 }
 
-fn not_allowed(methods: &'static str) -> Response<Full<Bytes>> {
+fn not_allowed(methods: &'static str) -> Response<ResponseBody> {
     let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response

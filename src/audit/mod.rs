@@ -1,12 +1,12 @@
 //! The audit log: who asked for what, from where, and what became of it. One JSON object a line.
 //!
-//! It names the members of a query and holds none of its values, no header and no part of an answer. No request
-//! waits for it: records go to a thread of their own, which reads the queries' names and writes. What waits there is
-//! bounded, for each team and for all together. A record that finds no room goes without its query's names; where there
-//! is none for that either, or none on the disk, it is lost, counted, and said once in the log.
+//! A line names the members of a query. It holds none of the query's values, no header and no part of a response. No
+//! request waits for it: records go to a thread of their own, which reads the names out of the queries and writes. What
+//! waits there is bounded, for each team and for all together. A record that finds no space is kept without its query; if
+//! there is no space for that either, or none on the disk, it is dropped and counted, and the log says so once.
 
+mod fair_shares;
 mod record;
-mod room;
 mod writer;
 
 #[cfg(test)]
@@ -22,16 +22,18 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-pub use self::record::Record;
-use self::room::Room;
+use self::fair_shares::FairShares;
+use self::record::Record;
 use self::writer::Writer;
 use crate::config;
+use crate::core::clock::Clock;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
+use crate::request::ended::{RequestEnded, RequestSubscriber};
 
 /// How long the end of the process waits for the last records.
 const LAST: Duration = Duration::from_secs(2);
 
-/// A file that takes records.
+/// An open file for records.
 pub struct AuditFile(Box<dyn Write + Send>);
 
 /// The audit log cannot be written.
@@ -43,14 +45,15 @@ pub struct AuditError {
 }
 
 impl AuditFile {
-    /// Opens `path` behind what it holds. It can be read by nobody else, or by its group if that is how it was made.
+    /// Opens `path` and appends to it. A new file has mode 0600; an existing one keeps its mode, unless every user may
+    /// use it.
     ///
     /// # Errors
     ///
-    /// When it cannot be written, or is no regular file.
+    /// When it cannot be opened for writing, or is not a regular file.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let open = || -> io::Result<File> {
-            // Looked at before it is opened: opening a pipe would wait for a reader.
+            // Checked before it is opened, because opening a pipe would wait for a reader.
             if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
             }
@@ -66,69 +69,81 @@ impl AuditFile {
 }
 
 enum Message {
-    /// What it weighs while it waits is in the [`Room`].
+    /// Its bytes are reserved in the [`FairShares`].
     Record {
         record: Box<Record>,
-        /// There was no room for its query.
+        /// Its query was left out for lack of space.
         is_cut: bool,
     },
+    /// Write to this file from now on.
     File(Option<AuditFile>),
+    /// Write everything, then confirm.
     End(oneshot::Sender<()>),
 }
 
-/// Takes records. Cheap to clone; it outlives reloads, and the files that it writes to.
+/// The audit log. Cheap to clone; all clones are one. It outlives reloads and the files that it writes to.
 #[derive(Clone)]
 pub struct AuditLog(Arc<Inner>);
 
 struct Inner {
-    /// Absent until there is a file, and so no thread for most gateways.
+    /// Set with the first file, so that gateways without an audit log have no thread for it.
     sender: OnceLock<Sender<Message>>,
-    room: Arc<Room>,
+    shares: Arc<FairShares>,
     metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl RequestSubscriber for AuditLog {
+    fn ended(&self, request: &RequestEnded) {
+        self.record(Record::of(request, self.0.clock));
+    }
+
+    fn reads_query(&self) -> bool {
+        true
+    }
 }
 
 impl AuditLog {
-    /// Without a file yet. Counts records in `metrics`.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Inner { sender: OnceLock::new(), room: Arc::default(), metrics }))
+    /// Without a file. Counts records in `metrics`.
+    pub fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self(Arc::new(Inner { sender: OnceLock::new(), shares: Arc::default(), metrics, clock }))
     }
 
-    /// From now on records go to `file`. What was recorded before still goes to the one before.
+    /// From now on records go to `file`; those that wait already go to the file before it.
     pub fn switch(&self, file: Option<AuditFile>) {
         let sender = match &file {
             Some(_) => Some(self.0.sender.get_or_init(|| self.start())),
             None => self.0.sender.get(),
         };
-        // Fails only where there could be no thread, which has been said.
+        // Fails only if the thread could not be started, which has been logged.
         let _ = sender.map(|sender| sender.send(Message::File(file)));
     }
 
-    /// One request has ended.
-    pub fn record(&self, record: Record) {
+    fn record(&self, record: Record) {
         if !self.0.sender.get().is_some_and(|sender| self.send(sender, record)) {
             count(&self.0.metrics, "dropped", 1);
         }
     }
 
     fn send(&self, sender: &Sender<Message>, mut record: Record) -> bool {
-        let room = &self.0.room;
-        let has_room = |record: &Record| room.take(record.team.as_ref(), record.weight(), record.query.is_some());
+        let shares = &self.0.shares;
+        let fits = |record: &Record| shares.reserve(record.team.as_ref(), record.weight(), record.query.is_some());
         let mut is_cut = false;
-        if !has_room(&record) {
+        if !fits(&record) {
             is_cut = record.query.take().is_some();
-            if !(is_cut && has_room(&record)) {
+            if !(is_cut && fits(&record)) {
                 return false;
             }
         }
         let (team, weight) = (record.team.clone(), record.weight());
         let sent = sender.send(Message::Record { record: Box::new(record), is_cut }).is_ok();
         if !sent {
-            room.give_back(team.as_ref(), weight);
+            shares.release(team.as_ref(), weight);
         }
         sent
     }
 
-    /// Waits until what was recorded so far is written, but not for long.
+    /// Waits until what was recorded so far is written, for two seconds at most.
     pub async fn close(&self) {
         let (done, written) = oneshot::channel();
         if self.0.sender.get().is_some_and(|sender| sender.send(Message::End(done)).is_ok())
@@ -140,7 +155,7 @@ impl AuditLog {
 
     fn start(&self) -> Sender<Message> {
         let (sender, receiver) = channel();
-        let writer = Writer::new(Arc::clone(&self.0.room), Arc::clone(&self.0.metrics));
+        let writer = Writer::new(Arc::clone(&self.0.shares), Arc::clone(&self.0.metrics));
         let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&receiver));
         if let Err(error) = thread {
             tracing::error!(%error, "there can be no thread for the audit log: all its records are lost");

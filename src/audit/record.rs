@@ -1,4 +1,4 @@
-//! One line.
+//! What is recorded of a request, and the line that is written of it.
 
 use std::io;
 use std::sync::Arc;
@@ -10,43 +10,46 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::accounts::Team;
+use crate::core::clock::Clock;
 use crate::core::escape;
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
+use crate::request::ended::RequestEnded;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::query::{self, Place, Query};
 
-/// Names of one kind that are written at most, and characters of each: whoever asks chooses them.
+/// At most so many names of one kind, and characters of a name, are written: the client chooses them.
 const MOST_NAMES: usize = 100;
 const LONGEST_NAME: usize = 128;
 
-/// A request that has ended.
+/// What a line says of a request that has ended. It holds the query itself rather than the request's context, so that the
+/// query can be dropped where there is no space for it.
 #[derive(Debug)]
-pub struct Record {
+pub(super) struct Record {
     /// When its head was complete.
-    pub received: SystemTime,
+    pub(super) received: SystemTime,
     /// Its id, as the client was told.
-    pub request_id: HeaderValue,
+    pub(super) request_id: HeaderValue,
     /// Where it came from.
-    pub peer: Arc<Peer>,
+    pub(super) peer: Arc<Peer>,
     /// Who asked, if that became known.
-    pub team: Option<Arc<Team>>,
+    pub(super) team: Option<Arc<Team>>,
     /// What for, if that became known.
-    pub operation: Option<Operation>,
+    pub(super) operation: Option<Operation>,
     /// Its method.
-    pub method: Method,
+    pub(super) method: Method,
     /// The query in canonical form, as the client asked it.
-    pub query: Option<Bytes>,
-    /// What became of it.
-    pub outcome: Outcome,
+    pub(super) query: Option<Bytes>,
+    /// How it was answered.
+    pub(super) outcome: Outcome,
     /// The HTTP status.
-    pub status: u16,
+    pub(super) status: u16,
     /// Why the gateway refused or failed; empty where it did not.
-    pub reason: &'static str,
+    pub(super) reason: &'static str,
     /// Bytes of the answer's body.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// From the request's head to the answer's.
-    pub took: Duration,
+    pub(super) took: Duration,
 }
 
 #[derive(Serialize)]
@@ -67,7 +70,7 @@ struct Line<'a> {
     duration_ms: f64,
 }
 
-/// JSON in one line, in which no character is that must not stand raw in a log.
+/// Compact JSON. Characters that are unsafe in a log (see [`escape`]) are escaped.
 struct Visible;
 
 impl serde_json::ser::Formatter for Visible {
@@ -97,18 +100,36 @@ pub(super) struct Fields {
     pub(super) dimensions: Vec<String>,
     pub(super) filters: Vec<String>,
     pub(super) order_by: Vec<String>,
-    /// There are more, or longer ones.
+    /// More names, or longer ones, were left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) cut: bool,
 }
 
 impl Record {
-    /// Bytes that it takes while it waits.
+    pub(super) fn of(request: &RequestEnded, clock: Clock) -> Self {
+        let head = &request.context.head;
+        Self {
+            received: clock.wall(request.received),
+            request_id: head.id.clone(),
+            peer: Arc::clone(&head.peer),
+            team: request.team().cloned(),
+            operation: request.operation(),
+            method: head.method.clone(),
+            query: request.context.query().cloned(),
+            outcome: request.outcome,
+            status: request.status,
+            reason: request.reason(),
+            bytes: request.bytes,
+            took: request.took(),
+        }
+    }
+
+    /// Bytes of memory that it uses while it waits.
     pub(super) fn weight(&self) -> usize {
         size_of::<Self>() + self.query.as_ref().map_or(0, Bytes::len)
     }
 
-    /// Appends its line. Where the query `is_cut` away, it says so in place of the names.
+    /// Appends its line. If the query was left out (`is_cut`), the line says so in place of the names.
     pub(super) fn write(&self, lines: &mut Vec<u8>, is_cut: bool) {
         let team = self.team.as_deref();
         let line = Line {
@@ -136,7 +157,7 @@ impl Record {
 }
 
 impl Fields {
-    /// Of a query body. What is no name, or no query, is left out.
+    /// Of a query body. Whatever is not a name is left out; a body that is not a query has none.
     pub(super) fn of(query: &[u8]) -> Self {
         let mut fields = Self::default();
         let Ok(body) = query::parse(query) else { return fields };
@@ -155,7 +176,7 @@ impl Fields {
     }
 }
 
-/// Adds a name unless it is there. `false` when there are too many, or it is too long to be added whole.
+/// Adds a name unless it is there. `false` if there are too many, or if the name had to be shortened.
 fn add(list: &mut Vec<String>, name: &str) -> bool {
     let end = name.char_indices().nth(LONGEST_NAME).map_or(name.len(), |(end, _)| end);
     let short = &name[..end];

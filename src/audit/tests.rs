@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Method};
 use serde_json::{Value as Json, json};
 
+use super::fair_shares::CAPACITY;
 use super::record::Fields;
-use super::room::CAPACITY;
 use super::*;
 use crate::accounts::Team;
 use crate::core::outcome::Outcome;
@@ -28,7 +28,7 @@ fn record(query: &str) -> Record {
     }
 }
 
-/// Takes so many bytes and then none, until it is given more room.
+/// Takes so many bytes and then none, until it has more space.
 #[derive(Clone, Default)]
 struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
 
@@ -148,7 +148,7 @@ fn a_full_disk_loses_records_and_never_joins_two_lines() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_disk_and_what_finds_no_room_is_counted() {
+async fn nobody_waits_for_a_disk_and_what_finds_no_space_is_counted() {
     /// Writes nothing until it is let on.
     struct Stuck(std::sync::mpsc::Receiver<()>);
     impl Write for Stuck {
@@ -161,17 +161,17 @@ async fn nobody_waits_for_a_disk_and_what_finds_no_room_is_counted() {
         }
     }
     let metrics = Metrics::new();
-    let log = AuditLog::new(Arc::clone(&metrics));
+    let log = AuditLog::new(Arc::clone(&metrics), Clock::new());
     let (let_on, gate) = channel();
     log.switch(Some(AuditFile(Box::new(Stuck(gate)))));
     let large = " ".repeat(1 << 20);
-    // The writer may have taken the first ones; there is no room for all the names, and room for all the lines.
+    // The writer may have taken the first ones; there is no space for all the queries, but for all the lines.
     for _ in 0..20 {
         log.record(record(&large));
     }
     assert_eq!(counted(&metrics, "dropped"), 0);
-    assert!(log.0.room.bytes() <= CAPACITY / 2 + (20 << 10), "{}", log.0.room.bytes());
-    // Whatever the one does, there is room for another.
+    assert!(log.0.shares.bytes() <= CAPACITY / 2 + (20 << 10), "{}", log.0.shares.bytes());
+    // Whatever one team does, another finds space.
     for _ in 0..2 * CAPACITY / record("").weight() {
         log.record(record(&large));
     }
@@ -184,7 +184,7 @@ async fn nobody_waits_for_a_disk_and_what_finds_no_room_is_counted() {
     drop(let_on);
     log.close().await;
     assert_eq!(counted(&metrics, "written"), 0, "those that waited failed");
-    assert_eq!(log.0.room.bytes(), 0);
+    assert_eq!(log.0.shares.bytes(), 0);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_line_without_its_names_says_so() {
 #[tokio::test]
 async fn a_switch_parts_what_came_before_from_what_comes_after() {
     let metrics = Metrics::new();
-    let log = AuditLog::new(Arc::clone(&metrics));
+    let log = AuditLog::new(Arc::clone(&metrics), Clock::new());
     log.record(record("{}"));
     assert_eq!(counted(&metrics, "dropped"), 1, "there is no file yet");
     let (one, two) = (Disk::new(10_000), Disk::new(10_000));

@@ -1,19 +1,19 @@
-//! The thread that writes.
+//! The thread that writes the records.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use super::room::Room;
+use super::fair_shares::FairShares;
 use super::{AuditFile, Message, count};
 use crate::metrics::Metrics;
 
 /// Lines are written together, up to so many bytes.
 const BATCH: usize = 256 * 1024;
 
-/// Formats records and writes them, until nobody can send any more.
+/// Formats records and writes them, until every sender is gone.
 pub(super) struct Writer {
-    room: Arc<Room>,
+    shares: Arc<FairShares>,
     metrics: Arc<Metrics>,
     file: Option<AuditFile>,
     lines: Vec<u8>,
@@ -24,8 +24,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(room: Arc<Room>, metrics: Arc<Metrics>) -> Self {
-        Self { room, metrics, file: None, lines: Vec::new(), records: 0, failed: false }
+    pub(super) fn new(shares: Arc<FairShares>, metrics: Arc<Metrics>) -> Self {
+        Self { shares, metrics, file: None, lines: Vec::new(), records: 0, failed: false }
     }
 
     pub(super) fn run(mut self, receiver: &Receiver<Message>) {
@@ -42,7 +42,7 @@ impl Writer {
             Message::Record { record, is_cut } => {
                 record.write(&mut self.lines, is_cut);
                 self.records += 1;
-                self.room.give_back(record.team.as_ref(), record.weight());
+                self.shares.release(record.team.as_ref(), record.weight());
                 if self.lines.len() >= BATCH {
                     self.flush();
                 }
@@ -54,7 +54,7 @@ impl Writer {
             }
             Message::End(done) => {
                 self.flush();
-                // Perhaps nobody waits any longer.
+                // Fails if whoever asked has stopped waiting.
                 let _ = done.send(());
             }
         }
@@ -85,7 +85,7 @@ impl Writer {
     fn write(&mut self) -> io::Result<()> {
         let Some(AuditFile(file)) = &mut self.file else { return Err(io::Error::other("there is no file")) };
         if self.failed {
-            // What was begun before stays a line of its own.
+            // Ends the line that the failed write may have cut.
             file.write_all(b"\n")?;
         }
         file.write_all(&self.lines)

@@ -1,8 +1,9 @@
 //! Log events as JSON lines, written straight into one buffer.
 //!
 //! tracing-subscriber's own JSON format takes as long for one access line as the gateway for a whole hit.
-//! This one writes the same shape, flattened: `timestamp`, `level`, the event's fields with `message` among them,
-//! and `target`.
+//! This one writes the same shape, flattened: `timestamp`, `level`, the event's fields with `message` among them, the
+//! fields of the spans around it, and `target`. A name is written once: the event's field wins over a span's, an inner
+//! span's over an outer one's.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -10,8 +11,9 @@ use std::fmt::{self, Write};
 use jiff::Timestamp;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::core::escape;
@@ -20,36 +22,75 @@ use crate::core::escape;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct JsonLines;
 
-impl<S, N> FormatEvent<S, N> for JsonLines
+impl<S> FormatEvent<S, Self> for JsonLines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, Self>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let metadata = event.metadata();
-        // The writer is reached through two pointers to functions, so it gets the line whole.
-        let mut line = Line(String::with_capacity(USUAL));
-        line.0.push_str("{\"timestamp\":\"");
+        // Each write goes through two dynamic calls, so the line is written at once.
+        let mut line = Line::new(",", USUAL);
+        line.text.push_str("{\"timestamp\":\"");
         line.timestamp(Timestamp::now());
-        line.0.push_str("\",\"level\":\"");
-        line.0.push_str(metadata.level().as_str());
-        line.0.push('"');
+        line.text.push_str("\",\"level\":\"");
+        line.text.push_str(metadata.level().as_str());
+        line.text.push('"');
         event.record(&mut line);
-        line.0.push_str(",\"target\":");
+        // Access lines, which are written for hits too, are outside all spans.
+        for span in context.event_scope().into_iter().flatten() {
+            if let Some(fields) = span.extensions().get::<FormattedFields<Self>>() {
+                line.add(fields);
+            }
+        }
+        line.text.push_str(",\"target\":");
         line.string(metadata.target());
-        line.0.push_str("}\n");
-        writer.write_str(&line.0)
+        line.text.push_str("}\n");
+        writer.write_str(&line.text)
     }
 }
 
-/// Bytes that an access line seldom exceeds.
+/// The fields of a span, formatted once: a line break, which stands nowhere within a value, and the field as the lines of
+/// its events have it.
+impl<'a> FormatFields<'a> for JsonLines {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'a>, fields: R) -> fmt::Result {
+        let mut line = Line::new("\n,", 0);
+        fields.record(&mut line);
+        writer.write_str(&line.text)
+    }
+}
+
+/// Most access lines are shorter than this.
 const USUAL: usize = 512;
 
 /// A line that is being written.
-struct Line(String);
+struct Line {
+    text: String,
+    /// What stands in front of each field.
+    separator: &'static str,
+}
 
 impl Line {
-    /// As `{:.6}` has it. Most lines are of the same second as the one before, whose calendar is known.
+    fn new(separator: &'static str, capacity: usize) -> Self {
+        Self { text: String::with_capacity(capacity), separator }
+    }
+
+    /// Adds the fields of a span, except those whose names the line has already. Quotation marks within strings are
+    /// escaped, so text that looks like `,"name":` is a name.
+    fn add(&mut self, fields: &str) {
+        for field in fields.split('\n') {
+            let name = field.find(':').map_or("", |end| &field[..=end]);
+            if !name.is_empty() && !self.text.contains(name) {
+                self.text.push_str(field);
+            }
+        }
+    }
+
+    /// As `{:.6}` formats it. Most lines are of the same second as the one before, so its date is kept.
     fn timestamp(&mut self, now: Timestamp) {
         const MICROS: i64 = 1_000_000;
         thread_local! {
@@ -64,67 +105,68 @@ impl Line {
                 text.truncate("2026-04-02T10:00:00".len());
                 *known = second;
             }
-            self.0.push_str(text);
+            self.text.push_str(text);
         });
-        self.0.push('.');
-        // One more digit in front, so that there are always six behind it.
-        self.0.push_str(&itoa::Buffer::new().format(MICROS + micros)[1..]);
-        self.0.push('Z');
+        self.text.push('.');
+        // With a leading digit, which is cut off, there are always six digits.
+        self.text.push_str(&itoa::Buffer::new().format(MICROS + micros)[1..]);
+        self.text.push('Z');
     }
 
     fn name(&mut self, field: &Field) {
-        self.0.push_str(",\"");
-        self.0.push_str(field.name());
-        self.0.push_str("\":");
+        self.text.push_str(self.separator);
+        self.text.push('"');
+        self.text.push_str(field.name());
+        self.text.push_str("\":");
     }
 
     fn string(&mut self, text: &str) {
-        self.0.push('"');
+        self.text.push('"');
         self.escaped(text);
-        self.0.push('"');
+        self.text.push('"');
     }
 
     /// As the inside of a JSON string.
     fn escaped(&mut self, text: &str) {
         let may_have_to_be_escaped =
             |b: u8| u8::from(b < 0x20) | u8::from(b >= 0x7f) | u8::from(b == b'"') | u8::from(b == b'\\');
-        // Nearly all text is plain, which many bytes at a time can show.
+        // Nearly all text is plain. This check is compiled to vector instructions.
         if text.bytes().fold(0, |found, b| found | may_have_to_be_escaped(b)) == 0 {
-            return self.0.push_str(text);
+            return self.text.push_str(text);
         }
         for character in text.chars() {
             match character {
-                '"' => self.0.push_str("\\\""),
-                '\\' => self.0.push_str("\\\\"),
-                '\n' => self.0.push_str("\\n"),
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
                 // Writing to a string does not fail.
                 character if escape::is_unsafe(character) => {
-                    let _ = escape::write_escaped(&mut self.0, character);
+                    let _ = escape::write_escaped(&mut self.text, character);
                 }
-                plain => self.0.push(plain),
+                plain => self.text.push(plain),
             }
         }
     }
 
-    /// As `Display` has it. Durations, of which every access line has three, are whole thousandths; what those are in
-    /// decimal takes no search.
+    /// As `Display` formats it. The three durations of an access line are whole thousandths, which need no search for the
+    /// shortest decimal form.
     fn number(&mut self, value: f64) {
         const EXACT: f64 = 1e12;
         let thousandths = (value * 1e3).round();
         if !(0.0..EXACT).contains(&thousandths) || thousandths / 1e3 != value || value.is_sign_negative() {
             // Writing to a string cannot fail.
-            let _ = write!(self.0, "{value}");
+            let _ = write!(self.text, "{value}");
             return;
         }
         let thousandths = thousandths as u64;
-        self.0.push_str(itoa::Buffer::new().format(thousandths / 1000));
+        self.text.push_str(itoa::Buffer::new().format(thousandths / 1000));
         let mut rest = thousandths % 1000;
         if rest > 0 {
-            self.0.push('.');
+            self.text.push('.');
         }
         for place in [100, 10, 1] {
             if rest > 0 {
-                self.0.push(char::from(b'0' + (rest / place) as u8));
+                self.text.push(char::from(b'0' + (rest / place) as u8));
                 rest %= place;
             }
         }
@@ -136,23 +178,23 @@ impl Visit for Line {
         self.name(field);
         match value.is_finite() {
             true => self.number(value),
-            false => self.0.push_str("null"),
+            false => self.text.push_str("null"),
         }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
         self.name(field);
-        self.0.push_str(itoa::Buffer::new().format(value));
+        self.text.push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.name(field);
-        self.0.push_str(itoa::Buffer::new().format(value));
+        self.text.push_str(itoa::Buffer::new().format(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.name(field);
-        self.0.push_str(if value { "true" } else { "false" });
+        self.text.push_str(if value { "true" } else { "false" });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -162,14 +204,14 @@ impl Visit for Line {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.name(field);
-        self.0.push('"');
-        // What fails is the value's own doing, and costs its own text alone.
+        self.text.push('"');
+        // If the value's own `Debug` fails, only its text is cut.
         let _ = write!(Escaped(self), "{value:?}");
-        self.0.push('"');
+        self.text.push('"');
     }
 }
 
-/// Writes what it is given as the inside of a JSON string.
+/// Writes text as the inside of a JSON string.
 struct Escaped<'l>(&'l mut Line);
 
 impl Write for Escaped<'_> {
@@ -215,7 +257,8 @@ mod tests {
     #[test]
     fn every_line_is_one_json_object() {
         let sink = Sink::default();
-        let layer = tracing_subscriber::fmt::layer().event_format(JsonLines).with_writer(sink.clone());
+        let layer =
+            tracing_subscriber::fmt::layer().fmt_fields(JsonLines).event_format(JsonLines).with_writer(sink.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let nasty = "quote \" backslash \\ newline \n bell \u{7} umlaut \u{e4}";
             tracing::info!(target: "a::b", text = nasty, debug = ?nasty, shown = %nasty, n = -3, big = u64::MAX, part = 0.25, odd = f64::NAN, yes = true, "{nasty}");
@@ -234,32 +277,54 @@ mod tests {
         assert!(value["timestamp"].as_str().unwrap().parse::<Timestamp>().is_ok());
     }
 
+    #[test]
+    fn a_line_has_the_fields_of_its_spans_each_once() {
+        let sink = Sink::default();
+        let layer =
+            tracing_subscriber::fmt::layer().fmt_fields(JsonLines).event_format(JsonLines).with_writer(sink.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let odd = "a,\"b\":\n\\";
+            let _outer = tracing::error_span!("outer", request_id = odd, n = 3, team = "outer").entered();
+            let _inner = tracing::error_span!("inner", team = "a", absent = None::<&str>, account = "span's").entered();
+            tracing::info!(account = "event's", "first");
+            tracing::info!(parent: None, "second");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let first = &lines[0];
+        assert_eq!((&first["request_id"], &first["n"]), (&"a,\"b\":\n\\".into(), &3.into()));
+        assert_eq!((&first["team"], &first["account"]), (&"a".into(), &"event's".into()));
+        assert_eq!(text.lines().next().unwrap().matches("\"team\":").count(), 1);
+        let names: Vec<_> = lines[1].as_object().unwrap().keys().collect();
+        assert_eq!(names, ["level", "message", "target", "timestamp"]);
+    }
+
     proptest! {
         #[test]
         fn timestamps_are_as_display_has_them(second in 0i64..4_000_000_000, nanoseconds: [u16; 3]) {
             for part in nanoseconds {
                 let now = Timestamp::new(second, i32::from(part) * 15_257).unwrap();
-                let mut line = Line(String::new());
+                let mut line = Line::new(",", 0);
                 line.timestamp(now);
-                prop_assert_eq!(line.0, format!("{now:.6}"));
+                prop_assert_eq!(line.text, format!("{now:.6}"));
             }
         }
 
         #[test]
         fn numbers_are_as_display_has_them(thousandths: u32, other: f64) {
             for value in [f64::from(thousandths) / 1e3, f64::from(thousandths / 1000), f64::from(thousandths % 5000) / 1e3, other] {
-                let mut line = Line(String::new());
+                let mut line = Line::new(",", 0);
                 line.number(value);
-                prop_assert_eq!(line.0, value.to_string());
+                prop_assert_eq!(line.text, value.to_string());
             }
         }
 
         #[test]
         fn any_text_is_read_as_it_was(text: String) {
-            let mut line = Line(String::new());
+            let mut line = Line::new(",", 0);
             line.string(&text);
-            prop_assert!(!line.0.chars().any(escape::is_unsafe));
-            prop_assert_eq!(serde_json::from_str::<String>(&line.0).unwrap(), text);
+            prop_assert!(!line.text.chars().any(escape::is_unsafe));
+            prop_assert_eq!(serde_json::from_str::<String>(&line.text).unwrap(), text);
         }
     }
 }

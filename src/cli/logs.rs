@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::prelude::*;
@@ -12,11 +13,10 @@ use super::json_lines::JsonLines;
 use super::sink::Sink;
 use crate::config::{Log, LogFormat};
 use crate::core::escape;
+use crate::request::context::SPAN_TARGET;
 
-/// Installs the process's log. What is given back writes its last lines when it is dropped.
+/// Installs the log of the process. Dropping the result writes the last lines.
 pub(super) fn install(log: &Log) -> LastLines {
-    // The configuration has checked the filter; what it lets through cannot fail here.
-    let filter = EnvFilter::try_new(&log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
@@ -31,15 +31,27 @@ pub(super) fn install(log: &Log) -> LastLines {
     };
     let lines = fmt::layer().with_writer(writer);
     let lines = match json {
-        true => lines.event_format(JsonLines).boxed(),
+        true => lines.fmt_fields(JsonLines).event_format(JsonLines).boxed(),
         false => lines.with_ansi(has_colours).boxed(),
     };
-    // Fails only where a log is installed already.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    // Fails only if a log is installed already.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter(&log.filter))).try_init();
     LastLines(sink)
 }
 
-/// Writes text in which no character is that must not stand raw in a log.
+/// The filter of `log.filter`. Unless it logs nothing, it enables the spans that carry request ids, whichever targets it
+/// names.
+fn filter(directives: &str) -> EnvFilter {
+    // The configuration has checked the directives.
+    let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs_nothing = filter.max_level_hint() == Some(LevelFilter::OFF);
+    match format!("{SPAN_TARGET}=error").parse() {
+        Ok(spans) if !logs_nothing => filter.add_directive(spans),
+        _ => filter,
+    }
+}
+
+/// Writes text and escapes the characters that are unsafe in a log (see [`escape`]).
 struct Visible<W> {
     output: W,
     has_colours: bool,
@@ -59,7 +71,7 @@ impl<W: Write> Write for Visible<W> {
     }
 }
 
-/// Keeps the process until its last lines are written.
+/// Waits for the last lines when it is dropped.
 pub(super) struct LastLines(Option<Sink>);
 
 impl Drop for LastLines {
@@ -75,6 +87,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::request::context::RequestContext;
 
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
@@ -86,6 +99,24 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// Whether the span of a request is enabled under these directives.
+    fn has_spans(directives: &str) -> bool {
+        let lines = fmt::layer().with_writer(io::sink).with_filter(filter(directives));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            !RequestContext::default().span().is_disabled()
+        })
+    }
+
+    #[test]
+    fn request_ids_are_there_wherever_anything_is_logged() {
+        for directives in ["info", "error", "insights_gateway::layers::upstream=debug", "warn,insights_gateway=off"] {
+            assert!(has_spans(directives), "{directives}");
+        }
+        for directives in ["off", ""] {
+            assert!(!has_spans(directives), "{directives}");
         }
     }
 

@@ -1,9 +1,12 @@
 //! Where formatted log lines go: a buffer that a thread of its own writes to standard error.
 //!
-//! So that a request neither pays for a system call of its own nor waits for a reader that is slow. Lines are
-//! written within a few milliseconds, many at once when there are many; but never so many that those who share a
-//! core with the thread would feel it. The buffer is bounded: when nobody reads standard error, lines are dropped
-//! and counted, and the count is said as soon as somebody reads again.
+//! So a request neither makes a system call for its line nor waits for a slow reader. Lines are written within a few
+//! milliseconds, many at once when there are many, but never so many that the thread keeps a core for long. The buffer is
+//! bounded: when nobody reads standard error, lines are dropped and counted, and their number is written as soon as
+//! somebody reads again.
+//!
+//! The queues of the audit log, the disk cache and the exporter hold messages. This one holds bytes that are swapped out
+//! as a whole, and it is flushed without a runtime, so it shares nothing with them.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +23,7 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Bytes that are enough to be written at once, in some ten microseconds.
 const ENOUGH: usize = 32 * 1024;
 
-/// How long the end of the process waits for the last lines.
+/// How long the process waits for the last lines at its end.
 const LAST: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
@@ -42,7 +45,7 @@ impl Shared {
     }
 }
 
-/// Takes lines. Cheap to clone.
+/// A writer of lines. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub(super) struct Sink(Arc<Shared>);
 
@@ -55,10 +58,10 @@ impl Sink {
         Some(Self(shared))
     }
 
-    /// Waits until what was taken so far is written, but not for long.
+    /// Waits until all lines so far are written, for two seconds at most.
     pub(super) fn flush(&self) {
         let busy = |waiting: &mut Waiting| !waiting.lines.is_empty() || waiting.writing;
-        // How it ended does not matter: the process ends now.
+        // Whether it took too long does not matter, because the process ends now.
         let _ = self.0.changed.wait_timeout_while(self.0.lock(), LAST, busy);
     }
 }
@@ -78,8 +81,8 @@ impl Write for Sink {
             self.0.changed.notify_all();
         }
         if are_enough {
-            // On a busy core the thread could come to run only when a long turn of this one is over, and then hold
-            // the core for as long as all the lines take that have gathered meanwhile.
+            // On a busy core the thread might run only once the scheduler takes this one off it, and would then keep
+            // the core until all lines that were gathered meanwhile are written.
             std::thread::yield_now();
         }
         Ok(line.len())
@@ -115,7 +118,7 @@ fn write_forever(shared: &Shared, mut output: impl Write) {
                 format!("insights-gateway: {dropped} log lines were dropped: nobody read them in time\n").as_bytes(),
             );
         }
-        // There is nowhere to say that standard error is broken.
+        // If standard error is broken, there is nowhere to report it.
         let _ = output.write_all(&lines).and_then(|()| output.flush());
         lines.clear();
         shared.lock().writing = false;
@@ -129,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands on what is written, and waits to be let on where it is told to.
+    /// Passes on what is written, and waits at the gate if there is one.
     struct Reader {
         written: mpsc::Sender<Vec<u8>>,
         gate: Option<mpsc::Receiver<()>>,

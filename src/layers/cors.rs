@@ -9,13 +9,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
 use tower::{Layer, Service};
 
 use crate::core::outcome::Outcome;
+use crate::request::body::ResponseBody;
 use crate::request::incoming::IncomingRequest;
 use crate::semantics::origin::{self, Origin};
 use crate::twilio::endpoint::{Route, route};
@@ -61,12 +60,12 @@ pub struct Cors<S> {
 
 impl<S, B> Service<IncomingRequest<B>> for Cors<S>
 where
-    S: Service<IncomingRequest<B>, Response = Response<Full<Bytes>>, Error = Infallible>,
+    S: Service<IncomingRequest<B>, Response = Response<ResponseBody>, Error = Infallible>,
     S::Future: Send + 'static,
 {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Either<S::Future, BoxFuture<'static, Result<Response<Full<Bytes>>, Infallible>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -113,8 +112,8 @@ fn preflight<B>(request: &Request<B>) -> Option<String> {
     }
 }
 
-fn answer(methods: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+fn answer(methods: String) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     if let Ok(methods) = HeaderValue::try_from(methods) {

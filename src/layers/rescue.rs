@@ -9,14 +9,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use futures_util::future::{self, Either, Ready};
 use http::{HeaderName, HeaderValue, Response, header};
-use http_body_util::Full;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::core::error::{GatewayError, Reason};
+use crate::request::body::ResponseBody;
 use crate::request::context::RequestContext;
 use crate::request::incoming::IncomingRequest;
 
@@ -42,11 +41,11 @@ pub struct Rescue<S> {
 
 impl<S, B> Service<IncomingRequest<B>> for Rescue<S>
 where
-    S: Service<IncomingRequest<B>, Response = Response<Full<Bytes>>, Error = GatewayError>,
+    S: Service<IncomingRequest<B>, Response = Response<ResponseBody>, Error = GatewayError>,
 {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Rescued<Either<S::Future, Ready<Result<Response<Full<Bytes>>, GatewayError>>>>;
+    type Future = Rescued<Either<S::Future, Ready<Result<Response<ResponseBody>, GatewayError>>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.not_ready = ready!(self.inner.poll_ready(context)).err();
@@ -75,9 +74,9 @@ pin_project! {
 
 impl<F> Future for Rescued<F>
 where
-    F: Future<Output = Result<Response<Full<Bytes>>, GatewayError>>,
+    F: Future<Output = Result<Response<ResponseBody>, GatewayError>>,
 {
-    type Output = Result<Response<Full<Bytes>>, Infallible>;
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -86,17 +85,18 @@ where
     }
 }
 
-fn respond(error: &GatewayError, context: &RequestContext) -> Response<Full<Bytes>> {
+fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseBody> {
     let reason = error.reason();
     // Set once: an answer that failed has no other outcome.
     let _ = context.outcome.set(reason.outcome());
     let _ = context.reason.set(reason);
     if let Some(cause) = std::error::Error::source(error) {
+        let _span = context.span().entered();
         tracing::debug!(reason = reason.as_str(), cause = chain(cause), "{error}");
     }
     const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
     let reason = error.reason();
-    let mut response = Response::new(Full::new(error.to_body()));
+    let mut response = Response::new(ResponseBody::full(error.to_body()));
     *response.status_mut() = reason.status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,37 +1,78 @@
-//! What happened to one request on its way, for the access line, the audit log, the metrics and the
-//! trace.
+//! What is known of one request, from its head to its end.
 //!
-//! Written by the layers that know, read once by the outermost. Collapsed requests each have their own: the
-//! upstream's share is counted for the one that began the call.
+//! The layers that find something out write it here. Whoever is told of the request's end reads it. Requests that share
+//! one upstream call have a context each: the waits and attempts of that call are in the context of the request that
+//! began it, and log lines about it carry that request's id.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
+use tracing::Span;
 
 use crate::accounts::Team;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::Reason;
 use crate::core::outcome::Outcome;
+use crate::core::peer::Peer;
 use crate::semantics::trace::{SpanId, TraceContext};
 use crate::twilio::endpoint::Operation;
+
+/// The target of the spans that carry the request id.
+pub const SPAN_TARGET: &str = "insights_gateway::request";
+
+/// What a request says of itself before it is routed.
+#[derive(Debug, Clone)]
+pub struct RequestHead {
+    /// Its id: the client's own or a new one. The client gets it back in `X-Request-Id`.
+    pub id: HeaderValue,
+    /// Who sent it.
+    pub peer: Arc<Peer>,
+    /// Its method.
+    pub method: Method,
+    /// Its path and query string. Only the path may be logged: query strings hold page tokens.
+    pub target: Option<PathAndQuery>,
+}
+
+/// Without an id, for contexts that stand for no client's request.
+impl Default for RequestHead {
+    fn default() -> Self {
+        Self { id: HeaderValue::from_static(""), peer: Arc::default(), method: Method::GET, target: None }
+    }
+}
+
+impl RequestHead {
+    /// The id as text.
+    pub fn id(&self) -> &str {
+        // Ids are visible ASCII, wherever they come from.
+        self.id.to_str().unwrap_or_default()
+    }
+
+    /// The path without its query string; empty where the request line has none.
+    pub fn path(&self) -> &str {
+        self.target.as_ref().map_or("", PathAndQuery::path)
+    }
+}
 
 /// The facts of one request, filled in as they become known.
 #[derive(Debug, Default)]
 pub struct RequestContext {
+    /// What it says of itself.
+    pub head: RequestHead,
     /// What it asks for, once routed.
     pub operation: OnceLock<Operation>,
     /// Who asks, once known.
     pub team: OnceLock<Arc<Team>>,
-    /// What became of it.
+    /// How it was answered: from the cache, by Twilio, or with an error.
     pub outcome: OnceLock<Outcome>,
     /// Why the gateway refused or failed.
     pub reason: OnceLock<Reason>,
     /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
     pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,
-    /// The trace that it belongs to, if to any.
+    /// The distributed trace that it belongs to, if there is one.
     pub trace: Option<Box<TraceContext>>,
     keeps_query: AtomicBool,
     query: OnceLock<Bytes>,
@@ -39,29 +80,29 @@ pub struct RequestContext {
     upstream_events: Mutex<Vec<UpstreamEvent>>,
 }
 
-/// When the stages ended, for requests that may become a trace.
+/// When the stages ended, for requests that may be exported as a trace.
 #[derive(Debug)]
 struct Recording {
     clock: Clock,
     ended: [OnceLock<Instant>; Stage::ALL.len()],
 }
 
-/// A part of the way that every request takes.
+/// A stage that every request passes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Route, caller, permission and rate.
     Authenticate,
-    /// The body is read, and the question understood.
+    /// The body is read and parsed.
     Read,
-    /// The cache answers, from memory or from upstream.
+    /// The cache responds, from memory or from upstream.
     Cache,
 }
 
 impl Stage {
-    /// All, in the order of the way.
+    /// All, in the order in which a request passes through them.
     pub const ALL: [Self; 3] = [Self::Authenticate, Self::Read, Self::Cache];
 
-    /// The name of its span.
+    /// The name of its span in a distributed trace.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Authenticate => "admit",
@@ -71,35 +112,35 @@ impl Stage {
     }
 }
 
-/// A stretch between the cache and Twilio.
+/// A wait or an attempt on the way from the cache to Twilio.
 #[derive(Debug, Clone, Copy)]
 pub struct UpstreamEvent {
     /// When it began.
     pub begun: Instant,
     /// When it ended.
     pub ended: Instant,
-    /// What it was.
+    /// Wait or attempt, and how it ended.
     pub kind: UpstreamEventKind,
 }
 
-/// What a [`UpstreamEvent`] was.
+/// The two kinds of [`UpstreamEvent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpstreamEventKind {
     /// Waiting for a token.
     Wait {
-        /// Was there one in the end.
+        /// Whether there was one in the end.
         granted: bool,
     },
-    /// One try, under this name, and how it ended: with a status, or why there is none.
+    /// One exchange with Twilio.
     Attempt {
-        /// The span that was named to Twilio as the parent.
+        /// The span that was sent to Twilio as the parent.
         span: Option<SpanId>,
-        /// An HTTP status, or a reason.
+        /// The HTTP status, or why there is none.
         result: Result<u16, Reason>,
     },
 }
 
-/// The legs of a request, added up.
+/// The upstream events of a request, added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
     /// Attempts that went upstream.
@@ -111,63 +152,86 @@ pub struct Totals {
 }
 
 impl RequestContext {
-    /// Of a request that belongs to `trace`. What may become a trace of its own is timed by `clock`.
-    pub fn new(trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
+    /// Of a request that belongs to `trace`. With a `clock`, the ends of its stages are recorded.
+    pub fn new(head: RequestHead, trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
         let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
-        Self { trace: trace.map(Box::new), recording, ..Self::default() }
+        Self { head, trace: trace.map(Box::new), recording, ..Self::default() }
     }
 
-    /// From now on it keeps the query that it asks: somebody wants to read it in the end.
+    /// Of the refresh that this request begins behind its own response. Log lines carry the request's id; what the
+    /// refresh waits for and tries is not the request's.
+    #[must_use]
+    pub fn of_refresh(&self) -> Self {
+        Self { head: self.head.clone(), team: self.team.clone(), ..Self::default() }
+    }
+
+    /// The span of log lines about this request, so that each can be joined to the access line by `request_id`.
+    ///
+    /// Created where a request leaves the path of a hit, and only where [`SPAN_TARGET`] is enabled. It is an error span,
+    /// since warnings and errors have to carry the id too.
+    pub fn span(&self) -> Span {
+        let team = self.team.get();
+        tracing::error_span!(
+            target: SPAN_TARGET,
+            parent: None,
+            "request",
+            request_id = self.head.id(),
+            team = team.map(|team| &*team.name),
+            account = team.map(|team| &*team.account.name),
+        )
+    }
+
+    /// From now on the query is kept, because a subscriber reads it at the end.
     pub fn keep_query(&self) {
         self.keeps_query.store(true, Relaxed);
     }
 
-    /// It asks this, in canonical form.
+    /// Keeps the query in its canonical form, if it is to be kept.
     pub fn asks(&self, query: &Bytes) {
         if self.keeps_query.load(Relaxed) {
-            // Set once, by the only layer that reads bodies.
+            // The layer that reads bodies calls this, and the first value stays.
             let _ = self.query.set(query.clone());
         }
     }
 
-    /// What it asks, if that was to be kept, and if it was a query.
+    /// The query, if there was one and it was to be kept.
     pub fn query(&self) -> Option<&Bytes> {
         self.query.get()
     }
 
-    /// May it become a trace.
+    /// Whether it may be exported as a trace.
     pub fn is_recorded(&self) -> bool {
         self.recording.is_some()
     }
 
-    /// A stage ends now. Costs nothing where nothing is recorded.
+    /// Records that a stage ends now, if the request is recorded.
     pub fn end_of(&self, stage: Stage) {
         if let Some(Recording { clock, ended }) = self.recording.as_deref() {
             let _ = ended[stage as usize].set(clock.now());
         }
     }
 
-    /// When a stage ended, if it is recorded and did.
+    /// When a stage ended; `None` if it has not, or if the request is not recorded.
     pub fn ended(&self, stage: Stage) -> Option<Instant> {
         self.recording.as_ref()?.ended[stage as usize].get().copied()
     }
 
-    /// It went another leg.
+    /// Adds a wait or an attempt.
     pub fn add(&self, event: UpstreamEvent) {
         self.lock().push(event);
     }
 
-    /// Did it go any leg at all.
+    /// Whether it waited for a token or was tried.
     pub fn went_upstream(&self) -> bool {
         !self.lock().is_empty()
     }
 
-    /// The legs so far, in the order in which they ended. A call that survives its client adds to them.
+    /// The waits and attempts so far, in the order in which they ended. A call that survives its client adds to them.
     pub fn upstream_events(&self) -> Vec<UpstreamEvent> {
         self.lock().clone()
     }
 
-    /// The legs so far, added up.
+    /// The waits and attempts so far, added up.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for event in self.lock().iter() {
@@ -184,7 +248,7 @@ impl RequestContext {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<UpstreamEvent>> {
-        // One push, or a look.
+        // Each critical section is one push or one read, so a panic cannot leave the list half changed.
         self.upstream_events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

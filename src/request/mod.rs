@@ -1,8 +1,11 @@
 //! What travels through the stack: a request as it came in, the query and the upstream call that it becomes, the
-//! context that records what happened to it, and who waits for a call that several requests share.
+//! context that records what happened to it, the event at its end, the body of its response, and who waits for a call that
+//! several requests share.
 
+pub mod body;
 pub mod call;
 pub mod context;
+pub mod ended;
 pub mod incoming;
 pub mod key;
 pub mod query;

@@ -21,10 +21,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Version, header};
 use http_body::Body;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -44,6 +42,7 @@ use self::tls::{Certified, TlsAcceptor};
 use crate::config::Proxies;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::peer::{Origin, Peer};
+use crate::request::body::ResponseBody;
 
 /// What connections may take.
 #[derive(Debug, Clone)]
@@ -82,7 +81,7 @@ pub async fn run<S>(
     service: impl Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
     shutdown: impl Future<Output = ()> + Clone + Send + Sync + 'static,
 ) where
-    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
     let accepting: Vec<_> = listeners
@@ -137,7 +136,7 @@ struct Accept<F> {
 impl<S, F> Accept<F>
 where
     F: Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
-    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
     async fn forever(&self, bound: &Bound, tls: Option<TlsAcceptor>) {
@@ -258,7 +257,7 @@ struct Serving<F> {
 impl<S, F> Serving<F>
 where
     F: Fn(&Arc<Peer>) -> S + Clone + Send + Sync + 'static,
-    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible> + Send + 'static,
     S::Future: Send,
 {
     fn serve<T>(&self, io: T, who: Who, place: Place)
@@ -324,16 +323,16 @@ where
 }
 
 /// An answer to HEAD says how long the answer to GET would be (RFC 9110 section 9.3.2).
-fn state_length(response: &mut Response<Full<Bytes>>) {
+fn state_length(response: &mut Response<ResponseBody>) {
     if let Some(length @ 1..) = response.body().size_hint().exact() {
         response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
     }
 }
 
 /// To what a connection of the reserve is not kept for.
-fn reserved() -> Response<Full<Bytes>> {
+fn reserved() -> Response<ResponseBody> {
     let error = GatewayError::new(Reason::Overloaded, "all connections are busy; come back shortly");
-    let mut response = Response::new(Full::new(error.to_body()));
+    let mut response = Response::new(ResponseBody::full(error.to_body()));
     *response.status_mut() = error.reason().status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

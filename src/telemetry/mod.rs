@@ -1,8 +1,8 @@
 //! Traces, sent to a collector over OTLP/HTTP. No request ever waits for that.
 //!
-//! What is known of a finished request is put into a bounded queue, as it is; a task of its own makes spans of it and
-//! sends many at once. A queue that is full, or a collector that does not take them, costs spans, which are counted,
-//! and nothing else. It decides neither what is recorded nor what is sampled.
+//! The event of a request's end is put into a bounded queue as it is. A task of its own makes spans of it and sends many
+//! at once. Where the queue is full, or the collector does not accept spans, they are dropped and counted; requests do not
+//! notice. Which requests are recorded and sampled is decided by [`observe`](crate::layers::observe).
 
 mod otlp;
 mod spans;
@@ -22,10 +22,9 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::backoff::Backoff;
-use crate::core::clock::{Clock, Instant};
-use crate::core::outcome::Outcome;
+use crate::core::clock::Clock;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
-use crate::request::context::RequestContext;
+use crate::request::ended::{RequestEnded, RequestSubscriber};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
 
@@ -33,11 +32,11 @@ use crate::trust::{self, TrustError};
 const QUEUE: usize = 2048;
 /// Requests sent at once.
 const BATCH: usize = 256;
-/// How long they are gathered.
+/// How long requests are gathered before they are sent.
 const GATHER: Duration = Duration::from_secs(1);
-/// For the collector to answer.
+/// How long the collector may take to respond.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Tries to send the same spans, so far apart.
+/// How often the same spans are sent at most, and how far apart.
 const TRIES: u32 = 4;
 const BETWEEN_TRIES: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(8) };
 /// The longest `Retry-After` that is waited for. Meanwhile requests queue up, and beyond [`QUEUE`] are dropped.
@@ -45,35 +44,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long the end of the process waits for the last spans.
 const LAST: Duration = Duration::from_secs(2);
 
-/// What is known of a request at its end.
-#[derive(Debug)]
-pub struct Finished {
-    /// What happened to it.
-    pub context: Arc<RequestContext>,
-    /// When its head was complete.
-    pub received: Instant,
-    /// When its answer's head was, or when its client left.
-    pub ended: Instant,
-    /// Its id in the log.
-    pub request_id: HeaderValue,
-    /// Its method.
-    pub method: Method,
-    /// Its path. What follows is not told: page tokens are nobody else's business.
-    pub target: Option<PathAndQuery>,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// With this status.
-    pub status: u16,
-    /// And so many bytes of body.
-    pub bytes: u64,
-}
-
-impl Finished {
-    /// The status of a request whose client left, as nginx writes it: no client ever sees it.
-    pub const CLIENT_LEFT: u16 = 499;
-}
-
-/// Takes finished requests. Cheap to clone; all clones are one.
+/// Exports requests that have ended. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Exporter {
     queue: mpsc::Sender<Message>,
@@ -82,17 +53,25 @@ pub struct Exporter {
 
 #[derive(Debug)]
 enum Message {
-    Finished(Finished),
-    /// Send what there is, and tell.
+    Ended(RequestEnded),
+    /// Send what there is, then confirm.
     Close(oneshot::Sender<()>),
 }
 
+impl RequestSubscriber for Exporter {
+    fn ended(&self, request: &RequestEnded) {
+        if request.is_traced {
+            self.offer(request.clone());
+        }
+    }
+}
+
 impl Exporter {
-    /// Begins to send to the collector at `url`, to which `/v1/traces` is added. Needs a tokio runtime.
+    /// Starts to send to the collector at `url`, to which `/v1/traces` is added. Needs a tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the collector speaks TLS, and there can be none.
+    /// When the collector is reached over TLS and the trust roots cannot be loaded.
     pub fn start(url: &Uri, metrics: Arc<Metrics>, clock: Clock) -> Result<Self, TrustError> {
         Ok(Self::with(post(url, clock)?, metrics, clock))
     }
@@ -104,21 +83,21 @@ impl Exporter {
         exporter
     }
 
-    /// Takes a request, unless too many wait already.
-    pub fn offer(&self, finished: Finished) {
+    /// Queues a request, unless too many wait already.
+    fn offer(&self, request: RequestEnded) {
         use mpsc::error::TrySendError::{Closed, Full};
-        if let Err(Full(Message::Finished(lost)) | Closed(Message::Finished(lost))) =
-            self.queue.try_send(Message::Finished(finished))
+        if let Err(Full(Message::Ended(lost)) | Closed(Message::Ended(lost))) =
+            self.queue.try_send(Message::Ended(request))
         {
             count(&self.metrics, "dropped", spans::of(&lost).len());
         }
     }
 
-    /// Sends what waits, and ends; takes a few seconds at most.
+    /// Sends what waits and ends the task; takes two seconds at most.
     pub async fn close(&self) {
         let (tell, told) = oneshot::channel();
         let closing = async {
-            // A task that is gone has nothing left to send.
+            // Fails if the task is gone, which then has nothing left to send.
             if self.queue.send(Message::Close(tell)).await.is_ok() {
                 let _ = told.await;
             }
@@ -133,15 +112,15 @@ fn count(metrics: &Metrics, result: &'static str, spans: usize) {
     metrics.spans.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(spans as u64);
 }
 
-/// Brings bytes to the collector.
+/// Sends bytes to the collector.
 type Transport = Box<dyn Fn(Bytes) -> BoxFuture<'static, Result<(), ExportError>> + Send + Sync>;
 
-/// Why the collector has not taken them.
+/// Why the collector has not accepted them.
 #[derive(Debug)]
 struct ExportError {
-    /// May it take the same bytes later.
-    passing: bool,
-    /// After this, as it says itself.
+    /// Whether it may accept the same bytes later.
+    transient: bool,
+    /// What its `Retry-After` says.
     retry_after: Option<Duration>,
     message: String,
 }
@@ -151,7 +130,7 @@ struct Worker {
     transport: Transport,
     metrics: Arc<Metrics>,
     clock: Clock,
-    /// Were the last spans lost.
+    /// Whether the last spans were lost.
     failing: bool,
 }
 
@@ -165,20 +144,20 @@ impl Worker {
                 batch.clear();
             }
             if let Some(tell) = closing {
-                // Nobody waits any longer.
+                // Fails if whoever asked has stopped waiting.
                 let _ = tell.send(());
                 return;
             }
         }
     }
 
-    /// Adds to the batch for a while; says so if that was the last one.
-    async fn gather(&mut self, first: Message, batch: &mut Vec<Finished>) -> Option<oneshot::Sender<()>> {
+    /// Adds to the batch until it is full or [`GATHER`] is over. Gives whom to confirm to if the queue is closed.
+    async fn gather(&mut self, first: Message, batch: &mut Vec<RequestEnded>) -> Option<oneshot::Sender<()>> {
         let until = self.clock.now() + GATHER;
         let mut message = first;
         loop {
             match message {
-                Message::Finished(finished) => batch.push(finished),
+                Message::Ended(request) => batch.push(request),
                 Message::Close(tell) => return Some(tell),
             }
             if batch.len() >= BATCH {
@@ -188,12 +167,12 @@ impl Worker {
         }
     }
 
-    async fn export(&mut self, batch: &[Finished]) {
+    async fn export(&mut self, batch: &[RequestEnded]) {
         let requests: Vec<_> = batch.iter().map(spans::of).collect();
         let (bytes, spans) = (otlp::encode(&requests, self.clock), requests.iter().map(Vec::len).sum());
         let sent = self.deliver(bytes.into()).await;
         count(&self.metrics, if sent.is_ok() { "exported" } else { "failed" }, spans);
-        // Changes are told, and not every batch.
+        // The log tells when this changes, not with every batch.
         match &sent {
             Ok(()) if self.failing => tracing::info!("the collector takes traces again"),
             Err(error) if !self.failing => {
@@ -208,7 +187,7 @@ impl Worker {
         let mut tried = 1;
         loop {
             let error = match (self.transport)(bytes.clone()).await {
-                Err(error) if error.passing && tried < TRIES => error,
+                Err(error) if error.transient && tried < TRIES => error,
                 result => return result,
             };
             tracing::debug!(tried, "the collector does not take spans: {}", error.message);
@@ -224,12 +203,12 @@ fn post(collector: &Uri, clock: Clock) -> Result<Transport, TrustError> {
     let path = if path.ends_with("/v1/traces") { path.to_owned() } else { format!("{path}/v1/traces") };
     let mut target = collector.clone().into_parts();
     target.path_and_query = PathAndQuery::try_from(path).ok();
-    // What the configuration has checked and this has added to is an address.
+    // The configuration has checked the URL, and a path was added to it, so this does not fail.
     let target = Uri::from_parts(target).unwrap_or_else(|_| collector.clone());
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_connect_timeout(Some(PATIENCE / 2));
-    // Certificates are only loaded where there is TLS: they take memory.
+    // Trust roots are loaded only for TLS, because they take memory.
     if collector.scheme_str() == Some("https") {
         let https = HttpsConnectorBuilder::new().with_tls_config(trust::client_config(true, None)?).https_only();
         return Ok(post_over(https.enable_http1().wrap_connector(http), target, clock));
@@ -248,19 +227,19 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
         request.headers_mut().extend([(header::CONTENT_TYPE, PROTOBUF), (header::USER_AGENT, AGENT)]);
         let answer = client.request(request);
         Box::pin(async move {
-            let passing = |message: String| ExportError { passing: true, retry_after: None, message };
+            let transient = |message: String| ExportError { transient: true, retry_after: None, message };
             let answer = tokio::time::timeout(PATIENCE, answer).await;
-            let answer = answer.map_err(|_| passing("the collector does not answer".to_owned()))?;
+            let answer = answer.map_err(|_| transient("the collector does not answer".to_owned()))?;
             let answer =
-                answer.map_err(|error| passing(format!("no connection to the collector: {}", chain(&error))))?;
+                answer.map_err(|error| transient(format!("no connection to the collector: {}", chain(&error))))?;
             let (head, body) = answer.into_parts();
-            // Read to its end, so that the connection can be used again.
+            // The body is read to its end, so that the connection can be used again.
             let _ = tokio::time::timeout(PATIENCE, Limited::new(body, 64 * 1024).collect()).await;
             match head.status {
                 status if status.is_success() => Ok(()),
                 status => {
-                    // Those that OTLP says to repeat.
-                    let passing = matches!(
+                    // The statuses that OTLP/HTTP declares retryable.
+                    let transient = matches!(
                         status,
                         StatusCode::TOO_MANY_REQUESTS
                             | StatusCode::BAD_GATEWAY
@@ -269,14 +248,14 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
                     );
                     let retry_after = upstream_headers::retry_after(&head.headers, clock.wall(clock.now()));
                     let message = format!("the collector answers {}", status.as_u16());
-                    Err(ExportError { passing, retry_after, message })
+                    Err(ExportError { transient, retry_after, message })
                 }
             }
         })
     })
 }
 
-/// An error and all that caused it, in one line.
+/// An error and its causes in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")

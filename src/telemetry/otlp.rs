@@ -1,7 +1,7 @@
 //! Spans in OTLP's binary form: an `ExportTraceServiceRequest` of the OpenTelemetry protocol, 1.x.
 //!
-//! Written by hand, since a dozen fields that will never change are all there is to write; the field numbers are those
-//! of `opentelemetry/proto/trace/v1/trace.proto` and `common/v1/common.proto`.
+//! Written by hand, because only a dozen fields are needed, and published field numbers never change. They are those of
+//! `opentelemetry/proto/trace/v1/trace.proto` and `common/v1/common.proto`.
 
 use std::time::UNIX_EPOCH;
 

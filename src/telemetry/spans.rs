@@ -1,4 +1,4 @@
-//! A finished request as spans: the request, its stages, and behind the cache every wait and every attempt.
+//! A request that has ended, as spans: the request, its stages, and below the cache stage every wait and attempt.
 //!
 //! Names of attributes follow OpenTelemetry's semantic conventions for HTTP where those have one; the others begin
 //! with `insights_gateway.`.
@@ -6,22 +6,21 @@
 use std::borrow::Cow;
 
 use http::Method;
-use http::uri::PathAndQuery;
 
-use super::Finished;
 use crate::core::clock::Instant;
 use crate::request::context::{Stage, UpstreamEvent, UpstreamEventKind};
+use crate::request::ended::RequestEnded;
 use crate::semantics::trace::{SpanId, TraceId};
 
-/// A stretch of time within a trace.
+/// A span of a trace, before it is encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span<'a> {
     pub(super) trace: TraceId,
     pub(super) id: SpanId,
     pub(super) parent: Option<SpanId>,
-    /// Is the parent another program's.
+    /// Whether the parent is another program's span.
     pub(super) is_remote: bool,
-    /// Notes of other programs.
+    /// The `tracestate` of the request, as it came.
     pub(super) state: &'a str,
     pub(super) name: Cow<'static, str>,
     pub(super) kind: Kind,
@@ -31,7 +30,7 @@ pub(super) struct Span<'a> {
     pub(super) failed: bool,
 }
 
-/// Whose work it is, by OTLP's numbers.
+/// The kind of a span, with OTLP's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Internal = 1,
@@ -46,8 +45,8 @@ pub(super) enum Value<'a> {
 }
 
 /// The spans of a request, its own first; none if it belongs to no trace.
-pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
-    let Some(trace) = finished.context.trace.as_deref() else { return Vec::new() };
+pub(super) fn of(request: &RequestEnded) -> Vec<Span<'_>> {
+    let Some(trace) = request.context.trace.as_deref() else { return Vec::new() };
     let span = |parent, name, (begun, ended)| Span {
         trace: trace.trace,
         id: SpanId::random(),
@@ -64,24 +63,24 @@ pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
     let whole = Span {
         is_remote: trace.parent.is_some(),
         kind: Kind::Server,
-        attributes: attributes(finished),
-        failed: finished.status >= 500,
-        ..span(trace.parent, name(finished).into(), (finished.received, finished.ended))
+        attributes: attributes(request),
+        failed: request.status >= 500,
+        ..span(trace.parent, name(request).into(), (request.received, request.ended))
     };
-    let request = whole.id;
+    let root = whole.id;
     let mut spans = vec![whole];
-    let (mut begun, mut last) = (finished.received, request);
+    let (mut begun, mut last) = (request.received, root);
     for stage in Stage::ALL {
-        // A client that leaves ends the stage that it was in.
-        let left = || (finished.status == Finished::CLIENT_LEFT).then_some(finished.ended);
-        let Some(ended) = finished.context.ended(stage).or_else(left) else { break };
-        let stage = span(Some(request), stage.as_str().into(), (begun, ended));
+        // When a client leaves, the stage that it was in ends.
+        let left = || (request.status == RequestEnded::CLIENT_LEFT).then_some(request.ended);
+        let Some(ended) = request.context.ended(stage).or_else(left) else { break };
+        let stage = span(Some(root), stage.as_str().into(), (begun, ended));
         (begun, last) = (ended, stage.id);
         spans.push(stage);
     }
-    // The last stage is the cache's, or there are no legs.
+    // Waits and attempts are below the last stage, which is the cache's.
     let (mut waits, mut attempts) = (0, 0);
-    for UpstreamEvent { begun, ended, kind } in finished.context.upstream_events() {
+    for UpstreamEvent { begun, ended, kind } in request.context.upstream_events() {
         let event = |name: String| span(Some(last), name.into(), (begun, ended));
         spans.push(match kind {
             UpstreamEventKind::Wait { granted } => {
@@ -110,10 +109,10 @@ pub(super) fn of(finished: &Finished) -> Vec<Span<'_>> {
     spans
 }
 
-/// The method and what it asks for: few names, whatever clients send.
-fn name(finished: &Finished) -> String {
-    let method = known(&finished.method).unwrap_or("HTTP");
-    match finished.context.operation.get() {
+/// The method and the operation, which are few, whatever clients send.
+fn name(request: &RequestEnded) -> String {
+    let method = known(&request.context.head.method).unwrap_or("HTTP");
+    match request.operation() {
         Some(operation) => format!("{method} {}", operation.as_str()),
         None => method.to_owned(),
     }
@@ -125,13 +124,14 @@ fn known(method: &Method) -> Option<&'static str> {
         .find(|known| method == known)
 }
 
-fn attributes(finished: &Finished) -> Vec<(&'static str, Value<'_>)> {
+fn attributes(request: &RequestEnded) -> Vec<(&'static str, Value<'_>)> {
     use Value::{Number, Text};
-    let Finished { context, request_id, method, target, outcome, status, bytes, .. } = finished;
+    let RequestEnded { context, outcome, status, bytes, .. } = request;
+    let head = &context.head;
     let mut attributes = vec![
-        ("http.request.method", Text(known(method).unwrap_or("_OTHER"))),
-        ("url.path", Text(target.as_ref().map_or("", PathAndQuery::path))),
-        ("insights_gateway.request_id", Text(request_id.to_str().unwrap_or_default())),
+        ("http.request.method", Text(known(&head.method).unwrap_or("_OTHER"))),
+        ("url.path", Text(head.path())),
+        ("insights_gateway.request_id", Text(head.id())),
         ("insights_gateway.outcome", Text(outcome.as_str())),
     ];
     if let Some(team) = context.team.get() {
@@ -141,7 +141,7 @@ fn attributes(finished: &Finished) -> Vec<(&'static str, Value<'_>)> {
     if let Some(operation) = context.operation.get() {
         attributes.push(("insights_gateway.operation", Text(operation.as_str())));
     }
-    if *status == Finished::CLIENT_LEFT {
+    if *status == RequestEnded::CLIENT_LEFT {
         attributes.push(("error.type", Text("client_left")));
         return attributes;
     }

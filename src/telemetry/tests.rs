@@ -1,4 +1,4 @@
-//! The room as a whole: finished requests in, what a collector would get out.
+//! Ended requests in, what a collector would get out.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -6,18 +6,20 @@ use std::sync::Mutex;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::core::clock::Instant;
 use crate::core::error::Reason;
-use crate::request::context::{Stage, UpstreamEvent, UpstreamEventKind};
+use crate::core::outcome::Outcome;
+use crate::request::context::{RequestContext, RequestHead, Stage, UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::twilio::endpoint::Operation;
 
 const S: Duration = Duration::from_secs(1);
 
 /// A request that was traced by its client, missed, and was tried twice.
-async fn miss(clock: Clock) -> Finished {
+async fn miss(clock: Clock) -> RequestEnded {
     let parent = HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let headers = [(TRACEPARENT, parent), (TRACESTATE, HeaderValue::from_static("a=1"))].into_iter().collect();
-    let context = RequestContext::new(TraceContext::read(&headers), Some(clock));
+    let context = RequestContext::new(head(), TraceContext::read(&headers), Some(clock));
     let received = clock.now();
     let _ = context.operation.set(Operation::Query);
     for stage in [Stage::Authenticate, Stage::Read] {
@@ -38,17 +40,24 @@ async fn miss(clock: Clock) -> Finished {
     finished(context, received, clock.now())
 }
 
-fn finished(context: RequestContext, received: Instant, ended: Instant) -> Finished {
-    Finished {
+fn head() -> RequestHead {
+    RequestHead {
+        id: HeaderValue::from_static("id-1"),
+        method: Method::POST,
+        target: Some(PathAndQuery::from_static("/v3/a?pageToken=secret")),
+        ..RequestHead::default()
+    }
+}
+
+fn finished(context: RequestContext, received: Instant, ended: Instant) -> RequestEnded {
+    RequestEnded {
         context: Arc::new(context),
         received,
         ended,
-        request_id: HeaderValue::from_static("id-1"),
-        method: Method::POST,
-        target: Some(PathAndQuery::from_static("/v3/a?pageToken=secret")),
         outcome: Outcome::Miss,
         status: 200,
         bytes: 7,
+        is_traced: true,
     }
 }
 
@@ -71,9 +80,9 @@ fn exporter(collector: &Arc<Collector>, metrics: &Arc<Metrics>, clock: Clock) ->
             if let Some(open) = &collector.open {
                 open.notified().await;
             }
-            if let Some(passing) = collector.troubles.lock().unwrap().pop_front() {
+            if let Some(transient) = collector.troubles.lock().unwrap().pop_front() {
                 let retry_after = collector.retry_after;
-                return Err(ExportError { passing, retry_after, message: "no".to_owned() });
+                return Err(ExportError { transient, retry_after, message: "no".to_owned() });
             }
             collector.taken.lock().unwrap().push(bytes);
             Ok(())
@@ -113,16 +122,18 @@ async fn a_request_is_a_span_with_its_stages_and_the_way_upstream_below() {
 #[tokio::test(start_paused = true)]
 async fn what_ends_early_has_only_the_spans_that_began() {
     let clock = Clock::new();
-    let context = RequestContext::new(Some(TraceContext::begin()), Some(clock));
+    let context = RequestContext::new(head(), Some(TraceContext::begin()), Some(clock));
     context.end_of(Stage::Authenticate);
     let mut refused = finished(context, clock.now(), clock.now() + S);
     refused.status = 401;
-    let names = |finished: &Finished| spans::of(finished).iter().map(|span| span.name.to_string()).collect::<Vec<_>>();
+    let names =
+        |finished: &RequestEnded| spans::of(finished).iter().map(|span| span.name.to_string()).collect::<Vec<_>>();
     assert_eq!(names(&refused), ["POST", "admit"]);
-    refused.status = Finished::CLIENT_LEFT;
+    refused.status = RequestEnded::CLIENT_LEFT;
     assert_eq!(names(&refused), ["POST", "admit", "read", "cache"]);
-    refused.method = Method::from_bytes(b"BREW").unwrap();
-    assert_eq!(names(&refused)[0], "HTTP");
+    let brew = RequestHead { method: Method::from_bytes(b"BREW").unwrap(), ..head() };
+    let context = RequestContext::new(brew, Some(TraceContext::begin()), Some(clock));
+    assert_eq!(names(&finished(context, clock.now(), clock.now()))[0], "HTTP");
     assert!(spans::of(&finished(RequestContext::default(), clock.now(), clock.now())).is_empty());
 }
 
@@ -141,7 +152,7 @@ async fn requests_are_gathered_and_sent_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn passing_trouble_is_sat_out_and_lasting_trouble_costs_the_spans() {
+async fn transient_errors_are_retried_and_lasting_ones_cost_the_spans() {
     let (clock, metrics, collector) = (Clock::new(), Metrics::new(), Arc::<Collector>::default());
     let exporter = exporter(&collector, &metrics, clock);
     let ended = || async { tokio::time::sleep(60 * S).await };
@@ -181,7 +192,7 @@ async fn a_collector_that_hangs_costs_spans_and_nobodys_time() {
     let collector = Arc::new(Collector { open: Some(Notify::new()), ..Collector::default() });
     let exporter = exporter(&collector, &metrics, clock);
     let begun = clock.now();
-    let context = || RequestContext::new(Some(TraceContext::begin()), Some(clock));
+    let context = || RequestContext::new(head(), Some(TraceContext::begin()), Some(clock));
     for _ in 0..2 * BATCH + QUEUE {
         exporter.offer(finished(context(), begun, begun));
         if counted(&metrics, "dropped") == 0 {

@@ -37,6 +37,7 @@ mod query;
 mod query_limits;
 mod reload;
 mod reload_guard;
+mod request_ids;
 mod result_sets;
 mod retry_after;
 mod secrets;

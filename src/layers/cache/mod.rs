@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use memchr::memmem;
 use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
+use tracing::Instrument;
 
 use self::refresh_backoff::RefreshBackoff;
 use crate::cache::entry::Entry;
@@ -124,7 +125,8 @@ where
 
     fn call(&mut self, query: ClientQuery) -> Self::Future {
         if query.directives.cache.no_store && !query.directives.cache.only_if_cached {
-            return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, self.layer.clock)));
+            let span = query.context.span();
+            return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, self.layer.clock).instrument(span)));
         }
         let entry = self.layer.store.page(query.key());
         if entry.is_none()
@@ -182,7 +184,8 @@ where
         let set = self.layer.membership(query.operation, &place(&query));
         let flown = Flown::of(&query, set.result_set());
         let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
-        let call = query.upstream_call(waiters, begun + self.layer.policy.deadline, Arc::default());
+        let call =
+            query.upstream_call(waiters, begun + self.layer.policy.deadline, Arc::new(query.context.of_refresh()));
         let (flight, layer) = (self.flight(call, place(&query), set, lease, delay), Arc::clone(&self.layer));
         tokio::spawn(async move {
             flight.await;
@@ -315,7 +318,9 @@ where
         delay: Duration,
     ) -> impl Future<Output = ()> + Send + use<S> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
-        async move {
+        // Whoever shares the flight, its log lines carry the id of the request that began it.
+        let span = call.context.span();
+        let flight = async move {
             if !delay.is_zero() {
                 let begun = layer.clock.now();
                 tokio::select! {
@@ -342,7 +347,8 @@ where
                 Err(error) => FlightResult { result: Err(error), stored: false, age: None },
             };
             lease.finish(finished);
-        }
+        };
+        flight.instrument(span)
     }
 }
 

@@ -23,7 +23,7 @@ use futures_util::future::{BoxFuture, poll_immediate};
 use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
@@ -36,6 +36,7 @@ use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::json;
+use crate::request::body::ResponseBody;
 use crate::request::context::{RequestContext, Stage};
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
@@ -99,9 +100,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<ResponseBody>;
     type Error = GatewayError;
-    type Future = BoxFuture<'static, Result<Response<Full<Bytes>>, GatewayError>>;
+    type Future = BoxFuture<'static, Result<Response<ResponseBody>, GatewayError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         Poll::Ready(Ok(()))
@@ -438,12 +439,12 @@ async fn whole<B: Body<Data = Bytes>>(body: B) -> Result<Bytes, B::Error> {
 /// A year: what is longer is a mistake.
 const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
 
-fn write(reply: ClientResponse) -> Response<Full<Bytes>> {
+fn write(reply: ClientResponse) -> Response<ResponseBody> {
     const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
     let ClientResponse { page, coded, etag, cache_status, age, not_modified, .. } = reply;
     let is_coded = coded.is_some();
     let body = if not_modified { Bytes::new() } else { coded.unwrap_or_else(|| page.body.clone()) };
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(ResponseBody::full(body));
     *response.status_mut() = if not_modified { StatusCode::NOT_MODIFIED } else { page.status };
     let headers = response.headers_mut();
     headers.reserve(12);

@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use http::{HeaderMap, Method, Request};
+use http_body_util::Full;
 use tower::service_fn;
 
 use super::*;
@@ -55,7 +56,7 @@ impl Rig {
         operation: Operation,
         query: &str,
         body: &'static str,
-    ) -> Result<Response<Full<Bytes>>, Reason> {
+    ) -> Result<Response<ResponseBody>, Reason> {
         let request = Request::builder().method(Method::POST).uri(format!("/x?{query}"));
         let request = request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
         let (received, context) = (Instant::now(), Arc::default());

@@ -1,4 +1,4 @@
-//! Room for the records that wait to be written, shared fairly between those who are recorded.
+//! The memory for records that wait to be written, shared fairly between the teams.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,22 +8,22 @@ use crate::accounts::Team;
 /// Bytes of records that may wait to be written.
 pub(super) const CAPACITY: usize = 8 << 20;
 
-/// What waits. Nobody holds more than is left for all others together: one team that is recorded faster than its lines
-/// can be written takes half of the room at most, two such teams a third each, and there is always room for one more.
-/// With queries nobody holds more than half of what is left, so that lines find room where queries find none.
+/// The bytes in use. No team uses more than what is free for all others together: one team whose records come faster than
+/// they can be written uses at most half of the capacity, two such teams a third each, and another team always finds some
+/// free. A record with a query may use only half of what is free, so that records without one still find space.
 #[derive(Debug, Default)]
-pub(super) struct Room(Mutex<Waiting>);
+pub(super) struct FairShares(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: usize,
-    /// Of each team; those who are nobody's team share one.
+    /// Requests of no known team share one entry.
     by_team: HashMap<Option<Arc<str>>, usize>,
 }
 
-impl Room {
-    /// Takes `bytes` for a record of `team`, with or without a query, if there is room for them.
-    pub(super) fn take(&self, team: Option<&Arc<Team>>, bytes: usize, with_query: bool) -> bool {
+impl FairShares {
+    /// Reserves `bytes` for a record of `team`. `false` if that is more than its share.
+    pub(super) fn reserve(&self, team: Option<&Arc<Team>>, bytes: usize, with_query: bool) -> bool {
         let mut waiting = self.lock();
         let free = CAPACITY.saturating_sub(waiting.bytes);
         let free = if with_query { free / 2 } else { free };
@@ -36,8 +36,8 @@ impl Room {
         fits
     }
 
-    /// Gives back what [`Room::take`] has taken.
-    pub(super) fn give_back(&self, team: Option<&Arc<Team>>, bytes: usize) {
+    /// Releases what [`FairShares::reserve`] reserved.
+    pub(super) fn release(&self, team: Option<&Arc<Team>>, bytes: usize) {
         let mut waiting = self.lock();
         let team = team.map(|team| Arc::clone(&team.name));
         waiting.bytes = waiting.bytes.saturating_sub(bytes);
@@ -51,7 +51,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Two additions.
+        // Each critical section is a few additions, so a panic cannot leave the sums half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,11 +66,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_what_others_need() {
-        let room = Room::default();
+    fn no_team_takes_what_others_need() {
+        let shares = FairShares::default();
         let [one, two, three] = ["one", "two", "three"].map(|name| Arc::new(Team::example(name)));
         let fill = |team, with_query| {
-            let takes = std::iter::repeat_with(|| room.take(team, 1024, with_query));
+            let takes = std::iter::repeat_with(|| shares.reserve(team, 1024, with_query));
             takes.take_while(|taken| *taken).count() * 1024
         };
         let queries = fill(Some(&one), true);
@@ -78,13 +78,13 @@ mod tests {
         assert_eq!(queries + fill(Some(&one), false), CAPACITY / 2);
         let second = fill(Some(&two), false);
         assert!(second >= CAPACITY / 4, "{second}");
-        assert!(!room.take(Some(&one), 1024, false));
-        assert!(room.take(Some(&three), 1024, true) && room.take(None, 1024, false), "there is room for others");
-        room.give_back(Some(&one), CAPACITY / 2);
-        room.give_back(Some(&two), second);
-        room.give_back(Some(&three), 1024);
-        room.give_back(None, 1024);
-        assert_eq!((room.bytes(), room.lock().by_team.len()), (0, 0));
+        assert!(!shares.reserve(Some(&one), 1024, false));
+        assert!(shares.reserve(Some(&three), 1024, true) && shares.reserve(None, 1024, false), "others find space");
+        shares.release(Some(&one), CAPACITY / 2);
+        shares.release(Some(&two), second);
+        shares.release(Some(&three), 1024);
+        shares.release(None, 1024);
+        assert_eq!((shares.bytes(), shares.lock().by_team.len()), (0, 0));
         assert_eq!(fill(None, false), CAPACITY / 2);
     }
 }
