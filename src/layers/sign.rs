@@ -17,7 +17,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, StatusCode, Uri};
+use http::{HeaderValue, StatusCode, Uri, header};
 use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
@@ -28,6 +28,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
+use crate::semantics::upstream_headers;
 
 /// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
 #[derive(Clone, Default)]
@@ -150,7 +151,8 @@ impl SignLayer {
         error
     }
 
-    /// Refuses an answer that repeats what it was asked with.
+    /// Refuses an answer that repeats what it was asked with. One that asks to stay away still does, without its body
+    /// and whatever else could hold the credential: otherwise nothing would hold the account's calls back.
     fn withhold_echo(
         &self,
         answer: UpstreamResponse,
@@ -167,11 +169,33 @@ impl SignLayer {
             status = answer.status.as_u16(),
             "an answer repeated the account's credentials and was withheld: find out who answers at upstream.url, and replace them"
         );
+        let asks_to_wait = |status| match status {
+            StatusCode::TOO_MANY_REQUESTS => true,
+            StatusCode::SERVICE_UNAVAILABLE => answer.headers.contains_key(header::RETRY_AFTER),
+            _ => false,
+        };
+        if asks_to_wait(answer.status) {
+            return Ok(without_the_credential(&answer, &signature.echo));
+        }
         Err(GatewayError::new(
             Reason::UpstreamInvalid,
             "Twilio's answer repeated the gateway's credentials and was withheld; tell whoever operates the gateway",
         ))
     }
+}
+
+/// What is left of an answer that asks to stay away: its status, and those of its numbers and dates that are not part of
+/// a credential.
+fn without_the_credential(answer: &UpstreamResponse, echo: &Echo) -> UpstreamResponse {
+    let reason = match answer.status {
+        StatusCode::TOO_MANY_REQUESTS => Reason::UpstreamRateLimit,
+        _ => Reason::Overloaded,
+    };
+    let message = "Twilio asks for fewer requests, in an answer that is withheld; come back when Retry-After says";
+    let mut headers = upstream_headers::limits_alone(&answer.headers, |value| !echo.is_in_value(value));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let body = GatewayError::new(reason, message).to_body();
+    UpstreamResponse { status: answer.status, headers, body, next_token: None }
 }
 
 impl<S> Layer<S> for SignLayer {

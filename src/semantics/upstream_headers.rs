@@ -89,6 +89,15 @@ impl RateLimitHeaders {
     }
 }
 
+/// Of an answer's headers those that tell of limits or say when it was made, where they hold a number or a date, and
+/// `passes` agrees.
+pub fn limits_alone(headers: &HeaderMap, passes: impl Fn(&HeaderValue) -> bool) -> HeaderMap {
+    const NAMES: [HeaderName; 8] =
+        [header::RETRY_AFTER, header::DATE, LIMIT, REMAINING, RESET, OTHER_LIMIT, OTHER_REMAINING, CONCURRENT];
+    let value = |name: &HeaderName| headers.get(name).filter(|value| is_retry_after(value) && passes(value)).cloned();
+    NAMES.into_iter().filter_map(|name| value(&name).map(|value| (name, value))).collect()
+}
+
 /// Does `Retry-After` say anything that a client could follow: digits or a date (RFC 9110 section 10.2.3).
 pub fn is_retry_after(value: &HeaderValue) -> bool {
     value.to_str().is_ok_and(|text| {
@@ -184,6 +193,22 @@ mod tests {
         assert!(crowded.concurrent == Some(12) && !crowded.speaks_of_a_rate());
         let nonsense = of(&[("x-ratelimit-limit", "-1"), ("x-ratelimit-reset", "1000000000000")]);
         assert_eq!(nonsense, RateLimitHeaders::default());
+    }
+
+    #[test]
+    fn of_limits_only_numbers_and_dates_are_left() {
+        let date = "Sun, 22 Nov 2026 12:00:09 GMT";
+        let said = [
+            ("retry-after", "7"),
+            ("date", date),
+            ("x-ratelimit-limit", "5"),
+            ("x-ratelimit-remaining", "none"),
+            ("x-ratelimit-reset", "123456789"),
+            ("x-rate-limit-config", "5"),
+            ("content-type", "5"),
+        ];
+        let left = limits_alone(&headers(&said), |value| value != "123456789");
+        assert_eq!(left, headers(&[("retry-after", "7"), ("date", date), ("x-ratelimit-limit", "5")]));
     }
 
     #[test]

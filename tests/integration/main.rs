@@ -55,3 +55,4 @@ mod upstream_faults;
 mod upstream_identity;
 mod waiting;
 mod warm_restart;
+mod withheld_answers;

@@ -5,7 +5,7 @@
 //! both alphabets of Base64, as they are and behind any mixture of percent and JSON escapes, twice over. An answer
 //! is decoded before it gets this far, whatever its status; one that spells the secret some other way is not recognised.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use memchr::{memchr2, memmem};
 use zeroize::Zeroizing;
 
@@ -39,7 +39,12 @@ impl Echo {
 
     /// Is the credential in these headers or this body.
     pub(super) fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
-        headers.values().any(|value| self.is_in_text(value.as_bytes())) || self.is_in_text(body)
+        headers.values().any(|value| self.is_in_value(value)) || self.is_in_text(body)
+    }
+
+    /// Is the credential in this header.
+    pub(super) fn is_in_value(&self, value: &HeaderValue) -> bool {
+        self.is_in_text(value.as_bytes())
     }
 
     fn is_in_text(&self, text: &[u8]) -> bool {
@@ -105,11 +110,9 @@ fn escaped(text: &[u8]) -> Option<(char, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;
-    use http::HeaderValue;
-
-    use super::*;
 
     /// With every character that some form writes otherwise. Its Base64 has both `+` and `/`.
     const SECRET: &str = "pl\"nt/d+s3cr~t? >>>???~~";

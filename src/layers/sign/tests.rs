@@ -83,11 +83,22 @@ async fn a_rejection_of_a_secret_that_was_replaced_meanwhile_is_tried_again_and_
 #[tokio::test]
 async fn an_answer_that_repeats_the_secret_goes_no_further() {
     let own = credentials("AC1", TWILIO, "the-only-one");
-    for status in [200, 400, 404, 429, 500, 503] {
+    for status in [200, 400, 404, 500, 503] {
         let answer = move || (status, "{\"message\":\"bad password: the-only-one\"}");
         let (_, result) = sent(&own, &Newest::default(), &Rejections::default(), answer).await;
         let error = result.unwrap_err();
         assert_eq!((error.reason(), error.retry()), (Reason::UpstreamInvalid, Retry::Never), "{status}");
         assert!(!error.message().contains("the-only-one"));
     }
+}
+
+#[tokio::test]
+async fn a_429_that_repeats_the_secret_stays_one_without_it() {
+    let own = credentials("AC1", TWILIO, "the-only-one");
+    let answer = || (429, "{\"message\":\"bad password: the-only-one\"}");
+    let (_, result) = sent(&own, &Newest::default(), &Rejections::default(), answer).await;
+    let answer = result.unwrap();
+    let body = String::from_utf8(answer.body.to_vec()).unwrap();
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(body.contains("upstream_rate_limit") && !body.contains("the-only-one"), "{body}");
 }
