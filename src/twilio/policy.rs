@@ -9,6 +9,8 @@
 //! dimension covers its grains (`Conversation.CreatedDate.hour`), and what metadata calls by an unqualified name is
 //! denied under its cube's name as well. A name that is denied and one that is not known are answered alike.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 
@@ -52,6 +54,11 @@ pub enum Denied {
     /// It is of a shape in which the policy cannot be proven to hold.
     #[error("this team has a policy, which cannot be proven to hold here: {0}")]
     Shape(&'static str),
+    /// The required filters, once in each of its groups, take more bytes than this.
+    #[error(
+        "this team's required filters go into every filter group and would take more than {0} bytes; use fewer groups"
+    )]
+    TooLarge(u64),
 }
 
 impl Policy {
@@ -268,12 +275,13 @@ impl Query<'_> {
     }
 
     /// The query that a team with `policy` may ask in place of this one, in canonical form: with the policy's filters
-    /// in it.
+    /// in it. Groups that say the same become one: however groups combine, saying so twice changes nothing.
     ///
     /// # Errors
     ///
-    /// When it names what the team may not name, or is of a shape in which the policy cannot be proven to hold.
-    pub fn restrict(&self, policy: &Policy, catalog: &Catalog) -> Result<Bytes, Denied> {
+    /// When it names what the team may not name, is of a shape in which the policy cannot be proven to hold, or would
+    /// repeat the policy's filters over more than `limit` bytes.
+    pub fn restrict(&self, policy: &Policy, catalog: &Catalog, limit: u64) -> Result<Bytes, Denied> {
         self.prove_shape()?;
         let mut denied = None;
         self.visit_names(|place, name| {
@@ -290,12 +298,19 @@ impl Query<'_> {
             return Ok(self.canonical());
         }
         let required = || policy.require.iter().map(Required::expression);
+        let mut seen = HashSet::new();
         let own = self.filters.known().into_iter().flatten().filter_map(Part::known);
-        let mut groups: Vec<_> =
-            own.map(|group| Group::and(group.documented().into_iter().flatten().cloned().chain(required()))).collect();
-        if groups.is_empty() {
-            groups.push(Group::and(required()));
+        let own = own.map(|group| group.documented().into_iter().flatten().cloned().collect::<Vec<_>>());
+        let mut own: Vec<_> = own.filter(|group| seen.insert(Group::and(group.iter().cloned()).canonical())).collect();
+        if own.is_empty() {
+            own.push(Vec::new());
         }
+        // Before anything is copied. The first copy is the policy's own, whatever its size.
+        let copies = own.len() as u64 - 1;
+        if copies > 0 && copies.saturating_mul(Group::and(required()).canonical().len() as u64) > limit {
+            return Err(Denied::TooLarge(limit));
+        }
+        let groups = own.into_iter().map(|group| Group::and(group.into_iter().chain(required()))).collect();
         Ok(self.with_filters(groups).canonical())
     }
 }

@@ -424,6 +424,13 @@ impl<'q> Group<'q> {
         self.expressions.iter().map(|expression| expression.known().filter(is_documented)).collect()
     }
 
+    /// Its canonical bytes.
+    pub fn canonical(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64);
+        Self::write(&mut out, self);
+        out
+    }
+
     fn write(out: &mut Vec<u8>, group: &Self) {
         match (group.op, group.documented(), group.source) {
             (Some(op), Some(expressions), _) => {

@@ -31,6 +31,7 @@ mod listeners;
 mod page_tokens;
 mod patience;
 mod policies;
+mod policy_limits;
 mod protocol;
 mod purge;
 mod query;

@@ -232,7 +232,7 @@ impl DecodeLayer {
         let parsed = self.parse_cache.of(raw, || {
             self.parse(context, team, raw, |parameters, query| {
                 restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
-                view.restrict(query).map(Some)
+                view.restrict(query, self.limits.max_body).map(Some)
             })
         })?;
         context.asks(parsed.asked.as_ref().unwrap_or(&parsed.canonical.body));
@@ -373,7 +373,11 @@ fn parse(query: &str, team: &Team) -> Result<Parameters, GatewayError> {
 }
 
 fn refused(denied: Denied) -> GatewayError {
-    GatewayError::new(Reason::FieldNotAllowed, denied.to_string())
+    let reason = match denied {
+        Denied::Field(_) | Denied::Shape(_) => Reason::FieldNotAllowed,
+        Denied::TooLarge(_) => Reason::BodyTooLarge,
+    };
+    GatewayError::new(reason, denied.to_string())
 }
 
 fn invalid(error: QueryError) -> GatewayError {

@@ -211,7 +211,7 @@ impl View {
     }
 
     /// The query that the team may ask in place of this one. See [`Query::restrict`].
-    pub(super) fn restrict(&self, query: &Query<'_>) -> Result<bytes::Bytes, Denied> {
-        query.restrict(&self.policy, &self.catalog)
+    pub(super) fn restrict(&self, query: &Query<'_>, limit: u64) -> Result<bytes::Bytes, Denied> {
+        query.restrict(&self.policy, &self.catalog, limit)
     }
 }

@@ -35,7 +35,7 @@ fn canonical(body: &str) -> Bytes {
 
 fn apply(policy: &Policy, body: &str) -> Result<String, Denied> {
     let value = query::parse(body.as_bytes()).expect(body);
-    let effective = Query::read(&value).expect(body).restrict(policy, &catalog())?;
+    let effective = Query::read(&value).expect(body).restrict(policy, &catalog(), 1 << 20)?;
     Ok(String::from_utf8(effective.to_vec()).unwrap())
 }
 
