@@ -10,6 +10,7 @@ mod access_log;
 mod admin;
 mod admin_requests;
 mod audit;
+mod body_memory;
 mod canary;
 mod config;
 mod config_sources;

@@ -418,6 +418,10 @@ where
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if error.is::<TooMany>() => Err(too_many(TooMany)),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) if error.is::<TooManyPieces>() => Err(GatewayError::new(
+            Reason::BadRequest,
+            "the request body comes in too many small pieces; send larger ones",
+        )),
         Ok(Err(_)) => Err(GatewayError::new(Reason::BadRequest, "the request body ended before it was complete")),
         Err(_) => Err(GatewayError::new(
             Reason::ClientTimeout,
@@ -426,19 +430,48 @@ where
     }
 }
 
-/// A body in one piece. Most have only one, which is not copied.
-async fn whole<B: Body<Data = Bytes>>(body: B) -> Result<Bytes, B::Error> {
+/// A body in one piece. Most have only one, which is not copied. The pieces of others are copied as they come: each of
+/// them holds on to more than its own bytes.
+async fn whole<B>(body: B) -> Result<Bytes, BoxError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     let mut body = std::pin::pin!(body);
     let first = match body.frame().await {
-        Some(frame) => frame?.into_data().unwrap_or_default(),
+        Some(frame) => frame.map_err(Into::into)?.into_data().unwrap_or_default(),
         None => return Ok(Bytes::new()),
     };
     if body.is_end_stream() {
         return Ok(first);
     }
-    let rest = body.collect().await?.to_bytes();
-    Ok(if rest.is_empty() { first } else { [first, rest].concat().into() })
+    let (mut whole, mut pieces) = (first.to_vec(), 1);
+    drop(first);
+    while let Some(frame) = body.frame().await {
+        // Trailers say nothing that is read.
+        let Ok(piece) = frame.map_err(Into::into)?.into_data() else { continue };
+        whole.extend_from_slice(&piece);
+        pieces += 1;
+        if pieces > MANY_PIECES && whole.len() / pieces < LEAST_PIECE {
+            return Err(TooManyPieces.into());
+        }
+    }
+    whole.shrink_to_fit();
+    Ok(whole.into())
 }
+
+/// A body may come in so many pieces, however small they are.
+const MANY_PIECES: usize = 4096;
+
+/// Beyond that, its pieces have so many bytes on average: every piece costs about as much as a hundred bytes.
+const LEAST_PIECE: usize = 16;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body comes in pieces that are too small for their number.
+#[derive(Debug, thiserror::Error)]
+#[error("the body comes in too many small pieces")]
+struct TooManyPieces;
 
 /// A year: what is longer is a mistake.
 const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
