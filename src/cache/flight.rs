@@ -27,7 +27,7 @@ use super::sets::ResultSet;
 use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
-use crate::request::query::ClientQuery;
+use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::request::response::Representation;
 use crate::request::waiters::{Waiter, Waiters};
 use crate::twilio::endpoint::Operation;
@@ -63,13 +63,16 @@ pub(crate) struct Flown {
     /// Whose data, by the account's name.
     pub(crate) account: Arc<str>,
     pub(crate) operation: Operation,
+    /// What it asks: those who wait for it share this, and need no body of their own.
+    pub(crate) canonical: Arc<CanonicalQuery>,
     /// Of a further page: the result set that it belonged to when it was asked for.
     pub(crate) set: Option<ResultSet>,
 }
 
 impl Flown {
     pub(crate) fn of(query: &ClientQuery, set: Option<ResultSet>) -> Self {
-        Self { account: Arc::clone(&query.team.account.name), operation: query.operation, set }
+        let (account, canonical) = (Arc::clone(&query.team.account.name), Arc::clone(&query.canonical));
+        Self { account, operation: query.operation, canonical, set }
     }
 
     fn is_of_set(&self, other: Option<&ResultSet>) -> bool {
@@ -104,6 +107,8 @@ pub(crate) enum Claim<T> {
 pub(crate) struct Joined {
     waiter: Waiter,
     ending: watch::Receiver<Option<FlightResult>>,
+    /// What the flight asks.
+    pub(crate) canonical: Arc<CanonicalQuery>,
 }
 
 impl Joined {
@@ -137,7 +142,8 @@ impl Flights {
             if waiter.estimated_start().is_none_or(|start| start <= query.deadline) {
                 waiter.need_by(query.deadline);
             }
-            return Claim::Wait(Joined { waiter, ending: flight.ending.clone() });
+            let canonical = Arc::clone(&flight.flown.canonical);
+            return Claim::Wait(Joined { waiter, ending: flight.ending.clone(), canonical });
         }
         if let Some(arrived) = arrived_meanwhile() {
             return Claim::Arrived(arrived);
@@ -147,7 +153,7 @@ impl Flights {
         // Before the flight asks for its turn upstream: the estimate depends on it.
         waiter.need_by(query.deadline);
         let (lease, ending) = self.enter(&mut table, key, Flown::of(query, set), &waiters);
-        Claim::Leader(lease, waiters, Joined { waiter, ending })
+        Claim::Leader(lease, waiters, Joined { waiter, ending, canonical: Arc::clone(&query.canonical) })
     }
 
     /// Claims a key for a refresh, which nobody waits for; `None` when such a flight is under way already.

@@ -68,7 +68,7 @@ pub struct Server {
     pub drain: Duration,
     /// Largest request body in bytes.
     pub max_body: u64,
-    /// Bytes of large request bodies that are held at once while they arrive.
+    /// Bytes of large request bodies that are held at once.
     pub body_memory: u64,
     /// Connections at once, over all listeners.
     pub max_connections: u32,

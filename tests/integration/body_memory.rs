@@ -34,3 +34,39 @@ async fn a_body_in_many_tiny_chunks_is_refused_and_one_in_small_chunks_is_read()
     }
     assert_eq!(upstream.count(), 3);
 }
+
+#[tokio::test]
+async fn bodies_are_counted_while_their_requests_wait() {
+    let gate = Gate::default();
+    let held = Plan::page(PAGE).after(&gate);
+    let upstream = Upstream::script(move |_| held.clone()).await;
+    let gateway = TestConfig::new(upstream.url()).set("server.body_memory", "1MiB").start().await;
+    let mut waiting = Vec::new();
+    for n in 1..=2 {
+        let mut client = gateway.connect().await;
+        client.send(&post(&query_of(300_000, n))).await;
+        upstream.arrived(n).await;
+        waiting.push(client);
+    }
+    // Who waits for the same needs no room of its own.
+    for _ in 0..6 {
+        let mut client = gateway.connect().await;
+        client.send(&post(&query_of(70_000, 3))).await;
+        upstream.arrived(3).await;
+        gateway.settle().await;
+        waiting.push(client);
+    }
+    let refused = gateway.ask(&post(&query_of(300_000, 5))).await;
+    refused.assert_refused(503, "overloaded");
+    assert_eq!(refused.header("retry-after"), "1");
+    // A small one still has room.
+    let mut small = gateway.connect().await;
+    small.send(&post(&query_of(20_000, 6))).await;
+    upstream.arrived(4).await;
+    waiting.push(small);
+    gate.open();
+    for mut client in waiting {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(gateway.ask(&post(&query_of(300_000, 7))).await.status, 200);
+}

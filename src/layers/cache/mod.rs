@@ -196,7 +196,7 @@ where
     }
 
     /// Asks upstream, together with all other clients that ask the same.
-    async fn fetch(self, query: ClientQuery, entry: Option<Arc<Entry>>) -> Answered {
+    async fn fetch(self, mut query: ClientQuery, entry: Option<Arc<Entry>>) -> Answered {
         let asked = self.layer.clock.moment();
         let why = match &entry {
             None => Forward::UriMiss,
@@ -226,6 +226,8 @@ where
                         return Ok(serve(arrived, Some(Outcome::Collapsed), self.layer.clock.moment()));
                     }
                 };
+            // Equal keys are of equal bodies, of which one is enough for all who wait.
+            query.canonical = Arc::clone(&joined.canonical);
             let now = self.layer.clock.now();
             if let Some(estimated_start) =
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)

@@ -1,8 +1,8 @@
-//! How much of all bodies together is held, while they arrive and while they are read.
+//! How much of all bodies together is held: while they arrive, while they are read, and while their requests wait.
 //!
-//! Each body has its own limit; a thousand clients that send large ones slowly would still fill the memory. Beyond a
-//! common limit large bodies are refused. Small ones, as queries are, are always taken: whoever fills the memory with
-//! large ones must not keep others out.
+//! Each body has its own limit; a thousand clients that send large ones, or whose queries wait for their turn, would still
+//! fill the memory. Beyond a common limit large bodies are refused. Small ones, as queries are, are taken up to twice
+//! that: whoever fills the memory with large ones must not keep others out.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +17,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A body of so many bytes is small. Twilio's queries have a few hundred.
 const SMALL: u64 = 64 * 1024;
 
+/// Canonical bodies of so many bytes are not counted: there are at most as many as requests at once.
+pub(super) const UNCOUNTED: usize = 16 * 1024;
+
 /// Bytes that are held. Cheap to clone; outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Bodies {
@@ -30,47 +33,81 @@ pub struct Bodies {
 pub(super) struct TooMany;
 
 impl Bodies {
-    /// Holds so many bytes of large bodies at most.
+    /// Holds so many bytes of large bodies at most, and of all bodies twice as many.
     pub fn new(most: u64) -> Self {
         Self { held: Arc::default(), most }
     }
 
-    /// Room for so many bytes more, which a body of `length` takes while it is read.
-    pub(super) fn reserve(&self, bytes: usize, length: usize) -> Result<Reserved, TooMany> {
-        let reserved = Reserved { bodies: self.clone(), bytes: bytes as u64 };
-        let others = self.held.fetch_add(reserved.bytes, Ordering::Relaxed);
-        // One that comes alone would not fit later either.
-        let is_full = others > 0 && others + reserved.bytes > self.most;
-        if is_full && length as u64 > SMALL { Err(TooMany) } else { Ok(reserved) }
+    /// Room for the body of a request, of which nothing has come yet.
+    pub(super) fn room(&self) -> Room {
+        Room { bodies: self.clone(), bytes: 0 }
     }
 
-    /// The same body, counted as it arrives and until it is dropped.
-    pub(super) fn count<B>(&self, body: B) -> Counted<B> {
-        Counted { body, bodies: self.clone(), own: 0 }
+    /// Takes so many bytes for a request that has `own` already, and a body of `length`. They are taken in any case, so
+    /// that they can be given back in any case.
+    fn take(&self, bytes: u64, own: u64, length: u64) -> Result<(), TooMany> {
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        let most = if length > SMALL { self.most } else { self.most.saturating_mul(2) };
+        // One that comes alone would not fit later either.
+        let is_full = before > own && before + bytes > most;
+        if is_full { Err(TooMany) } else { Ok(()) }
     }
 }
 
 /// Room that is held.
 #[derive(Debug)]
-pub(super) struct Reserved {
+pub(super) struct Room {
     bodies: Bodies,
     bytes: u64,
 }
 
-impl Drop for Reserved {
+impl Room {
+    /// The same body, counted here as it arrives.
+    pub(super) fn count<B>(&mut self, body: B) -> Counted<'_, B> {
+        Counted { body, room: self }
+    }
+
+    /// Room for so many bytes more, beside those of the body itself.
+    pub(super) fn beside(&self, bytes: usize) -> Result<Self, TooMany> {
+        let more = Self { bodies: self.bodies.clone(), bytes: bytes as u64 };
+        self.bodies.take(more.bytes, self.bytes, self.bytes).map(|()| more)
+    }
+
+    /// `bytes`, counted until the last of their clones is dropped, wherever that is.
+    pub(super) fn hold(&self, bytes: Bytes) -> Result<Bytes, TooMany> {
+        if bytes.len() <= UNCOUNTED {
+            return Ok(bytes);
+        }
+        let room = self.beside(bytes.len())?;
+        Ok(Bytes::from_owner(Held { bytes, _room: room }))
+    }
+}
+
+impl Drop for Room {
     fn drop(&mut self) {
         self.bodies.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-#[derive(Debug)]
-pub(super) struct Counted<B> {
-    body: B,
-    bodies: Bodies,
-    own: u64,
+/// Bytes and the room that they take.
+struct Held {
+    bytes: Bytes,
+    _room: Room,
 }
 
-impl<B> Body for Counted<B>
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Counted<'r, B> {
+    body: B,
+    room: &'r mut Room,
+}
+
+impl<B> Body for Counted<'_, B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -82,12 +119,9 @@ where
         let this = &mut *self;
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context)).transpose().map_err(Into::into)?;
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
-            let length = data.len() as u64;
-            this.own += length;
-            let held = this.bodies.held.fetch_add(length, Ordering::Relaxed) + length;
-            if held > this.bodies.most && this.own > SMALL {
-                return Poll::Ready(Some(Err(TooMany.into())));
-            }
+            let (length, own) = (data.len() as u64, this.room.bytes);
+            this.room.bytes += length;
+            this.room.bodies.take(length, own, this.room.bytes)?;
         }
         Poll::Ready(frame.map(Ok))
     }
@@ -101,44 +135,65 @@ where
     }
 }
 
-impl<B> Drop for Counted<B> {
-    fn drop(&mut self) {
-        self.bodies.held.fetch_sub(self.own, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::{BodyExt, Full};
 
     use super::*;
 
-    #[tokio::test]
-    async fn large_bodies_share_their_room_and_small_ones_need_none() {
-        let bodies = Bodies::new(3 * SMALL);
-        let body = |bytes: u64| bodies.count(Full::new(Bytes::from(vec![7; usize::try_from(bytes).unwrap()])));
-        let mut one = body(2 * SMALL);
-        assert!(one.frame().await.unwrap().is_ok());
-        let refused = body(2 * SMALL).frame().await.unwrap();
-        assert!(refused.unwrap_err().is::<TooMany>());
-        assert!(body(SMALL + 1).collect().await.is_err(), "there is room for less");
-        let mut small = body(SMALL);
-        assert!(small.frame().await.unwrap().is_ok());
-        assert!(body(SMALL).collect().await.is_ok(), "beyond the limit");
-        drop((one, small));
-        assert_eq!(bodies.held.load(Ordering::Relaxed), 0);
-        assert!(body(2 * SMALL).collect().await.is_ok());
+    /// A body of so many bytes comes: the room that it takes, or that there is none.
+    async fn come(bodies: &Bodies, bytes: u64) -> Option<Room> {
+        let mut room = bodies.room();
+        let body = Full::new(Bytes::from(vec![7; usize::try_from(bytes).unwrap()]));
+        let came = room.count(body).collect().await.is_ok();
+        came.then_some(room)
     }
 
-    #[test]
-    fn what_a_body_takes_while_it_is_read_is_counted() {
+    fn held(bodies: &Bodies) -> u64 {
+        bodies.held.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn large_bodies_share_their_room_and_small_ones_have_more_of_it() {
         let bodies = Bodies::new(3 * SMALL);
-        let (small, large) = (SMALL as usize, 2 * SMALL as usize);
-        let one = bodies.reserve(large, large).unwrap();
-        assert!(bodies.reserve(large, large).is_err());
-        assert!(bodies.reserve(large, small).is_ok(), "beyond the limit");
-        drop(one);
-        assert_eq!(bodies.held.load(Ordering::Relaxed), 0);
-        assert!(bodies.reserve(large, large).is_ok());
+        let one = come(&bodies, 2 * SMALL).await.unwrap();
+        assert!(come(&bodies, 2 * SMALL).await.is_none());
+        assert!(come(&bodies, SMALL + 1).await.is_none(), "there is room for less");
+        let mut small = Vec::new();
+        for _ in 0..4 {
+            small.push(come(&bodies, SMALL).await.expect("beyond the limit"));
+        }
+        assert!(come(&bodies, SMALL).await.is_none(), "small ones are bounded, too");
+        drop((one, small));
+        assert_eq!(held(&bodies), 0);
+        assert!(come(&bodies, 4 * SMALL).await.is_some(), "alone");
+        assert_eq!(held(&bodies), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_body_takes_while_it_is_read_is_counted() {
+        let bodies = Bodies::new(3 * SMALL);
+        let one = come(&bodies, SMALL + 1).await.unwrap();
+        let read = one.beside(9 * SMALL as usize).expect("alone");
+        assert!(come(&bodies, SMALL + 1).await.is_none());
+        drop(read);
+        let other = come(&bodies, SMALL + 1).await.unwrap();
+        assert!(one.beside(SMALL as usize).is_err());
+        drop((one, other));
+        assert_eq!(held(&bodies), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_counted_until_its_last_clone_is_dropped() {
+        let bodies = Bodies::new(3 * SMALL);
+        let room = come(&bodies, 2 * SMALL).await.unwrap();
+        let bytes = room.hold(Bytes::from(vec![7; 2 * SMALL as usize])).expect("alone");
+        drop(room);
+        let clone = bytes.clone();
+        drop(bytes);
+        assert_eq!((held(&bodies), clone.len() as u64), (2 * SMALL, 2 * SMALL));
+        assert!(come(&bodies, 2 * SMALL).await.is_none());
+        drop(clone);
+        assert_eq!(held(&bodies), 0);
     }
 }

@@ -27,7 +27,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
-use self::bodies::TooMany;
+use self::bodies::{Room, TooMany};
 use self::parse_cache::{ParseCache, ParsedQuery, RawQuery};
 pub use self::restriction::FreshPages;
 use self::restriction::{Restriction, Restrictions, View};
@@ -116,13 +116,14 @@ where
             authorized;
         let (head, body) = request.into_parts();
         Box::pin(async move {
+            let mut room = layer.bodies.room();
             let body = if operation.endpoint().body == endpoint::Body::None {
                 drop(body);
                 Bytes::new()
             } else {
-                collect(body, layer.limits, &layer.bodies).await?
+                collect(body, layer.limits, &mut room).await?
             };
-            let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
+            let asked = Asked { head, body, room, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
                 Read::Query(query, tokens) => Ok((query, tokens)),
                 Read::NeedsMetadata(query, restriction) => {
@@ -159,6 +160,8 @@ where
 struct Asked {
     head: Parts,
     body: Bytes,
+    /// What the body takes.
+    room: Room,
     operation: Operation,
     team: Arc<Team>,
     received: Instant,
@@ -177,14 +180,14 @@ enum Read {
 impl DecodeLayer {
     /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
-        let Asked { head, body, operation, team, context, .. } = request;
+        let Asked { head, body, room, operation, team, context, .. } = request;
         let query = head.uri.query().unwrap_or_default();
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
         let directives = RequestDirectives::read(&head.headers);
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
         let (parsed, tokens) = match (operation, restriction) {
             (Operation::Query, None) => {
-                let parsed = self.parse_cache.of(raw, || self.parse(context, team, raw, |_, _| Ok(None)))?;
+                let parsed = self.parse_cache.of(raw, || self.parse(context, team, (raw, room), |_, _| Ok(None)))?;
                 context.asks(&parsed.canonical.body);
                 (parsed, None)
             }
@@ -194,7 +197,7 @@ impl DecodeLayer {
                     return Ok(Read::Query(query, tokens));
                 }
                 // What is refused whatever metadata says costs no token for metadata.
-                self.parse(context, team, raw, |parameters, query| {
+                self.parse(context, team, (raw, room), |parameters, query| {
                     restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                     query.prove_shape().map(|()| None)
                 })?;
@@ -227,10 +230,10 @@ impl DecodeLayer {
         restriction: Arc<Restriction>,
         view: &View,
     ) -> Result<(ClientQuery, Option<Arc<Restriction>>), GatewayError> {
-        let Asked { head, body, operation, team, context, .. } = request;
+        let Asked { head, body, room, operation, team, context, .. } = request;
         let raw = RawQuery { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
         let parsed = self.parse_cache.of(raw, || {
-            self.parse(context, team, raw, |parameters, query| {
+            self.parse(context, team, (raw, room), |parameters, query| {
                 restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
                 view.restrict(query, self.limits.max_body).map(Some)
             })
@@ -267,11 +270,11 @@ impl DecodeLayer {
         &self,
         context: &RequestContext,
         team: &Team,
-        raw: RawQuery<'_>,
+        (raw, room): (RawQuery<'_>, &Room),
         restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
     ) -> Result<ParsedQuery, GatewayError> {
         let parameters = parse(raw.query, team)?;
-        let _room = self.bodies.reserve(json::built_size(raw.body), raw.body.len()).map_err(too_many)?;
+        let built = room.beside(json::built_size(raw.body)).map_err(too_many)?;
         let value = query::parse(raw.body).map_err(invalid)?;
         let query = Query::read(&value).map_err(invalid)?;
         let asked = query.canonical();
@@ -281,6 +284,12 @@ impl DecodeLayer {
             Some(body) if body != asked => (body, Some(asked)),
             _ => (asked, None),
         };
+        drop(query);
+        drop(value);
+        drop(built);
+        // From here on this is all that is held of it, for as long as the query lives.
+        let body = room.hold(body).map_err(too_many)?;
+        let asked = asked.map(|asked| room.hold(asked)).transpose().map_err(too_many)?;
         let canonical = CanonicalQuery {
             key: Key::new(&team.account, Operation::Query, parameters.as_str(), &body),
             expected_as: None,
@@ -390,11 +399,11 @@ fn invalid(error: QueryError) -> GatewayError {
 }
 
 fn too_many(_: TooMany) -> GatewayError {
-    let message = "too many large request bodies arrive at once; come back shortly";
+    let message = "too many large request bodies are held at once; come back shortly";
     GatewayError::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
 }
 
-async fn collect<B>(body: B, limits: Limits, bodies: &Bodies) -> Result<Bytes, GatewayError>
+async fn collect<B>(body: B, limits: Limits, room: &mut Room) -> Result<Bytes, GatewayError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -408,7 +417,7 @@ where
     }
     let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
     let body = std::pin::pin!(body);
-    let mut whole = std::pin::pin!(whole(Limited::new(bodies.count(body), limit)));
+    let mut whole = std::pin::pin!(whole(Limited::new(room.count(body), limit)));
     // Nearly every body has come with its head, and a timer would cost more than to take it.
     let taken = match poll_immediate(whole.as_mut()).await {
         Some(taken) => Ok(taken),

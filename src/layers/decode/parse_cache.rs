@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
+use super::bodies::UNCOUNTED;
 use crate::request::query::CanonicalQuery;
 
 /// What a request means. Cheap to clone.
@@ -122,6 +123,10 @@ impl ParseCache {
             return Ok(remembered.parsed.clone());
         }
         let parsed = parse()?;
+        // What is counted while it is held must not be held here.
+        if parsed.canonical.body.len() > UNCOUNTED {
+            return Ok(parsed);
+        }
         let mut set = lock();
         if set.meets_again(bits) {
             set.add(bits, Remembered::new(raw, parsed.clone()));
