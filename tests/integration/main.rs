@@ -33,6 +33,7 @@ mod page_tokens;
 mod patience;
 mod policies;
 mod policy_limits;
+mod policy_metadata;
 mod protocol;
 mod purge;
 mod query;

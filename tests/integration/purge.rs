@@ -7,8 +7,8 @@ use crate::support::*;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tempfile::TempDir;
 
-const OLD: &str = r#"{"data":[],"meta":{"page":"old"}}"#;
-const NEW: &str = r#"{"data":[],"meta":{"page":"new"}}"#;
+const OLD: &str = r#"{"cubes":[],"data":[],"meta":{"page":"old"}}"#;
+const NEW: &str = r#"{"cubes":[],"data":[],"meta":{"page":"new"}}"#;
 
 async fn purge(admin: std::net::SocketAddr, which: &str) -> Answer {
     let length = which.len();
@@ -69,10 +69,10 @@ async fn a_head_after_a_purge_is_not_answered_by_a_get_from_before_it() {
     before.send(&get(METADATA, "")).await;
     upstream.arrived(1).await;
     assert_eq!(purge(gateway.admin, r#"{"operation":"metadata"}"#).await.status, 200);
-    upstream.heal("{\"a\":\"longer page\",\"meta\":{\"page\":\"new\"}}");
+    upstream.heal("{\"cubes\":[],\"a\":\"longer page\",\"meta\":{\"page\":\"new\"}}");
     let head = format!("HEAD {METADATA} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let answer = gateway.ask(head.as_bytes()).await;
-    assert_eq!((answer.detail(), answer.header("content-length")), ("miss", "41"));
+    assert_eq!((answer.detail(), answer.header("content-length")), ("miss", "52"));
     gate.open();
     assert_eq!(before.answer().await.text(), OLD);
 }

@@ -73,7 +73,7 @@ async fn different_queries_never_share() {
     let gate = Gate::default();
     let opened = gate.clone();
     let upstream = Upstream::script(move |seen| {
-        let page = format!("{{\"asked\":{:?}}}", format!("{} {}", seen.target(), seen.text()));
+        let page = format!("{{\"cubes\":[],\"asked\":{:?}}}", format!("{} {}", seen.target(), seen.text()));
         Plan::page(&page).after(&opened)
     })
     .await;

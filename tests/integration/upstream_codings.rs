@@ -40,7 +40,7 @@ const GZIP: &str = "Content-Type: application/json\r\nContent-Encoding: gzip\r\n
 /// A page of some size.
 fn large_page(rows: usize) -> String {
     let rows: Vec<_> = (0..rows).map(|n| format!(r#"{{"Conversation.Count":{n}}}"#)).collect();
-    format!(r#"{{"data":[{}],"meta":{{}}}}"#, rows.join(","))
+    format!(r#"{{"cubes":[],"data":[{}],"meta":{{}}}}"#, rows.join(","))
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use crate::support::*;
 use insights_gateway::config::Sources;
 use tempfile::TempDir;
 
-const ONE: &str = r#"{"data":["one"],"meta":{"nextToken":"t"}}"#;
-const OTHER: &str = r#"{"data":["other"],"meta":{"nextToken":"t"}}"#;
+const ONE: &str = r#"{"cubes":[],"data":["one"],"meta":{"nextToken":"t"}}"#;
+const OTHER: &str = r#"{"cubes":[],"data":["other"],"meta":{"nextToken":"t"}}"#;
 
 async fn answering(page: &'static str) -> Upstream {
     Upstream::script(move |_| Plan::page(page)).await

@@ -3,7 +3,7 @@
 use super::{ASK, Plan, TestConfig, Upstream, post, refusal};
 
 /// What a broken upstream answers once it is healed.
-pub const HEALED: &str = r#"{"data":[],"meta":{"healed":true}}"#;
+pub const HEALED: &str = r#"{"cubes":[],"data":[],"meta":{"healed":true}}"#;
 
 /// A broken upstream is tried `tries` times and ends in this refusal; healed, it is asked again, and what it
 /// then says is kept.

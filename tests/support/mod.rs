@@ -29,8 +29,8 @@ pub const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
 pub const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 /// A query that is accepted.
 pub const ASK: &str = r#"{"query":{"measures":["Conversation.Count"]}}"#;
-/// What the upstream answers where a test does not care.
-pub const PAGE: &str = r#"{"data":[{"Conversation.Count":1}],"meta":{}}"#;
+/// What the upstream answers where a test does not care: a page of rows, and metadata without members.
+pub const PAGE: &str = r#"{"data":[{"Conversation.Count":1}],"meta":{},"cubes":[]}"#;
 
 /// The metadata of [`Upstream::with_metadata`]: what queries of teams with a policy may name.
 pub const MEMBERS: &str = r#"{"domain":"Conversations","cubes":[{"name":"Conversation","description":"conversations, see Conversation.ParticipantId","measures":[{"name":"Conversation.Count","type":"number","aggregation":"count"}],"dimensions":[{"name":"Conversation.ConversationStatus","type":"string","description":"how it stands"},{"name":"Conversation.ParticipantId","type":"string"},{"name":"Conversation.Queue","type":"string"},{"name":"Conversation.CreatedDate","type":"time"},{"name":"Conversation.CreatedAt","type":"time"}]},{"name":"Secret","measures":[{"name":"Secret.Count","type":"number"}],"dimensions":[]}]}"#;

@@ -128,7 +128,12 @@ where
                 Read::Query(query, tokens) => Ok((query, tokens)),
                 Read::NeedsMetadata(query, restriction) => {
                     match Box::pin(fetch_view(inner.clone(), *query, &restriction)).await? {
-                        Ok(view) => Ok(layer.read_with(&asked, restriction, &view)?),
+                        Ok(view) => {
+                            if layer.restrictions.fresh(&restriction).is_none() {
+                                restriction.remember(&view, received);
+                            }
+                            Ok(layer.read_with(&asked, restriction, &view)?)
+                        }
                         Err(reply) => Err(reply),
                     }
                 }
@@ -192,8 +197,9 @@ impl DecodeLayer {
                 (parsed, None)
             }
             (Operation::Query, Some(restriction)) => {
-                if let Some(view) = self.restrictions.fresh(&restriction) {
-                    let (query, tokens) = self.read_with(request, restriction, &*view?)?;
+                let fresh = self.restrictions.fresh(&restriction).transpose()?;
+                if let Some(view) = fresh.or_else(|| restriction.unkept(request.received)) {
+                    let (query, tokens) = self.read_with(request, restriction, &view)?;
                     return Ok(Read::Query(query, tokens));
                 }
                 // What is refused whatever metadata says costs no token for metadata.

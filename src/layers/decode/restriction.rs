@@ -7,12 +7,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use http::StatusCode;
 
 use super::tokens::{IssuedPageTokens, Scope};
 use crate::accounts::Account;
+use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
 use crate::request::key::Key;
 use crate::request::query::Redact;
@@ -90,6 +92,8 @@ pub(super) struct Restriction {
     scope: Scope,
     tokens: IssuedPageTokens,
     newest: Mutex<Option<Viewed>>,
+    /// The view of metadata that the cache has not kept, and when it was asked for.
+    unkept: Mutex<Option<(Arc<View>, Instant)>>,
 }
 
 /// A page of metadata that has been looked at.
@@ -111,6 +115,7 @@ impl Restriction {
             scope: scope.finalize().into(),
             tokens,
             newest: Mutex::default(),
+            unkept: Mutex::default(),
         }
     }
 
@@ -139,6 +144,22 @@ impl Restriction {
                            may see; tell whoever operates the gateway";
             GatewayError::new(Reason::FieldNotAllowed, message)
         })
+    }
+
+    /// For so long a view is good for proofs where the cache may not keep its metadata: otherwise every query would cost
+    /// a call for metadata, too.
+    const LEAST_VALIDITY: Duration = Duration::from_secs(10);
+
+    /// This is the view of metadata that was asked for at `asked` and is not kept.
+    pub(super) fn remember(&self, view: &Arc<View>, asked: Instant) {
+        *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(view), asked));
+    }
+
+    /// The view of metadata that is not kept, if it is of the last ten seconds.
+    pub(super) fn unkept(&self, now: Instant) -> Option<Arc<View>> {
+        let mut unkept = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
+        *unkept = unkept.take().filter(|(_, asked)| now.saturating_duration_since(*asked) < Self::LEAST_VALIDITY);
+        unkept.as_ref().map(|(view, _)| Arc::clone(view))
     }
 
     /// Does metadata look different under this policy.

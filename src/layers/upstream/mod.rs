@@ -44,12 +44,15 @@ use self::egress::{Egress, ProxyError};
 use self::pool::{ConnectError, Pool};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
+use crate::core::json;
 use crate::metrics::{Ending, Metrics};
 use crate::request::call::{SignedCall, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
+use crate::request::key::Key;
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
+use crate::twilio::catalog::{Catalog, MAX_METADATA_VALUES};
 use crate::twilio::endpoint::{self, Endpoint, Operation};
 use crate::twilio::page::Envelope;
 
@@ -128,7 +131,12 @@ impl Upstream {
         let mut request = self.request(call.operation, &call.parameters, call.body, authorization)?;
         let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
-        let result = self.exchange(request, begun, call.deadline).await;
+        let mut result = self.exchange(request, begun, call.deadline).await;
+        if Key::of_metadata(&call.team.account) == call.key && result.as_ref().is_ok_and(is_no_metadata) {
+            result =
+                Err(invalid("Twilio answered 200 with something that is not metadata")
+                    .with_retry(retry_of(StatusCode::OK)));
+        }
         let ended = self.clock.now();
         let took = ended - begun;
         let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
@@ -298,6 +306,13 @@ impl Upstream {
 /// Did the connection end, or cease to speak HTTP, in the middle of an answer.
 fn is_cut(error: &GatewayError) -> bool {
     std::error::Error::source(error).is_some_and(|cause| cause.is::<hyper::Error>())
+}
+
+/// Is a successful answer to a request for metadata nothing that members can be read from. As long as it was kept, nothing
+/// could be proven of what teams with a policy ask.
+fn is_no_metadata(answer: &UpstreamResponse) -> bool {
+    let value = || json::parse_within(&answer.body, MAX_METADATA_VALUES).ok();
+    answer.status == StatusCode::OK && value().and_then(|value| Catalog::read(&value)).is_none()
 }
 
 fn unreachable(error: ConnectError) -> GatewayError {

@@ -1,0 +1,68 @@
+//! The account's metadata, as teams with a policy depend on it.
+
+use aws_lc_rs::digest;
+
+use crate::support::*;
+
+fn sha256(text: &str) -> String {
+    digest::digest(&digest::SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn config(upstream: &Upstream) -> TestConfig {
+    TestConfig::new(upstream.url())
+        .set("retry.attempts", "1")
+        .set("teams.free.token_sha256", sha256("free"))
+        .set("teams.narrow.token_sha256", sha256("narrow"))
+        .set("teams.narrow.policy.deny", "Conversation.ParticipantId")
+}
+
+fn of(team: &str) -> String {
+    format!("Authorization: Bearer {team}\r\n")
+}
+
+fn metadata(upstream: &Upstream) -> usize {
+    upstream.seen().iter().filter(|seen| seen.target() == METADATA).count()
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_metadata_takes_no_page_of_it_away() {
+    let upstream = Upstream::with_metadata().await;
+    let gateway = config(&upstream).start().await;
+    let ask = async |n: usize| {
+        let body = format!(r#"{{"query":{{"measures":["Conversation.Count"]}},"pageSize":{n}}}"#);
+        gateway.ask(&post_to(QUERY, &of("narrow"), &body)).await.status
+    };
+    assert_eq!(ask(1).await, 200);
+    for (n, other) in ["{}", r#"{"cubes":[],"cubes":[]}"#, r#"{"cubes":[7]}"#].into_iter().enumerate() {
+        upstream.set(move |seen| Plan::page(if seen.target() == METADATA { other } else { PAGE }));
+        let headers = format!("{}Cache-Control: no-cache\r\n", of("free"));
+        gateway.ask(&get(METADATA, &headers)).await.assert_page(MEMBERS, "stale_error");
+        assert_eq!(ask(n + 2).await, 200, "{other}");
+    }
+    // More than is documented may stand in it.
+    let more = MEMBERS.replace("{\"domain\"", "{\"more\":[1],\"domain\"");
+    let shown = more.clone();
+    upstream.set(move |seen| Plan::page(if seen.target() == METADATA { &shown } else { PAGE }));
+    let headers = format!("{}Cache-Control: no-cache\r\n", of("free"));
+    gateway.ask(&get(METADATA, &headers)).await.assert_page(&more, "miss");
+}
+
+#[tokio::test]
+async fn metadata_that_may_not_be_kept_is_not_fetched_for_every_query() {
+    let no_store = "Content-Type: application/json\r\nCache-Control: no-store\r\n";
+    let upstream = Upstream::script(move |seen| match seen.target() {
+        METADATA => Plan::with(200, no_store, MEMBERS),
+        _ => Plan::page(PAGE),
+    })
+    .await;
+    let gateway = config(&upstream).start().await;
+    for n in 1..=5 {
+        let body = format!(r#"{{"query":{{"measures":["Conversation.Count"]}},"pageSize":{n}}}"#);
+        assert_eq!(gateway.ask(&post_to(QUERY, &of("narrow"), &body)).await.status, 200);
+    }
+    assert_eq!(metadata(&upstream), 1, "for proofs alone it is remembered for a moment");
+    for team in ["free", "narrow"] {
+        assert_eq!(gateway.ask(&get(METADATA, &of(team))).await.detail(), "miss");
+    }
+    assert_eq!(metadata(&upstream), 3);
+}
