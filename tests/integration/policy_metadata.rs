@@ -1,7 +1,9 @@
 //! The account's metadata, as teams with a policy depend on it.
 
 use aws_lc_rs::digest;
+use insights_gateway::config::Sources;
 
+use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::*;
 
 fn sha256(text: &str) -> String {
@@ -65,4 +67,37 @@ async fn metadata_that_may_not_be_kept_is_not_fetched_for_every_query() {
         assert_eq!(gateway.ask(&get(METADATA, &of(team))).await.detail(), "miss");
     }
     assert_eq!(metadata(&upstream), 3);
+}
+
+#[tokio::test]
+async fn a_team_with_a_policy_walks_on_at_another_upstream() {
+    let walked = |seen: &Seen| match seen.target() {
+        METADATA => Plan::page(MEMBERS),
+        _ => Plan::page(r#"{"data":[],"meta":{"nextToken":"next"}}"#),
+    };
+    let (one, other) = (Upstream::script(walked).await, Upstream::script(walked).await);
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("gateway.toml");
+    let write = |url: String| {
+        let new = path.with_extension("new");
+        let team =
+            format!("[teams.narrow]\ntoken_sha256 = '{}'\npolicy = {{ deny = ['Secret.*'] }}\n", sha256("narrow"));
+        let account = format!(
+            "[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\nrate = '0/s'\n"
+        );
+        std::fs::write(&new, format!("[server]\nlisten = ['127.0.0.1:0']\n[admin]\nlisten = '127.0.0.1:0'\n[upstream]\nurl = '{url}'\n{account}{team}")).unwrap();
+        std::fs::rename(new, &path).unwrap();
+    };
+    write(one.url());
+    let gateway = Gateway::start(Sources::default().with_file(&path)).await;
+    let walk = async || {
+        assert_eq!(gateway.ask(&post_to(QUERY, &of("narrow"), ASK)).await.status, 200);
+        gateway.ask(&get(&format!("{QUERY}?pageToken=next"), &of("narrow"))).await.status
+    };
+    assert_eq!(walk().await, 200);
+    write(other.url());
+    gateway.reload.notify_one();
+    gateway.metric_reaches("reloads_total", &["result=\"applied\""], 1.0).await;
+    assert_eq!(walk().await, 200);
+    assert_eq!(other.count(), 3);
 }

@@ -107,7 +107,9 @@ struct Viewed {
 impl Restriction {
     fn new(policy: &Arc<Policy>, account: &Arc<Account>, tokens: IssuedPageTokens) -> Self {
         let mut scope = blake3::Hasher::new();
-        scope.update(policy.fingerprint()).update(account.sid.as_bytes());
+        // A policy, an account, and where its data comes from; none of the texts can hold what parts them.
+        scope.update(policy.fingerprint()).update(account.sid.as_bytes()).update(&[0xff]);
+        scope.update(account.origin.as_bytes());
         Self {
             policy: Arc::clone(policy),
             account: Arc::clone(account),

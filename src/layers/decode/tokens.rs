@@ -28,7 +28,7 @@ struct Issued {
     read: HashSet<(Scope, [u8; 34])>,
 }
 
-/// A policy and the account whose data it restricts, as a hash.
+/// A policy, the account whose data it restricts, and the upstream that this comes from, as a hash.
 pub(super) type Scope = [u8; 32];
 
 impl IssuedPageTokens {
