@@ -132,13 +132,41 @@ struct Filter<'f> {
     catalog: &'f Catalog,
     /// Every denied name, and what else it is called, in lower case.
     denied: Vec<String>,
+    /// The same without the names of their cubes, but for what permitted members are called, too.
+    denied_members: Vec<String>,
 }
+
+/// The types of members that are told. Others could be anything, and tell nothing to a client that does not know them.
+const TYPES: [&str; 13] = [
+    "string",
+    "number",
+    "boolean",
+    "time",
+    "date",
+    "datetime",
+    "timestamp",
+    "integer",
+    "long",
+    "float",
+    "double",
+    "decimal",
+    "duration",
+];
+
+/// The aggregations that are told, likewise.
+const AGGREGATIONS: [&str; 9] =
+    ["sum", "count", "average", "avg", "min", "max", "median", "count_distinct", "countdistinct"];
 
 impl<'f> Filter<'f> {
     fn new(policy: &'f Policy, catalog: &'f Catalog) -> Self {
         let denied = catalog.names().filter(|name| policy.denies(catalog, name));
         let denied = denied.flat_map(|name| catalog.aliases(name).into_iter().chain([name.to_owned()]));
-        Self { policy, catalog, denied: denied.map(|name| name.to_ascii_lowercase()).collect() }
+        let denied: Vec<_> = denied.map(|name| name.to_ascii_lowercase()).collect();
+        let permitted = catalog.names().filter(|name| !policy.denies(catalog, name));
+        let permitted: HashSet<_> = permitted.map(|name| member(name).to_ascii_lowercase()).collect();
+        let denied_members = denied.iter().map(|name| member(name)).filter(|name| !permitted.contains(*name));
+        let denied_members = denied_members.map(str::to_owned).collect();
+        Self { policy, catalog, denied, denied_members }
     }
 
     fn write(&self, out: &mut Vec<u8>, metadata: &Value<'_>) -> Option<()> {
@@ -191,7 +219,9 @@ impl<'f> Filter<'f> {
                 member.value.write(out);
                 true
             }
-            "type" | "description" | "aggregation" => self.write_text(out, &member.value),
+            "type" => write_word(out, &member.value, &TYPES),
+            "aggregation" => write_word(out, &member.value, &AGGREGATIONS),
+            "description" => self.write_text(out, &member.value),
             _ => false,
         });
     }
@@ -200,10 +230,7 @@ impl<'f> Filter<'f> {
     fn write_text(&self, out: &mut Vec<u8>, value: &Value<'_>) -> bool {
         let is_clean = match value {
             Value::Null => true,
-            Value::String(text) => {
-                let text = text.as_str().to_ascii_lowercase();
-                !self.denied.iter().any(|name| text.contains(name.as_str()))
-            }
+            Value::String(text) => !self.mentions(text.as_str()),
             _ => false,
         };
         if is_clean {
@@ -211,6 +238,38 @@ impl<'f> Filter<'f> {
         }
         is_clean
     }
+
+    /// Does this text mention a denied member: by its whole name anywhere, or identifier by identifier by what it is called
+    /// in its cube.
+    fn mentions(&self, text: &str) -> bool {
+        let text = text.to_ascii_lowercase();
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+        let is_in = |identifier: &str, member: &String| {
+            let member: Vec<_> = member.split('.').collect();
+            let segments: Vec<_> = identifier.split('.').collect();
+            segments.windows(member.len()).any(|window| *window == *member)
+        };
+        self.denied.iter().any(|name| text.contains(name.as_str()))
+            || text.split(|c| !is_part(c)).any(|word| self.denied_members.iter().any(|member| is_in(word, member)))
+    }
+}
+
+/// A name without that of its cube.
+fn member(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(_, member)| member)
+}
+
+/// One of these words, in any case, or `null`. Says whether it was written.
+fn write_word(out: &mut Vec<u8>, value: &Value<'_>, words: &[&str]) -> bool {
+    let is_known = match value {
+        Value::Null => true,
+        Value::String(text) => words.iter().any(|word| word.eq_ignore_ascii_case(text.as_str())),
+        _ => false,
+    };
+    if is_known {
+        value.write(out);
+    }
+    is_known
 }
 
 /// An object of those members whose value `write` writes; it says whether it did.
@@ -354,7 +413,7 @@ impl Pattern {
             return true;
         }
         // `ParticipantId` could be any cube's.
-        let own = self.name.split_once('.').map(|(_, member)| member);
+        let own = self.name.split_once('.').map(|(_, member)| member).filter(|member| !member.is_empty());
         !name.contains('.') && own.is_some_and(|member| self.matches(member, &name))
     }
 

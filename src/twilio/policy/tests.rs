@@ -263,6 +263,51 @@ fn metadata_names_nothing_that_is_denied() {
 }
 
 #[test]
+fn metadata_mentions_no_denied_member_by_what_it_is_called_in_its_cube() {
+    let shown = |kind: &str, aggregation: &str, description: &str| {
+        let metadata = serde_json::json!({"domain": description, "cubes": [{"name": "C", "description": description,
+            "measures": [{"name": "C.Count", "type": kind, "aggregation": aggregation, "description": description}],
+            "dimensions": [{"name": "C.ParticipantId", "type": "string"}, {"name": "C.Sub.Id", "type": "string"}]}]});
+        let policy = policy(&["C.ParticipantId", "C.Sub.*"], &[]);
+        match visible(&policy, &metadata.to_string()) {
+            Some(Visible::Part(seen)) => String::from_utf8(seen.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let hidden = [
+        "see ParticipantId",
+        "see participantid.",
+        "`PARTICIPANTID`",
+        "(X.ParticipantId)",
+        "[ParticipantId,Count]",
+        "like ParticipantId.day",
+        "of sub.id",
+    ];
+    for text in hidden {
+        let seen = shown("number", "count", text).to_ascii_lowercase();
+        assert!(!seen.contains("participantid") && !seen.contains("sub.id"), "{text}: {seen}");
+    }
+    for text in ["participants and their ids", "how many: Count", "ParticipantIdentity of c"] {
+        assert_eq!(shown("number", "count", text).matches(text).count(), 3, "{text}");
+    }
+    for kind in ["ParticipantId", "enum(ParticipantId)", "secret-type"] {
+        assert!(!shown(kind, kind, "").contains(kind), "{kind}");
+    }
+    let seen = shown("Number", "SUM", "");
+    assert!(seen.contains(r#""type":"Number""#) && seen.contains(r#""aggregation":"SUM""#), "{seen}");
+}
+
+#[test]
+fn a_denied_cube_denies_no_unqualified_name_of_another() {
+    let metadata = r#"{"cubes":[{"name":"Conversation","measures":[],"dimensions":[{"name":"Queue","type":"string"}]},
+        {"name":"Hidden","measures":[],"dimensions":[{"name":"Inner","type":"string"},{"name":"Hidden.Id","type":"string"}]}]}"#;
+    let catalog = Catalog::read(&json::parse(metadata.as_bytes()).unwrap()).unwrap();
+    let policy = policy(&["Hidden.*"], &[]);
+    let permits = |name| policy.permits(&catalog, Place::Dimension, name);
+    assert_eq!(["Queue", "Inner", "Hidden.Id"].map(permits), [true, false, false]);
+}
+
+#[test]
 fn policies_are_told_apart() {
     let prints = [
         policy(&[], &[]),
