@@ -32,6 +32,7 @@ use crate::core::network::Network;
 use crate::core::units::Rate;
 use crate::semantics::freshness::Lifetimes;
 use crate::semantics::origin::Origin;
+use crate::twilio::catalog;
 use crate::twilio::endpoint::{OperationSet, Permission};
 use crate::twilio::query::Comparison;
 
@@ -465,7 +466,7 @@ fn team(name: &str, table: &mut Table<'_>, sole_account: &str, now: Timestamp) -
     if let Err(message) = check_team_name(name) {
         report.fault(&path, message);
     }
-    Team {
+    let team = Team {
         name: name.to_owned(),
         account: table.value("account", sole_account.to_owned(), show::text, Field::string),
         tokens: table.value("token_sha256", Vec::new(), |all| show::tokens(all), |field| tokens(field, now)),
@@ -479,7 +480,14 @@ fn team(name: &str, table: &mut Table<'_>, sole_account: &str, now: Timestamp) -
             operations,
         ),
         policy: table.section("policy", policy),
+    };
+    let restricts = !team.policy.deny.is_empty() || !team.policy.require.is_empty();
+    let are_fields = |word| matches!(word, Permission::FieldsRead | Permission::FieldsWrite);
+    if restricts && team.operations.iter().any(are_fields) {
+        let message = "fields-read and fields-write cannot be held to a policy; leave them or teams.*.policy out";
+        report.fault(&path.key("operations"), message);
     }
+    team
 }
 
 fn tokens(field: Field<'_>, now: Timestamp) -> Option<Vec<Token>> {
@@ -573,13 +581,15 @@ fn deny(field: Field<'_>) -> Option<Vec<String>> {
     let report = field.report;
     let deny = field.texts()?;
     for (path, pattern) in &deny {
-        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
-        if stem.contains('*') {
+        let stem = pattern.strip_suffix('*');
+        // `CUBE.*` is a name with a dot behind it.
+        let name = stem.map_or(pattern.as_str(), |stem| stem.strip_suffix('.').unwrap_or(stem));
+        if stem.unwrap_or(pattern).contains('*') {
             report.fault(path, "may have * only at its end, where it stands for any rest");
-        } else if pattern.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            report.fault(path, "must be the name of a measure or dimension, without white space");
-        } else if !pattern.contains('.') && stem == pattern {
-            let message = "has no dot, so it can only deny a whole cube of that name; \
+        } else if !catalog::is_name(name) {
+            report.fault(path, "must be the name of a measure or dimension: letters, digits, _ and single dots between them; it would match nothing");
+        } else if !pattern.contains('.') {
+            let message = "has no dot, so it can only deny whole cubes; \
                            write CUBE.MEMBER to deny a member, CUBE.* to deny a cube";
             report.warn(path, message);
         }
@@ -593,6 +603,12 @@ fn required_filter(table: &mut Table<'_>) -> Option<RequiredFilter> {
     let op = op.and_then(|op| op.word(&Comparison::ALL.map(|op| (op.as_str(), op))));
     let field = table.require("field", "name the dimension that it compares");
     let field = field.and_then(|field| field.text("text"));
+    if field.as_ref().is_some_and(|field| !catalog::is_name(field)) {
+        report.fault(
+            &path.key("field"),
+            "must be the name of a dimension: letters, digits, _ and single dots between them",
+        );
+    }
     let values = table.require("values", "list the values that it compares with");
     let values: Vec<String> = values?.texts()?.into_iter().map(|(_, value)| value).collect();
     let (op, field) = (op?, field?.to_string());

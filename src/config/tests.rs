@@ -348,7 +348,7 @@ fn what_is_shown_loads_to_the_same() {
         "[accounts.a]\naccount_sid = '{SID}'\napi_key = {{ env = 'TWILIO_API_KEY' }}\n\
          api_secret = {{ env = 'TWILIO_API_SECRET' }}\nrate = '0/s'\n\
          [teams.t]\ntoken_sha256 = '{HASH}'\nrequests = '7/min'\noperations = ['jobs']\n\
-         [teams.t.policy]\ndeny = ['A.\"*']\nrequire = [{{ op = 'IN', field = 'F', values = ['x', 'y'] }}]\n\
+         [teams.t.policy]\ndeny = ['A.*']\nrequire = [{{ op = 'IN', field = 'F', values = ['x\"', 'y'] }}]\n\
          [cache]\ncapacity = '3MiB'\n[circuit]\nratio = 1\n[log]\nhits = 0\n\
          [server]\nlisten = ['unix:/run/x.sock']\n"
     );
@@ -525,12 +525,22 @@ fn faults_in_teams() {
     assert_one_fault(&team("policy = { deny = ['a*b'] }"), "3: teams.t.policy.deny[0]: ", "end");
     assert_one_fault(&team("policy = { deny = [''] }"), "3: teams.t.policy.deny[0]: ", "empty");
     let dotless = loaded(account(), &team("policy = { deny = ['C.X', 'ParticipantId', 'Con*'] }"));
-    let [warning] = &dotless.warnings[..] else { panic!("{:?}", dotless.warnings) };
-    assert!(warning.contains("3: teams.t.policy.deny[1]: has no dot"), "{warning}");
+    let [name, prefix] = &dotless.warnings[..] else { panic!("{:?}", dotless.warnings) };
+    assert!(name.contains("3: teams.t.policy.deny[1]: has no dot"), "{name}");
+    assert!(prefix.contains("3: teams.t.policy.deny[2]: has no dot"), "{prefix}");
+    for pattern in ["C.", ".X", "C..X", "C X", "C-X", "C.\u{e9}", "*", ".*", "C..*", "C.X\\u0000", "C:X*"] {
+        let text = team(&format!("policy = {{ deny = [\"{pattern}\"] }}"));
+        assert_one_fault(&text, "3: teams.t.policy.deny[0]: ", "match nothing");
+    }
+    assert!(loaded(account(), &team("policy = { deny = ['C.*', 'C.x_*', 'C.X.y'] }")).warnings.is_empty());
+    let fields = "operations = ['query', 'fields-read']\npolicy = { deny = ['C.X'] }";
+    assert_one_fault(&team(fields), "3: teams.t.operations: ", "policy");
+    assert!(loaded(account(), &team("operations = ['query', 'fields-read']")).warnings.is_empty());
     let require = |filter: &str| team(&format!("policy = {{ require = [{{ {filter} }}] }}"));
     let at = "3: teams.t.policy.require[0]";
     assert_one_fault(&require("op = 'LIKE', field = 'F', values = ['v']"), at, "EQ, NE, GT, LT, IN");
     assert_one_fault(&require("op = 'EQ', values = ['v']"), at, "field: missing");
+    assert_one_fault(&require("op = 'EQ', field = 'F G', values = ['v']"), at, "field: must be the name");
     assert_one_fault(&require("op = 'EQ', field = 'F'"), at, "values: missing");
     assert_one_fault(&require("op = 'IN', field = 'F', values = []"), at, "empty");
     assert_one_fault(&require("op = 'GT', field = 'F', values = ['a', 'b']"), at, "exactly one");
