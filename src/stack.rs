@@ -282,6 +282,10 @@ fn credentials(config: &Config, accounts: &[Arc<Account>]) -> Credentials {
     for (account, settings) in accounts.iter().zip(&config.accounts) {
         credentials.insert(account, &config.upstream.url, &settings.username, &settings.secret);
     }
+    let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
+    if let Some(authorization) = proxy {
+        credentials.insert_proxy(authorization);
+    }
     credentials
 }
 

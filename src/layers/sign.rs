@@ -22,7 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
-use self::echo::Echo;
+use self::echo::{Echo, Echoes};
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
@@ -30,13 +30,19 @@ use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
 
-/// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended.
+/// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended; what it
+/// is recognised by is kept for a few replacements more.
 #[derive(Clone, Default)]
-pub struct Credentials(HashMap<Arc<str>, Arc<Signature>>);
+pub struct Credentials {
+    signatures: HashMap<Arc<str>, Arc<Signature>>,
+    /// Secrets that nothing is signed with, or no more: they must not come down either.
+    others: Vec<Arc<Echo>>,
+    replaced: Vec<Arc<Echo>>,
+}
 
 struct Signature {
     authorization: HeaderValue,
-    echo: Echo,
+    echo: Arc<Echo>,
     bounds: Bounds,
 }
 
@@ -60,9 +66,23 @@ impl Credentials {
         if let Ok(mut authorization) = HeaderValue::from_maybe_shared(header) {
             authorization.set_sensitive(true);
             let bounds = Bounds { sid: account.sid.clone(), upstream: upstream.clone() };
-            let echo = Echo::new(secret, &basic);
-            self.0.insert(Arc::clone(&account.name), Arc::new(Signature { authorization, echo, bounds }));
+            let echo = Arc::new(Echo::new(secret, &basic));
+            self.signatures.insert(Arc::clone(&account.name), Arc::new(Signature { authorization, echo, bounds }));
         }
+    }
+
+    /// Adds the `Basic` that a proxy on the way is shown.
+    pub fn insert_proxy(&mut self, authorization: &HeaderValue) {
+        let Some(basic) = authorization.as_bytes().strip_prefix(b"Basic ") else { return };
+        let pair = BASE64_STANDARD.decode(basic).map(Zeroizing::new);
+        let Some((pair, basic)) = pair.ok().zip(std::str::from_utf8(basic).ok()) else { return };
+        let password = std::str::from_utf8(&pair).ok().and_then(|pair| pair.split_once(':'));
+        self.others.extend(password.map(|(_, password)| Arc::new(Echo::of_password(password, basic))));
+    }
+
+    fn echoes(&self) -> impl Iterator<Item = &Echo> {
+        let signatures = self.signatures.values().map(|signature| &*signature.echo);
+        signatures.chain(self.others.iter().chain(&self.replaced).map(|echo| &**echo))
     }
 }
 
@@ -71,8 +91,16 @@ impl Credentials {
 pub struct Newest(Arc<ArcSwap<Credentials>>);
 
 impl Newest {
+    /// So many secrets are still recognised after they were replaced: they may be good at Twilio for a while.
+    const MOST_REPLACED: usize = 8;
+
     /// Takes the place of what was the newest.
-    pub fn set(&self, credentials: Credentials) {
+    pub fn set(&self, mut credentials: Credentials) {
+        let old = self.0.load();
+        let is_known =
+            |old: &Signature| credentials.signatures.values().any(|new| new.authorization == old.authorization);
+        let replaced = old.signatures.values().filter(|old| !is_known(old)).map(|old| Arc::clone(&old.echo));
+        credentials.replaced = replaced.chain(old.replaced.iter().cloned()).take(Self::MOST_REPLACED).collect();
         self.0.store(Arc::new(credentials));
     }
 }
@@ -133,9 +161,10 @@ impl SignLayer {
     }
 
     fn signature(&self, account: &str) -> Option<Arc<Signature>> {
-        let own = self.credentials.0.get(account)?;
+        let own = self.credentials.signatures.get(account)?;
         let newest = self.newest.0.load();
-        let newest = newest.0.get(account).filter(|newest| Arc::ptr_eq(newest, own) || newest.bounds == own.bounds);
+        let newest =
+            newest.signatures.get(account).filter(|newest| Arc::ptr_eq(newest, own) || newest.bounds == own.bounds);
         Some(Arc::clone(newest.unwrap_or(own)))
     }
 
@@ -151,7 +180,7 @@ impl SignLayer {
         error
     }
 
-    /// Refuses an answer that repeats what it was asked with. One that asks to stay away still does, without its body
+    /// Refuses an answer that repeats what it was asked with, or any other secret of the gateway's towards Twilio. One that asks to stay away still does, without its body
     /// and whatever else could hold the credential: otherwise nothing would hold the account's calls back.
     fn withhold_echo(
         &self,
@@ -159,7 +188,9 @@ impl SignLayer {
         signature: &Signature,
         account: &Arc<str>,
     ) -> Result<UpstreamResponse, GatewayError> {
-        if !signature.echo.is_in(&answer.headers, &answer.body) {
+        let newest = self.newest.0.load();
+        let echoes = Echoes(newest.echoes().chain([&*signature.echo]).collect());
+        if !echoes.are_in(&answer.headers, &answer.body) {
             return Ok(answer);
         }
         let labels = AccountLabels { account: ConfigLabel(Arc::clone(account)) };
@@ -175,7 +206,7 @@ impl SignLayer {
             _ => false,
         };
         if asks_to_wait(answer.status) {
-            return Ok(without_the_credential(&answer, &signature.echo));
+            return Ok(without_the_credential(&answer, &echoes));
         }
         Err(GatewayError::new(
             Reason::UpstreamInvalid,
@@ -186,13 +217,13 @@ impl SignLayer {
 
 /// What is left of an answer that asks to stay away: its status, and those of its numbers and dates that are not part of
 /// a credential.
-fn without_the_credential(answer: &UpstreamResponse, echo: &Echo) -> UpstreamResponse {
+fn without_the_credential(answer: &UpstreamResponse, echoes: &Echoes<'_>) -> UpstreamResponse {
     let reason = match answer.status {
         StatusCode::TOO_MANY_REQUESTS => Reason::UpstreamRateLimit,
         _ => Reason::Overloaded,
     };
     let message = "Twilio asks for fewer requests, in an answer that is withheld; come back when Retry-After says";
-    let mut headers = upstream_headers::limits_alone(&answer.headers, |value| !echo.is_in_value(value));
+    let mut headers = upstream_headers::limits_alone(&answer.headers, |value| !echoes.are_in_value(value));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = GatewayError::new(reason, message).to_body();
     UpstreamResponse { status: answer.status, headers, body, next_token: None }

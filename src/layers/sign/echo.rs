@@ -1,12 +1,15 @@
-//! Recognises an account's credential in what comes from upstream.
+//! Recognises credentials in what comes from upstream.
 //!
 //! Debug pages and proxies repeat what they were sent. An answer that does so must go no further, for behind it
-//! are clients, the cache, the disk and the log. Looked for are the secret itself and the `user:secret` of Basic in
-//! both alphabets of Base64, as they are and behind any mixture of percent and JSON escapes, twice over. An answer
-//! is decoded before it gets this far, whatever its status; one that spells the secret some other way is not recognised.
+//! are clients, the cache, the disk and the log. Looked for are the secret itself, in hexadecimal and in Base64 wherever it
+//! begins there, and the `user:secret` of Basic, in both alphabets of Base64, as they are and behind any mixture of percent,
+//! JSON and HTML escapes, twice over. An answer is decoded before it gets this far, whatever its status; one that spells
+//! the secret some other way is not recognised.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue};
-use memchr::{memchr2, memmem};
+use memchr::{memchr3, memmem};
 use zeroize::Zeroizing;
 
 /// Secrets that are shorter than this are words, and would be found where nobody repeated anything. Twilio's have 32.
@@ -24,36 +27,89 @@ pub(super) struct Echo(Vec<Zeroizing<Vec<u8>>>);
 impl Echo {
     /// Of a secret, and of `user:secret` in Base64.
     pub(super) fn new(secret: &str, basic: &str) -> Self {
+        Self::of_length(SHORTEST, secret, basic)
+    }
+
+    /// The same of a secret that somebody may have thought up, which has to be longer to be looked for by itself.
+    pub(super) fn of_password(secret: &str, basic: &str) -> Self {
+        Self::of_length(2 * SHORTEST, secret, basic)
+    }
+
+    fn of_length(shortest: usize, secret: &str, basic: &str) -> Self {
+        let mut forms = Vec::with_capacity(11);
         // What fills up the last group says nothing.
-        let basic = basic.trim_end_matches('=');
-        let url_safe = Zeroizing::new(basic.replace('+', "-").replace('/', "_"));
-        let mut forms = vec![basic];
-        if *url_safe != basic {
-            forms.push(&url_safe);
+        add_base64(&mut forms, basic.trim_end_matches('=').as_bytes());
+        if secret.len() >= shortest {
+            add(&mut forms, secret.as_bytes());
+            for before in 0..3 {
+                add_base64(&mut forms, &aligned(secret, before));
+            }
+            let hex = |digit: fn(u8) -> u8| secret.bytes().flat_map(move |byte| [byte >> 4, byte & 15].map(digit));
+            let lower = |half: u8| b"0123456789abcdef"[usize::from(half)];
+            let upper = |half: u8| b"0123456789ABCDEF"[usize::from(half)];
+            for digit in [lower as fn(u8) -> u8, upper] {
+                // As large as it gets, so that nothing is left behind in a smaller buffer.
+                let mut form = Zeroizing::new(Vec::with_capacity(2 * secret.len()));
+                form.extend(hex(digit));
+                add(&mut forms, &form);
+            }
         }
-        if secret.len() >= SHORTEST {
-            forms.push(secret);
-        }
-        Self(forms.into_iter().map(|form| Zeroizing::new(form.as_bytes().to_vec())).collect())
+        Self(forms)
+    }
+}
+
+fn add(forms: &mut Vec<Zeroizing<Vec<u8>>>, form: &[u8]) {
+    if !forms.iter().any(|known| known.as_slice() == form) {
+        forms.push(Zeroizing::new(form.to_vec()));
+    }
+}
+
+/// Adds what is Base64, and the same in the alphabet of URLs.
+fn add_base64(forms: &mut Vec<Zeroizing<Vec<u8>>>, form: &[u8]) {
+    let mut url_safe = Zeroizing::new(form.to_vec());
+    for byte in url_safe.iter_mut() {
+        *byte = match *byte {
+            b'+' => b'-',
+            b'/' => b'_',
+            other => other,
+        };
+    }
+    add(forms, form);
+    add(forms, &url_safe);
+}
+
+/// The characters of Base64 that a secret alone decides, behind so many bytes of something else.
+fn aligned(secret: &str, before: usize) -> Zeroizing<Vec<u8>> {
+    let mut plain = Zeroizing::new(Vec::with_capacity(before + secret.len()));
+    plain.resize(before, 0);
+    plain.extend_from_slice(secret.as_bytes());
+    let encoded = Zeroizing::new(BASE64_STANDARD.encode(&*plain));
+    let (first, end) = ((before * 8).div_ceil(6), plain.len() * 8 / 6);
+    Zeroizing::new(encoded.as_bytes()[first..end].to_vec())
+}
+
+/// Several that are looked for at once.
+pub(super) struct Echoes<'e>(pub(super) Vec<&'e Echo>);
+
+impl Echoes<'_> {
+    /// Is one of the credentials in these headers or this body.
+    pub(super) fn are_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        headers.values().any(|value| self.are_in_value(value)) || self.are_in_text(body)
     }
 
-    /// Is the credential in these headers or this body.
-    pub(super) fn is_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
-        headers.values().any(|value| self.is_in_value(value)) || self.is_in_text(body)
+    /// Is one of the credentials in this header.
+    pub(super) fn are_in_value(&self, value: &HeaderValue) -> bool {
+        self.are_in_text(value.as_bytes())
     }
 
-    /// Is the credential in this header.
-    pub(super) fn is_in_value(&self, value: &HeaderValue) -> bool {
-        self.is_in_text(value.as_bytes())
-    }
-
-    fn is_in_text(&self, text: &[u8]) -> bool {
+    fn are_in_text(&self, text: &[u8]) -> bool {
         let unescaped = || std::iter::successors(unescape(text), |text| unescape(text)).take(DEEPEST);
-        self.is_written_in(text) || unescaped().any(|text| self.is_written_in(&text))
+        self.are_written_in(text) || unescaped().any(|text| self.are_written_in(&text))
     }
 
-    fn is_written_in(&self, text: &[u8]) -> bool {
-        self.0.iter().any(|form| ends(text, form).any(|end| text[..end].ends_with(form)))
+    fn are_written_in(&self, text: &[u8]) -> bool {
+        let mut forms = self.0.iter().flat_map(|echo| &echo.0);
+        forms.any(|form| ends(text, form).any(|end| text[..end].ends_with(form)))
     }
 }
 
@@ -69,12 +125,12 @@ fn ends(text: &[u8], form: &[u8]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// `text` with the escapes of URLs and JSON undone; `None` where there are none, which is nearly always.
+/// `text` with the escapes of URLs, JSON and HTML undone; `None` where there are none, which is nearly always.
 fn unescape(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let mut plain: Option<Zeroizing<Vec<u8>>> = None;
     // `done` bytes of the text are in `plain`, as far as there is one.
     let (mut done, mut from) = (0, 0);
-    while let Some(at) = memchr2(b'%', b'\\', &text[from..]).map(|at| from + at) {
+    while let Some(at) = memchr3(b'%', b'\\', b'&', &text[from..]).map(|at| from + at) {
         let Some((character, length)) = escaped(&text[at..]) else {
             from = at + 1;
             continue;
@@ -104,15 +160,32 @@ fn escaped(text: &[u8]) -> Option<(char, usize)> {
         [b'%', one, two, ..] => Some((hex(&[*one, *two])?, 3)),
         [b'\\', b'u', b'0', b'0', one, two, ..] => Some((hex(&[*one, *two])?, 6)),
         [b'\\', plain @ (b'"' | b'\\' | b'/'), ..] => Some((char::from(*plain), 2)),
+        [b'&', ..] => entity(text),
         _ => None,
     }
+}
+
+/// The character of an HTML character reference, by number or by one of the names that escaping writes.
+fn entity(text: &[u8]) -> Option<(char, usize)> {
+    const LONGEST: usize = 12;
+    const NAMES: [(&[u8], char); 5] = [(b"amp", '&'), (b"lt", '<'), (b"gt", '>'), (b"quot", '"'), (b"apos", '\'')];
+    let end = text.iter().take(LONGEST).position(|byte| *byte == b';')?;
+    let code = |digits: &[u8], radix| {
+        let are_digits = digits.iter().all(u8::is_ascii_alphanumeric);
+        let code = u8::from_str_radix(std::str::from_utf8(digits).ok().filter(|_| are_digits)?, radix).ok()?;
+        code.is_ascii().then_some(char::from(code))
+    };
+    let character = match &text[1..end] {
+        [b'#', b'x' | b'X', digits @ ..] => code(digits, 16),
+        [b'#', digits @ ..] => code(digits, 10),
+        name => NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, character)| character),
+    };
+    Some((character?, end + 1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::Engine;
-    use base64::prelude::BASE64_STANDARD;
 
     /// With every character that some form writes otherwise. Its Base64 has both `+` and `/`.
     const SECRET: &str = "pl\"nt/d+s3cr~t? >>>???~~";
@@ -123,11 +196,12 @@ mod tests {
 
     fn found(text: &str) -> bool {
         let echo = Echo::new(SECRET, &basic());
+        let echo = Echoes(vec![&echo]);
         let body = format!("{{\"data\":\"some text, {text}, more of it\"}}");
-        let in_body = echo.is_in(&HeaderMap::new(), body.as_bytes());
+        let in_body = echo.are_in(&HeaderMap::new(), body.as_bytes());
         if let Ok(value) = HeaderValue::from_str(text) {
             let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, value)]);
-            assert_eq!(echo.is_in(&headers, b"{}"), in_body, "{text}");
+            assert_eq!(echo.are_in(&headers, b"{}"), in_body, "{text}");
         }
         in_body
     }
@@ -159,10 +233,44 @@ mod tests {
                 percent(&percent(form, false, true), false, true),
                 percent(&json(form), false, false),
                 json(&json(&json(form))),
+                html(form),
+                json(&html(form)),
+                form.bytes().map(|byte| format!("&#{byte};")).collect(),
+                form.bytes().map(|byte| format!("&#x{byte:04X};")).collect(),
             ] {
                 assert!(found(&shown), "{shown}");
             }
         }
+    }
+
+    fn html(text: &str) -> String {
+        text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    }
+
+    #[test]
+    fn the_secret_is_found_within_base64_and_in_hexadecimal() {
+        for before in ["", "x", "xy", "xyz", "user:"] {
+            for behind in ["", "!", "!!", " and more"] {
+                let encoded = BASE64_STANDARD.encode(format!("{before}{SECRET}{behind}"));
+                assert!(found(&encoded), "{before} {behind}");
+                assert!(found(&encoded.replace('+', "-").replace('/', "_")), "{before} {behind}");
+            }
+        }
+        let hex: String = SECRET.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(found(&hex) && found(&hex.to_ascii_uppercase()) && !found(&hex[..hex.len() - 1]));
+    }
+
+    #[test]
+    fn a_password_is_looked_for_by_itself_where_it_is_no_word() {
+        let is_in = |password: &str, text: &str| {
+            let basic = BASE64_STANDARD.encode(format!("user:{password}"));
+            let echo = Echo::of_password(password, &basic);
+            let echoes = Echoes(vec![&echo]);
+            assert!(echoes.are_in(&HeaderMap::new(), basic.as_bytes()));
+            echoes.are_in(&HeaderMap::new(), text.as_bytes())
+        };
+        assert!(!is_in("password", "a bad password"));
+        assert!(is_in("correct horse battery", "not correct horse battery"));
     }
 
     #[test]
@@ -170,7 +278,7 @@ mod tests {
         let secret = format!("b{}", "a".repeat(TAIL + 4));
         let echo = Echo::new(&secret, "cGxhbnQ6c2VjcmV0");
         for (text, there) in [(format!("aab{}a", "a".repeat(TAIL + 4)), true), ("a".repeat(100), false)] {
-            assert_eq!(echo.is_in(&HeaderMap::new(), text.as_bytes()), there, "{text}");
+            assert_eq!(Echoes(vec![&echo]).are_in(&HeaderMap::new(), text.as_bytes()), there, "{text}");
         }
     }
 
@@ -196,7 +304,7 @@ mod tests {
     fn a_word_is_found_only_beside_its_user() {
         let basic = BASE64_STANDARD.encode("SK1:secret");
         let echo = Echo::new("secret", &basic);
-        let is_in = |body: &str| echo.is_in(&HeaderMap::new(), body.as_bytes());
+        let is_in = |body: &str| Echoes(vec![&echo]).are_in(&HeaderMap::new(), body.as_bytes());
         assert!(!is_in("{\"data\":\"a secret\"}"));
         assert!(is_in(&format!("{{\"data\":\"{basic}\"}}")));
     }
@@ -204,7 +312,8 @@ mod tests {
     #[test]
     fn escapes_are_undone_and_other_bytes_kept() {
         let plain = |text: &[u8]| unescape(text).map(|plain| plain.to_vec());
-        assert_eq!(plain(b"100 % \xff \\n \\u00e9"), None);
+        assert_eq!(plain(b"100 % \xff \\n \\u00e9 & &; &#; &#999; &nbsp; &amp"), None);
+        assert_eq!(plain(b"&lt;a&#62;&#x3b;&amp;"), Some(b"<a>;&".to_vec()));
         assert_eq!(plain(b"a%2fb%2Fc\\/d\\u002Fe\\\"%"), Some(b"a/b/c/d/e\"%".to_vec()));
     }
 }

@@ -102,3 +102,31 @@ async fn a_429_that_repeats_the_secret_stays_one_without_it() {
     assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
     assert!(body.contains("upstream_rate_limit") && !body.contains("the-only-one"), "{body}");
 }
+
+#[tokio::test]
+async fn an_answer_that_repeats_another_secret_of_the_gateways_goes_no_further() {
+    let mut newest = credentials("AC1", TWILIO, "the-newest-one");
+    let other = Account { name: "other".into(), ..account("AC2") };
+    newest.insert(&other, &Uri::from_static(TWILIO), "SK2", &"of-another-account".into());
+    newest.insert_proxy(
+        &HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode("p:password-of-a-proxy"))).unwrap(),
+    );
+    let shared = Newest::default();
+    shared.set(credentials("AC1", TWILIO, "the-replaced-one"));
+    shared.set(newest.clone());
+    for (body, is_withheld) in [
+        ("\"the-newest-one\"", true),
+        ("\"of-another-account\"", true),
+        ("\"the-replaced-one\"", true),
+        ("\"password-of-a-proxy\"", true),
+        ("\"of-nobody-in-particular\"", false),
+    ] {
+        let (_, result) = sent(&newest, &shared, &Rejections::default(), move || (200, body)).await;
+        assert_eq!(result.is_err(), is_withheld, "{body}");
+    }
+    for n in 0..9 {
+        shared.set(credentials("AC1", TWILIO, &format!("secret-number-{n}")));
+    }
+    let (_, result) = sent(&newest, &shared, &Rejections::default(), || (200, "\"the-replaced-one\"")).await;
+    assert!(result.is_ok(), "they are not remembered without end");
+}
