@@ -58,15 +58,15 @@ impl Representation {
         // would keep all of that alive, which may be larger than the body.
         // The usual one needs no memory at all.
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        let copied = |value: &HeaderValue| match *value == JSON {
-            true => Some(JSON),
-            false => HeaderValue::from_bytes(value.as_bytes()).ok(),
+        let copied = |name: &HeaderName| match headers.get(name) {
+            // All bodies are JSON, whatever they are called: under another name a browser could take one for a page.
+            value if *name == header::CONTENT_TYPE && !value.is_some_and(|value| *value != JSON && is_json(value)) => {
+                Some(JSON)
+            }
+            value => HeaderValue::from_bytes(value?.as_bytes()).ok(),
         };
-        let headers: Vec<_> = Self::KEPT
-            .iter()
-            .chain(momentary)
-            .filter_map(|name| headers.get(name).and_then(copied).map(|value| (name.clone(), value)))
-            .collect();
+        let header = |name: &HeaderName| copied(name).map(|value| (name.clone(), value));
+        let headers: Vec<_> = Self::KEPT.iter().chain(momentary).filter_map(header).collect();
         let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
         let no_transform = Self::forbids_transforms(&headers);
         Self { status, headers, body, etag, no_transform }
@@ -144,6 +144,19 @@ impl CodedBody {
     }
 }
 
+/// Is this `application/json`, or a type of which JSON is the syntax (RFC 6839 section 3.1), with nothing but a charset.
+fn is_json(value: &HeaderValue) -> bool {
+    let is_token = |text: &str| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
+    };
+    let Ok(text) = value.to_str() else { return false };
+    let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let kind = parts.next().unwrap_or_default();
+    let subtype = kind.strip_prefix("application/").filter(|subtype| is_token(subtype));
+    let is_charset = |part: String| part.strip_prefix("charset=").is_some_and(|name| is_token(name.trim_matches('"')));
+    subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json")) && parts.all(is_charset)
+}
+
 fn etag(body: &[u8]) -> Option<HeaderValue> {
     let hash = blake3::hash(body).to_hex();
     HeaderValue::try_from(["\"", &hash[..32], "\""].concat()).ok()
@@ -205,4 +218,43 @@ pub struct ClientResponse {
     pub age: Option<Duration>,
     /// The client has these very bytes already: 304.
     pub not_modified: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_called_json_whatever_it_was_called() {
+        let shown = |value: Option<&'static str>| {
+            let headers = value.map(|value| (header::CONTENT_TYPE, HeaderValue::from_static(value)));
+            let answer = UpstreamResponse {
+                status: StatusCode::BAD_REQUEST,
+                headers: headers.into_iter().collect(),
+                body: Bytes::from_static(b"{}"),
+                next_token: None,
+            };
+            let page = Representation::new(answer);
+            let shown = page.headers.iter().find(|(name, _)| *name == header::CONTENT_TYPE);
+            shown.unwrap().1.to_str().unwrap().to_owned()
+        };
+        for kind in
+            ["application/json", "Application/JSON; Charset=UTF-8", "application/problem+json;charset=\"utf-8\""]
+        {
+            assert_eq!(shown(Some(kind)), kind);
+        }
+        for kind in [
+            "text/html",
+            "text/html; application/json",
+            "application/json, text/html",
+            "application/json; boundary=x",
+            "application/javascript",
+            "application/x<json>+json",
+            "image/svg+xml",
+            "",
+        ] {
+            assert_eq!(shown(Some(kind)), "application/json", "{kind}");
+        }
+        assert_eq!(shown(None), "application/json");
+    }
 }

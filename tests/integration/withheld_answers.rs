@@ -1,4 +1,4 @@
-//! Answers that repeat the account's secret, and what of them is passed on nevertheless.
+//! Answers of Twilio's, or of somebody in its place, that are not passed on as they are.
 
 use crate::support::gateway::SECRET;
 use crate::support::*;
@@ -24,5 +24,17 @@ async fn a_rate_limit_that_repeats_the_secret_pauses_the_account_and_shows_nothi
         assert_eq!(gateway.metric("credential_echoes_total", &["default"]).await, 1.0);
         let paused = gateway.metric("budget_paused_seconds", &["default"]).await;
         assert_eq!(paused > 0.0, status == 429, "{paused}");
+    }
+}
+
+#[tokio::test]
+async fn what_twilio_says_is_called_json_and_not_sniffed() {
+    let upstream = Upstream::script(|_| Plan::with(400, "Content-Type: text/html\r\n", "\"<script>\"")).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    for detail in ["miss", "hit"] {
+        let answer = gateway.ask(&post(ASK)).await;
+        assert_eq!((answer.status, answer.detail()), (400, detail));
+        assert_eq!(answer.header("content-type"), "application/json");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
     }
 }

@@ -506,6 +506,10 @@ fn write(reply: ClientResponse) -> Response<ResponseBody> {
     if not_modified {
         headers.remove(header::CONTENT_TYPE);
     }
+    // The gateway's own errors, and data, are told apart from pages by their types; these are somebody else's words.
+    if !page.status.is_success() {
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    }
     headers.insert(CACHE_STATUS, cache_status);
     if let Some(etag) = etag {
         headers.insert(header::ETAG, etag);
