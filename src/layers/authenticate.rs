@@ -316,7 +316,12 @@ impl AccessControl {
             return self.callers.first().ok_or_else(|| unauthenticated("nobody is let in"));
         }
         let certified = self.certified(peer).map_err(unauthenticated)?;
-        let Some(presented) = request.headers().get(header::AUTHORIZATION) else {
+        let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
+        let (presented, more) = (presented.next(), presented.next());
+        if more.is_some() {
+            return Err(unauthenticated("there are several Authorization headers; send one"));
+        }
+        let Some(presented) = presented else {
             let known = certified.ok_or_else(|| {
                 unauthenticated(match peer.names() {
                     [] => {

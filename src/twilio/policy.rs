@@ -388,7 +388,12 @@ fn all_known<T>(list: &Part<'_, Vec<Part<'_, T>>>, holds: impl Fn(&T) -> bool) -
 
 fn is_time_zone(name: &str) -> bool {
     let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'/' | b'+' | b'-'));
-    is_plain && TimeZone::get(name).is_ok()
+    // Names of files beside those of time zones.
+    let is_file = matches!(name, "posixrules" | "localtime" | "Factory" | "Etc/Unknown")
+        || name.starts_with("posix/")
+        || name.starts_with("right/");
+    // To the letter: whether Twilio reads another case alike is not documented.
+    is_plain && !is_file && TimeZone::get(name).is_ok_and(|zone| zone.iana_name() == Some(name))
 }
 
 /// A denied name, in lower case.

@@ -279,42 +279,27 @@ impl<'q> Query<'q> {
         !self.unknown_in_body.is_empty() || !self.unknown_in_query.is_empty() || in_properties || in_order()
     }
 
-    /// Calls `visit` with every name that it gives, and where. Of filters and orders of undocumented shape, with
-    /// whatever a member `field` says, however deep.
-    pub fn visit_names<'s>(&'s self, mut incoming: impl FnMut(Place, &'s str)) {
+    /// Calls `visit` with every name that it gives, and where. Of filters of undocumented shape, with what a member `field`
+    /// says wherever expressions may stand, and nowhere else: what stands elsewhere could be a value.
+    pub fn visit_names<'s>(&'s self, mut visit: impl FnMut(Place, &'s str)) {
         for (place, names) in [(Place::Measure, &self.measures), (Place::Dimension, &self.dimensions)] {
             let names = names.known().into_iter().flatten().filter_map(Part::known);
-            names.for_each(|name| incoming(place, name));
+            names.for_each(|name| visit(place, name));
         }
-        let mut filter = |name| incoming(Place::Filter, name);
-        match &self.filters {
-            Part::Absent => {}
-            Part::Known(groups) => groups.iter().for_each(|group| match group {
+        let mut filter = |name| visit(Place::Filter, name);
+        for group in self.filters.known().into_iter().flatten() {
+            match group {
                 Part::Known(group) => group.expressions.iter().for_each(|expression| match expression {
-                    Part::Known(expression) => {
-                        filter(expression.field);
-                        visit_other(&expression.values, &mut filter);
-                    }
-                    other => visit_other(other, &mut filter),
+                    Part::Known(expression) => filter(expression.field),
+                    Part::Other(value) => visit_expressions(value, &mut filter),
+                    Part::Absent => {}
                 }),
-                other => visit_other(other, &mut filter),
-            }),
-            other => visit_other(other, &mut filter),
+                Part::Other(value) => visit_expressions(value, &mut filter),
+                Part::Absent => {}
+            }
         }
-        let mut order = |name| incoming(Place::Order, name);
-        match &self.order {
-            Part::Absent => {}
-            Part::Known(entries) => entries.iter().for_each(|entry| match entry {
-                Part::Known(entry) => {
-                    entry.field.known().into_iter().for_each(|name| order(name));
-                    visit_other(&entry.field, &mut order);
-                    visit_other(&entry.direction, &mut order);
-                    entry.unknown.iter().for_each(|member| visit_fields(&member.value, &mut order));
-                }
-                other => visit_other(other, &mut order),
-            }),
-            other => visit_other(other, &mut order),
-        }
+        let orders = self.order.known().into_iter().flatten().filter_map(Part::known);
+        orders.filter_map(|order| order.field.known()).for_each(|name| visit(Place::Order, name));
     }
 
     /// The same of other rows.
@@ -500,22 +485,11 @@ fn unknown<'q>(members: &'q [Member<'q>], known: &[&str]) -> Unknown<'q> {
     members.iter().filter(|member| !known.contains(&member.name.as_str())).collect()
 }
 
-fn visit_other<'q, T>(part: &Part<'q, T>, incoming: &mut impl FnMut(&'q str)) {
-    if let Part::Other(value) = part {
-        visit_fields(value, incoming);
-    }
-}
-
-fn visit_fields<'q>(value: &'q Value<'q>, incoming: &mut impl FnMut(&'q str)) {
-    for value in value.as_array().unwrap_or_default() {
-        visit_fields(value, incoming);
-    }
-    for member in value.as_object().unwrap_or_default() {
-        match member.value.as_str() {
-            Some(name) if member.name.as_str() == "field" => incoming(name),
-            _ => visit_fields(&member.value, incoming),
-        }
-    }
+fn visit_expressions<'q>(value: &'q Value<'q>, visit: &mut impl FnMut(&'q str)) {
+    let Some(members) = value.as_object() else { return };
+    json::member(members, "field").and_then(Value::as_str).into_iter().for_each(&mut *visit);
+    let inner = json::member(members, "expressions").and_then(Value::as_array);
+    inner.unwrap_or_default().iter().for_each(|value| visit_expressions(value, visit));
 }
 
 /// A documented member: its name, whether it is there, and how it is written.

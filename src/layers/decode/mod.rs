@@ -121,6 +121,7 @@ where
                 drop(body);
                 Bytes::new()
             } else {
+                check_coding(&head)?;
                 collect(body, layer.limits, &mut room).await?
             };
             let asked = Asked { head, body, room, operation, team, received, context: Arc::clone(&context) };
@@ -327,6 +328,21 @@ fn understand_parameters(
         body: Bytes::new(),
     };
     Ok((ParsedQuery { canonical: Arc::new(canonical), asked: None }, parameters))
+}
+
+/// Refuses a body that is coded: the gateway reads them, and undoes no coding.
+fn check_coding(head: &Parts) -> Result<(), GatewayError> {
+    let is_identity = |value: &HeaderValue| {
+        let words = value.to_str().map(|list| list.split(',').map(str::trim));
+        words.is_ok_and(|mut words| words.all(|word| word.is_empty() || word.eq_ignore_ascii_case("identity")))
+    };
+    match head.headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+        true => Ok(()),
+        false => Err(GatewayError::new(
+            Reason::BadRequest,
+            "the request body has a Content-Encoding, which is not supported; send it as it is",
+        )),
+    }
 }
 
 /// Holds a request that has no body to a policy. Gives the restriction that notes the page tokens in its response.

@@ -3,7 +3,7 @@
 //! A page token says nothing of the query that it belongs to, so a team with a policy may only use tokens that it was
 //! given under that very policy.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
@@ -13,19 +13,21 @@ use crate::request::key::Key;
 use crate::request::response::Representation;
 use crate::twilio::parameters::Parameters;
 
-/// Remembers the newest 32,768 at least and 65,536 at most, about 8 MiB. They outlive reloads, and not the process:
-/// after a restart a team with a policy begins its walk anew.
+/// Remembers the newest 32,768 at least and 65,536 at most, about 8 MiB, of which each scope has an equal share, so that none
+/// pushes out what another was given; but no less than 1,024. They outlive reloads, and not the process: after a restart
+/// a team with a policy begins its walk anew.
 #[derive(Debug, Clone, Default)]
-pub struct IssuedPageTokens(Arc<Mutex<Issued>>);
+pub struct IssuedPageTokens(Arc<Mutex<HashMap<Scope, Issued>>>);
 
 /// Two generations: when the younger is full, the older is forgotten.
 #[derive(Debug, Default)]
 struct Issued {
     young: HashSet<[u8; 32]>,
     old: HashSet<[u8; 32]>,
-    /// Pages, by who was given them and entity tag, whose tokens are in the younger generation, so that they are not
-    /// read again.
-    read: HashSet<(Scope, [u8; 34])>,
+    /// Pages, by entity tag, whose tokens are in the younger generation, so that they are not read again.
+    read: HashSet<[u8; 34]>,
+    /// The most recent number that was given out with a token.
+    used: u64,
 }
 
 /// A policy, the account whose data it restricts, and the upstream that this comes from, as a hash.
@@ -33,20 +35,34 @@ pub(super) type Scope = [u8; 32];
 
 impl IssuedPageTokens {
     const GENERATION: usize = 32_768;
+    const LEAST: usize = 1024;
+
+    /// Policies change, and older ones are forgotten: the one of which no token was given out for longest.
+    const SCOPES: usize = 256;
 
     /// The teams of that scope are given `page` of `account`, and so the tokens in it.
     pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &Representation) {
         // Two quotes, and half a hash in hexadecimal between them.
-        let Some(etag) = page.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
-        let read = (*scope, etag);
-        if self.lock().read.contains(&read) {
+        let Some(read) = page.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
+        if self.lock().get(scope).is_some_and(|issued| issued.read.contains(&read)) {
             return;
         }
         let keys = tokens(page).map(|token| Key::of_page(account, &Parameters::of_page(&token)));
-        let tokens: Vec<_> = keys.map(|page| issued(scope, &page)).collect();
-        let mut issued = self.lock();
-        tokens.into_iter().for_each(|token| issued.give(token));
-        if issued.read.len() >= Self::GENERATION {
+        let tokens: Vec<_> = keys.map(|page| *page.as_bytes()).collect();
+        let mut scopes = self.lock();
+        let used = scopes.values().map(|issued| issued.used).max().unwrap_or_default() + 1;
+        let is_new = !scopes.contains_key(scope);
+        if is_new
+            && scopes.len() >= Self::SCOPES
+            && let Some(oldest) = scopes.iter().min_by_key(|(_, issued)| issued.used).map(|(scope, _)| *scope)
+        {
+            scopes.remove(&oldest);
+        }
+        let generation = Self::generation(scopes.len() + usize::from(is_new));
+        let issued = scopes.entry(*scope).or_default();
+        issued.used = used;
+        tokens.into_iter().for_each(|token| issued.give(token, generation));
+        if issued.read.len() >= generation {
             issued.read.clear();
         }
         issued.read.insert(read);
@@ -54,31 +70,31 @@ impl IssuedPageTokens {
 
     /// Was the token that names `page` given out in that scope.
     pub(super) fn has(&self, scope: &Scope, page: &Key) -> bool {
-        let (token, issued) = (issued(scope, page), self.lock());
-        issued.young.contains(&token) || issued.old.contains(&token)
+        let scopes = self.lock();
+        let has = |issued: &Issued| issued.young.contains(page.as_bytes()) || issued.old.contains(page.as_bytes());
+        scopes.get(scope).is_some_and(has)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Issued> {
+    /// The tokens of one scope's generation, where there are so many scopes.
+    fn generation(scopes: usize) -> usize {
+        (Self::GENERATION / scopes.max(1)).max(Self::LEAST)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Issued>> {
         // Every change under this lock is whole or does no harm.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Issued {
-    fn give(&mut self, token: [u8; 32]) {
-        if self.young.len() >= IssuedPageTokens::GENERATION && !self.young.contains(&token) {
+    fn give(&mut self, token: [u8; 32], generation: usize) {
+        if self.young.len() >= generation && !self.young.contains(&token) {
             self.old = std::mem::take(&mut self.young);
             // The tokens of these are a generation nearer to being forgotten.
             self.read.clear();
         }
         self.young.insert(token);
     }
-}
-
-fn issued(scope: &Scope, page: &Key) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(scope).update(page.as_bytes());
-    hasher.finalize().into()
 }
 
 /// The names of the pages before and after.
@@ -137,12 +153,12 @@ mod tests {
 
     #[test]
     fn tokens_are_bounded_and_stay_while_their_page_is_given() {
-        const MANY: usize = 3 * IssuedPageTokens::GENERATION;
+        const GENERATION: usize = IssuedPageTokens::GENERATION;
         let (issued, often) = (IssuedPageTokens::default(), page("often"));
         let has = |token: &str| issued.has(&[1; 32], &key("AC1", token));
-        for n in 0..MANY {
+        for n in 0..3 * GENERATION {
             let token = *blake3::hash(&n.to_le_bytes()).as_bytes();
-            issued.lock().give(token);
+            issued.lock().entry([1; 32]).or_default().give(token, GENERATION);
             if n % 1000 == 0 {
                 issued.give_all_of(&[1; 32], &owner("AC1"), &often);
             }
@@ -151,10 +167,26 @@ mod tests {
             }
         }
         assert!(has("often") && !has("once"));
-        let known = {
-            let issued = issued.lock();
-            issued.young.len() + issued.old.len()
-        };
-        assert!((IssuedPageTokens::GENERATION..=2 * IssuedPageTokens::GENERATION).contains(&known));
+        let known = issued.lock().values().map(|issued| issued.young.len() + issued.old.len()).sum();
+        assert!((GENERATION..=2 * GENERATION).contains(&known));
+    }
+
+    #[test]
+    fn no_team_pushes_out_what_another_was_given() {
+        let issued = IssuedPageTokens::default();
+        issued.give_all_of(&[1; 32], &owner("AC1"), &page("calm"));
+        for n in 0..3 * IssuedPageTokens::GENERATION {
+            let token = *blake3::hash(&n.to_le_bytes()).as_bytes();
+            let mut scopes = issued.lock();
+            let generation = IssuedPageTokens::generation(scopes.len());
+            scopes.entry([2; 32]).or_default().give(token, generation);
+        }
+        assert!(issued.has(&[1; 32], &key("AC1", "calm")));
+        assert!(issued.lock()[&[2; 32]].young.len() <= IssuedPageTokens::GENERATION / 2);
+        for n in 0..2 * IssuedPageTokens::SCOPES {
+            issued.give_all_of(blake3::hash(&n.to_le_bytes()).as_bytes(), &owner("AC1"), &page("calm"));
+        }
+        assert_eq!(issued.lock().len(), IssuedPageTokens::SCOPES);
+        assert!(!issued.has(&[1; 32], &key("AC1", "calm")), "of a policy that is long gone");
     }
 }

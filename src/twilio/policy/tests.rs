@@ -189,7 +189,22 @@ fn what_cannot_be_proven_is_refused() {
     for properties in ["7", r#""UTC""#, "[]", r#"{"pageToken":"T"}"#, r#"{"page\u0054oken":"T"}"#, r#"{"x":null}"#] {
         refused.push(body(&format!(r#""properties":{properties}"#)));
     }
-    for zone in [r#""Mars/Olympus""#, r#""UTC OR 1""#, r#""""#, "7", "[]", r#"{"a":1}"#, r#""../../etc/passwd""#] {
+    for zone in [
+        r#""Mars/Olympus""#,
+        r#""UTC OR 1""#,
+        r#""""#,
+        "7",
+        "[]",
+        r#"{"a":1}"#,
+        r#""../../etc/passwd""#,
+        r#""posixrules""#,
+        r#""europe/berlin""#,
+        r#""EUROPE/BERLIN""#,
+        r#""utc""#,
+        r#""localtime""#,
+        r#""posix/UTC""#,
+        r#""Etc/Unknown""#,
+    ] {
         refused.push(body(&format!(r#""properties":{{"timezone":{zone}}}"#)));
     }
     for name in [r#""sql""#, r#""pageToken""#, r#""PageToken""#, r#""page\u0054oken""#, r#""pagesize""#, r#""""#] {
@@ -235,6 +250,9 @@ fn what_is_documented_passes() {
         r#"{"domain":null,"pageSize":null,"properties":null,"query":{"measures":null,"filters":null,"orderBy":null}}"#,
         r#"{"properties":{"timezone":null},"query":{"measures":[],"filters":[],"orderBy":[]}}"#,
         r#"{"properties":{"timezone":"Etc/GMT+3"},"query":{"orderBy":[{"field":"Conversation.Count","direction":null}]}}"#,
+        r#"{"properties":{"timezone":"UTC"},"query":{"measures":[]}}"#,
+        r#"{"properties":{"timezone":"US/Pacific"},"query":{"measures":[]}}"#,
+        r#"{"properties":{"timezone":"America/Argentina/Buenos_Aires"},"query":{"measures":[]}}"#,
         r#"{"query":{"orderBy":[{"field":"Conversation.CreatedDate.day","direction":"DESC"}]}}"#,
         r#"{"query":{"filters":[{"op":"AND","expressions":[]}]}}"#,
         r#"{"query":{"filters":[{"expressions":[{"op":"IN","field":"Conversation.Count","values":["1","2"]}]}]}}"#,
