@@ -24,6 +24,7 @@ use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
@@ -67,6 +68,8 @@ pub struct DecodeLayer {
     bodies: Bodies,
     parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
+    /// Turns to read a large body.
+    large: Arc<Semaphore>,
 }
 
 impl DecodeLayer {
@@ -74,7 +77,8 @@ impl DecodeLayer {
     /// in `pages`, and the tokens that are given out under them are remembered in `tokens`.
     pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
         let restrictions = Arc::new(Restrictions::new(pages, tokens));
-        Self { limits, bodies, parse_cache: Arc::new(ParseCache::new()), restrictions }
+        let (parse_cache, large) = (Arc::new(ParseCache::new()), Arc::new(Semaphore::new(LARGE_AT_ONCE)));
+        Self { limits, bodies, parse_cache, restrictions, large }
     }
 }
 
@@ -124,8 +128,15 @@ where
                 check_coding(&head)?;
                 collect(body, layer.limits, &mut room).await?
             };
-            let asked = Asked { head, body, room, operation, team, received, context: Arc::clone(&context) };
-            let read = match layer.read(&asked)? {
+            let mut asked = Asked { head, body, room, operation, team, received, context: Arc::clone(&context) };
+            let read = if asked.body.len() > LARGE {
+                let (read_asked, read) = Box::pin(read_beside(&layer, asked, DecodeLayer::read)).await?;
+                asked = read_asked;
+                read
+            } else {
+                layer.read(&asked)?
+            };
+            let read = match read {
                 Read::Query(query, tokens) => Ok((query, tokens)),
                 Read::NeedsMetadata(query, restriction) => {
                     match Box::pin(fetch_view(inner.clone(), *query, &restriction)).await? {
@@ -133,7 +144,16 @@ where
                             if layer.restrictions.fresh(&restriction).is_none() {
                                 restriction.remember(&view, received);
                             }
-                            Ok(layer.read_with(&asked, restriction, &view)?)
+                            if asked.body.len() > LARGE {
+                                let read = move |layer: &DecodeLayer, asked: &Asked| {
+                                    layer.read_with(asked, restriction, &view)
+                                };
+                                let (read_asked, read) = Box::pin(read_beside(&layer, asked, read)).await?;
+                                asked = read_asked;
+                                Ok(read)
+                            } else {
+                                Ok(layer.read_with(&asked, restriction, &view)?)
+                            }
                         }
                         Err(reply) => Err(reply),
                     }
@@ -160,6 +180,36 @@ where
             Ok(write(reply))
         })
     }
+}
+
+/// Bodies of more bytes are read beside the data plane's threads: that takes as long as thousands of hits.
+const LARGE: usize = 32 * 1024;
+
+/// So many large bodies are read at once; they wait for nothing, so more would only take each other's time.
+const LARGE_AT_ONCE: usize = 2;
+
+/// Reads a request that is not small, on a thread of its own.
+async fn read_beside<T: Send + 'static>(
+    layer: &Arc<DecodeLayer>,
+    asked: Asked,
+    read: impl FnOnce(&DecodeLayer, &Asked) -> Result<T, GatewayError> + Send + 'static,
+) -> Result<(Asked, T), GatewayError> {
+    let turn = Arc::clone(&layer.large).acquire_owned();
+    // It is never closed.
+    let Ok(Ok(turn)) = tokio::time::timeout_at(asked.received + layer.limits.deadline, turn).await else {
+        return Err(too_many(TooMany));
+    };
+    let layer = Arc::clone(layer);
+    let reading = tokio::task::spawn_blocking(move || {
+        // Held until it is done, also where the client has left.
+        let _turn = turn;
+        read(&layer, &asked).map(|read| (asked, read))
+    });
+    let failed = |error| {
+        let message = "the gateway failed while it read this; tell whoever operates it";
+        GatewayError::new(Reason::Internal, message).with_cause(error)
+    };
+    reading.await.unwrap_or_else(|error| Err(failed(error)))
 }
 
 /// A request whose body has come.

@@ -188,3 +188,16 @@ async fn metadata_is_redacted_for_a_team_whose_policy_hides_members() {
     assert!(!body.windows(6).any(|part| part == b"Secret"), "{body:?}");
     assert!(rig.ask(None, Operation::Metadata, "", "").await.unwrap().headers()[header::ETAG] != etag);
 }
+
+#[tokio::test]
+async fn a_large_body_is_read_beside_the_thread_that_serves_others() {
+    let (rig, policy) = (Rig::new(), policy("C.Secret"));
+    let large: &str = format!(r#"{{"query":{{"measures":[{}"C.Count"]}}}}"#, r#""C.Count","#.repeat(LARGE / 8)).leak();
+    for policy in [None, Some(&policy)] {
+        assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
+        let mut reading = std::pin::pin!(rig.ask(policy, Operation::Query, "", large));
+        assert!(poll_immediate(reading.as_mut()).await.is_none(), "it would hold up this thread");
+        assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
+        assert!(reading.await.is_ok());
+    }
+}
