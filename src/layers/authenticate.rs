@@ -45,8 +45,15 @@ use crate::twilio::endpoint::{Operation, Route, route};
 
 pub use self::failure_delay::AuthFailureDelay;
 
-/// Bytes of header names and values together. Twilio's SDKs send a few hundred.
+/// Bytes of header names and values together, and 32 more for each field, since that is kept too (RFC 9113 section
+/// 6.5.2). Twilio's SDKs send a few hundred.
 pub const MAX_HEAD: usize = 32 * 1024;
+
+/// Fields of a head; as many as the library takes of HTTP/1.1.
+const MAX_FIELDS: usize = 100;
+
+/// What a field takes beside its name and value.
+const FIELD: usize = 32;
 
 /// A team as it is let in.
 #[derive(Debug, Clone)]
@@ -234,7 +241,11 @@ impl AccessControl {
 
     fn check_head<B>(&self, request: &Request<B>) -> Result<(), GatewayError> {
         let headers = request.headers();
-        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if headers.len() > MAX_FIELDS {
+            let message = format!("the request's head has more than {MAX_FIELDS} fields");
+            return Err(GatewayError::new(Reason::HeadersTooLarge, message));
+        }
+        let size: usize = headers.iter().map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum();
         if size + request.uri().path().len() + request.uri().query().map_or(0, str::len) > MAX_HEAD {
             let message = format!("the request's head is larger than {MAX_HEAD} bytes");
             return Err(GatewayError::new(Reason::HeadersTooLarge, message));

@@ -37,6 +37,8 @@ pub(super) struct Frames {
     stream: u32,
     /// Heads, and other frames, that were finished.
     finished: u64,
+    /// Bytes of the current head's frames.
+    head_bytes: usize,
 }
 
 impl Frames {
@@ -55,15 +57,20 @@ impl Frames {
         self.stream
     }
 
-    /// Takes the bytes that came next.
-    pub(super) fn follow(&mut self, mut bytes: &[u8]) {
+    /// Bytes of the current frame's payload to come, if that is a body's.
+    pub(super) fn body_left(&self) -> usize {
+        if self.kind == DATA { self.left } else { 0 }
+    }
+
+    /// Takes the bytes that came next, and tells of each head that they finish by how many it was sent.
+    pub(super) fn follow(&mut self, mut bytes: &[u8], mut finished: impl FnMut(usize)) {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let taken = self.left.min(bytes.len());
                 self.left -= taken;
                 bytes = &bytes[taken..];
                 if self.left == 0 {
-                    self.end_frame();
+                    self.end_frame(&mut finished);
                 }
                 continue;
             }
@@ -72,28 +79,32 @@ impl Frames {
             self.head_length += taken;
             bytes = &bytes[taken..];
             if self.head_length == FRAME_HEAD {
-                self.begin_frame();
+                self.begin_frame(&mut finished);
             }
         }
     }
 
-    fn begin_frame(&mut self) {
+    fn begin_frame(&mut self, finished: &mut impl FnMut(usize)) {
         let [a, b, c, kind, flags, stream @ ..] = self.head;
         self.length = u32::from_be_bytes([0, a, b, c]) as usize;
         (self.left, self.kind, self.head_length) = (self.length, kind, 0);
         self.ends_head = flags & END_HEADERS != 0;
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.head_bytes += self.length;
+        }
         if kind == HEADERS {
             self.continues = true;
             self.stream = self.stream.max(u32::from_be_bytes(stream) & (u32::MAX >> 1));
         }
         if self.left == 0 {
-            self.end_frame();
+            self.end_frame(finished);
         }
     }
 
-    fn end_frame(&mut self) {
+    fn end_frame(&mut self, finished: &mut impl FnMut(usize)) {
         if matches!(self.kind, HEADERS | CONTINUATION) && self.ends_head {
             self.continues = false;
+            finished(std::mem::take(&mut self.head_bytes));
         }
         if !self.continues {
             self.finished += 1;
@@ -115,7 +126,7 @@ mod tests {
 
     fn follow(bytes: &[u8], size: usize) -> Frames {
         let mut frames = Frames::default();
-        bytes.chunks(size).for_each(|piece| frames.follow(piece));
+        bytes.chunks(size).for_each(|piece| frames.follow(piece, |_| {}));
         frames
     }
 

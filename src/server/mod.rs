@@ -267,7 +267,9 @@ where
     {
         let timeouts = Timeouts { header: self.limits.header_timeout, write: self.limits.write_timeout };
         let io = TokioIo::new(TimeoutIo::new(io, &place, timeouts));
-        let (service, connection) = (self.service.clone(), Arc::clone(place.connection()));
+        let (service, place) = (self.service.clone(), Arc::new(place));
+        let held = Arc::clone(&place);
+        let connection = Arc::clone(place.connection());
         connection.is_of(&who.peer().0);
         let service = service_fn(move |request: Request<Incoming>| {
             let (mut guard, version, method) = (connection.begin(), request.version(), request.method().clone());
@@ -275,6 +277,8 @@ where
             if is_outdated {
                 connection.give(Order::Leave);
             }
+            // HTTP/1.1 reads one head at a time.
+            let waiting = (version == Version::HTTP_2).then(|| place.wait_to_begin(request.headers()));
             let asked = match connection.refuses(&request) {
                 false => Ok((service(&peer), request)),
                 true => Err(reserved()),
@@ -284,7 +288,14 @@ where
                     Ok((mut service, request)) => {
                         // As `oneshot` does, which would move the request about more often than all layers together.
                         poll_fn(|context| service.poll_ready(context)).await?;
-                        service.call(request).await?
+                        let mut answer = pin!(service.call(request));
+                        let first = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
+                        // It has seen the head, and keeps what it needs of it.
+                        drop(waiting);
+                        match first {
+                            Poll::Ready(answer) => answer?,
+                            Poll::Pending => answer.await?,
+                        }
                     }
                     Err(response) => response,
                 };
@@ -301,7 +312,7 @@ where
         });
         let served = builder(timeouts.write).serve_connection(io, service).into_owned();
         tokio::spawn(async move {
-            let (mut served, connection) = (pin!(served), place.connection());
+            let (mut served, connection) = (pin!(served), held.connection());
             let mut is_told = Order::Stay;
             let ended = std::future::poll_fn(|context| {
                 let order = connection.poll_order(context);
@@ -314,6 +325,7 @@ where
                         _ => served.as_mut().graceful_shutdown(),
                     }
                 }
+                connection.next_turn();
                 served.as_mut().poll(context)
             });
             if let Err(error) = ended.await {
@@ -346,6 +358,9 @@ fn reserved() -> Response<Full<Bytes>> {
 /// a thousand clients may send their heads slowly.
 const LONGEST_HEAD: usize = 64 * 1024;
 
+/// The same for HTTP/2, whose lists count 32 bytes more for each field (RFC 9113 section 6.5.2).
+const LARGEST_LIST: u32 = 40 * 1024;
+
 /// HTTP/1.1, and HTTP/2 by prior knowledge or ALPN, both bounded.
 fn builder(write_timeout: Duration) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(Streams { write_timeout });
@@ -362,7 +377,7 @@ fn builder(write_timeout: Duration) -> auto::Builder<Streams> {
         // RFC 9113 section 6.5.2: no fewer than 100.
         .max_concurrent_streams(100)
         // Above what is let in, as with HTTP/1.1. It bounds CONTINUATION frames, too.
-        .max_header_list_size(128 * 1024)
+        .max_header_list_size(LARGEST_LIST)
         // A client that resets what it asks faster than it is looked at, or makes errors all the time, is sent away.
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(100)

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, poll_immediate};
-use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -114,6 +113,10 @@ where
         let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, operation, team } =
             authorized;
         let (head, body) = request.into_parts();
+        // The rest of the head goes before its body is waited for, and what stays of it is a copy: a part of it would
+        // hold the memory of all.
+        let (query, directives) = (head.uri.query().unwrap_or_default().into(), RequestDirectives::read(&head.headers));
+        drop(head);
         Box::pin(async move {
             let body = if operation.endpoint().body == endpoint::Body::None {
                 drop(body);
@@ -121,7 +124,7 @@ where
             } else {
                 collect(body, layer.limits, &layer.bodies).await?
             };
-            let asked = Asked { head, body, operation, team, received, context: Arc::clone(&context) };
+            let asked = Asked { query, directives, body, operation, team, received, context: Arc::clone(&context) };
             let read = match layer.read(&asked)? {
                 Read::Query(query, release) => Ok((query, release)),
                 Read::NeedsMetadata(query, restriction) => {
@@ -152,7 +155,8 @@ where
 
 /// A request whose body has come.
 struct Asked {
-    head: Parts,
+    query: Box<str>,
+    directives: RequestDirectives,
     body: Bytes,
     operation: Operation,
     team: Arc<Team>,
@@ -195,10 +199,9 @@ impl Release {
 impl DecodeLayer {
     /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
-        let Asked { head, body, operation, team, context, .. } = request;
-        let query = head.uri.query().unwrap_or_default();
+        let Asked { query, body, operation, team, context, .. } = request;
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
-        let mut directives = RequestDirectives::read(&head.headers);
+        let mut directives = request.directives.clone();
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
         let (parsed, release) = match (operation, restriction) {
             (Operation::Query, None) => {
@@ -244,8 +247,8 @@ impl DecodeLayer {
         restriction: Arc<Restriction>,
         view: &View,
     ) -> Result<(ClientQuery, Release), GatewayError> {
-        let Asked { head, body, operation, team, context, .. } = request;
-        let raw = RawQuery { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
+        let Asked { query, body, operation, team, context, .. } = request;
+        let raw = RawQuery { reader: &view.reader, query, body };
         let parsed = self.parse_cache.of(raw, || {
             self.parse(context, team, raw, |parameters, query| {
                 restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
@@ -253,7 +256,7 @@ impl DecodeLayer {
             })
         })?;
         context.asks(parsed.asked.as_ref().unwrap_or(&parsed.canonical.body));
-        let query = self.query(request, *operation, parsed.canonical, RequestDirectives::read(&head.headers));
+        let query = self.query(request, *operation, parsed.canonical, request.directives.clone());
         Ok((query, Release::Tokens(restriction)))
     }
 
