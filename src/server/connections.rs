@@ -193,6 +193,17 @@ impl Connections {
         self.lock().all.values().any(|connection| connection.is_busy())
     }
 
+    /// Is anybody waiting for an answer, or still taking one.
+    pub(super) fn are_awaited(&self) -> bool {
+        self.lock().all.values().any(|connection| connection.is_awaited())
+    }
+
+    /// Ends those on which nobody is.
+    pub(super) fn end_quiet(&self) {
+        let open = self.lock();
+        open.all.values().filter(|connection| connection.is_quiet()).for_each(|connection| connection.give(Order::End));
+    }
+
     /// Waits until all have left.
     pub(super) async fn emptied(&self) {
         while !self.lock().all.is_empty() {
@@ -381,6 +392,11 @@ pub(super) struct Connection {
     idle_since: AtomicU64,
     order: AtomicU8,
     is_http2: AtomicBool,
+    /// Ciphertext that has come since the last plaintext, and what of it is in a record that is not whole.
+    ciphertext: AtomicUsize,
+    record: AtomicUsize,
+    /// Has the other end not taken yet what it is sent.
+    is_writing: AtomicBool,
     /// How often its task has been polled.
     turn: AtomicU32,
     /// Heads that have become requests and have not begun.
@@ -401,6 +417,9 @@ impl Connection {
             idle_since: AtomicU64::new(0),
             order: AtomicU8::new(Order::Stay as u8),
             is_http2: AtomicBool::new(false),
+            ciphertext: AtomicUsize::new(0),
+            record: AtomicUsize::new(0),
+            is_writing: AtomicBool::new(false),
             turn: AtomicU32::new(0),
             waiting_heads: AtomicU32::new(0),
             waker: AtomicWaker::new(),
@@ -422,6 +441,23 @@ impl Connection {
 
     fn is_identified(&self) -> bool {
         self.peer.get().is_some_and(|peer| peer.is_identified())
+    }
+
+    /// So much ciphertext has come, so that the last record lacks its end behind `record` bytes.
+    pub(super) fn has_sent_ciphertext(&self, bytes: usize, record: usize) {
+        self.record.store(record, Ordering::Relaxed);
+        // Its task alone writes this.
+        self.ciphertext.store(self.ciphertext.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
+    }
+
+    /// Plaintext has come of all records that are whole.
+    pub(super) fn has_sent_plaintext(&self) {
+        self.ciphertext.store(self.record.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Bytes that came and of which no plaintext has come yet.
+    pub(super) fn hidden(&self) -> usize {
+        self.ciphertext.load(Ordering::Relaxed)
     }
 
     /// Its task is polled again.
@@ -470,6 +506,21 @@ impl Connection {
             false => self.requests.load(Ordering::Relaxed) >= UNANSWERED,
         };
         (!is_waited_for).then(|| self.last_ended())
+    }
+
+    /// Does somebody wait for an answer there, or take one: a stranger's refusal is short, and not waited for.
+    fn is_awaited(&self) -> bool {
+        self.may_go_since().is_none() || (self.is_identified() && self.is_writing.load(Ordering::Relaxed))
+    }
+
+    /// Has nobody waited there for as long as an answer is on its way to the socket.
+    fn is_quiet(&self) -> bool {
+        !self.is_awaited() && self.last_ended().elapsed() >= LOOK_AGAIN
+    }
+
+    /// Whether something that was to be written is not yet.
+    pub(super) fn writes(&self, is_writing: bool) {
+        self.is_writing.store(is_writing, Ordering::Relaxed);
     }
 
     /// Tells whether a service has given another answer since.

@@ -42,9 +42,10 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// The head, or any other frame but DATA, that is not finished.
-    pub(super) fn unfinished(&self) -> Option<Unfinished> {
-        let in_frame = self.left > 0 && self.kind != DATA;
+    /// The head, or any other frame, that is not finished. DATA is a body's while a request `is_served`, and has the
+    /// time of one; otherwise nobody waits for it.
+    pub(super) fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
+        let in_frame = self.left > 0 && !(is_served && self.kind == DATA);
         if !self.continues && !in_frame && self.head_length == 0 {
             return None;
         }
@@ -136,34 +137,35 @@ mod tests {
         let end = frame(CONTINUATION, END_HEADERS, 5, 10);
         let all = [frame(4, 0, 0, 12), begun.clone(), frame(CONTINUATION, 0, 5, 0), end.clone()].concat();
         for size in 1..all.len() {
-            assert_eq!(follow(&all, size).unfinished(), None, "in pieces of {size}");
+            assert_eq!(follow(&all, size).unfinished(true), None, "in pieces of {size}");
             let cut = follow(&all[..all.len() - 1], size);
-            assert_eq!(cut.unfinished(), Some(Unfinished { number: 1, bytes: CONTINUED }));
+            assert_eq!(cut.unfinished(true), Some(Unfinished { number: 1, bytes: CONTINUED }));
             assert_eq!(cut.last_stream(), 5);
         }
-        assert!(follow(&begun[..4], 1).unfinished().is_some());
-        assert_eq!(follow(&frame(HEADERS, END_HEADERS, 1, 9), 3).unfinished(), None);
+        assert!(follow(&begun[..4], 1).unfinished(true).is_some());
+        assert_eq!(follow(&frame(HEADERS, END_HEADERS, 1, 9), 3).unfinished(true), None);
     }
 
     #[test]
-    fn a_body_is_no_head() {
+    fn a_body_is_no_head_while_a_request_is_served() {
         let body = frame(DATA, 0, 1, 100);
-        assert_eq!(follow(&body[..50], 7).unfinished(), None);
+        assert_eq!(follow(&body[..50], 7).unfinished(true), None);
+        assert!(follow(&body[..50], 7).unfinished(false).is_some());
     }
 
     #[test]
     fn whatever_else_is_begun_has_to_be_finished_too() {
         let ping = frame(6, 0, 0, 8);
         for cut in 1..ping.len() {
-            assert!(follow(&ping[..cut], 3).unfinished().is_some(), "cut at {cut}");
+            assert!(follow(&ping[..cut], 3).unfinished(true).is_some(), "cut at {cut}");
         }
-        assert_eq!(follow(&ping, 3).unfinished(), None);
+        assert_eq!(follow(&ping, 3).unfinished(true), None);
     }
 
     proptest! {
         #[test]
         fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
-            let _ = follow(&bytes, size).unfinished();
+            let _ = follow(&bytes, size).unfinished(true);
         }
     }
 }

@@ -94,6 +94,9 @@ enum Protocol {
     Http2(Frames),
 }
 
+/// In the number of a head that TLS hides.
+const HIDDEN: u64 = 1 << 63;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Protocol {
@@ -126,11 +129,11 @@ impl Protocol {
     }
 
     /// The head that has begun. A connection that was opened and says nothing is one that is late.
-    fn unfinished(&self) -> Option<Unfinished> {
+    fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
         match self {
             Self::Undecided(bytes) => Some(Unfinished { number: 0, bytes: *bytes }),
             Self::Http1(framing) => framing.unfinished(),
-            Self::Http2(frames) => frames.unfinished(),
+            Self::Http2(frames) => frames.unfinished(is_served),
         }
     }
 
@@ -158,6 +161,8 @@ pub(super) struct TimeoutIo<T> {
     head: Option<(u64, Instant)>,
     head_share: HeadShare,
     finished_heads: FinishedHeads,
+    /// How often something came.
+    reads: u64,
     alarm: Pin<Box<Sleep>>,
     /// Until the other end has taken something, while it takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -180,6 +185,7 @@ impl<T> TimeoutIo<T> {
             head: Some((0, now)),
             head_share: place.head_share(),
             finished_heads: place.finished_heads(),
+            reads: 0,
             alarm: Box::pin(tokio::time::sleep_until(now + timeouts.header)),
             stalled: None,
             answers: place.connection().answers(),
@@ -195,8 +201,24 @@ impl<T> TimeoutIo<T> {
         if was_undecided && self.protocol.is_http2() {
             self.connection.speaks_http2();
         }
-        let takes = self.protocol.unfinished().map_or(0, |head| head.bytes);
-        self.head_share.set(takes).map_err(Received::TooMuch)
+        self.connection.has_sent_plaintext();
+        self.reads += 1;
+        self.charge().map_err(Received::TooMuch)
+    }
+
+    /// Counts what the unfinished head takes now, and TLS of the record that may hold more of it.
+    fn charge(&mut self) -> Result<(), TooManyHeads> {
+        let takes = self.protocol.unfinished(self.connection.is_busy()).map_or(0, |head| head.bytes);
+        self.head_share.set(takes + self.connection.hidden())
+    }
+
+    /// The head that is not finished: one that has begun, or the ciphertext that may be one.
+    fn unfinished(&self, is_busy: bool) -> Option<Unfinished> {
+        let hidden = || {
+            let bytes = self.connection.hidden();
+            (bytes > 0 && !is_busy).then_some(Unfinished { number: HIDDEN | self.reads, bytes })
+        };
+        self.protocol.unfinished(is_busy).or_else(hidden)
     }
 
     /// Ends when the connection has been silent for too long.
@@ -225,8 +247,11 @@ impl<T> TimeoutIo<T> {
             self.head = None;
             return None;
         }
-        self.head = self.protocol.unfinished().map(|head| match self.head {
-            Some((number, since)) if number == head.number => (number, since),
+        self.head = self.unfinished(idle_since.is_none()).map(|head| match self.head {
+            // What was hidden and has come to light is no newer for that.
+            Some((number, since)) if number == head.number || (number & HIDDEN > 0 && head.number & HIDDEN == 0) => {
+                (head.number, since)
+            }
             _ => (head.number, now),
         });
         match self.head {
@@ -295,6 +320,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
                 }
             }
             Poll::Pending => {
+                if this.charge().is_err() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                }
                 ready!(this.poll_late(context));
                 let has_begun = this.head.is_some() && !matches!(this.protocol, Protocol::Undecided(0));
                 if has_begun {
@@ -366,10 +394,14 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
 
     /// Takes notice of how much of what was to be written has been.
     fn sent(&mut self, all: usize, written: &Poll<io::Result<usize>>) {
-        self.unsent = match written {
+        let unsent = match written {
             Poll::Ready(Ok(n)) => all.saturating_sub(*n),
             Poll::Ready(Err(_)) | Poll::Pending => all,
         };
+        if (unsent > 0) != (self.unsent > 0) {
+            self.connection.writes(unsent > 0);
+        }
+        self.unsent = unsent;
     }
 }
 

@@ -66,6 +66,9 @@ pub struct Limits {
 /// How long answers that were given when the drain time was up may take to be written.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// How long a request that has begun to arrive may take, once its connection is to close.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether requests are still under way.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -102,7 +105,9 @@ pub async fn run<S>(
         // A listener's task that panicked has been reported by the panic itself.
         let _ = task.await;
     }
-    if tokio::time::timeout(limits.drain + LAST_ANSWERS, drained(&limits)).await.is_err() {
+    if tokio::time::timeout(limits.drain, drained(&limits)).await.is_err() {
+        // The service has just ended what it worked on.
+        let _ = tokio::time::timeout(LAST_ANSWERS, quiet(&limits.connections)).await;
         tracing::warn!("connections were still open when server.drain was up");
     }
     limits.connections.give_all(Order::End);
@@ -122,12 +127,26 @@ async fn drained(limits: &Limits) {
         // Either way they go now.
         let _ = tokio::time::timeout(limits.linger * 5, busy).await;
         connections.give_all(Order::Close);
-        std::future::pending::<()>().await;
+        // Nobody is waited for who has nothing to wait for, be it that it has begun a request and never ends it.
+        loop {
+            tokio::time::sleep(LAST_REQUEST).await;
+            connections.end_quiet();
+        }
     };
     tokio::select! {
         () = connections.emptied() => {}
         () = idle => {}
     }
+}
+
+/// Waits until nobody waits for an answer any more.
+async fn quiet(connections: &Connections) {
+    tokio::time::sleep(LOOK).await;
+    while connections.are_awaited() {
+        tokio::time::sleep(LOOK).await;
+    }
+    // What was given last is on its way to the socket.
+    tokio::time::sleep(LOOK).await;
 }
 
 struct Accept<F> {
@@ -178,7 +197,7 @@ where
                 match tls {
                     None => serving.serve(stream, Who::Plain(Arc::new(peer)), place),
                     Some(tls) => {
-                        let stream = Metered::new(stream, place.head_share());
+                        let stream = Metered::new(stream, Arc::clone(place.connection()), place.head_share());
                         let (mut stream, certified) = tls.accept(stream, peer).await.map_err(OpenError::Tls)?;
                         stream.get_mut().0.is_open();
                         serving.serve(stream, Who::Certified(Box::new(certified)), place);
