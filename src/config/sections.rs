@@ -343,7 +343,7 @@ fn accounts(root: &mut Table<'_>, sources: &Sources) -> (Vec<Account>, Vec<Strin
         account(name, table, sources)
     });
     if names.is_empty() {
-        let found = match sources.variable("TWILIO_ACCOUNT_SID") {
+        let found = match sources.variable("TWILIO_ACCOUNT_SID", report) {
             Some(_) => "TWILIO_ACCOUNT_SID alone makes no account",
             None => "no account is known",
         };

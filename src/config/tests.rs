@@ -269,6 +269,23 @@ fn a_value_that_is_not_utf8_is_a_fault_where_it_is_used() {
     assert!(load(&account().with_variable("OTHER", bad())).is_ok());
     let faults = load(&account().with_variable("INSIGHTS_GATEWAY_LOG__FILTER", bad())).unwrap_err();
     assert!(faults.to_string().contains("environment: INSIGHTS_GATEWAY_LOG__FILTER: is not UTF-8"));
+    // Names that are not ours, where they count.
+    let proxied = || account().with_variable("HTTPS_PROXY", "http://egress.example:3128");
+    for (name, sources) in [
+        ("HTTPS_PROXY", account()),
+        ("https_proxy", proxied()),
+        ("NO_PROXY", proxied()),
+        ("TWILIO_ACCOUNT_SID", Sources::default()),
+        (
+            "TWILIO_AUTH_TOKEN",
+            Sources::default().with_variable("TWILIO_ACCOUNT_SID", "AC00000000000000000000000000000001"),
+        ),
+    ] {
+        let faults = load(&sources.with_variable(name, bad())).unwrap_err().to_string();
+        let expected = format!("environment: {name}: is not UTF-8 text");
+        assert_eq!(faults.matches(&expected).count(), 1, "{name}: {faults}");
+    }
+    assert!(load(&account().with_variable("NO_PROXY", bad()).with_variable("TWILIO_AUTH_TOKEN", bad())).is_ok());
 }
 
 #[test]
