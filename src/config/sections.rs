@@ -87,7 +87,7 @@ fn server(table: &mut Table<'_>) -> Server {
         write_timeout: table.positive_duration("write_timeout", seconds(30)),
         unix_mode: unix_mode(table),
         proxy_protocol: proxy_protocol(table),
-        public_url: url(table, "public_url", Paths::Refused),
+        public_url: url(table, "public_url", Paths::Allowed),
         tls: table.section("tls", tls),
         cors: cors(table),
     }
