@@ -377,7 +377,12 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
     /// Writes our own answer where `words` is one that hyper made up.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
         if self.instead.is_none() && self.are_hypers_own() {
-            self.instead = Some((replacement(words), all));
+            let is_endless = matches!(&self.protocol, Protocol::Http1(framing) if framing.announces_too_much());
+            let answer = match is_endless {
+                true => answer(Reason::BodyTooLarge, "the request body is larger than anything that could be read"),
+                false => replacement(words),
+            };
+            self.instead = Some((answer, all));
         }
         let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(None) };
         while bytes.has_remaining() {

@@ -46,6 +46,7 @@ mod simulator_fields;
 mod simulator_jobs;
 mod stampede;
 mod status_watch;
+mod strangers;
 mod traces;
 mod upstream_codings;
 mod upstream_directives;
