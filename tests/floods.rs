@@ -241,6 +241,7 @@ async fn whatever_an_http_2_client_begins_is_due_in_the_time_of_a_head() {
         // Frames, a preface and settings that are not whole.
         [&preface[..], &head[..20]].concat(),
         [&preface[..], &frame(PING, 0, 0, &[7; 8])[..12]].concat(),
+        [&preface[..], &frame(DATA, 0, 1, &[7; 8000])[..7000]].concat(),
         [&preface[..], &[0, 0, 8, PING]].concat(),
         preface[..20].to_vec(),
         preface[..PREFACE.len() + 5].to_vec(),

@@ -349,6 +349,65 @@ async fn unfinished_heads_take_little_memory_however_many_there_are() {
     }
 }
 
+/// Heads that are finished, a hundred on a connection, each of so many fields that take one byte each.
+fn finished_heads(path: &str, fields: usize) -> Vec<u8> {
+    let text = |name: &[u8], value: &str| [name, &[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
+    // GET, http, path, authority (RFC 7541 appendix A), and a field for the dynamic table.
+    let request = [&[0x82, 0x86][..], &text(&[0x04], path), &text(&[0x01], "localhost")].concat();
+    let entry = [0x40, 2, b'x', b'a', 0];
+    let mut bytes = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, &[])].concat();
+    for stream in 0..100u8 {
+        let first = if stream == 0 { &entry[..] } else { &[] };
+        let mut head = frame(1, stream * 2 + 1, &[&request, first, &vec![0xbe; fields]].concat());
+        // END_STREAM and END_HEADERS.
+        head[4] = 5;
+        bytes.extend(head);
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn finished_heads_of_strangers_take_little_memory_however_many_there_are() {
+    let upstream = Upstream::start().await;
+    // Of "a good token".
+    let hash = "0cf2881d1923514249bced888cc7a7376a39ee553b82a6cd1cd918f6e21d4af4";
+    for (plane, path, count, fields) in [
+        ("data", "/x", 300, 3500),
+        ("data", "/x", 2200, 90),
+        ("data", METADATA, 2200, 1),
+        ("admin", "/livez", 64, 3500),
+    ] {
+        let mut arguments = arguments(&upstream);
+        arguments.extend([set("teams.a.token_sha256", &format!("[\"{hash}\"]")), set("admin.token_sha256", hash)]);
+        let process = Process::spawn(command(&arguments)).await;
+        let address = if plane == "data" { process.data } else { process.admin };
+        let (before, bytes) = (resident(&process), Arc::new(finished_heads(path, fields)));
+        let mut crowd = JoinSet::new();
+        for _ in 0..count {
+            let bytes = Arc::clone(&bytes);
+            crowd.spawn(async move {
+                let mut stream = connect(address).await;
+                let _ = stream.write_all(&bytes).await;
+                while matches!(stream.read(&mut [0; 4096]).await, Ok(1..)) {}
+            });
+        }
+        let (mut most, mut slowest) = (before, Duration::ZERO);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(4) {
+            most = most.max(resident(&process));
+            let asked = Instant::now();
+            let mut client = Client::connect(process.data).await;
+            let bearer = "Authorization: Bearer a good token\r\nConnection: close\r\n";
+            assert_eq!(client.ask(&get(METADATA, bearer)).await.status, 200);
+            slowest = slowest.max(asked.elapsed());
+        }
+        println!("{plane} {path} {count} x {fields}: {before} MiB, at most {most} MiB; slowest {slowest:?}");
+        assert!(most < 128, "{plane} {path} {count} x {fields}: {before} MiB, at most {most} MiB");
+        assert!(slowest < Duration::from_secs(2), "{plane} {path} {count} x {fields}: {slowest:?}");
+        crowd.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "wants a quiet machine and a release binary; says how long a client waits in a crowd of 7,000"]
 async fn a_client_that_behaves_hardly_notices_seven_thousand_others() {

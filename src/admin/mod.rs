@@ -31,6 +31,7 @@ use crate::cache::Purged;
 use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::error::Reason;
+use crate::core::escape;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::body::ResponseBody;
 use crate::semantics::host;
@@ -90,6 +91,9 @@ impl Service<Request<Incoming>> for Admin {
 
 impl Inner {
     async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        if let Err(message) = host::named(&request) {
+            return refuse(StatusCode::BAD_REQUEST, message);
+        }
         let path = request.uri().path().to_owned();
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         let is_probe = read && matches!(path.as_str(), "/livez" | "/readyz");
@@ -124,7 +128,9 @@ impl Inner {
 
     fn is_allowed<B>(&self, request: &Request<B>) -> bool {
         let Some(expected) = self.config.load().admin.token_sha256 else { return true };
-        let token = request.headers().get(header::AUTHORIZATION).and_then(|value| {
+        let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
+        let alone = presented.next().filter(|_| presented.next().is_none());
+        let token = alone.and_then(|value| {
             let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
@@ -294,7 +300,8 @@ fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
 }
 
 fn json_answer(status: StatusCode, value: &Value) -> Response<ResponseBody> {
-    let mut body = value.to_string();
+    // Queries hold what clients wrote, and people read this in terminals: what would steer one is escaped, as JSON has it.
+    let mut body = escape::text(&value.to_string(), false).into_owned();
     // A line of its own on a terminal. Writing to a string does not fail.
     let _ = writeln!(body);
     let mut response = text(status, "application/json", body);

@@ -34,10 +34,24 @@ pub(super) fn inherited() -> io::Result<Inherited> {
             Err(_) => sockets.take_tcp_listener(index)?.map(InheritedSocket::Tcp),
         };
         if let Some(socket) = socket {
+            if !does_listen(&socket)? {
+                return Err(io::Error::other(format!(
+                    "the socket {name} that was handed over does not listen; a socket unit needs ListenStream= and Accept=no"
+                )));
+            }
             inherited.add(name, socket);
         }
     }
     Ok(inherited)
+}
+
+/// One that is bound, or that is a connection, passes for a listener until it is asked for one.
+fn does_listen(socket: &InheritedSocket) -> io::Result<bool> {
+    let does = match socket {
+        InheritedSocket::Tcp(socket) => rustix::net::sockopt::socket_acceptconn(socket),
+        InheritedSocket::Unix(socket) => rustix::net::sockopt::socket_acceptconn(socket),
+    };
+    Ok(does?)
 }
 
 /// Says how far the gateway is, as `Type=notify` and `Type=notify-reload` units want to know.

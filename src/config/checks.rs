@@ -33,7 +33,11 @@ fn addresses(config: &Config, report: &Report) {
     let listen = &config.server.listen;
     for (index, address) in listen.iter().enumerate() {
         let collides = listen[..index].iter().any(|earlier| match (earlier, address) {
-            (Listen::Tcp(one), Listen::Tcp(other)) => one.is_ipv4() == other.is_ipv4() && share_a_port(*one, *other),
+            // `[::]` leaves IPv4 to those that name it, in whichever form.
+            (Listen::Tcp(one), Listen::Tcp(other)) => {
+                let is_ipv4 = |address: &SocketAddr| address.ip().to_canonical().is_ipv4();
+                is_ipv4(one) == is_ipv4(other) && share_a_port(*one, *other)
+            }
             (one, other) => one == other,
         });
         if collides {

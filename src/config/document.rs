@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::fault::{Path, Place, Report};
 use super::files::{ConfigFile, LARGEST_FILE};
-use super::sources::{PREFIX, Sources};
+use super::sources::{NOT_TEXT, PREFIX, Sources, Variable};
 
 /// The variables of the command line, which are no keys: the file itself, and the tokens to ask a gateway with.
 const NO_KEYS: [&str; 3] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN", "INSIGHTS_GATEWAY_TOKEN"];
@@ -67,7 +67,7 @@ pub(super) fn read(sources: &Sources, file: Option<&ConfigFile>, report: &Report
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         add(&mut tree, &path, value, &Place::Flags, report);
     }
-    add_sdk_variables(&mut tree, sources);
+    add_sdk_variables(&mut tree, sources, report);
     report.locate(&tree);
     Some(tree)
 }
@@ -198,7 +198,7 @@ fn add_environment(tree: &mut Node, sources: &Sources, report: &Report) {
         }
         let place = Place::Environment(Some(name.clone()));
         let Some(value) = value.text() else {
-            report.fault_at(place, Path::default(), "is not UTF-8 text; set it to plain text");
+            report.fault_at(place, Path::default(), NOT_TEXT);
             continue;
         };
         let path: Vec<String> = path.split("__").map(str::to_lowercase).collect();
@@ -209,12 +209,12 @@ fn add_environment(tree: &mut Node, sources: &Sources, report: &Report) {
 /// Kubernetes describes a Service called `insights-gateway…` to every container beside it in variables that
 /// start like ours. These are the names of such services, as the variables spell them.
 fn service_prefixes(sources: &Sources) -> Vec<&str> {
-    if sources.variable("KUBERNETES_SERVICE_HOST").is_none() {
+    if sources.environment.get("KUBERNETES_SERVICE_HOST").is_none_or(Variable::is_empty) {
         return Vec::new();
     }
     let service = |name: &'_ String| -> Option<usize> {
         let prefix = name.strip_suffix("_SERVICE_HOST")?;
-        let address = sources.variable(name)?;
+        let address = sources.environment.get(name)?.text()?;
         (prefix.len() + 1 >= PREFIX.len() && address.parse::<IpAddr>().is_ok()).then_some(prefix.len())
     };
     sources.environment.keys().filter_map(|name| name.get(..service(name)?)).collect()
@@ -285,12 +285,18 @@ fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, arou
 
 /// Where the configuration has no account, the gateway takes the one that Twilio's SDKs would take. An account
 /// `default` that says nothing of credentials, as one tuned from the environment, is completed likewise.
-fn add_sdk_variables(tree: &mut Node, sources: &Sources) {
+fn add_sdk_variables(tree: &mut Node, sources: &Sources, report: &Report) {
     let Value::Table(root) = &mut tree.value else {
         return;
     };
+    let is_another = |name: &String| name != "default";
+    if let Some(Node { value: Value::Table(accounts), .. }) = root.get("accounts")
+        && accounts.keys().any(is_another)
+    {
+        return;
+    }
     let variable = |key: &'static str, name: &'static str| {
-        let value = Value::Raw(Zeroizing::new(sources.variable(name)?.to_owned()));
+        let value = Value::Raw(Zeroizing::new(sources.variable(name, report)?.to_owned()));
         let place = Place::Environment(Some(name.to_owned()));
         Some((key.to_owned(), Node { value, place }))
     };
@@ -312,9 +318,6 @@ fn add_sdk_variables(tree: &mut Node, sources: &Sources) {
     let Value::Table(accounts) = &mut root.entry("accounts".to_owned()).or_insert_with(table).value else {
         return;
     };
-    if accounts.keys().any(|name| name != "default") {
-        return;
-    }
     let Value::Table(account) = &mut accounts.entry("default".to_owned()).or_insert_with(table).value else {
         return;
     };

@@ -274,6 +274,15 @@ impl Report {
         self.faults.borrow_mut().push(Fault { place, path, message });
     }
 
+    /// An environment variable that is no key holds something it should not. It may be looked at several times.
+    pub(super) fn fault_of_variable(&self, name: &str, message: &str) {
+        let place = Place::Environment(Some(name.to_owned()));
+        let is_known = self.faults.borrow().iter().any(|fault| fault.place == place && fault.message == message);
+        if !is_known {
+            self.fault_at(place, Path::default(), message);
+        }
+    }
+
     /// `path` can be used, but is probably not what the user wants.
     pub(super) fn warn(&self, path: &Path, message: impl Into<String>) {
         self.warnings.borrow_mut().push(Fault { place: self.place(path), path: path.clone(), message: message.into() });

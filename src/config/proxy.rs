@@ -99,11 +99,14 @@ fn of_table(table: &mut Table<'_>, sources: &Sources) -> Option<Proxy> {
 /// What the environment's variables say for `upstream`, and which one it is. They never hold for loopback, as nobody
 /// means them to.
 fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<(Proxy, Place)> {
-    let (name, text) = PROXY_VARIABLES.iter().find_map(|name| Some((*name, sources.variable(name)?)))?;
-    let exempt = EXEMPT_VARIABLES.iter().find_map(|name| sources.variable(name)).unwrap_or_default();
     let host = upstream.host().unwrap_or_default().trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
     let port = upstream.port_u16().unwrap_or(if upstream.scheme_str() == Some("https") { 443 } else { 80 });
-    if is_loopback(&host) || is_exempt(&host, port, exempt) {
+    if is_loopback(&host) {
+        return None;
+    }
+    let (name, text) = PROXY_VARIABLES.iter().find_map(|name| Some((*name, sources.variable(name, report)?)))?;
+    let exempt = EXEMPT_VARIABLES.iter().find_map(|name| sources.variable(name, report)).unwrap_or_default();
+    if is_exempt(&host, port, exempt) {
         return None;
     }
     let place = Place::Environment(Some(name.to_owned()));

@@ -171,7 +171,7 @@ fn credential_file(name: &str, path: &Path, sources: &Sources, report: &Report) 
     if name.contains('/') || name == "." || name == ".." {
         return refuse(report, path, "must be the plain name of a systemd credential, not a path");
     }
-    match sources.variable("CREDENTIALS_DIRECTORY") {
+    match sources.variable("CREDENTIALS_DIRECTORY", report) {
         Some(folder) => Some(FilePath::new(folder).join(name)),
         None => refuse(
             report,

@@ -108,7 +108,7 @@ fn server(table: &mut Table<'_>) -> Server {
             |field| field.parsed(parse_unix_mode),
         ),
         proxy_protocol: table.value(at_start("proxy_protocol"), Proxies::default(), show::proxies, proxy_protocol),
-        public_url: table.optional("public_url", show::url, |field| url(field, Paths::Refused)),
+        public_url: table.optional("public_url", show::url, |field| url(field, Paths::Allowed)),
         tls: tls(table),
         cors: table.value("cors", Vec::new(), |origins| show::list(origins), cors),
     }
@@ -342,7 +342,7 @@ fn accounts(root: &mut Table<'_>, sources: &Sources) -> (Vec<Account>, Vec<Strin
         account(name, table, sources)
     });
     if names.is_empty() {
-        let found = match sources.variable("TWILIO_ACCOUNT_SID") {
+        let found = match sources.variable("TWILIO_ACCOUNT_SID", report) {
             Some(_) => "TWILIO_ACCOUNT_SID alone makes no account",
             None => "no account is known",
         };

@@ -8,6 +8,11 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
+use super::fault::Report;
+
+/// Of a variable whose value is no text.
+pub(super) const NOT_TEXT: &str = "is not UTF-8 text; set it to plain text";
+
 /// What every environment variable that names a key starts with.
 pub(super) const PREFIX: &str = "INSIGHTS_GATEWAY_";
 
@@ -78,9 +83,15 @@ impl Sources {
     }
 
     /// A variable that is set, not empty and text. Empty counts as unset everywhere, because that is
-    /// what compose files and unit files make of a variable that nobody filled in.
-    pub(super) fn variable(&self, name: &str) -> Option<&str> {
-        self.environment.get(name)?.text().filter(|v| !v.is_empty())
+    /// what compose files and unit files make of a variable that nobody filled in. One that is no text counts as unset
+    /// too, and is a fault: whoever set it meant something.
+    pub(super) fn variable(&self, name: &str, report: &Report) -> Option<&str> {
+        let value = self.environment.get(name)?;
+        let text = value.text();
+        if text.is_none() {
+            report.fault_of_variable(name, NOT_TEXT);
+        }
+        text.filter(|text| !text.is_empty())
     }
 }
 

@@ -432,6 +432,23 @@ fn a_value_that_is_not_utf8_is_a_fault_where_it_is_used() {
     assert!(load(&account().with_variable("OTHER", bad())).is_ok());
     let faults = load(&account().with_variable("INSIGHTS_GATEWAY_LOG__FILTER", bad())).unwrap_err();
     assert!(faults.to_string().contains("environment: INSIGHTS_GATEWAY_LOG__FILTER: is not UTF-8"));
+    // Names that are not ours, where they count.
+    let proxied = || account().with_variable("HTTPS_PROXY", "http://egress.example:3128");
+    for (name, sources) in [
+        ("HTTPS_PROXY", account()),
+        ("https_proxy", proxied()),
+        ("NO_PROXY", proxied()),
+        ("TWILIO_ACCOUNT_SID", Sources::default()),
+        (
+            "TWILIO_AUTH_TOKEN",
+            Sources::default().with_variable("TWILIO_ACCOUNT_SID", "AC00000000000000000000000000000001"),
+        ),
+    ] {
+        let faults = load(&sources.with_variable(name, bad())).unwrap_err().to_string();
+        let expected = format!("environment: {name}: is not UTF-8 text");
+        assert_eq!(faults.matches(&expected).count(), 1, "{name}: {faults}");
+    }
+    assert!(load(&account().with_variable("NO_PROXY", bad()).with_variable("TWILIO_AUTH_TOKEN", bad())).is_ok());
 }
 
 #[test]
@@ -448,13 +465,25 @@ fn faults_name_line_key_and_remedy() {
     assert_one_fault("[server]\nlisten = ['localhost:80']", "2: server.listen[0]: expected an IP address", "");
     assert_one_fault("[server]\nlisten = ['unix:x']", "2: server.listen[0]: ", "absolute path");
     assert_one_fault("[server]\nlisten = ['127.0.0.1:1', '127.0.0.1:1']", "2: server.listen[1]: ", "already");
+    for (one, other) in [
+        ("0.0.0.0:81", "[::ffff:127.0.0.1]:81"),
+        ("[::ffff:127.0.0.1]:81", "0.0.0.0:81"),
+        ("127.0.0.1:81", "[::ffff:127.0.0.1]:81"),
+        ("[::ffff:0.0.0.0]:81", "127.0.0.1:81"),
+        ("[::ffff:0.0.0.0]:81", "[::ffff:127.0.0.2]:81"),
+    ] {
+        let text = format!("[server]\nopen = true\nlisten = ['{one}', '{other}']");
+        assert_one_fault(&text, "3: server.listen[1]: ", "already");
+    }
+    assert_eq!(faults_of(account(), "[server]\nopen = true\nlisten = ['[::]:81', '[::ffff:127.0.0.1]:81']"), [""; 0]);
     assert_one_fault("[server]\nlisten = ['0.0.0.0:80']", "2: server.listen[0]: ", "server.open = true");
     assert_one_fault("[server]\nlisten = ['127.0.0.1:9090']", "2: server.listen[0]: ", "admin");
     assert_one_fault("[server]\nmax_body = '65MiB'", "2: server.max_body: ", "from 1B to 64MiB");
     assert_one_fault("[server]\nmax_body = '0B'", "2: server.max_body: ", "from 1B");
     assert_one_fault("[server]\nheader_timeout = '0s'", "2: server.header_timeout: ", "longer than zero");
     assert_one_fault("[server]\nmax_connections = -1", "2: server.max_connections: must be", "1 to 1000000");
-    assert_one_fault("[server]\npublic_url = 'http://a/b'", "2: server.public_url: ", "path");
+    assert_one_fault("[server]\npublic_url = 'http://a/b?c'", "2: server.public_url: ", "query");
+    assert_eq!(faults_of(account(), "[server]\npublic_url = 'https://a.example/insights'"), [""; 0]);
     assert_one_fault("[admin]\nlisten = '127.0.0.1:8080'", "2: admin.listen: ", "another port");
     assert_one_fault("[admin]\nlisten = '0.0.0.0:9090'", "1: admin.token_sha256: required", "token new");
     assert_one_fault("[admin]\ntoken_sha256 = 'abc'", "2: admin.token_sha256: ", "64 hexadecimal");

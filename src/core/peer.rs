@@ -78,6 +78,11 @@ impl Peer {
         self.identified.load(Ordering::Relaxed)
     }
 
+    /// Does it come over a unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self.origin, Origin::Unix { .. })
+    }
+
     /// For logs: `192.0.2.1:4711`, `unix:uid=1000,pid=4711`, or empty.
     pub fn as_str(&self) -> &str {
         &self.text

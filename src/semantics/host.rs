@@ -5,7 +5,34 @@
 
 use std::net::IpAddr;
 
-use http::Uri;
+use http::uri::Authority;
+use http::{Request, Uri, Version, header};
+
+use super::origin::authority;
+
+/// The host that a request is sent to; none where an HTTP/1.0 request names none.
+///
+/// # Errors
+///
+/// What is wrong with it, where two readers might take it for different hosts.
+pub fn named<B>(request: &Request<B>) -> Result<Option<Authority>, &'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (host, None) = (hosts.next(), hosts.next()) else { return Err("the request names more than one Host") };
+    let host = host.map(|host| host.to_str().ok().and_then(authority));
+    let target = request.uri().authority().map(|target| authority(target.as_str()));
+    match (target, host) {
+        (Some(None), _) | (None, Some(None)) => Err("the request's host is malformed"),
+        // RFC 9113 section 8.3.1: they must be the same.
+        (Some(target), Some(host)) if request.version() == Version::HTTP_2 && target != host => {
+            Err("the request's authority and its Host differ")
+        }
+        // RFC 9112 section 3.2: HTTP/1.1 wants a Host whatever the target is.
+        (_, None) if request.version() == Version::HTTP_11 => Err("the request names no Host"),
+        // RFC 9112 section 3.2.2: the target's authority counts before the header.
+        (Some(named), _) | (None, Some(named)) => Ok(named),
+        (None, None) => Ok(None),
+    }
+}
 
 /// Is `host`, without its port, an address or a loopback name (RFC 6761 section 6.3).
 pub fn is_address_or_loopback(host: &str) -> bool {

@@ -20,9 +20,13 @@ pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     retry_after(headers, now).max(seconds(headers, &RESET))
 }
 
+/// More seconds than any clock that counts from 1970 shows in this century: no epoch, but a very long wait.
+const NO_EPOCH: u64 = 1 << 32;
+
 /// How long `Retry-After` asks to stay away (RFC 9110 section 10.2.3): seconds, of which a fraction counts as a whole
-/// one, or a date. A date is read relative to the answer's own `Date`, since both are by the upstream's clock; `now`
-/// stands in where there is none. Of several lines the longest wait holds. `None` where none says anything usable.
+/// one and 2^32 or more as the longest wait, or a date. A date is read relative to the answer's own `Date`, since both are
+/// by the upstream's clock; `now` stands in where there is none. Of several lines the longest wait holds. `None` where
+/// none says anything usable.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = |text: &str| httpdate::parse_http_date(text.trim()).ok();
     let sent = || texts(headers, &header::DATE).next().and_then(date).unwrap_or(now);
@@ -30,8 +34,12 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let wait = date(text)?.duration_since(sent()).ok()?;
         (wait.as_secs() <= LONGEST_WAIT && !wait.is_zero()).then_some(wait)
     };
-    let dates = texts(headers, &header::RETRY_AFTER).filter_map(until).max();
-    seconds(headers, &header::RETRY_AFTER).max(dates)
+    let long = |text: &str| {
+        let (whole, _) = number(text)?;
+        (whole.unwrap_or(u64::MAX) >= NO_EPOCH).then_some(Duration::from_secs(LONGEST_WAIT))
+    };
+    let others = texts(headers, &header::RETRY_AFTER).filter_map(|text| until(text).or_else(|| long(text))).max();
+    seconds(headers, &header::RETRY_AFTER).max(others)
 }
 
 fn texts<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
@@ -45,15 +53,20 @@ fn seconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
 
 /// A wait in seconds, rounded up to whole ones; `None` where it is nothing or more than [`LONGEST_WAIT`].
 fn one_wait(text: &str) -> Option<Duration> {
+    let (whole, has_fraction) = number(text)?;
+    let wait = whole?.checked_add(u64::from(has_fraction))?;
+    (1..=LONGEST_WAIT).contains(&wait).then(|| Duration::from_secs(wait))
+}
+
+/// The whole part of a decimal number, none where it has 2^64 or more; and whether there is more than that.
+fn number(text: &str) -> Option<(Option<u64>, bool)> {
     let text = text.trim();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !are_digits(whole) || !are_digits(fraction) {
         return None;
     }
-    let begun = u64::from(fraction.bytes().any(|digit| digit != b'0'));
-    let wait = whole.parse::<u64>().ok()?.checked_add(begun)?;
-    (1..=LONGEST_WAIT).contains(&wait).then(|| Duration::from_secs(wait))
+    Some((whole.parse().ok(), fraction.bytes().any(|digit| digit != b'0')))
 }
 
 /// What an answer says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
@@ -141,7 +154,7 @@ mod tests {
         for value in [
             "-1",
             "0",
-            "1000000000000",
+            "1790000000",
             "soon",
             "",
             "0.0",
@@ -152,11 +165,14 @@ mod tests {
             "+2",
             "2.-5",
             "1e3",
-            "18446744073709551615.5",
             "Sun, 22 Nov 2020 12:00:00 GMT",
             "Sun, 22 Nov 2099 12:00:00 GMT",
         ] {
             assert_eq!(paused(&[("retry-after", value)]), None, "{value}");
+        }
+        for value in ["4294967296", "1000000000000", "18446744073709551615.5", "99999999999999999999999"] {
+            assert_eq!(paused(&[("retry-after", value)]), Some(LONGEST_WAIT), "{value}");
+            assert_eq!(paused(&[("x-ratelimit-reset", value)]), None, "{value}");
         }
         assert_eq!(paused(&[("retry-after", "-1"), ("x-ratelimit-reset", "3")]), Some(3));
         assert_eq!(paused(&[]), None);

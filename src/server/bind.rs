@@ -186,7 +186,7 @@ pub fn bind(
 ) -> Result<Vec<Bound>, BindError> {
     let bound = match listen {
         Listen::Tcp(address) => {
-            let is_ipv4_there = |other: &Listen| matches!(other, Listen::Tcp(other) if other.is_ipv4() && other.port() == address.port());
+            let is_ipv4_there = |other: &Listen| matches!(other, Listen::Tcp(other) if other.ip().to_canonical().is_ipv4() && other.port() == address.port());
             bind_tcp(*address, all.iter().any(is_ipv4_there)).map(|bound| vec![bound])
         }
         Listen::Unix(path) => bind_unix(path, unix_mode).map(|bound| vec![bound]),

@@ -15,7 +15,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use http::Request;
+use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -36,6 +36,19 @@ const HEADS: usize = 32 * 1024 * 1024;
 /// all heads are smaller.
 const FREE: usize = 8 * 1024;
 
+/// Bytes that the finished heads of HTTP/2 may take whose requests have not begun, over all connections of a plane.
+const WAITING_HEADS: usize = 16 * 1024 * 1024;
+
+/// The same of one connection. What it sends beyond stays on the wire until some have begun.
+const OWN_WAITING_HEADS: usize = 128 * 1024;
+
+/// Finished heads of one connection that may wait.
+const MOST_WAITING: u32 = 4;
+
+/// What a head takes beside its fields, and each field beside its bytes. A map of headers grows by doubling.
+const HEAD_COST: usize = 1024;
+const FIELD_COST: usize = 208;
+
 /// All connections of a plane, over all its listeners.
 #[derive(Debug)]
 pub struct Connections {
@@ -45,6 +58,7 @@ pub struct Connections {
     /// Somebody has left.
     left: Notify,
     heads: AtomicUsize,
+    waiting_heads: AtomicUsize,
 }
 
 /// Places beyond the limit, for what must get through when all others are busy.
@@ -113,7 +127,14 @@ impl Open {
 impl Connections {
     /// At most `limit` at once.
     pub fn new(limit: usize) -> Self {
-        Self { limit, reserve: None, open: Mutex::default(), left: Notify::new(), heads: AtomicUsize::new(0) }
+        Self {
+            limit,
+            reserve: None,
+            open: Mutex::default(),
+            left: Notify::new(),
+            heads: AtomicUsize::new(0),
+            waiting_heads: AtomicUsize::new(0),
+        }
     }
 
     /// The same, with a reserve.
@@ -172,6 +193,17 @@ impl Connections {
         self.lock().all.values().any(|connection| connection.is_busy())
     }
 
+    /// Is anybody waiting for an answer, or still taking one.
+    pub(super) fn are_awaited(&self) -> bool {
+        self.lock().all.values().any(|connection| connection.is_awaited())
+    }
+
+    /// Ends those on which nobody is.
+    pub(super) fn end_quiet(&self) {
+        let open = self.lock();
+        open.all.values().filter(|connection| connection.is_quiet()).for_each(|connection| connection.give(Order::End));
+    }
+
     /// Waits until all have left.
     pub(super) async fn emptied(&self) {
         while !self.lock().all.is_empty() {
@@ -193,6 +225,26 @@ impl Place {
         &self.connection
     }
 
+    /// This connection's finished heads, of which there are none yet.
+    pub(super) fn finished_heads(&self) -> FinishedHeads {
+        FinishedHeads {
+            connections: Arc::clone(&self.connections),
+            connection: Arc::clone(&self.connection),
+            turn: 0,
+            count: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Counts a head that has become a request, until the request has begun.
+    pub(super) fn wait_to_begin(&self, headers: &HeaderMap) -> WaitingHead {
+        let fields = headers.iter().map(|(name, value)| FIELD_COST + name.as_str().len() + value.len());
+        let bytes = HEAD_COST + fields.sum::<usize>();
+        self.connections.waiting_heads.fetch_add(bytes, Ordering::Relaxed);
+        self.connection.waiting_heads.fetch_add(1, Ordering::Relaxed);
+        WaitingHead { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection), bytes }
+    }
+
     /// A share of the memory for unfinished heads, of nothing yet.
     pub(super) fn head_share(&self) -> HeadShare {
         HeadShare { connections: Arc::clone(&self.connections), taken: 0 }
@@ -208,6 +260,69 @@ impl Drop for Place {
         }
         drop(open);
         self.connections.left.notify_one();
+    }
+}
+
+/// Heads that one HTTP/2 connection has finished and the library may not have made requests of. It unpacks all that it
+/// can read before it hands over the first request, so it is given little at a time.
+#[derive(Debug)]
+pub(super) struct FinishedHeads {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+    /// The turn in which they were finished.
+    turn: u32,
+    count: u32,
+    bytes: usize,
+}
+
+impl FinishedHeads {
+    /// What a head costs at most that was sent in so many bytes: a field may take one byte (RFC 7541 section 6.1), and
+    /// a list has [`LARGEST_LIST`] bytes.
+    pub(super) fn add(&mut self, sent: usize) {
+        let most = super::LARGEST_LIST as usize / 32 * FIELD_COST;
+        let bytes = HEAD_COST + (sent * FIELD_COST).min(most);
+        self.connections.waiting_heads.fetch_add(bytes, Ordering::Relaxed);
+        (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
+    }
+
+    /// Have others to go on before any more is read. They can: none of them waits for anything but its turn.
+    pub(super) fn must_wait(&mut self) -> bool {
+        let turn = self.connection.turn.load(Ordering::Relaxed);
+        if turn != self.turn {
+            // The library has had time to make requests of them, or to refuse them.
+            self.turn = turn;
+            self.clear();
+        }
+        let others = self.connection.waiting_heads.load(Ordering::Relaxed);
+        self.count + others >= MOST_WAITING
+            || self.bytes >= OWN_WAITING_HEADS
+            || self.connections.waiting_heads.load(Ordering::Relaxed) >= WAITING_HEADS
+    }
+
+    fn clear(&mut self) {
+        self.connections.waiting_heads.fetch_sub(self.bytes, Ordering::Relaxed);
+        (self.count, self.bytes) = (0, 0);
+    }
+}
+
+impl Drop for FinishedHeads {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// The head of a request that has not begun.
+#[derive(Debug)]
+pub(super) struct WaitingHead {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
+    bytes: usize,
+}
+
+impl Drop for WaitingHead {
+    fn drop(&mut self) {
+        self.connections.waiting_heads.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.connection.waiting_heads.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -277,6 +392,15 @@ pub(super) struct Connection {
     idle_since: AtomicU64,
     order: AtomicU8,
     is_http2: AtomicBool,
+    /// Ciphertext that has come since the last plaintext, and what of it is in a record that is not whole.
+    ciphertext: AtomicUsize,
+    record: AtomicUsize,
+    /// Has the other end not taken yet what it is sent.
+    is_writing: AtomicBool,
+    /// How often its task has been polled.
+    turn: AtomicU32,
+    /// Heads that have become requests and have not begun.
+    waiting_heads: AtomicU32,
     /// Of the task that serves it.
     waker: AtomicWaker,
     /// Once it is known.
@@ -293,6 +417,11 @@ impl Connection {
             idle_since: AtomicU64::new(0),
             order: AtomicU8::new(Order::Stay as u8),
             is_http2: AtomicBool::new(false),
+            ciphertext: AtomicUsize::new(0),
+            record: AtomicUsize::new(0),
+            is_writing: AtomicBool::new(false),
+            turn: AtomicU32::new(0),
+            waiting_heads: AtomicU32::new(0),
             waker: AtomicWaker::new(),
             peer: OnceLock::new(),
             reserve,
@@ -312,6 +441,28 @@ impl Connection {
 
     fn is_identified(&self) -> bool {
         self.peer.get().is_some_and(|peer| peer.is_identified())
+    }
+
+    /// So much ciphertext has come, so that the last record lacks its end behind `record` bytes.
+    pub(super) fn has_sent_ciphertext(&self, bytes: usize, record: usize) {
+        self.record.store(record, Ordering::Relaxed);
+        // Its task alone writes this.
+        self.ciphertext.store(self.ciphertext.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
+    }
+
+    /// Plaintext has come of all records that are whole.
+    pub(super) fn has_sent_plaintext(&self) {
+        self.ciphertext.store(self.record.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Bytes that came and of which no plaintext has come yet.
+    pub(super) fn hidden(&self) -> usize {
+        self.ciphertext.load(Ordering::Relaxed)
+    }
+
+    /// Its task is polled again.
+    pub(super) fn next_turn(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
     /// It speaks HTTP/2.
@@ -355,6 +506,21 @@ impl Connection {
             false => self.requests.load(Ordering::Relaxed) >= UNANSWERED,
         };
         (!is_waited_for).then(|| self.last_ended())
+    }
+
+    /// Does somebody wait for an answer there, or take one: a stranger's refusal is short, and not waited for.
+    fn is_awaited(&self) -> bool {
+        self.may_go_since().is_none() || (self.is_identified() && self.is_writing.load(Ordering::Relaxed))
+    }
+
+    /// Has nobody waited there for as long as an answer is on its way to the socket.
+    fn is_quiet(&self) -> bool {
+        !self.is_awaited() && self.last_ended().elapsed() >= LOOK_AGAIN
+    }
+
+    /// Whether something that was to be written is not yet.
+    pub(super) fn writes(&self, is_writing: bool) {
+        self.is_writing.store(is_writing, Ordering::Relaxed);
     }
 
     /// Tells whether a service has given another answer since.

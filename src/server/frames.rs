@@ -37,12 +37,15 @@ pub(super) struct Frames {
     stream: u32,
     /// Heads, and other frames, that were finished.
     finished: u64,
+    /// Bytes of the current head's frames.
+    head_bytes: usize,
 }
 
 impl Frames {
-    /// The head, or any other frame but DATA, that is not finished.
-    pub(super) fn unfinished(&self) -> Option<Unfinished> {
-        let in_frame = self.left > 0 && self.kind != DATA;
+    /// The head, or any other frame, that is not finished. DATA is a body's while a request `is_served`, and has the
+    /// time of one; otherwise nobody waits for it.
+    pub(super) fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
+        let in_frame = self.left > 0 && !(is_served && self.kind == DATA);
         if !self.continues && !in_frame && self.head_length == 0 {
             return None;
         }
@@ -55,15 +58,20 @@ impl Frames {
         self.stream
     }
 
-    /// Takes the bytes that came next.
-    pub(super) fn follow(&mut self, mut bytes: &[u8]) {
+    /// Bytes of the current frame's payload to come, if that is a body's.
+    pub(super) fn body_left(&self) -> usize {
+        if self.kind == DATA { self.left } else { 0 }
+    }
+
+    /// Takes the bytes that came next, and tells of each head that they finish by how many it was sent.
+    pub(super) fn follow(&mut self, mut bytes: &[u8], mut finished: impl FnMut(usize)) {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let taken = self.left.min(bytes.len());
                 self.left -= taken;
                 bytes = &bytes[taken..];
                 if self.left == 0 {
-                    self.end_frame();
+                    self.end_frame(&mut finished);
                 }
                 continue;
             }
@@ -72,28 +80,32 @@ impl Frames {
             self.head_length += taken;
             bytes = &bytes[taken..];
             if self.head_length == FRAME_HEAD {
-                self.begin_frame();
+                self.begin_frame(&mut finished);
             }
         }
     }
 
-    fn begin_frame(&mut self) {
+    fn begin_frame(&mut self, finished: &mut impl FnMut(usize)) {
         let [a, b, c, kind, flags, stream @ ..] = self.head;
         self.length = u32::from_be_bytes([0, a, b, c]) as usize;
         (self.left, self.kind, self.head_length) = (self.length, kind, 0);
         self.ends_head = flags & END_HEADERS != 0;
+        if matches!(kind, HEADERS | CONTINUATION) {
+            self.head_bytes += self.length;
+        }
         if kind == HEADERS {
             self.continues = true;
             self.stream = self.stream.max(u32::from_be_bytes(stream) & (u32::MAX >> 1));
         }
         if self.left == 0 {
-            self.end_frame();
+            self.end_frame(finished);
         }
     }
 
-    fn end_frame(&mut self) {
+    fn end_frame(&mut self, finished: &mut impl FnMut(usize)) {
         if matches!(self.kind, HEADERS | CONTINUATION) && self.ends_head {
             self.continues = false;
+            finished(std::mem::take(&mut self.head_bytes));
         }
         if !self.continues {
             self.finished += 1;
@@ -115,7 +127,7 @@ mod tests {
 
     fn follow(bytes: &[u8], size: usize) -> Frames {
         let mut frames = Frames::default();
-        bytes.chunks(size).for_each(|piece| frames.follow(piece));
+        bytes.chunks(size).for_each(|piece| frames.follow(piece, |_| {}));
         frames
     }
 
@@ -125,34 +137,35 @@ mod tests {
         let end = frame(CONTINUATION, END_HEADERS, 5, 10);
         let all = [frame(4, 0, 0, 12), begun.clone(), frame(CONTINUATION, 0, 5, 0), end.clone()].concat();
         for size in 1..all.len() {
-            assert_eq!(follow(&all, size).unfinished(), None, "in pieces of {size}");
+            assert_eq!(follow(&all, size).unfinished(true), None, "in pieces of {size}");
             let cut = follow(&all[..all.len() - 1], size);
-            assert_eq!(cut.unfinished(), Some(Unfinished { number: 1, bytes: CONTINUED }));
+            assert_eq!(cut.unfinished(true), Some(Unfinished { number: 1, bytes: CONTINUED }));
             assert_eq!(cut.last_stream(), 5);
         }
-        assert!(follow(&begun[..4], 1).unfinished().is_some());
-        assert_eq!(follow(&frame(HEADERS, END_HEADERS, 1, 9), 3).unfinished(), None);
+        assert!(follow(&begun[..4], 1).unfinished(true).is_some());
+        assert_eq!(follow(&frame(HEADERS, END_HEADERS, 1, 9), 3).unfinished(true), None);
     }
 
     #[test]
-    fn a_body_is_no_head() {
+    fn a_body_is_no_head_while_a_request_is_served() {
         let body = frame(DATA, 0, 1, 100);
-        assert_eq!(follow(&body[..50], 7).unfinished(), None);
+        assert_eq!(follow(&body[..50], 7).unfinished(true), None);
+        assert!(follow(&body[..50], 7).unfinished(false).is_some());
     }
 
     #[test]
     fn whatever_else_is_begun_has_to_be_finished_too() {
         let ping = frame(6, 0, 0, 8);
         for cut in 1..ping.len() {
-            assert!(follow(&ping[..cut], 3).unfinished().is_some(), "cut at {cut}");
+            assert!(follow(&ping[..cut], 3).unfinished(true).is_some(), "cut at {cut}");
         }
-        assert_eq!(follow(&ping, 3).unfinished(), None);
+        assert_eq!(follow(&ping, 3).unfinished(true), None);
     }
 
     proptest! {
         #[test]
         fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
-            let _ = follow(&bytes, size).unfinished();
+            let _ = follow(&bytes, size).unfinished(true);
         }
     }
 }

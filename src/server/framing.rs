@@ -91,6 +91,11 @@ impl Framing {
         is_in_head.then_some(Unfinished { number: self.finished, bytes: self.head })
     }
 
+    /// Does the last head announce a body of more bytes than hyper can count.
+    pub(super) fn announces_too_much(&self) -> bool {
+        matches!(self.length, Length::Said(length) if length >= u64::MAX - 1)
+    }
+
     /// Takes the bytes that came next.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
         let (mut at, mut begins_at) = (0, 0);

@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::connections::{BusyGuard, Connection, HeadShare, Place, TooManyHeads};
+use super::connections::{BusyGuard, Connection, FinishedHeads, HeadShare, Place, TooManyHeads};
 use super::frames::Frames;
 use super::framing::{Ambiguous, Framing, Unfinished};
 use crate::core::error::{GatewayError, Reason};
@@ -94,15 +94,18 @@ enum Protocol {
     Http2(Frames),
 }
 
+/// In the number of a head that TLS hides.
+const HIDDEN: u64 = 1 << 63;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Protocol {
     /// Takes the bytes that came next.
-    fn follow(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
+    fn follow(&mut self, bytes: &[u8], heads: &mut FinishedHeads) -> Result<(), Ambiguous> {
         match self {
             Self::Http1(framing) => framing.follow(bytes),
             Self::Http2(frames) => {
-                frames.follow(bytes);
+                frames.follow(bytes, |sent| heads.add(sent));
                 Ok(())
             }
             Self::Undecided(seen) => {
@@ -118,7 +121,7 @@ impl Protocol {
                     return Ok(());
                 }
                 let mut frames = Frames::default();
-                frames.follow(&bytes[n..]);
+                frames.follow(&bytes[n..], |sent| heads.add(sent));
                 *self = Self::Http2(frames);
                 Ok(())
             }
@@ -126,11 +129,11 @@ impl Protocol {
     }
 
     /// The head that has begun. A connection that was opened and says nothing is one that is late.
-    fn unfinished(&self) -> Option<Unfinished> {
+    fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
         match self {
             Self::Undecided(bytes) => Some(Unfinished { number: 0, bytes: *bytes }),
             Self::Http1(framing) => framing.unfinished(),
-            Self::Http2(frames) => frames.unfinished(),
+            Self::Http2(frames) => frames.unfinished(is_served),
         }
     }
 
@@ -157,6 +160,9 @@ pub(super) struct TimeoutIo<T> {
     /// The unfinished head, by its number, and since when it is.
     head: Option<(u64, Instant)>,
     head_share: HeadShare,
+    finished_heads: FinishedHeads,
+    /// How often something came.
+    reads: u64,
     alarm: Pin<Box<Sleep>>,
     /// Until the other end has taken something, while it takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -178,6 +184,8 @@ impl<T> TimeoutIo<T> {
             protocol: Protocol::Undecided(0),
             head: Some((0, now)),
             head_share: place.head_share(),
+            finished_heads: place.finished_heads(),
+            reads: 0,
             alarm: Box::pin(tokio::time::sleep_until(now + timeouts.header)),
             stalled: None,
             answers: place.connection().answers(),
@@ -189,12 +197,28 @@ impl<T> TimeoutIo<T> {
     /// Takes notice of what came.
     fn received(&mut self, bytes: &[u8]) -> Result<(), Received> {
         let was_undecided = matches!(self.protocol, Protocol::Undecided(_));
-        self.protocol.follow(bytes).map_err(Received::Ambiguous)?;
+        self.protocol.follow(bytes, &mut self.finished_heads).map_err(Received::Ambiguous)?;
         if was_undecided && self.protocol.is_http2() {
             self.connection.speaks_http2();
         }
-        let takes = self.protocol.unfinished().map_or(0, |head| head.bytes);
-        self.head_share.set(takes).map_err(Received::TooMuch)
+        self.connection.has_sent_plaintext();
+        self.reads += 1;
+        self.charge().map_err(Received::TooMuch)
+    }
+
+    /// Counts what the unfinished head takes now, and TLS of the record that may hold more of it.
+    fn charge(&mut self) -> Result<(), TooManyHeads> {
+        let takes = self.protocol.unfinished(self.connection.is_busy()).map_or(0, |head| head.bytes);
+        self.head_share.set(takes + self.connection.hidden())
+    }
+
+    /// The head that is not finished: one that has begun, or the ciphertext that may be one.
+    fn unfinished(&self, is_busy: bool) -> Option<Unfinished> {
+        let hidden = || {
+            let bytes = self.connection.hidden();
+            (bytes > 0 && !is_busy).then_some(Unfinished { number: HIDDEN | self.reads, bytes })
+        };
+        self.protocol.unfinished(is_busy).or_else(hidden)
     }
 
     /// Ends when the connection has been silent for too long.
@@ -223,8 +247,11 @@ impl<T> TimeoutIo<T> {
             self.head = None;
             return None;
         }
-        self.head = self.protocol.unfinished().map(|head| match self.head {
-            Some((number, since)) if number == head.number => (number, since),
+        self.head = self.unfinished(idle_since.is_none()).map(|head| match self.head {
+            // What was hidden and has come to light is no newer for that.
+            Some((number, since)) if number == head.number || (number & HIDDEN > 0 && head.number & HIDDEN == 0) => {
+                (head.number, since)
+            }
             _ => (head.number, now),
         });
         match self.head {
@@ -265,7 +292,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        match Pin::new(&mut this.io).poll_read(context, buffer) {
+        if this.protocol.is_http2() && this.finished_heads.must_wait() {
+            // Back at once, behind those that it waits for.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        match this.poll_some(context, buffer) {
             Poll::Ready(result) => {
                 if buffer.filled().len() == before {
                     return Poll::Ready(result);
@@ -288,6 +320,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
                 }
             }
             Poll::Pending => {
+                if this.charge().is_err() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                }
                 ready!(this.poll_late(context));
                 let has_begun = this.head.is_some() && !matches!(this.protocol, Protocol::Undecided(0));
                 if has_begun {
@@ -298,6 +333,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
         }
     }
 }
+
+impl<T: AsyncRead + Unpin> TimeoutIo<T> {
+    /// Reads; of HTTP/2 beside bodies only as much at once as may be made requests of.
+    fn poll_some(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Protocol::Http2(frames) = &self.protocol else {
+            return Pin::new(&mut self.io).poll_read(context, buffer);
+        };
+        let most = (frames.body_left() + AT_ONCE).min(buffer.remaining());
+        let mut some = ReadBuf::new(buffer.initialize_unfilled_to(most));
+        let read = Pin::new(&mut self.io).poll_read(context, &mut some);
+        let n = some.filled().len();
+        buffer.advance(n);
+        read
+    }
+}
+
+/// Bytes of HTTP/2, beside bodies, that are read at once.
+const AT_ONCE: usize = 2048;
 
 impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
     /// Says why the connection ends, if that can be said: it ends either way. HTTP/2 has words of its own for it.
@@ -324,7 +377,12 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
     /// Writes our own answer where `words` is one that hyper made up.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
         if self.instead.is_none() && self.are_hypers_own() {
-            self.instead = Some((replacement(words), all));
+            let is_endless = matches!(&self.protocol, Protocol::Http1(framing) if framing.announces_too_much());
+            let answer = match is_endless {
+                true => answer(Reason::BodyTooLarge, "the request body is larger than anything that could be read"),
+                false => replacement(words),
+            };
+            self.instead = Some((answer, all));
         }
         let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(None) };
         while bytes.has_remaining() {
@@ -341,10 +399,14 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
 
     /// Takes notice of how much of what was to be written has been.
     fn sent(&mut self, all: usize, written: &Poll<io::Result<usize>>) {
-        self.unsent = match written {
+        let unsent = match written {
             Poll::Ready(Ok(n)) => all.saturating_sub(*n),
             Poll::Ready(Err(_)) | Poll::Pending => all,
         };
+        if (unsent > 0) != (self.unsent > 0) {
+            self.connection.writes(unsent > 0);
+        }
+        self.unsent = unsent;
     }
 }
 
@@ -468,6 +530,7 @@ mod tests {
                 // Nobody looks at the connection while the request is served, as it is with a hit.
                 assert!(timeout_io.read(&mut [0; 1024]).await.unwrap() > 0);
                 drop(place.connection().begin());
+                place.connection().next_turn();
                 assert_eq!(gives_up(&mut timeout_io, 60 * S).await, None);
             }
             assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(IDLE - 60 * S));
@@ -582,6 +645,30 @@ mod tests {
         let mut said = [0; 17];
         client.read_exact(&mut said).await.unwrap();
         assert_eq!(said, go_away(1));
+    }
+
+    #[tokio::test]
+    async fn no_more_http_2_heads_are_read_than_requests_begin() {
+        let head = b"\0\0\0\x01\x05\0\0\0\x01";
+        let place = Connection::alone();
+        let (mut timeout_io, mut client) = timeout_io(&place);
+        client.write_all(&[PREFACE, &head.repeat(20)].concat()).await.unwrap();
+        timeout_io.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        let mut reads = async || {
+            let mut buffer = [0; 9];
+            let read = std::pin::pin!(timeout_io.read(&mut buffer));
+            futures_util::future::poll_immediate(read).await.is_some_and(|read| read.is_ok_and(|n| n == 9))
+        };
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            while reads().await {
+                waiting.push(place.wait_to_begin(&http::HeaderMap::new()));
+            }
+            place.connection().next_turn();
+        }
+        assert_eq!(waiting.len(), 4);
+        waiting.pop();
+        assert!(reads().await && !reads().await);
     }
 
     #[tokio::test]

@@ -1,30 +1,70 @@
-//! The bytes of a connection before TLS: those of a handshake count as those of an unfinished head do.
+//! The bytes of a connection before TLS: those of a handshake count as those of an unfinished head do, and so do those
+//! of a record that is not whole.
 //!
-//! The TLS library keeps a handshake's message until it is whole, and lets it be as large as a head.
+//! The TLS library keeps a handshake's message until it is whole, and lets it be as large as a head. A record it keeps
+//! likewise, and shows nothing of it before: a head could be late in there for as long as it likes.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connections::HeadShare;
+use super::connections::{Connection, HeadShare};
 
-/// Counts what is read until the handshake is done.
+/// Bytes before a record's payload (RFC 8446 section 5.1).
+const RECORD_HEAD: usize = 5;
+
+/// Follows the records.
+#[derive(Debug, Default)]
+struct Records {
+    /// What has come of the current record's head.
+    head: [u8; RECORD_HEAD],
+    /// Bytes of the current record, its head included.
+    come: usize,
+}
+
+impl Records {
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.come < RECORD_HEAD {
+                let taken = (RECORD_HEAD - self.come).min(bytes.len());
+                self.head[self.come..self.come + taken].copy_from_slice(&bytes[..taken]);
+                (self.come, bytes) = (self.come + taken, &bytes[taken..]);
+            } else {
+                let taken = (self.length() - self.come).min(bytes.len());
+                (self.come, bytes) = (self.come + taken, &bytes[taken..]);
+            }
+            if self.come >= RECORD_HEAD && self.come == self.length() {
+                self.come = 0;
+            }
+        }
+    }
+
+    fn length(&self) -> usize {
+        RECORD_HEAD + usize::from(u16::from_be_bytes([self.head[3], self.head[4]]))
+    }
+}
+
+/// Counts what is read.
 pub(super) struct Metered<T> {
     io: T,
+    connection: Arc<Connection>,
+    records: Records,
     /// Bytes so far, and what they take.
     handshake: Option<(usize, HeadShare)>,
 }
 
 impl<T> Metered<T> {
-    pub(super) fn new(io: T, share: HeadShare) -> Self {
-        Self { io, handshake: Some((0, share)) }
+    pub(super) fn new(io: T, connection: Arc<Connection>, share: HeadShare) -> Self {
+        Self { io, connection, records: Records::default(), handshake: Some((0, share)) }
     }
 
-    /// What comes from now on is no handshake.
+    /// What comes from now on is no handshake. Of what has come already, only an unfinished record is of interest.
     pub(super) fn is_open(&mut self) {
         self.handshake = None;
+        self.connection.has_sent_ciphertext(self.records.come, self.records.come);
     }
 }
 
@@ -37,10 +77,18 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         let this = &mut *self;
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(context, buffer);
-        if let Some((bytes, share)) = &mut this.handshake {
-            *bytes += buffer.filled().len() - before;
-            if share.set(*bytes).is_err() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        let come = &buffer.filled()[before..];
+        if come.is_empty() {
+            return read;
+        }
+        this.records.follow(come);
+        match &mut this.handshake {
+            None => this.connection.has_sent_ciphertext(come.len(), this.records.come),
+            Some((bytes, share)) => {
+                *bytes += come.len();
+                if share.set(*bytes).is_err() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                }
             }
         }
         read
@@ -70,5 +118,24 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_not_whole_is_known_in_whatever_pieces_it_comes() {
+        let record = |length: u16| [&[23, 3, 3][..], &length.to_be_bytes(), &vec![7; length.into()]].concat();
+        let all = [record(10), record(0), record(300), record(1)].concat();
+        for size in 1..all.len() {
+            for cut in 0..=all.len() {
+                let mut records = Records::default();
+                all[..cut].chunks(size).for_each(|piece| records.follow(piece));
+                let begins = [0, 15, 20, 325, 331].into_iter().rfind(|begins| *begins <= cut).unwrap();
+                assert_eq!(records.come, cut - begins, "cut at {cut}, in pieces of {size}");
+            }
+        }
     }
 }

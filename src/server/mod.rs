@@ -65,6 +65,9 @@ pub struct Limits {
 /// How long answers that were given when the drain time was up may take to be written.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// How long a request that has begun to arrive may take, once its connection is to close.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether requests are still under way.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -101,7 +104,9 @@ pub async fn run<S>(
         // A listener's task that panicked has been reported by the panic itself.
         let _ = task.await;
     }
-    if tokio::time::timeout(limits.drain + LAST_ANSWERS, drained(&limits)).await.is_err() {
+    if tokio::time::timeout(limits.drain, drained(&limits)).await.is_err() {
+        // The service has just ended what it worked on.
+        let _ = tokio::time::timeout(LAST_ANSWERS, quiet(&limits.connections)).await;
         tracing::warn!("connections were still open when server.drain was up");
     }
     limits.connections.give_all(Order::End);
@@ -121,12 +126,26 @@ async fn drained(limits: &Limits) {
         // Either way they go now.
         let _ = tokio::time::timeout(limits.linger * 5, busy).await;
         connections.give_all(Order::Close);
-        std::future::pending::<()>().await;
+        // Nobody is waited for who has nothing to wait for, be it that it has begun a request and never ends it.
+        loop {
+            tokio::time::sleep(LAST_REQUEST).await;
+            connections.end_quiet();
+        }
     };
     tokio::select! {
         () = connections.emptied() => {}
         () = idle => {}
     }
+}
+
+/// Waits until nobody waits for an answer any more.
+async fn quiet(connections: &Connections) {
+    tokio::time::sleep(LOOK).await;
+    while connections.are_awaited() {
+        tokio::time::sleep(LOOK).await;
+    }
+    // What was given last is on its way to the socket.
+    tokio::time::sleep(LOOK).await;
 }
 
 struct Accept<F> {
@@ -177,7 +196,7 @@ where
                 match tls {
                     None => serving.serve(stream, Who::Plain(Arc::new(peer)), place),
                     Some(tls) => {
-                        let stream = Metered::new(stream, place.head_share());
+                        let stream = Metered::new(stream, Arc::clone(place.connection()), place.head_share());
                         let (mut stream, certified) = tls.accept(stream, peer).await.map_err(OpenError::Tls)?;
                         stream.get_mut().0.is_open();
                         serving.serve(stream, Who::Certified(Box::new(certified)), place);
@@ -266,7 +285,9 @@ where
     {
         let timeouts = Timeouts { header: self.limits.header_timeout, write: self.limits.write_timeout };
         let io = TokioIo::new(TimeoutIo::new(io, &place, timeouts));
-        let (service, connection) = (self.service.clone(), Arc::clone(place.connection()));
+        let (service, place) = (self.service.clone(), Arc::new(place));
+        let held = Arc::clone(&place);
+        let connection = Arc::clone(place.connection());
         connection.is_of(&who.peer().0);
         let service = service_fn(move |request: Request<Incoming>| {
             let (mut guard, version, method) = (connection.begin(), request.version(), request.method().clone());
@@ -274,6 +295,8 @@ where
             if is_outdated {
                 connection.give(Order::Leave);
             }
+            // HTTP/1.1 reads one head at a time.
+            let waiting = (version == Version::HTTP_2).then(|| place.wait_to_begin(request.headers()));
             let asked = match connection.refuses(&request) {
                 false => Ok((service(&peer), request)),
                 true => Err(reserved()),
@@ -283,7 +306,14 @@ where
                     Ok((mut service, request)) => {
                         // As `oneshot` does, which would move the request about more often than all layers together.
                         poll_fn(|context| service.poll_ready(context)).await?;
-                        service.call(request).await?
+                        let mut answer = pin!(service.call(request));
+                        let first = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
+                        // It has seen the head, and keeps what it needs of it.
+                        drop(waiting);
+                        match first {
+                            Poll::Ready(answer) => answer?,
+                            Poll::Pending => answer.await?,
+                        }
                     }
                     Err(response) => response,
                 };
@@ -300,7 +330,7 @@ where
         });
         let served = builder(timeouts.write).serve_connection(io, service).into_owned();
         tokio::spawn(async move {
-            let (mut served, connection) = (pin!(served), place.connection());
+            let (mut served, connection) = (pin!(served), held.connection());
             let mut is_told = Order::Stay;
             let ended = std::future::poll_fn(|context| {
                 let order = connection.poll_order(context);
@@ -313,6 +343,7 @@ where
                         _ => served.as_mut().graceful_shutdown(),
                     }
                 }
+                connection.next_turn();
                 served.as_mut().poll(context)
             });
             if let Err(error) = ended.await {
@@ -345,6 +376,10 @@ fn reserved() -> Response<ResponseBody> {
 /// a thousand clients may send their heads slowly.
 const LONGEST_HEAD: usize = 64 * 1024;
 
+/// The same for HTTP/2, where each field counts 32 bytes more (RFC 9113 section 6.5.2). The library refuses what is larger
+/// by itself and without a body, so it is well above.
+const LARGEST_LIST: u32 = 128 * 1024;
+
 /// HTTP/1.1, and HTTP/2 by prior knowledge or ALPN, both bounded.
 fn builder(write_timeout: Duration) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(Streams { write_timeout });
@@ -360,8 +395,8 @@ fn builder(write_timeout: Duration) -> auto::Builder<Streams> {
         .timer(TokioTimer::new())
         // RFC 9113 section 6.5.2: no fewer than 100.
         .max_concurrent_streams(100)
-        // Above what is let in, as with HTTP/1.1. It bounds CONTINUATION frames, too.
-        .max_header_list_size(128 * 1024)
+        // It bounds CONTINUATION frames, too.
+        .max_header_list_size(LARGEST_LIST)
         // A client that resets what it asks faster than it is looked at, or makes errors all the time, is sent away.
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(100)

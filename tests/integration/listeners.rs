@@ -207,6 +207,14 @@ async fn a_socket_that_was_not_handed_over_is_a_start_that_fails() {
     assert!(said.contains("systemd:gateway") && said.contains("other"), "{said}");
     let (code, said) = refused(command(&quiet(vec![set("server.listen", "systemd:gateway")])));
     assert_eq!(code, Some(74), "{said}");
+    // A connection, which accepts nobody.
+    let waiting = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let connection = std::net::TcpStream::connect(waiting.local_addr().unwrap()).unwrap().into();
+    let (unix, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    for socket in [connection, unix.into()] {
+        let (code, said) = refused(activated(socket, "gateway", vec![set("server.listen", "systemd:gateway")]));
+        assert!(code == Some(74) && said.contains("does not listen"), "{code:?}: {said}");
+    }
     let file: OwnedFd = fs::File::open("/dev/null").unwrap().into();
     let (code, said) = refused(activated(file, "gateway", vec![set("server.listen", "systemd:gateway")]));
     assert_eq!(code, Some(74), "{said}");

@@ -50,6 +50,7 @@ mod simulator_fields;
 mod simulator_jobs;
 mod stampede;
 mod status_watch;
+mod strangers;
 mod strict_requests;
 mod token_expiry;
 mod traces;

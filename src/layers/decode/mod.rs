@@ -20,8 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, poll_immediate};
-use http::request::Parts;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::Semaphore;
@@ -119,16 +118,22 @@ where
         let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, operation, team } =
             authorized;
         let (head, body) = request.into_parts();
+        // The rest of the head goes before its body is waited for, and what stays of it is a copy: a part of it would
+        // hold the memory of all.
+        let (query, directives) = (head.uri.query().unwrap_or_default().into(), RequestDirectives::read(&head.headers));
+        let is_readable = check_coding(&head.headers);
+        drop(head);
         Box::pin(async move {
             let mut room = layer.bodies.room();
             let body = if operation.endpoint().body == endpoint::Body::None {
                 drop(body);
                 Bytes::new()
             } else {
-                check_coding(&head)?;
+                is_readable?;
                 collect(body, layer.limits, &mut room).await?
             };
-            let mut asked = Asked { head, body, room, operation, team, received, context: Arc::clone(&context) };
+            let mut asked =
+                Asked { query, directives, body, room, operation, team, received, context: Arc::clone(&context) };
             let read = if asked.body.len() > LARGE {
                 let (read_asked, read) = Box::pin(read_beside(&layer, asked, DecodeLayer::read)).await?;
                 asked = read_asked;
@@ -214,7 +219,8 @@ async fn read_beside<T: Send + 'static>(
 
 /// A request whose body has come.
 struct Asked {
-    head: Parts,
+    query: Box<str>,
+    directives: RequestDirectives,
     body: Bytes,
     /// What the body takes.
     room: Room,
@@ -236,10 +242,9 @@ enum Read {
 impl DecodeLayer {
     /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
-        let Asked { head, body, room, operation, team, context, .. } = request;
-        let query = head.uri.query().unwrap_or_default();
+        let Asked { query, body, room, operation, team, context, .. } = request;
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
-        let directives = RequestDirectives::read(&head.headers);
+        let directives = request.directives.clone();
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
         let (parsed, tokens) = match (operation, restriction) {
             (Operation::Query, None) => {
@@ -287,8 +292,8 @@ impl DecodeLayer {
         restriction: Arc<Restriction>,
         view: &View,
     ) -> Result<(ClientQuery, Option<Arc<Restriction>>), GatewayError> {
-        let Asked { head, body, room, operation, team, context, .. } = request;
-        let raw = RawQuery { reader: &view.reader, query: head.uri.query().unwrap_or_default(), body };
+        let Asked { query, body, room, operation, team, context, .. } = request;
+        let raw = RawQuery { reader: &view.reader, query, body };
         let parsed = self.parse_cache.of(raw, || {
             self.parse(context, team, (raw, room), |parameters, query| {
                 restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
@@ -296,7 +301,7 @@ impl DecodeLayer {
             })
         })?;
         context.asks(parsed.asked.as_ref().unwrap_or(&parsed.canonical.body));
-        let query = self.query(request, *operation, parsed.canonical, RequestDirectives::read(&head.headers));
+        let query = self.query(request, *operation, parsed.canonical, request.directives.clone());
         Ok((query, Some(restriction)))
     }
 
@@ -381,12 +386,12 @@ fn understand_parameters(
 }
 
 /// Refuses a body that is coded: the gateway reads them, and undoes no coding.
-fn check_coding(head: &Parts) -> Result<(), GatewayError> {
+fn check_coding(headers: &HeaderMap) -> Result<(), GatewayError> {
     let is_identity = |value: &HeaderValue| {
         let words = value.to_str().map(|list| list.split(',').map(str::trim));
         words.is_ok_and(|mut words| words.all(|word| word.is_empty() || word.eq_ignore_ascii_case("identity")))
     };
-    match head.headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+    match headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
         true => Ok(()),
         false => Err(GatewayError::new(
             Reason::BadRequest,
