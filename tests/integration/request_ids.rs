@@ -80,7 +80,10 @@ async fn every_line_about_a_request_has_the_id_of_its_access_line() {
         .collect();
     let about: Vec<&Json> = lines
         .iter()
-        .filter(|line| line["target"].as_str().is_some_and(|target| target.starts_with("insights_gateway::layers")))
+        .filter(|line| {
+            let modules = ["insights_gateway::layers", "insights_gateway::budget"];
+            line["target"].as_str().is_some_and(|target| modules.iter().any(|module| target.starts_with(module)))
+        })
         .collect();
     for line in &about {
         let access = access[line["request_id"].as_str().unwrap_or_else(|| panic!("no id: {line}"))];

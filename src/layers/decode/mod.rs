@@ -231,7 +231,6 @@ struct Asked {
 }
 
 /// What a request comes to when it is read.
-#[expect(clippy::large_enum_variant, reason = "it is moved once, and a box would cost every hit an allocation")]
 enum Read {
     /// A query, and under a policy the restriction that notes the page tokens in its response.
     Query(ClientQuery, Option<Arc<Restriction>>),

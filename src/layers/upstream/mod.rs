@@ -207,12 +207,7 @@ impl Upstream {
             let failed = match tokio::time::timeout_at(until, exchanged).await {
                 Ok(Ok(Err(error))) if used && is_cut(&error) => error,
                 Ok(Ok(answer)) => {
-                    if used && answer.as_ref().is_err_and(|error| error.retry() != Retry::Never) {
-                        // Whoever answers on the old connections may be what is wrong: the next try is on a new one.
-                        self.pool.discard_idle();
-                    } else {
-                        self.pool.put_back(link);
-                    }
+                    self.pool.put_back(link);
                     return answer;
                 }
                 Ok(Err(error)) => match unsent(error, used) {
