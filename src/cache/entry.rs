@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     pub(crate) lifetimes: Lifetimes,
     /// Zero but for a page that was not new when it was kept.
     pub(crate) age_when_kept: Duration,
+    /// The key under which a result set expects it: its own, but for a page that was asked for with more than its token.
+    pub(crate) place: Key,
     /// The result set that it is a page of.
     pub(crate) result_set: Option<ResultSet>,
     /// The key of the page after it in that set.

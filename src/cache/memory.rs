@@ -76,19 +76,23 @@ impl Memory {
         self.pages.get(key).filter(|entry| self.is_current(entry))
     }
 
-    /// Only further pages can be of a dead set: a first page is replaced together with its set.
+    /// Only further pages can be of a dead set, or be expected of another: a first page is replaced together with its set.
     pub(crate) fn is_current(&self, entry: &Entry) -> bool {
-        entry.operation != Operation::Page || entry.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
+        entry.operation != Operation::Page || self.sets.admits(&entry.place, entry.result_set.as_ref())
     }
 
     /// Puts a page that survived a restart where nothing newer is; says whether it did.
     pub(crate) fn restore(&self, key: Key, entry: Entry) -> bool {
-        if self.pages.contains_key(&key) || !self.sets.restore(key, entry.result_set, &entry.account) {
+        if self.pages.contains_key(&key) || !self.sets.restore(entry.place, entry.result_set, &entry.account) {
             return false;
         }
-        // So that a page that is fetched only now still expires with its set.
-        if let (Some(result_set), Some(next)) = (entry.result_set, entry.next) {
-            self.sets.restore(next, Some(result_set), &entry.account);
+        // So that a page that is fetched only now still expires with its set. One that was loaded before, and is of no set
+        // or of an older one, must not stand beside this.
+        if let (Some(result_set), Some(next)) = (entry.result_set, entry.next)
+            && self.sets.restore_next(next, result_set, &entry.account)
+            && self.pages.get(&next).is_some_and(|there| there.result_set.is_none_or(|other| !other.is(&result_set)))
+        {
+            self.pages.invalidate(&next);
         }
         self.pages.insert(key, Arc::new(entry));
         true

@@ -25,4 +25,5 @@ mod store;
 
 pub use self::disk::{DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
+pub(crate) use self::store::Unkept;
 pub use self::store::{EntryView, Store};

@@ -26,7 +26,7 @@ use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::{TimeDimensions, Verdict};
 
 /// Of this encoding. A file of another version is not read.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 const HASH: usize = blake3::OUT_LEN;
 
@@ -151,6 +151,7 @@ pub(crate) fn encode(key: &Key, entry: &Entry, calendar: &Calendar, record: &mut
     record.extend_from_slice(&calendar.boot.to_le_bytes());
     record.extend_from_slice(&entry.made.nanos().to_le_bytes());
     put_lifetimes(record, entry.lifetimes);
+    record.extend_from_slice(entry.place.as_bytes());
     put_option(record, entry.next, |record, next| {
         record.extend_from_slice(next.as_bytes());
         Some(())
@@ -227,6 +228,7 @@ pub(crate) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         ResultSet { first: Key::from_bytes(first), id, begun, lifetimes }
     });
     let lifetimes = reader.lifetimes()?;
+    let place = Key::from_bytes(*reader.array()?);
     let next = reader.option(|reader| reader.array().copied().map(Key::from_bytes))?;
     let settled = reader.option(|reader| VERDICTS.get(usize::from(reader.u8()?)).copied())?;
     let status = StatusCode::from_u16(reader.u16()?).ok()?;
@@ -250,6 +252,7 @@ pub(crate) fn read_entry(key: &Key, fields: &[u8], calendar: &Calendar) -> Optio
         made,
         lifetimes,
         age_when_kept: calendar.moment.since(made),
+        place,
         result_set,
         next,
         previous: None,

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::disk::{Disk, DiskSettings, DiskView};
+use super::disk::{Change, Disk, DiskSettings, DiskView};
 use super::entry::{Compressed, Entry};
 use super::flight::{Flights, Lease};
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
-use super::sets::Membership;
+use super::sets::{Membership, ResultSet};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
@@ -42,6 +42,39 @@ pub struct EntryView {
     pub settled: Option<Verdict>,
     /// The canonical body, or a page's parameters. `None` where there is neither, or where it was not to be kept.
     pub query: Option<Arc<str>>,
+}
+
+/// A success that is not kept.
+#[derive(Debug)]
+pub(crate) struct Unkept {
+    /// Whose data, by the account's name.
+    pub(crate) account: Arc<str>,
+    pub(crate) asked: Instant,
+    pub(crate) made: Moment,
+    /// Of a first page: its result set, whose further pages may be kept.
+    pub(crate) begins: Option<ResultSet>,
+    pub(crate) next: Option<Key>,
+    /// It is for whoever asks. One client's own takes nothing from the others but what contradicts it.
+    pub(crate) is_shared: bool,
+}
+
+impl Unkept {
+    fn of(key: Key, entry: &Entry) -> Self {
+        Self {
+            account: Arc::clone(&entry.account),
+            asked: entry.asked,
+            made: entry.made,
+            begins: entry.result_set.filter(|result_set| result_set.first == key),
+            next: entry.next,
+            is_shared: true,
+        }
+    }
+}
+
+/// Can the further pages of a new first page be told from those of the `old` one. Tokens that differ once are taken to
+/// differ throughout; where a later one does not, its page goes then.
+fn is_apart(next: Option<Key>, old: Option<&Entry>) -> bool {
+    next.is_none() || old.is_some_and(|old| old.next.is_some() && old.next != next)
 }
 
 /// So many pages are compressed at once: it is never urgent, and must not take the cores from those who wait.
@@ -122,11 +155,6 @@ impl Store {
         self.memory.get(key)
     }
 
-    /// Has this page's result set not died since it was read.
-    pub(crate) fn is_current(&self, entry: &Entry) -> bool {
-        self.memory.is_current(entry)
-    }
-
     /// The page under `key`, while it is fresh.
     pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<StoredResponse>> {
         let entry = self.page(key).filter(|entry| entry.age(now) <= entry.lifetimes.fresh)?;
@@ -154,25 +182,24 @@ impl Store {
     ) -> bool {
         let entry = Arc::new(entry);
         let weight = u64::from(entry.weight());
-        if self.is_too_large(weight) {
-            if let Some(next) = entry.next {
-                self.supersede(&key, next);
-            }
-            return false;
-        }
         let keep = || {
             let _changing = self.changing();
-            let old = self.memory.get(&key);
-            if lease.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
-                return false;
+            if self.is_too_large(weight) || lease.is_outdated() {
+                let gone =
+                    if entry.page.status.is_success() { self.displace(key, &Unkept::of(key, &entry)) } else { vec![] };
+                return Change { kept: false, gone };
             }
-            self.keep_set(key, &entry, old.as_deref());
+            let old = self.memory.get(&key);
+            if old.as_ref().is_some_and(|old| !yields(old)) || self.is_misplaced(&entry) {
+                return Change { kept: false, gone: vec![] };
+            }
+            let gone = self.keep_set(key, &entry, old.as_deref());
             self.memory.pages.insert(key, Arc::clone(&entry));
-            true
+            Change { kept: true, gone }
         };
         let kept = match &self.disk {
             Some(disk) => disk.keep(key, &entry, keep),
-            None => keep(),
+            None => keep().kept,
         };
         if kept {
             self.settle(weight);
@@ -180,33 +207,81 @@ impl Store {
         kept
     }
 
-    /// Notes the set of a page that is about to be kept, and where the next page belongs.
-    fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) {
-        let Memory { pages, sets } = &self.memory;
-        let Some(result_set) = entry.result_set else { return };
-        if result_set.first == key {
-            // Tokens that differ once are taken to differ throughout; where a later one does not, its page goes below.
-            let apart = entry.next.is_none() || old.is_some_and(|old| old.next.is_some() && old.next != entry.next);
-            sets.begin(result_set, &entry.account, apart);
+    /// Has the set of a further page changed since the page was asked for.
+    fn is_misplaced(&self, entry: &Entry) -> bool {
+        if entry.operation != Operation::Page {
+            return false;
         }
-        for named in [entry.next, entry.previous].into_iter().flatten() {
-            if sets.expect(named, result_set, &entry.account)
-                && pages.get(&named).is_some_and(|there| there.result_set.is_none_or(|other| !other.is(&result_set)))
-            {
-                pages.invalidate(&named);
+        let now = entry.made.after(entry.age_when_kept);
+        match (self.membership(&entry.place, now), entry.result_set) {
+            (Membership::Of(expected), Some(own)) => !expected.is(&own),
+            (Membership::Unknown, Some(_)) => false,
+            (Membership::Unknown, None) => {
+                // Of a set that is over.
+                self.memory.sets.vacate(&entry.place);
+                false
             }
+            (Membership::Lost, None) => entry.page.status.is_success(),
+            (Membership::Of(_), None) | (Membership::Lost, Some(_)) => true,
         }
     }
 
-    /// An answer came that may not be kept. If it begins a result set whose further pages cannot be told from those that are
-    /// there, neither the old first page nor the old others may be served any more.
-    pub(crate) fn supersede(&self, key: &Key, next: Key) {
-        let _changing = self.changing();
-        let names_the_same = |old: &Arc<Entry>| old.next == Some(next);
-        if self.memory.get(key).as_ref().is_some_and(names_the_same) {
-            self.memory.pages.invalidate(key);
-            self.memory.sets.purge(|first| first == key);
+    /// Notes the set of a page that is about to be kept, and where the next page belongs. Says which pages may not be
+    /// served beside it and so are gone.
+    fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
+        let Some(result_set) = entry.result_set else { return vec![] };
+        if result_set.first == key {
+            self.memory.sets.begin(result_set, &entry.account, is_apart(entry.next, old));
         }
+        let named = [entry.next, entry.previous].into_iter().flatten();
+        named.filter(|named| self.expect(*named, result_set, &entry.account)).collect()
+    }
+
+    /// The page of `key` belongs to this set. Says whether that is new: whatever was kept under the key is gone then, on the
+    /// disk too, which may have what memory has dropped.
+    fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+        let Memory { pages, sets } = &self.memory;
+        let is_of_set = |there: Arc<Entry>| there.result_set.is_some_and(|own| own.is(&result_set));
+        let is_new = sets.expect(key, result_set, account) && !pages.get(&key).is_some_and(is_of_set);
+        if is_new {
+            pages.invalidate(&key);
+        }
+        is_new
+    }
+
+    /// A success came that is not kept. What is kept and older goes, on the disk too: nobody may read afterwards what was
+    /// replaced by then, nor an old further page beside a new first one.
+    pub(crate) fn supersede(&self, key: Key, unkept: &Unkept) {
+        let displace = || {
+            let _changing = self.changing();
+            self.displace(key, unkept)
+        };
+        match &self.disk {
+            Some(disk) => disk.remove(displace),
+            None => drop(displace()),
+        }
+    }
+
+    /// Says which pages are gone.
+    fn displace(&self, key: Key, unkept: &Unkept) -> Vec<Key> {
+        let old = self.memory.pages.get(&key);
+        if old.as_ref().is_some_and(|old| old.asked > unkept.asked || old.made > unkept.made) {
+            return vec![];
+        }
+        let names_the_same = |old: &Arc<Entry>| unkept.next.is_some() && old.next == unkept.next;
+        let is_replaced = unkept.is_shared || old.as_ref().is_some_and(names_the_same);
+        let mut gone = vec![];
+        if let Some(result_set) = unkept.begins {
+            if is_replaced {
+                self.memory.sets.begin(result_set, &unkept.account, is_apart(unkept.next, old.as_deref()));
+            }
+            gone.extend(unkept.next.filter(|next| self.expect(*next, result_set, &unkept.account)));
+        }
+        if is_replaced {
+            self.memory.pages.invalidate(&key);
+            gone.push(key);
+        }
+        gone
     }
 
     /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.

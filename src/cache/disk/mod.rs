@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use self::file::{Change, Size};
-use self::worker::Worker;
+use self::file::Size;
+use self::worker::{RemovalsOnly, Worker};
 use super::entry::Entry;
 use super::memory::Memory;
 use super::purge::Purge;
@@ -35,6 +35,9 @@ use crate::request::key::Key;
 /// What may wait for the thread. Beyond, pages are not written: memory must not fill up behind a slow disk.
 const WAITING: u64 = 4096;
 const WAITING_BYTES: u64 = 64 * 1024 * 1024;
+
+/// So many removals may wait. Beyond, everything on the disk is removed instead.
+const WAITING_REMOVALS: u64 = 65_536;
 
 /// Misses wait for the pages on disk until so long after the start.
 const LOADING_PATIENCE: Duration = Duration::from_secs(2);
@@ -93,6 +96,10 @@ struct Shared {
     /// Records and bytes under way to the thread.
     waiting: AtomicU64,
     waiting_bytes: AtomicU64,
+    /// Removals under way to the thread.
+    removals: AtomicU64,
+    /// There were too many.
+    removals_lost: AtomicBool,
     /// Counts the purges, so that a load notices one.
     purges: AtomicU64,
 }
@@ -100,16 +107,26 @@ struct Shared {
 #[derive(Debug)]
 enum Message {
     Keep(Key, Arc<Entry>),
+    Remove(Vec<Key>),
     /// Drop pages, and the result sets that begin with these; tell when they are gone for good, or why that is not so.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
     /// Write everything, close the file, tell.
     Close(oneshot::Sender<()>),
 }
 
-fn weight(change: &Change) -> u64 {
+/// What happened in memory.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// Was the page kept.
+    pub(super) kept: bool,
+    /// Pages that went.
+    pub(super) gone: Vec<Key>,
+}
+
+fn weight(change: &file::Change) -> u64 {
     match change {
-        Change::Keep(_, entry) => page_weight(entry),
-        Change::Purge(..) => 0,
+        file::Change::Keep(_, entry) => page_weight(entry),
+        file::Change::Remove(_) | file::Change::Purge(..) => 0,
     }
 }
 
@@ -165,6 +182,8 @@ impl Disk {
             bytes: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             waiting_bytes: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
+            removals_lost: AtomicBool::new(false),
             purges: AtomicU64::new(0),
         });
         let folder = settings.folder.clone();
@@ -184,6 +203,8 @@ impl Disk {
             closing: None,
             purgers: Vec::new(),
             clear: false,
+            unwritten: HashSet::new(),
+            removals_only: RemovalsOnly::No,
             locked: false,
             said: None,
         };
@@ -208,14 +229,18 @@ impl Disk {
         })
     }
 
-    /// Does `keep`, which keeps the page in memory or says that it does not, and has it written.
-    pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>, keep: impl FnOnce() -> bool) -> bool {
+    /// Does `keep`, which keeps the page in memory or says that it does not, and has that written: the page, and that others
+    /// went. A page that cannot be written must at least not leave there what it replaces.
+    pub(super) fn keep(&self, key: Key, entry: &Arc<Entry>, keep: impl FnOnce() -> Change) -> bool {
         let bytes = page_weight(entry);
         let order = self.lock();
-        if !keep() {
+        let Change { kept, gone } = keep();
+        self.send_removal(&order, gone);
+        if !kept {
             return false;
         }
         if !self.shared.has_room(bytes) {
+            self.send_removal(&order, vec![key]);
             drop(order);
             self.shared.count("dropped", 1);
             return true;
@@ -227,6 +252,27 @@ impl Disk {
             self.shared.count("dropped", 1);
         }
         true
+    }
+
+    /// Does `remove`, which drops pages from memory and names them, and has them removed here.
+    pub(super) fn remove(&self, remove: impl FnOnce() -> Vec<Key>) {
+        let order = self.lock();
+        let gone = remove();
+        self.send_removal(&order, gone);
+    }
+
+    fn send_removal(&self, order: &Order, keys: Vec<Key>) {
+        if keys.is_empty() {
+            return;
+        }
+        if self.shared.removals.load(Ordering::Relaxed) >= WAITING_REMOVALS {
+            self.shared.removals_lost.store(true, Ordering::Relaxed);
+            return;
+        }
+        self.shared.removals.fetch_add(1, Ordering::Relaxed);
+        if !order.send(Message::Remove(keys)) {
+            self.shared.removals.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Marks what is to be purged in memory, and names the result sets that go; has the disk purged, and removes what is

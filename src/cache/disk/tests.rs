@@ -2,6 +2,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Weak;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use proptest::prelude::*;
@@ -13,7 +14,7 @@ use crate::cache::flight::{Flown, Kind};
 use crate::cache::purge::Purged;
 use crate::cache::record::{self, Calendar, decode, encode, head};
 use crate::cache::sets::{Membership, ResultSet};
-use crate::cache::store::Store;
+use crate::cache::store::{Store, Unkept};
 use crate::core::clock::Moment;
 use crate::request::call::UpstreamResponse;
 use crate::request::query::ClientQuery;
@@ -58,6 +59,7 @@ fn entry(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> Entry {
         made: clock.moment(),
         lifetimes,
         age_when_kept: Duration::ZERO,
+        place: key(n),
         result_set: None,
         next: None,
         previous: None,
@@ -290,6 +292,188 @@ async fn what_was_committed_survives_a_kill() {
     let second = Running::start(other.path()).await;
     assert_eq!(second.body(1), Some(body(1)));
     assert_eq!(files(other.path()), [file::NAME]);
+}
+
+/// What a process that starts after a kill of this one serves.
+async fn after_a_kill(running: &Running, home: &Path) -> (Running, TempDir) {
+    let other = TempDir::new().unwrap();
+    // A purge is on the disk when it returns, and so is what came before it.
+    running.store.purge(&Purge::Key(key(1000).to_string()));
+    copy_of_open_file(home, other.path());
+    (Running::start(other.path()).await, other)
+}
+
+/// A first page of a set of its own that names another.
+fn first_page(n: u32, next: u32, clock: Clock, body: &'static str) -> Entry {
+    let set = ResultSet::begin(key(n), clock.moment(), entry(n, clock, "").lifetimes);
+    Entry { result_set: Some(set), next: Some(key(next)), ..entry(n, clock, body) }
+}
+
+fn further_page(n: u32, result_set: Option<ResultSet>, clock: Clock, body: &'static str) -> Entry {
+    Entry { operation: Operation::Page, result_set, ..entry(n, clock, body) }
+}
+
+#[tokio::test]
+async fn pages_that_a_new_first_page_ends_do_not_come_back() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    // Of no set, of the older set of the same query, and of another query's.
+    first.insert(2, further_page(2, None, clock, "old"));
+    first.insert(1, first_page(1, 2, clock, "new"));
+    let older = first_page(3, 4, clock, "old");
+    first.insert(4, further_page(4, older.result_set, clock, "old"));
+    first.insert(3, older);
+    first.insert(3, first_page(3, 4, clock, "new"));
+    let others = first_page(5, 6, clock, "other");
+    let set = others.result_set;
+    first.insert(5, others);
+    first.insert(6, further_page(6, set, clock, "old"));
+    first.insert(7, first_page(7, 6, clock, "new"));
+    let (second, _home) = after_a_kill(&first, home.path()).await;
+    assert_eq!([1, 3, 5, 7].map(|n| second.body(n)), ["new", "new", "other", "new"].map(|body| Some(body.to_owned())));
+    assert_eq!([2, 4, 6].map(|n| second.body(n)), [None, None, None]);
+}
+
+#[tokio::test]
+async fn what_memory_dropped_without_keeping_anything_does_not_come_back() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let kept = first_page(1, 2, clock, "old");
+    let set = kept.result_set;
+    first.insert(1, kept);
+    first.insert(2, further_page(2, set, clock, "old"));
+    let newer = first_page(1, 2, clock, "not to be kept");
+    let unkept = Unkept {
+        account: Arc::clone(&newer.account),
+        asked: newer.asked,
+        made: newer.made,
+        begins: newer.result_set,
+        next: newer.next,
+        is_shared: true,
+    };
+    first.store.supersede(key(1), &unkept);
+    let (second, _home) = after_a_kill(&first, home.path()).await;
+    assert_eq!([1, 2].map(|n| second.body(n)), [None, None]);
+}
+
+#[tokio::test]
+async fn a_page_that_cannot_be_written_takes_the_older_one_with_it() {
+    // Larger than the disk may be.
+    let home = TempDir::new().unwrap();
+    let first = Running::with(home.path(), 64 * MIB, MIB).await;
+    first.keep(1);
+    first.insert(1, entry(1, first.clock, vec![b'x'; 2 << 20]));
+    let (second, _home) = after_a_kill(&first, home.path()).await;
+    assert_eq!(second.body(1), None);
+    // No room to wait for the disk.
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    first.keep(1);
+    let shared = &first.store.disk_handle().unwrap().shared;
+    let waiting = shared.waiting.swap(WAITING, Ordering::Relaxed);
+    first.insert(1, entry(1, first.clock, "newer"));
+    shared.waiting.store(waiting, Ordering::Relaxed);
+    let (second, _home) = after_a_kill(&first, home.path()).await;
+    assert_eq!((first.writes("dropped"), second.body(1)), (1, None));
+    // Nor room to wait for its removal.
+    first.keep(2);
+    first.store.purge(&Purge::Key(key(1000).to_string()));
+    shared.removals.store(WAITING_REMOVALS, Ordering::Relaxed);
+    shared.waiting.store(WAITING, Ordering::Relaxed);
+    first.insert(2, entry(2, first.clock, "newer"));
+    shared.removals.store(0, Ordering::Relaxed);
+    shared.waiting.store(0, Ordering::Relaxed);
+    first.close().await;
+    assert_eq!(Running::start(home.path()).await.body(2), None);
+}
+
+/// The thread's work, without a thread: it is told nothing more.
+fn worker(folder: &Path, memory: &Memory) -> Worker {
+    let (metrics, clock) = (Metrics::new(), Clock::new());
+    Worker {
+        folder: folder.to_owned(),
+        capacity: MIB,
+        clock,
+        boot: 0,
+        memory: memory.clone(),
+        room: MIB,
+        order: Weak::new(),
+        shared: Arc::new(Shared {
+            metrics,
+            enabled: AtomicBool::new(false),
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            waiting_bytes: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
+            removals_lost: AtomicBool::new(false),
+            purges: AtomicU64::new(0),
+        }),
+        receiver: mpsc::channel().1,
+        loaded: watch::channel(false).0,
+        restored: true,
+        batch: Vec::new(),
+        closing: None,
+        purgers: Vec::new(),
+        clear: false,
+        unwritten: HashSet::new(),
+        removals_only: RemovalsOnly::No,
+        locked: false,
+        said: None,
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    (1..=4).for_each(|n| first.keep(n));
+    first.close().await;
+    let mut worker = worker(home.path(), first.store.memory());
+    let newer = || Arc::new(entry(1, first.clock, "newer"));
+    worker.batch = vec![file::Change::Keep(key(1), newer()), file::Change::Remove(vec![key(2)])];
+    worker.shared.waiting.store(1, Ordering::Relaxed);
+    worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
+    assert!(!worker.abandon_batch(), "the file stays");
+    let mut file = file::PageFile::open(home.path(), MIB, first.clock, 0).unwrap();
+    worker.work_with(&mut file).unwrap();
+    assert!(worker.unwritten.is_empty());
+    // While pages cannot be written, what they replace is removed all the same.
+    worker.removals_only = RemovalsOnly::Until(first.clock.now() + HOUR);
+    worker.batch = vec![file::Change::Keep(key(3), newer())];
+    worker.shared.waiting.store(1, Ordering::Relaxed);
+    worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
+    worker.write(&mut file).unwrap();
+    drop(file);
+    let second = Running::start(home.path()).await;
+    assert_eq!([1, 2, 3, 4].map(|n| second.body(n).is_some()), [false, false, false, true]);
+    // Too many to remember: all.
+    worker.removals_only = RemovalsOnly::No;
+    let keys = (0..70_000u32).map(key).collect();
+    worker.batch = vec![file::Change::Remove(keys)];
+    worker.abandon_batch();
+    assert!(worker.clear && worker.unwritten.is_empty());
+}
+
+#[tokio::test]
+async fn pages_that_contradict_each_other_are_not_loaded_together_in_any_order() {
+    let clock = Clock::new();
+    for first_comes_first in [true, false] {
+        let store = Store::new(MIB, &Metrics::new());
+        let memory = store.memory();
+        let pages = [(1, first_page(1, 2, clock, "new")), (2, further_page(2, None, clock, "old"))];
+        let sized = Entry { place: key(2), ..further_page(3, None, clock, "old") };
+        let mut pages: Vec<_> = pages.into_iter().chain([(3, sized)]).collect();
+        if !first_comes_first {
+            pages.reverse();
+        }
+        for (n, page) in pages {
+            memory.restore(key(n), page);
+        }
+        assert_eq!([1, 2, 3].map(|n| store.page(&key(n)).is_some()), [true, false, false], "{first_comes_first}");
+    }
 }
 
 #[tokio::test]
@@ -546,7 +730,7 @@ proptest! {
         prop_assert_eq!(&read.page.body, &kept.page.body);
         prop_assert_eq!(&read.page.headers, &kept.page.headers);
         prop_assert_eq!((read.page.status, &read.page.etag), (kept.page.status, &kept.page.etag));
-        prop_assert_eq!(read.result_set, kept.result_set);
+        prop_assert_eq!((read.place, read.result_set), (kept.place, kept.result_set));
         prop_assert_eq!((read.next, read.settled, &*read.account), (kept.next, kept.settled, &*kept.account));
         let head = head(&record).unwrap();
         prop_assert_eq!((head.account, head.first.is_some()), (&*account, chained));

@@ -22,10 +22,10 @@ use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 
 use self::refresh_backoff::RefreshBackoff;
-use crate::cache::Store;
 use crate::cache::entry::{Compression, Entry};
 use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
 use crate::cache::sets::{Membership, ResultSet};
+use crate::cache::{Store, Unkept};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
@@ -122,7 +122,7 @@ where
 
     fn call(&mut self, query: ClientQuery) -> Self::Future {
         if query.directives.cache.no_store && !query.directives.cache.only_if_cached {
-            return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, self.layer.clock)));
+            return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, Arc::clone(&self.layer))));
         }
         let now = self.layer.clock.moment();
         let entry = self.layer.store.page(query.key());
@@ -216,7 +216,7 @@ where
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
                 // The flight may wait for longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry, &query);
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), &query);
             }
             match wait(&mut joined, query.deadline).await {
                 // It would be lost again.
@@ -236,7 +236,7 @@ where
                         GatewayError::too_late(estimated_start.saturating_duration_since(now))
                     };
                     let error = joined.estimated_start().map_or_else(unanswered, still_waits);
-                    return self.or_stale(Err(error), entry, &query);
+                    return self.or_stale(Err(error), &query);
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
@@ -272,7 +272,7 @@ where
                             not_modified,
                         }
                     });
-                    return self.or_stale(reply, entry, &query);
+                    return self.or_stale(reply, &query);
                 }
             }
         }
@@ -309,7 +309,7 @@ where
     }
 
     /// The answer, or rather a stale page within its window than an error.
-    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>, query: &ClientQuery) -> Answered {
+    fn or_stale(&self, answered: Answered, query: &ClientQuery) -> Answered {
         let failed = match &answered {
             Ok(reply) => reply.page.status == StatusCode::TOO_MANY_REQUESTS || reply.page.status.is_server_error(),
             Err(error) => matches!(
@@ -327,12 +327,11 @@ where
         let usable = |entry: &Arc<Entry>| {
             entry.page.status.is_success()
                 && entry.age(now) <= entry.lifetimes.fresh.saturating_add(entry.lifetimes.stale_if_error)
-                // Its first page may have been replaced while this one was asked for.
-                && self.layer.store.is_current(entry)
         };
-        match entry.filter(usable) {
-            Some(entry) if failed => Ok(self.serve(&entry, Some(Outcome::StaleError), query, now)),
-            _ => answered,
+        // What was there when the call began may have been purged or replaced since.
+        match failed.then(|| self.layer.store.page(query.key())).flatten().filter(usable) {
+            Some(entry) => Ok(self.serve(&entry, Some(Outcome::StaleError), query, now)),
+            None => answered,
         }
     }
 
@@ -442,13 +441,21 @@ impl CacheLayer {
         };
         let next = next_token.map(named);
         let narrowed = lifetimes.and_then(|lifetimes| storage.narrow(lifetimes));
+        let made = moment.before(storage.age);
         let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
-            if let (CacheClass::Query, true, Some(next)) = (class, page.status.is_success(), next) {
-                self.store.supersede(&call.key, next);
+            if class != CacheClass::None && page.status.is_success() {
+                let unkept = Unkept {
+                    account: Arc::clone(&call.team.account.name),
+                    asked: asked.at,
+                    made,
+                    begins: self.unkept_set(call, made),
+                    next,
+                    is_shared: true,
+                };
+                self.store.supersede(call.key, &unkept);
             }
             return finished(false);
         };
-        let made = moment.before(storage.age);
         let result_set = match class {
             CacheClass::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
             _ => set.result_set(),
@@ -462,6 +469,7 @@ impl CacheLayer {
             made,
             lifetimes,
             age_when_kept: storage.age,
+            place: asked.place,
             result_set,
             next,
             previous: result_set.and_then(|_| previous_token(&page.body)).map(named),
@@ -479,6 +487,13 @@ impl CacheLayer {
             !usable || (page.status.is_success() && old.asked <= asked.at)
         };
         finished(self.store.insert(call.key, entry, lease, yields))
+    }
+
+    /// The set of a first page that is not kept. Its further pages may be, for as long as those of which nobody knows the
+    /// first.
+    fn unkept_set(&self, call: &UpstreamCall, made: Moment) -> Option<ResultSet> {
+        let is_first = call.operation.endpoint().cache == CacheClass::Query;
+        is_first.then(|| ResultSet::begin(call.key, made, Lifetimes::fresh_only(self.policy.query.fresh)))
     }
 
     /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's
@@ -561,23 +576,34 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     }
 }
 
-/// Goes upstream for one client alone, and keeps nothing.
-async fn bypass<S>(inner: S, query: ClientQuery, clock: Clock) -> Answered
+/// Goes upstream for one client alone, and keeps nothing. What is kept goes where the client's answer contradicts it.
+async fn bypass<S>(inner: S, query: ClientQuery, layer: Arc<CacheLayer>) -> Answered
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError>,
 {
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
-    let asked = clock.now();
-    let mut answer = inner.oneshot(query.upstream_call(waiters, query.deadline, Arc::clone(&query.context))).await?;
-    let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
-    cache_control::normalise(&mut answer.headers, clock.wall_now());
+    let asked = layer.clock.now();
+    let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
+    let mut answer = inner.oneshot(call.clone()).await?;
+    let age = cache_control::age(&answer.headers).map(|age| age + (layer.clock.now() - asked));
+    let made = layer.clock.moment().before(age.unwrap_or_default());
+    if answer.status.is_success()
+        && let Some(begins) = layer.unkept_set(&call, made)
+        && let Some(token) = answer.next_token.take()
+    {
+        let next = Some(Key::of_page(&call.team.account, &Parameters::of_page(&token)));
+        let account = Arc::clone(&call.team.account.name);
+        let unkept = Unkept { account, asked, made, begins: Some(begins), next, is_shared: false };
+        layer.store.supersede(call.key, &unkept);
+    }
+    cache_control::normalise(&mut answer.headers, layer.clock.wall_now());
     let page = Arc::new(StoredResponse::new(answer));
     let outcome = Outcome::Bypass;
     let cache_status = cache_status::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
     let etag = page.etag.clone();
-    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age, not_modified: false })
+    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age: age.map(rounded_up), not_modified: false })
 }
 
 #[cfg(test)]
