@@ -142,7 +142,7 @@ where
             (Decision::ServeAndRefresh, Some(entry)) => {
                 let reply = self.serve(&entry, None, &query, now);
                 if entry.is_refreshable() {
-                    self.refresh(query);
+                    self.refresh(query, entry.asked);
                 }
                 Either::Left(ready(Ok(reply)))
             }
@@ -160,10 +160,10 @@ where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    /// Lets one refresh run behind an answer.
-    fn refresh(&self, query: ClientQuery) {
+    /// Lets one refresh run behind an answer, which was asked for at `of`.
+    fn refresh(&self, query: ClientQuery, of: Instant) {
         let (key, begun) = (*query.key(), self.layer.clock.now());
-        if !self.layer.refreshes.allows(&key, begun) {
+        if !self.layer.refreshes.allows(&key, of, begun) {
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
@@ -174,8 +174,11 @@ where
         let (flight, layer) = (self.flight(call, place(&query), set, lease, delay), Arc::clone(&self.layer));
         tokio::spawn(async move {
             flight.await;
-            if let Some(entry) = layer.store.page(&key) {
-                layer.refreshes.ended(&key, entry.finished > begun, entry.lifetimes.fresh, layer.clock.now());
+            match layer.store.page(&key) {
+                Some(entry) if entry.finished <= begun => {
+                    layer.refreshes.failed(&key, entry.asked, entry.lifetimes.fresh, layer.clock.now());
+                }
+                _ => layer.refreshes.succeeded(&key),
             }
         });
     }

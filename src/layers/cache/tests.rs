@@ -1188,3 +1188,36 @@ async fn a_newer_answer_that_may_not_be_kept_ends_the_older_page() {
         assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "5", None));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_has_come_since_is_refreshed_at_once() {
+    for purged in [false, true] {
+        let failures = (0..5).map(|_| Next::Status(503));
+        let script = [Next::Page("1")].into_iter().chain(failures).chain([Next::Page("2"), Next::Page("3")]);
+        let upstream = Upstream::new(&script.collect::<Vec<_>>());
+        let cache = cache(&upstream);
+        ask(&cache, call("q")).await.unwrap();
+        advance(61 * S).await;
+        for failed in 0..5 {
+            // Until the pause is over.
+            while upstream.calls() < failed + 2 {
+                assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, Outcome::Stale);
+                settle().await;
+                advance(S).await;
+            }
+        }
+        if purged {
+            assert_eq!(purge(&cache, &Purge::All), 1);
+        }
+        let again = if purged { call("q") } else { forcing(call("q")) };
+        assert_eq!(said(ask(&cache, again).await), is(Outcome::Miss, "2", None));
+        // No later than the pause after so many failures, were it for this page.
+        let failures = cache.layer.refreshes.clone();
+        let page = cache.layer.store.page(call("q").key()).unwrap();
+        assert!(failures.allows(call("q").key(), page.asked, cache.layer.clock.now()));
+        advance(61 * S).await;
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "2", Some(61)));
+        settle().await;
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "3", Some(0)));
+    }
+}
