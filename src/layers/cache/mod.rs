@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use memchr::memmem;
 use serde::Deserialize;
@@ -404,7 +404,7 @@ impl CacheLayer {
     ) -> FlightResult {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
         let date = cache_control::date(&answer.headers);
-        let age = cache_control::age(&answer.headers).map(|age| age + now.saturating_duration_since(asked.at));
+        let age = self.initial_age(&answer.headers, asked.at);
         let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
@@ -499,11 +499,26 @@ impl CacheLayer {
         is_first.then(|| ResultSet::begin(call.key, made, Lifetimes::fresh_only(self.policy.query.fresh)))
     }
 
-    /// The wall time for proofs: the earlier of what the clock says and what a second witness says, which is the answer's
-    /// own date, or else what the clock said at the start. A clock that was set wrong, then or since, proves nothing.
+    /// How old an answer is when it comes, where it says so (RFC 9111 section 4.2.3): by its `Age` and the time that it took,
+    /// or by its own date if that is more. The date counts only by a wall clock that nobody has set since the start, and
+    /// only if it is earlier than a date in whole seconds is anyhow, and than the time that the answer took.
+    fn initial_age(&self, headers: &HeaderMap, asked: Instant) -> Option<Duration> {
+        const WHOLE_SECONDS: Duration = Duration::from_secs(1);
+        let delay = self.clock.now().saturating_duration_since(asked);
+        let corrected = cache_control::age(headers).map(|age| age + delay);
+        let wall = self.clock.wall_now();
+        let apparent = cache_control::date(headers)
+            .filter(|_| agree(wall, self.clock.predicted_wall()))
+            .and_then(|date| wall.duration_since(date).ok())
+            .filter(|apparent| *apparent > delay + WHOLE_SECONDS);
+        corrected.max(apparent)
+    }
+
+    /// The wall time for proofs: the earliest of what the clock says, what it said at the start, and the answer's own date.
+    /// A clock that was set wrong, then or since, proves nothing.
     fn trusted_wall(&self, date: Option<SystemTime>) -> SystemTime {
-        let witness = date.unwrap_or_else(|| self.clock.predicted_wall());
-        self.clock.wall_now().min(witness)
+        let now = self.clock.wall_now().min(self.clock.predicted_wall());
+        date.map_or(now, |date| date.min(now))
     }
 
     /// Has a query's answer stopped changing. Known before it comes: what is settled stays so.
@@ -590,7 +605,7 @@ where
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
     let mut answer = inner.oneshot(call.clone()).await?;
-    let age = cache_control::age(&answer.headers).map(|age| age + (layer.clock.now() - asked));
+    let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()
         && let Some(begins) = layer.unkept_set(&call, made)

@@ -1004,7 +1004,14 @@ async fn a_clock_that_was_set_proves_nothing_settled() {
     // The simulated machine begins on 2027-01-15T08:00:00Z.
     const QUERY: &str = r#"{"query":{"filters":[{"op":"AND","expressions":[{"op":"LT","field":"C.Created","values":["2027-01-16"]}]}]}}"#;
     const DATED: &str = "date: Mon, 18 Jan 2027 08:00:00 GMT";
-    let script = [Next::Page(METADATA), Next::Page("1"), Next::With(DATED, "2"), Next::With(DATED, "3")];
+    let script = [
+        Next::Page(METADATA),
+        Next::Page("1"),
+        Next::With(DATED, "2"),
+        Next::With(DATED, "3"),
+        Next::Page(METADATA),
+        Next::With(DATED, "4"),
+    ];
     let upstream = Upstream::new(&script);
     let (cache, machine) = cache_on(&upstream);
     ask(&cache, ClientQuery::example(Operation::Metadata, "", "")).await.unwrap();
@@ -1015,10 +1022,13 @@ async fn a_clock_that_was_set_proves_nothing_settled() {
     };
     machine.step_wall(3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set forward since the start");
-    assert_eq!(kept_for().await, POLICY.settled, "and confirmed by the answer's own date");
+    assert_eq!(kept_for().await, POLICY.query, "though the answer's own date says so too");
     machine.step_wall(-3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set back: the date alone proves nothing either");
-    assert_eq!(upstream.calls(), 4);
+    machine.suspend(3 * 86_400 * S);
+    ask(&cache, ClientQuery::example(Operation::Metadata, "", "")).await.unwrap();
+    assert_eq!(kept_for().await, POLICY.settled, "all three agree");
+    assert_eq!(upstream.calls(), 6);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1220,4 +1230,28 @@ async fn a_page_that_has_come_since_is_refreshed_at_once() {
         settle().await;
         assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "3", Some(0)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_as_old_as_its_date_says() {
+    // The simulated machine begins on 2027-01-15T08:00:00Z.
+    const DATED: &str = "date: Fri, 15 Jan 2027 07:59:10 GMT";
+    const DATED_AND_AGED: &str = "date: Fri, 15 Jan 2027 07:59:10 GMT\nage: 55";
+    const JUST_NOW: &str = "date: Fri, 15 Jan 2027 07:59:59 GMT";
+    const AHEAD: &str = "date: Fri, 15 Jan 2027 09:00:00 GMT";
+    let cases = [(DATED, Some(50)), (DATED_AND_AGED, Some(55)), (JUST_NOW, None), (AHEAD, None)];
+    for (headers, age) in cases {
+        let cache = cache(&Upstream::new(&[Next::With(headers, "1"), Next::With(headers, "1"), Next::Page("2")]));
+        let bypassed = ask(&cache, alone(call("q"))).await.unwrap();
+        assert_eq!(bypassed.age.map(|age| age.as_secs()), age, "{headers}");
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", age), "{headers}");
+        assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", age.or(Some(0))), "{headers}");
+        advance(11 * S).await;
+        let outcome = if age.is_some() { Outcome::Stale } else { Outcome::Hit };
+        assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, outcome, "{headers}");
+    }
+    // By a clock that somebody has set, a date says nothing.
+    let (cache, machine) = cache_on(&Upstream::new(&[Next::With(DATED, "1")]));
+    machine.step_wall(3600);
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
 }
