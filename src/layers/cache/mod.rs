@@ -620,8 +620,10 @@ where
     let page = Arc::new(StoredResponse::new(answer));
     let outcome = Outcome::Bypass;
     let cache_status = cache_status::forwarded(Forward::Bypass, page.status.as_u16(), false, false, outcome, &key);
-    let etag = page.etag.clone();
-    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age: age.map(rounded_up), not_modified: false })
+    let theirs = page.tag_of_client(&query.directives, None);
+    let not_modified = theirs.is_some();
+    let etag = theirs.or_else(|| page.etag.clone());
+    Ok(ClientResponse { page, coded: None, etag, outcome, cache_status, age: age.map(rounded_up), not_modified })
 }
 
 #[cfg(test)]

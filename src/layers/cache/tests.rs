@@ -1255,3 +1255,17 @@ async fn an_answer_is_as_old_as_its_date_says() {
     machine.step_wall(3600);
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_what_it_keeps_from_the_cache_is_told_so() {
+    let cache = cache(&Upstream::new(&[Next::Page("1"), Next::Page("1"), Next::Page("2")]));
+    let etag = ask(&cache, alone(call("q"))).await.unwrap().etag;
+    let having = || {
+        let mut call = alone(call("q"));
+        call.directives.if_none_match = etag.clone();
+        call
+    };
+    let reply = ask(&cache, having()).await.unwrap();
+    assert_eq!((reply.outcome, reply.not_modified, &reply.etag), (Outcome::Bypass, true, &etag));
+    assert!(!ask(&cache, having()).await.unwrap().not_modified);
+}
