@@ -141,7 +141,7 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(crate) fn disk_handle(&self) -> Option<Disk> {
+    pub(super) fn disk_handle(&self) -> Option<Disk> {
         self.disk.clone()
     }
 

@@ -1,9 +1,10 @@
 //! The disk tier: pages that survive a restart.
 //!
 //! Memory stays what is asked; the disk only follows it. One thread of its own does all that blocks. It is told
-//! of every page kept and every purge, in the order in which they happened, and commits in batches, so that a
-//! kill loses the last second's pages and nothing else. A purge has happened once it is on the disk; where it cannot be
-//! written, the file is removed. On start the same thread loads what is still of use
+//! of every page kept, every page that another one ended and every purge, in the order in which they happened, and commits
+//! in batches, so that a kill loses what the last second changed and nothing else. A page that cannot be written takes the
+//! older one with it. A purge has happened once it is on the disk; where it cannot be written, the file is removed, and so
+//! it is where not even the removal of a page can. On start the same thread loads what is still of use
 //! while the gateway already answers; misses wait for it a moment, since a page that is about to appear should
 //! cost no token.
 //!

@@ -458,6 +458,18 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
 }
 
 #[tokio::test]
+async fn a_further_page_that_lands_after_its_set_has_changed_is_not_kept() {
+    let (store, clock) = (Store::new(MIB, &Metrics::new()), Clock::new());
+    let first = first_page(1, 2, clock, "new");
+    let set = first.result_set;
+    assert!(insert(&store, 1, first));
+    // Of no set when it was asked for, or of another.
+    assert!(!insert(&store, 2, further_page(2, None, clock, "old")));
+    assert!(!insert(&store, 2, further_page(2, first_page(1, 2, clock, "").result_set, clock, "old")));
+    assert!(insert(&store, 2, further_page(2, set, clock, "new")));
+}
+
+#[tokio::test]
 async fn pages_that_contradict_each_other_are_not_loaded_together_in_any_order() {
     let clock = Clock::new();
     for first_comes_first in [true, false] {
