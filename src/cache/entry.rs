@@ -20,7 +20,7 @@ pub(crate) struct Entry {
     /// When it came.
     pub(crate) finished: Instant,
     /// Zero unless the response was not new when it was kept.
-    age_when_kept: Duration,
+    pub(super) age_when_kept: Duration,
     /// The key of the page before it in its result set, by the token that it gives for that. Forgotten at a restart.
     pub(crate) previous: Option<Key>,
     /// Of metadata: which dimensions are times.

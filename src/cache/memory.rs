@@ -78,20 +78,24 @@ impl Memory {
         self.pages.get(key).filter(|entry| self.is_current(entry))
     }
 
-    /// Only further pages can be of a dead set: a first page is replaced together with its set.
+    /// Only further pages can be of a dead set, or be expected of another: a first page is replaced together with its set.
     pub(crate) fn is_current(&self, entry: &Entry) -> bool {
         entry.stored.operation != Operation::Page
-            || entry.stored.result_set.is_none_or(|result_set| self.sets.lives(&result_set))
+            || self.sets.admits(&entry.stored.place, entry.stored.result_set.as_ref())
     }
 
     /// Puts a response from another tier where nothing newer is; says whether it did.
     pub(crate) fn restore(&self, key: Key, stored: StoredResponse, clock: Clock) -> bool {
-        if self.pages.contains_key(&key) || !self.sets.restore(key, stored.result_set, &stored.account) {
+        if self.pages.contains_key(&key) || !self.sets.restore(stored.place, stored.result_set, &stored.account) {
             return false;
         }
-        // So that a page that is fetched only now still expires with its set.
-        if let (Some(result_set), Some(next)) = (stored.result_set, stored.next) {
-            self.sets.restore(next, Some(result_set), &stored.account);
+        // So that a page that is fetched only now still expires with its set. One that was loaded before, and is of no set
+        // or of an older one, must not be served beside this.
+        if let (Some(result_set), Some(next)) = (stored.result_set, stored.next)
+            && self.sets.restore_next(next, result_set, &stored.account)
+            && self.pages.get(&next).is_some_and(|there| !there.stored.is_of(&result_set))
+        {
+            self.pages.invalidate(&next);
         }
         self.pages.insert(key, Arc::new(Entry::restored(&key, stored, clock)));
         true

@@ -32,4 +32,5 @@ mod tier;
 pub use self::disk::{DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
 pub use self::response::CacheResponse;
+pub(crate) use self::store::Unkept;
 pub use self::store::{EntryView, Store};

@@ -25,7 +25,7 @@ use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
 
 /// Of this encoding. A file of another version is not read.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 const HASH: usize = blake3::OUT_LEN;
 
@@ -149,6 +149,7 @@ pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, re
     record.extend_from_slice(&calendar.boot.to_le_bytes());
     record.extend_from_slice(&stored.made.nanos().to_le_bytes());
     put_lifetimes(record, stored.lifetimes);
+    record.extend_from_slice(stored.place.as_bytes());
     put_option(record, stored.next, |record, next| {
         record.extend_from_slice(next.as_bytes());
         Some(())
@@ -225,6 +226,7 @@ pub(crate) fn read_stored(fields: &[u8], calendar: &Calendar) -> Option<StoredRe
         ResultSet { first: Key::from_bytes(first), id, begun, lifetimes }
     });
     let lifetimes = reader.lifetimes()?;
+    let place = Key::from_bytes(*reader.array()?);
     let next = reader.option(|reader| reader.array().copied().map(Key::from_bytes))?;
     let settled = reader.option(|reader| VERDICTS.get(usize::from(reader.u8()?)).copied())?;
     let status = StatusCode::from_u16(reader.u16()?).ok()?;
@@ -246,6 +248,7 @@ pub(crate) fn read_stored(fields: &[u8], calendar: &Calendar) -> Option<StoredRe
         operation,
         made,
         lifetimes,
+        place,
         result_set,
         next,
         settled,

@@ -131,6 +131,21 @@ impl ResultSets {
         })
     }
 
+    /// May a page of `result_set` that is expected under `place` be served: the place is that set's, and the set lives. A
+    /// page of no set may, as long as no set expects it.
+    pub(crate) fn admits(&self, place: &Key, result_set: Option<&ResultSet>) -> bool {
+        let expected = self.places.get(place);
+        match result_set {
+            Some(own) => expected.is_none_or(|place| place.result_set.is(own)) && self.lives(own),
+            None => expected.is_none(),
+        }
+    }
+
+    /// No set expects a page here any more.
+    pub(crate) fn vacate(&self, place: &Key) {
+        self.places.invalidate(place);
+    }
+
     /// A set begins with its first page. It replaces the older one of the same query, which stays alive if `apart`: if the
     /// pages of the two cannot be confused.
     pub(crate) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
@@ -171,6 +186,19 @@ impl ResultSets {
                 true
             }
             (None, None) => true,
+        }
+    }
+
+    /// The page of `key` belongs to a set that survived a restart, unless it belongs to one that began later. Says whether
+    /// it does.
+    pub(crate) fn restore_next(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+        match self.places.get(&key) {
+            Some(known) if known.result_set.is(&result_set) => true,
+            Some(known) if known.result_set.begun >= result_set.begun => false,
+            _ => {
+                self.places.insert(key, Place { result_set, account: Arc::clone(account), elders: Arc::default() });
+                true
+            }
         }
     }
 

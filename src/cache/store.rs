@@ -13,8 +13,9 @@ use super::entry::Entry;
 use super::flight::{Flights, Lease};
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
-use super::sets::Membership;
-use super::tier::Tier;
+use super::sets::{Membership, ResultSet};
+use super::stored::StoredResponse;
+use super::tier::{Kept, Tier};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
@@ -44,6 +45,40 @@ pub struct EntryView {
     pub settled: Option<Verdict>,
     /// The canonical body, or a page's parameters. `None` where there is neither, or where it was not to be kept.
     pub query: Option<Arc<str>>,
+}
+
+/// A success that is not kept.
+#[derive(Debug)]
+pub(crate) struct Unkept {
+    /// Whose data, by the account's name.
+    pub(crate) account: Arc<str>,
+    pub(crate) asked: Instant,
+    pub(crate) made: Moment,
+    /// Of a first page: its result set, whose further pages may be kept.
+    pub(crate) begins: Option<ResultSet>,
+    /// The key of the page after it.
+    pub(crate) next: Option<Key>,
+    /// It is for all who ask. One client's own removes only what contradicts it.
+    pub(crate) is_shared: bool,
+}
+
+impl Unkept {
+    fn of(key: Key, entry: &Entry) -> Self {
+        Self {
+            account: Arc::clone(&entry.stored.account),
+            asked: entry.asked,
+            made: entry.stored.made,
+            begins: entry.stored.result_set.filter(|result_set| result_set.first == key),
+            next: entry.stored.next,
+            is_shared: true,
+        }
+    }
+}
+
+/// Can the further pages of a new first page be told from those of the `old` one. Tokens that differ once are taken to
+/// differ throughout; where a later one does not, its page goes then.
+fn is_apart(next: Option<Key>, old: Option<&Entry>) -> bool {
+    next.is_none() || old.is_some_and(|old| old.stored.next.is_some() && old.stored.next != next)
 }
 
 /// Responses that are compressed at once. It is never urgent, and must not take the cores from requests.
@@ -129,11 +164,6 @@ impl Store {
         self.memory.get(key)
     }
 
-    /// Has this page's result set not died since it was read.
-    pub(crate) fn is_current(&self, entry: &Entry) -> bool {
-        self.memory.is_current(entry)
-    }
-
     /// The page under `key`, while it is fresh.
     pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<Representation>> {
         let entry = self.page(key).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh)?;
@@ -155,25 +185,24 @@ impl Store {
     pub(crate) fn insert(&self, key: Key, entry: Entry, lease: &Lease, yields: impl Fn(&Arc<Entry>) -> bool) -> bool {
         let entry = Arc::new(entry);
         let weight = u64::from(entry.weight());
-        if self.is_too_large(weight) {
-            if let Some(next) = entry.stored.next {
-                self.supersede(&key, next);
-            }
-            return false;
-        }
         let mut keep = || {
             let _changing = self.changing();
-            let old = self.memory.get(&key);
-            if lease.is_outdated() || old.as_ref().is_some_and(|old| !yields(old)) {
-                return false;
+            if self.is_too_large(weight) || lease.is_outdated() {
+                let is_success = entry.stored.representation.status.is_success();
+                let gone = if is_success { self.displace(key, &Unkept::of(key, &entry)) } else { vec![] };
+                return Kept { kept: false, gone };
             }
-            self.keep_set(key, &entry, old.as_deref());
+            let old = self.memory.get(&key);
+            if old.as_ref().is_some_and(|old| !yields(old)) || self.is_misplaced(&entry) {
+                return Kept { kept: false, gone: vec![] };
+            }
+            let gone = self.keep_set(key, &entry, old.as_deref());
             self.memory.pages.insert(key, Arc::clone(&entry));
-            true
+            Kept { kept: true, gone }
         };
         let kept = match self.tier() {
             Some(tier) => tier.put(key, &entry.stored, &mut keep),
-            None => keep(),
+            None => keep().kept,
         };
         if kept {
             self.settle(weight);
@@ -181,36 +210,83 @@ impl Store {
         kept
     }
 
-    /// Notes the set of a page that is about to be kept, and where the next page belongs.
-    fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) {
-        let Memory { pages, sets } = &self.memory;
-        let Some(result_set) = entry.stored.result_set else { return };
-        if result_set.first == key {
-            // Tokens that differ once are taken to differ throughout; where a later one does not, its page goes below.
-            let apart = entry.stored.next.is_none()
-                || old.is_some_and(|old| old.stored.next.is_some() && old.stored.next != entry.stored.next);
-            sets.begin(result_set, &entry.stored.account, apart);
+    /// Has the set of a further page changed since the page was asked for.
+    fn is_misplaced(&self, entry: &Entry) -> bool {
+        let StoredResponse { operation, place, result_set, .. } = &entry.stored;
+        if *operation != Operation::Page {
+            return false;
         }
-        for named in [entry.stored.next, entry.previous].into_iter().flatten() {
-            if sets.expect(named, result_set, &entry.stored.account)
-                && pages
-                    .get(&named)
-                    .is_some_and(|there| there.stored.result_set.is_none_or(|other| !other.is(&result_set)))
-            {
-                pages.invalidate(&named);
+        let now = entry.stored.made.after(entry.age_when_kept);
+        match (self.membership(place, now), result_set) {
+            (Membership::Of(expected), Some(own)) => !expected.is(own),
+            (Membership::Unknown, Some(_)) => false,
+            (Membership::Unknown, None) => {
+                // Of a set that is over.
+                self.memory.sets.vacate(place);
+                false
             }
+            (Membership::Lost, None) => entry.stored.representation.status.is_success(),
+            (Membership::Of(_), None) | (Membership::Lost, Some(_)) => true,
         }
     }
 
-    /// An answer came that may not be kept. If it begins a result set whose further pages cannot be told from those that are
-    /// there, neither the old first page nor the old others may be served any more.
-    pub(crate) fn supersede(&self, key: &Key, next: Key) {
-        let _changing = self.changing();
-        let names_the_same = |old: &Arc<Entry>| old.stored.next == Some(next);
-        if self.memory.get(key).as_ref().is_some_and(names_the_same) {
-            self.memory.pages.invalidate(key);
-            self.memory.sets.purge(|first| first == key);
+    /// Notes the set of a page that is about to be kept, and where the next page belongs. Names the pages that may not be
+    /// served beside it and so are gone.
+    fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
+        let StoredResponse { account, result_set, next, .. } = &entry.stored;
+        let Some(result_set) = *result_set else { return vec![] };
+        if result_set.first == key {
+            self.memory.sets.begin(result_set, account, is_apart(*next, old));
         }
+        let named = [*next, entry.previous].into_iter().flatten();
+        named.filter(|named| self.expect(*named, result_set, account)).collect()
+    }
+
+    /// The page of `key` belongs to this set. Says whether that is new: whatever was kept under the key is gone then, on the
+    /// disk too, which may have what memory has dropped.
+    fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
+        let Memory { pages, sets } = &self.memory;
+        let is_new = sets.expect(key, result_set, account)
+            && !pages.get(&key).is_some_and(|there| there.stored.is_of(&result_set));
+        if is_new {
+            pages.invalidate(&key);
+        }
+        is_new
+    }
+
+    /// A success came that is not kept. What is kept and older goes, on the disk too: nobody may read afterwards what was
+    /// replaced by then, nor an old further page beside a new first one.
+    pub(crate) fn supersede(&self, key: Key, unkept: &Unkept) {
+        let mut displace = || {
+            let _changing = self.changing();
+            self.displace(key, unkept)
+        };
+        match self.tier() {
+            Some(tier) => tier.remove(&mut displace),
+            None => drop(displace()),
+        }
+    }
+
+    /// Removes what `unkept` replaces. Names the pages that are gone.
+    fn displace(&self, key: Key, unkept: &Unkept) -> Vec<Key> {
+        let old = self.memory.pages.get(&key);
+        if old.as_ref().is_some_and(|old| old.asked > unkept.asked || old.stored.made > unkept.made) {
+            return vec![];
+        }
+        let names_the_same = |old: &Arc<Entry>| unkept.next.is_some() && old.stored.next == unkept.next;
+        let is_replaced = unkept.is_shared || old.as_ref().is_some_and(names_the_same);
+        let mut gone = vec![];
+        if let Some(result_set) = unkept.begins {
+            if is_replaced {
+                self.memory.sets.begin(result_set, &unkept.account, is_apart(unkept.next, old.as_deref()));
+            }
+            gone.extend(unkept.next.filter(|next| self.expect(*next, result_set, &unkept.account)));
+        }
+        if is_replaced {
+            self.memory.pages.invalidate(&key);
+            gone.push(key);
+        }
+        gone
     }
 
     /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.

@@ -25,6 +25,8 @@ pub(crate) struct StoredResponse {
     /// boot of the machine; a record also has the wall time.
     pub(crate) made: Moment,
     pub(crate) lifetimes: Lifetimes,
+    /// The key under which a result set expects it: its own, but for a page that was asked for with more than its token.
+    pub(crate) place: Key,
     /// The result set that it is a page of.
     pub(crate) result_set: Option<ResultSet>,
     /// The key of the page after it in that set.
@@ -36,6 +38,10 @@ pub(crate) struct StoredResponse {
 impl StoredResponse {
     pub(crate) fn age(&self, now: Moment) -> Duration {
         now.since(self.made)
+    }
+
+    pub(crate) fn is_of(&self, result_set: &ResultSet) -> bool {
+        self.result_set.is_some_and(|own| own.is(result_set))
     }
 
     pub(crate) fn is_metadata(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Memory is not one of them: a hit reads it synchronously. A tier keeps [`StoredResponse`]s beyond this process, as
 //! [`record`](super::record) encodes them. It is asked only when memory has nothing, and is told of every response that
-//! memory keeps and of every purge, in the order in which memory changes.
+//! memory keeps, of those that another one ended and of every purge, in the order in which memory changes.
 //!
 //! The disk is the first. It loads what it has when the process starts, so its [`get`](Tier::get) waits for that. A store that
 //! replicas share would look the one key up there, and put what it finds into memory.
@@ -24,11 +24,16 @@ pub(crate) trait Tier: Debug + Send + Sync {
     /// worth.
     fn get(&self, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>>;
 
-    /// Calls `keep` once, which keeps the response in memory and says whether it did. If so, the tier takes it too, or drops
-    /// it when it is too busy. Returns what `keep` said. Does not block on the tier's medium.
+    /// Calls `keep` once, which keeps the response in memory, or does not, and names those that went. The tier drops these
+    /// too. It takes a response that was kept, or, when it is too busy, drops what it has under `key`: what was replaced
+    /// must not come back. Returns whether the response was kept. Does not block on the tier's medium.
     ///
-    /// `keep` and the purges' `mark` exclude each other, so that the tier sees them in memory's order.
-    fn put(&self, key: Key, stored: &StoredResponse, keep: &mut dyn FnMut() -> bool) -> bool;
+    /// `keep`, `remove` and the purges' `mark` exclude each other, so that the tier sees them in memory's order.
+    fn put(&self, key: Key, stored: &StoredResponse, keep: &mut dyn FnMut() -> Kept) -> bool;
+
+    /// Calls `remove` once, which drops responses from memory and names them. The tier drops them too. Does not block on
+    /// its medium.
+    fn remove(&self, remove: &mut dyn FnMut() -> Vec<Key>);
 
     /// Calls `mark` once, which marks in memory what is to go and names the first pages of the result sets that go too.
     /// Then drops these and all that `which` matches. Never refused: a purged response must not come back.
@@ -38,6 +43,15 @@ pub(crate) trait Tier: Debug + Send + Sync {
 
     /// Writes what still waits, and takes nothing more.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What keeping a response changed in memory.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// Was it kept.
+    pub(crate) kept: bool,
+    /// The keys of others that went.
+    pub(crate) gone: Vec<Key>,
 }
 
 /// Waits until a purge lasts.

@@ -123,8 +123,7 @@ impl Wanted {
             (None, Content::Forwarded(..)) => None,
         };
         let coded = self.gzip.as_ref().and(lazy).and_then(|lazy| lazy.get());
-        let is_bypass = cached.outcome == Outcome::Bypass;
-        let has = self.if_none_match.as_ref().filter(|_| !is_bypass).and_then(|tags| page.tag_of_client(tags, coded));
+        let has = self.if_none_match.as_ref().and_then(|tags| page.tag_of_client(tags, coded));
         let not_modified = has.is_some();
         if let Some((compressor, key)) = &self.gzip
             && coded.is_none()
@@ -137,8 +136,9 @@ impl Wanted {
             }
         }
         let outcome = match cached.outcome {
-            // That the upstream fails matters more than that the client has the response already.
-            Outcome::StaleError => Outcome::StaleError,
+            // That the upstream fails, or that the cache was bypassed, matters more than that the client has the response
+            // already.
+            Outcome::StaleError | Outcome::Bypass => cached.outcome,
             _ if not_modified => Outcome::Revalidated,
             outcome => outcome,
         };
@@ -225,7 +225,7 @@ mod tests {
             [(Miss, Revalidated), (Collapsed, Revalidated), (StaleError, StaleError), (Bypass, Bypass)]
         {
             let response = represent(outcome, having(tag.clone(), false, None)).await;
-            assert_eq!((response.outcome, response.not_modified), (told, outcome != Bypass));
+            assert_eq!((response.outcome, response.not_modified), (told, true));
             let detail = format!("detail={};", told.as_str());
             assert!(response.cache_status.to_str().unwrap().contains(&detail), "{:?}", response.cache_status);
         }

@@ -1,8 +1,15 @@
 //! What upstream says of being kept (RFC 9111) is heeded, and told on.
 
+use std::time::{Duration, SystemTime};
+
+use httpdate::fmt_http_date;
+
 use crate::support::*;
 
-const DATE: &str = "Date: Sun, 22 Nov 2020 12:00:00 GMT\r\n";
+#[allow(clippy::disallowed_methods, reason = "a date is about the wall clock, and this is no room of the gateway")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
 
 async fn saying(headers: &str) -> Upstream {
     let headers = format!("Content-Type: application/json\r\n{headers}");
@@ -70,8 +77,10 @@ async fn what_must_be_revalidated_is_never_served_stale() {
 
 #[tokio::test]
 async fn expires_shortens_as_max_age_does() {
-    for expires in [format!("{DATE}Expires: Sun, 22 Nov 2020 12:00:30 GMT\r\n"), "Cache-Control: max-age=30\r\n".into()]
-    {
+    let now = now();
+    let dated =
+        format!("Date: {}\r\nExpires: {}\r\n", fmt_http_date(now), fmt_http_date(now + Duration::from_secs(30)));
+    for expires in [dated, "Cache-Control: max-age=30\r\n".to_owned()] {
         let upstream = saying(&expires).await;
         let gateway = TestConfig::new(upstream.url()).set("cache.query.fresh", "1h").start().await;
         let miss = gateway.ask(&post(ASK)).await;
@@ -155,4 +164,17 @@ async fn a_page_larger_than_the_cache_is_not_kept_and_costs_no_other() {
     }
     gateway.ask(&get(METADATA, "")).await.assert_page(PAGE, "hit");
     assert_eq!(gateway.metric("cache_entries", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn an_answer_is_at_least_as_old_as_its_date_says() {
+    let dated = format!("Date: {}\r\n", fmt_http_date(now() - Duration::from_secs(100)));
+    let upstream = saying(&dated).await;
+    let gateway = TestConfig::new(upstream.url()).set("cache.query.fresh", "130s").start().await;
+    let age = |answer: &Answer| answer.header("age").parse::<u64>().is_ok_and(|age| (100..130).contains(&age));
+    let miss = gateway.ask(&post(ASK)).await;
+    assert!(miss.detail() == "miss" && age(&miss), "{miss:?}");
+    let hit = gateway.ask(&post(ASK)).await;
+    assert!(hit.detail() == "hit" && age(&hit), "{hit:?}");
+    gateway.ask(&post_to(QUERY, "Cache-Control: max-age=99\r\n", ASK)).await.assert_page(PAGE, "miss");
 }

@@ -24,6 +24,8 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::support::{Plan, Upstream};
+
 const SID: &str = "AC0123456789abcdef0123456789abcdef";
 const API_KEY: &str = "SKplanted0123456789";
 /// The only password that the simulator knows.
@@ -150,7 +152,7 @@ fn conversations() -> Json {
 
 /// A simulator, and a folder with the configuration of a gateway before it.
 struct Setting {
-    _simulator: Process,
+    _simulator: Option<Process>,
     upstream: String,
     home: TempDir,
     http: Http,
@@ -171,6 +173,11 @@ impl Setting {
             let rest = &line[line.find("http://")?..];
             Some(rest.split_whitespace().next()?.to_owned())
         });
+        Self::before(upstream, Some(simulator))
+    }
+
+    /// Of a gateway before an upstream of the test's own.
+    fn before(upstream: String, simulator: Option<Process>) -> Self {
         let home = TempDir::new().unwrap();
         let token: String =
             digest(&SHA256, TEAM_TOKEN.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
@@ -192,7 +199,10 @@ impl Setting {
     }
 
     fn gateway(&self) -> Gateway {
-        let mut command = binary();
+        self.run(binary())
+    }
+
+    fn run(&self, mut command: Command) -> Gateway {
         command.args(["serve", "--config"]).arg(self.home.path().join("gateway.toml"));
         let process = Process::start(&mut command);
         let (data, admin) = process.line(|line| {
@@ -224,6 +234,23 @@ impl Gateway {
 
     async fn query(&self, http: &Http, size: usize) -> Option<Answer> {
         http.try_send(query(&self.data, &Self::team(), size, &conversations())).await
+    }
+
+    async fn page(&self, http: &Http, token: &str) -> Answer {
+        http.get(&format!("{}{QUERY}?pageToken={token}", self.data), Some(&Self::team())).await
+    }
+
+    async fn anew(&self, http: &Http, directive: &'static str) -> Answer {
+        let mut request = query(&self.data, &Self::team(), 3, &conversations());
+        request.headers_mut().insert("cache-control", directive.parse().unwrap());
+        http.try_send(request).await.unwrap()
+    }
+
+    /// A purge is on the disk when it is answered, and so is all that came before it.
+    async fn is_written(&self, http: &Http) {
+        let purge = Request::post(format!("{}/cache/purge", self.admin)).header("content-type", "application/json");
+        let purge = purge.body(Full::from(json!({"key": "0".repeat(16)}).to_string())).unwrap();
+        assert_eq!(http.try_send(purge).await.unwrap().status, 200);
     }
 
     async fn disk(&self, http: &Http) -> Json {
@@ -385,4 +412,101 @@ async fn two_gateways_do_not_share_a_file() {
     assert!(warning.contains("another process has it open"), "{warning}");
     assert_eq!(second.disk(&setting.http).await["enabled"], false);
     assert_eq!((second.process.stop(), first.process.stop()), (Some(0), Some(0)));
+}
+
+/// Every first page names the same token, and all say of which version they are.
+fn set_version(upstream: &Upstream, version: &str, headers: &str) {
+    let (version, headers) = (version.to_owned(), format!("Content-Type: application/json\r\n{headers}"));
+    upstream.set(move |seen| {
+        let further = seen.target().contains("pageToken");
+        let next = if further { "null" } else { "\"b\"" };
+        let (n, headers) = if further { (2, "Content-Type: application/json\r\n") } else { (1, &*headers) };
+        Plan::with(200, headers, &format!("{{\"data\":\"{version} {n}\",\"meta\":{{\"nextToken\":{next}}}}}"))
+    });
+}
+
+fn rows(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{:?}", answer.body);
+    answer.json()["data"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_further_page_that_a_first_page_ended_does_not_come_back_after_a_kill() {
+    let upstream = Upstream::start().await;
+    let setting = Setting::before(upstream.url(), None);
+    let http = &setting.http;
+    set_version(&upstream, "old", "");
+    let first = setting.gateway();
+    assert_eq!(rows(&first.page(http, "b").await), "old 2");
+    first.is_written(http).await;
+    set_version(&upstream, "new", "");
+    assert_eq!(rows(&first.query(http, 3).await.unwrap()), "new 1");
+    first.is_written(http).await;
+    first.process.kill();
+    set_version(&upstream, "newest", "");
+    let second = setting.gateway();
+    assert_eq!(rows(&second.query(http, 3).await.unwrap()), "new 1");
+    assert_eq!(rows(&second.page(http, "b").await), "newest 2");
+    second.process.kill();
+}
+
+#[tokio::test]
+async fn what_an_answer_that_is_not_kept_ended_does_not_come_back_after_a_kill() {
+    // Twilio forbids it, or the client.
+    for (headers, directive) in [("Cache-Control: no-store\r\n", "no-cache"), ("", "no-store")] {
+        let upstream = Upstream::start().await;
+        let setting = Setting::before(upstream.url(), None);
+        let http = &setting.http;
+        set_version(&upstream, "old", "");
+        let first = setting.gateway();
+        assert_eq!(rows(&first.query(http, 3).await.unwrap()), "old 1");
+        assert_eq!(rows(&first.page(http, "b").await), "old 2");
+        first.is_written(http).await;
+        set_version(&upstream, "new", headers);
+        assert_eq!(rows(&first.anew(http, directive).await), "new 1");
+        first.is_written(http).await;
+        first.process.kill();
+        set_version(&upstream, "newest", "");
+        let second = setting.gateway();
+        assert_eq!(rows(&second.page(http, "b").await), "newest 2", "{directive}");
+        assert_eq!(rows(&second.query(http, 3).await.unwrap()), "newest 1", "{directive}");
+        second.process.kill();
+    }
+}
+
+#[tokio::test]
+async fn what_a_page_replaced_that_a_full_disk_could_not_take_does_not_come_back_after_a_kill() {
+    let upstream = Upstream::start().await;
+    let setting = Setting::before(upstream.url(), None);
+    let http = &setting.http;
+    set_version(&upstream, "old", "");
+    // Files that must not grow are as a full disk: writing fails, once the signal is ignored.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_insights-gateway")]);
+    let first = setting.run(command);
+    assert_eq!(rows(&first.query(http, 3).await.unwrap()), "old 1");
+    first.is_written(http).await;
+    let limit = format!("--fsize={}", fs::metadata(setting.file()).unwrap().len());
+    let limited = Command::new("prlimit").args(["--pid", &first.process.child.id().to_string(), &limit]).status();
+    assert!(limited.unwrap().success());
+    set_version(&upstream, &"x".repeat(5 << 20), "");
+    assert_eq!(first.anew(http, "no-cache").await.status, 200);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        // It is removed, or the file with it.
+        let disk = first.disk(http).await;
+        if !setting.file().exists() || (disk["enabled"] == json!(true) && disk["entries"] == json!(0)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{disk}");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let metrics = http.get(&format!("{}/metrics", first.admin), None).await.body;
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    assert!(metrics.contains("insights_gateway_cache_disk_writes_total{result=\"failed\"} 1"), "{metrics}");
+    first.process.kill();
+    set_version(&upstream, "newest", "");
+    let second = setting.gateway();
+    assert_eq!(rows(&second.query(http, 3).await.unwrap()), "newest 1");
+    second.process.kill();
 }

@@ -79,6 +79,8 @@ impl From<io::Error> for DiskError {
 pub(super) enum Change {
     /// A page was kept.
     Keep(Key, StoredResponse),
+    /// Pages were dropped, or could not be kept here.
+    Remove(Vec<Key>),
     /// Pages were dropped on request, and the result sets that begin with these.
     Purge(Purge, HashSet<Key>),
 }
@@ -250,8 +252,12 @@ impl PageFile {
                         if encoded.is_some() && footprint(record.len() as u64) <= capacity {
                             tables.insert(key, &record, record::expiry(stored, &calendar))?;
                             written += 1;
+                        } else {
+                            // What it replaces must not come back in its place.
+                            tables.remove_all(&[*key])?;
                         }
                     }
+                    Change::Remove(keys) => tables.remove_all(keys)?,
                     Change::Purge(which, firsts) => tables.purge(which, firsts)?,
                 }
             }
@@ -329,6 +335,16 @@ impl<'t> Tables<'t> {
         let replaced = self.pages.get(key)?.and_then(|record| fetched(record.value())).is_some_and(|at| at != then);
         if !replaced {
             self.pages.remove(key)?;
+        }
+        Ok(())
+    }
+
+    /// Removes whatever is under `keys`.
+    fn remove_all(&mut self, keys: &[Key]) -> Result<(), Error> {
+        for key in keys {
+            let key = key.as_bytes();
+            let removed = self.pages.remove(key)?.and_then(|record| fetched(record.value()));
+            self.forget(key, removed)?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The disk tier: stored responses that survive a restart.
 //!
 //! Requests are answered from memory; the disk follows it. One thread does all that blocks. It is told of every response
-//! kept and every purge, in the order in which they happened, and commits in batches, so that a kill loses the responses
-//! of the last second and nothing else. A purge is complete when it is on the disk; where it cannot be written, the file
-//! is removed. At the start the same thread loads what is still of use while the gateway already answers. Misses wait
-//! shortly for it, because a response that is about to appear should cost no token.
+//! kept, every one that another ended and every purge, in the order in which they happened, and commits in batches, so
+//! that a kill loses what the last second changed and nothing else. A response that cannot be written removes the older
+//! one under its key. A purge is complete when it is on the disk; where it cannot be written, the file is removed, and
+//! so it is where not even a removal can be. At the start the same thread loads what is still of use while the gateway
+//! already answers. Misses wait shortly for it, because a response that is about to appear should cost no token.
 //!
 //! No fault of the disk stops the gateway: the tier is then off, logs why, and tries again.
 
@@ -23,13 +24,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
-use self::shared::{Message, Order, Shared, lock, page_weight};
-use self::worker::Worker;
+use self::shared::{Message, Order, Shared, WAITING_REMOVALS, lock, page_weight};
+use self::worker::{RemovalsOnly, Worker};
 use super::memory::Memory;
 use super::purge::Purge;
 use super::record::Boot;
 use super::stored::StoredResponse;
-use super::tier::{Lasting, Tier};
+use super::tier::{Kept, Lasting, Tier};
 use crate::core::clock::{Clock, Instant};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
@@ -92,6 +93,8 @@ impl Disk {
             bytes: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             waiting_bytes: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
+            removals_lost: AtomicBool::new(false),
             purges: AtomicU64::new(0),
         });
         let folder = settings.folder.clone();
@@ -111,6 +114,8 @@ impl Disk {
             closing: None,
             purgers: Vec::new(),
             clear: false,
+            unwritten: HashSet::new(),
+            removals_only: RemovalsOnly::No,
             locked: false,
             said: None,
         };
@@ -134,6 +139,20 @@ impl Disk {
     fn lock(&self) -> MutexGuard<'_, Order> {
         lock(&self.order)
     }
+
+    fn send_removal(&self, order: &Order, keys: Vec<Key>) {
+        if keys.is_empty() {
+            return;
+        }
+        if self.shared.removals.load(Ordering::Relaxed) >= WAITING_REMOVALS {
+            self.shared.removals_lost.store(true, Ordering::Relaxed);
+            return;
+        }
+        self.shared.removals.fetch_add(1, Ordering::Relaxed);
+        if !order.send(Message::Remove(keys)) {
+            self.shared.removals.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Tier for Disk {
@@ -149,13 +168,16 @@ impl Tier for Disk {
         }))
     }
 
-    fn put(&self, key: Key, stored: &StoredResponse, keep: &mut dyn FnMut() -> bool) -> bool {
+    fn put(&self, key: Key, stored: &StoredResponse, keep: &mut dyn FnMut() -> Kept) -> bool {
         let bytes = page_weight(stored);
         let order = self.lock();
-        if !keep() {
+        let Kept { kept, gone } = keep();
+        self.send_removal(&order, gone);
+        if !kept {
             return false;
         }
         if !self.shared.has_room(bytes) {
+            self.send_removal(&order, vec![key]);
             drop(order);
             self.shared.count("dropped", 1);
             return true;
@@ -167,6 +189,12 @@ impl Tier for Disk {
             self.shared.count("dropped", 1);
         }
         true
+    }
+
+    fn remove(&self, remove: &mut dyn FnMut() -> Vec<Key>) {
+        let order = self.lock();
+        let gone = remove();
+        self.send_removal(&order, gone);
     }
 
     fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {

@@ -18,6 +18,9 @@ use crate::request::key::Key;
 pub(super) const WAITING: u64 = 4096;
 const WAITING_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Removals that may wait. Beyond these, everything on the disk is removed instead.
+pub(super) const WAITING_REMOVALS: u64 = 65_536;
+
 /// Keeps messages in memory's order: changing memory and telling the thread are one step under this lock. Restoring one
 /// response is one step too, so it never overwrites a newer response or brings back a purged one.
 #[derive(Debug)]
@@ -36,6 +39,10 @@ pub(super) struct Shared {
     /// Records and bytes under way to the thread.
     pub(super) waiting: AtomicU64,
     pub(super) waiting_bytes: AtomicU64,
+    /// Removals under way to the thread.
+    pub(super) removals: AtomicU64,
+    /// There were too many.
+    pub(super) removals_lost: AtomicBool,
     /// Counts the purges, so that a load notices one.
     pub(super) purges: AtomicU64,
 }
@@ -43,6 +50,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) enum Message {
     Keep(Key, StoredResponse),
+    Remove(Vec<Key>),
     /// Drop responses, and the result sets that begin with these keys. Tell when they are gone for good, or why not.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
     /// Write everything, close the file, tell.
@@ -52,7 +60,7 @@ pub(super) enum Message {
 pub(super) fn weight(change: &Change) -> u64 {
     match change {
         Change::Keep(_, stored) => page_weight(stored),
-        Change::Purge(..) => 0,
+        Change::Remove(_) | Change::Purge(..) => 0,
     }
 }
 

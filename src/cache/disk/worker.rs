@@ -16,7 +16,8 @@ use super::shared::{Message, Order, Shared, lock, weight};
 use crate::cache::memory::Memory;
 use crate::cache::purge::Purge;
 use crate::cache::record::{Boot, Calendar};
-use crate::core::clock::Clock;
+use crate::core::clock::{Clock, Instant};
+use crate::request::key::Key;
 
 /// A batch ends at so many changes or bytes.
 const BATCH: usize = 256;
@@ -30,6 +31,9 @@ const CLEAN_EVERY: Duration = Duration::from_secs(300);
 
 /// How long after a failure the file is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
+
+/// Pages that could not be removed and are remembered. Beyond these, all are removed.
+const MOST_UNWRITTEN: usize = 65_536;
 
 /// Damaged files that one process replaces.
 const MOST_REPLACED: u32 = 3;
@@ -58,10 +62,21 @@ pub(super) struct Worker {
     /// A purge was asked for that could neither be written nor made good by removing the file: everything in it goes when
     /// it can be opened again.
     pub(super) clear: bool,
+    /// Pages whose change could not be written: whatever the file has of them is removed when it can be opened again.
+    pub(super) unwritten: HashSet<Key>,
+    pub(super) removals_only: RemovalsOnly,
     /// The file is another process's at present.
     pub(super) locked: bool,
     /// The last warning, which is not repeated at every try.
     pub(super) said: Option<String>,
+}
+
+/// Are pages only removed, since writing them has failed. A removal often can be written where a page cannot, as on a full
+/// disk, and it cannot wait for better times: a kill meanwhile would bring the page back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RemovalsOnly {
+    No,
+    Until(Instant),
 }
 
 /// Whether there is more to come.
@@ -76,7 +91,8 @@ impl Worker {
         // A damaged file is replaced. If the new one is damaged too, the disk is at fault, and another file will not help.
         let mut replaced = 0;
         loop {
-            let ended = self.work();
+            let mut opened = false;
+            let ended = self.work(&mut opened);
             self.locked = matches!(ended, Err(DiskError::Locked));
             let erased = self.abandon_batch();
             self.shared.show(false, Size::default());
@@ -84,11 +100,26 @@ impl Worker {
                 Ok(()) => Flow::Ended,
                 Err(DiskError::Damaged(why)) if replaced < MOST_REPLACED => {
                     replaced += 1;
-                    if (erased || self.move_aside(&why)) && replaced == 1 { Flow::Going } else { self.pause() }
+                    let is_gone = erased || self.move_aside(&why);
+                    if is_gone {
+                        self.unwritten.clear();
+                    }
+                    if is_gone && replaced == 1 { Flow::Going } else { self.pause() }
                 }
                 Err(error) => {
                     self.warn(&error);
-                    self.pause()
+                    match self.removals_only {
+                        RemovalsOnly::No if opened && !self.unwritten.is_empty() => {
+                            self.removals_only = RemovalsOnly::Until(self.clock.now() + RETRY_EVERY);
+                            Flow::Going
+                        }
+                        RemovalsOnly::Until(_) if opened && !self.unwritten.is_empty() => {
+                            let erased = self.erase("replaced pages could not be removed from the disk cache");
+                            self.clear |= erased.is_err();
+                            self.pause()
+                        }
+                        _ => self.pause(),
+                    }
                 }
             };
             if flow == Flow::Ended {
@@ -105,9 +136,10 @@ impl Worker {
     ///
     /// redb answers most damage with an error, but its own documentation names panics as well, and a panic must
     /// cost the file and not the tier.
-    fn work(&mut self) -> Result<(), DiskError> {
+    fn work(&mut self, opened: &mut bool) -> Result<(), DiskError> {
         let (folder, capacity) = (self.folder.clone(), self.capacity);
         let mut file = guarded(|| PageFile::open(&folder, capacity, self.clock, self.boot))?;
+        *opened = true;
         let worked = guarded(|| self.work_with(&mut file));
         // Dropped here and not by the panic, since a second panic while the first unwinds would be the end.
         let closed = guarded(|| {
@@ -117,13 +149,16 @@ impl Worker {
         worked.and(closed)
     }
 
-    fn work_with(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
+    pub(super) fn work_with(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
         if self.clear {
             file.apply(&[Change::Purge(Purge::All, HashSet::new())])?;
             self.clear = false;
+        } else if !self.unwritten.is_empty() {
+            file.apply(&[Change::Remove(self.unwritten.iter().copied().collect())])?;
         }
-        if self.said.take().is_some() {
-            tracing::info!(folder = %self.folder.display(), "the disk cache works again");
+        self.unwritten.clear();
+        if self.removals_only == RemovalsOnly::No {
+            self.works_again();
         }
         self.shared.show(true, file.size());
         if !self.restored {
@@ -218,6 +253,11 @@ impl Worker {
                 self.batch.push(Change::Keep(key, stored));
                 Flow::Going
             }
+            Message::Remove(keys) => {
+                self.shared.removals.fetch_sub(1, Ordering::Relaxed);
+                self.batch.push(Change::Remove(keys));
+                Flow::Going
+            }
             Message::Purge(which, firsts, purger) => {
                 self.batch.push(Change::Purge(which, firsts));
                 self.purgers.push(purger);
@@ -238,9 +278,16 @@ impl Worker {
             || matches!(self.batch.last(), Some(Change::Purge(..)))
     }
 
-    fn write(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
+    pub(super) fn write(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
+        if self.shared.removals_lost.swap(false, Ordering::Relaxed) {
+            self.batch.push(Change::Purge(Purge::All, HashSet::new()));
+        }
         if self.batch.is_empty() {
             return Ok(());
+        }
+        match self.removals_only {
+            RemovalsOnly::Until(then) if self.clock.now() < then => self.write_no_pages(),
+            _ => self.removals_only = RemovalsOnly::No,
         }
         let written = file.apply(&self.batch)?;
         self.tell_purgers(&Ok(()));
@@ -249,7 +296,24 @@ impl Worker {
         // Larger than the whole disk may be.
         self.shared.count("dropped", pages.saturating_sub(written));
         self.shared.show(true, file.size());
+        if written > 0 {
+            self.works_again();
+        }
         Ok(())
+    }
+
+    /// Makes removals of the pages in the batch.
+    fn write_no_pages(&mut self) {
+        let mut pages = 0;
+        for change in &mut self.batch {
+            if let Change::Keep(key, _) = change {
+                let removal = Change::Remove(vec![*key]);
+                self.shared.arrived(weight(change));
+                *change = removal;
+                pages += 1;
+            }
+        }
+        self.shared.count("failed", pages);
     }
 
     /// Empties the batch; says how many pages were in it.
@@ -264,26 +328,47 @@ impl Worker {
         pages
     }
 
-    /// Drops what cannot be written. A purge cannot be dropped: the file is removed instead. Says whether it was.
-    fn abandon_batch(&mut self) -> bool {
-        let mut gone = false;
-        if self.batch.iter().any(|change| matches!(change, Change::Purge(..))) {
-            let erased = match self.locked {
-                true => Err("another process has the file open, and its pages are that process's".to_owned()),
-                false => file::erase(&self.folder).map_err(|error| error.to_string()),
-            };
-            match &erased {
-                Ok(()) => tracing::warn!(
-                    folder = %self.folder.display(),
-                    "a purge could not be written to the disk cache, so its file is removed"
-                ),
-                Err(error) => tracing::error!(
-                    folder = %self.folder.display(),
-                    %error,
-                    "a purge can neither be written to the disk cache nor its file be removed: remove it by hand, lest \
-                     purged pages come back at the next start"
-                ),
+    /// Remembers which pages the batch would have replaced or removed.
+    fn remember_batch(&mut self) {
+        for change in &self.batch {
+            match change {
+                Change::Keep(key, _) => self.unwritten.extend([*key]),
+                Change::Remove(keys) => self.unwritten.extend(keys),
+                Change::Purge(..) => {}
             }
+        }
+        if self.unwritten.len() > MOST_UNWRITTEN {
+            self.unwritten.clear();
+            self.clear = true;
+        }
+    }
+
+    /// Removes the file, since something in it must not be read again; says whether that worked.
+    fn erase(&mut self, why: &str) -> Result<(), String> {
+        let erased = match self.locked {
+            true => Err("another process has the file open, and its pages are that process's".to_owned()),
+            false => file::erase(&self.folder).map_err(|error| error.to_string()),
+        };
+        match &erased {
+            Ok(()) => {
+                self.unwritten.clear();
+                tracing::warn!(folder = %self.folder.display(), "{why}, so its file is removed");
+            }
+            Err(error) => tracing::error!(
+                folder = %self.folder.display(),
+                %error,
+                "{why}, nor its file be removed: remove it by hand, lest those pages come back at the next start"
+            ),
+        }
+        erased
+    }
+
+    /// Drops what cannot be written. A purge cannot be dropped: the file is removed instead. Says whether it was.
+    pub(super) fn abandon_batch(&mut self) -> bool {
+        let mut gone = false;
+        self.remember_batch();
+        if self.batch.iter().any(|change| matches!(change, Change::Purge(..))) {
+            let erased = self.erase("a purge could not be written to the disk cache");
             gone = erased.is_ok();
             self.clear |= !gone;
             self.tell_purgers(&erased);
@@ -315,6 +400,12 @@ impl Worker {
             if flow == Flow::Ended {
                 return Flow::Ended;
             }
+        }
+    }
+
+    fn works_again(&mut self) {
+        if self.said.take().is_some() {
+            tracing::info!(folder = %self.folder.display(), "the disk cache works again");
         }
     }
 

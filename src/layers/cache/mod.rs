@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use memchr::memmem;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
 use crate::cache::response::{Content, Source};
 use crate::cache::sets::{Membership, ResultSet};
 use crate::cache::stored::StoredResponse;
-use crate::cache::{CacheResponse, Store};
+use crate::cache::{CacheResponse, Store, Unkept};
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
@@ -126,7 +126,8 @@ where
     fn call(&mut self, query: ClientQuery) -> Self::Future {
         if query.directives.cache.no_store && !query.directives.cache.only_if_cached {
             let span = query.context.span();
-            return Either::Right(Box::pin(bypass(S::clone(&self.inner), query, self.layer.clock).instrument(span)));
+            let bypass = bypass(S::clone(&self.inner), query, Arc::clone(&self.layer));
+            return Either::Right(Box::pin(bypass.instrument(span)));
         }
         let entry = self.layer.store.page(query.key());
         if entry.is_none()
@@ -162,7 +163,7 @@ where
             (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(entry, None, now)))),
             (Decision::ServeAndRefresh, Some(entry)) => {
                 if entry.stored.is_refreshable() {
-                    self.refresh(query);
+                    self.refresh(query, entry.asked);
                 }
                 Either::Left(ready(Ok(serve(entry, None, now))))
             }
@@ -174,10 +175,10 @@ where
         }
     }
 
-    /// Starts one refresh behind a response.
-    fn refresh(&self, query: ClientQuery) {
+    /// Starts one refresh behind a response that was asked for at `of`.
+    fn refresh(&self, query: ClientQuery, of: Instant) {
         let (key, begun) = (*query.key(), self.layer.clock.now());
-        if !self.layer.refreshes.allows(&key, begun) {
+        if !self.layer.refreshes.allows(&key, of, begun) {
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
@@ -189,8 +190,11 @@ where
         let (flight, layer) = (self.flight(call, place(&query), set, lease, delay), Arc::clone(&self.layer));
         tokio::spawn(async move {
             flight.await;
-            if let Some(entry) = layer.store.page(&key) {
-                layer.refreshes.ended(&key, entry.finished > begun, entry.stored.lifetimes.fresh, layer.clock.now());
+            match layer.store.page(&key) {
+                Some(entry) if entry.finished <= begun => {
+                    layer.refreshes.failed(&key, entry.asked, entry.stored.lifetimes.fresh, layer.clock.now());
+                }
+                _ => layer.refreshes.succeeded(&key),
             }
         });
     }
@@ -233,7 +237,7 @@ where
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
                 // The flight may wait for longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), entry);
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), query.key());
             }
             match wait(&mut joined, query.deadline).await {
                 // Another try would end the same way.
@@ -253,7 +257,7 @@ where
                         GatewayError::too_late(estimated_start.saturating_duration_since(now))
                     };
                     let error = joined.estimated_start().map_or_else(unanswered, still_waits);
-                    return self.or_stale(Err(error), entry);
+                    return self.or_stale(Err(error), query.key());
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
@@ -273,14 +277,14 @@ where
                         outcome,
                         age: finished.age,
                     });
-                    return self.or_stale(response, entry);
+                    return self.or_stale(response, query.key());
                 }
             }
         }
     }
 
     /// The response, or in place of an error a stale response within its window.
-    fn or_stale(&self, answered: Answered, entry: Option<Arc<Entry>>) -> Answered {
+    fn or_stale(&self, answered: Answered, key: &Key) -> Answered {
         let failed = match &answered {
             Ok(response) => {
                 let status = response.representation().status;
@@ -301,12 +305,11 @@ where
         let usable = |entry: &Arc<Entry>| {
             entry.stored.representation.status.is_success()
                 && entry.stored.age(now) <= entry.stored.lifetimes.servable_on_error()
-                // Its first page may have been replaced while this one was asked for.
-                && self.layer.store.is_current(entry)
         };
-        match entry.filter(usable) {
-            Some(entry) if failed => Ok(serve(entry, Some(Outcome::StaleError), now)),
-            _ => answered,
+        // What was there when the call began may have been purged or replaced since.
+        match failed.then(|| self.layer.store.page(key)).flatten().filter(usable) {
+            Some(entry) => Ok(serve(entry, Some(Outcome::StaleError), now)),
+            None => answered,
         }
     }
 
@@ -390,7 +393,7 @@ impl CacheLayer {
     ) -> FlightResult {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
         let date = cache_control::date(&answer.headers);
-        let age = cache_control::age(&answer.headers).map(|age| age + now.saturating_duration_since(asked.at));
+        let age = self.initial_age(&answer.headers, asked.at);
         let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
@@ -430,13 +433,21 @@ impl CacheLayer {
         };
         let next = next_token.map(named);
         let narrowed = lifetimes.and_then(|lifetimes| storage.narrow(lifetimes));
+        let made = moment.before(storage.age);
         let Some(lifetimes) = narrowed.filter(|lifetimes| !lifetimes.usable().is_zero()) else {
-            if let (CacheClass::Query, true, Some(next)) = (class, page.status.is_success(), next) {
-                self.store.supersede(&call.key, next);
+            if class != CacheClass::None && page.status.is_success() {
+                let unkept = Unkept {
+                    account: Arc::clone(&call.team.account.name),
+                    asked: asked.at,
+                    made,
+                    begins: self.unkept_set(call, made),
+                    next,
+                    is_shared: true,
+                };
+                self.store.supersede(call.key, &unkept);
             }
             return finished(false);
         };
-        let made = moment.before(storage.age);
         let result_set = match class {
             CacheClass::Query if page.status.is_success() => Some(ResultSet::begin(call.key, made, lifetimes)),
             _ => set.result_set(),
@@ -447,6 +458,7 @@ impl CacheLayer {
             operation: call.operation,
             made,
             lifetimes,
+            place: asked.place,
             result_set,
             next,
             settled,
@@ -463,11 +475,33 @@ impl CacheLayer {
         finished(self.store.insert(call.key, entry, lease, yields))
     }
 
-    /// The wall time by which a query is judged settled: the earlier of the clock's and a second source's. That is the
-    /// response's own `Date`, or else what the clock predicted at the start. A clock that was set wrong proves nothing.
+    /// The set of a first page that is not kept. Its further pages may be, for as long as those of which nobody knows the
+    /// first.
+    fn unkept_set(&self, call: &UpstreamCall, made: Moment) -> Option<ResultSet> {
+        let is_first = call.operation.endpoint().cache == CacheClass::Query;
+        is_first.then(|| ResultSet::begin(call.key, made, Lifetimes::fresh_only(self.policy.query.fresh)))
+    }
+
+    /// How old an answer is when it comes, where it says so (RFC 9111 section 4.2.3): by its `Age` and the time that it took,
+    /// or by its own date if that is more. The date counts only by a wall clock that nobody has set since the start, and
+    /// only if it is earlier than a date in whole seconds is anyhow, and than the time that the answer took.
+    fn initial_age(&self, headers: &HeaderMap, asked: Instant) -> Option<Duration> {
+        const WHOLE_SECONDS: Duration = Duration::from_secs(1);
+        let delay = self.clock.now().saturating_duration_since(asked);
+        let corrected = cache_control::age(headers).map(|age| age + delay);
+        let wall = self.clock.wall_now();
+        let apparent = cache_control::date(headers)
+            .filter(|_| agree(wall, self.clock.predicted_wall()))
+            .and_then(|date| wall.duration_since(date).ok())
+            .filter(|apparent| *apparent > delay + WHOLE_SECONDS);
+        corrected.max(apparent)
+    }
+
+    /// The wall time by which a query is judged settled: the earliest of what the clock says, what it predicted at the start,
+    /// and the response's own `Date`. A clock that was set wrong, then or since, proves nothing.
     fn trusted_wall(&self, date: Option<SystemTime>) -> SystemTime {
-        let witness = date.unwrap_or_else(|| self.clock.predicted_wall());
-        self.clock.wall_now().min(witness)
+        let now = self.clock.wall_now().min(self.clock.predicted_wall());
+        date.map_or(now, |date| date.min(now))
     }
 
     /// Has the data of a query stopped changing. This can be told before the response comes: what is settled stays so.
@@ -543,23 +577,34 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     }
 }
 
-/// Goes upstream for one client alone, and stores nothing.
-async fn bypass<S>(inner: S, query: ClientQuery, clock: Clock) -> Answered
+/// Goes upstream for one client alone, and stores nothing. Stored responses go where this one contradicts them.
+async fn bypass<S>(inner: S, query: ClientQuery, layer: Arc<CacheLayer>) -> Answered
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError>,
 {
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
-    let asked = clock.now();
-    let mut answer = inner.oneshot(query.upstream_call(waiters, query.deadline, Arc::clone(&query.context))).await?;
-    let age = cache_control::age(&answer.headers).map(|age| rounded_up(age + (clock.now() - asked)));
-    cache_control::normalise(&mut answer.headers, clock.wall_now());
+    let asked = layer.clock.now();
+    let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
+    let mut answer = inner.oneshot(call.clone()).await?;
+    let age = layer.initial_age(&answer.headers, asked);
+    let made = layer.clock.moment().before(age.unwrap_or_default());
+    if answer.status.is_success()
+        && let Some(begins) = layer.unkept_set(&call, made)
+        && let Some(token) = answer.next_token.take()
+    {
+        let next = Some(Key::of_page(&call.team.account, &Parameters::of_page(&token)));
+        let account = Arc::clone(&call.team.account.name);
+        let unkept = Unkept { account, asked, made, begins: Some(begins), next, is_shared: false };
+        layer.store.supersede(call.key, &unkept);
+    }
+    cache_control::normalise(&mut answer.headers, layer.clock.wall_now());
     Ok(CacheResponse {
         content: Content::Forwarded(Arc::new(Representation::new(answer)), key),
         source: Source::Forwarded { why: Forward::Bypass, stored: false, collapsed: false },
         outcome: Outcome::Bypass,
-        age,
+        age: age.map(rounded_up),
     })
 }
 

@@ -26,31 +26,37 @@ pub(super) struct RefreshBackoff(Arc<Mutex<HashMap<Key, Failures>>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Failures {
+    /// When the page that they left was asked for. Of any other page under the key they say nothing.
+    of: Instant,
     in_a_row: u32,
     /// No refresh before this.
     until: Instant,
 }
 
 impl RefreshBackoff {
-    /// May a refresh of this page begin.
-    pub(super) fn allows(&self, key: &Key, now: Instant) -> bool {
-        self.lock().get(key).is_none_or(|failures| failures.until <= now)
+    /// May a refresh begin of the page that was asked for at `of`.
+    pub(super) fn allows(&self, key: &Key, of: Instant, now: Instant) -> bool {
+        self.lock().get(key).is_none_or(|failures| failures.of != of || failures.until <= now)
     }
 
-    /// A refresh of a page that is fresh for so long has ended: with a new page, or without.
-    pub(super) fn ended(&self, key: &Key, refreshed: bool, fresh: Duration, now: Instant) {
+    /// A refresh has brought a new page.
+    pub(super) fn succeeded(&self, key: &Key) {
+        self.lock().remove(key);
+    }
+
+    /// A refresh has left the page that was asked for at `of` and is fresh for so long.
+    pub(super) fn failed(&self, key: &Key, of: Instant, fresh: Duration, now: Instant) {
         let mut all = self.lock();
-        if refreshed {
-            all.remove(key);
-            return;
-        }
         if all.len() >= MOST && !all.contains_key(key) {
             all.retain(|_, failures| failures.until > now);
             if all.len() >= MOST {
                 return;
             }
         }
-        let failures = all.entry(*key).or_insert(Failures { in_a_row: 0, until: now });
+        let failures = all.entry(*key).or_insert(Failures { of, in_a_row: 0, until: now });
+        if failures.of != of {
+            *failures = Failures { of, in_a_row: 0, until: now };
+        }
         // A failure long ago says nothing about the next refresh.
         failures.in_a_row = if now > failures.until + LONGEST { 1 } else { failures.in_a_row.saturating_add(1) };
         let backoff = Backoff { base: SHORTEST, max: fresh.saturating_mul(10).clamp(SHORTEST, LONGEST) };
@@ -83,22 +89,22 @@ mod tests {
         // Asked for ten times a second, for five minutes.
         for n in 0..3000u32 {
             let now = start + n * S / 10;
-            if refreshes.allows(&key(0), now) {
-                refreshes.ended(&key(0), false, 60 * S, now);
+            if refreshes.allows(&key(0), start, now) {
+                refreshes.failed(&key(0), start, 60 * S, now);
                 begun.push(n / 10);
             }
         }
         assert!((8..=17).contains(&begun.len()), "{begun:?}");
         assert!(begun.windows(2).all(|pair| pair[1] - pair[0] <= 61), "{begun:?}");
-        assert!(refreshes.allows(&key(1), start), "others are not held back");
+        assert!(refreshes.allows(&key(1), start, start), "others are not held back");
     }
 
     #[test]
     fn a_page_that_is_fresh_for_a_moment_is_held_back_for_a_moment() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for n in 0..20u32 {
-            assert!(refreshes.allows(&key(0), start + n * S), "{n}");
-            refreshes.ended(&key(0), false, S / 10, start + n * S);
+            assert!(refreshes.allows(&key(0), start, start + n * S), "{n}");
+            refreshes.failed(&key(0), start, S / 10, start + n * S);
         }
     }
 
@@ -106,24 +112,36 @@ mod tests {
     fn a_success_forgets_the_failures() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for _ in 0..5 {
-            refreshes.ended(&key(0), false, 60 * S, start);
+            refreshes.failed(&key(0), start, 60 * S, start);
         }
-        assert!(!refreshes.allows(&key(0), start + 7 * S));
-        refreshes.ended(&key(0), true, 60 * S, start);
-        assert!(refreshes.allows(&key(0), start));
+        assert!(!refreshes.allows(&key(0), start, start + 7 * S));
+        refreshes.succeeded(&key(0));
+        assert!(refreshes.allows(&key(0), start, start));
         assert!(refreshes.lock().is_empty());
-        refreshes.ended(&key(0), false, 60 * S, start);
-        assert!(refreshes.allows(&key(0), start + S), "it begins with the shortest pause again");
+        refreshes.failed(&key(0), start, 60 * S, start);
+        assert!(refreshes.allows(&key(0), start, start + S), "it begins with the shortest pause again");
+    }
+
+    #[test]
+    fn failures_say_nothing_of_another_page() {
+        let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
+        for _ in 0..5 {
+            refreshes.failed(&key(0), start, 60 * S, start);
+        }
+        let newer = start + S;
+        assert!(!refreshes.allows(&key(0), start, newer) && refreshes.allows(&key(0), newer, newer));
+        refreshes.failed(&key(0), newer, 60 * S, newer);
+        assert!(refreshes.allows(&key(0), newer, newer + S), "it begins with the shortest pause again");
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_makes_room_for_what_counts() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for n in 0..MOST as u32 + 100 {
-            refreshes.ended(&key(n), false, 60 * S, start);
+            refreshes.failed(&key(n), start, 60 * S, start);
         }
         assert_eq!(refreshes.lock().len(), MOST);
-        refreshes.ended(&key(u32::MAX), false, 60 * S, start + 2 * S);
+        refreshes.failed(&key(u32::MAX), start, 60 * S, start + 2 * S);
         assert_eq!(refreshes.lock().len(), 1);
     }
 }
