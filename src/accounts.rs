@@ -13,7 +13,7 @@ pub struct Account {
     pub name: Arc<str>,
     /// `AC…`: whose data it is, and so a part of every key.
     pub sid: String,
-    /// The upstream that the data comes from, as [`host::origin`](super::host::origin) writes it. A part of every key
+    /// The upstream that the data comes from, as [`host::origin`](crate::semantics::host::origin) writes it. A part of every key
     /// too: another upstream's data is other data.
     pub origin: String,
 }

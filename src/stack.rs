@@ -1,8 +1,9 @@
-//! THE journey of a request, in one screen.
+//! The path of a request through the layers, on one screen.
 //!
-//! Outside it is HTTP; between [`interpret`] and Twilio it is a
+//! Above the decode layer a request is HTTP. Between decode and the cache it is a
 //! [`ClientQuery`](crate::request::query::ClientQuery), and below the cache an
-//! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`journey`] from the top: that is the order in which a request passes.
+//! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`build`] from the top: that is the order in which a
+//! request passes the layers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,7 +41,7 @@ use crate::trust::TrustError;
 use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
-/// The journey as a type: each layer around the next.
+/// The layers as a type: each around the next.
 pub type Stack =
     Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>>;
 
@@ -118,7 +119,7 @@ impl SharedState {
     }
 }
 
-/// Builds the journey that `config` describes, around what lasts.
+/// Builds the layers that `config` describes, around the shared state.
 ///
 /// # Errors
 ///

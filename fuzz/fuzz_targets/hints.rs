@@ -6,13 +6,13 @@
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use insights_gateway::semantics::cache_control::{Storage, normalise};
+use insights_gateway::core::request_id;
 use insights_gateway::request::call::UpstreamResponse;
 use insights_gateway::request::response::Representation;
+use insights_gateway::semantics::cache_control::{Storage, normalise};
 use insights_gateway::semantics::freshness::{Decision, Lifetimes, decide};
-use insights_gateway::semantics::upstream_headers::{RateLimitHeaders, pause};
-use insights_gateway::core::request_id;
 use insights_gateway::semantics::request_directives::{RequestDirectives, has_tag};
+use insights_gateway::semantics::upstream_headers::{RateLimitHeaders, pause};
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 

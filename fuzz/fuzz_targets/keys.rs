@@ -3,9 +3,9 @@
 
 #![no_main]
 
+use insights_gateway::accounts::Account;
 use insights_gateway::request::key::Key;
 use insights_gateway::twilio::endpoint::Operation;
-use insights_gateway::accounts::Account;
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 

@@ -134,7 +134,8 @@ fn check_query(query: &str, rng: &mut fastrand::Rng) {
             assert!(pairs.len() <= names.len());
             for (name, value) in &pairs {
                 assert!(names.iter().any(|known| known.as_bytes() == name));
-                let is_size = || value.as_ref().is_some_and(|value| !value.is_empty() && value.iter().all(u8::is_ascii_digit));
+                let is_size =
+                    || value.as_ref().is_some_and(|value| !value.is_empty() && value.iter().all(u8::is_ascii_digit));
                 assert!(name != b"pageSize" || is_size());
             }
         }

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use insights_gateway::twilio::catalog::Catalog;
 use insights_gateway::core::json;
+use insights_gateway::twilio::catalog::Catalog;
 use insights_gateway::twilio::policy::{Policy, Required};
 use insights_gateway::twilio::query::{self, Comparison, Query};
 use insights_gateway_fuzz::canonical;
@@ -48,7 +48,8 @@ const MEMBERS: [(&str, bool); 7] = [
 ];
 
 static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
-    let member = |(name, is_time): &(&str, bool)| json!({"name": name, "type": if *is_time { "time" } else { "string" }});
+    let member =
+        |(name, is_time): &(&str, bool)| json!({"name": name, "type": if *is_time { "time" } else { "string" }});
     let all: Vec<_> = MEMBERS.iter().map(member).collect();
     let metadata = json!({"cubes": [{"name": "All", "measures": all, "dimensions": all}]}).to_string();
     Catalog::read(&json::parse(metadata.as_bytes()).expect("JSON")).expect("metadata")

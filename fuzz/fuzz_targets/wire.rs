@@ -9,8 +9,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use insights_gateway::config::{self, Config, Sources};
-use insights_gateway::gateway::Gateway;
 use insights_gateway::core::error::Reason;
+use insights_gateway::gateway::Gateway;
 use insights_gateway_fuzz::choices;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;

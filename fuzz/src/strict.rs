@@ -17,7 +17,10 @@ pub fn read(text: &[u8]) -> Option<Value<'_>> {
             Some(ours)
         }
         (Err(error), Ok(_)) => {
-            assert!(matches!(error.fault, Fault::RepeatedName | Fault::TooDeep | Fault::TooManyValues), "only theirs takes it: {error}");
+            assert!(
+                matches!(error.fault, Fault::RepeatedName | Fault::TooDeep | Fault::TooManyValues),
+                "only theirs takes it: {error}"
+            );
             None
         }
         (Err(error), Err(_)) => {

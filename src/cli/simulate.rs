@@ -33,7 +33,7 @@ pub struct SimulateArgs {
     /// Time that a query job takes while few run, such as 10s
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub jobs_take: Duration,
-    /// What links in answers begin with, such as https://insights.twilio.com; default: the address that was asked
+    /// What links in answers begin with, such as <https://insights.twilio.com>; default: the address that was asked
     #[arg(long, value_name = "URL", value_parser = public_url)]
     pub public_url: Option<String>,
     /// Seed of the generated data; the same seed gives the same conversations

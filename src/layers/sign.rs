@@ -137,7 +137,7 @@ impl Rejections {
     }
 }
 
-/// Makes [`Credential`] services.
+/// Makes [`Sign`] services.
 #[derive(Clone)]
 pub struct SignLayer {
     credentials: Arc<Credentials>,

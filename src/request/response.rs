@@ -49,7 +49,7 @@ impl Representation {
     ];
 
     /// An answer as clients see it. Its `Cache-Control` is one line:
-    /// [`normalise`](super::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
+    /// [`normalise`](crate::semantics::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
     /// errors keep them, since clients act on them.
     pub fn new(answer: UpstreamResponse) -> Self {
         let UpstreamResponse { status, headers, body, .. } = answer;

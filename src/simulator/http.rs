@@ -1,7 +1,7 @@
 //! From HTTP to answers: what arrives, what a script has in store, and the bytes sent back.
 //!
 //! The order is: the body is read, the request is noted, a scripted rule is taken, the configured latency
-//! passes, and only then does the [`api`](super::api) look at the request. So a script reaches every API request,
+//! passes, and only then does the [`api`] look at the request. So a script reaches every API request,
 //! whatever it asks. `/_simulator/…` knows neither credentials nor scripts nor rates.
 
 use std::io;
