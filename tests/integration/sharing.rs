@@ -392,6 +392,9 @@ async fn a_client_that_has_the_page_gets_304_and_no_body() {
             assert!(answer.find("content-length").is_none_or(|length| length == PAGE.len().to_string()), "{answer:?}");
             assert!(answer.find("x-request-id").is_some());
         }
+        // Also where it keeps what it has to itself.
+        let answer = client.ask(&request(&format!("Cache-Control: no-store\r\nIf-None-Match: {tag}\r\n"))).await;
+        assert_eq!((answer.status, answer.detail(), answer.header("etag")), (304, "bypass", tag.as_str()));
         // The connection is still in step, so no body followed.
         let answer = client.ask(&request("If-None-Match: \"other\"\r\n")).await;
         assert_eq!((answer.status, answer.detail()), (200, "hit"));

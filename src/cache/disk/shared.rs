@@ -50,6 +50,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) enum Message {
     Keep(Key, StoredResponse),
+    /// Drop responses that others ended.
     Remove(Vec<Key>),
     /// Drop responses, and the result sets that begin with these keys. Tell when they are gone for good, or why not.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
