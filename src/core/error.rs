@@ -295,6 +295,11 @@ impl GatewayError {
         self.allow.as_deref()
     }
 
+    /// What caused it, if that is known.
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.cause.as_deref()
+    }
+
     /// When to come back, if that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after

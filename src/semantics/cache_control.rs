@@ -153,7 +153,14 @@ pub fn normalise(headers: &mut HeaderMap, now: SystemTime) {
     let text = String::from_utf8_lossy(&line).into_owned();
     let limits = |member| ["max-age", "s-maxage"].iter().any(|name| directive(member).0.eq_ignore_ascii_case(name));
     if let Some(expires) = expires_in(headers, now).filter(|_| !members(&text, b",").any(limits)) {
-        append(&mut line, format!("max-age={}", expires.as_secs()).as_bytes());
+        let (limit, mut whole) = (format!("max-age={}", expires.as_secs()), line.clone());
+        append(&mut whole, limit.as_bytes());
+        if !members(&String::from_utf8_lossy(&whole), b",").any(limits) {
+            // It would stand within a quote that is never closed.
+            whole = limit.into_bytes();
+            append(&mut whole, &line);
+        }
+        line = whole;
     }
     headers.remove(header::EXPIRES);
     // All parts were header values, and so is their list.
@@ -359,6 +366,15 @@ mod tests {
         assert_eq!(passed(&[DATE, EXPIRES, ("cache-control", "Max-Age=9")]).unwrap(), "Max-Age=9");
         assert!(has(&HeaderValue::from_static("a, No-Transform"), "no-transform"));
         assert!(!has(&HeaderValue::from_static("x=\"no-transform\""), "no-transform"));
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_hides_no_expiry() {
+        let pairs = [(header::CACHE_CONTROL, "\\\""), (header::EXPIRES, "")];
+        let pairs = pairs.map(|(name, value)| (name, HeaderValue::from_static(value)));
+        let mut headers: HeaderMap = pairs.into_iter().collect();
+        normalise(&mut headers, now());
+        assert_eq!(Storage::read(&headers, now()).narrow(HOUR).map(|narrowed| narrowed.fresh), Some(Duration::ZERO));
     }
 
     proptest::proptest! {

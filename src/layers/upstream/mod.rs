@@ -300,7 +300,7 @@ impl Upstream {
 
 /// Did the connection end, or cease to speak HTTP, in the middle of an answer.
 fn is_cut(error: &GatewayError) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.is::<hyper::Error>())
+    error.cause().is_some_and(|cause| cause.is::<hyper::Error>())
 }
 
 /// Is a successful answer to a request for metadata nothing that members can be read from. As long as it was kept, nothing
