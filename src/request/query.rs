@@ -25,8 +25,8 @@ pub struct CanonicalQuery {
     pub body: Bytes,
     /// The name of the response in the cache.
     pub key: Key,
-    /// Of a page that is asked for with more than its token: the key of its token alone, under which its result set
-    /// expects it.
+    /// Of a page that is asked for with more than its token, or by a query that names one: the key of its token alone,
+    /// under which its result set expects it.
     pub expected_as: Option<Key>,
 }
 

@@ -90,10 +90,14 @@ impl Parameters {
         self.page_token.is_some()
     }
 
+    /// Those of a request for the page that they name by nothing but its token; `None` where they name none.
+    pub fn page_token_alone(&self) -> Option<Self> {
+        self.page_token.clone().map(Self::of_encoded_token)
+    }
+
     /// Those of a request for the same page by nothing but its token; `None` where these are so, or name no page.
     pub fn without_all_but_page_token(&self) -> Option<Self> {
-        let alone = Self::of_encoded_token(self.page_token.clone()?);
-        (alone != *self).then_some(alone)
+        self.page_token_alone().filter(|alone| *alone != *self)
     }
 
     /// Are there no others than these `names`, each once at most, and a page size that is one.

@@ -142,3 +142,27 @@ async fn a_further_page_belongs_to_its_set_though_others_have_filled_the_cache()
     assert_eq!(Client::connect(gateway.admin).await.ask(purge.as_bytes()).await.json()["purged"], 1);
     assert_eq!(gateway.ask(&further("b")).await.detail(), "miss");
 }
+
+#[tokio::test]
+async fn a_query_that_names_a_page_token_belongs_to_the_set_of_that_token() {
+    // Every first page names the same next page, as it is at that time.
+    let upstream = Upstream::script(|seen| {
+        let is_further = seen.target().contains("pageToken") || seen.text().contains("pageToken");
+        let next = if is_further { "null" } else { "\"next\"" };
+        Plan::page(&format!(r#"{{"data":[{}],"meta":{{"nextToken":{next}}}}}"#, seen.number))
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let in_body = r#"{"query":{"measures":["Conversation.Count"]},"pageToken":"next"}"#;
+    let further = [post_to(&format!("{QUERY}?pageToken=next"), "", ASK), post(in_body)];
+    assert_eq!(gateway.ask(&post(ASK)).await.detail(), "miss");
+    for request in &further {
+        assert_eq!(gateway.ask(request).await.detail(), "miss");
+        assert_eq!(gateway.ask(request).await.detail(), "hit");
+    }
+    let again = post_to(QUERY, "Cache-Control: no-cache\r\n", ASK);
+    assert_eq!(gateway.ask(&again).await.detail(), "miss");
+    for request in &further {
+        assert_eq!(gateway.ask(request).await.detail(), "miss", "of the older set");
+    }
+}

@@ -182,7 +182,7 @@ where
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let set = self.layer.membership(query.operation, &place(&query));
+        let set = self.layer.membership(kind(query.operation, query.key(), &place(&query)), &place(&query));
         let flown = Flown::of(&query, set.result_set());
         let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
         let call =
@@ -213,7 +213,7 @@ where
             // It came after this query was received. For a forced refresh it must also have been asked for since then.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
-            let set = self.layer.membership(query.operation, &place(&query));
+            let set = self.layer.membership(kind(query.operation, query.key(), &place(&query)), &place(&query));
             // A flight that began earlier does not satisfy a client that wants the response fetched anew.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let (mut joined, leads) =
@@ -409,8 +409,8 @@ impl CacheLayer {
             self.metrics.cache_settled.get_or_create(&SettledLabels { reason: StaticLabel(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
-        let set = self.membership(call.operation, &asked.place);
-        let class = call.operation.endpoint().cache;
+        let operation = kind(call.operation, &call.key, &asked.place);
+        let (set, class) = (self.membership(operation, &asked.place), operation.endpoint().cache);
         let lifetimes = match (page.status, class) {
             (_, CacheClass::None) => None,
             (StatusCode::OK, CacheClass::Metadata) => Some(self.policy.metadata),
@@ -440,7 +440,7 @@ impl CacheLayer {
                     account: Arc::clone(&call.team.account.name),
                     asked: asked.at,
                     made,
-                    begins: self.unkept_set(call, made),
+                    begins: (class == CacheClass::Query).then(|| self.unkept_set(call.key, made)),
                     next,
                     is_shared: true,
                 };
@@ -455,7 +455,7 @@ impl CacheLayer {
         let stored = StoredResponse {
             representation: Arc::clone(&page),
             account: Arc::clone(&call.team.account.name),
-            operation: call.operation,
+            operation,
             made,
             lifetimes,
             place: asked.place,
@@ -477,9 +477,8 @@ impl CacheLayer {
 
     /// The set of a first page that is not kept. Its further pages may be, for as long as those of which nobody knows the
     /// first.
-    fn unkept_set(&self, call: &UpstreamCall, made: Moment) -> Option<ResultSet> {
-        let is_first = call.operation.endpoint().cache == CacheClass::Query;
-        is_first.then(|| ResultSet::begin(call.key, made, Lifetimes::fresh_only(self.policy.query.fresh)))
+    fn unkept_set(&self, first: Key, made: Moment) -> ResultSet {
+        ResultSet::begin(first, made, Lifetimes::fresh_only(self.policy.query.fresh))
     }
 
     /// How old an answer is when it comes, where it says so (RFC 9111 section 4.2.3): by its `Age` and the time that it took,
@@ -529,6 +528,11 @@ fn agree(one: SystemTime, other: SystemTime) -> bool {
 /// The key under which a result set expects what is asked for: for a page that of its token alone.
 fn place(query: &ClientQuery) -> Key {
     query.canonical.expected_as.unwrap_or(query.canonical.key)
+}
+
+/// What is asked for, as far as the cache is concerned: a query that names a page token asks for a further page.
+fn kind(operation: Operation, key: &Key, place: &Key) -> Operation {
+    if place == key { operation } else { Operation::Page }
 }
 
 /// An age in whole seconds, as `Age` has it. It is rounded up, so that nothing seems younger than it is.
@@ -585,18 +589,20 @@ where
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
+    let is_query = kind(query.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
     let mut answer = inner.oneshot(call.clone()).await?;
     let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()
-        && let Some(begins) = layer.unkept_set(&call, made)
+        && is_query
         && let Some(token) = answer.next_token.take()
     {
         let next = Some(Key::of_page(&call.team.account, &Parameters::of_page(&token)));
         let account = Arc::clone(&call.team.account.name);
-        let unkept = Unkept { account, asked, made, begins: Some(begins), next, is_shared: false };
+        let unkept =
+            Unkept { account, asked, made, begins: Some(layer.unkept_set(call.key, made)), next, is_shared: false };
         layer.store.supersede(call.key, &unkept);
     }
     cache_control::normalise(&mut answer.headers, layer.clock.wall_now());

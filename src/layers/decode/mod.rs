@@ -346,6 +346,10 @@ impl DecodeLayer {
             _ => (asked, None),
         };
         drop(query);
+        // A query with a page token is a further page, however that is told: it belongs to the set of that token.
+        let token = value.as_object().and_then(|body| json::member(body, PAGE_TOKEN)?.as_str());
+        let token = token.filter(|token| !token.is_empty()).map(Parameters::of_page);
+        let expected_as = parameters.page_token_alone().or(token).map(|alone| Key::of_page(&team.account, &alone));
         drop(value);
         drop(built);
         // From here on this is all that is held of it, for as long as the query lives.
@@ -353,7 +357,7 @@ impl DecodeLayer {
         let asked = asked.map(|asked| room.hold(asked)).transpose().map_err(too_many)?;
         let canonical = CanonicalQuery {
             key: Key::new(&team.account, Operation::Query, parameters.as_str(), &body),
-            expected_as: None,
+            expected_as,
             parameters: parameters.as_str().into(),
             body,
         };
