@@ -255,6 +255,13 @@ mod tests {
         Circuit::new(CircuitPolicy { consecutive: 10, ratio: 0.5, open: 5 * S }, start)
     }
 
+    fn open_circuit(now: Instant) -> Circuit {
+        let mut circuit = circuit(now);
+        let opened: Vec<_> = (0..10).map(|n| circuit.failed(query(n), false, now)).collect();
+        assert_eq!(opened.iter().position(|opened| *opened), Some(9));
+        circuit
+    }
+
     #[test]
     fn failures_in_a_row_open_it_and_a_probe_closes_it() {
         let start = Instant::now();
@@ -276,10 +283,7 @@ mod tests {
     #[test]
     fn one_query_that_goes_on_failing_does_not_keep_it_open_for_others() {
         let start = Instant::now();
-        let mut circuit = circuit(start);
-        for n in 0..10 {
-            circuit.failed(query(n), false, start);
-        }
+        let mut circuit = open_circuit(start);
         let later = start + 5 * S;
         assert_eq!(circuit.pass(query(1), later), Decision::Probe);
         assert!(!circuit.failed(query(1), true, later));
@@ -293,10 +297,7 @@ mod tests {
     #[test]
     fn probes_of_several_queries_that_fail_keep_it_open() {
         let start = Instant::now();
-        let mut circuit = circuit(start);
-        for n in 0..10 {
-            circuit.failed(query(n), false, start);
-        }
+        let mut circuit = open_circuit(start);
         let later = start + 5 * S;
         let reopened: Vec<_> = (1..=3)
             .map(|n| {
@@ -312,10 +313,7 @@ mod tests {
     #[test]
     fn a_probe_that_hangs_lets_others_try() {
         let start = Instant::now();
-        let mut circuit = circuit(start);
-        for n in 0..10 {
-            circuit.failed(query(n), false, start);
-        }
+        let mut circuit = open_circuit(start);
         let later = start + 5 * S;
         assert_eq!(circuit.pass(query(1), later), Decision::Probe);
         assert_eq!(circuit.pass(query(2), later), Decision::Reject(S));
@@ -373,10 +371,7 @@ mod tests {
     #[test]
     fn a_probe_that_fails_or_is_lost_lets_another_try() {
         let start = Instant::now();
-        let mut circuit = circuit(start);
-        for n in 0..10 {
-            circuit.failed(query(n), false, start);
-        }
+        let mut circuit = open_circuit(start);
         assert_eq!(circuit.pass(query(99), start + 5 * S), Decision::Probe);
         assert!(!circuit.failed(query(99), true, start + 7 * S));
         assert_eq!(circuit.pass(query(99), start + 8 * S), Decision::Reject(4 * S));
