@@ -182,7 +182,7 @@ where
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let set = self.layer.membership(kind(query.operation, query.key(), &place(&query)), &place(&query));
+        let set = self.layer.membership(cached_as(query.operation, query.key(), &place(&query)), &place(&query));
         let flown = Flown::of(&query, set.result_set());
         let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
         let call =
@@ -213,7 +213,7 @@ where
             // It came after this query was received. For a forced refresh it must also have been asked for since then.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
-            let set = self.layer.membership(kind(query.operation, query.key(), &place(&query)), &place(&query));
+            let set = self.layer.membership(cached_as(query.operation, query.key(), &place(&query)), &place(&query));
             // A flight that began earlier does not satisfy a client that wants the response fetched anew.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let (mut joined, leads) =
@@ -409,7 +409,7 @@ impl CacheLayer {
             self.metrics.cache_settled.get_or_create(&SettledLabels { reason: StaticLabel(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
-        let operation = kind(call.operation, &call.key, &asked.place);
+        let operation = cached_as(call.operation, &call.key, &asked.place);
         let (set, class) = (self.membership(operation, &asked.place), operation.endpoint().cache);
         let lifetimes = match (page.status, class) {
             (_, CacheClass::None) => None,
@@ -530,8 +530,8 @@ fn place(query: &ClientQuery) -> Key {
     query.canonical.expected_as.unwrap_or(query.canonical.key)
 }
 
-/// What is asked for, as far as the cache is concerned: a query that names a page token asks for a further page.
-fn kind(operation: Operation, key: &Key, place: &Key) -> Operation {
+/// The operation whose rules hold for a response in the cache. A query that names a page token has those of a further page.
+fn cached_as(operation: Operation, key: &Key, place: &Key) -> Operation {
     if place == key { operation } else { Operation::Page }
 }
 
@@ -589,14 +589,14 @@ where
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
-    let is_query = kind(query.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
+    let begins_a_set = cached_as(query.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
     let mut answer = inner.oneshot(call.clone()).await?;
     let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()
-        && is_query
+        && begins_a_set
         && let Some(token) = answer.next_token.take()
     {
         let next = Some(Key::of_page(&call.team.account, &Parameters::of_page(&token)));
