@@ -3,15 +3,10 @@
 use std::process::{Command, Output, Stdio};
 
 use crate::support::*;
-use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
 const TOKEN: &str = "igw_admin-token-of-the-tests";
-
-fn hash(token: &str) -> String {
-    digest(&SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// Where two values differ in shape: in their members, or in their types where neither is null.
 fn differences(at: &str, one: &Json, other: &Json) -> Vec<String> {
@@ -39,7 +34,7 @@ async fn status_has_the_documented_shape() {
     let config = TestConfig::new(upstream.url())
         .set("accounts.default.rate", "5/s")
         .set("cache.disk.path", folder.path().display().to_string())
-        .set("teams.dashboards.token_sha256", hash("any"))
+        .set("teams.dashboards.token_sha256", sha256_hex("any"))
         .set("teams.dashboards.requests", "200/s")
         .set("teams.dashboards.upstream", "2/s");
     let gateway = config.start().await;
@@ -160,7 +155,7 @@ async fn the_command_prints_it_for_people_and_for_scripts() {
 #[tokio::test]
 async fn the_command_shows_the_token_that_it_is_given() {
     let upstream = Upstream::start().await;
-    let gateway = TestConfig::new(upstream.url()).set("admin.token_sha256", hash(TOKEN)).start().await;
+    let gateway = TestConfig::new(upstream.url()).set("admin.token_sha256", sha256_hex(TOKEN)).start().await;
     let url = format!("--url=http://{}", gateway.admin);
     let (code, page, errors) = status(std::slice::from_ref(&url), &[]).await;
     assert_eq!((code, page.as_str()), (Some(1), ""));

@@ -15,17 +15,12 @@ fn lines(path: &Path) -> Vec<Json> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
 }
 
-fn sha256(text: &str) -> String {
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A team `support` that may not see participants, with the token `T`, and its log.
 fn config(upstream: &Upstream, folder: &TempDir) -> (TestConfig, PathBuf) {
     let path = folder.path().join("audit.jsonl");
     let config = TestConfig::new(upstream.url())
         .set("log.audit", path.display().to_string())
-        .set("teams.support.token_sha256", sha256("T"))
+        .set("teams.support.token_sha256", sha256_hex("T"))
         .set("teams.support.operations", "query")
         .set("teams.support.policy.deny", "Conversation.ParticipantId");
     (config, path)
@@ -219,7 +214,7 @@ async fn a_team_with_large_bodies_costs_no_other_team_its_lines() {
     const EACH: usize = 40;
     let (upstream, folder) = (Upstream::with_metadata().await, TempDir::new().unwrap());
     let (config, path) = config(&upstream, &folder);
-    let gateway = config.set("teams.exports.token_sha256", sha256("E")).start().await;
+    let gateway = config.set("teams.exports.token_sha256", sha256_hex("E")).start().await;
     // A little to say, and much to read.
     let values: Vec<String> = (0..60_000).map(|n| format!("value-{n:06}")).collect();
     let filter = json!({"field": "Conversation.Queue", "op": "IN", "values": values});

@@ -145,10 +145,7 @@ impl Planted {
     }
 
     fn text(&self, upstream: &str) -> String {
-        let hash = |token: &str| {
-            let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
-            hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        };
+        let hash = sha256_hex;
         let folder = self.folder.path().display();
         let mut text = format!(
             "[server]\nlisten = ['127.0.0.1:0']\n\

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
-use aws_lc_rs::digest;
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
@@ -174,8 +173,7 @@ fn token_new_prints_a_fresh_token_and_its_hash() {
             let token = page.lines().next().unwrap().to_owned();
             assert!(token.starts_with("igw_") && token.len() == 47, "{token}");
             assert_eq!(page.matches(&token).count(), 1);
-            let hash = digest::digest(&digest::SHA256, token.as_bytes());
-            let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            let hash = crate::support::sha256_hex(&token);
             let lines = format!("[teams.dashboards]\ntoken_sha256 = [\"{hash}\"]\n");
             assert!(page.ends_with(&lines), "{page}");
             let (_folder, path) = file(&lines);

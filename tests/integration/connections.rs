@@ -10,7 +10,6 @@ use std::time::Duration;
 use crate::support::certificate::{Authority, Certificate, Issued};
 use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::*;
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
@@ -20,11 +19,6 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-
-fn sha256(token: &str) -> String {
-    let hash = digest::digest(&digest::SHA256, token.as_bytes());
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 fn bearer(token: &str) -> Vec<u8> {
     get(METADATA, &format!("Authorization: Bearer {token}\r\n"))
@@ -39,7 +33,7 @@ fn account() -> String {
 /// With four places, and a team whose token is `good`.
 async fn with_four_places(upstream: &Upstream, folder: &TempDir) -> Gateway {
     let file = folder.path().join("gateway.toml");
-    fs::write(&file, format!("{}[teams.a]\ntoken_sha256 = ['{}']\n", account(), sha256("good"))).unwrap();
+    fs::write(&file, format!("{}[teams.a]\ntoken_sha256 = ['{}']\n", account(), sha256_hex("good"))).unwrap();
     let config = TestConfig::new(upstream.url()).without_account().set("server.max_connections", "4");
     Gateway::start(config.sources().with_file(file)).await
 }
@@ -305,7 +299,7 @@ fn dashboards(authority: &Authority) -> Issued {
 }
 
 fn with_token() -> String {
-    format!("{TEAMS}[teams.programs]\ntoken_sha256 = ['{}']\n", sha256("good"))
+    format!("{TEAMS}[teams.programs]\ntoken_sha256 = ['{}']\n", sha256_hex("good"))
 }
 
 #[tokio::test]
@@ -324,7 +318,7 @@ async fn a_certificate_is_worth_what_the_newest_authority_says_on_open_connectio
         // Without an authority a team needs a token.
         let teams = match next {
             Some(_) => teams,
-            None => format!("[teams.dashboards]\ntoken_sha256 = ['{}']\n", sha256("good")),
+            None => format!("[teams.dashboards]\ntoken_sha256 = ['{}']\n", sha256_hex("good")),
         };
         certified.reload(next, &teams).await;
         let refused = one.ask(&get(METADATA, "")).await;

@@ -2,13 +2,12 @@
 
 use crate::http2;
 use crate::support::*;
-use aws_lc_rs::digest::{SHA256, digest};
 
 const TOKEN: &str = "igw_token-of-the-tests";
 const LISTED: &str = "https://dashboards.example";
 
 fn hash() -> String {
-    digest(&SHA256, TOKEN.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(TOKEN)
 }
 
 fn with_cors(upstream: &Upstream, teams: bool) -> TestConfig {

@@ -3,13 +3,12 @@
 use crate::http2;
 use crate::support::certificate::{Authority, Certificate};
 use crate::support::*;
-use aws_lc_rs::digest::{SHA256, digest};
 use tokio::net::TcpStream;
 
 const TOKEN: &str = "igw_token-of-the-tests";
 
 fn hash() -> String {
-    digest(&SHA256, TOKEN.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(TOKEN)
 }
 
 /// What browsers send with the requests of pages of other sites.

@@ -2,34 +2,8 @@
 
 use std::time::Duration;
 
+use crate::support::gateway::{NO_RETRY, with_teams};
 use crate::support::*;
-use aws_lc_rs::digest;
-use tempfile::TempDir;
-
-/// A gateway with these teams, each with a token named after it, and these keys of its one account and of the rest.
-async fn with_teams(
-    upstream: &Upstream,
-    account: &str,
-    teams: &[(&str, &str)],
-    keys: &[(&str, &str)],
-) -> (Gateway, TempDir) {
-    let hash = |token: String| -> String {
-        digest::digest(&digest::SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let mut text = format!("[accounts.main]\naccount_sid = 'AC1'\napi_key = 'SK1'\napi_secret = 's'\n{account}\n");
-    for (team, keys) in teams {
-        let hash = hash(format!("token-of-{team}"));
-        text.push_str(&format!("[teams.{team}]\ntoken_sha256 = ['{hash}']\n{keys}\n"));
-    }
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("gateway.toml");
-    std::fs::write(&file, text).unwrap();
-    let mut config = TestConfig::new(upstream.url()).without_account();
-    for (key, value) in keys {
-        config = config.set(key, *value);
-    }
-    (Gateway::start(config.sources().with_file(&file)).await, folder)
-}
 
 fn by(team: &str, name: &str) -> Vec<u8> {
     let headers = format!("Authorization: Bearer token-of-{team}\r\n");
@@ -41,7 +15,7 @@ async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let account = "rate = '4/s'\nburst = 1\nqueue = 10\nadapt = false";
     let teams = [("flood", ""), ("quiet", ""), ("heavy", "weight = 100")];
-    let (gateway, _folder) = with_teams(&upstream, account, &teams, &[("retry.attempts", "1")]).await;
+    let (gateway, _folder) = with_teams(&upstream, account, &teams, NO_RETRY).await;
     gateway.ask(&by("flood", "First")).await.assert_page(PAGE, "miss");
     let mut flood = Vec::new();
     for n in 0..10 {
@@ -70,8 +44,7 @@ async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
 async fn two_teams_that_wait_for_the_same_make_room_for_a_third() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let account = "rate = '4/s'\nburst = 1\nqueue = 6\nadapt = false";
-    let (gateway, _folder) =
-        with_teams(&upstream, account, &[("one", ""), ("two", ""), ("third", "")], &[("retry.attempts", "1")]).await;
+    let (gateway, _folder) = with_teams(&upstream, account, &[("one", ""), ("two", ""), ("third", "")], NO_RETRY).await;
     gateway.ask(&by("one", "First")).await.assert_page(PAGE, "miss");
     let mut both = Vec::new();
     for n in 0..6 {

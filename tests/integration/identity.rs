@@ -8,15 +8,9 @@ use crate::support::certificate::{Authority, Certificate, Issued};
 use crate::support::client::http2_status;
 use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::*;
-use aws_lc_rs::digest;
 use rcgen::SanType;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-
-fn sha256(token: &str) -> String {
-    let hash = digest::digest(&digest::SHA256, token.as_bytes());
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// A gateway with TLS and a client CA.
 async fn certified(upstream: &Upstream, certificate: &Certificate, authority: &Authority, teams: &str) -> Gateway {
@@ -40,7 +34,7 @@ async fn a_client_certificate_that_names_a_team_is_that_team() {
     let (upstream, certificate, authority) = (Upstream::start().await, Certificate::new(), Authority::new());
     let teams = format!(
         "[teams.dashboards]\noperations = ['metadata']\n[teams.exports]\ntoken_sha256 = ['{}']\n",
-        sha256("export-token")
+        sha256_hex("export-token")
     );
     // One for each few strangers, lest they be slowed.
     let gateway = async || certified(&upstream, &certificate, &authority, &teams).await;
@@ -109,7 +103,7 @@ async fn refusals_of_strangers_are_slowed_and_hold_nobody_up() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let file = folder.path().join("gateway.toml");
     let account = format!("[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\n");
-    fs::write(&file, format!("{account}rate = '0/s'\n[teams.a]\ntoken_sha256 = ['{}']\n", sha256("good"))).unwrap();
+    fs::write(&file, format!("{account}rate = '0/s'\n[teams.a]\ntoken_sha256 = ['{}']\n", sha256_hex("good"))).unwrap();
     let gateway = Gateway::start(TestConfig::new(upstream.url()).without_account().sources().with_file(file)).await;
     let bearer = |token: &str| get(METADATA, &format!("Authorization: Bearer {token}\r\n"));
     let begun = tokio::time::Instant::now();

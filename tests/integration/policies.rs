@@ -1,20 +1,15 @@
 //! Teams with a policy: what they may ask, which pages they may read, what they learn of metadata, and what it costs.
 
-use aws_lc_rs::digest;
 use insights_gateway::config::Sources;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::*;
 
-fn sha256(text: &str) -> String {
-    digest::digest(&digest::SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The teams `free`, `narrow` and `closed` of one account. Each shows its name as its token.
 fn config(upstream: &Upstream) -> TestConfig {
     let config = ["free", "narrow", "closed"].iter().fold(TestConfig::new(upstream.url()), |config, team| {
-        config.set(&format!("teams.{team}.token_sha256"), sha256(team))
+        config.set(&format!("teams.{team}.token_sha256"), sha256_hex(team))
     });
     config.set("teams.narrow.policy.deny", "Conversation.ParticipantId,Secret.*").set(
         "teams.closed.policy.require",
@@ -378,7 +373,8 @@ async fn a_changed_policy_makes_older_page_tokens_worthless() {
     let (upstream, folder) = (Upstream::script(walked).await, TempDir::new().unwrap());
     let path = folder.path().join("gateway.toml");
     let write = |deny: &str| {
-        let text = format!("[teams.narrow]\ntoken_sha256 = '{}'\npolicy = {{ deny = [{deny}] }}\n", sha256("narrow"));
+        let text =
+            format!("[teams.narrow]\ntoken_sha256 = '{}'\npolicy = {{ deny = [{deny}] }}\n", sha256_hex("narrow"));
         // In one step, since the gateway watches it.
         let new = path.with_extension("new");
         std::fs::write(&new, text).unwrap();
@@ -417,7 +413,7 @@ async fn teams_of_two_accounts_share_neither_metadata_nor_tokens() {
         format!("[accounts.{name}]\naccount_sid = 'AC{name}'\napi_key = 'SK{name}'\napi_secret = 's'\nrate = '0/s'\n")
     };
     let team = |name: &str, account: &str| {
-        let hash = sha256(name);
+        let hash = sha256_hex(name);
         format!("[teams.{name}]\naccount = '{account}'\ntoken_sha256 = '{hash}'\npolicy = {{ deny = ['Secret.*'] }}\n")
     };
     let text = [account("one"), account("two"), team("red", "one"), team("blue", "two")].concat();

@@ -1,12 +1,6 @@
 //! What a query of a team with a policy may cost.
 
-use aws_lc_rs::digest;
-
 use crate::support::*;
-
-fn sha256(text: &str) -> String {
-    digest::digest(&digest::SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 #[tokio::test]
 async fn required_filters_are_not_copied_without_end() {
@@ -15,7 +9,7 @@ async fn required_filters_are_not_copied_without_end() {
         format!("[{{ op = 'IN', field = 'Conversation.ConversationStatus', values = [{}] }}]", values.join(","));
     let upstream = Upstream::with_metadata().await;
     let gateway = TestConfig::new(upstream.url())
-        .set("teams.closed.token_sha256", sha256("closed"))
+        .set("teams.closed.token_sha256", sha256_hex("closed"))
         .set("teams.closed.policy.require", require)
         .start()
         .await;

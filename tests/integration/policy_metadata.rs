@@ -1,20 +1,15 @@
 //! The account's metadata, as teams with a policy depend on it.
 
-use aws_lc_rs::digest;
 use insights_gateway::config::Sources;
 
 use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::*;
 
-fn sha256(text: &str) -> String {
-    digest::digest(&digest::SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn config(upstream: &Upstream) -> TestConfig {
     TestConfig::new(upstream.url())
         .set("retry.attempts", "1")
-        .set("teams.free.token_sha256", sha256("free"))
-        .set("teams.narrow.token_sha256", sha256("narrow"))
+        .set("teams.free.token_sha256", sha256_hex("free"))
+        .set("teams.narrow.token_sha256", sha256_hex("narrow"))
         .set("teams.narrow.policy.deny", "Conversation.ParticipantId")
 }
 
@@ -81,7 +76,7 @@ async fn a_team_with_a_policy_walks_on_at_another_upstream() {
     let write = |url: String| {
         let new = path.with_extension("new");
         let team =
-            format!("[teams.narrow]\ntoken_sha256 = '{}'\npolicy = {{ deny = ['Secret.*'] }}\n", sha256("narrow"));
+            format!("[teams.narrow]\ntoken_sha256 = '{}'\npolicy = {{ deny = ['Secret.*'] }}\n", sha256_hex("narrow"));
         let account = format!(
             "[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\nrate = '0/s'\n"
         );

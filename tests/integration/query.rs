@@ -9,7 +9,6 @@ use std::time::Duration;
 use crate::support::certificate::Certificate;
 use crate::support::upstream::DeadPort;
 use crate::support::*;
-use aws_lc_rs::digest::{SHA256, digest};
 use insights_gateway::simulator::jobs::JobSettings;
 use insights_gateway::simulator::{Settings, Simulator};
 use serde_json::{Value as Json, json};
@@ -18,10 +17,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const TOKEN: &str = "igw_token-of-a-team";
-
-fn hash(token: &str) -> String {
-    digest(&SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
@@ -199,8 +194,8 @@ async fn a_refusal_of_twilios_is_told_with_its_words() {
 async fn a_token_comes_from_the_variable_or_a_file() {
     let (upstream, folder) = (Upstream::script(|_| page(&json!([]), None)).await, TempDir::new().unwrap());
     let config = TestConfig::new(upstream.url())
-        .set("teams.dashboards.token_sha256", hash(TOKEN))
-        .set("teams.others.token_sha256", hash("igw_other"));
+        .set("teams.dashboards.token_sha256", sha256_hex(TOKEN))
+        .set("teams.others.token_sha256", sha256_hex("igw_other"));
     let gateway = config.start().await;
     let url = format!("http://{}", gateway.data);
     let file = folder.path().join("token");

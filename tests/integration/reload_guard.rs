@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use crate::support::certificate::{Authority, Certificate};
 use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::*;
-use aws_lc_rs::digest::{SHA256, digest};
 use insights_gateway::config::Sources;
 use insights_gateway::server::{Inherited, InheritedSocket};
 use serde_json::json;
@@ -16,7 +15,7 @@ use tokio::net::TcpStream;
 const TOKEN: &str = "igw_token-of-the-tests";
 
 fn hash() -> String {
-    digest(&SHA256, TOKEN.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256_hex(TOKEN)
 }
 
 /// A gateway whose account is in the environment and the rest in a file, which its tests overwrite.

@@ -1,7 +1,6 @@
 //! Many clients, one upstream call; and how old a page may be that somebody else has paid for.
 
 use crate::support::*;
-use aws_lc_rs::digest;
 use tempfile::TempDir;
 
 const OLD: &str = r#"{"data":[],"meta":{"page":"old"}}"#;
@@ -118,9 +117,7 @@ async fn different_queries_never_share() {
 
 #[tokio::test]
 async fn accounts_never_share_and_teams_of_one_account_do() {
-    let hash = |token: &str| -> String {
-        digest::digest(&digest::SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-    };
+    let hash = sha256_hex;
     let account = |name: &str| {
         format!("[accounts.{name}]\naccount_sid = 'AC{name}'\napi_key = 'SK{name}'\napi_secret = 's'\nrate = '0/s'\n")
     };

@@ -1,12 +1,6 @@
 //! Requests that could be understood in more than one way.
 
-use aws_lc_rs::digest;
-
 use crate::support::*;
-
-fn sha256(text: &str) -> String {
-    digest::digest(&digest::SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 #[tokio::test]
 async fn two_authorization_headers_let_nobody_in() {
@@ -14,7 +8,7 @@ async fn two_authorization_headers_let_nobody_in() {
     let gateway = ["one", "two"]
         .iter()
         .fold(TestConfig::new(upstream.url()), |config, team| {
-            config.set(&format!("teams.{team}.token_sha256"), sha256(team))
+            config.set(&format!("teams.{team}.token_sha256"), sha256_hex(team))
         })
         .start()
         .await;

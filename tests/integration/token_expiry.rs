@@ -3,7 +3,6 @@
 use std::fs;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use insights_gateway::config::Sources;
 use tempfile::TempDir;
 
@@ -11,8 +10,7 @@ use crate::support::gateway::{Gateway, KEY, SECRET, SID};
 use crate::support::*;
 
 fn entry(token: &str, expires: jiff::Timestamp) -> String {
-    let hash = digest::digest(&digest::SHA256, token.as_bytes());
-    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = sha256_hex(token);
     format!("{{ sha256 = '{hash}', expires = '{expires}' }}")
 }
 

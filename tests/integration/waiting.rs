@@ -1,26 +1,8 @@
 //! Who waits for the upstream and who is refused, on real sockets. The arithmetic is tested in the room itself, where
 //! time can be made to stand still.
 
+use crate::support::gateway::{NO_RETRY, with_teams};
 use crate::support::*;
-use aws_lc_rs::digest;
-use tempfile::TempDir;
-
-/// A gateway with these teams, each with a token named after it, and these keys of its one account.
-async fn with_teams(upstream: &Upstream, account: &str, teams: &[(&str, &str)]) -> (Gateway, TempDir) {
-    let hash = |token: String| -> String {
-        digest::digest(&digest::SHA256, token.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let mut text = format!("[accounts.main]\naccount_sid = 'AC1'\napi_key = 'SK1'\napi_secret = 's'\n{account}\n");
-    for (team, keys) in teams {
-        let hash = hash(format!("token-of-{team}"));
-        text.push_str(&format!("[teams.{team}]\ntoken_sha256 = ['{hash}']\n{keys}\n"));
-    }
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("gateway.toml");
-    std::fs::write(&file, text).unwrap();
-    let config = TestConfig::new(upstream.url()).without_account().set("retry.attempts", "1");
-    (Gateway::start(config.sources().with_file(&file)).await, folder)
-}
 
 fn by(team: &str, n: usize) -> Vec<u8> {
     let headers = format!("Authorization: Bearer token-of-{team}\r\n");
@@ -31,7 +13,7 @@ fn by(team: &str, n: usize) -> Vec<u8> {
 async fn a_teams_upstream_limit_is_below_the_cache_and_told_in_headers() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let teams = [("small", "upstream = '2/min'\nrequests = '100/s'"), ("other", "")];
-    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &teams).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &teams, NO_RETRY).await;
     for n in 0..2 {
         gateway.ask(&by("small", n)).await.assert_page(PAGE, "miss");
     }
@@ -53,7 +35,7 @@ async fn a_teams_upstream_limit_is_below_the_cache_and_told_in_headers() {
 async fn the_rate_follows_what_a_429_states() {
     let limited = "Content-Type: application/json\r\nX-RateLimit-Limit: 2\r\nX-RateLimit-Remaining: 0\r\nX-RateLimit-Reset: 1\r\n";
     let upstream = Upstream::script(|_| Plan::with(429, limited, r#"{"code":20429}"#)).await;
-    let (gateway, _folder) = with_teams(&upstream, "rate = '50/s'\nburst = 50", &[("one", "")]).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '50/s'\nburst = 50", &[("one", "")], NO_RETRY).await;
     let now = async || gateway.admin("/status").await.json()["accounts"][0]["rate_now_per_second"].as_f64().unwrap();
     assert_eq!(now().await, 50.0);
     assert_eq!(gateway.ask(&by("one", 0)).await.status, 429);
@@ -66,7 +48,7 @@ async fn the_rate_follows_what_a_429_states() {
 #[tokio::test]
 async fn a_fixed_rate_is_not_lowered() {
     let upstream = Upstream::script(|_| Plan::with(429, "Retry-After: 1\r\n", "{}")).await;
-    let (gateway, _folder) = with_teams(&upstream, "rate = '50/s'\nadapt = false", &[("one", "")]).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '50/s'\nadapt = false", &[("one", "")], NO_RETRY).await;
     assert_eq!(gateway.ask(&by("one", 0)).await.status, 429);
     assert_eq!(gateway.metric("budget_rate_per_second", &["main"]).await, 50.0);
 }
@@ -74,7 +56,8 @@ async fn a_fixed_rate_is_not_lowered() {
 #[tokio::test]
 async fn another_teams_call_is_next_however_many_wait() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
-    let (gateway, _folder) = with_teams(&upstream, "rate = '1/s'\nburst = 1", &[("flood", ""), ("quiet", "")]).await;
+    let (gateway, _folder) =
+        with_teams(&upstream, "rate = '1/s'\nburst = 1", &[("flood", ""), ("quiet", "")], NO_RETRY).await;
     gateway.ask(&by("flood", 0)).await.assert_page(PAGE, "miss");
     let mut waiting = Vec::new();
     for n in 1..=20 {
@@ -91,7 +74,7 @@ async fn another_teams_call_is_next_however_many_wait() {
 #[tokio::test]
 async fn one_that_joins_a_call_in_the_line_is_told_at_once_if_that_comes_too_late() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
-    let (gateway, _folder) = with_teams(&upstream, "rate = '1/min'\nburst = 1", &[("one", "")]).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '1/min'\nburst = 1", &[("one", "")], NO_RETRY).await;
     gateway.ask(&by("one", 0)).await.assert_page(PAGE, "miss");
     let mut waiting = gateway.connect().await;
     waiting.send(&by("one", 1)).await;
@@ -123,7 +106,7 @@ async fn order_of(asked: &[(usize, &str)]) -> String {
     let gate = Gate::default();
     let held = gate.clone();
     let upstream = Upstream::script(move |_| Plan::page(PAGE).after(&held)).await;
-    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'\nconcurrency = 1", &[("one", "")]).await;
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'\nconcurrency = 1", &[("one", "")], NO_RETRY).await;
     let mut clients = Vec::new();
     for (n, priority) in asked {
         let mut client = gateway.connect().await;

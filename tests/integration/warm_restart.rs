@@ -11,7 +11,6 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -24,7 +23,7 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Plan, Upstream};
+use crate::support::{Plan, Upstream, sha256_hex};
 
 const SID: &str = "AC0123456789abcdef0123456789abcdef";
 const API_KEY: &str = "SKplanted0123456789";
@@ -179,8 +178,7 @@ impl Setting {
     /// Of a gateway before an upstream of the test's own.
     fn before(upstream: String, simulator: Option<Process>) -> Self {
         let home = TempDir::new().unwrap();
-        let token: String =
-            digest(&SHA256, TEAM_TOKEN.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let token = sha256_hex(TEAM_TOKEN);
         let config = format!(
             "[server]\nlisten = ['127.0.0.1:0']\ndrain = '2s'\n[admin]\nlisten = '127.0.0.1:0'\n\
              [upstream]\nurl = '{upstream}'\n\

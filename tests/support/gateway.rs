@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use insights_gateway::config::{self, Sources};
 use insights_gateway::server::Inherited;
+use tempfile::TempDir;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{Answer, Client, get, poll, within};
+use super::{Answer, Client, Upstream, get, poll, sha256_hex, within};
 
 pub const SID: &str = "AC00000000000000000000000000000001";
 pub const KEY: &str = "SK-of-the-tests";
@@ -149,4 +150,30 @@ impl Gateway {
             assert_eq!(answer.status, 404);
         }
     }
+}
+
+/// Keys of a gateway that makes one attempt per request.
+pub const NO_RETRY: &[(&str, &str)] = &[("retry.attempts", "1")];
+
+/// A gateway with these teams, each with the token `token-of-` and its name. `account`, the text of a team and `keys` are
+/// more keys of its one account, of that team and of the rest.
+pub async fn with_teams(
+    upstream: &Upstream,
+    account: &str,
+    teams: &[(&str, &str)],
+    keys: &[(&str, &str)],
+) -> (Gateway, TempDir) {
+    let mut text = format!("[accounts.main]\naccount_sid = 'AC1'\napi_key = 'SK1'\napi_secret = 's'\n{account}\n");
+    for (team, keys) in teams {
+        let hash = sha256_hex(&format!("token-of-{team}"));
+        text.push_str(&format!("[teams.{team}]\ntoken_sha256 = ['{hash}']\n{keys}\n"));
+    }
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("gateway.toml");
+    std::fs::write(&file, text).unwrap();
+    let mut config = TestConfig::new(upstream.url()).without_account();
+    for (key, value) in keys {
+        config = config.set(key, *value);
+    }
+    (Gateway::start(config.sources().with_file(&file)).await, folder)
 }

@@ -53,6 +53,12 @@ pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl Fn
     }
 }
 
+/// A SHA-256 hash as `token_sha256` has it.
+pub fn sha256_hex(text: &str) -> String {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A POST of a query, as bytes.
 pub fn post(body: &str) -> Vec<u8> {
     post_to(QUERY, "", body)
