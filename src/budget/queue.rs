@@ -144,7 +144,7 @@ impl FairQueue {
         line.start = start + line.cost;
         self.virtual_time = start;
         if self.is_empty() {
-            // Nobody waits: what was taken is nobody's loss, and is not held against anybody later.
+            // Nobody waits, so nobody lost a turn. All lines start equal again.
             self.virtual_time = self.lines.values().map(|line| line.start).max().unwrap_or(start);
         }
         self.forget_idle();

@@ -188,8 +188,8 @@ struct AccessControl {
     hosts: Option<Vec<String>>,
     origins: Vec<Origin>,
     certificates: bool,
-    /// The last `Host` that was found good. Nearly every request has the same; the last and not the first, lest a probe
-    /// or a stranger decide which.
+    /// The last `Host` that was accepted: nearly every request has the same. If the first were kept, a probe or a stranger
+    /// could choose it.
     known_host: ArcSwapOption<HeaderValue>,
     failure_delay: AuthFailureDelay,
     clock: Clock,

@@ -50,7 +50,7 @@ impl Draining {
 
     async fn over(self) {
         let mut over = std::pin::pin!(self.0.over.notified());
-        // Before the phase is looked at, lest the end come in between.
+        // Registered before the phase is read: otherwise an end that comes in between is missed.
         over.as_mut().enable();
         if self.phase() < OVER {
             over.await;

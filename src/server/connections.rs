@@ -428,7 +428,7 @@ impl Connection {
         }
     }
 
-    /// Of nobody's, for tests of what works on one.
+    /// A place of a table of its own, for tests that need one.
     #[cfg(test)]
     pub(super) fn alone() -> Place {
         Arc::new(Connections::new(1)).try_enter().expect("it is the first")

@@ -8,7 +8,10 @@ use tokio::time::Instant;
 
 /// A date of an upstream whose clock is off by so many seconds.
 fn date(off: i64) -> String {
-    #[allow(clippy::disallowed_methods, reason = "a date is about the wall clock, and this is no room of the gateway")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "an HTTP date needs the wall clock, and this is not the gateway's code"
+    )]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(now.checked_add_signed(off).unwrap()))
 }

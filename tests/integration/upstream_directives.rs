@@ -6,7 +6,7 @@ use httpdate::fmt_http_date;
 
 use crate::support::*;
 
-#[allow(clippy::disallowed_methods, reason = "a date is about the wall clock, and this is no room of the gateway")]
+#[allow(clippy::disallowed_methods, reason = "an HTTP date needs the wall clock, and this is not the gateway's code")]
 fn now() -> SystemTime {
     SystemTime::now()
 }

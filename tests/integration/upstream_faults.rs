@@ -333,7 +333,7 @@ async fn a_429_pauses_the_account_for_as_long_as_it_says() {
 }
 
 /// The wall clock; the tests have no other use for it than this.
-#[allow(clippy::disallowed_methods, reason = "a date is about the wall clock, and this is no room of the gateway")]
+#[allow(clippy::disallowed_methods, reason = "an HTTP date needs the wall clock, and this is not the gateway's code")]
 fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
 }

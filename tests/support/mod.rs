@@ -37,7 +37,7 @@ pub const MEMBERS: &str = r#"{"domain":"Conversations","cubes":[{"name":"Convers
 
 /// Fails a test that hangs, long before anybody becomes impatient.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect("this takes forever")
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it did not finish within 20 seconds")
 }
 
 /// Asks again and again until there is an answer. The pause only keeps the loop from burning a core; nothing
@@ -48,7 +48,7 @@ pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl Fn
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(tokio::time::Instant::now() < deadline, "in vain waited for: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "did not happen within 15 seconds: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// Has the reader had enough, as `head` has. That is nobody's failure.
+    /// Whether the reader closed its end, as `head` does. That is not a failure.
     pub(super) fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

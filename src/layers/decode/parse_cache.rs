@@ -1,10 +1,11 @@
 //! Remembers what request bodies mean, so that a hit does not read and write JSON again.
 //!
-//! A dashboard sends the same bytes again and again. Their canonical form and key depend on nothing but the
-//! bytes, the query string, the account and what its policy makes of them, so they can be remembered for as long as one likes; what is
-//! compared is the whole of these, never a hash alone. A fixed number of places, each for one small body, a few
-//! of them together a set: a body has its set by its hash, and there takes the place of the one longest unused. It
-//! does so when it comes for the second time: what is asked for once takes nobody's place, and no time.
+//! A dashboard sends the same bytes again and again. Their canonical form and key depend only on the bytes, the query
+//! string, the account and the policy, so an entry never becomes wrong. All of these are compared, not only a hash of them.
+//!
+//! The number of entries is fixed, and each holds one small body. The hash of a body chooses a set of a few entries; within
+//! it, a new body replaces the one that was unused for longest. A body is stored when it comes for the second time, so that
+//! queries that are asked once replace nothing.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -107,7 +107,7 @@ where
     }
     request.extend_from_slice(b"\r\n");
     stream.write_all(&request).await.map_err(ended)?;
-    // Neither TLS nor HTTP lets the upstream speak first, so a byte behind the head is nobody's.
+    // Neither TLS nor HTTP lets the upstream speak first, so a byte after the head is an error of the proxy.
     let mut head = Vec::with_capacity(512);
     loop {
         let end = loop {
