@@ -1,4 +1,4 @@
-//! Opening listeners: TCP, unix sockets, and sockets that somebody else has opened.
+//! Opening listeners: TCP, unix sockets, and sockets that another process has opened for this one.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -10,13 +10,13 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, Un
 use crate::config::{Listen, Listener, Reach};
 use crate::core::peer::Origin;
 
-/// Connections that the kernel holds for us; `net.core.somaxconn` may allow fewer.
+/// Connections that the kernel may queue before they are accepted; `net.core.somaxconn` may allow fewer.
 const BACKLOG: u32 = 4096;
 
 /// A listener that is open.
 #[derive(Debug)]
 pub struct Bound {
-    // The first to go: a successor that finds the file finds somebody listening, too.
+    // Declared first, so that it is dropped first: while the file exists, somebody must listen on the socket.
     _file: Option<SocketFile>,
     socket: Socket,
 }
@@ -27,14 +27,14 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// A connection, and whom it comes from.
+/// An accepted connection and the address that it comes from.
 pub(super) enum Accepted {
     Tcp(TcpStream, Origin),
     Unix(UnixStream, Origin),
 }
 
 impl Bound {
-    /// Where it listens, in the form of the configuration.
+    /// The address that it listens on, as the configuration writes it.
     pub fn address(&self) -> String {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
@@ -54,7 +54,7 @@ impl Bound {
         }
     }
 
-    /// The same, with who reaches it.
+    /// The listener's address, and who can reach it.
     pub fn listener(&self) -> Listener {
         let reach = match &self.socket {
             Socket::Unix(_) => Reach::Unix,
@@ -67,7 +67,7 @@ impl Bound {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // Best effort: without it small answers are slower, not wrong.
+                // Best effort: without it small responses are slower, not wrong.
                 let _ = stream.set_nodelay(true);
                 Ok(Accepted::Tcp(stream, Origin::Tcp(address)))
             }
@@ -83,11 +83,11 @@ impl Bound {
     }
 }
 
-/// A socket's file, which goes when the listener does.
+/// A socket's file, which is removed with its listener.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    /// Device and number: somebody else's file of the same name is not ours to remove.
+    /// Device and inode number: a file of the same name that another process has made must not be removed.
     inode: (u64, u64),
 }
 
@@ -100,7 +100,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
-            // Somebody may have removed it already.
+            // Another process may have removed it already.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -110,7 +110,7 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Sockets that somebody else has opened for this process, by their names.
+/// Sockets that another process has opened for this one, by name.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<(String, InheritedSocket)>);
 
@@ -124,12 +124,12 @@ pub enum InheritedSocket {
 }
 
 impl Inherited {
-    /// One more. Several may have the same name.
+    /// Adds a socket. Several may have the same name.
     pub fn add(&mut self, name: impl Into<String>, socket: InheritedSocket) {
         self.0.push((name.into(), socket));
     }
 
-    /// Those that nobody has asked for.
+    /// The names of the sockets that no listener has taken.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
@@ -159,7 +159,7 @@ fn take_over(socket: InheritedSocket) -> io::Result<Bound> {
             Socket::Unix(UnixListener::from_std(listener)?)
         }
     };
-    // Its file, if it has one, is whose who made it.
+    // The file of an inherited socket, if it has one, belongs to the process that made it.
     Ok(Bound { _file: None, socket })
 }
 
@@ -171,13 +171,14 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// Opens what one entry of `server.listen` means: one listener, or all that were handed over under a name. Unix
-/// sockets get the mode `unix_mode` before anybody can connect. `[::]` takes IPv4 along, unless `all` the entries name
-/// an IPv4 address with the same port.
+/// Opens what one entry of `server.listen` means: one listener, or all that were handed over under a name. Unix sockets
+/// get the mode `unix_mode` before anyone can connect. `[::]` also takes IPv4, unless `all` (all entries) has an IPv4
+/// address with the same port.
 ///
 /// # Errors
 ///
-/// When the address is taken or not ours. A socket file that nobody listens on is replaced; any other file is not.
+/// When the address is in use or not an address of this host. A socket file that no process listens on is replaced; any
+/// other file is not.
 pub fn bind(
     listen: &Listen,
     all: &[Listen],
@@ -223,7 +224,7 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Bound> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     let file = SocketFile::new(path)?;
-    // Until it listens nobody gets in, whatever the process's umask allows.
+    // No client can connect before `listen`, whatever the process's umask allows.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(Bound { _file: Some(file), socket: Socket::Unix(socket.listen(BACKLOG)?) })
 }

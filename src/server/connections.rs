@@ -1,12 +1,12 @@
-//! The connections of a plane: how many there are, which are idle, and which one goes when there are too many.
+//! The connections of a plane: how many there are, which are idle, and which one is closed when there are too many.
 //!
-//! A connection that asks for nothing must not keep out one that does. When all places are taken, the connection that
-//! has been idle for longest is closed for the next one: first of those on which nobody has shown a good token or
-//! certificate, be it that they are still in a handshake, have said nothing at all or got nothing but refusals. A
+//! An idle connection must not keep out an active one. When all places are taken, the connection that has been idle for
+//! longest is closed to make a place for the next one. Connections that have shown no valid token or certificate are
+//! closed first: those still in a handshake, those that have sent nothing, and those that got nothing but refusals. A
 //! connection with a request under way is never closed for another.
 //!
-//! A request costs a few atomic operations on its own connection. The list of all is locked only when a connection
-//! comes or goes.
+//! A request costs a few atomic operations on its own connection. The list of all connections is locked only when a
+//! connection begins or ends.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -22,30 +22,31 @@ use tokio::time::Instant;
 
 use crate::core::peer::Peer;
 
-/// How soon it is looked again for a connection that has become idle, while a new one waits for its place.
+/// How often a new connection that waits for a place looks for an idle connection to close.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// How long a connection on which somebody has shown who it is may be idle before it goes for another: longer than a
-/// client that is busy takes between two requests.
+/// How long an identified connection must be idle before it may be closed for another: longer than a busy client's
+/// pause between two requests.
 const KNOWN_KEEPS: Duration = Duration::from_secs(1);
 
-/// Bytes that the unfinished heads of all connections of a plane may take, beyond what each has for free.
+/// Bytes that the unfinished heads of all connections of a plane may take together, without [`FREE`] of each.
 const HEADS: usize = 32 * 1024 * 1024;
 
-/// Bytes of an unfinished head that each connection has for free: the libraries have memory for them anyway, and nearly
+/// Bytes of an unfinished head that are not counted: the libraries allocate them for each connection anyway, and nearly
 /// all heads are smaller.
 const FREE: usize = 8 * 1024;
 
-/// Bytes that the finished heads of HTTP/2 may take whose requests have not begun, over all connections of a plane.
+/// Bytes that finished HTTP/2 heads whose requests have not begun may take, over all connections of a plane.
 const WAITING_HEADS: usize = 16 * 1024 * 1024;
 
-/// The same of one connection. What it sends beyond stays on the wire until some have begun.
+/// The same for one connection. What it sends beyond this is not read until some of its requests have begun.
 const OWN_WAITING_HEADS: usize = 128 * 1024;
 
-/// Finished heads of one connection that may wait.
+/// Finished heads of one connection that may wait for their requests to begin.
 const MOST_WAITING: u32 = 4;
 
-/// What a head takes beside its fields, and each field beside its bytes. A map of headers grows by doubling.
+/// Memory of a head in addition to its fields, and of each field in addition to its bytes. A header map grows by
+/// doubling.
 const HEAD_COST: usize = 1024;
 const FIELD_COST: usize = 208;
 
@@ -55,18 +56,18 @@ pub struct Connections {
     limit: usize,
     reserve: Option<Reserve>,
     open: Mutex<Open>,
-    /// Somebody has left.
+    /// Notified when a connection has ended.
     left: Notify,
     heads: AtomicUsize,
     waiting_heads: AtomicUsize,
 }
 
-/// Places beyond the limit, for what must get through when all others are busy.
+/// Places beyond the limit, for requests that must be served when all other places are busy.
 #[derive(Debug, Clone, Copy)]
 pub struct Reserve {
     /// How many there are.
     pub connections: usize,
-    /// What is served there. Anything else is refused.
+    /// Which requests are served there. All others are refused.
     pub serves: fn(&Request<Incoming>) -> bool,
 }
 
@@ -74,18 +75,18 @@ pub struct Reserve {
 struct Open {
     next: u64,
     all: HashMap<u64, Arc<Connection>>,
-    /// Strangers that were idle for longest when all were last looked at, the longest last. Those that have come to be
-    /// idle since are behind them.
+    /// Unidentified connections that were idle for longest when all were last looked at, the longest last. Those that
+    /// became idle later come after them.
     idle_strangers: Vec<(Instant, u64)>,
-    /// Who goes for the next one.
+    /// The connection that is being closed to make a place.
     yielding: Option<Arc<Connection>>,
 }
 
-/// How many of the idle are remembered, so that not all connections are looked at for each new one.
+/// How many idle connections are remembered, so that not every new connection has to look at all of them.
 const REMEMBERED: usize = 64;
 
 impl Open {
-    /// Who is to go first: see the module.
+    /// The connection to close first; the module's documentation says why.
     fn longest_idle(&mut self) -> Option<Arc<Connection>> {
         self.next_stranger()
             .or_else(|| {
@@ -103,7 +104,7 @@ impl Open {
     fn next_stranger(&mut self) -> Option<Arc<Connection>> {
         while let Some((since, id)) = self.idle_strangers.pop() {
             let connection = self.all.get(&id);
-            // It may have left, asked for something or shown who it is.
+            // It may have ended, begun a request or been identified since.
             let same = connection.filter(|other| other.may_go_since() == Some(since) && !other.is_identified());
             if let Some(connection) = same {
                 return Some(Arc::clone(connection));
@@ -137,7 +138,7 @@ impl Connections {
         }
     }
 
-    /// The same, with a reserve.
+    /// The same limit, with a reserve.
     #[must_use]
     pub fn with_reserve(self, reserve: Reserve) -> Self {
         Self { reserve: Some(reserve), ..self }
@@ -147,13 +148,13 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place, and makes one if an idle connection can go.
+    /// Waits for a place. Closes an idle connection to make one, if there is one that may be closed.
     pub(super) async fn enter(self: &Arc<Self>) -> Place {
         loop {
             if let Some(place) = self.try_enter() {
                 return place;
             }
-            // However this ends, it is tried again.
+            // Whether somebody left or the time is up, the loop tries again.
             let _ = tokio::time::timeout(LOOK_AGAIN, self.left.notified()).await;
         }
     }
@@ -163,7 +164,7 @@ impl Connections {
         if open.all.len() < self.limit {
             return Some(self.take(&mut open, None));
         }
-        // One goes at a time: it is counted until it is gone.
+        // One is closed at a time: it counts as open until it has ended.
         if open.yielding.as_ref().is_some_and(|yielding| yielding.order() == Order::Yield) {
             return None;
         }
@@ -188,23 +189,23 @@ impl Connections {
         self.lock().all.values().for_each(|connection| connection.give(order));
     }
 
-    /// Has any a request under way.
+    /// Whether any connection has a request under way.
     pub(super) fn are_busy(&self) -> bool {
         self.lock().all.values().any(|connection| connection.is_busy())
     }
 
-    /// Is anybody waiting for an answer, or still taking one.
+    /// Whether any client waits for a response or is still reading one.
     pub(super) fn are_awaited(&self) -> bool {
         self.lock().all.values().any(|connection| connection.is_awaited())
     }
 
-    /// Ends those on which nobody is.
+    /// Ends the connections on which no client waits.
     pub(super) fn end_quiet(&self) {
         let open = self.lock();
         open.all.values().filter(|connection| connection.is_quiet()).for_each(|connection| connection.give(Order::End));
     }
 
-    /// Waits until all have left.
+    /// Waits until all connections have ended.
     pub(super) async fn emptied(&self) {
         while !self.lock().all.is_empty() {
             let _ = tokio::time::timeout(LOOK_AGAIN, self.left.notified()).await;
@@ -212,7 +213,7 @@ impl Connections {
     }
 }
 
-/// A connection's place among the others, until it is dropped.
+/// A connection's place among the others. It is free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     connections: Arc<Connections>,
@@ -225,7 +226,7 @@ impl Place {
         &self.connection
     }
 
-    /// This connection's finished heads, of which there are none yet.
+    /// The counter of this connection's finished heads, at zero.
     pub(super) fn finished_heads(&self) -> FinishedHeads {
         FinishedHeads {
             connections: Arc::clone(&self.connections),
@@ -245,7 +246,7 @@ impl Place {
         WaitingHead { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection), bytes }
     }
 
-    /// A share of the memory for unfinished heads, of nothing yet.
+    /// This connection's share of the memory for unfinished heads, at zero.
     pub(super) fn head_share(&self) -> HeadShare {
         HeadShare { connections: Arc::clone(&self.connections), taken: 0 }
     }
@@ -263,21 +264,21 @@ impl Drop for Place {
     }
 }
 
-/// Heads that one HTTP/2 connection has finished and the library may not have made requests of. It unpacks all that it
-/// can read before it hands over the first request, so it is given little at a time.
+/// Heads that one HTTP/2 connection has finished and of which the library may not have made requests yet. The library
+/// decodes all bytes that it can read before it hands over the first request, so it is given few bytes at a time.
 #[derive(Debug)]
 pub(super) struct FinishedHeads {
     connections: Arc<Connections>,
     connection: Arc<Connection>,
-    /// The turn in which they were finished.
+    /// The turn in which these heads were finished.
     turn: u32,
     count: u32,
     bytes: usize,
 }
 
 impl FinishedHeads {
-    /// What a head costs at most that was sent in so many bytes: a field may take one byte (RFC 7541 section 6.1), and
-    /// a list has [`LARGEST_LIST`] bytes.
+    /// Counts the largest memory that a head of `sent` bytes can take: a field may take one byte on the wire (RFC 7541
+    /// section 6.1), and a list has at most [`LARGEST_LIST`] bytes.
     pub(super) fn add(&mut self, sent: usize) {
         let most = super::LARGEST_LIST as usize / 32 * FIELD_COST;
         let bytes = HEAD_COST + (sent * FIELD_COST).min(most);
@@ -285,7 +286,8 @@ impl FinishedHeads {
         (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
     }
 
-    /// Have others to go on before any more is read. They can: none of them waits for anything but its turn.
+    /// Whether other tasks have to run before more is read. That cannot block for ever: they wait for nothing but their
+    /// turn.
     pub(super) fn must_wait(&mut self) -> bool {
         let turn = self.connection.turn.load(Ordering::Relaxed);
         if turn != self.turn {
@@ -326,11 +328,11 @@ impl Drop for WaitingHead {
     }
 }
 
-/// Too many heads are unfinished at once, and this one is larger than most are.
+/// Too many heads are unfinished at the same time, and this one is larger than [`FREE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooManyHeads;
 
-/// What one connection's unfinished head takes of the memory for all.
+/// The bytes that one connection's unfinished head takes of the memory for all heads.
 #[derive(Debug)]
 pub(super) struct HeadShare {
     connections: Arc<Connections>,
@@ -338,7 +340,7 @@ pub(super) struct HeadShare {
 }
 
 impl HeadShare {
-    /// Takes what a head of so many bytes takes, instead of what it had.
+    /// Replaces the bytes that were taken by those of a head of `bytes`.
     pub(super) fn set(&mut self, bytes: usize) -> Result<(), TooManyHeads> {
         let (heads, bytes) = (&self.connections.heads, bytes.saturating_sub(FREE));
         if bytes <= self.taken {
@@ -364,46 +366,46 @@ impl Drop for HeadShare {
     }
 }
 
-/// What a connection is told to do. Later ones include earlier ones.
+/// What a connection is told to do. Each order includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Order {
-    /// Nothing.
+    /// Go on.
     Stay,
-    /// Tell the client to make a new one: `Connection: close` with the next answer, or GOAWAY.
+    /// Tell the client to open a new connection: `Connection: close` with the next response, or GOAWAY.
     Leave,
-    /// The same, and end if nothing is under way.
+    /// The same, and end if no request is under way.
     Close,
-    /// End now for another connection, unless something is under way.
+    /// End now to make a place for another connection, unless a request is under way.
     Yield,
     /// End now.
     End,
 }
 
-/// What others know of a connection.
+/// What other tasks know of a connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     opened: Instant,
-    /// Requests under way in the lower half, and those of them without an answer in the upper: one number, so that
-    /// each step of a request costs one operation.
+    /// Requests under way in the lower half, and those of them without a response in the upper half: one number, so
+    /// that each step of a request costs one atomic operation.
     requests: AtomicU64,
-    /// Answers that a service has given.
+    /// Responses that a service has given.
     answers: AtomicU32,
     /// Microseconds after `opened` at which the last request ended.
     idle_since: AtomicU64,
     order: AtomicU8,
     is_http2: AtomicBool,
-    /// Ciphertext that has come since the last plaintext, and what of it is in a record that is not whole.
+    /// Ciphertext that has come since the last plaintext, and how many bytes of it belong to an incomplete TLS record.
     ciphertext: AtomicUsize,
     record: AtomicUsize,
-    /// Has the other end not taken yet what it is sent.
+    /// Whether the peer has not yet taken all that was sent.
     is_writing: AtomicBool,
     /// How often its task has been polled.
     turn: AtomicU32,
-    /// Heads that have become requests and have not begun.
+    /// Heads that have become requests which have not begun.
     waiting_heads: AtomicU32,
-    /// Of the task that serves it.
+    /// Wakes the task that serves the connection.
     waker: AtomicWaker,
-    /// Once it is known.
+    /// Set once the peer is known.
     peer: OnceLock<Arc<Peer>>,
     reserve: Option<Reserve>,
 }
@@ -428,14 +430,14 @@ impl Connection {
         }
     }
 
-    /// A place of a table of its own, for tests that need one.
+    /// A connection in a table of its own, for tests that need one.
     #[cfg(test)]
     pub(super) fn alone() -> Place {
         Arc::new(Connections::new(1)).try_enter().expect("it is the first")
     }
 
     pub(super) fn is_of(&self, peer: &Arc<Peer>) {
-        // Set once; a peer that is judged anew shares what it has shown.
+        // Set once. A peer that is judged again shares what it has shown.
         let _ = self.peer.set(Arc::clone(peer));
     }
 
@@ -443,14 +445,14 @@ impl Connection {
         self.peer.get().is_some_and(|peer| peer.is_identified())
     }
 
-    /// So much ciphertext has come, so that the last record lacks its end behind `record` bytes.
+    /// Counts ciphertext that has come. `record` bytes of it belong to a record that is not complete.
     pub(super) fn has_sent_ciphertext(&self, bytes: usize, record: usize) {
         self.record.store(record, Ordering::Relaxed);
-        // Its task alone writes this.
+        // Only the connection's own task writes this.
         self.ciphertext.store(self.ciphertext.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
     }
 
-    /// Plaintext has come of all records that are whole.
+    /// Plaintext has come of all complete records.
     pub(super) fn has_sent_plaintext(&self) {
         self.ciphertext.store(self.record.load(Ordering::Relaxed), Ordering::Relaxed);
     }
@@ -460,12 +462,12 @@ impl Connection {
         self.ciphertext.load(Ordering::Relaxed)
     }
 
-    /// Its task is polled again.
+    /// Counts one more poll of the connection's task.
     pub(super) fn next_turn(&self) {
         self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It speaks HTTP/2.
+    /// Notes that the connection speaks HTTP/2.
     pub(super) fn speaks_http2(&self) {
         self.is_http2.store(true, Ordering::Relaxed);
     }
@@ -474,12 +476,12 @@ impl Connection {
         self.is_http2.load(Ordering::Relaxed)
     }
 
-    /// Is there something that this connection is not kept for.
+    /// Whether this connection is in the reserve and the request is not one that the reserve serves.
     pub(super) fn refuses(&self, request: &Request<Incoming>) -> bool {
         self.reserve.is_some_and(|reserve| !(reserve.serves)(request))
     }
 
-    /// One more request, until the answer's body has been handed over.
+    /// Counts one more request, until the response's body has been handed over.
     pub(super) fn begin(self: &Arc<Self>) -> BusyGuard {
         self.requests.fetch_add(UNANSWERED | 1, Ordering::Relaxed);
         BusyGuard { connection: Arc::clone(self), is_answered: false }
@@ -489,7 +491,7 @@ impl Connection {
         self.requests.load(Ordering::Relaxed) & (UNANSWERED - 1) > 0
     }
 
-    /// Since when there is no request; none while there is one.
+    /// Since when there has been no request; `None` while there is one.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         (!self.is_busy()).then(|| self.last_ended())
     }
@@ -499,7 +501,7 @@ impl Connection {
         self.opened + Duration::from_micros(self.idle_since.load(Ordering::Relaxed))
     }
 
-    /// Since when it could go for another; none while it cannot.
+    /// Since when it could be closed for another; `None` while it could not.
     fn may_go_since(&self) -> Option<Instant> {
         let is_waited_for = match self.is_identified() {
             true => self.is_busy(),
@@ -508,27 +510,28 @@ impl Connection {
         (!is_waited_for).then(|| self.last_ended())
     }
 
-    /// Does somebody wait for an answer there, or take one: a stranger's refusal is short, and not waited for.
+    /// Whether a client waits for a response here or reads one. A refusal to an unidentified peer is short and is not
+    /// waited for.
     fn is_awaited(&self) -> bool {
         self.may_go_since().is_none() || (self.is_identified() && self.is_writing.load(Ordering::Relaxed))
     }
 
-    /// Has nobody waited there for as long as an answer is on its way to the socket.
+    /// Whether no client has waited here for as long as a response takes to reach the socket.
     fn is_quiet(&self) -> bool {
         !self.is_awaited() && self.last_ended().elapsed() >= LOOK_AGAIN
     }
 
-    /// Whether something that was to be written is not yet.
+    /// Notes whether something that was to be written is not written yet.
     pub(super) fn writes(&self, is_writing: bool) {
         self.is_writing.store(is_writing, Ordering::Relaxed);
     }
 
-    /// Tells whether a service has given another answer since.
+    /// A count that changes when a service gives another response.
     pub(super) fn answers(&self) -> u32 {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Gives it an order, unless it has one that includes it.
+    /// Gives it an order, unless it has one that includes this one.
     pub(super) fn give(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
         self.waker.wake();
@@ -544,18 +547,18 @@ impl Connection {
         }
     }
 
-    /// Will there be no further request.
+    /// Whether no further request will be accepted.
     pub(super) fn is_leaving(&self) -> bool {
         self.order() >= Order::Leave
     }
 
-    /// The order, and wakes this task when there is another.
+    /// The order. Wakes this task when there is another one.
     pub(super) fn poll_order(&self, context: &Context<'_>) -> Order {
         self.waker.register(context.waker());
         let order = self.order();
         if order == Order::Yield && self.may_go_since().is_none() {
-            // A request came before the order did: another connection has to go. If it is a failure, there is another
-            // order.
+            // A request came before the order: another connection has to be closed. If the exchange fails, there is a
+            // newer order.
             let (from, to) = (Order::Yield as u8, Order::Stay as u8);
             let _ = self.order.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
             return self.order();
@@ -563,7 +566,7 @@ impl Connection {
         order
     }
 
-    /// Waits for an order to leave or more.
+    /// Waits for an order of [`Order::Leave`] or above.
     pub(super) async fn told_to_leave(&self) {
         std::future::poll_fn(|context| match self.poll_order(context) {
             Order::Stay => std::task::Poll::Pending,
@@ -573,7 +576,7 @@ impl Connection {
     }
 }
 
-/// In [`Connection::requests`].
+/// One request without a response, in [`Connection::requests`].
 const UNANSWERED: u64 = 1 << 32;
 
 /// A request under way.
@@ -588,7 +591,7 @@ impl BusyGuard {
         &self.connection
     }
 
-    /// A service has given its answer, which is going to be written.
+    /// A service has given its response, which will be written now.
     pub(super) fn answered(&mut self) {
         if !std::mem::replace(&mut self.is_answered, true) {
             self.connection.requests.fetch_sub(UNANSWERED, Ordering::Relaxed);
@@ -633,7 +636,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_stranger_that_was_idle_for_longest_goes_first() {
+    async fn the_unidentified_connection_idle_for_longest_is_closed_first() {
         let connections = Arc::new(Connections::new(3));
         let known = connections.enter().await;
         known.connection().is_of(&identified());
@@ -652,7 +655,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_known_goes_only_when_it_has_been_idle_for_a_while() {
+    async fn an_identified_connection_is_closed_only_after_a_time_of_idleness() {
         let connections = Arc::new(Connections::new(1));
         let known = connections.enter().await;
         known.connection().is_of(&identified());
@@ -665,7 +668,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_go_in_the_order_in_which_they_became_idle() {
+    async fn many_are_closed_in_the_order_in_which_they_became_idle() {
         let connections = Arc::new(Connections::new(200));
         let mut first = Vec::new();
         for _ in 0..200 {
@@ -695,7 +698,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_that_a_stranger_does_not_take_keeps_no_place() {
+    async fn a_refusal_that_an_unidentified_client_does_not_read_keeps_no_place() {
         let connections = Arc::new(Connections::new(1));
         for is_known in [false, true] {
             let place = connections.enter().await;
@@ -722,7 +725,7 @@ mod tests {
         let reserved = connections.enter().await;
         assert!(reserved.connection().reserve.is_some());
         let reserved = serve(reserved);
-        // One that is idle goes for the next one.
+        // An idle connection is closed for the next one.
         let _next = tokio::time::timeout(S, connections.enter()).await.expect("a place");
         reserved.await.unwrap();
     }

@@ -1,7 +1,8 @@
-//! Which frames an HTTP/2 connection has begun and not finished, followed on the bytes (RFC 9113 section 4.1).
+//! Follows on the bytes which frames an HTTP/2 connection has begun and not finished (RFC 9113 section 4.1).
 //!
-//! For one question that the library leaves open: is a head unfinished. A head is a HEADERS frame and all CONTINUATION
-//! frames that follow it, and nothing else may be sent between them. Only the nine bytes before each frame are looked at.
+//! The library does not say whether a head is unfinished, and this module does. A head is a HEADERS frame and all
+//! CONTINUATION frames that follow it; nothing else may be sent between them. Only the nine bytes before each payload
+//! are read.
 
 use super::framing::Unfinished;
 
@@ -13,37 +14,37 @@ const END_HEADERS: u8 = 4;
 /// Bytes before a frame's payload.
 const FRAME_HEAD: usize = 9;
 
-/// Memory that a head may take whose first frame has come and whose last has not. Small fields take more as they are
-/// kept than as they are sent, up to what `max_header_list_size` lets in.
+/// Memory that a head may take between its first and its last frame. Small fields take more in memory than on the wire,
+/// up to the limit of `max_header_list_size`.
 const CONTINUED: usize = 512 * 1024;
 
-/// Payload of the largest frame that is taken, and so memory of one that is not whole (RFC 9113 section 4.2).
+/// Payload of the largest frame that is accepted, and so the memory of an incomplete one (RFC 9113 section 4.2).
 const LARGEST: usize = 16 * 1024;
 
-/// Follows one connection, from the end of its preface on.
+/// Follows one connection, from the end of its preface.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// What has come of the current frame's head.
+    /// The bytes of the current frame's head that have come.
     head: [u8; FRAME_HEAD],
     head_length: usize,
     kind: u8,
-    /// Bytes of its payload to come, and in all.
+    /// Bytes of its payload that are still to come, and in all.
     left: usize,
     length: usize,
     ends_head: bool,
     /// HEADERS without END_HEADERS has come, so CONTINUATION must.
     continues: bool,
-    /// The highest stream that has been seen.
+    /// The highest stream number seen.
     stream: u32,
-    /// Heads, and other frames, that were finished.
+    /// Finished heads and finished other frames.
     finished: u64,
     /// Bytes of the current head's frames.
     head_bytes: usize,
 }
 
 impl Frames {
-    /// The head, or any other frame, that is not finished. DATA is a body's while a request `is_served`, and has the
-    /// time of one; otherwise nobody waits for it.
+    /// The head, or any other frame, that is not finished. A DATA frame belongs to a body while a request `is_served`,
+    /// and the body's own timeout applies to it. While none is, it is a frame like any other.
     pub(super) fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
         let in_frame = self.left > 0 && !(is_served && self.kind == DATA);
         if !self.continues && !in_frame && self.head_length == 0 {
@@ -53,17 +54,17 @@ impl Frames {
         Some(Unfinished { number: self.finished, bytes })
     }
 
-    /// The highest stream that the client has used.
+    /// The highest stream number that the client has used.
     pub(super) fn last_stream(&self) -> u32 {
         self.stream
     }
 
-    /// Bytes of the current frame's payload to come, if that is a body's.
+    /// Bytes of the current frame's payload that are still to come, if it belongs to a body.
     pub(super) fn body_left(&self) -> usize {
         if self.kind == DATA { self.left } else { 0 }
     }
 
-    /// Takes the bytes that came next, and tells of each head that they finish by how many it was sent.
+    /// Takes the next bytes, and calls `finished` with the size of each head that they complete.
     pub(super) fn follow(&mut self, mut bytes: &[u8], mut finished: impl FnMut(usize)) {
         while !bytes.is_empty() {
             if self.left > 0 {
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_else_is_begun_has_to_be_finished_too() {
+    fn every_other_frame_has_to_be_finished_too() {
         let ping = frame(6, 0, 0, 8);
         for cut in 1..ping.len() {
             assert!(follow(&ping[..cut], 3).unfinished(true).is_some(), "cut at {cut}");
@@ -164,7 +165,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
             let _ = follow(&bytes, size).unfinished(true);
         }
     }

@@ -1,19 +1,19 @@
-//! Where the requests of an HTTP/1 connection begin and end, followed on the bytes.
+//! Follows on the bytes where the requests of an HTTP/1 connection begin and end.
 //!
-//! For two questions that hyper leaves open: has a head begun that is not complete yet, and does a head say its body's
-//! length in a way that others may read otherwise (RFC 9112 section 6.3). hyper takes one of the readings; somebody in
-//! front of the gateway may have taken another, and a request may be hidden in the difference. So a body has one
-//! `Content-Length` of digits, or one `Transfer-Encoding` that is `chunked` and nothing else, or neither. Such a head
-//! can stand anywhere in a connection, so bodies are followed as well. Whatever hyper refuses by itself ends the
-//! following: the connection ends with it.
+//! hyper leaves two questions open. Has a head begun that is not complete yet? Does a head state its body's length in a
+//! way that another server may read differently (RFC 9112 section 6.3)? hyper chooses one reading. A proxy in front of
+//! the gateway may have chosen another, and a request may be hidden in the difference. So a body must have one
+//! `Content-Length` of digits, or one `Transfer-Encoding` that is `chunked` and nothing else, or neither. An ambiguous
+//! head can come at any place in a connection, so bodies are followed as well. Where hyper refuses a request itself,
+//! this module stops to follow: the connection ends then.
 //!
-//! Nothing is kept but the beginning of the current line.
+//! Only the beginning of the current line is kept.
 
-/// Enough of a line for the two headers that matter, with any length that is one.
+/// Bytes of a line that are kept: enough for the two headers that matter, with any valid length.
 const LINE: usize = 64;
 
-/// A head does not say its body's length in one way that everybody reads alike. It begins at this place of the bytes
-/// last followed; at 0 when it began before them.
+/// A head states its body's length in more than one way, or in a way that servers read differently. It begins at this
+/// offset of the bytes last followed; at 0 when it began before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ambiguous {
     pub(super) begins_at: usize,
@@ -22,9 +22,9 @@ pub(super) struct Ambiguous {
 /// A head that has begun and is not complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unfinished {
-    /// Which one it is of its connection: another one has another number.
+    /// The head's number within its connection.
     pub(super) number: u64,
-    /// Bytes that it takes at most, as far as it has come.
+    /// Bytes that it takes at most, counting what has come of it.
     pub(super) bytes: usize,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Unfinished {
 #[derive(Debug)]
 pub(super) struct Framing {
     place: Place,
-    /// The current line, as far as it came with earlier bytes and matters.
+    /// The part of the current line that came with earlier bytes, as far as it matters.
     line: Vec<u8>,
     length: Length,
     coding: Coding,
@@ -58,7 +58,7 @@ enum Place {
     ChunkEnd,
     /// Behind the last chunk.
     Trailers,
-    /// Nobody knows; hyper refuses it.
+    /// The place is unknown; hyper refuses what comes.
     Lost,
 }
 
@@ -75,7 +75,7 @@ enum Length {
 enum Coding {
     Unsaid,
     Chunked,
-    /// Anything else, `chunked` twice included.
+    /// Any other value, `chunked` twice included.
     Other,
 }
 
@@ -91,12 +91,12 @@ impl Framing {
         is_in_head.then_some(Unfinished { number: self.finished, bytes: self.head })
     }
 
-    /// Does the last head announce a body of more bytes than hyper can count.
+    /// Whether the last head announces a body of more bytes than hyper can count.
     pub(super) fn announces_too_much(&self) -> bool {
         matches!(self.length, Length::Said(length) if length >= u64::MAX - 1)
     }
 
-    /// Takes the bytes that came next.
+    /// Takes the next bytes.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
         let (mut at, mut begins_at) = (0, 0);
         while at < bytes.len() {
@@ -145,7 +145,7 @@ impl Framing {
     }
 
     fn keep(&mut self, piece: &[u8]) {
-        // One byte more than matters shows that the line is longer.
+        // One byte more than is needed shows that the line is longer.
         let room = LINE + 1 - self.line.len();
         self.line.extend_from_slice(&piece[..piece.len().min(room)]);
     }
@@ -164,7 +164,7 @@ impl Framing {
                 (self.head, self.finished) = (0, self.finished + 1);
                 self.end_head()
             }
-            // RFC 9112 section 5.2: a line that continues the one before is obsolete.
+            // RFC 9112 section 5.2: a line that continues the previous one is obsolete.
             Place::Head if line.starts_with(b" ") || line.starts_with(b"\t") => Place::Lost,
             Place::Head => {
                 self.header(&line[..line.len().min(LINE)], line.len() > LINE);
@@ -195,7 +195,7 @@ impl Framing {
     fn header(&mut self, line: &[u8], is_cut: bool) {
         const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
         const CONTENT_LENGTH: &[u8] = b"content-length";
-        // Most lines are told apart by their first byte.
+        // The first byte is enough to skip most lines.
         match line.first() {
             Some(b't' | b'T') if let Some(rest) = named(line, TRANSFER_ENCODING) => {
                 let is_chunked = value(rest).is_some_and(|value| !is_cut && value.eq_ignore_ascii_case(b"chunked"));
@@ -205,7 +205,7 @@ impl Framing {
                 let length = value(rest).filter(|_| !is_cut).map_or(Length::Malformed, length);
                 self.length = match self.length {
                     Length::Unsaid => length,
-                    // hyper takes the same twice, and refuses the rest.
+                    // hyper accepts the same length twice, and refuses different ones.
                     said if said == length => said,
                     _ => Length::Malformed,
                 };
@@ -215,14 +215,15 @@ impl Framing {
     }
 }
 
-/// What follows the name, in a line whose header has it. Blanks before the colon do not make it another header.
+/// What follows the name, in a line that begins with this header's name. Blanks before the colon do not make it another
+/// header.
 fn named<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let (start, rest) = line.split_at_checked(name.len())?;
     let goes_on = rest.first().is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     (start.eq_ignore_ascii_case(name) && !goes_on).then_some(rest)
 }
 
-/// What stands behind a header's name: a colon, and a value with blanks around it.
+/// What follows a header's name: a colon, and a value with blanks around it.
 fn value(rest: &[u8]) -> Option<&[u8]> {
     let mut value = rest.strip_prefix(b":")?;
     value = value.strip_suffix(b"\r").unwrap_or(value);
@@ -233,7 +234,7 @@ fn value(rest: &[u8]) -> Option<&[u8]> {
 }
 
 fn length(digits: &[u8]) -> Length {
-    // No digits at all are no number either.
+    // An empty value is not a number either.
     let number = || std::str::from_utf8(digits).ok()?.parse().ok();
     match digits.iter().all(u8::is_ascii_digit).then(number).flatten() {
         Some(length) => Length::Said(length),
@@ -243,9 +244,9 @@ fn length(digits: &[u8]) -> Length {
 
 /// The size in `1a;extension`.
 fn chunk_size(line: &[u8]) -> Option<u64> {
-    // There is an end: a line that is cut before one says nothing.
+    // The end of the digits must be in the line: a line that is cut before it is refused.
     let end = line.iter().position(|byte| !byte.is_ascii_hexdigit())?;
-    // Beyond the extension's beginning nothing matters.
+    // Nothing after the digits matters.
     let digits = std::str::from_utf8(&line[..end]).ok()?;
     u64::from_str_radix(digits, 16).ok()
 }
@@ -264,7 +265,7 @@ mod tests {
     const BAD: &str = "POST / HTTP/1.1\r\nContent-Length: 3\r\nTRANSFER-encoding: chunked\r\n\r\n";
     const BAD_TOO: &str = "POST / HTTP/1.1\nTransfer-Encoding: x\nX: y\ncontent-length:  nonsense \n\n";
 
-    /// Follows in pieces; where the ambiguous head begins, if there is one.
+    /// Follows in pieces. Returns where the ambiguous head begins, if there is one.
     fn follow(text: &str, sizes: impl Iterator<Item = usize>) -> (Option<usize>, Framing) {
         let (mut framing, mut rest, mut begun) = (Framing::new(), text.as_bytes(), None);
         for size in sizes {
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_requests_pass_in_whatever_pieces_they_come() {
+    fn valid_requests_pass_however_they_are_split() {
         let text = [PLAIN, WITH_BODY, IN_CHUNKS, BARE, PLAIN].concat();
         for size in 1..=text.len() {
             let (ambiguous, framing) = follow(&text, std::iter::repeat(size));
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn two_lengths_are_seen_behind_any_request_and_in_any_pieces() {
+    fn two_lengths_are_found_after_any_request_however_they_are_split() {
         for before in ["", "\r\n", PLAIN, WITH_BODY, IN_CHUNKS, BARE] {
             for bad in [BAD, BAD_TOO] {
                 let text = [before, bad, PLAIN].concat();
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn one_coding_that_is_chunked_is_all_there_may_be() {
+    fn only_a_single_chunked_coding_is_accepted() {
         let head = |lines: &str| format!("POST / HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n");
         let padded = format!("Transfer-Encoding:{}chunked\r\n", " ".repeat(60));
         for refused in [
@@ -408,7 +409,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_change_nothing(
+        fn the_split_changes_nothing(
             parts in proptest::collection::vec(0usize..6, 1..6),
             sizes in proptest::collection::vec(1usize..40, 1..40),
         ) {
@@ -420,7 +421,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), size in 1usize..50) {
             let mut framing = Framing::new();
             for piece in bytes.chunks(size) {
                 let _ = framing.follow(piece);

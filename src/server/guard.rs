@@ -1,10 +1,10 @@
-//! A connection's manners: heads arrive in time and in bounded memory, answers are taken in time, idle connections end,
-//! and what hyper refuses by itself is said in Twilio's shape.
+//! Limits of a connection: heads arrive in time and in bounded memory, responses are read in time, idle connections
+//! end, and what hyper refuses itself is answered in Twilio's error format.
 //!
-//! hyper answers a head that it cannot parse with an empty body, and closes a connection whose head is late
-//! without a word. Both happen below any service, so they are mended here, on the bytes. hyper's own header
-//! timeout is not used: it also ends idle connections, knows nothing of HTTP/2, and costs a timer a request where this
-//! costs one a connection.
+//! hyper answers a head that it cannot parse with an empty body, and closes a connection whose head is late without a
+//! response. Both happen below any service, so they are corrected here, on the bytes. hyper's own header timeout is not
+//! used: it also ends idle connections, does not cover HTTP/2, and costs one timer per request instead of one per
+//! connection.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,24 +24,24 @@ use super::framing::{Ambiguous, Framing, Unfinished};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::request_id;
 
-/// How long a kept-alive connection may say nothing. As nginx has it.
+/// How long a kept-alive connection may be silent. nginx has the same default.
 const IDLE: Duration = Duration::from_secs(75);
 
-/// An answer's body, which keeps its connection busy until it is sent.
+/// A response's body, which keeps its connection busy until it is sent.
 #[derive(Debug)]
 pub(super) struct TrackedBody<B> {
-    /// None where there is to be none.
+    /// `None` where there is no body to send.
     body: Option<B>,
-    /// What has been taken from the body and not been sent.
+    /// What has been taken from the body and is not sent yet.
     rest: Bytes,
-    /// Bytes that are handed over at once.
+    /// Bytes that are handed over at a time.
     most: usize,
     _busy: BusyGuard,
 }
 
 impl<B> TrackedBody<B> {
-    /// Handed over in one piece. To HTTP/2 in several: what it has been handed, it keeps in memory until the client's
-    /// window lets it go. Nothing of it is the answer to a HEAD.
+    /// For HTTP/1.1 the body is handed over in one piece. For HTTP/2 it is handed over in several, because the library
+    /// keeps each piece in memory until the client's window lets it go. The response to HEAD has no body.
     pub(super) fn new(body: B, method: &Method, version: Version, busy: BusyGuard) -> Self {
         const PIECE: usize = 64 * 1024;
         let most = if version == Version::HTTP_2 { PIECE } else { usize::MAX };
@@ -85,22 +85,22 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     }
 }
 
-/// What a connection speaks, and how far it is.
+/// The protocol that a connection speaks, and how far it has come.
 #[derive(Debug)]
 enum Protocol {
-    /// So many bytes of HTTP/2's preface have come.
+    /// This many bytes of HTTP/2's preface have come.
     Undecided(usize),
     Http1(Framing),
     Http2(Frames),
 }
 
-/// In the number of a head that TLS hides.
+/// Set in the number of a head that is still encrypted.
 const HIDDEN: u64 = 1 << 63;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Protocol {
-    /// Takes the bytes that came next.
+    /// Takes the next bytes.
     fn follow(&mut self, bytes: &[u8], heads: &mut FinishedHeads) -> Result<(), Ambiguous> {
         match self {
             Self::Http1(framing) => framing.follow(bytes),
@@ -128,7 +128,7 @@ impl Protocol {
         }
     }
 
-    /// The head that has begun. A connection that was opened and says nothing is one that is late.
+    /// The head that has begun. On a connection that was opened and has sent nothing, a head counts as begun.
     fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
         match self {
             Self::Undecided(bytes) => Some(Unfinished { number: 0, bytes: *bytes }),
@@ -142,35 +142,35 @@ impl Protocol {
     }
 }
 
-/// How long a connection may take.
+/// Time limits of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// For a whole head.
+    /// For a complete head.
     pub(super) header: Duration,
-    /// For the other end to take anything of what it is sent.
+    /// For the peer to take any of the bytes that it is sent.
     pub(super) write: Duration,
 }
 
-/// The bytes of a connection. See the module.
+/// The stream under a connection; see the module.
 pub(super) struct TimeoutIo<T> {
     io: T,
     connection: Arc<Connection>,
     timeouts: Timeouts,
     protocol: Protocol,
-    /// The unfinished head, by its number, and since when it is.
+    /// The unfinished head: its number, and since when it has been unfinished.
     head: Option<(u64, Instant)>,
     head_share: HeadShare,
     finished_heads: FinishedHeads,
-    /// How often something came.
+    /// How often bytes came.
     reads: u64,
     alarm: Pin<Box<Sleep>>,
-    /// Until the other end has taken something, while it takes nothing.
+    /// Runs while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Answers of services that have begun to be written.
+    /// Responses of services that have begun to be written.
     answers: u32,
-    /// Bytes that were to be written last and are not yet.
+    /// Bytes of the last write that are not written yet.
     unsent: usize,
-    /// What is written in place of hyper's own words, and how many of those it stands for.
+    /// What is written in place of a response that hyper made, and how many bytes of hyper's it replaces.
     instead: Option<(Bytes, usize)>,
 }
 
@@ -194,7 +194,7 @@ impl<T> TimeoutIo<T> {
         }
     }
 
-    /// Takes notice of what came.
+    /// Processes the bytes that came.
     fn received(&mut self, bytes: &[u8]) -> Result<(), Received> {
         let was_undecided = matches!(self.protocol, Protocol::Undecided(_));
         self.protocol.follow(bytes, &mut self.finished_heads).map_err(Received::Ambiguous)?;
@@ -206,13 +206,13 @@ impl<T> TimeoutIo<T> {
         self.charge().map_err(Received::TooMuch)
     }
 
-    /// Counts what the unfinished head takes now, and TLS of the record that may hold more of it.
+    /// Counts the memory of the unfinished head, and of the TLS record that may hold more of it.
     fn charge(&mut self) -> Result<(), TooManyHeads> {
         let takes = self.protocol.unfinished(self.connection.is_busy()).map_or(0, |head| head.bytes);
         self.head_share.set(takes + self.connection.hidden())
     }
 
-    /// The head that is not finished: one that has begun, or the ciphertext that may be one.
+    /// The head that is not finished: one that has begun, or the ciphertext that may contain one.
     fn unfinished(&self, is_busy: bool) -> Option<Unfinished> {
         let hidden = || {
             let bytes = self.connection.hidden();
@@ -229,8 +229,8 @@ impl<T> TimeoutIo<T> {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Poll::Ready(());
             }
-            // hyper reads ahead while it answers. It has been told then that nothing is there, and does not ask again
-            // when the answer is out.
+            // hyper reads ahead while it answers. It was told then that no bytes are there, and does not ask again when
+            // the response is written.
             let wake = deadline.unwrap_or(now + self.timeouts.header);
             if self.alarm.is_elapsed() || self.alarm.deadline() > wake {
                 self.alarm.as_mut().reset(wake);
@@ -239,8 +239,8 @@ impl<T> TimeoutIo<T> {
         }
     }
 
-    /// Until when something has to come; never while HTTP/1.1 serves a request. HTTP/2 serves others meanwhile, but none
-    /// of them can send anything until the head is finished.
+    /// When the next bytes have to come; `None` while HTTP/1.1 serves a request. HTTP/2 serves other requests
+    /// meanwhile, but the client cannot send anything else on them until the head is finished.
     fn deadline(&mut self, now: Instant) -> Option<Instant> {
         let idle_since = self.connection.idle_since();
         if idle_since.is_none() && !self.protocol.is_http2() {
@@ -248,7 +248,7 @@ impl<T> TimeoutIo<T> {
             return None;
         }
         self.head = self.unfinished(idle_since.is_none()).map(|head| match self.head {
-            // What was hidden and has come to light is no newer for that.
+            // A head that was encrypted and is now visible keeps its age.
             Some((number, since)) if number == head.number || (number & HIDDEN > 0 && head.number & HIDDEN == 0) => {
                 (head.number, since)
             }
@@ -260,7 +260,7 @@ impl<T> TimeoutIo<T> {
         }
     }
 
-    /// What came of writing; an error once the other end has taken nothing for too long.
+    /// The result of a write; an error once the peer has taken nothing for too long.
     fn poll_taken<R>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if written.is_ready() {
             self.stalled = None;
@@ -273,15 +273,15 @@ impl<T> TimeoutIo<T> {
     }
 }
 
-/// Why what came is not passed on.
+/// Why bytes that came are not passed on.
 #[derive(Debug, Clone, Copy)]
 enum Received {
     Ambiguous(Ambiguous),
     TooMuch(TooManyHeads),
 }
 
-/// Stands where an ambiguous head stood. hyper refuses it in its turn, behind the answers to the requests before; and
-/// it ends a head, of which hyper may have the beginning already.
+/// Replaces an ambiguous head. hyper refuses it when its turn comes, after the responses to the requests before it. It
+/// also ends a head whose beginning hyper may already have.
 const MALFORMED: &[u8] = b"\0\r\n\r\n";
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
@@ -293,7 +293,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
         let this = &mut *self;
         let before = buffer.filled().len();
         if this.protocol.is_http2() && this.finished_heads.must_wait() {
-            // Back at once, behind those that it waits for.
+            // Poll again soon, after the tasks that this one waits for.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -335,7 +335,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimeoutIo<T> {
 }
 
 impl<T: AsyncRead + Unpin> TimeoutIo<T> {
-    /// Reads; of HTTP/2 beside bodies only as much at once as may be made requests of.
+    /// Reads. HTTP/2 frames other than bodies are read only as fast as requests can be made of them.
     fn poll_some(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Protocol::Http2(frames) = &self.protocol else {
             return Pin::new(&mut self.io).poll_read(context, buffer);
@@ -349,15 +349,15 @@ impl<T: AsyncRead + Unpin> TimeoutIo<T> {
     }
 }
 
-/// Bytes of HTTP/2, beside bodies, that are read at once.
+/// Bytes of HTTP/2, without bodies, that are read at a time.
 const AT_ONCE: usize = 2048;
 
 impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
-    /// Says why the connection ends, if that can be said: it ends either way. HTTP/2 has words of its own for it.
+    /// Says why the connection ends, where that is possible. The connection ends either way. HTTP/2 uses GOAWAY.
     fn say(&mut self, context: &mut Context<'_>, answer: &[u8]) {
         let sent = match &self.protocol {
             Protocol::Http2(frames) => Pin::new(&mut self.io).poll_write(context, &go_away(frames.last_stream())),
-            // What is being answered comes first, and it is not for this head.
+            // Another response comes first, and this message does not belong to it.
             _ if self.connection.is_busy() || self.unsent > 0 => return,
             _ => Pin::new(&mut self.io).poll_write(context, answer),
         };
@@ -366,17 +366,17 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
         }
     }
 
-    /// Are these words hyper's own. It makes them up only when no answer of a service is still to be written: when it
-    /// cannot read the next head.
-    fn are_hypers_own(&mut self) -> bool {
+    /// Whether hyper itself made these bytes. It does so only when it cannot read the next head, and no response of a
+    /// service is left to be written then.
+    fn is_made_by_hyper(&mut self) -> bool {
         let answers = self.connection.answers();
         let is_answered = std::mem::replace(&mut self.answers, answers) != answers;
         !(is_answered || self.unsent > 0 || self.protocol.is_http2() || self.connection.is_busy())
     }
 
-    /// Writes our own answer where `words` is one that hyper made up.
+    /// Writes our own response where `words` is one that hyper made.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
-        if self.instead.is_none() && self.are_hypers_own() {
+        if self.instead.is_none() && self.is_made_by_hyper() {
             let is_endless = matches!(&self.protocol, Protocol::Http1(framing) if framing.announces_too_much());
             let answer = match is_endless {
                 true => answer(Reason::BodyTooLarge, "the request body is larger than anything that could be read"),
@@ -397,7 +397,7 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
         Poll::Ready(Some(Ok(written)))
     }
 
-    /// Takes notice of how much of what was to be written has been.
+    /// Notes how many of the bytes that were to be written have been.
     fn sent(&mut self, all: usize, written: &Poll<io::Result<usize>>) {
         let unsent = match written {
             Poll::Ready(Ok(n)) => all.saturating_sub(*n),
@@ -452,7 +452,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
     }
 }
 
-/// Our own answer for one of hyper's, whose status says what was wrong.
+/// Our own response in place of hyper's, whose status says what was wrong.
 fn replacement(words: &[u8]) -> Bytes {
     match words.get(9..12) {
         Some(b"431" | b"414") => answer(Reason::HeadersTooLarge, "the request's head is too large"),
@@ -460,7 +460,7 @@ fn replacement(words: &[u8]) -> Bytes {
     }
 }
 
-/// A whole HTTP/1.1 answer that ends the connection.
+/// A complete HTTP/1.1 response that ends the connection.
 fn answer(reason: Reason, message: &str) -> Bytes {
     let body = GatewayError::new(reason, message).to_body();
     let id = request_id::fresh();
@@ -502,7 +502,7 @@ mod tests {
         (TimeoutIo::new(ours, place, timeouts), theirs)
     }
 
-    /// Reads as hyper does between requests: until it gives up or `most` is over.
+    /// Reads as hyper does between requests: until it gives up or `most` has passed.
     async fn gives_up(timeout_io: &mut TimeoutIo<DuplexStream>, most: Duration) -> Option<Duration> {
         let begun = Instant::now();
         let silence = async {
@@ -520,14 +520,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idleness_counts_from_the_last_request_however_quickly_it_was_served() {
-        // In HTTP/2 an empty HEADERS frame, which is not looked into here.
+        // In HTTP/2 an empty HEADERS frame, whose content is not read here.
         for (preface, head) in [(&b""[..], HEAD), (PREFACE, b"\0\0\0\x01\x05\0\0\0\x01")] {
             let place = Connection::alone();
             let (mut timeout_io, mut client) = timeout_io(&place);
             client.write_all(preface).await.unwrap();
             for _ in 0..20 {
                 client.write_all(head).await.unwrap();
-                // Nobody looks at the connection while the request is served, as it is with a hit.
+                // No task polls the connection while the request is served, as with a cache hit.
                 assert!(timeout_io.read(&mut [0; 1024]).await.unwrap() > 0);
                 drop(place.connection().begin());
                 place.connection().next_turn();
@@ -544,7 +544,7 @@ mod tests {
         let serving = place.connection().begin();
         let ended = tokio::spawn(async move { timeout_io.read_u8().await.map_err(|error| error.kind()) });
         tokio::task::yield_now().await;
-        // The answer is out, and nobody asks again.
+        // The response is written, and no task reads again.
         drop(serving);
         let ended = timeout(IDLE * 2, ended).await.expect("idle connections end").unwrap();
         assert_eq!(ended, Err(io::ErrorKind::TimedOut));
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_ambiguous_head_is_made_a_malformed_one_where_it_begins() {
+    async fn an_ambiguous_head_is_replaced_by_a_malformed_one() {
         let ambiguous = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         for cut in 0..ambiguous.len() - 5 {
             let (mut timeout_io, mut client) = timeout_io(&Connection::alone());
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_begins_like_http_2_is_followed_as_what_it_is() {
+    async fn an_http_1_request_that_begins_like_http_2_is_followed_as_http_1() {
         let (mut timeout_io, mut client) = timeout_io(&Connection::alone());
         let first = b"PRI * HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let second = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n";
@@ -683,7 +683,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hypers_own_words_are_replaced_and_a_services_are_not() {
+    async fn responses_of_hyper_are_replaced_and_those_of_a_service_are_not() {
         const WORDS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
         let place = Connection::alone();
         let (mut timeout_io, mut client) = timeout_io(&place);
@@ -696,7 +696,7 @@ mod tests {
         let mut said = vec![0; WORDS.len()];
         client.read_exact(&mut said).await.unwrap();
         assert_eq!(said, WORDS);
-        // Nobody was asked for these.
+        // No request was made for these.
         timeout_io.write_all(WORDS).await.unwrap();
         drop(timeout_io);
         let mut said = String::new();

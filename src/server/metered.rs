@@ -1,8 +1,9 @@
-//! The bytes of a connection before TLS: those of a handshake count as those of an unfinished head do, and so do those
-//! of a record that is not whole.
+//! Counts the bytes of a connection below TLS: those of a handshake, and of an incomplete record, count like those of
+//! an unfinished head.
 //!
-//! The TLS library keeps a handshake's message until it is whole, and lets it be as large as a head. A record it keeps
-//! likewise, and shows nothing of it before: a head could be late in there for as long as it likes.
+//! The TLS library keeps a handshake message until it is complete, and accepts one as large as a head. It keeps a
+//! record likewise and delivers none of its bytes before the end, so a head inside it could stay unfinished without
+//! being seen.
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ const RECORD_HEAD: usize = 5;
 /// Follows the records.
 #[derive(Debug, Default)]
 struct Records {
-    /// What has come of the current record's head.
+    /// The bytes of the current record's head that have come.
     head: [u8; RECORD_HEAD],
     /// Bytes of the current record, its head included.
     come: usize,
@@ -52,7 +53,7 @@ pub(super) struct Metered<T> {
     io: T,
     connection: Arc<Connection>,
     records: Records,
-    /// Bytes so far, and what they take.
+    /// Bytes so far, and the memory that is counted for them.
     handshake: Option<(usize, HeadShare)>,
 }
 
@@ -61,7 +62,7 @@ impl<T> Metered<T> {
         Self { io, connection, records: Records::default(), handshake: Some((0, share)) }
     }
 
-    /// What comes from now on is no handshake. Of what has come already, only an unfinished record is of interest.
+    /// Called at the end of the handshake. Of the bytes that came before, only an unfinished record still counts.
     pub(super) fn is_open(&mut self) {
         self.handshake = None;
         self.connection.has_sent_ciphertext(self.records.come, self.records.come);
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_that_is_not_whole_is_known_in_whatever_pieces_it_comes() {
+    fn an_incomplete_record_is_found_however_the_bytes_are_split() {
         let record = |length: u16| [&[23, 3, 3][..], &length.to_be_bytes(), &vec![7; length.into()]].concat();
         let all = [record(10), record(0), record(300), record(1)].concat();
         for size in 1..all.len() {

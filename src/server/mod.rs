@@ -1,7 +1,7 @@
-//! Listeners, connections, drain. Knows HTTP's framing and nothing of what is asked.
+//! Listeners, connections, drain. This module handles HTTP's framing and does not know what the requests ask.
 //!
-//! [`bind`] first, so that a port that is taken is a start that fails; then [`run`] until its shutdown future
-//! ends, and until what was under way has ended or the drain time is up.
+//! Call [`bind`] first, so that an address that is in use fails the start. Then [`run`] serves until its `shutdown`
+//! future ends, and until the requests under way have ended or the drain time is up.
 
 mod bind;
 mod connections;
@@ -44,39 +44,39 @@ use crate::core::error::{GatewayError, Reason};
 use crate::core::peer::{Origin, Peer};
 use crate::request::body::ResponseBody;
 
-/// What connections may take.
+/// Limits of connections.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at once, over all listeners that share this.
+    /// Connections open at the same time, over all listeners that share this.
     pub connections: Arc<Connections>,
-    /// For a whole request head; and before it, for a PROXY header and a TLS handshake together.
+    /// For a complete request head, and also for a PROXY header and a TLS handshake together.
     pub header_timeout: Duration,
-    /// For a client to take anything of what it is sent.
+    /// For a client to take any of the bytes that it is sent.
     pub write_timeout: Duration,
-    /// Whose connections begin with a PROXY header.
+    /// The proxies whose connections begin with a PROXY header.
     pub proxies: Arc<Proxies>,
-    /// For what is under way when the server is told to stop.
+    /// For requests under way when the server is told to stop.
     pub drain: Duration,
-    /// How long connections without a request stay open then: a client may just be sending one, and is told that nobody
-    /// serves it any more. While requests are under way on others it is six times as long: the process stays anyway.
+    /// How long connections without a request stay open then: a client may be sending one, and gets a refusal instead
+    /// of a reset. While requests are under way on other connections it is six times as long, because the process has
+    /// to stay for those.
     pub linger: Duration,
 }
 
-/// How long answers that were given when the drain time was up may take to be written.
+/// How long responses that were given at the end of the drain time may take to be written.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// How long a request that has begun to arrive may take, once its connection is to close.
+/// How long a request that has begun to arrive may take on a connection that is about to close.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether requests are still under way.
+/// How often the drain checks whether requests are still under way.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Serves until `shutdown` ends, then lets what is under way finish. `service` is asked anew for every
-/// request, so that a reload reaches connections that are open; it is told whose request it is.
+/// Serves until `shutdown` ends, then lets the requests under way finish. `service` is called again for every request,
+/// with the peer, so that a reload reaches open connections.
 ///
-/// When it has been told to stop, kept-alive connections stay open for a little while, so that the service can say of a
-/// late request what has become of it. When the drain time is up it is the service that has to end what it still works
-/// on.
+/// After `shutdown`, kept-alive connections stay open for a short time, so that the service can refuse a late request
+/// with a reason. When the drain time is up, the service has to end the requests that it still works on.
 pub async fn run<S>(
     listeners: Vec<Bound>,
     tls: Option<TlsAcceptor>,
@@ -101,18 +101,18 @@ pub async fn run<S>(
         })
         .collect();
     for task in accepting {
-        // A listener's task that panicked has been reported by the panic itself.
+        // The panic of a listener's task has been reported already.
         let _ = task.await;
     }
     if tokio::time::timeout(limits.drain, drained(&limits)).await.is_err() {
-        // The service has just ended what it worked on.
+        // The service has just ended its requests.
         let _ = tokio::time::timeout(LAST_ANSWERS, quiet(&limits.connections)).await;
         tracing::warn!("connections were still open when server.drain was up");
     }
     limits.connections.give_all(Order::End);
 }
 
-/// Lets every connection end what is under way on it, and go.
+/// Lets every connection end the requests under way on it, and close.
 async fn drained(limits: &Limits) {
     let connections = &limits.connections;
     connections.give_all(Order::Leave);
@@ -123,10 +123,10 @@ async fn drained(limits: &Limits) {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        // Either way they go now.
+        // In both cases the connections close now.
         let _ = tokio::time::timeout(limits.linger * 5, busy).await;
         connections.give_all(Order::Close);
-        // Nobody is waited for who has nothing to wait for, be it that it has begun a request and never ends it.
+        // Do not wait for a client that waits for nothing, even if it has begun a request and never ends it.
         loop {
             tokio::time::sleep(LAST_REQUEST).await;
             connections.end_quiet();
@@ -138,13 +138,13 @@ async fn drained(limits: &Limits) {
     }
 }
 
-/// Waits until nobody waits for an answer any more.
+/// Waits until no client waits for a response.
 async fn quiet(connections: &Connections) {
     tokio::time::sleep(LOOK).await;
     while connections.are_awaited() {
         tokio::time::sleep(LOOK).await;
     }
-    // What was given last is on its way to the socket.
+    // The last response may still be on its way to the socket.
     tokio::time::sleep(LOOK).await;
 }
 
@@ -160,8 +160,8 @@ where
 {
     async fn forever(&self, bound: &Bound, tls: Option<TlsAcceptor>) {
         loop {
-            // First accepted, and then given a place: only for one that is there does another have to go. Those beyond
-            // wait in the kernel's backlog.
+            // Accept first, then find a place: an idle connection is closed only for one that is really there.
+            // Connections beyond the limit wait in the kernel's backlog.
             match bound.accept().await {
                 Ok(Accepted::Tcp(stream, origin)) => {
                     let place = self.serving.limits.connections.enter().await;
@@ -172,7 +172,7 @@ where
                     self.begin(stream, origin, None, place);
                 }
                 Err(error) => {
-                    // Out of descriptors, most likely: they come back, a busy loop does not help.
+                    // Most likely no file descriptor is free. Some become free later; a busy loop does not help.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -206,12 +206,12 @@ where
             };
             let opened = tokio::select! {
                 opened = tokio::time::timeout(timeouts, opening) => opened,
-                // Nothing has been asked yet, so there is nothing to wait for.
+                // No request has come yet, so there is nothing to wait for.
                 () = connection.told_to_leave() => return,
             };
             match opened {
                 Ok(Ok(())) => {}
-                // Somebody's mistake in a setting, which nobody else would see.
+                // A wrong setting somewhere, which only this line shows.
                 Ok(Err(error @ OpenError::Proxy(ProxyError::Missing | ProxyError::Malformed))) => {
                     tracing::warn!(peer = Peer::new(origin).as_str(), "a connection is refused: {error}");
                 }
@@ -224,16 +224,16 @@ where
     }
 }
 
-/// Whose a connection is.
+/// The peer of a connection.
 enum Who {
-    /// Known from the start.
+    /// Known when the connection was accepted.
     Plain(Arc<Peer>),
-    /// Known by a certificate, which may lose its worth.
+    /// Identified by a certificate, which may become invalid.
     Certified(Box<Certified>),
 }
 
 impl Who {
-    /// Who it is now; and whether the connection should be made anew.
+    /// Who the peer is now, and whether the client should open a new connection.
     fn peer(&self) -> (Arc<Peer>, bool) {
         match self {
             Self::Plain(peer) => (Arc::clone(peer), false),
@@ -242,7 +242,7 @@ impl Who {
     }
 }
 
-/// Why a connection never becomes one that is served.
+/// Why a connection is closed before it can send a request.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
     #[error(transparent)]
@@ -258,7 +258,7 @@ fn is_proxied(proxies: &Proxies, origin: Origin) -> bool {
     }
 }
 
-/// The stream behind its PROXY header, if there has to be one, and whose it is.
+/// Reads the PROXY header, if there has to be one. Returns the stream after it, and the peer.
 async fn introduced<T>(mut stream: T, origin: Origin, is_proxied: bool) -> Result<(T, Peer), ProxyError>
 where
     T: AsyncRead + Unpin,
@@ -304,11 +304,11 @@ where
             async move {
                 let mut response = match asked {
                     Ok((mut service, request)) => {
-                        // As `oneshot` does, which would move the request about more often than all layers together.
+                        // Like `oneshot`, which would move the request more often than all layers together.
                         poll_fn(|context| service.poll_ready(context)).await?;
                         let mut answer = pin!(service.call(request));
                         let first = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
-                        // It has seen the head, and keeps what it needs of it.
+                        // The service has seen the head, and keeps what it needs of it.
                         drop(waiting);
                         match first {
                             Poll::Ready(answer) => answer?,
@@ -338,7 +338,7 @@ where
                     is_told = order;
                     match order {
                         Order::Yield | Order::End => return Poll::Ready(Ok(())),
-                        // HTTP/1.1 has no way to tell a client before its next answer.
+                        // HTTP/1.1 cannot tell a client before the next response.
                         Order::Leave if !connection.is_http2() => {}
                         _ => served.as_mut().graceful_shutdown(),
                     }
@@ -353,14 +353,14 @@ where
     }
 }
 
-/// An answer to HEAD says how long the answer to GET would be (RFC 9110 section 9.3.2).
+/// A response to HEAD states the length of the response to GET (RFC 9110 section 9.3.2).
 fn state_length(response: &mut Response<ResponseBody>) {
     if let Some(length @ 1..) = response.body().size_hint().exact() {
         response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
     }
 }
 
-/// To what a connection of the reserve is not kept for.
+/// The response to a request that the reserve does not serve.
 fn reserved() -> Response<ResponseBody> {
     let error = GatewayError::new(Reason::Overloaded, "all connections are busy; come back shortly");
     let mut response = Response::new(ResponseBody::full(error.to_body()));
@@ -372,35 +372,36 @@ fn reserved() -> Response<ResponseBody> {
     response
 }
 
-/// Bytes that hyper keeps of a head: above what is let in, so that the refusal is ours and says why, and no more, since
-/// a thousand clients may send their heads slowly.
+/// Bytes that hyper keeps of a head. It is above the accepted size, so that the gateway itself refuses a larger head
+/// and says why; but not far above, since a thousand clients may send their heads slowly.
 const LONGEST_HEAD: usize = 64 * 1024;
 
-/// The same for HTTP/2, where each field counts 32 bytes more (RFC 9113 section 6.5.2). The library refuses what is larger
-/// by itself and without a body, so it is well above.
+/// The same for HTTP/2, where each field counts 32 bytes more (RFC 9113 section 6.5.2). The library refuses a larger
+/// list itself and without a body, so it is well above the accepted size.
 const LARGEST_LIST: u32 = 128 * 1024;
 
-/// HTTP/1.1, and HTTP/2 by prior knowledge or ALPN, both bounded.
+/// HTTP/1.1, and HTTP/2 by prior knowledge or ALPN, both with limits.
 fn builder(write_timeout: Duration) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(Streams { write_timeout });
     builder
         .http1()
         .timer(TokioTimer::new())
-        // Off: `guard` does it. See there.
+        // Off, because `guard` does this; see there.
         .header_read_timeout(None)
         .max_buf_size(LONGEST_HEAD)
         .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
-        // RFC 9113 section 6.5.2: no fewer than 100.
+        // RFC 9113 section 6.5.2 recommends at least 100.
         .max_concurrent_streams(100)
-        // It bounds CONTINUATION frames, too.
+        // This bounds CONTINUATION frames too.
         .max_header_list_size(LARGEST_LIST)
-        // A client that resets what it asks faster than it is looked at, or makes errors all the time, is sent away.
+        // A client is disconnected that resets streams faster than they are accepted, or makes errors all the time.
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(100)
-        // A query is small. What was received and not read is kept, up to the second on each connection.
+        // A query is small. Bytes that were received and not read stay in memory, up to the second limit for each
+        // connection.
         .initial_stream_window_size(64 * 1024)
         .initial_connection_window_size(256 * 1024)
         .keep_alive_interval(Duration::from_secs(30))

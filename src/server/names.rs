@@ -1,17 +1,17 @@
-//! The names in a client's certificate that may be a team's.
+//! The names in a client's certificate that may name a team.
 //!
-//! These are: the DNS names of its subject alternative names, the last part of its URIs where that is the whole path
-//! (`spiffe://example.org/dashboards`, but not `spiffe://example.org/ns/dashboards/sa/x`, where somebody who may name
-//! a namespace could name it like a team), and the common names of its subject. All of them, since certificate
-//! authorities differ in where they put a client's name; whether they name one team and only one is for whoever
-//! compares. The certificate has been verified before.
+//! These are the DNS names of its subject alternative names, the common names of its subject, and the last part of its
+//! URIs where that part is the whole path. `spiffe://example.org/dashboards` counts;
+//! `spiffe://example.org/ns/dashboards/sa/x` does not, since a person who may choose a namespace's name could choose a
+//! team's. All of these count, because certificate authorities put a client's name in different places. The caller
+//! checks that they name exactly one team. The certificate has been verified before.
 
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
-/// All of them, in no particular order.
+/// All names, in no particular order.
 pub(super) fn of(certificate: &CertificateDer<'_>) -> Vec<String> {
-    // It has been parsed once already, when it was verified.
+    // It parsed once already, when it was verified.
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
     let mut names: Vec<String> = certificate.valid_dns_names().map(str::to_owned).collect();
     names.extend(certificate.valid_uri_names().filter_map(of_uri));
@@ -49,7 +49,7 @@ fn common_names(subject: &[u8]) -> Vec<String> {
     attributes.filter_map(common_name).collect()
 }
 
-/// The elements of some DER, tag and content; ends early at what is malformed.
+/// The elements of a DER sequence, tag and content; ends early where it is malformed.
 fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (&[tag, first], rest) = der.split_first_chunk()?;
@@ -57,7 +57,7 @@ fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
             0..=0x7f => (usize::from(first), rest),
             0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
             0x82 => rest.split_first_chunk().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
-            // Nobody's name is that long.
+            // No name is that long.
             _ => return None,
         };
         let (content, rest) = rest.split_at_checked(length)?;
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_uri_only_a_path_of_one_part_counts() {
+    fn a_uri_counts_only_if_its_path_has_one_part() {
         assert_eq!(of_uri("spiffe://example.org/dashboards").as_deref(), Some("dashboards"));
         for other in [
             "spiffe://example.org/ns/dashboards/sa/dashboards",
@@ -122,12 +122,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_subject_is_too_strange(subject in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_subjects_do_not_panic(subject in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = common_names(&subject);
         }
 
         #[test]
-        fn nor_is_one_that_is_nearly_right(at in 0usize..40, byte: u8) {
+        fn damaged_subjects_do_not_panic(at in 0usize..40, byte: u8) {
             let mut subject = b"\x31\x0e\x30\x0c\x06\x03\x55\x04\x03\x0c\x05teams\x31\x0e\x30\x0c\x06\x03\x55\x04\x03\x0c\x05other".to_vec();
             if let Some(place) = subject.get_mut(at) {
                 *place = byte;

@@ -1,8 +1,8 @@
-//! PROXY protocol, version 2: a load balancer says whose connection it passes on.
+//! PROXY protocol, version 2: a load balancer states which client's connection it passes on.
 //!
-//! Read from connections of trusted proxies alone, before anything else, TLS included. Version 1 is refused, and so
-//! is a connection without a header: whoever is trusted to state an address is not trusted to leave it out. What
-//! else a header may hold (TLVs) is skipped. Source: the specification, "The PROXY protocol versions 1 & 2", 2.2.
+//! The header is read only from trusted proxies' connections, before anything else, TLS included. Version 1 is refused,
+//! and so is a connection without a header: a proxy that is trusted to state an address must state one. Other fields of
+//! a header (TLVs) are skipped. Source: the specification, "The PROXY protocol versions 1 & 2", 2.2.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,25 +13,26 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and protocol, length.
 const FIXED: usize = 16;
 
-/// Longest rest of a header that is taken. Addresses are 36 bytes at most; the rest are TLVs, of which certificates
-/// are the largest.
+/// Longest part after the fixed one that is accepted. Addresses take 36 bytes at most. The rest are TLVs, of which
+/// certificates are the largest.
 const LONGEST_REST: usize = 4096;
 
 /// Why a header is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProxyError {
-    /// It ended, or cannot be read.
+    /// The stream ended, or cannot be read.
     #[error("the PROXY header cannot be read: {0}")]
     Read(#[from] std::io::Error),
-    /// It is none.
+    /// The connection does not begin with a header.
     #[error("the connection does not begin with a PROXY protocol v2 header; enable that in the load balancer")]
     Missing,
-    /// It is malformed, or of a kind that is not served.
+    /// The header is malformed, or of a kind that is not supported.
     #[error("the PROXY header is malformed or not for a TCP connection")]
     Malformed,
 }
 
-/// Reads a header and no byte more; the address that it states, or none where it speaks for the proxy itself.
+/// Reads exactly the header. Returns the address that it states, or `None` where the proxy opened the connection for
+/// itself.
 pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, ProxyError> {
     let mut fixed = [0; FIXED];
     stream.read_exact(&mut fixed).await?;
@@ -49,13 +50,13 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option
 
 fn parse(version_and_command: u8, family: u8, rest: &[u8]) -> Result<Option<SocketAddr>, ProxyError> {
     match (version_and_command, family) {
-        // LOCAL: the proxy's own, such as a health check. Whatever follows is to be ignored.
+        // LOCAL: the proxy's own connection, such as a health check. The specification says to ignore the rest.
         (0x20, _) => Ok(None),
-        // PROXY of something that has no address.
+        // PROXY of a connection that has no address.
         (0x21, 0x00) => Ok(None),
         (0x21, 0x11) => address::<4>(rest).map(|(ip, port)| Some((Ipv4Addr::from(ip), port).into())),
         (0x21, 0x21) => address::<16>(rest).map(|(ip, port)| Some((Ipv6Addr::from(ip), port).into())),
-        // Datagrams, unix sockets, commands and versions that nobody has thought of yet.
+        // Datagrams, unix sockets, and unknown commands and versions.
         _ => Err(ProxyError::Malformed),
     }
 }
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_source_is_read_and_nothing_behind_the_header() {
+    async fn the_source_is_read_and_nothing_after_the_header() {
         assert_eq!(stated(&header(0x21, 0x11, V4)).await.unwrap().unwrap(), "192.0.2.1:4711");
         assert_eq!(stated(&header(0x21, 0x21, &v6())).await.unwrap().unwrap(), "[2001:db8::1]:80");
         let with_tlv = [V4, &[4, 0, 1, 0]].concat();
@@ -136,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_strange(rest in proptest::collection::vec(any::<u8>(), 0..64), command: u8, family: u8) {
+        fn arbitrary_bytes_do_not_panic(rest in proptest::collection::vec(any::<u8>(), 0..64), command: u8, family: u8) {
             let _ = parse(command, family, &rest);
         }
     }

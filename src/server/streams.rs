@@ -1,7 +1,8 @@
-//! The streams of HTTP/2 connections, each a task of its own: one whose client takes nothing of its answer ends.
+//! Runs the streams of HTTP/2 connections, each as a task of its own, and ends those whose client reads nothing of its
+//! response.
 //!
-//! A client may leave a stream's window at zero, answer every ping and so keep the answer in memory for as long as it
-//! likes. HTTP/1.1 has one answer at a time, and shows such a client in the socket: that is `guard`'s.
+//! A client could leave a stream's window at zero, answer every ping, and so keep the response in memory for as long as
+//! it likes. HTTP/1.1 has one response at a time, and such a client shows in the socket: `guard` handles it.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -12,11 +13,11 @@ use hyper::rt::Executor;
 use tokio::time::{Sleep, sleep};
 
 tokio::task_local! {
-    /// Is this stream's answer there, so that it is the client's turn.
+    /// Whether this stream's response is there, so that the client has to act next.
     static IS_ANSWERED: Cell<bool>;
 }
 
-/// Says that the stream whose task this is has its answer. On HTTP/1.1 there is no such task.
+/// Notes that the current task's stream has its response. On HTTP/1.1 there is no such task.
 pub(super) fn answered() {
     let _ = IS_ANSWERED.try_with(|is_answered| is_answered.set(true));
 }
@@ -37,10 +38,10 @@ where
     }
 }
 
-/// The same, until its client has taken nothing for so long. To drop it resets the stream.
+/// Runs the stream until its client has taken nothing for `timeouts`. Dropping the stream resets it.
 async fn patient(stream: impl Future<Output = ()>, timeouts: Duration) {
     let mut stream = pin!(stream);
-    // Most streams never come to need one.
+    // Most streams never need a timer.
     let mut alarm = pin!(None::<Sleep>);
     std::future::poll_fn(|context| {
         if stream.as_mut().poll(context).is_ready() {
@@ -52,7 +53,7 @@ async fn patient(stream: impl Future<Output = ()>, timeouts: Duration) {
         if alarm.as_mut().as_pin_mut().is_some_and(|alarm| alarm.is_elapsed()) {
             return Poll::Ready(());
         }
-        // Nothing but the alarm wakes this task if the client takes nothing: so it has just taken something.
+        // If the client takes nothing, only the timer wakes this task. So it has just taken something.
         alarm.set(Some(sleep(timeouts)));
         alarm.as_mut().as_pin_mut().map_or(Poll::Pending, |alarm| alarm.poll(context))
     })
@@ -71,7 +72,7 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    /// A stream that is answered after `thought`, and then taken notice of its client `times` times.
+    /// A stream that is answered after `thought`, and is then woken by its client `times` times.
     fn stream(thought: Duration, progress: Arc<Notify>, times: usize) -> oneshot::Receiver<&'static str> {
         let (ended, end) = oneshot::channel();
         Streams { write_timeout: 10 * S }.execute(async move {
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_a_little_now_and_then_is_not() {
+    async fn a_client_that_takes_a_little_now_and_then_is_kept() {
         let progress = Arc::<Notify>::default();
         let end = stream(S, Arc::clone(&progress), 10);
         sleep(S).await;

@@ -26,7 +26,7 @@ pub enum TlsError {
     /// A file cannot be read, or holds something else.
     #[error("cannot use {path}: {source}")]
     File {
-        /// Which file.
+        /// The file.
         path: String,
         /// Why.
         source: rustls::pki_types::pem::Error,
@@ -34,16 +34,16 @@ pub enum TlsError {
     /// The files do not fit each other.
     #[error("the certificate, key or client CA cannot be used: {0}")]
     Unusable(#[from] rustls::Error),
-    /// The client CA is none.
+    /// The client CA cannot be used.
     #[error("the client CA cannot be used: {0}")]
     ClientCa(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// How often a client's certificate is looked at again while its connection lasts: it may end meanwhile.
+/// How often a client's certificate is checked again while its connection lasts: it may expire meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Accepts TLS with whatever certificate is current: a new one reaches new connections and disturbs no old one. What a
-/// client's certificate is worth is judged by what is current, too, on old connections as well.
+/// Accepts TLS with the current certificate: a new one applies to new connections and disturbs no open one. Client
+/// certificates are judged by the current rules, on open connections as well.
 #[derive(Clone)]
 pub struct TlsAcceptor(Arc<ArcSwap<Certificate>>);
 
@@ -53,17 +53,17 @@ impl TlsAcceptor {
         Self(Arc::new(ArcSwap::from_pointee(certificate)))
     }
 
-    /// Takes what [`Certificate::read`] has read.
+    /// Replaces the certificate by one that [`Certificate::read`] has read.
     pub fn replace(&self, mut certificate: Certificate) {
         let old = self.0.load();
         if old.clients == certificate.clients {
-            // Connections know by the pointer whether anything has changed for them.
+            // Connections compare the pointer to learn whether the rules have changed.
             certificate.clients = Arc::clone(&old.clients);
         }
         self.0.store(Arc::new(certificate));
     }
 
-    /// The stream, and whose it is: `peer`, with the names in its certificate.
+    /// The stream and its peer: `peer`, with the names in the client's certificate.
     pub(super) async fn accept<T>(&self, stream: T, peer: Peer) -> io::Result<(TlsStream<T>, Certified)>
     where
         T: AsyncRead + AsyncWrite + Unpin,
@@ -72,7 +72,7 @@ impl TlsAcceptor {
         let stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await?;
         let session = stream.get_ref().1;
         let chain = session.peer_certificates().unwrap_or_default();
-        // A session that is resumed brings its certificate along, and nobody has looked at it today.
+        // A resumed session brings its certificate along, and that has not been verified today.
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect::<Vec<_>>();
         let peer = match session.handshake_kind() {
             Some(HandshakeKind::Resumed) => clients.judge(&chain, &peer),
@@ -84,7 +84,7 @@ impl TlsAcceptor {
     }
 }
 
-/// Whose a TLS connection is, as of now.
+/// The peer of a TLS connection, judged by the current rules.
 pub(super) struct Certified {
     acceptor: TlsAcceptor,
     chain: Vec<CertificateDer<'static>>,
@@ -98,8 +98,8 @@ struct Judged {
 }
 
 impl Certified {
-    /// Who is at the other end; and whether what is asked of clients has changed since the handshake, so that the
-    /// connection should be made anew.
+    /// Who the peer is, and whether the rules for client certificates have changed since the handshake, so that the
+    /// client should open a new connection.
     pub(super) fn peer(&self) -> (Arc<Peer>, bool) {
         let (judged, current) = (self.judged.load(), self.acceptor.0.load());
         let is_changed = !Arc::ptr_eq(&judged.clients, &current.clients);
@@ -120,16 +120,17 @@ impl Certified {
     }
 }
 
-/// Has a client to show a certificate, where there is a client CA. One that is shown has to be good either way.
+/// Whether a client has to show a certificate, where there is a client CA. A certificate that is shown has to be valid
+/// in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// It may: there are other ways to say who it is.
+    /// It may: a token is another way to identify itself.
     Accepted,
     /// It must.
     Required,
 }
 
-/// What a listener shows and asks for, read and found usable.
+/// What a listener shows and demands, read and found usable.
 #[derive(Clone)]
 pub struct Certificate {
     config: Arc<ServerConfig>,
@@ -137,11 +138,11 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads the files.
+    /// Reads the certificate, the key and the client CA.
     ///
     /// # Errors
     ///
-    /// When one cannot be read or they do not fit each other.
+    /// When a file cannot be read or the files do not fit each other.
     pub fn read(tls: &Tls, clients: ClientCertificates) -> Result<Self, TlsError> {
         let clients = Arc::new(Clients::read(tls.client_ca.as_deref(), clients)?);
         let config = Arc::new(server_config(tls, clients.verifier.clone())?);
@@ -149,11 +150,11 @@ impl Certificate {
     }
 }
 
-/// What is asked of clients.
+/// What is demanded of clients.
 struct Clients {
     authority: Vec<CertificateDer<'static>>,
     are_required: bool,
-    /// None where there is no authority.
+    /// `None` where there is no client CA.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
@@ -178,7 +179,7 @@ impl Clients {
         Ok(Self { authority, are_required, verifier: Some(verifier.build()?) })
     }
 
-    /// The peer with the names that its certificate has now, if it is good now.
+    /// The peer with the names that its certificate has, if the certificate is valid now.
     fn judge(&self, chain: &[CertificateDer<'static>], peer: &Peer) -> Peer {
         let is_good =
             self.verifier.as_ref().zip(chain.split_first()).is_some_and(|(verifier, (leaf, rest))| {
@@ -198,7 +199,7 @@ fn server_config(tls: &Tls, clients: Option<Arc<dyn ClientCertVerifier>>) -> Res
         None => builder.with_no_client_auth(),
         Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
-    // Sessions are kept with the configuration, so that none is resumed under another one.
+    // Sessions are kept with the configuration, so that none is resumed under another configuration.
     let mut config = builder.with_single_cert(certificates(&tls.cert)?, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
