@@ -1,4 +1,7 @@
-//! Whose data, and who is asking.
+//! The accounts whose data is served, and the teams that ask for it.
+//!
+//! Both are made once, when a stack is built, and travel with each request. A layer that keeps something for each account
+//! holds it in a [`PerAccount`].
 
 use std::sync::Arc;
 
@@ -6,41 +9,70 @@ use crate::core::units::Rate;
 use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::Policy;
 
-/// A Twilio account, without its secret: nothing above `layers::sign` ever holds that.
+/// A Twilio account, without its secret: only `layers::sign` holds that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
     /// Its name in the configuration: the label in logs and metrics.
     pub name: Arc<str>,
-    /// `AC…`: whose data it is, and so a part of every key.
+    /// `AC…`. It is part of every cache key, because each account has its own data.
     pub sid: String,
-    /// The upstream that the data comes from, as [`host::origin`](crate::semantics::host::origin) writes it. A part of every key
-    /// too: another upstream's data is other data.
+    /// The upstream that the data comes from, as [`host::origin`](crate::semantics::host::origin) writes it. It is part of
+    /// every cache key, because another upstream has other data.
     pub origin: String,
+    /// Its position among the accounts of its configuration. [`PerAccount`] uses it.
+    pub ordinal: usize,
 }
 
-/// A caller.
+/// One value for each account of a configuration. It is found by the account's position, so that there is no name to look
+/// up and no value that could be missing. Clones share the values.
+#[derive(Debug, Clone)]
+pub struct PerAccount<T>(Arc<[(Arc<Account>, T)]>);
+
+impl<T> PerAccount<T> {
+    /// The values of all accounts of a configuration, in the order of their ordinals.
+    pub fn new(values: impl IntoIterator<Item = (Arc<Account>, T)>) -> Self {
+        Self(values.into_iter().collect())
+    }
+
+    /// The value of `account`, which belongs to the same configuration: a call stays in the stack that admitted it.
+    pub fn of(&self, account: &Account) -> &T {
+        let (owner, value) = &self.0[account.ordinal];
+        debug_assert_eq!(**owner, *account, "an account of another configuration");
+        value
+    }
+}
+
+#[cfg(test)]
+impl<T> PerAccount<T> {
+    /// For the account of [`Team::example`].
+    pub fn example(value: T) -> Self {
+        Self::new([(Team::example("local").account, value)])
+    }
+}
+
+/// A team, which sends requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Team {
     /// Its name in the configuration; `local` where no teams are configured.
     pub name: Arc<str>,
-    /// Whose data it reads.
+    /// The account whose data it reads.
     pub account: Arc<Account>,
-    /// What it may do.
+    /// The permissions that it has.
     pub operations: OperationSet,
-    /// Share of a contended budget.
+    /// Its share of the account's budget when several teams wait for tokens.
     pub weight: u32,
-    /// What it may send upstream, whatever the account has left.
+    /// The limit of what it may send upstream, in addition to the account's.
     pub upstream: Option<Rate>,
-    /// What it may see, if that is restricted.
+    /// The members that it may see, if that is restricted.
     pub policy: Option<Arc<Policy>>,
-    /// Its place among the teams: what is counted for each team is found by it.
+    /// Its position among the teams of its configuration. Metrics of a team are found by it.
     pub ordinal: usize,
 }
 
-/// What a caller has left, as the `RateLimit` header tells it.
+/// What a team has left of a limit, as the `RateLimit` header states it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
-    /// Requests that would be let through now.
+    /// Requests that would be accepted now.
     pub remaining: u64,
     /// Whole seconds until there is one more; 0 when there is one now.
     pub reset: u64,
@@ -50,8 +82,12 @@ pub struct Allowance {
 impl Team {
     /// A team of account `main`, `AC1`, that is neither limited nor restricted.
     pub fn example(name: &str) -> Self {
-        let account =
-            Arc::new(Account { name: "main".into(), sid: "AC1".into(), origin: "https://upstream:443".into() });
+        let account = Arc::new(Account {
+            name: "main".into(),
+            sid: "AC1".into(),
+            origin: "https://upstream:443".into(),
+            ordinal: 0,
+        });
         let operations = OperationSet::standard();
         Self { name: name.into(), account, operations, weight: 1, upstream: None, policy: None, ordinal: 0 }
     }

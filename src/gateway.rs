@@ -358,10 +358,6 @@ impl Reloader {
         for key in new.record.waiting_for_restart(&old.record) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
-        for account in &new.accounts {
-            // Perhaps it was replaced because it was rejected.
-            self.shared.rejections.clear(&account.name);
-        }
         self.current.store(Arc::new(stack));
         self.config.store(Arc::new(new));
         Ok(())

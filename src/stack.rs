@@ -5,21 +5,26 @@
 //! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`build`] from the top: that is the order in which a
 //! request passes the layers.
 
+mod registry;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tower::ServiceBuilder;
 
-use crate::accounts::{Account, Team};
+use self::registry::Resolved;
+pub use self::registry::{AccountState, Registry};
+use crate::accounts::{Account, PerAccount, Team};
 use crate::audit::AuditLog;
-use crate::budget::{self, Budgets};
+use crate::budget::AccountBudget;
 use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
 use crate::core::reloads::Reloads;
+use crate::core::units::Rate;
 use crate::layers::authenticate::{
-    AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRates, UpstreamRate,
+    AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRate, UpstreamRate,
 };
 use crate::layers::budget::{Budget, BudgetLayer};
 use crate::layers::cache::{self, CacheLayer, Caching};
@@ -29,9 +34,9 @@ use crate::layers::drain::{Drain, DrainLayer, Draining};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
 use crate::layers::represent::{Represent, RepresentLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
-use crate::layers::retry::{self, Retry, RetryBudgets, RetryLayer};
+use crate::layers::retry::{self, Retry, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
-use crate::layers::sign::{Credentials, Newest, Rejections, Sign, SignLayer};
+use crate::layers::sign::{Sign, SignLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::metrics::{HotRequests, Metrics};
 use crate::request::ended::RequestSubscriber;
@@ -55,16 +60,8 @@ pub struct SharedState {
     pub metrics: Arc<Metrics>,
     /// Pages.
     pub store: Store,
-    /// The accounts' budgets.
-    pub budgets: Budgets,
-    /// What was tried again of late.
-    pub retries: RetryBudgets,
-    /// The accounts' newest credentials.
-    pub credentials: Newest,
-    /// Accounts whose credentials Twilio rejects.
-    pub rejections: Rejections,
-    /// The teams' request rates.
-    pub team_rates: TeamRates,
+    /// What accounts and teams keep.
+    pub registry: Registry,
     /// Who has failed to say who it is.
     pub failure_delay: AuthFailureDelay,
     /// Page tokens given out under policies.
@@ -102,11 +99,7 @@ impl SharedState {
             clock,
             store,
             metrics,
-            budgets: Budgets::default(),
-            retries: RetryBudgets::default(),
-            credentials: Newest::default(),
-            rejections: Rejections::default(),
-            team_rates: TeamRates::default(),
+            registry: Registry::default(),
             // A quarter of all requests at once, so that three quarters are left for those who are known.
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens: IssuedPageTokens::default(),
@@ -125,26 +118,12 @@ impl SharedState {
 ///
 /// When an extra trust root cannot be used.
 pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
-    let SharedState { clock, metrics, store, budgets, credentials: newest, .. } = shared.clone();
-    let SharedState {
-        retries,
-        rejections,
-        team_rates,
-        failure_delay,
-        page_tokens,
-        bodies,
-        draining,
-        shed,
-        audit,
-        traces,
-        ..
-    } = shared.clone();
+    let SharedState { clock, metrics, store, registry, failure_delay, page_tokens, .. } = shared.clone();
+    let SharedState { bodies, draining, shed, audit, traces, .. } = shared.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
-    set_budgets(config, &accounts, &budgets, clock);
-    let credentials = credentials(config, &accounts);
-    newest.set(credentials.clone());
+    let Resolved { budgets, retries, signers, secrets } = registry.resolve(config, &accounts, clock);
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit);
@@ -162,10 +141,9 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
         .layer(AuthenticateLayer::new(
-            callers(config, &accounts),
+            callers(config, &accounts, |team, rate| registry.team_rate(team, rate, clock)),
             &config.server.cors,
             config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
-            &team_rates,
             &upstream_rates(&budgets),
             failure_delay,
             clock,
@@ -181,21 +159,22 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         // Inside retry, so that every attempt pays.
         .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
         // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.
-        .layer(SignLayer::new(credentials, newest, rejections, metrics, clock))
+        .layer(SignLayer::new(signers, secrets, metrics, clock))
         .service(upstream))
 }
 
 fn accounts(config: &Config) -> Vec<Arc<Account>> {
     let origin = host::origin(&config.upstream.url);
-    let account = |a: &crate::config::Account| Account {
-        name: a.name.as_str().into(),
-        sid: a.account_sid.clone(),
+    let account = |(ordinal, account): (usize, &crate::config::Account)| Account {
+        name: account.name.as_str().into(),
+        sid: account.account_sid.clone(),
         origin: origin.clone(),
+        ordinal,
     };
-    config.accounts.iter().map(account).map(Arc::new).collect()
+    config.accounts.iter().enumerate().map(account).map(Arc::new).collect()
 }
 
-fn callers(config: &Config, accounts: &[Arc<Account>]) -> Callers {
+fn callers(config: &Config, accounts: &[Arc<Account>], team_rate: impl Fn(&Arc<str>, Rate) -> TeamRate) -> Callers {
     if config.teams.is_empty() {
         // The configuration has an account, and without teams exactly one.
         let local = accounts.first().map(|account| Team {
@@ -215,9 +194,11 @@ fn callers(config: &Config, accounts: &[Arc<Account>]) -> Callers {
     }
     let caller = |(ordinal, team): (usize, &crate::config::Team)| {
         let account = accounts.iter().find(|account| *account.name == *team.account)?;
+        let name: Arc<str> = team.name.as_str().into();
         Some(Caller {
+            requests: team.requests.map(|rate| team_rate(&name, rate)),
             team: Arc::new(Team {
-                name: team.name.as_str().into(),
+                name,
                 account: Arc::clone(account),
                 operations: team.operations,
                 weight: team.weight,
@@ -226,7 +207,6 @@ fn callers(config: &Config, accounts: &[Arc<Account>]) -> Callers {
                 ordinal,
             }),
             tokens: team.tokens.iter().map(accepted).collect(),
-            requests: team.requests,
         })
     };
     Callers::Teams(config.teams.iter().enumerate().filter_map(caller).collect())
@@ -249,45 +229,13 @@ fn fresh_pages(store: &Store, clock: Clock) -> FreshPages {
     FreshPages::new(move |key| store.fresh(key, clock.moment()))
 }
 
-fn upstream_rates(budgets: &Budgets) -> impl Fn(&Arc<Team>) -> Option<UpstreamRate> + use<> {
+fn upstream_rates(budgets: &PerAccount<AccountBudget>) -> impl Fn(&Arc<Team>) -> Option<UpstreamRate> + use<> {
     let budgets = budgets.clone();
     move |team| {
-        let budget = budgets.get(&team.account.name)?;
+        let budget = budgets.of(&team.account).clone();
         let (rate, team) = (team.upstream.or(budget.status().limits.rate)?, Arc::clone(team));
         Some(UpstreamRate { rate, allowance: Arc::new(move || budget.allowance(&team)) })
     }
-}
-
-fn set_budgets(config: &Config, accounts: &[Arc<Account>], budgets: &Budgets, clock: Clock) {
-    for (account, settings) in accounts.iter().zip(&config.accounts) {
-        let limits = budget::Limits {
-            rate: settings.rate,
-            burst: settings.burst,
-            concurrency: settings.concurrency,
-            queue: settings.queue,
-            adapt: settings.adapt,
-            max_pause: config.retry.max_pause,
-            backoff: backoff(config),
-            circuit: budget::CircuitPolicy {
-                consecutive: config.circuit.consecutive,
-                ratio: config.circuit.ratio,
-                open: config.circuit.open,
-            },
-        };
-        budgets.set(&account.name, limits, clock);
-    }
-}
-
-fn credentials(config: &Config, accounts: &[Arc<Account>]) -> Credentials {
-    let mut credentials = Credentials::default();
-    for (account, settings) in accounts.iter().zip(&config.accounts) {
-        credentials.insert(account, &config.upstream.url, &settings.username, &settings.secret);
-    }
-    let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
-    if let Some(authorization) = proxy {
-        credentials.insert_proxy(authorization);
-    }
-    credentials
 }
 
 /// Those who are told of every request's end, in the order in which they are told.

@@ -45,14 +45,15 @@ pub(super) fn checks(shared: &SharedState, config: &Config, draining: Option<Ins
         checks.push(line("disk", (!works).then(|| Finding { wrong: false, since: None, detail: detail() })));
     }
     for account in &config.accounts {
-        let rejected = shared.rejections.since(&account.name).map(|since| {
+        let state = shared.registry.account(&account.name);
+        let rejected = state.as_ref().and_then(|state| state.rejection.since()).map(|since| {
             let seconds = shared.clock.now().saturating_duration_since(since).as_secs();
             let detail =
                 format!("Twilio has rejected this account's credentials for {seconds} s; replace its key or secret");
             Finding { wrong: true, since: Some(since), detail }
         });
         checks.push(line(&format!("credentials/{}", account.name), rejected));
-        let broken = shared.budgets.get(&account.name).and_then(|budget| budget.status().broken_for).map(|time| {
+        let broken = state.and_then(|state| state.budget.status().broken_for).map(|time| {
             let detail = format!(
                 "Twilio has failed for {} s, so only probes are sent; stale pages are served meanwhile",
                 time.as_secs()

@@ -181,7 +181,7 @@ impl Inner {
     }
 
     fn metrics(&self) -> Response<ResponseBody> {
-        let SharedState { clock, metrics, store, budgets, rejections, .. } = &self.shared;
+        let SharedState { clock, metrics, store, registry, .. } = &self.shared;
         let (entries, bytes) = store.size();
         metrics.cache_entries.set(entries.try_into().unwrap_or(i64::MAX));
         metrics.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
@@ -196,7 +196,8 @@ impl Inner {
             gauge.clear();
         }
         for account in &self.config.load().accounts {
-            let Some(status) = budgets.get(&account.name).map(|budget| budget.status()) else { continue };
+            let Some(state) = registry.account(&account.name) else { continue };
+            let status = state.budget.status();
             let labels = AccountLabels { account: ConfigLabel(account.name.as_str().into()) };
             if let Some(tokens) = status.tokens {
                 metrics.budget_tokens.get_or_create(&labels).set(tokens);
@@ -208,7 +209,7 @@ impl Inner {
             metrics.budget_paused.get_or_create(&labels).set(status.paused.as_secs_f64());
             metrics.queue_length.get_or_create(&labels).set(status.waiting.try_into().unwrap_or(i64::MAX));
             metrics.upstream_in_flight.get_or_create(&labels).set(status.in_flight.into());
-            let rejected = rejections.since(&account.name).is_some();
+            let rejected = state.rejection.since().is_some();
             metrics.credentials_rejected.get_or_create(&labels).set(rejected.into());
         }
         match metrics.encode() {

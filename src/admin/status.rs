@@ -56,8 +56,9 @@ pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) ->
 }
 
 fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
-    let status = shared.budgets.get(&account.name).map(|budget| budget.status());
-    let rejected = shared.rejections.since(&account.name);
+    let state = shared.registry.account(&account.name);
+    let status = state.as_ref().map(|state| state.budget.status());
+    let rejected = state.and_then(|state| state.rejection.since());
     let rejected_for = rejected.map(|since| shared.clock.now().saturating_duration_since(since).as_secs());
     json!({
         "name": account.name,

@@ -99,14 +99,14 @@ pub enum Ended {
 
 impl AccountBudget {
     /// A full budget.
-    pub(super) fn new(name: Arc<str>, limits: Limits, clock: Clock) -> Self {
+    pub fn new(name: Arc<str>, limits: Limits, clock: Clock) -> Self {
         let now = clock.now();
         let guarded = Guarded { state: State::new(limits, now), alarm: None, looked: now };
         Self(Arc::new(Shared { name, clock, state: Mutex::new(guarded) }))
     }
 
     /// New limits. What is owed stays owed, what was learnt stays learnt, and who waits keeps waiting.
-    pub(super) fn set_limits(&self, limits: Limits) {
+    pub fn set_limits(&self, limits: Limits) {
         self.0.lock().state.set_limits(limits, self.0.clock.now());
         self.0.advance();
     }

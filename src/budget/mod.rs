@@ -16,8 +16,6 @@ mod queue;
 mod state;
 mod waiting;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use account::{AccountBudget, BudgetStatus, Ended, Permit};
@@ -25,7 +23,6 @@ use bucket::Quota;
 pub use circuit::{CircuitPolicy, CircuitState};
 
 use crate::core::backoff::Backoff;
-use crate::core::clock::Clock;
 use crate::core::units::Rate;
 
 /// What an account may spend.
@@ -56,26 +53,6 @@ impl Limits {
 
     fn per_second(&self) -> Option<f64> {
         self.rate.map(Rate::per_second)
-    }
-}
-
-/// The budgets of all accounts. They outlive a reload, so that no reload forgets what is owed.
-#[derive(Debug, Clone, Default)]
-pub struct Budgets(Arc<Mutex<HashMap<Arc<str>, AccountBudget>>>);
-
-impl Budgets {
-    /// Sets an account's limits; an account that is new starts with a full bucket.
-    pub fn set(&self, account: &Arc<str>, limits: Limits, clock: Clock) {
-        let mut budgets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match budgets.get(account) {
-            Some(known) => known.set_limits(limits),
-            None => drop(budgets.insert(Arc::clone(account), AccountBudget::new(Arc::clone(account), limits, clock))),
-        }
-    }
-
-    /// One account's budget.
-    pub fn get(&self, account: &str) -> Option<AccountBudget> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).cloned()
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::{advance, timeout};
 
 use super::*;
 use crate::accounts::Team;
-use crate::core::clock::Instant;
+use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::units::Rate;
 use crate::request::call::UpstreamCall;

@@ -11,10 +11,9 @@
 
 mod failure_delay;
 
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Add;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
@@ -63,8 +62,8 @@ pub struct Caller {
     pub team: Arc<Team>,
     /// The tokens that prove it.
     pub tokens: Vec<AcceptedToken>,
-    /// Its requests, cached or not.
-    pub requests: Option<Rate>,
+    /// The limit of its requests, cached or not.
+    pub requests: Option<TeamRate>,
 }
 
 /// A token that proves who calls, until it expires.
@@ -106,19 +105,17 @@ impl AuthenticateLayer {
         callers: Callers,
         origins: &[Origin],
         certificates: bool,
-        rates: &TeamRates,
         upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
         failure_delay: AuthFailureDelay,
         clock: Clock,
     ) -> Self {
         let known = |caller: Caller| {
-            let requests = caller.requests.map(|rate| rates.of(&caller.team.name, rate, clock));
             // An account's limit is news only to a team that has none of its own.
-            let upstream =
-                if requests.is_some() && caller.team.upstream.is_none() { None } else { upstream(&caller.team) };
+            let is_news = caller.requests.is_none() || caller.team.upstream.is_some();
+            let upstream = is_news.then(|| upstream(&caller.team)).flatten();
             let policy =
-                policy(requests.as_ref().map(|limiter| limiter.rate), upstream.as_ref().map(|limit| limit.rate));
-            Known { caller, requests, upstream, policy }
+                policy(caller.requests.as_ref().map(TeamRate::rate), upstream.as_ref().map(|limit| limit.rate));
+            Known { caller, upstream, policy }
         };
         let (callers, everybody, hosts) = match callers {
             Callers::Everybody(caller, hosts) => (vec![known(caller)], true, hosts),
@@ -197,7 +194,6 @@ struct AccessControl {
 
 struct Known {
     caller: Caller,
-    requests: Option<TeamRate>,
     upstream: Option<UpstreamRate>,
     policy: HeaderValue,
 }
@@ -388,7 +384,7 @@ impl AccessControl {
     }
 
     fn limit<B>(known: &Known, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
-        let taken = known.requests.as_ref().map(TeamRate::take);
+        let taken = known.caller.requests.as_ref().map(TeamRate::take);
         let requests = taken.map(|(Ok(allowance) | Err(allowance))| allowance);
         let upstream = known.upstream.as_ref().and_then(|limit| (limit.allowance)());
         if requests.is_some() || upstream.is_some() {
@@ -444,22 +440,33 @@ impl PresentedToken {
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticker, StateInformationMiddleware>;
 
-#[derive(Clone)]
-struct TeamRate {
+/// The requests that a team may send. Clones are one.
+#[derive(Debug, Clone)]
+pub struct TeamRate {
     rate: Rate,
     limiter: Arc<Limiter>,
     ticker: Ticker,
 }
 
 impl TeamRate {
-    fn new(rate: Rate, clock: Clock) -> Self {
+    /// A full bucket, which holds what the rate allows in its window.
+    pub fn new(rate: Rate, clock: Clock) -> Self {
         let ticker = Ticker(clock);
-        // A window's worth at once, and then the rate.
         let burst = NonZeroU32::new(rate.count()).unwrap_or(NonZeroU32::MIN);
         let quota =
             Quota::with_period(rate.period()).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
         let limiter = RateLimiter::direct_with_clock(quota, ticker).with_middleware();
         Self { rate, limiter: Arc::new(limiter), ticker }
+    }
+
+    /// What it was made with.
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.limiter, &other.limiter)
     }
 
     fn take(&self) -> Result<Allowance, Allowance> {
@@ -469,24 +476,6 @@ impl TeamRate {
                 let wait = not_until.wait_time_from(self.ticker.now());
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 Err(Allowance { remaining: 0, reset: seconds.max(1) })
-            }
-        }
-    }
-}
-
-/// The teams' buckets. They outlive reloads: a team whose rate is unchanged keeps what it has spent.
-#[derive(Clone, Default)]
-pub struct TeamRates(Arc<Mutex<HashMap<Arc<str>, TeamRate>>>);
-
-impl TeamRates {
-    fn of(&self, team: &Arc<str>, rate: Rate, clock: Clock) -> TeamRate {
-        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match rates.get(team) {
-            Some(known) if known.rate == rate => known.clone(),
-            _ => {
-                let new = TeamRate::new(rate, clock);
-                rates.insert(Arc::clone(team), new.clone());
-                new
             }
         }
     }

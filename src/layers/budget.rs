@@ -11,7 +11,8 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
-use crate::budget::{Budgets, Ended};
+use crate::accounts::PerAccount;
+use crate::budget::{AccountBudget, Ended};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
@@ -22,14 +23,14 @@ use crate::semantics::upstream_headers::{self, RateLimitHeaders};
 /// Makes [`Budget`] services.
 #[derive(Debug, Clone)]
 pub struct BudgetLayer {
-    budgets: Budgets,
+    budgets: PerAccount<AccountBudget>,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl BudgetLayer {
     /// Spends from `budgets`.
-    pub fn new(budgets: Budgets, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub fn new(budgets: PerAccount<AccountBudget>, metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self { budgets, metrics, clock }
     }
 }
@@ -66,19 +67,15 @@ where
     fn call(&mut self, call: UpstreamCall) -> Self::Future {
         let (inner, BudgetLayer { budgets, metrics, clock }) = (self.inner.clone(), self.layer.clone());
         Box::pin(async move {
-            let account = Arc::clone(&call.team.account.name);
-            let Some(budget) = budgets.get(&account) else {
-                return Err(GatewayError::new(Reason::Internal, "the account has no budget"));
-            };
             let arrived = clock.now();
-            let permit = budget.acquire(&call).await;
+            let permit = budgets.of(&call.team.account).acquire(&call).await;
             let decided = clock.now();
             call.context.add(UpstreamEvent {
                 begun: arrived,
                 ended: decided,
                 kind: UpstreamEventKind::Wait { granted: permit.is_ok() },
             });
-            let labels = AccountLabels { account: ConfigLabel(account) };
+            let labels = AccountLabels { account: ConfigLabel(Arc::clone(&call.team.account.name)) };
             metrics.upstream_wait.get_or_create(&labels).observe((decided - arrived).as_secs_f64());
             let mut permit = permit?;
             permit.spend();
@@ -171,7 +168,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn every_attempt_pays_and_a_429_pauses_the_account() {
-        let (budgets, clock) = (Budgets::default(), Clock::new());
+        let clock = Clock::new();
         let limits = Limits {
             rate: Rate::new(10, S),
             burst: 10,
@@ -182,8 +179,8 @@ mod tests {
             backoff: Backoff { base: S, max: S },
             circuit: CircuitPolicy { consecutive: 10, ratio: 0.5, open: S },
         };
-        budgets.set(&"main".into(), limits, clock);
-        let layer = BudgetLayer::new(budgets.clone(), Metrics::new(), clock);
+        let budget = AccountBudget::new("main".into(), limits, clock);
+        let layer = BudgetLayer::new(PerAccount::example(budget.clone()), Metrics::new(), clock);
         let limited = service_fn(|_: UpstreamCall| async {
             let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("9"))]);
             let status = StatusCode::TOO_MANY_REQUESTS;
@@ -192,7 +189,7 @@ mod tests {
         let call = UpstreamCall::example(Operation::Query, "", "");
         let _waiter = call.waiters.join(&call.team, Urgency::default());
         layer.layer(limited).oneshot(call).await.unwrap();
-        let status = budgets.get("main").unwrap().status();
+        let status = budget.status();
         assert_eq!((status.paused, status.in_flight), (9 * S, 0));
         assert!(status.tokens.unwrap() < 10.0);
     }

@@ -1,13 +1,12 @@
-//! What is tried again, and when.
+//! Sends calls again after failures.
 //!
-//! Tried again is what is safe to repeat: GETs, queries (reads, though POSTed) and job submissions with a key,
-//! on 429, 502, 503, 504, connect errors, resets and timeouts, and once on 500. Never after the request's deadline, never
-//! more often than `attempts`, and never more than a share of what is tried at all, so that an outage is not
-//! multiplied. Between tries lies a full-jitter exponential backoff, or what a failure's `Retry-After` asks for where that
-//! is longer; after a 429 it is the account's pause in the budget below that is waited for.
+//! A call that [may be repeated](Repeatability) is sent again on 429, 502, 503, 504, connect errors, resets and timeouts,
+//! and once on 500. All others are sent again only where Twilio has not processed them. A retry never begins after the
+//! request's deadline. There are at most `attempts` tries of a call, and retries are at most a share of all tries, so that
+//! an outage is not multiplied. Between two tries there is an exponential backoff with full jitter, or the failure's
+//! `Retry-After` if that is longer. After a 429 the budget below waits until the account's pause ends.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
+use crate::accounts::PerAccount;
 use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry as Repeat};
@@ -35,29 +35,43 @@ pub struct Policy {
     pub budget: f64,
 }
 
-/// What was tried of late for each account. It outlives a reload, so that no reload lets an outage be multiplied.
-#[derive(Debug, Clone, Default)]
-pub struct RetryBudgets(Arc<Mutex<HashMap<Arc<str>, Allowance>>>);
+/// The recent first tries and retries of one account. It outlives reloads, so that a reload does not allow more retries.
+/// Clones share it.
+#[derive(Debug, Clone)]
+pub struct RetryBudget(Arc<Mutex<Allowance>>);
+
+impl RetryBudget {
+    /// For an account without any tries.
+    pub fn new(now: Instant) -> Self {
+        Self(Arc::new(Mutex::new(Allowance::new(now))))
+    }
+
+    fn first_try(&self, now: Instant) {
+        self.lock().first_try(now);
+    }
+
+    fn retry(&self, budget: f64, now: Instant) -> bool {
+        self.lock().retry(budget, now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Allowance> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Makes [`Retry`] services.
 #[derive(Debug, Clone)]
 pub struct RetryLayer {
     policy: Policy,
-    budgets: RetryBudgets,
+    budgets: PerAccount<RetryBudget>,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl RetryLayer {
     /// Tries again as `policy` has it.
-    pub fn new(policy: Policy, budgets: RetryBudgets, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    pub fn new(policy: Policy, budgets: PerAccount<RetryBudget>, metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self { policy, budgets, metrics, clock }
-    }
-
-    fn with_allowance<T>(&self, account: &Arc<str>, act: impl FnOnce(&mut Allowance, Instant) -> T) -> T {
-        let mut allowances = self.budgets.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now();
-        act(allowances.entry(Arc::clone(account)).or_insert_with(|| Allowance::new(now)), now)
     }
 }
 
@@ -98,8 +112,8 @@ async fn tries<S>(inner: S, layer: RetryLayer, call: UpstreamCall) -> Result<Ups
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone,
 {
-    let account = Arc::clone(&call.team.account.name);
-    layer.with_allowance(&account, Allowance::first_try);
+    let budget = layer.budgets.of(&call.team.account);
+    budget.first_try(layer.clock.now());
     let mut result = inner.clone().oneshot(call.clone()).await;
     for tried in 1..layer.policy.attempts {
         let again = verdict(call.operation, &result);
@@ -112,8 +126,8 @@ where
                 layer.policy.backoff.delay(tried, fastrand::f64()).max(asked)
             }
         };
-        let in_time = layer.clock.now() + delay < call.deadline;
-        if !in_time || !layer.with_allowance(&account, |allowance, now| allowance.retry(layer.policy.budget, now)) {
+        let now = layer.clock.now();
+        if now + delay >= call.deadline || !budget.retry(layer.policy.budget, now) {
             return result;
         }
         tokio::select! {
@@ -125,7 +139,8 @@ where
             Ok(answer) => Ending::Status(answer.status.as_u16()),
             Err(error) => Ending::Reason(error.reason().as_str()),
         };
-        layer.metrics.retries.get_or_create(&RetryLabels { account: ConfigLabel(Arc::clone(&account)), reason }).inc();
+        let account = ConfigLabel(Arc::clone(&call.team.account.name));
+        layer.metrics.retries.get_or_create(&RetryLabels { account, reason }).inc();
         let retried = inner.clone().oneshot(call.clone()).await;
         let refused = |error: &GatewayError| {
             use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit};

@@ -1,15 +1,14 @@
-//! The account's secret goes in here, and nowhere above is it held.
+//! Signs calls with their account's credentials. Only this layer holds them.
 //!
-//! What the client sent as its own credentials never came this far: an [`UpstreamCall`] has no headers. A 401 or 403
-//! from Twilio is about the account's credentials and not the client's, so it ends here too: as a failure
-//! that no caller can mend, remembered until the account is accepted again. A call that was under way when the
-//! secret was replaced is signed with the new one, and tried again where only the old one was refused. And an answer that repeats the
-//! credential ends here, since this is the last room that could recognise it.
+//! The client's own credentials are not in an [`UpstreamCall`], which has no headers. A 401 or 403 from Twilio concerns
+//! the account's credentials and not the client's. It becomes an error that no client can correct, and is remembered until
+//! Twilio accepts the account again. A call that is under way when a secret is replaced is signed with the new one, and
+//! tried again if only the old one was rejected. A response that repeats credentials is withheld here, because no layer
+//! above could recognise them.
 
 mod echo;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
@@ -23,173 +22,230 @@ use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
 use self::echo::{Echo, Echoes};
-use crate::accounts::Account;
+use crate::accounts::{Account, PerAccount};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
 
-/// What every account signs with. Wiped once it is replaced and the last call that was signed with it has ended; what it
-/// is recognised by is kept for a few replacements more.
-#[derive(Clone, Default)]
-pub struct Credentials {
-    signatures: HashMap<Arc<str>, Arc<Signature>>,
-    /// Secrets that nothing is signed with, or no more: they must not come down either.
-    others: Vec<Arc<Echo>>,
-    replaced: Vec<Arc<Echo>>,
+/// The credentials that the calls of an account are signed with: the newest that a configuration had for the same SID and
+/// upstream. Clones share them.
+#[derive(Clone)]
+pub struct Credential(Arc<Slot>);
+
+impl Credential {
+    fn signature(&self) -> Arc<Signature> {
+        self.0.newest.load_full()
+    }
 }
 
-struct Signature {
-    authorization: HeaderValue,
-    echo: Arc<Echo>,
+struct Slot {
     bounds: Bounds,
+    newest: ArcSwap<Signature>,
 }
 
-/// Whose data a signature opens, and where it may be sent: a call that began under an older configuration must not
-/// carry a newer secret elsewhere, nor read somebody else's data with it.
+/// The account that credentials belong to, and the upstream that they may be sent to. A call that began under an older
+/// configuration must not send newer credentials elsewhere, or read another account's data with them.
 #[derive(PartialEq, Eq)]
 struct Bounds {
+    name: Arc<str>,
     sid: String,
     upstream: Uri,
 }
 
-impl Credentials {
-    /// Adds an account's user and secret, which may be sent to `upstream`.
-    pub fn insert(&mut self, account: &Account, upstream: &Uri, username: &str, secret: &SecretString) {
+/// It is wiped when it has been replaced and the last call that was signed with it has ended. What it is recognised by is
+/// kept for a few replacements more.
+struct Signature {
+    authorization: HeaderValue,
+    echo: Arc<Echo>,
+}
+
+impl Signature {
+    fn new(username: &str, secret: &SecretString) -> Self {
         let secret = secret.expose_secret();
         let pair = Zeroizing::new(format!("{username}:{secret}"));
         let basic = Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes()));
-        // Shared by every request that is signed, and wiped behind the last of them.
+        // Every signed request shares these bytes. They are wiped after the last one.
         let header = Bytes::from_owner(Zeroizing::new(format!("Basic {}", *basic).into_bytes()));
         // Base64 is always a header value.
-        if let Ok(mut authorization) = HeaderValue::from_maybe_shared(header) {
-            authorization.set_sensitive(true);
-            let bounds = Bounds { sid: account.sid.clone(), upstream: upstream.clone() };
-            let echo = Arc::new(Echo::new(secret, &basic));
-            self.signatures.insert(Arc::clone(&account.name), Arc::new(Signature { authorization, echo, bounds }));
-        }
-    }
-
-    /// Adds the `Basic` that a proxy on the way is shown.
-    pub fn insert_proxy(&mut self, authorization: &HeaderValue) {
-        let Some(basic) = authorization.as_bytes().strip_prefix(b"Basic ") else { return };
-        let pair = BASE64_STANDARD.decode(basic).map(Zeroizing::new);
-        let Some((pair, basic)) = pair.ok().zip(std::str::from_utf8(basic).ok()) else { return };
-        let password = std::str::from_utf8(&pair).ok().and_then(|pair| pair.split_once(':'));
-        self.others.extend(password.map(|(_, password)| Arc::new(Echo::of_password(password, basic))));
-    }
-
-    fn echoes(&self) -> impl Iterator<Item = &Echo> {
-        let signatures = self.signatures.values().map(|signature| &*signature.echo);
-        signatures.chain(self.others.iter().chain(&self.replaced).map(|echo| &**echo))
+        let mut authorization =
+            HeaderValue::from_maybe_shared(header).unwrap_or_else(|_| HeaderValue::from_static("Basic"));
+        authorization.set_sensitive(true);
+        Self { authorization, echo: Arc::new(Echo::new(secret, &basic)) }
     }
 }
 
-/// The credentials of the newest configuration, for calls that began under an older one.
-#[derive(Clone, Default)]
-pub struct Newest(Arc<ArcSwap<Credentials>>);
+/// An account with the user and secret that its calls are signed with.
+pub struct Login<'c> {
+    /// The account.
+    pub account: &'c Account,
+    /// An API key, or the account's SID.
+    pub username: &'c str,
+    /// The key's secret, or the auth token.
+    pub secret: &'c SecretString,
+}
 
-impl Newest {
-    /// So many secrets are still recognised after they were replaced: they may be good at Twilio for a while.
+/// The credentials of this and of earlier configurations.
+#[derive(Default)]
+pub struct Credentials {
+    /// Not kept alive here: when no stack can sign with them any more, they are wiped.
+    slots: Vec<Weak<Slot>>,
+    secrets: Secrets,
+}
+
+impl Credentials {
+    /// Takes what a configuration that is put into use says: the logins of its accounts, which may be sent to `upstream`,
+    /// and the `Basic` that a proxy on the way is shown. Calls of the same account to the same upstream that are under way
+    /// use the new login from now on. Returns the credentials in the order of `logins`.
+    pub fn set(&mut self, logins: &[Login<'_>], upstream: &Uri, proxy: Option<&HeaderValue>) -> Vec<Credential> {
+        let signatures: Vec<_> =
+            logins.iter().map(|login| Arc::new(Signature::new(login.username, login.secret))).collect();
+        // Before anything is signed with them, so that nothing that repeats them passes.
+        self.secrets.replace(signatures.clone(), proxy.and_then(echo_of_proxy).map(Arc::new));
+        self.slots.retain(|slot| slot.strong_count() > 0);
+        let slot = |(login, signature): (&Login<'_>, Arc<Signature>)| {
+            let Account { name, sid, .. } = login.account;
+            let bounds = Bounds { name: Arc::clone(name), sid: sid.clone(), upstream: upstream.clone() };
+            if let Some(slot) = self.slots.iter().filter_map(Weak::upgrade).find(|slot| slot.bounds == bounds) {
+                slot.newest.store(signature);
+                return Credential(slot);
+            }
+            let slot = Arc::new(Slot { bounds, newest: ArcSwap::new(signature) });
+            self.slots.push(Arc::downgrade(&slot));
+            Credential(slot)
+        };
+        logins.iter().zip(signatures).map(slot).collect()
+    }
+
+    /// All secrets that a response must not repeat.
+    pub fn secrets(&self) -> Secrets {
+        self.secrets.clone()
+    }
+}
+
+fn echo_of_proxy(authorization: &HeaderValue) -> Option<Echo> {
+    let basic = authorization.as_bytes().strip_prefix(b"Basic ")?;
+    let pair = Zeroizing::new(BASE64_STANDARD.decode(basic).ok()?);
+    let (_, password) = std::str::from_utf8(&pair).ok()?.split_once(':')?;
+    Some(Echo::of_password(password, std::str::from_utf8(basic).ok()?))
+}
+
+/// The secrets that a response is searched for: those of all accounts, of the proxy, and the last that were replaced.
+/// Clones share them.
+#[derive(Clone, Default)]
+pub struct Secrets(Arc<ArcSwap<Recognised>>);
+
+#[derive(Default)]
+struct Recognised {
+    in_use: Vec<Arc<Signature>>,
+    proxy: Option<Arc<Echo>>,
+    replaced: Vec<Arc<Echo>>,
+}
+
+impl Secrets {
+    /// So many secrets are still recognised after they were replaced, because Twilio may accept them for a while.
     const MOST_REPLACED: usize = 8;
 
-    /// Takes the place of what was the newest.
-    pub fn set(&self, mut credentials: Credentials) {
+    fn replace(&self, in_use: Vec<Arc<Signature>>, proxy: Option<Arc<Echo>>) {
         let old = self.0.load();
-        let is_known =
-            |old: &Signature| credentials.signatures.values().any(|new| new.authorization == old.authorization);
-        let replaced = old.signatures.values().filter(|old| !is_known(old)).map(|old| Arc::clone(&old.echo));
-        credentials.replaced = replaced.chain(old.replaced.iter().cloned()).take(Self::MOST_REPLACED).collect();
-        self.0.store(Arc::new(credentials));
+        let is_known = |old: &Signature| in_use.iter().any(|new| new.authorization == old.authorization);
+        let replaced = old.in_use.iter().filter(|old| !is_known(old)).map(|old| Arc::clone(&old.echo));
+        let replaced = replaced.chain(old.replaced.iter().cloned()).take(Self::MOST_REPLACED).collect();
+        self.0.store(Arc::new(Recognised { in_use, proxy, replaced }));
     }
 }
 
-/// Which accounts Twilio refuses, and since when.
+impl Recognised {
+    fn echoes(&self) -> impl Iterator<Item = &Echo> {
+        let in_use = self.in_use.iter().map(|signature| &signature.echo);
+        in_use.chain(&self.proxy).chain(&self.replaced).map(|echo| &**echo)
+    }
+}
+
+/// Whether Twilio rejects an account's credentials, and since when. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Rejections(Arc<Mutex<HashMap<Arc<str>, Instant>>>);
+pub struct Rejection(Arc<Mutex<Option<Instant>>>);
 
-impl Rejections {
-    /// When `account` was first refused, unless it has been accepted since.
-    pub fn since(&self, account: &str) -> Option<Instant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).copied()
+impl Rejection {
+    /// When the account was first rejected, unless it has been accepted since.
+    pub fn since(&self) -> Option<Instant> {
+        *self.lock()
     }
 
-    /// Forgets what was known of an account: it has new credentials.
-    pub fn clear(&self, account: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(account);
+    /// Forgets it, because the account may have new credentials.
+    pub fn clear(&self) {
+        *self.lock() = None;
     }
 
-    fn record(&self, account: &Arc<str>, rejected: bool, now: Instant) {
-        let mut rejections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = rejections.contains_key(account);
-        match (rejected, known) {
+    fn record(&self, account: &str, rejected: bool, now: Instant) {
+        let mut since = self.lock();
+        match (rejected, since.is_some()) {
             (true, false) => {
-                rejections.insert(Arc::clone(account), now);
+                *since = Some(now);
                 tracing::error!(%account, "Twilio rejects the account's credentials: check its key and secret");
             }
             (false, true) => {
-                rejections.remove(account);
+                *since = None;
                 tracing::info!(%account, "Twilio accepts the account's credentials again");
             }
             _ => {}
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What signing needs of an account.
+#[derive(Clone)]
+pub struct Signer {
+    /// The credentials of its calls.
+    pub credential: Credential,
+    /// Whether Twilio rejects them.
+    pub rejection: Rejection,
 }
 
 /// Makes [`Sign`] services.
 #[derive(Clone)]
 pub struct SignLayer {
-    credentials: Arc<Credentials>,
-    newest: Newest,
-    rejections: Rejections,
+    signers: PerAccount<Signer>,
+    secrets: Secrets,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl SignLayer {
-    /// Signs with `credentials`, or with the newest of the same account and upstream. Writes refusals to
-    /// `rejections`, and counts echoes in `metrics`.
-    pub fn new(
-        credentials: Credentials,
-        newest: Newest,
-        rejections: Rejections,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Self {
-        Self { credentials: Arc::new(credentials), newest, rejections, metrics, clock }
-    }
-
-    fn signature(&self, account: &str) -> Option<Arc<Signature>> {
-        let own = self.credentials.signatures.get(account)?;
-        let newest = self.newest.0.load();
-        let newest =
-            newest.signatures.get(account).filter(|newest| Arc::ptr_eq(newest, own) || newest.bounds == own.bounds);
-        Some(Arc::clone(newest.unwrap_or(own)))
+    /// Signs with each account's credential and records whether it is rejected. Withholds responses that repeat one of
+    /// `secrets`, and counts them in `metrics`.
+    pub fn new(signers: PerAccount<Signer>, secrets: Secrets, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self { signers, secrets, metrics, clock }
     }
 
     /// What a 401 or 403 means: the credentials are wrong, unless they are outdated.
-    fn rejected(&self, signature: &Signature, account: &Arc<str>) -> GatewayError {
+    fn rejected(&self, signature: &Signature, account: &Account) -> GatewayError {
         let message = "Twilio rejects the gateway's credentials for this account; tell whoever operates the gateway";
         let error = GatewayError::new(Reason::UpstreamRejectedCredentials, message);
-        let is_replaced = |now: Arc<Signature>| now.authorization != signature.authorization;
-        if self.signature(account).is_some_and(is_replaced) {
+        let Signer { credential, rejection } = self.signers.of(account);
+        if credential.signature().authorization != signature.authorization {
             return error.with_retry(Retry::NothingSent);
         }
-        self.rejections.record(account, true, self.clock.now());
+        rejection.record(&account.name, true, self.clock.now());
         error
     }
 
-    /// Refuses an answer that repeats what it was asked with, or any other secret of the gateway's towards Twilio. One that asks to stay away still does, without its body
-    /// and whatever else could hold the credential: otherwise nothing would hold the account's calls back.
+    /// Withholds a response that repeats what it was asked with, or any other secret of the gateway's towards Twilio. If
+    /// it asks for fewer requests, it still does so, but without its body and whatever else could hold the secret.
+    /// Otherwise nothing would limit the account's calls.
     fn withhold_echo(
         &self,
         answer: UpstreamResponse,
         signature: &Signature,
         account: &Arc<str>,
     ) -> Result<UpstreamResponse, GatewayError> {
-        let newest = self.newest.0.load();
-        let echoes = Echoes(newest.echoes().chain([&*signature.echo]).collect());
+        let secrets = self.secrets.0.load();
+        let echoes = Echoes(secrets.echoes().chain([&*signature.echo]).collect());
         if !echoes.are_in(&answer.headers, &answer.body) {
             return Ok(answer);
         }
@@ -258,11 +314,8 @@ where
     }
 
     fn call(&mut self, call: UpstreamCall) -> Self::Future {
-        let account = Arc::clone(&call.team.account.name);
-        let Some(signature) = self.layer.signature(&account) else {
-            let error = GatewayError::new(Reason::Internal, "the account has no credentials");
-            return Box::pin(std::future::ready(Err(error)));
-        };
+        let account = Arc::clone(&call.team.account);
+        let signature = self.layer.signers.of(&account).credential.signature();
         let answer = self.inner.call(SignedCall { call, authorization: signature.authorization.clone() });
         let layer = self.layer.clone();
         Box::pin(async move {
@@ -271,9 +324,9 @@ where
                 return Err(layer.rejected(&signature, &account));
             }
             if answer.status.is_success() {
-                layer.rejections.record(&account, false, layer.clock.now());
+                layer.signers.of(&account).rejection.record(&account.name, false, layer.clock.now());
             }
-            layer.withhold_echo(answer, &signature, &account)
+            layer.withhold_echo(answer, &signature, &account.name)
         })
     }
 }

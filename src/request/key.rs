@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn account(origin: &str, sid: &str) -> Account {
-        Account { name: "main".into(), sid: sid.to_owned(), origin: origin.to_owned() }
+        Account { name: "main".into(), sid: sid.to_owned(), origin: origin.to_owned(), ordinal: 0 }
     }
 
     #[test]

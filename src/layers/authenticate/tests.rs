@@ -28,7 +28,7 @@ fn layer(callers: Callers) -> AuthenticateLayer {
 
 fn layer_of(callers: Callers, clock: Clock) -> AuthenticateLayer {
     let origins = [Origin::parse("https://listed.example").unwrap()];
-    AuthenticateLayer::new(callers, &origins, true, &TeamRates::default(), &|_| None, AuthFailureDelay::new(8), clock)
+    AuthenticateLayer::new(callers, &origins, true, &|_| None, AuthFailureDelay::new(8), clock)
 }
 
 fn request(path: &str) -> http::request::Builder {
@@ -162,8 +162,8 @@ async fn a_head_that_is_too_large_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_team_has_its_own_rate() {
-    let rate = Rate::new(2, S);
-    let layer = layer(Callers::Teams(vec![Caller { requests: rate, ..caller("a", &["t"]) }]));
+    let requests = Rate::new(2, S).map(|rate| TeamRate::new(rate, Clock::new()));
+    let layer = layer(Callers::Teams(vec![Caller { requests, ..caller("a", &["t"]) }]));
     let ask = || async {
         let context = Arc::<crate::request::context::RequestContext>::default();
         let incoming = IncomingRequest {

@@ -154,7 +154,7 @@ mod tests {
     use crate::twilio::endpoint::Operation;
 
     fn account(sid: &str) -> Account {
-        Account { name: "main".into(), sid: sid.to_owned(), origin: String::new() }
+        Account { name: "main".into(), sid: sid.to_owned(), origin: String::new(), ordinal: 0 }
     }
 
     fn parsed(raw: RawQuery<'_>) -> ParsedQuery {

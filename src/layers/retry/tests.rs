@@ -15,6 +15,10 @@ fn call(operation: Operation, deadline: Duration) -> UpstreamCall {
     UpstreamCall { deadline, waiters: Waiters::of_refresh(), ..UpstreamCall::example(operation, "", "") }
 }
 
+fn budgets() -> PerAccount<RetryBudget> {
+    PerAccount::example(RetryBudget::new(Instant::now()))
+}
+
 /// Runs a call against a script of answers; gives the last answer and how many attempts were made.
 async fn run_with(policy: Policy, call: UpstreamCall, script: &[Scripted]) -> (Result<u16, Reason>, usize) {
     run_asking(policy, call, script, None).await
@@ -46,7 +50,7 @@ async fn run_asking(
             })
         })
     };
-    let retry = RetryLayer::new(policy, RetryBudgets::default(), Metrics::new(), Clock::new()).layer(upstream);
+    let retry = RetryLayer::new(policy, budgets(), Metrics::new(), Clock::new()).layer(upstream);
     let result = retry.oneshot(call).await;
     let attempts = script.len() - left.lock().unwrap().len();
     (result.map(|answer| answer.status.as_u16()).map_err(|error| error.reason()), attempts)
@@ -136,9 +140,8 @@ async fn an_outage_is_not_multiplied() {
             upstream.oneshot(call)
         })
     };
-    let retry =
-        RetryLayer::new(Policy { budget: 0.2, ..policy() }, RetryBudgets::default(), Metrics::new(), Clock::new())
-            .layer(counted);
+    let retry = RetryLayer::new(Policy { budget: 0.2, ..policy() }, budgets(), Metrics::new(), Clock::new());
+    let retry = retry.layer(counted);
     let calls: Vec<_> =
         (0..1000).map(|_| tokio::spawn(retry.clone().oneshot(call(Operation::Query, 90 * S)))).collect();
     for call in calls {

@@ -4,26 +4,29 @@ use http::HeaderMap;
 use tower::{ServiceExt, service_fn};
 
 use super::*;
+use crate::accounts::Team;
 use crate::twilio::endpoint::Operation;
 
 const TWILIO: &str = "https://twilio.example";
 
-fn account(sid: &str) -> Account {
-    Account { name: "main".into(), sid: sid.to_owned(), origin: String::new() }
+/// What configurations make of the account `main`.
+#[derive(Default)]
+struct Configured(Credentials);
+
+impl Configured {
+    /// A configuration with this SID, upstream and secret is put into use.
+    fn set(&mut self, sid: &str, upstream: &'static str, secret: &str) -> Signer {
+        let account = Account { sid: sid.to_owned(), ..(*Team::example("local").account).clone() };
+        let login = Login { account: &account, username: "SK1", secret: &secret.into() };
+        let credential = self.0.set(&[login], &Uri::from_static(upstream), None).remove(0);
+        Signer { credential, rejection: Rejection::default() }
+    }
 }
 
-fn credentials(sid: &str, upstream: &'static str, secret: &str) -> Credentials {
-    let mut credentials = Credentials::default();
-    credentials.insert(&account(sid), &Uri::from_static(upstream), "SK1", &secret.into());
-    credentials
-}
-
-/// One call through a layer made of `own`, while `newest` is the newest: the secret that it was signed with, and how
-/// it ended.
+/// One call through a layer with this signer: the secret that it was signed with, and how it ended.
 async fn sent(
-    own: &Credentials,
-    newest: &Newest,
-    rejections: &Rejections,
+    signer: &Signer,
+    secrets: Secrets,
     answer: impl Fn() -> (u16, &'static str),
 ) -> (String, Result<UpstreamResponse, GatewayError>) {
     let seen = Mutex::default();
@@ -37,7 +40,7 @@ async fn sent(
         std::future::ready(Ok(UpstreamResponse { status, headers, body: body.into(), next_token: None }))
     });
     let clock = Clock::new();
-    let layer = SignLayer::new(own.clone(), newest.clone(), rejections.clone(), Metrics::new(), clock);
+    let layer = SignLayer::new(PerAccount::example(signer.clone()), secrets, Metrics::new(), clock);
     let result = layer.layer(inner).oneshot(UpstreamCall::example(Operation::Metadata, "", "")).await;
     let pair: String = seen.lock().unwrap().clone();
     (pair.strip_prefix("SK1:").unwrap().to_owned(), result)
@@ -45,47 +48,83 @@ async fn sent(
 
 #[tokio::test]
 async fn a_call_from_before_a_reload_is_signed_with_the_newest_secret_of_its_own_account_and_upstream() {
-    let own = credentials("AC1", TWILIO, "the-old-one");
     let cases = [
-        (Credentials::default(), "the-old-one"),
-        (credentials("AC1", TWILIO, "the-new-one"), "the-new-one"),
-        (credentials("AC2", TWILIO, "somebody-elses"), "the-old-one"),
-        (credentials("AC1", "https://elsewhere.example", "of-elsewhere"), "the-old-one"),
+        ("AC1", TWILIO, "the-new-one", "the-new-one"),
+        ("AC2", TWILIO, "somebody-elses", "the-old-one"),
+        ("AC1", "https://elsewhere.example", "of-elsewhere", "the-old-one"),
     ];
-    for (newest, expected) in cases {
-        let shared = Newest::default();
-        shared.set(newest);
-        let (secret, result) = sent(&own, &shared, &Rejections::default(), || (200, "{}")).await;
-        assert_eq!((secret.as_str(), result.is_ok()), (expected, true));
+    for (sid, upstream, secret, expected) in cases {
+        let mut configured = Configured::default();
+        let old = configured.set("AC1", TWILIO, "the-old-one");
+        let new = configured.set(sid, upstream, secret);
+        let secrets = || configured.0.secrets();
+        let (signed_with, result) = sent(&old, secrets(), || (200, "{}")).await;
+        assert_eq!((signed_with.as_str(), result.is_ok()), (expected, true));
+        assert_eq!(sent(&new, secrets(), || (200, "{}")).await.0, secret);
+        // An account that goes elsewhere and comes back is the same again.
+        let _back = configured.set("AC1", TWILIO, "the-newest-one");
+        assert_eq!(sent(&old, configured.0.secrets(), || (200, "{}")).await.0, "the-newest-one");
     }
+}
+
+#[test]
+fn accounts_of_one_sid_sign_with_their_own_keys() {
+    let mut credentials = Credentials::default();
+    let account = |name: &str| Account { name: name.into(), ..(*Team::example("local").account).clone() };
+    let (one, other) = (account("one"), account("other"));
+    let (first, second) = ("of-one-key".into(), "of-the-other-key".into());
+    let logins = [
+        Login { account: &one, username: "SK1", secret: &first },
+        Login { account: &other, username: "SK2", secret: &second },
+    ];
+    let signers = credentials.set(&logins, &Uri::from_static(TWILIO), None);
+    assert_ne!(signers[0].signature().authorization, signers[1].signature().authorization);
+}
+
+#[test]
+fn credentials_that_nobody_can_sign_with_are_wiped() {
+    let mut configured = Configured::default();
+    let old = configured.set("AC1", TWILIO, "the-old-one");
+    let signature = Arc::downgrade(&old.credential.signature());
+    let new = configured.set("AC1", TWILIO, "the-new-one");
+    assert!(signature.upgrade().is_none(), "replaced");
+    let signature = Arc::downgrade(&new.credential.signature());
+    let _other = configured.set("AC2", TWILIO, "somebody-elses");
+    assert!(signature.upgrade().is_some(), "calls under way may still need it");
+    drop((old, new));
+    assert!(signature.upgrade().is_none(), "of no stack any more");
 }
 
 #[tokio::test]
 async fn a_rejection_of_a_secret_that_was_replaced_meanwhile_is_tried_again_and_not_remembered() {
-    let (old, new) = (credentials("AC1", TWILIO, "the-old-one"), credentials("AC1", TWILIO, "the-new-one"));
-    let (newest, rejections) = (Newest::default(), Rejections::default());
-    newest.set(old.clone());
+    let mut configured = Configured::default();
+    let old = configured.set("AC1", TWILIO, "the-old-one");
+    let secrets = configured.0.secrets();
+    let configured = Mutex::new(configured);
     let replaced = || {
-        newest.set(new.clone());
+        let _new = configured.lock().unwrap().set("AC1", TWILIO, "the-new-one");
         (401, "{}")
     };
-    let (secret, result) = sent(&old, &newest, &rejections, replaced).await;
+    let (secret, result) = sent(&old, secrets.clone(), replaced).await;
     let error = result.unwrap_err();
     assert_eq!((secret.as_str(), error.retry()), ("the-old-one", Retry::NothingSent));
-    assert!(rejections.since("main").is_none());
-    let (secret, result) = sent(&old, &newest, &rejections, || (401, "{}")).await;
+    assert!(old.rejection.since().is_none());
+    let (secret, result) = sent(&old, secrets.clone(), || (401, "{}")).await;
     let error = result.unwrap_err();
     assert_eq!((secret.as_str(), error.retry()), ("the-new-one", Retry::Never));
     assert_eq!(error.reason(), Reason::UpstreamRejectedCredentials);
-    assert!(rejections.since("main").is_some());
+    assert!(old.rejection.since().is_some());
+    let (_, result) = sent(&old, secrets, || (200, "{}")).await;
+    assert!(result.is_ok() && old.rejection.since().is_none());
 }
 
 #[tokio::test]
 async fn an_answer_that_repeats_the_secret_goes_no_further() {
-    let own = credentials("AC1", TWILIO, "the-only-one");
+    // Even one that no configuration has any more.
+    let signer = Configured::default().set("AC1", TWILIO, "the-only-one");
     for status in [200, 400, 404, 500, 503] {
         let answer = move || (status, "{\"message\":\"bad password: the-only-one\"}");
-        let (_, result) = sent(&own, &Newest::default(), &Rejections::default(), answer).await;
+        let (_, result) = sent(&signer, Secrets::default(), answer).await;
         let error = result.unwrap_err();
         assert_eq!((error.reason(), error.retry()), (Reason::UpstreamInvalid, Retry::Never), "{status}");
         assert!(!error.message().contains("the-only-one"));
@@ -94,9 +133,9 @@ async fn an_answer_that_repeats_the_secret_goes_no_further() {
 
 #[tokio::test]
 async fn a_429_that_repeats_the_secret_stays_one_without_it() {
-    let own = credentials("AC1", TWILIO, "the-only-one");
+    let signer = Configured::default().set("AC1", TWILIO, "the-only-one");
     let answer = || (429, "{\"message\":\"bad password: the-only-one\"}");
-    let (_, result) = sent(&own, &Newest::default(), &Rejections::default(), answer).await;
+    let (_, result) = sent(&signer, Secrets::default(), answer).await;
     let answer = result.unwrap();
     let body = String::from_utf8(answer.body.to_vec()).unwrap();
     assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
@@ -105,15 +144,18 @@ async fn a_429_that_repeats_the_secret_stays_one_without_it() {
 
 #[tokio::test]
 async fn an_answer_that_repeats_another_secret_of_the_gateways_goes_no_further() {
-    let mut newest = credentials("AC1", TWILIO, "the-newest-one");
-    let other = Account { name: "other".into(), ..account("AC2") };
-    newest.insert(&other, &Uri::from_static(TWILIO), "SK2", &"of-another-account".into());
-    newest.insert_proxy(
-        &HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode("p:password-of-a-proxy"))).unwrap(),
-    );
-    let shared = Newest::default();
-    shared.set(credentials("AC1", TWILIO, "the-replaced-one"));
-    shared.set(newest.clone());
+    let mut configured = Configured::default();
+    let signer = configured.set("AC1", TWILIO, "the-replaced-one");
+    let secrets = configured.0.secrets();
+    let example = Team::example("local").account;
+    let other = Account { name: "other".into(), ..(*example).clone() };
+    let (newest, of_another) = ("the-newest-one".into(), "of-another-account".into());
+    let logins = [
+        Login { account: &example, username: "SK1", secret: &newest },
+        Login { account: &other, username: "SK2", secret: &of_another },
+    ];
+    let proxy = format!("Basic {}", BASE64_STANDARD.encode("p:password-of-a-proxy"));
+    configured.0.set(&logins, &Uri::from_static(TWILIO), Some(&HeaderValue::from_str(&proxy).unwrap()));
     for (body, is_withheld) in [
         ("\"the-newest-one\"", true),
         ("\"of-another-account\"", true),
@@ -121,12 +163,12 @@ async fn an_answer_that_repeats_another_secret_of_the_gateways_goes_no_further()
         ("\"password-of-a-proxy\"", true),
         ("\"of-nobody-in-particular\"", false),
     ] {
-        let (_, result) = sent(&newest, &shared, &Rejections::default(), move || (200, body)).await;
+        let (_, result) = sent(&signer, secrets.clone(), move || (200, body)).await;
         assert_eq!(result.is_err(), is_withheld, "{body}");
     }
     for n in 0..9 {
-        shared.set(credentials("AC1", TWILIO, &format!("secret-number-{n}")));
+        configured.set("AC1", TWILIO, &format!("secret-number-{n}"));
     }
-    let (_, result) = sent(&newest, &shared, &Rejections::default(), || (200, "\"the-replaced-one\"")).await;
+    let (_, result) = sent(&signer, secrets, || (200, "\"the-replaced-one\"")).await;
     assert!(result.is_ok(), "they are not remembered without end");
 }

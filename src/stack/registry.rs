@@ -1,0 +1,177 @@
+//! What accounts and teams keep over reloads, by their names in the configuration.
+//!
+//! It is read when a stack is built, and by the admin plane. Requests do not look here: the layers of a stack hold the
+//! state of their accounts. An account that a reload removes keeps its debts, in case another reload adds it again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::accounts::{Account, PerAccount};
+use crate::budget::{self, AccountBudget};
+use crate::config::Config;
+use crate::core::clock::Clock;
+use crate::core::units::Rate;
+use crate::layers::authenticate::TeamRate;
+use crate::layers::retry::RetryBudget;
+use crate::layers::sign::{Credentials, Login, Rejection, Secrets, Signer};
+
+/// The accounts and teams of this and of earlier configurations. Clones share one state.
+#[derive(Clone, Default)]
+pub struct Registry(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    accounts: HashMap<Arc<str>, AccountState>,
+    credentials: Credentials,
+    teams: HashMap<Arc<str>, TeamRate>,
+}
+
+/// What an account keeps over reloads.
+#[derive(Clone)]
+pub struct AccountState {
+    /// What it may send upstream.
+    pub budget: AccountBudget,
+    /// Whether Twilio rejects its credentials.
+    pub rejection: Rejection,
+    retries: RetryBudget,
+}
+
+/// The accounts of one configuration, as the layers of its stack use them.
+pub(super) struct Resolved {
+    pub(super) budgets: PerAccount<AccountBudget>,
+    pub(super) retries: PerAccount<RetryBudget>,
+    pub(super) signers: PerAccount<Signer>,
+    pub(super) secrets: Secrets,
+}
+
+impl Registry {
+    /// What an account keeps; `None` if no configuration had it.
+    pub fn account(&self, name: &str) -> Option<AccountState> {
+        self.lock().accounts.get(name).cloned()
+    }
+
+    /// Applies a configuration that is put into use, and returns the state of its accounts. `accounts` are those of
+    /// `config`, in its order.
+    pub(super) fn resolve(&self, config: &Config, accounts: &[Arc<Account>], clock: Clock) -> Resolved {
+        let mut known = self.lock();
+        let Known { accounts: states, credentials, .. } = &mut *known;
+        let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
+        let signed_with = credentials.set(&logins(config, accounts), &config.upstream.url, proxy);
+        let (mut budgets, mut retries, mut signers) = (Vec::new(), Vec::new(), Vec::new());
+        for ((account, settings), credential) in accounts.iter().zip(&config.accounts).zip(signed_with) {
+            let limits = limits(config, settings);
+            let state = states.entry(Arc::clone(&account.name)).or_insert_with(|| AccountState {
+                budget: AccountBudget::new(Arc::clone(&account.name), limits, clock),
+                retries: RetryBudget::new(clock.now()),
+                rejection: Rejection::default(),
+            });
+            state.budget.set_limits(limits);
+            // The credentials may have been replaced because they were rejected.
+            state.rejection.clear();
+            let account = || Arc::clone(account);
+            budgets.push((account(), state.budget.clone()));
+            retries.push((account(), state.retries.clone()));
+            signers.push((account(), Signer { credential, rejection: state.rejection.clone() }));
+        }
+        Resolved {
+            budgets: PerAccount::new(budgets),
+            retries: PerAccount::new(retries),
+            signers: PerAccount::new(signers),
+            secrets: credentials.secrets(),
+        }
+    }
+
+    /// The request rate of a team. If the rate has not changed, what the team has spent stays spent.
+    pub(super) fn team_rate(&self, team: &Arc<str>, rate: Rate, clock: Clock) -> TeamRate {
+        let mut known = self.lock();
+        let state = known.teams.entry(Arc::clone(team)).or_insert_with(|| TeamRate::new(rate, clock));
+        if state.rate() != rate {
+            *state = TeamRate::new(rate, clock);
+        }
+        state.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn logins<'c>(config: &'c Config, accounts: &'c [Arc<Account>]) -> Vec<Login<'c>> {
+    let login = |(account, settings): (&'c Arc<Account>, &'c crate::config::Account)| Login {
+        account,
+        username: &settings.username,
+        secret: &settings.secret,
+    };
+    accounts.iter().zip(&config.accounts).map(login).collect()
+}
+
+fn limits(config: &Config, account: &crate::config::Account) -> budget::Limits {
+    budget::Limits {
+        rate: account.rate,
+        burst: account.burst,
+        concurrency: account.concurrency,
+        queue: account.queue,
+        adapt: account.adapt,
+        max_pause: config.retry.max_pause,
+        backoff: super::backoff(config),
+        circuit: budget::CircuitPolicy {
+            consecutive: config.circuit.consecutive,
+            ratio: config.circuit.ratio,
+            open: config.circuit.open,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{self, Sources};
+
+    /// A configuration with these accounts and rates.
+    fn config(accounts: &[(&str, &str)]) -> Config {
+        let mut sources = Sources::default();
+        for (name, rate) in accounts {
+            let id = format!("{:032}", name.as_bytes()[0]);
+            for (key, value) in [
+                (format!("accounts.{name}.account_sid"), format!("AC{id}")),
+                (format!("accounts.{name}.api_key"), "SK1".to_owned()),
+                (format!("accounts.{name}.api_secret"), "a-secret".to_owned()),
+                (format!("accounts.{name}.rate"), (*rate).to_owned()),
+                (format!("teams.of-{name}.account"), (*name).to_owned()),
+                (format!("teams.of-{name}.token_sha256"), id.repeat(2)),
+            ] {
+                sources = sources.with_flag(key, value);
+            }
+        }
+        config::load(&sources).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_keeps_its_state_wherever_it_stands() {
+        let (registry, clock) = (Registry::default(), Clock::new());
+        let resolve = |config: Config| {
+            let accounts = super::super::accounts(&config);
+            let resolved = registry.resolve(&config, &accounts, clock);
+            (accounts.into_iter().find(|account| &*account.name == "m").unwrap(), resolved)
+        };
+        let limit = |(account, resolved): &(Arc<Account>, Resolved)| resolved.budgets.of(account).status().limits.rate;
+        let second = Duration::from_secs(1);
+        let first = resolve(config(&[("m", "1/s")]));
+        assert_eq!(limit(&first), Rate::new(1, second));
+        let others = resolve(config(&[("a", "2/s"), ("m", "3/s"), ("z", "4/s")]));
+        assert_eq!(limit(&others), Rate::new(3, second));
+        assert_eq!(limit(&first), Rate::new(3, second), "calls under way spend from the same budget");
+        assert!(registry.account("z").is_some() && registry.account("x").is_none());
+    }
+
+    #[test]
+    fn a_team_whose_rate_is_unchanged_keeps_its_bucket() {
+        let (registry, clock, team) = (Registry::default(), Clock::new(), "a".into());
+        let rate = |count| registry.team_rate(&team, Rate::new(count, Duration::from_secs(1)).unwrap(), clock);
+        let first = rate(2);
+        assert!(first.is(&rate(2)));
+        assert!(!first.is(&rate(3)) && !first.is(&rate(2)));
+    }
+}
