@@ -9,28 +9,33 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::semantics::freshness::Lifetimes;
 
-/// The members of a list that `separators` part, with the quotes around their values left on. A separator within
-/// quotes parts nothing (RFC 9110 section 5.6.4).
+/// Where a reader of a list stands: a separator within quotes separates nothing (RFC 9110 section 5.6.4).
+#[derive(Default)]
+struct Quoting {
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Quoting {
+    /// Reads the next byte. Says whether it is outside quotes and no quote itself.
+    fn is_plain(&mut self, byte: u8) -> bool {
+        match byte {
+            _ if self.escaped => self.escaped = false,
+            b'\\' if self.quoted => self.escaped = true,
+            b'"' => self.quoted = !self.quoted,
+            _ => return !self.quoted,
+        }
+        false
+    }
+}
+
+/// The members of a list with these `separators`, with the quotes around their values left on.
 pub fn members<'t>(text: &'t str, separators: &'static [u8]) -> impl Iterator<Item = &'t str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest?;
-        let (mut quoted, mut escaped) = (false, false);
-        let end = text.bytes().position(|byte| match byte {
-            _ if escaped => {
-                escaped = false;
-                false
-            }
-            b'\\' if quoted => {
-                escaped = true;
-                false
-            }
-            b'"' => {
-                quoted = !quoted;
-                false
-            }
-            byte => !quoted && separators.contains(&byte),
-        });
+        let mut quoting = Quoting::default();
+        let end = text.bytes().position(|byte| quoting.is_plain(byte) && separators.contains(&byte));
         let (member, after) = match end {
             Some(end) => (&text[..end], Some(&text[end + 1..])),
             None => (text, None),
@@ -87,6 +92,8 @@ impl Storage {
                 storage.forbidden = true;
                 continue;
             };
+            // Quotes that are never closed may hide any directive.
+            storage.forbidden |= !quotes_are_closed(line);
             for member in members(line, b",") {
                 let (name, value) = directive(member);
                 // Of a duration that cannot be read nothing is left (RFC 9111 section 4.2.1).
@@ -104,8 +111,6 @@ impl Storage {
                     }
                     "stale-while-revalidate" => storage.stale_while_revalidate = least(storage.stale_while_revalidate),
                     "stale-if-error" => storage.stale_if_error = least(storage.stale_if_error),
-                    // Quotes that are never closed may hide any directive.
-                    _ if !quotes_are_closed(member) => storage.forbidden = true,
                     _ => {}
                 }
             }
@@ -148,19 +153,18 @@ pub fn normalise(headers: &mut HeaderMap, now: SystemTime) {
     }
     let mut line: Vec<u8> = Vec::new();
     for value in headers.get_all(header::CACHE_CONTROL) {
+        // A quote that one line leaves open would end in the next and hide what stands between.
+        if !quotes_are_closed(&String::from_utf8_lossy(value.as_bytes())) {
+            line = b"no-store".to_vec();
+            break;
+        }
         append(&mut line, value.as_bytes());
     }
-    let text = String::from_utf8_lossy(&line).into_owned();
+    let text = String::from_utf8_lossy(&line);
     let limits = |member| ["max-age", "s-maxage"].iter().any(|name| directive(member).0.eq_ignore_ascii_case(name));
-    if let Some(expires) = expires_in(headers, now).filter(|_| !members(&text, b",").any(limits)) {
-        let (limit, mut whole) = (format!("max-age={}", expires.as_secs()), line.clone());
-        append(&mut whole, limit.as_bytes());
-        if !members(&String::from_utf8_lossy(&whole), b",").any(limits) {
-            // It would stand within a quote that is never closed.
-            whole = limit.into_bytes();
-            append(&mut whole, &line);
-        }
-        line = whole;
+    let is_limited = members(&text, b",").any(limits);
+    if let Some(expires) = expires_in(headers, now).filter(|_| !is_limited) {
+        append(&mut line, format!("max-age={}", expires.as_secs()).as_bytes());
     }
     headers.remove(header::EXPIRES);
     // All parts were header values, and so is their list.
@@ -202,14 +206,12 @@ fn varies_on_everything(headers: &HeaderMap) -> bool {
     })
 }
 
-fn quotes_are_closed(member: &str) -> bool {
-    let mut escaped = false;
-    let quotes = member.bytes().filter(|byte| {
-        let is_quote = *byte == b'"' && !escaped;
-        escaped = *byte == b'\\' && !escaped;
-        is_quote
+fn quotes_are_closed(line: &str) -> bool {
+    let mut quoting = Quoting::default();
+    line.bytes().for_each(|byte| {
+        quoting.is_plain(byte);
     });
-    quotes.count() % 2 == 0
+    !quoting.quoted
 }
 
 #[cfg(test)]
@@ -369,12 +371,20 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_is_never_closed_hides_no_expiry() {
-        let pairs = [(header::CACHE_CONTROL, "\\\""), (header::EXPIRES, "")];
-        let pairs = pairs.map(|(name, value)| (name, HeaderValue::from_static(value)));
-        let mut headers: HeaderMap = pairs.into_iter().collect();
-        normalise(&mut headers, now());
-        assert_eq!(Storage::read(&headers, now()).narrow(HOUR).map(|narrowed| narrowed.fresh), Some(Duration::ZERO));
+    fn a_quote_that_is_never_closed_forbids_storage_before_and_after() {
+        let open = [
+            vec![("cache-control", "\\\""), ("expires", "")],
+            vec![("cache-control", "max-age=9, x=\"")],
+            // As one line, the quotes of two lines would close each other.
+            vec![("cache-control", "x=\""), ("cache-control", "no-store, y=\"")],
+            vec![("cache-control", "max-age=\"9"), ("cache-control", "x=\"")],
+        ];
+        for pairs in open {
+            let mut headers = headers(&pairs);
+            assert!(Storage::read(&headers, now()).forbidden, "{pairs:?}");
+            normalise(&mut headers, now());
+            assert!(Storage::read(&headers, now()).forbidden, "{pairs:?} as one line");
+        }
     }
 
     proptest::proptest! {
