@@ -334,7 +334,8 @@ impl Query<'_> {
     }
 
     /// The query that a team with `policy` may ask in place of this one, in canonical form: with the policy's filters
-    /// in it. Groups that say the same become one: however groups combine, saying so twice changes nothing.
+    /// in it. Groups that say the same with the policy's filters become one: however groups combine, a second copy
+    /// changes nothing.
     ///
     /// # Errors
     ///
@@ -357,9 +358,13 @@ impl Query<'_> {
             return Ok(self.canonical());
         }
         let required = || policy.require.iter().map(Required::expression);
+        let added: HashSet<_> = required().map(|expression| expression.canonical()).collect();
         let mut seen = HashSet::new();
         let own = self.filters.known().into_iter().flatten().filter_map(Part::known);
-        let own = own.map(|group| group.documented().into_iter().flatten().cloned().collect::<Vec<_>>());
+        let own = own.map(|group| {
+            let all = group.documented().into_iter().flatten();
+            all.filter(|expression| !added.contains(&expression.canonical())).cloned().collect::<Vec<_>>()
+        });
         let mut own: Vec<_> = own.filter(|group| seen.insert(Group::and(group.iter().cloned()).canonical())).collect();
         if own.is_empty() {
             own.push(Vec::new());

@@ -456,7 +456,8 @@ impl<'q> Expression<'q> {
         })
     }
 
-    fn canonical(&self) -> Vec<u8> {
+    /// Its canonical bytes.
+    pub fn canonical(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(96);
         out.extend_from_slice(b"{\"field\":");
         write_text(&mut out, &self.field);

@@ -326,6 +326,21 @@ fn a_denied_cube_denies_no_unqualified_name_of_another() {
 }
 
 #[test]
+fn a_group_with_the_required_filter_says_the_same_as_one_without() {
+    let policy = policy(&[], &[CLOSED]);
+    let closed = r#"{"op":"EQ","field":"Conversation.Status","values":["CLOSED"]}"#;
+    let one = r#"{"op":"EQ","field":"Conversation.ProfileName","values":["a"]}"#;
+    let query = |groups: &[String]| format!(r#"{{"query":{{"filters":[{}]}}}}"#, groups.join(","));
+    let and = |expressions: &[&str]| format!(r#"{{"op":"AND","expressions":[{}]}}"#, expressions.join(","));
+    let without = apply(&policy, &query(&[and(&[one])])).unwrap();
+    for groups in [vec![and(&[one, closed])], vec![and(&[one]), and(&[closed, one])]] {
+        assert_eq!(apply(&policy, &query(&groups)).unwrap(), without, "{groups:?}");
+    }
+    // What passes once passes again, as it is.
+    assert_eq!(apply(&policy, &without).unwrap(), without);
+}
+
+#[test]
 fn policies_are_told_apart() {
     let prints = [
         policy(&[], &[]),
