@@ -29,9 +29,11 @@ const SIGNED: &str = "Basic U0sxOnBsYW50ZWQtczNjcmV0";
 const TOKENS: &str = "token-of-";
 
 /// What a client may get to see, besides Twilio's rate headers.
-const DOWN: [&str; 14] = [
+const DOWN: [&str; 16] = [
     "age",
     "allow",
+    // Only directives that the upstream gave: see `check_downward`.
+    "cache-control",
     "cache-status",
     "connection",
     "content-encoding",
@@ -43,6 +45,7 @@ const DOWN: [&str; 14] = [
     "twilio-request-id",
     "vary",
     "www-authenticate",
+    "x-content-type-options",
     "x-request-id",
 ];
 
@@ -226,6 +229,10 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
                 || name == "x-request-id",
             "{name}"
         );
+    }
+    if let Some(directives) = headers.get(header::CACHE_CONTROL) {
+        let was_given = contains(&answer.to_ascii_lowercase(), b"cache-control");
+        assert!(was_given, "the upstream did not say {directives:?}");
     }
     // Whatever the upstream repeats of it.
     assert!(!contains(body, SECRET.as_bytes()), "the secret comes down");

@@ -37,7 +37,8 @@ impl Place {
                 ("domain", Self::Scalar),
                 ("query", Self::Query),
                 ("properties", Self::Properties),
-                ("pageSize", Self::Scalar),
+                // A number. Its digits are kept, and so is whatever stands in its place.
+                ("pageSize", Self::Unknown),
             ],
             Self::Properties => &[("timezone", Self::Scalar)],
             Self::Query => &[
