@@ -6,6 +6,7 @@
 //! cache serves the wrong page. It borrows from its input and does not convert numbers.
 
 use std::fmt;
+use std::ops::Range;
 
 /// Arrays and objects inside each other at most. Twilio's deepest documented body has six levels.
 pub const MAX_DEPTH: usize = 64;
@@ -57,6 +58,13 @@ impl Text<'_> {
     /// How it was spelled between the quotes.
     pub fn raw(&self) -> &str {
         self.raw
+    }
+
+    /// Where in `source`, the text that it was read from, its spelling stands.
+    pub fn range_in(&self, source: &[u8]) -> Option<Range<usize>> {
+        let start = (self.raw.as_ptr() as usize).checked_sub(source.as_ptr() as usize)?;
+        let range = start..start + self.raw.len();
+        source.get(range.clone()).is_some_and(|found| found == self.raw.as_bytes()).then_some(range)
     }
 
     /// Was any of it spelled with an escape.

@@ -28,6 +28,7 @@ pub struct Peer {
     text: Box<str>,
     names: Vec<String>,
     lacks_a_certificate: bool,
+    over_tls: bool,
     /// Has it shown who it is. What is cloned from it shares this.
     identified: Arc<AtomicBool>,
 }
@@ -48,7 +49,17 @@ impl Peer {
             Origin::Unix { uid, pid: None } => format!("unix:uid={uid}"),
         };
         let (names, identified) = (Vec::new(), Arc::default());
-        Self { origin, text: text.into(), names, lacks_a_certificate: false, identified }
+        Self { origin, text: text.into(), names, lacks_a_certificate: false, over_tls: false, identified }
+    }
+
+    /// The same, at the other end of a TLS connection that the gateway itself has ended.
+    pub fn over_tls(self) -> Self {
+        Self { over_tls: true, ..self }
+    }
+
+    /// Does it speak TLS with the gateway itself. One behind a proxy that ends TLS does not.
+    pub fn uses_tls(&self) -> bool {
+        self.over_tls
     }
 
     /// With the names of the certificate that it has shown and that has been verified.

@@ -74,6 +74,7 @@ impl TlsAcceptor {
         let chain = session.peer_certificates().unwrap_or_default();
         // A resumed session brings its certificate along, and that has not been verified today.
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect::<Vec<_>>();
+        let peer = peer.over_tls();
         let peer = match session.handshake_kind() {
             Some(HandshakeKind::Resumed) => clients.judge(&chain, &peer),
             _ => peer.with_names(chain.first().map(names::of).unwrap_or_default()),
