@@ -535,8 +535,8 @@ fn queue_full(most: u32, wait: Duration) -> GatewayError {
 
 /// What a call asks for, as far as the upstream's health is concerned: a page size makes no other query of the same body.
 fn query_of(call: &UpstreamCall) -> Key {
-    match call.operation.endpoint().body {
-        endpoint::Body::Query => Key::new(&call.team.account, call.operation, "", &call.body),
+    match call.endpoint.body {
+        endpoint::Body::Query => Key::new(&call.team.account, call.endpoint.operation, "", &call.body),
         _ => call.key,
     }
 }

@@ -72,7 +72,7 @@ pub(crate) struct Flown {
 impl Flown {
     pub(crate) fn of(query: &ClientQuery, set: Option<ResultSet>) -> Self {
         let (account, canonical) = (Arc::clone(&query.team.account.name), Arc::clone(&query.canonical));
-        Self { account, operation: query.operation, canonical, set }
+        Self { account, operation: query.endpoint.operation, canonical, set }
     }
 
     fn is_of_set(&self, other: Option<&ResultSet>) -> bool {

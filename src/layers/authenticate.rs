@@ -41,7 +41,7 @@ use crate::request::context::Stage;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::semantics::host;
 use crate::semantics::origin::{self, Origin};
-use crate::twilio::endpoint::{Operation, Route, route};
+use crate::twilio::endpoint::{Endpoint, Route, route};
 
 pub use self::failure_delay::AuthFailureDelay;
 
@@ -170,7 +170,7 @@ where
         let verdict = self.access.authorize(&incoming);
         incoming.context.end_of(Stage::Authenticate);
         match verdict {
-            Ok((operation, team)) => Either::Right(self.inner.call(AuthorizedRequest { incoming, operation, team })),
+            Ok((endpoint, team)) => Either::Right(self.inner.call(AuthorizedRequest { incoming, endpoint, team })),
             Err(error) => Either::Left(self.access.refuse(error, &incoming.peer)),
         }
     }
@@ -206,7 +206,7 @@ fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
 }
 
 impl AccessControl {
-    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<(Operation, Arc<Team>), GatewayError> {
+    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<(&'static Endpoint, Arc<Team>), GatewayError> {
         let request = &incoming.request;
         self.check_head(request, &incoming.peer)?;
         if self.everybody {
@@ -215,10 +215,7 @@ impl AccessControl {
         let endpoint = match route(request.method(), request.uri().path()) {
             Route::Found(endpoint) => endpoint,
             Route::NotServed => {
-                return Err(GatewayError::new(
-                    Reason::NotFound,
-                    "this version serves neither query jobs nor custom fields",
-                ));
+                return Err(GatewayError::new(Reason::NotFound, "this version does not serve custom fields"));
             }
             Route::MethodNotAllowed(allow) => {
                 return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
@@ -242,7 +239,7 @@ impl AccessControl {
             let message = format!("team {} may not use {}", team.name, endpoint.operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
         }
-        Ok((endpoint.operation, Arc::clone(team)))
+        Ok((endpoint, Arc::clone(team)))
     }
 
     fn check_head<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(), GatewayError> {

@@ -189,12 +189,15 @@ mod tests {
     use crate::twilio::endpoint::Operation;
 
     fn representation(byte: u8) -> Arc<Representation> {
-        Arc::new(Representation::new(UpstreamResponse {
-            status: StatusCode::OK,
-            headers: HeaderMap::new(),
-            body: vec![byte; 4096].into(),
-            next_token: None,
-        }))
+        Arc::new(Representation::new(
+            UpstreamResponse {
+                status: StatusCode::OK,
+                headers: HeaderMap::new(),
+                body: vec![byte; 4096].into(),
+                next_token: None,
+            },
+            &[],
+        ))
     }
 
     /// A client that has the response with this tag, and accepts gzip or not.

@@ -22,7 +22,7 @@ use crate::core::window::Window;
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
-use crate::twilio::endpoint::{Operation, Repeatability};
+use crate::twilio::endpoint::Repeatability;
 
 /// How often, how far apart, and how many in all.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,7 +116,7 @@ where
     budget.first_try(layer.clock.now());
     let mut result = inner.clone().oneshot(call.clone()).await;
     for tried in 1..layer.policy.attempts {
-        let again = verdict(call.operation, &result);
+        let again = verdict(call.endpoint.repeat, &result);
         let delay = match again {
             Again::No => return result,
             Again::Once if tried > 1 => return result,
@@ -173,8 +173,8 @@ enum Again {
     AfterThePause,
 }
 
-fn verdict(operation: Operation, result: &Result<UpstreamResponse, GatewayError>) -> Again {
-    let repeatable = operation.endpoint().repeat != Repeatability::OnlyUnsent;
+fn verdict(repeat: Repeatability, result: &Result<UpstreamResponse, GatewayError>) -> Again {
+    let repeatable = repeat != Repeatability::OnlyUnsent;
     match result {
         // A request that was refused for its rate was never processed.
         Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => Again::AfterThePause,

@@ -8,7 +8,7 @@ use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::peer::Peer;
 use crate::request::context::RequestContext;
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::Endpoint;
 
 /// A request that has arrived. `B` is its body, not read yet.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct AuthorizedRequest<B> {
     /// The request.
     pub incoming: IncomingRequest<B>,
     /// What it asks for.
-    pub operation: Operation,
+    pub endpoint: &'static Endpoint,
     /// Who asks.
     pub team: Arc<Team>,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use crate::accounts::Account;
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::{Endpoint, Operation};
 use crate::twilio::parameters::Parameters;
 
 /// BLAKE3 over upstream, account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
@@ -26,9 +26,23 @@ impl Key {
     /// The key of a request. Of the account its origin and SID count: where the data lies and whose it is, whatever
     /// the configuration calls it.
     pub fn new(account: &Account, operation: Operation, parameters: &str, body: &[u8]) -> Self {
+        Self::hash(account, operation.as_str(), parameters, body)
+    }
+
+    /// The key of a request to an `endpoint` whose operation has several paths: `path` is this one's.
+    pub fn of_path(account: &Account, endpoint: &Endpoint, path: &str, parameters: &str, body: &[u8]) -> Self {
+        if path == endpoint.operation.endpoint().path && endpoint.method == endpoint.operation.endpoint().method {
+            return Self::new(account, endpoint.operation, parameters, body);
+        }
+        // Neither words nor paths have spaces in them.
+        let name = [endpoint.operation.as_str(), endpoint.method.as_str(), path].join(" ");
+        Self::hash(account, &name, parameters, body)
+    }
+
+    fn hash(account: &Account, operation: &str, parameters: &str, body: &[u8]) -> Self {
         // Each part follows its length, so that no two lists of parts are the same bytes. One buffer and one
         // update: BLAKE3 is fastest on contiguous input.
-        let parts = [Self::VERSION, &account.origin, &account.sid, operation.as_str(), parameters];
+        let parts = [Self::VERSION, &account.origin, &account.sid, operation, parameters];
         let mut input = Vec::with_capacity(parts.iter().map(|p| p.len() + 8).sum::<usize>() + body.len());
         for part in parts {
             input.extend_from_slice(&(part.len() as u64).to_le_bytes());
@@ -115,6 +129,21 @@ mod tests {
         let renamed = Account { name: "other".into(), ..one };
         assert_eq!(key, Key::new(&renamed, Operation::Query, "pageSize=1", b"{}"));
         assert_eq!(key.short().to_string(), key.to_string()[..16]);
+    }
+
+    #[test]
+    fn paths_of_one_operation_have_keys_of_their_own() {
+        let account = account("https://a", "AC1");
+        let status = Operation::JobStatus.endpoint();
+        let of = |id: &str, parameters: &str| Key::of_path(&account, status, &status.path_of(id), parameters, b"");
+        assert_eq!(of("a", ""), of("a", ""));
+        assert_ne!(of("a", ""), of("b", ""));
+        assert_ne!(of("a", ""), of("a", "x=1"));
+        let results = Operation::JobResults.endpoint();
+        assert_ne!(of("a", ""), Key::of_path(&account, results, &results.path_of("a"), "", b""));
+        let list = Operation::JobList.endpoint();
+        let listed = Key::of_path(&account, list, list.path, "status=FAILED", b"");
+        assert_eq!(listed, Key::new(&account, Operation::JobList, "status=FAILED", b""));
     }
 
     fn parts() -> impl Strategy<Value = (String, String, String, String)> {

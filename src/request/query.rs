@@ -1,9 +1,11 @@
 //! What a client asks, above the cache and into it.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use crate::accounts::Team;
 use crate::core::clock::Instant;
@@ -14,14 +16,16 @@ use crate::request::key::Key;
 use crate::request::response::{Redacted, Representation};
 use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::RequestDirectives;
-use crate::twilio::endpoint::Operation;
+use crate::twilio::endpoint::Endpoint;
 
 /// What is asked, in canonical form. Shared, so that a query that is asked again costs one pointer.
 #[derive(Debug)]
 pub struct CanonicalQuery {
+    /// The path, with the id in it where there is one.
+    pub path: Cow<'static, str>,
     /// The canonical query string.
     pub parameters: Arc<str>,
-    /// The canonical body as it is sent, with a policy's filters in it. Empty for GETs.
+    /// The body as it is sent: of a query in canonical form, with a policy's filters in it. Empty for GETs.
     pub body: Bytes,
     /// The name of the response in the cache.
     pub key: Key,
@@ -34,13 +38,15 @@ pub struct CanonicalQuery {
 #[derive(Debug, Clone)]
 pub struct ClientQuery {
     /// What kind of request it is.
-    pub operation: Operation,
+    pub endpoint: &'static Endpoint,
     /// Who asks, and whose data.
     pub team: Arc<Team>,
     /// What is asked.
     pub canonical: Arc<CanonicalQuery>,
     /// What the client's headers ask of the gateway.
     pub directives: RequestDirectives,
+    /// Those of the client's headers that go upstream, as the endpoint lists them.
+    pub headers: Option<Arc<HeaderMap>>,
     /// Hides what the client must not see of the response, where there is such a thing.
     pub redact: Option<Arc<dyn Redact>>,
     /// When the request was received.
@@ -76,9 +82,11 @@ impl ClientQuery {
     ) -> UpstreamCall {
         UpstreamCall {
             team: Arc::clone(&self.team),
-            operation: self.operation,
+            endpoint: self.endpoint,
+            path: self.canonical.path.clone(),
             parameters: Arc::clone(&self.canonical.parameters),
             body: self.canonical.body.clone(),
+            headers: self.headers.clone(),
             key: self.canonical.key,
             deadline,
             waiters,
@@ -90,19 +98,21 @@ impl ClientQuery {
 #[cfg(test)]
 impl ClientQuery {
     /// A query of [`Team::example`] that has just arrived and may take 90 s.
-    pub fn example(operation: Operation, parameters: &str, body: &'static str) -> Self {
+    pub fn example(operation: crate::twilio::endpoint::Operation, parameters: &str, body: &'static str) -> Self {
         let team = Arc::new(Team::example("local"));
         let canonical = CanonicalQuery {
+            path: operation.endpoint().path.into(),
             parameters: parameters.into(),
             body: Bytes::from_static(body.as_bytes()),
             key: Key::new(&team.account, operation, parameters, body.as_bytes()),
             expected_as: None,
         };
         Self {
-            operation,
+            endpoint: operation.endpoint(),
             team,
             canonical: Arc::new(canonical),
             directives: RequestDirectives::default(),
+            headers: None,
             redact: None,
             received: Instant::now(),
             deadline: Instant::now() + std::time::Duration::from_secs(90),

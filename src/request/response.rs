@@ -48,10 +48,10 @@ impl Representation {
         HeaderName::from_static("x-rate-limit-config"),
     ];
 
-    /// An answer as clients see it. Its `Cache-Control` is one line:
+    /// An answer as clients see it, with the headers that its endpoint `returns`. Its `Cache-Control` is one line:
     /// [`normalise`](crate::semantics::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
     /// errors keep them, since clients act on them.
-    pub fn new(answer: UpstreamResponse) -> Self {
+    pub fn new(answer: UpstreamResponse, returns: &[&'static str]) -> Self {
         let UpstreamResponse { status, headers, body, .. } = answer;
         let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
         // Copies of their own: headers come as slices of the connection's read buffer, and the smallest of them
@@ -66,8 +66,14 @@ impl Representation {
             value => HeaderValue::from_bytes(value?.as_bytes()).ok(),
         };
         let header = |name: &HeaderName| copied(name).map(|value| (name.clone(), value));
-        let headers: Vec<_> = Self::KEPT.iter().chain(momentary).filter_map(header).collect();
-        let etag = (status == StatusCode::OK).then(|| etag(&body)).flatten();
+        let returns = if status.is_success() { returns } else { &[] };
+        let mut headers: Vec<_> = Self::KEPT.iter().chain(momentary).filter_map(header).collect();
+        headers.extend(returns.iter().filter_map(|name| header(&HeaderName::from_static(name))));
+        // Where Twilio names the state of what it answers with, that name and no other is good for `If-Match`.
+        let etag = match returns.contains(&header::ETAG.as_str()) {
+            true => headers.iter().find(|(name, _)| *name == header::ETAG).map(|(_, etag)| etag.clone()),
+            false => (status == StatusCode::OK).then(|| etag(&body)).flatten(),
+        };
         let no_transform = Self::forbids_transforms(&headers);
         Self { status, headers, body, etag, no_transform }
     }
@@ -234,7 +240,7 @@ mod tests {
                 body: Bytes::from_static(b"{}"),
                 next_token: None,
             };
-            let page = Representation::new(answer);
+            let page = Representation::new(answer, &[]);
             let shown = page.headers.iter().find(|(name, _)| *name == header::CONTENT_TYPE);
             shown.unwrap().1.to_str().unwrap().to_owned()
         };

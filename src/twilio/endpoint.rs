@@ -6,6 +6,8 @@
 //! The table is an allow-list. A path is compared byte by byte and never normalised, so dot segments, doubled or encoded
 //! slashes and other spellings match nothing.
 
+use std::borrow::Cow;
+
 use http::Method;
 
 /// What a client asks for.
@@ -60,7 +62,7 @@ impl Operation {
         }
     }
 
-    /// Its first entry. The entries of one operation differ in method and path alone.
+    /// Its first entry. The entries of one operation differ in method, path and headers alone.
     pub fn endpoint(self) -> &'static Endpoint {
         &ENDPOINTS[FIRST[self as usize]]
     }
@@ -83,6 +85,10 @@ pub struct Endpoint {
     pub cache: CacheClass,
     /// When a request may be sent again.
     pub repeat: Repeatability,
+    /// The client's headers that go upstream, in lower case. No others do.
+    pub sends: &'static [&'static str],
+    /// Twilio's headers that a client gets with a success, beyond those that every response may have. In lower case.
+    pub returns: &'static [&'static str],
     /// Whether this version serves it. If not, the gateway answers 404.
     pub served: bool,
 }
@@ -94,7 +100,7 @@ pub enum Body {
     None,
     /// A query.
     Query,
-    /// A custom field mapping.
+    /// A custom field mapping, which is passed on as it comes.
     Field,
 }
 
@@ -124,7 +130,8 @@ pub enum Repeatability {
 
 macro_rules! endpoints {
     ($($base:literal {$(
-        $method:ident $path:literal $operation:ident $permission:ident $body:ident $cache:ident $repeat:ident $served:literal;
+        $method:ident $path:literal $operation:ident $permission:ident $body:ident $cache:ident $repeat:ident
+            $sends:tt $returns:tt $served:literal;
     )+})+) => {
         &[$($(Endpoint {
             method: Method::$method,
@@ -134,30 +141,35 @@ macro_rules! endpoints {
             body: Body::$body,
             cache: CacheClass::$cache,
             repeat: Repeatability::$repeat,
+            sends: &$sends,
+            returns: &$returns,
             served: $served,
         },)+)+]
     };
 }
 
+/// What makes a submission safe to repeat: Twilio runs one job for all requests with the same key.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// Twilio's API, in the order of its documentation. Of entries with the same method, the first whose path matches counts.
 pub static ENDPOINTS: &[Endpoint] = endpoints! {
     "/v3/InsightsDomains/Conversations" {
-        //     path                                 operation    permission   body   stored    repeated    served
-        GET    "/Metadata"                           Metadata     Metadata     None   Metadata  Safe        true;
-        POST   "/Query"                              Query        Query        Query  Query     Safe        true;
-        GET    "/Query"                              Page         Query        None   Page      Safe        true;
-        POST   "/QueryJobs"                          JobSubmit    Jobs         Query  None      WithKey     false;
-        GET    "/QueryJobs"                          JobList      Jobs         None   None      Safe        false;
-        GET    "/QueryJobs/{operationId}"            JobStatus    Jobs         None   None      Safe        false;
-        GET    "/QueryJobs/{operationId}/Results"    JobResults   Jobs         None   None      Safe        false;
+        //     path                                 operation   permission  body  stored   repeated   sends             returns                     served
+        GET    "/Metadata"                          Metadata    Metadata    None  Metadata Safe       []                []                          true;
+        POST   "/Query"                             Query       Query       Query Query    Safe       []                []                          true;
+        GET    "/Query"                             Page        Query       None  Page     Safe       []                []                          true;
+        POST   "/QueryJobs"                         JobSubmit   Jobs        Query None     WithKey    [IDEMPOTENCY_KEY] ["location", "retry-after"] true;
+        GET    "/QueryJobs"                         JobList     Jobs        None  None     Safe       []                []                          true;
+        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  None     Safe       []                ["retry-after"]             true;
+        GET    "/QueryJobs/{operationId}/Results"   JobResults  Jobs        None  None     Safe       []                []                          true;
     }
     "/v3/ControlPlane/ConversationInsights" {
-        GET    "/CustomFieldMappings"                FieldsRead   FieldsRead   None   None      Safe        false;
-        GET    "/CustomFieldMappingsCapacity"        FieldsRead   FieldsRead   None   None      Safe        false;
-        GET    "/CustomFieldMappings/Capacity"       FieldsRead   FieldsRead   None   None      Safe        false;
-        GET    "/CustomFieldMappings/{mappingId}"    FieldsRead   FieldsRead   None   None      Safe        false;
-        POST   "/CustomFieldMappings"                FieldsWrite  FieldsWrite  Field  None      OnlyUnsent  false;
-        PATCH  "/CustomFieldMappings/{mappingId}"    FieldsWrite  FieldsWrite  Field  None      OnlyUnsent  false;
+        GET    "/CustomFieldMappings"               FieldsRead  FieldsRead  None  None     Safe       []                []                          false;
+        GET    "/CustomFieldMappingsCapacity"       FieldsRead  FieldsRead  None  None     Safe       []                []                          false;
+        GET    "/CustomFieldMappings/Capacity"      FieldsRead  FieldsRead  None  None     Safe       []                []                          false;
+        GET    "/CustomFieldMappings/{mappingId}"   FieldsRead  FieldsRead  None  None     Safe       []                ["etag"]                    false;
+        POST   "/CustomFieldMappings"               FieldsWrite FieldsWrite Field None     OnlyUnsent []                ["etag"]                    false;
+        PATCH  "/CustomFieldMappings/{mappingId}"   FieldsWrite FieldsWrite Field None     OnlyUnsent ["if-match"]      ["etag"]                    false;
     }
 };
 
@@ -174,17 +186,33 @@ const FIRST: [usize; Operation::ALL.len()] = {
 
 impl Endpoint {
     fn is_at(&self, path: &str) -> bool {
-        let parameter = || {
-            let (before, rest) = self.path.split_once('{')?;
-            let (_, after) = rest.split_once('}')?;
-            path.strip_prefix(before)?.strip_suffix(after)
-        };
-        self.path == path || parameter().is_some_and(is_id)
+        self.path == path || self.id(path).is_some()
+    }
+
+    /// What stands before and after the id in its path; `None` where there is no id.
+    fn around_id(&self) -> Option<(&'static str, &'static str)> {
+        let (before, rest) = self.path.split_once('{')?;
+        let (_, after) = rest.split_once('}')?;
+        Some((before, after))
+    }
+
+    /// The id in a path of this endpoint; `None` where its paths have none, or `path` is not one of them.
+    pub fn id<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let (before, after) = self.around_id()?;
+        path.strip_prefix(before)?.strip_suffix(after).filter(|id| is_id(id))
+    }
+
+    /// Its path with this id, where it has one.
+    pub fn path_of(&self, id: &str) -> Cow<'static, str> {
+        match self.around_id() {
+            Some((before, after)) => [before, id, after].concat().into(),
+            None => self.path.into(),
+        }
     }
 }
 
 /// Twilio's ids are opaque; nothing that could be read as more than one path segment is one.
-fn is_id(text: &str) -> bool {
+pub fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
@@ -300,12 +328,11 @@ mod tests {
             assert_eq!(operation.endpoint().operation, operation);
         }
         for one in ENDPOINTS {
-            let Endpoint { method, path, .. } = one;
+            let Endpoint { method, path, sends, returns, .. } = one;
             let Endpoint { operation, permission, body, cache, repeat, served, .. } = *one.operation.endpoint();
-            let same = Endpoint { method: method.clone(), path, operation, permission, body, cache, repeat, served };
+            let method = method.clone();
+            let same = Endpoint { method, path, operation, permission, body, cache, repeat, sends, returns, served };
             assert_eq!(*one, same);
-            // Only then does the operation alone say what to send upstream.
-            assert!(!served || (one.operation.endpoint() == one && !path.contains('{')), "{path}");
         }
     }
 
@@ -329,21 +356,27 @@ mod tests {
         assert_eq!(route(&Method::PUT, QUERY), allowed("GET, HEAD, POST"));
         assert_eq!(route(&Method::POST, METADATA), allowed("GET, HEAD"));
         for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
-            assert_eq!(route(&method, JOBS), Route::NotServed);
-            assert_eq!(route(&method, &format!("{JOBS}/a-1_B/Results")), Route::NotServed);
             assert_eq!(route(&method, &format!("{FIELDS}/x")), Route::NotServed);
         }
+        assert_eq!(route(&Method::DELETE, JOBS), allowed("GET, HEAD, POST"));
+        assert_eq!(route(&Method::POST, &format!("{JOBS}/a")), allowed("GET, HEAD"));
+        assert_eq!(route(&Method::DELETE, &format!("{JOBS}/a-1_B/Results")), allowed("GET, HEAD"));
     }
 
     #[test]
     fn an_id_is_one_segment() {
         let long = "x".repeat(128);
         for id in ["a", "insights_operation_01", "A-b_9", long.as_str()] {
-            assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}")), Route::NotServed, "{id}");
+            for (operation, behind) in [(Operation::JobStatus, ""), (Operation::JobResults, "/Results")] {
+                let (endpoint, path) = (operation.endpoint(), format!("{JOBS}/{id}{behind}"));
+                assert_eq!(route(&Method::GET, &path), Route::Found(endpoint));
+                assert_eq!((endpoint.id(&path), &*endpoint.path_of(id)), (Some(id), &*path));
+            }
         }
         let longer = "x".repeat(129);
         for id in ["", ".", "..", "a/b", "a%2Fb", "a b", "a.b", "a;b", "\u{e9}", longer.as_str()] {
             assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}")), Route::NotFound, "{id}");
+            assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}/Results")), Route::NotFound, "{id}");
         }
     }
 

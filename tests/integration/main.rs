@@ -27,6 +27,7 @@ mod framing;
 mod hostile_upstream;
 mod http2;
 mod identity;
+mod jobs;
 mod lifecycle;
 mod listeners;
 mod page_tokens;

@@ -41,12 +41,10 @@ fn page(body: impl Into<bytes::Bytes>) -> Arc<Representation> {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("twilio-request-id", HeaderValue::from_static("RQ1"));
-    Arc::new(Representation::new(UpstreamResponse {
-        status: StatusCode::OK,
-        headers,
-        body: body.into(),
-        next_token: None,
-    }))
+    Arc::new(Representation::new(
+        UpstreamResponse { status: StatusCode::OK, headers, body: body.into(), next_token: None },
+        &[],
+    ))
 }
 
 fn stored(n: u32, clock: Clock, body: impl Into<bytes::Bytes>) -> StoredResponse {

@@ -124,7 +124,8 @@ where
     }
 
     fn call(&mut self, query: ClientQuery) -> Self::Future {
-        if query.directives.cache.no_store && !query.directives.cache.only_if_cached {
+        let is_kept = query.endpoint.cache != CacheClass::None && !query.directives.cache.no_store;
+        if !is_kept && !query.directives.cache.only_if_cached {
             let span = query.context.span();
             let bypass = bypass(S::clone(&self.inner), query, Arc::clone(&self.layer));
             return Either::Right(Box::pin(bypass.instrument(span)));
@@ -182,7 +183,8 @@ where
             return;
         }
         let delay = self.layer.policy.refresh_jitter.mul_f64(fastrand::f64());
-        let set = self.layer.membership(cached_as(query.operation, query.key(), &place(&query)), &place(&query));
+        let set =
+            self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
         let flown = Flown::of(&query, set.result_set());
         let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
         let call =
@@ -213,7 +215,8 @@ where
             // It came after this query was received. For a forced refresh it must also have been asked for since then.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
-            let set = self.layer.membership(cached_as(query.operation, query.key(), &place(&query)), &place(&query));
+            let set =
+                self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
             // A flight that began earlier does not satisfy a client that wants the response fetched anew.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let (mut joined, leads) =
@@ -397,7 +400,7 @@ impl CacheLayer {
         let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.clone();
-        let page = Arc::new(Representation::new(answer));
+        let page = Arc::new(Representation::new(answer, call.endpoint.returns));
         let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
@@ -409,7 +412,7 @@ impl CacheLayer {
             self.metrics.cache_settled.get_or_create(&SettledLabels { reason: StaticLabel(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
-        let operation = cached_as(call.operation, &call.key, &asked.place);
+        let operation = cached_as(call.endpoint.operation, &call.key, &asked.place);
         let (set, class) = (self.membership(operation, &asked.place), operation.endpoint().cache);
         let lifetimes = match (page.status, class) {
             (_, CacheClass::None) => None,
@@ -505,7 +508,7 @@ impl CacheLayer {
 
     /// Has the data of a query stopped changing. This can be told before the response comes: what is settled stays so.
     fn judge(&self, call: &UpstreamCall, wall: SystemTime) -> Option<Verdict> {
-        if call.operation.endpoint().cache != CacheClass::Query {
+        if call.endpoint.cache != CacheClass::Query {
             return None;
         }
         let now = self.clock.moment();
@@ -558,7 +561,7 @@ fn previous_token(body: &[u8]) -> Option<String> {
 
 /// What a call asks for, as text: its body, or the parameters of a page. `None` for plain metadata.
 fn text(call: &UpstreamCall) -> Option<Arc<str>> {
-    let text = match call.operation.endpoint().body {
+    let text = match call.endpoint.body {
         // Canonical bytes are UTF-8: nothing is lost.
         Body::Query => String::from_utf8_lossy(&call.body).into(),
         _ => Arc::clone(&call.parameters),
@@ -589,7 +592,8 @@ where
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
     let key = KeyParam::new(&query.key().short());
-    let begins_a_set = cached_as(query.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
+    let begins_a_set =
+        cached_as(query.endpoint.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
     let mut answer = inner.oneshot(call.clone()).await?;
@@ -607,7 +611,7 @@ where
     }
     cache_control::normalise(&mut answer.headers, layer.clock.wall_now());
     Ok(CacheResponse {
-        content: Content::Forwarded(Arc::new(Representation::new(answer)), key),
+        content: Content::Forwarded(Arc::new(Representation::new(answer, call.endpoint.returns)), key),
         source: Source::Forwarded { why: Forward::Bypass, stored: false, collapsed: false },
         outcome: Outcome::Bypass,
         age: age.map(rounded_up),

@@ -532,12 +532,15 @@ async fn the_newest_pages_stay_within_the_capacity() {
     let capacity = 256 * 1024;
     let (store, clock) = (Store::new(capacity, &Metrics::new()), Clock::new());
     let keep = |n: u32| {
-        let page = Representation::new(UpstreamResponse {
-            status: StatusCode::OK,
-            headers: HeaderMap::new(),
-            body: vec![b'x'; 16 * 1024].into(),
-            next_token: None,
-        });
+        let page = Representation::new(
+            UpstreamResponse {
+                status: StatusCode::OK,
+                headers: HeaderMap::new(),
+                body: vec![b'x'; 16 * 1024].into(),
+                next_token: None,
+            },
+            &[],
+        );
         let call = ClientQuery::example(Operation::Query, &n.to_string(), "");
         let key = *call.key();
         let stored = StoredResponse {
@@ -644,9 +647,9 @@ async fn what_does_not_shrink_stays_plain() {
         body: body.into(),
         next_token: None,
     };
-    let page = Representation::new(answer(body));
+    let page = Representation::new(answer(body), &[]);
     assert!(page.may_be_coded() && page.gzip().is_none());
-    assert!(Representation::new(answer(vec![b'x'; 4096])).gzip().is_some());
+    assert!(Representation::new(answer(vec![b'x'; 4096]), &[]).gzip().is_some());
 }
 
 /// `page>token`: a page's body that says what the next one is called.
@@ -664,6 +667,7 @@ fn sized_page(token: &str) -> ClientQuery {
     let page = page(token);
     let parameters = format!("pageSize=3&{}", page.canonical.parameters);
     let canonical = CanonicalQuery {
+        path: Operation::Page.endpoint().path.into(),
         key: Key::new(&page.team.account, Operation::Page, &parameters, b""),
         expected_as: Some(*page.key()),
         parameters: parameters.into(),

@@ -1,8 +1,8 @@
 //! Where HTTP becomes a [`ClientQuery`] and a [`ClientResponse`] becomes HTTP.
 //!
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
-//! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, and the ids of its
-//! trace.
+//! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, the
+//! ids of its trace, and what the endpoint lists.
 //!
 //! A team's policy is applied where its query is read, before the key is computed: what a team may not see is not looked
 //! up either, and teams whose effective queries are equal share pages. What comes of it is remembered with the rest, so
@@ -13,6 +13,7 @@ mod parse_cache;
 mod restriction;
 mod tokens;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -44,7 +45,7 @@ use crate::request::query::{CanonicalQuery, ClientQuery, Redact};
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
-use crate::twilio::endpoint::{self, Operation};
+use crate::twilio::endpoint::{self, Endpoint, Operation};
 use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
@@ -115,25 +116,36 @@ where
         let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
         // Taken apart here: what a future is given as a whole, it keeps as a whole beside its parts, and to move a large
         // future costs a hit more than to read its head.
-        let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, operation, team } =
+        let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, endpoint, team } =
             authorized;
         let (head, body) = request.into_parts();
         // The rest of the head goes before its body is waited for, and what stays of it is a copy: a part of it would
         // hold the memory of all.
         let (query, directives) = (head.uri.query().unwrap_or_default().into(), RequestDirectives::read(&head.headers));
         let is_readable = check_coding(&head.headers);
+        let (path, headers) = (path(endpoint, head.uri.path()), forwarded(endpoint, &head.headers));
         drop(head);
         Box::pin(async move {
             let mut room = layer.bodies.room();
-            let body = if operation.endpoint().body == endpoint::Body::None {
+            let body = if endpoint.body == endpoint::Body::None {
                 drop(body);
                 Bytes::new()
             } else {
                 is_readable?;
                 collect(body, layer.limits, &mut room).await?
             };
-            let mut asked =
-                Asked { query, directives, body, room, operation, team, received, context: Arc::clone(&context) };
+            let mut asked = Asked {
+                endpoint,
+                path,
+                query,
+                directives,
+                headers,
+                body,
+                room,
+                team,
+                received,
+                context: Arc::clone(&context),
+            };
             let read = if asked.body.len() > LARGE {
                 let (read_asked, read) = Box::pin(read_beside(&layer, asked, DecodeLayer::read)).await?;
                 asked = read_asked;
@@ -219,12 +231,14 @@ async fn read_beside<T: Send + 'static>(
 
 /// A request whose body has come.
 struct Asked {
+    endpoint: &'static Endpoint,
+    path: Cow<'static, str>,
     query: Box<str>,
     directives: RequestDirectives,
+    headers: Option<Arc<HeaderMap>>,
     body: Bytes,
     /// What the body takes.
     room: Room,
-    operation: Operation,
     team: Arc<Team>,
     received: Instant,
     context: Arc<RequestContext>,
@@ -241,47 +255,51 @@ enum Read {
 impl DecodeLayer {
     /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
-        let Asked { query, body, room, operation, team, context, .. } = request;
+        let Asked { endpoint, query, body, team, context, .. } = request;
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
         let directives = request.directives.clone();
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
-        let (parsed, tokens) = match (operation, restriction) {
-            (Operation::Query, None) => {
-                let parsed = self.parse_cache.of(raw, || self.parse(context, team, (raw, room), |_, _| Ok(None)))?;
+        if restriction.is_some() && endpoint.operation == Operation::JobSubmit {
+            return Err(not_under_a_policy());
+        }
+        match (endpoint.body, restriction) {
+            (endpoint::Body::Query, None) => {
+                let parsed = self.parsed(request, raw, |_, _| Ok(None))?;
                 context.asks(&parsed.canonical.body);
-                (parsed, None)
+                Ok(Read::Query(self.query(request, endpoint, parsed.canonical, directives), None))
             }
-            (Operation::Query, Some(restriction)) => {
+            (endpoint::Body::Query, Some(restriction)) => {
                 let fresh = self.restrictions.fresh(&restriction).transpose()?;
                 if let Some(view) = fresh.or_else(|| restriction.unkept(request.received)) {
                     let (query, tokens) = self.read_with(request, restriction, &view)?;
                     return Ok(Read::Query(query, tokens));
                 }
                 // What is refused whatever metadata says costs no token for metadata.
-                self.parse(context, team, (raw, room), |parameters, query| {
-                    restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
+                self.parse(request, raw, |parameters, query| {
+                    restriction.prove_parameters(parameters, of_first_page(endpoint))?;
                     query.prove_shape().map(|()| None)
                 })?;
+                let endpoint = Operation::Metadata.endpoint();
                 let metadata = CanonicalQuery {
+                    path: endpoint.path.into(),
                     parameters: "".into(),
                     body: Bytes::new(),
                     key: restriction.metadata,
                     expected_as: None,
                 };
-                let query = self.query(request, Operation::Metadata, Arc::new(metadata), of_metadata(&directives));
-                return Ok(Read::NeedsMetadata(Box::new(query), restriction));
+                let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
+                Ok(Read::NeedsMetadata(Box::new(query), restriction))
             }
             (_, restriction) => {
-                let (parsed, parameters) = understand_parameters(team, *operation, query)?;
-                let mut query = self.query(request, *operation, Arc::clone(&parsed.canonical), directives);
+                let (canonical, parameters) = understand_parameters(request)?;
+                let mut query = self.query(request, endpoint, Arc::new(canonical), directives);
                 let tokens = match restriction {
                     Some(restriction) => restrict(restriction, &mut query, &parameters)?,
                     None => None,
                 };
-                return Ok(Read::Query(query, tokens));
+                Ok(Read::Query(query, tokens))
             }
-        };
-        Ok(Read::Query(self.query(request, *operation, parsed.canonical, directives), tokens))
+        }
     }
 
     /// A query under a policy, with this view of the account's metadata.
@@ -291,33 +309,32 @@ impl DecodeLayer {
         restriction: Arc<Restriction>,
         view: &View,
     ) -> Result<(ClientQuery, Option<Arc<Restriction>>), GatewayError> {
-        let Asked { query, body, room, operation, team, context, .. } = request;
+        let Asked { endpoint, query, body, context, .. } = request;
         let raw = RawQuery { reader: &view.reader, query, body };
-        let parsed = self.parse_cache.of(raw, || {
-            self.parse(context, team, (raw, room), |parameters, query| {
-                restriction.prove_parameters(parameters, &[PAGE_SIZE])?;
-                view.restrict(query, self.limits.max_body).map(Some)
-            })
+        let parsed = self.parsed(request, raw, |parameters, query| {
+            restriction.prove_parameters(parameters, of_first_page(endpoint))?;
+            view.restrict(query, self.limits.max_body).map(Some)
         })?;
         context.asks(parsed.asked.as_ref().unwrap_or(&parsed.canonical.body));
-        let query = self.query(request, *operation, parsed.canonical, request.directives.clone());
+        let query = self.query(request, endpoint, parsed.canonical, request.directives.clone());
         Ok((query, Some(restriction)))
     }
 
     fn query(
         &self,
         request: &Asked,
-        operation: Operation,
+        endpoint: &'static Endpoint,
         canonical: Arc<CanonicalQuery>,
         directives: RequestDirectives,
     ) -> ClientQuery {
-        let Asked { team, received, context, .. } = request;
+        let Asked { team, received, context, headers, .. } = request;
         let patience = directives.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
         ClientQuery {
-            operation,
+            endpoint,
             team: Arc::clone(team),
             canonical,
             directives,
+            headers: headers.clone(),
             redact: None,
             received: *received,
             deadline: *received + patience,
@@ -325,15 +342,28 @@ impl DecodeLayer {
         }
     }
 
+    /// What a query means. Only those that are asked again and again are remembered.
+    fn parsed(
+        &self,
+        request: &Asked,
+        raw: RawQuery<'_>,
+        restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
+    ) -> Result<ParsedQuery, GatewayError> {
+        match request.endpoint.operation {
+            Operation::Query => self.parse_cache.of(raw, || self.parse(request, raw, restrict)),
+            _ => self.parse(request, raw, restrict),
+        }
+    }
+
     /// Reads a query: its query string and its body. `restrict` gives what is asked in its place, if that is something
     /// else.
     fn parse(
         &self,
-        context: &RequestContext,
-        team: &Team,
-        (raw, room): (RawQuery<'_>, &Room),
+        request: &Asked,
+        raw: RawQuery<'_>,
         restrict: impl FnOnce(&Parameters, &Query<'_>) -> Result<Option<Bytes>, Denied>,
     ) -> Result<ParsedQuery, GatewayError> {
+        let Asked { endpoint, team, context, room, .. } = request;
         let parameters = parse(raw.query, team)?;
         let built = room.beside(json::built_size(raw.body)).map_err(too_many)?;
         let value = query::parse(raw.body).map_err(invalid)?;
@@ -356,8 +386,9 @@ impl DecodeLayer {
         let body = room.hold(body).map_err(too_many)?;
         let asked = asked.map(|asked| room.hold(asked)).transpose().map_err(too_many)?;
         let canonical = CanonicalQuery {
-            key: Key::new(&team.account, Operation::Query, parameters.as_str(), &body),
-            expected_as,
+            path: endpoint.path.into(),
+            key: Key::new(&team.account, endpoint.operation, parameters.as_str(), &body),
+            expected_as: expected_as.filter(|_| endpoint.operation == Operation::Query),
             parameters: parameters.as_str().into(),
             body,
         };
@@ -365,27 +396,46 @@ impl DecodeLayer {
     }
 }
 
-/// Reads a request that has no body.
-fn understand_parameters(
-    team: &Team,
-    operation: Operation,
-    query: &str,
-) -> Result<(ParsedQuery, Parameters), GatewayError> {
+/// The path that goes upstream: without an id in it, it is the table's own.
+fn path(endpoint: &Endpoint, requested: &str) -> Cow<'static, str> {
+    if requested == endpoint.path { endpoint.path.into() } else { requested.to_owned().into() }
+}
+
+/// The headers of a client that go upstream, copied: a part of the head would hold the memory of all.
+fn forwarded(endpoint: &Endpoint, headers: &HeaderMap) -> Option<Arc<HeaderMap>> {
+    let mut forwarded = HeaderMap::new();
+    for name in endpoint.sends {
+        for value in headers.get_all(*name).iter().filter_map(|value| HeaderValue::from_bytes(value.as_bytes()).ok()) {
+            forwarded.append(*name, value);
+        }
+    }
+    (!forwarded.is_empty()).then(|| Arc::new(forwarded))
+}
+
+/// The parameters that a request with a query as its body may have under a policy.
+fn of_first_page(endpoint: &Endpoint) -> &'static [&'static str] {
+    if endpoint.operation == Operation::Query { &[PAGE_SIZE] } else { &[] }
+}
+
+/// Reads a request whose body is no query.
+fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters), GatewayError> {
+    let Asked { endpoint, path, query, body, team, .. } = request;
     let (account, parameters) = (&team.account, parse(query, team)?);
-    if operation == Operation::Page && !parameters.has_page_token() {
+    if endpoint.operation == Operation::Page && !parameters.has_page_token() {
         return Err(GatewayError::new(
             Reason::InvalidQuery,
             "pageToken is required: POST a query first, then GET with the nextToken of its answer",
         ));
     }
-    let alone = parameters.without_all_but_page_token().filter(|_| operation == Operation::Page);
+    let alone = parameters.without_all_but_page_token().filter(|_| endpoint.operation == Operation::Page);
     let canonical = CanonicalQuery {
-        key: Key::new(account, operation, parameters.as_str(), b""),
+        path: path.clone(),
+        key: Key::of_path(account, endpoint, path, parameters.as_str(), body),
         expected_as: alone.map(|alone| Key::of_page(account, &alone)),
         parameters: parameters.as_str().into(),
-        body: Bytes::new(),
+        body: body.clone(),
     };
-    Ok((ParsedQuery { canonical: Arc::new(canonical), asked: None }, parameters))
+    Ok((canonical, parameters))
 }
 
 /// Refuses a body that is coded: the gateway reads them, and undoes no coding.
@@ -409,7 +459,7 @@ fn restrict(
     query: &mut ClientQuery,
     parameters: &Parameters,
 ) -> Result<Option<Arc<Restriction>>, GatewayError> {
-    match query.operation {
+    match query.endpoint.operation {
         Operation::Metadata => {
             restriction.prove_parameters(parameters, &[]).map_err(refused)?;
             query.redact = restriction.hides_members().then_some(restriction as Arc<dyn Redact>);
@@ -420,11 +470,13 @@ fn restrict(
             restriction.prove_token(&query.canonical.expected_as.unwrap_or(query.canonical.key))?;
             Ok(Some(restriction))
         }
-        _ => Err(GatewayError::new(
-            Reason::FieldNotAllowed,
-            "a team with a policy may only read metadata, queries and their pages",
-        )),
+        _ => Err(not_under_a_policy()),
     }
+}
+
+fn not_under_a_policy() -> GatewayError {
+    let message = "a team with a policy may only read metadata, queries and their pages";
+    GatewayError::new(Reason::FieldNotAllowed, message)
 }
 
 /// The view of the account's metadata, for which `metadata` asks; or the answer that there is in its place.

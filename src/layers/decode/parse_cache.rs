@@ -159,6 +159,7 @@ mod tests {
 
     fn parsed(raw: RawQuery<'_>) -> ParsedQuery {
         let canonical = CanonicalQuery {
+            path: Operation::Query.endpoint().path.into(),
             parameters: raw.query.into(),
             body: Bytes::copy_from_slice(raw.body),
             key: Key::new(&account(str::from_utf8(raw.reader).unwrap()), Operation::Query, raw.query, raw.body),

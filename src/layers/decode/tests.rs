@@ -19,12 +19,10 @@ const ASK: &str = r#"{"query":{"measures":["C.Count"]}}"#;
 
 fn page(body: &'static str) -> Arc<Representation> {
     let body = Bytes::from_static(body.as_bytes());
-    Arc::new(Representation::new(UpstreamResponse {
-        status: StatusCode::OK,
-        headers: HeaderMap::new(),
-        body,
-        next_token: None,
-    }))
+    Arc::new(Representation::new(
+        UpstreamResponse { status: StatusCode::OK, headers: HeaderMap::new(), body, next_token: None },
+        &[],
+    ))
 }
 
 /// The layer around something that notes the calls, and answers with metadata or a page that names the next.
@@ -57,7 +55,7 @@ impl Rig {
         query: &str,
         body: &'static str,
     ) -> Result<Response<ResponseBody>, Reason> {
-        let request = Request::builder().method(Method::POST).uri(format!("/x?{query}"));
+        let request = Request::builder().method(Method::POST).uri(format!("{}?{query}", operation.endpoint().path));
         let request = request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
         let (received, context) = (Instant::now(), Arc::default());
         let incoming = IncomingRequest {
@@ -69,7 +67,7 @@ impl Rig {
         let team = Arc::new(Team { policy: policy.cloned(), ..Team::example("a") });
         let (calls, metadata) = (Arc::clone(&self.calls), Arc::clone(&self.metadata));
         let inner = service_fn(move |call: ClientQuery| {
-            let page = match call.operation {
+            let page = match call.endpoint.operation {
                 Operation::Metadata => metadata.lock().unwrap().get_or_insert_with(|| page(METADATA)).clone(),
                 _ => page(r#"{"meta":{"nextToken":"a+b"}}"#),
             };
@@ -87,12 +85,13 @@ impl Rig {
                 not_modified: false,
             }))
         });
-        let answer = self.layer.layer(inner).oneshot(AuthorizedRequest { incoming, operation, team }).await;
+        let answer =
+            self.layer.layer(inner).oneshot(AuthorizedRequest { incoming, endpoint: operation.endpoint(), team }).await;
         answer.map_err(|error: GatewayError| error.reason())
     }
 
     fn calls(&self) -> Vec<Operation> {
-        self.calls.lock().unwrap().iter().map(|call| call.operation).collect()
+        self.calls.lock().unwrap().iter().map(|call| call.endpoint.operation).collect()
     }
 
     fn last(&self) -> ClientQuery {

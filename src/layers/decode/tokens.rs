@@ -123,12 +123,10 @@ mod tests {
 
     fn page(next: &str) -> Representation {
         let body = format!(r#"{{"data":[],"meta":{{"nextToken":"{next}","previousToken":null}}}}"#).into();
-        Representation::new(UpstreamResponse {
-            status: StatusCode::OK,
-            headers: HeaderMap::new(),
-            body,
-            next_token: None,
-        })
+        Representation::new(
+            UpstreamResponse { status: StatusCode::OK, headers: HeaderMap::new(), body, next_token: None },
+            &[],
+        )
     }
 
     fn owner(sid: &str) -> Account {

@@ -5,6 +5,7 @@ use tower::service_fn;
 
 use super::*;
 use crate::request::waiters::Waiters;
+use crate::twilio::endpoint::Operation;
 
 const S: Duration = Duration::from_secs(1);
 

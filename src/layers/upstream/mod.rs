@@ -21,6 +21,7 @@ mod dial;
 mod egress;
 mod pool;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -46,14 +47,14 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
 use crate::core::json;
 use crate::metrics::{Ending, Metrics};
-use crate::request::call::{SignedCall, UpstreamResponse};
+use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::request::key::Key;
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
 use crate::twilio::catalog::{Catalog, MAX_METADATA_VALUES};
-use crate::twilio::endpoint::{self, Endpoint, Operation};
+use crate::twilio::endpoint::{self, Endpoint};
 use crate::twilio::page::Envelope;
 
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
@@ -128,10 +129,10 @@ impl Upstream {
 
     async fn attempt(self, signed: SignedCall) -> Result<UpstreamResponse, GatewayError> {
         let SignedCall { call, authorization } = signed;
-        let mut request = self.request(call.operation, &call.parameters, call.body, authorization)?;
+        let mut request = self.request(&call, authorization)?;
         let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
-        let mut result = self.exchange(request, begun, call.deadline).await;
+        let mut result = self.exchange(request, begun, &call).await;
         if Key::of_metadata(&call.team.account) == call.key && result.as_ref().is_ok_and(is_no_metadata) {
             result =
                 Err(invalid("Twilio answered 200 with something that is not metadata")
@@ -142,10 +143,10 @@ impl Upstream {
         let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
         let ending = outcome.map_or_else(|reason| Ending::Reason(reason.as_str()), Ending::Status);
         call.context.add(UpstreamEvent { begun, ended, kind: UpstreamEventKind::Attempt { span, result: outcome } });
-        self.metrics.attempted(&call.team.account.name, call.operation, ending, took);
+        self.metrics.attempted(&call.team.account.name, call.endpoint.operation, ending, took);
         tracing::debug!(
             account = %call.team.account.name,
-            operation = call.operation.as_str(),
+            operation = call.endpoint.operation.as_str(),
             key = %call.key.short(),
             ending = ?ending,
             took_ms = took.as_millis(),
@@ -154,23 +155,19 @@ impl Upstream {
         result
     }
 
-    fn request(
-        &self,
-        operation: Operation,
-        parameters: &str,
-        body: Bytes,
-        authorization: HeaderValue,
-    ) -> Result<Request<Full<Bytes>>, GatewayError> {
+    fn request(&self, call: &UpstreamCall, authorization: HeaderValue) -> Result<Request<Full<Bytes>>, GatewayError> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
-        let Endpoint { method, path, body: kind, .. } = operation.endpoint();
-        let target = match parameters {
-            "" => PathAndQuery::from_static(path),
-            _ => PathAndQuery::try_from(format!("{path}?{parameters}")).map_err(|error| {
-                GatewayError::new(Reason::BadRequest, "the query string is too long or malformed").with_cause(error)
-            })?,
+        let UpstreamCall { endpoint, path, parameters, .. } = call;
+        let target = match (path, &**parameters) {
+            (Cow::Borrowed(path), "") => Ok(PathAndQuery::from_static(path)),
+            (path, "") => PathAndQuery::try_from(&**path),
+            (path, parameters) => PathAndQuery::try_from(format!("{path}?{parameters}")),
         };
-        let mut request = Request::new(Full::new(body));
+        let target = target.map_err(|error| {
+            GatewayError::new(Reason::BadRequest, "the query string is too long or malformed").with_cause(error)
+        })?;
+        let mut request = Request::new(Full::new(call.body.clone()));
         *request.uri_mut() = Uri::from(target);
         let headers = request.headers_mut();
         headers.insert(header::HOST, self.host.clone());
@@ -178,10 +175,13 @@ impl Upstream {
         headers.insert(header::ACCEPT, JSON);
         headers.insert(header::ACCEPT_ENCODING, coding::ACCEPTED);
         headers.insert(header::USER_AGENT, AGENT);
-        if *kind != endpoint::Body::None {
+        if endpoint.body != endpoint::Body::None {
             headers.insert(header::CONTENT_TYPE, JSON);
         }
-        *request.method_mut() = method.clone();
+        for (name, value) in call.headers.iter().flat_map(|sent| sent.iter()) {
+            headers.append(name, value.clone());
+        }
+        *request.method_mut() = endpoint.method.clone();
         Ok(request)
     }
 
@@ -189,9 +189,9 @@ impl Upstream {
         &self,
         mut request: Request<Full<Bytes>>,
         begun: Instant,
-        deadline: Instant,
+        call: &UpstreamCall,
     ) -> Result<UpstreamResponse, GatewayError> {
-        let limit = self.target.attempt_timeout.min(deadline.saturating_duration_since(begun));
+        let limit = self.target.attempt_timeout.min(call.deadline.saturating_duration_since(begun));
         let until = begun + limit;
         let too_late = || {
             let message = format!("Twilio did not answer within {} ms", limit.as_millis());
@@ -202,7 +202,7 @@ impl Upstream {
             let (mut link, used) = taken.map_err(unreachable)?;
             let exchanged = link.drive(async |sender| {
                 let response = sender.try_send_request(request).await?;
-                Ok(self.receive(response).await)
+                Ok(self.receive(response, call.endpoint).await)
             });
             let failed = match tokio::time::timeout_at(until, exchanged).await {
                 Ok(Ok(Err(error))) if used && is_cut(&error) => error,
@@ -228,9 +228,13 @@ impl Upstream {
         }
     }
 
-    async fn receive(&self, response: Response<Incoming>) -> Result<UpstreamResponse, GatewayError> {
+    async fn receive(
+        &self,
+        response: Response<Incoming>,
+        endpoint: &Endpoint,
+    ) -> Result<UpstreamResponse, GatewayError> {
         let (head, body) = response.into_parts();
-        let (status, mut headers) = (head.status, forwarded_headers(&head.headers));
+        let (status, mut headers) = (head.status, forwarded_headers(&head.headers, endpoint));
         if status.is_redirection() {
             return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
@@ -370,14 +374,15 @@ fn hand_on(trace: &TraceContext, headers: &mut HeaderMap) -> SpanId {
 }
 
 /// The headers that go further. Those that `Connection` nominates were for this hop (RFC 9110 section 7.6.1).
-fn forwarded_headers(received: &HeaderMap) -> HeaderMap {
+fn forwarded_headers(received: &HeaderMap, endpoint: &Endpoint) -> HeaderMap {
     let nominated = |name: &HeaderName| {
         let lists = received.get_all(header::CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
         lists.flat_map(|list| list.split(',')).any(|word| word.trim().eq_ignore_ascii_case(name.as_str()))
     };
     let mut headers = HeaderMap::with_capacity(FORWARDED_RESPONSE_HEADERS.len());
-    for name in FORWARDED_RESPONSE_HEADERS {
-        if !received.contains_key(&name) || nominated(&name) {
+    let returned = endpoint.returns.iter().copied().map(HeaderName::from_static);
+    for name in FORWARDED_RESPONSE_HEADERS.into_iter().chain(returned) {
+        if !received.contains_key(&name) || nominated(&name) || headers.contains_key(&name) {
             continue;
         }
         // Every line: the strictest of several directives may stand in the last.
