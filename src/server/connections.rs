@@ -8,19 +8,21 @@
 //! A request costs a few atomic operations on its own connection. The list of all connections is locked only when a
 //! connection begins or ends.
 
+mod connection;
+mod heads;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::Context;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
-use http::{HeaderMap, Request};
+use http::Request;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::core::peer::Peer;
+pub(super) use self::connection::{BusyGuard, Connection, Order};
+pub(super) use self::heads::{FinishedHeads, HeadShare, TooManyHeads};
 
 /// How often a new connection that waits for a place looks for an idle connection to close.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -28,27 +30,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long an identified connection must be idle before it may be closed for another: longer than a busy client's
 /// pause between two requests.
 const KNOWN_KEEPS: Duration = Duration::from_secs(1);
-
-/// Bytes that the unfinished heads of all connections of a plane may take together, without [`FREE`] of each.
-const HEADS: usize = 32 * 1024 * 1024;
-
-/// Bytes of an unfinished head that are not counted: the libraries allocate them for each connection anyway, and nearly
-/// all heads are smaller.
-const FREE: usize = 8 * 1024;
-
-/// Bytes that finished HTTP/2 heads whose requests have not begun may take, over all connections of a plane.
-const WAITING_HEADS: usize = 16 * 1024 * 1024;
-
-/// The same for one connection. What it sends beyond this is not read until some of its requests have begun.
-const OWN_WAITING_HEADS: usize = 128 * 1024;
-
-/// Finished heads of one connection that may wait for their requests to begin.
-const MOST_WAITING: u32 = 4;
-
-/// Memory of a head in addition to its fields, and of each field in addition to its bytes. A header map grows by
-/// doubling.
-const HEAD_COST: usize = 1024;
-const FIELD_COST: usize = 208;
 
 /// All connections of a plane, over all its listeners.
 #[derive(Debug)]
@@ -225,31 +206,6 @@ impl Place {
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
-
-    /// The counter of this connection's finished heads, at zero.
-    pub(super) fn finished_heads(&self) -> FinishedHeads {
-        FinishedHeads {
-            connections: Arc::clone(&self.connections),
-            connection: Arc::clone(&self.connection),
-            turn: 0,
-            count: 0,
-            bytes: 0,
-        }
-    }
-
-    /// Counts a head that has become a request, until the request has begun.
-    pub(super) fn wait_to_begin(&self, headers: &HeaderMap) -> WaitingHead {
-        let fields = headers.iter().map(|(name, value)| FIELD_COST + name.as_str().len() + value.len());
-        let bytes = HEAD_COST + fields.sum::<usize>();
-        self.connections.waiting_heads.fetch_add(bytes, Ordering::Relaxed);
-        self.connection.waiting_heads.fetch_add(1, Ordering::Relaxed);
-        WaitingHead { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection), bytes }
-    }
-
-    /// This connection's share of the memory for unfinished heads, at zero.
-    pub(super) fn head_share(&self) -> HeadShare {
-        HeadShare { connections: Arc::clone(&self.connections), taken: 0 }
-    }
 }
 
 impl Drop for Place {
@@ -261,351 +217,6 @@ impl Drop for Place {
         }
         drop(open);
         self.connections.left.notify_one();
-    }
-}
-
-/// Heads that one HTTP/2 connection has finished and of which the library may not have made requests yet. The library
-/// decodes all bytes that it can read before it hands over the first request, so it is given few bytes at a time.
-#[derive(Debug)]
-pub(super) struct FinishedHeads {
-    connections: Arc<Connections>,
-    connection: Arc<Connection>,
-    /// The turn in which these heads were finished.
-    turn: u32,
-    count: u32,
-    bytes: usize,
-}
-
-impl FinishedHeads {
-    /// Counts the largest memory that a head of `sent` bytes can take: a field may take one byte on the wire (RFC 7541
-    /// section 6.1), and a list has at most [`LARGEST_LIST`] bytes.
-    pub(super) fn add(&mut self, sent: usize) {
-        let most = super::LARGEST_LIST as usize / 32 * FIELD_COST;
-        let bytes = HEAD_COST + (sent * FIELD_COST).min(most);
-        self.connections.waiting_heads.fetch_add(bytes, Ordering::Relaxed);
-        (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
-    }
-
-    /// Whether other tasks have to run before more is read. That cannot block for ever: they wait for nothing but their
-    /// turn.
-    pub(super) fn must_wait(&mut self) -> bool {
-        let turn = self.connection.turn.load(Ordering::Relaxed);
-        if turn != self.turn {
-            // The library has had time to make requests of them, or to refuse them.
-            self.turn = turn;
-            self.clear();
-        }
-        let others = self.connection.waiting_heads.load(Ordering::Relaxed);
-        self.count + others >= MOST_WAITING
-            || self.bytes >= OWN_WAITING_HEADS
-            || self.connections.waiting_heads.load(Ordering::Relaxed) >= WAITING_HEADS
-    }
-
-    fn clear(&mut self) {
-        self.connections.waiting_heads.fetch_sub(self.bytes, Ordering::Relaxed);
-        (self.count, self.bytes) = (0, 0);
-    }
-}
-
-impl Drop for FinishedHeads {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-/// The head of a request that has not begun.
-#[derive(Debug)]
-pub(super) struct WaitingHead {
-    connections: Arc<Connections>,
-    connection: Arc<Connection>,
-    bytes: usize,
-}
-
-impl Drop for WaitingHead {
-    fn drop(&mut self) {
-        self.connections.waiting_heads.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.connection.waiting_heads.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Too many heads are unfinished at the same time, and this one is larger than [`FREE`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooManyHeads;
-
-/// The bytes that one connection's unfinished head takes of the memory for all heads.
-#[derive(Debug)]
-pub(super) struct HeadShare {
-    connections: Arc<Connections>,
-    taken: usize,
-}
-
-impl HeadShare {
-    /// Replaces the bytes that were taken by those of a head of `bytes`.
-    pub(super) fn set(&mut self, bytes: usize) -> Result<(), TooManyHeads> {
-        let (heads, bytes) = (&self.connections.heads, bytes.saturating_sub(FREE));
-        if bytes <= self.taken {
-            if bytes < self.taken {
-                heads.fetch_sub(self.taken - bytes, Ordering::Relaxed);
-                self.taken = bytes;
-            }
-            return Ok(());
-        }
-        let more = bytes - self.taken;
-        if heads.fetch_add(more, Ordering::Relaxed) + more > HEADS {
-            heads.fetch_sub(more, Ordering::Relaxed);
-            return Err(TooManyHeads);
-        }
-        self.taken = bytes;
-        Ok(())
-    }
-}
-
-impl Drop for HeadShare {
-    fn drop(&mut self) {
-        self.connections.heads.fetch_sub(self.taken, Ordering::Relaxed);
-    }
-}
-
-/// What a connection is told to do. Each order includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Order {
-    /// Go on.
-    Stay,
-    /// Tell the client to open a new connection: `Connection: close` with the next response, or GOAWAY.
-    Leave,
-    /// The same, and end if no request is under way.
-    Close,
-    /// End now to make a place for another connection, unless a request is under way.
-    Yield,
-    /// End now.
-    End,
-}
-
-/// What other tasks know of a connection.
-#[derive(Debug)]
-pub(super) struct Connection {
-    opened: Instant,
-    /// Requests under way in the lower half, and those of them without a response in the upper half: one number, so
-    /// that each step of a request costs one atomic operation.
-    requests: AtomicU64,
-    /// Responses that a service has given.
-    answers: AtomicU32,
-    /// Microseconds after `opened` at which the last request ended.
-    idle_since: AtomicU64,
-    order: AtomicU8,
-    is_http2: AtomicBool,
-    /// Ciphertext that has come since the last plaintext, and how many bytes of it belong to an incomplete TLS record.
-    ciphertext: AtomicUsize,
-    record: AtomicUsize,
-    /// Whether the peer has not yet taken all that was sent.
-    is_writing: AtomicBool,
-    /// How often its task has been polled.
-    turn: AtomicU32,
-    /// Heads that have become requests which have not begun.
-    waiting_heads: AtomicU32,
-    /// Wakes the task that serves the connection.
-    waker: AtomicWaker,
-    /// Set once the peer is known.
-    peer: OnceLock<Arc<Peer>>,
-    reserve: Option<Reserve>,
-}
-
-impl Connection {
-    fn new(reserve: Option<Reserve>) -> Self {
-        Self {
-            opened: Instant::now(),
-            requests: AtomicU64::new(0),
-            answers: AtomicU32::new(0),
-            idle_since: AtomicU64::new(0),
-            order: AtomicU8::new(Order::Stay as u8),
-            is_http2: AtomicBool::new(false),
-            ciphertext: AtomicUsize::new(0),
-            record: AtomicUsize::new(0),
-            is_writing: AtomicBool::new(false),
-            turn: AtomicU32::new(0),
-            waiting_heads: AtomicU32::new(0),
-            waker: AtomicWaker::new(),
-            peer: OnceLock::new(),
-            reserve,
-        }
-    }
-
-    /// A connection in a table of its own, for tests that need one.
-    #[cfg(test)]
-    pub(super) fn alone() -> Place {
-        Arc::new(Connections::new(1)).try_enter().expect("it is the first")
-    }
-
-    pub(super) fn is_of(&self, peer: &Arc<Peer>) {
-        // Set once. A peer that is judged again shares what it has shown.
-        let _ = self.peer.set(Arc::clone(peer));
-    }
-
-    fn is_identified(&self) -> bool {
-        self.peer.get().is_some_and(|peer| peer.is_identified())
-    }
-
-    /// Counts ciphertext that has come. `record` bytes of it belong to a record that is not complete.
-    pub(super) fn has_sent_ciphertext(&self, bytes: usize, record: usize) {
-        self.record.store(record, Ordering::Relaxed);
-        // Only the connection's own task writes this.
-        self.ciphertext.store(self.ciphertext.load(Ordering::Relaxed).saturating_add(bytes), Ordering::Relaxed);
-    }
-
-    /// Plaintext has come of all complete records.
-    pub(super) fn has_sent_plaintext(&self) {
-        self.ciphertext.store(self.record.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    /// Bytes that came and of which no plaintext has come yet.
-    pub(super) fn hidden(&self) -> usize {
-        self.ciphertext.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more poll of the connection's task.
-    pub(super) fn next_turn(&self) {
-        self.turn.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Notes that the connection speaks HTTP/2.
-    pub(super) fn speaks_http2(&self) {
-        self.is_http2.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_http2(&self) -> bool {
-        self.is_http2.load(Ordering::Relaxed)
-    }
-
-    /// Whether this connection is in the reserve and the request is not one that the reserve serves.
-    pub(super) fn refuses(&self, request: &Request<Incoming>) -> bool {
-        self.reserve.is_some_and(|reserve| !(reserve.serves)(request))
-    }
-
-    /// Counts one more request, until the response's body has been handed over.
-    pub(super) fn begin(self: &Arc<Self>) -> BusyGuard {
-        self.requests.fetch_add(UNANSWERED | 1, Ordering::Relaxed);
-        BusyGuard { connection: Arc::clone(self), is_answered: false }
-    }
-
-    pub(super) fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) & (UNANSWERED - 1) > 0
-    }
-
-    /// Since when there has been no request; `None` while there is one.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
-        (!self.is_busy()).then(|| self.last_ended())
-    }
-
-    /// When the last request ended.
-    fn last_ended(&self) -> Instant {
-        self.opened + Duration::from_micros(self.idle_since.load(Ordering::Relaxed))
-    }
-
-    /// Since when it could be closed for another; `None` while it could not.
-    fn may_go_since(&self) -> Option<Instant> {
-        let is_waited_for = match self.is_identified() {
-            true => self.is_busy(),
-            false => self.requests.load(Ordering::Relaxed) >= UNANSWERED,
-        };
-        (!is_waited_for).then(|| self.last_ended())
-    }
-
-    /// Whether a client waits for a response here or reads one. A refusal to an unidentified peer is short and is not
-    /// waited for.
-    fn is_awaited(&self) -> bool {
-        self.may_go_since().is_none() || (self.is_identified() && self.is_writing.load(Ordering::Relaxed))
-    }
-
-    /// Whether no client has waited here for as long as a response takes to reach the socket.
-    fn is_quiet(&self) -> bool {
-        !self.is_awaited() && self.last_ended().elapsed() >= LOOK_AGAIN
-    }
-
-    /// Notes whether something that was to be written is not written yet.
-    pub(super) fn writes(&self, is_writing: bool) {
-        self.is_writing.store(is_writing, Ordering::Relaxed);
-    }
-
-    /// A count that changes when a service gives another response.
-    pub(super) fn answers(&self) -> u32 {
-        self.answers.load(Ordering::Relaxed)
-    }
-
-    /// Gives it an order, unless it has one that includes this one.
-    pub(super) fn give(&self, order: Order) {
-        self.order.fetch_max(order as u8, Ordering::AcqRel);
-        self.waker.wake();
-    }
-
-    fn order(&self) -> Order {
-        match self.order.load(Ordering::Acquire) {
-            0 => Order::Stay,
-            1 => Order::Leave,
-            2 => Order::Close,
-            3 => Order::Yield,
-            _ => Order::End,
-        }
-    }
-
-    /// Whether no further request will be accepted.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.order() >= Order::Leave
-    }
-
-    /// The order. Wakes this task when there is another one.
-    pub(super) fn poll_order(&self, context: &Context<'_>) -> Order {
-        self.waker.register(context.waker());
-        let order = self.order();
-        if order == Order::Yield && self.may_go_since().is_none() {
-            // A request came before the order: another connection has to be closed. If the exchange fails, there is a
-            // newer order.
-            let (from, to) = (Order::Yield as u8, Order::Stay as u8);
-            let _ = self.order.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
-            return self.order();
-        }
-        order
-    }
-
-    /// Waits for an order of [`Order::Leave`] or above.
-    pub(super) async fn told_to_leave(&self) {
-        std::future::poll_fn(|context| match self.poll_order(context) {
-            Order::Stay => std::task::Poll::Pending,
-            _ => std::task::Poll::Ready(()),
-        })
-        .await;
-    }
-}
-
-/// One request without a response, in [`Connection::requests`].
-const UNANSWERED: u64 = 1 << 32;
-
-/// A request under way.
-#[derive(Debug)]
-pub(super) struct BusyGuard {
-    connection: Arc<Connection>,
-    is_answered: bool,
-}
-
-impl BusyGuard {
-    pub(super) fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
-    /// A service has given its response, which will be written now.
-    pub(super) fn answered(&mut self) {
-        if !std::mem::replace(&mut self.is_answered, true) {
-            self.connection.requests.fetch_sub(UNANSWERED, Ordering::Relaxed);
-            self.connection.answers.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        let idle = self.connection.opened.elapsed().as_micros();
-        self.connection.idle_since.store(idle.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
-        let unanswered = if self.is_answered { 0 } else { UNANSWERED };
-        self.connection.requests.fetch_sub(unanswered | 1, Ordering::Relaxed);
     }
 }
 
@@ -728,22 +339,5 @@ mod tests {
         // An idle connection is closed for the next one.
         let _next = tokio::time::timeout(S, connections.enter()).await.expect("a place");
         reserved.await.unwrap();
-    }
-
-    #[test]
-    fn heads_share_one_memory_and_give_it_back() {
-        let connections = Arc::new(Connections::new(2));
-        let (one, other) = (connections.try_enter().unwrap(), connections.try_enter().unwrap());
-        let (mut first, mut second) = (one.head_share(), other.head_share());
-        first.set(FREE + HEADS - 100).unwrap();
-        assert_eq!(second.set(FREE + 101), Err(TooManyHeads));
-        second.set(FREE).unwrap();
-        second.set(FREE + 100).unwrap();
-        first.set(0).unwrap();
-        second.set(FREE + HEADS).unwrap();
-        drop(second);
-        first.set(FREE + HEADS).unwrap();
-        drop(first);
-        assert_eq!(connections.heads.load(Ordering::Relaxed), 0);
     }
 }

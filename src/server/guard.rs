@@ -13,134 +13,20 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::{Method, StatusCode, Version};
-use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::connections::{BusyGuard, Connection, FinishedHeads, HeadShare, Place, TooManyHeads};
-use super::frames::Frames;
-use super::framing::{Ambiguous, Framing, Unfinished};
-use crate::core::error::{GatewayError, Reason};
-use crate::core::request_id;
+use super::connections::{Connection, FinishedHeads, HeadShare, Place, TooManyHeads};
+use super::framing::{Ambiguous, Unfinished};
+use super::protocol::Protocol;
+use super::refusal::{answer, go_away, replacement};
+use crate::core::error::Reason;
 
 /// How long a kept-alive connection may be silent. nginx has the same default.
 const IDLE: Duration = Duration::from_secs(75);
 
-/// A response's body, which keeps its connection busy until it is sent.
-#[derive(Debug)]
-pub(super) struct TrackedBody<B> {
-    /// `None` where there is no body to send.
-    body: Option<B>,
-    /// What has been taken from the body and is not sent yet.
-    rest: Bytes,
-    /// Bytes that are handed over at a time.
-    most: usize,
-    _busy: BusyGuard,
-}
-
-impl<B> TrackedBody<B> {
-    /// For HTTP/1.1 the body is handed over in one piece. For HTTP/2 it is handed over in several, because the library
-    /// keeps each piece in memory until the client's window lets it go. The response to HEAD has no body.
-    pub(super) fn new(body: B, method: &Method, version: Version, busy: BusyGuard) -> Self {
-        const PIECE: usize = 64 * 1024;
-        let most = if version == Version::HTTP_2 { PIECE } else { usize::MAX };
-        let body = (method != Method::HEAD).then_some(body);
-        Self { body, rest: Bytes::new(), most, _busy: busy }
-    }
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let this = &mut *self;
-        if this.rest.is_empty() {
-            let Some(body) = &mut this.body else { return Poll::Ready(None) };
-            match ready!(Pin::new(body).poll_frame(context)).transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) => this.rest = data,
-                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
-                None => return Poll::Ready(None),
-            }
-        }
-        let is_last = this.rest.len() <= this.most;
-        let piece = if is_last { std::mem::take(&mut this.rest) } else { this.rest.split_to(this.most) };
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (rest, behind) =
-            (self.rest.len() as u64, self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint));
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest + behind.lower());
-        if let Some(upper) = behind.upper() {
-            hint.set_upper(rest + upper);
-        }
-        hint
-    }
-}
-
-/// The protocol that a connection speaks, and how far it has come.
-#[derive(Debug)]
-enum Protocol {
-    /// This many bytes of HTTP/2's preface have come.
-    Undecided(usize),
-    Http1(Framing),
-    Http2(Frames),
-}
-
 /// Set in the number of a head that is still encrypted.
 const HIDDEN: u64 = 1 << 63;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-impl Protocol {
-    /// Takes the next bytes.
-    fn follow(&mut self, bytes: &[u8], heads: &mut FinishedHeads) -> Result<(), Ambiguous> {
-        match self {
-            Self::Http1(framing) => framing.follow(bytes),
-            Self::Http2(frames) => {
-                frames.follow(bytes, |sent| heads.add(sent));
-                Ok(())
-            }
-            Self::Undecided(seen) => {
-                let (seen, n) = (*seen, bytes.len().min(PREFACE.len() - *seen));
-                if bytes[..n] != PREFACE[seen..seen + n] {
-                    let mut framing = Framing::new();
-                    let followed = framing.follow(&PREFACE[..seen]).and_then(|()| framing.follow(bytes));
-                    *self = Self::Http1(framing);
-                    return followed;
-                }
-                if seen + n < PREFACE.len() {
-                    *self = Self::Undecided(seen + n);
-                    return Ok(());
-                }
-                let mut frames = Frames::default();
-                frames.follow(&bytes[n..], |sent| heads.add(sent));
-                *self = Self::Http2(frames);
-                Ok(())
-            }
-        }
-    }
-
-    /// The head that has begun. On a connection that was opened and has sent nothing, a head counts as begun.
-    fn unfinished(&self, is_served: bool) -> Option<Unfinished> {
-        match self {
-            Self::Undecided(bytes) => Some(Unfinished { number: 0, bytes: *bytes }),
-            Self::Http1(framing) => framing.unfinished(),
-            Self::Http2(frames) => frames.unfinished(is_served),
-        }
-    }
-
-    fn is_http2(&self) -> bool {
-        matches!(self, Self::Http2(_))
-    }
-}
 
 /// Time limits of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -452,46 +338,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
     }
 }
 
-/// Our own response in place of hyper's, whose status says what was wrong.
-fn replacement(words: &[u8]) -> Bytes {
-    match words.get(9..12) {
-        Some(b"431" | b"414") => answer(Reason::HeadersTooLarge, "the request's head is too large"),
-        _ => answer(Reason::BadRequest, "the request's head is malformed or its framing ambiguous"),
-    }
-}
-
-/// A complete HTTP/1.1 response that ends the connection.
-fn answer(reason: Reason, message: &str) -> Bytes {
-    let body = GatewayError::new(reason, message).to_body();
-    let id = request_id::fresh();
-    let retry_after = if reason.status() == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
-    let mut answer = format!(
-        "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncache-status: insights-gateway; detail={}\r\n\
-         x-request-id: {}\r\n{retry_after}content-length: {}\r\nconnection: close\r\n\r\n",
-        reason.status(),
-        reason.outcome().as_str(),
-        id.to_str().unwrap_or_default(),
-        body.len()
-    )
-    .into_bytes();
-    answer.extend_from_slice(&body);
-    answer.into()
-}
-
-/// A GOAWAY frame with the code ENHANCE_YOUR_CALM (RFC 9113 section 6.8).
-fn go_away(last_stream: u32) -> [u8; 17] {
-    let mut frame = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
-    frame[9..13].copy_from_slice(&last_stream.to_be_bytes());
-    frame
-}
-
 #[cfg(test)]
 mod tests {
-    use http_body_util::{BodyExt, Full};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::timeout;
 
     use super::*;
+    use crate::server::protocol::PREFACE;
 
     const S: Duration = Duration::from_secs(1);
     const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -595,37 +448,6 @@ mod tests {
             client.write_all(&ambiguous[cut..]).await.unwrap();
             timeout_io.read_buf(&mut seen).await.unwrap();
             assert_eq!(seen, [HEAD, &ambiguous[..cut], MALFORMED].concat(), "cut at {cut}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_goes_to_http_2_in_pieces_and_holds_its_connection() {
-        let (place, page) = (Connection::alone(), Bytes::from(vec![7; 150 * 1024]));
-        let busy = place.connection();
-        for (version, pieces) in [(Version::HTTP_2, &[65_536, 65_536, 22_528][..]), (Version::HTTP_11, &[153_600])] {
-            let mut held = TrackedBody::new(Full::new(page.clone()), &Method::GET, version, busy.begin());
-            assert_eq!(held.size_hint().exact(), Some(150 * 1024));
-            let mut seen = Vec::new();
-            while let Some(frame) = held.frame().await {
-                assert!(busy.is_busy());
-                seen.push(frame.unwrap().into_data().unwrap().len());
-                assert_eq!(held.is_end_stream(), seen.len() == pieces.len());
-            }
-            assert_eq!(seen, pieces);
-            drop(held);
-            assert!(!busy.is_busy());
-        }
-        assert!(TrackedBody::new(Full::new(Bytes::new()), &Method::GET, Version::HTTP_2, busy.begin()).is_end_stream());
-    }
-
-    #[tokio::test]
-    async fn the_answer_to_a_head_has_no_body() {
-        let place = Connection::alone();
-        for version in [Version::HTTP_11, Version::HTTP_2] {
-            let body = Full::new(Bytes::from_static(b"a page"));
-            let mut held = TrackedBody::new(body, &Method::HEAD, version, place.connection().begin());
-            assert!(held.is_end_stream() && held.size_hint().exact() == Some(0));
-            assert!(held.frame().await.is_none());
         }
     }
 
