@@ -1,4 +1,4 @@
-//! The audit log: who asked for what, from where, and what became of it. One JSON object a line.
+//! The audit log: who asked for what, from where, and with which result. One JSON object per line.
 //!
 //! A line names the members of a query. It holds none of the query's values, no header and no part of a response. No
 //! request waits for it: records go to a thread of their own, which reads the names out of the queries and writes. What
@@ -72,7 +72,7 @@ enum Message {
     /// Its bytes are reserved in the [`FairShares`].
     Record {
         record: Box<Record>,
-        /// Its query was left out for lack of space.
+        /// Its query was left out, because there was no space for it.
         is_cut: bool,
     },
     /// Write to this file from now on.
@@ -104,7 +104,7 @@ impl RequestSubscriber for AuditLog {
 }
 
 impl AuditLog {
-    /// Without a file. Counts records in `metrics`.
+    /// An audit log without a file. Counts records in `metrics`.
     pub fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self(Arc::new(Inner { sender: OnceLock::new(), shares: Arc::default(), metrics, clock }))
     }
@@ -158,7 +158,7 @@ impl AuditLog {
         let writer = Writer::new(Arc::clone(&self.0.shares), Arc::clone(&self.0.metrics));
         let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&receiver));
         if let Err(error) = thread {
-            tracing::error!(%error, "there can be no thread for the audit log: all its records are lost");
+            tracing::error!(%error, "cannot start the thread of the audit log: all its records are lost");
         }
         sender
     }

@@ -1,4 +1,4 @@
-//! What is recorded of a request, and the line that is written of it.
+//! What is recorded of a request, and the line that is written for it.
 
 use std::io;
 use std::sync::Arc;
@@ -18,23 +18,23 @@ use crate::request::ended::RequestEnded;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::query::{self, Place, Query};
 
-/// At most so many names of one kind, and characters of a name, are written: the client chooses them.
+/// Most names of one kind, and most characters of a name, that are written: the client chooses both.
 const MOST_NAMES: usize = 100;
 const LONGEST_NAME: usize = 128;
 
-/// What a line says of a request that has ended. It holds the query itself rather than the request's context, so that the
-/// query can be dropped where there is no space for it.
+/// The content of a line. It holds the query itself rather than the request's context, so that the query can be dropped
+/// where there is no space for it.
 #[derive(Debug)]
 pub(super) struct Record {
-    /// When its head was complete.
+    /// When the request's head was complete.
     pub(super) received: SystemTime,
-    /// Its id, as the client was told.
+    /// Its id, which the response also has.
     pub(super) request_id: HeaderValue,
-    /// Where it came from.
+    /// The connection that it came over.
     pub(super) peer: Arc<Peer>,
-    /// Who asked, if that became known.
+    /// The team, if it was identified.
     pub(super) team: Option<Arc<Team>>,
-    /// What for, if that became known.
+    /// The operation, if it was recognised.
     pub(super) operation: Option<Operation>,
     /// Its method.
     pub(super) method: Method,
@@ -46,9 +46,9 @@ pub(super) struct Record {
     pub(super) status: u16,
     /// Why the gateway refused or failed; empty where it did not.
     pub(super) reason: &'static str,
-    /// Bytes of the answer's body.
+    /// Bytes of the response's body.
     pub(super) bytes: u64,
-    /// From the request's head to the answer's.
+    /// From the request's head to the response's.
     pub(super) took: Duration,
 }
 
@@ -92,7 +92,7 @@ impl serde_json::ser::Formatter for Visible {
     }
 }
 
-/// The members that a query names, by the lists in which it names them.
+/// The names in a query, by the part of the query that they are in.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Fields {
@@ -157,7 +157,7 @@ impl Record {
 }
 
 impl Fields {
-    /// Of a query body. Whatever is not a name is left out; a body that is not a query has none.
+    /// Names in a query body. A body that is not a query has none.
     pub(super) fn of(query: &[u8]) -> Self {
         let mut fields = Self::default();
         let Ok(body) = query::parse(query) else { return fields };

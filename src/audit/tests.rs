@@ -28,7 +28,7 @@ fn record(query: &str) -> Record {
     }
 }
 
-/// Takes so many bytes and then none, until it has more space.
+/// Takes a number of bytes, then no more until it has more space.
 #[derive(Clone, Default)]
 struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
 
@@ -148,8 +148,8 @@ fn a_full_disk_loses_records_and_never_joins_two_lines() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_disk_and_what_finds_no_space_is_counted() {
-    /// Writes nothing until it is let on.
+async fn no_request_waits_for_the_disk_and_dropped_records_are_counted() {
+    /// Writes nothing until the test lets it.
     struct Stuck(std::sync::mpsc::Receiver<()>);
     impl Write for Stuck {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -165,13 +165,13 @@ async fn nobody_waits_for_a_disk_and_what_finds_no_space_is_counted() {
     let (let_on, gate) = channel();
     log.switch(Some(AuditFile(Box::new(Stuck(gate)))));
     let large = " ".repeat(1 << 20);
-    // The writer may have taken the first ones; there is no space for all the queries, but for all the lines.
+    // The writer may have taken the first ones. There is no space for all the queries, but for all the lines.
     for _ in 0..20 {
         log.record(record(&large));
     }
     assert_eq!(counted(&metrics, "dropped"), 0);
     assert!(log.0.shares.bytes() <= CAPACITY / 2 + (20 << 10), "{}", log.0.shares.bytes());
-    // Whatever one team does, another finds space.
+    // Other teams find space even when one team uses all that it may.
     for _ in 0..2 * CAPACITY / record("").weight() {
         log.record(record(&large));
     }
@@ -198,7 +198,7 @@ fn a_line_without_its_names_says_so() {
 }
 
 #[tokio::test]
-async fn a_switch_parts_what_came_before_from_what_comes_after() {
+async fn a_switch_separates_earlier_records_from_later_ones() {
     let metrics = Metrics::new();
     let log = AuditLog::new(Arc::clone(&metrics), Clock::new());
     log.record(record("{}"));

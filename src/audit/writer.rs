@@ -54,7 +54,7 @@ impl Writer {
             }
             Message::End(done) => {
                 self.flush();
-                // Fails if whoever asked has stopped waiting.
+                // Fails if the caller has stopped waiting.
                 let _ = done.send(());
             }
         }

@@ -15,27 +15,27 @@ use crate::twilio::settled::TimeDimensions;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) stored: StoredResponse,
-    /// When it was asked for: of two responses the one asked for later is the newer.
+    /// When it was requested: of two responses the one requested later is the newer.
     pub(crate) asked: Instant,
-    /// When it came.
+    /// When it arrived.
     pub(crate) finished: Instant,
-    /// Zero unless the response was not new when it was kept.
+    /// Zero unless the response had an `Age` when it was kept.
     pub(super) age_when_kept: Duration,
-    /// The key of the page before it in its result set, by the token that it gives for that. Forgotten at a restart.
+    /// The key of the page before it in its result set, by the token that it gives for that page. Lost at a restart.
     pub(crate) previous: Option<Key>,
-    /// Of metadata: which dimensions are times.
+    /// For metadata: which dimensions are times.
     pub(crate) time_dimensions: Option<TimeDimensions>,
-    /// What was asked, as text; only where the configuration lets people read it. Never written down: who may read it is
-    /// decided anew in every process.
+    /// The query or parameters as text; only where the configuration lets operators read it. It is not in any record:
+    /// each process decides again who may read it.
     pub(crate) query: Option<Arc<str>>,
     pub(crate) hits: AtomicU64,
     pub(crate) compression: Compression,
-    /// The end of every `Cache-Status` about this response, written once.
+    /// The last part of every `Cache-Status` about this response, formatted once.
     pub(crate) key_param: KeyParam,
 }
 
 impl Entry {
-    /// Of a response that was asked for and came at these times, and was of that age then.
+    /// A response that was requested and arrived at these times, and had that `age` then.
     pub(crate) fn new(key: &Key, stored: StoredResponse, asked: Instant, finished: Instant, age: Duration) -> Self {
         let metadata = Some(&stored.representation.body).filter(|_| stored.is_metadata());
         Self {
@@ -52,7 +52,7 @@ impl Entry {
         }
     }
 
-    /// Of a response that another process stored, before all that this one asks for.
+    /// A response that another process stored. It counts as older than all that this process requests.
     pub(crate) fn restored(key: &Key, stored: StoredResponse, clock: Clock) -> Self {
         let (start, age) = (clock.start(), stored.age(clock.moment()));
         Self::new(key, stored, start, start, age)
@@ -62,8 +62,8 @@ impl Entry {
         self.hits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Of anything that is kept: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes of its
-    /// queue and of its timer, counters).
+    /// Memory beside the entry's own: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes
+    /// of its queue and of its timer, counters).
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
 
     pub(super) fn weight(&self) -> u32 {
@@ -74,13 +74,13 @@ impl Entry {
         u32::try_from(Self::BOOKKEEPING + own + self.stored.representation.weight() + coded).unwrap_or(u32::MAX)
     }
 
-    /// How long it is of use from when it is kept, or kept again because it has become heavier.
+    /// How long it may be served, counted from when it is kept, or kept again because its weight has grown.
     pub(crate) fn usable(&self) -> Duration {
         let age = self.compression.age.get().copied().unwrap_or(self.age_when_kept);
         self.stored.lifetimes.usable().saturating_sub(age)
     }
 
-    /// Is it replaced by itself. Says so once.
+    /// Whether it is about to be replaced by itself. True only once.
     pub(super) fn is_reweighed(&self) -> bool {
         self.compression.reweighed.swap(false, Ordering::Relaxed)
     }
@@ -90,8 +90,8 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Compression {
     pub(crate) gzip: LazyGzip,
-    /// The entry's age when its gzip body was added. Its time to live in moka began anew then.
+    /// The entry's age when its gzip body was added. Its time to live in moka started again then.
     pub(super) age: OnceLock<Duration>,
-    /// The entry is about to replace itself in the store, which is no eviction.
+    /// The entry is about to replace itself in the store, which does not count as an eviction.
     pub(super) reweighed: AtomicBool,
 }

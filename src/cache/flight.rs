@@ -1,13 +1,13 @@
 //! Single flight: identical calls share one upstream call.
 //!
-//! A caller that finds nothing stored claims its key. The first becomes the leader: it gets a [`Lease`] and must see to
-//! it that the flight runs in a task of its own, so that it outlives the client that began it. The others wait for it.
-//! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. Whoever
-//! waits then learns the result, or that the flight was lost, and may claim the key again. A key has one flight, for a
-//! client or for a refresh, and one more while somebody wants it fetched anew.
+//! A caller that finds nothing stored claims its key. The first caller becomes the leader: it gets a [`Lease`] and must
+//! run the flight in a task of its own, so that the flight outlives the client that began it. The others wait for it.
+//! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. Those
+//! who wait then learn the result, or that the flight was lost, and may claim the key again. A key has at most two
+//! flights: one for a client or a refresh, and one for clients that demand a new response.
 //!
-//! A flight that began before a purge of what it brings, or before the result set was replaced, still ends for those who
-//! wait for it. Nobody joins it any more: who asks from then on begins another.
+//! A flight can become outdated: what it brings was purged, or its result set was replaced, after it began. It still
+//! ends for those who wait for it, but no caller joins it any more: the next one begins another flight.
 //!
 //! **Replicas.** This table is the lock of one process. A lock that replicas share goes between [`Flights::claim`] and
 //! the upstream call, not in its place: the table stays in front, so that one claim per process and key is all that goes
@@ -36,7 +36,7 @@ use crate::twilio::endpoint::Operation;
 #[derive(Debug, Clone)]
 pub(crate) struct FlightResult {
     pub(crate) result: Result<Arc<Representation>, GatewayError>,
-    /// Was the response stored.
+    /// Whether the response was stored.
     pub(crate) stored: bool,
     /// How old the response was when it came, where it says so.
     pub(crate) age: Option<Duration>,
@@ -48,24 +48,24 @@ pub(crate) struct Flights(Arc<Mutex<Table>>);
 
 type Table = HashMap<(Key, Kind), Flight>;
 
-/// Two flights of one key may be under way at once, one of each kind.
+/// One key may have two flights at the same time, one of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// For all who ask.
+    /// For all callers.
     Any,
-    /// For clients that want the response fetched anew, so that a flight under way does not satisfy them.
+    /// For clients that demand a new response, so that a flight under way does not satisfy them.
     Forced,
 }
 
 /// What a flight is for.
 #[derive(Debug, Clone)]
 pub(crate) struct Flown {
-    /// Whose data, by the account's name.
+    /// The name of the account whose data it brings.
     pub(crate) account: Arc<str>,
     pub(crate) operation: Operation,
-    /// What it asks: those who wait for it share this, and need no body of their own.
+    /// What it asks. Those who wait for it share this, and need no body of their own.
     pub(crate) canonical: Arc<CanonicalQuery>,
-    /// Of a further page: the result set that it belonged to when it was asked for.
+    /// For a further page: the result set that it belonged to when it was requested.
     pub(crate) set: Option<ResultSet>,
 }
 
@@ -91,18 +91,18 @@ struct Flight {
     outdated: Arc<AtomicBool>,
 }
 
-/// What a query that claims a key becomes.
+/// What a query becomes that claims a key.
 #[derive(Debug)]
 pub(crate) enum Claim<T> {
     /// It leads: the flight is to be run with this lease and these waiters, by a task that outlives the client.
     Leader(Lease, Arc<Waiters>, Joined),
     /// It waits for a flight that is under way.
     Wait(Joined),
-    /// What it asks for has arrived since it last looked.
+    /// The response has arrived since the caller last looked.
     Arrived(T),
 }
 
-/// A flight that a client waits for. Dropping it is leaving.
+/// A flight that a client waits for. Dropping it means to stop waiting.
 #[derive(Debug)]
 pub(crate) struct Joined {
     waiter: Waiter,
@@ -112,20 +112,20 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
-    /// When the flight's turn upstream is to be expected, if it waits for that.
+    /// When the flight is expected to go upstream, if it waits for its turn.
     pub(crate) fn estimated_start(&self) -> Option<Instant> {
         self.waiter.estimated_start()
     }
 
-    /// Waits for the end; `None` when the flight was lost. May be given up and called again.
+    /// Waits for the end; `None` when the flight was lost. Safe to cancel and to call again.
     pub(crate) async fn finished(&mut self) -> Option<FlightResult> {
         self.ending.wait_for(Option::is_some).await.ok().and_then(|finished| finished.clone())
     }
 }
 
 impl Flights {
-    /// Claims the key of `query`, for the flight of this `kind`. `arrived_meanwhile` is asked under the table's lock, so that a
-    /// flight which ended between the look-up and this claim is not repeated.
+    /// Claims the key of `query` for a flight of this `kind`. `arrived_meanwhile` is called under the table's lock, so
+    /// that a flight that ended between the look-up and this claim is not repeated.
     pub(crate) fn claim<T>(
         &self,
         query: &ClientQuery,
@@ -138,7 +138,7 @@ impl Flights {
         let mut table = self.lock();
         if let Some(flight) = table.get(&key).filter(|flight| flight.flown.is_of_set(set.as_ref())) {
             let waiter = join(&flight.waiters);
-            // A flight whose turn comes too late for this client must not be hurried by it.
+            // A client whose deadline comes before the flight's turn must not move the flight forward.
             if waiter.estimated_start().is_none_or(|start| start <= query.deadline) {
                 waiter.need_by(query.deadline);
             }
@@ -150,13 +150,13 @@ impl Flights {
         }
         let waiters = Waiters::of_clients();
         let waiter = join(&waiters);
-        // Before the flight asks for its turn upstream: the estimate depends on it.
+        // Before the flight asks for its turn upstream, because the estimate depends on it.
         waiter.need_by(query.deadline);
         let (lease, ending) = self.enter(&mut table, key, Flown::of(query, set), &waiters);
         Claim::Leader(lease, waiters, Joined { waiter, ending, canonical: Arc::clone(&query.canonical) })
     }
 
-    /// Claims a key for a refresh, which nobody waits for; `None` when such a flight is under way already.
+    /// Claims a key for a refresh, for which no client waits; `None` when such a flight is under way already.
     pub(crate) fn claim_refresh(&self, key: (Key, Kind), flown: Flown) -> Option<(Lease, Arc<Waiters>)> {
         let mut table = self.lock();
         if table.contains_key(&key) {
@@ -167,7 +167,7 @@ impl Flights {
         Some((lease, waiters))
     }
 
-    /// A purge: these flights end for those who wait for them, and nobody joins them any more.
+    /// Applies a purge: the flights that match end for those who wait for them, and no caller joins them any more.
     pub(crate) fn purge(&self, purged: impl Fn(&Key, &Flown) -> bool) {
         self.lock().retain(|(key, _), flight| {
             let is_purged = purged(key, &flight.flown);
@@ -209,20 +209,20 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Tells all who wait. The key is freed first: a query that comes now finds the response, or claims the key.
+    /// Tells all who wait. The key is freed first, so that a query that comes now finds the response or claims the key.
     pub(crate) fn finish(self, finished: FlightResult) {
         self.leave();
         self.sender.send_replace(Some(finished));
     }
 
-    /// Has what it brings been purged, or its result set been replaced, since it began.
+    /// Whether what it brings was purged, or its result set replaced, since it began.
     pub(crate) fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::SeqCst)
     }
 
     fn leave(&self) {
         let mut table = self.flights.lock();
-        // Another flight may have the key by now: this one has finished, was purged or was of an older result set.
+        // Another flight may have the key by now: this one has finished, was purged, or was of an older result set.
         if table.get(&self.key).is_some_and(|flight| flight.ending.same_channel(&self.sender.subscribe())) {
             table.remove(&self.key);
         }

@@ -1,8 +1,8 @@
-//! Stored responses in memory: moka, bounded in bytes, least recently used out first.
+//! Stored responses in memory: moka, bounded in bytes, least recently used evicted first.
 //!
-//! The policy is LRU and not moka's default: TinyLFU refuses newcomers, and a response that has just cost a scarce
-//! token must be admitted. moka's clock only removes what is beyond all use. How old a response is, and what may be done
-//! with it, is decided by `semantics::freshness` over the gateway's clock.
+//! The policy is LRU and not moka's default. The default, TinyLFU, refuses new entries, but a response that has just
+//! cost a scarce token must be admitted. moka's clock only removes responses that can no longer be served.
+//! `semantics::freshness` decides over the gateway's clock how old a response is, and whether it may be served.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Expiry<Key, Arc<Entry>> for BeyondUse {
         _: std::time::Instant,
         _: Option<Duration>,
     ) -> Option<Duration> {
-        // The default would keep the deadline of the page that this one replaces.
+        // The default would keep the deadline of the page that is replaced.
         Some(entry.usable())
     }
 }
@@ -48,7 +48,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Empty, with room for `pages` bytes of responses and `sets` bytes of places in result sets.
+    /// Empty. Responses may take `pages` bytes, and places in result sets `sets` bytes.
     pub(super) fn new(pages: u64, sets: u64, metrics: &Arc<Metrics>) -> Self {
         let evictions = metrics.cache_evictions.clone();
         let pages = Cache::builder()
@@ -68,7 +68,8 @@ impl Memory {
                 };
                 evictions.get_or_create(&CauseLabels { cause: StaticLabel(cause) }).inc();
             })
-            // Keys are hashes already. foldhash is seeded at random like the standard hasher and takes a tenth of its time.
+            // Keys are hashes already. foldhash is seeded at random like the standard hasher and takes a tenth of its
+            // time.
             .build_with_hasher(RandomState::default());
         Self { pages, sets: ResultSets::new(sets) }
     }
@@ -78,19 +79,20 @@ impl Memory {
         self.pages.get(key).filter(|entry| self.is_current(entry))
     }
 
-    /// Only further pages can be of a dead set, or be expected of another: a first page is replaced together with its set.
+    /// Whether a page may be served. Only a further page can be of a dead set, or have a place that another set took: a
+    /// first page is replaced together with its set.
     pub(crate) fn is_current(&self, entry: &Entry) -> bool {
         entry.stored.operation != Operation::Page
             || self.sets.admits(&entry.stored.place, entry.stored.result_set.as_ref())
     }
 
-    /// Puts a response from another tier where nothing newer is; says whether it did.
+    /// Keeps a response from another tier, unless there is a newer one. Returns whether it did.
     pub(crate) fn restore(&self, key: Key, stored: StoredResponse, clock: Clock) -> bool {
         if self.pages.contains_key(&key) || !self.sets.restore(stored.place, stored.result_set, &stored.account) {
             return false;
         }
-        // So that a page that is fetched only now still expires with its set. One that was loaded before, and is of no set
-        // or of an older one, must not be served beside this.
+        // The next page must expire with its set even if it is fetched only now. If a next page was loaded before, and
+        // is of no set or of an older one, it must not be served beside this page.
         if let (Some(result_set), Some(next)) = (stored.result_set, stored.next)
             && self.sets.restore_next(next, result_set, &stored.account)
             && self.pages.get(&next).is_some_and(|there| !there.stored.is_of(&result_set))

@@ -1,6 +1,6 @@
-//! The cache's storage: stored responses in memory and on disk, and the fetches under way.
+//! The cache's storage: stored responses in memory and on disk, and the upstream calls under way.
 //!
-//! What may be served, and when something is fetched, is decided by `layers::cache`. This module keeps and finds.
+//! `layers::cache` decides what may be served, and when to fetch. This module stores and finds.
 //! The parts, bottom up; each imports only what stands above it:
 //!
 //! | file | what it is |

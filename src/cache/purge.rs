@@ -17,14 +17,14 @@ pub enum Purge {
 }
 
 impl Purge {
-    /// Is this a page to drop. `page` is its account and operation.
+    /// Whether to drop this page. `page` is its account and operation.
     pub(crate) fn matches(&self, key: &Key, page: Option<(&str, Operation)>) -> bool {
         match self {
             Self::All => true,
             Self::Account(name) => page.is_some_and(|(account, _)| account == name),
             Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
             Self::Key(text) => {
-                // Nearly all others differ in the first byte, which costs least to compare.
+                // Nearly all other keys differ in the first byte, which costs least to compare.
                 let first = text.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
                 first == Some(key.as_bytes()[0]) && (key.to_string() == *text || key.short().to_string() == *text)
             }
@@ -35,8 +35,8 @@ impl Purge {
 /// What a purge did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Purged {
-    /// Pages that went.
+    /// Pages that were dropped.
     pub pages: u64,
-    /// Why the purge may be forgotten at the next start: neither could the disk tier's file be changed, nor removed.
+    /// Why the purge may not survive a restart: the disk tier's file could neither be changed nor removed.
     pub not_lasting: Option<String>,
 }

@@ -1,13 +1,13 @@
 //! One stored response as bytes, for any tier outside this process.
 //!
-//! A hand-written encoding of some twenty fields, whose decoder must stand any input. It borrows from its input and checks
-//! every length against what is left, so that no input makes it panic or allocate more than the input's own size. A
-//! BLAKE3 hash over version, key and fields comes first: a record under a wrong key, cut short or with one bit changed
-//! is not read.
+//! A hand-written encoding of about twenty fields. Its decoder must survive any input: it borrows from the input and
+//! checks every length against the bytes that are left, so that no input makes it panic or allocate more than the
+//! input's own size. A BLAKE3 hash over version, key and fields comes first, so that a record is refused that has a
+//! wrong key, is cut short or has one bit changed.
 //!
 //! Every moment is written twice: as wall time, which other machines and later boots understand, and as time since boot
-//! with the boot's id, which nobody can set. The request, its caller and its credentials are not in the record; the account
-//! is only its name in the configuration.
+//! with the boot's id, which cannot be set. The request, its caller and its credentials are not in the record. Of the
+//! account it holds only the name in the configuration.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -24,7 +24,7 @@ use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
 
-/// Of this encoding. A file of another version is not read.
+/// Version of this encoding. A file of another version is not read.
 pub(crate) const VERSION: u8 = 3;
 
 const HASH: usize = blake3::OUT_LEN;
@@ -61,8 +61,8 @@ pub(crate) type Nanos = u64;
 /// Which boot of the machine this is; 0 where that is not known.
 pub(crate) type Boot = u128;
 
-/// One reading of the clocks, between the time since boot, which ends with the boot, and wall time, which does not and can
-/// be set.
+/// One reading of all clocks. It converts between the time since boot, which ends with the boot, and wall time, which
+/// goes on but can be set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Calendar {
     wall: Nanos,
@@ -86,8 +86,8 @@ impl Calendar {
         self.wall.saturating_sub(ago).saturating_add(ahead)
     }
 
-    /// The moment that was written down. Whatever the wall clock was set to meanwhile: within one boot the time since boot
-    /// counts as well, and the earlier of the two, since nothing may seem younger than it is.
+    /// The moment that was written. Within one boot the time since boot counts as well as the wall time, which may have
+    /// been set meanwhile. The earlier of the two holds, because a response must never seem younger than it is.
     fn moment(&self, written: Written) -> Moment {
         let (ago, ahead) = (self.wall.saturating_sub(written.wall), written.wall.saturating_sub(self.wall));
         let by_wall = self.moment.before(Duration::from_nanos(ago)).after(Duration::from_nanos(ahead));
@@ -98,7 +98,7 @@ impl Calendar {
     }
 }
 
-/// A moment as it is written: on both clocks.
+/// A moment on both clocks, as it is written.
 #[derive(Debug, Clone, Copy)]
 struct Written {
     wall: Nanos,
@@ -107,11 +107,11 @@ struct Written {
 }
 
 fn nanos(duration: Duration) -> Nanos {
-    // 584 years are for ever.
+    // A `u64` holds 584 years, which is enough.
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What a purge looks at, read without the rest of the record.
+/// The part of a record that a purge needs, read without the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head<'a> {
     pub(crate) fetched: Nanos,
@@ -121,13 +121,13 @@ pub(crate) struct Head<'a> {
     pub(crate) first: Option<[u8; 32]>,
 }
 
-/// When a response is of no use any more.
+/// When a response can no longer be served.
 pub(crate) fn expiry(stored: &StoredResponse, calendar: &Calendar) -> Nanos {
     calendar.nanos(stored.made).saturating_add(nanos(stored.lifetimes.usable()))
 }
 
-/// Writes the record of a page over what is in `record`. `None` where a part is longer than anything that the
-/// gateway accepts from upstream.
+/// Writes the record of a page into `record`, replacing its content. `None` where a part is longer than anything that
+/// the gateway accepts from upstream.
 pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, record: &mut Vec<u8>) -> Option<()> {
     let page = &stored.representation;
     record.clear();
@@ -171,14 +171,14 @@ pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, re
     Some(())
 }
 
-/// The page of a record that was written under `key`; `None` if it is anything else.
+/// The page of a record that was written under `key`; `None` if the bytes are anything else.
 pub(crate) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<StoredResponse> {
     let (hashed, fields) = fields(record)?;
     (hash(key, fields) == *hashed).then_some(())?;
     read_stored(fields, calendar)
 }
 
-/// The head of a record. Its hash is not checked, since that would mean to read the page.
+/// The head of a record. Its hash is not checked, since that would require to read the whole page.
 pub(crate) fn head(record: &[u8]) -> Option<Head<'_>> {
     let (_, fields) = fields(record)?;
     let mut reader = Reader(fields);
@@ -318,7 +318,7 @@ impl<'a> Reader<'a> {
         Some(bytes)
     }
 
-    /// `None` is no value that can be read, `Some(None)` one that is absent.
+    /// `None`: the value cannot be read. `Some(None)`: it is absent.
     fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.u8()? {
             0 => Some(None),

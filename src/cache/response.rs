@@ -1,4 +1,4 @@
-//! What the cache answers, before it takes the form in which one client gets it.
+//! The cache's response, before it is represented for one client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::semantics::cache_status::{Forward, KeyParam};
 pub struct CacheResponse {
     pub(crate) content: Content,
     pub(crate) source: Source,
-    /// The outcome, as far as it does not depend on what the client has already.
+    /// The outcome, as far as it does not depend on the copy that the client has.
     pub(crate) outcome: Outcome,
-    /// `None` when it came just now and was not said to be older.
+    /// `None` when it has just come from upstream without an `Age`.
     pub(crate) age: Option<Duration>,
 }
 
@@ -24,7 +24,7 @@ pub struct CacheResponse {
 pub(crate) enum Content {
     /// In the store.
     Stored(Arc<Entry>),
-    /// On its way from upstream, whether or not it is stored too.
+    /// From upstream, whether or not it is stored too.
     Forwarded(Arc<Representation>, KeyParam),
 }
 
@@ -43,14 +43,14 @@ pub(crate) enum Source {
 }
 
 impl CacheResponse {
-    /// From the store, `age` after it was new.
+    /// A stored response, `age` after it was new.
     pub(crate) fn stored(entry: Arc<Entry>, outcome: Outcome, age: Duration) -> Self {
         entry.count_hit();
         let source = Source::Hit { ttl: entry.stored.lifetimes.ttl(age) };
         Self { content: Content::Stored(entry), source, outcome, age: Some(age) }
     }
 
-    /// The response as it is for a client that wants nothing in particular.
+    /// The response for a client without preferences.
     pub(crate) fn representation(&self) -> &Arc<Representation> {
         match &self.content {
             Content::Stored(entry) => &entry.stored.representation,

@@ -1,10 +1,10 @@
 //! Which page belongs to which result set, and which sets are alive.
 //!
-//! A page names the next one by a token, so it is known to which set a further page belongs before it is fetched: the page
-//! has a place in the set. A set is alive while its first page is the newest response to its query. When the query is
-//! fetched again and the new response names its pages by the same tokens, the older set is dead: none of its pages may be
-//! served beside the new first page. When the new response has other tokens, clients may go on reading the older pages,
-//! because they cannot be confused with the new ones.
+//! A page names the next one by a token, so the set of a further page is known before it is fetched: the page has a
+//! place in the set. A set is alive while its first page is the newest response to its query. When the query is fetched
+//! again and the new response uses the same tokens, the older set is dead: none of its pages may be served beside the
+//! new first page. When the new response has other tokens, clients may continue to read the older pages, because they
+//! cannot be confused with the new ones.
 //!
 //! Places are stored apart from the pages, in a small share of the cache's capacity. So a page that is evicted and fetched
 //! again still belongs to its set.
@@ -27,7 +27,7 @@ use crate::twilio::endpoint::Operation;
 pub(crate) struct ResultSet {
     /// The key of its first page.
     pub(crate) first: Key,
-    /// Tells it from other sets of the same query; chosen at random.
+    /// Distinguishes it from other sets of the same query; chosen at random.
     pub(crate) id: u64,
     /// When its first page was new.
     pub(crate) begun: Moment,
@@ -49,14 +49,14 @@ impl ResultSet {
     }
 }
 
-/// What is known of a further page that is asked for.
+/// What is known of a further page that is requested.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Membership {
     /// It belongs to this set, which is alive.
     Of(ResultSet),
     /// It belongs to a set that is dead, or that may have been evicted.
     Lost,
-    /// No known set names it: its token comes from elsewhere.
+    /// No known set names it: its token comes from somewhere else.
     Unknown,
 }
 
@@ -74,7 +74,7 @@ impl Membership {
 struct Place {
     result_set: ResultSet,
     account: Arc<str>,
-    /// Of a first page: older sets of its query that stay alive, because their pages have other tokens.
+    /// For a first page: older sets of its query that stay alive, because their pages have other tokens.
     elders: Arc<[ResultSet]>,
 }
 
@@ -82,7 +82,7 @@ struct Place {
 #[derive(Debug, Clone)]
 pub(crate) struct ResultSets {
     places: Cache<Key, Place>,
-    /// Up to this moment a page that no known set names may belong to a set whose place was evicted.
+    /// Until this moment, a page that no known set names may belong to a set whose place was evicted.
     doubtful_until: Arc<AtomicI64>,
 }
 
@@ -124,15 +124,15 @@ impl ResultSets {
         }
     }
 
-    /// May pages of this set be served.
+    /// Whether pages of this set may be served.
     pub(crate) fn lives(&self, result_set: &ResultSet) -> bool {
         self.places.get(&result_set.first).is_some_and(|newest| {
             newest.result_set.is(result_set) || newest.elders.iter().any(|elder| elder.is(result_set))
         })
     }
 
-    /// May a page of `result_set` that is expected under `place` be served: the place is that set's, and the set lives. A
-    /// page of no set may, as long as no set expects it.
+    /// Whether a page of `result_set` may be served whose place is `place`. The place must belong to that set, and the
+    /// set must be alive. A page of no set may be served while no set has that place.
     pub(crate) fn admits(&self, place: &Key, result_set: Option<&ResultSet>) -> bool {
         let expected = self.places.get(place);
         match result_set {
@@ -141,13 +141,13 @@ impl ResultSets {
         }
     }
 
-    /// No set expects a page here any more.
+    /// Removes a place: no set has a page here any more.
     pub(crate) fn vacate(&self, place: &Key) {
         self.places.invalidate(place);
     }
 
-    /// A set begins with its first page. It replaces the older one of the same query, which stays alive if `apart`: if the
-    /// pages of the two cannot be confused.
+    /// Begins a set with its first page. It replaces the older set of the same query, which stays alive if `apart`,
+    /// that is if the pages of the two cannot be confused.
     pub(crate) fn begin(&self, result_set: ResultSet, account: &Arc<str>, apart: bool) {
         let elders = match self.places.get(&result_set.first).filter(|_| apart) {
             Some(older) => {
@@ -159,8 +159,8 @@ impl ResultSets {
         self.places.insert(result_set.first, Place { result_set, account: Arc::clone(account), elders });
     }
 
-    /// The page of `key` belongs to `result_set`. Says whether that is new. An older set of the same query that has a page of
-    /// that name is dead from now on.
+    /// Gives the page of `key` a place in `result_set`. Returns whether that is new. An older set of the same query
+    /// that has a page of that name is dead from now on.
     pub(crate) fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
         let before = self.places.get(&key);
         if before.as_ref().is_some_and(|place| place.result_set.is(&result_set)) {
@@ -177,7 +177,7 @@ impl ResultSets {
         true
     }
 
-    /// The set of a page from another tier. Says whether the page belongs to that set, and not to another by now.
+    /// Restores the place of a page from another tier. Returns whether the page still belongs to that set.
     pub(crate) fn restore(&self, key: Key, result_set: Option<ResultSet>, account: &Arc<str>) -> bool {
         match (self.places.get(&key), result_set) {
             (Some(known), result_set) => result_set.is_some_and(|result_set| result_set.is(&known.result_set)),
@@ -189,8 +189,8 @@ impl ResultSets {
         }
     }
 
-    /// The page of `key` belongs to a set that survived a restart, unless it belongs to one that began later. Says whether
-    /// it does.
+    /// Gives the page of `key` a place in a set that survived a restart, unless it has one in a set that began later.
+    /// Returns whether it has the place.
     pub(crate) fn restore_next(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
         match self.places.get(&key) {
             Some(known) if known.result_set.is(&result_set) => true,
@@ -210,7 +210,7 @@ impl ResultSets {
         })
     }
 
-    /// Removes the sets whose first page `is_purged`, and the older ones of the same query.
+    /// Removes the sets whose first page `is_purged`, and the older sets of the same query.
     pub(crate) fn purge(&self, is_purged: impl Fn(&Key) -> bool) {
         for (key, place) in &self.places {
             if is_purged(&place.result_set.first) {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_lives_until_a_newer_one_takes_its_tokens() {
+    fn a_set_is_alive_until_a_newer_one_uses_its_tokens() {
         let (sets, account, now) = (ResultSets::new(1 << 20), "main".into(), Moment::from_nanos(0));
         let (first, second) = (key("1"), key("2"));
         let (one, two, three) = (result_set(first, 0), result_set(first, 1), result_set(first, 2));
@@ -266,13 +266,13 @@ mod tests {
         sets.begin(four, &account, true);
         assert!(sets.lives(&three));
         assert!(sets.expect(second, four, &account));
-        assert!(!sets.lives(&three), "a page of the newer one has the name of one of its own");
+        assert!(!sets.lives(&three), "a page of the newer set has the same name as one of this set");
         sets.purge(|purged| *purged == first);
         assert_eq!(sets.membership(&second, now), Membership::Unknown);
     }
 
     #[test]
-    fn what_may_have_been_forgotten_is_not_taken_for_unknown() {
+    fn a_page_whose_set_may_have_been_evicted_is_not_unknown() {
         let (sets, account) = (ResultSets::new(8192), "main".into());
         for n in 0..100u32 {
             sets.begin(
@@ -285,6 +285,6 @@ mod tests {
         assert!(sets.bytes() <= 8192);
         let at = |seconds| Moment::from_nanos(0).after(S * seconds);
         assert_eq!(sets.membership(&key("x"), at(100)), Membership::Lost);
-        assert_eq!(sets.membership(&key("x"), at(160)), Membership::Unknown, "no such set lives any more");
+        assert_eq!(sets.membership(&key("x"), at(160)), Membership::Unknown, "no such set is alive any more");
     }
 }

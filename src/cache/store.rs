@@ -29,9 +29,9 @@ use crate::twilio::settled::Verdict;
 pub struct EntryView {
     /// Its key.
     pub key: Key,
-    /// Whose data.
+    /// The name of the account whose data it is.
     pub account: Arc<str>,
-    /// What was asked.
+    /// The operation that it answers.
     pub operation: Operation,
     /// How long ago it was fetched.
     pub age: Duration,
@@ -39,26 +39,27 @@ pub struct EntryView {
     pub lifetimes: Lifetimes,
     /// How often it was served.
     pub hits: u64,
-    /// What it counts against the capacity.
+    /// The bytes that count against the capacity.
     pub bytes: u64,
-    /// Of a query: has its answer stopped changing, or why is that not known.
+    /// For a query: whether its data no longer changes, or why that is not known.
     pub settled: Option<Verdict>,
-    /// The canonical body, or a page's parameters. `None` where there is neither, or where it was not to be kept.
+    /// The canonical body, or a page's parameters. `None` where there is neither, or where the configuration does not
+    /// allow to keep it.
     pub query: Option<Arc<str>>,
 }
 
-/// A success that is not kept.
+/// A successful response that is not kept.
 #[derive(Debug)]
 pub(crate) struct Unkept {
-    /// Whose data, by the account's name.
+    /// The name of the account whose data it is.
     pub(crate) account: Arc<str>,
     pub(crate) asked: Instant,
     pub(crate) made: Moment,
-    /// Of a first page: its result set, whose further pages may be kept.
+    /// For a first page: its result set, whose further pages may be kept.
     pub(crate) begins: Option<ResultSet>,
     /// The key of the page after it.
     pub(crate) next: Option<Key>,
-    /// It is for all who ask. One client's own removes only what contradicts it.
+    /// Whether it is for all clients. A response for one client removes only pages that contradict it.
     pub(crate) is_shared: bool,
 }
 
@@ -75,34 +76,36 @@ impl Unkept {
     }
 }
 
-/// Can the further pages of a new first page be told from those of the `old` one. Tokens that differ once are taken to
-/// differ throughout; where a later one does not, its page goes then.
+/// Whether the further pages of a new first page can be distinguished from those of the `old` one. If the first tokens
+/// differ, all are assumed to differ. Where a later one does not, its page is dropped then.
 fn is_apart(next: Option<Key>, old: Option<&Entry>) -> bool {
     next.is_none() || old.is_some_and(|old| old.stored.next.is_some() && old.stored.next != next)
 }
 
-/// Responses that are compressed at once. It is never urgent, and must not take the cores from requests.
+/// Responses that are compressed at the same time. Compression is never urgent, and must not take the cores from
+/// requests.
 const COMPRESSIONS: usize = 2;
 
-/// The stored responses and the flights that bring more. Cheap to clone; all clones share one store, which outlives reloads.
+/// The stored responses and the flights under way. Cheap to clone; all clones share one store, which outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
     memory: Memory,
     pub(crate) flights: Flights,
     capacity: u64,
     disk: Option<Disk>,
-    /// Held while what is kept changes, so that an entry that is reinserted with a new weight is still current, and nothing
-    /// is kept that was asked for before a purge.
+    /// Held while the content changes. So an entry that is inserted again with a new weight is still the current one,
+    /// and no response is kept that was requested before a purge.
     changes: Arc<Mutex<()>>,
-    /// Bytes written since moka was last made to evict.
+    /// Bytes written since the store last made moka evict.
     unsettled: Arc<AtomicU64>,
     compressions: Arc<Semaphore>,
 }
 
 impl Store {
-    /// One part in this many of the capacity is for the places of pages in result sets.
+    /// The places of pages in result sets take one part in this many of the capacity.
     const SETS_SHARE: u64 = 32;
-    /// A response that takes more than one part in this many of the cache is not kept: it would evict all others.
+    /// A response that takes more than one part in this many of the cache is not kept, because it would evict all
+    /// others.
     const LARGEST_SHARE: u64 = 2;
 
     /// An empty store of at most `capacity` bytes, keys and bookkeeping included.
@@ -119,7 +122,7 @@ impl Store {
         }
     }
 
-    /// With a disk tier: what an earlier process wrote there appears while this one already answers.
+    /// Adds a disk tier: what an earlier process wrote there is loaded while this one already serves.
     #[must_use]
     pub fn with_disk(self, settings: DiskSettings, metrics: &Arc<Metrics>, clock: Clock) -> Self {
         let disk = Disk::start(settings, self.memory.clone(), self.capacity, metrics, clock);
@@ -131,13 +134,13 @@ impl Store {
         self.disk.as_ref().map(|disk| disk as &dyn Tier)
     }
 
-    /// Ends when what the tier has under `key` is in memory, or it is not worth waiting for it; `None` when that is so
-    /// already.
+    /// Ends when what the tier has under `key` is in memory, or when it is not worth waiting for. `None` when either
+    /// holds already.
     pub(crate) fn load(&self, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
         self.tier().and_then(|tier| tier.get(key, now))
     }
 
-    /// Writes what still waits for the disk, and takes nothing more.
+    /// Writes the changes that still wait for the disk, and takes no more.
     pub async fn close(&self) {
         if let Some(tier) = self.tier() {
             tier.close().await;
@@ -175,13 +178,13 @@ impl Store {
         self.memory.sets.membership(key, now)
     }
 
-    /// May a page of this weight be kept at all.
+    /// Whether a page of this weight is too large to be kept.
     fn is_too_large(&self, weight: u64) -> bool {
         weight > (self.capacity - self.capacity / Self::SETS_SHARE) / Self::LARGEST_SHARE
     }
 
-    /// Keeps what a flight brought, and says whether it did. It keeps nothing that was asked for before a purge of it,
-    /// nothing too large, and nothing to which the present entry does not yield.
+    /// Keeps the response of a flight. Returns whether it did. It does not keep a response that was requested before a
+    /// purge of it, that is too large, or to which the present entry does not yield.
     pub(crate) fn insert(&self, key: Key, entry: Entry, lease: &Lease, yields: impl Fn(&Arc<Entry>) -> bool) -> bool {
         let entry = Arc::new(entry);
         let weight = u64::from(entry.weight());
@@ -210,7 +213,7 @@ impl Store {
         kept
     }
 
-    /// Has the set of a further page changed since the page was asked for.
+    /// Whether the set of a further page has changed since the page was requested.
     fn is_misplaced(&self, entry: &Entry) -> bool {
         let StoredResponse { operation, place, result_set, .. } = &entry.stored;
         if *operation != Operation::Page {
@@ -221,7 +224,7 @@ impl Store {
             (Membership::Of(expected), Some(own)) => !expected.is(own),
             (Membership::Unknown, Some(_)) => false,
             (Membership::Unknown, None) => {
-                // Of a set that is over.
+                // The place belongs to a set that has ended.
                 self.memory.sets.vacate(place);
                 false
             }
@@ -230,8 +233,8 @@ impl Store {
         }
     }
 
-    /// Notes the set of a page that is about to be kept, and where the next page belongs. Names the pages that may not be
-    /// served beside it and so are gone.
+    /// Notes the set of a page that is about to be kept, and the place of the next page. Returns the keys of pages that
+    /// may not be served beside it and were removed.
     fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
         let StoredResponse { account, result_set, next, .. } = &entry.stored;
         let Some(result_set) = *result_set else { return vec![] };
@@ -242,8 +245,8 @@ impl Store {
         named.filter(|named| self.expect(*named, result_set, account)).collect()
     }
 
-    /// The page of `key` belongs to this set. Says whether that is new: whatever was kept under the key is gone then, on the
-    /// disk too, which may have what memory has dropped.
+    /// Gives the page of `key` a place in this set. Returns whether that is new: an older page under the key is then
+    /// removed, on the disk too, which may have pages that memory has evicted.
     fn expect(&self, key: Key, result_set: ResultSet, account: &Arc<str>) -> bool {
         let Memory { pages, sets } = &self.memory;
         let is_new = sets.expect(key, result_set, account)
@@ -254,8 +257,8 @@ impl Store {
         is_new
     }
 
-    /// A success came that is not kept. What is kept and older goes, on the disk too: nobody may read afterwards what was
-    /// replaced by then, nor an old further page beside a new first one.
+    /// Handles a successful response that is not kept. Older pages that it replaces are removed, on the disk too: no
+    /// client may read a replaced page afterwards, or an old further page beside a new first one.
     pub(crate) fn supersede(&self, key: Key, unkept: &Unkept) {
         let mut displace = || {
             let _changing = self.changing();
@@ -267,7 +270,7 @@ impl Store {
         }
     }
 
-    /// Removes what `unkept` replaces. Names the pages that are gone.
+    /// Removes the pages that `unkept` replaces. Returns their keys.
     fn displace(&self, key: Key, unkept: &Unkept) -> Vec<Key> {
         let old = self.memory.pages.get(&key);
         if old.as_ref().is_some_and(|old| old.asked > unkept.asked || old.stored.made > unkept.made) {
@@ -289,12 +292,12 @@ impl Store {
         gone
     }
 
-    /// Lets the page of `entry` be compressed behind its answers, once, if it is worth it.
+    /// Compresses the body of `entry` in the background, once, if that is worth it.
     pub(crate) fn compress(&self, key: Key, entry: &Arc<Entry>, clock: Clock) {
         if !entry.stored.representation.may_be_coded() || entry.compression.gzip.has_begun() {
             return;
         }
-        // When all are busy, a later request for this response tries again.
+        // When all permits are taken, a later request for this response tries again.
         let Ok(permit) = Arc::clone(&self.compressions).try_acquire_owned() else { return };
         if !entry.compression.gzip.begin() {
             return;
@@ -307,7 +310,7 @@ impl Store {
         });
     }
 
-    /// Keeps a page's compressed body with it, unless the page has gone meanwhile.
+    /// Keeps a page's compressed body with it, unless the page was removed meanwhile.
     pub(crate) fn add_coded(&self, key: Key, entry: &Arc<Entry>, coded: Option<CodedBody>, now: Moment) {
         let Some(coded) = coded else { return };
         let weight = coded.weight() as u64;
@@ -322,7 +325,7 @@ impl Store {
             if entry.compression.age.set(entry.stored.age(now)).is_err() || !entry.compression.gzip.set(coded) {
                 return;
             }
-            // In its own place, so that moka weighs it again.
+            // Inserted again, so that moka weighs it again.
             entry.compression.reweighed.store(true, Ordering::Relaxed);
             self.memory.pages.insert(key, Arc::clone(entry));
             entry.compression.reweighed.store(false, Ordering::Relaxed);
@@ -335,8 +338,8 @@ impl Store {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes moka evict now if much has been written since it last did: by itself it lets dozens of writes
-    /// wait, which with large pages are a good part of a small cache.
+    /// Makes moka evict now if many bytes were written since it last did. By itself moka lets dozens of writes wait,
+    /// which with large pages is a large part of a small cache.
     fn settle(&self, written: u64) {
         const SHARE: u64 = 64;
         let unsettled = self.unsettled.fetch_add(written, Ordering::Relaxed) + written;
@@ -346,15 +349,16 @@ impl Store {
         }
     }
 
-    /// Bytes that it may hold.
+    /// The capacity in bytes.
     pub fn capacity(&self) -> u64 {
         self.capacity
     }
 
-    /// Drops pages, and with each the rest of its result set. What is under way for them is told to those who wait for it
-    /// and not kept, and nobody joins it any more. With a disk tier the purge is on the disk when this returns.
+    /// Drops pages, and with each the rest of its result set. Flights under way for them still answer those who wait,
+    /// but their responses are not kept, and no caller joins them. With a disk tier the purge is on the disk when this
+    /// returns.
     ///
-    /// Blocks, for as long as the disk takes: not to be called where other tasks wait.
+    /// Blocks for as long as the disk takes: do not call it on an async worker thread.
     pub fn purge(&self, which: &Purge) -> Purged {
         let mut marked = Vec::new();
         let mut mark = || {
@@ -373,8 +377,8 @@ impl Store {
         Purged { pages, not_lasting: lasting.and_then(|lasting| lasting().err()) }
     }
 
-    /// The pages that have to go, and the first pages of the result sets that do. Nothing that is under way for them is
-    /// kept from here on.
+    /// The pages to remove, and the first pages of the result sets to remove. Responses of flights that are under way
+    /// for them are not kept from here on.
     fn mark_purged(&self, which: &Purge) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
         let _changing = self.changing();
         let Memory { pages, sets } = &self.memory;
@@ -400,14 +404,14 @@ impl Store {
         (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
     }
 
-    /// Removes those that are still there; says how many were. A few at a time, so that inserts wait only shortly.
+    /// Removes those that are still there, and returns how many. A few at a time, so that inserts wait only shortly.
     fn remove_purged(&self, marked: &[(Key, Arc<Entry>)]) -> u64 {
         const AT_ONCE: usize = 64;
         let mut removed = 0;
         for some in marked.chunks(AT_ONCE) {
             let _changing = self.changing();
             for (key, entry) in some {
-                // What has taken its place was asked for after the purge.
+                // An entry that has replaced it was requested after the purge.
                 if self.memory.pages.get(key).is_some_and(|there| Arc::ptr_eq(&there, entry)) {
                     self.memory.pages.invalidate(key);
                     removed += 1;
@@ -417,15 +421,16 @@ impl Store {
         removed
     }
 
-    /// Pages and the bytes of all that is kept, once pending evictions are done.
+    /// The number of pages and the bytes of all that is kept, after pending evictions.
     pub fn size(&self) -> (u64, u64) {
         self.memory.settle();
         let Memory { pages, sets } = &self.memory;
         (pages.entry_count(), pages.weighted_size() + sets.bytes())
     }
 
-    /// What is there, in the order of the keys, `limit` at a time, beginning after `after`. Looks at every page once and
-    /// holds no more than `limit`; takes milliseconds where there are many, so not to be called where other tasks wait.
+    /// The stored responses in the order of their keys, at most `limit`, those after `after`. Visits every page once
+    /// and holds no more than `limit`. It takes milliseconds where there are many: do not call it on an async worker
+    /// thread.
     pub fn entries(&self, after: Option<&str>, limit: usize, now: Moment) -> Vec<EntryView> {
         let mut least: BTreeMap<[u8; 32], Arc<Entry>> = BTreeMap::new();
         for (key, entry) in &self.memory.pages {

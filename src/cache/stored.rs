@@ -1,7 +1,7 @@
 //! A stored response: what every tier of the cache keeps of it.
 //!
-//! It has no handle of this process in it, so it can be written down ([`record`](super::record)) and read by a later
-//! process. What this process alone knows of it is beside it, in [`Entry`](super::entry::Entry).
+//! It has no handle of this process in it, so it can be written ([`record`](super::record)) and read by a later
+//! process. What only this process knows of it is in [`Entry`](super::entry::Entry).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,24 +14,25 @@ use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
 use crate::twilio::settled::Verdict;
 
-/// A response, whose it is, and how long it is of use.
+/// A response, the account whose it is, and how long it may be served.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredResponse {
     pub(crate) representation: Arc<Representation>,
-    /// Whose data, by the account's name.
+    /// The name of the account whose data it is.
     pub(crate) account: Arc<str>,
     pub(crate) operation: Operation,
-    /// When it was new, from which its age counts: when it came, or earlier if it was said to be older. A moment of this
-    /// boot of the machine; a record also has the wall time.
+    /// When it was new. Its age counts from then: when it arrived, or earlier by its `Age`. A moment of this boot of
+    /// the machine; a record also has the wall time.
     pub(crate) made: Moment,
     pub(crate) lifetimes: Lifetimes,
-    /// The key under which a result set expects it: its own, but for a page that was asked for with more than its token.
+    /// The key under which a result set expects it: its own key, unless the page was requested with more than its
+    /// token.
     pub(crate) place: Key,
     /// The result set that it is a page of.
     pub(crate) result_set: Option<ResultSet>,
     /// The key of the page after it in that set.
     pub(crate) next: Option<Key>,
-    /// Of a query: has its answer stopped changing.
+    /// For a query: whether its data no longer changes.
     pub(crate) settled: Option<Verdict>,
 }
 
@@ -48,8 +49,8 @@ impl StoredResponse {
         self.operation == Operation::Metadata && self.representation.status.is_success()
     }
 
-    /// May a stale one be refreshed by itself. A further page of a result set may not: it would mix an old first page with
-    /// newer ones, and would still expire with the first.
+    /// Whether a stale one may be refreshed alone. A further page of a result set may not: it would mix an old first
+    /// page with newer ones, and would still expire with the first.
     pub(crate) fn is_refreshable(&self) -> bool {
         self.operation != Operation::Page || self.result_set.is_none()
     }

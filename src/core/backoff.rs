@@ -1,15 +1,15 @@
-//! Full-jitter exponential backoff: any time between nothing and a ceiling that doubles.
+//! Full-jitter exponential backoff: a random delay between zero and a ceiling that doubles with each failure.
 //!
-//! Full jitter, since clients that failed together should not come back together.
+//! Full jitter, because clients that failed together should not retry together.
 
 use std::time::Duration;
 
-/// The ceiling's start and end.
+/// The first and the largest ceiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// After the first failure.
+    /// The ceiling after the first failure.
     pub base: Duration,
-    /// At most.
+    /// The largest ceiling.
     pub max: Duration,
 }
 
@@ -20,7 +20,7 @@ impl Backoff {
         self.base.saturating_mul(doubled).min(self.max)
     }
 
-    /// A delay after the `failures`-th failure, as `random` in 0..1 has it.
+    /// A delay after the `failures`-th failure, where `random` in 0..1 is its share of the ceiling.
     pub fn delay(&self, failures: u32, random: f64) -> Duration {
         self.ceiling(failures).mul_f64(random.clamp(0.0, 1.0))
     }

@@ -1,24 +1,24 @@
-//! The one clock. Everything that asks for the time asks here, so that tests run under tokio's paused time.
+//! The only clock. All code reads the time here, so that tests run under tokio's paused time.
 //!
-//! Three kinds of time, since no single one is right everywhere:
+//! There are three kinds of time, because no single one fits every use:
 //!
-//! * [`Instant`], monotonic, for waiting: timers and deadlines. It stands still while the machine is suspended.
-//! * [`Moment`], monotonic and counted on while the machine is suspended, for ages.
-//! * [`SystemTime`], for people and for other machines. It is read whenever it is needed, since it is corrected while
-//!   the process runs. Nothing is aged by it but what survives a restart.
+//! * [`Instant`], monotonic, for timers and deadlines. It stands still while the machine is suspended.
+//! * [`Moment`], monotonic, for ages. It goes on while the machine is suspended.
+//! * [`SystemTime`], for people and for other machines. It is read whenever it is needed, because it is corrected while
+//!   the process runs. Ages are computed with it only where they survive a restart.
 
 use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
 pub use tokio::time::Instant;
 
-/// A moment on the clock that begins when the machine boots and counts while it is suspended (`CLOCK_BOOTTIME`), in
-/// nanoseconds. Pages of an earlier boot lie before 0.
+/// A moment on the clock that starts when the machine boots and goes on while it is suspended (`CLOCK_BOOTTIME`), in
+/// nanoseconds. Moments of an earlier boot are below 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(i64);
 
 impl Moment {
-    /// From what [`nanos`](Self::nanos) gave, in this boot.
+    /// From a value of [`nanos`](Self::nanos) of this boot.
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
@@ -28,24 +28,24 @@ impl Moment {
         self.0
     }
 
-    /// Time since `earlier`; nothing where that is later.
+    /// Time since `earlier`; zero where `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// So much earlier. Saturates.
+    /// `duration` earlier. Saturates.
     pub fn before(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(nanos(duration)))
     }
 
-    /// So much later. Saturates.
+    /// `duration` later. Saturates.
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
     }
 }
 
 fn nanos(duration: Duration) -> i64 {
-    // 292 years are for ever.
+    // An `i64` holds 292 years, which is enough.
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -89,7 +89,7 @@ impl Source {
 }
 
 impl Clock {
-    /// A clock that reads the machine's.
+    /// A clock that reads the machine's clocks.
     pub fn new() -> Self {
         Self::of(Source::Machine)
     }
@@ -98,43 +98,43 @@ impl Clock {
         Self { source, start: Instant::now(), moment_at_start: source.moment(), wall_at_start: source.wall() }
     }
 
-    /// Now, for waiting.
+    /// The time now, for waiting.
     pub fn now(&self) -> Instant {
         Instant::now()
     }
 
-    /// Now, for ages.
+    /// The time now, for ages.
     pub fn moment(&self) -> Moment {
         self.source.moment()
     }
 
-    /// Now, as the machine's wall clock has it at this moment.
+    /// The machine's wall time now.
     pub fn wall_now(&self) -> SystemTime {
         self.source.wall()
     }
 
-    /// The wall time of something lately, as the wall clock has it now.
+    /// The wall time of a recent `instant`, by today's wall clock.
     pub fn wall(&self, instant: Instant) -> SystemTime {
         self.reading().wall(instant)
     }
 
-    /// One look at the wall clock, by which several moments are dated: what lies between them stays what it was.
+    /// One reading of the wall clock that converts several instants: the distances between them stay the same.
     pub fn reading(&self) -> Reading {
         Reading { now: self.now(), wall: self.wall_now() }
     }
 
-    /// What the wall clock would say now if nobody had set it since the start. Where it says something else, it was
+    /// What the wall clock would show now if it had not been set since the start. Where it shows something else, it was
     /// wrong then or is wrong now.
     pub fn predicted_wall(&self) -> SystemTime {
         self.wall_at_start + self.moment().since(self.moment_at_start)
     }
 
-    /// When this clock was made: the start of the process, for uptimes.
+    /// When this clock was created: the start of the process, for uptimes.
     pub fn start(&self) -> Instant {
         self.start
     }
 
-    /// The wall time of the start, as the wall clock has it now.
+    /// The wall time of the start, by today's wall clock.
     pub fn started_at(&self) -> SystemTime {
         let wall = self.wall_now();
         wall.checked_sub(self.moment().since(self.moment_at_start)).unwrap_or(wall)
@@ -182,18 +182,18 @@ mod simulation {
     }
 
     impl Simulation {
-        /// Sleeps for so long: tokio's time does not see it, and wall time does.
+        /// Suspends the machine: wall time goes on, tokio's time does not.
         pub fn suspend(&self, duration: Duration) {
             self.suspended.fetch_add(nanos(duration), Ordering::SeqCst);
         }
 
-        /// Somebody sets the wall clock, forward or (below zero) back by so many seconds.
+        /// Sets the wall clock forward by `seconds`, or back if they are negative.
         pub fn step_wall(&self, seconds: i64) {
             self.stepped.fetch_add(seconds * 1_000_000_000, Ordering::SeqCst);
         }
 
         pub(super) fn moment(&self) -> Moment {
-            // As if the machine had been up for a day.
+            // As if the machine had been running for a day.
             let up = Moment(86_400_000_000_000).after(self.begun.elapsed());
             Moment(up.0 + self.suspended.load(Ordering::SeqCst))
         }
@@ -212,7 +212,7 @@ mod simulation {
             Self::simulation().0
         }
 
-        /// Such a clock, and its machine. The machine is never freed, so that clocks stay copies.
+        /// Such a clock and its machine. The machine is never freed, so that clocks can be copied.
         pub fn simulation() -> (Self, &'static Simulation) {
             let machine: &Simulation = Box::leak(Box::new(Simulation {
                 begun: Instant::now(),
@@ -234,7 +234,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn ages_count_while_the_machine_sleeps_and_not_when_its_clock_is_set() {
+    async fn ages_grow_while_the_machine_is_suspended_and_not_when_its_clock_is_set() {
         let (clock, machine) = Clock::simulation();
         let (moment, instant, wall) = (clock.moment(), clock.now(), clock.wall_now());
         advance(10 * S).await;

@@ -1,7 +1,7 @@
-//! Why the gateway itself could not or would not answer.
+//! Why the gateway itself could not answer or refused to.
 //!
-//! The reasons are a closed list, each with one status. An error carries its cause for the log and whether
-//! another try may help; how it becomes HTTP is decided in one place, `layers::rescue`.
+//! The reasons are a closed list, each with one status. An error carries its cause for the log, and whether another
+//! attempt may help. One place decides how it becomes HTTP: `layers::rescue`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,26 +12,26 @@ use serde::Serialize;
 
 use crate::core::outcome::Outcome;
 
-/// One word for each way in which the gateway refuses or fails. Stable: clients and alerts match on it.
+/// One word for each way in which the gateway refuses or fails. These are stable: clients and alerts match on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The body is not JSON, or ambiguous JSON.
     InvalidJson,
-    /// JSON, but no query.
+    /// Valid JSON, but not a query.
     InvalidQuery,
-    /// Framing, a missing `Host`, a malformed target.
+    /// Ambiguous framing, a missing `Host`, or a malformed target.
     BadRequest,
-    /// No token, or one that is not known.
+    /// No token, or an unknown one.
     Unauthenticated,
-    /// The team may not do this.
+    /// The team may not use this operation.
     OperationNotAllowed,
     /// The team may not see a member that the query names.
     FieldNotAllowed,
-    /// A web page of another site asks, where no token is asked for.
+    /// A web page of another site sent the request, and the gateway demands no token.
     OriginNotAllowed,
     /// Not one of Twilio Insights' paths, or one that this version does not serve.
     NotFound,
-    /// The path exists, the method does not.
+    /// The path exists, but not with this method.
     MethodNotAllowed,
     /// The request took too long to arrive.
     ClientTimeout,
@@ -39,36 +39,36 @@ pub enum Reason {
     BodyTooLarge,
     /// The head is too large.
     HeadersTooLarge,
-    /// The team's own request rate.
+    /// The team sends more requests than its `requests` rate allows.
     TeamRateLimit,
-    /// No upstream token before the caller's deadline.
+    /// No upstream token is free before the caller's deadline.
     Deadline,
-    /// No connection, or one that broke.
+    /// No connection, or a connection that broke.
     UpstreamUnreachable,
-    /// Not JSON, cut, too large, or a redirect.
+    /// The response is not JSON, cut short, too large, or a redirect.
     UpstreamInvalid,
     /// Twilio does not accept the account's credentials.
     UpstreamRejectedCredentials,
-    /// Twilio's own rate limit, told in a body that cannot be passed on.
+    /// Twilio's own rate limit, in a response whose body cannot be passed on.
     UpstreamRateLimit,
     /// The account's queue is full.
     QueueFull,
     /// The account's circuit is open.
     CircuitOpen,
-    /// The gateway is at its own limits.
+    /// The gateway has reached one of its own limits.
     Overloaded,
     /// The gateway is shutting down.
     Draining,
     /// The upstream did not answer in time.
     UpstreamTimeout,
-    /// `only-if-cached` and nothing is.
+    /// The client sent `only-if-cached`, and no stored response can be served.
     OnlyIfCached,
-    /// A fault in the gateway itself.
+    /// A defect of the gateway itself.
     Internal,
 }
 
 impl Reason {
-    /// All, in declaration order.
+    /// All reasons, in declaration order.
     pub const ALL: [Self; 25] = [
         Self::InvalidJson,
         Self::InvalidQuery,
@@ -149,7 +149,7 @@ impl Reason {
         }
     }
 
-    /// Twilio's error code: 20000 + status but for the two that Twilio numbers otherwise.
+    /// Twilio's error code: 20000 + status, except for the two that Twilio numbers differently.
     pub const fn code(self) -> u32 {
         match self.status() {
             StatusCode::UNAUTHORIZED => 20003,
@@ -158,12 +158,12 @@ impl Reason {
         }
     }
 
-    /// Is it the caller who has to change something.
+    /// Whether the caller has to change something.
     pub fn is_callers(self) -> bool {
         self.status().is_client_error()
     }
 
-    /// Refused on purpose, or failed.
+    /// The outcome of a request that ends for this reason.
     pub fn outcome(self) -> Outcome {
         match self {
             Self::OnlyIfCached | Self::QueueFull | Self::Overloaded | Self::Draining => Outcome::Refused,
@@ -173,20 +173,21 @@ impl Reason {
     }
 }
 
-/// May the same call be tried again.
+/// Whether the same call may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
     /// No: it would end the same way.
     Never,
-    /// Yes, whatever was asked: nothing reached the upstream.
+    /// Yes, whatever the call is: nothing has reached the upstream.
     NothingSent,
-    /// Yes, if what was asked is safe to repeat.
+    /// Yes, if the call is safe to repeat.
     IfRepeatable,
-    /// Once, if what was asked is safe to repeat.
+    /// Once, if the call is safe to repeat.
     OnceIfRepeatable,
 }
 
-/// A wait as `Retry-After` says it: rounded up, at least 1 s, so that a client that comes back then is not too early.
+/// A wait as `Retry-After` states it: rounded up, at least 1 s, so that a client that returns after it is not too
+/// early.
 pub fn whole_seconds(wait: Duration) -> Duration {
     Duration::from_secs((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
 }
@@ -223,13 +224,13 @@ impl GatewayError {
         }
     }
 
-    /// The call was given up since nobody waited for it any more. Somebody who joins it at that very moment
-    /// has to begin anew.
+    /// The call was given up, because no client waited for it any more. A client that joins it at that moment has to
+    /// start again.
     pub fn abandoned() -> Self {
         Self { abandoned: true, ..Self::new(Reason::Deadline, "nobody waits for this call any more") }
     }
 
-    /// A call's turn is so far away that it would come after the deadline.
+    /// The call's turn would come after its deadline.
     pub fn too_late(wait: Duration) -> Self {
         let wait = whole_seconds(wait);
         let message = format!(
@@ -239,43 +240,43 @@ impl GatewayError {
         Self::new(Reason::Deadline, message).with_retry_after(wait)
     }
 
-    /// With what another try could do.
+    /// Sets whether another attempt may help.
     pub fn with_retry(self, retry: Retry) -> Self {
         Self { retry, ..self }
     }
 
-    /// With the time after which the caller should come back.
+    /// Sets the time after which the caller should return.
     pub fn with_retry_after(self, wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..self }
     }
 
-    /// It happened on a connection that had served earlier calls.
+    /// Notes that it happened on a connection that had served earlier calls.
     pub fn on_kept_connection(self) -> Self {
         Self { on_kept_connection: true, ..self }
     }
 
-    /// With the methods that the path knows.
+    /// Sets the methods that the path supports.
     pub fn with_allow(self, methods: impl Into<Box<str>>) -> Self {
         Self { allow: Some(methods.into()), ..self }
     }
 
-    /// With what caused it, for the log alone.
+    /// Sets the cause. It appears only in the log.
     pub fn with_cause(self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self { cause: Some(Arc::new(cause)), ..self }
     }
 
-    /// Was the call given up for want of clients.
+    /// Whether the call was given up because no client waited for it.
     pub fn is_abandoned(&self) -> bool {
         self.abandoned
     }
 
-    /// Did it happen on a connection that had served earlier calls: it may have died since, which says nothing of the
-    /// upstream.
+    /// Whether it happened on a connection that had served earlier calls. Such a connection may have been closed
+    /// meanwhile, which says nothing of the upstream.
     pub fn is_on_kept_connection(&self) -> bool {
         self.on_kept_connection
     }
 
-    /// The closed word for it.
+    /// The reason, of the closed list.
     pub fn reason(&self) -> Reason {
         self.reason
     }
@@ -285,29 +286,29 @@ impl GatewayError {
         &self.message
     }
 
-    /// May it be tried again.
+    /// Whether another attempt may help.
     pub fn retry(&self) -> Retry {
         self.retry
     }
 
-    /// The methods that the path knows, for a 405.
+    /// The methods that the path supports, for a 405.
     pub fn allow(&self) -> Option<&str> {
         self.allow.as_deref()
     }
 
-    /// What caused it, if that is known.
+    /// The cause, if it is known.
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// When to come back, if that is known.
+    /// When to return, if that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 }
 
 impl GatewayError {
-    /// The error in Twilio's shape (the `Error` schema of Insights v3), so that Twilio's SDKs parse it; its
+    /// The error in Twilio's format (the `Error` schema of Insights v3), so that Twilio's SDKs can parse it. Its
     /// `params` say that the gateway made it, and why.
     pub fn to_body(&self) -> Bytes {
         let body = ErrorBody {

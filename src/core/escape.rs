@@ -1,27 +1,27 @@
-//! Characters that must not stand raw in a log: they move a terminal's cursor, or turn the text around them, or are not
-//! seen at all. Whoever sends a request chooses some of what is logged.
+//! Characters that must not appear unescaped in a log: they move a terminal's cursor, change the direction of the text
+//! around them, or are invisible. Clients choose some of the text that is logged.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// Must this character not be shown as it is. Line feeds and tabs are among them.
+/// Whether this character must be escaped. Line feeds and tabs must be.
 pub fn is_unsafe(character: char) -> bool {
     matches!(
         character,
-        // C0, DEL and C1: a terminal takes U+009B for the beginning of a command.
+        // C0, DEL and C1: a terminal takes U+009B for the start of a command.
         '\0'..='\x1f' | '\x7f'..='\u{9f}'
-        // Seen by nobody: soft hyphen, Mongolian vowel separator, zero-width characters, joiners, byte order mark.
+        // Invisible: soft hyphen, Mongolian vowel separator, zero-width characters, joiners, byte order mark.
         | '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{2065}' | '\u{feff}'
-        // Directions (UAX #9): what is read is not what is there.
+        // Directions (UAX #9): the text reads differently from what it is.
         | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}'
         // Line and paragraph separators.
         | '\u{2028}' | '\u{2029}'
-        // Interlinear annotation, what is no character, and tags.
+        // Interlinear annotation, non-characters, and tags.
         | '\u{fff9}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' | '\u{e0000}'..='\u{e007f}'
     )
 }
 
-/// Writes such a character as JSON has it, and as a person can read it: `\u009b`.
+/// Writes a character in the escaped form of JSON, which a person can read: `\u009b`.
 ///
 /// # Errors
 ///
@@ -33,7 +33,7 @@ pub fn write_escaped(out: &mut impl Write, character: char) -> fmt::Result {
     Ok(())
 }
 
-/// Text as a terminal may be given it. Its lines and tabs stay, and so do its colours if it has any of its own.
+/// Text that is safe to print on a terminal. Lines and tabs stay, and so do colours if the text has its own.
 pub fn text(text: &str, has_colours: bool) -> Cow<'_, str> {
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\n' | b'\t');
     if text.bytes().all(is_plain) {
@@ -58,7 +58,7 @@ pub fn text(text: &str, has_colours: bool) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Bytes of the sequence that sets a colour (ECMA-48 SGR) with which the text begins; 0 if it is another or none.
+/// Bytes of the colour sequence (ECMA-48 SGR) at the beginning of the text; 0 if there is none.
 fn colour(text: &str) -> usize {
     let parameters = text.strip_prefix("\x1b[").unwrap_or_default();
     let end = parameters.bytes().position(|byte| !matches!(byte, b'0'..=b'9' | b';'));
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_moves_or_hides_text_is_escaped_and_letters_are_not() {
+    fn control_characters_are_escaped_and_letters_are_not() {
         let nasty = "a\u{9b}31m\u{202e}b\u{2028}c\u{feff}\u{e0041}\u{1b}[2J";
         let visible = r"a\u009b31m\u202eb\u2028c\ufeff\udb40\udc41\u001b[2J";
         assert_eq!((text(nasty, false), text(nasty, true)), (visible.into(), visible.into()));

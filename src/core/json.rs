@@ -1,18 +1,17 @@
-//! A strict JSON reader that keeps what a cache key must not lose: the digits of numbers and the spelling of
-//! strings.
+//! A strict JSON reader that keeps what a cache key depends on: the digits of numbers and the spelling of strings.
 //!
-//! RFC 8259 to the letter, and stricter where readers disagree: a repeated member name, a lone surrogate and
-//! nesting beyond [`MAX_DEPTH`] are refused, since two readers that understand one body differently are how a
-//! cache serves the wrong page. It borrows from its input and does not convert numbers.
+//! It follows RFC 8259 to the letter, and is stricter where readers disagree: a repeated member name, a lone surrogate
+//! and nesting beyond [`MAX_DEPTH`] are refused. When two readers understand one body differently, a cache serves the
+//! wrong page. It borrows from its input and does not convert numbers.
 
 use std::fmt;
 use std::ops::Range;
 
-/// Arrays and objects inside each other at most. Twilio's deepest documented body has six levels.
+/// The deepest nesting of arrays and objects. Twilio's deepest documented body has six levels.
 pub const MAX_DEPTH: usize = 64;
 
-/// Values in one text at most, arrays and objects included. Twilio's largest documented body has fewer than a hundred.
-/// A value takes many times the memory of its shortest text, so a limit in bytes alone would be none.
+/// The most values in one text, arrays and objects included. Twilio's largest documented body has fewer than a hundred.
+/// A value takes many times the memory of its shortest text, so a limit in bytes alone would not bound memory.
 pub const MAX_VALUES: usize = 100_000;
 
 /// A JSON value that borrows from the text it was read from.
@@ -26,9 +25,9 @@ pub enum Value<'a> {
     Number(&'a str),
     /// A string.
     String(Text<'a>),
-    /// An array. No `Vec`, which would keep room for elements that do not come.
+    /// An array. Not a `Vec`, which would keep memory for more elements.
     Array(Box<[Value<'a>]>),
-    /// Members in the order they were written; their names differ.
+    /// Members in the order in which they were written; their names differ.
     Object(Box<[Member<'a>]>),
 }
 
@@ -41,21 +40,21 @@ pub struct Member<'a> {
     pub value: Value<'a>,
 }
 
-/// A string, both as it was spelled and as it reads.
+/// A string, both as it was spelled and with its escapes resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Text<'a> {
     raw: &'a str,
-    /// Only where it has escapes.
+    /// `None` where it has no escapes.
     decoded: Option<Box<str>>,
 }
 
 impl Text<'_> {
-    /// What it says, escapes resolved.
+    /// The string, escapes resolved.
     pub fn as_str(&self) -> &str {
         self.decoded.as_deref().unwrap_or(self.raw)
     }
 
-    /// How it was spelled between the quotes.
+    /// The spelling between the quotes.
     pub fn raw(&self) -> &str {
         self.raw
     }
@@ -100,7 +99,7 @@ impl<'a> Value<'a> {
 }
 
 impl Value<'_> {
-    /// Writes it without white space, otherwise as it came: digits, spelling and order are kept.
+    /// Writes it without white space; digits, spelling and order are kept.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Null => out.extend_from_slice(b"null"),
@@ -171,7 +170,7 @@ pub struct JsonError {
 pub enum Fault {
     /// The text ends in the middle of a value.
     Truncated,
-    /// Something that is not JSON here.
+    /// A character that is not JSON at this place.
     Unexpected,
     /// More than one value.
     Trailing,
@@ -179,11 +178,11 @@ pub enum Fault {
     NotUtf8,
     /// Deeper than [`MAX_DEPTH`].
     TooDeep,
-    /// A name that the object has already.
+    /// A name that the object already has.
     RepeatedName,
-    /// A string escape that JSON does not have, or half a surrogate pair.
+    /// A string escape that JSON does not have, or half of a surrogate pair.
     BadEscape,
-    /// A number that JSON would write otherwise.
+    /// A number that is not in JSON's form.
     BadNumber,
     /// More than [`MAX_VALUES`].
     TooManyValues,
@@ -193,7 +192,7 @@ impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.fault {
             Fault::Truncated => "the text ends in the middle of a value",
-            Fault::Unexpected => "a character that cannot stand here",
+            Fault::Unexpected => "a character that is not allowed here",
             Fault::Trailing => "something follows the value",
             Fault::NotUtf8 => "bytes that are not UTF-8",
             Fault::TooDeep => "nested too deeply",
@@ -208,16 +207,16 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
-/// Reads one JSON value that is the whole of `bytes`, of [`MAX_VALUES`] at most.
+/// Reads one JSON value that is the whole of `bytes`, with at most [`MAX_VALUES`] values in it.
 ///
 /// # Errors
 ///
-/// When it is no JSON in the strict sense of this module, or has more values.
+/// When it is not JSON in the strict sense of this module, or has more values.
 pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
     parse_within(bytes, MAX_VALUES)
 }
 
-/// Reads one JSON value that is the whole of `bytes`, of so many `values` at most.
+/// Reads one JSON value that is the whole of `bytes`, with at most `values` values in it.
 ///
 /// # Errors
 ///
@@ -234,8 +233,8 @@ pub fn parse_within(bytes: &[u8], values: usize) -> Result<Value<'_>, JsonError>
     }
 }
 
-/// Bytes that the value read from `text` takes at most, while it is built: a list that grows is twice as long as what is
-/// in it. Counted from the bytes that can begin a value, so that it is known before anything is built.
+/// The most bytes that the value read from `text` takes while it is built: a list that grows takes twice the size of
+/// its content. It is computed from the bytes that can begin a value, so that it is known before the value is built.
 pub fn built_size(text: &[u8]) -> usize {
     let (mut values, mut members) = (1_usize, 0_usize);
     for byte in text {
@@ -247,24 +246,24 @@ pub fn built_size(text: &[u8]) -> usize {
     2 * (values + members) + text.len()
 }
 
-/// Eight times a byte.
+/// A word of eight times this byte.
 const fn all(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
-/// The highest bit of the first byte below `limit`, where the lowest comes first. It borrows; so may bytes behind it,
-/// of which the bits mean nothing.
+/// Marks the highest bit of the first byte below `limit`, where the lowest byte comes first. The subtraction borrows,
+/// so later bytes may be marked as well: their bits mean nothing.
 const fn below(word: u64, limit: u8) -> u64 {
     word.wrapping_sub(all(limit)) & !word & all(0x80)
 }
 
-/// The highest bit of the first `byte`, as with [`below`].
+/// Marks the highest bit of the first `byte`, like [`below`].
 pub(crate) const fn equal(word: u64, byte: u8) -> u64 {
     below(word ^ all(byte), 1)
 }
 
-/// How many bytes go by before one that means something in a string: a quote, a backslash, or a control character,
-/// which must not be there. Eight are looked at together.
+/// The number of bytes before one that has a meaning in a string: a quote, a backslash, or a control character, which
+/// is not allowed there. Reads eight bytes at a time.
 pub(crate) fn plain_prefix(text: &[u8]) -> usize {
     let (words, rest) = text.as_chunks();
     for (i, word) in words.iter().enumerate() {
@@ -281,7 +280,7 @@ pub(crate) fn plain_prefix(text: &[u8]) -> usize {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
-    /// How many values may still come.
+    /// How many more values are allowed.
     values: usize,
 }
 
@@ -294,7 +293,7 @@ impl<'a> Reader<'a> {
         JsonError { at: self.at, fault }
     }
 
-    /// The fault of finding something else than what had to come.
+    /// The error for a byte that does not fit.
     fn unexpected(&self) -> JsonError {
         self.fault(if self.at >= self.text.len() { Fault::Truncated } else { Fault::Unexpected })
     }
@@ -366,7 +365,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Where the string begins that has this part of the text between its quotes.
+    /// Where the string begins whose part between the quotes is `raw`.
     fn offset(&self, raw: &str) -> usize {
         (raw.as_ptr() as usize).saturating_sub(self.text.as_ptr() as usize + 1)
     }
@@ -420,7 +419,7 @@ impl<'a> Reader<'a> {
         Ok(Value::Number(&self.text[start..self.at]))
     }
 
-    /// At least one digit; says how many.
+    /// Reads at least one digit. Returns how many.
     fn digits(&mut self) -> Result<usize, JsonError> {
         let start = self.at;
         while matches!(self.peek(), Some(b'0'..=b'9')) {
@@ -448,7 +447,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The rest of a string from its first escape on.
+    /// The rest of a string from its first escape.
     fn escaped_string(&mut self, start: usize) -> Result<Text<'a>, JsonError> {
         let mut decoded = String::from(&self.text[start..self.at]);
         loop {
@@ -494,7 +493,7 @@ impl<'a> Reader<'a> {
         let bad = JsonError { at, fault: Fault::BadEscape };
         let first = self.hex4()?;
         if !(0xd800..0xdc00).contains(&first) {
-            // The low half alone is no character, so this refuses it as well.
+            // The low half alone is not a character, so it is refused as well.
             return char::from_u32(first).ok_or(bad);
         }
         if !self.text[self.at..].starts_with("\\u") {
@@ -520,8 +519,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A name that an object has twice. Small objects are searched, large ones sorted, so that a body of a hundred thousand
-/// names costs no quadratic time and next to no memory.
+/// A name that an object has twice. Small objects are searched and large ones sorted, so that a body of a hundred
+/// thousand names costs neither quadratic time nor much memory.
 fn repeated<'m, 'a>(members: &'m [Member<'a>]) -> Option<&'m Text<'a>> {
     const SEARCHED: usize = 16;
     let name = |member: &'m Member<'a>| &member.name;
@@ -617,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_takes_little_more_than_it_must() {
+    fn a_value_takes_little_more_memory_than_needed() {
         assert!(size_of::<Value<'_>>() <= 40 && size_of::<Member<'_>>() <= 72);
         let members = |value: &Value<'_>| value.as_array().unwrap().iter().map(|v| v.as_object().unwrap().len()).sum();
         let text = format!("[{}]", vec![r#"{"":0}"#; 1000].join(","));
@@ -635,8 +634,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever this reader takes, serde_json takes too, and it refuses nothing that serde_json takes
-        /// but what it promises to refuse.
+        /// Whatever this reader accepts, serde_json accepts too. It refuses nothing that serde_json accepts, except
+        /// what it promises to refuse.
         #[test]
         fn agrees_with_serde_json(text in r#"[ \[\]{}:,"a\\u0-9.eE+n-]{0,40}"#) {
             let ours = parse(text.as_bytes());

@@ -1,5 +1,5 @@
-//! What every module may use and what knows nothing of the rest: the clock, units, errors with their closed list of
-//! reasons, outcomes, and the strict JSON reader. No input or output, no locks held across awaits.
+//! What every module may use and what depends on no other: the clock, units, errors with their closed list of reasons,
+//! outcomes, and the strict JSON reader. No input or output, no locks held across awaits.
 
 pub mod backoff;
 pub mod clock;

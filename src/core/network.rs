@@ -15,7 +15,7 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// What it should look like.
+    /// What a valid one looks like.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let network = Self::read(text)?;
         if bits(network.address) & !network.mask() != 0 {
@@ -26,7 +26,8 @@ impl Network {
         Ok(network)
     }
 
-    /// The same of any address in the network: `10.0.0.1/8` is `10.0.0.0/8`. `None` where it is neither.
+    /// The network of any address in it: `10.0.0.1/8` is `10.0.0.0/8`. `None` if `text` is neither an address nor a
+    /// network.
     pub fn around(text: &str) -> Option<Self> {
         let network = Self::read(text).ok()?;
         let first = bits(network.address) & network.mask();
@@ -46,7 +47,7 @@ impl Network {
         let address: IpAddr = address.parse().map_err(|_| EXPECTED)?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
         let prefix = match prefix {
-            // Not "+8" and not "08".
+            // Refuse "+8" and "08".
             Some(digits)
                 if digits.starts_with(|c: char| c.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0')) =>
             {
@@ -58,7 +59,7 @@ impl Network {
         if prefix > longest { Err(EXPECTED) } else { Ok(Self { address, prefix }) }
     }
 
-    /// Is `address` in it. An IPv4 address counts as such however it is written.
+    /// Whether `address` is in the network. An IPv4 address counts as one also when it is mapped to IPv6.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.address.is_ipv4() && bits(address) & self.mask() == bits(self.address)
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn any_address_names_its_network_where_that_is_asked() {
+    fn around_accepts_any_address_of_the_network() {
         for (text, network) in
             [("10.42.1.1/24", "10.42.1.0/24"), ("2001:db8::1/32", "2001:db8::/32"), ("::1", "::1/128")]
         {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused() {
+    fn malformed_networks_are_refused() {
         for text in ["", "10", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/08", "10.0.0.1/8", "::1/64", "a/8"]
         {
             assert!(Network::parse(text).is_err(), "{text}");

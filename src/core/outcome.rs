@@ -1,4 +1,4 @@
-//! What became of a request, in one word.
+//! How a request ended, in one word.
 
 /// The same word in the metric, the access log and the `detail` of `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -7,24 +7,24 @@ pub enum Outcome {
     Hit,
     /// Answered from a stale page within its window, while a refresh runs.
     Stale,
-    /// Answered from a stale page since the upstream failed.
+    /// Answered from a stale page, because the upstream failed.
     StaleError,
-    /// The client's own copy is still right: 304.
+    /// The client's own copy is still valid: 304.
     Revalidated,
     /// Answered by an upstream call that another request had begun.
     Collapsed,
-    /// Answered by an upstream call of its own.
+    /// Answered by its own upstream call.
     Miss,
-    /// Went upstream without touching the cache.
+    /// Went upstream without using the cache.
     Bypass,
-    /// Refused by the gateway: the client's fault, or a limit.
+    /// Refused by the gateway: the client's mistake, or a limit.
     Refused,
     /// Could not be answered.
     Failed,
 }
 
 impl Outcome {
-    /// All, in declaration order.
+    /// All outcomes, in declaration order.
     pub const ALL: [Self; 9] = [
         Self::Hit,
         Self::Stale,
@@ -37,7 +37,7 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// The word.
+    /// The word in metrics, logs and headers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",

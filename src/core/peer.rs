@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, as far as the connection itself tells.
+//! Who is at the other end of a connection, as far as the connection itself shows.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody said.
+    /// Not known.
     Unknown,
-    /// TCP: the other end's address, or the one that a trusted proxy stated.
+    /// TCP: the peer's address, or the one that a trusted proxy stated.
     Tcp(SocketAddr),
-    /// A unix socket: whose process it is, as the kernel says.
+    /// A unix socket: the peer's process, as the kernel reports it.
     Unix {
-        /// Its user.
+        /// The user id of the process.
         uid: u32,
-        /// Its process, where that is known.
+        /// The process id, where it is known.
         pid: Option<i32>,
     },
 }
@@ -24,7 +24,7 @@ pub enum Origin {
 #[derive(Debug, Clone)]
 pub struct Peer {
     origin: Origin,
-    /// Written once a connection, so that a request's log line costs a copy.
+    /// Formatted once per connection, so that a request's log line costs only a copy.
     text: Box<str>,
     names: Vec<String>,
     lacks_a_certificate: bool,
@@ -40,7 +40,7 @@ impl Default for Peer {
 }
 
 impl Peer {
-    /// A peer that comes from there.
+    /// An unidentified peer.
     pub fn new(origin: Origin) -> Self {
         let text = match origin {
             Origin::Unknown => String::new(),
@@ -62,34 +62,34 @@ impl Peer {
         self.over_tls
     }
 
-    /// With the names of the certificate that it has shown and that has been verified.
+    /// Adds the names of the verified client certificate.
     pub fn with_names(self, names: Vec<String>) -> Self {
         Self { names, lacks_a_certificate: false, ..self }
     }
 
-    /// The same, on a connection that would not be accepted any more without a good certificate.
+    /// The same peer, on a connection that would not be accepted now without a valid certificate.
     pub fn that_lacks_a_certificate(self) -> Self {
         Self { lacks_a_certificate: true, ..self }
     }
 
-    /// Is a certificate demanded that this peer has not shown.
+    /// Whether a certificate is required that this peer has not shown.
     pub fn lacks_a_certificate(&self) -> bool {
         self.lacks_a_certificate
     }
 
-    /// It has shown a good token or certificate.
+    /// Notes that it has shown a valid token or certificate.
     pub fn identify(&self) {
         if !self.is_identified() {
             self.identified.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Has it ever shown a good token or certificate on this connection.
+    /// Whether it has ever shown a valid token or certificate on this connection.
     pub fn is_identified(&self) -> bool {
         self.identified.load(Ordering::Relaxed)
     }
 
-    /// Does it come over a unix socket.
+    /// Whether it is connected over a unix socket.
     pub fn is_unix(&self) -> bool {
         matches!(self.origin, Origin::Unix { .. })
     }
@@ -99,19 +99,19 @@ impl Peer {
         &self.text
     }
 
-    /// The names of its verified client certificate; empty without one.
+    /// The names in its verified client certificate; empty without one.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// What it shares with those whose deeds are counted together with its own.
+    /// The group of peers whose failures are counted together.
     pub fn source_group(&self) -> SourceGroup {
         match self.origin {
             Origin::Unknown => SourceGroup::Unknown,
             Origin::Unix { uid, .. } => SourceGroup::User(uid),
             Origin::Tcp(address) => match address.ip().to_canonical() {
                 ip @ IpAddr::V4(_) => SourceGroup::Network(ip),
-                // Whoever has one address of a /64 has all of them (RFC 6177).
+                // A client with one address of a /64 usually has all of them (RFC 6177).
                 IpAddr::V6(ip) => {
                     let prefix = ip.to_bits() & (u128::MAX << 64);
                     SourceGroup::Network(IpAddr::V6(Ipv6Addr::from_bits(prefix)))
@@ -121,12 +121,12 @@ impl Peer {
     }
 }
 
-/// Peers that cannot be told apart: an IPv4 address, an IPv6 network of 64 bits, a user of this machine.
+/// Peers that cannot be distinguished: an IPv4 address, an IPv6 network of 64 bits, or a user of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceGroup {
-    /// Of nobody in particular.
+    /// Peers of unknown origin.
     Unknown,
-    /// An address, or the first of its network.
+    /// An IPv4 address, or the first address of an IPv6 network.
     Network(IpAddr),
     /// A user of this machine.
     User(u32),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_network_is_one_neighbourhood_and_an_ipv4_address_is() {
+    fn an_ipv6_network_is_one_group_and_so_is_an_ipv4_address() {
         let same = |one: &str, other: &str| tcp(one).source_group() == tcp(other).source_group();
         assert!(same("[2001:db8:0:1::1]:1", "[2001:db8:0:1:ffff::2]:2"));
         assert!(!same("[2001:db8:0:1::1]:1", "[2001:db8:0:2::1]:1"));

@@ -1,19 +1,19 @@
-//! Whether the configuration in use is the one that is wanted.
+//! Whether the configuration in use is the newest one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::core::clock::Instant;
 
-/// The newest reload, if it was refused. Cheap to clone; all clones are one.
+/// The newest reload, if it was refused. Cheap to clone; all clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct Reloads(Arc<Mutex<Option<Refused>>>);
 
 /// A configuration that was refused, so that an older one stays in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// Since when none has been accepted.
+    /// When the first was refused since the last accepted one.
     pub since: Instant,
-    /// What is wrong with the newest, one fault a line; never a secret.
+    /// What is wrong with the newest, one fault per line. Never contains a secret.
     pub faults: String,
 }
 
@@ -30,7 +30,7 @@ impl Reloads {
         *newest = Some(Refused { since, faults: faults.to_owned() });
     }
 
-    /// The newest, if it was refused.
+    /// The newest configuration, if it was refused.
     pub fn newest_refused(&self) -> Option<Refused> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

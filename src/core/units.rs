@@ -1,11 +1,11 @@
 //! Quantities as people write them: durations (`250ms`), sizes (`1MiB`), rates (`5/s`).
 //!
-//! Strict on purpose: a quantity without a unit is a fault, since `deadline = 90` could be anything.
+//! They are strict on purpose: a quantity without a unit is a fault, because `deadline = 90` is ambiguous.
 
 use std::fmt;
 use std::time::Duration;
 
-/// So many per so long, such as `5/s` or `300/min`. Never zero: "no limit" is `None` around it.
+/// A number of events per time, such as `5/s` or `300/min`. Never zero: "no limit" is an `Option` that is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     count: u32,
@@ -18,7 +18,7 @@ impl Rate {
         (count > 0 && !per.is_zero()).then_some(Self { count, per })
     }
 
-    /// So many a second.
+    /// Events per second.
     pub fn per_second(self) -> f64 {
         f64::from(self.count) / self.per.as_secs_f64()
     }
@@ -33,7 +33,7 @@ impl Rate {
         self.count
     }
 
-    /// The time that [`count`](Self::count) is per: the unit it was written with.
+    /// The time that [`count`](Self::count) refers to: the unit in which the rate was written.
     pub fn window(self) -> Duration {
         self.per
     }
@@ -83,7 +83,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     duration.filter(|d| *d <= LONGEST).ok_or(EXPECTED)
 }
 
-/// Reads `512B`, `64KiB`, `1MiB`, `2GiB`, and their decimal cousins `kB`, `MB`, `GB`. At most 1 PiB.
+/// Reads `512B`, `64KiB`, `1MiB`, `2GiB`, and the decimal units `kB`, `MB`, `GB`. At most 1 PiB.
 pub fn parse_size(text: &str) -> Result<u64, &'static str> {
     const EXPECTED: &str = "expected a size such as \"512KiB\", \"1MiB\" or \"2GiB\"";
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or(EXPECTED)?;
@@ -105,7 +105,7 @@ fn digits(text: &str) -> Option<u64> {
     (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
 }
 
-/// A duration, shown the way the configuration writes it.
+/// A duration in the form of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -122,7 +122,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// A number of bytes, shown the way the configuration writes it.
+/// A number of bytes in the form of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
 
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_plain() {
+    fn refuses_malformed_quantities() {
         for text in ["", "90", "s", "-1s", "1.5s", " 1s", "1 s", "1S", "9999999999999999999d", "40000d"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }

@@ -1,10 +1,10 @@
-//! Events of the last while, counted in slots of time. Pure: time is passed in.
+//! Counts recent events in slots of time. Pure: the time is an argument.
 
 use std::time::Duration;
 
 use crate::core::clock::Instant;
 
-/// Events of some kinds over the last `SLOTS` slots. What is older has been forgotten, to the slot.
+/// Events of some kinds in the last `SLOTS` slots. Older slots are dropped as a whole.
 #[derive(Debug, Clone)]
 pub struct Window<const SLOTS: usize, const KINDS: usize> {
     begun: Instant,
@@ -14,18 +14,18 @@ pub struct Window<const SLOTS: usize, const KINDS: usize> {
 
 #[derive(Debug, Clone, Copy)]
 struct Slot<const KINDS: usize> {
-    /// Slots since the beginning.
+    /// The number of the current slot.
     number: u64,
     counts: [u32; KINDS],
 }
 
 impl<const SLOTS: usize, const KINDS: usize> Window<SLOTS, KINDS> {
-    /// Empty, with slots of that length.
+    /// Empty, with slots of length `slot`.
     pub fn new(slot: Duration, begun: Instant) -> Self {
         Self { begun, slot, slots: [Slot { number: 0, counts: [0; KINDS] }; SLOTS] }
     }
 
-    /// Counts an event of a kind, below `KINDS`.
+    /// Counts an event of this kind, which must be below `KINDS`.
     pub fn count(&mut self, kind: usize, now: Instant) {
         let number = self.number(now);
         let slot = &mut self.slots[(number % SLOTS as u64) as usize];
@@ -35,13 +35,13 @@ impl<const SLOTS: usize, const KINDS: usize> Window<SLOTS, KINDS> {
         slot.counts[kind] = slot.counts[kind].saturating_add(1);
     }
 
-    /// How many of each kind there were.
+    /// The counted events of each kind.
     pub fn counts(&self, now: Instant) -> [u32; KINDS] {
         let sum = |kind| self.recent(now).fold(0u32, |sum, slot| sum.saturating_add(slot.counts[kind]));
         std::array::from_fn(sum)
     }
 
-    /// How long ago the slot began in which the first of all that are counted fell; nothing where none are.
+    /// How long ago the oldest slot began that has a counted event; zero without any.
     pub fn span(&self, now: Instant) -> Duration {
         let first = self.recent(now).filter(|slot| slot.counts != [0; KINDS]).map(|slot| slot.number).min();
         let began = first.map(|number| self.slot.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX)));
@@ -66,7 +66,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[test]
-    fn counts_what_is_recent_and_forgets_the_rest() {
+    fn counts_recent_events_and_drops_older_ones() {
         let start = Instant::now();
         let mut window = Window::<3, 2>::new(S, start);
         assert_eq!((window.counts(start), window.span(start)), ([0, 0], Duration::ZERO));

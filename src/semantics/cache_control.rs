@@ -1,7 +1,8 @@
-//! `Cache-Control` (RFC 9111 section 5.2) and what else an answer says of being kept: `Expires`, `Age`, `Vary`.
+//! `Cache-Control` (RFC 9111 section 5.2), and the other headers by which a response limits caching: `Expires`, `Age`,
+//! `Vary`.
 //!
-//! An answer is only ever kept for less long than configured, never for longer. Whatever cannot be read is read in the
-//! strictest way.
+//! These headers can only shorten the configured lifetimes, never lengthen them. A value that cannot be read counts as
+//! the strictest one.
 
 use std::time::{Duration, SystemTime};
 
@@ -46,7 +47,8 @@ pub fn members<'t>(text: &'t str, separators: &'static [u8]) -> impl Iterator<It
     .filter(|member| !member.is_empty())
 }
 
-/// `name[=value]`, the quotes around the value dropped. A value that only begins with a quote is none that can be read.
+/// Splits `name[=value]` and removes the quotes around the value. A value that begins with a quote and does not end
+/// with one has no valid value.
 pub fn directive(member: &str) -> (&str, Option<&str>) {
     match member.split_once('=') {
         Some((name, value)) => {
@@ -58,32 +60,32 @@ pub fn directive(member: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Delta seconds (RFC 9111 section 1.2.2): digits alone; what overflows is the greatest.
+/// Delta seconds (RFC 9111 section 1.2.2): only digits; a number that overflows counts as the largest.
 pub fn seconds(text: &str) -> Option<Duration> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| Duration::from_secs(text.parse::<u32>().unwrap_or(i32::MAX as u32).into()))
 }
 
-/// What an answer's headers allow a shared cache.
+/// What a response's headers allow a shared cache to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Storage {
-    /// Not to be kept: `no-store`, `private`, `no-cache` (which would need a validation that Twilio does not offer),
-    /// also where they name fields, and `Vary: *`.
+    /// It must not be stored: `no-store`, `private`, `no-cache` (which would need a validation that Twilio does not
+    /// offer), also with field names, and `Vary: *`.
     pub forbidden: bool,
-    /// Fresh for no longer than this: `s-maxage`, else `max-age`, else `Expires`.
+    /// Longest time of freshness: `s-maxage`, else `max-age`, else `Expires`.
     pub fresh: Option<Duration>,
-    /// Never served stale: `must-revalidate`, `proxy-revalidate`, `s-maxage`.
+    /// Must not be served stale: `must-revalidate`, `proxy-revalidate`, `s-maxage`.
     pub must_revalidate: bool,
-    /// No longer than this (RFC 5861).
+    /// Longest `stale-while-revalidate` (RFC 5861).
     pub stale_while_revalidate: Option<Duration>,
-    /// No longer than this (RFC 5861).
+    /// Longest `stale-if-error` (RFC 5861).
     pub stale_if_error: Option<Duration>,
-    /// How old it was when it came.
+    /// How old the response was when it arrived.
     pub age: Duration,
 }
 
 impl Storage {
-    /// Reads an answer's headers. `now` stands in for a `Date` that it does not have.
+    /// Reads a response's headers. `now` is used where it has no `Date`.
     pub fn read(headers: &HeaderMap, now: SystemTime) -> Self {
         let mut storage = Self { age: age(headers).unwrap_or_default(), ..Self::default() };
         let (mut max_age, mut s_maxage) = (None, None);
@@ -96,7 +98,7 @@ impl Storage {
             storage.forbidden |= !quotes_are_closed(line);
             for member in members(line, b",") {
                 let (name, value) = directive(member);
-                // Of a duration that cannot be read nothing is left (RFC 9111 section 4.2.1).
+                // A duration that cannot be read counts as zero (RFC 9111 section 4.2.1).
                 let least = |known: Option<Duration>| {
                     let stated = value.and_then(seconds).unwrap_or_default();
                     Some(known.map_or(stated, |known| known.min(stated)))
@@ -120,7 +122,7 @@ impl Storage {
         storage
     }
 
-    /// What is left of `lifetimes`; `None` where it is not to be kept.
+    /// Shortens `lifetimes` to what the headers allow; `None` where the response must not be stored.
     pub fn narrow(&self, lifetimes: Lifetimes) -> Option<Lifetimes> {
         let least = |configured: Duration, stated: Option<Duration>| stated.map_or(configured, |s| s.min(configured));
         let narrowed = Lifetimes {
@@ -133,19 +135,20 @@ impl Storage {
     }
 }
 
-/// How old an answer says it is (RFC 9111 section 5.1). Of several values the greatest; what is no number says nothing.
+/// The `Age` of a response (RFC 9111 section 5.1). Of several values the greatest holds; values that are not numbers
+/// are ignored.
 pub fn age(headers: &HeaderMap) -> Option<Duration> {
     let values = headers.get_all(header::AGE).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|line| line.split(',')).filter_map(|value| seconds(value.trim())).max()
 }
 
-/// The answer's `Date`.
+/// The response's `Date`.
 pub fn date(headers: &HeaderMap) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?.trim()).ok()
 }
 
-/// Makes `Cache-Control` one line that holds wherever the answer is passed on: `Expires` is read by a clock that may
-/// not be ours, so where nothing else limits freshness it becomes a `max-age`.
+/// Makes `Cache-Control` one line that is valid wherever the response is passed on. `Expires` depends on a clock that
+/// may differ from ours, so where no other directive limits freshness, it becomes a `max-age`.
 pub fn normalise(headers: &mut HeaderMap, now: SystemTime) {
     let is_one_line = headers.get_all(header::CACHE_CONTROL).iter().nth(1).is_none();
     if is_one_line && !headers.contains_key(header::EXPIRES) {
@@ -167,15 +170,15 @@ pub fn normalise(headers: &mut HeaderMap, now: SystemTime) {
         append(&mut line, format!("max-age={}", expires.as_secs()).as_bytes());
     }
     headers.remove(header::EXPIRES);
-    // All parts were header values, and so is their list.
+    // All parts are valid header values, so the list is one too.
     if let Ok(value) = HeaderValue::from_bytes(&line) {
         headers.insert(header::CACHE_CONTROL, value);
     }
 }
 
-/// Does a line of directives have this one.
+/// Whether a line of directives has this one.
 pub fn has(line: &HeaderValue, name: &str) -> bool {
-    // What cannot be read may have it.
+    // A line that cannot be read may have it.
     let Ok(text) = std::str::from_utf8(line.as_bytes()) else { return true };
     members(text, b",").any(|member| directive(member).0.eq_ignore_ascii_case(name))
 }
@@ -187,8 +190,8 @@ fn append(line: &mut Vec<u8>, part: &[u8]) {
     line.extend_from_slice(part);
 }
 
-/// How long after its own date an answer expires: the least that any line says. A date that cannot be read has passed
-/// (RFC 9111 section 5.3).
+/// How long after its own date a response expires: the shortest time that any line states. A date that cannot be read
+/// is in the past (RFC 9111 section 5.3).
 fn expires_in(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let from = date(headers).unwrap_or(now);
     let expires = |value: &HeaderValue| {
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_parted_outside_quotes() {
+    fn lists_are_split_outside_quotes() {
         let read = |text: &'static str| members(text, b",").collect::<Vec<_>>();
         assert_eq!(read("a, b=\"x, y\" ,,c"), ["a", "b=\"x, y\"", "c"]);
         assert_eq!(read("a=\"\\\", no-store\", b"), ["a=\"\\\", no-store\"", "b"]);
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_forbids_keeping_is_seen_in_every_spelling() {
+    fn directives_that_forbid_storing_are_found_in_every_spelling() {
         for line in [
             "no-store",
             "No-Store",
@@ -293,7 +296,7 @@ mod tests {
             ("max-age=\"9\"", 9),
             ("MAX-AGE=9, max-age=3", 3),
             ("max-age=9, s-maxage=3", 3),
-            // For a shared cache the one beats the other, whichever is longer.
+            // For a shared cache `s-maxage` overrides `max-age`, even if it is longer.
             ("max-age=3, s-maxage=9", 9),
             ("max-age=soon", 0),
             ("max-age", 0),
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_is_one_line_that_needs_no_clock() {
+    fn the_forwarded_line_is_single_and_needs_no_clock() {
         let passed = |pairs: &[(&'static str, &str)]| {
             let mut headers = headers(pairs);
             normalise(&mut headers, now());
@@ -389,7 +392,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn anything_may_be_said(line in ".*", expires in ".*") {
+        fn arbitrary_headers_do_not_panic(line in ".*", expires in ".*") {
             let Ok(line) = HeaderValue::from_bytes(line.as_bytes()) else { return Ok(()) };
             let Ok(expires) = HeaderValue::from_bytes(expires.as_bytes()) else { return Ok(()) };
             let mut headers: HeaderMap = [(header::CACHE_CONTROL, line), (header::EXPIRES, expires)].into_iter().collect();
@@ -397,7 +400,7 @@ mod tests {
             if let Some(narrowed) = storage.narrow(HOUR) {
                 proptest::prop_assert!(narrowed.fresh <= HOUR.fresh && narrowed.usable() <= HOUR.usable());
             }
-            // What is passed on says the same.
+            // The normalised headers mean the same.
             normalise(&mut headers, now());
             let again = Storage::read(&headers, now());
             proptest::prop_assert_eq!(again.narrow(HOUR), storage.narrow(HOUR));

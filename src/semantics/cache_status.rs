@@ -7,16 +7,16 @@ use http::HeaderValue;
 
 use crate::core::outcome::Outcome;
 
-/// Why a request went further than the cache (RFC 9211 section 2.2).
+/// Why a request was forwarded (RFC 9211 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forward {
     /// There was no stored response.
     UriMiss,
-    /// There was one, too old.
+    /// There was a stored response, but it was too old.
     Stale,
-    /// There was one, which the client's `Cache-Control` did not accept.
+    /// There was one, but the client's `Cache-Control` did not accept it.
     Request,
-    /// The client wanted nothing kept.
+    /// The client asked that nothing be stored.
     Bypass,
 }
 
@@ -31,23 +31,23 @@ impl Forward {
     }
 }
 
-/// The end of every line about one stored response: its key. Written once and kept with the response.
+/// The last part of every line about one stored response: its key. Formatted once and kept with the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyParam([u8; Self::LENGTH]);
 
 impl KeyParam {
     const LENGTH: usize = "; key=\"0123456789abcdef\"".len();
 
-    /// Of a key in its short form: 16 hexadecimal digits.
+    /// From a key in its short form: 16 hexadecimal digits.
     pub fn new(short: &impl Display) -> Self {
         let mut text = [b'0'; Self::LENGTH];
-        // The short form has one length, so this fits.
+        // The short form has a fixed length, so this fits.
         let _ = write!(&mut text[..], "; key=\"{short}\"");
         Self(text)
     }
 }
 
-/// The value for a response from the store.
+/// The value for a stored response.
 pub fn hit(ttl: i64, outcome: Outcome, key: &KeyParam) -> HeaderValue {
     line(["insights-gateway; hit; ttl=", itoa::Buffer::new().format(ttl), "; detail=", outcome.as_str()], key)
 }
@@ -68,7 +68,7 @@ pub fn forwarded(
     line(["insights-gateway; fwd=", why, stored, collapsed, "; fwd-status=", status, "; detail=", outcome], key)
 }
 
-/// Formatting macros would take most of the time of a hit's line.
+/// Joins the parts. The formatting macros would take most of the time of a hit's line.
 fn line<const N: usize>(parts: [&str; N], key: &KeyParam) -> HeaderValue {
     let mut line = Vec::with_capacity(128);
     for part in parts {
@@ -85,8 +85,8 @@ mod tests {
 
     use super::*;
 
-    /// Is it a structured field (RFC 9651): a token and its parameters, each a bare key, a token, an integer or a
-    /// string without escapes.
+    /// Whether it is a structured field (RFC 9651): a token and its parameters, each without value, or with a token, an
+    /// integer or a string without escapes.
     fn is_structured(value: &HeaderValue) -> bool {
         let token = |text: &str| {
             text.starts_with(|c: char| c.is_ascii_alphabetic())

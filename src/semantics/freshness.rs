@@ -1,4 +1,4 @@
-//! What may be done with a page of a given age: one pure function over passed-in time.
+//! What may be done with a page of a given age: one pure function, with the time as an argument.
 //!
 //! ```text
 //!   age   0 ────────── fresh ─────────── fresh + swr ────────── fresh + sie ──────────▶
@@ -6,8 +6,8 @@
 //!         │              │ once behind it     │ only on an error     │
 //! ```
 //!
-//! The two windows both start where freshness ends (RFC 5861), so either may be the longer. A page beyond
-//! both is never served, whoever asks. Nothing here marks a page fresh: only a new page is.
+//! The two windows both start where freshness ends (RFC 5861), so either may be the longer. A page beyond both is never
+//! served to any client. No function here makes a page fresh again: only a new page is fresh.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub struct Lifetimes {
 }
 
 impl Lifetimes {
-    /// Fresh for so long, then gone.
+    /// Lifetimes of a page that must not be served stale.
     pub const fn fresh_only(fresh: Duration) -> Self {
         Self { fresh, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO }
     }
@@ -35,7 +35,7 @@ impl Lifetimes {
         Self { fresh: self.fresh.min(limit), ..self }
     }
 
-    /// What is left of them `elapsed` later; `None` when nothing is.
+    /// The lifetimes that are left after `elapsed`; `None` when they are over.
     pub fn after(&self, elapsed: Duration) -> Option<Self> {
         let overdue = elapsed.saturating_sub(self.fresh);
         (elapsed < self.usable()).then(|| Self {
@@ -45,12 +45,12 @@ impl Lifetimes {
         })
     }
 
-    /// The age beyond which a page is of no use to anybody.
+    /// The age beyond which a page may not be served at all.
     pub fn usable(&self) -> Duration {
         self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
     }
 
-    /// The age up to which a response may be served in place of an error.
+    /// The age up to which a page may be served in place of an error.
     pub fn servable_on_error(&self) -> Duration {
         self.fresh.saturating_add(self.stale_if_error)
     }
@@ -65,18 +65,18 @@ impl Lifetimes {
     }
 }
 
-/// What to do with a request, given the page that is there.
+/// What to do with a request, given the stored page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// Answer with the page; it is fresh, or as stale as the client accepts.
+    /// Answer with the page: it is fresh, or no staler than the client accepts.
     Serve,
-    /// Answer with the page, and let one refresh run behind it.
+    /// Answer with the page, and start one refresh in the background.
     ServeAndRefresh,
-    /// Ask upstream. The page may stand in when that fails.
+    /// Ask upstream. If that fails, the page may be served instead.
     FetchOrServeStale,
-    /// Ask upstream. There is no page that could stand in.
+    /// Ask upstream. There is no page that could be served instead.
     Fetch,
-    /// The client forbids asking, and there is no page that it accepts.
+    /// The client forbids to ask upstream, and there is no page that it accepts.
     Refuse,
 }
 
@@ -84,7 +84,7 @@ pub enum Decision {
 pub fn decide(page: Option<(&Lifetimes, Duration)>, directives: &CacheDirectives) -> Decision {
     let acceptable = page.and_then(|(lifetimes, age)| accept(lifetimes, age, directives));
     match (acceptable, directives.only_if_cached) {
-        // Asking upstream behind the answer would be asking all the same.
+        // A refresh in the background would ask upstream, which the client forbids.
         (Some(_), true) => Decision::Serve,
         (Some(decision), false) => decision,
         (None, true) => Decision::Refuse,
@@ -95,7 +95,7 @@ pub fn decide(page: Option<(&Lifetimes, Duration)>, directives: &CacheDirectives
     }
 }
 
-/// May the page be served without waiting for the upstream, and does it want a refresh.
+/// Whether the page may be served without waiting for upstream, and whether it needs a refresh.
 fn accept(lifetimes: &Lifetimes, age: Duration, directives: &CacheDirectives) -> Option<Decision> {
     let too_old = directives.no_cache || directives.max_age.is_some_and(|max_age| age > max_age);
     if too_old {
@@ -110,7 +110,7 @@ fn accept(lifetimes: &Lifetimes, age: Duration, directives: &CacheDirectives) ->
     }
     let staleness = age - lifetimes.fresh;
     let tolerated = match directives.max_stale {
-        // However much a client tolerates, nothing beyond the configured windows exists.
+        // A client may accept any staleness, but no page is served beyond the configured windows.
         Some(max_stale) => max_stale.min(lifetimes.stale_while_revalidate.max(lifetimes.stale_if_error)),
         None => lifetimes.stale_while_revalidate,
     };
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_life_of_a_page() {
+    fn the_decision_follows_the_age_of_the_page() {
         let plain = CacheDirectives::default();
         assert_eq!(at(0, plain), Decision::Serve);
         assert_eq!(at(60, plain), Decision::Serve);
@@ -195,9 +195,9 @@ mod tests {
     }
 
     proptest! {
-        /// A page that joins a result set later ends its windows when the set does.
+        /// A page that joins a result set later ends its windows together with the set.
         #[test]
-        fn what_is_left_ends_when_the_whole_does(fresh in 0u32..100, swr in 0u32..100, sie in 0u32..100, elapsed in 0u32..300, age in 0u32..300) {
+        fn remaining_lifetimes_end_with_the_original_ones(fresh in 0u32..100, swr in 0u32..100, sie in 0u32..100, elapsed in 0u32..300, age in 0u32..300) {
             let whole = Lifetimes { fresh: S * fresh, stale_while_revalidate: S * swr, stale_if_error: S * sie };
             let plain = CacheDirectives::default();
             match whole.after(S * elapsed) {

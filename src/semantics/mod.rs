@@ -1,5 +1,5 @@
-//! What HTTP's own standards say, for both sides of the gateway: freshness (RFC 9111), request directives,
-//! what an upstream's headers forbid, trace context. Nothing here knows Twilio, teams or the cache's storage.
+//! What HTTP's own standards say, for both sides of the gateway: freshness (RFC 9111), request directives, limits in an
+//! upstream's headers, trace context. This module does not know Twilio, teams or the cache's storage.
 
 pub mod cache_control;
 pub mod cache_status;

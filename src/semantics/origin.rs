@@ -1,8 +1,9 @@
-//! Web pages that ask on behalf of whoever looks at them: from which site a request comes, and whether that is ours.
+//! Requests that web pages send through a visitor's browser: which site a request comes from, and whether that is ours.
 //!
-//! Where no token is asked for, a page of any site could reach the gateway through a browser beside it. The browser
-//! says which page asks: by `Origin` (RFC 6454 section 7), and by `Sec-Fetch-Site` (Fetch Metadata) where it leaves
-//! `Origin` out. Programs send neither header, and pass. The data plane and the admin plane share this check.
+//! Where no token is demanded, a page of any site could reach the gateway through a browser that can. The browser says
+//! which page sends the request: by `Origin` (RFC 6454 section 7), and by `Sec-Fetch-Site` (Fetch Metadata) where it
+//! leaves `Origin` out. Programs send neither header, and are let through. The data plane and the admin plane share
+//! this check.
 
 use std::fmt;
 
@@ -11,8 +12,8 @@ use http::{HeaderMap, HeaderName, Request, header};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Scheme, host and port of a site, as a browser names it. Hosts are compared without regard to case, and a port that
-/// is left out is the scheme's own.
+/// Scheme, host and port of a site, as a browser names it. Hosts are compared without regard to case. A port that is
+/// left out is the scheme's default port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     secure: bool,
@@ -25,7 +26,7 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// What it should look like.
+    /// What a valid one looks like.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str =
             "expected an origin as browsers send it, such as \"https://dashboards.example\", without a path";
@@ -53,8 +54,8 @@ impl Origin {
         }
     }
 
-    /// Is this the site at `authority`. What is left out of that, its scheme and perhaps its port, is taken to be as
-    /// the browser says: a proxy in front may have ended TLS.
+    /// Whether this is the site at `authority`. An authority has no scheme and may have no port; both are assumed to be
+    /// what the browser says, because a proxy in front may have ended TLS.
     fn is_at(&self, authority: &Authority) -> bool {
         authority.host().eq_ignore_ascii_case(&self.host)
             && authority.port_u16().unwrap_or(default_port(self.secure)) == self.port
@@ -73,14 +74,14 @@ const fn default_port(secure: bool) -> u16 {
     if secure { 443 } else { 80 }
 }
 
-/// A host and, perhaps, a port: `host:`, `host:99999` and the like are none.
+/// A host and an optional port. `host:`, `host:99999` and the like are refused.
 pub fn authority(text: &str) -> Option<Authority> {
     let authority: Authority = text.parse().ok()?;
     let rest = authority.as_str().strip_prefix(authority.host())?;
     (rest.is_empty() || authority.port_u16().is_some()).then_some(authority)
 }
 
-/// The authority that a request was sent to: its target's, or else its only `Host` (RFC 9112 section 3.2.2).
+/// The authority that a request was sent to: its target's, else its only `Host` (RFC 9112 section 3.2.2).
 pub fn authority_of<B>(request: &Request<B>) -> Option<Authority> {
     if let Some(target) = request.uri().authority() {
         return Some(target.clone());
@@ -92,7 +93,7 @@ pub fn authority_of<B>(request: &Request<B>) -> Option<Authority> {
     }
 }
 
-/// The origin that the request names; `Some(None)` where that is `null`, malformed or not the only one.
+/// The origin that the request names; `Some(None)` where it is `null`, malformed or not the only one.
 pub fn of(headers: &HeaderMap) -> Option<Option<Origin>> {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let first = origins.next()?;
@@ -100,13 +101,13 @@ pub fn of(headers: &HeaderMap) -> Option<Option<Origin>> {
     Some(first.to_str().ok().filter(|_| alone).and_then(|text| Origin::parse(text).ok()))
 }
 
-/// Does the request name an origin which is neither the authority that it was sent to nor one of `allowed`.
+/// Whether the request names an origin that is neither the authority that it was sent to nor in `allowed`.
 pub fn names_another<B>(request: &Request<B>, allowed: &[Origin]) -> bool {
     of(request.headers()).is_some_and(|origin| !is_ours(origin.as_ref(), request, allowed))
 }
 
-/// Does a browser ask on behalf of a page of another site. That is what [`names_another`] finds, and a request without
-/// `Origin` whose `Sec-Fetch-Site` says so.
+/// Whether a browser sends the request for a page of another site: [`names_another`] finds such an origin, or there is
+/// no `Origin` and `Sec-Fetch-Site` says so.
 pub fn is_cross_site<B>(request: &Request<B>, allowed: &[Origin]) -> bool {
     match of(request.headers()) {
         Some(origin) => !is_ours(origin.as_ref(), request, allowed),
@@ -169,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn programs_and_our_own_pages_are_of_no_other_site() {
+    fn programs_and_our_own_pages_are_not_cross_site() {
         let own = [("host", "127.0.0.1:9090"), ("origin", "http://127.0.0.1:9090")];
         assert!(!asks(&[]) && !asks(&[("host", "localhost:9090")]) && !asks(&own));
         assert!(!asks(&[own[0], own[1], ("sec-fetch-site", "same-origin")]));
         assert!(!asks(&[("host", "[::1]:9090"), ("sec-fetch-site", "none")]));
-        // Ports that are left out, and a proxy that has ended TLS.
+        // The ports may be left out, and a proxy may have ended TLS.
         assert!(
             !asks(&[("host", "gw"), ("origin", "https://gw")]) && !asks(&[("host", "gw:80"), ("origin", "http://GW")])
         );
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_other_sites_are_found_out() {
+    fn pages_of_other_sites_are_recognised() {
         let host = ("host", "localhost:9090");
         for origin in [
             "https://evil.example",

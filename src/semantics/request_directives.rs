@@ -1,7 +1,7 @@
-//! What a client wishes: `Cache-Control` (RFC 9111 section 5.2.1), `Prefer: wait` (RFC 7240 section 4.3),
+//! What a client asks for in headers: `Cache-Control` (RFC 9111 section 5.2.1), `Prefer: wait` (RFC 7240 section 4.3),
 //! `Priority` (RFC 9218), `If-None-Match` (RFC 9110 section 13.1.2) and `Accept-Encoding` (section 12.5.3).
 //!
-//! Headers are wishes, so a malformed one is ignored rather than refused.
+//! These are preferences, so a malformed one is ignored rather than refused.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use crate::semantics::cache_control::{self, seconds};
 /// The request directives of `Cache-Control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheDirectives {
-    /// Ask again, and let everybody have what comes back.
+    /// Ask upstream again, and store the response for all clients.
     pub no_cache: bool,
-    /// Keep nothing of this.
+    /// Store nothing of this.
     pub no_store: bool,
-    /// Answer from memory or not at all.
+    /// Answer from a stored response or not at all.
     pub only_if_cached: bool,
-    /// Nothing older than this.
+    /// Accept no response older than this.
     pub max_age: Option<Duration>,
-    /// Nothing that becomes stale sooner than this.
+    /// Accept no response that becomes stale sooner than this.
     pub min_fresh: Option<Duration>,
-    /// Stale is fine, this far; `Duration::MAX` for any.
+    /// Accept a response that has been stale for this long; `Duration::MAX` for any.
     pub max_stale: Option<Duration>,
 }
 
-/// How soon, among requests of one team: 0 is first, 7 last, 3 where nothing is said.
+/// The order among requests of one team: 0 is first, 7 last, 3 the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Urgency(u8);
 
@@ -37,7 +37,7 @@ impl Default for Urgency {
 }
 
 impl Urgency {
-    /// 7 for anything beyond.
+    /// A level above 7 counts as 7.
     pub fn new(level: u8) -> Self {
         Self(level.min(7))
     }
@@ -48,18 +48,18 @@ impl Urgency {
     }
 }
 
-/// Everything a client's headers wish for.
+/// All preferences in a client's headers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RequestDirectives {
-    /// Of the cache.
+    /// For the cache.
     pub cache: CacheDirectives,
     /// Longest wait that the client wants.
     pub wait: Option<Duration>,
-    /// Place in the team's queue.
+    /// The place in the team's queue.
     pub urgency: Urgency,
-    /// Entity tags that the client has, of all lines of the header.
+    /// Entity tags of the responses that the client has, of all lines of the header.
     pub if_none_match: Option<HeaderValue>,
-    /// Gzip is acceptable, and no less welcome than the plain bytes.
+    /// Whether gzip is acceptable and preferred at least as much as the plain bytes.
     pub gzip: bool,
 }
 
@@ -71,7 +71,7 @@ impl RequestDirectives {
     pub fn read(headers: &HeaderMap) -> Self {
         let (mut directives, mut codings) = (Self::default(), Codings::default());
         let (mut has_cache_control, mut has_pragma_no_cache) = (false, false);
-        // Once over the few headers that there are: to look up each that there may be takes several times as long.
+        // One pass over the few headers that there are. Looking up each possible header takes several times as long.
         for (name, value) in headers {
             if *name == header::IF_NONE_MATCH {
                 directives.if_none_match = Some(joined(directives.if_none_match.take(), value));
@@ -91,7 +91,7 @@ impl RequestDirectives {
                 directives.read_priority(text());
             }
         }
-        // RFC 9111 section 5.4: only where Cache-Control is absent.
+        // RFC 9111 section 5.4: only where `Cache-Control` is absent.
         directives.cache.no_cache |= has_pragma_no_cache && !has_cache_control;
         directives.gzip = codings.prefer_gzip();
         directives
@@ -135,8 +135,8 @@ impl CacheDirectives {
     }
 }
 
-/// Does a client that has the tags in `if_none_match` have `etag`. The comparison is weak (RFC 9110 section
-/// 8.8.3.2), as `If-None-Match` asks for.
+/// Whether a client with the tags in `if_none_match` has `etag`. The comparison is weak (RFC 9110 section 8.8.3.2), as
+/// `If-None-Match` demands.
 pub fn has_tag(if_none_match: &HeaderValue, etag: &str) -> bool {
     let list = if_none_match.as_bytes();
     let opaque = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
@@ -144,7 +144,7 @@ pub fn has_tag(if_none_match: &HeaderValue, etag: &str) -> bool {
     list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || opaque(tag) == wanted)
 }
 
-/// The weights that the lines of `Accept-Encoding` give to what there is to choose from.
+/// The weights that the lines of `Accept-Encoding` give to the codings that the gateway offers.
 #[derive(Debug, Clone, Copy, Default)]
 struct Codings {
     gzip: Option<u16>,
@@ -167,17 +167,18 @@ impl Codings {
             } else {
                 continue;
             };
-            // Of contradicting weights the lower one holds: it cannot be the one that the client cannot read.
+            // Of contradicting weights the lower one holds, so that the client gets no coding that it may be unable to
+            // read.
             *named = Some(named.map_or(weight, |known: u16| known.min(weight)));
         }
     }
 
-    /// Is gzip to be sent where there is a choice between it and the plain bytes (RFC 9110 section 12.5.3). Where
-    /// nothing is said, the plain bytes are; so they are where neither is acceptable, since an answer is worth more
-    /// than a refusal.
+    /// Whether to send gzip rather than the plain bytes, where both exist (RFC 9110 section 12.5.3). The plain bytes
+    /// are sent where the header is absent. They are also sent where neither is acceptable, because a response is more
+    /// useful than a refusal.
     fn prefer_gzip(self) -> bool {
         let gzip = self.gzip.or(self.others).unwrap_or(0);
-        // A client that lists gzip and not the plain bytes wants gzip.
+        // A client that lists gzip but not the plain bytes prefers gzip.
         gzip > 0 && gzip >= self.identity.unwrap_or(0)
     }
 }
@@ -214,10 +215,10 @@ fn parts(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
     cache_control::members(text, b",;").map(cache_control::directive)
 }
 
-/// One more line of a field whose lines are one list (RFC 9110 section 5.3).
+/// Appends a line to a field whose lines form one list (RFC 9110 section 5.3).
 fn joined(list: Option<HeaderValue>, line: &HeaderValue) -> HeaderValue {
     let Some(list) = list else { return line.clone() };
-    // Both are header values, and so is their list.
+    // Both are valid header values, so the list is one too.
     HeaderValue::from_bytes(&[list.as_bytes(), b", ", line.as_bytes()].concat()).unwrap_or(list)
 }
 
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_wishes_are_no_wishes() {
+    fn malformed_preferences_are_ignored() {
         for value in ["max-age=-1", "max-age=abc", "max-age=", "max-age", "=", ",,", "max-age=1.5"] {
             assert_eq!(directives(&[("cache-control", value)]), RequestDirectives::default(), "{value}");
         }
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_quotes_is_no_directive() {
+    fn text_in_quotes_is_not_a_directive() {
         assert_eq!(directives(&[("cache-control", "x=\"a, no-store\"")]), RequestDirectives::default());
         assert!(directives(&[("cache-control", "x=\"a\\\"b\", no-store")]).cache.no_store);
     }
@@ -366,7 +367,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// By the letter: the weight of each coding is its own, else that of `*`.
+        /// The rule to the letter: the weight of each coding is its own, else that of `*`.
         #[test]
         fn weights_decide(gzip in weights(), identity in weights(), others in weights(), estimated_start in 0usize..3) {
             let listed = [("gzip", gzip), ("identity", identity), ("*", others)];
@@ -380,9 +381,9 @@ mod tests {
         }
 
         #[test]
-        fn anything_may_be_asked(header in ".*") {
+        fn arbitrary_headers_do_not_panic(header in ".*") {
             let asked = prefers_gzip([header.as_str()].into_iter());
-            // A refusal at the end overrules all before it.
+            // A refusal at the end overrides everything before it.
             let refused = format!("{header}, gzip;q=0");
             proptest::prop_assert!(!prefers_gzip([refused.as_str()].into_iter()));
             proptest::prop_assert!(!asked || header.contains('*') || header.to_lowercase().contains("gzip"));

@@ -1,15 +1,15 @@
-//! W3C Trace Context: the ids by which a request is followed from one program to the next.
+//! W3C Trace Context: ids by which a request can be followed from one program to the next.
 //!
-//! Level 1 of the recommendation (<https://www.w3.org/TR/trace-context-1/>). A sound `traceparent` is continued, and its
-//! `tracestate` carried along unread; what is malformed counts as absent, as the recommendation wants it.
+//! Level 1 of the recommendation (<https://www.w3.org/TR/trace-context-1/>). A valid `traceparent` is continued, and
+//! its `tracestate` passed on unread. A malformed one counts as absent, as the recommendation demands.
 
 use std::num::{NonZeroU64, NonZeroU128};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// Where a trace's ids travel.
+/// The header with a trace's ids.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// Where other programs' notes on it travel.
+/// The header with other programs' data of the trace.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Names a trace. Never all zeros.
@@ -21,7 +21,7 @@ impl TraceId {
         Self(NonZeroU128::new(fastrand::u128(..)).unwrap_or(NonZeroU128::MIN))
     }
 
-    /// As it is written in binary.
+    /// The id as bytes.
     pub fn to_bytes(self) -> [u8; 16] {
         self.0.get().to_be_bytes()
     }
@@ -39,12 +39,12 @@ impl std::fmt::Display for TraceId {
 pub struct SpanId(NonZeroU64);
 
 impl SpanId {
-    /// A new one.
+    /// A new id.
     pub fn random() -> Self {
         Self(NonZeroU64::new(fastrand::u64(..)).unwrap_or(NonZeroU64::MIN))
     }
 
-    /// As it is written in binary.
+    /// The id as bytes.
     pub fn to_bytes(self) -> [u8; 8] {
         self.0.get().to_be_bytes()
     }
@@ -64,21 +64,21 @@ pub struct TraceContext {
     pub trace: TraceId,
     /// The caller's span; `None` when the trace begins here.
     pub parent: Option<SpanId>,
-    /// Does whoever began the trace want it recorded.
+    /// Whether the program that began the trace wants it recorded.
     pub sampled: bool,
-    /// Other programs' notes, passed on as they came.
+    /// Other programs' data, passed on unchanged.
     pub state: Option<HeaderValue>,
 }
 
 impl TraceContext {
-    /// A trace that begins here, and is recorded.
+    /// A trace that begins here and is recorded.
     pub fn begin() -> Self {
         Self { trace: TraceId::random(), parent: None, sampled: true, state: None }
     }
 
-    /// The caller's, if its headers name one.
+    /// The caller's trace, if the headers name one.
     pub fn read(headers: &HeaderMap) -> Option<Self> {
-        // Not by look-up: to hash a name takes longer than to pass the few headers of a request.
+        // A linear search: hashing a name takes longer than comparing the few headers of a request.
         let mut parents = headers.iter().filter(|(name, _)| *name == TRACEPARENT).map(|(_, value)| value);
         let (trace, parent, flags) = match (parents.next(), parents.next()) {
             (Some(only), None) => parse(only.as_bytes())?,
@@ -87,13 +87,13 @@ impl TraceContext {
         Some(Self { trace, parent: Some(parent), sampled: flags & 1 == 1, state: state(headers) })
     }
 
-    /// The `traceparent` for what `span` asks of the next program.
+    /// The `traceparent` of calls that belong to `span`.
     pub fn traceparent(&self, span: SpanId) -> Option<HeaderValue> {
         HeaderValue::try_from(format!("00-{}-{span}-{:02x}", self.trace, u8::from(self.sampled))).ok()
     }
 }
 
-/// Trace, parent and flags of a `traceparent`. Versions to come begin like this one (section 3.2.2 of the
+/// Trace, parent and flags of a `traceparent`. Future versions begin like this one (section 3.2.2 of the
 /// recommendation).
 fn parse(text: &[u8]) -> Option<(TraceId, SpanId, u8)> {
     const LENGTH: usize = 55;
@@ -110,7 +110,7 @@ fn parse(text: &[u8]) -> Option<(TraceId, SpanId, u8)> {
     (dashed && ends).then_some((trace, parent, flags?.try_into().ok()?))
 }
 
-/// Digits as the recommendation wants them: in lower case.
+/// Digits in lower case, as the recommendation demands.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |number, digit| {
         let value = match digit {
@@ -122,7 +122,7 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// `tracestate` in one line, unless it is malformed or longer than anybody has to pass on (section 3.3.1.5).
+/// `tracestate` in one line, unless it is malformed or longer than a program has to pass on (section 3.3.1.5).
 fn state(headers: &HeaderMap) -> Option<HeaderValue> {
     const LONGEST: usize = 512;
     const MOST_MEMBERS: usize = 32;
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_parent_is_continued() {
+    fn a_valid_parent_is_continued() {
         let context = read(&[("traceparent", PARENT), ("tracestate", "a=1,b=2")]).unwrap();
         assert_eq!(context.trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(context.parent.unwrap().to_string(), "b7ad6b7169203331");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_to_come_are_read_as_far_as_they_are_known() {
+    fn future_versions_are_read_as_far_as_they_are_known() {
         for (line, accepted) in [
             (PARENT.replacen("00", "01", 1), true),
             (PARENT.replacen("00", "cc", 1) + "-what-the-future-brings", true),
@@ -225,7 +225,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = parse(&bytes);
         }
     }

@@ -1,4 +1,4 @@
-//! What an upstream's headers tell of its limits: how long to stay away, and what is left.
+//! What an upstream's headers say of its limits: how long to pause, and how much is left.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,22 +11,22 @@ const OTHER_LIMIT: HeaderName = HeaderName::from_static("x-rate-limit-limit");
 const OTHER_REMAINING: HeaderName = HeaderName::from_static("x-rate-limit-remaining");
 const CONCURRENT: HeaderName = HeaderName::from_static("twilio-concurrent-requests");
 
-/// A second value of more than this is taken for an epoch or a joke, and not for a wait.
+/// A number of seconds above this is taken for a date since 1970 or a mistake, and not for a wait.
 const LONGEST_WAIT: u64 = 366 * 86_400;
 
-/// How long a 429's headers ask to stay away: the longer of `Retry-After` and `X-RateLimit-Reset` (seconds, as Twilio
-/// documents it). `None` where neither says anything usable: negative, absurd, in the past.
+/// The pause that a 429's headers demand: the longer of `Retry-After` and `X-RateLimit-Reset` (seconds, as Twilio
+/// documents it). `None` where neither is usable: negative, absurd, or in the past.
 pub fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     retry_after(headers, now).max(seconds(headers, &RESET))
 }
 
-/// More seconds than any clock that counts from 1970 shows in this century: no epoch, but a very long wait.
+/// A number of seconds that no date of this century reaches: not a date, but a very long wait.
 const NO_EPOCH: u64 = 1 << 32;
 
-/// How long `Retry-After` asks to stay away (RFC 9110 section 10.2.3): seconds, of which a fraction counts as a whole
-/// one and 2^32 or more as the longest wait, or a date. A date is read relative to the answer's own `Date`, since both are
-/// by the upstream's clock; `now` stands in where there is none. Of several lines the longest wait holds. `None` where
-/// none says anything usable.
+/// The wait that `Retry-After` demands (RFC 9110 section 10.2.3), as seconds or as a date. A fraction of a second is
+/// rounded up, and 2^32 seconds or more count as the longest wait. A date is relative to the response's own `Date`,
+/// because both come from the upstream's clock; without a `Date` it is relative to `now`. Of several lines the longest
+/// wait holds. `None` where no line is usable.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = |text: &str| httpdate::parse_http_date(text.trim()).ok();
     let sent = || texts(headers, &header::DATE).next().and_then(date).unwrap_or(now);
@@ -46,19 +46,19 @@ fn texts<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
     headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok())
 }
 
-/// A wait in seconds, the longest of several lines, which somebody on the way may have put into one.
+/// A wait in seconds: the longest of several lines, which a proxy may have joined into one.
 fn seconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
     texts(headers, name).flat_map(|line| line.split(", ")).filter_map(one_wait).max()
 }
 
-/// A wait in seconds, rounded up to whole ones; `None` where it is nothing or more than [`LONGEST_WAIT`].
+/// A wait in whole seconds, rounded up; `None` where it is zero or more than [`LONGEST_WAIT`].
 fn one_wait(text: &str) -> Option<Duration> {
     let (whole, has_fraction) = number(text)?;
     let wait = whole?.checked_add(u64::from(has_fraction))?;
     (1..=LONGEST_WAIT).contains(&wait).then(|| Duration::from_secs(wait))
 }
 
-/// The whole part of a decimal number, none where it has 2^64 or more; and whether there is more than that.
+/// The whole part of a decimal number, `None` if that is 2^64 or more; and whether the fraction is not zero.
 fn number(text: &str) -> Option<(Option<u64>, bool)> {
     let text = text.trim();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
@@ -69,22 +69,22 @@ fn number(text: &str) -> Option<(Option<u64>, bool)> {
     Some((whole.parse().ok(), fraction.bytes().any(|digit| digit != b'0')))
 }
 
-/// What an answer says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
-/// and `Twilio-Concurrent-Requests`). Whatever cannot be read is unsaid.
+/// What a response says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
+/// and `Twilio-Concurrent-Requests`). Values that cannot be read are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RateLimitHeaders {
-    /// Requests allowed in the window, whose length Twilio does not say.
+    /// Requests allowed in the window. Twilio does not say how long the window is.
     pub limit: Option<u64>,
-    /// Requests left in it.
+    /// Requests left in the window.
     pub remaining: Option<u64>,
-    /// Time until the next begins.
+    /// Time until the next window begins.
     pub reset: Option<Duration>,
-    /// The account's requests under way.
+    /// The account's requests in progress.
     pub concurrent: Option<u64>,
 }
 
 impl RateLimitHeaders {
-    /// Reads an answer's headers.
+    /// Reads a response's headers.
     pub fn read(headers: &HeaderMap) -> Self {
         let number = |name: &HeaderName| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
         let either = |names: [&HeaderName; 2]| names.into_iter().find_map(number);
@@ -96,14 +96,14 @@ impl RateLimitHeaders {
         }
     }
 
-    /// Does it name a limit over time.
+    /// Whether it names a limit per time.
     pub fn speaks_of_a_rate(&self) -> bool {
         self.limit.is_some() || self.remaining.is_some() || self.reset.is_some()
     }
 }
 
-/// Of an answer's headers those that tell of limits or say when it was made, where they hold a number or a date, and
-/// `passes` agrees.
+/// The headers of a response that state limits or its date, as far as each holds a number or a date and `passes`
+/// accepts it.
 pub fn limits_alone(headers: &HeaderMap, passes: impl Fn(&HeaderValue) -> bool) -> HeaderMap {
     const NAMES: [HeaderName; 8] =
         [header::RETRY_AFTER, header::DATE, LIMIT, REMAINING, RESET, OTHER_LIMIT, OTHER_REMAINING, CONCURRENT];
@@ -111,7 +111,7 @@ pub fn limits_alone(headers: &HeaderMap, passes: impl Fn(&HeaderValue) -> bool) 
     NAMES.into_iter().filter_map(|name| value(&name).map(|value| (name, value))).collect()
 }
 
-/// Does `Retry-After` say anything that a client could follow: digits or a date (RFC 9110 section 10.2.3).
+/// Whether a client can follow this `Retry-After`: digits or a date (RFC 9110 section 10.2.3).
 pub fn is_retry_after(value: &HeaderValue) -> bool {
     value.to_str().is_ok_and(|text| {
         let are_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_read_by_the_clock_of_who_wrote_it() {
+    fn a_date_is_relative_to_the_responses_own_date() {
         let by_the_clock_of = |date: &str, until: &str| paused(&[("date", date), ("retry-after", until)]);
         let (slow, fast) = ("Sun, 22 Nov 2026 09:00:00 GMT", "Mon, 22 Nov 2027 12:00:00 GMT");
         assert_eq!(by_the_clock_of(slow, "Sun, 22 Nov 2026 09:00:07 GMT"), Some(7));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_can_be_followed() {
+    fn usable_retry_after_values_are_recognised() {
         let is = |value: &[u8]| is_retry_after(&HeaderValue::from_bytes(value).unwrap());
         assert!(is(b"7") && is(b"0") && is(b"Sun, 22 Nov 2026 12:00:09 GMT"));
         for value in [&b""[..], b"soon", b"-1", b"1.5", b"\xff", b"7, 8", b"Sun, 22 Nov 2026"] {

@@ -1,7 +1,8 @@
 //! Traces, sent to a collector over OTLP/HTTP. No request ever waits for that.
 //!
-//! The event of a request's end is put into a bounded queue as it is. A task of its own makes spans of it and sends many
-//! at once. Where the queue is full, or the collector does not accept spans, they are dropped and counted; requests do not
+//! The event of a request's end is put into a bounded queue. A separate task makes spans of the events and sends many
+//! at a time. Where the queue is full, or the collector does not accept spans, they are dropped and counted, and
+//! requests are not delayed. [`observe`](crate::layers::observe) decides which requests are recorded and sampled.
 //! notice. Which requests are recorded and sampled is decided by [`observe`](crate::layers::observe).
 
 mod otlp;
@@ -36,7 +37,7 @@ const BATCH: usize = 256;
 const GATHER: Duration = Duration::from_secs(1);
 /// How long the collector may take to respond.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the same spans are sent at most, and how far apart.
+/// How many times the same spans are sent, at most.
 const TRIES: u32 = 4;
 const BETWEEN_TRIES: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(8) };
 /// The longest `Retry-After` that is waited for. Meanwhile requests queue up, and beyond [`QUEUE`] are dropped.
@@ -54,7 +55,7 @@ pub struct Exporter {
 #[derive(Debug)]
 enum Message {
     Ended(RequestEnded),
-    /// Send what there is, then confirm.
+    /// Send the queued spans, then confirm.
     Close(oneshot::Sender<()>),
 }
 

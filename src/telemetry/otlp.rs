@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 use super::spans::{Span, Value};
 use crate::core::clock::{Clock, Instant, Reading};
 
-/// The spans of so many requests, as one message.
+/// The spans of several requests, as one message.
 pub(super) fn encode(requests: &[Vec<Span<'_>>], clock: Clock) -> Vec<u8> {
     let (mut request, dated) = (Message::default(), clock.reading());
     request.message(1, |resource_spans| {
@@ -111,7 +111,7 @@ impl Message {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Nothing for nothing, as the format has it.
+    /// Writes a text, or nothing if it is empty, as the format demands.
     fn text(&mut self, field: u32, text: &str) {
         if !text.is_empty() {
             self.bytes(field, text.as_bytes());

@@ -1,4 +1,4 @@
-//! Ended requests in, what a collector would get out.
+//! Gives ended requests to the exporter and checks what a collector receives.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -61,14 +61,14 @@ fn finished(context: RequestContext, received: Instant, ended: Instant) -> Reque
     }
 }
 
-/// A collector that does as it is told, and then takes everything.
+/// A collector that answers as it is told, and then accepts everything.
 #[derive(Default)]
 struct Collector {
     taken: Mutex<Vec<Bytes>>,
     troubles: Mutex<VecDeque<bool>>,
     /// How long it asks to stay away whenever it takes nothing.
     retry_after: Option<Duration>,
-    /// Takes nothing before this.
+    /// Accepts nothing before this.
     open: Option<Notify>,
 }
 
@@ -187,7 +187,7 @@ async fn a_collector_is_left_alone_for_as_long_as_it_asks_and_no_longer_than_a_m
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_collector_that_hangs_costs_spans_and_nobodys_time() {
+async fn a_collector_that_hangs_costs_spans_and_delays_no_request() {
     let (clock, metrics) = (Clock::new(), Metrics::new());
     let collector = Arc::new(Collector { open: Some(Notify::new()), ..Collector::default() });
     let exporter = exporter(&collector, &metrics, clock);

@@ -1,8 +1,8 @@
-//! The file: redb, which is crash-safe, so that whatever was committed is there after a kill.
+//! The file: a redb database. redb is crash-safe, so whatever was committed is still there after a kill.
 //!
-//! Three tables: the pages; an index of them by the time when they were fetched, from which the newest are
-//! read and the oldest removed; and the format's version, without which a file is not ours. Everything here
-//! blocks, so only the tier's own thread calls it.
+//! Three tables: the pages; an index of them by the time when they were fetched, by which the newest are read and the
+//! oldest removed; and the format's version, without which the file is not the gateway's own. Every function here
+//! blocks, so only the tier's own thread calls them.
 
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -29,7 +29,7 @@ type Hash = [u8; 32];
 
 const FORMAT: TableDefinition<'_, &str, u64> = TableDefinition::new("format");
 const PAGES: TableDefinition<'_, &Hash, &[u8]> = TableDefinition::new("pages");
-/// When it was fetched, and its key; the record's length, and when the page is beyond use.
+/// Key: when a page was fetched, and its key. Value: the record's length, and when the page can no longer be served.
 const TIMES: TableDefinition<'_, (Nanos, &Hash), (u64, Nanos)> = TableDefinition::new("times");
 
 /// redb's own cache. Pages are read once, so it serves only the upper levels of the trees.
@@ -38,13 +38,13 @@ const REDB_CACHE: usize = 8 * 1024 * 1024;
 /// Why there is no file to work with.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
-    /// Another process has it.
+    /// Another process has it open.
     #[error("another process has it open; each gateway needs a cache.disk.path of its own")]
     Locked,
-    /// It is not ours, or no longer whole.
+    /// It was written by another program or version, or is damaged.
     #[error("{0}")]
     Damaged(String),
-    /// The folder or the disk does not let us.
+    /// The folder or the disk refuses the operation.
     #[error("{0}")]
     Unusable(String),
 }
@@ -59,7 +59,7 @@ impl From<Error> for DiskError {
             | Error::TypeDefinitionChanged { .. }
             | Error::TableIsMultimap(_)
             | Error::TableDoesNotExist(_) => Self::Damaged(error.to_string()),
-            // So redb says that a file is none of its own, or shorter than it should be.
+            // redb uses these kinds for a file that it did not write, or that is shorter than it should be.
             Error::Io(ref io) if matches!(io.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
                 Self::Damaged(error.to_string())
             }
@@ -74,14 +74,14 @@ impl From<io::Error> for DiskError {
     }
 }
 
-/// Something that happened to the pages in memory, and so has to happen here.
+/// A change to the pages in memory, which the disk repeats.
 #[derive(Debug)]
 pub(super) enum Change {
     /// A page was kept.
     Keep(Key, StoredResponse),
-    /// Pages were dropped, or could not be kept here.
+    /// Pages were dropped, or could not be written here.
     Remove(Vec<Key>),
-    /// Pages were dropped on request, and the result sets that begin with these.
+    /// Pages were purged, and the result sets that begin with these keys.
     Purge(Purge, HashSet<Key>),
 }
 
@@ -89,7 +89,7 @@ pub(super) enum Change {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) entries: u64,
-    /// What they count against the capacity.
+    /// The bytes that count against the capacity.
     pub(super) bytes: u64,
 }
 
@@ -105,8 +105,8 @@ impl Size {
     }
 }
 
-/// What a record of this length occupies. redb gives a long value a run of 4 KiB pages for itself, whose number
-/// is a power of two; short ones share pages, which are seldom full.
+/// The bytes that a record of this length occupies. redb gives a long value its own run of 4 KiB pages, whose number is
+/// a power of two. Short values share pages, which are rarely full.
 fn footprint(length: u64) -> u64 {
     const INDEX: u64 = 128;
     const PAGE: u64 = 4096;
@@ -124,7 +124,7 @@ pub(super) struct PageFile {
 }
 
 impl PageFile {
-    /// Opens the file in `folder`, or makes both, readable for nobody else.
+    /// Opens the file in `folder`, or creates both, readable for this user alone.
     pub(super) fn open(folder: &Path, capacity: u64, clock: Clock, boot: Boot) -> Result<Self, DiskError> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let path = folder.join(NAME);
@@ -133,8 +133,8 @@ impl PageFile {
         let backend = FileBackend::new(file).map_err(Error::from)?;
         let database = Builder::new()
             .set_cache_size(REDB_CACHE)
-            // Without it redb trusts a file that was closed in order, and panics if somebody has changed it
-            // since. After a kill it checks in any case.
+            // Without this redb trusts a file that was closed in order, and panics if it was changed since. After a
+            // kill redb checks it anyway.
             .set_check_integrity_on_open(true)
             .create_with_backend(backend)
             .map_err(Error::from)?;
@@ -144,7 +144,7 @@ impl PageFile {
         Ok(file)
     }
 
-    /// Makes an empty file ours, and refuses another's.
+    /// Marks an empty file as the gateway's own, and refuses one of another program.
     fn claim(&self) -> Result<(), DiskError> {
         let foreign = || DiskError::Damaged("it is a database of something else, or of another version".to_owned());
         let reading = self.database.begin_read().map_err(Error::from)?;
@@ -188,8 +188,8 @@ impl PageFile {
         self.size
     }
 
-    /// The keys of the newest pages that are still of use, as many as make `room` bytes with `overhead` each.
-    /// The oldest come first, so that, loaded in this order, they are the first to be evicted.
+    /// The keys of the newest usable pages that fit into `room` bytes with `overhead` each. The oldest come first:
+    /// loaded in this order, they are the first to be evicted.
     pub(super) fn newest(&self, room: u64, overhead: u64) -> Result<Vec<Key>, DiskError> {
         let now = self.calendar().now();
         let select = || {
@@ -213,7 +213,7 @@ impl PageFile {
         Ok(select()?)
     }
 
-    /// Reads the pages of `keys` that are what was written, until `keep` has enough; says how many were not.
+    /// Reads the pages of `keys` that are intact, until `keep` has enough. Returns how many were damaged.
     pub(super) fn read(
         &self,
         keys: &[Key],
@@ -238,7 +238,8 @@ impl PageFile {
         Ok(read()?)
     }
 
-    /// Makes `changes` in their order, all or none, and makes room. Says how many pages were written.
+    /// Makes `changes` in their order, all or none, and removes old pages where the capacity is exceeded. Returns how
+    /// many pages were written.
     pub(super) fn apply(&mut self, changes: &[Change]) -> Result<u64, DiskError> {
         let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar());
         let mut written = 0;
@@ -253,7 +254,7 @@ impl PageFile {
                             tables.insert(key, &record, record::expiry(stored, &calendar))?;
                             written += 1;
                         } else {
-                            // What it replaces must not come back in its place.
+                            // The page that it replaces must not be found under this key again.
                             tables.remove_all(&[*key])?;
                         }
                     }
@@ -267,8 +268,8 @@ impl PageFile {
         Ok(written)
     }
 
-    /// Removes what is beyond use, what is said to come from the future, and what a smaller capacity than last
-    /// time has no room for.
+    /// Removes pages that can no longer be served, pages with a time in the future, and pages beyond the capacity,
+    /// which may be smaller than at the last start.
     pub(super) fn clean(&mut self) -> Result<(), DiskError> {
         let now = self.calendar().now();
         let find = || {
@@ -329,7 +330,7 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Removes the page that was fetched then, if it still is the one under `key`.
+    /// Removes the page that was fetched at `then`, if it is still the one under `key`.
     fn remove(&mut self, then: Nanos, key: &Hash) -> Result<(), Error> {
         self.forget(key, Some(then))?;
         let replaced = self.pages.get(key)?.and_then(|record| fetched(record.value())).is_some_and(|at| at != then);
@@ -339,7 +340,7 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Removes whatever is under `keys`.
+    /// Removes the pages under `keys`.
     fn remove_all(&mut self, keys: &[Key]) -> Result<(), Error> {
         for key in keys {
             let key = key.as_bytes();
@@ -359,8 +360,8 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// The same pages as in memory: those that match, and with each the rest of its result set. Not every page is in both,
-    /// so the result sets found there count too.
+    /// Removes the same pages as in memory: those that match, and the rest of their result sets. Memory and disk do not
+    /// hold the same pages, so result sets that are found only here count too.
     fn purge(&mut self, which: &Purge, firsts: &HashSet<Key>) -> Result<(), Error> {
         let mut pages: Vec<(Hash, Nanos, Option<Hash>, bool)> = Vec::new();
         for row in self.pages.iter()? {
@@ -393,26 +394,26 @@ fn fetched(record: &[u8]) -> Option<Nanos> {
     record::head(record).map(|head| head.fetched)
 }
 
-/// Removes the file, so that nothing of it is read at the next start. When this returns it is gone for good.
+/// Removes the file, so that nothing of it is read at the next start. When this returns, the removal is on the disk.
 pub(super) fn erase(folder: &Path) -> io::Result<()> {
     match std::fs::remove_file(folder.join(NAME)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        // It may have been removed by a try that could not be confirmed.
+        // An earlier attempt may have removed it without a confirmation.
         _ => {}
     }
     match File::open(folder) {
         Ok(folder) => folder.sync_all(),
-        // Where there is no folder there is no file.
+        // Without the folder there is no file.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Moves a file that cannot be used out of the way, for whoever wants to look at it; says where to.
+/// Moves an unusable file to another name, so that an operator can look at it. Returns its new path.
 pub(super) fn move_aside(folder: &Path, calendar: &Calendar) -> io::Result<PathBuf> {
     let seconds = calendar.now() / 1_000_000_000;
     let path = folder.join(NAME);
-    // Never over another that was moved before.
+    // Never replace a file that was moved earlier.
     for suffix in std::iter::once(String::new()).chain((1..100).map(|n| format!("-{n}"))) {
         let aside = folder.join(format!("{NAME}.corrupt-{seconds}{suffix}"));
         if !aside.try_exists()? {

@@ -1,13 +1,14 @@
 //! The disk tier: stored responses that survive a restart.
 //!
-//! Requests are answered from memory; the disk follows it. One thread does all that blocks. It is told of every response
-//! kept, every one that another ended and every purge, in the order in which they happened, and commits in batches, so
-//! that a kill loses what the last second changed and nothing else. A response that cannot be written removes the older
-//! one under its key. A purge is complete when it is on the disk; where it cannot be written, the file is removed, and
-//! so it is where not even a removal can be. At the start the same thread loads what is still of use while the gateway
-//! already answers. Misses wait shortly for it, because a response that is about to appear should cost no token.
+//! Requests are answered from memory; the disk follows it. One thread does all blocking work. It is told of every
+//! response that was kept or dropped and of every purge, in the order in which they happened, and commits in batches,
+//! so that a kill loses only the changes of the last second. A response that cannot be written removes the older one
+//! under its key. A purge is complete when it is on the disk. Where a purge, or the removal of replaced responses,
+//! cannot be written, the whole file is removed. At the start the same thread loads the usable responses while the
+//! gateway already serves. Misses wait a short time for it, because a response that is about to be loaded should cost
+//! no upstream token.
 //!
-//! No fault of the disk stops the gateway: the tier is then off, logs why, and tries again.
+//! No fault of the disk stops the gateway: the tier then turns itself off, logs the cause, and tries again.
 
 mod file;
 mod shared;
@@ -44,7 +45,7 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a purge waits for the disk.
 const PURGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where and how much.
+/// Where the tier keeps its file, and how large that may be.
 #[derive(Debug, Clone)]
 pub struct DiskSettings {
     /// The folder, made if absent.
@@ -53,18 +54,18 @@ pub struct DiskSettings {
     pub capacity: u64,
 }
 
-/// The disk tier at a glance.
+/// The state of the disk tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskView {
-    /// Does it have its file.
+    /// Whether it has its file open.
     pub enabled: bool,
     /// Pages in it.
     pub entries: u64,
-    /// What they count against the capacity.
+    /// The bytes that count against the capacity.
     pub bytes: u64,
 }
 
-/// The handle. Cheap to clone; when the last one goes, the thread writes what it has and ends.
+/// The handle. Cheap to clone. When the last one is dropped, the thread writes what it has and ends.
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
     folder: PathBuf,
@@ -156,14 +157,14 @@ impl Disk {
 }
 
 impl Tier for Disk {
-    /// What is on the disk appears in memory when the file is loaded.
+    /// What is on the disk is in memory once the file is loaded.
     fn get(&self, _: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
         if now >= self.patience || *self.loaded.borrow() {
             return None;
         }
         let (mut loaded, patience) = (self.loaded.clone(), self.patience);
         Some(Box::pin(async move {
-            // Too late, or without a thread, there is nothing to wait for any longer.
+            // If the time is up, or the thread has ended, the caller has nothing to wait for.
             let _ = tokio::time::timeout_at(patience, loaded.wait_for(|loaded| *loaded)).await;
         }))
     }
@@ -218,7 +219,7 @@ impl Tier for Disk {
         Box::pin(async move {
             let (sender, closed) = oneshot::channel();
             let Some(to_thread) = self.lock().sender.take() else { return };
-            // A thread that is gone has closed.
+            // A thread that has ended has closed the file.
             if to_thread.send(Message::Close(sender)).is_ok()
                 && tokio::time::timeout(CLOSING_PATIENCE, closed).await.is_err()
             {
@@ -228,7 +229,7 @@ impl Tier for Disk {
     }
 }
 
-/// The machine's name for this boot, where the system has one.
+/// The machine's id of this boot, where the system has one.
 fn boot() -> Boot {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What the handles of the disk tier and its thread both know.
+//! What the handles of the disk tier and its thread share.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::cache::stored::StoredResponse;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::key::Key;
 
-/// Responses and bytes that may wait for the thread. What comes beyond that is not written, so that a slow disk does not
+/// Responses and bytes that may wait for the thread. Further responses are not written, so that a slow disk does not
 /// fill the memory.
 pub(super) const WAITING: u64 = 4096;
 const WAITING_BYTES: u64 = 64 * 1024 * 1024;
@@ -29,7 +29,7 @@ pub(super) struct Order {
     pub(super) sender: Option<Sender<Message>>,
 }
 
-/// What the handles and the thread both know.
+/// What the handles and the thread share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
@@ -50,9 +50,10 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) enum Message {
     Keep(Key, StoredResponse),
-    /// Drop responses that others ended.
+    /// Drop responses that a newer one replaced.
     Remove(Vec<Key>),
-    /// Drop responses, and the result sets that begin with these keys. Tell when they are gone for good, or why not.
+    /// Drop these responses, and the result sets that begin with these keys. Then tell whether they are gone for good,
+    /// or why not.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
     /// Write everything, close the file, tell.
     Close(oneshot::Sender<()>),
@@ -84,7 +85,7 @@ impl Shared {
         self.metrics.cache_disk_bytes.set(size.bytes.try_into().unwrap_or(i64::MAX));
     }
 
-    /// A response no longer waits.
+    /// A response that waited has been received.
     pub(super) fn arrived(&self, bytes: u64) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -99,7 +100,7 @@ impl Shared {
 }
 
 impl Order {
-    /// Says whether the thread still takes messages: a process that is about to end writes nothing more.
+    /// Sends a message. `false` if the thread no longer takes any. A process that is about to end writes nothing more.
     pub(super) fn send(&self, message: Message) -> bool {
         self.sender.as_ref().is_some_and(|sender| sender.send(message).is_ok())
     }

@@ -66,7 +66,7 @@ fn body(n: u32) -> String {
     format!("{{\"page\":{n}}}")
 }
 
-/// A process of its own: a store over a folder.
+/// One process: a store over a folder.
 struct Running {
     store: Store,
     metrics: Arc<Metrics>,
@@ -78,18 +78,18 @@ impl Running {
         Self::with(folder, 64 * MIB, 64 * MIB).await
     }
 
-    /// Returns once the pages are loaded, or the tier has given up.
+    /// Returns once the pages are loaded, or the tier has failed to.
     async fn with(folder: &Path, memory: u64, capacity: u64) -> Self {
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let settings = DiskSettings { folder: folder.to_owned(), capacity };
         let store = Store::new(memory, &metrics).with_disk(settings, &metrics, clock);
-        // However slow the disk is today: what has a patience of its own is tested by itself.
+        // However slow the disk is. Waits with a limit are tested separately.
         let mut loaded = store.disk_handle().unwrap().loaded;
         loaded.wait_for(|loaded| *loaded).await.unwrap();
         Self { store, metrics, clock }
     }
 
-    /// Returns once the thread has let go of the file.
+    /// Returns once the thread has closed the file.
     async fn close(&self) {
         self.store.close().await;
         self.until("closed", |closing| !closing.view().enabled).await;
@@ -129,7 +129,7 @@ impl Running {
     }
 }
 
-/// As a flight that lands.
+/// Stores like a flight that finishes.
 fn insert(store: &Store, n: u32, clock: Clock, stored: StoredResponse) -> bool {
     let (lease, _) = store.flights.claim_refresh((key(n), Kind::Any), Flown::of(&call(n), None)).unwrap();
     let entry = Entry::new(&key(n), stored, clock.now(), clock.now(), Duration::ZERO);
@@ -175,7 +175,7 @@ async fn pages_survive_a_restart_as_they_were() {
         (before.stored.lifetimes, before.stored.settled, before.stored.next)
     );
     assert_eq!(after.key_param, before.key_param);
-    // Both clocks read the machine's at their start, so they agree but for what it was set by meanwhile.
+    // Both clocks read the machine's at their start, so they differ only by what it was set by meanwhile.
     let now = second.clock.moment();
     let (age, true_age) = (after.stored.age(now), before.stored.age(now));
     assert!(age >= true_age && age - true_age < Duration::from_secs(1), "{age:?} {true_age:?}");
@@ -193,18 +193,18 @@ async fn a_newer_page_is_never_overwritten_by_an_older_one() {
     let memory = store.memory();
     assert!(!memory.restore(key(1), stored(1, clock, "old"), clock));
     assert_eq!(store.page(&key(1)).unwrap().stored.representation.body, "new");
-    // Nor is a place that another result set has.
+    // Nor may it take a place that another result set has.
     let set = ResultSet::begin(key(9), clock.moment(), Lifetimes::fresh_only(HOUR));
     insert(&store, 9, clock, StoredResponse { result_set: Some(set), next: Some(key(2)), ..stored(9, clock, "first") });
     assert!(!memory.restore(key(2), stored(2, clock, "old"), clock));
     let of =
-        |set| StoredResponse { result_set: Some(set), operation: Operation::Page, ..stored(2, clock, "of this set") };
+        |set| StoredResponse { result_set: Some(set), operation: Operation::Page, ..stored(2, clock, "of the set") };
     assert!(!memory.restore(key(2), of(ResultSet::begin(key(9), clock.moment(), set.lifetimes)), clock));
     assert!(memory.restore(key(2), of(set), clock) && store.page(&key(2)).is_some());
 }
 
 #[tokio::test]
-async fn what_is_beyond_use_or_from_the_future_is_gone() {
+async fn pages_that_are_too_old_or_from_the_future_are_removed() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
@@ -223,7 +223,7 @@ async fn what_is_beyond_use_or_from_the_future_is_gone() {
 }
 
 #[tokio::test]
-async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
+async fn the_oldest_are_removed_from_the_disk_and_the_newest_are_loaded() {
     let home = TempDir::new().unwrap();
     let first = Running::with(home.path(), 64 * MIB, MIB).await;
     let clock = first.clock;
@@ -231,7 +231,7 @@ async fn the_oldest_give_way_on_disk_and_the_newest_are_loaded() {
         let made = clock.moment().before(Duration::from_secs(200 - u64::from(n)));
         first.insert(n, StoredResponse { made, ..stored(n, clock, vec![b'x'; 15_000]) });
     }
-    // It could never fit.
+    // It is larger than the capacity.
     first.insert(999, stored(999, clock, vec![b'x'; 2 << 20]));
     first.close().await;
     assert_eq!((first.writes("written"), first.writes("dropped")), (200, 1));
@@ -278,7 +278,7 @@ async fn replacements_and_purges_reach_the_disk() {
     second.until("purged", |second| second.view() == DiskView { enabled: true, entries: 0, bytes: 0 }).await;
 }
 
-/// As after a kill: the file as it is, without the thread having closed it.
+/// The state after a kill: the file as it is, which the thread has not closed.
 fn copy_of_open_file(from: &Path, to: &Path) {
     fs::copy(from.join(file::NAME), to.join(file::NAME)).unwrap();
 }
@@ -295,16 +295,16 @@ async fn what_was_committed_survives_a_kill() {
     assert_eq!(files(other.path()), [file::NAME]);
 }
 
-/// What a process that starts after a kill of this one serves.
+/// The pages that a process serves which starts after a kill of this one.
 async fn after_a_kill(running: &Running, home: &Path) -> (Running, TempDir) {
     let other = TempDir::new().unwrap();
-    // A purge is on the disk when it returns, and so is what came before it.
+    // A purge is on the disk when it returns, and so are the changes before it.
     running.store.purge(&Purge::Key(key(1000).to_string()));
     copy_of_open_file(home, other.path());
     (Running::start(other.path()).await, other)
 }
 
-/// A first page of a set of its own that names another.
+/// A first page that begins a result set and names another page.
 fn first_page(n: u32, next: u32, clock: Clock, body: &'static str) -> StoredResponse {
     let set = ResultSet::begin(key(n), clock.moment(), stored(n, clock, "").lifetimes);
     StoredResponse { result_set: Some(set), next: Some(key(next)), ..stored(n, clock, body) }
@@ -319,7 +319,7 @@ async fn pages_that_a_new_first_page_ends_do_not_come_back() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
-    // Of no set, of the older set of the same query, and of another query's.
+    // Of no set, of the older set of the same query, and of another query's set.
     first.insert(2, further_page(2, None, clock, "old"));
     first.insert(1, first_page(1, 2, clock, "new"));
     let older = first_page(3, 4, clock, "old");
@@ -337,7 +337,7 @@ async fn pages_that_a_new_first_page_ends_do_not_come_back() {
 }
 
 #[tokio::test]
-async fn what_memory_dropped_without_keeping_anything_does_not_come_back() {
+async fn a_page_that_memory_dropped_for_one_it_does_not_keep_stays_gone() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     let clock = first.clock;
@@ -368,7 +368,7 @@ async fn a_page_that_cannot_be_written_takes_the_older_one_with_it() {
     first.insert(1, stored(1, first.clock, vec![b'x'; 2 << 20]));
     let (second, _home) = after_a_kill(&first, home.path()).await;
     assert_eq!(second.body(1), None);
-    // No room to wait for the disk.
+    // The queue for the disk is full.
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     first.keep(1);
@@ -378,7 +378,7 @@ async fn a_page_that_cannot_be_written_takes_the_older_one_with_it() {
     shared.waiting.store(waiting, Ordering::Relaxed);
     let (second, _home) = after_a_kill(&first, home.path()).await;
     assert_eq!((first.writes("dropped"), second.body(1)), (1, None));
-    // Nor room to wait for its removal.
+    // The queue for removals is full as well.
     first.keep(2);
     first.store.purge(&Purge::Key(key(1000).to_string()));
     shared.removals.store(WAITING_REMOVALS, Ordering::Relaxed);
@@ -390,7 +390,7 @@ async fn a_page_that_cannot_be_written_takes_the_older_one_with_it() {
     assert_eq!(Running::start(home.path()).await.body(2), None);
 }
 
-/// The thread's work, without a thread: it is told nothing more.
+/// The thread's work, done without a thread: it gets no more messages.
 fn worker(folder: &Path, memory: &Memory) -> Worker {
     let (metrics, clock) = (Metrics::new(), Clock::new());
     Worker {
@@ -441,7 +441,7 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     let mut file = file::PageFile::open(home.path(), MIB, first.clock, 0).unwrap();
     worker.work_with(&mut file).unwrap();
     assert!(worker.unwritten.is_empty());
-    // While pages cannot be written, what they replace is removed all the same.
+    // While pages cannot be written, those that they replace are still removed.
     worker.removals_only = RemovalsOnly::Until(first.clock.now() + HOUR);
     worker.batch = vec![file::Change::Keep(key(3), newer())];
     worker.shared.waiting.store(1, Ordering::Relaxed);
@@ -450,7 +450,7 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     drop(file);
     let second = Running::start(home.path()).await;
     assert_eq!([1, 2, 3, 4].map(|n| second.body(n).is_some()), [false, false, false, true]);
-    // Too many to remember: all.
+    // Too many to remember: all pages are removed.
     worker.removals_only = RemovalsOnly::No;
     let keys = (0..70_000u32).map(key).collect();
     worker.batch = vec![file::Change::Remove(keys)];
@@ -459,12 +459,12 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
 }
 
 #[tokio::test]
-async fn a_further_page_that_lands_after_its_set_has_changed_is_not_kept() {
+async fn a_further_page_that_arrives_after_its_set_has_changed_is_not_kept() {
     let (store, clock) = (Store::new(MIB, &Metrics::new()), Clock::new());
     let first = first_page(1, 2, clock, "new");
     let set = first.result_set;
     assert!(insert(&store, 1, clock, first));
-    // Of no set when it was asked for, or of another.
+    // It was of no set when it was asked for, or of another set.
     assert!(!insert(&store, 2, clock, further_page(2, None, clock, "old")));
     assert!(!insert(&store, 2, clock, further_page(2, first_page(1, 2, clock, "").result_set, clock, "old")));
     assert!(insert(&store, 2, clock, further_page(2, set, clock, "new")));
@@ -533,7 +533,7 @@ async fn a_database_of_something_else_or_another_version_is_moved_aside() {
 }
 
 #[tokio::test]
-async fn damage_anywhere_costs_pages_and_nothing_else() {
+async fn damage_anywhere_costs_only_pages() {
     let home = TempDir::new().unwrap();
     let first = Running::start(home.path()).await;
     (0..40).for_each(|n| first.keep(n));
@@ -580,7 +580,7 @@ async fn a_locked_file_is_left_alone() {
     assert!(!second.view().enabled);
     second.keep(2);
     assert_eq!(second.body(2), Some(body(2)), "in memory");
-    second.until("let go", |second| second.writes("failed") == 1).await;
+    second.until("no longer locked", |second| second.writes("failed") == 1).await;
     second.close().await;
     first.close().await;
     assert_eq!(files(home.path()), [file::NAME]);
@@ -589,7 +589,7 @@ async fn a_locked_file_is_left_alone() {
 }
 
 #[tokio::test]
-async fn without_a_folder_it_goes_without() {
+async fn without_a_folder_the_tier_is_off_and_the_store_works() {
     let home = TempDir::new().unwrap();
     let not_a_folder = home.path().join("file");
     fs::write(&not_a_folder, "").unwrap();
@@ -602,11 +602,11 @@ async fn without_a_folder_it_goes_without() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn misses_wait_a_moment_and_no_longer() {
+async fn misses_wait_a_limited_time_for_the_load() {
     let home = TempDir::new().unwrap();
     let running = Running::start(home.path()).await;
     let before = running.clock.now();
-    // Of this one nobody ever says that it is loaded.
+    // Nothing is ever sent on this channel, so the load never ends.
     let (_never, loaded) = watch::channel(false);
     let disk = Disk { loaded, patience: before + LOADING_PATIENCE, ..running.store.disk_handle().unwrap() };
     disk.get(&key(1), before).unwrap().await;
@@ -630,7 +630,7 @@ async fn a_full_queue_drops_pages_and_never_purges() {
     running.until("purged", |running| running.view().entries == 0).await;
 }
 
-/// The record of a page that was new then, read when the clocks say this.
+/// The age that a page has when its record is read with the `later` clocks. It was new when it was written.
 fn age_after(clock: Clock, boot: Boot, later: (Clock, Boot)) -> Duration {
     let mut record = Vec::new();
     encode(&key(1), &stored(1, clock, body(1)), &Calendar::read(clock, boot), &mut record).unwrap();
@@ -651,7 +651,7 @@ async fn a_clock_that_is_set_back_between_two_processes_makes_no_page_younger() 
     assert_eq!([7, 8, 0].map(age), [HOUR; 3]);
     machine.step_wall(-1800);
     assert_eq!(age(7), HOUR, "of this boot");
-    assert_eq!(age(8), HOUR / 2, "of another, wall time is all there is");
+    assert_eq!(age(8), HOUR / 2, "of another boot, only wall time counts");
     machine.step_wall(3600);
     assert_eq!(age(7), HOUR * 3 / 2, "the older of the two");
     assert_eq!(age_after(clock, 7, (clock, 7)), Duration::ZERO);
@@ -670,7 +670,7 @@ async fn a_purge_is_on_the_disk_when_it_returns() {
     first.until("written", |first| first.writes("written") == 3).await;
     let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
     assert_eq!(purged, Purged { pages: 2, not_lasting: None });
-    // As after a kill at this very moment.
+    // As after a kill at this moment.
     copy_of_open_file(home.path(), other.path());
     let second = Running::start(other.path()).await;
     assert_eq!([1, 2, 3].map(|n| second.body(n).is_some()), [false, false, true]);
@@ -686,7 +686,7 @@ async fn a_purge_that_cannot_be_written_removes_the_file() {
     running.keep(1);
     assert_eq!(running.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None });
     assert!(files(home.path()).is_empty(), "{:?}", files(home.path()));
-    // Nor is there one to remove.
+    // There is no page to remove.
     assert_eq!(running.store.purge(&Purge::All), Purged { pages: 0, not_lasting: None });
 }
 
@@ -749,7 +749,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_records_are_none(cut in any::<prop::sample::Index>(), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn damaged_records_are_not_read(cut in any::<prop::sample::Index>(), flip in any::<prop::sample::Index>(), bit in 0u8..8) {
         let clock = Clock::new();
         let calendar = Calendar::read(clock, 7);
         let mut record = Vec::new();
@@ -759,12 +759,12 @@ proptest! {
         record[at] ^= 1 << bit;
         prop_assert!(decode(&key(1), &record, &calendar).is_none());
         head(&record);
-        // Behind the hash: somebody may have written it to fit.
+        // Without the hash, which an attacker could compute.
         let _ = record::read_stored(&record[1 + blake3::OUT_LEN..], &calendar);
     }
 
     #[test]
-    fn garbage_is_none(mut garbage in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn arbitrary_bytes_are_not_read(mut garbage in prop::collection::vec(any::<u8>(), 0..600)) {
         let calendar = Calendar::read(Clock::new(), 7);
         prop_assert!(decode(&key(1), &garbage, &calendar).is_none());
         let _ = record::read_stored(&garbage, &calendar);

@@ -1,4 +1,4 @@
-//! The thread: opens the file, loads from it, and follows what happens until the end.
+//! The thread: opens the file, loads from it, and writes changes to it until the end.
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -19,11 +19,11 @@ use crate::cache::record::{Boot, Calendar};
 use crate::core::clock::{Clock, Instant};
 use crate::request::key::Key;
 
-/// A batch ends at so many changes or bytes.
+/// Changes or bytes that end a batch.
 const BATCH: usize = 256;
 const BATCH_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The longest time between commits: what a kill may lose.
+/// The longest time between commits, and so the most that a kill may lose.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// How often expired records are removed.
@@ -32,10 +32,10 @@ const CLEAN_EVERY: Duration = Duration::from_secs(300);
 /// How long after a failure the file is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
 
-/// Pages that could not be removed and are remembered. Beyond these, all are removed.
+/// Pages that could not be removed and are remembered. If there are more, all pages are removed.
 const MOST_UNWRITTEN: usize = 65_536;
 
-/// Damaged files that one process replaces.
+/// How many damaged files one process replaces.
 const MOST_REPLACED: u32 = 3;
 
 /// The thread.
@@ -51,35 +51,35 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) receiver: Receiver<Message>,
     pub(super) loaded: watch::Sender<bool>,
-    /// Once: later the memory knows better than the file.
+    /// Whether pages were loaded. It is done once: later the memory is newer than the file.
     pub(super) restored: bool,
     /// Received and not yet written.
     pub(super) batch: Vec<Change>,
-    /// Who waits for the purges among them.
+    /// Callers that wait for the purges in `batch`.
     pub(super) purgers: Vec<SyncSender<Result<(), String>>>,
-    /// Who waits for the end.
+    /// The caller that waits for the end.
     pub(super) closing: Option<oneshot::Sender<()>>,
-    /// A purge was asked for that could neither be written nor made good by removing the file: everything in it goes when
-    /// it can be opened again.
+    /// A purge could neither be written nor replaced by removing the file. All pages are removed when the file can be
+    /// opened again.
     pub(super) clear: bool,
-    /// Pages whose change could not be written: whatever the file has of them is removed when it can be opened again.
+    /// Pages whose change could not be written. They are removed from the file when it can be opened again.
     pub(super) unwritten: HashSet<Key>,
     pub(super) removals_only: RemovalsOnly,
-    /// The file is another process's at present.
+    /// Another process has the file open.
     pub(super) locked: bool,
-    /// The last warning, which is not repeated at every try.
+    /// The last warning, so that it is not repeated at every attempt.
     pub(super) said: Option<String>,
 }
 
-/// Are pages only removed, since writing them has failed. A removal often can be written where a page cannot, as on a full
-/// disk, and it cannot wait for better times: a kill meanwhile would bring the page back.
+/// Whether pages are only removed, because writing them has failed. A removal often can be written where a page cannot,
+/// for example on a full disk. It must not wait, because a kill meanwhile would bring the page back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RemovalsOnly {
     No,
     Until(Instant),
 }
 
-/// Whether there is more to come.
+/// Whether the thread goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Going,
@@ -127,21 +127,21 @@ impl Worker {
             }
         }
         if let Some(closing) = self.closing.take() {
-            // Nobody waits any longer.
+            // The receiver may have stopped waiting.
             let _ = closing.send(());
         }
     }
 
-    /// Opens the file and works with it until the end, or until something is wrong with it.
+    /// Opens the file and works with it until the end, or until a fault of the file.
     ///
-    /// redb answers most damage with an error, but its own documentation names panics as well, and a panic must
-    /// cost the file and not the tier.
+    /// redb answers most damage with an error, but its documentation names panics as well. A panic must cost only the
+    /// file, not the tier.
     fn work(&mut self, opened: &mut bool) -> Result<(), DiskError> {
         let (folder, capacity) = (self.folder.clone(), self.capacity);
         let mut file = guarded(|| PageFile::open(&folder, capacity, self.clock, self.boot))?;
         *opened = true;
         let worked = guarded(|| self.work_with(&mut file));
-        // Dropped here and not by the panic, since a second panic while the first unwinds would be the end.
+        // Dropped here and not during unwinding, since a second panic then would abort the process.
         let closed = guarded(|| {
             drop(file);
             Ok(())
@@ -171,19 +171,19 @@ impl Worker {
         self.follow(file)
     }
 
-    /// Loads the newest records that are still of use into memory.
+    /// Loads the newest usable records into memory.
     fn load(&mut self, file: &mut PageFile) -> Result<Flow, DiskError> {
-        // Not part of a page's weight in the store: what the index says is the record's length.
+        // Not part of a page's weight in the store: the index has the length of the record.
         const OVERHEAD: u64 = 1024;
         let begun = self.clock.now();
         loop {
             let purges = {
-                // Whoever is counted has sent its message, since the two are one step.
+                // A change that is counted has also sent its message, since both happen under this lock.
                 let order = self.order.upgrade();
                 let _order = order.as_deref().map(lock);
                 self.shared.purges.load(Ordering::Relaxed)
             };
-            // What has been purged by now must be gone from the file before it is read.
+            // Pages that have been purged by now must be removed from the file before it is read.
             while let Ok(message) = self.receiver.try_recv() {
                 if self.take(message) == Flow::Ended {
                     return Ok(Flow::Ended);
@@ -205,7 +205,7 @@ impl Worker {
             if broken > 0 {
                 tracing::warn!(broken, "pages on disk are damaged and will be fetched again");
             }
-            // The order in which restored pages were used begins with their age; moka notes that down lazily.
+            // At first, restored pages count as used in the order of their age. moka applies that lazily.
             self.memory.settle();
             if !interrupted {
                 let seconds = self.clock.now().saturating_duration_since(begun).as_secs_f64();
@@ -216,7 +216,7 @@ impl Worker {
         }
     }
 
-    /// Writes what happens, until the end.
+    /// Writes the changes until the end.
     fn follow(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
         let now = || self.clock.now();
         let mut clean_at = now() + CLEAN_EVERY;
@@ -270,8 +270,8 @@ impl Worker {
         }
     }
 
-    /// Is the batch to be committed without waiting for more. A purge is: it was asked for by somebody who
-    /// wants it to last.
+    /// Whether the batch is committed without waiting for more. That holds for a purge: its caller waits until it
+    /// lasts.
     fn is_full(&self) -> bool {
         self.batch.len() >= BATCH
             || self.batch.iter().map(weight).sum::<u64>() >= BATCH_BYTES
@@ -293,7 +293,7 @@ impl Worker {
         self.tell_purgers(&Ok(()));
         let pages = self.release_batch();
         self.shared.count("written", written);
-        // Larger than the whole disk may be.
+        // A page may be larger than the whole capacity.
         self.shared.count("dropped", pages.saturating_sub(written));
         self.shared.show(true, file.size());
         if written > 0 {
@@ -302,7 +302,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes removals of the pages in the batch.
+    /// Turns the batch's pages into removals.
     fn write_no_pages(&mut self) {
         let mut pages = 0;
         for change in &mut self.batch {
@@ -316,7 +316,7 @@ impl Worker {
         self.shared.count("failed", pages);
     }
 
-    /// Empties the batch; says how many pages were in it.
+    /// Empties the batch. Returns how many pages were in it.
     fn release_batch(&mut self) -> u64 {
         let mut pages = 0;
         for change in self.batch.drain(..) {
@@ -343,7 +343,7 @@ impl Worker {
         }
     }
 
-    /// Removes the file, since something in it must not be read again; says whether that worked.
+    /// Removes the file, because something in it must not be read again. Returns whether that worked.
     fn erase(&mut self, why: &str) -> Result<(), String> {
         let erased = match self.locked {
             true => Err("another process has the file open, and its pages are that process's".to_owned()),
@@ -357,13 +357,14 @@ impl Worker {
             Err(error) => tracing::error!(
                 folder = %self.folder.display(),
                 %error,
-                "{why}, nor its file be removed: remove it by hand, lest those pages come back at the next start"
+                "{why}, and its file could not be removed: remove it by hand, or those pages come back at the next start"
             ),
         }
         erased
     }
 
-    /// Drops what cannot be written. A purge cannot be dropped: the file is removed instead. Says whether it was.
+    /// Drops the changes that cannot be written. A purge cannot be dropped: the file is removed instead. Returns
+    /// whether it was.
     pub(super) fn abandon_batch(&mut self) -> bool {
         let mut gone = false;
         self.remember_batch();
@@ -380,14 +381,14 @@ impl Worker {
 
     fn tell_purgers(&mut self, done: &Result<(), String>) {
         for purger in self.purgers.drain(..) {
-            // It has gone if it did not wait any longer.
+            // The caller may have stopped waiting.
             let _ = purger.send(done.clone());
         }
     }
 
-    /// Waits before the next try, and drops what comes meanwhile.
+    /// Waits before the next attempt, and drops changes meanwhile.
     fn pause(&mut self) -> Flow {
-        // Nothing to wait for.
+        // No caller has to wait for the load now.
         self.loaded.send_replace(true);
         let until = self.clock.now() + RETRY_EVERY;
         loop {
@@ -409,13 +410,13 @@ impl Worker {
         }
     }
 
-    /// Moves the file aside for a new one; says whether that worked.
+    /// Moves the file aside and makes place for a new one. Returns whether that worked.
     fn move_aside(&mut self, why: &str) -> bool {
         match file::move_aside(&self.folder, &Calendar::read(self.clock, self.boot)) {
             Ok(aside) => {
                 tracing::warn!(
                     moved_to = %aside.display(),
-                    "the disk cache cannot be read and begins empty ({why}); delete the old file once nobody needs it"
+                    "the disk cache cannot be read and begins empty ({why}); delete the old file if you do not need it"
                 );
                 true
             }
@@ -441,9 +442,9 @@ impl Worker {
     }
 }
 
-/// A panic in `work` is damage.
+/// Counts a panic in `work` as damage.
 fn guarded<T>(work: impl FnOnce() -> Result<T, DiskError>) -> Result<T, DiskError> {
-    // What was half done is dropped with the file, or abandoned with the batch.
+    // Changes that were half made are dropped with the file, or abandoned with the batch.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(DiskError::Damaged(message(&*panic))))
 }
 
