@@ -1,4 +1,4 @@
-//! What no section can see alone: addresses against each other and against teams, teams against accounts.
+//! Checks that one section alone cannot make: addresses against each other and against teams, teams against accounts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,8 +7,8 @@ use super::exposure::{Held, Reach, exposures};
 use super::fault::{Path, Report, suggest};
 use super::settings::{Config, Listen, Team};
 
-/// Checks `config` as a whole. `accounts` are the names of all that were given, faulty ones included: a team that
-/// names one of those is not reported again.
+/// Checks `config` as a whole. `accounts` are the names of all accounts in the configuration, faulty ones included, so
+/// that a team that names one of those is not reported again.
 pub(super) fn across_sections(config: &Config, accounts: &[String], report: &Report) {
     addresses(config, report);
     openings(config, report);
@@ -19,7 +19,7 @@ pub(super) fn across_sections(config: &Config, accounts: &[String], report: &Rep
         if !certificates && !report.is_given(&token) {
             report.fault(
                 &token,
-                "missing, so nobody could be this team; `insights-gateway token new TEAM` makes one \
+                "missing, so no caller could be this team; `insights-gateway token new TEAM` makes one \
                  (or set server.tls.client_ca to accept client certificates)",
             );
         }
@@ -33,7 +33,7 @@ fn addresses(config: &Config, report: &Report) {
     let listen = &config.server.listen;
     for (index, address) in listen.iter().enumerate() {
         let collides = listen[..index].iter().any(|earlier| match (earlier, address) {
-            // `[::]` leaves IPv4 to those that name it, in whichever form.
+            // `[::]` takes no IPv4 connections where another entry names IPv4, in any form.
             (Listen::Tcp(one), Listen::Tcp(other)) => {
                 let is_ipv4 = |address: &SocketAddr| address.ip().to_canonical().is_ipv4();
                 is_ipv4(one) == is_ipv4(other) && share_a_port(*one, *other)
@@ -56,7 +56,7 @@ fn addresses(config: &Config, report: &Report) {
     }
 }
 
-/// Would two listeners be reached through the same address: `0.0.0.0` and `[::]` stand for all.
+/// Whether one address reaches both listeners. `0.0.0.0` and `[::]` mean all addresses.
 fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
     let covers =
@@ -64,14 +64,14 @@ fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && (a == b || covers(a, b) || covers(b, a))
 }
 
-/// Who could get in, were the listeners open that the configuration asks for.
+/// Reports the listeners of this configuration that anyone could use.
 fn openings(config: &Config, report: &Report) {
     let wanted = Held::wanted(config);
     for exposure in exposures(config, &wanted) {
         let path = Path::of(exposure.key);
         match exposure.index {
             Some(index) => report.fault(&path.item(index), exposure.message),
-            // A value that was given and is wrong has been reported.
+            // A value that was given but is wrong has been reported already.
             None if report.is_given(&path) => {}
             None => report.fault(&path, exposure.message),
         }
@@ -100,7 +100,7 @@ fn account_of(team: &Team, accounts: &[String], report: &Report) {
     );
 }
 
-/// A token says who is calling, so it can only belong to one team.
+/// A token identifies the caller, so it may belong to only one team.
 fn tokens(teams: &[Team], report: &Report) {
     let mut owners: BTreeMap<[u8; 32], &str> = BTreeMap::new();
     for team in teams {

@@ -1,7 +1,7 @@
-//! File, environment and flags become one tree of values, each with its place.
+//! Joins file, environment and flags into one tree of values, each with its place.
 //!
-//! Nothing is interpreted here beyond what TOML itself says: values from the environment and from flags
-//! stay raw text until a reader says which type the key wants.
+//! Only TOML itself is interpreted here. Values from the environment and from flags stay raw text until a reader says
+//! which type the key needs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ use super::fault::{Path, Place, Report};
 use super::files::{ConfigFile, LARGEST_FILE};
 use super::sources::{NOT_TEXT, PREFIX, Sources, Variable};
 
-/// The variables of the command line, which are no keys: the file itself, and the tokens to ask a gateway with.
+/// Variables of the command line that are not keys: the file itself, and the tokens for asking a gateway.
 const NO_KEYS: [&str; 3] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN", "INSIGHTS_GATEWAY_TOKEN"];
-/// No key is deeper than four; this keeps absurd names from building absurd trees.
+/// The deepest key has four parts. This limit keeps absurd variable names from building large trees.
 const DEEPEST: usize = 8;
-/// Tables of which one member excludes the others: a stronger source replaces them whole.
+/// Tables with exactly one member: a stronger source replaces the whole table.
 const ONE_OF: [&str; 4] = ["api_key", "api_secret", "auth_token", "password"];
 
 /// A value and where it was written. Not `Debug`: any text may be a secret.
@@ -28,9 +28,9 @@ pub(super) struct Node {
     pub(super) place: Place,
 }
 
-/// A value, wiped when dropped where it is text.
+/// A value. Text is wiped when it is dropped.
 pub(super) enum Value {
-    /// From the environment or a flag: whatever the key wants it to be.
+    /// From the environment or a flag. The key decides what type it has.
     Raw(Zeroizing<String>),
     Text(Zeroizing<String>),
     Integer(i128),
@@ -42,7 +42,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// For "found …".
+    /// The type, for "found …" in messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Raw(_) | Self::Text(_) => "text",
@@ -55,8 +55,8 @@ impl Value {
     }
 }
 
-/// Makes one tree of everything; `None` where the file could not be read or is not TOML, because then
-/// every other fault would be guesswork.
+/// Joins all sources into one tree; `None` where the file could not be read or is not TOML, because all other faults
+/// would then be guesses.
 pub(super) fn read(sources: &Sources, file: Option<&ConfigFile>, report: &Report) -> Option<Node> {
     let mut tree = match file {
         Some(file) => read_file(file, report)?,
@@ -105,7 +105,7 @@ fn read_file(file: &ConfigFile, report: &Report) -> Option<Node> {
         let place = lines.place(0);
         return Some(Node { value, place });
     }
-    // Recovery may stumble over one slip several times; the first word about a line is the useful one.
+    // The TOML parser may report one mistake several times. The first message about a line is the useful one.
     let mut reported = Vec::new();
     for error in &errors {
         let place = lines.place(error.span().map_or(text.len(), |span| span.start));
@@ -145,13 +145,13 @@ fn table_value(table: DeTable<'_>, lines: &Lines<'_>) -> Value {
     Value::Table(table.into_iter().map(entry).collect())
 }
 
-/// `value` as ours; `table` and `place` say what becomes of tables and of offsets.
+/// Converts `value`. `table` converts tables, and `place` converts offsets.
 fn toml_value<'i>(value: DeValue<'i>, table: &dyn Fn(DeTable<'i>) -> Value, place: &dyn Fn(usize) -> Place) -> Value {
     match value {
         DeValue::String(text) => Value::Text(Zeroizing::new(text.into_owned())),
         DeValue::Integer(number) => {
             let number = i128::from_str_radix(number.as_str(), number.radix());
-            // Far outside of every limit, whichever way it overflowed.
+            // Outside of every limit, whichever way it overflowed.
             Value::Integer(number.unwrap_or(i128::MAX))
         }
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
@@ -170,7 +170,7 @@ fn toml_value<'i>(value: DeValue<'i>, table: &dyn Fn(DeTable<'i>) -> Value, plac
     }
 }
 
-/// One raw text read as the TOML value it spells, everything in it at `place`.
+/// Reads a raw text as the TOML value that it spells. Every value in it is at `place`.
 pub(super) fn parse_raw(raw: &str, place: &Place) -> Option<Value> {
     fn table(entries: DeTable<'_>, place: &Place) -> Value {
         let entry = |(key, value): (Spanned<std::borrow::Cow<'_, str>>, Spanned<DeValue<'_>>)| {
@@ -206,8 +206,8 @@ fn add_environment(tree: &mut Node, sources: &Sources, report: &Report) {
     }
 }
 
-/// Kubernetes describes a Service called `insights-gateway…` to every container beside it in variables that
-/// start like ours. These are the names of such services, as the variables spell them.
+/// For a Service called `insights-gateway…`, Kubernetes sets variables in every container near it, and these have the
+/// gateway's own prefix. Returns the names of such services, as the variables spell them.
 fn service_prefixes(sources: &Sources) -> Vec<&str> {
     if sources.environment.get("KUBERNETES_SERVICE_HOST").is_none_or(Variable::is_empty) {
         return Vec::new();
@@ -228,7 +228,7 @@ fn is_service_link(name: &str, services: &[&str]) -> bool {
     })
 }
 
-/// Puts a raw value at `path`, over whatever weaker sources said.
+/// Puts a raw value at `path`, replacing the value of a weaker source.
 fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Report) {
     let Some((last, tables)) = path.split_last().filter(|_| path.len() <= DEEPEST) else {
         report.fault_at(place.clone(), Path::of(path), "unknown key");
@@ -268,8 +268,8 @@ fn same_source(one: &Place, other: &Place) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
-/// Variables cannot spell capitals or dashes, so they reach the team `Data-Team` as `DATA_TEAM`, if only
-/// one name that is already there reads like that.
+/// Variables cannot spell capitals or dashes, so `DATA_TEAM` means the team `Data-Team`, if only one existing name
+/// fits.
 fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, around: &[String]) -> String {
     let is_name = matches!(around, [section] if section == "accounts" || section == "teams");
     if !is_name || !matches!(place, Place::Environment(_)) || entries.contains_key(key) {
@@ -283,8 +283,8 @@ fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, arou
     }
 }
 
-/// Where the configuration has no account, the gateway takes the one that Twilio's SDKs would take. An account
-/// `default` that says nothing of credentials, as one tuned from the environment, is completed likewise.
+/// Where the configuration has no account, the gateway uses the account that Twilio's SDKs would use. An account
+/// `default` without credentials, such as one that only variables tune, is completed in the same way.
 fn add_sdk_variables(tree: &mut Node, sources: &Sources, report: &Report) {
     let Value::Table(root) = &mut tree.value else {
         return;

@@ -1,7 +1,7 @@
-//! Who could get in: the listeners that are open, against what the configuration asks of those who reach them.
+//! Finds open listeners that anyone could use, given what the configuration demands of callers.
 //!
-//! One rule for the start and for every reload. A reload does not move a listener, so a new configuration is judged by
-//! the sockets that are held, and not by the addresses that it names itself.
+//! The same rule holds at the start and at every reload. A reload does not move a listener, so a new configuration is
+//! judged by the sockets that are open, and not by the addresses that it names.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,45 +11,45 @@ use super::settings::{Config, Listen};
 /// A listener that is open, or that a configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
-    /// Where, in the form of the configuration.
+    /// The address, as the configuration writes it.
     pub address: String,
-    /// Who reaches it.
+    /// Who can reach it.
     pub reach: Reach,
 }
 
-/// Who reaches a listener.
+/// Who can reach a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// Users of this machine, as far as the mode of a unix socket lets them.
     Unix,
     /// Users of this machine, over TCP.
     Loopback,
-    /// Others too. So is what cannot be told.
+    /// Users of other machines too. Also used where this is not known.
     Network,
 }
 
 impl Reach {
-    /// Of a TCP listener; an IPv4 address counts as such however it is written.
+    /// The reach of a TCP listener. An IPv4 address counts as one also when it is mapped to IPv6.
     pub fn of(address: SocketAddr) -> Self {
         if address.ip().to_canonical().is_loopback() { Self::Loopback } else { Self::Network }
     }
 }
 
-/// What is open, and stays open until the process ends.
+/// The listeners that stay open until the process ends.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
     /// The data plane's listeners.
     pub data: Vec<Listener>,
-    /// The admin plane's.
+    /// The admin plane's listeners.
     pub admin: Vec<Listener>,
-    /// Does the data plane speak TLS over TCP.
+    /// Whether the data plane's TCP listeners speak TLS.
     pub tls: bool,
-    /// Does it verify clients' certificates.
+    /// Whether it verifies clients' certificates.
     pub client_ca: bool,
 }
 
 impl Held {
-    /// What `config` asks for. Sockets that systemd hands over are not known before they are there.
+    /// The listeners that `config` asks for. Sockets that systemd hands over are known only once they are there.
     pub(super) fn wanted(config: &Config) -> Self {
         let listener = |address: SocketAddr| Listener { address: address.to_string(), reach: Reach::of(address) };
         let data = config.server.listen.iter().map(|listen| match listen {
@@ -67,14 +67,14 @@ impl Held {
     }
 }
 
-/// A way in for strangers.
+/// A fault that lets anyone use the account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
-    /// The key that would close it.
+    /// The key that would prevent it.
     pub key: &'static [&'static str],
-    /// Which of the listeners of [`Held::data`] it is, if it is one of them.
+    /// The index of the listener in [`Held::data`], if it is one of those.
     pub index: Option<usize>,
-    /// What is wrong, and what to do.
+    /// What is wrong, and how to correct it.
     pub message: String,
 }
 
@@ -84,7 +84,7 @@ impl fmt::Display for Exposure {
     }
 }
 
-/// All ways in for strangers that `config` would leave open, were it in use behind what is `held`.
+/// All faults that would let anyone in if `config` were in use with the listeners in `held`.
 pub fn exposures(config: &Config, held: &Held) -> Vec<Exposure> {
     let mut found = Vec::new();
     let is_open_to_all = config.teams.is_empty();
@@ -107,7 +107,8 @@ pub fn exposures(config: &Config, held: &Held) -> Vec<Exposure> {
         |message: &str| Exposure { key: &["server", "tls", "client_ca"], index: None, message: message.to_owned() };
     if is_open_to_all && held.client_ca && !client_ca {
         found.push(certificates(
-            "is gone, and without teams it alone says who gets in; keep it, add [teams.NAME] with a token_sha256, \
+            "was removed, and without teams nothing else decides who may connect; keep it, add [teams.NAME] with a \
+             token_sha256, \
              or restart the gateway if everybody may get in",
         ));
     }

@@ -1,7 +1,7 @@
-//! All that is wrong at once: each fault with its place, its key and what to do.
+//! All faults of a configuration at once: each with its place, its key and a remedy.
 //!
-//! Faults are addressed by the path of the key; the report knows where each path was written. A fault
-//! never repeats a value, since any value may be a secret that landed under the wrong key.
+//! A fault has the path of its key, and the report knows where each path was written. A fault never repeats a value,
+//! because any value may be a secret under the wrong key.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use super::record::{Entry, Record};
 use super::settings::Config;
 use super::sources::PREFIX;
 
-/// Where a value was written. Ordered as faults are reported.
+/// Where a value was written. The order is that of the report.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     /// The file as a whole, which could not be read.
@@ -29,7 +29,7 @@ pub(super) enum Place {
 }
 
 impl fmt::Display for Place {
-    /// On one line, and nothing in a name steers a terminal.
+    /// In one line, with control characters escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match self {
             Self::File(file) => file.to_string(),
@@ -56,7 +56,7 @@ enum Step {
     Item(usize),
 }
 
-/// The way to a value: `teams.dashboards.operations[1]`.
+/// The path of a value: `teams.dashboards.operations[1]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Path(Vec<Step>);
 
@@ -81,7 +81,7 @@ impl Path {
         path
     }
 
-    /// The table around it.
+    /// The table that contains it.
     pub(super) fn parent(&self) -> Option<Self> {
         let (_, rest) = self.0.split_last()?;
         Some(Self(rest.to_vec()))
@@ -94,7 +94,7 @@ impl Path {
         }
     }
 
-    /// Accounts and teams have names of the user's own; their keys mean nothing elsewhere.
+    /// The keys of accounts and teams are names that the user chooses, so they mean nothing in other sections.
     fn is_named(&self) -> bool {
         matches!(self.0.first(), Some(Step::Key(key)) if key == "accounts" || key == "teams")
     }
@@ -155,12 +155,12 @@ impl fmt::Display for Fault {
             Place::Line(..) if path.0.is_empty() => format!("{place}: {message}"),
             Place::Line(..) | Place::Environment(None) | Place::Flags => format!("{place}: {path}: {message}"),
         };
-        // One fault is one line, and nothing in a key or file name may steer a terminal.
+        // One fault is one line, and control characters in a key or file name are escaped.
         write_escaped(&line, f)
     }
 }
 
-/// Every fault of a configuration, one a line, in the order of the file; then environment, then flags.
+/// Every fault of a configuration, one per line, in the order of the file; then the environment, then flags.
 #[derive(Debug, Clone)]
 pub struct Faults {
     faults: Vec<Fault>,
@@ -174,13 +174,13 @@ impl Faults {
         self.faults.len()
     }
 
-    /// What can be used, but is probably not what the user wants.
+    /// Values that are valid, but probably not what the user wants.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The files that were read, and those that were named and not there: when one of them changes, it may be worth
-    /// another try.
+    /// The files that were read, and those that were named but missing. When one of them changes, the configuration may
+    /// be valid.
     pub fn files(&self) -> &Files {
         &self.files
     }
@@ -201,18 +201,18 @@ impl fmt::Display for Faults {
 
 impl std::error::Error for Faults {}
 
-/// The files were never the same twice in a row.
+/// The files changed during every attempt to read them.
 pub(super) fn of_unrest() -> Faults {
     let place = Place::File("the configuration or a secret file".into());
     of_file(place, "keeps changing while it is read; try again when it is written")
 }
 
-/// What was written into it has been read, and is gone.
+/// The content of the pipe was read before, and is gone.
 pub(super) fn of_a_pipe(path: &FilePath) -> Faults {
     let place = Place::File(path.display().to_string().into());
     of_file(
         place,
-        "is no regular file, so it cannot be read again; restart the gateway, or name a regular file with --config",
+        "is not a regular file, so it cannot be read again; restart the gateway, or name a regular file with --config",
     )
 }
 
@@ -236,7 +236,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// For a check where the secrets are not: they count as good, and none is read.
+    /// For a check without access to secrets: they count as valid, and none is read.
     pub(super) fn without_secrets() -> Self {
         Self { without_secrets: true, ..Self::default() }
     }
@@ -263,18 +263,18 @@ impl Report {
         }
     }
 
-    /// `path` holds, or lacks, something it should not.
+    /// Reports that `path` has, or lacks, a value that it should not.
     pub(super) fn fault(&self, path: &Path, message: impl Into<String>) {
         self.fault_at(self.place(path), path.clone(), message);
     }
 
-    /// The same where the tree does not know the place.
+    /// The same, where the tree does not know the place.
     pub(super) fn fault_at(&self, place: Place, path: Path, message: impl Into<String>) {
         let message = message.into();
         self.faults.borrow_mut().push(Fault { place, path, message });
     }
 
-    /// An environment variable that is no key holds something it should not. It may be looked at several times.
+    /// Reports a variable that is not a key. Reported once, even if it is read several times.
     pub(super) fn fault_of_variable(&self, name: &str, message: &str) {
         let place = Place::Environment(Some(name.to_owned()));
         let is_known = self.faults.borrow().iter().any(|fault| fault.place == place && fault.message == message);
@@ -283,38 +283,39 @@ impl Report {
         }
     }
 
-    /// `path` can be used, but is probably not what the user wants.
+    /// Warns that `path` is valid, but probably not what the user wants.
     pub(super) fn warn(&self, path: &Path, message: impl Into<String>) {
         self.warnings.borrow_mut().push(Fault { place: self.place(path), path: path.clone(), message: message.into() });
     }
 
-    /// `path` is a key that exists, whether or not it was given.
+    /// Declares that the key `path` exists, whether or not it was given.
     pub(super) fn know(&self, path: Path) {
         self.known.borrow_mut().insert(path);
     }
 
-    /// Adds a key to the record, set where the tree says, or else at `origin`.
+    /// Adds a key to the record. It was set where the tree says, else at `origin`.
     pub(super) fn record(&self, entry: Entry, origin: Option<Place>) {
         let place = self.places.borrow().get(entry.path()).cloned();
         self.record.borrow_mut().add(entry.with_origin(place.or(origin)));
     }
 
-    /// `path` was given, but is no key. Reported at the end, when all that it might have meant is known.
+    /// Notes a given `path` that is not a key. It is reported at the end, when all keys are known that it may be a
+    /// misspelling of.
     pub(super) fn unknown(&self, path: Path) {
         self.unknown.borrow_mut().push(path);
     }
 
-    /// A change of `file` asks for a reload.
+    /// Adds `file` to the files whose change causes a reload.
     pub(super) fn watch(&self, file: &FilePath) {
         self.watched.borrow_mut().insert(file.to_owned());
     }
 
-    /// Was `path` written anywhere.
+    /// Whether `path` was given anywhere.
     pub(super) fn is_given(&self, path: &Path) -> bool {
         self.places.borrow().contains_key(path)
     }
 
-    /// Where `path` was written; for an absent key, where the nearest table around it was.
+    /// Where `path` was written; for a missing key, where the nearest table around it was written.
     fn place(&self, path: &Path) -> Place {
         let places = self.places.borrow();
         let mut around = Some(path.clone());
@@ -333,12 +334,12 @@ impl Report {
         self.root.borrow().clone().unwrap_or(Place::Environment(None))
     }
 
-    /// The files whose change asks for a reload, so far.
+    /// The files so far whose change causes a reload.
     pub(super) fn watched(&self) -> Vec<PathBuf> {
         self.watched.borrow().iter().cloned().collect()
     }
 
-    /// `config` with its warnings, if there is one and nothing was wrong with it.
+    /// `config` with its warnings, if there is one and there are no faults.
     pub(super) fn finish(self, config: Option<Config>) -> Result<Config, Faults> {
         for path in self.unknown.take() {
             let place = self.place(&path);
@@ -351,7 +352,7 @@ impl Report {
         Ok(Config { warnings: self.take_warnings(), record: self.record.take(), ..config })
     }
 
-    /// What is wrong so far.
+    /// The faults so far.
     pub(super) fn into_faults(self) -> Faults {
         let mut faults = self.faults.take();
         faults.sort_by(|a, b| a.place.cmp(&b.place));
@@ -369,13 +370,13 @@ impl Report {
         let written = path.last_key().unwrap_or_default();
         let siblings = known.iter().filter(|known| known.parent() == path.parent());
         let sibling = closest(written, siblings.filter_map(|p| Some((p.last_key()?, p))));
-        // A single underscore where the environment wants two is the likeliest slip there.
+        // In a variable, the likeliest mistake is a single underscore instead of two.
         let variable = || {
             let wanted = path.variable();
             let all: Vec<(String, &Path)> = known.iter().map(|p| (p.variable(), p)).collect();
             closest(&wanted, all.iter().map(|(name, p)| (name.as_str(), *p))).cloned()
         };
-        // The right key in the wrong section: the one nearest to the top is the likeliest.
+        // The key may be right and its section wrong. The one nearest to the top level is the likeliest.
         let elsewhere = || {
             let same = |p: &&Path| !p.is_named() && p.last_key() == Some(written);
             known.iter().filter(same).min_by_key(|p| p.0.len()).cloned()
@@ -392,7 +393,7 @@ impl Report {
         }
     }
 
-    /// Every key that exists, for the test that keeps the reference file complete.
+    /// Every key that exists, for the test that the reference file is complete.
     #[cfg(test)]
     pub(super) fn known_keys(&self) -> Vec<String> {
         self.known.borrow().iter().map(Path::to_string).collect()
@@ -405,7 +406,7 @@ impl Report {
     }
 }
 
-/// ` (did you mean …?)` for the word of `words` that `written` is a slip of the pen away from, or nothing.
+/// ` (did you mean …?)` for the word of `words` that `written` is probably a misspelling of, or nothing.
 pub(super) fn suggest<'a>(written: &str, words: impl IntoIterator<Item = &'a str>) -> String {
     closest(written, words.into_iter().map(|word| (word, word))).map_or_else(String::new, did_you_mean)
 }
@@ -414,7 +415,7 @@ fn did_you_mean(word: &str) -> String {
     format!(" (did you mean {word}?)")
 }
 
-/// The nearest word, if it is near enough that a person would have meant it.
+/// The nearest word, if it is so near that it was probably meant.
 fn closest<'a, T>(written: &str, words: impl Iterator<Item = (&'a str, T)>) -> Option<T> {
     const LONGEST: usize = 80;
     let length = written.chars().count();
@@ -429,7 +430,7 @@ fn closest<'a, T>(written: &str, words: impl Iterator<Item = (&'a str, T)>) -> O
         .map(|(_, meant)| meant)
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours between two words.
+/// The number of insertions, deletions, replacements and swaps of neighbours between two words.
 fn edits(from: &str, to: &str) -> usize {
     let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
     let mut before = vec![0; to.len() + 1];
@@ -453,7 +454,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_slips_of_the_pen() {
+    fn counts_typing_mistakes() {
         assert_eq!(edits("listen", "listen"), 0);
         assert_eq!(edits("listne", "listen"), 1);
         assert_eq!(edits("", "abc"), 3);
@@ -464,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_one_line_that_steers_no_terminal() {
+    fn a_fault_is_one_line_without_control_characters() {
         let fault = Fault {
             place: Place::Line("gate\nway.toml".into(), 3),
             path: Path::default().key("a\u{1b}[2J").item(1),

@@ -1,4 +1,4 @@
-//! The files that a configuration comes from: how they are read, and how a change of theirs is noticed.
+//! The files of a configuration: how they are read, and how their changes are noticed.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -13,14 +13,14 @@ use zeroize::Zeroizing;
 /// Largest configuration file in bytes.
 pub(super) const LARGEST_FILE: u64 = 1 << 20;
 
-/// How long whoever writes into a pipe may say nothing.
+/// How long the writer of a pipe may pause.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Tells whether files have changed.
+/// Differs when the files have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fingerprint([u8; 32]);
 
-/// The files that a configuration came from, and what was in them.
+/// The files of a configuration, and a fingerprint of their content.
 #[derive(Debug, Clone)]
 pub struct Files {
     paths: Vec<PathBuf>,
@@ -28,36 +28,36 @@ pub struct Files {
 }
 
 impl Default for Files {
-    /// None.
+    /// No files.
     fn default() -> Self {
         Self::now(Vec::new())
     }
 }
 
 impl Files {
-    /// These, as they are now.
+    /// These files, with their current content.
     pub(super) fn now(paths: Vec<PathBuf>) -> Self {
         let fingerprint = fingerprint(&paths);
         Self { paths, fingerprint }
     }
 
-    /// Which they are.
+    /// Their paths.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// Of their contents, no later than they were read.
+    /// A fingerprint of their content, taken no later than they were read.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
-    /// The same, as they are now.
+    /// The same files with their current content.
     #[must_use]
     pub fn again(self) -> Self {
         Self::now(self.paths)
     }
 
-    /// Of their contents as they are now. A file that cannot be read has one too.
+    /// A fingerprint of their current content. A file that cannot be read has one too.
     pub fn fingerprint_now(&self) -> Fingerprint {
         fingerprint(&self.paths)
     }
@@ -74,13 +74,13 @@ fn fingerprint(paths: &[PathBuf]) -> Fingerprint {
     Fingerprint(hasher.finalize().into())
 }
 
-/// Why a file that is no regular one is not read.
+/// The error for a path that is not a regular file.
 pub(super) fn is_no_file() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "this is not a file; name a regular file")
 }
 
-/// What is in a regular file, at most one byte beyond `largest`, and what the system says of it. Wiped when dropped,
-/// and in one place: the buffer does not grow unless the file does while it is read.
+/// The content of a regular file, at most one byte more than `largest`, and its metadata. It is wiped when dropped, and
+/// is in one place in memory: the buffer grows only if the file grows while it is read.
 pub(super) fn read_regular(path: &Path, largest: u64) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
     let (file, about) = open(path)?;
     if !about.is_file() {
@@ -92,17 +92,17 @@ pub(super) fn read_regular(path: &Path, largest: u64) -> io::Result<(Zeroizing<V
     Ok((bytes, about))
 }
 
-/// Does not wait for a writer, whatever the path names.
+/// Opens a path without waiting for a writer, even if it is a pipe.
 fn open(path: &Path) -> io::Result<(File, Metadata)> {
-    // The flags of the system fit their own type.
+    // The flags fit into the system's own type.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let about = file.metadata()?;
     Ok((file, about))
 }
 
-/// Takes away what others than its owner and its group may do with a file of ours that exists already, where it may be
-/// read by all; who may be its group is the operator's choice.
+/// Removes the permissions of other users from an existing file of the gateway's own, where all users can read it. The
+/// group keeps its permissions, because the operator chooses who is in it.
 pub fn keep_from_others(file: &File, path: &Path) {
     const OTHERS: u32 = 0o007;
     const OWNER_ALONE: u32 = 0o600;
@@ -117,7 +117,7 @@ pub fn keep_from_others(file: &File, path: &Path) {
     }
 }
 
-/// Is there something at `path` that can be read only once.
+/// Whether `path` can be read only once.
 pub(super) fn is_pipe(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
 }
@@ -125,14 +125,14 @@ pub(super) fn is_pipe(path: &Path) -> bool {
 /// The configuration file, read once.
 pub(super) struct ConfigFile {
     path: PathBuf,
-    /// What went wrong is kept too, as it is a fault of the configuration.
+    /// A read error is kept too, because it is a fault of the configuration.
     content: io::Result<Zeroizing<Vec<u8>>>,
     is_pipe: bool,
 }
 
 impl ConfigFile {
-    /// Reads it to its end, whether it is a regular file or a pipe (`/dev/stdin`, `<(…)`, a FIFO). At most one byte beyond
-    /// [`LARGEST_FILE`].
+    /// Reads the file to its end. It may be a regular file or a pipe (`/dev/stdin`, `<(…)`, a FIFO). Reads at most one
+    /// byte more than [`LARGEST_FILE`].
     pub(super) fn read(path: &Path) -> Self {
         let (content, is_pipe) = match open(path) {
             Err(error) => (Err(error), false),
@@ -151,12 +151,12 @@ impl ConfigFile {
         self.content.as_ref().map(|content| content.as_slice())
     }
 
-    /// Can it be read again, so that its changes are seen.
+    /// Whether it can be read again, so that changes can be noticed.
     pub(super) fn can_be_watched(&self) -> bool {
         !self.is_pipe
     }
 
-    /// Is there something else in it by now.
+    /// Whether its content has changed since.
     pub(super) fn has_changed(&self) -> bool {
         let same = |now: io::Result<(Zeroizing<Vec<u8>>, Metadata)>| match (&self.content, now) {
             (Ok(then), Ok((now, _))) => **then == *now,
@@ -167,18 +167,18 @@ impl ConfigFile {
     }
 }
 
-/// Everything until the end, from whoever writes: not before there is somebody, but not for ever.
+/// Reads until the writer closes the pipe. Waits for a writer, but not for ever.
 fn read_pipe(mut file: File) -> io::Result<Zeroizing<Vec<u8>>> {
     const CHUNK: usize = 64 << 10;
     let largest = usize::try_from(LARGEST_FILE).unwrap_or(usize::MAX);
-    // Large enough never to grow, so that nothing is left behind that is not wiped.
+    // Large enough that it never grows, so that no copy stays in memory without being wiped.
     let mut bytes = Zeroizing::new(Vec::with_capacity(largest + 1));
     let mut chunk = Zeroizing::new(vec![0; CHUNK]);
     let silence = Timespec::try_from(SILENCE).map_err(io::Error::other)?;
     while bytes.len() <= largest {
         match poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&silence)) {
             Ok(0) => {
-                let message = format!("nobody has written into it for {} s", SILENCE.as_secs());
+                let message = format!("no data came through it for {} s", SILENCE.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, message));
             }
             Ok(_) => {}

@@ -1,10 +1,10 @@
-//! The configuration: what the gateway is told, checked before a port is bound.
+//! The configuration: read and checked before a port is opened.
 //!
-//! Values come from defaults, a TOML file, the environment and flags, in rising order of strength.
+//! Values come from defaults, a TOML file, the environment and flags; each of these overrides those before it.
 //! [`load`] reads them all, checks them all and reports every fault at once. No other module sees a raw string that
 //! still has to be parsed.
 //!
-//! The way of a value, file by file:
+//! The path of a value, file by file:
 //!
 //! | file | what happens there |
 //! | --- | --- |
@@ -15,13 +15,13 @@
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
 //! | `proxy` | the forward proxy to the upstream: `upstream.proxy`, or the environment's |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
-//! | `checks` | what no section can see alone: addresses against teams, teams against accounts |
-//! | `exposure` | who could get in through the listeners that are open; at the start and at every reload |
-//! | `fault` | all that is wrong, in file order, each with a place and a next step |
+//! | `checks` | what one section alone cannot check: addresses against teams, teams against accounts |
+//! | `exposure` | open listeners that anyone could use; at the start and at every reload |
+//! | `fault` | all faults, in file order, each with a place and a remedy |
 //! | `record` | every key that was read: value, default, where it was set; what is shown and what waits for a restart |
 //! | `show` | values as TOML, without secrets |
 //!
-//! This module does not wait for changes, open ports or talk to anybody.
+//! This module does not watch for changes, open ports or use the network.
 
 mod checks;
 mod document;
@@ -55,11 +55,11 @@ pub use sources::Sources;
 use self::fault::Report;
 use self::files::ConfigFile;
 
-/// How often files that change while they are read are read anew.
+/// How often files that change while they are read are read again.
 const TRIES: usize = 10;
 
-/// Reads, merges and checks all that `sources` name, in one state: a key and its secret that are replaced together
-/// are never mixed. The configuration file is read to its end once, so it may be a pipe.
+/// Reads, merges and checks all that `sources` name, in one consistent state: an old key is never combined with a new
+/// secret that replaces it. The configuration file is read only once, so it may be a pipe.
 ///
 /// # Errors
 ///
@@ -68,8 +68,8 @@ pub fn load(sources: &Sources) -> Result<Config, Faults> {
     load_from(sources, sources.file.as_deref().map(ConfigFile::read))
 }
 
-/// Checks as [`load`] does, but reads no secret that is kept in a file, a variable or a credential: for a machine where
-/// they are not. Without them there is nothing to run, so this gives only what is shown, and the warnings.
+/// Checks like [`load`], but does not read secrets from files, variables or credentials: for a machine that does not
+/// have them. The gateway cannot run without them, so this returns only the record and the warnings.
 ///
 /// # Errors
 ///
@@ -80,11 +80,11 @@ pub fn check_without_secrets(sources: &Sources) -> Result<(Record, Vec<String>),
     read.map(|config| (config.record, config.warnings)).map_err(|faults| faults.of_files(files))
 }
 
-/// As [`load`] for a process that has read them before: what a pipe held is gone, and is not waited for.
+/// Like [`load`], for a process that has loaded before. A pipe is not read again: its content is gone.
 ///
 /// # Errors
 ///
-/// As [`load`]; and when the configuration file is no regular file.
+/// Like [`load`]; and when the configuration file is not a regular file.
 pub fn reload(sources: &Sources) -> Result<Config, Faults> {
     match sources.file.as_deref() {
         Some(path) if files::is_pipe(path) => Err(fault::of_a_pipe(path)),
@@ -93,9 +93,9 @@ pub fn reload(sources: &Sources) -> Result<Config, Faults> {
 }
 
 fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, Faults> {
-    // Which other files there are is only known once they have been read. So they are read again between two equal
-    // fingerprints: whatever changes from then on is a change, however early. That goes for faults, too: a file that
-    // was missing may be there by now.
+    // The other files are known only after a first read. So everything is read again until the fingerprint is the same
+    // before and after. Whatever changes later then counts as a change. That holds for faults, too: a file that was
+    // missing may exist by now.
     let (mut before, mut newest) = (None, Files::default());
     for _ in 0..=TRIES {
         let (read, files) = read(sources, file.as_ref(), Report::default());

@@ -1,4 +1,4 @@
-//! The forward proxy on the way to the upstream: `upstream.proxy`, or what the environment says for everybody.
+//! The forward proxy to the upstream: from `upstream.proxy`, or from the environment's usual variables.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use super::show;
 use super::sources::Sources;
 use crate::core::network::Network;
 
-/// In the order of curl, which most programs follow.
+/// In curl's order, which most programs follow.
 const PROXY_VARIABLES: [&str; 2] = ["https_proxy", "HTTPS_PROXY"];
 const EXEMPT_VARIABLES: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
@@ -81,7 +81,7 @@ fn of_table(table: &mut Table<'_>, sources: &Sources) -> Option<Proxy> {
         }
         return Some(address.with_password(SecretSource::Literal));
     };
-    // That it cannot be read is a fault already.
+    // A password that cannot be read is a fault already.
     let password = password?;
     if address.password.is_some() {
         return refuse(report, &path.key("password"), "the URL holds a password too; take that out");
@@ -96,8 +96,8 @@ fn of_table(table: &mut Table<'_>, sources: &Sources) -> Option<Proxy> {
     Some(address.with_password(password.source))
 }
 
-/// What the environment's variables say for `upstream`, and which one it is. They never hold for loopback, as nobody
-/// means them to.
+/// What the environment's variables say for `upstream`, and which variable it is. They never apply to loopback, where a
+/// proxy is never wanted.
 fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<(Proxy, Place)> {
     let host = upstream.host().unwrap_or_default().trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
     let port = upstream.port_u16().unwrap_or(if upstream.scheme_str() == Some("https") { 443 } else { 80 });
@@ -119,14 +119,14 @@ fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<
     }
 }
 
-/// Does a URL's host, without brackets, mean this machine (RFC 6761 section 6.3).
+/// Whether a URL's host, without brackets, is this machine (RFC 6761 section 6.3).
 pub(super) fn is_loopback(host: &str) -> bool {
     let is_address = |ip: IpAddr| ip.to_canonical().is_loopback();
     host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(is_address)
 }
 
-/// Does a list such as that of `NO_PROXY` name this host, in lower case, and port: by name, as one of a domain (with a
-/// leading dot, `*.` or neither), by address or network, each with an optional port; or all hosts, by `*`.
+/// Whether a list like `NO_PROXY` names this host, in lower case, and port. An entry is a host, a domain (with a
+/// leading dot, `*.` or neither), an address or a network, each with an optional port; or `*` for all hosts.
 fn is_exempt(host: &str, port: u16, list: &str) -> bool {
     let address = host.parse::<IpAddr>().ok();
     let names = |entry: &str| match Network::around(entry.trim_matches(['[', ']'])) {
@@ -148,7 +148,7 @@ fn is_exempt(host: &str, port: u16, list: &str) -> bool {
     })
 }
 
-/// A proxy's URL, taken apart.
+/// The parts of a proxy's URL.
 struct Address {
     authority: Authority,
     user: Option<String>,
@@ -194,13 +194,14 @@ impl Address {
         }
     }
 
-    /// Complete; the password, if there is one, is kept there. One in a URL counts as written out, wherever that stands.
+    /// The complete proxy; the password, if there is one, is kept at `source`. A password in the URL is in clear text
+    /// in the configuration, whatever `source` says.
     fn with_password(self, source: SecretSource) -> Proxy {
         let Self { authority, user, password } = self;
         let authorization = user.as_ref().and_then(|user| {
             let pair = Zeroizing::new(format!("{user}:{}", password.as_ref().map_or("", |password| password)));
             let basic = Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes())).into_bytes());
-            // Base64 is always a header value. Wiped behind the last who uses it.
+            // Base64 is always a valid header value. The bytes are wiped when the last user drops them.
             let mut authorization = HeaderValue::from_maybe_shared(Bytes::from_owner(basic)).ok()?;
             authorization.set_sensitive(true);
             Some(authorization)
@@ -210,7 +211,8 @@ impl Address {
     }
 }
 
-/// `text` with its percent escapes undone (RFC 3986 section 2.1); `None` where it is no text then, or steers something.
+/// `text` with its percent escapes decoded (RFC 3986 section 2.1); `None` where the result is not text or has control
+/// characters.
 fn percent_decoded(text: &str) -> Option<Zeroizing<String>> {
     let mut plain = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut bytes = text.bytes();
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_taken_apart() {
+    fn addresses_are_parsed() {
         let basic = |text: &str| {
             let proxy = Address::parse(text).unwrap().with_password(SecretSource::Literal);
             let header = proxy.authorization.as_ref().map(|value| {
@@ -299,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_refused_and_never_repeated() {
+    fn malformed_proxies_are_refused_and_never_repeated() {
         for text in [
             "",
             "http://",
@@ -317,7 +319,7 @@ mod tests {
             "http://planted:sec ret@egress .example",
             "http://plan%3ated:x@egress.example",
         ] {
-            let message = Address::parse(text).err().unwrap_or_else(|| panic!("{text} was taken"));
+            let message = Address::parse(text).err().unwrap_or_else(|| panic!("{text} was accepted"));
             assert!(!message.contains("planted") && !message.contains("secr"), "{message}");
         }
     }

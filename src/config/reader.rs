@@ -1,6 +1,6 @@
 //! Typed reading of the tree. Reading a key declares it: its name, type, default and limits, and whether a change of it
-//! waits for a restart. What was read goes into the record; what nobody read is an unknown key. A faulty value is
-//! reported and replaced by the default, so that reading goes on and every fault is found.
+//! waits for a restart. Each key that was read goes into the record. A given key that no reader read is an unknown key.
+//! A faulty value is reported and replaced by the default, so that reading goes on and every fault is found.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -22,7 +22,7 @@ pub(super) struct Table<'r> {
     entries: BTreeMap<String, Node>,
 }
 
-/// Reads the whole tree with `read`, then reports what it left.
+/// Reads the whole tree with `read`, then reports the keys that were not read.
 pub(super) fn read_tree<T>(tree: Node, report: &Report, read: impl FnOnce(&mut Table<'_>) -> T) -> T {
     let entries = match tree.value {
         Value::Table(entries) => entries,
@@ -32,7 +32,7 @@ pub(super) fn read_tree<T>(tree: Node, report: &Report, read: impl FnOnce(&mut T
 }
 
 impl<'r> Table<'r> {
-    /// Reads it with `read`, then reports what that left.
+    /// Reads the table with `read`, then reports the keys that were not read.
     pub(super) fn read<T>(mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let value = read(&mut self);
         for key in self.entries.keys() {
@@ -46,12 +46,12 @@ impl<'r> Table<'r> {
         &self.path
     }
 
-    /// Where faults go.
+    /// The report that collects faults.
     pub(super) fn report(&self) -> &'r Report {
         self.report
     }
 
-    /// The table under `key`; an absent one is read as an empty one, so that all its keys become known.
+    /// The table under `key`. A missing table is read as an empty one, so that all its keys are declared.
     pub(super) fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Table<'r>) -> T) -> T {
         let field = self.take(key);
         let path = self.path.key(key);
@@ -63,7 +63,7 @@ impl<'r> Table<'r> {
         table.read(read)
     }
 
-    /// Every table under `key`, whose keys are names of the user's choice.
+    /// Every table under `key`, where the user chooses the keys.
     pub(super) fn named<T>(&mut self, key: &str, mut read: impl FnMut(&str, &mut Table<'r>) -> T) -> Vec<T> {
         let Some(tables) = self.take(key).and_then(Field::table) else {
             return Vec::new();
@@ -86,7 +86,7 @@ impl<'r> Table<'r> {
         Some(Field { report, path, node })
     }
 
-    /// The value under `key` as `read` gives it, or `default`; `show` writes it as TOML.
+    /// The value under `key`, parsed by `read`, or `default`. `show` writes it as TOML.
     pub(super) fn value<T>(
         &mut self,
         key: impl Into<Key>,
@@ -114,7 +114,7 @@ impl<'r> Table<'r> {
         value
     }
 
-    /// Records a key that was read by hand.
+    /// Records a key that was read without these functions.
     pub(super) fn record(&self, key: impl Into<Key>, value: Option<String>, default: Option<String>) {
         self.report.record(Entry::new(&self.path, key.into(), value, default), None);
     }
@@ -143,7 +143,7 @@ impl<'r> Table<'r> {
         self.value(key, default, |value| show::text(&Size(*value)), |field| field.size(&limits))
     }
 
-    /// A rate; `None` is without limit.
+    /// A rate; `None` means no limit.
     pub(super) fn rate(&mut self, key: impl Into<Key>, default: Option<Rate>) -> Option<Rate> {
         self.value(key, default, show::rate, |field| field.quantity(parse_rate))
     }
@@ -169,7 +169,7 @@ impl<'r> Table<'r> {
         self.value(key, default, |value| show::text(written(value)), |field| field.word(words))
     }
 
-    /// The value under `key`, whose absence is a fault that gives `advice`.
+    /// The value under `key`. If it is missing, that is a fault with `advice`.
     pub(super) fn require(&mut self, key: &str, advice: &str) -> Option<Field<'r>> {
         let field = self.take(key);
         if field.is_none() {
@@ -197,7 +197,7 @@ impl<'r> Field<'r> {
         None
     }
 
-    /// The value as the TOML type that a raw text spells, if it came as one.
+    /// The TOML value that a raw text spells, if the value is raw text.
     fn spelled(&self) -> Option<Value> {
         match &self.node.value {
             Value::Raw(raw) => parse_raw(raw, &self.node.place),
@@ -205,7 +205,7 @@ impl<'r> Field<'r> {
         }
     }
 
-    /// A table, whose keys are still to be read.
+    /// As a table, whose keys are read next.
     pub(super) fn table(mut self) -> Option<Table<'r>> {
         if let Some(value @ Value::Table(_)) = self.spelled() {
             self.node.value = value;
@@ -216,7 +216,7 @@ impl<'r> Field<'r> {
         }
     }
 
-    /// The value, with a raw text replaced by what TOML makes of it, where it makes anything of it.
+    /// The value, with a raw text replaced by the TOML value that it spells, if it spells one.
     fn typed(mut self) -> Self {
         if let Some(value) = self.spelled() {
             self.node.value = value;
@@ -273,7 +273,7 @@ impl<'r> Field<'r> {
 
     fn quantity<T>(self, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
         let (report, path) = (self.report, self.path.clone());
-        // Any other type gets the same advice: it names the form that is wanted.
+        // Any other type gets the same message, which names the expected form.
         let text = match &self.node.value {
             Value::Text(_) | Value::Raw(_) => self.text("text")?,
             _ => Zeroizing::default(),
@@ -287,7 +287,7 @@ impl<'r> Field<'r> {
         }
     }
 
-    /// A text that is not empty; `expected` says what it should have been.
+    /// A text that is not empty; `expected` describes it.
     pub(super) fn text(self, expected: &str) -> Option<Zeroizing<String>> {
         let quoted = matches!(&self.node.value, Value::Raw(raw) if raw.trim_start().starts_with(['"', '\'']));
         let field = if quoted { self.typed() } else { self };
@@ -303,7 +303,7 @@ impl<'r> Field<'r> {
         }
     }
 
-    /// The same, as a text that is no secret.
+    /// The same, for a text that is not a secret.
     pub(super) fn string(self) -> Option<String> {
         Some(self.text("text")?.to_string())
     }
@@ -313,7 +313,7 @@ impl<'r> Field<'r> {
         self.string().map(PathBuf::from)
     }
 
-    /// A date of TOML's own becomes the text that it is written as.
+    /// Converts a TOML date to its text.
     pub(super) fn date_or_text(mut self) -> Self {
         if let Value::Datetime(date) = self.node.value {
             self.node.value = Value::Text(Zeroizing::new(date));
@@ -321,7 +321,7 @@ impl<'r> Field<'r> {
         self
     }
 
-    /// What `parse` makes of a text.
+    /// The result of `parse` for a text.
     pub(super) fn parsed<T, E: Into<String>>(self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let (report, path) = (self.report, self.path.clone());
         parse(&self.string()?).map_err(|message| report.fault(&path, message)).ok()
@@ -340,7 +340,7 @@ impl<'r> Field<'r> {
         meaning.map(|(_, meaning)| *meaning)
     }
 
-    /// A list of texts, each with its path; `None` where it is no list.
+    /// A list of texts, each with its path; `None` where it is not a list.
     /// From the environment or a flag: separated by commas, or a TOML array.
     pub(super) fn texts(self) -> Option<Vec<(Path, String)>> {
         let text = |item: Field<'_>| {
@@ -350,7 +350,7 @@ impl<'r> Field<'r> {
         Some(self.items("a list of texts")?.into_iter().filter_map(text).collect())
     }
 
-    /// The entries of a list, or a single value in place of a list of one.
+    /// The entries of a list, or a single value in place of a list with one entry.
     pub(super) fn one_or_more(self, expected: &str) -> Option<Vec<Field<'r>>> {
         match self.node.value {
             Value::Text(_) | Value::Table(_) => Some(vec![self]),
@@ -381,7 +381,7 @@ impl<'r> Field<'r> {
     }
 }
 
-/// `[::1]:8080` starts like a TOML array but is none: what is no array is split at its commas.
+/// `[::1]:8080` starts like a TOML array but is not one: a text that is not an array is split at its commas.
 fn split_raw(raw: &str, place: &Place) -> Vec<Node> {
     if let Some(Value::List(items)) = parse_raw(raw, place) {
         return items;

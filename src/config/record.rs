@@ -1,15 +1,15 @@
-//! The record of a configuration: every key that was read, with its effective value, its default and where it was set.
+//! The record of a configuration: every key that was read, with its effective value, its default, and where it was set.
 //!
-//! The reader writes it while it reads, so a key is declared once, where it is read. What is shown, what differs from
-//! the defaults and what waits for a restart all come from here.
+//! The reader fills it, so a key is declared only once, where it is read. The output of `check`, its `--diff`, and the
+//! keys that wait for a restart all come from here.
 
 use super::fault::{Path, Place};
 use super::show;
 
-/// When a new value takes effect, where that is not at the reload that brings it.
+/// Which changes of a key wait for a restart. All others take effect at a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Restart {
-    /// A reload is enough.
+    /// None: a reload is enough.
     Never,
     /// Any change waits for a restart.
     OnChange,
@@ -17,7 +17,7 @@ pub(super) enum Restart {
     OnPresence,
 }
 
-/// A key as it is declared by whoever reads it.
+/// The declaration of a key.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key {
     pub(super) name: &'static str,
@@ -31,12 +31,12 @@ impl From<&'static str> for Key {
 }
 
 impl Key {
-    /// A key that is read at the start only.
+    /// A key that is read only at the start.
     pub(super) const fn at_start(name: &'static str) -> Self {
         Self { name, restart: Restart::OnChange }
     }
 
-    /// A key of which a reload applies every change, but not setting it or leaving it out.
+    /// A key whose changes take effect at a reload, except setting it and removing it.
     pub(super) const fn present_at_start(name: &'static str) -> Self {
         Self { name, restart: Restart::OnPresence }
     }
@@ -47,11 +47,11 @@ impl Key {
 pub(super) struct Entry {
     path: Path,
     restart: Restart,
-    /// `None`: not set.
+    /// `None` where it is not set.
     pub(super) value: Option<String>,
-    /// `None`: there is no default.
+    /// `None` where there is no default.
     pub(super) default: Option<String>,
-    /// `None`: nowhere, so it has its default.
+    /// `None` where it is not set, so that the default holds.
     origin: Option<Place>,
 }
 
@@ -61,7 +61,7 @@ impl Entry {
         Self { path: table.key(key.name), restart: key.restart, value, default, origin: None }
     }
 
-    /// The same, set at this place, where one is known.
+    /// The same key, set at this place, where one is known.
     pub(super) fn with_origin(self, origin: Option<Place>) -> Self {
         Self { origin, ..self }
     }
@@ -85,7 +85,7 @@ impl Entry {
         format!("{line}{separator} from {origin}")
     }
 
-    /// Does the new value of this key wait for a restart of a gateway that runs with `old`.
+    /// Whether the new value of this key waits for a restart of a gateway that runs with `old`.
     fn waits(&self, old: &Self) -> bool {
         match self.restart {
             Restart::Never => false,
@@ -109,13 +109,13 @@ impl Record {
         &self.0
     }
 
-    /// The effective configuration as TOML: every key with its value, defaults included. A secret is shown as the
-    /// place where it is kept, or masked where it was written out.
+    /// The effective configuration as TOML: every key with its value, defaults included. A secret is shown as the place
+    /// where it is kept, or masked where it was given in clear text.
     pub fn show(&self) -> String {
         page(self.0.iter(), Entry::line)
     }
 
-    /// As [`show`](Self::show), but only the keys whose value is not the default, each with where it was set.
+    /// Like [`show`](Self::show), but only the keys whose value is not the default, each with where it was set.
     pub fn diff(&self) -> String {
         page(self.0.iter().filter(|entry| entry.value != entry.default), Entry::line_with_origin)
     }
@@ -126,14 +126,14 @@ impl Record {
         self.0.iter().filter(waits).map(|entry| entry.path.to_string()).collect()
     }
 
-    /// All keys of which a change waits for a restart.
+    /// All keys with changes that wait for a restart.
     pub fn restart_keys(&self) -> Vec<String> {
         let keys = self.0.iter().filter(|entry| entry.restart != Restart::Never);
         keys.map(|entry| entry.path.to_string()).collect()
     }
 }
 
-/// One line an entry, below the headers of their tables.
+/// One line per entry, below the headers of the tables.
 fn page<'e>(entries: impl Iterator<Item = &'e Entry>, line: impl Fn(&Entry) -> String) -> String {
     let (mut page, mut current) = (String::new(), None);
     for entry in entries {

@@ -1,6 +1,6 @@
-//! Secrets, wherever they are kept, and files that must be readable, or writable.
+//! Secrets from all places where they can be kept, and checks of files that must be readable or writable.
 //!
-//! A secret is read here once, held in memory that is wiped, and never part of a message.
+//! A secret is read once, here. It is kept in memory that is wiped, and never put into a message.
 
 use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +21,7 @@ const FORMS: [&str; 3] = ["file", "env", "credential"];
 /// Where a secret is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// Written out in the configuration file or in a flag.
+    /// In clear text in the configuration file or in a flag.
     Literal,
     /// A file.
     File(PathBuf),
@@ -31,7 +31,7 @@ pub enum SecretSource {
     Credential(String),
 }
 
-/// What an account signs in with, and where that is kept.
+/// An account's credential, and where it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CredentialSource {
     /// An API key's SID and its secret.
@@ -53,7 +53,7 @@ pub(super) struct Secret {
 }
 
 /// Reads `field` in any of its forms: literal, `{ file }`, `{ env }` or `{ credential }`. Where secrets are not to be
-/// read, the text of the last three is empty.
+/// read, the last three give an empty text.
 pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
     let (report, path) = (field.report, field.path.clone());
     let (text, source) = match &field.node.value {
@@ -78,7 +78,7 @@ pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
     let refusal = match fault_in(bytes) {
         None => match std::str::from_utf8(bytes) {
             Ok(text) => return Some(Secret { text: Zeroizing::new(text.to_owned()), source }),
-            // Visible ASCII is UTF-8.
+            // Visible ASCII is valid UTF-8.
             Err(_) => NOT_VISIBLE.to_owned(),
         },
         Some(refusal) => refusal,
@@ -87,7 +87,7 @@ pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
     None
 }
 
-/// One line end, which editors and `echo` put behind a secret, is no part of it.
+/// Removes one line end, which editors and `echo` append.
 fn without_line_end(bytes: &[u8]) -> &[u8] {
     let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     if text.len() < bytes.len() { text.strip_suffix(b"\r").unwrap_or(text) } else { text }
@@ -95,7 +95,7 @@ fn without_line_end(bytes: &[u8]) -> &[u8] {
 
 const NOT_VISIBLE: &str = "a secret is visible ASCII characters alone";
 
-/// What is wrong with a secret, and where, without repeating any of it that could be secret.
+/// What is wrong with a secret, and at which byte, without repeating any part of it that could be secret.
 fn fault_in(bytes: &[u8]) -> Option<String> {
     if bytes.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
         let what = if bytes.is_empty() { "empty" } else { "only white space" };
@@ -111,7 +111,7 @@ fn fault_in(bytes: &[u8]) -> Option<String> {
         [b' ', ..] => "a space; take it out",
         [b'\t', ..] => "a tab; take it out",
         [b'\n' | b'\r', ..] => {
-            "a line end, and only one behind the secret is left out; does this key name the right place?"
+            "a line end, and only one after the secret is ignored; does this key name the right place?"
         }
         [0x01..=0x1f | 0x7f, ..] => "a control character; take it out",
         _ => "not ASCII; is this the right secret?",
@@ -145,7 +145,7 @@ fn read_form(field: Field<'_>) -> Option<SecretSource> {
     })
 }
 
-/// What is kept at `source`, which the key at `path` names.
+/// The content of `source`, which the key at `path` names.
 fn read_kept(source: &SecretSource, sources: &Sources, path: &Path, report: &Report) -> Option<Zeroizing<Vec<u8>>> {
     match source {
         SecretSource::Literal => None,
@@ -181,14 +181,14 @@ fn credential_file(name: &str, path: &Path, sources: &Sources, report: &Report) 
     }
 }
 
-/// What is in a secret file, which is then watched. Others being able to read it is worth a warning.
+/// The content of a secret file, whose changes are then watched. Warns if all users can read it.
 fn read_secret_file(file: &FilePath, path: &Path, report: &Report) -> Option<Zeroizing<Vec<u8>>> {
     let (bytes, about) = read_file(file, LARGEST_SECRET, path, report)?;
     warn_if_readable_by_all(&about, path, report);
     Some(bytes)
 }
 
-/// A PEM file that somebody else will parse: it must be there, readable and look like PEM.
+/// Checks a PEM file that another library parses later: it must exist, be readable and look like PEM.
 pub(super) fn check_pem(file: &FilePath, label: &str, path: &Path, report: &Report) -> Option<Metadata> {
     const LARGEST_PEM: u64 = 4 << 20;
     let (bytes, about) = read_file(file, LARGEST_PEM, path, report)?;
@@ -201,7 +201,8 @@ pub(super) fn check_pem(file: &FilePath, label: &str, path: &Path, report: &Repo
     Some(about)
 }
 
-/// A file that can be written, or made. It is only looked at: one that `check` made would belong to whoever ran that.
+/// Checks that a file can be written or created. It is not created here, because it would belong to the user who runs
+/// `check`.
 pub(super) fn check_writable(file: &FilePath, path: &Path, report: &Report) {
     let folder = match file.parent() {
         Some(folder) if folder.as_os_str().is_empty() => FilePath::new("."),
@@ -219,14 +220,14 @@ pub(super) fn check_writable(file: &FilePath, path: &Path, report: &Report) {
     }
 }
 
-/// Warns where a file that only the gateway should read can be read by everybody.
+/// Warns where every user can read a file that only the gateway should read.
 pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Report) {
     if about.permissions().mode() & 0o004 != 0 {
         report.warn(path, "every user of this machine can read this file; chmod o-r it");
     }
 }
 
-/// Watched even when it cannot be read: its appearance is a reason to try again.
+/// Reads a file and watches it, even if it cannot be read: when it appears, the configuration may be valid.
 fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Option<(Zeroizing<Vec<u8>>, Metadata)> {
     report.watch(file);
     match read_regular(file, largest) {

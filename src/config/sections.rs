@@ -1,5 +1,5 @@
-//! The keys, their defaults and their limits: one function a section. Keys are read in the order of the reference
-//! file, which is the order in which they are shown.
+//! The keys, their defaults and their limits: one function per section. Keys are read in the order of the reference
+//! file, which is also the order in which they are shown.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -39,12 +39,12 @@ use crate::twilio::query::Comparison;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const PIB: u64 = 1 << 50;
-/// The name that every caller has where there are no teams.
+/// The team of every caller where no teams are configured.
 const BUILT_IN_TEAM: &str = "local";
-/// Longest path that a Unix socket's address holds.
+/// Longest path that fits into a Unix socket's address.
 const LONGEST_SOCKET_PATH: usize = 107;
 
-/// The whole tree, checked. Where `report` holds faults afterwards, the faulty values are defaults.
+/// The whole tree, checked. If `report` then has faults, the faulty values are replaced by defaults.
 pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
     let now = Timestamp::try_from(Clock::new().wall_now()).unwrap_or_default();
     read_tree(tree, report, |root| {
@@ -126,7 +126,7 @@ fn cors(field: Field<'_>) -> Option<Vec<Origin>> {
 fn listen(field: Field<'_>) -> Option<Vec<Listen>> {
     let (report, path) = (field.report, field.path.clone());
     let Some(texts) = field.texts() else {
-        // Not the default, of which other checks would complain.
+        // Not the default, which other checks would report as well.
         return Some(Vec::new());
     };
     if texts.is_empty() {
@@ -139,7 +139,7 @@ fn listen(field: Field<'_>) -> Option<Vec<Listen>> {
     Some(texts.iter().filter_map(entry).collect())
 }
 
-/// Octal, since that is how everybody writes a mode; as text, since TOML's own numbers are decimal at first sight.
+/// In octal, the usual form of a mode; as text, because a number in TOML is decimal.
 fn parse_unix_mode(text: &str) -> Result<u32, &'static str> {
     let digits = (3..=4).contains(&text.len()) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
     match u32::from_str_radix(text, 8) {
@@ -188,7 +188,7 @@ fn parse_listen(text: &str) -> Result<Listen, &'static str> {
 
 fn tls(server: &mut Table<'_>) -> Option<Tls> {
     let tls = server.section("tls", read_tls);
-    // Certificates are read again at a reload, but a listener does not begin or cease to speak TLS.
+    // Certificates are read again at a reload, but a listener does not start or stop to speak TLS then.
     server.record(Key::present_at_start("tls"), tls.as_ref().map(show::tls), None);
     tls
 }
@@ -236,7 +236,7 @@ fn admin(table: &mut Table<'_>) -> Admin {
 }
 
 fn parse_sha256(text: &str) -> Result<[u8; 32], &'static str> {
-    /// What hashing a variable that was never filled in gives.
+    /// The hash of the empty text, which a shell gives for a variable that is not set.
     const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let pairs = text.as_bytes().chunks(2).map(|pair| match pair {
@@ -253,7 +253,7 @@ fn parse_sha256(text: &str) -> Result<[u8; 32], &'static str> {
     }
 }
 
-/// May a URL have a path.
+/// Whether a URL may have a path.
 #[derive(Clone, Copy, PartialEq)]
 enum Paths {
     Allowed,
@@ -283,7 +283,7 @@ fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
     }
 }
 
-/// `host:`, `host:0` and `host:99999` are authorities to the parser, but no addresses.
+/// The parser accepts `host:`, `host:0` and `host:99999`, but they are not addresses.
 pub(super) fn has_sound_port(authority: &Authority) -> bool {
     match authority.as_str().strip_prefix(authority.host()) {
         Some("") => true,
@@ -311,7 +311,7 @@ fn upstream(table: &mut Table<'_>, sources: &Sources) -> Upstream {
     Upstream { url, connect_timeout, attempt_timeout, deadline, max_response, ca_file, proxy }
 }
 
-/// Is `name` fit for an account or a team: names become labels of metrics and parts of keys.
+/// Whether `name` is valid for an account or a team: names become labels of metrics and parts of keys.
 fn check_name(name: &str) -> Result<(), &'static str> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if (1..=64).contains(&name.len()) && name.chars().all(fits) {
@@ -321,11 +321,11 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Is `name` fit for a team.
+/// Whether `name` is valid for a team.
 ///
 /// # Errors
 ///
-/// What a name may be.
+/// What a valid name looks like.
 pub fn check_team_name(name: &str) -> Result<(), &'static str> {
     match name {
         BUILT_IN_TEAM => Err("\"local\" is the built-in name of callers where there are no teams; choose another"),
@@ -404,7 +404,7 @@ fn account_sid(table: &mut Table<'_>) -> Option<String> {
 
 const NO_BASIC_USER: &str = "must be plain visible characters without a colon or white space";
 
-/// Can `text` be the user of Basic authentication.
+/// Whether `text` can be the user of Basic authentication.
 fn is_basic_user(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic() && b != b':')
 }
@@ -419,12 +419,12 @@ fn credential(
     let (report, path) = (table.report(), table.path().clone());
     let [key, secret, token] = ["api_key", "api_secret", "auth_token"].map(|key| table.take(key));
     let given = (key.is_some(), secret.is_some(), token.is_some());
-    // Each is read whether or not it fits together with the others, so that its own faults are known too.
+    // Each is read even if the combination is wrong, so that its own faults are reported too.
     let [key, secret, token] = [key, secret, token].map(|field| secret::read(field?, sources));
     match given {
         (false, false, false) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
         (true, _, true) | (_, true, true) => {
-            report.fault(&path.key("auth_token"), format!("one way to sign in too many; {EITHER}, not both"));
+            report.fault(&path.key("auth_token"), format!("two ways to sign in are given; {EITHER}, not both"));
         }
         (true, false, _) => report.fault(&path.key("api_secret"), format!("missing; {EITHER}")),
         (false, true, _) => report.fault(&path.key("api_key"), format!("missing; {EITHER}")),
@@ -435,7 +435,7 @@ fn credential(
         ("api_secret", secret.as_ref().map(|secret| show::secret(&secret.source))),
         ("auth_token", token.as_ref().map(|token| show::secret(&token.source))),
     ];
-    // Only one of the two ways to sign in has a place in the record.
+    // The record has only one of the two ways to sign in.
     shown.into_iter().filter(|(_, value)| value.is_some()).for_each(|(key, value)| table.record(key, value, None));
     let warn_if_literal = |key: &str, secret: &Option<Secret>| {
         if secret.as_ref().is_some_and(|secret| secret.source == secret::SecretSource::Literal) {
@@ -503,9 +503,9 @@ fn tokens(field: Field<'_>, now: Timestamp) -> Option<Vec<Token>> {
         warn_of_expiry(token, now, &path, report);
         match tokens.iter().find(|known| known.sha256 == token.sha256) {
             None => tokens.push(token),
-            // Written twice, which changes nothing.
+            // The same entry twice changes nothing.
             Some(known) if *known == token => {}
-            Some(_) => report.fault(&path, "the same token is listed before with another end; keep one of them"),
+            Some(_) => report.fault(&path, "the same token is listed above with another expiry; keep one of them"),
         }
     }
     Some(tokens)
@@ -520,12 +520,12 @@ fn token(entry: Field<'_>) -> Option<Token> {
         let hash = table.require("sha256", "`insights-gateway token new TEAM` prints it");
         let hash = hash.and_then(|field| field.parsed(parse_sha256));
         let expires = table.take("expires").map(|field| field.date_or_text().parsed(parse_expiry));
-        // One that was given and is wrong does not become a token without end.
+        // A faulty expiry must not make a token that never expires.
         Some(Token { sha256: hash?, expires: expires.map_or(Some(None), |expires| expires.map(Some))? })
     })
 }
 
-/// RFC 3339, or a date, at whose end in UTC the token ends.
+/// RFC 3339, or a date, at the end of which in UTC the token expires.
 fn parse_expiry(text: &str) -> Result<Timestamp, &'static str> {
     let end_of_day = |date: Date| date.tomorrow().ok()?.to_zoned(TimeZone::UTC).ok().map(|end| end.timestamp());
     let expires = match text.len() {
@@ -582,10 +582,10 @@ fn deny(field: Field<'_>) -> Option<Vec<String>> {
     let deny = field.texts()?;
     for (path, pattern) in &deny {
         let stem = pattern.strip_suffix('*');
-        // `CUBE.*` is a name with a dot behind it.
+        // `CUBE.*` is a name followed by a dot.
         let name = stem.map_or(pattern.as_str(), |stem| stem.strip_suffix('.').unwrap_or(stem));
         if stem.unwrap_or(pattern).contains('*') {
-            report.fault(path, "may have * only at its end, where it stands for any rest");
+            report.fault(path, "may have * only at its end, where it matches any rest");
         } else if !catalog::is_name(name) {
             report.fault(path, "must be the name of a measure or dimension: letters, digits, _ and single dots between them; it would match nothing");
         } else if !pattern.contains('.') {

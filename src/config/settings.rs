@@ -1,4 +1,4 @@
-//! The checked values, which all other modules are given.
+//! The checked values that all other modules use.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,18 +19,18 @@ use crate::semantics::origin::Origin;
 use crate::twilio::endpoint::OperationSet;
 use crate::twilio::query::Comparison;
 
-/// Everything the gateway is told, checked.
+/// The whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The data plane's listeners and limits.
     pub server: Server,
     /// The admin plane.
     pub admin: Admin,
-    /// Where answers come from.
+    /// The upstream.
     pub upstream: Upstream,
     /// Twilio accounts; at least one.
     pub accounts: Vec<Account>,
-    /// Callers; empty means that everybody who can reach the listener is the team `local`.
+    /// Callers. If empty, everyone who can reach the listener is the team `local`.
     pub teams: Vec<Team>,
     /// Page cache.
     pub cache: Cache,
@@ -42,11 +42,11 @@ pub struct Config {
     pub log: Log,
     /// Traces.
     pub telemetry: Telemetry,
-    /// What can be used, but is probably not what the user wants, such as a secret that is written out.
+    /// Values that are valid but probably not what the user wants, such as a secret in clear text.
     pub warnings: Vec<String>,
     /// Every key with its value as it is shown, its default and where it was set.
     pub record: Record,
-    /// The configuration file and every secret, TLS and trust root file, whose change asks for a reload.
+    /// The configuration file and every secret, TLS and trust root file. A change of one causes a reload.
     pub files: Files,
 }
 
@@ -62,31 +62,31 @@ impl Config {
 pub struct Server {
     /// Addresses of the data plane.
     pub listen: Vec<Listen>,
-    /// Anyone who reaches the port may use the account.
+    /// Whether anyone who reaches the port may use the account.
     pub open: bool,
     /// How long in-flight requests may take after SIGTERM.
     pub drain: Duration,
     /// Largest request body in bytes.
     pub max_body: u64,
-    /// Bytes of large request bodies that are held at once.
+    /// Bytes of large request bodies that are held at the same time.
     pub body_memory: u64,
-    /// Connections at once, over all listeners.
+    /// Connections open at the same time, over all listeners.
     pub max_connections: u32,
-    /// For a whole request head.
+    /// Time limit for a complete request head.
     pub header_timeout: Duration,
-    /// For a whole request body.
+    /// Time limit for a complete request body.
     pub body_timeout: Duration,
-    /// For a client to take anything of what it is sent.
+    /// Time limit for a client to take any of the bytes that it is sent.
     pub write_timeout: Duration,
     /// Permissions of the unix sockets' files.
     pub unix_mode: u32,
-    /// Whose connections begin with a PROXY protocol header.
+    /// The proxies whose connections begin with a PROXY protocol header.
     pub proxy_protocol: Proxies,
     /// The gateway's own address, as clients see it; without it the request's `Host` is used.
     pub public_url: Option<Uri>,
     /// TLS for the TCP listeners.
     pub tls: Option<Tls>,
-    /// Origins whose pages may ask, and read the answers.
+    /// Origins whose pages may send requests and read the responses.
     pub cors: Vec<Origin>,
 }
 
@@ -104,7 +104,7 @@ pub enum Listen {
 /// `server.proxy_protocol`
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
-    /// TCP connections from these.
+    /// TCP connections from these networks.
     pub networks: Vec<Network>,
     /// All connections to unix sockets.
     pub unix: bool,
@@ -117,8 +117,8 @@ pub struct Tls {
     pub cert: PathBuf,
     /// PEM key.
     pub key: PathBuf,
-    /// PEM roots that client certificates must chain to. Teams may show one instead of a token; without teams
-    /// whoever connects has to show one.
+    /// PEM roots that client certificates must chain to. A team's client may show one instead of a token. Without teams
+    /// every client must show one.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -127,11 +127,11 @@ pub struct Tls {
 pub struct Admin {
     /// Address of the admin plane.
     pub listen: SocketAddr,
-    /// SHA-256 of the token that all but `/livez` and `/readyz` want.
+    /// SHA-256 of the token that all endpoints but `/livez` and `/readyz` demand.
     pub token_sha256: Option<[u8; 32]>,
-    /// May the admin plane show query texts.
+    /// Whether the admin plane may show query texts.
     pub show_queries: bool,
-    /// May the page run queries, as a team that the operator chooses. No effect yet.
+    /// Whether the page may run queries, as a team that the operator chooses. No effect yet.
     pub explorer: bool,
 }
 
@@ -140,26 +140,26 @@ pub struct Admin {
 pub struct Upstream {
     /// Scheme, host and port of Twilio, the simulator or a test server. No path.
     pub url: Uri,
-    /// For names, TCP, a proxy and TLS together.
+    /// For DNS, TCP, a proxy and TLS together.
     pub connect_timeout: Duration,
-    /// For one try.
+    /// For one attempt.
     pub attempt_timeout: Duration,
-    /// For a whole request, waits and retries included.
+    /// For a whole request, with waits and retries.
     pub deadline: Duration,
-    /// Largest answer in bytes.
+    /// Largest response in bytes.
     pub max_response: u64,
     /// An extra trust root, PEM.
     pub ca_file: Option<PathBuf>,
-    /// The forward proxy on the way; `None` is straight.
+    /// The forward proxy; `None` for a direct connection.
     pub proxy: Option<Proxy>,
 }
 
-/// A forward proxy, which is asked for a tunnel.
+/// A forward proxy. The gateway asks it for a tunnel by CONNECT.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     /// Its host and port.
     pub address: Authority,
-    /// Whom it lets in.
+    /// The user name for the proxy.
     pub user: Option<String>,
     /// Where the password is kept, if there is one.
     pub password: Option<SecretSource>,
@@ -178,15 +178,15 @@ pub struct Account {
     pub username: String,
     /// Basic password: the key's secret, or the auth token.
     pub secret: SecretString,
-    /// Where user and password were found, which is all that is ever shown of them.
+    /// Where user and password were found. No more than that is ever shown of them.
     pub credential: CredentialSource,
-    /// Upstream token bucket; `None` is without limit (`"0/s"`).
+    /// Upstream token bucket; `None` means no limit (`"0/s"`).
     pub rate: Option<Rate>,
-    /// Tokens that may be spent at once.
+    /// Tokens that may be spent at the same time.
     pub burst: u32,
-    /// Upstream requests at once.
+    /// Upstream requests in progress at the same time.
     pub concurrency: u32,
-    /// Waiting requests at most.
+    /// Most requests that may wait.
     pub queue: u32,
     /// Learn from 429s and rate headers.
     pub adapt: bool,
@@ -201,15 +201,15 @@ pub struct Team {
     pub account: String,
     /// The tokens that are accepted.
     pub tokens: Vec<Token>,
-    /// This team's requests, cached or not.
+    /// Rate of this team's requests, cached or not.
     pub requests: Option<Rate>,
-    /// This team's share of what goes upstream.
+    /// Rate of this team's upstream requests.
     pub upstream: Option<Rate>,
-    /// Share of a contended budget; at least 1.
+    /// Weight of this team's share when requests wait; at least 1.
     pub weight: u32,
-    /// What it may do.
+    /// The operations that it may use.
     pub operations: OperationSet,
-    /// What it may see.
+    /// The members that it may see.
     pub policy: Policy,
 }
 
@@ -218,14 +218,14 @@ pub struct Team {
 pub struct Token {
     /// SHA-256 of the token.
     pub sha256: [u8; 32],
-    /// From this time on it is not accepted.
+    /// From this time on the token is refused.
     pub expires: Option<Timestamp>,
 }
 
 /// `[teams.NAME.policy]`
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Members refused; `*` at the end stands for any rest.
+    /// Members that are refused; `*` at the end matches any rest.
     pub deny: Vec<String>,
     /// Expressions added to every query as AND.
     pub require: Vec<RequiredFilter>,
@@ -234,7 +234,7 @@ pub struct Policy {
 /// One entry of `policy.require`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequiredFilter {
-    /// How it compares.
+    /// The comparison.
     pub op: Comparison,
     /// A dimension.
     pub field: String,
@@ -257,7 +257,7 @@ pub struct Cache {
     pub jobs: JobCache,
     /// The disk tier.
     pub disk: DiskCache,
-    /// For how long Twilio's 400s and 404s are kept; zero is never.
+    /// How long Twilio's 400s and 404s are kept; zero means never.
     pub errors: Duration,
 }
 
@@ -273,16 +273,16 @@ pub struct Settled {
 /// `[cache.jobs]`
 #[derive(Debug, Clone, Copy)]
 pub struct JobCache {
-    /// An identical submission within this time joins the running or finished job; zero is off.
+    /// An identical submission within this time joins the running or finished job; zero turns this off.
     pub dedup: Duration,
-    /// For how long finished results are kept.
+    /// How long finished results are kept.
     pub results: Duration,
 }
 
 /// `[cache.disk]`
 #[derive(Debug, Clone)]
 pub struct DiskCache {
-    /// Folder; off without it.
+    /// The folder. Without one there is no disk tier.
     pub path: Option<PathBuf>,
     /// Bytes on disk.
     pub capacity: u64,
@@ -291,13 +291,13 @@ pub struct DiskCache {
 /// `[retry]`
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// Tries in all; at least 1.
+    /// Attempts in all; at least 1.
     pub attempts: u32,
     /// First step of the exponential backoff.
     pub base: Duration,
     /// Longest step.
     pub max: Duration,
-    /// Retries per first try.
+    /// Retries per first attempt.
     pub budget: f64,
     /// Longest pause that a 429's headers can impose.
     pub max_pause: Duration,
@@ -317,15 +317,15 @@ pub struct Circuit {
 /// `[log]`
 #[derive(Debug, Clone)]
 pub struct Log {
-    /// Text, JSON, or whichever fits standard error.
+    /// Text, JSON, or the one that fits standard error.
     pub format: LogFormat,
     /// A `tracing` filter directive list.
     pub filter: String,
-    /// One line a request.
+    /// Whether each request gets a line.
     pub access: bool,
     /// Share of hits that get a line, 0 to 1.
     pub hits: f64,
-    /// Slower requests always get one, as warnings.
+    /// Requests slower than this always get a line, as a warning.
     pub slow: Duration,
     /// JSON-lines audit log.
     pub audit: Option<PathBuf>,
@@ -336,9 +336,9 @@ pub struct Log {
 pub enum LogFormat {
     /// JSON where standard error is not a terminal.
     Auto,
-    /// One readable line an event.
+    /// One readable line per event.
     Text,
-    /// One JSON object an event.
+    /// One JSON object per event.
     Json,
 }
 
@@ -347,6 +347,6 @@ pub enum LogFormat {
 pub struct Telemetry {
     /// OTLP/HTTP endpoint.
     pub otlp: Option<Uri>,
-    /// Share that is traced of the requests that begin no work upstream, 0 to 1.
+    /// Share of the requests that do not go upstream which is traced, 0 to 1.
     pub sample: f64,
 }

@@ -9,9 +9,9 @@ use super::secret::SecretSource;
 use super::settings::{Listen, Proxies, Proxy, RequiredFilter, Tls, Token};
 use crate::core::units::Rate;
 
-/// What a secret that was written out is replaced by.
+/// Shown in place of a secret that was given in clear text.
 const MASK: &str = "********";
-/// Follows every value that says only where a secret is kept.
+/// Follows every value that shows only where a secret is kept.
 pub(super) const MASKED: &str = " # masked";
 
 pub(super) fn text<T: Display + ?Sized>(value: &T) -> String {
@@ -26,7 +26,7 @@ fn array(values: impl Iterator<Item = String>) -> String {
     format!("[{}]", values.collect::<Vec<_>>().join(", "))
 }
 
-/// Without the path of `/` that the parser adds where none was given.
+/// Without the path `/` that the parser adds where none was given.
 pub(super) fn url(url: &Uri) -> String {
     text(url.to_string().trim_end_matches('/'))
 }
@@ -61,7 +61,7 @@ pub(super) fn tls(tls: &Tls) -> String {
     format!("{{ cert = {}, key = {}{client_ca} }}", file(&tls.cert), file(&tls.key))
 }
 
-/// A token's hash, alone where it never ends.
+/// A token's hash; with its expiry, if it has one.
 pub(super) fn tokens(tokens: &[Token]) -> String {
     array(tokens.iter().map(|token| {
         let hash = text(&hex(&token.sha256));
@@ -92,7 +92,7 @@ pub(super) fn proxy(proxy: &Option<Proxy>) -> String {
     }
 }
 
-/// What may stand before the `@` of a URL (RFC 3986 section 3.2.1), without its sub-delimiters.
+/// The characters that may come before the `@` of a URL (RFC 3986 section 3.2.1), without its sub-delimiters.
 fn percent_encoded(user: &str) -> String {
     let encoded = |byte: u8| match byte {
         b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
@@ -101,7 +101,7 @@ fn percent_encoded(user: &str) -> String {
     user.bytes().map(encoded).collect()
 }
 
-/// An API key's SID is a name, not a secret. What does not look like one may be a secret under the wrong key.
+/// An API key's SID is a name, not a secret. A value that does not look like one may be a secret under the wrong key.
 pub(super) fn api_key(username: &str, source: &SecretSource) -> String {
     let digits = username.strip_prefix("SK").unwrap_or_default();
     let is_sid = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
@@ -111,7 +111,7 @@ pub(super) fn api_key(username: &str, source: &SecretSource) -> String {
     }
 }
 
-/// The place where a secret is kept, or a mask where it was written out.
+/// The place where a secret is kept, or a mask where it was given in clear text.
 pub(super) fn secret(source: &SecretSource) -> String {
     place_of(source).map_or_else(|| text(MASK), |place| format!("{place}{MASKED}"))
 }

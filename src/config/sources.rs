@@ -1,4 +1,4 @@
-//! Where values may come from, and the only place that reads the process environment for them.
+//! The places that values may come from. Only this module reads the process environment for them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,16 +10,16 @@ use zeroize::Zeroizing;
 
 use super::fault::Report;
 
-/// Of a variable whose value is no text.
+/// The fault of a variable whose value is not text.
 pub(super) const NOT_TEXT: &str = "is not UTF-8 text; set it to plain text";
 
-/// What every environment variable that names a key starts with.
+/// The prefix of every environment variable that names a key.
 pub(super) const PREFIX: &str = "INSIGHTS_GATEWAY_";
 
-/// A file, an environment and flags, in rising order of strength. Cheap to keep for the next reload.
+/// A file, an environment and flags; each overrides those before it. Kept for the next reload.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// The TOML file; without one the environment has to be enough.
+    /// The TOML file. Without one the environment has to be enough.
     pub file: Option<PathBuf>,
     /// Environment variables.
     pub environment: BTreeMap<String, Variable>,
@@ -27,8 +27,8 @@ pub struct Sources {
     pub flags: Vec<(String, Zeroizing<String>)>,
 }
 
-/// The value of an environment variable, wiped when dropped. One that is not UTF-8 is a fault where it is used, and
-/// only there.
+/// The value of an environment variable, wiped when dropped. A value that is not UTF-8 is a fault only where it is
+/// used.
 #[derive(Clone)]
 pub struct Variable(Zeroizing<Vec<u8>>);
 
@@ -37,12 +37,12 @@ impl Variable {
         Self(Zeroizing::new(value.into_vec()))
     }
 
-    /// The value, if it is text.
+    /// The value, if it is UTF-8 text.
     pub(super) fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
 
-    /// The value as it is.
+    /// The bytes of the value.
     pub(super) fn bytes(&self) -> &Zeroizing<Vec<u8>> {
         &self.0
     }
@@ -61,30 +61,30 @@ impl Sources {
         Self { file, environment, flags: Vec::new() }
     }
 
-    /// The same with this file.
+    /// The same sources with this file.
     #[must_use]
     pub fn with_file(mut self, file: impl Into<PathBuf>) -> Self {
         self.file = Some(file.into());
         self
     }
 
-    /// The same with this environment variable.
+    /// The same sources with this environment variable.
     #[must_use]
     pub fn with_variable(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
         self.environment.insert(name.into(), Variable::new(value.into()));
         self
     }
 
-    /// The same with this flag: a dotted key such as `server.listen`, and its value.
+    /// The same sources with this flag: a dotted key such as `server.listen`, and its value.
     #[must_use]
     pub fn with_flag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.flags.push((key.into(), Zeroizing::new(value.into())));
         self
     }
 
-    /// A variable that is set, not empty and text. Empty counts as unset everywhere, because that is
-    /// what compose files and unit files make of a variable that nobody filled in. One that is no text counts as unset
-    /// too, and is a fault: whoever set it meant something.
+    /// A variable that is set, not empty, and text. An empty variable counts as unset, because compose files and unit
+    /// files set a variable to that if no value was given. A variable that is not text counts as unset too, and is a
+    /// fault, because its value was meant for something.
     pub(super) fn variable(&self, name: &str, report: &Report) -> Option<&str> {
         let value = self.environment.get(name)?;
         let text = value.text();
@@ -95,7 +95,7 @@ impl Sources {
     }
 }
 
-/// Names only: any value may be a secret.
+/// Only the names: any value may be a secret.
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sources")

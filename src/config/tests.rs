@@ -1,4 +1,4 @@
-//! The module as a whole: sources in, a checked configuration or every fault out.
+//! The module as a whole: sources in, a checked configuration or all faults out.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -44,7 +44,7 @@ fn account() -> Sources {
         .with_variable("TWILIO_API_SECRET", SECRET)
 }
 
-/// What loading `text` as a file says, each fault without the file's name.
+/// The faults of loading `text` as a file, each without the file's name.
 fn faults_of(sources: Sources, text: &str) -> Vec<String> {
     let folder = Folder::new();
     let file = folder.write("gateway.toml", text);
@@ -125,7 +125,7 @@ fn the_reference_file_is_the_defaults() {
     assert!(with_file.warnings.is_empty());
 }
 
-/// The reference with every key that is off by default switched on.
+/// The reference file with every optional key enabled.
 fn whole_reference() -> String {
     let text = fs::read_to_string(reference("gateway.toml")).unwrap();
     let switch_on = |line: &str| match line.strip_prefix('#') {
@@ -158,7 +158,7 @@ fn the_reference_file_has_every_key_in_the_order_of_the_record_with_its_default(
     let file = sources.file.as_deref().map(super::files::ConfigFile::read);
     let tree = document::read(&sources, file.as_ref(), &report).unwrap();
     sections::read(tree, &sources, &report);
-    // Those within inline tables too.
+    // Keys within inline tables too.
     let document: toml::Table = text.parse().unwrap();
     for key in report.known_keys() {
         let mut steps = key.split('.');
@@ -173,7 +173,7 @@ fn the_reference_file_has_every_key_in_the_order_of_the_record_with_its_default(
     let record = report.record_so_far();
     let recorded: Vec<_> = record.entries().iter().map(|entry| entry.path().to_string()).collect();
     assert_eq!(keys_of(&text), recorded);
-    // What the file shows is the default, but for a few keys where an example says more.
+    // The file shows the defaults, except for a few keys where an example is more useful.
     let is_example = |entry: &&record::Entry| entry.default.is_some() && entry.value != entry.default;
     let examples: Vec<_> = record.entries().iter().filter(is_example).map(|entry| entry.path().to_string()).collect();
     assert_eq!(
@@ -181,10 +181,10 @@ fn the_reference_file_has_every_key_in_the_order_of_the_record_with_its_default(
         ["upstream.proxy", "teams.dashboards.token_sha256", "teams.dashboards.policy.require"],
         "config/gateway.toml shows other values than the defaults"
     );
-    // All that is wrong with it are files and folders that are not there, and the two ways to sign in it shows.
+    // Its only faults are missing files and folders, and that it shows both ways to sign in.
     let faults = report.into_faults().to_string();
     for fault in faults.lines() {
-        let expected = ["cannot be read", "does not exist", "one way to sign in too many"];
+        let expected = ["cannot be read", "does not exist", "two ways to sign in are given"];
         assert!(expected.iter().any(|part| fault.contains(part)), "{fault}");
     }
 }
@@ -269,7 +269,7 @@ fn a_check_without_secrets_reads_none_and_finds_everything_else() {
     ] {
         assert!(record.show().contains(line), "{line}\n{}", record.show());
     }
-    // Where the account comes from the environment, it may be unknown here.
+    // Where the account comes from the environment, it may be unknown on this machine.
     let (_, warnings) = check("").unwrap_or_else(|faults| panic!("{faults}"));
     assert!(warnings.len() == 1 && warnings[0].contains("no account is known"), "{warnings:?}");
     for (more, part) in [
@@ -322,7 +322,7 @@ fn faults_in_tokens_that_expire() {
     assert_one_fault(&entry("{ sha256 = 'x', expires = '2999-01-31' }"), at, ".sha256: expected the SHA-256");
     assert_one_fault(&entry(&format!("{{ sha256 = '{HASH}', expire = '2999-01-31' }}")), at, "mean expires?");
     let twice = format!("'{HASH}', {{ sha256 = '{HASH}', expires = '2999-01-31' }}");
-    assert_one_fault(&entry(&twice), "2: teams.t.token_sha256[1]: ", "another end");
+    assert_one_fault(&entry(&twice), "2: teams.t.token_sha256[1]: ", "another expiry");
     assert_eq!(loaded(account(), &entry(&format!("'{HASH}', '{HASH}'"))).teams[0].tokens.len(), 1);
 }
 
@@ -363,7 +363,7 @@ fn flags_beat_the_environment_and_that_beats_the_file() {
         .with_variable("INSIGHTS_GATEWAY_CACHE__CAPACITY", "2MiB")
         .with_variable("INSIGHTS_GATEWAY_RETRY__ATTEMPTS", "3")
         .with_variable("INSIGHTS_GATEWAY_CONFIG", "elsewhere.toml")
-        .with_variable("INSIGHTS_GATEWAY_ADMIN_TOKEN", "no key either")
+        .with_variable("INSIGHTS_GATEWAY_ADMIN_TOKEN", "not a key either")
         .with_variable("INSIGHTS_GATEWAY_LOG__FILTER", "")
         .with_flag("cache.capacity", "3MiB");
     let config = loaded(sources, file);
@@ -432,7 +432,7 @@ fn a_value_that_is_not_utf8_is_a_fault_where_it_is_used() {
     assert!(load(&account().with_variable("OTHER", bad())).is_ok());
     let faults = load(&account().with_variable("INSIGHTS_GATEWAY_LOG__FILTER", bad())).unwrap_err();
     assert!(faults.to_string().contains("environment: INSIGHTS_GATEWAY_LOG__FILTER: is not UTF-8"));
-    // Names that are not ours, where they count.
+    // Variables that are not the gateway's own, where they are used.
     let proxied = || account().with_variable("HTTPS_PROXY", "http://egress.example:3128");
     for (name, sources) in [
         ("HTTPS_PROXY", account()),
@@ -602,7 +602,7 @@ fn all_faults_come_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
-fn what_is_no_toml_says_where() {
+fn malformed_toml_is_reported_with_its_line() {
     let faults = faults_of(account(), "[server]\nopen = \n[log]\nslow = \"x\n");
     assert!(faults[0].starts_with("2: not TOML: "), "{faults:?}");
     assert!(faults.iter().any(|fault| fault.starts_with("4: not TOML: ")), "{faults:?}");
@@ -668,7 +668,7 @@ fn careless_secret_files_are_faults_or_warnings() {
         assert!(faults.len() == 1 && faults[0].contains(part), "{name}: {faults:?}");
         assert!(!faults[0].contains("5ee"), "{name}: {faults:?}");
     }
-    // Wherever a secret comes from.
+    // The same holds for secrets from other places.
     for form in ["\"t0p5ee\\u00a0\"", "{ env = 'ODD' }"] {
         let text = format!("[accounts.main]\naccount_sid = '{SID}'\nauth_token = {form}\n");
         let faults = faults_of(Sources::default().with_variable("ODD", "t0p5ee\u{a0}"), &text);

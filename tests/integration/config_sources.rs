@@ -1,4 +1,4 @@
-//! Where a configuration is read from: once, be it a file or a pipe.
+//! A configuration is read only once, from a file or a pipe.
 
 use std::fs;
 use std::io::Write;
@@ -58,16 +58,16 @@ fn a_configuration_from_a_pipe_is_read_whole_and_once() {
 }
 
 #[test]
-fn a_pipe_that_nobody_writes_into_is_not_waited_for_for_ever() {
+fn a_pipe_without_a_writer_is_not_waited_for_for_ever() {
     let folder = TempDir::new().unwrap();
     fifo(&folder);
     let (code, page, errors) = shell("\"$0\" check --config \"$1/fifo\"", folder.path());
     assert_eq!((code, page.as_str()), (Some(64), ""));
-    assert!(errors.contains("fifo: cannot be read: nobody has written into it for 10 s"), "{errors}");
+    assert!(errors.contains("fifo: cannot be read: no data came through it for 10 s"), "{errors}");
 }
 
 #[test]
-fn what_is_too_large_or_a_folder_is_said_so() {
+fn a_folder_or_a_too_large_file_is_reported() {
     let folder = TempDir::new().unwrap();
     let (code, _, errors) = shell("\"$0\" check --config /dev/zero", folder.path());
     assert!(code == Some(64) && errors.contains("/dev/zero: is larger than 1MiB"), "{errors}");
@@ -91,16 +91,16 @@ async fn a_configuration_from_a_pipe_is_not_read_again() {
     process.signal("HUP");
     let refused = process.says(|event| event["level"] == "ERROR").await;
     let message = refused["message"].as_str().unwrap();
-    assert!(message.contains("fifo: is no regular file") && message.contains("restart the gateway"), "{message}");
+    assert!(message.contains("fifo: is not a regular file") && message.contains("restart the gateway"), "{message}");
     let counted = process.metric("insights_gateway_reloads_total{result=\"refused\"}").await;
     assert_eq!(counted.as_deref(), Some("1"));
-    // Said once, however often the gateway looks whether something has changed.
+    // Logged once, however often the gateway checks for changes.
     let uptime = async || process.metric("insights_gateway_uptime_seconds").await.unwrap().parse::<f64>().unwrap();
     let begun = uptime().await;
     poll("some looks", || async { (uptime().await > begun + 4.5).then_some(()) }).await;
     assert_eq!(process.metric("insights_gateway_reloads_total{result=\"refused\"}").await.as_deref(), Some("1"));
     assert_eq!(process.ask(&get(METADATA, "")).await.status, 200);
-    // A regular file that takes its place can be read.
+    // A regular file that replaces it can be read.
     fs::remove_file(&path).unwrap();
     fs::write(&path, format!("[upstream]\nurl = '{}'\n", upstream.url())).unwrap();
     process.signal("HUP");

@@ -1,4 +1,4 @@
-//! A reload lets nobody in who could not get in before: it is judged by the sockets that are held.
+//! A reload must not open the gateway to more clients: a new configuration is judged by the listeners that are open.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn hash() -> String {
     sha256_hex(TOKEN)
 }
 
-/// A gateway whose account is in the environment and the rest in a file, which its tests overwrite.
+/// A gateway whose account is in the environment and the rest in a file, which tests overwrite.
 struct Guarded {
     gateway: Gateway,
     file: PathBuf,
@@ -27,7 +27,7 @@ struct Guarded {
     _folder: TempDir,
 }
 
-/// `TOKEN` in place of its hash.
+/// Replaces `TOKEN` by its hash.
 fn with_hash(text: &str) -> String {
     text.replace("TOKEN", &hash())
 }
@@ -54,7 +54,7 @@ impl Guarded {
         page.lines().find_map(|line| line.strip_prefix(&sample)?.parse().ok()).expect("the reloads are counted")
     }
 
-    /// Overwrites the file and asks for a reload.
+    /// Overwrites the file and requests a reload.
     async fn reload(&self, text: &str) {
         fs::write(&self.file, with_hash(text)).unwrap();
         self.gateway.reload.notify_one();
@@ -67,7 +67,7 @@ impl Guarded {
         assert_eq!(self.reloads("refused").await, self.refused);
     }
 
-    /// The reload is refused, and the gateway says why.
+    /// The reload must be refused with this reason.
     async fn refuses(&mut self, text: &str, why: &str) {
         self.reload(text).await;
         self.refused += 1;
@@ -100,7 +100,7 @@ async fn a_reload_that_would_open_the_gateway_is_refused() {
         let wide = format!("[server]\nlisten = ['{listen}']\n");
         let mut guarded = Guarded::start(&upstream, &format!("{wide}{ADMIN}{TEAM}"), Inherited::default()).await;
         for (text, why) in [
-            // Truncated, and the account is still there: a good configuration for a loopback.
+            // Truncated, with the account still known: a valid configuration for loopback.
             (String::new(), "server.listen: "),
             (String::new(), "admin.token_sha256: "),
             ("[server]\nlisten = ['127.0.0.1:0']\n[admin]\ntoken_sha256 = 'TOKEN'\n".into(), "server.open = true"),
@@ -116,11 +116,11 @@ async fn a_reload_that_would_open_the_gateway_is_refused() {
             guarded.refuses(&text, why).await;
             guarded.admin_is_shut().await;
         }
-        // Once, since strangers are made to wait.
+        // Once, because refusals of unidentified clients are delayed.
         guarded.is_shut().await;
         guarded.applies(&format!("[server]\nlisten = ['127.0.0.1:0']\n{ADMIN}{TEAM}")).await;
         guarded.is_shut().await;
-        // Somebody says so.
+        // The configuration allows it explicitly.
         guarded.applies(&format!("[server]\nopen = true\n{ADMIN}")).await;
         assert_eq!(guarded.gateway.ask(&get(METADATA, "")).await.status, 200);
         guarded.refuses(ADMIN, "server.open = true").await;
@@ -128,7 +128,7 @@ async fn a_reload_that_would_open_the_gateway_is_refused() {
 }
 
 #[tokio::test]
-async fn a_reload_noticed_by_itself_is_judged_alike() {
+async fn a_reload_after_a_file_change_is_judged_in_the_same_way() {
     let upstream = Upstream::start().await;
     let text = format!("[server]\nlisten = ['0.0.0.0:0']\n{ADMIN}{TEAM}");
     let guarded = Guarded::start(&upstream, &text, Inherited::default()).await;
@@ -139,7 +139,7 @@ async fn a_reload_noticed_by_itself_is_judged_alike() {
 }
 
 #[tokio::test]
-async fn a_socket_that_systemd_holds_is_judged_by_where_it_is() {
+async fn a_socket_of_systemd_is_judged_by_its_address() {
     let upstream = Upstream::start().await;
     let text = |teams: &str| format!("[server]\nlisten = ['systemd:gateway']\n{ADMIN}{teams}");
     let hand_over = |address: &str| {
@@ -173,7 +173,7 @@ async fn on_loopback_a_reload_may_take_teams_and_tokens_away() {
     assert_eq!(guarded.gateway.admin("/status").await.status, 200);
 }
 
-/// The status of a request over TLS; `None` where nobody without a certificate gets that far.
+/// The status of a request over TLS; `None` if a client without a certificate cannot send one.
 async fn over_tls(guarded: &Guarded, certificate: &Certificate) -> Option<u16> {
     let stream = TcpStream::connect(guarded.gateway.data).await.unwrap();
     let stream = certificate.shake(stream, &["http/1.1"], None).await.ok()?;
@@ -195,14 +195,14 @@ async fn a_reload_that_would_let_in_clients_without_a_certificate_is_refused() {
         let mut guarded = Guarded::start(&upstream, &tls(open, Some(&clients)), Inherited::default()).await;
         assert_eq!(over_tls(&guarded, &certificate).await, None);
         for text in [tls(open, None), format!("[server]\nopen = {open}\n{ADMIN}"), ADMIN.to_owned()] {
-            guarded.refuses(&text, "server.tls.client_ca: is gone").await;
+            guarded.refuses(&text, "server.tls.client_ca: was removed").await;
             assert_eq!(over_tls(&guarded, &certificate).await, None, "{text}");
         }
-        // Teams say who gets in as well as it does.
+        // Teams decide about access as well.
         guarded.applies(&format!("{}{TEAM}", tls(open, None))).await;
         assert_eq!(over_tls(&guarded, &certificate).await, Some(401));
     }
-    // Without TLS there is nobody to ask for certificates, whatever the new text says.
+    // Without TLS no certificate can be demanded, whatever the new text says.
     let mut clear =
         Guarded::start(&upstream, &format!("{ADMIN}{TEAM}[server]\nlisten = ['127.0.0.1:0']\n"), Inherited::default())
             .await;
@@ -211,7 +211,7 @@ async fn a_reload_that_would_let_in_clients_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn certificates_name_nobody_once_the_configuration_accepts_none() {
+async fn certificates_name_no_team_once_the_configuration_accepts_none() {
     let (upstream, certificate, authority) = (Upstream::start().await, Certificate::new(), Authority::new());
     let clients = authority.write(&certificate);
     let (cert, key) = (certificate.path("cert.pem"), certificate.path("key.pem"));
@@ -226,7 +226,7 @@ async fn certificates_name_nobody_once_the_configuration_accepts_none() {
         let stream = certificate.shake(stream, &["http/1.1"], Some(&issued)).await.unwrap();
         Client::over(stream).ask(&get(METADATA, head)).await
     };
-    // Whether TLS goes from the text, and so stays as it is until a restart, or the authority alone.
+    // The text may lack TLS, which stays as it is until a restart, or only the authority.
     for without in [text(""), text(&tls(""))] {
         assert_eq!(ask("").await.status, 200);
         guarded.applies(&without).await;
@@ -237,7 +237,7 @@ async fn certificates_name_nobody_once_the_configuration_accepts_none() {
 }
 
 #[tokio::test]
-async fn a_file_that_appears_after_the_configuration_that_names_it_is_taken_up() {
+async fn a_file_that_appears_after_its_configuration_is_used() {
     let upstream = Upstream::start().await;
     let local = "[server]\nlisten = ['127.0.0.1:0']\n[admin]\nlisten = '127.0.0.1:0'\n";
     let mut guarded = Guarded::start(&upstream, local, Inherited::default()).await;
@@ -250,7 +250,7 @@ async fn a_file_that_appears_after_the_configuration_that_names_it_is_taken_up()
         )
     };
     guarded.refuses(&named(&secret), "No such file").await;
-    // A pipe is looked at, and not waited for.
+    // A pipe is checked, but not waited for.
     assert!(std::process::Command::new("mkfifo").arg(&secret).status().unwrap().success());
     guarded.refused += 1;
     poll("another try", || async { (guarded.reloads("refused").await == guarded.refused).then_some(()) }).await;
@@ -262,7 +262,7 @@ async fn a_file_that_appears_after_the_configuration_that_names_it_is_taken_up()
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_mended_after_it_was_refused_is_taken_up() {
+async fn a_certificate_that_is_corrected_after_a_refusal_is_used() {
     let (upstream, old, new) = (Upstream::start().await, Certificate::new(), Certificate::new());
     let text = |key: &str| {
         let (cert, key) = (old.path("cert.pem"), old.path(key));
@@ -272,7 +272,7 @@ async fn a_certificate_that_is_mended_after_it_was_refused_is_taken_up() {
         )
     };
     let mut guarded = Guarded::start(&upstream, &text("key.pem"), Inherited::default()).await;
-    // A key of another certificate, under a name that the old configuration does not have.
+    // A key that belongs to another certificate, in a file that the old configuration does not name.
     fs::copy(new.path("key.pem"), old.path("other.pem")).unwrap();
     guarded.refuses(&text("other.pem"), "cannot be used").await;
     fs::copy(old.path("key.pem"), old.path("other.pem")).unwrap();
