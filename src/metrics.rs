@@ -1,8 +1,8 @@
-//! What the gateway counts, and the one registry that says it in Prometheus' text form.
+//! The gateway's metrics, and the one registry that writes them in Prometheus' text format.
 //!
-//! Labels come from configuration and from closed enums, never from a request, so their number is bounded.
-//! Values that are states rather than events (tokens, queue lengths, cache sizes) are set when somebody reads
-//! them, by the admin plane.
+//! Labels come from the configuration and from closed enums, never from a request, so their number is bounded. Values
+//! that are states rather than events (tokens, queue lengths, cache sizes) are set by the admin plane when the metrics
+//! are read.
 
 use std::fmt::Write;
 use std::sync::atomic::AtomicU64;
@@ -43,7 +43,7 @@ impl EncodeLabelValue for StaticLabel {
     }
 }
 
-/// The label of an operation that was never found out, since the request was refused before.
+/// The operation label of a request that was refused before its operation was known.
 pub const NO_OPERATION: StaticLabel = StaticLabel("none");
 
 impl From<Operation> for StaticLabel {
@@ -61,11 +61,11 @@ impl From<Outcome> for StaticLabel {
 /// Labels of `requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    /// Empty where the caller was not known.
+    /// Empty where the caller is not known.
     pub team: ConfigLabel,
-    /// What was asked.
+    /// The operation.
     pub operation: StaticLabel,
-    /// What became of it.
+    /// The outcome.
     pub outcome: StaticLabel,
     /// The HTTP status.
     pub status: u16,
@@ -74,20 +74,20 @@ pub struct RequestLabels {
 /// Labels of `request_duration_seconds`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// What was asked.
+    /// The operation.
     pub operation: StaticLabel,
-    /// What became of it.
+    /// The outcome.
     pub outcome: StaticLabel,
 }
 
-/// Labels of `upstream_attempts_total`. `status` is an HTTP status or the reason for having none.
+/// Labels of `upstream_attempts_total`. `status` is an HTTP status, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AttemptLabels {
-    /// Whose budget was spent.
+    /// The account whose token was spent.
     pub account: ConfigLabel,
-    /// What was asked.
+    /// The operation.
     pub operation: StaticLabel,
-    /// How it ended.
+    /// How the attempt ended.
     pub status: Ending,
 }
 
@@ -112,13 +112,13 @@ impl EncodeLabelValue for Ending {
 /// Labels of `upstream_duration_seconds`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct UpstreamLabels {
-    /// Whose budget was spent.
+    /// The account whose token was spent.
     pub account: ConfigLabel,
-    /// What was asked.
+    /// The operation.
     pub operation: StaticLabel,
 }
 
-/// The label of what belongs to an account.
+/// The label of metrics that belong to an account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AccountLabels {
     /// Its name.
@@ -128,9 +128,9 @@ pub struct AccountLabels {
 /// Labels of `retries_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RetryLabels {
-    /// Whose budget the retry spends.
+    /// The account whose token the retry spends.
     pub account: ConfigLabel,
-    /// What the attempt before ended with.
+    /// How the previous attempt ended.
     pub reason: Ending,
 }
 
@@ -172,7 +172,7 @@ pub struct ResultLabels {
 /// A gauge that holds a fraction.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
-/// Buckets from 50 µs (a hit) to 90 s (a whole deadline).
+/// Buckets from 50 µs (a hit) to 90 s (the longest deadline).
 #[derive(Debug, Clone)]
 pub struct Seconds;
 
@@ -186,7 +186,7 @@ impl MetricConstructor<Histogram> for Seconds {
     }
 }
 
-/// Every metric, and the registry that they are read from.
+/// Every metric, and the registry that writes them.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -194,7 +194,7 @@ pub struct Metrics {
     pub requests: Family<RequestLabels, Counter>,
     /// Refusals and failures of the gateway's own, by reason.
     pub errors: Family<ReasonLabels, Counter>,
-    /// From the request's head to the answer's.
+    /// From the request's head to the response's.
     pub request_duration: Family<OutcomeLabels, Histogram, Seconds>,
     /// Attempts that went upstream, retries and refreshes included.
     pub upstream_attempts: Family<AttemptLabels, Counter>,
@@ -202,15 +202,15 @@ pub struct Metrics {
     pub upstream_duration: Family<UpstreamLabels, Histogram, Seconds>,
     /// Time that an attempt waited for its token.
     pub upstream_wait: Family<AccountLabels, Histogram, Seconds>,
-    /// Attempts under way.
+    /// Attempts in progress.
     pub upstream_in_flight: Family<AccountLabels, Gauge>,
     /// Attempts beyond the first.
     pub retries: Family<RetryLabels, Counter>,
-    /// Tokens in the account's bucket; negative while it owes.
+    /// Tokens in the account's bucket; negative while it is in debt.
     pub budget_tokens: Family<AccountLabels, FloatGauge>,
     /// Seconds until the account's pause ends.
     pub budget_paused: Family<AccountLabels, FloatGauge>,
-    /// Tokens a second, as adaptation has it.
+    /// Tokens per second, after adaptation.
     pub budget_rate: Family<AccountLabels, FloatGauge>,
     /// 0 closed, 1 half open, 2 open.
     pub circuit_state: Family<AccountLabels, Gauge>,
@@ -218,25 +218,25 @@ pub struct Metrics {
     pub queue_length: Family<AccountLabels, Gauge>,
     /// 1 while Twilio rejects the account's credentials, else 0.
     pub credentials_rejected: Family<AccountLabels, Gauge>,
-    /// Pages kept.
+    /// Stored pages.
     pub cache_entries: Gauge,
     /// Bytes of keys and pages.
     pub cache_bytes: Gauge,
-    /// What `cache_bytes` may become.
+    /// The most that `cache_bytes` can become.
     pub cache_capacity: Gauge,
-    /// Pages that went.
+    /// Pages that were removed.
     pub cache_evictions: Family<CauseLabels, Counter>,
-    /// Query pages kept, by whether they were settled or why not.
+    /// Stored query pages, by whether they are settled or why not.
     pub cache_settled: Family<SettledLabels, Counter>,
     /// Pages on disk.
     pub cache_disk_entries: Gauge,
-    /// What they count against the disk's capacity.
+    /// The bytes that count against the disk's capacity.
     pub cache_disk_bytes: Gauge,
-    /// Pages on their way to the disk.
+    /// Pages to be written to the disk.
     pub cache_disk_writes: Family<ResultLabels, Counter>,
     /// Spans of traces.
     pub spans: Family<ResultLabels, Counter>,
-    /// Answers that repeated an account's credentials.
+    /// Responses that contained an account's credentials.
     pub credential_echoes: Family<AccountLabels, Counter>,
     /// Records of the audit log.
     pub audit_records: Family<ResultLabels, Counter>,
@@ -244,12 +244,12 @@ pub struct Metrics {
     pub reloads: Family<ResultLabels, Counter>,
     /// Seconds since the start.
     pub uptime: FloatGauge,
-    /// Always 1: it is the label that says something.
+    /// Always 1; the information is in its label.
     pub build: Family<BuildLabels, Gauge>,
 }
 
 impl Metrics {
-    /// A fresh set: each gateway has its own, so that several can live in one process.
+    /// A new set. Each gateway has its own, so that several can run in one process.
     pub fn new() -> Arc<Self> {
         let mut metrics = Self {
             registry: Registry::with_prefix("insights_gateway"),
@@ -347,7 +347,8 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// What is in a closed list is there from the start: an alert on a rate sees a first time only if there was a zero.
+    /// Creates the series of closed lists at the start: an alert on a rate notices the first event only if there was a
+    /// zero before.
     fn begin_at_zero(&self) {
         for reason in Reason::ALL {
             drop(self.errors.get_or_create(&ReasonLabels { reason: StaticLabel(reason.as_str()) }));
@@ -368,12 +369,12 @@ impl Metrics {
         self.build.get_or_create(&BuildLabels { version: StaticLabel(env!("CARGO_PKG_VERSION")) }).set(1);
     }
 
-    /// One request was refused, or failed.
+    /// Counts a request that was refused or failed.
     pub fn failed(&self, reason: Reason) {
         self.errors.get_or_create(&ReasonLabels { reason: StaticLabel(reason.as_str()) }).inc();
     }
 
-    /// One request ended.
+    /// Counts a request that ended.
     pub fn requested(
         &self,
         team: Option<&Team>,
@@ -397,8 +398,8 @@ impl Metrics {
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut open = String::new();
         encode(&mut open, &self.registry)?;
-        // OpenMetrics names a counter without its suffix, and marks the end; the older form, which every
-        // scraper reads, does neither.
+        // OpenMetrics names a counter without its suffix, and marks the end. The older format, which every scraper
+        // reads, does neither.
         let mut text = String::with_capacity(open.len() + 1024);
         let counters: Vec<&str> =
             open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
@@ -412,7 +413,7 @@ impl Metrics {
         Ok(text)
     }
 
-    /// One attempt ended.
+    /// Counts an attempt that ended.
     pub fn attempted(&self, account: &Arc<str>, operation: Operation, status: Ending, took: Duration) {
         let account = ConfigLabel(Arc::clone(account));
         let operation = operation.into();
@@ -433,8 +434,8 @@ impl RequestSubscriber for HotRequests {
     }
 }
 
-/// Handles of the metrics that answers with status 200 are counted in, found by position instead of by hashing
-/// their labels: a hit costs a few microseconds in all, and looking its labels up would be a tenth of that.
+/// Counters for responses with status 200, found by index instead of by hashing their labels. A hit costs a few
+/// microseconds in all, and looking its labels up would be a tenth of that.
 #[derive(Debug)]
 pub struct HotRequests {
     metrics: Arc<Metrics>,
@@ -445,7 +446,7 @@ pub struct HotRequests {
 impl HotRequests {
     const KINDS: usize = Operation::ALL.len() * Outcome::ALL.len();
 
-    /// For so many teams.
+    /// For this many teams.
     pub fn new(metrics: Arc<Metrics>, teams: usize) -> Self {
         let cells = |n| std::iter::repeat_with(OnceLock::new).take(n).collect();
         Self {
@@ -455,7 +456,7 @@ impl HotRequests {
         }
     }
 
-    /// One request ended.
+    /// Counts a request that ended.
     pub fn requested(
         &self,
         team: Option<&Team>,

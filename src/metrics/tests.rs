@@ -1,4 +1,4 @@
-//! The exposition, and that its table in the handbook is the truth.
+//! Tests of the exposition, and that its table in the handbook is correct.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ fn team(name: &str, ordinal: usize) -> Team {
 }
 
 #[test]
-fn the_short_way_counts_in_the_same_place() {
+fn counters_by_index_are_those_of_the_registry() {
     let metrics = Metrics::new();
     let hot = HotRequests::new(Arc::clone(&metrics), 2);
     let (a, b, beyond) = (team("a", 0), team("b", 1), team("c", 9));
@@ -33,7 +33,7 @@ fn the_short_way_counts_in_the_same_place() {
 }
 
 #[test]
-fn the_exposition_is_of_the_older_form() {
+fn the_exposition_has_the_older_format() {
     let metrics = Metrics::new();
     metrics.requested(None, None, Outcome::Refused, 404, Duration::ZERO);
     let text = metrics.encode().unwrap();
@@ -42,7 +42,7 @@ fn the_exposition_is_of_the_older_form() {
     assert!(!text.contains("# EOF"));
 }
 
-/// A set in which every metric has a sample. Nothing is left out by `..`: who adds a metric is sent here.
+/// A set in which every metric has a sample. The pattern has no `..`, so that a new metric cannot be forgotten here.
 fn touched() -> Arc<Metrics> {
     let metrics = Metrics::new();
     let Metrics {
@@ -104,7 +104,7 @@ fn touched() -> Arc<Metrics> {
 /// Type, unit and labels.
 type Described = (String, String, Vec<String>);
 
-/// What the exposition says of every metric. The unit is the one in its name.
+/// What the exposition says of every metric. The unit is part of its name.
 fn exposed() -> BTreeMap<String, Described> {
     let text = touched().encode().unwrap();
     let mut metrics = BTreeMap::new();
@@ -159,11 +159,11 @@ fn the_handbooks_table_is_the_registry() {
         }
     }
     for name in documented.keys() {
-        assert!(exposed.contains_key(name), "{name} is in docs/metrics.md alone");
+        assert!(exposed.contains_key(name), "{name} is only in docs/metrics.md");
     }
 }
 
-/// What Prometheus' own linter asks of names and texts.
+/// What Prometheus' own linter demands of names and texts.
 #[test]
 fn names_and_texts_follow_the_rules() {
     let text = touched().encode().unwrap();

@@ -1,6 +1,6 @@
 //! The body of every response that this process sends, on the data plane and on the admin plane.
 //!
-//! Nearly all bodies are complete before the head is sent; they cost what [`Full`] costs. A body whose end is not known
+//! Nearly all bodies are complete before the head is sent. They cost as much as [`Full`]. A body whose end is not known
 //! in advance is a stream behind a pointer.
 
 use std::error::Error;
@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 
-/// Why a stream broke off. The client sees a connection or an HTTP/2 stream that ends too early.
+/// Why a stream ended early. The client sees a connection or an HTTP/2 stream that ends too early.
 pub type StreamError = Box<dyn Error + Send + Sync>;
 
 /// The body of a response.
@@ -26,7 +26,7 @@ enum Kind {
 }
 
 impl ResponseBody {
-    /// These bytes, whose number the head states.
+    /// These bytes. Their number is in the head.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self(Kind::Full(Full::new(bytes.into())))
     }
@@ -36,7 +36,8 @@ impl ResponseBody {
         Self::full(Bytes::new())
     }
 
-    /// What `body` yields, as it comes. An HTTP/2 stream on which nothing comes for `server.write_timeout` is reset.
+    /// Sends what `body` yields, as it comes. An HTTP/2 stream on which nothing comes for `server.write_timeout` is
+    /// reset.
     pub fn stream<B>(body: B) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_breaks_off_says_why() {
+    async fn a_stream_that_ends_early_says_why() {
         let broken = stream::iter([Err::<Frame<Bytes>, _>(std::io::Error::other("gone"))]);
         let error = ResponseBody::stream(StreamBody::new(broken)).collect().await.unwrap_err();
         assert_eq!(error.to_string(), "gone");

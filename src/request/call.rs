@@ -1,4 +1,4 @@
-//! What goes upstream, below the cache, and what comes back. It knows no client and no client's headers.
+//! Upstream calls, below the cache, and their responses. This module knows no client and no client's headers.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::request::key::Key;
 use crate::request::waiters::Waiters;
 use crate::twilio::endpoint::Endpoint;
 
-/// One call upstream, for all who wait for it.
+/// One upstream call, for all requests that wait for it.
 #[derive(Debug, Clone)]
 pub struct UpstreamCall {
-    /// Whose account is used, and whose upstream share is taken: the team of the client that leads.
+    /// The team of the client that leads: its account is used, and its upstream share is charged.
     pub team: Arc<Team>,
     /// What it asks for: method, body, and how it may be repeated.
     pub endpoint: &'static Endpoint,
@@ -34,7 +34,7 @@ pub struct UpstreamCall {
     pub deadline: Instant,
     /// Who waits for it.
     pub waiters: Arc<Waiters>,
-    /// Where its waits and attempts are noted: of the client that leads, or of nobody for a refresh.
+    /// Records its waits and attempts: the context of the client that leads, or a separate one for a refresh.
     pub context: Arc<RequestContext>,
 }
 
@@ -58,7 +58,7 @@ impl UpstreamCall {
     }
 }
 
-/// A call and the header value that pays for it.
+/// A call and the header with the account's credentials.
 #[derive(Debug)]
 pub struct SignedCall {
     /// The call.
@@ -67,15 +67,15 @@ pub struct SignedCall {
     pub authorization: HeaderValue,
 }
 
-/// What came from upstream: allow-listed headers, a whole body.
+/// A response from upstream: allow-listed headers and a complete body.
 #[derive(Debug, Clone)]
 pub struct UpstreamResponse {
     /// Twilio's status.
     pub status: StatusCode,
-    /// The headers that may be read or passed on.
+    /// The headers that a layer may read or pass on.
     pub headers: HeaderMap,
     /// The whole body, in a buffer of its own size.
     pub body: Bytes,
-    /// Names the page after this one, where the body says that there is one.
+    /// The token of the next page, if the body has one.
     pub next_token: Option<String>,
 }

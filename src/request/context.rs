@@ -1,8 +1,8 @@
 //! What is known of one request, from its head to its end.
 //!
-//! The layers that find something out write it here. Whoever is told of the request's end reads it. Requests that share
-//! one upstream call have a context each: the waits and attempts of that call are in the context of the request that
-//! began it, and log lines about it carry that request's id.
+//! Each layer writes here what it finds out, and the subscribers of the request's end read it. Requests that share one
+//! upstream call have a context each. The waits and attempts of that call are in the context of the request that began
+//! it, and log lines about the call carry that request's id.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,20 +24,20 @@ use crate::twilio::endpoint::Operation;
 /// The target of the spans that carry the request id.
 pub const SPAN_TARGET: &str = "insights_gateway::request";
 
-/// What a request says of itself before it is routed.
+/// What is known of a request before it is routed.
 #[derive(Debug, Clone)]
 pub struct RequestHead {
-    /// Its id: the client's own or a new one. The client gets it back in `X-Request-Id`.
+    /// Its id: the client's own or a new one. The response has it in `X-Request-Id`.
     pub id: HeaderValue,
     /// Who sent it.
     pub peer: Arc<Peer>,
     /// Its method.
     pub method: Method,
-    /// Its path and query string. Only the path may be logged: query strings hold page tokens.
+    /// Its path and query string. Only the path may be logged, because query strings hold page tokens.
     pub target: Option<PathAndQuery>,
 }
 
-/// Without an id, for contexts that stand for no client's request.
+/// Without an id, for contexts that belong to no client's request.
 impl Default for RequestHead {
     fn default() -> Self {
         Self { id: HeaderValue::from_static(""), peer: Arc::default(), method: Method::GET, target: None }
@@ -47,7 +47,7 @@ impl Default for RequestHead {
 impl RequestHead {
     /// The id as text.
     pub fn id(&self) -> &str {
-        // Ids are visible ASCII, wherever they come from.
+        // Ids are visible ASCII in all cases.
         self.id.to_str().unwrap_or_default()
     }
 
@@ -60,11 +60,11 @@ impl RequestHead {
 /// The facts of one request, filled in as they become known.
 #[derive(Debug, Default)]
 pub struct RequestContext {
-    /// What it says of itself.
+    /// What is known before it is routed.
     pub head: RequestHead,
-    /// What it asks for, once routed.
+    /// The operation, once routed.
     pub operation: OnceLock<Operation>,
-    /// Who asks, once known.
+    /// The team, once known.
     pub team: OnceLock<Arc<Team>>,
     /// How it was answered: from the cache, by Twilio, or with an error.
     pub outcome: OnceLock<Outcome>,
@@ -99,7 +99,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All, in the order in which a request passes through them.
+    /// All stages, in the order in which a request passes through them.
     pub const ALL: [Self; 3] = [Self::Authenticate, Self::Read, Self::Cache];
 
     /// The name of its span in a distributed trace.
@@ -119,7 +119,7 @@ pub struct UpstreamEvent {
     pub begun: Instant,
     /// When it ended.
     pub ended: Instant,
-    /// Wait or attempt, and how it ended.
+    /// Whether it is a wait or an attempt, and how it ended.
     pub kind: UpstreamEventKind,
 }
 
@@ -128,7 +128,7 @@ pub struct UpstreamEvent {
 pub enum UpstreamEventKind {
     /// Waiting for a token.
     Wait {
-        /// Whether there was one in the end.
+        /// Whether a token was granted in the end.
         granted: bool,
     },
     /// One exchange with Twilio.
@@ -152,23 +152,23 @@ pub struct Totals {
 }
 
 impl RequestContext {
-    /// Of a request that belongs to `trace`. With a `clock`, the ends of its stages are recorded.
+    /// The context of a request that belongs to `trace`. With a `clock`, the ends of its stages are recorded.
     pub fn new(head: RequestHead, trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
         let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
         Self { head, trace: trace.map(Box::new), recording, ..Self::default() }
     }
 
-    /// Of the refresh that this request begins behind its own response. Log lines carry the request's id; what the
-    /// refresh waits for and tries is not the request's.
+    /// The context of the refresh that this request starts in the background. Its log lines carry the request's id, but
+    /// its waits and attempts are not those of the request.
     #[must_use]
     pub fn of_refresh(&self) -> Self {
         Self { head: self.head.clone(), team: self.team.clone(), ..Self::default() }
     }
 
-    /// The span of log lines about this request, so that each can be joined to the access line by `request_id`.
+    /// The span of log lines about this request, which joins each of them to the access line by `request_id`.
     ///
-    /// Created where a request leaves the path of a hit, and only where [`SPAN_TARGET`] is enabled. It is an error span,
-    /// since warnings and errors have to carry the id too.
+    /// Created only where a request leaves the path of a hit, and only where [`SPAN_TARGET`] is enabled. Its level is
+    /// error, because warnings and errors have to carry the id too.
     pub fn span(&self) -> Span {
         let team = self.team.get();
         tracing::error_span!(
@@ -181,20 +181,20 @@ impl RequestContext {
         )
     }
 
-    /// From now on the query is kept, because a subscriber reads it at the end.
+    /// Keeps the query from now on, because a subscriber reads it at the end.
     pub fn keep_query(&self) {
         self.keeps_query.store(true, Relaxed);
     }
 
-    /// Keeps the query in its canonical form, if it is to be kept.
+    /// Keeps the query in its canonical form, if a subscriber needs it.
     pub fn asks(&self, query: &Bytes) {
         if self.keeps_query.load(Relaxed) {
-            // The layer that reads bodies calls this, and the first value stays.
+            // Only the layer that reads bodies calls this; the first value stays.
             let _ = self.query.set(query.clone());
         }
     }
 
-    /// The query, if there was one and it was to be kept.
+    /// The query, if there was one and it was kept.
     pub fn query(&self) -> Option<&Bytes> {
         self.query.get()
     }

@@ -1,4 +1,4 @@
-//! The end of a request: one event, made once, for everything that counts, logs or exports requests.
+//! The end of a request: one event for all that count, log or export requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::core::outcome::Outcome;
 use crate::request::context::RequestContext;
 use crate::twilio::endpoint::Operation;
 
-/// A request has been answered, or its client has left. A clone shares the context.
+/// A request was answered, or its client has left. Clones share the context.
 #[derive(Debug, Clone)]
 pub struct RequestEnded {
     /// What is known of it.
@@ -37,17 +37,17 @@ impl RequestEnded {
         self.ended - self.received
     }
 
-    /// Who asked, if that became known.
+    /// The team, if it was identified.
     pub fn team(&self) -> Option<&Arc<Team>> {
         self.context.team.get()
     }
 
-    /// What for, if that became known.
+    /// The operation, if it was recognised.
     pub fn operation(&self) -> Option<Operation> {
         self.context.operation.get().copied()
     }
 
-    /// Why the gateway refused or failed, `client_left`, or nothing.
+    /// Why the gateway refused or failed; `client_left`; or empty.
     pub fn reason(&self) -> &'static str {
         match self.context.reason.get() {
             Some(reason) => reason.as_str(),
@@ -57,9 +57,9 @@ impl RequestEnded {
     }
 }
 
-/// Is told of every request's end. The list of subscribers is fixed when the stack is built.
+/// Told of every request's end. The list of subscribers is fixed when the stack is built.
 pub trait RequestSubscriber: Send + Sync {
-    /// A request has ended. Called on the task that answered it, so this must not wait.
+    /// A request has ended. Called on the task that answered it, so this must not block.
     fn ended(&self, request: &RequestEnded);
 
     /// Whether [`RequestContext::query`] has to be kept for this subscriber.

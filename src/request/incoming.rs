@@ -1,4 +1,4 @@
-//! A request at the edge, still HTTP, with what is known of it from the first moment on.
+//! A request as it arrives, still HTTP, with what is known of it from the start.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::core::peer::Peer;
 use crate::request::context::RequestContext;
 use crate::twilio::endpoint::Endpoint;
 
-/// A request that has arrived. `B` is its body, not read yet.
+/// A request that has arrived. Its body, of type `B`, is not read yet.
 #[derive(Debug)]
 pub struct IncomingRequest<B> {
     /// The request.
@@ -19,11 +19,11 @@ pub struct IncomingRequest<B> {
     pub peer: Arc<Peer>,
     /// When its head was complete.
     pub received: Instant,
-    /// What happens to it.
+    /// Records what happens to it.
     pub context: Arc<RequestContext>,
 }
 
-/// A visit that may go on: routed, its caller known.
+/// A request that may go on: it is routed, and its caller is known and permitted.
 #[derive(Debug)]
 pub struct AuthorizedRequest<B> {
     /// The request.

@@ -1,4 +1,4 @@
-//! The name of a page in the cache: a hash of everything that could change the answer.
+//! The key of a page in the cache: a hash of everything that could change the response.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,12 +7,12 @@ use crate::accounts::Account;
 use crate::twilio::endpoint::{Endpoint, Operation};
 use crate::twilio::parameters::Parameters;
 
-/// BLAKE3 over upstream, account, operation, parameters and body. 256 bits, since callers choose the bodies: with a short
-/// hash one of them could construct a collision and read another query's page.
+/// BLAKE3 over upstream, account, operation, parameters and body. It has 256 bits, because callers choose the bodies:
+/// with a short hash a caller could construct a collision and read another query's page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key([u8; 32]);
 
-/// It is a hash: to find a place in a table, its first bytes are as good as all of them.
+/// The key is already a hash, so its first bytes are enough for a hash table.
 impl Hash for Key {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         hasher.write(&self.0[..8]);
@@ -20,11 +20,11 @@ impl Hash for Key {
 }
 
 impl Key {
-    /// Part of every hash, so that after a change of what is hashed no old page is met.
+    /// Part of every hash. When the hashed fields change, this changes, so that no old page is found.
     const VERSION: &'static str = "insights-gateway key 2";
 
-    /// The key of a request. Of the account its origin and SID count: where the data lies and whose it is, whatever
-    /// the configuration calls it.
+    /// The key of a request. Of the account, its origin and SID count: where the data is and whose it is, whatever the
+    /// configuration calls it.
     pub fn new(account: &Account, operation: Operation, parameters: &str, body: &[u8]) -> Self {
         Self::hash(account, operation.as_str(), parameters, body)
     }
@@ -52,7 +52,7 @@ impl Key {
         Self(blake3::hash(&input).into())
     }
 
-    /// The key of the page that `parameters` name by its token.
+    /// The key of the page that is named by the token in `parameters`.
     pub fn of_page(account: &Account, parameters: &Parameters) -> Self {
         Self::new(account, Operation::Page, parameters.as_str(), b"")
     }
@@ -67,13 +67,12 @@ impl Key {
         &self.0
     }
 
-    /// A key that was written down.
+    /// From a hash that was stored.
     pub fn from_bytes(hash: [u8; 32]) -> Self {
         Self(hash)
     }
 
-    /// The first 16 hexadecimal digits: enough to tell pages apart in a header or log, too little to be
-    /// looked up.
+    /// The first 16 hexadecimal digits: enough to distinguish pages in a header or log, but not to look a page up.
     pub fn short(&self) -> impl fmt::Display + use<> {
         Hex::<8>(self.0[..8].try_into().unwrap_or_default())
     }
@@ -97,7 +96,7 @@ struct Hex<const N: usize>([u8; N]);
 impl<const N: usize> fmt::Display for Hex<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        // Written at once: a digit at a time is many calls through a pointer.
+        // Written in one piece: writing each digit would be many calls through a pointer.
         let mut text = [[0; 2]; N];
         for (digits, byte) in text.iter_mut().zip(self.0) {
             *digits = [byte >> 4, byte & 15].map(|half| DIGITS[usize::from(half)]);
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_counts() {
+    fn every_part_changes_the_key() {
         let (one, two) = (account("https://a", "AC1"), account("https://a", "AC2"));
         let key = Key::new(&one, Operation::Query, "pageSize=1", b"{}");
         assert_eq!(key, Key::new(&one, Operation::Query, "pageSize=1", b"{}"));
@@ -151,9 +150,9 @@ mod tests {
     }
 
     proptest! {
-        /// No byte moves from one part to the next unnoticed.
+        /// Moving a byte from one part to the next changes the key.
         #[test]
-        fn parts_do_not_run_into_each_other(one in parts(), two in parts()) {
+        fn the_boundary_between_parts_counts(one in parts(), two in parts()) {
             let same = one == two;
             let key = |(origin, sid, parameters, body): (String, String, String, String)| {
                 Key::new(&account(&origin, &sid), Operation::Page, &parameters, body.as_bytes())

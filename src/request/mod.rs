@@ -1,6 +1,6 @@
-//! What travels through the stack: a request as it came in, the query and the upstream call that it becomes, the
-//! context that records what happened to it, the event at its end, the body of its response, and who waits for a call that
-//! several requests share.
+//! What passes through the stack: a request as it came in, the query and the upstream call that it becomes, the context
+//! that records what happened to it, the event at its end, the body of its response, and the list of requests that wait
+//! for a shared call.
 
 pub mod body;
 pub mod call;

@@ -1,4 +1,4 @@
-//! What a client asks, above the cache and into it.
+//! A client's query, above the cache and inside it.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -18,7 +18,7 @@ use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::endpoint::Endpoint;
 
-/// What is asked, in canonical form. Shared, so that a query that is asked again costs one pointer.
+/// A query in canonical form. It is shared, so that a repeated query costs one pointer.
 #[derive(Debug)]
 pub struct CanonicalQuery {
     /// The path, with the id in it where there is one.
@@ -27,23 +27,23 @@ pub struct CanonicalQuery {
     pub parameters: Arc<str>,
     /// The body as it is sent: of a query in canonical form, with a policy's filters in it. Empty for GETs.
     pub body: Bytes,
-    /// The name of the response in the cache.
+    /// The key of the response in the cache.
     pub key: Key,
-    /// Of a page that is asked for with more than its token, or by a query that names one: the key of its token alone,
-    /// under which its result set expects it.
+    /// For a page that is requested with more than its token, or by a query with a page token: the key of the token
+    /// alone, which is the page's place in its result set.
     pub expected_as: Option<Key>,
 }
 
-/// An authorized request whose body is read. It is moved several times on a hit, so it is kept small.
+/// An authorized request whose body has been read. It is moved several times on a hit, so it is kept small.
 #[derive(Debug, Clone)]
 pub struct ClientQuery {
     /// What kind of request it is.
     pub endpoint: &'static Endpoint,
     /// Who asks, and whose data.
     pub team: Arc<Team>,
-    /// What is asked.
+    /// The canonical form.
     pub canonical: Arc<CanonicalQuery>,
-    /// What the client's headers ask of the gateway.
+    /// The preferences in the client's headers.
     pub directives: RequestDirectives,
     /// Those of the client's headers that go upstream, as the endpoint lists them.
     pub headers: Option<Arc<HeaderMap>>,
@@ -53,27 +53,27 @@ pub struct ClientQuery {
     pub received: Instant,
     /// When the client must have a response.
     pub deadline: Instant,
-    /// What happened to the request.
+    /// Records what happened to the request.
     pub context: Arc<RequestContext>,
 }
 
-/// What a policy makes of a response before a client gets it.
+/// Applies a policy to a response before a client gets it.
 pub trait Redact: Debug + Send + Sync {
-    /// The part of `response` that the client may see; `None` where that is all of it.
+    /// The part of `response` that the client may see; `None` if it may see all of it.
     ///
     /// # Errors
     ///
-    /// When nothing can be proven of what is in it.
+    /// When it cannot be proven what the response contains.
     fn redact(&self, response: &Arc<Representation>) -> Result<Option<Arc<Redacted>>, GatewayError>;
 }
 
 impl ClientQuery {
-    /// The name of the response in the cache.
+    /// The key of the response in the cache.
     pub fn key(&self) -> &Key {
         &self.canonical.key
     }
 
-    /// The call that brings the response, led by this query.
+    /// The upstream call for this query, which leads it.
     pub fn upstream_call(
         &self,
         waiters: Arc<Waiters>,

@@ -1,4 +1,5 @@
-//! A response on its way to clients: what of it may be kept and served again, and the form in which one client gets it.
+//! A response on its way to clients: the part that may be stored and served again, and the form in which one client
+//! gets it.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,29 +16,29 @@ use crate::request::call::UpstreamResponse;
 use crate::semantics::cache_control;
 use crate::semantics::request_directives::has_tag;
 
-/// Twilio's response in the form in which it is kept and served to clients, compressed or not: its status, the headers
-/// that may be passed on, and a representation (RFC 9110 section 3.2).
+/// Twilio's response in the form that is stored and served to clients, compressed or not: its status, the headers that
+/// may be passed on, and a representation (RFC 9110 section 3.2).
 #[derive(Debug)]
 pub struct Representation {
     /// Twilio's status.
     pub status: StatusCode,
-    /// What a client gets of Twilio's headers.
+    /// The headers of Twilio's that a client gets.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The whole body.
     pub body: Bytes,
-    /// Names the body's bytes; only 200s have one.
+    /// Identifies the body's bytes; only 200s have one.
     pub etag: Option<HeaderValue>,
-    /// Twilio forbids another coding of its body: `no-transform` (RFC 9111 section 5.2.2.6).
+    /// Whether Twilio forbids to change the coding of its body: `no-transform` (RFC 9111 section 5.2.2.6).
     pub no_transform: bool,
 }
 
 impl Representation {
-    /// Headers of an answer that a client gets, now and whenever the page is served again.
-    /// Directives cross every cache (RFC 9111 section 5.2).
+    /// Headers that a client gets whenever the page is served. `Cache-Control` directives must be passed on by every
+    /// cache (RFC 9111 section 5.2).
     const KEPT: [HeaderName; 3] =
         [header::CONTENT_TYPE, header::CACHE_CONTROL, HeaderName::from_static("twilio-request-id")];
 
-    /// Headers that are true only at the moment of the answer, so that a page served again does without.
+    /// Headers that are true only when the response arrives, so a stored page does not have them.
     const MOMENTARY: [HeaderName; 7] = [
         header::RETRY_AFTER,
         HeaderName::from_static("x-ratelimit-limit"),
@@ -54,12 +55,13 @@ impl Representation {
     pub fn new(answer: UpstreamResponse, returns: &[&'static str]) -> Self {
         let UpstreamResponse { status, headers, body, .. } = answer;
         let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
-        // Copies of their own: headers come as slices of the connection's read buffer, and the smallest of them
-        // would keep all of that alive, which may be larger than the body.
-        // The usual one needs no memory at all.
+        // The values are copied: they come as slices of the connection's read buffer, and the smallest of them would
+        // keep the whole buffer in memory, which may be larger than the body. The usual content type needs no memory at
+        // all.
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
         let copied = |name: &HeaderName| match headers.get(name) {
-            // All bodies are JSON, whatever they are called: under another name a browser could take one for a page.
+            // All bodies are JSON, whatever their content type says. Under another type a browser could treat one as a
+            // web page.
             value if *name == header::CONTENT_TYPE && !value.is_some_and(|value| *value != JSON && is_json(value)) => {
                 Some(JSON)
             }
@@ -78,46 +80,48 @@ impl Representation {
         Self { status, headers, body, etag, no_transform }
     }
 
-    /// Do these headers of a page hold `no-transform`.
+    /// Whether these headers of a page contain `no-transform`.
     pub fn forbids_transforms(headers: &[(HeaderName, HeaderValue)]) -> bool {
         headers.iter().any(|(name, value)| *name == header::CACHE_CONTROL && cache_control::has(value, "no-transform"))
     }
 
-    /// The same with another body.
+    /// The same response with another body.
     pub fn with_body(&self, body: Bytes) -> Self {
         let etag = self.etag.is_some().then(|| etag(&body)).flatten();
         Self { status: self.status, headers: self.headers.clone(), body, etag, no_transform: self.no_transform }
     }
 
-    /// Bodies below this gain less from being compressed than an answer's head takes.
+    /// A body smaller than this saves less by compression than a response's head takes.
     const LEAST_CODED: usize = 1024;
 
-    /// May there be another coding of its body. A cache must be told so by every answer, coded or not.
+    /// Whether its body may be sent in another coding. Every response must then say so to caches (`Vary`), compressed
+    /// or not.
     pub fn may_be_coded(&self) -> bool {
         self.status == StatusCode::OK && self.body.len() >= Self::LEAST_CODED && !self.no_transform
     }
 
-    /// Its body compressed, unless that saves less than a tenth. Takes as long as a few hundred hits.
+    /// Its body in gzip; `None` if that saves less than a tenth. Takes as long as a few hundred hits.
     pub fn gzip(&self) -> Option<CodedBody> {
-        // Measured on pages: lower levels make metadata a sixth larger, higher ones gain nothing.
+        // Measured on pages: lower levels make metadata a sixth larger, and higher ones gain nothing.
         const LEVEL: Compression = Compression::new(5);
         let mut encoder = GzEncoder::new(Vec::with_capacity(self.body.len() / 4), LEVEL);
         encoder.write_all(&self.body).ok()?;
         let coded = encoder.finish().ok()?;
         let worthwhile = coded.len() <= self.body.len() - self.body.len() / 10;
-        // A copy, since the buffer may be larger than what is in it.
+        // A copy, because the buffer may be larger than its content.
         let coded_as = |etag| CodedBody { body: Bytes::copy_from_slice(&coded), etag };
         self.gzip_etag().filter(|_| worthwhile).map(coded_as)
     }
 
-    /// Names the compressed body's bytes.
+    /// Identifies the compressed body's bytes.
     pub fn gzip_etag(&self) -> Option<HeaderValue> {
         let plain = self.etag.as_ref()?.to_str().ok()?.strip_suffix('"')?;
         HeaderValue::try_from(format!("{plain}-gzip\"")).ok()
     }
 
-    /// The entity tag in `If-None-Match` by which the client has this very body, plain or compressed; the tag of what it
-    /// would get comes first. A 304 carries that tag, since it speaks of the client's stored response.
+    /// The entity tag in `If-None-Match` that shows that the client has this body, plain or compressed. The tag of the
+    /// form that it would get is tried first. A 304 carries the tag that matched, because that is the client's stored
+    /// response.
     pub fn tag_of_client(&self, if_none_match: &HeaderValue, coded: Option<&CodedBody>) -> Option<HeaderValue> {
         let has = |etag: &HeaderValue| etag.to_str().is_ok_and(|etag| has_tag(if_none_match, etag));
         let would_get = coded.map(|coded| coded.etag.clone()).filter(has);
@@ -125,7 +129,7 @@ impl Representation {
         would_get.or_else(|| self.etag.clone().filter(has)).or_else(|| compressed().filter(has))
     }
 
-    /// Bytes that it occupies, headers and fixed parts included.
+    /// The bytes of memory that it takes, headers and fixed parts included.
     pub fn weight(&self) -> usize {
         let fixed = size_of::<(HeaderName, HeaderValue)>();
         let headers: usize = self.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + fixed).sum();
@@ -134,23 +138,24 @@ impl Representation {
     }
 }
 
-/// A page's body, compressed: gzip, which all clients know that know any coding.
+/// A page's body in gzip, which every client supports that supports any coding.
 #[derive(Debug)]
 pub struct CodedBody {
     /// The compressed body.
     pub body: Bytes,
-    /// Names these bytes.
+    /// Identifies these bytes.
     pub etag: HeaderValue,
 }
 
 impl CodedBody {
-    /// Bytes that it occupies.
+    /// The bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         self.body.len() + self.etag.len() + size_of::<Self>()
     }
 }
 
-/// Is this `application/json`, or a type of which JSON is the syntax (RFC 6839 section 3.1), with nothing but a charset.
+/// Whether this is `application/json`, or a type with JSON syntax (RFC 6839 section 3.1), without parameters other than
+/// a charset.
 fn is_json(value: &HeaderValue) -> bool {
     let is_token = |text: &str| {
         !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte))
@@ -168,26 +173,26 @@ fn etag(body: &[u8]) -> Option<HeaderValue> {
     HeaderValue::try_from(["\"", &hash[..32], "\""].concat()).ok()
 }
 
-/// A body in gzip, made once, when it is first of use.
+/// A body in gzip, compressed once, when it is first needed.
 #[derive(Debug, Default)]
 pub struct LazyGzip {
     begun: AtomicBool,
-    /// Stays empty where compression is not worth it.
+    /// Stays empty where compression saves too little.
     done: OnceLock<CodedBody>,
 }
 
 impl LazyGzip {
-    /// The compressed body, once there is one.
+    /// The compressed body, if it is done.
     pub fn get(&self) -> Option<&CodedBody> {
         self.done.get()
     }
 
-    /// Has somebody begun to compress it.
+    /// Whether compression has begun.
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// `true` for the one caller that is to compress it.
+    /// Claims the compression: `true` for exactly one caller.
     pub fn begin(&self) -> bool {
         !self.begun.swap(true, Ordering::Relaxed)
     }
@@ -198,10 +203,10 @@ impl LazyGzip {
     }
 }
 
-/// A representation without what some clients must not see.
+/// A representation without the parts that some clients must not see.
 #[derive(Debug)]
 pub struct Redacted {
-    /// What is left.
+    /// The parts that they may see.
     pub representation: Arc<Representation>,
     /// Its body in gzip.
     pub gzip: LazyGzip,
@@ -214,15 +219,15 @@ pub struct ClientResponse {
     pub page: Arc<Representation>,
     /// Its body as it is sent, where that is compressed.
     pub coded: Option<Bytes>,
-    /// The entity tag of what is sent, or of what the client has.
+    /// The entity tag of the body that is sent, or of the one that the client has.
     pub etag: Option<HeaderValue>,
     /// How it came about.
     pub outcome: Outcome,
     /// The value of `Cache-Status`.
     pub cache_status: HeaderValue,
-    /// How old it is; `None` when it came just now and was not said to be older.
+    /// How old it is; `None` when it has just come from upstream without an `Age`.
     pub age: Option<Duration>,
-    /// The client has these very bytes already: 304.
+    /// Whether the client already has this body: 304.
     pub not_modified: bool,
 }
 
@@ -231,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_is_called_json_whatever_it_was_called() {
+    fn the_content_type_is_json_whatever_the_upstream_says() {
         let shown = |value: Option<&'static str>| {
             let headers = value.map(|value| (header::CONTENT_TYPE, HeaderValue::from_static(value)));
             let answer = UpstreamResponse {
