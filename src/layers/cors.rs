@@ -1,9 +1,9 @@
-//! Cross-origin resource sharing: pages of the origins in `server.cors` may ask, and read the answers.
+//! Cross-origin resource sharing: pages of the origins in `server.cors` may send requests and read the responses.
 //!
-//! Around everything that answers, so that errors carry the same headers. A preflight is answered here: a browser sends
-//! none of the page's headers with it, so there is no token yet, and it takes nothing of anybody's rate. Credentials
-//! that a browser adds by itself are never allowed (no `Access-Control-Allow-Credentials`). Whether a page may use a
-//! gateway that asks for no token is decided at admission, not here.
+//! This layer is around all layers that answer, so that errors have the same headers. A preflight is answered here: a
+//! browser sends it without the page's headers, so it has no token yet, and it does not count against any rate.
+//! Credentials that a browser adds by itself are never allowed (no `Access-Control-Allow-Credentials`). Whether a page
+//! may use a gateway that demands no token is decided at admission, not here.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::twilio::endpoint::{Route, route};
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "Authorization, Content-Type, If-None-Match, Cache-Control, Prefer, Priority, Idempotency-Key",
 );
-/// What it may read beyond what browsers always show.
+/// What it may read in addition to the headers that browsers always expose.
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "X-Request-Id, Cache-Status, Age, ETag, RateLimit, RateLimit-Policy, Retry-After, Location, Preference-Applied, \
      Insights-Gateway-Hint",
 );
-/// Seconds for which a browser need not ask again.
+/// Seconds for which a browser may remember the answer.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -37,7 +37,7 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub struct CorsLayer(Option<Arc<[Origin]>>);
 
 impl CorsLayer {
-    /// Lets pages of exactly these origins ask. Without any, nothing is added to any answer.
+    /// Allows pages of exactly these origins. Without any, no header is added to any response.
     pub fn new(origins: &[Origin]) -> Self {
         Self((!origins.is_empty()).then(|| origins.into()))
     }
@@ -51,7 +51,7 @@ impl<S> Layer<S> for CorsLayer {
     }
 }
 
-/// Lets pages ask. See the module.
+/// Allows pages of other origins; see the module.
 #[derive(Debug, Clone)]
 pub struct Cors<S> {
     inner: S,
@@ -75,7 +75,7 @@ where
         let Some(origins) = &self.origins else { return Either::Left(self.inner.call(incoming)) };
         let allowed = allowed(incoming.request.headers(), origins);
         if let Some(methods) = allowed.as_ref().and_then(|_| preflight(&incoming.request)) {
-            // Set once: nobody else has seen it.
+            // It is set only here: no other layer sees this request.
             let _ = incoming.context.outcome.set(Outcome::Bypass);
             let mut response = answer(methods);
             name(response.headers_mut(), allowed);
@@ -98,11 +98,11 @@ where
 fn allowed(headers: &HeaderMap, origins: &[Origin]) -> Option<HeaderValue> {
     let origin = origin::of(headers)??;
     let sent = headers.get(header::ORIGIN).filter(|_| origins.contains(&origin))?;
-    // A copy: the value is a part of the whole head, the client's token included.
+    // A copy, because the value is a slice of the whole head, which contains the client's token.
     HeaderValue::from_bytes(sent.as_bytes()).ok()
 }
 
-/// The methods of the path, if this asks for them before the real request (Fetch, section 3.3.2).
+/// The methods of the path, if this request asks for them before the real one (Fetch, section 3.3.2).
 fn preflight<B>(request: &Request<B>) -> Option<String> {
     let asks =
         request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
@@ -125,8 +125,7 @@ fn answer(methods: String) -> Response<ResponseBody> {
     response
 }
 
-/// Names the origin that may read the answer. Whether any may or not, another origin's answer would be another
-/// (`Vary`).
+/// Names the origin that may read the response. `Vary` is set in all cases, because the response differs by origin.
 fn name(headers: &mut HeaderMap, allowed: Option<HeaderValue>) {
     if let Some(origin) = allowed {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);

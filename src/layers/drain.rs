@@ -1,8 +1,8 @@
-//! The end of the process: requests that come too late, and those that are not answered in time, are told so.
+//! The end of the process: refuses requests that come too late, and those that are not answered in time.
 //!
-//! From the beginning of a drain on, a request is refused; whoever sent it finds another gateway. What is under way goes
-//! on, and is refused when the drain time is up. It is the same error both times, so that a client need not tell a
-//! gateway that is leaving from one that has left.
+//! From the beginning of a drain, new requests are refused, so that their clients use another gateway. Requests in
+//! progress go on, and are refused when the drain time is up. The error is the same in both cases, because it means the
+//! same to a client.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ const SERVING: u8 = 0;
 const DRAINING: u8 = 1;
 const OVER: u8 = 2;
 
-/// How far the process's end is. Cheap to clone.
+/// How far the shutdown is. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Draining(Arc<State>);
 
@@ -33,12 +33,12 @@ struct State {
 }
 
 impl Draining {
-    /// Nothing new is served from now on.
+    /// From now on new requests are refused.
     pub fn begin(&self) {
         self.0.phase.fetch_max(DRAINING, Ordering::Release);
     }
 
-    /// Nothing at all is served from now on.
+    /// From now on requests in progress are refused too.
     pub fn end(&self) {
         self.0.phase.store(OVER, Ordering::Release);
         self.0.over.notify_waiters();
@@ -50,7 +50,7 @@ impl Draining {
 
     async fn over(self) {
         let mut over = std::pin::pin!(self.0.over.notified());
-        // Registered before the phase is read: otherwise an end that comes in between is missed.
+        // Register before the phase is read, or an end between the two would be missed.
         over.as_mut().enable();
         if self.phase() < OVER {
             over.await;
@@ -63,7 +63,7 @@ impl Draining {
 pub struct DrainLayer(Draining);
 
 impl DrainLayer {
-    /// Refuses once `draining` has begun.
+    /// Refuses requests once `draining` has begun.
     pub fn new(draining: Draining) -> Self {
         Self(draining)
     }
@@ -77,7 +77,7 @@ impl<S> Layer<S> for DrainLayer {
     }
 }
 
-/// Refuses at the end. See the module.
+/// Refuses requests during shutdown; see the module.
 #[derive(Debug, Clone)]
 pub struct Drain<S> {
     inner: S,
@@ -103,13 +103,13 @@ where
 }
 
 pin_project! {
-    /// An answer, or a refusal when the end comes first.
+    /// A response, or a refusal if the end comes first.
     pub struct DrainFuture<F> {
-        // None where the request came too late.
+        // `None` where the request came too late.
         #[pin]
         inner: Option<F>,
         draining: Draining,
-        // Only what is not answered at once waits for the end.
+        // Only requests that are not answered at once wait for the end.
         over: Option<BoxFuture<'static, ()>>,
     }
 }
@@ -142,14 +142,14 @@ mod tests {
 
     use super::*;
 
-    /// A request, answered when the test says so.
+    /// A request that is answered when the test says so.
     async fn ask(draining: Draining, answer: oneshot::Receiver<u32>) -> Result<u32, GatewayError> {
         let inner = service_fn(|answer: oneshot::Receiver<u32>| async { Ok(answer.await.expect("the test answers")) });
         DrainLayer::new(draining).layer(inner).oneshot(answer).await
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_under_way_may_end_and_what_comes_late_is_refused() {
+    async fn requests_under_way_may_end_and_late_ones_are_refused() {
         let draining = Draining::default();
         let (answer, answered) = oneshot::channel();
         let mut under_way = std::pin::pin!(ask(draining.clone(), answered));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_still_under_way_at_the_end_is_refused() {
+    async fn requests_still_under_way_at_the_end_are_refused() {
         let draining = Draining::default();
         let (_unused, answered) = oneshot::channel();
         let under_way = tokio::spawn(ask(draining.clone(), answered));
@@ -172,7 +172,7 @@ mod tests {
         draining.begin();
         draining.end();
         assert_eq!(under_way.await.unwrap().unwrap_err().reason(), Reason::Draining);
-        // One that is first looked at after the end, too.
+        // The same holds for one that is first polled after the end.
         let (_unused, answered) = oneshot::channel();
         assert_eq!(ask(draining.clone(), answered).await.unwrap_err().reason(), Reason::Draining);
     }

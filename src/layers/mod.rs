@@ -1,4 +1,4 @@
-//! One room a capability, in the order in which a request passes them. [`stack`](crate::stack) composes them.
+//! One module per capability, in the order in which a request passes them. [`stack`](crate::stack) composes them.
 
 pub mod observe;
 

@@ -1,7 +1,7 @@
 //! The outermost layer: it sees every request and its final status, and tells the subscribers.
 //!
-//! It makes the request's context, puts the request id and the rate limit into the response, and makes the one event at
-//! the request's end: when the response is ready, or when the client leaves before that.
+//! It creates the request's context, puts the request id and the rate limit into the response, and creates the one
+//! event at the request's end: when the response is ready, or when the client leaves before that.
 
 mod access_log;
 
@@ -38,14 +38,14 @@ pub struct ObserveLayer {
 }
 
 impl ObserveLayer {
-    /// Tells `subscribers` of every end, in their order. `sample` is the share, 0 to 1, of requests that are exported as
-    /// a trace although they began no work upstream; without it no request is traced.
+    /// Tells `subscribers` of every end, in their order. `sample` is the share, 0 to 1, of the requests that do not go
+    /// upstream which is exported as traces. Without `sample` no request is traced.
     pub fn new(subscribers: Vec<Box<dyn RequestSubscriber>>, sample: Option<f64>, clock: Clock) -> Self {
         let keeps_query = subscribers.iter().any(|subscriber| subscriber.reads_query());
         Self { subscribers: subscribers.into(), keeps_query, sample, clock }
     }
 
-    /// The context of a request. A trace that its client does not record is not recorded here either.
+    /// The context of a request. A trace that the client does not sample is not recorded here either.
     fn begin<B>(&self, request: &Request<B>, peer: &Arc<Peer>) -> RequestContext {
         let theirs = TraceContext::read(request.headers());
         let is_recorded = self.sample.is_some() && theirs.as_ref().is_none_or(|trace| trace.sampled);
@@ -63,8 +63,8 @@ impl ObserveLayer {
         context
     }
 
-    /// Whether a request is exported as a trace. One whose trace begins here is if it went upstream or failed; the
-    /// others are many and alike, so a share of them is.
+    /// Whether a request is exported as a trace. A trace that begins here is exported if the request went upstream or
+    /// failed. The other requests are many and similar, so only a share of them is exported.
     fn traces(&self, request: &RequestEnded) -> bool {
         let Some(sample) = self.sample.filter(|_| request.context.is_recorded()) else { return false };
         let has_worked = match request.outcome {
@@ -93,7 +93,7 @@ pub struct Observe<S> {
 }
 
 impl<S> Observe<S> {
-    /// The same, for the requests of this peer.
+    /// The same service, for the requests of this peer.
     #[must_use]
     pub fn of(self, peer: Arc<Peer>) -> Self {
         Self { peer, ..self }
@@ -145,7 +145,7 @@ where
 }
 
 /// Tells the subscribers when it is dropped: after the response is ready, or when the client has left. Until
-/// [`Watch::answered`] the event says that the client left.
+/// [`Watch::answered`] is called, the event says that the client left.
 struct Watch {
     layer: Arc<ObserveLayer>,
     request: RequestEnded,

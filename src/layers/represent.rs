@@ -1,9 +1,9 @@
 //! The form in which a client gets a response: 304, gzip, `Age` and `Cache-Status`.
 //!
-//! It stands between decode and the cache, so that the cache knows only one form of a response, and so that one place
-//! decides for every response: one from the store, one from upstream, and one of which a policy hides a part. It
-//! compresses nothing while a client waits: the first response that could have been compressed is sent as it is, and the
-//! gzip body is made behind it for those that follow.
+//! This layer is between decode and the cache, so that the cache handles only one form of a response. It decides for
+//! every response: a stored one, one from upstream, and one of which a policy hides a part. No client waits for
+//! compression: the first response that could be compressed is sent as it is, and its gzip body is made in the
+//! background for later ones.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -100,10 +100,10 @@ where
     }
 }
 
-/// What matters for the form of the response, of all that a client asks.
+/// The parts of a client's request on which the form of the response depends.
 struct Wanted {
     if_none_match: Option<HeaderValue>,
-    /// Gzip is acceptable: who compresses, and under which key the response is stored.
+    /// Set if gzip is acceptable: the compressor, and the key under which the response is stored.
     gzip: Option<(Arc<Compressor>, Key)>,
     redact: Option<Arc<dyn Redact>>,
 }
@@ -112,7 +112,7 @@ impl Wanted {
     fn represent(&self, cached: &CacheResponse) -> Result<ClientResponse, GatewayError> {
         let original = cached.representation();
         let redacted = match &self.redact {
-            // An error says nothing of the data.
+            // An error contains no data.
             Some(redact) if original.status.is_success() => redact.redact(original)?,
             _ => None,
         };
@@ -136,8 +136,8 @@ impl Wanted {
             }
         }
         let outcome = match cached.outcome {
-            // That the upstream fails, or that the cache was bypassed, matters more than that the client has the response
-            // already.
+            // That the upstream failed, or that the cache was bypassed, is more important than that the client already
+            // has the response.
             Outcome::StaleError | Outcome::Bypass => cached.outcome,
             _ if not_modified => Outcome::Revalidated,
             outcome => outcome,
@@ -164,7 +164,7 @@ impl Wanted {
     }
 }
 
-/// Compresses what is left of a response, once. It is not in the store: its policy keeps it.
+/// Compresses a redacted response, once. It is not in the store; the policy's view keeps it.
 fn compress(redacted: &Arc<Redacted>) {
     if redacted.representation.may_be_coded() && redacted.gzip.begin() {
         let redacted = Arc::clone(redacted);
@@ -200,7 +200,7 @@ mod tests {
         ))
     }
 
-    /// A client that has the response with this tag, and accepts gzip or not.
+    /// A client that has the response with this tag, and may accept gzip.
     fn having(if_none_match: Option<HeaderValue>, gzip: bool, redact: Option<Arc<dyn Redact>>) -> ClientQuery {
         let directives = RequestDirectives { if_none_match, gzip, ..RequestDirectives::default() };
         ClientQuery { directives, redact, ..ClientQuery::example(Operation::Metadata, "", "") }
@@ -249,7 +249,7 @@ mod tests {
         let redact = || Some(Arc::new(Hides(Arc::clone(&redacted))) as Arc<dyn Redact>);
         let whole = representation(b'x').etag.clone();
         let first = represent(Outcome::Hit, having(whole, true, redact())).await;
-        assert!(!first.not_modified && first.coded.is_none(), "it is compressed behind the first response");
+        assert!(!first.not_modified && first.coded.is_none(), "it is compressed after the first response");
         assert!(Arc::ptr_eq(&first.page, &redacted.representation));
         let compressed = async {
             while redacted.gzip.get().is_none() {

@@ -1,7 +1,7 @@
-//! The one place where a [`GatewayError`] becomes HTTP, in Twilio's own error shape.
+//! The one place where a [`GatewayError`] becomes HTTP, in Twilio's error format.
 //!
-//! So that Twilio's SDKs parse it like one of Twilio's, and a person sees from `params` that the gateway
-//! made it and why. Causes go to the log, never to the client.
+//! Twilio's SDKs can parse such an error, and `params` say that the gateway made it and why. Causes go to the log,
+//! never to the client.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -31,11 +31,11 @@ impl<S> Layer<S> for RescueLayer {
     }
 }
 
-/// Turns errors into answers. See the module.
+/// Turns errors into responses; see the module.
 #[derive(Debug, Clone)]
 pub struct Rescue<S> {
     inner: S,
-    /// Why the inner service is not ready, which the next request is told.
+    /// Why the inner service is not ready. The next request gets this error.
     not_ready: Option<GatewayError>,
 }
 
@@ -63,7 +63,7 @@ where
 }
 
 pin_project! {
-    /// An answer in any case.
+    /// Always a response.
     #[derive(Debug)]
     pub struct Rescued<F> {
         #[pin]
@@ -87,7 +87,7 @@ where
 
 fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseBody> {
     let reason = error.reason();
-    // Set once: an answer that failed has no other outcome.
+    // It is set only here: a request that failed has no other outcome.
     let _ = context.outcome.set(reason.outcome());
     let _ = context.reason.set(reason);
     if let Some(cause) = std::error::Error::source(error) {
@@ -118,13 +118,13 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseB
         headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
     if matches!(reason, Reason::ClientTimeout | Reason::BodyTooLarge | Reason::HeadersTooLarge | Reason::Draining) {
-        // The rest of the request is not going to be read, or no other one.
+        // The rest of this request is not read, or no further request.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// An error and all that caused it, in one line.
+/// An error and all its causes, in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")

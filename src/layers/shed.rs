@@ -1,7 +1,7 @@
-//! Sheds load: beyond so many requests at once, one more is refused rather than queued.
+//! Sheds load: refuses requests beyond a limit instead of queueing them.
 //!
-//! The bound is on requests, since one HTTP/2 connection carries many. Waiting for upstream tokens has a
-//! bound of its own, further down.
+//! The limit is on requests, because one HTTP/2 connection carries many. Waiting for upstream tokens has a separate
+//! limit, in a layer below.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,12 +16,12 @@ use tower::{Layer, Service};
 
 use crate::core::error::{GatewayError, Reason};
 
-/// Makes [`Shed`] services that share one bound.
+/// Makes [`Shed`] services that share one limit.
 #[derive(Debug, Clone)]
 pub struct ShedLayer(Arc<Semaphore>);
 
 impl ShedLayer {
-    /// At most `requests` at once.
+    /// At most `requests` at the same time.
     pub fn new(requests: usize) -> Self {
         Self(Arc::new(Semaphore::new(requests)))
     }
@@ -35,7 +35,7 @@ impl<S> Layer<S> for ShedLayer {
     }
 }
 
-/// Refuses what is too much. See the module.
+/// Refuses requests beyond the limit; see the module.
 #[derive(Debug, Clone)]
 pub struct Shed<S> {
     inner: S,
@@ -67,7 +67,7 @@ where
 }
 
 pin_project! {
-    /// A request that was let through, which counts until it is answered or given up.
+    /// A request that was let through. It counts until it is answered or given up.
     #[derive(Debug)]
     pub struct Counted<F> {
         #[pin]

@@ -1,12 +1,12 @@
 //! Answers hits, and sends each miss upstream once, however many clients ask.
 //!
-//! `semantics::freshness` decides what may be served. This layer looks up, asks it, and does what it says: it serves,
-//! refreshes behind a response, lets identical queries share one flight, stores what may be stored, and falls back to a
-//! stale response within its window when the upstream fails. It never marks an old response fresh, never stores an error
-//! over a usable response, and stores nothing of a failure.
+//! `semantics::freshness` decides what may be served. This layer looks up, asks it, and acts on the decision: it
+//! serves, refreshes in the background, lets identical queries share one flight, stores what may be stored, and serves
+//! a stale response within its window when the upstream fails. It never marks an old response fresh, never replaces a
+//! usable response with an error, and stores nothing of a failed call.
 //!
-//! It knows neither HTTP nor the form in which a client gets a response: bodies are canonical and keys computed above it,
-//! and `layers::represent` chooses the form. `crate::cache` stores.
+//! It knows neither HTTP nor the form in which a client gets a response: bodies are canonical and keys are computed
+//! above it, and `layers::represent` chooses the form. `crate::cache` stores.
 
 mod refresh_backoff;
 
@@ -45,26 +45,26 @@ use crate::twilio::endpoint::{Body, CacheClass, Operation};
 use crate::twilio::parameters::Parameters;
 use crate::twilio::settled::{self, Verdict};
 
-/// How long which responses are kept.
+/// How long each kind of response is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Metadata.
     pub metadata: Lifetimes,
     /// Queries and their pages.
     pub query: Lifetimes,
-    /// Queries whose answers have stopped changing.
+    /// Queries whose data no longer changes.
     pub settled: Lifetimes,
-    /// How long ago such a query's range must have closed.
+    /// How long ago such a query's time range must have closed.
     pub settled_after: Duration,
-    /// Twilio's 400s and 404s; zero is never.
+    /// Twilio's 400s and 404s; zero means never.
     pub errors: Duration,
-    /// How long a shared call or a refresh may take, waits and retries included. A client's own deadline only ends that
+    /// How long a shared call or a refresh may take, with waits and retries. A client's own deadline ends only that
     /// client's wait.
     pub deadline: Duration,
-    /// A refresh is delayed by a random time up to this, so that responses that were stored together are not all
-    /// refreshed together.
+    /// A refresh is delayed by a random time up to this, so that responses that were stored at the same time are not
+    /// all refreshed at the same time.
     pub refresh_jitter: Duration,
-    /// Are queries kept as text too, for operators to read. The text can name people, and takes memory.
+    /// Whether queries are kept as text too, for operators to read. The text can name people, and takes memory.
     pub keep_queries: bool,
 }
 
@@ -96,7 +96,7 @@ impl<S> Layer<S> for CacheLayer {
 /// The cache in front of `S`. See the module.
 #[derive(Debug)]
 pub struct Caching<S> {
-    // Shared, since a hit clones this and needs nothing of it.
+    // Shared, because a hit clones this service and does not use it.
     inner: Arc<S>,
     layer: Arc<CacheLayer>,
 }
@@ -134,7 +134,7 @@ where
         if entry.is_none()
             && let Some(loading) = self.layer.store.load(query.key(), self.layer.clock.now())
         {
-            // A short wait costs less than a token for a response that a tier has already.
+            // A short wait costs less than a token for a response that a tier already has.
             let cache = self.clone();
             return Either::Right(Box::pin(async move {
                 loading.await;
@@ -151,7 +151,7 @@ where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    /// Answers with `entry` if that may be served, and fetches otherwise.
+    /// Answers with `entry` if it may be served, and fetches otherwise.
     fn answer(
         &self,
         query: ClientQuery,
@@ -176,7 +176,7 @@ where
         }
     }
 
-    /// Starts one refresh behind a response that was asked for at `of`.
+    /// Starts a refresh in the background of a response that was requested at `of`.
     fn refresh(&self, query: ClientQuery, of: Instant) {
         let (key, begun) = (*query.key(), self.layer.clock.now());
         if !self.layer.refreshes.allows(&key, of, begun) {
@@ -201,7 +201,7 @@ where
         });
     }
 
-    /// Asks upstream, together with all other clients that ask the same.
+    /// Calls upstream, together with all other clients that ask the same.
     async fn fetch(self, mut query: ClientQuery, entry: Option<Arc<Entry>>) -> Answered {
         let asked = self.layer.clock.moment();
         let why = match &entry {
@@ -212,7 +212,8 @@ where
         };
         loop {
             let forced = query.directives.cache.no_cache;
-            // It came after this query was received. For a forced refresh it must also have been asked for since then.
+            // The entry arrived after this query was received. For a forced refresh it must also have been requested
+            // after that.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
             let set =
@@ -222,7 +223,7 @@ where
             let (mut joined, leads) =
                 match self.layer.store.flights.claim(&query, kind, set.result_set(), arrived_meanwhile) {
                     Claim::Leader(lease, waiters, joined) => {
-                        // Not the leader's deadline: others may have more time.
+                        // Not the leader's deadline: other clients may have more time.
                         let deadline = self.layer.clock.now() + self.layer.policy.deadline;
                         let call = query.upstream_call(waiters, deadline, Arc::clone(&query.context));
                         tokio::spawn(self.flight(call, place(&query), set, lease, Duration::ZERO));
@@ -233,17 +234,17 @@ where
                         return Ok(serve(arrived, Some(Outcome::Collapsed), self.layer.clock.moment()));
                     }
                 };
-            // Equal keys are of equal bodies, of which one is enough for all who wait.
+            // Equal keys have equal bodies, so all who wait share one.
             query.canonical = Arc::clone(&joined.canonical);
             let now = self.layer.clock.now();
             if let Some(estimated_start) =
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
-                // The flight may wait for longer than this client does.
+                // The flight may wait longer than this client does.
                 return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), query.key());
             }
             match wait(&mut joined, query.deadline).await {
-                // Another try would end the same way.
+                // Another attempt would end in the same way.
                 Waited::Lost if leads => {
                     let message = "the gateway failed while it fetched this; tell whoever operates it";
                     return Err(GatewayError::new(Reason::Internal, message));
@@ -264,7 +265,7 @@ where
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
-                    // It was not sent, because those who waited for it had left or had no time left. This client has.
+                    // It was not sent, because its clients had left or had no time left. This client has time.
                     let was_not_sent = |error: &GatewayError| {
                         let has_time = now + error.retry_after().unwrap_or_default() < query.deadline;
                         error.is_abandoned() || (error.reason() == Reason::Deadline && has_time)
@@ -286,7 +287,7 @@ where
         }
     }
 
-    /// The response, or in place of an error a stale response within its window.
+    /// The response; or instead of an error a stale response within its window.
     fn or_stale(&self, answered: Answered, key: &Key) -> Answered {
         let failed = match &answered {
             Ok(response) => {
@@ -309,14 +310,14 @@ where
             entry.stored.representation.status.is_success()
                 && entry.stored.age(now) <= entry.stored.lifetimes.servable_on_error()
         };
-        // What was there when the call began may have been purged or replaced since.
+        // The entry that was there when the call began may have been purged or replaced since.
         match failed.then(|| self.layer.store.page(key)).flatten().filter(usable) {
             Some(entry) => Ok(serve(entry, Some(Outcome::StaleError), now)),
             None => answered,
         }
     }
 
-    /// The flight. It calls upstream after `delay`, or as soon as a client waits for it.
+    /// Runs the flight. It calls upstream after `delay`, or as soon as a client waits for it.
     fn flight(
         &self,
         mut call: UpstreamCall,
@@ -326,7 +327,7 @@ where
         delay: Duration,
     ) -> impl Future<Output = ()> + Send + use<S> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
-        // Whoever shares the flight, its log lines carry the id of the request that began it.
+        // The flight's log lines have the id of the request that began it.
         let span = call.context.span();
         let flight = async move {
             if !delay.is_zero() {
@@ -336,7 +337,7 @@ where
                     () = call.waiters.wanted() => {}
                 }
                 call.deadline = layer.clock.now() + layer.policy.deadline;
-                // Somebody wanted it fetched anew meanwhile.
+                // A forced refresh has replaced the entry meanwhile.
                 if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
                     let age = Some(entry.stored.age(layer.clock.moment()));
                     return lease.finish(FlightResult {
@@ -347,7 +348,7 @@ where
                 }
             }
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
-            // After the request has been sent, which matters more.
+            // After the request has been sent, because that is more urgent.
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
             let finished = match answered {
@@ -360,7 +361,7 @@ where
     }
 }
 
-/// A stored response. Without `outcome` it is a hit, or stale if it is.
+/// A stored response. Without `outcome` it is a hit, or stale if its age says so.
 fn serve(entry: Arc<Entry>, outcome: Option<Outcome>, now: Moment) -> CacheResponse {
     let age = entry.stored.age(now);
     let is_fresh = age <= entry.stored.lifetimes.fresh;
@@ -371,13 +372,13 @@ fn serve(entry: Arc<Entry>, outcome: Option<Outcome>, now: Moment) -> CacheRespo
 struct Asked {
     at: Instant,
     wall: SystemTime,
-    /// The key under which its result set expects it.
+    /// The key that is the response's place in its result set.
     place: Key,
     set: Membership,
 }
 
 impl CacheLayer {
-    /// What is known of the result set that expects a response under `place`.
+    /// What is known of the result set that has the place `place`.
     fn membership(&self, operation: Operation, place: &Key) -> Membership {
         match operation.endpoint().cache {
             CacheClass::Page => self.store.membership(place, self.clock.moment()),
@@ -385,7 +386,7 @@ impl CacheLayer {
         }
     }
 
-    /// Makes a stored response of what came, and stores it if that is allowed.
+    /// Makes a stored response of an upstream response, and stores it if that is allowed.
     fn keep(
         &self,
         call: &UpstreamCall,
@@ -404,7 +405,7 @@ impl CacheLayer {
         let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
-            // The metadata may have come meanwhile.
+            // The metadata may have arrived meanwhile.
             let again = verdict == Verdict::NoMetadata || !agree(wall, asked.wall);
             if again { self.judge(call, wall).unwrap_or(verdict) } else { verdict }
         });
@@ -420,11 +421,11 @@ impl CacheLayer {
             (StatusCode::OK, CacheClass::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
             (StatusCode::OK, CacheClass::Query) => Some(self.policy.query),
             (StatusCode::OK, CacheClass::Page) => match set {
-                // A page that was asked for before the set began is older than its first page.
+                // A page that was requested before the set began is older than the set's first page.
                 _ if set != asked.set => None,
                 Membership::Of(result_set) => result_set.lifetimes.after(moment.since(result_set.begun)),
                 Membership::Lost => None,
-                // The age of its first page is unknown, so it is not served for long.
+                // The age of its first page is unknown, so it is not served stale.
                 Membership::Unknown => Some(Lifetimes::fresh_only(self.policy.query.fresh)),
             },
             (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Some(Lifetimes::fresh_only(self.policy.errors)),
@@ -469,7 +470,7 @@ impl CacheLayer {
         let mut entry = Entry::new(&call.key, stored, asked.at, now, storage.age);
         entry.previous = result_set.and_then(|_| previous_token(&page.body)).map(named);
         entry.query = self.policy.keep_queries.then(|| text(call)).flatten();
-        // A usable response is replaced neither by an error nor by one that was asked for earlier.
+        // A usable response is not replaced by an error or by a response that was requested earlier.
         let yields = |old: &Arc<Entry>| {
             let usable = old.stored.representation.status.is_success()
                 && old.stored.age(moment) <= old.stored.lifetimes.usable();
@@ -478,15 +479,15 @@ impl CacheLayer {
         finished(self.store.insert(call.key, entry, lease, yields))
     }
 
-    /// The set of a first page that is not kept. Its further pages may be, for as long as those of which nobody knows the
-    /// first.
+    /// The set of a first page that is not kept. Its further pages may be kept, for as long as pages whose first page
+    /// is unknown.
     fn unkept_set(&self, first: Key, made: Moment) -> ResultSet {
         ResultSet::begin(first, made, Lifetimes::fresh_only(self.policy.query.fresh))
     }
 
-    /// How old an answer is when it comes, where it says so (RFC 9111 section 4.2.3): by its `Age` and the time that it took,
-    /// or by its own date if that is more. The date counts only by a wall clock that nobody has set since the start, and
-    /// only if it is earlier than a date in whole seconds is anyhow, and than the time that the answer took.
+    /// How old a response is when it arrives, if it says so (RFC 9111 section 4.2.3): its `Age` plus the time that the
+    /// call took, or the age by its own `Date` if that is greater. The date counts only if the wall clock has not been
+    /// set since the start, and only if it is older than its rounding to seconds and the time of the call explain.
     fn initial_age(&self, headers: &HeaderMap, asked: Instant) -> Option<Duration> {
         const WHOLE_SECONDS: Duration = Duration::from_secs(1);
         let delay = self.clock.now().saturating_duration_since(asked);
@@ -499,14 +500,15 @@ impl CacheLayer {
         corrected.max(apparent)
     }
 
-    /// The wall time by which a query is judged settled: the earliest of what the clock says, what it predicted at the start,
-    /// and the response's own `Date`. A clock that was set wrong, then or since, proves nothing.
+    /// The wall time for judging whether a query is settled: the earliest of the clock, its prediction from the start,
+    /// and the response's own `Date`. A clock that was set, at any time, proves nothing.
     fn trusted_wall(&self, date: Option<SystemTime>) -> SystemTime {
         let now = self.clock.wall_now().min(self.clock.predicted_wall());
         date.map_or(now, |date| date.min(now))
     }
 
-    /// Has the data of a query stopped changing. This can be told before the response comes: what is settled stays so.
+    /// Whether the data of a query no longer changes. This can be judged before the response arrives, because a settled
+    /// query stays settled.
     fn judge(&self, call: &UpstreamCall, wall: SystemTime) -> Option<Verdict> {
         if call.endpoint.cache != CacheClass::Query {
             return None;
@@ -522,28 +524,28 @@ impl CacheLayer {
     }
 }
 
-/// Do two readings of the wall clock differ by less than a request takes, so that one verdict holds for both.
+/// Whether two readings of the wall clock differ by less than a request takes, so that one verdict holds for both.
 fn agree(one: SystemTime, other: SystemTime) -> bool {
     const MARGIN: Duration = Duration::from_secs(60);
     one.duration_since(other).unwrap_or_else(|behind| behind.duration()) <= MARGIN
 }
 
-/// The key under which a result set expects what is asked for: for a page that of its token alone.
+/// The key that is the query's place in its result set: for a page, the key of its token alone.
 fn place(query: &ClientQuery) -> Key {
     query.canonical.expected_as.unwrap_or(query.canonical.key)
 }
 
-/// The operation whose rules hold for a response in the cache. A query that names a page token has those of a further page.
+/// The operation whose cache rules apply. A query with a page token has the rules of a further page.
 fn cached_as(operation: Operation, key: &Key, place: &Key) -> Operation {
     if place == key { operation } else { Operation::Page }
 }
 
-/// An age in whole seconds, as `Age` has it. It is rounded up, so that nothing seems younger than it is.
+/// An age in whole seconds for `Age`. It is rounded up, so that no response seems younger than it is.
 fn rounded_up(age: Duration) -> Duration {
     Duration::from_secs(age.as_secs() + u64::from(age.subsec_nanos() > 0))
 }
 
-/// Names the page before this one, where the body says that there is one.
+/// The token of the page before this one, if the body has one.
 fn previous_token(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Body {
@@ -554,12 +556,12 @@ fn previous_token(body: &[u8]) -> Option<String> {
     struct Meta {
         previous_token: Option<String>,
     }
-    // First pages name none, and need not be read again.
+    // First pages have none, and need not be parsed.
     memmem::find(body, b"previousToken")?;
     serde_json::from_slice::<Body>(body).ok()?.meta.previous_token.filter(|token| !token.is_empty())
 }
 
-/// What a call asks for, as text: its body, or the parameters of a page. `None` for plain metadata.
+/// The content of a call as text: its body, or the parameters of a page. `None` for plain metadata.
 fn text(call: &UpstreamCall) -> Option<Arc<str>> {
     let text = match call.endpoint.body {
         // Canonical bytes are UTF-8: nothing is lost.
@@ -575,7 +577,7 @@ enum Waited {
     TooLong,
 }
 
-/// Waits for a flight until this client's deadline. The flight goes on without it.
+/// Waits for a flight until this client's deadline. The flight goes on after that.
 async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     tokio::select! {
         biased;
@@ -584,7 +586,7 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     }
 }
 
-/// Goes upstream for one client alone, and stores nothing. Stored responses go where this one contradicts them.
+/// Calls upstream for one client only, and stores nothing. Stored responses that this response contradicts are removed.
 async fn bypass<S>(inner: S, query: ClientQuery, layer: Arc<CacheLayer>) -> Answered
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError>,

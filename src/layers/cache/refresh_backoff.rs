@@ -1,8 +1,8 @@
-//! When a response whose refresh failed is refreshed again.
+//! Delays the next refresh of a response whose last refresh failed.
 //!
-//! Every request for a stale response could start a refresh behind it. A refresh after a failed one would probably fail
-//! too, and each costs a token. So the pauses between failed refreshes of one response double, up to ten times its
-//! fresh lifetime and at most a minute.
+//! Every request for a stale response could start a refresh. A refresh after a failed one would probably fail too, and
+//! each costs a token. So the pause between failed refreshes of one response doubles, up to ten times its fresh
+//! lifetime and at most a minute.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,16 +17,16 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest pause: a recovered upstream is noticed within this time.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Responses that are remembered at once. Beyond this, failures are not remembered.
+/// Responses that are remembered. Beyond this, failures are not remembered.
 const MOST: usize = 10_000;
 
-/// The pages whose last refresh failed. Cheap to clone; all clones are one.
+/// The pages whose last refresh failed. Cheap to clone; all clones share one table.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RefreshBackoff(Arc<Mutex<HashMap<Key, Failures>>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Failures {
-    /// When the page that they left was asked for. Of any other page under the key they say nothing.
+    /// When the stored page was requested. The failures say nothing of another page under the same key.
     of: Instant,
     in_a_row: u32,
     /// No refresh before this.
@@ -34,7 +34,7 @@ struct Failures {
 }
 
 impl RefreshBackoff {
-    /// May a refresh begin of the page that was asked for at `of`.
+    /// Whether the page that was requested at `of` may be refreshed.
     pub(super) fn allows(&self, key: &Key, of: Instant, now: Instant) -> bool {
         self.lock().get(key).is_none_or(|failures| failures.of != of || failures.until <= now)
     }
@@ -44,7 +44,7 @@ impl RefreshBackoff {
         self.lock().remove(key);
     }
 
-    /// A refresh has left the page that was asked for at `of` and is fresh for so long.
+    /// A refresh has failed; the page that was requested at `of`, with the lifetime `fresh`, stays.
     pub(super) fn failed(&self, key: &Key, of: Instant, fresh: Duration, now: Instant) {
         let mut all = self.lock();
         if all.len() >= MOST && !all.contains_key(key) {
@@ -83,10 +83,10 @@ mod tests {
     }
 
     #[test]
-    fn a_page_whose_refresh_keeps_failing_is_refreshed_ever_less_often() {
+    fn a_page_whose_refresh_keeps_failing_is_refreshed_less_and_less_often() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         let mut begun = Vec::new();
-        // Asked for ten times a second, for five minutes.
+        // Requested ten times a second, for five minutes.
         for n in 0..3000u32 {
             let now = start + n * S / 10;
             if refreshes.allows(&key(0), start, now) {
@@ -96,11 +96,11 @@ mod tests {
         }
         assert!((8..=17).contains(&begun.len()), "{begun:?}");
         assert!(begun.windows(2).all(|pair| pair[1] - pair[0] <= 61), "{begun:?}");
-        assert!(refreshes.allows(&key(1), start, start), "others are not held back");
+        assert!(refreshes.allows(&key(1), start, start), "others are not delayed");
     }
 
     #[test]
-    fn a_page_that_is_fresh_for_a_moment_is_held_back_for_a_moment() {
+    fn the_pause_of_a_page_with_a_short_lifetime_is_short() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for n in 0..20u32 {
             assert!(refreshes.allows(&key(0), start, start + n * S), "{n}");
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_forgets_the_failures() {
+    fn a_success_clears_the_failures() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for _ in 0..5 {
             refreshes.failed(&key(0), start, 60 * S, start);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_say_nothing_of_another_page() {
+    fn failures_do_not_delay_another_page() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for _ in 0..5 {
             refreshes.failed(&key(0), start, 60 * S, start);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_makes_room_for_what_counts() {
+    fn memory_is_bounded_and_expired_entries_are_replaced() {
         let (refreshes, start) = (RefreshBackoff::default(), Instant::now());
         for n in 0..MOST as u32 + 100 {
             refreshes.failed(&key(n), start, 60 * S, start);

@@ -45,14 +45,14 @@ enum Next {
     Page(&'static str),
     Status(u16),
     NoStore(&'static str),
-    /// With headers, one a line.
+    /// A page with headers, one per line.
     With(&'static str, &'static str),
     Fail(Reason),
     Abandoned,
     Panic,
 }
 
-/// An upstream with a script and, if wanted, a gate that every answer waits behind.
+/// An upstream with a script, and optionally a gate that every response waits for.
 #[derive(Clone)]
 struct Upstream {
     script: Arc<Mutex<VecDeque<Next>>>,
@@ -180,7 +180,7 @@ async fn ask(cache: &Cache, call: ClientQuery) -> Result<ClientResponse, Reason>
     cache.clone().oneshot(call).await.map_err(|error| error.reason())
 }
 
-/// What a reply says: outcome, body, age in seconds.
+/// The parts of a reply: outcome, body, age in seconds.
 fn said(reply: Result<ClientResponse, Reason>) -> (Outcome, String, Option<u64>) {
     let reply = reply.expect("a reply");
     let body = String::from_utf8(reply.page.body.to_vec()).unwrap();
@@ -191,7 +191,7 @@ fn is(outcome: Outcome, body: &str, age: Option<u64>) -> (Outcome, String, Optio
     (outcome, body.to_owned(), age)
 }
 
-/// Lets everything that is under way get as far as it can.
+/// Lets all tasks run until they wait.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -226,14 +226,14 @@ async fn a_stale_page_is_served_while_one_refresh_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_fails_leaves_the_page_as_old_as_it_is_and_releases_its_claim() {
+async fn a_failed_refresh_leaves_the_pages_age_and_releases_its_claim() {
     let failures = [Next::Fail(Reason::UpstreamTimeout), Next::Panic, Next::Status(503)];
     let script: Vec<_> = [Next::Page("1")].into_iter().chain(failures).chain([Next::Page("2")]).collect();
     let upstream = Upstream::new(&script);
     let cache = cache(&upstream);
     ask(&cache, call("q")).await.unwrap();
     advance(61 * S).await;
-    // Longer apart than a refresh that failed holds the next one back.
+    // The pauses are longer than a failed refresh delays the next one.
     for (failed, age) in (61..76).step_by(5).enumerate() {
         assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(age)));
         settle().await;
@@ -258,7 +258,7 @@ async fn staleness_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_give_way_to_a_stale_page() {
+async fn a_stale_page_is_served_instead_of_an_error() {
     let failures = [
         Next::Status(429),
         Next::Status(500),
@@ -295,7 +295,7 @@ async fn bad_credentials_and_twilios_refusals_are_not_hidden_by_a_stale_page() {
     advance(1000 * S).await;
     assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamRejectedCredentials);
     assert_eq!(ask(&cache, call("q")).await.unwrap().page.status, 400);
-    // The 400 has not displaced the page, which could still stand in.
+    // The 400 has not replaced the page, which can still be served on errors.
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None));
 }
 
@@ -340,7 +340,7 @@ async fn a_flight_survives_the_client_that_began_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_shared_and_forgotten() {
+async fn a_failure_is_shared_and_not_stored() {
     let upstream = Upstream::gated(&[Next::Fail(Reason::UpstreamInvalid), Next::Page("1")]);
     let cache = cache(&upstream);
     let asking: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(call("q")))).collect();
@@ -354,7 +354,7 @@ async fn a_failure_is_shared_and_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiters_of_a_flight_that_dies_begin_anew() {
+async fn waiters_of_a_lost_flight_start_another() {
     for death in [Next::Panic, Next::Abandoned] {
         let upstream = Upstream::gated(&[death.clone(), Next::Page("1")]);
         let cache = cache(&upstream);
@@ -370,16 +370,16 @@ async fn waiters_of_a_flight_that_dies_begin_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_began_a_flight_that_dies_is_told() {
+async fn the_client_that_began_a_lost_flight_gets_an_error() {
     let upstream = Upstream::gated(&[Next::Panic, Next::Page("1")]);
     let cache = cache(&upstream);
     upstream.open(2);
     assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::Internal);
-    assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, Outcome::Miss, "and its place is free");
+    assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, Outcome::Miss, "and its key is free");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forced_refresh_is_made_once_and_everybody_benefits() {
+async fn a_forced_refresh_is_made_once_and_serves_everybody() {
     let upstream = Upstream::gated(&[Next::Page("1"), Next::Page("2")]);
     let cache = cache(&upstream);
     upstream.open(1);
@@ -387,7 +387,7 @@ async fn a_forced_refresh_is_made_once_and_everybody_benefits() {
     let no_cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     let forcing: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(wishing(no_cache)))).collect();
     settle().await;
-    // Meanwhile the others read what is there.
+    // Meanwhile other clients get the stored page.
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(0)));
     upstream.open(1);
     for reply in forcing {
@@ -423,7 +423,7 @@ async fn only_if_cached_never_goes_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_not_be_kept_is_not() {
+async fn responses_that_may_not_be_stored_are_not() {
     let kept_not = [Next::NoStore("x"), Next::Status(500), Next::Status(429), Next::Status(422)];
     let script: Vec<_> = kept_not.iter().cloned().chain([Next::Page("1")]).collect();
     let upstream = Upstream::new(&script);
@@ -437,7 +437,7 @@ async fn what_may_not_be_kept_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn twilios_refusals_are_kept_shortly() {
+async fn twilios_refusals_are_stored_for_a_short_time() {
     let upstream = Upstream::new(&[Next::Status(400), Next::Status(404)]);
     let cache = cache(&upstream);
     assert_eq!(ask(&cache, call("q")).await.unwrap().page.status, 400);
@@ -449,7 +449,7 @@ async fn twilios_refusals_are_kept_shortly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_time_for_what_was_not_sent_begins_anew() {
+async fn a_client_with_time_left_repeats_a_call_that_was_not_sent() {
     let upstream = Upstream::gated(&[Next::Fail(Reason::Deadline), Next::Page("1")]);
     let cache = cache(&upstream);
     let hasty = tokio::spawn(cache.clone().oneshot(ClientQuery { deadline: Instant::now() + S, ..call("q") }));
@@ -462,10 +462,10 @@ async fn who_has_time_for_what_was_not_sent_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_longer_than_it_wants_and_one_call_serves_all() {
+async fn no_client_waits_longer_than_its_deadline_and_one_call_serves_all() {
     let upstream = Upstream::gated(&[Next::Page("1")]);
     let cache = cache(&upstream);
-    // The hasty one begins the call, and leaves it to the others.
+    // The client with the shortest deadline begins the call, and leaves before it ends.
     for _ in 0..6 {
         let begun = Instant::now();
         let hasty = ask(&cache, ClientQuery { deadline: Instant::now() + S, ..call("q") }).await;
@@ -479,13 +479,13 @@ async fn nobody_waits_longer_than_it_wants_and_one_call_serves_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_timed_out_is_repeated_by_nobody() {
+async fn a_call_that_timed_out_is_not_repeated() {
     let upstream = Upstream::gated(&[Next::Fail(Reason::UpstreamTimeout)]);
     let cache = cache(&upstream);
     let mut waiting = Vec::new();
     for _ in 0..5 {
         waiting.push(tokio::spawn(cache.clone().oneshot(call("q"))));
-        // Each has a little more time than the one before it.
+        // Each has a little more time than the previous one.
         settle().await;
         advance(S).await;
     }
@@ -512,7 +512,7 @@ async fn a_client_that_has_the_page_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_are_purged_by_what_they_are() {
+async fn pages_are_purged_by_account_operation_and_key() {
     let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
     let cache = cache(&upstream);
     let store = cache.layer.store.clone();
@@ -561,12 +561,13 @@ async fn the_newest_pages_stay_within_the_capacity() {
     };
     for n in 0..1000 {
         let key = keep(n);
-        // Before moka is asked to evict, too: one page more is what has to be there before another can go.
+        // Also before moka is asked to evict. One page more may be there, because it is inserted before another is
+        // evicted.
         let held: u64 = store.entries(None, usize::MAX, clock.moment()).iter().map(|page| page.bytes).sum();
         assert!(held <= capacity + 18 * 1024, "{held} bytes after page {n}");
         let (_, bytes) = store.size();
         assert!(bytes <= capacity);
-        assert!(store.page(&key).is_some(), "page {n} was paid for and did not get in");
+        assert!(store.page(&key).is_some(), "page {n} cost a token and was not stored");
     }
     assert!(store.size().0 >= 14);
 }
@@ -588,16 +589,16 @@ async fn with_large_page(cache: &Cache) -> Arc<Entry> {
 }
 
 #[tokio::test]
-async fn one_compression_serves_all_later_answers() {
+async fn one_compression_serves_all_later_responses() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
     let entry = with_large_page(&cache).await;
     let (_, plain) = cache.layer.store.size();
-    // Who does not accept it starts nothing.
+    // A client that does not accept gzip starts no compression.
     ask(&cache, call("q")).await.unwrap();
     assert!(!entry.compression.gzip.has_begun());
     assert!(ask(&cache, accepting_gzip()).await.unwrap().coded.is_none());
     assert!(entry.compression.gzip.has_begun());
-    // It is weighed last.
+    // The weight is updated last.
     while cache.layer.store.size().1 == plain {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -605,28 +606,28 @@ async fn one_compression_serves_all_later_answers() {
     let second = ask(&cache, accepting_gzip()).await.unwrap().coded.unwrap();
     assert_eq!(first.as_ptr(), second.as_ptr());
     assert!(ask(&cache, call("q")).await.unwrap().coded.is_none());
-    // Weighed with what was added, and still the entry that counts its hits.
+    // Its weight includes the gzip body, and it is still the entry that counts hits.
     assert!(Arc::ptr_eq(&entry, &cache.layer.store.page(call("q").key()).unwrap()));
     let coded = entry.compression.gzip.get().unwrap();
     assert_eq!(cache.layer.store.size().1, plain + coded.weight() as u64);
 }
 
 #[tokio::test]
-async fn what_has_gone_meanwhile_does_not_come_back() {
+async fn a_page_removed_during_compression_does_not_come_back() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE), Next::Page("2")]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
     let (key, now) = (*call("q").key(), cache.layer.clock.moment());
     purge(&cache, &Purge::All);
     store.add_coded(key, &entry, entry.stored.representation.gzip(), now);
     assert!(store.page(&key).is_none() && entry.compression.gzip.get().is_none());
-    // Nor does it displace what came after it.
+    // It does not replace the page that came after it either.
     ask(&cache, call("q")).await.unwrap();
     store.add_coded(key, &entry, entry.stored.representation.gzip(), now);
     assert_eq!(&store.page(&key).unwrap().stored.representation.body[..], b"2");
 }
 
 #[tokio::test]
-async fn a_compressed_page_is_kept_no_longer() {
+async fn compression_does_not_extend_a_pages_lifetime() {
     let cache = cache(&Upstream::new(&[Next::Page(LARGE)]));
     let (entry, store) = (with_large_page(&cache).await, &cache.layer.store);
     let usable = entry.stored.lifetimes.usable();
@@ -637,7 +638,7 @@ async fn a_compressed_page_is_kept_no_longer() {
 }
 
 #[tokio::test]
-async fn what_does_not_shrink_stays_plain() {
+async fn a_body_that_does_not_shrink_stays_plain() {
     let mut noise = blake3::Hasher::new().update(b"noise").finalize_xof();
     let mut body = vec![0; 4096];
     noise.fill(&mut body);
@@ -652,7 +653,7 @@ async fn what_does_not_shrink_stays_plain() {
     assert!(Representation::new(answer(vec![b'x'; 4096]), &[]).gzip().is_some());
 }
 
-/// `page>token`: a page's body that says what the next one is called.
+/// `page>token`: a page's body with the token of the next page.
 fn token_of(body: &str) -> Option<String> {
     body.split_once('>').map(|(_, token)| token.to_owned())
 }
@@ -662,7 +663,7 @@ fn page(token: &str) -> ClientQuery {
     ClientQuery::example(Operation::Page, parameters.as_str(), "")
 }
 
-/// The page of a token, asked for with a size of its own.
+/// The page of a token, requested with a page size.
 fn sized_page(token: &str) -> ClientQuery {
     let page = page(token);
     let parameters = format!("pageSize=3&{}", page.canonical.parameters);
@@ -677,7 +678,7 @@ fn sized_page(token: &str) -> ClientQuery {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_of_a_size_of_its_own_belongs_to_the_set_of_its_token() {
+async fn a_page_requested_with_a_size_belongs_to_the_set_of_its_token() {
     let upstream = Upstream::new(&[
         Next::Page("1>b"),
         Next::Page("2>c"),
@@ -700,7 +701,7 @@ async fn a_page_of_a_size_of_its_own_belongs_to_the_set_of_its_token() {
     for call in [sized_page("b"), page("c3")] {
         assert_eq!(ask(&cache, call).await.unwrap().outcome, Outcome::Stale, "it expires with the first page");
     }
-    // The token is expected of a newer set now, and the older set's page does not stand in for its.
+    // The token belongs to a newer set now, and the older set's page must not be served for it.
     let forced = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     ask(
         &cache,
@@ -730,7 +731,7 @@ async fn all_pages_of_a_result_set_expire_with_the_first() {
         assert_eq!(said(ask(&cache, call).await), is(Outcome::Hit, body, Some(age)));
     }
     advance(S).await;
-    // Who walks the old pages goes on doing so; only the first page is fetched anew.
+    // A client can go on reading the old pages; only the first page is fetched again.
     for (call, body, age) in [(page("b"), "2>c", 31), (page("c"), "3", 11), (call("q"), "1>b", 61)] {
         assert_eq!(said(ask(&cache, call).await), is(Outcome::Stale, body, Some(age)));
     }
@@ -753,7 +754,7 @@ async fn a_new_result_set_with_the_old_tokens_does_not_serve_the_old_pages() {
     advance(S).await;
     let no_cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     ask(&cache, wishing(no_cache)).await.unwrap();
-    // Not even while the upstream fails: it would stand beside the new first page.
+    // Not even while the upstream fails, because it would be served beside the new first page.
     assert_eq!(ask(&cache, page("b")).await.unwrap_err(), Reason::UpstreamTimeout);
     assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Miss, "2'", None));
     assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Hit, "2'", Some(0)));
@@ -773,7 +774,7 @@ async fn pages_of_a_result_set_are_purged_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn settled_queries_live_longer_once_the_metadata_proves_them() {
+async fn settled_queries_are_kept_longer_once_the_metadata_proves_them() {
     const METADATA: &str = r#"{"cubes":[{"dimensions":[{"name":"C.Created","type":"time"}]}]}"#;
     const QUERY: &str = r#"{"query":{"filters":[{"op":"AND","expressions":[{"op":"LT","field":"C.Created","values":["2001-01-01"]}]}]}}"#;
     let script = [Next::Page("open"), Next::Page(METADATA), Next::Page("settled>b"), Next::Page("2")];
@@ -800,7 +801,7 @@ async fn settled_queries_live_longer_once_the_metadata_proves_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refreshes_are_spread_unless_somebody_waits() {
+async fn refreshes_are_spread_unless_a_client_waits() {
     let script: Vec<_> = (0..40).map(|_| Next::Page("x")).collect();
     let upstream = Upstream::new(&script);
     let cache = cache_with(Policy { refresh_jitter: 10 * S, ..POLICY }, &upstream);
@@ -839,12 +840,12 @@ async fn query_texts_are_kept_and_counted_only_where_the_policy_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_that_may_be_of_a_forgotten_set_has_no_life_of_its_own() {
+async fn a_page_of_a_possibly_evicted_set_is_not_stored() {
     let script: Vec<_> =
         [Next::Page("1>b"), Next::Page("2")].into_iter().chain((0..400).map(|_| Next::Page("x>y"))).collect();
     let upstream = Upstream::new(&script);
     let cache = cache(&upstream);
-    // From elsewhere: nothing is known of its set, and so it is fresh, and then gone.
+    // A token from elsewhere: its set is unknown, so the page is stored while it is fresh, and never served stale.
     ask(&cache, page("elsewhere")).await.unwrap();
     assert_eq!(ask(&cache, page("elsewhere")).await.unwrap().outcome, Outcome::Hit);
     advance(61 * S).await;
@@ -875,10 +876,10 @@ async fn a_new_first_page_with_the_old_tokens_ends_the_whole_old_set() {
     for call in [call("q"), page("b"), page("c"), forcing(call("q"))] {
         ask(&cache, call).await.unwrap();
     }
-    // Nobody has asked for the page between, which would have named it.
+    // No client has fetched the page in between, which would have named it.
     assert_eq!(ask(&cache, page("c")).await.unwrap_err(), Reason::UpstreamTimeout);
     let third = ask(&cache, page("c")).await.unwrap();
-    assert!(!third.cache_status.to_str().unwrap().contains("stored"), "of a set that nobody knows");
+    assert!(!third.cache_status.to_str().unwrap().contains("stored"), "of an unknown set");
 }
 
 #[tokio::test(start_paused = true)]
@@ -889,7 +890,7 @@ async fn a_further_page_asked_for_before_its_set_began_is_not_of_it() {
     ask(&cache, call("q")).await.unwrap();
     let old = tokio::spawn(cache.clone().oneshot(page("b")));
     settle().await;
-    // The script answers in the order in which the gate opens, so the old page 2 is taken now and held back below.
+    // The script answers in the order in which the gate opens, so the old page 2 is taken now and delayed below.
     let forced = tokio::spawn(cache.clone().oneshot(forcing(call("q"))));
     settle().await;
     upstream.open(2);
@@ -912,7 +913,7 @@ async fn a_set_that_may_not_be_kept_ends_the_old_one_with_the_same_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_after_a_purge_joins_no_flight_from_before_it() {
+async fn a_client_that_asks_after_a_purge_joins_no_earlier_flight() {
     let key = *call("q").key();
     let account = Purge::Account("main".into());
     let scopes = [
@@ -1062,7 +1063,7 @@ async fn what_must_be_revalidated_is_never_served_stale() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_is_as_old_as_it_says_and_says_so_on() {
+async fn the_age_of_a_response_counts_and_is_passed_on() {
     let upstream =
         Upstream::new(&[Next::With("age: 50\ncache-control: max-age=55", "1"), Next::With("age: 4000", "2")]);
     let cache = cache(&upstream);
@@ -1075,7 +1076,7 @@ async fn an_answer_is_as_old_as_it_says_and_says_so_on() {
     advance(S).await;
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(56)));
     settle().await;
-    // Beyond every window when it comes.
+    // It is beyond every window when it arrives.
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "1", Some(56)));
 }
 
@@ -1121,7 +1122,7 @@ fn alone(call: ClientQuery) -> ClientQuery {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_page_that_one_client_keeps_from_the_cache_ends_the_old_further_pages() {
+async fn a_first_page_with_no_store_ends_the_old_further_pages() {
     for known in [true, false] {
         let first = if known { vec![Next::Page("1>b")] } else { vec![] };
         let script =
@@ -1139,7 +1140,7 @@ async fn a_first_page_that_one_client_keeps_from_the_cache_ends_the_old_further_
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_clients_own_answer_takes_nothing_that_it_does_not_contradict() {
+async fn a_no_store_response_removes_only_pages_that_it_contradicts() {
     let cache = cache(&Upstream::new(&[Next::Page("1>b"), Next::Page("2"), Next::Page("1'>c")]));
     for call in [call("q"), page("b"), alone(call("q"))] {
         ask(&cache, call).await.unwrap();
@@ -1149,7 +1150,7 @@ async fn one_clients_own_answer_takes_nothing_that_it_does_not_contradict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn further_pages_of_any_size_go_once_a_first_page_of_another_set_names_them() {
+async fn further_pages_of_any_size_are_removed_when_a_first_page_of_another_set_names_them() {
     for known in [true, false] {
         let first = if known { vec![Next::Page("1>b")] } else { vec![] };
         let script =
@@ -1183,7 +1184,7 @@ async fn a_first_page_that_was_purged_under_way_still_ends_the_old_further_pages
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_that_was_purged_under_way_does_not_stand_in_for_an_error() {
+async fn a_page_that_was_purged_meanwhile_is_not_served_on_an_error() {
     let upstream = Upstream::gated(&[Next::Page("1"), Next::Fail(Reason::UpstreamTimeout)]);
     let cache = cache(&upstream);
     upstream.open(1);
@@ -1197,7 +1198,7 @@ async fn a_page_that_was_purged_under_way_does_not_stand_in_for_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newer_answer_that_may_not_be_kept_ends_the_older_page() {
+async fn a_newer_response_that_may_not_be_stored_removes_the_older_page() {
     static HUGE: [u8; 700_000] = [b'2'; 700_000];
     for next in [Next::NoStore("2"), Next::Page(str::from_utf8(&HUGE).unwrap())] {
         let script = [Next::Page("1"), next.clone(), Next::Page("3"), next, Next::Page("5")];
@@ -1205,7 +1206,7 @@ async fn a_newer_answer_that_may_not_be_kept_ends_the_older_page() {
         ask(&cache, call("q")).await.unwrap();
         ask(&cache, forcing(call("q"))).await.unwrap();
         assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "3", None));
-        // Behind an answer, too.
+        // Also in the background.
         advance(61 * S).await;
         assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "3", Some(61)));
         settle().await;
@@ -1223,7 +1224,7 @@ async fn a_page_that_has_come_since_is_refreshed_at_once() {
         ask(&cache, call("q")).await.unwrap();
         advance(61 * S).await;
         for failed in 0..5 {
-            // Until the pause is over.
+            // Until the pause has passed.
             while upstream.calls() < failed + 2 {
                 assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, Outcome::Stale);
                 settle().await;
@@ -1235,7 +1236,7 @@ async fn a_page_that_has_come_since_is_refreshed_at_once() {
         }
         let again = if purged { call("q") } else { forcing(call("q")) };
         assert_eq!(said(ask(&cache, again).await), is(Outcome::Miss, "2", None));
-        // No later than the pause after so many failures, were it for this page.
+        // Not later than the pause after that many failures of this page would be.
         let failures = cache.layer.refreshes.clone();
         let page = cache.layer.store.page(call("q").key()).unwrap();
         assert!(failures.allows(call("q").key(), page.asked, cache.layer.clock.now()));
@@ -1264,14 +1265,14 @@ async fn an_answer_is_as_old_as_its_date_says() {
         let outcome = if age.is_some() { Outcome::Stale } else { Outcome::Hit };
         assert_eq!(ask(&cache, call("q")).await.unwrap().outcome, outcome, "{headers}");
     }
-    // By a clock that somebody has set, a date says nothing.
+    // If the clock was set, a date proves nothing.
     let (cache, machine) = cache_on(&Upstream::new(&[Next::With(DATED, "1")]));
     machine.step_wall(3600);
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_has_what_it_keeps_from_the_cache_is_told_so() {
+async fn a_no_store_client_that_has_the_page_gets_a_304() {
     let cache = cache(&Upstream::new(&[Next::Page("1"), Next::Page("1"), Next::Page("2")]));
     let etag = ask(&cache, alone(call("q"))).await.unwrap().etag;
     let having = || {

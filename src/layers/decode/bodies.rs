@@ -1,8 +1,9 @@
-//! How much of all bodies together is held: while they arrive, while they are read, and while their requests wait.
+//! Limits the memory of all request bodies together: while they arrive, while they are parsed, and while their requests
+//! wait.
 //!
-//! Each body has its own limit; a thousand clients that send large ones, or whose queries wait for their turn, would still
-//! fill the memory. Beyond a common limit large bodies are refused. Small ones, as queries are, are taken up to twice
-//! that: whoever fills the memory with large ones must not keep others out.
+//! Each body has its own limit, but a thousand clients with large bodies, or with queries that wait for their turn,
+//! would still fill the memory. Beyond a common limit large bodies are refused. Small ones, as queries usually are, are
+//! accepted up to twice that limit, so that large ones cannot keep them out.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,47 +15,47 @@ use http_body::{Body, Frame, SizeHint};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body of so many bytes is small. Twilio's queries have a few hundred.
+/// A body of at most this many bytes is small. Twilio's queries have a few hundred.
 const SMALL: u64 = 64 * 1024;
 
-/// Canonical bodies of so many bytes are not counted: there are at most as many as requests at once.
+/// Canonical bodies of at most this many bytes are not counted: there are no more of them than requests in progress.
 pub(super) const UNCOUNTED: usize = 16 * 1024;
 
-/// Bytes that are held. Cheap to clone; outlives reloads.
+/// Counts the bytes that are held. Cheap to clone; outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Bodies {
     held: Arc<AtomicU64>,
     most: u64,
 }
 
-/// There is no room for another large body.
+/// The memory for another large body is used up.
 #[derive(Debug, thiserror::Error)]
 #[error("too many large bodies are held at once")]
 pub(super) struct TooMany;
 
 impl Bodies {
-    /// Holds so many bytes of large bodies at most, and of all bodies twice as many.
+    /// Holds at most `most` bytes of large bodies, and at most twice as many of all bodies.
     pub fn new(most: u64) -> Self {
         Self { held: Arc::default(), most }
     }
 
-    /// Room for the body of a request, of which nothing has come yet.
+    /// A reservation for the body of a request, of which nothing has come yet.
     pub(super) fn room(&self) -> Room {
         Room { bodies: self.clone(), bytes: 0 }
     }
 
-    /// Takes so many bytes for a request that has `own` already, and a body of `length`. They are taken in any case, so
-    /// that they can be given back in any case.
+    /// Reserves bytes for a request that has reserved `own` already and has a body of `length`. They are counted even
+    /// if the result is an error, so that dropping the reservation is right in both cases.
     fn take(&self, bytes: u64, own: u64, length: u64) -> Result<(), TooMany> {
         let before = self.held.fetch_add(bytes, Ordering::Relaxed);
         let most = if length > SMALL { self.most } else { self.most.saturating_mul(2) };
-        // One that comes alone would not fit later either.
+        // A body that is alone is accepted, because it would not fit later either.
         let is_full = before > own && before + bytes > most;
         if is_full { Err(TooMany) } else { Ok(()) }
     }
 }
 
-/// Room that is held.
+/// Bytes that are reserved.
 #[derive(Debug)]
 pub(super) struct Room {
     bodies: Bodies,
@@ -62,18 +63,18 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// The same body, counted here as it arrives.
+    /// The same body, counted as it arrives.
     pub(super) fn count<B>(&mut self, body: B) -> Counted<'_, B> {
         Counted { body, room: self }
     }
 
-    /// Room for so many bytes more, beside those of the body itself.
+    /// Reserves bytes in addition to those of the body itself.
     pub(super) fn beside(&self, bytes: usize) -> Result<Self, TooMany> {
         let more = Self { bodies: self.bodies.clone(), bytes: bytes as u64 };
         self.bodies.take(more.bytes, self.bytes, self.bytes).map(|()| more)
     }
 
-    /// `bytes`, counted until the last of their clones is dropped, wherever that is.
+    /// `bytes`, counted until their last clone is dropped.
     pub(super) fn hold(&self, bytes: Bytes) -> Result<Bytes, TooMany> {
         if bytes.len() <= UNCOUNTED {
             return Ok(bytes);
@@ -89,7 +90,7 @@ impl Drop for Room {
     }
 }
 
-/// Bytes and the room that they take.
+/// Bytes and their reservation.
 struct Held {
     bytes: Bytes,
     _room: Room,
@@ -141,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    /// A body of so many bytes comes: the room that it takes, or that there is none.
+    /// A body of this size arrives: its reservation, or `None` if it was refused.
     async fn come(bodies: &Bodies, bytes: u64) -> Option<Room> {
         let mut room = bodies.room();
         let body = Full::new(Bytes::from(vec![7; usize::try_from(bytes).unwrap()]));
@@ -154,16 +155,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_bodies_share_their_room_and_small_ones_have_more_of_it() {
+    async fn large_bodies_share_a_limit_and_small_ones_have_a_higher_one() {
         let bodies = Bodies::new(3 * SMALL);
         let one = come(&bodies, 2 * SMALL).await.unwrap();
         assert!(come(&bodies, 2 * SMALL).await.is_none());
-        assert!(come(&bodies, SMALL + 1).await.is_none(), "there is room for less");
+        assert!(come(&bodies, SMALL + 1).await.is_none(), "it is beyond the limit");
         let mut small = Vec::new();
         for _ in 0..4 {
             small.push(come(&bodies, SMALL).await.expect("beyond the limit"));
         }
-        assert!(come(&bodies, SMALL).await.is_none(), "small ones are bounded, too");
+        assert!(come(&bodies, SMALL).await.is_none(), "small ones are limited, too");
         drop((one, small));
         assert_eq!(held(&bodies), 0);
         assert!(come(&bodies, 4 * SMALL).await.is_some(), "alone");
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_body_takes_while_it_is_read_is_counted() {
+    async fn memory_of_parsing_a_body_is_counted() {
         let bodies = Bodies::new(3 * SMALL);
         let one = come(&bodies, SMALL + 1).await.unwrap();
         let read = one.beside(9 * SMALL as usize).expect("alone");
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_held_is_counted_until_its_last_clone_is_dropped() {
+    async fn held_bytes_are_counted_until_their_last_clone_is_dropped() {
         let bodies = Bodies::new(3 * SMALL);
         let room = come(&bodies, 2 * SMALL).await.unwrap();
         let bytes = room.hold(Bytes::from(vec![7; 2 * SMALL as usize])).expect("alone");

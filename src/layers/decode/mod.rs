@@ -1,12 +1,12 @@
-//! Where HTTP becomes a [`ClientQuery`] and a [`ClientResponse`] becomes HTTP.
+//! Turns HTTP into a [`ClientQuery`], and a [`ClientResponse`] into HTTP.
 //!
 //! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
 //! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, the
 //! ids of its trace, and what the endpoint lists.
 //!
-//! A team's policy is applied where its query is read, before the key is computed: what a team may not see is not looked
-//! up either, and teams whose effective queries are equal share pages. What comes of it is remembered with the rest, so
-//! a hit of a team with a policy reads nothing again.
+//! A team's policy is applied here, before the key is computed. So nothing is looked up that a team may not see, and
+//! teams with equal effective queries share pages. The result is remembered together with the parsed query, so that a
+//! hit of a team with a policy parses nothing again.
 
 mod bodies;
 mod parse_cache;
@@ -50,14 +50,14 @@ use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
 
-/// How much is read, and for how long a request may take.
+/// How much is read, and how long a request may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Largest body in bytes.
     pub max_body: u64,
-    /// For the whole body.
+    /// Time limit for the complete body.
     pub body_timeout: Duration,
-    /// For the whole request, from its arrival; `Prefer: wait` can only shorten it.
+    /// Time limit for the whole request, from its arrival. `Prefer: wait` can only shorten it.
     pub deadline: Duration,
 }
 
@@ -68,13 +68,13 @@ pub struct DecodeLayer {
     bodies: Bodies,
     parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
-    /// Turns to read a large body.
+    /// Permits to parse a large body.
     large: Arc<Semaphore>,
 }
 
 impl DecodeLayer {
-    /// Reads within `limits`, and together within those of `bodies`. What policies have to know of metadata is looked up
-    /// in `pages`, and the tokens that are given out under them are remembered in `tokens`.
+    /// Reads within `limits`, and all requests together within those of `bodies`. `pages` has the metadata that
+    /// policies need. `tokens` remembers the page tokens that were given out under policies.
     pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
         let restrictions = Arc::new(Restrictions::new(pages, tokens));
         let (parse_cache, large) = (Arc::new(ParseCache::new()), Arc::new(Semaphore::new(LARGE_AT_ONCE)));
@@ -90,7 +90,7 @@ impl<S> Layer<S> for DecodeLayer {
     }
 }
 
-/// Translates. See the module.
+/// Translates; see the module.
 #[derive(Debug, Clone)]
 pub struct Decode<S> {
     inner: S,
@@ -119,8 +119,8 @@ where
         let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, endpoint, team } =
             authorized;
         let (head, body) = request.into_parts();
-        // The rest of the head goes before its body is waited for, and what stays of it is a copy: a part of it would
-        // hold the memory of all.
+        // The rest of the head is dropped before the body is awaited. What is kept of it is copied, because a slice
+        // would keep the whole head in memory.
         let (query, directives) = (head.uri.query().unwrap_or_default().into(), RequestDirectives::read(&head.headers));
         let is_readable = check_coding(&head.headers);
         let (path, headers) = (path(endpoint, head.uri.path()), forwarded(endpoint, &head.headers));
@@ -189,36 +189,36 @@ where
                     }
                     reply
                 }
-                // Why the account's metadata, without which nothing can be proven, is not to be had.
+                // Why the account's metadata is not available, without which nothing can be proven.
                 Err(reply) => *reply,
             };
-            // Set once, here, where an answer of Twilio's is certain.
+            // It is set only here, where it is certain that Twilio's response is returned.
             let _ = context.outcome.set(reply.outcome);
             Ok(write(reply))
         })
     }
 }
 
-/// Bodies of more bytes are read beside the data plane's threads: that takes as long as thousands of hits.
+/// Bodies of more bytes are parsed outside the data plane's threads: that takes as long as thousands of hits.
 const LARGE: usize = 32 * 1024;
 
-/// So many large bodies are read at once; they wait for nothing, so more would only take each other's time.
+/// Large bodies that are parsed at the same time. They only compute, so more at a time would not be faster.
 const LARGE_AT_ONCE: usize = 2;
 
-/// Reads a request that is not small, on a thread of its own.
+/// Parses a large request on a blocking thread.
 async fn read_beside<T: Send + 'static>(
     layer: &Arc<DecodeLayer>,
     asked: Asked,
     read: impl FnOnce(&DecodeLayer, &Asked) -> Result<T, GatewayError> + Send + 'static,
 ) -> Result<(Asked, T), GatewayError> {
     let turn = Arc::clone(&layer.large).acquire_owned();
-    // It is never closed.
+    // The semaphore is never closed.
     let Ok(Ok(turn)) = tokio::time::timeout_at(asked.received + layer.limits.deadline, turn).await else {
         return Err(too_many(TooMany));
     };
     let layer = Arc::clone(layer);
     let reading = tokio::task::spawn_blocking(move || {
-        // Held until it is done, also where the client has left.
+        // Held until the work is done, even if the client has left.
         let _turn = turn;
         read(&layer, &asked).map(|read| (asked, read))
     });
@@ -229,7 +229,7 @@ async fn read_beside<T: Send + 'static>(
     reading.await.unwrap_or_else(|error| Err(failed(error)))
 }
 
-/// A request whose body has come.
+/// A request whose body has arrived.
 struct Asked {
     endpoint: &'static Endpoint,
     path: Cow<'static, str>,
@@ -237,23 +237,24 @@ struct Asked {
     directives: RequestDirectives,
     headers: Option<Arc<HeaderMap>>,
     body: Bytes,
-    /// What the body takes.
+    /// The memory that the body takes.
     room: Room,
     team: Arc<Team>,
     received: Instant,
     context: Arc<RequestContext>,
 }
 
-/// What a request comes to when it is read.
+/// The result of reading a request.
 enum Read {
-    /// A query, and under a policy the restriction that notes the page tokens in its response.
+    /// A query; under a policy with the restriction that records the page tokens in its response.
     Query(ClientQuery, Option<Arc<Restriction>>),
-    /// Nothing can be proven before this query has brought the account's metadata.
+    /// Nothing can be proven before this query has fetched the account's metadata.
     NeedsMetadata(Box<ClientQuery>, Arc<Restriction>),
 }
 
 impl DecodeLayer {
-    /// What a request comes to. A query under a policy is read with the view of a fresh page of metadata that is at hand.
+    /// Reads a request. Under a policy, a query is read with the view of a fresh page of metadata, if the cache has
+    /// one.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
         let Asked { endpoint, query, body, team, context, .. } = request;
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
@@ -302,7 +303,7 @@ impl DecodeLayer {
         }
     }
 
-    /// A query under a policy, with this view of the account's metadata.
+    /// Reads a query under a policy, with this view of the account's metadata.
     fn read_with(
         &self,
         request: &Asked,
@@ -369,20 +370,21 @@ impl DecodeLayer {
         let value = query::parse(raw.body).map_err(invalid)?;
         let query = Query::read(&value).map_err(invalid)?;
         let asked = query.canonical();
-        // Before it is refused: the audit log says what for.
+        // Before a refusal, because the audit log names what was asked.
         context.asks(&asked);
         let (body, asked) = match restrict(&parameters, &query).map_err(refused)? {
             Some(body) if body != asked => (body, Some(asked)),
             _ => (asked, None),
         };
         drop(query);
-        // A query with a page token is a further page, however that is told: it belongs to the set of that token.
+        // A query with a page token is a further page, in whatever form the token is given: it belongs to the token's
+        // result set.
         let token = value.as_object().and_then(|body| json::member(body, PAGE_TOKEN)?.as_str());
         let token = token.filter(|token| !token.is_empty()).map(Parameters::of_page);
         let expected_as = parameters.page_token_alone().or(token).map(|alone| Key::of_page(&team.account, &alone));
         drop(value);
         drop(built);
-        // From here on this is all that is held of it, for as long as the query lives.
+        // From here on this is the only copy, and it is held as long as the query.
         let body = room.hold(body).map_err(too_many)?;
         let asked = asked.map(|asked| room.hold(asked)).transpose().map_err(too_many)?;
         let canonical = CanonicalQuery {
@@ -438,7 +440,7 @@ fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters)
     Ok((canonical, parameters))
 }
 
-/// Refuses a body that is coded: the gateway reads them, and undoes no coding.
+/// Refuses a body with a content coding: the gateway parses bodies, and does not decode them.
 fn check_coding(headers: &HeaderMap) -> Result<(), GatewayError> {
     let is_identity = |value: &HeaderValue| {
         let words = value.to_str().map(|list| list.split(',').map(str::trim));
@@ -453,7 +455,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), GatewayError> {
     }
 }
 
-/// Holds a request that has no body to a policy. Gives the restriction that notes the page tokens in its response.
+/// Applies a policy to a request without a body. Returns the restriction that records the page tokens in its response.
 fn restrict(
     restriction: Arc<Restriction>,
     query: &mut ClientQuery,
@@ -495,8 +497,8 @@ where
     }
 }
 
-/// Of the metadata that a query needs: however fresh the query is to be, what is known of members may be as old as
-/// metadata may be.
+/// The directives for metadata that a query needs. However fresh the query has to be, metadata may be as old as its own
+/// lifetimes allow.
 fn of_metadata(client: &RequestDirectives) -> RequestDirectives {
     let cache = CacheDirectives { only_if_cached: client.cache.only_if_cached, ..CacheDirectives::default() };
     RequestDirectives { cache, urgency: client.urgency, wait: client.wait, ..RequestDirectives::default() }
@@ -505,7 +507,7 @@ fn of_metadata(client: &RequestDirectives) -> RequestDirectives {
 fn parse(query: &str, team: &Team) -> Result<Parameters, GatewayError> {
     Parameters::parse(query).map_err(|error| {
         let reason = match error {
-            // Which of them Twilio would read cannot be proven.
+            // It cannot be proven which of the two Twilio would read.
             BadParameters::TwoPageTokens if team.policy.is_some() => Reason::FieldNotAllowed,
             BadParameters::TwoPageTokens | BadParameters::Encoding => Reason::BadRequest,
         };
@@ -550,7 +552,7 @@ where
     let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
     let body = std::pin::pin!(body);
     let mut whole = std::pin::pin!(whole(Limited::new(room.count(body), limit)));
-    // Nearly every body has come with its head, and a timer would cost more than to take it.
+    // Nearly every body has arrived with its head, and a timer would cost more than reading it.
     let taken = match poll_immediate(whole.as_mut()).await {
         Some(taken) => Ok(taken),
         None => Box::pin(tokio::time::timeout(limits.body_timeout, whole)).await,
@@ -571,8 +573,8 @@ where
     }
 }
 
-/// A body in one piece. Most have only one, which is not copied. The pieces of others are copied as they come: each of
-/// them holds on to more than its own bytes.
+/// A body as one piece. Most have only one piece, which is not copied. The pieces of others are copied as they arrive,
+/// because each keeps more memory than its own bytes.
 async fn whole<B>(body: B) -> Result<Bytes, BoxError>
 where
     B: Body<Data = Bytes>,
@@ -589,7 +591,7 @@ where
     let (mut whole, mut pieces) = (first.to_vec(), 1);
     drop(first);
     while let Some(frame) = body.frame().await {
-        // Trailers say nothing that is read.
+        // Trailers are not used.
         let Ok(piece) = frame.map_err(Into::into)?.into_data() else { continue };
         whole.extend_from_slice(&piece);
         pieces += 1;
@@ -601,20 +603,21 @@ where
     Ok(whole.into())
 }
 
-/// A body may come in so many pieces, however small they are.
+/// A body may always come in this many pieces, however small they are.
 const MANY_PIECES: usize = 4096;
 
-/// Beyond that, its pieces have so many bytes on average: every piece costs about as much as a hundred bytes.
+/// Beyond that, its pieces must have this many bytes on average, because every piece costs about as much as a hundred
+/// bytes.
 const LEAST_PIECE: usize = 16;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body comes in pieces that are too small for their number.
+/// The pieces of a body are too small for their number.
 #[derive(Debug, thiserror::Error)]
 #[error("the body comes in too many small pieces")]
 struct TooManyPieces;
 
-/// A year: what is longer is a mistake.
+/// A year. A longer wait is a mistake.
 const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
 
 fn write(reply: ClientResponse) -> Response<ResponseBody> {
@@ -632,7 +635,7 @@ fn write(reply: ClientResponse) -> Response<ResponseBody> {
     if not_modified {
         headers.remove(header::CONTENT_TYPE);
     }
-    // The gateway's own errors, and data, are told apart from pages by their types; these are somebody else's words.
+    // The gateway's own errors and Twilio's data have other types than this; what is left are Twilio's errors.
     if !page.status.is_success() {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
@@ -651,7 +654,7 @@ fn write(reply: ClientResponse) -> Response<ResponseBody> {
     }
     let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     if wants_retry_after && !headers.get(header::RETRY_AFTER).is_some_and(upstream_headers::is_retry_after) {
-        // Twilio documents only the reset of its own window, which Retry-After clients do not know.
+        // Twilio documents only its own header for the reset, which clients that read Retry-After do not know.
         let reset = headers.get("x-ratelimit-reset").and_then(|reset| reset.to_str().ok()?.parse::<u32>().ok());
         let seconds = reset.filter(|seconds| (1..=LONGEST_RETRY_AFTER).contains(seconds)).unwrap_or(1);
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -1,11 +1,11 @@
-//! Remembers what request bodies mean, so that a hit does not read and write JSON again.
+//! Remembers parsed request bodies, so that a hit does not parse and write JSON again.
 //!
 //! A dashboard sends the same bytes again and again. Their canonical form and key depend only on the bytes, the query
-//! string, the account and the policy, so an entry never becomes wrong. All of these are compared, not only a hash of them.
+//! string, the account and the policy, so an entry never becomes wrong. All of these are compared, not only their hash.
 //!
-//! The number of entries is fixed, and each holds one small body. The hash of a body chooses a set of a few entries; within
-//! it, a new body replaces the one that was unused for longest. A body is stored when it comes for the second time, so that
-//! queries that are asked once replace nothing.
+//! The number of entries is fixed, and each holds one small body. The hash of a body chooses a set of a few entries.
+//! Within it, a new body replaces the least recently used one. A body is stored when it comes for the second time, so
+//! that queries that are asked once replace nothing.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,19 +16,19 @@ use foldhash::fast::RandomState;
 use super::bodies::UNCOUNTED;
 use crate::request::query::CanonicalQuery;
 
-/// What a request means. Cheap to clone.
+/// A parsed request. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct ParsedQuery {
     pub(super) canonical: Arc<CanonicalQuery>,
-    /// The canonical body as the client asked it, where a policy has made another of it.
+    /// The canonical body as the client sent it, where a policy has changed it.
     pub(super) asked: Option<Bytes>,
 }
 
-/// What a request says.
+/// The raw parts of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RawQuery<'r> {
-    /// Whose question it is: the account's SID, and where the team has a policy, that and the metadata that it is
-    /// read by.
+    /// Whose rules apply: the account's SID; for a team with a policy also the policy and the metadata that it is read
+    /// with.
     pub(super) reader: &'r [u8],
     /// The query string as it came.
     pub(super) query: &'r str,
@@ -38,7 +38,7 @@ pub(super) struct RawQuery<'r> {
 
 #[derive(Debug)]
 struct Remembered {
-    /// Reader, query string and body, one behind the other: one place in memory is one wait for it.
+    /// Reader, query string and body in one allocation, so that a lookup waits for memory only once.
     raw: Box<[u8]>,
     reader: usize,
     query: usize,
@@ -60,9 +60,10 @@ impl Remembered {
 
 #[derive(Debug, Default)]
 struct Set {
-    /// Lately used first. Each with some bits of its hash, which mostly tell without a look at it whether it is another.
+    /// Least recently used last. Each entry has some bits of its hash, which usually show without a comparison that it
+    /// is a different one.
     places: [Option<(u32, Box<Remembered>)>; Set::PLACES],
-    /// Those bits of the last that came and was not remembered.
+    /// These bits of the last request that came and was not remembered.
     met: Option<u32>,
 }
 
@@ -78,7 +79,7 @@ impl Set {
         self.places[0].as_ref().map(|(_, remembered)| &**remembered)
     }
 
-    /// Has one of these bits come before, and no other meanwhile.
+    /// Whether a request with these bits has come before, and no other in between.
     fn meets_again(&mut self, bits: u32) -> bool {
         self.met.replace(bits) == Some(bits)
     }
@@ -89,17 +90,18 @@ impl Set {
     }
 }
 
-/// The sets. At most about 38 MiB when all places hold the largest body; a dashboard's takes a third of that.
+/// The sets. They take at most about 38 MiB, if all entries hold the largest body; a dashboard's bodies take a third of
+/// that.
 #[derive(Debug)]
 pub(super) struct ParseCache {
     sets: Box<[Mutex<Set>]>,
-    // Keyed by chance, so that nobody can choose bodies that take each other's places.
+    // Seeded at random, so that an attacker cannot choose bodies that evict each other.
     hasher: RandomState,
 }
 
 impl ParseCache {
     const SETS: usize = 4096;
-    /// Larger bodies are read anew: they are rare, and reading them is not what they cost.
+    /// Larger bodies are parsed every time: they are rare, and parsing is a small part of their cost.
     const LARGEST: usize = 1024;
 
     pub(super) fn new() -> Self {
@@ -107,7 +109,7 @@ impl ParseCache {
         Self { sets, hasher: RandomState::default() }
     }
 
-    /// What `said` means, from memory or as `understand` has it.
+    /// The parsed form of `said`, from memory or from `understand`.
     pub(super) fn of<E>(
         &self,
         raw: RawQuery<'_>,
@@ -117,14 +119,14 @@ impl ParseCache {
             return parse();
         }
         let hash = self.hash(raw);
-        // What chooses the set tells nothing apart in it.
+        // The bits that choose the set are equal within it, so other bits are compared.
         let (set, bits) = (&self.sets[hash as usize % Self::SETS], (hash >> 32) as u32);
         let lock = || set.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(remembered) = lock().find(bits, raw) {
             return Ok(remembered.parsed.clone());
         }
         let parsed = parse()?;
-        // What is counted while it is held must not be held here.
+        // Bodies that are counted while they are held must not be kept here.
         if parsed.canonical.body.len() > UNCOUNTED {
             return Ok(parsed);
         }
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_request_is_understood_twice_and_then_known() {
+    fn the_same_request_is_parsed_twice_and_then_remembered() {
         let parse_cache = ParseCache::new();
         let raw = RawQuery { reader: b"AC1", query: "pageSize=1", body: b"{}" };
         assert_eq!([(); 4].map(|()| ask(&parse_cache, raw).1), [true, true, false, false]);
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn more_requests_than_places_are_still_told_apart() {
+    fn more_requests_than_entries_are_not_confused() {
         let parse_cache = ParseCache::new();
         for _ in 0..3 {
             for n in 0..3 * ParseCache::SETS * Set::PLACES {
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_once_takes_nobodys_place() {
+    fn a_request_that_comes_once_replaces_nothing() {
         let parse_cache = ParseCache::new();
         let ask = |body: &[u8]| ask(&parse_cache, RawQuery { reader: b"AC1", query: "", body }).1;
         let often: Vec<_> = (0..100u32).map(u32::to_le_bytes).collect();
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_often_stays() {
+    fn frequent_requests_stay() {
         let mut set = Set::default();
         let raw = |body: &'static [u8]| RawQuery { reader: b"AC1", query: "", body };
         let often = raw(b"often");

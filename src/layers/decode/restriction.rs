@@ -1,8 +1,8 @@
-//! What policies make of the accounts' metadata as it is now.
+//! Applies policies to the accounts' current metadata.
 //!
-//! A team with a policy may name only what the account's metadata has, so its queries are read with a view of that
-//! metadata. A view is made once of each page of metadata and policy: the members there are, and the page without those
-//! that the policy denies.
+//! A team with a policy may name only members that the account's metadata has, so its queries are checked against a
+//! view of that metadata. A view is made once for each page of metadata and policy. It has the members that exist, and
+//! the page without those that the policy denies.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,14 +24,14 @@ use crate::twilio::parameters::Parameters;
 use crate::twilio::policy::{Denied, Policy, Visible};
 use crate::twilio::query::Query;
 
-/// Looks up the fresh page under a key, without asking anybody else.
+/// Looks up the fresh page under a key, without an upstream call.
 #[derive(Clone)]
 pub struct FreshPages(Arc<LookUp>);
 
 type LookUp = dyn Fn(&Key) -> Option<Arc<Representation>> + Send + Sync;
 
 impl FreshPages {
-    /// As `look_up` has it.
+    /// Looks pages up with `look_up`.
     pub fn new(look_up: impl Fn(&Key) -> Option<Arc<Representation>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(look_up))
     }
@@ -48,7 +48,7 @@ impl fmt::Debug for FreshPages {
 pub(super) struct Restrictions {
     pages: FreshPages,
     tokens: IssuedPageTokens,
-    /// By the policy's fingerprint; of each account one.
+    /// By the policy's fingerprint; one for each account.
     known: RwLock<HashMap<[u8; 32], Vec<Arc<Restriction>>, RandomState>>,
 }
 
@@ -57,7 +57,7 @@ impl Restrictions {
         Self { pages, tokens, known: RwLock::default() }
     }
 
-    /// What `policy` is for `account`.
+    /// The restriction of `policy` for `account`.
     pub(super) fn of(&self, policy: &Arc<Policy>, account: &Arc<Account>) -> Arc<Restriction> {
         let find = |all: &[Arc<Restriction>]| all.iter().find(|restriction| restriction.account == *account).cloned();
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -74,15 +74,15 @@ impl Restrictions {
         })
     }
 
-    /// The view of the account's metadata, where a fresh page of that is at hand.
+    /// The view of the account's metadata, if the cache has a fresh page of it.
     pub(super) fn fresh(&self, restriction: &Restriction) -> Option<Result<Arc<View>, GatewayError>> {
-        // An error of Twilio's is kept for a while too; whoever asks for metadata gets it.
+        // Twilio's errors are stored for a while too. A client that asks for metadata gets them; they have no view.
         let page = (self.pages.0)(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
         Some(restriction.view(&page))
     }
 }
 
-/// A policy, of one account.
+/// A policy for one account.
 #[derive(Debug)]
 pub(super) struct Restriction {
     policy: Arc<Policy>,
@@ -92,22 +92,22 @@ pub(super) struct Restriction {
     scope: Scope,
     tokens: IssuedPageTokens,
     newest: Mutex<Option<Viewed>>,
-    /// The view of metadata that the cache has not kept, and when it was asked for.
+    /// The view of metadata that the cache may not store, and when that metadata was requested.
     unkept: Mutex<Option<(Arc<View>, Instant)>>,
 }
 
-/// A page of metadata that has been looked at.
+/// A page of metadata that has been parsed.
 #[derive(Debug)]
 struct Viewed {
     page: Arc<Representation>,
-    /// `None` where the page is of another shape than documented.
+    /// `None` where the page does not have the documented form.
     view: Option<Arc<View>>,
 }
 
 impl Restriction {
     fn new(policy: &Arc<Policy>, account: &Arc<Account>, tokens: IssuedPageTokens) -> Self {
         let mut scope = blake3::Hasher::new();
-        // A policy, an account, and where its data comes from; none of the texts can hold what parts them.
+        // The policy, the account, and the origin of its data. None of these texts contains the separator.
         scope.update(policy.fingerprint()).update(account.sid.as_bytes()).update(&[0xff]);
         scope.update(account.origin.as_bytes());
         Self {
@@ -125,9 +125,9 @@ impl Restriction {
     ///
     /// # Errors
     ///
-    /// When it is of another shape than documented, so that nothing can be proven from it.
+    /// When it does not have the documented form, so that nothing can be proven from it.
     pub(super) fn view(&self, page: &Arc<Representation>) -> Result<Arc<View>, GatewayError> {
-        // Held while a view is made: whoever else comes needs that very one.
+        // Held while a view is made: other callers need the same view.
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let view = match &mut *newest {
             Some(known) if Arc::ptr_eq(&known.page, page) => known.view.clone(),
@@ -148,23 +148,23 @@ impl Restriction {
         })
     }
 
-    /// For so long a view is good for proofs where the cache may not keep its metadata: otherwise every query would cost
-    /// a call for metadata, too.
+    /// How long a view may be used where the cache may not store its metadata. Without this, every query would cost
+    /// another call for metadata.
     const LEAST_VALIDITY: Duration = Duration::from_secs(10);
 
-    /// This is the view of metadata that was asked for at `asked` and is not kept.
+    /// Remembers the view of metadata that was requested at `asked` and is not stored.
     pub(super) fn remember(&self, view: &Arc<View>, asked: Instant) {
         *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(view), asked));
     }
 
-    /// The view of metadata that is not kept, if it is of the last ten seconds.
+    /// The view of metadata that is not stored, if it is at most ten seconds old.
     pub(super) fn unkept(&self, now: Instant) -> Option<Arc<View>> {
         let mut unkept = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
         *unkept = unkept.take().filter(|(_, asked)| now.saturating_duration_since(*asked) < Self::LEAST_VALIDITY);
         unkept.as_ref().map(|(view, _)| Arc::clone(view))
     }
 
-    /// Does metadata look different under this policy.
+    /// Whether metadata is different under this policy.
     pub(super) fn hides_members(&self) -> bool {
         self.policy.hides_members()
     }
@@ -190,7 +190,7 @@ impl Restriction {
         }
     }
 
-    /// A team is given this page of a query's answer, and so the tokens in it.
+    /// Records the tokens in this page, which a team gets as the response to a query.
     pub(super) fn give_tokens_of(&self, page: &Representation) {
         self.tokens.give_all_of(&self.scope, &self.account, page);
     }
@@ -207,9 +207,9 @@ impl Redact for Restriction {
 pub(super) struct View {
     policy: Arc<Policy>,
     catalog: Catalog,
-    /// Tells apart what is read by different views: account, policy and metadata.
+    /// Distinguishes queries that are read with different views: account, policy and metadata.
     pub(super) reader: Box<[u8]>,
-    /// The metadata without what is denied; `None` where nothing is.
+    /// The metadata without denied members; `None` where nothing is denied.
     visible: Option<Arc<Redacted>>,
 }
 
@@ -217,7 +217,7 @@ impl View {
     fn new(restriction: &Restriction, page: &Representation) -> Option<Self> {
         let Restriction { policy, scope, account, .. } = restriction;
         let (catalog, visible) = policy.metadata(&page.body).filter(|_| page.status == StatusCode::OK)?;
-        // No account's SID, which stands here by itself for teams without a policy, has this byte in it.
+        // For teams without a policy the reader is the account's SID alone, and no SID contains this byte.
         let reader = [account.sid.as_bytes(), &[0xff], scope, blake3::hash(&page.body).as_bytes()].concat();
         Some(Self {
             policy: Arc::clone(policy),
@@ -233,7 +233,7 @@ impl View {
         })
     }
 
-    /// The query that the team may ask in place of this one. See [`Query::restrict`].
+    /// The query that is sent in place of this one. See [`Query::restrict`].
     pub(super) fn restrict(&self, query: &Query<'_>, limit: u64) -> Result<bytes::Bytes, Denied> {
         query.restrict(&self.policy, &self.catalog, limit)
     }

@@ -25,7 +25,7 @@ fn page(body: &'static str) -> Arc<Representation> {
     ))
 }
 
-/// The layer around something that notes the calls, and answers with metadata or a page that names the next.
+/// The layer around a service that records the calls, and answers with metadata or a page that names the next.
 #[derive(Clone)]
 struct Rig {
     layer: DecodeLayer,
@@ -71,7 +71,7 @@ impl Rig {
                 Operation::Metadata => metadata.lock().unwrap().get_or_insert_with(|| page(METADATA)).clone(),
                 _ => page(r#"{"meta":{"nextToken":"a+b"}}"#),
             };
-            // As the layer below does it.
+            // As the layer below does.
             let redacted = call.redact.as_ref().and_then(|redact| redact.redact(&page).unwrap());
             let page = redacted.map_or(page, |redacted| Arc::clone(&redacted.representation));
             calls.lock().unwrap().push(call);
@@ -112,13 +112,13 @@ async fn a_team_with_a_policy_needs_metadata_once_and_then_memory_alone() {
     use Operation::{Metadata, Query};
     assert_eq!(rig.calls(), [Metadata, Query, Query, Query, Query]);
     let bodies: Vec<_> = rig.calls.lock().unwrap().iter().map(|call| call.canonical.body.as_ptr()).collect();
-    assert!(bodies[1] != bodies[2] && bodies[3] == bodies[4], "the very same bytes, not read again");
+    assert!(bodies[1] != bodies[2] && bodies[3] == bodies[4], "the same bytes, not parsed again");
     let remembered = rig.last();
     assert_eq!(*remembered.key(), Key::new(&Team::example("a").account, Query, "pageSize=3", ASK.as_bytes()));
-    // Of other metadata nothing is remembered.
+    // Nothing is remembered for other metadata.
     *rig.metadata.lock().unwrap() = Some(page(r#"{"cubes":[{"name":"C","measures":[],"dimensions":[]}]}"#));
     assert_eq!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.err(), Some(Reason::FieldNotAllowed));
-    // The same again in another page: as before.
+    // The same metadata in another page gives the same result.
     *rig.metadata.lock().unwrap() = Some(page(METADATA));
     assert!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.is_ok());
     assert_eq!(rig.last().canonical.body.as_ptr(), remembered.canonical.body.as_ptr());
@@ -136,7 +136,7 @@ async fn what_one_team_may_ask_is_not_remembered_for_another() {
 }
 
 #[tokio::test]
-async fn what_is_refused_whatever_metadata_says_costs_nothing() {
+async fn a_query_refused_whatever_metadata_says_costs_no_call() {
     let (rig, policy) = (Rig::new(), policy("C.Secret"));
     let refused = Some(Reason::FieldNotAllowed);
     for (query, body) in [
@@ -189,13 +189,13 @@ async fn metadata_is_redacted_for_a_team_whose_policy_hides_members() {
 }
 
 #[tokio::test]
-async fn a_large_body_is_read_beside_the_thread_that_serves_others() {
+async fn a_large_body_is_parsed_outside_the_thread_that_serves_others() {
     let (rig, policy) = (Rig::new(), policy("C.Secret"));
     let large: &str = format!(r#"{{"query":{{"measures":[{}"C.Count"]}}}}"#, r#""C.Count","#.repeat(LARGE / 8)).leak();
     for policy in [None, Some(&policy)] {
         assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
         let mut reading = std::pin::pin!(rig.ask(policy, Operation::Query, "", large));
-        assert!(poll_immediate(reading.as_mut()).await.is_none(), "it would hold up this thread");
+        assert!(poll_immediate(reading.as_mut()).await.is_none(), "it would block this thread");
         assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
         assert!(reading.await.is_ok());
     }

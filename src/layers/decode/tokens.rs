@@ -1,7 +1,7 @@
 //! Page tokens that were given out under policies.
 //!
-//! A page token says nothing of the query that it belongs to, so a team with a policy may only use tokens that it was
-//! given under that very policy.
+//! A page token does not show the query that it belongs to, so a team with a policy may use only tokens that it was
+//! given under that policy.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,34 +13,34 @@ use crate::request::key::Key;
 use crate::request::response::Representation;
 use crate::twilio::parameters::Parameters;
 
-/// Remembers the newest 32,768 at least and 65,536 at most, about 8 MiB, of which each scope has an equal share, so that none
-/// pushes out what another was given; but no less than 1,024. They outlive reloads, and not the process: after a restart
-/// a team with a policy begins its walk anew.
+/// Remembers at least the newest 32,768 tokens and at most 65,536, about 8 MiB. Each scope has an equal share, but at
+/// least 1,024 tokens, so that no scope evicts the tokens of another. They outlive reloads, but not the process: after
+/// a restart a team with a policy has to begin with the first page again.
 #[derive(Debug, Clone, Default)]
 pub struct IssuedPageTokens(Arc<Mutex<HashMap<Scope, Issued>>>);
 
-/// Two generations: when the younger is full, the older is forgotten.
+/// Two generations: when the younger one is full, the older one is dropped.
 #[derive(Debug, Default)]
 struct Issued {
     young: HashSet<[u8; 32]>,
     old: HashSet<[u8; 32]>,
-    /// Pages, by entity tag, whose tokens are in the younger generation, so that they are not read again.
+    /// Entity tags of pages whose tokens are in the younger generation, so that those pages are not parsed again.
     read: HashSet<[u8; 34]>,
-    /// The most recent number that was given out with a token.
+    /// The number of the most recent use.
     used: u64,
 }
 
-/// A policy, the account whose data it restricts, and the upstream that this comes from, as a hash.
+/// A hash of a policy, the account whose data it restricts, and the upstream that the data comes from.
 pub(super) type Scope = [u8; 32];
 
 impl IssuedPageTokens {
     const GENERATION: usize = 32_768;
     const LEAST: usize = 1024;
 
-    /// Policies change, and older ones are forgotten: the one of which no token was given out for longest.
+    /// Most scopes. When policies change, the scope is dropped whose tokens were given out the longest time ago.
     const SCOPES: usize = 256;
 
-    /// The teams of that scope are given `page` of `account`, and so the tokens in it.
+    /// Records the tokens in `page` of `account`, which the teams of that scope get.
     pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &Representation) {
         // Two quotes, and half a hash in hexadecimal between them.
         let Some(read) = page.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
@@ -68,20 +68,20 @@ impl IssuedPageTokens {
         issued.read.insert(read);
     }
 
-    /// Was the token that names `page` given out in that scope.
+    /// Whether the token that names `page` was given out in that scope.
     pub(super) fn has(&self, scope: &Scope, page: &Key) -> bool {
         let scopes = self.lock();
         let has = |issued: &Issued| issued.young.contains(page.as_bytes()) || issued.old.contains(page.as_bytes());
         scopes.get(scope).is_some_and(has)
     }
 
-    /// The tokens of one scope's generation, where there are so many scopes.
+    /// The size of one scope's generation, where there are this many scopes.
     fn generation(scopes: usize) -> usize {
         (Self::GENERATION / scopes.max(1)).max(Self::LEAST)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Issued>> {
-        // Every change under this lock is whole or does no harm.
+        // A panic cannot leave a change under this lock in a harmful state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -90,14 +90,14 @@ impl Issued {
     fn give(&mut self, token: [u8; 32], generation: usize) {
         if self.young.len() >= generation && !self.young.contains(&token) {
             self.old = std::mem::take(&mut self.young);
-            // The tokens of these are a generation nearer to being forgotten.
+            // The tokens of these pages are now in the older generation.
             self.read.clear();
         }
         self.young.insert(token);
     }
 }
 
-/// The names of the pages before and after.
+/// The tokens of the pages before and after.
 fn tokens(page: &Representation) -> impl Iterator<Item = String> + use<> {
     #[derive(Deserialize)]
     struct Body {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_under_its_own_policy_and_account_alone() {
+    fn a_token_is_valid_only_under_its_own_policy_and_account() {
         let issued = IssuedPageTokens::default();
         issued.give_all_of(&[1; 32], &owner("AC1"), &page("a+b"));
         assert!(issued.has(&[1; 32], &key("AC1", "a+b")));
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_bounded_and_stay_while_their_page_is_given() {
+    fn tokens_are_bounded_and_stay_while_their_page_is_served() {
         const GENERATION: usize = IssuedPageTokens::GENERATION;
         let (issued, often) = (IssuedPageTokens::default(), page("often"));
         let has = |token: &str| issued.has(&[1; 32], &key("AC1", token));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn no_team_pushes_out_what_another_was_given() {
+    fn no_team_evicts_the_tokens_of_another() {
         let issued = IssuedPageTokens::default();
         issued.give_all_of(&[1; 32], &owner("AC1"), &page("calm"));
         for n in 0..3 * IssuedPageTokens::GENERATION {
@@ -185,6 +185,6 @@ mod tests {
             issued.give_all_of(blake3::hash(&n.to_le_bytes()).as_bytes(), &owner("AC1"), &page("calm"));
         }
         assert_eq!(issued.lock().len(), IssuedPageTokens::SCOPES);
-        assert!(!issued.has(&[1; 32], &key("AC1", "calm")), "of a policy that is long gone");
+        assert!(!issued.has(&[1; 32], &key("AC1", "calm")), "of a policy that was removed long ago");
     }
 }

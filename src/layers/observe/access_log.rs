@@ -1,4 +1,4 @@
-//! The access log: one line a request, on a target of its own.
+//! The access log: one line per request, with its own log target.
 
 use std::time::Duration;
 
@@ -27,14 +27,14 @@ impl RequestSubscriber for AccessLog {
 fn write(request: &RequestEnded, is_slow: bool) {
     let RequestEnded { context, outcome, status, bytes, .. } = request;
     let (team, totals) = (request.team(), context.totals());
-    // A trace id that is not exported, and that the client has not sent, leads nowhere.
+    // A trace id leads nowhere if the trace is not exported and the client has not sent it.
     let trace = context.trace.as_ref().filter(|trace| request.is_traced || trace.parent.is_some());
     let trace_id = trace.map(|trace| trace.trace.to_string());
     macro_rules! line {
         ($level:expr) => {
             tracing::event!(
                 target: "insights_gateway::access",
-                // It has the fields of the request's span itself.
+                // No parent span: the line itself has the fields of the request's span.
                 parent: None,
                 $level,
                 request_id = context.head.id(),

@@ -1,8 +1,8 @@
-//! Content codings of answers (RFC 9110 section 8.4): gzip and identity, and nothing else.
+//! Content codings of responses (RFC 9110 section 8.4): only gzip and identity.
 //!
-//! A body is decoded before anybody looks at it, so that it is judged by what a client would read. Whatever is not
-//! exactly what its label says is an error: nothing is guessed, and no coded byte goes further. What is decoded is
-//! bounded; whoever collected the body bounds what is coded.
+//! A body is decoded before any other check, so that the checks see what a client would read. A body that does not
+//! match its coding is an error: the gateway does not guess, and passes no coded byte on. The decoded size is limited
+//! here; the caller limits the coded size.
 
 use std::io::{self, Read};
 
@@ -11,14 +11,13 @@ use bytes::buf::{Buf, Reader};
 use flate2::bufread::MultiGzDecoder;
 use http::{HeaderMap, HeaderValue, header};
 
-/// What the upstream is asked for.
+/// The codings that the upstream is asked for.
 pub(super) const ACCEPTED: HeaderValue = HeaderValue::from_static("gzip");
 
-/// Bytes that are decoded on the spot, which takes some 50 µs; the rest of a larger body is decoded where it keeps nobody
-/// waiting.
+/// Bytes that are decoded at once, which takes about 50 µs. The rest of a larger body is decoded on a blocking thread.
 const ON_THE_SPOT: u64 = 64 << 10;
 
-/// Likewise a body of more coded bytes than this: in pieces that decode to nothing it takes 2 ms at the worst.
+/// A body with more coded bytes than this is decoded on a blocking thread too: empty gzip members take 2 ms at worst.
 const CODED_ON_THE_SPOT: usize = 16 << 10;
 
 /// How a body is coded.
@@ -40,7 +39,7 @@ pub(super) enum CodingError {
 }
 
 impl Coding {
-    /// What an answer's head says. A body that is coded twice is not accepted, be it by the same coding.
+    /// The coding that a response's head states. A body with two codings is refused, even if both are the same.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, CodingError> {
         let mut coding = Self::Identity;
         for value in headers.get_all(header::CONTENT_ENCODING) {
@@ -48,7 +47,7 @@ impl Coding {
             for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
                 coding = match coding {
                     coding if word.eq_ignore_ascii_case("identity") => coding,
-                    // RFC 9110 section 8.4.1.3: the two names are one coding.
+                    // RFC 9110 section 8.4.1.3: both names mean the same coding.
                     Self::Identity if word.eq_ignore_ascii_case("gzip") || word.eq_ignore_ascii_case("x-gzip") => {
                         Self::Gzip
                     }
@@ -59,7 +58,7 @@ impl Coding {
         Ok(coding)
     }
 
-    /// The body as it was before it was coded, at most `limit` bytes.
+    /// The decoded body, at most `limit` bytes.
     pub(super) async fn decode(self, body: Bytes, limit: u64) -> Result<Bytes, CodingError> {
         if self == Self::Identity {
             return Ok(body);
@@ -70,20 +69,20 @@ impl Coding {
             return Ok(decoding.end());
         }
         let rest = tokio::task::spawn_blocking(move || decoding.advance(u64::MAX).map(|_| decoding.end()));
-        // Only a runtime that shuts down, or a panic, keeps it from its end.
+        // Only a runtime that shuts down, or a panic, can stop it.
         rest.await.unwrap_or_else(|error| Err(CodingError::Broken(error.into())))
     }
 }
 
 struct Decoding {
-    /// All members of a gzip file (RFC 1952 section 2.2); anything else behind the last is an error.
+    /// Decodes all members of a gzip file (RFC 1952 section 2.2). Other bytes after the last member are an error.
     coded: MultiGzDecoder<Reader<Bytes>>,
     plain: Vec<u8>,
     limit: u64,
 }
 
 impl Decoding {
-    /// Decodes some bytes more; `true` at the end.
+    /// Decodes up to `most` further bytes; `true` at the end.
     fn advance(&mut self, most: u64) -> Result<bool, CodingError> {
         let left = (self.limit - self.plain.len() as u64).saturating_add(1);
         let step = left.min(most);
@@ -94,7 +93,7 @@ impl Decoding {
         }
     }
 
-    /// In a buffer of its own size, since it is kept for long.
+    /// The result in a buffer of its own size, because it is kept for long.
     fn end(mut self) -> Bytes {
         self.plain.shrink_to_fit();
         self.plain.into()
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_and_identity_are_known_by_all_their_names() {
+    fn gzip_and_identity_are_recognised_by_all_their_names() {
         for identity in [&[][..], &["identity"], &["IDENTITY"], &[""], &[" , "], &["identity", "identity"]] {
             assert_eq!(of(identity).unwrap(), Coding::Identity, "{identity:?}");
         }
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_are_decoded_whole_on_the_spot_and_beyond() {
+    async fn small_and_large_bodies_are_decoded_completely() {
         for length in [0, 1, 1000, ON_THE_SPOT - 1, ON_THE_SPOT, ON_THE_SPOT + 1, 3 * ON_THE_SPOT] {
             let plain: Vec<u8> = (0..length).map(|n| (n * 7 % 251) as u8).collect();
             assert_eq!(decoded(&gzip(&plain), length).await.unwrap(), plain, "{length}");
@@ -165,7 +164,7 @@ mod tests {
         }
         let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(200_000).collect();
         assert_eq!(decoded(&gzip(&noise), 1 << 20).await.unwrap(), noise);
-        assert_eq!(Coding::Identity.decode(Bytes::from_static(b"{}"), 1).await.unwrap(), "{}", "bounded before");
+        assert_eq!(Coding::Identity.decode(Bytes::from_static(b"{}"), 1).await.unwrap(), "{}", "limited by the caller");
     }
 
     #[tokio::test]
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_gzip_from_end_to_end_is_refused() {
+    async fn a_body_that_is_not_entirely_gzip_is_refused() {
         let whole = gzip(b"{\"data\":[]}");
         for end in 0..whole.len() {
             assert!(matches!(decoded(&whole[..end], 1000).await, Err(CodingError::Broken(_))), "{end}");
@@ -206,10 +205,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bomb_is_put_out_at_its_limit() {
+    async fn a_gzip_bomb_is_stopped_at_the_limit() {
         let bomb = gzip(&vec![b' '; 64 << 20]);
         assert!(matches!(decoded(&bomb, 1 << 20).await, Err(CodingError::TooLarge)));
-        // Small enough to be decoded on the spot, and larger than may be.
+        // Small enough to be decoded at once, and larger than the limit.
         let firecracker = gzip(&vec![b' '; 32 << 10]);
         assert!(matches!(decoded(&firecracker, 1 << 10).await, Err(CodingError::TooLarge)));
     }

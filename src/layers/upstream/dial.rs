@@ -1,8 +1,8 @@
-//! From a name to a TCP connection: all addresses of the name, in a race (RFC 8305, "Happy Eyeballs").
+//! From a name to a TCP connection: tries all addresses of the name in a race (RFC 8305, "Happy Eyeballs").
 //!
-//! An address that refuses, or says nothing for [`HEAD_START`], lets the next one begin; whichever connects first is
-//! used. So a dead address costs a quarter of a second and not the time there is for connecting, which whoever dials
-//! bounds.
+//! When an address refuses, or does not answer for [`HEAD_START`], the next attempt begins as well. The first that
+//! connects is used. So a dead address costs a quarter of a second and not the whole time for connecting, which the
+//! caller limits.
 
 use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower::{BoxError, Service, ServiceExt};
 
-/// For one address alone, before the next one begins (RFC 8305 section 5).
+/// Time for one address alone, before the next attempt begins (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Resolves names with `R`, and connects to an address with `C`.
@@ -74,13 +74,13 @@ where
     }
 }
 
-/// The port of a URL, or its scheme's.
+/// The port of a URL, or the default of its scheme.
 pub(super) fn port(url: &Uri) -> u16 {
     url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 })
 }
 
-/// The addresses of both families in turns, in the resolver's order (RFC 8305 section 4): where one family is not
-/// routed at all, no more than one of its addresses is waited for.
+/// Alternates the addresses of both families, in the resolver's order (RFC 8305 section 4): where one family has no
+/// route, only one of its addresses costs a wait.
 fn in_turns(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let addresses: Vec<_> = addresses.collect();
     let preferred = addresses.first().is_some_and(SocketAddr::is_ipv6);
@@ -145,7 +145,7 @@ impl Service<SocketAddr> for Tcp {
     }
 
     fn call(&mut self, address: SocketAddr) -> Self::Future {
-        // An address instead of a name, so that the connector has nothing to resolve and one address to try.
+        // The URL has an address instead of a name, so that the connector resolves nothing and tries only this address.
         let url = Uri::try_from(format!("http://{address}"));
         let connector = self.0.clone();
         Box::pin(async move { Ok(connector.oneshot(url?).await?) })
@@ -164,7 +164,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// What an address does: connects or refuses after a while, or says nothing, ever.
+    /// What an address does: it connects or refuses after a while, or never answers.
     #[derive(Clone, Copy)]
     enum Does {
         Connect(Duration),
@@ -172,7 +172,7 @@ mod tests {
         Nothing,
     }
 
-    /// Dials a name with these addresses: which one was reached, after how long, and all that were tried.
+    /// Dials a name with these addresses. Returns which one was reached, the time it took, and all that were tried.
     async fn dial(addresses: &[(&str, Does)]) -> (Option<String>, Duration, Vec<String>) {
         let names: Vec<SocketAddr> = addresses.iter().map(|(ip, _)| SocketAddr::new(ip.parse().unwrap(), 0)).collect();
         let does: HashMap<SocketAddr, Does> =
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_refuses_costs_no_longer_than_its_refusal() {
+    async fn an_address_that_refuses_costs_only_the_time_of_its_refusal() {
         let (refuses, alive) = (Does::Refuse(5 * MS), Does::Connect(10 * MS));
         let (reached, took, _) = dial(&[("192.0.2.1", refuses), ("192.0.2.2", refuses), ("192.0.2.3", alive)]).await;
         assert_eq!((reached.as_deref(), took), (Some("192.0.2.3"), 20 * MS));
@@ -231,12 +231,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_slow_is_not_given_up_when_the_next_begins() {
+    async fn a_slow_attempt_is_not_given_up_when_the_next_begins() {
         let (slow, slower) = (Does::Connect(400 * MS), Does::Connect(900 * MS));
         let (reached, took, tried) = dial(&[("192.0.2.1", slow), ("192.0.2.2", slower)]).await;
         assert_eq!((reached.as_deref(), took, tried.len()), (Some("192.0.2.1"), 400 * MS, 2));
         let (_, _, tried) = dial(&[("192.0.2.1", Does::Connect(249 * MS)), ("192.0.2.2", slow)]).await;
-        assert_eq!(tried, ["192.0.2.1"], "nobody else is troubled while the first may still come");
+        assert_eq!(tried, ["192.0.2.1"], "no other is tried while the first may still connect");
     }
 
     #[tokio::test(start_paused = true)]

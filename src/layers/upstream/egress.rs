@@ -1,8 +1,8 @@
-//! The way out: straight to the upstream, or through a forward proxy.
+//! Connects to the upstream, directly or through a forward proxy.
 //!
-//! A proxy is asked for a tunnel by CONNECT (RFC 9110 section 9.3.6), be the upstream's scheme `https` or `http`, so
-//! that it sees no request of ours and cannot mistake one for its own. It resolves the upstream's name itself. Nothing
-//! of a proxy's answer goes further than its status.
+//! A proxy is asked for a tunnel by CONNECT (RFC 9110 section 9.3.6), whether the upstream's scheme is `https` or
+//! `http`. So it cannot read the gateway's requests or answer one itself. The proxy resolves the upstream's name. Of a
+//! proxy's response only the status is used.
 
 use std::task::{Context, Poll};
 
@@ -28,7 +28,7 @@ pub struct Proxy {
     pub authorization: Option<HeaderValue>,
 }
 
-/// Why there is no tunnel. Nothing was sent to the upstream.
+/// Why there is no tunnel. Nothing was sent to the upstream then.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProxyError {
     #[error("no connection to the proxy {proxy}")]
@@ -42,7 +42,7 @@ pub(super) enum ProxyError {
 }
 
 impl ProxyError {
-    /// The same for a client, whom the proxy's address does not concern.
+    /// The message for a client, without the proxy's address.
     pub(super) fn for_clients(&self) -> String {
         match self {
             Self::Unreachable { .. } => "there is no connection to the proxy of upstream.proxy".to_owned(),
@@ -53,7 +53,7 @@ impl ProxyError {
     }
 }
 
-/// Connects to an upstream over what `D` dials.
+/// Connects to an upstream, with connections that `D` dials.
 #[derive(Debug, Clone)]
 pub(super) struct Egress<D> {
     dialer: D,
@@ -91,7 +91,7 @@ where
     }
 }
 
-/// Asks for a tunnel; once this succeeds, what is written goes to the upstream.
+/// Asks for a tunnel. After success, written bytes go to the upstream.
 async fn tunnel<T>(stream: &mut T, upstream: &Uri, proxy: &Proxy) -> Result<(), ProxyError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -107,7 +107,7 @@ where
     }
     request.extend_from_slice(b"\r\n");
     stream.write_all(&request).await.map_err(ended)?;
-    // Neither TLS nor HTTP lets the upstream speak first, so a byte after the head is an error of the proxy.
+    // In neither TLS nor HTTP does the upstream speak first, so a byte after the head is the proxy's mistake.
     let mut head = Vec::with_capacity(512);
     loop {
         let end = loop {
@@ -125,7 +125,7 @@ where
         match status(&head[..end]) {
             Some(200..=299) if end == head.len() => return Ok(()),
             Some(200..=299) => return Err(malformed()),
-            // An interim answer (RFC 9110 section 15.2).
+            // An interim response (RFC 9110 section 15.2).
             Some(100..=199) => drop(head.drain(..end)),
             Some(status) => return Err(ProxyError::Refused { proxy: proxy.address.clone(), status }),
             None => return Err(malformed()),
@@ -133,7 +133,7 @@ where
     }
 }
 
-/// The status code of an HTTP/1 answer's head.
+/// The status code of an HTTP/1 response's head.
 fn status(head: &[u8]) -> Option<u16> {
     let rest = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?;
     let digits = rest.get(..3).filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
@@ -152,7 +152,7 @@ mod tests {
         Proxy { address: Authority::from_static("proxy.example:3128"), authorization }
     }
 
-    /// What a proxy is asked that answers so, and what becomes of that.
+    /// What a proxy that answers like this is asked, and the result.
     async fn asked(upstream: &'static str, proxy: Proxy, answer: &[u8]) -> (String, Result<(), ProxyError>) {
         let (mut ours, mut theirs) = duplex(1 << 16);
         theirs.write_all(answer).await.unwrap();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_2xx_opens_it_and_interim_answers_are_passed_over() {
+    async fn every_2xx_opens_it_and_interim_responses_are_skipped() {
         for answer in [
             "HTTP/1.0 200 OK\r\nVia: x\r\n\r\n",
             "HTTP/1.1 204\r\n\r\n",
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everything_else_names_the_proxy_and_what_it_did() {
+    async fn every_other_answer_is_an_error_that_names_the_proxy() {
         let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "a".repeat(LARGEST_HEAD));
         for (answer, said) in [
             ("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 2\r\n\r\nno", "answers CONNECT with 407"),

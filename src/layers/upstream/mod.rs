@@ -1,18 +1,18 @@
 //! The last layer: one attempt over HTTP/1.1, with a time limit and a size limit.
 //!
-//! It sends a request of its own making and lets through only the response headers that a layer above reads
-//! or a client may see. It follows no redirect, keeps no cookie, repeats nothing that may have been sent, and the only
-//! secret it knows is the header value in the call.
+//! It builds its own request, and passes on only the response headers that a layer above reads or a client may see. It
+//! follows no redirect, keeps no cookie, and repeats no request that may have been sent. The only secret that it knows
+//! is the header value in the call.
 //!
-//! Bodies are asked for in gzip and taken in gzip or as they are; what goes further is always decoded.
+//! It accepts bodies in gzip or without coding; what it passes on is always decoded.
 //!
-//! HTTP/2 is not offered to the upstream: hyper keeps a single connection to a host there, and a dead one is
-//! used until a ping times out. HTTP/1.1 connections are pooled.
+//! HTTP/2 is not offered to the upstream: hyper would keep a single connection to a host, and would use a dead one
+//! until a ping times out. HTTP/1.1 connections are pooled.
 //!
 //! | file | what happens there |
 //! | --- | --- |
-//! | `dial` | a name becomes a TCP connection, to whichever of its addresses is alive |
-//! | `egress` | straight, or through a forward proxy |
+//! | `dial` | a name becomes a TCP connection, to the first of its addresses that connects |
+//! | `egress` | directly, or through a forward proxy |
 //! | `pool` | connections, kept from one call to the next |
 //! | `coding` | gzip |
 
@@ -59,7 +59,7 @@ use crate::twilio::page::Envelope;
 
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
 
-/// Response headers that go further than this layer.
+/// Response headers that this layer passes on.
 const FORWARDED_RESPONSE_HEADERS: [HeaderName; 15] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
@@ -78,21 +78,21 @@ const FORWARDED_RESPONSE_HEADERS: [HeaderName; 15] = [
     HeaderName::from_static("twilio-concurrent-requests"),
 ];
 
-/// For the body of a 401, 403 or 429.
+/// Time limit for the body of a 401, 403 or 429.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(5);
 
-/// Where the upstream is and how far it is trusted.
+/// The upstream, and the limits of calls to it.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// Scheme, host and port.
     pub url: Uri,
-    /// For names, TCP, a proxy and TLS together.
+    /// For DNS, TCP, a proxy and TLS together.
     pub connect_timeout: Duration,
     /// For one attempt, connecting included.
     pub attempt_timeout: Duration,
     /// Largest body in bytes, coded or decoded.
     pub max_response: u64,
-    /// The forward proxy on the way, if there is one.
+    /// The forward proxy, if there is one.
     pub proxy: Option<Proxy>,
     /// An extra trust root.
     pub ca_file: Option<std::path::PathBuf>,
@@ -101,7 +101,7 @@ pub struct Target {
 /// Sends signed calls.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    // Shared, since every layer above clones what is below it.
+    // Shared, because every layer above clones the layers below it.
     pool: Arc<Pool<Connector, <Connector as Service<Uri>>::Response>>,
     target: Arc<Target>,
     host: HeaderValue,
@@ -222,7 +222,7 @@ impl Upstream {
             if !used {
                 return Err(failed);
             }
-            // It has most likely died while nobody used it, and the others with it.
+            // The connection has most likely ended while it was idle, and so have the others.
             self.pool.discard_idle();
             return Err(failed.on_kept_connection());
         }
@@ -241,17 +241,17 @@ impl Upstream {
         let wall = self.clock.wall(self.clock.now());
         let retry_after = upstream_headers::retry_after(&head.headers, wall);
         let told = match status {
-            // For as long the account is paused.
+            // The account is paused for the same time.
             StatusCode::TOO_MANY_REQUESTS => upstream_headers::pause(&head.headers, wall),
             _ => retry_after.filter(|_| headers.contains_key(header::RETRY_AFTER)),
         };
         if let Some(wait) = told {
-            // As everybody can follow it: one line, whole seconds, and none of the upstream's clock.
+            // In a form that every client understands: one line, whole seconds, independent of the upstream's clock.
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).as_secs().into());
         }
         let reading = self.read(status, &head.headers, body);
         let read = match status {
-            // Understood by their status alone, whoever wrote their bodies, and so not waited for as long as others.
+            // Their status alone is enough, so their bodies get less time than others.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => {
                 let limit = (self.target.attempt_timeout / 4).min(LONGEST_REFUSAL);
                 let too_late = || Err(invalid("Twilio's refusal did not end in time"));
@@ -277,7 +277,7 @@ impl Upstream {
         }
     }
 
-    /// A whole body, decoded, and what it says of itself.
+    /// A complete body, decoded, and what its content says.
     async fn read(
         &self,
         status: StatusCode,
@@ -302,13 +302,13 @@ impl Upstream {
     }
 }
 
-/// Did the connection end, or cease to speak HTTP, in the middle of an answer.
+/// Whether the connection ended, or stopped to speak HTTP, in the middle of a response.
 fn is_cut(error: &GatewayError) -> bool {
     error.cause().is_some_and(|cause| cause.is::<hyper::Error>())
 }
 
-/// Is a successful answer to a request for metadata nothing that members can be read from. As long as it was kept, nothing
-/// could be proven of what teams with a policy ask.
+/// Whether a successful response to a metadata request has no members that can be read. While it was stored, nothing
+/// could be proven of the queries of teams with a policy.
 fn is_no_metadata(answer: &UpstreamResponse) -> bool {
     let value = || json::parse_within(&answer.body, MAX_METADATA_VALUES).ok();
     answer.status == StatusCode::OK && value().and_then(|value| Catalog::read(&value)).is_none()
@@ -324,7 +324,7 @@ fn unreachable(error: ConnectError) -> GatewayError {
     GatewayError::new(Reason::UpstreamUnreachable, message).with_retry(Retry::NothingSent).with_cause(error)
 }
 
-/// May a call be tried again that was answered with this status and a body that cannot be read.
+/// Whether a call may be repeated whose response had this status and an unreadable body.
 fn retry_of(status: StatusCode) -> Retry {
     match status {
         StatusCode::INTERNAL_SERVER_ERROR => Retry::OnceIfRepeatable,
@@ -333,7 +333,7 @@ fn retry_of(status: StatusCode) -> Retry {
     }
 }
 
-/// The request, if nothing of it was sent because the connection had ended while nobody used it.
+/// The request, if nothing of it was sent because the connection had ended while it was idle.
 fn unsent(mut error: TrySendError<Request<Full<Bytes>>>, used: bool) -> Result<Request<Full<Bytes>>, GatewayError> {
     let request = error.take_message();
     let was_sent = request.is_none();
@@ -343,13 +343,13 @@ fn unsent(mut error: TrySendError<Request<Full<Bytes>>>, used: bool) -> Result<R
             true => (Reason::UpstreamInvalid, "Twilio's answer is not HTTP"),
             false => (Reason::UpstreamUnreachable, "the connection to Twilio broke before an answer came"),
         };
-        // What was sent may have been received.
+        // The upstream may have received what was sent.
         let retry = if was_sent { Retry::IfRepeatable } else { Retry::NothingSent };
         GatewayError::new(reason, message).with_retry(retry).with_cause(error)
     })
 }
 
-/// The value of `Host`: without a port that goes without saying (RFC 9110 section 4.2).
+/// The value of `Host`, without the scheme's default port (RFC 9110 section 4.2).
 fn host(url: &Uri) -> HeaderValue {
     let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
     let host = url.host().unwrap_or_default();
@@ -357,11 +357,11 @@ fn host(url: &Uri) -> HeaderValue {
         Some(port) => HeaderValue::try_from(format!("{host}:{port}")),
         None => HeaderValue::try_from(host),
     };
-    // The host of a URI is always a header value.
+    // The host of a URI is always a valid header value.
     host.unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Tells Twilio of the trace, under a span of this attempt's own, which is given back.
+/// Passes the trace on to Twilio, with a new span id for this attempt, which is returned.
 fn hand_on(trace: &TraceContext, headers: &mut HeaderMap) -> SpanId {
     let span = SpanId::random();
     if let Some(parent) = trace.traceparent(span) {
@@ -385,7 +385,7 @@ fn forwarded_headers(received: &HeaderMap, endpoint: &Endpoint) -> HeaderMap {
         if !received.contains_key(&name) || nominated(&name) || headers.contains_key(&name) {
             continue;
         }
-        // Every line: the strictest of several directives may stand in the last.
+        // Every line, because the strictest of several directives may be in the last.
         for value in received.get_all(&name) {
             headers.append(name.clone(), value.clone());
         }
@@ -394,7 +394,7 @@ fn forwarded_headers(received: &HeaderMap, endpoint: &Endpoint) -> HeaderMap {
 }
 
 impl Upstream {
-    /// A whole body, in a buffer of its own size: it is kept for long, so it must not hold on to a larger one.
+    /// A complete body in a buffer of its own size: it is kept for long, so it must not keep a larger buffer in memory.
     async fn collect(&self, mut body: Incoming) -> Result<Bytes, GatewayError> {
         let limit = self.target.max_response;
         let too_large = || invalid(format!("Twilio's answer is larger than upstream.max_response, {limit} bytes"));
@@ -407,7 +407,7 @@ impl Upstream {
             let frame = frame.map_err(|error| {
                 invalid("Twilio's answer was cut").with_retry(Retry::IfRepeatable).with_cause(error)
             })?;
-            // Trailers say nothing that is read.
+            // Trailers are not used.
             let Ok(data) = frame.into_data() else { continue };
             if (whole.len() + data.len()) as u64 > limit {
                 return Err(too_large());
@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_host_is_named_with_its_port_where_that_is_not_the_schemes_own() {
+    fn the_host_has_a_port_unless_it_is_the_schemes_default() {
         for (url, named) in [
             ("https://insights.twilio.com", "insights.twilio.com"),
             ("https://insights.twilio.com:443/", "insights.twilio.com"),

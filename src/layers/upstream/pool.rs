@@ -1,13 +1,13 @@
 //! Connections to the upstream, kept from one call to the next.
 //!
-//! A connection has no task of its own: who uses it does its work, so that an answer crosses no task on its way to
-//! the call that waits for it. One that is idle is looked at four times in [`IDLE`], after which it is closed; what the
-//! upstream did to it since shows when it is used again. None is used for longer than [`OLDEST`], so that the upstream's
-//! name is resolved anew.
+//! A connection has no task of its own: the call that uses it drives it, so that a response passes no other task on its
+//! way to the call. An idle connection is checked four times in [`IDLE`], and closed after that time. If the upstream
+//! has closed it meanwhile, that shows at its next use. No connection is used for longer than [`OLDEST`], so that the
+//! upstream's name is resolved again.
 //!
-//! When one dies in use, the others were kept over the same way and have most likely died with it: all are closed.
+//! When one ends in use, the others took the same network path and have most likely ended with it: all are closed.
 //!
-//! It does not know what is asked, and repeats nothing that may have been sent.
+//! It does not know the content of requests, and repeats none that may have been sent.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -25,10 +25,10 @@ use tower::{BoxError, Service, ServiceExt};
 
 use crate::core::clock::{Clock, Instant};
 
-/// How long a connection is kept that nobody uses.
+/// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How long a connection is used at all, since the upstream's name may have moved.
+/// How long a connection is used in all, because the upstream's name may get another address.
 const OLDEST: Duration = Duration::from_secs(5 * 60);
 
 /// Why there is no connection.
@@ -45,7 +45,7 @@ pub(super) enum ConnectError {
 pub(super) struct Pool<C, T: Read + Write> {
     connector: C,
     url: Uri,
-    /// For names, TCP, a proxy and TLS together.
+    /// For DNS, TCP, a proxy and TLS together.
     connect_timeout: Duration,
     clock: Clock,
     idle: Arc<Idle<T>>,
@@ -62,8 +62,8 @@ where
         Self { connector, url, connect_timeout, clock, idle: Arc::new(idle) }
     }
 
-    /// A connection that nobody else uses, and whether it was used before: the upstream may have closed one that was.
-    /// While one is made, another that becomes idle will do.
+    /// A connection for one call, and whether it was used before: the upstream may have closed one that was. While a
+    /// new one is made, another that becomes idle may be taken instead.
     pub(super) async fn take(&self) -> Result<(Link<T>, bool), ConnectError> {
         if let Some(link) = self.idle.take() {
             return Ok((link, true));
@@ -88,12 +88,12 @@ where
         }
     }
 
-    /// Keeps a connection for the next call, if its last answer was read to the end and it stays open.
+    /// Keeps a connection for the next call, if its last response was read to the end and it stays open.
     pub(super) fn put_back(&self, link: Link<T>) {
         self.idle.keep(link);
     }
 
-    /// A connection that was used before has died: the next call gets a new one, or one that has been used since.
+    /// A connection that was used before has ended: the next call gets a new one, or one that has been used since.
     pub(super) fn discard_idle(&self) {
         drop(self.idle.take_all());
     }
@@ -116,22 +116,22 @@ where
 struct Idle<T: Read + Write> {
     clock: Clock,
     links: Mutex<Links<T>>,
-    /// There is one more.
+    /// Notified when another connection becomes idle.
     more: Notify,
 }
 
 #[derive(Debug)]
 struct Links<T: Read + Write> {
-    /// The last in is the first out, so the first have been idle longest.
+    /// The last one kept is the first one taken, so the first in the list have been idle for longest.
     idle: Vec<(Link<T>, Instant)>,
-    /// Is there a task that closes those that have been idle too long.
+    /// Whether there is a task that closes connections that have been idle too long.
     swept: bool,
 }
 
 impl<T: Read + Write + Unpin + Send + 'static> Idle<T> {
     fn take(&self) -> Option<Link<T>> {
         let now = self.clock.now();
-        // One statement each, so that none is closed under the lock.
+        // Separate statements, so that no connection is closed under the lock.
         loop {
             let (link, since) = self.lock().idle.pop()?;
             if now < since + IDLE && now < link.made + OLDEST {
@@ -158,7 +158,7 @@ impl<T: Read + Write + Unpin + Send + 'static> Idle<T> {
         self.more.notify_one();
     }
 
-    /// Closes what has been idle too long, or has ended. Is there anything left.
+    /// Closes connections that have been idle too long or have ended. Returns whether any are left.
     fn sweep(&self) -> bool {
         let now = self.clock.now();
         let mut links = self.lock();
@@ -169,7 +169,7 @@ impl<T: Read + Write + Unpin + Send + 'static> Idle<T> {
         links.swept = !links.idle.is_empty();
         let is_left = links.swept;
         drop(links);
-        // Without the lock, since it takes its time.
+        // Without the lock, because closing takes time.
         drop(closed);
         is_left
     }
@@ -193,13 +193,14 @@ async fn sweep<T: Read + Write + Unpin + Send + 'static>(idle: Weak<Idle<T>>) {
 #[derive(Debug)]
 pub(super) struct Link<T: Read + Write> {
     sender: SendRequest<Full<Bytes>>,
-    /// Until it ends. Only then, by being dropped, does it give up a request that it has not sent.
+    /// `None` once it has ended. Only dropping the connection returns a request that it has not sent.
     connection: Option<Connection<T, Full<Bytes>>>,
     made: Instant,
 }
 
 impl<T: Read + Write + Unpin> Link<T> {
-    /// Does the connection's work while `exchange`, which asks through the sender it is given, waits for it.
+    /// Drives the connection while `exchange` waits for a response. `exchange` sends through the sender that it is
+    /// given.
     pub(super) async fn drive<'a, F: Future>(
         &'a mut self,
         exchange: impl FnOnce(&'a mut SendRequest<Full<Bytes>>) -> F,
@@ -207,8 +208,8 @@ impl<T: Read + Write + Unpin> Link<T> {
         let Self { sender, connection, .. } = self;
         let mut exchange = pin!(exchange(sender));
         poll_fn(|context| {
-            // An answer is a head and a body, each of which is waited for: of the second wait the connection learns by
-            // being polled again.
+            // A response is a head and a body, and the call waits for each. The connection has to be polled again to
+            // notice the second wait.
             for _ in 0..2 {
                 if let Poll::Ready(output) = exchange.as_mut().poll(context) {
                     return Poll::Ready(output);
@@ -220,14 +221,14 @@ impl<T: Read + Write + Unpin> Link<T> {
         .await
     }
 
-    /// Has it done all that was asked, and is it open. Whoever used it is not woken for it any more.
+    /// Whether it has finished its requests and is open. The last user's task is not woken for it any more.
     fn is_idle(&mut self) -> bool {
         poll_to_its_end(&mut self.connection, &mut Context::from_waker(Waker::noop()));
         self.connection.is_some() && self.sender.is_ready()
     }
 }
 
-/// How it ends is told to who waits for an answer.
+/// The caller that waits for a response learns how the connection ended.
 fn poll_to_its_end<C: Future + Unpin>(connection: &mut Option<C>, context: &mut Context<'_>) {
     if connection.as_mut().is_some_and(|connection| Pin::new(connection).poll(context).is_ready()) {
         *connection = None;
