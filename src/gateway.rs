@@ -1,7 +1,6 @@
-//! A whole gateway: a checked configuration becomes open ports, and ports become answers.
+//! A whole gateway: opens the listeners of a checked configuration, and serves requests on them.
 //!
-//! The life of the process is here: bind, serve, reload, drain. What happens to a request is in
-//! [`stack`].
+//! This module controls the process: bind, serve, reload, drain. [`stack`] handles requests.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -21,29 +20,30 @@ use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Rese
 use crate::stack::{self, SharedState, Stack};
 use crate::trust::TrustError;
 
-/// How often the configuration and secret files are looked at. Their content counts, not their times: a
-/// Kubernetes volume swaps links, and a bind mount may tell nothing at all.
+/// How often the configuration and secret files are checked. Their content counts, not their times: a Kubernetes volume
+/// replaces links, and a bind mount may report no change at all.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long files that have changed must stay as they are before they are read, so that a key and its secret that are
-/// replaced one behind the other are taken together. But not for ever.
+/// How long changed files must stay unchanged before they are read, so that a key and its secret that are replaced one
+/// after the other are read together. The wait is limited.
 const DEBOUNCE: Duration = Duration::from_millis(400);
 const MAX_DEBOUNCES: u32 = 5;
 
-/// How long kept-alive connections stay open at least when the gateway is told to stop: a client that is just sending a
-/// request is told so.
+/// The least time for which kept-alive connections stay open after the gateway is told to stop, so that a client that
+/// is sending a request gets a refusal.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port is taken, or not ours.
+    /// An address is in use, or not an address of this host.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The upstream's trust root cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// A socket is open to strangers: one that was handed over, since the configuration is judged before it binds.
+    /// A listener is open to everyone. This can be a socket that was handed over, because others are checked with the
+    /// configuration.
     #[error("{0}")]
     Exposed(String),
     /// The audit log cannot be opened.
@@ -54,12 +54,12 @@ pub enum StartError {
     Tls(#[from] TlsError),
 }
 
-/// How far a gateway is, for whoever supervises it.
+/// The state of a gateway, for its supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Milestone {
-    /// It serves; after [`Milestone::Reloading`] again.
+    /// It serves. Also sent after [`Milestone::Reloading`].
     Ready,
-    /// It reads its configuration anew. Whether that is applied or refused, it serves all the while.
+    /// It reads its configuration again. It serves meanwhile, and also if the new configuration is refused.
     Reloading,
     /// It has been told to stop.
     Stopping,
@@ -67,7 +67,7 @@ pub enum Milestone {
 
 type OnStateChange = Arc<dyn Fn(Milestone) + Send + Sync>;
 
-/// A gateway whose ports are open and which does not serve yet.
+/// A gateway whose listeners are open, and which does not serve yet.
 pub struct Gateway {
     current: Arc<ArcSwap<Stack>>,
     config: Arc<ArcSwap<Config>>,
@@ -81,21 +81,21 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Builds the journey and opens the ports. Needs a tokio runtime.
+    /// Builds the stack and opens the listeners. Needs a tokio runtime.
     ///
     /// # Errors
     ///
-    /// When a port or the audit log cannot be opened, or a certificate or trust root cannot be used.
+    /// When a listener or the audit log cannot be opened, or a certificate or trust root cannot be used.
     pub fn bind(config: Config) -> Result<Self, StartError> {
         Self::bind_with(config, Inherited::default())
     }
 
-    /// The same, with sockets that somebody else has opened.
+    /// The same, with sockets that another process has opened.
     ///
     /// # Errors
     ///
-    /// As [`Gateway::bind`]; and when one of them is named and not there, or is reached from further away than a
-    /// gateway without teams may be.
+    /// As [`Gateway::bind`]; and when a socket that the configuration names is missing, or can be reached from farther
+    /// away than a gateway without teams allows.
     pub fn bind_with(config: Config, mut inherited: Inherited) -> Result<Self, StartError> {
         let shared = SharedState::new(&config)?;
         let stack = stack::build(&config, &shared)?;
@@ -106,7 +106,7 @@ impl Gateway {
             data.extend(server::bind(listen, &config.server.listen, config.server.unix_mode, &mut inherited)?);
         }
         for name in inherited.names() {
-            tracing::warn!(name, "a socket was handed over that server.listen does not name; nobody serves it");
+            tracing::warn!(name, "a socket was handed over that server.listen does not name; it is not served");
         }
         let admin = server::bind(&Listen::Tcp(config.admin.listen), &[], config.server.unix_mode, &mut inherited)?;
         let held = Held {
@@ -132,14 +132,14 @@ impl Gateway {
         })
     }
 
-    /// The same, which says how far it is.
+    /// The same gateway; `on_state_change` is called with each milestone.
     #[must_use]
     pub fn on_state_change(self, on_state_change: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
         Self { on_state_change: Arc::new(on_state_change), ..self }
     }
 
-    /// The same, which never has more connections than these at once, whatever `server.max_connections` says: each
-    /// takes a descriptor, and where these run out nothing else opens either.
+    /// The same gateway with a limit on open connections that holds whatever `server.max_connections` says. Each
+    /// connection takes a file descriptor, and without a free one nothing else can be opened either.
     #[must_use]
     pub fn at_most(self, connections: usize) -> Self {
         let wanted = self.config.load().server.max_connections;
@@ -153,7 +153,7 @@ impl Gateway {
         Self { most_connections: connections, ..self }
     }
 
-    /// Where the data plane listens, in the form of the configuration.
+    /// The data plane's addresses, as the configuration writes them.
     pub fn data_addresses(&self) -> Vec<String> {
         self.data.iter().map(Bound::address).collect()
     }
@@ -163,13 +163,13 @@ impl Gateway {
         self.data.iter().find_map(Bound::tcp)
     }
 
-    /// Where the admin plane listens.
+    /// The admin plane's address.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.iter().find_map(Bound::tcp)
     }
 
-    /// Serves until `shutdown` ends, and then until what is under way has finished or `server.drain` is up.
-    /// With `sources`, the configuration is read again when its files change or `reload` is notified.
+    /// Serves until `shutdown` ends, and then until requests in progress have finished or `server.drain` is up. With
+    /// `sources`, the configuration is read again when its files change or `reload` is notified.
     pub async fn run(
         self,
         sources: Option<Sources>,
@@ -186,7 +186,7 @@ impl Gateway {
             async move {
                 shutdown.await;
                 on_state_change(Milestone::Stopping);
-                // Set once: it does not begin twice.
+                // It is set only once: a drain does not begin twice.
                 let _ = draining.set(clock.now());
                 requests.begin();
                 tokio::spawn(async move {
@@ -218,7 +218,7 @@ impl Gateway {
             };
             tokio::spawn(reloader.forever(reload))
         });
-        // The admin plane outlives the data plane, so that a drain can be watched.
+        // The admin plane ends after the data plane, so that a drain can be observed.
         let drained = Arc::new(Notify::new());
         let admin_stop = {
             let drained = Arc::clone(&drained);
@@ -242,18 +242,18 @@ impl Gateway {
         ));
 
         let service = move |peer: &Arc<Peer>| Stack::clone(&current.load()).of(Arc::clone(peer));
-        // The ports are open, so whoever comes from now on is served.
+        // The listeners are open, so every connection from now on is served.
         on_state_change(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);
         server::run(data, tls, limits(Connections::new(connections)), service, stop).await;
 
         drained.notify_one();
-        // A panic there has been reported by itself, and the data plane is done.
+        // A panic there has been reported already, and the data plane has ended.
         let _ = admin.await;
         if let Some(task) = reloading {
             task.abort();
         }
-        // Last, so that what came while draining is there after a restart, and seen.
+        // Last, so that the events of the drain are on the disk and exported.
         let traces = async {
             if let Some(traces) = &traces {
                 traces.close().await;
@@ -273,7 +273,7 @@ struct Reloader {
     on_state_change: OnStateChange,
 }
 
-/// Why a new configuration is not applied, and the files whose change may be worth another try.
+/// Why a new configuration is not applied, and the files whose change may correct it.
 struct Refused {
     why: String,
     files: Files,
@@ -281,8 +281,8 @@ struct Refused {
 
 impl Reloader {
     async fn forever(mut self, asked: Arc<Notify>) {
-        // Of the newest configuration, in use or refused: one that was refused is tried again when one of its files
-        // changes, be that one which was missing.
+        // The files of the newest configuration, used or refused. A refused one is read again when one of its files
+        // changes, also if that file was missing before.
         let mut files = self.config.load().files.clone();
         loop {
             let by_hand = tokio::select! {
@@ -297,19 +297,20 @@ impl Reloader {
                 debounced(&files, now).await;
             }
             let read = self.reload();
-            // None, where the configuration could not be read at all.
+            // There are no files when the configuration could not be read at all.
             files = if read.paths().is_empty() { files.again() } else { read };
         }
     }
 
-    /// All or nothing: a configuration that is refused leaves the old one as it was. Gives the files that were read.
+    /// Applies all or nothing: a refused configuration changes nothing. Returns the files that were read.
     fn reload(&mut self) -> Files {
         (self.on_state_change)(Milestone::Reloading);
         let applied = self.apply();
         (self.on_state_change)(Milestone::Ready);
         let count =
             |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc();
-        // Done first, then counted, then said: whoever sees one finds what comes before it.
+        // Applied first, then counted, then logged: whoever sees the log line finds the new metric and the new
+        // configuration.
         match applied {
             Ok(files) => {
                 self.shared.reloads.applied();
@@ -327,7 +328,8 @@ impl Reloader {
         }
     }
 
-    /// Whoever asked for a reload may have rotated the log, whatever became of the configuration.
+    /// A reload may have been requested because the log was rotated, so this is done even if the configuration is
+    /// refused.
     fn reopen_audit_log(&self) {
         match audit_file(&self.config.load()) {
             Ok(file) => self.shared.audit.switch(file),
@@ -345,7 +347,7 @@ impl Reloader {
 
     fn take(&mut self, new: Config) -> Result<(), String> {
         let old = self.config.load_full();
-        // All that can fail comes before anything that has an effect.
+        // All steps that can fail come before any step with an effect.
         check_exposure(&new, &self.held)?;
         let certificate = certificate(&new).map_err(|error| error.to_string())?;
         let audit = audit_file(&new).map_err(|error| error.to_string())?;
@@ -368,7 +370,7 @@ fn audit_file(config: &Config) -> Result<Option<AuditFile>, AuditError> {
     config.log.audit.as_deref().map(AuditFile::open).transpose()
 }
 
-/// Teams may show tokens in place of certificates; where there are none, the certificate is all there is.
+/// With teams, a client may show a token instead of a certificate. Without teams it must show a certificate.
 fn certificate(config: &Config) -> Result<Option<Certificate>, TlsError> {
     let clients = match config.teams.is_empty() {
         true => ClientCertificates::Required,
@@ -381,14 +383,14 @@ fn has_client_ca(config: &Config) -> bool {
     config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
 }
 
-/// Would strangers get in through the listeners that are held, were `config` in use; through which, one a line.
+/// Whether everyone could use the open listeners if `config` were used. The error lists them, one per line.
 fn check_exposure(config: &Config, held: &Held) -> Result<(), String> {
     let exposures = config::exposures(config, held);
     let lines: Vec<_> = exposures.iter().map(ToString::to_string).collect();
     if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
 }
 
-/// Waits until the files stay as they are.
+/// Waits until the files stay unchanged.
 async fn debounced(files: &Files, mut now: Fingerprint) {
     for _ in 0..MAX_DEBOUNCES {
         tokio::time::sleep(DEBOUNCE).await;
@@ -405,7 +407,7 @@ mod tests {
 
     use super::*;
 
-    /// The files of a configuration with a secret in one, and where that is.
+    /// The files of a configuration with a secret, and the path of the secret.
     fn files(folder: &tempfile::TempDir) -> (Files, std::path::PathBuf) {
         let secret = folder.path().join("secret");
         fs::write(&secret, "secret-of-0").unwrap();
@@ -424,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn files_are_waited_for_until_they_stay_as_they_are() {
+    async fn changed_files_are_read_once_they_stay_unchanged() {
         let folder = tempfile::TempDir::new().unwrap();
         let (files, secret) = files(&folder);
         let mut writing = std::pin::pin!(write(&secret, 4, DEBOUNCE * 3 / 4));
@@ -436,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn files_that_never_rest_are_not_waited_for_beyond_five_seconds() {
+    async fn files_that_keep_changing_are_read_within_five_seconds() {
         let folder = tempfile::TempDir::new().unwrap();
         let (files, secret) = files(&folder);
         let begun = tokio::time::Instant::now();
@@ -444,7 +446,7 @@ mod tests {
             () = debounced(&files, files.fingerprint()) => {}
             () = write(&secret, 1000, DEBOUNCE / 2) => panic!("it waited for the end"),
         }
-        // What is left is for reading and building.
+        // The remaining time is for reading and building.
         assert!(POLL_INTERVAL + begun.elapsed() <= Duration::from_millis(4500), "{:?}", begun.elapsed());
     }
 }

@@ -1,7 +1,7 @@
 //! insights-gateway: a caching, rate-aware, credential-isolating reverse proxy for Twilio's
 //! Conversation Insights API.
 //!
-//! The map, bottom up. Each module imports only what stands above its own line:
+//! The modules, bottom up. A module imports only modules above it in this list:
 
 pub mod core;
 

@@ -1,4 +1,5 @@
-//! Whom to trust when calling out: the machine's roots, Mozilla's where the machine has none, and one file more.
+//! Trust roots for outgoing connections: the machine's, Mozilla's where the machine has none, and optionally one more
+//! file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,18 +8,18 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Why no TLS client can be made.
+/// Why the TLS client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The extra trust root cannot be read.
     #[error("cannot read the trust root {path}: {source}")]
     File {
-        /// Which file.
+        /// The file.
         path: String,
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
-    /// It holds no certificate, or one that is no root.
+    /// It contains no certificate, or one that is not a root.
     #[error("no usable certificate in the trust root {path}")]
     NoCertificate {
         /// Which file.
@@ -29,8 +30,8 @@ pub enum TrustError {
     Tls(#[from] rustls::Error),
 }
 
-/// The TLS client configuration. Containers without a certificate store get the roots that are built in. To read that
-/// store is most of the work of a reload, so it is only done for a client that `speaks_tls`.
+/// The TLS client configuration. Containers without a certificate store use the built-in roots. Reading the store is
+/// most of the work of a reload, so it is done only if the client `speaks_tls`.
 ///
 /// # Errors
 ///

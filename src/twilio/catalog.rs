@@ -1,7 +1,7 @@
-//! What an account's metadata says that there is: measures and dimensions, by name.
+//! The measures and dimensions that an account's metadata has, by name.
 //!
-//! Read from an answer of the Metadata operation. Whatever is not of the documented shape gives no catalog, so that
-//! nothing is concluded from half of one.
+//! Read from a response of the Metadata operation. Metadata that does not have the documented form gives no catalog, so
+//! that no conclusion is drawn from a part of it.
 
 use std::collections::HashMap;
 
@@ -12,21 +12,21 @@ use crate::twilio::query::Place;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalog(HashMap<Box<str>, Entry>);
 
-/// What goes by one name.
+/// The members of one name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Entry {
     is_measure: bool,
     is_dimension: bool,
     is_time: bool,
-    /// The name behind that of its cube, where it does not begin with it anyway.
+    /// The name without that of its cube, where it does not begin with the cube's name anyway.
     qualified: Vec<Box<str>>,
 }
 
-/// Values that metadata may have. It is Twilio's own, and larger than any query.
+/// The most JSON values in metadata. It comes from Twilio, and is larger than any query.
 pub const MAX_METADATA_VALUES: usize = 1_000_000;
 
 impl Catalog {
-    /// Reads metadata; `None` of anything else.
+    /// Reads metadata; `None` for anything else.
     pub fn read(metadata: &Value<'_>) -> Option<Self> {
         let mut catalog = Self::default();
         for cube in cubes(metadata)? {
@@ -51,8 +51,8 @@ impl Catalog {
         Some(catalog)
     }
 
-    /// May `name` stand there: a member of the kind that belongs there, to the letter, or a time dimension and one
-    /// grain.
+    /// Whether a query may use `name` at `place`: it is exactly the name of a member of the right kind, or a time
+    /// dimension followed by one grain.
     pub fn knows(&self, place: Place, name: &str) -> bool {
         let is_here = |entry: &Entry| match place {
             Place::Measure => entry.is_measure,
@@ -65,7 +65,8 @@ impl Catalog {
                 || (place != Place::Measure && name.rsplit_once('.').is_some_and(|(base, _)| is_time(base))))
     }
 
-    /// Other names of what `name` stands for: behind that of its cube, also of what it could be a grain of.
+    /// Other names of the member `name`: qualified by its cube's name, also for the dimension that it may be a grain
+    /// of.
     pub fn aliases(&self, name: &str) -> Vec<String> {
         let qualified = |name: &str| self.0.get(name).map(|entry| entry.qualified.as_slice()).unwrap_or_default();
         let own = qualified(name).iter().map(|alias| alias.to_string());
@@ -101,7 +102,7 @@ pub struct Cube<'v> {
 }
 
 impl<'v> Cube<'v> {
-    /// Reads a cube; `None` of anything else.
+    /// Reads a cube; `None` for anything else.
     pub fn read(value: &'v Value<'v>) -> Option<Self> {
         let members = value.as_object()?;
         let list = |name| match json::member(members, name) {
@@ -116,12 +117,12 @@ impl<'v> Cube<'v> {
     }
 }
 
-/// Is `kind`, as metadata has it, a type of times.
+/// Whether `kind`, as metadata writes it, is a type for times.
 pub fn is_time(kind: &str) -> bool {
     ["time", "date", "datetime", "timestamp"].iter().any(|word| word.eq_ignore_ascii_case(kind))
 }
 
-/// Is `text` made as names are: segments of ASCII letters, digits and `_`, with single dots between them.
+/// Whether `text` has the form of names: segments of ASCII letters, digits and `_`, with single dots between them.
 pub fn is_name(text: &str) -> bool {
     let is_segment =
         |segment: &str| !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
@@ -142,7 +143,7 @@ mod tests {
         {"name":"Empty"}]}"#;
 
     #[test]
-    fn members_stand_where_their_kind_belongs() {
+    fn members_are_known_only_where_their_kind_is_allowed() {
         let catalog = read(METADATA).unwrap();
         let places = [Place::Measure, Place::Dimension, Place::Filter, Place::Order];
         for (name, expected) in [
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_metadata_gives_no_catalog() {
+    fn other_responses_give_no_catalog() {
         for text in [
             "[]",
             "{}",

@@ -1,7 +1,7 @@
-//! Twilio's API in one table: what there is, and how the gateway treats each part of it.
+//! Twilio's API in one table: its endpoints, and how the gateway treats each of them.
 //!
-//! Routing, permissions, the request body, the cache, retries and the request that goes upstream all read
-//! [`ENDPOINTS`]. An endpoint that behaves like another one is one more entry.
+//! Routing, permissions, the request body, the cache, retries and the upstream request all read [`ENDPOINTS`]. A new
+//! endpoint that behaves like another one needs only an entry.
 //!
 //! The table is an allow-list. A path is compared byte by byte and never normalised, so dot segments, doubled or encoded
 //! slashes and other spellings match nothing.
@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use http::Method;
 
-/// What a client asks for.
+/// The operation that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
     /// The cubes, measures and dimensions of the domain.
@@ -19,7 +19,7 @@ pub enum Operation {
     Query,
     /// A further page of a query.
     Page,
-    /// A query job is submitted.
+    /// Submission of a query job.
     JobSubmit,
     /// The list of query jobs.
     JobList,
@@ -27,14 +27,14 @@ pub enum Operation {
     JobStatus,
     /// A page of a query job's results.
     JobResults,
-    /// Custom field mappings are read.
+    /// Reading custom field mappings.
     FieldsRead,
-    /// A custom field mapping is written.
+    /// Writing a custom field mapping.
     FieldsWrite,
 }
 
 impl Operation {
-    /// All, in the order of the contract.
+    /// All operations, in the order of the contract.
     pub const ALL: [Self; 9] = [
         Self::Metadata,
         Self::Query,
@@ -47,7 +47,7 @@ impl Operation {
         Self::FieldsWrite,
     ];
 
-    /// The word in logs, metrics and keys.
+    /// The name in logs, metrics and keys.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Metadata => "metadata",
@@ -73,11 +73,11 @@ impl Operation {
 pub struct Endpoint {
     /// The method, here and upstream. Where it is GET, clients may also send HEAD.
     pub method: Method,
-    /// The path, here and upstream. It has one parameter at most, written `{name}`, which stands for an id.
+    /// The path, here and upstream. It has at most one parameter, written `{name}`, which matches an id.
     pub path: &'static str,
-    /// What a client asks for there.
+    /// The operation.
     pub operation: Operation,
-    /// What a team needs for it.
+    /// The permission that a team needs for it.
     pub permission: Permission,
     /// The body of a request.
     pub body: Body,
@@ -93,10 +93,10 @@ pub struct Endpoint {
     pub served: bool,
 }
 
-/// The body of a request. One that is not listed is not read.
+/// The body of a request. The body of any other request is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// There is none.
+    /// No body.
     None,
     /// A query.
     Query,
@@ -107,11 +107,11 @@ pub enum Body {
 /// How long responses are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheClass {
-    /// Not at all.
+    /// Not stored.
     None,
-    /// As `cache.metadata` says.
+    /// For the time in `cache.metadata`.
     Metadata,
-    /// As `cache.query` says, or `cache.settled` for a settled query. The response begins a result set.
+    /// For the time in `cache.query`, or in `cache.settled` for a settled query. The response begins a result set.
     Query,
     /// As long as the first page of its result set.
     Page,
@@ -120,9 +120,9 @@ pub enum CacheClass {
 /// When a request that failed may be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repeatability {
-    /// Always, since it only reads.
+    /// Always, because it only reads.
     Safe,
-    /// Always, since it carries an idempotency key.
+    /// Always, because it has an idempotency key.
     WithKey,
     /// Only where Twilio has not processed it: nothing was sent, or the response is a 429.
     OnlyUnsent,
@@ -173,7 +173,7 @@ pub static ENDPOINTS: &[Endpoint] = endpoints! {
     }
 };
 
-/// Where the entries of each operation begin.
+/// The index of each operation's first entry.
 const FIRST: [usize; Operation::ALL.len()] = {
     let mut first = [usize::MAX; Operation::ALL.len()];
     let mut at = ENDPOINTS.len();
@@ -216,16 +216,16 @@ pub fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// Where a method and a path lead.
+/// The result of routing a method and a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// To an endpoint.
+    /// An endpoint.
     Found(&'static Endpoint),
-    /// To an endpoint that this version does not serve.
+    /// An endpoint that this version does not serve.
     NotServed,
-    /// The path exists, for these methods: the value of `Allow`.
+    /// The path exists, but only with these methods: the value of `Allow`.
     MethodNotAllowed(String),
-    /// Nowhere.
+    /// No endpoint.
     NotFound,
 }
 
@@ -233,7 +233,7 @@ pub enum Route {
 pub fn route(method: &Method, path: &str) -> Route {
     let method = if *method == Method::HEAD { &Method::GET } else { method };
     let here = || ENDPOINTS.iter().filter(|endpoint| endpoint.is_at(path));
-    // Paths without a parameter first, since nearly all requests have one of these.
+    // Paths without a parameter first, because nearly all requests have one of these.
     let exact = ENDPOINTS.iter().find(|endpoint| endpoint.path == path && endpoint.method == *method);
     match exact.or_else(|| here().find(|endpoint| endpoint.method == *method)).or_else(|| here().next()) {
         None => Route::NotFound,
@@ -247,7 +247,7 @@ pub fn route(method: &Method, path: &str) -> Route {
     }
 }
 
-/// A word of `teams.*.operations`.
+/// One of the names in `teams.*.operations`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Permission {
     /// `metadata`
@@ -263,10 +263,10 @@ pub enum Permission {
 }
 
 impl Permission {
-    /// All, in the order of the contract.
+    /// All permissions, in the order of the contract.
     pub const ALL: [Self; 5] = [Self::Metadata, Self::Query, Self::Jobs, Self::FieldsRead, Self::FieldsWrite];
 
-    /// The word in the configuration.
+    /// The name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Metadata => "metadata",
@@ -283,15 +283,15 @@ impl Permission {
     }
 }
 
-/// What a team may do.
+/// The operations that a team may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OperationSet(u8);
 
 impl OperationSet {
-    /// Nothing.
+    /// No operations.
     pub const NONE: Self = Self(0);
 
-    /// `metadata`, `query` and `jobs`: all that reads data.
+    /// `metadata`, `query` and `jobs`: all that read data.
     pub fn standard() -> Self {
         [Permission::Metadata, Permission::Query, Permission::Jobs].into_iter().collect()
     }
@@ -323,7 +323,7 @@ mod tests {
     const FIELDS: &str = "/v3/ControlPlane/ConversationInsights/CustomFieldMappings";
 
     #[test]
-    fn every_operation_has_an_entry_and_they_differ_in_method_and_path_alone() {
+    fn every_operation_has_entries_that_differ_only_in_method_and_path() {
         for operation in Operation::ALL {
             assert_eq!(operation.endpoint().operation, operation);
         }
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_nowhere() {
+    fn other_spellings_are_not_found() {
         let others = [
             "",
             "/",

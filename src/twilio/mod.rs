@@ -1,7 +1,7 @@
-//! The API that the gateway stands in front of: its endpoints, its queries, its metadata, its pages. Nothing here
-//! knows of HTTP servers or caches.
+//! Twilio's API, for which the gateway is a proxy: its endpoints, queries, metadata and pages. This module does not
+//! know HTTP servers or caches.
 //!
-//! Facts come from Twilio's OpenAPI document of Insights v3 and from its documentation of the query syntax.
+//! The facts come from Twilio's OpenAPI document of Insights v3 and from its documentation of the query syntax.
 
 pub mod catalog;
 pub mod endpoint;

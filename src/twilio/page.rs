@@ -1,18 +1,18 @@
-//! What the gateway reads of an answer: that it is JSON, and which page comes next.
+//! What the gateway reads of a response: that it is JSON, and the token of the next page.
 //!
-//! To read an answer is most of what a miss costs beside the network. Nearly all are of one kind, an object in a line
-//! of ASCII without escapes, so those are skimmed by a reader that knows nothing else. What it does not accept may
-//! still be JSON: `serde_json` judges that.
+//! Apart from the network, reading the response is most of the cost of a miss. Nearly all responses are one object in
+//! one line of ASCII without escapes. A fast reader that handles only this form reads those. If it does not accept a
+//! body, `serde_json` decides whether it is JSON.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::core::json;
 
-/// What an answer says of itself.
+/// What a response says about its pages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Envelope {
-    /// Names the page after this one.
+    /// The token of the next page.
     pub next_token: Option<String>,
 }
 
@@ -23,10 +23,10 @@ struct Meta {
 }
 
 impl Envelope {
-    /// Of a body that is JSON from end to end; `None` of any other.
+    /// For a body that is JSON from beginning to end; `None` for any other.
     pub fn read(body: &[u8]) -> Option<Self> {
         let Some(meta) = skim(body) else { return Self::read_patiently(body) };
-        // A `meta` of another shape is no business of the gateway's.
+        // A `meta` with another structure is ignored.
         let meta = meta.and_then(|meta| serde_json::from_slice::<Option<Meta>>(meta).ok().flatten());
         Some(Self { next_token: meta.and_then(|meta| meta.next_token) })
     }
@@ -36,27 +36,28 @@ impl Envelope {
         struct Answer {
             meta: Option<Meta>,
         }
-        // serde_json does not look at the encoding of what it skips.
+        // serde_json does not check the encoding of what it skips.
         let text = std::str::from_utf8(body).ok()?;
         match serde_json::from_str::<Answer>(text) {
             Ok(answer) => Some(Self { next_token: answer.meta.and_then(|meta| meta.next_token) }),
-            // Of another shape, and perhaps JSON all the same.
+            // The fast reader does not handle it, but it may still be JSON.
             Err(_) => serde_json::from_str::<IgnoredAny>(text).ok().map(|_| Self::default()),
         }
     }
 }
 
-/// The `meta` of an object that is written as Twilio writes them: printable ASCII, no escapes, no white space but
-/// spaces, at most 63 levels, one `meta`. `None` of anything else.
+/// The `meta` of an object in the form in which Twilio writes it: printable ASCII, no escapes, no white space but
+/// spaces, at most 63 levels, one `meta`. `None` for anything else.
 fn skim(text: &[u8]) -> Option<Option<&[u8]>> {
-    // Without a branch, so that many bytes are looked at at once.
+    // Without branches, so that the compiler can test many bytes at a time.
     let is_plain = text.iter().fold(true, |plain, byte| plain & (b' '..=b'~').contains(byte) & (*byte != b'\\'));
     if !is_plain || text.first() != Some(&b'{') {
         return None;
     }
     let mut skim = Skim { text, at: 0, open: 1, meta: None, meta_end: None };
     loop {
-        // A value is due. One that has not ended has others in it; one that has may be the last of something.
+        // The next thing must be a value. A value that has not ended contains others; one that has may also be the last
+        // of its container.
         let mut ended = skim.value()?;
         while ended {
             if skim.open == 1 {
@@ -71,19 +72,19 @@ fn skim(text: &[u8]) -> Option<Option<&[u8]>> {
 struct Skim<'a> {
     text: &'a [u8],
     at: usize,
-    /// A bit for each array (0) and object (1) that is open, behind a leading 1.
+    /// A bit for each open array (0) and object (1), after a leading 1.
     open: u64,
-    /// Where the value of the outermost object's `meta` begins.
+    /// The offset of the value of the outermost object's `meta`.
     meta: Option<usize>,
     meta_end: Option<usize>,
 }
 
-/// The outermost object alone is open.
+/// Only the outermost object is open.
 const OUTERMOST: u64 = 0b11;
 
-// Inlined, since most of these are called hundreds of times for each answer.
+// Inlined, because most of these are called hundreds of times for each response.
 impl Skim<'_> {
-    /// Reads a value to its end, or into its first member or element; tells whether it has ended.
+    /// Reads a value to its end, or into its first member or element. Returns whether it has ended.
     #[inline(always)]
     fn value(&mut self) -> Option<bool> {
         match self.token()? {
@@ -112,7 +113,7 @@ impl Skim<'_> {
         Some(true)
     }
 
-    /// Behind a value: reads to the next, or past the end of what it is the last of.
+    /// After a value: reads to the next one, or past the end of the container whose last value it was.
     #[inline(always)]
     fn is_last(&mut self) -> Option<bool> {
         if self.open == OUTERMOST && self.meta_end.is_none() {
@@ -129,7 +130,7 @@ impl Skim<'_> {
         }
     }
 
-    /// A member's name from behind its first quote, and the colon.
+    /// Reads a member's name after its first quote, and the colon.
     #[inline(always)]
     fn name(&mut self) -> Option<()> {
         let from = self.at;
@@ -150,7 +151,7 @@ impl Skim<'_> {
         has_room.then_some(())
     }
 
-    /// The next byte that is no space.
+    /// The next byte that is not a space.
     #[inline(always)]
     fn token(&mut self) -> Option<u8> {
         loop {
@@ -173,7 +174,7 @@ impl Skim<'_> {
         is_word.then_some(())
     }
 
-    /// From behind a string's first quote to behind its last.
+    /// Reads a string after its first quote, up to and including the last.
     #[inline(always)]
     fn string(&mut self) -> Option<()> {
         while let Some(bytes) = self.text.get(self.at..).and_then(|rest| rest.first_chunk()) {
@@ -188,7 +189,7 @@ impl Skim<'_> {
         Some(())
     }
 
-    /// A number from behind its `first` byte (RFC 8259 section 6).
+    /// Reads a number after its `first` byte (RFC 8259 section 6).
     #[inline(always)]
     fn number(&mut self, first: u8) -> Option<()> {
         let first = if first == b'-' { self.byte()? } else { first };
@@ -238,7 +239,7 @@ mod tests {
 
     use super::*;
 
-    /// As Twilio writes it, with every kind of value.
+    /// A response as Twilio writes it, with every kind of value.
     const USUAL: &str = r#"{"meta":{"key":"data","pageSize":2,"nextToken":"eyJ0IjoxfQ=="},"data":[{"Count":0,"Average":-12.50e+3},{"Count":17,"Names":[],"More":{}},[[true],[false,null]],"the last one"]}"#;
 
     fn token(text: &str) -> Option<String> {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn usual_answers_are_skimmed() {
+    fn usual_responses_are_read_fast() {
         let spaced = USUAL.replace(',', ", ").replace(':', ": ") + "  ";
         for text in [USUAL, &spaced, "{}", r#"{"meta":null}"#, r#"{"meta":"x","a":1}"#, r#"{"a":{"meta":{"meta":1}}}"#]
         {
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn other_json_is_read_all_the_same() {
+    fn other_json_is_read_too() {
         let more = USUAL.replace("data", "d\\u00e4ta");
         for text in [&more, &USUAL.replace("last", "läst"), &USUAL.replace(',', ",\n"), &format!("\t{USUAL}")] {
             assert_eq!(skim(text.as_bytes()), None, "{text}");
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_not_read() {
+    fn other_bodies_are_refused() {
         for end in 0..USUAL.len() {
             assert_eq!(Envelope::read(&USUAL.as_bytes()[..end]), None, "{}", &USUAL[..end]);
         }
@@ -350,7 +351,7 @@ mod tests {
             .prop_flat_map(|text| prop_oneof![Just(text.clone()), Just(format!("{{\"a\":{text}}}"))])
     }
 
-    /// An answer with one byte of it replaced.
+    /// A response with one byte replaced.
     fn damaged() -> impl Strategy<Value = Vec<u8>> {
         let byte = prop_oneof![prop::sample::select(b"{}[],:\" \\0e.-t".to_vec()), any::<u8>()];
         (0..USUAL.len(), byte).prop_map(|(at, byte)| {
@@ -362,12 +363,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_read_otherwise_for_being_skimmed(text in nearly_json()) {
+        fn the_fast_reader_agrees_with_serde_json(text in nearly_json()) {
             prop_assert_eq!(Envelope::read(text.as_bytes()), Envelope::read_patiently(text.as_bytes()), "{}", text);
         }
 
         #[test]
-        fn damage_is_noticed_alike(text in damaged()) {
+        fn both_readers_notice_the_same_damage(text in damaged()) {
             prop_assert_eq!(Envelope::read(&text), Envelope::read_patiently(&text), "{}", text.escape_ascii());
         }
     }

@@ -1,30 +1,30 @@
 //! The query string of a request, in one spelling.
 //!
-//! Percent-encoding differs between SDKs, and page tokens hold `+`, `/` and `=`. Names and values are decoded
-//! and encoded again in one way, then sorted by name; repeated names keep their order. A raw `+` stands for
-//! itself, as RFC 3986 has it: tokens are base64, and neither Twilio SDK writes a space.
+//! Percent-encoding differs between SDKs, and page tokens contain `+`, `/` and `=`. Names and values are decoded and
+//! encoded again in one way, then sorted by name; repeated names keep their order. A raw `+` means a plus sign, as in
+//! RFC 3986: tokens are base64, and neither Twilio SDK writes a space.
 //!
-//! Several SDKs write `PageToken` and `PageSize`, one of them `pageToken` and `PageToken` at once. Here both are one
-//! parameter in Twilio's documented spelling, and a request that names two different pages names none.
+//! Several SDKs write `PageToken` and `PageSize`, and one of them writes `pageToken` and `PageToken` in one request.
+//! Here both are one parameter in Twilio's documented spelling. A request that names two different pages is refused.
 
 /// A canonical query string without its question mark, and the few parameters that the gateway reads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
     canonical: String,
-    /// As encoded; of a page token that is not empty.
+    /// The encoded page token, if there is one that is not empty.
     page_token: Option<String>,
 }
 
-/// Names a page of an answer.
+/// The parameter with a page token.
 pub const PAGE_TOKEN: &str = "pageToken";
-/// How many rows a page may have.
+/// The parameter with the largest number of rows on a page.
 pub const PAGE_SIZE: &str = "pageSize";
 
-/// The most rows of one page that a team with a policy may ask for. Twilio documents no limit.
+/// The largest page size that a team with a policy may request. Twilio documents no limit.
 const LARGEST_PAGE: u32 = 100_000;
 
 impl Parameters {
-    /// Reads the part of a target behind the question mark.
+    /// Reads the part of a request target after the question mark.
     ///
     /// # Errors
     ///
@@ -47,7 +47,8 @@ impl Parameters {
             pairs.push((name, value.map(recode).transpose()?));
         }
         pairs.sort_by(|a, b| a.0.cmp(&b.0));
-        // Said twice alike, these say nothing more. What any other repetition means is not documented.
+        // Repeated with the same value, these two mean nothing more. For other parameters the meaning of a repetition
+        // is not documented.
         pairs.dedup_by(|again, first| again == first && matches!(first.0.as_str(), PAGE_TOKEN | PAGE_SIZE));
         let mut tokens = pairs.iter().filter(|(name, _)| name == PAGE_TOKEN).map(|(_, value)| value);
         let page_token = tokens.next().cloned().flatten().filter(|token| !token.is_empty());
@@ -68,7 +69,7 @@ impl Parameters {
         Ok(Self { canonical, page_token })
     }
 
-    /// Those of a request for the page that `token` names, as both Twilio SDKs make it.
+    /// The parameters of a request for the page with this `token`, as both Twilio SDKs write them.
     pub fn of_page(token: &str) -> Self {
         Self::of_encoded_token(encode(token.bytes()))
     }
@@ -85,33 +86,35 @@ impl Parameters {
         &self.canonical
     }
 
-    /// Is there a page token that is not empty.
+    /// Whether there is a page token that is not empty.
     pub fn has_page_token(&self) -> bool {
         self.page_token.is_some()
     }
 
-    /// Those of a request for the page that they name by nothing but its token; `None` where they name none.
+    /// The parameters of a request for the same page with only its token; `None` where there is no page token.
     pub fn page_token_alone(&self) -> Option<Self> {
         self.page_token.clone().map(Self::of_encoded_token)
     }
 
-    /// Those of a request for the same page by nothing but its token; `None` where these are so, or name no page.
+    /// The parameters of a request for the same page with only its token; `None` where these have nothing else, or no
+    /// page token.
     pub fn without_all_but_page_token(&self) -> Option<Self> {
         self.page_token_alone().filter(|alone| *alone != *self)
     }
 
-    /// Are there no others than these `names`, each once at most, and a page size that is one.
+    /// Whether there are only parameters of these `names`, each at most once, and the page size, if there is one, is
+    /// valid.
     pub fn are_at_most(&self, names: &[&str]) -> bool {
         let mut before = None;
         self.canonical.split('&').filter(|pair| !pair.is_empty()).all(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // They are sorted.
+            // The pairs are sorted.
             before.replace(name) != Some(name) && names.contains(&name) && (name != PAGE_SIZE || is_page_size(value))
         })
     }
 }
 
-/// Is `text` a number of rows that a page may have: digits, from 1 on, without leading zeros.
+/// Whether `text` is a valid page size: digits, at least 1, without leading zeros.
 pub fn is_page_size(text: &str) -> bool {
     let are_digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     are_digits && text.parse().is_ok_and(|size: u32| size <= LARGEST_PAGE)
@@ -120,10 +123,10 @@ pub fn is_page_size(text: &str) -> bool {
 /// Why a query string is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadParameters {
-    /// A percent sign that encodes nothing.
+    /// A percent sign without two hexadecimal digits.
     #[error("a percent sign in the query string must be followed by two hexadecimal digits")]
     Encoding,
-    /// The spellings of the page token say different things.
+    /// The page token is given twice with different values.
     #[error("the query string names two different pages; send one pageToken")]
     TwoPageTokens,
 }
@@ -144,7 +147,7 @@ fn recode(text: &str) -> Result<String, BadParameters> {
     Ok(encode(decoded.into_iter()))
 }
 
-/// Unreserved characters (RFC 3986 section 2.3) as they are, all else in capital hexadecimal.
+/// Unreserved characters (RFC 3986 section 2.3) stay; all others are percent-encoded in capital hexadecimal.
 fn encode(bytes: impl Iterator<Item = u8>) -> String {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = String::new();
@@ -222,7 +225,7 @@ mod tests {
             assert_eq!(parameters.without_all_but_page_token(), Some(Parameters::of_page("a=")));
         }
         assert_eq!(Parameters::parse("pageSize=3").unwrap().without_all_but_page_token(), None);
-        // What repeats and disagrees, and is no token, is Twilio's to judge.
+        // Repeated parameters with different values are passed on to Twilio, except page tokens.
         assert_eq!(canonical("pageSize=3&PageSize=4"), "pageSize=3&pageSize=4");
         assert_eq!(canonical("pagetoken=a&PAGETOKEN=b"), "PAGETOKEN=b&pagetoken=a");
     }

@@ -1,13 +1,13 @@
-//! What a team may see: members that its queries may not name, and filters that all of them get.
+//! What a team may see: the members that its queries may not name, and the filters that are added to all of them.
 //!
-//! What cannot be proven safe is refused. A query may say only what is documented, in the documented types, and name
-//! only members of the account's metadata, each where its kind belongs. Twilio does not document how several filter
-//! groups combine, so the required filters are added inside every group: then they hold whichever way that is. For the
-//! same reason an `OR` and a group without `op` that holds several expressions are refused.
+//! What cannot be proven safe is refused. A query may contain only documented members of documented types, and may name
+//! only members of the account's metadata, each in a place for its kind. Twilio does not document how several filter
+//! groups combine, so the required filters are added to every group, where they hold in any case. For the same reason
+//! an `OR` group is refused, and so is a group of several expressions without `op`.
 //!
-//! A name is known to the letter, or not at all. What is denied is compared without regard to case: a denied
-//! dimension covers its grains (`Conversation.CreatedDate.hour`), and what metadata calls by an unqualified name is
-//! denied under its cube's name as well. A name that is denied and one that is not known are answered alike.
+//! A name is known only with its exact spelling. Denied names are compared without regard to case. A denied dimension
+//! includes its grains (`Conversation.CreatedDate.hour`). A member with an unqualified name in metadata is also denied
+//! by its name qualified with its cube. A denied name and an unknown name give the same error.
 
 use std::collections::HashSet;
 
@@ -19,14 +19,14 @@ use crate::twilio::catalog::{self, Catalog, Cube, MAX_METADATA_VALUES};
 use crate::twilio::parameters::is_page_size;
 use crate::twilio::query::{Combination, Comparison, Expression, Group, Part, Place, Query};
 
-/// A filter that every query of a team gets.
+/// A filter that is added to every query of a team.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Required {
     /// How it compares.
     pub op: Comparison,
     /// The dimension.
     pub field: String,
-    /// What it is compared with.
+    /// The values that it is compared with.
     pub values: Vec<String>,
 }
 
@@ -45,16 +45,16 @@ pub struct Policy {
     fingerprint: [u8; 32],
 }
 
-/// Why a query is refused. The messages name members, never values.
+/// Why a query is refused. The messages may name members, but never values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// It names a member that the team may not see, or that there is none of: which, is not told.
+    /// It names a member that the team may not see or that does not exist. The message does not say which.
     #[error("this team may not query {0}")]
     Field(String),
-    /// It is of a shape in which the policy cannot be proven to hold.
+    /// It has a form in which the policy cannot be proven to hold.
     #[error("this team has a policy, which cannot be proven to hold here: {0}")]
     Shape(&'static str),
-    /// The required filters, once in each of its groups, take more bytes than this.
+    /// The required filters, copied into each of its groups, would take more bytes than this.
     #[error(
         "this team's required filters go into every filter group and would take more than {0} bytes; use fewer groups"
     )]
@@ -62,7 +62,7 @@ pub enum Denied {
 }
 
 impl Policy {
-    /// A policy that refuses `deny` (names, `*` at the end for any rest) and adds `require`.
+    /// A policy that refuses `deny` (names; `*` at the end matches any rest) and adds `require`.
     pub fn new(deny: &[String], require: &[Required]) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut add = |list: &[&str]| {
@@ -81,17 +81,17 @@ impl Policy {
         Self { deny, require: require.to_vec(), fingerprint }
     }
 
-    /// Tells policies apart.
+    /// Distinguishes policies.
     pub fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
     }
 
-    /// Is there anything that it denies.
+    /// Whether it denies anything.
     pub fn hides_members(&self) -> bool {
         !self.deny.is_empty()
     }
 
-    /// May a query name this there.
+    /// Whether a query may use `name` at `place`.
     pub fn permits(&self, catalog: &Catalog, place: Place, name: &str) -> bool {
         catalog.knows(place, name) && !self.denies(catalog, name)
     }
@@ -101,7 +101,7 @@ impl Policy {
         covers(name) || catalog.aliases(name).iter().any(|alias| covers(alias))
     }
 
-    /// Metadata without what the policy denies, and what there is then. `None` when it is not of the documented shape.
+    /// Metadata without denied members, and the catalog of the rest. `None` when it does not have the documented form.
     pub fn metadata(&self, metadata: &[u8]) -> Option<(Catalog, Visible)> {
         let value = json::parse_within(metadata, MAX_METADATA_VALUES).ok()?;
         let catalog = Catalog::read(&value)?;
@@ -114,29 +114,30 @@ impl Policy {
     }
 }
 
-/// How much of metadata a team may see.
+/// The part of metadata that a team may see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Visible {
-    /// All of it, as it came.
+    /// All of it, unchanged.
     All,
-    /// This much.
+    /// This part.
     Part(Bytes),
 }
 
 /// Writes metadata without what a policy denies.
 ///
-/// Of every object the documented members alone, since others could name anything; a text that mentions a denied member
-/// is left out, and so is a cube of which nothing is left.
+/// Of every object only the documented members are written, because others could name anything. A text that mentions a
+/// denied member is left out, and so is a cube without remaining members.
 struct Filter<'f> {
     policy: &'f Policy,
     catalog: &'f Catalog,
-    /// Every denied name, and what else it is called, in lower case.
+    /// Every denied name and its other names, in lower case.
     denied: Vec<String>,
-    /// The same without the names of their cubes, but for what permitted members are called, too.
+    /// The same without the names of their cubes, except names that permitted members have too.
     denied_members: Vec<String>,
 }
 
-/// The types of members that are told. Others could be anything, and tell nothing to a client that does not know them.
+/// The types that are shown. Any other could contain anything, and a client that does not know it learns nothing from
+/// it.
 const TYPES: [&str; 13] = [
     "string",
     "number",
@@ -153,7 +154,7 @@ const TYPES: [&str; 13] = [
     "duration",
 ];
 
-/// The aggregations that are told, likewise.
+/// The aggregations that are shown, for the same reason.
 const AGGREGATIONS: [&str; 9] =
     ["sum", "count", "average", "avg", "min", "max", "median", "count_distinct", "countdistinct"];
 
@@ -192,7 +193,7 @@ impl<'f> Filter<'f> {
             let place = match member.name.as_str() {
                 "measures" => Place::Measure,
                 "dimensions" => Place::Dimension,
-                // Kept whole: it is what the names of its members begin with.
+                // Written in full, because the names of its members begin with it.
                 "name" => {
                     member.value.write(out);
                     return true;
@@ -226,7 +227,7 @@ impl<'f> Filter<'f> {
         });
     }
 
-    /// A text that mentions nothing denied, or `null`. Says whether it was written.
+    /// Writes a text that mentions no denied member, or `null`. Returns whether it was written.
     fn write_text(&self, out: &mut Vec<u8>, value: &Value<'_>) -> bool {
         let is_clean = match value {
             Value::Null => true,
@@ -239,8 +240,8 @@ impl<'f> Filter<'f> {
         is_clean
     }
 
-    /// Does this text mention a denied member: by its whole name anywhere, or identifier by identifier by what it is called
-    /// in its cube.
+    /// Whether this text mentions a denied member: its whole name anywhere, or its name within its cube as one
+    /// identifier.
     fn mentions(&self, text: &str) -> bool {
         let text = text.to_ascii_lowercase();
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
@@ -254,12 +255,12 @@ impl<'f> Filter<'f> {
     }
 }
 
-/// A name without that of its cube.
+/// A name without its cube's name.
 fn member(name: &str) -> &str {
     name.split_once('.').map_or(name, |(_, member)| member)
 }
 
-/// One of these words, in any case, or `null`. Says whether it was written.
+/// Writes one of these words, in any case, or `null`. Returns whether it was written.
 fn write_word(out: &mut Vec<u8>, value: &Value<'_>, words: &[&str]) -> bool {
     let is_known = match value {
         Value::Null => true,
@@ -272,7 +273,7 @@ fn write_word(out: &mut Vec<u8>, value: &Value<'_>, words: &[&str]) -> bool {
     is_known
 }
 
-/// An object of those members whose value `write` writes; it says whether it did.
+/// Writes an object of the members that `write` accepts. `write` writes the value and returns whether it did.
 fn write_members(out: &mut Vec<u8>, members: &[Member<'_>], mut write: impl FnMut(&mut Vec<u8>, &Member<'_>) -> bool) {
     out.push(b'{');
     let begin = out.len();
@@ -291,8 +292,8 @@ fn write_members(out: &mut Vec<u8>, members: &[Member<'_>], mut write: impl FnMu
 }
 
 impl Query<'_> {
-    /// Is every part of it of a shape in which a policy can be proven to hold. Which members it may name is another
-    /// question, for which metadata is needed.
+    /// Proves that every part has a form in which a policy can hold. Which members it may name is checked separately,
+    /// because that needs metadata.
     ///
     /// # Errors
     ///
@@ -303,7 +304,7 @@ impl Query<'_> {
         prove(absent_or(&self.domain, |domain| *domain == "Conversations"), "domain is not \"Conversations\"")?;
         prove(
             absent_or(&self.page_size, |digits| is_page_size(digits)),
-            "pageSize is no whole number from 1 to 100000",
+            "pageSize is not a whole number from 1 to 100000",
         )?;
         let is_zone = |zone: &&str| is_time_zone(zone);
         prove(
@@ -333,14 +334,14 @@ impl Query<'_> {
         prove(are_names, "a name is not made of letters, digits, _ and single dots between them")
     }
 
-    /// The query that a team with `policy` may ask in place of this one, in canonical form: with the policy's filters
-    /// in it. Groups that say the same with the policy's filters become one: however groups combine, a second copy
-    /// changes nothing.
+    /// The query that a team with `policy` may send in place of this one, in canonical form: with the policy's filters
+    /// added. Groups that are equal with the policy's filters become one: however groups combine, a second copy changes
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// When it names what the team may not name, is of a shape in which the policy cannot be proven to hold, or would
-    /// repeat the policy's filters over more than `limit` bytes.
+    /// When it names a member that the team may not name, when it has a form in which the policy cannot be proven to
+    /// hold, or when the policy's filters would be repeated over more than `limit` bytes.
     pub fn restrict(&self, policy: &Policy, catalog: &Catalog, limit: u64) -> Result<Bytes, Denied> {
         self.prove_shape()?;
         let mut denied = None;
@@ -351,7 +352,7 @@ impl Query<'_> {
         });
         if let Some(name) = denied {
             const SHOWN: usize = 128;
-            // ASCII, as names are.
+            // Names are ASCII, so cutting at a byte is safe.
             return Err(Denied::Field(name[..name.len().min(SHOWN)].to_owned()));
         }
         if policy.require.is_empty() {
@@ -369,7 +370,7 @@ impl Query<'_> {
         if own.is_empty() {
             own.push(Vec::new());
         }
-        // Before anything is copied. The first copy is the policy's own, whatever its size.
+        // Checked before anything is copied. The first copy does not count, because its size is the policy's own.
         let copies = own.len() as u64 - 1;
         if copies > 0 && copies.saturating_mul(Group::and(required()).canonical().len() as u64) > limit {
             return Err(Denied::TooLarge(limit));
@@ -393,11 +394,11 @@ fn all_known<T>(list: &Part<'_, Vec<Part<'_, T>>>, holds: impl Fn(&T) -> bool) -
 
 fn is_time_zone(name: &str) -> bool {
     let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'/' | b'+' | b'-'));
-    // Names of files beside those of time zones.
+    // Files that are in the same folder as those of time zones.
     let is_file = matches!(name, "posixrules" | "localtime" | "Factory" | "Etc/Unknown")
         || name.starts_with("posix/")
         || name.starts_with("right/");
-    // To the letter: whether Twilio reads another case alike is not documented.
+    // The exact spelling only: whether Twilio accepts another case is not documented.
     is_plain && !is_file && TimeZone::get(name).is_ok_and(|zone| zone.iana_name() == Some(name))
 }
 
@@ -422,7 +423,7 @@ impl Pattern {
         if self.matches(&self.name, &name) {
             return true;
         }
-        // `ParticipantId` could be any cube's.
+        // `ParticipantId` could belong to any cube.
         let own = self.name.split_once('.').map(|(_, member)| member).filter(|member| !member.is_empty());
         !name.contains('.') && own.is_some_and(|member| self.matches(member, &name))
     }

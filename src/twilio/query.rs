@@ -1,14 +1,15 @@
-//! A query, read once: what it measures, by what, of which rows and in which order, and whatever else it says.
+//! A parsed query: its measures, dimensions, filters and order, and all other members.
 //!
-//! [`Query`] borrows from a JSON value. What Twilio documents is typed; what it does not is kept as it came. Everything
-//! that has to know what a query says asks this type: its canonical form and the names it gives ([`Query::visit_names`])
-//! are here, what a policy makes of it stands beside the policy, and whether its answer has stopped changing in
-//! [`settled`](super::settled).
+//! [`Query`] borrows from a JSON value. The members that Twilio documents are typed; all others are kept unchanged.
+//! Code that needs the content of a query uses this type. Its canonical form and the names in it
+//! ([`Query::visit_names`]) are here. The query under a policy is in the policy's module, and whether its data no
+//! longer changes is in [`settled`](super::settled).
 //!
 //! # The canonical form
 //!
-//! Equal queries give equal bytes, and nothing else does. What is hashed for the cache key is what is sent upstream, so
-//! a mistake here could change a query, but never serve one query's page to another.
+//! Equal queries give equal bytes, and different queries give different bytes. The bytes that are hashed for the cache
+//! key are those that are sent upstream, so a mistake here could change a query, but could never serve the page of
+//! another query.
 //!
 //! | difference between two bodies | one form? |
 //! | --- | --- |
@@ -20,9 +21,9 @@
 //! | digits of a number (`1`, `1.0`, `1e0`) | no |
 //! | `UTC` against no time zone; an `AND` group against one without `op` | no: undocumented |
 //!
-//! It fails closed. A group or expression with members, operators or types that Twilio does not document is
-//! written with its own order, spelling and nulls, and so are the expressions of a group without `op`
-//! (only their member names are sorted), since what combines them is not documented.
+//! Where it does not understand a part, it changes nothing. A group or expression with members, operators or types that
+//! Twilio does not document keeps its order, spelling and nulls. So do the expressions of a group without `op`, except
+//! that their member names are sorted, because it is not documented how they combine.
 
 use bytes::Bytes;
 
@@ -31,16 +32,16 @@ use crate::core::json::{self, Fault, JsonError, Member, Value};
 /// A part of a query.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Part<'q, T> {
-    /// Not there, or `null`.
+    /// Absent or `null`.
     Absent,
-    /// Of the documented type.
+    /// It has the documented type.
     Known(T),
-    /// Of another type.
+    /// It has another type.
     Other(&'q Value<'q>),
 }
 
 impl<'q, T> Part<'q, T> {
-    /// Reads a member that may be absent; `read` gives `None` for what is of another type.
+    /// Reads a member that may be absent; `read` returns `None` for another type.
     fn of(value: Option<&'q Value<'q>>, read: impl FnOnce(&'q Value<'q>) -> Option<T>) -> Self {
         match value {
             None | Some(Value::Null) => Self::Absent,
@@ -48,12 +49,12 @@ impl<'q, T> Part<'q, T> {
         }
     }
 
-    /// Reads an element of a list, where `null` is something of another type.
+    /// Reads an element of a list. Here `null` is another type.
     fn element(value: &'q Value<'q>, read: impl FnOnce(&'q Value<'q>) -> Option<T>) -> Self {
         read(value).map_or(Self::Other(value), Self::Known)
     }
 
-    /// What it is, if of the documented type.
+    /// The value, if it has the documented type.
     pub fn known(&self) -> Option<&T> {
         match self {
             Self::Known(known) => Some(known),
@@ -65,7 +66,7 @@ impl<'q, T> Part<'q, T> {
         !matches!(self, Self::Absent)
     }
 
-    /// Writes what is there; what is of another type as it came.
+    /// Writes it, unless it is absent. A value of another type is written unchanged.
     fn write(&self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>, &T)) {
         match self {
             Self::Absent => out.extend_from_slice(b"null"),
@@ -75,18 +76,18 @@ impl<'q, T> Part<'q, T> {
     }
 }
 
-/// Members of an object that are not documented, as they came, by name.
+/// Members of an object that are not documented, unchanged, by name.
 type Unknown<'q> = Vec<&'q Member<'q>>;
 
-/// A list, element by element.
+/// A list; each element may have the documented type or another.
 pub type List<'q, T> = Part<'q, Vec<Part<'q, T>>>;
 
-/// A request body. See the module.
+/// A request body; see the module.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query<'q> {
     /// `domain`
     pub domain: Part<'q, &'q str>,
-    /// `pageSize`: the digits of a number, as Twilio's SDK for Node writes it here.
+    /// `pageSize`: the digits of a number. Twilio's SDK for Node puts it here.
     pub page_size: Part<'q, &'q str>,
     /// `properties`
     pub properties: Part<'q, Properties<'q>>,
@@ -113,9 +114,9 @@ pub struct Properties<'q> {
 /// An entry of `orderBy`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Order<'q> {
-    /// What orders the rows.
+    /// The member that orders the rows.
     pub field: Part<'q, &'q str>,
-    /// `ASC` or `DESC`, as far as is documented.
+    /// `ASC` or `DESC`, as documented.
     pub direction: Part<'q, &'q str>,
     unknown: Unknown<'q>,
 }
@@ -130,7 +131,7 @@ pub enum Combination {
 }
 
 impl Combination {
-    /// The word.
+    /// The word in a query.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::And => "AND",
@@ -139,14 +140,14 @@ impl Combination {
     }
 }
 
-/// A filter group: `{op?, expressions}` and nothing else.
+/// A filter group: `{op?, expressions}` and no other members.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group<'q> {
-    /// What combines the expressions, where it is said.
+    /// How the expressions are combined, where the group says so.
     pub op: Option<Combination>,
     /// The expressions.
     pub expressions: Vec<Part<'q, Expression<'q>>>,
-    /// As it came; `None` of a group that the gateway made.
+    /// The group as it came; `None` for a group that the gateway made.
     source: Option<&'q Value<'q>>,
 }
 
@@ -166,10 +167,10 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    /// All.
+    /// All comparisons.
     pub const ALL: [Self; 5] = [Self::Eq, Self::Ne, Self::Gt, Self::Lt, Self::In];
 
-    /// The word.
+    /// The word in a query.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Eq => "EQ",
@@ -180,24 +181,24 @@ impl Comparison {
         }
     }
 
-    /// The comparison of that word.
+    /// The comparison with this word.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|comparison| comparison.as_str() == word)
     }
 }
 
-/// An expression: `{op, field, values}` and nothing else.
+/// An expression: `{op, field, values}` and no other members.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expression<'q> {
-    /// How it compares.
+    /// The comparison.
     pub op: Comparison,
     /// The member that it compares.
     pub field: &'q str,
-    /// What with.
+    /// The values to compare with.
     pub values: Part<'q, Vec<&'q str>>,
 }
 
-/// Where a query gives a name.
+/// A place in a query that has names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// `measures`
@@ -210,31 +211,31 @@ pub enum Place {
     Order,
 }
 
-/// Why a body is no query. Every message says what is wrong with it and where.
+/// Why a body is not a query. Every message says what is wrong and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// Not JSON, or JSON that readers understand differently.
     #[error("the request body is not acceptable JSON: {0}")]
     Json(#[source] JsonError),
-    /// More values than are read.
+    /// More values than the gateway accepts.
     #[error("the request body has more than {} JSON values; ask for less at once", json::MAX_VALUES)]
     TooManyValues,
-    /// Some other JSON value.
+    /// A JSON value that is not an object.
     #[error("the request body must be a JSON object with a member \"query\"")]
     NotAnObject,
     /// No `query`, or `null`.
     #[error("the request body has no member \"query\"")]
     NoQuery,
-    /// `query` is something else than an object.
+    /// `query` is not an object.
     #[error("the member \"query\" must be an object")]
     QueryNotAnObject,
 }
 
-/// Reads the JSON of a request body, which [`Query::read`] then understands.
+/// Parses the JSON of a request body, for [`Query::read`].
 ///
 /// # Errors
 ///
-/// When it is not JSON in the strict sense of [`json::parse`], or too much of it.
+/// When it is not JSON in the strict sense of [`json::parse`], or has too many values.
 pub fn parse(body: &[u8]) -> Result<Value<'_>, QueryError> {
     json::parse(body).map_err(|error| match error.fault {
         Fault::TooManyValues => QueryError::TooManyValues,
@@ -243,11 +244,11 @@ pub fn parse(body: &[u8]) -> Result<Value<'_>, QueryError> {
 }
 
 impl<'q> Query<'q> {
-    /// Understands a request body.
+    /// Reads a request body.
     ///
     /// # Errors
     ///
-    /// When it is no object with an object `query`.
+    /// When it is not an object with an object `query`.
     pub fn read(body: &'q Value<'q>) -> Result<Self, QueryError> {
         let body = body.as_object().ok_or(QueryError::NotAnObject)?;
         let query = match json::member(body, "query") {
@@ -271,7 +272,8 @@ impl<'q> Query<'q> {
         })
     }
 
-    /// Has it members that are not documented, at any level but inside a filter group, which is not typed then.
+    /// Whether it has members that are not documented, at any level except inside a filter group, which is then not
+    /// typed.
     pub fn has_unknown_members(&self) -> bool {
         let in_properties = self.properties.known().is_some_and(|properties| !properties.unknown.is_empty());
         let orders = self.order.known().into_iter().flatten().filter_map(Part::known);
@@ -279,8 +281,8 @@ impl<'q> Query<'q> {
         !self.unknown_in_body.is_empty() || !self.unknown_in_query.is_empty() || in_properties || in_order()
     }
 
-    /// Calls `visit` with every name that it gives, and where. Of filters of undocumented shape, with what a member `field`
-    /// says wherever expressions may stand, and nowhere else: what stands elsewhere could be a value.
+    /// Calls `visit` with every name in the query, and its place. In filters of undocumented form, a member `field`
+    /// counts wherever an expression may be, and nowhere else, because it could be a value there.
     pub fn visit_names<'s>(&'s self, mut visit: impl FnMut(Place, &'s str)) {
         for (place, names) in [(Place::Measure, &self.measures), (Place::Dimension, &self.dimensions)] {
             let names = names.known().into_iter().flatten().filter_map(Part::known);
@@ -302,7 +304,7 @@ impl<'q> Query<'q> {
         orders.filter_map(|order| order.field.known()).for_each(|name| visit(Place::Order, name));
     }
 
-    /// The same of other rows.
+    /// The same query with other filters.
     pub fn with_filters<'s>(&self, groups: Vec<Group<'s>>) -> Query<'s>
     where
         'q: 's,
@@ -379,7 +381,7 @@ impl<'q> Order<'q> {
 }
 
 impl<'q> Group<'q> {
-    /// An `AND` of documented expressions.
+    /// An `AND` group of documented expressions.
     pub fn and(expressions: impl IntoIterator<Item = Expression<'q>>) -> Self {
         let expressions = expressions.into_iter().map(Part::Known).collect();
         Self { op: Some(Combination::And), expressions, source: None }
@@ -403,7 +405,7 @@ impl<'q> Group<'q> {
         Some(Self { op, expressions, source: Some(value) })
     }
 
-    /// Its expressions, if all are of the documented shape.
+    /// Its expressions, if all have the documented form.
     pub fn documented(&self) -> Option<Vec<&Expression<'q>>> {
         let is_documented = |expression: &&Expression<'_>| !matches!(expression.values, Part::Other(_));
         self.expressions.iter().map(|expression| expression.known().filter(is_documented)).collect()
@@ -436,7 +438,7 @@ impl<'q> Group<'q> {
                 out.push(b'}');
             }
             (_, _, Some(source)) => source.write(out),
-            // The gateway makes no such groups.
+            // The gateway makes no group of this kind.
             (_, _, None) => out.extend_from_slice(b"null"),
         }
     }
@@ -493,10 +495,10 @@ fn visit_expressions<'q>(value: &'q Value<'q>, visit: &mut impl FnMut(&'q str)) 
     inner.unwrap_or_default().iter().for_each(|value| visit_expressions(value, visit));
 }
 
-/// A documented member: its name, whether it is there, and how it is written.
+/// A documented member: its name, whether it is present, and how it is written.
 type Known<'w> = (&'static str, bool, &'w dyn Fn(&mut Vec<u8>));
 
-/// Members in the order of their names; those that are not documented with their own spelling and nulls.
+/// Writes members in the order of their names. Undocumented members keep their spelling and nulls.
 fn write_object(out: &mut Vec<u8>, unknown: &[&Member<'_>], known: &[Known<'_>]) {
     enum Entry<'e> {
         Known(&'e Known<'e>),
@@ -530,8 +532,8 @@ fn write_text_part(out: &mut Vec<u8>, part: &Part<'_, &str>) {
     part.write(out, write_text);
 }
 
-/// An expression whose group does not say what combines it: only the order of its members, which JSON gives
-/// no meaning, is settled.
+/// Writes an expression of a group that does not say how its expressions combine. Only the order of its members is
+/// changed, which has no meaning in JSON.
 fn write_with_sorted_names(out: &mut Vec<u8>, value: &Value<'_>) {
     match value.as_object() {
         Some(members) => write_object(out, &unknown(members, &[]), &[]),

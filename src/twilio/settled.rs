@@ -1,10 +1,10 @@
-//! Whether a query's answer has stopped changing, proven from the query alone.
+//! Proves from a query alone that its data no longer changes.
 //!
-//! A query is *settled* when every top-level filter group is an `AND` (or has no `op` and a single expression)
-//! and holds an `LT` on a time dimension whose value lies more than a configured time in the past. Every
-//! group, since what combines groups is not documented: were it OR, one open group would open the query.
-//! Whatever is not understood is open. Settled pages live longer, so a mistake here serves old data: this
-//! module fails closed.
+//! A query is *settled* when every top-level filter group is an `AND` (or has no `op` and a single expression) and
+//! contains an `LT` on a time dimension whose value is more than a configured time in the past. This must hold for
+//! every group, because it is not documented how groups combine: if they were combined by OR, one open group would make
+//! the query open. A query that is not understood counts as open. Settled pages are kept longer, so a mistake here
+//! would serve old data.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::twilio::catalog::is_time;
 use crate::twilio::query::{self, Combination, Comparison, Group, Part, Query};
 
-/// Settled, or why not. The words are metric labels and log fields.
+/// Settled, or why not. The names are metric labels and log fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The range closed long enough ago.
@@ -26,22 +26,22 @@ pub enum Verdict {
     NoUpperBound,
     /// A group that is an `OR`, or has no `op` and several expressions.
     OrGroup,
-    /// The `LT`s are on members whose type is no time.
+    /// The `LT`s are on members whose type is not a time.
     NotATimeDimension,
     /// The upper bound is too recent, or in the future.
     Recent,
-    /// A bound that is neither RFC 3339 nor a date, or of which there is not exactly one.
+    /// A bound that is neither RFC 3339 nor a date, or an `LT` that does not have exactly one value.
     UnknownValue,
-    /// A time zone that is not known.
+    /// An unknown time zone.
     UnknownZone,
-    /// Something of another shape than documented.
+    /// A part does not have the documented form.
     UnknownShape,
     /// The account's metadata is not in the cache, so no type is known.
     NoMetadata,
 }
 
 impl Verdict {
-    /// The word.
+    /// The name in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Settled => "settled",
@@ -62,12 +62,12 @@ impl Verdict {
 pub struct TimeDimensions(HashSet<String>);
 
 impl TimeDimensions {
-    /// Bytes that it occupies.
+    /// The bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         self.0.iter().map(|name| name.len() + 2 * size_of::<String>()).sum()
     }
 
-    /// Reads an answer of the Metadata operation; `None` when it is of another shape.
+    /// Reads a response of the Metadata operation; `None` when it does not have the documented form.
     pub fn read(metadata: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Metadata {
@@ -88,7 +88,7 @@ impl TimeDimensions {
     }
 }
 
-/// Judges a query body. `now` is when its answer was asked for, or later.
+/// Judges a query body. `now` is when its response was requested, or later.
 pub fn judge(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Verdict {
     match query::parse(body).as_ref().map(Query::read) {
         Ok(Ok(query)) => query.settled(dimensions, after, now),
@@ -97,7 +97,7 @@ pub fn judge(body: &[u8], dimensions: Option<&TimeDimensions>, after: Duration, 
 }
 
 impl Query<'_> {
-    /// Has its answer stopped changing. `now` is when that was asked for, or later.
+    /// Judges whether its data no longer changes. `now` is when the response was requested, or later.
     pub fn settled(&self, dimensions: Option<&TimeDimensions>, after: Duration, now: Timestamp) -> Verdict {
         match self.prove_settled(dimensions, after, now) {
             Ok(()) => Verdict::Settled,
@@ -129,7 +129,7 @@ impl Query<'_> {
 
     fn zone(&self) -> Result<TimeZone, Verdict> {
         match &self.properties {
-            // Twilio's default, as its query syntax page has it.
+            // Twilio's default, according to its page on the query syntax.
             Part::Absent => Ok(TimeZone::UTC),
             Part::Known(properties) => match properties.zone {
                 Part::Absent => Ok(TimeZone::UTC),
@@ -147,7 +147,7 @@ struct UpperBound<'v> {
     value: Option<&'v str>,
 }
 
-/// The `LT`s of a group that all its rows must meet.
+/// The `LT`s of a group that all its rows must fulfil.
 fn upper_bounds<'v>(group: &'v Group<'_>) -> Result<Vec<UpperBound<'v>>, Verdict> {
     match group.op {
         Some(Combination::And) => {}
@@ -157,7 +157,7 @@ fn upper_bounds<'v>(group: &'v Group<'_>) -> Result<Vec<UpperBound<'v>>, Verdict
     let mut bounds = Vec::new();
     for expression in &group.expressions {
         let expression = expression.known().ok_or(Verdict::UnknownShape)?;
-        // All others narrow an AND, whatever they say.
+        // All other operators only narrow an AND, whatever they are.
         if expression.op == Comparison::Lt {
             let value = match expression.values.known().map(Vec::as_slice) {
                 Some([value]) => Some(*value),
@@ -169,7 +169,7 @@ fn upper_bounds<'v>(group: &'v Group<'_>) -> Result<Vec<UpperBound<'v>>, Verdict
     if bounds.is_empty() { Err(Verdict::NoUpperBound) } else { Ok(bounds) }
 }
 
-/// Does one of a group's bounds close it before `latest`.
+/// Whether one of a group's bounds ends its range before `latest`.
 fn closed(
     bounds: &[UpperBound<'_>],
     dimensions: &TimeDimensions,
@@ -187,13 +187,13 @@ fn closed(
     Err(why)
 }
 
-/// RFC 3339, or a date, which is the start of that day in `zone`.
+/// RFC 3339, or a date, which means the start of that day in `zone`.
 fn instant(value: &str, zone: &TimeZone) -> Option<Timestamp> {
     if value.len() == "2026-04-02".len() {
         let date: Date = value.parse().ok()?;
         return date.to_zoned(zone.clone()).ok().map(|start| start.timestamp());
     }
-    // jiff reads more than RFC 3339 (spaces, zone names); what is not understood by everybody is open.
+    // jiff accepts more than RFC 3339 (spaces, zone names). Values that not every reader accepts count as unknown.
     let strict = value.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'-' | b':' | b'.' | b'+' | b'T' | b'Z'));
     strict.then(|| value.parse().ok()).flatten()
 }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_open_and_says_why() {
+    fn every_other_query_is_open_with_a_reason() {
         assert_eq!(judged(r#"{"query":{}}"#), Verdict::NoUpperBound);
         assert_eq!(filtered(""), Verdict::NoUpperBound);
         assert_eq!(filtered(&and("")), Verdict::NoUpperBound);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_begins_in_the_querys_own_zone() {
+    fn a_date_begins_in_the_zone_of_the_query() {
         let in_zone = |zone: &str, date: &str| {
             judged(&format!(
                 r#"{{"properties":{{"timezone":{zone}}},"query":{{"filters":[{{"op":"AND","expressions":[{{"op":"LT","field":"C.Created","values":["{date}"]}}]}}]}}}}"#
@@ -288,7 +288,7 @@ mod tests {
     }
 
     proptest! {
-        /// Adding a group can only open a query.
+        /// Adding a group can make a settled query open, but never an open one settled.
         #[test]
         fn more_groups_never_settle(group in r#"\{"op":"(AND|OR|XX)","expressions":\[(\{"op":"(LT|GT|EQ)","field":"C\.(Created|Status)","values":\["20[0-9]{2}-0[1-9]-1[0-9]"\]\})?\]\}"#) {
             if filtered(&group) != Verdict::Settled {

@@ -44,7 +44,7 @@ fn dimension(name: &str) -> String {
 }
 
 #[test]
-fn denied_members_are_refused_wherever_they_stand() {
+fn denied_members_are_refused_in_every_place() {
     let policy = policy(&["Conversation.ParticipantId", "Conversation.Profile*", "Secret.*"], &[]);
     let refused = [
         (r#"{"query":{"measures":["Secret.Count"]}}"#, "Secret.Count"),
@@ -67,7 +67,7 @@ fn denied_members_are_refused_wherever_they_stand() {
 }
 
 #[test]
-fn what_is_unknown_is_refused_as_what_is_denied_is() {
+fn unknown_members_are_refused_like_denied_ones() {
     let policy = policy(&["Conversation.ParticipantId"], &[]);
     for name in [
         "Conversation.Nothing",
@@ -128,7 +128,7 @@ fn required_filters_hold_in_every_group() {
     let two = apply(&policy, &two).unwrap();
     assert_eq!(two.matches(closed).count(), 2);
     assert_eq!(two.matches(r#""op":"AND""#).count(), 2);
-    assert_eq!(apply(&policy, &two).unwrap(), two, "what passes once passes again, as it is");
+    assert_eq!(apply(&policy, &two).unwrap(), two, "a permitted query passes again unchanged");
     let odd = self::policy(&[], &[(Comparison::In, "Conversation.Status", &["b\"\\\n", "a"])]);
     let effective = apply(&odd, r#"{"query":{}}"#).unwrap();
     assert!(effective.contains(r#""values":["a","b\"\\\u000a"]"#), "{effective}");
@@ -143,7 +143,7 @@ fn equal_effective_queries_share_their_bytes() {
 }
 
 #[test]
-fn what_cannot_be_proven_is_refused() {
+fn queries_that_cannot_be_proven_safe_are_refused() {
     let policies = [policy(&["X.y"], &[CLOSED]), policy(&["X.y"], &[]), policy(&[], &[CLOSED])];
     let group = |group: &str| format!(r#"{{"query":{{"measures":["Conversation.Count"],"filters":[{group}]}}}}"#);
     let and = |leaf: &str| group(&format!(r#"{{"op":"AND","expressions":[{leaf}]}}"#));
@@ -242,7 +242,7 @@ fn what_cannot_be_proven_is_refused() {
 }
 
 #[test]
-fn what_is_documented_passes() {
+fn documented_queries_pass() {
     let policy = policy(&["Conversation.ParticipantId"], &[]);
     for body in [
         r#"{"query":{}}"#,
@@ -326,7 +326,7 @@ fn a_denied_cube_denies_no_unqualified_name_of_another() {
 }
 
 #[test]
-fn a_group_with_the_required_filter_says_the_same_as_one_without() {
+fn a_group_with_the_required_filter_equals_one_without() {
     let policy = policy(&[], &[CLOSED]);
     let closed = r#"{"op":"EQ","field":"Conversation.Status","values":["CLOSED"]}"#;
     let one = r#"{"op":"EQ","field":"Conversation.ProfileName","values":["a"]}"#;
@@ -336,12 +336,12 @@ fn a_group_with_the_required_filter_says_the_same_as_one_without() {
     for groups in [vec![and(&[one, closed])], vec![and(&[one]), and(&[closed, one])]] {
         assert_eq!(apply(&policy, &query(&groups)).unwrap(), without, "{groups:?}");
     }
-    // What passes once passes again, as it is.
+    // A permitted query passes again unchanged.
     assert_eq!(apply(&policy, &without).unwrap(), without);
 }
 
 #[test]
-fn policies_are_told_apart() {
+fn different_policies_have_different_fingerprints() {
     let prints = [
         policy(&[], &[]),
         policy(&["a"], &[]),
@@ -360,9 +360,9 @@ fn policies_are_told_apart() {
 }
 
 proptest! {
-    /// Whatever is let through: no denied name in it, and the required filter in every group.
+    /// A query that passes names nothing denied, and has the required filter in every group.
     #[test]
-    fn what_passes_obeys(body in r#"\{"query":\{("measures":\["(Conversation|Secret)\.(Count|x)"\],)?"filters":\[(\{("op":"(AND|OR)",)?"expressions":\[\{"op":"EQ","field":"Conversation\.(Status|ParticipantId)","values":\["1"\]\}\]\})?\]\}\}"#) {
+    fn queries_that_pass_obey_the_policy(body in r#"\{"query":\{("measures":\["(Conversation|Secret)\.(Count|x)"\],)?"filters":\[(\{("op":"(AND|OR)",)?"expressions":\[\{"op":"EQ","field":"Conversation\.(Status|ParticipantId)","values":\["1"\]\}\]\})?\]\}\}"#) {
         let policy = policy(&["Conversation.ParticipantId", "Secret.*"], &[CLOSED]);
         if let Ok(effective) = apply(&policy, &body) {
             prop_assert!(!effective.contains("ParticipantId") && !effective.contains("Secret"));

@@ -29,7 +29,7 @@ const A: &str = r#"{"op":"EQ","field":"a","values":["1"]}"#;
 const B: &str = r#"{"op":"GT","field":"b","values":["2"]}"#;
 
 #[test]
-fn what_python_and_node_send_is_one_form() {
+fn requests_of_python_and_node_have_one_form() {
     let python = r#"{"domain": "Conversations", "query": {"measures": ["Conversation.Count"], "orderBy": [{"field": "Conversation.Count", "direction": "DESC"}]}}"#;
     let node = r#"{"query":{"orderBy":[{"direction":"DESC","field":"Conversation.Count"}],"measures":["Conversation.Count"],"filters":null},"domain":"Conversations","properties":null}"#;
     same(python, node);
@@ -54,7 +54,7 @@ fn order_and_repetition_do_not_matter_in_a_set() {
 }
 
 #[test]
-fn order_matters_where_an_answer_may_follow_it() {
+fn order_matters_where_the_response_may_depend_on_it() {
     different(r#"{"query":{"measures":["a","b"]}}"#, r#"{"query":{"measures":["b","a"]}}"#);
     different(r#"{"query":{"dimensions":["a","b"]}}"#, r#"{"query":{"dimensions":["b","a"]}}"#);
     different(
@@ -108,7 +108,7 @@ fn known_strings_have_one_spelling() {
 }
 
 #[test]
-fn says_what_is_wrong() {
+fn errors_say_what_is_wrong() {
     let error = |body: &str| form(body.as_bytes()).expect_err(body);
     assert_eq!(error("[]"), QueryError::NotAnObject);
     assert_eq!(error("{}"), QueryError::NoQuery);
@@ -121,7 +121,7 @@ fn says_what_is_wrong() {
 }
 
 #[test]
-fn names_are_found_where_names_may_stand() {
+fn names_are_found_in_all_their_places() {
     let body = r#"{"query":{"measures":["a",1],"dimensions":["b"],
         "filters":[{"op":"AND","expressions":[{"op":"EQ","field":"c","values":["v"]},{"op":"XX","field":"d"}]},
             {"not":{"field":"e"}},{"op":"AND","expressions":[{"op":"IN","field":"f","values":[{"field":"g"}]}]}],
@@ -163,7 +163,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         .prop_map(|(measures, groups, order, timezone)| Spec { measures, groups, order, timezone })
 }
 
-/// Writes a spec in one of many equal ways, as `rng` has it.
+/// Writes a spec in one of many equal ways, chosen by `rng`.
 fn spell(spec: &Spec, rng: &mut fastrand::Rng) -> String {
     let mut members = vec![("query", object(query_members(spec, rng), rng))];
     match &spec.timezone {
@@ -191,7 +191,7 @@ fn query_members(spec: &Spec, rng: &mut fastrand::Rng) -> Vec<(&'static str, Str
                 values.push(values[rng.usize(..values.len())].clone());
                 rng.shuffle(&mut values);
             }
-            // Inside a group without op the spelling counts, so there it has to be one and the same.
+            // Inside a group without `op` the spelling matters, so it has to be the same in both.
             let mut plain = fastrand::Rng::with_seed(0);
             let escape = if op.is_some() { &mut *rng } else { &mut plain };
             let values = values.iter().map(|v| string(v, escape)).collect();
@@ -266,7 +266,7 @@ proptest! {
         prop_assert_eq!(canonical(&once), once);
     }
 
-    /// Different measures, order or time zone never meet: what may matter is kept.
+    /// Queries with different measures, order or time zone have different forms: what may matter is kept.
     #[test]
     fn different_lists_stay_different(a in spec(), b in spec()) {
         prop_assume!(a.measures != b.measures || a.order != b.order || a.timezone != b.timezone);
@@ -275,7 +275,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics(body in r#"\{"query":\{[\[\]{}:,"a-f\\0-9 ]{0,60}\}\}"#) {
+    fn arbitrary_bodies_do_not_panic(body in r#"\{"query":\{[\[\]{}:,"a-f\\0-9 ]{0,60}\}\}"#) {
         if let Ok(form) = form(body.as_bytes()) {
             prop_assert_eq!(super::tests::form(&form), Ok(form.clone()));
         }
