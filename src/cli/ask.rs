@@ -1,4 +1,4 @@
-//! One question to the admin plane of a running gateway, for `health` and `status`.
+//! One request to the admin plane of a running gateway, for `health` and `status`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -11,26 +11,27 @@ use http_body_util::Full;
 use super::client::{Address, Client, Failure, Limits};
 use super::{exit, explain};
 
-/// For resolving, connecting, asking and answering together.
+/// Time limit for resolving, connecting, sending and receiving together.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Enough for a word on each of a thousand accounts and teams.
+/// Enough for some text about each of a thousand accounts and teams.
 const LARGEST_ANSWER: usize = 4 << 20;
 const DEFAULT_URL: &str = "http://127.0.0.1:9090";
-/// The gateway's own variable: inside its container a question then needs no argument.
+/// The gateway's own variable, so that inside its container no argument is needed.
 const ADMIN_LISTEN: &str = "INSIGHTS_GATEWAY_ADMIN__LISTEN";
 
-/// An answer.
+/// A response.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: String,
 }
 
-/// Asks for `path` at the URL, or where the environment says that the gateway is, and explains why there is no answer.
+/// Requests `path` from the URL, or from the gateway that the environment names. If there is no response, it explains
+/// why.
 ///
 /// # Errors
 ///
-/// The code to exit with, when all has been said.
+/// The exit code; the reason has been printed.
 pub(super) fn ask(url: Option<&str>, path: &str, token: Option<&str>) -> Result<(Address, Answer), ExitCode> {
     let failed = |message: String, code| {
         explain(&format!("insights-gateway: {message}"));
@@ -55,7 +56,7 @@ pub(super) fn ask(url: Option<&str>, path: &str, token: Option<&str>) -> Result<
         let question = question(address.clone(), path, token);
         tokio::time::timeout(PATIENCE, question).await.unwrap_or(Err(Failure::Silent(PATIENCE)))
     });
-    // A resolver that hangs in a thread of its own must not outlast our patience.
+    // A resolver that hangs in its own thread must not delay the exit.
     runtime.shutdown_background();
     match asked {
         Ok(answer) => Ok((address, answer)),
@@ -63,9 +64,9 @@ pub(super) fn ask(url: Option<&str>, path: &str, token: Option<&str>) -> Result<
     }
 }
 
-/// Lets some time go by between two questions.
+/// Waits between two requests.
 pub(super) fn pause(time: Duration) {
-    // Without a runtime, nothing could be asked either.
+    // Without a runtime, no request could be sent either.
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() {
         runtime.block_on(async { tokio::time::sleep(time).await });
     }
@@ -73,7 +74,7 @@ pub(super) fn pause(time: Duration) {
 
 async fn question(address: Address, path: &str, token: Option<&str>) -> Result<Answer, Failure> {
     let limits = Limits { connect: PATIENCE, answer: PATIENCE, body: LARGEST_ANSWER };
-    // Without TLS there is no trust root that could be at fault.
+    // Without TLS there is no trust root that could fail.
     let mut client = Client::new(address, None, limits).map_err(|_| Failure::Target)?;
     let mut request = Request::new(Full::new(Bytes::new()));
     *request.uri_mut() = path.parse().map_err(|_| Failure::Target)?;
@@ -95,7 +96,7 @@ fn address_of_url(url: &str) -> Result<Address, String> {
     }
 }
 
-/// `listen` is where the gateway listens, which may be every address: loopback is one of them.
+/// `listen` is the gateway's own address. If that means every address, loopback is one of them.
 fn address_of_listen(listen: &str) -> Result<Address, String> {
     if listen.is_empty() {
         return address_of_url(DEFAULT_URL);
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_whom_to_ask() {
+    fn finds_the_gateways_address() {
         assert_eq!(address_of_listen("[::]:9091").unwrap().to_string(), "http://[::1]:9091");
         assert_eq!(address_of_listen("0.0.0.0:9090"), address_of_listen(""));
         assert!(address_of_listen("unix:/x").is_err());

@@ -1,4 +1,4 @@
-//! `check`: is this configuration good, and what is in effect.
+//! `check`: validates a configuration and prints what is in effect.
 
 use std::process::ExitCode;
 
@@ -21,7 +21,8 @@ pub struct CheckArgs {
     pub without_secrets: bool,
 }
 
-/// Prints the effective configuration, or every fault; last, on standard error, `OK` or how many faults and warnings.
+/// Prints the effective configuration, or every fault. The last line on standard error is `OK` or the number of faults
+/// and warnings.
 pub fn run(args: &CheckArgs) -> ExitCode {
     let sources = args.config.sources();
     let checked = match args.without_secrets {

@@ -1,4 +1,4 @@
-//! `completions`: what a shell needs to complete our commands.
+//! `completions`: prints a shell's completion script for this program.
 
 use std::process::ExitCode;
 

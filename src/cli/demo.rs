@@ -59,7 +59,7 @@ pub fn run(args: DemoArgs) -> ExitCode {
     })
 }
 
-/// This process's settings, but the simulator's account: a demo must never spend a real one's quota.
+/// This process's settings with the simulator's account, because a demo must never spend a real account's quota.
 fn sources(upstream: &str) -> Sources {
     let mut sources = Sources::from_process(None);
     sources
@@ -89,7 +89,7 @@ async fn demo(config: Config, seed: u64, listener: TcpListener, upstream: &str) 
     gateway.run(None, Arc::new(Notify::new()), stop).await;
     match simulator.await {
         Ok(result) => Ok(result?),
-        // It panicked, which has been reported; the gateway has drained all the same.
+        // It panicked, which has been reported. The gateway has drained anyway.
         Err(_) => Ok(()),
     }
 }

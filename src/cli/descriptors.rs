@@ -1,12 +1,12 @@
-//! How many files and sockets the system lets this process open.
+//! The number of files and sockets that the system lets this process open.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For everything that is no client's connection: listeners, the admin plane, upstream connections, files.
+/// Reserved for everything but client connections: listeners, the admin plane, upstream connections, files.
 const OTHERS: u64 = 256;
 
-/// Raises the limit as far as the process may, and says how many connections fit below it. Systems start processes with
-/// a low limit for the sake of programs that cannot count further; the higher one that follows is meant for us.
+/// Raises the limit as far as the process may, and returns how many connections fit below it. Systems start processes
+/// with a low limit for old programs that cannot handle more; the higher limit may be used by others.
 pub(super) fn connections() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some()
@@ -15,7 +15,7 @@ pub(super) fn connections() -> usize {
     {
         tracing::debug!("the limit of open files cannot be raised");
     }
-    // No limit is none.
+    // No limit counts as the largest number.
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let others = OTHERS.min(allowed / 2);
     usize::try_from(allowed - others).unwrap_or(usize::MAX)

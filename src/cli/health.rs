@@ -1,4 +1,4 @@
-//! `health`: is the gateway at that admin address ready. For containers that hold nothing but this binary.
+//! `health`: whether the gateway at an admin address is ready. For containers that have only this binary.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ pub struct HealthArgs {
     pub url: Option<String>,
 }
 
-/// Asks, and explains an answer other than yes.
+/// Sends the request, and explains any other result than ready.
 pub fn run(args: &HealthArgs) -> ExitCode {
     let (target, answer) = match ask(args.url.as_deref(), "/readyz", None) {
         Ok(answered) => answered,

@@ -1,9 +1,9 @@
 //! Log events as JSON lines, written straight into one buffer.
 //!
-//! tracing-subscriber's own JSON format takes as long for one access line as the gateway for a whole hit.
-//! This one writes the same shape, flattened: `timestamp`, `level`, the event's fields with `message` among them, the
-//! fields of the spans around it, and `target`. A name is written once: the event's field wins over a span's, an inner
-//! span's over an outer one's.
+//! tracing-subscriber's own JSON format takes as long for one access line as the gateway for a whole hit. This one
+//! writes the same structure, flattened: `timestamp`, `level`, the event's fields with `message` among them, the fields
+//! of the spans around it, and `target`. Each name is written once: the event's field overrides a span's, and an inner
+//! span's overrides an outer one's.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -18,7 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::core::escape;
 
-/// The format. See the module.
+/// The format; see the module.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct JsonLines;
 
@@ -33,7 +33,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        // Each write goes through two dynamic calls, so the line is written at once.
+        // Each write to the output costs two dynamic calls, so the line is written in one piece.
         let mut line = Line::new(",", USUAL);
         line.text.push_str("{\"timestamp\":\"");
         line.timestamp(Timestamp::now());
@@ -54,8 +54,8 @@ where
     }
 }
 
-/// The fields of a span, formatted once: a line break, which stands nowhere within a value, and the field as the lines of
-/// its events have it.
+/// The fields of a span, formatted once. Each field is a line break, which no value contains, followed by the field in
+/// the form that the lines of its events need.
 impl<'a> FormatFields<'a> for JsonLines {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'a>, fields: R) -> fmt::Result {
         let mut line = Line::new("\n,", 0);
@@ -67,10 +67,10 @@ impl<'a> FormatFields<'a> for JsonLines {
 /// Most access lines are shorter than this.
 const USUAL: usize = 512;
 
-/// A line that is being written.
+/// A line while it is written.
 struct Line {
     text: String,
-    /// What stands in front of each field.
+    /// Written before each field.
     separator: &'static str,
 }
 
@@ -79,8 +79,8 @@ impl Line {
         Self { text: String::with_capacity(capacity), separator }
     }
 
-    /// Adds the fields of a span, except those whose names the line has already. Quotation marks within strings are
-    /// escaped, so text that looks like `,"name":` is a name.
+    /// Adds the fields of a span, except those whose names the line already has. Quotation marks within strings are
+    /// escaped, so the text `,"name":` can only be a name.
     fn add(&mut self, fields: &str) {
         for field in fields.split('\n') {
             let name = field.find(':').map_or("", |end| &field[..=end]);
@@ -90,7 +90,7 @@ impl Line {
         }
     }
 
-    /// As `{:.6}` formats it. Most lines are of the same second as the one before, so its date is kept.
+    /// Writes the time like `{:.6}`. Most lines are of the same second as the previous one, so its text is kept.
     fn timestamp(&mut self, now: Timestamp) {
         const MICROS: i64 = 1_000_000;
         thread_local! {
@@ -108,7 +108,7 @@ impl Line {
             self.text.push_str(text);
         });
         self.text.push('.');
-        // With a leading digit, which is cut off, there are always six digits.
+        // Adding a leading digit, which is then cut off, gives always six digits.
         self.text.push_str(&itoa::Buffer::new().format(MICROS + micros)[1..]);
         self.text.push('Z');
     }
@@ -126,7 +126,7 @@ impl Line {
         self.text.push('"');
     }
 
-    /// As the inside of a JSON string.
+    /// Writes the inside of a JSON string.
     fn escaped(&mut self, text: &str) {
         let may_have_to_be_escaped =
             |b: u8| u8::from(b < 0x20) | u8::from(b >= 0x7f) | u8::from(b == b'"') | u8::from(b == b'\\');
@@ -148,8 +148,8 @@ impl Line {
         }
     }
 
-    /// As `Display` formats it. The three durations of an access line are whole thousandths, which need no search for the
-    /// shortest decimal form.
+    /// Writes a number like `Display`. The three durations of an access line are whole thousandths, for which the
+    /// shortest decimal form needs no search.
     fn number(&mut self, value: f64) {
         const EXACT: f64 = 1e12;
         let thousandths = (value * 1e3).round();

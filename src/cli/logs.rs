@@ -1,4 +1,4 @@
-//! Where log lines go: standard error, as text on a terminal and as JSON elsewhere.
+//! Writes log lines to standard error, as text on a terminal and as JSON elsewhere.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn request_ids_are_there_wherever_anything_is_logged() {
+    fn request_ids_are_logged_with_every_filter() {
         for directives in ["info", "error", "insights_gateway::layers::upstream=debug", "warn,insights_gateway=off"] {
             assert!(has_spans(directives), "{directives}");
         }

@@ -1,4 +1,4 @@
-//! The command line: one file a command.
+//! The command line, with one file per command.
 
 mod ask;
 pub mod check;
@@ -90,7 +90,7 @@ pub enum Command {
     Completions(completions::CompletionsArgs),
 }
 
-/// Where the configuration comes from. A flag beats the environment, which beats the file.
+/// The sources of the configuration. A flag overrides the environment, which overrides the file.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct ConfigArgs {
@@ -112,9 +112,9 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The file, this process's environment and these flags, to be kept for reloads.
+    /// The file, this process's environment and these flags. They are kept for reloads.
     pub fn sources(&self) -> Sources {
-        // An empty variable counts as unset, here as everywhere.
+        // An empty variable counts as unset, like all variables of the gateway.
         let file = self.config.as_ref().filter(|file| !file.is_empty());
         let mut sources = Sources::from_process(file.map(PathBuf::from));
         for (key, value) in &self.set {
@@ -138,14 +138,14 @@ fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
     }
 }
 
-/// Reads the command line and does what it says.
+/// Parses the command line and runs the command.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nobody may be reading, which is no reason to fail twice.
+            // Standard error may be closed, which is not a second failure.
             let _ = error.print();
-            // `--help` and `--version` arrive here too, and are no errors.
+            // `--help` and `--version` arrive here too, and are not errors.
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::DONE });
         }
     };
@@ -162,7 +162,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The configuration that `sources` make, or every fault on standard error and the code to exit with.
+/// The configuration from `sources`; otherwise the faults are printed on standard error.
 ///
 /// # Errors
 ///
@@ -178,7 +178,7 @@ pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
     })
 }
 
-/// Prints to standard output. A reader that has had enough, such as `head`, is no failure.
+/// Prints to standard output. A reader that stops early, such as `head`, is not a failure.
 pub(crate) fn answer(page: &str) -> ExitCode {
     print(page).err().unwrap_or(ExitCode::from(exit::DONE))
 }
@@ -187,7 +187,7 @@ pub(crate) fn answer(page: &str) -> ExitCode {
 ///
 /// # Errors
 ///
-/// The code to end with, when nobody reads on. If that is a failure, it has been explained.
+/// The exit code, when the reader has closed the pipe or writing failed. A failure has been explained.
 fn print(page: &str) -> Result<(), ExitCode> {
     let mut output = io::stdout().lock();
     output.write_all(page.as_bytes()).and_then(|()| output.flush()).map_err(|error| match error.kind() {
@@ -199,7 +199,7 @@ fn print(page: &str) -> Result<(), ExitCode> {
     })
 }
 
-/// Prints one or more lines to standard error, where they are lost if nobody listens.
+/// Prints one or more lines to standard error, ignoring errors.
 pub(crate) fn explain(lines: &str) {
     let _ = writeln!(io::stderr().lock(), "{lines}");
 }
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         Cli::command().debug_assert();
     }
 

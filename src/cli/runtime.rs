@@ -9,11 +9,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// Threads beside the runtime's own: the log, the audit log, the disk cache, and one that looks up names.
+/// Threads in addition to the runtime's own: the log, the audit log, the disk cache, and one that resolves names.
 const OTHER_THREADS: usize = 4;
 
-/// A runtime for the cores there are. With a single one, work stealing has nobody to steal from, and the
-/// scheduler without it answers more requests a second.
+/// A runtime for the available cores. With a single core, work stealing is useless, and the scheduler without it
+/// answers more requests a second.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ pub(super) fn runtime() -> io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-/// Starts so many threads at once and ends them again: the runtime panics where it finds none.
+/// Starts this many threads at the same time and ends them again, because the runtime panics when it cannot start one.
 fn try_threads(count: usize) -> io::Result<()> {
     let gate = RwLock::new(());
     thread::scope(|scope| {
@@ -43,7 +43,7 @@ fn try_threads(count: usize) -> io::Result<()> {
     })
 }
 
-/// Ends when the process is told to: SIGTERM, or SIGINT from a keyboard. Listens from the call on.
+/// Ends when the process is told to stop: SIGTERM, or SIGINT from a keyboard. Listens from the call on.
 pub(super) fn told_to_stop() -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
@@ -54,10 +54,10 @@ pub(super) fn told_to_stop() -> io::Result<impl Future<Output = ()> + Send + 'st
     })
 }
 
-/// From now on a file that may not grow any more is an error to whoever writes to it, as a full disk is. By default the
-/// system ends a process that grows a file beyond its limit (`ulimit -f`, `LimitFSIZE=`).
+/// From now on, writing to a file beyond its size limit returns an error, like a full disk. By default the system ends
+/// a process that does so (`ulimit -f`, `LimitFSIZE=`).
 pub(super) fn outlive_file_size_limits() -> io::Result<()> {
-    // Nobody listens: what counts is that there is a handler, and it stays for as long as the process.
+    // The signal is not read. Only its handler matters, and that stays until the process ends.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }
 

@@ -14,14 +14,14 @@ use crate::server::Inherited;
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Where the configuration comes from.
+    /// The sources of the configuration.
     #[command(flatten)]
     pub config: ConfigArgs,
 }
 
 /// Runs the gateway until it is told to stop.
 pub fn run(args: ServeArgs) -> ExitCode {
-    // First of all: there must be no other thread yet that looks into the environment.
+    // First, because it changes the environment, and no other thread may read that at the same time.
     let inherited = systemd::inherited();
     let sources = args.config.sources();
     let config = match load_or_explain(&sources) {
@@ -41,7 +41,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
 }
 
 async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result<(), Failure> {
-    // Before the ports, so that a signal sent as soon as they answer is not lost.
+    // Before the listeners, so that a signal is not lost that is sent as soon as they answer.
     let (reload, stop) = (told_to_reload()?, told_to_stop()?);
     outlive_file_size_limits()?;
     let gateway = Gateway::bind_with(config, inherited)?;
@@ -57,22 +57,22 @@ async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result
     Ok(())
 }
 
-/// Why a command that serves ended with an error.
+/// Why a serving command ended with an error.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The gateway does not start.
+    /// The gateway cannot start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// Some other listener does not open.
+    /// Another listener cannot be opened.
     #[error("cannot listen on {address}: {source}")]
     Bind { address: String, source: io::Error },
-    /// The machine refuses something.
+    /// The system refuses something that the command needs.
     #[error(transparent)]
     Machine(#[from] io::Error),
 }
 
 impl Failure {
-    /// Says why on standard error, and gives the code to exit with.
+    /// Prints the reason on standard error, and returns the exit code.
     pub(super) fn explain(&self) -> ExitCode {
         explain(&format!("insights-gateway: {self}"));
         ExitCode::from(match self {

@@ -15,7 +15,7 @@ use crate::core::units::{Rate, parse_duration, parse_rate};
 use crate::simulator::jobs::JobSettings;
 use crate::simulator::{Settings, Simulator};
 
-/// A rate, or none for "no limit". Named so that clap does not take it for an argument that may be absent.
+/// A rate; `None` means no limit. It has a name so that clap does not treat it as an optional argument.
 pub type MaybeRate = Option<Rate>;
 
 /// Arguments of `simulate`.

@@ -1,12 +1,12 @@
-//! Where formatted log lines go: a buffer that a thread of its own writes to standard error.
+//! Writes formatted log lines to a buffer, from which a separate thread writes to standard error.
 //!
 //! So a request neither makes a system call for its line nor waits for a slow reader. Lines are written within a few
-//! milliseconds, many at once when there are many, but never so many that the thread keeps a core for long. The buffer is
-//! bounded: when nobody reads standard error, lines are dropped and counted, and their number is written as soon as
-//! somebody reads again.
+//! milliseconds, many at a time when there are many, but never so many that the thread occupies a core for long. The
+//! buffer is bounded: when standard error is not read, lines are dropped and counted, and their number is written when
+//! it is read again.
 //!
-//! The queues of the audit log, the disk cache and the exporter hold messages. This one holds bytes that are swapped out
-//! as a whole, and it is flushed without a runtime, so it shares nothing with them.
+//! The queues of the audit log, the disk cache and the exporter hold messages. This one holds bytes that are swapped
+//! out together, and it is flushed without a runtime, so it shares no code with them.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,10 +20,10 @@ const CAPACITY: usize = 4 * 1024 * 1024;
 /// How long lines are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// Bytes that are enough to be written at once, in some ten microseconds.
+/// Bytes that are enough for a write, which takes about ten microseconds.
 const ENOUGH: usize = 32 * 1024;
 
-/// How long the process waits for the last lines at its end.
+/// How long the process waits for the last lines when it ends.
 const LAST: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
@@ -45,12 +45,12 @@ impl Shared {
     }
 }
 
-/// A writer of lines. Cheap to clone; all clones are one.
+/// A writer of lines. Cheap to clone; all clones share one buffer.
 #[derive(Debug, Clone)]
 pub(super) struct Sink(Arc<Shared>);
 
 impl Sink {
-    /// A sink whose thread writes to `output`; `None` when there can be no thread.
+    /// A sink whose thread writes to `output`; `None` when the thread cannot be started.
     pub(super) fn start(output: impl Write + Send + 'static) -> Option<Self> {
         let shared = Arc::<Shared>::default();
         let written = Arc::clone(&shared);
@@ -81,8 +81,8 @@ impl Write for Sink {
             self.0.changed.notify_all();
         }
         if are_enough {
-            // On a busy core the thread might run only once the scheduler takes this one off it, and would then keep
-            // the core until all lines that were gathered meanwhile are written.
+            // On a busy core the thread might run only when the scheduler stops this one, and would then keep the core
+            // until all lines gathered meanwhile are written.
             std::thread::yield_now();
         }
         Ok(line.len())
@@ -106,7 +106,7 @@ fn write_forever(shared: &Shared, mut output: impl Write) {
     loop {
         let waiting = shared.changed.wait_while(shared.lock(), |waiting| waiting.lines.is_empty());
         let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-        // Lines seldom come alone.
+        // More lines usually follow.
         let gathered = shared.changed.wait_timeout_while(waiting, GATHER, |waiting| waiting.lines.len() < ENOUGH);
         let (mut waiting, _) = gathered.unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut waiting.lines, &mut lines);
@@ -115,7 +115,7 @@ fn write_forever(shared: &Shared, mut output: impl Write) {
         drop(waiting);
         if dropped > 0 {
             lines.extend_from_slice(
-                format!("insights-gateway: {dropped} log lines were dropped: nobody read them in time\n").as_bytes(),
+                format!("insights-gateway: {dropped} log lines were dropped: they were not read in time\n").as_bytes(),
             );
         }
         // If standard error is broken, there is nowhere to report it.
@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// Passes on what is written, and waits at the gate if there is one.
+    /// Passes on the lines that are written, and waits at the gate if there is one.
     struct Reader {
         written: mpsc::Sender<Vec<u8>>,
         gate: Option<mpsc::Receiver<()>>,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_written_whole_and_in_order() {
+    fn lines_are_written_completely_and_in_order() {
         let (written, lines) = mpsc::channel();
         let mut sink = Sink::start(Reader { written, gate: None }).unwrap();
         let expected: String = (0..1000).map(|n| format!("line {n}\n")).collect();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stalls_costs_lines_and_not_memory() {
+    fn a_stalled_reader_loses_lines_and_does_not_fill_memory() {
         let ((written, lines), (let_on, gate)) = (mpsc::channel(), mpsc::channel());
         let mut sink = Sink::start(Reader { written, gate: Some(gate) }).unwrap();
         sink.write_all(b"first\n").unwrap();

@@ -1,4 +1,4 @@
-//! `status`: how a running gateway is doing, at a glance. What it prints is what `/status` says.
+//! `status`: prints the content of `/status` of a running gateway for people.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ pub struct StatusArgs {
     /// Admin URL; by default http:// and INSIGHTS_GATEWAY_ADMIN__LISTEN, else http://127.0.0.1:9090
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// The admin plane's token, where it wants one; better in the variable, which other users of the machine cannot see
+    /// The admin plane's token, if it needs one; better in the variable, which other users of the machine cannot see
     #[arg(long, value_name = "TOKEN", env = "INSIGHTS_GATEWAY_ADMIN_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// Print the JSON of /status as it comes
@@ -29,10 +29,10 @@ pub struct StatusArgs {
     pub watch: bool,
 }
 
-/// Between two looks.
+/// Time between two requests.
 const WATCH: Duration = Duration::from_secs(2);
 
-/// Asks, and prints.
+/// Sends the request, and prints the status.
 pub fn run(args: &StatusArgs) -> ExitCode {
     match look(args) {
         Ok(page) if args.watch => watch(args, page),
@@ -41,14 +41,14 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     }
 }
 
-/// Prints again and again. A gateway that cannot be asked for a while, such as one that is restarted, is asked on.
+/// Prints again and again. A gateway that does not answer for a while, for example during a restart, is asked again.
 fn watch(args: &StatusArgs, first: String) -> ExitCode {
     let terminal = Terminal::of_process();
     let mut page = Some(first);
     loop {
         if let Some(page) = page {
             let printed = match terminal.redraws {
-                // Over what stood there, so that nothing flickers.
+                // Overwrites the previous output, so that the screen does not flicker.
                 true => print(&format!("\x1b[H{}\x1b[J", page.replace('\n', "\x1b[K\n"))),
                 false => print(&page),
             };
@@ -61,13 +61,13 @@ fn watch(args: &StatusArgs, first: String) -> ExitCode {
     }
 }
 
-/// What there is to print.
+/// The text to print.
 ///
 /// # Errors
 ///
-/// The code to exit with, when all has been said.
+/// The exit code; the reason has been printed.
 fn look(args: &StatusArgs) -> Result<String, ExitCode> {
-    // An empty variable counts as unset, here as everywhere.
+    // An empty variable counts as unset, like all variables of the gateway.
     let token = args.token.as_deref().filter(|token| !token.is_empty());
     let (target, said) = ask(args.url.as_deref(), "/status", token)?;
     let refused = |why: &str| {
@@ -78,12 +78,12 @@ fn look(args: &StatusArgs) -> Result<String, ExitCode> {
         (200, Ok(_)) if args.json => Ok(said.body),
         (200, Ok(status)) => Ok(page(&status)),
         (200, Err(_)) => refused("the answer is not JSON; is this the admin address?"),
-        (401, _) => refused("it wants its token: --token, or INSIGHTS_GATEWAY_ADMIN_TOKEN"),
+        (401, _) => refused("it needs its token: --token, or INSIGHTS_GATEWAY_ADMIN_TOKEN"),
         (status, _) => refused(&format!("/status answered {status}: {}", plain(&said.body))),
     }
 }
 
-/// The whole of it for people.
+/// The whole status as text.
 fn page(status: &Value) -> String {
     let mut page = format!(
         "insights-gateway {}, up {}, {}\nupstream {}\n",
@@ -139,7 +139,7 @@ fn page(status: &Value) -> String {
     page
 }
 
-/// A blank line, a head and aligned columns; nothing where there are no rows.
+/// A blank line, a header and aligned columns; nothing where there are no rows.
 fn table<const N: usize>(page: &mut String, head: [&str; N], rows: impl Iterator<Item = [String; N]>) {
     let rows: Vec<_> = rows.collect();
     if rows.is_empty() {
@@ -160,7 +160,7 @@ fn each(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
-/// A value as a word; `-` where there is none.
+/// A value as one word; `-` where it is absent.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_glance_tells_what_is_wrong_and_what_is_left() {
+    fn the_page_shows_what_is_wrong_and_what_is_left() {
         let status = json!({
             "version": "0.1.0", "uptime_seconds": 93_784, "ready": false, "upstream": "https://insights.twilio.com/",
             "checks": [
@@ -226,7 +226,7 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
     }
 
     #[test]
-    fn an_answer_of_another_shape_is_survived() {
+    fn a_response_of_another_form_does_not_panic() {
         assert!(page(&json!({})).starts_with("insights-gateway -, up 0 s, not ready\n"));
         assert!(page(&json!([1])).contains("cache -"));
     }

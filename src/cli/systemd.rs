@@ -1,5 +1,5 @@
-//! systemd, where it is the one who starts us: sockets that it has opened (sd_listen_fds(3)), and word of how far we
-//! are (sd_notify(3)). Elsewhere there is nothing to take over and nobody to tell.
+//! systemd, if it has started this process: sockets that it has opened (sd_listen_fds(3)), and notifications of the
+//! gateway's state (sd_notify(3)). Otherwise this module does nothing.
 
 use std::io;
 #[cfg(target_os = "linux")]
@@ -11,12 +11,13 @@ use sd_notify::NotifyState;
 use crate::gateway::Milestone;
 use crate::server::{Inherited, InheritedSocket};
 
-/// The sockets that were handed over to this process, by their `FileDescriptorName`s. Takes the variables that told of
-/// them out of the environment, so it has to come before the first thread of ours; the allocator's never looks there.
+/// The sockets that were handed over to this process, by their `FileDescriptorName`s. It removes the variables that
+/// describe them from the environment, so it has to run before the gateway starts a thread. The allocator's thread
+/// never reads the environment.
 ///
 /// # Errors
 ///
-/// When something was handed over that does not listen on TCP or a unix socket.
+/// When a socket was handed over that does not listen on TCP or a unix socket.
 pub(super) fn inherited() -> io::Result<Inherited> {
     let mut inherited = Inherited::default();
     let is_ours = std::env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(std::process::id()));
@@ -27,7 +28,7 @@ pub(super) fn inherited() -> io::Result<Inherited> {
     let mut names = names.split(':');
     let mut sockets = ListenFd::from_env();
     for index in 0..sockets.len() {
-        // As sd_listen_fds_with_names(3) calls those without a name.
+        // The name that sd_listen_fds_with_names(3) gives to sockets without one.
         let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown");
         let socket = match sockets.take_unix_listener(index) {
             Ok(socket) => socket.map(InheritedSocket::Unix),
@@ -45,7 +46,7 @@ pub(super) fn inherited() -> io::Result<Inherited> {
     Ok(inherited)
 }
 
-/// One that is bound, or that is a connection, passes for a listener until it is asked for one.
+/// A socket that is only bound, or that is a connection, is not noticed before it is used as a listener.
 fn does_listen(socket: &InheritedSocket) -> io::Result<bool> {
     let does = match socket {
         InheritedSocket::Tcp(socket) => rustix::net::sockopt::socket_acceptconn(socket),
@@ -54,7 +55,7 @@ fn does_listen(socket: &InheritedSocket) -> io::Result<bool> {
     Ok(does?)
 }
 
-/// Says how far the gateway is, as `Type=notify` and `Type=notify-reload` units want to know.
+/// Reports the gateway's state, as `Type=notify` and `Type=notify-reload` units expect.
 pub(super) fn tell(milestone: Milestone) {
     let told = match milestone {
         Milestone::Ready => notify(&[NotifyState::Ready]),
@@ -64,7 +65,7 @@ pub(super) fn tell(milestone: Milestone) {
         Milestone::Stopping => notify(&[NotifyState::Stopping]),
     };
     if let Err(error) = told {
-        tracing::warn!(%error, "cannot tell systemd how far the gateway is");
+        tracing::warn!(%error, "cannot report the gateway's state to systemd");
     }
 }
 
@@ -78,8 +79,8 @@ fn notify(states: &[NotifyState<'_>]) -> io::Result<()> {
     sd_notify::notify(states)
 }
 
-/// The service manager's socket, where its name begins with `@`: that is one in the abstract namespace
-/// (sd_notify(3)), and sd-notify takes it for a path.
+/// The service manager's socket, where its name begins with `@`. Such a socket is in the abstract namespace
+/// (sd_notify(3)), but sd-notify takes the name for a path.
 #[cfg(target_os = "linux")]
 fn abstract_manager() -> io::Result<Option<UnixDatagram>> {
     use std::os::linux::net::SocketAddrExt;

@@ -1,15 +1,15 @@
-//! Texts of somebody else's, made harmless for a terminal.
+//! Makes texts from other sources safe for a terminal.
 //!
-//! What a conversation, a participant or an operator is called is decided by strangers. Written to a terminal as it
-//! is, such a text could move the cursor, change the title, or show its letters in another order than they have.
+//! The names of conversations, participants and operators come from clients. Written to a terminal unchanged, such a
+//! text could move the cursor, change the title, or show its letters in a different order.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Does this character steer a terminal, or reorder what stands around it.
+/// Whether this character controls a terminal, or changes the order of the text around it.
 pub(super) fn steers(c: char) -> bool {
-    // Marks, embeddings, overrides and isolates of the bidirectional algorithm; separators of lines and paragraphs; the
-    // byte order mark.
+    // Marks, embeddings, overrides and isolates of the bidirectional algorithm; line and paragraph separators; the byte
+    // order mark.
     c.is_control()
         || matches!(
             c,
@@ -17,7 +17,7 @@ pub(super) fn steers(c: char) -> bool {
         )
 }
 
-/// Appends a character as JSON escapes it. Those that [steer](steers) have one UTF-16 unit each.
+/// Appends a character in JSON's escaped form. The characters that [`steers`] accepts have one UTF-16 unit each.
 pub(super) fn push_escaped(out: &mut String, c: char) {
     match c {
         '\n' => out.push_str("\\n"),
@@ -28,7 +28,7 @@ pub(super) fn push_escaped(out: &mut String, c: char) {
     }
 }
 
-/// The same text with an escape in place of every character that [steers].
+/// The same text with an escape in place of every character that [`steers`] accepts.
 pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     if !text.contains(steers) {
         return Cow::Borrowed(text);
@@ -40,7 +40,7 @@ pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// The same text on one line, without what [steers].
+/// The same text on one line, without the characters that [`steers`] accepts.
 pub(super) fn plain(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || steers(c)).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join(" ")
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_becomes_visible() {
+    fn control_characters_become_visible() {
         assert_eq!(harmless("Zoë \u{1b}[31m\u{202e}txt\u{9b}\n"), "Zoë \\u001b[31m\\u202etxt\\u009b\\n");
         assert!(matches!(harmless("שלום 👩‍👩‍👧 é"), Cow::Borrowed(_)));
         assert_eq!(plain("{\"a\":\x1b[1m1}\n\r\n b\u{202e}c"), "{\"a\": [1m1} b c");
@@ -61,7 +61,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_steers_is_left(text in "\\PC*|.*") {
+        fn no_control_character_is_left(text in "\\PC*|.*") {
             prop_assert!(!harmless(&text).contains(steers));
             prop_assert!(!plain(&text).contains(steers));
         }

@@ -1,4 +1,4 @@
-//! `token`: access tokens for teams. A token is shown once; the configuration only ever holds its hash.
+//! `token`: access tokens for teams. A token is shown once; the configuration contains only its hash.
 
 use std::process::ExitCode;
 
@@ -11,18 +11,18 @@ use zeroize::Zeroizing;
 use super::{answer, exit, explain};
 use crate::config::check_team_name;
 
-/// Marks our tokens, so that scanners for leaked secrets and people can tell what they found.
+/// Marks the gateway's tokens, so that people and scanners for leaked secrets recognise them.
 const PREFIX: &str = "igw_";
-/// 256 bits: far beyond guessing, which is why a plain hash in the configuration is enough.
+/// 256 bits cannot be guessed, so a plain hash in the configuration is enough.
 const RANDOM_BYTES: usize = 32;
 
-/// What to do with tokens.
+/// The subcommands of `token`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum TokenCommand {
-    /// Print a fresh access token, once, and the token_sha256 line for the configuration
+    /// Print a new access token, once, and the token_sha256 line for the configuration
     ///
-    /// The gateway keeps nothing: give the token to the team, and paste the other lines into the configuration.
-    /// To rotate, list old and new hash together until every client has changed.
+    /// The gateway stores nothing: give the token to the team, and paste the other lines into the configuration. To
+    /// rotate, list the old and the new hash together until every client has changed.
     New {
         /// The team's name in the configuration
         #[arg(value_name = "TEAM", value_parser = team_name)]
@@ -34,7 +34,7 @@ fn team_name(text: &str) -> Result<String, &'static str> {
     check_team_name(text).map(|()| text.to_owned())
 }
 
-/// Does what `command` says.
+/// Runs `command`.
 pub fn run(command: &TokenCommand) -> ExitCode {
     let TokenCommand::New { team } = command;
     let mut random = Zeroizing::new([0; RANDOM_BYTES]);

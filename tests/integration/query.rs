@@ -1,5 +1,5 @@
-//! `insights-gateway query`, the binary itself: through a gateway to the simulator, and against servers that answer
-//! what a test wants.
+//! `insights-gateway query`, tested with the binary: through a gateway to the simulator, and against servers that
+//! answer as a test demands.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -24,7 +24,7 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
-/// What a command answered: its code, standard output and standard error.
+/// The result of a command: its code, standard output and standard error.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -32,7 +32,7 @@ struct Said {
     errors: String,
 }
 
-/// Runs it in a thread of its own: the servers under test share this one.
+/// Runs it in its own thread, because the servers under test use this one.
 async fn run(mut command: Command) -> Said {
     let Output { status, stdout, stderr } =
         within(tokio::task::spawn_blocking(move || command.output())).await.unwrap().unwrap();
@@ -40,13 +40,13 @@ async fn run(mut command: Command) -> Said {
     Said { code: status.code(), output: text(stdout), errors: text(stderr) }
 }
 
-/// `query` with these words and arguments that may hold spaces.
+/// `query` with these words, and with arguments that may contain spaces.
 async fn query(url: &str, words: &str, more: &[&str], environment: &[(&str, &str)]) -> Said {
     let arguments: Vec<&str> = ["query", "--url", url].into_iter().chain(words.split_whitespace()).collect();
     run(command(&[&arguments, more].concat(), environment)).await
 }
 
-/// A simulator with settled data, a gateway in front of it, and what the gateway asked.
+/// A simulator with settled data, a gateway for it, and the gateway's URL.
 async fn gateway() -> (Gateway, Simulator, String) {
     let settings = Settings {
         jobs: JobSettings::default(),
@@ -66,7 +66,7 @@ async fn gateway() -> (Gateway, Simulator, String) {
     (gateway, simulator, url)
 }
 
-/// A page in Twilio's shape.
+/// A page in Twilio's format.
 fn page(rows: &Json, next: Option<&str>) -> Plan {
     let meta = json!({"key": "items", "pageSize": 1, "nextToken": next});
     Plan::json(200, &json!({"domain": "Conversations", "items": rows, "meta": meta}).to_string())
@@ -134,7 +134,7 @@ async fn filters_orders_and_zones_reach_twilio_as_documented() {
     let more = ["--filter", "C.Name=\"a, b\",c", "C.N<5", "--filter=C.Type!=X", "--since=2026-04-01"];
     let asked = "--measure C.Count --dimension C.Name --time C.Created --zone Europe/Zurich --order C.Count:desc";
     let said = query(&upstream.url(), asked, &more, &[]).await;
-    assert_eq!((said.code, upstream.count()), (Some(0), 1), "with --time nobody asks for metadata: {said:?}");
+    assert_eq!((said.code, upstream.count()), (Some(0), 1), "with --time no metadata is requested: {said:?}");
     let seen = &upstream.seen()[0];
     assert_eq!(seen.header("content-type"), Some("application/json"));
     assert_eq!(seen.header("authorization"), None);
@@ -165,7 +165,7 @@ async fn a_time_range_finds_the_only_time_of_the_cube() {
     let count = |rows: &Json| rows[0]["Conversation.Count"].as_u64().unwrap();
     assert!((1..count(&all)).contains(&count(&some)), "{some} of {all}");
 
-    // Two times: nothing is guessed, and nothing but metadata was asked for.
+    // Two times: the command does not guess, and requests only metadata.
     simulator.clear_requests();
     let asked = "--measure ConversationSummary.Count --since 2026-04-01";
     let said = query(&url, asked, &[], &[]).await;
@@ -178,7 +178,7 @@ async fn a_time_range_finds_the_only_time_of_the_cube() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_twilios_is_told_with_its_words() {
+async fn a_refusal_of_twilio_is_printed_in_its_words() {
     let (_gateway, _simulator, url) = gateway().await;
     let said = query(&url, "--measure Conversation.Cout", &[], &[]).await;
     assert_eq!((said.code, said.output.as_str()), (Some(1), ""));
@@ -208,7 +208,7 @@ async fn a_token_comes_from_the_variable_or_a_file() {
         (vec![], vec![variable]),
         (vec!["--team=dashboards"], vec![variable]),
         (vec![file.as_str()], vec![]),
-        // A flag beats a variable.
+        // A flag overrides a variable.
         (vec![file.as_str()], vec![wrong]),
     ] {
         let said = query(&url, asked, &more, &environment).await;
@@ -228,14 +228,14 @@ async fn a_token_comes_from_the_variable_or_a_file() {
 }
 
 #[tokio::test]
-async fn a_gateway_on_a_unix_socket_is_asked_there() {
+async fn a_gateway_on_a_unix_socket_can_be_used() {
     let (upstream, folder) =
         (Upstream::script(|_| page(&json!([{"C.Count": 3}]), None)).await, TempDir::new().unwrap());
     let path = folder.path().join("insights.sock").display().to_string();
     let gateway = TestConfig::new(upstream.url()).set("server.listen", format!("unix:{path}")).start().await;
     let said = query(&format!("unix://{path}"), "--measure C.Count --format csv", &[], &[]).await;
     assert_eq!((said.code, said.output.as_str()), (Some(0), "C.Count\n3\n"), "{said:?}");
-    // The gateway's own variable says as much.
+    // The gateway's own variable names the same address.
     let listen = format!("unix:{path},127.0.0.1:1");
     let arguments = ["query", "--measure", "C.Count", "--format", "csv"];
     let said = run(command(&arguments, &[("INSIGHTS_GATEWAY_SERVER__LISTEN", &listen)])).await;
@@ -246,7 +246,7 @@ async fn a_gateway_on_a_unix_socket_is_asked_there() {
 }
 
 #[tokio::test]
-async fn what_is_explained_is_explained_on_standard_error() {
+async fn explanations_go_to_standard_error() {
     let (_gateway, _simulator, url) = gateway().await;
     let asked = "--measure Conversation.Count --format json --explain";
     let first = query(&url, asked, &[], &[]).await;
@@ -264,7 +264,7 @@ async fn what_is_explained_is_explained_on_standard_error() {
 // --- Against servers of any kind --------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn usage_is_explained_where_the_gateway_tells_it() {
+async fn usage_is_explained_where_the_gateway_has_it() {
     let usage =
         json!({"team": "local", "requests": {"hit": 2}, "upstream_attempts": 0, "calls_saved": 2, "limits": {}});
     let server = Upstream::script(move |seen| match seen.target() {
@@ -282,7 +282,7 @@ async fn usage_is_explained_where_the_gateway_tells_it() {
 }
 
 #[tokio::test]
-async fn a_table_is_shown_to_the_letter() {
+async fn a_table_is_printed_exactly() {
     let rows = json!([
         {"Conversation.ConversationStatus": "CLOSED", "Conversation.Count": 1204, "Conversation.Channels": ["VOICE", "SMS"]},
         {"Conversation.ConversationStatus": "a\u{1b}[2Jb\u{202e}c", "Conversation.Count": null},
@@ -321,7 +321,7 @@ async fn a_page_that_fails_ends_with_1_after_the_rows_before_it() {
             "insights-gateway: the gateway refused: 503 circuit_open: so it is\n  come back in 5 s\n  request id: r2\n";
         assert_eq!(said.errors, expected);
         assert!(server.seen()[1].target().ends_with("/Query?pageToken=a%2Bb%2F%3D"));
-        assert_eq!(server.connections(), 1, "pages are walked on one connection");
+        assert_eq!(server.connections(), 1, "all pages use one connection");
     }
 }
 
@@ -333,11 +333,11 @@ async fn pages_are_walked_however_often_connections_are_closed() {
     .await;
     let said = query(&server.url(), "--measure N --all --format csv", &[], &[]).await;
     assert_eq!((said.code, said.output.as_str()), (Some(0), "N\n1\n2\n3\n4\n5\n"), "{said:?}");
-    assert_eq!((server.count(), server.connections()), (5, 5), "no page was asked for twice");
+    assert_eq!((server.count(), server.connections()), (5, 5), "no page was requested twice");
 }
 
 #[tokio::test]
-async fn pages_that_lead_in_a_circle_are_left() {
+async fn repeating_pages_end_the_walk() {
     let server = Upstream::script(|seen| page(&json!([{"N": seen.number}]), Some(["a", "b"][seen.number % 2]))).await;
     let said = query(&server.url(), "--measure N --all --format ndjson", &[], &[]).await;
     assert_eq!((said.code, said.output.lines().count()), (Some(1), 3));
@@ -345,7 +345,7 @@ async fn pages_that_lead_in_a_circle_are_left() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_had_enough_is_no_failure() {
+async fn a_reader_that_stops_early_is_not_a_failure() {
     let rows: Json = (0..200).map(|n| json!({"N": n, "Text": "x".repeat(200)})).collect::<Vec<_>>().into();
     let server = Upstream::script(move |seen| page(&rows, Some(&seen.number.to_string()))).await;
     for format in ["csv", "json", "ndjson"] {
@@ -376,10 +376,10 @@ async fn tls_is_trusted_by_the_root_that_is_named() {
         assert_eq!(said.code, Some(1));
         assert!(said.errors.contains("TLS: ") && said.errors.contains("--ca-file"), "{}", said.errors);
     }
-    assert_eq!(server.count(), 1, "no token is shown before there is trust");
+    assert_eq!(server.count(), 1, "no token is sent before the certificate is trusted");
     let said = query(&server.url(), "--measure N", &["--ca-file=/nowhere.pem"], &[]).await;
     assert!(said.code == Some(64) && said.errors.contains("/nowhere.pem"), "{said:?}");
-    // The wrong scheme in either direction.
+    // The wrong scheme in both directions.
     let said = query(&server.url().replace("https", "http"), "--measure N", &[], &[]).await;
     assert!(said.code == Some(1) && said.errors.contains("https://"), "{said:?}");
     let clear = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -394,7 +394,7 @@ async fn tls_is_trusted_by_the_root_that_is_named() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_not_there_or_is_none_is_said_so() {
+async fn a_missing_gateway_or_another_server_is_reported() {
     let dead = DeadPort::new();
     let said = query(&dead.url(), "--measure N", &[], &[]).await;
     assert_eq!((said.code, said.output.as_str()), (Some(1), ""));
@@ -416,7 +416,7 @@ async fn a_gateway_that_is_not_there_or_is_none_is_said_so() {
         assert_eq!((said.code, said.output.as_str()), (Some(1), ""), "{said:?}");
         assert!(said.errors.contains(words), "{words}: {}", said.errors);
     }
-    assert_eq!(other.count(), 0, "a token goes nowhere else");
+    assert_eq!(other.count(), 0, "a token is sent to no other server");
 }
 
 #[tokio::test]
@@ -463,11 +463,11 @@ fn job(status: &str, more: &Json) -> String {
 }
 
 #[tokio::test]
-async fn a_job_is_submitted_watched_and_read() {
+async fn a_job_is_submitted_polled_and_read() {
     let server = Upstream::script(|seen| match (seen.number, seen.target()) {
         (1, _) => Plan::with(202, "Retry-After: 1\r\n", &job("PENDING", &json!({"statusUrl": "http://127.0.0.1:1/"}))),
         (2, JOB) => Plan::with(200, "Retry-After: 1\r\n", &job("RUNNING", &json!({}))),
-        // A look that is refused costs the job nothing.
+        // A refused poll does not affect the job.
         (3, JOB) => refused(429, "team_rate_limit", "Retry-After: 1\r\n"),
         (4, JOB) => Plan::json(200, &job("COMPLETED", &json!({"completedAt": "2026-05-25T14:30:09Z"}))),
         (5, _) => page(&json!([{"N": 1}]), Some("t=")),
@@ -481,7 +481,7 @@ async fn a_job_is_submitted_watched_and_read() {
     let line = |n: usize| seen[n].head.lines().next().unwrap_or_default().to_owned();
     assert_eq!(line(0), "POST /v3/InsightsDomains/Conversations/QueryJobs HTTP/1.1");
     assert_eq!(seen[0].text(), r#"{"query":{"measures":["N"]}}"#);
-    assert_eq!(seen[0].header("idempotency-key"), None, "so that the gateway may join equal jobs");
+    assert_eq!(seen[0].header("idempotency-key"), None, "without a key the gateway may join equal jobs");
     assert_eq!(line(4), format!("GET {JOB}/Results?pageSize=1 HTTP/1.1"));
     assert_eq!(line(5), format!("GET {JOB}/Results?pageSize=1&pageToken=t%3D HTTP/1.1"));
 }
@@ -493,7 +493,7 @@ async fn a_job_that_ends_without_results_says_why() {
         (Plan::json(202, &job("FAILED", &fault)), "job proc_job_01 failed: took too long (120 s) (code 50001)"),
         (Plan::json(202, &job("CANCELLED", &json!({}))), "job proc_job_01 was cancelled"),
         (Plan::json(202, &job("ODD\u{1b}", &json!({}))), "unknown state: ODD"),
-        (Plan::json(202, &job("COMPLETED", &json!({"operationId": "../x"}))), "fits no path"),
+        (Plan::json(202, &job("COMPLETED", &json!({"operationId": "../x"}))), "cannot be part of a path"),
         (Plan::json(202, "{}"), "no job"),
         (refused(404, "not_found", ""), "404 not_found"),
     ] {
@@ -507,7 +507,7 @@ async fn a_job_that_ends_without_results_says_why() {
 
 // --- On a terminal ----------------------------------------------------------------------------------------------------
 
-/// Runs `query` on a terminal of this width, as `script` makes one, and gives all that came to its screen.
+/// Runs `query` on a terminal of this width, which `script` provides, and returns all its output.
 async fn on_terminal(columns: usize, url: &str, words: &str, environment: &[(&str, &str)]) -> String {
     let binary = env!("CARGO_BIN_EXE_insights-gateway");
     let line = format!("stty cols {columns}; {binary} query --url {url} {words}");
@@ -527,7 +527,7 @@ async fn a_terminal_gets_its_width_and_a_bold_header_unless_it_wants_no_colour()
     let shown = on_terminal(30, &server.url(), asked, &[]).await;
     let header = format!("{:<25}  {}", "C.Name", "C.N");
     let row = format!("{:<25}  {:>3}", "a name that is longer th…", 5);
-    let remark = "insights-gateway: some values are cut; --format csv or json has them whole";
+    let remark = "insights-gateway: some values are cut; --format csv or json prints them in full";
     let rest = format!("{}  ---\n{row}\n{remark}\n", "-".repeat(25));
     assert_eq!(shown, format!("\u{1b}[1m{header}\u{1b}[0m\n{rest}"));
     let plain = on_terminal(30, &server.url(), asked, &[("NO_COLOR", "1")]).await;
@@ -535,7 +535,7 @@ async fn a_terminal_gets_its_width_and_a_bold_header_unless_it_wants_no_colour()
 }
 
 #[tokio::test]
-async fn a_terminal_is_steered_by_no_value_in_any_format() {
+async fn no_value_controls_the_terminal_in_any_format() {
     let rows = json!([{"C.Name": "\u{1b}]0;title\u{7}\u{9b}2J\u{202e}x\r\n"}]);
     let server = Upstream::script(move |_| page(&rows, None)).await;
     for format in ["table", "csv", "json", "ndjson"] {
@@ -547,7 +547,7 @@ async fn a_terminal_is_steered_by_no_value_in_any_format() {
 }
 
 #[tokio::test]
-async fn a_terminal_sees_how_far_a_walk_has_come_and_then_the_table_alone() {
+async fn a_terminal_shows_progress_and_then_only_the_table() {
     let server =
         Upstream::script(|seen| page(&json!([{"N": seen.number}]), ["a", "b"].get(seen.number - 1).copied())).await;
     let shown = on_terminal(80, &server.url(), "--measure N --all", &[("NO_COLOR", "1")]).await;
@@ -558,7 +558,7 @@ async fn a_terminal_sees_how_far_a_walk_has_come_and_then_the_table_alone() {
 // --- Not our business, but our variable -------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn the_variable_with_the_token_is_no_configuration() {
+async fn the_variable_with_the_token_is_not_configuration() {
     let account = [("TWILIO_ACCOUNT_SID", "AC00000000000000000000000000000001"), ("TWILIO_AUTH_TOKEN", "x")];
     let environment = [&account[..], &[("INSIGHTS_GATEWAY_TOKEN", TOKEN)]].concat();
     let said = run(command(&["check"], &environment)).await;

@@ -1,25 +1,25 @@
-//! Where a gateway is: `http://host:port/base`, `https://host:port/base` or `unix:///path/to.sock`.
+//! The address of a gateway: `http://host:port/base`, `https://host:port/base` or `unix:///path/to.sock`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use http::Uri;
 
-/// Why a text is no address of a gateway. Never repeats the text, which may hold a password.
+/// Why a text is not an address of a gateway. Never repeats the text, which may contain a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::cli) enum AddressError {
-    /// No URL at all.
+    /// It is not a URL.
     #[error("expected a URL: http://HOST:PORT, https://HOST or unix:///path/to.sock")]
     Malformed,
-    /// Something before an `@`.
+    /// A user or password before an `@`.
     #[error("must not hold a user or password; a token comes from a variable or a file")]
     User,
-    /// Something behind a `?`.
+    /// A query after a `?`.
     #[error("must not hold a query")]
     Query,
 }
 
-/// Where a gateway is.
+/// The address of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::cli) struct Address {
     pub(super) transport: Transport,
@@ -34,7 +34,7 @@ pub(super) enum Transport {
 }
 
 impl Address {
-    /// Reads a URL. `unix:/path`, as the configuration writes it, is as good as `unix:///path`.
+    /// Reads a URL. `unix:/path`, as the configuration writes it, means the same as `unix:///path`.
     pub(in crate::cli) fn parse(url: &str) -> Result<Self, AddressError> {
         if let Some(path) = url.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
@@ -76,12 +76,12 @@ impl Address {
         Self { transport: Transport::Unix(path.to_owned()), authority: "localhost".to_owned(), base: String::new() }
     }
 
-    /// What stands before every path, without a slash at its end.
+    /// The prefix of every path, without a slash at its end.
     pub(in crate::cli) fn base(&self) -> &str {
         &self.base
     }
 
-    /// The same gateway below another base.
+    /// The same gateway with another base path.
     pub(in crate::cli) fn with_base(self, base: &str) -> Self {
         Self { base: base.to_owned(), ..self }
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_say_whom_to_ask() {
+    fn urls_name_the_gateway() {
         let tcp = |host: &str, port, tls| Transport::Tcp { host: host.to_owned(), port, tls };
         for (url, transport, host, base, shown) in [
             (

@@ -1,4 +1,4 @@
-//! A connection to a gateway: TCP, TLS on top of it, or a unix socket; and HTTP/1.1 on either.
+//! A connection to a gateway: TCP, TLS over TCP, or a unix socket; with HTTP/1.1 over it.
 
 use std::io;
 
@@ -20,7 +20,7 @@ pub(super) async fn open(address: &Address, tls: Option<&TlsConnector>) -> Resul
         Transport::Tcp { host, port, .. } => {
             let addresses = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(Failure::Resolve)?;
             let stream = connect(addresses).await.map_err(Failure::Connect)?;
-            // Only a hint: the connection works without it.
+            // Optional: the connection works without it.
             let _ = stream.set_nodelay(true);
             match tls {
                 None => converse(stream).await,
@@ -33,7 +33,7 @@ pub(super) async fn open(address: &Address, tls: Option<&TlsConnector>) -> Resul
     }
 }
 
-/// The first address that answers, as `TcpStream::connect` has it for names.
+/// The first address that connects, as with `TcpStream::connect`.
 async fn connect(addresses: impl Iterator<Item = std::net::SocketAddr>) -> io::Result<TcpStream> {
     let mut last = None;
     for address in addresses {
@@ -49,10 +49,10 @@ async fn converse<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    // Names as people write them, for those who look at what goes over the wire.
+    // Header names in their usual capitals, for people who read the traffic.
     let handshake = Builder::new().title_case_headers(true).handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(Failure::exchange)?;
-    // Whatever ends it is told to the request that is under way.
+    // If the connection fails, the request that uses it gets the error.
     tokio::spawn(async move { drop(connection.await) });
     Ok(sender)
 }

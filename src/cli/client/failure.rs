@@ -1,4 +1,4 @@
-//! Why there is no answer, and what to do about it.
+//! Why there is no response, and what to do about it.
 
 use std::error::Error as _;
 use std::io;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use rustls::CertificateError;
 
-/// What stands between this process and an answer. Messages end with a next step where there is one.
+/// What prevents a response. Messages end with a next step where there is one.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::cli) enum Failure {
-    /// The name leads nowhere.
+    /// The name cannot be resolved.
     #[error("no answer: the name cannot be resolved: {0}")]
     Resolve(#[source] io::Error),
-    /// Nobody listens, or nothing leads there.
+    /// No process listens there, or the address cannot be reached.
     #[error("no answer: {0}{hint}", hint = connect_hint(.0))]
     Connect(#[source] io::Error),
     /// The handshake failed.
@@ -21,31 +21,31 @@ pub(in crate::cli) enum Failure {
     /// The handshake was not finished.
     #[error("no answer: the TLS handshake broke off: {0}")]
     Handshake(#[source] io::Error),
-    /// Something else than HTTP came.
+    /// The response was not HTTP.
     #[error("what answered does not speak HTTP/1.1; is this the right address, and does it want https://?")]
     NotHttp(#[source] hyper::Error),
-    /// The connection ended first.
+    /// The connection ended before the response.
     #[error("no answer: the connection was closed; does it want https://?")]
     Closed(#[source] hyper::Error),
     /// The connection broke.
     #[error("no answer: {0}{cause}", cause = cause(.0))]
     Exchange(#[source] hyper::Error),
-    /// The answer ended in the middle.
+    /// The response ended in the middle.
     #[error("the answer was cut: {0}{cause}", cause = cause(.0))]
     Cut(#[source] hyper::Error),
-    /// The answer is larger than this many bytes.
+    /// The response is larger than this many bytes.
     #[error("the answer is larger than {mib} MiB", mib = .0 >> 20)]
     TooLarge(usize),
-    /// Nothing within this time.
+    /// No response within this time.
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
-    /// Address and path make no URL.
+    /// Address and path do not form a URL.
     #[error("this address cannot be asked; is it a URL?")]
     Target,
 }
 
 impl Failure {
-    /// The fault of a handshake. rustls' own comes wrapped.
+    /// The error of a handshake. rustls' own errors come wrapped.
     pub(super) fn tls(error: io::Error) -> Self {
         match error.downcast::<rustls::Error>() {
             Ok(error) => Self::Tls(error),
@@ -53,7 +53,7 @@ impl Failure {
         }
     }
 
-    /// The fault of a request.
+    /// The error of a request.
     pub(super) fn exchange(error: hyper::Error) -> Self {
         match () {
             () if error.is_parse() => Self::NotHttp(error),
@@ -75,7 +75,7 @@ fn connect_hint(error: &io::Error) -> &'static str {
 fn tls_hint(error: &rustls::Error) -> &'static str {
     match error {
         rustls::Error::InvalidMessage(_) => "; if it speaks no TLS, ask it with http://",
-        // The second: some root has the issuer's name and another key.
+        // The second one: a trusted root has the issuer's name but another key.
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "; --ca-file names a certificate to trust besides the machine's own"
         }

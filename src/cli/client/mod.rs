@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client for the commands that ask a running gateway: `health`, `status` and `query`.
 //!
-//! One connection at a time, kept for the next request. It follows no redirects, keeps no cookies and goes by no proxy:
-//! a gateway is asked directly, and a token is shown to nobody else.
+//! It uses one connection at a time, and keeps it for the next request. It follows no redirects, keeps no cookies and
+//! uses no proxy, so that a token is sent only to the gateway.
 
 mod address;
 mod connection;
@@ -22,35 +22,35 @@ pub(super) use self::address::Address;
 pub(super) use self::failure::Failure;
 use crate::trust::{self, TrustError};
 
-/// How long a question may take, and how much an answer may hold.
+/// How long a request may take, and how large a response may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// For resolving and connecting, the handshake of TLS included.
+    /// For resolving and connecting, with the TLS handshake.
     pub(super) connect: Duration,
-    /// For one request and the whole of its answer.
+    /// For one request and its complete response.
     pub(super) answer: Duration,
-    /// Bytes in an answer's body.
+    /// Bytes in a response's body.
     pub(super) body: usize,
 }
 
-/// One answer, whole.
+/// One complete response.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// From sending the request to the end of the answer, without connecting.
+    /// From sending the request to the end of the response, without connecting.
     pub(super) took: Duration,
 }
 
 impl Answer {
-    /// A header that is there and is text.
+    /// The value of a header, if it is there and is text.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 }
 
-/// Asks one gateway.
+/// Sends requests to one gateway.
 pub(super) struct Client {
     address: Address,
     limits: Limits,
@@ -59,7 +59,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// For the gateway at `address`. `ca_file` is trusted besides the machine's own roots.
+    /// A client for the gateway at `address`. `ca_file` is trusted in addition to the machine's own roots.
     ///
     /// # Errors
     ///
@@ -80,11 +80,11 @@ impl Client {
         &self.address
     }
 
-    /// Sends `request`, whose URI is a path below the address, and reads its answer.
+    /// Sends `request`, whose URI is a path below the address, and reads the response.
     ///
     /// # Errors
     ///
-    /// Says what stands between this process and an answer. Whatever the answer's status is, it is an answer.
+    /// When there is no response. A response with any status is not an error.
     pub(super) async fn send(&mut self, mut request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
         const AGENT: HeaderValue = HeaderValue::from_static(concat!("insights-gateway/", env!("CARGO_PKG_VERSION")));
         let target = format!("{}{}", self.address.base(), request.uri());
@@ -93,7 +93,7 @@ impl Client {
         request.headers_mut().insert(header::HOST, host);
         request.headers_mut().insert(header::USER_AGENT, AGENT);
         loop {
-            // So that a close which has arrived meanwhile is noticed before it is too late.
+            // Lets the connection's task notice that the gateway has closed it.
             tokio::task::yield_now().await;
             let kept = match self.connection.take() {
                 Some(mut kept) => kept.ready().await.is_ok().then_some(kept),
@@ -104,8 +104,8 @@ impl Client {
                 Some(kept) => kept,
                 None => self.connect().await?,
             };
-            // A connection that was kept may be closed at the very moment at which it is used. What only reads is asked
-            // again (RFC 9110, section 9.2.2); so is anything of which nothing was sent.
+            // A kept connection may be closed at the moment when it is used. A request that only reads is sent again
+            // (RFC 9110, section 9.2.2), and so is any request of which nothing was sent.
             let again = (used && request.method() == Method::GET).then(|| request.clone());
             let begun = Instant::now();
             let exchanged = tokio::time::timeout(self.limits.answer, exchange(&mut sender, request, self.limits.body));
@@ -133,7 +133,7 @@ impl Client {
 }
 
 enum Broken {
-    /// Nothing of the request has gone out.
+    /// Nothing of the request was sent.
     Unsent(Box<Request<Full<Bytes>>>, hyper::Error),
     Exchange(hyper::Error),
     Body(Box<dyn std::error::Error + Send + Sync>),

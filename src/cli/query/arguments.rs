@@ -1,4 +1,4 @@
-//! What `query` is told on the command line.
+//! The command line arguments of `query`.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::moment::moment;
 use crate::cli::text::steers;
 use crate::config::check_team_name;
 
-// Not as documentation, which would take a comparison for a tag.
+// Not as a doc comment, where `<` and `>` would be read as a tag.
 const FILTER: &str = "A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; repeatable, all must hold";
 const FILTER_LONG: &str = "\
 A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; repeatable, all must hold
@@ -56,19 +56,19 @@ pub struct QueryArgs {
     /// How rows are written
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Say on standard error how the answer came about: key, Cache-Status, times, usage
+    /// Print on standard error how the answer was made: key, Cache-Status, times, usage
     #[arg(long)]
     pub explain: bool,
     /// Gateway URL, or unix:///path; by default INSIGHTS_GATEWAY_SERVER__LISTEN, else http://127.0.0.1:8080
     #[arg(long, value_name = "URL", help_heading = "Gateway")]
     pub url: Option<String>,
-    /// Sign in as this team: its name goes along with the token
+    /// Sign in as this team: its name is sent together with the token
     #[arg(long, value_name = "NAME", value_parser = team, help_heading = "Gateway")]
     pub team: Option<String>,
     /// File that holds the team's token; else it comes from INSIGHTS_GATEWAY_TOKEN
     #[arg(long, value_name = "FILE", help_heading = "Gateway")]
     pub token_file: Option<PathBuf>,
-    /// A certificate to trust besides the machine's own roots (PEM)
+    /// A certificate to trust in addition to the machine's own roots (PEM)
     #[arg(long, value_name = "FILE", help_heading = "Gateway")]
     pub ca_file: Option<PathBuf>,
 }
@@ -78,11 +78,11 @@ pub struct QueryArgs {
 pub enum Format {
     /// For people
     Table,
-    /// One header, then one line a row
+    /// One header, then one line per row
     Csv,
     /// One array of rows
     Json,
-    /// One JSON object a line
+    /// One JSON object per line
     Ndjson,
 }
 
@@ -91,7 +91,7 @@ pub enum Format {
 pub struct Order {
     /// A measure or a dimension.
     pub field: String,
-    /// Largest first.
+    /// Largest values first.
     pub descending: bool,
 }
 
@@ -109,7 +109,7 @@ impl std::str::FromStr for Order {
     }
 }
 
-/// The name of a measure or a dimension, as far as that can be told without knowing them.
+/// Checks that this can be the name of a measure or a dimension, without knowing the names that exist.
 pub(super) fn member(text: &str) -> Result<String, &'static str> {
     let is_odd = |c: char| c.is_whitespace() || steers(c) || matches!(c, '"' | '!' | ',');
     match text.is_empty() || text.contains(is_odd) {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_written_in_any_way() {
+    fn lists_are_accepted_in_every_form() {
         for line in [
             "--measure C.A --measure C.B --dimension C.D",
             "--measure C.A C.B --dimension C.D",
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_question_is_refused_with_a_next_step() {
+    fn invalid_arguments_are_refused_with_a_next_step() {
         for (line, said) in [
             ("", "--measure"),
             ("--all", "--measure"),

@@ -1,15 +1,15 @@
-//! Which time dimension `--since` and `--until` mean, from the account's metadata.
+//! Finds the time dimension for `--since` and `--until` in the account's metadata.
 
 use serde::Deserialize;
 
-/// The suffixes by which a time is cut to a grain. Twilio documents `hour`; the others are as usual.
+/// The suffixes that round a time down to a grain. Twilio documents `hour`; the others are the usual ones.
 const GRAINS: [&str; 8] = ["second", "minute", "hour", "day", "week", "month", "quarter", "year"];
 /// Types of a dimension that is a time.
 const TIMES: [&str; 4] = ["time", "date", "datetime", "timestamp"];
-/// Candidates that a message lists.
+/// The most candidates that a message lists.
 const LISTED: usize = 12;
 
-/// The data model, as far as it matters here.
+/// The part of the data model that is needed here.
 #[derive(Debug, Deserialize)]
 pub(super) struct Metadata {
     cubes: Vec<Cube>,
@@ -31,7 +31,7 @@ struct Member {
     r#type: String,
 }
 
-/// Why `--time` is needed. Names are as metadata has them, so they are not to be printed as they are.
+/// Why `--time` is needed. Names come from metadata, so they must be escaped before they are printed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unclear {
     /// The cube has several times.
@@ -50,7 +50,7 @@ pub(super) enum Unclear {
     NoCube {
         /// The query's first member.
         member: String,
-        /// All times there are.
+        /// All time dimensions.
         candidates: Vec<String>,
     },
 }
@@ -68,7 +68,7 @@ fn suffix(candidates: &[String]) -> String {
 }
 
 impl Metadata {
-    /// The only time of the cube that `member` belongs to.
+    /// The only time dimension of the cube that `member` belongs to.
     pub(super) fn time_of(&self, member: &str) -> Result<String, Unclear> {
         let Some(cube) = self.cube_of(member) else {
             let candidates = self.cubes.iter().flat_map(Cube::times).collect();
@@ -82,7 +82,7 @@ impl Metadata {
         }
     }
 
-    /// The cube that lists the member, perhaps without its grain; else the one by whose name it begins.
+    /// The cube that lists the member, with or without a grain; otherwise the cube whose name the member begins with.
     fn cube_of(&self, member: &str) -> Option<&Cube> {
         let lists = |cube: &&Cube, name: &str| {
             let mut all = cube.measures.iter().chain(&cube.dimensions);
@@ -97,12 +97,12 @@ impl Metadata {
 }
 
 impl Cube {
-    /// Its times, each once. A time and its grains are one, named without a grain: a filter on a grain would compare
-    /// the start of the hour or day and so leave out what lies within the first.
+    /// Its time dimensions, each once. A time and its grains are one, named without a grain: a filter on a grain would
+    /// compare the start of the hour or day, and so exclude rows later within it.
     fn times(&self) -> Vec<String> {
         let is_time = |member: &&Member| TIMES.iter().any(|word| word.eq_ignore_ascii_case(&member.r#type));
         let listed: Vec<&str> = self.dimensions.iter().filter(is_time).map(|member| member.name.as_str()).collect();
-        // Grains that are not known by their word are known by the plain time beside them.
+        // A grain with an unknown suffix is recognised by the plain dimension of the same name.
         let plain = |name: &'_ str| match name.rsplit_once('.') {
             Some((base, _)) if listed.contains(&base) => base.to_owned(),
             _ => without_grain(name).to_owned(),
@@ -139,7 +139,7 @@ mod tests {
         };
         serde_json::from_value(json!({"domain": "Conversations", "cubes": [
             cube("C", &[("C.Created", "time"), ("C.Created.hour", "time"), ("C.Created.fortnight", "TIME"), ("C.Status", "string")]),
-            // As an older page of the documentation has it: the grain alone.
+            // Like an older page of the documentation: only the grain exists.
             cube("Grain", &[("Grain.Created.hour", "time")]),
             cube("Two", &[("Two.Created", "time"), ("Two.Closed", "date"), ("Two.Closed.day", "date")]),
             cube("Zero", &[("Zero.Status", "string")]),
@@ -154,7 +154,7 @@ mod tests {
             ("C.Count", "C.Created"),
             ("C.Status", "C.Created"),
             ("C.Created.day", "C.Created"),
-            // Of this cube by its name, whatever it is.
+            // It belongs to this cube by its name, although no cube lists it.
             ("C.Unheard", "C.Created"),
             ("Grain.Count", "Grain.Created"),
             ("Grain.Created.hour", "Grain.Created"),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unclear_is_said_with_the_candidates() {
+    fn ambiguous_dimensions_are_reported_with_the_candidates() {
         let metadata = metadata();
         let said = |member| metadata.time_of(member).unwrap_err().to_string();
         assert!(

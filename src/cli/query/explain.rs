@@ -1,4 +1,4 @@
-//! How an answer came about, in words: what `--explain` prints on standard error.
+//! Explains in words how an answer was made: the output of `--explain` on standard error.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::cli::text::plain;
 /// The gateway's own name in `Cache-Status`.
 const CACHE: &str = "insights-gateway";
 
-/// `Cache-Status` (RFC 9211), as far as it is this gateway's.
+/// The parts of `Cache-Status` (RFC 9211) that come from this gateway.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct CacheStatus {
     outcome: String,
@@ -21,7 +21,7 @@ struct CacheStatus {
 }
 
 impl CacheStatus {
-    /// The member that this gateway wrote. A proxy in front of it may have added its own.
+    /// Reads the list member of this gateway. A proxy in front of it may have added its own.
     fn read(header: &str) -> Option<Self> {
         let mut parts = outside_quotes(header, ',')
             .into_iter()
@@ -63,7 +63,7 @@ impl CacheStatus {
     }
 }
 
-/// Splits a structured field at a separator that stands outside quotes.
+/// Splits a structured field at separators outside quotes.
 fn outside_quotes(text: &str, separator: char) -> Vec<&str> {
     let (mut in_quotes, mut is_escaped) = (false, false);
     let split = text.split(|c| {
@@ -78,18 +78,18 @@ fn outside_quotes(text: &str, separator: char) -> Vec<&str> {
     split.collect()
 }
 
-/// What has been told of the answers so far.
+/// What was printed about the answers so far.
 #[derive(Debug, Default)]
 pub(super) struct Explanation {
     pages: usize,
     rows: usize,
     took: Duration,
-    /// How often each outcome, in the order of their first occurrence.
+    /// How often each outcome occurred, in the order of their first occurrence.
     outcomes: Vec<(String, usize)>,
 }
 
 impl Explanation {
-    /// The lines about the first answer; of later ones only the sum is told.
+    /// The lines about the first answer. Later ones only count in the sum.
     pub(super) fn answer(&mut self, answer: &Answer) -> Option<String> {
         self.took += answer.took;
         self.pages += 1;
@@ -102,7 +102,7 @@ impl Explanation {
         (self.pages == 1).then(|| lines(answer))
     }
 
-    /// Rows of the page that was told last.
+    /// Counts the rows of the last page.
     pub(super) fn rows(&mut self, count: usize) {
         self.rows += count;
     }
@@ -116,12 +116,12 @@ impl Explanation {
     }
 }
 
-/// Everything about one answer, be it a page or a refusal.
+/// Everything about one answer, a page or a refusal.
 pub(super) fn lines(answer: &Answer) -> String {
     let header = answer.header("cache-status");
     let status = header.and_then(CacheStatus::read).unwrap_or_default();
     let words = match status.outcome.as_str() {
-        "" => "how it came about is not said".to_owned(),
+        "" => "the answer does not say how it was made".to_owned(),
         _ => status.words(),
     };
     let text = |name| answer.header(name).map(plain);
@@ -141,7 +141,7 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
-/// What `/_gateway/usage` says of the calling team; nothing of an answer that says nothing.
+/// What `/_gateway/usage` says of the calling team; `None` if the response has another form.
 pub(super) fn usage(body: &[u8]) -> Option<String> {
     let usage: Json = serde_json::from_slice(body).ok()?;
     let team = plain(usage["team"].as_str()?);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_answer_is_told_whole_and_the_others_in_sum() {
+    fn the_first_answer_is_explained_and_the_others_are_summed() {
         let mut explanation = Explanation::default();
         let miss = "insights-gateway; fwd=uri-miss; stored; fwd-status=200; detail=miss; key=\"92e327f929a35ff4\"";
         let expected = format!(
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn cache_status_is_read_out_in_words() {
+    fn cache_status_is_explained_in_words() {
         let words = |header: &str| CacheStatus::read(header).unwrap().words();
         assert_eq!(words("insights-gateway; hit; ttl=59; detail=hit"), "hit: from the cache, fresh for another 59 s");
         let stale =
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_told_where_it_is_understood() {
+    fn usage_is_printed_where_it_is_understood() {
         let body = json!({
             "team": "dashboards", "requests": {"hit": 100, "miss": 20, "stale": 0}, "upstream_attempts": 20,
             "calls_saved": 100, "since": "2026-11-28T09:00:00Z",

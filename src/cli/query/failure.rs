@@ -1,4 +1,4 @@
-//! Why a question was not answered, and with which code that ends.
+//! Why a query failed, and its exit code.
 
 use std::io;
 
@@ -8,22 +8,22 @@ use crate::cli::{client, exit};
 /// See the module.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The command line, the token or a file is at fault. Nothing was asked.
+    /// The command line, the token or a file is wrong. No request was sent.
     #[error("{0}")]
     Usage(String),
-    /// There is no answer.
+    /// There is no response.
     #[error("{address}: {failure}")]
     Unanswered {
-        /// Who was asked.
+        /// The gateway's address.
         address: String,
         /// Why.
         #[source]
         failure: client::Failure,
     },
-    /// The answer is no.
+    /// The gateway or Twilio refused.
     #[error("{refusal}", refusal = .0.refusal)]
     Refused(Box<Refused>),
-    /// The answer is not what it should be.
+    /// The response is not what it should be.
     #[error("{0}")]
     Strange(String),
     /// The job ended without results.
@@ -32,7 +32,7 @@ pub(super) enum Failure {
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
-    /// The machine refuses something.
+    /// The system refuses something that the command needs.
     #[error("cannot start: {0}")]
     Machine(#[source] io::Error),
 }

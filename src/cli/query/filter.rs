@@ -8,8 +8,8 @@
 //! PLAIN    = anything without a comma that does not begin with a quote
 //! ```
 //!
-//! The first operator splits, so everything behind it belongs to the values. `=` with several values is `IN`; the
-//! others take one. Nothing is trimmed: a space in a value is part of it.
+//! The first operator splits, so everything after it belongs to the values. `=` with several values is `IN`; the other
+//! operators take one value. Nothing is trimmed: a space in a value is part of it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,7 +34,7 @@ pub enum Operator {
 }
 
 impl Operator {
-    /// Twilio's word.
+    /// Twilio's word for it.
     const fn as_str(self) -> &'static str {
         match self {
             Self::Eq => "EQ",
@@ -49,11 +49,11 @@ impl Operator {
 /// One condition that rows must meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
-    /// A dimension.
+    /// The dimension.
     pub field: String,
-    /// How it is compared.
+    /// The comparison.
     pub op: Operator,
-    /// With what: several for `IN`, else one.
+    /// The values: several for `IN`, else one.
     pub values: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl Filter {
         Self { field: field.to_owned(), op, values: vec![value.to_owned()] }
     }
 
-    /// As Twilio's API has it.
+    /// The expression in the form of Twilio's API.
     pub fn to_json(&self) -> Json {
         json!({"op": self.op.as_str(), "field": self.field, "values": self.values})
     }
@@ -78,13 +78,13 @@ pub enum FilterError {
     /// `>=` or `<=`.
     #[error("Twilio has no >= and no <=; use > or < with the next value")]
     OrEqual,
-    /// Nothing, or something unlikely, before the operator.
+    /// No name, or an unlikely one, before the operator.
     #[error("the field before the operator must be a name such as Conversation.ConversationStatus, without spaces")]
     Field,
-    /// A value without a character.
+    /// An empty value.
     #[error("a value is empty; if that is meant, write \"\"")]
     Empty,
-    /// A quote that begins a value and does not end it.
+    /// A value that begins with a quote but does not end with one.
     #[error(
         "a value that begins with a double quote must end with one, before a comma or the end; \"\" is a quote in it"
     )]
@@ -149,7 +149,7 @@ fn values(mut text: &str) -> Result<Vec<String>, FilterError> {
     }
 }
 
-/// A value up to its closing quote, and what follows that.
+/// A value up to its closing quote, and the text after that.
 fn quoted_value(mut text: &str) -> Result<(String, &str), FilterError> {
     let mut value = String::new();
     loop {
@@ -165,7 +165,7 @@ fn quoted_value(mut text: &str) -> Result<(String, &str), FilterError> {
     }
 }
 
-/// As it would be typed. What is shown here reads back as the same filter.
+/// In the form in which it is typed. The output reads back as the same filter.
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let symbol = match self.op {
@@ -177,7 +177,7 @@ impl fmt::Display for Filter {
         write!(f, "{}{symbol}", self.field)?;
         for (i, value) in self.values.iter().enumerate() {
             let comma = if i > 0 { "," } else { "" };
-            // `>=` is refused, so a value that begins with an equals sign is not written behind `>` as it is.
+            // `>=` is refused, so a value that begins with an equals sign is quoted after `>`.
             match value.is_empty() || value.contains(',') || value.starts_with(['"', '=']) {
                 true => write!(f, "{comma}\"{}\"", value.replace('"', "\"\""))?,
                 false => write!(f, "{comma}{value}")?,
@@ -217,7 +217,7 @@ mod tests {
             (r#"C.F="say ""yes"", please""#, Eq, &[r#"say "yes", please"#]),
             (r#"C.F="""#, Eq, &[""]),
             (r#"C.F="""""#, Eq, &["\""]),
-            // Quotes count at the start of a value alone.
+            // Quotes count only at the start of a value.
             (r#"C.F=5" pipe"#, Eq, &["5\" pipe"]),
             (r#"C.F=a"b,c"d"#, In, &["a\"b", "c\"d"]),
             // The first operator splits.
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_filters_are_refused() {
         for (text, error) in [
             ("", FilterError::NoOperator),
             ("C.F", FilterError::NoOperator),
@@ -270,7 +270,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(
+        fn a_written_filter_reads_back(
             field in "[A-Za-z][A-Za-z0-9_.]{0,20}",
             op in prop::sample::select(vec![Operator::Eq, Operator::Ne, Operator::Lt, Operator::Gt]),
             values in prop::collection::vec("[a,\"=<>! é]{0,6}", 1..4),
@@ -284,7 +284,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics_and_none_loses_anything(text in "[CF.=<>!,\" a]{0,16}|.*") {
+        fn arbitrary_text_neither_panics_nor_loses_characters(text in "[CF.=<>!,\" a]{0,16}|.*") {
             if let Ok(filter) = text.parse::<Filter>() {
                 prop_assert!(text.starts_with(&filter.field));
                 prop_assert_eq!(filter.op == Operator::In, filter.values.len() > 1);

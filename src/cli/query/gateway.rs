@@ -1,4 +1,4 @@
-//! The gateway's data plane, as a team sees it.
+//! The gateway's data plane, as a team uses it.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::failure::Failure;
 use super::refusal::{Refusal, Shown};
 use crate::cli::client::{Answer, Client, Limits};
 
-/// The gateway bounds a request by its own deadline, which is far below this; what takes longer has died.
+/// The gateway limits a request by its own deadline, which is far below this. A request that takes longer has failed.
 pub(super) const LIMITS: Limits =
     Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(300), body: 64 << 20 };
 
-/// A gateway and how to sign in there.
+/// A gateway and the credential for it.
 pub(super) struct Gateway {
     client: Client,
     authorization: Option<HeaderValue>,
@@ -28,14 +28,14 @@ impl Gateway {
 
     /// # Errors
     ///
-    /// When there is no answer, or one that is no success.
+    /// When there is no response, or it is not a success.
     pub(super) async fn get(&mut self, path: &str) -> Result<Answer, Failure> {
         self.ask(Method::GET, path, Bytes::new()).await
     }
 
     /// # Errors
     ///
-    /// When there is no answer, or one that is no success.
+    /// When there is no response, or it is not a success.
     pub(super) async fn post(&mut self, path: &str, body: Bytes) -> Result<Answer, Failure> {
         self.ask(Method::POST, path, body).await
     }
@@ -43,8 +43,9 @@ impl Gateway {
     async fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer, Failure> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
         let mut request = Request::new(Full::new(body));
-        let target =
-            path.parse().map_err(|_| Failure::Strange("the gateway gave a token that fits no URL".to_owned()))?;
+        let target = path
+            .parse()
+            .map_err(|_| Failure::Strange("the gateway returned a token that cannot be part of a URL".to_owned()))?;
         *request.uri_mut() = target;
         let headers = request.headers_mut();
         headers.insert(header::ACCEPT, JSON);
@@ -67,7 +68,7 @@ impl Gateway {
     }
 }
 
-/// An answer that is no success, and what it says.
+/// A response that is not a success, and what it says.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) refusal: Refusal,

@@ -1,4 +1,4 @@
-//! A query job: submitted, watched until it ends, and then read page by page.
+//! A query job: submitted, polled until it ends, and then read page by page.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use super::question::path;
 use crate::cli::client::Answer;
 use crate::cli::text::plain;
 
-/// Between two looks, where the answer does not say.
+/// Time between two polls, where the response does not say.
 const USUAL_WAIT: Duration = Duration::from_secs(5);
-/// However long the answer says.
+/// The longest time, whatever the response says.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How long a job is watched. It goes on without us, and its results can be had later.
+/// How long a job is polled. It continues after that, and its results can be fetched later.
 const PATIENCE: Duration = Duration::from_secs(4 * 3600);
-/// Looks that may be refused for want of budget, one after the other.
+/// Polls in a row that may be refused for lack of budget.
 const REFUSALS: u32 = 20;
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +41,7 @@ struct Fault {
     detail: Option<String>,
 }
 
-/// Submits a query and waits for the end of its job. Gives its id.
+/// Submits a query and waits for the end of its job. Returns the job's id.
 pub(super) async fn complete(gateway: &mut Gateway, body: Bytes, progress: &mut Progress) -> Result<String, Failure> {
     let begun = Instant::now();
     let submitted = gateway.post(&path("/QueryJobs", &[]), body).await?;
@@ -49,7 +49,7 @@ pub(super) async fn complete(gateway: &mut Gateway, body: Bytes, progress: &mut 
     let id = status.operation_id.clone();
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     if id.is_empty() || id.len() > 128 || !id.chars().all(known) {
-        return Err(Failure::Strange("the gateway gave a job an id that fits no path".to_owned()));
+        return Err(Failure::Strange("the gateway returned a job id that cannot be part of a path".to_owned()));
     }
     let look = path(&format!("/QueryJobs/{id}"), &[]);
     let (mut status, mut refusals) = (status, 0);
@@ -63,7 +63,9 @@ pub(super) async fn complete(gateway: &mut Gateway, body: Bytes, progress: &mut 
         }
         if begun.elapsed() + wait > PATIENCE {
             let hours = PATIENCE.as_secs() / 3600;
-            return Err(Failure::Job(format!("job {id} has not ended within {hours} h; it goes on without us")));
+            return Err(Failure::Job(format!(
+                "job {id} has not ended within {hours} h; it continues without this command"
+            )));
         }
         progress.show(&format!("job {id}: {}, {} s", status.status, begun.elapsed().as_secs()));
         sleep(wait).await;
@@ -72,7 +74,7 @@ pub(super) async fn complete(gateway: &mut Gateway, body: Bytes, progress: &mut 
                 (status, wait) = read(&answer)?;
                 refusals = 0;
             }
-            // The look was refused; the job is none the worse for it.
+            // Only the poll was refused; the job is not affected.
             Err(Failure::Refused(refused)) if refused.refusal.passes() && refusals < REFUSALS => {
                 wait = waiting(refused.refusal.seconds());
                 refusals += 1;
@@ -84,7 +86,7 @@ pub(super) async fn complete(gateway: &mut Gateway, body: Bytes, progress: &mut 
 
 fn read(answer: &Answer) -> Result<(Status, Duration), Failure> {
     let status = serde_json::from_slice(&answer.body)
-        .map_err(|_| Failure::Strange("the answer is no job; does the gateway serve query jobs?".to_owned()))?;
+        .map_err(|_| Failure::Strange("the answer is not a job; does the gateway serve query jobs?".to_owned()))?;
     Ok((status, waiting(answer.header("retry-after").and_then(|wait| wait.parse().ok()))))
 }
 
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_on_one_line() {
+    fn a_failure_is_printed_on_one_line() {
         let fault = Fault { code: 50001, message: "too\nlong".to_owned(), detail: Some("120 s".to_owned()) };
         assert_eq!(failed("j1", Some(&fault)), "job j1 failed: too long (120 s) (code 50001)");
         assert_eq!(failed("j1", None), "job j1 failed, without a reason");

@@ -1,15 +1,15 @@
-//! `query`: asks a running gateway as a dashboard would, from a terminal or a script.
+//! `query`: sends a query through a running gateway, from a terminal or a script.
 //!
 //! | file | what happens there |
 //! | --- | --- |
-//! | `arguments`, `filter`, `moment` | the command line and its small languages |
-//! | `question` | what Twilio's API is sent |
-//! | `token`, `gateway` | signing in and asking |
-//! | `cube` | which time dimension is meant, from the account's metadata |
+//! | `arguments`, `filter`, `moment` | the command line and the syntax of its values |
+//! | `question` | the request for Twilio's API |
+//! | `token`, `gateway` | the credential, and sending requests |
+//! | `cube` | finds the time dimension in the account's metadata |
 //! | `job` | a query job, until it has ended |
-//! | `page` | an answer's rows |
+//! | `page` | the rows of a response |
 //! | `format` | how rows are written |
-//! | `explain`, `progress` | what is said on standard error meanwhile |
+//! | `explain`, `progress` | what is printed on standard error meanwhile |
 //! | `refusal`, `failure` | why there are no rows, and what to do |
 
 mod arguments;
@@ -49,15 +49,15 @@ use super::text::plain;
 use super::{exit, explain as say};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
-/// The gateway's own variable: where it is configured by its environment, a question needs no address.
+/// The gateway's own variable, so that no argument is needed where the environment configures the gateway.
 const LISTEN: &str = "INSIGHTS_GATEWAY_SERVER__LISTEN";
 
-/// Asks, and prints what is answered.
+/// Sends the query, and prints the result.
 pub fn run(args: &QueryArgs) -> ExitCode {
     let answered = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let answered = runtime.block_on(answer(args));
-            // A resolver that hangs in a thread of its own must not outlast us.
+            // A resolver that hangs in its own thread must not delay the exit.
             runtime.shutdown_background();
             answered
         }
@@ -81,7 +81,7 @@ async fn answer(args: &QueryArgs) -> Result<(), Failure> {
     let mut gateway = open(args)?;
     let time = time_dimension(args, &mut gateway).await?;
     let body: Bytes = question::body(args, time.as_deref()).to_string().into();
-    // Rows that are written as they come are a progress of their own where a person sees them.
+    // Rows that are written as they arrive show the progress themselves, if they go to a terminal.
     let is_quiet = args.format == Format::Table || !terminal.output;
     let mut walk = Walk {
         progress: Progress::new(terminal.errors && is_quiet && (args.all || args.job)),
@@ -93,7 +93,7 @@ async fn answer(args: &QueryArgs) -> Result<(), Failure> {
     let walked = walk.pages(args, body).await;
     walk.progress.clear();
     let remark = walk.end(walked.is_err());
-    // What stopped the walk is to be told before what a broken output says about it.
+    // The error that stopped the walk is reported before an error of the output.
     let more = walked?;
     let remark = remark?;
     if let Some(explanation) = &walk.explanation {
@@ -113,13 +113,13 @@ async fn answer(args: &QueryArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The gateway that the command line, or else the environment, names.
+/// The gateway that the command line names, or else the environment.
 fn open(args: &QueryArgs) -> Result<Gateway, Failure> {
     let address = match &args.url {
         Some(url) => Address::parse(url).map_err(|error| Failure::Usage(format!("--url: {error}")))?,
         None => address_of_listen(&std::env::var(LISTEN).unwrap_or_default()).map_err(Failure::Usage)?,
     };
-    // Paths begin with the version, so a base that has it already would have it twice.
+    // Paths begin with the version, so a base that contains it would repeat it.
     if let Some((base, _)) =
         address.base().split_once("/v3").filter(|(_, rest)| rest.is_empty() || rest.starts_with('/'))
     {
@@ -133,7 +133,7 @@ fn open(args: &QueryArgs) -> Result<Gateway, Failure> {
     Ok(Gateway::new(client, authorization, shown))
 }
 
-/// `listen` is the gateway's list of listeners; its first is asked.
+/// `listen` is the gateway's list of listeners; the first is used.
 fn address_of_listen(listen: &str) -> Result<Address, String> {
     let first = listen.split(',').next().unwrap_or_default().trim();
     let url = match first {
@@ -141,13 +141,13 @@ fn address_of_listen(listen: &str) -> Result<Address, String> {
         unix if unix.starts_with("unix:") => unix.to_owned(),
         tcp => match reachable(tcp) {
             Some(address) => format!("http://{address}"),
-            None => return Err(format!("{LISTEN}: its first entry is no address that can be asked; give --url")),
+            None => return Err(format!("{LISTEN}: requests cannot be sent to its first entry; give --url")),
         },
     };
     Address::parse(&url).map_err(|error| format!("{LISTEN}: {error}"))
 }
 
-/// The dimension that `--since` and `--until` are on, where one of them is given.
+/// The dimension for `--since` and `--until`, if one of them is given.
 async fn time_dimension(args: &QueryArgs, gateway: &mut Gateway) -> Result<Option<String>, Failure> {
     if args.since.is_none() && args.until.is_none() {
         return Ok(None);
@@ -166,7 +166,7 @@ async fn time_dimension(args: &QueryArgs, gateway: &mut Gateway) -> Result<Optio
     metadata.time_of(first).map(Some).map_err(|unclear| Failure::Usage(plain(&unclear.to_string())))
 }
 
-/// An answer on its way from the gateway to standard output.
+/// The path of a result from the gateway to standard output.
 struct Walk {
     gateway: Gateway,
     writer: Box<dyn RowWriter>,
@@ -176,7 +176,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Writes the first page, or all of them. Says whether there are more.
+    /// Writes the first page, or all of them. Returns whether there are more.
     async fn pages(&mut self, args: &QueryArgs, body: Bytes) -> Result<bool, Failure> {
         let size = args.page_size.map(|size| size.to_string());
         let size = ("pageSize", size.as_deref());
@@ -204,11 +204,13 @@ impl Walk {
                 return Ok(true);
             }
             if !tokens.insert(blake3::hash(token.as_bytes())) {
-                return Err(Failure::Strange("the pages lead in a circle; what has come so far is shown".to_owned()));
+                return Err(Failure::Strange(
+                    "the next page repeats an earlier one; the rows so far are shown".to_owned(),
+                ));
             }
             self.progress.show(&format!("page {}, {} rows so far", tokens.len() + 1, self.rows));
             let token = ("pageToken", Some(token.as_str()));
-            // Only a job's results are cut anew by each request.
+            // Only the results of a job take a page size with each request.
             let next = match &results {
                 Some(results) => path(results, &[size, token]),
                 None => path("/Query", &[token]),
@@ -218,7 +220,7 @@ impl Walk {
         }
     }
 
-    /// The same answer, once it has been explained.
+    /// The same answer, after it has been explained.
     fn told(&mut self, answered: Result<Answer, Failure>) -> Result<Answer, Failure> {
         let lines = match (&mut self.explanation, &answered) {
             (Some(explanation), Ok(answer)) => explanation.answer(answer),
@@ -237,7 +239,7 @@ impl Walk {
         if let Some(explanation) = &mut self.explanation {
             explanation.rows(page.rows.len());
         }
-        // Standard output alone would make a system call of every line.
+        // Without a buffer, standard output would make a system call for every line.
         let mut out = BufWriter::new(io::stdout().lock());
         self.writer.page(&page.rows, &mut out)?;
         Ok(out.flush()?)

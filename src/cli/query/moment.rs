@@ -1,21 +1,21 @@
-//! Moments as `--since` and `--until` take them: RFC 3339, or a date, which means its start in the query's zone.
+//! The times of `--since` and `--until`: RFC 3339, or a date, which means its start in the query's zone.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 
-/// Checks a moment and gives it back as it was written: the zone decides what a date means, and Twilio knows the zone.
+/// Checks a time and returns it unchanged. What a date means depends on the zone, and Twilio applies the zone.
 pub(super) fn moment(text: &str) -> Result<String, &'static str> {
     const EXPECTED: &str = "expected a date such as 2026-04-02, or a time such as 2026-04-02T10:00:00Z (RFC 3339)";
     let is_moment = match text.len() {
         0..10 => false,
         10 => has_shape(text, b"0000-00-00") && text.parse::<Date>().is_ok(),
-        // jiff reads more than RFC 3339 has: spaces, zone names, times without seconds.
+        // jiff accepts more than RFC 3339: spaces, zone names, times without seconds.
         _ => is_rfc_3339(text) && text.parse::<Timestamp>().is_ok(),
     };
     if is_moment { Ok(text.to_owned()) } else { Err(EXPECTED) }
 }
 
-/// Do the characters match: a `0` stands for any digit, everything else for itself.
+/// Whether the characters match: a `0` matches any digit, all others match themselves.
 fn has_shape(text: &str, shape: &[u8]) -> bool {
     text.len() == shape.len()
         && text
@@ -78,7 +78,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in ".*", near in "[0-9]{4}-[0-9]{2}-[0-9]{2}[T0-9:.Z+-]{0,20}é?") {
+        fn arbitrary_text_does_not_panic(text in ".*", near in "[0-9]{4}-[0-9]{2}-[0-9]{2}[T0-9:.Z+-]{0,20}é?") {
             let _ = moment(&text);
             let _ = moment(&near);
         }

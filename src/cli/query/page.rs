@@ -1,40 +1,40 @@
-//! One page of an answer: its rows as they came, and the token of the next page.
+//! One page of a result: its rows unchanged, and the token of the next page.
 
 use crate::core::json::{self, JsonError, Member, Value};
 
-/// Values that one page may hold: what is larger is no page that a gateway passes on.
+/// The most JSON values in one page. The gateway passes on no page that is larger.
 const MAX_VALUES: usize = 4_000_000;
 
-/// A row: its cells by name. Digits, order and spelling are those of the answer.
+/// A row: its cells by name. Digits, order and spelling are those of the response.
 pub(super) type Row<'a> = Box<[Member<'a>]>;
 
-/// One page. Borrows from the answer's body.
+/// One page. Borrows from the response's body.
 #[derive(Debug)]
 pub(super) struct Page<'a> {
     pub(super) rows: Vec<Row<'a>>,
-    /// Absent on the last page, whether the answer leaves it out or says null.
+    /// Absent on the last page, where the response leaves it out or says null.
     pub(super) next: Option<String>,
 }
 
-/// Why an answer is no page.
+/// Why a response is not a page.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NoPage {
     /// It is not JSON.
     #[error("the answer is not JSON: {0}")]
     NotJson(#[from] JsonError),
-    /// It has no rows where they should be.
+    /// It has no list of rows.
     #[error("the answer has no list of rows; is this a gateway's data address?")]
     NoRows,
 }
 
 impl<'a> Page<'a> {
-    /// Reads an answer of Query, or of a job's results.
+    /// Reads a response of Query, or of a job's results.
     pub(super) fn read(body: &'a [u8]) -> Result<Self, NoPage> {
         let Value::Object(mut members) = json::parse_within(body, MAX_VALUES)? else { return Err(NoPage::NoRows) };
         let meta = json::member(&members, "meta").and_then(Value::as_object).unwrap_or_default();
         let text = |name| json::member(meta, name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let next = text("nextToken").map(str::to_owned);
-        // `meta` says under which name the rows are.
+        // `meta` names the member that has the rows.
         let name = text("key").unwrap_or("items").to_owned();
         let rows = members.iter_mut().find(|member| member.name.as_str() == name).ok_or(NoPage::NoRows)?;
         let Value::Array(rows) = std::mem::replace(&mut rows.value, Value::Null) else { return Err(NoPage::NoRows) };

@@ -1,4 +1,4 @@
-//! One line on standard error that says how far a walk or a wait has come, and is taken back in the end.
+//! One line on standard error that shows how far a walk or a wait is, and is removed at the end.
 
 use std::io::{self, Write};
 
@@ -10,21 +10,21 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Shows nothing unless `is_on`: standard error is a terminal, and nothing else writes to that terminal.
+    /// Shows nothing unless `is_on`: standard error is a terminal, and no other output goes to it.
     pub(super) fn new(is_on: bool) -> Self {
         Self { is_on, is_shown: false }
     }
 
-    /// Shows this in place of what was shown before.
+    /// Replaces the line.
     pub(super) fn show(&mut self, text: &str) {
         if self.is_on {
             self.is_shown = true;
-            // Whoever cannot be shown it misses nothing.
+            // The line is not important, so an error is ignored.
             let _ = write!(io::stderr().lock(), "\r\x1b[K{text}");
         }
     }
 
-    /// Takes the line back.
+    /// Removes the line.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_shown) {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");

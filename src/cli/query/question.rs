@@ -1,17 +1,17 @@
-//! The question as Twilio's API takes it: paths, and the body of a query.
+//! The request in the form of Twilio's API: paths, and the body of a query.
 
 use serde_json::{Value as Json, json};
 
 use super::arguments::QueryArgs;
 use super::filter::{Filter, Operator};
 
-/// What all paths start with.
+/// The prefix of all paths.
 pub(super) const DOMAIN: &str = "/v3/InsightsDomains/Conversations";
 
 /// The body of a query. Both ends of its time range are on the dimension `time`.
 ///
-/// All conditions are in one group: how several groups combine is not documented, and only a range that certainly holds
-/// for every row lets the gateway keep the answer for longer.
+/// All conditions are in one group. It is not documented how several groups combine, and the gateway keeps a result
+/// longer only if its range certainly holds for every row.
 pub(super) fn body(args: &QueryArgs, time: Option<&str>) -> Json {
     let mut filters: Vec<Filter> = args.filter.clone();
     if let Some(time) = time {
@@ -31,7 +31,7 @@ pub(super) fn body(args: &QueryArgs, time: Option<&str>) -> Json {
         add("filters", vec![json!({"op": "AND", "expressions": expressions})]);
     }
     let order = args.order.iter().map(|order| {
-        // Which direction goes without saying is not documented.
+        // The default direction is not documented.
         json!({"field": order.field, "direction": if order.descending { "DESC" } else { "ASC" }})
     });
     add("orderBy", order.collect());
@@ -41,7 +41,7 @@ pub(super) fn body(args: &QueryArgs, time: Option<&str>) -> Json {
     }
 }
 
-/// A path with the parameters that have a value, encoded.
+/// A path with its parameters encoded; those without a value are left out.
 pub(super) fn path(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
     let mut whole = format!("{DOMAIN}{path}");
     let present = parameters.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));

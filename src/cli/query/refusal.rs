@@ -1,4 +1,4 @@
-//! An answer that is no page: who refused, why, and what to do about it.
+//! A response that is not a page: who refused, why, and what to do about it.
 
 use std::fmt;
 
@@ -8,22 +8,22 @@ use serde_json::Value as Json;
 use crate::cli::client::Answer;
 use crate::cli::text::plain;
 
-/// What a refused client showed for itself.
+/// The credential that a refused client sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// Nothing.
+    /// None.
     NoToken,
-    /// The token of the variable.
+    /// The token from the variable.
     FromVariable,
-    /// The token of a file.
+    /// The token from a file.
     FromFile,
 }
 
-/// A refusal, in the words of whoever made it.
+/// A refusal, in the words of its sender.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
-    /// In Twilio's shape; else somebody else answered.
+    /// It has Twilio's error format; otherwise some other server answered.
     is_api: bool,
     by_gateway: bool,
     reason: Option<String>,
@@ -59,12 +59,12 @@ impl Refusal {
         }
     }
 
-    /// Is it only a matter of waiting.
+    /// Whether waiting is enough.
     pub(super) fn passes(&self) -> bool {
         matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// Seconds to wait, where the answer says them.
+    /// Seconds to wait, where the response says them.
     pub(super) fn seconds(&self) -> Option<u64> {
         self.retry_after.as_ref()?.parse().ok()
     }
@@ -79,11 +79,11 @@ impl Refusal {
                 }
                 .to_owned(),
             ),
-            status if status.is_redirection() => {
-                Some("redirects are not followed, since the token would go along; give the right --url".to_owned())
-            }
+            status if status.is_redirection() => Some(
+                "redirects are not followed, because the token would be sent there; give the right --url".to_owned(),
+            ),
             _ if !self.is_api => {
-                Some("this is no answer of a gateway's; is --url its data address, without a path?".to_owned())
+                Some("this is not an answer of a gateway; is --url its data address, without a path?".to_owned())
             }
             _ => None,
         }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_told_how_to_sign_in() {
+    fn clients_without_a_valid_token_are_told_how_to_sign_in() {
         let body = r#"{"code":20003,"message":"no token","params":{"source":"gateway","reason":"unauthenticated"}}"#;
         assert!(said(401, &[], body, Shown::NoToken).contains("set INSIGHTS_GATEWAY_TOKEN"));
         assert!(said(401, &[], body, Shown::FromFile).contains("token in --token-file is not"));
@@ -171,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_gateway_is_said_so_without_steering_the_terminal() {
+    fn other_servers_are_recognised_and_their_text_is_escaped() {
         let said = said(404, &[], "<html>\u{1b}[2J\nnot here", Shown::NoToken);
         assert_eq!(
             said,
             "refused: 404: <html> [2J not here\n  \
-             this is no answer of a gateway's; is --url its data address, without a path?"
+             this is not an answer of a gateway; is --url its data address, without a path?"
         );
         assert!(super::tests::said(301, &[], "", Shown::NoToken).contains("redirects are not followed"));
     }

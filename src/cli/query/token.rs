@@ -15,11 +15,11 @@ use super::refusal::Shown;
 const VARIABLE: &str = "INSIGHTS_GATEWAY_TOKEN";
 const LARGEST: u64 = 64 << 10;
 
-/// Reads the token and makes the value of `Authorization` of it: Basic where a team is named, else Bearer.
+/// Reads the token and makes the value of `Authorization`: Basic where a team is named, else Bearer.
 ///
 /// # Errors
 ///
-/// What is wrong with the file or the variable; never what is in it.
+/// What is wrong with the file or the variable; never its content.
 pub(super) fn authorization(file: Option<&Path>, team: Option<&str>) -> Result<(Option<HeaderValue>, Shown), String> {
     let (token, shown, place) = match file {
         Some(path) => {
@@ -46,12 +46,12 @@ pub(super) fn authorization(file: Option<&Path>, team: Option<&str>) -> Result<(
         }
         None => format!("Bearer {}", *token),
     });
-    let mut value = HeaderValue::try_from(value.as_str()).map_err(|_| format!("{place}: no token"))?;
+    let mut value = HeaderValue::try_from(value.as_str()).map_err(|_| format!("{place}: not a token"))?;
     value.set_sensitive(true);
     Ok((Some(value), shown))
 }
 
-/// A pipe is as good as a file: `--token-file <(pass show insights)`.
+/// A pipe is accepted like a file: `--token-file <(pass show insights)`.
 fn read(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
     File::open(path)?.take(LARGEST).read_to_end(&mut bytes)?;
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_holds_one_token() {
+    fn a_file_contains_one_token() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("token");
         fs::write(&path, "igw_abc\n").unwrap();

@@ -1,7 +1,7 @@
 //! Comma-separated values as RFC 4180 quotes them, in lines that end with a line feed.
 //!
-//! Values are what the API said, to the letter: also those that a spreadsheet takes for a formula. Null is nothing, an
-//! empty text is `""`, an array is JSON.
+//! Values are written exactly as in the API's response, also those that a spreadsheet would take for a formula. Null is
+//! an empty cell, an empty text is `""`, and an array is JSON.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::core::json::Value;
 
 pub(super) struct Csv {
     columns: Vec<String>,
-    /// A person reads along, on a terminal that a value must not steer.
+    /// The output is a terminal, so control characters must be escaped.
     on_terminal: bool,
     has_header: bool,
 }
@@ -25,7 +25,7 @@ impl Csv {
 
     fn field(&self, value: Option<&Value<'_>>) -> String {
         let text = match value {
-            // A line with nothing on it would be no row at all.
+            // An empty line would not count as a row.
             None if self.columns.len() == 1 => return "\"\"".to_owned(),
             None => return String::new(),
             Some(Value::String(text)) => text.as_str().to_owned(),
@@ -51,7 +51,7 @@ impl Csv {
     }
 }
 
-/// The JSON of a value, as it came but without white space.
+/// The JSON of a value, unchanged but without white space.
 fn compact(value: &Value<'_>) -> String {
     let mut json = Vec::new();
     value.write(&mut json);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_quoted_where_they_must_be_and_otherwise_as_they_came() {
+    fn values_are_quoted_only_where_needed() {
         let body = r#"{"items":[
             {"C.N":9007199254740993,"C.S":"a,b"},
             {"C.S":"say \"yes\"","C.N":0.10},
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(written(&["C.S"], false, body), "C.S\n\"\u{1b}[2J\u{202e}\n\"\n");
     }
 
-    /// Reads a line of RFC 4180, however many lines it has.
+    /// Reads one CSV record (RFC 4180), which may span several lines.
     fn fields(mut text: &str) -> Vec<String> {
         let mut fields = Vec::new();
         loop {
@@ -152,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(one in "[a\",\r\n é=]{0,8}|.*", other in "[a\",\r\n é=]{0,8}|.*") {
+        fn a_written_record_reads_back(one in "[a\",\r\n é=]{0,8}|.*", other in "[a\",\r\n é=]{0,8}|.*") {
             let body = serde_json::json!({"items": [{"A": one, "B": other}]}).to_string();
             let text = written(&["A", "B"], false, &body);
             prop_assert_eq!(fields(text.strip_prefix("A,B\n").unwrap()), [one, other]);

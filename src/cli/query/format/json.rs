@@ -1,6 +1,6 @@
-//! JSON: one array of rows, or one row a line. Digits and the order of members are those of the answer.
+//! JSON: one array of rows, or one row per line. Digits and the order of members are those of the response.
 //!
-//! Characters that would steer a terminal are escaped, which no reader of JSON notices.
+//! Control characters are escaped, which gives the same JSON value.
 
 use std::io::{self, Write};
 
@@ -9,8 +9,8 @@ use super::RowWriter;
 use crate::cli::text::{push_escaped, steers};
 use crate::core::json::Value;
 
-/// An array, each row on a line of its own. When a page fails the array is not closed, so that nobody takes it for
-/// whole.
+/// An array, each row on its own line. When a page fails the array is not closed, so that it cannot be taken for
+/// complete.
 #[derive(Default)]
 pub(super) struct Array {
     is_open: bool,
@@ -46,7 +46,7 @@ impl RowWriter for Array {
     }
 }
 
-/// One row a line.
+/// One row per line.
 pub(super) struct Lines;
 
 impl RowWriter for Lines {
@@ -66,7 +66,7 @@ fn line(row: &Row<'_>) -> String {
     if !json.contains(steers) {
         return json.into_owned();
     }
-    // Between tokens there is none of them, so each is in a string, where an escape means the same.
+    // Such characters cannot occur between tokens. So each is in a string, where an escape means the same.
     let mut safe = String::with_capacity(json.len() + 16);
     for c in json.chars() {
         if steers(c) { push_escaped(&mut safe, c) } else { safe.push(c) }

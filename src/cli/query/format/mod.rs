@@ -1,4 +1,4 @@
-//! Rows as people and programs want them: one module a format.
+//! Writes rows for people and programs: one module per format.
 
 mod csv;
 mod json;
@@ -11,7 +11,7 @@ use super::page::Row;
 use crate::cli::terminal::Terminal;
 use crate::core::json::Value;
 
-/// Writes the rows of an answer, page by page.
+/// Writes the rows of a result, page by page.
 pub(super) trait RowWriter {
     /// The rows of the next page.
     ///
@@ -20,7 +20,7 @@ pub(super) trait RowWriter {
     /// When `out` cannot be written.
     fn page(&mut self, rows: &[Row<'_>], out: &mut dyn Write) -> io::Result<()>;
 
-    /// After the last page, or, where `failed`, after the last one that came. Gives a remark about what was written.
+    /// Called after the last page; if `failed`, after the last one that arrived. Returns a remark about the output.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ fn columns(args: &QueryArgs) -> Vec<String> {
     columns
 }
 
-/// A row's cell, unless it is absent or null, which is the same.
+/// A row's cell; `None` if it is absent or null, which mean the same.
 fn cell<'r, 'a>(row: &'r Row<'a>, column: &str) -> Option<&'r Value<'a>> {
     crate::core::json::member(row, column).filter(|value| **value != Value::Null)
 }

@@ -1,7 +1,7 @@
-//! A table for people, never wider than what shows it.
+//! A table for people, never wider than the terminal.
 //!
-//! Where columns as wide as their contents do not fit, headers are broken over lines first; only then are long texts cut,
-//! and numbers never. Where even that does not fit, each row becomes a block of lines, a cell on each.
+//! If columns as wide as their contents do not fit, headers are broken over several lines first. If that is not enough,
+//! long texts are cut, but never numbers. If even that does not fit, each row becomes a block with one line per cell.
 
 use std::io::{self, Write};
 
@@ -15,13 +15,13 @@ use crate::core::json::Value;
 
 /// Between two columns.
 const GAP: usize = 2;
-/// A longer text may be cut to this, and a longer header broken into pieces of this.
+/// A longer text may be cut to this, and a longer header may be broken into pieces of this length.
 const SHORTEST: usize = 8;
-/// In place of a cell that is null or absent.
+/// Shown for a cell that is null or absent.
 const NOTHING: &str = "-";
-const CUT: &str = "some values are cut; --format csv or json has them whole";
+const CUT: &str = "some values are cut; --format csv or json prints them in full";
 
-/// Keeps all rows until the end, since the widest cell may be on the last page.
+/// Keeps all rows until the end, because the widest cell may be on the last page.
 pub(super) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
@@ -31,9 +31,9 @@ pub(super) struct Table {
 
 struct Column {
     name: String,
-    /// Nothing but numbers so far: aligned to the right, and never cut.
+    /// Only numbers so far: aligned to the right, and never cut.
     is_number: bool,
-    /// Columns of the widest cell.
+    /// The width of the widest cell.
     widest: usize,
 }
 
@@ -48,12 +48,12 @@ impl Table {
         }
     }
 
-    /// The widths of all columns, or none where they do not fit beside each other.
+    /// The widths of all columns; `None` where they do not fit side by side.
     fn widths(&self) -> Option<Vec<usize>> {
         let room = self.width.checked_sub(GAP * self.columns.len().saturating_sub(1))?;
         let header = |column: &Column| column.name.width();
         let natural: Vec<usize> = self.columns.iter().map(|column| column.widest.max(header(column))).collect();
-        // Headers broken between their words, then within them, and nothing cut.
+        // First headers are broken between their words, then within them; nothing is cut.
         let least = |header_width: &dyn Fn(&Column) -> usize, longest_text: usize| -> Vec<usize> {
             let cells =
                 |column: &Column| if column.is_number { column.widest } else { column.widest.min(longest_text) };
@@ -71,7 +71,7 @@ impl Table {
         let height = headers.iter().map(Vec::len).max().unwrap_or_default();
         let (bold, normal) = if self.colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         for line in 0..height {
-            // Short headers stand on the line above the rows.
+            // Short headers are on the lowest header line, next to the rows.
             let part = |header: &Vec<String>| {
                 (line + header.len()).checked_sub(height).map_or_else(String::new, |at| header[at].clone())
             };
@@ -106,7 +106,7 @@ impl Table {
         line
     }
 
-    /// One block a row.
+    /// One block per row.
     fn blocks(&self, out: &mut dyn Write) -> io::Result<bool> {
         let widest = self.columns.iter().map(|column| column.name.width()).max().unwrap_or_default();
         let names = widest.min(self.width.saturating_sub(GAP) * 2 / 3);
@@ -161,7 +161,7 @@ impl RowWriter for Table {
     }
 }
 
-/// A cell on one line that steers no terminal.
+/// A cell in one line without control characters.
 fn text(value: Option<&Value<'_>>) -> String {
     match value {
         None | Some(Value::Null) => NOTHING.to_owned(),
@@ -177,7 +177,7 @@ fn text(value: Option<&Value<'_>>) -> String {
     }
 }
 
-/// The widest columns that fit into `room` between their bounds: the wide ones are made narrower first.
+/// The widest columns that fit into `room`, each between its bounds. The widest are made narrower first.
 fn fit(least: &[usize], most: &[usize], room: usize) -> Option<Vec<usize>> {
     let at = |level: usize| least.iter().zip(most).map(move |(least, most)| *most.min(&level).max(least));
     let mut levels = 0..=most.iter().copied().max().unwrap_or_default().min(room);
@@ -185,7 +185,7 @@ fn fit(least: &[usize], most: &[usize], room: usize) -> Option<Vec<usize>> {
     Some(at(level).collect())
 }
 
-/// Where a name may be broken: behind a dot, and before a capital letter.
+/// The parts between which a name may be broken: after a dot, and before a capital letter.
 fn words(name: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut from = 0;
@@ -205,7 +205,7 @@ fn longest_word(name: &str) -> usize {
     words(name).into_iter().map(UnicodeWidthStr::width).max().unwrap_or_default()
 }
 
-/// A name on lines of at most `width` columns: broken behind dots if that is enough, else between words, else anywhere.
+/// A name in lines of at most `width` columns: broken after dots if that is enough, else between words, else anywhere.
 fn break_name(name: &str, width: usize) -> Vec<String> {
     let mut lines = Lines { done: Vec::new(), last: String::new(), width };
     for part in name.split_inclusive('.') {
@@ -251,13 +251,13 @@ impl Lines {
     }
 }
 
-/// Columns that a character takes at most, whatever stands before it.
+/// The most columns that a character takes, whatever precedes it.
 fn columns_of(c: char) -> usize {
-    // Makes a wide picture of the narrow character before it.
+    // This character makes the narrow one before it a wide picture.
     if c == '\u{fe0f}' { 1 } else { c.width().unwrap_or_default() }
 }
 
-/// At most `width` columns of a text, and whether that is less than all.
+/// At most `width` columns of a text, and whether anything was cut off.
 fn shortened(text: &str, width: usize) -> (String, bool) {
     if text.width() <= width {
         return (text.to_owned(), false);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_shown_as_it_is() {
+    fn contents_that_fit_are_not_changed() {
         let rows = json!([
             {"C.Status": "CLOSED", "C.Count": 1204, "C.Channels": ["VOICE", "SMS"]},
             {"C.Status": "日本", "C.Count": 7, "C.Channels": []},
@@ -356,7 +356,7 @@ a rather long name o…  12345678901234567
     }
 
     #[test]
-    fn what_fits_in_no_way_becomes_blocks() {
+    fn rows_that_do_not_fit_become_blocks() {
         let columns = ["Conversation.Measure0", "Conversation.Measure1", "C.N"];
         let row = json!({"Conversation.Measure0": 1.25, "Conversation.Measure1": "rather long a text", "C.N": null});
         let block = "\
@@ -382,7 +382,7 @@ C.N            -
 
     proptest! {
         #[test]
-        fn no_line_is_wider_than_what_shows_it(
+        fn no_line_is_wider_than_the_terminal(
             width in 24usize..100,
             names in prop::collection::btree_set("[A-Z][a-z]{0,12}\\.[A-Z][A-Za-z]{0,25}", 1..7),
             cells in prop::collection::vec(prop_oneof!["[a-z日é\u{301}\n]{0,60}".prop_map(Json::from), any::<u64>().prop_map(Json::from)], 1..30),
