@@ -1,6 +1,6 @@
-//! Measures on their way from many rows to one number.
+//! Aggregates a measure over many rows into one number.
 //!
-//! Which rows count is decided elsewhere: here each one that is given does.
+//! Other modules decide which rows count: here every given row does.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,27 +8,27 @@ use std::sync::Arc;
 use super::catalog::{Aggregation, Measure, Row, Value};
 use super::cell::Cell;
 
-/// A measure on its way to a number.
+/// The state of a measure during aggregation.
 pub enum SoFar {
-    /// How many.
+    /// The number of rows.
     Count(u64),
-    /// Which.
+    /// The different values.
     Distinct(HashSet<Cell>),
-    /// Enough for sums, means and extremes.
+    /// The state for sums, means and extremes.
     Numbers {
-        /// How many there were.
+        /// How many numbers there were.
         count: u64,
-        /// All added up.
+        /// Their sum.
         sum: f64,
-        /// Infinite before the first.
+        /// The smallest; infinite before the first number.
         least: f64,
-        /// Infinite before the first.
+        /// The largest; infinite before the first number.
         greatest: f64,
     },
 }
 
 impl SoFar {
-    /// Of nothing yet.
+    /// The state before the first row.
     pub fn new(aggregation: Aggregation) -> Self {
         match aggregation {
             Aggregation::Count => Self::Count(0),
@@ -39,7 +39,7 @@ impl SoFar {
         }
     }
 
-    /// Takes in what the measure reads from one more row.
+    /// Adds what the measure reads from one more row.
     pub fn add(&mut self, measure: &Measure, row: Row<'_>) {
         match (self, (measure.read)(row)) {
             (Self::Count(count), _) => *count += 1,
@@ -56,7 +56,7 @@ impl SoFar {
         }
     }
 
-    /// Counts and sums of nothing are zero; a mean or an extreme of nothing is null.
+    /// Returns the result. Without rows, counts and sums are zero, and a mean or an extreme is null.
     pub fn finish(self, aggregation: Aggregation) -> Cell {
         match self {
             Self::Count(count) => Cell::Number(count as f64),
@@ -72,7 +72,7 @@ impl SoFar {
     }
 }
 
-/// To four places: nobody reads more, and sums of hundredths lose their dust. Zero has one sign.
+/// Rounds to four places, which removes the rounding errors of sums. Zero has only one sign.
 fn round(number: f64) -> f64 {
     (number * 10_000.0).round() / 10_000.0 + 0.0
 }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn rounding_leaves_no_dust_and_one_zero() {
+    fn rounding_removes_errors_and_negative_zero() {
         assert_eq!(round(0.1 + 0.2), 0.3);
         assert_eq!(round(-0.00001).to_bits(), 0.0f64.to_bits());
     }

@@ -1,9 +1,9 @@
-//! What the API itself says: which resources there are, who may ask, and what the answer is.
+//! The API itself: which resources exist, who may use them, and what they answer.
 //!
-//! The order is: credentials, path, method, rate, content. Page sizes above the largest are cut to it everywhere,
-//! also where published material has it as a maximum, since Twilio's SDKs send the limit of a whole list as its page
-//! size. A token decides what is paged; beside it a page size may be given again, and a status only if it is the same.
-//! Parameters and `Idempotency-Key`s that a resource does not know are ignored.
+//! The order of the checks is: credentials, path, method, rate, content. Page sizes above the largest are reduced to it
+//! everywhere, although published material calls it a maximum, because Twilio's SDKs send the limit of a whole list as
+//! the page size. A token determines what is paged. Another page size may be given with it, and a status only if it is
+//! the same. Parameters and `Idempotency-Key`s that a resource does not use are ignored.
 
 use std::sync::Arc;
 
@@ -32,15 +32,15 @@ const PASSWORD: &str = "secret";
 const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
 const FIELDS: &str = "/v3/ControlPlane/ConversationInsights/CustomFieldMappings";
-/// The newer revision's path, and the older one's.
+/// The path of the newer revision, and of the older one.
 const CAPACITY: [&str; 2] = [
     "/v3/ControlPlane/ConversationInsights/CustomFieldMappingsCapacity",
     "/v3/ControlPlane/ConversationInsights/CustomFieldMappings/Capacity",
 ];
 
-/// Everything that answers are made from.
+/// The state from which answers are made.
 pub struct Api {
-    /// What is queried.
+    /// The data for queries.
     pub data: Data,
     /// Makes and reads page tokens.
     pub tokens: Tokens,
@@ -50,32 +50,32 @@ pub struct Api {
     pub jobs: Jobs,
     /// Custom fields.
     pub fields: Fields,
-    /// What time it is.
+    /// The time.
     pub clock: Clock,
-    /// Scheme, host and perhaps a path before those of the API in every link; without it, those of the request.
+    /// Scheme, host and optional path before the API's own path in every link; without it, those of the request.
     pub public_url: Option<String>,
 }
 
-/// Tells the time, which begins where the data ends and goes on at the runtime's pace.
+/// A clock that starts where the data ends and runs with the runtime's time.
 pub struct Clock {
     began: Instant,
     epoch: Timestamp,
 }
 
 impl Clock {
-    /// It is `epoch` now.
+    /// A clock that shows `epoch` now.
     pub fn starting(epoch: Timestamp) -> Self {
         Self { began: Instant::now(), epoch }
     }
 
-    /// What time it is.
+    /// The time now.
     pub fn now(&self) -> Timestamp {
         let elapsed = SignedDuration::try_from(self.began.elapsed()).unwrap_or(SignedDuration::MAX);
         self.epoch.checked_add(elapsed).unwrap_or(Timestamp::MAX)
     }
 }
 
-/// What a path stands for.
+/// The resource of a path.
 #[derive(Clone, Copy)]
 enum Resource<'a> {
     Metadata,
@@ -118,7 +118,7 @@ impl<'a> Resource<'a> {
     }
 }
 
-/// A request whose sender is known.
+/// A request with a known sender.
 struct Asked<'a> {
     head: &'a Parts,
     body: Result<Bytes, ApiError>,
@@ -127,7 +127,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     fn parameter(&self, name: &str) -> Option<String> {
-        // Twilio's SDKs write a capital now and then.
+        // Twilio's SDKs write some parameters with a capital.
         let capital = format!("{}{}", name[..1].to_ascii_uppercase(), &name[1..]);
         parameter(self.head.uri.query().unwrap_or_default(), &[name, &capital])
     }
@@ -159,7 +159,7 @@ impl Asked<'_> {
         (!values.is_empty()).then(|| values.join(","))
     }
 
-    /// The page that is asked for, by its token or as the first one.
+    /// The requested page, from its token, else the first one.
     fn page(&self, tokens: &Tokens, scope: &[&str], first: impl FnOnce() -> Page) -> Result<Page, ApiError> {
         let in_url = self.parameter("pageSize");
         let size = page::size(in_url.as_deref(), None)?;
@@ -217,7 +217,7 @@ impl Api {
         self.rows(Arc::new(query), page, vec![asked.user]).await
     }
 
-    /// Evaluation is pure computation, and a hostile query may take a while.
+    /// Evaluates on a blocking thread, because a large query may take a while.
     async fn rows(self: &Arc<Self>, query: Arc<Query>, page: Page, scope: Vec<String>) -> Result<Reply, ApiError> {
         let api = Arc::clone(self);
         let rows = tokio::task::spawn_blocking(move || {
@@ -305,7 +305,7 @@ impl Api {
         Ok(with_etag(&field))
     }
 
-    /// What links begin with.
+    /// The beginning of links.
     fn base(&self, head: &Parts) -> String {
         let host = || head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
         match &self.public_url {
@@ -327,7 +327,7 @@ fn set_wait(reply: &mut Reply, wait: Option<u64>) {
     }
 }
 
-/// A page's place. Tokens that lead nowhere are left out.
+/// The `meta` of a page. Tokens that do not exist are left out.
 fn meta(key: &str, count: usize, previous: Option<String>, next: Option<String>) -> Json {
     let mut meta = json!({"key": key, "pageSize": count});
     for (name, token) in [("previousToken", previous), ("nextToken", next)] {
@@ -366,7 +366,7 @@ fn is_form(headers: &HeaderMap) -> bool {
     starts_with(b"application/x-www-form-urlencoded") || starts_with(b"multipart/form-data")
 }
 
-/// The first parameter of one of these names. A `+` stays a `+`, since tokens hold it and never a space.
+/// The first parameter with one of these names. A `+` stays a `+`, because tokens contain it and never a space.
 fn parameter(query: &str, names: &[&str]) -> Option<String> {
     query.split('&').find_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

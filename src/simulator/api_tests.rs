@@ -1,4 +1,4 @@
-//! Walks with any page size, paths, and requests that nobody would send.
+//! Paging with any page size, paths, and unusual requests.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! The data model: cubes, their measures and dimensions, and what Metadata says about them.
 //!
-//! Two generations are served side by side, because published material describes both: the older
-//! `Conversation` and `OperatorResult`, and the newer `ConversationSummary` with one row per conversation.
+//! Two generations are served, because published material describes both: the older `Conversation` and
+//! `OperatorResult`, and the newer `ConversationSummary` with one row per conversation.
 //! Only these member names are published: `Conversation.Count`, `ConversationId`, `ConversationName`,
 //! `ConversationStatus`, `IntelligenceConfigurationIds`, `ParticipantId`, `ParticipantType`,
 //! `ParticipantProfileId`, `CreatedDate` with its `.hour`, `AccountSid`, `Channels` and `Languages`,
@@ -11,8 +11,8 @@
 //!
 //! Custom fields add measures to an account's catalog: [`CustomMeasures`].
 //!
-//! This file says what a member is, finds it by name and describes it; the members themselves are in
-//! [`cubes`](super::cubes). Nothing here groups or filters.
+//! This file defines what a member is, finds it by name and describes it. The members themselves are in
+//! [`cubes`](super::cubes). It neither groups nor filters.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use super::cubes::CUBES;
 use super::data::{Conversation, Data, OperatorResult, Participant, Text};
 use super::outputs::{NAME, OutputField};
 
-/// One combination of a conversation with one of its participants, configurations and results. Parts that
-/// a query does not look at are absent, and so are those that a conversation does not have.
+/// One combination of a conversation with one of its participants, configurations and results. Parts that a query does
+/// not use are absent, and so are those that a conversation does not have.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
-    /// The whole history.
+    /// All data.
     pub data: &'a Data,
-    /// Always there.
+    /// Always present.
     pub conversation: &'a Conversation,
     /// One of its participants.
     pub participant: Option<&'a Participant>,
@@ -40,10 +40,10 @@ pub struct Row<'a> {
     pub result: Option<&'a OperatorResult>,
 }
 
-/// What a member holds in one row.
+/// The value of a member in one row.
 #[derive(Clone, Copy)]
 pub enum Value<'a> {
-    /// Nothing.
+    /// No value.
     Absent,
     /// One text.
     Text(&'a Text),
@@ -51,22 +51,22 @@ pub enum Value<'a> {
     List(&'a Arc<[Text]>),
     /// A number.
     Number(f64),
-    /// Yes or no.
+    /// True or false.
     Flag(bool),
-    /// A moment.
+    /// A time.
     Moment(Timestamp),
 }
 
-/// The types that Metadata names.
+/// The types in Metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Text, or several texts.
     String,
     /// A number.
     Number,
-    /// Yes or no.
+    /// True or false.
     Boolean,
-    /// A moment, to which a grain may be added.
+    /// A time, to which a grain may be added.
     Time,
 }
 
@@ -82,29 +82,29 @@ impl Kind {
     }
 }
 
-/// What a member belongs to, and so how often it occurs in one conversation.
+/// The part of a conversation that a member belongs to, and so how often it occurs in one conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Once.
+    /// It occurs once.
     Conversation,
-    /// Once for each participant.
+    /// It occurs once for each participant.
     Participant,
-    /// Once for each configuration.
+    /// It occurs once for each configuration.
     Configuration,
-    /// Once for each operator result.
+    /// It occurs once for each operator result.
     Result,
 }
 
-/// How a measure makes one number of many rows.
+/// How a measure computes one number from many rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aggregation {
-    /// How many conversations or results.
+    /// The number of conversations or results.
     Count,
-    /// How many different values.
+    /// The number of different values.
     CountDistinct,
-    /// All added up.
+    /// The sum.
     Sum,
-    /// The mean of those that are there.
+    /// The mean of the values that are present.
     Average,
     /// The smallest.
     Min,
@@ -128,7 +128,7 @@ impl Aggregation {
 /// How a member reads its value.
 pub type Read = for<'a> fn(Row<'a>) -> Value<'a>;
 
-/// Something that rows can be grouped, filtered and ordered by.
+/// A member that rows can be grouped, filtered and ordered by.
 pub struct Dimension {
     /// `Cube.Member`
     pub name: &'static str,
@@ -141,16 +141,16 @@ pub struct Dimension {
     description: &'static str,
 }
 
-/// A number over many rows.
+/// A number computed over many rows.
 #[derive(Debug)]
 pub struct Measure {
     /// `Cube.Member`
     pub name: &'static str,
-    /// How.
+    /// How it is computed.
     pub aggregation: Aggregation,
-    /// What it belongs to, each of which counts once however many rows it occurs in.
+    /// The part that it belongs to. Each part counts once, in however many rows it occurs.
     pub level: Level,
-    /// What is aggregated; unused by a plain count.
+    /// The value that is aggregated; not used by a plain count.
     pub read: Read,
     description: &'static str,
 }
@@ -164,15 +164,15 @@ pub enum Member {
     Measure(&'static Measure),
 }
 
-/// A table of members.
+/// A cube: a table of members.
 pub struct Cube {
     /// The first half of its members' names.
     pub name: &'static str,
-    /// For a person.
+    /// For people.
     pub description: &'static str,
-    /// What can be counted.
+    /// Its measures.
     pub measures: &'static [Measure],
-    /// What that can be grouped by.
+    /// Its dimensions.
     pub dimensions: &'static [Dimension],
 }
 
@@ -187,7 +187,7 @@ struct CustomMeasure {
 }
 
 impl CustomMeasures {
-    /// Adds what a custom field `name` gives.
+    /// Adds the measures of a custom field `name`.
     pub fn add(&mut self, name: &str, description: Option<&str>, field: &OutputField) {
         for measure in field.measures {
             let description = description.map(str::to_owned);
@@ -196,8 +196,8 @@ impl CustomMeasures {
     }
 }
 
-/// The member of this full name, or of a looser one that published examples use. A custom measure hides a
-/// member of the same name. Grains are not known here.
+/// The member with this full name, or with a shorter one that published examples use. A custom measure hides a member
+/// of the same name. Grains are not handled here.
 pub fn member(name: &str, custom: &CustomMeasures) -> Option<Member> {
     if let Some(custom) = custom.0.get(name) {
         return Some(Member::Measure(custom.measure));
@@ -224,7 +224,7 @@ pub fn member(name: &str, custom: &CustomMeasures) -> Option<Member> {
     })
 }
 
-/// The body of the Metadata answer.
+/// The body of the Metadata response.
 pub fn metadata(custom: &CustomMeasures) -> Json {
     let cubes: Vec<Json> = CUBES.iter().map(|cube| cube.describe(custom)).collect();
     json!({"domain": "Conversations", "cubes": cubes})
@@ -248,7 +248,7 @@ impl Cube {
 }
 
 impl Measure {
-    /// One line of the table.
+    /// One entry of the table.
     pub const fn new(
         name: &'static str,
         aggregation: Aggregation,
@@ -270,12 +270,12 @@ impl Measure {
 }
 
 impl Dimension {
-    /// One line of the table.
+    /// One entry of the table.
     pub const fn new(name: &'static str, kind: Kind, level: Level, description: &'static str, read: Read) -> Self {
         Self { name, kind, level, read, description }
     }
 
-    /// A time is listed twice, plain and with the one grain that is published; the other grains work too.
+    /// A time is listed twice, plain and with the one grain that is published. The other grains work too.
     fn describe(&self) -> Vec<Json> {
         let entry =
             |name: &str, description: &str| json!({"name": name, "description": description, "type": self.kind.word()});
@@ -334,7 +334,7 @@ mod tests {
         };
         assert!(names(1).contains(&"OperatorResult.LeadScoreMax"));
         let same = names(2).into_iter().filter(|name| *name == "ConversationSummary.LeadScoreAverage").count();
-        assert_eq!(same, 1, "the generated measure of this name gives way");
+        assert_eq!(same, 1, "it replaces the generated measure of this name");
         assert!(names(0).iter().all(|name| !name.contains("LeadScore")));
         assert!(metadata.to_string().contains("How hot"));
         let found = |name: &str| matches!(member(name, &custom), Some(Member::Measure(_)));

@@ -1,6 +1,6 @@
-//! One value of an answer: how it compares, hashes and is written in JSON.
+//! One value of a response: how it is compared, hashed and written as JSON.
 //!
-//! Nothing here knows where values come from.
+//! This module does not know where values come from.
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
@@ -11,7 +11,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::data::Text;
 use super::time::LocalTime;
 
-/// One cell of an answer.
+/// One cell of a response.
 #[derive(Debug, Clone)]
 pub enum Cell {
     /// One text.
@@ -20,7 +20,7 @@ pub enum Cell {
     List(Arc<[Text]>),
     /// A finite number.
     Number(f64),
-    /// Yes or no.
+    /// True or false.
     Flag(bool),
     /// A local time.
     Time(LocalTime),
@@ -74,7 +74,7 @@ impl Ord for Cell {
             Self::Null => 5,
         };
         match (self, other) {
-            // Most texts are shared, and then need not be read.
+            // Most texts are shared, so comparing the pointers is usually enough.
             (Self::Text(a), Self::Text(b)) if Arc::ptr_eq(a, b) => Ordering::Equal,
             (Self::Text(a), Self::Text(b)) => a.cmp(b),
             (Self::List(a), Self::List(b)) => a.cmp(b),
@@ -113,7 +113,7 @@ impl Hash for Cell {
     }
 }
 
-/// Hashes cells. They come from generated data, which nobody can shape so that hashes collide.
+/// Hashes cells. They come from generated data, so no client can choose them so that hashes collide.
 #[derive(Default)]
 pub struct QuickHasher(u64);
 
@@ -128,7 +128,7 @@ impl Hasher for QuickHasher {
     }
 
     fn finish(&self) -> u64 {
-        // The product's upper bits are the well mixed ones, and a table looks at the lower ones first.
+        // The upper bits of the product are mixed best, and a hash table uses the lower ones first.
         self.0.rotate_left(26)
     }
 }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_cells_hash_alike_and_others_sort() {
+    fn equal_cells_have_equal_hashes_and_others_sort() {
         let (one, same) = (Cell::Text("a".into()), Cell::Text("a".into()));
         assert_eq!(one, same);
         assert_eq!(hash(&one), hash(&same));

@@ -1,6 +1,6 @@
-//! The members of each cube, and what they read from a row: a table, and nothing else.
+//! A table of the members of each cube, and what they read from a row.
 //!
-//! Which of these names are published and which are invented is said in [`catalog`](super::catalog).
+//! [`catalog`](super::catalog) says which of these names are published and which are invented.
 
 use super::catalog::Aggregation::{Average, Count, CountDistinct, Max, Min, Sum};
 use super::catalog::Kind::{Boolean, Number, String as Str, Time};

@@ -1,8 +1,8 @@
-//! The account's history: conversations, who took part, and what language operators said about them.
+//! The account's data: conversations, their participants, and the results of language operators.
 //!
-//! Everything comes from one seeded generator, so the same settings always give the same rows, and every
-//! page of a walk sees the same data. Nothing here changes after generation, and nothing here knows of
-//! queries. Ids have the shape that Twilio documents for its newer ids: a prefix and 26 characters.
+//! One seeded generator makes everything, so the same settings always give the same rows, and every page of a query
+//! sees the same data. The data does not change after generation, and does not depend on queries. Ids have the form
+//! that Twilio documents for its newer ids: a prefix and 26 characters.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use jiff::civil::Weekday;
 use jiff::tz::Offset;
 use jiff::{SignedDuration, Timestamp};
 
-/// How far back the history reaches.
+/// How many days the data covers.
 pub const HISTORY_DAYS: i64 = 90;
 
-/// A profile that exists in every seed, so that the published example which asks for it finds somebody.
+/// A profile that exists with every seed, so that the published example that queries it finds a customer.
 pub const WELL_KNOWN_PROFILE: &str = "mem_profile_01h9d8r0vte3hz8tykdj329t7r";
 
-/// The one operator that writes JSON has this id in every seed, which is the id of the published examples.
+/// The one operator that writes JSON has this id with every seed. It is the id of the published examples.
 pub const WELL_KNOWN_OPERATOR: &str = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r";
 
-/// Shared text: thousands of rows name the same few agents, labels and operators.
+/// Shared text: thousands of rows contain the same few agents, labels and operators.
 pub type Text = Arc<str>;
 
-/// Someone who takes part in conversations.
+/// A participant of conversations.
 #[derive(Debug)]
 pub struct Participant {
     /// `conv_participant_…`
@@ -35,12 +35,12 @@ pub struct Participant {
     pub profile: Option<Text>,
 }
 
-/// One conversation with everything that is rolled up to it.
+/// One conversation with all its parts.
 #[derive(Debug)]
 pub struct Conversation {
     /// `conv_conversation_…`
     pub id: Text,
-    /// What people call it; not unique.
+    /// Its name; not unique.
     pub name: Text,
     /// `ACTIVE`, `INACTIVE` or `CLOSED`.
     pub status: Text,
@@ -54,11 +54,11 @@ pub struct Conversation {
     pub languages: Arc<[Text]>,
     /// Intelligence configurations attached to it, possibly none.
     pub configurations: Vec<Text>,
-    /// Who took part, at least one.
+    /// Its participants, at least one.
     pub participants: Vec<Arc<Participant>>,
     /// Messages or utterances.
     pub messages: u32,
-    /// From the first message to the last.
+    /// Time from the first message to the last.
     pub duration_seconds: u32,
     /// From -1 (bad) to 1 (good).
     pub sentiment_score: f64,
@@ -66,11 +66,11 @@ pub struct Conversation {
     pub sentiment: Text,
     /// 0 to 100, where a lead was scored.
     pub lead_score: Option<f64>,
-    /// What operators found, in the order in which they ran.
+    /// The results of the operators, in the order in which they ran.
     pub results: Vec<OperatorResult>,
 }
 
-/// What one language operator said about one conversation.
+/// The result of one language operator for one conversation.
 #[derive(Debug)]
 pub struct OperatorResult {
     /// `intelligence_operatorresult_…`
@@ -83,7 +83,7 @@ pub struct OperatorResult {
     pub format: Text,
     /// The label it chose.
     pub value: Text,
-    /// A number beside the label, where the operator gives one.
+    /// The number of the result, where the operator gives one.
     pub score: Option<f64>,
     /// The configuration that ran it.
     pub configuration: Option<Text>,
@@ -91,7 +91,7 @@ pub struct OperatorResult {
     pub created: Timestamp,
 }
 
-/// The whole history of the simulated account.
+/// All data of the simulated account.
 #[derive(Debug)]
 pub struct Data {
     /// `AC` and 32 hexadecimal digits.
@@ -107,15 +107,15 @@ pub struct Data {
 pub struct Operator {
     /// `intelligence_operator_…`
     pub id: Text,
-    /// What people call it.
+    /// Its name.
     pub name: Text,
     /// `CLASSIFICATION` or `JSON`.
     pub format: Text,
-    /// How many in a hundred conversations it runs on.
+    /// On how many of a hundred conversations it runs.
     coverage: u32,
 }
 
-/// Words and how often each is drawn.
+/// Words, and the weight with which each is drawn.
 type Choices = &'static [(&'static str, u32)];
 
 static CHANNELS: [(&str, u32); 6] =
@@ -126,11 +126,11 @@ static TOPICS: [(&str, u32); 6] =
 static SENTIMENTS: [(&str, u32); 4] = [("positive", 44), ("neutral", 30), ("negative", 18), ("mixed", 8)];
 static RESOLUTIONS: [(&str, u32); 3] = [("resolved", 68), ("unresolved", 20), ("escalated", 12)];
 static COMPLIANCE: [(&str, u32); 2] = [("pass", 94), ("fail", 6)];
-/// Not drawn by weight: these follow from a conversation's age and score.
+/// Not drawn by weight: these depend on a conversation's age and score.
 static DERIVED: [(&str, u32); 6] =
     [("ACTIVE", 0), ("INACTIVE", 0), ("CLOSED", 0), ("hot", 0), ("warm", 0), ("cold", 0)];
 static WORDS: [Choices; 7] = [&CHANNELS, &LANGUAGES, &TOPICS, &SENTIMENTS, &RESOLUTIONS, &COMPLIANCE, &DERIVED];
-/// Share of a day's traffic by hour in UTC: the working day of the Americas, never quite silent.
+/// A day's traffic by hour in UTC: the working day of the Americas, with some traffic at all hours.
 const HOURS: [u32; 24] = [30, 22, 16, 12, 9, 7, 6, 6, 8, 10, 14, 22, 40, 66, 88, 98, 100, 96, 92, 94, 86, 72, 54, 40];
 
 /// Generates `rows` conversations over the 90 days before `now`.
@@ -146,11 +146,11 @@ pub fn generate(seed: u64, rows: usize, now: Timestamp) -> Data {
     Data { account_sid, conversations, operators: cast.operators }
 }
 
-/// A moment in the history, by rejection: office hours and working days are busier.
+/// A random time in the history, by rejection sampling: office hours and working days are busier.
 fn moment(rng: &mut Rng, start: Timestamp, now: Timestamp) -> Timestamp {
     let span = (now.as_millisecond() - start.as_millisecond()).max(1);
     let mut candidate = start;
-    // A few dozen tries always suffice; the bound is there so that this provably ends.
+    // A few dozen attempts always suffice. The limit makes the end provable.
     for _ in 0..1000 {
         let millisecond = start.as_millisecond() + rng.i64(0..span);
         candidate = Timestamp::from_millisecond(millisecond).unwrap_or(start);
@@ -169,14 +169,14 @@ fn moment(rng: &mut Rng, start: Timestamp, now: Timestamp) -> Timestamp {
     candidate
 }
 
-/// The people, operators and words that conversations are made from.
+/// The participants, operators and words that conversations are made from.
 struct Cast {
     human_agents: Vec<Arc<Participant>>,
     ai_agents: Vec<Arc<Participant>>,
     customers: Vec<Arc<Participant>>,
     configurations: Vec<Text>,
     operators: Vec<Operator>,
-    /// Every label once, for all rows to share.
+    /// Every label once, shared by all rows.
     words: HashMap<&'static str, Text>,
 }
 
@@ -228,7 +228,7 @@ impl Cast {
         self.words.get(word).map_or_else(|| Text::from(word), Arc::clone)
     }
 
-    /// One of `choices`, and now and then (`second` in a hundred) another one besides.
+    /// One of `choices`, and sometimes (in `second` of a hundred cases) another one as well.
     fn several(&self, rng: &mut Rng, choices: Choices, second: u32) -> Arc<[Text]> {
         let first = weighted(rng, choices);
         let mut chosen = vec![self.word(first)];
@@ -273,7 +273,7 @@ impl Cast {
         conversation
     }
 
-    /// One customer, and an AI agent, a human agent, or one who handed over to the other.
+    /// One customer, and an AI agent, a human agent, or both, where one hands over to the other.
     fn participants(&self, rng: &mut Rng) -> Vec<Arc<Participant>> {
         // Squared, so that some customers call far more often than others.
         let regular = rng.f64() * rng.f64();
@@ -356,7 +356,7 @@ impl Cast {
     }
 }
 
-/// Recent conversations are often still going on; old ones almost never.
+/// Recent conversations are often still open; old ones almost never.
 fn status(rng: &mut Rng, created: Timestamp, now: Timestamp) -> &'static str {
     let age_hours = now.duration_since(created).as_hours();
     let (active, inactive) = match age_hours {
@@ -395,7 +395,7 @@ fn weighted(rng: &mut Rng, choices: Choices) -> &'static str {
     ""
 }
 
-/// A prefix, ten characters of time and sixteen of chance, so that ids sort roughly by age.
+/// A prefix, ten characters of time and sixteen random ones, so that ids sort roughly by age.
 pub fn id(rng: &mut Rng, prefix: &str, moment: Timestamp) -> Text {
     const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
     let time = u128::from(moment.as_millisecond().unsigned_abs()) & ((1 << 48) - 1);

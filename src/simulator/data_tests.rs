@@ -1,4 +1,4 @@
-//! The generated history: reproducible, well formed, and plausible enough to look at.
+//! The generated data: reproducible, well formed, and plausible.
 
 use std::collections::HashSet;
 

@@ -1,25 +1,24 @@
-//! Refusals in Twilio's own shape.
+//! Error responses in Twilio's format.
 //!
-//! An [`ApiError`] is a whole answer: status, number, text and the headers that belong to it. This file
-//! decides nothing; whoever refuses picks the constructor that says why.
+//! An [`ApiError`] is a complete response: status, code, message and its headers. This file decides nothing: the caller
+//! chooses the constructor that fits.
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
-/// The number that every 400 carries. Twilio publishes none for this API; 20001 is its general one for
-/// parameters that are not understood.
+/// The code of every 400. Twilio publishes none for this API; 20001 is its general code for invalid parameters.
 pub const BAD_REQUEST: u32 = 20001;
 
-/// An error answer: what the caller did wrong, or what a script wants it to see.
+/// An error response: the caller's mistake, or a scripted error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
     /// The HTTP status.
     pub status: StatusCode,
-    /// Twilio's number for it.
+    /// Twilio's code for it.
     pub code: u32,
-    /// One sentence for a person.
+    /// One sentence for people.
     pub message: String,
-    /// Headers that come with this kind of refusal.
+    /// The headers of this kind of error.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -28,7 +27,7 @@ impl ApiError {
         Self { status, code, message: message.into(), headers: Vec::new() }
     }
 
-    /// 400: something in the request is wrong, and `message` says what.
+    /// 400: the request is wrong, and `message` says how.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, BAD_REQUEST, message)
     }
@@ -49,12 +48,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, 20404, "The requested resource was not found")
     }
 
-    /// 403: every slot for custom fields is taken.
+    /// 403: all slots for custom fields are in use.
     pub fn no_slots() -> Self {
         Self::new(StatusCode::FORBIDDEN, 20403, "The account has no slots left for custom fields of this category")
     }
 
-    /// 409: the name of a custom field is taken.
+    /// 409: the name of a custom field is in use.
     pub fn name_taken(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, 20052, message)
     }
@@ -96,7 +95,7 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, 20500, "The simulator could not finish this request")
     }
 
-    /// Whatever status a script asked for, numbered as Twilio numbers its general errors.
+    /// The status that a script asks for, with the code of Twilio's general errors.
     pub fn scripted(status: StatusCode) -> Self {
         let code = match status.as_u16() {
             401 => 20003,
@@ -106,7 +105,7 @@ impl ApiError {
         Self::new(status, code, status.canonical_reason().unwrap_or("Scripted answer"))
     }
 
-    /// The same refusal with one more header.
+    /// The same error with one more header.
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
@@ -124,7 +123,7 @@ impl ApiError {
     }
 }
 
-/// A piece of the caller's own text, safe to quote in a message: never longer than a line.
+/// A part of the caller's own text that is safe to quote in a message: it is never longer than a line.
 pub fn quoted(text: &str) -> String {
     const LONGEST: usize = 60;
     match text.char_indices().nth(LONGEST) {

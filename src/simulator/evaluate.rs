@@ -1,17 +1,15 @@
-//! Answers a [`Query`] from the [`Data`]: filters, groups, aggregates and puts in order.
+//! Answers a [`Query`] from the [`Data`]: filters, groups, aggregates and sorts.
 //!
-//! Conversations are joined with their participants, configurations and results only where the query looks
-//! at those, and every conversation or result counts once per group however many joined rows it has. So a
-//! conversation with two participants is in both their rows, yet is one conversation in a total. A query
-//! that looks at results and at conversations keeps conversations without results (their cells are null);
-//! one that looks at results alone does not.
+//! Conversations are joined with their participants, configurations and results only where the query uses those. Every
+//! conversation or result counts once per group, however many joined rows it has. So a conversation with two
+//! participants is in both their rows, but is one conversation in a total. A query for results and conversations keeps
+//! conversations without results, with null cells. A query for results alone does not.
 //!
-//! The order is always total: what `orderBy` leaves open (or all of it, when it is absent) is decided by
-//! times first, then by the first measure from large to small, then by every dimension. Absent values are
-//! the largest. A dimension that is ordered by but not selected counts with its least value in the group,
-//! or its greatest where the order is descending.
+//! The order is always total. Where `orderBy` does not decide, or is absent, times decide first, then the first measure
+//! from large to small, then every dimension. Absent values are the largest. A dimension in `orderBy` that is not
+//! selected counts with its smallest value in the group, or its largest where the order is descending.
 //!
-//! Pages, tokens and JSON texts are made elsewhere.
+//! Pages, tokens and JSON texts are made in other modules.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -24,12 +22,12 @@ use super::data::{Conversation, Data};
 use super::query::{Column, Condition, Group, OrderBy, Query, Test};
 use super::time::LocalTime;
 
-/// All rows of an answer, in order.
+/// All rows of a response, in order.
 #[derive(Debug)]
 pub struct Table {
     /// Dimensions and then measures, as the caller named them.
     pub names: Vec<String>,
-    /// As many cells in each as there are names.
+    /// Each row has as many cells as there are names.
     pub rows: Vec<Vec<Cell>>,
 }
 
@@ -58,17 +56,17 @@ pub fn evaluate(data: &Data, query: &Query) -> Table {
     plan.table(buckets)
 }
 
-/// What is the same for every row.
+/// The parts of the evaluation that are the same for every row.
 struct Plan<'q> {
     query: &'q Query,
-    /// Those of the query and those that only the order needs.
+    /// The measures of the query, and those that only the order needs.
     measures: Vec<&'static Measure>,
     /// Dimensions that only the order needs.
     hidden: Vec<(Column, bool)>,
     participants: bool,
     configurations: bool,
     results: bool,
-    /// Are conversations kept that have no result?
+    /// Whether conversations without a result are kept.
     keep_without_result: bool,
     /// Groups that can be decided before joining.
     early: Vec<&'q Group>,
@@ -116,8 +114,8 @@ impl<'q> Plan<'q> {
         }
     }
 
-    /// Calls `found` with every joined row of a conversation that passes the filters, and the position of
-    /// its result. All rows of one result follow each other, which is what [`Bucket::add`] builds on.
+    /// Calls `found` with every joined row of a conversation that passes the filters, and the index of its result. The
+    /// rows of one result follow each other; [`Bucket::add`] relies on that.
     fn each_row<'a>(
         &self,
         data: &'a Data,
@@ -172,7 +170,7 @@ impl<'q> Plan<'q> {
         }
     }
 
-    /// Finishes all aggregates and puts the rows in order.
+    /// Finishes all aggregates and sorts the rows.
     fn table(&self, buckets: Buckets) -> Table {
         let query = self.query;
         let mut finished: Vec<Finished> = buckets
@@ -232,22 +230,22 @@ impl<'q> Plan<'q> {
     }
 }
 
-/// A group whose aggregates are done.
+/// A group with finished aggregates.
 struct Finished {
     key: Box<[Cell]>,
     measures: Vec<Cell>,
-    /// What only the order looks at.
+    /// The values that only the order uses.
     extremes: Vec<Cell>,
 }
 
-/// Where the cell lies that an order looks at.
+/// The place of the cell that an order uses.
 enum Place {
     Dimension(usize),
     Measure(usize),
     Hidden(usize),
 }
 
-/// Position of a selected column with the same dimension and grain.
+/// The index of a selected column with the same dimension and grain.
 fn selected(query: &Query, column: Column) -> Option<usize> {
     query
         .dimensions
@@ -255,7 +253,7 @@ fn selected(query: &Query, column: Column) -> Option<usize> {
         .position(|(_, chosen)| std::ptr::eq(chosen.dimension, column.dimension) && chosen.grain == column.grain)
 }
 
-/// The parts to join: each one, or a single absent one where none is looked at or (with `keep`) there is none.
+/// The parts to join: each one, or a single absent one if none is used, or (with `keep`) if there is none.
 fn joined<T>(wanted: bool, parts: &[T], keep: bool) -> impl Iterator<Item = Option<&T>> {
     let parts: &[T] = if wanted { parts } else { &[] };
     let absent = parts.is_empty() && (keep || !wanted);
@@ -278,7 +276,7 @@ fn holds(test: &Test, value: Value<'_>) -> bool {
     }
 }
 
-/// One group on its way to a row.
+/// One group during aggregation.
 struct Bucket {
     conversation: Option<usize>,
     result: Option<usize>,
@@ -298,7 +296,7 @@ impl Bucket {
         }
     }
 
-    /// Takes in one row, which is of the same conversation and result as the last one or of a new one.
+    /// Adds a row, which is of the same conversation and result as the previous one, or of a new one.
     fn add(&mut self, plan: &Plan<'_>, row: Row<'_>, conversation: usize, result: Option<usize>) {
         let new_conversation = self.conversation != Some(conversation);
         let new_result = result.is_some() && (new_conversation || self.result != result);

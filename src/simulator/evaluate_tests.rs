@@ -1,4 +1,4 @@
-//! Evaluation against plain counting over the same data.
+//! Compares the evaluation with plain counting over the same data.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,7 +110,7 @@ fn every_operator_agrees_with_counting() {
     // A list is equal to a text when one of its elements is.
     let voice = |c: &Conversation| c.channels.iter().any(|channel| &**channel == "voice");
     assert_eq!(count_where(&data, filter("EQ", "Channels", &["voice"])), counted(&data, voice));
-    // What is absent is different from every constant.
+    // An absent value differs from every constant.
     assert_eq!(
         count_where(&data, filter("NE", "ConversationSummary.LeadScore", &["50"])),
         counted(&data, |c| c.lead_score != Some(50.0))
@@ -133,7 +133,7 @@ fn groups_join_with_their_operator_and_each_other_with_and() {
     ] {
         assert_eq!(count_where(&data, filters.clone()), expected, "{filters}");
     }
-    // The same across what is joined: an OR of a conversation's and a participant's property.
+    // The same across joined parts: an OR of a conversation's and a participant's property.
     let agent = json!({"op": "EQ", "field": "Conversation.ParticipantType", "values": ["AI_AGENT"]});
     let ai = |c: &Conversation| c.participants.iter().any(|p| &*p.kind == "AI_AGENT");
     let filters = json!([{"op": "OR", "expressions": [agent, long]}]);
@@ -252,7 +252,7 @@ fn buckets_follow_the_zone() {
             };
             *expected.entry(start.strftime("%Y-%m-%dT%H:%M:%S.000").to_string()).or_default() += 1;
         }
-        // Without orderBy, times come in order.
+        // Without `orderBy`, rows are sorted by time.
         let got: Vec<_> = rows
             .iter()
             .map(|r| (r[&column].as_str().unwrap().to_owned(), r["Conversation.Count"].as_u64().unwrap()))
@@ -279,7 +279,7 @@ fn the_cell_of_a_bucket_can_be_used_as_a_filter() {
 }
 
 #[test]
-fn orders_are_total_and_obeyed() {
+fn orders_are_total_and_followed() {
     let data = data();
     let ordered = |order: Json| {
         ask(
@@ -309,7 +309,7 @@ fn orders_are_total_and_obeyed() {
 }
 
 #[test]
-fn an_order_may_look_at_what_is_not_selected() {
+fn an_order_may_use_unselected_members() {
     let data = data();
     let rows = ask(
         &data,
@@ -327,11 +327,11 @@ fn an_order_may_look_at_what_is_not_selected() {
         .map(std::cmp::Reverse)
         .collect();
     assert!(times.is_sorted() && times.len() > 100);
-    assert_eq!(rows[0].as_object().unwrap().len(), 1, "what is not selected is not shown");
+    assert_eq!(rows[0].as_object().unwrap().len(), 1, "unselected members are not shown");
 }
 
 #[test]
-fn lists_are_lists_and_names_are_the_callers() {
+fn lists_stay_lists_and_names_are_those_of_the_request() {
     let data = data();
     let rows = ask(
         &data,
@@ -352,7 +352,7 @@ fn the_documented_profile_exists() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever is asked, rows are distinct, and counting by a conversation's own property loses nobody.
+    /// For every query, rows are distinct, and counting by a conversation's own property loses none.
     #[test]
     fn rows_are_distinct_combinations(
         dimensions in prop::sample::subsequence(vec![

@@ -1,8 +1,8 @@
-//! Scripted answers: what the next API requests shall see instead of, or on top of, an ordinary answer.
+//! Scripted responses: what the next API requests get instead of, or in addition to, an ordinary response.
 //!
-//! Rules queue up in order; each applies to so many requests and is then gone. A request takes the first rule that
-//! has no path and no method, or those of the request. This file reads, keeps and hands out rules. Acting on them is
-//! up to [`http`](super::http); what shall become of query jobs is in [`job_faults`](super::job_faults).
+//! Rules form a queue. Each applies to a number of requests and is then removed. A request takes the first rule without
+//! a path and method, or with those of the request. This file parses, stores and selects rules. [`http`](super::http)
+//! applies them; rules for query jobs are in [`job_faults`](super::job_faults).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -15,44 +15,43 @@ use serde_json::{Value as Json, json};
 use crate::core::units::{Span, parse_duration};
 
 const MOST_RULES: usize = 1000;
-/// Bodies of all pending rules together, in bytes.
+/// Bytes of the bodies of all pending rules together.
 const MOST_BODIES: usize = 64 << 20;
 const MOST_REQUESTS: u32 = 1_000_000;
 const MOST_HEADERS: usize = 32;
 const LONGEST_PATH: usize = 1024;
 const LONGEST_DELAY: Duration = Duration::from_secs(600);
 
-/// One rule. Everything but `next` is optional, and what is given combines.
+/// One rule. Everything but `next` is optional, and all that is given applies together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fault {
-    /// To how many requests it applies; none at all when zero.
+    /// The number of requests that it applies to; must not be zero.
     pub next: u32,
-    /// To requests of this path only, without its query; `*` stands for any text without a `/`.
+    /// Applies only to this path, without its query; `*` matches any text without a `/`.
     pub path: Option<String>,
-    /// To requests of this method only.
+    /// Applies only to this method.
     pub method: Option<Method>,
-    /// The answer's status. From 400 on it comes with an error body, from 300 on without a body, and below
-    /// with the ordinary answer.
+    /// The response's status. From 400 it has an error body, from 300 no body, and below that the ordinary response's.
     pub status: Option<StatusCode>,
-    /// How much later than usual the request is looked at.
+    /// Additional delay before the request is processed.
     pub delay: Option<Duration>,
-    /// How much later than usual the answer is sent, after what the request asks for was done.
+    /// Additional delay before the response is sent, after the request has been processed.
     pub delay_answer: Option<Duration>,
-    /// Close the connection after this many bytes of the body, though its whole length was announced.
+    /// Closes the connection after this many bytes of the body, although its full length was announced.
     pub cut_body_at: Option<usize>,
-    /// Close the connection without looking at the request.
+    /// Closes the connection without processing the request.
     pub reset: bool,
-    /// Do what the request asks for, and close the connection instead of answering.
+    /// Processes the request, and closes the connection instead of answering.
     pub drop_answer: bool,
-    /// Send this text instead of JSON.
+    /// Sends this text instead of JSON.
     pub body: Option<String>,
-    /// What the body claims to be.
+    /// The content type of the body.
     pub content_type: Option<HeaderValue>,
-    /// Headers added to the answer, replacing those of the same name.
+    /// Headers added to the response, replacing those of the same name.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Headers taken from the answer.
+    /// Headers removed from the response.
     pub without_headers: Vec<HeaderName>,
-    /// Merged into the answer's JSON (RFC 7396): `null` takes a member out.
+    /// Merged into the response's JSON (RFC 7396): `null` removes a member.
     pub merge: Option<Json>,
 }
 
@@ -75,7 +74,7 @@ struct Written {
 }
 
 impl Fault {
-    /// Reads a rule as it is posted, or says what is wrong with it.
+    /// Parses a posted rule, or says what is wrong with it.
     pub fn from_json(text: &[u8]) -> Result<Self, String> {
         let written: Written = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let next = written.next.unwrap_or(1);
@@ -170,13 +169,13 @@ impl Fault {
             && self.path.as_ref().is_none_or(|pattern| fits(pattern, path))
     }
 
-    /// Bytes that it holds on to.
+    /// The bytes that it keeps in memory.
     fn weight(&self) -> usize {
         self.body.as_ref().map_or(0, String::len) + self.merge.as_ref().map_or(0, |merge| merge.to_string().len())
     }
 }
 
-/// Is this path what the pattern says, segment by segment?
+/// Whether this path matches the pattern, segment by segment.
 fn fits(pattern: &str, path: &str) -> bool {
     let segment = |pattern: &str, text: &str| match pattern.split_once('*') {
         Some((before, after)) => {
@@ -188,7 +187,7 @@ fn fits(pattern: &str, path: &str) -> bool {
         && pattern.split('/').zip(path.split('/')).all(|(pattern, text)| segment(pattern, text))
 }
 
-/// Merges `patch` into `target`, as RFC 7396 has it.
+/// Merges `patch` into `target` (RFC 7396).
 pub fn merge(target: &mut Json, patch: &Json) {
     let Json::Object(patch) = patch else {
         *target = patch.clone();
@@ -218,7 +217,7 @@ fn shown(value: &HeaderValue) -> Json {
     String::from_utf8_lossy(value.as_bytes()).into()
 }
 
-/// Framing stays the server's own: an answer that cannot be sent at all would test nothing.
+/// Framing headers stay the server's own: a response that cannot be sent would test nothing.
 fn headers(written: BTreeMap<String, Option<String>>) -> Result<Headers, String> {
     if written.len() > MOST_HEADERS {
         return Err(format!("at most {MOST_HEADERS} headers"));
@@ -253,7 +252,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Queues a rule behind the others.
+    /// Adds a rule at the end.
     pub fn push(&self, fault: Fault) -> Result<(), String> {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         if rules.len() >= MOST_RULES {
@@ -280,12 +279,12 @@ impl Faults {
         Some(rule.clone())
     }
 
-    /// Forgets all rules.
+    /// Removes all rules.
     pub fn clear(&self) {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// The rules that are pending, as JSON.
+    /// The pending rules as JSON.
     pub fn describe(&self) -> Vec<Json> {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         rules.iter().map(Fault::describe).collect()
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_wait_for_the_requests_that_they_are_for() {
+    fn rules_wait_for_matching_requests() {
         let faults = Faults::default();
         let push = |text: &str| faults.push(Fault::from_json(text.as_bytes()).unwrap()).unwrap();
         push(r#"{"status":500,"path":"/v3/Jobs/*/Results"}"#);
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_stands_for_whole_segments() {
+    fn a_pattern_matches_whole_segments() {
         for (pattern, path, expected) in [
             ("/a", "/a", true),
             ("/a", "/a/", false),
@@ -411,7 +410,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn arbitrary_text_does_not_panic(text in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = Fault::from_json(&text);
         }
     }

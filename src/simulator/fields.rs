@@ -1,18 +1,18 @@
-//! Custom fields: the control plane that makes measures from what operators write.
+//! Custom fields: the control plane that makes measures from operators' output.
 //!
-//! Two revisions of this API are published, with different bodies under the same path. Both are served, and the
-//! shape of a request's `entityMetadata` says which one it is:
+//! Two revisions of this API are published, with different bodies under the same path. Both are served. The form of a
+//! request's `entityMetadata` shows its revision:
 //!
-//! * the newer one nests `intelligenceOperator`, and creates: a name that is taken is 409;
-//! * the older one is flat, and registers: 201 for a new name, 200 where the same operator has it already (the field
-//!   and the description are then replaced), 409 where another one has.
+//! * the newer one nests `intelligenceOperator`, and creates: a name in use gives 409;
+//! * the older one is flat, and registers: 201 for a new name, 200 where the same operator already has it (field and
+//!   description are then replaced), 409 where another operator has it.
 //!
-//! A field is always described in the shape in which it was created, and can be read and patched by its id either
-//! way. Lists have the newer revision's `meta`, without which Twilio's Node SDK fails and which older clients do
-//! not look at. Published material is silent about the rest: a malformed id is 400, an unknown one 404, and a patch
-//! may repeat `sourceType` but nothing else that is fixed.
+//! A field is always described in the form in which it was created, and can be read and patched by its id in both ways.
+//! Lists have the newer revision's `meta`, without which Twilio's Node SDK fails; older clients ignore it. Published
+//! material does not define the rest. Here a malformed id is 400, an unknown one 404, and a patch may repeat
+//! `sourceType` but no other fixed member.
 //!
-//! Fields belong to the user that made them. Nothing deletes one, as in the published API.
+//! Fields belong to the user that created them. They cannot be deleted, as in the published API.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +31,7 @@ use super::outputs::{FIELDS, OutputField};
 
 /// Custom measures of one account, as published.
 pub const MOST_MEASURES: usize = 3;
-/// Accounts that have any. Beyond, others have no slots.
+/// Most accounts with fields. Other accounts have no slots then.
 const MOST_ACCOUNTS: usize = 1000;
 const LONGEST_NAME: usize = 128;
 const LONGEST_OPERATOR_NAME: usize = 256;
@@ -39,7 +39,7 @@ const LONGEST_OPERATOR_NAME: usize = 256;
 const LONGEST_DESCRIPTION: usize = 150;
 const SOURCE: &str = "INTELLIGENCE_OPERATOR";
 
-/// Everybody's custom fields.
+/// The custom fields of all users.
 #[derive(Default)]
 pub struct Fields {
     accounts: Mutex<HashMap<String, Account>>,
@@ -47,7 +47,7 @@ pub struct Fields {
 
 #[derive(Default)]
 struct Account {
-    /// In the order in which they were made.
+    /// In the order in which they were created.
     mappings: Vec<Mapping>,
     measures: Arc<CustomMeasures>,
 }
@@ -65,17 +65,17 @@ struct Mapping {
     version: u64,
 }
 
-/// Which revision a body is written in.
+/// The revision that a body is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Nested,
     Flat,
 }
 
-/// A custom field as it is told.
+/// A custom field as it is returned.
 #[derive(Debug)]
 pub struct Described {
-    /// Did the request make it?
+    /// Whether the request created it.
     pub is_new: bool,
     /// Changes with every patch.
     pub etag: String,
@@ -98,7 +98,7 @@ struct Patch {
     entity_metadata: EntityMetadata,
 }
 
-/// Either shape, and what mixes them.
+/// Both forms, and mixtures of them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct EntityMetadata {
@@ -134,7 +134,7 @@ impl EntityMetadata {
 }
 
 impl Fields {
-    /// Makes a field, or registers it again.
+    /// Creates a field, or registers it again.
     pub fn create(
         &self,
         user: &str,
@@ -153,7 +153,7 @@ impl Fields {
         Ok(described)
     }
 
-    /// Changes which field of the operator's output is read. Without `If-Match` nothing is compared.
+    /// Changes which field of the operator's output is read. Without `If-Match` no tag is compared.
     pub fn patch(
         &self,
         user: &str,
@@ -191,13 +191,13 @@ impl Fields {
         mappings.iter().map(Mapping::describe).collect()
     }
 
-    /// How many slots are taken, and how many are left.
+    /// How many slots are used, and how many are left.
     pub fn capacity(&self, user: &str) -> Json {
         let consumed = self.list(user).len();
         json!({"measure": {"consumed": consumed, "remaining": MOST_MEASURES - consumed}})
     }
 
-    /// What this user's fields add to the catalog.
+    /// The measures that this user's fields add to the catalog.
     pub fn measures(&self, user: &str) -> Arc<CustomMeasures> {
         let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         accounts.get(user).map(|account| Arc::clone(&account.measures)).unwrap_or_default()
@@ -297,14 +297,14 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// Does an `If-Match` name this strong tag (RFC 9110, section 13.1.1)?
+/// Whether an `If-Match` names this strong tag (RFC 9110, section 13.1.1).
 fn names_tag(if_match: &str, etag: &str) -> bool {
     if_match.trim() == "*" || if_match.split(',').any(|tag| tag.trim() == etag)
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
-        // It may repeat a name of the caller's, which can be long.
+        // It may contain a name that the caller chose, which can be long.
         let reason: String = error.to_string().chars().take(200).collect();
         ApiError::bad_request(format!("The request body is not as documented: {reason}"))
     })
@@ -363,7 +363,7 @@ fn is_source_type(text: &str) -> Result<(), ApiError> {
     }
 }
 
-/// The number of this path in the output of this operator.
+/// The field with this path in the output of this operator.
 fn field_of(operator_id: &str, path: Option<&str>, operators: &[Operator]) -> Result<&'static OutputField, ApiError> {
     if !is_id(operator_id, "intelligence_operator_") {
         return Err(ApiError::bad_request(format!("{} is not the id of an operator", quoted(operator_id))));

@@ -1,4 +1,4 @@
-//! Both revisions of the control plane, as published and beyond.
+//! Both revisions of the control plane, as published and in other cases.
 
 use proptest::prelude::*;
 
@@ -118,7 +118,7 @@ fn another_operators_name_is_taken_in_the_older_shape_too() {
 }
 
 #[test]
-fn what_is_not_as_documented_is_refused() {
+fn undocumented_bodies_are_refused() {
     let fields = Fields::default();
     let operators = operators();
     let classifier = operators.iter().find(|operator| &*operator.format != "JSON").unwrap().id.to_string();
@@ -201,7 +201,7 @@ fn a_patch_changes_the_field_and_nothing_else() {
 
 proptest! {
     #[test]
-    fn no_body_panics(text in prop::collection::vec(any::<u8>(), 0..80), if_match in ".{0,20}") {
+    fn arbitrary_bodies_do_not_panic(text in prop::collection::vec(any::<u8>(), 0..80), if_match in ".{0,20}") {
         let fields = Fields::default();
         let _ = fields.create("AC1", &text, &operators(), at(0));
         let _ = fields.patch("AC1", "x", Some(&if_match), &text, &[], at(0));

@@ -1,8 +1,8 @@
-//! From HTTP to answers: what arrives, what a script has in store, and the bytes sent back.
+//! From HTTP requests to responses, with scripted rules applied.
 //!
-//! The order is: the body is read, the request is noted, a scripted rule is taken, the configured latency
-//! passes, and only then does the [`api`] look at the request. So a script reaches every API request,
-//! whatever it asks. `/_simulator/…` knows neither credentials nor scripts nor rates.
+//! The order is: the body is read, the request is recorded, a scripted rule is taken, the configured latency passes,
+//! and then the [`api`] processes the request. So a script applies to every API request, whatever it asks.
+//! `/_simulator/…` needs no credentials, and neither scripts nor rates apply to it.
 
 use std::io;
 use std::pin::Pin;
@@ -31,21 +31,21 @@ use super::status::{OperationError, Status};
 const LARGEST_BODY: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Everything that requests share.
+/// The state that all requests share.
 pub struct Service {
-    /// What it answers.
+    /// Answers API requests.
     pub api: Arc<Api>,
-    /// Added to every API answer.
+    /// Added to every API response.
     pub latency: Duration,
-    /// Scripted answers.
+    /// Scripted responses.
     pub faults: Faults,
-    /// What was received.
+    /// The received requests.
     pub journal: Journal,
-    /// API requests being answered right now.
+    /// API requests in progress.
     pub in_flight: AtomicUsize,
 }
 
-/// The connection is to be closed without an answer.
+/// The connection is to be closed without a response.
 #[derive(Debug)]
 pub struct HangUp;
 
@@ -57,7 +57,7 @@ impl std::fmt::Display for HangUp {
 
 impl std::error::Error for HangUp {}
 
-/// Answers one request, or asks for its connection to be closed.
+/// Answers one request, or asks to close its connection.
 pub async fn answer<B>(service: Arc<Service>, request: Request<B>) -> Result<Response<AnswerBody>, HangUp>
 where
     B: Body<Data = Bytes>,
@@ -75,7 +75,7 @@ where
     Ok(frame(&service, reply, cut, started))
 }
 
-/// Counts this request among those in flight until it is dropped.
+/// Counts this request as in progress until it is dropped.
 struct Busy<'a>(&'a AtomicUsize);
 
 impl<'a> Busy<'a> {
@@ -106,7 +106,7 @@ where
     }
 }
 
-/// An API request with everything around it; the number is where its body is to be cut.
+/// An API request with the scripted rule applied. The number says where its body is to be cut.
 async fn scripted(
     service: &Service,
     head: &Parts,
@@ -118,7 +118,7 @@ async fn scripted(
     let fault = path.starts_with("/v3/").then(|| service.faults.take(&head.method, path));
     let fault = fault.flatten().unwrap_or_default();
     let delay = service.latency + fault.delay.unwrap_or_default();
-    // Even a sleep of no length waits for the timer's next tick.
+    // Even a sleep of zero waits for the timer's next tick.
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
@@ -188,14 +188,14 @@ fn control(service: &Service, head: &Parts, body: Result<Bytes, ApiError>) -> Re
     }
 }
 
-/// All rules that are pending, those for jobs last.
+/// All pending rules, those for jobs last.
 fn pending(service: &Service) -> Reply {
     let mut rules = service.faults.describe();
     rules.extend(service.api.jobs.describe_rules());
     Reply::value(StatusCode::OK, &json!({ "faults": rules }))
 }
 
-/// A rule that counts jobs is for jobs, any other for requests.
+/// A rule with a number of jobs is for jobs, any other for requests.
 fn script(service: &Service, text: &[u8]) -> Result<(), String> {
     let counts_jobs = serde_json::from_slice(text).is_ok_and(|rule: Json| rule.get("next_jobs").is_some());
     match counts_jobs {
@@ -204,7 +204,7 @@ fn script(service: &Service, text: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Decides what becomes of a job that there is already.
+/// Sets the outcome of an existing job.
 fn settle(service: &Service, id: &str, method: &Method, body: Result<Bytes, ApiError>) -> Result<Reply, ApiError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -236,7 +236,7 @@ fn frame(service: &Service, mut reply: Reply, cut: Option<usize>, started: Insta
     response
 }
 
-/// A body that announces its whole length and may break off before its end.
+/// A body that announces its full length and may end early.
 pub struct AnswerBody {
     announced: u64,
     rest: Bytes,
@@ -246,7 +246,7 @@ pub struct AnswerBody {
 enum Break {
     Never,
     AtEnd,
-    /// The server has been given time to send what it has; without that, it would drop it.
+    /// The server has had time to send what it has; without that time, it would drop it.
     Now,
 }
 

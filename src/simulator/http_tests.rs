@@ -20,7 +20,7 @@ fn simulator(rows: usize) -> Simulator {
     })
 }
 
-/// Sends a request as `AC1`; the answer's status, headers and JSON.
+/// Sends a request as `AC1`. Returns the response's status, headers and JSON.
 async fn ask(service: &Arc<Service>, method: &str, path: &str, body: &str) -> (StatusCode, http::HeaderMap, Json) {
     let request = Request::builder().method(method).uri(path).header("host", "insights.example");
     let request = request.header("authorization", "Basic QUMxOnNlY3JldA==").body(Full::from(body.to_owned())).unwrap();
@@ -30,7 +30,7 @@ async fn ask(service: &Arc<Service>, method: &str, path: &str, body: &str) -> (S
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_lives_by_the_clock() {
+async fn a_jobs_status_follows_the_clock() {
     let service = simulator(10).service;
     let query = r#"{"query":{"measures":["Conversation.Count"]}}"#;
     let jobs = super::super::jobs::PATH;
@@ -80,7 +80,7 @@ async fn scripted_delays_and_latency_pass_before_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_gives_up_on_a_late_answer_has_its_job_all_the_same() {
+async fn a_client_that_gives_up_on_a_late_response_has_its_job_anyway() {
     let service = simulator(10).service;
     let query = r#"{"query":{"measures":["Conversation.Count"]}}"#;
     let jobs = super::super::jobs::PATH;

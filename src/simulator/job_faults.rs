@@ -1,6 +1,6 @@
-//! Scripted fates: what shall become of the next query jobs.
+//! Scripted outcomes of the next query jobs.
 //!
-//! This file reads and describes rules. [`jobs`](super::jobs) keeps them and lets them happen.
+//! This file parses and describes rules. [`jobs`](super::jobs) stores and applies them.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ const MOST_JOBS: u32 = 1_000_000;
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 const LONGEST_TEXT: usize = 4096;
 
-/// One rule. Everything but `next_jobs` is optional, and what is given combines.
+/// One rule. Everything but `next_jobs` is optional, and all that is given applies together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobFault {
-    /// For how many new jobs it holds; none at all when zero.
+    /// The number of new jobs that it applies to; must not be zero.
     pub next_jobs: u32,
-    /// How they end; with [`Status::Pending`] or [`Status::Running`] they get there and never end.
+    /// How they end. With [`Status::Pending`] or [`Status::Running`] they reach that status and stay in it.
     pub status: Option<Status>,
     /// How long they take.
     pub takes: Option<Duration>,
     /// How long their results are kept.
     pub retention: Option<Duration>,
-    /// Why they fail, where that is how they end.
+    /// Why they fail, if they do.
     pub error: Option<OperationError>,
-    /// From which status on nobody finds them; with [`Status::Pending`] they are accepted and then unknown.
+    /// The status from which on they cannot be found. With [`Status::Pending`] they are accepted and then unknown.
     pub lose: Option<Status>,
-    /// What they turn into once their end has been told.
+    /// The status that they change to once a client has seen their end.
     pub then: Option<Status>,
 }
 
@@ -47,7 +47,7 @@ struct Written {
 }
 
 impl JobFault {
-    /// Reads a rule as it is posted, or says what is wrong with it.
+    /// Parses a posted rule, or says what is wrong with it.
     pub fn from_json(text: &[u8]) -> Result<Self, String> {
         let written: Written = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let next_jobs = written.next_jobs;
@@ -76,7 +76,7 @@ impl JobFault {
         Ok(rule)
     }
 
-    /// The rule as it could be posted.
+    /// The rule in the form in which it can be posted.
     pub fn describe(&self) -> Json {
         let mut json = json!({"next_jobs": self.next_jobs});
         let mut set = |key: &str, value: Option<Json>| {
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_read_and_described_alike() {
+    fn rules_read_back_as_described() {
         for text in [
             r#"{"next_jobs":1,"status":"FAILED"}"#,
             r#"{"next_jobs":2,"status":"RUNNING","takes":"2s"}"#,
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn arbitrary_text_does_not_panic(text in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = JobFault::from_json(&text);
         }
     }

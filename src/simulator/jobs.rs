@@ -1,26 +1,26 @@
 //! Query jobs: accepted at once, run a few at a time, and kept until their results expire.
 //!
-//! A job's whole life is computed when it is submitted: when it begins, when it ends and how. What it is *now*
-//! follows from the time that the caller passes in, so nothing runs in the background. A job that finds fewer
-//! than [`JobSettings::at_once`] unfinished jobs of its account takes exactly [`JobSettings::takes`], the first
-//! fifth of it as `PENDING`; with more, it is `PENDING` until one of them ends.
+//! All of a job's future is computed when it is submitted: when it begins, when it ends and how. Its current status
+//! follows from the time that the caller passes in, so nothing runs in the background. If fewer than
+//! [`JobSettings::at_once`] jobs of its account are unfinished, a job takes exactly [`JobSettings::takes`], the first
+//! fifth of it as `PENDING`. Otherwise it is `PENDING` until one of them ends.
 //!
-//! Where published material contradicts itself or is silent, this is what is done here:
+//! Where published material contradicts itself or is silent, the simulator behaves as follows:
 //!
-//! * Rows never come with a status, only under `resultUrl`, whatever the text about statuses says.
-//! * `resultUrl`, `resultId` and `resultRetentionPeriod` are there when a job is `COMPLETED`, and `error` when it is
-//!   `FAILED`; else they are absent. `completedAt` is `null` until there is one, since Twilio's Node SDK reads an
-//!   absent one as the present time.
-//! * Times are whole seconds: Twilio's Python SDK hands others on as text.
-//! * A job whose results have expired says `EXPIRED`, a word that is not in the published list, and keeps its place
-//!   in lists. There is no call that cancels one: only a [script](JobFault) or an [outcome](Jobs::settle) does.
-//! * Lists have the newest first. A job, its results and its key belong to the user that submitted it.
-//! * Requests are the same when their bodies mean the same JSON, whatever the order and the white space. A key is
-//!   any UUID, in either case of letters, remembered for 24 hours; one whose job is gone is forgotten with it.
-//! * `Retry-After` is what the job still needs, within 1 to 5 seconds at submission and 1 to 10 afterwards, which
-//!   are the published examples.
+//! * A status never contains rows; they are only under `resultUrl`, whatever the text about statuses says.
+//! * `resultUrl`, `resultId` and `resultRetentionPeriod` are present when a job is `COMPLETED`, and `error` when it is
+//!   `FAILED`; otherwise they are absent. `completedAt` is `null` until it has a value, because Twilio's Node SDK reads
+//!   an absent one as the present time.
+//! * Times are whole seconds, because Twilio's Python SDK returns others as text.
+//! * A job with expired results has the status `EXPIRED`, which is not in the published list, and stays in lists. No
+//!   call cancels a job; only a [script](JobFault) or an [outcome](Jobs::settle) does.
+//! * Lists show the newest first. A job, its results and its key belong to the user that submitted it.
+//! * Requests are equal when their bodies are the same JSON, whatever the order and the white space. A key is any UUID,
+//!   in upper or lower case, and is remembered for 24 hours, or until its job is removed.
+//! * `Retry-After` is the time that the job still needs, within 1 to 5 seconds at submission and 1 to 10 afterwards,
+//!   which are the published examples.
 //!
-//! This file knows nothing of HTTP but which refusals there are.
+//! Apart from its errors, this file does not depend on HTTP.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,12 +36,12 @@ use super::job_faults::JobFault;
 use super::query::Query;
 use super::status::{OperationError, Status};
 
-/// Where jobs are submitted and listed.
+/// The path for submitting and listing jobs.
 pub const PATH: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
 
-/// Jobs kept, of all users together; the oldest give way, finished or not.
+/// Most stored jobs, of all users together. The oldest are removed, finished or not.
 const MOST_JOBS: usize = 2000;
-/// Bodies of all jobs kept, in bytes.
+/// Bytes of the bodies of all stored jobs.
 const MOST_BYTES: usize = 64 << 20;
 const MOST_RULES: usize = 1000;
 const KEYS_LAST: SignedDuration = SignedDuration::from_hours(24);
@@ -51,7 +51,7 @@ const LONGEST_WAIT: u64 = 10;
 /// How jobs run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSettings {
-    /// From submission to end, when no other job is in the way.
+    /// From submission to end, if no other job delays it.
     pub takes: Duration,
     /// Jobs of one user that run at the same time.
     pub at_once: usize,
@@ -67,13 +67,13 @@ impl Default for JobSettings {
 
 /// A request for a job.
 pub struct Submission {
-    /// Who asks.
+    /// The user.
     pub user: String,
     /// The idempotency key, as [`key`] reads it.
     pub key: Option<String>,
-    /// What is to be answered.
+    /// The query to answer.
     pub query: Query,
-    /// The same for bodies that mean the same.
+    /// Equal for equal bodies.
     pub fingerprint: blake3::Hash,
     /// Length of the body.
     pub bytes: usize,
@@ -84,9 +84,9 @@ pub struct Submission {
 pub struct Snapshot {
     /// `proc_job_…`
     pub id: Arc<str>,
-    /// What it is now.
+    /// Its current status.
     pub status: Status,
-    /// Seconds until asking again makes sense; only while it is unfinished.
+    /// Seconds until it is useful to ask again; only while it is unfinished.
     pub wait: Option<u64>,
     created: Timestamp,
     completed: Option<Timestamp>,
@@ -99,9 +99,9 @@ pub struct Snapshot {
 pub struct Listing {
     /// Newest first.
     pub jobs: Vec<Snapshot>,
-    /// Where the page before begins.
+    /// Where the previous page begins.
     pub previous: Option<usize>,
-    /// Where the page after begins.
+    /// Where the next page begins.
     pub next: Option<usize>,
 }
 
@@ -112,7 +112,7 @@ pub struct Jobs {
 }
 
 struct State {
-    /// By number, which counts up; so the oldest first.
+    /// By number, which counts up, so the oldest come first.
     jobs: BTreeMap<usize, Job>,
     numbers: HashMap<Arc<str>, usize>,
     /// User and key.
@@ -131,15 +131,15 @@ struct Job {
     query: Arc<Query>,
     bytes: usize,
     created: Timestamp,
-    /// Never, where a script has it so.
+    /// Never, if a script says so.
     begins: Option<Timestamp>,
     ends: Option<Timestamp>,
     end: Status,
     error: Option<OperationError>,
     retention: Duration,
-    /// From this status on nobody finds it.
+    /// The status from which on it cannot be found.
     lose: Option<Status>,
-    /// What it turns into once its end has been told.
+    /// The status that it changes to once a client has seen its end.
     then: Option<Status>,
 }
 
@@ -158,7 +158,7 @@ impl Jobs {
         Self { settings, state: Mutex::new(state) }
     }
 
-    /// Accepts a job, or finds the one that was accepted under the same key. Fails when that one was for another
+    /// Accepts a job, or returns the one that was accepted with the same key. An error if that one was for another
     /// request.
     pub fn submit(&self, submission: Submission, now: Timestamp) -> Result<Snapshot, ApiError> {
         let state = &mut *self.lock();
@@ -213,7 +213,7 @@ impl Jobs {
         }
     }
 
-    /// The job of this user and id. Where a script has an end that does not last, this is what ends it.
+    /// The job of this user and id. If a script has an end that does not last, this call changes it.
     pub fn fetch(&self, user: &str, id: &str, now: Timestamp) -> Result<Snapshot, ApiError> {
         let mut state = self.lock();
         let job = state.find(id, now).filter(|job| job.user == user).ok_or_else(ApiError::not_found)?;
@@ -226,7 +226,7 @@ impl Jobs {
         Ok(snapshot)
     }
 
-    /// What a completed job has answered. Fails before it is completed, and once its results have expired.
+    /// The query of a completed job. An error before it is completed, and after its results have expired.
     pub fn results(&self, user: &str, id: &str, now: Timestamp) -> Result<Arc<Query>, ApiError> {
         let mut state = self.lock();
         let job = state.find(id, now).filter(|job| job.user == user && job.status(now) == Status::Completed);
@@ -248,20 +248,20 @@ impl Jobs {
         }
     }
 
-    /// Puts a job into a status from now on, whatever was planned. False where there is no such job.
+    /// Sets the status of a job from now on, whatever was planned. `false` if there is no such job.
     pub fn settle(&self, id: &str, status: Status, error: Option<OperationError>, now: Timestamp) -> bool {
         let mut state = self.lock();
         state.find(id, now).map(|job| job.settle(status, error, now)).is_some()
     }
 
-    /// Forgets a job that clients have been told of. False where there is no such job.
+    /// Removes a job that clients have been told of. `false` if there is no such job.
     pub fn lose(&self, id: &str) -> bool {
         let state = &mut *self.lock();
         let number = state.numbers.get(id).copied();
         number.is_some_and(|number| state.remove(number))
     }
 
-    /// Queues a rule for jobs to come, behind the others.
+    /// Adds a rule for future jobs, after the other rules.
     pub fn script(&self, rule: JobFault) -> Result<(), String> {
         let mut state = self.lock();
         if state.rules.len() >= MOST_RULES {
@@ -273,12 +273,12 @@ impl Jobs {
         Ok(())
     }
 
-    /// Forgets all rules; the jobs that they have met keep their fate.
+    /// Removes all rules. Jobs that they were applied to do not change.
     pub fn clear_rules(&self) {
         self.lock().rules.clear();
     }
 
-    /// The rules that are pending, as JSON.
+    /// The pending rules as JSON.
     pub fn describe_rules(&self) -> Vec<Json> {
         self.lock().rules.iter().map(JobFault::describe).collect()
     }
@@ -371,12 +371,12 @@ impl Job {
 }
 
 impl Snapshot {
-    /// Where its status is told, below this base.
+    /// The URL of its status, below this base.
     pub fn status_url(&self, base: &str) -> String {
         format!("{base}{PATH}/{}", self.id)
     }
 
-    /// The body of the answer that accepts it.
+    /// The body of the response that accepts it.
     pub fn accepted(&self, base: &str) -> Json {
         json!({
             "operationId": &*self.id,
@@ -402,7 +402,7 @@ impl Snapshot {
     }
 }
 
-/// An idempotency key in the one spelling that is compared. It must be a UUID; which version is not looked at.
+/// An idempotency key in one spelling. It must be a UUID of any version.
 pub fn key(text: &str) -> Result<String, ApiError> {
     let hexadecimal = |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit());
     let parts: Vec<&str> = text.splitn(6, '-').collect();
@@ -419,7 +419,7 @@ pub fn shown(moment: Timestamp) -> String {
     moment.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// An ISO 8601 duration: days where it is days, else seconds.
+/// An ISO 8601 duration: in days where it is whole days, else in seconds.
 fn period(duration: Duration) -> String {
     const DAY: u64 = 24 * 3600;
     match duration.as_secs() {

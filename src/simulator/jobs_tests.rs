@@ -1,4 +1,4 @@
-//! The life of jobs, by times that the tests make up.
+//! The statuses of jobs, at times that the tests choose.
 
 use proptest::prelude::*;
 
@@ -108,7 +108,7 @@ fn few_run_at_once_and_the_others_wait_for_them() {
 }
 
 #[test]
-fn a_key_stands_for_one_request() {
+fn a_key_belongs_to_one_request() {
     let jobs = jobs();
     let ask = |user: &str, body: &str, key: &str, now: i64| {
         jobs.submit(submission(user, body, Some(key)), at(now)).map(|job| job.id)
@@ -126,7 +126,7 @@ fn a_key_stands_for_one_request() {
     assert_eq!(ask("AC1", "b", "k", 24 * 3600 + 1), Ok(Arc::clone(&second)));
     assert!(jobs.lose(&second));
     assert!(!jobs.lose(&second));
-    assert_ne!(ask("AC1", "b", "k", 24 * 3600 + 2), Ok(second), "what is lost is made again");
+    assert_ne!(ask("AC1", "b", "k", 24 * 3600 + 2), Ok(second), "a lost job is made again");
     let again = jobs.submit(submission("AC1", "a", Some("other")), at(100)).unwrap();
     assert_eq!((again.status, again.wait), (Status::Completed, None), "a repetition tells where it is");
 }
@@ -187,7 +187,7 @@ fn scripts_decide_how_jobs_end() {
         jobs.script(rule(text)).unwrap();
     }
     assert_eq!(jobs.describe_rules().len(), 7);
-    // Far apart, so that none of them waits for another.
+    // Far apart, so that none has to wait for another.
     let ids: Vec<_> = (0..9).map(|n| submit(&jobs, n * 100)).collect();
     let ends = |n: usize, later: i64| status(&jobs, &ids[n], n as i64 * 100 + later);
     assert_eq!(ends(0, 1), Some(Status::Cancelled));
@@ -198,13 +198,13 @@ fn scripts_decide_how_jobs_end() {
         (ends(4, 1), ends(4, 1), ends(4, 10_000)),
         (Some(Status::Completed), Some(Status::Running), Some(Status::Running))
     );
-    assert!(jobs.results("AC1", &ids[4], at(401)).is_err(), "what flipped has no results");
+    assert!(jobs.results("AC1", &ids[4], at(401)).is_err(), "a job that changed has no results");
     assert_eq!(ends(5, 6), Some(Status::Expired), "after its own retention");
     assert_eq!((ends(6, 0), ends(6, 1)), (Some(Status::Pending), None));
     assert_eq!(ends(7, 0), None);
     assert_eq!(ends(8, 10), Some(Status::Completed), "rules run out");
     let listed = jobs.list("AC1", None, usize::MAX, 50, at(900)).jobs.len();
-    assert_eq!(listed, 7, "what is lost is not listed");
+    assert_eq!(listed, 7, "a lost job is not listed");
     jobs.script(rule(r#"{"next_jobs":1,"status":"FAILED"}"#)).unwrap();
     jobs.clear_rules();
     assert!(jobs.describe_rules().is_empty());
@@ -257,7 +257,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn never_more_than_a_few_run_and_none_is_forgotten(
+    fn only_a_few_run_at_a_time_and_none_is_lost(
         gaps in prop::collection::vec(0i64..8, 1..20),
         looks in prop::collection::vec(0i64..200, 1..20),
     ) {
@@ -274,7 +274,7 @@ proptest! {
     }
 
     #[test]
-    fn no_key_panics(text in ".{0,50}", near in "[0-9a-f-]{34,38}") {
+    fn arbitrary_keys_do_not_panic(text in ".{0,50}", near in "[0-9a-f-]{34,38}") {
         let _ = key(&text);
         let _ = key(&near);
     }

@@ -1,7 +1,7 @@
-//! What the simulator has received: a bounded log that tests and curious people can read.
+//! The requests that the simulator has received: a bounded log for tests and users.
 //!
-//! Credentials never get in. Of an `Authorization` header only the scheme is kept, and of Basic the user
-//! name; of an `Idempotency-Key` a hash, so that repetitions can be seen; of all other headers only the names.
+//! It contains no credentials. Of an `Authorization` header it has only the scheme, and for Basic the user name; of an
+//! `Idempotency-Key` a hash, so that repetitions can be recognised; of all other headers only the names.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-/// Older entries give way.
+/// Older entries are removed.
 const MOST_ENTRIES: usize = 10_000;
 const LONGEST_PATH: usize = 8 << 10;
 const LONGEST_USER: usize = 128;
@@ -21,7 +21,7 @@ const LONGEST_USER: usize = 128;
 /// One request, as received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Recorded {
-    /// Counts up from 1 and is never given twice.
+    /// Counts up from 1; never used twice.
     pub id: u64,
     /// The method.
     pub method: String,
@@ -35,7 +35,7 @@ pub struct Recorded {
     pub idempotency_key_hash: Option<String>,
     /// When it had arrived, RFC 3339 in UTC.
     pub time: String,
-    /// What was answered; nothing before that, or where the connection was closed instead.
+    /// The status of the response; `None` before it, or where the connection was closed instead.
     pub status: Option<u16>,
     /// Whether and how it authenticated.
     pub authorization: Option<Authorization>,
@@ -43,7 +43,7 @@ pub struct Recorded {
     pub headers: Vec<String>,
 }
 
-/// The harmless parts of an `Authorization` header.
+/// The parts of an `Authorization` header that are not secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Authorization {
     /// `Basic`, `Bearer`, or `other`.
@@ -67,7 +67,7 @@ pub fn basic(headers: &HeaderMap) -> Option<(String, String)> {
 impl Authorization {
     fn of(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(header::AUTHORIZATION)?;
-        // Unless the first word is known to be a scheme, it could be the secret itself.
+        // If the first word is not a known scheme, it could be the secret itself.
         let scheme = match value.to_str().ok().and_then(|text| text.split_once(' ')) {
             Some((scheme, _)) if scheme.eq_ignore_ascii_case("basic") => "Basic",
             Some((scheme, _)) if scheme.eq_ignore_ascii_case("bearer") => "Bearer",
@@ -92,13 +92,13 @@ pub struct Journal {
 struct Entries {
     /// Ids are consecutive.
     kept: VecDeque<Recorded>,
-    /// Since the log was last cleared.
+    /// The number of requests since the log was last cleared.
     total: u64,
     last_id: u64,
 }
 
 impl Journal {
-    /// Notes a request whose answer is not known yet, and returns its id.
+    /// Records a request without its response, and returns the entry's id.
     pub fn record(&self, head: &http::request::Parts, body: &[u8]) -> u64 {
         let path = head.uri.path_and_query().map_or("", |path| path.as_str());
         let mut end = path.len().min(LONGEST_PATH);
@@ -128,7 +128,7 @@ impl Journal {
         entries.last_id
     }
 
-    /// Notes what was answered, unless the entry is gone by now.
+    /// Adds the status of the response, unless the entry has been removed.
     pub fn answered(&self, id: u64, status: u16) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let first = entries.kept.front().map_or(0, |recorded| recorded.id);
@@ -138,13 +138,13 @@ impl Journal {
         }
     }
 
-    /// Everything that is still kept, oldest first.
+    /// All entries, oldest first.
     pub fn entries(&self) -> Vec<Recorded> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.kept.iter().cloned().collect()
     }
 
-    /// Forgets everything and counts from zero again.
+    /// Removes all entries and resets the total.
     pub fn clear(&self) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.kept.clear();

@@ -1,10 +1,10 @@
 //! The rate limit: how many requests each user may make.
 //!
-//! A token bucket for each user name that fills at the configured rate and holds one second's worth. The
-//! published headers of a 429 are made here too: the limit, what is left of it, and in how many whole
-//! seconds the next request can succeed. Published material names a second family of headers without
-//! saying what they hold; here they repeat the first family, and the configuration is the rate as written.
-//! There is no `Retry-After`: none is documented on a 429.
+//! A token bucket for each user name. It fills at the configured rate and holds one second's worth. The published
+//! headers of a 429 are made here too: the limit, what is left of it, and after how many whole seconds the next request
+//! can succeed. Published material names a second family of headers without saying what they contain; here they repeat
+//! the first family, and the configuration is the rate as written. There is no `Retry-After`, because none is
+//! documented on a 429.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -17,18 +17,18 @@ use crate::core::units::Rate;
 
 use super::error::ApiError;
 
-/// Users with a bucket of their own. Beyond, newcomers share one.
+/// Users with their own bucket. Further users share one.
 const MOST_USERS: usize = 1000;
 
-/// Buckets for everyone.
+/// The buckets of all users.
 pub struct Limiter {
     rate: Option<Rate>,
-    /// For each user, when a bucket that only ever filled would have paid for everything taken so far.
+    /// For each user: the time at which a bucket without a limit would have paid for all requests so far.
     paid_until: Mutex<HashMap<String, Instant>>,
 }
 
 impl Limiter {
-    /// No rate, no limit.
+    /// Without a rate there is no limit.
     pub fn new(rate: Option<Rate>) -> Self {
         Self { rate, paid_until: Mutex::default() }
     }
@@ -76,7 +76,7 @@ impl Limiter {
     }
 }
 
-/// One second's worth, and never less than one.
+/// One second's worth, but at least one.
 fn burst(rate: Rate) -> u32 {
     let burst = Duration::from_secs(1).as_nanos() / rate.period().as_nanos().max(1);
     u32::try_from(burst).unwrap_or(u32::MAX).max(1)
@@ -114,7 +114,7 @@ mod tests {
         ] {
             assert_eq!(header(&refused, name), value, "{name}");
         }
-        assert_eq!(limiter.take("AC2", Instant::now()), Ok(()), "another user is not concerned");
+        assert_eq!(limiter.take("AC2", Instant::now()), Ok(()), "another user is not affected");
         tokio::time::advance(Duration::from_millis(199)).await;
         assert!(limiter.take("AC1", Instant::now()).is_err());
         tokio::time::advance(Duration::from_millis(1)).await;

@@ -1,24 +1,24 @@
-//! A small Insights service of one's own, for people without an account, for demos and for tests.
+//! A small Insights service, for people without an account, for demos and for tests.
 //!
-//! It has the documented data model with generated, seeded data, and really evaluates queries; it pages,
-//! authenticates, limits rates and refuses nonsense as the documents say Twilio does. What it has received
-//! can be read, and what it answers next can be scripted. It knows nothing of the gateway but how
-//! quantities are written, and answers like a stranger's server.
+//! It has the documented data model with generated, seeded data, and really evaluates queries. It pages, authenticates,
+//! limits rates and refuses invalid requests as Twilio's documents say. The received requests can be read, and the next
+//! responses can be scripted. It shares with the gateway only how quantities are written, and answers like an
+//! independent server.
 //!
-//! Not simulated: the delay with which real data arrives.
+//! Not simulated: the delay with which real data becomes available.
 //!
-//! Two things are told to it while it runs, under `/_simulator/`: what the next requests shall get (`faults`), and
-//! what becomes of a query job (`jobs/{operationId}`: `PUT` with a `status`, and perhaps an `error`, or `DELETE` to lose
-//! it). What it has received is under `requests`.
+//! Two things can be set while it runs, under `/_simulator/`: what the next requests get (`faults`), and the outcome of
+//! a query job (`jobs/{operationId}`: `PUT` with a `status`, and optionally an `error`, or `DELETE` to lose it). The
+//! received requests are under `requests`.
 //!
-//! * [`data`] generates the history, [`catalog`], [`cubes`] and [`outputs`] name what can be asked of it;
-//! * [`query`] reads a request, [`evaluate`] answers it with [`aggregate`] and [`cell`], [`page`] cuts the
-//!   answer, [`time`] knows calendars;
-//! * [`jobs`] are the queries that are answered later, with their [`status`]; [`fields`] the measures that accounts
-//!   add themselves;
+//! * [`data`] generates the data; [`catalog`], [`cubes`] and [`outputs`] name its members;
+//! * [`query`] parses a request, [`evaluate`] answers it with [`aggregate`] and [`cell`], [`page`] divides the result,
+//!   [`time`] handles calendars;
+//! * [`jobs`] are queries that are answered later, with their [`status`]; [`fields`] are the measures that accounts add
+//!   themselves;
 //! * [`limit`], [`faults`], [`job_faults`] and [`journal`] are the rate limit, the scripts and the log;
-//! * [`api`] puts these together for one request, [`http`] receives it and sends the [`reply`]; [`error`] is the shape of
-//!   refusals.
+//! * [`api`] combines these for one request, [`http`] receives it and sends the [`reply`]; [`error`] is the format of
+//!   errors.
 
 pub mod aggregate;
 pub mod api;
@@ -67,33 +67,33 @@ use self::journal::{Journal, Recorded};
 use self::limit::Limiter;
 use self::page::Tokens;
 
-/// Conversations that are generated when nobody says otherwise.
+/// The number of conversations, if none is given.
 pub const DEFAULT_ROWS: usize = 5000;
 
 const MOST_CONNECTIONS: usize = 4096;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What a simulator is like.
+/// The settings of a simulator.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Requests that each user may make, with a burst of one second's worth; `None` is no limit.
+    /// Requests that each user may make, with a burst of one second's worth; `None` means no limit.
     pub rate: Option<Rate>,
-    /// Added to every API answer.
+    /// Added to every API response.
     pub latency: Duration,
-    /// Decides the data.
+    /// Determines the data.
     pub seed: u64,
-    /// How many conversations.
+    /// The number of conversations.
     pub rows: usize,
-    /// Where the data ends; it begins 90 days before. Query jobs begin here too.
+    /// Where the data ends; it begins 90 days before. The simulator's clock starts here.
     pub now: Timestamp,
     /// How query jobs run.
     pub jobs: JobSettings,
-    /// What links in answers begin with, such as `https://insights.twilio.com`; `None` is the request's own host.
+    /// The beginning of links in responses, such as `https://insights.twilio.com`; `None` for the request's own host.
     pub public_url: Option<String>,
 }
 
-/// A simulated Insights service. Clones share everything.
+/// A simulated Insights service. Clones share all state.
 #[derive(Clone)]
 pub struct Simulator {
     service: Arc<http::Service>,
@@ -122,8 +122,8 @@ impl Simulator {
         Self { service: Arc::new(service) }
     }
 
-    /// Serves HTTP/1.1, and HTTP/2 with prior knowledge, until `shutdown` completes; then requests in
-    /// flight get a few seconds to finish.
+    /// Serves HTTP/1.1, and HTTP/2 with prior knowledge, until `shutdown` completes. Then requests in progress get a
+    /// few seconds to finish.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let mut shutdown = pin!(shutdown);
         let mut builder = Builder::new(TokioExecutor::new());
@@ -132,7 +132,7 @@ impl Simulator {
         let connections = GracefulShutdown::new();
         let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         loop {
-            // A place before a connection: beyond the bound, callers wait in the kernel's queue.
+            // First a permit, then a connection: beyond the limit, clients wait in the kernel's queue.
             let place = async { Arc::clone(&permits).acquire_owned().await.map_err(io::Error::other) };
             let accepted = async { Ok::<_, io::Error>((place.await?, listener.accept().await)) };
             let (permit, accepted) = tokio::select! {
@@ -142,12 +142,13 @@ impl Simulator {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(_) => {
-                    // Out of descriptors, or a caller that left already: neither ends the service, but a tight loop would.
+                    // No free descriptor, or a client that has already left: neither may end the service, and a busy
+                    // loop would not help.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 }
             };
-            // Only a hint: the connection works without it.
+            // Optional: the connection works without it.
             let _ = stream.set_nodelay(true);
             let service = Arc::clone(&self.service);
             let connection = builder.serve_connection(
@@ -156,13 +157,13 @@ impl Simulator {
             );
             let connection = connections.watch(connection.into_owned());
             tokio::spawn(async move {
-                // How a connection ends is its client's affair, or a script's.
+                // A connection may end in an error, caused by its client or by a script.
                 let _ = connection.await;
                 drop(permit);
             });
         }
         drop(listener);
-        // Whoever is still busy after the drain is cut off when the runtime ends.
+        // Connections that are still busy after the drain are closed when the runtime ends.
         let _ = tokio::time::timeout(DRAIN, connections.shutdown()).await;
         Ok(())
     }
@@ -172,17 +173,17 @@ impl Simulator {
         self.service.journal.entries()
     }
 
-    /// Forgets the requests received so far.
+    /// Removes the received requests.
     pub fn clear_requests(&self) {
         self.service.journal.clear();
     }
 
-    /// Scripts the next query jobs, behind what is scripted already. Fails when too many rules are pending.
+    /// Adds a rule for the next query jobs. Fails when too many rules are pending.
     pub fn script_jobs(&self, rule: JobFault) -> Result<(), String> {
         self.service.api.jobs.script(rule)
     }
 
-    /// Scripts the next answers, behind what is scripted already. Fails when too many rules are pending.
+    /// Adds a rule for the next responses. Fails when too many rules are pending.
     pub fn script(&self, fault: Fault) -> Result<(), String> {
         self.service.faults.push(fault)
     }

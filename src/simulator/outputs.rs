@@ -1,26 +1,26 @@
-//! What the operator that writes JSON writes: the fields that custom measures can be made from, and the
-//! measures that each of them gives.
+//! The output of the operator that writes JSON: the fields that custom measures can be made from, and the measures that
+//! each of them gives.
 //!
 //! Published material names one custom member, `ConversationSummary.<Name>Average`, and says that there is one
 //! in the other cube as well. The other aggregation words are invented, and so is this operator's output.
 //!
-//! A table, and nothing else.
+//! This module is only a table.
 
 use super::catalog::Aggregation::{Average, Max, Min, Sum};
 use super::catalog::Level::{Conversation as Whole, Result as Finding};
 use super::catalog::{Kind, Measure, Row, Value};
 use super::data::{OperatorResult, WELL_KNOWN_OPERATOR};
 
-/// Stands for the custom field's name in the names of these measures.
+/// A placeholder for the custom field's name in the names of these measures.
 pub const NAME: &str = "<Name>";
 
 /// One field of the operator's output schema.
 pub struct OutputField {
     /// One or two segments, joined by a dot.
     pub path: &'static str,
-    /// Custom measures are made from numbers only.
+    /// Custom measures can be made only from numbers.
     pub kind: Kind,
-    /// Their names hold [`NAME`].
+    /// Their names contain [`NAME`].
     pub measures: &'static [Measure],
 }
 

@@ -1,15 +1,15 @@
 //! Pages and their tokens.
 //!
-//! A token carries the query itself, the page size and the position, sealed with a key that follows from
-//! the simulator's settings and from the user that it was given to. So any page can be answered without
-//! remembering anybody, and a token that was altered, made up, given to another user or by a simulator with
-//! other data is recognised. Only queries too long for a URL are remembered instead, the latest ones, within a
-//! fixed amount of memory. Tokens are ordinary base64 with padding, so they hold `+`, `/` and `=` and
-//! exercise the encoding of everyone who passes them on.
+//! A token contains the query itself, the page size and the position, authenticated with a key that is derived from the
+//! simulator's settings and from the user that the token was given to. So any page can be answered without stored
+//! state. A token is refused if it was altered, made up, given to another user, or made by a simulator with other data.
+//! Only queries that are too long for a URL are stored instead, the latest ones, within a fixed amount of memory.
+//! Tokens are ordinary base64 with padding, so they contain `+`, `/` and `=`, which tests the encoding of every client
+//! that passes them on.
 //!
-//! A token opens only in the scope in which it was sealed: the user, and what is paged.
+//! A token is valid only in the scope for which it was made: the user, and what is paged.
 //!
-//! Nothing here evaluates queries.
+//! This module does not evaluate queries.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,23 +21,23 @@ use serde_json::{Map, Value as Json};
 
 use super::error::ApiError;
 
-/// Rows on a page when nobody says.
+/// Rows on a page, if no size is given.
 pub const DEFAULT_SIZE: usize = 50;
-/// Larger wishes are cut to this.
+/// Larger sizes are reduced to this.
 pub const LARGEST_SIZE: usize = 1000;
 
-/// Queries up to this long travel in the token.
+/// Longest query that is put into the token.
 const LONGEST_INLINE: usize = 2500;
 const SEAL: usize = 16;
 
-/// Which page of which query.
+/// A page of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// The query's [essence](super::query::essence), or what else decides which rows there are.
+    /// The query's [essence](super::query::essence), or another text that determines the rows.
     pub query: Arc<str>,
     /// Rows before this page.
     pub offset: usize,
-    /// Rows on it, at most.
+    /// The most rows on it.
     pub size: usize,
 }
 
@@ -67,7 +67,7 @@ struct Remembered {
 }
 
 impl Tokens {
-    /// `settings` is anything that differs between simulators with different data.
+    /// `settings` is any text that differs between simulators with different data.
     pub fn new(settings: &str) -> Self {
         Self {
             key: blake3::derive_key("insights-gateway simulator page tokens", settings.as_bytes()),
@@ -75,7 +75,7 @@ impl Tokens {
         }
     }
 
-    /// The token for `page`, valid in this scope only.
+    /// The token for `page`, valid only in this scope.
     pub fn seal(&self, page: &Page, scope: &[&str]) -> String {
         let (query, hash) = if page.query.len() <= LONGEST_INLINE {
             (Some(Arc::clone(&page.query)), None)
@@ -83,14 +83,14 @@ impl Tokens {
             (None, Some(self.remember(&page.query)))
         };
         let payload = Payload { offset: page.offset, size: page.size, query, hash };
-        // Numbers and texts always serialise; an empty payload would be refused on the way back.
+        // Numbers and texts always serialise; an empty payload would be refused later.
         let payload = serde_json::to_vec(&payload).unwrap_or_default();
         let mut token = self.mark(&payload, scope).to_vec();
         token.extend_from_slice(&payload);
         STANDARD.encode(token)
     }
 
-    /// The page that `token` stands for in this scope.
+    /// The page that `token` names in this scope.
     pub fn open(&self, token: &str, scope: &[&str]) -> Result<Page, ApiError> {
         let refused = || ApiError::bad_request("pageToken is not valid, or has expired");
         let bytes = STANDARD.decode(token).map_err(|_| refused())?;
@@ -160,7 +160,7 @@ impl Page {
     }
 }
 
-/// The page size that a request asks for, in its URL or else in its body.
+/// The page size that a request gives, in its URL or else in its body.
 pub fn size(in_url: Option<&str>, body: Option<&Map<String, Json>>) -> Result<usize, ApiError> {
     let refused = || ApiError::bad_request("pageSize must be an integer of at least 1");
     let number = match (in_url, body.and_then(|body| body.get("pageSize"))) {
@@ -168,7 +168,7 @@ pub fn size(in_url: Option<&str>, body: Option<&Map<String, Json>>) -> Result<us
             if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
                 return Err(refused());
             }
-            // Digits that do not fit are a very large number, which is cut like any other.
+            // Digits that do not fit are a very large number, which is reduced like any other.
             text.parse().unwrap_or(u64::MAX)
         }
         (None, None | Some(Json::Null)) => return Ok(DEFAULT_SIZE),
@@ -221,7 +221,7 @@ mod tests {
         for n in 1..20 {
             tokens.seal(&long(n), &["AC1"]);
         }
-        assert!(tokens.open(&first, &["AC1"]).is_err(), "the oldest has been forgotten");
+        assert!(tokens.open(&first, &["AC1"]).is_err(), "the oldest has been removed");
         let remembered = tokens.remembered.lock().unwrap();
         assert!(remembered.bytes <= 16 << 20);
     }
@@ -243,7 +243,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_and_tampering_are_refused(text in ".*", position in 0usize..100, bit in 0u8..8) {
+        fn arbitrary_and_altered_tokens_are_refused(text in ".*", position in 0usize..100, bit in 0u8..8) {
             let tokens = Tokens::new("a");
             prop_assert!(tokens.open(&text, &["AC1"]).is_err());
             let token = tokens.seal(&page("{\"query\":{}}"), &["AC1"]);

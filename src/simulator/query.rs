@@ -1,11 +1,11 @@
-//! Reads a query body into a [`Query`] that can be evaluated, or says what is wrong with it.
+//! Parses a query body into a [`Query`] that can be evaluated, or says what is wrong with it.
 //!
-//! Where published material is silent, the choices are: an absent group operator and several groups both
-//! mean AND; a missing direction is ascending; EQ, NE, GT and LT take one value and IN takes at least one;
-//! GT and LT need a number or a time; measures cannot be filtered on; a second nesting level of groups is
-//! refused, and so is another domain; unknown members of the body are ignored, as are explicit nulls.
+//! Where published material is silent, the choices are: a missing group operator and several groups both mean AND; a
+//! missing direction is ascending; EQ, NE, GT and LT take one value, and IN takes at least one; GT and LT need a number
+//! or a time; filters cannot use measures; nested groups and other domains are refused; unknown members of the body and
+//! explicit nulls are ignored.
 //!
-//! Nothing here looks at data, and nothing here panics, whatever the body says.
+//! This module does not read data, and must not panic for any body.
 
 use std::collections::HashSet;
 
@@ -17,39 +17,39 @@ use super::catalog::{self, CustomMeasures, Dimension, Kind, Measure, Member};
 use super::error::{ApiError, quoted};
 use super::time::{self, Grain};
 
-/// The domain that every path names too.
+/// The domain, which is also in every path.
 const DOMAIN: &str = "Conversations";
 
-/// Bounds on one query, so that no body can make evaluation expensive.
+/// Limits of one query, so that no body can make evaluation expensive.
 const MOST_MEMBERS: usize = 50;
 const MOST_EXPRESSIONS: usize = 200;
 
-/// A query that makes sense.
+/// A valid query.
 pub struct Query {
-    /// What is counted, under the names that the caller used.
+    /// The measures, under the names that the request uses.
     pub measures: Vec<(String, &'static Measure)>,
-    /// What is grouped by, under the names that the caller used.
+    /// The dimensions, under the names that the request uses.
     pub dimensions: Vec<(String, Column)>,
     /// All of these must hold.
     pub filters: Vec<Group>,
-    /// First difference decides.
+    /// The first difference decides.
     pub order: Vec<Order>,
-    /// Where days begin.
+    /// The zone in which days begin.
     pub zone: TimeZone,
 }
 
-/// A dimension, perhaps cut to a grain.
+/// A dimension, with an optional grain.
 #[derive(Clone, Copy)]
 pub struct Column {
     /// The dimension.
     pub dimension: &'static Dimension,
-    /// Only on times.
+    /// Only for times.
     pub grain: Option<Grain>,
 }
 
 /// Conditions of which all, or at least one, must hold.
 pub struct Group {
-    /// Is one enough?
+    /// Whether one is enough.
     pub any: bool,
     /// The conditions, at least one.
     pub conditions: Vec<Condition>,
@@ -57,44 +57,44 @@ pub struct Group {
 
 /// A comparison of one column with constants.
 pub struct Condition {
-    /// What is compared.
+    /// The column to compare.
     pub column: Column,
-    /// How, and with what.
+    /// The comparison and its constants.
     pub test: Test,
 }
 
-/// Comparisons, by the type of what is compared.
+/// Comparisons, by the type of the column.
 #[derive(Debug)]
 pub enum Test {
-    /// Equal to one of these texts; a list is when one of its elements is.
+    /// Equal to one of these texts; a list is equal when one of its elements is.
     Text(HashSet<String>),
     /// Equal to one of these numbers.
     Numbers(Vec<f64>),
     /// Equal to one of these.
     Flags(Vec<bool>),
-    /// Equal to one of these moments.
+    /// Equal to one of these times.
     Moments(Vec<Timestamp>),
     /// Greater than this number.
     NumberAbove(f64),
     /// Less than this number.
     NumberBelow(f64),
-    /// Later than this moment.
+    /// Later than this time.
     After(Timestamp),
-    /// Earlier than this moment.
+    /// Earlier than this time.
     Before(Timestamp),
-    /// Anything but this; an absent value is different from every constant.
+    /// The opposite of this; an absent value is different from every constant.
     Not(Box<Test>),
 }
 
 /// One entry of `orderBy`.
 pub struct Order {
-    /// What decides.
+    /// The member that decides.
     pub by: OrderBy,
-    /// Largest first?
+    /// Whether the largest values come first.
     pub descending: bool,
 }
 
-/// What an order looks at. It need not be selected.
+/// The member that an order uses. It need not be selected.
 #[derive(Clone, Copy)]
 pub enum OrderBy {
     /// A measure.
@@ -104,7 +104,7 @@ pub enum OrderBy {
 }
 
 impl Query {
-    /// Reads a request body of an account with these custom measures.
+    /// Parses a request body of an account with these custom measures.
     pub fn parse(body: &Json, custom: &CustomMeasures) -> Result<Self, ApiError> {
         let body = object(Some(body), "The request body")?;
         if let Some(domain) = present(body, "domain")
@@ -123,7 +123,7 @@ impl Query {
     }
 }
 
-/// The parts of a body that decide its rows, as compact JSON: what a page token must remember.
+/// The parts of a body that determine its rows, as compact JSON: the part that a page token needs.
 pub fn essence(body: &Json) -> String {
     let timezone = &body["properties"]["timezone"];
     let mut essence = json!({"query": body["query"]});
@@ -133,7 +133,7 @@ pub fn essence(body: &Json) -> String {
     essence.to_string()
 }
 
-/// A member that is there and not null.
+/// A member that is present and not null.
 fn present<'a>(object: &'a Map<String, Json>, key: &str) -> Option<&'a Json> {
     object.get(key).filter(|value| !value.is_null())
 }
@@ -142,7 +142,7 @@ fn object<'a>(value: Option<&'a Json>, what: &str) -> Result<&'a Map<String, Jso
     value.and_then(Json::as_object).ok_or_else(|| ApiError::bad_request(format!("{what} must be a JSON object")))
 }
 
-/// A list; absent and null are empty.
+/// A list; absent and null count as empty.
 fn list<'a>(object: &'a Map<String, Json>, key: &str) -> Result<&'a [Json], ApiError> {
     match present(object, key) {
         None => Ok(&[]),
@@ -168,7 +168,7 @@ fn zone(body: &Map<String, Json>) -> Result<TimeZone, ApiError> {
     }
 }
 
-/// Names of members without repetition, each looked up.
+/// Names of members without repetition; each must exist.
 fn names<'a>(query: &'a Map<String, Json>, key: &str) -> Result<Vec<&'a str>, ApiError> {
     let mut names = Vec::new();
     for entry in list(query, key)? {

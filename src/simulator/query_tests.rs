@@ -1,4 +1,4 @@
-//! Every rule of the query's grammar, and bodies that nobody would write.
+//! Every rule of the query's grammar, and unusual bodies.
 
 use proptest::prelude::*;
 
@@ -52,7 +52,7 @@ fn nulls_are_absent() {
 }
 
 #[test]
-fn refuses_what_makes_no_sense() {
+fn refuses_invalid_queries() {
     for query in [
         json!(null),
         json!([]),
@@ -114,7 +114,7 @@ fn refuses_values_of_the_wrong_kind() {
 }
 
 #[test]
-fn bounds_hold() {
+fn limits_hold() {
     let names: Vec<_> = (0..60).map(|n| format!("x{n}")).collect();
     assert!(refused(json!({ "dimensions": names })));
     let group = json!({"expressions": vec![json!({"op": "EQ", "field": "Id", "values": ["x"]}); 101]});

@@ -1,4 +1,4 @@
-//! An answer before it is framed.
+//! A response before it is sent.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -6,13 +6,13 @@ use serde_json::Value as Json;
 
 use super::error::ApiError;
 
-/// Status, body and headers, but those that every answer has.
+/// Status, body and headers, without the headers that every response has.
 pub struct Reply {
     /// The HTTP status.
     pub status: StatusCode,
     /// The whole body.
     pub body: Bytes,
-    /// At least its type.
+    /// At least the content type.
     pub headers: HeaderMap,
 }
 
@@ -23,7 +23,7 @@ impl Reply {
         Self { status, body: body.into(), headers: HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]) }
     }
 
-    /// 200 with JSON that is bytes already.
+    /// 200 with JSON that is already serialised.
     pub fn json(body: impl Into<Bytes>) -> Self {
         Self::new(StatusCode::OK, "application/json", body)
     }
@@ -33,7 +33,7 @@ impl Reply {
         Self::new(status, "application/json", body.to_string())
     }
 
-    /// Sets a header; a value that cannot be one is left out.
+    /// Sets a header; a value that is not valid is left out.
     pub fn set(&mut self, name: HeaderName, value: String) {
         if let Ok(value) = HeaderValue::try_from(value) {
             self.headers.insert(name, value);

@@ -1,22 +1,22 @@
-//! What a query job can be, and why it failed.
+//! The statuses of a query job, and why one fails.
 
 use serde::{Deserialize, Serialize};
 
-/// What a job says it is.
+/// The status of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
-    /// Not begun.
+    /// It has not begun.
     Pending,
-    /// Begun.
+    /// It is running.
     Running,
     /// Its results can be read.
     Completed,
     /// It ended with an error.
     Failed,
-    /// It was given up.
+    /// It was cancelled.
     Cancelled,
-    /// Its results were kept for as long as promised.
+    /// Its results have been removed after the promised time.
     Expired,
 }
 
@@ -25,7 +25,7 @@ impl Status {
     pub const ALL: [Self; 6] =
         [Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled, Self::Expired];
 
-    /// As the API writes it.
+    /// The word in the API.
     pub fn word(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
@@ -42,7 +42,7 @@ impl Status {
         Self::ALL.into_iter().find(|status| status.word() == word)
     }
 
-    /// Does a job stay in it, but for expiry?
+    /// Whether a job stays in it, apart from expiry.
     pub fn is_final(self) -> bool {
         self >= Self::Completed
     }
@@ -52,13 +52,13 @@ impl Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OperationError {
-    /// Twilio's number for it.
+    /// Twilio's code for it.
     pub code: u32,
-    /// One sentence for a person.
+    /// One sentence for people.
     pub message: String,
-    /// The status that a synchronous query would have got.
+    /// The status that a synchronous query would have had.
     pub http_status_code: u16,
-    /// More about it.
+    /// Details.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }

@@ -1,8 +1,8 @@
-//! Moments, zones and grains: how a query's time zone turns moments into the cells of a time column.
+//! Times, zones and grains: how a query's time zone turns times into the cells of a time column.
 //!
-//! Hours and minutes are cut on the clock of the zone but remain different moments when the clock is set
-//! back, so the day of a change has 23 or 25 hours. Days and longer grains begin at local midnight; weeks
-//! begin on Monday. Pure arithmetic: nothing here knows what time it is.
+//! Minutes and hours are rounded down on the zone's clock. When that clock is set back, equal hours remain different
+//! times, so the day of a change has 23 or 25 hours. Days and longer grains begin at local midnight; weeks begin on
+//! Monday. Pure arithmetic: this module does not read a clock.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
-/// How coarsely a time column is cut.
+/// The precision of a time column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grain {
     /// `.minute`
@@ -30,7 +30,7 @@ pub enum Grain {
 }
 
 impl Grain {
-    /// Reads the suffix of a column's name.
+    /// Parses the suffix of a column's name.
     pub fn from_word(word: &str) -> Option<Self> {
         Some(match word {
             "minute" => Self::Minute,
@@ -45,16 +45,16 @@ impl Grain {
     }
 }
 
-/// A moment, or the beginning of a bucket, together with what the zone's clock showed.
+/// A time, or the beginning of a bucket, with what the zone's clock showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocalTime {
-    /// Decides order and equality: two hours that the clock shows twice are two buckets.
+    /// Determines order and equality: two hours that the clock shows in the same way are two buckets.
     pub start: Timestamp,
     clock: DateTime,
 }
 
 impl LocalTime {
-    /// Cuts `moment` to `grain` on the clock of `zone`.
+    /// Rounds `moment` down to `grain` on the clock of `zone`.
     pub fn cut(moment: Timestamp, grain: Option<Grain>, zone: &TimeZone) -> Self {
         let offset = zone.to_offset(moment);
         let clock = offset.to_datetime(moment);
@@ -109,8 +109,8 @@ pub fn zone(name: &str) -> Option<TimeZone> {
     (name.len() <= LONGEST && name.bytes().all(plain)).then(|| TimeZone::get(name).ok()).flatten()
 }
 
-/// Reads a filter value: a date (its midnight in `zone`), an RFC 3339 time, or a local time without an
-/// offset, which is how cells are written, so that a cell can be used as a filter.
+/// Parses a filter value: a date (its midnight in `zone`), an RFC 3339 time, or a local time without an offset. The
+/// last is the form of cells, so that a cell can be used as a filter.
 pub fn moment(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     let plain = |b: &u8| b.is_ascii_digit() || matches!(b, b'-' | b':' | b'.' | b'+' | b'T' | b'Z');
@@ -221,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cutting_twice_is_cutting_once(
+        fn rounding_twice_changes_nothing(
             second in -5_000_000_000i64..20_000_000_000,
             grain in prop::sample::select(vec!["minute", "hour", "day", "week", "month", "quarter", "year"]),
             name in prop::sample::select(vec!["UTC", "America/Los_Angeles", "Asia/Kathmandu", "Africa/Cairo"]),
@@ -231,14 +231,14 @@ mod tests {
             let moment = Timestamp::from_second(second).unwrap();
             let cut = LocalTime::cut(moment, grain, &zone);
             prop_assert!(cut.start <= moment);
-            // A clock that was set forward within the hour leaves a bucket that begins before its own clock.
+            // If the clock was set forward within the hour, the bucket begins before the time that its own clock shows.
             if zone.to_offset(cut.start) == zone.to_offset(moment) {
                 prop_assert_eq!(LocalTime::cut(cut.start, grain, &zone).start, cut.start);
             }
         }
 
         #[test]
-        fn no_text_panics(text in ".*", near in "[0-9]{4}-[0-9]{2}-[0-9]{2}[T0-9:.Z+-]{0,20}") {
+        fn arbitrary_text_does_not_panic(text in ".*", near in "[0-9]{4}-[0-9]{2}-[0-9]{2}[T0-9:.Z+-]{0,20}") {
             let _ = moment(&text, &TimeZone::UTC);
             let _ = moment(&near, &TimeZone::UTC);
             let _ = zone(&text);
