@@ -1,7 +1,6 @@
-//! Imports that must never happen: what the map in `lib.rs` promises, read from the sources themselves.
+//! Checks the rules for imports between modules, which `lib.rs` lists, by reading the sources.
 //!
-//! Every mention of a path counts, be it in a `use` line or written out where it is needed; comments and
-//! unit tests do not.
+//! Every path counts, in a `use` line or elsewhere; comments and unit tests do not.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -15,12 +14,12 @@ struct Source {
 }
 
 impl Source {
-    /// The module at the top, such as `layers`.
+    /// The top-level module, such as `layers`.
     fn module(&self) -> &str {
         self.path.split(['/', '.']).next().unwrap()
     }
 
-    /// The room of a file below `layers`.
+    /// The layer that a file below `layers` belongs to.
     fn room(&self) -> Option<&str> {
         self.path.strip_prefix("layers/")?.split(['/', '.']).next().filter(|room| *room != "mod")
     }
@@ -74,7 +73,7 @@ fn code(text: &str) -> Vec<(usize, String)> {
         let code = line.split("//").next().unwrap_or_default();
         if !in_tests && !code.trim().is_empty() {
             match lines.last_mut() {
-                // A `use` that is broken over lines is read as one.
+                // A `use` on several lines is read as one.
                 Some((_, open)) if is_open_use(open) => open.push_str(code.trim()),
                 _ => lines.push((number + 1, code.to_owned())),
             }
@@ -92,8 +91,8 @@ fn is_open_use(line: &str) -> bool {
     is_use && !line.ends_with(';')
 }
 
-/// The modules of this crate that a text names, with the next segment where there is one: `crate::a::b::C`
-/// is `a::b`. Braces are opened: `crate::{a, b::C}` is `a` and `b::C`.
+/// The modules of this crate that a text names, with the next path segment: `crate::a::b::C` is `a::b`. Braces are
+/// expanded: `crate::{a, b::C}` is `a` and `b::C`.
 fn mentions(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for rest in text.split("crate::").skip(1) {
@@ -113,7 +112,7 @@ fn two(path: &str) -> String {
     path[..end].split("::").filter(|segment| !segment.is_empty()).take(2).collect::<Vec<_>>().join("::")
 }
 
-/// Fails with every line on which `is_wrong` finds something.
+/// Fails with every line where `is_wrong` is true.
 fn forbid(rule: &str, is_wrong: impl Fn(&Source, &str) -> bool) {
     let mut wrong = Vec::new();
     for source in sources() {
@@ -142,10 +141,10 @@ fn the_map_in_lib_rs_lists_every_module_bottom_up() {
         .lines()
         .filter_map(|line| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned()))
         .collect();
-    assert_eq!(listed, ORDER, "the order below is the one in lib.rs");
+    assert_eq!(listed, ORDER, "the order below is that of lib.rs");
 }
 
-/// Each imports only what stands before it.
+/// Each imports only modules before it.
 const ORDER: [&str; 19] = [
     "core",
     "semantics",
@@ -169,8 +168,8 @@ const ORDER: [&str; 19] = [
 ];
 
 #[test]
-fn nothing_points_upward() {
-    forbid("a module imports only what stands above its own line in lib.rs", |source, line| {
+fn no_module_imports_a_later_one() {
+    forbid("a module imports only modules above it in lib.rs", |source, line| {
         let place = |module: &str| ORDER.iter().position(|known| *known == module);
         let Some(own) = place(source.module()) else { return false };
         mentions(line).iter().any(|path| place(path.split("::").next().unwrap()).is_some_and(|other| other > own))
@@ -178,14 +177,14 @@ fn nothing_points_upward() {
 }
 
 #[test]
-fn no_room_knows_another_room() {
-    forbid("a room must not import a room", |source, line| {
+fn no_layer_imports_another_layer() {
+    forbid("a layer must not import another layer", |source, line| {
         let Some(own) = source.room() else { return false };
         mentions(line).iter().any(|path| path.strip_prefix("layers").is_some_and(|room| room != format!("::{own}")))
     });
     let all = sources();
     let rooms: std::collections::BTreeSet<_> = all.iter().filter_map(Source::room).collect();
-    forbid("a room must not import its neighbour by way of their parent", |source, line| {
+    forbid("a layer must not import another layer through their parent", |source, line| {
         let Some(own) = source.room() else { return false };
         let depth = source.path.split('/').count() - usize::from(source.path.ends_with("/mod.rs"));
         let parent = "super::".repeat(depth - 1);
@@ -195,8 +194,8 @@ fn no_room_knows_another_room() {
 }
 
 #[test]
-fn only_those_who_compose_know_stack_server_and_admin() {
-    forbid("only cli and gateway (and admin, of stack) know stack, server and admin", |source, line| {
+fn only_cli_and_gateway_import_stack_server_and_admin() {
+    forbid("only cli and gateway (and admin, for stack) import stack, server and admin", |source, line| {
         if source.is(&["cli/", "gateway.rs"]) {
             return false;
         }
@@ -210,19 +209,19 @@ fn only_those_who_compose_know_stack_server_and_admin() {
 }
 
 #[test]
-fn simulator_and_gateway_are_strangers() {
-    forbid("the simulator knows core::units at most", |source, line| {
+fn simulator_and_gateway_are_independent() {
+    forbid("the simulator imports at most core::units", |source, line| {
         let allowed = |path: &str| path.starts_with("simulator") || path == "core::units";
         source.module() == "simulator" && mentions(line).iter().any(|path| !allowed(path))
     });
-    forbid("only cli knows the simulator", |source, line| {
+    forbid("only cli imports the simulator", |source, line| {
         !matches!(source.module(), "simulator" | "cli")
             && mentions(line).iter().any(|path| path.starts_with("simulator"))
     });
 }
 
 #[test]
-fn libraries_stay_in_their_rooms() {
+fn libraries_are_used_only_in_their_modules() {
     for (library, places) in [
         ("moka", &["cache/"][..]),
         ("governor", &["layers/authenticate.rs", "layers/authenticate/", "core/clock.rs"]),
@@ -232,21 +231,21 @@ fn libraries_stay_in_their_rooms() {
         ("clap", &["cli/"]),
         ("toml", &["config/"]),
     ] {
-        forbid(&format!("{library} is known in {places:?} alone"), |source, line| {
+        forbid(&format!("{library} is used only in {places:?}"), |source, line| {
             !source.is(places) && names(line, library) && line.contains(&format!("{library}::"))
         });
     }
 }
 
 #[test]
-fn secrets_are_read_by_the_credential_room_alone() {
+fn secrets_are_read_only_where_calls_are_signed() {
     forbid("only layers/sign.rs reads a secret", |source, line| {
         !source.is(&["layers/sign.rs"]) && (names(line, "ExposeSecret") || names(line, "expose_secret"))
     });
 }
 
 #[test]
-fn the_environment_is_read_by_config_and_cli_alone() {
+fn only_config_and_cli_read_the_environment() {
     forbid("only config and cli read the environment", |source, line| {
         !source.is(&["config/", "cli/"]) && (line.contains("std::env::") || line.contains("use std::env"))
     });
@@ -255,20 +254,20 @@ fn the_environment_is_read_by_config_and_cli_alone() {
 #[test]
 fn clocks_are_read_in_one_place() {
     let clocks = ["Instant::now", "SystemTime::now", "std::time::Instant", "Timestamp::now", "Zoned::now"];
-    // moka's expiry hands its own instants over, which are ignored; the server and the simulator keep time of
-    // their own, by tokio's clock and by the calendar.
+    // moka's expiry passes its own instants, which are ignored. The server and the simulator read tokio's clock, and
+    // the simulator the calendar.
     let exempt = ["core/clock.rs", "cache/memory.rs", "server/", "simulator/", "cli/"];
     forbid("only core/clock.rs reads a clock", |source, line| {
         !source.is(&exempt) && clocks.iter().any(|clock| line.contains(clock))
     });
-    forbid("std's clocks are read by nobody else at all", |source, line| {
+    forbid("only core/clock.rs reads std's clocks", |source, line| {
         !source.is(&["core/clock.rs"]) && (line.contains("SystemTime::now") || line.contains("std::time::Instant::now"))
     });
 }
 
-/// A guard that sees nothing guards nothing.
+/// A check that reads nothing would always pass.
 #[test]
-fn the_reader_sees_what_it_has_to_see() {
+fn the_reader_finds_what_it_has_to_find() {
     assert_eq!(mentions("use crate::layers::cache::{CacheLayer, Caching};"), ["layers::cache"]);
     assert_eq!(mentions("use crate::{admin, config::Config};"), ["admin", "config::Config"]);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What the gateway keeps in how much memory, and in which coding it sends it.
+//! Measures how much memory stored pages take, and in which coding they are sent.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -19,7 +19,7 @@ use support::*;
 const PAGE_BYTES: usize = 16 * 1024;
 const MIB: u64 = 1024 * 1024;
 
-/// A page unlike all others, with the redundancy of real ones.
+/// A page that differs from all others, with the redundancy of real ones.
 fn nth_page(n: u64) -> String {
     let mut page = String::from(r#"{"data":["#);
     let mut id = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -32,7 +32,7 @@ fn nth_page(n: u64) -> String {
     page
 }
 
-/// Answers the page whose number is its token.
+/// Answers with the page whose number is its token.
 fn by_token(seen: &Seen) -> Plan {
     let n = seen.target().rsplit('=').next().unwrap().parse().unwrap();
     Plan::page(&nth_page(n))
@@ -44,7 +44,7 @@ fn ask_nth(n: u64, headers: &str) -> Vec<u8> {
 
 const GZIP: &str = "Accept-Encoding: gzip, deflate\r\n";
 
-/// A gateway that is a process of its own.
+/// A gateway in its own process.
 struct Process {
     child: Child,
     data: SocketAddr,
@@ -77,8 +77,8 @@ impl Process {
             let address = |name: &str| line[name].as_str()?.parse().ok();
             (line["message"] == "serving").then(|| Some((address("data")?, address("admin")?)))?
         });
-        let (data, admin) = serving.expect("it says where it serves");
-        // Reads to the end, so that the child never waits.
+        let (data, admin) = serving.expect("it logs its addresses");
+        // Reads to the end, so that the child never blocks.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, data, admin }
     }
@@ -99,20 +99,20 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The most that was seen, in bytes.
+/// The largest values seen, in bytes.
 #[derive(Debug, Default)]
 struct Peaks {
     counted: u64,
     resident: u64,
 }
 
-/// Has `pages` pages fetched, every fourth of them asked for again as gzip, and looks at the memory all the while.
+/// Fetches `pages` pages, every fourth also as gzip, and measures the memory meanwhile.
 async fn run_through(process: Process, pages: u64) -> Peaks {
     const CLIENTS: u64 = 8;
     let fetched = Arc::new(AtomicUsize::new(0));
@@ -158,7 +158,7 @@ async fn the_capacity_holds_while_pages_run_through() {
 
 /// Takes minutes. `GATEWAY_BINARY` names the release binary, whose memory is the one that matters.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes; says what a release binary needs for 256 MiB of pages"]
+#[ignore = "takes minutes; prints how much memory a release binary needs for 256 MiB of pages"]
 async fn two_hundred_thousand_pages_stay_within_memory() {
     let binary = std::env::var("GATEWAY_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_insights-gateway").to_owned());
     let upstream = Upstream::script(by_token).await;
@@ -176,7 +176,7 @@ fn unzipped(body: &[u8]) -> String {
     text
 }
 
-/// Asks until the answer is compressed.
+/// Asks until the response is compressed.
 async fn compressed(gateway: &Gateway, n: u64) -> Answer {
     poll("a compressed page", || async {
         let answer = gateway.ask(&ask_nth(n, GZIP)).await;
@@ -190,7 +190,7 @@ async fn a_stored_page_is_compressed_once_for_those_who_accept_it() {
     let upstream = Upstream::script(by_token).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let page = nth_page(7);
-    // Fetched, and then answered from memory while it is being compressed.
+    // Fetched, and then served from memory while it is being compressed.
     for detail in ["miss", "hit"] {
         let answer = gateway.ask(&ask_nth(7, GZIP)).await;
         answer.assert_page(&page, detail);
@@ -205,12 +205,12 @@ async fn a_stored_page_is_compressed_once_for_those_who_accept_it() {
     assert_eq!((plain.find("content-encoding"), plain.header("vary")), (None, "Accept-Encoding"));
     let (plain_tag, coded_tag) = (plain.header("etag"), coded.header("etag"));
     assert_eq!(coded_tag, format!("{}-gzip\"", plain_tag.trim_end_matches('"')));
-    // HEAD says what GET would.
+    // HEAD states what GET would send.
     let head = gateway.ask(&[b"HEAD", &ask_nth(7, GZIP)[3..]].concat()).await;
     for name in ["content-encoding", "content-length", "etag", "vary"] {
         assert_eq!(head.header(name), coded.header(name));
     }
-    // Weighed once more, which comes after it can be had, and never dropped.
+    // It is weighed again after its compressed form is available, and never dropped.
     let weighed = PAGE_BYTES + coded.body.len();
     gateway.metric_reaches("cache_bytes", &[], weighed as f64).await;
     assert_eq!(gateway.metric("cache_evictions_total", &[]).await, 0.0);

@@ -1,5 +1,5 @@
-//! Clients that keep the rules of framing and break those of decency: they take nothing of what they asked for, or
-//! send more of something cheap than anybody has use for. Each is dropped, and others are served meanwhile.
+//! Clients that follow the rules of framing but misbehave: they read nothing of their responses, or send cheap frames
+//! in masses. Each is disconnected, and others are served meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -31,20 +31,20 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The head of a GET, in HPACK without any table of its own (RFC 7541 appendix A).
+/// The head of a GET, in HPACK without a dynamic table (RFC 7541 appendix A).
 fn head(path: &str) -> Vec<u8> {
     let text = |name: u8, value: &str| [&[name, u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
     [vec![0x82, 0x86], text(0x04, path), text(0x01, "localhost")].concat()
 }
 
-/// The start of a connection, with these settings.
+/// The beginning of a connection, with these settings.
 fn start(settings: &[(u16, u32)]) -> Vec<u8> {
     let pair = |(name, value): &(u16, u32)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat();
     let payload: Vec<u8> = settings.iter().flat_map(pair).collect();
     [PREFACE, &frame(SETTINGS, 0, 0, &payload)].concat()
 }
 
-/// The next frame: kind, flags, stream and payload; none at the connection's end.
+/// The next frame: kind, flags, stream and payload; `None` at the connection's end.
 async fn next(stream: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     within(stream.read_exact(&mut head)).await.ok()?;
@@ -54,7 +54,7 @@ async fn next(stream: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
     Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
 }
 
-/// Reads on to the connection's end; the code of the GOAWAY that announced it, if one did.
+/// Reads to the connection's end. Returns the code of the GOAWAY that announced it, if there was one.
 async fn sent_away(stream: &mut TcpStream) -> Option<u32> {
     let mut code = None;
     while let Some((kind, _, _, payload)) = next(stream).await {
@@ -69,7 +69,7 @@ async fn connect(gateway: &Gateway) -> TcpStream {
     within(TcpStream::connect(gateway.data)).await.unwrap()
 }
 
-/// With one place, so that whoever is served next shows that nobody is there any more.
+/// With one place, so that the next client is served only when the first has been disconnected.
 async fn with_one_place(upstream: &Upstream) -> Gateway {
     TestConfig::new(upstream.url()).set("server.max_connections", "1").set("server.write_timeout", "1s").start().await
 }
@@ -88,7 +88,7 @@ async fn a_client_that_never_reads_its_answer_is_dropped() {
         socket.set_recv_buffer_size(4096).unwrap();
         let mut deaf = within(socket.connect(gateway.data)).await.unwrap();
         deaf.write_all(&request).await.unwrap();
-        // Served once the first has lost its place.
+        // Served once the first client has lost its place.
         gateway.ask(&get("/nowhere", "Connection: close\r\n")).await.assert_refused(404, "not_found");
         let mut taken = Vec::new();
         let _ = within(deaf.read_to_end(&mut taken)).await;
@@ -109,7 +109,7 @@ async fn a_client_that_reads_slowly_gets_its_answer() {
     slow.send(&post(ASK)).await;
     let mut taken = Vec::new();
     while taken.len() < page.len() {
-        // Longer in all than the write timeout, and never so long at once.
+        // Longer in all than the write timeout, but never that long without progress.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut piece = vec![0; 1 << 20];
         let read = within(slow.stream.read(&mut piece)).await.unwrap();
@@ -131,7 +131,7 @@ async fn a_stream_whose_window_stays_closed_is_reset_and_its_connection_is_not()
         let (kind, flags, id, payload) = next(&mut stream).await.expect("the connection goes on");
         match kind {
             HEADERS => answered = true,
-            DATA => panic!("nobody has opened the window"),
+            DATA => panic!("the window is still closed"),
             RST_STREAM => {
                 assert_eq!(id, 1);
                 break;
@@ -141,7 +141,7 @@ async fn a_stream_whose_window_stays_closed_is_reset_and_its_connection_is_not()
         }
     }
     assert!(answered);
-    // One that opens it gets its page: WINDOW_UPDATE.
+    // A stream whose window is opened gets its page: WINDOW_UPDATE.
     let ask = frame(HEADERS, END_HEADERS | END_STREAM, 3, &head(METADATA));
     stream.write_all(&[ask, frame(8, 0, 3, &[0, 1, 0, 0])].concat()).await.unwrap();
     let mut page = Vec::new();
@@ -184,7 +184,7 @@ async fn heads_without_end_end_the_connection() {
         while frames < 100_000 && within(stream.write_all(&continuation)).await.is_ok() {
             frames += 1;
         }
-        assert!(frames < 100_000, "it took {frames} frames of {} bytes", piece.len());
+        assert!(frames < 100_000, "the gateway accepted {frames} frames of {} bytes", piece.len());
         drop(stream);
         assert_eq!(gateway.ask(&post(ASK)).await.status, 200);
     }
@@ -214,14 +214,14 @@ async fn a_head_that_unpacks_to_much_more_is_refused() {
 }
 
 #[tokio::test]
-async fn pings_and_settings_whose_answers_nobody_reads_end_the_connection() {
+async fn pings_and_settings_whose_replies_are_not_read_end_the_connection() {
     let upstream = Upstream::start().await;
     let gateway = with_one_place(&upstream).await;
     for flood in [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[])] {
         let mut stream = connect(&gateway).await;
         stream.write_all(&start(&[])).await.unwrap();
         let flood = flood.repeat(10_000);
-        // Until the gateway no longer takes any, and then until it has lost patience.
+        // Until the gateway reads no more, and then until its write timeout.
         while within(stream.write_all(&flood)).await.is_ok() {}
         drop(stream);
         assert_eq!(gateway.ask(&post(ASK)).await.status, 200);
@@ -229,16 +229,16 @@ async fn pings_and_settings_whose_answers_nobody_reads_end_the_connection() {
 }
 
 #[tokio::test]
-async fn whatever_an_http_2_client_begins_is_due_in_the_time_of_a_head() {
+async fn all_that_an_http_2_client_begins_has_the_time_limit_of_a_head() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("server.header_timeout", "1s").start().await;
     let preface = start(&[]);
     let head = frame(HEADERS, END_STREAM, 1, &head(METADATA));
     for begun in [
-        // A head whose last frame does not come, also behind others and beside a request that waits.
+        // A head without its last frame, also after other frames and next to a request that waits.
         [&preface[..], &head].concat(),
         [&preface[..], &head, &frame(CONTINUATION, 0, 1, &[])].concat(),
-        // Frames, a preface and settings that are not whole.
+        // Incomplete frames, preface and settings.
         [&preface[..], &head[..20]].concat(),
         [&preface[..], &frame(PING, 0, 0, &[7; 8])[..12]].concat(),
         [&preface[..], &frame(DATA, 0, 1, &[7; 8000])[..7000]].concat(),
@@ -251,15 +251,15 @@ async fn whatever_an_http_2_client_begins_is_due_in_the_time_of_a_head() {
         let since = tokio::time::Instant::now();
         let mut rest = Vec::new();
         let _ = within(stream.read_to_end(&mut rest)).await;
-        // Pings alone would end it only after 40 s.
+        // The limit on pings would end it only after 40 s.
         assert!(since.elapsed() < Duration::from_secs(10), "{:?}: {begun:?}", since.elapsed());
     }
-    // One that drips, whatever comes of it.
+    // A client that sends slowly; sending may fail.
     let mut stream = connect(&gateway).await;
     stream.write_all(&[&preface[..], &head].concat()).await.unwrap();
     let since = tokio::time::Instant::now();
     while stream.write_all(&frame(CONTINUATION, 0, 1, b"\x82")[..9]).await.is_ok() {
-        assert!(since.elapsed() < Duration::from_secs(10), "it goes on for ever");
+        assert!(since.elapsed() < Duration::from_secs(10), "it never ends");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -278,7 +278,7 @@ async fn an_unfinished_head_ends_its_connection_though_another_request_waits() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_what_its_head_says_is_reset_and_goes_nowhere() {
+async fn a_body_that_contradicts_its_head_is_reset_and_not_forwarded() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let text = |value: &str| [&[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
@@ -289,7 +289,7 @@ async fn a_body_that_is_not_what_its_head_says_is_reset_and_goes_nowhere() {
     };
     let trailer = [vec![0x00], text("x"), text("y")].concat();
     for wrong in [
-        // Shorter and longer than it says, in one frame and in two.
+        // Shorter and longer than stated, in one frame and in two.
         [frame(HEADERS, END_HEADERS, 1, &head(100)), frame(DATA, END_STREAM, 1, ASK.as_bytes())].concat(),
         [frame(HEADERS, END_HEADERS, 1, &head(10)), frame(DATA, END_STREAM, 1, ASK.as_bytes())].concat(),
         [
@@ -298,7 +298,7 @@ async fn a_body_that_is_not_what_its_head_says_is_reset_and_goes_nowhere() {
             frame(DATA, END_STREAM, 1, &ASK.as_bytes()[10..]),
         ]
         .concat(),
-        // A second head that is no trailer, since the body goes on.
+        // A second head that is not a trailer, because the body goes on.
         [
             frame(HEADERS, END_HEADERS, 1, &head(ASK.len())),
             frame(DATA, 0, 1, &ASK.as_bytes()[..10]),
@@ -310,10 +310,10 @@ async fn a_body_that_is_not_what_its_head_says_is_reset_and_goes_nowhere() {
         let mut stream = connect(&gateway).await;
         stream.write_all(&[start(&[]), wrong].concat()).await.unwrap();
         let code = loop {
-            match next(&mut stream).await.expect("it says what is wrong") {
+            match next(&mut stream).await.expect("the gateway reports an error") {
                 (RST_STREAM, _, 1, code) => break code,
                 (GOAWAY, _, _, payload) => break payload[4..8].to_vec(),
-                (DATA | HEADERS, _, 1, _) => panic!("it is answered"),
+                (DATA | HEADERS, _, 1, _) => panic!("the request was answered"),
                 _ => {}
             }
         };

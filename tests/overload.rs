@@ -1,7 +1,7 @@
-//! A crowd at the door: connections that say nothing, heads and bodies that trickle in, and garbage by the thousand.
-//! A client that behaves is served as if they were not there, or nearly so, and the memory they took comes back.
+//! Thousands of clients at once: idle connections, heads and bodies that arrive slowly, and invalid requests. A
+//! well-behaved client is served nearly as fast as without them, and the memory that they took is returned.
 //!
-//! The full crowd wants a release binary, 8,000 descriptors and a quiet machine of two cores:
+//! The full test needs a release binary, 8,000 descriptors and an idle machine with two cores:
 //!
 //! ```sh
 //! cargo build --release && ulimit -n 20000
@@ -28,20 +28,20 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// How many of each.
+/// How many clients of each kind.
 struct WaiterCount {
     idle: usize,
     slow_heads: usize,
     slow_bodies: usize,
-    /// Requests a second that nobody can have meant.
+    /// Invalid requests per second.
     garbage: u32,
-    /// What the client that behaves asks, before and in the crowd.
+    /// How many requests the well-behaved client sends, before and during the overload.
     asked: usize,
 }
 
-/// A client that behaves: a cached query every few milliseconds. Its latencies, sorted.
+/// A well-behaved client: a cached query every few milliseconds. Returns its latencies, sorted.
 ///
-/// On a thread of its own, so that the crowd's tasks do not stand between it and its clock.
+/// On its own thread, so that the tasks of the other clients do not disturb its measurement.
 #[allow(clippy::disallowed_methods, reason = "it blocks a thread of its own")]
 async fn behave(address: SocketAddr, asked: usize) -> Vec<Duration> {
     let ask = move || {
@@ -73,7 +73,7 @@ fn percentile(latencies: &[Duration], percent: usize) -> Duration {
     latencies[(latencies.len() * percent / 100).min(latencies.len() - 1)]
 }
 
-/// Connects until there is a connection, which may take several tries where many want one.
+/// Connects until it succeeds, which may take several attempts under load.
 async fn connect(address: SocketAddr) -> TcpStream {
     loop {
         if let Ok(stream) = TcpStream::connect(address).await {
@@ -83,7 +83,7 @@ async fn connect(address: SocketAddr) -> TcpStream {
     }
 }
 
-/// Asks once, and then says nothing more.
+/// Sends one request, and then nothing more.
 async fn idle(address: SocketAddr) {
     loop {
         let mut stream = connect(address).await;
@@ -92,7 +92,7 @@ async fn idle(address: SocketAddr) {
     }
 }
 
-/// Begins like this, and then sends a byte a second, as long as it may.
+/// Sends this beginning, and then one byte per second for as long as it can.
 async fn trickle(address: SocketAddr, beginning: String) {
     loop {
         let mut stream = connect(address).await;
@@ -104,10 +104,10 @@ async fn trickle(address: SocketAddr, beginning: String) {
     }
 }
 
-/// So many requests a second, none of which can be served, until it is dropped.
+/// Sends this many invalid requests per second until it is dropped.
 ///
-/// On a thread of its own, so that they come evenly: the runtime's timers go off once a millisecond, and with them
-/// whatever is to be sent in that millisecond.
+/// On its own thread, so that they come evenly: the runtime's timers fire once a millisecond, and would send all
+/// requests of that millisecond together.
 struct Garbage(Arc<AtomicBool>);
 
 impl Garbage {
@@ -128,7 +128,7 @@ impl Garbage {
                     return;
                 }
                 let connection = &mut connections[n as usize % 4];
-                // What is no request at all ends the connection.
+                // Bytes that are not a request end the connection.
                 let sent: &[u8] = if n % 4000 < 3996 { &burst } else { b"\0\0\0\0\r\n\r\n" };
                 if connection.write_all(sent).is_err() || sent.len() < burst.len() {
                     *connection = unread(address);
@@ -145,7 +145,7 @@ impl Drop for Garbage {
     }
 }
 
-/// A connection whose answers nobody looks at.
+/// A connection whose responses are not read.
 #[allow(clippy::disallowed_methods, reason = "it blocks threads of its own")]
 fn unread(address: SocketAddr) -> Blocking {
     loop {
@@ -176,9 +176,9 @@ async fn requests(process: &Process) -> f64 {
 struct Measured {
     alone: Duration,
     crowded: Duration,
-    /// Requests a second, those of the crowd included.
+    /// Requests per second, those of the other clients included.
     rate: f64,
-    /// MiB: before, at most, and once the crowd has gone for long enough.
+    /// MiB of memory: before, at most, and some time after the other clients have left.
     resident: [u64; 3],
 }
 
@@ -201,7 +201,7 @@ async fn measure(process: &Process, waiter_count: &WaiterCount) -> Measured {
     }
     let garbage = Garbage::start(address, waiter_count.garbage);
     let gathered = (waiter_count.idle + waiter_count.slow_bodies) as f64;
-    poll("the crowd to gather", || async { (requests(process).await > gathered).then_some(()) }).await;
+    poll("all clients to connect", || async { (requests(process).await > gathered).then_some(()) }).await;
 
     let (begun, already) = (Instant::now(), requests(process).await);
     let mut behaving = std::pin::pin!(behave(address, waiter_count.asked * 4));
@@ -221,33 +221,33 @@ async fn measure(process: &Process, waiter_count: &WaiterCount) -> Measured {
 }
 
 fn arguments(upstream: &Upstream) -> Vec<String> {
-    // Nobody reads the lines, and the machine has other things to do.
+    // The lines are not read, and writing them would take time.
     quiet(vec![set("upstream.url", &upstream.url()), set("cache.query.fresh", "1h"), set("log.access", "false")])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_behaves_is_served_in_a_crowd() {
+async fn a_well_behaved_client_is_served_under_overload() {
     let upstream = Upstream::start().await;
     let process = Process::spawn(command(&arguments(&upstream))).await;
     let waiter_count = WaiterCount { idle: 300, slow_heads: 100, slow_bodies: 100, garbage: 1000, asked: 100 };
     let measured = measure(&process, &waiter_count).await;
     println!("{measured:?}");
-    // Whoever else uses this machine, nobody waits for a timeout of the crowd's.
+    // Even on a busy machine, no request waits for a timeout of other clients.
     assert!(measured.crowded < Duration::from_secs(1), "{measured:?}");
-    assert!(measured.rate > 300.0, "there was a crowd: {measured:?}");
+    assert!(measured.rate > 300.0, "there was overload: {measured:?}");
     assert!(measured.resident[1] < measured.resident[0] + 64, "{measured:?}");
     process.signal("TERM");
     assert_eq!(process.ended().await.0, Some(0));
 }
 
-/// How long the allocator may keep what it might need again, on a machine that is busy with other tests.
+/// How long the allocator may keep free memory on a machine that is busy with other tests.
 const RETURNS_WITHIN: Duration = Duration::from_secs(30);
 
-/// MiB that it may keep for good: the ends of what it once divided.
+/// MiB that it may keep for good, because of fragmentation.
 const KEPT: u64 = 8;
 
-/// Waits until no more is resident than `before`, or nearly; MiB in the end. Asks nothing meanwhile: memory has to come
-/// back without traffic.
+/// Waits until the resident memory is nearly back at `before`. Returns MiB. Sends no request meanwhile: memory has to
+/// be returned without traffic.
 async fn resident_again(process: &Process, before: u64) -> u64 {
     let deadline = Instant::now() + RETURNS_WITHIN;
     loop {
@@ -260,12 +260,12 @@ async fn resident_again(process: &Process, before: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_crowd_took_comes_back() {
+async fn memory_of_an_overload_is_returned() {
     let upstream = Upstream::start().await;
     let process = Process::spawn(command(&arguments(&upstream))).await;
     let _warm = behave(process.data, 100).await;
     let before = resident(&process);
-    // Heads of which only the end is missing: much memory for few descriptors.
+    // Heads that lack only their end: much memory with few descriptors.
     let beginning = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX-Filler: {}", "a".repeat(50_000));
     let mut waiter_count = Vec::new();
     for _ in 0..400 {
@@ -274,7 +274,8 @@ async fn what_a_crowd_took_comes_back() {
         waiter_count.push(stream);
     }
     let enough = before + 20;
-    let most = poll("the crowd's memory", || async { Some(resident(&process)).filter(|most| *most >= enough) }).await;
+    let most =
+        poll("the memory of the heads", || async { Some(resident(&process)).filter(|most| *most >= enough) }).await;
     drop(waiter_count);
     let after = resident_again(&process, before).await;
     assert!(after <= before + KEPT, "MiB: {before}, at most {most} or more, then {after}");
@@ -288,7 +289,7 @@ fn frame(kind: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 
 const HANDSHAKE: &str = "a handshake";
 
-/// Heads that never end, each as large as it may be.
+/// Heads that never end, each as large as allowed.
 fn unfinished_heads() -> Vec<(&'static str, Vec<u8>)> {
     // A ClientHello of 60,000 bytes, in records of 15,000.
     let hello = [&[1, 0, 0xea, 0x60, 3, 3][..], &[0; 59_990]].concat();
@@ -337,7 +338,7 @@ async fn unfinished_heads_take_little_memory_however_many_there_are() {
                 most = most.max(resident(&process));
             }
         }
-        // What is on the wire is read before this is answered, by and large.
+        // When this is answered, most of what was sent before has been read.
         match kind {
             HANDSHAKE => drop(certificate.connect(process.data, &[]).await),
             _ => drop(behave(process.data, 20).await),
@@ -349,7 +350,7 @@ async fn unfinished_heads_take_little_memory_however_many_there_are() {
     }
 }
 
-/// Heads that are finished, a hundred on a connection, each of so many fields that take one byte each.
+/// Finished heads, a hundred per connection, each with many fields of one byte.
 fn finished_heads(path: &str, fields: usize) -> Vec<u8> {
     let text = |name: &[u8], value: &str| [name, &[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
     // GET, http, path, authority (RFC 7541 appendix A), and a field for the dynamic table.
@@ -367,9 +368,9 @@ fn finished_heads(path: &str, fields: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn finished_heads_of_strangers_take_little_memory_however_many_there_are() {
+async fn finished_heads_without_tokens_take_little_memory_however_many_there_are() {
     let upstream = Upstream::start().await;
-    // Of "a good token".
+    // SHA-256 of "a good token".
     let hash = "0cf2881d1923514249bced888cc7a7376a39ee553b82a6cd1cd918f6e21d4af4";
     for (plane, path, count, fields) in [
         ("data", "/x", 300, 3500),
@@ -409,12 +410,12 @@ async fn finished_heads_of_strangers_take_little_memory_however_many_there_are()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "wants a quiet machine and a release binary; says how long a client waits in a crowd of 7,000"]
+#[ignore = "needs an idle machine and a release binary; prints how long a client waits among 7,000 others"]
 async fn a_client_that_behaves_hardly_notices_seven_thousand_others() {
     let upstream = Upstream::start().await;
     let mut plain = command(&arguments(&upstream));
     if let Ok(binary) = std::env::var("GATEWAY_BINARY") {
-        // A core of its own, the other is the crowd's.
+        // It has its own core; the other clients use the other one.
         let mut pinned = Command::new("taskset");
         pinned.args(["-c", "0", &binary]).args(plain.get_args()).stderr(std::process::Stdio::piped());
         pinned.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));

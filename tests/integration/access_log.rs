@@ -1,4 +1,4 @@
-//! The access log: which requests get a line, and what stands in it.
+//! The access log: which requests get a line, and what it contains.
 
 use std::fmt::Debug;
 use std::sync::{Mutex, OnceLock};
@@ -14,7 +14,7 @@ use tracing_subscriber::{Layer, filter};
 /// A level and the fields.
 type Line = (tracing::Level, Map<String, Json>);
 
-/// The lines of all gateways in this process; requests are told apart by their ids.
+/// The lines of all gateways in this process. The request id says which request a line belongs to.
 static LINES: OnceLock<Mutex<Vec<Line>>> = OnceLock::new();
 
 struct Reader;
@@ -71,7 +71,7 @@ fn with_id(id: &str) -> String {
     format!("X-Request-Id: {id}\r\n")
 }
 
-/// What is named as a field in the table of docs/logs.md, in its order.
+/// The fields in the table of docs/logs.md, in its order.
 fn documented() -> Vec<String> {
     let page = include_str!("../../docs/logs.md");
     let table = page.split("## The access line").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -118,7 +118,7 @@ async fn every_request_has_a_line_with_the_documented_fields() {
 }
 
 #[tokio::test]
-async fn hits_are_sampled_and_nothing_else_is() {
+async fn only_hits_are_sampled() {
     listen();
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("log.hits", "0").start().await;

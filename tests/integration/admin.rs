@@ -1,4 +1,4 @@
-//! The admin plane as scripts and people read it: health, status, and the command that prints it.
+//! The admin plane as scripts and people use it: health, status, and the command that prints it.
 
 use std::process::{Command, Output, Stdio};
 
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 const TOKEN: &str = "igw_admin-token-of-the-tests";
 
-/// Where two values differ in shape: in their members, or in their types where neither is null.
+/// Where two values differ in structure: in their members, or in their types where neither is null.
 fn differences(at: &str, one: &Json, other: &Json) -> Vec<String> {
     match (one, other) {
         (Json::Null, _) | (_, Json::Null) => Vec::new(),
@@ -85,11 +85,11 @@ async fn health_has_one_line_a_check() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_fails_is_told_without_turning_the_gateway_away() {
+async fn a_failing_upstream_is_reported_and_the_gateway_stays_ready() {
     let upstream = Upstream::script(|_| Plan::json(503, "{}")).await;
     let config = TestConfig::new(upstream.url()).set("circuit.consecutive", "1").set("retry.attempts", "1");
     let gateway = config.start().await;
-    // Of one query alone it would be that query's fault.
+    // If only one query failed, that could be the query's fault.
     for n in 0..3 {
         gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await;
     }
@@ -101,7 +101,7 @@ async fn an_upstream_that_fails_is_told_without_turning_the_gateway_away() {
 }
 
 #[tokio::test]
-async fn a_refused_configuration_is_told_without_turning_the_gateway_away() {
+async fn a_refused_configuration_is_reported_and_the_gateway_stays_ready() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let file = folder.path().join("gateway.toml");
     std::fs::write(&file, "[retry]\nattempts = 2\n").unwrap();
@@ -114,7 +114,7 @@ async fn a_refused_configuration_is_told_without_turning_the_gateway_away() {
     let check = &ready.json()["checks"][1];
     assert_eq!((ready.status, &check["ok"]), (200, &json!(true)));
     assert!(check["detail"].as_str().unwrap().contains("refused") && check["since"].is_string(), "{check}");
-    assert!(!ready.text().contains("attmpts"), "a probe has no token, so it is told no more");
+    assert!(!ready.text().contains("attmpts"), "a probe has no token, so it gets no details");
     let status = gateway.admin("/status").await.json();
     assert!(status["configuration"]["faults"][0].as_str().unwrap().contains("retry.attmpts: unknown key"), "{status}");
 
@@ -125,7 +125,7 @@ async fn a_refused_configuration_is_told_without_turning_the_gateway_away() {
     assert_eq!(status["configuration"], json!({"refused_since": null, "faults": []}));
 }
 
-/// Runs the command in a thread of its own: the gateway under test shares this one.
+/// Runs the command in its own thread, because the gateway under test uses this one.
 async fn status(arguments: &[String], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
     command.arg("status").args(arguments).env_clear().envs(environment.iter().copied()).stdin(Stdio::null());
@@ -169,7 +169,7 @@ async fn the_command_shows_the_token_that_it_is_given() {
 }
 
 #[tokio::test]
-async fn an_admin_plane_that_is_not_there_is_said_so() {
+async fn a_missing_admin_plane_is_reported() {
     let dead = crate::support::upstream::DeadPort::new();
     let (code, page, errors) = status(&[format!("--url={}", dead.url())], &[]).await;
     assert_eq!((code, page.as_str()), (Some(1), ""));

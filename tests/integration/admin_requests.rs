@@ -1,10 +1,10 @@
-//! Requests to the admin plane that are wrong: they change nothing, and the answer says what is wrong with them.
+//! Invalid requests to the admin plane: they change nothing, and the response says what is wrong with them.
 
 use crate::http2;
 use crate::support::*;
 
 #[tokio::test]
-async fn a_wrong_purge_purges_nothing_and_is_told_what_is_wrong() {
+async fn an_invalid_purge_purges_nothing_and_gets_the_reason() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
@@ -35,7 +35,7 @@ async fn a_wrong_purge_purges_nothing_and_is_told_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_wrong_question_for_entries_is_told_what_is_wrong() {
+async fn an_invalid_request_for_entries_gets_the_reason() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let mut sender = http2::connect_to(gateway.admin).await;

@@ -1,4 +1,4 @@
-//! The audit log: what it says of every request, what it never says, and how it behaves as a file.
+//! The audit log: what it contains, what it must never contain, and how it behaves as a file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -105,8 +105,8 @@ async fn every_request_leaves_a_line_with_names_and_without_values() {
         })
     };
     assert_eq!((&lines[0]["fields"], &lines[1]["fields"]), (&fields("Conversation.Queue"), &lines[0]["fields"]));
-    assert_eq!(lines[2]["fields"], fields("Conversation.ParticipantId"), "what was refused, by name");
-    assert!(lines[4].get("fields").is_none(), "the body of a stranger is not read");
+    assert_eq!(lines[2]["fields"], fields("Conversation.ParticipantId"), "the refused member is named");
+    assert!(lines[4].get("fields").is_none(), "the body of an unauthenticated request is not read");
     let text = fs::read_to_string(&path).unwrap();
     assert!(!text.contains("planted") && !text.contains("Troll"), "{text}");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -131,7 +131,7 @@ async fn a_client_that_leaves_leaves_a_line() {
 }
 
 #[tokio::test]
-async fn a_rotated_log_is_opened_anew_on_sighup_whatever_becomes_of_the_configuration() {
+async fn a_rotated_log_is_reopened_on_sighup_even_if_the_configuration_is_refused() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let (path, file) = (folder.path().join("audit.jsonl"), folder.path().join("gateway.toml"));
     let good = format!("[log]\naudit = '{}'\n", path.display());
@@ -180,7 +180,7 @@ async fn a_log_can_be_turned_on_moved_and_turned_off_by_reloads() {
     reload(audit(&at("two")), "applied", 2.0).await;
     ask().await;
     ask().await;
-    // Refused as a whole: the log stays where it was.
+    // The whole reload is refused, so the log stays where it was.
     reload(audit(&at("no/such/folder")), "refused", 1.0).await;
     ask().await;
     reload(String::new(), "applied", 3.0).await;
@@ -215,7 +215,7 @@ async fn a_team_with_large_bodies_costs_no_other_team_its_lines() {
     let (upstream, folder) = (Upstream::with_metadata().await, TempDir::new().unwrap());
     let (config, path) = config(&upstream, &folder);
     let gateway = config.set("teams.exports.token_sha256", sha256_hex("E")).start().await;
-    // A little to say, and much to read.
+    // Small requests with large bodies.
     let values: Vec<String> = (0..60_000).map(|n| format!("value-{n:06}")).collect();
     let filter = json!({"field": "Conversation.Queue", "op": "IN", "values": values});
     let query = json!({"query": {
@@ -235,7 +235,7 @@ async fn a_team_with_large_bodies_costs_no_other_team_its_lines() {
     let lines = lines(&path);
     let of = |team: &str| lines.iter().filter(|line| line["team"] == team).count();
     assert_eq!((of("support"), of("exports")), (EACH, 2 * EACH));
-    // Where there was no room for all, a line without names is better than none.
+    // Where there was not enough memory for all, a line without names is kept.
     for line in lines.iter().filter(|line| line["team"] == "exports") {
         let (named, cut) = (!line["fields"]["measures"].as_array().unwrap().is_empty(), line["fields"]["cut"] == true);
         assert_ne!(named, cut, "{line}");

@@ -1,4 +1,4 @@
-//! What request bodies may take while they arrive and while their requests wait.
+//! The memory of request bodies while they arrive and while their requests wait.
 
 use crate::support::*;
 
@@ -48,7 +48,7 @@ async fn bodies_are_counted_while_their_requests_wait() {
         upstream.arrived(n).await;
         waiting.push(client);
     }
-    // Few enough that all are read whatever is still being read of the others; who waits for the same keeps no room.
+    // Few enough that all are accepted. Requests that wait for the same call hold no body.
     for _ in 0..2 {
         let mut client = gateway.connect().await;
         client.send(&post(&query_of(70_000, 3))).await;
@@ -59,7 +59,7 @@ async fn bodies_are_counted_while_their_requests_wait() {
     let refused = gateway.ask(&post(&query_of(300_000, 5))).await;
     refused.assert_refused(503, "overloaded");
     assert_eq!(refused.header("retry-after"), "1");
-    // A small one still has room.
+    // There is still memory for a small one.
     let mut small = gateway.connect().await;
     small.send(&post(&query_of(20_000, 6))).await;
     upstream.arrived(4).await;

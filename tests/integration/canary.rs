@@ -1,4 +1,4 @@
-//! Planted secrets, and a search for them in every byte that the process lets out while its log is at its loudest.
+//! Plants secrets, and searches for them in all output of the process at the most verbose log level.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full};
 use insights_gateway::config::{self, Sources};
 use tempfile::TempDir;
 
-/// What nobody may see. Each begins with a name of its own, followed by what some forms write otherwise.
+/// The planted secrets. Each begins with its own name, followed by characters that some formats encode.
 const FILED: &str = "canaryFiledSecret/+?=1";
 const ROTATED: &str = "canaryRotatedSecret/+?=2";
 const IN_ENVIRONMENT: &str = "canaryEnvironmentSecret/+?=3";
@@ -37,14 +37,14 @@ const ALL: [&str; 10] = [
     CLIENTS_OWN,
     COOKIE,
 ];
-/// Every way in which a secret may be written: its name as it is, in Base64 wherever it stands there, and each of
-/// these with every byte percent-encoded, or as a list of numbers, which is how Debug writes bytes.
+/// Every form in which a secret may appear: its name as it is, in Base64 at any offset, and each of these
+/// percent-encoded, or as a list of numbers, which is how Debug prints bytes.
 fn forms(secret: &str) -> Vec<String> {
     let name = secret.split('/').next().unwrap();
     let mut plain = vec![name.to_owned()];
     for before in 0..3 {
         let coded = BASE64_STANDARD_NO_PAD.encode([&vec![0; before], name.as_bytes()].concat());
-        // Only what depends on nothing but the name.
+        // Only the part that depends on nothing but the name.
         let coded = &coded[(before * 8).div_ceil(6)..(before + name.len()) * 8 / 6];
         plain.push(coded.to_owned());
         plain.push(coded.replace('+', "-").replace('/', "_"));
@@ -61,7 +61,7 @@ fn forms(secret: &str) -> Vec<String> {
     all
 }
 
-/// What came out, by where.
+/// The collected output, by its source.
 #[derive(Default)]
 struct Catch(Vec<(String, Vec<u8>)>);
 
@@ -86,7 +86,7 @@ impl Catch {
         }
     }
 
-    /// Each secret that is anywhere.
+    /// The secrets that are in the output.
     fn leaks(&self) -> Vec<String> {
         let mut leaks = Vec::new();
         for form in ALL.iter().flat_map(|secret| forms(secret)) {
@@ -103,7 +103,7 @@ impl Catch {
 }
 
 #[test]
-fn the_search_finds_what_it_has_to_find() {
+fn the_search_finds_planted_secrets() {
     let percent = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
     for secret in ALL {
         for user in ["a", "ab", "abc", "SKfiled", ""] {
@@ -187,7 +187,7 @@ fn basic(user: &str, secret: &str) -> String {
     format!("Authorization: Basic {}\r\n", BASE64_STANDARD.encode(format!("{user}:{secret}")))
 }
 
-/// An upstream that repeats what it was sent, in as many ways as there are pages.
+/// An upstream that repeats what it was sent, in a different way on each page.
 fn echo(seen: &Seen) -> Plan {
     let sent = seen.header("authorization").unwrap_or_default().to_owned();
     let basic = sent.trim_start_matches("Basic ").to_owned();
@@ -255,7 +255,7 @@ async fn no_secret_leaves_the_process_in_any_form() {
     let process = Process::spawn(command).await;
     catch.add("the arguments", fs::read(format!("/proc/{}/cmdline", process.id())).unwrap());
 
-    // Every account, through every kind of answer.
+    // Every account, with every kind of response.
     for account in ["filed", "environment", "literal"] {
         for page in PAGES {
             let target = format!("{METADATA}?{account}={page}");
@@ -263,7 +263,7 @@ async fn no_secret_leaves_the_process_in_any_form() {
             catch.add_answer(&target, &answer);
         }
     }
-    // Strangers, and heads that hyper itself refuses.
+    // Requests without valid tokens, and heads that hyper itself refuses.
     let strangers = [
         basic("filed", &format!("{TEAM_TOKEN}-filed")),
         bearer(WRONG_TOKEN),
@@ -277,7 +277,7 @@ async fn no_secret_leaves_the_process_in_any_form() {
         format!("{}X-Large: {}\r\n", bearer(WRONG_TOKEN), "a".repeat(100_000)),
     ];
     let requests = strangers.iter().flat_map(|headers| [get(METADATA, headers), post_to(QUERY, headers, ASK)]);
-    // All at once, since strangers are kept waiting.
+    // All at the same time, because refusals are delayed.
     let answers = requests.map(async |request| {
         let mut client = Client::connect(process.data).await;
         client.send(&request).await;
@@ -291,7 +291,7 @@ async fn no_secret_leaves_the_process_in_any_form() {
         ask_over_http_2(&process, &authorization, &mut catch).await;
     }
 
-    // A rotation; and configurations that are wrong where the secret stands.
+    // A rotation; and configurations that are wrong in the line of a secret.
     let admin = async |path: &str, token: &str| {
         Client::connect(process.admin).await.ask(&get(path, &format!("{}Connection: close\r\n", bearer(token)))).await
     };
@@ -336,14 +336,14 @@ async fn no_secret_leaves_the_process_in_any_form() {
     let (code, said) = process.ended().await;
     assert_eq!(code, Some(0), "{}", &said[said.len().saturating_sub(2000)..]);
     for target in ["\"level\":\"TRACE\"", "\"target\":\"hyper", "\"target\":\"h2::", "\"target\":\"insights_gateway"] {
-        assert!(said.contains(target), "the log is not loud enough to prove anything: no {target}");
+        assert!(said.contains(target), "the log is not verbose enough for this test: no {target}");
     }
     catch.add("standard error", said);
     catch.add("standard output", fs::read(&stdout).unwrap());
     catch.add("the audit log", fs::read(planted.path("audit.jsonl")).unwrap());
     catch.add_folder(&planted.path("pages"));
 
-    // What a panic's message could be made of.
+    // Text that a panic's message could contain.
     let sources = Sources::default().with_file(planted.path("gateway.toml")).with_variable("CANARY", IN_ENVIRONMENT);
     planted.write("gateway.toml", &good);
     catch.add("Sources, by Debug", format!("{:#?}", sources.clone().with_flag("accounts.literal.auth_token", LITERAL)));

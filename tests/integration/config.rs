@@ -1,4 +1,4 @@
-//! Configuration and the small commands, from outside: the binary as a user starts it.
+//! Configuration and the small commands, tested with the binary.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use tokio::net::TcpSocket;
 const SECRET: &str = "planted-s3cret-that-nobody-may-see";
 const SID: &str = "AC0123456789abcdef0123456789abcdef";
 
-/// The binary with an environment of its own.
+/// The binary with its own environment.
 fn gateway(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
     command.args(arguments).env_clear().stdin(Stdio::null());
@@ -224,7 +224,7 @@ fn completions_are_made_for_every_shell() {
     assert_eq!(run(&mut gateway(&["completions", "tcsh"])).0, Some(64));
 }
 
-/// An admin plane that answers once, and what it was asked.
+/// An admin plane that answers once, and the request that it got.
 fn answering(answer: &'static str) -> (String, thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -259,7 +259,7 @@ fn health_asks_readyz() {
 
 #[test]
 fn health_says_why_not() {
-    // Bound, so that nobody else gets it, and nobody listens there.
+    // Bound, so that no other process gets the port, but not listened on.
     let dead = TcpSocket::new_v4().unwrap();
     dead.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://{}", dead.local_addr().unwrap());

@@ -1,5 +1,5 @@
-//! What a connection may do, and how long it may stay: by the newest configuration, and only until somebody else needs
-//! its place.
+//! What a connection may do and how long it may stay open: under the newest configuration, and until another client
+//! needs its place.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ async fn with_four_places(upstream: &Upstream, folder: &TempDir) -> Gateway {
     Gateway::start(config.sources().with_file(file)).await
 }
 
-/// The status of a request on a connection of its own, which has to come soon.
+/// The status of a request on a new connection, which must be answered soon.
 async fn soon(address: SocketAddr, request: &[u8]) -> u16 {
     let begun = Instant::now();
     let status = Client::connect(address).await.ask(request).await.status;
@@ -48,13 +48,13 @@ async fn soon(address: SocketAddr, request: &[u8]) -> u16 {
 }
 
 #[tokio::test]
-async fn a_good_token_gets_in_whatever_idle_strangers_hold_the_places() {
+async fn a_client_with_a_token_gets_a_place_from_idle_unidentified_clients() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let gateway = with_four_places(&upstream, &folder).await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let refused = get("/nowhere", "");
     let unfinished = format!("GET {METADATA} HTTP/1.1\r\nHost: ");
-    // INITIAL_WINDOW_SIZE 0, and a request whose refusal is so never taken.
+    // INITIAL_WINDOW_SIZE 0, and a request whose refusal is therefore never read.
     let untaken = [
         &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0"[..],
         b"\0\0\x17\x01\x05\0\0\0\x01\x82\x86\x04\x08/nowhere\x01\x09localhost",
@@ -77,7 +77,7 @@ async fn a_good_token_gets_in_whatever_idle_strangers_hold_the_places() {
 }
 
 #[tokio::test]
-async fn strangers_go_before_those_who_have_shown_who_they_are() {
+async fn unidentified_connections_are_closed_before_identified_ones() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let gateway = with_four_places(&upstream, &folder).await;
     let mut known = gateway.connect().await;
@@ -145,7 +145,7 @@ async fn an_unfinished_handshake_or_proxy_header_holds_no_place() {
 }
 
 #[tokio::test]
-async fn probes_get_in_whatever_holds_the_admin_plane() {
+async fn probes_are_served_when_the_admin_plane_is_full() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let mut held = Vec::new();
@@ -158,7 +158,7 @@ async fn probes_get_in_whatever_holds_the_admin_plane() {
         assert_eq!(soon(gateway.admin, &get(path, "")).await, 200, "{path}");
     }
     drop(held);
-    // Busy ones, which are never closed for others. Each says that its body is waited for.
+    // Busy ones, which are never closed for others. For each the gateway waits for its body.
     let purge = b"POST /cache/purge HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\nExpect: 100-continue\r\n\r\n";
     let mut busy = Vec::new();
     for _ in 0..64 {
@@ -181,16 +181,16 @@ async fn probes_get_in_whatever_holds_the_admin_plane() {
 }
 
 impl Answer {
-    /// A place that is kept for others. Nobody has looked at the request, so it has no id.
+    /// A place in the reserve. The request reached no layer, so it has no id.
     fn assert_overloaded(&self) {
         assert_eq!((self.status, self.reason().as_str(), self.header("retry-after")), (503, "overloaded", "1"));
     }
 }
 
-/// A gateway that listens there, on a port that is free: somebody else may take one in between.
+/// A gateway that listens on `listen` with a free port. Another process may take the port in between.
 async fn bound(listen: &str) -> (insights_gateway::gateway::Gateway, u16) {
     for _ in 0..20 {
-        let free = tokio::net::TcpListener::bind("[::]:0").await.expect("this machine speaks IPv6");
+        let free = tokio::net::TcpListener::bind("[::]:0").await.expect("this machine has IPv6");
         let port = free.local_addr().unwrap().port();
         drop(free);
         let listen = listen.replace("PORT", &port.to_string());
@@ -200,7 +200,7 @@ async fn bound(listen: &str) -> (insights_gateway::gateway::Gateway, u16) {
             return (gateway, port);
         }
     }
-    panic!("{listen} cannot be listened on");
+    panic!("cannot listen on {listen}");
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn both_wildcards_of_a_port_may_be_listened_on() {
 
 // --- Certificates ---------------------------------------------------------------------------------------------
 
-/// A gateway with TLS, whose file is written anew.
+/// A gateway with TLS, whose configuration file tests rewrite.
 struct Certified {
     upstream: Upstream,
     certificate: Certificate,
@@ -284,7 +284,7 @@ impl Http2 {
         status
     }
 
-    /// The gateway has said GOAWAY: the connection ends by itself.
+    /// The gateway has sent GOAWAY, and the connection ends.
     async fn assert_sent_away(self) {
         let Self { sender, ended } = self;
         within(ended).await.unwrap();
@@ -303,9 +303,9 @@ fn with_token() -> String {
 }
 
 #[tokio::test]
-async fn a_certificate_is_worth_what_the_newest_authority_says_on_open_connections_too() {
+async fn certificates_are_judged_by_the_newest_authority_on_open_connections_too() {
     let (old, new) = (Authority::new(), Authority::new());
-    // Another authority; none at all.
+    // Another authority; then none.
     for next in [Some(&new), None] {
         let teams = with_token();
         let certified = Certified::start(&old, &teams).await;
@@ -326,7 +326,7 @@ async fn a_certificate_is_worth_what_the_newest_authority_says_on_open_connectio
         assert_eq!(refused.find("connection"), Some("close"));
         assert_eq!(one.rest().await, b"");
         let by_token = other.ask(&bearer("good")).await;
-        assert_eq!((by_token.status, by_token.find("connection")), (200, Some("close")), "a token is enough");
+        assert_eq!((by_token.status, by_token.find("connection")), (200, Some("close")), "a token is sufficient");
         assert_eq!(third.ask(None).await, 401);
         third.assert_sent_away().await;
         assert_eq!(fourth.ask(Some("good")).await, 200);
@@ -335,18 +335,18 @@ async fn a_certificate_is_worth_what_the_newest_authority_says_on_open_connectio
             let known = dashboards(&new);
             assert_eq!(certified.http1(Some(&known)).await.ask(&get(METADATA, "")).await.status, 200);
         }
-        assert_eq!(certified.upstream.count(), 1, "one page, and hits of it");
+        assert_eq!(certified.upstream.count(), 1, "one fetch, then hits");
     }
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_good_under_the_new_authority_too_goes_on() {
+async fn a_certificate_of_the_new_authority_stays_valid() {
     let (old, new) = (Authority::new(), Authority::new());
     let certified = Certified::start(&old, TEAMS).await;
     let own = dashboards(&old);
     let mut client = certified.http1(Some(&own)).await;
     assert_eq!(client.ask(&get(METADATA, "")).await.status, 200);
-    // Nothing has changed for clients, so no connection is made anew.
+    // Nothing has changed for clients, so no connection is renewed.
     certified.reload(Some(&old), &with_token()).await;
     let answer = client.ask(&get(METADATA, "")).await;
     assert_eq!((answer.status, answer.find("connection")), (200, None));
@@ -360,11 +360,11 @@ async fn a_certificate_that_is_good_under_the_new_authority_too_goes_on() {
     certified.gateway.reload.notify_one();
     certified.gateway.metric_reaches("reloads_total", &["result=\"applied\""], 2.0).await;
     let answer = client.ask(&get(METADATA, "")).await;
-    assert_eq!((answer.status, answer.find("connection")), (200, Some("close")), "it is made anew once");
+    assert_eq!((answer.status, answer.find("connection")), (200, Some("close")), "the connection is renewed once");
 }
 
 #[tokio::test]
-async fn a_name_that_is_no_team_any_more_is_nobody_on_open_connections_too() {
+async fn a_removed_team_is_unknown_on_open_connections_too() {
     let authority = Authority::new();
     let certified = Certified::start(&authority, &with_token()).await;
     let own = dashboards(&authority);
@@ -379,12 +379,12 @@ async fn a_name_that_is_no_team_any_more_is_nobody_on_open_connections_too() {
 }
 
 #[tokio::test]
-async fn where_a_certificate_has_come_to_be_demanded_an_open_connection_without_one_is_refused() {
+async fn an_open_connection_without_a_certificate_is_refused_once_one_is_demanded() {
     let authority = Authority::new();
     let certified = Certified::start(&authority, &with_token()).await;
     let (mut one, mut two) = (certified.http1(None).await, certified.http2(None).await);
     assert_eq!((one.ask(&bearer("good")).await.status, two.ask(Some("good")).await), (200, 200));
-    // Without teams the certificate is all there is.
+    // Without teams only the certificate identifies a client.
     certified.reload(Some(&authority), "").await;
     let refused = one.ask(&get(METADATA, "")).await;
     refused.assert_refused(401, "unauthenticated");
@@ -395,10 +395,10 @@ async fn where_a_certificate_has_come_to_be_demanded_an_open_connection_without_
 }
 
 #[tokio::test]
-async fn a_session_of_before_is_not_resumed_under_another_authority() {
+async fn an_older_session_is_not_resumed_under_another_authority() {
     let (old, new) = (Authority::new(), Authority::new());
     let certified = Certified::start(&old, TEAMS).await;
-    // One configuration, so that the second handshake could resume the first's session.
+    // One client configuration, so that the second handshake could resume the first's session.
     let config = Arc::new(certified.certificate.client(&[], Some(&dashboards(&old))));
     let ask = async || {
         let stream = TcpStream::connect(certified.gateway.data).await.unwrap();
@@ -411,5 +411,5 @@ async fn a_session_of_before_is_not_resumed_under_another_authority() {
     assert_eq!(ask().await, Some((200, false)));
     assert_eq!(ask().await, Some((200, true)), "sessions are resumed while nothing changes");
     certified.reload(Some(&new), TEAMS).await;
-    assert_eq!(ask().await, None, "the certificate is none of the new authority's");
+    assert_eq!(ask().await, None, "the certificate is not from the new authority");
 }

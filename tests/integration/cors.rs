@@ -1,4 +1,4 @@
-//! Pages of the origins that are listed may ask and read the answers, and no others.
+//! Pages of the listed origins may send requests and read the responses; pages of other origins may not.
 
 use crate::http2;
 use crate::support::*;
@@ -60,7 +60,7 @@ async fn a_preflight_of_a_listed_origin_is_answered_without_token_or_rate() {
                 has_no_credentials(&answer);
             }
         }
-        // No preflight, of no listed origin, or to nowhere.
+        // Not a preflight, not a listed origin, or an unknown path.
         let method = "Access-Control-Request-Method: POST\r\n";
         let (own, listed) = ("Origin: http://localhost\r\n".to_owned(), format!("Origin: {LISTED}\r\n"));
         for head in [String::new(), method.to_owned(), format!("{own}{method}"), listed.clone()] {
@@ -119,7 +119,7 @@ async fn a_page_of_a_listed_origin_reads_answers_and_errors() {
             answer.assert_refused(401, "unauthenticated");
             assert_eq!(answer.header("access-control-allow-origin"), LISTED);
         }
-        // What a shared cache keeps for programs is not for pages.
+        // A response that a shared cache stores for programs is not for pages.
         has_no_credentials(&gateway.ask(&post_to(QUERY, &token, ASK)).await);
         let foreign = gateway.ask(&post_to(QUERY, &format!("Origin: https://evil.example\r\n{token}"), ASK)).await;
         assert_eq!(foreign.status, if teams { 200 } else { 403 });
@@ -146,7 +146,7 @@ async fn pages_ask_over_http_2_alike() {
 }
 
 #[tokio::test]
-async fn without_a_list_answers_say_nothing_of_origins() {
+async fn without_a_list_responses_have_no_cors_headers() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for request in [post(ASK), post_to(QUERY, "Origin: http://localhost\r\n", ASK), get("/nowhere", "")] {

@@ -1,4 +1,4 @@
-//! Web pages of other sites, in a browser beside the gateway: they get nothing where no token is asked for.
+//! Web pages of other sites, in a browser that reaches the gateway: they get no data where no token is demanded.
 
 use crate::http2;
 use crate::support::certificate::{Authority, Certificate};
@@ -11,7 +11,7 @@ fn hash() -> String {
     sha256_hex(TOKEN)
 }
 
-/// What browsers send with the requests of pages of other sites.
+/// The headers that browsers send with requests of pages of other sites.
 const FOREIGN: [&str; 7] = [
     "Origin: https://evil.example\r\n",
     "Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\nContent-Type: text/plain\r\n",
@@ -22,7 +22,7 @@ const FOREIGN: [&str; 7] = [
     "Sec-Fetch-Site: same-site\r\n",
 ];
 
-/// What programs and pages of the same site send; their `Host` is `localhost`.
+/// The headers of programs and of pages of the same site; their `Host` is `localhost`.
 const OWN: [&str; 5] = [
     "",
     "Content-Type: text/plain\r\n",
@@ -32,7 +32,7 @@ const OWN: [&str; 5] = [
 ];
 
 #[tokio::test]
-async fn a_page_of_another_site_gets_nothing_from_a_gateway_without_teams() {
+async fn a_page_of_another_site_gets_no_data_from_a_gateway_without_teams() {
     let upstream = Upstream::start().await;
     for open in ["false", "true"] {
         let gateway = TestConfig::new(upstream.url()).set("server.open", open).start().await;
@@ -55,7 +55,7 @@ async fn a_page_of_another_site_gets_nothing_from_a_gateway_without_teams() {
                 assert_eq!(answer.find("access-control-allow-origin"), None);
             }
         }
-        assert_eq!(upstream.count(), seen, "nothing of it went upstream");
+        assert_eq!(upstream.count(), seen, "none of these went upstream");
         for head in OWN {
             assert_eq!(gateway.ask(&post_to(QUERY, head, ASK)).await.status, 200, "{head}");
         }
@@ -107,7 +107,7 @@ async fn a_token_is_enough_for_a_page_and_a_certificate_alone_is_not() {
     assert_eq!(ask("").await.status, 200);
     for head in FOREIGN {
         ask(head).await.assert_refused(403, "origin_not_allowed");
-        // A browser does not send that of its own accord.
+        // A browser does not send a token by itself.
         assert_eq!(ask(&format!("{head}Authorization: Bearer {TOKEN}\r\n")).await.status, 200, "{head}");
     }
 }
@@ -120,7 +120,7 @@ fn named(path: &str, host: &str, head: &str) -> Vec<u8> {
 const ADMIN_PATHS: [&str; 7] = ["/", "/livez", "/readyz", "/metrics", "/status", "/cache/entries", "/nowhere"];
 
 #[tokio::test]
-async fn a_page_of_another_site_gets_nothing_from_the_admin_plane() {
+async fn a_page_of_another_site_gets_no_data_from_the_admin_plane() {
     let upstream = Upstream::start().await;
     let public = "http://insights.internal:8080";
     let gateway = TestConfig::new(upstream.url()).set("server.public_url", public).start().await;
@@ -166,7 +166,7 @@ async fn with_a_token_the_admin_plane_answers_no_page_of_another_site_either() {
     for gateway in [&wide, &local] {
         for path in ["/", "/status", "/metrics"] {
             assert_eq!(gateway.ask_admin(&get(path, &token)).await.status, 200);
-            // Under any name: the token protects it.
+            // Under any host name, because the token protects it.
             assert_eq!(gateway.ask_admin(&named(path, "gateway.internal", &token)).await.status, 200);
             for head in FOREIGN.into_iter().filter(|head| head.contains("Origin")) {
                 let answer = gateway.ask_admin(&get(path, &format!("{head}{token}"))).await;

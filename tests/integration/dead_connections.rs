@@ -1,4 +1,4 @@
-//! Connections to the upstream that died while nobody used them, and names of which not every address is alive.
+//! Connections to the upstream that ended while they were idle, and names with addresses that do not respond.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,15 +12,16 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
-/// An upstream whose connections can all die at once, so that nobody is told: what is sent over them goes nowhere.
+/// An upstream whose connections can all die at the same time without notice: bytes sent over them are lost.
 struct Mortal {
     url: String,
-    /// Answers over connections that have died since; every connection has the generation of when it was made.
+    /// Answers over connections that have died since. Every connection has the number of the generation in which it was
+    /// made.
     generation: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
     asked_of_the_dead: Arc<AtomicUsize>,
     resets: Arc<AtomicBool>,
-    /// They die in the middle of an answer.
+    /// They die in the middle of a response.
     cuts: Arc<AtomicBool>,
 }
 
@@ -49,7 +50,7 @@ impl Mortal {
         mortal
     }
 
-    /// All connections that there are die.
+    /// All open connections die.
     fn die(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
@@ -94,14 +95,14 @@ async fn converse(
             }
             std::future::pending::<()>().await;
         }
-        // Long enough for others to need a connection of their own.
+        // Long enough that other requests need another connection.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{PAGE}", PAGE.len());
         let _ = stream.write_all(answer.as_bytes()).await;
     }
 }
 
-/// Asks `count` different things at once; all must be answered.
+/// Sends `count` different queries at the same time; all must be answered.
 async fn all_at_once(gateway: &Gateway, name: &str, count: usize) {
     let requests = (0..count).map(|n| get(&format!("{METADATA}?{name}={n}"), ""));
     let answers = requests.map(async |request| gateway.ask(&request).await);
@@ -116,7 +117,7 @@ async fn costs_one_retry(resets: bool, cuts: bool) {
     upstream.cuts.store(cuts, Ordering::SeqCst);
     let gateway = TestConfig::new(&upstream.url)
         .set("upstream.attempt_timeout", "1s")
-        // Two tries: the first over what died, the second must not take the next that did.
+        // Two attempts: the first over a dead connection; the second must not use another dead one.
         .set("retry.attempts", "2")
         .set("circuit.consecutive", "1")
         .start()
@@ -128,7 +129,7 @@ async fn costs_one_retry(resets: bool, cuts: bool) {
     for n in 0..5 {
         gateway.ask(&get(&format!("{METADATA}?after={n}"), "")).await.assert_page(PAGE, "miss");
     }
-    assert_eq!(upstream.asked_of_the_dead(), 1, "the others are not even tried");
+    assert_eq!(upstream.asked_of_the_dead(), 1, "the other dead connections are not tried");
     assert_eq!(upstream.connections(), before + 1);
     assert_eq!(gateway.metric("circuit_state", &["default"]).await, 0.0);
 }
@@ -181,7 +182,7 @@ async fn an_upstream_that_is_silent_on_new_connections_too_opens_the_circuit() {
     assert_eq!(gateway.metric("circuit_state", &["default"]).await, 2.0);
 }
 
-/// An address that takes no connection and refuses none: its listener's queue is full.
+/// An address that neither accepts nor refuses connections: its listener's queue is full.
 struct BlackHole {
     address: SocketAddr,
     _listener: TcpListener,
@@ -204,11 +205,11 @@ impl BlackHole {
 
 #[tokio::test]
 async fn a_host_whose_first_addresses_are_dead_is_reached_within_the_connect_timeout() {
-    // On one port, as the addresses of one name are.
+    // On one port, like the addresses of one name.
     let alive = TcpListener::bind("127.0.0.4:0").await.unwrap();
     let port = alive.local_addr().unwrap().port();
     let holes = [BlackHole::on([127, 0, 0, 2], port).await, BlackHole::on([127, 0, 0, 3], port).await];
-    // Nobody listens on the last but one.
+    // No process listens on the last but one.
     let addresses: Vec<SocketAddr> = holes
         .iter()
         .map(|hole| hole.address)
@@ -219,7 +220,7 @@ async fn a_host_whose_first_addresses_are_dead_is_reached_within_the_connect_tim
         let asked = Arc::clone(&asked);
         tower::service_fn(move |name: hyper_util::client::legacy::connect::dns::Name| {
             asked.lock().unwrap().push(name.as_str().to_owned());
-            // The port of a name's addresses means nothing.
+            // The port in a name's addresses is ignored.
             let addresses: Vec<_> = addresses.iter().map(|address| SocketAddr::new(address.ip(), 0)).collect();
             async move { Ok::<_, std::io::Error>(addresses.into_iter()) }
         })

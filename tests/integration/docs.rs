@@ -1,4 +1,4 @@
-//! The handbook against the code: what it lists is what there is, what it links to exists, what it types works.
+//! Checks the handbook against the code: its lists are complete, its links have targets, and its commands work.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README and handbook: paths from the root, and texts.
+/// The README and the handbook: paths from the root, and texts.
 fn pages() -> Vec<(PathBuf, String)> {
     let handbook = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let markdown = handbook.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
@@ -25,7 +25,7 @@ fn page(name: &str) -> String {
     fs::read_to_string(root().join("docs").join(name)).unwrap()
 }
 
-/// The headings of a level below one of the level above.
+/// The headings of one level below a heading of the level above.
 fn headings<'a>(page: &'a str, below: &str, level: &str) -> Vec<&'a str> {
     let from = page.split(&format!("\n{below}\n")).nth(1).unwrap_or_else(|| panic!("no {below}"));
     let section = from.split("\n## ").next().unwrap();
@@ -46,7 +46,7 @@ fn the_runbook_has_an_entry_for_every_reason_and_for_no_other() {
     }
 }
 
-/// An endpoint as a row of the handbook's tables.
+/// An endpoint in the form of a row of the handbook's tables.
 fn row(endpoint: &Endpoint) -> String {
     let body = match endpoint.body {
         Body::None => "none",
@@ -98,14 +98,14 @@ fn links(text: &str) -> Vec<&str> {
     text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect()
 }
 
-/// The name under which a heading can be linked to.
+/// The anchor by which a heading can be linked to.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_start_matches('#').trim().to_lowercase();
     kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>().replace(' ', "-")
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     for (path, text) in pages() {
         for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
             let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
@@ -132,7 +132,7 @@ fn every_page_of_the_handbook_can_be_found_from_the_readme() {
     }
 }
 
-/// Lines of shell blocks that run the gateway, as their words.
+/// The commands of the gateway in shell blocks, as words.
 fn commands(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut in_shell = false;
@@ -153,12 +153,12 @@ fn commands(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_of_the_handbook_is_one() {
+fn every_command_of_the_handbook_exists() {
     let mut tried = 0;
     for (path, text) in pages() {
         for command in commands(&text).into_iter().filter(|command| command.contains(' ')) {
             let words = command.split_whitespace();
-            // What a command prints begins with its version or with words of no command.
+            // The output of a command begins with its version, or with words that are not a command.
             if command.starts_with("insights-gateway 0.") {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! How a gateway leaves: whoever asks too late, or is not answered in time, is told so and does not find the connection
-//! closed.
+//! The shutdown of a gateway: a client that asks too late, or is not answered in time, gets a refusal and not a closed
+//! connection.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn assert_draining(answer: &Answer) {
 }
 
 #[tokio::test]
-async fn a_request_on_a_kept_alive_connection_is_told_that_the_gateway_leaves() {
+async fn a_request_on_a_kept_alive_connection_is_refused_during_the_drain() {
     let gate = Gate::default();
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
@@ -58,7 +58,7 @@ async fn a_request_on_a_kept_alive_connection_is_told_that_the_gateway_leaves() 
 }
 
 #[tokio::test]
-async fn a_drain_without_requests_does_not_last() {
+async fn a_drain_without_requests_is_short() {
     let upstream = Upstream::start().await;
     let process = Process::start(vec![set("upstream.url", &upstream.url())]).await;
     let mut kept = Client::connect(process.data).await;
@@ -71,14 +71,14 @@ async fn a_drain_without_requests_does_not_last() {
     assert!(begun.elapsed() < Duration::from_secs(10), "server.drain is 30 s");
 }
 
-/// What the access log says of requests, but for probes of these tests.
+/// The access lines, without those of these tests' probes.
 fn access_lines(said: &str) -> Vec<Json> {
     let lines = said.lines().filter_map(|line| serde_json::from_str::<Json>(line).ok());
     lines.filter(|line| line["target"] == "insights_gateway::access").collect()
 }
 
 #[tokio::test]
-async fn whoever_still_waits_when_the_drain_is_over_is_told_so() {
+async fn requests_that_still_wait_at_the_end_of_the_drain_are_refused() {
     let upstream = Upstream::script(|_| Plan::silence()).await;
     let process = Process::start(vec![
         set("upstream.url", &upstream.url()),
@@ -87,7 +87,7 @@ async fn whoever_still_waits_when_the_drain_is_over_is_told_so() {
         set("accounts.default.burst", "2"),
     ])
     .await;
-    // One that waits for the upstream, one that waits for the same call, one that still sends its body.
+    // One request waits for the upstream, one for the same call, and one still sends its body.
     let mut waiting = Vec::new();
     let unfinished = post(ASK);
     let unfinished = unfinished[..unfinished.len() - 3].to_vec();

@@ -1,4 +1,4 @@
-//! The forward proxy on the way to Twilio: always asked for a tunnel, for the upstream alone, and told nothing else.
+//! The forward proxy to Twilio: it is always asked for a tunnel, is used only for the upstream, and gets no other data.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,11 +15,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-/// A name that nobody resolves (RFC 6761 section 6.4): what reaches it has gone through the proxy.
+/// A name that never resolves (RFC 6761 section 6.4): a request that reaches it has gone through the proxy.
 const NOWHERE: &str = "insights.invalid";
 const PASSWORD: &str = "planted-proxy-passw0rd/:@";
 
-/// A forward proxy that leads every tunnel to one upstream, or answers as it is told.
+/// A forward proxy that connects every tunnel to one upstream, or answers as it is told.
 struct Proxy {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
@@ -82,7 +82,7 @@ async fn an_upstream_is_reached_through_the_proxy_by_connect_be_it_http() {
             gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await.assert_page(PAGE, "miss");
         }
         let heads = proxy.heads().split_off(before);
-        assert_eq!(heads, [format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")], "and the tunnel is kept");
+        assert_eq!(heads, [format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")], "the tunnel is kept");
     }
     let seen = upstream.seen();
     assert!(seen[0].head.starts_with("GET /v3/") && seen[0].header("host") == Some(NOWHERE), "{}", seen[0].head);
@@ -101,14 +101,14 @@ async fn tls_goes_through_the_tunnel_to_the_upstream_itself() {
             .set("retry.attempts", "1")
     };
     config("localhost").start().await.ask(&post(ASK)).await.assert_page(PAGE, "miss");
-    // The certificate is not for this one, and the proxy cannot vouch for it.
+    // The certificate is not for this name, and the proxy cannot change that.
     config(NOWHERE).start().await.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
     assert_eq!(upstream.count(), 1);
-    assert!(proxy.heads().iter().all(|head| !head.contains("Authorization")), "nothing of the account's");
+    assert!(proxy.heads().iter().all(|head| !head.contains("Authorization")), "no credential of the account");
 }
 
 #[tokio::test]
-async fn the_proxy_is_shown_its_own_password_and_nobody_else_is() {
+async fn the_proxys_password_is_sent_only_to_the_proxy() {
     let upstream = Upstream::start().await;
     let proxy = Proxy::to(upstream.address).await;
     let folder = TempDir::new().unwrap();
@@ -190,7 +190,7 @@ async fn a_proxy_that_is_not_there_is_unreachable() {
 }
 
 #[tokio::test]
-async fn the_environments_proxy_is_taken_and_never_for_loopback_nor_what_it_exempts() {
+async fn the_environments_proxy_is_used_except_for_loopback_and_exempt_hosts() {
     let upstream = Upstream::start().await;
     let proxy = Proxy::to(upstream.address).await;
     let through = async |url: &str, variables: &[(&str, &str)], key: Option<&str>| {
@@ -206,7 +206,7 @@ async fn the_environments_proxy_is_taken_and_never_for_loopback_nor_what_it_exem
         let before = proxy.heads().len();
         let status = Gateway::start(sources).await.ask(&post(ASK)).await.status;
         let went = proxy.heads().len() > before;
-        // A name that nobody resolves is reached through the proxy, or not at all.
+        // A name that never resolves is reached through the proxy, or not at all.
         assert_eq!(status, if went || !url.contains(NOWHERE) { 200 } else { 502 }, "{url} {variables:?}");
         went
     };
@@ -215,9 +215,12 @@ async fn the_environments_proxy_is_taken_and_never_for_loopback_nor_what_it_exem
     let bare = proxy.address.to_string();
     assert!(through(&named, &[("HTTPS_PROXY", &url)], None).await);
     assert!(through(&named, &[("https_proxy", &url)], None).await);
-    assert!(through(&named, &[("https_proxy", &url), ("HTTPS_PROXY", &dead)], None).await, "as curl has it");
+    assert!(
+        through(&named, &[("https_proxy", &url), ("HTTPS_PROXY", &dead)], None).await,
+        "the lower case first, like curl"
+    );
     assert!(through(&named, &[("HTTPS_PROXY", &bare)], None).await);
-    assert!(through(&named, &[("HTTPS_PROXY", &dead)], Some(&url)).await, "the key is stronger");
+    assert!(through(&named, &[("HTTPS_PROXY", &dead)], Some(&url)).await, "the key overrides the environment");
     assert!(through(&named, &[("HTTPS_PROXY", &url), ("NO_PROXY", "other.invalid,.example")], None).await);
     for none in [
         &[("HTTP_PROXY", url.as_str())][..],
@@ -235,11 +238,11 @@ async fn the_environments_proxy_is_taken_and_never_for_loopback_nor_what_it_exem
         assert!(!through(loopback, &[("HTTPS_PROXY", &dead)], None).await, "{loopback}");
         assert!(!through(loopback, &[("HTTPS_PROXY", "socks5://nonsense")], None).await, "{loopback}");
     }
-    assert!(through(&here, &[], Some(&url)).await, "what is named for the upstream holds for it wherever it is");
+    assert!(through(&here, &[], Some(&url)).await, "a configured proxy is also used for loopback");
 }
 
 #[test]
-fn what_is_no_proxy_is_a_fault_that_says_where_and_repeats_no_secret() {
+fn an_invalid_proxy_is_a_fault_with_its_place_and_without_secrets() {
     let faults = |key: Option<&str>, variable: Option<&str>| {
         let config = TestConfig::new("https://insights.invalid");
         let config = match key {
@@ -282,7 +285,7 @@ fn what_is_no_proxy_is_a_fault_that_says_where_and_repeats_no_secret() {
 }
 
 #[tokio::test]
-async fn a_new_proxy_is_taken_by_a_reload() {
+async fn a_reload_applies_a_new_proxy() {
     let upstream = Upstream::start().await;
     let (one, other) = (Proxy::to(upstream.address).await, Proxy::to(upstream.address).await);
     let folder = TempDir::new().unwrap();

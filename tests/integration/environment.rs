@@ -1,4 +1,4 @@
-//! What the machine gives the gateway: threads, a service manager, files that are there already.
+//! What the machine provides: threads, a service manager, existing files.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -17,7 +17,7 @@ fn no_thread_to_be_had_is_said_and_ends_with_70() {
         let command = command(&quiet(Vec::new()));
         let mut process = std::process::Command::new(command.get_program());
         process.args(&arguments).env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        // No stack is that large, so no thread starts.
+        // No stack is that large, so no thread can be started.
         let output = process.env("RUST_MIN_STACK", (1_u64 << 62).to_string()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(70), "{arguments:?}: {said}");
@@ -51,7 +51,7 @@ async fn a_service_manager_in_the_abstract_namespace_is_told() {
     process.signal("TERM");
     assert_eq!(told(&manager).await, "STOPPING=1\n");
     assert_eq!(process.ended().await.0, Some(0));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made of that name");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no file of that name is created");
 }
 
 fn mode(path: &Path) -> u32 {
@@ -59,7 +59,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn files_of_pages_and_audits_that_others_can_read_are_taken_from_them() {
+async fn page_and_audit_files_that_all_users_can_read_lose_that_permission() {
     for (before, after) in [(0o644, 0o600), (0o666, 0o600), (0o604, 0o600), (0o640, 0o640), (0o600, 0o600)] {
         let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
         let (audit, cache) = (folder.path().join("audit.jsonl"), folder.path().join("cache"));
@@ -80,7 +80,7 @@ async fn files_of_pages_and_audits_that_others_can_read_are_taken_from_them() {
             fs::set_permissions(file, fs::Permissions::from_mode(before)).unwrap();
         }
         let second = Process::start(flags()).await;
-        // The pages are read before the first answer.
+        // The pages are loaded before the first response.
         second.ask(&post(ASK)).await.assert_page(PAGE, "hit");
         assert_eq!((mode(&audit), mode(&pages)), (after, after), "{before:o}");
         second.signal("TERM");

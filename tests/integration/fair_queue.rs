@@ -1,4 +1,5 @@
-//! One team's load beside another's: a full queue, an upstream that fails for one of them, and refreshes beside queries.
+//! One team's load and its effect on others: a full queue, an upstream that fails for one team, and refreshes next to
+//! queries.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ fn by(team: &str, name: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
+async fn a_team_that_fills_the_queue_loses_its_last_places_to_others() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let account = "rate = '4/s'\nburst = 1\nqueue = 10\nadapt = false";
     let teams = [("flood", ""), ("quiet", ""), ("heavy", "weight = 100")];
@@ -31,7 +32,7 @@ async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
         let mut client = gateway.connect().await;
         client.send(&by(team, &format!("Other{n}"))).await;
         others.push(client);
-        // The last of the flood's line is told, and only that.
+        // The last of the flood's requests is refused, and only that.
         let dropped = flood.pop().unwrap().answer().await;
         dropped.assert_refused(503, "queue_full");
     }
@@ -41,7 +42,7 @@ async fn a_team_that_fills_the_queue_gives_its_last_places_to_others() {
 }
 
 #[tokio::test]
-async fn two_teams_that_wait_for_the_same_make_room_for_a_third() {
+async fn two_teams_that_wait_for_one_call_leave_a_place_for_a_third() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let account = "rate = '4/s'\nburst = 1\nqueue = 6\nadapt = false";
     let (gateway, _folder) = with_teams(&upstream, account, &[("one", ""), ("two", ""), ("third", "")], NO_RETRY).await;
@@ -64,7 +65,7 @@ async fn two_teams_that_wait_for_the_same_make_room_for_a_third() {
 }
 
 #[tokio::test]
-async fn one_query_that_goes_on_failing_keeps_the_circuit_open_for_nobody_else() {
+async fn one_query_that_keeps_failing_does_not_keep_the_circuit_open() {
     let upstream = Upstream::script(|_| Plan::json(500, "{}")).await;
     let keys = [("retry.attempts", "1"), ("circuit.consecutive", "3"), ("circuit.open", "100ms")];
     let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &[("one", ""), ("other", "")], &keys).await;
@@ -95,7 +96,7 @@ async fn one_teams_query_that_always_fails_does_not_open_the_circuit_for_all() {
             gateway.ask(&by("good", &format!("Count{n}"))).await.assert_page(PAGE, "miss");
         }
     }
-    // Two such queries are not the upstream's fault either; three are.
+    // Two such queries do not show that the upstream is at fault; three do.
     for n in 0..20 {
         assert_eq!(gateway.ask(&by("bad", &format!("Poison{}", n % 2))).await.status, 500, "{n}");
         if n % 2 == 1 {
@@ -134,7 +135,7 @@ async fn refreshes_that_fail_leave_a_teams_own_share_to_its_queries() {
         }
     };
     let queries = async {
-        // From here on two of three a second are asked for.
+        // From here on two of three per second are requested.
         for n in 0..8 {
             tokio::time::sleep(Duration::from_millis(500)).await;
             gateway.ask(&by("panels", &format!("New{n}"))).await.assert_page(PAGE, "miss");

@@ -1,5 +1,5 @@
-//! Where a request ends, who answers it, and how it is written down: nothing is hidden behind a request, and nothing in
-//! one hides in the log.
+//! Where a request ends, who answers it, and how it is logged: no request can be hidden behind another, and no text in
+//! one can hide in the log.
 
 use crate::support::process::{Process, set};
 use crate::support::*;
@@ -11,7 +11,8 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-/// A POST of a query in one chunk, with these header lines for its framing; behind it a request that must not be seen.
+/// A POST of a query in one chunk, with these header lines for its framing. After it comes a request that must not be
+/// answered.
 fn in_chunks(version: &str, framing: &str) -> Vec<u8> {
     let hidden = format!("GET {METADATA}?hidden HTTP/1.1\r\nHost: localhost\r\n\r\n");
     format!("POST {QUERY} {version}\r\nHost: localhost\r\n{framing}\r\n{:x}\r\n{ASK}\r\n0\r\n\r\n{hidden}", ASK.len())
@@ -53,7 +54,7 @@ async fn a_transfer_encoding_is_chunked_once_or_the_request_is_refused() {
                 assert!(matches!(client.answer().await.status, 400 | 404));
             }
             client.answer().await.assert_refused(400, "bad_request");
-            assert_eq!(client.rest().await, b"", "nothing behind it is answered: {framing:?}");
+            assert_eq!(client.rest().await, b"", "nothing after it is answered: {framing:?}");
         }
     }
     let mut client = gateway.connect().await;
@@ -65,7 +66,7 @@ async fn a_transfer_encoding_is_chunked_once_or_the_request_is_refused() {
         let mut client = gateway.connect().await;
         client.send(&in_chunks("HTTP/1.1", framing)).await;
         assert_eq!(client.answer().await.text(), PAGE, "{framing:?}");
-        assert_eq!(client.answer().await.status, 200, "the request behind it is one of its own");
+        assert_eq!(client.answer().await.status, 200, "the request after it is a separate one");
     }
 }
 
@@ -85,7 +86,7 @@ async fn a_first_request_that_begins_like_http_2_opens_no_way_around() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_admin_plane_is_what_the_admin_plane_said() {
+async fn an_error_of_the_admin_plane_is_sent_unchanged() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let mut client = Client::connect(gateway.admin).await;
@@ -97,15 +98,15 @@ async fn an_error_of_the_admin_plane_is_what_the_admin_plane_said() {
         let answer = client.ask(&request).await;
         assert_eq!(answer.status, 400, "{answer:?}");
         assert!(!answer.text().contains("the request's head"), "{answer:?}");
-        assert_ne!(answer.find("connection"), Some("close"), "its connection goes on: {answer:?}");
+        assert_ne!(answer.find("connection"), Some("close"), "its connection stays open: {answer:?}");
     }
-    // What it cannot read at all is another matter.
+    // A request that it cannot parse is different.
     client.send(b"nonsense\r\n\r\n").await;
     client.answer().await.assert_refused(400, "bad_request");
     assert_eq!(client.rest().await, b"");
 }
 
-/// Frames of an answer to this request: its head, and the bytes in its DATA frames.
+/// The frames of the response to this request: its head, and the bytes of its DATA frames.
 async fn over_http2(address: std::net::SocketAddr, method: &str, target: &str) -> (http::response::Parts, Bytes) {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) =
@@ -114,7 +115,7 @@ async fn over_http2(address: std::net::SocketAddr, method: &str, target: &str) -
     let request = http::Request::builder().method(method).uri(format!("http://localhost{target}"));
     let request = request.header("x-request-id", "the-same").body(Full::<Bytes>::default()).unwrap();
     let (head, body) = within(sender.send_request(request)).await.expect("an answer").into_parts();
-    (head, within(body.collect()).await.expect("a sound body").to_bytes())
+    (head, within(body.collect()).await.expect("a valid body").to_bytes())
 }
 
 #[tokio::test]
@@ -151,7 +152,7 @@ async fn head_is_answered_like_get_without_a_body_in_every_version() {
     }
 }
 
-/// Characters that a terminal obeys, that turn text around, or that nobody sees.
+/// Characters that control a terminal, change the direction of text, or are invisible.
 const NASTY: &str = "\u{9b}31m\u{202e}txt\u{2066}\u{2069}\u{200e}\u{200f}\u{61c}\u{2028}\u{2029}\u{feff}\u{85}\u{200b}";
 
 fn assert_visible(said: &str) {
@@ -186,5 +187,5 @@ async fn no_log_shows_a_character_that_hides_or_moves_others() {
     let audit = std::fs::read_to_string(&audit).unwrap();
     assert_visible(&audit);
     let last: Json = serde_json::from_str(audit.lines().last().unwrap()).unwrap();
-    assert_eq!(last["fields"]["measures"][1], NASTY, "it is there all the same");
+    assert_eq!(last["fields"]["measures"][1], NASTY, "it is in the log, escaped");
 }

@@ -1,5 +1,5 @@
-//! An upstream that breaks at every byte, lies about lengths and codings, and fails below HTTP: nothing of it is
-//! kept, nothing of it reaches a later request, and every way ends in its documented reason.
+//! An upstream that fails after every byte, lies about lengths and codings, and fails below HTTP: nothing of such
+//! responses is stored or reaches a later request, and each failure has its documented reason.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn in_chunks() -> String {
     text + "0\r\nX-Trailer: a\r\n\r\n"
 }
 
-/// Cuts `answer` before each of its bytes, with each ending, and says where the outcome is not the documented one.
+/// Cuts `answer` before each of its bytes, with each ending, and reports where the outcome is not the documented one.
 async fn cut_everywhere(answer: &str) {
     let head = answer.find("\r\n\r\n").unwrap() + 4;
     let upstream = Upstream::start().await;
@@ -42,7 +42,7 @@ async fn cut_everywhere(answer: &str) {
             if let Err(fault) = refusal(&answer, 502, reason) {
                 wrong.push(format!("{name} before byte {offset}: {fault}"));
             }
-            // The next one is none the worse for it. This also keeps the circuit closed.
+            // The next request is not affected. This also keeps the circuit closed.
             upstream.heal(HEALED);
             let next = gateway.ask(&get(METADATA, "Cache-Control: no-store\r\n")).await;
             if (next.status, next.text().as_str()) != (200, HEALED) {
@@ -56,7 +56,7 @@ async fn cut_everywhere(answer: &str) {
     let unreachable = gateway.metric("upstream_attempts_total", &[&counted("upstream_unreachable")]).await;
     let invalid = gateway.metric("upstream_attempts_total", &[&counted("upstream_invalid")]).await;
     assert_eq!((unreachable, unreachable + invalid), (2.0 * head as f64, 2.0 * answer.len() as f64));
-    // Each of them is forgotten: the same request succeeds now.
+    // None of the failures is remembered: the same request succeeds now.
     upstream.heal(HEALED);
     for target in [format!("{METADATA}?close=0"), format!("{METADATA}?reset={}", answer.len() - 1)] {
         gateway.ask(&get(&target, "")).await.assert_page(HEALED, "miss");
@@ -85,9 +85,9 @@ fn with_body(headers: &str, body: &[u8]) -> Plan {
 }
 
 #[tokio::test]
-async fn bombs_and_mislabelled_codings_are_refused_unopened() {
+async fn gzip_bombs_and_mislabelled_codings_are_refused() {
     let bomb = gzip(32 << 20);
-    assert!(bomb.len() < 64 << 10, "small enough to be taken: {}", bomb.len());
+    assert!(bomb.len() < 64 << 10, "small enough to be accepted: {}", bomb.len());
     let invalid = |name, plan| fault(name, plan, 1, 502, "upstream_invalid");
     ends_as_documented(vec![
         invalid("a bomb", with_body("Content-Encoding: gzip\r\n", &bomb)),
@@ -103,7 +103,7 @@ async fn bombs_and_mislabelled_codings_are_refused_unopened() {
 }
 
 #[tokio::test]
-async fn lengths_that_lie_are_refused() {
+async fn wrong_lengths_are_refused() {
     let retried = |name, plan| fault(name, plan, 4, 502, "upstream_invalid");
     let once = |name, plan| fault(name, plan, 1, 502, "upstream_invalid");
     let framed = |headers: &str, rest: &str| Plan::raw(format!("HTTP/1.1 200 OK\r\n{headers}\r\n{rest}")).then_close();
@@ -126,7 +126,7 @@ async fn lengths_that_lie_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_to_the_request_is_none() {
+async fn responses_that_do_not_belong_to_the_request_are_refused() {
     let once = |name, plan| fault(name, plan, 1, 502, "upstream_invalid");
     let retried = |name, plan| fault(name, plan, 4, 502, "upstream_invalid");
     let slow = |name, plan| fault(name, plan, 4, 504, "upstream_timeout");
@@ -149,7 +149,7 @@ async fn what_is_no_answer_to_the_request_is_none() {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_asked_for_is_nobodys_answer() {
+async fn an_unrequested_response_is_never_used() {
     let smuggled = r#"{"data":["smuggled"]}"#;
     let second = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len());
     for first in [whole(), in_chunks(), "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}".to_owned()] {
@@ -177,11 +177,11 @@ async fn refused_over_tls(certificate: &Certificate, trusted: &Certificate) {
     gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
     assert_eq!(gateway.metric("upstream_attempts_total", &["status=\"upstream_unreachable\""]).await, 2.0);
     assert_eq!(gateway.metric("cache_entries", &[]).await, 0.0);
-    assert_eq!(upstream.count(), 0, "no request, and so no secret, before there is trust");
+    assert_eq!(upstream.count(), 0, "no request, and so no secret, before the certificate is trusted");
 }
 
 #[tokio::test]
-async fn certificates_that_are_not_good_now_here_and_from_whom_they_should_be_get_no_request() {
+async fn invalid_certificates_get_no_request() {
     let expired = {
         let mut params = Certificate::params(&["127.0.0.1"]);
         (params.not_before, params.not_after) = (rcgen::date_time_ymd(2001, 1, 1), rcgen::date_time_ymd(2002, 1, 1));
@@ -212,14 +212,14 @@ async fn a_body_that_ends_with_its_connection_must_end_as_tls_ends() {
         .await;
     let cut = body.clone().then_abandon();
     upstream.set(move |_| cut.clone());
-    // Anybody on the way can end a connection, and so make a short answer of a long one.
+    // An attacker on the network can end a connection, and so shorten a response.
     gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_invalid");
     let ended = body.then_close();
     upstream.set(move |_| ended.clone());
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
 }
 
-/// A server below HTTP: sends these bytes on every connection, and then nothing, or the end.
+/// A server below HTTP: sends these bytes on every connection, and then nothing, or closes it.
 async fn speaks(bytes: &'static [u8], ends: bool) -> (String, Arc<AtomicUsize>, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
@@ -229,7 +229,7 @@ async fn speaks(bytes: &'static [u8], ends: bool) -> (String, Arc<AtomicUsize>, 
         let mut open = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             counted.fetch_add(1, Ordering::Relaxed);
-            // It may have gone already.
+            // The client may have left already.
             let _ = stream.write_all(bytes).await;
             if !ends {
                 open.push(stream);
@@ -268,7 +268,7 @@ async fn handshakes_that_fail_or_never_end_are_unreachable_in_time() {
 
 #[tokio::test]
 async fn a_name_that_does_not_resolve_is_unreachable_in_time() {
-    // RFC 6761 section 6.4: there never is such a name. However slow the resolver says so, it is bounded.
+    // RFC 6761 section 6.4: this name never exists. The time is limited even if the resolver is slow.
     let gateway = TestConfig::new("http://upstream.invalid:8080")
         .set("upstream.connect_timeout", "2s")
         .set("retry.attempts", "2")

@@ -1,4 +1,4 @@
-//! HTTP/2 by prior knowledge: served as HTTP/1.1 is, and refused in the same shape.
+//! HTTP/2 by prior knowledge: served like HTTP/1.1, with the same errors.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -95,7 +95,8 @@ async fn an_http_2_preface_may_come_in_pieces() {
     gateway.settle().await;
     // The rest of the preface and an empty SETTINGS frame.
     client.send(b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-    // An idle HTTP/2 connection is no late head: two pings, each well after the header timeout, are answered.
+    // An idle HTTP/2 connection does not count as a late head: two pings, each well after the header timeout, are
+    // answered.
     for n in 0..2u8 {
         tokio::time::sleep(Duration::from_millis(1500)).await;
         client.send(&[0, 0, 8, 6, 0, 0, 0, 0, 0, n, n, n, n, n, n, n, n]).await;

@@ -1,4 +1,4 @@
-//! Who is calling: client certificates beside tokens, and what becomes of strangers.
+//! Who is calling: client certificates and tokens, and how unidentified clients are treated.
 
 use std::fs;
 use std::path::Path;
@@ -36,7 +36,7 @@ async fn a_client_certificate_that_names_a_team_is_that_team() {
         "[teams.dashboards]\noperations = ['metadata']\n[teams.exports]\ntoken_sha256 = ['{}']\n",
         sha256_hex("export-token")
     );
-    // One for each few strangers, lest they be slowed.
+    // One for every few unidentified clients, so that they are not slowed.
     let gateway = async || certified(&upstream, &certificate, &authority, &teams).await;
     let ask = async |gateway: &Gateway, own: Option<&Issued>, request: Vec<u8>| {
         let stream = TcpStream::connect(gateway.data).await.unwrap();
@@ -51,7 +51,7 @@ async fn a_client_certificate_that_names_a_team_is_that_team() {
     ] {
         let gateway = gateway().await;
         assert_eq!(ask(&gateway, Some(&named), get(METADATA, "")).await.status, 200);
-        // It is really that team, and not just anybody.
+        // It really is that team.
         ask(&gateway, Some(&named), post(ASK)).await.assert_refused(403, "operation_not_allowed");
         ask(&gateway, Some(&named), bearer("wrong")).await.assert_refused(401, "unauthenticated");
         ask(&gateway, Some(&named), bearer("export-token")).await.assert_refused(401, "unauthenticated");
@@ -63,7 +63,7 @@ async fn a_client_certificate_that_names_a_team_is_that_team() {
     assert_eq!(ask(&gateway, Some(&unknown), bearer("export-token")).await.status, 200);
     let both = authority.issue(&dns("dashboards"), "exports");
     ask(&gateway, Some(&both), get(METADATA, "")).await.assert_refused(401, "unauthenticated");
-    assert_eq!(ask(&gateway, None, bearer("export-token")).await.status, 200, "a token is enough");
+    assert_eq!(ask(&gateway, None, bearer("export-token")).await.status, 200, "a token is sufficient");
     ask(&gateway, None, get(METADATA, "")).await.assert_refused(401, "unauthenticated");
 }
 
@@ -72,7 +72,7 @@ async fn http2_as(gateway: &Gateway, certificate: &Certificate, own: &Issued) ->
     http2_status(certificate.shake(stream, &["h2"], Some(own)).await.unwrap()).await
 }
 
-/// With TLS 1.3 a client learns of a refused certificate only when it reads.
+/// With TLS 1.3 a client notices a refused certificate only when it reads.
 async fn is_let_in(gateway: &Gateway, certificate: &Certificate, own: Option<&Issued>) -> bool {
     let stream = TcpStream::connect(gateway.data).await.unwrap();
     let Ok(stream) = certificate.shake(stream, &[], own).await else { return false };
@@ -80,7 +80,7 @@ async fn is_let_in(gateway: &Gateway, certificate: &Certificate, own: Option<&Is
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_authority_gets_nobody_in() {
+async fn a_certificate_of_another_authority_is_refused() {
     let (upstream, certificate, authority) = (Upstream::start().await, Certificate::new(), Authority::new());
     let gateway = certified(&upstream, &certificate, &authority, "[teams.dashboards]\n").await;
     let stranger = Authority::new().issue(&dns("dashboards"), "dashboards");
@@ -99,7 +99,7 @@ async fn without_teams_a_client_ca_demands_a_certificate() {
 }
 
 #[tokio::test]
-async fn refusals_of_strangers_are_slowed_and_hold_nobody_up() {
+async fn refusals_of_unidentified_clients_are_delayed_and_delay_no_others() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let file = folder.path().join("gateway.toml");
     let account = format!("[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\n");
@@ -111,7 +111,7 @@ async fn refusals_of_strangers_are_slowed_and_hold_nobody_up() {
         gateway.ask(&bearer("wrong")).await.assert_refused(401, "unauthenticated");
     }
     assert!(begun.elapsed() >= Duration::from_millis(700), "{:?}", begun.elapsed());
-    // Of the next refusals the first takes less than a second, and most take five.
+    // Of the next refusals the first takes less than a second, and most take five seconds.
     let mut held = Vec::new();
     for _ in 0..20 {
         let mut client = gateway.connect().await;
@@ -124,6 +124,6 @@ async fn refusals_of_strangers_are_slowed_and_hold_nobody_up() {
     }
     let good = begun.elapsed();
     let mut buffer = [0];
-    assert!(held[19].stream.try_read(&mut buffer).is_err(), "no answer yet, after {good:?}");
+    assert!(held[19].stream.try_read(&mut buffer).is_err(), "no response yet, after {good:?}");
     held[0].answer().await.assert_refused(401, "unauthenticated");
 }

@@ -1,4 +1,4 @@
-//! A gateway's life as a process: its sockets, its certificates, how it ends, and how it changes its mind.
+//! The gateway as a process: its sockets, its certificates, how it stops, and how it reloads.
 
 use std::fs;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 #[tokio::test]
-async fn an_upstream_over_tls_is_trusted_by_its_root_and_by_nothing_else() {
+async fn an_upstream_over_tls_is_trusted_only_by_its_root() {
     let (known, unknown) = (Certificate::new(), Certificate::new());
     let upstream = Upstream::tls(known.server(), |_| Plan::page(PAGE)).await;
     let trusting = TestConfig::new(upstream.url()).set("upstream.ca_file", known.path("cert.pem")).start().await;
@@ -26,7 +26,7 @@ async fn an_upstream_over_tls_is_trusted_by_its_root_and_by_nothing_else() {
     ] {
         config.start().await.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
     }
-    assert_eq!(upstream.count(), 1, "no request, and so no secret, before there is trust");
+    assert_eq!(upstream.count(), 1, "no request, and so no secret, before the certificate is trusted");
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn tls_speaks_http_1_and_http_2_as_agreed() {
     let request = http::Request::get(format!("https://localhost{METADATA}"));
     let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
     assert_eq!(within(sender.send_request(request)).await.unwrap().status(), 200);
-    // Clear text on the same port gets no answer that could be taken for one, and the next client is served.
+    // Clear text on the TLS port gets nothing that looks like a response, and the next client is served.
     let mut clear = gateway.connect().await;
     clear.send(&post(ASK)).await;
     assert!(!clear.rest().await.starts_with(b"HTTP/"));
@@ -73,7 +73,7 @@ async fn tls_speaks_http_1_and_http_2_as_agreed() {
 }
 
 #[tokio::test]
-async fn handshakes_that_are_never_finished_keep_nobody_out() {
+async fn unfinished_handshakes_keep_no_client_out() {
     let (upstream, certificate) = (Upstream::start().await, Certificate::new());
     let gateway = with_tls(&upstream, &certificate).await;
     let mut silent = Vec::new();
@@ -82,7 +82,7 @@ async fn handshakes_that_are_never_finished_keep_nobody_out() {
     }
     let stream = certificate.connect(gateway.data, &[]).await;
     assert_eq!(Client::over(stream).ask(&post(ASK)).await.status, 200);
-    // They are let go after the header timeout.
+    // They are closed after the header timeout.
     for client in &mut silent {
         assert_eq!(client.rest().await, b"");
     }
@@ -104,7 +104,7 @@ async fn a_unix_socket_is_served_and_its_file_removed_at_the_end() {
 }
 
 #[tokio::test]
-async fn a_stale_socket_file_is_replaced_and_nothing_else_is() {
+async fn only_a_stale_socket_file_is_replaced() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let (listen, path) = socket(&folder);
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -113,11 +113,11 @@ async fn a_stale_socket_file_is_replaced_and_nothing_else_is() {
     let gateway = config().start().await;
     Client::connect_unix(&path).await.ask(&post(ASK)).await.assert_page(PAGE, "miss");
     let bind = || insights_gateway::gateway::Gateway::bind(config::load(&config().sources()).unwrap());
-    assert!(bind().is_err(), "somebody listens there");
+    assert!(bind().is_err(), "another process listens there");
     Client::connect_unix(&path).await.ask(&post(ASK)).await.assert_page(PAGE, "hit");
     gateway.stop().await;
     fs::write(&path, "precious").unwrap();
-    assert!(bind().is_err(), "that is no socket");
+    assert!(bind().is_err(), "that is not a socket");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
 }
 
@@ -126,7 +126,7 @@ fn upstream_at(upstream: &Upstream) -> String {
 }
 
 #[tokio::test]
-async fn sigterm_lets_requests_in_flight_finish_and_nobody_new_in() {
+async fn sigterm_lets_requests_in_flight_finish_and_refuses_new_connections() {
     for signal in ["TERM", "INT"] {
         let gate = Gate::default();
         let held = Plan::page(PAGE).after(&gate);
@@ -195,7 +195,7 @@ fn a_taken_port_is_74_and_a_bad_configuration_64_before_any_port() {
         let (code, said) = run(&[set("server.listen", data), set("admin.listen", admin)]);
         assert_eq!(code, Some(74), "{said}");
         assert!(said.contains(&taken.0), "{said}");
-        // Were a port bound first, this would be 74.
+        // If a port were bound first, this would be 74.
         let (code, said) = run(&[set("server.listen", data), set("admin.listen", admin), set("retry.attempts", "0")]);
         assert_eq!(code, Some(64), "{said}");
         assert!(said.contains("retry.attempts"), "{said}");
@@ -228,7 +228,7 @@ impl Files {
         self.write_config_with("", rate);
     }
 
-    /// With further sections in front.
+    /// With other sections before it.
     fn write_config_with(&self, sections: &str, rate: &str) {
         let secret = self.folder.path().join("secret");
         let text = format!(
@@ -243,7 +243,7 @@ impl Files {
     }
 }
 
-/// In one step, as editors and orchestrators do it, so that nobody reads half a file.
+/// In one step, as editors and orchestrators do it, so that no reader sees half a file.
 fn replace(path: &Path, text: &str) {
     use std::os::unix::fs::OpenOptionsExt;
     let new = path.with_extension("new");
@@ -321,7 +321,7 @@ async fn query_texts_are_shown_only_while_show_queries_is_on() {
         let body = format!(r#"{{ "query": {{"measures":["{measure}"]}} }}"#);
         gateway.ask(&post(&body)).await.assert_page(PAGE, "miss");
     };
-    // Each with a rate of its own, by which it is known to be in effect.
+    // Each with another rate, which shows that it is in effect.
     let reload = async |show_queries: bool, rate: &str| {
         files.write_config_with(&format!("[admin]\nshow_queries = {show_queries}\n"), rate);
         gateway.reload.notify_one();
@@ -344,7 +344,7 @@ async fn query_texts_are_shown_only_while_show_queries_is_on() {
     let mut texts: Vec<_> = json["entries"].as_array().unwrap().iter().map(|entry| entry["query"].as_str()).collect();
     texts.sort_unstable();
     let shown = r#"{"query":{"measures":["Shown"]}}"#;
-    assert_eq!(texts, [None, None, Some("pageToken=a%2Bb%2F%3D"), Some(shown)], "not of what was kept before: {json}");
+    assert_eq!(texts, [None, None, Some("pageToken=a%2Bb%2F%3D"), Some(shown)], "not of pages stored before: {json}");
 
     reload(false, "7/s").await;
     let after = listed().await;
@@ -405,12 +405,12 @@ async fn a_drain_waits_for_requests_whatever_handshakes_are_unfinished() {
     in_flight.send(&post(ASK)).await;
     upstream.arrived(1).await;
     let _no_handshake = TcpStream::connect(process.data).await.unwrap();
-    // Accepted in order, so the silent one is in the gateway's hands once this one is served.
+    // Connections are accepted in order, so the silent one has been accepted once this one is served.
     let mut later = Client::over(certificate.connect(process.data, &[]).await);
     assert_eq!(later.ask(&get("/nowhere", "Connection: close\r\n")).await.status, 404);
     process.signal("TERM");
-    // Asked of the admin plane, which outlives the drain: a look at the data plane would be one more unfinished
-    // handshake.
+    // Asked through the admin plane, which stays up during the drain: a connection to the data plane would be one more
+    // unfinished handshake.
     let ready =
         async || Client::connect(process.admin).await.ask(&get("/readyz", "Connection: close\r\n")).await.status;
     poll("readyz says so", || async { (ready().await == 503).then_some(()) }).await;
@@ -431,14 +431,14 @@ async fn a_start_that_fails_leaves_no_socket_file_behind() {
         TestConfig::new("http://127.0.0.1:9").set("server.listen", listen).set("admin.listen", admin).sources();
     assert!(insights_gateway::gateway::Gateway::bind(config::load(&sources).unwrap()).is_err());
     assert!(tokio::net::UnixStream::connect(&path).await.is_err());
-    assert!(!path.exists(), "the next start must not have to tidy up");
+    assert!(!path.exists(), "no file is left for the next start");
 }
 
 #[tokio::test]
 async fn a_secret_that_changes_during_the_start_is_noticed() {
     let (upstream, files) = (Upstream::start().await, Files::new("0/s", "first-secret"));
     let gateway = Gateway::start(files.sources(&upstream)).await;
-    // The configuration has been read, and nothing has run since.
+    // The configuration has been read, and nothing has run since then.
     files.write_secret("second-secret");
     gateway.metric_reaches("reloads_total", &["result=\"applied\""], 1.0).await;
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");

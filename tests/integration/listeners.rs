@@ -1,5 +1,5 @@
-//! Where the gateway listens, and what it learns of those who connect: unix sockets, PROXY protocol, sockets handed
-//! over by systemd.
+//! The gateway's listeners, and what it learns of its peers: unix sockets, PROXY protocol, sockets handed over by
+//! systemd.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -41,7 +41,7 @@ async fn a_unix_socket_speaks_both_and_has_its_mode() {
 }
 
 #[tokio::test]
-async fn a_socket_file_that_has_become_somebody_elses_is_left_alone() {
+async fn a_socket_file_that_another_process_has_made_is_not_removed() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let (listen, path) = socket(&folder);
     let config = || TestConfig::new(upstream.url()).set("server.listen", listen.clone());
@@ -75,22 +75,22 @@ async fn the_access_log_names_the_peer() {
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// A header that says: TCP over IPv4, from 192.0.2.7:4711.
+/// A header that states: TCP over IPv4, from 192.0.2.7:4711.
 fn proxy_header() -> Vec<u8> {
     [SIGNATURE, &[0x21, 0x11, 0, 12, 192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, 0x1f, 0x90]].concat()
 }
 
-/// A gateway process that takes the tests' own address for a load balancer's.
+/// A gateway process that trusts the tests' own address as a load balancer.
 async fn behind_a_proxy(upstream: &Upstream, more: Vec<String>) -> Process {
     let base = [set("upstream.url", &upstream.url()), set("server.proxy_protocol", "127.0.0.0/8")];
     Process::start(base.into_iter().chain(more).collect()).await
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_states_whose_connection_it_is() {
+async fn a_trusted_proxy_states_the_clients_address() {
     let upstream = Upstream::start().await;
     let mut process = behind_a_proxy(&upstream, Vec::new()).await;
-    // In one piece, byte by byte, and with HTTP/2 behind it.
+    // In one piece, byte by byte, and with HTTP/2 after it.
     let mut client = Client::connect(process.data).await;
     client.send(&[proxy_header(), get("/whole", "")].concat()).await;
     client.answer().await.assert_refused(404, "not_found");
@@ -100,11 +100,11 @@ async fn a_trusted_proxy_states_whose_connection_it_is() {
         client.send(&[byte]).await;
     }
     assert_eq!(client.ask(&post(ASK)).await.status, 200);
-    assert_eq!(client.ask(&post(ASK)).await.status, 200, "one header a connection, not a request");
+    assert_eq!(client.ask(&post(ASK)).await.status, 200, "one header per connection, not per request");
     let mut client = Client::connect(process.data).await;
     client.send(&proxy_header()).await;
     assert_eq!(http2_status(client.stream).await, 200);
-    // What the proxy asks on its own account.
+    // A connection that the proxy opens for itself.
     let mut client = Client::connect(process.data).await;
     let own = client.stream.local_addr().unwrap().to_string();
     client.send(&[SIGNATURE, &[0x20, 0, 0, 0]].concat()).await;
@@ -130,7 +130,7 @@ async fn a_trusted_proxy_that_leaves_the_header_out_is_refused() {
 }
 
 #[tokio::test]
-async fn nobody_else_may_state_an_address() {
+async fn only_a_trusted_proxy_may_state_an_address() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("server.proxy_protocol", "192.0.2.0/24,unix").start().await;
     let mut client = gateway.connect().await;
@@ -159,7 +159,7 @@ async fn a_proxy_header_comes_before_tls_and_over_unix_sockets_too() {
     assert_eq!(client.ask(&get(METADATA, "")).await.status, 200);
 }
 
-/// A command that finds `listener` as its third descriptor, as systemd hands sockets over.
+/// A command that gets `listener` as its third descriptor, as systemd hands sockets over.
 fn activated(listener: OwnedFd, names: &str, arguments: Vec<String>) -> Command {
     let plain = command(&quiet(arguments));
     let mut shell = Command::new("/bin/sh");
@@ -177,7 +177,7 @@ async fn sockets_that_systemd_has_opened_are_taken_over() {
 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // It waits in the socket's queue, since before the gateway was there.
+    // It has waited in the socket's queue since before the gateway started.
     let mut early = Client::connect(address).await;
     let process = Process::spawn(activated(listener.into(), "gateway", flags())).await;
     assert_eq!(process.data, address);
@@ -207,7 +207,7 @@ async fn a_socket_that_was_not_handed_over_is_a_start_that_fails() {
     assert!(said.contains("systemd:gateway") && said.contains("other"), "{said}");
     let (code, said) = refused(command(&quiet(vec![set("server.listen", "systemd:gateway")])));
     assert_eq!(code, Some(74), "{said}");
-    // A connection, which accepts nobody.
+    // A connection, which cannot accept.
     let waiting = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let connection = std::net::TcpStream::connect(waiting.local_addr().unwrap()).unwrap().into();
     let (unix, _other) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -243,7 +243,7 @@ async fn told(manager: &tokio::net::UnixDatagram) -> String {
 }
 
 #[tokio::test]
-async fn systemd_is_told_how_far_the_gateway_is() {
+async fn systemd_is_told_the_gateways_state() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let path = folder.path().join("notify.sock");
     let manager = UnixDatagram::bind(&path).unwrap();

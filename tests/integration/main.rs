@@ -1,5 +1,5 @@
-//! Everything that is tested from outside, on real sockets, in one binary: one link instead of two dozen. Each module
-//! has one subject. Tests that measure time or memory are binaries of their own, beside this folder.
+//! All tests from outside, on real sockets, in one binary, so that only one has to be linked. Each module has one
+//! subject. Tests that measure time or memory are separate binaries, in the folder above.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

@@ -1,4 +1,4 @@
-//! The pages of one result set, whatever they are asked for with.
+//! The pages of one result set, with different parameters.
 
 use serde_json::json;
 
@@ -11,7 +11,7 @@ async fn purge(gateway: &Gateway, body: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn one_token_is_one_page_however_it_is_spelt() {
+async fn one_token_is_one_page_in_every_spelling() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let ask = async |query: &str| gateway.ask(&get(&format!("{QUERY}?{query}"), "")).await;
@@ -32,13 +32,13 @@ async fn one_token_is_one_page_however_it_is_spelt() {
         let head = format!("HEAD {QUERY}?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(gateway.ask(head.as_bytes()).await.status, 400);
     }
-    // What is not known passes, and counts.
+    // Unknown parameters are passed on, and are part of the key.
     assert_eq!(ask("pageToken=a%2Bb%3D&x=1").await.detail(), "miss");
     assert_eq!(upstream.count(), 3);
 }
 
 #[tokio::test]
-async fn a_page_with_a_size_of_its_own_is_purged_with_its_set() {
+async fn a_page_requested_with_a_size_is_purged_with_its_set() {
     let upstream = Upstream::script(|seen| {
         let next = match seen.target() {
             QUERY => r#""b""#,

@@ -1,4 +1,4 @@
-//! A client's patience ends its own wait, and not the call that it shares with others.
+//! A client's deadline ends its own wait, but not the call that it shares with others.
 
 use crate::support::*;
 
@@ -50,7 +50,7 @@ async fn a_call_that_timed_out_is_repeated_by_none_of_those_who_waited_for_it() 
     for _ in 0..5 {
         let mut client = gateway.connect().await;
         client.send(&post(ASK)).await;
-        // So that each has a little more time than the one before it.
+        // Each has a little more time than the previous one.
         gateway.settle().await;
         clients.push(client);
     }
@@ -75,6 +75,6 @@ async fn an_impatient_client_alone_is_refused_at_once_where_its_turn_comes_too_l
     let begun = tokio::time::Instant::now();
     let refused = gateway.ask(&post_to(QUERY, "Prefer: wait=5\r\n", ASK)).await;
     refused.assert_refused(429, "deadline");
-    assert!(begun.elapsed().as_secs() < 4, "it was kept in vain");
+    assert!(begun.elapsed().as_secs() < 4, "it waited although its turn would come too late");
     assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|wait| (50..=60).contains(&wait)), "{refused:?}");
 }

@@ -1,4 +1,5 @@
-//! Teams with a policy: what they may ask, which pages they may read, what they learn of metadata, and what it costs.
+//! Teams with a policy: what they may ask, which pages they may read, what metadata shows them, and how many calls that
+//! takes.
 
 use insights_gateway::config::Sources;
 use serde_json::json;
@@ -6,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::support::*;
 
-/// The teams `free`, `narrow` and `closed` of one account. Each shows its name as its token.
+/// The teams `free`, `narrow` and `closed` of one account. Each has its name as its token.
 fn config(upstream: &Upstream) -> TestConfig {
     let config = ["free", "narrow", "closed"].iter().fold(TestConfig::new(upstream.url()), |config, team| {
         config.set(&format!("teams.{team}.token_sha256"), sha256_hex(team))
@@ -25,7 +26,7 @@ fn head(target: &str, headers: &str) -> Vec<u8> {
     format!("HEAD {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes()
 }
 
-/// A query, and the pages after it, each under the token that the one before it names.
+/// A query, and the pages after it, each with the token that the previous one names.
 fn walked(seen: &Seen) -> Plan {
     let page = |next: &str| Plan::page(&format!(r#"{{"target":{:?},"meta":{{"nextToken":{next}}}}}"#, seen.target()));
     match (seen.target(), seen.text().contains("ConversationStatus")) {
@@ -91,7 +92,7 @@ async fn a_team_with_a_policy_sends_no_page_token_with_a_query() {
             .await
             .assert_refused(403, "field_not_allowed");
     }
-    assert_eq!(upstream.count(), before, "nothing of this went upstream");
+    assert_eq!(upstream.count(), before, "none of these went upstream");
     for (target, body) in [("?pageSize=3", ASK), ("?PageSize=3&pageSize=3", ASK)] {
         assert_eq!(gateway.ask(&post_to(&format!("{QUERY}{target}"), &of("narrow"), body)).await.status, 200);
     }
@@ -101,7 +102,7 @@ async fn a_team_with_a_policy_sends_no_page_token_with_a_query() {
 }
 
 #[tokio::test]
-async fn a_team_walks_its_own_pages_however_their_tokens_are_spelt() {
+async fn a_team_reads_its_own_pages_in_every_spelling_of_their_tokens() {
     let upstream = Upstream::script(walked).await;
     let gateway = config(&upstream).start().await;
     let page = async |team: &str, query: &str| gateway.ask(&get(&format!("{QUERY}?{query}"), &of(team))).await;
@@ -150,10 +151,10 @@ async fn a_team_walks_its_own_pages_however_their_tokens_are_spelt() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_proven_is_not_forwarded() {
+async fn queries_that_cannot_be_proven_safe_are_not_forwarded() {
     let upstream = Upstream::with_metadata().await;
     let gateway = config(&upstream).start().await;
-    // Before metadata is known, what is refused whatever that says costs nothing.
+    // Before metadata is known, a query that is refused in any case costs no call.
     let shapes = [
         json!({"query": {"measures": ["Conversation.Count"]}, "domain": "Other"}),
         json!({"query": {"measures": ["Conversation.Count"]}, "domain": {"sql": 1}}),
@@ -204,7 +205,7 @@ async fn what_cannot_be_proven_is_not_forwarded() {
             answer.assert_refused(403, "field_not_allowed");
             said.push(answer.text().replace("ParticipantId", "X").replace("Nothing", "X"));
         }
-        assert_eq!(said[0], said[1], "which of them exists is not told");
+        assert_eq!(said[0], said[1], "the error does not say which of them exists");
     }
     for (name, place) in [
         ("Conversation.Count", "dimensions"),
@@ -219,7 +220,7 @@ async fn what_cannot_be_proven_is_not_forwarded() {
         let body = json!({"query": {place: [name]}}).to_string();
         gateway.ask(&post_to(QUERY, &of("narrow"), &body)).await.assert_refused(403, "field_not_allowed");
     }
-    assert_eq!(upstream.count(), 2, "nothing of this went upstream");
+    assert_eq!(upstream.count(), 2, "none of these went upstream");
     for body in [
         dimension("Conversation.CreatedDate.hour"),
         dimension("Conversation.Queue"),
@@ -251,7 +252,7 @@ async fn metadata_is_fetched_once_for_all_who_need_it() {
     for client in &mut clients {
         assert_eq!(client.answer().await.status, 200);
     }
-    // Metadata, the query as it is, and the query with the required filter in it.
+    // Metadata, the query without the required filter, and the query with it.
     assert_eq!(upstream.count(), 3);
     gateway.ask(&get(METADATA, &of("free"))).await.assert_page(MEMBERS, "hit");
     assert_eq!(gateway.ask(&post_to(QUERY, &of("free"), ASK)).await.detail(), "hit", "equal queries share pages");
@@ -261,7 +262,7 @@ async fn metadata_is_fetched_once_for_all_who_need_it() {
 }
 
 #[tokio::test]
-async fn where_metadata_is_not_to_be_had_its_failure_is_the_answer() {
+async fn if_metadata_cannot_be_fetched_the_client_gets_that_failure() {
     let upstream = Upstream::script(|_| Plan::with(503, "Content-Type: application/json\r\n", "{\"code\":1}")).await;
     let gateway = config(&upstream).set("retry.attempts", "1").start().await;
     let ask = async |headers: &str| gateway.ask(&post_to(QUERY, &format!("{}{headers}", of("narrow")), ASK)).await;
@@ -272,7 +273,7 @@ async fn where_metadata_is_not_to_be_had_its_failure_is_the_answer() {
     upstream.set(|_| Plan::json(404, "{\"code\":4}"));
     for _ in 0..2 {
         let failed = ask("").await;
-        assert_eq!((failed.status, failed.text().as_str()), (404, "{\"code\":4}"), "also while it is kept");
+        assert_eq!((failed.status, failed.text().as_str()), (404, "{\"code\":4}"), "also while it is stored");
     }
     let kept = upstream.count();
     upstream.set(|_| Plan::close());
@@ -295,7 +296,7 @@ async fn where_metadata_is_not_to_be_had_its_failure_is_the_answer() {
 
 #[tokio::test]
 async fn metadata_leaves_out_what_a_team_may_not_name() {
-    // Long enough to be worth compressing.
+    // Long enough that compression is useful.
     let members: &'static str = MEMBERS.replace("how it stands", &"how it stands, ".repeat(100)).leak();
     let upstream = Upstream::script(move |_| Plan::page(members)).await;
     let gateway = config(&upstream).start().await;
@@ -343,7 +344,7 @@ async fn metadata_leaves_out_what_a_team_may_not_name() {
 }
 
 #[tokio::test]
-async fn a_member_that_leaves_metadata_is_refused_from_then_on() {
+async fn a_member_that_metadata_no_longer_has_is_refused() {
     let upstream = Upstream::with_metadata().await;
     let gateway = config(&upstream).start().await;
     let body = json!({"query": {"dimensions": ["Conversation.Queue"]}}).to_string();
@@ -355,7 +356,7 @@ async fn a_member_that_leaves_metadata_is_refused_from_then_on() {
     upstream.set(move |seen| Plan::page(if seen.target() == METADATA { without } else { PAGE }));
     assert_eq!(gateway.ask(&get(METADATA, &format!("{}Cache-Control: no-cache\r\n", of("free")))).await.status, 200);
     ask().await.assert_refused(403, "field_not_allowed");
-    // And is found again when it comes back.
+    // It is accepted again when it is back in metadata.
     upstream.set(|seen| Plan::page(if seen.target() == METADATA { MEMBERS } else { PAGE }));
     assert_eq!(gateway.ask(&get(METADATA, &format!("{}Cache-Control: no-cache\r\n", of("free")))).await.status, 200);
     assert_eq!(ask().await.detail(), "hit");
@@ -375,7 +376,7 @@ async fn a_changed_policy_makes_older_page_tokens_worthless() {
     let write = |deny: &str| {
         let text =
             format!("[teams.narrow]\ntoken_sha256 = '{}'\npolicy = {{ deny = [{deny}] }}\n", sha256_hex("narrow"));
-        // In one step, since the gateway watches it.
+        // In one step, because the gateway watches the file.
         let new = path.with_extension("new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, &path).unwrap();
@@ -395,14 +396,14 @@ async fn a_changed_policy_makes_older_page_tokens_worthless() {
     poll("the newer policy", || async { (ask(&queue).await.status == 403).then_some(()) }).await;
     page().await.assert_refused(403, "field_not_allowed");
     ask(&queue).await.assert_refused(403, "field_not_allowed");
-    // What it is given under its newer policy is its own.
+    // Tokens that it gets under its newer policy are its own.
     let measure = r#"{"query":{"measures":["Conversation.Count"]}}"#;
     assert_eq!(ask(measure).await.status, 200);
     assert_eq!(page().await.status, 200);
     write("'Secret.*'");
     gateway.reload.notify_one();
     poll("the older policy", || async { (ask(&queue).await.status == 200).then_some(()) }).await;
-    assert_eq!(page().await.status, 200, "it was given out under this very policy");
+    assert_eq!(page().await.status, 200, "it was given out under this policy");
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
-//! What a query of a team with a policy may cost.
+//! Limits of queries of teams with a policy.
 
 use crate::support::*;
 
 #[tokio::test]
-async fn required_filters_are_not_copied_without_end() {
+async fn copies_of_required_filters_are_limited() {
     let values: Vec<_> = (0..100).map(|n| format!("'CLOSED-{n:03}'")).collect();
     let require =
         format!("[{{ op = 'IN', field = 'Conversation.ConversationStatus', values = [{}] }}]", values.join(","));
@@ -21,7 +21,7 @@ async fn required_filters_are_not_copied_without_end() {
     let of_queue = |name: String| {
         format!(r#"{{"op":"AND","expressions":[{{"op":"EQ","field":"Conversation.Queue","values":["{name}"]}}]}}"#)
     };
-    // Equal groups are one, however they are written.
+    // Equal groups count as one, however they are written.
     assert_eq!(ask(&vec![empty.clone(); 20_000]).await.status, 200);
     let sent = upstream.seen().last().unwrap().text();
     assert_eq!(sent.matches("CLOSED-000").count(), 1, "{sent}");

@@ -1,4 +1,4 @@
-//! The account's metadata, as teams with a policy depend on it.
+//! The account's metadata, on which teams with a policy depend.
 
 use insights_gateway::config::Sources;
 
@@ -22,7 +22,7 @@ fn metadata(upstream: &Upstream) -> usize {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_metadata_takes_no_page_of_it_away() {
+async fn a_response_that_is_not_metadata_replaces_no_page_of_it() {
     let upstream = Upstream::with_metadata().await;
     let gateway = config(&upstream).start().await;
     let ask = async |n: usize| {
@@ -36,7 +36,7 @@ async fn an_answer_that_is_no_metadata_takes_no_page_of_it_away() {
         gateway.ask(&get(METADATA, &headers)).await.assert_page(MEMBERS, "stale_error");
         assert_eq!(ask(n + 2).await, 200, "{other}");
     }
-    // More than is documented may stand in it.
+    // It may contain more than is documented.
     let more = MEMBERS.replace("{\"domain\"", "{\"more\":[1],\"domain\"");
     let shown = more.clone();
     upstream.set(move |seen| Plan::page(if seen.target() == METADATA { &shown } else { PAGE }));
@@ -57,7 +57,7 @@ async fn metadata_that_may_not_be_kept_is_not_fetched_for_every_query() {
         let body = format!(r#"{{"query":{{"measures":["Conversation.Count"]}},"pageSize":{n}}}"#);
         assert_eq!(gateway.ask(&post_to(QUERY, &of("narrow"), &body)).await.status, 200);
     }
-    assert_eq!(metadata(&upstream), 1, "for proofs alone it is remembered for a moment");
+    assert_eq!(metadata(&upstream), 1, "its view is kept for a short time");
     for team in ["free", "narrow"] {
         assert_eq!(gateway.ask(&get(METADATA, &of(team))).await.detail(), "miss");
     }
@@ -65,7 +65,7 @@ async fn metadata_that_may_not_be_kept_is_not_fetched_for_every_query() {
 }
 
 #[tokio::test]
-async fn a_team_with_a_policy_walks_on_at_another_upstream() {
+async fn a_team_with_a_policy_can_page_at_another_upstream() {
     let walked = |seen: &Seen| match seen.target() {
         METADATA => Plan::page(MEMBERS),
         _ => Plan::page(r#"{"data":[],"meta":{"nextToken":"next"}}"#),

@@ -1,5 +1,5 @@
-//! Clients that break the rules: whatever they send is answered in Twilio's shape with the contract's reason,
-//! reaches no upstream, and does no harm to whoever comes next.
+//! Clients that break the rules: each invalid request is answered in Twilio's format with the contract's reason,
+//! reaches no upstream, and does not affect the next client.
 
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ impl Bench {
         Self { upstream, gateway }
     }
 
-    /// Every attack gets its refusal, and all that do not are named at once. Each has a connection of its
-    /// own, and an honest client is served after each.
+    /// Every attack must get its refusal; all that do not are reported together. Each has its own connection, and an
+    /// honest client is served after each.
     async fn refuses(&self, attacks: &[(&str, Vec<u8>, u16, &str)]) {
         let mut faults = Vec::new();
         for (name, bytes, status, reason) in attacks {
@@ -68,7 +68,7 @@ fn nested(levels: usize) -> String {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_json_are_invalid_json() {
+async fn bodies_that_are_not_json_are_invalid_json() {
     let bench = Bench::new().await;
     let bad = |name, body: &[u8]| {
         let mut request =
@@ -112,7 +112,7 @@ async fn bodies_that_are_no_json_are_invalid_json() {
 }
 
 #[tokio::test]
-async fn json_that_is_no_query_is_an_invalid_query() {
+async fn json_that_is_not_a_query_is_an_invalid_query() {
     let bench = Bench::new().await;
     let bad = |name, body: &str| (name, post(body), 400, "invalid_query");
     bench
@@ -133,7 +133,7 @@ async fn json_that_is_no_query_is_an_invalid_query() {
 }
 
 #[tokio::test]
-async fn bodies_beyond_max_body_are_refused_whether_or_not_they_say_so() {
+async fn bodies_beyond_max_body_are_refused_with_and_without_a_length() {
     let bench = Bench::with(|config| config.set("server.max_body", "64KiB")).await;
     let large = "a".repeat(64 * 1024 + 1);
     let chunked = |body: &str| {
@@ -156,7 +156,7 @@ async fn bodies_beyond_max_body_are_refused_whether_or_not_they_say_so() {
         .await;
     let just = format!(r#"{{"query":{{}},"x":"{}"}}"#, "a".repeat(64 * 1024 - 19));
     assert_eq!(just.len(), 64 * 1024);
-    assert_eq!(bench.gateway.ask(&post(&just)).await.status, 200, "max_body itself is allowed");
+    assert_eq!(bench.gateway.ask(&post(&just)).await.status, 200, "a body of exactly max_body is allowed");
     let answer = bench.gateway.ask(&chunked(&just)).await;
     assert_eq!((answer.status, answer.detail()), (200, "hit"), "chunks change nothing about the query");
 }
@@ -181,13 +181,13 @@ async fn unknown_methods_are_405_and_name_the_known_ones() {
 }
 
 #[tokio::test]
-async fn methods_that_are_none_are_refused() {
+async fn unknown_methods_are_refused() {
     let bench = Bench::new().await;
     let bad =
         |name, line: &str, status, reason| (name, raw(&format!("{line}\r\nHost: localhost\r\n\r\n")), status, reason);
     bench
         .refuses(&[
-            // Its target is a host, and not ours.
+            // Its target is a host, and not the gateway's.
             bad("CONNECT", "CONNECT example.com:443 HTTP/1.1", 400, "bad_request"),
             bad("OPTIONS of everything", "OPTIONS * HTTP/1.1", 404, "not_found"),
             bad("brackets in a method", &format!("G[E]T {QUERY} HTTP/1.1"), 400, "bad_request"),
@@ -267,7 +267,7 @@ async fn hosts_that_are_missing_doubled_or_foreign_are_refused() {
 }
 
 #[tokio::test]
-async fn framing_that_two_readers_understand_differently_is_a_bad_request() {
+async fn ambiguous_framing_is_a_bad_request() {
     let bench = Bench::new().await;
     let framed = |name, lines: &str, body: &str| {
         let request = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n{body}");
@@ -308,7 +308,7 @@ async fn framing_that_two_readers_understand_differently_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn other_spellings_of_a_path_lead_nowhere() {
+async fn other_spellings_of_a_path_are_not_found() {
     let bench = Bench::new().await;
     let nowhere = |target: &'static str| (target, post_to(target, "", ASK), 404, "not_found");
     bench
@@ -340,7 +340,7 @@ async fn other_spellings_of_a_path_lead_nowhere() {
 }
 
 #[tokio::test]
-async fn a_page_needs_a_token_and_parameters_need_sound_encoding() {
+async fn a_page_needs_a_token_and_parameters_need_valid_encoding() {
     let bench = Bench::new().await;
     let page = |target: &'static str, reason| (target, get(&format!("{QUERY}{target}"), ""), 400, reason);
     bench
@@ -360,7 +360,7 @@ async fn a_page_needs_a_token_and_parameters_need_sound_encoding() {
     bench.gateway.ask(&post_to(&format!("{QUERY}?pageSize=%x"), "", ASK)).await.assert_refused(400, "bad_request");
     assert_eq!(bench.gateway.ask(&get(&format!("{QUERY}?pageToken=a+b/c=="), "")).await.status, 200);
     let seen = bench.upstream.seen().pop().unwrap();
-    assert_eq!(seen.target(), format!("{QUERY}?pageToken=a%2Bb%2Fc%3D%3D"), "a plus stands for itself");
+    assert_eq!(seen.target(), format!("{QUERY}?pageToken=a%2Bb%2Fc%3D%3D"), "a plus sign is kept");
 }
 
 #[tokio::test]
@@ -373,7 +373,7 @@ async fn a_head_that_is_late_is_408_and_the_connection_is_closed() {
     assert_eq!(answer.header("connection"), "close");
     assert_eq!(begun.rest().await, b"", "nothing follows");
     let mut silent = bench.gateway.connect().await;
-    assert_eq!(silent.rest().await, b"", "who says nothing is told nothing, and let go");
+    assert_eq!(silent.rest().await, b"", "a silent client gets no response and is disconnected");
     assert_eq!(bench.gateway.ask(&post(ASK)).await.status, 200);
 }
 
@@ -394,7 +394,7 @@ async fn a_head_that_drips_is_408_however_steadily_it_does() {
         }
     });
     let mut bytes = Vec::new();
-    // The connection may end in a reset, since the drip goes on: what came before it counts.
+    // The connection may end in a reset, because the client is still sending; what came before the reset counts.
     let _ = within(tokio::io::AsyncReadExt::read_to_end(&mut reading, &mut bytes)).await;
     let text = String::from_utf8(bytes).unwrap();
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
@@ -403,7 +403,7 @@ async fn a_head_that_drips_is_408_however_steadily_it_does() {
 }
 
 #[tokio::test]
-async fn the_second_head_of_a_connection_is_due_as_soon_as_the_first() {
+async fn the_second_head_of_a_connection_has_the_same_time_limit() {
     let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let mut client = bench.gateway.connect().await;
     assert_eq!(client.ask(&post(ASK)).await.status, 200);
@@ -413,7 +413,7 @@ async fn the_second_head_of_a_connection_is_due_as_soon_as_the_first() {
 }
 
 #[tokio::test]
-async fn half_a_head_that_came_with_the_request_before_is_due_too() {
+async fn half_a_head_after_a_request_has_the_same_time_limit() {
     let bench = Bench::with(|config| config.set("server.header_timeout", "1s")).await;
     let mut client = bench.gateway.connect().await;
     let mut bytes = post(ASK);
@@ -456,7 +456,7 @@ async fn a_client_that_hangs_up_in_its_body_sends_nothing_upstream() {
             client.stream.set_zero_linger().unwrap();
         }
     }
-    // 400 when the end could still be told, 499 when nobody was there to tell: both are counted, neither twice.
+    // 400 when the client could still read the response, 499 when it could not. Each request is counted exactly once.
     poll("both requests are counted", || async {
         let count = bench.gateway.metric("requests_total", &["operation=\"query\""]).await;
         assert!(count <= 2.0);
@@ -469,7 +469,7 @@ async fn a_client_that_hangs_up_in_its_body_sends_nothing_upstream() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_half_in_a_body_is_told_so_or_let_go() {
+async fn a_client_that_closes_its_half_in_a_body_is_refused_or_disconnected() {
     let bench = Bench::new().await;
     let mut client = bench.gateway.connect().await;
     client
@@ -486,16 +486,16 @@ async fn a_client_that_closes_its_half_in_a_body_is_told_so_or_let_go() {
 async fn head_has_the_headers_of_get_and_no_body() {
     let bench = Bench::new().await;
     for target in [METADATA.to_owned(), format!("{QUERY}?pageToken=abc")] {
-        // So that both are hits.
+        // So that both requests are hits.
         assert_eq!(bench.gateway.ask(&get(&target, "")).await.status, 200);
         let id = "X-Request-Id: the-same\r\n";
         let mut client = bench.gateway.connect().await;
         let head = client.ask(format!("HEAD {target} HTTP/1.1\r\nHost: localhost\r\n{id}\r\n").as_bytes()).await;
         assert_eq!((head.status, head.detail()), (200, "hit"));
-        // Bytes of a body would be taken for this answer's head.
+        // Bytes of a body would be read as the beginning of this response's head.
         let get = client.ask(&get(&target, id)).await;
         assert_eq!(get.text(), PAGE);
-        // But for what a second between them may change.
+        // Except for what may change between them within a second.
         let shared = |answer: &Answer| {
             let mut headers = answer.headers.clone();
             headers.retain(|(name, _)| !matches!(name.as_str(), "date" | "age" | "cache-status"));
@@ -541,7 +541,7 @@ async fn pipelined_requests_are_answered_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_malformed_request_behind_a_good_one_is_refused_in_the_same_shape() {
+async fn a_malformed_request_after_a_valid_one_is_refused_in_the_same_format() {
     let bench = Bench::new().await;
     let malformed: [(&str, &[u8], u16, &str); 5] = [
         ("no method", b"\0\0\0\0 / HTTP/1.1\r\n\r\n", 400, "bad_request"),
@@ -566,7 +566,7 @@ async fn a_malformed_request_behind_a_good_one_is_refused_in_the_same_shape() {
         ),
     ];
     for (name, bytes, status, reason) in malformed {
-        // Once as a hit, which is answered while the second head is already there, and once kept waiting.
+        // Once as a hit, which is answered while the second head is already there, and once as a request that waits.
         for target in [METADATA.to_owned(), format!("{METADATA}?fresh={}", name.len())] {
             let mut client = bench.gateway.connect().await;
             client.send(&[&get(&target, ""), bytes].concat()).await;
@@ -578,7 +578,7 @@ async fn a_malformed_request_behind_a_good_one_is_refused_in_the_same_shape() {
 }
 
 #[tokio::test]
-async fn a_request_with_two_lengths_is_seen_behind_bodies_and_in_pieces() {
+async fn a_request_with_two_lengths_is_found_after_bodies_and_in_pieces() {
     let bench = Bench::new().await;
     let ambiguous = format!(
         "POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
@@ -659,11 +659,11 @@ async fn expect_100_continue_is_answered_before_the_body_is_sent() {
     let mut client = bench.gateway.connect().await;
     let head = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n{}\r\n\r\n", length());
     client.send(head.as_bytes()).await;
-    let interim = client.next().await.expect("an interim answer");
+    let interim = client.next().await.expect("an interim response");
     assert_eq!(interim.status, 100);
     client.send(ASK.as_bytes()).await;
     client.answer().await.assert_page(PAGE, "miss");
-    // What is refused from its head alone needs no body.
+    // A request that is refused by its head needs no body.
     let mut client = bench.gateway.connect().await;
     client
         .send(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
@@ -672,7 +672,7 @@ async fn expect_100_continue_is_answered_before_the_body_is_sent() {
 }
 
 #[tokio::test]
-async fn nothing_of_a_clients_headers_goes_upstream() {
+async fn no_header_of_a_client_goes_upstream() {
     let bench = Bench::new().await;
     let headers = "Authorization: Basic Y2xpZW50OnN0b2xlbg==\r\nCookie: session=stolen\r\nX-Forwarded-For: 6.6.6.6\r\n\
                    Forwarded: for=6.6.6.6\r\nX-Api-Key: stolen\r\nProxy-Authorization: Basic stolen\r\nVia: 1.1 stolen\r\n\
@@ -709,7 +709,7 @@ async fn nothing_of_a_clients_headers_goes_upstream() {
 }
 
 #[tokio::test]
-async fn nothing_of_the_upstreams_own_headers_comes_down() {
+async fn no_private_header_of_the_upstream_reaches_clients() {
     let bench = Bench::new().await;
     bench.upstream.set(|_| {
         let headers = "Content-Type: application/json\r\nSet-Cookie: a=leaked\r\nServer: leaked\r\nX-Powered-By: leaked\r\n\
@@ -724,7 +724,7 @@ async fn nothing_of_the_upstreams_own_headers_comes_down() {
     assert_eq!(answer.text(), PAGE);
     let all = format!("{:?}", answer.headers);
     assert!(!all.contains("leaked"), "{all}");
-    assert_ne!(answer.find("age"), Some("77"), "our own age or none");
+    assert_ne!(answer.find("age"), Some("77"), "the gateway's own age or none");
     for name in ["set-cookie", "server", "via", "connection", "keep-alive", "strict-transport-security", "alt-svc"] {
         assert_eq!(answer.find(name), None, "{name}");
     }
@@ -756,7 +756,7 @@ async fn connections_beyond_the_limit_wait_and_are_served_later() {
 }
 
 #[tokio::test]
-async fn a_storm_of_broken_connections_leaves_the_gateway_in_order() {
+async fn the_gateway_works_after_many_broken_connections() {
     let bench = Bench::with(|config| config.set("server.max_connections", "20")).await;
     let pieces: [&[u8]; 6] =
         [b"", b"\0", b"GET", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff", b"\r\n\r\n\r\n", b"\x16\x03\x01"];
@@ -767,7 +767,7 @@ async fn a_storm_of_broken_connections_leaves_the_gateway_in_order() {
             client.stream.set_zero_linger().unwrap();
         }
     }
-    // Ten times as many as there are places: none was lost.
+    // Ten times as many as there are places, so no place was lost.
     let mut held = Vec::new();
     for _ in 0..20 {
         let mut client = bench.gateway.connect().await;
@@ -778,7 +778,7 @@ async fn a_storm_of_broken_connections_leaves_the_gateway_in_order() {
 }
 
 #[tokio::test]
-async fn an_absolute_target_outweighs_the_host_header() {
+async fn an_absolute_target_overrides_the_host_header() {
     let bench = Bench::new().await;
     let request = |authority: &str, host: &str| {
         raw(&format!("POST http://{authority}{QUERY} HTTP/1.1\r\n{host}{}\r\n\r\n{ASK}", length()))
@@ -793,7 +793,7 @@ async fn an_absolute_target_outweighs_the_host_header() {
 }
 
 #[tokio::test]
-async fn a_host_needs_a_sound_port() {
+async fn a_host_needs_a_valid_port() {
     let bench = Bench::new().await;
     let with = |host: &str| head(&format!("Host: {host}\r\n{}", length()));
     bench
@@ -812,7 +812,7 @@ async fn a_length_beside_chunks_is_a_bad_request() {
         let request = format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n{chunks}");
         (name, request.into_bytes(), 400, "bad_request")
     };
-    // RFC 9112 section 6.3: this ought to be handled as an error, since somebody may be smuggling a request.
+    // RFC 9112 section 6.3: this should be an error, because it may be an attempt at request smuggling.
     bench
         .refuses(&[
             framed("length first", "Content-Length: 45\r\nTransfer-Encoding: chunked"),

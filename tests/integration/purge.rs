@@ -1,4 +1,4 @@
-//! A purge is an end: whoever asks after it gets nothing that was asked for before it, and no restart brings it back.
+//! After a purge no client gets a response that was requested before it, and no restart brings it back.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ fn key_of(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn who_asks_after_a_purge_joins_no_call_from_before_it() {
+async fn a_client_that_asks_after_a_purge_joins_no_earlier_call() {
     for scope in ["all", "account", "operation", "key"] {
         for (request, operation) in [
             (post(ASK), "query"),
@@ -50,7 +50,7 @@ async fn who_asks_after_a_purge_joins_no_call_from_before_it() {
             upstream.heal(NEW);
             gateway.ask(&request).await.assert_page(NEW, "miss");
             gate.open();
-            // Who asked before the purge may have what it asked for; nobody else reads it.
+            // A client that asked before the purge may get its response; no other client does.
             assert_eq!(before.answer().await.text(), OLD, "{which}");
             let plain = if operation == "query" { post(ASK) } else { request };
             gateway.ask(&plain).await.assert_page(NEW, "hit");
@@ -96,7 +96,7 @@ async fn a_purge_of_something_else_costs_no_call() {
     assert_eq!(upstream.count(), 1);
 }
 
-/// A process with a disk tier, on whose disk the page of [`ASK`] is.
+/// A process with a disk tier that has stored the page of [`ASK`] on the disk.
 async fn with_page_on_disk(mut command: Command, upstream: &Upstream, folder: &TempDir) -> Process {
     command.args(process::quiet(arguments(upstream, folder)));
     let process = Process::spawn(command).await;
@@ -143,7 +143,7 @@ async fn a_kill_right_after_a_purge_brings_no_page_back() {
 #[tokio::test]
 async fn a_purge_on_a_full_disk_is_not_undone_by_a_restart() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
-    // Writing beyond the limit is then an error, as on a full disk, and not a signal that ends the process.
+    // Writing beyond the limit then returns an error, as on a full disk, instead of a signal that ends the process.
     let process = with_page_on_disk(command("trap '' XFSZ; exec \"$0\" \"$@\""), &upstream, &folder).await;
     let pid = Pid::from_raw(i32::try_from(process.id()).unwrap());
     prlimit(pid, Resource::Fsize, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();

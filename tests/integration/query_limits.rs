@@ -1,4 +1,4 @@
-//! What a query's body may cost.
+//! Limits of a query's body.
 
 use crate::support::*;
 
@@ -9,7 +9,7 @@ async fn a_body_of_too_many_values_is_refused() {
     let nested = |element: &str, count: usize| format!(r#"{{"query":{{"x":[{}]}}}}"#, vec![element; count].join(","));
     for (element, values) in [("{\"\":0}", 2), ("0", 1), ("[]", 1), ("[[0]]", 3), ("\"\"", 1), ("{\"\":{\"\":{}}}", 3)]
     {
-        // Three values are around the list.
+        // Three values contain the list.
         let most = (100_000 - 3) / values;
         let answer = gateway.ask(&post(&nested(element, most + 1))).await;
         answer.assert_refused(413, "body_too_large");

@@ -1,4 +1,4 @@
-//! A thousand reloads in a row under load: no request is lost, nothing grows, and what cannot change is named.
+//! A thousand reloads under load: no request is lost, memory does not grow, and keys that need a restart are named.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ impl File {
         file
     }
 
-    /// Another rate, another lifetime and another team each time; with further lines.
+    /// Another rate, lifetime and team each time, with further lines.
     fn write(&self, n: usize, more: &str) {
         let text = format!(
             "[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\nrate = '{}/s'\n\
@@ -38,7 +38,7 @@ impl File {
     }
 }
 
-/// Clients that ask, nearly without pause, on connections that stay open: hits, misses and refusals.
+/// Clients that ask nearly without pause on connections that stay open: hits, misses and refusals.
 struct Load {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicU64>,
@@ -63,7 +63,7 @@ impl Load {
                     }
                     assert_eq!(connection.ask(&get("/nowhere", "")).await.status, 404);
                     served.fetch_add(7, Ordering::Relaxed);
-                    // Leaves the machine a moment for the reloads.
+                    // Leaves some time for the reloads.
                     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
                 }
             });
@@ -71,7 +71,7 @@ impl Load {
         load
     }
 
-    /// Stops it: how many requests were served, none of them badly.
+    /// Stops the load. Returns how many requests were served; all must have succeeded.
     async fn stop(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = within(self.clients.join_next()).await {
@@ -100,7 +100,7 @@ async fn a_thousand_reloads_under_load_lose_nothing_and_leave_nothing_behind() {
     let arguments = vec![
         format!("--config={}", file.path.display()),
         set("upstream.url", &upstream.url()),
-        // Small, so that it is full before anything is measured.
+        // Small, so that it is full before the measurement.
         set("cache.capacity", "1MiB"),
         set("log.access", "false"),
     ];
@@ -121,7 +121,7 @@ async fn a_thousand_reloads_under_load_lose_nothing_and_leave_nothing_behind() {
     println!("{RELOADS} reloads, {served} requests; KiB resident and descriptors: {before:?}, then {after:?}");
     assert!(served > 100, "{served}");
     assert!(after.0 < before.0 + 8 * 1024, "{before:?} {after:?}");
-    // Connections to the upstream come and go.
+    // Connections to the upstream begin and end.
     assert!(after.1 <= before.1 + 10, "{before:?} {after:?}");
     process.signal("TERM");
     let (code, said) = process.ended().await;
@@ -149,11 +149,11 @@ async fn reloads_leave_no_task_behind() {
 }
 
 #[tokio::test]
-async fn a_refused_reload_says_why_once_and_a_fixed_key_is_named() {
+async fn a_refused_reload_is_explained_once_and_a_restart_key_is_named() {
     let (upstream, file) = (Upstream::start().await, File::new());
     let arguments = vec![format!("--config={}", file.path.display()), set("upstream.url", &upstream.url())];
     let mut process = Process::start(arguments).await;
-    // Noticed without a signal, looked at again and again, and said once.
+    // Noticed without a signal, checked again and again, and logged once.
     file.write(1, "[cache]\ncapacty = '1MiB'\n");
     let refused = process.says(|event| event["level"] == "ERROR").await;
     assert!(

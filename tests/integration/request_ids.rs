@@ -1,4 +1,4 @@
-//! Log lines of the binary, and the requests that they are about: each is joined to an access line by `request_id`.
+//! Log lines of the binary: each belongs to a request, and has the `request_id` of its access line.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -10,13 +10,13 @@ use serde_json::Value as Json;
 
 const ACCESS: &str = "insights_gateway::access";
 
-/// A query of its own for every word.
+/// A different query for every word.
 fn ask(id: &str, word: &str) -> Vec<u8> {
     let body = format!(r#"{{"query":{{"measures":["Conversation.{word}"]}}}}"#);
     post_to(QUERY, &format!("X-Request-Id: {id}\r\nConnection: close\r\n"), &body)
 }
 
-/// Acts by the word in the query; what is tried twice fails the first time.
+/// Acts by the word in the query. A query that is retried fails the first time.
 fn script(gate: &Gate) -> impl FnMut(&Seen) -> Plan + Send + use<> {
     let (mut tries, gate) = (HashMap::<String, u32>::new(), gate.clone());
     move |seen| {
@@ -126,7 +126,7 @@ async fn lines_of_a_log_in_text_have_the_id_too() {
         ("server.listen", "127.0.0.1:0"),
         ("admin.listen", "127.0.0.1:0"),
         ("log.format", "text"),
-        // No other target of ours, and still the id.
+        // No other target of the gateway's is enabled, and the id is still there.
         ("log.filter", "info,insights_gateway::layers::upstream=debug"),
     ];
     let mut child = command(&flags(&upstream, &more)).spawn().unwrap();

@@ -1,8 +1,8 @@
-//! All pages of a result set are of one time: no old page 2 stands beside a new page 1.
+//! All pages of a result set are from the same time: an old page 2 is never served with a new page 1.
 
 use crate::support::*;
 
-/// `page>token`: the page, and the name of the next.
+/// `page>token`: the page, and the token of the next one.
 fn page(text: &str) -> Plan {
     let (rows, next) = text.split_once('>').map_or((text, "null".to_owned()), |(rows, t)| (rows, format!("\"{t}\"")));
     Plan::page(&format!("{{\"data\":\"{rows}\",\"meta\":{{\"nextToken\":{next}}}}}"))
@@ -13,7 +13,7 @@ fn rows(answer: &Answer) -> String {
     answer.json()["data"].as_str().unwrap().to_owned()
 }
 
-/// An upstream whose every page has the same token, whatever the rows; `version` stands in each.
+/// An upstream whose pages all have the same token, whatever their rows; each page contains `version`.
 async fn versioned(version: &'static str) -> Upstream {
     let upstream = Upstream::start().await;
     set_version(&upstream, version);
@@ -65,7 +65,7 @@ async fn no_page_of_an_older_set_is_served_beside_a_new_first_page() {
 }
 
 #[tokio::test]
-async fn a_further_page_under_way_for_the_older_set_is_nobodys_of_the_new_one() {
+async fn a_page_under_way_for_an_older_set_does_not_belong_to_the_new_one() {
     let upstream = versioned("old").await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     gateway.ask(&post(ASK)).await;
@@ -105,7 +105,7 @@ async fn a_page_that_is_reached_backwards_is_of_the_set_too() {
 }
 
 #[tokio::test]
-async fn who_walks_an_older_set_with_tokens_of_its_own_goes_on() {
+async fn a_client_can_go_on_reading_an_older_set_with_other_tokens() {
     let upstream = versioned("old").await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for request in [post(ASK), further("b"), further("c")] {
@@ -135,7 +135,7 @@ async fn a_further_page_belongs_to_its_set_though_others_have_filled_the_cache()
     set_version(&upstream, "old");
     gateway.ask(&further("b")).await;
     assert_eq!(gateway.ask(&further("b")).await.detail(), "hit");
-    // What ends its set ends it.
+    // When its set ends, it ends too.
     let which = format!("{{\"key\":\"{key}\"}}");
     let length = which.len();
     let purge = format!("POST /cache/purge HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{which}");
@@ -145,7 +145,7 @@ async fn a_further_page_belongs_to_its_set_though_others_have_filled_the_cache()
 
 #[tokio::test]
 async fn a_query_that_names_a_page_token_belongs_to_the_set_of_that_token() {
-    // Every first page names the same next page, as it is at that time.
+    // Every first page names the same next page, in its current version.
     let upstream = Upstream::script(|seen| {
         let is_further = seen.target().contains("pageToken") || seen.text().contains("pageToken");
         let next = if is_further { "null" } else { "\"next\"" };
@@ -163,6 +163,6 @@ async fn a_query_that_names_a_page_token_belongs_to_the_set_of_that_token() {
     let again = post_to(QUERY, "Cache-Control: no-cache\r\n", ASK);
     assert_eq!(gateway.ask(&again).await.detail(), "miss");
     for request in &further {
-        assert_eq!(gateway.ask(request).await.detail(), "miss", "of the older set");
+        assert_eq!(gateway.ask(request).await.detail(), "miss", "it belonged to the older set");
     }
 }

@@ -1,4 +1,4 @@
-//! `Retry-After` in every form: who is held back by it, for how long, and what a client is told.
+//! `Retry-After` in every form: which requests it delays, for how long, and what a client gets.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::support::*;
 use tokio::time::Instant;
 
-/// A date of an upstream whose clock is off by so many seconds.
+/// The date of an upstream whose clock is wrong by this many seconds.
 fn date(off: i64) -> String {
     #[allow(
         clippy::disallowed_methods,
@@ -33,7 +33,7 @@ async fn a_fraction_counts_as_a_second_and_a_date_by_the_answers_own_clock() {
             let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
             let answer = gateway.ask(&post(ASK)).await;
             let shown: i64 = answer.header("retry-after").parse().unwrap();
-            // Two dates are written one after the other, perhaps in two seconds.
+            // Two dates are written one after the other, possibly in different seconds.
             let is_told = (0..=1).contains(&(shown - told.parse::<i64>().unwrap()));
             assert!(answer.status == status && is_told, "{status}, {}: {answer:?}", headers());
             let paused = gateway.metric("budget_paused_seconds", &["default"]).await;
@@ -70,7 +70,7 @@ async fn a_503_holds_the_retries_of_its_own_call_back_and_nobody_elses() {
 }
 
 #[tokio::test]
-async fn what_would_come_after_the_deadline_is_not_waited_for() {
+async fn a_request_does_not_wait_beyond_its_deadline() {
     let upstream = Upstream::script(|_| Plan::with(503, "Retry-After: 30\r\n", "{}")).await;
     let gateway = TestConfig::new(upstream.url()).set("upstream.deadline", "20s").start().await;
     let begun = Instant::now();
@@ -80,7 +80,7 @@ async fn what_would_come_after_the_deadline_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn the_collector_of_traces_is_left_alone_for_as_long_as_it_asks() {
+async fn the_collector_of_traces_gets_nothing_for_as_long_as_it_asks() {
     let came = Arc::new(Mutex::new(Vec::new()));
     let collector = {
         let came = Arc::clone(&came);
@@ -99,7 +99,7 @@ async fn the_collector_of_traces_is_left_alone_for_as_long_as_it_asks() {
     gateway.metric_reaches("spans_total", &["exported"], 6.0).await;
     let came = came.lock().unwrap().clone();
     assert_eq!(came.len(), 2);
-    // The backoff alone is a second at most.
+    // The backoff alone would be at most a second.
     assert!(came[1] - came[0] >= Duration::from_secs(3), "{:?}", came[1] - came[0]);
 }
 

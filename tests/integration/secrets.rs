@@ -1,4 +1,4 @@
-//! The account's secret: how it changes under load, and that no answer of the upstream's brings it down.
+//! The account's secret: how it changes under load, and that no response of the upstream passes it on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,7 +27,7 @@ fn percent(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02x}")).collect()
 }
 
-/// Every file below a folder, one behind the other.
+/// The content of all files below a folder.
 fn everything_in(folder: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -56,7 +56,7 @@ async fn an_answer_that_repeats_the_credential_reaches_neither_client_nor_cache_
         answers.push(Plan::json(404, &in_body(form)));
         answers.push(Plan::json(501, &in_body(form)));
     }
-    // Across chunks, each of a few bytes.
+    // Across chunks of a few bytes.
     let body = in_body(SECRET);
     let chunks: String = body
         .as_bytes()
@@ -81,7 +81,7 @@ async fn an_answer_that_repeats_the_credential_reaches_neither_client_nor_cache_
             let seen = format!("{answer:?}{}", answer.text());
             assert!(!seen.contains(form.as_str()), "answer {n} shows {form}");
         }
-        assert_eq!(upstream.count(), n + 1, "what repeats a secret once would do it again");
+        assert_eq!(upstream.count(), n + 1, "a response that repeats a secret is not retried");
     }
     let account = ["account=\"default\""];
     assert_eq!(gateway.metric("credential_echoes_total", &account).await, count as f64);
@@ -90,14 +90,14 @@ async fn an_answer_that_repeats_the_credential_reaches_neither_client_nor_cache_
     gateway.ask(&get(&format!("{METADATA}?n=0"), "")).await.assert_page(PAGE, "miss");
     gateway.stop().await;
     let kept = everything_in(folder.path());
-    assert!(contains(&kept, PAGE), "the page that repeats nothing is there");
+    assert!(contains(&kept, PAGE), "the page without a secret is stored");
     for form in &forms {
         assert!(!contains(&kept, form), "the disk shows {form}");
     }
 }
 
 #[tokio::test]
-async fn headers_that_nobody_lets_through_may_say_what_they_like() {
+async fn headers_that_are_not_passed_on_may_contain_anything() {
     let echo = format!("X-Debug: {SECRET}\r\nSet-Cookie: auth={}\r\n", basic(KEY, SECRET));
     let upstream = Upstream::script(move |_| Plan::with(200, &echo, PAGE)).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
@@ -121,7 +121,7 @@ async fn a_stale_page_is_served_rather_than_an_echo() {
 
 // --- Rotation ----------------------------------------------------------------------------------------------------
 
-/// A key and its secret as Kubernetes mounts them: names that lead through one link, which is swapped.
+/// A key and its secret as Kubernetes mounts them: the names lead through one link, which is replaced.
 struct Volume {
     folder: TempDir,
     versions: AtomicUsize,
@@ -146,7 +146,7 @@ impl Volume {
         self.folder.path().join("gateway.toml")
     }
 
-    /// A new folder, a new link to it, and that in the place of the old one.
+    /// A new folder, and a new link to it in the place of the old one.
     fn swap(&self, version: &str) {
         let root = self.folder.path();
         let name = format!("..{}", self.versions.fetch_add(1, Ordering::Relaxed));
@@ -167,7 +167,7 @@ fn pair(version: &str) -> String {
     format!("Basic {}", basic(&format!("SK-{version}"), &format!("secret-of-{version}")))
 }
 
-/// An upstream that lets in some versions, and remembers all that came.
+/// An upstream that accepts some versions, and records all that came.
 #[derive(Clone, Default)]
 struct AccessControl {
     open_for: Arc<Mutex<BTreeSet<String>>>,
@@ -215,7 +215,7 @@ async fn a_rotation_under_load_is_noticed_in_time_fails_nothing_and_mixes_nothin
             })
         })
         .collect();
-    // By a look at the files, and then by a signal.
+    // First by checking the files, and then by a signal.
     for (old, new, signal) in [("1", "2", false), ("2", "3", true)] {
         access.open_for(&[old, new]);
         let begun = Instant::now();
@@ -226,7 +226,7 @@ async fn a_rotation_under_load_is_noticed_in_time_fails_nothing_and_mixes_nothin
         poll("the new secret", || async { access.has_seen(new).then_some(()) }).await;
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(if signal { 2 } else { 5 }), "{took:?}");
-        // From here on the old one is good for nothing, not even for what is on its way.
+        // From here on the old key is rejected, also for requests under way.
         access.open_for(&[new]);
         let seen = asked.load(Ordering::Relaxed);
         poll("some more requests", || async { (asked.load(Ordering::Relaxed) > seen + 200).then_some(()) }).await;
@@ -257,7 +257,7 @@ fn a_key_and_its_secret_are_read_in_one_state_however_often_they_change() {
             }
         });
         for _ in 0..300 {
-            // That they changed too often, or were gone for a moment, is a refusal, and refusals change nothing.
+            // A read is refused if the files changed too often or were missing for a moment. A refusal changes nothing.
             let Ok(config) = config::load(&sources) else { continue };
             let account = &config.accounts[0];
             let version = account.username.strip_prefix("SK-").unwrap();

@@ -1,4 +1,4 @@
-//! Many clients, one upstream call; and how old a page may be that somebody else has paid for.
+//! Many clients with one upstream call, and how old a shared page may be.
 
 use crate::support::*;
 use tempfile::TempDir;
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 const OLD: &str = r#"{"data":[],"meta":{"page":"old"}}"#;
 const NEW: &str = r#"{"data":[],"meta":{"page":"new"}}"#;
 
-/// A page from each of `clients`, and how many were collapsed, missed and hit.
+/// A page for each of `clients`, and how many of them were collapsed, missed and hit.
 async fn answers(clients: Vec<Client>, page: &str) -> (usize, usize, usize) {
     let mut details = Vec::new();
     for mut client in clients {
@@ -76,7 +76,7 @@ async fn different_queries_never_share() {
         Plan::page(&page).after(&opened)
     })
     .await;
-    // Room for all at once, and none for chance.
+    // Enough places for all at the same time.
     let gateway = TestConfig::new(upstream.url()).set("accounts.default.concurrency", "100").start().await;
     let query = |inner: &str| post(&format!(r#"{{"query":{{{inner}}}}}"#));
     let requests = [
@@ -128,7 +128,7 @@ async fn accounts_never_share_and_teams_of_one_account_do() {
     let file = folder.path().join("gateway.toml");
     let text = [account("one"), account("two"), team("red", "one"), team("green", "one"), team("blue", "two")].concat();
     std::fs::write(&file, text).unwrap();
-    // A hash, since an answer that repeats a credential reaches nobody.
+    // A hash, because a response that contains a credential is not passed on.
     let upstream =
         Upstream::script(move |seen| Plan::page(&format!("{:?}", hash(seen.header("authorization").unwrap())))).await;
     let gateway = Gateway::start(TestConfig::new(upstream.url()).without_account().sources().with_file(&file)).await;
@@ -143,7 +143,7 @@ async fn accounts_never_share_and_teams_of_one_account_do() {
     assert_eq!((blue.status, blue.detail()), (200, "miss"));
     assert_ne!(red.text(), blue.text());
     ask("green", "").await.assert_page(&red.text(), "hit");
-    // The token is the secret: neither another team's name nor a part of it helps.
+    // The token is the secret: another team's name or a part of the token is not accepted.
     let refused = ask("nobody", "").await;
     refused.assert_refused(401, "unauthenticated");
     assert!(refused.find("www-authenticate").is_some());
@@ -163,7 +163,7 @@ async fn a_flight_outlives_the_client_that_began_it() {
     upstream.arrived(1).await;
     drop(first);
     gateway.metric_reaches("requests_total", &["status=\"499\""], 1.0).await;
-    // Somebody who comes after the first has left still joins its flight.
+    // A client that comes after the first has left still joins its flight.
     let second = waiter_count(&gateway, [post(ASK)]).await;
     gate.open();
     assert_eq!(answers(second, PAGE).await, (1, 0, 0));
@@ -172,7 +172,7 @@ async fn a_flight_outlives_the_client_that_began_it() {
 }
 
 #[tokio::test]
-async fn a_flight_that_nobody_waits_for_any_more_lands_in_the_cache() {
+async fn the_response_of_a_flight_without_waiters_is_stored() {
     let gate = Gate::default();
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
@@ -187,7 +187,7 @@ async fn a_flight_that_nobody_waits_for_any_more_lands_in_the_cache() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_the_queue_gives_its_place_back() {
+async fn a_client_that_leaves_the_queue_frees_its_place() {
     let gate = Gate::default();
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
@@ -201,11 +201,11 @@ async fn a_client_that_leaves_the_queue_gives_its_place_back() {
     gate.open();
     assert_eq!(answers(one, PAGE).await, (0, 1, 0));
     gateway.settle().await;
-    assert_eq!(upstream.count(), 1, "nobody wanted the second");
+    assert_eq!(upstream.count(), 1, "no client waited for the second");
 }
 
 #[tokio::test]
-async fn a_failing_flight_fails_for_all_who_wait_and_for_nobody_else() {
+async fn a_failing_flight_fails_only_for_those_who_wait_for_it() {
     for (failure, status) in [(Plan::reset(), 502), (Plan::page("no JSON"), 502), (Plan::json(503, "{}"), 503)] {
         let gate = Gate::default();
         let held = failure.after(&gate);
@@ -217,7 +217,7 @@ async fn a_failing_flight_fails_for_all_who_wait_and_for_nobody_else() {
         for mut client in clients {
             assert_eq!(client.answer().await.status, status);
         }
-        assert_eq!(upstream.count(), 1, "nobody tried by himself");
+        assert_eq!(upstream.count(), 1, "no waiter made its own call");
         upstream.heal(PAGE);
         gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
         assert_eq!(upstream.count(), 2);
@@ -225,7 +225,7 @@ async fn a_failing_flight_fails_for_all_who_wait_and_for_nobody_else() {
 }
 
 #[tokio::test]
-async fn an_impatient_leader_takes_nobody_down_with_it() {
+async fn a_leader_with_a_short_deadline_does_not_end_the_call() {
     let gate = Gate::default();
     let held = Plan::page(PAGE).after(&gate);
     let upstream = Upstream::script(move |_| held.clone()).await;
@@ -236,7 +236,7 @@ async fn an_impatient_leader_takes_nobody_down_with_it() {
     hasty.remove(0).answer().await.assert_refused(504, "upstream_timeout");
     gate.open();
     assert_eq!(answers(patient, PAGE).await, (5, 0, 0));
-    assert_eq!(upstream.count(), 1, "its call goes on for the others");
+    assert_eq!(upstream.count(), 1, "its call continues for the others");
 }
 
 async fn short_lived(upstream: &Upstream, fresh: &str, revalidate: &str, error: &str) -> Gateway {
@@ -245,7 +245,7 @@ async fn short_lived(upstream: &Upstream, fresh: &str, revalidate: &str, error: 
         .set("cache.query.stale_while_revalidate", revalidate)
         .set("cache.query.stale_if_error", error)
         .set("retry.attempts", "1")
-        // What is tried here is not the circuit.
+        // This test is not about the circuit.
         .set("circuit.ratio", "1.0")
         .start()
         .await
@@ -277,7 +277,7 @@ async fn a_stale_page_is_served_at_once_while_one_refresh_runs() {
 }
 
 #[tokio::test]
-async fn a_refresh_that_fails_makes_nothing_fresh_and_costs_no_page() {
+async fn a_failed_refresh_makes_nothing_fresh_and_removes_no_page() {
     let upstream = Upstream::script(|_| Plan::page(OLD)).await;
     let gateway = short_lived(&upstream, "100ms", "60s", "60s").await;
     gateway.ask(&post(ASK)).await.assert_page(OLD, "miss");
@@ -328,7 +328,7 @@ async fn an_error_is_answered_with_a_stale_page_within_its_window_and_no_further
 }
 
 #[tokio::test]
-async fn an_error_that_is_twilios_verdict_is_not_hidden_by_a_stale_page() {
+async fn a_client_error_of_twilio_is_not_hidden_by_a_stale_page() {
     let upstream = Upstream::script(|_| Plan::page(OLD)).await;
     let gateway = short_lived(&upstream, "50ms", "0s", "60s").await;
     gateway.ask(&post(ASK)).await.assert_page(OLD, "miss");
@@ -339,13 +339,13 @@ async fn an_error_that_is_twilios_verdict_is_not_hidden_by_a_stale_page() {
 }
 
 #[tokio::test]
-async fn clients_wishes_are_granted() {
+async fn request_directives_are_followed() {
     let upstream = Upstream::script(|seen| Plan::page(&format!("{{\"n\":{}}}", seen.number))).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let ask = async |wish: &str| gateway.ask(&post_to(QUERY, &format!("Cache-Control: {wish}\r\n"), ASK)).await;
     ask("only-if-cached").await.assert_refused(504, "only_if_cached");
     assert_eq!(upstream.count(), 0);
-    // Kept by nobody, for nobody.
+    // Neither stored nor served from the cache.
     let bypass = ask("no-store").await;
     bypass.assert_page("{\"n\":1}", "bypass");
     assert!(bypass.has_note("fwd=bypass") && !bypass.has_note("stored"));
@@ -357,7 +357,7 @@ async fn clients_wishes_are_granted() {
     hit.assert_page("{\"n\":2}", "hit");
     assert_eq!(hit.header("etag"), first.header("etag"));
     assert!(hit.header("age").parse::<u32>().is_ok_and(|age| age < 20), "{hit:?}");
-    // Refetched, and everybody else reads that next.
+    // Fetched again; all other clients get the new page next.
     let forced = ask("no-cache").await;
     forced.assert_page("{\"n\":3}", "miss");
     assert!(forced.has_note("fwd=request"));
@@ -385,14 +385,14 @@ async fn a_client_that_has_the_page_gets_304_and_no_body() {
         for sent in [tag.clone(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
             let answer = client.ask(&request(&format!("If-None-Match: {sent}\r\n"))).await;
             assert_eq!((answer.status, answer.detail(), answer.header("etag")), (304, "revalidated", tag.as_str()));
-            // RFC 9110 section 8.6: a length, if any, would have to be that of the page.
+            // RFC 9110 section 8.6: if there is a length, it must be that of the page.
             assert!(answer.find("content-length").is_none_or(|length| length == PAGE.len().to_string()), "{answer:?}");
             assert!(answer.find("x-request-id").is_some());
         }
-        // Also where it keeps what it has to itself.
+        // Also for a response with `no-store`.
         let answer = client.ask(&request(&format!("Cache-Control: no-store\r\nIf-None-Match: {tag}\r\n"))).await;
         assert_eq!((answer.status, answer.detail(), answer.header("etag")), (304, "bypass", tag.as_str()));
-        // The connection is still in step, so no body followed.
+        // The connection can still be used, so no body followed.
         let answer = client.ask(&request("If-None-Match: \"other\"\r\n")).await;
         assert_eq!((answer.status, answer.detail()), (200, "hit"));
         client.ask(&get("/nowhere", "")).await.assert_refused(404, "not_found");
@@ -400,7 +400,7 @@ async fn a_client_that_has_the_page_gets_304_and_no_body() {
 }
 
 #[tokio::test]
-async fn what_twilio_wants_kept_nowhere_is_kept_nowhere() {
+async fn responses_that_twilio_forbids_to_store_are_not_stored() {
     for (control, kept) in [
         ("no-store", false),
         ("private", false),
@@ -450,7 +450,7 @@ async fn purging_drops_pages_and_a_bad_purge_none() {
 }
 
 #[tokio::test]
-async fn only_if_cached_never_asks_upstream_whatever_else_is_wished() {
+async fn only_if_cached_never_asks_upstream_with_any_other_directive() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for directives in [
@@ -477,7 +477,7 @@ async fn a_purge_is_not_undone_by_a_flight_that_was_under_way() {
     upstream.heal(NEW);
     gate.open();
     assert_eq!(answers(clients, OLD).await, (0, 1, 0));
-    // Whoever purges has changed something at Twilio, and does not want to read what was asked before that.
+    // A caller purges because data at Twilio has changed, and must not get a response from before that.
     gateway.ask(&post(ASK)).await.assert_page(NEW, "miss");
 }
 
@@ -489,7 +489,7 @@ async fn no_cache_is_not_answered_by_a_flight_that_began_before_it() {
     let gateway = TestConfig::new(upstream.url()).start().await;
     let plain = waiter_count(&gateway, [post(ASK)]).await;
     upstream.arrived(1).await;
-    // By now Twilio may have read its data for the first request already.
+    // By now Twilio may already have read its data for the first request.
     let mut forced = waiter_count(&gateway, [post_to(QUERY, "Cache-Control: no-cache\r\n", ASK)]).await;
     gate.open();
     assert_eq!(answers(plain, OLD).await, (0, 1, 0));

@@ -1,4 +1,4 @@
-//! The simulator as its clients see it: real sockets, documented requests, scripted failures.
+//! The simulator as its clients use it: real sockets, documented requests, scripted failures.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 pub const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
 pub const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 
-/// A simulator on a free port, and a client that knows it.
+/// A simulator on a free port, and a client for it.
 pub struct Running {
     pub simulator: Simulator,
     pub address: std::net::SocketAddr,
@@ -49,7 +49,7 @@ impl Answer {
         value.to_str().unwrap()
     }
 
-    /// Checks that this is an error in Twilio's shape.
+    /// Checks that this is an error in Twilio's format.
     pub fn refused(&self, status: u16, code: u32) {
         assert_eq!(self.status, status, "{:?}", self.body);
         let body = self.json();
@@ -131,7 +131,7 @@ impl Running {
         assert_eq!(answer.status, 200, "{:?}", answer.body);
     }
 
-    /// Sends a GET on a connection of its own and returns everything up to its end.
+    /// Sends a GET on a new connection and returns all that comes until its end.
     pub async fn raw(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n", basic("secret"));
@@ -151,7 +151,7 @@ fn count() -> String {
 }
 
 #[tokio::test]
-async fn every_documented_example_is_answered_in_its_shape() {
+async fn every_documented_example_is_answered_in_its_documented_form() {
     let running = Running::start("0/s").await;
     let examples: Vec<Json> = serde_json::from_str(include_str!("../fixtures/simulator-examples.json")).unwrap();
     assert!(examples.len() > 35);
@@ -261,7 +261,7 @@ async fn every_listed_member_can_be_queried() {
 }
 
 #[tokio::test]
-async fn a_walk_gives_every_row_once_forwards_and_backwards() {
+async fn paging_gives_every_row_once_forwards_and_backwards() {
     let running = Running::start("0/s").await;
     let body = json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
         .to_string();
@@ -290,7 +290,7 @@ async fn a_walk_gives_every_row_once_forwards_and_backwards() {
 }
 
 #[tokio::test]
-async fn a_query_too_long_for_a_url_can_be_walked_too() {
+async fn a_query_too_long_for_a_url_can_be_paged_too() {
     let running = Running::start("0/s").await;
     let ids: Vec<String> = (0..5000).map(|n| format!("nobody-{n}")).collect();
     let body = json!({"pageSize": 300, "query": {"dimensions": ["Id"], "filters": [
@@ -340,7 +340,7 @@ async fn tokens_work_in_either_encoding_and_spelling_but_for_one_user() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_refused_in_twilios_shape() {
+async fn invalid_requests_are_refused_in_twilios_format() {
     let running = Running::start("0/s").await;
     for body in ["", "{", "null", "[]", "{\"query\":1}", "\u{0}", &"[".repeat(100_000)] {
         running.post(QUERY, body).await.refused(400, 20001);
@@ -374,7 +374,7 @@ async fn what_is_wrong_is_refused_in_twilios_shape() {
 }
 
 #[tokio::test]
-async fn credentials_are_wanted_and_never_kept() {
+async fn credentials_are_required_and_never_stored() {
     let running = Running::start("0/s").await;
     for value in [None, Some("Bearer hidden-word"), Some("Basic !!"), Some("Basic OnNlY3JldA==")] {
         let mut request = running.request("GET", METADATA, "secret", "");
@@ -414,7 +414,7 @@ async fn the_log_says_what_was_received() {
 
 #[tokio::test]
 async fn beyond_the_rate_answers_are_429_with_the_documented_headers() {
-    // So slow that the test cannot see the bucket fill.
+    // So slow that the bucket does not fill during the test.
     let running = Running::start("1/h").await;
     assert_eq!(running.post(QUERY, &count()).await.status, 200);
     let answer = running.post(QUERY, &count()).await;
@@ -463,7 +463,7 @@ async fn scripted_answers_come_in_order() {
 }
 
 #[tokio::test]
-async fn scripted_connections_break_off() {
+async fn scripted_connections_end_early() {
     let running = Running::start("0/s").await;
     let whole = running.get(METADATA).await.body;
     running.script(json!({"cut_body_at": 100})).await;

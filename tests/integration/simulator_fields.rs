@@ -1,4 +1,4 @@
-//! The simulator's control plane as its clients see it: both revisions of the custom fields.
+//! The simulator's control plane as its clients use it: both revisions of the custom fields.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,14 +10,14 @@ use crate::simulator::{Answer, METADATA, QUERY, Running, encoded, settings};
 const FIELDS: &str = "/v3/ControlPlane/ConversationInsights/CustomFieldMappings";
 const OPERATOR: &str = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r";
 
-/// As Twilio's SDKs write it.
+/// In the form of Twilio's SDKs.
 fn nested(name: &str) -> String {
     json!({"category": "MEASURE", "name": name, "entityMetadata": {"sourceType": "INTELLIGENCE_OPERATOR",
         "intelligenceOperator": {"operatorId": OPERATOR, "field": "leadScore"}}})
     .to_string()
 }
 
-/// As the older revision has it.
+/// In the form of the older revision.
 fn flat(name: &str, field: &str) -> String {
     json!({"category": "MEASURE", "name": name, "entityMetadata": {"sourceType": "INTELLIGENCE_OPERATOR",
         "operatorId": OPERATOR, "field": field}})
@@ -130,7 +130,7 @@ async fn the_older_revision_registers() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_field_is_refused_in_twilios_shape() {
+async fn invalid_fields_are_refused_in_twilios_format() {
     let running = Running::start("0/s").await;
     for body in ["", "{", "{}", "[]", &nested(""), &nested("a b"), &flat("A", "nope"), &flat("A", "a.b.c")] {
         running.post(FIELDS, body).await.refused(400, 20001);
@@ -154,5 +154,5 @@ async fn what_is_wrong_with_a_field_is_refused_in_twilios_shape() {
     let limited = Running::with(Settings { rows: 1, ..settings() }).await;
     limited.script(json!({"path": FIELDS, "method": "POST", "drop_answer": true})).await;
     assert!(limited.client.request(limited.request("POST", FIELDS, "secret", &nested("A"))).await.is_err());
-    assert_eq!(capacity(&limited).await["consumed"], 1, "what became of a write can be unknown to its client");
+    assert_eq!(capacity(&limited).await["consumed"], 1, "a client may not know the result of its write");
 }

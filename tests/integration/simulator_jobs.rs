@@ -1,4 +1,4 @@
-//! The simulator's query jobs as its clients see them: real sockets, documented requests, scripted failures.
+//! The simulator's query jobs as its clients use them: real sockets, documented requests, scripted failures.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::simulator::{Answer, METADATA, QUERY, Running, encoded, settings};
 const JOBS: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
 const KEY: &str = "01890a5d-aa0f-7c80-b8e6-0242ac140004";
 
-/// As many rows as there are conversations.
+/// A query with as many rows as there are conversations.
 fn by_conversation() -> Json {
     json!({"domain": "Conversations", "query": {
         "measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
@@ -41,7 +41,7 @@ async fn put(running: &Running, job: &Json, outcome: Json) -> Answer {
     running.send(running.request("PUT", &path, "secret", &outcome.to_string())).await
 }
 
-/// All items of a walk that begins with this path.
+/// All items of all pages, beginning with this path.
 async fn walk(running: &Running, path: &str) -> Vec<Json> {
     let (mut items, mut token) = (Vec::new(), None);
     loop {
@@ -141,7 +141,7 @@ async fn jobs_are_listed_newest_first_by_status_and_page() {
     let last = running.get(&format!("{JOBS}?pageToken={token}")).await.json();
     let back = encoded(last["meta"]["previousToken"].as_str().unwrap());
     assert_eq!(running.get(&format!("{JOBS}?pageToken={back}")).await.json()["items"], page["items"]);
-    // As the Python SDK's lower level writes it.
+    // In the form of the Python SDK's lower level.
     let both = running.get(&format!("{JOBS}?pageToken={token}&PageToken={token}&PageSize=5")).await;
     assert_eq!(both.status, 200);
 }
@@ -169,19 +169,19 @@ async fn a_key_is_kept_with_its_request() {
     let nonsense = json!({"query": {"measures": ["Conversation.Nope"]}});
     let fresh = "01890a5d-aa0f-7c80-b8e6-0242ac140005";
     with_key(&running, fresh, &nonsense).await.refused(400, 20001);
-    assert_eq!(with_key(&running, fresh, &body).await.status, 202, "a refused request does not use its key up");
+    assert_eq!(with_key(&running, fresh, &body).await.status, 202, "a refused request does not use its key");
     assert_eq!(walk(&running, JOBS).await.len(), 2);
     let log = running.simulator.requests();
     assert_eq!(log[0].idempotency_key_hash, Some(blake3::hash(KEY.as_bytes()).to_string()));
     assert_eq!(log[log.len() - 1].idempotency_key_hash, None);
-    // Where it means nothing it is ignored.
+    // Resources without keys ignore it.
     let mut query = running.request("POST", QUERY, "secret", &body.to_string());
     query.headers_mut().insert("idempotency-key", "x".parse().unwrap());
     assert_eq!(running.send(query).await.status, 200);
 }
 
 #[tokio::test]
-async fn links_can_lead_to_another_host() {
+async fn links_can_name_another_host() {
     let url = Some("https://insights.twilio.com/".to_owned());
     let running = Running::with(Settings { public_url: url, ..settings() }).await;
     let answer = running.post(JOBS, &by_conversation().to_string()).await;
@@ -193,7 +193,7 @@ async fn links_can_lead_to_another_host() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_job_is_refused_in_twilios_shape() {
+async fn invalid_jobs_are_refused_in_twilios_format() {
     let running = Running::start("0/s").await;
     for body in ["", "{", "null", r#"{"query":{}}"#, r#"{"query":{"measures":["Conversation.Nope"]}}"#] {
         running.post(JOBS, body).await.refused(400, 20001);
@@ -236,7 +236,7 @@ async fn what_is_wrong_with_a_job_is_refused_in_twilios_shape() {
 
 #[tokio::test]
 async fn the_rate_counts_jobs_too() {
-    // So slow that the test cannot see the bucket fill.
+    // So slow that the bucket does not fill during the test.
     let running = Running::start("1/h").await;
     assert_eq!(running.post(JOBS, &by_conversation().to_string()).await.status, 202);
     let limited = running.get(JOBS).await;
@@ -245,7 +245,7 @@ async fn the_rate_counts_jobs_too() {
 }
 
 #[tokio::test]
-async fn scripts_decide_what_becomes_of_jobs() {
+async fn scripts_decide_the_outcome_of_jobs() {
     let running = Running::start("0/s").await;
     running.script(json!({"next_jobs": 1, "status": "FAILED"})).await;
     running.script(json!({"next_jobs": 1, "then": "RUNNING"})).await;
@@ -325,5 +325,5 @@ async fn an_answer_can_be_lost_after_its_job_was_made() {
     assert!(
         running.client.request(running.request("POST", JOBS, "secret", &by_conversation().to_string())).await.is_err()
     );
-    assert_eq!(walk(&running, JOBS).await.len(), 1, "a reset comes before the request is looked at");
+    assert_eq!(walk(&running, JOBS).await.len(), 1, "a reset comes before the request is processed");
 }

@@ -1,5 +1,5 @@
-//! A whole crowd asks the same thing at the same moment, or almost the same: one upstream call per question,
-//! nobody gets another's page, and nobody is told late.
+//! Many clients send the same query, or nearly the same, at the same moment: one upstream call per query, no client
+//! gets another query's page, and none is answered late.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tokio::time::Instant;
 const OLD: &str = r#"{"data":[],"meta":{"page":"old"}}"#;
 const CROWD: usize = 500;
 
-/// How long after the first client the last may be answered. Clients that look after a shared flight on a timer,
-/// as a lock polled every half second makes them, are later than that; a crowd that is told is not.
+/// The most time between the first and the last response. If waiting clients polled the shared flight, for example
+/// every half second, they would be later than that. Clients that are notified are not.
 const TOLD_TOGETHER: Duration = Duration::from_millis(250);
 
-/// A timer is late every time, a busy machine only sometimes.
+/// A polling client is late every time, a busy machine only sometimes.
 const TRIES: usize = 4;
 
-/// Runs `rush`, which says how long after the first client the last was answered, until that was soon enough.
+/// Runs `rush`, which returns the time between the first and the last response, until that was short enough.
 async fn promptly(rush: impl AsyncFn() -> Duration) {
     let mut spreads = Vec::new();
     for _ in 0..TRIES {
@@ -30,7 +30,7 @@ async fn promptly(rush: impl AsyncFn() -> Duration) {
     panic!("each time the last client was answered long after the first: {spreads:?}");
 }
 
-/// Connections that have answered something before, so that nothing of the crowd's is spent on connecting.
+/// Connections that have been used before, so that connecting takes no time in the test.
 async fn assemble(gateway: &Gateway) -> Vec<Client> {
     let mut clients = Vec::with_capacity(CROWD);
     for _ in 0..CROWD {
@@ -41,8 +41,8 @@ async fn assemble(gateway: &Gateway) -> Vec<Client> {
     clients
 }
 
-/// Everybody asks. The upstream, of which this is call number `call`, answers when all have been heard; then
-/// everybody reads at once. Says what they read, and how long after the first the last did.
+/// All clients ask. The upstream answers call number `call` when all have asked; then all clients read. Returns the
+/// responses, and the time between the first and the last.
 async fn rush(
     gateway: &Gateway,
     upstream: &Upstream,
@@ -66,7 +66,7 @@ async fn rush(
     (answers, spread)
 }
 
-/// Fails unless all have the new page, one as the one who asked and the others along with it, all for that reason.
+/// Fails unless all have the new page, one of them as the leader and the others collapsed, all for the reason `why`.
 fn assert_shared(answers: &[Answer], why: &str) {
     assert_eq!(answers.len(), CROWD);
     for answer in answers {
@@ -77,7 +77,7 @@ fn assert_shared(answers: &[Answer], why: &str) {
     assert_eq!((count("miss"), count("collapsed")), (1, CROWD - 1));
 }
 
-/// Answers with [`PAGE`] from now on, once the gate is open.
+/// Answers with [`PAGE`] from now on, after the gate is opened.
 fn hold(upstream: &Upstream) -> Gate {
     let gate = Gate::default();
     let held = Plan::page(PAGE).after(&gate);
@@ -108,13 +108,13 @@ async fn a_crowd_before_a_page_too_old_to_serve_makes_one_call() {
         let gateway = TestConfig::new(upstream.url())
             .set("cache.query.fresh", "1ms")
             .set("cache.query.stale_while_revalidate", "1ms")
-            // So that the old page is still there, although nobody gets it.
+            // So that the old page is still stored, although it may not be served.
             .set("cache.query.stale_if_error", "1h")
             .start()
             .await;
         gateway.ask(&post(ASK)).await.assert_page(OLD, "miss");
         let kept = Instant::now();
-        // Nobody may ask meanwhile: that could begin a refresh, which the crowd would join.
+        // No request may be sent meanwhile, because it could begin a refresh that the clients would join.
         poll("the page is too old", || async { (kept.elapsed() > 2 * WINDOW).then_some(()) }).await;
         let gate = hold(&upstream);
         let (answers, spread) = rush(&gateway, &upstream, &post(ASK), 2, &gate).await;
@@ -126,7 +126,7 @@ async fn a_crowd_before_a_page_too_old_to_serve_makes_one_call() {
 }
 
 #[tokio::test]
-async fn a_crowd_that_wants_it_fetched_anew_makes_one_call() {
+async fn a_crowd_with_no_cache_makes_one_call() {
     promptly(async || {
         let upstream = Upstream::script(|_| Plan::page(OLD)).await;
         let gateway = TestConfig::new(upstream.url()).start().await;
@@ -142,7 +142,7 @@ async fn a_crowd_that_wants_it_fetched_anew_makes_one_call() {
     .await;
 }
 
-/// A query of exactly `length` bytes that is alike to all others but for its last bytes.
+/// A query of exactly `length` bytes that differs from the others only in its last bytes.
 fn long_query(length: usize, last: &str) -> String {
     let (head, tail) = (r#"{"query":{"measures":["Conversation.Count"],"x":""#, format!("{last}\"}}}}"));
     let filling = "y".repeat(length - head.len() - tail.len());
@@ -154,7 +154,7 @@ async fn long_queries_that_differ_at_their_very_end_do_not_share() {
     for length in [40_000, 100_000] {
         let gate = Gate::default();
         let opened = gate.clone();
-        // Says what it was asked, so that a page in the wrong hands is seen.
+        // The page contains its query, so that a page for the wrong client is noticed.
         let upstream = Upstream::script(move |seen| Plan::page(&page_of(&seen.text())).after(&opened)).await;
         let gateway = TestConfig::new(upstream.url()).start().await;
         let queries = ["1", "2"].map(|last| long_query(length, last));

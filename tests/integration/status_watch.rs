@@ -1,4 +1,4 @@
-//! `insights-gateway status --watch`, the binary itself.
+//! `insights-gateway status --watch`, tested with the binary.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::support::*;
 
 #[tokio::test]
-async fn a_watch_asks_again_until_nobody_reads() {
+async fn a_watch_asks_again_until_its_output_is_closed() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let url = format!("--url=http://{}", gateway.admin);
@@ -17,7 +17,7 @@ async fn a_watch_asks_again_until_nobody_reads() {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let is_first = |line: &String| line.starts_with("insights-gateway ") && line.contains(", up ");
         let looks = lines.filter(is_first).take(2).count();
-        // Its output is closed by now.
+        // Its output is closed now.
         (looks, child.wait_with_output().unwrap())
     });
     let (looks, ended) = within(watched).await.unwrap();
@@ -25,7 +25,7 @@ async fn a_watch_asks_again_until_nobody_reads() {
 }
 
 #[tokio::test]
-async fn a_watch_of_nobody_does_not_begin() {
+async fn a_watch_without_a_gateway_does_not_begin() {
     let dead = crate::support::upstream::DeadPort::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_insights-gateway"));
     command.args(["status", "--watch", &format!("--url={}", dead.url())]).env_clear().stdin(Stdio::null());

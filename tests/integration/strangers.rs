@@ -1,4 +1,4 @@
-//! What a stranger begins and does not finish ends in time, is not waited for, and is read one way by everybody.
+//! A request that an unidentified client does not finish ends in time, does not delay a drain, and is not ambiguous.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const HASH: &str = "0cf2881d1923514249bced888cc7a7376a39ee553b82a6cd1cd918f6e21d4af4";
 
 #[tokio::test]
-async fn a_head_that_an_unfinished_tls_record_hides_is_late_all_the_same() {
+async fn a_head_in_an_unfinished_tls_record_has_the_same_time_limit() {
     let (upstream, certificate) = (Upstream::start().await, Certificate::new());
     let gateway = TestConfig::new(upstream.url())
         .set("server.header_timeout", "1s")
@@ -23,7 +23,7 @@ async fn a_head_that_an_unfinished_tls_record_hides_is_late_all_the_same() {
         .set("server.tls.key", certificate.path("key.pem"))
         .start()
         .await;
-    // The beginning of a record of 16 KiB, of which nothing can be read before it has come whole.
+    // The beginning of a record of 16 KiB, of which no byte can be read before it is complete.
     let record = [&[23, 3, 3, 0x40, 0][..], &[7; 15_000]].concat();
     for (is_first, cut) in [(true, 3), (true, 15_005), (false, 3), (false, 15_005)] {
         let stream = certificate.shake(TcpStream::connect(gateway.data).await.unwrap(), &[], None).await.unwrap();
@@ -40,9 +40,9 @@ async fn a_head_that_an_unfinished_tls_record_hides_is_late_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_stranger_with_half_a_head_does_not_hold_a_drain() {
+async fn an_unidentified_client_with_half_a_head_does_not_delay_a_drain() {
     let upstream = Upstream::start().await;
-    // HEADERS without an end; a frame of DATA and a frame's head without theirs.
+    // HEADERS without an end; an incomplete DATA frame; an incomplete frame head.
     let http2 = [&b"\0\0\x01\x01\x01\0\0\0\x01\x82"[..], b"\0\0\x40\0\0\0\0\0\x01abc", b"\0\0\x08"];
     let mut begun = http2.map(|frames| [PREFACE, frames].concat()).to_vec();
     begun.extend([b"GET / HTTP/1.1\r\nHost: ".to_vec(), b"G".to_vec(), PREFACE[..20].to_vec(), PREFACE.to_vec()]);
@@ -61,7 +61,7 @@ async fn a_stranger_with_half_a_head_does_not_hold_a_drain() {
 }
 
 #[tokio::test]
-async fn the_admin_plane_wants_one_host_that_everybody_reads_alike() {
+async fn the_admin_plane_demands_one_unambiguous_host() {
     let upstream = Upstream::start().await;
     for token in [false, true] {
         let config = TestConfig::new(upstream.url());
@@ -90,7 +90,7 @@ async fn the_admin_plane_wants_one_host_that_everybody_reads_alike() {
 }
 
 #[tokio::test]
-async fn two_authorizations_are_none() {
+async fn two_authorizations_are_refused() {
     let upstream = Upstream::start().await;
     let gateway =
         TestConfig::new(upstream.url()).set("teams.a.token_sha256", HASH).set("admin.token_sha256", HASH).start().await;
@@ -129,7 +129,7 @@ async fn a_unix_socket_without_teams_may_be_called_anything() {
 }
 
 #[tokio::test]
-async fn queries_that_are_shown_steer_no_terminal() {
+async fn queries_that_are_shown_cannot_control_a_terminal() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("admin.show_queries", "true").start().await;
     let nasty = "a\u{9b}31m\u{202e}b\u{7f}\u{2028}ü";

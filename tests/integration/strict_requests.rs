@@ -1,9 +1,9 @@
-//! Requests that could be understood in more than one way.
+//! Requests that two servers could understand differently.
 
 use crate::support::*;
 
 #[tokio::test]
-async fn two_authorization_headers_let_nobody_in() {
+async fn two_authorization_headers_are_refused() {
     let upstream = Upstream::start().await;
     let gateway = ["one", "two"]
         .iter()

@@ -1,4 +1,4 @@
-//! Traces from outside: what comes in, what Twilio is told, and what a collector gets.
+//! Traces from outside: what clients send, what Twilio is sent, and what a collector gets.
 
 use crate::support::certificate::Certificate;
 use crate::support::process::{Process, command, quiet, set};
@@ -18,7 +18,7 @@ fn sent(seen: &Seen) -> Option<[String; 4]> {
 }
 
 #[tokio::test]
-async fn a_trace_is_continued_to_twilio_with_a_span_of_each_attempts_own() {
+async fn a_trace_is_continued_to_twilio_with_a_new_span_per_attempt() {
     let upstream = Upstream::script(|seen| match seen.number {
         1 => Plan::json(503, "{}"),
         _ => Plan::page(PAGE),
@@ -39,7 +39,7 @@ async fn a_trace_is_continued_to_twilio_with_a_span_of_each_attempts_own() {
 }
 
 #[tokio::test]
-async fn without_a_trace_twilio_is_told_of_none() {
+async fn without_a_trace_twilio_gets_none() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     gateway
@@ -50,7 +50,7 @@ async fn without_a_trace_twilio_is_told_of_none() {
     assert_eq!((sent(seen), seen.header("tracestate")), (None, None));
 }
 
-/// A collector that takes everything.
+/// A collector that accepts everything.
 async fn collector() -> Upstream {
     Upstream::script(|_| Plan::with(200, "Content-Type: application/x-protobuf\r\n", "")).await
 }
@@ -65,7 +65,7 @@ async fn what_goes_upstream_is_sent_to_the_collector() {
     let config = TestConfig::new(upstream.url()).set("telemetry.otlp", collector.url()).set("telemetry.sample", "0");
     let gateway = config.start().await;
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
-    // A request, its three stages, a wait and an attempt; of the hit nothing.
+    // A request, its three stages, a wait and an attempt; nothing of the hit.
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "hit");
     gateway.metric_reaches("spans_total", &["exported"], 6.0).await;
     let seen = collector.seen();
@@ -93,7 +93,7 @@ async fn a_client_says_whether_its_trace_is_recorded() {
     gateway.ask(&post_to(QUERY, &traced("00"), ASK)).await.assert_page(PAGE, "miss");
     assert_eq!(sent(&upstream.seen()[0]).unwrap()[3], "00");
     gateway.ask(&post_to(QUERY, &traced("01"), ASK)).await.assert_page(PAGE, "hit");
-    // Told to stop, it sends what it has.
+    // When it is stopped, it sends what it has.
     gateway.stop().await;
     let seen = collector.seen();
     assert_eq!(seen.len(), 1);
@@ -106,7 +106,7 @@ async fn a_collector_may_speak_tls() {
     let takes = |_: &Seen| Plan::with(200, "Content-Type: application/x-protobuf\r\n", "");
     let collector = Upstream::tls(certificate.server(), takes).await;
     let flags = vec![set("upstream.url", &upstream.url()), set("telemetry.otlp", &collector.url())];
-    // The machine's roots, as OpenSSL's variable names them.
+    // The machine's trust roots, set by OpenSSL's variable.
     let mut command = command(&quiet(flags));
     command.env("SSL_CERT_FILE", certificate.path("cert.pem"));
     let process = Process::spawn(command).await;

@@ -1,5 +1,5 @@
-//! What Twilio's answers are coded in: gzip is asked for and decoded, and nothing that is coded, mislabelled or merely
-//! raw reaches a client, whatever the status.
+//! The codings of Twilio's responses: gzip is requested and decoded, and no response that is coded in another way,
+//! mislabelled or not JSON reaches a client, whatever its status.
 
 use std::io::Write;
 
@@ -29,7 +29,7 @@ fn deflate(plain: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// An answer with these header lines, each ended by CR LF.
+/// A response with these header lines, each ended by CR LF.
 fn plan(status: u16, headers: &str, body: &[u8]) -> Plan {
     let head = format!("HTTP/1.1 {status} Some Words\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
     Plan::raw([head.as_bytes(), body].concat())
@@ -80,7 +80,7 @@ async fn gzip_is_asked_for_and_what_clients_get_is_decoded() {
     for seen in upstream.seen() {
         assert_eq!(seen.header("accept-encoding"), Some("gzip"), "{}", seen.head);
     }
-    assert_eq!(upstream.connections(), 1, "none of these costs the connection");
+    assert_eq!(upstream.connections(), 1, "the connection is kept");
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn twilios_own_errors_are_decoded_too() {
     }
 }
 
-/// Bodies that are not plain JSON, nor JSON in the gzip that they say they are.
+/// Bodies that are neither plain JSON nor JSON in valid gzip.
 fn unreadable() -> Vec<(&'static str, String, Vec<u8>)> {
     let whole = gzip(PAGE);
     let as_gzip = |body: &[u8]| (GZIP.to_owned(), body.to_vec());
@@ -146,7 +146,7 @@ fn unreadable() -> Vec<(&'static str, String, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn what_is_not_json_when_it_is_decoded_is_invalid_and_nothing_of_it_is_kept() {
+async fn a_decoded_body_that_is_not_json_is_invalid_and_not_stored() {
     let once = |(name, headers, body): (&'static str, String, Vec<u8>)| {
         fault(name, plan(200, &headers, &body), 1, 502, "upstream_invalid")
     };
@@ -165,7 +165,7 @@ async fn a_429_keeps_its_status_and_headers_and_never_an_unreadable_body() {
         .set("retry.max_pause", "1ms")
         .set("upstream.attempt_timeout", "4s")
         .set("upstream.max_response", "1MiB")
-        // A rate that follows what is stated would make this a long test.
+        // With an adapted rate this test would take long.
         .set("accounts.default.adapt", "false")
         .start()
         .await;
@@ -180,7 +180,7 @@ async fn a_429_keeps_its_status_and_headers_and_never_an_unreadable_body() {
         assert_eq!(answer.find("content-encoding"), None, "{name}");
         assert_eq!((answer.header("x-ratelimit-limit"), answer.header("retry-after")), ("5", "7"), "{name}");
     }
-    // Cut on the way, larger than may be, or without end: still a 429.
+    // Cut short, too large, or without end: still a 429.
     let large = large_page(50_000);
     let cut = Plan::raw("HTTP/1.1 429 x\r\nRetry-After: 9\r\nContent-Length: 100\r\n\r\n{").then_close();
     let endless = Plan::raw("HTTP/1.1 429 x\r\nRetry-After: 9\r\nContent-Length: 100\r\n\r\n{").then_silence();
@@ -193,7 +193,7 @@ async fn a_429_keeps_its_status_and_headers_and_never_an_unreadable_body() {
 }
 
 #[tokio::test]
-async fn a_rejection_is_known_by_its_status_however_it_is_coded() {
+async fn a_rejection_is_recognised_by_its_status_in_every_coding() {
     for status in [401, 403] {
         let upstream = Upstream::start().await;
         let gateway = TestConfig::new(upstream.url()).start().await;
@@ -208,7 +208,7 @@ async fn a_rejection_is_known_by_its_status_however_it_is_coded() {
 }
 
 #[tokio::test]
-async fn a_secret_is_found_in_what_was_decoded_behind_every_status() {
+async fn a_secret_is_found_in_decoded_bodies_of_every_status() {
     let pair = BASE64_STANDARD.encode(format!("{KEY}:{SECRET}"));
     let percent: String = SECRET.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let escaped: String = SECRET.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
@@ -265,7 +265,7 @@ async fn a_bomb_is_bounded_by_max_response_in_both_forms() {
         too_large("coded", plan(200, GZIP, &gzip(&format!("\"{noise}\"")))),
     ])
     .await;
-    // Just as large as may be.
+    // Exactly as large as allowed.
     let just = format!("\"{}\"", "a".repeat((64 << 10) - 2));
     let coded = gzip(&just);
     let upstream = Upstream::script(move |_| plan(200, GZIP, &coded)).await;

@@ -1,4 +1,4 @@
-//! What upstream says of being kept (RFC 9111) is heeded, and told on.
+//! The cache directives of the upstream (RFC 9111) are followed, and passed on.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ async fn saying(headers: &str) -> Upstream {
 }
 
 #[tokio::test]
-async fn what_forbids_keeping_is_heeded_and_reaches_the_client() {
+async fn directives_against_storing_are_followed_and_reach_the_client() {
     for (headers, expected) in [
         ("Cache-Control: no-store\r\n", "no-store"),
         ("Cache-Control: No-Cache\r\n", "No-Cache"),
@@ -84,7 +84,7 @@ async fn expires_shortens_as_max_age_does() {
         let upstream = saying(&expires).await;
         let gateway = TestConfig::new(upstream.url()).set("cache.query.fresh", "1h").start().await;
         let miss = gateway.ask(&post(ASK)).await;
-        assert_eq!(miss.header("cache-control"), "max-age=30", "in words that need no clock");
+        assert_eq!(miss.header("cache-control"), "max-age=30", "in a form that needs no clock");
         let hit = gateway.ask(&post(ASK)).await;
         assert_eq!((hit.detail(), hit.find("expires"), hit.header("cache-control")), ("hit", None, "max-age=30"));
         let ttl: i64 =
@@ -94,18 +94,18 @@ async fn expires_shortens_as_max_age_does() {
 }
 
 #[tokio::test]
-async fn an_age_that_an_answer_has_already_counts_and_is_told_on() {
+async fn the_age_of_a_response_counts_and_is_passed_on() {
     let upstream = saying("Age: 100\r\nCache-Control: max-age=1000\r\n").await;
     let gateway = TestConfig::new(upstream.url()).set("cache.query.fresh", "130s").start().await;
     let miss = gateway.ask(&post(ASK)).await;
     miss.assert_page(PAGE, "miss");
-    // With the time that the answer took (RFC 9111 section 4.2.3), rounded up.
+    // With the time that the call took (RFC 9111 section 4.2.3), rounded up.
     assert!(miss.header("age").parse::<u64>().is_ok_and(|age| (101..110).contains(&age)), "{miss:?}");
     let hit = gateway.ask(&post(ASK)).await;
     let age: u64 = hit.header("age").parse().unwrap();
     assert!(hit.detail() == "hit" && (100..130).contains(&age), "{hit:?}");
     gateway.ask(&post_to(QUERY, "Cache-Control: max-age=99\r\n", ASK)).await.assert_page(PAGE, "miss");
-    // Older than all that is configured when it comes.
+    // Older than all configured windows when it arrives.
     let old = saying("Age: 100000\r\n").await;
     let gateway = TestConfig::new(old.url()).start().await;
     assert!(!gateway.ask(&post(ASK)).await.has_note("stored"));
@@ -131,7 +131,7 @@ async fn what_must_not_be_transformed_is_not_compressed() {
 }
 
 #[tokio::test]
-async fn a_list_on_several_lines_is_one_list() {
+async fn a_list_in_several_header_lines_is_one_list() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let tag = gateway.ask(&post(ASK)).await.header("etag").to_owned();

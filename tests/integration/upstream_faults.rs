@@ -1,5 +1,5 @@
-//! An upstream that fails in every way there is: each way ends in its documented reason, after the tries that
-//! are allowed, keeps nothing, and is over as soon as the upstream has healed.
+//! An upstream that fails in many ways: each has its documented reason after the allowed attempts, stores nothing, and
+//! ends as soon as the upstream works again.
 
 use std::time::{Duration, SystemTime};
 
@@ -67,7 +67,7 @@ async fn bodies_that_are_cut_are_invalid_and_tried_again() {
 }
 
 #[tokio::test]
-async fn answers_that_are_no_json_are_invalid_and_not_asked_for_again() {
+async fn responses_that_are_not_json_are_invalid_and_not_retried() {
     let invalid = |name, plan| fault(name, plan, 1, 502, "upstream_invalid");
     let until_close = |body: &str| Plan::raw(format!("HTTP/1.1 200 OK\r\n\r\n{body}")).then_close();
     ends_as_documented(vec![
@@ -161,7 +161,7 @@ async fn interim_answers_before_the_real_one_are_skipped() {
 }
 
 #[tokio::test]
-async fn chunked_and_close_delimited_answers_are_as_good_as_any() {
+async fn chunked_and_close_delimited_responses_are_accepted() {
     let upstream = Upstream::script(|seen| match seen.number {
         1 => Plan::raw(in_chunks(PAGE)),
         _ => Plan::raw(format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{PAGE}")).then_close(),
@@ -174,12 +174,12 @@ async fn chunked_and_close_delimited_answers_are_as_good_as_any() {
 }
 
 #[tokio::test]
-async fn json_that_is_nested_absurdly_deep_does_no_harm() {
+async fn very_deeply_nested_json_does_no_harm() {
     let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
     let upstream = Upstream::script(move |_| Plan::page(&deep)).await;
     let gateway = gateway(&upstream).await;
     let answer = gateway.ask(&post(ASK)).await;
-    // Valid JSON, so passing it on and refusing it are both right; falling over is not.
+    // It is valid JSON, so passing it on and refusing it are both right; a crash is not.
     assert!(matches!(answer.status, 200 | 502), "{}", answer.status);
     upstream.heal(HEALED);
     assert_eq!(gateway.ask(&get(METADATA, "")).await.status, 200);
@@ -220,7 +220,7 @@ async fn an_answer_that_is_not_accepted_costs_no_connection() {
 }
 
 #[tokio::test]
-async fn twilios_own_errors_pass_unchanged_and_are_tried_as_often_as_they_deserve() {
+async fn twilios_own_errors_pass_unchanged_and_are_retried_by_their_status() {
     let body = |status: u16| {
         format!(r#"{{"code":{},"message":"Twilio says so","httpStatusCode":{status}}}"#, 20000 + u32::from(status))
     };
@@ -238,7 +238,7 @@ async fn twilios_own_errors_pass_unchanged_and_are_tried_as_often_as_they_deserv
         assert_eq!(gateway.metric("upstream_attempts_total", &[&label]).await, tries as f64, "{status}");
         upstream.heal(HEALED);
         let next = gateway.ask(&post(ASK)).await;
-        // Twilio's 400s and 404s are kept for a moment, nothing else is.
+        // Only Twilio's 400s and 404s are stored, for a short time.
         let expected = if matches!(status, 400 | 404) { (status, "hit") } else { (200, "miss") };
         assert_eq!((next.status, next.detail()), expected, "{status}");
     }
@@ -278,7 +278,7 @@ async fn rejected_credentials_are_the_gateways_fault_and_readyz_names_the_accoun
         answer.assert_refused(502, "upstream_rejected_credentials");
         assert_eq!(answer.find("www-authenticate"), None, "or a browser would ask its user for a password");
         assert!(!answer.text().contains("Authenticate"), "{}", answer.text());
-        assert_eq!(upstream.count(), 1, "the same key is not tried twice");
+        assert_eq!(upstream.count(), 1, "a rejected key is not retried");
         let ready = gateway.admin("/readyz").await;
         assert_eq!(ready.status, 503);
         assert!(
@@ -295,7 +295,7 @@ async fn rejected_credentials_are_the_gateways_fault_and_readyz_names_the_accoun
         ] {
             let ready = gateway.admin(&format!("/readyz{exclude}")).await;
             assert_eq!(ready.status, status, "{exclude}");
-            assert!(ready.text().contains("rejected"), "left out of the verdict, not hidden: {}", ready.text());
+            assert!(ready.text().contains("rejected"), "not counted as a failure, but still shown: {}", ready.text());
         }
         upstream.heal(HEALED);
         gateway.ask(&post(ASK)).await.assert_page(HEALED, "miss");
@@ -305,12 +305,12 @@ async fn rejected_credentials_are_the_gateways_fault_and_readyz_names_the_accoun
 
 #[tokio::test]
 async fn a_429_pauses_the_account_for_as_long_as_it_says() {
-    // Dates are cut to whole seconds, so this is a pause of more than one and at most two.
+    // Dates have whole seconds, so this is a pause of more than one and at most two seconds.
     let date: fn() -> String = || httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + now() + Duration::from_secs(2));
     for (name, value) in [("X-RateLimit-Reset", None), ("Retry-After", None), ("Retry-After", Some(date))] {
         let upstream = Upstream::script(move |seen| match seen.number {
             1 => {
-                // Made when it is sent, or a slow machine would make a shorter pause of it.
+                // The date is made when it is sent, so that a slow machine does not shorten the pause.
                 let value = value.map_or_else(|| "1".to_owned(), |date| date());
                 Plan::with(429, &format!("Content-Type: application/json\r\n{name}: {value}\r\n"), r#"{"code":20429}"#)
             }
@@ -332,7 +332,7 @@ async fn a_429_pauses_the_account_for_as_long_as_it_says() {
     }
 }
 
-/// The wall clock; the tests have no other use for it than this.
+/// The wall clock, which the tests use only for this.
 #[allow(clippy::disallowed_methods, reason = "an HTTP date needs the wall clock, and this is not the gateway's code")]
 fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
@@ -371,7 +371,7 @@ async fn absurd_pauses_are_bounded_or_ignored() {
 }
 
 #[tokio::test]
-async fn a_retry_after_that_cannot_be_followed_does_not_come_down() {
+async fn an_unusable_retry_after_is_not_passed_on() {
     for (said, told) in [("soon", "1"), ("-1", "1"), ("1,5", "1"), ("1.5", "2"), ("\u{e9}", "1"), ("9", "9")] {
         let headers = format!("Content-Type: application/json\r\nRetry-After: {said}\r\n");
         let upstream = Upstream::script(move |_| Plan::with(503, &headers, "{}")).await;
@@ -389,7 +389,7 @@ async fn a_pause_beyond_every_deadline_refuses_at_once_and_says_when_to_come_bac
         let answer = gateway.ask(&request).await;
         answer.assert_refused(429, "deadline");
         let wait: u32 = answer.header("retry-after").parse().unwrap();
-        // Each is behind those that were told to come back before it.
+        // Each comes after those that were told to return before it.
         assert!((190..=203).contains(&wait), "{wait}");
     }
     assert_eq!(upstream.count(), 1, "nothing is sent during the pause");
@@ -426,11 +426,11 @@ async fn an_outage_is_not_multiplied() {
     for n in 0..16 {
         assert_eq!(gateway.ask(&get(&format!("{METADATA}?n={n}"), "")).await.status, 503);
     }
-    assert_eq!(upstream.count(), 16 + 3, "a fifth of the first tries, and three at least");
+    assert_eq!(upstream.count(), 16 + 3, "a fifth of the first attempts, and at least three");
 }
 
 #[tokio::test]
-async fn a_dead_upstream_is_left_alone_and_found_alive_again() {
+async fn a_dead_upstream_gets_no_calls_until_it_works_again() {
     let upstream = Upstream::script(|_| Plan::json(503, "{}")).await;
     let gateway = TestConfig::new(upstream.url())
         .set("retry.budget", "0.2")
@@ -466,7 +466,7 @@ async fn a_dead_upstream_is_left_alone_and_found_alive_again() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_http_is_invalid() {
+async fn a_response_that_is_not_http_is_invalid() {
     let no_http = |name, plan| fault(name, plan, 4, 502, "upstream_invalid");
     let giant = format!("HTTP/1.1 200 OK\r\nX-Giant: {}\r\nContent-Length: 2\r\n\r\n{{}}", "a".repeat(1 << 20));
     let many = format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\n{{}}", "X-Many: a\r\n".repeat(500));
@@ -488,7 +488,7 @@ async fn a_500_is_tried_again_once_whatever_its_body() {
 }
 
 #[tokio::test]
-async fn rejected_credentials_are_known_by_their_status_whatever_the_body() {
+async fn rejected_credentials_are_recognised_by_their_status_with_any_body() {
     let mut wrong = Vec::new();
     for (name, headers, body) in [
         ("no body", "", ""),
@@ -510,7 +510,7 @@ async fn rejected_credentials_are_known_by_their_status_whatever_the_body() {
 }
 
 #[tokio::test]
-async fn json_in_another_encoding_is_no_json() {
+async fn json_in_another_encoding_is_refused() {
     let latin = |body: &[u8]| {
         let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
         answer.extend_from_slice(body);
@@ -520,7 +520,7 @@ async fn json_in_another_encoding_is_no_json() {
 }
 
 #[tokio::test]
-async fn a_reset_that_is_no_number_never_becomes_a_retry_after() {
+async fn a_reset_that_is_not_a_number_never_becomes_a_retry_after() {
     for reset in ["soon", "-5", "1.5", "99999999999999999999"] {
         let headers = format!("Content-Type: application/json\r\nX-RateLimit-Reset: {reset}\r\n");
         let upstream = Upstream::script(move |_| Plan::with(429, &headers, "{}")).await;
@@ -537,6 +537,6 @@ async fn a_reset_that_is_no_number_never_becomes_a_retry_after() {
 async fn an_answer_that_declares_too_much_is_not_waited_for() {
     let declared = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n[", 1u64 << 40);
     let stalls = Plan::raw(declared).then_silence();
-    // The declaration settles it, so it is neither a matter of time nor one of another try.
+    // The declared length decides, so neither time nor a retry matters.
     ends_as_documented(vec![fault("a terabyte", stalls, 1, 502, "upstream_invalid")]).await;
 }

@@ -1,4 +1,4 @@
-//! Pages of one upstream are never served as another's.
+//! Pages of one upstream are never served for another.
 
 use std::path::PathBuf;
 
@@ -37,7 +37,7 @@ async fn a_reload_to_another_upstream_serves_no_page_of_the_old_one() {
     for request in requests() {
         gateway.ask(&request).await.assert_page(ONE, "miss");
     }
-    // One that is under way meanwhile.
+    // A request that is under way meanwhile.
     let gate = Gate::default();
     let held = Plan::page(ONE).after(&gate);
     one.set(move |_| held.clone());
@@ -55,7 +55,7 @@ async fn a_reload_to_another_upstream_serves_no_page_of_the_old_one() {
     for request in requests() {
         gateway.ask(&request).await.assert_page(OTHER, "hit");
     }
-    // Back again it is the same upstream as before.
+    // After a reload back it is the same upstream as before.
     write(&file, &one);
     gateway.reload.notify_one();
     gateway.metric_reaches("reloads_total", &["result=\"applied\""], 2.0).await;
@@ -63,7 +63,7 @@ async fn a_reload_to_another_upstream_serves_no_page_of_the_old_one() {
     for request in [query, metadata] {
         gateway.ask(&request).await.assert_page(ONE, "hit");
     }
-    // What was under way has landed there, with a new first page for this one.
+    // The response of the request under way belongs to that upstream; this one has a new first page.
     gateway.ask(&page).await.assert_page(ONE, "miss");
 }
 

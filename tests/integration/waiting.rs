@@ -1,5 +1,5 @@
-//! Who waits for the upstream and who is refused, on real sockets. The arithmetic is tested in the room itself, where
-//! time can be made to stand still.
+//! Which requests wait for the upstream and which are refused, on real sockets. The unit tests check the arithmetic
+//! with paused time.
 
 use crate::support::gateway::{NO_RETRY, with_teams};
 use crate::support::*;
@@ -10,7 +10,7 @@ fn by(team: &str, n: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_teams_upstream_limit_is_below_the_cache_and_told_in_headers() {
+async fn a_teams_upstream_limit_is_below_the_cache_and_shown_in_headers() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let teams = [("small", "upstream = '2/min'\nrequests = '100/s'"), ("other", "")];
     let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &teams, NO_RETRY).await;
@@ -24,7 +24,7 @@ async fn a_teams_upstream_limit_is_below_the_cache_and_told_in_headers() {
     assert_eq!(refused.header("ratelimit-policy"), "\"requests\";q=100;w=1, \"upstream\";q=2;w=60");
     assert!(refused.header("ratelimit").contains("\"upstream\";r=0;t="), "{}", refused.header("ratelimit"));
 
-    // A hit costs nothing of it, and another team has its own.
+    // A hit does not count against it, and another team has its own limit.
     gateway.ask(&by("small", 0)).await.assert_page(PAGE, "hit");
     gateway.ask(&by("other", 2)).await.assert_page(PAGE, "miss");
     gateway.ask(&by("small", 2)).await.assert_page(PAGE, "hit");
@@ -72,7 +72,7 @@ async fn another_teams_call_is_next_however_many_wait() {
 }
 
 #[tokio::test]
-async fn one_that_joins_a_call_in_the_line_is_told_at_once_if_that_comes_too_late() {
+async fn a_client_that_joins_a_queued_call_is_refused_at_once_if_it_comes_too_late() {
     let upstream = Upstream::script(|_| Plan::page(PAGE)).await;
     let (gateway, _folder) = with_teams(&upstream, "rate = '1/min'\nburst = 1", &[("one", "")], NO_RETRY).await;
     gateway.ask(&by("one", 0)).await.assert_page(PAGE, "miss");
@@ -90,18 +90,18 @@ async fn one_that_joins_a_call_in_the_line_is_told_at_once_if_that_comes_too_lat
 }
 
 #[tokio::test]
-async fn the_urgent_are_sent_before_the_early() {
+async fn urgent_calls_are_sent_before_earlier_ones() {
     let asked = [(0, "u=3"), (1, "u=7"), (2, "u=3, i"), (3, "u=0")];
     assert_eq!(order_of(&asked).await, "0321");
 }
 
 #[tokio::test]
-async fn what_most_clients_wait_for_is_sent_before_the_early() {
+async fn calls_with_most_waiters_are_sent_before_earlier_ones() {
     let asked = [(0, "u=3"), (1, "u=3"), (2, "u=3"), (3, "u=3"), (3, "u=3"), (2, "u=3"), (3, "u=3")];
     assert_eq!(order_of(&asked).await, "0321");
 }
 
-/// In which order queries are sent, that are asked for with these priorities while the first has the only place.
+/// The order in which queries are sent that come with these priorities while the first has the only slot.
 async fn order_of(asked: &[(usize, &str)]) -> String {
     let gate = Gate::default();
     let held = gate.clone();
@@ -112,7 +112,7 @@ async fn order_of(asked: &[(usize, &str)]) -> String {
         let mut client = gateway.connect().await;
         let headers = format!("Authorization: Bearer token-of-one\r\nPriority: {priority}\r\n");
         client.send(&post_to(QUERY, &headers, &format!(r#"{{"query":{{"measures":["Count{n}"]}}}}"#))).await;
-        // The first has the only place, the others wait.
+        // The first has the only slot; the others wait.
         upstream.arrived(1).await;
         gateway.settle().await;
         clients.push(client);

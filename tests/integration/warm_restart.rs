@@ -1,4 +1,4 @@
-//! Pages that survive a restart, from outside: the binary, real sockets, real signals.
+//! Pages survive a restart: tested with the binary, real sockets and real signals.
 
 use std::cell::RefCell;
 use std::fs;
@@ -27,7 +27,7 @@ use crate::support::{Plan, Upstream, sha256_hex};
 
 const SID: &str = "AC0123456789abcdef0123456789abcdef";
 const API_KEY: &str = "SKplanted0123456789";
-/// The only password that the simulator knows.
+/// The only password that the simulator accepts.
 const API_SECRET: &str = "secret";
 const TEAM_TOKEN: &str = "igw_planted-token-that-nobody-may-see";
 const MARKER: &str = "planted-in-a-request-body";
@@ -36,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
 const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 
-/// A child process that does not outlive its test, and the lines that it writes.
+/// A child process that is killed when its test ends, and the lines that it writes.
 struct Process {
     child: Child,
     lines: Receiver<String>,
@@ -48,12 +48,12 @@ impl Process {
         let mut child = command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let errors = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = mpsc::channel();
-        // Reads to the end whether or not somebody listens, so that the child never waits.
+        // Reads to the end in any case, so that the child never blocks.
         thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
         Self { child, lines, seen: RefCell::default() }
     }
 
-    /// The first line that `find` finds something in, be it written already or not yet.
+    /// The first line for which `find` returns something, already written or not.
     fn line<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
         let mut seen = self.seen.borrow_mut();
         if let Some(found) = seen.iter().find_map(|line| find(line)) {
@@ -61,7 +61,7 @@ impl Process {
         }
         loop {
             let line = self.lines.recv_timeout(DEADLINE);
-            let line = line.unwrap_or_else(|_| panic!("it never said what it should:\n{}", seen.join("\n")));
+            let line = line.unwrap_or_else(|_| panic!("the expected line is missing:\n{}", seen.join("\n")));
             let found = find(&line);
             seen.push(line);
             if let Some(found) = found {
@@ -75,13 +75,13 @@ impl Process {
         assert!(killed.success());
     }
 
-    /// Ends in order, and says with which code.
+    /// Stops it in order. Returns the exit code.
     fn stop(mut self) -> Option<i32> {
         self.signal("-TERM");
         self.child.wait().unwrap().code()
     }
 
-    /// Ends in the middle of whatever it does, unless it has ended.
+    /// Kills it, unless it has ended.
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -90,7 +90,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -149,7 +149,7 @@ fn conversations() -> Json {
     json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
 }
 
-/// A simulator, and a folder with the configuration of a gateway before it.
+/// A simulator, and a folder with the configuration of a gateway for it.
 struct Setting {
     _simulator: Option<Process>,
     upstream: String,
@@ -175,7 +175,7 @@ impl Setting {
         Self::before(upstream, Some(simulator))
     }
 
-    /// Of a gateway before an upstream of the test's own.
+    /// For a gateway with an upstream of the test's own.
     fn before(upstream: String, simulator: Option<Process>) -> Self {
         let home = TempDir::new().unwrap();
         let token = sha256_hex(TEAM_TOKEN);
@@ -216,7 +216,7 @@ impl Setting {
         log["requests"].as_array().unwrap().len()
     }
 
-    /// What the upstream itself answers.
+    /// The response of the upstream itself.
     async fn truth(&self, size: usize) -> Bytes {
         let basic = format!("Basic {}", STANDARD.encode(format!("{API_KEY}:{API_SECRET}")));
         let answer = self.http.try_send(query(&self.upstream, &basic, size, &conversations())).await.unwrap();
@@ -244,7 +244,7 @@ impl Gateway {
         http.try_send(request).await.unwrap()
     }
 
-    /// A purge is on the disk when it is answered, and so is all that came before it.
+    /// A purge is on the disk when it is answered, and so are all changes before it.
     async fn is_written(&self, http: &Http) {
         let purge = Request::post(format!("{}/cache/purge", self.admin)).header("content-type", "application/json");
         let purge = purge.body(Full::from(json!({"key": "0".repeat(16)}).to_string())).unwrap();
@@ -273,7 +273,7 @@ fn contains(file: &Path, needle: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_restart_burns_no_quota() {
+async fn a_restart_uses_no_quota() {
     let setting = Setting::new();
     let http = &setting.http;
     let first = setting.gateway();
@@ -284,12 +284,12 @@ async fn a_restart_burns_no_quota() {
     assert_eq!((page.status, page.header("age")), (StatusCode::OK, ""));
     let token = page.json()["meta"]["nextToken"].as_str().unwrap().replace('+', "%2B");
     let next_page = |gateway: &Gateway| format!("{}{QUERY}?pageToken={token}", gateway.data);
-    // Its filter's value is in no answer.
+    // Its filter's value is in no response.
     let marked = json!({"query": {"measures": ["Conversation.Count"], "filters": [{"op": "AND", "expressions": [
         {"op": "NE", "field": "Conversation.ConversationId", "values": [MARKER]}]}]}});
     let answer = http.try_send(query(&first.data, &Gateway::team(), 10, &marked)).await.unwrap();
     assert_eq!(answer.status, 200);
-    // Not yet a second old, so only the flush at the end can bring it to the disk.
+    // It is less than a second old, so only the flush at the end can write it to the disk.
     assert_eq!(first.process.stop(), Some(0));
     let calls = setting.upstream_calls().await;
 
@@ -313,7 +313,7 @@ async fn a_restart_burns_no_quota() {
     let metrics = String::from_utf8(metrics.to_vec()).unwrap();
     assert!(metrics.contains("insights_gateway_cache_disk_entries 3\n"), "{metrics}");
 
-    // Fetched only after the restart, and still a page of the old result set.
+    // Fetched only after the restart, but still a page of the old result set.
     let next = http.get(&next_page(&second), Some(&Gateway::team())).await;
     assert_eq!(next.status, 200);
     second.pages_on_disk(http, 4).await;
@@ -330,7 +330,7 @@ async fn a_restart_burns_no_quota() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_at_any_moment_costs_seconds_and_nothing_else() {
+async fn a_kill_at_any_moment_loses_only_the_last_seconds() {
     const PAGES: usize = 60;
     let setting = Setting::new();
     let mut truth = Vec::new();
@@ -350,7 +350,7 @@ async fn a_kill_at_any_moment_costs_seconds_and_nothing_else() {
                 tokio::spawn(async move {
                     while !stop.load(Ordering::Relaxed) {
                         let size = fastrand::usize(1..=PAGES);
-                        // Half of them fetch anew, so that there is always something to write.
+                        // Half of them force a fetch, so that there is always something to write.
                         let mut request = query(&data, &Gateway::team(), size, &conversations());
                         if fastrand::bool() {
                             request.headers_mut().insert("cache-control", "no-cache".parse().unwrap());
@@ -363,7 +363,7 @@ async fn a_kill_at_any_moment_costs_seconds_and_nothing_else() {
                 })
             })
             .collect();
-        // A moment that nothing is synchronised with: that is the point.
+        // At a random moment, which is the purpose of this test.
         sleep(Duration::from_millis(fastrand::u64(..2500))).await;
         gateway.process.signal("-KILL");
         stop.store(true, Ordering::Relaxed);
@@ -412,7 +412,7 @@ async fn two_gateways_do_not_share_a_file() {
     assert_eq!((second.process.stop(), first.process.stop()), (Some(0), Some(0)));
 }
 
-/// Every first page names the same token, and all say of which version they are.
+/// Every first page has the same token, and all contain their version.
 fn set_version(upstream: &Upstream, version: &str, headers: &str) {
     let (version, headers) = (version.to_owned(), format!("Content-Type: application/json\r\n{headers}"));
     upstream.set(move |seen| {
@@ -449,8 +449,8 @@ async fn a_further_page_that_a_first_page_ended_does_not_come_back_after_a_kill(
 }
 
 #[tokio::test]
-async fn what_an_answer_that_is_not_kept_ended_does_not_come_back_after_a_kill() {
-    // Twilio forbids it, or the client.
+async fn a_page_that_an_unstored_response_replaced_stays_gone_after_a_kill() {
+    // Twilio or the client forbids storing it.
     for (headers, directive) in [("Cache-Control: no-store\r\n", "no-cache"), ("", "no-store")] {
         let upstream = Upstream::start().await;
         let setting = Setting::before(upstream.url(), None);
@@ -473,12 +473,12 @@ async fn what_an_answer_that_is_not_kept_ended_does_not_come_back_after_a_kill()
 }
 
 #[tokio::test]
-async fn what_a_page_replaced_that_a_full_disk_could_not_take_does_not_come_back_after_a_kill() {
+async fn a_page_replaced_while_the_disk_was_full_stays_gone_after_a_kill() {
     let upstream = Upstream::start().await;
     let setting = Setting::before(upstream.url(), None);
     let http = &setting.http;
     set_version(&upstream, "old", "");
-    // Files that must not grow are as a full disk: writing fails, once the signal is ignored.
+    // A file that must not grow is like a full disk: writing fails, once the signal is ignored.
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_insights-gateway")]);
     let first = setting.run(command);
@@ -491,7 +491,7 @@ async fn what_a_page_replaced_that_a_full_disk_could_not_take_does_not_come_back
     assert_eq!(first.anew(http, "no-cache").await.status, 200);
     let deadline = Instant::now() + DEADLINE;
     loop {
-        // It is removed, or the file with it.
+        // The page is removed, or the whole file.
         let disk = first.disk(http).await;
         if !setting.file().exists() || (disk["enabled"] == json!(true) && disk["entries"] == json!(0)) {
             break;

@@ -1,4 +1,4 @@
-//! Answers of Twilio's, or of somebody in its place, that are not passed on as they are.
+//! Responses of Twilio, or of another server in its place, that are not passed on unchanged.
 
 use crate::support::gateway::SECRET;
 use crate::support::*;
@@ -28,7 +28,7 @@ async fn a_rate_limit_that_repeats_the_secret_pauses_the_account_and_shows_nothi
 }
 
 #[tokio::test]
-async fn what_twilio_says_is_called_json_and_not_sniffed() {
+async fn responses_are_labelled_json_and_must_not_be_sniffed() {
     let upstream = Upstream::script(|_| Plan::with(400, "Content-Type: text/html\r\n", "\"<script>\"")).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for detail in ["miss", "hit"] {

@@ -1,4 +1,4 @@
-//! Certificates that tests make for themselves.
+//! Certificates that tests create.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::within;
 
-/// A certificate for loopback that signs itself, as files.
+/// A self-signed certificate for loopback, as files.
 pub struct Certificate {
     folder: TempDir,
 }
@@ -24,7 +24,7 @@ impl Certificate {
         Self::made_of(&Self::params(&["localhost", "127.0.0.1"]))
     }
 
-    /// For these names, to be changed.
+    /// Parameters for a certificate with these names, for tests to change.
     pub fn params(names: &[&str]) -> CertificateParams {
         CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
     }
@@ -57,7 +57,7 @@ impl Certificate {
         self.shake(stream, alpn, None).await.expect("a handshake")
     }
 
-    /// A handshake over any stream, as a client that trusts this certificate and may have one of its own.
+    /// A TLS handshake over any stream, as a client that trusts this certificate and may have its own.
     pub async fn shake<S>(
         &self,
         stream: S,
@@ -72,7 +72,7 @@ impl Certificate {
         within(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await
     }
 
-    /// How such a client is set up. Handshakes of one setup may resume each other's sessions.
+    /// The configuration of such a client. Handshakes with one configuration may resume each other's sessions.
     pub fn client(&self, alpn: &[&str], own: Option<&Issued>) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(self.chain());
@@ -113,14 +113,14 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// Its own certificate, as a file beside that of a server.
+    /// Writes its certificate next to that of a server, and returns the path.
     pub fn write(&self, certificate: &Certificate) -> String {
         let path = certificate.path("clients.pem");
         fs::write(&path, &self.pem).unwrap();
         path
     }
 
-    /// For a client with these alternative names and this common name.
+    /// A certificate with these alternative names and this common name.
     pub fn issue(&self, alternative: &[SanType], common: &str) -> Issued {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();

@@ -1,4 +1,4 @@
-//! A client without manners: it sends the bytes it is given, and reads answers to the letter.
+//! A client that sends exactly the bytes that it is given, and checks responses strictly.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub struct Client<S = TcpStream> {
     buffer: Vec<u8>,
 }
 
-/// One answer.
+/// One response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -47,25 +47,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends all of `bytes`; a gateway that has closed meanwhile is no failure of the client.
+    /// Sends all of `bytes`. If the gateway has closed meanwhile, that is not an error.
     pub async fn send(&mut self, bytes: &[u8]) {
         let _ = within(self.stream.write_all(bytes)).await;
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its response.
     pub async fn ask(&mut self, request: &[u8]) -> Answer {
         self.try_ask(request).await.expect("an answer")
     }
 
-    /// The same; `None` when the connection ends without an answer. Sending and reading go on at once, as
-    /// with every client that notices an early refusal.
+    /// The same; `None` when the connection ends without a response. It sends and reads at the same time, like every
+    /// client that notices an early refusal.
     pub async fn try_ask(&mut self, request: &[u8]) -> Option<Answer> {
         let head = request.starts_with(b"HEAD ");
         let Self { stream, buffer } = self;
         within(async {
             let (mut reading, mut writing) = tokio::io::split(stream);
             let sending = async {
-                // Broken by the gateway's early answer perhaps, which is still to be read.
+                // The gateway's early response may have broken the connection, but that response can still be read.
                 let _ = writing.write_all(request).await;
                 std::future::pending::<()>().await;
             };
@@ -77,20 +77,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         .await
     }
 
-    /// Reads the next answer, be it interim or final.
+    /// Reads the next response, interim or final.
     pub async fn next(&mut self) -> Option<Answer> {
         within(read(&mut self.stream, &mut self.buffer, false)).await
     }
 
-    /// Reads the next answer that is not interim.
+    /// Reads the next response that is not interim.
     pub async fn answer(&mut self) -> Answer {
         within(read_final(&mut self.stream, &mut self.buffer, false)).await.expect("an answer")
     }
 
-    /// Waits until the gateway closes the connection, and says what it still sent.
+    /// Waits until the gateway closes the connection, and returns what it still sent.
     pub async fn rest(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.buffer);
-        // A reset ends a connection as well as a close does.
+        // A reset ends a connection like a close.
         let _ = within(self.stream.read_to_end(&mut rest)).await;
         rest
     }
@@ -119,7 +119,7 @@ async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, to_he
             return None;
         }
     };
-    let head = String::from_utf8(buffer.drain(..end + 4).collect()).expect("answers have ASCII heads");
+    let head = String::from_utf8(buffer.drain(..end + 4).collect()).expect("responses have ASCII heads");
     let mut lines = head.trim_end().split("\r\n");
     let (version, rest) = lines.next()?.split_once(' ').expect("a status line");
     let status: u16 = rest.get(..3).and_then(|code| code.parse().ok()).expect("a status");
@@ -131,11 +131,11 @@ async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>, to_he
     if to_head || status < 200 || matches!(status, 204 | 304) {
         return Some(answer);
     }
-    assert_eq!(answer.find("transfer-encoding"), None, "the gateway's bodies are whole, so their length is known");
+    assert_eq!(answer.find("transfer-encoding"), None, "the gateway's bodies are complete, so their length is known");
     let length: usize = answer.header("content-length").parse().expect("a length");
     while buffer.len() < length {
         if !more(stream, buffer).await {
-            panic!("the answer's body was cut: {} of {length} bytes", buffer.len());
+            panic!("the response's body was cut: {} of {length} bytes", buffer.len());
         }
     }
     answer.body = buffer.drain(..length).collect();
@@ -147,7 +147,7 @@ pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 impl Answer {
-    /// A header that may be absent. It must not be there twice.
+    /// A header that may be absent. It must not be there more than once.
     pub fn find(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str());
         let value = values.next();
@@ -167,14 +167,14 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The word after `detail=` in `Cache-Status`: what became of the request.
+    /// The word after `detail=` in `Cache-Status`: the outcome of the request.
     pub fn detail(&self) -> &str {
         let status = self.header("cache-status");
         let rest = status.split("detail=").nth(1).unwrap_or_else(|| panic!("no detail: {status}"));
         rest.split(';').next().unwrap_or_default().trim()
     }
 
-    /// Has `Cache-Status` this parameter.
+    /// Whether `Cache-Status` has this parameter.
     pub fn has_note(&self, note: &str) -> bool {
         self.header("cache-status").split(';').any(|part| part.trim() == note)
     }
@@ -184,7 +184,7 @@ impl Answer {
         self.json()["params"]["reason"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Fails unless this is the gateway's own error, in every detail that clients rely on.
+    /// Fails unless this is the gateway's own error, with everything that clients rely on.
     #[track_caller]
     pub fn assert_refused(&self, status: u16, reason: &str) {
         if let Err(fault) = refusal(self, status, reason) {
@@ -192,14 +192,14 @@ impl Answer {
         }
     }
 
-    /// Fails unless this is a 200 with this body, which became so in this way.
+    /// Fails unless this is a 200 with this body and this outcome.
     #[track_caller]
     pub fn assert_page(&self, body: &str, detail: &str) {
         assert_eq!((self.status, self.text().as_str(), self.detail()), (200, body, detail), "{self:?}");
     }
 }
 
-/// Is this the gateway's own error with that status and reason; if not, what is wrong.
+/// Checks that this is the gateway's own error with that status and reason. The error says what is wrong.
 pub fn refusal(answer: &Answer, status: u16, reason: &str) -> Result<(), String> {
     if answer.status != status {
         return Err(format!("status {} instead of {status}: {:?}", answer.status, answer.text()));

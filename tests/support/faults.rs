@@ -1,12 +1,12 @@
-//! What must become of a request whose upstream is broken, checked from all sides.
+//! Checks all that has to happen to a request whose upstream is broken.
 
 use super::{ASK, Plan, TestConfig, Upstream, post, refusal};
 
-/// What a broken upstream answers once it is healed.
+/// The response of a broken upstream once it works again.
 pub const HEALED: &str = r#"{"cubes":[],"data":[],"meta":{"healed":true}}"#;
 
-/// A broken upstream is tried `tries` times and ends in this refusal; healed, it is asked again, and what it
-/// then says is kept.
+/// An upstream that fails as in `plan` is tried `tries` times, and the request ends in this refusal. When it works
+/// again, the same request succeeds and its response is stored.
 pub struct Fault {
     name: &'static str,
     plan: Plan,
@@ -15,12 +15,12 @@ pub struct Fault {
     reason: &'static str,
 }
 
-/// What is to be expected of such an upstream.
+/// A fault and its expected result.
 pub fn fault(name: &'static str, plan: Plan, tries: usize, status: u16, reason: &'static str) -> Fault {
     Fault { name, plan, tries, status, reason }
 }
 
-/// All that do not end as they should are named at once. They run side by side, since some take their time.
+/// Reports all faults with another result together. They run in parallel, because some take a while.
 pub async fn ends_as_documented(faults: Vec<Fault>) {
     let wrong = futures_util::future::join_all(faults.into_iter().map(what_is_wrong)).await.concat();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -36,7 +36,7 @@ async fn what_is_wrong(fault: Fault) -> Vec<String> {
     };
     let upstream = Upstream::script(move |_| plan.clone()).await;
     let gateway = TestConfig::new(upstream.url())
-        // Longer where it is not what the test is about, for the sake of busy machines.
+        // Longer where the test is not about time, because machines may be busy.
         .set("upstream.attempt_timeout", if reason == "upstream_timeout" { "1s" } else { "3s" })
         .set("upstream.max_response", "64KiB")
         .start()
@@ -51,12 +51,12 @@ async fn what_is_wrong(fault: Fault) -> Vec<String> {
     check(counted == tries as f64, format!("{counted} attempts counted as {reason}"));
     let retried = gateway.metric("retries_total", &["account=\"default\""]).await;
     check(retried == (tries - 1) as f64, format!("{retried} retries counted"));
-    check(gateway.metric("cache_entries", &[]).await == 0.0, "something was kept".to_owned());
+    check(gateway.metric("cache_entries", &[]).await == 0.0, "something was stored".to_owned());
     upstream.heal(HEALED);
     let healed = gateway.ask(&post(ASK)).await;
     check((healed.status, healed.detail(), healed.text().as_str()) == (200, "miss", HEALED), format!("{healed:?}"));
     let again = gateway.ask(&post(ASK)).await;
     check((again.status, again.detail()) == (200, "hit"), format!("{again:?}"));
-    check(upstream.count() == tries + 1, format!("{} tries after all", upstream.count()));
+    check(upstream.count() == tries + 1, format!("{} attempts in the end", upstream.count()));
     wrong
 }

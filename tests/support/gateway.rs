@@ -1,4 +1,4 @@
-//! A whole gateway in this process, on ports of the system's choice.
+//! A whole gateway in this process, on free ports.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ pub const SID: &str = "AC00000000000000000000000000000001";
 pub const KEY: &str = "SK-of-the-tests";
 pub const SECRET: &str = "planted-s3cret-that-nobody-may-see";
 
-/// A configuration for tests: one account without a rate, quick retries that no budget limits. Later flags
-/// beat earlier ones.
+/// A configuration for tests: one account without a rate limit, and quick retries without a budget. Later flags
+/// override earlier ones.
 pub struct TestConfig(Vec<(String, String)>);
 
 impl TestConfig {
@@ -38,7 +38,7 @@ impl TestConfig {
         Self(flags)
     }
 
-    /// Without the account, for tests that bring accounts of their own in a file.
+    /// Without the account, for tests that have their own accounts in a file.
     pub fn without_account(mut self) -> Self {
         self.0.retain(|(key, _)| !key.starts_with("accounts."));
         self
@@ -77,11 +77,11 @@ impl Gateway {
         Self::start_with(sources, Inherited::default()).await
     }
 
-    /// With sockets that somebody else has opened.
+    /// With sockets that another process has opened.
     pub async fn start_with(sources: Sources, inherited: Inherited) -> Self {
         let config = config::load(&sources).unwrap_or_else(|faults| panic!("{faults}"));
         let gateway = insights_gateway::gateway::Gateway::bind_with(config, inherited).expect("free ports");
-        // A gateway on a unix socket alone has no address here.
+        // A gateway that listens only on a unix socket has no address here.
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = gateway.data_address().unwrap_or(nowhere);
         let admin = gateway.admin_address().expect("the admin plane listens on TCP");
@@ -92,7 +92,7 @@ impl Gateway {
         Self { data, admin, stop: Some(stop), served, reload }
     }
 
-    /// Tells it to drain, and does not wait.
+    /// Tells it to drain, without waiting.
     pub fn tell_to_stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -110,12 +110,12 @@ impl Gateway {
         Client::connect(self.data).await
     }
 
-    /// A request on a connection of its own.
+    /// Sends a request on a new connection.
     pub async fn ask(&self, request: &[u8]) -> Answer {
         self.connect().await.ask(request).await
     }
 
-    /// A request on a connection of its own to the admin plane.
+    /// Sends a request on a new connection to the admin plane.
     pub async fn ask_admin(&self, request: &[u8]) -> Answer {
         Client::connect(self.admin).await.ask(request).await
     }
@@ -142,8 +142,8 @@ impl Gateway {
         poll(name, || async { (self.metric(name, labels).await >= value).then_some(()) }).await;
     }
 
-    /// Lets every task that is ready run: three requests cross the whole gateway, which shares this thread,
-    /// so whatever was on the wire before them has been read when this returns.
+    /// Lets every task run that is ready. Three requests pass through the whole gateway, which runs in this thread, so
+    /// all that was sent before has been read when this returns.
     pub async fn settle(&self) {
         for _ in 0..3 {
             let answer = self.ask(&get("/nowhere", "Connection: close\r\n")).await;
@@ -155,8 +155,8 @@ impl Gateway {
 /// Keys of a gateway that makes one attempt per request.
 pub const NO_RETRY: &[(&str, &str)] = &[("retry.attempts", "1")];
 
-/// A gateway with these teams, each with the token `token-of-` and its name. `account`, the text of a team and `keys` are
-/// more keys of its one account, of that team and of the rest.
+/// A gateway with these teams, each with the token `token-of-` followed by its name. `account`, the text of a team and
+/// `keys` are further keys of the account, of that team and of other sections.
 pub async fn with_teams(
     upstream: &Upstream,
     account: &str,

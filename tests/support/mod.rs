@@ -1,8 +1,8 @@
-//! What the tests on real sockets share: an upstream that misbehaves on command, a gateway in this process,
-//! and a client that sends exactly the bytes it is told to.
+//! Helpers of the tests on real sockets: an upstream that misbehaves on demand, a gateway in this process, and a client
+//! that sends exactly the bytes that it is given.
 //!
-//! Nothing here knows the gateway's insides, uses a fixed port or sleeps until something has probably
-//! happened: tests wait for events, and [`within`] bounds every wait.
+//! They use only the gateway's public interface and free ports. They do not sleep until something has probably
+//! happened: tests wait for events, and [`within`] limits every wait.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
@@ -29,19 +29,19 @@ pub const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
 pub const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
 /// A query that is accepted.
 pub const ASK: &str = r#"{"query":{"measures":["Conversation.Count"]}}"#;
-/// What the upstream answers where a test does not care: a page of rows, and metadata without members.
+/// The upstream's response where a test does not depend on it: a page of rows, and metadata without members.
 pub const PAGE: &str = r#"{"data":[{"Conversation.Count":1}],"meta":{},"cubes":[]}"#;
 
-/// The metadata of [`Upstream::with_metadata`]: what queries of teams with a policy may name.
+/// The metadata of [`Upstream::with_metadata`]: the members that teams with a policy may name.
 pub const MEMBERS: &str = r#"{"domain":"Conversations","cubes":[{"name":"Conversation","description":"conversations, see Conversation.ParticipantId","measures":[{"name":"Conversation.Count","type":"number","aggregation":"count"}],"dimensions":[{"name":"Conversation.ConversationStatus","type":"string","description":"how it stands"},{"name":"Conversation.ParticipantId","type":"string"},{"name":"Conversation.Queue","type":"string"},{"name":"Conversation.CreatedDate","type":"time"},{"name":"Conversation.CreatedAt","type":"time"}]},{"name":"Secret","measures":[{"name":"Secret.Count","type":"number"}],"dimensions":[]}]}"#;
 
-/// Fails a test that hangs, long before anybody becomes impatient.
+/// Fails a test that hangs.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("it did not finish within 20 seconds")
 }
 
-/// Asks again and again until there is an answer. The pause only keeps the loop from burning a core; nothing
-/// depends on its length.
+/// Asks again until there is a result. The pause only keeps the loop from using a whole core; no test depends on its
+/// length.
 pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
     loop {
@@ -53,7 +53,7 @@ pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl Fn
     }
 }
 
-/// A SHA-256 hash as `token_sha256` has it.
+/// A SHA-256 hash in the form of `token_sha256`.
 pub fn sha256_hex(text: &str) -> String {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()

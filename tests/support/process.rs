@@ -1,4 +1,4 @@
-//! The binary, started as a user starts it.
+//! The binary, started as a user would start it.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -10,22 +10,22 @@ use tokio::sync::mpsc;
 use super::gateway::{KEY, SECRET, SID};
 use super::{Answer, Client, get, within};
 
-/// The binary, with an environment of its own.
+/// The running binary, with its own environment.
 pub struct Process {
     child: Running,
     pub data: SocketAddr,
     pub admin: SocketAddr,
-    /// What it said on standard error so far.
+    /// Its output on standard error so far.
     said: Vec<String>,
     stderr: mpsc::UnboundedReceiver<String>,
 }
 
-/// A child that no test leaves behind.
+/// A child process that is killed when its test ends.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended already unless its test failed.
+        // It has already ended, unless its test failed.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -38,7 +38,7 @@ pub fn command(arguments: &[String]) -> Command {
     command
 }
 
-/// Flags for free ports and a log that can be read, before those of the test.
+/// Flags for free ports and a readable log, before those of the test.
 pub fn quiet(arguments: Vec<String>) -> Vec<String> {
     let first = [("server.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0"), ("log.format", "json")];
     first.map(|(key, value)| set(key, value)).into_iter().chain(arguments).collect()
@@ -54,12 +54,12 @@ impl Process {
         Self::spawn(command(&quiet(arguments))).await
     }
 
-    /// As this command has it. Without a TCP listener `data` is no address of its own.
+    /// As this command starts it. Without a TCP listener `data` is not a usable address.
     pub async fn spawn(mut command: Command) -> Self {
         let mut child = Running(command.spawn().unwrap());
         let pipe = BufReader::new(child.0.stderr.take().unwrap());
         let (lines, stderr) = mpsc::unbounded_channel();
-        // Ends with the process, whose end closes the pipe.
+        // The thread ends with the process, whose end closes the pipe.
         std::thread::spawn(move || pipe.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut process = Self { child, data: nowhere, admin: nowhere, said: Vec::new(), stderr };
@@ -70,11 +70,11 @@ impl Process {
         process
     }
 
-    /// Waits for a line of its log that has not been waited for before.
+    /// Waits for a line of its log that no test has waited for before.
     pub async fn says(&mut self, is_it: impl Fn(&Json) -> bool) -> Json {
         loop {
-            let line = within(self.stderr.recv()).await.unwrap_or_else(|| panic!("it ended: {:?}", self.said));
-            let event = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            let line = within(self.stderr.recv()).await.unwrap_or_else(|| panic!("the process ended: {:?}", self.said));
+            let event = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
             self.said.push(line);
             if is_it(&event) {
                 return event;
@@ -82,7 +82,7 @@ impl Process {
         }
     }
 
-    /// The number by which the system knows it.
+    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.0.id()
     }
@@ -102,7 +102,7 @@ impl Process {
         page.lines().find_map(|line| line.strip_prefix(sample).map(|value| value.trim().to_owned()))
     }
 
-    /// Waits for its end: the exit code, and all it ever said.
+    /// Waits for its end. Returns the exit code and all its output.
     pub async fn ended(mut self) -> (Option<i32>, String) {
         while let Some(line) = within(self.stderr.recv()).await {
             self.said.push(line);

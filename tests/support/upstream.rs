@@ -1,4 +1,4 @@
-//! An upstream that answers with whatever bytes a test wants, when it wants, or not at all.
+//! An upstream that sends any bytes at any time, or nothing at all, as a test demands.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -12,10 +12,10 @@ use tokio::task::JoinHandle;
 use super::client::find;
 use super::{MEMBERS, METADATA, PAGE, within};
 
-/// A request as it came over the wire.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Counted from 1.
+    /// Its number, counted from 1.
     pub number: usize,
     pub head: String,
     pub body: Vec<u8>,
@@ -36,7 +36,7 @@ impl Seen {
     }
 }
 
-/// Holds answers back until it is opened.
+/// Delays responses until it is opened.
 #[derive(Debug, Clone)]
 pub struct Gate(watch::Sender<bool>);
 
@@ -67,12 +67,12 @@ enum Step {
     Forever,
 }
 
-/// What to do about one request.
+/// What the upstream does with one request.
 #[derive(Debug, Clone)]
 pub struct Plan(Vec<Step>);
 
 impl Plan {
-    /// A well-formed answer.
+    /// A well-formed response.
     pub fn json(status: u16, body: &str) -> Self {
         Self::with(status, "Content-Type: application/json\r\n", body)
     }
@@ -81,7 +81,7 @@ impl Plan {
         Self::json(200, body)
     }
 
-    /// With header lines, each ended by CR LF.
+    /// A response with header lines, each ended by CR LF.
     pub fn with(status: u16, headers: &str, body: &str) -> Self {
         let length = body.len();
         Self::raw(format!("HTTP/1.1 {status} Some Words\r\n{headers}Content-Length: {length}\r\n\r\n{body}"))
@@ -91,7 +91,7 @@ impl Plan {
         Self(vec![Step::Send(bytes.into())])
     }
 
-    /// Nothing, ever.
+    /// No response at all.
     pub fn silence() -> Self {
         Self(vec![Step::Forever])
     }
@@ -104,12 +104,12 @@ impl Plan {
         Self(vec![Step::Close])
     }
 
-    /// Bytes one by one.
+    /// Sends the bytes one by one.
     pub fn drip(bytes: impl Into<Vec<u8>>, pace: Duration) -> Self {
         Self(vec![Step::Drip(bytes.into(), pace)])
     }
 
-    /// This, once the gate is open.
+    /// The same, once the gate is open.
     pub fn after(mut self, gate: &Gate) -> Self {
         self.0.insert(0, Step::Wait(gate.clone()));
         self
@@ -125,7 +125,7 @@ impl Plan {
         self
     }
 
-    /// Ends the connection below TLS, which is not told.
+    /// Ends the connection without telling TLS.
     pub fn then_abandon(mut self) -> Self {
         self.0.push(Step::Abandon);
         self
@@ -146,7 +146,7 @@ struct Shared {
     connections: watch::Sender<usize>,
 }
 
-/// A server on a port of the system's choice.
+/// A server on a free port.
 pub struct Upstream {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -160,7 +160,7 @@ impl Drop for Upstream {
     }
 }
 
-/// A port that is taken, so that nobody else gets it, and on which nobody listens.
+/// A port that is bound, so that no other process gets it, but not listened on.
 pub struct DeadPort(TcpSocket);
 
 impl DeadPort {
@@ -174,7 +174,7 @@ impl DeadPort {
         format!("http://{}", self.0.local_addr().unwrap())
     }
 
-    /// From now on somebody listens.
+    /// Listens from now on.
     pub fn heal(self, script: impl FnMut(&Seen) -> Plan + Send + 'static) -> Upstream {
         Upstream::on(self.0.listen(64).unwrap(), None, script)
     }
@@ -191,12 +191,12 @@ impl Upstream {
         Self::script(|seen| Plan::page(if seen.target() == METADATA { MEMBERS } else { PAGE })).await
     }
 
-    /// Answers as the script has it.
+    /// Answers as the script says.
     pub async fn script(script: impl FnMut(&Seen) -> Plan + Send + 'static) -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), None, script)
     }
 
-    /// Over TLS.
+    /// The same over TLS.
     pub async fn tls(config: rustls::ServerConfig, script: impl FnMut(&Seen) -> Plan + Send + 'static) -> Self {
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), Some(acceptor), script)
@@ -218,7 +218,7 @@ impl Upstream {
         let task = tokio::spawn({
             let shared = Arc::clone(&shared);
             async move {
-                // Owns the connections, so that they end with it.
+                // The task owns the connections, so that they end with it.
                 let mut connections = tokio::task::JoinSet::new();
                 loop {
                     let Ok((stream, _)) = listener.accept().await else { return };
@@ -235,12 +235,12 @@ impl Upstream {
         format!("{}://{}", self.scheme, self.address)
     }
 
-    /// Answers otherwise from now on.
+    /// Answers with this script from now on.
     pub fn set(&self, script: impl FnMut(&Seen) -> Plan + Send + 'static) {
         *self.shared.script.lock().unwrap() = Box::new(script);
     }
 
-    /// Answers everything with this page from now on.
+    /// Answers every request with this page from now on.
     pub fn heal(&self, page: &'static str) {
         self.set(move |_| Plan::page(page));
     }
@@ -257,7 +257,7 @@ impl Upstream {
         *self.shared.connections.borrow()
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until this many requests have arrived.
     pub async fn arrived(&self, count: usize) {
         let _ = within(self.shared.count.subscribe().wait_for(|n| *n >= count)).await;
     }
@@ -267,7 +267,7 @@ async fn serve(mut tcp: TcpStream, tls: Option<tokio_rustls::TlsAcceptor>, share
     let _ = tcp.set_nodelay(true);
     let reset = match tls {
         None => converse(&mut tcp, &shared).await,
-        // A client that does not trust the certificate leaves here.
+        // A client that does not trust the certificate disconnects here.
         Some(acceptor) => match acceptor.accept(&mut tcp).await {
             Ok(mut stream) => converse(&mut stream, &shared).await,
             Err(_) => false,
@@ -278,7 +278,7 @@ async fn serve(mut tcp: TcpStream, tls: Option<tokio_rustls::TlsAcceptor>, share
     }
 }
 
-/// Serves a connection until it ends; `true` when it shall end with a reset.
+/// Serves a connection until it ends; `true` when it is to end with a reset.
 async fn converse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), shared: &Shared) -> bool {
     let mut buffer = Vec::new();
     loop {
