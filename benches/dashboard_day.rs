@@ -1,18 +1,18 @@
-//! A dashboard's day in a minute: what clients get of an upstream that grants five requests a second, alone and through
-//! the gateway, at the same time and for the same demand.
+//! A dashboard's day in a minute: clients send the same requests at the same time to an upstream that grants five
+//! requests a second, some directly and some through the gateway.
 //!
 //! ```text
 //! cargo bench --bench dashboard_day               # a minute
 //! cargo bench --bench dashboard_day -- --seconds 20
 //! ```
 //!
-//! Twenty clients ask for 50 queries in Zipf order, each a quarter of a second after its last answer. Pages are fresh
-//! for 5 s, so more goes stale than five requests a second can refresh. The upstream answers after 80 ms, and beyond
-//! five requests in a second of the clock with 429 and Twilio's headers. Clients on their own try again as Twilio's
-//! Node SDK does where `autoRetry` is on: three times, on 429, after up to 100 ms × 2ⁿ at random. Each way has an
-//! upstream of its own.
+//! Twenty clients ask for 50 queries in Zipf order, each a quarter of a second after its last response. Pages are fresh
+//! for 5 s, so more become stale than five requests a second can refresh. The upstream answers after 80 ms, and beyond
+//! five requests in a second of the clock with 429 and Twilio's headers. Clients without the gateway retry as Twilio's
+//! Node SDK does where `autoRetry` is on: three times, on 429, after a random time of up to 100 ms × 2ⁿ. Both groups
+//! have a separate upstream.
 //!
-//! Ends with an error when the gateway does not keep what it promises.
+//! Ends with an error when the gateway does not fulfil its promises.
 
 #![expect(clippy::disallowed_methods, reason = "real time is what is measured here")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run has to stop")]
@@ -153,7 +153,7 @@ struct State {
 }
 
 impl Upstream {
-    /// Pages say how long after `begun` they were made.
+    /// Pages contain the time between `begun` and when they were made.
     async fn start(begun: Instant) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -234,7 +234,7 @@ struct Answer {
     age: Duration,
 }
 
-/// The same demand whichever way it goes: clients draw from seeds of their own.
+/// The same requests in both cases: each client draws from its own seed.
 async fn clients(to: SocketAddr, begun: Instant, length: Duration, retry: bool) -> Vec<Answer> {
     let until = begun + length;
     let mut clients = JoinSet::new();
@@ -269,7 +269,7 @@ async fn clients(to: SocketAddr, begun: Instant, length: Duration, retry: bool) 
     clients.join_all().await.into_iter().flatten().collect()
 }
 
-/// Of 50, the n-th drawn in proportion to 1/n.
+/// One of 50, where the n-th is drawn in proportion to 1/n.
 fn zipf(random: &mut fastrand::Rng) -> usize {
     let weights = (1..=QUERIES).map(|n| 1.0 / n as f64);
     let mut left = random.f64() * weights.clone().sum::<f64>();
@@ -290,7 +290,7 @@ async fn connect(to: SocketAddr) -> SendRequest<Full<Bytes>> {
     sender
 }
 
-/// Status, and how long after the beginning the page was made.
+/// The status, and how long after the beginning the page was made.
 async fn ask(connection: &mut SendRequest<Full<Bytes>>, query: usize) -> (u16, Duration) {
     let body = format!(r#"{{"query":{{"dimensions":["Operator.Name{query}"],"measures":["Conversation.Count"]}}}}"#);
     let request = Request::builder()

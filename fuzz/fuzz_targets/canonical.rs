@@ -1,5 +1,5 @@
-//! The body of a query: any bytes. Equal queries give equal bytes, the canonical form is a fixed point and means what
-//! was asked, and the reader takes nothing that another reader would understand otherwise.
+//! The body of a query: any bytes. Equal queries give equal bytes, the canonical form is a fixed point and means the
+//! same, and the reader accepts nothing that another reader would understand differently.
 
 #![no_main]
 
@@ -43,6 +43,11 @@ fuzz_target!(|body: &[u8]| {
         let mut spelled = Vec::new();
         respell(&value, Place::Body, &mut choices(body, salt), &mut spelled);
         let other = canonical(&spelled);
-        assert_eq!(other.as_ref(), Ok(&query), "equal, and yet another form: {}", String::from_utf8_lossy(&spelled));
+        assert_eq!(
+            other.as_ref(),
+            Ok(&query),
+            "equal queries with different forms: {}",
+            String::from_utf8_lossy(&spelled)
+        );
     }
 });

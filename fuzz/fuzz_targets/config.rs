@@ -1,5 +1,5 @@
 //! A configuration: a TOML document, and environment and flags in its comments (`#env NAME=VALUE`, `#flag key=value`).
-//! It ends in a configuration or in faults; neither shows a secret, and what is shown is a configuration again.
+//! It ends in a configuration or in faults. Neither shows a secret, and the shown configuration can be loaded again.
 
 #![no_main]
 
@@ -10,17 +10,17 @@ use insights_gateway::config::{self, Config, CredentialSource, SecretSource, Sou
 use insights_gateway::core::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
 use libfuzzer_sys::fuzz_target;
 
-/// Part of every value that the seeds plant where secrets belong, and elsewhere by mistake.
+/// Part of every value that the seeds put where secrets belong, and elsewhere by mistake.
 const CANARY: &str = "s3cret";
 
-/// A file of this process's own, in memory where the machine has such a place.
+/// A file of this process, in memory where the machine has such a folder.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     let memory = PathBuf::from("/dev/shm");
     let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
     folder.join(format!("insights-gateway-fuzz-{}.toml", std::process::id()))
 });
 
-/// What stands beside the document: names and values.
+/// The environment and the flags: names and values.
 #[derive(Default)]
 struct Beside {
     variables: Vec<(String, String)>,
@@ -61,7 +61,7 @@ fn load(text: &str, sources: &Sources) -> Result<Config, config::Faults> {
     loaded
 }
 
-/// Does the canary stand in more places than where secrets belong: then it is no wonder that it is shown.
+/// Whether the canary is in more places than where secrets belong; then it may be shown.
 fn is_elsewhere(text: &str, beside: &Beside, secrets: usize) -> bool {
     let document = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
     let places = document.chain(beside.all().map(|(name, value)| format!("{name}{value}")));
@@ -93,7 +93,8 @@ fn has_canary_as_key(text: &str, beside: &Beside) -> bool {
 
 fn check_config(text: &str, beside: &Beside, config: &Config) {
     let shown = config.show();
-    let table: toml::Table = shown.parse().unwrap_or_else(|error| panic!("what is shown is no TOML: {error}\n{shown}"));
+    let table: toml::Table =
+        shown.parse().unwrap_or_else(|error| panic!("the shown configuration is not TOML: {error}\n{shown}"));
     assert!(table.contains_key("accounts"));
     let mut secrets = 0;
     for account in &config.accounts {
@@ -109,9 +110,10 @@ fn check_config(text: &str, beside: &Beside, config: &Config) {
         assert!(!told.contains(CANARY), "a secret is shown:\n{told}");
     }
 
-    // Shown, it is the same configuration once more, but for secrets that cannot be read from it.
-    let again = load(&shown, &beside.sources()).unwrap_or_else(|faults| panic!("shown and refused: {faults}\n{shown}"));
-    assert_eq!(again.show(), shown, "shown, it became another");
+    // The shown configuration loads to the same again, except for secrets that cannot be read from it.
+    let again = load(&shown, &beside.sources())
+        .unwrap_or_else(|faults| panic!("the shown configuration is refused: {faults}\n{shown}"));
+    assert_eq!(again.show(), shown, "the shown configuration is a different one");
 }
 
 fn check_units(text: &str) {
@@ -139,7 +141,10 @@ fuzz_target!(|document: &[u8]| {
         Err(faults) => {
             let told = faults.to_string();
             assert!(faults.count() > 0 && told.lines().count() == faults.count(), "a fault is a line:\n{told}");
-            assert!(!told.chars().any(|c| c.is_control() && c != '\n'), "a fault steers the terminal: {told:?}");
+            assert!(
+                !told.chars().any(|c| c.is_control() && c != '\n'),
+                "a fault contains a control character: {told:?}"
+            );
             assert!(!told.contains(CANARY) || has_canary_as_key(text, &beside), "a fault repeats a value:\n{told}");
         }
     }

@@ -1,5 +1,5 @@
-//! The headers that the gateway reads, a client's and an upstream's: lines of `name: value`. No value, however absurd,
-//! makes it wait or keep for longer than its limits, or keep what must not be kept.
+//! The headers that the gateway reads, a client's and an upstream's: lines of `name: value`. No value makes it wait or
+//! store for longer than its limits, or store what must not be stored.
 
 #![no_main]
 
@@ -41,7 +41,7 @@ fn has_quotes(headers: &HeaderMap) -> bool {
 }
 
 fn check_upstream(headers: &HeaderMap) {
-    // 2026-11-22, the day that the seeds' dates lie around.
+    // 2026-11-22, the day around which the seeds' dates are.
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_348_800);
     if let Some(pause) = pause(headers, now) {
         assert!(!pause.is_zero() && pause <= YEAR, "{pause:?}");
@@ -49,7 +49,7 @@ fn check_upstream(headers: &HeaderMap) {
     assert!(RateLimitHeaders::read(headers).reset.is_none_or(|reset| !reset.is_zero() && reset <= YEAR));
     let storage = Storage::read(headers, now);
     for word in ["no-store", "private", "no-cache"] {
-        // A word within quotes is none, and quotes that are never closed forbid keeping as well.
+        // A word within quotes is not a directive, and quotes that are not closed forbid storing as well.
         let is_said = has_word(headers, header::CACHE_CONTROL, word) && !has_quotes(headers);
         assert!(storage.forbidden || !is_said, "{word}");
     }
@@ -95,10 +95,10 @@ fn check_client(headers: &HeaderMap, rng: &mut fastrand::Rng) {
     }
     if let Some(list) = &directives.if_none_match {
         let text = list.to_str().unwrap_or_default();
-        // A comparison would tell the fuzzer what it is compared with.
+        // Comparing with a known text would tell the fuzzer that text.
         let is_listed = text.split(',').any(|tag| tag.trim() == "*") || text.contains("nobody's");
         assert!(is_listed || !has_tag(list, "\"nobody's\""), "{text}");
-        // What is listed alone is there.
+        // A tag that is the only one in the list must be found.
         if let Ok(tag) = list.to_str()
             && tag.len() > 2
             && tag.starts_with('"')

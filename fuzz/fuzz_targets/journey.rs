@@ -1,8 +1,8 @@
-//! Whole requests through the whole stack, in memory up to an upstream on a local port. The input is an answer of the
-//! upstream, as raw as one likes, and up to four requests, between lines of `===`.
+//! Whole requests through the whole stack, in memory up to an upstream on a local port. The input is a raw response of
+//! the upstream, and up to four requests, between lines of `===`.
 //!
-//! Whatever is asked and answered: nothing is the gateway's own fault, its errors have Twilio's shape and a reason of
-//! the list, and no header, credential or byte crosses that may not.
+//! For all requests and responses: nothing is the gateway's own fault, its errors have Twilio's format and a reason of
+//! the list, and no header, credential or byte passes that may not.
 
 #![no_main]
 
@@ -25,10 +25,10 @@ use tower::ServiceExt;
 const SECRET: &str = "planted-s3cret";
 /// Base64 of the account's user and secret, `SK1:planted-s3cret`.
 const SIGNED: &str = "Basic U0sxOnBsYW50ZWQtczNjcmV0";
-/// Begins every token of a team.
+/// The beginning of every team's token.
 const TOKENS: &str = "token-of-";
 
-/// What a client may get to see, besides Twilio's rate headers.
+/// The headers that a client may get, besides Twilio's rate headers.
 const DOWN: [&str; 16] = [
     "age",
     "allow",
@@ -49,7 +49,7 @@ const DOWN: [&str; 16] = [
     "x-request-id",
 ];
 
-/// What Twilio may get to see.
+/// The headers that Twilio may get.
 const UP: [&str; 9] = [
     "accept",
     "accept-encoding",
@@ -71,9 +71,9 @@ const METADATA: &str = concat!(
 
 struct Stage {
     upstream: TcpListener,
-    /// For everybody.
+    /// Without teams.
     open: Config,
-    /// For teams: `a` may do all, `b` has a policy and `c` reads metadata, twice a second.
+    /// With teams: `a` may do all, `b` has a policy, and `c` reads metadata, twice a second.
     teams: Config,
 }
 
@@ -117,7 +117,7 @@ const HASHES: [&str; 3] = [
     "7f579566ece2ac08bfce0c3af944792893587c760b0001c021acf65e9161365a",
 ];
 
-/// A head and what follows it.
+/// A head and the bytes after it.
 fn cut(text: &[u8]) -> (&[u8], &[u8]) {
     let ends = |end: &[u8]| text.windows(end.len()).position(|window| window == end).map(|at| (at, at + end.len()));
     match [ends(b"\n\n"), ends(b"\r\n\r\n")].into_iter().flatten().min() {
@@ -139,10 +139,10 @@ fn request(text: &[u8]) -> Option<Request<Full<Bytes>>> {
     request.body(Full::new(Bytes::copy_from_slice(body))).ok()
 }
 
-/// Answers everything with the same bytes, and looks at what it is asked.
+/// Answers every request with the same bytes, and checks the request.
 async fn serve(answer: Bytes) {
     let listener = STAGE.upstream.try_clone().expect("a socket");
-    // What the input before this one left behind.
+    // Connections that the previous input left.
     while listener.accept().is_ok() {}
     let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
     while let Ok((stream, _)) = listener.accept().await {
@@ -168,14 +168,14 @@ async fn converse(mut stream: TcpStream, answer: Bytes) -> Option<()> {
         }
     }
     assert_eq!(asked.len(), body + length, "more than was announced");
-    // What is no metadata proves nothing for the team with a policy, so mostly there is some.
+    // A response that is not metadata proves nothing for the team with a policy, so it usually gets some.
     let is_metadata = head.starts_with("GET /v3/InsightsDomains/Conversations/Metadata ");
     let answer = if is_metadata && !contains(&answer, b"\"cubes\"") { METADATA.as_bytes() } else { &answer };
     stream.write_all(answer).await.ok()?;
     stream.shutdown().await.ok()
 }
 
-/// Looks at the head of a request on its way to Twilio; says how long its body is.
+/// Checks the head of a request to Twilio. Returns the length of its body.
 fn check_upward(head: &str) -> usize {
     let (line, rest) = head.split_once("\r\n").expect("a line");
     let (method, target) = line.strip_suffix(" HTTP/1.1").and_then(|line| line.split_once(' ')).expect("a request");
@@ -190,7 +190,7 @@ fn check_upward(head: &str) -> usize {
     for line in rest.lines().filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once(": ").expect("a header");
         assert!(UP.contains(&name), "{name} goes up");
-        // A trace is the client's own.
+        // A trace comes from the client.
         assert!(name == "tracestate" || !value.contains(TOKENS), "a team's token goes up");
         match name {
             "authorization" => {
@@ -212,7 +212,7 @@ fn one<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
     value.to_str().unwrap_or_else(|_| panic!("{name} is not ASCII"))
 }
 
-/// Looks at an answer on its way to a client.
+/// Checks a response to a client.
 fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
     let (status, headers, body) = (response.status(), response.headers(), response.body());
     for (name, value) in headers {
@@ -221,7 +221,7 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
             DOWN.contains(&name) || name.starts_with("x-ratelimit-") || name.starts_with("x-rate-limit-"),
             "{name}"
         );
-        // A request id is the client's own.
+        // A request id comes from the client.
         assert!(name == "x-request-id" || !contains(value.as_bytes(), SECRET.as_bytes()), "the secret comes down");
         assert!(
             !contains(value.as_bytes(), TOKENS.as_bytes())
@@ -234,13 +234,13 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
         let was_given = contains(&answer.to_ascii_lowercase(), b"cache-control");
         assert!(was_given, "the upstream did not say {directives:?}");
     }
-    // Whatever the upstream repeats of it.
+    // Even if the upstream repeats a part of it.
     assert!(!contains(body, SECRET.as_bytes()), "the secret comes down");
     let id = one(headers, "x-request-id");
     assert!((1..=128).contains(&id.len()));
     assert!(one(headers, "cache-status").starts_with("insights-gateway"));
     if matches!(status.as_u16(), 429 | 503) {
-        // Seconds, or a date of Twilio's.
+        // Seconds, or a date from Twilio.
         let wait = one(headers, "retry-after");
         assert!(wait.parse::<u64>().is_ok() || wait.ends_with("GMT") || wait.contains(':'), "come back at {wait}");
     }
@@ -253,19 +253,19 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
     match error {
         Some(error) if !contains(answer, b"\"gateway\"") => check_refusal(status, &error),
         Some(_) => {}
-        // Twilio's own words, unchanged.
+        // Twilio's own error, unchanged.
         None => {
             assert!(!matches!(status.as_u16(), 401 | 403), "{status} is about the account");
             let is_coded = headers.contains_key(header::CONTENT_ENCODING);
             let is_chunked = contains(&answer.to_ascii_lowercase(), b"chunked");
-            // Without what a team may not name, or by the fixed metadata.
+            // Without members that a team may not name, or from the fixed metadata.
             let is_metadata = contains(body, b"\"cubes\"");
             assert!(is_coded || is_chunked || is_metadata || contains(answer, body), "not what Twilio said");
         }
     }
 }
 
-/// Looks at one of the gateway's own errors.
+/// Checks one of the gateway's own errors.
 fn check_refusal(status: StatusCode, error: &Value) {
     let reason = error["params"]["reason"].as_str().expect("a reason");
     let known = Reason::ALL.into_iter().find(|known| known.as_str() == reason).expect("a reason of the list");
@@ -301,7 +301,7 @@ async fn play(answer: &[u8], requests: Vec<Request<Full<Bytes>>>) {
             let was_refused = response.status() == StatusCode::FORBIDDEN;
             assert!(was_refused || granted.contains(&page) || unread, "{page}, which was not given to this team");
         }
-        // These name pages too, and not so that it can be read here.
+        // These name pages too, but in a way that this test cannot read.
         unread |=
             response.status() == StatusCode::NOT_MODIFIED || response.headers().contains_key(header::CONTENT_ENCODING);
         if is_restricted {
@@ -310,12 +310,12 @@ async fn play(answer: &[u8], requests: Vec<Request<Full<Bytes>>>) {
     }
 }
 
-/// Is this a request of the team that has a policy.
+/// Whether this is a request of the team with a policy.
 fn is_restricted(request: &Request<Full<Bytes>>) -> bool {
     request.headers().get(header::AUTHORIZATION).is_some_and(|proof| proof == "Bearer token-of-b")
 }
 
-/// The parameters of a well-formed request for a page, by the team that has a policy.
+/// The parameters of a well-formed request for a page by the team with a policy.
 fn page_under_policy(request: &Request<Full<Bytes>>) -> Option<String> {
     let is_page = is_restricted(request)
         && request.method() == Method::GET
@@ -329,7 +329,7 @@ fn page_under_policy(request: &Request<Full<Bytes>>) -> Option<String> {
     (is_page && has_token).then(|| alone.as_str().to_owned())
 }
 
-/// The parameters of the requests for the pages that an answer names.
+/// The parameters of the requests for the pages that a response names.
 fn pages_named_by(body: &[u8]) -> Vec<String> {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let tokens = ["nextToken", "previousToken"].map(|name| answer["meta"][name].as_str().map(Parameters::of_page));
@@ -350,7 +350,7 @@ fuzz_target!(|script: &[u8]| -> Corpus {
         return Corpus::Reject;
     }
     let _ = &*STAGE;
-    // Time stands still but where everybody waits for it.
+    // The time moves only when all tasks wait for it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(play(parts[0], requests));
     Corpus::Keep

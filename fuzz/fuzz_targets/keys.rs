@@ -1,5 +1,5 @@
-//! The name of a page. The input is read in lines: account, parameters and body of one request, then of another, each
-//! behind the number of its operation. Two requests have one key only when they are one request.
+//! The key of a page. The lines of the input are account, parameters and body of one request, then of another, each
+//! after the number of its operation. Two requests have the same key only if they are equal.
 
 #![no_main]
 
@@ -23,7 +23,7 @@ impl Said {
         Key::new(&account, self.operation, &self.parameters, &self.body)
     }
 
-    /// The same bytes, cut into parts at other places.
+    /// The same bytes, divided into parts at other places.
     fn cut_otherwise(&self, rng: &mut fastrand::Rng) -> Self {
         let all = [self.account.as_bytes(), self.parameters.as_bytes(), &self.body].concat();
         let first = rng.usize(..=all.len());

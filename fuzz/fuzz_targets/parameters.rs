@@ -1,5 +1,5 @@
-//! The first line of a request: `METHOD path?query`. Only Twilio's own paths lead anywhere; a query string has one
-//! spelling, which says the same; a token of an answer is the token of the request for its page.
+//! The first line of a request: `METHOD path?query`. Only Twilio's own paths are found; a query string has one spelling
+//! with the same meaning; the token of a response gives the request for its page.
 
 #![no_main]
 
@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 
 type Pair = (Vec<u8>, Option<Vec<u8>>);
 
-/// The pairs of a query string, decoded, those of one name in their order; token and size of a page by their documented
-/// names, and once where they are repeated alike.
+/// The pairs of a query string, decoded. Pairs with one name keep their order. Token and size of a page have their
+/// documented names, and are given once where they are repeated with the same value.
 fn pairs(query: &str) -> Option<Vec<Pair>> {
     let mut pairs = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -55,7 +55,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Other names in another order, other spellings, and empty pairs between them.
+/// The pairs in another order of names, in other spellings, and with empty pairs between them.
 fn respell(pairs: &[Pair], rng: &mut fastrand::Rng) -> String {
     let mut groups: Vec<&[Pair]> = pairs.chunk_by(|a, b| a.0 == b.0).collect();
     rng.shuffle(&mut groups);
@@ -107,7 +107,7 @@ fn check_query(query: &str, rng: &mut fastrand::Rng) {
     let (parameters, pairs) = match (Parameters::parse(query), pairs(query)) {
         (Ok(parameters), Some(pairs)) if tokens(&pairs) <= 1 => (parameters, pairs),
         (Err(BadParameters::TwoPageTokens), Some(pairs)) if tokens(&pairs) > 1 => return,
-        // Where both is wrong, either is said.
+        // Where both are wrong, either may be reported.
         (Err(_), None) => return,
         (parsed, _) => panic!("half an encoding, or two pages: {parsed:?}"),
     };

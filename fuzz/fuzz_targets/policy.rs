@@ -1,5 +1,5 @@
-//! The body of a query by teams that may not see everything. Whatever gets through names nothing that the team may not
-//! see and holds the filters that it must, and all else is as it was asked.
+//! The body of a query by teams with a policy. A query that passes names nothing that the team may not see and has the
+//! required filters; all else is unchanged.
 
 #![no_main]
 
@@ -62,12 +62,12 @@ fn is_known(name: &str) -> bool {
     members.contains_key(name) || name.rsplit_once('.').is_some_and(|(base, grain)| is_time(base) && is_grain(grain))
 }
 
-/// What a team may ask in place of a query.
+/// The query that is sent in place of a team's query.
 fn apply(policy: &Policy, body: &[u8]) -> Option<bytes::Bytes> {
     Query::read(&query::parse(body).ok()?).ok()?.restrict(policy, &CATALOG, 1 << 20).ok()
 }
 
-/// Every string of a query that could be the name of something: all but the values of filters.
+/// Every string of a query that could be a name: all but the values of filters.
 fn names<'v>(query: &'v Value, found: &mut Vec<&'v str>) {
     match query {
         Value::String(text) => found.push(text),
@@ -103,7 +103,7 @@ fn expressions(group: &Value) -> Vec<Meaning> {
 }
 
 fn check(case: &Case, asked: &[u8], passed: &[u8]) {
-    // A number that no f64 holds is passed on, and cannot be looked at here.
+    // A number that does not fit into an f64 is passed on, but cannot be checked here.
     let Ok(before) = serde_json::from_slice::<Value>(asked) else { return };
     let after: Value = serde_json::from_slice(passed).expect("JSON");
     if case.denies {
@@ -126,7 +126,7 @@ fn check(case: &Case, asked: &[u8], passed: &[u8]) {
         assert_eq!(all.iter().filter(|expression| **expression == closed).count(), 1, "{group}");
     }
     assert_eq!(canonical(passed).as_deref(), Ok(passed), "not canonical");
-    // What passes once passes again, as it is.
+    // A permitted query passes again unchanged.
     assert_eq!(apply(&case.policy, passed).as_deref(), Some(passed));
     for member in ["measures", "dimensions", "orderBy"] {
         assert_eq!(before["query"][member], after["query"][member]);

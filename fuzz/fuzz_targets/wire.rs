@@ -1,6 +1,6 @@
-//! The bytes of a connection, through the listener, its guard, hyper and the stack. Whatever comes: the connection ends,
-//! every answer is whole and says who made it, and a request whose length is said in two ways is refused, and nothing
-//! behind it is answered.
+//! The bytes of a connection, through the listener, its guard, hyper and the stack. In all cases the connection ends,
+//! every response is complete and says who made it, a request whose length is stated in two ways is refused, and
+//! nothing after it is answered.
 
 #![no_main]
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// How a connection begins that a load balancer passes on (PROXY protocol, version 2).
+/// The beginning of a connection from a load balancer (PROXY protocol, version 2).
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 struct Configs {
@@ -30,7 +30,7 @@ static CONFIGS: LazyLock<Configs> = LazyLock::new(|| {
     let flags = [
         ("server.listen", listen.as_str()),
         ("admin.listen", "127.0.0.1:0"),
-        // Nobody listens there.
+        // No process listens there.
         ("upstream.url", "http://127.0.0.1:1"),
         ("accounts.main.account_sid", "AC00000000000000000000000000000001"),
         ("accounts.main.api_key", "SK1"),
@@ -50,7 +50,7 @@ static CONFIGS: LazyLock<Configs> = LazyLock::new(|| {
 static SOCKET: LazyLock<PathBuf> =
     LazyLock::new(|| std::env::temp_dir().join(format!("insights-gateway-fuzz-{}.sock", std::process::id())));
 
-/// Sends `bytes` in pieces and reads until the gateway hangs up.
+/// Sends `bytes` in pieces and reads until the gateway closes the connection.
 async fn converse(bytes: &[u8]) -> Vec<u8> {
     let config = if bytes.starts_with(SIGNATURE) { &CONFIGS.behind_a_proxy } else { &CONFIGS.plain };
     let gateway = Gateway::bind(config.clone()).expect("a socket");
@@ -65,15 +65,15 @@ async fn converse(bytes: &[u8]) -> Vec<u8> {
                 break;
             }
             rest.drain(..n);
-            // Everybody else first, so that the pieces arrive as pieces.
+            // Lets all other tasks run first, so that the pieces arrive as pieces.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // Open until the gateway has said all.
+        // Open until the gateway has sent everything.
         writing
     };
     let mut answers = Vec::new();
     let receiving = async {
-        // A reset ends a connection as well as a close does.
+        // A reset ends a connection like a close.
         let _ = reading.read_to_end(&mut answers).await;
     };
     let _ = tokio::join!(sending, receiving);
@@ -85,7 +85,7 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Reads the final answers, to the letter.
+/// Reads the final responses strictly.
 fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
@@ -111,7 +111,7 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
         assert!(find("cache-status").is_some_and(|status| status.starts_with("insights-gateway")), "{head}");
         assert_eq!(find("transfer-encoding"), None, "{head}");
         let length: usize = find("content-length").map_or(0, |length| length.parse().expect("a length"));
-        // Answers to HEAD have a length and no body.
+        // Responses to HEAD have a length and no body.
         let has_body = bytes.first() == Some(&b'{');
         let body = if has_body { bytes.get(..length).expect("a whole body").to_vec() } else { Vec::new() };
         bytes = &bytes[body.len()..];
@@ -123,7 +123,7 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     all
 }
 
-/// There is no upstream, so every body is an error of the gateway's own.
+/// There is no upstream, so every body is one of the gateway's own errors.
 fn check_refusal(status: u16, body: &[u8]) {
     let error: Value = serde_json::from_slice(body).expect("JSON");
     let reason = error["params"]["reason"].as_str().expect("a reason");
@@ -131,8 +131,8 @@ fn check_refusal(status: u16, body: &[u8]) {
     assert!(known != Reason::Internal && known.status().as_u16() == status, "{status}: {error}");
 }
 
-/// Which of the requests says its body's length in two ways: read as strictly as can be, and no further than is
-/// certain.
+/// The index of the first request that states its body's length in two ways: read as strictly as possible, and no
+/// further than is certain.
 fn ambiguous(mut bytes: &[u8]) -> Option<usize> {
     for number in 0.. {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
@@ -170,7 +170,7 @@ fn ambiguous(mut bytes: &[u8]) -> Option<usize> {
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = &*CONFIGS;
-    // Time stands still but where everybody waits for it: patience costs nothing.
+    // The time moves only when all tasks wait for it, so long timeouts cost nothing.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let said = runtime.expect("a runtime").block_on(converse(bytes));
     if bytes.starts_with(b"PRI ") {
@@ -180,8 +180,8 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(number) = ambiguous(bytes) {
         let shown =
             || answers.iter().map(|answer| (answer.status, String::from_utf8_lossy(&answer.body))).collect::<Vec<_>>();
-        assert!(answers.len() <= number + 1, "something behind an ambiguous request was answered: {:?}", shown());
-        // Behind another request it may be answered, as RFC 9112 section 6.1 has it: by its chunks, and as the last.
+        assert!(answers.len() <= number + 1, "a request after an ambiguous one was answered: {:?}", shown());
+        // After another request it may be answered by its chunks, as the last one (RFC 9112 section 6.1).
         let is_refused = answers.first().is_none_or(|answer| answer.status == 400);
         assert!(number > 0 || is_refused, "not refused: {:?}", shown());
     }

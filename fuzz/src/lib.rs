@@ -1,13 +1,13 @@
-//! What the fuzz targets share: another reading of queries, independent of the gateway's own.
+//! Shared code of the fuzz targets: another reader of queries, independent of the gateway's own.
 
 pub mod query;
 pub mod strict;
 
 use insights_gateway::twilio::query::{Query, QueryError};
 
-/// A generator of choices that the input alone determines, so that every finding can be repeated.
+/// A generator of choices that depends only on the input, so that every finding can be repeated.
 pub fn choices(input: &[u8], salt: u64) -> fastrand::Rng {
-    // FNV-1a: any mixing will do.
+    // FNV-1a: any mixing is good enough.
     let hash = input
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64 ^ salt, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));

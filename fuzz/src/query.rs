@@ -1,14 +1,14 @@
-//! What a query means, and how else it could be written.
+//! The meaning of a query, and other ways to write it.
 //!
-//! Written from the documented shapes alone and not from the code that is tested, so that the two would have to be
-//! wrong in the same way.
+//! Written only from the documented forms and not from the tested code, so that both would have to be wrong in the same
+//! way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 use insights_gateway::core::json::{Member, Text, Value};
 
-/// What is documented about a place in a query.
+/// A place in a query, and what is documented about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     Body,
@@ -19,13 +19,13 @@ pub enum Place {
     Groups,
     Names,
     Scalar,
-    /// A filter group: what is in it decides how much of it is understood.
+    /// A filter group: its content decides how much of it is understood.
     Group,
     /// An expression of a group that says how its expressions are combined.
     Leaf,
-    /// An expression of a group that does not.
+    /// An expression of a group that does not say so.
     Loose,
-    /// Nothing.
+    /// A place without documentation.
     Unknown,
 }
 
@@ -115,10 +115,10 @@ fn leaf<'v, 'a>(value: &'v Value<'a>) -> Option<Leaf<'v, 'a>> {
     Some(Leaf { op: op?, field: field?, values })
 }
 
-/// What a part of a query says, without what makes no difference.
+/// The meaning of a part of a query, without differences that do not matter.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meaning {
-    /// Not understood: as it was written, but for white space.
+    /// Not understood: as it was written, except white space.
     Exactly(Vec<u8>),
     Text(String),
     List(Vec<Meaning>),
@@ -136,7 +136,7 @@ fn text(text: &Text<'_>) -> Meaning {
     Meaning::Text(text.as_str().to_owned())
 }
 
-/// What `value`, which stands at `place`, means.
+/// The meaning of `value` at `place`.
 pub fn meaning(value: &Value<'_>, place: Place) -> Meaning {
     match (place, value) {
         (Place::Scalar, Value::String(said)) => text(said),
@@ -292,7 +292,7 @@ fn write_leaf(value: &Value<'_>, rng: &mut Rng, out: &mut Vec<u8>) {
     write_all(b'{', all, b'}', out);
 }
 
-/// A member whose name nobody documented: its name and value keep their spelling.
+/// A member with an undocumented name: its name and value keep their spelling.
 fn write_member(member: &Member<'_>, rng: &mut Rng, out: &mut Vec<u8>) {
     space(rng, out);
     member.name.write(out);
@@ -301,7 +301,7 @@ fn write_member(member: &Member<'_>, rng: &mut Rng, out: &mut Vec<u8>) {
     write_as_is(&member.value, rng, out);
 }
 
-/// White space is all that may differ.
+/// Only white space may differ.
 fn write_as_is(value: &Value<'_>, rng: &mut Rng, out: &mut Vec<u8>) {
     space(rng, out);
     match value {

@@ -1,9 +1,9 @@
-//! The gateway's JSON reader beside serde_json.
+//! Compares the gateway's JSON reader with serde_json.
 
 use insights_gateway::core::json::{self, Fault, Value};
 use serde_json::Value as Theirs;
 
-/// Reads `text` with both. What ours takes, theirs takes as the same value; what ours alone refuses is what it
+/// Reads `text` with both. What ours accepts, theirs reads as the same value. What only ours refuses is what it
 /// promises to refuse.
 pub fn read(text: &[u8]) -> Option<Value<'_>> {
     let theirs = serde_json::from_slice::<Theirs>(text);
@@ -30,7 +30,7 @@ pub fn read(text: &[u8]) -> Option<Value<'_>> {
     }
 }
 
-/// Do both say the same.
+/// Whether both values are equal.
 pub fn is_same(ours: &Value<'_>, theirs: &Theirs) -> bool {
     match (ours, theirs) {
         (Value::Null, Theirs::Null) => true,

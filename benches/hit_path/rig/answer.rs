@@ -1,4 +1,4 @@
-//! The bare server and the upstream: hyper on one thread, answering the same bytes to every query.
+//! The bare server and the upstream: hyper on one thread, with the same response to every query.
 
 use std::convert::Infallible;
 use std::io::Read;
@@ -18,8 +18,8 @@ use tokio::task::LocalSet;
 
 use super::{Failure, Role, queries};
 
-/// Serves until standard input ends, which it does when the benchmark ends, however it ends. The first line on
-/// standard output is the port.
+/// Serves until standard input ends, which happens in any case when the benchmark ends. The first line on standard
+/// output is the port.
 pub fn run(role: Role, size: usize, distinct: u32) -> Result<(), Failure> {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read(&mut [0]);
@@ -37,7 +37,7 @@ pub fn run(role: Role, size: usize, distinct: u32) -> Result<(), Failure> {
             let (pages, calls) = (Arc::clone(&pages), Arc::clone(&calls));
             tokio::task::spawn_local(async move {
                 let connection = http1::Builder::new();
-                // Ends with its client, whatever the client did.
+                // Ends with its client. Errors of the client do not matter.
                 let _ = match role {
                     Role::Upstream => {
                         let service = service_fn(move |request| counted(request, pages.next(), Arc::clone(&calls)));
@@ -53,8 +53,9 @@ pub fn run(role: Role, size: usize, distinct: u32) -> Result<(), Failure> {
     })
 }
 
-/// As many copies of one page as there are queries, in the order in which those are asked for. A cache reads that
-/// much memory, and where it no longer fits into the processor's, so must the server that the cache is compared to.
+/// As many copies of one page as there are queries, in the order in which those are requested. A cache reads that much
+/// memory. Where it no longer fits into the processor's caches, the server that it is compared to must have the same
+/// disadvantage.
 struct Pages {
     pages: Vec<Bytes>,
     order: Vec<u32>,
@@ -75,12 +76,12 @@ impl Pages {
 }
 
 async fn bare(request: Request<Incoming>, page: Bytes) -> Result<Response<Full<Bytes>>, Infallible> {
-    // All of it, as a gateway has to; what is in it makes no difference.
+    // The whole body, as a gateway has to read it; its content does not matter.
     let _ = request.into_body().collect().await;
     Ok(json(page))
 }
 
-/// The upstream: `GET` metadata gives some, and `GET` anything else says how many queries there were.
+/// The upstream: `GET` of the metadata returns some, and any other `GET` returns how many queries there were.
 async fn counted(
     request: Request<Incoming>,
     page: Bytes,

@@ -1,4 +1,4 @@
-//! Hits: everything that is asked for is cached.
+//! Hits: all requested pages are cached.
 
 use super::load::{Order, Task, Turn};
 use super::process::{LOAD, Placement, SERVER};
@@ -6,20 +6,20 @@ use super::servers::{self, Server};
 use super::table::{grouped, median, print, spread};
 use super::{Failure, Options, Role, Size};
 
-/// Bytes of pages at most, so that large pages with many keys fit into any machine.
+/// Most bytes of pages, so that large pages with many keys fit into any machine.
 const PAGES: usize = 1 << 30;
 const CAPACITY: &str = "2GiB";
 const NGINX_CAPACITY: &str = "4g";
 
 struct Measured {
     estimated_start: Turn,
-    /// Processor time of an answer in microseconds.
+    /// Processor time per response in microseconds.
     cpu: f64,
     /// The server's share of its processor in percent.
     busy: f64,
 }
 
-/// Measures one size of answers with one number of keys, prints the table, and gives the lines worth quoting.
+/// Measures one size of responses with one number of keys, prints the table, and returns the lines to quote.
 pub fn measure(options: &Options, placement: Placement, size: Size, keys: u32) -> Result<Vec<String>, Failure> {
     let keys = keys.min(u32::try_from(PAGES / size.0).unwrap_or(u32::MAX));
     let folder = servers::folder()?;
@@ -86,7 +86,7 @@ fn named(keys: u32) -> String {
     }
 }
 
-/// Asks for every key once, and sees to it that all are kept and that a hit is one.
+/// Requests every key once, and checks that all are cached and that a hit is one.
 fn fill(server: &Server, placement: Placement, task: &Task, upstream: u16) -> Result<(), Failure> {
     let before = servers::calls(upstream)?;
     let keys = u64::from(task.distinct);
@@ -102,7 +102,7 @@ fn fill(server: &Server, placement: Placement, task: &Task, upstream: u16) -> Re
     let by_itself = head.lines().filter_map(|line| line.split_once(':'));
     let mut status = by_itself.filter(|(name, _)| name.eq_ignore_ascii_case("cache-status"));
     let is_hit = status.any(|(_, value)| value.split(';').any(|part| part.trim() == "hit"));
-    // nginx does not say; that the upstream had no call has to do.
+    // nginx does not say so; that the upstream had no call has to be enough.
     if server.name.starts_with("gateway") && !is_hit {
         return Err(format!("the gateway's answer is no hit: {head}").into());
     }
@@ -111,7 +111,7 @@ fn fill(server: &Server, placement: Placement, task: &Task, upstream: u16) -> Re
 
 fn report(servers: &[Server], rounds: &[Vec<Measured>], size: Size, keys: u32) -> Result<Vec<String>, Failure> {
     let of = |index: usize, value: fn(&Measured) -> f64| median(rounds.iter().map(|round| value(&round[index])));
-    // Of two turns of one round, since rounds differ by more than servers do.
+    // Of two turns of one round, because rounds differ by more than servers do.
     let ratio = |a: usize, b: usize| {
         median(rounds.iter().map(|round| round[a].estimated_start.rate() / round[b].estimated_start.rate()))
     };

@@ -1,8 +1,8 @@
-//! User-space instructions of one request, which are the same today and tomorrow, beside whatever else runs.
+//! Counts the user-space instructions of one request, which do not depend on what else runs on the machine.
 //!
-//! A server runs under callgrind and is asked N times on one connection that is kept alive; a second one, started
-//! alike, is asked 2 N times. Starting, connecting, the first answer and ending cost both the same, so the
-//! difference divided by N is one request, all threads of the server included. What the kernel does is not counted.
+//! A server runs under callgrind and gets N requests on one kept-alive connection. A second one, started in the same
+//! way, gets 2 N. Starting, connecting, the first response and stopping cost both the same, so the difference divided
+//! by N is one request, with all threads of the server. The kernel's instructions are not counted.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,27 +16,27 @@ use super::servers::{self, Server};
 use super::table::{grouped, print};
 use super::{Failure, Options, Role, Size};
 
-/// N. Enough that what a timer or a housekeeping thread does now and then is a fraction of one in a hundred.
+/// N. Large enough that the occasional work of a timer or a housekeeping thread is less than one in a hundred.
 const REQUESTS: u64 = 4000;
 
 /// A token and its SHA-256.
 const TOKEN: &str = "igw_benchmark_0123456789abcdefghijklmnopqrstuvwxyz";
 const TOKEN_SHA256: &str = "466a04ad46bd828e55f8ed1c928491f0253a719df5245f5d19f9ccaeb158ce87";
 
-/// What is asked, and of whom.
+/// What is requested, and from which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Row {
-    /// Of hyper alone, which answers from memory.
+    /// From hyper alone, which answers from memory.
     Bare,
     /// A cached query.
     Hit,
     /// The same, with the access log.
     HitLog,
-    /// The same without it, of a team that shows a token.
+    /// The same without it, for a team that shows a token.
     TeamHit,
-    /// Of a team that has a policy besides.
+    /// For a team that also has a policy.
     PolicyHit,
-    /// A query that nobody has asked before.
+    /// A query that was not asked before.
     Miss,
 }
 
@@ -69,7 +69,7 @@ impl Row {
         matches!(self, Self::TeamHit | Self::PolicyHit).then_some(TOKEN)
     }
 
-    /// Beside those that every measured gateway has.
+    /// In addition to those that every measured gateway has.
     fn settings(self) -> Vec<String> {
         let mut settings = vec![format!("log.access={}", self == Self::HitLog)];
         if self.token().is_some() {
@@ -137,13 +137,13 @@ struct Counter<'o> {
 }
 
 impl Counter<'_> {
-    /// Of one request.
+    /// The instructions of one request.
     fn instructions(&self, row: Row) -> Result<f64, Failure> {
         let (once, twice) = (self.run(row, REQUESTS)?, self.run(row, 2 * REQUESTS)?);
         Ok((twice as f64 - once as f64) / REQUESTS as f64)
     }
 
-    /// Of a server's whole life, in which it is asked so many times.
+    /// The instructions of a server's whole run with this many requests.
     fn run(&self, row: Row, requests: u64) -> Result<u64, Failure> {
         let folder = self.options.profiles.as_deref().unwrap_or(self.folder.path());
         let profile = folder.join(format!("{}.{requests}.callgrind", row.name()));

@@ -1,7 +1,7 @@
-//! The load: one thread, each connection asks again as soon as it is answered.
+//! The load: one thread; each connection sends a request as soon as the previous one is answered.
 //!
-//! It must cost less than the fastest server, or it would measure itself. So requests are changed in place,
-//! of an answer only the head is read, and the body is thrown away in the kernel (`MSG_TRUNC`).
+//! It must cost less than the fastest server, or it would measure itself. So requests are changed in place, only the
+//! head of a response is read, and the kernel discards the body (`MSG_TRUNC`).
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -15,72 +15,72 @@ use serde::{Deserialize, Serialize};
 use super::queries::{self, Request};
 use super::{Failure, process};
 
-/// What a started part of the benchmark is to do.
+/// What a part that the benchmark starts has to do.
 #[derive(Debug, Clone, Args)]
 pub struct Task {
-    /// Whom to ask.
+    /// The port to send requests to.
     #[arg(long, hide = true, default_value_t = 0)]
     pub port: u16,
-    /// Bytes that every answer must have.
+    /// Bytes that every response must have.
     #[arg(long, hide = true, default_value_t = 0)]
     pub size: usize,
-    /// Which queries, one after the other.
+    /// The order of the queries.
     #[arg(long, hide = true, default_value = "zipf")]
     pub order: Order,
-    /// How many distinct ones, of a Zipf order.
+    /// The number of different queries in a Zipf order.
     #[arg(long, hide = true, default_value_t = 1)]
     pub distinct: u32,
     /// Number of the first query of a counting order.
     #[arg(long, hide = true, default_value_t = 0)]
     pub first: u64,
-    /// Ends after so many answers.
+    /// Ends after this many responses.
     #[arg(long, hide = true, default_value_t = u64::MAX)]
     pub count: u64,
-    /// Ends after so long.
+    /// Ends after this many seconds.
     #[arg(long, hide = true, default_value_t = 1.0)]
     pub time: f64,
-    /// How many requests are under way.
+    /// Requests in progress at the same time.
     #[arg(long, hide = true, default_value_t = 1)]
     pub clients: u32,
-    /// What a team shows.
+    /// The team's token.
     #[arg(long, hide = true)]
     pub token: Option<String>,
 }
 
-/// Which query follows which.
+/// The order of queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Order {
-    /// Few of them often.
+    /// A few of them often.
     Zipf,
     /// Each once.
     Counting,
 }
 
-/// What a turn brought.
+/// The result of a turn.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Turn {
-    /// Answers.
+    /// Responses.
     pub answers: u64,
-    /// Of those, the ones that were not 200 or not of the size.
+    /// The responses that were not 200 or did not have the size.
     pub wrong: u64,
-    /// How long it was.
+    /// The length of the turn.
     pub seconds: f64,
     /// Latencies in microseconds.
     pub p50: f64,
-    /// The 99th of a hundred.
+    /// The 99th percentile.
     pub p99: f64,
     /// The load's own share of its processor, in percent: near 100 it has measured itself.
     pub load_busy: f64,
 }
 
 impl Turn {
-    /// Answers a second.
+    /// Responses per second.
     pub fn rate(&self) -> f64 {
         self.answers as f64 / self.seconds
     }
 }
 
-/// Larger than any head and, as room for a truncating receive, larger than any body. The kernel writes heads only.
+/// Larger than any head. It is also larger than any body, for a receive that truncates; the kernel writes only heads.
 const BUFFER: usize = 4 << 20;
 const HEAD: usize = 4096;
 
@@ -89,12 +89,12 @@ struct Connection {
     sent: Instant,
     head: Box<[u8; HEAD]>,
     filled: usize,
-    /// Bytes of the body that are still to come, once the head is there.
+    /// Bytes of the body still to come, once the head is there.
     left: Option<usize>,
     good: bool,
 }
 
-/// Asks, and prints the [`Turn`].
+/// Sends requests, and prints the [`Turn`].
 pub fn run(task: &Task) -> Result<(), Failure> {
     let mut request = Request::new(task.port, task.token.as_deref());
     let draws = queries::zipf(task.distinct.max(1));
@@ -170,7 +170,7 @@ pub fn run(task: &Task) -> Result<(), Failure> {
 }
 
 impl Connection {
-    /// Takes what has come; true when that ends an answer.
+    /// Takes the bytes that came; true when they end a response.
     fn receive(&mut self, reader: &mut HeadReader, size: usize, scratch: &mut [u8]) -> Result<bool, Failure> {
         loop {
             let received = match self.left {
@@ -217,7 +217,7 @@ struct Head {
     body: usize,
 }
 
-/// Finds the end of a head and its `content-length`. Both are nearly always where they were last time.
+/// Finds the end of a head and its `content-length`. Both are nearly always at the same offsets as last time.
 #[derive(Debug, Default)]
 struct HeadReader {
     end: usize,

@@ -1,4 +1,4 @@
-//! Misses: what going through a proxy adds to the upstream's own latency, one request at a time.
+//! Misses: how much a proxy adds to the upstream's own latency, with one request at a time.
 
 use super::load::{Order, Task, Turn};
 use super::process::{LOAD, Placement, SERVER};
@@ -6,11 +6,11 @@ use super::servers::{self, Server};
 use super::table::{grouped, median, print};
 use super::{Failure, Options, Role, Size};
 
-/// The gateway's default, and as much for nginx: both evict while they are measured, as they would in service.
+/// The gateway's default, and the same for nginx: both evict during the measurement, as they would in use.
 const CAPACITY: &str = "256MiB";
 const NGINX_CAPACITY: &str = "256m";
 
-/// Queries of one turn have numbers below this, plus a multiple of it.
+/// The numbers of a turn's queries are below this, plus a multiple of it.
 const TURN: u64 = 10_000_000;
 
 struct Way {
@@ -21,7 +21,7 @@ struct Way {
     server: Option<Server>,
 }
 
-/// Measures and prints, for each size of answers.
+/// Measures and prints, for each size of responses.
 pub fn measure(options: &Options, placement: Placement) -> Result<(), Failure> {
     let mut lines = Vec::new();
     for &size in &options.sizes.0 {
@@ -34,8 +34,8 @@ pub fn measure(options: &Options, placement: Placement) -> Result<(), Failure> {
 fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<String>, Failure> {
     let folder = servers::folder()?;
     let (_beside_load, upstream) = placement.serve(LOAD, Role::Upstream, size.0, 1)?;
-    // On the servers' processor: a request through a proxy crosses processors too, and without that the direct way
-    // would look too short.
+    // On the servers' processor: a request through a proxy crosses processors too, and otherwise the direct way would
+    // look too fast.
     let (_direct, direct) = placement.serve(SERVER, Role::Upstream, size.0, 1)?;
     let gateway = Server::gateway(options, placement, folder.path(), upstream, CAPACITY, false)?;
     let mut ways = vec![
@@ -65,7 +65,7 @@ fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<St
         let estimated_start = placement.load(&task)?;
         let cost = (cpu()? - cpu_before) * 1e6 / estimated_start.answers as f64;
         let calls = servers::calls(way.upstream)? - calls;
-        // The last request of a turn is not waited for.
+        // The last request of a turn is not awaited.
         if estimated_start.wrong > 0 || calls < estimated_start.answers {
             let Turn { answers, wrong, .. } = estimated_start;
             return Err(format!("{}: {answers} answers, {wrong} wrong, {calls} upstream calls", way.name).into());
@@ -85,7 +85,7 @@ fn of_size(options: &Options, placement: Placement, size: Size) -> Result<Vec<St
 
 fn report(ways: &[Way], rounds: &[Vec<(Turn, f64)>], size: Size) -> Vec<String> {
     let of = |i: usize, value: fn(&Turn) -> f64| median(rounds.iter().map(|round| value(&round[i].0)));
-    // Of two turns of one round. The first way is the direct one.
+    // Of two turns of one round. The first entry is the direct one.
     let added =
         |i: usize, value: fn(&Turn) -> f64| median(rounds.iter().map(|round| value(&round[i].0) - value(&round[0].0)));
     let mut rows = Vec::new();

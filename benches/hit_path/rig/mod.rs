@@ -1,7 +1,7 @@
 //! The parts of the benchmark and its command line.
 //!
-//! The executable starts itself again as load, bare server and upstream, each a process of its own, so that
-//! each can be pinned and its processor time read.
+//! The executable starts itself again as load, bare server and upstream, each as a separate process, so that each can
+//! be pinned and its processor time read.
 
 mod answer;
 mod hits;
@@ -19,10 +19,10 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 
-/// Anything that ends the run, as the sentence to print.
+/// Any error that ends the run, with the sentence to print.
 type Failure = Box<dyn std::error::Error>;
 
-/// Sizes of answers that `--sizes all` stands for.
+/// Sizes of responses that `--sizes all` means.
 const ALL_SIZES: [Size; 4] = [Size(1 << 10), Size(2 << 10), Size(16 << 10), Size(256 << 10)];
 
 /// Measures cache hits of the gateway against a bare hyper server and nginx.
@@ -50,7 +50,7 @@ struct Options {
     /// Count the user-space instructions of single requests with callgrind, instead of measuring time
     #[arg(long, conflicts_with = "misses")]
     instructions: bool,
-    /// Count these kinds of requests alone
+    /// Count only these kinds of requests
     #[arg(long, value_delimiter = ',', requires = "instructions")]
     only: Vec<instructions::Row>,
     /// Fail where a kind of request takes more instructions than this, such as hit=20000,hit-log=25000
@@ -66,26 +66,26 @@ struct Options {
     /// Given by `cargo bench`, and not by `cargo test`.
     #[arg(long, hide = true)]
     bench: bool,
-    /// What this process is; the one that was started by hand is none of these.
+    /// The role of this process; `None` for the one that the user started.
     #[arg(long, hide = true)]
     role: Option<Role>,
     #[command(flatten)]
     task: load::Task,
 }
 
-/// The processes that the benchmark starts of itself.
+/// The processes of the benchmark's own executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Role {
-    /// Asks.
+    /// Sends requests.
     Load,
-    /// Answers from memory. The ceiling: what hyper and the kernel cost without a gateway.
+    /// Answers from memory. The upper limit: the cost of hyper and the kernel without a gateway.
     Bare,
-    /// Stands in for Twilio.
+    /// Plays the role of Twilio.
     Upstream,
 }
 
 impl Role {
-    /// `command`, which starts the benchmark itself, as this part.
+    /// Changes `command`, which starts the benchmark itself, to run as this part.
     fn of(self, mut command: Command) -> Command {
         let name = match self {
             Self::Load => "load",
@@ -97,7 +97,7 @@ impl Role {
     }
 }
 
-/// Bytes of an answer's body.
+/// Bytes of a response's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size(usize);
 
@@ -125,7 +125,7 @@ impl FromStr for Sizes {
     }
 }
 
-/// Does what the command line says.
+/// Runs what the command line says.
 pub fn run() -> ExitCode {
     let options = Options::parse();
     let done = match options.role {

@@ -13,7 +13,7 @@ use super::{Failure, Role};
 
 /// The processor of the servers that are measured.
 pub const SERVER: usize = 0;
-/// The processor of the load, and of the upstream that stands beside it.
+/// The processor of the load, and of the upstream.
 pub const LOAD: usize = 1;
 
 /// What this machine allows.
@@ -35,7 +35,7 @@ impl Placement {
         Self { pinned, real_time: works("chrt", &["-r", "5"]) }
     }
 
-    /// The same, at the priority of everybody else: a count is the same at any, and callgrind is slow.
+    /// The same at normal priority: a count does not depend on it, and callgrind is slow.
     pub fn without_real_time(self) -> Self {
         Self { real_time: false, ..self }
     }
@@ -50,7 +50,7 @@ impl Placement {
             words.extend(["taskset".into(), "-c".into(), cpu.to_string().into()]);
         }
         words.push(program.into());
-        // Both programs become the one they start, so its process id is the child's.
+        // Both programs replace themselves by the one that they start, so the process id is the child's.
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
@@ -61,7 +61,7 @@ impl Placement {
         Ok(role.of(self.command(cpu, &std::env::current_exe()?)))
     }
 
-    /// Starts the bare server or the upstream with `pages` pages in memory, and gives its port.
+    /// Starts the bare server or the upstream with `pages` pages in memory, and returns its port.
     pub fn serve(self, cpu: usize, role: Role, size: usize, pages: u32) -> Result<(Process, u16), Failure> {
         let mut command = self.part(cpu, role)?;
         command.args(["--size", &size.to_string(), "--distinct", &pages.to_string()]);
@@ -101,17 +101,17 @@ impl fmt::Display for Placement {
     }
 }
 
-/// A process that ends with this value.
+/// A process that is ended when this value is dropped.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// Takes care of `child`.
+    /// Ends `child` when it is dropped.
     pub fn new(child: Child) -> Self {
         Self(child)
     }
 
-    /// Starts a part of the benchmark that says its port first, and ends when its standard input does.
+    /// Starts a part of the benchmark that first prints its port, and that ends when its standard input does.
     pub fn serving(mut command: Command) -> Result<(Self, u16), Failure> {
         let mut process = Self::new(command.stdin(Stdio::piped()).spawn()?);
         let port = process.first_line()?;
@@ -126,14 +126,14 @@ impl Process {
         Ok(line)
     }
 
-    /// Did it end by itself.
+    /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
     }
 
-    /// Asks it to end and waits for that, but not for ever.
+    /// Asks it to end and waits for that, for a limited time.
     pub fn end(mut self) -> Result<(), Failure> {
-        // Of the parts of the benchmark the end of their input is asked, and of others a signal.
+        // The benchmark's own parts end with their input; others get a signal.
         if self.0.stdin.take().is_none() {
             self.terminate();
         }
@@ -149,7 +149,7 @@ impl Process {
 
     fn terminate(&self) {
         if let Some(id) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
-            // One that has ended already is what is wanted.
+            // It may have ended already.
             let _ = kill_process(id, Signal::TERM);
         }
     }
@@ -166,7 +166,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.has_ended() {
-            // Not a kill: nginx has children to tell.
+            // Not a kill, because nginx has to end its children.
             self.terminate();
             let end = Instant::now() + Duration::from_secs(5);
             while !self.has_ended() && Instant::now() < end {
@@ -187,7 +187,7 @@ fn cpu_seconds(id: &str) -> Result<f64, Failure> {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
     // The second field is the program's name in parentheses, and may contain anything.
     let behind_name = stat.rsplit_once(')').ok_or("/proc/PID/stat has no name")?.1;
-    // User and system time: fields 14 and 15, of which the first behind the name is 3.
+    // User and system time: fields 14 and 15. The first field after the name is 3.
     let ticks = behind_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
     let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)

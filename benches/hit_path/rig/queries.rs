@@ -1,20 +1,20 @@
-//! What is asked and what is answered.
+//! The queries and the responses.
 
 use std::fmt::Write;
 
-/// Where queries are sent.
+/// The path of queries.
 pub const PATH: &str = "/v3/InsightsDomains/Conversations/Query";
 
-/// Where a gateway asks which members there are.
+/// The path of metadata.
 pub const METADATA_PATH: &str = "/v3/InsightsDomains/Conversations/Metadata";
 
-/// The members that queries name, and one that they do not.
+/// The members that queries name, and one more.
 pub const METADATA: &str = r#"{"domain":"Conversations","cubes":[{"name":"Conversation","measures":[{"name":"Conversation.Count","type":"number"},{"name":"Conversation.AvgHandleTime","type":"number"}],"dimensions":[{"name":"Conversation.ConversationStatus","type":"string"},{"name":"Conversation.ConversationName","type":"string"},{"name":"Conversation.ParticipantId","type":"string"},{"name":"Conversation.CreatedDate","type":"time"}]}]}"#;
 
 /// Decimal digits of a query's number.
 const DIGITS: usize = 10;
 
-/// A whole request whose query is changed in place, so that sending costs neither an allocation nor a format.
+/// A whole request whose query number is changed in place, so that sending needs no allocation and no formatting.
 #[derive(Debug)]
 pub struct Request {
     bytes: Vec<u8>,
@@ -22,10 +22,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request for `port` on this machine, of the team that has this token.
+    /// A request to `port` on this machine, by the team with this token.
     pub fn new(port: u16, token: Option<&str>) -> Self {
         let zeros = "0".repeat(DIGITS);
-        // Spelled as client libraries spell it: neither sorted nor otherwise what the gateway makes of it.
+        // In the spelling of client libraries, which is neither sorted nor otherwise in the gateway's canonical form.
         let body = format!(
             r#"{{"domain":"Conversations","query":{{"measures":["Conversation.Count","Conversation.AvgHandleTime"],"dimensions":["Conversation.ConversationStatus"],"filters":[{{"op":"AND","expressions":[{{"op":"GT","field":"Conversation.CreatedDate","values":["2026-04-02"]}},{{"op":"EQ","field":"Conversation.ParticipantId","values":["MB{filler}{zeros}"]}}]}}],"orderBy":[{{"field":"Conversation.Count","direction":"DESC"}}]}},"pageSize":50}}"#,
             filler = "5d7a3c9e10b24f68a0c1d2",
@@ -51,7 +51,7 @@ impl Request {
     }
 }
 
-/// One long sequence of draws out of `keys` queries, the n-th with a weight of 1/n. Always the same one.
+/// One long sequence of draws from `keys` queries, where the n-th has a weight of 1/n. It is always the same.
 pub fn zipf(keys: u32) -> Vec<u32> {
     const DRAWS: usize = 1 << 18;
     let weights = (1..=keys).scan(0.0, |sum, n| {
@@ -65,7 +65,7 @@ pub fn zipf(keys: u32) -> Vec<u32> {
     (0..DRAWS).map(draw).collect()
 }
 
-/// An answer of exactly `size` bytes in the shape of Twilio's.
+/// A response of exactly `size` bytes in Twilio's format.
 pub fn answer(size: usize) -> Vec<u8> {
     const END: &str = "]}";
     let mut page = String::from(r#"{"meta":{"key":"data","page_size":50,"next_token":null},"data":["#);
@@ -84,7 +84,7 @@ pub fn answer(size: usize) -> Vec<u8> {
         }
     }
     page.push_str(END);
-    // White space behind the value keeps it JSON.
+    // White space after the value keeps it JSON.
     let mut page = page.into_bytes();
     page.resize(size, b' ');
     page

@@ -1,4 +1,4 @@
-//! The gateway and nginx, each with its settings for this, and what is asked of any server outside a turn.
+//! The gateway and nginx with their settings for the benchmark, and requests outside of turns.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -16,9 +16,9 @@ use super::{Failure, Options};
 pub struct Server {
     /// The name of its row.
     pub name: &'static str,
-    /// Where it listens, on this machine.
+    /// Its port on this machine.
     pub port: u16,
-    /// Does it answer from a cache.
+    /// Whether it answers from a cache.
     pub caches: bool,
     process: Process,
     log: Option<File>,
@@ -30,7 +30,7 @@ impl Server {
         Self { name: "bare", port, caches: false, process, log: None }
     }
 
-    /// The gateway as it is shipped, without teams, on one processor.
+    /// The gateway with its usual settings, without teams, on one processor.
     pub fn gateway(
         options: &Options,
         placement: Placement,
@@ -45,7 +45,7 @@ impl Server {
         Self::gateway_by(command, name, folder, upstream, &settings)
     }
 
-    /// A gateway that `command` starts, with more settings. Its log has its name.
+    /// A gateway that `command` starts, with more settings. The log file has its name.
     pub fn gateway_by(
         mut command: Command,
         name: &'static str,
@@ -67,7 +67,7 @@ impl Server {
             .env("TWILIO_AUTH_TOKEN", "not-a-secret")
             .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
             .args(["--upstream", &format!("http://127.0.0.1:{upstream}")])
-            // The upstream's rate is not what is measured.
+            // The upstream's rate is not measured.
             .args(["--set", "accounts.default.rate=0/s", "--set", "accounts.default.concurrency=1000"])
             .args(["--set", "cache.query.fresh=1h", "--set", "log.format=json"])
             .args(settings.iter().flat_map(|setting| ["--set", setting]));
@@ -90,7 +90,7 @@ impl Server {
         if !silent(Command::new("nginx").arg("-v")).is_ok_and(|status| status.success()) {
             return Ok(None);
         }
-        // Free a moment ago: nginx takes no port 0.
+        // It was free a moment ago; nginx does not accept port 0.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let settings = folder.join("nginx.conf");
         std::fs::write(&settings, nginx_settings(folder, port, upstream, capacity))?;
@@ -117,7 +117,7 @@ impl Server {
         self.process.cpu_seconds()
     }
 
-    /// Forgets what was logged, so that a long run does not fill the disk. Tells how much it was.
+    /// Empties the log, so that a long run does not fill the disk. Returns how large it was.
     pub fn empty_log(&self) -> Result<u64, Failure> {
         let Some(log) = &self.log else { return Ok(0) };
         let length = log.metadata()?.len();
@@ -126,7 +126,7 @@ impl Server {
     }
 }
 
-/// A folder whose files are in memory, if there is one: a disk is not what is measured.
+/// A folder in memory, if there is one, because the disk is not measured.
 pub fn folder() -> Result<tempfile::TempDir, Failure> {
     let memory = Path::new("/dev/shm");
     let builder = || tempfile::Builder::new().prefix("hit_path-").to_owned();
@@ -140,11 +140,11 @@ fn listening_port(line: &str) -> Option<u16> {
     line.get("data")?.as_str()?.rsplit_once(':')?.1.parse().ok()
 }
 
-/// What is best for nginx here: everything in memory, no log, and answers copied rather than sent as files, which
-/// costs less where the files are in memory.
+/// The best settings for nginx here: all in memory, no log, and responses copied rather than sent as files, which costs
+/// less where the files are in memory.
 fn nginx_settings(folder: &Path, port: u16, upstream: u16, capacity: &str) -> String {
     let folder = folder.display();
-    // Started by root, nginx gives that up, and could not write into the folder.
+    // If root starts nginx, it drops that user, and could not write into the folder.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     format!(
         r#"
@@ -199,7 +199,7 @@ http {{
     )
 }
 
-/// Tries until there is something, or thirty seconds are over: callgrind takes its time.
+/// Tries until there is a result, or for thirty seconds: callgrind is slow.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>, Failure>) -> Result<Option<T>, Failure> {
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
@@ -211,14 +211,14 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<Option<T>, Failure>) -> Resu
     Ok(None)
 }
 
-/// How many queries the upstream has had.
+/// The number of queries that the upstream has received.
 pub fn calls(upstream: u16) -> Result<u64, Failure> {
     let answer = exchange(upstream, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("the upstream does not answer")?;
     Ok(body.trim().parse()?)
 }
 
-/// The head of `port`'s answer to query `number`.
+/// The head of the response of `port` to query `number`.
 pub fn head(port: u16, number: u64) -> Result<String, Failure> {
     let mut request = Request::new(port, None);
     let request =

@@ -1,6 +1,6 @@
 //! Medians, and tables in Markdown.
 
-/// The middle one; of an even number, between the two.
+/// The median: the middle value, or the mean of the two in the middle.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);
@@ -11,7 +11,8 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// From the lowest to the highest, in percent of the median: what a difference has to exceed.
+/// The difference between the highest and the lowest, in percent of the median. A smaller difference between servers
+/// means nothing.
 pub fn spread(values: &[f64]) -> f64 {
     let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
     let highest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -28,7 +29,7 @@ pub fn print(headings: &[&str], rows: &[Vec<String>]) {
     println!();
 }
 
-/// A whole number with a comma behind the thousands.
+/// A whole number with a comma before each group of three digits.
 pub fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut out = String::new();
