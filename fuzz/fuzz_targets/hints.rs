@@ -61,7 +61,8 @@ fn check_upstream(headers: &HeaderMap) {
 
     for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
         let body = headers.get("body").map(|body| body.as_bytes().repeat(64)).unwrap_or_default().into();
-        let page = Representation::new(UpstreamResponse { status, headers: headers.clone(), body, next_token: None }, &[]);
+        let page =
+            Representation::new(UpstreamResponse { status, headers: headers.clone(), body, next_token: None }, &[]);
         for (name, value) in &page.headers {
             let name = name.as_str();
             let may_cross = matches!(name, "content-type" | "cache-control" | "twilio-request-id")

@@ -19,7 +19,7 @@ struct Said {
 
 impl Said {
     fn key(&self) -> Key {
-        let account = Account { name: "main".into(), sid: self.account.clone(), origin: String::new() };
+        let account = Account { name: "main".into(), sid: self.account.clone(), origin: String::new(), ordinal: 0 };
         Key::new(&account, self.operation, &self.parameters, &self.body)
     }
 

@@ -11,8 +11,13 @@ use insights_gateway_fuzz::{choices, strict};
 use libfuzzer_sys::fuzz_target;
 
 /// Where the gateway may be. Among these are the upstream's own address and one that is like an API path.
-const PUBLIC: [&str; 5] =
-    ["http://gw", "https://gw.example:8443/prefix/", "http://up.example:4010", "https://insights.twilio.com", "http://gw/v3"];
+const PUBLIC: [&str; 5] = [
+    "http://gw",
+    "https://gw.example:8443/prefix/",
+    "http://up.example:4010",
+    "https://insights.twilio.com",
+    "http://gw/v3",
+];
 
 /// The links in an answer: where each stands between its quotes, and what it says.
 fn links<'v>(value: &'v Value<'_>, text: &[u8]) -> Vec<(usize, usize, &'v str)> {
