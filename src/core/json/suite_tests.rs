@@ -1,5 +1,5 @@
-//! What is JSON and what is not, case by case: the corners in which readers are known to differ. Every case is read
-//! here, by serde_json beside it, and as the body of a query.
+//! Texts that are and are not JSON, case by case, in particular where readers are known to differ. Every case is read
+//! here, by serde_json, and as the body of a query.
 
 use serde_json::Value as Theirs;
 
@@ -7,7 +7,7 @@ use super::Fault::{self, *};
 use super::*;
 use crate::twilio::query::{self, Query, QueryError};
 
-/// Taken, and read as serde_json reads it.
+/// Accepted, and read like serde_json.
 const TAKEN: &[&[&[u8]]] = &[
     // structures
     &[
@@ -36,7 +36,7 @@ const TAKEN: &[&[&[u8]]] = &[
         b"[[],[],{}]",
         b"[\"\",\"\"]",
     ],
-    // scalars at the top
+    // scalars at the top level
     &[b"0", b"-0", b"1", b"\"a\"", b"\"\"", b"null", b"true", b"false", b"1.5", b"\"\\u0000\""],
     // white space
     &[
@@ -154,7 +154,7 @@ const TAKEN: &[&[&[u8]]] = &[
     ],
 ];
 
-/// Refused, as serde_json refuses it, and why.
+/// Refused, like serde_json, and why.
 const REFUSED: &[&[(&[u8], Fault)]] = &[
     // nothing
     &[(b"", Truncated), (b" ", Truncated), (b"\n\t", Truncated), (b"\0", Unexpected)],
@@ -187,7 +187,7 @@ const REFUSED: &[&[(&[u8], Fault)]] = &[
         (b"nul", Truncated),
         (b"fals", Truncated),
     ],
-    // closed twice or otherwise
+    // closed twice or with the wrong bracket
     &[
         (b"]", Unexpected),
         (b"}", Unexpected),
@@ -435,7 +435,7 @@ const REFUSED: &[&[(&[u8], Fault)]] = &[
         (b"\"a\0b\"", Unexpected),
         (b"{\"a\tb\":1}", Unexpected),
     ],
-    // white space that is none
+    // other kinds of white space
     &[
         (b"\x0b1", Unexpected),
         (b"\x0c1", Unexpected),
@@ -500,8 +500,8 @@ const REFUSED: &[&[(&[u8], Fault)]] = &[
     ],
 ];
 
-/// Refused, though serde_json takes it. A name that an object has twice is read as the first, the last or both, so
-/// whoever reads it after the cache may answer another query than the one whose page is kept.
+/// Refused, although serde_json accepts it. Readers take the first, the last or both of two members with one name, so a
+/// server after the cache could answer another query than the one whose page is stored.
 const STRICTER: &[&[u8]] = &[
     b"{\"a\":1,\"a\":2}",
     b"{\"a\":1,\"a\":1}",
@@ -517,8 +517,8 @@ const STRICTER: &[&[u8]] = &[
     b"{\"a\":1,\"a\":2,\"a\":3}",
 ];
 
-/// Taken, though serde_json refuses it: numbers that no `f64` holds. Their digits are kept, so nothing is lost; what
-/// they mean is the upstream's to say.
+/// Accepted, although serde_json refuses it: numbers that do not fit into an `f64`. Their digits are kept, so nothing
+/// is lost; the upstream decides what they mean.
 const UNBOUNDED: &[&[u8]] = &[
     b"1e309",
     b"-1e309",
@@ -538,7 +538,7 @@ fn shown(text: &[u8]) -> String {
     text.escape_ascii().to_string()
 }
 
-/// Do both say the same, member by member.
+/// Whether both values are equal, member by member.
 fn is_same(ours: &Value<'_>, theirs: &Theirs) -> bool {
     match (ours, theirs) {
         (Value::Null, Theirs::Null) => true,
@@ -558,13 +558,13 @@ fn is_same(ours: &Value<'_>, theirs: &Theirs) -> bool {
     }
 }
 
-/// `text` as a part of a query that nobody documented, which is sent as it came.
+/// `text` as an undocumented part of a query, which is sent unchanged.
 fn in_a_query(text: &[u8]) -> Vec<u8> {
     [b"{\"query\":{\"x\":", text, b"}}"].concat()
 }
 
 #[test]
-fn what_is_json_is_taken_as_others_take_it() {
+fn valid_json_is_read_like_serde_json() {
     for text in cases(TAKEN) {
         let ours = parse(text).unwrap_or_else(|error| panic!("{}: {error}", shown(text)));
         let theirs = serde_json::from_slice(text).unwrap_or_else(|error| panic!("{}: {error}", shown(text)));
@@ -573,7 +573,7 @@ fn what_is_json_is_taken_as_others_take_it() {
 }
 
 #[test]
-fn what_is_not_json_is_refused_by_both() {
+fn invalid_json_is_refused_by_both() {
     for (text, fault) in cases(REFUSED) {
         assert_eq!(parse(text).map_err(|error| error.fault), Err(fault), "{}", shown(text));
         assert!(serde_json::from_slice::<Theirs>(text).is_err(), "{}", shown(text));
@@ -582,7 +582,7 @@ fn what_is_not_json_is_refused_by_both() {
 }
 
 #[test]
-fn what_readers_disagree_about_is_refused() {
+fn ambiguous_json_is_refused() {
     for text in STRICTER {
         assert_eq!(parse(text).map_err(|error| error.fault), Err(RepeatedName), "{}", shown(text));
         assert!(serde_json::from_slice::<Theirs>(text).is_ok(), "{}", shown(text));
@@ -602,7 +602,7 @@ fn numbers_keep_their_digits_whatever_their_size() {
 }
 
 #[test]
-fn what_is_taken_survives_in_a_query() {
+fn accepted_json_survives_in_a_query() {
     for text in cases(TAKEN).iter().chain(UNBOUNDED) {
         let canonical = |body: &[u8]| Query::read(&query::parse(body)?).map(|query| query.canonical());
         let query = canonical(&in_a_query(text)).unwrap_or_else(|error| panic!("{}: {error}", shown(text)));
@@ -613,7 +613,8 @@ fn what_is_taken_survives_in_a_query() {
     }
 }
 
-/// What is whole is no beginning of anything else, so a body that was cut is never taken for a shorter one.
+/// A complete text is never the beginning of another one, so a body that was cut short cannot be accepted as a shorter
+/// one.
 #[test]
 fn no_part_of_a_structure_is_a_structure() {
     for text in cases(TAKEN).iter().map(|text| text.trim_ascii()) {
@@ -629,7 +630,7 @@ fn no_part_of_a_structure_is_a_structure() {
     }
 }
 
-/// Nesting is bounded in every shape, wherever it begins, so no body can use up the stack.
+/// Nesting is limited in every structure, so no body can use up the stack.
 #[test]
 fn depth_is_bounded_in_every_shape() {
     let shapes: [(&str, &str); 5] =
