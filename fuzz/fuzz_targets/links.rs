@@ -1,5 +1,5 @@
-//! The body of an answer about query jobs: any bytes. Nothing in it changes but links, and those only from the upstream's
-//! address to the gateway's.
+//! The body of a response about query jobs: any bytes. Only links in it change, and only from the upstream's address to
+//! the gateway's.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use insights_gateway::twilio::links::{Base, Links, MEMBERS};
 use insights_gateway_fuzz::{choices, strict};
 use libfuzzer_sys::fuzz_target;
 
-/// Where the gateway may be. Among these are the upstream's own address and one that is like an API path.
+/// Addresses of the gateway. Among these are the upstream's own address and one that resembles an API path.
 const PUBLIC: [&str; 5] = [
     "http://gw",
     "https://gw.example:8443/prefix/",
@@ -19,7 +19,7 @@ const PUBLIC: [&str; 5] = [
     "http://gw/v3",
 ];
 
-/// The links in an answer: where each stands between its quotes, and what it says.
+/// The links in a response: the range of each between its quotes, and its text.
 fn links<'v>(value: &'v Value<'_>, text: &[u8]) -> Vec<(usize, usize, &'v str)> {
     let mut found = Vec::new();
     let mut add = |object: &'v Value<'_>, found: &mut Vec<_>| {
@@ -38,7 +38,7 @@ fn links<'v>(value: &'v Value<'_>, text: &[u8]) -> Vec<(usize, usize, &'v str)> 
     found
 }
 
-/// What an answer says beside its links.
+/// The bytes of a response without its links.
 fn rest(text: &[u8], links: &[(usize, usize, &str)]) -> Vec<u8> {
     let (mut rest, mut copied) = (Vec::new(), 0);
     for (start, end, _) in links {
@@ -49,8 +49,7 @@ fn rest(text: &[u8], links: &[(usize, usize, &str)]) -> Vec<u8> {
     rest
 }
 
-/// A link that was rewritten named Twilio or the upstream to another reader of URLs, too, and keeps its path and what
-/// follows that.
+/// A rewritten link names Twilio or the upstream to another reader of URLs, too, and keeps its path and all after it.
 fn check(before: &str, after: &str, base: &str) {
     let kept = after.strip_prefix(base).expect("leads elsewhere");
     assert!(before.ends_with(kept) && kept.starts_with("/v3/"), "{before} became {after}");
@@ -73,13 +72,13 @@ fuzz_target!(|text: &[u8]| {
 
     let again = strict::read(&out).expect("still JSON");
     let (before, after) = (links(&value, text), links(&again, &out));
-    assert_eq!(rest(text, &before), rest(&out, &after), "something else has changed");
+    assert_eq!(rest(text, &before), rest(&out, &after), "bytes other than links have changed");
     for ((from, to, before), (new_from, new_to, after)) in before.iter().zip(&after) {
         if text[*from..*to] != out[*new_from..*new_to] {
             check(before, after, base.as_str());
         }
         let location = rewriter.rewrite_location(before, &base);
-        assert_eq!(location.as_deref().unwrap_or(before), *after, "a header is read otherwise");
+        assert_eq!(location.as_deref().unwrap_or(before), *after, "the header is rewritten differently");
     }
-    assert_eq!(rewriter.rewrite(&out, &base).as_ref(), Ok(&out), "a link of the gateway's is taken for the upstream's");
+    assert_eq!(rewriter.rewrite(&out, &base).as_ref(), Ok(&out), "a link to the gateway is taken for one to the upstream");
 });

@@ -37,7 +37,7 @@ impl Place {
                 ("domain", Self::Scalar),
                 ("query", Self::Query),
                 ("properties", Self::Properties),
-                // A number. Its digits are kept, and so is whatever stands in its place.
+                // A number. Its digits are kept, and so are any other bytes in its place.
                 ("pageSize", Self::Unknown),
             ],
             Self::Properties => &[("timezone", Self::Scalar)],

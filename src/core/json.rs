@@ -59,7 +59,7 @@ impl Text<'_> {
         self.raw
     }
 
-    /// Where in `source`, the text that it was read from, its spelling stands.
+    /// The offset of its spelling in `source`, the text from which it was read.
     pub fn range_in(&self, source: &[u8]) -> Option<Range<usize>> {
         let start = (self.raw.as_ptr() as usize).checked_sub(source.as_ptr() as usize)?;
         let range = start..start + self.raw.len();

@@ -29,7 +29,7 @@ pub struct Peer {
     names: Vec<String>,
     lacks_a_certificate: bool,
     over_tls: bool,
-    /// Has it shown who it is. What is cloned from it shares this.
+    /// Whether the peer has identified itself. Clones share this.
     identified: Arc<AtomicBool>,
 }
 
@@ -52,12 +52,12 @@ impl Peer {
         Self { origin, text: text.into(), names, lacks_a_certificate: false, over_tls: false, identified }
     }
 
-    /// The same, at the other end of a TLS connection that the gateway itself has ended.
+    /// The same peer, on a TLS connection that the gateway itself terminates.
     pub fn over_tls(self) -> Self {
         Self { over_tls: true, ..self }
     }
 
-    /// Does it speak TLS with the gateway itself. One behind a proxy that ends TLS does not.
+    /// Whether it speaks TLS with the gateway itself. A client of a proxy that terminates TLS does not.
     pub fn uses_tls(&self) -> bool {
         self.over_tls
     }

@@ -18,21 +18,21 @@ use crate::twilio::endpoint::Endpoint;
 pub struct UpstreamCall {
     /// The team of the client that leads: its account is used, and its upstream share is charged.
     pub team: Arc<Team>,
-    /// What it asks for: method, body, and how it may be repeated.
+    /// The endpoint: method, body, and whether it may be repeated.
     pub endpoint: &'static Endpoint,
-    /// The path, with the id in it where there is one.
+    /// The path, with its id if it has one.
     pub path: Cow<'static, str>,
     /// The canonical query string.
     pub parameters: Arc<str>,
     /// The canonical body; empty for GETs.
     pub body: Bytes,
-    /// What goes upstream of the headers of the client that leads: those that the endpoint lists.
+    /// The headers of the leading client that go upstream: those that the endpoint lists.
     pub headers: Option<Arc<HeaderMap>>,
-    /// The name of the response in the cache.
+    /// The key of the response in the cache.
     pub key: Key,
     /// When the call must have ended, waits and retries included.
     pub deadline: Instant,
-    /// Who waits for it.
+    /// The clients that wait for it.
     pub waiters: Arc<Waiters>,
     /// Records its waits and attempts: the context of the client that leads, or a separate one for a refresh.
     pub context: Arc<RequestContext>,

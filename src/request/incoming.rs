@@ -28,8 +28,8 @@ pub struct IncomingRequest<B> {
 pub struct AuthorizedRequest<B> {
     /// The request.
     pub incoming: IncomingRequest<B>,
-    /// What it asks for.
+    /// The endpoint.
     pub endpoint: &'static Endpoint,
-    /// Who asks.
+    /// The team that sent it.
     pub team: Arc<Team>,
 }

@@ -29,12 +29,12 @@ impl Key {
         Self::hash(account, operation.as_str(), parameters, body)
     }
 
-    /// The key of a request to an `endpoint` whose operation has several paths: `path` is this one's.
+    /// The key of a request to an `endpoint` whose operation has several paths; `path` is the path of this request.
     pub fn of_path(account: &Account, endpoint: &Endpoint, path: &str, parameters: &str, body: &[u8]) -> Self {
         if path == endpoint.operation.endpoint().path && endpoint.method == endpoint.operation.endpoint().method {
             return Self::new(account, endpoint.operation, parameters, body);
         }
-        // Neither words nor paths have spaces in them.
+        // Neither names of operations nor paths contain spaces.
         let name = [endpoint.operation.as_str(), endpoint.method.as_str(), path].join(" ");
         Self::hash(account, &name, parameters, body)
     }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_one_operation_have_keys_of_their_own() {
+    fn paths_of_one_operation_have_different_keys() {
         let account = account("https://a", "AC1");
         let status = Operation::JobStatus.endpoint();
         let of = |id: &str, parameters: &str| Key::of_path(&account, status, &status.path_of(id), parameters, b"");

@@ -21,11 +21,11 @@ use crate::twilio::endpoint::Endpoint;
 /// A query in canonical form. It is shared, so that a repeated query costs one pointer.
 #[derive(Debug)]
 pub struct CanonicalQuery {
-    /// The path, with the id in it where there is one.
+    /// The path, with its id if it has one.
     pub path: Cow<'static, str>,
     /// The canonical query string.
     pub parameters: Arc<str>,
-    /// The body as it is sent: of a query in canonical form, with a policy's filters in it. Empty for GETs.
+    /// The body as it is sent: for a query in canonical form, with a policy's filters added. Empty for GETs.
     pub body: Bytes,
     /// The key of the response in the cache.
     pub key: Key,
@@ -37,9 +37,9 @@ pub struct CanonicalQuery {
 /// An authorized request whose body has been read. It is moved several times on a hit, so it is kept small.
 #[derive(Debug, Clone)]
 pub struct ClientQuery {
-    /// What kind of request it is.
+    /// The endpoint.
     pub endpoint: &'static Endpoint,
-    /// Who asks, and whose data.
+    /// The team that sent it, with the account whose data it reads.
     pub team: Arc<Team>,
     /// The canonical form.
     pub canonical: Arc<CanonicalQuery>,

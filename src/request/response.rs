@@ -49,9 +49,9 @@ impl Representation {
         HeaderName::from_static("x-rate-limit-config"),
     ];
 
-    /// An answer as clients see it, with the headers that its endpoint `returns`. Its `Cache-Control` is one line:
-    /// [`normalise`](crate::semantics::cache_control::normalise). A success is kept, so it has none of the momentary headers; Twilio's own
-    /// errors keep them, since clients act on them.
+    /// The response in the form for clients, with the headers that its endpoint `returns`. Its `Cache-Control` is one
+    /// line: [`normalise`](crate::semantics::cache_control::normalise). A success may be stored, so the headers in
+    /// `MOMENTARY` are removed. Twilio's own errors keep them, because clients act on them.
     pub fn new(answer: UpstreamResponse, returns: &[&'static str]) -> Self {
         let UpstreamResponse { status, headers, body, .. } = answer;
         let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
@@ -71,7 +71,7 @@ impl Representation {
         let returns = if status.is_success() { returns } else { &[] };
         let mut headers: Vec<_> = Self::KEPT.iter().chain(momentary).filter_map(header).collect();
         headers.extend(returns.iter().filter_map(|name| header(&HeaderName::from_static(name))));
-        // Where Twilio names the state of what it answers with, that name and no other is good for `If-Match`.
+        // If Twilio sends an `ETag` for this endpoint, only that one is valid for `If-Match`.
         let etag = match returns.contains(&header::ETAG.as_str()) {
             true => headers.iter().find(|(name, _)| *name == header::ETAG).map(|(_, etag)| etag.clone()),
             false => (status == StatusCode::OK).then(|| etag(&body)).flatten(),

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::semantics::freshness::Lifetimes;
 
-/// Where a reader of a list stands: a separator within quotes separates nothing (RFC 9110 section 5.6.4).
+/// Whether a position in a list is within quotes, where separators do not count (RFC 9110 section 5.6.4).
 #[derive(Default)]
 struct Quoting {
     quoted: bool,
@@ -156,7 +156,7 @@ pub fn normalise(headers: &mut HeaderMap, now: SystemTime) {
     }
     let mut line: Vec<u8> = Vec::new();
     for value in headers.get_all(header::CACHE_CONTROL) {
-        // A quote that one line leaves open would end in the next and hide what stands between.
+        // A quote that is open at the end of a line would end in the next line, and hide the text in between.
         if !quotes_are_closed(&String::from_utf8_lossy(value.as_bytes())) {
             line = b"no-store".to_vec();
             break;

@@ -135,7 +135,7 @@ impl Connections {
             if let Some(place) = self.try_enter() {
                 return place;
             }
-            // Whether somebody left or the time is up, the loop tries again.
+            // Whether a connection ended or the time is up, the loop tries again.
             let _ = tokio::time::timeout(LOOK_AGAIN, self.left.notified()).await;
         }
     }

@@ -54,9 +54,9 @@ enum Place {
     ChunkSize,
     /// In a chunk, with so many bytes to come.
     Chunk(u64),
-    /// In the line end behind a chunk.
+    /// In the line end after a chunk.
     ChunkEnd,
-    /// Behind the last chunk.
+    /// After the last chunk.
     Trailers,
     /// The place is unknown; hyper refuses what comes.
     Lost,

@@ -145,7 +145,7 @@ impl Worker {
                 batch.clear();
             }
             if let Some(tell) = closing {
-                // Fails if whoever asked has stopped waiting.
+                // Fails if the caller has stopped waiting.
                 let _ = tell.send(());
                 return;
             }

@@ -62,7 +62,7 @@ impl Operation {
         }
     }
 
-    /// Its first entry. The entries of one operation differ in method, path and headers alone.
+    /// Its first entry. The entries of one operation differ only in method, path and headers.
     pub fn endpoint(self) -> &'static Endpoint {
         &ENDPOINTS[FIRST[self as usize]]
     }
@@ -85,9 +85,10 @@ pub struct Endpoint {
     pub cache: CacheClass,
     /// When a request may be sent again.
     pub repeat: Repeatability,
-    /// The client's headers that go upstream, in lower case. No others do.
+    /// The client's headers that go upstream, in lower case. All others do not.
     pub sends: &'static [&'static str],
-    /// Twilio's headers that a client gets with a success, beyond those that every response may have. In lower case.
+    /// Twilio's headers that a client gets with a success, in addition to those that every response may have. In lower
+    /// case.
     pub returns: &'static [&'static str],
     /// Whether this version serves it. If not, the gateway answers 404.
     pub served: bool,
@@ -100,7 +101,7 @@ pub enum Body {
     None,
     /// A query.
     Query,
-    /// A custom field mapping, which is passed on as it comes.
+    /// A custom field mapping, which is passed on unchanged.
     Field,
 }
 
@@ -151,7 +152,8 @@ macro_rules! endpoints {
 /// What makes a submission safe to repeat: Twilio runs one job for all requests with the same key.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// Twilio's API, in the order of its documentation. Of entries with the same method, the first whose path matches counts.
+/// Twilio's API, in the order of its documentation. Of the entries with the same method, the first whose path matches
+/// is used.
 pub static ENDPOINTS: &[Endpoint] = endpoints! {
     "/v3/InsightsDomains/Conversations" {
         //     path                                 operation   permission  body  stored   repeated   sends             returns                     served
@@ -189,7 +191,7 @@ impl Endpoint {
         self.path == path || self.id(path).is_some()
     }
 
-    /// What stands before and after the id in its path; `None` where there is no id.
+    /// The parts of its path before and after the id; `None` where there is no id.
     fn around_id(&self) -> Option<(&'static str, &'static str)> {
         let (before, rest) = self.path.split_once('{')?;
         let (_, after) = rest.split_once('}')?;
@@ -202,7 +204,7 @@ impl Endpoint {
         path.strip_prefix(before)?.strip_suffix(after).filter(|id| is_id(id))
     }
 
-    /// Its path with this id, where it has one.
+    /// Its path with this id, if it has one.
     pub fn path_of(&self, id: &str) -> Cow<'static, str> {
         match self.around_id() {
             Some((before, after)) => [before, id, after].concat().into(),
@@ -211,7 +213,7 @@ impl Endpoint {
     }
 }
 
-/// Twilio's ids are opaque; nothing that could be read as more than one path segment is one.
+/// Twilio's ids are opaque. A text that could be read as more than one path segment is not accepted as an id.
 pub fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }

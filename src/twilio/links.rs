@@ -1,22 +1,23 @@
-//! Links in the answers about query jobs: they come as absolute URLs of Twilio's host, where a client without Twilio's
-//! credentials can do nothing, and are made to lead back to the gateway.
+//! Links in the responses about query jobs. They come as absolute URLs of Twilio's host, where a client without
+//! Twilio's credentials can do nothing, so they are rewritten to lead to the gateway.
 //!
-//! Links are the values of [`MEMBERS`] in an answer's outermost object and in the objects of its `items`, and the
-//! `Location` header. One is rewritten when all of this holds, and is left as it is otherwise:
+//! Links are the values of [`MEMBERS`] in a response's outermost object and in the objects of its `items`, and the
+//! `Location` header. A link is rewritten if all of these hold, and otherwise not changed:
 //!
-//! * It is a string of characters that a URL may have (RFC 3986), an absolute URL of `http` or `https`, or one that
-//!   begins with `//` and so takes the scheme of whoever reads it. Scheme and host may be in any case.
-//! * It has no user information, which Twilio never writes and readers of URLs disagree about.
-//! * It names Twilio's own host, with whatever port; or the configured upstream, with its scheme and port. A port that is
-//!   left out or empty is the scheme's own, and one dot behind a host is the root of DNS: the same host.
-//! * Its path is exactly one of the API's own, behind the path of `upstream.url` if that has one. A path in another
-//!   spelling, with escapes or dot segments, is none.
+//! * It is a string of characters that a URL may have (RFC 3986): an absolute URL of `http` or `https`, or one that
+//!   begins with `//` and so has the scheme of the page or request that it is used in. Scheme and host may be in any
+//!   case.
+//! * It has no user information, which Twilio never writes and which readers of URLs treat differently.
+//! * It names Twilio's own host, with any port, or the configured upstream, with its scheme and port. A port that is
+//!   left out or empty is the scheme's default, and a host with a dot at its end (the root of DNS) is the same host.
+//! * Its path is exactly one of the API's own, after the path of `upstream.url` if that has one. Other spellings of a
+//!   path, with escapes or dot segments, do not count.
 //!
-//! Only what stands before the path is replaced. The rest of the link, its query and its fragment, and everything else in
-//! the answer stay byte for byte, escapes included.
+//! Only the part before the path is replaced. The rest of the link, its query and its fragment, and all other bytes of
+//! the response stay unchanged, escapes included.
 //!
-//! The address of the gateway is the one that the client used, so an answer is rewritten for each client and never
-//! stored in that form.
+//! The gateway's address is the one that the client used, so a response is rewritten for each client and never stored
+//! in that form.
 
 use std::ops::Range;
 
@@ -28,20 +29,20 @@ use super::endpoint::{self, Route};
 use crate::core::json::{self, JsonError, Member, Text, Value};
 use crate::semantics::origin;
 
-/// The members that hold links.
+/// The members that contain links.
 pub const MEMBERS: [&str; 2] = ["statusUrl", "resultUrl"];
 
 /// Twilio's own host.
 const TWILIO: &str = "insights.twilio.com";
 
-/// Finds links that lead to the upstream, and makes them lead to the gateway.
+/// Finds links to the upstream, and makes them lead to the gateway.
 #[derive(Debug, Clone)]
 pub struct Links {
     upstream: Place,
     public: Option<Base>,
 }
 
-/// What a URL says before its path.
+/// The parts of a URL before its path.
 #[derive(Debug, Clone)]
 struct Place {
     secure: bool,
@@ -51,30 +52,31 @@ struct Place {
     prefix: Box<str>,
 }
 
-/// Where a client reaches the gateway: what stands before the API's own paths, without a slash at its end.
+/// The address at which a client reaches the gateway: the part before the API's own paths, without a slash at its end.
 ///
-/// It is empty for a client of HTTP/1.0 that names no host: what is then left of a link is its path, which leads back to
-/// wherever that client got it.
+/// It is empty for a client of HTTP/1.0 that names no host. Then only the path of a link is left, which is relative to
+/// the address that the client used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base(Box<str>);
 
 impl Base {
-    /// Of the gateway at that URL, whose path counts.
+    /// The gateway at this URL, whose path counts.
     pub fn of_url(url: &Uri) -> Self {
         let authority = url.authority().map_or("", Authority::as_str);
         let scheme = url.scheme_str().unwrap_or("http");
         Self(format!("{scheme}://{authority}{}", url.path().trim_end_matches('/')).into())
     }
 
-    /// As the client reached the gateway: by its target's authority, or else its `Host`; `tls` tells whether it speaks TLS
-    /// with the gateway itself. What proxies add (`Forwarded`, `X-Forwarded-*`) is not read, since anybody can send it.
+    /// The address that the client used: the target's authority, or else `Host`. `tls` says whether the client speaks
+    /// TLS with the gateway itself. Headers of proxies (`Forwarded`, `X-Forwarded-*`) are not read, because any client
+    /// can send them.
     pub fn of_request<B>(request: &Request<B>, tls: bool) -> Self {
         let scheme = if tls { "https" } else { "http" };
         let authority = origin::authority_of(request).filter(|authority| !authority.as_str().contains('@'));
         Self(authority.map(|authority| format!("{scheme}://{authority}")).unwrap_or_default().into())
     }
 
-    /// The address, as a link begins.
+    /// The address in the form in which a link begins.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -82,7 +84,7 @@ impl Base {
     /// Writes it as a part of a JSON string.
     fn write(&self, out: &mut Vec<u8>) {
         for byte in self.0.bytes() {
-            // A URL's path may hold these in the eyes of the parser; control characters it may not.
+            // The parser accepts these in a URL's path, but not control characters.
             if matches!(byte, b'"' | b'\\') {
                 out.push(b'\\');
             }
@@ -92,8 +94,8 @@ impl Base {
 }
 
 impl Links {
-    /// Rewrites links to Twilio's host and to `upstream`, so that they lead to `public_url`, or else to where each client
-    /// reached the gateway.
+    /// Rewrites links to Twilio's host and to `upstream`, so that they lead to `public_url`, or else to the address
+    /// that each client used.
     pub fn new(upstream: &Uri, public_url: Option<&Uri>) -> Self {
         let secure = upstream.scheme_str() != Some("http");
         let upstream = Place {
@@ -105,18 +107,18 @@ impl Links {
         Self { upstream, public: public_url.map(Base::of_url) }
     }
 
-    /// Where links lead in the answer to this request: to `server.public_url`, or else to where the client reached the
-    /// gateway, see [`Base::of_request`].
+    /// Where the links in the response to this request lead: to `server.public_url`, or else to the address that the
+    /// client used, see [`Base::of_request`].
     pub fn base<B>(&self, request: &Request<B>, tls: bool) -> Base {
         self.public.clone().unwrap_or_else(|| Base::of_request(request, tls))
     }
 
-    /// The answer with its links leading to `base`; the same bytes where it has none.
+    /// The response with links to `base`; the same bytes if it has no links.
     ///
     /// # Errors
     ///
-    /// When it is no JSON in the strict sense of [`json`], so that it cannot be told which links a client would find in
-    /// it: it must not be passed on.
+    /// When it is not JSON in the strict sense of [`json`]. Then it is not certain which links a client would find in
+    /// it, and it must not be passed on.
     pub fn rewrite(&self, answer: &Bytes, base: &Base) -> Result<Bytes, JsonError> {
         let value = json::parse(answer)?;
         let found: Vec<_> = links(&value).filter_map(|link| self.before_path(link, answer)).collect();
@@ -134,16 +136,16 @@ impl Links {
         Ok(out.into())
     }
 
-    /// The value of a `Location` header, leading to `base`; `None` where it stays as it is.
+    /// The value of a `Location` header with the address `base`; `None` where it does not change.
     pub fn rewrite_location(&self, location: &str, base: &Base) -> Option<String> {
         Some([base.as_str(), &location[self.length_before_path(location)?..]].concat())
     }
 
-    /// Where in `answer` the part of a link stands that is replaced.
+    /// The range in `answer` of the part of a link that is replaced.
     fn before_path(&self, link: &Text<'_>, answer: &[u8]) -> Option<Range<usize>> {
         let length = self.length_before_path(link.as_str())?;
         let Range { start, .. } = link.range_in(answer)?;
-        // All of it is ASCII, so each of its bytes is spelled as itself or as one escape.
+        // It is all ASCII, so each of its bytes is spelled as itself or as one escape.
         let mut end = 0;
         for _ in 0..length {
             end += match link.raw().as_bytes().get(end..)? {
@@ -155,7 +157,7 @@ impl Links {
         Some(start..start + end)
     }
 
-    /// How long the part of a link is that is replaced. `None` for what is no link of the upstream's; see the module.
+    /// The length of the part of a link that is replaced. `None` if it is not a link to the upstream; see the module.
     fn length_before_path(&self, link: &str) -> Option<usize> {
         if !link.bytes().all(is_of_a_url) {
             return None;
@@ -173,7 +175,8 @@ impl Links {
         is_of_the_api.then(|| link.len() - path.len())
     }
 
-    /// The API's own path, of a URL that says `authority` and `path`; `None` if that is neither Twilio nor the upstream.
+    /// The API's own path in a URL with this `authority` and `path`; `None` if they are neither Twilio's nor the
+    /// upstream's.
     fn path_at<'l>(&self, secure: Option<bool>, authority: &str, path: &'l str) -> Option<&'l str> {
         let (host, port) = host_and_port(authority)?;
         let upstream = &self.upstream;
@@ -185,7 +188,7 @@ impl Links {
     }
 }
 
-/// The strings of an answer that may be links, in the order in which they stand there.
+/// The strings in a response that may be links, in their order.
 fn links<'v, 'a>(answer: &'v Value<'a>) -> impl Iterator<Item = &'v Text<'a>> {
     let links_of = |member: &'v Member<'a>| match &member.value {
         Value::String(text) if MEMBERS.contains(&member.name.as_str()) => Some(text),
@@ -200,7 +203,7 @@ fn links<'v, 'a>(answer: &'v Value<'a>) -> impl Iterator<Item = &'v Text<'a>> {
 
 /// Host and port of an authority: the host without the dot of DNS's root, the port if one is stated.
 fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
-    // The colons of an IPv6 address stand in brackets.
+    // The colons of an IPv6 address are in brackets.
     let behind_address = authority.rfind(']').map_or(0, |end| end + 1);
     let (host, port) = match authority[behind_address..].find(':') {
         Some(colon) => authority.split_at(behind_address + colon),
@@ -209,7 +212,7 @@ fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let is_host = !host.is_empty() && !authority.contains('@');
     let port = match port.strip_prefix(':').unwrap_or_default() {
         "" => None,
-        // Not every number: a sign is one to the parser.
+        // The parser would also accept a sign.
         digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
         _ => return None,
     };
@@ -224,7 +227,7 @@ const fn default_port(secure: bool) -> u16 {
     if secure { 443 } else { 80 }
 }
 
-/// May a URL have this byte (RFC 3986 section 2).
+/// Whether a URL may contain this byte (RFC 3986 section 2).
 fn is_of_a_url(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte)
 }
@@ -252,7 +255,7 @@ mod tests {
         String::from_utf8(out.to_vec()).unwrap()
     }
 
-    /// Where a link of `upstream` leads.
+    /// The rewritten form of a link to `upstream`.
     fn led(upstream: &'static str, link: &str) -> Option<String> {
         links_to(upstream).rewrite_location(link, &base("http://gw:8080"))
     }
@@ -268,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_link_stays_byte_for_byte() {
+    fn all_other_bytes_stay_unchanged() {
         let link = format!("https://insights.twilio.com{JOB}");
         for answer in [
             r#"{"url":"LINK","error":{"statusUrl":"LINK"},"message":"see LINK"}"#,
@@ -296,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_readers_understand_differently_is_none() {
+    fn an_ambiguous_response_is_an_error() {
         let twice = format!(r#"{{"statusUrl":"x","statusUrl":"https://insights.twilio.com{JOB}"}}"#);
         for answer in [twice.as_str(), "{", "", "{} {}", r#"{"statusUrl":"\ud800"}"#, "\u{feff}{}"] {
             let answer = Bytes::copy_from_slice(answer.as_bytes());
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_compared_as_dns_and_urls_have_them() {
+    fn hosts_are_compared_by_the_rules_of_dns_and_urls() {
         let ours = |upstream, place: &str| {
             let led = led(upstream, &format!("{place}{JOB}?a=b#c"));
             assert!(led.as_ref().is_none_or(|led| *led == format!("http://gw:8080{JOB}?a=b#c")), "{led:?}");
@@ -414,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_the_upstream_is_taken_off() {
+    fn the_path_of_the_upstream_is_removed() {
         let upstream = "https://proxy.example/Twilio/";
         let led = |link: String| led(upstream, &link);
         assert_eq!(led(format!("https://proxy.example/Twilio{JOB}")), Some(format!("http://gw:8080{JOB}")));
@@ -457,7 +460,7 @@ mod tests {
         assert_eq!(out["statusUrl"], format!(r#"http://gw/a"b\c{JOB}"#));
     }
 
-    /// Text that has links in it, or nearly, in places where they count, or nearly.
+    /// Text with links or almost links, in places where they count or almost count.
     fn answers() -> impl Strategy<Value = String> {
         let parts = [
             "{",
@@ -504,7 +507,7 @@ mod tests {
         ]
     }
 
-    /// The answer without its links.
+    /// The response without its links.
     fn without_links(answer: &[u8]) -> Vec<u8> {
         let value = json::parse(answer).unwrap();
         let (mut out, mut copied) = (Vec::new(), 0);
@@ -518,9 +521,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_but_links_changes_and_that_once(answer in answers(), public in 0..3_usize) {
+        fn only_links_change_and_only_once(answer in answers(), public in 0..3_usize) {
             let links = links_to("http://up:1");
-            // Among them the upstream itself, and Twilio's host with a path of its own.
+            // Among them are the upstream itself, and Twilio's host with a path.
             let base = base(["http://gw/prefix", "http://up:1", "https://insights.twilio.com/x"][public]);
             let answer = Bytes::from(answer);
             let out = links.rewrite(&answer, &base);

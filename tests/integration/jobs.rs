@@ -1,4 +1,4 @@
-//! Query jobs through the gateway: what goes upstream, and what comes back.
+//! Query jobs through the gateway: the upstream requests, and the responses to clients.
 
 use crate::support::*;
 
@@ -6,7 +6,7 @@ const JOBS: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
 const ACCEPTED: &str = r#"{"operationId":"op_1","status":"PENDING","statusUrl":"https://insights.twilio.com/v3/InsightsDomains/Conversations/QueryJobs/op_1","createdAt":"2026-11-22T10:00:00Z"}"#;
 const RUNNING: &str = r#"{"operationId":"op_1","status":"RUNNING","createdAt":"2026-11-22T10:00:00Z"}"#;
 
-/// Accepts jobs as `op_1`, which runs.
+/// Accepts jobs as `op_1`, which keeps running.
 fn accepts(seen: &Seen) -> Plan {
     match seen.head.starts_with("POST ") {
         true => Plan::with(202, "Location: /x\r\nRetry-After: 5\r\nX-Other: 1\r\n", ACCEPTED),
@@ -49,7 +49,7 @@ async fn a_head_is_answered_like_its_get() {
 }
 
 #[tokio::test]
-async fn ids_of_another_shape_are_nowhere() {
+async fn malformed_ids_are_not_found() {
     let upstream = Upstream::script(accepts).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for id in ["a.b", "..", "a%2Fb", "a/b", "", &"x".repeat(129)] {

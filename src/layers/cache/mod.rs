@@ -218,7 +218,7 @@ where
             let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
             let set =
                 self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
-            // A flight that began earlier does not satisfy a client that wants the response fetched anew.
+            // A flight that began earlier does not satisfy a client that demands a new response.
             let kind = if forced { Kind::Forced } else { Kind::Any };
             let (mut joined, leads) =
                 match self.layer.store.flights.claim(&query, kind, set.result_set(), arrived_meanwhile) {

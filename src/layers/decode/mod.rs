@@ -1,8 +1,8 @@
 //! Turns HTTP into a [`ClientQuery`], and a [`ClientResponse`] into HTTP.
 //!
-//! Bodies are collected whole, within a size and a time, and sent on in canonical form: the price of a cache
-//! key is that nothing streams. Nothing of the client's headers goes further than what [`RequestDirectives`] reads, the
-//! ids of its trace, and what the endpoint lists.
+//! A body is read completely, within a size and a time, and sent on in canonical form. The cache key needs the whole
+//! body, so bodies cannot stream. Of the client's headers, only what [`RequestDirectives`] reads, the trace ids, and
+//! the headers that the endpoint lists go further.
 //!
 //! A team's policy is applied here, before the key is computed. So nothing is looked up that a team may not see, and
 //! teams with equal effective queries share pages. The result is remembered together with the parsed query, so that a
@@ -114,8 +114,8 @@ where
 
     fn call(&mut self, authorized: AuthorizedRequest<B>) -> Self::Future {
         let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
-        // Taken apart here: what a future is given as a whole, it keeps as a whole beside its parts, and to move a large
-        // future costs a hit more than to read its head.
+        // Destructured here: a future that takes the whole value stores it in addition to its parts, and moving a large
+        // future costs a hit more than reading its head.
         let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, endpoint, team } =
             authorized;
         let (head, body) = request.into_parts();
@@ -275,7 +275,7 @@ impl DecodeLayer {
                     let (query, tokens) = self.read_with(request, restriction, &view)?;
                     return Ok(Read::Query(query, tokens));
                 }
-                // What is refused whatever metadata says costs no token for metadata.
+                // A query that is refused whatever the metadata contains must not cost a token for metadata.
                 self.parse(request, raw, |parameters, query| {
                     restriction.prove_parameters(parameters, of_first_page(endpoint))?;
                     query.prove_shape().map(|()| None)
@@ -343,7 +343,7 @@ impl DecodeLayer {
         }
     }
 
-    /// What a query means. Only those that are asked again and again are remembered.
+    /// Parses a query. Only queries that come again and again are remembered.
     fn parsed(
         &self,
         request: &Asked,
@@ -356,8 +356,7 @@ impl DecodeLayer {
         }
     }
 
-    /// Reads a query: its query string and its body. `restrict` gives what is asked in its place, if that is something
-    /// else.
+    /// Parses a query: its query string and its body. `restrict` returns the query to send instead, if it differs.
     fn parse(
         &self,
         request: &Asked,
@@ -398,12 +397,12 @@ impl DecodeLayer {
     }
 }
 
-/// The path that goes upstream: without an id in it, it is the table's own.
+/// The path to send upstream. Without an id, it is the table's own.
 fn path(endpoint: &Endpoint, requested: &str) -> Cow<'static, str> {
     if requested == endpoint.path { endpoint.path.into() } else { requested.to_owned().into() }
 }
 
-/// The headers of a client that go upstream, copied: a part of the head would hold the memory of all.
+/// The client's headers that go upstream. They are copied, because a slice would keep the whole head in memory.
 fn forwarded(endpoint: &Endpoint, headers: &HeaderMap) -> Option<Arc<HeaderMap>> {
     let mut forwarded = HeaderMap::new();
     for name in endpoint.sends {
@@ -414,12 +413,12 @@ fn forwarded(endpoint: &Endpoint, headers: &HeaderMap) -> Option<Arc<HeaderMap>>
     (!forwarded.is_empty()).then(|| Arc::new(forwarded))
 }
 
-/// The parameters that a request with a query as its body may have under a policy.
+/// The parameters that a request with a query in its body may have under a policy.
 fn of_first_page(endpoint: &Endpoint) -> &'static [&'static str] {
     if endpoint.operation == Operation::Query { &[PAGE_SIZE] } else { &[] }
 }
 
-/// Reads a request whose body is no query.
+/// Parses a request whose body is not a query.
 fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters), GatewayError> {
     let Asked { endpoint, path, query, body, team, .. } = request;
     let (account, parameters) = (&team.account, parse(query, team)?);
@@ -481,7 +480,7 @@ fn not_under_a_policy() -> GatewayError {
     GatewayError::new(Reason::FieldNotAllowed, message)
 }
 
-/// The view of the account's metadata, for which `metadata` asks; or the answer that there is in its place.
+/// Fetches the account's metadata with the query `metadata` and returns its view; or the response to send instead.
 async fn fetch_view<S>(
     inner: S,
     metadata: ClientQuery,

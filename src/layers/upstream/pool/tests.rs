@@ -14,7 +14,7 @@ type Io = TokioIo<DuplexStream>;
 type TestPool = Pool<BoxCloneService<Uri, Io, BoxError>, Io>;
 type Upstreams = UnboundedReceiver<DuplexStream>;
 
-/// A pool, and the other ends of its connections in the order in which they are made.
+/// A pool, and the upstream ends of its connections in the order in which they are made.
 fn pool() -> (TestPool, Upstreams) {
     let (made, upstreams): (UnboundedSender<DuplexStream>, _) = unbounded_channel();
     let connect = tower::service_fn(move |_| {
@@ -26,7 +26,7 @@ fn pool() -> (TestPool, Upstreams) {
     (Pool::new(BoxCloneService::new(connect), url, Duration::from_secs(5), Clock::new()), upstreams)
 }
 
-/// Asks over `link`; the status and the body, or whether the request was left unsent.
+/// Sends a request over `link`. Returns the status and the body, or whether the request was not sent.
 async fn ask(link: &mut Link<Io>) -> Result<(u16, Bytes), bool> {
     link.drive(async |sender| {
         let answered = sender.try_send_request(Request::new(Full::default())).await;
@@ -48,7 +48,7 @@ async fn answer(upstream: &mut DuplexStream, answer: &[u8]) {
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 
-/// Takes a connection that was not used before, and has it answered `with` something.
+/// Takes a new connection, and answers a request over it `with` these bytes.
 async fn used(pool: &TestPool, upstreams: &mut Upstreams, with: &[u8]) -> (Link<Io>, DuplexStream) {
     let (mut link, was_used) = pool.take().await.unwrap();
     assert!(!was_used);
@@ -74,7 +74,7 @@ async fn a_connection_is_used_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_in_use_is_nobody_elses() {
+async fn a_connection_in_use_is_not_shared() {
     let (pool, mut upstreams) = pool();
     let (link, _one) = used(&pool, &mut upstreams, OK).await;
     let (other, _two) = used(&pool, &mut upstreams, OK).await;
@@ -92,8 +92,8 @@ async fn nothing_is_sent_to_an_upstream_that_has_closed() {
     drop(upstream);
     let (mut link, was_used) = pool.take().await.unwrap();
     assert!(was_used);
-    assert_eq!(ask(&mut link).await, Err(true), "the request is there to be sent elsewhere");
-    // Whoever puts it back all the same has it for himself.
+    assert_eq!(ask(&mut link).await, Err(true), "the request is returned, so that it can be sent again");
+    // A caller that puts it back anyway does not harm others.
     pool.put_back(link);
     used(&pool, &mut upstreams, OK).await;
 }
@@ -108,7 +108,7 @@ async fn a_connection_that_the_upstream_ends_with_its_answer_is_not_used_again()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_asked_for_answers_nobody() {
+async fn an_unrequested_response_is_never_used() {
     let stolen = b"HTTP/1.1 203 OK\r\nContent-Length: 6\r\n\r\nstolen";
     for at_once in [true, false] {
         let (pool, mut upstreams) = pool();
@@ -136,7 +136,7 @@ async fn an_answer_that_is_cut_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_closed_when_nobody_has_used_it_for_long() {
+async fn a_connection_is_closed_when_it_was_idle_for_long() {
     let (pool, mut upstreams) = pool();
     let (link, mut upstream) = used(&pool, &mut upstreams, OK).await;
     pool.put_back(link);
@@ -144,7 +144,7 @@ async fn a_connection_is_closed_when_nobody_has_used_it_for_long() {
     assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
     let idle = begun.elapsed();
     assert!((IDLE..=IDLE * 3 / 2).contains(&idle), "after {idle:?}");
-    // The next one is looked after as well.
+    // The next one is checked as well.
     let (link, mut upstream) = used(&pool, &mut upstreams, OK).await;
     pool.put_back(link);
     assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
@@ -194,7 +194,7 @@ async fn while_a_connection_is_made_another_may_become_idle() {
     let (taken, ()) = tokio::join!(pool.take(), soon);
     assert!(taken.is_ok_and(|(_, was_used)| was_used));
     assert_eq!(begun.elapsed(), Duration::from_secs(1));
-    // The one that was being made is there when it is made, for whoever comes then.
+    // The connection that was being made is kept for the next caller.
     assert!(pool.take().await.is_ok_and(|(_, was_used)| was_used));
     assert_eq!(begun.elapsed(), Duration::from_secs(10));
 }
@@ -216,7 +216,7 @@ async fn a_connection_in_steady_use_is_closed_after_five_minutes() {
     }
     assert_eq!(begun.elapsed(), OLDEST);
     assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0, "it was closed");
-    assert!(upstreams.recv().await.is_some(), "and another made");
+    assert!(upstreams.recv().await.is_some(), "another was made");
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +231,7 @@ async fn an_answer_that_is_under_way_is_read_to_its_end_before_its_old_connectio
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_one_has_died_all_that_were_idle_are_discarded() {
+async fn when_one_has_died_all_idle_ones_are_discarded() {
     let (pool, mut upstreams) = pool();
     let mut kept = Vec::new();
     for _ in 0..3 {
@@ -247,7 +247,7 @@ async fn where_one_has_died_all_that_were_idle_are_discarded() {
     for mut other in others {
         assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "closed");
     }
-    // What was used since is as good as any.
+    // A connection that has been used since may be used again.
     pool.put_back(link);
     assert!(pool.take().await.unwrap().1);
 }
@@ -262,7 +262,7 @@ async fn the_connections_end_with_the_pool() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_used_a_connection_is_not_woken_for_it_any_more() {
+async fn the_last_user_of_a_connection_is_not_woken_for_it_any_more() {
     struct Counter(AtomicUsize);
     impl Wake for Counter {
         fn wake(self: Arc<Self>) {
@@ -289,7 +289,7 @@ async fn whoever_used_a_connection_is_not_woken_for_it_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connecting_has_its_time() {
+async fn connecting_has_a_time_limit() {
     let never = tower::service_fn(|_| std::future::pending::<Result<Io, BoxError>>());
     let pool = Pool::new(never, Uri::from_static("http://upstream"), Duration::from_secs(5), Clock::new());
     let begun = Instant::now();
@@ -298,7 +298,7 @@ async fn connecting_has_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn why_there_is_no_connection_is_told() {
+async fn the_error_says_why_there_is_no_connection() {
     let (pool, upstreams) = pool();
     drop(upstreams);
     let error = pool.take().await.map(drop).unwrap_err();
