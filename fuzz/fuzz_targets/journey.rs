@@ -163,7 +163,7 @@ async fn converse(mut stream: TcpStream, answer: Bytes) -> Option<()> {
             return None;
         }
     };
-    let head = String::from_utf8(asked[..body].to_vec()).expect("what goes up is ASCII");
+    let head = String::from_utf8(asked[..body].to_vec()).expect("the request to Twilio is ASCII");
     let length = check_upward(&head);
     while asked.len() < body + length {
         if stream.read_buf(&mut asked).await.ok()? == 0 {
@@ -178,7 +178,7 @@ async fn converse(mut stream: TcpStream, answer: Bytes) -> Option<()> {
     stream.shutdown().await.ok()
 }
 
-/// The header of a client's that a request may carry to Twilio beyond [`UP`], or `""`. `None` where nothing may go.
+/// The client header that a request may pass on to Twilio besides [`UP`], or `""`. `None` if no request may be sent.
 fn own_header(method: &str, path: &str) -> Option<&'static str> {
     let is_id = |id: &str| {
         (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
@@ -205,14 +205,14 @@ fn check_upward(head: &str) -> usize {
     let (line, rest) = head.split_once("\r\n").expect("a line");
     let (method, target) = line.strip_suffix(" HTTP/1.1").and_then(|line| line.split_once(' ')).expect("a request");
     let path = target.split('?').next().unwrap_or_default();
-    let own = own_header(method, path).unwrap_or_else(|| panic!("{line} goes up"));
+    let own = own_header(method, path).unwrap_or_else(|| panic!("{line} is sent to Twilio"));
     let mut length = 0;
     let mut is_signed = false;
     for line in rest.lines().filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once(": ").expect("a header");
-        assert!(UP.contains(&name) || name == own, "{name} goes up");
-        // A trace is the client's own.
-        assert!(name == "tracestate" || !value.contains(TOKENS), "a team's token goes up");
+        assert!(UP.contains(&name) || name == own, "the header {name} is sent to Twilio");
+        // The trace context belongs to the client.
+        assert!(name == "tracestate" || !value.contains(TOKENS), "a team's token is sent to Twilio");
         match name {
             "authorization" => {
                 assert!(value == SIGNED && !is_signed);
@@ -222,7 +222,7 @@ fn check_upward(head: &str) -> usize {
             _ => {}
         }
     }
-    assert!(is_signed, "nothing goes up unsigned");
+    assert!(is_signed, "every request to Twilio is signed");
     length
 }
 
@@ -243,7 +243,10 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
             "{name}"
         );
         // A request id comes from the client.
-        assert!(name == "x-request-id" || !contains(value.as_bytes(), SECRET.as_bytes()), "the secret comes down");
+        assert!(
+            name == "x-request-id" || !contains(value.as_bytes(), SECRET.as_bytes()),
+            "the response contains the secret"
+        );
         assert!(
             !contains(value.as_bytes(), TOKENS.as_bytes())
                 || contains(answer, TOKENS.as_bytes())
@@ -256,7 +259,7 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
         assert!(was_given, "the upstream did not say {directives:?}");
     }
     // Even if the upstream repeats a part of it.
-    assert!(!contains(body, SECRET.as_bytes()), "the secret comes down");
+    assert!(!contains(body, SECRET.as_bytes()), "the response contains the secret");
     let id = one(headers, "x-request-id");
     assert!((1..=128).contains(&id.len()));
     assert!(one(headers, "cache-status").starts_with("insights-gateway"));
@@ -281,10 +284,10 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
             let is_chunked = contains(&answer.to_ascii_lowercase(), b"chunked");
             // Without members that a team may not name, or from the fixed metadata.
             let is_metadata = contains(body, b"\"cubes\"");
-            // With links that lead to the gateway, or without the jobs of others.
+            // The gateway rewrites links, and removes jobs of other teams.
             let is_job = contains(answer, b"/QueryJobs/") || contains(answer, b"\"operationId\"");
             let may_differ = is_coded || is_chunked || is_metadata || is_job;
-            assert!(may_differ || contains(answer, body), "not what Twilio said");
+            assert!(may_differ || contains(answer, body), "the body is not the one that Twilio sent");
         }
     }
 }

@@ -80,5 +80,9 @@ fuzz_target!(|text: &[u8]| {
         let location = rewriter.rewrite_location(before, &base);
         assert_eq!(location.as_deref().unwrap_or(before), *after, "the header is rewritten differently");
     }
-    assert_eq!(rewriter.rewrite(&out, &base).as_ref(), Ok(&out), "a link to the gateway is taken for one to the upstream");
+    assert_eq!(
+        rewriter.rewrite(&out, &base).as_ref(),
+        Ok(&out),
+        "a link to the gateway is taken for one to the upstream"
+    );
 });
