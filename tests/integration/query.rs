@@ -341,7 +341,7 @@ async fn repeating_pages_end_the_walk() {
     let server = Upstream::script(|seen| page(&json!([{"N": seen.number}]), Some(["a", "b"][seen.number % 2]))).await;
     let said = query(&server.url(), "--measure N --all --format ndjson", &[], &[]).await;
     assert_eq!((said.code, said.output.lines().count()), (Some(1), 3));
-    assert!(said.errors.contains("in a circle"), "{}", said.errors);
+    assert!(said.errors.contains("repeats an earlier one"), "{}", said.errors);
 }
 
 #[tokio::test]
@@ -494,7 +494,7 @@ async fn a_job_that_ends_without_results_says_why() {
         (Plan::json(202, &job("CANCELLED", &json!({}))), "job proc_job_01 was cancelled"),
         (Plan::json(202, &job("ODD\u{1b}", &json!({}))), "unknown state: ODD"),
         (Plan::json(202, &job("COMPLETED", &json!({"operationId": "../x"}))), "cannot be part of a path"),
-        (Plan::json(202, "{}"), "no job"),
+        (Plan::json(202, "{}"), "is not a job"),
         (refused(404, "not_found", ""), "404 not_found"),
     ] {
         let server = Upstream::script(move |_| answer.clone()).await;
