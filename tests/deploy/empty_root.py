@@ -1,4 +1,4 @@
-"""Runs the gateway where there is nothing but the gateway: what an image made from scratch gives it."""
+"""Runs the gateway in a root file system that holds only the gateway, like an image made from scratch."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 BINARY = os.environ["GATEWAY_BINARY"]
-# The user of the image.
+# The user that the image sets.
 USER = 65532
 PATIENCE_SECONDS = 20
 DOMAIN = "/v3/InsightsDomains/Conversations"
@@ -24,7 +24,7 @@ ACCOUNT = {
 
 
 class EmptyRoot:
-    """A folder that holds the binary, and processes for which it is the whole file system."""
+    """A folder that holds the binary, and processes that use this folder as their root file system."""
 
     def __init__(self, folder: Path):
         self.path = folder / "root"
@@ -34,7 +34,7 @@ class EmptyRoot:
         shutil.copy(BINARY, self.path / "insights-gateway")
 
     def write(self, path, text):
-        """A file as an orchestrator would mount it."""
+        """Writes a file where an orchestrator would mount it."""
         file = self.path / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -57,17 +57,17 @@ class EmptyRoot:
         return self._started[-1]
 
     def run(self, *arguments, environment=()):
-        """Runs one of the short commands to its end."""
+        """Runs a short command and waits until it ends."""
         command = [*self._enter(), *arguments]
         return subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
     def simulate(self):
-        """Starts a simulator, and says where."""
+        """Starts a simulator, and returns its address."""
         simulator = self.start("simulate", "--listen", "127.0.0.1:0", "--rate", "0/s", "--latency", "0s")
         return simulator.wait_for(lambda line: line.partition("http://")[2].partition(" ")[0])
 
     def serve(self, upstream, *arguments, environment=()):
-        """Starts a gateway without teams or a file; gives the process and its two addresses."""
+        """Starts a gateway without teams or a file; returns the process and its two addresses."""
         ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
         environment = {**ACCOUNT, **dict(environment)}
         gateway = self.start("serve", *ports, "--upstream", upstream, *arguments, environment=environment)
@@ -86,7 +86,7 @@ class EmptyRoot:
 
 
 class Started:
-    """A process and what it has said."""
+    """A process and its output."""
 
     def __init__(self, process, log):
         self._process = process
@@ -94,7 +94,7 @@ class Started:
 
     @property
     def pid(self):
-        """The gateway's, not that of the command which made its namespace."""
+        """The process id of the gateway, not of the command that created its namespace."""
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0])
 
@@ -102,7 +102,7 @@ class Started:
         return self._log.read_text()
 
     def wait_for(self, look):
-        """The first thing that `look` finds in a whole line."""
+        """Waits for a complete line in which `look` finds something, and returns what it found."""
 
         def search():
             if self._process.poll() is not None:
@@ -112,24 +112,24 @@ class Started:
         return wait_for(search, "a line of the log", self.said)
 
     def addresses(self):
-        """Of the data plane and the admin plane, once it serves."""
+        """Waits until the gateway serves, and returns the addresses of the data plane and the admin plane."""
         serving = self.wait_for(lambda line: (entry := parsed(line)).get("message") == "serving" and entry)
         return serving["data"], serving["admin"]
 
     def stop(self):
-        """Tells it to stop, as orchestrators do, and gives its exit code."""
+        """Sends SIGTERM, as orchestrators do, and returns the exit code."""
         if self._process.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
         try:
             return self._process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            # With the command that made its namespace, everything in it ends.
+            # When the command that created the namespace ends, every process in it ends too.
             self._process.kill()
             return self._process.wait()
 
 
 def has_every_user():
-    """May processes here become any user: not so for an ordinary user, nor in a namespace of one."""
+    """Whether processes here may change to any user. An ordinary user may not, nor may its user namespace."""
     counts = [int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     return os.geteuid() == 0 and sum(counts) > USER
 
@@ -142,7 +142,7 @@ def parsed(line):
 
 
 def ask(address, path, body=None, headers=()):
-    """Status and body of an answer."""
+    """Sends a request, and returns the status and body of the response."""
     request = urllib.request.Request(
         f"http://{address}{path}",
         data=None if body is None else json.dumps(body).encode(),
@@ -156,7 +156,7 @@ def ask(address, path, body=None, headers=()):
 
 
 def wait_for(look, what, explain=lambda: ""):
-    """The first result of `look` that is something."""
+    """Calls `look` until it returns a value that is not empty, and returns that value."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if found := look():

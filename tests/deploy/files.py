@@ -1,4 +1,4 @@
-"""Where things are, and how the tools are run."""
+"""Paths of the files under test, and functions that run the tools."""
 
 import subprocess
 import sys
@@ -9,12 +9,12 @@ DEPLOY = ROOT / "deploy"
 
 
 def tool(name):
-    """A program that came with a Python package."""
+    """The path of a program that a Python package installed."""
     return Path(sys.executable).with_name(name)
 
 
 def run(*command, **options):
-    """Runs a tool that has to succeed, and gives what it prints."""
+    """Runs a tool that must succeed, and returns its output."""
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
     assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
     return ran.stdout

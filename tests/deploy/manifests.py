@@ -1,4 +1,4 @@
-"""What deploy/kubernetes and deploy/helm come to, as the cluster would get it."""
+"""Renders deploy/kubernetes and deploy/helm as they would be sent to the cluster."""
 
 from functools import cache
 
@@ -7,7 +7,7 @@ import yaml
 from files import DEPLOY, run
 
 CHART = DEPLOY / "helm/insights-gateway"
-# Everything that has a switch, switched.
+# Every optional part is switched on.
 EVERYTHING = [
     "--set=image.digest=sha256:" + "0" * 64,
     "--set=imagePullSecrets[0].name=registry",
@@ -66,7 +66,7 @@ class Manifests:
 
     @property
     def gateway(self):
-        """The gateway's container, wherever in the pod it is."""
+        """The gateway's container, which may be a sidecar in the pod."""
         pod = self.template["spec"]
         containers = [*pod["containers"], *pod.get("initContainers", [])]
         (found,) = (c for c in containers if c["image"].startswith("insights-gateway"))

@@ -1,4 +1,4 @@
-"""Which metrics there are, as the code says, and which an expression reads."""
+"""Reads the names of the metrics from the code, and from PromQL expressions."""
 
 import re
 
@@ -8,7 +8,7 @@ SOURCES = [*ROOT.glob("src/metrics.rs"), *ROOT.glob("src/metrics/*.rs")]
 
 
 def registered():
-    """Names as they are exposed: counters with their suffix, histograms without."""
+    """The names as they are exposed: counters with their suffix, histograms without one."""
     names = set()
     for source in SOURCES:
         text = source.read_text()
@@ -22,6 +22,6 @@ NAMES = registered()
 
 
 def names_in(expression):
-    """The gateway's metrics in a PromQL expression, histograms by their own name."""
+    """The gateway's metrics in a PromQL expression. A histogram is named without the suffix of its series."""
     found = set(re.findall(r"\binsights_gateway_\w+", expression))
     return {name if name in NAMES else re.sub(r"_(bucket|sum|count)$", "", name) for name in found}

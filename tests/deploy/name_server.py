@@ -1,5 +1,5 @@
-"""Run in a network namespace of its own: a name server on loopback, and a gateway in an empty root that knows its
-upstream by name only. Prints what the name server was asked, and the status of the gateway's answer."""
+"""Runs in its own network namespace: starts a name server on loopback, and a gateway in an empty root. The gateway
+knows its upstream by name only. Prints the names that the name server was asked for, and the status of the response."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ def bring_loopback_up():
 
 
 def answer(question, asked):
-    """Says 127.0.0.1 of every name; of any other kind of record, that there is none (RFC 1035, section 4)."""
+    """Resolves every name to 127.0.0.1, and returns no record of any other type (RFC 1035, section 4)."""
     labels, at = [], 12
     while length := question[at]:
         labels.append(question[at + 1 : at + 1 + length].decode())
@@ -42,7 +42,7 @@ def serve_names(listener, asked):
 
 def main():
     bring_loopback_up()
-    # Where the C library looks when there is no /etc/resolv.conf.
+    # The C library asks this address if there is no /etc/resolv.conf.
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     listener.bind(("127.0.0.1", 53))
     asked = []

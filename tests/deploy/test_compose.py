@@ -1,4 +1,4 @@
-"""The compose file, by compose itself, and the configuration that it mounts, by the gateway."""
+"""Checks the compose file with compose itself, and the configuration that it mounts with the gateway."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from files import DEPLOY, run, tool
 
 @pytest.fixture(scope="module")
 def deploy(tmp_path_factory):
-    """A copy of the folder, so that its secrets are made and forgotten."""
+    """A copy of the folder, so that the secrets which the test creates are deleted with it."""
     return Path(shutil.copytree(DEPLOY, tmp_path_factory.mktemp("compose") / "deploy", ignore=what_prepare_makes))
 
 
@@ -34,7 +34,7 @@ def project(deploy):
     return json.loads(run(*compose(deploy)))
 
 
-def test_everything_that_is_mounted_is_there(project):
+def test_every_mounted_file_exists(project):
     sources = [Path(secret["file"]) for secret in project["secrets"].values()]
     for service in project["services"].values():
         sources += [Path(volume["source"]) for volume in service.get("volumes", []) if volume["type"] == "bind"]
@@ -43,7 +43,7 @@ def test_everything_that_is_mounted_is_there(project):
     assert len(sources) > 8 and all(source.exists() for source in sources), sources
 
 
-def test_nobody_is_let_in_from_elsewhere_and_nothing_is_allowed_to_more_than_it_needs(project):
+def test_ports_are_local_and_services_run_with_least_privilege(project):
     for name, service in project["services"].items():
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
@@ -51,7 +51,7 @@ def test_nobody_is_let_in_from_elsewhere_and_nothing_is_allowed_to_more_than_it_
         assert re.search(r":\d[\w.-]*$|:v\d[\w.-]*$", service["image"]), f"{name}: a version, not latest"
 
 
-def test_the_gateways_configuration_is_right_where_it_is_mounted(project, root):
+def test_the_gateway_accepts_the_mounted_configuration(project, root):
     for volume in project["services"]["gateway"]["volumes"]:
         if volume["type"] == "bind":
             for file in Path(volume["source"]).iterdir():
@@ -63,7 +63,7 @@ def test_the_gateways_configuration_is_right_where_it_is_mounted(project, root):
     assert checked.returncode == 0, checked.stderr
 
 
-def test_prometheus_has_the_token_that_the_gateway_wants_and_nobody_knows_it_beforehand(project, deploy):
+def test_prometheus_has_the_gateways_token_which_is_generated(project, deploy):
     secrets = {name: Path(secret["file"]).read_text().strip() for name, secret in project["secrets"].items()}
     assert re.fullmatch("[0-9a-f]{64}", secrets["metrics_token"])
     wanted = project["services"]["gateway"]["environment"]["INSIGHTS_GATEWAY_ADMIN__TOKEN_SHA256"]
@@ -73,7 +73,7 @@ def test_prometheus_has_the_token_that_the_gateway_wants_and_nobody_knows_it_bef
     assert wanted not in (deploy / "compose/.env").read_text()
 
 
-def test_nobody_signs_in_to_grafana(project):
+def test_grafana_has_no_sign_in(project):
     environment = project["services"]["grafana"]["environment"]
     assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert environment["GF_AUTH_BASIC_ENABLED"] == "false"

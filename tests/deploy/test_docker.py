@@ -1,4 +1,4 @@
-"""The image's recipe: by its linter, and by a builder that carries it out with a stand-in for Rust's image."""
+"""Checks the Dockerfile with a linter, and builds it with a substitute for the Rust image."""
 
 import json
 import os
@@ -15,29 +15,29 @@ from files import DEPLOY, ROOT, run, tool
 DOCKERFILE = DEPLOY / "docker/Dockerfile"
 
 
-def test_the_linter_finds_nothing():
+def test_the_linter_reports_nothing():
     run(tool("hadolint"), "--failure-threshold", "style", DOCKERFILE)
 
 
-def test_versions_are_the_packages():
+def test_versions_match_the_package():
     package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
     text = DOCKERFILE.read_text()
     assert re.search(r"^ARG VERSION=(.*)$", text, re.M)[1] == package["version"]
     assert re.search(r"^ARG RUST=([\d.]+)", text, re.M)[1] == package["rust-version"]
 
 
-def test_the_context_holds_what_the_build_reads_and_nothing_that_could_be_a_secret(tmp_path):
+def test_the_context_holds_the_build_inputs_and_no_possible_secret(tmp_path):
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*" and all(rule.startswith("!") for rule in rules[1:]), "an allow-list"
     for name in (rule.removeprefix("!") for rule in rules[1:]):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    # All that the manifest names is there, and the lock file needs no change.
+    # Every file that the manifest names exists, and the lock file needs no change.
     run("cargo", "metadata", "--locked", "--no-deps", "--format-version", "1", cwd=tmp_path)
 
 
-# Says what it is told to do, and hands out what was built before.
+# Prints its arguments, and copies a binary that was built before.
 CARGO = """#!/bin/sh
 [ "$*" = "build --locked --release --bin insights-gateway --target stand-in" ] || exit 1
 [ "$RUSTFLAGS" = "-C target-feature=+crt-static" ] || exit 1
@@ -50,7 +50,7 @@ RUSTC = """#!/bin/sh
 
 
 class Builder:
-    """Buildah, with a store of its own."""
+    """Buildah with its own storage."""
 
     def __init__(self, folder):
         self._store = ["--root", folder / "store", "--runroot", folder / "run", "--storage-driver=vfs"]
@@ -61,7 +61,7 @@ class Builder:
 
 
 def stand_in(folder):
-    """What the recipe asks of Rust's image, without Rust."""
+    """A substitute for the Rust image: it has the programs that the Dockerfile calls, but not Rust."""
     for name in ("bin", "usr/local/bin"):
         (folder / name).mkdir(parents=True)
     shutil.copy(shutil.which("busybox"), folder / "bin/busybox")
@@ -75,14 +75,14 @@ def stand_in(folder):
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """The image's settings and its files."""
+    """The settings and the files of the image."""
     folder = tmp_path_factory.mktemp("buildah")
     buildah = Builder(folder)
     stand_in(folder / "stand-in")
     base = buildah("from", "scratch")
     buildah("copy", base, folder / "stand-in", "/")
     buildah("config", "--env", "PATH=/bin:/usr/local/bin", base)
-    # The recipe's own base, which is not fetched.
+    # The base image of the Dockerfile, which is not downloaded.
     (tag,) = re.findall(r"^ARG RUST=(.*)$", DOCKERFILE.read_text(), re.M)
     buildah("commit", base, f"docker.io/library/rust:{tag}")
     buildah("bud", "--pull-never", "--format=docker", "--file", DOCKERFILE, "--tag", "gateway", ROOT)
@@ -95,7 +95,7 @@ def image(tmp_path_factory):
 def test_the_image_holds_one_program(image):
     _, files = image
     found = {"/" + str(path.relative_to(files)): path.lstat() for path in files.rglob("*")}
-    # Where the builder has mounted something into the container, for as long as it ran.
+    # Mount points that the builder made in the container during the build.
     mounted = {"/dev", "/etc", "/proc", "/run", "/sys"}
     found = {name: about for name, about in found.items() if "/" + name.split("/")[1] not in mounted}
     assert set(found) == {"/LICENSE", "/insights-gateway", "/var", "/var/lib", "/var/lib/insights-gateway"}
@@ -104,7 +104,7 @@ def test_the_image_holds_one_program(image):
     assert set(users.values()) == {(0, 0)}, "it cannot change itself"
 
 
-def test_the_image_says_how_it_runs(image):
+def test_the_image_sets_user_ports_and_command(image):
     settings, _ = image
     assert settings["User"] == f"{USER}:{USER}" and settings["WorkingDir"] == "/"
     assert (settings["Entrypoint"], settings["Cmd"]) == (["/insights-gateway"], ["serve"])

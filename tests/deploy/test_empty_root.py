@@ -1,4 +1,4 @@
-"""The static binary alone in an empty root: what the container image, made from scratch, asks of it."""
+"""Runs the static binary alone in an empty root file system, as the container image made from scratch does."""
 
 import http.server
 import json
@@ -16,18 +16,18 @@ from empty_root import DOMAIN, USER, ask, has_every_user
 QUERY = {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationStatus"]}}
 
 
-def test_it_serves_with_nothing_beside_it(root):
+def test_it_serves_without_any_other_file(root):
     gateway, data, admin = root.serve("http://" + root.simulate())
     status, metadata = ask(data, f"{DOMAIN}/Metadata")
     assert status == 200 and "Conversation.Count" in metadata
     first, second = ask(data, f"{DOMAIN}/Query", QUERY), ask(data, f"{DOMAIN}/Query", QUERY)
     assert first == second and first[0] == 200
-    # Time zones are built in: no /usr/share/zoneinfo here.
+    # Time zones are built in, since there is no /usr/share/zoneinfo here.
     zoned = {"properties": {"timezone": "America/New_York"}, **QUERY}
     assert ask(data, f"{DOMAIN}/Query", zoned)[0] == 200
 
     assert root.run("health", "--url", f"http://{admin}").returncode == 0
-    # Nobody in particular, without any capability, and the first process there.
+    # It runs as an unprivileged user without capabilities, and as process 1.
     status_file = Path(f"/proc/{gateway.pid}/status").read_text()
     about = dict(line.split(":", 1) for line in status_file.splitlines())
     if has_every_user():
@@ -41,7 +41,7 @@ def test_it_serves_with_nothing_beside_it(root):
     assert root.files() == ["/insights-gateway"], "it needs nothing and leaves nothing"
 
 
-def test_the_demo_is_a_command_away(root):
+def test_the_demo_runs_with_one_command(root):
     demo = root.start(
         "demo",
         "--simulator=127.0.0.1:0",
@@ -52,7 +52,7 @@ def test_the_demo_is_a_command_away(root):
     assert demo.stop() == 0, demo.said()
 
 
-def test_check_reads_what_is_mounted(root):
+def test_check_reads_mounted_files(root):
     account = f'[accounts.main]\naccount_sid = "AC{"0" * 32}"\napi_key = "SK{"0" * 32}"\n'
     root.write("/etc/insights-gateway/gateway.toml", account + 'api_secret = { file = "/run/secrets/twilio" }\n')
     check = ["check", "--config", "/etc/insights-gateway/gateway.toml"]
@@ -65,15 +65,15 @@ def test_check_reads_what_is_mounted(root):
     assert "planted" not in found.stdout + found.stderr
 
 
-def test_names_are_found_in_the_hosts_file_that_is_mounted(root):
+def test_names_are_found_in_the_mounted_hosts_file(root):
     port = root.simulate().rpartition(":")[2]
     root.write("/etc/hosts", "127.0.0.1 insights.test\n")
     _, data, _ = root.serve(f"http://insights.test:{port}")
     assert ask(data, f"{DOMAIN}/Metadata")[0] == 200
 
 
-def test_names_are_asked_of_the_name_server(tmp_path):
-    # In a network of its own, where port 53 is free.
+def test_names_are_resolved_by_the_name_server(tmp_path):
+    # It needs its own network namespace, where port 53 is free.
     enter = ["unshare", "--net"] if has_every_user() else ["unshare", "--map-root-user", "--net"]
     script = Path(__file__).with_name("name_server.py")
     ran = subprocess.run([*enter, sys.executable, script, tmp_path], capture_output=True, text=True, timeout=60)
@@ -104,7 +104,7 @@ def authority():
 
 @pytest.fixture
 def tls_upstream(authority):
-    """Its URL."""
+    """Starts an upstream with TLS, and returns its URL."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
@@ -117,7 +117,7 @@ def tls_upstream(authority):
     server.server_close()
 
 
-def test_without_a_certificate_store_the_roots_built_in_are_trusted_and_nobody_else(root, tls_upstream):
+def test_without_a_certificate_store_only_the_built_in_roots_are_trusted(root, tls_upstream):
     gateway, data, _ = root.serve(tls_upstream, "--set", "retry.attempts=1")
     line = gateway.wait_for(lambda line: "trusting the roots built in" in line and json.loads(line))
     assert line["roots"] > 100
@@ -129,7 +129,7 @@ def test_without_a_certificate_store_the_roots_built_in_are_trusted_and_nobody_e
     "file, environment",
     [("/etc/ssl/certs/ca-certificates.crt", {}), ("/company.pem", {"SSL_CERT_FILE": "/company.pem"})],
 )
-def test_a_certificate_store_that_is_mounted_is_trusted_instead(root, authority, tls_upstream, file, environment):
+def test_a_mounted_certificate_store_replaces_the_built_in_roots(root, authority, tls_upstream, file, environment):
     root.write(file, authority.cert_pem.bytes().decode())
     gateway, data, _ = root.serve(tls_upstream, environment=environment)
     assert ask(data, f"{DOMAIN}/Metadata") == (200, '{"cubes":[]}')

@@ -1,5 +1,5 @@
-"""The dashboard: sound by itself, and each of its questions understood and answered by a Prometheus that scrapes a
-gateway the way the compose file has it."""
+"""Checks the dashboard, and that a Prometheus with the configuration of the compose file answers each of its queries.
+This Prometheus scrapes a gateway."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"][
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 QUERY = {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationStatus"]}}
 LISTENING = "0A"
-# What a gateway that is well has nothing to say about.
+# Metrics for which a healthy gateway has no series.
 QUIET = ("errors_total", "retries_total", 'status=~"4..|5.."')
 
 
-def test_panels_have_names_places_and_data():
+def test_panels_have_titles_positions_and_queries():
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     taken = set()
@@ -52,7 +52,7 @@ def test_every_variable_is_defined():
 
 
 class Prometheus:
-    """A real one."""
+    """Starts a real Prometheus."""
 
     def __init__(self, folder, config):
         (folder / "prometheus.yml").write_text(config)
@@ -70,7 +70,7 @@ class Prometheus:
         wait_for(lambda: ask(self.address, "/-/ready")[0] == 200, "it to be ready", self._log.read_text)
 
     def _port(self):
-        """It does not say which one it got, but the kernel does."""
+        """The port of Prometheus. Prometheus does not print it, so ask the kernel."""
         assert self._process.poll() is None, self._log.read_text()
         about = Path(f"/proc/{self._process.pid}")
         sockets = set()
@@ -92,7 +92,7 @@ class Prometheus:
         return answer["data"]
 
     def value(self, expression):
-        """All that it says to it now."""
+        """The result of the query at this moment."""
         return self.ask("query", query=expression)["result"]
 
     def close(self):
@@ -102,8 +102,8 @@ class Prometheus:
 
 @pytest.fixture
 def watched(root, tmp_path):
-    """A gateway that is used, and a Prometheus with the compose file's configuration that scrapes it."""
-    # Its secrets and its metrics token; other addresses, and everything a little faster.
+    """A gateway that gets requests, and a Prometheus with the compose file's configuration that scrapes it."""
+    # The same secrets and metrics token, but other addresses and shorter intervals.
     config = (DEPLOY / "compose/gateway/gateway.toml").read_text()
     root.write("/etc/insights-gateway/gateway.toml", config)
     root.write("/run/secrets/twilio_api_secret", (DEPLOY / "compose/secrets/twilio_api_secret").read_text())
@@ -133,7 +133,7 @@ def test_prometheus_answers_every_panel(watched):
     for _ in range(3):
         assert ask(data, f"{DOMAIN}/Metadata")[0] == 200
         assert ask(data, f"{DOMAIN}/Query", QUERY)[0] == 200
-    # Counters have to be seen twice, and the hits of the query are the last that begin.
+    # Prometheus must scrape a counter twice. The hits of the query are the last counter that appears.
     seen = 'count_over_time(insights_gateway_requests_total{operation="query",outcome="hit"}[1m]) >= 2'
     wait_for(lambda: prometheus.value(seen), "two scrapes after the requests")
     for expression in EXPRESSIONS:
@@ -141,7 +141,7 @@ def test_prometheus_answers_every_panel(watched):
         expression = re.sub(r"\$(\w+)", lambda match: ".*" if match[1] in VARIABLES else match[0], expression)
         answer = prometheus.value(expression)
         assert answer or any(word in expression for word in QUIET), f"nothing to show for {expression}"
-    # Evaluated before the first scrape, the alert on a gateway that is down was pending.
+    # The alert on a gateway that is down was pending if it was evaluated before the first scrape.
     rules = lambda: [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
     well = lambda: {(rule["health"], rule["state"]) for rule in rules()} == {("ok", "inactive")}
     wait_for(well, "every rule to be evaluated and well", lambda: str(rules()))

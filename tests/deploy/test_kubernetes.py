@@ -1,5 +1,5 @@
-"""Kustomizations and chart, rendered by kubectl and helm: by Kubernetes' schemas, by the rules that its admission
-would apply, and by the gateway that has to live with them."""
+"""Renders kustomizations and chart with kubectl and helm. Checks the result against Kubernetes' schemas and the
+rules of its admission, and starts the gateway with it."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ def endpoint(request):
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 @pytest.mark.parametrize("name", RENDERED)
-def test_kubernetes_schemas_know_every_field(name, version, tmp_path):
+def test_every_field_is_in_kubernetes_schemas(name, version, tmp_path):
     file = tmp_path / "rendered.yaml"
     file.write_text(rendered(name))
     said = run(tool("kubernetes-validate"), "--strict", "-k", version, file)
@@ -40,7 +40,7 @@ def test_kubernetes_schemas_know_every_field(name, version, tmp_path):
 
 def test_pods_pass_the_restricted_standard(manifests):
     pod = manifests.template["spec"]
-    # A sidecar has to say it all by itself; the pod belongs to the application.
+    # A sidecar must set everything on its container, since the pod belongs to the application.
     security = {**pod.get("securityContext", {}), **manifests.gateway["securityContext"]}
     assert security["runAsNonRoot"] and security["runAsUser"] == security["runAsGroup"] == 65532
     assert not security["allowPrivilegeEscalation"] and security["readOnlyRootFilesystem"]
@@ -56,7 +56,7 @@ def test_no_variables_are_made_of_service_names(manifests):
     assert manifests.template["spec"]["enableServiceLinks"] is False
 
 
-def test_the_endpoint_needs_nothing_of_the_cluster(endpoint):
+def test_the_endpoint_needs_no_access_to_the_cluster(endpoint):
     assert endpoint.template["spec"]["automountServiceAccountToken"] is False
     assert endpoint.one("ServiceAccount")["automountServiceAccountToken"] is False
     assert endpoint.one("ServiceAccount")["metadata"]["name"] == endpoint.template["spec"]["serviceAccountName"]
@@ -133,7 +133,7 @@ def test_the_gateway_starts_and_answers_the_probes(manifests, root):
             binary, *arguments = how["exec"]["command"]
             assert binary == "/insights-gateway"
             assert root.run(*arguments, "--url", f"http://{admin}").returncode == 0, probe
-    # The sidecar's is for its pod alone.
+    # The sidecar listens for its own pod only.
     assert ask(admin, "/metrics")[0] == (401 if "token_sha256" in manifests.config else 200)
     assert gateway.stop() == 0
 
@@ -167,14 +167,14 @@ def test_the_component_leaves_other_workloads_alone(tmp_path):
     assert "image: insights-gateway" not in run("kubectl", "kustomize", application.parent)
 
 
-def test_versions_are_the_packages():
+def test_versions_match_the_package():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == PACKAGE["version"]
     for name in ("team", "sidecar", "helm"):
         assert Manifests(name).gateway["image"] == f"insights-gateway:{PACKAGE['version']}"
 
 
-def test_kustomization_and_chart_are_the_same_gateway():
+def test_kustomization_and_chart_deploy_the_same_gateway():
     def comparable(manifests):
         pod = manifests.template["spec"]
         for constraint in pod["topologySpreadConstraints"]:
@@ -192,7 +192,7 @@ def test_kustomization_and_chart_are_the_same_gateway():
         assert ours == theirs
 
 
-def test_the_chart_is_sound():
+def test_the_chart_is_valid():
     run("helm", "lint", "--strict", CHART)
 
 
@@ -208,11 +208,11 @@ def test_the_chart_is_sound():
         ("terminationGracePeriodSeconds=4", "must leave time for server.drain"),
     ],
 )
-def test_the_chart_refuses_what_is_wrong(option, refusal):
+def test_the_chart_rejects_wrong_values(option, refusal):
     with pytest.raises(AssertionError, match=re.escape(refusal)):
         run("helm", "template", "insights", CHART, "--set", option)
 
 
-def test_the_chart_brings_the_alerts_along():
+def test_the_chart_contains_the_alerts():
     ours = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
     assert Manifests("helm, everything").one("PrometheusRule")["spec"] == ours

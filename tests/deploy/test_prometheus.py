@@ -1,4 +1,4 @@
-"""Alerts, scrape configurations and what the gateway exposes, by Prometheus itself."""
+"""Checks the alerts, the scrape configurations and the gateway's metrics with Prometheus itself."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 QUERY = {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationStatus"]}}
 
 
-def test_what_the_gateway_exposes_is_what_prometheus_reads(root):
+def test_prometheus_reads_the_gateways_metrics(root):
     _, data, admin = root.serve("http://" + root.simulate())
     for body in (QUERY, QUERY, {"query": "none"}):
         ask(data, f"{DOMAIN}/Query", body)
@@ -26,13 +26,13 @@ def test_what_the_gateway_exposes_is_what_prometheus_reads(root):
     assert len(exposed) > 10 and exposed <= NAMES, "and the code is read right"
 
 
-def test_the_alerts_do_what_their_tests_say():
+def test_the_alerts_pass_their_tests():
     run("promtool", "check", "rules", ALERTS)
     run("promtool", "test", "rules", DEPLOY / "prometheus/alerts.test.yml")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_no_alert_could_fall_silent_unnoticed(rule, tmp_path):
+def test_the_tests_fail_without_any_one_alert(rule, tmp_path):
     rules = [{**other, "expr": "vector(0) > 1"} if other is rule else other for other in RULES]
     (tmp_path / "alerts.yml").write_text(yaml.safe_dump({"groups": [{"name": "silenced", "rules": rules}]}))
     shutil.copy(DEPLOY / "prometheus/alerts.test.yml", tmp_path)
@@ -41,7 +41,7 @@ def test_no_alert_could_fall_silent_unnoticed(rule, tmp_path):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_each_alert_is_about_metrics_there_are_and_says_what_to_do(rule):
+def test_each_alert_reads_existing_metrics_and_links_the_runbook(rule):
     assert names_in(rule["expr"]) <= NAMES
     assert rule["labels"]["severity"] in ("page", "ticket")
     page, anchor = rule["annotations"]["runbook_url"].split("#")
@@ -49,19 +49,19 @@ def test_each_alert_is_about_metrics_there_are_and_says_what_to_do(rule):
     assert rule["alert"] in headings and anchor == rule["alert"].lower()
 
 
-def test_the_runbook_knows_no_other_alert():
+def test_the_runbook_describes_only_existing_alerts():
     headings = re.findall(r"^### (InsightsGateway\w+)$", (ROOT / "docs/runbook.md").read_text(), re.M)
     assert headings == [rule["alert"] for rule in RULES], "in the same order"
 
 
 @pytest.mark.parametrize("config", ["compose/prometheus.yml", "prometheus/kubernetes.yml"])
-def test_prometheus_takes_the_configuration(config, tmp_path):
+def test_prometheus_accepts_the_configuration(config, tmp_path):
     text = (DEPLOY / config).read_text()
-    # The files that it names exist where it runs.
+    # The files that it names exist only where it is deployed.
     for file in re.findall(r"credentials_file: (\S+)", text):
         (tmp_path / "token").write_text("token")
         text = text.replace(file, str(tmp_path / "token"))
-    # Debian builds its Prometheus without the discovery of pods.
+    # Debian's Prometheus is built without discovery of pods.
     text = text.replace("kubernetes_sd_configs:\n      - role: pod\n", "static_configs:\n      - targets: [pod]\n")
     shutil.copy(ALERTS, tmp_path)
     (tmp_path / "prometheus.yml").write_text(text)

@@ -1,5 +1,5 @@
-"""The units: by systemd's own analyser, by the system calls that the gateway really makes, and by a gateway that
-systemd's own tool hands the socket to."""
+"""Checks the units with systemd's analyser and with the system calls that the gateway really makes. Also starts a
+gateway with a socket from systemd's own tool."""
 
 import re
 import socket
@@ -15,13 +15,13 @@ QUERY = {"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversat
 
 
 def setting(unit, name):
-    """All values of a setting, in order."""
+    """All values of a setting, in file order."""
     return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.M)
 
 
-def test_systemd_understands_the_units(tmp_path):
+def test_systemd_accepts_the_units(tmp_path):
     for unit in (SERVICE, SOCKET):
-        # The analyser wants the program to be there.
+        # The analyser requires that the program exists.
         text = unit.read_text().replace("/usr/local/bin/insights-gateway", BINARY)
         (tmp_path / unit.name).write_text(text)
     ran = subprocess.run(
@@ -30,13 +30,13 @@ def test_systemd_understands_the_units(tmp_path):
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
 
-def test_systemd_finds_the_service_well_locked_up():
-    # Of 10. What is left is the network, without which it would be no gateway.
+def test_systemd_rates_the_service_as_well_protected():
+    # Of 10. The rest is network access, which a gateway needs.
     run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=12", SERVICE)
 
 
 def allowed_calls():
-    """What SystemCallFilter= comes to."""
+    """The system calls that SystemCallFilter= allows."""
 
     def members(group):
         lines = run("systemd-analyze", "syscall-filter", group).splitlines()[1:]
@@ -56,7 +56,7 @@ def test_the_gateway_makes_no_system_call_that_is_filtered(root, tmp_path):
     trace, log = tmp_path / "trace", tmp_path / "gateway.log"
     with log.open("w") as output:
         gateway = subprocess.Popen(
-            # -D: the gateway is our child, the tracer its grandchild.
+            # With -D the gateway is our child process, and the tracer is its grandchild.
             ["strace", "-D", "-f", "-o", trace, BINARY, "serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]
             + ["--upstream", "http://" + root.simulate(), f"--set=cache.disk.path={tmp_path / 'pages'}"],
             env=ACCOUNT,
@@ -77,7 +77,7 @@ def test_the_gateway_makes_no_system_call_that_is_filtered(root, tmp_path):
 
 
 def addresses(log):
-    """Of a gateway that writes there, once it serves."""
+    """Waits until the gateway that writes to this file serves, and returns its addresses."""
 
     def serving():
         entries = map(parsed, log.read_text().split("\n")[:-1])
@@ -88,7 +88,7 @@ def addresses(log):
 
 
 def test_the_gateway_takes_the_socket_and_the_credentials(root, tmp_path):
-    """As the units have it, but for the address: systemd's tool cannot tell which port it got."""
+    """Like the units, except for the address: systemd's tool cannot report a port that the system chose."""
     (name,) = setting(SOCKET, "FileDescriptorName")
     (command,) = setting(SERVICE, "ExecStart")
     _, *arguments = command.split()

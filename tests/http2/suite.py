@@ -1,4 +1,4 @@
-"""Runs the public suite for RFC 9113 against a gateway and compares what fails with what is expected to.
+"""Runs the public suite for RFC 9113 against a gateway and compares the failing tests with the expected ones.
 
     suite.py HTTPWG GATEWAY EXPECTED
 
@@ -29,7 +29,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_expected(path):
-    """The names of the tests that fail, and of those that may."""
+    """The names of the tests that must fail, and of those that may fail."""
     with open(path, encoding="utf-8") as file:
         names = [line.split(" | ")[0].strip() for line in file if line.strip() and not line.startswith("#")]
     maybe = {name.removeprefix("maybe ") for name in names if name.startswith("maybe ")}
@@ -37,7 +37,7 @@ def read_expected(path):
 
 
 def serve(program):
-    """A gateway on a port of the system's choice, and its address."""
+    """Starts a gateway on a port that the system chooses, and returns it with its address."""
     flags = [f"--set={key}={value}" for key, value in FLAGS.items()]
     gateway = subprocess.Popen(
         [program, "serve", *flags], env=ACCOUNT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -50,7 +50,7 @@ def serve(program):
 
 
 def run(suite, address):
-    """The results: a test's name, and whether it has passed."""
+    """The results: for each test's name, whether the test passed."""
     ran = subprocess.run(
         [suite, "--address", address], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
     )
@@ -74,7 +74,7 @@ def main():
             wrong.append(f"{name}: passes, take it out of {os.path.basename(expected_path)}")
         elif not passed and name not in expected | maybe:
             wrong.append(f"{name}: fails")
-    # The suite's tests write at once, and a line may be lost among others; not that of a failure, which is long.
+    # The suite's tests write at the same time, so a short line may be lost. The long line of a failure is not.
     wrong += [f"{name}: is expected to fail and was not run" for name in sorted(expected - results.keys())]
     if len(results) < 100:
         wrong.append(f"only {len(results)} tests were run")

@@ -40,7 +40,7 @@ async fn status_has_the_documented_shape() {
     let gateway = config.start().await;
     let status = gateway.admin("/status").await;
     assert_eq!((status.status, status.header("content-type")), (200, "application/json"));
-    let page = include_str!("../../docs/admin.md").split("## The shape of /status").nth(1).unwrap();
+    let page = include_str!("../../docs/admin.md").split("## The format of /status").nth(1).unwrap();
     let documented = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
     let documented: Json = serde_json::from_str(documented).unwrap();
     assert_eq!(differences("", &documented, &status.json()), [""; 0]);

@@ -1,4 +1,4 @@
-"""A collector of traces, a real one, and behind it a receiver that reads what the collector passes on."""
+"""A real trace collector, and a receiver that reads the spans which the collector forwards."""
 
 import gzip
 import signal
@@ -14,7 +14,7 @@ from stack import PATIENCE_SECONDS, wait_for
 
 
 class Receiver:
-    """Takes OTLP over HTTP and keeps the spans, with the resource that each came from."""
+    """Receives OTLP over HTTP and keeps the spans, each with its resource."""
 
     def __init__(self):
         self.spans = []
@@ -46,7 +46,7 @@ class Receiver:
 
 
 def read(body):
-    """The spans of a message, as the protocol's own library reads them."""
+    """Decodes the spans of a message with the protocol's own library."""
     request = ExportTraceServiceRequest.FromString(body)
     for resource_spans in request.resource_spans:
         resource = attributes(resource_spans.resource)
@@ -60,7 +60,7 @@ def attributes(holder):
 
 
 class Collector:
-    """Rotel, which takes OTLP, makes sense of it, and sends it on."""
+    """Rotel, a collector that receives OTLP, decodes it, and forwards it."""
 
     def __init__(self, directory: Path, receiver: Receiver):
         binary = Path(find_spec("rotel").origin).with_name("rotel-agent")
@@ -69,7 +69,7 @@ class Collector:
             [
                 binary,
                 "start",
-                # Ports of the system's choice; told apart by their addresses.
+                # The system chooses the ports. The addresses tell the listeners apart.
                 "--otlp-http-endpoint=127.0.0.1:0",
                 "--otlp-grpc-endpoint=127.0.0.2:0",
                 "--exporter=otlp",
@@ -88,7 +88,7 @@ class Collector:
             raise
 
     def _port(self):
-        """Where it listens on 127.0.0.1, as the kernel says."""
+        """The port on which it listens at 127.0.0.1, read from the kernel."""
         process = Path("/proc") / str(self._process.pid)
         try:
             ours = {str(descriptor.readlink()) for descriptor in (process / "fd").iterdir()}

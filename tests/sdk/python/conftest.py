@@ -6,7 +6,7 @@ from stack import Stack
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts stacks, and stops them after the test whatever became of it."""
+    """Starts stacks, and stops them after the test, also if it fails."""
     started = []
 
     def start(**options):

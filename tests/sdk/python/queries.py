@@ -1,4 +1,4 @@
-"""Requests as an application writes them with Twilio's Python SDK."""
+"""Requests that an application would write with Twilio's Python SDK."""
 
 from twilio.http.http_client import TwilioHttpClient
 from twilio.rest import Client
@@ -6,13 +6,13 @@ from twilio.rest.insights.v3.query import QueryList
 
 from stack import ACCOUNT_SID, PATIENCE_SECONDS
 
-# What the application believes to be its credentials. The simulator would accept the password of its own
-# account only, so an answer proves that the gateway replaced it.
+# The application uses these as its credentials. The simulator accepts only the password of its own account, so
+# a response proves that the gateway replaced the credentials.
 CALLER = ("SKcallers-own-key", "callers-own-secret")
 
 
 def client_of(url, user=CALLER[0], password=CALLER[1], http_client=None):
-    """An SDK client whose only peculiarity is its base URL, the one documented change."""
+    """An SDK client with another base URL, the only change that the documentation asks for."""
     client = Client(user, password, ACCOUNT_SID, http_client=http_client or TwilioHttpClient(timeout=PATIENCE_SECONDS))
     client.insights.base_url = url
     return client
@@ -39,7 +39,7 @@ def by_status():
 
 
 def by_conversation():
-    """As many rows as there are conversations."""
+    """A query that returns one row for each conversation."""
     return request(
         measures=["Conversation.Count"],
         dimensions=["Conversation.ConversationId"],
@@ -52,7 +52,7 @@ def headers(answer):
 
 
 def cache_status(answer):
-    """The words of an answer's Cache-Status, without the cache's name."""
+    """The parameters of Cache-Status in a response, without the cache's name."""
     cache, *words = [word.strip() for word in headers(answer)["cache-status"].split(";")]
     assert cache == "insights-gateway"
     return words

@@ -26,7 +26,7 @@ rate = "0/s"
 
 
 class Stack:
-    """Both processes, and what a test does to them from outside."""
+    """Both processes, and functions with which a test controls them."""
 
     def __init__(self, directory: Path, *, more_config=""):
         self._processes = []
@@ -55,7 +55,7 @@ class Stack:
         wait_for(lambda: is_ready(self.admin), "the gateway to be ready")
 
     def _run(self, log, arguments):
-        # Settings of whoever runs the tests must not reach what is tested.
+        # The environment of the test run must not change the gateway's configuration.
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("TWILIO_", "INSIGHTS_GATEWAY_"))
         }
@@ -72,7 +72,7 @@ class Stack:
         return log
 
     def _serving(self):
-        # The last line may not be whole yet.
+        # The last line may be incomplete.
         lines = [line for line in self.log.read_text().split("\n")[:-1] if line.startswith("{")]
         return next((entry for entry in map(json.loads, lines) if entry["message"] == "serving"), None)
 
@@ -86,11 +86,11 @@ class Stack:
                 process.wait()
 
     def received(self):
-        """What the simulator has received from the gateway, oldest first."""
+        """The requests that the simulator received from the gateway, oldest first."""
         return get_json(self.upstream + "/_simulator/requests")["requests"]
 
     def script(self, **fault):
-        """Scripts the simulator's next answers."""
+        """Sets the next responses of the simulator."""
         body = json.dumps(fault).encode()
         urllib.request.urlopen(self.upstream + "/_simulator/faults", body, timeout=PATIENCE_SECONDS).close()
 
@@ -108,7 +108,7 @@ def is_ready(admin):
 
 
 def wait_for(look, what):
-    """The first result of `look` that is something."""
+    """Calls `look` until it returns a value that is not empty, and returns that value."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if found := look():

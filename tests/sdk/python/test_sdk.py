@@ -1,4 +1,4 @@
-"""Twilio's own Python SDK, unmodified, through the gateway."""
+"""Sends requests with Twilio's own, unmodified Python SDK through the gateway."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ token_sha256 = ["{hashlib.sha256(TOKEN.encode()).hexdigest()}"]
 
 
 def refusal(call):
-    """Status and code of the exception that an application would catch."""
+    """The status and code of the exception that an application would catch."""
     with pytest.raises(TwilioRestException) as caught:
         call()
     assert caught.value.msg, "an SDK user sees why"
@@ -40,7 +40,7 @@ def walk(client, page_size):
     return pages
 
 
-def test_metadata_is_fetched_and_kept(stack, client):
+def test_metadata_is_fetched_and_cached(stack, client):
     first = client.insights.v3.metadata.fetch_with_http_info()
     again = client.insights.v3.metadata.fetch_with_http_info()
     assert (first.status_code, again.status_code) == (200, 200)
@@ -91,7 +91,7 @@ def test_twilios_errors_arrive_unchanged(stack, client):
     assert stack.received()[-1]["status"] == 400
 
 
-def test_the_gateways_errors_read_like_twilios(stack, client):
+def test_the_sdk_reads_the_gateways_errors_like_twilios(stack, client):
     assert refusal(lambda: client.insights.v3.query.create(request_without_query())) == (400, 20400)
     assert refusal(lambda: client.insights.v1.calls("CA" + "0" * 32).fetch()) == (404, 20404)
     assert stack.received() == [], "neither went any further"
@@ -103,24 +103,24 @@ def request_without_query():
     return incomplete
 
 
-def test_an_overdrawn_team_gets_a_429(start):
+def test_a_team_over_its_limit_gets_a_429(start):
     stack = start(more_config=TEAM + 'requests = "1/h"\n')
     client = client_of(stack.url, "dashboards", TOKEN)
     assert client.insights.v3.metadata.fetch().domain == "Conversations"
     assert refusal(client.insights.v3.metadata.fetch) == (429, 20429)
 
 
-def test_twilios_429_is_not_waited_for_in_vain(start):
+def test_a_long_wait_after_twilios_429_is_refused_at_once(start):
     stack = start(more_config='[upstream]\ndeadline = "2s"\n')
     stack.script(next=1, status=429, headers={"x-ratelimit-reset": "120"})
     client = client_of(stack.url)
     assert refusal(client.insights.v3.metadata.fetch) == (429, 20429)
-    # The account is paused now: nothing more is sent before Twilio would accept it.
+    # The account is paused now: the gateway sends nothing until Twilio accepts requests again.
     assert refusal(lambda: client.insights.v3.query.create(by_status())) == (429, 20429)
     assert [entry["status"] for entry in stack.received()] == [429]
 
 
-def test_a_passing_failure_is_not_seen(stack, client):
+def test_a_temporary_failure_is_retried(stack, client):
     stack.script(next=1, status=503)
     answer = client.insights.v3.query.create_with_http_info(by_status())
     assert answer.status_code == 200 and answer.data.items
@@ -137,7 +137,7 @@ def test_a_team_signs_in_with_its_token(start):
     assert len(stack.received()) == 1
 
 
-def test_credentials_stay_on_their_side(start):
+def test_credentials_are_not_passed_between_client_and_twilio(start):
     stack = start(more_config=TEAM)
     client = client_of(stack.url, "dashboards", TOKEN)
     client.insights.v3.metadata.fetch()
@@ -157,8 +157,8 @@ def test_credentials_stay_on_their_side(start):
 
 
 class JsonAsyncHttpClient(AsyncTwilioHttpClient):
-    """The SDK's asynchronous client writes every body as a form, whatever its type says, which Twilio's API for
-    Conversations does not read either. Whoever posts with it brings this."""
+    """The SDK's asynchronous client writes every body as a form, whatever its content type. Twilio's API
+    for Conversations does not read that either. An application that posts with that client needs this class."""
 
     async def request(self, method, url, params=None, data=None, headers=None, **rest):
         if data and headers.get("Content-Type") == "application/json":
@@ -166,7 +166,7 @@ class JsonAsyncHttpClient(AsyncTwilioHttpClient):
         return await super().request(method, url, params, data, headers, **rest)
 
 
-def test_the_async_client_reads_unmodified(stack):
+def test_the_unmodified_async_client_can_read(stack):
     async def fetch():
         async with AsyncTwilioHttpClient(timeout=PATIENCE_SECONDS) as http_client:
             client = client_of(stack.url, http_client=http_client)
@@ -180,7 +180,7 @@ def test_the_async_client_reads_unmodified(stack):
 
 
 def test_async_clients_share_one_call(stack):
-    # Long enough for all to have asked, however busy the machine is.
+    # Long enough that all clients have sent their request, even on a busy machine.
     stack.script(next=1, delay="3s")
 
     async def ask():

@@ -1,4 +1,4 @@
-"""Twilio's own Python SDK, unmodified, against the simulator alone: what the gateway's tests build on."""
+"""Sends requests with Twilio's own, unmodified Python SDK to the simulator alone, since the other tests rely on it."""
 
 import asyncio
 import re
@@ -17,12 +17,12 @@ from twilio.rest.insights.v3.result import ResultList
 from queries import client_of
 from stack import ACCOUNT_KEY, PATIENCE_SECONDS, ROWS, Stack, wait_for
 
-# The id in Twilio's own examples, and of the simulator's one operator that writes JSON.
+# The id in Twilio's own examples. In the simulator, it is the only operator that writes JSON.
 OPERATOR = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r"
 
 
 class Simulator(Stack):
-    """No gateway."""
+    """A simulator without a gateway."""
 
     def _start(self, directory, more_config):
         arguments = ["--listen", "127.0.0.1:0", "--rate", "0/s", "--latency", "0s", "--rows", str(ROWS)]
@@ -43,7 +43,7 @@ def v3(simulator):
 
 
 def by_conversation():
-    # A plain dictionary is what the SDK cannot send here: its module lacks the class that it needs.
+    # The SDK cannot send a plain dictionary here, since its module lacks a class that this needs.
     query = QueryList.QueryDefinition(
         {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}
     )
@@ -51,7 +51,7 @@ def by_conversation():
 
 
 def ended(v3, job):
-    """Polls as an application would, but more often."""
+    """Polls like an application, but more often."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         found = v3.query_jobs(job.operation_id).fetch()
@@ -68,7 +68,7 @@ def refusal(call):
     return caught.value.status, caught.value.code
 
 
-def test_a_job_is_created_polled_and_walked(simulator, v3):
+def test_a_job_is_created_polled_and_read_page_by_page(simulator, v3):
     job = v3.query_jobs.create(by_conversation())
     assert job.status == "PENDING"
     assert isinstance(job.created_at, datetime)
@@ -121,7 +121,7 @@ def test_the_async_client_polls_lists_and_reads(simulator, v3):
         async with AsyncTwilioHttpClient(timeout=PATIENCE_SECONDS) as http_client:
             v3 = client_of(simulator.upstream, ACCOUNT_KEY, "secret", http_client).insights.v3
             found = await v3.query_jobs(done.operation_id).fetch_async()
-            # On one page, since this client fails at a second one: it does not await it.
+            # One page only, since this client fails at a second page: it does not await it.
             listed = await v3.query_jobs.list_async()
             return found, listed, await ResultList(v3, done.operation_id).fetch_async(page_size=100)
 
@@ -131,7 +131,7 @@ def test_the_async_client_polls_lists_and_reads(simulator, v3):
     assert page.meta["pageSize"] == len(page.items) == 100
 
 
-def test_custom_fields_are_made_patched_and_queried(v3):
+def test_custom_fields_are_created_patched_and_queried(v3):
     mappings = v3.custom_field_mappings
     assert v3.custom_field_mappings_capacity.fetch().measure == {"consumed": 0, "remaining": 3}
 

@@ -1,4 +1,4 @@
-"""What the gateway tells those who watch it, read by the tools that they use."""
+"""Reads the gateway's traces and metrics with the tools that operators use."""
 
 import json
 import math
@@ -39,14 +39,14 @@ def collector(tmp_path):
 
 @pytest.fixture
 def nobody():
-    """A port that is taken, so that nobody else gets it, and on which nobody listens."""
+    """The address of a port that is bound, so that no other process gets it, but that does not listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def post(stack, body, **headers):
-    """A query, by a client that sends these headers too."""
+    """Sends a query with these additional headers."""
     request = urllib.request.Request(
         stack.url + QUERY,
         json.dumps(body).encode(),
@@ -64,7 +64,7 @@ def telemetry(url, sample=0):
     return f'[telemetry]\notlp = "{url}"\nsample = {sample}\n[retry]\nbase = "1ms"\n'
 
 
-def test_a_collector_understands_the_journey_of_a_request(start, collector):
+def test_a_collector_reads_the_spans_of_a_request(start, collector):
     collector, receiver = collector
     stack = start(more_config=telemetry(collector.url))
     stack.script(next=1, status=503)
@@ -108,7 +108,7 @@ def test_a_collector_understands_the_journey_of_a_request(start, collector):
     assert [line["trace_id"] for line in lines if line.get("request_id") == request_id] == [TRACE]
 
 
-def test_what_is_sampled_is_sent_and_what_is_lost_is_counted(start, collector):
+def test_sampled_spans_are_sent_and_lost_spans_are_counted(start, collector):
     collector, receiver = collector
     stack = start(more_config=telemetry(collector.url, sample=1))
     client = client_of(stack.url)
@@ -120,7 +120,7 @@ def test_what_is_sampled_is_sent_and_what_is_lost_is_counted(start, collector):
     assert sample(stack, "spans", result="dropped") == sample(stack, "spans", result="failed") == 0
 
 
-def test_a_collector_that_is_away_delays_nobody(start, nobody):
+def test_an_unavailable_collector_delays_no_request(start, nobody):
     stack = start(more_config=telemetry(nobody, sample=1))
     client = client_of(stack.url)
     assert client.insights.v3.query.create(by_status()).items
@@ -163,7 +163,7 @@ def test_prometheus_reads_every_line_of_the_metrics(start):
 
 
 def check_histogram(family):
-    """Buckets only grow, end at infinity, and that one is the count."""
+    """Bucket values never fall, and the last bucket is infinity and equals the count."""
     series = {}
     for s in family.samples:
         key = tuple(sorted((name, value) for name, value in s.labels.items() if name != "le"))
