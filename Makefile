@@ -1,4 +1,4 @@
-# The tasks of this project. Each is one command, which can be typed as well.
+# The tasks of this project. Each runs one command.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-rust lint fmt doc bench fuzz gate
@@ -28,11 +28,11 @@ fmt: ## Format the code
 doc: ## Build the documentation of the code, with warnings denied
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 
-bench: ## Measure the path of a hit and of a miss beside other proxies
+bench: ## Measure a cache hit and a cache miss, and compare with other proxies
 	cargo bench --bench hit_path
 
 fuzz: ## Run each fuzz target for half a minute
 	fuzz/run 30
 
-gate: ## Run what must pass before a change is kept
+gate: ## Run the checks that must pass before a change is merged
 	.ci/run

@@ -1,6 +1,6 @@
 "use strict";
 
-// The status page as a person sees it: a real browser, in front of a gateway with traffic.
+// Shows the status page of a gateway with traffic in a real browser.
 
 const assert = require("node:assert/strict");
 const fs = require("node:fs");
@@ -25,7 +25,7 @@ const open = [];
 
 before(async () => {
   const args = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-  // Root, as which containers and CI run, has no sandbox.
+  // Containers and CI run as root, which cannot use the browser's sandbox.
   if (process.getuid() === 0) args.push("--no-sandbox");
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
 });
@@ -96,7 +96,7 @@ async function screenshot(page, name) {
   await page.screenshot({ path: path.join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
 }
 
-test("the page shows the gateway, and follows it", async () => {
+test("the page shows the gateway's state and updates it", async () => {
   const stack = await start({ rate: "20/s" });
   const { page, complaints } = await visit(stack);
   const { version } = await fetchJson(`${stack.admin}/status`);
@@ -133,7 +133,7 @@ test("the page fits a narrow screen", async () => {
   assert.deepEqual(complaints, []);
 });
 
-test("trouble is seen: a pause, rejected credentials, teams", async () => {
+test("the page shows a pause, rejected credentials and teams", async () => {
   const stack = await start({ rate: "20/s" });
   await stack.script({ next: 1, status: 401 });
   await query(stack, "Conversation.ConversationStatus");
@@ -159,16 +159,16 @@ test("teams are listed", async () => {
   assert.deepEqual(complaints, []);
 });
 
-test("silence is seen", async () => {
+test("the page shows that the gateway no longer answers", async () => {
   const stack = await start();
   const { page } = await visit(stack);
   await stack.stopGateway();
   await says(page, "#state", /does not answer since \d\d:\d\d:\d\d/);
-  assert.ok(await page.locator("main").isVisible(), "what was known stays");
+  assert.ok(await page.locator("main").isVisible(), "the last known state stays visible");
   await screenshot(page, "status-silence");
 });
 
-test("what the page must be to assistive technology", async () => {
+test("the page is accessible to assistive technology", async () => {
   const stack = await start({ moreConfig: TEAM, rate: "20/s" });
   const { page } = await visit(stack);
   const levels = await page.locator("h1, h2, h3").evaluateAll((all) => all.map((one) => Number(one.tagName[1])));

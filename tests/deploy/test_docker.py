@@ -101,7 +101,7 @@ def test_the_image_holds_one_program(image):
     assert set(found) == {"/LICENSE", "/insights-gateway", "/var", "/var/lib", "/var/lib/insights-gateway"}
     users = {name: (about.st_uid, about.st_gid) for name, about in found.items()}
     assert users.pop("/var/lib/insights-gateway") == (USER, USER)
-    assert set(users.values()) == {(0, 0)}, "it cannot change itself"
+    assert set(users.values()) == {(0, 0)}, "the gateway's user cannot change files of the image"
 
 
 def test_the_image_sets_user_ports_and_command(image):

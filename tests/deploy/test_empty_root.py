@@ -38,7 +38,7 @@ def test_it_serves_without_any_other_file(root):
 
     assert gateway.stop() == 0, gateway.said()
     assert root.run("health", "--url", f"http://{admin}").returncode == 1
-    assert root.files() == ["/insights-gateway"], "it needs nothing and leaves nothing"
+    assert root.files() == ["/insights-gateway"], "it needs no file and leaves no file"
 
 
 def test_the_demo_runs_with_one_command(root):

@@ -37,7 +37,7 @@ def test_panels_have_titles_positions_and_queries():
     for panel in PANELS:
         assert panel["title"] and panel["targets"]
         for source in (panel["datasource"], *(target["datasource"] for target in panel["targets"])):
-            assert source["uid"] == "${datasource}", "whatever the data source is called"
+            assert source["uid"] == "${datasource}", "the data source may have any name"
 
 
 def test_every_metric_exists():

@@ -80,10 +80,10 @@ def test_ports_are_those_the_gateway_opens(endpoint):
     assert config["server"]["listen"] == [f"0.0.0.0:{ports['http']}"]
     assert config["admin"]["listen"] == f"0.0.0.0:{ports['admin']}"
     (port,) = endpoint.one("Service")["spec"]["ports"]
-    assert port["targetPort"] == "http", "the admin plane is nobody's service"
+    assert port["targetPort"] == "http", "no service exposes the admin plane"
     for policy in endpoint.of("NetworkPolicy"):
         assert [rule["ports"] for rule in policy["spec"]["ingress"]] == [[{"port": "http"}], [{"port": "admin"}]]
-        assert all(rule["from"] for rule in policy["spec"]["ingress"]), "without peers it would be everybody"
+        assert all(rule["from"] for rule in policy["spec"]["ingress"]), "a rule without peers would admit every pod"
 
 
 def test_a_pod_has_time_to_drain(endpoint):
@@ -148,7 +148,7 @@ def test_the_documented_kustomization_replaces_configuration_and_image(tmp_path)
     text = run("kubectl", "kustomize", own)
     assert "image: registry.example/insights-gateway:0.1.0\n" in text
     found = {document["kind"]: document for document in yaml.safe_load_all(text)}
-    assert found["ConfigMap"]["metadata"]["name"] == "insights-gateway", "what the Deployment mounts"
+    assert found["ConfigMap"]["metadata"]["name"] == "insights-gateway", "the name that the Deployment mounts"
     assert found["ConfigMap"]["data"]["gateway.toml"] == "# ours\n"
     assert {document["metadata"].get("namespace") for document in found.values()} == {"insights"}
 

@@ -23,7 +23,7 @@ def test_prometheus_reads_the_gateways_metrics(root):
     assert status == 200
     assert run("promtool", "check", "metrics", input=exposition) == ""
     exposed = set(re.findall(r"^# TYPE (\S+)", exposition, re.M))
-    assert len(exposed) > 10 and exposed <= NAMES, "and the code is read right"
+    assert len(exposed) > 10 and exposed <= NAMES, "the names are read correctly from the code"
 
 
 def test_the_alerts_pass_their_tests():

@@ -1,6 +1,6 @@
 "use strict";
 
-// Twilio's own Node SDK, unmodified, through the gateway.
+// Sends requests with Twilio's own, unmodified Node SDK through the gateway.
 
 const assert = require("node:assert/strict");
 const { execFile } = require("node:child_process");
@@ -20,8 +20,8 @@ account = "main"
 token_sha256 = ["${createHash("sha256").update(TOKEN).digest("hex")}"]
 `;
 
-// What the application believes to be its credentials. The simulator would accept the password of its own
-// account only, so an answer proves that the gateway replaced it.
+// The application uses these as its credentials. The simulator accepts only the password of its own account, so
+// a response proves that the gateway replaced the credentials.
 const CALLER = { user: "SKcallers-own-key", password: "callers-own-secret" };
 
 const started = [];
@@ -45,7 +45,7 @@ const byStatus = () => ({
   query: {
     measures: ["Conversation.Count"],
     dimensions: ["Conversation.ConversationStatus"],
-    // The same as the Python suite's, in another order and with what its SDK would leave out.
+    // The same query as in the Python suite, in another order and with members that its SDK would omit.
     filters: [
       {
         expressions: [{ values: ["CLOSED", "INACTIVE"], field: "Conversation.ConversationStatus", op: "IN" }],
@@ -90,7 +90,7 @@ async function refused(promise, status, code) {
   });
 }
 
-test("metadata is fetched and kept", async () => {
+test("metadata is fetched and cached", async () => {
   const stack = await start();
   const { metadata } = clientOf(stack).insights.v3;
   const first = await metadata.fetchWithHttpInfo();
@@ -128,7 +128,7 @@ test("pages together hold every row once", async () => {
 
   const once = (await stack.received()).length;
   assert.deepEqual((await walk(client, 50)).flatMap(ids), rows);
-  assert.equal((await stack.received()).length, once, "the second walk is answered from the cache");
+  assert.equal((await stack.received()).length, once, "the second reading of all pages is answered from the cache");
 
   const back = await client.insights.v3.query.fetch({ pageToken: pages[1].meta.previousToken });
   assert.deepEqual(ids(back), ids(pages[0]));
@@ -161,7 +161,7 @@ test("a time zone is part of the query", async () => {
       },
       pageSize: 1000,
     });
-  // Half an hour off the others, so its hours are made of other conversations.
+  // Its offset differs by half an hour, so its hours hold other conversations.
   const kolkata = await inZone("Asia/Kolkata");
   const utc = await inZone("UTC");
   const total = (answer) => answer.body.items.reduce((sum, row) => sum + row["Conversation.Count"], 0);
@@ -182,15 +182,15 @@ test("Twilio's errors arrive unchanged", async () => {
   assert.equal(received.status, 400);
 });
 
-test("the gateway's errors read like Twilio's", async () => {
+test("the SDK reads the gateway's errors like Twilio's", async () => {
   const stack = await start();
   const { v1, v3 } = clientOf(stack).insights;
   await refused(v3.query.create({ domain: "Conversations" }), 400, 20400);
   await refused(v1.calls(`CA${"0".repeat(32)}`).fetch(), 404, 20404);
-  assert.deepEqual(await stack.received(), [], "neither went any further");
+  assert.deepEqual(await stack.received(), [], "neither request was sent to Twilio");
 });
 
-test("an overdrawn team gets a 429", async () => {
+test("a team over its limit gets a 429", async () => {
   const stack = await start({ moreConfig: `${TEAM}requests = "1/h"\n` });
   const client = clientOf(stack, { user: "dashboards", password: TOKEN });
   await client.insights.v3.metadata.fetch();
@@ -199,7 +199,7 @@ test("an overdrawn team gets a 429", async () => {
   assert.ok(Number(headers["retry-after"]) > 1000, headers["retry-after"]);
 });
 
-test("Twilio's 429 is not waited for in vain", async () => {
+test("a long wait after Twilio's 429 is refused at once", async () => {
   const stack = await start();
   await stack.script({ next: 1, status: 429, headers: { "x-ratelimit-reset": "120" } });
   const client = clientOf(stack);
@@ -209,7 +209,7 @@ test("Twilio's 429 is not waited for in vain", async () => {
   assert.deepEqual((await stack.received()).map((entry) => entry.status), [429]);
 });
 
-test("a passing failure is not seen", async () => {
+test("a temporary failure is retried", async () => {
   const stack = await start();
   await stack.script({ next: 1, status: 503 });
   const page = await clientOf(stack).insights.v3.query.create(byStatus());
@@ -227,7 +227,7 @@ test("a team signs in with its token", async () => {
   assert.equal((await stack.received()).length, 1);
 });
 
-test("credentials stay on their side", async () => {
+test("credentials are not passed between client and Twilio", async () => {
   const stack = await start();
   const client = clientOf(stack);
   await client.insights.v3.metadata.fetch();

@@ -1,6 +1,6 @@
 "use strict";
 
-// Twilio's own Node SDK, unmodified, against the simulator alone: what the gateway's tests build on.
+// Sends requests with Twilio's own, unmodified Node SDK to the simulator alone, since the other tests rely on it.
 
 const assert = require("node:assert/strict");
 const { afterEach, test } = require("node:test");
@@ -11,7 +11,7 @@ const { ResultListInstance } = require("twilio/lib/rest/insights/v3/result");
 
 const { ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, Simulator } = require("./stack.cjs");
 
-// The id in Twilio's own examples, and of the simulator's one operator that writes JSON.
+// The id in Twilio's own examples. In the simulator, it is the only operator that writes JSON.
 const OPERATOR = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r";
 const KEY = "01890a5d-aa0f-7c80-b8e6-0242ac140004";
 
@@ -50,7 +50,7 @@ const refused = (promise, status, code) =>
     return true;
   });
 
-test("a job is created, polled and walked", async () => {
+test("a job is created, polled and read page by page", async () => {
   const { simulator, v3 } = await start();
   const job = await v3.queryJobs.create(byConversation());
   assert.equal(job.status, "PENDING");
@@ -89,7 +89,7 @@ test("jobs are listed by status, and a key makes one job", async () => {
   await refused(v3.queryJobs.create(other, { "Idempotency-Key": KEY }), 422, 20422);
 });
 
-test("custom fields are made, patched and queried", async () => {
+test("custom fields are created, patched and queried", async () => {
   const { v3 } = await start();
   const creation = (name) => ({
     category: "MEASURE",

@@ -124,7 +124,7 @@ class Stack extends Simulator {
 }
 
 function servingEntry(log) {
-  // The last line may not be whole yet.
+  // The last line may be incomplete.
   const lines = fs.readFileSync(log, "utf8").split("\n").slice(0, -1);
   const entries = lines.filter((line) => line.startsWith("{")).map((line) => JSON.parse(line));
   return entries.find((entry) => entry.message === "serving");

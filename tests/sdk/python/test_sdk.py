@@ -73,7 +73,7 @@ def test_pages_together_hold_every_row_once(stack, client):
 
     once = len(stack.received())
     assert [ids(page) for page in walk(client, page_size=50)] == [ids(page) for page in pages]
-    assert len(stack.received()) == once, "the second walk is answered from the cache"
+    assert len(stack.received()) == once, "the second reading of all pages is answered from the cache"
 
     back = client.insights.v3.query.fetch(page_token=pages[1].meta["previousToken"])
     assert ids(back) == ids(pages[0])
@@ -94,7 +94,7 @@ def test_twilios_errors_arrive_unchanged(stack, client):
 def test_the_sdk_reads_the_gateways_errors_like_twilios(stack, client):
     assert refusal(lambda: client.insights.v3.query.create(request_without_query())) == (400, 20400)
     assert refusal(lambda: client.insights.v1.calls("CA" + "0" * 32).fetch()) == (404, 20404)
-    assert stack.received() == [], "neither went any further"
+    assert stack.received() == [], "neither request was sent to Twilio"
 
 
 def request_without_query():

@@ -150,7 +150,7 @@ def test_prometheus_reads_every_line_of_the_metrics(start):
     families = {family.name: family for family in text_string_to_metric_families(text)}
     samples = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert sum(len(family.samples) for family in families.values()) == len(samples)
-    assert len(set(line.rsplit(" ", 1)[0] for line in samples)) == len(samples), "no sample is there twice"
+    assert len(set(line.rsplit(" ", 1)[0] for line in samples)) == len(samples), "no sample occurs twice"
     for name, family in families.items():
         assert name.startswith("insights_gateway_") and family.documentation and family.type != "unknown", name
         label_names = {frozenset(s.labels) - {"le"} for s in family.samples}
