@@ -141,7 +141,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
         .layer(AuthenticateLayer::new(
-            callers(config, &accounts, |team, rate| registry.team_rate(team, rate, clock)),
+            callers(config, &accounts, |team, rate| registry.team_rate(team, rate, clock.now())),
             &config.server.cors,
             config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             &upstream_rates(&budgets),

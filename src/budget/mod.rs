@@ -5,12 +5,11 @@
 //! may lower its rate, and an upstream that fails again and again is left alone for a while. It does not decide
 //! what is tried again, and holds no request bodies.
 //!
-//! From the inside out: `bucket` and `queue` are arithmetic, `adapt` and `circuit` learn from answers, `waiting` is who
+//! From the inside out: `queue` is arithmetic, `adapt` and `circuit` learn from answers, `waiting` is who
 //! waits, `state` is all of that for one account, and `account` is where something waits and wakes.
 
 mod account;
 mod adapt;
-mod bucket;
 mod circuit;
 mod queue;
 mod state;
@@ -19,10 +18,10 @@ mod waiting;
 use std::time::Duration;
 
 pub use account::{AccountBudget, BudgetStatus, Ended, Permit};
-use bucket::Quota;
 pub use circuit::{CircuitPolicy, CircuitState};
 
 use crate::core::backoff::Backoff;
+use crate::core::limiter::Quota;
 use crate::core::units::Rate;
 
 /// What an account may spend.

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::Limits;
 use super::adapt::AdaptiveRate;
-use super::bucket::{Bucket, Quota};
 use super::circuit::Circuit;
 use super::queue::Ticket;
 use super::waiting::{WaitQueue, Waiting};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason, whole_seconds};
+use crate::core::limiter::{Limiter, Quota};
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A wait that no sensible deadline outlasts, and that can still be added to any moment.
@@ -27,9 +27,8 @@ pub(super) struct State<G> {
     pub(super) in_flight: u32,
     pub(super) paused_until: Option<Instant>,
     pub(super) adaptive_rate: AdaptiveRate,
-    bucket: Bucket,
-    /// What the pace made of the limits when it was last looked at; `None` is without limit.
-    quota: Option<Quota>,
+    /// With the quota that the adaptive rate made of the limits when it was last read; `None` is without limit.
+    limiter: Option<Limiter>,
     refusals_in_a_row: u32,
     /// How long an attempt takes, averaged.
     service: Duration,
@@ -39,9 +38,7 @@ pub(super) struct State<G> {
 /// What a team may send upstream by its own limit.
 #[derive(Debug)]
 struct Share {
-    burst: u32,
-    quota: Quota,
-    bucket: Bucket,
+    limiter: Limiter,
     /// Until when refreshes leave all of it to clients: one was told to come back for the next token.
     kept_for_clients: Option<Instant>,
 }
@@ -53,8 +50,8 @@ impl Share {
     /// May a refresh take of it: half of what may be sent at once is for clients who may come any moment, and all of it
     /// for those who have come already.
     fn has_for_refreshes(&self, now: Instant) -> bool {
-        let at_least = 1 + self.burst / 2;
-        self.kept_for_clients.is_none_or(|until| until <= now) && self.bucket.nth(&self.quota, at_least, now) <= now
+        let more_than = self.limiter.quota().burst() / 2;
+        self.kept_for_clients.is_none_or(|until| until <= now) && self.limiter.whole_tokens(now) > more_than
     }
 }
 
@@ -67,8 +64,7 @@ impl<G> State<G> {
             in_flight: 0,
             paused_until: None,
             adaptive_rate: AdaptiveRate::new(limits.per_second(), now),
-            bucket: Bucket::full(now),
-            quota: limits.quota(),
+            limiter: limits.quota().map(|quota| Limiter::full(quota, now)),
             refusals_in_a_row: 0,
             service: Duration::ZERO,
             teams: HashMap::new(),
@@ -87,15 +83,15 @@ impl<G> State<G> {
     pub(super) fn adjust(&mut self, now: Instant) {
         let lowered = self.limits.adapt && self.adaptive_rate.is_learnt(now);
         let quota = if lowered { self.adaptive_rate.rate(now).map(Quota::even) } else { self.limits.quota() };
-        if let (Some(old), Some(new)) = (&self.quota, &quota) {
-            self.bucket.requote(old, new, now);
+        match (&mut self.limiter, quota) {
+            (Some(limiter), Some(quota)) => limiter.set_quota(quota, now),
+            (limiter, quota) => *limiter = quota.map(|quota| Limiter::full(quota, now)),
         }
-        self.quota = quota;
     }
 
     /// Tokens a second, now.
     pub(super) fn per_second(&self) -> Option<f64> {
-        self.quota.map(|quota| quota.per_second())
+        self.limiter.as_ref().map(|limiter| limiter.quota().per_second())
     }
 
     /// Attempts at once, now.
@@ -107,7 +103,7 @@ impl<G> State<G> {
     /// Takes a token and a place, if both are there.
     pub(super) fn try_spend(&mut self, now: Instant) -> bool {
         let free = self.in_flight < self.concurrency(now) && self.paused_until.is_none_or(|until| until <= now);
-        let spent = free && self.quota.is_none_or(|quota| self.bucket.take(&quota, now));
+        let spent = free && self.limiter.as_ref().is_none_or(|limiter| limiter.try_take(now));
         self.in_flight += u32::from(spent);
         spent
     }
@@ -115,8 +111,8 @@ impl<G> State<G> {
     /// Gives back what was taken. Of a token that was not used another may make use.
     pub(super) fn give_back(&mut self, used: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let (false, Some(quota)) = (used, self.quota) {
-            self.bucket.put_back(&quota);
+        if let (false, Some(limiter)) = (used, &self.limiter) {
+            limiter.refund();
         }
     }
 
@@ -127,7 +123,7 @@ impl<G> State<G> {
 
     fn nth_token_at(&self, n: u32, now: Instant) -> Instant {
         let from = self.paused_until.map_or(now, |until| until.max(now));
-        self.quota.map_or(from, |quota| self.bucket.nth(&quota, n, from))
+        self.limiter.as_ref().map_or(from, |limiter| limiter.nth_at(n, from))
     }
 
     /// How long one has to wait that so many are ahead of: for its token, and for its place if attempts take as long
@@ -151,10 +147,10 @@ impl<G> State<G> {
     /// Takes one of a team's own upstream tokens, where it has such a limit.
     pub(super) fn take_of_team(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
         let Some(share) = self.of_team(team, now) else { return Ok(()) };
-        if (!background || share.has_for_refreshes(now)) && share.bucket.take(&share.quota, now) {
+        if (!background || share.has_for_refreshes(now)) && share.limiter.try_take(now) {
             return Ok(());
         }
-        let wait = whole_seconds(share.bucket.nth(&share.quota, 1, now).saturating_duration_since(now));
+        let wait = whole_seconds(share.limiter.nth_at(1, now).saturating_duration_since(now));
         if !background {
             share.kept_for_clients = Some(now + wait + Share::GRACE);
         }
@@ -165,35 +161,30 @@ impl<G> State<G> {
     /// Gives such a token back.
     pub(super) fn put_back_to_team(&mut self, team: &Team) {
         if let Some(share) = self.teams.get_mut(&team.name) {
-            share.bucket.put_back(&share.quota);
+            share.limiter.refund();
         }
     }
 
     fn of_team(&mut self, team: &Team, now: Instant) -> Option<&mut Share> {
         let rate = team.upstream?;
-        let burst = rate.count();
-        let quota = Quota::new(rate, burst);
-        let new = || Share { burst, quota, bucket: Bucket::full(now), kept_for_clients: None };
+        let quota = Quota::new(rate, rate.count());
+        let new = || Share { limiter: Limiter::full(quota, now), kept_for_clients: None };
         let share = self.teams.entry(Arc::clone(&team.name)).or_insert_with(new);
-        if share.quota != quota {
-            share.bucket.requote(&share.quota, &quota, now);
-            (share.burst, share.quota) = (burst, quota);
-        }
+        share.limiter.set_quota(quota, now);
         Some(share)
     }
 
     /// What a team has left upstream: of its own limit if it has one, else of the account's.
     pub(super) fn allowance(&mut self, team: &Team, now: Instant) -> Option<Allowance> {
-        if let Some(Share { quota, bucket, .. }) = self.of_team(team, now) {
-            return Some(left(quota, bucket, bucket.nth(quota, 1, now), now));
+        if let Some(Share { limiter, .. }) = self.of_team(team, now) {
+            return Some(left(limiter, limiter.nth_at(1, now), now));
         }
-        let quota = self.quota?;
-        Some(left(&quota, &self.bucket, self.ready_at(now), now))
+        Some(left(self.limiter.as_ref()?, self.ready_at(now), now))
     }
 
     /// Tokens now; negative while they are owed.
     pub(super) fn tokens(&self, now: Instant) -> Option<f64> {
-        self.quota.map(|quota| self.bucket.tokens(&quota, now))
+        self.limiter.as_ref().map(|limiter| limiter.tokens(now))
     }
 
     /// Twilio said 429: nothing is sent until `asked` has passed, or what the backoff says without it. Gives the pause,
@@ -245,9 +236,9 @@ pub(super) fn due(estimated_start: Instant, deadline: Instant) -> Instant {
     estimated_start + (deadline.saturating_duration_since(estimated_start) / 2).min(LONGEST)
 }
 
-fn left(quota: &Quota, bucket: &Bucket, ready_at: Instant, now: Instant) -> Allowance {
+fn left(limiter: &Limiter, ready_at: Instant, now: Instant) -> Allowance {
     match ready_at {
-        at if at <= now => Allowance { remaining: bucket.tokens(quota, now).max(0.0) as u64, reset: 0 },
+        at if at <= now => Allowance { remaining: limiter.whole_tokens(now), reset: 0 },
         at => Allowance { remaining: 0, reset: whole_seconds(at - now).as_secs() },
     }
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod error;
 pub mod escape;
 pub mod json;
+pub mod limiter;
 pub mod network;
 pub mod outcome;
 pub mod peer;

@@ -11,8 +11,6 @@
 
 mod failure_delay;
 
-use std::num::NonZeroU32;
-use std::ops::Add;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -23,18 +21,14 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use governor::clock::{Clock as GovernorClock, Reference};
-use governor::middleware::StateInformationMiddleware;
-use governor::nanos::Nanos;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use http::{HeaderValue, Request, header};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
 use crate::accounts::{Allowance, Team};
-use crate::core::clock::Clock;
-use crate::core::error::{GatewayError, Reason};
+use crate::core::clock::{Clock, Instant};
+use crate::core::error::{GatewayError, Reason, whole_seconds};
+use crate::core::limiter::{Limiter, Quota};
 use crate::core::peer::Peer;
 use crate::core::units::Rate;
 use crate::request::context::Stage;
@@ -113,8 +107,10 @@ impl AuthenticateLayer {
             // An account's limit is news only to a team that has none of its own.
             let is_news = caller.requests.is_none() || caller.team.upstream.is_some();
             let upstream = is_news.then(|| upstream(&caller.team)).flatten();
-            let policy =
-                policy(caller.requests.as_ref().map(TeamRate::rate), upstream.as_ref().map(|limit| limit.rate));
+            let policy = policy(
+                caller.requests.as_ref().map(|requests| requests.rate),
+                upstream.as_ref().map(|limit| limit.rate),
+            );
             Known { caller, upstream, policy }
         };
         let (callers, everybody, hosts) = match callers {
@@ -234,7 +230,7 @@ impl AccessControl {
         incoming.peer.identify();
         let team = &known.caller.team;
         let _ = incoming.context.team.set(Arc::clone(team));
-        Self::limit(known, incoming)?;
+        self.limit(known, incoming)?;
         if !team.operations.allows(endpoint.permission) {
             let message = format!("team {} may not use {}", team.name, endpoint.operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
@@ -380,8 +376,8 @@ impl AccessControl {
         }
     }
 
-    fn limit<B>(known: &Known, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
-        let taken = known.caller.requests.as_ref().map(TeamRate::take);
+    fn limit<B>(&self, known: &Known, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
+        let taken = known.caller.requests.as_ref().map(|requests| requests.take(self.clock.now()));
         let requests = taken.map(|(Ok(allowance) | Err(allowance))| allowance);
         let upstream = known.upstream.as_ref().and_then(|limit| (limit.allowance)());
         if requests.is_some() || upstream.is_some() {
@@ -435,81 +431,36 @@ impl PresentedToken {
     }
 }
 
-type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticker, StateInformationMiddleware>;
-
-/// The requests that a team may send. Clones are one.
+/// The requests that a team may send. Clones share what has been spent.
 #[derive(Debug, Clone)]
 pub struct TeamRate {
     rate: Rate,
-    limiter: Arc<Limiter>,
-    ticker: Ticker,
+    limiter: Limiter,
 }
 
 impl TeamRate {
     /// A full bucket, which holds what the rate allows in its window.
-    pub fn new(rate: Rate, clock: Clock) -> Self {
-        let ticker = Ticker(clock);
-        let burst = NonZeroU32::new(rate.count()).unwrap_or(NonZeroU32::MIN);
-        let quota =
-            Quota::with_period(rate.period()).unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN)).allow_burst(burst);
-        let limiter = RateLimiter::direct_with_clock(quota, ticker).with_middleware();
-        Self { rate, limiter: Arc::new(limiter), ticker }
+    pub fn full(rate: Rate, now: Instant) -> Self {
+        Self { rate, limiter: Limiter::full(Quota::new(rate, rate.count()), now) }
     }
 
-    /// What it was made with.
-    pub fn rate(&self) -> Rate {
-        self.rate
+    /// Changes the rate of this clone. What has been spent stays spent.
+    pub fn set_rate(&mut self, rate: Rate, now: Instant) {
+        self.rate = rate;
+        self.limiter.set_quota(Quota::new(rate, rate.count()), now);
     }
 
-    #[cfg(test)]
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.limiter, &other.limiter)
-    }
-
-    fn take(&self) -> Result<Allowance, Allowance> {
-        match self.limiter.check() {
-            Ok(state) => Ok(Allowance { remaining: state.remaining_burst_capacity().into(), reset: 0 }),
-            Err(not_until) => {
-                let wait = not_until.wait_time_from(self.ticker.now());
-                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-                Err(Allowance { remaining: 0, reset: seconds.max(1) })
-            }
+    /// Takes one request. Returns what is left.
+    ///
+    /// # Errors
+    ///
+    /// When none is left, with the time until there is one.
+    pub fn take(&self, now: Instant) -> Result<Allowance, Allowance> {
+        if self.limiter.try_take(now) {
+            return Ok(Allowance { remaining: self.limiter.whole_tokens(now), reset: 0 });
         }
-    }
-}
-
-/// governor's own clock ignores tokio's paused time; this one does not.
-#[derive(Debug, Clone, Copy)]
-struct Ticker(Clock);
-
-/// Nanoseconds since the gateway's start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Tick(u64);
-
-impl Add<Nanos> for Tick {
-    type Output = Self;
-
-    fn add(self, nanos: Nanos) -> Self {
-        Self(self.0.saturating_add(nanos.as_u64()))
-    }
-}
-
-impl Reference for Tick {
-    fn duration_since(&self, earlier: Self) -> Nanos {
-        Nanos::new(self.0.saturating_sub(earlier.0))
-    }
-
-    fn saturating_sub(&self, duration: Nanos) -> Self {
-        Self(self.0.checked_sub(duration.as_u64()).unwrap_or(self.0))
-    }
-}
-
-impl GovernorClock for Ticker {
-    type Instant = Tick;
-
-    fn now(&self) -> Tick {
-        let since = self.0.now().saturating_duration_since(self.0.start());
-        Tick(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+        let wait = self.limiter.nth_at(1, now).saturating_duration_since(now);
+        Err(Allowance { remaining: 0, reset: whole_seconds(wait).as_secs() })
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::accounts::{Account, PerAccount};
 use crate::budget::{self, AccountBudget};
 use crate::config::Config;
-use crate::core::clock::Clock;
+use crate::core::clock::{Clock, Instant};
 use crate::core::units::Rate;
 use crate::layers::authenticate::TeamRate;
 use crate::layers::retry::RetryBudget;
@@ -81,13 +81,11 @@ impl Registry {
         }
     }
 
-    /// The request rate of a team. If the rate has not changed, what the team has spent stays spent.
-    pub(super) fn team_rate(&self, team: &Arc<str>, rate: Rate, clock: Clock) -> TeamRate {
+    /// The request rate of a team. What the team has spent stays spent, whatever its rate is now.
+    pub(super) fn team_rate(&self, team: &Arc<str>, rate: Rate, now: Instant) -> TeamRate {
         let mut known = self.lock();
-        let state = known.teams.entry(Arc::clone(team)).or_insert_with(|| TeamRate::new(rate, clock));
-        if state.rate() != rate {
-            *state = TeamRate::new(rate, clock);
-        }
+        let state = known.teams.entry(Arc::clone(team)).or_insert_with(|| TeamRate::full(rate, now));
+        state.set_rate(rate, now);
         state.clone()
     }
 
@@ -167,11 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn a_team_whose_rate_is_unchanged_keeps_its_bucket() {
-        let (registry, clock, team) = (Registry::default(), Clock::new(), "a".into());
-        let rate = |count| registry.team_rate(&team, Rate::new(count, Duration::from_secs(1)).unwrap(), clock);
+    fn a_team_keeps_what_it_has_spent_when_its_rate_changes() {
+        let (registry, now, team) = (Registry::default(), Instant::now(), "a".into());
+        let rate = |count| registry.team_rate(&team, Rate::new(count, Duration::from_secs(1)).unwrap(), now);
         let first = rate(2);
-        assert!(first.is(&rate(2)));
-        assert!(!first.is(&rate(3)) && !first.is(&rate(2)));
+        assert!(first.take(now).is_ok() && rate(2).take(now).is_ok());
+        assert!(first.take(now).is_err() && rate(2).take(now).is_err());
+        assert_eq!(rate(4).take(now).map(|left| left.remaining), Ok(1), "two of four are spent");
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::super::bucket::{Bucket, Quota};
 use super::*;
+use crate::core::limiter::{Limiter, Quota};
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -215,9 +215,8 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
     let start = Instant::now();
     let at = |ms: u64| start + Duration::from_millis(ms);
     let mut hidden = Hidden { kind, limit: limits[0].1, tokens: limits[0].1, at: 0.0 };
-    let (mut adaptive_rate, mut bucket) = (AdaptiveRate::new(ceiling, start), Bucket::full(start));
-    let configured = |ceiling: f64| Quota::even(ceiling);
-    let mut quota = ceiling.map(configured);
+    let mut adaptive_rate = AdaptiveRate::new(ceiling, start);
+    let mut limiter = ceiling.map(|ceiling| Limiter::full(Quota::even(ceiling), start));
     let mut in_flight: Vec<(u64, Result<(), f64>)> = Vec::new();
     let (mut paused_until, mut in_a_row) = (0u64, 0u32);
     let mut done = vec![Second::default(); seconds as usize];
@@ -245,16 +244,12 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
             }
         }
         let now = at(ms);
-        let next = if adaptive_rate.is_learnt(now) {
-            adaptive_rate.rate(now).map(Quota::even)
-        } else {
-            ceiling.map(configured)
-        };
-        if let (Some(old), Some(new)) = (&quota, &next) {
-            bucket.requote(old, new, now);
+        match (&mut limiter, adaptive_rate.rate(now).map(Quota::even)) {
+            (Some(limiter), Some(quota)) => limiter.set_quota(quota, now),
+            (limiter, quota) => *limiter = quota.map(|quota| Limiter::full(quota, now)),
         }
-        quota = next;
-        while ms >= paused_until && in_flight.len() < 10 && quota.is_none_or(|quota| bucket.take(&quota, now)) {
+        while ms >= paused_until && in_flight.len() < 10 && limiter.as_ref().is_none_or(|limiter| limiter.try_take(now))
+        {
             in_flight.push((ms, hidden.ask(ms as f64 / 1000.0)));
         }
     }

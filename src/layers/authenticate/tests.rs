@@ -162,7 +162,7 @@ async fn a_head_that_is_too_large_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_team_has_its_own_rate() {
-    let requests = Rate::new(2, S).map(|rate| TeamRate::new(rate, Clock::new()));
+    let requests = Rate::new(2, S).map(|rate| TeamRate::full(rate, Instant::now()));
     let layer = layer(Callers::Teams(vec![Caller { requests, ..caller("a", &["t"]) }]));
     let ask = || async {
         let context = Arc::<crate::request::context::RequestContext>::default();
