@@ -1,7 +1,7 @@
-//! One account's budget: who may send now, who waits, and what is learnt from what comes back.
+//! One account's budget: which calls may be sent now, which wait, and what is learnt from responses.
 //!
-//! Whoever could not be served before its deadline is told so when it arrives, or as soon as that becomes certain;
-//! whoever leaves gives its place back at once. A permit that was granted and never used gives its token back.
+//! A call that cannot start before its deadline is refused when it arrives, or as soon as that is certain. A call that
+//! gives up leaves the queue at once. A permit that was granted and not used gives its token back.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,9 +10,10 @@ use tokio::sync::oneshot;
 
 use super::Limits;
 use super::circuit::{CircuitState, Decision};
-use super::queue::Ticket;
-use super::state::{State, due};
-use super::waiting::{self, QueuePosition, Waiting};
+use super::fair_queue::Ticket;
+use super::quota::{LocalQuota, QuotaSource};
+use super::state::{Served, State, latest_start};
+use super::wait_queue::{QueuePosition, Waiting, background_waiters};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, whole_seconds};
@@ -22,30 +23,30 @@ use crate::request::waiters::{TeamWaiters, Waiters};
 use crate::semantics::upstream_headers::RateLimitHeaders;
 use crate::twilio::endpoint;
 
-/// A moment's view of a budget.
+/// A view of a budget's state.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BudgetStatus {
-    /// What may be spent.
+    /// The configured limits.
     pub limits: Limits,
-    /// Tokens a second, as adaptation has it; `None` without a rate.
+    /// Tokens a second now, which may be less than configured; `None` without a rate.
     pub per_second: Option<f64>,
-    /// Attempts at once, as adaptation has it.
+    /// Attempts at once now, which may be less than configured.
     pub concurrency: u32,
-    /// Tokens now; `None` without a rate.
+    /// Tokens now, negative while they are owed; `None` without a rate.
     pub tokens: Option<f64>,
-    /// Time until the pause ends.
+    /// Time until the pause ends; zero without one.
     pub paused: Duration,
     /// Attempts under way.
     pub in_flight: u32,
-    /// Calls waiting.
+    /// Calls that wait.
     pub waiting: usize,
-    /// The circuit.
+    /// The state of the circuit breaker.
     pub circuit: CircuitState,
-    /// For how long it has not been closed.
+    /// For how long the circuit has not been closed; `None` while it is.
     pub broken_for: Option<Duration>,
 }
 
-/// An account's budget. Cheap to clone; all clones are one.
+/// An account's budget. Clones share it.
 #[derive(Debug, Clone)]
 pub struct AccountBudget(Arc<Shared>);
 
@@ -53,32 +54,33 @@ pub struct AccountBudget(Arc<Shared>);
 struct Shared {
     name: Arc<str>,
     clock: Clock,
-    state: Mutex<Guarded>,
+    state: Mutex<Locked>,
 }
 
 #[derive(Debug)]
-struct Guarded {
-    state: State<Grant>,
-    alarm: Option<Instant>,
-    /// When those who wait in vain were last looked for.
-    looked: Instant,
+struct Locked {
+    state: State<Pending>,
+    /// When the timer is due that calls [`Shared::advance`].
+    wake_at: Option<Instant>,
+    /// When estimated starts were last brought up to date.
+    estimated: Instant,
 }
 
-/// How to tell a call that waits, and what it holds already.
+/// How to reply to a call that waits, and what it holds already.
 #[derive(Debug)]
-struct Grant {
+struct Pending {
     reply: oneshot::Sender<Result<Permit, GatewayError>>,
-    /// Who wants to know when its turn is.
+    /// Where its estimated start is shown.
     waiters: Arc<Waiters>,
     reservation: Reservation,
 }
 
-/// What a call holds besides its token and its place, until it ends or is not sent at all.
+/// What a call holds besides its token and its slot, until its attempt ends or it is not sent at all.
 #[derive(Debug)]
 struct Reservation {
     /// It is the circuit's probe.
     is_probe: bool,
-    /// Whose own upstream limit it counts against.
+    /// The team whose own upstream limit it counts against.
     team: Arc<Team>,
     /// What it asks for. See [`query_of`].
     query: Key,
@@ -86,37 +88,43 @@ struct Reservation {
 
 /// How an attempt ended, as far as the budget is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// With an answer.
+pub enum AttemptOutcome {
+    /// The upstream answered, and not with 429.
     Answered(RateLimitHeaders),
-    /// With a 429, that asked for a pause or not.
-    Limited(Option<Duration>, RateLimitHeaders),
-    /// In a way that says that the upstream is not well.
+    /// The upstream answered 429, and asked for this pause if it asked for one.
+    RateLimited(Option<Duration>, RateLimitHeaders),
+    /// The upstream seems to be unwell.
     Failed,
-    /// In a way that says nothing of the upstream.
-    Unclear,
+    /// The attempt says nothing about the upstream.
+    Inconclusive,
 }
 
 impl AccountBudget {
-    /// A full budget.
+    /// A full bucket of this process.
     pub fn new(name: Arc<str>, limits: Limits, clock: Clock) -> Self {
-        let now = clock.now();
-        let guarded = Guarded { state: State::new(limits, now), alarm: None, looked: now };
-        Self(Arc::new(Shared { name, clock, state: Mutex::new(guarded) }))
+        let quota = LocalQuota::new(&limits, clock.now());
+        Self::with_quota(name, limits, Box::new(quota), clock)
     }
 
-    /// New limits. What is owed stays owed, what was learnt stays learnt, and who waits keeps waiting.
+    /// Takes its tokens from `quota`.
+    pub(super) fn with_quota(name: Arc<str>, limits: Limits, quota: Box<dyn QuotaSource>, clock: Clock) -> Self {
+        let now = clock.now();
+        let locked = Locked { state: State::new(limits, quota, now), wake_at: None, estimated: now };
+        Self(Arc::new(Shared { name, clock, state: Mutex::new(locked) }))
+    }
+
+    /// Changes the limits. What is owed stays owed, what was learnt stays learnt, and calls that wait keep waiting.
     pub fn set_limits(&self, limits: Limits) {
         self.0.lock().state.set_limits(limits, self.0.clock.now());
         self.0.advance();
     }
 
-    /// Waits for a token and a place.
+    /// Waits for a token and a slot.
     ///
     /// # Errors
     ///
-    /// [`Reason::Deadline`] when the call could not be sent before its deadline, as soon as that is certain;
-    /// [`Reason::QueueFull`], [`Reason::CircuitOpen`], [`Reason::TeamRateLimit`]. All say when to come back.
+    /// [`Reason::Deadline`] when the call cannot be sent before its deadline, as soon as that is certain;
+    /// [`Reason::QueueFull`], [`Reason::CircuitOpen`], [`Reason::TeamRateLimit`]. All carry `Retry-After`.
     pub async fn acquire(&self, call: &UpstreamCall) -> Result<Permit, GatewayError> {
         let waiters = &call.waiters;
         let (mut waiting_teams, mut seen) = waiters.waiting_teams();
@@ -126,13 +134,13 @@ impl AccountBudget {
         waiters.set_estimated_start(None);
         let (mut guard, mut granted) = match self.0.arrive(call, waiting_teams)? {
             Arrival::Granted(permit) => return Ok(permit),
-            Arrival::Waits(guard, granted) => (guard, granted),
+            Arrival::Queued(guard, granted) => (guard, granted),
         };
         loop {
             tokio::select! {
                 biased;
                 granted = &mut granted => {
-                    guard.left = true;
+                    guard.is_replied = true;
                     waiters.set_estimated_start(None);
                     return granted.unwrap_or_else(|_| Err(GatewayError::new(Reason::Internal, "the budget lost a waiting call")));
                 }
@@ -145,29 +153,29 @@ impl AccountBudget {
                 }
                 () = tokio::time::sleep_until(useful_until(call)) => {
                     if self.0.clock.now() < useful_until(call) {
-                        // Somebody joined meanwhile who has a little more time.
+                        // A client with a later deadline joined meanwhile.
                         continue;
                     }
-                    // Unless it was served at this very moment.
+                    // It may have been served at this very time.
                     return granted.try_recv().unwrap_or_else(|_| Err(self.0.give_up(guard.ticket)));
                 }
             }
         }
     }
 
-    /// A moment's view.
+    /// A view of the state now.
     pub fn status(&self) -> BudgetStatus {
         let now = self.0.clock.now();
-        let mut guarded = self.0.lock();
-        let state = &mut guarded.state;
-        state.adjust(now);
+        let state = &mut self.0.lock().state;
+        state.quota.update(now);
+        let quota = state.quota.status(now);
         let (circuit, since) = state.circuit.state(now);
         BudgetStatus {
             limits: state.limits,
-            per_second: state.per_second(),
-            concurrency: state.concurrency(now),
-            tokens: state.tokens(now),
-            paused: state.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+            per_second: quota.per_second,
+            concurrency: state.quota.concurrency(now),
+            tokens: quota.tokens,
+            paused: quota.paused,
             in_flight: state.in_flight,
             waiting: state.wait_queue.len(),
             circuit,
@@ -175,7 +183,7 @@ impl AccountBudget {
         }
     }
 
-    /// What a team has left upstream: of its own limit, or else of the account's.
+    /// What a team has left upstream: of its own limit, otherwise of the account's. `None` without both.
     pub fn allowance(&self, team: &Team) -> Option<Allowance> {
         self.0.lock().state.allowance(team, self.0.clock.now())
     }
@@ -183,22 +191,26 @@ impl AccountBudget {
 
 enum Arrival {
     Granted(Permit),
-    Waits(QueueGuard, oneshot::Receiver<Result<Permit, GatewayError>>),
+    Queued(QueueGuard, oneshot::Receiver<Result<Permit, GatewayError>>),
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Guarded> {
+    fn lock(&self) -> MutexGuard<'_, Locked> {
         // Every change under this lock is complete before anything that could panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn permit(self: &Arc<Self>, reservation: Reservation) -> Permit {
+        Permit { account: Arc::clone(self), reservation: Some(reservation), sent: None }
     }
 
     fn arrive(self: &Arc<Self>, call: &UpstreamCall, waiting_teams: Vec<TeamWaiters>) -> Result<Arrival, GatewayError> {
         let now = self.clock.now();
         let background = waiting_teams.is_empty();
-        let waiting_teams = if background { vec![waiting::of_refresh(&call.team)] } else { waiting_teams };
-        let mut guarded = self.lock();
-        let state = &mut guarded.state;
-        state.adjust(now);
+        let waiting_teams = if background { vec![background_waiters(&call.team)] } else { waiting_teams };
+        let mut locked = self.lock();
+        let state = &mut locked.state;
+        state.quota.update(now);
         let query = query_of(call);
         let is_probe = match state.circuit.pass(query, now) {
             Decision::Allow => false,
@@ -206,204 +218,203 @@ impl Shared {
             Decision::Reject(wait) => return Err(circuit_open(wait)),
         };
         let reservation = Reservation { is_probe, team: Arc::clone(&call.team), query };
-        if let Err(refused) = state.take_share(&call.team, background, now) {
+        if let Err(refused) = state.take_or_claim_team_token(&call.team, background, now) {
             if is_probe {
                 state.circuit.probe_lost();
             }
             return Err(refused);
         }
-        if state.wait_queue.is_first(background) && state.try_spend(now) {
-            // Whoever was told to come back has.
+        if state.wait_queue.would_be_first(background) && state.take(&waiting_teams[0].team, now) {
+            // Uses up the call's reservation, if it has come back.
             state.wait_queue.position(&waiting_teams, background, &call.key, now);
             state.wait_queue.charge(&waiting_teams[0].team, background);
-            return Ok(Arrival::Granted(Permit {
-                account: Arc::clone(self),
-                reservation: Some(reservation),
-                sent: None,
-            }));
+            return Ok(Arrival::Granted(self.permit(reservation)));
         }
         let QueuePosition { ticket, ahead } = state.wait_queue.position(&waiting_teams, background, &call.key, now);
         let wait = state.wait_behind(ahead, now);
-        let full = state.wait_queue.len() >= state.limits.queue as usize;
+        let is_full = state.wait_queue.len() >= state.limits.queue as usize;
         let deadline = useful_until(call);
-        // Nobody has to leave for one that would wait in vain.
-        if now + wait > deadline || (full && !state.make_room(&waiting_teams, background, now)) {
-            state.let_go(&reservation);
-            state.keep_place(waiting_teams, background, call.key, ticket, wait, now);
-            return Err(if full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
+        // A call that would be late evicts no other.
+        if now + wait > deadline || (is_full && !state.evict_for(&waiting_teams, background, now)) {
+            state.release(&reservation);
+            state.reserve_place(waiting_teams, background, call.key, ticket, wait, now);
+            return Err(if is_full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
         let (reply, granted) = oneshot::channel();
-        let grant = Grant { reply, waiters: Arc::clone(&call.waiters), reservation };
+        let reply = Pending { reply, waiters: Arc::clone(&call.waiters), reservation };
         call.waiters.set_estimated_start(Some(now + wait));
-        // Among refreshes no favours are done.
-        let due = if background { deadline } else { due(now + wait, needed_by(call)) };
-        state.wait_queue.enter(ticket, Waiting { deadline, due, key: call.key, waiting_teams, background, grant });
-        drop(guarded);
+        // Nobody waits for a refresh: only its deadline counts.
+        let latest_start = if background { deadline } else { latest_start(now + wait, needed_by(call)) };
+        let waiting = Waiting { deadline, latest_start, key: call.key, waiting_teams, background, reply };
+        state.wait_queue.insert(ticket, waiting);
+        drop(locked);
         self.advance();
-        Ok(Arrival::Waits(QueueGuard { account: Arc::clone(self), ticket, left: false }, granted))
+        Ok(Arrival::Queued(QueueGuard { account: Arc::clone(self), ticket, is_replied: false }, granted))
     }
 
-    /// Serves whoever can be served, tells those who wait in vain, and sets an alarm for the next.
+    /// Serves every call that can be served, refuses those that will be late, and sets the timer for the next.
     fn advance(self: &Arc<Self>) {
-        /// So that many who wait do not make every step slow.
-        const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+        /// The estimates of a long queue take time: not at every step.
+        const BETWEEN_ESTIMATES: Duration = Duration::from_millis(100);
         let now = self.clock.now();
         let mut unclaimed = Vec::new();
-        let mut guarded = self.lock();
-        let state = &mut guarded.state;
-        state.adjust(now);
-        while state.wait_queue.len() > 0 && state.try_spend(now) {
-            let Some(waiting) = state.serve_next(now) else {
-                state.give_back(false);
-                break;
-            };
-            let Grant { reply, reservation, .. } = waiting.grant;
-            let permit = Permit { account: Arc::clone(self), reservation: Some(reservation), sent: None };
-            unclaimed.extend(reply.send(Ok(permit)).err());
+        let mut locked = self.lock();
+        locked.state.quota.update(now);
+        let wake_at = loop {
+            match locked.state.serve_next(now) {
+                Served::Call(Waiting { reply: Pending { reply, reservation, .. }, .. }) => {
+                    unclaimed.extend(reply.send(Ok(self.permit(reservation))).err());
+                }
+                Served::NotBefore(at) => break Some(at),
+                Served::Nothing => break None,
+            }
+        };
+        let estimate = locked.state.wait_queue.len() > 0 && now >= locked.estimated + BETWEEN_ESTIMATES;
+        if let Some(at) = wake_at {
+            self.wake_at(at, &mut locked, now);
         }
-        let look = state.wait_queue.len() > 0 && now >= guarded.looked + BETWEEN_LOOKS;
-        self.set_alarm(&mut guarded, now);
-        drop(guarded);
-        if look {
-            self.look_for_hopeless();
+        drop(locked);
+        if estimate {
+            self.refuse_late();
         }
-        // A permit that nobody took gives back what it holds; that needs the lock.
+        // A permit whose receiver is gone gives back what it holds, for which it takes the lock.
         drop(unclaimed);
     }
 
-    fn set_alarm(self: &Arc<Self>, guarded: &mut Guarded, now: Instant) {
-        /// A rate that is being raised brings the next token sooner than it seems now.
-        const LONGEST: Duration = Duration::from_millis(500);
-        let state = &guarded.state;
-        if state.wait_queue.len() == 0 || state.in_flight >= state.concurrency(now) {
+    /// Sets a timer, unless an earlier one is set.
+    fn wake_at(self: &Arc<Self>, at: Instant, locked: &mut Locked, now: Instant) {
+        if locked.wake_at.is_some_and(|known| known <= at && known > now) {
             return;
         }
-        let mut at = state.ready_at(now);
-        if state.limits.adapt
-            && state.adaptive_rate.is_learnt(now)
-            && state.paused_until.is_none_or(|until| until <= now)
-        {
-            at = at.min(now + LONGEST);
-        }
-        if guarded.alarm.is_some_and(|alarm| alarm <= at && alarm > now) {
-            return;
-        }
-        guarded.alarm = Some(at);
+        locked.wake_at = Some(at);
         let account = Arc::downgrade(self);
         tokio::spawn(async move {
             tokio::time::sleep_until(at).await;
             let Some(account) = account.upgrade() else { return };
-            let mut guarded = account.lock();
-            if guarded.alarm == Some(at) {
-                guarded.alarm = None;
+            let mut locked = account.lock();
+            if locked.wake_at == Some(at) {
+                locked.wake_at = None;
             }
-            drop(guarded);
+            drop(locked);
             account.advance();
         });
     }
 
-    /// Tells those who cannot be served in time, now that this is certain, and notes for the others when they will be.
-    fn look_for_hopeless(&self) {
+    /// Refuses the calls that will certainly be late, and brings the estimated starts of the others up to date.
+    fn refuse_late(&self) {
         let now = self.clock.now();
-        let mut guarded = self.lock();
-        guarded.looked = now;
-        let state = &mut guarded.state;
+        let mut locked = self.lock();
+        locked.estimated = now;
+        let state = &mut locked.state;
         for (ticket, deadline, wait) in state.waits(now) {
             if now + wait <= deadline {
                 if let Some(waiting) = state.wait_queue.get(ticket) {
-                    waiting.grant.waiters.set_estimated_start(Some(now + wait));
+                    waiting.reply.waiters.set_estimated_start(Some(now + wait));
                 }
                 continue;
             }
-            let Some(Waiting { grant, key, waiting_teams, background, .. }) = state.dismiss(ticket) else { continue };
-            state.keep_place(waiting_teams, background, key, ticket, wait, now);
-            // A receiver that is gone has left by itself.
-            let _ = grant.reply.send(Err(GatewayError::too_late(wait)));
+            let Some(Waiting { reply, key, waiting_teams, background, .. }) = state.dismiss(ticket) else { continue };
+            state.reserve_place(waiting_teams, background, key, ticket, wait, now);
+            // A receiver that is gone has given up by itself.
+            let _ = reply.reply.send(Err(GatewayError::too_late(wait)));
         }
     }
 
-    /// A call's deadline has come, and its turn has not. How much longer it would have had to wait.
+    /// Removes a call whose deadline has come. The error says how much longer it would have waited.
     fn give_up(&self, ticket: Ticket) -> GatewayError {
         let now = self.clock.now();
-        let mut guarded = self.lock();
-        let state = &mut guarded.state;
-        let wait = state.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| state.wait_behind(ahead, now));
+        let state = &mut self.lock().state;
+        let wait = state.remaining_wait(ticket, now);
         if let Some(Waiting { key, waiting_teams, background, .. }) = state.dismiss(ticket) {
-            state.keep_place(waiting_teams, background, key, ticket, wait, now);
+            state.reserve_place(waiting_teams, background, key, ticket, wait, now);
         }
         GatewayError::too_late(wait)
     }
 
-    fn end(self: &Arc<Self>, reservation: Reservation, sent: Option<Instant>, ended: Ended) {
+    fn end(self: &Arc<Self>, reservation: Reservation, sent: Option<Instant>, outcome: AttemptOutcome) {
         let now = self.clock.now();
-        let mut guarded = self.lock();
-        let state = &mut guarded.state;
+        let mut locked = self.lock();
+        let state = &mut locked.state;
         let Some(sent) = sent else {
-            state.let_go(&reservation);
-            state.give_back(false);
-            drop(guarded);
+            state.release(&reservation);
+            state.release_slot();
+            state.quota.refund();
+            drop(locked);
             return self.advance();
         };
         let in_flight = state.in_flight;
-        state.took(now.saturating_duration_since(sent));
+        state.record_attempt(now.saturating_duration_since(sent));
         let mut opened = false;
-        match ended {
-            Ended::Answered(stated) => {
-                state.accepted(&stated, now);
+        match outcome {
+            AttemptOutcome::Answered(stated) => {
+                state.quota.accepted(&stated, now);
                 if reservation.is_probe {
                     tracing::info!(account = %self.name, "Twilio answers again: the circuit is closed");
                 }
                 state.circuit.succeeded(reservation.is_probe, now);
             }
-            Ended::Limited(asked, stated) => {
-                if let Some(pause) = state.pause(asked, now) {
+            AttemptOutcome::RateLimited(asked, stated) => {
+                if let Some(pause) = state.quota.rate_limited(asked, &stated, sent, in_flight, now) {
                     tracing::warn!(account = %self.name, pause_ms = pause.as_millis(), "Twilio limits the account: pausing");
                 }
-                let resumes = state.paused_until.unwrap_or(now);
-                state.adaptive_rate.refused(&stated, sent, in_flight, now, resumes);
-                // It is there, and alive.
+                // A 429 shows that the upstream is up. It counts neither as a success nor as a failure otherwise.
                 if reservation.is_probe {
                     state.circuit.succeeded(true, now);
                 }
             }
-            Ended::Failed => opened = state.circuit.failed(reservation.query, reservation.is_probe, now),
-            Ended::Unclear if reservation.is_probe => state.circuit.probe_lost(),
-            Ended::Unclear => {}
+            AttemptOutcome::Failed => {
+                opened = state.circuit.failed(reservation.query, reservation.is_probe, now);
+            }
+            AttemptOutcome::Inconclusive if reservation.is_probe => state.circuit.probe_lost(),
+            AttemptOutcome::Inconclusive => {}
         }
-        state.give_back(true);
+        state.release_slot();
         if opened {
-            self.open(state);
+            self.refuse_all(state);
         }
-        let limited = matches!(ended, Ended::Limited(..));
-        drop(guarded);
-        if limited {
-            self.look_for_hopeless();
+        let is_limited = matches!(outcome, AttemptOutcome::RateLimited(..));
+        drop(locked);
+        if is_limited {
+            self.refuse_late();
         }
         self.advance();
     }
 
-    /// The circuit has opened: nobody waits for what is not going to be sent.
-    fn open(&self, state: &mut State<Grant>) {
+    /// Refuses every call that waits, since the circuit has opened.
+    fn refuse_all(&self, state: &mut State<Pending>) {
         let wait = state.limits.circuit.open;
         tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
         for ticket in state.wait_queue.tickets() {
             if let Some(waiting) = state.dismiss(ticket) {
-                let _ = waiting.grant.reply.send(Err(circuit_open(wait)));
+                let _ = waiting.reply.reply.send(Err(circuit_open(wait)));
             }
         }
     }
 }
 
-impl State<Grant> {
-    /// A call is out that was not sent.
-    fn dismiss(&mut self, ticket: Ticket) -> Option<Waiting<Grant>> {
-        let waiting = self.wait_queue.leave(ticket)?;
-        self.let_go(&waiting.grant.reservation);
+impl State<Pending> {
+    /// Removes a call that will not be sent.
+    fn dismiss(&mut self, ticket: Ticket) -> Option<Waiting<Pending>> {
+        let waiting = self.wait_queue.remove(ticket)?;
+        self.release(&waiting.reply.reservation);
         Some(waiting)
     }
 
-    /// A client that has to come back after this wait goes on where it stood. Nobody comes back for a refresh.
-    fn keep_place(
+    /// Gives back what a call held that will not be sent.
+    fn release(&mut self, reservation: &Reservation) {
+        if reservation.is_probe {
+            self.circuit.probe_lost();
+        }
+        self.refund_team_token(&reservation.team);
+    }
+
+    /// How much longer a call would wait; zero where it does not wait.
+    fn remaining_wait(&self, ticket: Ticket, now: Instant) -> Duration {
+        self.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now))
+    }
+
+    /// Reserves the place of a client that is told to come back after `wait`. A refresh does not come back.
+    fn reserve_place(
         &mut self,
         waiting_teams: Vec<TeamWaiters>,
         background: bool,
@@ -412,82 +423,74 @@ impl State<Grant> {
         wait: Duration,
         now: Instant,
     ) {
-        let most = self.limits.queue;
+        let limit = self.limits.queue;
         if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| !background) {
-            self.wait_queue.reserve(team_waiters, key, ticket, whole_seconds(wait), most, now);
+            self.wait_queue.reserve(team_waiters, key, ticket, whole_seconds(wait), limit, now);
         }
     }
 
-    /// Takes one of a team's own upstream tokens, where it has such a limit. A client takes that of a refresh which has
-    /// one and only waits.
-    fn take_share(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
-        let refused = match self.take_of_team(team, background, now) {
+    /// Takes a token of a team's own upstream limit, if it has one. A client takes that of a refresh that only waits.
+    fn take_or_claim_team_token(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
+        let refused = match self.take_team_token(team, background, now) {
             Ok(()) => return Ok(()),
             Err(refused) => refused,
         };
         let refresh = if background { None } else { self.wait_queue.last_refresh_of(&team.name) };
         let Some(refresh) = refresh.and_then(|ticket| self.dismiss(ticket)) else { return Err(refused) };
-        let _ = refresh.grant.reply.send(Err(refused));
-        self.take_of_team(team, background, now)
+        let _ = refresh.reply.reply.send(Err(refused));
+        self.take_team_token(team, background, now)
     }
 
-    /// Lets one leave who waits, so that a call of these can wait; `false` where nobody has to.
-    fn make_room(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> bool {
-        let Some(ticket) = self.wait_queue.surplus(waiting_teams, background) else { return false };
-        let wait = self.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now));
-        let Some(Waiting { grant, key, waiting_teams, background, .. }) = self.dismiss(ticket) else { return false };
-        self.keep_place(waiting_teams, background, key, ticket, wait, now);
-        // A receiver that is gone has left by itself.
-        let _ = grant.reply.send(Err(queue_full(self.limits.queue, wait)));
+    /// Evicts a call from a full queue, so that one of these teams can be queued; `false` where none may be evicted.
+    fn evict_for(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> bool {
+        let Some(ticket) = self.wait_queue.to_evict(waiting_teams, background) else { return false };
+        let wait = self.remaining_wait(ticket, now);
+        let Some(Waiting { reply, key, waiting_teams, background, .. }) = self.dismiss(ticket) else { return false };
+        self.reserve_place(waiting_teams, background, key, ticket, wait, now);
+        // A receiver that is gone has given up by itself.
+        let _ = reply.reply.send(Err(queue_full(self.limits.queue, wait)));
         true
-    }
-
-    /// What a call held is free again, since it was not sent.
-    fn let_go(&mut self, reservation: &Reservation) {
-        if reservation.is_probe {
-            self.circuit.probe_lost();
-        }
-        self.put_back_to_team(&reservation.team);
     }
 }
 
-/// A place in the waiting room; dropping it is leaving.
+/// A call in the queue; dropping it removes the call.
 struct QueueGuard {
     account: Arc<Shared>,
     ticket: Ticket,
-    left: bool,
+    /// The call has its reply, and is no longer queued.
+    is_replied: bool,
 }
 
 impl QueueGuard {
-    /// Others wait for the call now, or somebody for less long, or nobody does any more and it is a refresh.
+    /// Other clients wait for the call now, or one has less time, or none is left and the call is a refresh.
     fn set_waiting_teams(&mut self, call: &UpstreamCall, waiting_teams: Vec<TeamWaiters>) {
         let background = waiting_teams.is_empty();
-        let waiting_teams = if background { vec![waiting::of_refresh(&call.team)] } else { waiting_teams };
+        let waiting_teams = if background { vec![background_waiters(&call.team)] } else { waiting_teams };
         let now = self.account.clock.now();
-        let mut guarded = self.account.lock();
-        let state = &mut guarded.state;
+        let mut locked = self.account.lock();
+        let state = &mut locked.state;
         self.ticket = state.wait_queue.set_waiting_teams(self.ticket, waiting_teams, background);
-        state.wait_queue.wait_until(self.ticket, useful_until(call));
+        state.wait_queue.set_deadline(self.ticket, useful_until(call));
         if let Some(ahead) = state.wait_queue.ahead_of(self.ticket).filter(|_| !background) {
             let estimated_start = now + state.wait_behind(ahead, now);
             call.waiters.set_estimated_start(Some(estimated_start));
-            state.wait_queue.due_by(self.ticket, due(estimated_start, needed_by(call)));
+            state.wait_queue.start_by(self.ticket, latest_start(estimated_start, needed_by(call)));
         }
-        drop(guarded);
+        drop(locked);
         self.account.advance();
     }
 }
 
 impl Drop for QueueGuard {
     fn drop(&mut self) {
-        if !self.left {
+        if !self.is_replied {
             let dismissed = self.account.lock().state.dismiss(self.ticket);
             drop(dismissed);
         }
     }
 }
 
-/// The right to one attempt; dropping it frees the place. Unused, it gives its token back too.
+/// The right to one attempt. Dropping it frees the slot, and gives the token back if it was not used.
 #[derive(Debug)]
 pub struct Permit {
     account: Arc<Shared>,
@@ -496,15 +499,15 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// The attempt begins: the token is spent.
+    /// The attempt begins, and uses the token.
     pub fn spend(&mut self) {
         self.sent = Some(self.account.clock.now());
     }
 
-    /// The attempt has ended. A pause is in force before the freed place lets the next call through.
-    pub fn end(mut self, ended: Ended) {
+    /// The attempt has ended. A pause that it brings is in force before its slot is free for the next call.
+    pub fn end(mut self, outcome: AttemptOutcome) {
         if let Some(reservation) = self.reservation.take() {
-            self.account.end(reservation, self.sent, ended);
+            self.account.end(reservation, self.sent, outcome);
         }
     }
 }
@@ -512,24 +515,24 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(reservation) = self.reservation.take() {
-            self.account.end(reservation, self.sent, Ended::Unclear);
+            self.account.end(reservation, self.sent, AttemptOutcome::Inconclusive);
         }
     }
 }
 
-/// When the first of those who wait for a call has no more time.
+/// The earliest deadline of the clients that wait for a call, and of the call itself.
 fn needed_by(call: &UpstreamCall) -> Instant {
     call.waiters.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
 }
 
-/// When the last of those who wait for a call has no more time, or the call itself.
+/// The latest deadline of the clients that wait for a call, but no later than that of the call itself.
 fn useful_until(call: &UpstreamCall) -> Instant {
     call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
 }
 
-fn queue_full(most: u32, wait: Duration) -> GatewayError {
+fn queue_full(limit: u32, wait: Duration) -> GatewayError {
     let wait = whole_seconds(wait);
-    let message = format!("{most} calls already wait for this account; come back in {} s", wait.as_secs());
+    let message = format!("{limit} calls already wait for this account; come back in {} s", wait.as_secs());
     GatewayError::new(Reason::QueueFull, message).with_retry_after(wait)
 }
 

@@ -1,12 +1,12 @@
-//! The circuit breaker: an upstream that fails again and again is left alone for a while. Pure: time is passed in.
+//! The circuit breaker: an upstream that fails repeatedly gets no attempts for a while. Pure: time is passed in.
 //!
-//! *Closed*, everything passes. So many failures in a row, or such a share of the attempts of the last half minute,
-//! *open* it: nothing passes. After a while it is *half open*: one attempt at a time passes as a probe, and its success
-//! closes the circuit. A query whose probe failed is left alone for as long again, and once the probes of several queries
-//! have failed, nothing passes again. What counts as failure is decided by whoever reports.
+//! While *closed*, every call passes. A number of failures in a row, or a share of the attempts of the last half minute,
+//! *opens* it: no call passes. After a while it is *half open*: one attempt at a time passes as a probe. A probe that
+//! succeeds closes the circuit. A query whose probe failed is refused for as long again. Once the probes of several queries
+//! have failed, the circuit is open again. The caller decides what counts as a failure.
 //!
-//! It only opens on failures of several queries, and only several keep it open: one that always fails, as a heavy one may,
-//! says nothing of the others.
+//! It opens only on failures of several queries, and only several keep it open. A query that always fails, as a heavy one
+//! may, says nothing about the others.
 
 use std::time::Duration;
 
@@ -14,34 +14,34 @@ use crate::core::clock::Instant;
 use crate::core::window::Window;
 use crate::request::key::Key;
 
-/// A share of fewer says nothing.
+/// A share counts from this number of attempts.
 const LEAST_ATTEMPTS: u32 = 20;
-/// Failures of fewer different queries are those queries' own.
+/// It opens on failures of at least so many different queries.
 const LEAST_QUERIES: usize = 3;
-/// How far back a share of attempts is counted.
+/// The time over which a share of attempts is counted.
 const SHARE_OF: Duration = Duration::from_secs(30);
 const SUCCESS: usize = 0;
 const FAILURE: usize = 1;
 
-/// When it opens, and for how long.
+/// When the circuit opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CircuitPolicy {
     /// Failures in a row.
     pub consecutive: u32,
-    /// Or this share of at least 20 attempts within 30 s.
+    /// Or this share of failures, of at least 20 attempts within 30 s.
     pub ratio: f64,
-    /// Until a probe is let through.
+    /// The time until a probe may pass.
     pub open: Duration,
 }
 
-/// How it stands.
+/// The state of a circuit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CircuitState {
-    /// Everything passes.
+    /// Every call passes.
     Closed,
-    /// A probe may pass.
+    /// One probe at a time may pass.
     HalfOpen,
-    /// Nothing passes.
+    /// No call passes.
     Open,
 }
 
@@ -69,22 +69,24 @@ impl CircuitState {
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
     policy: CircuitPolicy,
-    /// Since when it is not closed, and until when nothing passes.
+    /// `None` while it is closed.
     broken: Option<Broken>,
     in_a_row: u32,
-    /// The queries that failed since the last success.
-    failed_in_a_row: Latest,
-    /// The queries that failed at all.
-    failed: Latest,
-    /// The queries whose probes failed since it opened.
-    failed_probes: Latest,
+    /// Queries that failed since the last success.
+    failed_in_a_row: RecentFailures,
+    /// Queries that failed, successes between them or not.
+    failed: RecentFailures,
+    /// Queries whose probes failed since the circuit opened.
+    failed_probes: RecentFailures,
     /// Attempts of the last half minute.
     window: Window<30, 2>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Broken {
+    /// Since when it is not closed.
     since: Instant,
+    /// No call passes before this.
     until: Instant,
     /// Probes under way.
     probes: usize,
@@ -92,37 +94,46 @@ struct Broken {
     probed: Instant,
 }
 
-/// May a call pass.
+/// Whether a call may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It may.
+    /// The call may pass.
     Allow,
-    /// It may, as the probe: how it ends, or that it was never sent, has to be told.
+    /// The call may pass as the probe: how it ended, or that it was not sent, has to be reported.
     Probe,
-    /// It may not before this has passed.
+    /// The call may not pass; after this time it may try again.
     Reject(Duration),
 }
 
 impl Circuit {
-    /// Others wait for so long for a probe's end. Then another query may be a probe too: one that hangs says little.
+    /// How long other calls wait for a probe's end. After that another query may be a probe too, because one that takes
+    /// long says little.
     const PROBE: Duration = Duration::from_secs(1);
 
-    /// Closed.
+    /// A closed circuit.
     pub(super) fn new(policy: CircuitPolicy, now: Instant) -> Self {
-        let (failed_in_a_row, failed, failed_probes) = (Latest::default(), Latest::default(), Latest::default());
-        Self { policy, broken: None, in_a_row: 0, failed_in_a_row, failed, failed_probes, window: window(now) }
+        let failures = RecentFailures::default;
+        Self {
+            policy,
+            broken: None,
+            in_a_row: 0,
+            failed_in_a_row: failures(),
+            failed: failures(),
+            failed_probes: failures(),
+            window: window(now),
+        }
     }
 
-    /// Another policy. What has happened stays.
+    /// Changes the policy. What was counted stays.
     pub(super) fn set_policy(&mut self, policy: CircuitPolicy) {
         self.policy = policy;
     }
 
-    /// May a call of this query pass.
+    /// Decides whether a call of this query may pass.
     pub(super) fn pass(&mut self, query: Key, now: Instant) -> Decision {
         let Some(broken) = &mut self.broken else { return Decision::Allow };
-        let shut_for_it = self.failed_probes.when(query).map(|failed| failed + self.policy.open);
-        let until = shut_for_it.map_or(broken.until, |until| until.max(broken.until));
+        let refused_until = self.failed_probes.when(query).map(|failed| failed + self.policy.open);
+        let until = refused_until.map_or(broken.until, |until| until.max(broken.until));
         let is_awaited = broken.probes > 0 && now < broken.probed + Self::PROBE;
         match () {
             () if now < until => Decision::Reject(until - now),
@@ -134,7 +145,7 @@ impl Circuit {
         }
     }
 
-    /// A probe was never sent, or its end says nothing.
+    /// The probe was not sent, or its end says nothing about the upstream.
     pub(super) fn probe_lost(&mut self) {
         if let Some(broken) = &mut self.broken {
             broken.probes = broken.probes.saturating_sub(1);
@@ -146,14 +157,14 @@ impl Circuit {
         if is_probe && self.broken.is_some() {
             self.broken = None;
             self.window = window(now);
-            (self.failed, self.failed_probes) = (Latest::default(), Latest::default());
+            (self.failed, self.failed_probes) = (RecentFailures::default(), RecentFailures::default());
         }
         self.in_a_row = 0;
-        self.failed_in_a_row = Latest::default();
+        self.failed_in_a_row = RecentFailures::default();
         self.window.count(SUCCESS, now);
     }
 
-    /// An attempt at a query failed. Has that opened the circuit.
+    /// An attempt at a query failed. Returns whether that opened the circuit.
     pub(super) fn failed(&mut self, query: Key, is_probe: bool, now: Instant) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.failed_in_a_row.add(query, now);
@@ -165,12 +176,12 @@ impl Circuit {
                 self.failed_probes.add(query, now);
                 let reopens = self.failed_probes.are_several(|at| now < at + self.policy.open);
                 if reopens {
-                    self.failed_probes = Latest::default();
+                    self.failed_probes = RecentFailures::default();
                     self.broken = Some(Broken { until: now + self.policy.open, probes: 0, ..broken });
                 }
                 reopens
             }
-            // Sent before it opened.
+            // It was sent before the circuit opened.
             Some(_) => false,
             None => {
                 let opens = self.has_failed_in_a_row() || self.has_failed_too_often(now);
@@ -193,7 +204,7 @@ impl Circuit {
         is_share && self.failed.are_several(|at| now < at + SHARE_OF)
     }
 
-    /// How it stands, and since when if it is not closed.
+    /// The state, and since when the circuit is not closed.
     pub(super) fn state(&self, now: Instant) -> (CircuitState, Option<Instant>) {
         match self.broken {
             None => (CircuitState::Closed, None),
@@ -205,32 +216,32 @@ impl Circuit {
     }
 }
 
-/// The [`LEAST_QUERIES`] different queries that failed last, and when: as many as it takes to tell whether there are so
-/// many since any moment.
+/// The [`LEAST_QUERIES`] different queries that failed last, and when. That is enough to tell whether so many have failed
+/// since any given time.
 #[derive(Debug, Clone, Copy, Default)]
-struct Latest([Option<(Key, Instant)>; LEAST_QUERIES]);
+struct RecentFailures([Option<(Key, Instant)>; LEAST_QUERIES]);
 
-impl Latest {
+impl RecentFailures {
     fn add(&mut self, query: Key, now: Instant) {
         let known = self.0.iter().position(|known| known.is_some_and(|(key, _)| key == query));
-        // Empty places come before all others.
+        // An empty entry, or else the oldest.
         let oldest = || (0..LEAST_QUERIES).min_by_key(|at| self.0[*at].map(|(_, at)| at));
         if let Some(place) = known.or_else(oldest) {
             self.0[place] = Some((query, now));
         }
     }
 
-    /// When this one failed last, if it is one of them.
+    /// When this query last failed, if it is one of them.
     fn when(&self, query: Key) -> Option<Instant> {
         self.0.iter().flatten().find(|(key, _)| *key == query).map(|(_, at)| *at)
     }
 
-    /// Has any failed at such a time.
+    /// Whether any query failed at a time that `counts`.
     fn any(&self, counts: impl Fn(Instant) -> bool) -> bool {
         self.0.iter().flatten().any(|(_, at)| counts(*at))
     }
 
-    /// Are there so many different ones among those that failed at such a time.
+    /// Whether [`LEAST_QUERIES`] different queries failed at a time that `counts`.
     fn are_several(&self, counts: impl Fn(Instant) -> bool) -> bool {
         self.0.iter().flatten().filter(|(_, at)| counts(*at)).count() >= LEAST_QUERIES
     }

@@ -1,9 +1,10 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, timeout};
 
+use super::quota::{Grant, QuotaSource, QuotaStatus};
 use super::*;
 use crate::accounts::Team;
 use crate::core::clock::{Clock, Instant};
@@ -59,7 +60,7 @@ fn refresh() -> UpstreamCall {
 async fn send(budget: &AccountBudget, call: &UpstreamCall) -> Result<(), GatewayError> {
     let mut permit = budget.acquire(call).await?;
     permit.spend();
-    permit.end(Ended::Answered(RateLimitHeaders::default()));
+    permit.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
     Ok(())
 }
 
@@ -78,11 +79,11 @@ fn spend(budget: &AccountBudget, (call, waiter): (UpstreamCall, Waiter)) -> Join
 }
 
 /// One attempt that ends like this.
-async fn attempt(budget: &AccountBudget, ended: Ended) -> Result<(), GatewayError> {
+async fn attempt(budget: &AccountBudget, outcome: AttemptOutcome) -> Result<(), GatewayError> {
     let (call, _waiter) = patient();
     let mut permit = budget.acquire(&call).await?;
     permit.spend();
-    permit.end(ended);
+    permit.end(outcome);
     Ok(())
 }
 
@@ -108,24 +109,24 @@ async fn what_cannot_be_in_time_is_refused_on_arrival() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_attempts_count_when_a_wait_is_foretold() {
+async fn slow_attempts_count_in_a_wait_estimate() {
     let budget = budget(limits(1000, 1000, 2));
     for _ in 0..3 {
         let (call, _waiter) = patient();
         let mut permit = budget.acquire(&call).await.unwrap();
         permit.spend();
         advance(4 * S).await;
-        permit.end(Ended::Answered(RateLimitHeaders::default()));
+        permit.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
     }
     let (busy, _waiter) = patient();
     let _both = (budget.acquire(&busy).await.unwrap(), budget.acquire(&busy).await.unwrap());
     let (hasty, _waiter) = call_of(&Team::example("local"), 3, S);
     let error = budget.acquire(&hasty).await.unwrap_err();
-    assert_eq!((error.reason(), error.retry_after()), (Reason::Deadline, Some(2 * S)), "one place in two seconds");
+    assert_eq!((error.reason(), error.retry_after()), (Reason::Deadline, Some(2 * S)), "one slot in two seconds");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_holds_everybody_and_refuses_the_hopeless_at_once() {
+async fn a_pause_delays_all_and_refuses_at_once_those_it_makes_late() {
     let (budget, start) = (budget(limits(1, 2, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
     let (last, _waiter) = patient();
@@ -135,7 +136,7 @@ async fn a_pause_holds_everybody_and_refuses_the_hopeless_at_once() {
     let hasty = spend(&budget, call_of(&Team::example("local"), 3, 3 * S));
     tokio::task::yield_now().await;
     assert_eq!(budget.status().waiting, 2);
-    permit.end(Ended::Limited(Some(7 * S), RateLimitHeaders::default()));
+    permit.end(AttemptOutcome::RateLimited(Some(7 * S), RateLimitHeaders::default()));
     assert_eq!(hasty.await.unwrap(), Err(Reason::Deadline));
     assert_eq!(Instant::now(), start);
     assert_eq!(patient.await.unwrap().unwrap() - start, 7 * S);
@@ -146,18 +147,18 @@ async fn a_pause_without_a_length_grows_and_is_capped() {
     let budget = budget(limits(100, 100, 10));
     let mut last = Duration::ZERO;
     for n in 1..12 {
-        attempt(&budget, Ended::Limited(None, RateLimitHeaders::default())).await.unwrap();
+        attempt(&budget, AttemptOutcome::RateLimited(None, RateLimitHeaders::default())).await.unwrap();
         let paused = budget.status().paused;
         let ceiling = limits(1, 1, 1).backoff.ceiling(n);
         assert!(paused <= ceiling && paused >= (ceiling / 2).min(last), "{n}: {paused:?} of {ceiling:?}");
         last = paused;
     }
-    attempt(&budget, Ended::Limited(Some(100_000 * S), RateLimitHeaders::default())).await.unwrap();
+    attempt(&budget, AttemptOutcome::RateLimited(Some(100_000 * S), RateLimitHeaders::default())).await.unwrap();
     assert_eq!(budget.status().paused, 300 * S);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_leaves_gives_its_place_back() {
+async fn a_call_that_gives_up_leaves_the_queue() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
     let leaving = spend(&budget, patient());
@@ -168,7 +169,7 @@ async fn one_that_leaves_gives_its_place_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_nobody_wants_any_more_is_not_sent() {
+async fn a_call_that_nobody_waits_for_any_more_is_not_sent() {
     let budget = budget(limits(1, 1, 10));
     spend(&budget, patient()).await.unwrap().unwrap();
     let (call, waiter) = patient();
@@ -192,7 +193,7 @@ async fn an_unused_permit_gives_its_token_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refreshes_come_behind_clients_until_somebody_wants_them() {
+async fn refreshes_come_behind_clients_until_a_client_waits_for_them() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
     let background = |call: UpstreamCall| {
@@ -238,7 +239,7 @@ async fn the_queue_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_makes_room_for_a_team_whose_line_is_shorter() {
+async fn a_full_queue_evicts_for_a_team_whose_queue_is_shorter() {
     let (budget, start) = (budget(Limits { queue: 6, ..limits(1, 1, 10) }), Instant::now());
     let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
     let heavy = Team { weight: 100, ..Team::example("heavy") };
@@ -249,7 +250,7 @@ async fn a_full_queue_makes_room_for_a_team_whose_line_is_shorter() {
     let heavy_ones: Vec<_> = (0..3).map(|_| spend(&budget, call_of(&heavy, 3, 60 * S))).collect();
     tokio::task::yield_now().await;
     assert_eq!(budget.status().waiting, 6, "no more than before");
-    // The last of the flood had to go, one for each.
+    // The last calls of the flood are evicted, one for each.
     for dropped in flooding.drain(2..) {
         assert_eq!(dropped.await.unwrap(), Err(Reason::QueueFull));
     }
@@ -266,7 +267,7 @@ async fn a_full_queue_makes_room_for_a_team_whose_line_is_shorter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refreshes_leave_a_full_queue_first_and_nobody_leaves_for_one() {
+async fn refreshes_are_evicted_first_and_none_is_evicted_for_one() {
     let budget = budget(Limits { queue: 2, ..limits(1, 1, 10) });
     spend(&budget, patient()).await.unwrap().unwrap();
     let background = |call: UpstreamCall| {
@@ -285,7 +286,7 @@ async fn refreshes_leave_a_full_queue_first_and_nobody_leaves_for_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_team_waits_for_too_is_left_in_a_full_queue() {
+async fn what_two_teams_wait_for_is_not_evicted() {
     let budget = budget(Limits { queue: 4, ..limits(1, 1, 10) });
     let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
     spend(&budget, call_of(&flood, 3, 60 * S)).await.unwrap().unwrap();
@@ -302,7 +303,7 @@ async fn what_another_team_waits_for_too_is_left_in_a_full_queue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_leaves_a_full_queue_for_one_that_would_wait_in_vain() {
+async fn a_call_that_would_be_late_evicts_no_other() {
     let budget = budget(Limits { queue: 3, ..limits(1, 1, 10) });
     spend(&budget, patient()).await.unwrap().unwrap();
     let waiting: Vec<_> = (0..3).map(|_| spend(&budget, patient())).collect();
@@ -315,7 +316,7 @@ async fn nobody_leaves_a_full_queue_for_one_that_would_wait_in_vain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_faster_rate_is_felt_by_those_who_wait() {
+async fn a_faster_rate_serves_those_who_wait_sooner() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
     let waiting = spend(&budget, patient());
@@ -360,7 +361,7 @@ async fn endless_demand_is_divided_by_weight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_shares_go_to_whoever_asks() {
+async fn the_share_of_idle_teams_goes_to_the_others() {
     let budget = budget(limits(20, 5, 10));
     let until = Instant::now() + 10 * S;
     let sent = demand(&budget, &Team { weight: 1, ..Team::example("light") }, 20, until).await.unwrap();
@@ -390,11 +391,11 @@ async fn urgency_counts_within_a_team_alone() {
     for call in calls {
         seconds.push((call.await.unwrap().unwrap() - start).as_secs());
     }
-    assert_eq!(seconds, [4, 3, 1, 2], "the other team has its turn, however calm its call");
+    assert_eq!(seconds, [4, 3, 1, 2], "urgency does not count between teams");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_page_that_two_teams_wait_for_comes_at_the_sooner_turn() {
+async fn a_call_of_two_teams_is_served_for_the_sooner_one() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     let (flood, quiet) = (Team::example("flood"), Team::example("quiet"));
     let mut calls: Vec<_> = (0..20).map(|_| call_of(&flood, 3, 60 * S)).collect();
@@ -418,15 +419,15 @@ fn waiter_count(call: &UpstreamCall, clients: usize) -> Vec<Waiter> {
 async fn what_most_clients_wait_for_comes_first() {
     let (budget, start) = (budget(limits(1, 1, 10)), Instant::now());
     spend(&budget, patient()).await.unwrap().unwrap();
-    let mut crowds = Vec::new();
+    let mut clients = Vec::new();
     let calls = [0, 2, 1, 2, 0].map(|more| {
         let patient = patient();
-        crowds.push(waiter_count(&patient.0, more));
+        clients.push(waiter_count(&patient.0, more));
         spend(&budget, patient)
     });
     tokio::task::yield_now().await;
     // They come and go while it waits.
-    crowds[1].clear();
+    clients[1].clear();
     let mut seconds = Vec::new();
     for call in calls {
         seconds.push((call.await.unwrap().unwrap() - start).as_secs());
@@ -468,7 +469,7 @@ fn popular_calls(budget: &AccountBudget, until: Instant) -> JoinHandle<()> {
             }
             let ((call, _waiter), budget) = (patient(), budget.clone());
             calls.spawn(async move {
-                let _crowd = (_waiter, waiter_count(&call, 2));
+                let _clients = (_waiter, waiter_count(&call, 2));
                 answered(&budget, &call).await
             });
         }
@@ -476,7 +477,7 @@ fn popular_calls(budget: &AccountBudget, until: Instant) -> JoinHandle<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_few_wait_for_is_put_off_by_five_seconds_at_most() {
+async fn overtaking_delays_a_call_by_five_seconds_at_most() {
     let (budget, start) = (budget(limits(5, 1, 10)), Instant::now());
     let _popular = popular_calls(&budget, start + 30 * S);
     tokio::task::yield_now().await;
@@ -484,24 +485,24 @@ async fn what_few_wait_for_is_put_off_by_five_seconds_at_most() {
     let waiters = Arc::clone(&lonely.0.waiters);
     let lonely = spend(&budget, lonely);
     tokio::task::yield_now().await;
-    let foretold = waiters.estimated_start().unwrap();
+    let estimated = waiters.estimated_start().unwrap();
     tokio::time::sleep(5 * S).await;
-    assert!(waiters.estimated_start().unwrap() > foretold, "whoever joins is told what is to be expected now");
+    assert!(waiters.estimated_start().unwrap() > estimated, "the estimate is brought up to date");
     let sent = lonely.await.unwrap().unwrap();
     assert!(
-        sent > foretold + 4 * S && sent <= foretold + 5 * S,
+        sent > estimated + 4 * S && sent <= estimated + 5 * S,
         "{:?} instead of {:?}",
         sent - start,
-        foretold - start
+        estimated - start
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_put_off_beyond_a_deadline() {
+async fn overtaking_delays_no_call_beyond_its_deadline() {
     let (budget, start) = (budget(limits(5, 1, 10)), Instant::now());
     let _popular = popular_calls(&budget, start + 30 * S);
     tokio::task::yield_now().await;
-    // Its turn is after 4.2 s.
+    // It is estimated to start after 4.2 s.
     let hurried = spend(&budget, call_of(&Team::example("local"), 3, 4500 * MS));
     let (call, waiter) = patient();
     let waiters = Arc::clone(&call.waiters);
@@ -519,11 +520,11 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
     let (first, _waiter) = patient();
     let mut permit = budget.acquire(&first).await.unwrap();
     permit.spend();
-    // Its own deadline is far; whether its turn, after a second, is of use is for its clients to say.
+    // Its own deadline is far. Its clients decide whether a start after a second is in time.
     let (call, waiter) = patient();
     waiter.need_by(start + 500 * MS);
     let error = budget.acquire(&call).await.unwrap_err();
-    assert_eq!((error.reason(), Instant::now()), (Reason::Deadline, start), "nobody has time for its turn");
+    assert_eq!((error.reason(), Instant::now()), (Reason::Deadline, start), "no client has that much time");
     let (call, waiter) = patient();
     waiter.need_by(start + 5 * S);
     let waiters = Arc::clone(&call.waiters);
@@ -532,7 +533,7 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
     // Another joins who has more time, and then the account pauses for longer than the first has.
     waiters.need_by(start + 30 * S);
     tokio::task::yield_now().await;
-    permit.end(Ended::Limited(Some(10 * S), RateLimitHeaders::default()));
+    permit.end(AttemptOutcome::RateLimited(Some(10 * S), RateLimitHeaders::default()));
     let sent = shared.await.unwrap().unwrap() - start;
     assert!(sent >= 10 * S && sent < 30 * S, "{sent:?}");
 }
@@ -574,27 +575,27 @@ async fn dashboards(counted: bool, seed: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_go_where_they_spare_the_most_clients_a_wait() {
-    let (mut of_crowds, mut in_order) = (Vec::new(), Vec::new());
+async fn counting_waiters_shortens_the_waits_of_most_clients() {
+    let (mut by_waiters, mut in_order) = (Vec::new(), Vec::new());
     for seed in 0..9 {
-        of_crowds.push(dashboards(true, seed).await);
+        by_waiters.push(dashboards(true, seed).await);
         in_order.push(dashboards(false, seed).await);
     }
-    of_crowds.sort_unstable();
+    by_waiters.sort_unstable();
     in_order.sort_unstable();
-    assert!(of_crowds[4] * 2 <= in_order[4], "{of_crowds:?} instead of {in_order:?}");
+    assert!(by_waiters[4] * 2 <= in_order[4], "{by_waiters:?} instead of {in_order:?}");
 }
 
 /// Clients that are told to come back do, after exactly as long as they were told, while the load stays what it is.
 #[tokio::test(start_paused = true)]
-async fn those_who_come_back_when_they_were_told_are_served() {
+async fn calls_that_come_back_when_told_are_served() {
     let (came_back, served) = coming_back(|| 0).await;
     assert!(came_back > 500, "{came_back}");
     assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_come_back_are_served_though_more_wait_for_others() {
+async fn calls_that_come_back_are_served_though_others_have_more_waiters() {
     let (came_back, served) = coming_back(|| fastrand::usize(0..4)).await;
     assert!(came_back > 500, "{came_back}");
     assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
@@ -633,14 +634,14 @@ async fn coming_back(more: fn() -> usize) -> (u32, u32) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_do_not_come_back_stand_in_nobodys_way() {
+async fn calls_that_do_not_come_back_delay_no_other() {
     let budget = budget(limits(5, 5, 10));
     let team = Team::example("a");
     for _ in 0..500 {
         let (call, _waiter) = call_of(&team, 3, S);
         assert!(matches!(answered(&budget, &call).await, Ok(_) | Err(Reason::Deadline)));
     }
-    // All that was promised has lapsed, and of that much remains in what newcomers are told.
+    // All reservations have expired, and new ones count for little in estimates.
     tokio::time::sleep(200 * S).await;
     let (mut sent, mut refused) = (0, 0);
     for _ in 0..100 {
@@ -772,11 +773,11 @@ async fn one_query_that_always_fails_opens_the_circuit_for_nobody() {
     for _ in 0..200 {
         let mut permit = budget.acquire(&poisonous).await.unwrap();
         permit.spend();
-        permit.end(Ended::Failed);
+        permit.end(AttemptOutcome::Failed);
     }
     assert_eq!(budget.status().circuit, CircuitState::Closed);
     for _ in 0..2 {
-        attempt(&budget, Ended::Failed).await.unwrap();
+        attempt(&budget, AttemptOutcome::Failed).await.unwrap();
     }
     assert_eq!(budget.status().circuit, CircuitState::Open, "three different ones are the upstream's");
 }
@@ -785,7 +786,7 @@ async fn one_query_that_always_fails_opens_the_circuit_for_nobody() {
 async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
     let (budget, start) = (budget(limits(100, 100, 100)), Instant::now());
     for _ in 0..9 {
-        attempt(&budget, Ended::Failed).await.unwrap();
+        attempt(&budget, AttemptOutcome::Failed).await.unwrap();
     }
     let (last, _waiter) = patient();
     let mut permit = budget.acquire(&last).await.unwrap();
@@ -793,9 +794,9 @@ async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
     budget.set_limits(Limits { rate: Rate::new(1, 60 * S), ..limits(100, 1, 100) });
     let waiting = spend(&budget, call_of(&Team::example("local"), 3, 600 * S));
     tokio::task::yield_now().await;
-    permit.end(Ended::Failed);
+    permit.end(AttemptOutcome::Failed);
     assert_eq!(waiting.await.unwrap(), Err(Reason::CircuitOpen), "who waits is told");
-    let error = attempt(&budget, Ended::Failed).await.unwrap_err();
+    let error = attempt(&budget, AttemptOutcome::Failed).await.unwrap_err();
     assert_eq!((error.reason(), error.retry_after()), (Reason::CircuitOpen, Some(5 * S)));
     assert_eq!(Instant::now(), start);
 
@@ -806,18 +807,18 @@ async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
     let mut probe = budget.acquire(&probe).await.unwrap();
     probe.spend();
     assert!(budget.status().tokens < tokens, "a probe pays");
-    assert_eq!(attempt(&budget, Ended::Failed).await.unwrap_err().reason(), Reason::CircuitOpen);
+    assert_eq!(attempt(&budget, AttemptOutcome::Failed).await.unwrap_err().reason(), Reason::CircuitOpen);
     assert_eq!(budget.status().circuit, CircuitState::HalfOpen);
-    probe.end(Ended::Answered(RateLimitHeaders::default()));
+    probe.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
     assert_eq!((budget.status().circuit, budget.status().broken_for), (CircuitState::Closed, None));
-    attempt(&budget, Ended::Failed).await.unwrap();
+    attempt(&budget, AttemptOutcome::Failed).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_given_up_lets_another_try() {
     let budget = budget(limits(100, 100, 100));
     for _ in 0..10 {
-        attempt(&budget, Ended::Failed).await.unwrap();
+        attempt(&budget, AttemptOutcome::Failed).await.unwrap();
     }
     advance(5 * S).await;
     let (call, _waiter) = patient();
@@ -825,14 +826,14 @@ async fn a_probe_that_is_given_up_lets_another_try() {
     let mut unclear = budget.acquire(&call).await.unwrap();
     unclear.spend();
     drop(unclear);
-    attempt(&budget, Ended::Answered(RateLimitHeaders::default())).await.unwrap();
+    attempt(&budget, AttemptOutcome::Answered(RateLimitHeaders::default())).await.unwrap();
     assert_eq!(budget.status().circuit, CircuitState::Closed);
 }
 
 /// Five in a window of a second, as Twilio states with each answer: the first five at once, and no burst after that, since
 /// nobody knows where in the window it would fall.
 #[tokio::test(start_paused = true)]
-async fn a_stated_limit_leaves_no_room_for_bursts() {
+async fn a_stated_limit_allows_no_bursts() {
     let (budget, start) = (budget(Limits { adapt: true, ..limits(5, 5, 10) }), Instant::now());
     let mut sent = Vec::new();
     for left in (0..5).rev().cycle().take(15) {
@@ -841,7 +842,7 @@ async fn a_stated_limit_leaves_no_room_for_bursts() {
         permit.spend();
         sent.push(Instant::now() - start);
         let (limit, remaining, reset) = (Some(5), Some(left), Some(S));
-        permit.end(Ended::Answered(RateLimitHeaders { limit, remaining, reset, concurrent: None }));
+        permit.end(AttemptOutcome::Answered(RateLimitHeaders { limit, remaining, reset, concurrent: None }));
     }
     for window in sent.windows(6) {
         assert!(window[5] - window[0] >= 950 * MS, "{sent:?}");
@@ -851,7 +852,7 @@ async fn a_stated_limit_leaves_no_room_for_bursts() {
 
 /// Attempts that never end, and so nobody knows how long a wait is.
 #[tokio::test(start_paused = true)]
-async fn many_whose_deadlines_come_at_once_are_told_at_once() {
+async fn many_calls_whose_deadlines_come_at_once_are_refused_at_once() {
     let budget = budget(Limits { rate: None, queue: 100_000, ..limits(1, 1, 1) });
     let (first, _waiter) = patient();
     let _never_ends = budget.acquire(&first).await.unwrap();
@@ -867,4 +868,107 @@ async fn many_whose_deadlines_come_at_once_are_told_at_once() {
     let told = waiting.join_all().await;
     assert!(told.len() == 20_000 && told.iter().all(|result| *result == Err(Reason::Deadline)));
     assert_eq!(budget.status().waiting, 0);
+}
+
+/// Another source of tokens: grants by script, as one would that shares a bucket with other processes.
+#[derive(Debug, Default)]
+struct Script {
+    /// No token before this; a token that is asked for at that time may have been taken by another process.
+    next: Option<Instant>,
+    /// How often another process takes the token first, by which the next one is a second later.
+    taken_by_others: u32,
+    /// The teams that were granted tokens.
+    granted: Vec<String>,
+    refunds: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+struct ScriptedQuota(Arc<Mutex<Script>>);
+
+impl QuotaSource for ScriptedQuota {
+    fn set_limits(&mut self, _: &Limits, _: Instant) {}
+
+    fn update(&mut self, _: Instant) {}
+
+    fn ready(&self, now: Instant) -> Grant {
+        let next = self.0.lock().unwrap().next;
+        next.filter(|next| *next > now).map_or(Grant::Now, Grant::NotBefore)
+    }
+
+    fn take(&mut self, team: &Team, now: Instant) -> Grant {
+        if self.ready(now) != Grant::Now {
+            return self.ready(now);
+        }
+        let mut script = self.0.lock().unwrap();
+        if script.taken_by_others > 0 {
+            script.taken_by_others -= 1;
+            script.next = Some(now + S);
+            return Grant::NotBefore(now + S);
+        }
+        script.granted.push(team.name.to_string());
+        Grant::Now
+    }
+
+    fn refund(&mut self) {
+        self.0.lock().unwrap().refunds += 1;
+    }
+
+    fn nth_at(&self, _: u32, now: Instant) -> Instant {
+        self.0.lock().unwrap().next.map_or(now, |next| next.max(now))
+    }
+
+    fn concurrency(&self, _: Instant) -> u32 {
+        100
+    }
+
+    fn accepted(&mut self, _: &RateLimitHeaders, _: Instant) {}
+
+    fn rate_limited(
+        &mut self,
+        asked: Option<Duration>,
+        _: &RateLimitHeaders,
+        _: Instant,
+        _: u32,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.0.lock().unwrap().next = asked.map(|pause| now + pause);
+        asked
+    }
+
+    fn status(&self, _: Instant) -> QuotaStatus {
+        QuotaStatus { per_second: None, tokens: None, paused: Duration::ZERO }
+    }
+}
+
+fn scripted() -> (AccountBudget, ScriptedQuota) {
+    let quota = ScriptedQuota::default();
+    let budget = AccountBudget::with_quota("main".into(), limits(1, 1, 1), Box::new(quota.clone()), Clock::new());
+    (budget, quota)
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_others_take_first_are_waited_for_in_the_same_order() {
+    let ((budget, quota), start) = (scripted(), Instant::now());
+    *quota.0.lock().unwrap() = Script { next: Some(start + 10 * S), taken_by_others: 3, ..Script::default() };
+    let teams = ["a", "a", "b"];
+    let calls = teams.map(|team| spend(&budget, call_of(&Team::example(team), 3, 60 * S)));
+    for call in calls {
+        assert_eq!(call.await.unwrap(), Ok(start + 13 * S));
+    }
+    let script = quota.0.lock().unwrap();
+    assert_eq!((script.granted.join(" "), script.refunds), ("a b a".to_owned(), 0), "each team in its turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_told_of_unused_tokens_and_of_429s() {
+    let ((budget, quota), start) = (scripted(), Instant::now());
+    let (call, _waiter) = patient();
+    drop(budget.acquire(&call).await.unwrap());
+    assert_eq!(quota.0.lock().unwrap().refunds, 1);
+    attempt(&budget, AttemptOutcome::RateLimited(Some(7 * S), RateLimitHeaders::default())).await.unwrap();
+    assert_eq!(quota.0.lock().unwrap().refunds, 1, "a token that was used does not come back");
+    assert_eq!(answered(&budget, &call).await, Ok(start + 7 * S));
+    let (hasty, _waiter) = call_of(&Team::example("local"), 3, S);
+    quota.0.lock().unwrap().next = Some(Instant::now() + 5 * S);
+    assert_eq!(answered(&budget, &hasty).await, Err(Reason::Deadline), "by the source's estimate");
 }

@@ -1,8 +1,7 @@
-//! Every upstream attempt pays here: a token of its account's bucket and one of its places.
+//! Pays for upstream attempts from their accounts' [`budget`](crate::budget).
 //!
-//! It sits inside retry, so that a retry pays like a first try. It reads from what comes back whether the account is
-//! limited or the upstream fails, and tells the [`budget`](crate::budget). It does not decide what is tried again, and
-//! holds no request bodies.
+//! It sits inside retry, so that a retry pays like a first attempt. It waits for a permit, and tells the budget how the
+//! attempt ended. It does not decide what is retried, and holds no request bodies.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +11,7 @@ use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::accounts::PerAccount;
-use crate::budget::{AccountBudget, Ended};
+use crate::budget::{AccountBudget, AttemptOutcome};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
@@ -43,7 +42,7 @@ impl<S> Layer<S> for BudgetLayer {
     }
 }
 
-/// Makes attempts pay. See the module.
+/// Pays for attempts. See the module.
 #[derive(Debug, Clone)]
 pub struct Budget<S> {
     inner: S,
@@ -80,33 +79,35 @@ where
             let mut permit = permit?;
             permit.spend();
             let deadline = call.deadline;
-            let answer = inner.oneshot(call).await;
-            permit.end(ended(&answer, deadline, clock));
-            answer
+            let response = inner.oneshot(call).await;
+            permit.end(outcome(&response, deadline, clock));
+            response
         })
     }
 }
 
-/// What an attempt's end says of the account's limits and of the upstream's health.
-fn ended(answer: &Result<UpstreamResponse, GatewayError>, deadline: Instant, clock: Clock) -> Ended {
-    match answer {
-        Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
-            let pause = upstream_headers::pause(&answer.headers, clock.wall(clock.now()));
-            Ended::Limited(pause, RateLimitHeaders::read(&answer.headers))
+/// What the end of an attempt says about the account's limits and the upstream's health.
+fn outcome(response: &Result<UpstreamResponse, GatewayError>, deadline: Instant, clock: Clock) -> AttemptOutcome {
+    match response {
+        Ok(response) if response.status == StatusCode::TOO_MANY_REQUESTS => {
+            let pause = upstream_headers::pause(&response.headers, clock.wall(clock.now()));
+            AttemptOutcome::RateLimited(pause, RateLimitHeaders::read(&response.headers))
         }
-        Ok(answer) if answer.status.is_server_error() => Ended::Failed,
-        Ok(answer) => Ended::Answered(RateLimitHeaders::read(&answer.headers)),
-        // The upstream is there: it is the credentials that are bad.
+        Ok(response) if response.status.is_server_error() => AttemptOutcome::Failed,
+        Ok(response) => AttemptOutcome::Answered(RateLimitHeaders::read(&response.headers)),
+        // The upstream is well: the credentials are wrong.
         Err(error) if error.reason() == Reason::UpstreamRejectedCredentials => {
-            Ended::Answered(RateLimitHeaders::default())
+            AttemptOutcome::Answered(RateLimitHeaders::default())
         }
-        // It was the client that had no more time.
-        Err(error) if error.reason() == Reason::UpstreamTimeout && clock.now() >= deadline => Ended::Unclear,
-        // It died while nobody used it: what a new connection does is what counts.
-        Err(error) if error.is_on_kept_connection() => Ended::Unclear,
-        // What another try would not mend is that one answer's fault.
-        Err(error) if error.retry() == Retry::Never => Ended::Unclear,
-        Err(_) => Ended::Failed,
+        // The client's deadline came first.
+        Err(error) if error.reason() == Reason::UpstreamTimeout && clock.now() >= deadline => {
+            AttemptOutcome::Inconclusive
+        }
+        // The connection was closed while it was idle. Only what a new connection does counts.
+        Err(error) if error.is_on_kept_connection() => AttemptOutcome::Inconclusive,
+        // A failure that a retry would repeat is a fault of that one response.
+        Err(error) if error.retry() == Retry::Never => AttemptOutcome::Inconclusive,
+        Err(_) => AttemptOutcome::Failed,
     }
 }
 
@@ -126,11 +127,11 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    /// Which answers say what, seen through the service.
+    /// What each kind of response says.
     #[tokio::test(start_paused = true)]
-    async fn answers_are_understood() {
-        let ending = |answer: Result<u16, (Reason, Retry)>| {
-            let answer = match answer {
+    async fn responses_are_classified() {
+        let outcome_of = |response: Result<u16, (Reason, Retry)>| {
+            let response = match response {
                 Ok(status) => Ok(UpstreamResponse {
                     status: StatusCode::from_u16(status).unwrap(),
                     headers: HeaderMap::new(),
@@ -139,29 +140,29 @@ mod tests {
                 }),
                 Err((reason, retry)) => Err(GatewayError::new(reason, "scripted").with_retry(retry)),
             };
-            ended(&answer, Instant::now() + S, Clock::new())
+            outcome(&response, Instant::now() + S, Clock::new())
         };
-        let answered = Ended::Answered(RateLimitHeaders::default());
-        assert_eq!(ending(Ok(200)), answered);
-        assert_eq!(ending(Ok(400)), answered);
-        assert_eq!(ending(Ok(429)), Ended::Limited(None, RateLimitHeaders::default()));
-        assert_eq!(ending(Ok(500)), Ended::Failed);
-        assert_eq!(ending(Ok(503)), Ended::Failed);
-        assert_eq!(ending(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
-        assert_eq!(ending(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), Ended::Failed);
-        assert_eq!(ending(Err((Reason::UpstreamInvalid, Retry::Never))), Ended::Unclear);
-        assert_eq!(ending(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), Ended::Failed);
+        let answered = AttemptOutcome::Answered(RateLimitHeaders::default());
+        assert_eq!(outcome_of(Ok(200)), answered);
+        assert_eq!(outcome_of(Ok(400)), answered);
+        assert_eq!(outcome_of(Ok(429)), AttemptOutcome::RateLimited(None, RateLimitHeaders::default()));
+        assert_eq!(outcome_of(Ok(500)), AttemptOutcome::Failed);
+        assert_eq!(outcome_of(Ok(503)), AttemptOutcome::Failed);
+        assert_eq!(outcome_of(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
+        assert_eq!(outcome_of(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), AttemptOutcome::Failed);
+        assert_eq!(outcome_of(Err((Reason::UpstreamInvalid, Retry::Never))), AttemptOutcome::Inconclusive);
+        assert_eq!(outcome_of(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), AttemptOutcome::Failed);
         let died = GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(Retry::IfRepeatable);
         let died = Err(died.on_kept_connection());
         assert_eq!(
-            ended(&died, Instant::now() + S, Clock::new()),
-            Ended::Unclear,
+            outcome(&died, Instant::now() + S, Clock::new()),
+            AttemptOutcome::Inconclusive,
             "a connection's fault, not Twilio's"
         );
         let hurried = Err(GatewayError::new(Reason::UpstreamTimeout, "scripted").with_retry(Retry::IfRepeatable));
         assert_eq!(
-            ended(&hurried, Instant::now(), Clock::new()),
-            Ended::Unclear,
+            outcome(&hurried, Instant::now(), Clock::new()),
+            AttemptOutcome::Inconclusive,
             "the client's deadline, not Twilio's fault"
         );
     }

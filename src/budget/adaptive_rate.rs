@@ -1,19 +1,20 @@
-//! What an account may be asked, learnt from what it answers. Pure arithmetic: time is passed in.
+//! The rate and the concurrency that an account allows, learnt from its responses. Pure arithmetic: time is passed in.
 //!
-//! Without any refusal the configured rate holds. A 429 puts up a *wall*: an estimate of the rate that Twilio
-//! grants. From then on the rate stays a little below the wall and creeps up to it; once it has held for a while it
-//! is raised ever faster, to see whether the wall still stands, and within a minute of the last 429 it is the
-//! configured one again. Where another 429 comes first, the wall is moved:
+//! Without a 429 the configured rate holds. A 429 makes an *estimate* of the rate that Twilio allows. From then on the
+//! rate starts a little below the estimate and approaches it. When it has held for a while it is raised faster and faster,
+//! to find out whether the limit is still there. Within a minute of the last 429 it is the configured rate again. Where
+//! another 429 comes first, the new estimate depends on when it came:
 //!
-//! * soon after the wall was passed: it stands about where it stood;
-//! * well beyond it: to the rate at which answers came of late;
-//! * before it was reached: to the rate between two 429s. Whatever the upstream's bucket or window holds, it
-//!   was empty at both, so that is the rate at which it fills. A little at first, more while 429s follow each other.
+//! * soon after the rate passed the estimate: the limit is about where it was, so the estimate changes little;
+//! * well after that: the estimate is the rate at which calls were recently accepted;
+//! * before the rate reached the estimate: the estimate is the rate of accepted calls between the two 429s. Whatever the
+//!   upstream's bucket or window holds, it was empty at both, so that is the rate at which it fills. The rate is lowered
+//!   a little at first, and more when 429s follow each other.
 //!
-//! The times and factors were found by simulation (see the tests), over upstreams with buckets and with windows.
+//! The times and factors were found by simulation (see the tests), of upstreams with buckets and with windows.
 //!
-//! What Twilio states of its limits (headers of 429s, and of other answers if they have them) bounds all this.
-//! A 429 that speaks of concurrent requests and not of a rate lowers the number of calls at once instead.
+//! The limits that Twilio states (in headers of 429s, and of other responses if they have them) bound all this. A 429
+//! that names concurrent requests and no rate lowers the number of attempts at once instead.
 
 use std::time::Duration;
 
@@ -21,49 +22,49 @@ use crate::core::clock::Instant;
 use crate::core::window::Window;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
-/// Below the wall at first, by so much.
+/// The part of the estimate that the rate starts with.
 const MARGIN: f64 = 0.96;
-/// For so long the rate does not pass the wall.
+/// For how long the rate stays below the estimate.
 const HOLD: Duration = Duration::from_secs(38);
-/// For so long where the wall was put up in a hurry.
+/// The same after 429s that followed each other quickly.
 const SHORT_HOLD: Duration = Duration::from_secs(20);
-/// So long after that the wall is forgotten.
+/// How long after that the estimate is forgotten.
 const RISE: Duration = Duration::from_secs(17);
-/// A 429 within so much of passing the wall says that the wall still stands.
+/// A 429 so soon after the rate passed the estimate confirms the estimate.
 const CLOSE: Duration = Duration::from_millis(2500);
-/// What is refused within so much of a 429 is refused for the same reason.
+/// Attempts that were sent so soon after a 429 may be refused for the same reason.
 const SAME: Duration = Duration::from_secs(1);
-/// A wall that stands about where it stood is moved by so much at most.
+/// The factor by which a confirmed estimate changes at most.
 const STEP: f64 = 1.04;
-/// "Soon after each other".
+/// 429s within this time follow each other quickly.
 const QUICK: Duration = Duration::from_secs(3);
-/// "Of late".
+/// How far back accepted calls are recent.
 const RECENT: Duration = Duration::from_millis(2500);
 const RECENT_SLOTS: usize = 5;
-/// What Twilio states in passing holds for so long.
+/// For how long a limit holds that a response other than a 429 stated.
 const STATED_HOLDS: Duration = Duration::from_secs(60);
-/// The rate never falls below this many a second: it would never be found out that things are better.
+/// The least rate, per second: at a lower one it would take too long to find out that the limit is gone.
 const LEAST: f64 = 1.0 / 60.0;
-/// So few a second of late say nothing of what is granted: little may have been asked.
-const LITTLE: f64 = 2.0;
-/// Growth a second beyond the wall where no configured rate says where it leads.
+/// Fewer recently accepted calls a second say nothing about the limit: there may have been few calls.
+const LEAST_RECENT: f64 = 2.0;
+/// Growth a second beyond the estimate where no rate is configured.
 const GROWTH: f64 = 1.3;
-/// Growth a second beyond the wall at least.
+/// The least growth a second beyond the estimate.
 const LEAST_GROWTH: f64 = 1.02;
 
-/// The pace of one account.
+/// The learnt rate of one account.
 #[derive(Debug, Clone)]
 pub(super) struct AdaptiveRate {
     /// The configured rate per second.
     ceiling: Option<f64>,
     estimate: Option<RateEstimate>,
-    /// From answers other than 429s.
+    /// The rate that responses other than 429s stated, and until when it holds.
     stated: Option<(f64, Instant)>,
-    /// The longest window that Twilio has shown, for the limit it has stated.
+    /// The limit that Twilio stated last, and the longest window that it showed for it.
     window: Option<(u64, Duration)>,
-    /// Of late accepted.
+    /// Recently accepted calls.
     recent: Window<RECENT_SLOTS, 1>,
-    /// Accepted since the last 429 that moved the wall.
+    /// Calls accepted since the 429 that made the estimate.
     accepted: u32,
     concurrency_limit: Option<ConcurrencyLimit>,
 }
@@ -72,13 +73,13 @@ pub(super) struct AdaptiveRate {
 struct RateEstimate {
     /// Per second.
     rate: f64,
-    /// When it was put up.
+    /// When the 429 came.
     at: Instant,
-    /// When the pause ended that the 429 brought.
+    /// When the pause ended that it brought.
     since: Instant,
-    /// How many 429s have moved it soon after each other.
+    /// How many 429s have changed it, each quickly after the other.
     quick: u32,
-    /// The first one: where it stands at most once all that was under way is answered.
+    /// For a first estimate: the most that it is raised to by responses to what was under way.
     first: Option<f64>,
 }
 
@@ -92,7 +93,7 @@ impl RateEstimate {
     }
 }
 
-/// Fewer calls at once, after a 429 that spoke of those.
+/// Fewer attempts at once, after a 429 that named concurrent requests.
 #[derive(Debug, Clone, Copy)]
 struct ConcurrencyLimit {
     most: u32,
@@ -100,18 +101,18 @@ struct ConcurrencyLimit {
 }
 
 impl AdaptiveRate {
-    /// The configured rate, per second; `None` is without limit.
+    /// Starts with the configured rate, per second; `None` is no limit.
     pub(super) fn new(ceiling: Option<f64>, now: Instant) -> Self {
         let recent = Window::new(RECENT / RECENT_SLOTS as u32, now);
         Self { ceiling, estimate: None, stated: None, window: None, recent, accepted: 0, concurrency_limit: None }
     }
 
-    /// Another configured rate. What was learnt stays.
+    /// Changes the configured rate. What was learnt stays.
     pub(super) fn set_ceiling(&mut self, ceiling: Option<f64>) {
         self.ceiling = ceiling;
     }
 
-    /// How many a second may be sent now; `None` is without limit.
+    /// The rate per second now; `None` is no limit.
     pub(super) fn rate(&self, now: Instant) -> Option<f64> {
         let learnt = self.estimate.and_then(|estimate| self.after(estimate, now));
         let stated = self.stated.filter(|(_, until)| now < *until).map(|(rate, _)| rate);
@@ -120,15 +121,15 @@ impl AdaptiveRate {
         least.map(|rate| rate.max(LEAST.min(self.ceiling.unwrap_or(LEAST))))
     }
 
-    /// Is the rate learnt rather than the configured one. It is so too where Twilio states just the configured rate: its
-    /// windows have no room for bursts beside that.
+    /// Whether the rate is learnt rather than configured. It is also learnt where Twilio states exactly the configured
+    /// rate: a window of Twilio's that is full at that rate allows no bursts.
     pub(super) fn is_learnt(&self, now: Instant) -> bool {
         let stated = self.stated.filter(|(_, until)| now < *until);
         let binds = stated.is_some_and(|(rate, _)| self.ceiling.is_none_or(|ceiling| rate <= ceiling));
         binds || self.rate(now) != self.ceiling
     }
 
-    /// How many calls at once may be sent now, of the configured number.
+    /// Attempts at once now, of the configured number.
     pub(super) fn concurrency(&self, configured: u32, now: Instant) -> u32 {
         let Some(concurrency_limit) = self.concurrency_limit else { return configured };
         let share = now.saturating_duration_since(concurrency_limit.at).as_secs_f64() / (HOLD + RISE).as_secs_f64();
@@ -136,15 +137,15 @@ impl AdaptiveRate {
         concurrency_limit.most.saturating_add(regained as u32).min(configured)
     }
 
-    /// The rate after a wall was put up; `None` once it is forgotten.
+    /// The rate that an estimate allows now; `None` once it is forgotten.
     fn after(&self, estimate: RateEstimate, now: Instant) -> Option<f64> {
         let since = now.saturating_duration_since(estimate.since);
         if estimate.is_forgotten(now) {
             return None;
         }
         let Some(beyond) = since.checked_sub(estimate.hold()) else {
-            let crept = since.as_secs_f64() / estimate.hold().as_secs_f64();
-            return Some(estimate.rate * (MARGIN + (1.0 - MARGIN) * crept));
+            let progress = since.as_secs_f64() / estimate.hold().as_secs_f64();
+            return Some(estimate.rate * (MARGIN + (1.0 - MARGIN) * progress));
         };
         let growth = match self.ceiling {
             Some(ceiling) => (ceiling / estimate.rate).powf(1.0 / RISE.as_secs_f64()).max(LEAST_GROWTH),
@@ -153,27 +154,28 @@ impl AdaptiveRate {
         Some(estimate.rate * growth.powf(beyond.as_secs_f64()))
     }
 
-    /// Twilio answered something else than 429. Until when nothing should be sent, if it says that nothing is left.
+    /// Twilio answered something else than 429. Returns for how long nothing should be sent, if it states that nothing
+    /// is left.
     pub(super) fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) -> Option<Duration> {
         self.accepted = self.accepted.saturating_add(1);
         self.recent.count(0, now);
         if let Some(rate) = self.stated_rate(stated) {
             self.stated = Some((rate, now + STATED_HOLDS));
         }
-        let recent = self.accepted_of_late(now);
+        let recent = self.recently_accepted(now);
         if let Some(estimate) = self.estimate.as_mut().filter(|estimate| now < estimate.since)
             && let Some(most) = estimate.first
         {
-            // Nothing is sent before then: this was under way with what was refused.
+            // Nothing was sent since the 429: this call was under way together with the refused one.
             estimate.rate = estimate.rate.max(recent.min(most));
         }
-        // Whole seconds, rounded up: the last of them may be almost over.
+        // Twilio rounds up to whole seconds: the last one may be almost over.
         let certain = stated.reset.filter(|_| stated.remaining == Some(0))?.saturating_sub(Duration::from_secs(1));
         (!certain.is_zero()).then_some(certain)
     }
 
     /// Twilio answered 429 to a call that was sent at `sent`, with `in_flight` calls under way, itself included;
-    /// nothing will be sent until `resumes`.
+    /// nothing is sent until `resumes`.
     pub(super) fn refused(
         &mut self,
         stated: &RateLimitHeaders,
@@ -188,13 +190,13 @@ impl AdaptiveRate {
         }
         let stated_rate = self.stated_rate(stated);
         if let Some(estimate) = self.estimate.as_mut().filter(|estimate| sent <= estimate.at + SAME) {
-            // Sent before the wall was put up, or into the same empty window: no news but of when to go on.
+            // Sent before the estimate was made, or into the same empty window: only the end of the pause is new.
             estimate.since = estimate.since.max(resumes);
             return;
         }
         let current = self.rate(now);
         let mut quick = 0;
-        let recent = self.accepted_of_late(now);
+        let recent = self.recently_accepted(now);
         let rate = match (self.estimate.filter(|estimate| !estimate.is_forgotten(now)), current) {
             (Some(estimate), Some(current)) => {
                 match now.saturating_duration_since(estimate.since).checked_sub(estimate.hold()) {
@@ -204,16 +206,17 @@ impl AdaptiveRate {
                         let between = now.saturating_duration_since(estimate.at);
                         let filled = f64::from(self.accepted) / between.as_secs_f64().max(0.001);
                         quick = if between < QUICK { estimate.quick + 1 } else { 1 };
-                        // Ever more at once while refusals follow each other.
+                        // The steps grow while 429s follow each other.
                         let lowered = current / STEP.powi(1 << (quick - 1).min(4));
-                        // The pause counts too, so Twilio grants this at least.
+                        // The time includes the pause, so Twilio allows at least this.
                         filled.clamp(lowered, current)
                     }
                 }
             }
-            // The first: nothing is known but what came of late. Nothing at all, and others may be using the account.
+            // The first estimate: only recently accepted calls are known. Where there are none, others may be using the
+            // account.
             (_, Some(current)) if recent == 0.0 => current / 2.0,
-            (_, Some(current)) => recent.max(LITTLE).min(current),
+            (_, Some(current)) => recent.max(LEAST_RECENT).min(current),
             (_, None) => recent.max(1.0),
         };
         let stated_most = stated_rate.unwrap_or(f64::INFINITY);
@@ -224,13 +227,13 @@ impl AdaptiveRate {
         self.accepted = 0;
     }
 
-    /// Per second, over the time since the first of them but a second at least.
-    fn accepted_of_late(&self, now: Instant) -> f64 {
+    /// Recently accepted calls per second, over the time since the first of them and at least a second.
+    fn recently_accepted(&self, now: Instant) -> f64 {
         let [accepted] = self.recent.counts(now);
         f64::from(accepted) / self.recent.span(now).as_secs_f64().max(1.0)
     }
 
-    /// The rate that a stated limit makes, with the longest window that was ever shown for it; a second at least.
+    /// The rate of a stated limit, over the longest window that was shown for it, at least a second.
     fn stated_rate(&mut self, stated: &RateLimitHeaders) -> Option<f64> {
         let limit = stated.limit.filter(|limit| *limit > 0)?;
         let shown = stated.reset.unwrap_or_default().max(Duration::from_secs(1));

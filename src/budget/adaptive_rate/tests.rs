@@ -59,10 +59,10 @@ fn refusals_of_what_was_sent_before_lower_the_rate_once() {
 }
 
 #[test]
-fn what_else_was_under_way_tells_where_the_first_wall_stands() {
+fn responses_to_what_was_under_way_raise_the_first_estimate() {
     let start = Instant::now();
-    // Of a first volley of six one is refused, and that before the others are answered, or after the first of them.
-    let volley = |before: u32, after: u32, stated: &RateLimitHeaders| {
+    // Of six first calls one is refused: before the others are answered, or after some of them.
+    let first_six = |before: u32, after: u32, stated: &RateLimitHeaders| {
         let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
         for _ in 0..before {
             adaptive_rate.accepted(&RateLimitHeaders::default(), start);
@@ -74,14 +74,14 @@ fn what_else_was_under_way_tells_where_the_first_wall_stands() {
         adaptive_rate.rate(start + S).unwrap()
     };
     assert!(
-        (2.3..=2.5).contains(&volley(0, 0, &RateLimitHeaders::default())),
+        (2.3..=2.5).contains(&first_six(0, 0, &RateLimitHeaders::default())),
         "nothing is known, and others may use the account"
     );
-    assert!((4.7..=5.0).contains(&volley(0, 5, &RateLimitHeaders::default())));
-    assert!((4.7..=5.0).contains(&volley(1, 4, &RateLimitHeaders::default())));
-    assert!((2.8..=3.0).contains(&volley(2, 1, &RateLimitHeaders::default())));
-    assert!(volley(0, 5, &limited(4, 1)) <= 4.0, "more than is stated is not granted");
-    // Answers to what was sent later say nothing of the wall.
+    assert!((4.7..=5.0).contains(&first_six(0, 5, &RateLimitHeaders::default())));
+    assert!((4.7..=5.0).contains(&first_six(1, 4, &RateLimitHeaders::default())));
+    assert!((2.8..=3.0).contains(&first_six(2, 1, &RateLimitHeaders::default())));
+    assert!(first_six(0, 5, &limited(4, 1)) <= 4.0, "more than is stated is not granted");
+    // Responses to what was sent later do not raise it.
     let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
     refuse(&mut adaptive_rate, start);
     for _ in 0..5 {
@@ -101,7 +101,7 @@ fn follows_the_limit_that_twilio_states() {
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     adaptive_rate.refused(&limited(5, 45), start, 1, start, start + 45 * S);
     assert!(adaptive_rate.rate(start + 45 * S).unwrap() <= 5.0 / 45.0);
-    // RateLimitHeaders in passing: a bound, but no wall.
+    // Stated by another response than a 429: a bound, but no estimate.
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     let stated = RateLimitHeaders { limit: Some(20), remaining: Some(7), ..RateLimitHeaders::default() };
     assert_eq!(adaptive_rate.accepted(&stated, start), None);
@@ -136,7 +136,7 @@ fn a_429_about_concurrency_lowers_the_concurrency_alone() {
 }
 
 proptest! {
-    /// Whatever Twilio answers: never above the configured rate, never zero, never without end.
+    /// Whatever Twilio answers: never above the configured rate, never zero, and the configured rate again after a while.
     #[test]
     fn stays_within_bounds(
         ceiling in proptest::option::of(0.01f64..1000.0),
@@ -283,12 +283,12 @@ fn follow(states: bool, least_used: f64, most_refused: f64) {
 
 /// As Twilio documents it: a 429 says when to come back.
 #[test]
-fn finds_and_follows_a_limit_that_nobody_has_told() {
+fn finds_and_follows_an_unknown_limit() {
     follow(true, 0.9, 0.02);
 }
 
 #[test]
-fn finds_and_follows_a_limit_though_429s_say_nothing() {
+fn finds_and_follows_an_unknown_limit_where_429s_name_no_pause() {
     follow(false, 0.8, 0.04);
 }
 

@@ -1,0 +1,218 @@
+//! Where the tokens of an account come from.
+//!
+//! A budget asks a [`QuotaSource`] before each upstream attempt: may this team send one now. The answer is a [`Grant`].
+//! A token that was granted and not used is given back. The source is told of each response, since it is the source that
+//! learns from 429s: it pauses the account, and lowers its rate and the number of attempts at once.
+//!
+//! [`LocalQuota`] is the token bucket of this process. A source that shares a bucket with other processes has to keep
+//! to the same contract:
+//!
+//! * Every method is called under the account's lock and must not block. A shared source answers from the tokens that it
+//!   has fetched ahead, and fetches more in a task of its own.
+//! * Times are estimates. Others may take the token meanwhile, so [`take`](QuotaSource::take) may refuse at the very
+//!   time that was named; it then names a later one.
+//! * Who is next is not the source's to decide: the budget has its own fair queue. The source learns the team, and by it
+//!   the weight, so that processes can divide what they share.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use super::Limits;
+use super::adaptive_rate::AdaptiveRate;
+use crate::accounts::Team;
+use crate::core::clock::Instant;
+use crate::core::limiter::{Limiter, Quota};
+use crate::semantics::upstream_headers::RateLimitHeaders;
+
+/// The answer to a request for a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// There is one.
+    Now,
+    /// There is none; ask again at this time, which is later than now.
+    NotBefore(Instant),
+}
+
+/// A view of a source's state.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QuotaStatus {
+    /// Tokens a second now; `None` without a limit.
+    pub(super) per_second: Option<f64>,
+    /// Tokens now, negative while they are owed; `None` without a limit.
+    pub(super) tokens: Option<f64>,
+    /// Time until the pause ends; zero without one.
+    pub(super) paused: Duration,
+}
+
+/// Grants the tokens of one account. See the module.
+pub(super) trait QuotaSource: Debug + Send {
+    /// Changes the limits. What is owed stays owed, and what was learnt stays learnt.
+    fn set_limits(&mut self, limits: &Limits, now: Instant);
+
+    /// Brings the source up to date: a learnt rate changes with time.
+    fn update(&mut self, now: Instant);
+
+    /// Whether a token would be granted now.
+    fn ready(&self, now: Instant) -> Grant;
+
+    /// Takes a token for an attempt of this team.
+    fn take(&mut self, team: &Team, now: Instant) -> Grant;
+
+    /// Gives back a token that was not used.
+    fn refund(&mut self);
+
+    /// When the `n`-th token from now is expected, counted from 1.
+    fn nth_at(&self, n: u32, now: Instant) -> Instant;
+
+    /// Attempts at once, now; at least one.
+    fn concurrency(&self, now: Instant) -> u32;
+
+    /// The upstream answered something else than 429.
+    fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant);
+
+    /// The upstream answered 429, and asked for a pause or not, to an attempt that was sent at `sent` with `in_flight`
+    /// attempts under way, itself included. Returns the pause, unless a longer one is in force.
+    fn rate_limited(
+        &mut self,
+        asked: Option<Duration>,
+        stated: &RateLimitHeaders,
+        sent: Instant,
+        in_flight: u32,
+        now: Instant,
+    ) -> Option<Duration>;
+
+    /// A view of the state now.
+    fn status(&self, now: Instant) -> QuotaStatus;
+}
+
+/// The tokens of this process.
+///
+/// A pause is an instant beside the bucket. It does not push the bucket's TAT forward: the bucket fills during a pause,
+/// so that its burst is available after it.
+#[derive(Debug)]
+pub(super) struct LocalQuota {
+    limits: Limits,
+    /// With the quota of the last [`update`](QuotaSource::update); `None` without a limit.
+    limiter: Option<Limiter>,
+    adaptive_rate: AdaptiveRate,
+    paused_until: Option<Instant>,
+    /// 429s since the last other response.
+    rate_limited_in_a_row: u32,
+}
+
+impl LocalQuota {
+    /// A full bucket.
+    pub(super) fn new(limits: &Limits, now: Instant) -> Self {
+        Self {
+            limits: *limits,
+            limiter: limits.quota().map(|quota| Limiter::full(quota, now)),
+            adaptive_rate: AdaptiveRate::new(limits.per_second(), now),
+            paused_until: None,
+            rate_limited_in_a_row: 0,
+        }
+    }
+
+    fn is_rate_lowered(&self, now: Instant) -> bool {
+        self.limits.adapt && self.adaptive_rate.is_learnt(now)
+    }
+
+    fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| until > now)
+    }
+
+    fn pause(&mut self, pause: Duration, now: Instant) -> Option<Duration> {
+        let pause = pause.min(self.limits.max_pause);
+        let until = now + pause;
+        let is_longer = self.paused_until.is_none_or(|known| known < until);
+        if is_longer {
+            self.paused_until = Some(until);
+        }
+        is_longer.then_some(pause)
+    }
+}
+
+impl QuotaSource for LocalQuota {
+    fn set_limits(&mut self, limits: &Limits, now: Instant) {
+        self.limits = *limits;
+        self.adaptive_rate.set_ceiling(limits.per_second());
+        self.update(now);
+    }
+
+    fn update(&mut self, now: Instant) {
+        let lowered = self.is_rate_lowered(now);
+        let quota = if lowered { self.adaptive_rate.rate(now).map(Quota::even) } else { self.limits.quota() };
+        match (&mut self.limiter, quota) {
+            (Some(limiter), Some(quota)) => limiter.set_quota(quota, now),
+            (limiter, quota) => *limiter = quota.map(|quota| Limiter::full(quota, now)),
+        }
+    }
+
+    fn ready(&self, now: Instant) -> Grant {
+        /// A rate that is being raised brings the next token sooner than it is expected now.
+        const LONGEST: Duration = Duration::from_millis(500);
+        let next = self.nth_at(1, now);
+        if next <= now {
+            return Grant::Now;
+        }
+        let may_come_sooner = self.is_rate_lowered(now) && !self.is_paused(now);
+        Grant::NotBefore(if may_come_sooner { next.min(now + LONGEST) } else { next })
+    }
+
+    fn take(&mut self, _: &Team, now: Instant) -> Grant {
+        let grant = self.ready(now);
+        if let (Grant::Now, Some(limiter)) = (grant, &self.limiter) {
+            // There is one: nobody else takes tokens of this bucket.
+            limiter.try_take(now);
+        }
+        grant
+    }
+
+    fn refund(&mut self) {
+        if let Some(limiter) = &self.limiter {
+            limiter.refund();
+        }
+    }
+
+    fn nth_at(&self, n: u32, now: Instant) -> Instant {
+        let from = self.paused_until.map_or(now, |until| until.max(now));
+        self.limiter.as_ref().map_or(from, |limiter| limiter.nth_at(n, from))
+    }
+
+    fn concurrency(&self, now: Instant) -> u32 {
+        let configured = self.limits.concurrency;
+        if self.limits.adapt { self.adaptive_rate.concurrency(configured, now) } else { configured }
+    }
+
+    fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) {
+        self.rate_limited_in_a_row = 0;
+        if let Some(nothing_left) = self.adaptive_rate.accepted(stated, now).filter(|_| self.limits.adapt) {
+            self.pause(nothing_left, now);
+        }
+    }
+
+    fn rate_limited(
+        &mut self,
+        asked: Option<Duration>,
+        stated: &RateLimitHeaders,
+        sent: Instant,
+        in_flight: u32,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.rate_limited_in_a_row = self.rate_limited_in_a_row.saturating_add(1);
+        // At least half of the ceiling: without a pause the next attempt would be refused as well.
+        let backoff = || self.limits.backoff.delay(self.rate_limited_in_a_row, 0.5 + fastrand::f64() / 2.0);
+        let paused = self.pause(asked.unwrap_or_else(backoff), now);
+        let resumes = self.paused_until.unwrap_or(now);
+        self.adaptive_rate.refused(stated, sent, in_flight, now, resumes);
+        paused
+    }
+
+    fn status(&self, now: Instant) -> QuotaStatus {
+        let limiter = self.limiter.as_ref();
+        QuotaStatus {
+            per_second: limiter.map(|limiter| limiter.quota().per_second()),
+            tokens: limiter.map(|limiter| limiter.tokens(now)),
+            paused: self.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+        }
+    }
+}
