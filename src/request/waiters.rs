@@ -1,7 +1,8 @@
-//! Who still waits for an upstream call, and on whose behalf.
+//! The clients that wait for an upstream call, by team.
 //!
-//! One call may serve many clients of several teams, and clients leave. A call that still waits for its turn asks
-//! here whether anybody wants it, in which teams' lines it may stand, how urgently, and how many wait for it.
+//! Identical requests of several teams can share one call, and clients disconnect. A call that is queued for a token
+//! reads here whether any client still waits, for which teams it is queued, with which urgency, and with how many
+//! clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -17,66 +18,66 @@ use crate::semantics::request_directives::Urgency;
 /// The clients that wait for one upstream call.
 #[derive(Debug)]
 pub struct Waiters {
-    /// Of each team and urgency one, as long as somebody waits.
+    /// One entry for each team and urgency of the clients that wait.
     clients: Mutex<Vec<TeamWaiters>>,
-    /// Counts changes that a waiting call has to know of.
+    /// Grows with each change that a queued call has to see.
     version: AtomicU64,
     changed: Notify,
     refresh: bool,
-    /// When its turn is to be expected, while it waits for that.
+    /// When the call is expected to be sent, while it is queued.
     estimated_start: Mutex<Option<Instant>>,
-    /// What [`need_by`](Self::need_by) was told.
+    /// The deadlines of the clients; `None` before the first.
     needed: Mutex<Option<Needed>>,
 }
 
-/// The deadlines of those who wait.
+/// The deadlines of the clients, including those that have left.
 #[derive(Debug, Clone, Copy)]
 struct Needed {
     earliest: Instant,
     latest: Instant,
-    /// The latest when a waiting call was last told of it.
+    /// The latest deadline that the queued call was notified of.
     announced: Instant,
 }
 
-/// One team's share in a call.
+/// The clients of one team that wait for a call.
 #[derive(Debug, Clone)]
 pub struct TeamWaiters {
-    /// In whose line the call may stand, and whose share it takes.
+    /// The team for which the call is queued, and which may be charged for it.
     pub team: Arc<Team>,
     /// The most urgent of the team's clients.
     pub urgency: Urgency,
-    /// The team's clients of that urgency.
+    /// How many of the team's clients have this urgency.
     pub waiter_count: WaiterCount,
 }
 
-/// How many clients wait: clones are one number, that follows them as they come and leave.
+/// A number of waiting clients. Clones share the number, which changes as clients come and leave.
 #[derive(Debug, Clone, Default)]
 pub struct WaiterCount(Arc<AtomicUsize>);
 
 impl WaiterCount {
-    /// Their number now.
+    /// The number now.
     pub fn size(&self) -> usize {
         self.0.load(SeqCst)
     }
 
-    /// One more; gives how many there were.
+    /// Adds one; returns the number before.
     fn grow(&self) -> usize {
         self.0.fetch_add(1, SeqCst)
     }
 
-    /// One less; gives how many there were.
+    /// Removes one; returns the number before.
     fn shrink(&self) -> usize {
         self.0.fetch_sub(1, SeqCst)
     }
 }
 
 impl Waiters {
-    /// Of a call that clients wait for; it is abandoned when the last of them leaves.
+    /// The waiters of a call for clients; it is abandoned when the last of them leaves.
     pub fn of_clients() -> Arc<Self> {
         Self::new(false)
     }
 
-    /// Of a background refresh: nobody waits for it, and it goes on all the same.
+    /// The waiters of a background refresh; it goes on without any.
     pub fn of_refresh() -> Arc<Self> {
         Self::new(true)
     }
@@ -93,7 +94,7 @@ impl Waiters {
         })
     }
 
-    /// One more waits, until the guard is dropped.
+    /// Adds a client, until the guard is dropped.
     pub fn join(self: &Arc<Self>, team: &Arc<Team>, urgency: Urgency) -> Waiter {
         let mut clients = self.lock();
         let place = match clients.iter().position(|known| known.is(team, urgency)) {
@@ -129,7 +130,8 @@ impl Waiters {
         self.changed.notify_waiters();
     }
 
-    /// The teams that wait for it, each once; and what [`changed`](Self::changed) wants to know of this moment.
+    /// The teams that wait, each once with its most urgent clients; and the version to pass to
+    /// [`changed`](Self::changed).
     pub fn waiting_teams(&self) -> (Vec<TeamWaiters>, u64) {
         let clients = self.lock();
         let mut waiting_teams: Vec<TeamWaiters> = Vec::with_capacity(clients.len());
@@ -140,23 +142,24 @@ impl Waiters {
                 None => waiting_teams.push(team_waiters.clone()),
             }
         }
-        // Still under the lock: what changes after this has a later version.
+        // Read under the lock: a later change has a later version.
         (waiting_teams, self.version.load(SeqCst))
     }
 
-    /// The call waits, and its turn is to be expected then; or it does not wait, or no more.
+    /// Sets when the queued call is expected to be sent; `None` when it is not queued.
     pub fn set_estimated_start(&self, estimated_start: Option<Instant>) {
         *self.estimated_start.lock().unwrap_or_else(PoisonError::into_inner) = estimated_start;
     }
 
-    /// When the turn of a call that waits is to be expected.
+    /// When the queued call is expected to be sent; `None` when it is not queued.
     pub fn estimated_start(&self) -> Option<Instant> {
         *self.estimated_start.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One of those who wait cannot wait for longer than this. It is remembered after that client has left.
+    /// Adds the deadline of a client. It still counts after that client has left.
     pub fn need_by(&self, deadline: Instant) {
-        /// Of a crowd everybody has a little more time than the one before; a waiting call is not told of each.
+        /// Among many clients each has a slightly later deadline than the one before; the queued call is not notified of
+        /// each.
         const MUCH_LATER: Duration = Duration::from_secs(1);
         let mut needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = match needed.as_mut() {
@@ -179,13 +182,13 @@ impl Waiters {
         }
     }
 
-    /// The earliest deadline that [`need_by`](Self::need_by) was told.
+    /// The earliest deadline of a client.
     pub fn needed_by(&self) -> Option<Instant> {
         self.needed().map(|needed| needed.earliest)
     }
 
-    /// The latest deadline that [`need_by`](Self::need_by) was told: a call whose turn comes later is of use to nobody.
-    /// `None` for a refresh, which is of use without anybody.
+    /// The latest deadline of a client: a call that is sent later is of no use. `None` for a refresh, which is of use
+    /// without clients.
     pub fn useful_until(&self) -> Option<Instant> {
         self.needed().map(|needed| needed.latest).filter(|_| !self.refresh)
     }
@@ -194,12 +197,12 @@ impl Waiters {
         *self.needed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Is this a background refresh, whether or not a client waits for it too.
+    /// Whether this is a background refresh, with or without clients that wait for it.
     pub fn is_refresh(&self) -> bool {
         self.refresh
     }
 
-    /// Ends when nobody waits any more; never for a refresh.
+    /// Completes when no client waits any more; never for a refresh.
     pub async fn abandoned(&self) {
         if self.refresh {
             return std::future::pending().await;
@@ -207,12 +210,12 @@ impl Waiters {
         self.until(|| self.lock().is_empty()).await;
     }
 
-    /// Ends when somebody waits.
+    /// Completes when a client waits.
     pub async fn wanted(&self) {
         self.until(|| !self.lock().is_empty()).await;
     }
 
-    /// Ends when the sponsors or the time it is needed by are others than when `seen` was given out.
+    /// Completes when the teams or the deadlines have changed since the version `seen`.
     pub async fn changed(&self, seen: u64) {
         self.until(|| self.version.load(SeqCst) != seen).await;
     }
@@ -220,7 +223,7 @@ impl Waiters {
     async fn until(&self, reached: impl Fn() -> bool) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
-            // Before looking: a change between the look and the wait must not be missed.
+            // Registered before the check: a change between the check and the wait must not be missed.
             changed.as_mut().enable();
             if reached() {
                 return;
@@ -241,7 +244,7 @@ impl TeamWaiters {
     }
 }
 
-/// A client that waits; dropping it is leaving.
+/// A client that waits, until this is dropped.
 #[derive(Debug)]
 pub struct Waiter {
     waiters: Arc<Waiters>,
@@ -250,12 +253,12 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// When the turn of the call is to be expected, if it waits for that.
+    /// See [`Waiters::estimated_start`].
     pub fn estimated_start(&self) -> Option<Instant> {
         self.waiters.estimated_start()
     }
 
-    /// This client cannot wait for longer than this.
+    /// See [`Waiters::need_by`].
     pub fn need_by(&self, deadline: Instant) {
         self.waiters.need_by(deadline);
     }
@@ -323,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_crowd_is_counted_without_telling_anybody() {
+    async fn clients_are_counted_without_a_notification() {
         let waiters = Waiters::of_clients();
         let _calm = waiters.join(&team("one"), Urgency::new(7));
         let one = join(&waiters);
@@ -337,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_earlier_or_later_deadline_is_told() {
+    async fn an_earlier_or_much_later_deadline_notifies() {
         let (waiters, now) = (Waiters::of_clients(), Instant::now());
         let client = join(&waiters);
         client.need_by(now + Duration::from_secs(9));
