@@ -31,9 +31,9 @@ const SHORT_HOLD: Duration = Duration::from_secs(20);
 /// How long after that the estimate is forgotten.
 const RISE: Duration = Duration::from_secs(17);
 /// A 429 so soon after the rate passed the estimate confirms the estimate.
-const CLOSE: Duration = Duration::from_millis(2500);
+const CONFIRMS: Duration = Duration::from_millis(2500);
 /// Attempts that were sent so soon after a 429 may be refused for the same reason.
-const SAME: Duration = Duration::from_secs(1);
+const SAME_CAUSE: Duration = Duration::from_secs(1);
 /// The factor by which a confirmed estimate changes at most.
 const STEP: f64 = 1.04;
 /// 429s within this time follow each other quickly.
@@ -44,7 +44,7 @@ const RECENT_SLOTS: usize = 5;
 /// For how long a limit holds that a response other than a 429 stated.
 const STATED_HOLDS: Duration = Duration::from_secs(60);
 /// The least rate, per second: at a lower one it would take too long to find out that the limit is gone.
-const LEAST: f64 = 1.0 / 60.0;
+const MIN_RATE: f64 = 1.0 / 60.0;
 /// Fewer recently accepted calls a second say nothing about the limit: there may have been few calls.
 const LEAST_RECENT: f64 = 2.0;
 /// Growth a second beyond the estimate where no rate is configured.
@@ -118,7 +118,7 @@ impl AdaptiveRate {
         let stated = self.stated.filter(|(_, until)| now < *until).map(|(rate, _)| rate);
         let least = [self.ceiling, learnt, stated].into_iter().flatten().reduce(f64::min);
         // A configured rate may be lower than the least that is ever learnt.
-        least.map(|rate| rate.max(LEAST.min(self.ceiling.unwrap_or(LEAST))))
+        least.map(|rate| rate.max(MIN_RATE.min(self.ceiling.unwrap_or(MIN_RATE))))
     }
 
     /// Whether the rate is learnt rather than configured. It is also learnt where Twilio states exactly the configured
@@ -176,7 +176,7 @@ impl AdaptiveRate {
 
     /// Twilio answered 429 to a call that was sent at `sent`, with `in_flight` calls under way, itself included;
     /// nothing is sent until `resumes`.
-    pub(super) fn refused(
+    pub(super) fn rate_limited(
         &mut self,
         stated: &RateLimitHeaders,
         sent: Instant,
@@ -189,7 +189,7 @@ impl AdaptiveRate {
             return;
         }
         let stated_rate = self.stated_rate(stated);
-        if let Some(estimate) = self.estimate.as_mut().filter(|estimate| sent <= estimate.at + SAME) {
+        if let Some(estimate) = self.estimate.as_mut().filter(|estimate| sent <= estimate.at + SAME_CAUSE) {
             // Sent before the estimate was made, or into the same empty window: only the end of the pause is new.
             estimate.since = estimate.since.max(resumes);
             return;
@@ -200,7 +200,7 @@ impl AdaptiveRate {
         let rate = match (self.estimate.filter(|estimate| !estimate.is_forgotten(now)), current) {
             (Some(estimate), Some(current)) => {
                 match now.saturating_duration_since(estimate.since).checked_sub(estimate.hold()) {
-                    Some(beyond) if beyond <= CLOSE && estimate.quick <= 1 => current.min(estimate.rate * STEP),
+                    Some(beyond) if beyond <= CONFIRMS && estimate.quick <= 1 => current.min(estimate.rate * STEP),
                     Some(_) => (recent * GROWTH).clamp(estimate.rate.min(current), current),
                     None => {
                         let between = now.saturating_duration_since(estimate.at);
@@ -222,7 +222,7 @@ impl AdaptiveRate {
         let stated_most = stated_rate.unwrap_or(f64::INFINITY);
         let is_first = self.estimate.is_none_or(|estimate| estimate.is_forgotten(now));
         let first = is_first.then(|| current.unwrap_or(f64::INFINITY).min(stated_most));
-        let rate = rate.min(stated_most).max(LEAST);
+        let rate = rate.min(stated_most).max(MIN_RATE);
         self.estimate = Some(RateEstimate { rate, at: now, since: resumes.max(now), quick, first });
         self.accepted = 0;
     }

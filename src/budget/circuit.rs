@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_that_always_fails_opens_it_for_nobody() {
+    fn a_query_that_always_fails_does_not_open_it_alone() {
         let start = Instant::now();
         let mut circuit = circuit(start);
         for n in 0..1000 {

@@ -203,7 +203,7 @@ impl QuotaSource for LocalQuota {
         let backoff = || self.limits.backoff.delay(self.rate_limited_in_a_row, 0.5 + fastrand::f64() / 2.0);
         let paused = self.pause(asked.unwrap_or_else(backoff), now);
         let resumes = self.paused_until.unwrap_or(now);
-        self.adaptive_rate.refused(stated, sent, in_flight, now, resumes);
+        self.adaptive_rate.rate_limited(stated, sent, in_flight, now, resumes);
         paused
     }
 

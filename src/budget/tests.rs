@@ -767,7 +767,7 @@ async fn a_teams_queries_are_answered_while_its_refreshes_take_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_query_that_always_fails_opens_the_circuit_for_nobody() {
+async fn one_query_that_always_fails_does_not_open_the_circuit() {
     let budget = budget(limits(1000, 1000, 100));
     let (poisonous, _waiter) = patient();
     for _ in 0..200 {

@@ -16,7 +16,7 @@ fn limited(limit: u64, reset: u64) -> RateLimitHeaders {
 }
 
 fn refuse(adaptive_rate: &mut AdaptiveRate, now: Instant) {
-    adaptive_rate.refused(&RateLimitHeaders::default(), now, 1, now, now + S);
+    adaptive_rate.rate_limited(&RateLimitHeaders::default(), now, 1, now, now + S);
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn refusals_of_what_was_sent_before_lower_the_rate_once() {
     refuse(&mut adaptive_rate, start + S);
     let once = adaptive_rate.rate(start + 2 * S);
     for n in 0..8 {
-        adaptive_rate.refused(&RateLimitHeaders::default(), start + S / 2, 8, start + S + n * MS, start + 2 * S);
+        adaptive_rate.rate_limited(&RateLimitHeaders::default(), start + S / 2, 8, start + S + n * MS, start + 2 * S);
     }
     assert_eq!(adaptive_rate.rate(start + 2 * S), once);
 }
@@ -67,7 +67,7 @@ fn responses_to_what_was_under_way_raise_the_first_estimate() {
         for _ in 0..before {
             adaptive_rate.accepted(&RateLimitHeaders::default(), start);
         }
-        adaptive_rate.refused(stated, start, 6, start, start + S);
+        adaptive_rate.rate_limited(stated, start, 6, start, start + S);
         for _ in 0..after {
             adaptive_rate.accepted(&RateLimitHeaders::default(), start + 50 * MS);
         }
@@ -94,12 +94,12 @@ fn responses_to_what_was_under_way_raise_the_first_estimate() {
 fn follows_the_limit_that_twilio_states() {
     let start = Instant::now();
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
-    adaptive_rate.refused(&limited(5, 1), start, 1, start, start + S);
+    adaptive_rate.rate_limited(&limited(5, 1), start, 1, start, start + S);
     let rate = adaptive_rate.rate(start + S).unwrap();
     assert!((4.5..=5.0).contains(&rate), "{rate}");
     // Five in a window of which 45 s are left are no more than one in nine seconds.
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
-    adaptive_rate.refused(&limited(5, 45), start, 1, start, start + 45 * S);
+    adaptive_rate.rate_limited(&limited(5, 45), start, 1, start, start + 45 * S);
     assert!(adaptive_rate.rate(start + 45 * S).unwrap() <= 5.0 / 45.0);
     // Stated by another response than a 429: a bound, but no estimate.
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
@@ -127,11 +127,11 @@ fn a_429_about_concurrency_lowers_the_concurrency_alone() {
     let start = Instant::now();
     let mut adaptive_rate = AdaptiveRate::new(Some(50.0), start);
     let stated = RateLimitHeaders { concurrent: Some(100), ..RateLimitHeaders::default() };
-    adaptive_rate.refused(&stated, start, 8, start, start + S);
+    adaptive_rate.rate_limited(&stated, start, 8, start, start + S);
     assert_eq!((adaptive_rate.rate(start), adaptive_rate.concurrency(10, start)), (Some(50.0), 7));
     assert!(adaptive_rate.concurrency(10, start + 30 * S) > 7);
     assert_eq!(adaptive_rate.concurrency(10, start + 60 * S), 10);
-    adaptive_rate.refused(&stated, start, 1, start, start + S);
+    adaptive_rate.rate_limited(&stated, start, 1, start, start + S);
     assert_eq!(adaptive_rate.concurrency(10, start), 1, "never none");
 }
 
@@ -149,14 +149,14 @@ proptest! {
             let stated = limited(limit, reset.max(1));
             match kind {
                 0 => refuse(&mut adaptive_rate, now),
-                1 => adaptive_rate.refused(&stated, now, 3, now, now + Duration::from_secs(reset)),
+                1 => adaptive_rate.rate_limited(&stated, now, 3, now, now + Duration::from_secs(reset)),
                 2 => drop(adaptive_rate.accepted(&stated, now)),
                 _ => drop(adaptive_rate.accepted(&RateLimitHeaders::default(), now)),
             }
             let rate = adaptive_rate.rate(now);
             prop_assert!(rate.is_some() || ceiling.is_none());
             if let Some(rate) = rate {
-                prop_assert!(rate.is_finite() && rate >= LEAST.min(ceiling.unwrap_or(LEAST)), "{rate}");
+                prop_assert!(rate.is_finite() && rate >= MIN_RATE.min(ceiling.unwrap_or(MIN_RATE)), "{rate}");
                 prop_assert!(ceiling.is_none_or(|ceiling| rate <= ceiling), "{rate} above {ceiling:?}");
             }
             prop_assert!((1..=10).contains(&adaptive_rate.concurrency(10, now)));
@@ -239,7 +239,13 @@ fn simulate(kind: Kind, ceiling: Option<f64>, limits: &[(u64, f64)], seconds: u6
                     let backoff = (250 << in_a_row.min(6)) / 2 * 3 / 4;
                     let pause = if states { (wait.ceil() * 1000.0) as u64 } else { backoff };
                     paused_until = paused_until.max(ms + pause);
-                    adaptive_rate.refused(&RateLimitHeaders::default(), at(sent), at_once, at(ms), at(paused_until));
+                    adaptive_rate.rate_limited(
+                        &RateLimitHeaders::default(),
+                        at(sent),
+                        at_once,
+                        at(ms),
+                        at(paused_until),
+                    );
                 }
             }
         }
