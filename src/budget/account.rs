@@ -11,17 +11,16 @@ use tokio::sync::oneshot;
 use super::Limits;
 use super::circuit::{CircuitState, Decision};
 use super::fair_queue::Ticket;
+use super::pending::{Pending, Reservation, circuit_open, query_of, queue_full};
 use super::quota::{LocalQuota, QuotaSource};
 use super::state::{Served, State, latest_start};
 use super::wait_queue::{QueuePosition, Waiting, background_waiters};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::{Clock, Instant};
-use crate::core::error::{GatewayError, Reason, whole_seconds};
+use crate::core::error::{GatewayError, Reason};
 use crate::request::call::UpstreamCall;
-use crate::request::key::Key;
-use crate::request::waiters::{TeamWaiters, Waiters};
+use crate::request::waiters::TeamWaiters;
 use crate::semantics::upstream_headers::RateLimitHeaders;
-use crate::twilio::endpoint;
 
 /// A view of a budget's state.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,31 +58,11 @@ struct Shared {
 
 #[derive(Debug)]
 struct Locked {
-    state: State<Pending>,
+    state: State<Pending<Permit>>,
     /// When the timer is due that calls [`Shared::advance`].
     wake_at: Option<Instant>,
     /// When estimated starts were last brought up to date.
     estimated: Instant,
-}
-
-/// How to reply to a call that waits, and what it holds already.
-#[derive(Debug)]
-struct Pending {
-    reply: oneshot::Sender<Result<Permit, GatewayError>>,
-    /// Where its estimated start is shown.
-    waiters: Arc<Waiters>,
-    reservation: Reservation,
-}
-
-/// What a call holds besides its token and its slot, until its attempt ends or it is not sent at all.
-#[derive(Debug)]
-struct Reservation {
-    /// It is the circuit's probe.
-    is_probe: bool,
-    /// The team whose own upstream limit it counts against.
-    team: Arc<Team>,
-    /// What it asks for. See [`query_of`].
-    query: Key,
 }
 
 /// How an attempt ended, as far as the budget is concerned.
@@ -381,7 +360,7 @@ impl Shared {
     }
 
     /// Refuses every call that waits, since the circuit has opened.
-    fn refuse_all(&self, state: &mut State<Pending>) {
+    fn refuse_all(&self, state: &mut State<Pending<Permit>>) {
         let wait = state.limits.circuit.open;
         tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
         for ticket in state.wait_queue.tickets() {
@@ -389,67 +368,6 @@ impl Shared {
                 let _ = waiting.reply.reply.send(Err(circuit_open(wait)));
             }
         }
-    }
-}
-
-impl State<Pending> {
-    /// Removes a call that will not be sent.
-    fn dismiss(&mut self, ticket: Ticket) -> Option<Waiting<Pending>> {
-        let waiting = self.wait_queue.remove(ticket)?;
-        self.release(&waiting.reply.reservation);
-        Some(waiting)
-    }
-
-    /// Gives back what a call held that will not be sent.
-    fn release(&mut self, reservation: &Reservation) {
-        if reservation.is_probe {
-            self.circuit.probe_lost();
-        }
-        self.refund_team_token(&reservation.team);
-    }
-
-    /// How much longer a call would wait; zero where it does not wait.
-    fn remaining_wait(&self, ticket: Ticket, now: Instant) -> Duration {
-        self.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now))
-    }
-
-    /// Reserves the place of a client that is told to come back after `wait`. A refresh does not come back.
-    fn reserve_place(
-        &mut self,
-        waiting_teams: Vec<TeamWaiters>,
-        background: bool,
-        key: Key,
-        ticket: Ticket,
-        wait: Duration,
-        now: Instant,
-    ) {
-        let limit = self.limits.queue;
-        if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| !background) {
-            self.wait_queue.reserve(team_waiters, key, ticket, whole_seconds(wait), limit, now);
-        }
-    }
-
-    /// Takes a token of a team's own upstream limit, if it has one. A client takes that of a refresh that only waits.
-    fn take_or_claim_team_token(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
-        let refused = match self.take_team_token(team, background, now) {
-            Ok(()) => return Ok(()),
-            Err(refused) => refused,
-        };
-        let refresh = if background { None } else { self.wait_queue.last_refresh_of(&team.name) };
-        let Some(refresh) = refresh.and_then(|ticket| self.dismiss(ticket)) else { return Err(refused) };
-        let _ = refresh.reply.reply.send(Err(refused));
-        self.take_team_token(team, background, now)
-    }
-
-    /// Evicts a call from a full queue, so that one of these teams can be queued; `false` where none may be evicted.
-    fn evict_for(&mut self, waiting_teams: &[TeamWaiters], background: bool, now: Instant) -> bool {
-        let Some(ticket) = self.wait_queue.to_evict(waiting_teams, background) else { return false };
-        let wait = self.remaining_wait(ticket, now);
-        let Some(Waiting { reply, key, waiting_teams, background, .. }) = self.dismiss(ticket) else { return false };
-        self.reserve_place(waiting_teams, background, key, ticket, wait, now);
-        // A receiver that is gone has given up by itself.
-        let _ = reply.reply.send(Err(queue_full(self.limits.queue, wait)));
-        true
     }
 }
 
@@ -528,24 +446,4 @@ fn needed_by(call: &UpstreamCall) -> Instant {
 /// The latest deadline of the clients that wait for a call, but no later than that of the call itself.
 fn useful_until(call: &UpstreamCall) -> Instant {
     call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
-}
-
-fn queue_full(limit: u32, wait: Duration) -> GatewayError {
-    let wait = whole_seconds(wait);
-    let message = format!("{limit} calls already wait for this account; come back in {} s", wait.as_secs());
-    GatewayError::new(Reason::QueueFull, message).with_retry_after(wait)
-}
-
-/// What a call asks for, as far as the upstream's health is concerned: a page size makes no other query of the same body.
-fn query_of(call: &UpstreamCall) -> Key {
-    match call.endpoint.body {
-        endpoint::Body::Query => Key::new(&call.team.account, call.endpoint.operation, "", &call.body),
-        _ => call.key,
-    }
-}
-
-fn circuit_open(wait: Duration) -> GatewayError {
-    let wait = whole_seconds(wait);
-    let message = format!("Twilio has failed again and again and is left alone; come back in {} s", wait.as_secs());
-    GatewayError::new(Reason::CircuitOpen, message).with_retry_after(wait)
 }

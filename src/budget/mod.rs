@@ -25,13 +25,14 @@
 //! # Modules
 //!
 //! From the inside out: `fair_queue` is bookkeeping; `adaptive_rate` and `circuit` learn from responses; `quota` is where
-//! tokens come from; `wait_queue` is the calls that wait; `state` is all of that for one account; `account` is where
-//! calls wait and are woken.
+//! tokens come from; `wait_queue` is the calls that wait; `state` is all of that for one account; `pending` is what a
+//! call that waits holds and gives back; `account` is where calls wait and are woken.
 
 mod account;
 mod adaptive_rate;
 mod circuit;
 mod fair_queue;
+mod pending;
 mod quota;
 mod state;
 mod wait_queue;

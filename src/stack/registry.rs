@@ -171,6 +171,7 @@ mod tests {
         let first = rate(2);
         assert!(first.take(now).is_ok() && rate(2).take(now).is_ok());
         assert!(first.take(now).is_err() && rate(2).take(now).is_err());
-        assert_eq!(rate(4).take(now).map(|left| left.remaining), Ok(1), "two of four are spent");
+        assert_eq!(rate(10).take(now).map(|left| left.remaining), Ok(7), "two of ten were spent before");
+        assert!(rate(2).take(now).is_err());
     }
 }

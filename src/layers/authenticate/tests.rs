@@ -186,16 +186,6 @@ async fn a_team_has_its_own_rate() {
     assert!(ask().await.0.is_ok());
 }
 
-#[test]
-fn a_team_keeps_what_it_has_spent_when_its_rate_changes() {
-    let (rates, now) = (TeamRates::default(), Instant::now());
-    let of = |count| rates.of(&"a".into(), Rate::new(count, S).unwrap(), now);
-    let limiter = of(2);
-    assert_eq!([(); 3].map(|()| limiter.try_take(now)), [true, true, false]);
-    assert_eq!(of(10).whole_tokens(now), 8);
-    assert_eq!(of(2).whole_tokens(now), 0);
-}
-
 fn with_certificate(names: &[&str]) -> Peer {
     Peer::default().with_names(names.iter().map(|name| (*name).to_owned()).collect())
 }
