@@ -48,10 +48,10 @@ async fn bodies_are_counted_while_their_requests_wait() {
         upstream.arrived(n).await;
         waiting.push(client);
     }
-    // Few enough that all are accepted. Requests that wait for the same call hold no body.
+    // Small enough to be read at once. Requests that wait for the same call hold no body.
     for _ in 0..2 {
         let mut client = gateway.connect().await;
-        client.send(&post(&query_of(70_000, 3))).await;
+        client.send(&post(&query_of(30_000, 3))).await;
         upstream.arrived(3).await;
         gateway.settle().await;
         waiting.push(client);
