@@ -153,7 +153,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         // 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
         .layer(RepresentLayer::new(store.clone(), clock))
         // Hits end here. Misses become one flight each.
-        .layer(CacheLayer::new(store, cache_policy(config), Arc::clone(&metrics), clock))
+        .layer(CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
         .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
@@ -172,6 +172,14 @@ fn accounts(config: &Config) -> Vec<Arc<Account>> {
         ordinal,
     };
     config.accounts.iter().enumerate().map(account).map(Arc::new).collect()
+}
+
+/// For each account the names of all accounts with the same SID. They share data, so a write to one is a write to all.
+fn same_data(accounts: &[Arc<Account>]) -> PerAccount<Arc<[Arc<str>]>> {
+    PerAccount::new(accounts.iter().map(|account| {
+        let is_same = |other: &&Arc<Account>| other.sid == account.sid && other.origin == account.origin;
+        (Arc::clone(account), accounts.iter().filter(is_same).map(|other| Arc::clone(&other.name)).collect())
+    }))
 }
 
 fn callers(config: &Config, accounts: &[Arc<Account>], team_rate: impl Fn(&Arc<str>, Rate) -> TeamRate) -> Callers {
@@ -225,8 +233,8 @@ fn policy(policy: &crate::config::Policy) -> Option<Arc<Policy>> {
 }
 
 fn fresh_pages(store: &Store, clock: Clock) -> FreshPages {
-    let store = store.clone();
-    FreshPages::new(move |key| store.fresh(key, clock.moment()))
+    let (pages, purges) = (store.clone(), store.clone());
+    FreshPages::new(move |key| pages.fresh(key, clock.moment()), move || purges.purges())
 }
 
 fn upstream_rates(budgets: &PerAccount<AccountBudget>) -> impl Fn(&Arc<Team>) -> Option<UpstreamRate> + use<> {

@@ -10,6 +10,9 @@ pub enum Purge {
     All,
     /// Those of one account, by its name.
     Account(String),
+    /// Those of one account that a change of its data makes wrong: metadata, queries and their pages, and submissions of
+    /// jobs that others would share. The results of a job do not change.
+    Data(String),
     /// Those of one operation.
     Operation(Operation),
     /// One, by its whole key or the short form that `Cache-Status` shows.
@@ -22,6 +25,7 @@ impl Purge {
         match self {
             Self::All => true,
             Self::Account(name) => page.is_some_and(|(account, _)| account == name),
+            Self::Data(name) => page.is_some_and(|(account, operation)| account == name && is_data(operation)),
             Self::Operation(one) => page.is_some_and(|(_, operation)| operation == *one),
             Self::Key(text) => {
                 // Nearly all other keys differ in the first byte, which costs least to compare.
@@ -30,6 +34,10 @@ impl Purge {
             }
         }
     }
+}
+
+fn is_data(operation: Operation) -> bool {
+    matches!(operation, Operation::Metadata | Operation::Query | Operation::Page | Operation::JobSubmit)
 }
 
 /// What a purge did.

@@ -98,6 +98,7 @@ pub struct Store {
     changes: Arc<Mutex<()>>,
     /// Bytes written since the store last made moka evict.
     unsettled: Arc<AtomicU64>,
+    purges: Arc<AtomicU64>,
     compressions: Arc<Semaphore>,
 }
 
@@ -118,6 +119,7 @@ impl Store {
             disk: None,
             changes: Arc::default(),
             unsettled: Arc::default(),
+            purges: Arc::default(),
             compressions: Arc::new(Semaphore::new(COMPRESSIONS)),
         }
     }
@@ -377,10 +379,16 @@ impl Store {
         Purged { pages, not_lasting: lasting.and_then(|lasting| lasting().err()) }
     }
 
+    /// How many purges there were. What is derived from stored responses must not be used after another one.
+    pub fn purges(&self) -> u64 {
+        self.purges.load(Ordering::SeqCst)
+    }
+
     /// The pages to remove, and the first pages of the result sets to remove. Responses of flights that are under way
     /// for them are not kept from here on.
     fn mark_purged(&self, which: &Purge) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
         let _changing = self.changing();
+        self.purges.fetch_add(1, Ordering::SeqCst);
         let Memory { pages, sets } = &self.memory;
         let mut firsts: HashSet<Key> = sets.matching(which).collect();
         let all: Vec<(Key, Arc<Entry>, bool)> = pages

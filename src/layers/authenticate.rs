@@ -210,9 +210,6 @@ impl AccessControl {
         }
         let endpoint = match route(request.method(), request.uri().path()) {
             Route::Found(endpoint) => endpoint,
-            Route::NotServed => {
-                return Err(GatewayError::new(Reason::NotFound, "this version does not serve custom fields"));
-            }
             Route::MethodNotAllowed(allow) => {
                 return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
                     .with_allow(allow));

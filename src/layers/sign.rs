@@ -28,6 +28,7 @@ use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
+use crate::twilio::endpoint::Operation;
 
 /// The credentials that the calls of an account are signed with: the newest that a configuration had for the same SID and
 /// upstream. Clones share them.
@@ -271,6 +272,17 @@ impl SignLayer {
     }
 }
 
+/// Whether an answer says that the credentials are bad. Twilio also answers 403 when an account may have no more custom
+/// fields. That concerns the write, and the credentials are good.
+fn rejects_credentials(operation: Operation, answer: &UpstreamResponse) -> bool {
+    match answer.status {
+        StatusCode::UNAUTHORIZED => true,
+        // A body that is not Twilio's JSON has been removed.
+        StatusCode::FORBIDDEN => operation != Operation::FieldsWrite || answer.body.is_empty(),
+        _ => false,
+    }
+}
+
 /// What is left of an answer that asks to stay away: its status, and those of its numbers and dates that are not part of
 /// a credential.
 fn without_the_credential(answer: &UpstreamResponse, echoes: &Echoes<'_>) -> UpstreamResponse {
@@ -314,13 +326,13 @@ where
     }
 
     fn call(&mut self, call: UpstreamCall) -> Self::Future {
-        let account = Arc::clone(&call.team.account);
+        let (account, operation) = (Arc::clone(&call.team.account), call.endpoint.operation);
         let signature = self.layer.signers.of(&account).credential.signature();
         let answer = self.inner.call(SignedCall { call, authorization: signature.authorization.clone() });
         let layer = self.layer.clone();
         Box::pin(async move {
             let answer = answer.await?;
-            if matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            if rejects_credentials(operation, &answer) {
                 return Err(layer.rejected(&signature, &account));
             }
             if answer.status.is_success() {

@@ -90,8 +90,6 @@ pub struct Endpoint {
     /// Twilio's headers that a client gets with a success, in addition to those that every response may have. In lower
     /// case.
     pub returns: &'static [&'static str],
-    /// Whether this version serves it. If not, the gateway answers 404.
-    pub served: bool,
 }
 
 /// The body of a request. The body of any other request is not read.
@@ -132,7 +130,7 @@ pub enum Repeatability {
 macro_rules! endpoints {
     ($($base:literal {$(
         $method:ident $path:literal $operation:ident $permission:ident $body:ident $cache:ident $repeat:ident
-            $sends:tt $returns:tt $served:literal;
+            $sends:tt $returns:tt;
     )+})+) => {
         &[$($(Endpoint {
             method: Method::$method,
@@ -144,7 +142,6 @@ macro_rules! endpoints {
             repeat: Repeatability::$repeat,
             sends: &$sends,
             returns: &$returns,
-            served: $served,
         },)+)+]
     };
 }
@@ -156,22 +153,22 @@ pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// is used.
 pub static ENDPOINTS: &[Endpoint] = endpoints! {
     "/v3/InsightsDomains/Conversations" {
-        //     path                                 operation   permission  body  stored   repeated   sends             returns                     served
-        GET    "/Metadata"                          Metadata    Metadata    None  Metadata Safe       []                []                          true;
-        POST   "/Query"                             Query       Query       Query Query    Safe       []                []                          true;
-        GET    "/Query"                             Page        Query       None  Page     Safe       []                []                          true;
-        POST   "/QueryJobs"                         JobSubmit   Jobs        Query None     WithKey    [IDEMPOTENCY_KEY] ["location", "retry-after"] true;
-        GET    "/QueryJobs"                         JobList     Jobs        None  None     Safe       []                []                          true;
-        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  None     Safe       []                ["retry-after"]             true;
-        GET    "/QueryJobs/{operationId}/Results"   JobResults  Jobs        None  None     Safe       []                []                          true;
+        //     path                                 operation   permission  body  stored   repeated   sends             returns
+        GET    "/Metadata"                          Metadata    Metadata    None  Metadata Safe       []                [];
+        POST   "/Query"                             Query       Query       Query Query    Safe       []                [];
+        GET    "/Query"                             Page        Query       None  Page     Safe       []                [];
+        POST   "/QueryJobs"                         JobSubmit   Jobs        Query None     WithKey    [IDEMPOTENCY_KEY] ["location", "retry-after"];
+        GET    "/QueryJobs"                         JobList     Jobs        None  None     Safe       []                [];
+        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  None     Safe       []                ["retry-after"];
+        GET    "/QueryJobs/{operationId}/Results"   JobResults  Jobs        None  None     Safe       []                [];
     }
     "/v3/ControlPlane/ConversationInsights" {
-        GET    "/CustomFieldMappings"               FieldsRead  FieldsRead  None  None     Safe       []                []                          false;
-        GET    "/CustomFieldMappingsCapacity"       FieldsRead  FieldsRead  None  None     Safe       []                []                          false;
-        GET    "/CustomFieldMappings/Capacity"      FieldsRead  FieldsRead  None  None     Safe       []                []                          false;
-        GET    "/CustomFieldMappings/{mappingId}"   FieldsRead  FieldsRead  None  None     Safe       []                ["etag"]                    false;
-        POST   "/CustomFieldMappings"               FieldsWrite FieldsWrite Field None     OnlyUnsent []                ["etag"]                    false;
-        PATCH  "/CustomFieldMappings/{mappingId}"   FieldsWrite FieldsWrite Field None     OnlyUnsent ["if-match"]      ["etag"]                    false;
+        GET    "/CustomFieldMappings"               FieldsRead  FieldsRead  None  None     Safe       []                [];
+        GET    "/CustomFieldMappingsCapacity"       FieldsRead  FieldsRead  None  None     Safe       []                [];
+        GET    "/CustomFieldMappings/Capacity"      FieldsRead  FieldsRead  None  None     Safe       []                [];
+        GET    "/CustomFieldMappings/{mappingId}"   FieldsRead  FieldsRead  None  None     Safe       []                ["etag"];
+        POST   "/CustomFieldMappings"               FieldsWrite FieldsWrite Field None     OnlyUnsent []                ["etag"];
+        PATCH  "/CustomFieldMappings/{mappingId}"   FieldsWrite FieldsWrite Field None     OnlyUnsent ["if-match"]      ["etag"];
     }
 };
 
@@ -223,8 +220,6 @@ pub fn is_id(text: &str) -> bool {
 pub enum Route {
     /// An endpoint.
     Found(&'static Endpoint),
-    /// An endpoint that this version does not serve.
-    NotServed,
     /// The path exists, but only with these methods: the value of `Allow`.
     MethodNotAllowed(String),
     /// No endpoint.
@@ -234,12 +229,15 @@ pub enum Route {
 /// Finds the endpoint of a method and a path.
 pub fn route(method: &Method, path: &str) -> Route {
     let method = if *method == Method::HEAD { &Method::GET } else { method };
-    let here = || ENDPOINTS.iter().filter(|endpoint| endpoint.is_at(path));
+    // A path that stands in the table as it is does not also match a path with an id.
+    let here = || {
+        let is_literal = ENDPOINTS.iter().any(|endpoint| endpoint.path == path);
+        ENDPOINTS.iter().filter(move |endpoint| if is_literal { endpoint.path == path } else { endpoint.is_at(path) })
+    };
     // Paths without a parameter first, because nearly all requests have one of these.
     let exact = ENDPOINTS.iter().find(|endpoint| endpoint.path == path && endpoint.method == *method);
     match exact.or_else(|| here().find(|endpoint| endpoint.method == *method)).or_else(|| here().next()) {
         None => Route::NotFound,
-        Some(endpoint) if !endpoint.served => Route::NotServed,
         Some(endpoint) if endpoint.method == *method => Route::Found(endpoint),
         Some(_) => {
             let mut allowed = [(Method::GET, "GET, HEAD"), (Method::POST, "POST"), (Method::PATCH, "PATCH")].to_vec();
@@ -331,9 +329,9 @@ mod tests {
         }
         for one in ENDPOINTS {
             let Endpoint { method, path, sends, returns, .. } = one;
-            let Endpoint { operation, permission, body, cache, repeat, served, .. } = *one.operation.endpoint();
+            let Endpoint { operation, permission, body, cache, repeat, .. } = *one.operation.endpoint();
             let method = method.clone();
-            let same = Endpoint { method, path, operation, permission, body, cache, repeat, sends, returns, served };
+            let same = Endpoint { method, path, operation, permission, body, cache, repeat, sends, returns };
             assert_eq!(*one, same);
         }
     }
@@ -342,7 +340,7 @@ mod tests {
     fn every_entry_is_found_by_its_method_and_path() {
         for endpoint in ENDPOINTS {
             let path = endpoint.path.replace(['{', '}'], "");
-            let found = if endpoint.served { Route::Found(endpoint) } else { Route::NotServed };
+            let found = Route::Found(endpoint);
             assert_eq!(route(&endpoint.method, &path), found, "{path}");
             if endpoint.method == Method::GET {
                 assert_eq!(route(&Method::HEAD, &path), found, "{path}");
@@ -358,7 +356,13 @@ mod tests {
         assert_eq!(route(&Method::PUT, QUERY), allowed("GET, HEAD, POST"));
         assert_eq!(route(&Method::POST, METADATA), allowed("GET, HEAD"));
         for method in [Method::GET, Method::POST, Method::DELETE, Method::OPTIONS] {
-            assert_eq!(route(&method, &format!("{FIELDS}/x")), Route::NotServed);
+            assert_ne!(route(&method, &format!("{FIELDS}/x")), Route::NotFound);
+        }
+        assert_eq!(route(&Method::DELETE, FIELDS), allowed("GET, HEAD, POST"));
+        assert_eq!(route(&Method::POST, &format!("{FIELDS}/x")), allowed("GET, HEAD, PATCH"));
+        // The capacity is no field of that name.
+        for path in [format!("{FIELDS}Capacity"), format!("{FIELDS}/Capacity")] {
+            assert_eq!(route(&Method::PATCH, &path), allowed("GET, HEAD"));
         }
         assert_eq!(route(&Method::DELETE, JOBS), allowed("GET, HEAD, POST"));
         assert_eq!(route(&Method::POST, &format!("{JOBS}/a")), allowed("GET, HEAD"));

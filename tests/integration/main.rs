@@ -23,6 +23,7 @@ mod drain;
 mod egress_proxy;
 mod environment;
 mod fair_queue;
+mod fields;
 mod framing;
 mod hostile_upstream;
 mod http2;

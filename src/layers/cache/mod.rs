@@ -9,6 +9,7 @@
 //! above it, and `layers::represent` chooses the form. `crate::cache` stores.
 
 mod refresh_backoff;
+mod writes;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,6 +24,7 @@ use tower::{Layer, Service, ServiceExt};
 use tracing::Instrument;
 
 use self::refresh_backoff::RefreshBackoff;
+use crate::accounts::PerAccount;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
 use crate::cache::response::{Content, Source};
@@ -74,14 +76,23 @@ pub struct CacheLayer {
     store: Store,
     refreshes: RefreshBackoff,
     policy: Policy,
+    /// For each account all names under which its data may be stored.
+    same_data: PerAccount<Arc<[Arc<str>]>>,
     metrics: Arc<Metrics>,
     clock: Clock,
 }
 
 impl CacheLayer {
-    /// Keeps responses in `store` for as long as `policy` says.
-    pub fn new(store: Store, policy: Policy, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { store, refreshes: RefreshBackoff::default(), policy, metrics, clock }
+    /// Keeps responses in `store` for as long as `policy` says. `same_data` has for each account the names of all
+    /// accounts with the same SID.
+    pub fn new(
+        store: Store,
+        policy: Policy,
+        same_data: PerAccount<Arc<[Arc<str>]>>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        Self { store, refreshes: RefreshBackoff::default(), policy, same_data, metrics, clock }
     }
 }
 
@@ -589,7 +600,8 @@ async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
 /// Calls upstream for one client only, and stores nothing. Stored responses that this response contradicts are removed.
 async fn bypass<S>(inner: S, query: ClientQuery, layer: Arc<CacheLayer>) -> Answered
 where
-    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError>,
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Send + 'static,
+    S::Future: Send,
 {
     let waiters = Waiters::of_clients();
     let _waiter = waiters.join(&query.team, query.directives.urgency);
@@ -598,7 +610,10 @@ where
         cached_as(query.endpoint.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
-    let mut answer = inner.oneshot(call.clone()).await?;
+    let mut answer = match call.endpoint.operation {
+        Operation::FieldsWrite => writes::send(inner, call.clone(), Arc::clone(&layer)).await?,
+        _ => inner.oneshot(call.clone()).await?,
+    };
     let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()

@@ -156,10 +156,11 @@ where
             let read = match read {
                 Read::Query(query, tokens) => Ok((query, tokens)),
                 Read::NeedsMetadata(query, restriction) => {
+                    let purges = layer.restrictions.purges();
                     match Box::pin(fetch_view(inner.clone(), *query, &restriction)).await? {
                         Ok(view) => {
                             if layer.restrictions.fresh(&restriction).is_none() {
-                                restriction.remember(&view, received);
+                                restriction.remember(&view, received, purges);
                             }
                             if asked.body.len() > LARGE {
                                 let read = move |layer: &DecodeLayer, asked: &Asked| {
@@ -271,7 +272,7 @@ impl DecodeLayer {
             }
             (endpoint::Body::Query, Some(restriction)) => {
                 let fresh = self.restrictions.fresh(&restriction).transpose()?;
-                if let Some(view) = fresh.or_else(|| restriction.unkept(request.received)) {
+                if let Some(view) = fresh.or_else(|| restriction.unkept(request.received, self.restrictions.purges())) {
                     let (query, tokens) = self.read_with(request, restriction, &view)?;
                     return Ok(Read::Query(query, tokens));
                 }
@@ -291,6 +292,8 @@ impl DecodeLayer {
                 let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
                 Ok(Read::NeedsMetadata(Box::new(query), restriction))
             }
+            // The configuration does not allow this either.
+            (endpoint::Body::Field, Some(_)) => Err(not_under_a_policy()),
             (_, restriction) => {
                 let (canonical, parameters) = understand_parameters(request)?;
                 let mut query = self.query(request, endpoint, Arc::new(canonical), directives);
@@ -329,6 +332,9 @@ impl DecodeLayer {
         directives: RequestDirectives,
     ) -> ClientQuery {
         let Asked { team, received, context, headers, .. } = request;
+        // Only a read can be answered with 304 (RFC 9110 section 13.1.2).
+        let if_none_match = directives.if_none_match.filter(|_| endpoint.body != endpoint::Body::Field);
+        let directives = RequestDirectives { if_none_match, ..directives };
         let patience = directives.wait.map_or(self.limits.deadline, |wait| wait.min(self.limits.deadline));
         ClientQuery {
             endpoint,
@@ -434,9 +440,23 @@ fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters)
         key: Key::of_path(account, endpoint, path, parameters.as_str(), body),
         expected_as: alone.map(|alone| Key::of_page(account, &alone)),
         parameters: parameters.as_str().into(),
-        body: body.clone(),
+        body: body_of_write(request)?,
     };
     Ok((canonical, parameters))
+}
+
+/// The body of a write, byte for byte, and nothing for other requests. It is parsed strictly nevertheless: a body that two
+/// parsers understand differently must not be written.
+fn body_of_write(request: &Asked) -> Result<Bytes, GatewayError> {
+    let Asked { endpoint, body, room, .. } = request;
+    if endpoint.body != endpoint::Body::Field {
+        return Ok(Bytes::new());
+    }
+    let built = room.beside(json::built_size(body)).map_err(too_many)?;
+    query::parse(body).map_err(invalid)?;
+    drop(built);
+    // A copy: the body is a slice of the connection's buffer and would keep all of it in memory.
+    room.hold(Bytes::copy_from_slice(body)).map_err(too_many)
 }
 
 /// Refuses a body with a content coding: the gateway parses bodies, and does not decode them.

@@ -24,16 +24,22 @@ use crate::twilio::parameters::Parameters;
 use crate::twilio::policy::{Denied, Policy, Visible};
 use crate::twilio::query::Query;
 
-/// Looks up the fresh page under a key, without an upstream call.
+/// Looks up fresh pages without an upstream call.
 #[derive(Clone)]
-pub struct FreshPages(Arc<LookUp>);
+pub struct FreshPages {
+    look_up: Arc<LookUp>,
+    purges: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
 
 type LookUp = dyn Fn(&Key) -> Option<Arc<Representation>> + Send + Sync;
 
 impl FreshPages {
-    /// Looks pages up with `look_up`.
-    pub fn new(look_up: impl Fn(&Key) -> Option<Arc<Representation>> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(look_up))
+    /// `look_up` finds the fresh page under a key. `purges` tells how many purges there were.
+    pub fn new(
+        look_up: impl Fn(&Key) -> Option<Arc<Representation>> + Send + Sync + 'static,
+        purges: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        Self { look_up: Arc::new(look_up), purges: Arc::new(purges) }
     }
 }
 
@@ -77,8 +83,13 @@ impl Restrictions {
     /// The view of the account's metadata, if the cache has a fresh page of it.
     pub(super) fn fresh(&self, restriction: &Restriction) -> Option<Result<Arc<View>, GatewayError>> {
         // Twilio's errors are stored for a while too. A client that asks for metadata gets them; they have no view.
-        let page = (self.pages.0)(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
+        let page = (self.pages.look_up)(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
         Some(restriction.view(&page))
+    }
+
+    /// How often something was purged so far.
+    pub(super) fn purges(&self) -> u64 {
+        (self.pages.purges)()
     }
 }
 
@@ -92,8 +103,16 @@ pub(super) struct Restriction {
     scope: Scope,
     tokens: IssuedPageTokens,
     newest: Mutex<Option<Viewed>>,
-    /// The view of metadata that the cache may not store, and when that metadata was requested.
-    unkept: Mutex<Option<(Arc<View>, Instant)>>,
+    /// The view of metadata that the cache may not store.
+    unkept: Mutex<Option<Unkept>>,
+}
+
+/// A view of metadata that is not stored, when that metadata was requested, and how many purges there were before.
+#[derive(Debug)]
+struct Unkept {
+    view: Arc<View>,
+    asked: Instant,
+    purges: u64,
 }
 
 /// A page of metadata that has been parsed.
@@ -152,16 +171,21 @@ impl Restriction {
     /// another call for metadata.
     const LEAST_VALIDITY: Duration = Duration::from_secs(10);
 
-    /// Remembers the view of metadata that was requested at `asked` and is not stored.
-    pub(super) fn remember(&self, view: &Arc<View>, asked: Instant) {
-        *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(view), asked));
+    /// Remembers the view of metadata that was requested at `asked`, after so many `purges`, and is not stored.
+    pub(super) fn remember(&self, view: &Arc<View>, asked: Instant, purges: u64) {
+        let unkept = Unkept { view: Arc::clone(view), asked, purges };
+        *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = Some(unkept);
     }
 
-    /// The view of metadata that is not stored, if it is at most ten seconds old.
-    pub(super) fn unkept(&self, now: Instant) -> Option<Arc<View>> {
+    /// The view of metadata that is not stored, if it is at most ten seconds old and there was no purge since it was
+    /// requested: what was known before a purge or a write must not be used after it.
+    pub(super) fn unkept(&self, now: Instant, purges: u64) -> Option<Arc<View>> {
         let mut unkept = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
-        *unkept = unkept.take().filter(|(_, asked)| now.saturating_duration_since(*asked) < Self::LEAST_VALIDITY);
-        unkept.as_ref().map(|(view, _)| Arc::clone(view))
+        let is_good = |unkept: &Unkept| {
+            now.saturating_duration_since(unkept.asked) < Self::LEAST_VALIDITY && unkept.purges == purges
+        };
+        *unkept = unkept.take().filter(is_good);
+        unkept.as_ref().map(|unkept| Arc::clone(&unkept.view))
     }
 
     /// Whether metadata is different under this policy.

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
@@ -32,20 +33,25 @@ struct Rig {
     calls: Arc<Mutex<Vec<ClientQuery>>>,
     /// The page of metadata that is fresh in the cache.
     metadata: Arc<Mutex<Option<Arc<Representation>>>>,
+    /// May the cache keep metadata.
+    keeps: Arc<AtomicBool>,
+    purges: Arc<AtomicU64>,
 }
 
 impl Rig {
     fn new() -> Self {
         let metadata = Arc::<Mutex<Option<Arc<Representation>>>>::default();
-        let cached = Arc::clone(&metadata);
-        let fresh = FreshPages::new(move |key| {
+        let (keeps, purges) = (Arc::new(AtomicBool::new(true)), Arc::<AtomicU64>::default());
+        let (cached, is_kept, count) = (Arc::clone(&metadata), Arc::clone(&keeps), Arc::clone(&purges));
+        let look_up = move |key: &Key| {
             assert_eq!(*key, Key::of_metadata(&Team::example("a").account));
-            cached.lock().unwrap().clone()
-        });
+            cached.lock().unwrap().clone().filter(|_| is_kept.load(Ordering::SeqCst))
+        };
+        let fresh = FreshPages::new(look_up, move || count.load(Ordering::SeqCst));
         let limits =
             Limits { max_body: 1 << 20, body_timeout: Duration::from_secs(1), deadline: Duration::from_secs(9) };
         let layer = DecodeLayer::new(limits, Bodies::new(1 << 20), fresh, IssuedPageTokens::default());
-        Self { layer, calls: Arc::default(), metadata }
+        Self { layer, calls: Arc::default(), metadata, keeps, purges }
     }
 
     async fn ask(
@@ -122,6 +128,34 @@ async fn a_team_with_a_policy_needs_metadata_once_and_then_memory_alone() {
     *rig.metadata.lock().unwrap() = Some(page(METADATA));
     assert!(rig.ask(Some(&policy), Query, "pageSize=3", ASK).await.is_ok());
     assert_eq!(rig.last().canonical.body.as_ptr(), remembered.canonical.body.as_ptr());
+}
+
+#[tokio::test]
+async fn what_follows_from_metadata_that_is_not_kept_ends_with_a_purge() {
+    use Operation::{Metadata, Query};
+    let (rig, policy) = (Rig::new(), policy("C.Secret"));
+    rig.keeps.store(false, Ordering::SeqCst);
+    let ask = || rig.ask(Some(&policy), Query, "", ASK);
+    assert!(ask().await.is_ok() && ask().await.is_ok());
+    assert_eq!(rig.calls(), [Metadata, Query, Query]);
+    rig.purges.fetch_add(1, Ordering::SeqCst);
+    assert!(ask().await.is_ok() && ask().await.is_ok());
+    assert_eq!(rig.calls(), [Metadata, Query, Query, Metadata, Query, Query]);
+}
+
+#[tokio::test]
+async fn a_write_is_passed_on_byte_for_byte_and_read_strictly_all_the_same() {
+    const BODY: &str = "{ \"name\" : \"\\u0041\", \"n\":1.0e+2,\r\n\"field\":null }";
+    let rig = Rig::new();
+    let write = |body| rig.ask(None, Operation::FieldsWrite, "x=1", body);
+    assert!(write(BODY).await.is_ok());
+    assert_eq!(rig.last().canonical.body, BODY);
+    for body in ["", "{", "{} {}", r#"{"a":1,"a":2}"#, r#"{"a":1,"\u0061":2}"#, r#""\ud800""#, "name=x"] {
+        assert_eq!(write(body).await.err(), Some(Reason::InvalidJson), "{body}");
+    }
+    let many: &str = format!("[{}0]", "0,".repeat(json::MAX_VALUES)).leak();
+    assert_eq!(write(many).await.err(), Some(Reason::BodyTooLarge));
+    assert_eq!(rig.calls().len(), 1);
 }
 
 #[tokio::test]

@@ -1,0 +1,115 @@
+//! Writes to an account, and what they do to what is stored of it.
+//!
+//! A custom field is a measure: a new one changes the account's metadata, and a changed one changes the results of
+//! queries. So a write that succeeded, or whose end is unknown, drops the metadata and queries that are stored of the
+//! account, in memory and on the disk, and with them what was concluded from them: which queries are settled, and what
+//! policies see. A call that was under way then is still answered, and its response is not stored.
+//!
+//! Once it is sent, a write goes on without its client, in a task of its own. So its end is known, and what is stored is
+//! dropped after Twilio has written, not before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::task::JoinError;
+use tower::{Service, ServiceExt};
+use tracing::Instrument;
+
+use super::CacheLayer;
+use crate::accounts::Account;
+use crate::cache::{Purge, Purged};
+use crate::core::error::{GatewayError, Reason, Retry};
+use crate::request::call::{UpstreamCall, UpstreamResponse};
+
+type Answered = Result<UpstreamResponse, GatewayError>;
+
+/// How long the answer to a write waits for the disk. If the disk takes longer, it drops its part after the answer.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Sends a write, and before it is answered drops what it may have made wrong. When its client leaves, it is given up only
+/// if nothing of it was sent yet.
+pub(super) async fn send<S>(inner: S, call: UpstreamCall, layer: Arc<CacheLayer>) -> Answered
+where
+    S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Send + 'static,
+    S::Future: Send,
+{
+    let (account, span) = (Arc::clone(&call.team.account), call.context.span());
+    // In a task of its own, because what follows has to be done even if this one panics.
+    let sent = tokio::spawn(inner.oneshot(call).instrument(span.clone()));
+    let done = async move {
+        let answered = sent.await.unwrap_or_else(failed);
+        if !changes_nothing(&answered) {
+            drop_outdated(&layer, &account).await;
+        }
+        answered
+    };
+    tokio::spawn(done.instrument(span)).await.unwrap_or_else(failed)
+}
+
+fn failed(error: JoinError) -> Answered {
+    let message = "the gateway failed during this write, which may have been done; tell whoever operates it";
+    Err(GatewayError::new(Reason::Internal, message).with_cause(error))
+}
+
+/// Whether Twilio has certainly written nothing.
+fn changes_nothing(answered: &Answered) -> bool {
+    match answered {
+        Ok(answer) => answer.status.is_client_error(),
+        Err(error) => error.retry() == Retry::NothingSent || error.is_abandoned() || is_refused(error.reason()),
+    }
+}
+
+/// Whether a call with this error was not sent, or was refused by Twilio.
+fn is_refused(reason: Reason) -> bool {
+    use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit, UpstreamRejectedCredentials};
+    matches!(reason, Deadline | QueueFull | CircuitOpen | TeamRateLimit | UpstreamRejectedCredentials)
+}
+
+/// Drops the stored metadata and queries of an account, under each of its names.
+async fn drop_outdated(layer: &CacheLayer, account: &Account) {
+    let purges = layer.same_data.of(account).iter().map(|name| {
+        let (store, which) = (layer.store.clone(), Purge::Data(name.to_string()));
+        tokio::task::spawn_blocking(move || store.purge(&which))
+    });
+    let purged = tokio::time::timeout(DISK_PATIENCE, join_all(purges)).await.unwrap_or_default();
+    let pages: u64 = purged.iter().flatten().map(|purged| purged.pages).sum();
+    tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account are dropped");
+    for Purged { not_lasting, .. } in purged.into_iter().flatten() {
+        if let Some(error) = not_lasting {
+            tracing::error!(account = %account.name, error, "the disk could not drop what a write made wrong, and may bring it back after a restart: purge the account");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    fn answer(status: u16) -> Answered {
+        let status = StatusCode::from_u16(status).unwrap();
+        Ok(UpstreamResponse { status, headers: HeaderMap::new(), body: Default::default(), next_token: None })
+    }
+
+    #[test]
+    fn only_what_is_certain_to_have_written_nothing_keeps_what_is_stored() {
+        let error = |reason, retry| Err(GatewayError::new(reason, "scripted").with_retry(retry));
+        for status in [400, 403, 404, 409, 412, 422, 429] {
+            assert!(changes_nothing(&answer(status)), "{status}");
+        }
+        for status in [200, 201, 500, 502, 503, 504] {
+            assert!(!changes_nothing(&answer(status)), "{status}");
+        }
+        for reason in [Reason::Deadline, Reason::QueueFull, Reason::CircuitOpen, Reason::UpstreamRejectedCredentials] {
+            assert!(changes_nothing(&error(reason, Retry::Never)), "{reason:?}");
+        }
+        assert!(changes_nothing(&error(Reason::UpstreamUnreachable, Retry::NothingSent)));
+        assert!(changes_nothing(&Err(GatewayError::abandoned())));
+        for reason in [Reason::UpstreamTimeout, Reason::UpstreamUnreachable, Reason::UpstreamInvalid, Reason::Internal]
+        {
+            assert!(!changes_nothing(&error(reason, Retry::IfRepeatable)), "{reason:?}");
+        }
+    }
+}
