@@ -309,8 +309,8 @@ impl Reloader {
         (self.on_state_change)(Milestone::Ready);
         let count =
             |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc();
-        // Applied first, then counted, then logged: whoever sees the log line finds the new metric and the new
-        // configuration.
+        // Applied first, then counted, then logged: when the log line is written, the metric and the configuration
+        // are already new.
         match applied {
             Ok(files) => {
                 self.shared.reloads.applied();

@@ -192,7 +192,7 @@ pub struct Metrics {
     registry: Registry,
     /// Requests by team, operation, outcome and status.
     pub requests: Family<RequestLabels, Counter>,
-    /// Refusals and failures of the gateway's own, by reason.
+    /// Refusals and failures by the gateway itself, by reason.
     pub errors: Family<ReasonLabels, Counter>,
     /// From the request's head to the response's.
     pub request_duration: Family<OutcomeLabels, Histogram, Seconds>,

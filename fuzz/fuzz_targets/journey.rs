@@ -229,7 +229,7 @@ fn check_upward(head: &str) -> usize {
 fn one<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
     let mut values = headers.get_all(name).into_iter();
     let value = values.next().unwrap_or_else(|| panic!("no {name}"));
-    assert!(values.next().is_none(), "{name} is there twice");
+    assert!(values.next().is_none(), "{name} occurs twice");
     value.to_str().unwrap_or_else(|_| panic!("{name} is not ASCII"))
 }
 

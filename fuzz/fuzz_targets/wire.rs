@@ -104,7 +104,7 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
         let find = |name: &str| {
             let mut found = headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| *value);
             let value = found.next();
-            assert!(found.next().is_none(), "{name} is there twice: {head}");
+            assert!(found.next().is_none(), "{name} occurs twice: {head}");
             value
         };
         assert!(find("x-request-id").is_some_and(|id| !id.is_empty()), "{head}");

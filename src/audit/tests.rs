@@ -28,7 +28,7 @@ fn record(query: &str) -> Record {
     }
 }
 
-/// Takes a number of bytes, then no more until it has more space.
+/// Accepts a number of bytes, then none until it has more space.
 #[derive(Clone, Default)]
 struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
 

@@ -62,7 +62,7 @@ impl Entry {
         self.hits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Memory beside the entry's own: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes
+    /// Memory in addition to the entry itself: its key, the pointer to it, and what moka keeps for it (hash table bucket, nodes
     /// of its queue and of its timer, counters).
     const BOOKKEEPING: usize = size_of::<Key>() + size_of::<Arc<Self>>() + 360;
 

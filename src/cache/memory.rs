@@ -92,7 +92,7 @@ impl Memory {
             return false;
         }
         // The next page must expire with its set even if it is fetched only now. If a next page was loaded before, and
-        // is of no set or of an older one, it must not be served beside this page.
+        // is of no set or of an older one, it must not be served together with this page.
         if let (Some(result_set), Some(next)) = (stored.result_set, stored.next)
             && self.sets.restore_next(next, result_set, &stored.account)
             && self.pages.get(&next).is_some_and(|there| !there.stored.is_of(&result_set))

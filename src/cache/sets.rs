@@ -2,8 +2,8 @@
 //!
 //! A page names the next one by a token, so the set of a further page is known before it is fetched: the page has a
 //! place in the set. A set is alive while its first page is the newest response to its query. When the query is fetched
-//! again and the new response uses the same tokens, the older set is dead: none of its pages may be served beside the
-//! new first page. When the new response has other tokens, clients may continue to read the older pages, because they
+//! again and the new response uses the same tokens, the older set is dead: none of its pages may be served together with
+//! the new first page. When the new response has other tokens, clients may continue to read the older pages, because they
 //! cannot be confused with the new ones.
 //!
 //! Places are stored apart from the pages, in a small share of the cache's capacity. So a page that is evicted and fetched
@@ -87,7 +87,7 @@ pub(crate) struct ResultSets {
 }
 
 impl ResultSets {
-    /// Older sets of one query that stay alive beside the newest.
+    /// Older sets of one query that stay alive in addition to the newest.
     const ELDERS: usize = 4;
 
     /// Bytes that moka takes for a place besides the place itself.

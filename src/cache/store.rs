@@ -142,7 +142,7 @@ impl Store {
         self.tier().and_then(|tier| tier.get(key, now))
     }
 
-    /// Writes the changes that still wait for the disk, and takes no more.
+    /// Writes the changes that still wait for the disk, and accepts no further changes.
     pub async fn close(&self) {
         if let Some(tier) = self.tier() {
             tier.close().await;
@@ -236,7 +236,7 @@ impl Store {
     }
 
     /// Notes the set of a page that is about to be kept, and the place of the next page. Returns the keys of pages that
-    /// may not be served beside it and were removed.
+    /// may not be served together with it and were removed.
     fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
         let StoredResponse { account, result_set, next, .. } = &entry.stored;
         let Some(result_set) = *result_set else { return vec![] };

@@ -42,7 +42,7 @@ pub(crate) trait Tier: Debug + Send + Sync {
     /// The returned function blocks until the purge lasts, and returns the cause where it does not.
     fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_>;
 
-    /// Writes the changes that still wait, and takes no more.
+    /// Writes the changes that still wait, and accepts no further changes.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 

@@ -151,7 +151,7 @@ fn toml_value<'i>(value: DeValue<'i>, table: &dyn Fn(DeTable<'i>) -> Value, plac
         DeValue::String(text) => Value::Text(Zeroizing::new(text.into_owned())),
         DeValue::Integer(number) => {
             let number = i128::from_str_radix(number.as_str(), number.radix());
-            // Outside of every limit, whichever way it overflowed.
+            // An overflow in either direction becomes a value outside of every limit.
             Value::Integer(number.unwrap_or(i128::MAX))
         }
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
@@ -276,8 +276,8 @@ fn existing_key(entries: &BTreeMap<String, Node>, key: &str, place: &Place, arou
         return key.to_owned();
     }
     let folded = |text: &str| text.to_lowercase().replace('-', "_");
-    let mut alike = entries.keys().filter(|other| folded(other) == folded(key));
-    match (alike.next(), alike.next()) {
+    let mut same = entries.keys().filter(|other| folded(other) == folded(key));
+    match (same.next(), same.next()) {
         (Some(other), None) => other.clone(),
         _ => key.to_owned(),
     }

@@ -101,7 +101,7 @@ fn open(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, about))
 }
 
-/// Removes the permissions of other users from an existing file of the gateway's own, where all users can read it. The
+/// Removes the permissions of other users from an existing file that the gateway owns, if all users can read it. The
 /// group keeps its permissions, because the operator chooses who is in it.
 pub fn keep_from_others(file: &File, path: &Path) {
     const OTHERS: u32 = 0o007;

@@ -545,7 +545,7 @@ fn warn_of_expiry(token: Token, now: Timestamp, path: &Path, report: &Report) {
             report.warn(path, format!("this token has expired and is not accepted; take it out. {ADVICE}"));
         }
         Some(expires) if expires.duration_since(now) <= SOON => {
-            report.warn(path, format!("this token expires at {expires}; list another beside it. {ADVICE}"));
+            report.warn(path, format!("this token expires at {expires}; list another one in addition. {ADVICE}"));
         }
         _ => {}
     }

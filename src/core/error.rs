@@ -227,7 +227,7 @@ impl GatewayError {
     /// The call was given up, because no client waited for it any more. A client that joins it at that moment has to
     /// start again.
     pub fn abandoned() -> Self {
-        Self { abandoned: true, ..Self::new(Reason::Deadline, "nobody waits for this call any more") }
+        Self { abandoned: true, ..Self::new(Reason::Deadline, "no client waits for this call any more") }
     }
 
     /// The call's turn would come after its deadline.

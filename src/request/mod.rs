@@ -1,4 +1,4 @@
-//! What passes through the stack: a request as it came in, the query and the upstream call that it becomes, the context
+//! The data that passes through the stack: a received request, the query and the upstream call that it becomes, the context
 //! that records what happened to it, the event at its end, the body of its response, and the list of requests that wait
 //! for a shared call.
 

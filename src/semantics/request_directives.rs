@@ -367,7 +367,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// The rule to the letter: the weight of each coding is its own, else that of `*`.
+        /// The literal rule: each coding has its own weight, or else that of `*`.
         #[test]
         fn weights_decide(gzip in weights(), identity in weights(), others in weights(), estimated_start in 0usize..3) {
             let listed = [("gzip", gzip), ("identity", identity), ("*", others)];

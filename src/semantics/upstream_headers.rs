@@ -69,7 +69,7 @@ fn number(text: &str) -> Option<(Option<u64>, bool)> {
     Some((whole.parse().ok(), fraction.bytes().any(|digit| digit != b'0')))
 }
 
-/// What a response says of the account's limits (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
+/// The account's limits as a response reports them (`X-RateLimit-*` or `X-Rate-Limit-*`, which Twilio declares on 429s,
 /// and `Twilio-Concurrent-Requests`). Values that cannot be read are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RateLimitHeaders {

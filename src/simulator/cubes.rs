@@ -92,7 +92,7 @@ pub static CUBES: [Cube; 3] = [
             Dimension::new("OperatorResult.Value", Str, Finding, "The label that the operator chose", |r| {
                 text(r.result.map(|o| &o.value))
             }),
-            Dimension::new("OperatorResult.Score", Number, Finding, "The number beside the label", |r| {
+            Dimension::new("OperatorResult.Score", Number, Finding, "The number next to the label", |r| {
                 number(r.result.and_then(|o| o.score))
             }),
             Dimension::new(

@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use tokio::net::TcpStream;
 
 async fn is_draining(process: &Process) {
-    poll("readyz says so", || async {
+    poll("readyz is 503", || async {
         let answer = Client::connect(process.admin).await.ask(&get("/readyz", "Connection: close\r\n")).await;
         (answer.status == 503).then_some(())
     })

@@ -138,12 +138,13 @@ async fn sigterm_lets_requests_in_flight_finish_and_refuses_new_connections() {
         let mut idle = Client::connect(process.data).await;
         assert_eq!(idle.ask(&get("/nowhere", "")).await.status, 404);
         process.signal(signal);
-        poll("readyz says so", || async {
+        poll("readyz is 503", || async {
             let answer = Client::connect(process.admin).await.ask(&get("/readyz", "Connection: close\r\n")).await;
             (answer.status == 503).then_some(())
         })
         .await;
-        poll("nobody new", || async { TcpStream::connect(process.data).await.is_err().then_some(()) }).await;
+        poll("new connections are refused", || async { TcpStream::connect(process.data).await.is_err().then_some(()) })
+            .await;
         assert_eq!(idle.rest().await, b"", "an idle connection is closed");
         gate.open();
         let answer = in_flight.answer().await;
@@ -176,7 +177,8 @@ async fn a_request_that_comes_in_pieces_across_sigterm_is_still_answered() {
     client.send(&request[..request.len() - 10]).await;
     assert_eq!(process.ask(&get("/nowhere", "Connection: close\r\n")).await.status, 404);
     process.signal("TERM");
-    poll("nobody new", || async { TcpStream::connect(process.data).await.is_err().then_some(()) }).await;
+    poll("new connections are refused", || async { TcpStream::connect(process.data).await.is_err().then_some(()) })
+        .await;
     client.send(&request[request.len() - 10..]).await;
     client.answer().await.assert_page(PAGE, "miss");
     assert_eq!(process.ended().await.0, Some(0));
@@ -413,7 +415,7 @@ async fn a_drain_waits_for_requests_whatever_handshakes_are_unfinished() {
     // unfinished handshake.
     let ready =
         async || Client::connect(process.admin).await.ask(&get("/readyz", "Connection: close\r\n")).await.status;
-    poll("readyz says so", || async { (ready().await == 503).then_some(()) }).await;
+    poll("readyz is 503", || async { (ready().await == 503).then_some(()) }).await;
     for _ in 0..300 {
         assert_eq!(ready().await, 503, "still draining");
     }

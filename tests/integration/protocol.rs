@@ -86,8 +86,8 @@ async fn bodies_that_are_not_json_are_invalid_json() {
             bad("not UTF-8", b"{\"query\":{\"measures\":[\"\xff\xfe\"]}}"),
             bad("UTF-16", b"\xff\xfe{\0\"\0"),
             bad("a byte order mark", b"\xef\xbb\xbf{\"query\":{}}"),
-            bad("something behind it", b"{\"query\":{}}{}"),
-            bad("a zero byte behind it", b"{\"query\":{}}\0"),
+            bad("text after the body", b"{\"query\":{}}{}"),
+            bad("a zero byte after the body", b"{\"query\":{}}\0"),
             bad("a trailing comma", b"{\"query\":{},}"),
             bad("single quotes", b"{'query':{}}"),
             bad("a comment", b"{\"query\":{}/* */}"),
@@ -196,7 +196,7 @@ async fn unknown_methods_are_refused() {
             bad("no target", "GET HTTP/1.1", 400, "bad_request"),
             bad("HTTP/0.9", &format!("GET {METADATA}"), 400, "bad_request"),
             bad("HTTP/3", &format!("GET {METADATA} HTTP/3.0"), 400, "bad_request"),
-            bad("a word too many", &format!("GET {METADATA} x HTTP/1.1"), 400, "bad_request"),
+            bad("an extra word", &format!("GET {METADATA} x HTTP/1.1"), 400, "bad_request"),
         ])
         .await;
 }

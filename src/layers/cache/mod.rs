@@ -257,7 +257,7 @@ where
             match wait(&mut joined, query.deadline).await {
                 // Another attempt would end in the same way.
                 Waited::Lost if leads => {
-                    let message = "the gateway failed while it fetched this; tell whoever operates it";
+                    let message = "the gateway failed while it fetched this; tell its operator";
                     return Err(GatewayError::new(Reason::Internal, message));
                 }
                 // It was cancelled or panicked. This client claims the key again.

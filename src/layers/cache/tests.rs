@@ -759,7 +759,7 @@ async fn a_new_result_set_with_the_old_tokens_does_not_serve_the_old_pages() {
     advance(S).await;
     let no_cache = CacheDirectives { no_cache: true, ..CacheDirectives::default() };
     ask(&cache, wishing(no_cache)).await.unwrap();
-    // Not even while the upstream fails, because it would be served beside the new first page.
+    // Not even while the upstream fails, because it would be served together with the new first page.
     assert_eq!(ask(&cache, page("b")).await.unwrap_err(), Reason::UpstreamTimeout);
     assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Miss, "2'", None));
     assert_eq!(said(ask(&cache, page("b")).await), is(Outcome::Hit, "2'", Some(0)));
@@ -1003,7 +1003,7 @@ async fn a_suspended_machine_ages_its_pages() {
     machine.suspend(59 * S);
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "1", Some(59)));
     machine.suspend(9 * 3600 * S);
-    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None), "nine hours later it is gone");
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "2", None), "nine hours later it has expired");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1042,7 +1042,7 @@ async fn a_clock_that_was_set_proves_nothing_settled() {
     };
     machine.step_wall(3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set forward since the start");
-    assert_eq!(kept_for().await, POLICY.query, "though the answer's own date says so too");
+    assert_eq!(kept_for().await, POLICY.query, "although the response's own date agrees");
     machine.step_wall(-3 * 86_400);
     assert_eq!(kept_for().await, POLICY.query, "set back: the date alone proves nothing either");
     machine.suspend(3 * 86_400 * S);

@@ -224,7 +224,7 @@ async fn read_beside<T: Send + 'static>(
         read(&layer, &asked).map(|read| (asked, read))
     });
     let failed = |error| {
-        let message = "the gateway failed while it read this; tell whoever operates it";
+        let message = "the gateway failed while it read this; tell its operator";
         GatewayError::new(Reason::Internal, message).with_cause(error)
     };
     reading.await.unwrap_or_else(|error| Err(failed(error)))

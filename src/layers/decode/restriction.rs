@@ -162,7 +162,7 @@ impl Restriction {
         };
         view.ok_or_else(|| {
             let message = "Twilio's metadata for this account cannot be read, so nothing can be proven of what this team \
-                           may see; tell whoever operates the gateway";
+                           may see; tell the operator of the gateway";
             GatewayError::new(Reason::FieldNotAllowed, message)
         })
     }

@@ -20,7 +20,7 @@ fn pool() -> (TestPool, Upstreams) {
     let connect = tower::service_fn(move |_| {
         let (ours, theirs) = duplex(1 << 16);
         let is_there = made.send(theirs).is_ok();
-        async move { if is_there { Ok(TokioIo::new(ours)) } else { Err(BoxError::from("nobody is there")) } }
+        async move { if is_there { Ok(TokioIo::new(ours)) } else { Err(BoxError::from("no server")) } }
     });
     let url = Uri::from_static("http://upstream");
     (Pool::new(BoxCloneService::new(connect), url, Duration::from_secs(5), Clock::new()), upstreams)
@@ -302,5 +302,5 @@ async fn the_error_says_why_there_is_no_connection() {
     let (pool, upstreams) = pool();
     drop(upstreams);
     let error = pool.take().await.map(drop).unwrap_err();
-    assert_eq!(error.to_string(), "nobody is there");
+    assert_eq!(error.to_string(), "no server");
 }
