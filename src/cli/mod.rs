@@ -10,8 +10,10 @@ pub mod exit;
 pub mod health;
 mod json_lines;
 mod logs;
+pub mod man;
 pub mod query;
 mod runtime;
+pub mod schema;
 pub mod serve;
 pub mod simulate;
 mod sink;
@@ -20,6 +22,7 @@ mod systemd;
 mod terminal;
 mod text;
 pub mod token;
+mod traffic;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -54,7 +57,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Run gateway, simulator and admin page on loopback, without a Twilio account
     ///
-    /// Needs no file. Prints the URLs and three curl lines to paste.
+    /// Needs no file. Prints the URLs and three curl lines to paste. Where a default port is taken it takes a free one.
     Demo(demo::DemoArgs),
     /// Run only the local Insights simulator
     ///
@@ -88,6 +91,14 @@ pub enum Command {
     ///
     /// For example: insights-gateway completions bash > /etc/bash_completion.d/insights-gateway
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages into a folder
+    ///
+    /// For example: insights-gateway man /usr/local/share/man/man1
+    Man(man::ManArgs),
+    /// Print the JSON Schema of the configuration file
+    ///
+    /// For editors that complete and check TOML, and for other programs that write configurations.
+    Schema(schema::SchemaArgs),
 }
 
 /// The sources of the configuration. A flag overrides the environment, which overrides the file.
@@ -159,6 +170,8 @@ pub fn run() -> ExitCode {
         Command::Health(args) => health::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+        Command::Schema(args) => schema::run(&args),
     }
 }
 

@@ -66,6 +66,9 @@ pub(super) enum Failure {
     /// Another listener cannot be opened.
     #[error("cannot listen on {address}: {source}")]
     Bind { address: String, source: io::Error },
+    /// The same, where a flag sets the address.
+    #[error("cannot listen on {address}: {source}; choose another address with {flag}")]
+    Named { address: String, source: io::Error, flag: &'static str },
     /// The system refuses something that the command needs.
     #[error(transparent)]
     Machine(#[from] io::Error),
@@ -76,7 +79,7 @@ impl Failure {
     pub(super) fn explain(&self) -> ExitCode {
         explain(&format!("insights-gateway: {self}"));
         ExitCode::from(match self {
-            Self::Start(StartError::Bind(_)) | Self::Bind { .. } => exit::CANNOT_BIND,
+            Self::Start(StartError::Bind(_)) | Self::Bind { .. } | Self::Named { .. } => exit::CANNOT_BIND,
             Self::Start(StartError::Trust(_) | StartError::Tls(_) | StartError::Exposed(_) | StartError::Audit(_)) => {
                 exit::USAGE
             }

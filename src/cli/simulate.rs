@@ -66,7 +66,12 @@ pub fn run(args: SimulateArgs) -> ExitCode {
 
 async fn simulate(args: SimulateArgs) -> Result<(), Failure> {
     let stop = told_to_stop()?;
-    let listener = listen(args.listen).await?;
+    let address = args.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| Failure::Named {
+        address: address.to_string(),
+        source,
+        flag: "--listen",
+    })?;
     explain(&format!(
         "simulated Insights API on http://{} (any account SID, password \"secret\")",
         listener.local_addr()?
@@ -82,11 +87,6 @@ async fn simulate(args: SimulateArgs) -> Result<(), Failure> {
     });
     simulator.run(listener, stop).await?;
     Ok(())
-}
-
-/// Opens the simulator's port.
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|source| Failure::Bind { address: address.to_string(), source })
 }
 
 #[cfg(test)]

@@ -87,6 +87,14 @@ impl Path {
         Some(Self(rest.to_vec()))
     }
 
+    /// The keys on the way, without the places in lists.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|step| match step {
+            Step::Key(key) => Some(key.as_str()),
+            Step::Item(_) => None,
+        })
+    }
+
     pub(super) fn last_key(&self) -> Option<&str> {
         match self.0.last()? {
             Step::Key(key) => Some(key),
@@ -101,14 +109,7 @@ impl Path {
 
     /// The environment variable that sets this key.
     fn variable(&self) -> String {
-        let keys: Vec<String> = self
-            .0
-            .iter()
-            .filter_map(|step| match step {
-                Step::Key(key) => Some(key.to_uppercase()),
-                Step::Item(_) => None,
-            })
-            .collect();
+        let keys: Vec<String> = self.keys().map(str::to_uppercase).collect();
         format!("{PREFIX}{}", keys.join("__"))
     }
 }
@@ -400,7 +401,6 @@ impl Report {
     }
 
     /// The record, whether or not there are faults.
-    #[cfg(test)]
     pub(super) fn record_so_far(&self) -> Record {
         self.record.borrow().clone()
     }

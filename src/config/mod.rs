@@ -20,6 +20,9 @@
 //! | `fault` | all faults, in file order, each with a place and a remedy |
 //! | `record` | every key that was read: value, default, where it was set; what is shown and what waits for a restart |
 //! | `show` | values as TOML, without secrets |
+//! | `shape` | the forms of values, for the schema |
+//! | `reference` | the reference file, and its comments by key |
+//! | `schema` | the JSON Schema of the file, for editors |
 //!
 //! This module does not watch for changes, open ports or use the network.
 
@@ -31,9 +34,12 @@ mod files;
 mod proxy;
 mod reader;
 mod record;
+mod reference;
+mod schema;
 mod secret;
 mod sections;
 mod settings;
+mod shape;
 mod show;
 mod sources;
 
@@ -44,6 +50,8 @@ pub use exposure::{Exposure, Held, Listener, Reach, exposures};
 pub use fault::Faults;
 pub use files::{Files, Fingerprint, keep_from_others};
 pub use record::Record;
+pub use reference::REFERENCE;
+pub use schema::schema;
 pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{

@@ -12,10 +12,11 @@ use zeroize::Zeroizing;
 use super::document::Value;
 use super::fault::{Path, Place, Report};
 use super::reader::{Field, Table};
-use super::record::Entry;
+use super::record::{Entry, Key};
 use super::secret::{self, SecretSource};
 use super::sections::has_sound_port;
 use super::settings::Proxy;
+use super::shape::Shape;
 use super::show;
 use super::sources::Sources;
 use crate::core::network::Network;
@@ -35,7 +36,12 @@ pub(super) fn read(table: &mut Table<'_>, sources: &Sources, upstream: &Uri) -> 
         Some(field) => (of_field(field, sources), None),
         None => of_environment(sources, upstream, report).unzip(),
     };
-    let entry = Entry::new(table.path(), "proxy".into(), Some(show::proxy(&proxy)), Some(show::proxy(&None)));
+    let entry = Entry::new(
+        table.path(),
+        Key::from("proxy").of(Shape::Proxy),
+        Some(show::proxy(&proxy)),
+        Some(show::proxy(&None)),
+    );
     report.record(entry, origin);
     proxy
 }

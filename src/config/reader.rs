@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::document::{Node, Value, parse_raw};
 use super::fault::{Path, Place, Report, suggest};
 use super::record::{Entry, Key};
+use super::shape::Shape;
 use super::show;
 use crate::core::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
 
@@ -121,11 +122,12 @@ impl<'r> Table<'r> {
 
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: impl Into<Key>, default: bool) -> bool {
-        self.value(key, default, bool::to_string, Field::boolean)
+        self.value(key.into().of(Shape::Boolean), default, bool::to_string, Field::boolean)
     }
 
     /// A duration with its unit, zero included.
     pub(super) fn duration(&mut self, key: impl Into<Key>, default: Duration) -> Duration {
+        let key = key.into().of(Shape::Duration);
         self.value(key, default, |value| show::text(&Span(*value)), |field| field.quantity(parse_duration))
     }
 
@@ -135,26 +137,29 @@ impl<'r> Table<'r> {
             Ok(Duration::ZERO) => Err("must be longer than zero"),
             other => other,
         };
+        let key = key.into().of(Shape::PositiveDuration);
         self.value(key, default, |value| show::text(&Span(*value)), |field| field.quantity(checked))
     }
 
     /// A number of bytes with its unit.
     pub(super) fn size(&mut self, key: impl Into<Key>, default: u64, limits: RangeInclusive<u64>) -> u64 {
-        self.value(key, default, |value| show::text(&Size(*value)), |field| field.size(&limits))
+        self.value(key.into().of(Shape::Size), default, |value| show::text(&Size(*value)), |field| field.size(&limits))
     }
 
     /// A rate; `None` means no limit.
     pub(super) fn rate(&mut self, key: impl Into<Key>, default: Option<Rate>) -> Option<Rate> {
-        self.value(key, default, show::rate, |field| field.quantity(parse_rate))
+        self.value(key.into().of(Shape::Rate), default, show::rate, |field| field.quantity(parse_rate))
     }
 
     /// A whole number within `limits`.
     pub(super) fn number(&mut self, key: impl Into<Key>, default: u32, limits: RangeInclusive<u32>) -> u32 {
+        let key = key.into().of(Shape::Number(limits.clone()));
         self.value(key, default, u32::to_string, |field| field.number(limits))
     }
 
     /// A number within `limits`, whole or not.
     pub(super) fn fraction(&mut self, key: impl Into<Key>, default: f64, limits: RangeInclusive<f64>) -> f64 {
+        let key = key.into().of(Shape::Fraction(limits.clone()));
         self.value(key, default, |value| format!("{value:?}"), |field| field.fraction(limits))
     }
 
@@ -164,7 +169,13 @@ impl<'r> Table<'r> {
     }
 
     /// One of a few words.
-    pub(super) fn word<T: Copy + PartialEq>(&mut self, key: impl Into<Key>, default: T, words: &[(&str, T)]) -> T {
+    pub(super) fn word<T: Copy + PartialEq>(
+        &mut self,
+        key: impl Into<Key>,
+        default: T,
+        words: &[(&'static str, T)],
+    ) -> T {
+        let key = key.into().of(Shape::Word(words.iter().map(|(word, _)| *word).collect()));
         let written = |value: &T| words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word);
         self.value(key, default, |value| show::text(written(value)), |field| field.word(words))
     }

@@ -4,6 +4,7 @@
 //! keys that wait for a restart all come from here.
 
 use super::fault::{Path, Place};
+use super::shape::Shape;
 use super::show;
 
 /// Which changes of a key wait for a restart. All others take effect at a reload.
@@ -18,27 +19,33 @@ pub(super) enum Restart {
 }
 
 /// The declaration of a key.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Key {
     pub(super) name: &'static str,
     restart: Restart,
+    shape: Shape,
 }
 
 impl From<&'static str> for Key {
     fn from(name: &'static str) -> Self {
-        Self { name, restart: Restart::Never }
+        Self { name, restart: Restart::Never, shape: Shape::Text }
     }
 }
 
 impl Key {
     /// A key that is read only at the start.
     pub(super) const fn at_start(name: &'static str) -> Self {
-        Self { name, restart: Restart::OnChange }
+        Self { name, restart: Restart::OnChange, shape: Shape::Text }
     }
 
     /// A key whose changes take effect at a reload, except setting it and removing it.
     pub(super) const fn present_at_start(name: &'static str) -> Self {
-        Self { name, restart: Restart::OnPresence }
+        Self { name, restart: Restart::OnPresence, shape: Shape::Text }
+    }
+
+    /// The same with values of this shape; text unless said otherwise.
+    pub(super) fn of(self, shape: Shape) -> Self {
+        Self { shape, ..self }
     }
 }
 
@@ -47,6 +54,7 @@ impl Key {
 pub(super) struct Entry {
     path: Path,
     restart: Restart,
+    pub(super) shape: Shape,
     /// `None` where it is not set.
     pub(super) value: Option<String>,
     /// `None` where there is no default.
@@ -58,7 +66,7 @@ pub(super) struct Entry {
 impl Entry {
     /// `key` of the table at `table`.
     pub(super) fn new(table: &Path, key: Key, value: Option<String>, default: Option<String>) -> Self {
-        Self { path: table.key(key.name), restart: key.restart, value, default, origin: None }
+        Self { path: table.key(key.name), restart: key.restart, shape: key.shape, value, default, origin: None }
     }
 
     /// The same key, set at this place, where one is known.
@@ -68,6 +76,11 @@ impl Entry {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Does a change of its value wait for a restart.
+    pub(super) fn is_read_at_start(&self) -> bool {
+        self.restart == Restart::OnChange
     }
 
     fn line(&self) -> String {
@@ -104,7 +117,6 @@ impl Record {
         self.0.push(entry);
     }
 
-    #[cfg(test)]
     pub(super) fn entries(&self) -> &[Entry] {
         &self.0
     }

@@ -25,6 +25,7 @@ use super::settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Token, Upstream,
 };
+use super::shape::Shape;
 use super::show;
 use super::sources::Sources;
 use crate::core::clock::Clock;
@@ -92,7 +93,12 @@ fn server(table: &mut Table<'_>) -> Server {
     const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
     let at_start = Key::at_start;
     Server {
-        listen: table.value(at_start("listen"), vec![Listen::Tcp(LISTEN)], |value| show::listen(value), listen),
+        listen: table.value(
+            at_start("listen").of(Shape::Texts),
+            vec![Listen::Tcp(LISTEN)],
+            |value| show::listen(value),
+            listen,
+        ),
         open: table.boolean("open", false),
         drain: table.duration(at_start("drain"), seconds(30)),
         max_body: table.size("max_body", MIB, 1..=64 * MIB),
@@ -107,10 +113,15 @@ fn server(table: &mut Table<'_>) -> Server {
             |mode| show::text(&format_args!("{mode:04o}")),
             |field| field.parsed(parse_unix_mode),
         ),
-        proxy_protocol: table.value(at_start("proxy_protocol"), Proxies::default(), show::proxies, proxy_protocol),
+        proxy_protocol: table.value(
+            at_start("proxy_protocol").of(Shape::Texts),
+            Proxies::default(),
+            show::proxies,
+            proxy_protocol,
+        ),
         public_url: table.optional("public_url", show::url, |field| url(field, Paths::Allowed)),
         tls: tls(table),
-        cors: table.value("cors", Vec::new(), |origins| show::list(origins), cors),
+        cors: table.value(Key::from("cors").of(Shape::Texts), Vec::new(), |origins| show::list(origins), cors),
     }
 }
 
@@ -189,7 +200,7 @@ fn parse_listen(text: &str) -> Result<Listen, &'static str> {
 fn tls(server: &mut Table<'_>) -> Option<Tls> {
     let tls = server.section("tls", read_tls);
     // Certificates are read again at a reload, but a listener does not start or stop to speak TLS then.
-    server.record(Key::present_at_start("tls"), tls.as_ref().map(show::tls), None);
+    server.record(Key::present_at_start("tls").of(Shape::Tls), tls.as_ref().map(show::tls), None);
     tls
 }
 
@@ -436,7 +447,9 @@ fn credential(
         ("auth_token", token.as_ref().map(|token| show::secret(&token.source))),
     ];
     // The record has only one of the two ways to sign in.
-    shown.into_iter().filter(|(_, value)| value.is_some()).for_each(|(key, value)| table.record(key, value, None));
+    for (key, value) in shown.into_iter().filter(|(_, value)| value.is_some()) {
+        table.record(Key::from(key).of(Shape::Secret), value, None);
+    }
     let warn_if_literal = |key: &str, secret: &Option<Secret>| {
         if secret.as_ref().is_some_and(|secret| secret.source == secret::SecretSource::Literal) {
             report.warn(
@@ -468,13 +481,23 @@ fn team(name: &str, table: &mut Table<'_>, sole_account: &str, now: Timestamp) -
     }
     let team = Team {
         name: name.to_owned(),
-        account: table.value("account", sole_account.to_owned(), show::text, Field::string),
-        tokens: table.value("token_sha256", Vec::new(), |all| show::tokens(all), |field| tokens(field, now)),
+        account: table.value(
+            Key::from("account").of(Shape::Reference),
+            sole_account.to_owned(),
+            show::text,
+            Field::string,
+        ),
+        tokens: table.value(
+            Key::from("token_sha256").of(Shape::Tokens),
+            Vec::new(),
+            |all| show::tokens(all),
+            |field| tokens(field, now),
+        ),
         requests: table.rate("requests", None),
         upstream: table.rate("upstream", None),
         weight: table.number("weight", 1, 1..=1000),
         operations: table.value(
-            "operations",
+            Key::from("operations").of(Shape::Words(Permission::ALL.map(Permission::as_str).to_vec())),
             OperationSet::standard(),
             |set| show::list(set.iter().map(Permission::as_str)),
             operations,
@@ -572,8 +595,13 @@ fn operations(field: Field<'_>) -> Option<OperationSet> {
 fn policy(table: &mut Table<'_>) -> Policy {
     let filters = |field: Field<'_>| Some(field.tables(required_filter));
     Policy {
-        deny: table.value("deny", Vec::new(), |deny| show::list(deny), deny),
-        require: table.value("require", Vec::new(), |all| show::required_filters(all), filters),
+        deny: table.value(Key::from("deny").of(Shape::Texts), Vec::new(), |deny| show::list(deny), deny),
+        require: table.value(
+            Key::from("require").of(Shape::Filters),
+            Vec::new(),
+            |all| show::required_filters(all),
+            filters,
+        ),
     }
 }
 

@@ -148,16 +148,26 @@ fn keys_of(text: &str) -> Vec<String> {
     keys
 }
 
-#[test]
-fn the_reference_file_has_every_key_in_the_order_of_the_record_with_its_default() {
+/// The report after `text` has been read.
+fn report_of(text: &str) -> Report {
     let folder = Folder::new();
-    let text = whole_reference();
-    let file = folder.write("gateway.toml", &text);
-    let sources = Sources::default().with_file(file);
+    let sources = Sources::default().with_file(folder.write("gateway.toml", text));
     let report = Report::without_secrets();
     let file = sources.file.as_deref().map(super::files::ConfigFile::read);
     let tree = document::read(&sources, file.as_ref(), &report).unwrap();
     sections::read(tree, &sources, &report);
+    report
+}
+
+/// The keys that the reader knows after it has read the whole reference, including keys of inline tables.
+pub(super) fn known_keys_of_the_reference() -> Vec<String> {
+    report_of(&whole_reference()).known_keys()
+}
+
+#[test]
+fn the_reference_file_has_every_key_in_the_order_of_the_record_with_its_default() {
+    let text = whole_reference();
+    let report = report_of(&text);
     // Keys within inline tables too.
     let document: toml::Table = text.parse().unwrap();
     for key in report.known_keys() {

@@ -1,5 +1,6 @@
 import pytest
 
+from demo import Demo
 from empty_root import EmptyRoot
 
 
@@ -9,3 +10,11 @@ def root(tmp_path):
     root = EmptyRoot(tmp_path)
     yield root
     root.close()
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A demo on free ports, with all that it prints."""
+    demo = Demo(tmp_path)
+    yield demo
+    demo.close()

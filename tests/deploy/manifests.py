@@ -12,6 +12,8 @@ EVERYTHING = [
     "--set=image.digest=sha256:" + "0" * 64,
     "--set=imagePullSecrets[0].name=registry",
     "--set=extraSecrets.tls=gateway-tls",
+    "--set=extraEnv[0].name=INSIGHTS_GATEWAY_LOG__FILTER,extraEnv[0].value=debug",
+    "--set=extraEnv[1].name=NODE,extraEnv[1].valueFrom.fieldRef.fieldPath=spec.nodeName",
     "--set=podDisruptionBudget.maxUnavailable=25%",
     "--set=prometheusOperator.enabled=true",
     "--set=prometheusOperator.labels.release=prometheus",
@@ -48,6 +50,10 @@ def rendered(name):
     return RENDERED[name]()
 
 
+def is_ours(container):
+    return container["image"].startswith("insights-gateway")
+
+
 class Manifests:
     def __init__(self, name):
         self.all = [document for document in yaml.safe_load_all(rendered(name)) if document]
@@ -69,7 +75,13 @@ class Manifests:
         """The gateway's container, which may be a sidecar in the pod."""
         pod = self.template["spec"]
         containers = [*pod["containers"], *pod.get("initContainers", [])]
-        (found,) = (c for c in containers if c["image"].startswith("insights-gateway"))
+        (found,) = (c for c in containers if is_ours(c) and c["args"][0] == "serve")
+        return found
+
+    @property
+    def check(self):
+        """The container that only looks at the configuration."""
+        (found,) = (c for c in self.template["spec"]["initContainers"] if is_ours(c) and c["args"][0] == "check")
         return found
 
     @property

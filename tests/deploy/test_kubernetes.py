@@ -1,6 +1,7 @@
 """Renders kustomizations and chart with kubectl and helm. Checks the result against Kubernetes' schemas and the
 rules of its admission, and starts the gateway with it."""
 
+import json
 import re
 import shutil
 import tomllib
@@ -138,6 +139,60 @@ def test_the_gateway_starts_and_answers_the_probes(manifests, root):
     assert gateway.stop() == 0
 
 
+def test_a_configuration_is_checked_before_a_pod_serves(endpoint, root):
+    check, gateway = endpoint.check, endpoint.gateway
+    for same in ("image", "volumeMounts", "securityContext"):
+        assert check[same] == gateway[same]
+    assert check.get("env") == gateway.get("env")
+    # A failure is shown with the pod.
+    assert check["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    environment = {variable["name"]: variable.get("value", "node-1") for variable in check.get("env", [])}
+    unmounted = root.run(*check["args"], environment=environment)
+    assert unmounted.returncode == 64 and "gateway.toml" in unmounted.stderr
+    mount(endpoint, root)
+    assert root.run(*check["args"], environment=environment).returncode == 0
+    config = endpoint.config.replace("capacity", "capactiy")
+    root.write("/etc/insights-gateway/gateway.toml", config)
+    refused = root.run(*check["args"], environment=environment)
+    assert refused.returncode == 64 and "did you mean capacity?" in refused.stderr
+
+
+def test_the_chart_hands_variables_on():
+    env = Manifests("helm, everything").gateway["env"]
+    assert env[0] == {"name": "INSIGHTS_GATEWAY_LOG__FILTER", "value": "debug"}
+    assert env[1]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+
+
+REACHABLE = '[admin]\nlisten = "0.0.0.0:9090"\n[server]\nlisten = ["unix:/run/x", "[::]:8080"]\n'
+
+
+@pytest.mark.parametrize(
+    "config, options, refusal",
+    [
+        (REACHABLE.replace("0.0.0.0", "127.0.0.1"), [], "cannot reach the admin plane"),
+        (REACHABLE.replace("0.0.0.0", "[::1]"), [], "cannot reach the admin plane"),
+        (REACHABLE.replace("9090", "9091"), [], "cannot reach the admin plane"),
+        (REACHABLE.replace("[admin]\nlisten", "[log]\nfilter"), [], "cannot reach the admin plane"),
+        (REACHABLE.replace("[admin]\nlisten", "admin.listen"), [], None),
+        (REACHABLE.replace("[::]", "127.0.0.1"), [], "cannot reach the data plane"),
+        (REACHABLE, ["INSIGHTS_GATEWAY_ADMIN__LISTEN", "127.0.0.1:9090"], "cannot reach the admin plane"),
+        (REACHABLE, ["INSIGHTS_GATEWAY_SERVER__LISTEN", "127.0.0.1:8080"], "cannot reach the data plane"),
+        ("", ["INSIGHTS_GATEWAY_ADMIN__LISTEN", "0.0.0.0:9090"], "cannot reach the data plane"),
+        ("[admin\n", [], "config is not TOML"),
+        (REACHABLE, [], None),
+    ],
+)
+def test_the_chart_refuses_addresses_that_nobody_would_reach(config, options, refusal, tmp_path):
+    (tmp_path / "gateway.toml").write_text(config or "# all by default\n")
+    options = ["--set-json=extraEnv=" + json.dumps([dict(zip(("name", "value"), options))])] if options else []
+    command = ["helm", "template", "insights", CHART, f"--set-file=config={tmp_path / 'gateway.toml'}", *options]
+    if refusal:
+        with pytest.raises(AssertionError, match=refusal):
+            run(*command)
+    else:
+        run(*command)
+
+
 def test_the_documented_kustomization_replaces_configuration_and_image(tmp_path):
     shutil.copytree(DEPLOY / "kubernetes", tmp_path / "insights-gateway/deploy/kubernetes")
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/deploying.md").read_text(), re.S)
@@ -181,7 +236,8 @@ def test_kustomization_and_chart_deploy_the_same_gateway():
             constraint["labelSelector"] = "checked elsewhere"
         pod["serviceAccountName"] = "checked elsewhere"
         pod["volumes"][0]["configMap"]["name"] = "checked elsewhere"
-        manifests.gateway.setdefault("imagePullPolicy", "IfNotPresent")
+        for container in (manifests.gateway, manifests.check):
+            container.setdefault("imagePullPolicy", "IfNotPresent")
         policy = manifests.one("NetworkPolicy")["spec"]
         del policy["podSelector"]
         config = tomllib.loads(manifests.config)

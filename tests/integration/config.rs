@@ -200,6 +200,8 @@ fn help_and_version_are_everywhere() {
         &["token", "new"],
         &["health"],
         &["completions"],
+        &["man"],
+        &["schema"],
     ] {
         for flag in ["--help", "--version"] {
             let (code, page, errors) = run(gateway(path).arg(flag));

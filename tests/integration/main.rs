@@ -18,6 +18,7 @@ mod connections;
 mod cors;
 mod cross_site;
 mod dead_connections;
+mod demo;
 mod docs;
 mod drain;
 mod egress_proxy;

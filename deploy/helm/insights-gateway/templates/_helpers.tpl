@@ -25,3 +25,41 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* Whole folders, not files by subPath, in which changes would not be seen. */}}
+{{- define "insights-gateway.mounts" -}}
+- { name: configuration, mountPath: /etc/insights-gateway, readOnly: true }
+- { name: credentials, mountPath: /run/secrets/insights-gateway, readOnly: true }
+{{- range $folder, $_ := .Values.extraSecrets }}
+- { name: secret-{{ $folder }}, mountPath: /run/secrets/{{ $folder }}, readOnly: true }
+{{- end }}
+{{- end -}}
+
+{{- /* Fails if the probes or the Service could not reach the gateway. They come from outside the pod, to fixed ports. */}}
+{{- define "insights-gateway.checkAddresses" -}}
+{{- $config := fromToml .Values.config -}}
+{{- with $config.Error -}}
+{{- fail (printf "config is not TOML: %s" .) -}}
+{{- end -}}
+{{- $admin := dig "admin" "listen" "127.0.0.1:9090" $config -}}
+{{- $data := dig "server" "listen" (list "127.0.0.1:8080") $config -}}
+{{- range .Values.extraEnv -}}
+{{- if and .value (eq .name "INSIGHTS_GATEWAY_ADMIN__LISTEN") -}}{{- $admin = .value -}}{{- end -}}
+{{- if and .value (eq .name "INSIGHTS_GATEWAY_SERVER__LISTEN") -}}{{- $data = splitList "," .value -}}{{- end -}}
+{{- end -}}
+{{- if not (regexMatch (include "insights-gateway.beyondLoopback" 9090) (toString $admin)) -}}
+{{- fail (printf "the probes cannot reach the admin plane at admin.listen = %q: write \"0.0.0.0:9090\", and admin.token_sha256" $admin) -}}
+{{- end -}}
+{{- $reached := false -}}
+{{- range $data -}}
+{{- if regexMatch (include "insights-gateway.beyondLoopback" 8080) (toString .) -}}{{- $reached = true -}}{{- end -}}
+{{- end -}}
+{{- if not $reached -}}
+{{- fail (printf "the Service cannot reach the data plane at server.listen = %s: write [\"0.0.0.0:8080\"]" (toJson $data)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* An address with this port on all interfaces. A pod's own address is not known beforehand. */}}
+{{- define "insights-gateway.beyondLoopback" -}}
+^(0\.0\.0\.0|\[::\]):{{ . }}$
+{{- end -}}

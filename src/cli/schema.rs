@@ -1,0 +1,17 @@
+//! `schema`: the configuration as a JSON Schema.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::answer;
+use crate::config;
+
+/// Arguments of `schema`.
+#[derive(Debug, Clone, Args)]
+pub struct SchemaArgs {}
+
+/// Prints it.
+pub fn run(SchemaArgs {}: &SchemaArgs) -> ExitCode {
+    answer(&config::schema())
+}
