@@ -15,7 +15,8 @@ fn root() -> &'static Path {
 
 /// The README and the handbook: paths from the root, and texts.
 fn pages() -> Vec<(PathBuf, String)> {
-    let handbook = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let folders = ["docs", "docs/recipes"].map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    let handbook = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     let markdown = handbook.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let pages = markdown.chain([root().join("README.md"), root().join("CHANGELOG.md")]);
     pages.map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
@@ -121,10 +122,14 @@ fn every_link_has_a_target() {
 #[test]
 fn every_page_of_the_handbook_can_be_found_from_the_readme() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let recipes = fs::read_to_string(root().join("docs/recipes/README.md")).unwrap();
     for (path, _) in pages() {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let is_linked = readme.contains(&format!("](docs/{name})"));
-        assert!(is_linked || !path.starts_with(root().join("docs")), "README.md does not link to docs/{name}");
+        let Ok(name) = path.strip_prefix(root().join("docs")) else { continue };
+        let is_linked = match name.strip_prefix("recipes") {
+            Ok(recipe) if recipe != Path::new("README.md") => recipes.contains(&format!("]({})", recipe.display())),
+            _ => readme.contains(&format!("](docs/{})", name.display())),
+        };
+        assert!(is_linked, "nothing links to docs/{}", name.display());
     }
 }
 

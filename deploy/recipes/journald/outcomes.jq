@@ -1,0 +1,5 @@
+# How many requests ended how, for each team: team, outcome, requests. Use with -rs.
+map(select(.target == "insights_gateway::access"))
+| group_by([.team, .outcome])[]
+| [.[0].team, .[0].outcome, length]
+| @tsv
