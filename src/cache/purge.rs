@@ -10,8 +10,8 @@ pub enum Purge {
     All,
     /// Those of one account, by its name.
     Account(String),
-    /// Those of one account that a change of its data makes wrong: metadata, queries and their pages, and submissions of
-    /// jobs that others would share. The results of a job do not change.
+    /// The responses of one account that a change of its data makes wrong: metadata, queries and their pages, and job
+    /// submissions that other clients would share. The results of a job do not change.
     Data(String),
     /// Those of one operation.
     Operation(Operation),

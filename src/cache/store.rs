@@ -379,7 +379,7 @@ impl Store {
         Purged { pages, not_lasting: lasting.and_then(|lasting| lasting().err()) }
     }
 
-    /// How many purges there were. What is derived from stored responses must not be used after another one.
+    /// The number of purges so far. Data derived from stored responses must not be used after a further purge.
     pub fn purges(&self) -> u64 {
         self.purges.load(Ordering::SeqCst)
     }

@@ -29,7 +29,7 @@ pub enum Reason {
     FieldNotAllowed,
     /// A web page of another site sent the request, and the gateway demands no token.
     OriginNotAllowed,
-    /// Not one of Twilio Insights' paths.
+    /// The path is not one of Twilio Insights' paths.
     NotFound,
     /// The path exists, but not with this method.
     MethodNotAllowed,

@@ -229,7 +229,7 @@ pub enum Route {
 /// Finds the endpoint of a method and a path.
 pub fn route(method: &Method, path: &str) -> Route {
     let method = if *method == Method::HEAD { &Method::GET } else { method };
-    // A path that stands in the table as it is does not also match a path with an id.
+    // A path that is in the table literally must not also match a path with an id.
     let here = || {
         let is_literal = ENDPOINTS.iter().any(|endpoint| endpoint.path == path);
         ENDPOINTS.iter().filter(move |endpoint| if is_literal { endpoint.path == path } else { endpoint.is_at(path) })
@@ -360,7 +360,7 @@ mod tests {
         }
         assert_eq!(route(&Method::DELETE, FIELDS), allowed("GET, HEAD, POST"));
         assert_eq!(route(&Method::POST, &format!("{FIELDS}/x")), allowed("GET, HEAD, PATCH"));
-        // The capacity is no field of that name.
+        // "Capacity" is a path of its own here, not the id of a field.
         for path in [format!("{FIELDS}Capacity"), format!("{FIELDS}/Capacity")] {
             assert_eq!(route(&Method::PATCH, &path), allowed("GET, HEAD"));
         }

@@ -1,4 +1,4 @@
-//! Custom fields through the gateway: what crosses, what is sent twice, and what a write does to what is stored.
+//! Custom fields through the gateway: what is passed on, what is sent again, and what a write removes from the cache.
 
 use tempfile::TempDir;
 
@@ -45,7 +45,7 @@ fn read(target: &str) -> Vec<u8> {
     get(target, &of("all"))
 }
 
-/// Metadata and queries as usual; writes as `plan` has it.
+/// Answers metadata and queries as usual, and writes with `plan`.
 fn with_writes(plan: Plan) -> impl FnMut(&Seen) -> Plan + Send + 'static {
     move |seen| match (seen.target(), seen.target().starts_with(FIELDS)) {
         (METADATA, _) => Plan::page(MEMBERS),
@@ -106,7 +106,7 @@ async fn all_paths_of_both_revisions_pass_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn twilios_refusals_pass_unchanged_and_keep_what_is_stored() {
+async fn twilios_refusals_pass_unchanged_and_keep_stored_responses() {
     let upstream = Upstream::script(with_writes(made())).await;
     let (gateway, _folder) = start(&upstream).await;
     gateway.ask(&read(METADATA)).await.assert_page(MEMBERS, "miss");
@@ -122,7 +122,7 @@ async fn twilios_refusals_pass_unchanged_and_keep_what_is_stored() {
     }
     gateway.ask(&read(METADATA)).await.assert_page(MEMBERS, "hit");
     assert_eq!(gateway.admin("/readyz").await.status, 200, "the credentials are good");
-    // A 403 in nobody's words, and one that is about reading, are about the credentials.
+    // A 403 without Twilio's JSON, and a 403 for a read, concern the credentials.
     upstream.set(with_writes(Plan::with(403, "", "")));
     gateway.ask(&write("POST", FIELDS, "", BODY)).await.assert_refused(502, "upstream_rejected_credentials");
     assert_eq!(gateway.admin("/readyz").await.status, 503);
@@ -136,7 +136,7 @@ async fn twilios_refusals_pass_unchanged_and_keep_what_is_stored() {
 }
 
 #[tokio::test]
-async fn only_teams_that_list_them_may() {
+async fn only_teams_that_list_the_operations_may_use_them() {
     let upstream = Upstream::script(with_writes(Plan::json(200, MADE))).await;
     let (gateway, _folder) = start(&upstream).await;
     for team in ["plain", "narrow"] {
@@ -156,7 +156,7 @@ async fn only_teams_that_list_them_may() {
 }
 
 #[tokio::test]
-async fn what_is_no_field_or_no_json_never_leaves() {
+async fn a_body_that_is_not_a_field_or_not_json_is_not_sent() {
     let upstream = Upstream::script(with_writes(made())).await;
     let (gateway, _folder) = start_with(&upstream, &[("server.max_body", "1KiB")]).await;
     for body in ["", "{", "{} x", r#"{"a":1,"a":2}"#, r#"{"a":1,"\u0061":2}"#, "name=Heat"] {
@@ -238,7 +238,7 @@ async fn a_write_that_was_not_processed_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_write_drops_what_is_stored_of_its_account() {
+async fn a_write_removes_the_stored_responses_of_its_account() {
     let settled = r#"{"query":{"measures":["Conversation.Count"],"filters":[{"op":"AND","expressions":[{"op":"LT","field":"Conversation.CreatedDate","values":["2020-01-01"]}]}]}}"#;
     for (plan, status) in [
         (made(), 201),
@@ -265,7 +265,7 @@ async fn a_write_drops_what_is_stored_of_its_account() {
 }
 
 #[tokio::test]
-async fn metadata_that_was_under_way_during_a_write_is_not_stored() {
+async fn metadata_that_was_being_fetched_during_a_write_is_not_stored() {
     let (before, written) = (Gate::default(), Gate::default());
     let (held, holding) = (before.clone(), written.clone());
     let upstream = Upstream::script(move |seen| match seen.target().starts_with(METADATA) {
@@ -280,13 +280,13 @@ async fn metadata_that_was_under_way_during_a_write_is_not_stored() {
     upstream.arrived(1).await;
     writer.send(&write("PATCH", FIELD, "", BODY)).await;
     upstream.arrived(2).await;
-    // The same, asked for while the write is under way.
+    // The same, requested while the write is in progress.
     late.send(&get(&format!("{METADATA}?x=1"), &of("all"))).await;
     upstream.arrived(3).await;
     written.open();
     assert_eq!(writer.answer().await.status, 201);
     before.open();
-    // Who asked before may have what it asked for.
+    // A client that asked before the write may get the old response.
     assert_eq!((reader.answer().await.text(), late.answer().await.text()), (MEMBERS.to_owned(), MEMBERS.to_owned()));
     upstream.set(|_| Plan::page(OTHER));
     gateway.ask(&read(METADATA)).await.assert_page(OTHER, "miss");
@@ -294,7 +294,7 @@ async fn metadata_that_was_under_way_during_a_write_is_not_stored() {
 }
 
 #[tokio::test]
-async fn a_write_goes_on_without_its_client_and_is_noticed() {
+async fn a_write_continues_without_its_client_and_removes_stored_responses() {
     let gate = Gate::default();
     let upstream = Upstream::script(with_writes(made().after(&gate))).await;
     let (gateway, _folder) = start(&upstream).await;
@@ -313,7 +313,7 @@ async fn a_write_goes_on_without_its_client_and_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_write_that_nobody_waits_for_any_more_is_not_begun() {
+async fn a_write_without_a_waiting_client_is_not_started() {
     let upstream = Upstream::script(with_writes(made())).await;
     let teams = [("all", "operations = ['metadata', 'query', 'fields-write']")];
     let (gateway, _folder) = with_teams(&upstream, "rate = '1/min'\nburst = 1", &teams, &[]).await;
@@ -350,7 +350,7 @@ async fn a_policy_sees_what_a_write_has_changed() {
 }
 
 #[tokio::test]
-async fn one_account_under_two_names_is_one_and_another_account_is_another() {
+async fn a_write_affects_all_names_of_its_account_and_no_other_account() {
     let upstream = Upstream::script(with_writes(made())).await;
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("gateway.toml");
@@ -377,7 +377,7 @@ async fn one_account_under_two_names_is_one_and_another_account_is_another() {
 }
 
 #[tokio::test]
-async fn a_restart_brings_nothing_back_that_a_write_has_outdated() {
+async fn a_restart_does_not_restore_responses_that_a_write_removed() {
     let (upstream, disk) = (Upstream::script(with_writes(made())).await, TempDir::new().unwrap());
     let path = disk.path().to_str().unwrap();
     let keys = [("cache.disk.path", path)];
@@ -429,7 +429,7 @@ async fn a_read_may_be_answered_with_304_and_a_write_may_not() {
 }
 
 #[tokio::test]
-async fn http_2_crosses_alike() {
+async fn custom_fields_work_over_http_2() {
     let upstream = Upstream::script(with_writes(made())).await;
     let (gateway, _folder) = start(&upstream).await;
     let mut sender = http2::connect(&gateway).await;
@@ -455,7 +455,7 @@ async fn http_2_crosses_alike() {
 }
 
 #[tokio::test]
-async fn a_write_drops_errors_and_further_pages_too() {
+async fn a_write_removes_stored_errors_and_further_pages_too() {
     let upstream = Upstream::script(|seen| match seen.target() {
         METADATA => Plan::json(404, "{}"),
         target if target.starts_with(FIELDS) => made(),
@@ -463,7 +463,7 @@ async fn a_write_drops_errors_and_further_pages_too() {
     })
     .await;
     let (gateway, _folder) = start(&upstream).await;
-    // Twilio's errors about metadata are dropped as well.
+    // Twilio's stored errors about metadata are removed as well.
     for detail in ["miss", "hit"] {
         assert_eq!(gateway.ask(&read(METADATA)).await.detail(), detail);
     }

@@ -1,12 +1,12 @@
-//! Writes to an account, and what they do to what is stored of it.
+//! Writes to an account, and how they invalidate its stored responses.
 //!
 //! A custom field is a measure: a new one changes the account's metadata, and a changed one changes the results of
-//! queries. So a write that succeeded, or whose end is unknown, drops the metadata and queries that are stored of the
-//! account, in memory and on the disk, and with them what was concluded from them: which queries are settled, and what
-//! policies see. A call that was under way then is still answered, and its response is not stored.
+//! queries. So a write that succeeded, or whose result is unknown, removes the account's stored metadata and queries,
+//! in memory and on the disk, and the data derived from them: which queries are settled, and the metadata that policies
+//! see. A call that was in progress then is still answered, but its response is not stored.
 //!
-//! Once it is sent, a write goes on without its client, in a task of its own. So its end is known, and what is stored is
-//! dropped after Twilio has written, not before.
+//! A write that was sent continues in a separate task even if its client leaves. So its result is known, and stored
+//! responses are removed after Twilio has written, not before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,15 +27,15 @@ type Answered = Result<UpstreamResponse, GatewayError>;
 /// How long the answer to a write waits for the disk. If the disk takes longer, it drops its part after the answer.
 const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Sends a write, and before it is answered drops what it may have made wrong. When its client leaves, it is given up only
-/// if nothing of it was sent yet.
+/// Sends a write, and before the answer removes the stored responses that it may have made wrong. If its client leaves,
+/// the write is given up only if nothing of it was sent yet.
 pub(super) async fn send<S>(inner: S, call: UpstreamCall, layer: Arc<CacheLayer>) -> Answered
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Send + 'static,
     S::Future: Send,
 {
     let (account, span) = (Arc::clone(&call.team.account), call.context.span());
-    // In a task of its own, because what follows has to be done even if this one panics.
+    // In a separate task, because stored responses must be removed even if this task panics.
     let sent = tokio::spawn(inner.oneshot(call).instrument(span.clone()));
     let done = async move {
         let answered = sent.await.unwrap_or_else(failed);
@@ -52,7 +52,7 @@ fn failed(error: JoinError) -> Answered {
     Err(GatewayError::new(Reason::Internal, message).with_cause(error))
 }
 
-/// Whether Twilio has certainly written nothing.
+/// Whether it is certain that Twilio has written nothing.
 fn changes_nothing(answered: &Answered) -> bool {
     match answered {
         Ok(answer) => answer.status.is_client_error(),
@@ -74,10 +74,10 @@ async fn drop_outdated(layer: &CacheLayer, account: &Account) {
     });
     let purged = tokio::time::timeout(DISK_PATIENCE, join_all(purges)).await.unwrap_or_default();
     let pages: u64 = purged.iter().flatten().map(|purged| purged.pages).sum();
-    tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account are dropped");
+    tracing::info!(account = %account.name, pages, "a custom field was written, or may have been: the stored metadata and queries of its account were removed");
     for Purged { not_lasting, .. } in purged.into_iter().flatten() {
         if let Some(error) = not_lasting {
-            tracing::error!(account = %account.name, error, "the disk could not drop what a write made wrong, and may bring it back after a restart: purge the account");
+            tracing::error!(account = %account.name, error, "the disk could not remove the responses that a write made wrong, and a restart may restore them: purge the account");
         }
     }
 }

@@ -87,7 +87,7 @@ impl Restrictions {
         Some(restriction.view(&page))
     }
 
-    /// How often something was purged so far.
+    /// The number of purges so far.
     pub(super) fn purges(&self) -> u64 {
         (self.pages.purges)()
     }
@@ -161,7 +161,7 @@ impl Restriction {
             }
         };
         view.ok_or_else(|| {
-            let message = "Twilio's metadata for this account cannot be read, so nothing can be proven of what this team \
+            let message = "Twilio's metadata for this account cannot be read, so it cannot be checked what this team \
                            may see; tell the operator of the gateway";
             GatewayError::new(Reason::FieldNotAllowed, message)
         })

@@ -33,7 +33,7 @@ struct Rig {
     calls: Arc<Mutex<Vec<ClientQuery>>>,
     /// The page of metadata that is fresh in the cache.
     metadata: Arc<Mutex<Option<Arc<Representation>>>>,
-    /// May the cache keep metadata.
+    /// Whether the cache may store metadata.
     keeps: Arc<AtomicBool>,
     purges: Arc<AtomicU64>,
 }
@@ -131,7 +131,7 @@ async fn a_team_with_a_policy_needs_metadata_once_and_then_memory_alone() {
 }
 
 #[tokio::test]
-async fn what_follows_from_metadata_that_is_not_kept_ends_with_a_purge() {
+async fn a_purge_removes_the_view_of_metadata_that_is_not_stored() {
     use Operation::{Metadata, Query};
     let (rig, policy) = (Rig::new(), policy("C.Secret"));
     rig.keeps.store(false, Ordering::SeqCst);
@@ -144,7 +144,7 @@ async fn what_follows_from_metadata_that_is_not_kept_ends_with_a_purge() {
 }
 
 #[tokio::test]
-async fn a_write_is_passed_on_byte_for_byte_and_read_strictly_all_the_same() {
+async fn a_write_is_passed_on_byte_for_byte_but_parsed_strictly() {
     const BODY: &str = "{ \"name\" : \"\\u0041\", \"n\":1.0e+2,\r\n\"field\":null }";
     let rig = Rig::new();
     let write = |body| rig.ask(None, Operation::FieldsWrite, "x=1", body);
