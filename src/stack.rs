@@ -149,7 +149,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             clock,
         ))
         // HTTP -> ClientQuery: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
-        .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens))
+        .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens, config.validate))
         // 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
         .layer(RepresentLayer::new(store.clone(), clock))
         // Hits end here. Misses become one flight each.

@@ -14,6 +14,7 @@ use super::files::Files;
 use super::record::{Entry, Record};
 use super::settings::Config;
 use super::sources::PREFIX;
+use crate::core::spelling;
 
 /// Where a value was written. The order is that of the report.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -422,31 +423,10 @@ fn closest<'a, T>(written: &str, words: impl Iterator<Item = (&'a str, T)>) -> O
     if length > LONGEST {
         return None;
     }
-    let reach = (length / 3).clamp(1, 3);
     words
-        .map(|(word, meant)| (edits(written, word), meant))
-        .filter(|(edits, _)| *edits <= reach)
+        .filter_map(|(word, meant)| Some((spelling::edits_within(spelling::reach(length), written, word)?, meant)))
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, meant)| meant)
-}
-
-/// The number of insertions, deletions, replacements and swaps of neighbours between two words.
-fn edits(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    let mut before = vec![0; to.len() + 1];
-    let mut last: Vec<usize> = (0..=to.len()).collect();
-    for i in 1..=from.len() {
-        let mut row = vec![i; to.len() + 1];
-        for j in 1..=to.len() {
-            let replace = last[j - 1] + usize::from(from[i - 1] != to[j - 1]);
-            row[j] = replace.min(last[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                row[j] = row[j].min(before[j - 2] + 1);
-            }
-        }
-        before = std::mem::replace(&mut last, row);
-    }
-    last[to.len()]
 }
 
 #[cfg(test)]
@@ -454,11 +434,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_typing_mistakes() {
-        assert_eq!(edits("listen", "listen"), 0);
-        assert_eq!(edits("listne", "listen"), 1);
-        assert_eq!(edits("", "abc"), 3);
-        assert_eq!(edits("capasity", "capacity"), 1);
+    fn suggests_what_was_probably_meant() {
         assert_eq!(suggest("qery", ["metadata", "query"]), " (did you mean query?)");
         assert_eq!(suggest("everything", ["metadata", "query"]), "");
         assert_eq!(suggest("x", ["on"]), "");

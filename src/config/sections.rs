@@ -36,6 +36,7 @@ use crate::semantics::origin::Origin;
 use crate::twilio::catalog;
 use crate::twilio::endpoint::{OperationSet, Permission};
 use crate::twilio::query::Comparison;
+use crate::twilio::validate::Validation;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -60,6 +61,7 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
             accounts,
             teams: root.named("teams", |name, table| team(name, table, sole_account, now)),
             cache: root.section("cache", cache),
+            validate: root.section("validate", validate),
             retry: root.section("retry", retry),
             circuit: root.section("circuit", circuit),
             log: root.section("log", log),
@@ -676,6 +678,12 @@ fn lifetimes(table: &mut Table<'_>, [fresh, revalidate, error]: [Duration; 3]) -
         stale_while_revalidate: table.duration("stale_while_revalidate", revalidate),
         stale_if_error: table.duration("stale_if_error", error),
     }
+}
+
+fn validate(table: &mut Table<'_>) -> Validation {
+    const MODES: [(&str, Validation); 3] =
+        [("off", Validation::Off), ("hint", Validation::Hint), ("reject", Validation::Reject)];
+    table.word("mode", Validation::Hint, &MODES)
 }
 
 fn retry(table: &mut Table<'_>) -> Retry {

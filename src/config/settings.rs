@@ -18,6 +18,7 @@ use crate::semantics::freshness::Lifetimes;
 use crate::semantics::origin::Origin;
 use crate::twilio::endpoint::OperationSet;
 use crate::twilio::query::Comparison;
+use crate::twilio::validate::Validation;
 
 /// The whole configuration, checked.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Config {
     pub teams: Vec<Team>,
     /// Page cache.
     pub cache: Cache,
+    /// `validate.mode`: what is done about names that the account's metadata does not have.
+    pub validate: Validation,
     /// Retries.
     pub retry: Retry,
     /// Circuit breaker.

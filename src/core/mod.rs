@@ -12,5 +12,6 @@ pub mod outcome;
 pub mod peer;
 pub mod reloads;
 pub mod request_id;
+pub mod spelling;
 pub mod units;
 pub mod window;

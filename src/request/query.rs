@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderMap;
 
-use crate::accounts::Team;
+use crate::accounts::{Account, Team};
 use crate::core::clock::Instant;
 use crate::core::error::GatewayError;
 use crate::request::call::UpstreamCall;
@@ -16,7 +16,7 @@ use crate::request::key::Key;
 use crate::request::response::{Redacted, Representation};
 use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::RequestDirectives;
-use crate::twilio::endpoint::Endpoint;
+use crate::twilio::endpoint::{Endpoint, Operation};
 
 /// A query in canonical form. It is shared, so that a repeated query costs one pointer.
 #[derive(Debug)]
@@ -32,6 +32,19 @@ pub struct CanonicalQuery {
     /// For a page that is requested with more than its token, or by a query with a page token: the key of the token
     /// alone, which is the page's place in its result set.
     pub expected_as: Option<Key>,
+}
+
+impl CanonicalQuery {
+    /// For an account's metadata.
+    pub fn of_metadata(account: &Account) -> Self {
+        Self {
+            path: Operation::Metadata.endpoint().path.into(),
+            parameters: "".into(),
+            body: Bytes::new(),
+            key: Key::of_metadata(account),
+            expected_as: None,
+        }
+    }
 }
 
 /// An authorized request whose body has been read. It is moved several times on a hit, so it is kept small.
@@ -98,7 +111,7 @@ impl ClientQuery {
 #[cfg(test)]
 impl ClientQuery {
     /// A query of [`Team::example`] that has just arrived and may take 90 s.
-    pub fn example(operation: crate::twilio::endpoint::Operation, parameters: &str, body: &'static str) -> Self {
+    pub fn example(operation: Operation, parameters: &str, body: &'static str) -> Self {
         let team = Arc::new(Team::example("local"));
         let canonical = CanonicalQuery {
             path: operation.endpoint().path.into(),

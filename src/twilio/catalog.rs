@@ -59,10 +59,14 @@ impl Catalog {
             Place::Dimension => entry.is_dimension,
             Place::Filter | Place::Order => entry.is_measure || entry.is_dimension,
         };
-        let is_time = |name: &str| self.0.get(name).is_some_and(|entry| entry.is_time);
         is_name(name)
             && (self.0.get(name).is_some_and(is_here)
-                || (place != Place::Measure && name.rsplit_once('.').is_some_and(|(base, _)| is_time(base))))
+                || (place != Place::Measure && name.rsplit_once('.').is_some_and(|(base, _)| self.is_time(base))))
+    }
+
+    /// Is this a time dimension.
+    pub fn is_time(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|entry| entry.is_time)
     }
 
     /// Other names of the member `name`: qualified by its cube's name, also for the dimension that it may be a grain
@@ -75,6 +79,11 @@ impl Catalog {
             .into_iter()
             .flat_map(|(base, grain)| qualified(base).iter().map(move |alias| [&**alias, ".", grain].concat()));
         own.chain(grains).collect()
+    }
+
+    /// The other names, behind those of their cubes, of all members that have one.
+    pub fn all_aliases(&self) -> impl Iterator<Item = &str> {
+        self.0.values().flat_map(|entry| &entry.qualified).map(|alias| &**alias)
     }
 
     /// All names.

@@ -11,3 +11,4 @@ pub mod parameters;
 pub mod policy;
 pub mod query;
 pub mod settled;
+pub mod validate;

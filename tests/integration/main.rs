@@ -61,6 +61,7 @@ mod upstream_codings;
 mod upstream_directives;
 mod upstream_faults;
 mod upstream_identity;
+mod validate;
 mod waiting;
 mod warm_restart;
 mod withheld_answers;

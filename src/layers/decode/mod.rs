@@ -12,6 +12,7 @@ mod bodies;
 mod parse_cache;
 mod restriction;
 mod tokens;
+mod validation;
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -33,6 +34,7 @@ use self::parse_cache::{ParseCache, ParsedQuery, RawQuery};
 pub use self::restriction::FreshPages;
 use self::restriction::{Restriction, Restrictions, View};
 pub use self::tokens::IssuedPageTokens;
+use self::validation::Validator;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
@@ -49,6 +51,7 @@ use crate::twilio::endpoint::{self, Endpoint, Operation};
 use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
+use crate::twilio::validate::Validation;
 
 /// How much is read, and how long a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -68,17 +71,24 @@ pub struct DecodeLayer {
     bodies: Bodies,
     parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
+    validator: Arc<Validator>,
     /// Permits to parse a large body.
     large: Arc<Semaphore>,
 }
 
 impl DecodeLayer {
-    /// Reads within `limits`, and all requests together within those of `bodies`. `pages` has the metadata that
-    /// policies need. `tokens` remembers the page tokens that were given out under policies.
-    pub fn new(limits: Limits, bodies: Bodies, pages: FreshPages, tokens: IssuedPageTokens) -> Self {
+    /// Reads within `limits`, and all requests together within those of `bodies`. `pages` has the metadata that policies
+    /// and `validation` need. `tokens` remembers the page tokens that were given out under policies.
+    pub fn new(
+        limits: Limits,
+        bodies: Bodies,
+        pages: FreshPages,
+        tokens: IssuedPageTokens,
+        validation: Validation,
+    ) -> Self {
         let restrictions = Arc::new(Restrictions::new(pages, tokens));
         let (parse_cache, large) = (Arc::new(ParseCache::new()), Arc::new(Semaphore::new(LARGE_AT_ONCE)));
-        Self { limits, bodies, parse_cache, restrictions, large }
+        Self { limits, bodies, parse_cache, restrictions, validator: Arc::new(Validator::new(validation)), large }
     }
 }
 
@@ -179,8 +189,14 @@ where
             };
             drop(asked);
             context.end_of(Stage::Read);
+            let mut hintable = None;
             let reply = match read {
                 Ok((query, tokens)) => {
+                    let DecodeLayer { validator, restrictions, .. } = &*layer;
+                    if validator.must_check(restrictions, &query) {
+                        Box::pin(validator.check(inner.clone(), restrictions, &query)).await?;
+                    }
+                    hintable = validator.hintable(&query);
                     poll_fn(|context| inner.poll_ready(context)).await?;
                     let reply = inner.call(query).await;
                     context.end_of(Stage::Cache);
@@ -195,10 +211,19 @@ where
             };
             // It is set only here, where it is certain that Twilio's response is returned.
             let _ = context.outcome.set(reply.outcome);
-            Ok(write(reply))
+            let told = hintable.as_ref().zip(context.team.get());
+            let hint = told.and_then(|(asked, team)| layer.validator.hint(&layer.restrictions, team, asked, &reply));
+            let mut response = write(reply);
+            if let Some(hint) = hint {
+                response.headers_mut().insert(HINT, hint);
+            }
+            Ok(response)
         })
     }
 }
+
+/// Which names of a query are unknown, and what was probably meant.
+const HINT: header::HeaderName = header::HeaderName::from_static("insights-gateway-hint");
 
 /// Bodies of more bytes are parsed outside the data plane's threads: that takes as long as thousands of hits.
 const LARGE: usize = 32 * 1024;
@@ -282,13 +307,7 @@ impl DecodeLayer {
                     query.prove_shape().map(|()| None)
                 })?;
                 let endpoint = Operation::Metadata.endpoint();
-                let metadata = CanonicalQuery {
-                    path: endpoint.path.into(),
-                    parameters: "".into(),
-                    body: Bytes::new(),
-                    key: restriction.metadata,
-                    expected_as: None,
-                };
+                let metadata = CanonicalQuery::of_metadata(&team.account);
                 let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
                 Ok(Read::NeedsMetadata(Box::new(query), restriction))
             }

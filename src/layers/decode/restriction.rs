@@ -80,10 +80,15 @@ impl Restrictions {
         })
     }
 
+    /// The fresh page under a key.
+    pub(super) fn page(&self, key: &Key) -> Option<Arc<Representation>> {
+        (self.pages.look_up)(key)
+    }
+
     /// The view of the account's metadata, if the cache has a fresh page of it.
     pub(super) fn fresh(&self, restriction: &Restriction) -> Option<Result<Arc<View>, GatewayError>> {
         // Twilio's errors are stored for a while too. A client that asks for metadata gets them; they have no view.
-        let page = (self.pages.look_up)(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
+        let page = self.page(&restriction.metadata).filter(|page| page.status == StatusCode::OK)?;
         Some(restriction.view(&page))
     }
 
@@ -230,7 +235,8 @@ impl Redact for Restriction {
 #[derive(Debug)]
 pub(super) struct View {
     policy: Arc<Policy>,
-    catalog: Catalog,
+    /// All members, denied or not.
+    pub(super) catalog: Catalog,
     /// Distinguishes queries that are read with different views: account, policy and metadata.
     pub(super) reader: Box<[u8]>,
     /// The metadata without denied members; `None` where nothing is denied.

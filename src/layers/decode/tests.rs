@@ -50,7 +50,8 @@ impl Rig {
         let fresh = FreshPages::new(look_up, move || count.load(Ordering::SeqCst));
         let limits =
             Limits { max_body: 1 << 20, body_timeout: Duration::from_secs(1), deadline: Duration::from_secs(9) };
-        let layer = DecodeLayer::new(limits, Bodies::new(1 << 20), fresh, IssuedPageTokens::default());
+        let (bodies, tokens) = (Bodies::new(1 << 20), IssuedPageTokens::default());
+        let layer = DecodeLayer::new(limits, bodies, fresh, tokens, Validation::Hint);
         Self { layer, calls: Arc::default(), metadata, keeps, purges }
     }
 
