@@ -6,6 +6,7 @@
 
 mod caller;
 mod health;
+mod openapi;
 mod requests;
 mod status;
 
@@ -115,13 +116,16 @@ impl Inner {
             ("/status", true) => {
                 json_answer(StatusCode::OK, &status::status(&self.shared, &self.config.load(), &self.checks()))
             }
+            ("/openapi.json", true) => json_answer(StatusCode::OK, &openapi::document()),
             ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()).await,
             ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
-            ("/" | "/metrics" | "/status" | "/cache/entries" | "/livez" | "/readyz", false) => not_allowed("GET, HEAD"),
+            ("/" | "/metrics" | "/status" | "/openapi.json" | "/cache/entries" | "/livez" | "/readyz", false) => {
+                not_allowed("GET, HEAD")
+            }
             ("/cache/purge", _) => not_allowed("POST"),
             _ => refuse(
                 StatusCode::NOT_FOUND,
-                "the admin plane has /, /livez, /readyz, /metrics, /status, /cache/entries and /cache/purge",
+                "the admin plane has /, /livez, /readyz, /metrics, /status, /openapi.json, /cache/entries and /cache/purge",
             ),
         }
     }

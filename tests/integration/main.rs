@@ -32,6 +32,7 @@ mod identity;
 mod jobs;
 mod lifecycle;
 mod listeners;
+mod openapi;
 mod page_tokens;
 mod patience;
 mod policies;

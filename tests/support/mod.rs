@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod client;
 pub mod faults;
 pub mod gateway;
+pub mod openapi;
 pub mod process;
 pub mod upstream;
 

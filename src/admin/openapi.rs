@@ -1,0 +1,285 @@
+//! `GET /openapi.json`: both planes as an OpenAPI 3.1 document.
+//!
+//! `openapi.json` beside this file says what is particular to a route: its parameters, its bodies and what it answers
+//! where it works. What all routes of a plane have in common is added here, from the table of endpoints and the list of
+//! reasons, so that neither is written twice.
+
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use crate::core::error::Reason;
+use crate::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint};
+
+/// The gateway's own path on the data plane.
+const USAGE: &str = "/_gateway/usage";
+
+/// The reasons for which a request is refused before it is known what it asks for.
+const OF_HEADS: [Reason; 7] = [
+    Reason::BadRequest,
+    Reason::Unauthenticated,
+    Reason::OriginNotAllowed,
+    Reason::ClientTimeout,
+    Reason::HeadersTooLarge,
+    Reason::Overloaded,
+    Reason::Draining,
+];
+
+/// The reasons that only a request with a body can meet.
+const OF_BODIES: [Reason; 2] = [Reason::InvalidJson, Reason::BodyTooLarge];
+
+/// The document, for this version.
+pub(super) fn document() -> Value {
+    // A test reads it. Without it the document has the common parts alone.
+    let mut document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap_or_else(|_| json!({}));
+    document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    let words = Reason::ALL.map(Reason::as_str);
+    document["components"]["schemas"]["Reason"] = json!({"type": "string", "enum": words});
+    for status in statuses(&Reason::ALL) {
+        document["components"]["responses"][refused(status)] = refusal(status);
+    }
+    let (data, admin) = (document["servers"][0].clone(), document["servers"][1].clone());
+    let Some(paths) = document["paths"].as_object_mut() else { return document };
+    for (path, item) in paths.iter_mut() {
+        let Some(item) = item.as_object_mut() else { continue };
+        let is_data = path == USAGE || ENDPOINTS.iter().any(|endpoint| endpoint.path == path);
+        if is_data {
+            complete_data_plane(path, item);
+        } else {
+            complete_admin_plane(path, item);
+        }
+        if let Some(get) = item.get("get") {
+            item.insert("head".to_owned(), without_bodies(get));
+        }
+        item.insert("servers".to_owned(), json!([if is_data { &data } else { &admin }]));
+    }
+    document
+}
+
+/// Adds to the methods of a path what all of the data plane have in common.
+fn complete_data_plane(path: &str, item: &mut Map<String, Value>) {
+    let endpoint = |method: &str| {
+        let is_it =
+            |endpoint: &&Endpoint| endpoint.path == path && endpoint.method.as_str().eq_ignore_ascii_case(method);
+        ENDPOINTS.iter().find(is_it)
+    };
+    for (method, operation) in item.iter_mut() {
+        let endpoint = endpoint(method);
+        let reasons: Vec<_> = Reason::ALL.into_iter().filter(|reason| meets(endpoint, *reason)).collect();
+        for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+            let headers = response["headers"].take();
+            let common = headers_of(status).into_iter().map(|(name, header)| (name.to_owned(), header));
+            let own = headers.as_object().into_iter().flatten().map(|(name, header)| (name.clone(), header.clone()));
+            response["headers"] = common.chain(own).collect();
+        }
+        for status in statuses(&reasons) {
+            operation["responses"][status.as_str()] = reference("responses", &refused(status));
+        }
+        operation["security"] = json!([{"teamToken": []}, {"teamBasic": []}, {"teamCertificate": []}, {}]);
+        if let Some(endpoint) = endpoint {
+            operation["responses"]["default"] = reference("responses", "Twilio");
+            operation["x-operation"] = json!(endpoint.operation.as_str());
+            operation["x-permission"] = json!(endpoint.permission.as_str());
+        }
+    }
+}
+
+/// Can a request to this endpoint, or for the usage, be refused for this reason, or fail for it. Requests of other paths
+/// and methods have those of the routes there are.
+fn meets(endpoint: Option<&Endpoint>, reason: Reason) -> bool {
+    let is_always = OF_HEADS.contains(&reason) || matches!(reason, Reason::NotFound | Reason::MethodNotAllowed);
+    is_always
+        || endpoint.is_some_and(|endpoint| match reason {
+            Reason::OnlyIfCached => endpoint.cache != CacheClass::None,
+            reason => endpoint.body != Body::None || !OF_BODIES.contains(&reason),
+        })
+}
+
+/// Adds to the methods of a path what all of the admin plane have in common.
+fn complete_admin_plane(path: &str, item: &mut Map<String, Value>) {
+    let is_probe = matches!(path, "/livez" | "/readyz");
+    let is_public = is_probe || matches!(path, "/login" | "/logout");
+    for operation in item.values_mut() {
+        for (status, response) in [
+            (StatusCode::BAD_REQUEST, Some("AdminError")),
+            (StatusCode::UNAUTHORIZED, (!is_probe).then_some("AdminUnauthorized")),
+            (StatusCode::FORBIDDEN, Some("AdminError")),
+            (StatusCode::METHOD_NOT_ALLOWED, Some("AdminMethodNotAllowed")),
+        ] {
+            if let Some(response) = response {
+                operation["responses"][status.as_str()] = reference("responses", response);
+            }
+        }
+        operation["security"] =
+            if is_public { json!([]) } else { json!([{"adminToken": []}, {"adminSession": []}, {}]) };
+    }
+}
+
+/// The same operation by HEAD: no response has a body.
+fn without_bodies(get: &Value) -> Value {
+    let mut head = get.clone();
+    let id = get["operationId"].as_str().unwrap_or_default();
+    head["operationId"] = json!(format!("{id}Head"));
+    head["summary"] = json!("The same, without a body.");
+    for response in head["responses"].as_object_mut().into_iter().flat_map(Map::values_mut) {
+        if let Some(response) = response.as_object_mut() {
+            response.remove("content");
+        }
+    }
+    head
+}
+
+/// The different statuses of these reasons, in their order.
+fn statuses(reasons: &[Reason]) -> Vec<StatusCode> {
+    let mut statuses: Vec<_> = reasons.iter().map(|reason| reason.status()).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    statuses
+}
+
+fn refused(status: StatusCode) -> String {
+    format!("Refused{}", status.as_str())
+}
+
+/// What the data plane answers with a status of the gateway's reasons: its own error, or Twilio's of the same status.
+fn refusal(status: StatusCode) -> Value {
+    let reasons: Vec<_> = Reason::ALL.into_iter().filter(|reason| reason.status() == status).collect();
+    let words: Vec<_> = reasons.iter().map(|reason| reason.as_str()).collect();
+    let code = reasons.first().map(|reason| reason.code());
+    let own = json!({"allOf": [reference("schemas", "GatewayError"), {"properties": {
+        "code": {"const": code},
+        "httpStatusCode": {"const": status.as_u16()},
+        "userError": {"const": status.is_client_error()},
+        "params": {"properties": {"reason": {"enum": words}}},
+    }}]});
+    json!({
+        "description": format!("The gateway's own: `{}`. Or Twilio's, unchanged.", words.join("`, `")),
+        "headers": headers_of(status.as_str()).into_iter().collect::<Value>(),
+        "content": {"application/json": {"schema": {"anyOf": [own, reference("schemas", "TwilioError")]}}},
+    })
+}
+
+/// The headers of responses of the data plane with a status.
+fn headers_of(status: &str) -> Vec<(&'static str, Value)> {
+    let mut headers = vec![
+        ("X-Request-Id", "XRequestId"),
+        ("Cache-Status", "CacheStatus"),
+        ("RateLimit", "RateLimit"),
+        ("RateLimit-Policy", "RateLimitPolicy"),
+        ("Vary", "Vary"),
+        ("Age", "Age"),
+    ];
+    headers.extend(match status {
+        "200" | "201" | "304" => Some(("ETag", "ETag")),
+        "400" => Some(("Insights-Gateway-Hint", "Hint")),
+        "401" => Some(("WWW-Authenticate", "WwwAuthenticate")),
+        "405" => Some(("Allow", "Allow")),
+        "429" | "503" => Some(("Retry-After", "RetryAfter")),
+        _ => None,
+    });
+    headers.into_iter().map(|(name, component)| (name, reference("headers", component))).collect()
+}
+
+fn reference(kind: &str, name: &str) -> Value {
+    json!({"$ref": format!("#/components/{kind}/{name}")})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use http::Method;
+
+    use super::*;
+
+    /// Calls `visit` with every value in a document.
+    fn walk<'v>(value: &'v Value, visit: &mut impl FnMut(&'v Value)) {
+        visit(value);
+        match value {
+            Value::Object(members) => members.values().for_each(|value| walk(value, visit)),
+            Value::Array(elements) => elements.iter().for_each(|value| walk(value, visit)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere_and_every_component_is_used() {
+        let document = document();
+        let mut used = HashSet::new();
+        walk(&document, &mut |value| {
+            if let Some(target) = value.get("$ref") {
+                let pointer = target.as_str().unwrap().strip_prefix('#').unwrap();
+                assert!(document.pointer(pointer).is_some(), "{pointer}");
+                used.insert(pointer.to_owned());
+            }
+        });
+        for (kind, components) in document["components"].as_object().unwrap() {
+            for name in components.as_object().unwrap().keys().filter(|_| kind != "securitySchemes") {
+                assert!(used.contains(&format!("/components/{kind}/{name}")), "{kind}/{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_endpoint_is_in_it_and_no_other() {
+        let written: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let of_endpoints: HashSet<_> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
+        for (path, item) in written["paths"].as_object().unwrap() {
+            assert!(of_endpoints.contains(path.as_str()) || !path.starts_with("/v3/"), "{path}");
+            for method in item.as_object().unwrap().keys() {
+                let is_it = |endpoint: &Endpoint| endpoint.method.as_str().eq_ignore_ascii_case(method);
+                let is_known = ENDPOINTS.iter().any(|endpoint| endpoint.path == path && is_it(endpoint));
+                assert!(is_known || !path.starts_with("/v3/"), "{method} {path}");
+            }
+        }
+        let document = document();
+        for endpoint in ENDPOINTS {
+            let operation = |document: &Value, method: &Method| {
+                document["paths"][endpoint.path].get(method.as_str().to_ascii_lowercase()).cloned()
+            };
+            assert!(operation(&written, &endpoint.method).is_some(), "{} {}", endpoint.method, endpoint.path);
+            let shown = operation(&document, &endpoint.method).unwrap();
+            assert_eq!(shown["x-permission"], endpoint.permission.as_str());
+            assert_eq!(shown.get("requestBody").is_some(), endpoint.body != Body::None);
+            let has_head = operation(&document, &Method::HEAD).is_some();
+            assert_eq!(has_head, ENDPOINTS.iter().any(|e| e.path == endpoint.path && e.method == Method::GET));
+        }
+    }
+
+    #[test]
+    fn every_reason_is_where_its_status_is() {
+        let document = document();
+        for reason in Reason::ALL {
+            let response = &document["components"]["responses"][refused(reason.status())];
+            assert!(response["description"].as_str().unwrap().contains(reason.as_str()), "{}", reason.as_str());
+        }
+        let query = &document["paths"]["/v3/InsightsDomains/Conversations/Query"]["post"]["responses"];
+        for status in statuses(&Reason::ALL) {
+            assert!(query.get(status.as_str()).is_some(), "{status}");
+        }
+        assert!(
+            document["paths"]["/v3/InsightsDomains/Conversations/Metadata"]["get"]["responses"].get("413").is_none()
+        );
+    }
+
+    #[test]
+    fn operations_have_different_ids_and_path_parameters_are_declared() {
+        let document = document();
+        let mut ids = HashSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "servers") {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "{id} is there twice");
+                let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+                let resolved = parameters
+                    .iter()
+                    .map(|parameter| document.pointer(&parameter["$ref"].as_str().unwrap()[1..]).unwrap());
+                let in_path = resolved.filter(|parameter| parameter["in"] == "path");
+                let named: Vec<_> =
+                    in_path.map(|parameter| format!("{{{}}}", parameter["name"].as_str().unwrap())).collect();
+                assert!(named.iter().all(|name| path.contains(name)), "{method} {path}");
+                assert_eq!(named.len(), path.matches('{').count(), "{method} {path}");
+                assert!(operation["responses"].as_object().is_some_and(|all| !all.is_empty()), "{method} {path}");
+            }
+        }
+    }
+}
