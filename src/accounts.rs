@@ -4,7 +4,9 @@
 //! holds it in a [`PerAccount`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::core::outcome::Outcome;
 use crate::core::units::Rate;
 use crate::twilio::endpoint::OperationSet;
 use crate::twilio::policy::Policy;
@@ -67,7 +69,50 @@ pub struct Team {
     pub policy: Option<Arc<Policy>>,
     /// Its position among the teams of its configuration. Metrics of a team are found by it.
     pub ordinal: usize,
+    /// What it has used since the process started.
+    pub usage: TeamUsage,
 }
+
+/// What a team has used. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct TeamUsage(Arc<UsageCounts>);
+
+#[derive(Debug, Default)]
+struct UsageCounts {
+    answers: [AtomicU64; Outcome::ALL.len()],
+    attempts: AtomicU64,
+}
+
+impl TeamUsage {
+    /// One request was answered.
+    pub fn answered(&self, outcome: Outcome) {
+        self.0.answers[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    /// One attempt went upstream in a call of this team.
+    pub fn attempted(&self) {
+        self.0.attempts.fetch_add(1, Relaxed);
+    }
+
+    /// Answers of this outcome.
+    pub fn answers(&self, outcome: Outcome) -> u64 {
+        self.0.answers[outcome as usize].load(Relaxed)
+    }
+
+    /// Attempts that went upstream.
+    pub fn attempts(&self) -> u64 {
+        self.0.attempts.load(Relaxed)
+    }
+}
+
+/// Two are the same if they count together.
+impl PartialEq for TeamUsage {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for TeamUsage {}
 
 /// What a team has left of a limit, as the `RateLimit` header states it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +134,7 @@ impl Team {
             ordinal: 0,
         });
         let operations = OperationSet::standard();
-        Self { name: name.into(), account, operations, weight: 1, upstream: None, policy: None, ordinal: 0 }
+        let usage = TeamUsage::default();
+        Self { name: name.into(), account, operations, weight: 1, upstream: None, policy: None, ordinal: 0, usage }
     }
 }

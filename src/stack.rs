@@ -20,11 +20,10 @@ use crate::budget::AccountBudget;
 use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
-use crate::core::clock::Clock;
+use crate::core::clock::{Clock, Instant};
 use crate::core::reloads::Reloads;
-use crate::core::units::Rate;
 use crate::layers::authenticate::{
-    AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, TeamRate, UpstreamRate,
+    AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, UpstreamRate, UsageCounter,
 };
 use crate::layers::budget::{Budget, BudgetLayer};
 use crate::layers::cache::{self, CacheLayer, Caching};
@@ -141,7 +140,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(shed)
         // Route, caller, permission and request rate, from the head alone: before a body is read.
         .layer(AuthenticateLayer::new(
-            callers(config, &accounts, |team, rate| registry.team_rate(team, rate, clock.now())),
+            callers(config, &accounts, &registry, clock.now()),
             &config.server.cors,
             config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             &upstream_rates(&budgets),
@@ -182,7 +181,7 @@ fn same_data(accounts: &[Arc<Account>]) -> PerAccount<Arc<[Arc<str>]>> {
     }))
 }
 
-fn callers(config: &Config, accounts: &[Arc<Account>], team_rate: impl Fn(&Arc<str>, Rate) -> TeamRate) -> Callers {
+fn callers(config: &Config, accounts: &[Arc<Account>], registry: &Registry, now: Instant) -> Callers {
     if config.teams.is_empty() {
         // The configuration has an account, and without teams exactly one.
         let local = accounts.first().map(|account| Team {
@@ -193,6 +192,7 @@ fn callers(config: &Config, accounts: &[Arc<Account>], team_rate: impl Fn(&Arc<s
             upstream: None,
             policy: None,
             ordinal: 0,
+            usage: registry.usage(&"local".into()),
         });
         let Some(team) = local.map(Arc::new) else { return Callers::Teams(Vec::new()) };
         let caller = Caller { team, tokens: Vec::new(), requests: None };
@@ -204,8 +204,9 @@ fn callers(config: &Config, accounts: &[Arc<Account>], team_rate: impl Fn(&Arc<s
         let account = accounts.iter().find(|account| *account.name == *team.account)?;
         let name: Arc<str> = team.name.as_str().into();
         Some(Caller {
-            requests: team.requests.map(|rate| team_rate(&name, rate)),
+            requests: team.requests.map(|rate| registry.team_rate(&name, rate, now)),
             team: Arc::new(Team {
+                usage: registry.usage(&name),
                 name,
                 account: Arc::clone(account),
                 operations: team.operations,
@@ -254,7 +255,7 @@ fn subscribers(
     audit: AuditLog,
 ) -> Vec<Box<dyn RequestSubscriber>> {
     let mut subscribers: Vec<Box<dyn RequestSubscriber>> =
-        vec![Box::new(HotRequests::new(Arc::clone(metrics), config.teams.len().max(1)))];
+        vec![Box::new(HotRequests::new(Arc::clone(metrics), config.teams.len().max(1))), Box::new(UsageCounter)];
     if config.log.access {
         subscribers.push(Box::new(AccessLog { hits: config.log.hits, slow: config.log.slow }));
     }

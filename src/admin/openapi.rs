@@ -8,10 +8,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::core::error::Reason;
-use crate::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint};
-
-/// The gateway's own path on the data plane.
-const USAGE: &str = "/_gateway/usage";
+use crate::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint, USAGE};
 
 /// The reasons for which a request is refused before it is known what it asks for.
 const OF_HEADS: [Reason; 7] = [

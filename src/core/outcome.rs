@@ -37,6 +37,14 @@ impl Outcome {
         Self::Failed,
     ];
 
+    /// Is it an answer that cost no call of its own.
+    pub const fn saves_a_call(self) -> bool {
+        match self {
+            Self::Hit | Self::Stale | Self::StaleError | Self::Revalidated | Self::Collapsed => true,
+            Self::Miss | Self::Bypass | Self::Refused | Self::Failed => false,
+        }
+    }
+
     /// The word in metrics, logs and headers.
     pub const fn as_str(self) -> &'static str {
         match self {

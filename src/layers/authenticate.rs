@@ -10,6 +10,7 @@
 //! of other sites are refused.
 
 mod failure_delay;
+mod usage;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,7 +22,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::{BoxFuture, Either, Ready, ready};
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, header};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
@@ -29,8 +30,10 @@ use crate::accounts::{Allowance, Team};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, whole_seconds};
 use crate::core::limiter::{Limiter, Quota};
+use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
 use crate::core::units::Rate;
+use crate::request::body::ResponseBody;
 use crate::request::context::Stage;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::semantics::host;
@@ -38,6 +41,7 @@ use crate::semantics::origin::{self, Origin};
 use crate::twilio::endpoint::{Endpoint, Route, route};
 
 pub use self::failure_delay::AuthFailureDelay;
+pub use self::usage::UsageCounter;
 
 /// Bytes of header names and values together, and 32 more for each field, since that is kept too (RFC 9113 section
 /// 6.5.2). Twilio's SDKs send a few hundred.
@@ -151,12 +155,11 @@ pub struct Authenticate<S> {
 
 impl<S, B> Service<IncomingRequest<B>> for Authenticate<S>
 where
-    S: Service<AuthorizedRequest<B>, Error = GatewayError>,
-    S::Response: Send + 'static,
+    S: Service<AuthorizedRequest<B>, Response = Response<ResponseBody>, Error = GatewayError>,
 {
-    type Response = S::Response;
+    type Response = Response<ResponseBody>;
     type Error = GatewayError;
-    type Future = Either<Refusal<S::Response>, S::Future>;
+    type Future = Either<OwnAnswer, S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
         self.inner.poll_ready(context)
@@ -166,14 +169,27 @@ where
         let verdict = self.access.authorize(&incoming);
         incoming.context.end_of(Stage::Authenticate);
         match verdict {
-            Ok((endpoint, team)) => Either::Right(self.inner.call(AuthorizedRequest { incoming, endpoint, team })),
+            Ok(Granted::Endpoint(endpoint, team)) => {
+                Either::Right(self.inner.call(AuthorizedRequest { incoming, endpoint, team }))
+            }
+            Ok(Granted::Usage(response)) => Either::Left(Either::Left(ready(Ok(*response)))),
             Err(error) => Either::Left(self.access.refuse(error, &incoming.peer)),
         }
     }
 }
 
 /// At once, or held back.
-type Refusal<R> = Either<Ready<Result<R, GatewayError>>, BoxFuture<'static, Result<R, GatewayError>>>;
+type OwnAnswer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
+
+type Answered = Result<Response<ResponseBody>, GatewayError>;
+
+/// What a caller may have.
+enum Granted {
+    /// What an endpoint answers.
+    Endpoint(&'static Endpoint, Arc<Team>),
+    /// What the team has used.
+    Usage(Box<Response<ResponseBody>>),
+}
 
 struct AccessControl {
     callers: Vec<Known>,
@@ -194,6 +210,17 @@ struct Known {
     policy: HeaderValue,
 }
 
+impl Known {
+    /// Tells the caller in `RateLimit` what it has left. Returns what it may still send upstream.
+    fn tell_limits<B>(&self, requests: Option<Allowance>, incoming: &IncomingRequest<B>) -> Option<Allowance> {
+        let upstream = self.upstream.as_ref().and_then(|limit| (limit.allowance)());
+        if requests.is_some() || upstream.is_some() {
+            let _ = incoming.context.rate_limit.set((self.policy.clone(), rate_limit(requests, upstream)));
+        }
+        upstream
+    }
+}
+
 /// `RateLimit-Policy`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
 fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
     let item = |name: &str, rate: Rate| format!("\"{name}\";q={};w={}", rate.count(), rate.window().as_secs().max(1));
@@ -202,7 +229,7 @@ fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
 }
 
 impl AccessControl {
-    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<(&'static Endpoint, Arc<Team>), GatewayError> {
+    fn authorize<B>(&self, incoming: &IncomingRequest<B>) -> Result<Granted, GatewayError> {
         let request = &incoming.request;
         self.check_head(request, &incoming.peer)?;
         if self.everybody {
@@ -210,6 +237,7 @@ impl AccessControl {
         }
         let endpoint = match route(request.method(), request.uri().path()) {
             Route::Found(endpoint) => endpoint,
+            Route::Usage => return self.usage(incoming).map(Box::new).map(Granted::Usage),
             Route::MethodNotAllowed(allow) => {
                 return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
                     .with_allow(allow));
@@ -232,7 +260,7 @@ impl AccessControl {
             let message = format!("team {} may not use {}", team.name, endpoint.operation.as_str());
             return Err(GatewayError::new(Reason::OperationNotAllowed, message));
         }
-        Ok((endpoint, Arc::clone(team)))
+        Ok(Granted::Endpoint(endpoint, Arc::clone(team)))
     }
 
     fn check_head<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(), GatewayError> {
@@ -361,7 +389,18 @@ impl AccessControl {
         found
     }
 
-    fn refuse<R: Send + 'static>(&self, error: GatewayError, peer: &Peer) -> Refusal<R> {
+    /// What the calling team has used. It takes nothing of the team's requests.
+    fn usage<B>(&self, incoming: &IncomingRequest<B>) -> Answered {
+        let known = self.identify(&incoming.request, &incoming.peer)?;
+        incoming.peer.identify();
+        let _ = incoming.context.team.set(Arc::clone(&known.caller.team));
+        let requests = known.caller.requests.as_ref().map(|requests| requests.left(self.clock.now()));
+        let upstream = known.tell_limits(requests, incoming);
+        let _ = incoming.context.outcome.set(Outcome::Bypass);
+        Ok(usage::respond(known, requests, upstream, self.clock))
+    }
+
+    fn refuse(&self, error: GatewayError, peer: &Peer) -> OwnAnswer {
         let is_stranger = error.reason() == Reason::Unauthenticated;
         let delayed = is_stranger.then(|| self.failure_delay.failed(peer.source_group(), self.clock)).flatten();
         match delayed {
@@ -376,10 +415,7 @@ impl AccessControl {
     fn limit<B>(&self, known: &Known, incoming: &IncomingRequest<B>) -> Result<(), GatewayError> {
         let taken = known.caller.requests.as_ref().map(|requests| requests.take(self.clock.now()));
         let requests = taken.map(|(Ok(allowance) | Err(allowance))| allowance);
-        let upstream = known.upstream.as_ref().and_then(|limit| (limit.allowance)());
-        if requests.is_some() || upstream.is_some() {
-            let _ = incoming.context.rate_limit.set((known.policy.clone(), rate_limit(requests, upstream)));
-        }
+        known.tell_limits(requests, incoming);
         let Some(Err(allowance)) = taken else { return Ok(()) };
         let wait = allowance.reset.max(1);
         let message = format!("team {} has sent too many requests; come back in {wait} s", known.caller.team.name);
@@ -456,8 +492,18 @@ impl TeamRate {
         if self.limiter.try_take(now) {
             return Ok(Allowance { remaining: self.limiter.whole_tokens(now), reset: 0 });
         }
-        let wait = self.limiter.nth_at(1, now).saturating_duration_since(now);
-        Err(Allowance { remaining: 0, reset: whole_seconds(wait).as_secs() })
+        Err(self.left(now))
+    }
+
+    /// What is left. Takes nothing.
+    pub fn left(&self, now: Instant) -> Allowance {
+        match self.limiter.whole_tokens(now) {
+            0 => {
+                let wait = self.limiter.nth_at(1, now).saturating_duration_since(now);
+                Allowance { remaining: 0, reset: whole_seconds(wait).as_secs() }
+            }
+            remaining => Allowance { remaining, reset: 0 },
+        }
     }
 }
 

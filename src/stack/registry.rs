@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::accounts::{Account, PerAccount};
+use crate::accounts::{Account, PerAccount, TeamUsage};
 use crate::budget::{self, AccountBudget};
 use crate::config::Config;
 use crate::core::clock::{Clock, Instant};
@@ -24,6 +24,7 @@ struct Known {
     accounts: HashMap<Arc<str>, AccountState>,
     credentials: Credentials,
     teams: HashMap<Arc<str>, TeamRate>,
+    usage: HashMap<Arc<str>, TeamUsage>,
 }
 
 /// What an account keeps over reloads.
@@ -87,6 +88,11 @@ impl Registry {
         let state = known.teams.entry(Arc::clone(team)).or_insert_with(|| TeamRate::full(rate, now));
         state.set_rate(rate, now);
         state.clone()
+    }
+
+    /// What a team has used since the process started, in whatever configurations it was.
+    pub(super) fn usage(&self, team: &Arc<str>) -> TeamUsage {
+        self.lock().usage.entry(Arc::clone(team)).or_default().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -220,11 +220,16 @@ pub fn is_id(text: &str) -> bool {
 pub enum Route {
     /// An endpoint.
     Found(&'static Endpoint),
+    /// [`USAGE`].
+    Usage,
     /// The path exists, but only with these methods: the value of `Allow`.
     MethodNotAllowed(String),
     /// No endpoint.
     NotFound,
 }
+
+/// The gateway's own path, beside Twilio's: what the calling team has used.
+pub const USAGE: &str = "/_gateway/usage";
 
 /// Finds the endpoint of a method and a path.
 pub fn route(method: &Method, path: &str) -> Route {
@@ -237,6 +242,8 @@ pub fn route(method: &Method, path: &str) -> Route {
     // Paths without a parameter first, because nearly all requests have one of these.
     let exact = ENDPOINTS.iter().find(|endpoint| endpoint.path == path && endpoint.method == *method);
     match exact.or_else(|| here().find(|endpoint| endpoint.method == *method)).or_else(|| here().next()) {
+        None if path == USAGE && *method == Method::GET => Route::Usage,
+        None if path == USAGE => Route::MethodNotAllowed("GET, HEAD".to_owned()),
         None => Route::NotFound,
         Some(endpoint) if endpoint.method == *method => Route::Found(endpoint),
         Some(_) => {
@@ -367,6 +374,17 @@ mod tests {
         assert_eq!(route(&Method::DELETE, JOBS), allowed("GET, HEAD, POST"));
         assert_eq!(route(&Method::POST, &format!("{JOBS}/a")), allowed("GET, HEAD"));
         assert_eq!(route(&Method::DELETE, &format!("{JOBS}/a-1_B/Results")), allowed("GET, HEAD"));
+    }
+
+    #[test]
+    fn the_gateways_own_path_is_read_alone() {
+        assert_eq!([Method::GET, Method::HEAD].map(|method| route(&method, USAGE)), [Route::Usage, Route::Usage]);
+        for method in [Method::POST, Method::OPTIONS, Method::DELETE] {
+            assert_eq!(route(&method, USAGE), Route::MethodNotAllowed("GET, HEAD".to_owned()));
+        }
+        for path in ["/_gateway", "/_gateway/", "/_gateway/usage/", "/_gateway/Usage", "//_gateway/usage"] {
+            assert_eq!(route(&Method::GET, path), Route::NotFound, "{path}");
+        }
     }
 
     #[test]

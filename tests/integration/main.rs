@@ -62,6 +62,7 @@ mod upstream_codings;
 mod upstream_directives;
 mod upstream_faults;
 mod upstream_identity;
+mod usage;
 mod validate;
 mod waiting;
 mod warm_restart;

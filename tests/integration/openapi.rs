@@ -8,6 +8,7 @@ use crate::support::openapi::Document;
 use crate::support::*;
 
 const UNKNOWN: &str = r#"{"code":20400,"message":"unknown member","httpStatusCode":400,"userError":true}"#;
+const USAGE: &str = "/_gateway/usage";
 const TYPO: &str = r#"{"query":{"measures":["Conversation.Cout"]}}"#;
 
 fn named(method: &str, target: &str, headers: &str) -> Vec<u8> {
@@ -89,6 +90,10 @@ async fn every_answer_of_the_data_plane_is_described() {
         ("GET", QUERY, get(&format!("{QUERY}?pageToken=x"), &all), 200),
         ("GET", QUERY, get(QUERY, &all), 400),
         ("GET", QUERY, get(&format!("{QUERY}?pageToken=a"), &of("narrow")), 403),
+        ("GET", USAGE, get(USAGE, &all), 200),
+        ("HEAD", USAGE, named("HEAD", USAGE, &all), 200),
+        ("GET", USAGE, get(USAGE, ""), 401),
+        ("GET", USAGE, post_to(USAGE, &all, ASK), 405),
         // Last, since the account pauses.
         ("POST", QUERY, post_as("all", "", &ask("Busy")), 429),
     ] {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty};
 use tokio::time::advance;
 use tower::{ServiceExt, service_fn};
 
@@ -47,8 +47,13 @@ async fn admit_peer(layer: &AuthenticateLayer, peer: Peer, request: http::reques
         received: Instant::now(),
         context: Arc::default(),
     };
-    let inner = service_fn(|authorized: AuthorizedRequest<_>| std::future::ready(Ok(authorized.team.name.to_string())));
-    layer.layer(inner).oneshot(incoming).await.map_err(|error: GatewayError| error.reason())
+    let inner = service_fn(|authorized: AuthorizedRequest<_>| {
+        let name = authorized.team.name.to_string();
+        std::future::ready(Ok(Response::new(ResponseBody::full(name))))
+    });
+    let response = layer.layer(inner).oneshot(incoming).await.map_err(|error: GatewayError| error.reason())?;
+    let name = response.into_body().collect().await.unwrap().to_bytes();
+    Ok(String::from_utf8(name.to_vec()).unwrap())
 }
 
 fn everybody() -> AuthenticateLayer {
@@ -173,9 +178,11 @@ async fn a_team_has_its_own_rate() {
             received: Instant::now(),
             context: Arc::clone(&context),
         };
-        let inner = service_fn(|_: AuthorizedRequest<_>| std::future::ready(Ok::<_, GatewayError>(())));
-        let answered =
-            layer.layer(inner).oneshot(incoming).await.map_err(|error| (error.reason(), error.retry_after()));
+        let inner = service_fn(|_: AuthorizedRequest<_>| {
+            std::future::ready(Ok::<_, GatewayError>(Response::new(ResponseBody::empty())))
+        });
+        let answered = layer.layer(inner).oneshot(incoming).await.map(drop);
+        let answered = answered.map_err(|error| (error.reason(), error.retry_after()));
         let (policy, limit) = context.rate_limit.get().cloned().unwrap();
         (answered, policy.to_str().unwrap().to_owned(), limit.to_str().unwrap().to_owned())
     };

@@ -143,6 +143,7 @@ impl Upstream {
         let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
         let ending = outcome.map_or_else(|reason| Ending::Reason(reason.as_str()), Ending::Status);
         call.context.add(UpstreamEvent { begun, ended, kind: UpstreamEventKind::Attempt { span, result: outcome } });
+        call.team.usage.attempted();
         self.metrics.attempted(&call.team.account.name, call.endpoint.operation, ending, took);
         tracing::debug!(
             account = %call.team.account.name,

@@ -1,0 +1,85 @@
+//! `GET /_gateway/usage`: what the calling team has used, and what it may do. It is told nothing of other teams, and not
+//! what its policy denies.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderName, HeaderValue, Response, header};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Known;
+use crate::accounts::Allowance;
+use crate::core::clock::Clock;
+use crate::core::outcome::Outcome;
+use crate::request::body::ResponseBody;
+use crate::request::ended::{RequestEnded, RequestSubscriber};
+
+#[derive(Debug, Serialize)]
+struct Usage<'u> {
+    team: &'u str,
+    /// Answers by outcome.
+    requests: BTreeMap<&'static str, u64>,
+    upstream_attempts: u64,
+    calls_saved: u64,
+    /// The start of the process (RFC 3339).
+    since: Option<String>,
+    limits: Limits,
+    operations: Vec<&'static str>,
+    restricted: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    requests: Option<String>,
+    upstream: Option<String>,
+    /// Of the requests, or else of the calls upstream.
+    remaining: Option<u64>,
+}
+
+/// Tells a team what it has used. `requests` and `upstream` are what it has left.
+pub(super) fn respond(
+    known: &Known,
+    requests: Option<Allowance>,
+    upstream: Option<Allowance>,
+    clock: Clock,
+) -> Response<ResponseBody> {
+    const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+    let team = &known.caller.team;
+    let of = |outcome: Outcome| team.usage.answers(outcome);
+    let saved = Outcome::ALL.into_iter().filter(|outcome| outcome.saves_a_call());
+    let remaining = requests.or(upstream.filter(|_| team.upstream.is_some()));
+    let usage = Usage {
+        team: &team.name,
+        requests: Outcome::ALL.into_iter().map(|outcome| (outcome.as_str(), of(outcome))).collect(),
+        upstream_attempts: team.usage.attempts(),
+        calls_saved: saved.map(of).sum(),
+        since: Timestamp::try_from(clock.started_at()).ok().map(|time| format!("{time:.0}")),
+        limits: Limits {
+            requests: known.caller.requests.as_ref().map(|requests| requests.rate.to_string()),
+            upstream: team.upstream.map(|rate| rate.to_string()),
+            remaining: remaining.map(|allowance| allowance.remaining),
+        },
+        operations: team.operations.iter().map(|permission| permission.as_str()).collect(),
+        restricted: team.policy.is_some(),
+    };
+    // Texts and numbers always serialise.
+    let mut response = Response::new(ResponseBody::full(serde_json::to_vec(&usage).unwrap_or_default()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static("insights-gateway; detail=bypass"));
+    response
+}
+
+/// Counts what becomes of each team's requests.
+#[derive(Debug)]
+pub struct UsageCounter;
+
+impl RequestSubscriber for UsageCounter {
+    fn ended(&self, request: &RequestEnded) {
+        // A question for the usage itself has no operation.
+        if let (Some(team), Some(_)) = (request.team(), request.operation()) {
+            team.usage.answered(request.outcome);
+        }
+    }
+}
