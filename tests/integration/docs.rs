@@ -133,6 +133,18 @@ fn every_page_of_the_handbook_can_be_found_from_the_readme() {
     }
 }
 
+/// The examples that the tests of the SDKs run are those that the handbook shows.
+#[test]
+fn the_examples_are_shown_as_they_are() {
+    let shown: String = pages().into_iter().map(|(_, text)| text).collect();
+    let examples = fs::read_dir(root().join("examples/sdk")).unwrap().map(|entry| entry.unwrap().path());
+    for path in examples {
+        let (name, example) = (path.display().to_string(), fs::read_to_string(&path).unwrap());
+        let language = if name.ends_with(".py") { "python" } else { "js" };
+        assert!(shown.contains(&format!("```{language}\n{example}```\n")), "no page shows {name} verbatim");
+    }
+}
+
 /// The commands of the gateway in shell blocks, as words.
 fn commands(text: &str) -> Vec<String> {
     let mut found = Vec::new();

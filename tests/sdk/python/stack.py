@@ -37,15 +37,10 @@ class Stack:
             raise
 
     def _start(self, directory, more_config):
+        self._start_simulator(directory)
         config = directory / "gateway.toml"
         config.write_text(ACCOUNT + more_config)
-        ports = ["--listen", "127.0.0.1:0"]
-
-        scale = ["--rate", "0/s", "--latency", "0s", "--rows", str(ROWS)]
-        log = self._run(directory / "simulator.log", ["simulate", *ports, *scale])
-        self.upstream = wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()), "the simulator's address")[0]
-
-        ports += ["--admin-listen", "127.0.0.1:0"]
+        ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
         self.log = self._run(
             directory / "gateway.log",
             ["serve", "--config", str(config), *ports, "--upstream", self.upstream],
@@ -53,6 +48,11 @@ class Stack:
         serving = wait_for(self._serving, "the gateway's addresses")
         self.url, self.admin = "http://" + serving["data"], "http://" + serving["admin"]
         wait_for(lambda: is_ready(self.admin), "the gateway to be ready")
+
+    def _start_simulator(self, directory):
+        scale = ["--rate", "0/s", "--latency", "0s", "--rows", str(ROWS), "--jobs-take", "200ms"]
+        log = self._run(directory / "simulator.log", ["simulate", "--listen", "127.0.0.1:0", *scale])
+        self.upstream = wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()), "the simulator's address")[0]
 
     def _run(self, log, arguments):
         # The environment of the test run must not change the gateway's configuration.
@@ -93,6 +93,14 @@ class Stack:
         """Sets the next responses of the simulator."""
         body = json.dumps(fault).encode()
         urllib.request.urlopen(self.upstream + "/_simulator/faults", body, timeout=PATIENCE_SECONDS).close()
+
+
+class Simulator(Stack):
+    """A simulator without a gateway."""
+
+    def _start(self, directory, more_config):
+        self._start_simulator(directory)
+        self.url = self.upstream
 
 
 def get_json(url):
