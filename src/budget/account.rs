@@ -86,7 +86,7 @@ impl AccountBudget {
     }
 
     /// Takes its tokens from `quota`.
-    pub(super) fn with_quota(name: Arc<str>, limits: Limits, quota: Box<dyn QuotaSource>, clock: Clock) -> Self {
+    pub fn with_quota(name: Arc<str>, limits: Limits, quota: Box<dyn QuotaSource>, clock: Clock) -> Self {
         let now = clock.now();
         let locked = Locked { state: State::new(limits, quota, now), wake_at: None, estimated: now };
         Self(Arc::new(Shared { name, clock, state: Mutex::new(locked) }))

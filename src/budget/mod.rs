@@ -41,6 +41,7 @@ use std::time::Duration;
 
 pub use account::{AccountBudget, AttemptOutcome, BudgetStatus, Permit};
 pub use circuit::{CircuitPolicy, CircuitState};
+pub use quota::{Grant, QuotaSource, QuotaStatus};
 
 use crate::core::backoff::Backoff;
 use crate::core::limiter::Quota;

@@ -4,15 +4,8 @@
 //! A token that was granted and not used is given back. The source is told of each response, since it is the source that
 //! learns from 429s: it pauses the account, and lowers its rate and the number of attempts at once.
 //!
-//! [`LocalQuota`] is the token bucket of this process. A source that shares a bucket with other processes has to keep
-//! to the same contract:
-//!
-//! * Every method is called under the account's lock and must not block. A shared source answers from the tokens that it
-//!   has fetched ahead, and fetches more in a task of its own.
-//! * Times are estimates. Others may take the token meanwhile, so [`take`](QuotaSource::take) may refuse at the very
-//!   time that was named; it then names a later one.
-//! * Who is next is not the source's to decide: the budget has its own fair queue. The source learns the team, and by it
-//!   the weight, so that processes can divide what they share.
+//! [`LocalQuota`] is the token bucket of this process. The documentation of the trait says what a source has to do that
+//! shares a bucket with other processes.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -26,7 +19,7 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// The answer to a request for a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grant {
+pub enum Grant {
     /// There is one.
     Now,
     /// There is none; ask again at this time, which is later than now.
@@ -35,17 +28,91 @@ pub(super) enum Grant {
 
 /// A view of a source's state.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct QuotaStatus {
+pub struct QuotaStatus {
     /// Tokens a second now; `None` without a limit.
-    pub(super) per_second: Option<f64>,
+    pub per_second: Option<f64>,
     /// Tokens now, negative while they are owed; `None` without a limit.
-    pub(super) tokens: Option<f64>,
+    pub tokens: Option<f64>,
     /// Time until the pause ends; zero without one.
-    pub(super) paused: Duration,
+    pub paused: Duration,
 }
 
-/// Grants the tokens of one account. See the module.
-pub(super) trait QuotaSource: Debug + Send {
+/// Grants the tokens of one account. The bucket of this process is one source; a bucket that processes share is another.
+///
+/// * Every method is called under the account's lock and must not block. A shared source answers from the tokens that it
+///   has fetched ahead, and fetches more in a task of its own.
+/// * Times are estimates. Others may take the token meanwhile, so [`take`](Self::take) may refuse at the very time that
+///   was named; it then names a later one.
+/// * The source does not decide who is next: the budget has its own fair queue. The source learns the team, and by it the
+///   weight, so that processes can divide what they share.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use insights_gateway::accounts::Team;
+/// use insights_gateway::budget::{Grant, Limits, QuotaSource, QuotaStatus};
+/// use insights_gateway::core::clock::Instant;
+/// use insights_gateway::semantics::upstream_headers::RateLimitHeaders;
+///
+/// /// Grants every token, except while the upstream asks for a pause.
+/// #[derive(Debug)]
+/// struct Unlimited {
+///     paused_until: Instant,
+/// }
+///
+/// impl QuotaSource for Unlimited {
+///     fn set_limits(&mut self, _: &Limits, _: Instant) {}
+///
+///     fn update(&mut self, _: Instant) {}
+///
+///     fn ready(&self, now: Instant) -> Grant {
+///         if self.paused_until <= now { Grant::Now } else { Grant::NotBefore(self.paused_until) }
+///     }
+///
+///     fn take(&mut self, _: &Team, now: Instant) -> Grant {
+///         self.ready(now)
+///     }
+///
+///     fn refund(&mut self) {}
+///
+///     fn nth_at(&self, _: u32, now: Instant) -> Instant {
+///         self.paused_until.max(now)
+///     }
+///
+///     fn concurrency(&self, _: Instant) -> u32 {
+///         100
+///     }
+///
+///     fn accepted(&mut self, _: &RateLimitHeaders, _: Instant) {}
+///
+///     fn rate_limited(
+///         &mut self,
+///         asked: Option<Duration>,
+///         _: &RateLimitHeaders,
+///         _: Instant,
+///         _: u32,
+///         now: Instant,
+///     ) -> Option<Duration> {
+///         let pause = asked.unwrap_or(Duration::from_secs(1));
+///         let is_longer = now + pause > self.paused_until;
+///         self.paused_until = self.paused_until.max(now + pause);
+///         is_longer.then_some(pause)
+///     }
+///
+///     fn status(&self, now: Instant) -> QuotaStatus {
+///         let paused = self.paused_until.saturating_duration_since(now);
+///         QuotaStatus { per_second: None, tokens: None, paused }
+///     }
+/// }
+///
+/// let start = Instant::now();
+/// let mut source = Unlimited { paused_until: start };
+/// assert_eq!(source.ready(start), Grant::Now);
+/// let pause = Duration::from_secs(9);
+/// source.rate_limited(Some(pause), &RateLimitHeaders::default(), start, 1, start);
+/// assert_eq!(source.ready(start), Grant::NotBefore(start + pause));
+/// ```
+pub trait QuotaSource: Debug + Send {
     /// Changes the limits. What is owed stays owed, and what was learnt stays learnt.
     fn set_limits(&mut self, limits: &Limits, now: Instant);
 

@@ -34,3 +34,5 @@ pub use self::purge::{Purge, Purged};
 pub use self::response::CacheResponse;
 pub(crate) use self::store::Unkept;
 pub use self::store::{EntryView, Store};
+pub use self::stored::StoredResponse;
+pub use self::tier::{Kept, Lasting, Tier};

@@ -92,6 +92,8 @@ pub struct Store {
     memory: Memory,
     pub(crate) flights: Flights,
     capacity: u64,
+    tier: Option<Arc<dyn Tier>>,
+    /// The tier, if it is the disk.
     disk: Option<Disk>,
     /// Held while the content changes. So an entry that is inserted again with a new weight is still the current one,
     /// and no response is kept that was requested before a purge.
@@ -116,6 +118,7 @@ impl Store {
             memory: Memory::new(capacity - for_sets, for_sets, metrics),
             flights: Flights::default(),
             capacity,
+            tier: None,
             disk: None,
             changes: Arc::default(),
             unsettled: Arc::default(),
@@ -128,12 +131,21 @@ impl Store {
     #[must_use]
     pub fn with_disk(self, settings: DiskSettings, metrics: &Arc<Metrics>, clock: Clock) -> Self {
         let disk = Disk::start(settings, self.memory.clone(), self.capacity, metrics, clock);
-        Self { disk, ..self }
+        match disk {
+            Some(disk) => Self { disk: Some(disk.clone()), ..self.with_tier(Arc::new(disk)) },
+            None => self,
+        }
+    }
+
+    /// Puts a tier behind memory, in place of any other.
+    #[must_use]
+    pub fn with_tier(self, tier: Arc<dyn Tier>) -> Self {
+        Self { tier: Some(tier), disk: None, ..self }
     }
 
     /// The tier behind memory.
     fn tier(&self) -> Option<&dyn Tier> {
-        self.disk.as_ref().map(|disk| disk as &dyn Tier)
+        self.tier.as_deref()
     }
 
     /// Ends when what the tier has under `key` is in memory, or when it is not worth waiting for. `None` when either

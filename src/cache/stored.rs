@@ -16,7 +16,7 @@ use crate::twilio::settled::Verdict;
 
 /// A response, the account whose it is, and how long it may be served.
 #[derive(Debug, Clone)]
-pub(crate) struct StoredResponse {
+pub struct StoredResponse {
     pub(crate) representation: Arc<Representation>,
     /// The name of the account whose data it is.
     pub(crate) account: Arc<str>,

@@ -18,7 +18,7 @@ use crate::core::clock::Instant;
 use crate::request::key::Key;
 
 /// A tier behind memory, whose stored responses outlive this process.
-pub(crate) trait Tier: Debug + Send + Sync {
+pub trait Tier: Debug + Send + Sync {
     /// Brings what the tier has under `key` into memory. Ends when it is there, or when it is not worth waiting for.
     /// `None` when the tier can have nothing that memory lacks. It must not take longer than a fetch from upstream
     /// would.
@@ -48,12 +48,12 @@ pub(crate) trait Tier: Debug + Send + Sync {
 
 /// What keeping a response changed in memory.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// Whether it was kept.
-    pub(crate) kept: bool,
+    pub kept: bool,
     /// The keys of other responses that were dropped.
-    pub(crate) gone: Vec<Key>,
+    pub gone: Vec<Key>,
 }
 
 /// Waits until a purge lasts.
-pub(crate) type Lasting<'a> = Box<dyn FnOnce() -> Result<(), String> + 'a>;
+pub type Lasting<'a> = Box<dyn FnOnce() -> Result<(), String> + 'a>;

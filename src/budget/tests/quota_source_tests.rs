@@ -3,7 +3,6 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::budget::quota::{Grant, QuotaSource, QuotaStatus};
 
 /// Another source of tokens: grants by script, as one would that shares a bucket with other processes.
 #[derive(Debug, Default)]
