@@ -30,6 +30,7 @@ use crate::layers::cache::{self, CacheLayer, Caching};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
+use crate::layers::jobs::{self, JobOwners, Jobs, JobsLayer};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
 use crate::layers::represent::{Represent, RepresentLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
@@ -43,11 +44,12 @@ use crate::semantics::host;
 use crate::telemetry::Exporter;
 use crate::trust::TrustError;
 use crate::twilio::endpoint::OperationSet;
+use crate::twilio::links::Links;
 use crate::twilio::policy::{Policy, Required};
 
 /// The layers as a type: each around the next.
 pub type Stack =
-    Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>>;
+    Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Jobs<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>>>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -65,6 +67,8 @@ pub struct SharedState {
     pub failure_delay: AuthFailureDelay,
     /// Page tokens given out under policies.
     pub page_tokens: IssuedPageTokens,
+    /// Query jobs given out under policies.
+    pub job_owners: JobOwners,
     /// Whether the newest configuration is in use.
     pub reloads: Reloads,
     /// Request bodies that arrive.
@@ -102,6 +106,7 @@ impl SharedState {
             // A quarter of all requests at once, so that three quarters are left for those who are known.
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens: IssuedPageTokens::default(),
+            job_owners: disk(config).map_or_else(JobOwners::default, |disk| JobOwners::in_folder(&disk.folder, clock)),
             reloads: Reloads::default(),
             bodies: Bodies::new(config.server.body_memory),
             draining: Draining::default(),
@@ -118,7 +123,7 @@ impl SharedState {
 /// When an extra trust root cannot be used.
 pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
     let SharedState { clock, metrics, store, registry, failure_delay, page_tokens, .. } = shared.clone();
-    let SharedState { bodies, draining, shed, audit, traces, .. } = shared.clone();
+    let SharedState { job_owners, bodies, draining, shed, audit, traces, .. } = shared.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
@@ -148,9 +153,18 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             clock,
         ))
         // HTTP -> ClientQuery: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
-        .layer(DecodeLayer::new(limits(config), bodies, fresh_pages(&store, clock), page_tokens, config.validate))
-        // 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
-        .layer(RepresentLayer::new(store.clone(), clock))
+        .layer(DecodeLayer::new(
+            limits(config),
+            bodies,
+            fresh_pages(&store, clock),
+            page_tokens,
+            config.validate,
+            links(config),
+        ))
+        // Links, 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
+        .layer(RepresentLayer::new(store.clone(), links(config), clock))
+        // Submissions that are shared, polls that wait, queries that become jobs.
+        .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), clock))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock))
         // Inside the cache, so that all who wait for a flight share its tries.
@@ -276,12 +290,21 @@ fn limits(config: &Config) -> decode::Limits {
     }
 }
 
+fn links(config: &Config) -> Links {
+    Links::new(&config.upstream.url, config.server.public_url.as_ref())
+}
+
+fn jobs_settings(config: &Config) -> jobs::Settings {
+    jobs::Settings { dedup: config.cache.jobs.dedup, deadline: config.upstream.deadline }
+}
+
 fn cache_policy(config: &Config) -> cache::Policy {
     cache::Policy {
         metadata: config.cache.metadata,
         query: config.cache.query,
         settled: config.cache.settled.lifetimes,
         settled_after: config.cache.settled.after,
+        jobs: cache::JobLifetimes { dedup: config.cache.jobs.dedup, results: config.cache.jobs.results },
         errors: config.cache.errors,
         deadline: config.upstream.deadline,
         // Enough to part pages that were written together, too little to be felt as age.

@@ -156,6 +156,11 @@ impl Flights {
         Claim::Leader(lease, waiters, Joined { waiter, ending, canonical: Arc::clone(&query.canonical) })
     }
 
+    /// Does a call run that a query for `key` would join.
+    pub(crate) fn is_under_way(&self, key: &Key) -> bool {
+        self.lock().contains_key(&(*key, Kind::Any))
+    }
+
     /// Claims a key for a refresh, for which no client waits; `None` when such a flight is under way already.
     pub(crate) fn claim_refresh(&self, key: (Key, Kind), flown: Flown) -> Option<(Lease, Arc<Waiters>)> {
         let mut table = self.lock();

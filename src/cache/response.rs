@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+
 use super::entry::Entry;
 use crate::core::outcome::Outcome;
 use crate::request::response::Representation;
@@ -17,6 +19,10 @@ pub struct CacheResponse {
     pub(crate) outcome: Outcome,
     /// `None` when it has just come from upstream without an `Age`.
     pub(crate) age: Option<Duration>,
+    /// Headers that the gateway sends in place of Twilio's, or beside them.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// It is about query jobs, and may have links that lead past the gateway.
+    pub(crate) has_links: bool,
 }
 
 /// Where the response is.
@@ -43,11 +49,16 @@ pub(crate) enum Source {
 }
 
 impl CacheResponse {
+    /// With no headers of the gateway's own.
+    pub(crate) fn new(content: Content, source: Source, outcome: Outcome, age: Option<Duration>) -> Self {
+        Self { content, source, outcome, age, headers: Vec::new(), has_links: false }
+    }
+
     /// A stored response, `age` after it was new.
     pub(crate) fn stored(entry: Arc<Entry>, outcome: Outcome, age: Duration) -> Self {
         entry.count_hit();
         let source = Source::Hit { ttl: entry.stored.lifetimes.ttl(age) };
-        Self { content: Content::Stored(entry), source, outcome, age: Some(age) }
+        Self::new(Content::Stored(entry), source, outcome, Some(age))
     }
 
     /// The response for a client without preferences.

@@ -14,4 +14,5 @@ pub mod reloads;
 pub mod request_id;
 pub mod spelling;
 pub mod units;
+pub mod uuid;
 pub mod window;

@@ -16,6 +16,8 @@ pub mod decode;
 
 pub mod represent;
 
+pub mod jobs;
+
 pub mod cache;
 
 pub mod retry;

@@ -1,4 +1,4 @@
-//! The form in which a client gets a response: 304, gzip, `Age` and `Cache-Status`.
+//! The form in which a client gets a response: links, 304, gzip, `Age` and `Cache-Status`.
 //!
 //! This layer is between decode and the cache, so that the cache handles only one form of a response. It decides for
 //! every response: a stored one, one from upstream, and one of which a policy hides a part. No client waits for
@@ -9,23 +9,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::HeaderValue;
+use http::{HeaderValue, header};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::cache::response::{Content, Source};
 use crate::cache::{CacheResponse, Store};
 use crate::core::clock::Clock;
-use crate::core::error::GatewayError;
+use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::request::key::Key;
 use crate::request::query::{ClientQuery, Redact};
 use crate::request::response::{ClientResponse, Redacted};
 use crate::semantics::cache_status;
+use crate::twilio::links::{Base, Links};
 
 /// Makes [`Represent`] services.
 #[derive(Debug, Clone)]
-pub struct RepresentLayer(Arc<Compressor>);
+pub struct RepresentLayer(Arc<Compressor>, Arc<Links>);
 
 /// Compresses stored responses.
 #[derive(Debug)]
@@ -35,9 +36,9 @@ struct Compressor {
 }
 
 impl RepresentLayer {
-    /// Keeps the gzip bodies of stored responses in `store`.
-    pub fn new(store: Store, clock: Clock) -> Self {
-        Self(Arc::new(Compressor { store, clock }))
+    /// Keeps the gzip bodies of stored responses in `store`, and makes `links` lead to the gateway.
+    pub fn new(store: Store, links: Links, clock: Clock) -> Self {
+        Self(Arc::new(Compressor { store, clock }), Arc::new(links))
     }
 }
 
@@ -45,7 +46,7 @@ impl<S> Layer<S> for RepresentLayer {
     type Service = Represent<S>;
 
     fn layer(&self, inner: S) -> Represent<S> {
-        Represent { inner, compressor: Arc::clone(&self.0) }
+        Represent { inner, compressor: Arc::clone(&self.0), links: Arc::clone(&self.1) }
     }
 }
 
@@ -54,6 +55,7 @@ impl<S> Layer<S> for RepresentLayer {
 pub struct Represent<S> {
     inner: S,
     compressor: Arc<Compressor>,
+    links: Arc<Links>,
 }
 
 impl<S> Service<ClientQuery> for Represent<S>
@@ -73,6 +75,7 @@ where
             if_none_match: query.directives.if_none_match.take(),
             gzip: query.directives.gzip.then(|| (Arc::clone(&self.compressor), *query.key())),
             redact: query.redact.take(),
+            links: query.base.take().map(|base| (Arc::clone(&self.links), base)),
         };
         RepresentFuture { cached: self.inner.call(query), wanted }
     }
@@ -96,7 +99,7 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let cached = ready!(this.cached.poll(context))?;
-        Poll::Ready(this.wanted.represent(&cached))
+        Poll::Ready(this.wanted.represent(cached))
     }
 }
 
@@ -106,10 +109,17 @@ struct Wanted {
     /// Set if gzip is acceptable: the compressor, and the key under which the response is stored.
     gzip: Option<(Arc<Compressor>, Key)>,
     redact: Option<Arc<dyn Redact>>,
+    /// Where links lead.
+    links: Option<(Arc<Links>, Arc<Base>)>,
 }
 
 impl Wanted {
-    fn represent(&self, cached: &CacheResponse) -> Result<ClientResponse, GatewayError> {
+    fn represent(&self, mut cached: CacheResponse) -> Result<ClientResponse, GatewayError> {
+        if cached.has_links
+            && let Some((links, base)) = &self.links
+        {
+            lead_back(&mut cached, links, base)?;
+        }
         let original = cached.representation();
         let redacted = match &self.redact {
             // An error contains no data.
@@ -160,8 +170,31 @@ impl Wanted {
             cache_status,
             age: cached.age,
             not_modified,
+            headers: cached.headers,
         })
     }
+}
+
+/// Makes the links in a response lead to `base`. What is stored stays as Twilio wrote it.
+fn lead_back(cached: &mut CacheResponse, links: &Links, base: &Base) -> Result<(), GatewayError> {
+    let original = Arc::clone(cached.representation());
+    let location = original.headers.iter().find(|(name, _)| *name == header::LOCATION);
+    let location = location.and_then(|(_, value)| links.rewrite_location(value.to_str().ok()?, base));
+    if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+        cached.headers.push((header::LOCATION, location));
+    }
+    let body = links.rewrite(&original.body, base).map_err(|error| {
+        let message = "Twilio's answer about query jobs is ambiguous JSON, in which links cannot be told apart";
+        GatewayError::new(Reason::UpstreamInvalid, message).with_cause(error)
+    })?;
+    if body != original.body {
+        let key = match &cached.content {
+            Content::Stored(entry) => entry.key_param,
+            Content::Forwarded(_, key) => *key,
+        };
+        cached.content = Content::Forwarded(Arc::new(original.with_body(body)), key);
+    }
+    Ok(())
 }
 
 /// Compresses a redacted response, once. It is not in the store; the policy's view keeps it.
@@ -200,6 +233,10 @@ mod tests {
         ))
     }
 
+    fn links() -> Links {
+        Links::new(&"https://insights.twilio.com".parse().unwrap(), None)
+    }
+
     /// A client that has the response with this tag, and may accept gzip.
     fn having(if_none_match: Option<HeaderValue>, gzip: bool, redact: Option<Arc<dyn Redact>>) -> ClientQuery {
         let directives = RequestDirectives { if_none_match, gzip, ..RequestDirectives::default() };
@@ -209,14 +246,11 @@ mod tests {
     async fn represent(outcome: Outcome, query: ClientQuery) -> ClientResponse {
         let inner = service_fn(move |query: ClientQuery| {
             assert!(query.redact.is_none() && query.directives.if_none_match.is_none());
-            ready(Ok::<_, GatewayError>(CacheResponse {
-                content: Content::Forwarded(representation(b'x'), KeyParam::new(&query.key().short())),
-                source: Source::Forwarded { why: Forward::UriMiss, stored: true, collapsed: false },
-                outcome,
-                age: None,
-            }))
+            let content = Content::Forwarded(representation(b'x'), KeyParam::new(&query.key().short()));
+            let source = Source::Forwarded { why: Forward::UriMiss, stored: true, collapsed: false };
+            ready(Ok::<_, GatewayError>(CacheResponse::new(content, source, outcome, None)))
         });
-        let layer = RepresentLayer::new(Store::new(1 << 20, &Metrics::new()), Clock::new());
+        let layer = RepresentLayer::new(Store::new(1 << 20, &Metrics::new()), links(), Clock::new());
         layer.layer(inner).oneshot(query).await.unwrap()
     }
 

@@ -57,6 +57,12 @@ impl Key {
         Self::new(account, Operation::Page, parameters.as_str(), b"")
     }
 
+    /// The key of a query job's status.
+    pub fn of_job(account: &Account, id: &str) -> Self {
+        let endpoint = Operation::JobStatus.endpoint();
+        Self::of_path(account, endpoint, &endpoint.path_of(id), "", b"")
+    }
+
     /// The key of an account's metadata.
     pub fn of_metadata(account: &Account) -> Self {
         Self::new(account, Operation::Metadata, "", b"")

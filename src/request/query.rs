@@ -17,6 +17,7 @@ use crate::request::response::{Redacted, Representation};
 use crate::request::waiters::Waiters;
 use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::endpoint::{Endpoint, Operation};
+use crate::twilio::links::Base;
 
 /// A query in canonical form. It is shared, so that a repeated query costs one pointer.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub struct ClientQuery {
     pub directives: RequestDirectives,
     /// Those of the client's headers that go upstream, as the endpoint lists them.
     pub headers: Option<Arc<HeaderMap>>,
+    /// Where links in the response lead; only where it may have some.
+    pub base: Option<Arc<Base>>,
     /// Hides what the client must not see of the response, where there is such a thing.
     pub redact: Option<Arc<dyn Redact>>,
     /// When the request was received.
@@ -126,6 +129,7 @@ impl ClientQuery {
             canonical: Arc::new(canonical),
             directives: RequestDirectives::default(),
             headers: None,
+            base: None,
             redact: None,
             received: Instant::now(),
             deadline: Instant::now() + std::time::Duration::from_secs(90),

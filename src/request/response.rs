@@ -229,6 +229,8 @@ pub struct ClientResponse {
     pub age: Option<Duration>,
     /// Whether the client already has this body: 304.
     pub not_modified: bool,
+    /// Headers that the gateway sends in place of Twilio's, or beside them.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a client asks for in headers: `Cache-Control` (RFC 9111 section 5.2.1), `Prefer: wait` (RFC 7240 section 4.3),
+//! What a client asks for in headers: `Cache-Control` (RFC 9111 section 5.2.1), `Prefer: wait` and `respond-async` (RFC 7240),
 //! `Priority` (RFC 9218), `If-None-Match` (RFC 9110 section 13.1.2) and `Accept-Encoding` (section 12.5.3).
 //!
 //! These are preferences, so a malformed one is ignored rather than refused.
@@ -55,6 +55,8 @@ pub struct RequestDirectives {
     pub cache: CacheDirectives,
     /// Longest wait that the client wants.
     pub wait: Option<Duration>,
+    /// Rather than wait for a result, the client wants to be told where it will be (RFC 7240 section 4.1).
+    pub respond_async: bool,
     /// The place in the team's queue.
     pub urgency: Urgency,
     /// Entity tags of the responses that the client has, of all lines of the header.
@@ -102,6 +104,7 @@ impl RequestDirectives {
             if name.eq_ignore_ascii_case("wait") && self.wait.is_none() {
                 self.wait = value.and_then(seconds);
             }
+            self.respond_async |= name.eq_ignore_ascii_case("respond-async");
         }
     }
 

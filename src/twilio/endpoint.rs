@@ -114,6 +114,12 @@ pub enum CacheClass {
     Query,
     /// As long as the first page of its result set.
     Page,
+    /// The answer to a submission: as `cache.jobs.dedup` says, for whoever submits the same.
+    Job,
+    /// The status of a job: until its `Retry-After` has passed, and once the job has ended as long as its results.
+    Status,
+    /// The results of a job: as long as the job keeps them, and no longer than `cache.jobs.results` says.
+    Results,
 }
 
 /// When a request that failed may be sent again.
@@ -157,10 +163,10 @@ pub static ENDPOINTS: &[Endpoint] = endpoints! {
         GET    "/Metadata"                          Metadata    Metadata    None  Metadata Safe       []                [];
         POST   "/Query"                             Query       Query       Query Query    Safe       []                [];
         GET    "/Query"                             Page        Query       None  Page     Safe       []                [];
-        POST   "/QueryJobs"                         JobSubmit   Jobs        Query None     WithKey    [IDEMPOTENCY_KEY] ["location", "retry-after"];
+        POST   "/QueryJobs"                         JobSubmit   Jobs        Query Job      WithKey    [IDEMPOTENCY_KEY] ["location", "retry-after"];
         GET    "/QueryJobs"                         JobList     Jobs        None  None     Safe       []                [];
-        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  None     Safe       []                ["retry-after"];
-        GET    "/QueryJobs/{operationId}/Results"   JobResults  Jobs        None  None     Safe       []                [];
+        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  Status   Safe       []                ["retry-after"];
+        GET    "/QueryJobs/{operationId}/Results"   JobResults  Jobs        None  Results  Safe       []                [];
     }
     "/v3/ControlPlane/ConversationInsights" {
         GET    "/CustomFieldMappings"               FieldsRead  FieldsRead  None  None     Safe       []                [];
@@ -213,6 +219,16 @@ impl Endpoint {
 /// Twilio's ids are opaque. A text that could be read as more than one path segment is not accepted as an id.
 pub fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// What to do instead, for messages about a query that takes too long; nothing for other operations.
+pub fn instead_of_waiting(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Query => {
+            "; ask with `Prefer: respond-async`, or submit it as a query job, and it need not be waited for"
+        }
+        _ => "",
+    }
 }
 
 /// The result of routing a method and a path.

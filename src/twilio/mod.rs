@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod endpoint;
+pub mod job;
 pub mod links;
 pub mod page;
 pub mod parameters;

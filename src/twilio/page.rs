@@ -46,6 +46,22 @@ impl Envelope {
     }
 }
 
+/// The tokens of the pages before and after, in the body of a page.
+pub fn tokens(body: &[u8]) -> impl Iterator<Item = String> + use<> {
+    #[derive(Deserialize)]
+    struct Body {
+        meta: Meta,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Meta {
+        next_token: Option<String>,
+        previous_token: Option<String>,
+    }
+    let meta = serde_json::from_slice::<Body>(body).ok().map(|body| body.meta);
+    meta.into_iter().flat_map(|meta| [meta.next_token, meta.previous_token]).flatten().filter(|token| !token.is_empty())
+}
+
 /// The `meta` of an object in the form in which Twilio writes it: printable ASCII, no escapes, no white space but
 /// spaces, at most 63 levels, one `meta`. `None` for anything else.
 fn skim(text: &[u8]) -> Option<Option<&[u8]>> {

@@ -86,6 +86,14 @@ impl Policy {
         &self.fingerprint
     }
 
+    /// What belongs to those who read an account of this SID, from this upstream, under this policy.
+    pub fn scope(&self, sid: &str, origin: &str) -> [u8; 32] {
+        // None of the texts can hold what parts them.
+        let mut scope = blake3::Hasher::new();
+        scope.update(&self.fingerprint).update(sid.as_bytes()).update(&[0xff]).update(origin.as_bytes());
+        scope.finalize().into()
+    }
+
     /// Whether it denies anything.
     pub fn hides_members(&self) -> bool {
         !self.deny.is_empty()

@@ -59,6 +59,9 @@ fn row(endpoint: &Endpoint) -> String {
         CacheClass::Metadata => "`cache.metadata`",
         CacheClass::Query => "`cache.query`, `cache.settled`",
         CacheClass::Page => "like the first page",
+        CacheClass::Job => "`cache.jobs.dedup`",
+        CacheClass::Status => "until `Retry-After`",
+        CacheClass::Results => "`cache.jobs.results`",
     };
     let repeated = match endpoint.repeat {
         Repeatability::Safe => "always",

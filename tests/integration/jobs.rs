@@ -1,5 +1,14 @@
 //! Query jobs through the gateway: the upstream requests, and the responses to clients.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use tempfile::TempDir;
+
+use crate::http2;
 use crate::support::*;
 
 const JOBS: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
@@ -59,4 +68,280 @@ async fn malformed_ids_are_not_found() {
     }
     gateway.ask(&post_to(&format!("{JOBS}/op_1"), "", ASK)).await.assert_refused(405, "method_not_allowed");
     assert_eq!(upstream.count(), 0);
+}
+
+/// A Twilio that makes one job of each key, and answers a submission as often as it comes.
+fn one_job_a_key(jobs: &Arc<Mutex<HashMap<String, usize>>>) -> impl FnMut(&Seen) -> String + Send + 'static {
+    let jobs = Arc::clone(jobs);
+    move |seen| {
+        let mut jobs = jobs.lock().unwrap();
+        let next = jobs.len() + 1;
+        let id = *jobs.entry(seen.header("idempotency-key").unwrap().to_owned()).or_insert(next);
+        format!(r#"{{"operationId":"op_{id}","status":"PENDING","createdAt":"2026-11-22T10:00:00Z"}}"#)
+    }
+}
+
+#[tokio::test]
+async fn a_submission_that_breaks_after_it_was_written_makes_one_job() {
+    let jobs = Arc::default();
+    let mut accept = one_job_a_key(&jobs);
+    let upstream = Upstream::script(move |seen| {
+        let accepted = accept(seen);
+        match seen.number {
+            1 => Plan::reset(),
+            2 => Plan::close(),
+            3 => Plan::json(503, "{}"),
+            _ => Plan::with(202, "Retry-After: 5\r\n", &accepted),
+        }
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).set("retry.base", "1ms").start().await;
+    let submitted = gateway.ask(&post_to(JOBS, "", ASK)).await;
+    assert_eq!((submitted.status, submitted.json()["operationId"].as_str()), (202, Some("op_1")));
+    assert_eq!((upstream.count(), jobs.lock().unwrap().len()), (4, 1));
+    let key = jobs.lock().unwrap().keys().next().unwrap().clone();
+    assert_eq!((key.len(), &key[14..15]), (36, "7"));
+}
+
+#[tokio::test]
+async fn twilios_own_refusal_of_a_key_passes() {
+    const REUSED: &str = r#"{"code":20422,"message":"used for another request","httpStatusCode":422}"#;
+    let upstream = Upstream::script(|_| Plan::json(422, REUSED)).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    for _ in 0..2 {
+        let answer = gateway.ask(&post_to(JOBS, "Idempotency-Key: mine\r\n", ASK)).await;
+        assert_eq!((answer.status, answer.text().as_str(), answer.detail()), (422, REUSED, "bypass"));
+    }
+    assert_eq!(upstream.count(), 2);
+    let two = post_to(JOBS, "Idempotency-Key: a\r\nIdempotency-Key: b\r\n", ASK);
+    gateway.ask(&two).await.assert_refused(400, "bad_request");
+}
+
+#[tokio::test]
+async fn links_lead_back_to_the_gateway() {
+    let twilio = format!("https://insights.twilio.com{JOBS}/op_1");
+    let answers = move |seen: &Seen| {
+        let job = format!(
+            r#"{{ "operationId":"op_1","status":"COMPLETED", "statusUrl":"{twilio}","resultUrl":"{twilio}/Results" }}"#
+        );
+        match seen.target() {
+            JOBS if seen.head.starts_with("GET ") => Plan::page(&format!(r#"{{"items":[{job}],"meta":{{}}}}"#)),
+            JOBS => Plan::with(202, &format!("Location: {twilio}\r\n"), &job),
+            target if target.ends_with("/Results") => Plan::page(&job),
+            _ => Plan::page(&job),
+        }
+    };
+    for (public, base) in [(None, "http://localhost"), (Some("https://gw.example/api"), "https://gw.example/api")] {
+        let upstream = Upstream::script(answers.clone()).await;
+        let config = TestConfig::new(upstream.url());
+        let gateway = public.iter().fold(config, |config, url| config.set("server.public_url", *url)).start().await;
+        let (job, twilio) = (format!("{base}{JOBS}/op_1"), format!("https://insights.twilio.com{JOBS}/op_1"));
+        let expected = format!(
+            r#"{{ "operationId":"op_1","status":"COMPLETED", "statusUrl":"{job}","resultUrl":"{job}/Results" }}"#
+        );
+        for _ in 0..2 {
+            let submitted = gateway.ask(&post_to(JOBS, "", ASK)).await;
+            assert_eq!((submitted.header("location"), submitted.text()), (job.as_str(), expected.clone()));
+            let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await;
+            assert_eq!(status.text(), expected);
+            let seen = format!("If-None-Match: {}\r\n", status.header("etag"));
+            assert_eq!(gateway.ask(&get(&format!("{JOBS}/op_1"), &seen)).await.status, 304);
+            let list = gateway.ask(&get(JOBS, "")).await;
+            assert_eq!(list.text(), format!(r#"{{"items":[{expected}],"meta":{{}}}}"#));
+        }
+        // Rows are data, whatever they are called.
+        assert!(gateway.ask(&get(&format!("{JOBS}/op_1/Results"), "")).await.text().contains(&twilio));
+    }
+}
+
+#[tokio::test]
+async fn answers_without_an_id_or_a_status_are_invalid_and_not_kept() {
+    for bad in [
+        r#"{"status":"PENDING"}"#,
+        r#"{"operationId":null,"status":"PENDING"}"#,
+        r#"{"operationId":"../x","status":"PENDING"}"#,
+        r#"{"operationId":"op_1"}"#,
+        "[]",
+    ] {
+        let upstream = Upstream::script(move |seen| match seen.number {
+            1 | 3 => Plan::json(if seen.head.starts_with("POST ") { 202 } else { 200 }, bad),
+            2 => Plan::json(202, ACCEPTED),
+            _ => Plan::json(200, RUNNING),
+        })
+        .await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        gateway.ask(&post_to(JOBS, "", ASK)).await.assert_refused(502, "upstream_invalid");
+        assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.status, 202);
+        let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await;
+        // The id need not be told again.
+        if bad != r#"{"status":"PENDING"}"# && !bad.contains("null") && !bad.contains("..") {
+            status.assert_refused(502, "upstream_invalid");
+        }
+    }
+    // A job of another name, and one that Twilio has lost.
+    let upstream = Upstream::script(|seen| match seen.number {
+        1 => Plan::json(200, &RUNNING.replace("op_1", "op_2")),
+        _ => Plan::json(404, r#"{"code":20404}"#),
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await.assert_refused(502, "upstream_invalid");
+    let lost = gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await;
+    assert_eq!((lost.status, lost.text().as_str()), (404, r#"{"code":20404}"#));
+}
+
+#[tokio::test]
+async fn a_hundred_clients_poll_one_job_at_the_cost_of_one() {
+    let upstream = Upstream::script(|_| Plan::with(200, "Retry-After: 60\r\n", RUNNING)).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let path = format!("{JOBS}/op_1");
+    let mut polling = Vec::new();
+    for n in 0..100 {
+        let wish =
+            ["", "Cache-Control: no-cache\r\n", "Cache-Control: no-store\r\n", "Cache-Control: max-age=0\r\n"][n % 4];
+        let (mut client, request) = (gateway.connect().await, get(&path, wish));
+        polling.push(async move {
+            for _ in 0..5 {
+                let status = client.ask(&request).await;
+                let wait: u64 = status.header("retry-after").parse().unwrap();
+                assert!(status.status == 200 && (1..=60).contains(&wait), "{status:?}");
+            }
+        });
+    }
+    futures_util::future::join_all(polling).await;
+    assert_eq!(upstream.count(), 1);
+}
+
+#[tokio::test]
+async fn identical_submissions_share_a_job_over_both_versions_of_http() {
+    let gate = Gate::default();
+    let held = Plan::with(202, "Retry-After: 5\r\n", ACCEPTED).after(&gate);
+    let upstream = Upstream::script(move |_| held.clone()).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = gateway.connect().await;
+        client.send(&post_to(JOBS, "", ASK)).await;
+        clients.push(client);
+    }
+    gateway.settle().await;
+    upstream.arrived(1).await;
+    gate.open();
+    let mut collapsed = 0;
+    for mut client in clients {
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.find("etag")), (202, None));
+        collapsed += usize::from(answer.detail() == "collapsed");
+    }
+    assert_eq!((collapsed, upstream.count()), (19, 1));
+    let mut sender = http2::connect(&gateway).await;
+    let request =
+        Request::post(format!("http://localhost:8080{JOBS}")).body(Full::new(Bytes::from_static(ASK.as_bytes())));
+    let answer = http2::ask(&mut sender, request.unwrap()).await;
+    assert_eq!((answer.status, answer.detail()), (202, "hit"));
+    assert!(
+        answer.text().contains(&format!("\"statusUrl\":\"http://localhost:8080{JOBS}/op_1\"")),
+        "{}",
+        answer.text()
+    );
+}
+
+/// The teams `free`, `narrow` and `closed` of one account. Each shows its name as its token.
+fn teams(upstream: &Upstream, disk: &TempDir) -> TestConfig {
+    let config = ["free", "narrow", "closed"].iter().fold(TestConfig::new(upstream.url()), |config, team| {
+        config.set(&format!("teams.{team}.token_sha256"), sha256_hex(team))
+    });
+    config
+        .set("cache.disk.path", disk.path().to_str().unwrap())
+        .set("teams.narrow.policy.deny", "Conversation.ParticipantId")
+        .set(
+            "teams.closed.policy.require",
+            "[{ op = 'EQ', field = 'Conversation.ConversationStatus', values = ['CLOSED'] }]",
+        )
+}
+
+#[tokio::test]
+async fn jobs_belong_to_their_policy_and_are_shared_after_a_restart() {
+    let jobs = Arc::default();
+    let mut accept = one_job_a_key(&jobs);
+    let upstream = Upstream::script(move |seen| match seen.target() {
+        METADATA => Plan::page(MEMBERS),
+        JOBS if seen.head.starts_with("POST ") => Plan::with(202, "Retry-After: 60\r\n", &accept(seen)),
+        JOBS => Plan::page(
+            r#"{"items":[{"operationId":"op_1","status":"RUNNING"},{"operationId":"op_2","status":"RUNNING"}],"meta":{"key":"items","pageSize":2}}"#,
+        ),
+        target => Plan::page(&format!(
+            r#"{{"operationId":"{}","status":"RUNNING"}}"#,
+            target.rsplit('/').next().unwrap()
+        )),
+    })
+    .await;
+    let disk = TempDir::new().unwrap();
+    let of = |team: &str| format!("Authorization: Bearer {team}\r\n");
+    let status = |id: &str, team: &str| get(&format!("{JOBS}/{id}"), &of(team));
+    let mut gateway = teams(&upstream, &disk).start().await;
+    let denied = r#"{"query":{"dimensions":["Conversation.ParticipantId"]}}"#;
+    gateway.ask(&post_to(JOBS, &of("narrow"), denied)).await.assert_refused(403, "field_not_allowed");
+    for restarted in [false, true] {
+        for (team, id) in [("free", "op_1"), ("narrow", "op_1"), ("closed", "op_2")] {
+            let submitted = gateway.ask(&post_to(JOBS, &of(team), ASK)).await;
+            assert_eq!(submitted.json()["operationId"], id, "{team} {restarted}");
+            assert!(!restarted || submitted.detail() == "hit", "{submitted:?}");
+        }
+        for (id, team) in [("op_2", "narrow"), ("op_1", "closed"), ("op_9", "narrow")] {
+            gateway.ask(&status(id, team)).await.assert_refused(403, "field_not_allowed");
+            let results = get(&format!("{JOBS}/{id}/Results"), &of(team));
+            gateway.ask(&results).await.assert_refused(403, "field_not_allowed");
+        }
+        for (id, team) in [("op_1", "narrow"), ("op_2", "closed"), ("op_1", "free"), ("op_2", "free")] {
+            assert_eq!(gateway.ask(&status(id, team)).await.status, 200, "{id} {team} {restarted}");
+        }
+        let list = gateway.ask(&get(JOBS, &of("closed"))).await;
+        assert_eq!(
+            list.text(),
+            r#"{"items":[{"operationId":"op_2","status":"RUNNING"}],"meta":{"key":"items","pageSize":1}}"#
+        );
+        let token = get(&format!("{JOBS}?pageToken=x"), &of("closed"));
+        gateway.ask(&token).await.assert_refused(403, "field_not_allowed");
+        gateway.stop().await;
+        gateway = teams(&upstream, &disk).start().await;
+    }
+    assert_eq!(jobs.lock().unwrap().len(), 2);
+    // What was given out is known before anything is submitted again.
+    assert_eq!(gateway.ask(&status("op_2", "closed")).await.status, 200);
+    gateway.ask(&status("op_2", "narrow")).await.assert_refused(403, "field_not_allowed");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_query_becomes_a_job_for_who_prefers_that() {
+    let upstream = Upstream::script(|seen| match seen.target() {
+        target if target.starts_with(QUERY) && !target.starts_with(JOBS) => Plan::silence(),
+        _ => accepts(seen),
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url())
+        .set("upstream.attempt_timeout", "50ms")
+        .set("retry.attempts", "1")
+        .start()
+        .await;
+    let accepted = gateway.ask(&post_to(QUERY, "Prefer: respond-async\r\n", ASK)).await;
+    assert_eq!((accepted.status, accepted.header("preference-applied")), (202, "respond-async"));
+    assert!(accepted.text().contains(&format!("\"http://localhost{JOBS}/op_1\"")), "{}", accepted.text());
+    let late = gateway.ask(&post(ASK)).await;
+    late.assert_refused(504, "upstream_timeout");
+    assert!(late.text().contains("Prefer: respond-async"), "{}", late.text());
+    let hurried = gateway.ask(&post_to(QUERY, "Prefer: wait=0\r\n", ASK)).await;
+    assert!(hurried.text().contains("Prefer: respond-async"), "{}", hurried.text());
+}
+
+#[tokio::test]
+async fn a_purge_of_an_operation_drops_its_answers() {
+    let upstream = Upstream::script(accepts).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    gateway.ask(&post_to(JOBS, "", ASK)).await;
+    assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.detail(), "hit");
+    let purged = gateway.ask_admin(&post_to("/cache/purge", "", r#"{"operation":"job-submit"}"#)).await;
+    assert_eq!(purged.json()["purged"], 1);
+    assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.detail(), "miss");
 }

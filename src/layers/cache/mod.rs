@@ -8,6 +8,7 @@
 //! It knows neither HTTP nor the form in which a client gets a response: bodies are canonical and keys are computed
 //! above it, and `layers::represent` chooses the form. `crate::cache` stores.
 
+mod jobs;
 mod refresh_backoff;
 mod writes;
 
@@ -23,6 +24,7 @@ use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 use tracing::Instrument;
 
+pub use self::jobs::JobLifetimes;
 use self::refresh_backoff::RefreshBackoff;
 use crate::accounts::PerAccount;
 use crate::cache::entry::Entry;
@@ -43,7 +45,7 @@ use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
-use crate::twilio::endpoint::{Body, CacheClass, Operation};
+use crate::twilio::endpoint::{Body, CacheClass, Operation, instead_of_waiting};
 use crate::twilio::parameters::Parameters;
 use crate::twilio::settled::{self, Verdict};
 
@@ -58,6 +60,8 @@ pub struct Policy {
     pub settled: Lifetimes,
     /// How long ago such a query's time range must have closed.
     pub settled_after: Duration,
+    /// Query jobs.
+    pub jobs: JobLifetimes,
     /// Twilio's 400s and 404s; zero means never.
     pub errors: Duration,
     /// How long a shared call or a refresh may take, with waits and retries. A client's own deadline ends only that
@@ -141,7 +145,7 @@ where
             let bypass = bypass(S::clone(&self.inner), query, Arc::clone(&self.layer));
             return Either::Right(Box::pin(bypass.instrument(span)));
         }
-        let entry = self.layer.store.page(query.key());
+        let entry = self.layer.page(&query);
         if entry.is_none()
             && let Some(loading) = self.layer.store.load(query.key(), self.layer.clock.now())
         {
@@ -149,7 +153,7 @@ where
             let cache = self.clone();
             return Either::Right(Box::pin(async move {
                 loading.await;
-                let entry = cache.layer.store.page(query.key());
+                let entry = cache.layer.page(&query);
                 cache.answer(query, entry).await
             }));
         }
@@ -226,7 +230,7 @@ where
             // The entry arrived after this query was received. For a forced refresh it must also have been requested
             // after that.
             let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
-            let arrived_meanwhile = || self.layer.store.page(query.key()).filter(recent);
+            let arrived_meanwhile = || self.layer.page(&query).filter(recent);
             let set =
                 self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
             // A flight that began earlier does not satisfy a client that demands a new response.
@@ -252,7 +256,7 @@ where
                 joined.estimated_start().filter(|estimated_start| !leads && *estimated_start > query.deadline)
             {
                 // The flight may wait longer than this client does.
-                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), query.key());
+                return self.or_stale(Err(GatewayError::too_late(estimated_start - now)), &query);
             }
             match wait(&mut joined, query.deadline).await {
                 // Another attempt would end in the same way.
@@ -265,14 +269,15 @@ where
                 Waited::TooLong => {
                     let now = self.layer.clock.now();
                     let unanswered = || {
-                        let message = "Twilio did not answer before this request's deadline";
+                        let instead = instead_of_waiting(query.endpoint.operation);
+                        let message = format!("Twilio did not answer before this request's deadline{instead}");
                         GatewayError::new(Reason::UpstreamTimeout, message)
                     };
                     let still_waits = |estimated_start: Instant| {
                         GatewayError::too_late(estimated_start.saturating_duration_since(now))
                     };
                     let error = joined.estimated_start().map_or_else(unanswered, still_waits);
-                    return self.or_stale(Err(error), query.key());
+                    return self.or_stale(Err(error), &query);
                 }
                 Waited::FlightResult(finished) => {
                     let now = self.layer.clock.now();
@@ -286,20 +291,19 @@ where
                     }
                     let collapsed = !leads;
                     let outcome = if collapsed { Outcome::Collapsed } else { Outcome::Miss };
-                    let response = finished.result.map(|page| CacheResponse {
-                        content: Content::Forwarded(page, KeyParam::new(&query.key().short())),
-                        source: Source::Forwarded { why, stored: finished.stored, collapsed },
-                        outcome,
-                        age: finished.age,
+                    let response = finished.result.map(|page| {
+                        let content = Content::Forwarded(page, KeyParam::new(&query.key().short()));
+                        let source = Source::Forwarded { why, stored: finished.stored, collapsed };
+                        CacheResponse::new(content, source, outcome, finished.age)
                     });
-                    return self.or_stale(response, query.key());
+                    return self.or_stale(response, &query);
                 }
             }
         }
     }
 
     /// The response; or instead of an error a stale response within its window.
-    fn or_stale(&self, answered: Answered, key: &Key) -> Answered {
+    fn or_stale(&self, answered: Answered, query: &ClientQuery) -> Answered {
         let failed = match &answered {
             Ok(response) => {
                 let status = response.representation().status;
@@ -322,7 +326,7 @@ where
                 && entry.stored.age(now) <= entry.stored.lifetimes.servable_on_error()
         };
         // The entry that was there when the call began may have been purged or replaced since.
-        match failed.then(|| self.layer.store.page(key)).flatten().filter(usable) {
+        match failed.then(|| self.layer.page(query)).flatten().filter(usable) {
             Some(entry) => Ok(serve(entry, Some(Outcome::StaleError), now)),
             None => answered,
         }
@@ -409,9 +413,19 @@ impl CacheLayer {
         let (now, moment, wall) = (self.clock.now(), self.clock.moment(), self.clock.wall_now());
         let date = cache_control::date(&answer.headers);
         let age = self.initial_age(&answer.headers, asked.at);
-        let storage = Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) };
+        let operation = cached_as(call.endpoint.operation, &call.key, &asked.place);
+        let class = operation.endpoint().cache;
+        let storage = match class {
+            // For how long these hold is decided by `Retry-After` and by the gateway's own configuration.
+            CacheClass::Job | CacheClass::Status => Storage::default(),
+            _ => Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) },
+        };
+        let of_job = match self.of_job(call, &answer, asked.at, lease) {
+            Ok(of_job) => of_job,
+            Err(error) => return FlightResult { result: Err(error), stored: false, age: None },
+        };
         cache_control::normalise(&mut answer.headers, wall);
-        let next_token = answer.next_token.clone();
+        let next_token = answer.next_token.take().filter(|_| matches!(class, CacheClass::Query | CacheClass::Page));
         let page = Arc::new(Representation::new(answer, call.endpoint.returns));
         let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
@@ -424,10 +438,10 @@ impl CacheLayer {
             self.metrics.cache_settled.get_or_create(&SettledLabels { reason: StaticLabel(verdict.as_str()) }).inc();
             tracing::debug!(key = %call.key.short(), settled = verdict.as_str(), "query page");
         }
-        let operation = cached_as(call.endpoint.operation, &call.key, &asked.place);
-        let (set, class) = (self.membership(operation, &asked.place), operation.endpoint().cache);
+        let set = self.membership(operation, &asked.place);
         let lifetimes = match (page.status, class) {
             (_, CacheClass::None) => None,
+            _ if of_job.is_some() => of_job.map(Lifetimes::fresh_only),
             (StatusCode::OK, CacheClass::Metadata) => Some(self.policy.metadata),
             (StatusCode::OK, CacheClass::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
             (StatusCode::OK, CacheClass::Query) => Some(self.policy.query),
@@ -627,12 +641,9 @@ where
         layer.store.supersede(call.key, &unkept);
     }
     cache_control::normalise(&mut answer.headers, layer.clock.wall_now());
-    Ok(CacheResponse {
-        content: Content::Forwarded(Arc::new(Representation::new(answer, call.endpoint.returns)), key),
-        source: Source::Forwarded { why: Forward::Bypass, stored: false, collapsed: false },
-        outcome: Outcome::Bypass,
-        age: age.map(rounded_up),
-    })
+    let content = Content::Forwarded(Arc::new(Representation::new(answer, call.endpoint.returns)), key);
+    let source = Source::Forwarded { why: Forward::Bypass, stored: false, collapsed: false };
+    Ok(CacheResponse::new(content, source, Outcome::Bypass, age.map(rounded_up)))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::request::query::CanonicalQuery;
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::twilio::endpoint::Operation;
+use crate::twilio::links::Links;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -33,6 +34,7 @@ const POLICY: Policy = Policy {
         stale_if_error: Duration::ZERO,
     },
     settled_after: Duration::from_secs(86_400),
+    jobs: JobLifetimes { dedup: Duration::from_secs(600), results: Duration::from_secs(7 * 86_400) },
     errors: Duration::from_secs(10),
     deadline: Duration::from_secs(90),
     refresh_jitter: Duration::ZERO,
@@ -133,7 +135,11 @@ struct Cache {
 
 impl Cache {
     fn new(layer: CacheLayer, upstream: &Upstream) -> Self {
-        let represent = RepresentLayer::new(layer.store.clone(), layer.clock);
+        let represent = RepresentLayer::new(
+            layer.store.clone(),
+            Links::new(&"http://upstream".parse().unwrap(), None),
+            layer.clock,
+        );
         Self { service: represent.layer(layer.layer(upstream.clone())), layer }
     }
 

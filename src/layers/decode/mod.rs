@@ -47,8 +47,9 @@ use crate::request::query::{CanonicalQuery, ClientQuery, Redact};
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::semantics::upstream_headers;
-use crate::twilio::endpoint::{self, Endpoint, Operation};
-use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters};
+use crate::twilio::endpoint::{self, Endpoint, Operation, Permission};
+use crate::twilio::links::{Base, Links};
+use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters, STATUS};
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
 use crate::twilio::validate::Validation;
@@ -72,23 +73,33 @@ pub struct DecodeLayer {
     parse_cache: Arc<ParseCache>,
     restrictions: Arc<Restrictions>,
     validator: Arc<Validator>,
+    links: Arc<Links>,
     /// Permits to parse a large body.
     large: Arc<Semaphore>,
 }
 
 impl DecodeLayer {
     /// Reads within `limits`, and all requests together within those of `bodies`. `pages` has the metadata that policies
-    /// and `validation` need. `tokens` remembers the page tokens that were given out under policies.
+    /// and `validation` need. `tokens` remembers the page tokens that were given out under policies. The request decides
+    /// where `links` in its response lead.
     pub fn new(
         limits: Limits,
         bodies: Bodies,
         pages: FreshPages,
         tokens: IssuedPageTokens,
         validation: Validation,
+        links: Links,
     ) -> Self {
-        let restrictions = Arc::new(Restrictions::new(pages, tokens));
         let (parse_cache, large) = (Arc::new(ParseCache::new()), Arc::new(Semaphore::new(LARGE_AT_ONCE)));
-        Self { limits, bodies, parse_cache, restrictions, validator: Arc::new(Validator::new(validation)), large }
+        Self {
+            limits,
+            bodies,
+            parse_cache,
+            restrictions: Arc::new(Restrictions::new(pages, tokens)),
+            validator: Arc::new(Validator::new(validation)),
+            links: Arc::new(links),
+            large,
+        }
     }
 }
 
@@ -126,12 +137,15 @@ where
         let (mut inner, layer) = (self.inner.clone(), Arc::clone(&self.layer));
         // Destructured here: a future that takes the whole value stores it in addition to its parts, and moving a large
         // future costs a hit more than reading its head.
-        let AuthorizedRequest { incoming: IncomingRequest { request, received, context, .. }, endpoint, team } =
+        let AuthorizedRequest { incoming: IncomingRequest { request, received, context, peer }, endpoint, team } =
             authorized;
+        let directives = RequestDirectives::read(request.headers());
+        let may_link = endpoint.permission == Permission::Jobs || directives.respond_async;
+        let base = may_link.then(|| Arc::new(layer.links.base(&request, peer.uses_tls())));
         let (head, body) = request.into_parts();
         // The rest of the head is dropped before the body is awaited. What is kept of it is copied, because a slice
         // would keep the whole head in memory.
-        let (query, directives) = (head.uri.query().unwrap_or_default().into(), RequestDirectives::read(&head.headers));
+        let query = head.uri.query().unwrap_or_default().into();
         let is_readable = check_coding(&head.headers);
         let (path, headers) = (path(endpoint, head.uri.path()), forwarded(endpoint, &head.headers));
         drop(head);
@@ -150,6 +164,7 @@ where
                 query,
                 directives,
                 headers,
+                base,
                 body,
                 room,
                 team,
@@ -262,6 +277,7 @@ struct Asked {
     query: Box<str>,
     directives: RequestDirectives,
     headers: Option<Arc<HeaderMap>>,
+    base: Option<Arc<Base>>,
     body: Bytes,
     /// The memory that the body takes.
     room: Room,
@@ -286,9 +302,6 @@ impl DecodeLayer {
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
         let directives = request.directives.clone();
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
-        if restriction.is_some() && endpoint.operation == Operation::JobSubmit {
-            return Err(not_under_a_policy());
-        }
         match (endpoint.body, restriction) {
             (endpoint::Body::Query, None) => {
                 let parsed = self.parsed(request, raw, |_, _| Ok(None))?;
@@ -350,7 +363,7 @@ impl DecodeLayer {
         canonical: Arc<CanonicalQuery>,
         directives: RequestDirectives,
     ) -> ClientQuery {
-        let Asked { team, received, context, headers, .. } = request;
+        let Asked { team, received, context, headers, base, .. } = request;
         // Only a read can be answered with 304 (RFC 9110 section 13.1.2).
         let if_none_match = directives.if_none_match.filter(|_| endpoint.body != endpoint::Body::Field);
         let directives = RequestDirectives { if_none_match, ..directives };
@@ -361,6 +374,7 @@ impl DecodeLayer {
             canonical,
             directives,
             headers: headers.clone(),
+            base: base.clone(),
             redact: None,
             received: *received,
             deadline: *received + patience,
@@ -499,6 +513,7 @@ fn restrict(
     query: &mut ClientQuery,
     parameters: &Parameters,
 ) -> Result<Option<Arc<Restriction>>, GatewayError> {
+    let prove = |names: &[&str]| restriction.prove_parameters(parameters, names).map_err(refused).map(|()| None);
     match query.endpoint.operation {
         Operation::Metadata => {
             restriction.prove_parameters(parameters, &[]).map_err(refused)?;
@@ -510,13 +525,15 @@ fn restrict(
             restriction.prove_token(&query.canonical.expected_as.unwrap_or(query.canonical.key))?;
             Ok(Some(restriction))
         }
-        _ => Err(not_under_a_policy()),
+        // To whom jobs and their tokens belong is known in `layers::jobs`.
+        Operation::JobList => prove(&[PAGE_TOKEN, PAGE_SIZE, STATUS]),
+        Operation::JobStatus => prove(&[]),
+        Operation::JobResults => prove(&[PAGE_TOKEN, PAGE_SIZE]),
+        _ => Err(GatewayError::new(
+            Reason::FieldNotAllowed,
+            "a team with a policy may only read metadata, queries and their pages, and use query jobs",
+        )),
     }
-}
-
-fn not_under_a_policy() -> GatewayError {
-    let message = "a team with a policy may only read metadata, queries and their pages";
-    GatewayError::new(Reason::FieldNotAllowed, message)
 }
 
 /// Fetches the account's metadata with the query `metadata` and returns its view; or the response to send instead.
@@ -660,7 +677,7 @@ const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
 
 fn write(reply: ClientResponse) -> Response<ResponseBody> {
     const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
-    let ClientResponse { page, coded, etag, cache_status, age, not_modified, .. } = reply;
+    let ClientResponse { page, coded, etag, cache_status, age, not_modified, headers: own, .. } = reply;
     let is_coded = coded.is_some();
     let body = if not_modified { Bytes::new() } else { coded.unwrap_or_else(|| page.body.clone()) };
     let mut response = Response::new(ResponseBody::full(body));
@@ -686,6 +703,9 @@ fn write(reply: ClientResponse) -> Response<ResponseBody> {
     }
     if is_coded && !not_modified {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    for (name, value) in own {
+        headers.insert(name, value);
     }
     if let Some(age) = age {
         headers.insert(header::AGE, HeaderValue::from(age.as_secs()));

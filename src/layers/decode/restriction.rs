@@ -130,15 +130,11 @@ struct Viewed {
 
 impl Restriction {
     fn new(policy: &Arc<Policy>, account: &Arc<Account>, tokens: IssuedPageTokens) -> Self {
-        let mut scope = blake3::Hasher::new();
-        // The policy, the account, and the origin of its data. None of these texts contains the separator.
-        scope.update(policy.fingerprint()).update(account.sid.as_bytes()).update(&[0xff]);
-        scope.update(account.origin.as_bytes());
         Self {
             policy: Arc::clone(policy),
             account: Arc::clone(account),
             metadata: Key::of_metadata(account),
-            scope: scope.finalize().into(),
+            scope: policy.scope(&account.sid, &account.origin),
             tokens,
             newest: Mutex::default(),
             unkept: Mutex::default(),

@@ -51,7 +51,8 @@ impl Rig {
         let limits =
             Limits { max_body: 1 << 20, body_timeout: Duration::from_secs(1), deadline: Duration::from_secs(9) };
         let (bodies, tokens) = (Bodies::new(1 << 20), IssuedPageTokens::default());
-        let layer = DecodeLayer::new(limits, bodies, fresh, tokens, Validation::Hint);
+        let links = Links::new(&"http://upstream".parse().unwrap(), None);
+        let layer = DecodeLayer::new(limits, bodies, fresh, tokens, Validation::Hint, links);
         Self { layer, calls: Arc::default(), metadata, keeps, purges }
     }
 
@@ -90,6 +91,7 @@ impl Rig {
                 cache_status: HeaderValue::from_static("insights-gateway; detail=miss"),
                 age: None,
                 not_modified: false,
+                headers: Vec::new(),
             }))
         });
         let answer =
@@ -185,10 +187,16 @@ async fn a_query_refused_whatever_metadata_says_costs_no_call() {
     assert_eq!(rig.ask(Some(&policy), Operation::Query, "", "[").await.err(), Some(Reason::InvalidJson));
     assert_eq!(rig.ask(Some(&policy), Operation::Query, "a=%", ASK).await.err(), Some(Reason::BadRequest));
     for operation in Operation::ALL {
-        use Operation::{Metadata, Page, Query};
-        if !matches!(operation, Metadata | Query | Page) {
-            assert_eq!(rig.ask(Some(&policy), operation, "", "").await.err(), refused, "{operation:?}");
-        }
+        use Operation::{FieldsRead, FieldsWrite, JobList, JobResults, JobStatus, JobSubmit};
+        let (query, body) = match operation {
+            FieldsRead | FieldsWrite => ("", ""),
+            JobSubmit => ("pageSize=3", ASK),
+            JobList => ("status=FAILED&x=1", ""),
+            JobStatus => ("pageSize=3", ""),
+            JobResults => ("status=FAILED", ""),
+            _ => continue,
+        };
+        assert_eq!(rig.ask(Some(&policy), operation, query, body).await.err(), refused, "{operation:?}");
     }
     assert_eq!(rig.ask(Some(&policy), Operation::Metadata, "x=1", "").await.err(), refused);
     assert_eq!(rig.calls(), []);

@@ -6,11 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::Deserialize;
-
 use crate::accounts::Account;
 use crate::request::key::Key;
 use crate::request::response::Representation;
+use crate::twilio::page;
 use crate::twilio::parameters::Parameters;
 
 /// Remembers at least the newest 32,768 tokens and at most 65,536, about 8 MiB. Each scope has an equal share, but at
@@ -40,14 +39,14 @@ impl IssuedPageTokens {
     /// Most scopes. When policies change, the scope is dropped whose tokens were given out the longest time ago.
     const SCOPES: usize = 256;
 
-    /// Records the tokens in `page` of `account`, which the teams of that scope get.
-    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, page: &Representation) {
+    /// Records the tokens in the page `given` of `account`, which the teams of that scope get.
+    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, given: &Representation) {
         // Two quotes, and half a hash in hexadecimal between them.
-        let Some(read) = page.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
+        let Some(read) = given.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
         if self.lock().get(scope).is_some_and(|issued| issued.read.contains(&read)) {
             return;
         }
-        let keys = tokens(page).map(|token| Key::of_page(account, &Parameters::of_page(&token)));
+        let keys = page::tokens(&given.body).map(|token| Key::of_page(account, &Parameters::of_page(&token)));
         let tokens: Vec<_> = keys.map(|page| *page.as_bytes()).collect();
         let mut scopes = self.lock();
         let used = scopes.values().map(|issued| issued.used).max().unwrap_or_default() + 1;
@@ -95,22 +94,6 @@ impl Issued {
         }
         self.young.insert(token);
     }
-}
-
-/// The tokens of the pages before and after.
-fn tokens(page: &Representation) -> impl Iterator<Item = String> + use<> {
-    #[derive(Deserialize)]
-    struct Body {
-        meta: Meta,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Meta {
-        next_token: Option<String>,
-        previous_token: Option<String>,
-    }
-    let meta = serde_json::from_slice::<Body>(&page.body).ok().map(|body| body.meta);
-    meta.into_iter().flat_map(|meta| [meta.next_token, meta.previous_token]).flatten().filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]

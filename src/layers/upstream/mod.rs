@@ -15,7 +15,9 @@
 //! | `egress` | directly, or through a forward proxy |
 //! | `pool` | connections, kept from one call to the next |
 //! | `coding` | gzip |
+//! | `answers` | what a success must say |
 
+mod answers;
 mod coding;
 mod dial;
 mod egress;
@@ -45,15 +47,12 @@ use self::egress::{Egress, ProxyError};
 use self::pool::{ConnectError, Pool};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
-use crate::core::json;
 use crate::metrics::{Ending, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
 use crate::request::context::{UpstreamEvent, UpstreamEventKind};
-use crate::request::key::Key;
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
-use crate::twilio::catalog::{Catalog, MAX_METADATA_VALUES};
 use crate::twilio::endpoint::{self, Endpoint};
 use crate::twilio::page::Envelope;
 
@@ -133,10 +132,10 @@ impl Upstream {
         let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
         let mut result = self.exchange(request, begun, &call).await;
-        if Key::of_metadata(&call.team.account) == call.key && result.as_ref().is_ok_and(is_no_metadata) {
-            result =
-                Err(invalid("Twilio answered 200 with something that is not metadata")
-                    .with_retry(retry_of(StatusCode::OK)));
+        if let Ok(answer) = &mut result
+            && let Err(error) = answers::check(&call, answer, self.clock.wall_now())
+        {
+            result = Err(error);
         }
         let ended = self.clock.now();
         let took = ended - begun;
@@ -195,7 +194,8 @@ impl Upstream {
         let limit = self.target.attempt_timeout.min(call.deadline.saturating_duration_since(begun));
         let until = begun + limit;
         let too_late = || {
-            let message = format!("Twilio did not answer within {} ms", limit.as_millis());
+            let instead = endpoint::instead_of_waiting(call.endpoint.operation);
+            let message = format!("Twilio did not answer within {} ms{instead}", limit.as_millis());
             GatewayError::new(Reason::UpstreamTimeout, message).with_retry(Retry::IfRepeatable)
         };
         loop {
@@ -306,13 +306,6 @@ impl Upstream {
 /// Whether the connection ended, or stopped to speak HTTP, in the middle of a response.
 fn is_cut(error: &GatewayError) -> bool {
     error.cause().is_some_and(|cause| cause.is::<hyper::Error>())
-}
-
-/// Whether a successful response to a metadata request has no members that can be read. While it was stored, nothing
-/// could be proven of the queries of teams with a policy.
-fn is_no_metadata(answer: &UpstreamResponse) -> bool {
-    let value = || json::parse_within(&answer.body, MAX_METADATA_VALUES).ok();
-    answer.status == StatusCode::OK && value().and_then(|value| Catalog::read(&value)).is_none()
 }
 
 fn unreachable(error: ConnectError) -> GatewayError {

@@ -1,0 +1,392 @@
+//! Query jobs: submissions that are safe to repeat and are shared, statuses that cost Twilio few polls, and queries that
+//! become jobs.
+//!
+//! It stands between `represent` and `cache`, and has requests answered by the cache: the answer to a submission, a job's
+//! status and its results are stored responses like any other, so they survive a restart, are purged, and are fetched
+//! once for all who wait. `layers::cache::jobs` decides for how long they hold. What is decided here:
+//!
+//! * **Submissions.** One without an `Idempotency-Key` gets a UUIDv7, which all its tries have, so that a submission that
+//!   is repeated makes one job. One with a key of its own, or under `no-store`, is nobody else's: it neither gets a stored
+//!   answer nor leaves one. Any other gets the answer of an identical one within `cache.jobs.dedup`, unless that job is
+//!   known to have failed, been cancelled or expired. What is known is asked for again first, where the job's
+//!   `Retry-After` has passed. `no-cache` asks for a new job, which is the one that is shared from then on.
+//! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream: `no-cache`, `no-store`
+//!   and `max-age` ask again only for a job that has ended, and that once in [`LEAST_BETWEEN_POLLS`]. Clients are told what
+//!   is left of `Retry-After`. `Prefer: wait` holds an answer until the job has ended or the time is up.
+//! * **Queries with `Prefer: respond-async`** ([`respond_async`]).
+//! * **Policies.** A job and the tokens of its lists and results belong to the policy under which they were given
+//!   ([`owners`]). A list leaves out the jobs of others.
+
+mod owners;
+mod respond_async;
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tower::{Layer, Service, ServiceExt};
+
+pub use self::owners::JobOwners;
+use self::owners::Scope;
+use crate::cache::response::Content;
+use crate::cache::{CacheResponse, Store};
+use crate::core::clock::Clock;
+use crate::core::error::{GatewayError, Reason};
+use crate::core::uuid;
+use crate::request::key::Key;
+use crate::request::query::{CanonicalQuery, ClientQuery};
+use crate::request::response::Representation;
+use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
+use crate::twilio::endpoint::{IDEMPOTENCY_KEY, Operation, Permission};
+use crate::twilio::job::{self, Job, State};
+use crate::twilio::page;
+use crate::twilio::parameters::Parameters;
+
+/// What the layer does, as the configuration has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// For how long an identical submission gets the same job; zero is never.
+    pub dedup: Duration,
+    /// How long a request may take that became a job because its own time was up.
+    pub deadline: Duration,
+}
+
+/// Makes [`Jobs`] services.
+#[derive(Debug, Clone)]
+pub struct JobsLayer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    owners: JobOwners,
+    settings: Settings,
+    clock: Clock,
+}
+
+impl JobsLayer {
+    /// Looks into `store` for what is known of jobs, and notes in `owners` whose they are.
+    pub fn new(store: Store, owners: JobOwners, settings: Settings, clock: Clock) -> Self {
+        Self(Arc::new(Shared { store, owners, settings, clock }))
+    }
+}
+
+impl<S> Layer<S> for JobsLayer {
+    type Service = Jobs<S>;
+
+    fn layer(&self, inner: S) -> Jobs<S> {
+        Jobs { inner, shared: Arc::clone(&self.0) }
+    }
+}
+
+/// Serves query jobs. See the module.
+#[derive(Debug, Clone)]
+pub struct Jobs<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+type Answered = Result<CacheResponse, GatewayError>;
+
+impl<S> Service<ClientQuery> for Jobs<S>
+where
+    S: Service<ClientQuery, Response = CacheResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    type Response = CacheResponse;
+    type Error = GatewayError;
+    /// What is not about jobs costs nothing here.
+    type Future = Either<S::Future, BoxFuture<'static, Answered>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, query: ClientQuery) -> Self::Future {
+        let may_become_a_job = query.endpoint.operation == Operation::Query
+            && query.directives.respond_async
+            && query.team.operations.allows(Permission::Jobs);
+        if query.endpoint.permission == Permission::Jobs {
+            return Either::Right(Box::pin(self.clone().answer(query)));
+        }
+        match may_become_a_job {
+            true => Either::Right(Box::pin(self.clone().respond_async(query))),
+            false => Either::Left(self.inner.call(query)),
+        }
+    }
+}
+
+/// An answer about a job that has ended is not asked for again sooner than this, whatever a client wishes.
+const LEAST_BETWEEN_POLLS: Duration = Duration::from_secs(5);
+
+/// A poll that comes at the very moment at which a status ceases to hold would still get it.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// An `Idempotency-Key` of a client is no longer.
+const LONGEST_KEY: usize = 255;
+
+impl<S> Jobs<S>
+where
+    S: Service<ClientQuery, Response = CacheResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    async fn ask(&self, query: ClientQuery) -> Answered {
+        self.inner.clone().oneshot(query).await
+    }
+
+    async fn answer(self, query: ClientQuery) -> Answered {
+        let scope = scope(&query);
+        if let Some(scope) = &scope {
+            self.prove(scope, &query)?;
+        }
+        let asked = query.clone();
+        let mut response = match query.endpoint.operation {
+            Operation::JobSubmit => self.submit(query).await?,
+            Operation::JobStatus => self.status(query).await?,
+            _ => self.ask(query).await?,
+        };
+        if let Some(scope) = &scope {
+            self.give(scope, &asked, &mut response)?;
+        }
+        response.has_links = asked.endpoint.operation != Operation::JobResults && is_success(&response);
+        Ok(response)
+    }
+
+    /// Submits a job, or finds the one that an identical submission made.
+    async fn submit(&self, mut query: ClientQuery) -> Answered {
+        let has_own_key = has_own_key(query.headers.as_deref())?;
+        if !has_own_key {
+            let key = uuid::v7(self.shared.clock.wall_now(), fastrand::u128(..));
+            query.headers = HeaderValue::try_from(key).ok().map(|key| Arc::new(only(IDEMPOTENCY_KEY, key)));
+        }
+        if has_own_key || self.shared.settings.dedup.is_zero() {
+            if query.directives.cache.only_if_cached {
+                let message = "no job is shared with this submission, and it forbids asking Twilio";
+                return Err(GatewayError::new(Reason::OnlyIfCached, message));
+            }
+            query.directives.cache.no_store = true;
+        }
+        let CacheDirectives { no_cache, no_store, only_if_cached, .. } = query.directives.cache;
+        if !no_cache && !no_store && !self.may_share(&query, !only_if_cached).await {
+            query.directives.cache.no_cache = true;
+        }
+        let mut response = self.ask(query).await?;
+        if let Some(wait) = self.poll_after(&response) {
+            response.headers.push(retry_after(wait));
+        }
+        Ok(response)
+    }
+
+    /// Is the job that an identical submission made, if there is one, of use to another, as far as is known. `may_poll`
+    /// tells whether that may be asked for.
+    async fn may_share(&self, query: &ClientQuery, may_poll: bool) -> bool {
+        let Shared { store, clock, .. } = &*self.shared;
+        if let Some(loading) = store.load(query.key(), clock.now()) {
+            loading.await;
+        }
+        let now = clock.moment();
+        let made = store.page(query.key()).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh);
+        let Some(made) = made.filter(|entry| entry.stored.representation.status.is_success()) else { return true };
+        let Some(id) = Job::read(&made.stored.representation.body).and_then(|job| job.id) else { return true };
+        let status = store.page(&Key::of_job(&query.team.account, &id));
+        let status = status.filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh);
+        if let Some(status) = status {
+            return is_of_use(&status.stored.representation);
+        }
+        // Before that a poll is too early, whoever asks.
+        let told = told(&made.stored.representation).unwrap_or_default();
+        if !may_poll || made.stored.age(now) < told {
+            return true;
+        }
+        match self.ask(self.about(query, Operation::JobStatus, &id, "")).await {
+            Ok(status) => is_of_use(status.representation()),
+            Err(_) => true,
+        }
+    }
+
+    /// The status of a job; under `Prefer: wait` once it has ended, or when the time is up.
+    async fn status(&self, mut query: ClientQuery) -> Answered {
+        let clock = self.shared.clock;
+        query.directives.cache = self.shielded(&query);
+        let waits = query.directives.wait.is_some();
+        let mut last = None;
+        loop {
+            let mut response = match (self.ask(query.clone()).await, last.take()) {
+                (Ok(response), _) => response,
+                (Err(_), Some(last)) if clock.now() >= query.deadline => return Ok(last),
+                (Err(error), _) => return Err(error),
+            };
+            let Some(wait) = self.poll_after(&response) else { return Ok(response) };
+            response.headers.push(retry_after(wait));
+            if !waits || clock.now() >= query.deadline {
+                return Ok(response);
+            }
+            tokio::time::sleep_until((clock.now() + wait + MOMENT).min(query.deadline)).await;
+            // Another poll than the last one is wanted. At the end what is in memory is told: a poll would come too late.
+            query.received = clock.now();
+            query.directives.cache =
+                CacheDirectives { only_if_cached: clock.now() >= query.deadline, ..CacheDirectives::default() };
+            last = Some(response);
+        }
+    }
+
+    /// What a client's directives ask of the cache, as far as the job's `Retry-After` lets them.
+    fn shielded(&self, query: &ClientQuery) -> CacheDirectives {
+        let asked = query.directives.cache;
+        let is_forced = asked.no_cache || asked.no_store || asked.max_age.is_some() || asked.min_fresh.is_some();
+        let has_ended = || {
+            let entry = self.shared.store.page(query.key());
+            entry.is_some_and(|entry| {
+                let age = entry.stored.age(self.shared.clock.moment());
+                told(&entry.stored.representation).is_none() && age >= LEAST_BETWEEN_POLLS
+            })
+        };
+        CacheDirectives {
+            only_if_cached: asked.only_if_cached,
+            no_cache: is_forced && has_ended(),
+            ..CacheDirectives::default()
+        }
+    }
+
+    /// How long the job of an answer is to be left alone from now on; `None` where it has ended, or is in no answer.
+    fn poll_after(&self, response: &CacheResponse) -> Option<Duration> {
+        let told = told(response.representation())?;
+        let age = match &response.content {
+            Content::Stored(entry) => entry.stored.age(self.shared.clock.moment()),
+            Content::Forwarded(..) => Duration::ZERO,
+        };
+        Some(told.saturating_sub(age))
+    }
+
+    /// A request about the job `id`, on behalf of the client that sent `query`.
+    fn about(&self, query: &ClientQuery, operation: Operation, id: &str, parameters: &str) -> ClientQuery {
+        let (endpoint, account) = (operation.endpoint(), &query.team.account);
+        let path = endpoint.path_of(id);
+        let canonical = CanonicalQuery {
+            key: Key::of_path(account, endpoint, &path, parameters, b""),
+            expected_as: None,
+            path,
+            parameters: parameters.into(),
+            body: Bytes::new(),
+        };
+        let urgency = query.directives.urgency;
+        ClientQuery {
+            endpoint,
+            canonical: Arc::new(canonical),
+            directives: RequestDirectives { urgency, ..RequestDirectives::default() },
+            headers: None,
+            base: None,
+            redact: None,
+            received: self.shared.clock.now(),
+            ..query.clone()
+        }
+    }
+
+    /// Refuses a job or a token that was not given out in that scope.
+    fn prove(&self, scope: &Scope, query: &ClientQuery) -> Result<(), GatewayError> {
+        let (account, CanonicalQuery { path, parameters, .. }) = (&query.team.account, &*query.canonical);
+        let refuse = |message| Err(GatewayError::new(Reason::FieldNotAllowed, message));
+        let owns = |key: &Key| self.shared.owners.has(scope, key, self.shared.clock);
+        if query.endpoint.id(path).is_some_and(|id| !owns(&Key::of_job(account, id))) {
+            return refuse(
+                "this query job was not given to this team under its policy, or more than seven days ago: submit the \
+                 query again",
+            );
+        }
+        let token = Parameters::parse(parameters).ok().and_then(|parameters| parameters.page_token_alone());
+        let is_given = |token: Parameters| owns(&Key::of_path(account, query.endpoint, path, token.as_str(), b""));
+        match token.is_none_or(is_given) {
+            true => Ok(()),
+            false => refuse("this page token was not given to this team under its policy: begin with the first page"),
+        }
+    }
+
+    /// Notes what of an answer belongs to that scope, and leaves out of it what belongs to others.
+    fn give(&self, scope: &Scope, query: &ClientQuery, response: &mut CacheResponse) -> Result<(), GatewayError> {
+        if !is_success(response) {
+            return Ok(());
+        }
+        let (account, path) = (&query.team.account, &query.canonical.path);
+        let Shared { owners, clock, .. } = &*self.shared;
+        let given = Arc::clone(response.representation());
+        if query.endpoint.operation == Operation::JobList {
+            let own = |id: &str| owners.has(scope, &Key::of_job(account, id), *clock);
+            let left = job::list_of(&given.body, own).ok_or_else(|| {
+                GatewayError::new(Reason::UpstreamInvalid, "Twilio answered with something that is no list of jobs")
+            })?;
+            let key = match &response.content {
+                Content::Stored(entry) => entry.key_param,
+                Content::Forwarded(_, key) => *key,
+            };
+            response.content = Content::Forwarded(Arc::new(given.with_body(left)), key);
+        }
+        if query.endpoint.operation == Operation::JobSubmit {
+            let id = Job::read(&given.body).and_then(|job| job.id);
+            id.into_iter().for_each(|id| owners.give(scope, &Key::of_job(account, &id), *clock));
+            return Ok(());
+        }
+        for token in page::tokens(&given.body) {
+            let token = Parameters::of_page(&token);
+            owners.give(scope, &Key::of_path(account, query.endpoint, path, token.as_str(), b""), *clock);
+        }
+        Ok(())
+    }
+}
+
+/// Whose jobs a client may see, where its team has a policy.
+fn scope(query: &ClientQuery) -> Option<Scope> {
+    let account = &query.team.account;
+    query.team.policy.as_ref().map(|policy| policy.scope(&account.sid, &account.origin))
+}
+
+/// Has the client sent an `Idempotency-Key`.
+fn has_own_key(headers: Option<&HeaderMap>) -> Result<bool, GatewayError> {
+    let mut keys = headers.into_iter().flat_map(|headers| headers.get_all(IDEMPOTENCY_KEY));
+    let is_key =
+        |key: &HeaderValue| (1..=LONGEST_KEY).contains(&key.len()) && key.as_bytes().iter().all(u8::is_ascii_graphic);
+    match (keys.next(), keys.next()) {
+        (None, _) => Ok(false),
+        (Some(key), None) if is_key(key) => Ok(true),
+        _ => Err(GatewayError::new(
+            Reason::BadRequest,
+            "send one Idempotency-Key of 1 to 255 visible ASCII characters, or none and the gateway makes one",
+        )),
+    }
+}
+
+fn only(name: &'static str, value: HeaderValue) -> HeaderMap {
+    [(HeaderName::from_static(name), value)].into_iter().collect()
+}
+
+fn is_success(response: &CacheResponse) -> bool {
+    response.representation().status.is_success()
+}
+
+/// How long an answer about an unfinished job asks to leave it alone. One about a job that has ended does not.
+fn told(answer: &Representation) -> Option<Duration> {
+    let (_, value) = answer.headers.iter().find(|(name, _)| *name == header::RETRY_AFTER)?;
+    let seconds = value.to_str().ok()?.parse().ok()?;
+    answer.status.is_success().then(|| Duration::from_secs(seconds))
+}
+
+/// `Retry-After`: whole seconds, at least one.
+fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    (header::RETRY_AFTER, seconds.max(1).into())
+}
+
+/// Is there still something to expect of a job with this status. An answer that says nothing of it leaves it as it was.
+fn is_of_use(status: &Representation) -> bool {
+    match status.status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => false,
+        StatusCode::OK => {
+            Job::read(&status.body).is_none_or(|job| matches!(job.state, State::Unfinished | State::Completed))
+        }
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! Query jobs, and page tokens of their lists and results, that were given out under policies.
+//!
+//! An id says nothing of the query behind it, so a team with a policy may only use what it was given under that very
+//! policy. That is remembered for seven days, which is as long as Twilio keeps results, and at most [`MOST`] times; beyond
+//! that the scope that has most loses what it was given first, so that no policy pushes out what another was given.
+//!
+//! With a folder it survives a restart: every grant is one record of a fixed size at the end of a file, and the file is
+//! written anew when it is opened, without what is over. A record that cannot be written is lost at the restart, no
+//! sooner, and the job is then refused: nobody is ever let in by a fault of the disk.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::config;
+use crate::core::clock::Clock;
+use crate::request::key::Key;
+
+/// A policy, the account whose data it restricts, and the upstream that this comes from, as a hash.
+pub(super) type Scope = [u8; 32];
+
+/// Grants at most, of all scopes together: about 12 MiB.
+const MOST: usize = 65_536;
+
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What is given again within this time is not noted again.
+const RENEWED_AFTER: Duration = Duration::from_secs(3600);
+
+/// The file's name. Its number counts up with the format.
+const FILE: &str = "job-owners-1";
+
+/// Scope, key and seconds since 1970.
+const RECORD: usize = 32 + 32 + 8;
+
+/// Who was given what. Cheap to clone, and outlives reloads.
+#[derive(Debug, Clone, Default)]
+pub struct JobOwners {
+    grants: Arc<Mutex<Grants>>,
+    file: Option<Arc<Mutex<File>>>,
+}
+
+impl JobOwners {
+    /// With what an earlier process wrote into `folder`. Without the folder it goes on in memory alone, and says so.
+    pub fn in_folder(folder: &Path, clock: Clock) -> Self {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let opened = made.and_then(|()| open(&folder.join(FILE), seconds(clock.wall_now())));
+        match opened {
+            Ok((grants, file)) => Self { grants: Arc::new(Mutex::new(grants)), file: Some(Arc::new(Mutex::new(file))) },
+            Err(error) => {
+                tracing::warn!(%error, "whose query jobs are is not on the disk, and is forgotten at a restart");
+                Self::default()
+            }
+        }
+    }
+
+    /// What `key` names is given out in that scope.
+    pub(super) fn give(&self, scope: &Scope, key: &Key, clock: Clock) {
+        let now = seconds(clock.wall_now());
+        if !lock(&self.grants).give(*scope, *key.as_bytes(), now, now) {
+            return;
+        }
+        let Some(file) = self.file.clone() else { return };
+        let record = record(scope, key.as_bytes(), now);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = lock(&file).write_all(&record) {
+                tracing::warn!(%error, "whose a query job is could not be written, and is forgotten at a restart");
+            }
+        });
+    }
+
+    /// Was what `key` names given out in that scope.
+    pub(super) fn has(&self, scope: &Scope, key: &Key, clock: Clock) -> bool {
+        lock(&self.grants).has(scope, key.as_bytes(), seconds(clock.wall_now()))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Grants {
+    scopes: HashMap<Scope, Given>,
+    count: usize,
+}
+
+#[derive(Debug, Default)]
+struct Given {
+    /// When it was last noted.
+    times: HashMap<[u8; 32], u64>,
+    /// In the order in which it was noted. What was noted again since is skipped.
+    order: VecDeque<([u8; 32], u64)>,
+}
+
+impl Grants {
+    /// Notes a grant of the time `at`; `false` where that is known or over.
+    fn give(&mut self, scope: Scope, key: [u8; 32], at: u64, now: u64) -> bool {
+        if is_over(at, now) {
+            return false;
+        }
+        let given = self.scopes.entry(scope).or_default();
+        let known = given.times.get(&key).copied();
+        if known.is_some_and(|known| at < known.saturating_add(RENEWED_AFTER.as_secs())) {
+            return false;
+        }
+        given.times.insert(key, at);
+        given.order.push_back((key, at));
+        self.count += usize::from(known.is_none());
+        self.count -= given.drop_while(|noted| is_over(noted, now));
+        if self.count > MOST
+            && let Some(most) = self.scopes.values_mut().max_by_key(|given| given.times.len())
+        {
+            let mut left = 1;
+            self.count -= most.drop_while(|_| std::mem::take(&mut left) > 0);
+        }
+        self.scopes.retain(|_, given| !given.times.is_empty());
+        true
+    }
+
+    fn has(&self, scope: &Scope, key: &[u8; 32], now: u64) -> bool {
+        let at = self.scopes.get(scope).and_then(|given| given.times.get(key));
+        at.is_some_and(|at| !is_over(*at, now))
+    }
+}
+
+impl Given {
+    /// Drops the first ones while `goes` says so of the time at which they were noted; says how many there were.
+    fn drop_while(&mut self, mut goes: impl FnMut(u64) -> bool) -> usize {
+        let mut dropped = 0;
+        while let Some((key, at)) = self.order.front() {
+            let is_current = self.times.get(key) == Some(at);
+            if is_current && !goes(*at) {
+                break;
+            }
+            if is_current {
+                self.times.remove(key);
+                dropped += 1;
+            }
+            self.order.pop_front();
+        }
+        dropped
+    }
+}
+
+/// A clock that was set back makes nothing last longer than it may: what is noted of the future is over.
+fn is_over(at: u64, now: u64) -> bool {
+    now.checked_sub(at).is_none_or(|age| age > KEPT.as_secs())
+}
+
+fn record(scope: &Scope, key: &[u8; 32], at: u64) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    record[..32].copy_from_slice(scope);
+    record[32..64].copy_from_slice(key);
+    record[64..].copy_from_slice(&at.to_le_bytes());
+    record
+}
+
+/// Reads the file, and writes it anew with what is still of use. A record that was cut short is not read.
+fn open(path: &Path, now: u64) -> io::Result<(Grants, File)> {
+    let mut grants = Grants::default();
+    let written = match fs::read(path) {
+        Ok(written) => written,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    for record in written.chunks_exact(RECORD) {
+        let (Some((scope, rest)), Some(at)) = (record.split_first_chunk::<32>(), record.last_chunk::<8>()) else {
+            continue;
+        };
+        let Some(key) = rest.first_chunk::<32>() else { continue };
+        grants.give(*scope, *key, u64::from_le_bytes(*at), now);
+    }
+    let new = path.with_extension("new");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    config::keep_from_others(&file, &new);
+    let mut file = io::BufWriter::new(file);
+    for (scope, given) in &grants.scopes {
+        for (key, at) in given.order.iter().filter(|(key, at)| given.times.get(key) == Some(at)) {
+            file.write_all(&record(scope, key, *at))?;
+        }
+    }
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(&new, path)?;
+    Ok((grants, OpenOptions::new().append(true).open(path)?))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A record that was cut short by a panic is not read, and what is in memory changes as a whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn key(n: usize) -> [u8; 32] {
+        *blake3::hash(&n.to_le_bytes()).as_bytes()
+    }
+
+    #[test]
+    fn a_grant_holds_for_its_scope_and_for_seven_days() {
+        let mut grants = Grants::default();
+        assert!(grants.give([1; 32], key(1), 0, 0) && !grants.give([1; 32], key(1), 60, 60));
+        assert!(grants.has(&[1; 32], &key(1), 7 * DAY) && !grants.has(&[1; 32], &key(1), 7 * DAY + 1));
+        assert!(!grants.has(&[2; 32], &key(1), 0) && !grants.has(&[1; 32], &key(2), 0));
+        assert!(grants.give([1; 32], key(1), DAY, DAY), "given again");
+        assert!(grants.has(&[1; 32], &key(1), 8 * DAY));
+        assert!(!Grants::default().give([1; 32], key(1), 5, 4), "of the future");
+    }
+
+    #[test]
+    fn no_scope_pushes_out_what_another_was_given() {
+        let mut grants = Grants::default();
+        grants.give([1; 32], key(0), 0, 0);
+        for n in 0..MOST + 10 {
+            grants.give([2; 32], key(n), 0, 0);
+        }
+        assert_eq!((grants.count, grants.scopes[&[2; 32]].times.len()), (MOST, MOST - 1));
+        assert!(grants.has(&[1; 32], &key(0), 0) && grants.has(&[2; 32], &key(MOST + 9), 0));
+        assert!(!grants.has(&[2; 32], &key(0), 0));
+    }
+
+    #[test]
+    fn what_is_over_takes_no_room() {
+        let mut grants = Grants::default();
+        for day in 0..100 {
+            grants.give([1; 32], key(7), day * DAY, day * DAY);
+            grants.give([1; 32], key(1000 + day as usize), day * DAY, day * DAY);
+        }
+        let given = &grants.scopes[&[1; 32]];
+        assert_eq!((grants.count, given.times.len()), (9, 9));
+        assert!(given.order.len() < 20, "{}", given.order.len());
+    }
+
+    #[tokio::test]
+    async fn grants_survive_a_restart_whatever_was_cut_short() {
+        let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::new());
+        let keys = [Key::from_bytes(key(1)), Key::from_bytes(key(2))];
+        let owners = JobOwners::in_folder(folder.path(), clock);
+        owners.give(&[1; 32], &keys[0], clock);
+        owners.give(&[1; 32], &keys[1], clock);
+        let path = folder.path().join(FILE);
+        let written = async {
+            while fs::metadata(&path).unwrap().len() < 2 * RECORD as u64 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), written).await.unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(2 * RECORD as u64 - 1).unwrap();
+        let owners = JobOwners::in_folder(folder.path(), clock);
+        let left = keys.iter().filter(|key| owners.has(&[1; 32], key, clock)).count();
+        assert_eq!((left, fs::metadata(&path).unwrap().len()), (1, RECORD as u64));
+        assert!(!owners.has(&[2; 32], &keys[0], clock));
+        let nowhere = JobOwners::in_folder(&path, clock);
+        nowhere.give(&[1; 32], &keys[0], clock);
+        assert!(nowhere.has(&[1; 32], &keys[0], clock));
+    }
+}

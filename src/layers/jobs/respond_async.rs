@@ -1,0 +1,164 @@
+//! `POST …/Query` with `Prefer: respond-async` (RFC 7240 section 4.1), for teams that may use jobs.
+//!
+//! A fresh page is the answer. Otherwise the query is submitted as a job, and the answer is 202 with the job and
+//! `Preference-Applied: respond-async`. With `respond-async, wait=N` there is a wait for a page first:
+//!
+//! * A call for the same page that runs already is joined for N seconds. If it takes longer, it is left to fill the cache,
+//!   and the query is submitted as a job besides: Twilio is asked twice.
+//! * Without such a call the job is submitted at once and watched for N seconds. If it completes in time, the answer is 200
+//!   with the first page of its results, of the size that the query names. The tokens in it are those of the job's
+//!   results.
+//!
+//! The job is submitted like any other, so an identical submission is shared. The `Idempotency-Key` that some SDKs send with
+//! queries counts no more here than there. A page size is none of the job's business and is left out of its query string.
+
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use tower::Service;
+
+use super::{Answered, Jobs, MOMENT, is_success, retry_after, scope};
+use crate::cache::CacheResponse;
+use crate::core::clock::Instant;
+use crate::core::error::{GatewayError, Reason};
+use crate::core::json::{self, Value};
+use crate::request::key::Key;
+use crate::request::query::{CanonicalQuery, ClientQuery};
+use crate::semantics::freshness::{Decision, decide};
+use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
+use crate::twilio::endpoint::Operation;
+use crate::twilio::job::{Job, State};
+use crate::twilio::parameters::PAGE_SIZE;
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// The most rows of one page of results.
+const LARGEST_RESULTS: u32 = 1000;
+
+impl<S> Jobs<S>
+where
+    S: Service<ClientQuery, Response = CacheResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    pub(super) async fn respond_async(self, query: ClientQuery) -> Answered {
+        if self.has_page(&query).await || query.directives.cache.only_if_cached {
+            return self.ask(query).await;
+        }
+        let waits = query.directives.wait.is_some();
+        let joins = waits && self.shared.store.flights.is_under_way(query.key());
+        if joins {
+            let in_time = |error: &GatewayError| {
+                let is_late = matches!(error.reason(), Reason::UpstreamTimeout | Reason::Deadline);
+                !is_late || self.shared.clock.now() + MOMENT < query.deadline
+            };
+            match self.ask(query.clone()).await {
+                Err(error) if !in_time(&error) => {}
+                answered => return answered,
+            }
+        }
+        let submission = self.submission(&query);
+        let mut accepted = self.submit(submission.clone()).await?;
+        if !is_success(&accepted) {
+            return Ok(accepted);
+        }
+        if let Some(scope) = scope(&query) {
+            self.give(&scope, &submission, &mut accepted)?;
+        }
+        if waits && !joins {
+            match self.watch(&query, &accepted).await {
+                Some(Watched::Results(results)) => return Ok(results),
+                Some(Watched::Status(status)) => {
+                    let wait = self.poll_after(&status).unwrap_or_default();
+                    accepted.headers = vec![retry_after(wait)];
+                }
+                None => {}
+            }
+        }
+        accepted.headers.push((PREFERENCE_APPLIED, HeaderValue::from_static("respond-async")));
+        accepted.has_links = true;
+        Ok(accepted)
+    }
+
+    /// Is there a stored response that the client accepts as it is.
+    async fn has_page(&self, query: &ClientQuery) -> bool {
+        let (store, clock) = (&self.shared.store, self.shared.clock);
+        if let Some(loading) = store.load(query.key(), clock.now()) {
+            loading.await;
+        }
+        let entry = store.page(query.key());
+        let page = entry.as_ref().map(|entry| (&entry.stored.lifetimes, entry.stored.age(clock.moment())));
+        !query.directives.cache.no_store && decide(page, &query.directives.cache) == Decision::Serve
+    }
+
+    /// The same query as a job.
+    fn submission(&self, query: &ClientQuery) -> ClientQuery {
+        let (endpoint, account) = (Operation::JobSubmit.endpoint(), &query.team.account);
+        let body = query.canonical.body.clone();
+        let canonical = CanonicalQuery {
+            key: Key::new(account, Operation::JobSubmit, "", &body),
+            expected_as: None,
+            path: endpoint.path.into(),
+            parameters: "".into(),
+            body,
+        };
+        let CacheDirectives { no_cache, no_store, .. } = query.directives.cache;
+        let cache = CacheDirectives { no_cache, no_store, ..CacheDirectives::default() };
+        let urgency = query.directives.urgency;
+        ClientQuery {
+            endpoint,
+            canonical: Arc::new(canonical),
+            directives: RequestDirectives { cache, urgency, ..RequestDirectives::default() },
+            headers: None,
+            deadline: query.received + self.shared.settings.deadline,
+            ..query.clone()
+        }
+    }
+
+    /// Watches a job until it has ended or the client's time is up.
+    async fn watch(&self, query: &ClientQuery, accepted: &CacheResponse) -> Option<Watched> {
+        let clock = self.shared.clock;
+        let id = Job::read(&accepted.representation().body)?.id?;
+        let mut status = self.about(query, Operation::JobStatus, &id, "");
+        status.directives.wait = query.directives.wait;
+        let is_known = self.shared.store.fresh(status.key(), clock.moment()).is_some();
+        let until: Instant = clock.now() + self.poll_after(accepted).unwrap_or_default();
+        if !is_known && until > clock.now() {
+            tokio::time::sleep_until(until.min(query.deadline)).await;
+        }
+        if clock.now() >= query.deadline {
+            return None;
+        }
+        let status = self.status(status).await.ok()?;
+        let state = Job::read(&status.representation().body).map(|job| job.state);
+        if state != Some(State::Completed) || clock.now() >= query.deadline {
+            return Some(Watched::Status(status));
+        }
+        let parameters = page_size(query).map(|size| format!("{PAGE_SIZE}={size}")).unwrap_or_default();
+        let asked = self.about(query, Operation::JobResults, &id, &parameters);
+        let mut results = self.ask(asked.clone()).await.ok()?;
+        if results.representation().status != StatusCode::OK {
+            return Some(Watched::Status(status));
+        }
+        if let Some(scope) = scope(query) {
+            self.give(&scope, &asked, &mut results).ok()?;
+        }
+        Some(Watched::Results(results))
+    }
+}
+
+/// What there is of a job when a client's time is up.
+enum Watched {
+    Results(CacheResponse),
+    Status(CacheResponse),
+}
+
+/// The size of a page that the query names, in the query string or, as Node's SDK does, in its body.
+fn page_size(query: &ClientQuery) -> Option<u32> {
+    let named = |pair: &str| pair.strip_prefix(PAGE_SIZE)?.strip_prefix('=')?.parse().ok();
+    let in_body = || match json::member(json::parse(&query.canonical.body).ok()?.as_object()?, PAGE_SIZE)? {
+        Value::Number(digits) => digits.parse().ok(),
+        _ => None,
+    };
+    let size: Option<u32> = query.canonical.parameters.split('&').find_map(named).or_else(in_body);
+    size.filter(|size| *size > 0).map(|size| size.min(LARGEST_RESULTS))
+}

@@ -1,0 +1,222 @@
+//! Query jobs, as far as the gateway reads Twilio's answers about them.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
+
+use super::endpoint::is_id;
+use crate::core::json::{self, Member, Value};
+use crate::semantics::upstream_headers;
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// `PENDING`, `RUNNING`, or a word that is not documented.
+    Unfinished,
+    /// `COMPLETED`: it has results.
+    Completed,
+    /// `FAILED` or `CANCELLED`.
+    Failed,
+    /// `EXPIRED`: its results are gone.
+    Expired,
+}
+
+impl State {
+    fn of(word: &str) -> Self {
+        match word {
+            "COMPLETED" => Self::Completed,
+            "FAILED" | "CANCELLED" | "CANCELED" => Self::Failed,
+            "EXPIRED" => Self::Expired,
+            _ => Self::Unfinished,
+        }
+    }
+
+    /// Can it become `next`. What has ended stays as it ended, but for results that expire.
+    pub fn may_become(self, next: Self) -> bool {
+        self == Self::Unfinished || self == next || (self == Self::Completed && next == Self::Expired)
+    }
+}
+
+/// What an answer says of one job: the answer to its submission, or its status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Its id, where that is one.
+    pub id: Option<Box<str>>,
+    /// How far it is.
+    pub state: State,
+    /// For how long its results are kept.
+    retention: Option<Duration>,
+    /// When it ended.
+    completed: Option<Timestamp>,
+}
+
+impl Job {
+    /// Reads an answer; `None` where it says no status.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        let value = json::parse(body).ok()?;
+        let job = value.as_object()?;
+        let text = |name: &str| json::member(job, name).and_then(Value::as_str);
+        Some(Self {
+            id: text("operationId").filter(|id| is_id(id)).map(Into::into),
+            state: State::of(text("status")?),
+            retention: text("resultRetentionPeriod").and_then(period),
+            completed: text("completedAt").and_then(|time| time.parse().ok()),
+        })
+    }
+
+    /// For how long from `now` on its results are still there, as far as it says so.
+    pub fn retained(&self, now: SystemTime) -> Option<Duration> {
+        let elapsed = || Duration::try_from(Timestamp::try_from(now).ok()?.duration_since(self.completed?)).ok();
+        Some(self.retention?.saturating_sub(elapsed().unwrap_or_default()))
+    }
+}
+
+/// An ISO 8601 duration. A day has 24 hours. One with years or months, whose length is not known, is not read.
+fn period(text: &str) -> Option<Duration> {
+    let span: Span = text.parse().ok()?;
+    let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+    Duration::try_from(length).ok().filter(|_| length > SignedDuration::ZERO)
+}
+
+/// What `Retry-After` counts as where it is absent or malformed.
+const USUAL_WAIT: Duration = Duration::from_secs(5);
+/// What it counts as at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// For how long an answer about an unfinished job asks not to be asked again: whole seconds, from 1 to 60.
+pub fn poll_after(headers: &HeaderMap, now: SystemTime) -> Duration {
+    let stated = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::trim);
+    let digits = stated.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    match digits {
+        // What overflows is more than the longest.
+        Some(digits) => digits.parse().map_or(LONGEST_WAIT, Duration::from_secs),
+        None => upstream_headers::retry_after(headers, now).unwrap_or(USUAL_WAIT),
+    }
+    .clamp(Duration::from_secs(1), LONGEST_WAIT)
+}
+
+/// A list of jobs with those alone whose id is in `own`, and with their number as `meta.pageSize`. Of what is not
+/// documented nothing is left, since it could tell of the others. `None` where it is no list.
+pub fn list_of(body: &[u8], own: impl Fn(&str) -> bool) -> Option<Bytes> {
+    let value = json::parse(body).ok()?;
+    let list = value.as_object()?;
+    let items = json::member(list, "items")?.as_array()?;
+    let is_own = |item: &&Value<'_>| {
+        let id = item.as_object().and_then(|job| json::member(job, "operationId")?.as_str());
+        id.is_some_and(|id| is_id(id) && own(id))
+    };
+    let items: Vec<_> = items.iter().filter(is_own).collect();
+    let mut out = Vec::with_capacity(body.len());
+    out.extend_from_slice(b"{\"items\":");
+    json::write_array(&mut out, &items, |out, item| item.write(out));
+    if let Some(meta) = json::member(list, "meta").and_then(Value::as_object) {
+        const KEPT: [&str; 4] = ["key", "pageSize", "nextToken", "previousToken"];
+        let kept = meta.iter().filter(|member| KEPT.contains(&member.name.as_str()));
+        out.extend_from_slice(b",\"meta\":{");
+        json::write_separated(&mut out, kept, |out, Member { name, value }| {
+            name.write(out);
+            out.push(b':');
+            match name.as_str() {
+                "pageSize" => out.extend_from_slice(itoa::Buffer::new().format(items.len()).as_bytes()),
+                _ => value.write(out),
+            }
+        });
+        out.push(b'}');
+    }
+    out.push(b'}');
+    Some(out.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_in_every_state() {
+        let state = |word: &str| Job::read(format!(r#"{{"status":"{word}"}}"#).as_bytes()).unwrap().state;
+        assert_eq!(["PENDING", "RUNNING", "SLEEPING"].map(state), [State::Unfinished; 3]);
+        assert_eq!(["COMPLETED", "EXPIRED"].map(state), [State::Completed, State::Expired]);
+        assert_eq!(["FAILED", "CANCELLED"].map(state), [State::Failed; 2]);
+        for body in ["", "[]", "{}", r#"{"status":1}"#, r#"{"status":null,"operationId":"a"}"#] {
+            assert_eq!(Job::read(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_another_shape_is_none() {
+        for (id, is_one) in [("\"op_1\"", true), ("\"a/b\"", false), ("\"\"", false), ("1", false), ("null", false)] {
+            let job = Job::read(format!(r#"{{"operationId":{id},"status":"PENDING"}}"#).as_bytes()).unwrap();
+            assert_eq!(job.id.is_some(), is_one, "{id}");
+        }
+    }
+
+    #[test]
+    fn what_has_ended_stays_so() {
+        use State::{Completed, Expired, Failed, Unfinished};
+        for next in [Unfinished, Completed, Failed, Expired] {
+            assert!(Unfinished.may_become(next) && next.may_become(next));
+        }
+        assert!(Completed.may_become(Expired) && !Completed.may_become(Failed) && !Completed.may_become(Unfinished));
+        assert!(!Failed.may_become(Completed) && !Failed.may_become(Unfinished) && !Expired.may_become(Completed));
+    }
+
+    #[test]
+    fn retention_counts_from_the_end_of_the_job() {
+        let job = |period: &str, ended: &str| {
+            let body = format!(r#"{{"status":"COMPLETED","resultRetentionPeriod":{period},"completedAt":{ended}}}"#);
+            let now = "2026-11-22T12:00:00Z".parse::<Timestamp>().unwrap();
+            Job::read(body.as_bytes()).unwrap().retained(now.into()).map(|left| left.as_secs())
+        };
+        const DAY: u64 = 86_400;
+        assert_eq!(job("\"P7D\"", "\"2026-11-21T12:00:00Z\""), Some(6 * DAY));
+        assert_eq!(job("\"P1W\"", "null"), Some(7 * DAY));
+        assert_eq!(job("\"PT36H\"", "\"2026-11-22T13:00:00Z\""), Some(36 * 3600), "its clock is ahead");
+        assert_eq!(job("\"P1D\"", "\"2026-11-01T12:00:00Z\""), Some(0));
+        for period in ["\"P1M\"", "\"P0D\"", "\"-P1D\"", "\"7 days?\"", "7", "null"] {
+            assert_eq!(job(period, "null"), None, "{period}");
+        }
+    }
+
+    #[test]
+    fn polls_are_told_to_wait_from_one_to_sixty_seconds() {
+        let told = |value: &'static str| {
+            let headers = [(header::RETRY_AFTER, HeaderValue::from_static(value))].into_iter().collect();
+            poll_after(&headers, SystemTime::UNIX_EPOCH).as_secs()
+        };
+        for (value, seconds) in [
+            ("1", 1),
+            ("10", 10),
+            (" 60 ", 60),
+            ("61", 60),
+            ("100000000", 60),
+            ("99999999999999999999999", 60),
+            ("0", 1),
+            ("2.5", 3),
+            ("Thu, 01 Jan 1970 00:00:07 GMT", 7),
+            ("Fri, 02 Jan 1970 00:00:00 GMT", 60),
+            ("soon", 5),
+            ("-1", 5),
+            ("", 5),
+        ] {
+            assert_eq!(told(value), seconds, "{value}");
+        }
+        assert_eq!(poll_after(&HeaderMap::new(), SystemTime::UNIX_EPOCH).as_secs(), 5);
+    }
+
+    #[test]
+    fn a_list_keeps_what_is_its_readers_and_nothing_that_is_not_documented() {
+        let body = br#"{"items":[{"operationId":"a","x":1.0},{"operationId":"b"},{"other":1},7],"total":9,
+            "meta":{"key":"items","pageSize":4,"nextToken":"t+","all":4}}"#;
+        let left = list_of(body, |id| id == "a").unwrap();
+        assert_eq!(
+            left,
+            r#"{"items":[{"operationId":"a","x":1.0}],"meta":{"key":"items","pageSize":1,"nextToken":"t+"}}"#
+        );
+        assert_eq!(list_of(br#"{"items":[]}"#, |_| true).unwrap(), r#"{"items":[]}"#);
+        assert!(list_of(br#"{"items":{}}"#, |_| true).is_none() && list_of(b"[]", |_| true).is_none());
+    }
+}
