@@ -182,7 +182,7 @@ where
                 Read::Query(query, tokens) => Ok((query, tokens)),
                 Read::NeedsMetadata(query, restriction) => {
                     let purges = layer.restrictions.purges();
-                    match Box::pin(fetch_view(inner.clone(), *query, &restriction)).await? {
+                    match Box::pin(fetch_view(inner.clone(), query, &restriction)).await? {
                         Ok(view) => {
                             if layer.restrictions.fresh(&restriction).is_none() {
                                 restriction.remember(&view, received, purges);
@@ -291,7 +291,7 @@ enum Read {
     /// A query; under a policy with the restriction that records the page tokens in its response.
     Query(ClientQuery, Option<Arc<Restriction>>),
     /// Nothing can be proven before this query has fetched the account's metadata.
-    NeedsMetadata(Box<ClientQuery>, Arc<Restriction>),
+    NeedsMetadata(ClientQuery, Arc<Restriction>),
 }
 
 impl DecodeLayer {
@@ -322,7 +322,7 @@ impl DecodeLayer {
                 let endpoint = Operation::Metadata.endpoint();
                 let metadata = CanonicalQuery::of_metadata(&team.account);
                 let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
-                Ok(Read::NeedsMetadata(Box::new(query), restriction))
+                Ok(Read::NeedsMetadata(query, restriction))
             }
             // The configuration does not allow this either.
             (endpoint::Body::Field, Some(_)) => Err(not_under_a_policy()),
