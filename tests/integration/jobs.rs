@@ -281,7 +281,10 @@ async fn jobs_belong_to_their_policy_and_are_shared_after_a_restart() {
     let status = |id: &str, team: &str| get(&format!("{JOBS}/{id}"), &of(team));
     let mut gateway = teams(&upstream, &disk).start().await;
     let denied = r#"{"query":{"dimensions":["Conversation.ParticipantId"]}}"#;
-    gateway.ask(&post_to(JOBS, &of("narrow"), denied)).await.assert_refused(403, "field_not_allowed");
+    let with_key = post_to(JOBS, &(of("narrow") + "Idempotency-Key: mine\r\n"), denied);
+    gateway.ask(&with_key).await.assert_refused(403, "field_not_allowed");
+    let seen = upstream.seen();
+    assert_eq!((seen.len(), seen[0].target(), seen[0].header("idempotency-key")), (1, METADATA, None));
     for restarted in [false, true] {
         for (team, id) in [("free", "op_1"), ("narrow", "op_1"), ("closed", "op_2")] {
             let submitted = gateway.ask(&post_to(JOBS, &of(team), ASK)).await;

@@ -322,6 +322,8 @@ impl DecodeLayer {
                 let endpoint = Operation::Metadata.endpoint();
                 let metadata = CanonicalQuery::of_metadata(&team.account);
                 let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
+                // The client's headers are for another endpoint.
+                let query = ClientQuery { headers: None, base: None, ..query };
                 Ok(Read::NeedsMetadata(query, restriction))
             }
             // The configuration does not allow this either.
@@ -529,11 +531,13 @@ fn restrict(
         Operation::JobList => prove(&[PAGE_TOKEN, PAGE_SIZE, STATUS]),
         Operation::JobStatus => prove(&[]),
         Operation::JobResults => prove(&[PAGE_TOKEN, PAGE_SIZE]),
-        _ => Err(GatewayError::new(
-            Reason::FieldNotAllowed,
-            "a team with a policy may only read metadata, queries and their pages, and use query jobs",
-        )),
+        _ => Err(not_under_a_policy()),
     }
+}
+
+fn not_under_a_policy() -> GatewayError {
+    let message = "a team with a policy may only read metadata, queries and their pages, and use query jobs";
+    GatewayError::new(Reason::FieldNotAllowed, message)
 }
 
 /// Fetches the account's metadata with the query `metadata` and returns its view; or the response to send instead.

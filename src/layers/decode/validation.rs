@@ -171,6 +171,7 @@ impl Validator {
             },
             headers: None,
             redact: None,
+            base: None,
             received: query.received,
             deadline: query.deadline.min(query.received + Self::PATIENCE),
             context: Arc::clone(&query.context),
@@ -219,7 +220,16 @@ mod tests {
         let (headers, body) = (HeaderMap::new(), Bytes::from_static(METADATA.as_bytes()));
         let page = Arc::new(Representation::new(UpstreamResponse { status, headers, body, next_token: None }, &[]));
         let cache_status = HeaderValue::from_static("insights-gateway");
-        ClientResponse { page, coded: None, etag: None, outcome, cache_status, age, not_modified: false }
+        ClientResponse {
+            page,
+            coded: None,
+            etag: None,
+            outcome,
+            cache_status,
+            age,
+            not_modified: false,
+            headers: Vec::new(),
+        }
     }
 
     /// A validator that refuses, before a cache in which nothing is kept.

@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use tokio::time::Instant;
 
 use super::*;
-use crate::accounts::Team;
+use crate::accounts::{PerAccount, Team};
 use crate::cache::Purge;
 use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
@@ -114,7 +114,9 @@ impl Rig {
         let upstream = Twilio { script: Arc::new(Mutex::new(Box::new(script))), calls: Arc::default(), takes };
         let settings = Settings { dedup: policy.jobs.dedup, deadline: policy.deadline };
         let layer = JobsLayer::new(store.clone(), JobOwners::default(), settings, clock);
-        let cache = CacheLayer::new(store.clone(), policy, metrics, clock).layer(upstream.clone());
+        let cache =
+            CacheLayer::new(store.clone(), policy, PerAccount::example(Arc::from(["main".into()])), metrics, clock)
+                .layer(upstream.clone());
         Self { jobs: layer.layer(cache), upstream, store, clock }
     }
 
