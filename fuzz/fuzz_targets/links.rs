@@ -22,7 +22,7 @@ const PUBLIC: [&str; 5] = [
 /// The links in a response: the range of each between its quotes, and its text.
 fn links<'v>(value: &'v Value<'_>, text: &[u8]) -> Vec<(usize, usize, &'v str)> {
     let mut found = Vec::new();
-    let mut add = |object: &'v Value<'_>, found: &mut Vec<_>| {
+    let add = |object: &'v Value<'_>, found: &mut Vec<_>| {
         for member in object.as_object().unwrap_or_default() {
             if let (true, Value::String(link)) = (MEMBERS.contains(&member.name.as_str()), &member.value) {
                 let at = link.raw().as_ptr() as usize - text.as_ptr() as usize;

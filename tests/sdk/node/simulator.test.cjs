@@ -1,36 +1,63 @@
 "use strict";
 
-// Sends requests with Twilio's own, unmodified Node SDK to the simulator alone, since the other tests rely on it.
+// Sends requests with Twilio's own, unmodified Node SDK to the simulator alone, and to a gateway in front of it: query jobs
+// and custom fields.
 
 const assert = require("node:assert/strict");
+const { createHash } = require("node:crypto");
 const { afterEach, test } = require("node:test");
 const { setTimeout: sleep } = require("node:timers/promises");
 
 const twilio = require("twilio");
 const { ResultListInstance } = require("twilio/lib/rest/insights/v3/result");
 
-const { ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, Simulator } = require("./stack.cjs");
+const { ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, Simulator, Stack } = require("./stack.cjs");
 
 // The id in Twilio's own examples. In the simulator, it is the only operator that writes JSON.
 const OPERATOR = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r";
 const KEY = "01890a5d-aa0f-7c80-b8e6-0242ac140004";
 
+const TOKEN = "igw_a-token-that-only-this-test-knows";
+const TEAM = `
+[teams.all]
+account = "main"
+token_sha256 = ["${createHash("sha256").update(TOKEN).digest("hex")}"]
+operations = ["metadata", "query", "jobs", "fields-read", "fields-write"]
+`;
+const JOBS = "/v3/InsightsDomains/Conversations/QueryJobs";
+
 const started = [];
 
-async function start() {
-  const simulator = await Simulator.start();
+async function start(place, { moreConfig = "", ...options } = {}) {
+  const isAlone = place === "alone";
+  const simulator = await (isAlone ? Simulator.start() : Stack.start({ moreConfig: TEAM + moreConfig }));
   started.push(simulator);
-  const client = twilio(ACCOUNT_KEY, "secret", { accountSid: ACCOUNT_SID });
-  client.insights.baseUrl = simulator.upstream;
-  return { simulator, v3: client.insights.v3 };
+  const url = isAlone ? simulator.upstream : simulator.url;
+  const [user, password] = isAlone ? [ACCOUNT_KEY, "secret"] : ["all", TOKEN];
+  const client = twilio(user, password, { accountSid: ACCOUNT_SID, ...options });
+  client.insights.baseUrl = url;
+  return { simulator, url, v3: client.insights.v3 };
+}
+
+/** The same against the simulator alone and through a gateway. */
+function testBoth(name, run) {
+  for (const place of ["alone", "behind a gateway"]) test(`${name}, ${place}`, () => run(place));
 }
 
 afterEach(() => Promise.all(started.splice(0).map((simulator) => simulator.close())));
 
-const byConversation = () => ({
+/** A job with one row for each conversation. Jobs with other orders are other jobs. */
+const byConversation = (...orders) => ({
   domain: "Conversations",
-  query: { measures: ["Conversation.Count"], dimensions: ["Conversation.ConversationId"] },
+  query: {
+    measures: ["Conversation.Count"],
+    dimensions: ["Conversation.ConversationId"],
+    orderBy: orders.map((direction) => ({ field: "Conversation.ConversationId", direction })),
+  },
 });
+
+// Three different ones.
+const ORDERS = [[], ["ASC"], ["DESC"]];
 
 /** Polls as an application would, but more often. */
 async function ended(v3, job) {
@@ -50,11 +77,11 @@ const refused = (promise, status, code) =>
     return true;
   });
 
-test("a job is created, polled and read page by page", async () => {
-  const { simulator, v3 } = await start();
+testBoth("a job is created, polled and read page by page", async (place) => {
+  const { url, v3 } = await start(place);
   const job = await v3.queryJobs.create(byConversation());
   assert.equal(job.status, "PENDING");
-  assert.ok(job.statusUrl.startsWith(simulator.upstream));
+  assert.ok(job.statusUrl.startsWith(`${url}/v3/`));
   const done = await ended(v3, job);
   assert.equal(done.status, "COMPLETED");
   assert.equal(done.resultId, job.operationId);
@@ -70,11 +97,11 @@ test("a job is created, polled and read page by page", async () => {
   assert.equal(ids.size, ROWS);
 });
 
-test("jobs are listed by status, and a key makes one job", async () => {
-  const { simulator, v3 } = await start();
+testBoth("jobs are listed by status, and a key makes one job", async (place) => {
+  const { simulator, v3 } = await start(place);
   await simulator.script({ next_jobs: 2, status: "FAILED", takes: "0s" });
   const jobs = [];
-  for (let n = 0; n < 3; n += 1) jobs.unshift(await v3.queryJobs.create(byConversation()));
+  for (const orders of ORDERS) jobs.unshift(await v3.queryJobs.create(byConversation(...orders)));
   const ids = jobs.map((job) => job.operationId);
   const listed = async (options) => (await v3.queryJobs.list(options)).map((job) => job.operationId);
   assert.deepEqual(await listed({ pageSize: 1 }), ids);
@@ -89,8 +116,8 @@ test("jobs are listed by status, and a key makes one job", async () => {
   await refused(v3.queryJobs.create(other, { "Idempotency-Key": KEY }), 422, 20422);
 });
 
-test("custom fields are created, patched and queried", async () => {
-  const { v3 } = await start();
+testBoth("custom fields are created, patched and queried", async (place) => {
+  const { v3 } = await start(place);
   const creation = (name) => ({
     category: "MEASURE",
     name,
@@ -123,4 +150,39 @@ test("custom fields are created, patched and queried", async () => {
   assert.ok(cubes.some((cube) => cube.measures.some(({ name }) => name === measure)));
   const { items } = await v3.query.create({ query: { measures: [measure] } });
   assert.ok(items[0][measure] > 0);
+});
+
+/** How many such requests have come to the simulator. */
+async function asked(simulator, method, wanted) {
+  const received = await simulator.received();
+  return received.filter((entry) => entry.method === method && entry.path.split("?")[0] === wanted).length;
+}
+
+test("identical submissions are one job, which is polled and read once for all", async () => {
+  const { simulator, url, v3 } = await start("behind a gateway");
+  const jobs = await Promise.all([1, 2, 3].map(() => v3.queryJobs.create(byConversation())));
+  assert.equal(new Set(jobs.map((job) => job.operationId)).size, 1);
+  assert.equal(await asked(simulator, "POST", JOBS), 1);
+
+  const began = Date.now();
+  const ends = await Promise.all(jobs.map((job) => ended(v3, job)));
+  assert.ok(ends.every((end) => end.status === "COMPLETED" && end.resultUrl.startsWith(`${url}/v3/`)));
+  // The simulator asks clients to wait at least a second between two polls.
+  const polls = await asked(simulator, "GET", `${JOBS}/${jobs[0].operationId}`);
+  assert.ok(polls <= (Date.now() - began) / 1000 + 1, `${polls} polls`);
+
+  const results = ResultListInstance(v3, jobs[0].operationId);
+  for (const _ of jobs) assert.equal((await results.fetch({ pageSize: 1000 })).items.length, ROWS);
+  assert.equal(await asked(simulator, "GET", `${JOBS}/${jobs[0].operationId}/Results`), 1);
+});
+
+test("the SDK's own retries of a submission that was refused make one job", async () => {
+  const moreConfig = '[retry]\nattempts = 1\nbase = "10ms"\n';
+  const { simulator, v3 } = await start("behind a gateway", { moreConfig, autoRetry: true });
+  await simulator.script({ next: 1, path: JOBS, method: "POST", status: 429 });
+  const job = await v3.queryJobs.create(byConversation());
+  const done = await ended(v3, job);
+  assert.equal(done.status, "COMPLETED");
+  assert.equal((await v3.queryJobs.list()).length, 1);
+  assert.equal(await asked(simulator, "POST", JOBS), 2);
 });

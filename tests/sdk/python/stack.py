@@ -28,8 +28,8 @@ rate = "0/s"
 class Stack:
     """Both processes, and functions with which a test controls them."""
 
-    def __init__(self, directory: Path, *, more_config=""):
-        self._processes = []
+    def __init__(self, directory: Path, *, more_config="", jobs_take="200ms"):
+        self._processes, self._jobs_take = [], jobs_take
         try:
             self._start(directory, more_config)
         except BaseException:
@@ -50,7 +50,7 @@ class Stack:
         wait_for(lambda: is_ready(self.admin), "the gateway to be ready")
 
     def _start_simulator(self, directory):
-        scale = ["--rate", "0/s", "--latency", "0s", "--rows", str(ROWS), "--jobs-take", "200ms"]
+        scale = ["--rate", "0/s", "--latency", "0s", "--rows", str(ROWS), "--jobs-take", self._jobs_take]
         log = self._run(directory / "simulator.log", ["simulate", "--listen", "127.0.0.1:0", *scale])
         self.upstream = wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()), "the simulator's address")[0]
 

@@ -1,7 +1,8 @@
-"""Sends requests with Twilio's own, unmodified Python SDK to the simulator alone, since the other tests rely on it."""
+"""Sends requests with Twilio's own, unmodified Python SDK to the simulator alone, and to a gateway in front of it: query jobs
+and custom fields."""
 
 import asyncio
-import re
+import hashlib
 import time
 import uuid
 from datetime import datetime
@@ -15,39 +16,51 @@ from twilio.rest.insights.v3.query_job import QueryJobList
 from twilio.rest.insights.v3.result import ResultList
 
 from queries import client_of
-from stack import ACCOUNT_KEY, PATIENCE_SECONDS, ROWS, Stack, wait_for
+from stack import ACCOUNT_KEY, PATIENCE_SECONDS, ROWS, Simulator, Stack
 
 # The id in Twilio's own examples. In the simulator, it is the only operator that writes JSON.
 OPERATOR = "intelligence_operator_01h9d8r0vte3hz8tykdj329t7r"
 
 
-class Simulator(Stack):
-    """A simulator without a gateway."""
+TOKEN = "igw_a-token-that-only-this-test-knows"
+TEAM = f"""
+[teams.all]
+account = "main"
+token_sha256 = ["{hashlib.sha256(TOKEN.encode()).hexdigest()}"]
+operations = ["metadata", "query", "jobs", "fields-read", "fields-write"]
+"""
 
-    def _start(self, directory, more_config):
-        arguments = ["--listen", "127.0.0.1:0", "--rate", "0/s", "--latency", "0s", "--rows", str(ROWS)]
-        log = self._run(directory / "simulator.log", ["simulate", *arguments, "--jobs-take", "200ms"])
-        self.upstream = wait_for(lambda: re.search(r"http://[\d.:]+", log.read_text()), "the simulator's address")[0]
 
-
-@pytest.fixture
-def simulator(tmp_path):
-    simulator = Simulator(tmp_path)
+@pytest.fixture(params=["alone", "behind a gateway"])
+def simulator(request, tmp_path):
+    simulator = Simulator(tmp_path) if request.param == "alone" else Stack(tmp_path, more_config=TEAM)
+    simulator.client = lambda http_client=None: client_of(
+        simulator.url, *((ACCOUNT_KEY, "secret") if request.param == "alone" else ("all", TOKEN)), http_client
+    )
     yield simulator
     simulator.close()
 
 
 @pytest.fixture
 def v3(simulator):
-    return client_of(simulator.upstream, ACCOUNT_KEY, "secret").insights.v3
+    return simulator.client().insights.v3
 
 
-def by_conversation():
+def by_conversation(*orders):
+    """A job with one row for each conversation. Jobs with other orders are other jobs."""
     # The SDK cannot send a plain dictionary here, since its module lacks a class that this needs.
     query = QueryList.QueryDefinition(
-        {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}
+        {
+            "measures": ["Conversation.Count"],
+            "dimensions": ["Conversation.ConversationId"],
+            "orderBy": [{"field": "Conversation.ConversationId", "direction": order} for order in orders],
+        }
     )
     return QueryJobList.InsightsQueryRequest({"domain": "Conversations", "query": query})
+
+
+# Three different ones.
+ORDERS = [(), ("ASC",), ("DESC",)]
 
 
 def ended(v3, job):
@@ -72,7 +85,7 @@ def test_a_job_is_created_polled_and_read_page_by_page(simulator, v3):
     job = v3.query_jobs.create(by_conversation())
     assert job.status == "PENDING"
     assert isinstance(job.created_at, datetime)
-    assert job.status_url.startswith(simulator.upstream)
+    assert job.status_url.startswith(simulator.url + "/v3/")
     done = ended(v3, job)
     assert (done.status, done.result_id, done.result_retention_period) == ("COMPLETED", job.operation_id, "P7D")
     assert isinstance(done.completed_at, datetime)
@@ -95,7 +108,7 @@ def test_a_failed_job_says_why(simulator, v3):
 
 def test_jobs_are_listed_by_status(simulator, v3):
     simulator.script(next_jobs=2, status="FAILED", takes="0s")
-    jobs = [v3.query_jobs.create(by_conversation()) for _ in range(3)]
+    jobs = [v3.query_jobs.create(by_conversation(*orders)) for orders in ORDERS]
     ids = [job.operation_id for job in reversed(jobs)]
     assert [job.operation_id for job in v3.query_jobs.list(page_size=1)] == ids
     assert [job.operation_id for job in v3.query_jobs.list(limit=2)] == ids[:2]
@@ -114,12 +127,12 @@ def test_a_key_makes_one_job(v3):
 
 
 def test_the_async_client_polls_lists_and_reads(simulator, v3):
-    jobs = [v3.query_jobs.create(by_conversation()) for _ in range(2)]
+    jobs = [v3.query_jobs.create(by_conversation(*orders)) for orders in ORDERS[:2]]
     done = ended(v3, jobs[0])
 
     async def read():
         async with AsyncTwilioHttpClient(timeout=PATIENCE_SECONDS) as http_client:
-            v3 = client_of(simulator.upstream, ACCOUNT_KEY, "secret", http_client).insights.v3
+            v3 = simulator.client(http_client).insights.v3
             found = await v3.query_jobs(done.operation_id).fetch_async()
             # One page only, since this client fails at a second page: it does not await it.
             listed = await v3.query_jobs.list_async()
