@@ -29,6 +29,7 @@ mod framing;
 mod hostile_upstream;
 mod http2;
 mod identity;
+mod job_links;
 mod jobs;
 mod lifecycle;
 mod listeners;
