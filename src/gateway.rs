@@ -2,7 +2,7 @@
 //!
 //! This module controls the process: bind, serve, reload, drain. [`stack`] handles requests.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -178,6 +178,7 @@ impl Gateway {
     ) {
         let Self { current, config, shared, tls, data, admin, held, on_state_change, most_connections } = self;
         let settings = config.load_full();
+        let data_url = data.iter().find_map(Bound::tcp).map(|address| url(address, tls.is_some()));
         let draining = Arc::new(OnceLock::new());
         let stop = {
             let (draining, on_state_change, clock) =
@@ -225,7 +226,7 @@ impl Gateway {
             async move { drained.notified().await }.boxed().shared()
         };
         let (store, audit, traces) = (shared.store.clone(), shared.audit.clone(), shared.traces.clone());
-        let admin_service = Admin::new(shared, config, draining, beyond_loopback);
+        let admin_service = Admin::new(shared, config, Arc::clone(&current), draining, data_url, beyond_loopback);
         let for_probes = Reserve { connections: admin::CONNECTIONS_FOR_PROBES, serves: admin::is_probe };
         let admin_limits = Limits {
             drain: Duration::from_secs(1),
@@ -364,6 +365,16 @@ impl Reloader {
         self.config.store(Arc::new(new));
         Ok(())
     }
+}
+
+/// Where this machine reaches a listener.
+fn url(mut address: SocketAddr, secure: bool) -> String {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    format!("{}://{address}", if secure { "https" } else { "http" })
 }
 
 fn audit_file(config: &Config) -> Result<Option<AuditFile>, AuditError> {

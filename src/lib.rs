@@ -25,6 +25,8 @@ pub mod telemetry;
 
 pub mod audit;
 
+pub mod live;
+
 pub mod cache;
 
 pub mod layers;

@@ -38,6 +38,7 @@ use crate::layers::retry::{self, Retry, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::sign::{Sign, SignLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
+use crate::live::Live;
 use crate::metrics::{HotRequests, Metrics};
 use crate::request::ended::RequestSubscriber;
 use crate::semantics::host;
@@ -79,6 +80,8 @@ pub struct SharedState {
     pub shed: ShedLayer,
     /// Who asked for what.
     pub audit: AuditLog,
+    /// What goes on now.
+    pub live: Live,
     /// Where traces go, if anywhere.
     pub traces: Option<Exporter>,
 }
@@ -99,6 +102,7 @@ impl SharedState {
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
         Ok(Self {
             audit: AuditLog::new(Arc::clone(&metrics), clock),
+            live: Live::new(clock),
             clock,
             store,
             metrics,
@@ -123,14 +127,14 @@ impl SharedState {
 /// When an extra trust root cannot be used.
 pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
     let SharedState { clock, metrics, store, registry, failure_delay, page_tokens, .. } = shared.clone();
-    let SharedState { job_owners, bodies, draining, shed, audit, traces, .. } = shared.clone();
+    let SharedState { job_owners, bodies, draining, shed, audit, live, traces, .. } = shared.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
     let Resolved { budgets, retries, signers, secrets } = registry.resolve(config, &accounts, clock);
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
-    let subscribers = subscribers(config, &metrics, traces, audit);
+    let subscribers = subscribers(config, &metrics, traces, audit, &live);
 
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of everything, even of a client that leaves.
@@ -176,6 +180,33 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .service(upstream))
 }
 
+/// The team of that name, as the stack of this configuration knows it.
+pub fn team(config: &Config, shared: &SharedState, name: &str) -> Option<Arc<Team>> {
+    let callers = match callers(config, &accounts(config), &shared.registry, shared.clock.now()) {
+        Callers::Everybody(caller, _) => vec![caller],
+        Callers::Teams(callers) => callers,
+    };
+    callers.into_iter().map(|caller| caller.team).find(|team| *team.name == *name)
+}
+
+/// The names of all teams; `local` alone where none are configured.
+pub fn team_names(config: &Config) -> Vec<String> {
+    match config.teams.is_empty() {
+        true => vec![LOCAL.to_owned()],
+        false => config.teams.iter().map(|team| team.name.clone()).collect(),
+    }
+}
+
+/// The layer that reads queries, apart from the stack: for what they would find in the cache.
+pub fn decode_layer(config: &Config, shared: &SharedState) -> DecodeLayer {
+    let SharedState { store, clock, bodies, page_tokens, .. } = shared;
+    let (bodies, pages, tokens) = (bodies.clone(), fresh_pages(store, *clock), page_tokens.clone());
+    DecodeLayer::new(limits(config), bodies, pages, tokens, config.validate, links(config))
+}
+
+/// Who everybody is where no teams are configured.
+const LOCAL: &str = "local";
+
 fn accounts(config: &Config) -> Vec<Arc<Account>> {
     let origin = host::origin(&config.upstream.url);
     let account = |(ordinal, account): (usize, &crate::config::Account)| Account {
@@ -199,7 +230,7 @@ fn callers(config: &Config, accounts: &[Arc<Account>], registry: &Registry, now:
     if config.teams.is_empty() {
         // The configuration has an account, and without teams exactly one.
         let local = accounts.first().map(|account| Team {
-            name: "local".into(),
+            name: LOCAL.into(),
             account: Arc::clone(account),
             operations: OperationSet::standard(),
             weight: 1,
@@ -267,9 +298,11 @@ fn subscribers(
     metrics: &Arc<Metrics>,
     traces: Option<Exporter>,
     audit: AuditLog,
+    live: &Live,
 ) -> Vec<Box<dyn RequestSubscriber>> {
     let mut subscribers: Vec<Box<dyn RequestSubscriber>> =
         vec![Box::new(HotRequests::new(Arc::clone(metrics), config.teams.len().max(1))), Box::new(UsageCounter)];
+    subscribers.push(Box::new(live.subscriber(&team_names(config), config.admin.show_queries)));
     if config.log.access {
         subscribers.push(Box::new(AccessLog { hits: config.log.hits, slow: config.log.slow }));
     }

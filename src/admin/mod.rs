@@ -1,43 +1,50 @@
-//! The admin plane: is it well, what does it count, what does it hold, drop this.
+//! The admin plane: is it well, what does it count, what does it hold, drop this; and the page on which people see that
+//! and ask.
 //!
 //! On a listener of its own, never on the data plane's. With a token configured, all but the two probes want
-//! it. It reads the handles of the rooms and changes nothing but the cache, on request. It shows no secret,
-//! and queries only as hashes unless `admin.show_queries` is on.
+//! it, or the session of a browser that has logged in with it. It reads the handles of the rooms and changes nothing but
+//! the cache, on request; the explorer asks through the stack as any client does. It shows no secret, and queries only as
+//! hashes unless `admin.show_queries` is on.
 
+mod access;
+mod answer;
+mod body;
 mod caller;
+mod events;
+mod explorer;
 mod health;
+mod history;
+mod login;
 mod openapi;
+mod pages;
 mod requests;
+mod runbook;
+mod sessions;
 mod status;
 
-use std::convert::Infallible;
-use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, digest};
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tower::Service;
+use tokio::sync::Semaphore;
 
+use self::access::Access;
+use self::answer::{json_answer, not_allowed, refuse, see, text};
+use self::history::History;
+use self::pages::Pages;
 use self::requests::EntriesQuery;
+use self::sessions::Sessions;
 use crate::cache::Purged;
 use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::error::Reason;
-use crate::core::escape;
+use crate::core::peer::Peer;
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::body::ResponseBody;
 use crate::semantics::host;
-use crate::semantics::origin;
-use crate::stack::SharedState;
+use crate::stack::{SharedState, Stack};
 
 pub use self::caller::{OfPeer, is_probe};
 
@@ -47,9 +54,8 @@ pub const CONNECTIONS: usize = 64;
 /// Connections beyond those, for probes alone.
 pub const CONNECTIONS_FOR_PROBES: usize = 8;
 
-const MAX_BODY: usize = 64 * 1024;
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// Bytes of a purge.
+const MAX_PURGE: usize = 64 * 1024;
 
 /// Answers on the admin listener. Cheap to clone.
 #[derive(Clone)]
@@ -58,111 +64,104 @@ pub struct Admin(Arc<Inner>);
 struct Inner {
     shared: SharedState,
     config: Arc<ArcSwap<Config>>,
+    stack: Arc<ArcSwap<Stack>>,
     draining: Arc<OnceLock<Instant>>,
+    data: Option<String>,
     beyond_loopback: bool,
+    sessions: Sessions,
+    history: History,
+    pages: Pages,
+    /// A permit for each stream of events.
+    streams: Arc<Semaphore>,
 }
 
 impl Admin {
-    /// Reads what lasts and the current configuration; not ready once it is `draining`. Whether its listener is reached
-    /// from `beyond_loopback` is told, since a reload may change what the configuration says, and moves no listener.
+    /// Reads what lasts and the current configuration; not ready once it is `draining`. What the explorer asks goes
+    /// through the current `stack`, and people are told that the data plane is at the URL `data`. Whether its listener is reached from `beyond_loopback` is told, since a reload may
+    /// change what the configuration says, and moves no listener. Needs a tokio runtime.
     pub fn new(
         shared: SharedState,
         config: Arc<ArcSwap<Config>>,
+        stack: Arc<ArcSwap<Stack>>,
         draining: Arc<OnceLock<Instant>>,
+        data: Option<String>,
         beyond_loopback: bool,
     ) -> Self {
-        Self(Arc::new(Inner { shared, config, draining, beyond_loopback }))
-    }
-}
-
-impl Service<Request<Incoming>> for Admin {
-    type Response = Response<ResponseBody>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let inner = Arc::clone(&self.0);
-        Box::pin(async move { Ok(inner.answer(request).await) })
+        let inner = Arc::new(Inner {
+            shared,
+            config,
+            stack,
+            draining,
+            data,
+            beyond_loopback,
+            sessions: Sessions::default(),
+            history: History::default(),
+            pages: Pages::new(),
+            streams: Arc::new(Semaphore::new(events::STREAMS)),
+        });
+        tokio::spawn(history::record(Arc::downgrade(&inner)));
+        Self(inner)
     }
 }
 
 impl Inner {
-    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>, peer: &Peer) -> Response<ResponseBody> {
         if let Err(message) = host::named(&request) {
             return refuse(StatusCode::BAD_REQUEST, message);
         }
         let path = request.uri().path().to_owned();
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         let is_probe = read && matches!(path.as_str(), "/livez" | "/readyz");
-        if !is_probe && !self.is_allowed(&request) {
-            let mut response =
-                refuse(StatusCode::UNAUTHORIZED, "the admin plane wants its token: Authorization: Bearer TOKEN");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            return response;
+        let access = self.access(&request);
+        if let Access::Session(_) = access {
+            peer.identify();
         }
-        if let Err(message) = self.check_site(&request, is_probe) {
-            let reason = Reason::OriginNotAllowed;
-            return json_answer(reason.status(), &json!({"error": message, "reason": reason.as_str()}));
+        // How one comes to be let in, and out. They look for themselves at who asks.
+        match path.as_str() {
+            "/login" if access != Access::Open => return self.login(request, access).await,
+            "/logout" if access != Access::Open => return self.logout(&request),
+            _ if is_probe || access.is_granted() => {}
+            "/" if read && access == Access::Nothing && accepts_html(&request) => return see("/login"),
+            _ => return unauthorized(access),
+        }
+        if let Err(message) = self.check_site(&request, is_probe, access) {
+            return foreign(message);
         }
         match (path.as_str(), read) {
             ("/livez", true) => self.live(),
             ("/readyz", true) => self.ready(request.uri().query().unwrap_or_default()),
-            ("/", true) => self.page(),
+            ("/", true) => self.pages.status(),
+            ("/runbook", true) => self.pages.runbook(),
+            ("/login", true) => see("/"),
+            ("/login" | "/logout", false) if request.method() == Method::POST => see("/"),
             ("/metrics", true) => self.metrics(),
-            ("/status", true) => {
-                json_answer(StatusCode::OK, &status::status(&self.shared, &self.config.load(), &self.checks()))
-            }
+            ("/status", true) => json_answer(StatusCode::OK, &self.status()),
             ("/openapi.json", true) => json_answer(StatusCode::OK, &openapi::document()),
+            ("/events", true) => self.events(access),
             ("/cache/entries", true) => self.entries(request.uri().query().unwrap_or_default()).await,
             ("/cache/purge", false) if request.method() == Method::POST => self.purge(request).await,
-            ("/" | "/metrics" | "/status" | "/openapi.json" | "/cache/entries" | "/livez" | "/readyz", false) => {
-                not_allowed("GET, HEAD")
-            }
-            ("/cache/purge", _) => not_allowed("POST"),
-            _ => refuse(
-                StatusCode::NOT_FOUND,
-                "the admin plane has /, /livez, /readyz, /metrics, /status, /openapi.json, /cache/entries and /cache/purge",
-            ),
+            (
+                "/" | "/runbook" | "/metrics" | "/status" | "/openapi.json" | "/events" | "/cache/entries" | "/livez"
+                | "/readyz",
+                false,
+            ) => not_allowed("GET, HEAD"),
+            ("/login", _) => not_allowed("GET, HEAD, POST"),
+            ("/cache/purge" | "/logout", _) => not_allowed("POST"),
+            _ => match self.explore(&path, request, peer).await {
+                Some(response) => response,
+                None => refuse(
+                    StatusCode::NOT_FOUND,
+                    "the admin plane has /, /runbook, /login, /logout, /livez, /readyz, /metrics, /status, /events, \
+                     /openapi.json, /cache/entries, /cache/purge and, where it is on, /explorer/query, /explorer/metadata and \
+                     /explorer/cost",
+                ),
+            },
         }
     }
 
-    fn is_allowed<B>(&self, request: &Request<B>) -> bool {
-        let Some(expected) = self.config.load().admin.token_sha256 else { return true };
-        let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
-        let alone = presented.next().filter(|_| presented.next().is_none());
-        let token = alone.and_then(|value| {
-            let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
-        token
-            .is_some_and(|token| verify_slices_are_equal(digest(&SHA256, token.as_bytes()).as_ref(), &expected).is_ok())
-    }
-
-    /// Whether a web page may ask this: only our own, and where no token has been asked for not under a name that
-    /// somebody else may own. Beyond loopback there is a token, and probes may use whatever name leads there.
-    fn check_site<B>(&self, request: &Request<B>, is_probe: bool) -> Result<(), &'static str> {
-        let config = self.config.load();
-        let without_token = is_probe || config.admin.token_sha256.is_none();
-        let is_ours = |host: &str| {
-            let public = config.server.public_url.as_ref().and_then(|url| url.host());
-            host::is_address_or_loopback(host) || public.is_some_and(|public| public.eq_ignore_ascii_case(host))
-        };
-        let is_named = request.uri().authority().is_some() || request.headers().contains_key(header::HOST);
-        let is_rebound = is_named && !origin::authority_of(request).is_some_and(|named| is_ours(named.host()));
-        match () {
-            () if without_token && !self.beyond_loopback && is_rebound => Err(
-                "without a token the admin plane answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
-            ),
-            () if without_token && origin::is_cross_site(request, &[]) => {
-                Err("without a token the admin plane answers no page of another site")
-            }
-            () if origin::names_another(request, &[]) => Err("the admin plane answers no page of another site"),
-            () => Ok(()),
-        }
+    /// The gateway at a glance.
+    fn status(&self) -> Value {
+        status::status(self, &self.config.load(), &self.checks())
     }
 
     fn checks(&self) -> Vec<Value> {
@@ -241,17 +240,9 @@ impl Inner {
     }
 
     async fn purge(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return refuse(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "the body is larger than 64 KiB, and a purge is one line",
-                );
-            }
-            Ok(Err(_)) => return refuse(StatusCode::BAD_REQUEST, "the body was cut; send it whole"),
-            Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body took longer than 10 s to arrive"),
+        let body = match body::read(request.into_body(), MAX_PURGE).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
         };
         let config = self.config.load_full();
         let accounts = config.accounts.iter().map(|account| account.name.as_str());
@@ -275,16 +266,6 @@ impl Inner {
             Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the purge failed; try it again"),
         }
     }
-
-    fn page(&self) -> Response<ResponseBody> {
-        let mut response = text(StatusCode::OK, "text/html; charset=utf-8", include_str!("page.html"));
-        let headers = response.headers_mut();
-        // The page is one file: its style and script are inline, and it talks to this listener alone.
-        let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
-        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        response
-    }
 }
 
 /// Is this check, or its kind (what stands before the `/` in its name), named by an `exclude` in the query.
@@ -294,32 +275,23 @@ fn is_excluded(check: &serde_json::Value, query: &str) -> bool {
     query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|named| named == name || named == kind)
 }
 
-fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::full(body.into()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+fn accepts_html<B>(request: &Request<B>) -> bool {
+    let accepted = request.headers().get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|list| list.split(',')).any(|range| range.trim_start().starts_with("text/html"))
+}
+
+fn unauthorized(access: Access) -> Response<ResponseBody> {
+    let message = match access {
+        Access::Wrong => "that is not the admin plane's token; admin.token_sha256 is the SHA-256 of the right one",
+        _ => "the admin plane wants its token: Authorization: Bearer TOKEN; browsers log in at /login",
+    };
+    let mut response = refuse(StatusCode::UNAUTHORIZED, message);
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
-fn json_answer(status: StatusCode, value: &Value) -> Response<ResponseBody> {
-    // Queries hold what clients wrote, and people read this in terminals: what would steer one is escaped, as JSON has it.
-    let mut body = escape::text(&value.to_string(), false).into_owned();
-    // A line of its own on a terminal. Writing to a string does not fail.
-    let _ = writeln!(body);
-    let mut response = text(status, "application/json", body);
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-    response
-}
-
-fn refuse(status: StatusCode, message: &str) -> Response<ResponseBody> {
-    json_answer(status, &json!({"error": message}))
-}
-
-fn not_allowed(methods: &'static str) -> Response<ResponseBody> {
-    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
-    response
+/// A page of another site asks.
+fn foreign(message: &str) -> Response<ResponseBody> {
+    let reason = Reason::OriginNotAllowed;
+    json_answer(reason.status(), &json!({"error": message, "reason": reason.as_str()}))
 }

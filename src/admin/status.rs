@@ -1,21 +1,29 @@
 //! `/status` and `/cache/entries` as JSON: what the rooms' handles say, under stable names.
 
-use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::health;
+use serde_json::{Map, Value, json};
+
+use super::{Inner, explorer, health};
 use crate::cache::EntryView;
 use crate::config::Config;
+use crate::core::outcome::Outcome;
+use crate::live::{Failure, Live, time};
 use crate::stack::SharedState;
 
 /// The gateway at a glance, in the shape that `docs/admin.md` shows: members are added, and none is taken away.
-pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) -> Value {
+pub(super) fn status(inner: &Inner, config: &Config, checks: &[Value]) -> Value {
+    let shared = &inner.shared;
     let (now, start) = (shared.clock.now(), shared.clock.start());
     let refused = shared.reloads.newest_refused();
     let accounts: Vec<_> = config.accounts.iter().map(|account| self::account(shared, account)).collect();
+    let waiting = waiting(shared, config);
     let teams: Vec<_> = config
         .teams
         .iter()
         .map(|team| {
+            let usage = shared.live.usage(&team.name);
             let operations: Vec<_> = team.operations.iter().map(|permission| permission.as_str()).collect();
             json!({
                 "name": team.name,
@@ -24,6 +32,10 @@ pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) ->
                 "upstream": team.upstream.map(|rate| rate.to_string()),
                 "weight": team.weight,
                 "operations": operations,
+                "asked": outcomes(|outcome| usage.requests(outcome)),
+                "upstream_attempts": usage.attempts(),
+                "waiting": waiting.get(team.name.as_str()).copied().unwrap_or_default(),
+                "refused": refusals(&shared.live, &team.name),
             })
         })
         .collect();
@@ -42,6 +54,12 @@ pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) ->
         "upstream": config.upstream.url.to_string(),
         "accounts": accounts,
         "teams": teams,
+        "requests": requests(&shared.live),
+        "saved": saved(&shared.live),
+        "errors": shared.live.failures().iter().map(failure).collect::<Vec<_>>(),
+        "history": inner.history.to_json(),
+        "admin": {"needs_token": config.admin.token_sha256.is_some(), "shows_queries": config.admin.show_queries},
+        "explorer": explorer::to_json(config, inner.data.as_deref()),
         "cache": {
             "entries": entries,
             "bytes": bytes,
@@ -52,6 +70,57 @@ pub(super) fn status(shared: &SharedState, config: &Config, checks: &[Value]) ->
                 "bytes": disk.map_or(0, |disk| disk.bytes),
             },
         },
+    })
+}
+
+/// Calls that wait, by team.
+fn waiting(shared: &SharedState, config: &Config) -> HashMap<Arc<str>, usize> {
+    let mut waiting = HashMap::new();
+    for budget in config.accounts.iter().filter_map(|account| Some(shared.registry.account(&account.name)?.budget)) {
+        for (team, calls) in budget.waiting_by_team() {
+            *waiting.entry(team).or_default() += calls;
+        }
+    }
+    waiting
+}
+
+/// Why a team was refused, or failed, and how often since the start; the most frequent first.
+fn refusals(live: &Live, team: &str) -> Vec<Value> {
+    let counted = |(reason, count): (&str, u64)| json!({"reason": reason, "count": count});
+    live.refusals(team).into_iter().map(counted).collect()
+}
+
+/// Requests since the start, by outcome.
+fn requests(live: &Live) -> Value {
+    let counts = live.latencies().read();
+    outcomes(|outcome| counts.count(outcome))
+}
+
+fn outcomes(count: impl Fn(Outcome) -> u64) -> Value {
+    let counted = |outcome: Outcome| (outcome.as_str().to_owned(), json!(count(outcome)));
+    Value::from(Outcome::ALL.into_iter().map(counted).collect::<Map<_, _>>())
+}
+
+/// Upstream calls that the cache made needless since the start, and what they would have taken at the average of those
+/// that were made; `null` before the first.
+fn saved(live: &Live) -> Value {
+    let (counts, measured) = (live.latencies().read(), live.upstream_time());
+    let calls: u64 =
+        Outcome::ALL.into_iter().filter(|outcome| outcome.saves_a_call()).map(|outcome| counts.count(outcome)).sum();
+    let each = (measured.attempts > 0).then(|| measured.total.as_secs_f64() / measured.attempts as f64);
+    json!({"calls": calls, "seconds": each.map(|each| (each * calls as f64 * 10.0).round() / 10.0)})
+}
+
+fn failure(failure: &Failure) -> Value {
+    json!({
+        "at": time(failure.at),
+        "request_id": failure.request_id,
+        "team": failure.team,
+        "operation": failure.operation,
+        "status": failure.status,
+        "reason": failure.reason,
+        "message": failure.message,
+        "cause": failure.cause,
     })
 }
 
@@ -72,6 +141,7 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
         "concurrency_now": status.map(|s| s.concurrency),
         "circuit": status.map(|s| s.circuit.as_str()),
         "circuit_broken_seconds": status.and_then(|s| s.broken_for).map(|time| time.as_secs()),
+        "upstream_attempts": status.map(|s| s.attempts),
         "in_flight": status.map(|s| s.in_flight),
         "waiting": status.map(|s| s.waiting),
         "credentials": if rejected.is_some() { "rejected" } else { "accepted" },

@@ -57,6 +57,8 @@ struct Line<'a> {
     timestamp: String,
     request_id: &'a str,
     peer: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via: Option<&'static str>,
     team: Option<&'a str>,
     account: Option<&'a str>,
     operation: Option<&'static str>,
@@ -136,6 +138,7 @@ impl Record {
             timestamp: Timestamp::try_from(self.received).map_or_else(|_| String::new(), |at| format!("{at:.6}")),
             request_id: self.request_id.to_str().unwrap_or_default(),
             peer: self.peer.as_str(),
+            via: self.peer.via(),
             team: team.map(|team| &*team.name),
             account: team.map(|team| &*team.account.name),
             operation: self.operation.map(Operation::as_str),

@@ -3,6 +3,7 @@
 //! A call that cannot start before its deadline is refused when it arrives, or as soon as that is certain. A call that
 //! gives up leaves the queue at once. A permit that was granted and not used gives its token back.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct BudgetStatus {
     pub tokens: Option<f64>,
     /// Time until the pause ends; zero without one.
     pub paused: Duration,
+    /// Attempts since the start.
+    pub attempts: u64,
     /// Attempts under way.
     pub in_flight: u32,
     /// Calls that wait.
@@ -53,6 +56,7 @@ pub struct AccountBudget(Arc<Shared>);
 struct Shared {
     name: Arc<str>,
     clock: Clock,
+    attempts: AtomicU64,
     state: Mutex<Locked>,
 }
 
@@ -89,7 +93,7 @@ impl AccountBudget {
     pub fn with_quota(name: Arc<str>, limits: Limits, quota: Box<dyn QuotaSource>, clock: Clock) -> Self {
         let now = clock.now();
         let locked = Locked { state: State::new(limits, quota, now), wake_at: None, estimated: now };
-        Self(Arc::new(Shared { name, clock, state: Mutex::new(locked) }))
+        Self(Arc::new(Shared { name, clock, attempts: AtomicU64::new(0), state: Mutex::new(locked) }))
     }
 
     /// Changes the limits. What is owed stays owed, what was learnt stays learnt, and calls that wait keep waiting.
@@ -155,11 +159,18 @@ impl AccountBudget {
             concurrency: state.quota.concurrency(now),
             tokens: quota.tokens,
             paused: quota.paused,
+            attempts: self.0.attempts.load(Relaxed),
             in_flight: state.in_flight,
             waiting: state.wait_queue.len(),
             circuit,
             broken_for: since.map(|since| now.saturating_duration_since(since)),
         }
+    }
+
+    /// Calls that wait, by the team in whose queue they do; teams without any are left out. A call in several queues
+    /// counts in each.
+    pub fn waiting_by_team(&self) -> Vec<(Arc<str>, usize)> {
+        self.0.lock().state.wait_queue.lengths()
     }
 
     /// What a team has left upstream: of its own limit, otherwise of the account's. `None` without both.
@@ -420,6 +431,7 @@ impl Permit {
     /// The attempt begins, and uses the token.
     pub fn spend(&mut self) {
         self.sent = Some(self.account.clock.now());
+        self.account.attempts.fetch_add(1, Relaxed);
     }
 
     /// The attempt has ended. A pause that it brings is in force before its slot is free for the next call.

@@ -241,6 +241,12 @@ impl FairQueue {
         self.teams.values().map(|queue| queue.calls.len()).sum()
     }
 
+    /// How many calls wait in each team's queue, where any do.
+    pub(super) fn lengths(&self) -> Vec<(Arc<str>, usize)> {
+        let busy = self.teams.iter().filter(|(_, queue)| !queue.calls.is_empty());
+        busy.map(|(team, queue)| (Arc::clone(team), queue.calls.len())).collect()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.teams.values().all(|queue| queue.calls.is_empty())
     }

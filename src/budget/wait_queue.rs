@@ -168,6 +168,11 @@ impl<R> WaitQueue<R> {
         }
     }
 
+    /// How many calls of clients wait in each team's queue, where any do.
+    pub(super) fn lengths(&self) -> Vec<(Arc<str>, usize)> {
+        self.clients.lengths()
+    }
+
     /// The call to serve next, and the team it is charged to. See [`FairQueue::next`].
     pub(super) fn next(&self, is_in_time: impl Fn(Instant, usize) -> bool) -> Option<(Arc<Team>, Ticket)> {
         let queue = if self.clients.is_empty() { &self.refreshes } else { &self.clients };

@@ -33,6 +33,6 @@ pub use self::disk::{DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
 pub use self::response::CacheResponse;
 pub(crate) use self::store::Unkept;
-pub use self::store::{EntryView, Store};
+pub use self::store::{EntryView, Outlook, Store};
 pub use self::stored::StoredResponse;
 pub use self::tier::{Kept, Lasting, Tier};

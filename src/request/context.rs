@@ -15,7 +15,7 @@ use tracing::Span;
 
 use crate::accounts::Team;
 use crate::core::clock::{Clock, Instant};
-use crate::core::error::Reason;
+use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
 use crate::semantics::trace::{SpanId, TraceContext};
@@ -70,6 +70,8 @@ pub struct RequestContext {
     pub outcome: OnceLock<Outcome>,
     /// Why the gateway refused or failed.
     pub reason: OnceLock<Reason>,
+    /// The error that became the response, where one did.
+    pub error: OnceLock<GatewayError>,
     /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
     pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,
     /// The distributed trace that it belongs to, if there is one.

@@ -262,7 +262,8 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
 
     /// Writes our own response where `words` is one that hyper made.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
-        if self.instead.is_none() && self.is_made_by_hyper() {
+        // The last chunk of a stream comes after its body, when nothing is left to be answered either; it is no head.
+        if self.instead.is_none() && self.is_made_by_hyper() && words.starts_with(b"HTTP/") {
             let is_endless = matches!(&self.protocol, Protocol::Http1(framing) if framing.announces_too_much());
             let answer = match is_endless {
                 true => answer(Reason::BodyTooLarge, "the request body is larger than anything that could be read"),

@@ -1,15 +1,12 @@
 "use strict";
 
-// Shows the status page of a gateway with traffic in a real browser.
+// The status page as a person sees it: a real browser, in front of a gateway with traffic and with faults.
 
 const assert = require("node:assert/strict");
-const fs = require("node:fs");
-const path = require("node:path");
 const { after, afterEach, before, test } = require("node:test");
 
-const { chromium } = require("playwright-core");
-
-const { ACCOUNT_SID, PATIENCE_MS, ROWS, Stack, fetchJson } = require("../sdk/node/stack.cjs");
+const { ACCOUNT_SID, fetchJson } = require("../sdk/node/stack.cjs");
+const { PATHS, Session, query, says, screenshot, someTraffic, text, violations } = require("./browser.cjs");
 
 const TEAM = `
 [teams.dashboards]
@@ -20,157 +17,161 @@ weight = 3
 operations = ["metadata", "query"]
 `;
 
-let browser;
-const open = [];
+let session;
 
 before(async () => {
-  const args = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-  // Containers and CI run as root, which cannot use the browser's sandbox.
-  if (process.getuid() === 0) args.push("--no-sandbox");
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
+  session = await Session.launch();
 });
+after(() => session?.close());
+afterEach(() => session.closeOpen());
 
-after(() => browser?.close());
-
-afterEach(() => Promise.all(open.splice(0).map((closable) => closable.close())));
-
-async function start(options) {
-  const stack = await Stack.start(options);
-  open.push(stack);
-  return stack;
-}
-
-/** The page, and all that it complained about or asked of other hosts. */
-async function visit(stack, options = {}) {
-  const context = await browser.newContext({ viewport: { width: 1200, height: 900 }, ...options });
-  open.push(context);
-  const page = await context.newPage();
-  page.setDefaultTimeout(PATIENCE_MS);
-  const complaints = [];
-  page.on("console", (message) => {
-    if (["error", "warning"].includes(message.type())) complaints.push(message.text());
-  });
-  page.on("pageerror", (error) => complaints.push(String(error)));
-  page.on("request", (request) => {
-    const { protocol, origin } = new URL(request.url());
-    if (protocol !== "data:" && origin !== stack.admin) complaints.push(`asked ${request.url()}`);
-  });
-  await page.addInitScript(() => {
-    document.addEventListener("securitypolicyviolation", (event) => {
-      console.error(`the policy forbids ${event.violatedDirective} ${event.blockedURI}`);
-    });
-  });
-  await page.goto(stack.admin);
-  await page.locator("main").waitFor();
-  return { page, complaints };
-}
-
-const PATHS = "/v3/InsightsDomains/Conversations";
-
-async function query(stack, dimension, pageSize = 50) {
-  const body = { query: { measures: ["Conversation.Count"], dimensions: [dimension] } };
-  const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-  return fetchJson(`${stack.url}${PATHS}/Query?pageSize=${pageSize}`, options);
-}
-
-/** Four misses and six hits, all but the metadata of different sizes. */
-async function someTraffic(stack) {
-  await fetchJson(`${stack.url}${PATHS}/Metadata`);
-  for (let round = 0; round < 3; round += 1) {
-    await query(stack, "Conversation.ConversationStatus");
-    await query(stack, "Conversation.ConversationId", ROWS);
-    await query(stack, "Conversation.CreatedDate.hour");
-  }
-}
-
-const text = (page, selector) => page.locator(selector).innerText();
-
-/** Waits until an element says so: the page asks every two seconds. */
-async function says(page, selector, expected) {
-  await page.locator(selector).filter({ hasText: expected }).first().waitFor();
-}
-
-async function screenshot(page, name) {
-  if (!process.env.SCREENSHOTS) return;
-  fs.mkdirSync(process.env.SCREENSHOTS, { recursive: true });
-  await page.screenshot({ path: path.join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
-}
-
-test("the page shows the gateway's state and updates it", async () => {
-  const stack = await start({ rate: "20/s" });
-  const { page, complaints } = await visit(stack);
+test("the page shows the gateway, and follows it", async () => {
+  const stack = await session.start({ rate: "20/s" });
+  const { page, complaints } = await session.visit(stack);
+  await says(page, "[data-ig=state]", "Everything works");
   const { version } = await fetchJson(`${stack.admin}/status`);
-  assert.ok((await text(page, "header")).includes(version));
-  assert.equal(await text(page, "#state"), "Ready");
-  assert.match(await text(page, "#checks"), /OK\s+credentials\/main/);
-  assert.equal(await text(page, "#ratio"), "–");
-  assert.match(await text(page, "#accounts"), new RegExp(`main\\s+${ACCOUNT_SID}`));
-  assert.match(await text(page, "#accounts"), /20\/s/);
+  assert.ok((await text(page, "#about")).includes(version));
+  assert.match(await text(page, "#account-cards"), new RegExp(`main\\s+${ACCOUNT_SID}`));
+  assert.match(await text(page, "#account-cards"), /unknown: nobody has asked Twilio yet|accepted/);
   assert.match(await text(page, "#no-teams"), /local/);
+  assert.equal(await page.title(), "insights-gateway");
 
   await someTraffic(stack);
-  await says(page, "#ratio", "60.0 %");
-  await says(page, "#traffic", "10 requests");
+  await says(page, "#live-rows", "hit");
+  await says(page, "#figures", "60.0 %");
+  assert.match(await text(page, "#figures"), /6\s+calls to Twilio saved/);
   await says(page, "#cache-pages", "4 pages");
-  assert.match(await text(page, "#outcomes"), /hit\s+6/);
-  assert.match(await text(page, "#outcomes"), /miss\s+4/);
-  await page.locator("#entries tr").nth(3).waitFor();
-  assert.match(await text(page, "#entries"), /metadata/);
+  await says(page, "#chart-requests .legend", "miss");
+  await says(page, "#account-cards", "accepted");
+  await page.locator("#chart-requests summary").click();
+  await page.locator("#chart-requests table").waitFor();
+  await page.getByRole("button", { name: "Look again" }).click();
+  await says(page, "#entry-rows", "metadata");
+  assert.equal(await page.locator("#entry-rows tr").count(), 4);
   await screenshot(page, "status-1200");
-
-  await page.emulateMedia({ colorScheme: "dark" });
-  await screenshot(page, "status-1200-dark");
   assert.deepEqual(complaints, []);
 });
 
-test("the page fits a narrow screen", async () => {
-  const stack = await start({ rate: "20/s" });
-  await someTraffic(stack);
-  const { page, complaints } = await visit(stack, { viewport: { width: 400, height: 800 } });
-  const width = await page.evaluate(() => document.documentElement.scrollWidth);
-  assert.ok(width <= 400, `the page is ${width} px wide`);
-  await screenshot(page, "status-400");
+test("Twilio that cannot be reached is told with its cause, and where to read on", async () => {
+  const stack = await session.start({ rate: "20/s", moreConfig: "[retry]\nattempts = 1\n[circuit]\nconsecutive = 1\n" });
+  await query(stack, "Conversation.ConversationStatus");
+  await stack.stopSimulator();
+  const { page, complaints } = await session.visit(stack);
+  for (const hour of ["hour", "day", "month"]) await query(stack, `Conversation.CreatedDate.${hour}`);
+  await says(page, "[data-ig=state]", /Degraded since \d\d:\d\d:\d\d: Twilio fails for main/);
+  assert.match(await page.title(), /Degraded/);
+  await says(page, "#findings", /Twilio fails for main/);
+  await says(page, "#error-rows", "upstream unreachable");
+  await says(page, "#error-rows", /502: .+/);
+  await screenshot(page, "status-down");
+  assert.deepEqual(await violations(page), []);
+  await page.getByRole("link", { name: /^Runbook: / }).first().click();
+  await page.waitForURL(/\/runbook#\w+/);
+  const heading = new URL(page.url()).hash.slice(1);
+  assert.equal(await page.locator(`[id="${heading}"]`).count(), 1, heading);
+  assert.deepEqual(await violations(page), []);
   assert.deepEqual(complaints, []);
 });
 
-test("the page shows a pause, rejected credentials and teams", async () => {
-  const stack = await start({ rate: "20/s" });
+test("rejected credentials and a pause are told", async () => {
+  const stack = await session.start({ rate: "20/s" });
   await stack.script({ next: 1, status: 401 });
   await query(stack, "Conversation.ConversationStatus");
   await stack.script({ next: 1, status: 429, headers: { "x-ratelimit-reset": "120" } });
-  const given = { headers: { Prefer: "wait=1" } };
-  await fetchJson(`${stack.url}${PATHS}/Metadata`, given);
-  const { page, complaints } = await visit(stack);
-  assert.equal(await text(page, "#state"), "Not ready");
-  assert.match(await text(page, "#checks"), /Failing\s+credentials\/main/);
-  assert.match(await text(page, "#accounts"), /paused, 1\d\d s left/);
-  assert.match(await text(page, "#accounts"), /rejected for \d+ s/);
-  await screenshot(page, "status-trouble");
-  // The browser itself reports that /readyz answers 503.
-  assert.deepEqual(complaints.filter((complaint) => !complaint.includes("503")), []);
-});
-
-test("teams are listed", async () => {
-  const stack = await start({ moreConfig: TEAM });
-  const { page, complaints } = await visit(stack);
-  assert.match(await text(page, "#teams"), /dashboards\s+main\s+200\/s\s+3\s+metadata, query/);
-  assert.equal(await page.locator("#no-teams").isVisible(), false);
-  assert.match(await text(page, "#accounts"), /no limit/);
+  await fetchJson(`${stack.url}${PATHS}/Metadata`, { headers: { Prefer: "wait=1" } });
+  const { page, complaints } = await session.visit(stack);
+  await says(page, "[data-ig=state]", /Failing since \d\d:\d\d:\d\d: Twilio rejects the credentials of main/);
+  assert.match(await page.title(), /Failing/);
+  assert.match(await text(page, "#account-cards"), /paused by Twilio’s limit, 1\d\d s left/);
+  assert.match(await text(page, "#account-cards"), /rejected for \d+ s/);
+  await says(page, "#chart-calls .legend", "paused by Twilio’s limit");
+  await screenshot(page, "status-rejected");
+  assert.deepEqual(await violations(page), []);
   assert.deepEqual(complaints, []);
 });
 
-test("the page shows that the gateway no longer answers", async () => {
-  const stack = await start();
-  const { page } = await visit(stack);
-  await stack.stopGateway();
-  await says(page, "#state", /does not answer since \d\d:\d\d:\d\d/);
-  assert.ok(await page.locator("main").isVisible(), "the last known state stays visible");
-  await screenshot(page, "status-silence");
+test("teams are listed with what they asked and were refused", async () => {
+  const stack = await session.start({ moreConfig: TEAM });
+  await query(stack, "Conversation.ConversationStatus", { token: "unknown" });
+  const { page, complaints } = await session.visit(stack);
+  await says(page, "#team-rows", /dashboards\s+main\s+0\s+0/);
+  assert.match(await text(page, "#team-rows"), /100 %\s+200\/s requests/);
+  assert.equal(await page.locator("#no-teams").isVisible(), false);
+  assert.match(await text(page, "#account-cards"), /no limit/);
+  await says(page, "#error-rows", "unauthenticated");
+  assert.equal(await page.locator("#explorer-section").isVisible(), false, "no admin token, so no explorer");
+  assert.deepEqual(complaints, []);
 });
 
-test("the page is accessible to assistive technology", async () => {
-  const stack = await start({ moreConfig: TEAM, rate: "20/s" });
-  const { page } = await visit(stack);
+test("silence is seen", async () => {
+  const stack = await session.start();
+  const { page } = await session.visit(stack);
+  await says(page, "[data-ig=state]", "Everything works");
+  await stack.stopGateway();
+  await says(page, "[data-ig=state]", /does not answer since \d\d:\d\d:\d\d/);
+  assert.match(await page.title(), /Silent/);
+  assert.ok(await page.locator("main").isVisible(), "what was known stays");
+});
+
+test("pages of the cache are searched, sorted and dropped, once that is confirmed", async () => {
+  const stack = await session.start();
+  await someTraffic(stack);
+  const { page, complaints } = await session.visit(stack);
+  await page.locator("#entry-rows tr").nth(3).waitFor();
+  await page.getByRole("button", { name: "Size" }).click();
+  assert.equal(await page.locator("#entries-head [aria-sort]").getAttribute("aria-sort"), "descending");
+  const largest = await page.locator("#entry-rows tr").first().innerText();
+  await page.getByRole("button", { name: "Size" }).click();
+  assert.equal(await page.locator("#entry-rows tr").last().innerText(), largest);
+  await page.getByRole("searchbox", { name: "Search" }).fill("metadata");
+  await says(page, "#entries-caption", "1 of 4 pages");
+
+  const kept = async () => (await fetchJson(`${stack.admin}/status`)).cache.entries;
+  await page.getByRole("button", { name: /^Drop [0-9a-f]{16}$/ }).click();
+  await page.getByRole("button", { name: "Keep" }).click();
+  assert.equal(await kept(), 4, "nothing is dropped that was not confirmed");
+  await page.getByRole("button", { name: /^Drop [0-9a-f]{16}$/ }).click();
+  assert.deepEqual(await violations(page), []);
+  await page.getByRole("button", { name: "Drop the page" }).click();
+  await says(page, "#entries-caption", /0 of 3 pages/);
+  await page.getByRole("button", { name: "Drop all pages …" }).click();
+  await page.getByRole("button", { name: "Drop all", exact: true }).click();
+  await says(page, "#entries-caption", "Nothing is kept yet.");
+  assert.equal(await kept(), 0);
+  assert.deepEqual(complaints, []);
+});
+
+for (const [name, options] of [
+  ["light", {}],
+  ["dark", { colorScheme: "dark" }],
+  ["narrow", { viewport: { width: 390, height: 800 } }],
+  ["narrow-dark", { viewport: { width: 390, height: 800 }, colorScheme: "dark" }],
+]) {
+  test(`nobody is shut out: ${name}`, async () => {
+    const stack = await session.start({ rate: "20/s" });
+    await someTraffic(stack);
+    await query(stack, "Conversation.Nothing");
+    await fetchJson(`${stack.url}/nowhere`);
+    const { page, complaints } = await session.visit(stack, options);
+    await says(page, "#error-rows", "not found");
+    await says(page, "#metadata-note", "dimensions");
+    await page.locator("[data-ig=dimension]").selectOption("Conversation.ConversationStatus");
+    await page.locator("[data-ig=run]").click();
+    await says(page, "[data-ig=rows]", "CLOSED");
+    await says(page, "#chart-requests .legend", "hit");
+    assert.deepEqual(await violations(page), []);
+    const wide = options.viewport?.width ?? 1200;
+    const width = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(width <= wide, `the page is ${width} px wide`);
+    await screenshot(page, `status-${name}`);
+    assert.deepEqual(complaints, []);
+  });
+}
+
+test("headings are in order, and tables say what they are", async () => {
+  const stack = await session.start({ moreConfig: TEAM, rate: "20/s" });
+  const { page } = await session.visit(stack);
+  await says(page, "[data-ig=state]", "Everything works");
   const levels = await page.locator("h1, h2, h3").evaluateAll((all) => all.map((one) => Number(one.tagName[1])));
   assert.equal(levels.filter((level) => level === 1).length, 1);
   levels.reduce((above, level) => {
@@ -179,10 +180,10 @@ test("the page is accessible to assistive technology", async () => {
   });
   const tables = page.locator("table");
   for (let at = 0; at < (await tables.count()); at += 1) {
-    assert.ok(await tables.nth(at).locator("caption").textContent());
+    assert.notEqual(await tables.nth(at).locator("caption").count(), 0);
     assert.equal(await tables.nth(at).locator("thead th:not([scope=col])").count(), 0);
   }
-  assert.ok(await page.getByRole("status").isVisible());
+  assert.ok(await page.getByRole("status").first().isVisible());
   assert.ok(await page.getByRole("meter", { name: "Cache fill" }).isVisible());
   assert.ok(await page.getByRole("meter", { name: "Tokens" }).getAttribute("aria-valuetext"));
 });

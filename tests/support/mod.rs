@@ -9,6 +9,7 @@
 
 pub mod certificate;
 pub mod client;
+pub mod events;
 pub mod faults;
 pub mod gateway;
 pub mod openapi;

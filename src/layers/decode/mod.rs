@@ -295,6 +295,42 @@ enum Read {
 }
 
 impl DecodeLayer {
+    /// The key under which the cache would look for a request, without asking anybody. `None` where that depends on
+    /// metadata that is not at hand.
+    ///
+    /// # Errors
+    ///
+    /// Why the request would be refused.
+    pub fn key_of(
+        &self,
+        team: &Arc<Team>,
+        operation: Operation,
+        query: &str,
+        body: Bytes,
+        received: Instant,
+    ) -> Result<Option<Key>, GatewayError> {
+        let room = self.bodies.room();
+        let body = room.hold(body).map_err(too_many)?;
+        let endpoint = operation.endpoint();
+        let asked = Asked {
+            endpoint,
+            path: endpoint.path.into(),
+            query: query.into(),
+            directives: RequestDirectives::default(),
+            headers: None,
+            base: None,
+            body,
+            room,
+            team: Arc::clone(team),
+            received,
+            context: Arc::default(),
+        };
+        match self.read(&asked)? {
+            Read::Query(query, _) => Ok(Some(query.canonical.key)),
+            Read::NeedsMetadata(..) => Ok(None),
+        }
+    }
+
     /// Reads a request. Under a policy, a query is read with the view of a fresh page of metadata, if the cache has
     /// one.
     fn read(&self, request: &Asked) -> Result<Read, GatewayError> {

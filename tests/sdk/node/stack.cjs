@@ -96,6 +96,11 @@ class Simulator {
     await stop(this.#processes.pop());
   }
 
+  /** Stops the simulator alone. */
+  async stopSimulator() {
+    await stop(this.#processes.shift());
+  }
+
   async close() {
     await Promise.all(this.#processes.map(stop));
     fs.rmSync(this.#directory, { recursive: true, force: true });

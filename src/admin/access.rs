@@ -1,0 +1,101 @@
+//! Who may ask the admin plane, and on behalf of which web pages.
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use http::{Request, header};
+
+use super::Inner;
+use super::sessions::SessionId;
+use crate::semantics::{host, origin};
+
+/// What somebody has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// No token is asked for.
+    Open,
+    /// The token that has this hash.
+    Token([u8; 32]),
+    /// The session of a browser that has logged in.
+    Session(SessionId),
+    /// A token that is not the admin plane's.
+    Wrong,
+    /// Nothing.
+    Nothing,
+}
+
+impl Access {
+    /// May it have what only those who are let in may.
+    pub(super) fn is_granted(self) -> bool {
+        matches!(self, Self::Open | Self::Token(_) | Self::Session(_))
+    }
+}
+
+impl Inner {
+    /// Who asks. A token that is shown has to be right, whatever session there is.
+    pub(super) fn access<B>(&self, request: &Request<B>) -> Access {
+        let Some(expected) = self.config.load().admin.token_sha256 else { return Access::Open };
+        let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
+        let Some(first) = presented.next() else {
+            let session = SessionId::of(request.headers());
+            let lasting = session.filter(|id| self.sessions.lasts(*id, expected, self.shared.clock));
+            return lasting.map_or(Access::Nothing, Access::Session);
+        };
+        let bearer = || {
+            let (scheme, token) = first.to_str().ok()?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        };
+        match presented.next().map_or_else(bearer, |_second| None) {
+            Some(token) if is_token(token, expected) => Access::Token(expected),
+            _ => Access::Wrong,
+        }
+    }
+
+    /// Does what let somebody in still do so.
+    pub(super) fn is_still_granted(&self, access: Access) -> bool {
+        match (access, self.config.load().admin.token_sha256) {
+            (Access::Open, expected) => expected.is_none(),
+            (Access::Token(shown), Some(expected)) => shown == expected,
+            (Access::Session(id), Some(expected)) => self.sessions.lasts(id, expected, self.shared.clock),
+            (Access::Token(_) | Access::Session(_), None) => true,
+            (Access::Wrong | Access::Nothing, _) => false,
+        }
+    }
+
+    /// Whether a web page may ask this: only our own, and where no token has been asked for not under a name that
+    /// somebody else may own. Beyond loopback there is a token, and probes may use whatever name leads there.
+    ///
+    /// A browser sends a session's cookie by itself, so such a request is looked at like one that shows nothing.
+    pub(super) fn check_site<B>(
+        &self,
+        request: &Request<B>,
+        is_probe: bool,
+        access: Access,
+    ) -> Result<(), &'static str> {
+        let config = self.config.load();
+        let without_token = is_probe || access == Access::Open;
+        let is_ours = |host: &str| {
+            let public = config.server.public_url.as_ref().and_then(|url| url.host());
+            host::is_address_or_loopback(host) || public.is_some_and(|public| public.eq_ignore_ascii_case(host))
+        };
+        let is_named = request.uri().authority().is_some() || request.headers().contains_key(header::HOST);
+        let is_rebound = is_named && !origin::authority_of(request).is_some_and(|named| is_ours(named.host()));
+        match () {
+            () if without_token && !self.beyond_loopback && is_rebound => Err(
+                "without a token the admin plane answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
+            ),
+            () if without_token && origin::is_cross_site(request, &[]) => {
+                Err("without a token the admin plane answers no page of another site")
+            }
+            () if matches!(access, Access::Session(_)) && origin::is_cross_site(request, &[]) => {
+                Err("the admin plane answers no page of another site")
+            }
+            () if origin::names_another(request, &[]) => Err("the admin plane answers no page of another site"),
+            () => Ok(()),
+        }
+    }
+}
+
+/// Is this the token with that hash. Takes as long whatever is wrong with it.
+pub(super) fn is_token(token: &str, expected: [u8; 32]) -> bool {
+    verify_slices_are_equal(digest(&SHA256, token.as_bytes()).as_ref(), &expected).is_ok()
+}

@@ -1,0 +1,52 @@
+//! How the admin plane answers: as JSON, as text, as a page for browsers, or by leading elsewhere.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::core::escape;
+use crate::request::body::ResponseBody;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+pub(super) fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
+    of(status, HeaderValue::from_static(content_type), ResponseBody::full(body.into()))
+}
+
+/// An answer that no cache keeps and no browser takes for something else.
+pub(super) fn of(status: StatusCode, content_type: HeaderValue, body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, content_type);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+pub(super) fn json_answer(status: StatusCode, value: &Value) -> Response<ResponseBody> {
+    // Queries hold what clients wrote, and people read this in terminals: what would steer one is escaped, as JSON has it.
+    let mut body = escape::text(&value.to_string(), false).into_owned();
+    // A line of its own on a terminal. Writing to a string does not fail.
+    let _ = writeln!(body);
+    of(status, JSON, ResponseBody::full(body))
+}
+
+pub(super) fn refuse(status: StatusCode, message: &str) -> Response<ResponseBody> {
+    json_answer(status, &json!({"error": message}))
+}
+
+pub(super) fn not_allowed(methods: &'static str) -> Response<ResponseBody> {
+    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+/// Leads a browser to another page, which it is to GET.
+pub(super) fn see(location: &'static str) -> Response<ResponseBody> {
+    let mut response = text(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", format!("see {location}\n"));
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_static(location));
+    response
+}

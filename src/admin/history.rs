@@ -1,0 +1,192 @@
+//! The last fifteen minutes, kept in the process: what the page draws, and scripts read from `/status`.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value, json};
+
+use super::Inner;
+use crate::budget::{BudgetStatus, CircuitState};
+use crate::core::outcome::Outcome;
+use crate::live::{Spread, millis, time};
+
+/// How long one point stands for.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often what may be over before the interval ends is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Points that are kept.
+const POINTS: usize = 180;
+
+/// The last points.
+#[derive(Debug, Default)]
+pub(super) struct History(Mutex<VecDeque<Point>>);
+
+/// What happened in one interval.
+#[derive(Debug)]
+struct Point {
+    /// Its end.
+    at: SystemTime,
+    requests: Spread,
+    accounts: Vec<(Arc<str>, AccountPoint)>,
+    waiting: Vec<(Arc<str>, usize)>,
+}
+
+/// What happened to one account.
+#[derive(Debug, Clone, Copy, Default)]
+struct AccountPoint {
+    /// Upstream attempts.
+    calls: u64,
+    /// Tokens a second at the end, if there is a rate.
+    rate: Option<f64>,
+    /// Looks at which it was paused.
+    paused: u32,
+    /// Looks at which its circuit was not closed.
+    broken: u32,
+}
+
+impl History {
+    fn points(&self) -> MutexGuard<'_, VecDeque<Point>> {
+        // Each critical section leaves it as a whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, point: Point) {
+        let mut points = self.points();
+        if points.len() == POINTS {
+            points.pop_front();
+        }
+        points.push_back(point);
+    }
+
+    /// As `/status` shows it. What did not happen is left out of a point.
+    pub(super) fn to_json(&self) -> Value {
+        let points: Vec<_> = self.points().iter().map(Point::to_json).collect();
+        json!({"interval_seconds": INTERVAL.as_secs(), "points": points})
+    }
+}
+
+impl Point {
+    fn to_json(&self) -> Value {
+        let by_outcome = |value: &dyn Fn(Outcome) -> Option<Value>| {
+            let named = |outcome: Outcome| Some((outcome.as_str().to_owned(), value(outcome)?));
+            Value::from(Outcome::ALL.into_iter().filter_map(named).collect::<Map<_, _>>())
+        };
+        let quantile = |share| move |outcome| Some(json!(millis(self.requests.quantile(outcome, share)?)));
+        let count = |outcome| Some(self.requests.count(outcome)).filter(|count| *count > 0).map(|count| json!(count));
+        let accounts = self.accounts.iter().map(|(name, account)| (name.to_string(), account.to_json()));
+        let waiting = self.waiting.iter().map(|(team, calls)| (team.to_string(), json!(calls)));
+        json!({
+            "at": time(self.at),
+            "requests": by_outcome(&count),
+            "p50_ms": by_outcome(&quantile(0.5)),
+            "p95_ms": by_outcome(&quantile(0.95)),
+            "accounts": accounts.collect::<Map<_, _>>(),
+            "waiting": waiting.collect::<Map<_, _>>(),
+        })
+    }
+}
+
+impl AccountPoint {
+    fn to_json(self) -> Value {
+        json!({
+            "calls": self.calls,
+            "rate_per_second": self.rate.map(|rate| (rate * 1000.0).round() / 1000.0),
+            "paused_seconds": self.paused,
+            "circuit_broken_seconds": self.broken,
+        })
+    }
+}
+
+/// Takes points for as long as the admin plane lives.
+pub(super) async fn record(inner: Weak<Inner>) {
+    let mut recorder = Recorder::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(inner) = inner.upgrade() else { return };
+        recorder.look(&inner);
+    }
+}
+
+/// What has been seen since the last point.
+#[derive(Debug, Default)]
+struct Recorder {
+    looks: u32,
+    before: Option<Spread>,
+    attempts: HashMap<Arc<str>, u64>,
+    accounts: HashMap<Arc<str>, AccountPoint>,
+    waiting: HashMap<Arc<str>, usize>,
+}
+
+impl Recorder {
+    fn look(&mut self, inner: &Inner) {
+        let shared = &inner.shared;
+        let mut budgets = Vec::new();
+        for account in &inner.config.load().accounts {
+            let Some(budget) = shared.registry.account(&account.name).map(|state| state.budget) else { continue };
+            let (name, status) = (Arc::<str>::from(account.name.as_str()), budget.status());
+            let seen = self.accounts.entry(Arc::clone(&name)).or_default();
+            seen.paused += u32::from(!status.paused.is_zero());
+            seen.broken += u32::from(status.circuit != CircuitState::Closed);
+            let mut waiting = HashMap::<Arc<str>, usize>::new();
+            for (team, calls) in budget.waiting_by_team() {
+                *waiting.entry(team).or_default() += calls;
+            }
+            for (team, calls) in waiting {
+                let most = self.waiting.entry(team).or_default();
+                *most = calls.max(*most);
+            }
+            budgets.push((name, status));
+        }
+        self.looks += 1;
+        if u64::from(self.looks) * LOOK.as_secs() >= INTERVAL.as_secs() {
+            self.finish(inner, &budgets);
+        }
+    }
+
+    fn finish(&mut self, inner: &Inner, budgets: &[(Arc<str>, BudgetStatus)]) {
+        let spread = inner.shared.live.latencies().read();
+        let requests = self.before.as_ref().map_or_else(|| spread.clone(), |before| spread.since(before));
+        let mut accounts = Vec::new();
+        for (name, status) in budgets {
+            let mut point = self.accounts.get(name).copied().unwrap_or_default();
+            let before = self.attempts.insert(Arc::clone(name), status.attempts).unwrap_or_default();
+            point.calls = status.attempts.saturating_sub(before);
+            point.rate = status.per_second;
+            accounts.push((Arc::clone(name), point));
+        }
+        let waiting = self.waiting.drain().collect();
+        inner.history.push(Point { at: inner.shared.clock.wall_now(), requests, accounts, waiting });
+        self.accounts.clear();
+        (self.before, self.looks) = (Some(spread), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::Latencies;
+
+    #[test]
+    fn a_point_leaves_out_what_did_not_happen_and_old_points_go() {
+        let (latencies, history) = (Latencies::default(), History::default());
+        latencies.count(Outcome::Hit, Duration::from_millis(1));
+        for second in 0..=POINTS as u64 {
+            history.push(Point {
+                at: SystemTime::UNIX_EPOCH + Duration::from_secs(second),
+                requests: latencies.read(),
+                accounts: vec![("main".into(), AccountPoint { calls: 2, rate: Some(5.0), paused: 1, broken: 0 })],
+                waiting: vec![("dashboards".into(), 3)],
+            });
+        }
+        let json = history.to_json();
+        let points = json["points"].as_array().unwrap();
+        assert_eq!((points.len(), &points[0]["at"]), (POINTS, &json!("1970-01-01T00:00:01.000Z")));
+        assert_eq!(points[0]["requests"], json!({"hit": 1}));
+        assert_eq!(points[0]["p95_ms"].as_object().unwrap().len(), 1);
+        let account = json!({"calls": 2, "rate_per_second": 5.0, "paused_seconds": 1, "circuit_broken_seconds": 0});
+        assert_eq!((&points[0]["accounts"]["main"], &points[0]["waiting"]["dashboards"]), (&account, &json!(3)));
+    }
+}

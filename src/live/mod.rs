@@ -1,0 +1,411 @@
+//! What is going on now: who listens to requests as they end, how many there were, how long they took, and what went wrong
+//! of late.
+//!
+//! It is told of every request's end, and knows no HTTP. The admin plane reads it. While nobody listens, an event costs
+//! one atomic read; listeners that are too slow lose events, and no request waits for them.
+
+mod latency;
+mod usage;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+pub use self::latency::{Latencies, Spread};
+pub use self::usage::Usage;
+use crate::core::clock::Clock;
+use crate::core::escape;
+use crate::core::outcome::Outcome;
+use crate::request::ended::{RequestEnded, RequestSubscriber};
+
+/// Events that a listener may be behind before it loses the oldest.
+const BACKLOG: usize = 1024;
+
+/// Failures and refusals that are remembered.
+const RECENT: usize = 50;
+
+/// Teams and reasons that refusals are counted by. Both come from configuration and from closed lists; teams that reloads
+/// took away are counted until this many are known.
+const MOST_REFUSALS: usize = 4096;
+
+/// What goes on. Cheap to clone; all clones are one. It outlives reloads.
+#[derive(Debug, Clone)]
+pub struct Live(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    clock: Clock,
+    listeners: AtomicUsize,
+    events: broadcast::Sender<Bytes>,
+    latencies: Latencies,
+    usage: Mutex<HashMap<Arc<str>, Arc<Usage>>>,
+    slow: Mutex<Slow>,
+}
+
+/// What is counted of requests that are not hits: they have time for a lock.
+#[derive(Debug, Default)]
+struct Slow {
+    recent: VecDeque<Failure>,
+    refusals: HashMap<(Arc<str>, &'static str), u64>,
+    attempts: u64,
+    upstream: Duration,
+}
+
+/// A request that was refused, or failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// When it ended.
+    pub at: SystemTime,
+    /// Its id, as the client was told.
+    pub request_id: Box<str>,
+    /// Who asked; `None` where that was not known.
+    pub team: Option<Arc<str>>,
+    /// What for, if that became known.
+    pub operation: Option<&'static str>,
+    /// The HTTP status.
+    pub status: u16,
+    /// The closed word for it.
+    pub reason: &'static str,
+    /// What the client was told.
+    pub message: Box<str>,
+    /// What lay behind it, if anything is known.
+    pub cause: Option<Box<str>>,
+}
+
+/// How long an upstream attempt took on average.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct UpstreamTime {
+    /// Attempts that were measured.
+    pub attempts: u64,
+    /// Their time together.
+    pub total: Duration,
+}
+
+/// Hears of requests as they end. To drop it is to listen no longer.
+#[derive(Debug)]
+pub struct Listener {
+    receiver: broadcast::Receiver<Bytes>,
+    live: Live,
+}
+
+/// What a [`Listener`] hears.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// One event as a server-sent event, whole.
+    Event(Bytes),
+    /// So many were lost, since this listener was too slow.
+    Lost(u64),
+}
+
+impl Live {
+    /// Of a gateway at which nothing has happened yet.
+    pub fn new(clock: Clock) -> Self {
+        Self(Arc::new(Inner {
+            clock,
+            listeners: AtomicUsize::new(0),
+            events: broadcast::Sender::new(BACKLOG),
+            latencies: Latencies::default(),
+            usage: Mutex::default(),
+            slow: Mutex::default(),
+        }))
+    }
+
+    /// Is told of requests' ends. `teams` are the names in the order of their ordinals. With `shows_queries`, events have
+    /// the query.
+    pub fn subscriber(&self, teams: &[String], shows_queries: bool) -> impl RequestSubscriber + use<> {
+        Subscriber { live: self.clone(), usage: teams.iter().map(|team| self.usage(team)).collect(), shows_queries }
+    }
+
+    /// What a team has used since the start: kept by its name, over reloads.
+    pub fn usage(&self, team: &str) -> Arc<Usage> {
+        let mut usage = self.0.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        match usage.get(team) {
+            Some(known) => Arc::clone(known),
+            None => Arc::clone(usage.entry(team.into()).or_default()),
+        }
+    }
+
+    /// Listens from now on.
+    pub fn listen(&self) -> Listener {
+        self.0.listeners.fetch_add(1, Relaxed);
+        Listener { receiver: self.0.events.subscribe(), live: self.clone() }
+    }
+
+    /// All requests since the start, by outcome and time.
+    pub fn latencies(&self) -> &Latencies {
+        &self.0.latencies
+    }
+
+    /// The latest requests that were refused or failed, the newest first.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.slow().recent.iter().rev().cloned().collect()
+    }
+
+    /// How often this team was refused or failed, by reason, since the start.
+    pub fn refusals(&self, team: &str) -> Vec<(&'static str, u64)> {
+        let slow = self.slow();
+        let own = slow.refusals.iter().filter(|((name, _), _)| **name == *team);
+        let mut own: Vec<_> = own.map(|((_, reason), count)| (*reason, *count)).collect();
+        own.sort_unstable_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
+        own
+    }
+
+    /// How long upstream attempts took, since the start.
+    pub fn upstream_time(&self) -> UpstreamTime {
+        let slow = self.slow();
+        UpstreamTime { attempts: slow.attempts, total: slow.upstream }
+    }
+
+    fn slow(&self) -> MutexGuard<'_, Slow> {
+        // Each critical section leaves it as a whole.
+        self.0.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, request: &RequestEnded, usage: Option<&Usage>) {
+        let totals = request.context.totals();
+        if let Some(usage) = usage {
+            usage.attempted(totals.attempts);
+        }
+        let reason = request.reason();
+        let failure = (!reason.is_empty()).then(|| self.failure(request, reason));
+        let mut slow = self.slow();
+        slow.attempts += u64::from(totals.attempts);
+        slow.upstream += totals.upstream;
+        let Some(failure) = failure else { return };
+        if let Some(team) = &failure.team {
+            let key = (Arc::clone(team), reason);
+            if slow.refusals.len() < MOST_REFUSALS || slow.refusals.contains_key(&key) {
+                *slow.refusals.entry(key).or_default() += 1;
+            }
+        }
+        if slow.recent.len() == RECENT {
+            slow.recent.pop_front();
+        }
+        slow.recent.push_back(failure);
+    }
+
+    fn failure(&self, request: &RequestEnded, reason: &'static str) -> Failure {
+        let error = request.context.error.get();
+        Failure {
+            at: self.0.clock.wall(request.ended),
+            request_id: request.context.head.id().into(),
+            team: request.team().map(|team| Arc::clone(&team.name)),
+            operation: request.operation().map(|operation| operation.as_str()),
+            status: request.status,
+            reason,
+            message: error.map_or("the client left before it was answered", |error| error.message()).into(),
+            cause: error.and_then(|error| error.cause()).map(|cause| chain(cause).into()),
+        }
+    }
+
+    fn tell(&self, request: &RequestEnded, shows_queries: bool) {
+        let (totals, team) = (request.context.totals(), request.team());
+        let mut event = json!({
+            "at": time(self.0.clock.wall(request.ended)),
+            "request_id": request.context.head.id(),
+            "team": team.map(|team| &*team.name),
+            "account": team.map(|team| &*team.account.name),
+            "operation": request.operation().map(|operation| operation.as_str()),
+            "method": request.context.head.method.as_str(),
+            "status": request.status,
+            "outcome": request.outcome.as_str(),
+            "reason": request.reason(),
+            "bytes": request.bytes,
+            "duration_ms": millis(request.took()),
+            "wait_ms": millis(totals.wait),
+            "upstream_ms": millis(totals.upstream),
+            "attempts": totals.attempts,
+            "via": request.context.head.peer.via(),
+        });
+        if shows_queries {
+            let query = request.context.query().map(|query| String::from_utf8_lossy(query));
+            event["query"] = json!(query);
+        }
+        // Nobody listens any more, perhaps.
+        let _ = self.0.events.send(frame("request", &event));
+    }
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    live: Live,
+    usage: Box<[Arc<Usage>]>,
+    shows_queries: bool,
+}
+
+impl RequestSubscriber for Subscriber {
+    fn ended(&self, request: &RequestEnded) {
+        self.live.0.latencies.count(request.outcome, request.took());
+        let usage = request.team().and_then(|team| self.usage.get(team.ordinal));
+        if let Some(usage) = usage {
+            usage.requested(request.outcome);
+        }
+        if request.outcome != Outcome::Hit {
+            self.live.count(request, usage.map(Arc::as_ref));
+        }
+        if self.live.0.listeners.load(Relaxed) > 0 {
+            self.live.tell(request, self.shows_queries);
+        }
+    }
+
+    fn reads_query(&self) -> bool {
+        self.shows_queries
+    }
+}
+
+impl Listener {
+    /// The next event, or word of those that were lost. Never ends by itself.
+    pub async fn hear(&mut self) -> Heard {
+        match self.receiver.recv().await {
+            Ok(event) => Heard::Event(event),
+            Err(broadcast::error::RecvError::Lagged(lost)) => Heard::Lost(lost),
+            // The sender lives as long as `live` does.
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+
+    /// The next event, if there is one already.
+    pub fn heard(&mut self) -> Option<Bytes> {
+        self.receiver.try_recv().ok()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.live.0.listeners.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A server-sent event (HTML, section 9.2).
+pub fn frame(name: &str, data: &Value) -> Bytes {
+    // JSON has no line feed of its own, and what would steer a terminal is escaped.
+    let data = data.to_string();
+    Bytes::from(format!("event: {name}\ndata: {}\n\n", escape::text(&data, false)))
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        // Writing to a string does not fail.
+        let _ = write!(text, ": {error}");
+        next = error.source();
+    }
+    text
+}
+
+/// RFC 3339, in UTC, to the millisecond.
+pub fn time(time: SystemTime) -> Option<String> {
+    Timestamp::try_from(time).ok().map(|time| format!("{time:.3}"))
+}
+
+/// Milliseconds with three decimals.
+pub fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::accounts::Team;
+    use crate::core::error::{GatewayError, Reason};
+    use crate::request::context::RequestContext;
+    use crate::twilio::endpoint::Operation;
+
+    fn request(clock: Clock, outcome: Outcome, error: Option<GatewayError>) -> RequestEnded {
+        let context = RequestContext::default();
+        context.team.set(Arc::new(Team::example("dashboards"))).unwrap();
+        context.operation.set(Operation::Query).unwrap();
+        context.keep_query();
+        context.asks(&Bytes::from_static(b"{\"query\":{}}"));
+        let status = error.as_ref().map_or(200, |error| error.reason().status().as_u16());
+        if let Some(error) = error {
+            context.reason.set(error.reason()).unwrap();
+            context.error.set(error).unwrap();
+        }
+        let (received, ended) = (clock.now(), clock.now() + Duration::from_millis(2));
+        RequestEnded { context: Arc::new(context), received, ended, outcome, status, bytes: 7, is_traced: false }
+    }
+
+    fn event(heard: Heard) -> Value {
+        let Heard::Event(frame) = heard else { panic!("{heard:?}") };
+        let text = String::from_utf8(frame.to_vec()).unwrap();
+        let data = text.strip_prefix("event: request\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
+        serde_json::from_str(data).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listeners_hear_of_requests_and_queries_only_where_they_may() {
+        let (clock, live) = (Clock::new(), Live::new(Clock::new()));
+        let (quiet, open) =
+            (live.subscriber(&["dashboards".to_owned()], false), live.subscriber(&["dashboards".to_owned()], true));
+        assert!(!quiet.reads_query() && open.reads_query());
+        quiet.ended(&request(clock, Outcome::Hit, None));
+        let mut listener = live.listen();
+        assert_eq!(listener.hear().now_or_never(), None, "what was before is not heard");
+        quiet.ended(&request(clock, Outcome::Miss, None));
+        let heard = event(listener.hear().await);
+        assert_eq!(
+            (&heard["outcome"], &heard["team"], &heard["duration_ms"]),
+            (&json!("miss"), &json!("dashboards"), &json!(2.0))
+        );
+        assert_eq!(heard.get("query"), None);
+        open.ended(&request(clock, Outcome::Hit, None));
+        assert_eq!(event(listener.hear().await)["query"], "{\"query\":{}}");
+        drop(listener);
+        assert_eq!(live.0.listeners.load(Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_too_slow_is_told_how_much_was_lost() {
+        let (clock, live) = (Clock::new(), Live::new(Clock::new()));
+        let subscriber = live.subscriber(&["dashboards".to_owned()], false);
+        let mut listener = live.listen();
+        for _ in 0..BACKLOG + 3 {
+            subscriber.ended(&request(clock, Outcome::Hit, None));
+        }
+        assert_eq!(listener.hear().await, Heard::Lost(3));
+        assert!(matches!(listener.hear().await, Heard::Event(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_remembered_with_their_causes_and_counted_by_team() {
+        let (clock, live) = (Clock::new(), Live::new(Clock::new()));
+        let subscriber = live.subscriber(&["dashboards".to_owned()], false);
+        for n in 0..RECENT + 2 {
+            let error = GatewayError::new(Reason::UpstreamUnreachable, format!("number {n}"));
+            let error = error.with_cause(std::io::Error::other("connection refused"));
+            subscriber.ended(&request(clock, Outcome::Failed, Some(error)));
+        }
+        subscriber.ended(&request(
+            clock,
+            Outcome::Refused,
+            Some(GatewayError::new(Reason::TeamRateLimit, "slow down")),
+        ));
+        let failures = live.failures();
+        assert_eq!(failures.len(), RECENT);
+        assert_eq!(
+            (&*failures[0].message, failures[0].reason, failures[0].status),
+            ("slow down", "team_rate_limit", 429)
+        );
+        assert_eq!((&*failures[1].message, failures[1].cause.as_deref()), ("number 51", Some("connection refused")));
+        let expected = [("upstream_unreachable", RECENT as u64 + 2), ("team_rate_limit", 1)];
+        assert_eq!(live.refusals("dashboards"), expected);
+        assert_eq!(live.refusals("other"), []);
+        let usage = live.usage("dashboards");
+        assert_eq!((usage.requests(Outcome::Failed), usage.requests(Outcome::Refused)), (RECENT as u64 + 2, 1));
+        // After a reload.
+        live.subscriber(&["dashboards".to_owned()], true).ended(&request(clock, Outcome::Hit, None));
+        assert_eq!((usage.requests(Outcome::Hit), usage.saved()), (1, 1));
+    }
+}

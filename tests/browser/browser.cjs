@@ -1,0 +1,118 @@
+"use strict";
+
+// What the tests of the status page share: a real browser, and what it must never do.
+
+const fs = require("node:fs");
+const path = require("node:path");
+
+const { chromium } = require("playwright-core");
+
+const { PATIENCE_MS, ROWS, Stack, fetchJson, waitFor } = require("../sdk/node/stack.cjs");
+
+const PATHS = "/v3/InsightsDomains/Conversations";
+const AXE = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+/** Browsers, pages and gateways that are closed together. */
+class Session {
+  #open = [];
+
+  static async launch() {
+    const session = new Session();
+    const args = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
+    // Root, as which containers and CI run, has no sandbox.
+    if (process.getuid() === 0) args.push("--no-sandbox");
+    session.browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
+    return session;
+  }
+
+  closing(closable) {
+    this.#open.push(closable);
+    return closable;
+  }
+
+  async start(options) {
+    return this.closing(await Stack.start(options));
+  }
+
+  /** The page, and all that it complained about or asked of other hosts. */
+  async visit(stack, options = {}) {
+    const { path: place = "/", ...rest } = options;
+    const context = this.closing(await this.browser.newContext({ viewport: { width: 1200, height: 900 }, ...rest }));
+    const page = await context.newPage();
+    page.setDefaultTimeout(PATIENCE_MS);
+    const complaints = [];
+    page.on("console", (message) => {
+      if (["error", "warning"].includes(message.type())) complaints.push(message.text());
+    });
+    page.on("pageerror", (error) => complaints.push(String(error)));
+    page.on("request", (request) => {
+      const { protocol, origin } = new URL(request.url());
+      if (protocol !== "data:" && origin !== stack.admin) complaints.push(`asked ${request.url()}`);
+    });
+    await page.addInitScript(() => {
+      document.addEventListener("securitypolicyviolation", (event) => {
+        console.error(`the policy forbids ${event.violatedDirective} ${event.blockedURI}`);
+      });
+    });
+    await page.goto(`${stack.admin}${place}`);
+    return { page, complaints };
+  }
+
+  async closeOpen() {
+    await Promise.all(this.#open.splice(0).map((closable) => closable.close()));
+  }
+
+  async close() {
+    await this.browser?.close();
+  }
+}
+
+/** A query; its answer, be it an error. */
+async function query(stack, dimension, { pageSize = 50, token, headers = {} } = {}) {
+  const body = { query: { measures: ["Conversation.Count"], dimensions: [dimension] } };
+  const authorization = token ? { Authorization: `Bearer ${token}` } : {};
+  const all = { "Content-Type": "application/json", ...authorization, ...headers };
+  return fetchJson(`${stack.url}${PATHS}/Query?pageSize=${pageSize}`, { method: "POST", body: JSON.stringify(body), headers: all });
+}
+
+/** Four misses and six hits, all but the metadata of different sizes. */
+async function someTraffic(stack) {
+  await fetchJson(`${stack.url}${PATHS}/Metadata`);
+  for (let round = 0; round < 3; round += 1) {
+    await query(stack, "Conversation.ConversationStatus");
+    await query(stack, "Conversation.ConversationId", { pageSize: ROWS });
+    await query(stack, "Conversation.CreatedDate.hour");
+  }
+}
+
+const text = (page, selector) => page.locator(selector).innerText();
+
+/** Waits until an element says so, as a person reads it. */
+async function says(page, selector, expected) {
+  const matches = (shown) => (typeof expected === "string" ? shown.includes(expected) : expected.test(shown));
+  let last = "";
+  const look = async () => {
+    const found = page.locator(selector).first();
+    last = (await found.count()) ? await found.innerText() : "";
+    return matches(last);
+  };
+  await waitFor(look, `${selector} to say ${expected}`).catch((error) => {
+    throw new Error(`${error.message}; it says ${JSON.stringify(last)}`);
+  });
+}
+
+async function screenshot(page, name) {
+  if (!process.env.SCREENSHOTS) return;
+  fs.mkdirSync(process.env.SCREENSHOTS, { recursive: true });
+  await page.screenshot({ path: path.join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
+}
+
+/** What axe-core finds wrong, each with where. */
+async function violations(page) {
+  // By the debugger's way, which the page's own policy does not bind.
+  await page.evaluate(AXE);
+  const { violations: found } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+  return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).slice(0, 3).join(" | ")}`);
+}
+
+module.exports = { PATHS, Session, query, says, screenshot, someTraffic, text, violations };
