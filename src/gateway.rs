@@ -66,6 +66,7 @@ pub enum Milestone {
 }
 
 type OnStateChange = Arc<dyn Fn(Milestone) + Send + Sync>;
+type OnReload = Arc<dyn Fn(&Config) + Send + Sync>;
 
 /// A gateway whose listeners are open, and which does not serve yet.
 pub struct Gateway {
@@ -77,6 +78,7 @@ pub struct Gateway {
     admin: Vec<Bound>,
     held: Held,
     on_state_change: OnStateChange,
+    on_reload: OnReload,
     most_connections: usize,
 }
 
@@ -100,15 +102,19 @@ impl Gateway {
         let shared = SharedState::new(&config)?;
         let stack = stack::build(&config, &shared)?;
         shared.audit.switch(audit_file(&config)?);
-        let tls = certificate(&config)?.map(TlsAcceptor::new);
+        let certificate = certificate(&config)?;
+        shared.certificate.store(certificate.as_ref().and_then(Certificate::validity).map(Arc::new));
+        let tls = certificate.map(TlsAcceptor::new);
         let mut data = Vec::new();
         for listen in &config.server.listen {
-            data.extend(server::bind(listen, &config.server.listen, config.server.unix_mode, &mut inherited)?);
+            let bound = server::bind(listen, &config.server.listen, config.server.unix_mode, &mut inherited);
+            data.extend(bound.map_err(|error| error.set_by("--listen (server.listen)"))?);
         }
         for name in inherited.names() {
             tracing::warn!(name, "a socket was handed over that server.listen does not name; it is not served");
         }
-        let admin = server::bind(&Listen::Tcp(config.admin.listen), &[], config.server.unix_mode, &mut inherited)?;
+        let admin = server::bind(&Listen::Tcp(config.admin.listen), &[], config.server.unix_mode, &mut inherited)
+            .map_err(|error| error.set_by("--admin-listen (admin.listen)"))?;
         let held = Held {
             data: data.iter().map(Bound::listener).collect(),
             admin: admin.iter().map(Bound::listener).collect(),
@@ -128,6 +134,7 @@ impl Gateway {
             admin,
             held,
             on_state_change: Arc::new(|_| ()),
+            on_reload: Arc::new(|_| ()),
             most_connections: usize::MAX,
         })
     }
@@ -136,6 +143,12 @@ impl Gateway {
     #[must_use]
     pub fn on_state_change(self, on_state_change: impl Fn(Milestone) + Send + Sync + 'static) -> Self {
         Self { on_state_change: Arc::new(on_state_change), ..self }
+    }
+
+    /// The same gateway, which calls this with every new configuration that it applies.
+    #[must_use]
+    pub fn on_reload(self, on_reload: impl Fn(&Config) + Send + Sync + 'static) -> Self {
+        Self { on_reload: Arc::new(on_reload), ..self }
     }
 
     /// The same gateway with a limit on open connections that holds whatever `server.max_connections` says. Each
@@ -176,7 +189,8 @@ impl Gateway {
         reload: Arc<Notify>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Self { current, config, shared, tls, data, admin, held, on_state_change, most_connections } = self;
+        let Self { current, config, shared, tls, data, admin, held, on_state_change, on_reload, most_connections } =
+            self;
         let settings = config.load_full();
         let data_url = data.iter().find_map(Bound::tcp).map(|address| url(address, tls.is_some()));
         let draining = Arc::new(OnceLock::new());
@@ -216,6 +230,7 @@ impl Gateway {
                 tls: tls.clone(),
                 held,
                 on_state_change: Arc::clone(&on_state_change),
+                on_reload,
             };
             tokio::spawn(reloader.forever(reload))
         });
@@ -272,6 +287,7 @@ struct Reloader {
     tls: Option<TlsAcceptor>,
     held: Held,
     on_state_change: OnStateChange,
+    on_reload: OnReload,
 }
 
 /// Why a new configuration is not applied, and the files whose change may correct it.
@@ -354,6 +370,7 @@ impl Reloader {
         let audit = audit_file(&new).map_err(|error| error.to_string())?;
         let stack = stack::build(&new, &self.shared).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
+            self.shared.certificate.store(certificate.validity().map(Arc::new));
             acceptor.replace(certificate);
             self.held.client_ca = has_client_ca(&new);
         }
@@ -361,6 +378,7 @@ impl Reloader {
         for key in new.record.waiting_for_restart(&old.record) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
+        (self.on_reload)(&new);
         self.current.store(Arc::new(stack));
         self.config.store(Arc::new(new));
         Ok(())

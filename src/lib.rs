@@ -9,6 +9,8 @@ pub mod semantics;
 
 pub mod twilio;
 
+pub mod health;
+
 pub mod accounts;
 
 pub mod request;

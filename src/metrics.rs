@@ -125,6 +125,17 @@ pub struct AccountLabels {
     pub account: ConfigLabel,
 }
 
+/// Of a metric that is absent at times, which only a family can be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NoLabels {}
+
+/// The label of what belongs to a team.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TeamLabels {
+    /// Its name.
+    pub team: ConfigLabel,
+}
+
 /// Labels of `retries_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RetryLabels {
@@ -242,6 +253,12 @@ pub struct Metrics {
     pub audit_records: Family<ResultLabels, Counter>,
     /// Configuration reloads.
     pub reloads: Family<ResultLabels, Counter>,
+    /// 0 ok, 1 degraded, 2 failing.
+    pub health_state: Gauge,
+    /// When the data plane's certificate ends, in seconds since 1970; absent without TLS.
+    pub certificate_expiry: Family<NoLabels, Gauge>,
+    /// When the next of a team's tokens ends, in seconds since 1970; absent where none does.
+    pub token_expiry: Family<TeamLabels, Gauge>,
     /// Seconds since the start.
     pub uptime: FloatGauge,
     /// Always 1; the information is in its label.
@@ -279,6 +296,9 @@ impl Metrics {
             credential_echoes: Family::default(),
             audit_records: Family::default(),
             reloads: Family::default(),
+            health_state: Gauge::default(),
+            certificate_expiry: Family::default(),
+            token_expiry: Family::default(),
             uptime: Gauge::default(),
             build: Family::default(),
         };
@@ -341,6 +361,11 @@ impl Metrics {
             metrics.audit_records.clone(),
         );
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
+        r.register("health_state", "0 ok, 1 degraded, 2 failing", metrics.health_state.clone());
+        let expiry = "When the data plane's certificate ends, in seconds since 1970";
+        r.register("listener_certificate_expiry_timestamp_seconds", expiry, metrics.certificate_expiry.clone());
+        let expiry = "When the next of a team's tokens ends, in seconds since 1970";
+        r.register("team_token_expiry_timestamp_seconds", expiry, metrics.token_expiry.clone());
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         r.register("build_info", "The version, as a label", metrics.build.clone());
         metrics.begin_at_zero();

@@ -10,6 +10,7 @@ mod registry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use tower::ServiceBuilder;
 
 use self::registry::Resolved;
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::reloads::Reloads;
+use crate::core::validity::Validity;
 use crate::layers::authenticate::{
     AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, UpstreamRate, UsageCounter,
 };
@@ -38,6 +40,7 @@ use crate::layers::retry::{self, Retry, RetryLayer};
 use crate::layers::shed::{Shed, ShedLayer};
 use crate::layers::sign::{Sign, SignLayer};
 use crate::layers::upstream::{Proxy, Target, Upstream};
+use crate::layers::watch::{Watch, WatchLayer};
 use crate::live::Live;
 use crate::metrics::{HotRequests, Metrics};
 use crate::request::ended::RequestSubscriber;
@@ -49,8 +52,9 @@ use crate::twilio::links::Links;
 use crate::twilio::policy::{Policy, Required};
 
 /// The layers as a type: each around the next.
-pub type Stack =
-    Observe<Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Jobs<Caching<Retry<Budget<Sign<Upstream>>>>>>>>>>>>>;
+pub type Stack = Observe<
+    Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Jobs<Caching<Retry<Budget<Watch<Sign<Upstream>>>>>>>>>>>>>,
+>;
 
 /// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
 /// The admin plane reads these.
@@ -64,6 +68,8 @@ pub struct SharedState {
     pub store: Store,
     /// What accounts and teams keep.
     pub registry: Registry,
+    /// Of the certificate that the data plane shows, if it shows one.
+    pub certificate: Arc<ArcSwapOption<Validity>>,
     /// Who has failed to say who it is.
     pub failure_delay: AuthFailureDelay,
     /// Page tokens given out under policies.
@@ -107,6 +113,7 @@ impl SharedState {
             store,
             metrics,
             registry: Registry::default(),
+            certificate: Arc::default(),
             // A quarter of all requests at once, so that three quarters are left for those who are known.
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens: IssuedPageTokens::default(),
@@ -131,7 +138,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Only now: a configuration that fails must change nothing.
-    let Resolved { budgets, retries, signers, secrets } = registry.resolve(config, &accounts, clock);
+    let Resolved { budgets, retries, attempts, signers, secrets } = registry.resolve(config, &accounts, clock);
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit, &live);
@@ -175,6 +182,8 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
         .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
+        // Around the signature, since an answer that is withheld there has failed too.
+        .layer(WatchLayer::new(attempts, config.upstream.deadline.min(config.upstream.attempt_timeout), clock))
         // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.
         .layer(SignLayer::new(signers, secrets, metrics, clock))
         .service(upstream))

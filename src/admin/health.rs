@@ -1,79 +1,89 @@
-//! `/livez` and `/readyz`: one line a check, which says what is wrong and since when.
-//!
-//! They are answered without a token, so they say nothing that an unknown reader must not know.
+//! What health is judged by, collected from the handles; and the JSON of `/livez` and `/readyz`, one line a check.
 
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::config::Config;
-use crate::core::clock::Instant;
-use crate::stack::SharedState;
+use crate::config::{Account, Config, Team};
+use crate::core::clock::{Instant, Reading};
+use crate::health::{self, AccountInput, Check, CredentialState, Health, Inputs, State, TeamInput};
+use crate::stack::{AccountState, SharedState};
 
-/// Something that is worth a word.
-struct Finding {
-    /// Does it keep the gateway from being ready.
-    wrong: bool,
-    since: Option<Instant>,
-    detail: String,
+/// How the gateway is now; it has been `draining` since then, if at all.
+pub(super) fn now(shared: &SharedState, config: &Config, draining: Option<Instant>) -> Health {
+    let reading = shared.clock.reading();
+    let refused = shared.reloads.newest_refused();
+    health::evaluate(&Inputs {
+        now: shared.clock.wall_now(),
+        draining_since: draining.map(|since| reading.wall(since)),
+        refused: refused.map(|refused| (reading.wall(refused.since), refused.faults)),
+        disk_works: config.cache.disk.path.as_ref().map(|_| shared.store.disk().is_some_and(|disk| disk.enabled)),
+        certificate: shared.certificate.load().as_deref().copied(),
+        teams: config.teams.iter().map(team).collect(),
+        accounts: config.accounts.iter().map(|account| self::account(shared, account, reading)).collect(),
+    })
 }
 
-/// The checks that `/readyz` lists. All must be `ok` for the gateway to be ready; one that is `ok` may have a `detail`
-/// all the same.
-pub(super) fn checks(shared: &SharedState, config: &Config, draining: Option<Instant>) -> Vec<Value> {
-    let line = |check: &str, finding: Option<Finding>| {
-        let mut line = json!({"check": check, "ok": finding.as_ref().is_none_or(|finding| !finding.wrong)});
-        if let Some(Finding { since, detail, .. }) = finding {
-            line["since"] = json!(since.and_then(|since| time(shared.clock.wall(since))));
-            line["detail"] = json!(detail);
+/// A team's tokens.
+pub(super) fn team(team: &Team) -> TeamInput {
+    let tokens = team.tokens.iter().map(|token| token.expires.map(SystemTime::from)).collect();
+    TeamInput { name: team.name.clone(), tokens }
+}
+
+fn account(shared: &SharedState, account: &Account, reading: Reading) -> AccountInput {
+    let state = shared.registry.account(&account.name);
+    let attempts = state.as_ref().map(|state| state.attempts.now()).unwrap_or_default();
+    let broken_for = state.as_ref().and_then(|state| state.budget.status().broken_for);
+    AccountInput {
+        name: account.name.clone(),
+        credentials: state.as_ref().map_or(CredentialState::Unknown, |state| credentials(state, reading)),
+        failing_since: attempts.failing_since.map(|since| reading.wall(since)),
+        broken_since: broken_for.and_then(|time| shared.clock.wall_now().checked_sub(time)),
+        last_failure: attempts.last_failure.map(|(cause, at)| (cause, reading.wall(at))),
+    }
+}
+
+/// What Twilio thinks of an account's credentials.
+pub(super) fn credentials(state: &AccountState, reading: Reading) -> CredentialState {
+    match state.rejection.since() {
+        Some(since) => CredentialState::Rejected(reading.wall(since)),
+        None if state.attempts.now().accepted => CredentialState::Accepted,
+        None => CredentialState::Unknown,
+    }
+}
+
+/// A check as JSON. `ok` says whether it keeps the gateway from being ready, as it did before there was a `state`.
+pub(super) fn check(check: &Check) -> Value {
+    let mut line = json!({
+        "check": check.name(),
+        "ok": check.state != State::Failing,
+        "state": check.state.as_str(),
+    });
+    let since = check.since.and_then(time);
+    let members = [("since", since.as_ref()), ("cause", check.cause.as_ref()), ("detail", check.detail.as_ref())];
+    for (name, value) in members {
+        if let Some(value) = value {
+            line[name] = json!(value);
         }
-        line
-    };
-    let draining = draining.map(|since| {
-        let detail = "draining: the gateway is shutting down".to_owned();
-        Finding { wrong: true, since: Some(since), detail }
-    });
-    let refused = shared.reloads.newest_refused().map(|refused| {
-        let detail = "the new configuration is refused, and the old one in use; /status and the log say why".to_owned();
-        Finding { wrong: false, since: Some(refused.since), detail }
-    });
-    let mut checks = vec![line("serving", draining), line("configuration", refused)];
-    if config.cache.disk.path.is_some() {
-        let works = shared.store.disk().is_some_and(|disk| disk.enabled);
-        let detail = || "the disk cache does not work, pages are in memory alone; the log says why".to_owned();
-        checks.push(line("disk", (!works).then(|| Finding { wrong: false, since: None, detail: detail() })));
     }
-    for account in &config.accounts {
-        let state = shared.registry.account(&account.name);
-        let rejected = state.as_ref().and_then(|state| state.rejection.since()).map(|since| {
-            let seconds = shared.clock.now().saturating_duration_since(since).as_secs();
-            let detail =
-                format!("Twilio has rejected this account's credentials for {seconds} s; replace its key or secret");
-            Finding { wrong: true, since: Some(since), detail }
-        });
-        checks.push(line(&format!("credentials/{}", account.name), rejected));
-        let broken = state.and_then(|state| state.budget.status().broken_for).map(|time| {
-            let detail = format!(
-                "Twilio has failed for {} s, so only probes are sent; stale pages are served meanwhile",
-                time.as_secs()
-            );
-            Finding { wrong: false, since: shared.clock.now().checked_sub(time), detail }
-        });
-        checks.push(line(&format!("upstream/{}", account.name), broken));
+    if let Some(heading) = check.runbook {
+        line["runbook"] = json!(format!("docs/runbook.md#{heading}"));
     }
-    checks
+    line
 }
 
-/// Is everything as it must be.
-pub(super) fn all_well(checks: &[Value]) -> bool {
-    checks.iter().all(|check| check["ok"] == true)
+/// The answer of `/readyz`: a verdict, and one line a check.
+pub(super) fn ready_page(verdict: State, health: &Health) -> String {
+    let ready = verdict != State::Failing;
+    let lines: Vec<_> = health.checks.iter().map(|line| check(line).to_string()).collect();
+    format!("{{\"ready\":{ready},\"state\":\"{}\",\"checks\":[\n{}\n]}}\n", verdict.as_str(), lines.join(",\n"))
 }
 
-/// The answer of a probe: a verdict, and one line a check.
-pub(super) fn page(verdict: &str, well: bool, checks: &[Value]) -> String {
-    let lines: Vec<String> = checks.iter().map(ToString::to_string).collect();
-    format!("{{\"{verdict}\":{well},\"checks\":[\n{}\n]}}\n", lines.join(",\n"))
+/// The answer of `/livez`. Whoever can answer lives: there is nothing else that only a restart could mend.
+pub(super) fn live_page(since: SystemTime) -> String {
+    let check = json!({"check": "process", "ok": true, "since": time(since)});
+    format!("{{\"live\":true,\"checks\":[\n{check}\n]}}\n")
 }
 
 /// RFC 3339, in UTC, to the second.

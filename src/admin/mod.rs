@@ -23,6 +23,7 @@ mod sessions;
 mod status;
 
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -40,8 +41,10 @@ use crate::cache::Purged;
 use crate::config::Config;
 use crate::core::clock::Instant;
 use crate::core::error::Reason;
+use crate::core::escape;
 use crate::core::peer::Peer;
-use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
+use crate::health::{Health, State};
+use crate::metrics::{AccountLabels, ConfigLabel, Metrics, NoLabels, TeamLabels};
 use crate::request::body::ResponseBody;
 use crate::semantics::host;
 use crate::stack::{SharedState, Stack};
@@ -129,7 +132,7 @@ impl Inner {
         }
         match (path.as_str(), read) {
             ("/livez", true) => self.live(),
-            ("/readyz", true) => self.ready(request.uri().query().unwrap_or_default()),
+            ("/readyz", true) => self.ready(request.uri().query().unwrap_or_default(), access.is_granted()),
             ("/", true) => self.pages.status(),
             ("/runbook", true) => self.pages.runbook(),
             ("/login", true) => see("/"),
@@ -161,35 +164,46 @@ impl Inner {
 
     /// The gateway at a glance.
     fn status(&self) -> Value {
-        status::status(self, &self.config.load(), &self.checks())
+        status::status(self, &self.config.load(), &self.health())
     }
 
-    fn checks(&self) -> Vec<Value> {
-        health::checks(&self.shared, &self.config.load(), self.draining.get().copied())
+    fn health(&self) -> Health {
+        health::now(&self.shared, &self.config.load(), self.draining.get().copied())
     }
 
     /// `exclude=NAME` in the query leaves a check out of the verdict, or all checks of a kind: `exclude=credentials`.
-    fn ready(&self, query: &str) -> Response<ResponseBody> {
-        let checks = self.checks();
-        let ready = checks.iter().all(|check| check["ok"] == true || is_excluded(&check["check"], query));
-        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        text(status, "application/json", health::page("ready", ready, &checks))
+    /// Whoever `is_known` is told causes and names too.
+    fn ready(&self, query: &str, is_known: bool) -> Response<ResponseBody> {
+        let health = self.health();
+        let verdict = health.without(|name| is_excluded(name, query)).state();
+        let status = if verdict == State::Failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        let told = if is_known { health } else { health.anonymous() };
+        text(status, "application/json", escape::text(&health::ready_page(verdict, &told), false).into_owned())
     }
 
-    /// Whoever can answer lives: there is nothing else that only a restart could mend.
     fn live(&self) -> Response<ResponseBody> {
-        let since = health::time(self.shared.clock.started_at());
-        let check = json!({"check": "process", "ok": true, "since": since});
-        text(StatusCode::OK, "application/json", health::page("live", true, &[check]))
+        text(StatusCode::OK, "application/json", health::live_page(self.shared.clock.started_at()))
     }
 
     fn metrics(&self) -> Response<ResponseBody> {
-        let SharedState { clock, metrics, store, registry, .. } = &self.shared;
+        let SharedState { clock, metrics, store, registry, certificate, .. } = &self.shared;
         let (entries, bytes) = store.size();
         metrics.cache_entries.set(entries.try_into().unwrap_or(i64::MAX));
         metrics.cache_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
         metrics.cache_capacity.set(store.capacity().try_into().unwrap_or(i64::MAX));
         metrics.uptime.set((clock.now() - clock.start()).as_secs_f64());
+        metrics.health_state.set(self.health().state().level());
+        metrics.certificate_expiry.clear();
+        if let Some(validity) = certificate.load().as_deref() {
+            metrics.certificate_expiry.get_or_create(&NoLabels {}).set(seconds(validity.not_after));
+        }
+        metrics.token_expiry.clear();
+        for team in &self.config.load().teams {
+            if let Some(expiry) = health::team(team).expiry(clock.wall_now()) {
+                let labels = TeamLabels { team: ConfigLabel(team.name.as_str().into()) };
+                metrics.token_expiry.get_or_create(&labels).set(seconds(expiry));
+            }
+        }
         // Accounts that a reload took away are gone from here too.
         for gauge in [&metrics.budget_tokens, &metrics.budget_rate, &metrics.budget_paused] {
             gauge.clear();
@@ -268,11 +282,15 @@ impl Inner {
     }
 }
 
-/// Is this check, or its kind (what stands before the `/` in its name), named by an `exclude` in the query.
-fn is_excluded(check: &serde_json::Value, query: &str) -> bool {
-    let name = check.as_str().unwrap_or_default();
-    let kind = name.split('/').next().unwrap_or_default();
-    query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|named| named == name || named == kind)
+/// Is this check named by an `exclude` in the query.
+fn is_excluded(name: &str, query: &str) -> bool {
+    query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|excluded| excluded == name)
+}
+
+/// Whole seconds since 1970.
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_secs().try_into().unwrap_or(i64::MAX)
 }
 
 fn accepts_html<B>(request: &Request<B>) -> bool {

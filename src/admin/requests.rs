@@ -2,7 +2,7 @@
 //! that a slip never purges more than was meant.
 
 use crate::cache::Purge;
-use crate::core::json::{self, JsonError, Value};
+use crate::core::json::{self, Value};
 use crate::twilio::endpoint::Operation;
 
 /// Entries that one answer of `/cache/entries` lists.
@@ -18,7 +18,7 @@ const FORMS: &str = "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"
 /// What is wrong with it, and what would be right.
 pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + Clone) -> Result<Purge, String> {
     let parsed =
-        json::parse(body).map_err(|error| format!("the body is not JSON: {}; {FORMS}", place(body, &error)))?;
+        json::parse(body).map_err(|error| format!("the body is not JSON: {error} ({}); {FORMS}", error.place(body)))?;
     let Some(members) = parsed.as_object() else {
         return Err(format!("the body is no JSON object; {FORMS}"));
     };
@@ -51,14 +51,6 @@ pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + C
         (name @ ("account" | "operation" | "key"), _) => Err(format!("\"{name}\" is a text; {FORMS}")),
         _ => Err(format!("the body has an unknown member; {FORMS}")),
     }
-}
-
-/// An error and its line and column, both counted from 1.
-fn place(body: &[u8], error: &JsonError) -> String {
-    let before = &body[..error.at.min(body.len())];
-    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-    let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
-    format!("{error} (line {line}, column {column})")
 }
 
 fn is_hexadecimal(text: &str) -> bool {

@@ -9,12 +9,14 @@ use super::{Inner, explorer, health};
 use crate::cache::EntryView;
 use crate::config::Config;
 use crate::core::outcome::Outcome;
+use crate::health::{Health, State};
 use crate::live::{Failure, Live, time};
 use crate::stack::SharedState;
 
 /// The gateway at a glance, in the shape that `docs/admin.md` shows: members are added, and none is taken away.
-pub(super) fn status(inner: &Inner, config: &Config, checks: &[Value]) -> Value {
+pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
     let shared = &inner.shared;
+    let checks: Vec<_> = health.checks.iter().map(health::check).collect();
     let (now, start) = (shared.clock.now(), shared.clock.start());
     let refused = shared.reloads.newest_refused();
     let accounts: Vec<_> = config.accounts.iter().map(|account| self::account(shared, account)).collect();
@@ -45,7 +47,9 @@ pub(super) fn status(inner: &Inner, config: &Config, checks: &[Value]) -> Value 
         "version": env!("CARGO_PKG_VERSION"),
         "started_at": health::time(shared.clock.started_at()),
         "uptime_seconds": (now - start).as_secs(),
-        "ready": health::all_well(checks),
+        "ready": health.state() != State::Failing,
+        "state": health.state().as_str(),
+        "state_since": health.since().and_then(health::time),
         "checks": checks,
         "configuration": {
             "refused_since": refused.as_ref().and_then(|refused| health::time(shared.clock.wall(refused.since))),
@@ -127,6 +131,7 @@ fn failure(failure: &Failure) -> Value {
 fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
     let state = shared.registry.account(&account.name);
     let status = state.as_ref().map(|state| state.budget.status());
+    let credentials = state.as_ref().map(|state| health::credentials(state, shared.clock.reading()).as_str());
     let rejected = state.and_then(|state| state.rejection.since());
     let rejected_for = rejected.map(|since| shared.clock.now().saturating_duration_since(since).as_secs());
     json!({
@@ -144,7 +149,7 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
         "upstream_attempts": status.map(|s| s.attempts),
         "in_flight": status.map(|s| s.in_flight),
         "waiting": status.map(|s| s.waiting),
-        "credentials": if rejected.is_some() { "rejected" } else { "accepted" },
+        "credentials": credentials,
         "credentials_rejected_seconds": rejected_for,
     })
 }

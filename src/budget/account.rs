@@ -338,10 +338,7 @@ impl Shared {
         match outcome {
             AttemptOutcome::Answered(stated) => {
                 state.quota.accepted(&stated, now);
-                if reservation.is_probe {
-                    tracing::info!(account = %self.name, "Twilio answers again: the circuit is closed");
-                }
-                state.circuit.succeeded(reservation.is_probe, now);
+                self.circuit_succeeded(state, reservation.is_probe, now);
             }
             AttemptOutcome::RateLimited(asked, stated) => {
                 if let Some(pause) = state.quota.rate_limited(asked, &stated, sent, in_flight, now) {
@@ -349,7 +346,7 @@ impl Shared {
                 }
                 // A 429 shows that the upstream is up. It counts neither as a success nor as a failure otherwise.
                 if reservation.is_probe {
-                    state.circuit.succeeded(true, now);
+                    self.circuit_succeeded(state, true, now);
                 }
             }
             AttemptOutcome::Failed => {
@@ -360,7 +357,7 @@ impl Shared {
         }
         state.release_slot();
         if opened {
-            self.refuse_all(state);
+            self.refuse_all(state, now);
         }
         let is_limited = matches!(outcome, AttemptOutcome::RateLimited(..));
         drop(locked);
@@ -370,10 +367,22 @@ impl Shared {
         self.advance();
     }
 
-    /// Refuses every call that waits, since the circuit has opened.
-    fn refuse_all(&self, state: &mut State<Pending<Permit>>) {
+    /// Records a success, and logs it when that closes the circuit.
+    fn circuit_succeeded(&self, state: &mut State<Pending<Permit>>, is_probe: bool, now: Instant) {
+        let since = state.circuit.state(now).1;
+        state.circuit.succeeded(is_probe, now);
+        if let (Some(since), (CircuitState::Closed, _)) = (since, state.circuit.state(now)) {
+            let open_for_ms = now.saturating_duration_since(since).as_millis();
+            tracing::info!(account = %self.name, open_for_ms, "Twilio answers again: the circuit is closed");
+        }
+    }
+
+    /// Refuses every call that waits, since the circuit has opened, perhaps again. It is logged once until it is closed.
+    fn refuse_all(&self, state: &mut State<Pending<Permit>>, now: Instant) {
         let wait = state.limits.circuit.open;
-        tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
+        if state.circuit.state(now).1 == Some(now) {
+            tracing::warn!(account = %self.name, open_ms = wait.as_millis(), "Twilio fails again and again: the circuit is open");
+        }
         for ticket in state.wait_queue.tickets() {
             if let Some(waiting) = state.dismiss(ticket) {
                 let _ = waiting.reply.reply.send(Err(circuit_open(wait)));

@@ -192,6 +192,12 @@ impl Visit for Line {
         self.text.push_str(itoa::Buffer::new().format(value));
     }
 
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.name(field);
+        // Writing to a string cannot fail.
+        let _ = write!(self.text, "{value}");
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.name(field);
         self.text.push_str(if value { "true" } else { "false" });

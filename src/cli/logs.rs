@@ -3,26 +3,27 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use super::json_lines::JsonLines;
 use super::sink::Sink;
-use crate::config::{Log, LogFormat};
+use super::terminal::Terminal;
+use super::text_lines::TextLines;
+use crate::config::{Config, Log, LogFormat};
 use crate::core::escape;
 use crate::request::context::SPAN_TARGET;
 
 /// Installs the log of the process. Dropping the result writes the last lines.
-pub(super) fn install(log: &Log) -> LastLines {
+pub(super) fn install(log: &Log) -> ProcessLog {
     let json = match log.format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !io::stderr().is_terminal(),
     };
-    let (sink, has_colours) = (Sink::start(io::stderr()), io::stderr().is_terminal());
+    let (sink, has_colours) = (Sink::start(io::stderr()), Terminal::of_process().errors_colour);
     let writer = match (sink.clone(), json) {
         (Some(sink), true) => BoxMakeWriter::new(sink),
         (None, true) => BoxMakeWriter::new(io::stderr),
@@ -32,11 +33,12 @@ pub(super) fn install(log: &Log) -> LastLines {
     let lines = fmt::layer().with_writer(writer);
     let lines = match json {
         true => lines.fmt_fields(JsonLines).event_format(JsonLines).boxed(),
-        false => lines.with_ansi(has_colours).boxed(),
+        false => lines.event_format(TextLines::default()).with_ansi(has_colours).boxed(),
     };
+    let (filter, handle) = reload::Layer::new(filter(&log.filter));
     // Fails only if a log is installed already.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter(&log.filter))).try_init();
-    LastLines(sink)
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    ProcessLog { sink, filter: handle }
 }
 
 /// The filter of `log.filter`. Unless it logs nothing, it enables the spans that carry request ids, whichever targets it
@@ -71,12 +73,26 @@ impl<W: Write> Write for Visible<W> {
     }
 }
 
-/// Waits for the last lines when it is dropped.
-pub(super) struct LastLines(Option<Sink>);
+/// The log of the process. Waits for the last lines when it is dropped.
+pub(super) struct ProcessLog {
+    sink: Option<Sink>,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
 
-impl Drop for LastLines {
+impl ProcessLog {
+    /// Takes the filter of each new configuration.
+    pub(super) fn follow(&self) -> impl Fn(&Config) + Send + Sync + use<> {
+        let handle = self.filter.clone();
+        move |config| {
+            // Fails only where another log was installed before, which has a filter of its own.
+            let _ = handle.reload(filter(&config.log.filter));
+        }
+    }
+}
+
+impl Drop for ProcessLog {
     fn drop(&mut self) {
-        if let Some(sink) = &self.0 {
+        if let Some(sink) = &self.sink {
             sink.flush();
         }
     }

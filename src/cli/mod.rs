@@ -7,6 +7,7 @@ pub mod completions;
 pub mod demo;
 mod descriptors;
 pub mod exit;
+mod glance;
 pub mod health;
 mod json_lines;
 mod logs;
@@ -21,6 +22,7 @@ pub mod status;
 mod systemd;
 mod terminal;
 mod text;
+mod text_lines;
 pub mod token;
 mod traffic;
 

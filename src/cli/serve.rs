@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::logs::ProcessLog;
 use super::runtime::{outlive_file_size_limits, runtime, told_to_reload, told_to_stop};
 use super::{ConfigArgs, descriptors, exit, explain, load_or_explain, logs, systemd};
 use crate::config::{Config, Sources};
@@ -28,9 +29,9 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    let _last_lines = logs::install(&config.log);
+    let log = logs::install(&config.log);
     let served = match (inherited, runtime()) {
-        (Ok(inherited), Ok(runtime)) => runtime.block_on(serve(config, sources, inherited)),
+        (Ok(inherited), Ok(runtime)) => runtime.block_on(serve(config, sources, inherited, &log)),
         (Err(source), _) => Err(Failure::Bind { address: "the sockets that systemd has opened".to_owned(), source }),
         (_, Err(error)) => Err(error.into()),
     };
@@ -40,12 +41,12 @@ pub fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
-async fn serve(config: Config, sources: Sources, inherited: Inherited) -> Result<(), Failure> {
+async fn serve(config: Config, sources: Sources, inherited: Inherited, log: &ProcessLog) -> Result<(), Failure> {
     // Before the listeners, so that a signal is not lost that is sent as soon as they answer.
     let (reload, stop) = (told_to_reload()?, told_to_stop()?);
     outlive_file_size_limits()?;
     let gateway = Gateway::bind_with(config, inherited)?;
-    let gateway = gateway.on_state_change(systemd::tell).at_most(descriptors::connections());
+    let gateway = gateway.on_state_change(systemd::tell).on_reload(log.follow()).at_most(descriptors::connections());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         data = gateway.data_addresses().join(", "),

@@ -20,6 +20,8 @@ pub(super) struct Terminal {
     pub(super) width: usize,
     /// Whether standard output may be coloured: <https://no-color.org>.
     pub(super) colour: bool,
+    /// May standard error.
+    pub(super) errors_colour: bool,
 }
 
 impl Terminal {
@@ -27,16 +29,17 @@ impl Terminal {
     pub(super) fn of_process() -> Self {
         let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-        let output = io::stdout().is_terminal();
+        let (output, errors) = (io::stdout().is_terminal(), io::stderr().is_terminal());
         let columns = || rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
         // A terminal that does not know its width reports 0.
         let columns = output.then(columns).flatten().filter(|columns| *columns > 0);
         Self {
             output,
             redraws: output && !is_dumb,
-            errors: io::stderr().is_terminal() && !is_dumb,
+            errors: errors && !is_dumb,
             width: columns.unwrap_or(WIDTH).max(NARROWEST),
             colour: output && !is_dumb && !is_set("NO_COLOR"),
+            errors_colour: errors && !is_dumb && !is_set("NO_COLOR"),
         }
     }
 }

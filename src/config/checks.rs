@@ -1,17 +1,25 @@
-//! Checks that one section alone cannot make: addresses against each other and against teams, teams against accounts.
+//! Checks that one section alone cannot make: addresses against each other and against teams, teams against accounts, the
+//! certificate against the public address.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
+
+use super::certificate;
 use super::exposure::{Held, Reach, exposures};
 use super::fault::{Path, Report, suggest};
 use super::settings::{Config, Listen, Team};
 
 /// Checks `config` as a whole. `accounts` are the names of all accounts in the configuration, faulty ones included, so
-/// that a team that names one of those is not reported again.
-pub(super) fn across_sections(config: &Config, accounts: &[String], report: &Report) {
+/// that a team that names one of those is not reported again. `now` is the time of the check.
+pub(super) fn across_sections(config: &Config, accounts: &[String], now: Timestamp, report: &Report) {
     addresses(config, report);
     openings(config, report);
+    if let Some(tls) = &config.server.tls {
+        let path = Path::of(&["server", "tls"]);
+        certificate::check(tls, config.server.public_url.as_ref(), now, &path, report);
+    }
     let certificates = config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     for team in &config.teams {
         account_of(team, accounts, report);

@@ -108,13 +108,51 @@ fn read_file(file: &ConfigFile, report: &Report) -> Option<Node> {
     // The TOML parser may report one mistake several times. The first message about a line is the useful one.
     let mut reported = Vec::new();
     for error in &errors {
-        let place = lines.place(error.span().map_or(text.len(), |span| span.start));
-        if !reported.contains(&place) {
-            report.fault_at(place.clone(), Path::default(), format!("not TOML: {}", error.message()));
-            reported.push(place);
+        let at = error.span().map_or(text.len(), |span| span.start);
+        let (place, line) = (lines.place(at), line_at(text, at));
+        if reported.contains(&place) {
+            continue;
         }
+        let remedy = match () {
+            () if is_yaml(line) => {
+                "; this looks like YAML, and the file is TOML: [section] on a line of its own, then key = \"value\""
+            }
+            () if is_unquoted(line) => "; a text stands in quotes: key = \"value\"",
+            () => "",
+        };
+        report.fault_at(place.clone(), Path::default(), format!("not TOML: {}{remedy}", error.message()));
+        if is_yaml(line) {
+            // So are the lines behind it.
+            break;
+        }
+        reported.push(place);
     }
     None
+}
+
+/// The line that holds the byte at this offset.
+fn line_at(text: &str, at: usize) -> &str {
+    let at = at.min(text.len());
+    let (before, behind) = (text.get(..at).unwrap_or_default(), text.get(at..).unwrap_or_default());
+    let begins = before.rfind('\n').map_or(0, |end| end + 1);
+    let ends = at + behind.find('\n').unwrap_or(behind.len());
+    text.get(begins..ends).unwrap_or_default()
+}
+
+/// `key:` or `key: value`, and `---`.
+fn is_yaml(line: &str) -> bool {
+    let is_key =
+        |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    let line = line.trim();
+    let pair = line.trim_start_matches("- ").split_once(':');
+    line == "---" || pair.is_some_and(|(key, rest)| is_key(key) && (rest.is_empty() || rest.starts_with(' ')))
+}
+
+/// `key = value` with a value that is no number, word, date, list or table of TOML's.
+fn is_unquoted(line: &str) -> bool {
+    let Some((_, value)) = line.split_once('=') else { return false };
+    let value = value.split('#').next().unwrap_or_default().trim();
+    !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']) && DeValue::parse(value).is_err()
 }
 
 /// Offsets to line numbers.

@@ -16,6 +16,7 @@
 //! | `proxy` | the forward proxy to the upstream: `upstream.proxy`, or the environment's |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what one section alone cannot check: addresses against teams, teams against accounts |
+//! | `certificate` | whether the listener's certificate fits its key, the time and `server.public_url` |
 //! | `exposure` | open listeners that anyone could use; at the start and at every reload |
 //! | `fault` | all faults, in file order, each with a place and a remedy |
 //! | `record` | every key that was read: value, default, where it was set; what is shown and what waits for a restart |
@@ -26,6 +27,7 @@
 //!
 //! This module does not watch for changes, open ports or use the network.
 
+mod certificate;
 mod checks;
 mod document;
 mod exposure;
@@ -43,6 +45,8 @@ mod shape;
 mod show;
 mod sources;
 
+#[cfg(test)]
+mod hints_tests;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 //!
 //! A secret is read once, here. It is kept in memory that is wiped, and never put into a message.
 
+use std::fmt;
 use std::fs::Metadata;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path as FilePath, PathBuf};
@@ -227,12 +228,27 @@ pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Re
     }
 }
 
+/// A path before what is wrong with it. A text without a slash is not repeated: it may be the secret itself, written where
+/// its file should be named.
+struct Shown<'p>(&'p FilePath);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_path = self.0.is_absolute() || self.0.starts_with(".") || self.0.parent().is_some_and(is_folder);
+        if is_path { write!(f, "{}: ", self.0.display()) } else { Ok(()) }
+    }
+}
+
+fn is_folder(path: &FilePath) -> bool {
+    !path.as_os_str().is_empty() && path.is_dir()
+}
+
 /// Reads a file and watches it, even if it cannot be read: when it appears, the configuration may be valid.
 fn read_file(file: &FilePath, largest: u64, path: &Path, report: &Report) -> Option<(Zeroizing<Vec<u8>>, Metadata)> {
     report.watch(file);
     match read_regular(file, largest) {
         Err(error) if error.kind() == is_no_file().kind() => refuse(report, path, &error.to_string()),
-        Err(error) => refuse(report, path, &format!("this file cannot be read: {error}")),
+        Err(error) => refuse(report, path, &format!("this file cannot be read: {}{error}", Shown(file))),
         Ok((bytes, _)) if bytes.len() as u64 > largest => {
             let limit = largest >> 10;
             refuse(report, path, &format!("this file is larger than {limit}KiB; is it the right one?"))

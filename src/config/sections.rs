@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::Authority;
+use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
+use super::certificate::SOON;
 use super::checks;
 use super::document::{Node, Value};
 use super::fault::{Path, Report, suggest};
@@ -70,7 +71,7 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
             record: Record::default(),
             files: Files::default(),
         };
-        checks::across_sections(&config, &account_names, report);
+        checks::across_sections(&config, &account_names, now, report);
         config
     })
 }
@@ -289,6 +290,9 @@ fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
         () if authority.host().is_empty() => Err(EXPECTED),
         () if !has_sound_port(authority) => Err("the port must be a number from 1 to 65535"),
         () if url.query().is_some() || text.contains('#') => Err("must not hold a query or a fragment; take it out"),
+        () if paths == Paths::Refused && url.path().trim_end_matches('/').eq_ignore_ascii_case("/v3") => {
+            Err("must not end in /v3, which every path begins with; name only scheme, host and port")
+        }
         () if paths == Paths::Refused && !matches!(url.path(), "" | "/") => {
             Err("must not hold a path; name only scheme, host and port")
         }
@@ -408,11 +412,18 @@ fn account_sid(table: &mut Table<'_>) -> Option<String> {
         report.fault(&path, NO_BASIC_USER);
         return None;
     }
-    let digits = sid.strip_prefix("AC").unwrap_or_default();
-    if digits.len() != 32 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+    if is_sid(&sid, "SK") {
+        report.warn(&path, "this is the SID of an API key (SK…); the account's begins with AC");
+    } else if !is_sid(&sid, "AC") {
         report.warn(&path, "does not look like a Twilio account SID, AC and 32 hexadecimal digits");
     }
     Some(sid)
+}
+
+/// Is this one of Twilio's identifiers: these letters and 32 hexadecimal digits.
+fn is_sid(text: &str, letters: &str) -> bool {
+    let digits = text.strip_prefix(letters).unwrap_or_default();
+    digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 const NO_BASIC_USER: &str = "must be plain visible characters without a colon or white space";
@@ -467,6 +478,27 @@ fn credential(
     }
     let key = key?;
     let username = key.text.as_str();
+    match (account_sid, &secret) {
+        (Some(account), _) if is_sid(account, "SK") && is_sid(username, "AC") => {
+            report.fault(
+                &path.key("api_key"),
+                "account_sid holds the SID of an API key (SK…) and api_key that of an account (AC…); swap the two",
+            );
+            return None;
+        }
+        (_, Some(secret)) if is_sid(&secret.text, "SK") && !is_sid(username, "SK") => {
+            report.fault(
+                &path.key("api_key"),
+                "api_secret holds the SID of an API key (SK…), and api_key does not; swap the two",
+            );
+            return None;
+        }
+        _ if is_sid(username, "AC") => report.warn(
+            &path.key("api_key"),
+            "this is the SID of an account (AC…); an API key's begins with SK, and an auth token belongs under auth_token",
+        ),
+        _ => {}
+    }
     if !is_basic_user(username) {
         report.fault(&path.key("api_key"), NO_BASIC_USER);
         return None;
@@ -563,7 +595,6 @@ fn parse_expiry(text: &str) -> Result<Timestamp, &'static str> {
 }
 
 fn warn_of_expiry(token: Token, now: Timestamp, path: &Path, report: &Report) {
-    const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
     const ADVICE: &str = "`insights-gateway token new TEAM` makes a new one";
     match token.expires {
         Some(expires) if expires <= now => {
@@ -715,7 +746,7 @@ fn log(table: &mut Table<'_>) -> Log {
     };
     Log {
         format: table.word(Key::at_start("format"), LogFormat::Auto, &FORMATS),
-        filter: table.value(Key::at_start("filter"), "info".to_owned(), show::text, |field| field.parsed(filter)),
+        filter: table.value("filter", "info".to_owned(), show::text, |field| field.parsed(filter)),
         access: table.boolean("access", true),
         hits: table.fraction("hits", 1.0, 0.0..=1.0),
         slow: table.duration("slow", seconds(5)),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 
+use crate::core::cause::Cause as UpstreamCause;
 use crate::core::outcome::Outcome;
 
 /// One word for each way in which the gateway refuses or fails. These are stable: clients and alerts match on them.
@@ -205,6 +206,7 @@ pub struct GatewayError {
     on_kept_connection: bool,
     abandoned: bool,
     allow: Option<Box<str>>,
+    upstream: Option<Arc<UpstreamCause>>,
     #[source]
     cause: Option<Cause>,
 }
@@ -220,6 +222,7 @@ impl GatewayError {
             on_kept_connection: false,
             abandoned: false,
             allow: None,
+            upstream: None,
             cause: None,
         }
     }
@@ -265,6 +268,11 @@ impl GatewayError {
         Self { cause: Some(Arc::new(cause)), ..self }
     }
 
+    /// With what an attempt upstream failed for, for operators alone.
+    pub fn with_upstream_cause(self, cause: UpstreamCause) -> Self {
+        Self { upstream: Some(Arc::new(cause)), ..self }
+    }
+
     /// Whether the call was given up because no client waited for it.
     pub fn is_abandoned(&self) -> bool {
         self.abandoned
@@ -299,6 +307,11 @@ impl GatewayError {
     /// The cause, if it is known.
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.cause.as_deref()
+    }
+
+    /// What an attempt upstream failed for, if it was one.
+    pub fn upstream_cause(&self) -> Option<&UpstreamCause> {
+        self.upstream.as_deref()
     }
 
     /// When to return, if that is known.

@@ -188,6 +188,32 @@ pub enum Fault {
     TooManyValues,
 }
 
+impl JsonError {
+    /// Where in the text that it was found in.
+    pub fn place(&self, text: &[u8]) -> Position {
+        let before = &text[..self.at.min(text.len())];
+        Position {
+            line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
+            column: 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count(),
+        }
+    }
+}
+
+/// A line, and a byte of it; both are counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The line.
+    pub line: usize,
+    /// The byte.
+    pub column: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}", self.line, self.column)
+    }
+}
+
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.fault {

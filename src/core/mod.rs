@@ -2,7 +2,10 @@
 //! outcomes, and the strict JSON reader. No input or output, no locks held across awaits.
 
 pub mod backoff;
+pub mod cause;
 pub mod clock;
+pub mod der;
+pub mod episode;
 pub mod error;
 pub mod escape;
 pub mod json;
@@ -15,4 +18,5 @@ pub mod request_id;
 pub mod spelling;
 pub mod units;
 pub mod uuid;
+pub mod validity;
 pub mod window;

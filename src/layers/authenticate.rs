@@ -38,7 +38,7 @@ use crate::request::context::Stage;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::semantics::host;
 use crate::semantics::origin::{self, Origin};
-use crate::twilio::endpoint::{Endpoint, Route, route};
+use crate::twilio::endpoint::{Endpoint, Misspelt, Route, route};
 
 pub use self::failure_delay::AuthFailureDelay;
 pub use self::usage::UsageCounter;
@@ -221,6 +221,23 @@ impl Known {
     }
 }
 
+/// What to tell of a path that leads nowhere, without repeating it.
+fn not_found(path: &str) -> String {
+    match Misspelt::of(path) {
+        Some(Misspelt { path, repeats_version: true }) => {
+            format!("the path begins with /v3 twice; take /v3 off the end of the client's base URL, and ask for {path}")
+        }
+        Some(Misspelt { path, .. }) => {
+            format!(
+                "not a path of the Conversation Insights API; did you mean {path}, in this case and without a slash behind it?"
+            )
+        }
+        None => {
+            "not a path of the Conversation Insights API; a client's base URL is only scheme, host and port".to_owned()
+        }
+    }
+}
+
 /// `RateLimit-Policy`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
 fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
     let item = |name: &str, rate: Rate| format!("\"{name}\";q={};w={}", rate.count(), rate.window().as_secs().max(1));
@@ -242,12 +259,7 @@ impl AccessControl {
                 return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
                     .with_allow(allow));
             }
-            Route::NotFound => {
-                return Err(GatewayError::new(
-                    Reason::NotFound,
-                    "not a path of the Conversation Insights API, or another spelling of one",
-                ));
-            }
+            Route::NotFound => return Err(GatewayError::new(Reason::NotFound, not_found(request.uri().path()))),
         };
         // Set once: this is the only place that learns them.
         let _ = incoming.context.operation.set(endpoint.operation);

@@ -24,6 +24,8 @@ pub mod retry;
 
 pub mod budget;
 
+pub mod watch;
+
 pub mod sign;
 
 pub mod upstream;

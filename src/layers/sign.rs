@@ -8,7 +8,7 @@
 
 mod echo;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use self::echo::{Echo, Echoes};
 use crate::accounts::{Account, PerAccount};
 use crate::core::clock::{Clock, Instant};
+use crate::core::episode::Episode;
 use crate::core::error::{GatewayError, Reason, Retry};
 use crate::metrics::{AccountLabels, ConfigLabel, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
@@ -166,36 +167,28 @@ impl Recognised {
 
 /// Whether Twilio rejects an account's credentials, and since when. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Rejection(Arc<Mutex<Option<Instant>>>);
+pub struct Rejection(Episode);
 
 impl Rejection {
     /// When the account was first rejected, unless it has been accepted since.
     pub fn since(&self) -> Option<Instant> {
-        *self.lock()
+        self.0.since()
     }
 
-    /// Forgets it, because the account may have new credentials.
-    pub fn clear(&self) {
-        *self.lock() = None;
+    /// Forgets it at `now`, because the account may have new credentials.
+    pub fn clear(&self, now: Instant) {
+        let _ = self.0.is_over(now);
     }
 
     fn record(&self, account: &str, rejected: bool, now: Instant) {
-        let mut since = self.lock();
-        match (rejected, since.is_some()) {
-            (true, false) => {
-                *since = Some(now);
+        if rejected {
+            if self.0.goes_on(now) {
                 tracing::error!(%account, "Twilio rejects the account's credentials: check its key and secret");
             }
-            (false, true) => {
-                *since = None;
-                tracing::info!(%account, "Twilio accepts the account's credentials again");
-            }
-            _ => {}
+        } else if let Some(took) = self.0.is_over(now) {
+            let rejected_for_ms = took.as_millis();
+            tracing::info!(%account, rejected_for_ms, "Twilio accepts the account's credentials again");
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -206,6 +199,8 @@ pub struct Signer {
     pub credential: Credential,
     /// Whether Twilio rejects them.
     pub rejection: Rejection,
+    /// Whether answers repeat them.
+    pub echoes: Episode,
 }
 
 /// Makes [`Sign`] services.
@@ -228,7 +223,7 @@ impl SignLayer {
     fn rejected(&self, signature: &Signature, account: &Account) -> GatewayError {
         let message = "Twilio rejects the gateway's credentials for this account; tell whoever operates the gateway";
         let error = GatewayError::new(Reason::UpstreamRejectedCredentials, message);
-        let Signer { credential, rejection } = self.signers.of(account);
+        let Signer { credential, rejection, .. } = self.signers.of(account);
         if credential.signature().authorization != signature.authorization {
             return error.with_retry(Retry::NothingSent);
         }
@@ -243,20 +238,27 @@ impl SignLayer {
         &self,
         answer: UpstreamResponse,
         signature: &Signature,
-        account: &Arc<str>,
+        account: &Account,
     ) -> Result<UpstreamResponse, GatewayError> {
         let secrets = self.secrets.0.load();
         let echoes = Echoes(secrets.echoes().chain([&*signature.echo]).collect());
+        let (name, episode, now) = (&*account.name, &self.signers.of(account).echoes, self.clock.now());
         if !echoes.are_in(&answer.headers, &answer.body) {
+            if let Some(took) = episode.is_over(now) {
+                let repeated_for_ms = took.as_millis();
+                tracing::info!(account = name, repeated_for_ms, "answers no longer repeat the account's credentials");
+            }
             return Ok(answer);
         }
-        let labels = AccountLabels { account: ConfigLabel(Arc::clone(account)) };
+        let labels = AccountLabels { account: ConfigLabel(Arc::clone(&account.name)) };
         self.metrics.credential_echoes.get_or_create(&labels).inc();
-        tracing::error!(
-            %account,
-            status = answer.status.as_u16(),
-            "an answer repeated the account's credentials and was withheld: find out who answers at upstream.url, and replace them"
-        );
+        if episode.goes_on(now) {
+            tracing::error!(
+                account = name,
+                status = answer.status.as_u16(),
+                "an answer repeated the account's credentials and was withheld: find out who answers at upstream.url, and replace them; said once until answers no longer do"
+            );
+        }
         let asks_to_wait = |status| match status {
             StatusCode::TOO_MANY_REQUESTS => true,
             StatusCode::SERVICE_UNAVAILABLE => answer.headers.contains_key(header::RETRY_AFTER),
@@ -338,7 +340,7 @@ where
             if answer.status.is_success() {
                 layer.signers.of(&account).rejection.record(&account.name, false, layer.clock.now());
             }
-            layer.withhold_echo(answer, &signature, &account.name)
+            layer.withhold_echo(answer, &signature, &account)
         })
     }
 }

@@ -73,6 +73,9 @@ fn touched() -> Arc<Metrics> {
         credential_echoes,
         audit_records,
         reloads,
+        health_state: _,
+        certificate_expiry,
+        token_expiry,
         uptime: _,
         build: _,
     } = &*metrics;
@@ -92,6 +95,8 @@ fn touched() -> Arc<Metrics> {
     for gauge in [upstream_in_flight, queue_length, credentials_rejected, circuit_state] {
         gauge.get_or_create(&account()).set(1);
     }
+    certificate_expiry.get_or_create(&NoLabels {}).set(1);
+    token_expiry.get_or_create(&TeamLabels { team: name() }).set(1);
     credential_echoes.get_or_create(&account()).inc();
     cache_evictions.get_or_create(&CauseLabels { cause: word }).inc();
     cache_settled.get_or_create(&SettledLabels { reason: word }).inc();

@@ -165,10 +165,35 @@ fn take_over(socket: InheritedSocket) -> io::Result<Bound> {
 
 /// A listener that cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
+#[error("cannot listen on {address}: {source}{}", next_step(source, set_by))]
 pub struct BindError {
     address: String,
     source: io::Error,
+    set_by: &'static str,
+}
+
+impl BindError {
+    /// The same, for an address that is set by this flag and key.
+    #[must_use]
+    pub fn set_by(self, set_by: &'static str) -> Self {
+        Self { set_by, ..self }
+    }
+}
+
+/// What to do about an address that cannot be opened and is set by `set_by`. It continues a sentence.
+fn next_step(error: &io::Error, set_by: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("; another process listens there: stop that one, or choose another address with {set_by}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("; this machine has no such address: choose another with {set_by}")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("; for a port below 1024 the process needs CAP_NET_BIND_SERVICE: choose another with {set_by}")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Opens what one entry of `server.listen` means: one listener, or all that were handed over under a name. Unix sockets
@@ -199,7 +224,7 @@ pub fn bind(
             Listen::Unix(path) => format!("unix:{}", path.display()),
             Listen::Systemd(name) => format!("systemd:{name}"),
         };
-        BindError { address, source }
+        BindError { address, source, set_by: "server.listen" }
     })
 }
 

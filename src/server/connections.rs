@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 pub(super) use self::connection::{BusyGuard, Connection, Order};
 pub(super) use self::heads::{FinishedHeads, HeadShare, TooManyHeads};
+use super::sparingly::Sparingly;
 
 /// How often a new connection that waits for a place looks for an idle connection to close.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -41,6 +42,8 @@ pub struct Connections {
     left: Notify,
     heads: AtomicUsize,
     waiting_heads: AtomicUsize,
+    /// About clients that speak TLS where there is none.
+    tls_warnings: Arc<Sparingly>,
 }
 
 /// Places beyond the limit, for requests that must be served when all other places are busy.
@@ -116,6 +119,7 @@ impl Connections {
             left: Notify::new(),
             heads: AtomicUsize::new(0),
             waiting_heads: AtomicUsize::new(0),
+            tls_warnings: Arc::default(),
         }
     }
 
@@ -205,6 +209,10 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    pub(super) fn tls_warnings(&self) -> Arc<Sparingly> {
+        Arc::clone(&self.connections.tls_warnings)
     }
 }
 

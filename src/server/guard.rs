@@ -20,6 +20,7 @@ use super::connections::{Connection, FinishedHeads, HeadShare, Place, TooManyHea
 use super::framing::{Ambiguous, Unfinished};
 use super::protocol::Protocol;
 use super::refusal::{answer, go_away, replacement};
+use super::sparingly::Sparingly;
 use crate::core::error::Reason;
 
 /// How long a kept-alive connection may be silent. nginx has the same default.
@@ -27,6 +28,9 @@ const IDLE: Duration = Duration::from_secs(75);
 
 /// Set in the number of a head that is still encrypted.
 const HIDDEN: u64 = 1 << 63;
+
+/// How a client begins that speaks TLS to a listener of plain HTTP (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: &[u8] = &[22, 3];
 
 /// Time limits of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +51,7 @@ pub(super) struct TimeoutIo<T> {
     head: Option<(u64, Instant)>,
     head_share: HeadShare,
     finished_heads: FinishedHeads,
+    tls_warnings: Arc<Sparingly>,
     /// How often bytes came.
     reads: u64,
     alarm: Pin<Box<Sleep>>,
@@ -71,6 +76,7 @@ impl<T> TimeoutIo<T> {
             head: Some((0, now)),
             head_share: place.head_share(),
             finished_heads: place.finished_heads(),
+            tls_warnings: place.tls_warnings(),
             reads: 0,
             alarm: Box::pin(tokio::time::sleep_until(now + timeouts.header)),
             stalled: None,
@@ -83,6 +89,9 @@ impl<T> TimeoutIo<T> {
     /// Processes the bytes that came.
     fn received(&mut self, bytes: &[u8]) -> Result<(), Received> {
         let was_undecided = matches!(self.protocol, Protocol::Undecided(_));
+        if was_undecided && bytes.starts_with(TLS_HANDSHAKE) {
+            self.warn_of_tls();
+        }
         self.protocol.follow(bytes, &mut self.finished_heads).map_err(Received::Ambiguous)?;
         if was_undecided && self.protocol.is_http2() {
             self.connection.speaks_http2();
@@ -90,6 +99,16 @@ impl<T> TimeoutIo<T> {
         self.connection.has_sent_plaintext();
         self.reads += 1;
         self.charge().map_err(Received::TooMuch)
+    }
+
+    /// The client gets an error that it cannot read, so somebody has to tell whoever operates this.
+    fn warn_of_tls(&self) {
+        if self.tls_warnings.allows(Instant::now()) {
+            tracing::warn!(
+                peer = self.connection.peer_name(),
+                "a client speaks TLS to a listener of plain HTTP: use http:// there, or set server.tls; said once a minute"
+            );
+        }
     }
 
     /// Counts the memory of the unfinished head, and of the TLS record that may hold more of it.

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::connections::{Connection, HeadShare};
 
@@ -55,17 +55,28 @@ pub(super) struct Metered<T> {
     records: Records,
     /// Bytes so far, and the memory that is counted for them.
     handshake: Option<(usize, HeadShare)>,
+    /// The first byte, while it has been looked at and not read.
+    first: Option<u8>,
 }
 
 impl<T> Metered<T> {
     pub(super) fn new(io: T, connection: Arc<Connection>, share: HeadShare) -> Self {
-        Self { io, connection, records: Records::default(), handshake: Some((0, share)) }
+        Self { io, connection, records: Records::default(), handshake: Some((0, share)), first: None }
     }
 
     /// Called at the end of the handshake. Of the bytes that came before, only an unfinished record still counts.
     pub(super) fn is_open(&mut self) {
         self.handshake = None;
         self.connection.has_sent_ciphertext(self.records.come, self.records.come);
+    }
+}
+
+impl<T: AsyncRead + Unpin> Metered<T> {
+    /// The first byte of the connection, which is read again after this.
+    pub(super) async fn first(&mut self) -> io::Result<u8> {
+        let first = self.io.read_u8().await?;
+        self.first = Some(first);
+        Ok(first)
     }
 }
 
@@ -76,6 +87,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Metered<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Some(first) = this.first.filter(|_| buffer.remaining() > 0) {
+            this.first = None;
+            this.records.follow(&[first]);
+            buffer.put_slice(&[first]);
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(context, buffer);
         let come = &buffer.filled()[before..];

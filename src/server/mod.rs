@@ -13,6 +13,7 @@ mod names;
 mod protocol;
 mod proxy;
 mod refusal;
+mod sparingly;
 mod streams;
 pub mod tls;
 mod tracked_body;
@@ -30,7 +31,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tower::Service;
 
 use self::bind::Accepted;
@@ -200,7 +201,11 @@ where
                 match tls {
                     None => serving.serve(stream, Who::Plain(Arc::new(peer)), place),
                     Some(tls) => {
-                        let stream = Metered::new(stream, Arc::clone(place.connection()), place.head_share());
+                        let mut stream = Metered::new(stream, Arc::clone(place.connection()), place.head_share());
+                        // A record of a handshake begins with 22 (RFC 8446 section 5.1), a request with a letter.
+                        if stream.first().await.map_err(OpenError::Tls)?.is_ascii_alphabetic() {
+                            return Err(refuse_plain(stream).await);
+                        }
                         let (mut stream, certified) = tls.accept(stream, peer).await.map_err(OpenError::Tls)?;
                         stream.get_mut().0.is_open();
                         serving.serve(stream, Who::Certified(Box::new(certified)), place);
@@ -253,6 +258,27 @@ enum OpenError {
     Proxy(#[from] ProxyError),
     #[error("TLS handshake failed: {0}")]
     Tls(std::io::Error),
+    #[error("plain HTTP on a listener of TLS; the client was told")]
+    Plain,
+}
+
+/// Tells a client in plain HTTP that this listener speaks TLS. What it still sends is read for a while, since a connection
+/// that is closed over unread bytes is reset, and its answer may be lost.
+async fn refuse_plain<T>(mut stream: T) -> OpenError
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    const MOST: u64 = 64 * 1024;
+    const LONGEST: Duration = Duration::from_secs(1);
+    let message = "this port speaks TLS, and the request came in plain HTTP; use https:// in the address";
+    let answered = async {
+        stream.write_all(&refusal::answer(Reason::BadRequest, message)).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(MOST), &mut tokio::io::sink()).await
+    };
+    // The client may have left, which is as good.
+    let _ = tokio::time::timeout(LONGEST, answered).await;
+    OpenError::Plain
 }
 
 fn is_proxied(proxies: &Proxies, origin: Origin) -> bool {

@@ -9,6 +9,8 @@
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
+use crate::core::der::{SEQUENCE, elements};
+
 /// All names, in no particular order.
 pub(super) fn of(certificate: &CertificateDer<'_>) -> Vec<String> {
     // It parsed once already, when it was verified.
@@ -26,7 +28,6 @@ fn of_uri(uri: &str) -> Option<String> {
     (!name.contains(['/', '?', '#', '%'])).then(|| name.to_owned())
 }
 
-const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 const UTF8_STRING: u8 = 0x0c;
@@ -47,23 +48,6 @@ fn common_names(subject: &[u8]) -> Vec<String> {
         (is_common_name && is_text).then(|| std::str::from_utf8(value.1).ok().map(str::to_owned))?
     };
     attributes.filter_map(common_name).collect()
-}
-
-/// The elements of a DER sequence, tag and content; ends early where it is malformed.
-fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
-    std::iter::from_fn(move || {
-        let (&[tag, first], rest) = der.split_first_chunk()?;
-        let (length, rest) = match first {
-            0..=0x7f => (usize::from(first), rest),
-            0x81 => rest.split_first().map(|(length, rest)| (usize::from(*length), rest))?,
-            0x82 => rest.split_first_chunk().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
-            // No name is that long.
-            _ => return None,
-        };
-        let (content, rest) = rest.split_at_checked(length)?;
-        der = rest;
-        Some((tag, content))
-    })
 }
 
 #[cfg(test)]

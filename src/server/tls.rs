@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use super::names;
 use crate::config::Tls;
 use crate::core::peer::Peer;
+use crate::core::validity::Validity;
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +69,7 @@ impl TlsAcceptor {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let Certificate { config, clients } = Certificate::clone(&self.0.load());
+        let Certificate { config, clients, .. } = Certificate::clone(&self.0.load());
         let stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await?;
         let session = stream.get_ref().1;
         let chain = session.peer_certificates().unwrap_or_default();
@@ -135,6 +136,7 @@ pub enum ClientCertificates {
 #[derive(Clone)]
 pub struct Certificate {
     config: Arc<ServerConfig>,
+    validity: Option<Validity>,
     clients: Arc<Clients>,
 }
 
@@ -146,8 +148,15 @@ impl Certificate {
     /// When a file cannot be read or the files do not fit each other.
     pub fn read(tls: &Tls, clients: ClientCertificates) -> Result<Self, TlsError> {
         let clients = Arc::new(Clients::read(tls.client_ca.as_deref(), clients)?);
-        let config = Arc::new(server_config(tls, clients.verifier.clone())?);
-        Ok(Self { config, clients })
+        let chain = certificates(&tls.cert)?;
+        let validity = chain.first().and_then(|certificate| Validity::of(certificate));
+        let config = Arc::new(server_config(tls, chain, clients.verifier.clone())?);
+        Ok(Self { config, validity, clients })
+    }
+
+    /// From when until when clients accept it.
+    pub fn validity(&self) -> Option<Validity> {
+        self.validity
     }
 }
 
@@ -192,7 +201,11 @@ impl Clients {
     }
 }
 
-fn server_config(tls: &Tls, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerConfig, TlsError> {
+fn server_config(
+    tls: &Tls,
+    chain: Vec<CertificateDer<'static>>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|source| file_error(&tls.key, source))?;
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
@@ -201,7 +214,7 @@ fn server_config(tls: &Tls, clients: Option<Arc<dyn ClientCertVerifier>>) -> Res
         Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
     // Sessions are kept with the configuration, so that none is resumed under another configuration.
-    let mut config = builder.with_single_cert(certificates(&tls.cert)?, key)?;
+    let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -10,7 +10,9 @@ use crate::accounts::{Account, PerAccount, TeamUsage};
 use crate::budget::{self, AccountBudget};
 use crate::config::Config;
 use crate::core::clock::{Clock, Instant};
+use crate::core::episode::Episode;
 use crate::core::units::Rate;
+use crate::health::upstream::AccountAttempts;
 use crate::layers::authenticate::TeamRate;
 use crate::layers::retry::RetryBudget;
 use crate::layers::sign::{Credentials, Login, Rejection, Secrets, Signer};
@@ -32,15 +34,19 @@ struct Known {
 pub struct AccountState {
     /// What it may send upstream.
     pub budget: AccountBudget,
+    /// How its attempts ended.
+    pub attempts: AccountAttempts,
     /// Whether Twilio rejects its credentials.
     pub rejection: Rejection,
     retries: RetryBudget,
+    echoes: Episode,
 }
 
 /// The accounts of one configuration, as the layers of its stack use them.
 pub(super) struct Resolved {
     pub(super) budgets: PerAccount<AccountBudget>,
     pub(super) retries: PerAccount<RetryBudget>,
+    pub(super) attempts: PerAccount<AccountAttempts>,
     pub(super) signers: PerAccount<Signer>,
     pub(super) secrets: Secrets,
 }
@@ -58,25 +64,31 @@ impl Registry {
         let Known { accounts: states, credentials, .. } = &mut *known;
         let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
         let signed_with = credentials.set(&logins(config, accounts), &config.upstream.url, proxy);
-        let (mut budgets, mut retries, mut signers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut budgets, mut retries, mut attempts, mut signers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for ((account, settings), credential) in accounts.iter().zip(&config.accounts).zip(signed_with) {
             let limits = limits(config, settings);
             let state = states.entry(Arc::clone(&account.name)).or_insert_with(|| AccountState {
                 budget: AccountBudget::new(Arc::clone(&account.name), limits, clock),
                 retries: RetryBudget::new(clock.now()),
+                attempts: AccountAttempts::default(),
                 rejection: Rejection::default(),
+                echoes: Episode::default(),
             });
             state.budget.set_limits(limits);
             // The credentials may have been replaced because they were rejected.
-            state.rejection.clear();
+            state.rejection.clear(clock.now());
+            state.attempts.forget_acceptance();
             let account = || Arc::clone(account);
             budgets.push((account(), state.budget.clone()));
             retries.push((account(), state.retries.clone()));
-            signers.push((account(), Signer { credential, rejection: state.rejection.clone() }));
+            attempts.push((account(), state.attempts.clone()));
+            let (rejection, echoes) = (state.rejection.clone(), state.echoes.clone());
+            signers.push((account(), Signer { credential, rejection, echoes }));
         }
         Resolved {
             budgets: PerAccount::new(budgets),
             retries: PerAccount::new(retries),
+            attempts: PerAccount::new(attempts),
             signers: PerAccount::new(signers),
             secrets: credentials.secrets(),
         }

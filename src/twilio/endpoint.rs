@@ -155,6 +155,9 @@ macro_rules! endpoints {
 /// What makes a submission safe to repeat: Twilio runs one job for all requests with the same key.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
+/// What every path begins with.
+const VERSION: &str = "/v3";
+
 /// Twilio's API, in the order of its documentation. Of the entries with the same method, the first whose path matches
 /// is used.
 pub static ENDPOINTS: &[Endpoint] = endpoints! {
@@ -267,6 +270,39 @@ pub fn route(method: &Method, path: &str) -> Route {
             allowed.retain(|(method, _)| here().any(|endpoint| endpoint.method == *method));
             Route::MethodNotAllowed(allowed.into_iter().map(|(_, words)| words).collect::<Vec<_>>().join(", "))
         }
+    }
+}
+
+/// The path that another spelling of it most likely means: in another case, with a slash at its end, without its `/v3` or
+/// with several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Misspelt {
+    /// The path, a parameter in braces.
+    pub path: &'static str,
+    /// Does it begin with `/v3` twice, as it does behind a base URL that ends so.
+    pub repeats_version: bool,
+}
+
+impl Misspelt {
+    /// What a path that leads nowhere may mean.
+    pub fn of(path: &str) -> Option<Self> {
+        let mut rest = path.trim_end_matches('/');
+        let mut versions = 0;
+        while let Some((_, behind)) =
+            rest.split_at_checked(VERSION.len()).filter(|(v, _)| v.eq_ignore_ascii_case(VERSION))
+        {
+            (rest, versions) = (behind, versions + 1);
+        }
+        let is_meant = |endpoint: &&Endpoint| {
+            let known = endpoint.path.strip_prefix(VERSION).unwrap_or(endpoint.path);
+            known.split('/').count() == rest.split('/').count()
+                && known.split('/').zip(rest.split('/')).all(|(known, said)| match known.starts_with('{') {
+                    true => is_id(said),
+                    false => known.eq_ignore_ascii_case(said),
+                })
+        };
+        let endpoint = ENDPOINTS.iter().find(is_meant)?;
+        Some(Self { path: endpoint.path, repeats_version: versions > 1 })
     }
 }
 
@@ -440,6 +476,27 @@ mod tests {
         ];
         for path in others {
             assert_eq!(route(&Method::GET, path), Route::NotFound, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_misspelt_path_means_is_known() {
+        let meant = |path: &str| Misspelt::of(path).map(|misspelt| (misspelt.path, misspelt.repeats_version));
+        let query = "/v3/InsightsDomains/Conversations/Query";
+        for (path, repeats) in [
+            ("/v3/v3/InsightsDomains/Conversations/Query", true),
+            ("/V3/v3/insightsdomains/conversations/query/", true),
+            ("/v3/insightsdomains/conversations/query", false),
+            ("/V3/InsightsDomains/Conversations/Query", false),
+            ("/InsightsDomains/Conversations/Query", false),
+            ("/v3/InsightsDomains/Conversations/Query/", false),
+        ] {
+            assert_eq!(meant(path), Some((query, repeats)), "{path}");
+        }
+        let status = "/v3/InsightsDomains/Conversations/QueryJobs/{operationId}";
+        assert_eq!(meant("/v3/InsightsDomains/Conversations/queryjobs/op_1"), Some((status, false)));
+        for path in ["", "/", "/v3", "/v3/v3", "/v3/InsightsDomains", "/v3/InsightsDomains/Voice/Query", "/v\u{e9}"] {
+            assert_eq!(meant(path), None, "{path}");
         }
     }
 

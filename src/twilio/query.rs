@@ -27,7 +27,7 @@
 
 use bytes::Bytes;
 
-use crate::core::json::{self, Fault, JsonError, Member, Value};
+use crate::core::json::{self, Fault, JsonError, Member, Position, Value};
 
 /// A part of a query.
 #[derive(Debug, Clone, PartialEq)]
@@ -215,8 +215,8 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// Not JSON, or JSON that readers understand differently.
-    #[error("the request body is not acceptable JSON: {0}")]
-    Json(#[source] JsonError),
+    #[error("the request body is not acceptable JSON: {0} ({1})")]
+    Json(#[source] JsonError, Position),
     /// More values than the gateway accepts.
     #[error("the request body has more than {} JSON values; ask for less at once", json::MAX_VALUES)]
     TooManyValues,
@@ -239,7 +239,10 @@ pub enum QueryError {
 pub fn parse(body: &[u8]) -> Result<Value<'_>, QueryError> {
     json::parse(body).map_err(|error| match error.fault {
         Fault::TooManyValues => QueryError::TooManyValues,
-        _ => QueryError::Json(error),
+        _ => {
+            let place = error.place(body);
+            QueryError::Json(error, place)
+        }
     })
 }
 

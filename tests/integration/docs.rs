@@ -47,6 +47,20 @@ fn the_runbook_has_an_entry_for_every_reason_and_for_no_other() {
     }
 }
 
+/// A restart throws the cache away where there is no disk, and that is when it is needed most.
+#[test]
+fn the_runbook_asks_for_no_restart() {
+    let page = page("runbook.md");
+    let mentions = page.split_inclusive('.').filter(|sentence| sentence.contains("restart"));
+    let asks = |sentence: &&str| {
+        !["would", "could not restart", "before the last restart", "InsightsGatewayRestarting"]
+            .iter()
+            .any(|known| sentence.contains(known))
+    };
+    let asking: Vec<_> = mentions.filter(asks).collect();
+    assert!(asking.is_empty(), "{asking:?}");
+}
+
 /// An endpoint in the form of a row of the handbook's tables.
 fn row(endpoint: &Endpoint) -> String {
     let body = match endpoint.body {

@@ -190,6 +190,7 @@ impl Walk {
             }
             false => None,
         };
+        self.progress.show("page 1");
         let first = match &results {
             Some(results) => self.gateway.get(&path(results, &[size])).await,
             None => self.gateway.post(&path("/Query", &[size]), body).await,

@@ -1,4 +1,5 @@
-//! One line on standard error that shows how far a walk or a wait is, and is removed at the end.
+//! One line on standard error that shows how far a walk or a wait is, and is removed at the end. The number of pages is not
+//! known, so its bar moves to and fro, one step with each response of the gateway.
 
 use std::io::{self, Write};
 
@@ -7,12 +8,18 @@ use std::io::{self, Write};
 pub(super) struct Progress {
     is_on: bool,
     is_shown: bool,
+    steps: usize,
 }
+
+/// Columns in which the bar moves.
+const BAR: usize = 12;
+/// Columns that move.
+const MARK: usize = 3;
 
 impl Progress {
     /// Shows nothing unless `is_on`: standard error is a terminal, and no other output goes to it.
     pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, is_shown: false }
+        Self { is_on, is_shown: false, steps: 0 }
     }
 
     /// Replaces the line.
@@ -20,7 +27,8 @@ impl Progress {
         if self.is_on {
             self.is_shown = true;
             // The line is not important, so an error is ignored.
-            let _ = write!(io::stderr().lock(), "\r\x1b[K{text}");
+            let _ = write!(io::stderr().lock(), "\r\x1b[K{} {text}", bar(self.steps));
+            self.steps += 1;
         }
     }
 
@@ -32,8 +40,28 @@ impl Progress {
     }
 }
 
+/// The bar after so many steps.
+fn bar(steps: usize) -> String {
+    let free = BAR - MARK;
+    let at = steps % (2 * free);
+    let before = at.min(2 * free - at);
+    format!("[{:before$}{:=<MARK$}{:rest$}]", "", "", "", rest = free - before)
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_goes_to_and_fro() {
+        let bars: Vec<_> = [0, 1, 9, 10, 18].map(bar).into();
+        assert_eq!(bars, ["[===         ]", "[ ===        ]", "[         ===]", "[        === ]", "[===         ]"]);
+        assert!((0..100).all(|steps| bar(steps).len() == BAR + 2));
     }
 }

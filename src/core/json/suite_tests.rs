@@ -577,7 +577,7 @@ fn invalid_json_is_refused_by_both() {
     for (text, fault) in cases(REFUSED) {
         assert_eq!(parse(text).map_err(|error| error.fault), Err(fault), "{}", shown(text));
         assert!(serde_json::from_slice::<Theirs>(text).is_err(), "{}", shown(text));
-        assert!(matches!(query::parse(text), Err(QueryError::Json(_))), "{}", shown(text));
+        assert!(matches!(query::parse(text), Err(QueryError::Json(..))), "{}", shown(text));
     }
 }
 
@@ -586,7 +586,7 @@ fn ambiguous_json_is_refused() {
     for text in STRICTER {
         assert_eq!(parse(text).map_err(|error| error.fault), Err(RepeatedName), "{}", shown(text));
         assert!(serde_json::from_slice::<Theirs>(text).is_ok(), "{}", shown(text));
-        assert!(matches!(query::parse(&in_a_query(text)), Err(QueryError::Json(_))), "{}", shown(text));
+        assert!(matches!(query::parse(&in_a_query(text)), Err(QueryError::Json(..))), "{}", shown(text));
     }
 }
 

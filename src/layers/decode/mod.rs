@@ -620,7 +620,7 @@ fn refused(denied: Denied) -> GatewayError {
 
 fn invalid(error: QueryError) -> GatewayError {
     let reason = match error {
-        QueryError::Json(_) => Reason::InvalidJson,
+        QueryError::Json(..) => Reason::InvalidJson,
         QueryError::TooManyValues => Reason::BodyTooLarge,
         QueryError::NotAnObject | QueryError::NoQuery | QueryError::QueryNotAnObject => Reason::InvalidQuery,
     };

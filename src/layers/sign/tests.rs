@@ -19,7 +19,7 @@ impl Configured {
         let account = Account { sid: sid.to_owned(), ..(*Team::example("local").account).clone() };
         let login = Login { account: &account, username: "SK1", secret: &secret.into() };
         let credential = self.0.set(&[login], &Uri::from_static(upstream), None).remove(0);
-        Signer { credential, rejection: Rejection::default() }
+        Signer { credential, rejection: Rejection::default(), echoes: Episode::default() }
     }
 }
 

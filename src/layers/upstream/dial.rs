@@ -21,6 +21,33 @@ use tower::{BoxError, Service, ServiceExt};
 /// Time for one address alone, before the next attempt begins (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
+/// Why nothing was reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The resolver knows no address.
+    #[error("{host}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// What the resolver says.
+        source: BoxError,
+    },
+    /// The resolver answers without one.
+    #[error("{host}: the name has no address")]
+    NoAddress {
+        /// The name.
+        host: String,
+    },
+    /// The address that was tried last does not connect.
+    #[error("{address}")]
+    Connect {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: BoxError,
+    },
+}
+
 /// Resolves names with `R`, and connects to an address with `C`.
 #[derive(Debug, Clone)]
 pub struct Dialer<R, C> {
@@ -62,14 +89,16 @@ where
             let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
             let port = port(&url);
             if let Ok(address) = host.parse::<IpAddr>() {
-                return connect.oneshot(SocketAddr::new(address, port)).await;
+                return Ok(race(vec![SocketAddr::new(address, port)], connect, host).await?);
             }
-            let resolved = resolver.oneshot(host.parse::<Name>()?).await.map_err(Into::into)?;
+            let unresolved = |source| DialError::Resolve { host: host.to_owned(), source };
+            let name = host.parse::<Name>().map_err(|error| unresolved(error.into()))?;
+            let resolved = resolver.oneshot(name).await.map_err(|error| unresolved(error.into()))?;
             let addresses = resolved.map(|mut address| {
                 address.set_port(port);
                 address
             });
-            race(in_turns(addresses), connect).await
+            Ok(race(in_turns(addresses), connect, host).await?)
         })
     }
 }
@@ -95,15 +124,19 @@ fn in_turns(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     turns
 }
 
-async fn race<C>(addresses: Vec<SocketAddr>, connect: C) -> Result<C::Response, BoxError>
+async fn race<C>(addresses: Vec<SocketAddr>, connect: C, host: &str) -> Result<C::Response, DialError>
 where
     C: Service<SocketAddr, Error = BoxError> + Clone,
 {
     let mut waiting = addresses.into_iter();
     let mut running = FuturesUnordered::new();
-    let mut last = BoxError::from("the name has no address");
+    let mut last = DialError::NoAddress { host: host.to_owned() };
     loop {
-        running.extend(waiting.next().map(|address| connect.clone().oneshot(address)));
+        let connect = |address| {
+            let connecting = connect.clone().oneshot(address);
+            async move { connecting.await.map_err(|source| DialError::Connect { address, source }) }
+        };
+        running.extend(waiting.next().map(connect));
         tokio::select! {
             biased;
             ended = running.next() => match ended {

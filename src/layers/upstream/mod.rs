@@ -16,8 +16,10 @@
 //! | `pool` | connections, kept from one call to the next |
 //! | `coding` | gzip |
 //! | `answers` | what a success must say |
+//! | `cause` | what an attempt failed for |
 
 mod answers;
+mod cause;
 mod coding;
 mod dial;
 mod egress;
@@ -45,6 +47,7 @@ pub use self::dial::{Dialer, Tcp};
 pub use self::egress::Proxy;
 use self::egress::{Egress, ProxyError};
 use self::pool::{ConnectError, Pool};
+use crate::core::cause::{Cause, CauseKind};
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
 use crate::metrics::{Ending, Metrics};
@@ -196,11 +199,13 @@ impl Upstream {
         let too_late = || {
             let instead = endpoint::instead_of_waiting(call.endpoint.operation);
             let message = format!("Twilio did not answer within {} ms{instead}", limit.as_millis());
-            GatewayError::new(Reason::UpstreamTimeout, message).with_retry(Retry::IfRepeatable)
+            let cause = Cause::new(CauseKind::Timeout, format!("no answer within {} ms", limit.as_millis()));
+            let error = GatewayError::new(Reason::UpstreamTimeout, message).with_retry(Retry::IfRepeatable);
+            error.with_upstream_cause(cause)
         };
         loop {
             let taken = tokio::time::timeout_at(until, self.pool.take()).await.map_err(|_| too_late())?;
-            let (mut link, used) = taken.map_err(unreachable)?;
+            let (mut link, used) = taken.map_err(|error| unreachable(error, &self.target))?;
             let exchanged = link.drive(async |sender| {
                 let response = sender.try_send_request(request).await?;
                 Ok(self.receive(response, call.endpoint).await)
@@ -211,7 +216,7 @@ impl Upstream {
                     self.pool.put_back(link);
                     return answer;
                 }
-                Ok(Err(error)) => match unsent(error, used) {
+                Ok(Err(error)) => match unsent(error, used, &self.target.url) {
                     Ok(same) => {
                         request = same;
                         continue;
@@ -308,14 +313,16 @@ fn is_cut(error: &GatewayError) -> bool {
     error.cause().is_some_and(|cause| cause.is::<hyper::Error>())
 }
 
-fn unreachable(error: ConnectError) -> GatewayError {
+fn unreachable(error: ConnectError, target: &Target) -> GatewayError {
+    let cause = cause::of_connecting(&error, &target.url, target.connect_timeout);
     let message = match &error {
         ConnectError::Failed(error) => error.downcast_ref().map(ProxyError::for_clients),
         ConnectError::TooSlow => None,
     };
     let message =
         message.map_or_else(|| "cannot connect to Twilio".to_owned(), |why| format!("cannot connect to Twilio: {why}"));
-    GatewayError::new(Reason::UpstreamUnreachable, message).with_retry(Retry::NothingSent).with_cause(error)
+    let unreachable = GatewayError::new(Reason::UpstreamUnreachable, message).with_retry(Retry::NothingSent);
+    unreachable.with_upstream_cause(cause).with_cause(error)
 }
 
 /// Whether a call may be repeated whose response had this status and an unreadable body.
@@ -328,7 +335,11 @@ fn retry_of(status: StatusCode) -> Retry {
 }
 
 /// The request, if nothing of it was sent because the connection had ended while it was idle.
-fn unsent(mut error: TrySendError<Request<Full<Bytes>>>, used: bool) -> Result<Request<Full<Bytes>>, GatewayError> {
+fn unsent(
+    mut error: TrySendError<Request<Full<Bytes>>>,
+    used: bool,
+    upstream: &Uri,
+) -> Result<Request<Full<Bytes>>, GatewayError> {
     let request = error.take_message();
     let was_sent = request.is_none();
     request.filter(|_| used).ok_or_else(|| {
@@ -339,7 +350,8 @@ fn unsent(mut error: TrySendError<Request<Full<Bytes>>>, used: bool) -> Result<R
         };
         // The upstream may have received what was sent.
         let retry = if was_sent { Retry::IfRepeatable } else { Retry::NothingSent };
-        GatewayError::new(reason, message).with_retry(retry).with_cause(error)
+        let cause = cause::of_exchange(&error, upstream, "the connection broke before an answer came");
+        GatewayError::new(reason, message).with_retry(retry).with_upstream_cause(cause).with_cause(error)
     })
 }
 

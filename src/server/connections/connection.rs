@@ -85,6 +85,11 @@ impl Connection {
         Arc::new(Connections::new(1)).try_enter().expect("it is the first")
     }
 
+    /// The peer's name, as far as it is known.
+    pub(in crate::server) fn peer_name(&self) -> &str {
+        self.peer.get().map_or("", |peer| peer.as_str())
+    }
+
     pub(in crate::server) fn is_of(&self, peer: &Arc<Peer>) {
         // Set once. A peer that is judged again shares what it has shown.
         let _ = self.peer.set(Arc::clone(peer));

@@ -114,8 +114,8 @@ fn errors_say_what_is_wrong() {
     assert_eq!(error("{}"), QueryError::NoQuery);
     assert_eq!(error(r#"{"query":null}"#), QueryError::NoQuery);
     assert_eq!(error(r#"{"query":[]}"#), QueryError::QueryNotAnObject);
-    assert!(matches!(error(r#"{"query":{},"query":{}}"#), QueryError::Json(_)));
-    assert!(matches!(error(r#"{"query":{"x":{"a":1,"a":1}}}"#), QueryError::Json(_)));
+    assert!(matches!(error(r#"{"query":{},"query":{}}"#), QueryError::Json(..)));
+    assert!(matches!(error(r#"{"query":{"x":{"a":1,"a":1}}}"#), QueryError::Json(..)));
     let large = format!(r#"{{"query":{{"x":[{}]}}}}"#, vec!["0"; json::MAX_VALUES].join(","));
     assert_eq!(error(&large), QueryError::TooManyValues);
 }

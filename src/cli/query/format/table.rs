@@ -285,7 +285,8 @@ mod tests {
     use crate::cli::query::page::Page;
 
     fn shown(columns: &[&str], width: usize, rows: &Json) -> (String, Option<&'static str>) {
-        let terminal = Terminal { output: false, redraws: false, errors: false, width, colour: false };
+        let terminal =
+            Terminal { output: false, redraws: false, errors: false, width, colour: false, errors_colour: false };
         let mut table = Table::new(columns.iter().map(|name| (*name).to_owned()).collect(), terminal);
         let body = json!({ "items": rows }).to_string();
         let mut out = Vec::new();

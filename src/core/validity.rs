@@ -1,0 +1,101 @@
+//! From when until when a certificate is valid (RFC 5280 section 4.1.2.5).
+
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use super::der::{SEQUENCE, elements};
+
+const EXPLICIT_VERSION: u8 = 0xa0;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+
+/// The time in which a certificate may be used, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Its beginning.
+    pub not_before: SystemTime,
+    /// Its end.
+    pub not_after: SystemTime,
+}
+
+impl Validity {
+    /// Reads it from a certificate in DER; `None` where that is malformed.
+    pub fn of(certificate: &[u8]) -> Option<Self> {
+        let (_, certificate) = elements(certificate).next().filter(|(tag, _)| *tag == SEQUENCE)?;
+        let (_, to_be_signed) = elements(certificate).next().filter(|(tag, _)| *tag == SEQUENCE)?;
+        // Serial number, signature algorithm and issuer come first.
+        let mut fields = elements(to_be_signed).skip_while(|(tag, _)| *tag == EXPLICIT_VERSION);
+        let (_, validity) = fields.nth(3).filter(|(tag, _)| *tag == SEQUENCE)?;
+        let mut times = elements(validity).map(|(tag, text)| time(tag, text));
+        Some(Self { not_before: times.next()??, not_after: times.next()?? })
+    }
+}
+
+/// `YYMMDDHHMMSSZ` with a year from 1950 to 2049, or `YYYYMMDDHHMMSSZ`: other forms are not allowed in certificates.
+fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
+    let digits = text.strip_suffix(b"Z").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
+    let number = |digits: &[u8]| digits.iter().fold(0_i16, |number, digit| number * 10 + i16::from(digit - b'0'));
+    let (year, rest) = match (tag, digits.len()) {
+        (UTC_TIME, 12) => {
+            let year = number(&digits[..2]);
+            (if year < 50 { 2000 + year } else { 1900 + year }, &digits[2..])
+        }
+        (GENERALIZED_TIME, 14) => (number(&digits[..4]), &digits[4..]),
+        _ => return None,
+    };
+    let part = |at: usize| i8::try_from(number(&rest[at..at + 2])).ok();
+    let time = DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0).ok()?;
+    // The last days of 9999, which stand for "never" (RFC 5280 section 4.1.2.5), are beyond what can be calculated with.
+    Some(time.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |time| time.timestamp()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(text: &str) -> SystemTime {
+        text.parse::<Timestamp>().unwrap().into()
+    }
+
+    #[test]
+    fn it_is_read_from_certificates_of_both_centuries() {
+        for (from, until) in [((2020, 1, 2), (2030, 12, 31)), ((1980, 5, 6), (2051, 7, 8))] {
+            let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(from.0, from.1, from.2);
+            params.not_after = rcgen::date_time_ymd(until.0, until.1, until.2);
+            let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            let midnight = |(year, month, day): (i32, u8, u8)| at(&format!("{year}-{month:02}-{day:02}T00:00:00Z"));
+            let expected = Validity { not_before: midnight(from), not_after: midnight(until) };
+            assert_eq!(Validity::of(certificate.der()), Some(expected));
+            for cut in [1, 40, 100, certificate.der().len() - 1] {
+                assert_eq!(Validity::of(&certificate.der()[..cut]), None, "{cut} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_forms_of_certificates_are_times() {
+        let seconds = |text: &str| at(text).duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let read = |tag, text: &[u8]| time(tag, text).map(|time| time.duration_since(SystemTime::UNIX_EPOCH).unwrap());
+        assert_eq!(read(UTC_TIME, b"491231235959Z"), Some(seconds("2049-12-31T23:59:59Z")));
+        assert_eq!(read(UTC_TIME, b"700101000001Z"), Some(Duration::from_secs(1)));
+        assert_eq!(time(GENERALIZED_TIME, b"99991231235959Z"), Some(Timestamp::MAX.into()));
+        for (tag, text) in [
+            (UTC_TIME, &b"491331235959Z"[..]),
+            (UTC_TIME, b"4912312359Z"),
+            (UTC_TIME, b"491231235959+0000"),
+            (UTC_TIME, b"20491231235959Z"),
+            (GENERALIZED_TIME, b"20490230235959Z"),
+            (GENERALIZED_TIME, b"2049123123595x"),
+            (SEQUENCE, b"491231235959Z"),
+            (UTC_TIME, b""),
+        ] {
+            assert_eq!(read(tag, text), None, "{}", String::from_utf8_lossy(text));
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! The verdict over everything that may be wrong.
+
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+
+use super::{Check, EXPIRY_NOTICE, Health, State, earliest};
+use crate::core::cause::{Cause, CauseKind};
+use crate::core::validity::Validity;
+
+/// All that counts, at one moment.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    /// That moment.
+    pub now: SystemTime,
+    /// Since when the gateway has been shutting down, if it is.
+    pub draining_since: Option<SystemTime>,
+    /// Since when no new configuration has been accepted, and what is wrong with the newest.
+    pub refused: Option<(SystemTime, String)>,
+    /// Does the disk cache work; `None` where there is none.
+    pub disk_works: Option<bool>,
+    /// Of the certificate that the data plane shows, where it speaks TLS.
+    pub certificate: Option<Validity>,
+    /// The teams.
+    pub teams: Vec<TeamInput>,
+    /// The accounts.
+    pub accounts: Vec<AccountInput>,
+}
+
+/// A team and when its tokens end.
+#[derive(Debug, Clone)]
+pub struct TeamInput {
+    /// Its name.
+    pub name: String,
+    /// When each token ends, if ever.
+    pub tokens: Vec<Option<SystemTime>>,
+}
+
+impl TeamInput {
+    /// When the next of the tokens ends, or the last has ended, if any ends at all.
+    pub fn expiry(&self, now: SystemTime) -> Option<SystemTime> {
+        let ends = || self.tokens.iter().flatten().copied();
+        ends().filter(|ends| *ends > now).min().or_else(|| ends().max())
+    }
+}
+
+/// Whether Twilio accepts an account's credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialState {
+    /// Nobody has asked Twilio with them yet.
+    Unknown,
+    /// It does.
+    Accepted,
+    /// It has not since then.
+    Rejected(SystemTime),
+}
+
+impl CredentialState {
+    /// The word in `/status`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Accepted => "accepted",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+}
+
+/// An account and its upstream.
+#[derive(Debug, Clone)]
+pub struct AccountInput {
+    /// Its name.
+    pub name: String,
+    /// Whether its credentials are good.
+    pub credentials: CredentialState,
+    /// Since when attempts have failed, if the last one did.
+    pub failing_since: Option<SystemTime>,
+    /// Since when its circuit has not been closed, if it is not.
+    pub broken_since: Option<SystemTime>,
+    /// Why and when an attempt failed last.
+    pub last_failure: Option<(Cause, SystemTime)>,
+}
+
+/// Decides. The checks are always the same ones in the same order for one configuration, so that whoever reads them
+/// finds each at its place.
+pub fn evaluate(inputs: &Inputs) -> Health {
+    let mut checks = vec![serving(inputs.draining_since), configuration(inputs.refused.as_ref())];
+    checks.extend(inputs.disk_works.map(disk));
+    checks.extend(inputs.certificate.map(|validity| certificate(validity, inputs.now)));
+    let ends = |team: &&TeamInput| team.tokens.iter().any(Option::is_some);
+    checks.extend(inputs.teams.iter().filter(ends).map(|team| tokens(team, inputs.now)));
+    for account in &inputs.accounts {
+        checks.push(credentials(account));
+        checks.push(upstream(account));
+    }
+    Health { checks }
+}
+
+fn ok(kind: &'static str, subject: Option<&str>) -> Check {
+    let subject = subject.map(str::to_owned);
+    Check { kind, subject, state: State::Ok, since: None, cause: None, detail: None, runbook: None }
+}
+
+fn serving(draining_since: Option<SystemTime>) -> Check {
+    let Some(since) = draining_since else { return ok("serving", None) };
+    Check {
+        state: State::Failing,
+        since: Some(since),
+        detail: Some("draining: the gateway is shutting down".to_owned()),
+        runbook: Some("draining"),
+        ..ok("serving", None)
+    }
+}
+
+fn configuration(refused: Option<&(SystemTime, String)>) -> Check {
+    let Some((since, faults)) = refused else { return ok("configuration", None) };
+    Check {
+        state: State::Degraded,
+        since: Some(*since),
+        cause: faults.lines().next().map(str::to_owned),
+        detail: Some(
+            "the new configuration is refused, and the old one in use; /status and the log list its faults".to_owned(),
+        ),
+        runbook: Some("insightsgatewayreloadrefused"),
+        ..ok("configuration", None)
+    }
+}
+
+fn disk(works: bool) -> Check {
+    if works {
+        return ok("disk", None);
+    }
+    let detail = "the disk cache does not work, and pages are in memory alone; the log says why";
+    let detail = Some(detail.to_owned());
+    Check { state: State::Degraded, detail, runbook: Some("insightsgatewaydiskfailing"), ..ok("disk", None) }
+}
+
+fn certificate(validity: Validity, now: SystemTime) -> Check {
+    let Validity { not_before, not_after } = validity;
+    let (since, what) = match () {
+        () if now > not_after => (Some(not_after), format!("ended {}", time(not_after))),
+        () if now < not_before => (None, format!("is not valid before {}", time(not_before))),
+        () if now + EXPIRY_NOTICE >= not_after => {
+            (Some(not_after - EXPIRY_NOTICE), format!("ends {}", time(not_after)))
+        }
+        () => return ok("certificate", None),
+    };
+    Check {
+        state: State::Degraded,
+        since,
+        detail: Some(format!(
+            "the certificate of server.tls {what}; put a new one in its place, the gateway takes it by itself"
+        )),
+        runbook: Some("insightsgatewaycertificateexpires"),
+        ..ok("certificate", None)
+    }
+}
+
+/// A token that has ended beside one that has not was left behind by a rotation, and is nobody's trouble.
+fn tokens(team: &TeamInput, now: SystemTime) -> Check {
+    let check = ok("token", Some(&team.name));
+    let are_all_over = team.tokens.iter().all(|ends| ends.is_some_and(|ends| ends <= now));
+    let (since, what) = match team.expiry(now) {
+        Some(ended) if are_all_over => (ended, format!("the last token of team {} ended {}", team.name, time(ended))),
+        Some(ends) if ends > now && now + EXPIRY_NOTICE >= ends => {
+            (ends - EXPIRY_NOTICE, format!("a token of team {} ends {}", team.name, time(ends)))
+        }
+        _ => return check,
+    };
+    Check {
+        state: State::Degraded,
+        since: Some(since),
+        detail: Some(format!(
+            "{what}; make a new one with `insights-gateway token new {}`, and list both while clients change over",
+            team.name
+        )),
+        runbook: Some("insightsgatewaytokenexpires"),
+        ..check
+    }
+}
+
+fn credentials(account: &AccountInput) -> Check {
+    let check = ok("credentials", Some(&account.name));
+    match account.credentials {
+        CredentialState::Accepted => check,
+        CredentialState::Unknown => {
+            let detail = "unknown: nobody has asked Twilio with these credentials yet";
+            Check { detail: Some(detail.to_owned()), ..check }
+        }
+        CredentialState::Rejected(since) => Check {
+            state: State::Failing,
+            since: Some(since),
+            cause: Some("Twilio answers 401 or 403".to_owned()),
+            detail: Some("Twilio rejects this account's credentials; replace its key or secret".to_owned()),
+            runbook: Some("insightsgatewaycredentialsrejected"),
+            ..check
+        },
+    }
+}
+
+fn upstream(account: &AccountInput) -> Check {
+    let check = ok("upstream", Some(&account.name));
+    let Some(since) = earliest(account.failing_since, account.broken_since) else { return check };
+    let what = match account.broken_since {
+        Some(_) => "Twilio fails again and again, so only probes are sent",
+        None => "the last attempt to ask Twilio failed",
+    };
+    let at = account.last_failure.as_ref().map_or_else(String::new, |(_, at)| format!(", at {}", time(*at)));
+    Check {
+        state: State::Degraded,
+        since: Some(since),
+        cause: account.last_failure.as_ref().map(|(cause, _)| cause.to_string()),
+        detail: Some(format!(
+            "{what}{at}; stored pages are served as far as stale_if_error allows, and the next answer ends this"
+        )),
+        runbook: Some(match &account.last_failure {
+            _ if account.broken_since.is_some() => "insightsgatewaycircuitopen",
+            Some((cause, _)) => entry(cause.kind),
+            None => "insightsgatewayfailing",
+        }),
+        ..check
+    }
+}
+
+/// The entry of the runbook for a cause.
+fn entry(kind: CauseKind) -> &'static str {
+    match kind {
+        CauseKind::Dns | CauseKind::Tcp | CauseKind::Tls | CauseKind::Proxy => "upstream_unreachable",
+        CauseKind::Timeout => "upstream_timeout",
+        CauseKind::InvalidAnswer => "upstream_invalid",
+        CauseKind::Status => "insightsgatewayfailing",
+    }
+}
+
+/// As a person reads it, to the second.
+fn time(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| "in another age".to_owned(), |time| format!("{time:.0}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn now() -> SystemTime {
+        "2026-11-28T12:00:00Z".parse::<Timestamp>().unwrap().into()
+    }
+
+    fn well() -> Inputs {
+        let account = AccountInput {
+            name: "main".to_owned(),
+            credentials: CredentialState::Accepted,
+            failing_since: None,
+            broken_since: None,
+            last_failure: None,
+        };
+        Inputs {
+            now: now(),
+            draining_since: None,
+            refused: None,
+            disk_works: Some(true),
+            certificate: Some(Validity { not_before: now() - 365 * DAY, not_after: now() + 365 * DAY }),
+            teams: Vec::new(),
+            accounts: vec![account],
+        }
+    }
+
+    /// The state, since when, and the checks that are not `ok`.
+    fn verdict(inputs: &Inputs) -> (State, Option<SystemTime>, Vec<Check>) {
+        let health = evaluate(inputs);
+        let wrong = health.checks.iter().filter(|check| check.state != State::Ok).cloned().collect();
+        (health.state(), health.since(), wrong)
+    }
+
+    #[test]
+    fn all_is_well_before_anything_has_happened() {
+        let mut inputs = well();
+        inputs.accounts[0].credentials = CredentialState::Unknown;
+        assert_eq!(verdict(&inputs), (State::Ok, None, vec![]));
+        let health = evaluate(&inputs);
+        let names: Vec<_> = health.checks.iter().map(Check::name).collect();
+        assert_eq!(names, ["serving", "configuration", "disk", "certificate", "credentials/main", "upstream/main"]);
+        assert!(health.checks[4].detail.as_ref().unwrap().starts_with("unknown"));
+        assert_eq!(evaluate(&well()).checks[4].detail, None);
+    }
+
+    #[test]
+    fn only_draining_and_rejected_credentials_fail() {
+        let draining = Inputs { draining_since: Some(now() - HOUR), ..well() };
+        let (state, since, wrong) = verdict(&draining);
+        assert_eq!((state, since, wrong[0].kind), (State::Failing, Some(now() - HOUR), "serving"));
+        let mut rejected = well();
+        rejected.accounts[0].credentials = CredentialState::Rejected(now() - DAY);
+        rejected.disk_works = Some(false);
+        let (state, since, wrong) = verdict(&rejected);
+        assert_eq!((state, since, wrong.len()), (State::Failing, Some(now() - DAY), 2));
+        assert_eq!((wrong[0].kind, wrong[0].state), ("disk", State::Degraded));
+    }
+
+    #[test]
+    fn an_upstream_is_degraded_while_its_last_attempt_failed_or_its_circuit_is_not_closed() {
+        let refused = Cause::new(CauseKind::Tcp, "connection refused");
+        for (failing, broken, since) in
+            [(Some(HOUR), None, HOUR), (None, Some(2 * HOUR), 2 * HOUR), (Some(3 * HOUR), Some(2 * HOUR), 3 * HOUR)]
+        {
+            let mut inputs = well();
+            let account = &mut inputs.accounts[0];
+            account.failing_since = failing.map(|ago| now() - ago);
+            account.broken_since = broken.map(|ago| now() - ago);
+            account.last_failure = Some((refused.clone(), now() - HOUR / 2));
+            let (state, found, wrong) = verdict(&inputs);
+            assert_eq!((state, found), (State::Degraded, Some(now() - since)));
+            assert_eq!(wrong[0].name(), "upstream/main");
+            assert_eq!(wrong[0].cause.as_deref(), Some("TCP: connection refused"));
+            assert!(wrong[0].detail.as_ref().unwrap().contains("at 2026-11-28T11:30:00Z"), "{wrong:?}");
+            assert_eq!(wrong[0].detail.as_ref().unwrap().contains("probes"), broken.is_some());
+        }
+        let mut over = well();
+        over.accounts[0].last_failure = Some((refused, now() - HOUR));
+        assert_eq!(verdict(&over).0, State::Ok);
+    }
+
+    #[test]
+    fn certificates_are_reported_two_weeks_before_they_end() {
+        let state_of = |not_before: SystemTime, not_after: SystemTime| {
+            let inputs = Inputs { certificate: Some(Validity { not_before, not_after }), ..well() };
+            let (state, since, wrong) = verdict(&inputs);
+            (state, since, wrong.first().and_then(|check| check.detail.clone()).unwrap_or_default())
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(state_of(now() - DAY, now() + 14 * DAY + second).0, State::Ok);
+        let (state, since, detail) = state_of(now() - DAY, now() + 13 * DAY);
+        assert_eq!((state, since), (State::Degraded, Some(now() - DAY)));
+        assert!(detail.contains("ends 2026-12-11T12:00:00Z"), "{detail}");
+        let (state, since, detail) = state_of(now() - 9 * DAY, now() - DAY);
+        assert_eq!((state, since), (State::Degraded, Some(now() - DAY)));
+        assert!(detail.contains("ended 2026-11-27T12:00:00Z"), "{detail}");
+        let (state, since, detail) = state_of(now() + DAY, now() + 365 * DAY);
+        assert_eq!((state, since), (State::Degraded, None));
+        assert!(detail.contains("not valid before"), "{detail}");
+    }
+
+    #[test]
+    fn tokens_are_reported_two_weeks_before_they_end_and_leftovers_of_a_rotation_are_not() {
+        let day = |days: i64| match days {
+            0.. => now() + DAY * u32::try_from(days).unwrap(),
+            _ => now() - DAY * u32::try_from(-days).unwrap(),
+        };
+        let state_of = |ends: &[Option<i64>]| {
+            let tokens = ends.iter().map(|ends| ends.map(day)).collect();
+            let inputs = Inputs { teams: vec![TeamInput { name: "dashboards".to_owned(), tokens }], ..well() };
+            (verdict(&inputs), evaluate(&inputs).checks.iter().any(|check| check.kind == "token"))
+        };
+        for (ends, is_listed) in [(&[None][..], false), (&[Some(15)], true), (&[Some(-3), None], true), (&[], false)] {
+            let ((state, ..), listed) = state_of(ends);
+            assert_eq!((state, listed), (State::Ok, is_listed), "{ends:?}");
+        }
+        for (ends, since, said) in [
+            (&[Some(13)][..], -1, "a token of team dashboards ends 2026-12-11"),
+            (&[Some(3), None], -11, "ends 2026-12-01"),
+            (&[Some(-3), Some(3), Some(9)], -11, "ends 2026-12-01"),
+            (&[Some(-3), Some(-2)], -2, "the last token of team dashboards ended 2026-11-26"),
+        ] {
+            let ((state, found, wrong), _) = state_of(ends);
+            assert_eq!((state, found), (State::Degraded, Some(day(since))), "{ends:?}");
+            assert!(wrong[0].detail.as_ref().unwrap().contains(said), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_configuration_names_its_first_fault() {
+        let inputs = Inputs { refused: Some((now() - HOUR, "a.toml:1: x\na.toml:2: y".to_owned())), ..well() };
+        let (state, since, wrong) = verdict(&inputs);
+        assert_eq!((state, since), (State::Degraded, Some(now() - HOUR)));
+        assert_eq!(wrong[0].cause.as_deref(), Some("a.toml:1: x"));
+    }
+
+    #[test]
+    fn whoever_shows_no_token_learns_states_alone() {
+        let mut inputs = well();
+        let mut other = inputs.accounts[0].clone();
+        other.name = "other".to_owned();
+        other.failing_since = Some(now() - 2 * HOUR);
+        let cause = Cause::new(CauseKind::Dns, "insights.internal: no such name");
+        other.last_failure = Some((cause, now() - HOUR));
+        let mut third = other.clone();
+        third.failing_since = Some(now() - 3 * HOUR);
+        inputs.accounts.extend([other, third]);
+        let anonymous = evaluate(&inputs).anonymous();
+        let kinds: Vec<_> = anonymous.checks.iter().map(|check| (check.name(), check.state)).collect();
+        let expected = [
+            ("serving", State::Ok),
+            ("configuration", State::Ok),
+            ("disk", State::Ok),
+            ("certificate", State::Ok),
+            ("credentials", State::Ok),
+            ("upstream", State::Degraded),
+        ];
+        assert_eq!(kinds, expected.map(|(name, state)| (name.to_owned(), state)));
+        assert_eq!(anonymous.checks[5].since, Some(now() - 3 * HOUR));
+        assert!(anonymous.checks.iter().all(|check| check.cause.is_none() && check.detail.is_none()));
+    }
+
+    #[test]
+    fn every_entry_that_is_named_is_in_the_runbook() {
+        let runbook = include_str!("../../docs/runbook.md");
+        let source = include_str!("evaluate.rs").split("#[cfg(test)]").next().unwrap();
+        let literals = source.split('"').skip(1).step_by(2).filter(|text| !text.contains(' '));
+        let names = |prefix: &'static str| literals.clone().filter(move |text| text.starts_with(prefix));
+        let named: Vec<_> = names("insightsgateway").chain(names("upstream_")).chain(names("draining")).collect();
+        assert!(named.len() >= 8, "{named:?}");
+        for name in named {
+            let is_there =
+                runbook.lines().any(|line| line.strip_prefix("### ").is_some_and(|h| h.to_lowercase() == name));
+            assert!(is_there, "{name}");
+        }
+    }
+
+    #[test]
+    fn checks_are_left_out_by_kind_or_by_name() {
+        let mut inputs = well();
+        inputs.accounts[0].credentials = CredentialState::Rejected(now());
+        let health = evaluate(&inputs);
+        for (excluded, state) in [
+            ("credentials", State::Ok),
+            ("credentials/main", State::Ok),
+            ("credentials/other", State::Failing),
+            ("cred", State::Failing),
+        ] {
+            assert_eq!(health.without(|name| name == excluded).state(), state, "{excluded}");
+        }
+    }
+}

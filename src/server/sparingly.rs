@@ -1,0 +1,38 @@
+//! Warnings that strangers can cause, so that they must not fill the log.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Between two warnings of a kind.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Lets one warning through a minute.
+#[derive(Debug, Default)]
+pub(super) struct Sparingly(Mutex<Option<Instant>>);
+
+impl Sparingly {
+    /// May it be said now; counts as said if so.
+    pub(super) fn allows(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let allows = last.is_none_or(|last| now >= last + PAUSE);
+        if allows {
+            *last = Some(now);
+        }
+        allows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_a_minute_is_let_through() {
+        let (sparingly, start, s) = (Sparingly::default(), Instant::now(), Duration::from_secs(1));
+        let said: Vec<_> =
+            [0, 1, 59, 60, 61, 119, 500].into_iter().filter(|at| sparingly.allows(start + *at * s)).collect();
+        assert_eq!(said, [0, 60, 500]);
+    }
+}

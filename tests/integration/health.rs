@@ -1,0 +1,400 @@
+//! Health in three states: what fails is told with its cause, once an episode, and is over when Twilio answers again.
+
+use std::fs;
+use std::time::Duration;
+
+use insights_gateway::config::Sources;
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::certificate::Certificate;
+use crate::support::gateway::{KEY, SECRET, SID};
+use crate::support::process::{Process, set};
+use crate::support::upstream::DeadPort;
+use crate::support::*;
+
+const ADMIN: &str = "token-of-the-admin-plane";
+
+/// The binary in front of this upstream, with quick retries.
+async fn process(url: &str, keys: &[(&str, &str)]) -> Process {
+    let base = [
+        ("upstream.url", url),
+        ("retry.base", "1ms"),
+        ("retry.max", "5ms"),
+        ("circuit.consecutive", "1000"),
+        ("circuit.ratio", "1.0"),
+    ];
+    Process::start(base.iter().chain(keys).map(|(key, value)| set(key, value)).collect()).await
+}
+
+async fn admin(process: &Process, path: &str) -> Answer {
+    Client::connect(process.admin).await.ask(&get(path, "Connection: close\r\n")).await
+}
+
+/// The check of the only account's upstream, which `/readyz` and `/status` tell alike.
+async fn upstream_check(process: &Process) -> Json {
+    let ready = admin(process, "/readyz").await;
+    let status = admin(process, "/status").await.json();
+    let check = |page: &Json| {
+        let checks = page["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["check"] == "upstream/default").unwrap().clone()
+    };
+    assert_eq!(ready.status, 200, "an upstream that fails is no reason to turn the gateway away");
+    let (told, listed) = (check(&ready.json()), check(&status));
+    assert_eq!((&told["state"], &told["cause"]), (&listed["state"], &listed["cause"]));
+    assert_eq!((&ready.json()["state"], &status["state"]), (&told["state"], &told["state"]));
+    told
+}
+
+/// A query that no stored page answers, whatever becomes of it upstream.
+fn unstored() -> Vec<u8> {
+    post_to(QUERY, "Cache-Control: no-store\r\n", ASK)
+}
+
+/// Asks until it is degraded, several times over: what it says, and the log lines at the end of the process.
+async fn degrades(process: &Process) -> Json {
+    for _ in 0..3 {
+        let status = process.ask(&unstored()).await.status;
+        assert!(status >= 500, "{status}");
+    }
+    let check = upstream_check(process).await;
+    assert_eq!((&check["state"], &check["ok"]), (&json!("degraded"), &json!(true)), "{check}");
+    assert!(check["since"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok(), "{check}");
+    assert!(check["runbook"].as_str().unwrap().starts_with("docs/runbook.md#"), "{check}");
+    check
+}
+
+/// Lines of the log that say that an episode begins or ends: their level, message and cause.
+fn episodes(log: &str) -> Vec<(String, String)> {
+    let events = log.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let of = |event: Json| {
+        let message = event["message"].as_str().unwrap_or_default();
+        let is_one = message.starts_with("Twilio cannot be asked") || message.starts_with("Twilio answers again");
+        let text = event["cause"].as_str().unwrap_or_default().to_owned();
+        assert!(!message.starts_with("Twilio answers again") || event["failed_for_ms"].is_u64(), "{event}");
+        is_one.then(|| (event["level"].as_str().unwrap().to_owned(), text))
+    };
+    events.filter_map(of).collect()
+}
+
+async fn log_of(process: Process) -> Vec<(String, String)> {
+    process.signal("TERM");
+    let (code, log) = process.ended().await;
+    assert_eq!(code, Some(0), "{log}");
+    episodes(&log)
+}
+
+#[tokio::test]
+async fn failures_on_the_way_are_told_with_their_class_and_once_in_the_log() {
+    let process = process("http://gateway.invalid:9", &[("upstream.connect_timeout", "15s")]).await;
+    let cause = degrades(&process).await["cause"].as_str().unwrap().to_owned();
+    assert!(cause.starts_with("DNS: gateway.invalid: "), "{cause}");
+    assert_eq!(log_of(process).await, [("WARN".to_owned(), cause)]);
+}
+
+#[tokio::test]
+async fn an_upstream_that_comes_back_ends_the_episode() {
+    let dead = DeadPort::new();
+    let address = dead.url().strip_prefix("http://").unwrap().to_owned();
+    let process = process(&dead.url(), &[("circuit.consecutive", "1000")]).await;
+    let before = upstream_check(&process).await;
+    assert_eq!((&before["state"], &before["since"]), (&json!("ok"), &Json::Null), "nobody has asked yet");
+    let cause = degrades(&process).await["cause"].as_str().unwrap().to_owned();
+    assert!(cause.starts_with(&format!("TCP: {address}: ")) && cause.contains("refused"), "{cause}");
+    let upstream = dead.heal(|_| Plan::page(PAGE));
+    process.ask(&unstored()).await.assert_page(PAGE, "bypass");
+    assert_eq!(upstream_check(&process).await, json!({"check": "upstream/default", "ok": true, "state": "ok"}));
+    // A second episode has lines of its own.
+    upstream.set(|_| Plan::json(503, "{}"));
+    assert_eq!(degrades(&process).await["cause"], "status: 503");
+    upstream.heal(PAGE);
+    process.ask(&unstored()).await.assert_page(PAGE, "bypass");
+    let of = |level: &str, cause: &str| (level.to_owned(), cause.to_owned());
+    let expected = [of("WARN", &cause), of("INFO", ""), of("WARN", "status: 503"), of("INFO", "")];
+    assert_eq!(log_of(process).await, expected);
+}
+
+#[tokio::test]
+async fn answers_that_fail_are_told_with_their_class() {
+    for (plan, expected) in [
+        (Plan::silence(), "timeout: no answer within 200 ms"),
+        (Plan::json(500, "{}"), "status: 500"),
+        (Plan::page("<html>"), "invalid answer: Twilio answered 200 with something that is not JSON"),
+        (Plan::reset(), "TCP: the connection broke before an answer came: "),
+        (Plan::raw("SSH-2.0-x\r\n\r\n").then_close(), "invalid answer: not HTTP: "),
+    ] {
+        let upstream = Upstream::script(move |_| plan.clone()).await;
+        let gateway = TestConfig::new(upstream.url()).set("upstream.attempt_timeout", "200ms").start().await;
+        gateway.ask(&post(ASK)).await;
+        let ready = gateway.admin("/readyz").await.json();
+        let check = &ready["checks"][3];
+        assert_eq!((&ready["state"], &check["check"]), (&json!("degraded"), &json!("upstream/default")));
+        assert!(check["cause"].as_str().unwrap().starts_with(expected), "{expected}: {check}");
+        upstream.heal(PAGE);
+        gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+        assert_eq!(gateway.admin("/readyz").await.json()["state"], "ok", "{expected}");
+    }
+}
+
+#[tokio::test]
+async fn answers_that_the_upstream_means_degrade_nothing() {
+    for status in [400, 404, 429] {
+        let upstream = Upstream::script(move |_| Plan::json(status, "{}")).await;
+        let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
+        assert_eq!(gateway.ask(&post(ASK)).await.status, status);
+        assert_eq!(gateway.admin("/readyz").await.json()["state"], "ok", "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_clients_short_patience_degrades_nothing() {
+    let upstream = Upstream::script(|_| Plan::silence()).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let answer = gateway.ask(&post_to(QUERY, "Prefer: wait=1\r\n", ASK)).await;
+    answer.assert_refused(504, "upstream_timeout");
+    assert_eq!(gateway.admin("/readyz").await.json()["state"], "ok");
+}
+
+#[tokio::test]
+async fn certificates_of_the_upstream_are_told_their_fault() {
+    let day = |days: i64| {
+        let date = (jiff::Timestamp::now() + Duration::from_secs(days.unsigned_abs() * 86_400))
+            .to_zoned(jiff::tz::TimeZone::UTC);
+        rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+    };
+    let mut expired = Certificate::params(&["localhost", "127.0.0.1"]);
+    (expired.not_before, expired.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2020, 2, 2));
+    let mut early = Certificate::params(&["localhost", "127.0.0.1"]);
+    (early.not_before, early.not_after) = (day(10), day(20));
+    let elsewhere = Certificate::params(&["elsewhere.example", "other.example"]);
+    let good = Certificate::params(&["localhost", "127.0.0.1"]);
+    for (params, is_trusted, expected) in [
+        (expired, true, "TLS: the certificate of 127.0.0.1 expired 2020-02-02T00:00:00Z"),
+        (early, true, "TLS: the certificate of 127.0.0.1 is not valid before "),
+        (elsewhere, true, "TLS: the certificate is for elsewhere.example, other.example, not for 127.0.0.1"),
+        (good, false, "TLS: an unknown authority signed the certificate of 127.0.0.1"),
+    ] {
+        let certificate = Certificate::made_of(&params);
+        let upstream = Upstream::tls(certificate.server(), |_| Plan::page(PAGE)).await;
+        let mut config = TestConfig::new(upstream.url());
+        if is_trusted {
+            config = config.set("upstream.ca_file", certificate.path("cert.pem"));
+        }
+        let gateway = config.start().await;
+        gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
+        let check = gateway.admin("/readyz").await.json()["checks"][3].clone();
+        assert!(check["cause"].as_str().unwrap().starts_with(expected), "{expected}: {check}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_speak_tls_is_told_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 512];
+            let _ = stream.read(&mut hello).await;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let gateway = TestConfig::new(url).start().await;
+    gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
+    let check = gateway.admin("/readyz").await.json()["checks"][3].clone();
+    let cause = check["cause"].as_str().unwrap();
+    assert!(cause.starts_with("TLS: 127.0.0.1:") && cause.contains("does not answer in TLS"), "{check}");
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_is_told_as_one() {
+    let proxy =
+        Upstream::script(|_| Plan::raw("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").then_close()).await;
+    let config = TestConfig::new("http://insights.example").set("upstream.proxy", proxy.url());
+    let gateway = config.start().await;
+    gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
+    let check = gateway.admin("/readyz").await.json()["checks"][3].clone();
+    let expected = format!("proxy: the proxy {} answers CONNECT with 407", proxy.address);
+    assert_eq!(check["cause"], json!(expected));
+}
+
+#[tokio::test]
+async fn credentials_are_unknown_until_twilio_has_been_asked() {
+    let upstream = Upstream::script(|seen| match seen.number {
+        1 => Plan::json(400, "{}"),
+        2 => Plan::page(PAGE),
+        _ => Plan::json(401, "{}"),
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).set("cache.errors.fresh", "0s").start().await;
+    let credentials = async || gateway.admin("/status").await.json()["accounts"][0]["credentials"].clone();
+    assert_eq!(credentials().await, "unknown");
+    for (status, expected) in [(400, "unknown"), (200, "accepted"), (502, "rejected")] {
+        assert_eq!(gateway.ask(&unstored()).await.status, status);
+        assert_eq!(credentials().await, expected);
+    }
+    let ready = gateway.admin("/readyz").await;
+    assert_eq!((ready.status, &ready.json()["state"]), (503, &json!("failing")));
+    let excluded = gateway.admin("/readyz?exclude=credentials/default").await;
+    assert_eq!((excluded.status, &excluded.json()["state"]), (200, &json!("ok")));
+    gateway.reload.notify_one();
+    gateway.metric_reaches("reloads_total", &["applied"], 1.0).await;
+    assert_eq!(credentials().await, "unknown", "perhaps they were replaced");
+}
+
+#[tokio::test]
+async fn whoever_shows_no_token_is_told_states_alone() {
+    let dead = DeadPort::new();
+    let gateway = TestConfig::new(dead.url()).set("admin.token_sha256", sha256_hex(ADMIN)).start().await;
+    gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
+    let ask = async |header: &str| gateway.ask_admin(&get("/readyz", header)).await;
+    for header in ["", "Authorization: Bearer wrong\r\n"] {
+        let ready = ask(header).await;
+        assert_eq!(
+            (ready.status, &ready.json()["ready"], &ready.json()["state"]),
+            (200, &json!(true), &json!("degraded"))
+        );
+        let states: Vec<_> = ready.json()["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|check| {
+                let members: Vec<_> = check.as_object().unwrap().keys().cloned().collect();
+                (check["check"].as_str().unwrap().to_owned(), check["state"].as_str().unwrap().to_owned(), members)
+            })
+            .collect();
+        let of = |check: &str, state: &str, members: &[&str]| {
+            (check.to_owned(), state.to_owned(), members.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        };
+        let bare = ["check", "ok", "state"];
+        let expected = [
+            of("serving", "ok", &bare),
+            of("configuration", "ok", &bare),
+            of("credentials", "ok", &bare),
+            of("upstream", "degraded", &["check", "ok", "since", "state"]),
+        ];
+        assert_eq!(states, expected);
+        let text = ready.text();
+        assert!(!text.contains("default") && !text.contains("127.0.0.1") && !text.contains("TCP"), "{text}");
+    }
+    let told = ask(&format!("Authorization: Bearer {ADMIN}\r\n")).await.json();
+    assert!(told["checks"][3]["cause"].as_str().unwrap().starts_with("TCP: 127.0.0.1"), "{told}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_listener_that_ends_soon_degrades_and_is_measured_and_a_new_one_ends_that() {
+    let upstream = Upstream::start().await;
+    let now = jiff::Timestamp::now();
+    let until = |days: i64| {
+        let date = (now + Duration::from_secs(u64::try_from(days).unwrap() * 86_400)).to_zoned(jiff::tz::TimeZone::UTC);
+        (date.year(), date.month().unsigned_abs(), date.day().unsigned_abs())
+    };
+    let certificate = |days: i64| {
+        let (year, month, day) = until(days);
+        let mut params = Certificate::params(&["localhost", "127.0.0.1"]);
+        params.not_after = rcgen::date_time_ymd(year.into(), month, day);
+        Certificate::made_of(&params)
+    };
+    let soon = certificate(10);
+    let config = TestConfig::new(upstream.url())
+        .set("server.tls.cert", soon.path("cert.pem"))
+        .set("server.tls.key", soon.path("key.pem"));
+    let gateway = config.start().await;
+    let ready = gateway.admin("/readyz").await;
+    let check = ready.json()["checks"][2].clone();
+    assert_eq!((ready.status, &ready.json()["state"]), (200, &json!("degraded")));
+    assert_eq!((&check["check"], &check["state"]), (&json!("certificate"), &json!("degraded")));
+    let (year, month, day) = until(10);
+    assert!(
+        check["detail"].as_str().unwrap().contains(&format!("ends {year}-{month:02}-{day:02}T00:00:00Z")),
+        "{check}"
+    );
+    let metric = async || gateway.metric("listener_certificate_expiry_timestamp_seconds", &[]).await;
+    let midnight = |days| {
+        let (year, month, day) = until(days);
+        let text = format!("{year}-{month:02}-{day:02}T00:00:00Z");
+        text.parse::<jiff::Timestamp>().unwrap().as_second() as f64
+    };
+    assert_eq!(metric().await, midnight(10));
+    assert_eq!(gateway.metric("health_state", &[]).await, 1.0);
+    let later = certificate(100);
+    for name in ["cert.pem", "key.pem"] {
+        fs::copy(later.path(name), soon.path(name)).unwrap();
+    }
+    gateway.reload.notify_one();
+    gateway.metric_reaches("reloads_total", &["applied"], 1.0).await;
+    assert_eq!(gateway.admin("/readyz").await.json()["state"], "ok");
+    assert_eq!(metric().await, midnight(100));
+}
+
+#[tokio::test]
+async fn tokens_that_end_soon_degrade_and_are_measured() {
+    let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
+    let path = folder.path().join("gateway.toml");
+    let ends = |days: u64| jiff::Timestamp::now() + Duration::from_secs(days * 86_400);
+    let (soon, later) = (ends(3), ends(100));
+    let entry =
+        |token: &str, ends: jiff::Timestamp| format!("{{ sha256 = '{}', expires = '{ends}' }}", sha256_hex(token));
+    let text = format!(
+        "[server]\nlisten = ['127.0.0.1:0']\n[admin]\nlisten = '127.0.0.1:0'\n[upstream]\nurl = '{}'\n\
+         [accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\n\
+         [teams.a]\ntoken_sha256 = ['{}']\n[teams.b]\ntoken_sha256 = [{}, {}]\n[teams.c]\ntoken_sha256 = [{}]\n",
+        upstream.url(),
+        sha256_hex("a"),
+        entry("b", soon),
+        entry("b2", later),
+        entry("c", later),
+    );
+    fs::write(&path, text).unwrap();
+    let gateway = Gateway::start(Sources::default().with_file(&path)).await;
+    let ready = gateway.admin("/readyz").await.json();
+    let tokens: Vec<_> = ready["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|check| check["check"].as_str().unwrap().starts_with("token/"))
+        .map(|check| (check["check"].as_str().unwrap(), check["state"].as_str().unwrap()))
+        .collect();
+    assert_eq!(tokens, [("token/b", "degraded"), ("token/c", "ok")]);
+    assert_eq!(ready["state"], "degraded");
+    let name = "team_token_expiry_timestamp_seconds";
+    for (team, expected) in [("\"a\"", 0.0), ("\"b\"", soon.as_second() as f64), ("\"c\"", later.as_second() as f64)] {
+        assert_eq!(gateway.metric(name, &[team]).await, expected, "{team}");
+    }
+}
+
+#[tokio::test]
+async fn each_account_is_told_by_itself() {
+    // The Basic of SK1:s.
+    let upstream = Upstream::script(|seen| match seen.header("authorization") {
+        Some("Basic U0sxOnM=") => Plan::page(PAGE),
+        _ => Plan::json(503, "{}"),
+    })
+    .await;
+    let text = "[accounts.main]\naccount_sid = 'AC1'\napi_key = 'SK1'\napi_secret = 's'\n\
+                [accounts.other]\naccount_sid = 'AC2'\napi_key = 'SK2'\napi_secret = 's'\n";
+    let team = |name: &str, account: &str| {
+        format!("[teams.{name}]\naccount = '{account}'\ntoken_sha256 = ['{}']\n", sha256_hex(name))
+    };
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("gateway.toml");
+    fs::write(&path, format!("{text}{}{}", team("a", "main"), team("b", "other"))).unwrap();
+    let config = TestConfig::new(upstream.url()).without_account();
+    let gateway = Gateway::start(config.sources().with_file(&path)).await;
+    for (team, status) in [("a", 200), ("b", 503)] {
+        let authorization = format!("Authorization: Bearer {team}\r\n");
+        assert_eq!(gateway.ask(&post_to(QUERY, &authorization, ASK)).await.status, status);
+    }
+    let checks = gateway.admin("/readyz").await.json()["checks"].clone();
+    let states = checks.as_array().unwrap()[2..].iter().map(|check| json!([check["check"], check["state"]]));
+    let expected = [
+        json!(["credentials/main", "ok"]),
+        json!(["upstream/main", "ok"]),
+        json!(["credentials/other", "ok"]),
+        json!(["upstream/other", "degraded"]),
+    ];
+    assert_eq!(states.collect::<Vec<_>>(), expected);
+}
