@@ -124,7 +124,9 @@ async fn json_that_is_none_says_its_line_and_column() {
 async fn a_wrong_token_of_the_admin_plane_is_told_apart_from_none() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("admin.token_sha256", sha256_hex("right")).start().await;
-    for (header, part) in [("", "none was shown"), ("Authorization: Bearer wrong\r\n", "is not the admin plane's")] {
+    for (header, part) in
+        [("", "wants its token"), ("Authorization: Bearer wrong\r\n", "that is not the admin plane's token")]
+    {
         let answer = gateway.ask_admin(&get("/status", header)).await;
         assert_eq!(answer.status, 401);
         assert!(answer.text().contains(part), "{answer:?}");
