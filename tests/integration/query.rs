@@ -551,7 +551,7 @@ async fn a_terminal_shows_progress_and_then_only_the_table() {
     let server =
         Upstream::script(|seen| page(&json!([{"N": seen.number}]), ["a", "b"].get(seen.number - 1).copied())).await;
     let shown = on_terminal(80, &server.url(), "--measure N --all", &[("NO_COLOR", "1")]).await;
-    assert!(shown.contains("\r\u{1b}[Kpage 3, 2 rows so far"), "{shown:?}");
+    assert!(shown.contains("] page 3, 2 rows so far\r\u{1b}[K"), "{shown:?}");
     assert!(shown.ends_with("\r\u{1b}[KN\n-\n1\n2\n3\n"), "{shown:?}");
 }
 

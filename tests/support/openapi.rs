@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 use super::{Answer, Gateway, get};
 
 /// Headers of HTTP itself, of Twilio's and of CORS, which the document does not list for each answer.
-const NOT_LISTED: [&str; 9] = [
+const NOT_LISTED: [&str; 10] = [
     "content-type",
     "content-length",
     "content-encoding",
@@ -15,6 +15,7 @@ const NOT_LISTED: [&str; 9] = [
     "x-content-type-options",
     "content-security-policy",
     "referrer-policy",
+    "x-frame-options",
 ];
 
 pub struct Document(Json);
