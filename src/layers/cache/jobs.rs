@@ -1,15 +1,16 @@
-//! What the cache does about query jobs: how long their answers hold, and what of them ends when a job goes on.
+//! Query jobs in the cache: how long their answers are fresh, and which stored answers end when a job's state changes.
 //!
-//! * The answer to a **submission** is for whoever submits the same within `cache.jobs.dedup`.
-//! * The **status** of an unfinished job holds until its `Retry-After` has passed. That of a job that has ended is not
-//!   asked for again while its results are there. A job that has ended and is then said to be in another state is an
-//!   invalid answer; the first one stays.
-//! * **Results** never change. They are kept for as long as the job's status says, and no longer than
-//!   `cache.jobs.results`. A 404 from before the job's end is not served once the status is `COMPLETED`. A 404 or 410 of
-//!   results or status ends all results that are kept of the job, and its status, so that the next poll learns what
-//!   became of it.
+//! * The answer to a **submission** is reused for identical submissions within `cache.jobs.dedup`.
+//! * The **status** of an unfinished job is fresh until its `Retry-After` has passed. The status of a job that has
+//!   ended is not asked for again while its results exist. If a job has ended and a later status says otherwise, that
+//!   status is an invalid answer, and the first one stays.
+//! * **Results** never change. They are kept for as long as the job's status says, and at most for
+//!   `cache.jobs.results`. A 404 from before the job's end is not served once the status is `COMPLETED`. A 404 or 410
+//!   for results or status removes all stored results of the job, and its status, so that the next poll learns the
+//!   job's state.
 //!
-//! Nothing looks for the pages of a job: a page that is looked up is held against what came later about its job.
+//! There is no index of a job's pages. Instead, each page that is looked up is compared with what was learnt later
+//! about its job.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,17 +36,17 @@ use crate::twilio::job::{self, Job, State};
 /// `[cache.jobs]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobLifetimes {
-    /// For how long an identical submission gets the same job; zero is never.
+    /// How long an identical submission gets the same job; zero turns sharing off.
     pub dedup: Duration,
-    /// For how long results are kept at most.
+    /// The longest time for which results are kept.
     pub results: Duration,
 }
 
-/// For how long results are kept of a job whose status nobody has asked for: what it says of its retention is not known.
+/// How long results are kept if the job's status was never asked for. Only the status says how long Twilio keeps them.
 const UNKNOWN_RETENTION: Duration = Duration::from_secs(3600);
 
 impl CacheLayer {
-    /// The stored response to a query, unless it is results that something later contradicts.
+    /// The stored response to a query, except for results that a later answer contradicts.
     pub(super) fn page(&self, query: &ClientQuery) -> Option<Arc<Entry>> {
         let entry = self.store.page(query.key())?;
         let is_current = query.endpoint.cache != CacheClass::Results || {
@@ -55,7 +56,7 @@ impl CacheLayer {
         is_current.then_some(entry)
     }
 
-    /// Has the job `id` ended, or have its results expired, since these `results` were asked for.
+    /// Whether the job `id` has ended, or its results have expired, since these `results` were asked for.
     fn is_contradicted(&self, account: &Account, id: &str, results: &Entry) -> bool {
         let later = |key: Key| self.store.page(&key).filter(|entry| results.asked <= entry.asked);
         let is_success = results.stored.representation.status.is_success();
@@ -71,11 +72,12 @@ impl CacheLayer {
         }
     }
 
-    /// For how long a success about a query job holds; `None` of any other answer. Ends what it contradicts.
+    /// How long a successful answer about a query job is fresh; `None` for any other answer. Removes the stored answers
+    /// that it contradicts.
     ///
     /// # Errors
     ///
-    /// When a job that had ended is said to be in another state.
+    /// If a job that had ended is said to be in another state.
     pub(super) fn of_job(
         &self,
         call: &UpstreamCall,
@@ -121,7 +123,7 @@ impl CacheLayer {
         }
     }
 
-    /// Results are not there, or no longer. What is kept of them ends, and so does a status that says they are there.
+    /// Results do not exist, or no longer. Removes the job's stored results, and a status that says that they exist.
     fn end_results(&self, call: &UpstreamCall, id: &str, answer: &UpstreamResponse, asked: Instant, lease: &Lease) {
         let (account, now) = (&call.team.account, self.clock.moment());
         let superseded = || Unkept {
@@ -155,12 +157,13 @@ impl CacheLayer {
     }
 }
 
-/// The state that a status tells; `None` of an error.
+/// The state in a status; `None` for an error.
 fn state(status: &Representation) -> Option<State> {
     Job::read(&status.body).filter(|_| status.status == StatusCode::OK).map(|job| job.state)
 }
 
-/// Where it is noted that results were asked for and not there. No request has this key: a GET has no body.
+/// The key under which the cache records that results were asked for and did not exist. No request has this key,
+/// because a GET has no body.
 fn end_of_results(account: &Account, id: &str) -> Key {
     let endpoint = Operation::JobResults.endpoint();
     Key::of_path(account, endpoint, &endpoint.path_of(id), "", b"end")

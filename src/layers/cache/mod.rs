@@ -416,7 +416,7 @@ impl CacheLayer {
         let operation = cached_as(call.endpoint.operation, &call.key, &asked.place);
         let class = operation.endpoint().cache;
         let storage = match class {
-            // For how long these hold is decided by `Retry-After` and by the gateway's own configuration.
+            // `Retry-After` and the configuration decide how long these are fresh.
             CacheClass::Job | CacheClass::Status => Storage::default(),
             _ => Storage { age: age.unwrap_or_default(), ..Storage::read(&answer.headers, wall) },
         };

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_certain_to_have_written_nothing_keeps_what_is_stored() {
+    fn stored_responses_are_kept_only_if_certainly_nothing_was_written() {
         let error = |reason, retry| Err(GatewayError::new(reason, "scripted").with_retry(retry));
         for status in [400, 403, 404, 409, 412, 422, 429] {
             assert!(changes_nothing(&answer(status)), "{status}");

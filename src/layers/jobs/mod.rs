@@ -1,21 +1,23 @@
-//! Query jobs: submissions that are safe to repeat and are shared, statuses that cost Twilio few polls, and queries that
-//! become jobs.
+//! Query jobs: submissions that are safe to repeat and are shared, statuses that cost Twilio few polls, and queries
+//! that become jobs.
 //!
-//! It stands between `represent` and `cache`, and has requests answered by the cache: the answer to a submission, a job's
-//! status and its results are stored responses like any other, so they survive a restart, are purged, and are fetched
-//! once for all who wait. `layers::cache::jobs` decides for how long they hold. What is decided here:
+//! This layer is between `represent` and `cache`, and gets its answers from the cache. The answer to a submission, a
+//! job's status and its results are stored responses like any other: they survive a restart, can be purged, and are
+//! fetched once for all clients that wait. `layers::cache::jobs` decides how long they are fresh. This layer decides
+//! about:
 //!
-//! * **Submissions.** One without an `Idempotency-Key` gets a UUIDv7, which all its tries have, so that a submission that
-//!   is repeated makes one job. One with a key of its own, or under `no-store`, is nobody else's: it neither gets a stored
-//!   answer nor leaves one. Any other gets the answer of an identical one within `cache.jobs.dedup`, unless that job is
-//!   known to have failed, been cancelled or expired. What is known is asked for again first, where the job's
-//!   `Retry-After` has passed. `no-cache` asks for a new job, which is the one that is shared from then on.
-//! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream: `no-cache`, `no-store`
-//!   and `max-age` ask again only for a job that has ended, and that once in [`LEAST_BETWEEN_POLLS`]. Clients are told what
-//!   is left of `Retry-After`. `Prefer: wait` holds an answer until the job has ended or the time is up.
+//! * **Submissions.** A submission without an `Idempotency-Key` gets a UUIDv7. All its attempts carry the same one, so
+//!   a repeated submission makes one job. A submission with its own key, or with `no-store`, is not shared: it gets no
+//!   stored answer and leaves none. Any other submission gets the answer of an identical one within `cache.jobs.dedup`,
+//!   unless that job is known to have failed, been cancelled or expired. If the job's `Retry-After` has passed, its
+//!   status is polled first. `no-cache` asks for a new job, and later submissions share that new job.
+//! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
+//!   `no-store` and `max-age` cause a new poll only for a job that has ended, and at most once in
+//!   [`LEAST_BETWEEN_POLLS`]. Clients are told how much of `Retry-After` is left. `Prefer: wait` delays an answer until
+//!   the job has ended or the time is up.
 //! * **Queries with `Prefer: respond-async`** ([`respond_async`]).
-//! * **Policies.** A job and the tokens of its lists and results belong to the policy under which they were given
-//!   ([`owners`]). A list leaves out the jobs of others.
+//! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
+//!   given out ([`owners`]). A list leaves out jobs that belong to other policies.
 
 mod owners;
 mod respond_async;
@@ -45,12 +47,12 @@ use crate::twilio::job::{self, Job, State};
 use crate::twilio::page;
 use crate::twilio::parameters::Parameters;
 
-/// What the layer does, as the configuration has it.
+/// The layer's settings, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// For how long an identical submission gets the same job; zero is never.
+    /// How long an identical submission gets the same job; zero turns sharing off.
     pub dedup: Duration,
-    /// How long a request may take that became a job because its own time was up.
+    /// The time limit of a query that became a job after its own time was up.
     pub deadline: Duration,
 }
 
@@ -67,7 +69,7 @@ struct Shared {
 }
 
 impl JobsLayer {
-    /// Looks into `store` for what is known of jobs, and notes in `owners` whose they are.
+    /// Reads known jobs from `store`, and records in `owners` which policy each job belongs to.
     pub fn new(store: Store, owners: JobOwners, settings: Settings, clock: Clock) -> Self {
         Self(Arc::new(Shared { store, owners, settings, clock }))
     }
@@ -97,7 +99,7 @@ where
 {
     type Response = CacheResponse;
     type Error = GatewayError;
-    /// What is not about jobs costs nothing here.
+    /// Requests that are not about jobs are passed on without a box.
     type Future = Either<S::Future, BoxFuture<'static, Answered>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
@@ -118,13 +120,13 @@ where
     }
 }
 
-/// An answer about a job that has ended is not asked for again sooner than this, whatever a client wishes.
+/// The shortest time between two polls for a job that has ended, whatever the clients' directives are.
 const LEAST_BETWEEN_POLLS: Duration = Duration::from_secs(5);
 
-/// A poll that comes at the very moment at which a status ceases to hold would still get it.
+/// Added to a wait, because a status is still fresh at the exact moment at which its lifetime ends.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// An `Idempotency-Key` of a client is no longer.
+/// The greatest length of a client's `Idempotency-Key`, in bytes.
 const LONGEST_KEY: usize = 255;
 
 impl<S> Jobs<S>
@@ -179,8 +181,8 @@ where
         Ok(response)
     }
 
-    /// Is the job that an identical submission made, if there is one, of use to another, as far as is known. `may_poll`
-    /// tells whether that may be asked for.
+    /// Whether the job of an identical earlier submission may be shared, as far as is known. `may_poll` says whether
+    /// its status may be polled to find out.
     async fn may_share(&self, query: &ClientQuery, may_poll: bool) -> bool {
         let Shared { store, clock, .. } = &*self.shared;
         if let Some(loading) = store.load(query.key(), clock.now()) {
@@ -195,7 +197,7 @@ where
         if let Some(status) = status {
             return is_of_use(&status.stored.representation);
         }
-        // Before that a poll is too early, whoever asks.
+        // Twilio asked for no poll before this time.
         let told = told(&made.stored.representation).unwrap_or_default();
         if !may_poll || made.stored.age(now) < told {
             return true;
@@ -206,7 +208,7 @@ where
         }
     }
 
-    /// The status of a job; under `Prefer: wait` once it has ended, or when the time is up.
+    /// The status of a job. With `Prefer: wait` it waits until the job has ended or the time is up.
     async fn status(&self, mut query: ClientQuery) -> Answered {
         let clock = self.shared.clock;
         query.directives.cache = self.shielded(&query);
@@ -224,7 +226,8 @@ where
                 return Ok(response);
             }
             tokio::time::sleep_until((clock.now() + wait + MOMENT).min(query.deadline)).await;
-            // Another poll than the last one is wanted. At the end what is in memory is told: a poll would come too late.
+            // Ask for a newer status than the last one. At the deadline only the cache is asked, because a poll would
+            // be too late.
             query.received = clock.now();
             query.directives.cache =
                 CacheDirectives { only_if_cached: clock.now() >= query.deadline, ..CacheDirectives::default() };
@@ -232,7 +235,7 @@ where
         }
     }
 
-    /// What a client's directives ask of the cache, as far as the job's `Retry-After` lets them.
+    /// The cache directives of a client, as far as the job's `Retry-After` allows them.
     fn shielded(&self, query: &ClientQuery) -> CacheDirectives {
         let asked = query.directives.cache;
         let is_forced = asked.no_cache || asked.no_store || asked.max_age.is_some() || asked.min_fresh.is_some();
@@ -250,7 +253,8 @@ where
         }
     }
 
-    /// How long the job of an answer is to be left alone from now on; `None` where it has ended, or is in no answer.
+    /// How long the job of this answer must not be polled from now on; `None` if it has ended, or the answer is about
+    /// no job.
     fn poll_after(&self, response: &CacheResponse) -> Option<Duration> {
         let told = told(response.representation())?;
         let age = match &response.content {
@@ -284,7 +288,7 @@ where
         }
     }
 
-    /// Refuses a job or a token that was not given out in that scope.
+    /// Refuses a job or a page token that was not given out in this scope.
     fn prove(&self, scope: &Scope, query: &ClientQuery) -> Result<(), GatewayError> {
         let (account, CanonicalQuery { path, parameters, .. }) = (&query.team.account, &*query.canonical);
         let refuse = |message| Err(GatewayError::new(Reason::FieldNotAllowed, message));
@@ -303,7 +307,7 @@ where
         }
     }
 
-    /// Notes what of an answer belongs to that scope, and leaves out of it what belongs to others.
+    /// Records the jobs and page tokens of an answer for this scope, and removes jobs of other scopes from a list.
     fn give(&self, scope: &Scope, query: &ClientQuery, response: &mut CacheResponse) -> Result<(), GatewayError> {
         if !is_success(response) {
             return Ok(());
@@ -335,13 +339,13 @@ where
     }
 }
 
-/// Whose jobs a client may see, where its team has a policy.
+/// The scope of the jobs that a client may see, if its team has a policy.
 fn scope(query: &ClientQuery) -> Option<Scope> {
     let account = &query.team.account;
     query.team.policy.as_ref().map(|policy| policy.scope(&account.sid, &account.origin))
 }
 
-/// Has the client sent an `Idempotency-Key`.
+/// Whether the client has sent an `Idempotency-Key`.
 fn has_own_key(headers: Option<&HeaderMap>) -> Result<bool, GatewayError> {
     let mut keys = headers.into_iter().flat_map(|headers| headers.get_all(IDEMPOTENCY_KEY));
     let is_key =
@@ -364,7 +368,7 @@ fn is_success(response: &CacheResponse) -> bool {
     response.representation().status.is_success()
 }
 
-/// How long an answer about an unfinished job asks to leave it alone. One about a job that has ended does not.
+/// The `Retry-After` of an answer about an unfinished job; `None` for a job that has ended.
 fn told(answer: &Representation) -> Option<Duration> {
     let (_, value) = answer.headers.iter().find(|(name, _)| *name == header::RETRY_AFTER)?;
     let seconds = value.to_str().ok()?.parse().ok()?;
@@ -377,7 +381,7 @@ fn retry_after(wait: Duration) -> (HeaderName, HeaderValue) {
     (header::RETRY_AFTER, seconds.max(1).into())
 }
 
-/// Is there still something to expect of a job with this status. An answer that says nothing of it leaves it as it was.
+/// Whether a job with this status is unfinished or has results. An answer without a status changes nothing.
 fn is_of_use(status: &Representation) -> bool {
     match status.status {
         StatusCode::NOT_FOUND | StatusCode::GONE => false,

@@ -1,12 +1,13 @@
 //! Query jobs, and page tokens of their lists and results, that were given out under policies.
 //!
-//! An id says nothing of the query behind it, so a team with a policy may only use what it was given under that very
-//! policy. That is remembered for seven days, which is as long as Twilio keeps results, and at most [`MOST`] times; beyond
-//! that the scope that has most loses what it was given first, so that no policy pushes out what another was given.
+//! An id does not show which query is behind it. So a team with a policy may use only what was given out under that
+//! same policy. Each grant is kept for seven days, which is as long as Twilio keeps results, and at most [`MOST`]
+//! grants are kept. Above that number the scope with the most grants loses its oldest ones first, so that no policy
+//! pushes out the grants of another.
 //!
-//! With a folder it survives a restart: every grant is one record of a fixed size at the end of a file, and the file is
-//! written anew when it is opened, without what is over. A record that cannot be written is lost at the restart, no
-//! sooner, and the job is then refused: nobody is ever let in by a fault of the disk.
+//! With a folder, grants survive a restart: each is one record of a fixed size, appended to a file. Opening the file
+//! rewrites it without expired grants. A record that cannot be written is lost only at the restart. The job is then
+//! refused, so a disk fault never gives access.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,24 +21,24 @@ use crate::config;
 use crate::core::clock::Clock;
 use crate::request::key::Key;
 
-/// A policy, the account whose data it restricts, and the upstream that this comes from, as a hash.
+/// A hash of a policy, the account whose data it restricts, and the upstream of that data.
 pub(super) type Scope = [u8; 32];
 
-/// Grants at most, of all scopes together: about 12 MiB.
+/// The most grants, over all scopes: about 12 MiB.
 const MOST: usize = 65_536;
 
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// What is given again within this time is not noted again.
+/// A grant that is repeated within this time is not recorded again.
 const RENEWED_AFTER: Duration = Duration::from_secs(3600);
 
-/// The file's name. Its number counts up with the format.
+/// The file's name. The number increases when the format changes.
 const FILE: &str = "job-owners-1";
 
 /// Scope, key and seconds since 1970.
 const RECORD: usize = 32 + 32 + 8;
 
-/// Who was given what. Cheap to clone, and outlives reloads.
+/// The grants of all scopes. Cheap to clone; outlives reloads.
 #[derive(Debug, Clone, Default)]
 pub struct JobOwners {
     grants: Arc<Mutex<Grants>>,
@@ -45,7 +46,8 @@ pub struct JobOwners {
 }
 
 impl JobOwners {
-    /// With what an earlier process wrote into `folder`. Without the folder it goes on in memory alone, and says so.
+    /// Loads the grants that an earlier process wrote into `folder`. If the folder cannot be used, it logs that, and
+    /// keeps grants in memory only.
     pub fn in_folder(folder: &Path, clock: Clock) -> Self {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         let opened = made.and_then(|()| open(&folder.join(FILE), seconds(clock.wall_now())));
@@ -58,7 +60,7 @@ impl JobOwners {
         }
     }
 
-    /// What `key` names is given out in that scope.
+    /// Records that `key` was given out in this scope.
     pub(super) fn give(&self, scope: &Scope, key: &Key, clock: Clock) {
         let now = seconds(clock.wall_now());
         if !lock(&self.grants).give(*scope, *key.as_bytes(), now, now) {
@@ -73,7 +75,7 @@ impl JobOwners {
         });
     }
 
-    /// Was what `key` names given out in that scope.
+    /// Whether `key` was given out in this scope.
     pub(super) fn has(&self, scope: &Scope, key: &Key, clock: Clock) -> bool {
         lock(&self.grants).has(scope, key.as_bytes(), seconds(clock.wall_now()))
     }
@@ -87,14 +89,14 @@ struct Grants {
 
 #[derive(Debug, Default)]
 struct Given {
-    /// When it was last noted.
+    /// When each grant was last recorded, in seconds since 1970.
     times: HashMap<[u8; 32], u64>,
-    /// In the order in which it was noted. What was noted again since is skipped.
+    /// Grants in the order of recording. Entries of grants that were recorded again later are skipped.
     order: VecDeque<([u8; 32], u64)>,
 }
 
 impl Grants {
-    /// Notes a grant of the time `at`; `false` where that is known or over.
+    /// Records a grant of the time `at`; `false` if it is already known or has expired.
     fn give(&mut self, scope: Scope, key: [u8; 32], at: u64, now: u64) -> bool {
         if is_over(at, now) {
             return false;
@@ -125,7 +127,8 @@ impl Grants {
 }
 
 impl Given {
-    /// Drops the first ones while `goes` says so of the time at which they were noted; says how many there were.
+    /// Drops grants from the oldest on while `goes` is true of the time at which they were recorded. Returns how many
+    /// there were.
     fn drop_while(&mut self, mut goes: impl FnMut(u64) -> bool) -> usize {
         let mut dropped = 0;
         while let Some((key, at)) = self.order.front() {
@@ -143,7 +146,7 @@ impl Given {
     }
 }
 
-/// A clock that was set back makes nothing last longer than it may: what is noted of the future is over.
+/// Whether a grant has expired. One with a time in the future has: a clock that was set back must not prolong it.
 fn is_over(at: u64, now: u64) -> bool {
     now.checked_sub(at).is_none_or(|age| age > KEPT.as_secs())
 }
@@ -156,7 +159,7 @@ fn record(scope: &Scope, key: &[u8; 32], at: u64) -> [u8; RECORD] {
     record
 }
 
-/// Reads the file, and writes it anew with what is still of use. A record that was cut short is not read.
+/// Reads the file, and rewrites it without expired grants. An incomplete record is skipped.
 fn open(path: &Path, now: u64) -> io::Result<(Grants, File)> {
     let mut grants = Grants::default();
     let written = match fs::read(path) {
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_holds_for_its_scope_and_for_seven_days() {
+    fn a_grant_is_valid_for_its_scope_and_for_seven_days() {
         let mut grants = Grants::default();
         assert!(grants.give([1; 32], key(1), 0, 0) && !grants.give([1; 32], key(1), 60, 60));
         assert!(grants.has(&[1; 32], &key(1), 7 * DAY) && !grants.has(&[1; 32], &key(1), 7 * DAY + 1));
@@ -216,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn no_scope_pushes_out_what_another_was_given() {
+    fn no_scope_pushes_out_the_grants_of_another() {
         let mut grants = Grants::default();
         grants.give([1; 32], key(0), 0, 0);
         for n in 0..MOST + 10 {
@@ -228,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_takes_no_room() {
+    fn expired_grants_use_no_memory() {
         let mut grants = Grants::default();
         for day in 0..100 {
             grants.give([1; 32], key(7), day * DAY, day * DAY);
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn grants_survive_a_restart_whatever_was_cut_short() {
+    async fn grants_survive_a_restart_after_an_incomplete_record() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::new());
         let keys = [Key::from_bytes(key(1)), Key::from_bytes(key(2))];
         let owners = JobOwners::in_folder(folder.path(), clock);

@@ -1,16 +1,17 @@
 //! `POST …/Query` with `Prefer: respond-async` (RFC 7240 section 4.1), for teams that may use jobs.
 //!
-//! A fresh page is the answer. Otherwise the query is submitted as a job, and the answer is 202 with the job and
-//! `Preference-Applied: respond-async`. With `respond-async, wait=N` there is a wait for a page first:
+//! If there is a fresh page, it is the answer. Otherwise the query is submitted as a job, and the answer is 202 with
+//! the job and `Preference-Applied: respond-async`. With `respond-async, wait=N` the gateway waits for a page first:
 //!
-//! * A call for the same page that runs already is joined for N seconds. If it takes longer, it is left to fill the cache,
-//!   and the query is submitted as a job besides: Twilio is asked twice.
-//! * Without such a call the job is submitted at once and watched for N seconds. If it completes in time, the answer is 200
-//!   with the first page of its results, of the size that the query names. The tokens in it are those of the job's
+//! * If a call for the same page is already in progress, the request joins it for N seconds. If the call takes longer,
+//!   it continues and fills the cache, and the query is also submitted as a job: Twilio is asked twice.
+//! * Otherwise the job is submitted at once and watched for N seconds. If it completes in time, the answer is 200 with
+//!   the first page of its results, in the page size that the query names. Its page tokens are those of the job's
 //!   results.
 //!
-//! The job is submitted like any other, so an identical submission is shared. The `Idempotency-Key` that some SDKs send with
-//! queries counts no more here than there. A page size is none of the job's business and is left out of its query string.
+//! The job is submitted like any other, so an identical submission shares it. Some SDKs send an `Idempotency-Key` with
+//! queries; it is ignored here, as it is for plain queries. A page size does not belong to a job, so it is removed from
+//! the query string.
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use crate::twilio::parameters::PAGE_SIZE;
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// The most rows of one page of results.
+/// The greatest page size of job results, in rows.
 const LARGEST_RESULTS: u32 = 1000;
 
 impl<S> Jobs<S>
@@ -79,7 +80,7 @@ where
         Ok(accepted)
     }
 
-    /// Is there a stored response that the client accepts as it is.
+    /// Whether there is a stored response that the client accepts without a call upstream.
     async fn has_page(&self, query: &ClientQuery) -> bool {
         let (store, clock) = (&self.shared.store, self.shared.clock);
         if let Some(loading) = store.load(query.key(), clock.now()) {
@@ -146,13 +147,13 @@ where
     }
 }
 
-/// What there is of a job when a client's time is up.
+/// The state of a job when the client's time is up.
 enum Watched {
     Results(CacheResponse),
     Status(CacheResponse),
 }
 
-/// The size of a page that the query names, in the query string or, as Node's SDK does, in its body.
+/// The page size that the query names, in the query string or, as Twilio's Node SDK sends it, in the body.
 fn page_size(query: &ClientQuery) -> Option<u32> {
     let named = |pair: &str| pair.strip_prefix(PAGE_SIZE)?.strip_prefix('=')?.parse().ok();
     let in_body = || match json::member(json::parse(&query.canonical.body).ok()?.as_object()?, PAGE_SIZE)? {

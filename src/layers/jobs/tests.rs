@@ -28,11 +28,11 @@ const LIFETIMES: cache::Policy = cache::Policy {
     keep_queries: false,
 };
 
-/// What Twilio answers: a status, the seconds of `Retry-After`, and a body.
+/// An answer of Twilio's: a status, the seconds of `Retry-After`, and a body.
 type Reply = (u16, Option<u64>, String);
 type Script = dyn FnMut(&UpstreamCall) -> Reply + Send;
 
-/// Twilio, with a script, as the layers above see it.
+/// A scripted Twilio, as the layers above see it.
 #[derive(Clone)]
 struct Twilio {
     script: Arc<Mutex<Box<Script>>>,
@@ -71,7 +71,8 @@ fn job(id: &str, status: &str) -> String {
     format!(r#"{{"operationId":"{id}","status":"{status}"{retention}}}"#)
 }
 
-/// Jobs `op_1`, `op_2`, … in the order of their submission; of each the status that `state` says at its age in seconds.
+/// Jobs `op_1`, `op_2`, … in the order of submission. `state` gives the status of a job from its id and its age in
+/// seconds.
 fn twilio(mut state: impl FnMut(&str, u64) -> &'static str + Send + 'static) -> impl FnMut(&UpstreamCall) -> Reply {
     let mut submitted = Vec::new();
     move |call| match call.endpoint.operation {
@@ -188,7 +189,11 @@ async fn an_identical_submission_gets_the_job_of_the_first() {
     tokio::time::advance(3 * S).await;
     let third = rig.submit().await;
     assert_eq!((third.outcome, body(&third), wait(&third)), (Outcome::Hit, body(&first), Some(2)));
-    assert_eq!((rig.calls(Operation::JobSubmit), rig.calls(Operation::JobStatus)), (1, 0), "no poll is that early");
+    assert_eq!(
+        (rig.calls(Operation::JobSubmit), rig.calls(Operation::JobStatus)),
+        (1, 0),
+        "no poll before Retry-After"
+    );
     tokio::time::advance(3 * S).await;
     assert_eq!((rig.submit().await.outcome, rig.calls(Operation::JobStatus)), (Outcome::Hit, 1));
     tokio::time::advance(600 * S).await;
@@ -205,7 +210,7 @@ async fn every_submission_has_a_key_and_keeps_its_own() {
         let answer = rig.ask(ClientQuery { headers: own("mine"), ..rig.submission() }).await.unwrap();
         assert_eq!((answer.outcome, wait(&answer)), (Outcome::Bypass, Some(5)));
     }
-    assert_eq!(body(&rig.submit().await), job("op_1", "PENDING"), "the others are nobody else's");
+    assert_eq!(body(&rig.submit().await), job("op_1", "PENDING"), "a job with its own key is not shared");
     let calls = rig.upstream.calls.lock().unwrap().clone();
     let keys: Vec<_> = calls.iter().map(|call| call.headers.as_ref().unwrap()[IDEMPOTENCY_KEY].clone()).collect();
     assert_eq!((keys.len(), &keys[1], &keys[2]), (3, &HeaderValue::from_static("mine"), &keys[1]));
@@ -221,7 +226,7 @@ async fn every_submission_has_a_key_and_keeps_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_cache_asks_for_a_new_job_which_is_the_one_that_is_shared() {
+async fn no_cache_asks_for_a_new_job_and_later_submissions_share_it() {
     let rig = Rig::new(twilio(|_, _| "RUNNING"));
     rig.submit().await;
     tokio::time::advance(S).await;
@@ -231,7 +236,7 @@ async fn no_cache_asks_for_a_new_job_which_is_the_one_that_is_shared() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_gets_a_job_that_is_known_to_be_of_no_use() {
+async fn a_job_that_is_known_to_have_failed_is_not_shared() {
     for state in ["FAILED", "CANCELLED", "EXPIRED"] {
         let rig = Rig::new(twilio(move |id, _| if id == "op_1" { state } else { "RUNNING" }));
         rig.submit().await;
@@ -240,7 +245,7 @@ async fn nobody_gets_a_job_that_is_known_to_be_of_no_use() {
         assert_eq!(body(&new), job("op_2", "PENDING"), "{state}");
         assert_eq!(rig.submit().await.outcome, Outcome::Hit, "{state}");
     }
-    // Nobody has asked for its status: that is done when a poll may be.
+    // The status of the job is not known yet. It is polled as soon as a poll is allowed.
     let rig = Rig::new(twilio(|id, _| if id == "op_1" { "FAILED" } else { "COMPLETED" }));
     rig.submit().await;
     tokio::time::advance(4 * S).await;
@@ -250,7 +255,7 @@ async fn nobody_gets_a_job_that_is_known_to_be_of_no_use() {
     rig.status("op_2").await;
     tokio::time::advance(60 * S).await;
     assert_eq!((rig.submit().await.outcome, rig.calls(Operation::JobStatus)), (Outcome::Hit, 2), "it has ended");
-    // One that Twilio has lost.
+    // A job that Twilio has lost.
     let mut known = twilio(|_, _| "RUNNING");
     let rig = Rig::new(move |call: &UpstreamCall| match call.endpoint.operation {
         Operation::JobStatus => (404, None, "{}".to_owned()),
@@ -296,7 +301,7 @@ async fn a_hundred_watchers_cost_one_poll_per_retry_after() {
     let watch = || async {
         loop {
             let query = rig.query(Operation::JobStatus, "op_1");
-            // Whatever it wishes.
+            // Even with directives that ask for a new status.
             let status = rig.ask(forced(query)).await.unwrap();
             let told = wait(&status);
             if body(&status).contains("COMPLETED") {
@@ -311,13 +316,13 @@ async fn a_hundred_watchers_cost_one_poll_per_retry_after() {
     // After 0, 10, 20 and 30 seconds.
     assert_eq!(rig.calls(Operation::JobStatus), 4);
     tokio::time::advance(47 * 3600 * S).await;
-    assert_eq!(rig.status("op_1").await.outcome, Outcome::Hit, "as long as its results are there");
+    assert_eq!(rig.status("op_1").await.outcome, Outcome::Hit, "stored as long as its results");
     tokio::time::advance(2 * 3600 * S).await;
     assert_eq!(rig.status("op_1").await.outcome, Outcome::Miss);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_has_ended_is_asked_for_again_only_where_a_client_insists() {
+async fn a_job_that_has_ended_is_polled_again_only_if_a_client_asks_for_it() {
     let rig = Rig::new(twilio(|_, _| "COMPLETED"));
     for (elapsed, insists, outcome) in [
         (0, false, Outcome::Miss),
@@ -334,7 +339,7 @@ async fn a_job_that_has_ended_is_asked_for_again_only_where_a_client_insists() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_has_ended_stays_as_it_ended() {
+async fn a_job_that_has_ended_keeps_its_state() {
     let mut asked = 0;
     let rig = Rig::new(twilio(move |_, _| {
         asked += 1;
@@ -380,13 +385,13 @@ async fn a_poll_that_takes_too_long_leaves_the_last_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_that_were_not_there_are_asked_for_once_the_job_has_completed() {
+async fn missing_results_are_asked_for_again_once_the_job_has_completed() {
     let rig = Rig::new(twilio(|_, age| if age < 3 { "RUNNING" } else { "COMPLETED" }));
     rig.submit().await;
     assert_eq!(rig.results("op_1").await.representation().status, 404);
     assert_eq!((rig.results("op_1").await.outcome, rig.calls(Operation::JobResults)), (Outcome::Hit, 1));
     tokio::time::advance(4 * S).await;
-    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit, "nobody knows better yet");
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit, "the status is not known yet");
     rig.status("op_1").await;
     assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss);
     tokio::time::advance(47 * 3600 * S).await;
@@ -396,7 +401,7 @@ async fn results_that_were_not_there_are_asked_for_once_the_job_has_completed() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn results_that_have_expired_take_all_that_is_kept_with_them() {
+async fn expired_results_remove_all_stored_responses_of_the_job() {
     for (status, told) in [(404, "results"), (410, "results"), (404, "status")] {
         let gone = Arc::new(Mutex::new(false));
         let is_gone = Arc::clone(&gone);
@@ -411,7 +416,7 @@ async fn results_that_have_expired_take_all_that_is_kept_with_them() {
         *gone.lock().unwrap() = true;
         tokio::time::advance(10 * S).await;
         if told == "results" {
-            // Another page is asked for, which is not kept.
+            // Ask for another page, which is not stored.
             let other =
                 rig.jobs.about(&rig.query(Operation::JobResults, "op_1"), Operation::JobResults, "op_1", "pageToken=b");
             assert_eq!(rig.ask(other).await.unwrap().representation().status, status);
@@ -435,7 +440,7 @@ fn applied(response: &CacheResponse) -> bool {
     response.headers.iter().any(|(name, value)| name == "preference-applied" && value == "respond-async")
 }
 
-/// Jobs that take this long in seconds, and queries that take as long as everything.
+/// Jobs that take `takes` seconds. Queries take as long as every other request.
 fn rig_of_jobs(takes: u64, query: Duration) -> Rig {
     let mut jobs = twilio(move |_, age| if age < takes { "RUNNING" } else { "COMPLETED" });
     Rig::with(LIFETIMES, query, move |call: &UpstreamCall| match call.endpoint.operation {
@@ -445,7 +450,7 @@ fn rig_of_jobs(takes: u64, query: Duration) -> Rig {
 }
 
 #[tokio::test(start_paused = true)]
-async fn respond_async_makes_a_job_of_what_is_not_fresh() {
+async fn respond_async_makes_a_job_if_no_fresh_page_is_stored() {
     let rig = rig_of_jobs(20, Duration::ZERO);
     let accepted = rig.ask(asynchronous(&rig, "pageSize=3")).await.unwrap();
     assert_eq!((accepted.representation().status.as_u16(), wait(&accepted)), (202, Some(5)));
@@ -453,12 +458,12 @@ async fn respond_async_makes_a_job_of_what_is_not_fresh() {
     assert_eq!(rig.submit().await.outcome, Outcome::Hit, "it is a job like any other");
     let call = rig.upstream.calls.lock().unwrap()[0].clone();
     assert_eq!((&*call.parameters, &*call.body), ("", ASK.as_bytes()));
-    // What is fresh is the answer.
+    // A fresh page is the answer.
     let plain = ClientQuery { directives: RequestDirectives::default(), ..asynchronous(&rig, "") };
     rig.ask(plain).await.unwrap();
     let page = rig.ask(asynchronous(&rig, "")).await.unwrap();
     assert_eq!((page.outcome, applied(&page), page.has_links), (Outcome::Hit, false, false));
-    // Who may not use jobs waits as everybody does.
+    // A team that may not use jobs waits for its query.
     let operations = [Permission::Query].into_iter().collect();
     let team = Arc::new(Team { operations, ..Team::example("a") });
     let page = rig.ask(ClientQuery { team, ..asynchronous(&rig, "pageSize=4") }).await.unwrap();
@@ -505,7 +510,7 @@ async fn respond_async_with_a_wait_joins_a_call_that_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_belongs_to_the_policy_that_it_was_given_under() {
+async fn a_job_belongs_to_the_policy_under_which_it_was_given_out() {
     let mut jobs = twilio(|_, _| "COMPLETED");
     let rig = Rig::new(move |call: &UpstreamCall| match call.endpoint.operation {
         Operation::JobList => {
@@ -526,10 +531,10 @@ async fn a_job_belongs_to_the_policy_that_it_was_given_under() {
     for operation in [Operation::JobStatus, Operation::JobResults] {
         let refused = rig.ask(with_policy(about(operation), "C.A")).await.unwrap_err();
         assert_eq!(refused.reason(), Reason::FieldNotAllowed);
-        assert!(rig.ask(about(operation)).await.is_ok(), "without a policy all jobs of the account are there");
+        assert!(rig.ask(about(operation)).await.is_ok(), "without a policy all jobs of the account are visible");
     }
     assert_eq!(body(&rig.ask(with_policy(about(Operation::JobList), "C.A")).await.unwrap()).matches("op_").count(), 0);
-    // It is shared with who submits the same, and from then on theirs too.
+    // A team that submits the same query shares the job, and from then on the job belongs to its policy too.
     assert_eq!(rig.ask(with_policy(rig.submission(), "C.A")).await.unwrap().outcome, Outcome::Hit);
     for operation in [Operation::JobStatus, Operation::JobResults] {
         assert!(rig.ask(with_policy(about(operation), "C.A")).await.is_ok());
