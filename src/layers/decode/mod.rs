@@ -237,7 +237,7 @@ where
     }
 }
 
-/// Which names of a query are unknown, and what was probably meant.
+/// The response header that lists the unknown names of a query, and what was probably meant.
 const HINT: header::HeaderName = header::HeaderName::from_static("insights-gateway-hint");
 
 /// Bodies of more bytes are parsed outside the data plane's threads: that takes as long as thousands of hits.
@@ -295,12 +295,12 @@ enum Read {
 }
 
 impl DecodeLayer {
-    /// The key under which the cache would look for a request, without asking anybody. `None` where that depends on
-    /// metadata that is not at hand.
+    /// The key under which the cache would look for a request, found without asking Twilio. `None` if the key depends
+    /// on metadata that is not in memory.
     ///
     /// # Errors
     ///
-    /// Why the request would be refused.
+    /// The reason for which the request would be refused.
     pub fn key_of(
         &self,
         team: &Arc<Team>,
@@ -358,7 +358,7 @@ impl DecodeLayer {
                 let endpoint = Operation::Metadata.endpoint();
                 let metadata = CanonicalQuery::of_metadata(&team.account);
                 let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
-                // The client's headers are for another endpoint.
+                // The client's headers belong to another endpoint.
                 let query = ClientQuery { headers: None, base: None, ..query };
                 Ok(Read::NeedsMetadata(query, restriction))
             }
@@ -563,7 +563,7 @@ fn restrict(
             restriction.prove_token(&query.canonical.expected_as.unwrap_or(query.canonical.key))?;
             Ok(Some(restriction))
         }
-        // To whom jobs and their tokens belong is known in `layers::jobs`.
+        // `layers::jobs` knows to which policy jobs and their tokens belong.
         Operation::JobList => prove(&[PAGE_TOKEN, PAGE_SIZE, STATUS]),
         Operation::JobStatus => prove(&[]),
         Operation::JobResults => prove(&[PAGE_TOKEN, PAGE_SIZE]),

@@ -179,7 +179,7 @@ impl Restriction {
     }
 
     /// The view of metadata that is not stored, if it is at most ten seconds old and there was no purge since it was
-    /// requested: what was known before a purge or a write must not be used after it.
+    /// requested. After a purge or a write, older knowledge must not be used.
     pub(super) fn unkept(&self, now: Instant, purges: u64) -> Option<Arc<View>> {
         let mut unkept = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
         let is_good = |unkept: &Unkept| {

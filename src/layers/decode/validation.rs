@@ -1,9 +1,10 @@
-//! `[validate]`: names in queries against the account's cached metadata.
+//! `[validate]`: compares names in queries with the account's cached metadata.
 //!
-//! It concerns teams without a policy alone. Under a policy a query that names what metadata does not have has been
-//! refused before, in the same words as one that names a denied member.
+//! It applies only to teams without a policy. Under a policy, a query with a name that metadata does not have has
+//! already been refused, in the same words as one that names a denied member.
 //!
-//! With hints a hit costs one more pointer to its query, and with refusals one more look at the cache, too.
+//! The cost of a cache hit: with hints, one more pointer to its query; with refusals, one more look-up in the cache,
+//! too.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,38 +30,38 @@ use crate::twilio::policy::Policy;
 use crate::twilio::query::{self, Query};
 use crate::twilio::validate::{UnknownNames, Validation};
 
-/// Compares queries with metadata, and fetches that where a refusal needs it.
+/// Compares queries with metadata, and fetches metadata if a refusal needs it.
 #[derive(Debug)]
 pub(super) struct Validator {
     validation: Validation,
-    /// It denies nothing: a view under it is of all metadata.
+    /// A policy that denies nothing, so that a view under it shows all metadata.
     open: Arc<Policy>,
-    /// When metadata was last asked for in vain, by its key.
+    /// When metadata was last requested without success, by its key.
     failed: Mutex<HashMap<Key, Instant, RandomState>>,
 }
 
 impl Validator {
-    /// Only metadata that is younger refuses a query.
+    /// A query is refused only because of metadata that is younger than this.
     const YOUNG: Duration = Duration::from_secs(60);
 
-    /// A query waits for metadata until so long after it was received. Without metadata it is forwarded.
+    /// How long after its arrival a query waits for metadata. After that it is forwarded.
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    /// After metadata was asked for in vain, it is not asked for again for so long.
+    /// How long metadata is not requested again after a request without success.
     const PAUSE: Duration = Duration::from_secs(10);
 
     pub(super) fn new(validation: Validation) -> Self {
         Self { validation, open: Arc::new(Policy::new(&[], &[])), failed: Mutex::default() }
     }
 
-    /// What has to be kept of a query for [`hint`](Self::hint).
+    /// What [`hint`](Self::hint) needs of a query; `None` if there will be no hint.
     pub(super) fn hintable(&self, query: &ClientQuery) -> Option<Arc<CanonicalQuery>> {
         let is_hintable = self.validation != Validation::Off && is_comparable(query);
         is_hintable.then(|| Arc::clone(&query.canonical))
     }
 
-    /// The value of `Insights-Gateway-Hint` in Twilio's response to this query. It rests on metadata that is fresh in the
-    /// cache.
+    /// The value of `Insights-Gateway-Hint` in Twilio's response to this query. It is based on metadata that is fresh
+    /// in the cache.
     pub(super) fn hint(
         &self,
         restrictions: &Restrictions,
@@ -76,7 +77,8 @@ impl Validator {
         HeaderValue::try_from(unknown_names(team, asked, &view)?.to_string()).ok()
     }
 
-    /// Has this query to be compared with metadata before it is forwarded. One that is answered from the cache has been.
+    /// Whether this query has to be compared with metadata before it is forwarded. A query that is answered from the
+    /// cache was compared before.
     pub(super) fn must_check(&self, restrictions: &Restrictions, query: &ClientQuery) -> bool {
         let CacheDirectives { no_cache, no_store, only_if_cached, .. } = query.directives.cache;
         self.validation == Validation::Reject
@@ -85,12 +87,12 @@ impl Validator {
             && (no_cache || no_store || restrictions.page(query.key()).is_none())
     }
 
-    /// Refuses a query that names what metadata of the last minute does not have. Older metadata that has all of the names
-    /// is enough to forward it; otherwise newer metadata is fetched by `inner`.
+    /// Refuses a query with a name that the metadata of the last minute does not have. If older metadata has all of the
+    /// names, the query is forwarded. Otherwise newer metadata is fetched through `inner`.
     ///
     /// # Errors
     ///
-    /// [`Reason::InvalidQuery`], in the words of the hint. Where metadata is not to be had there is no error.
+    /// [`Reason::InvalidQuery`], with the text of the hint. There is no error if metadata cannot be fetched.
     pub(super) async fn check<S>(
         &self,
         inner: S,
@@ -103,7 +105,7 @@ impl Validator {
         let restriction = restrictions.of(&self.open, &query.team.account);
         let of = |view: &View| unknown_names(&query.team, &query.canonical, view).filter(UnknownNames::are_certain);
         let refused = |unknown: UnknownNames| Err(GatewayError::new(Reason::InvalidQuery, unknown.to_string()));
-        // Of the last seconds, and not in the cache.
+        // Metadata of the last seconds that is not in the cache.
         if let Some(view) = restriction.unkept(query.received, restrictions.purges()) {
             return of(&view).map_or(Ok(()), refused);
         }
@@ -156,10 +158,10 @@ impl Validator {
         }
     }
 
-    /// Asks for metadata of the last minute, in a pause of the cache alone.
+    /// A request for metadata of the last minute. During a pause it asks only the cache.
     fn metadata_query(query: &ClientQuery, is_paused: bool) -> ClientQuery {
         let wanted = of_metadata(&query.directives);
-        // Of a minute's age it may not be.
+        // Metadata must be younger than a minute, so exactly a minute is too old.
         let max_age = Some(Self::YOUNG - Duration::from_secs(1));
         ClientQuery {
             endpoint: Operation::Metadata.endpoint(),
@@ -179,13 +181,13 @@ impl Validator {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Instant, RandomState>> {
-        // Each critical section is one look or one change.
+        // Each critical section is one read or one change.
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Is this a query whose names can be compared. Large ones are forwarded: they would have to be read beside the data
-/// plane's threads, and what is kept of them counts.
+/// Whether the names of this query can be compared. Large queries are forwarded: they would have to be read outside the
+/// data plane's threads, and what is kept of them counts towards the memory limit.
 fn is_comparable(query: &ClientQuery) -> bool {
     query.team.policy.is_none()
         && query.endpoint.body == endpoint::Body::Query
@@ -232,7 +234,7 @@ mod tests {
         }
     }
 
-    /// A validator that refuses, before a cache in which nothing is kept.
+    /// A validator that refuses queries, in front of a cache that stores nothing.
     struct Rig {
         validator: Validator,
         restrictions: Restrictions,
@@ -245,7 +247,7 @@ mod tests {
             Self { validator: Validator::new(Validation::Reject), restrictions, calls: AtomicUsize::new(0) }
         }
 
-        /// Is a query with a slip refused, where metadata comes so.
+        /// Whether a query with a misspelt name is refused if this is the answer to the request for metadata.
         async fn refuses(&self, metadata: Result<ClientResponse, GatewayError>) -> bool {
             let query = ClientQuery::example(Operation::Query, "", TYPO);
             assert!(self.validator.must_check(&self.restrictions, &query));
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_metadata_of_the_last_minute_refuses() {
+    async fn a_query_is_refused_only_by_metadata_of_the_last_minute() {
         const S: Duration = Duration::from_secs(1);
         for (status, age, outcome, expected) in [
             (200, None, Outcome::Miss, true),
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn metadata_that_is_not_to_be_had_is_asked_for_once_in_ten_seconds() {
+    async fn metadata_that_cannot_be_fetched_is_asked_for_once_in_ten_seconds() {
         let rig = Rig::new();
         let failed = |reason| Err(GatewayError::new(reason, "no"));
         for expected in [1, 1, 1, 2] {
@@ -304,7 +306,7 @@ mod tests {
             assert_eq!(rig.calls(), expected);
             advance(Duration::from_millis(3400)).await;
         }
-        // Whose own share is spent says nothing of metadata.
+        // A team that has reached its own limit says nothing about metadata.
         let rig = Rig::new();
         for expected in [1, 2] {
             assert!(!rig.refuses(failed(Reason::TeamRateLimit)).await);
