@@ -1,7 +1,8 @@
-//! Watches how attempts end, for the health of their upstream, and says in the log when it begins to fail and when it
+//! Records how attempts end, for the health of their upstream. It logs when an upstream begins to fail and when it
 //! answers again: one line an episode, however many attempts there are.
 //!
-//! It changes nothing of what passes. What is tried again, and when an upstream is left alone, is decided above.
+//! It changes neither calls nor responses. The layers above decide what is retried, and when an upstream gets no
+//! attempts.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,8 +27,8 @@ pub struct WatchLayer {
 }
 
 impl WatchLayer {
-    /// Writes to `attempts`. `patience` is the longest time that an attempt may take: one that was cut short of half of it
-    /// says nothing of the upstream, since it was a client that had no more time.
+    /// Writes to `attempts`. `patience` is the longest time that an attempt may take. An attempt that timed out after
+    /// less than half of it says nothing about the upstream, because only the client's time was up.
     pub fn new(attempts: PerAccount<AccountAttempts>, patience: Duration, clock: Clock) -> Self {
         Self { attempts, patience, clock }
     }
@@ -57,18 +58,19 @@ impl WatchLayer {
     }
 }
 
-/// What an attempt's end says of the upstream, if anything. It `had_time` where it did not end for want of a client's.
+/// What the end of an attempt says about the upstream, if anything. `had_time` is false if the client left the attempt
+/// too little time.
 fn seen(result: &Result<UpstreamResponse, GatewayError>, had_time: bool) -> Option<Attempt> {
     match result {
         Ok(answer) if answer.status.is_server_error() => {
             Some(Attempt::Failed(Cause::new(CauseKind::Status, answer.status.as_u16().to_string())))
         }
         Ok(answer) => Some(Attempt::Answered { accepted: answer.status.is_success() }),
-        // It died while nobody used it: what a new connection does is what counts.
+        // The connection was closed while it was idle. Only a new connection shows whether the upstream works.
         Err(error) if error.is_on_kept_connection() => None,
         Err(error) => {
             let kind = match error.reason() {
-                // The upstream is there: it is the credentials that are bad.
+                // The upstream answers; the credentials are wrong.
                 Reason::UpstreamRejectedCredentials => return Some(Attempt::Answered { accepted: false }),
                 Reason::UpstreamTimeout if !had_time => return None,
                 Reason::UpstreamTimeout => CauseKind::Timeout,
@@ -90,7 +92,7 @@ impl<S> Layer<S> for WatchLayer {
     }
 }
 
-/// Watches attempts. See the module.
+/// Records how attempts end. See the module.
 #[derive(Debug, Clone)]
 pub struct Watch<S> {
     inner: S,
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_show_that_the_upstream_is_there_and_its_own_failures_that_it_is_not_well() {
+    fn answers_count_as_success_and_upstream_errors_as_failure() {
         let (good, there) = (Attempt::Answered { accepted: true }, Attempt::Answered { accepted: false });
         assert_eq!(seen(&answered(200), true), Some(good));
         for status in [400, 404, 429] {
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_without_time_says_nothing_of_the_upstream() {
+    async fn a_timeout_of_a_client_with_little_time_says_nothing_about_the_upstream() {
         for (took, is_counted) in [(4 * S, false), (5 * S, true), (10 * S, true)] {
             let attempts = AccountAttempts::default();
             let slow = service_fn(|_: UpstreamCall| async move {

@@ -1,4 +1,4 @@
-//! What a success must be, for the operations whose answers others rely on.
+//! Checks of successful answers, for the operations whose content other layers use.
 
 use std::time::SystemTime;
 
@@ -13,11 +13,12 @@ use crate::twilio::catalog::{Catalog, MAX_METADATA_VALUES};
 use crate::twilio::endpoint::Operation;
 use crate::twilio::job::{self, Job, State};
 
-/// Lets an answer pass. Of an unfinished job it then says when to ask again, and of one that has ended it does not.
+/// Checks an answer. Gives the answer about an unfinished job a valid `Retry-After`, and removes it from the answer
+/// about a job that has ended.
 ///
 /// # Errors
 ///
-/// When it is a success that does not say what it has to say.
+/// If a successful answer lacks what it must contain.
 pub(super) fn check(call: &UpstreamCall, answer: &mut UpstreamResponse, now: SystemTime) -> Result<(), GatewayError> {
     if !answer.status.is_success() {
         return Ok(());
@@ -49,8 +50,8 @@ pub(super) fn check(call: &UpstreamCall, answer: &mut UpstreamResponse, now: Sys
     }
 }
 
-/// Is a successful answer to a request for metadata nothing that members can be read from. As long as it was kept, nothing
-/// could be proven of what teams with a policy ask.
+/// Whether a successful answer to a request for metadata has no readable members. If such an answer were stored, no
+/// query of a team with a policy could be checked while it is.
 fn is_no_metadata(answer: &UpstreamResponse) -> bool {
     let value = || json::parse_within(&answer.body, MAX_METADATA_VALUES).ok();
     answer.status == StatusCode::OK && value().and_then(|value| Catalog::read(&value)).is_none()

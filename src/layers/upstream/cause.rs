@@ -1,4 +1,4 @@
-//! What an attempt failed for, told from the errors that came up: the class is what an operator has to look at first.
+//! Why an attempt failed, found from the errors that occurred. The class tells an operator what to look at first.
 
 use std::error::Error;
 use std::io;
@@ -15,7 +15,7 @@ use super::egress::ProxyError;
 use super::pool::ConnectError;
 use crate::core::cause::{Cause, CauseKind};
 
-/// So many of the names in a certificate are repeated: it may have hundreds.
+/// How many names of a certificate are shown: it may have hundreds.
 const MOST_NAMES: usize = 5;
 
 /// Why there is no connection.
@@ -44,7 +44,7 @@ fn of_connection(error: &BoxError, upstream: &Uri) -> Cause {
     of_io(error, upstream, "the connection broke before TLS was agreed upon")
 }
 
-/// Why a connection broke in the middle of an exchange, which is described as `what`.
+/// Why a connection broke during an exchange. `what` describes the exchange.
 pub(super) fn of_exchange(error: &hyper::Error, upstream: &Uri, what: &str) -> Cause {
     match error.is_parse() {
         true => Cause::new(CauseKind::InvalidAnswer, format!("not HTTP: {error}")),
@@ -77,7 +77,7 @@ fn of_tls(error: &rustls::Error, upstream: &Uri) -> String {
             format!("the certificate of {host} is not valid before {}", time(*not_before))
         }
         Certificate::NotValidForNameContext { presented, .. } => {
-            // As the library has them: `DnsName("insights.example")`.
+            // The form in which the library shows them: `DnsName("insights.example")`.
             let bare = |name: &'_ String| name.split('"').nth(1).unwrap_or(name).to_owned();
             let mut names = presented.iter().take(MOST_NAMES).map(bare).collect::<Vec<_>>().join(", ");
             if presented.len() > MOST_NAMES {
@@ -104,7 +104,7 @@ fn authority(url: &Uri) -> &str {
     url.authority().map_or("", |authority| authority.as_str())
 }
 
-/// The TLS library's error among the causes. `io::Error` hides its own from `source`.
+/// The TLS library's error in the chain of sources. `source` of an `io::Error` skips the error that it wraps.
 fn tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -120,7 +120,7 @@ fn tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     None
 }
 
-/// An error and all that caused it, in one line, without what only repeats.
+/// An error and its sources in one line, without repetitions.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let (mut text, mut next) = (error.to_string(), error.source());
     while let Some(error) = next {
@@ -148,7 +148,7 @@ mod tests {
         of_connecting(&ConnectError::Failed(error.into()), &Uri::from_static(URL), Duration::ZERO).to_string()
     }
 
-    /// As hyper-rustls wraps it: an I/O error around tokio-rustls' I/O error.
+    /// An error as hyper-rustls wraps it: an I/O error around tokio-rustls' I/O error.
     fn certificate(error: CertificateError) -> io::Error {
         io::Error::other(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(error)))
     }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_told_what_is_wrong_with_it() {
+    fn a_certificate_error_says_what_is_wrong() {
         let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let presented = |count: usize| (1..=count).map(|n| format!("DnsName(\"{n}.example\")")).collect::<Vec<_>>();
         let name = |count| CertificateError::NotValidForNameContext {

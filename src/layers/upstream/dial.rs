@@ -21,7 +21,7 @@ use tower::{BoxError, Service, ServiceExt};
 /// Time for one address alone, before the next attempt begins (RFC 8305 section 5).
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// Why nothing was reached.
+/// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The resolver knows no address.
@@ -29,21 +29,21 @@ pub enum DialError {
     Resolve {
         /// The name.
         host: String,
-        /// What the resolver says.
+        /// The resolver's error.
         source: BoxError,
     },
-    /// The resolver answers without one.
+    /// The resolver answers with no address.
     #[error("{host}: the name has no address")]
     NoAddress {
         /// The name.
         host: String,
     },
-    /// The address that was tried last does not connect.
+    /// The connection to the last of the addresses failed.
     #[error("{address}")]
     Connect {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         source: BoxError,
     },
 }
