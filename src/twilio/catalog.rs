@@ -64,7 +64,7 @@ impl Catalog {
                 || (place != Place::Measure && name.rsplit_once('.').is_some_and(|(base, _)| self.is_time(base))))
     }
 
-    /// Is this a time dimension.
+    /// Whether this is a time dimension.
     pub fn is_time(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|entry| entry.is_time)
     }
@@ -81,7 +81,7 @@ impl Catalog {
         own.chain(grains).collect()
     }
 
-    /// The other names, behind those of their cubes, of all members that have one.
+    /// The names that are qualified by a cube's name, of all members that have one.
     pub fn all_aliases(&self) -> impl Iterator<Item = &str> {
         self.0.values().flat_map(|entry| &entry.qualified).map(|alias| &**alias)
     }

@@ -114,11 +114,11 @@ pub enum CacheClass {
     Query,
     /// As long as the first page of its result set.
     Page,
-    /// The answer to a submission: as `cache.jobs.dedup` says, for whoever submits the same.
+    /// The answer to a submission: reused for identical submissions within `cache.jobs.dedup`.
     Job,
-    /// The status of a job: until its `Retry-After` has passed, and once the job has ended as long as its results.
+    /// The status of a job: until its `Retry-After` has passed. Once the job has ended, for as long as its results.
     Status,
-    /// The results of a job: as long as the job keeps them, and no longer than `cache.jobs.results` says.
+    /// The results of a job: for as long as Twilio keeps them, and at most for `cache.jobs.results`.
     Results,
 }
 
@@ -224,7 +224,7 @@ pub fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// What to do instead, for messages about a query that takes too long; nothing for other operations.
+/// What a client can do instead, for messages about a query that takes too long; empty for other operations.
 pub fn instead_of_waiting(operation: Operation) -> &'static str {
     match operation {
         Operation::Query => {
@@ -247,7 +247,7 @@ pub enum Route {
     NotFound,
 }
 
-/// The gateway's own path, beside Twilio's: what the calling team has used.
+/// The gateway's own path beside Twilio's. It answers what the calling team has used.
 pub const USAGE: &str = "/_gateway/usage";
 
 /// Finds the endpoint of a method and a path.
@@ -273,18 +273,17 @@ pub fn route(method: &Method, path: &str) -> Route {
     }
 }
 
-/// The path that another spelling of it most likely means: in another case, with a slash at its end, without its `/v3` or
-/// with several.
+/// The path that a misspelt path most likely means. It differs in case, ends in a slash, or has no `/v3` or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misspelt {
-    /// The path, a parameter in braces.
+    /// The intended path, with parameters in braces.
     pub path: &'static str,
-    /// Does it begin with `/v3` twice, as it does behind a base URL that ends so.
+    /// Whether it begins with `/v3` twice. This happens if a client's base URL ends in `/v3`.
     pub repeats_version: bool,
 }
 
 impl Misspelt {
-    /// What a path that leads nowhere may mean.
+    /// The intended path of a path that has no endpoint.
     pub fn of(path: &str) -> Option<Self> {
         let mut rest = path.trim_end_matches('/');
         let mut versions = 0;
@@ -419,7 +418,7 @@ mod tests {
         }
         assert_eq!(route(&Method::DELETE, FIELDS), allowed("GET, HEAD, POST"));
         assert_eq!(route(&Method::POST, &format!("{FIELDS}/x")), allowed("GET, HEAD, PATCH"));
-        // "Capacity" is a path of its own here, not the id of a field.
+        // "Capacity" is a fixed path here, not the id of a field.
         for path in [format!("{FIELDS}Capacity"), format!("{FIELDS}/Capacity")] {
             assert_eq!(route(&Method::PATCH, &path), allowed("GET, HEAD"));
         }
@@ -429,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateways_own_path_is_read_alone() {
+    fn the_gateways_own_path_is_read_only() {
         assert_eq!([Method::GET, Method::HEAD].map(|method| route(&method, USAGE)), [Route::Usage, Route::Usage]);
         for method in [Method::POST, Method::OPTIONS, Method::DELETE] {
             assert_eq!(route(&method, USAGE), Route::MethodNotAllowed("GET, HEAD".to_owned()));
@@ -480,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_misspelt_path_means_is_known() {
+    fn a_misspelt_path_is_recognised() {
         let meant = |path: &str| Misspelt::of(path).map(|misspelt| (misspelt.path, misspelt.repeats_version));
         let query = "/v3/InsightsDomains/Conversations/Query";
         for (path, repeats) in [

@@ -1,4 +1,4 @@
-//! Query jobs, as far as the gateway reads Twilio's answers about them.
+//! Query jobs: the part of Twilio's answers about them that the gateway reads.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,10 +10,10 @@ use super::endpoint::is_id;
 use crate::core::json::{self, Member, Value};
 use crate::semantics::upstream_headers;
 
-/// How far a job is.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// `PENDING`, `RUNNING`, or a word that is not documented.
+    /// `PENDING`, `RUNNING`, or an undocumented word.
     Unfinished,
     /// `COMPLETED`: it has results.
     Completed,
@@ -33,7 +33,8 @@ impl State {
         }
     }
 
-    /// Can it become `next`. What has ended stays as it ended, but for results that expire.
+    /// Whether a job in this state can change to `next`. A job that has ended keeps its state, except that results
+    /// expire.
     pub fn may_become(self, next: Self) -> bool {
         self == Self::Unfinished || self == next || (self == Self::Completed && next == Self::Expired)
     }
@@ -42,18 +43,18 @@ impl State {
 /// What an answer says of one job: the answer to its submission, or its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Its id, where that is one.
+    /// Its id, if the text has the form of an id.
     pub id: Option<Box<str>>,
-    /// How far it is.
+    /// Its state.
     pub state: State,
-    /// For how long its results are kept.
+    /// How long its results are kept.
     retention: Option<Duration>,
     /// When it ended.
     completed: Option<Timestamp>,
 }
 
 impl Job {
-    /// Reads an answer; `None` where it says no status.
+    /// Reads an answer; `None` if it has no status.
     pub fn read(body: &[u8]) -> Option<Self> {
         let value = json::parse(body).ok()?;
         let job = value.as_object()?;
@@ -66,39 +67,39 @@ impl Job {
         })
     }
 
-    /// For how long from `now` on its results are still there, as far as it says so.
+    /// How long after `now` its results still exist, if the answer says so.
     pub fn retained(&self, now: SystemTime) -> Option<Duration> {
         let elapsed = || Duration::try_from(Timestamp::try_from(now).ok()?.duration_since(self.completed?)).ok();
         Some(self.retention?.saturating_sub(elapsed().unwrap_or_default()))
     }
 }
 
-/// An ISO 8601 duration. A day has 24 hours. One with years or months, whose length is not known, is not read.
+/// An ISO 8601 duration. A day has 24 hours. A duration with years or months is not read, because their length varies.
 fn period(text: &str) -> Option<Duration> {
     let span: Span = text.parse().ok()?;
     let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
     Duration::try_from(length).ok().filter(|_| length > SignedDuration::ZERO)
 }
 
-/// What `Retry-After` counts as where it is absent or malformed.
+/// The value used for an absent or malformed `Retry-After`.
 const USUAL_WAIT: Duration = Duration::from_secs(5);
-/// What it counts as at most.
+/// The greatest value that is used.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// For how long an answer about an unfinished job asks not to be asked again: whole seconds, from 1 to 60.
+/// How long not to poll again after an answer about an unfinished job: whole seconds, from 1 to 60.
 pub fn poll_after(headers: &HeaderMap, now: SystemTime) -> Duration {
     let stated = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::trim);
     let digits = stated.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
     match digits {
-        // What overflows is more than the longest.
+        // A number that overflows is greater than the longest wait.
         Some(digits) => digits.parse().map_or(LONGEST_WAIT, Duration::from_secs),
         None => upstream_headers::retry_after(headers, now).unwrap_or(USUAL_WAIT),
     }
     .clamp(Duration::from_secs(1), LONGEST_WAIT)
 }
 
-/// A list of jobs with those alone whose id is in `own`, and with their number as `meta.pageSize`. Of what is not
-/// documented nothing is left, since it could tell of the others. `None` where it is no list.
+/// Reduces a list of jobs to those whose id is in `own`, with their number as `meta.pageSize`. Undocumented members are
+/// removed, because they could reveal other jobs. `None` if it is not a list of jobs.
 pub fn list_of(body: &[u8], own: impl Fn(&str) -> bool) -> Option<Bytes> {
     let value = json::parse(body).ok()?;
     let list = value.as_object()?;
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_another_shape_is_none() {
+    fn text_without_the_form_of_an_id_is_no_id() {
         for (id, is_one) in [("\"op_1\"", true), ("\"a/b\"", false), ("\"\"", false), ("1", false), ("null", false)] {
             let job = Job::read(format!(r#"{{"operationId":{id},"status":"PENDING"}}"#).as_bytes()).unwrap();
             assert_eq!(job.id.is_some(), is_one, "{id}");
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_stays_so() {
+    fn a_job_that_has_ended_keeps_its_state() {
         use State::{Completed, Expired, Failed, Unfinished};
         for next in [Unfinished, Completed, Failed, Expired] {
             assert!(Unfinished.may_become(next) && next.may_become(next));
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn polls_are_told_to_wait_from_one_to_sixty_seconds() {
+    fn the_wait_before_a_poll_is_from_one_to_sixty_seconds() {
         let told = |value: &'static str| {
             let headers = [(header::RETRY_AFTER, HeaderValue::from_static(value))].into_iter().collect();
             poll_after(&headers, SystemTime::UNIX_EPOCH).as_secs()
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_keeps_what_is_its_readers_and_nothing_that_is_not_documented() {
+    fn a_list_keeps_own_jobs_and_documented_members_only() {
         let body = br#"{"items":[{"operationId":"a","x":1.0},{"operationId":"b"},{"other":1},7],"total":9,
             "meta":{"key":"items","pageSize":4,"nextToken":"t+","all":4}}"#;
         let left = list_of(body, |id| id == "a").unwrap();

@@ -20,7 +20,7 @@ pub const PAGE_TOKEN: &str = "pageToken";
 /// The parameter with the largest number of rows on a page.
 pub const PAGE_SIZE: &str = "pageSize";
 
-/// Which jobs are listed.
+/// The status by which a list of jobs is filtered.
 pub const STATUS: &str = "status";
 
 /// The largest page size that a team with a policy may request. Twilio documents no limit.

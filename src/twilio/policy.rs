@@ -86,9 +86,10 @@ impl Policy {
         &self.fingerprint
     }
 
-    /// What belongs to those who read an account of this SID, from this upstream, under this policy.
+    /// A hash of the account's SID, the upstream and this policy. Data given out under one scope must not be used under
+    /// another.
     pub fn scope(&self, sid: &str, origin: &str) -> [u8; 32] {
-        // None of the texts can hold what parts them.
+        // The separator occurs in none of the texts.
         let mut scope = blake3::Hasher::new();
         scope.update(&self.fingerprint).update(sid.as_bytes()).update(&[0xff]).update(origin.as_bytes());
         scope.finalize().into()

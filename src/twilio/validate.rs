@@ -1,23 +1,24 @@
 //! Names in a query that the account's metadata does not have, and the name that was probably meant.
 //!
-//! In doubt a name counts as known. Twilio documents neither all grains nor what a custom measure is called in every
-//! cube, so nothing is concluded from a query with an undocumented part, from metadata without members, or from a name
-//! that belongs to a member which metadata has:
+//! If in doubt, a name counts as known. Twilio documents neither all grains nor the name of a custom measure in every
+//! cube. So a query with an undocumented part is not checked, metadata without members proves nothing, and a name
+//! counts as known if it belongs to a member in metadata:
 //!
-//! * a member and anything behind it (`Conversation.CreatedDate.hour`), whatever the type of the member;
+//! * a member and anything after it (`Conversation.CreatedDate.hour`), whatever the type of the member;
 //! * the dimension of a grain that metadata lists, and its other grains;
 //! * the member of a cube that metadata names without the cube.
 //!
-//! # How near is near
+//! # Which name was probably meant
 //!
-//! The first of these that there is, among the members that may stand in that place:
+//! The first of these that exists, among the members that are allowed in that place:
 //!
-//! 1. the same name in other upper and lower case;
+//! 1. the same name in different upper and lower case;
 //! 2. for a name without a cube: a member of that name in a cube;
-//! 3. the nearest name, without regard to case: at most one edit for every three letters behind the cube's name, at
-//!    least one and at most three. An edit is a letter more, less or replaced, or two neighbours swapped.
+//! 3. the nearest name, ignoring case: at most one edit for every three letters after the cube's name, with a minimum
+//!    of one edit and a maximum of three. An edit is a letter more, less or replaced, or two neighbours swapped.
 //!
-//! A time dimension counts with the grain of the written name, too. Of equally near names it is the first in the alphabet.
+//! A time dimension is also compared with the grain of the written name added to it. Of equally near names the first in
+//! alphabetical order is taken.
 
 use std::fmt;
 
@@ -25,33 +26,33 @@ use crate::core::spelling;
 use crate::twilio::catalog::{Catalog, is_name};
 use crate::twilio::query::{Group, List, Order, Part, Place, Query};
 
-/// What is done about names that metadata does not have.
+/// What the gateway does about names that metadata does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validation {
     /// Nothing.
     Off,
-    /// Twilio's 400s say which they are.
+    /// Responses with Twilio's 400 list them.
     Hint,
-    /// The same, and a query that names one is refused.
+    /// As for `Hint`, and a query that has such a name is refused.
     Reject,
 }
 
-/// So many names are told of one query.
+/// The most names that are listed for one query.
 const MOST_TOLD: usize = 3;
 
-/// So many names of one query are compared with all that there are.
+/// The most names of one query that are compared with the catalog.
 const MOST_COMPARED: usize = 64;
 
-/// Letters that are told of a name.
+/// The most letters of a name that are shown.
 const MOST_LETTERS: usize = 64;
 
 /// A name that metadata does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct UnknownName {
     place: Place,
-    /// The letters, digits, `_` and `.` of it: what a client wrote may hold anything.
+    /// Its letters, digits, `_` and `.` only, because a client's text may hold anything.
     name: String,
-    /// It is made as names are.
+    /// Whether it has the form of a name.
     is_name: bool,
     meant: Option<String>,
 }
@@ -72,8 +73,8 @@ impl fmt::Display for UnknownName {
     }
 }
 
-/// Names of a query that metadata does not have: at least one. Its text is visible ASCII and blanks, and less than 600
-/// bytes long.
+/// The names of a query that metadata does not have: at least one. As text they are visible ASCII and spaces, and less
+/// than 600 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownNames(Vec<UnknownName>);
 
@@ -88,8 +89,8 @@ impl fmt::Display for UnknownNames {
 }
 
 impl UnknownNames {
-    /// Looks for them in a query of a team that may see all of `catalog`. What was meant is said only if the team `may_read`
-    /// metadata: a guess would tell it of a name.
+    /// Finds them in a query of a team that may see all of `catalog`. A suggestion is made only if the team `may_read`
+    /// metadata, because it reveals a name.
     pub fn find(query: &Query<'_>, catalog: &Catalog, may_read: bool) -> Option<Self> {
         if !is_documented(query) || catalog.names().next().is_none() {
             return None;
@@ -110,13 +111,14 @@ impl UnknownNames {
         (!unknown.is_empty()).then_some(Self(unknown))
     }
 
-    /// Is one of them certainly no name of Twilio's. What is not made as names are could be of an undocumented form.
+    /// Whether at least one of them is certainly unknown to Twilio. Text without the form of a name could be
+    /// undocumented syntax.
     pub fn are_certain(&self) -> bool {
         self.0.iter().any(|unknown| unknown.is_name)
     }
 }
 
-/// Has the query no part of an undocumented shape in which a name could be explained.
+/// Whether all parts of the query are documented. An undocumented part could define a name.
 fn is_documented(query: &Query<'_>) -> bool {
     let is_group = |group: &Group<'_>| group.documented().is_some();
     let is_order = |order: &Order<'_>| order.field.known().is_some();
@@ -135,9 +137,9 @@ fn is_list<T>(list: &List<'_, T>, is_right: impl Fn(&T) -> bool) -> bool {
     }
 }
 
-/// Could this be a name of something that metadata has.
+/// Whether this could be the name of something in metadata.
 fn may_exist(catalog: &Catalog, name: &str) -> bool {
-    // The dimension, if this is a grain. A name with one dot has its cube there.
+    // The dimension, if this is a grain. In a name with one dot this part is the cube.
     let dimension = name.rsplit_once('.').map(|(dimension, _)| dimension).filter(|dimension| dimension.contains('.'));
     let is_related = |member: &str| {
         member == name
@@ -148,12 +150,12 @@ fn may_exist(catalog: &Catalog, name: &str) -> bool {
     catalog.names().any(is_related) || catalog.all_aliases().any(|alias| alias == name || is_below(name, alias))
 }
 
-/// Is this the other name and something behind it.
+/// Whether this is the other name, with or without something after it.
 fn is_below(name: &str, other: &str) -> bool {
     name.strip_prefix(other).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// What can be told of a name.
+/// The part of a name that may be shown.
 fn told(name: &str) -> String {
     name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.')).take(MOST_LETTERS).collect()
 }
@@ -163,7 +165,7 @@ fn without_cube(name: &str) -> &str {
     name.split_once('.').map_or(name, |(_, member)| member)
 }
 
-/// The name of the catalog that was probably meant there.
+/// The name in the catalog that was probably meant in that place.
 fn meant(catalog: &Catalog, place: Place, written: &str) -> Option<String> {
     let (written, reach) = (written.to_ascii_lowercase(), spelling::reach(without_cube(written).len()));
     let fits = |name: &&str| name.len() <= MOST_LETTERS && catalog.knows(place, name);

@@ -33,7 +33,7 @@ fn of_dimension(name: &str) -> String {
 }
 
 #[test]
-fn each_place_has_its_word() {
+fn each_place_in_a_query_is_named() {
     let body = r#"{"query":{"measures":["Conversation.Cout"],"dimensions":["Conversation.Queu"],
         "filters":[{"op":"AND","expressions":[{"op":"EQ","field":"Conversation.Staus","values":["Conversation.X"]}]}]}}"#;
     let expected = "unknown measure \"Conversation.Cout\"; did you mean \"Conversation.Count\"?, unknown dimension \
@@ -44,14 +44,14 @@ fn each_place_has_its_word() {
 }
 
 #[test]
-fn at_most_three_are_told_and_each_once() {
+fn at_most_three_names_are_listed_and_each_once() {
     let names: Vec<_> = (0..100).flat_map(|n| [format!("Zz.A{n}"), format!("Zz.A{n}")]).collect();
     let body = serde_json::json!({"query": {"measures": names}}).to_string();
     assert_eq!(words(&body), "unknown measure \"Zz.A0\", unknown measure \"Zz.A1\", unknown measure \"Zz.A2\"");
 }
 
 #[test]
-fn what_was_meant_is_near() {
+fn the_nearest_name_is_suggested() {
     for (written, meant) in [
         ("conversation.count", Some("Conversation.Count")),
         ("CONVERSATION.COUT", Some("Conversation.Count")),
@@ -62,7 +62,7 @@ fn what_was_meant_is_near() {
         ("Conversation.Cost", None),
         ("Conversation.Sum", None),
         ("x", None),
-        // A dimension, which cannot stand there.
+        // A dimension, which is not allowed in this place.
         ("Conversation.Queu", None),
     ] {
         let question = meant.map_or_else(String::new, |meant| format!("; did you mean \"{meant}\"?"));
@@ -79,7 +79,7 @@ fn what_was_meant_is_near() {
 }
 
 #[test]
-fn in_doubt_a_name_is_known() {
+fn a_name_in_doubt_counts_as_known() {
     for name in [
         "Conversation.CreatedDate.hour",
         "Conversation.CreatedDate.fortnight",
@@ -89,7 +89,7 @@ fn in_doubt_a_name_is_known() {
         "Conversation.ClosedDate.day",
         "OperatorResult.Channels",
         "OperatorResult.Channels.hour",
-        // Metadata has them, as something else.
+        // Names that metadata has for something else.
         "Conversation.Count",
         "Conversation.Count.p95",
     ] {
@@ -115,7 +115,7 @@ fn in_doubt_a_name_is_known() {
 }
 
 #[test]
-fn a_name_of_no_known_form_is_told_and_not_certain() {
+fn text_without_the_form_of_a_name_is_listed_but_not_certain() {
     for (name, told) in
         [("Conversation.Cout AS x", "Conversation.CoutASx"), ("\r\nX: \u{e9}\"\\", "X"), ("\u{65e5}\u{672c}", "")]
     {
@@ -130,7 +130,7 @@ fn a_name_of_no_known_form_is_told_and_not_certain() {
 }
 
 #[test]
-fn who_may_not_read_metadata_is_told_no_name_of_it() {
+fn a_team_that_may_not_read_metadata_gets_no_suggestion() {
     let value = query::parse(br#"{"query":{"measures":["Conversation.Cout"]}}"#).unwrap();
     let unknown = UnknownNames::find(&Query::read(&value).unwrap(), &catalog(METADATA), false).unwrap();
     assert_eq!(unknown.to_string(), "unknown measure \"Conversation.Cout\"");
