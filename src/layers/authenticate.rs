@@ -183,11 +183,11 @@ type OwnAnswer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
 
 type Answered = Result<Response<ResponseBody>, GatewayError>;
 
-/// What a caller may have.
+/// What an authenticated request is for.
 enum Granted {
-    /// What an endpoint answers.
+    /// An endpoint of Twilio's.
     Endpoint(&'static Endpoint, Arc<Team>),
-    /// What the team has used.
+    /// The team's usage, already answered.
     Usage(Box<Response<ResponseBody>>),
 }
 
@@ -211,7 +211,7 @@ struct Known {
 }
 
 impl Known {
-    /// Tells the caller in `RateLimit` what it has left. Returns what it may still send upstream.
+    /// Sets `RateLimit` to what the caller has left. Returns what it may still send upstream.
     fn tell_limits<B>(&self, requests: Option<Allowance>, incoming: &IncomingRequest<B>) -> Option<Allowance> {
         let upstream = self.upstream.as_ref().and_then(|limit| (limit.allowance)());
         if requests.is_some() || upstream.is_some() {
@@ -221,7 +221,7 @@ impl Known {
     }
 }
 
-/// What to tell of a path that leads nowhere, without repeating it.
+/// The message for a path without an endpoint. It does not repeat the path.
 fn not_found(path: &str) -> String {
     match Misspelt::of(path) {
         Some(Misspelt { path, repeats_version: true }) => {
@@ -405,7 +405,7 @@ impl AccessControl {
         found
     }
 
-    /// What the calling team has used. It takes nothing of the team's requests.
+    /// The usage of the calling team. This request does not count against the team's rate.
     fn usage<B>(&self, incoming: &IncomingRequest<B>) -> Answered {
         let known = self.identify(&incoming.request, &incoming.peer)?;
         incoming.peer.identify();
@@ -503,7 +503,7 @@ impl TeamRate {
     ///
     /// # Errors
     ///
-    /// When none is left, with the time until there is one.
+    /// If none is left, the time until there is one.
     pub fn take(&self, now: Instant) -> Result<Allowance, Allowance> {
         if self.limiter.try_take(now) {
             return Ok(Allowance { remaining: self.limiter.whole_tokens(now), reset: 0 });

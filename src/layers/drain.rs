@@ -50,7 +50,7 @@ impl Draining {
         self.0.phase.load(Ordering::Acquire)
     }
 
-    /// Waits until it begins.
+    /// Waits until draining begins.
     pub async fn begun(&self) {
         self.reaches(DRAINING, &self.0.begun).await;
     }

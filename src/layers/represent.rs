@@ -1,6 +1,6 @@
 //! The form in which a client gets a response: links, 304, gzip, `Age` and `Cache-Status`.
 //!
-//! This layer is between decode and the cache, so that the cache handles only one form of a response. It decides for
+//! This layer is between decode and the cache, so that the cache handles only one form of a response. It applies to
 //! every response: a stored one, one from upstream, and one of which a policy hides a part. No client waits for
 //! compression: the first response that could be compressed is sent as it is, and its gzip body is made in the
 //! background for later ones.
@@ -36,7 +36,7 @@ struct Compressor {
 }
 
 impl RepresentLayer {
-    /// Keeps the gzip bodies of stored responses in `store`, and makes `links` lead to the gateway.
+    /// Keeps the gzip bodies of stored responses in `store`, and rewrites `links` to lead to the gateway.
     pub fn new(store: Store, links: Links, clock: Clock) -> Self {
         Self(Arc::new(Compressor { store, clock }), Arc::new(links))
     }
@@ -175,7 +175,7 @@ impl Wanted {
     }
 }
 
-/// Makes the links in a response lead to `base`. What is stored stays as Twilio wrote it.
+/// Rewrites the links in a response so that they lead to `base`. The stored response keeps Twilio's links.
 fn lead_back(cached: &mut CacheResponse, links: &Links, base: &Base) -> Result<(), GatewayError> {
     let original = Arc::clone(cached.representation());
     let location = original.headers.iter().find(|(name, _)| *name == header::LOCATION);

@@ -141,7 +141,7 @@ async fn teams_show_their_token() {
 async fn paths_are_checked_before_callers() {
     assert_eq!(authorize(&teams(), request("/2010-04-01/Accounts.json")).await, Err(Reason::NotFound));
     assert_eq!(authorize(&teams(), request(QUERY).method("DELETE")).await, Err(Reason::MethodNotAllowed));
-    // Without teams nobody has listed these.
+    // Without teams no team has listed these operations.
     let fields = request("/v3/ControlPlane/ConversationInsights/CustomFieldMappings");
     assert_eq!(authorize(&everybody(), fields).await, Err(Reason::OperationNotAllowed));
 }

@@ -1,5 +1,5 @@
-//! `GET /_gateway/usage`: what the calling team has used, and what it may do. It is told nothing of other teams, and not
-//! what its policy denies.
+//! `GET /_gateway/usage`: what the calling team has used, and what it may do. The answer has nothing about other teams,
+//! and nothing that the team's policy denies.
 
 use std::collections::BTreeMap;
 
@@ -32,11 +32,11 @@ struct Usage<'u> {
 struct Limits {
     requests: Option<String>,
     upstream: Option<String>,
-    /// Of the requests, or else of the calls upstream.
+    /// What is left of the requests, or of the upstream calls if there is no limit on requests.
     remaining: Option<u64>,
 }
 
-/// Tells a team what it has used. `requests` and `upstream` are what it has left.
+/// The usage of a team. `requests` and `upstream` are what it has left.
 pub(super) fn respond(
     known: &Known,
     requests: Option<Allowance>,
@@ -71,13 +71,13 @@ pub(super) fn respond(
     response
 }
 
-/// Counts what becomes of each team's requests.
+/// Counts each team's requests by outcome.
 #[derive(Debug)]
 pub struct UsageCounter;
 
 impl RequestSubscriber for UsageCounter {
     fn ended(&self, request: &RequestEnded) {
-        // A question for the usage itself has no operation.
+        // A request for the usage has no operation.
         if let (Some(team), Some(_)) = (request.team(), request.operation()) {
             team.usage.answered(request.outcome);
         }
