@@ -1,4 +1,4 @@
-//! The verdict over everything that may be wrong.
+//! Computes the health from everything that is checked.
 
 use std::time::SystemTime;
 
@@ -8,18 +8,18 @@ use super::{Check, EXPIRY_NOTICE, Health, State, earliest};
 use crate::core::cause::{Cause, CauseKind};
 use crate::core::validity::Validity;
 
-/// All that counts, at one moment.
+/// The state of everything that is checked, at one moment.
 #[derive(Debug, Clone)]
 pub struct Inputs {
     /// That moment.
     pub now: SystemTime,
     /// Since when the gateway has been shutting down, if it is.
     pub draining_since: Option<SystemTime>,
-    /// Since when no new configuration has been accepted, and what is wrong with the newest.
+    /// Since when new configurations have been refused, and the fault in the newest.
     pub refused: Option<(SystemTime, String)>,
-    /// Does the disk cache work; `None` where there is none.
+    /// Whether the disk cache works; `None` if none is configured.
     pub disk_works: Option<bool>,
-    /// Of the certificate that the data plane shows, where it speaks TLS.
+    /// The validity of the data plane's certificate, if the data plane uses TLS.
     pub certificate: Option<Validity>,
     /// The teams.
     pub teams: Vec<TeamInput>,
@@ -27,17 +27,17 @@ pub struct Inputs {
     pub accounts: Vec<AccountInput>,
 }
 
-/// A team and when its tokens end.
+/// A team and when its tokens expire.
 #[derive(Debug, Clone)]
 pub struct TeamInput {
     /// Its name.
     pub name: String,
-    /// When each token ends, if ever.
+    /// When each token expires; `None` for a token that never does.
     pub tokens: Vec<Option<SystemTime>>,
 }
 
 impl TeamInput {
-    /// When the next of the tokens ends, or the last has ended, if any ends at all.
+    /// When the next token expires. If all have expired, when the last one did. `None` if no token ever expires.
     pub fn expiry(&self, now: SystemTime) -> Option<SystemTime> {
         let ends = || self.tokens.iter().flatten().copied();
         ends().filter(|ends| *ends > now).min().or_else(|| ends().max())
@@ -47,11 +47,11 @@ impl TeamInput {
 /// Whether Twilio accepts an account's credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialState {
-    /// Nobody has asked Twilio with them yet.
+    /// The credentials have not been used yet.
     Unknown,
-    /// It does.
+    /// Twilio accepts them.
     Accepted,
-    /// It has not since then.
+    /// Twilio has rejected them since this time.
     Rejected(SystemTime),
 }
 
@@ -71,18 +71,18 @@ impl CredentialState {
 pub struct AccountInput {
     /// Its name.
     pub name: String,
-    /// Whether its credentials are good.
+    /// Whether Twilio accepts its credentials.
     pub credentials: CredentialState,
     /// Since when attempts have failed, if the last one did.
     pub failing_since: Option<SystemTime>,
-    /// Since when its circuit has not been closed, if it is not.
+    /// Since when its circuit has not been closed, if it is open or half open.
     pub broken_since: Option<SystemTime>,
-    /// Why and when an attempt failed last.
+    /// Why and when an attempt last failed.
     pub last_failure: Option<(Cause, SystemTime)>,
 }
 
-/// Decides. The checks are always the same ones in the same order for one configuration, so that whoever reads them
-/// finds each at its place.
+/// Computes the health. For one configuration the checks are always the same, in the same order, so that their output
+/// can be compared.
 pub fn evaluate(inputs: &Inputs) -> Health {
     let mut checks = vec![serving(inputs.draining_since), configuration(inputs.refused.as_ref())];
     checks.extend(inputs.disk_works.map(disk));
@@ -156,7 +156,7 @@ fn certificate(validity: Validity, now: SystemTime) -> Check {
     }
 }
 
-/// A token that has ended beside one that has not was left behind by a rotation, and is nobody's trouble.
+/// The check of a team's tokens. An expired token beside a valid one remains from a rotation, and is not reported.
 fn tokens(team: &TeamInput, now: SystemTime) -> Check {
     let check = ok("token", Some(&team.name));
     let are_all_over = team.tokens.iter().all(|ends| ends.is_some_and(|ends| ends <= now));
@@ -222,7 +222,7 @@ fn upstream(account: &AccountInput) -> Check {
     }
 }
 
-/// The entry of the runbook for a cause.
+/// The entry in the runbook for a kind of cause.
 fn entry(kind: CauseKind) -> &'static str {
     match kind {
         CauseKind::Dns | CauseKind::Tcp | CauseKind::Tls | CauseKind::Proxy => "upstream_unreachable",
@@ -232,7 +232,7 @@ fn entry(kind: CauseKind) -> &'static str {
     }
 }
 
-/// As a person reads it, to the second.
+/// A time in RFC 3339, to the second.
 fn time(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "in another age".to_owned(), |time| format!("{time:.0}"))
 }
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_shows_no_token_learns_states_alone() {
+    fn without_a_token_only_states_are_shown() {
         let mut inputs = well();
         let mut other = inputs.accounts[0].clone();
         other.name = "other".to_owned();
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn every_entry_that_is_named_is_in_the_runbook() {
+    fn every_entry_that_a_check_names_is_in_the_runbook() {
         let runbook = include_str!("../../docs/runbook.md");
         let source = include_str!("evaluate.rs").split("#[cfg(test)]").next().unwrap();
         let literals = source.split('"').skip(1).step_by(2).filter(|text| !text.contains(' '));

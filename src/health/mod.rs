@@ -1,7 +1,7 @@
-//! How the gateway is: `ok`, `degraded` or `failing`, since when and why.
+//! The health of the gateway: `ok`, `degraded` or `failing`, since when and why.
 //!
-//! [`evaluate`] decides from what it is given and asks nobody, so that it can be tested at any time of any day. What it is
-//! given is collected by the admin plane. [`upstream`] remembers how the last attempts ended, since nobody else does.
+//! [`evaluate`] computes it only from its inputs, so that it can be tested at any time. The admin plane collects these
+//! inputs. [`upstream`] records how the last attempts ended, because no other module does.
 
 mod evaluate;
 pub mod upstream;
@@ -10,17 +10,17 @@ use std::time::{Duration, SystemTime};
 
 pub use evaluate::{AccountInput, CredentialState, Inputs, TeamInput, evaluate};
 
-/// So long before a certificate or a team's token ends, health says so.
+/// How long before a certificate or a team's token expires health reports it.
 pub const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
-/// How it is, from good to bad.
+/// A state of health, from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// Nothing is wrong.
     Ok,
-    /// It serves, and something is wrong.
+    /// It serves requests, but something is wrong.
     Degraded,
-    /// It should not be sent requests.
+    /// It should get no requests.
     Failing,
 }
 
@@ -44,27 +44,27 @@ impl State {
     }
 }
 
-/// What one thing is like.
+/// The health of one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
     /// What kind of thing: `upstream`.
     pub kind: &'static str,
-    /// Which one of its kind, where there are several: the name of an account or a team.
+    /// The name of the account or team, for kinds of which there can be several.
     pub subject: Option<String>,
-    /// How it is.
+    /// Its state.
     pub state: State,
     /// Since when it is not `ok`.
     pub since: Option<SystemTime>,
-    /// What happened last, for an upstream with its [class](crate::core::cause::CauseKind).
+    /// What happened last. For an upstream it begins with the [class](crate::core::cause::CauseKind).
     pub cause: Option<String>,
-    /// What is wrong and what to do, in a sentence.
+    /// What is wrong and what to do, in one sentence.
     pub detail: Option<String>,
     /// The heading in `docs/runbook.md` that says more.
     pub runbook: Option<&'static str>,
 }
 
 impl Check {
-    /// `KIND` or `KIND/SUBJECT`: by this it is left out of the verdict.
+    /// `KIND` or `KIND/SUBJECT`. This name excludes the check from the verdict.
     pub fn name(&self) -> String {
         match &self.subject {
             Some(subject) => format!("{}/{subject}", self.kind),
@@ -73,10 +73,10 @@ impl Check {
     }
 }
 
-/// How the gateway is.
+/// The health of the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// What it consists of.
+    /// Its checks.
     pub checks: Vec<Check>,
 }
 
@@ -86,13 +86,13 @@ impl Health {
         self.checks.iter().map(|check| check.state).max().unwrap_or(State::Ok)
     }
 
-    /// Since when some check has been in the worst state, where that is known.
+    /// Since when a check has been in the worst state, if that is known.
     pub fn since(&self) -> Option<SystemTime> {
         let state = self.state();
         self.checks.iter().filter(|check| check.state == state).filter_map(|check| check.since).min()
     }
 
-    /// What may be told to whoever shows no token: one check for all of a kind, without causes and names.
+    /// The part that is shown without a token: one check for each kind, without causes and names.
     pub fn anonymous(&self) -> Self {
         let mut kinds: Vec<Check> = Vec::new();
         for check in &self.checks {
@@ -107,7 +107,7 @@ impl Health {
         Self { checks: kinds }
     }
 
-    /// Without the checks of these names or kinds.
+    /// The health without the checks of these names or kinds.
     pub fn without(&self, is_excluded: impl Fn(&str) -> bool) -> Self {
         let stays = |check: &&Check| !is_excluded(check.kind) && !is_excluded(&check.name());
         Self { checks: self.checks.iter().filter(stays).cloned().collect() }

@@ -1,4 +1,4 @@
-//! What the last attempts say of an account's upstream: passive health checking.
+//! What the last attempts show about an account's upstream: passive health checking.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use crate::core::cause::Cause;
 use crate::core::clock::Instant;
 
-/// How an attempt ended, as far as the upstream's health is concerned. One that says nothing of it is not recorded.
+/// How an attempt ended. An attempt that says nothing about the upstream's health is not recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempt {
-    /// It was answered. Does the answer prove that the account's credentials are accepted.
+    /// The upstream answered.
     Answered {
-        /// It was a success.
+        /// Whether the answer proves that the account's credentials are accepted, because it is a success.
         accepted: bool,
     },
-    /// It failed.
+    /// The attempt failed.
     Failed(Cause),
 }
 
@@ -23,23 +23,23 @@ pub enum Attempt {
 pub enum Change {
     /// An episode begins.
     Began,
-    /// An episode ends that took so long.
+    /// An episode ends. It lasted this long.
     Ended(Duration),
 }
 
-/// What is remembered of one account's attempts.
+/// What is recorded about one account's attempts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attempts {
     /// Since when attempts have failed, if the last one did.
     pub failing_since: Option<Instant>,
-    /// Why and when one failed last, be that over or not.
+    /// Why and when an attempt last failed, even if others have succeeded since.
     pub last_failure: Option<(Cause, Instant)>,
-    /// Have the account's credentials been accepted since they were configured.
+    /// Whether the account's credentials have been accepted since they were configured.
     pub accepted: bool,
 }
 
 impl Attempts {
-    /// An attempt has ended at `now`.
+    /// Records an attempt that ended at `now`.
     pub fn ended(&mut self, attempt: Attempt, now: Instant) -> Option<Change> {
         match attempt {
             Attempt::Answered { accepted } => {
@@ -61,17 +61,17 @@ impl Attempts {
 pub struct AccountAttempts(Arc<Mutex<Attempts>>);
 
 impl AccountAttempts {
-    /// An attempt has ended at `now`.
+    /// Records an attempt that ended at `now`.
     pub fn ended(&self, attempt: Attempt, now: Instant) -> Option<Change> {
         self.lock().ended(attempt, now)
     }
 
-    /// The account may have new credentials, which nobody has accepted yet.
+    /// Forgets that credentials were accepted, because the account may have new ones.
     pub fn forget_acceptance(&self) {
         self.lock().accepted = false;
     }
 
-    /// What is remembered now.
+    /// What is recorded now.
     pub fn now(&self) -> Attempts {
         self.lock().clone()
     }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn credentials_are_accepted_by_a_success_alone() {
+    async fn only_a_success_proves_that_credentials_are_accepted() {
         let (attempts, now) = (AccountAttempts::default(), Instant::now());
         attempts.ended(Attempt::Answered { accepted: false }, now);
         assert!(!attempts.now().accepted);

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::core::outcome::Outcome;
 
-/// Four buckets each time the duration doubles: a quantile is at most an eighth off.
+/// Four buckets for each doubling of the duration, so a quantile is wrong by at most an eighth.
 const PER_OCTAVE: usize = 4;
 
-/// From 1 µs to beyond two minutes. What is longer counts as that.
+/// From 1 µs to more than two minutes. Longer durations are counted in the last bucket.
 const OCTAVES: usize = 27;
 
 const BUCKETS: usize = OCTAVES * PER_OCTAVE;
@@ -19,7 +19,7 @@ const OUTCOMES: usize = Outcome::ALL.len();
 #[derive(Debug)]
 pub struct Latencies(Box<[[AtomicU64; BUCKETS]; OUTCOMES]>);
 
-/// A copy of all counts at one time. The difference of two is what came between.
+/// A copy of all counts at one time. The difference of two copies is what was counted between them.
 #[derive(Debug, Clone)]
 pub struct Spread(Box<[[u64; BUCKETS]; OUTCOMES]>);
 
@@ -30,7 +30,7 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// One request ended.
+    /// Counts one request.
     pub fn count(&self, outcome: Outcome, took: Duration) {
         self.0[outcome as usize][bucket(took)].fetch_add(1, Relaxed);
     }
@@ -55,7 +55,7 @@ impl Spread {
         self.0[outcome as usize].iter().sum()
     }
 
-    /// The time within which `share` (0 to 1) of the requests with this outcome ended; `None` where there were none.
+    /// The time within which `share` (0 to 1) of the requests with this outcome ended; `None` if there were none.
     pub fn quantile(&self, outcome: Outcome, share: f64) -> Option<Duration> {
         let all = self.count(outcome);
         let rank = ((all as f64 * share).ceil() as u64).max(1);
@@ -71,7 +71,7 @@ impl Spread {
 fn bucket(took: Duration) -> usize {
     let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
     let octave = micros.ilog2();
-    // The two digits behind the leading one.
+    // The two bits after the leading one.
     let quarter = match octave {
         0 | 1 => (micros << (2 - octave)) & 3,
         _ => (micros >> (octave - 2)) & 3,
@@ -79,7 +79,7 @@ fn bucket(took: Duration) -> usize {
     (octave as usize * PER_OCTAVE + quarter as usize).min(BUCKETS - 1)
 }
 
-/// The middle of what is counted there.
+/// The middle of the durations that this bucket counts.
 fn middle(bucket: usize) -> Duration {
     let (octave, quarter) = (bucket / PER_OCTAVE, bucket % PER_OCTAVE);
     let factor = 1.0 + (quarter as f64 + 0.5) / PER_OCTAVE as f64;
@@ -102,13 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_the_ends_is_counted_too() {
+    fn the_shortest_and_the_longest_durations_are_counted() {
         assert_eq!(bucket(Duration::ZERO), 0);
         assert_eq!(bucket(Duration::from_secs(1 << 40)), BUCKETS - 1);
     }
 
     #[test]
-    fn quantiles_are_of_what_came_between() {
+    fn quantiles_are_of_the_requests_between_two_copies() {
         let latencies = Latencies::default();
         for _ in 0..100 {
             latencies.count(Outcome::Miss, Duration::from_secs(50));

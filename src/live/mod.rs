@@ -1,8 +1,7 @@
-//! What is going on now: who listens to requests as they end, how many there were, how long they took, and what went wrong
-//! of late.
+//! Live data for the admin plane: events as requests end, counts of requests and their durations, and recent failures.
 //!
-//! It is told of every request's end, and knows no HTTP. The admin plane reads it. While nobody listens, an event costs
-//! one atomic read; listeners that are too slow lose events, and no request waits for them.
+//! It is notified at the end of every request, and knows no HTTP. The admin plane reads it. Without listeners an event
+//! costs one atomic read. Listeners that are too slow lose events, so that no request waits for them.
 
 mod latency;
 mod usage;
@@ -25,17 +24,17 @@ use crate::core::escape;
 use crate::core::outcome::Outcome;
 use crate::request::ended::{RequestEnded, RequestSubscriber};
 
-/// Events that a listener may be behind before it loses the oldest.
+/// How many events a listener may be behind before it loses the oldest.
 const BACKLOG: usize = 1024;
 
-/// Failures and refusals that are remembered.
+/// The number of recent failures and refusals that are kept.
 const RECENT: usize = 50;
 
-/// Teams and reasons that refusals are counted by. Both come from configuration and from closed lists; teams that reloads
-/// took away are counted until this many are known.
+/// The most pairs of team and reason for which refusals are counted. Teams come from the configuration and reasons from
+/// a closed list. Teams that a reload removed stay counted until this limit.
 const MOST_REFUSALS: usize = 4096;
 
-/// What goes on. Cheap to clone; all clones are one. It outlives reloads.
+/// Live data. Cheap to clone; clones share it. It outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Live(Arc<Inner>);
 
@@ -49,7 +48,7 @@ struct Inner {
     slow: Mutex<Slow>,
 }
 
-/// What is counted of requests that are not hits: they have time for a lock.
+/// Counts of requests that are not hits. These are slow enough for a lock.
 #[derive(Debug, Default)]
 struct Slow {
     recent: VecDeque<Failure>,
@@ -58,54 +57,54 @@ struct Slow {
     upstream: Duration,
 }
 
-/// A request that was refused, or failed.
+/// A request that was refused or failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
     /// When it ended.
     pub at: SystemTime,
-    /// Its id, as the client was told.
+    /// Its request id, as the client got it.
     pub request_id: Box<str>,
-    /// Who asked; `None` where that was not known.
+    /// The team, if it is known.
     pub team: Option<Arc<str>>,
-    /// What for, if that became known.
+    /// The operation, if it is known.
     pub operation: Option<&'static str>,
     /// The HTTP status.
     pub status: u16,
-    /// The closed word for it.
+    /// The reason, of the closed list.
     pub reason: &'static str,
-    /// What the client was told.
+    /// The message for the client.
     pub message: Box<str>,
-    /// What lay behind it, if anything is known.
+    /// The cause behind it, if it is known.
     pub cause: Option<Box<str>>,
 }
 
-/// How long an upstream attempt took on average.
+/// The number and the total time of upstream attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct UpstreamTime {
     /// Attempts that were measured.
     pub attempts: u64,
-    /// Their time together.
+    /// The sum of their durations.
     pub total: Duration,
 }
 
-/// Hears of requests as they end. To drop it is to listen no longer.
+/// Receives an event for each request that ends, until it is dropped.
 #[derive(Debug)]
 pub struct Listener {
     receiver: broadcast::Receiver<Bytes>,
     live: Live,
 }
 
-/// What a [`Listener`] hears.
+/// What a [`Listener`] receives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// One event as a server-sent event, whole.
+    /// One complete server-sent event.
     Event(Bytes),
-    /// So many were lost, since this listener was too slow.
+    /// This many events were lost, because this listener was too slow.
     Lost(u64),
 }
 
 impl Live {
-    /// Of a gateway at which nothing has happened yet.
+    /// The data of a gateway that has just started.
     pub fn new(clock: Clock) -> Self {
         Self(Arc::new(Inner {
             clock,
@@ -117,13 +116,13 @@ impl Live {
         }))
     }
 
-    /// Is told of requests' ends. `teams` are the names in the order of their ordinals. With `shows_queries`, events have
-    /// the query.
+    /// A subscriber that records the end of each request. `teams` are the names in the order of their ordinals. With
+    /// `shows_queries`, events contain the query.
     pub fn subscriber(&self, teams: &[String], shows_queries: bool) -> impl RequestSubscriber + use<> {
         Subscriber { live: self.clone(), usage: teams.iter().map(|team| self.usage(team)).collect(), shows_queries }
     }
 
-    /// What a team has used since the start: kept by its name, over reloads.
+    /// A team's usage since the start. It is kept by the team's name, over reloads.
     pub fn usage(&self, team: &str) -> Arc<Usage> {
         let mut usage = self.0.usage.lock().unwrap_or_else(PoisonError::into_inner);
         match usage.get(team) {
@@ -132,7 +131,7 @@ impl Live {
         }
     }
 
-    /// Listens from now on.
+    /// A listener for events from now on.
     pub fn listen(&self) -> Listener {
         self.0.listeners.fetch_add(1, Relaxed);
         Listener { receiver: self.0.events.subscribe(), live: self.clone() }
@@ -143,12 +142,12 @@ impl Live {
         &self.0.latencies
     }
 
-    /// The latest requests that were refused or failed, the newest first.
+    /// The latest requests that were refused or failed, newest first.
     pub fn failures(&self) -> Vec<Failure> {
         self.slow().recent.iter().rev().cloned().collect()
     }
 
-    /// How often this team was refused or failed, by reason, since the start.
+    /// How often this team was refused or failed since the start, by reason.
     pub fn refusals(&self, team: &str) -> Vec<(&'static str, u64)> {
         let slow = self.slow();
         let own = slow.refusals.iter().filter(|((name, _), _)| **name == *team);
@@ -228,7 +227,7 @@ impl Live {
             let query = request.context.query().map(|query| String::from_utf8_lossy(query));
             event["query"] = json!(query);
         }
-        // Nobody listens any more, perhaps.
+        // This fails if the last listener has just left.
         let _ = self.0.events.send(frame("request", &event));
     }
 }
@@ -261,17 +260,17 @@ impl RequestSubscriber for Subscriber {
 }
 
 impl Listener {
-    /// The next event, or word of those that were lost. Never ends by itself.
+    /// The next event, or the number of events that were lost. It waits for ever if there is none.
     pub async fn hear(&mut self) -> Heard {
         match self.receiver.recv().await {
             Ok(event) => Heard::Event(event),
             Err(broadcast::error::RecvError::Lagged(lost)) => Heard::Lost(lost),
-            // The sender lives as long as `live` does.
+            // Does not happen: `live` holds the sender.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
 
-    /// The next event, if there is one already.
+    /// The next event, if there already is one.
     pub fn heard(&mut self) -> Option<Bytes> {
         self.receiver.try_recv().ok()
     }
@@ -285,12 +284,12 @@ impl Drop for Listener {
 
 /// A server-sent event (HTML, section 9.2).
 pub fn frame(name: &str, data: &Value) -> Bytes {
-    // JSON has no line feed of its own, and what would steer a terminal is escaped.
+    // JSON contains no raw line feed. Characters that control a terminal are escaped.
     let data = data.to_string();
     Bytes::from(format!("event: {name}\ndata: {}\n\n", escape::text(&data, false)))
 }
 
-/// An error and what caused it, in one line.
+/// An error and its sources, in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -345,14 +344,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn listeners_hear_of_requests_and_queries_only_where_they_may() {
+    async fn events_contain_queries_only_if_that_is_configured() {
         let (clock, live) = (Clock::new(), Live::new(Clock::new()));
         let (quiet, open) =
             (live.subscriber(&["dashboards".to_owned()], false), live.subscriber(&["dashboards".to_owned()], true));
         assert!(!quiet.reads_query() && open.reads_query());
         quiet.ended(&request(clock, Outcome::Hit, None));
         let mut listener = live.listen();
-        assert_eq!(listener.hear().now_or_never(), None, "what was before is not heard");
+        assert_eq!(listener.hear().now_or_never(), None, "earlier events are not received");
         quiet.ended(&request(clock, Outcome::Miss, None));
         let heard = event(listener.hear().await);
         assert_eq!(
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_too_slow_is_told_how_much_was_lost() {
+    async fn a_slow_listener_gets_the_number_of_lost_events() {
         let (clock, live) = (Clock::new(), Live::new(Clock::new()));
         let subscriber = live.subscriber(&["dashboards".to_owned()], false);
         let mut listener = live.listen();

@@ -1,4 +1,4 @@
-//! What a team has asked and got, without locks.
+//! Counts of a team's requests and upstream attempts, without locks.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -25,7 +25,7 @@ impl Usage {
         self.requests[outcome as usize].load(Relaxed)
     }
 
-    /// Upstream attempts that its requests began.
+    /// Upstream attempts that its requests caused.
     pub fn attempts(&self) -> u64 {
         self.attempts.load(Relaxed)
     }
