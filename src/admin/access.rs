@@ -1,4 +1,4 @@
-//! Who may ask the admin plane, and on behalf of which web pages.
+//! Who may use the admin plane, and which web pages may.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -8,30 +8,30 @@ use super::Inner;
 use super::sessions::SessionId;
 use crate::semantics::{host, origin};
 
-/// What somebody has shown.
+/// The credentials in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// No token is asked for.
+    /// No token is required.
     Open,
-    /// The token that has this hash.
+    /// The right token, with this hash.
     Token([u8; 32]),
     /// The session of a browser that has logged in.
     Session(SessionId),
     /// A token that is not the admin plane's.
     Wrong,
-    /// Nothing.
+    /// No credentials.
     Nothing,
 }
 
 impl Access {
-    /// May it have what only those who are let in may.
+    /// Whether this gives access to everything.
     pub(super) fn is_granted(self) -> bool {
         matches!(self, Self::Open | Self::Token(_) | Self::Session(_))
     }
 }
 
 impl Inner {
-    /// Who asks. A token that is shown has to be right, whatever session there is.
+    /// The credentials in this request. A wrong token is refused even if the request also has a valid session.
     pub(super) fn access<B>(&self, request: &Request<B>) -> Access {
         let Some(expected) = self.config.load().admin.token_sha256 else { return Access::Open };
         let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
@@ -50,7 +50,7 @@ impl Inner {
         }
     }
 
-    /// Does what let somebody in still do so.
+    /// Whether these credentials are still accepted.
     pub(super) fn is_still_granted(&self, access: Access) -> bool {
         match (access, self.config.load().admin.token_sha256) {
             (Access::Open, expected) => expected.is_none(),
@@ -61,10 +61,11 @@ impl Inner {
         }
     }
 
-    /// Whether a web page may ask this: only our own, and where no token has been asked for not under a name that
-    /// somebody else may own. Beyond loopback there is a token, and probes may use whatever name leads there.
+    /// Refuses requests that a web page of another site may have caused. Without a token, requests under a host name
+    /// that an attacker may own are refused too. Beyond loopback a token is required, so probes may use any host name
+    /// there.
     ///
-    /// A browser sends a session's cookie by itself, so such a request is looked at like one that shows nothing.
+    /// A browser sends a session's cookie by itself. So a request with a session must not come from another site either.
     pub(super) fn check_site<B>(
         &self,
         request: &Request<B>,
@@ -95,7 +96,7 @@ impl Inner {
     }
 }
 
-/// Is this the token with that hash. Takes as long whatever is wrong with it.
+/// Whether this token has that hash. The comparison takes constant time.
 pub(super) fn is_token(token: &str, expected: [u8; 32]) -> bool {
     verify_slices_are_equal(digest(&SHA256, token.as_bytes()).as_ref(), &expected).is_ok()
 }

@@ -1,4 +1,4 @@
-//! How the admin plane answers: as JSON, as text, as a page for browsers, or by leading elsewhere.
+//! Responses of the admin plane: JSON, text, HTML, or a redirect.
 
 use std::fmt::Write;
 
@@ -15,7 +15,7 @@ pub(super) fn text(status: StatusCode, content_type: &'static str, body: impl In
     of(status, HeaderValue::from_static(content_type), ResponseBody::full(body.into()))
 }
 
-/// An answer that no cache keeps and no browser takes for something else.
+/// A response that is never cached, and whose content type browsers do not guess.
 pub(super) fn of(status: StatusCode, content_type: HeaderValue, body: ResponseBody) -> Response<ResponseBody> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -27,9 +27,10 @@ pub(super) fn of(status: StatusCode, content_type: HeaderValue, body: ResponseBo
 }
 
 pub(super) fn json_answer(status: StatusCode, value: &Value) -> Response<ResponseBody> {
-    // Queries hold what clients wrote, and people read this in terminals: what would steer one is escaped, as JSON has it.
+    // Queries contain text of clients, and operators read this in terminals. So characters that control a terminal are
+    // escaped, as JSON allows.
     let mut body = escape::text(&value.to_string(), false).into_owned();
-    // A line of its own on a terminal. Writing to a string does not fail.
+    // Ends the line in a terminal. Writing to a string does not fail.
     let _ = writeln!(body);
     of(status, JSON, ResponseBody::full(body))
 }
@@ -44,7 +45,7 @@ pub(super) fn not_allowed(methods: &'static str) -> Response<ResponseBody> {
     response
 }
 
-/// Leads a browser to another page, which it is to GET.
+/// Redirects a browser to another page, which it requests with GET.
 pub(super) fn see(location: &'static str) -> Response<ResponseBody> {
     let mut response = text(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", format!("see {location}\n"));
     response.headers_mut().insert(header::LOCATION, HeaderValue::from_static(location));

@@ -1,4 +1,4 @@
-//! Bodies of requests to the admin plane: read whole, within a size and a time.
+//! Bodies of requests to the admin plane: read completely, within limits of size and time.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::request::body::ResponseBody;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The whole body.
+/// Reads the whole body.
 ///
 /// # Errors
 ///
-/// The answer that says why there is none.
+/// The response that says why the body was not read.
 pub(super) async fn read(body: Incoming, most: usize) -> Result<Bytes, Response<ResponseBody>> {
     match tokio::time::timeout(TIMEOUT, Limited::new(body, most).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

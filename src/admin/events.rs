@@ -1,7 +1,8 @@
-//! `GET /events`: what goes on, as server-sent events (HTML, section 9.2).
+//! `GET /events`: live events, as server-sent events (HTML, section 9.2).
 //!
-//! First a `snapshot`, which is what `/status` says. Then a `request` as each ends, and an `account` and the `health`
-//! when they have changed. A stream ends when the gateway drains, and when what let its reader in no longer does.
+//! The first event is a `snapshot` with the content of `/status`. Then there is a `request` at the end of each request,
+//! and an `account` and the `health` whenever they have changed. A stream ends when the gateway drains, and when the
+//! token or session that opened it ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,16 +23,16 @@ use super::answer::{of, refuse};
 use crate::live::{Heard, Listener, frame};
 use crate::request::body::ResponseBody;
 
-/// Streams at once.
+/// The most streams at one time.
 pub(super) const STREAMS: usize = 16;
 
-/// How often accounts and health are looked at.
+/// How often accounts and health are compared with what was sent last.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often there is a comment, so that nobody in between takes the stream for dead.
+/// How often a comment is sent, so that no proxy closes the stream as idle.
 const COMMENT: Duration = Duration::from_secs(15);
 
-/// Events that are sent at once.
+/// The most events that are sent in one chunk.
 const TOGETHER: usize = 64;
 
 impl Inner {
@@ -49,7 +50,7 @@ impl Inner {
         });
         let content_type = HeaderValue::from_static("text/event-stream");
         let mut response = of(StatusCode::OK, content_type, ResponseBody::stream(StreamBody::new(body)));
-        // A proxy in front that collects answers would hold events back.
+        // A proxy in front that buffers responses would delay events.
         response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         response
     }
@@ -60,7 +61,7 @@ struct Events {
     inner: Arc<Inner>,
     access: Access,
     listener: Listener,
-    /// What was last said of each account, and of the health.
+    /// What was last sent about each account, and about the health.
     accounts: HashMap<String, Value>,
     health: Value,
     look: Interval,
@@ -118,7 +119,7 @@ impl Events {
         }
     }
 
-    /// An event, and those that came meanwhile.
+    /// This event and those that are already waiting, as one chunk.
     fn together(&mut self, first: Bytes) -> Bytes {
         let Some(second) = self.listener.heard() else { return first };
         let mut all = BytesMut::from(first);
@@ -130,7 +131,7 @@ impl Events {
         all.freeze()
     }
 
-    /// What has changed since it was last said.
+    /// The accounts and the health that have changed since they were last sent.
     fn changes(&mut self) -> Option<Bytes> {
         let status = self.inner.status();
         let mut said = BytesMut::new();
@@ -155,7 +156,7 @@ impl Events {
     }
 }
 
-/// What the checks come to, and the checks.
+/// The overall state, and the checks.
 fn health(status: &Value) -> Value {
     let of = |member: &str| (member.to_owned(), status[member].clone());
     ["state", "ready", "checks", "configuration"].into_iter().map(of).collect::<serde_json::Map<_, _>>().into()

@@ -1,7 +1,7 @@
-//! The explorer: an operator asks as one of the teams, through the whole stack.
+//! The explorer: an operator sends a request as one of the teams, through the whole stack.
 //!
-//! What it asks is that team's request like any other: its policy, its rates and its share hold, it is counted as the
-//! team's, and the audit log has it with `via: admin`. What a request would cost is said beforehand, from memory alone.
+//! It is a request of that team like any other. The team's policy, rates and share apply, it is counted as the team's,
+//! and the audit log records it with `via: admin`. What a request would cost is computed before, from memory only.
 
 use std::sync::Arc;
 
@@ -25,34 +25,34 @@ use crate::request::body::ResponseBody;
 use crate::stack::{self, Stack};
 use crate::twilio::endpoint::Operation;
 
-/// Bytes of a question.
+/// The largest body, in bytes.
 const MAX_BODY: usize = 256 * 1024;
 
-/// Rows of a page, where none are asked for.
+/// The page size if the operator chooses none, in rows.
 const PAGE_SIZE: u32 = 50;
 
-/// Headers of a data-plane answer that mean nothing on this one: what they allow or say is about that other origin.
+/// Headers of the data plane's response that are removed, because they apply only to the data plane's origin.
 const NOT_OURS: [HeaderName; 3] =
     [header::ACCESS_CONTROL_ALLOW_ORIGIN, header::ACCESS_CONTROL_EXPOSE_HEADERS, header::VARY];
 
-/// What is asked: `{"team":…,"query":{…}}`, and how much of it.
+/// What the operator asks: `{"team":…,"query":{…}}`, and options.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Question<'a> {
-    /// As whom.
+    /// The team as which the request is sent.
     team: String,
-    /// The member `query` of a query's body, as it is.
+    /// The member `query` of a query's body, unchanged.
     #[serde(borrow, default)]
     query: Option<&'a RawValue>,
-    /// The member `properties` of a query's body, as it is: the time zone.
+    /// The member `properties` of a query's body, unchanged: the time zone.
     #[serde(borrow, default)]
     properties: Option<&'a RawValue>,
-    /// A further page instead.
+    /// Asks for a further page instead.
     #[serde(default)]
     page_token: Option<String>,
     #[serde(default)]
     page_size: Option<u32>,
-    /// Ask Twilio even where a fresh page is kept.
+    /// Ask Twilio even if a fresh page is stored.
     #[serde(default)]
     refresh: bool,
 }
@@ -132,7 +132,7 @@ impl Inner {
         })
     }
 
-    /// Answers as the data plane does.
+    /// Sends the request through the stack, and returns the data plane's response.
     async fn ask(&self, team: &Team, asked: Asked, peer: &Peer) -> Response<ResponseBody> {
         let endpoint = asked.operation.endpoint();
         let target = match asked.parameters.as_str() {
@@ -164,7 +164,7 @@ impl Inner {
         response
     }
 
-    /// What it would cost: from memory, so that it costs nothing itself.
+    /// What the request would cost. It is found from memory, so this itself costs nothing.
     fn cost(&self, config: &Config, team: &Arc<Team>, asked: Asked) -> Response<ResponseBody> {
         let shared = &self.shared;
         let (cost, calls, message) = if !team.operations.allows(asked.operation.endpoint().permission) {
@@ -195,12 +195,13 @@ impl Inner {
     }
 }
 
-/// May operators ask: where it is on, and where whoever asks has shown a token, or nobody has to show one anywhere.
+/// Whether the explorer is available: it is switched on, and either the admin plane requires a token or there are no
+/// teams.
 pub(super) fn is_on(config: &Config) -> bool {
     config.admin.explorer && (config.teams.is_empty() || config.admin.token_sha256.is_some())
 }
 
-/// What the page has to know of it: `data` is where the data plane is reached, as far as that is known.
+/// What the status page needs to know about the explorer. `data` is the URL of the data plane, if it is known.
 pub(super) fn to_json(config: &Config, data: Option<&str>) -> Value {
     let public = config.server.public_url.as_ref().map(ToString::to_string);
     let url = public.as_deref().or(data).map(|url| url.trim_end_matches('/'));
@@ -224,7 +225,7 @@ fn describe(outlook: Result<Option<Outlook>, GatewayError>, refresh: bool) -> (&
     }
 }
 
-/// A page token, as a query string has it.
+/// A page token, encoded for a query string.
 fn encoded(token: &str) -> String {
     let byte = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_one_request_whose_query_stays_as_it_is() {
+    fn a_question_becomes_one_request_with_the_query_unchanged() {
         let query = r#"{"team":"a","query":{"measures":["C.Count"], "x":1.0e2},"pageSize":7}"#;
         let body = Bytes::from_static(br#"{"query":{"measures":["C.Count"], "x":1.0e2}}"#);
         assert_eq!(read(query).unwrap(), (Operation::Query, "pageSize=7".to_owned(), body));

@@ -1,4 +1,5 @@
-//! What health is judged by, collected from the handles; and the JSON of `/livez` and `/readyz`, one line a check.
+//! Collects the inputs of health from the shared state, and makes the JSON of `/livez` and `/readyz`, one line for each
+//! check.
 
 use std::time::SystemTime;
 
@@ -10,7 +11,7 @@ use crate::core::clock::{Instant, Reading};
 use crate::health::{self, AccountInput, Check, CredentialState, Health, Inputs, State, TeamInput};
 use crate::stack::{AccountState, SharedState};
 
-/// How the gateway is now; it has been `draining` since then, if at all.
+/// The gateway's health now. `draining` is the time since which it has been draining, if it has.
 pub(super) fn now(shared: &SharedState, config: &Config, draining: Option<Instant>) -> Health {
     let reading = shared.clock.reading();
     let refused = shared.reloads.newest_refused();
@@ -44,7 +45,7 @@ fn account(shared: &SharedState, account: &Account, reading: Reading) -> Account
     }
 }
 
-/// What Twilio thinks of an account's credentials.
+/// Whether Twilio accepts an account's credentials.
 pub(super) fn credentials(state: &AccountState, reading: Reading) -> CredentialState {
     match state.rejection.since() {
         Some(since) => CredentialState::Rejected(reading.wall(since)),
@@ -53,7 +54,7 @@ pub(super) fn credentials(state: &AccountState, reading: Reading) -> CredentialS
     }
 }
 
-/// A check as JSON. `ok` says whether it keeps the gateway from being ready, as it did before there was a `state`.
+/// A check as JSON. `ok` is older than `state`: it is false only if the check makes the gateway not ready.
 pub(super) fn check(check: &Check) -> Value {
     let mut line = json!({
         "check": check.name(),
@@ -73,14 +74,14 @@ pub(super) fn check(check: &Check) -> Value {
     line
 }
 
-/// The answer of `/readyz`: a verdict, and one line a check.
+/// The body of `/readyz`: the verdict, and one line for each check.
 pub(super) fn ready_page(verdict: State, health: &Health) -> String {
     let ready = verdict != State::Failing;
     let lines: Vec<_> = health.checks.iter().map(|line| check(line).to_string()).collect();
     format!("{{\"ready\":{ready},\"state\":\"{}\",\"checks\":[\n{}\n]}}\n", verdict.as_str(), lines.join(",\n"))
 }
 
-/// The answer of `/livez`. Whoever can answer lives: there is nothing else that only a restart could mend.
+/// The body of `/livez`. A process that answers is alive: nothing else could be repaired only by a restart.
 pub(super) fn live_page(since: SystemTime) -> String {
     let check = json!({"check": "process", "ok": true, "since": time(since)});
     format!("{{\"live\":true,\"checks\":[\n{check}\n]}}\n")

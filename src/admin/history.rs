@@ -1,4 +1,4 @@
-//! The last fifteen minutes, kept in the process: what the page draws, and scripts read from `/status`.
+//! The last fifteen minutes, kept in memory, for the charts of the status page and for scripts that read `/status`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,13 +11,13 @@ use crate::budget::{BudgetStatus, CircuitState};
 use crate::core::outcome::Outcome;
 use crate::live::{Spread, millis, time};
 
-/// How long one point stands for.
+/// The length of the interval of one point.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often what may be over before the interval ends is looked at.
+/// How often states that may end before the interval does are sampled.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Points that are kept.
+/// The number of points that are kept.
 const POINTS: usize = 180;
 
 /// The last points.
@@ -41,15 +41,15 @@ struct AccountPoint {
     calls: u64,
     /// Tokens a second at the end, if there is a rate.
     rate: Option<f64>,
-    /// Looks at which it was paused.
+    /// The number of samples in which it was paused.
     paused: u32,
-    /// Looks at which its circuit was not closed.
+    /// The number of samples in which its circuit was not closed.
     broken: u32,
 }
 
 impl History {
     fn points(&self) -> MutexGuard<'_, VecDeque<Point>> {
-        // Each critical section leaves it as a whole.
+        // Each critical section is one complete change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -61,7 +61,7 @@ impl History {
         points.push_back(point);
     }
 
-    /// As `/status` shows it. What did not happen is left out of a point.
+    /// The history as `/status` shows it. Zero counts are left out of a point.
     pub(super) fn to_json(&self) -> Value {
         let points: Vec<_> = self.points().iter().map(Point::to_json).collect();
         json!({"interval_seconds": INTERVAL.as_secs(), "points": points})
@@ -100,7 +100,7 @@ impl AccountPoint {
     }
 }
 
-/// Takes points for as long as the admin plane lives.
+/// Adds points until the admin plane ends.
 pub(super) async fn record(inner: Weak<Inner>) {
     let mut recorder = Recorder::default();
     loop {
@@ -110,7 +110,7 @@ pub(super) async fn record(inner: Weak<Inner>) {
     }
 }
 
-/// What has been seen since the last point.
+/// What has been sampled since the last point.
 #[derive(Debug, Default)]
 struct Recorder {
     looks: u32,
@@ -170,7 +170,7 @@ mod tests {
     use crate::live::Latencies;
 
     #[test]
-    fn a_point_leaves_out_what_did_not_happen_and_old_points_go() {
+    fn a_point_leaves_out_zero_counts_and_old_points_are_dropped() {
         let (latencies, history) = (Latencies::default(), History::default());
         latencies.count(Outcome::Hit, Duration::from_millis(1));
         for second in 0..=POINTS as u64 {

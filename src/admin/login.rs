@@ -1,4 +1,4 @@
-//! `/login` and `/logout`: how a browser, which cannot send `Authorization` by itself, comes to be let in.
+//! `/login` and `/logout`: sessions for browsers, which cannot send `Authorization` by themselves.
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -11,7 +11,7 @@ use super::{Inner, body};
 use crate::request::body::ResponseBody;
 use crate::semantics::origin;
 
-/// Bytes of the form: a token and its name.
+/// The largest form, in bytes: the token and the name of its field.
 const MAX_FORM: usize = 4096;
 
 impl Inner {
@@ -26,7 +26,7 @@ impl Inner {
     }
 
     async fn log_in(&self, request: Request<Incoming>, expected: [u8; 32]) -> Response<ResponseBody> {
-        // Nobody else's page may log somebody in, be it as somebody else.
+        // No other site's page may log a browser in, not even with a valid token of its own.
         if origin::is_cross_site(&request, &[]) {
             return super::foreign("the login form is answered from this page alone");
         }
@@ -71,14 +71,14 @@ impl Inner {
 }
 
 fn set_cookie(headers: &mut HeaderMap, cookie: &str) {
-    // Names, letters and digits are always a header value.
+    // A cookie's name and its value are always valid in a header.
     if let Ok(mut value) = HeaderValue::from_str(cookie) {
         value.set_sensitive(true);
         headers.insert(header::SET_COOKIE, value);
     }
 }
 
-/// A field of a form (`application/x-www-form-urlencoded`), which may be there once.
+/// A field of a form (`application/x-www-form-urlencoded`); `None` if the form has it more than once.
 fn field(form: &[u8], name: &str) -> Option<Zeroizing<String>> {
     let mut found = form.split(|byte| *byte == b'&').filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;

@@ -1,10 +1,9 @@
-//! The admin plane: is it well, what does it count, what does it hold, drop this; and the page on which people see that
-//! and ask.
+//! The admin plane: health, metrics, cache contents and purges for programs, and a status page for people.
 //!
-//! On a listener of its own, never on the data plane's. With a token configured, all but the two probes want
-//! it, or the session of a browser that has logged in with it. It reads the handles of the rooms and changes nothing but
-//! the cache, on request; the explorer asks through the stack as any client does. It shows no secret, and queries only as
-//! hashes unless `admin.show_queries` is on.
+//! It has its own listener, never the data plane's. If a token is configured, everything except the two probes and the
+//! login requires it, or the session of a browser that has logged in with it. The admin plane reads the shared state.
+//! It changes only the cache, on request. The explorer sends requests through the stack as any client does. The admin
+//! plane shows no secret, and shows queries only as hashes unless `admin.show_queries` is on.
 
 mod access;
 mod answer;
@@ -57,7 +56,7 @@ pub const CONNECTIONS: usize = 64;
 /// Connections beyond those, for probes alone.
 pub const CONNECTIONS_FOR_PROBES: usize = 8;
 
-/// Bytes of a purge.
+/// The largest body of a purge, in bytes.
 const MAX_PURGE: usize = 64 * 1024;
 
 /// Answers on the admin listener. Cheap to clone.
@@ -79,9 +78,10 @@ struct Inner {
 }
 
 impl Admin {
-    /// Reads what lasts and the current configuration; not ready once it is `draining`. What the explorer asks goes
-    /// through the current `stack`, and people are told that the data plane is at the URL `data`. Whether its listener is reached from `beyond_loopback` is told, since a reload may
-    /// change what the configuration says, and moves no listener. Needs a tokio runtime.
+    /// Serves the shared state and the current configuration. Not ready once `draining` is set. The explorer uses the
+    /// current `stack`, and the status page names `data` as the URL of the data plane. `beyond_loopback` says whether
+    /// other machines reach the admin listener. The configuration cannot say it, because a reload may change its
+    /// address but moves no listener. Needs a tokio runtime.
     pub fn new(
         shared: SharedState,
         config: Arc<ArcSwap<Config>>,
@@ -119,7 +119,7 @@ impl Inner {
         if let Access::Session(_) = access {
             peer.identify();
         }
-        // How one comes to be let in, and out. They look for themselves at who asks.
+        // Login and logout check the credentials themselves.
         match path.as_str() {
             "/login" if access != Access::Open => return self.login(request, access).await,
             "/logout" if access != Access::Open => return self.logout(&request),
@@ -162,7 +162,7 @@ impl Inner {
         }
     }
 
-    /// The gateway at a glance.
+    /// The content of `/status`.
     fn status(&self) -> Value {
         status::status(self, &self.config.load(), &self.health())
     }
@@ -171,8 +171,8 @@ impl Inner {
         health::now(&self.shared, &self.config.load(), self.draining.get().copied())
     }
 
-    /// `exclude=NAME` in the query leaves a check out of the verdict, or all checks of a kind: `exclude=credentials`.
-    /// Whoever `is_known` is told causes and names too.
+    /// `exclude=NAME` in the query leaves out a check of the verdict, or all checks of a kind: `exclude=credentials`.
+    /// Causes and names are shown only if the caller `is_known`.
     fn ready(&self, query: &str, is_known: bool) -> Response<ResponseBody> {
         let health = self.health();
         let verdict = health.without(|name| is_excluded(name, query)).state();
@@ -282,7 +282,7 @@ impl Inner {
     }
 }
 
-/// Is this check named by an `exclude` in the query.
+/// Whether an `exclude` in the query names this check.
 fn is_excluded(name: &str, query: &str) -> bool {
     query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).any(|excluded| excluded == name)
 }
@@ -308,7 +308,7 @@ fn unauthorized(access: Access) -> Response<ResponseBody> {
     response
 }
 
-/// A page of another site asks.
+/// Refuses a request that another site's page has caused.
 fn foreign(message: &str) -> Response<ResponseBody> {
     let reason = Reason::OriginNotAllowed;
     json_answer(reason.status(), &json!({"error": message, "reason": reason.as_str()}))

@@ -1,8 +1,8 @@
 //! `GET /openapi.json`: both planes as an OpenAPI 3.1 document.
 //!
-//! `openapi.json` beside this file says what is particular to a route: its parameters, its bodies and what it answers
-//! where it works. What all routes of a plane have in common is added here, from the table of endpoints and the list of
-//! reasons, so that neither is written twice.
+//! `openapi.json` beside this file describes what is particular to a route: its parameters, its bodies and its
+//! successful responses. What all routes of a plane have in common is added here, from the table of endpoints and the
+//! list of reasons, so that neither is written twice.
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::core::error::Reason;
 use crate::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint, USAGE};
 
-/// The reasons for which a request is refused before it is known what it asks for.
+/// The reasons for which a request is refused before its operation is known.
 const OF_HEADS: [Reason; 7] = [
     Reason::BadRequest,
     Reason::Unauthenticated,
@@ -21,12 +21,12 @@ const OF_HEADS: [Reason; 7] = [
     Reason::Draining,
 ];
 
-/// The reasons that only a request with a body can meet.
+/// The reasons that concern only requests with a body.
 const OF_BODIES: [Reason; 2] = [Reason::InvalidJson, Reason::BodyTooLarge];
 
 /// The document, for this version.
 pub(super) fn document() -> Value {
-    // A test reads it. Without it the document has the common parts alone.
+    // A test parses the file. If it were invalid, the document would have only the common parts.
     let mut document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap_or_else(|_| json!({}));
     document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
     let words = Reason::ALL.map(Reason::as_str);
@@ -52,7 +52,7 @@ pub(super) fn document() -> Value {
     document
 }
 
-/// Adds to the methods of a path what all of the data plane have in common.
+/// Adds what all methods of the data plane have in common to the methods of a path.
 fn complete_data_plane(path: &str, item: &mut Map<String, Value>) {
     let endpoint = |method: &str| {
         let is_it =
@@ -80,8 +80,8 @@ fn complete_data_plane(path: &str, item: &mut Map<String, Value>) {
     }
 }
 
-/// Can a request to this endpoint, or for the usage, be refused for this reason, or fail for it. Requests of other paths
-/// and methods have those of the routes there are.
+/// Whether a request to this endpoint, or to the usage (`None`), can get this reason. A request with a wrong path or
+/// method gets a reason of the routes that exist.
 fn meets(endpoint: Option<&Endpoint>, reason: Reason) -> bool {
     let is_always = OF_HEADS.contains(&reason) || matches!(reason, Reason::NotFound | Reason::MethodNotAllowed);
     is_always
@@ -91,7 +91,7 @@ fn meets(endpoint: Option<&Endpoint>, reason: Reason) -> bool {
         })
 }
 
-/// Adds to the methods of a path what all of the admin plane have in common.
+/// Adds what all methods of the admin plane have in common to the methods of a path.
 fn complete_admin_plane(path: &str, item: &mut Map<String, Value>) {
     let is_probe = matches!(path, "/livez" | "/readyz");
     let is_public = is_probe || matches!(path, "/login" | "/logout");
@@ -111,7 +111,7 @@ fn complete_admin_plane(path: &str, item: &mut Map<String, Value>) {
     }
 }
 
-/// The same operation by HEAD: no response has a body.
+/// The same operation for HEAD, whose responses have no body.
 fn without_bodies(get: &Value) -> Value {
     let mut head = get.clone();
     let id = get["operationId"].as_str().unwrap_or_default();
@@ -137,7 +137,8 @@ fn refused(status: StatusCode) -> String {
     format!("Refused{}", status.as_str())
 }
 
-/// What the data plane answers with a status of the gateway's reasons: its own error, or Twilio's of the same status.
+/// The response of the data plane with a status that the gateway's reasons use: the gateway's own error, or Twilio's
+/// with the same status.
 fn refusal(status: StatusCode) -> Value {
     let reasons: Vec<_> = Reason::ALL.into_iter().filter(|reason| reason.status() == status).collect();
     let words: Vec<_> = reasons.iter().map(|reason| reason.as_str()).collect();
@@ -155,7 +156,7 @@ fn refusal(status: StatusCode) -> Value {
     })
 }
 
-/// The headers of responses of the data plane with a status.
+/// The headers of the data plane's responses with this status.
 fn headers_of(status: &str) -> Vec<(&'static str, Value)> {
     let mut headers = vec![
         ("X-Request-Id", "XRequestId"),
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn every_endpoint_is_in_it_and_no_other() {
+    fn the_document_has_every_endpoint_and_no_other() {
         let written: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
         let of_endpoints: HashSet<_> = ENDPOINTS.iter().map(|endpoint| endpoint.path).collect();
         for (path, item) in written["paths"].as_object().unwrap() {
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_is_where_its_status_is() {
+    fn every_reason_is_described_at_its_status() {
         let document = document();
         for reason in Reason::ALL {
             let response = &document["components"]["responses"][refused(reason.status())];

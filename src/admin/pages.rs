@@ -1,7 +1,7 @@
-//! The pages for people, as they are compiled in: each one document that needs nothing else.
+//! The HTML pages, as they are compiled in. Each is one document that loads nothing else.
 //!
-//! Style and script stand in the document, and its policy names them by their hashes (CSP level 3), so that a browser
-//! runs nothing else and talks to this listener alone.
+//! Style and script are inline, and the page's policy names them by their hashes (CSP level 3). So a browser runs no
+//! other script, and connects only to this listener.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -15,7 +15,7 @@ use crate::request::body::ResponseBody;
 
 const STYLE: &str = include_str!("page/style.css");
 
-/// The parts of the script, in the order in which they run; each uses what stands before it.
+/// The parts of the script, in the order in which they run. Each uses only those before it.
 const SCRIPT: &[&str] = &[
     include_str!("page/words.js"),
     include_str!("page/dom.js"),
@@ -58,7 +58,8 @@ impl Pages {
         self.runbook.answer(StatusCode::OK, Bytes::from(self.runbook.html.clone()))
     }
 
-    /// The form, with a word on why it is shown again. `fault` is one of ours, and so needs no escaping.
+    /// The login form, with the reason for which it is shown again. `fault` is a constant of the program, so it needs
+    /// no escaping.
     pub(super) fn login(&self, status: StatusCode, fault: &'static str) -> Response<ResponseBody> {
         self.login.answer(status, self.login.html.replace("{{fault}}", fault).into())
     }
@@ -73,7 +74,7 @@ impl Page {
              base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
             source(STYLE)
         );
-        // Words and base64 are always a header value; without one nothing would be allowed.
+        // Directives and base64 are always valid in a header. The default would forbid everything.
         let policy = HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
         Self { html, policy }
     }
@@ -82,7 +83,7 @@ impl Page {
         let mut response = text(status, "text/html; charset=utf-8", html);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_SECURITY_POLICY, self.policy.clone());
-        // Not `no-referrer`, for which browsers call the origin of a page's own forms `null` (Fetch, section 3.2).
+        // Not `no-referrer`, because browsers then send `Origin: null` with the page's own forms (Fetch, section 3.2).
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
         headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
         if status == StatusCode::UNAUTHORIZED {
@@ -92,7 +93,7 @@ impl Page {
     }
 }
 
-/// What a policy calls an inline text.
+/// The CSP source for an inline text: its hash.
 fn source(text: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(digest(&SHA256, text.as_bytes())))
 }

@@ -1,7 +1,8 @@
-//! The runbook as a page, so that it is at hand where the internet is what is broken.
+//! The runbook as a page, so that an operator can read it without access to the internet.
 //!
-//! It reads the little of Markdown that `docs/runbook.md` is written in: headings, paragraphs, lists, fenced code, and in
-//! a line code, strong and emphasised text and links. Links to other files become plain text, since those are not here.
+//! It supports only the Markdown that `docs/runbook.md` uses: headings, paragraphs, lists, fenced code, and inline
+//! code, strong and emphasised text and links. Links to other files become plain text, because the admin plane does not
+//! serve those files.
 
 use std::fmt::Write;
 
@@ -93,7 +94,7 @@ fn heading(line: &str) -> Option<(usize, &str)> {
     ((1..=4).contains(&level) && title.starts_with(' ')).then(|| (level, title.trim()))
 }
 
-/// As hosts of Markdown make them, so that one link is right in both places.
+/// The anchor of a heading, in the form that GitHub uses, so that one link works in both places.
 fn anchor(title: &str) -> String {
     let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
@@ -103,7 +104,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A line's code, strong and emphasised text, and links within the page.
+/// The inline elements of a line: code, strong and emphasised text, and links within the page.
 fn inline(text: &str) -> String {
     let mut html = String::with_capacity(text.len() + 32);
     let mut rest = text;

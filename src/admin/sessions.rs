@@ -1,8 +1,8 @@
-//! Who has logged in with a browser.
+//! The sessions of browsers that have logged in.
 //!
-//! A session is a random id that the browser keeps in a cookie. The process keeps the id's hash, and the hash of the token
-//! that was shown: a session ends when that is no longer the admin plane's token, after twelve hours, at logout, and with
-//! the process.
+//! A session is a random id that the browser keeps in a cookie. The process keeps a hash of the id, and the hash of the
+//! token that was used. A session ends when that token is no longer the admin plane's, after twelve hours, at logout,
+//! and with the process.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,26 +23,26 @@ pub(super) const COOKIE: &str = "insights_gateway_session";
 /// How long a session lasts.
 const LASTS: Duration = Duration::from_secs(12 * 3600);
 
-/// Sessions at once. Beyond them the oldest ends.
+/// The most sessions at one time. A further login ends the oldest.
 const MOST: usize = 64;
 
-/// Wrong tokens that are refused at once.
+/// How many wrong tokens are refused without a delay.
 const FREE: u32 = 2;
 
-/// What the first wrong token beyond those costs; each further one twice as much.
+/// The delay of the first wrong token after those. It doubles with each further one.
 const FIRST: Duration = Duration::from_millis(250);
 
-/// What a wrong token costs at most.
+/// The longest delay.
 const LONGEST: Duration = Duration::from_secs(4);
 
-/// How long it takes until a wrong token is forgotten.
+/// How long a wrong token counts.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// A hash of a session's id. It is no secret: it opens nothing.
+/// A hash of a session's id. It is no secret, because it gives no access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct SessionId([u8; 32]);
 
-/// Those who are logged in, and those who failed to.
+/// The open sessions, and the times of recent wrong tokens.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     open: Mutex<HashMap<SessionId, Session>>,
@@ -56,12 +56,12 @@ struct Session {
 }
 
 impl SessionId {
-    /// Of the session that the request's cookie names, whether there is one or not.
+    /// The session that the request's cookie names. It may not exist.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
         let pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let mut named = pairs.filter(|(name, _)| *name == COOKIE).map(|(_, id)| Self::hash(id));
-        // Another service on this host may have set a second one: then nobody knows which is ours.
+        // Another service on this host may have set a second cookie. Then it is unknown which one is ours.
         let first = named.next()?;
         named.all(|other| other == first).then_some(first)
     }
@@ -74,8 +74,7 @@ impl SessionId {
 }
 
 impl Sessions {
-    /// Begins a session of somebody who has shown the token with this hash, and gives its id. `None`: the system has no
-    /// random bytes.
+    /// Opens a session for the token with this hash, and returns its id. `None` if the system has no random bytes.
     pub(super) fn begin(&self, token_sha256: [u8; 32], clock: Clock) -> Option<Zeroizing<String>> {
         let mut random = Zeroizing::new([0; 32]);
         rand::fill(random.as_mut_slice()).ok()?;
@@ -92,7 +91,7 @@ impl Sessions {
         Some(id)
     }
 
-    /// Is this a session that lasts, begun with the token with this hash.
+    /// Whether this session exists, is not over, and was opened with the token with this hash.
     pub(super) fn lasts(&self, id: SessionId, token_sha256: [u8; 32], clock: Clock) -> bool {
         let session = lock(&self.open).get(&id).copied();
         session
@@ -104,12 +103,12 @@ impl Sessions {
         lock(&self.open).remove(&id);
     }
 
-    /// One more wrong token: how long its refusal is to be held back.
+    /// Records a wrong token, and returns how long to delay its refusal.
     pub(super) fn failed(&self, clock: Clock) -> Duration {
         let mut wrong = lock(&self.wrong);
         let now = clock.moment();
         wrong.retain(|at| now.since(*at) < FORGET);
-        // As many as make the longest delay.
+        // More would not make the delay longer.
         if wrong.len() < 16 {
             wrong.push(now);
         }
@@ -122,7 +121,7 @@ impl Sessions {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each critical section leaves what it guards as a whole.
+    // Each critical section is one complete change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn sessions_are_bounded_and_the_oldest_goes() {
+    async fn sessions_are_bounded_and_the_oldest_is_dropped() {
         let (sessions, clock) = (Sessions::default(), Clock::simulated());
         let first = begin(&sessions, clock);
         for _ in 0..MOST {
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_that_contradict_each_other_name_nobody() {
+    fn two_different_cookies_name_no_session() {
         let named = |lines: &[&str]| SessionId::of(&cookie(lines));
         assert_eq!(named(&[&format!("{COOKIE}=a; {COOKIE}=b")]), None);
         assert_eq!(named(&[&format!("{COOKIE}=a"), &format!("{COOKIE}=b")]), None);

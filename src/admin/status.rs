@@ -77,7 +77,7 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
     })
 }
 
-/// Calls that wait, by team.
+/// The number of waiting calls, by team.
 fn waiting(shared: &SharedState, config: &Config) -> HashMap<Arc<str>, usize> {
     let mut waiting = HashMap::new();
     for budget in config.accounts.iter().filter_map(|account| Some(shared.registry.account(&account.name)?.budget)) {
@@ -88,7 +88,7 @@ fn waiting(shared: &SharedState, config: &Config) -> HashMap<Arc<str>, usize> {
     waiting
 }
 
-/// Why a team was refused, or failed, and how often since the start; the most frequent first.
+/// Why a team was refused or failed, and how often since the start, most frequent first.
 fn refusals(live: &Live, team: &str) -> Vec<Value> {
     let counted = |(reason, count): (&str, u64)| json!({"reason": reason, "count": count});
     live.refusals(team).into_iter().map(counted).collect()
@@ -105,8 +105,8 @@ fn outcomes(count: impl Fn(Outcome) -> u64) -> Value {
     Value::from(Outcome::ALL.into_iter().map(counted).collect::<Map<_, _>>())
 }
 
-/// Upstream calls that the cache made needless since the start, and what they would have taken at the average of those
-/// that were made; `null` before the first.
+/// Upstream calls that the cache has saved since the start, and the time that they would have taken at the average
+/// duration of real calls; `null` before the first call.
 fn saved(live: &Live) -> Value {
     let (counts, measured) = (live.latencies().read(), live.upstream_time());
     let calls: u64 =
