@@ -1,30 +1,31 @@
-//! Why an attempt upstream failed, in one class and one sentence.
+//! Why an upstream attempt failed: one class and one sentence.
 //!
-//! For operators: a cause may name hosts and addresses, so it goes to the log and to the admin plane, never to a client.
+//! Only for operators. A cause may name hosts and addresses, so it appears in the log and on the admin plane, never in
+//! a response to a client.
 
 use std::fmt;
 
-/// What failed, from the name to the answer.
+/// The step that failed, from name resolution to the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CauseKind {
     /// The name has no address.
     Dns,
-    /// No connection, or one that broke.
+    /// The connection could not be made, or broke.
     Tcp,
-    /// The handshake; most likely the certificate.
+    /// The TLS handshake failed, most likely because of the certificate.
     Tls,
-    /// The forward proxy on the way.
+    /// The forward proxy failed or refused.
     Proxy,
-    /// No connection, or no answer, in time.
+    /// There was no connection, or no answer, in time.
     Timeout,
-    /// A 5xx.
+    /// The answer was a 5xx.
     Status,
-    /// An answer that cannot be used.
+    /// The answer cannot be used.
     InvalidAnswer,
 }
 
 impl CauseKind {
-    /// The word that a cause begins with.
+    /// The word with which the text of a cause begins.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Dns => "DNS",
@@ -38,7 +39,7 @@ impl CauseKind {
     }
 }
 
-/// Why an attempt failed. Written as `CLASS: what happened`, such as `TLS: the certificate expired`.
+/// Why an attempt failed. Its text is `CLASS: what happened`, for example `TLS: the certificate expired`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
     /// The class.

@@ -1,9 +1,9 @@
-//! As much of DER as it takes to read names and times in certificates.
+//! The subset of DER that is needed to read names and times in certificates.
 
-/// A sequence.
+/// The tag of a sequence.
 pub const SEQUENCE: u8 = 0x30;
 
-/// The elements of some DER, tag and content; ends early at what is malformed, or longer than 64 KiB.
+/// The elements in some DER, each as tag and content. Stops at an element that is malformed or longer than 64 KiB.
 pub fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (&[tag, first], rest) = der.split_first_chunk()?;

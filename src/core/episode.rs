@@ -1,21 +1,21 @@
-//! A time during which something is wrong: it begins once, however often it is seen, and ends once.
+//! An episode is a time during which something is wrong. It begins and ends once, however often the fault is seen.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::clock::Instant;
 
-/// Whether something is wrong, and since when. Clones share it.
+/// The current episode, if there is one. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Episode(Arc<Mutex<Option<Instant>>>);
 
 impl Episode {
-    /// Since when it is wrong, if it is.
+    /// When the current episode began; `None` if nothing is wrong.
     pub fn since(&self) -> Option<Instant> {
         *self.lock()
     }
 
-    /// It is wrong at `now`. Does it begin with that.
+    /// Records that something is wrong at `now`. Returns whether this begins an episode.
     pub fn goes_on(&self, now: Instant) -> bool {
         let mut since = self.lock();
         let begins = since.is_none();
@@ -23,7 +23,7 @@ impl Episode {
         begins
     }
 
-    /// It is not wrong at `now`. How long it was, if this ends it.
+    /// Records that nothing is wrong at `now`. If this ends an episode, returns how long it lasted.
     pub fn is_over(&self, now: Instant) -> Option<Duration> {
         self.lock().take().map(|since| now.saturating_duration_since(since))
     }

@@ -268,7 +268,7 @@ impl GatewayError {
         Self { cause: Some(Arc::new(cause)), ..self }
     }
 
-    /// With what an attempt upstream failed for, for operators alone.
+    /// Sets the cause of a failed upstream attempt. Only operators see it.
     pub fn with_upstream_cause(self, cause: UpstreamCause) -> Self {
         Self { upstream: Some(Arc::new(cause)), ..self }
     }
@@ -309,7 +309,7 @@ impl GatewayError {
         self.cause.as_deref()
     }
 
-    /// What an attempt upstream failed for, if it was one.
+    /// The cause of the failed upstream attempt, if there was one.
     pub fn upstream_cause(&self) -> Option<&UpstreamCause> {
         self.upstream.as_deref()
     }

@@ -189,7 +189,7 @@ pub enum Fault {
 }
 
 impl JsonError {
-    /// Where in the text that it was found in.
+    /// The position of the error in the text that was parsed.
     pub fn place(&self, text: &[u8]) -> Position {
         let before = &text[..self.at.min(text.len())];
         Position {
@@ -199,7 +199,7 @@ impl JsonError {
     }
 }
 
-/// A line, and a byte of it; both are counted from 1.
+/// A line and a byte in that line, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// The line.

@@ -37,7 +37,7 @@ impl Outcome {
         Self::Failed,
     ];
 
-    /// Is it an answer that cost no call of its own.
+    /// Whether the answer needed no upstream call of its own.
     pub const fn saves_a_call(self) -> bool {
         match self {
             Self::Hit | Self::Stale | Self::StaleError | Self::Revalidated | Self::Collapsed => true,

@@ -65,8 +65,8 @@ impl Peer {
         self.over_tls
     }
 
-    /// An operator there, whom the admin plane has let in, and who asks as this team. Nothing that comes over a data-plane
-    /// connection can become one.
+    /// A peer for an operator that the admin plane has authenticated, and that sends requests as this team. No
+    /// data-plane connection can create such a peer.
     #[must_use]
     pub fn acting_as(&self, team: &str) -> Self {
         let (origin, text) = (self.origin, self.text.clone());
@@ -78,7 +78,7 @@ impl Peer {
         self.acts_as.as_deref()
     }
 
-    /// By which way it asks, where that is not the data plane: `admin`.
+    /// How the request came, if not over the data plane: `admin`.
     pub fn via(&self) -> Option<&'static str> {
         self.acts_as.is_some().then_some("admin")
     }

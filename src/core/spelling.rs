@@ -1,7 +1,7 @@
-//! Words that are nearly the same: what somebody probably meant who wrote another one.
+//! Edit distances between words, to suggest what a user probably meant.
 
-/// How many edits away a word may be that somebody meant who wrote one of `length` letters: one for every three letters,
-/// at least one and at most three.
+/// How many edits a suggestion may be away from a written word of `length` letters: one for every three letters, with a
+/// minimum of one and a maximum of three.
 pub const fn reach(length: usize) -> usize {
     match length / 3 {
         0 => 1,
@@ -10,9 +10,9 @@ pub const fn reach(length: usize) -> usize {
     }
 }
 
-/// How many edits `written` is away from `word`, if they are no more than `reach`.
+/// The number of edits between `written` and `word`, if it is at most `reach`.
 pub fn edits_within(reach: usize, written: &str, word: &str) -> Option<usize> {
-    // Each letter that one of them has more than the other is an edit. This spares most words the comparison.
+    // The difference in length is a lower bound of the distance. This avoids the full comparison for most words.
     let is_near = written.chars().count().abs_diff(word.chars().count()) <= reach;
     is_near.then(|| edits(written, word)).filter(|edits| *edits <= reach)
 }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_slips_of_the_pen() {
+    fn counts_typing_errors() {
         assert_eq!(edits("listen", "listen"), 0);
         assert_eq!(edits("listne", "listen"), 1);
         assert_eq!(edits("", "abc"), 3);
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_near_is_counted() {
+    fn distances_beyond_the_reach_are_not_counted() {
         assert_eq!([0, 2, 3, 5, 6, 9, 80].map(reach), [1, 1, 1, 1, 2, 3, 3]);
         assert_eq!(edits_within(1, "listne", "listen"), Some(1));
         assert_eq!(edits_within(1, "lisnet", "listen"), None);

@@ -1,8 +1,8 @@
-//! UUIDs of version 7 (RFC 9562 section 5.7): unique by chance, and in the order in which they were made.
+//! UUIDs of version 7 (RFC 9562 section 5.7): random, and sorted by the time at which they were made.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// One of that time, with these random bits. It is no secret.
+/// A UUID with this time and these random bits. It is not secret.
 pub fn v7(now: SystemTime, random: u128) -> String {
     const VERSION: u128 = 7 << 76;
     const VARIANT: u128 = 0b10 << 62;

@@ -1,4 +1,4 @@
-//! From when until when a certificate is valid (RFC 5280 section 4.1.2.5).
+//! The time in which a certificate is valid (RFC 5280 section 4.1.2.5).
 
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ const EXPLICIT_VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// The time in which a certificate may be used, both ends included.
+/// The validity of a certificate. Both ends are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
     /// Its beginning.
@@ -22,7 +22,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Reads it from a certificate in DER; `None` where that is malformed.
+    /// Reads the validity of a certificate in DER; `None` if it is malformed.
     pub fn of(certificate: &[u8]) -> Option<Self> {
         let (_, certificate) = elements(certificate).next().filter(|(tag, _)| *tag == SEQUENCE)?;
         let (_, to_be_signed) = elements(certificate).next().filter(|(tag, _)| *tag == SEQUENCE)?;
@@ -34,7 +34,7 @@ impl Validity {
     }
 }
 
-/// `YYMMDDHHMMSSZ` with a year from 1950 to 2049, or `YYYYMMDDHHMMSSZ`: other forms are not allowed in certificates.
+/// Parses `YYMMDDHHMMSSZ` with a year from 1950 to 2049, or `YYYYMMDDHHMMSSZ`. Certificates allow no other forms.
 fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
     let digits = text.strip_suffix(b"Z").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
     let number = |digits: &[u8]| digits.iter().fold(0_i16, |number, digit| number * 10 + i16::from(digit - b'0'));
@@ -48,7 +48,7 @@ fn time(tag: u8, text: &[u8]) -> Option<SystemTime> {
     };
     let part = |at: usize| i8::try_from(number(&rest[at..at + 2])).ok();
     let time = DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0).ok()?;
-    // The last days of 9999, which stand for "never" (RFC 5280 section 4.1.2.5), are beyond what can be calculated with.
+    // The last days of the year 9999, which mean "never" (RFC 5280 section 4.1.2.5), are beyond the greatest timestamp.
     Some(time.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |time| time.timestamp()).into())
 }
 
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_from_certificates_of_both_centuries() {
+    fn validity_is_read_from_certificates_of_both_centuries() {
         for (from, until) in [((2020, 1, 2), (2030, 12, 31)), ((1980, 5, 6), (2051, 7, 8))] {
             let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
             params.not_before = rcgen::date_time_ymd(from.0, from.1, from.2);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_forms_of_certificates_are_times() {
+    fn only_the_time_formats_of_certificates_are_read() {
         let seconds = |text: &str| at(text).duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let read = |tag, text: &[u8]| time(tag, text).map(|time| time.duration_since(SystemTime::UNIX_EPOCH).unwrap());
         assert_eq!(read(UTC_TIME, b"491231235959Z"), Some(seconds("2049-12-31T23:59:59Z")));
