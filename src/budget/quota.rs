@@ -1,7 +1,7 @@
 //! Where the tokens of an account come from.
 //!
-//! A budget asks a [`QuotaSource`] before each upstream attempt: may this team send one now. The answer is a [`Grant`].
-//! A token that was granted and not used is given back. The source is told of each response, since it is the source that
+//! A budget asks a [`QuotaSource`] before each upstream attempt whether this team may send one now. The answer is a
+//! [`Grant`]. A token that was granted and not used is given back. The source is told about each response, because it
 //! learns from 429s: it pauses the account, and lowers its rate and the number of attempts at once.
 //!
 //! [`LocalQuota`] is the token bucket of this process. The documentation of the trait says what a source has to do that
@@ -215,7 +215,7 @@ impl QuotaSource for LocalQuota {
     }
 
     fn ready(&self, now: Instant) -> Grant {
-        /// A rate that is being raised brings the next token sooner than it is expected now.
+        /// If the rate is raised meanwhile, the next token may come earlier than expected now.
         const LONGEST: Duration = Duration::from_millis(500);
         let next = self.nth_at(1, now);
         if next <= now {

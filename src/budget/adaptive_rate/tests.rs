@@ -61,7 +61,7 @@ fn refusals_of_what_was_sent_before_lower_the_rate_once() {
 #[test]
 fn responses_to_what_was_under_way_raise_the_first_estimate() {
     let start = Instant::now();
-    // Of six first calls one is refused: before the others are answered, or after some of them.
+    // Of the first six calls one is refused: before the others are answered, or after some of them.
     let first_six = |before: u32, after: u32, stated: &RateLimitHeaders| {
         let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
         for _ in 0..before {
@@ -81,7 +81,7 @@ fn responses_to_what_was_under_way_raise_the_first_estimate() {
     assert!((4.7..=5.0).contains(&first_six(1, 4, &RateLimitHeaders::default())));
     assert!((2.8..=3.0).contains(&first_six(2, 1, &RateLimitHeaders::default())));
     assert!(first_six(0, 5, &limited(4, 1)) <= 4.0, "more than is stated is not granted");
-    // Responses to what was sent later do not raise it.
+    // Responses to calls that were sent later do not raise it.
     let mut adaptive_rate = AdaptiveRate::new(Some(5.0), start);
     refuse(&mut adaptive_rate, start);
     for _ in 0..5 {
@@ -101,7 +101,7 @@ fn follows_the_limit_that_twilio_states() {
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     adaptive_rate.rate_limited(&limited(5, 45), start, 1, start, start + 45 * S);
     assert!(adaptive_rate.rate(start + 45 * S).unwrap() <= 5.0 / 45.0);
-    // Stated by another response than a 429: a bound, but no estimate.
+    // Stated by a response other than a 429: a bound, but no estimate.
     let mut adaptive_rate = AdaptiveRate::new(Some(100.0), start);
     let stated = RateLimitHeaders { limit: Some(20), remaining: Some(7), ..RateLimitHeaders::default() };
     assert_eq!(adaptive_rate.accepted(&stated, start), None);
@@ -136,7 +136,8 @@ fn a_429_about_concurrency_lowers_the_concurrency_alone() {
 }
 
 proptest! {
-    /// Whatever Twilio answers: never above the configured rate, never zero, and the configured rate again after a while.
+    /// Whatever Twilio answers, the rate is never above the configured rate and never zero, and returns to the
+    /// configured rate after a while.
     #[test]
     fn stays_within_bounds(
         ceiling in proptest::option::of(0.01f64..1000.0),
@@ -165,7 +166,7 @@ proptest! {
     }
 }
 
-/// An upstream whose limit nobody knows.
+/// An upstream with a limit that the gateway does not know.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     /// A bucket that fills at the limit and holds a second's worth.

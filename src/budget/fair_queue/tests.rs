@@ -199,8 +199,8 @@ proptest! {
         prop_assert!(estimated <= ahead + weights.len(), "{estimated} were estimated, {ahead} were served");
     }
 
-    /// However calls overtake, each starts by its latest start, and so does each call that comes back for its
-    /// reservation; or else those that stay when others leave.
+    /// However calls overtake each other, each starts by its latest start. The same holds for calls that come back for
+    /// their reservations, and for those that stay when others leave.
     #[test]
     fn overtaking_makes_no_call_late(
         steps in proptest::collection::vec((0u8..5, 0usize..5, 0u32..10), 1..150),

@@ -1,4 +1,4 @@
-//! The circuit breaker, as calls meet it.
+//! The circuit breaker, as calls experience it.
 
 use super::*;
 
@@ -31,7 +31,7 @@ async fn an_open_circuit_refuses_at_once_and_a_probe_closes_it() {
     let waiting = spend(&budget, call_of(&Team::example("local"), 3, 600 * S));
     tokio::task::yield_now().await;
     permit.end(AttemptOutcome::Failed);
-    assert_eq!(waiting.await.unwrap(), Err(Reason::CircuitOpen), "who waits is told");
+    assert_eq!(waiting.await.unwrap(), Err(Reason::CircuitOpen), "a waiting call is refused");
     let error = attempt(&budget, AttemptOutcome::Failed).await.unwrap_err();
     assert_eq!((error.reason(), error.retry_after()), (Reason::CircuitOpen, Some(5 * S)));
     assert_eq!(Instant::now(), start);

@@ -184,7 +184,7 @@ async fn overtaking_delays_no_call_beyond_its_deadline() {
     let waiters = Arc::clone(&call.waiters);
     let joined = spend(&budget, (call, waiter));
     tokio::time::sleep(S).await;
-    // Another joins who has less time than the first.
+    // Another client joins that has less time than the first.
     waiters.need_by(start + 5 * S);
     assert!(hurried.await.unwrap().unwrap() - start <= 4500 * MS);
     assert!(joined.await.unwrap().unwrap() - start <= 5 * S);
@@ -206,7 +206,7 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
     let waiters = Arc::clone(&call.waiters);
     let shared = spend(&budget, (call, waiter));
     tokio::task::yield_now().await;
-    // Another joins who has more time, and then the account pauses for longer than the first has.
+    // Another client joins that has more time. Then the account pauses for longer than the first client can wait.
     waiters.need_by(start + 30 * S);
     tokio::task::yield_now().await;
     permit.end(AttemptOutcome::RateLimited(Some(10 * S), RateLimitHeaders::default()));
@@ -214,8 +214,9 @@ async fn a_call_waits_for_as_long_as_one_of_its_clients_may() {
     assert!(sent >= 10 * S && sent < 30 * S, "{sent:?}");
 }
 
-/// Twenty clients behind five tokens a second, each asking for one of fifty pages a quarter of a second after its last
-/// answer: how long they wait for 95 of 100 answers. Pages are kept, and identical requests share a call; are those who
+/// Twenty clients share five tokens a second. Each asks for one of fifty pages, a quarter of a second after its last
+/// answer. Returns the time within which 95 of 100 answers came. Pages are stored, and identical requests share a call.
+/// `counted` says whether the clients that share a call are counted.
 /// share one counted.
 async fn dashboards(counted: bool, seed: u64) -> Duration {
     let (budget, until) = (budget(limits(5, 1, 1000)), Instant::now() + 20 * S);
@@ -262,7 +263,7 @@ async fn counting_waiters_shortens_the_waits_of_most_clients() {
     assert!(by_waiters[4] * 2 <= in_order[4], "{by_waiters:?} instead of {in_order:?}");
 }
 
-/// Clients that are told to come back do, after exactly as long as they were told, while the load stays what it is.
+/// Clients come back after exactly the time that they were told, while the load stays the same.
 #[tokio::test(start_paused = true)]
 async fn calls_that_come_back_when_told_are_served() {
     let (came_back, served) = coming_back(|| 0).await;
@@ -277,8 +278,8 @@ async fn calls_that_come_back_are_served_though_others_have_more_waiters() {
     assert!(f64::from(served) >= 0.95 * f64::from(came_back), "{served} of {came_back}");
 }
 
-/// A hundred clients with little patience: how often they came back, and how often that helped. As many more as `more`
-/// says wait for what each of them asks for.
+/// A hundred clients with short deadlines. Returns how often they came back, and how often they were then served.
+/// `more` says how many other clients wait for the same call.
 async fn coming_back(more: fn() -> usize) -> (u32, u32) {
     let budget = budget(limits(5, 5, 10));
     let team = Team::example("a");

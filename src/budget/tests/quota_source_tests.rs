@@ -4,12 +4,12 @@ use std::sync::Mutex;
 
 use super::*;
 
-/// Another source of tokens: grants by script, as one would that shares a bucket with other processes.
+/// A scripted source of tokens. It behaves like one that shares a bucket with other processes.
 #[derive(Debug, Default)]
 struct Script {
     /// No token before this; a token that is asked for at that time may have been taken by another process.
     next: Option<Instant>,
-    /// How often another process takes the token first, by which the next one is a second later.
+    /// How often another process takes the token first. Each time the next token comes a second later.
     taken_by_others: u32,
     /// The teams that were granted tokens.
     granted: Vec<String>,

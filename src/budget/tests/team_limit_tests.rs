@@ -1,4 +1,4 @@
-//! Teams' own upstream limits, and what refreshes take of them.
+//! Teams' own upstream limits, and how many of their tokens refreshes take.
 
 use super::*;
 
@@ -68,7 +68,7 @@ async fn no_refresh_takes_the_token_for_which_a_client_was_told_to_come_back() {
     }
     assert!(answered(&budget, &call).await.is_ok(), "it is there when the client comes back");
     tokio::time::sleep(4 * S).await;
-    assert!(answered(&budget, &refresh_of(&team)).await.is_ok(), "and nobody's share is kept for ever");
+    assert!(answered(&budget, &refresh_of(&team)).await.is_ok(), "and no token is reserved for ever");
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,7 +87,7 @@ async fn a_refresh_that_only_waits_gives_its_teams_token_to_a_client() {
     assert!(client.await.unwrap().is_ok());
 }
 
-/// Three stale panels, whose refreshes begin as often as they may, beside a client with a query of its own each second.
+/// Three stale panels are refreshed as often as allowed. A client sends a query of its own each second.
 #[tokio::test(start_paused = true)]
 async fn a_teams_queries_are_answered_while_its_refreshes_take_what_is_left() {
     let budget = budget(limits(100, 100, 100));
