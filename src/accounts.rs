@@ -73,7 +73,7 @@ pub struct Team {
     pub usage: TeamUsage,
 }
 
-/// What a team has used. Clones count together.
+/// What a team has used. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct TeamUsage(Arc<UsageCounts>);
 
@@ -84,17 +84,17 @@ struct UsageCounts {
 }
 
 impl TeamUsage {
-    /// One request was answered.
+    /// Counts one answered request.
     pub fn answered(&self, outcome: Outcome) {
         self.0.answers[outcome as usize].fetch_add(1, Relaxed);
     }
 
-    /// One attempt went upstream in a call of this team.
+    /// Counts one attempt that went upstream in a call of this team.
     pub fn attempted(&self) {
         self.0.attempts.fetch_add(1, Relaxed);
     }
 
-    /// Answers of this outcome.
+    /// The number of answers with this outcome.
     pub fn answers(&self, outcome: Outcome) -> u64 {
         self.0.answers[outcome as usize].load(Relaxed)
     }

@@ -145,7 +145,7 @@ impl Gateway {
         Self { on_state_change: Arc::new(on_state_change), ..self }
     }
 
-    /// The same gateway, which calls this with every new configuration that it applies.
+    /// Sets a function that is called with every new configuration that is applied.
     #[must_use]
     pub fn on_reload(self, on_reload: impl Fn(&Config) + Send + Sync + 'static) -> Self {
         Self { on_reload: Arc::new(on_reload), ..self }
@@ -385,7 +385,7 @@ impl Reloader {
     }
 }
 
-/// Where this machine reaches a listener.
+/// The URL at which a client on this machine reaches a listener.
 fn url(mut address: SocketAddr, secure: bool) -> String {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),

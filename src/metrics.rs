@@ -125,11 +125,11 @@ pub struct AccountLabels {
     pub account: ConfigLabel,
 }
 
-/// Of a metric that is absent at times, which only a family can be.
+/// No labels. A metric that may be absent has to be a family.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NoLabels {}
 
-/// The label of what belongs to a team.
+/// The label of metrics about a team.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TeamLabels {
     /// Its name.
@@ -255,9 +255,9 @@ pub struct Metrics {
     pub reloads: Family<ResultLabels, Counter>,
     /// 0 ok, 1 degraded, 2 failing.
     pub health_state: Gauge,
-    /// When the data plane's certificate ends, in seconds since 1970; absent without TLS.
+    /// When the data plane's certificate expires, in seconds since 1970; absent without TLS.
     pub certificate_expiry: Family<NoLabels, Gauge>,
-    /// When the next of a team's tokens ends, in seconds since 1970; absent where none does.
+    /// When the next of a team's tokens expires, in seconds since 1970; absent if none expires.
     pub token_expiry: Family<TeamLabels, Gauge>,
     /// Seconds since the start.
     pub uptime: FloatGauge,

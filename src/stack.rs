@@ -68,7 +68,7 @@ pub struct SharedState {
     pub store: Store,
     /// What accounts and teams keep.
     pub registry: Registry,
-    /// Of the certificate that the data plane shows, if it shows one.
+    /// The validity of the data plane's certificate, if there is one.
     pub certificate: Arc<ArcSwapOption<Validity>>,
     /// Who has failed to say who it is.
     pub failure_delay: AuthFailureDelay,
@@ -86,7 +86,7 @@ pub struct SharedState {
     pub shed: ShedLayer,
     /// Who asked for what.
     pub audit: AuditLog,
-    /// What goes on now.
+    /// Live data for the admin plane.
     pub live: Live,
     /// Where traces go, if anywhere.
     pub traces: Option<Exporter>,
@@ -174,7 +174,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         ))
         // Links, 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
         .layer(RepresentLayer::new(store.clone(), links(config), clock))
-        // Submissions that are shared, polls that wait, queries that become jobs.
+        // Query jobs: shared submissions, polls that wait, and queries that become jobs.
         .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), clock))
         // Hits end here. Misses become one flight each.
         .layer(CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock))
@@ -182,14 +182,14 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
         .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
-        // Around the signature, since an answer that is withheld there has failed too.
+        // Outside the signature, because an answer that `sign` withholds is a failure too.
         .layer(WatchLayer::new(attempts, config.upstream.deadline.min(config.upstream.attempt_timeout), clock))
         // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.
         .layer(SignLayer::new(signers, secrets, metrics, clock))
         .service(upstream))
 }
 
-/// The team of that name, as the stack of this configuration knows it.
+/// The team with this name, as the stack of this configuration has it.
 pub fn team(config: &Config, shared: &SharedState, name: &str) -> Option<Arc<Team>> {
     let callers = match callers(config, &accounts(config), &shared.registry, shared.clock.now()) {
         Callers::Everybody(caller, _) => vec![caller],
@@ -198,7 +198,7 @@ pub fn team(config: &Config, shared: &SharedState, name: &str) -> Option<Arc<Tea
     callers.into_iter().map(|caller| caller.team).find(|team| *team.name == *name)
 }
 
-/// The names of all teams; `local` alone where none are configured.
+/// The names of all teams; only `local` if none are configured.
 pub fn team_names(config: &Config) -> Vec<String> {
     match config.teams.is_empty() {
         true => vec![LOCAL.to_owned()],
@@ -206,14 +206,14 @@ pub fn team_names(config: &Config) -> Vec<String> {
     }
 }
 
-/// The layer that reads queries, apart from the stack: for what they would find in the cache.
+/// The layer that decodes queries, without the rest of the stack. It finds the cache key of a query.
 pub fn decode_layer(config: &Config, shared: &SharedState) -> DecodeLayer {
     let SharedState { store, clock, bodies, page_tokens, .. } = shared;
     let (bodies, pages, tokens) = (bodies.clone(), fresh_pages(store, *clock), page_tokens.clone());
     DecodeLayer::new(limits(config), bodies, pages, tokens, config.validate, links(config))
 }
 
-/// Who everybody is where no teams are configured.
+/// The team of all clients if no teams are configured.
 const LOCAL: &str = "local";
 
 fn accounts(config: &Config) -> Vec<Arc<Account>> {

@@ -156,7 +156,7 @@ impl Flights {
         Claim::Leader(lease, waiters, Joined { waiter, ending, canonical: Arc::clone(&query.canonical) })
     }
 
-    /// Does a call run that a query for `key` would join.
+    /// Whether a call is in progress that a query for `key` would join.
     pub(crate) fn is_under_way(&self, key: &Key) -> bool {
         self.lock().contains_key(&(*key, Kind::Any))
     }

@@ -21,7 +21,7 @@ pub struct CacheResponse {
     pub(crate) age: Option<Duration>,
     /// Headers that the gateway sends in place of Twilio's, or beside them.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-    /// It is about query jobs, and may have links that lead past the gateway.
+    /// It is about query jobs, and may have links that lead to Twilio instead of the gateway.
     pub(crate) has_links: bool,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum Source {
 }
 
 impl CacheResponse {
-    /// With no headers of the gateway's own.
+    /// A response without additional headers.
     pub(crate) fn new(content: Content, source: Source, outcome: Outcome, age: Option<Duration>) -> Self {
         Self { content, source, outcome, age, headers: Vec::new(), has_links: false }
     }

@@ -51,11 +51,11 @@ pub struct EntryView {
 /// What a request would find in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outlook {
-    /// A stored response that is served without asking.
+    /// A stored response that is served without asking Twilio.
     Fresh,
-    /// One that is served while it is refreshed.
+    /// A stored response that is served while it is refreshed.
     Stale,
-    /// None that is served without asking.
+    /// No stored response that is served without asking Twilio.
     Absent,
 }
 
@@ -198,7 +198,7 @@ impl Store {
         Some(Arc::clone(&entry.stored.representation))
     }
 
-    /// What a request for `key` that has no wishes of its own would find in memory.
+    /// What a request for `key` without cache directives would find in memory.
     pub fn outlook(&self, key: &Key, now: Moment) -> Outlook {
         let Some(entry) = self.page(key) else { return Outlook::Absent };
         let (age, lifetimes) = (entry.stored.age(now), entry.stored.lifetimes);
@@ -269,8 +269,8 @@ impl Store {
         }
     }
 
-    /// Notes the set of a page that is about to be kept, and the place of the next page. Returns the keys of pages that
-    /// may not be served together with it and were removed.
+    /// Records the set of a page that is about to be stored, and the place of the next page. Returns the keys of
+    /// removed pages: those that must not be served together with the new one.
     fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
         let StoredResponse { account, result_set, next, .. } = &entry.stored;
         let Some(result_set) = *result_set else { return vec![] };

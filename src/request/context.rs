@@ -70,7 +70,7 @@ pub struct RequestContext {
     pub outcome: OnceLock<Outcome>,
     /// Why the gateway refused or failed.
     pub reason: OnceLock<Reason>,
-    /// The error that became the response, where one did.
+    /// The error that became the response, if there was one.
     pub error: OnceLock<GatewayError>,
     /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
     pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,

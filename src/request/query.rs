@@ -36,7 +36,7 @@ pub struct CanonicalQuery {
 }
 
 impl CanonicalQuery {
-    /// For an account's metadata.
+    /// A request for an account's metadata.
     pub fn of_metadata(account: &Account) -> Self {
         Self {
             path: Operation::Metadata.endpoint().path.into(),
@@ -61,7 +61,7 @@ pub struct ClientQuery {
     pub directives: RequestDirectives,
     /// Those of the client's headers that go upstream, as the endpoint lists them.
     pub headers: Option<Arc<HeaderMap>>,
-    /// Where links in the response lead; only where it may have some.
+    /// The base of links in the response, if it may have links.
     pub base: Option<Arc<Base>>,
     /// Hides what the client must not see of the response, where there is such a thing.
     pub redact: Option<Arc<dyn Redact>>,

@@ -55,7 +55,7 @@ pub struct RequestDirectives {
     pub cache: CacheDirectives,
     /// Longest wait that the client wants.
     pub wait: Option<Duration>,
-    /// Rather than wait for a result, the client wants to be told where it will be (RFC 7240 section 4.1).
+    /// The client wants an immediate answer that says where the result will be, instead of waiting (RFC 7240 section 4.1).
     pub respond_async: bool,
     /// The place in the team's queue.
     pub urgency: Urgency,

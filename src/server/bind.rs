@@ -180,7 +180,7 @@ impl BindError {
     }
 }
 
-/// What to do about an address that cannot be opened and is set by `set_by`. It continues a sentence.
+/// What to do about an address that cannot be opened and is set by `set_by`. The text continues a sentence.
 fn next_step(error: &io::Error, set_by: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {

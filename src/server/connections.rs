@@ -42,7 +42,7 @@ pub struct Connections {
     left: Notify,
     heads: AtomicUsize,
     waiting_heads: AtomicUsize,
-    /// About clients that speak TLS where there is none.
+    /// Limits warnings about clients that use TLS on a listener without it.
     tls_warnings: Arc<Sparingly>,
 }
 

@@ -29,7 +29,7 @@ const IDLE: Duration = Duration::from_secs(75);
 /// Set in the number of a head that is still encrypted.
 const HIDDEN: u64 = 1 << 63;
 
-/// How a client begins that speaks TLS to a listener of plain HTTP (RFC 8446 section 5.1).
+/// The first bytes of a client that uses TLS on a plain HTTP listener (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: &[u8] = &[22, 3];
 
 /// Time limits of a connection.
@@ -101,7 +101,7 @@ impl<T> TimeoutIo<T> {
         self.charge().map_err(Received::TooMuch)
     }
 
-    /// The client gets an error that it cannot read, so somebody has to tell whoever operates this.
+    /// The client cannot read the plain-text error, so the log tells the operator.
     fn warn_of_tls(&self) {
         if self.tls_warnings.allows(Instant::now()) {
             tracing::warn!(
@@ -281,7 +281,7 @@ impl<T: AsyncWrite + Unpin> TimeoutIo<T> {
 
     /// Writes our own response where `words` is one that hyper made.
     fn poll_instead(&mut self, context: &mut Context<'_>, words: &[u8], all: usize) -> Poll<Option<io::Result<usize>>> {
-        // The last chunk of a stream comes after its body, when nothing is left to be answered either; it is no head.
+        // The last chunk of a stream is written after its body, when nothing is left to answer. It is no response head.
         if self.instead.is_none() && self.is_made_by_hyper() && words.starts_with(b"HTTP/") {
             let is_endless = matches!(&self.protocol, Protocol::Http1(framing) if framing.announces_too_much());
             let answer = match is_endless {

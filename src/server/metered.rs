@@ -55,7 +55,7 @@ pub(super) struct Metered<T> {
     records: Records,
     /// Bytes so far, and the memory that is counted for them.
     handshake: Option<(usize, HeadShare)>,
-    /// The first byte, while it has been looked at and not read.
+    /// The first byte, if it was peeked at and not read yet.
     first: Option<u8>,
 }
 
@@ -72,7 +72,7 @@ impl<T> Metered<T> {
 }
 
 impl<T: AsyncRead + Unpin> Metered<T> {
-    /// The first byte of the connection, which is read again after this.
+    /// Peeks at the first byte of the connection. It is read again after this.
     pub(super) async fn first(&mut self) -> io::Result<u8> {
         let first = self.io.read_u8().await?;
         self.first = Some(first);

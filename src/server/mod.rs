@@ -262,8 +262,8 @@ enum OpenError {
     Plain,
 }
 
-/// Tells a client in plain HTTP that this listener speaks TLS. What it still sends is read for a while, since a connection
-/// that is closed over unread bytes is reset, and its answer may be lost.
+/// Tells a client in plain HTTP that this listener uses TLS. Then it reads what the client still sends for a while:
+/// closing a connection with unread bytes resets it, and the answer may be lost.
 async fn refuse_plain<T>(mut stream: T) -> OpenError
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -276,7 +276,7 @@ where
         stream.shutdown().await?;
         tokio::io::copy(&mut stream.take(MOST), &mut tokio::io::sink()).await
     };
-    // The client may have left, which is as good.
+    // If the client has left, there is nothing more to do.
     let _ = tokio::time::timeout(LONGEST, answered).await;
     OpenError::Plain
 }

@@ -1,19 +1,19 @@
-//! Warnings that strangers can cause, so that they must not fill the log.
+//! Limits warnings that any client can cause, so that they do not fill the log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Between two warnings of a kind.
+/// The shortest time between two warnings of one kind.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Lets one warning through a minute.
+/// Allows one warning a minute.
 #[derive(Debug, Default)]
 pub(super) struct Sparingly(Mutex<Option<Instant>>);
 
 impl Sparingly {
-    /// May it be said now; counts as said if so.
+    /// Whether the warning may be logged now. If so, it counts as logged.
     pub(super) fn allows(&self, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let allows = last.is_none_or(|last| now >= last + PAUSE);

@@ -154,7 +154,7 @@ impl Certificate {
         Ok(Self { config, validity, clients })
     }
 
-    /// From when until when clients accept it.
+    /// The time in which clients accept the certificate.
     pub fn validity(&self) -> Option<Validity> {
         self.validity
     }

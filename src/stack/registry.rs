@@ -102,7 +102,7 @@ impl Registry {
         state.clone()
     }
 
-    /// What a team has used since the process started, in whatever configurations it was.
+    /// The usage of a team since the process started, over all reloads.
     pub(super) fn usage(&self, team: &Arc<str>) -> TeamUsage {
         self.lock().usage.entry(Arc::clone(team)).or_default().clone()
     }
