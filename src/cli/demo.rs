@@ -64,7 +64,7 @@ pub fn run(args: DemoArgs) -> ExitCode {
     })
 }
 
-/// The simulator's listener, and the gateway's settings.
+/// Opens the simulator's listener, and makes the gateway's settings.
 async fn open(args: &DemoArgs) -> Result<(TcpListener, Sources), Failure> {
     let simulator = listen(args.simulator, 4010, "--simulator").await?;
     let mut sources = sources(&format!("http://{}", simulator.local_addr()?), args.traffic);
@@ -72,7 +72,7 @@ async fn open(args: &DemoArgs) -> Result<(TcpListener, Sources), Failure> {
         [("server.listen", args.listen, 8080, "--listen"), ("admin.listen", args.admin_listen, 9090, "--admin-listen")]
     {
         let variable = format!("INSIGHTS_GATEWAY_{}", key.to_uppercase().replace('.', "__"));
-        // An address from the environment is used as it is.
+        // An address from the environment is used unchanged.
         if given.is_some() || !sources.environment.contains_key(&variable) {
             // Closed again at once, because the gateway opens its ports itself.
             let address = listen(given, port, flag).await?.local_addr()?;
@@ -82,7 +82,8 @@ async fn open(args: &DemoArgs) -> Result<(TcpListener, Sources), Failure> {
     Ok((simulator, sources))
 }
 
-/// Listens on the address of `flag`, or else on `port` of loopback, or on a free port if that is taken.
+/// Listens on the address of `flag` if it is given, otherwise on `port` of loopback, or on a free port if that one is
+/// taken.
 async fn listen(named: Option<SocketAddr>, port: u16, flag: &'static str) -> Result<TcpListener, Failure> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let opened = match named {
@@ -103,7 +104,7 @@ fn sources(upstream: &str, with_traffic: bool) -> Sources {
     let mut sources = Sources::from_process(None);
     sources.environment.retain(|name, _| !OTHERS.iter().any(|prefix| name.starts_with(prefix)));
     if with_traffic && !sources.environment.contains_key("INSIGHTS_GATEWAY_LOG__ACCESS") {
-        // Access lines would push the lines to paste off the screen.
+        // Access lines would scroll the commands to paste off the screen.
         sources = sources.with_variable("INSIGHTS_GATEWAY_LOG__ACCESS", "false");
     }
     sources

@@ -1,6 +1,6 @@
-//! What `/status` says, for a person: how the gateway is first, then the last minute, accounts, teams, the cache.
+//! `/status` as text for a person: health first, then the last minute, accounts, teams and the cache.
 //!
-//! It is drawn from JSON, since the gateway that is asked may be older or newer: what is not there is left out.
+//! It is made from JSON, because the gateway may be older or newer than this program. Missing members are left out.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,21 +13,21 @@ use super::text::plain;
 
 /// Outcomes of requests that were answered without an upstream attempt of their own.
 const SAVED: [&str; 6] = ["hit", "shared", "stale", "stale_error", "revalidated", "collapsed"];
-/// What the last minute is.
+/// How old the points of the history are that count as the last minute.
 const MINUTE: SignedDuration = SignedDuration::from_mins(1);
-/// What stands in front of lines that belong to the one above.
+/// The indentation of lines that belong to the line above.
 const INDENT: &str = "  ";
 
-/// How it is drawn.
+/// How the page is drawn.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Style {
-    /// Columns of a line.
+    /// The greatest width of a line, in columns.
     pub(super) width: usize,
-    /// May states be coloured.
+    /// Whether states have colours.
     pub(super) colour: bool,
 }
 
-/// The whole of it, as of `now`.
+/// The whole page, as of `now`.
 pub(super) fn page(status: &Value, now: Timestamp, style: Style) -> String {
     let mut page = Page { text: String::new(), style };
     let state = text(&status["state"]);
@@ -36,7 +36,7 @@ pub(super) fn page(status: &Value, now: Timestamp, style: Style) -> String {
         text(&status["version"]),
         span(status["uptime_seconds"].as_u64().unwrap_or_default()),
         match state.as_str() {
-            // A gateway from before there were states.
+            // A gateway of a version without states.
             "-" if status["ready"] == true => "ready".to_owned(),
             "-" => "not ready".to_owned(),
             state => page.painted(state),
@@ -63,7 +63,7 @@ impl Page {
         self.text.push('\n');
     }
 
-    /// Words over as many lines as they take.
+    /// A text, wrapped to the width.
     fn wrapped(&mut self, text: &str) {
         let mut line = INDENT.to_owned();
         for word in text.split(' ') {
@@ -90,7 +90,7 @@ impl Page {
         format!("\x1b[{colour}m{state}\x1b[0m")
     }
 
-    /// A check that is not well, or has something to say.
+    /// A check that is not `ok`, or that has a detail.
     fn check(&mut self, check: &Value, now: Timestamp) {
         let state = text(&check["state"]);
         let has_a_word = check.get("detail").is_some();
@@ -206,7 +206,7 @@ impl Page {
         self.table(head, each(teams).map(row).collect());
     }
 
-    /// Only where replicas share.
+    /// Shown only if replicas share a cache.
     fn replicas(&mut self, status: &Value) {
         let shared = &status["shared"];
         let Some(state) = shared["state"].as_str() else { return };
@@ -234,9 +234,10 @@ impl Page {
         self.line(&line);
     }
 
-    /// A blank line, a head and aligned columns; nothing where there are no rows. Where they are too wide, names are cut.
+    /// A blank line, a header and aligned columns; nothing if there are no rows. If the table is too wide, names are
+    /// shortened.
     fn table<const N: usize>(&mut self, head: [&str; N], rows: Vec<[String; N]>) {
-        /// Of a name that much is left at least.
+        /// The least number of columns that is left of a name.
         const LEAST: usize = 8;
         if rows.is_empty() {
             return;
@@ -259,7 +260,7 @@ impl Page {
     }
 }
 
-/// The beginning of a text, with a mark where something is missing.
+/// The beginning of a text, with a mark if something was cut off.
 fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
@@ -279,7 +280,7 @@ fn each(list: &Value) -> impl Iterator<Item = &Value> {
     list.as_array().into_iter().flatten()
 }
 
-/// A value as a word; `-` where there is none.
+/// A value as a word; `-` if it is missing.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_glance_tells_what_is_wrong_and_what_goes_on() {
+    fn the_page_shows_faults_and_traffic() {
         let expected = "\
 insights-gateway 0.1.0, up 1 d 2 h, degraded
 upstream https://insights.twilio.com/
@@ -401,7 +402,7 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
     }
 
     #[test]
-    fn states_alone_are_coloured() {
+    fn only_states_are_coloured() {
         let page = page(&status(), now(), Style { width: 72, colour: true });
         assert_eq!(page.matches("\x1b[33mdegraded\x1b[0m").count(), 3, "{page}");
         assert_eq!(page.matches("\x1b[32mok\x1b[0m").count(), 1, "{page}");
@@ -409,7 +410,7 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
     }
 
     #[test]
-    fn an_answer_of_another_shape_is_survived() {
+    fn an_answer_with_unknown_or_missing_members_is_shown() {
         assert!(page(&json!({}), now(), PLAIN).starts_with("insights-gateway -, up 0 s, not ready\n"));
         let old = json!({"ready": true, "checks": [{"check": "x", "ok": false, "detail": "y"}]});
         let old = page(&old, now(), PLAIN);
@@ -418,7 +419,7 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
     }
 
     #[test]
-    fn a_quiet_minute_is_said_to_be_one() {
+    fn a_minute_without_requests_is_shown_as_such() {
         let quiet = json!({"history": {"points": [{"at": "2026-11-22T20:00:00Z", "requests": {"hit": 1}}]}});
         assert!(page(&quiet, now(), PLAIN).contains("\nlast minute: no requests\n"));
     }

@@ -84,7 +84,7 @@ impl ProcessLog {
     pub(super) fn follow(&self) -> impl Fn(&Config) + Send + Sync + use<> {
         let handle = self.filter.clone();
         move |config| {
-            // Fails only where another log was installed before, which has a filter of its own.
+            // Fails only if the process already had another log, which has its own filter.
             let _ = handle.reload(filter(&config.log.filter));
         }
     }

@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    /// All commands below `command`, as the names of their pages, with the command that each is about.
+    /// Adds all commands below `command` to `found`, each with the name of its page.
     fn commands(command: &Command, name: &str, found: &mut Vec<(String, Command)>) {
         found.push((name.to_owned(), command.clone()));
         for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_and_every_flag_of_it_has_its_place_in_a_page() {
+    fn every_command_and_flag_is_in_a_page() {
         let folder = TempDir::new().unwrap();
         write(folder.path()).unwrap();
         let mut expected = Vec::new();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_of_the_configuration_is_the_reference() {
+    fn the_configuration_page_has_every_key_of_the_reference() {
         let page = configuration_page();
         for line in REFERENCE.lines().filter(|line| line.contains(" = ")) {
             let key = line.split(" = ").next().unwrap_or_default();

@@ -11,7 +11,7 @@ use crate::config;
 #[derive(Debug, Clone, Args)]
 pub struct SchemaArgs {}
 
-/// Prints it.
+/// Prints the schema.
 pub fn run(SchemaArgs {}: &SchemaArgs) -> ExitCode {
     answer(&config::schema())
 }

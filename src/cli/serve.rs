@@ -67,7 +67,7 @@ pub(super) enum Failure {
     /// Another listener cannot be opened.
     #[error("cannot listen on {address}: {source}")]
     Bind { address: String, source: io::Error },
-    /// The same, where a flag sets the address.
+    /// As above, for an address that a flag sets.
     #[error("cannot listen on {address}: {source}; choose another address with {flag}")]
     Named { address: String, source: io::Error, flag: &'static str },
     /// The system refuses something that the command needs.

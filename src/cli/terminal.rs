@@ -20,7 +20,7 @@ pub(super) struct Terminal {
     pub(super) width: usize,
     /// Whether standard output may be coloured: <https://no-color.org>.
     pub(super) colour: bool,
-    /// May standard error.
+    /// Whether standard error may have colours.
     pub(super) errors_colour: bool,
 }
 

@@ -1,5 +1,6 @@
-//! Log events as text for a terminal. Lines are tracing-subscriber's own, but for the access line: with all its fields it
-//! would fill four rows, so it is shortened to one row of what is looked for first. Everything is in the JSON format.
+//! Log events as text for a terminal. Lines have tracing-subscriber's format, except for the access line: with all its
+//! fields it would fill four rows, so it is shortened to one row with the most important ones. The JSON format has all
+//! fields.
 //!
 //! ```text
 //! 21:00:00 200 hit query dashboards 0.1ms 4c5017b202648f4a00000000000001f3
@@ -16,9 +17,10 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Columns that most terminals have.
+/// The width of most terminals, in columns.
 const WIDTH: usize = 80;
-/// Characters of a request id that are shown at least, its last: what tells the requests of a process apart.
+/// The least number of characters of a request id that are shown. They are its last ones, because these differ between
+/// the requests of one process.
 const LEAST_OF_ID: usize = 12;
 
 /// The format. See the module.
@@ -59,7 +61,7 @@ struct Access {
 impl Access {
     fn write(&self, mut writer: impl Write, has_colours: bool, now: Timestamp) -> fmt::Result {
         let mut rest = String::new();
-        // A path that led nowhere says more than that it did.
+        // For a path without an operation the path itself is more useful.
         let what = if self.operation == "none" { &self.path } else { &self.operation };
         write!(rest, " {} {what}", self.outcome)?;
         if !self.team.is_empty() {
@@ -90,7 +92,7 @@ impl Access {
     }
 }
 
-/// The end of a text, with a mark in place of what does not fit.
+/// The end of a text that fits into `room`, with a mark in place of the beginning.
 struct Tail<'t> {
     text: &'t str,
     room: usize,
@@ -106,7 +108,7 @@ impl fmt::Display for Tail<'_> {
     }
 }
 
-/// Milliseconds, with a decimal where there are few of them.
+/// Milliseconds, with one decimal if they are few.
 struct Millis(f64);
 
 impl fmt::Display for Millis {
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_is_for_terminals_and_for_the_status_alone() {
+    fn only_the_status_is_coloured_and_only_in_a_terminal() {
         for (status, colour) in [(200, "32"), (304, "32"), (404, "33"), (503, "31")] {
             let coloured = line(&Access { status, ..access() }, true);
             assert_eq!(

@@ -1,5 +1,5 @@
-//! The traffic of a few dashboards, for a demo that has something to show. Each is a client of its own, over HTTP, with one
-//! request at a time. Together they send at most a dozen requests a second, and most are hits.
+//! Simulated traffic of a few dashboards, so that a demo has something to show. Each dashboard is a separate HTTP
+//! client with one request at a time. Together they send at most a dozen requests a second, and most are hits.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::core::clock::Clock;
 
 const DOMAIN: &str = "/v3/InsightsDomains/Conversations";
 const LIMITS: Limits = Limits { connect: Duration::from_secs(5), answer: Duration::from_secs(120), body: 16 << 20 };
-/// The shortest and the longest pause between two tiles of a dashboard, in milliseconds.
+/// The shortest and the longest pause between two queries of a dashboard, in milliseconds.
 const BETWEEN: [u64; 2] = [40, 300];
-/// The most result pages that a dashboard reads of one query.
+/// The most result pages of one query that a dashboard reads.
 const MOST_PAGES: usize = 3;
 
 /// A dashboard: the queries of each round, and the shortest and the longest pause between two rounds, in seconds.
@@ -26,10 +26,10 @@ struct Dashboard {
     pause: [u64; 2],
 }
 
-/// In a query, `@HOUR`, `@DAY` and `@MONTH` are the time that long ago, to the minute, and `@SOME-DAY` is a day of the last two
-/// months.
+/// In a query, `@HOUR`, `@DAY` and `@MONTH` are the time an hour, a day or a month ago, to the minute, and `@SOME-DAY`
+/// is a day of the last two months.
 const DASHBOARDS: [Dashboard; 4] = [
-    // A wall screen.
+    // A screen on a wall.
     Dashboard {
         tiles: &[
             r#"{"measures":["Conversation.Count"],"dimensions":["Conversation.ConversationStatus"]}"#,
@@ -38,7 +38,7 @@ const DASHBOARDS: [Dashboard; 4] = [
         ],
         pause: [2, 4],
     },
-    // Another screen with a query in common, and the last month.
+    // Another screen. It shares a query with the first, and shows the last month.
     Dashboard {
         tiles: &[
             r#"{"dimensions":["Conversation.ConversationStatus"],"measures":["Conversation.Count"]}"#,
@@ -65,13 +65,13 @@ const DASHBOARDS: [Dashboard; 4] = [
     },
 ];
 
-/// Asks the gateway at `address`, for ever.
+/// Sends queries to the gateway at `address`, for ever.
 pub(super) async fn ask_for_ever(address: Address) {
     join_all(DASHBOARDS.iter().map(|dashboard| look(dashboard, address.clone()))).await;
 }
 
 async fn look(dashboard: &Dashboard, address: Address) {
-    // This fails only for a file with trust roots, and there is none.
+    // This fails only for an unreadable file with trust roots, and there is no such file.
     let Ok(mut client) = Client::new(address, None, LIMITS) else { return };
     loop {
         ask(&mut client, request(Method::GET, &format!("{DOMAIN}/Metadata"), String::new())).await;

@@ -1,5 +1,5 @@
-//! One line on standard error that shows how far a walk or a wait is, and is removed at the end. The number of pages is not
-//! known, so its bar moves to and fro, one step with each response of the gateway.
+//! A line on standard error that shows the progress of reading pages or of waiting, and is removed at the end. The
+//! number of pages is not known, so the bar moves back and forth, one step with each response of the gateway.
 
 use std::io::{self, Write};
 
@@ -11,9 +11,9 @@ pub(super) struct Progress {
     steps: usize,
 }
 
-/// Columns in which the bar moves.
+/// The width of the bar, in columns.
 const BAR: usize = 12;
-/// Columns that move.
+/// The width of the part that moves.
 const MARK: usize = 3;
 
 impl Progress {
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_goes_to_and_fro() {
+    fn the_bar_moves_back_and_forth() {
         let bars: Vec<_> = [0, 1, 9, 10, 18].map(bar).into();
         assert_eq!(bars, ["[===         ]", "[ ===        ]", "[         ===]", "[        === ]", "[===         ]"]);
         assert!((0..100).all(|steps| bar(steps).len() == BAR + 2));
