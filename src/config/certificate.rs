@@ -1,4 +1,5 @@
-//! Whether the certificate of `server.tls` can be used: by its key, in this time, under the name of `server.public_url`.
+//! Checks of the certificate of `server.tls`: whether it fits its key, is valid now, and covers the host of
+//! `server.public_url`.
 
 use std::path::Path as FilePath;
 use std::time::SystemTime;
@@ -15,10 +16,10 @@ use super::settings::Tls;
 use crate::core::validity::Validity;
 use crate::health::EXPIRY_NOTICE;
 
-/// What ends within this time is worth a warning.
+/// How long before its end a certificate causes a warning.
 pub(super) const SOON: SignedDuration = SignedDuration::from_secs(EXPIRY_NOTICE.as_secs().cast_signed());
 
-/// Checks the files of `tls`. That one cannot be read, or holds nothing of the kind, has been reported before.
+/// Checks the files of `tls`. Unreadable or malformed files have already been reported.
 pub(super) fn check(tls: &Tls, public_url: Option<&Uri>, now: Timestamp, path: &Path, report: &Report) {
     let at = path.key("cert");
     let chain = CertificateDer::pem_file_iter(&tls.cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);

@@ -1,4 +1,4 @@
-//! Checks that one section alone cannot make: addresses against each other and against teams, teams against accounts, the
+//! Checks that need several sections: addresses against each other and against teams, teams against accounts, the
 //! certificate against the public address.
 
 use std::collections::BTreeMap;

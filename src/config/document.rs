@@ -122,7 +122,7 @@ fn read_file(file: &ConfigFile, report: &Report) -> Option<Node> {
         };
         report.fault_at(place.clone(), Path::default(), format!("not TOML: {}{remedy}", error.message()));
         if is_yaml(line) {
-            // So are the lines behind it.
+            // Later lines are YAML as well.
             break;
         }
         reported.push(place);
@@ -130,7 +130,7 @@ fn read_file(file: &ConfigFile, report: &Report) -> Option<Node> {
     None
 }
 
-/// The line that holds the byte at this offset.
+/// The line that contains the byte at this offset.
 fn line_at(text: &str, at: usize) -> &str {
     let at = at.min(text.len());
     let (before, behind) = (text.get(..at).unwrap_or_default(), text.get(at..).unwrap_or_default());
@@ -148,7 +148,7 @@ fn is_yaml(line: &str) -> bool {
     line == "---" || pair.is_some_and(|(key, rest)| is_key(key) && (rest.is_empty() || rest.starts_with(' ')))
 }
 
-/// `key = value` with a value that is no number, word, date, list or table of TOML's.
+/// `key = value` with a value that is no TOML number, boolean, date, array or table.
 fn is_unquoted(line: &str) -> bool {
     let Some((_, value)) = line.split_once('=') else { return false };
     let value = value.split('#').next().unwrap_or_default().trim();

@@ -88,7 +88,7 @@ impl Path {
         Some(Self(rest.to_vec()))
     }
 
-    /// The keys on the way, without the places in lists.
+    /// The keys of the path, without indices of lists.
     pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|step| match step {
             Step::Key(key) => Some(key.as_str()),
@@ -434,7 +434,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn suggests_what_was_probably_meant() {
+    fn suggests_the_nearest_key() {
         assert_eq!(suggest("qery", ["metadata", "query"]), " (did you mean query?)");
         assert_eq!(suggest("everything", ["metadata", "query"]), "");
         assert_eq!(suggest("x", ["on"]), "");

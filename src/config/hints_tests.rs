@@ -1,4 +1,4 @@
-//! Slips that people make, and that the faults and warnings say what to do about them.
+//! Common mistakes in configurations, for which faults and warnings say what to do.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ const SID: &str = "AC00000000000000000000000000000001";
 const KEY: &str = "SK00000000000000000000000000000002";
 
 #[test]
-fn a_text_without_quotes_is_told_to_have_some() {
+fn a_text_without_quotes_gets_a_hint() {
     for line in ["filter = info", "filter = info,insights_gateway=debug", "slow = 5s", "audit = /var/log/audit.jsonl"] {
         let faults = faults_of(account(), &format!("[log]\n{line}\n"));
         assert!(faults[0].starts_with("2: not TOML: "), "{faults:?}");
@@ -24,7 +24,7 @@ fn a_text_without_quotes_is_told_to_have_some() {
 }
 
 #[test]
-fn yaml_is_recognised_and_told_once() {
+fn yaml_is_recognised_and_reported_once() {
     for text in ["server:\n  open: true\n  drain: 5s\n", "---\nlog:\n  filter: info\n", "cors:\n- a\n- b\n"] {
         let faults = faults_of(account(), text);
         assert_eq!(faults.len(), 1, "{faults:?}");
@@ -35,7 +35,7 @@ fn yaml_is_recognised_and_told_once() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named_unless_it_may_be_a_secret() {
+fn a_missing_file_is_named_unless_its_path_may_be_a_secret() {
     assert_one_fault(
         "[upstream]\nca_file = '/nowhere/ca.pem'",
         "2: upstream.ca_file: ",
@@ -50,7 +50,7 @@ fn a_file_that_is_not_there_is_named_unless_it_may_be_a_secret() {
 }
 
 #[test]
-fn a_url_that_ends_in_the_version_is_told_apart() {
+fn a_url_that_ends_in_the_version_has_its_own_message() {
     for url in ["https://insights.example/v3", "https://insights.example/V3/"] {
         assert_one_fault(&format!("[upstream]\nurl = '{url}'"), "2: upstream.url: ", "must not end in /v3");
     }
@@ -58,7 +58,7 @@ fn a_url_that_ends_in_the_version_is_told_apart() {
 }
 
 #[test]
-fn what_was_swapped_is_called_so() {
+fn swapped_credentials_are_recognised() {
     let with = |account_sid: &str, key: &str, secret: &str| {
         let sources = [("account_sid", account_sid), ("api_key", key), ("api_secret", secret)];
         sources.into_iter().fold(Sources::default(), |sources, (name, value)| {
@@ -77,7 +77,7 @@ fn what_was_swapped_is_called_so() {
     assert!(faults(with(SID, KEY, "a-secret")).unwrap().iter().all(|warning| warning.contains("written out")));
 }
 
-/// A certificate, made as `change` has it, and its key.
+/// A certificate with the parameters that `change` sets, and its key.
 fn certificate(folder: &Folder, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -96,7 +96,7 @@ fn tls(cert: &std::path::Path, key: &std::path::Path, more: &str) -> String {
 }
 
 #[test]
-fn a_key_that_does_not_fit_is_a_fault_of_the_key() {
+fn a_key_that_does_not_match_is_reported_at_the_key() {
     let (one, other) = (Folder::new(), Folder::new());
     let (cert, key) = certificate(&one, "localhost", |_| ());
     let (_, another) = certificate(&other, "localhost", |_| ());
@@ -108,7 +108,7 @@ fn a_key_that_does_not_fit_is_a_fault_of_the_key() {
 }
 
 #[test]
-fn certificates_that_clients_refuse_or_will_refuse_are_warned_of() {
+fn certificates_that_clients_refuse_or_will_refuse_cause_a_warning() {
     let now = Timestamp::try_from(Clock::new().wall_now()).unwrap();
     let date = |days: i64| {
         let day = (now + SignedDuration::from_hours(24 * days)).to_zoned(jiff::tz::TimeZone::UTC);

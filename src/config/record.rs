@@ -43,7 +43,7 @@ impl Key {
         Self { name, restart: Restart::OnPresence, shape: Shape::Text }
     }
 
-    /// The same with values of this shape; text unless said otherwise.
+    /// The same entry with this shape; text is the default.
     pub(super) fn of(self, shape: Shape) -> Self {
         Self { shape, ..self }
     }
@@ -78,7 +78,7 @@ impl Entry {
         &self.path
     }
 
-    /// Does a change of its value wait for a restart.
+    /// Whether a change of its value takes effect only after a restart.
     pub(super) fn is_read_at_start(&self) -> bool {
         self.restart == Restart::OnChange
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-/// `config/gateway.toml`: every key with its default and what it is for.
+/// `config/gateway.toml`: every key with its default and its purpose.
 pub const REFERENCE: &str = include_str!("../../config/gateway.toml");
 
-/// The comments, by the path of the key or table as it is written there. A key without a comment has that of the key above it.
+/// The comments, by the path of the key or table as it is written there. A key without a comment has the comment of the
+/// key above it.
 pub(super) fn comments() -> BTreeMap<String, String> {
     let (mut comments, mut table, mut comment, mut last) = (BTreeMap::new(), String::new(), Vec::new(), String::new());
     for line in REFERENCE.lines() {

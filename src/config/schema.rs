@@ -10,15 +10,15 @@ use super::reference;
 use super::sections;
 use super::sources::Sources;
 
-/// The name of the account and of the team here.
+/// The name that stands for any account or team in the schema.
 const NAME: &str = "NAME";
-/// The names of the account and of the team in the reference.
+/// The names of the account and the team in the reference file.
 const NAMES_IN_REFERENCE: [&str; 2] = ["main", "dashboards"];
 /// The pattern for names of accounts and teams.
 const NAMES: &str = "^[A-Za-z0-9_-]{1,64}$";
 
-/// The schema as indented JSON, with the reference's comments as descriptions. It has every key, the forms of values and their
-/// limits. Only `check` finds faults that depend on other keys or on the machine.
+/// The schema as indented JSON, with the reference's comments as descriptions. It has every key, and the forms and
+/// limits of values. Faults that depend on other keys or on the machine are found only by `check`.
 pub fn schema() -> String {
     let mut root = table();
     root["$schema"] = "http://json-schema.org/draft-07/schema#".into();
@@ -111,13 +111,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_beside_the_reference_is_current() {
+    fn the_schema_file_is_current() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/gateway.schema.json");
         let written = fs::read_to_string(file).unwrap();
         assert!(written == schema(), "renew it: insights-gateway schema > config/gateway.schema.json");
     }
 
-    /// All properties, as dotted paths without the places in lists. Not those of the tables that may stand for a text.
+    /// All properties, as dotted paths without indices of lists. Properties of tables that may be written as a text
+    /// instead are left out.
     fn properties(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
         let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn it_has_the_keys_that_are_read_and_no_others() {
+    fn the_schema_has_the_keys_that_are_read_and_no_others() {
         let mut found = BTreeSet::new();
         properties(&serde_json::from_str(&schema()).unwrap(), "", &mut found);
         let read = known_keys_of_the_reference().into_iter().map(|key| {
@@ -149,7 +150,7 @@ mod tests {
         fn undescribed(schema: &Value, path: &str, found: &mut Vec<String>) {
             for (key, schema) in schema["properties"].as_object().into_iter().flatten() {
                 let path = format!("{path}.{key}");
-                // Those of one kind are described together, by the comment of their table.
+                // Keys of one kind are described together, by the comment of their table.
                 let is_of_a_kind = [".cache.", ".server.tls."].iter().any(|table| path.starts_with(table));
                 if schema["type"] != "object" && schema["description"].is_null() && !is_of_a_kind {
                     found.push(path.clone());

@@ -228,8 +228,8 @@ pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Re
     }
 }
 
-/// A path before what is wrong with it. A text without a slash is not repeated: it may be the secret itself, written where
-/// its file should be named.
+/// A path in front of an error message. A text without a slash is not repeated: it may be the secret itself, written by
+/// mistake instead of the path of its file.
 struct Shown<'p>(&'p FilePath);
 
 impl fmt::Display for Shown<'_> {

@@ -420,7 +420,7 @@ fn account_sid(table: &mut Table<'_>) -> Option<String> {
     Some(sid)
 }
 
-/// Is this one of Twilio's identifiers: these letters and 32 hexadecimal digits.
+/// Whether this is one of Twilio's identifiers: these letters and 32 hexadecimal digits.
 fn is_sid(text: &str, letters: &str) -> bool {
     let digits = text.strip_prefix(letters).unwrap_or_default();
     digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit())

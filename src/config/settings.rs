@@ -35,7 +35,7 @@ pub struct Config {
     pub teams: Vec<Team>,
     /// Page cache.
     pub cache: Cache,
-    /// `validate.mode`: what is done about names that the account's metadata does not have.
+    /// `validate.mode`: what the gateway does about names that the account's metadata does not have.
     pub validate: Validation,
     /// Retries.
     pub retry: Retry,

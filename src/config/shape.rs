@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::twilio::query::Comparison;
 
-/// The form of a key's value. A value of the right form may still be refused.
+/// The form of a key's value. A value with this form may still be invalid.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Shape {
     Boolean,
@@ -18,15 +18,15 @@ pub(super) enum Shape {
     Rate,
     Text,
     Texts,
-    /// One of a few words.
+    /// One of a fixed set of words.
     Word(Vec<&'static str>),
-    /// A list of a few words.
+    /// A list of words from a fixed set.
     Words(Vec<&'static str>),
-    /// The name of another table, with a default that depends on which there are.
+    /// The name of another table. The default depends on the tables that exist.
     Reference,
     /// The secret itself, or where it is stored.
     Secret,
-    /// The proxy's URL, or a table with its password; the default is the environment's.
+    /// The proxy's URL, or a table with its password. The default comes from the environment.
     Proxy,
     /// Certificate and key.
     Tls,
@@ -37,12 +37,12 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    /// Is the default the same in every configuration.
+    /// Whether the default is the same in every configuration.
     pub(super) fn has_fixed_default(&self) -> bool {
         !matches!(self, Self::Reference | Self::Proxy)
     }
 
-    /// As a JSON Schema.
+    /// The form as a JSON Schema.
     pub(super) fn schema(&self) -> Value {
         match self {
             Self::Boolean => json!({ "type": "boolean" }),

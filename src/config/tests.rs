@@ -37,7 +37,7 @@ impl Folder {
     }
 }
 
-/// A certificate for loopback and its key.
+/// A certificate for loopback, and its key.
 fn certificate(folder: &Folder) -> (PathBuf, PathBuf) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -155,7 +155,7 @@ fn keys_of(text: &str) -> Vec<String> {
     keys
 }
 
-/// The report after `text` has been read.
+/// The report on `text`.
 fn report_of(text: &str) -> Report {
     let folder = Folder::new();
     let sources = Sources::default().with_file(folder.write("gateway.toml", text));
