@@ -1,8 +1,8 @@
-//! The gateway's layers behind one's own hyper server, in front of the simulator: `cargo run --example embed`.
+//! The gateway's layers behind your own hyper server, in front of the simulator: `cargo run --example embed`.
 //!
-//! [`SharedState`] is made once. A [`Stack`](stack::Stack) is built from it and a configuration, and is an ordinary tower
-//! service: for another configuration, build another stack around the same state. The program asks the same query twice,
-//! and prints how the gateway answered.
+//! [`SharedState`] is made once. A [`Stack`](stack::Stack) is built from it and a configuration, and is an ordinary
+//! tower service: for another configuration, build another stack around the same state. The program asks the same query
+//! twice, and prints how the gateway answered.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// Serves connections until the program ends.
 async fn serve(listener: TcpListener, stack: Stack) {
     while let Ok((stream, address)) = listener.accept().await {
-        // Each connection has a copy of the stack that knows who is at its other end.
+        // Each connection has a copy of the stack with its own peer.
         let service = TowerToHyperService::new(stack.clone().of(Arc::new(Peer::new(Origin::Tcp(address)))));
         tokio::spawn(async move {
             if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {

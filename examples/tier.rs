@@ -1,7 +1,7 @@
-//! A cache tier of one's own behind memory: `cargo run --example tier`.
+//! Your own cache tier behind memory: `cargo run --example tier`.
 //!
-//! This one stores nothing. It writes a journal of what memory keeps and drops, as a tier that feeds another system would.
-//! The program asks the same query twice, purges the cache, and prints the journal.
+//! This one stores nothing. It writes a journal of what memory stores and drops, as a tier that feeds another system
+//! would. The program asks the same query twice, purges the cache, and prints the journal.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -18,12 +18,12 @@ use tower::ServiceExt;
 
 mod simulated;
 
-/// A tier that writes down what happens. The lock makes it see changes in the order in which memory makes them.
+/// A tier that records changes. The lock keeps them in the order in which memory makes them.
 #[derive(Debug, Default)]
 struct Journal(Mutex<Vec<String>>);
 
 impl Journal {
-    /// Calls `change`, and writes down what `describe` says of it.
+    /// Calls `change`, and records what `describe` returns for its result.
     fn write<T>(&self, change: impl FnOnce() -> T, describe: impl FnOnce(&T) -> Option<String>) -> T {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = change();
@@ -37,7 +37,7 @@ impl Journal {
 }
 
 impl Tier for Journal {
-    /// It has nothing that memory has not.
+    /// It stores nothing, so it never has a response.
     fn get(&self, _: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
         None
     }
@@ -52,7 +52,7 @@ impl Tier for Journal {
 
     fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
         self.write(mark, |_| Some(format!("purged {which:?}")));
-        // It lasts at once.
+        // There is nothing to write.
         Box::new(|| Ok(()))
     }
 

@@ -1,4 +1,4 @@
-//! What the examples have in common: a simulated Twilio, and a configuration for it.
+//! Shared by the examples: a simulated Twilio, and a configuration that uses it.
 
 use std::error::Error;
 use std::future::pending;
@@ -9,8 +9,8 @@ use insights_gateway::simulator::{DEFAULT_ROWS, Settings, Simulator};
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 
-/// Starts a simulator, and returns a configuration whose only account is there. It has no teams, so everybody on this
-/// machine may ask.
+/// Starts a simulator, and returns a configuration with one account that uses it. There are no teams, so every client
+/// on this machine may send queries.
 pub async fn start() -> Result<Config, Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let upstream = format!("http://{}", listener.local_addr()?);
