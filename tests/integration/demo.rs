@@ -1,4 +1,4 @@
-//! `demo`, as somebody runs it who has nothing: free ports, lines to paste, traffic to look at.
+//! `demo`, as a user runs it without any settings: free ports, commands to paste, and simulated traffic.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use crate::support::{Client, get, poll, within};
 
 const FREE: [&str; 3] = ["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--simulator=127.0.0.1:0"];
 
-/// A demo that has said where everything is.
+/// A demo that has printed its addresses.
 struct Demo {
     child: Child,
     said: Vec<String>,
@@ -19,7 +19,7 @@ struct Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // It has ended already unless its test failed.
+        // It has already ended, unless its test failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -36,7 +36,7 @@ impl Demo {
         let mut child = command(flags).stderr(Stdio::null()).spawn().unwrap();
         let pipe = BufReader::new(child.stdout.take().unwrap());
         let (lines, mut printed) = mpsc::unbounded_channel();
-        // Ends with the process, whose end closes the pipe.
+        // This thread ends with the process, which closes the pipe.
         std::thread::spawn(move || pipe.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
         let mut demo = Self { child, said: Vec::new() };
         while !demo.said.iter().any(|line| line == "Stop with Ctrl-C.") {
@@ -45,7 +45,7 @@ impl Demo {
         demo
     }
 
-    /// What it prints beside this word.
+    /// The address that it prints after this word.
     fn address(&self, name: &str) -> SocketAddr {
         let line = self.said.iter().find_map(|line| line.trim().strip_prefix(name)).unwrap();
         line.trim().strip_prefix("http://").unwrap().trim_end_matches('/').parse().unwrap()
@@ -71,7 +71,8 @@ impl Demo {
 #[tokio::test]
 async fn taken_default_ports_are_replaced_by_free_ones() {
     let defaults = [("gateway", 8080), ("admin", 9090), ("simulator", 4010)];
-    // What somebody else has may be free again by the time that the demo looks.
+    // A port that another process holds may become free before the demo checks it, so only ports held here are
+    // compared.
     let held = defaults.map(|(name, port)| (name, port, TcpListener::bind(("127.0.0.1", port))));
     let demo = Demo::start(&[]).await;
     for (name, port, _) in held.iter().filter(|(_, _, held)| held.is_ok()) {
@@ -82,7 +83,7 @@ async fn taken_default_ports_are_replaced_by_free_ones() {
 }
 
 #[test]
-fn a_port_that_was_asked_for_and_is_taken_is_a_fault_that_names_the_flag() {
+fn a_chosen_port_that_is_taken_is_a_fault_that_names_the_flag() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = held.local_addr().unwrap();
     for flag in ["--listen", "--admin-listen", "--simulator"] {
@@ -98,18 +99,18 @@ fn a_port_that_was_asked_for_and_is_taken_is_a_fault_that_names_the_flag() {
 }
 
 #[tokio::test]
-async fn a_few_dashboards_ask_when_told_to() {
+async fn dashboards_send_queries_only_with_traffic() {
     let demo = Demo::start(&[&FREE[..], &["--traffic"]].concat()).await;
     poll("hits and misses", async || {
         let requests = demo.requests().await;
         (requests.get("hit") > Some(&3) && requests.get("miss") > Some(&3)).then_some(())
     })
     .await;
-    // What they get wrong on purpose is the only thing that goes wrong.
+    // Only the deliberate mistakes of the dashboards may fail.
     let requests = demo.requests().await;
     assert_eq!(requests.get("failed").copied().unwrap_or_default(), 0, "{requests:?}");
     assert_eq!(requests.get("refused").copied().unwrap_or_default(), 0, "{requests:?}");
 
     let quiet = Demo::start(&FREE).await;
-    assert!(quiet.requests().await.values().all(|count| *count == 0), "nobody asks unless told to");
+    assert!(quiet.requests().await.values().all(|count| *count == 0), "no queries without --traffic");
 }

@@ -47,7 +47,7 @@ fn the_runbook_has_an_entry_for_every_reason_and_for_no_other() {
     }
 }
 
-/// A restart throws the cache away where there is no disk, and that is when it is needed most.
+/// Without a disk a restart empties the cache, at a time when it is needed most.
 #[test]
 fn the_runbook_asks_for_no_restart() {
     let page = page("runbook.md");
@@ -150,7 +150,7 @@ fn every_page_of_the_handbook_can_be_found_from_the_readme() {
     }
 }
 
-/// The examples that the tests of the SDKs run are those that the handbook shows.
+/// The handbook shows the examples that the tests of the SDKs run.
 #[test]
 fn the_examples_are_shown_as_they_are() {
     let shown: String = pages().into_iter().map(|(_, text)| text).collect();

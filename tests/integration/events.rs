@@ -1,4 +1,4 @@
-//! `/events` on the admin plane: what goes on, as server-sent events.
+//! `/events` on the admin plane: live events, as server-sent events.
 
 use crate::support::events::{EventStream, Told};
 use crate::support::*;
@@ -7,7 +7,7 @@ use serde_json::json;
 const TOKEN: &str = "igw_admin-token-of-the-tests";
 
 #[tokio::test]
-async fn a_stream_begins_with_a_snapshot_and_tells_of_requests() {
+async fn a_stream_has_a_snapshot_and_then_requests() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let mut events = EventStream::open(gateway.admin, "").await;
@@ -33,7 +33,7 @@ async fn a_stream_begins_with_a_snapshot_and_tells_of_requests() {
 }
 
 #[tokio::test]
-async fn queries_are_told_only_where_they_may_be_shown() {
+async fn events_contain_queries_only_if_that_is_configured() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("admin.show_queries", "true").start().await;
     let mut events = EventStream::open(gateway.admin, "").await;
@@ -43,7 +43,7 @@ async fn queries_are_told_only_where_they_may_be_shown() {
 }
 
 #[tokio::test]
-async fn health_is_told_when_it_changes() {
+async fn a_change_of_health_is_an_event() {
     let upstream = Upstream::script(|_| Plan::json(401, "{}")).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let mut events = EventStream::open(gateway.admin, "").await;
@@ -59,7 +59,7 @@ async fn health_is_told_when_it_changes() {
 }
 
 #[tokio::test]
-async fn sixteen_streams_are_served_and_a_place_is_free_again_when_a_reader_leaves() {
+async fn sixteen_streams_are_served_and_a_closed_one_makes_room_for_another() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let mut open = Vec::new();
@@ -91,7 +91,7 @@ async fn streams_end_when_the_gateway_drains() {
 }
 
 #[tokio::test]
-async fn a_stream_wants_what_the_rest_wants() {
+async fn a_stream_needs_the_same_token_as_other_endpoints() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("admin.token_sha256", sha256_hex(TOKEN)).start().await;
     assert_eq!(EventStream::open(gateway.admin, "").await.status(), 401);

@@ -1,4 +1,4 @@
-//! The explorer's endpoints: an operator asks as a team, and what holds for the team holds for that.
+//! The explorer's endpoints: an operator sends requests as a team, and the team's policy and limits apply.
 
 use crate::support::gateway::with_teams;
 use crate::support::*;
@@ -48,7 +48,7 @@ async fn a_query_runs_as_the_team_through_the_whole_stack() {
 }
 
 #[tokio::test]
-async fn what_it_will_cost_is_said_before_and_costs_nothing() {
+async fn the_cost_of_a_query_is_shown_without_any_cost() {
     let upstream = Upstream::with_metadata().await;
     let hash = sha256_hex(TOKEN);
     let teams = [
@@ -88,7 +88,7 @@ async fn what_it_will_cost_is_said_before_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_question_is_told_what_is_wrong_and_asks_nothing() {
+async fn a_wrong_question_gets_an_explanation_and_makes_no_call() {
     let upstream = Upstream::start().await;
     let hash = sha256_hex(TOKEN);
     let (gateway, _folder) = with_teams(&upstream, "", &[("open", "")], &[("admin.token_sha256", &hash)]).await;
@@ -112,7 +112,7 @@ async fn a_wrong_question_is_told_what_is_wrong_and_asks_nothing() {
 }
 
 #[tokio::test]
-async fn the_explorer_is_off_where_it_is_switched_off_and_where_teams_have_no_admin_token() {
+async fn the_explorer_is_off_if_switched_off_or_if_teams_exist_without_an_admin_token() {
     let upstream = Upstream::start().await;
     let without = TestConfig::new(upstream.url()).start().await;
     let answer = without.ask_admin(&post_to("/explorer/query", "", &ask_as("local"))).await;

@@ -1,4 +1,5 @@
-//! Health in three states: what fails is told with its cause, once an episode, and is over when Twilio answers again.
+//! Health in three states: each failure is shown with its cause, logged once an episode, and ends when Twilio answers
+//! again.
 
 use std::fs;
 use std::time::Duration;
@@ -33,7 +34,7 @@ async fn admin(process: &Process, path: &str) -> Answer {
     Client::connect(process.admin).await.ask(&get(path, "Connection: close\r\n")).await
 }
 
-/// The check of the only account's upstream, which `/readyz` and `/status` tell alike.
+/// The check of the only account's upstream. `/readyz` and `/status` must agree about it.
 async fn upstream_check(process: &Process) -> Json {
     let ready = admin(process, "/readyz").await;
     let status = admin(process, "/status").await.json();
@@ -41,19 +42,19 @@ async fn upstream_check(process: &Process) -> Json {
         let checks = page["checks"].as_array().unwrap();
         checks.iter().find(|check| check["check"] == "upstream/default").unwrap().clone()
     };
-    assert_eq!(ready.status, 200, "an upstream that fails is no reason to turn the gateway away");
+    assert_eq!(ready.status, 200, "a failing upstream does not make the gateway not ready");
     let (told, listed) = (check(&ready.json()), check(&status));
     assert_eq!((&told["state"], &told["cause"]), (&listed["state"], &listed["cause"]));
     assert_eq!((&ready.json()["state"], &status["state"]), (&told["state"], &told["state"]));
     told
 }
 
-/// A query that no stored page answers, whatever becomes of it upstream.
+/// A query that is never answered from the cache.
 fn unstored() -> Vec<u8> {
     post_to(QUERY, "Cache-Control: no-store\r\n", ASK)
 }
 
-/// Asks until it is degraded, several times over: what it says, and the log lines at the end of the process.
+/// Sends several queries that fail, and returns the check of the upstream, which is then degraded.
 async fn degrades(process: &Process) -> Json {
     for _ in 0..3 {
         let status = process.ask(&unstored()).await.status;
@@ -66,7 +67,7 @@ async fn degrades(process: &Process) -> Json {
     check
 }
 
-/// Lines of the log that say that an episode begins or ends: their level, message and cause.
+/// The log lines at which an episode begins or ends: their level and their cause, which is empty at the end.
 fn episodes(log: &str) -> Vec<(String, String)> {
     let events = log.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
     let of = |event: Json| {
@@ -87,7 +88,7 @@ async fn log_of(process: Process) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn failures_on_the_way_are_told_with_their_class_and_once_in_the_log() {
+async fn connection_failures_are_shown_with_their_class_and_logged_once() {
     let process = process("http://gateway.invalid:9", &[("upstream.connect_timeout", "15s")]).await;
     let cause = degrades(&process).await["cause"].as_str().unwrap().to_owned();
     assert!(cause.starts_with("DNS: gateway.invalid: "), "{cause}");
@@ -100,7 +101,7 @@ async fn an_upstream_that_comes_back_ends_the_episode() {
     let address = dead.url().strip_prefix("http://").unwrap().to_owned();
     let process = process(&dead.url(), &[("circuit.consecutive", "1000")]).await;
     let before = upstream_check(&process).await;
-    assert_eq!((&before["state"], &before["since"]), (&json!("ok"), &Json::Null), "nobody has asked yet");
+    assert_eq!((&before["state"], &before["since"]), (&json!("ok"), &Json::Null), "no query was sent yet");
     let cause = degrades(&process).await["cause"].as_str().unwrap().to_owned();
     assert!(cause.starts_with(&format!("TCP: {address}: ")) && cause.contains("refused"), "{cause}");
     let upstream = dead.heal(|_| Plan::page(PAGE));
@@ -117,7 +118,7 @@ async fn an_upstream_that_comes_back_ends_the_episode() {
 }
 
 #[tokio::test]
-async fn answers_that_fail_are_told_with_their_class() {
+async fn bad_answers_are_shown_with_their_class() {
     for (plan, expected) in [
         (Plan::silence(), "timeout: no answer within 200 ms"),
         (Plan::json(500, "{}"), "status: 500"),
@@ -139,7 +140,7 @@ async fn answers_that_fail_are_told_with_their_class() {
 }
 
 #[tokio::test]
-async fn answers_that_the_upstream_means_degrade_nothing() {
+async fn client_errors_of_the_upstream_do_not_degrade_health() {
     for status in [400, 404, 429] {
         let upstream = Upstream::script(move |_| Plan::json(status, "{}")).await;
         let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
@@ -149,7 +150,7 @@ async fn answers_that_the_upstream_means_degrade_nothing() {
 }
 
 #[tokio::test]
-async fn a_clients_short_patience_degrades_nothing() {
+async fn a_clients_short_wait_does_not_degrade_health() {
     let upstream = Upstream::script(|_| Plan::silence()).await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let answer = gateway.ask(&post_to(QUERY, "Prefer: wait=1\r\n", ASK)).await;
@@ -158,7 +159,7 @@ async fn a_clients_short_patience_degrades_nothing() {
 }
 
 #[tokio::test]
-async fn certificates_of_the_upstream_are_told_their_fault() {
+async fn faults_of_the_upstreams_certificate_are_shown() {
     let day = |days: i64| {
         let date = (jiff::Timestamp::now() + Duration::from_secs(days.unsigned_abs() * 86_400))
             .to_zoned(jiff::tz::TimeZone::UTC);
@@ -190,7 +191,7 @@ async fn certificates_of_the_upstream_are_told_their_fault() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_speak_tls_is_told_so() {
+async fn an_upstream_without_tls_is_recognised() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let server = tokio::spawn(async move {
@@ -210,7 +211,7 @@ async fn an_upstream_that_does_not_speak_tls_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_is_told_as_one() {
+async fn a_proxy_that_refuses_is_recognised() {
     let proxy =
         Upstream::script(|_| Plan::raw("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").then_close()).await;
     let config = TestConfig::new("http://insights.example").set("upstream.proxy", proxy.url());
@@ -242,11 +243,11 @@ async fn credentials_are_unknown_until_twilio_has_been_asked() {
     assert_eq!((excluded.status, &excluded.json()["state"]), (200, &json!("ok")));
     gateway.reload.notify_one();
     gateway.metric_reaches("reloads_total", &["applied"], 1.0).await;
-    assert_eq!(credentials().await, "unknown", "perhaps they were replaced");
+    assert_eq!(credentials().await, "unknown", "a reload may have replaced them");
 }
 
 #[tokio::test]
-async fn whoever_shows_no_token_is_told_states_alone() {
+async fn without_a_token_only_states_are_shown() {
     let dead = DeadPort::new();
     let gateway = TestConfig::new(dead.url()).set("admin.token_sha256", sha256_hex(ADMIN)).start().await;
     gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
@@ -285,7 +286,7 @@ async fn whoever_shows_no_token_is_told_states_alone() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_the_listener_that_ends_soon_degrades_and_is_measured_and_a_new_one_ends_that() {
+async fn a_certificate_that_expires_soon_degrades_health_until_it_is_replaced() {
     let upstream = Upstream::start().await;
     let now = jiff::Timestamp::now();
     let until = |days: i64| {
@@ -331,7 +332,7 @@ async fn a_certificate_of_the_listener_that_ends_soon_degrades_and_is_measured_a
 }
 
 #[tokio::test]
-async fn tokens_that_end_soon_degrade_and_are_measured() {
+async fn tokens_that_expire_soon_degrade_health_and_have_a_metric() {
     let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
     let path = folder.path().join("gateway.toml");
     let ends = |days: u64| jiff::Timestamp::now() + Duration::from_secs(days * 86_400);
@@ -367,8 +368,8 @@ async fn tokens_that_end_soon_degrade_and_are_measured() {
 }
 
 #[tokio::test]
-async fn each_account_is_told_by_itself() {
-    // The Basic of SK1:s.
+async fn each_account_has_its_own_health() {
+    // The `Authorization` of `SK1:s`.
     let upstream = Upstream::script(|seen| match seen.header("authorization") {
         Some("Basic U0sxOnM=") => Plan::page(PAGE),
         _ => Plan::json(503, "{}"),

@@ -1,4 +1,4 @@
-//! Links in answers about query jobs lead each client back to the address that it used.
+//! Links in answers about query jobs lead each client to the address that it used.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,7 +12,7 @@ use crate::support::*;
 
 const JOB: &str = "/v3/InsightsDomains/Conversations/QueryJobs/op_1";
 
-/// What anybody could add to a request.
+/// Headers that any client could add to a request.
 const FORWARDED: &str = "X-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /evil\r\nForwarded: host=evil.example;proto=https\r\n";
 
 /// A job that has ended, with links to Twilio.
@@ -23,7 +23,7 @@ async fn upstream() -> Upstream {
     Upstream::script(move |_| Plan::json(200, &body)).await
 }
 
-/// Where the links in an answer lead: what stands before the API's own paths.
+/// The part of the links in an answer before the API's own paths.
 #[track_caller]
 fn base(answer: &Answer) -> String {
     let body = answer.json();
@@ -38,7 +38,7 @@ fn base(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn clients_find_the_gateway_where_they_reached_it() {
+async fn links_have_the_address_that_the_client_used() {
     let (upstream, certificate, folder) = (upstream().await, Certificate::new(), TempDir::new().unwrap());
     let socket = folder.path().join("gateway.sock");
     let gateway = TestConfig::new(upstream.url())
@@ -48,7 +48,7 @@ async fn clients_find_the_gateway_where_they_reached_it() {
         .start()
         .await;
     let ask = get(JOB, FORWARDED);
-    // Several clients, one after the other: nobody gets another one's links.
+    // Several clients, one after the other: none may get the links of another.
     for _ in 0..2 {
         let over_tls = certificate.connect(gateway.data, &["http/1.1"]).await;
         assert_eq!(base(&Client::over(over_tls).ask(&ask).await), "https://localhost");
@@ -65,7 +65,7 @@ async fn clients_find_the_gateway_where_they_reached_it() {
 }
 
 #[tokio::test]
-async fn the_host_is_as_the_client_wrote_it_and_none_leaves_the_path() {
+async fn links_keep_the_clients_host_and_are_relative_without_one() {
     let upstream = upstream().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for (host, expected) in

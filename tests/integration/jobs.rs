@@ -70,7 +70,7 @@ async fn malformed_ids_are_not_found() {
     assert_eq!(upstream.count(), 0);
 }
 
-/// A Twilio that makes one job of each key, and answers a submission as often as it comes.
+/// A Twilio that makes one job for each key, however often the submission comes.
 fn one_job_a_key(jobs: &Arc<Mutex<HashMap<String, usize>>>) -> impl FnMut(&Seen) -> String + Send + 'static {
     let jobs = Arc::clone(jobs);
     move |seen| {
@@ -149,7 +149,7 @@ async fn links_lead_back_to_the_gateway() {
             let list = gateway.ask(&get(JOBS, "")).await;
             assert_eq!(list.text(), format!(r#"{{"items":[{expected}],"meta":{{}}}}"#));
         }
-        // Rows are data, whatever they are called.
+        // Rows are data and are not changed, whatever their names are.
         assert!(gateway.ask(&get(&format!("{JOBS}/op_1/Results"), "")).await.text().contains(&twilio));
     }
 }
@@ -173,12 +173,12 @@ async fn answers_without_an_id_or_a_status_are_invalid_and_not_kept() {
         gateway.ask(&post_to(JOBS, "", ASK)).await.assert_refused(502, "upstream_invalid");
         assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.status, 202);
         let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await;
-        // The id need not be told again.
+        // A status may lack the id.
         if bad != r#"{"status":"PENDING"}"# && !bad.contains("null") && !bad.contains("..") {
             status.assert_refused(502, "upstream_invalid");
         }
     }
-    // A job of another name, and one that Twilio has lost.
+    // A status of another job, and a job that Twilio has lost.
     let upstream = Upstream::script(|seen| match seen.number {
         1 => Plan::json(200, &RUNNING.replace("op_1", "op_2")),
         _ => Plan::json(404, r#"{"code":20404}"#),
@@ -310,14 +310,14 @@ async fn jobs_belong_to_their_policy_and_are_shared_after_a_restart() {
         gateway = teams(&upstream, &disk).start().await;
     }
     assert_eq!(jobs.lock().unwrap().len(), 2);
-    // What was given out is known before anything is submitted again.
+    // Grants are restored before anything is submitted again.
     assert_eq!(gateway.ask(&status("op_2", "closed")).await.status, 200);
     gateway.ask(&status("op_2", "narrow")).await.assert_refused(403, "field_not_allowed");
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_slow_query_becomes_a_job_for_who_prefers_that() {
+async fn a_slow_query_becomes_a_job_if_the_client_prefers_that() {
     let upstream = Upstream::script(|seen| match seen.target() {
         target if target.starts_with(QUERY) && !target.starts_with(JOBS) => Plan::silence(),
         _ => accepts(seen),

@@ -64,7 +64,7 @@ async fn tls_speaks_http_1_and_http_2_as_agreed() {
     let request = http::Request::get(format!("https://localhost{METADATA}"));
     let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
     assert_eq!(within(sender.send_request(request)).await.unwrap().status(), 200);
-    // Clear text on the TLS port is told so, and the next client is served.
+    // Plain HTTP on the TLS port is refused with an explanation, and the next client is served.
     gateway.ask(&post(ASK)).await.assert_refused(400, "bad_request");
     let stream = certificate.connect(gateway.data, &[]).await;
     assert_eq!(Client::over(stream).ask(&post(ASK)).await.detail(), "hit");

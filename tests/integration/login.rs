@@ -1,4 +1,4 @@
-//! Browsers at the admin plane: login, sessions, and pages of other sites.
+//! Browsers on the admin plane: login, sessions, and pages of other sites.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ async fn a_browser_logs_in_and_out() {
     let html = "Accept: text/html,*/*\r\n";
     let led = gateway.ask_admin(&get("/", html)).await;
     assert_eq!((led.status, led.header("location")), (303, "/login"));
-    assert_eq!(gateway.ask_admin(&get("/", "")).await.status, 401, "programs are told");
+    assert_eq!(gateway.ask_admin(&get("/", "")).await.status, 401, "programs are not redirected");
     assert_eq!(gateway.ask_admin(&get("/status", html)).await.status, 401);
     let form = gateway.ask_admin(&get("/login", html)).await;
     assert_eq!((form.status, form.header("content-type")), (200, "text/html; charset=utf-8"));
@@ -51,7 +51,11 @@ async fn a_browser_logs_in_and_out() {
     assert_eq!(gateway.ask_admin(&post_to("/cache/purge", &own, "{\"all\":true}")).await.status, 200);
 
     let wrong = format!("{session}Authorization: Bearer wrong\r\n");
-    assert_eq!(gateway.ask_admin(&get("/status", &wrong)).await.status, 401, "a token that is shown has to be right");
+    assert_eq!(
+        gateway.ask_admin(&get("/status", &wrong)).await.status,
+        401,
+        "a wrong token is refused despite a session"
+    );
 
     let mut events = EventStream::open(gateway.admin, &session).await;
     events.event("snapshot").await;
@@ -63,7 +67,7 @@ async fn a_browser_logs_in_and_out() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_told_apart_and_delayed_from_the_third_on() {
+async fn wrong_tokens_have_their_own_message_and_are_delayed_from_the_third_on() {
     let (_upstream, gateway) = start().await;
     let missing = gateway.admin("/status").await.text();
     let wrong = gateway.ask_admin(&get("/status", "Authorization: Bearer x\r\n")).await;
@@ -102,7 +106,7 @@ async fn a_session_ends_when_the_token_changes() {
 }
 
 #[tokio::test]
-async fn without_a_token_there_is_nothing_to_log_in_to() {
+async fn without_an_admin_token_there_is_no_login() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for request in [get("/login", ""), post_to("/login", "", "token=x"), post_to("/logout", "", "")] {
@@ -113,7 +117,7 @@ async fn without_a_token_there_is_nothing_to_log_in_to() {
 }
 
 #[tokio::test]
-async fn another_sites_page_can_do_nothing_with_a_session() {
+async fn a_page_of_another_site_cannot_use_a_session() {
     let (upstream, gateway) = start().await;
     let session = cookie(&log_in(&gateway, TOKEN).await);
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
@@ -140,7 +144,7 @@ async fn another_sites_page_can_do_nothing_with_a_session() {
             assert_eq!(answer.status, 403, "{}", String::from_utf8_lossy(&request));
             assert_eq!(answer.find("set-cookie"), None);
         }
-        // A browser sends no Authorization across sites by itself; a program may not name another origin either.
+        // Browsers send no Authorization across sites by themselves. Programs must not name another origin either.
         if foreign.starts_with("Origin") {
             let answer =
                 gateway.ask_admin(&post_to("/cache/purge", &format!("{token}{foreign}"), "{\"all\":true}")).await;
@@ -150,14 +154,14 @@ async fn another_sites_page_can_do_nothing_with_a_session() {
     gateway.ask(&post(ASK)).await.assert_page(PAGE, "hit");
     assert_eq!(upstream.count(), 1);
     assert_eq!(gateway.ask_admin(&get("/status", &session)).await.status, 200, "nobody was logged out");
-    // A link from elsewhere leads to the form.
+    // A link on another site leads to the login form.
     let link = "Accept: text/html\r\nSec-Fetch-Site: cross-site\r\n";
     assert_eq!(gateway.ask_admin(&get("/", link)).await.header("location"), "/login");
     assert_eq!(gateway.ask_admin(&get("/login", link)).await.status, 200);
 }
 
 #[tokio::test]
-async fn pages_allow_nothing_but_themselves() {
+async fn pages_load_nothing_from_elsewhere() {
     let (_upstream, gateway) = start().await;
     let session = cookie(&log_in(&gateway, TOKEN).await);
     for (path, head) in [("/", session.as_str()), ("/login", "")] {

@@ -1,4 +1,5 @@
-//! What goes wrong at the edges says what to do next: to the client where one is there, else in the log, and there once.
+//! Messages about failures at the edges say what to do next: to the client if possible, otherwise in the log, and only
+//! once.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -14,7 +15,7 @@ use crate::support::gateway::SECRET;
 use crate::support::process::{Process, command, quiet, set};
 use crate::support::*;
 
-/// The lines of a log whose message holds this, each with its level.
+/// The log lines whose message contains `part`, each with its level.
 fn lines(log: &str, part: &str) -> Vec<(String, Json)> {
     let events = log.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
     let said = events.filter(|event| event["message"].as_str().unwrap_or_default().contains(part));
@@ -29,7 +30,7 @@ async fn log_of(process: Process) -> String {
 }
 
 #[tokio::test]
-async fn plain_http_on_a_listener_of_tls_is_told_so() {
+async fn plain_http_on_a_tls_listener_gets_an_explanation() {
     let (upstream, certificate) = (Upstream::start().await, Certificate::new());
     let config = TestConfig::new(upstream.url())
         .set("server.tls.cert", certificate.path("cert.pem"))
@@ -43,7 +44,7 @@ async fn plain_http_on_a_listener_of_tls_is_told_so() {
         assert!(answer.text().contains("use https://"), "{answer:?}");
         assert_eq!(answer.header("connection"), "close");
     }
-    // What is neither is refused as before, and TLS goes on.
+    // Bytes that are neither TLS nor HTTP are refused as before, and TLS still works.
     let mut other = TcpStream::connect(gateway.data).await.unwrap();
     other.write_all(b"\0\x01\x02\x03\x04\x05").await.unwrap();
     let stream = certificate.connect(gateway.data, &["http/1.1"]).await;
@@ -52,7 +53,7 @@ async fn plain_http_on_a_listener_of_tls_is_told_so() {
 }
 
 #[tokio::test]
-async fn tls_on_a_listener_of_plain_http_is_logged_once_a_minute() {
+async fn tls_on_a_plain_http_listener_is_logged_once_a_minute() {
     let (upstream, certificate) = (Upstream::start().await, Certificate::new());
     let process = Process::start(vec![set("upstream.url", &upstream.url())]).await;
     for _ in 0..3 {
@@ -93,7 +94,7 @@ async fn a_log_filter_is_reloaded() {
 }
 
 #[tokio::test]
-async fn a_misspelt_path_is_told_the_right_one_and_never_repeated() {
+async fn a_misspelt_path_gets_the_right_one_and_is_never_repeated() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for (path, part) in [
@@ -110,7 +111,7 @@ async fn a_misspelt_path_is_told_the_right_one_and_never_repeated() {
 }
 
 #[tokio::test]
-async fn json_that_is_none_says_its_line_and_column() {
+async fn invalid_json_is_reported_with_line_and_column() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     let answer = gateway.ask(&post("{\n  \"query\": {\n    \"measures\": [}\n}")).await;
@@ -121,7 +122,7 @@ async fn json_that_is_none_says_its_line_and_column() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_of_the_admin_plane_is_told_apart_from_none() {
+async fn a_wrong_and_a_missing_admin_token_have_different_messages() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("admin.token_sha256", sha256_hex("right")).start().await;
     for (header, part) in
@@ -134,7 +135,7 @@ async fn a_wrong_token_of_the_admin_plane_is_told_apart_from_none() {
 }
 
 #[tokio::test]
-async fn an_echo_of_the_secret_is_told_once_an_episode() {
+async fn an_echo_of_the_secret_is_logged_once_an_episode() {
     let upstream = Upstream::script(|_| Plan::page(&format!("\"{SECRET}\""))).await;
     let process = Process::start(vec![set("upstream.url", &upstream.url())]).await;
     let unstored = post_to(QUERY, "Cache-Control: no-store\r\n", ASK);
@@ -152,13 +153,13 @@ async fn an_echo_of_the_secret_is_told_once_an_episode() {
 }
 
 #[tokio::test]
-async fn a_circuit_that_stays_open_is_told_once_an_episode() {
+async fn a_circuit_that_stays_open_is_logged_once_an_episode() {
     let upstream = Upstream::script(|_| Plan::json(503, "{}")).await;
     let keys = [("retry.attempts", "1"), ("circuit.consecutive", "3"), ("circuit.open", "50ms")];
     let mut arguments: Vec<_> = keys.iter().map(|(key, value)| set(key, value)).collect();
     arguments.push(set("upstream.url", &upstream.url()));
     let process = Process::start(arguments).await;
-    // Until probes of many queries have failed: it has opened again several times.
+    // Until probes of many queries have failed, so that the circuit has opened several times.
     let asked = AtomicU32::new(0);
     poll("twelve attempts", || async {
         let n = asked.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The OpenAPI document against what the gateway answers.
+//! Compares the OpenAPI document with what the gateway answers.
 
 use serde_json::json;
 
@@ -15,7 +15,7 @@ fn named(method: &str, target: &str, headers: &str) -> Vec<u8> {
     format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes()
 }
 
-/// Teams of a gateway: one of each kind that is answered otherwise.
+/// The teams of a gateway, one for each kind of answer.
 const TEAMS: [(&str, &str); 4] = [
     ("all", "operations = ['metadata', 'query', 'jobs', 'fields-read', 'fields-write']\nrequests = '1000/s'"),
     ("asks", "operations = ['query']"),
@@ -94,7 +94,7 @@ async fn every_answer_of_the_data_plane_is_described() {
         ("HEAD", USAGE, named("HEAD", USAGE, &all), 200),
         ("GET", USAGE, get(USAGE, ""), 401),
         ("GET", USAGE, post_to(USAGE, &all, ASK), 405),
-        // Last, since the account pauses.
+        // Last, because this pauses the account.
         ("POST", QUERY, post_as("all", "", &ask("Busy")), 429),
     ] {
         let answer = gateway.ask(&request).await;
@@ -181,7 +181,7 @@ async fn every_answer_of_the_admin_plane_is_described() {
     }
 }
 
-/// The paths that the admin plane lists, and those that the document does.
+/// Compares the paths that the admin plane lists with those of the document.
 #[tokio::test]
 async fn every_path_of_the_admin_plane_is_in_it() {
     let upstream = Upstream::start().await;
@@ -189,7 +189,7 @@ async fn every_path_of_the_admin_plane_is_in_it() {
     let document = Document::of(&gateway, "").await;
     let version = document.json()["openapi"].as_str().unwrap();
     assert!(version.starts_with("3.1."), "{version}");
-    // Asked without end, or by POST alone.
+    // A stream that does not end.
     let awaited = ["/events"];
     for (path, item) in document.json()["paths"].as_object().unwrap() {
         let is_admin = item["servers"][0]["description"].as_str().unwrap().starts_with("The admin plane");

@@ -1,4 +1,4 @@
-//! `/_gateway/usage`: what a team has used, told to that team.
+//! `/_gateway/usage`: what a team has used, for that team only.
 
 use insights_gateway::config::Sources;
 use serde_json::json;
@@ -33,7 +33,7 @@ async fn a_team_learns_what_it_has_used_and_may_do() {
         (post_to(QUERY, &tag, ASK), 304),
         (post_to(QUERY, &of("a"), "nonsense"), 400),
         (post_to(QUERY, &format!("{}Cache-Control: no-store\r\n", of("a")), ASK), 200),
-        // Nobody's.
+        // Counted for no team.
         (get("/nowhere", &of("a")), 404),
         (post_to(QUERY, "", ASK), 401),
     ] {
@@ -58,7 +58,7 @@ async fn a_team_learns_what_it_has_used_and_may_do() {
     assert_eq!((&before["upstream_attempts"], &before["restricted"]), (&json!(0), &json!(true)));
     assert_eq!(before["operations"], json!(["query"]));
     assert_eq!(before["limits"], json!({"requests": null, "upstream": "5/s", "remaining": 5}));
-    // Metadata for the proof, and a hit of another team's page.
+    // One attempt for metadata, which the policy needs, and a hit on another team's page.
     assert_eq!(gateway.ask(&post_to(QUERY, &of("narrow"), ASK)).await.detail(), "hit");
     let after = usage(&gateway, "narrow").await;
     assert_eq!((&after["requests"]["hit"], &after["upstream_attempts"]), (&json!(1), &json!(1)));
@@ -67,7 +67,7 @@ async fn a_team_learns_what_it_has_used_and_may_do() {
 }
 
 #[tokio::test]
-async fn to_ask_for_the_usage_is_neither_counted_nor_refused() {
+async fn requests_for_the_usage_are_neither_counted_nor_refused() {
     let upstream = Upstream::start().await;
     let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &[("a", "requests = '2/h'")], &[]).await;
     for _ in 0..5 {
@@ -86,7 +86,7 @@ async fn to_ask_for_the_usage_is_neither_counted_nor_refused() {
 }
 
 #[tokio::test]
-async fn the_usage_is_read_by_whoever_is_known_and_by_nobody_else() {
+async fn only_authenticated_clients_get_the_usage() {
     let upstream = Upstream::start().await;
     let cors = [("server.cors", "https://dashboards.example")];
     let (gateway, _folder) = with_teams(&upstream, "", &[("a", "operations = ['fields-read']")], &cors).await;
@@ -117,7 +117,7 @@ async fn the_usage_is_read_by_whoever_is_known_and_by_nobody_else() {
     let mut asked = http2::request("GET", &gateway, USAGE, "");
     asked.headers_mut().insert("authorization", "Bearer token-of-a".parse().unwrap());
     assert_eq!(http2::ask(&mut sender, asked).await.json()["team"], "a");
-    // Without teams everybody is the same one, and pages of other sites are nobody.
+    // Without teams all clients are the same team. Web pages of other sites are refused.
     let open = TestConfig::new(upstream.url()).start().await;
     let told = open.ask(&get(&format!("{USAGE}?x=1"), "")).await.json();
     assert_eq!((&told["team"], &told["limits"]["remaining"]), (&json!("local"), &json!(null)));
@@ -147,7 +147,7 @@ async fn what_a_team_has_used_is_kept_over_a_reload() {
     let gateway = Gateway::start(Sources::default().with_file(&path)).await;
     assert_eq!(gateway.ask(&post_to(QUERY, &of("b"), ASK)).await.status, 200);
     let before = usage(&gateway, "b").await;
-    // Its place among the teams is another one then.
+    // The team then has another index.
     write(&["b"]);
     gateway.reload.notify_one();
     gateway.metric_reaches("reloads_total", &["result=\"applied\""], 1.0).await;

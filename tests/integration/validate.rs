@@ -4,7 +4,7 @@ use crate::http2;
 use crate::support::gateway::{NO_RETRY, with_teams};
 use crate::support::*;
 
-/// What Twilio might say of a name that it does not know.
+/// Twilio's answer to a name that it does not know.
 const UNKNOWN: &str = r#"{"code":20400,"message":"unknown member","httpStatusCode":400,"userError":true}"#;
 const TYPO: &str = r#"{"query":{"measures":["Conversation.Cout"]}}"#;
 const HINT: &str = r#"unknown measure "Conversation.Cout"; did you mean "Conversation.Count"?"#;
@@ -24,7 +24,7 @@ fn metadata_calls(upstream: &Upstream) -> usize {
     upstream.seen().iter().filter(|seen| seen.target() == METADATA).count()
 }
 
-/// A gateway in this mode, and whether metadata has been asked for by a client.
+/// A gateway in this mode. With `with_metadata`, a client has already requested metadata.
 async fn start(upstream: &Upstream, mode: &str, with_metadata: bool) -> Gateway {
     let gateway = TestConfig::new(upstream.url()).set("validate.mode", mode).start().await;
     if with_metadata {
@@ -36,13 +36,13 @@ async fn start(upstream: &Upstream, mode: &str, with_metadata: bool) -> Gateway 
 #[tokio::test]
 async fn a_400_of_twilios_says_which_name_is_unknown_and_what_was_meant() {
     let upstream = Upstream::script(twilio).await;
-    // It is the default.
+    // Hints are the default.
     let gateway = TestConfig::new(upstream.url()).start().await;
     let before = gateway.ask(&post(TYPO)).await;
     assert_eq!((before.status, before.text().as_str(), before.find(HEADER)), (400, UNKNOWN, None));
     assert_eq!(upstream.count(), 1, "metadata is fetched for no hint");
     assert_eq!(gateway.ask(&get(METADATA, "")).await.status, 200);
-    // Kept, bypassed, fetched anew; the body is Twilio's own.
+    // From the cache, bypassed, and fetched anew. The body is Twilio's own.
     for (headers, detail) in [
         ("", "hit"),
         ("Accept-Encoding: gzip\r\nIf-None-Match: *\r\n", "hit"),
@@ -61,7 +61,7 @@ async fn a_400_of_twilios_says_which_name_is_unknown_and_what_was_meant() {
     }
     let right = gateway.ask(&post(ASK)).await;
     assert_eq!((right.status, right.find(HEADER)), (200, None));
-    // Whose names are all known, and a page, of which the query is not known.
+    // A query with known names only, and a further page, whose query is not known.
     let grain = r#"{"query":{"measures":["Conversation.Count"],"dimensions":["Conversation.CreatedDate.hour"]}}"#;
     for request in [post(grain), get(&format!("{QUERY}?pageToken=x"), "")] {
         let answer = gateway.ask(&request).await;
@@ -72,7 +72,7 @@ async fn a_400_of_twilios_says_which_name_is_unknown_and_what_was_meant() {
 }
 
 #[tokio::test]
-async fn everybody_who_waits_for_a_400_gets_the_hint() {
+async fn every_client_that_waits_for_a_400_gets_the_hint() {
     let gate = Gate::default();
     let held = gate.clone();
     let upstream = Upstream::script(move |seen| match seen.target() {
@@ -84,7 +84,7 @@ async fn everybody_who_waits_for_a_400_gets_the_hint() {
     let (mut leads, mut waits) = (gateway.connect().await, gateway.connect().await);
     leads.send(&post(TYPO)).await;
     upstream.arrived(2).await;
-    // Another spelling of the same query.
+    // The same query in another spelling.
     waits.send(&post(r#"{ "query": {"measures": ["Conversation.\u0043out"], "filters": null} }"#)).await;
     gateway.settle().await;
     gate.open();
@@ -96,14 +96,14 @@ async fn everybody_who_waits_for_a_400_gets_the_hint() {
 }
 
 #[tokio::test]
-async fn no_name_of_a_client_steers_a_header() {
+async fn a_clients_text_cannot_change_the_header() {
     let upstream = Upstream::script(twilio).await;
     for mode in ["hint", "reject"] {
         let gateway = start(&upstream, mode, true).await;
         let ask = async |name: &str| {
             let body = serde_json::json!({"query": {"measures": [name]}});
             let answer = gateway.ask(&post(&body.to_string())).await;
-            assert_eq!(answer.text(), UNKNOWN, "in doubt it is forwarded");
+            assert_eq!(answer.text(), UNKNOWN, "text without the form of a name is forwarded");
             answer.header(HEADER).to_owned()
         };
         let split = ask("Conversation.Cout\r\nSet-Cookie: a=b").await;
@@ -118,7 +118,7 @@ async fn no_name_of_a_client_steers_a_header() {
 }
 
 #[tokio::test]
-async fn no_hint_tells_a_team_of_what_it_may_not_name() {
+async fn no_hint_reveals_a_name_that_a_team_may_not_know() {
     let upstream = Upstream::script(twilio).await;
     let narrow = "policy = { deny = ['Conversation.ParticipantId', 'Secret.*'] }";
     let closed =
@@ -135,10 +135,10 @@ async fn no_hint_tells_a_team_of_what_it_may_not_name() {
             assert_eq!(answer.find(HEADER), None);
             assert_eq!(answer.json()["message"], format!("this team may not query {name}"));
         }
-        // The required filter is in what Twilio refuses, and not in what the team asked.
+        // The required filter is in the query that Twilio refuses, and not in the query that the team sent.
         let answer = gateway.ask(&post_to(QUERY, &of("closed"), ASK)).await;
         assert_eq!((answer.status, answer.find(HEADER)), (400, None));
-        // It may not read metadata, so it is told no name of it.
+        // This team may not read metadata, so it gets no suggestion.
         let answer = gateway.ask(&post_to(QUERY, &of("asks"), TYPO)).await;
         let message = answer.json()["message"].as_str().unwrap().to_owned();
         let words = if mode == "hint" { answer.header(HEADER) } else { &message };
@@ -147,7 +147,7 @@ async fn no_hint_tells_a_team_of_what_it_may_not_name() {
 }
 
 #[tokio::test]
-async fn a_query_with_an_unknown_name_is_refused_for_nothing() {
+async fn a_query_with_an_unknown_name_is_refused_without_a_call() {
     let upstream = Upstream::script(twilio).await;
     let gateway = start(&upstream, "reject", false).await;
     for times in 1..=3 {
@@ -166,7 +166,7 @@ async fn a_query_with_an_unknown_name_is_refused_for_nothing() {
     gateway.ask(&post_to(QUERY, "Cache-Control: no-store\r\n", TYPO)).await.assert_refused(400, "invalid_query");
     assert_eq!(upstream.count(), 1);
     for body in [
-        // A grain, a member as something else, undocumented parts, a name of another form.
+        // A grain, a member of another kind, undocumented parts, and text without the form of a name.
         r#"{"query":{"dimensions":["Conversation.CreatedDate.fortnight"]}}"#,
         r#"{"query":{"measures":["Conversation.Queue"]}}"#,
         r#"{"query":{"measures":["Conversation.Cout"],"limit":3}}"#,
@@ -177,7 +177,7 @@ async fn a_query_with_an_unknown_name_is_refused_for_nothing() {
         assert_eq!(gateway.ask(&post(body)).await.text(), UNKNOWN, "{body}");
         assert_eq!(upstream.count(), before + 1, "{body}");
     }
-    // What is in the cache needs no metadata, and what is known no newer one.
+    // A hit needs no metadata, and known names need no newer metadata.
     assert_eq!(gateway.ask(&post(ASK)).await.detail(), "miss");
     assert_eq!(gateway.ask(&post(ASK)).await.detail(), "hit");
     assert_eq!(metadata_calls(&upstream), 1);

@@ -1,4 +1,4 @@
-//! A reader of server-sent events, over HTTP/1.1 with its chunks.
+//! A reader of server-sent events over HTTP/1.1 with chunked coding.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ pub struct EventStream {
     text: String,
 }
 
-/// What came.
+/// A received event or comment.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
     Event(String, Json),

@@ -1,4 +1,4 @@
-//! The gateway's OpenAPI document, and whether an answer is as it says.
+//! The gateway's OpenAPI document, and checks of answers against it.
 
 use serde_json::{Map, Value as Json};
 
@@ -21,7 +21,7 @@ const NOT_LISTED: [&str; 10] = [
 pub struct Document(Json);
 
 impl Document {
-    /// As the admin plane gives it, with these header lines in the request.
+    /// Fetches the document from the admin plane, with these header lines in the request.
     pub async fn of(gateway: &Gateway, headers: &str) -> Self {
         let answer = gateway.ask_admin(&get("/openapi.json", headers)).await;
         assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"), "{answer:?}");
@@ -53,7 +53,7 @@ impl Document {
                 return Err(format!("{name} is missing"));
             }
         }
-        // What Twilio answers with another status has the gateway's own headers, too.
+        // Twilio's answers with other statuses have the gateway's own headers too.
         let is_listed = |name: &str| {
             NOT_LISTED.contains(&name)
                 || name.starts_with("access-control-")
@@ -66,7 +66,7 @@ impl Document {
         match response.get("content") {
             _ if method == "HEAD" && answer.body.is_empty() => Ok(()),
             None if answer.body.is_empty() => Ok(()),
-            // A sentence for people, beside the header that leads on.
+            // A text for people, beside the redirect.
             None if answer.status == 303 => Ok(()),
             None => Err("there is a body, and none is described".to_owned()),
             Some(content) => {
@@ -87,7 +87,8 @@ impl Document {
         }
     }
 
-    /// Does a value fit a schema (JSON Schema 2020-12, as far as the document uses it); if not, what is wrong.
+    /// Whether a value matches a schema (JSON Schema 2020-12, as far as the document uses it). The error says what is
+    /// wrong.
     pub fn fits(&self, value: &Json, schema: &Json) -> Result<(), String> {
         let wrong = |what: &str, expected: &Json| Err(format!("{value} is not {what} {expected}"));
         for (keyword, expected) in schema.as_object().expect("a schema is an object") {
