@@ -14,7 +14,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def demo(tmp_path):
-    """A demo on free ports, with all that it prints."""
+    """A demo on free ports, and its output."""
     demo = Demo(tmp_path)
     yield demo
     demo.close()

@@ -1,4 +1,4 @@
-"""A demo, as somebody starts it who has nothing else."""
+"""A demo, started without any settings."""
 
 import subprocess
 

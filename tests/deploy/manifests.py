@@ -80,7 +80,7 @@ class Manifests:
 
     @property
     def check(self):
-        """The container that only looks at the configuration."""
+        """The init container that checks the configuration."""
         (found,) = (c for c in self.template["spec"]["initContainers"] if is_ours(c) and c["args"][0] == "check")
         return found
 

@@ -1,4 +1,4 @@
-"""The snippets of README and handbook: those for a shell are run, in front of a demo; configurations are valid; data is data."""
+"""Snippets in README and handbook: shell snippets run against a demo, configurations are valid, and data can be parsed."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from files import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 SCHEMA = Draft7Validator(json.loads((ROOT / "config/gateway.schema.json").read_text()))
-# What takes an engine, a cluster, a package manager, a running systemd or a build, and is tested elsewhere in parts.
+# Commands that need an engine, a cluster, a package manager, a running systemd or a build. Other tests cover parts of them.
 ELSEWHERE = {"apt", "cargo", "deploy", "docker", "helm", "install", "journalctl", "kubectl", "make", "systemctl", "tests"}
-# What goes on until it is stopped: its flags are tried with the others of the command line.
+# Commands that run until they are stopped. Only their flags are checked.
 ENDLESS = {"serve", "demo", "simulate"}
-# Where the gateway is in the handbook.
+# The addresses of the gateway in the handbook.
 DATA, ADMIN = "127.0.0.1:8080", "127.0.0.1:9090"
 
 
@@ -40,7 +40,7 @@ def ids(pair):
 
 
 def lines(language, text):
-    """The commands, each in one line."""
+    """The commands, each on one line."""
     text = text.replace("\\\n", " ")
     if language == "console":
         text = "\n".join(line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ "))
@@ -48,7 +48,7 @@ def lines(language, text):
 
 
 def program(command):
-    """What a command runs: its name without the folder, but for a script of the repository the folder at the top."""
+    """The name of the program that a command runs, without its folder; for a script of the repository, its top folder."""
     first, *_ = re.sub(r"^([A-Z_]+=('[^']*'|\S*) )+", "", command).split()
     return first.split("/")[0] if first.startswith(("deploy/", "tests/")) else first.rsplit("/", 1)[-1]
 
@@ -74,7 +74,7 @@ def test_there_are_snippets_to_run():
 
 @pytest.fixture(scope="module")
 def handbook(tmp_path_factory):
-    """A demo, and a shell in which the names of the handbook lead to it."""
+    """A demo, and a shell in which the addresses of the handbook lead to it."""
     folder = tmp_path_factory.mktemp("handbook")
     audit = folder / "gateway.log"
     demo = Demo(folder)
@@ -107,7 +107,7 @@ def handbook(tmp_path_factory):
     def run(command):
         for name, there in names.items():
             command = command.replace(name, there)
-        # Secrets of examples are not here.
+        # The secrets of the examples do not exist here.
         command = command.replace("insights-gateway check", "insights-gateway check --without-secrets")
         command = command.replace("insights-gateway-new check", "insights-gateway-new check --without-secrets")
         return subprocess.run(
@@ -129,7 +129,7 @@ def test_commands_run(snippet, handbook):
     _, command = snippet
     ran = handbook(command)
     assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
-    # Of curl, whose exit code does not tell.
+    # An error in the output of curl, whose exit code does not show it.
     assert '"userError"' not in ran.stdout, ran.stdout
 
 
@@ -149,6 +149,6 @@ def test_configurations_are_valid(snippet):
 
 
 @pytest.mark.parametrize("snippet", [*snippets("json"), *snippets("yaml")], ids=ids)
-def test_data_is_data(snippet):
+def test_data_can_be_parsed(snippet):
     _, text = snippet
     assert yaml.safe_load(text), "JSON is YAML, too"

@@ -144,7 +144,7 @@ def test_a_configuration_is_checked_before_a_pod_serves(endpoint, root):
     for same in ("image", "volumeMounts", "securityContext"):
         assert check[same] == gateway[same]
     assert check.get("env") == gateway.get("env")
-    # A failure is shown with the pod.
+    # `kubectl describe pod` shows a failure.
     assert check["terminationMessagePolicy"] == "FallbackToLogsOnError"
     environment = {variable["name"]: variable.get("value", "node-1") for variable in check.get("env", [])}
     unmounted = root.run(*check["args"], environment=environment)
@@ -157,7 +157,7 @@ def test_a_configuration_is_checked_before_a_pod_serves(endpoint, root):
     assert refused.returncode == 64 and "did you mean capacity?" in refused.stderr
 
 
-def test_the_chart_hands_variables_on():
+def test_the_chart_sets_extra_variables():
     env = Manifests("helm, everything").gateway["env"]
     assert env[0] == {"name": "INSIGHTS_GATEWAY_LOG__FILTER", "value": "debug"}
     assert env[1]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
@@ -182,7 +182,7 @@ REACHABLE = '[admin]\nlisten = "0.0.0.0:9090"\n[server]\nlisten = ["unix:/run/x"
         (REACHABLE, [], None),
     ],
 )
-def test_the_chart_refuses_addresses_that_nobody_would_reach(config, options, refusal, tmp_path):
+def test_the_chart_refuses_unreachable_addresses(config, options, refusal, tmp_path):
     (tmp_path / "gateway.toml").write_text(config or "# all by default\n")
     options = ["--set-json=extraEnv=" + json.dumps([dict(zip(("name", "value"), options))])] if options else []
     command = ["helm", "template", "insights", CHART, f"--set-file=config={tmp_path / 'gateway.toml'}", *options]

@@ -1,5 +1,5 @@
-"""The recipes of docs/recipes, each with the tool that it is for, in front of a demo. Grafana itself is not to be had here:
-its part is played by what its data source does with the provisioned files, and by an implementation of its selectors."""
+"""The recipes of docs/recipes, each with its tool, against a demo. Grafana itself is not available here. Instead the tests
+send what its data source would send for the provisioned files, and evaluate its selectors with another implementation."""
 
 import contextlib
 import csv
@@ -56,7 +56,7 @@ def test_pandas_reads_all_pages(demo, monkeypatch):
     assert frame.to_dict("records") == json.loads(asked) and len(frame) > 100
     days = insights.read(demo.gateway, {"measures": ["Conversation.Count"], "dimensions": ["Conversation.CreatedDate.day"]})
     assert days["Conversation.CreatedDate.day"].dtype.kind == "M" and days["Conversation.Count"].sum() == 5000
-    # Nothing found has its columns all the same.
+    # An empty result has its columns too.
     nothing = {**BY_NAME, "filters": [{"op": "AND", "expressions": [{"op": "EQ", "field": "Conversation.ConversationName", "values": ["no such"]}]}]}
     assert list(insights.read(demo.gateway, nothing).columns) == [*BY_NAME["dimensions"], *BY_NAME["measures"]]
 
@@ -69,7 +69,7 @@ def test_the_example_for_pandas_prints_weeks(demo):
 # --- export
 
 
-def test_the_export_is_whole_or_not_there(demo, tmp_path):
+def test_the_export_is_complete_or_does_not_exist(demo, tmp_path):
     reports = tmp_path / "reports"
     reports.mkdir()
     environment = {"PATH": named(tmp_path), "INSIGHTS_GATEWAY_SERVER__LISTEN": address(demo.gateway)}
@@ -89,7 +89,7 @@ def test_the_export_is_whole_or_not_there(demo, tmp_path):
     assert not list(reports.iterdir())
 
 
-def test_the_crontab_says_when_and_as_whom():
+def test_the_crontab_has_a_time_and_a_user():
     entries = [line for line in (RECIPES / "export/insights-export.cron").read_text().splitlines() if line[0].isdigit()]
     (entry,) = entries
     assert re.fullmatch(r"[\d*]+ [\d*]+ \* \* \* \w+ /usr/local/bin/insights-export /\S+", entry)
@@ -122,7 +122,7 @@ def test_jq_lists_refusals(log):
     assert when.endswith("Z") and (status, reason) == ("404", "not_found") and request
 
 
-def test_jq_finds_what_was_slow(log, tmp_path):
+def test_jq_finds_slow_requests(log, tmp_path):
     assert jq("slow.jq", "-r", log) == []
     slow = tmp_path / "slow.log"
     lines = map(parsed, log.read_text().splitlines())
@@ -136,7 +136,7 @@ def test_jq_finds_what_was_slow(log, tmp_path):
 
 @contextlib.contextmanager
 def serving(folder, environment, *arguments):
-    """A gateway without teams or with what its arguments say, and its two addresses."""
+    """A gateway with these settings, by default without teams, and its two addresses."""
     log = folder / "gateway.log"
     ports = ["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--set=log.format=json"]
     with log.open("w") as output:
@@ -155,7 +155,7 @@ def serving(folder, environment, *arguments):
         assert gateway.wait(PATIENCE_SECONDS) == 0
 
 
-def test_the_way_out_goes_by_a_proxy_that_asks_who_it_is(demo, tmp_path):
+def test_calls_go_through_a_proxy_with_a_password(demo, tmp_path):
     port, said, password = tmp_path / "port", tmp_path / "proxy.log", tmp_path / "password"
     password.write_text("let-me-out")
     password.chmod(0o600)
@@ -175,7 +175,7 @@ def test_the_way_out_goes_by_a_proxy_that_asks_who_it_is(demo, tmp_path):
             status, metadata = ask(data, f"{DOMAIN}/Metadata")
             assert status == 200 and "Conversation.Count" in metadata
         wait_for(lambda: f"CONNECT {address(demo.simulator)}" in said.read_text(), "the tunnel", said.read_text)
-        # With another password nothing goes out.
+        # With a wrong password no call reaches the upstream.
         password.write_text("wrong")
         with serving(tmp_path, {}, "--config", config, "--upstream", demo.simulator) as (data, _):
             status, body = ask(data, f"{DOMAIN}/Metadata")
@@ -198,7 +198,7 @@ TARGETS = {panel["title"]: target for panel in DASHBOARD["panels"] for target in
 
 
 def infinity(base, target, variables, cursor=None):
-    """What the data source asks for, and what it gets."""
+    """The request of the data source for a panel, and the answer."""
 
     def filled(text):
         return re.sub(r"\$\{([^}]+)\}", lambda found: variables[found[1]], text)
@@ -227,7 +227,7 @@ def test_grafanas_panels_get_their_rows_and_share_pages(demo):
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     written = "%Y-%m-%dT%H:%M:%S.000Z"
     variables = {"__from:date:iso": (today - timedelta(days=30)).strftime(written), "__to:date:iso": today.strftime(written)}
-    # Whole days: who looks later asks the same.
+    # Whole days, so that later refreshes send the same query.
     assert DASHBOARD["time"] == {"from": "now-30d/d", "to": "now/d"}
     for title in ("Conversations a day", "By status"):
         page, headers = infinity(demo.gateway, TARGETS[title], variables)
@@ -242,7 +242,7 @@ def test_grafanas_panels_get_their_rows_and_share_pages(demo):
 def test_grafanas_cursor_ends_where_there_is_no_token():
     selector = TARGETS["Results of a query job, all pages"]["pagination_param_cursor_extraction_path"]
     assert gjson.get({"meta": {"nextToken": "a/+="}}, selector) == "a/+="
-    # Not a fault, which a plain path would be; and null is no text.
+    # A plain path would be an error here. null is no text either.
     assert not gjson.get({"meta": {"key": "items"}}, selector)
     assert not gjson.get({"meta": {"key": "items", "nextToken": None}}, selector)
 
@@ -274,8 +274,8 @@ def test_grafanas_files_fit_together():
     kinds |= {target["datasource"]["type"] for target in TARGETS.values()}
     assert kinds == {"yesoreyeram-infinity-datasource"}
     for target in TARGETS.values():
-        # Where paging, root and columns are read by the plugin's own server, on which alerts depend, too.
+        # Paging, root and columns then work in the plugin's server, which alerts need too.
         assert target["parser"] == "backend"
         if "pagination_mode" in target:
-            # Each page repeats the method: pages of a POST would all be the first.
+            # The plugin repeats the method for each page, and Twilio answers each POST with the first page.
             assert target["url_options"]["method"] == "GET"

@@ -1,5 +1,5 @@
-"""What .github/workflows/release.yml runs, as far as it can be run here: the scripts of deploy/release, with a binary that
-was not built for a release, and what they make."""
+"""The part of .github/workflows/release.yml that can run here: the scripts of deploy/release and their results, with a binary
+that was not built for a release."""
 
 import gzip
 import hashlib
@@ -21,12 +21,12 @@ RELEASE = DEPLOY / "release"
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 TARGET = "x86_64-unknown-linux-gnu"
-# The order of the command line, in the unit's own words.
+# The command line in the systemd unit.
 EXEC_START = re.compile(r"^ExecStart=(\S+) serve --config (\S+)$", re.M)
 
 
 def script(name, *arguments):
-    # The time of the commit is the workflow's affair: not every checkout lets git say it.
+    # The workflow takes the time of the commit from git, which does not know it in every checkout.
     return run(RELEASE / name, *arguments, env={**os.environ, "SOURCE_DATE_EPOCH": "1790000000"})
 
 
@@ -34,9 +34,9 @@ def steps():
     return [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
 
 
-def test_the_workflow_runs_the_scripts_and_each_is_one_of_its_own():
+def test_the_workflow_uses_every_release_script():
     text = "\n".join(step.get("run", "") for step in steps())
-    # `stage` is what the scripts that pack have in common.
+    # `archive` and `deb` share `stage`.
     used = set(re.findall(r"deploy/release/(\w+)", text)) | {"stage"}
     assert used == {path.name for path in RELEASE.iterdir()}
     for path in RELEASE.iterdir():
@@ -50,7 +50,7 @@ def test_the_workflow_publishes_only_what_has_passed():
     assert all("notes" in job["needs"] for name, job in jobs.items() if name in ("gate", "build"))
     targets = {entry["target"] for entry in jobs["build"]["strategy"]["matrix"]["include"]}
     assert targets == {"x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"}
-    # Nothing may write but what publishes, and no job keeps a token in its checkout.
+    # Only the job that publishes may write, and no job keeps a token in its checkout.
     assert WORKFLOW["permissions"] == {"contents": "read"}
     assert [name for name, job in jobs.items() if job.get("permissions", {}).get("contents") == "write"] == ["publish"]
     checkouts = [step for step in steps() if step.get("uses", "").startswith("actions/checkout@")]
@@ -89,7 +89,7 @@ def test_the_changelog_keeps_the_form_that_releases_need():
 
 @pytest.fixture(scope="module")
 def stripped(tmp_path_factory):
-    """The binary without what debuggers read, as a release has it: it packs in seconds."""
+    """The binary without debug information, as in a release, so that packing takes only seconds."""
     binary = tmp_path_factory.mktemp("stripped") / "insights-gateway"
     run("strip", "-o", binary, BINARY)
     return binary
@@ -97,7 +97,7 @@ def stripped(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dist(stripped, tmp_path_factory):
-    """What a release comes to."""
+    """The files of a release."""
     folder = tmp_path_factory.mktemp("dist")
     script("archive", stripped, TARGET, folder)
     script("deb", stripped, folder)
@@ -107,7 +107,7 @@ def dist(stripped, tmp_path_factory):
     return folder
 
 
-def test_a_release_is_whole(dist):
+def test_a_release_is_complete(dist):
     architecture = run("dpkg", "--print-architecture").strip()
     assert {path.name for path in dist.iterdir()} == {
         "SHA256SUMS",
@@ -135,13 +135,13 @@ def test_an_archive_is_the_same_each_time(dist, stripped, tmp_path):
     assert {"insights-gateway", "LICENSE", "man/man1/insights-gateway-serve.1.gz", "config/gateway.schema.json"} <= names
 
 
-def test_the_bill_lists_what_is_linked_in(dist):
+def test_the_bill_of_materials_lists_the_linked_crates(dist):
     bill = json.loads((dist / f"insights-gateway-{TARGET}.cdx.json").read_text())
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["version"] == VERSION
     listed = {part["name"] for part in bill["components"]}
     assert {"hyper", "rustls", "aws-lc-rs", "clap", "redb"} <= listed and len(listed) > 50
-    # What tests, what builds, and what other systems need.
+    # Dependencies of tests, of the build, and of other systems.
     assert not listed & {"proptest", "rcgen", "ring", "syn", "cc", "windows-sys", "insights-gateway"}
     for part in bill["components"]:
         assert part["licenses"] and re.fullmatch("[0-9a-f]{64}", part["hashes"][0]["content"]), part["name"]
@@ -156,26 +156,26 @@ def test_the_chart_names_the_image_of_the_release(dist):
 
 @pytest.fixture(scope="module")
 def installed(dist, tmp_path_factory):
-    """The package, unpacked by dpkg into a root of its own."""
+    """The package, unpacked by dpkg into its own root."""
     root = tmp_path_factory.mktemp("installed")
     (root / "var/lib/dpkg/updates").mkdir(parents=True)
     (root / "var/lib/dpkg/info").mkdir()
     (root / "var/lib/dpkg/status").touch()
-    # Files belong to root, which this user is only in a namespace of its own.
+    # Files must belong to root, and this user is root only in its own namespace.
     as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
     (package,) = dist.glob("*.deb")
     run(*as_root, "dpkg", f"--root={root}", "--force-not-root", "--unpack", package)
     return root
 
 
-def test_the_package_holds_what_a_service_needs(installed):
+def test_the_package_has_the_files_of_a_service(installed):
     found = {"/" + str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     found = {name for name in found if not name.startswith("/var/lib/dpkg/")}
     docs = {name for name in found if name.startswith("/usr/share/doc/")}
     pages = {name for name in found if name.startswith("/usr/share/man/")}
     assert found - docs - pages == {
         "/usr/bin/insights-gateway",
-        # Not in place before the installation is complete: unpacking keeps what somebody has changed.
+        # Unpacking alone does not replace a configuration file, because an operator may have changed it.
         "/etc/insights-gateway/gateway.toml.dpkg-new",
         "/usr/lib/systemd/system/insights-gateway.service",
         "/usr/lib/systemd/system/insights-gateway.socket",
@@ -189,7 +189,7 @@ def test_the_package_holds_what_a_service_needs(installed):
     assert (installed / "var/lib/dpkg/info/insights-gateway.conffiles").read_text().strip() == "/etc/insights-gateway/gateway.toml"
 
 
-def test_manual_pages_are_read_without_complaint(installed):
+def test_manual_pages_have_no_warnings(installed):
     pages = sorted((installed / "usr/share/man").rglob("*.gz"))
     assert len(pages) > 10
     for page in pages:
@@ -198,7 +198,7 @@ def test_manual_pages_are_read_without_complaint(installed):
         assert (rendered.returncode, rendered.stderr) == (0, ""), page.name
 
 
-def test_the_installation_neither_starts_nor_enables_what_has_no_credentials_yet(installed):
+def test_the_installation_starts_and_enables_nothing(installed):
     script = (installed / "var/lib/dpkg/info/insights-gateway.postinst").read_text()
     assert "systemd-tmpfiles" in script and "insights-gateway.conf" in script
     assert "deb-systemd-invoke start" not in script and "deb-systemd-invoke restart" not in script
@@ -208,7 +208,7 @@ def test_the_installation_neither_starts_nor_enables_what_has_no_credentials_yet
 def test_the_installed_unit_starts_a_gateway_that_serves(installed, demo, tmp_path):
     (binary, config), = EXEC_START.findall((installed / "usr/lib/systemd/system/insights-gateway.service").read_text())
     binary, config = installed / binary.lstrip("/"), installed / (config.lstrip("/") + ".dpkg-new")
-    # As systemd hands credentials over.
+    # As systemd passes credentials.
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     for name, value in (("twilio_api_key", ACCOUNT["TWILIO_API_KEY"]), ("twilio_api_secret", "secret")):
@@ -219,7 +219,7 @@ def test_the_installed_unit_starts_a_gateway_that_serves(installed, demo, tmp_pa
 
     checked = subprocess.run([binary, "check", "--config", config, pages], env=environment, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "OK\n")
-    # Before anybody has put them there, too.
+    # Without the credentials, too.
     checked = subprocess.run([binary, "check", "--without-secrets", "--config", config, pages], env={}, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "OK\n")
 
@@ -242,7 +242,7 @@ def test_the_installed_unit_starts_a_gateway_that_serves(installed, demo, tmp_pa
 
 
 def serving_admin(gateway, log):
-    """The admin address of a gateway that writes there, once it serves."""
+    """The admin address of the gateway with this log, once it serves."""
 
     def look():
         assert gateway.poll() is None, log.read_text()

@@ -1,4 +1,4 @@
-"""The configuration's JSON Schema, by a validator: what ships is valid, and what the gateway refuses by its form is not."""
+"""The configuration's JSON Schema: shipped files are valid, and values with a form that the gateway refuses are not."""
 
 import json
 import re
@@ -16,12 +16,12 @@ FILE = ROOT / "config/gateway.schema.json"
 SCHEMA = json.loads(FILE.read_text())
 VALIDATOR = Draft7Validator(SCHEMA)
 SHIPPED = sorted([*(ROOT / "config").glob("*.toml"), *DEPLOY.rglob("gateway.toml")])
-# The reference with every key that is off by default switched on.
+# The reference with all commented keys switched on.
 WHOLE = re.sub(r"^#(?=[^ \n])", "", (ROOT / "config/gateway.toml").read_text(), flags=re.M)
 
 
 def parsed(text):
-    """As editors read it: dates are texts."""
+    """The document as editors read it, with dates as texts."""
     return json.loads(json.dumps(tomllib.loads(text), default=lambda date: date.isoformat()))
 
 
@@ -45,13 +45,13 @@ def at(path, value):
     return value
 
 
-def test_it_is_what_the_program_prints():
+def test_the_file_is_what_the_program_prints():
     Draft7Validator.check_schema(SCHEMA)
     assert run(BINARY, "schema") == FILE.read_text()
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(ROOT)))
-def test_what_ships_is_valid(file):
+def test_shipped_files_are_valid(file):
     assert faults(parsed(file.read_text())) == []
 
 
@@ -62,12 +62,12 @@ def test_the_charts_configuration_is_valid():
 
 def test_the_whole_reference_is_valid():
     whole = parsed(WHOLE)
-    # It shows both ways to sign in.
+    # It has both ways to sign in.
     assert whole["accounts"] and whole["teams"] and faults(whole) == []
 
 
 @pytest.mark.parametrize("path", [path for path in tables(SCHEMA) if path not in {("accounts",), ("teams",)}], ids=".".join)
-def test_unknown_keys_are_not(path):
+def test_unknown_keys_are_invalid(path):
     (fault,) = faults(at(path, {"no_key": 1}))
     assert "no_key" in fault
 
@@ -112,7 +112,7 @@ def test_every_form_of_a_value_is_valid(text):
         'teams.a.token_sha256 = [{ expires = "2027-01-31" }]',
     ],
 )
-def test_what_the_program_refuses_by_its_form_is_not(text, tmp_path):
+def test_forms_that_the_program_refuses_are_invalid(text, tmp_path):
     assert len(faults(parsed(text))) == 1
     config = tmp_path / "gateway.toml"
     config.write_text(text + "\n")

@@ -56,7 +56,7 @@ const byConversation = (...orders) => ({
   },
 });
 
-// Three different ones.
+// Three different orders, for three different jobs.
 const ORDERS = [[], ["ASC"], ["DESC"]];
 
 /** Polls as an application would, but more often. */
@@ -152,7 +152,7 @@ testBoth("custom fields are created, patched and queried", async (place) => {
   assert.ok(items[0][measure] > 0);
 });
 
-/** How many such requests have come to the simulator. */
+/** The number of such requests that the simulator has received. */
 async function asked(simulator, method, wanted) {
   const received = await simulator.received();
   return received.filter((entry) => entry.method === method && entry.path.split("?")[0] === wanted).length;

@@ -1,4 +1,4 @@
-"""What the gateway adds to query jobs, as Twilio's own Python SDK sees it."""
+"""Query jobs through the gateway, with Twilio's own Python SDK."""
 
 import time
 
@@ -11,7 +11,7 @@ JOBS = "/v3/InsightsDomains/Conversations/QueryJobs"
 
 
 def asked(stack, method, path):
-    """How many such requests the gateway has sent."""
+    """The number of such requests that the gateway has sent."""
     received = [(entry["method"], entry["path"].split("?")[0]) for entry in stack.received()]
     return received.count((method, path))
 

@@ -59,7 +59,7 @@ def by_conversation(*orders):
     return QueryJobList.InsightsQueryRequest({"domain": "Conversations", "query": query})
 
 
-# Three different ones.
+# Three different orders, for three different jobs.
 ORDERS = [(), ("ASC",), ("DESC",)]
 
 

@@ -1,4 +1,4 @@
-"""What one finished query job costs upstream, for one and for many who wait for it: directly, and through a gateway.
+"""Upstream calls for one finished query job, for one and for many watchers: directly, and through a gateway.
 
 With `-s` it prints the table of `docs/jobs.md`: `.tools/python/bin/python -m pytest -s tests/sdk/python/test_watchers.py`,
 with the binary's path in GATEWAY_BINARY.
@@ -39,9 +39,9 @@ def watch(base, user):
 
 
 def calls(stack, base, watchers):
-    """Upstream calls for so many watchers: submissions, polls and reads of results."""
+    """Upstream calls for this number of watchers: submissions, polls and reads of results."""
     with ThreadPoolExecutor(watchers) as pool:
-        # Each directly as an account of its own, because the simulator runs only three jobs of one at a time.
+        # Each watcher has its own account, because the simulator runs only three jobs of one account at a time.
         list(pool.map(lambda number: watch(base, f"SK{number}"), range(watchers)))
     received = [(entry["method"], entry["path"]) for entry in stack.received()]
     submissions = sum(method == "POST" for method, _ in received)
