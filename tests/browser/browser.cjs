@@ -1,6 +1,6 @@
 "use strict";
 
-// What the tests of the status page share: a real browser, and what it must never do.
+// Shared by the tests of the status page: a real browser, and checks that hold on every page.
 
 const fs = require("node:fs");
 const path = require("node:path");
@@ -19,7 +19,7 @@ class Session {
   static async launch() {
     const session = new Session();
     const args = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-    // Root, as which containers and CI run, has no sandbox.
+    // The sandbox does not work as root, the user of containers and CI.
     if (process.getuid() === 0) args.push("--no-sandbox");
     session.browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
     return session;
@@ -34,7 +34,7 @@ class Session {
     return this.closing(await Stack.start(options));
   }
 
-  /** The page, and all that it complained about or asked of other hosts. */
+  /** A page, with all its errors and its requests to other hosts. */
   async visit(stack, options = {}) {
     const { path: place = "/", ...rest } = options;
     const context = this.closing(await this.browser.newContext({ viewport: { width: 1200, height: 900 }, ...rest }));
@@ -67,7 +67,7 @@ class Session {
   }
 }
 
-/** A query; its answer, be it an error. */
+/** Sends a query, and returns its answer, also an error. */
 async function query(stack, dimension, { pageSize = 50, token, headers = {} } = {}) {
   const body = { query: { measures: ["Conversation.Count"], dimensions: [dimension] } };
   const authorization = token ? { Authorization: `Bearer ${token}` } : {};
@@ -75,7 +75,7 @@ async function query(stack, dimension, { pageSize = 50, token, headers = {} } = 
   return fetchJson(`${stack.url}${PATHS}/Query?pageSize=${pageSize}`, { method: "POST", body: JSON.stringify(body), headers: all });
 }
 
-/** Four misses and six hits, all but the metadata of different sizes. */
+/** Causes four misses and six hits. All pages except metadata have different sizes. */
 async function someTraffic(stack) {
   await fetchJson(`${stack.url}${PATHS}/Metadata`);
   for (let round = 0; round < 3; round += 1) {
@@ -87,7 +87,7 @@ async function someTraffic(stack) {
 
 const text = (page, selector) => page.locator(selector).innerText();
 
-/** Waits until an element says so, as a person reads it. */
+/** Waits until the visible text of an element matches. */
 async function says(page, selector, expected) {
   const matches = (shown) => (typeof expected === "string" ? shown.includes(expected) : expected.test(shown));
   let last = "";
@@ -107,9 +107,9 @@ async function screenshot(page, name) {
   await page.screenshot({ path: path.join(process.env.SCREENSHOTS, `${name}.png`), fullPage: true });
 }
 
-/** What axe-core finds wrong, each with where. */
+/** The faults that axe-core finds, each with its place. */
 async function violations(page) {
-  // By the debugger's way, which the page's own policy does not bind.
+  // Through the debugger, which the page's policy does not restrict.
   await page.evaluate(AXE);
   const { violations: found } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
   return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).slice(0, 3).join(" | ")}`);

@@ -1,6 +1,6 @@
 "use strict";
 
-// The explorer, and logging in: what an operator does on the status page, and what another site's page cannot do.
+// Login and the explorer: what an operator can do on the status page, and what a page of another site cannot do.
 
 const assert = require("node:assert/strict");
 const { execFile } = require("node:child_process");
@@ -112,7 +112,7 @@ test("a query is put together, priced, run as the team and paged through", async
   assert.deepEqual(complaints, []);
 });
 
-test("each snippet runs when it is pasted, whatever is in it", async () => {
+test("each snippet runs when it is pasted, whatever characters the query has", async () => {
   const stack = await session.start({ moreConfig: TEAMS });
   const { page, complaints } = await session.visit(stack);
   await logIn(page, ADMIN_TOKEN);
@@ -154,7 +154,7 @@ test("each snippet runs when it is pasted, whatever is in it", async () => {
   assert.deepEqual(complaints, []);
 });
 
-test("by the keyboard alone", async () => {
+test("the explorer works with the keyboard only", async () => {
   const stack = await session.start();
   await fetchJson(`${stack.url}${PATHS}/Metadata`);
   const { page } = await session.visit(stack);
@@ -174,7 +174,7 @@ test("by the keyboard alone", async () => {
   assert.ok(await page.locator("[data-ig=snippet][data-language=Python]").isVisible());
 });
 
-/** A page of another site that sends forms and asks by script, as soon as it is looked at. */
+/** A page of another site that sends forms and requests by script as soon as it is loaded. */
 async function elsewhere(admin) {
   const html = `<!doctype html><iframe name="hidden"></iframe><iframe id="framed" src="${admin}/"></iframe>
     <form id="f" target="hidden" method="post" enctype="text/plain" action="${admin}/cache/purge"><input name='{"all":true,"x":"' value='"}'></form>

@@ -1,7 +1,7 @@
 "use strict";
 
-// The dashboard of docs/recipes/browser.md: served by some web server, in a real browser, in front of a gateway whose
-// server.cors lists where it is served.
+// The dashboard of docs/recipes/browser.md: served by a web server, in a real browser, with a gateway whose server.cors
+// lists its origin.
 
 const assert = require("node:assert/strict");
 const crypto = require("node:crypto");
@@ -22,7 +22,7 @@ const open = [];
 
 before(async () => {
   const args = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-  // Root, as which containers and CI run, has no sandbox.
+  // The sandbox does not work as root, the user of containers and CI.
   if (process.getuid() === 0) args.push("--no-sandbox");
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args });
 });
@@ -31,7 +31,7 @@ after(() => browser?.close());
 
 afterEach(() => Promise.all(open.splice(0).map((closable) => closable.close())));
 
-/** The page on a web server of its own, and its origin. */
+/** The page on its own web server, and its origin. */
 async function serve() {
   const page = fs.readFileSync(path.join(RECIPE, "dashboard.html"));
   const server = http.createServer((_, answer) => answer.setHeader("Content-Type", "text/html").end(page));
@@ -63,7 +63,7 @@ async function visit(origin, stack, token) {
   return page;
 }
 
-test("a page of a listed origin asks, reads the answer and says how it came about", async () => {
+test("a page of a listed origin sends a query, reads the answer and shows the Cache-Status", async () => {
   const origin = await serve();
   const stack = await start(origin);
   const page = await visit(origin, stack, TOKEN);
@@ -74,7 +74,7 @@ test("a page of a listed origin asks, reads the answer and says how it came abou
   await page.getByText("detail=hit").waitFor();
 });
 
-test("a token that nobody has is refused in words", async () => {
+test("an unknown token is refused with a message", async () => {
   const origin = await serve();
   const stack = await start(origin);
   const page = await visit(origin, stack, "igw_nobody");

@@ -1,6 +1,6 @@
 "use strict";
 
-// The status page as a person sees it: a real browser, in front of a gateway with traffic and with faults.
+// The status page in a real browser, with a gateway that has traffic and faults.
 
 const assert = require("node:assert/strict");
 const { after, afterEach, before, test } = require("node:test");
@@ -25,7 +25,7 @@ before(async () => {
 after(() => session?.close());
 afterEach(() => session.closeOpen());
 
-test("the page shows the gateway, and follows it", async () => {
+test("the page shows the state of the gateway and its changes", async () => {
   const stack = await session.start({ rate: "20/s" });
   const { page, complaints } = await session.visit(stack);
   await says(page, "[data-ig=state]", "Everything works");
@@ -52,7 +52,7 @@ test("the page shows the gateway, and follows it", async () => {
   assert.deepEqual(complaints, []);
 });
 
-test("Twilio that cannot be reached is told with its cause, and where to read on", async () => {
+test("an unreachable Twilio is shown with its cause and the runbook entry", async () => {
   const stack = await session.start({ rate: "20/s", moreConfig: "[retry]\nattempts = 1\n[circuit]\nconsecutive = 1\n" });
   await query(stack, "Conversation.ConversationStatus");
   await stack.stopSimulator();
@@ -73,7 +73,7 @@ test("Twilio that cannot be reached is told with its cause, and where to read on
   assert.deepEqual(complaints, []);
 });
 
-test("rejected credentials and a pause are told", async () => {
+test("rejected credentials and a pause are shown", async () => {
   const stack = await session.start({ rate: "20/s" });
   await stack.script({ next: 1, status: 401 });
   await query(stack, "Conversation.ConversationStatus");
@@ -90,7 +90,7 @@ test("rejected credentials and a pause are told", async () => {
   assert.deepEqual(complaints, []);
 });
 
-test("teams are listed with what they asked and were refused", async () => {
+test("teams are listed with their requests and refusals", async () => {
   const stack = await session.start({ moreConfig: TEAM });
   await query(stack, "Conversation.ConversationStatus", { token: "unknown" });
   const { page, complaints } = await session.visit(stack);
@@ -103,7 +103,7 @@ test("teams are listed with what they asked and were refused", async () => {
   assert.deepEqual(complaints, []);
 });
 
-test("silence is seen", async () => {
+test("a gateway that does not answer is noticed", async () => {
   const stack = await session.start();
   const { page } = await session.visit(stack);
   await says(page, "[data-ig=state]", "Everything works");
@@ -113,7 +113,7 @@ test("silence is seen", async () => {
   assert.ok(await page.locator("main").isVisible(), "what was known stays");
 });
 
-test("pages of the cache are searched, sorted and dropped, once that is confirmed", async () => {
+test("stored pages are searched, sorted and, after confirmation, dropped", async () => {
   const stack = await session.start();
   await someTraffic(stack);
   const { page, complaints } = await session.visit(stack);
@@ -147,7 +147,7 @@ for (const [name, options] of [
   ["narrow", { viewport: { width: 390, height: 800 } }],
   ["narrow-dark", { viewport: { width: 390, height: 800 }, colorScheme: "dark" }],
 ]) {
-  test(`nobody is shut out: ${name}`, async () => {
+  test(`the page is accessible: ${name}`, async () => {
     const stack = await session.start({ rate: "20/s" });
     await someTraffic(stack);
     await query(stack, "Conversation.Nothing");
@@ -168,7 +168,7 @@ for (const [name, options] of [
   });
 }
 
-test("headings are in order, and tables say what they are", async () => {
+test("headings are in order, and tables have captions", async () => {
   const stack = await session.start({ moreConfig: TEAM, rate: "20/s" });
   const { page } = await session.visit(stack);
   await says(page, "[data-ig=state]", "Everything works");
