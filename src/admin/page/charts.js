@@ -1,5 +1,5 @@
 
-// Curves as SVG. Each has a legend, a line that follows the pointer, and its numbers as a table for whoever does not see it.
+// Charts as SVG. Each has a legend, a line that follows the pointer, and a table of its values for users who cannot see it.
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [560, 190, 46, 8, 8, 22];
@@ -11,7 +11,7 @@ function svg(tag, attributes = {}, text) {
   return element;
 }
 
-/** Round steps of about a quarter of `most`. */
+/** Axis marks from 0 to `most`, in round steps of about a quarter of it. */
 function ticks(most) {
   const raw = most / 4;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -19,7 +19,7 @@ function ticks(most) {
   return Array.from({ length: Math.ceil(most / step - 1e-9) + 1 }, (_, at) => at * step);
 }
 
-/** Powers of ten around the values. */
+/** The powers of ten from below the least to above the greatest value. */
 function powers(least, most) {
   const [from, to] = [Math.floor(Math.log10(least)), Math.ceil(Math.log10(most))];
   return Array.from({ length: Math.max(to - from, 1) + 1 }, (_, at) => 10 ** (from + at));
@@ -69,7 +69,7 @@ function drawChart(figure, { title, note, times, series, stacked, logarithmic, s
       picture.append(svg("path", { class: `area ${kind}`, d: `M${points.join("L")}Z` }));
       upper.forEach((value, at) => { base[at] = value; });
     } else {
-      // Where there is nothing, the curve is broken; a value alone is a dot.
+      // A missing value interrupts the curve. A single value is a dot.
       let path = "";
       values.forEach((value, at) => {
         if (value === null || value === undefined || (logarithmic && value <= 0)) return;
@@ -112,7 +112,7 @@ function drawChart(figure, { title, note, times, series, stacked, logarithmic, s
   figure.replaceChildren(caption, plot, ...table);
 }
 
-/** The latest values as a table, made when it is opened. */
+/** A table of the latest values, made when it is opened. */
 function numbers(title, times, series, write, unit, open) {
   const details = create("details", {}, create("summary", {}, "Numbers"));
   const fill = () => {

@@ -1,5 +1,5 @@
 
-// How they get onto the page: as text, and only where it changed, so that a selection survives.
+// Values are set as text, and only if they have changed, so that a selection survives.
 
 const $ = (id) => document.getElementById(id);
 
@@ -8,7 +8,7 @@ function say(element, text, kind) {
   if (kind !== undefined && element.className !== kind) element.className = kind;
 }
 
-/** An element with attributes and children; texts become text. */
+/** An element with attributes and children. Strings become text nodes. */
 function create(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -43,7 +43,7 @@ function meter(element, share, label) {
   element.firstElementChild.style.width = `${Math.max(0, Math.min(100, share))}%`;
 }
 
-/** Sends JSON, and gives the answer. A session that has ended leads to the login. */
+/** Sends JSON, and returns the answer. If the session has ended, opens the login page. */
 async function send(path, body, patience = 120_000) {
   const answer = await fetch(path, {
     method: "POST",
@@ -67,7 +67,7 @@ async function checkSession(answer) {
   if (answer.status === 401 && answer.headers.has("WWW-Authenticate")) location.assign("/login");
 }
 
-/** Asks before something is done. */
+/** Asks the user to confirm an action. */
 function confirmed(title, text, yes) {
   const dialog = $("confirm");
   say($("confirm-title"), title);

@@ -1,5 +1,5 @@
 
-// The pages of the cache: search, sorting, dropping.
+// The stored pages: searching, sorting and dropping.
 
 const MOST_ENTRIES = 1000;
 const ROWS_AT_ONCE = 20;

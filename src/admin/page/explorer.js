@@ -1,5 +1,5 @@
 
-// The explorer: a query is put together from what the team may see, and asked as that team.
+// The explorer builds a query from the metadata that a team may see, and sends it as that team.
 
 const GRAINS = ["hour", "day", "week", "month", "quarter", "year"];
 const OPERATORS = {
@@ -25,7 +25,7 @@ function choices(select, options, chosen) {
 const ofKind = (isMeasure) => [...explorer.members.values()].filter((member) => member.isMeasure === isMeasure);
 const named = (members) => members.map(({ name }) => [name, name]);
 
-/** A row of controls that can be taken away again. */
+/** A row of controls with a button that removes it. */
 function addRow(place, label, ...controls) {
   const remove = create("button", { type: "button", class: "plain", "aria-label": `Take away ${label}` }, "✕");
   const row = create("div", { class: "row" }, ...controls, remove);
@@ -83,7 +83,7 @@ function addFilter(chosen = "") {
   fit();
 }
 
-/** What is asked for now, as the data plane has it. */
+/** The body of the current query, as the data plane expects it. */
 function queryBody() {
   const values = (name) => [...document.querySelectorAll(`#ask [data-ig=${name}]`)];
   const query = {};
@@ -299,7 +299,7 @@ function beginExplorer(settings) {
   $("add-dimension").addEventListener("click", () => addDimension());
   $("add-filter").addEventListener("click", () => addFilter());
   $("load-metadata").addEventListener("click", loadMetadata);
-  // To choose a team is to ask for what it may see.
+  // Choosing a team requests its metadata.
   $("ask-team").addEventListener("change", loadMetadata);
   $("ask").addEventListener("input", changed);
   $("ask").addEventListener("change", changed);

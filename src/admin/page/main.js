@@ -1,5 +1,5 @@
 
-// What keeps the page up to date: events as they come, and the whole status every five seconds.
+// Updates of the page: events as they come, and the whole status every five seconds.
 
 const EVERY_MS = 5000;
 const known = { status: null, silentSince: null };
@@ -58,7 +58,7 @@ function follow() {
     showHealth(health, known.status);
   });
   on("lost", ({ events: lost }) => say($("live-note"), `${plural(lost, "event")} came too fast to be shown.`));
-  // It connects again by itself, unless it was refused.
+  // An EventSource reconnects by itself, unless it was refused.
   events.addEventListener("error", () => {
     if (events.readyState === EventSource.CLOSED) setTimeout(follow, EVERY_MS);
   });

@@ -1,18 +1,18 @@
 
-// The same query elsewhere. No token stands in any of them: each reads INSIGHTS_GATEWAY_TOKEN from its environment.
+// The same query for other programs. None contains a token: each reads INSIGHTS_GATEWAY_TOKEN from its environment.
 
 const QUERY_PATH = "/v3/InsightsDomains/Conversations/Query";
 
-/** One word of a shell, whatever is in it. */
+/** A text, quoted as one word of a shell. */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** A word of a shell, quoted where it has to be. */
+/** A word of a shell, quoted only if necessary. */
 const shellWord = (text) => (/^[\w./:=,@%+-]+$/.test(text) ? text : quoted(text));
 
-/** A text that no JSON, JavaScript or Python reads differently. */
+/** A string literal with the same meaning in JSON, JavaScript and Python. */
 const literal = (value, indent) => JSON.stringify(value, null, indent).replace(/[\u007f-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
-/** A value of a filter, as the command line has it: quoted where a comma or a quote would be misread. */
+/** A value of a filter for the command line, quoted if it contains a comma or a quote. */
 const filterValue = (value) => (value === "" || value.includes(",") || value.startsWith('"') ? `"${value.replaceAll('"', '""')}"` : value);
 
 function snippets({ url, needsToken, team, body, pageSize }) {
@@ -78,7 +78,7 @@ function makeSnippets() {
     const copy = create("button", { type: "button", class: "plain" }, "Copy");
     const text = create("pre", { "data-ig": "snippet", "data-language": language, tabindex: "0", "aria-label": `${language} snippet` });
     copy.addEventListener("click", async () => {
-      // A page that is not on loopback and has no TLS has no clipboard; then the text is chosen, to be copied by hand.
+      // Without TLS a page beyond loopback has no clipboard. Then the text is selected, so that the user can copy it.
       if (navigator.clipboard) await navigator.clipboard.writeText(text.textContent);
       else getSelection().selectAllChildren(text);
       say(copy, navigator.clipboard ? "Copied" : "Press Ctrl+C");

@@ -1,9 +1,9 @@
 
-// What the gateway says of itself.
+// The status of the gateway.
 
 const BAD = { failing: 0, degraded: 1, ok: 2 };
 
-/** What a check is about, in words, and what to do when it is not ok. */
+/** What each check is about, and what to do if it is not ok. */
 const CHECKS = {
   serving: ["The gateway is shutting down", "Nothing: another one answers, or it is started again."],
   configuration: ["A new configuration was refused, so the old one is in use", "Mend the faults named here, and reload."],
@@ -66,7 +66,7 @@ function showHealth({ state, checks, ready }, status) {
 
 const lower = (text) => (/^[A-Z][a-z]* [a-z]/.test(text) && !text.startsWith("Twilio") ? text[0].toLowerCase() + text.slice(1) : text);
 
-/** Title and icon, for whoever has the page in a tab behind others. */
+/** Title and icon, which are visible if the tab is in the background. */
 function showIcon(state) {
   const mark = { ok: ["", "#157347"], degraded: ["▲ Degraded – ", "#b36b00"], failing: ["✖ Failing – ", "#b3261e"], silent: ["✖ Silent – ", "#6b7686"] }[state];
   const title = `${mark[0]}insights-gateway`;
@@ -180,7 +180,7 @@ function showAccounts(accounts) {
   });
 }
 
-/** Tokens a second of a rate as it is configured: `300/min`. */
+/** The tokens a second of a configured rate: `300/min`. */
 function burstless(rate) {
   const [count, per] = rate.split("/");
   const each = /^([\d.]*)(ms|s|min|m|h|d)$/.exec(per);

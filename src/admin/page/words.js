@@ -1,5 +1,5 @@
 
-// How values are written.
+// Values as text.
 
 const number = new Intl.NumberFormat("en");
 const plural = (count, word) => `${number.format(count)} ${word}${count === 1 ? "" : "s"}`;
@@ -39,14 +39,14 @@ const OUTCOMES = {
   refused: ["k8", "refused"],
   failed: ["k5", "failed"],
 };
-/** These had no call of their own. */
+/** The outcomes without an upstream call of their own. */
 const SAVED = ["hit", "shared", "stale", "stale_error", "revalidated", "collapsed"];
 
 const word = (text) => text.replaceAll("_", " ");
 const sum = (counts, wanted = () => true) =>
   Object.entries(counts).reduce((total, [name, count]) => total + (wanted(name) ? count : 0), 0);
 
-/** `Cache-Status` (RFC 9211) in a sentence. */
+/** `Cache-Status` (RFC 9211) as a sentence. */
 function readOut(line) {
   if (!line) return "The gateway answered this itself.";
   const parts = Object.fromEntries(line.split(";").slice(1).map((part) => {
