@@ -1,4 +1,4 @@
-"""Queries of the Conversation Insights API as pandas DataFrames, through insights-gateway. Needs pandas alone."""
+"""Queries of the Conversation Insights API as pandas DataFrames, through insights-gateway. Needs only pandas."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def read(url, query, *, page_size=1000):
     """All rows of a query, page by page. `url` is the gateway's; a team's token comes from INSIGHTS_GATEWAY_TOKEN."""
     page = ask(f"{url}{DOMAIN}/Query?pageSize={page_size}", {"query": query})
     rows = page["items"]
-    # Absent on the last page, or null: both are the end.
+    # On the last page the token is absent or null.
     while token := page["meta"].get("nextToken"):
         page = ask(f"{url}{DOMAIN}/Query?{urllib.parse.urlencode({'pageToken': token})}")
         rows += page["items"]
@@ -25,7 +25,7 @@ def read(url, query, *, page_size=1000):
 
 
 def times(url):
-    """Names of all dimensions that are times, as the account's metadata has them, with each grain."""
+    """The names of all time dimensions in the account's metadata, with each grain."""
     cubes = ask(f"{url}{DOMAIN}/Metadata")["cubes"]
     names = {dimension["name"] for cube in cubes for dimension in cube["dimensions"] if dimension["type"] == "time"}
     grains = ("second", "minute", "hour", "day", "week", "month", "quarter", "year")
@@ -37,6 +37,6 @@ def ask(url, body=None):
     if token := os.environ.get("INSIGHTS_GATEWAY_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
     data = None if body is None else json.dumps(body).encode()
-    # The gateway waits and retries by itself, for as long as upstream.deadline says.
+    # The gateway waits and retries by itself, until upstream.deadline.
     with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=120) as answer:
         return json.load(answer)
