@@ -1,13 +1,13 @@
-//! Who may pass: decided from the head alone, before a body is read.
+//! Authenticates and authorises requests from the head alone, before a body is read.
 //!
-//! In this order: is the head sane, does the path lead anywhere, who is calling, may they do this, and have
-//! they not asked too often. Deny by default: paths, hosts and operations are allow-lists. What a team may
-//! spend upstream is not decided here.
+//! It checks in this order: whether the head is well-formed, whether the path exists, who the caller is, whether its
+//! team may use the operation, and whether the team has requests left. Denied by default: paths, hosts and operations
+//! are allow-lists. Upstream limits are not checked here.
 //!
-//! A caller says who it is by a token in `Authorization`, or by a client certificate that names its team. A token
-//! that is shown has to be good, whatever the certificate says; and where both name a team, it has to be the same.
-//! A certificate is shown by a browser without anybody's doing, and without teams nothing is shown at all: there, pages
-//! of other sites are refused.
+//! A caller identifies itself by a token in `Authorization`, or by a client certificate that names its team. A token
+//! must be valid even if there is a certificate, and if both name a team, it must be the same. Browsers send a
+//! certificate without asking the user, and without teams no credentials are sent at all. In both cases requests from
+//! pages of other sites are refused.
 
 mod failure_delay;
 mod usage;
@@ -47,36 +47,36 @@ pub use self::usage::UsageCounter;
 /// 6.5.2). Twilio's SDKs send a few hundred.
 pub const MAX_HEAD: usize = 32 * 1024;
 
-/// Fields of a head; as many as the library takes of HTTP/1.1.
+/// The most header fields in a head: as many as the HTTP/1.1 library accepts.
 const MAX_FIELDS: usize = 100;
 
-/// What a field takes beside its name and value.
+/// The memory of a field in addition to its name and value.
 const FIELD: usize = 32;
 
-/// A team as it is let in.
+/// A team that may send requests.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who it is.
+    /// The team.
     pub team: Arc<Team>,
-    /// The tokens that prove it.
+    /// The tokens that it accepts.
     pub tokens: Vec<AcceptedToken>,
-    /// The limit of its requests, cached or not.
+    /// The limit of its requests, whether they are answered from the cache or not.
     pub requests: Option<TeamRate>,
 }
 
-/// A token that proves who calls, until it expires.
+/// An access token of a team.
 #[derive(Debug, Clone, Copy)]
 pub struct AcceptedToken {
     /// SHA-256 of the token.
     pub sha256: [u8; 32],
-    /// From this time of the wall clock on it is not accepted; `None`: it does not expire.
+    /// The wall-clock time from which it is not accepted; `None` if it does not expire.
     pub expires: Option<SystemTime>,
 }
 
-/// Who is let in.
+/// The callers that may send requests.
 #[derive(Debug, Clone)]
 pub enum Callers {
-    /// Everybody, as this team; only under these names of the gateway, where any are given.
+    /// All callers, as this team. If names are given, only requests with one of these host names.
     Everybody(Caller, Option<Vec<String>>),
     /// Teams, by their tokens or certificates.
     Teams(Vec<Caller>),
@@ -97,8 +97,9 @@ pub struct AuthenticateLayer {
 }
 
 impl AuthenticateLayer {
-    /// Lets `guests` in; where they need no token, only programs and the pages of `origins`. Client certificates name
-    /// teams only where `certificates` says so: a listener goes on accepting them when the configuration no longer does.
+    /// Accepts `callers`. If they need no token, only programs and the pages of `origins`. Client certificates name
+    /// teams only if `certificates` is true: a listener continues to accept certificates after a reload has switched
+    /// them off.
     pub fn new(
         callers: Callers,
         origins: &[Origin],
@@ -146,7 +147,7 @@ impl<S> Layer<S> for AuthenticateLayer {
     }
 }
 
-/// Lets requests in. See the module.
+/// Authenticates requests. See the module.
 #[derive(Clone)]
 pub struct Authenticate<S> {
     inner: S,
@@ -178,7 +179,7 @@ where
     }
 }
 
-/// At once, or held back.
+/// An answer of this layer, at once or delayed.
 type OwnAnswer = Either<Ready<Answered>, BoxFuture<'static, Answered>>;
 
 type Answered = Result<Response<ResponseBody>, GatewayError>;
@@ -296,10 +297,10 @@ impl AccessControl {
         match host::named(request) {
             Err(message) => malformed(message),
             Ok(None) => Ok(()),
-            // No page can make a browser connect to a unix socket, and clients name there what they like.
+            // No web page can make a browser connect to a unix socket, and its clients send any host name.
             Ok(Some(_)) if peer.is_unix() => Ok(()),
             Ok(Some(named)) if self.is_ours(named.host()) => {
-                // A copy: the value is a part of the whole head, other people's tokens included.
+                // A copy, because the value is a slice of the whole head, which contains other clients' tokens.
                 if let Some(Ok(host)) = alone.map(|host| HeaderValue::from_bytes(host.as_bytes())) {
                     self.known_host.store(Some(Arc::new(host)));
                 }
@@ -311,14 +312,14 @@ impl AccessControl {
         }
     }
 
-    /// Without tokens, a page in somebody's browser could reach the loopback address under a name whose DNS
-    /// it controls. The name gives it away.
+    /// Whether this host name is the gateway's. Without tokens, a web page could otherwise reach the loopback address
+    /// under a name whose DNS its owner controls (DNS rebinding).
     fn is_ours(&self, host: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
         host::is_address_or_loopback(host) || hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host))
     }
 
-    /// Nobody would have to show anything: so no page of another site may ask through somebody's browser.
+    /// Refuses requests from pages of other sites, because without tokens a browser would send them with full access.
     fn check_origin<B>(&self, request: &Request<B>) -> Result<(), GatewayError> {
         if origin::is_cross_site(request, &self.origins) {
             return Err(GatewayError::new(
@@ -387,10 +388,10 @@ impl AccessControl {
         }
     }
 
-    /// The team whose token is shown.
+    /// The team whose token the request has.
     fn authenticate(&self, presented: &PresentedToken) -> Option<&Known> {
         let hash = digest(&SHA256, presented.token.as_bytes());
-        // All are compared, so that the time tells nothing about which matched or how far.
+        // All tokens are compared, so that the time does not show which one matched, or how far.
         let mut found = None;
         for known in &self.callers {
             for expected in &known.caller.tokens {
@@ -453,12 +454,12 @@ fn rate_limit(requests: Option<Allowance>, upstream: Option<Allowance>) -> Heade
     value(text)
 }
 
-/// Quotes, letters and digits are always a header value.
+/// These texts are always valid in a header.
 fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// What a caller shows.
+/// The token in a request.
 struct PresentedToken {
     team: Option<Zeroizing<String>>,
     token: Zeroizing<String>,
@@ -493,17 +494,17 @@ impl TeamRate {
         Self { rate, limiter: Limiter::full(Quota::new(rate, rate.count()), now) }
     }
 
-    /// Changes the rate of this clone. What has been spent stays spent.
+    /// Changes the rate of this clone. Requests that were already sent still count.
     pub fn set_rate(&mut self, rate: Rate, now: Instant) {
         self.rate = rate;
         self.limiter.set_quota(Quota::new(rate, rate.count()), now);
     }
 
-    /// Takes one request. Returns what is left.
+    /// Takes one request. Returns the remaining allowance.
     ///
     /// # Errors
     ///
-    /// If none is left, the time until there is one.
+    /// If none is left: the allowance, with the time until there is one.
     pub fn take(&self, now: Instant) -> Result<Allowance, Allowance> {
         if self.limiter.try_take(now) {
             return Ok(Allowance { remaining: self.limiter.whole_tokens(now), reset: 0 });
@@ -511,7 +512,7 @@ impl TeamRate {
         Err(self.left(now))
     }
 
-    /// What is left. Takes nothing.
+    /// The remaining allowance. Takes nothing.
     pub fn left(&self, now: Instant) -> Allowance {
         match self.limiter.whole_tokens(now) {
             0 => {

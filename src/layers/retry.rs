@@ -24,7 +24,7 @@ use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Repeatability;
 
-/// How often, how far apart, and how many in all.
+/// The policy for retries: how many, and how far apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
     /// Tries in all.
@@ -69,7 +69,7 @@ pub struct RetryLayer {
 }
 
 impl RetryLayer {
-    /// Tries again as `policy` has it.
+    /// Retries according to `policy`.
     pub fn new(policy: Policy, budgets: PerAccount<RetryBudget>, metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self { policy, budgets, metrics, clock }
     }
@@ -83,7 +83,7 @@ impl<S> Layer<S> for RetryLayer {
     }
 }
 
-/// Tries again. See the module.
+/// Retries calls. See the module.
 #[derive(Debug, Clone)]
 pub struct Retry<S> {
     inner: S,
@@ -147,7 +147,7 @@ where
             matches!(error.reason(), Deadline | QueueFull | CircuitOpen | TeamRateLimit)
         };
         if again != Again::AfterThePause && retried.as_ref().is_err_and(refused) {
-            // That a retry was not let through is not why this request failed.
+            // The error of the refused retry is not the reason for which this request failed.
             return result;
         }
         result = retried;
@@ -155,8 +155,8 @@ where
     result
 }
 
-/// How long this failure asks to stay away. That holds for this call alone: one query may be too much for an upstream that
-/// has time for others.
+/// How long this failure asks not to retry. It applies to this call only: one query may be too much for an upstream
+/// that can answer others.
 fn asked_to_wait(result: &Result<UpstreamResponse, GatewayError>, clock: Clock) -> Option<Duration> {
     match result {
         Ok(answer) => upstream_headers::retry_after(&answer.headers, clock.wall(clock.now())),
@@ -200,7 +200,7 @@ fn verdict(repeat: Repeatability, result: &Result<UpstreamResponse, GatewayError
 struct Allowance(Window<10, 2>);
 
 impl Allowance {
-    /// Few requests must not mean no retries.
+    /// Retries that are always allowed, so that an account with few requests can retry too.
     const FLOOR: f64 = 3.0;
     const FIRST_TRY: usize = 0;
     const RETRY: usize = 1;
@@ -213,7 +213,7 @@ impl Allowance {
         self.0.count(Self::FIRST_TRY, now);
     }
 
-    /// Counts a retry, if there may be one.
+    /// Counts a retry, if one is allowed. Returns whether it is.
     fn retry(&mut self, budget: f64, now: Instant) -> bool {
         let [first_tries, retries] = self.0.counts(now).map(f64::from);
         let allowed = retries + 1.0 <= (budget * first_tries).max(Self::FLOOR);

@@ -56,8 +56,8 @@ struct Bounds {
     upstream: Uri,
 }
 
-/// It is wiped when it has been replaced and the last call that was signed with it has ended. What it is recognised by is
-/// kept for a few replacements more.
+/// A value of `Authorization`. It is wiped when it has been replaced and the last call signed with it has ended. The
+/// part by which it is recognised is kept for a few more replacements.
 struct Signature {
     authorization: HeaderValue,
     echo: Arc<Echo>,
@@ -70,7 +70,7 @@ impl Signature {
         let basic = Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes()));
         // Every signed request shares these bytes. They are wiped after the last one.
         let header = Bytes::from_owner(Zeroizing::new(format!("Basic {}", *basic).into_bytes()));
-        // Base64 is always a header value.
+        // Base64 is always valid in a header.
         let mut authorization =
             HeaderValue::from_maybe_shared(header).unwrap_or_else(|_| HeaderValue::from_static("Basic"));
         authorization.set_sensitive(true);
@@ -91,19 +91,19 @@ pub struct Login<'c> {
 /// The credentials of this and of earlier configurations.
 #[derive(Default)]
 pub struct Credentials {
-    /// Not kept alive here: when no stack can sign with them any more, they are wiped.
+    /// Weak, so that credentials are wiped when no stack can sign with them any more.
     slots: Vec<Weak<Slot>>,
     secrets: Secrets,
 }
 
 impl Credentials {
-    /// Takes what a configuration that is put into use says: the logins of its accounts, which may be sent to `upstream`,
-    /// and the `Basic` that a proxy on the way is shown. Calls of the same account to the same upstream that are under way
-    /// use the new login from now on. Returns the credentials in the order of `logins`.
+    /// Sets the credentials of a new configuration: the logins of its accounts, which may be sent to `upstream`, and
+    /// the `Basic` credentials of a proxy on the way. Calls in progress of the same account to the same upstream use
+    /// the new login from now on. Returns the credentials in the order of `logins`.
     pub fn set(&mut self, logins: &[Login<'_>], upstream: &Uri, proxy: Option<&HeaderValue>) -> Vec<Credential> {
         let signatures: Vec<_> =
             logins.iter().map(|login| Arc::new(Signature::new(login.username, login.secret))).collect();
-        // Before anything is signed with them, so that nothing that repeats them passes.
+        // Before anything is signed with them, so that every response that repeats them is recognised.
         self.secrets.replace(signatures.clone(), proxy.and_then(echo_of_proxy).map(Arc::new));
         self.slots.retain(|slot| slot.strong_count() > 0);
         let slot = |(login, signature): (&Login<'_>, Arc<Signature>)| {
@@ -146,7 +146,7 @@ struct Recognised {
 }
 
 impl Secrets {
-    /// So many secrets are still recognised after they were replaced, because Twilio may accept them for a while.
+    /// The number of replaced secrets that are still recognised, because Twilio may accept them for a while.
     const MOST_REPLACED: usize = 8;
 
     fn replace(&self, in_use: Vec<Arc<Signature>>, proxy: Option<Arc<Echo>>) {
@@ -175,7 +175,7 @@ impl Rejection {
         self.0.since()
     }
 
-    /// Forgets it at `now`, because the account may have new credentials.
+    /// Forgets a rejection at `now`, because the account may have new credentials.
     pub fn clear(&self, now: Instant) {
         let _ = self.0.is_over(now);
     }
@@ -285,8 +285,8 @@ fn rejects_credentials(operation: Operation, answer: &UpstreamResponse) -> bool 
     }
 }
 
-/// What is left of an answer that asks to stay away: its status, and those of its numbers and dates that are not part of
-/// a credential.
+/// What remains of a withheld answer that asks to stop sending: its status, and those of its numbers and dates that are
+/// not part of a credential.
 fn without_the_credential(answer: &UpstreamResponse, echoes: &Echoes<'_>) -> UpstreamResponse {
     let reason = match answer.status {
         StatusCode::TOO_MANY_REQUESTS => Reason::UpstreamRateLimit,
