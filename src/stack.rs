@@ -56,21 +56,21 @@ pub type Stack = Observe<
     Cors<Rescue<Drain<Shed<Authenticate<Decode<Represent<Jobs<Caching<Retry<Budget<Watch<Sign<Upstream>>>>>>>>>>>>>,
 >;
 
-/// What outlives a reload: pages, debts and counts belong to the process, not to one configuration of it.
-/// The admin plane reads these.
+/// The state that outlives a reload, because stored pages, debts and counts belong to the process and not to a
+/// configuration. The admin plane reads it.
 #[derive(Clone)]
 pub struct SharedState {
-    /// The clock that every room shares.
+    /// The clock that all layers share.
     pub clock: Clock,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Pages.
+    /// The stored pages.
     pub store: Store,
-    /// What accounts and teams keep.
+    /// The state of accounts and teams.
     pub registry: Registry,
     /// The validity of the data plane's certificate, if there is one.
     pub certificate: Arc<ArcSwapOption<Validity>>,
-    /// Who has failed to say who it is.
+    /// Delays after failed authentication.
     pub failure_delay: AuthFailureDelay,
     /// Page tokens given out under policies.
     pub page_tokens: IssuedPageTokens,
@@ -78,26 +78,26 @@ pub struct SharedState {
     pub job_owners: JobOwners,
     /// Whether the newest configuration is in use.
     pub reloads: Reloads,
-    /// Request bodies that arrive.
+    /// The memory of request bodies that are being received.
     pub bodies: Bodies,
-    /// The end of the process.
+    /// The shutdown of the process.
     pub draining: Draining,
-    /// Requests at once.
+    /// The limit of concurrent requests.
     pub shed: ShedLayer,
-    /// Who asked for what.
+    /// The audit log.
     pub audit: AuditLog,
     /// Live data for the admin plane.
     pub live: Live,
-    /// Where traces go, if anywhere.
+    /// The exporter of traces, if there is one.
     pub traces: Option<Exporter>,
 }
 
 impl SharedState {
-    /// Empty, with the capacities of `config`. Needs a tokio runtime.
+    /// Empty state, with the capacities of `config`. Needs a tokio runtime.
     ///
     /// # Errors
     ///
-    /// When traces are to go over TLS, and there can be none.
+    /// If traces are sent over TLS, and TLS cannot be set up.
     pub fn new(config: &Config) -> Result<Self, TrustError> {
         let (metrics, clock) = (Metrics::new(), Clock::new());
         let store = Store::new(config.cache.capacity, &metrics);
@@ -114,7 +114,7 @@ impl SharedState {
             metrics,
             registry: Registry::default(),
             certificate: Arc::default(),
-            // A quarter of all requests at once, so that three quarters are left for those who are known.
+            // A quarter of all requests, so that three quarters remain for authenticated callers.
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens: IssuedPageTokens::default(),
             job_owners: disk(config).map_or_else(JobOwners::default, |disk| JobOwners::in_folder(&disk.folder, clock)),
@@ -131,30 +131,30 @@ impl SharedState {
 ///
 /// # Errors
 ///
-/// When an extra trust root cannot be used.
+/// If an extra trust root cannot be used.
 pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError> {
     let SharedState { clock, metrics, store, registry, failure_delay, page_tokens, .. } = shared.clone();
     let SharedState { job_owners, bodies, draining, shed, audit, live, traces, .. } = shared.clone();
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
-    // Only now: a configuration that fails must change nothing.
+    // Last, because a configuration that fails must change nothing.
     let Resolved { budgets, retries, attempts, signers, secrets } = registry.resolve(config, &accounts, clock);
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit, &live);
 
     Ok(ServiceBuilder::new()
-        // Outermost, so that it sees the final status of everything, even of a client that leaves.
+        // Outermost, so that it sees the final status of every request, also of clients that leave.
         .layer(ObserveLayer::new(subscribers, sample, clock))
-        // Around all that answers, so that pages can read errors too.
+        // Outside all layers that answer, so that web pages can read errors too.
         .layer(CorsLayer::new(&config.server.cors))
         // The only place where an error becomes a status.
         .layer(RescueLayer)
-        // What comes or ends too late is told that the gateway shuts down.
+        // Refuses requests that come too late during a shutdown, and ends those that take too long.
         .layer(DrainLayer::new(draining))
-        // Before anything that costs: beyond so many at once, refuse.
+        // Before anything expensive: refuses requests beyond a number of concurrent ones.
         .layer(shed)
-        // Route, caller, permission and request rate, from the head alone: before a body is read.
+        // Route, caller, permission and request rate, from the head alone, before a body is read.
         .layer(AuthenticateLayer::new(
             callers(config, &accounts, &registry, clock.now()),
             &config.server.cors,
@@ -163,7 +163,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             failure_delay,
             clock,
         ))
-        // HTTP -> ClientQuery: the body, collected and canonical, a team's policy in it. Reply -> HTTP.
+        // HTTP -> ClientQuery: the body, collected and canonical, with a team's policy. Response -> HTTP.
         .layer(DecodeLayer::new(
             limits(config),
             bodies,
@@ -176,15 +176,15 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         .layer(RepresentLayer::new(store.clone(), links(config), clock))
         // Query jobs: shared submissions, polls that wait, and queries that become jobs.
         .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), clock))
-        // Hits end here. Misses become one flight each.
+        // Hits end here. Each miss becomes one call.
         .layer(CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock))
-        // Inside the cache, so that all who wait for a flight share its tries.
+        // Inside the cache, so that all clients that wait for a call share its attempts.
         .layer(RetryLayer::new(retry_policy(config), retries, Arc::clone(&metrics), clock))
         // Inside retry, so that every attempt pays.
         .layer(BudgetLayer::new(budgets, Arc::clone(&metrics), clock))
         // Outside the signature, because an answer that `sign` withholds is a failure too.
         .layer(WatchLayer::new(attempts, config.upstream.deadline.min(config.upstream.attempt_timeout), clock))
-        // Innermost: nothing above ever holds a secret, and no answer that repeats one passes.
+        // Innermost, so that no layer above ever has a secret, and no response that repeats one passes.
         .layer(SignLayer::new(signers, secrets, metrics, clock))
         .service(upstream))
 }
@@ -301,7 +301,7 @@ fn upstream_rates(budgets: &PerAccount<AccountBudget>) -> impl Fn(&Arc<Team>) ->
     }
 }
 
-/// Those who are told of every request's end, in the order in which they are told.
+/// The subscribers to the end of every request, in the order in which they are notified.
 fn subscribers(
     config: &Config,
     metrics: &Arc<Metrics>,
@@ -349,7 +349,7 @@ fn cache_policy(config: &Config) -> cache::Policy {
         jobs: cache::JobLifetimes { dedup: config.cache.jobs.dedup, results: config.cache.jobs.results },
         errors: config.cache.errors,
         deadline: config.upstream.deadline,
-        // Enough to part pages that were written together, too little to be felt as age.
+        // Long enough to spread the expiry of pages that were stored together, too short to matter as age.
         refresh_jitter: (config.cache.query.fresh / 20).min(Duration::from_secs(1)),
         keep_queries: config.admin.show_queries,
     }

@@ -1,4 +1,5 @@
-//! The admin plane as one connection sees it: whether a token has been shown there counts when there are too many.
+//! The admin plane for one connection. A valid token identifies the connection's peer, which matters when there are too
+//! many connections.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::Admin;
 use crate::core::peer::Peer;
 use crate::request::body::ResponseBody;
 
-/// Is this one of the two requests that have to be answered however many connections are busy.
+/// Whether this is one of the two probes, which are answered however many connections are busy.
 pub fn is_probe<B>(request: &Request<B>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD) && matches!(request.uri().path(), "/livez" | "/readyz")
 }
@@ -25,7 +26,7 @@ pub struct OfPeer {
 }
 
 impl Admin {
-    /// The same, for the requests of this peer.
+    /// The admin plane for the requests of this peer.
     pub fn of(&self, peer: Arc<Peer>) -> OfPeer {
         OfPeer { admin: self.clone(), peer }
     }
@@ -41,7 +42,7 @@ impl Service<Request<Incoming>> for OfPeer {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        // A probe's token is not looked at.
+        // A probe's token is ignored.
         let shows_token = request.headers().contains_key(header::AUTHORIZATION) && !is_probe(&request);
         let (inner, peer) = (Arc::clone(&self.admin.0), Arc::clone(&self.peer));
         Box::pin(async move {

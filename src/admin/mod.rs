@@ -50,10 +50,10 @@ use crate::stack::{SharedState, Stack};
 
 pub use self::caller::{OfPeer, is_probe};
 
-/// Connections at once: probes, a scraper, some people.
+/// The most connections: enough for probes, a scraper and some browsers.
 pub const CONNECTIONS: usize = 64;
 
-/// Connections beyond those, for probes alone.
+/// Additional connections, for probes only.
 pub const CONNECTIONS_FOR_PROBES: usize = 8;
 
 /// The largest body of a purge, in bytes.
@@ -265,7 +265,7 @@ impl Inner {
             Err(message) => return refuse(StatusCode::BAD_REQUEST, &message),
         };
         let store = self.shared.store.clone();
-        // It goes through all pages, and waits for the disk. Whoever asked may leave: it is finished all the same.
+        // A purge reads all pages and waits for the disk. In its own task it completes even if its client leaves.
         let purge = tokio::task::spawn_blocking(move || {
             let purged = store.purge(&which);
             tracing::info!(purged = purged.pages, "pages purged by request");

@@ -1,21 +1,21 @@
-//! What is asked of the admin plane, read strictly: what is not exactly right is refused with what is wrong with it, so
-//! that a slip never purges more than was meant.
+//! Requests to the admin plane, parsed strictly. A request with any fault is refused with an explanation, so that a
+//! typing error never purges more than was meant.
 
 use crate::cache::Purge;
 use crate::core::json::{self, Value};
 use crate::twilio::endpoint::Operation;
 
-/// Entries that one answer of `/cache/entries` lists.
+/// The most entries in one answer of `/cache/entries`.
 const MOST_ENTRIES: usize = 1000;
 
 /// The forms of a purge.
 const FORMS: &str = "send exactly one of {\"all\":true}, {\"account\":NAME}, {\"operation\":NAME}, {\"key\":KEY}";
 
-/// Which pages a purge's body means. `accounts` are the names that there are.
+/// The pages that a purge's body names. `accounts` are the names of all accounts.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and what would be right.
+/// What is wrong with the body, and what would be right.
 pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + Clone) -> Result<Purge, String> {
     let parsed =
         json::parse(body).map_err(|error| format!("the body is not JSON: {error} ({}); {FORMS}", error.place(body)))?;
@@ -57,17 +57,17 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Which part of the cache's entries is asked for.
+/// The requested part of the cache's entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EntriesQuery {
-    /// How many at most, 1 to 1000.
+    /// The most entries, 1 to 1000.
     pub(super) limit: usize,
-    /// The key behind which they begin.
+    /// The key after which they begin.
     pub(super) after: Option<String>,
 }
 
 impl EntriesQuery {
-    /// Reads the query string of `/cache/entries`.
+    /// Parses the query string of `/cache/entries`.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl EntriesQuery {
             match name {
                 "limit" if limit.is_none() => {
                     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-                    // So many digits are beyond any limit, which is not exceeded but reached.
+                    // A number that overflows counts as the greatest limit.
                     let number = digits.then(|| value.parse().unwrap_or(usize::MAX));
                     let Some(number @ 1..) = number else { return Err("limit is a number from 1 to 1000") };
                     limit = Some(number.min(MOST_ENTRIES));

@@ -1,4 +1,4 @@
-//! `/status` and `/cache/entries` as JSON: what the rooms' handles say, under stable names.
+//! `/status` and `/cache/entries` as JSON: the shared state, under stable names.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::health::{Health, State};
 use crate::live::{Failure, Live, time};
 use crate::stack::SharedState;
 
-/// The gateway at a glance, in the shape that `docs/admin.md` shows: members are added, and none is taken away.
+/// The content of `/status`, in the form that `docs/admin.md` shows. Members may be added, and none is removed.
 pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
     let shared = &inner.shared;
     let checks: Vec<_> = health.checks.iter().map(health::check).collect();
@@ -154,7 +154,7 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
     })
 }
 
-/// One page of the cache. Its query is named by its key alone, unless `show_query`.
+/// One stored page. It has only the key of its query, unless `show_query` is set.
 pub(super) fn entry(view: &EntryView, show_query: bool) -> Value {
     let state = match view.lifetimes.ttl(view.age) {
         0.. => "fresh",

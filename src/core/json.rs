@@ -66,7 +66,7 @@ impl Text<'_> {
         source.get(range.clone()).is_some_and(|found| found == self.raw.as_bytes()).then_some(range)
     }
 
-    /// Was any of it spelled with an escape.
+    /// Whether any of it was written with an escape.
     pub fn has_escapes(&self) -> bool {
         self.decoded.is_some()
     }
