@@ -16,7 +16,7 @@ use crate::request::key::Key;
 
 /// A share counts from this number of attempts.
 const LEAST_ATTEMPTS: u32 = 20;
-/// It opens on failures of at least so many different queries.
+/// The least number of different queries that have to fail before it opens.
 const LEAST_QUERIES: usize = 3;
 /// The time over which a share of attempts is counted.
 const SHARE_OF: Duration = Duration::from_secs(30);

@@ -20,9 +20,9 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 /// The answer to a request for a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
-    /// There is one.
+    /// A token is granted.
     Now,
-    /// There is none; ask again at this time, which is later than now.
+    /// No token is available; ask again at this time, which is later than now.
     NotBefore(Instant),
 }
 
@@ -228,7 +228,7 @@ impl QuotaSource for LocalQuota {
     fn take(&mut self, _: &Team, now: Instant) -> Grant {
         let grant = self.ready(now);
         if let (Grant::Now, Some(limiter)) = (grant, &self.limiter) {
-            // There is one: nobody else takes tokens of this bucket.
+            // This cannot fail, because no other code takes tokens of this bucket.
             limiter.try_take(now);
         }
         grant

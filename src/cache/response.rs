@@ -37,7 +37,7 @@ pub(crate) enum Content {
 /// What `Cache-Status` says of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Source {
-    /// A hit, with so many seconds of freshness left.
+    /// A hit, with this number of seconds of freshness left.
     Hit {
         ttl: i64,
     },

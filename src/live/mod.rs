@@ -260,7 +260,7 @@ impl RequestSubscriber for Subscriber {
 }
 
 impl Listener {
-    /// The next event, or the number of events that were lost. It waits for ever if there is none.
+    /// The next event, or the number of events that were lost. Waits until there is one.
     pub async fn hear(&mut self) -> Heard {
         match self.receiver.recv().await {
             Ok(event) => Heard::Event(event),

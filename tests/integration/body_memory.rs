@@ -2,7 +2,7 @@
 
 use crate::support::*;
 
-/// A POST of a query whose body comes in chunks of so many bytes.
+/// A POST of a query whose body comes in chunks of this number of bytes.
 fn chunked(body: &str, size: usize) -> Vec<u8> {
     let mut request =
         format!("POST {QUERY} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
@@ -15,7 +15,7 @@ fn chunked(body: &str, size: usize) -> Vec<u8> {
     request
 }
 
-/// A query of about so many bytes.
+/// A query of about this number of bytes.
 fn query_of(bytes: usize, mark: usize) -> String {
     let filter = format!(r#"{{"op":"EQ","field":"Conversation.Queue","values":["{mark}-{}"]}}"#, "x".repeat(bytes));
     format!(r#"{{"query":{{"measures":["Conversation.Count"],"filters":[{{"op":"AND","expressions":[{filter}]}}]}}}}"#)

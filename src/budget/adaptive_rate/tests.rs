@@ -171,7 +171,7 @@ proptest! {
 enum Kind {
     /// A bucket that fills at the limit and holds a second's worth.
     Bucket,
-    /// So many in each whole second.
+    /// A fixed number in each whole second.
     Window,
 }
 

@@ -53,7 +53,7 @@ fn within_a_team_the_urgent_come_first_and_then_the_early() {
     assert_eq!(order, [3, 0, 2, 1]);
 }
 
-/// A call that so many clients of a team wait for.
+/// A call that this number of clients of a team wait for.
 fn call_of_clients(clients: usize) -> (TeamWaiters, Vec<Waiter>) {
     let waiters = Waiters::of_clients();
     let TeamWaiters { team, urgency, .. } = team_waiters("a", 1, 3);
@@ -166,7 +166,7 @@ fn idle_teams_leave_nothing_behind() {
 }
 
 proptest! {
-    /// An estimate on arrival holds as long as nobody else arrives, and is never too low.
+    /// If no other call arrives, an estimate on arrival stays true. It is never too low.
     #[test]
     fn estimates_the_number_ahead(
         weights in proptest::collection::vec(1u32..5, 1..5),

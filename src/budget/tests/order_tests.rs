@@ -85,7 +85,7 @@ async fn a_call_of_two_teams_is_served_for_the_sooner_one() {
     assert!(sent - start <= 5 * S, "{:?}", sent - start);
 }
 
-/// So many more of a call's own clients.
+/// This number of additional clients of a call's own team.
 fn waiter_count(call: &UpstreamCall, clients: usize) -> Vec<Waiter> {
     let urgency = call.waiters.waiting_teams().0.first().map_or_else(Urgency::default, |team| team.urgency);
     (0..clients).map(|_| call.waiters.join(&call.team, urgency)).collect()

@@ -40,7 +40,7 @@ impl Progress {
     }
 }
 
-/// The bar after so many steps.
+/// The bar after this number of steps.
 fn bar(steps: usize) -> String {
     let free = BAR - MARK;
     let at = steps % (2 * free);

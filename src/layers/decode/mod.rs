@@ -730,7 +730,7 @@ fn write(reply: ClientResponse) -> Response<ResponseBody> {
     if not_modified {
         headers.remove(header::CONTENT_TYPE);
     }
-    // The gateway's own errors and Twilio's data have other types than this; what is left are Twilio's errors.
+    // The gateway's own errors and Twilio's data have other types, so these are Twilio's errors.
     if !page.status.is_success() {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }

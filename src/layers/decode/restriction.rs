@@ -172,7 +172,7 @@ impl Restriction {
     /// another call for metadata.
     const LEAST_VALIDITY: Duration = Duration::from_secs(10);
 
-    /// Remembers the view of metadata that was requested at `asked`, after so many `purges`, and is not stored.
+    /// Remembers the view of metadata that is not stored. It was requested at `asked`, after `purges` purges.
     pub(super) fn remember(&self, view: &Arc<View>, asked: Instant, purges: u64) {
         let unkept = Unkept { view: Arc::clone(view), asked, purges };
         *self.unkept.lock().unwrap_or_else(PoisonError::into_inner) = Some(unkept);
