@@ -105,7 +105,8 @@ def test_a_collector_reads_the_spans_of_a_request(start, collector):
     assert "traceparent" in stack.received()[0]["headers"]
 
     lines = [json.loads(line) for line in stack.log.read_text().splitlines() if line.startswith("{")]
-    assert [line["trace_id"] for line in lines if line.get("request_id") == request_id] == [TRACE]
+    access = [line for line in lines if line["target"] == "insights_gateway::access"]
+    assert [line["trace_id"] for line in access if line["request_id"] == request_id] == [TRACE]
 
 
 def test_sampled_spans_are_sent_and_lost_spans_are_counted(start, collector):
