@@ -375,6 +375,10 @@ impl Reloader {
             self.held.client_ca = has_client_ca(&new);
         }
         self.shared.audit.switch(audit);
+        if new.admin.token_sha256 != old.admin.token_sha256 {
+            // Before the token is in use, so that no session of an older one meets it.
+            self.shared.reloads.admin_token_changes();
+        }
         for key in new.record.waiting_for_restart(&old.record) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }

@@ -362,10 +362,16 @@ impl Metrics {
         );
         r.register("reloads", "Configuration reloads by result", metrics.reloads.clone());
         r.register("health_state", "0 ok, 1 degraded, 2 failing", metrics.health_state.clone());
-        let expiry = "When the data plane's certificate ends, in seconds since 1970";
-        r.register("listener_certificate_expiry_timestamp_seconds", expiry, metrics.certificate_expiry.clone());
-        let expiry = "When the next of a team's tokens ends, in seconds since 1970";
-        r.register("team_token_expiry_timestamp_seconds", expiry, metrics.token_expiry.clone());
+        r.register(
+            "listener_certificate_expiry_timestamp_seconds",
+            "When the data plane's certificate ends, in seconds since 1970",
+            metrics.certificate_expiry.clone(),
+        );
+        r.register(
+            "team_token_expiry_timestamp_seconds",
+            "When the next of a team's tokens ends, in seconds since 1970",
+            metrics.token_expiry.clone(),
+        );
         r.register("uptime_seconds", "Seconds since the start", metrics.uptime.clone());
         r.register("build_info", "The version, as a label", metrics.build.clone());
         metrics.begin_at_zero();

@@ -5,7 +5,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use http::{Request, header};
 
 use super::Inner;
-use super::sessions::SessionId;
+use super::sessions::{SessionId, TokenInUse};
 use crate::semantics::{host, origin};
 
 /// The credentials in a request.
@@ -33,11 +33,12 @@ impl Access {
 impl Inner {
     /// The credentials in this request. A wrong token is refused even if the request also has a valid session.
     pub(super) fn access<B>(&self, request: &Request<B>) -> Access {
-        let Some(expected) = self.config.load().admin.token_sha256 else { return Access::Open };
+        let Some(token) = self.token() else { return Access::Open };
+        let expected = token.sha256;
         let mut presented = request.headers().get_all(header::AUTHORIZATION).iter();
         let Some(first) = presented.next() else {
             let session = SessionId::of(request.headers());
-            let lasting = session.filter(|id| self.sessions.lasts(*id, expected, self.shared.clock));
+            let lasting = session.filter(|id| self.sessions.lasts(*id, token, self.shared.clock));
             return lasting.map_or(Access::Nothing, Access::Session);
         };
         let bearer = || {
@@ -50,12 +51,19 @@ impl Inner {
         }
     }
 
+    /// The token that is in use, if one is configured.
+    pub(super) fn token(&self) -> Option<TokenInUse> {
+        // Read first: if the token changes in between, the session that begins here ends at once.
+        let number = self.shared.reloads.admin_tokens();
+        self.config.load().admin.token_sha256.map(|sha256| TokenInUse { sha256, number })
+    }
+
     /// Whether these credentials are still accepted.
     pub(super) fn is_still_granted(&self, access: Access) -> bool {
-        match (access, self.config.load().admin.token_sha256) {
+        match (access, self.token()) {
             (Access::Open, expected) => expected.is_none(),
-            (Access::Token(shown), Some(expected)) => shown == expected,
-            (Access::Session(id), Some(expected)) => self.sessions.lasts(id, expected, self.shared.clock),
+            (Access::Token(shown), Some(token)) => shown == token.sha256,
+            (Access::Session(id), Some(token)) => self.sessions.lasts(id, token, self.shared.clock),
             (Access::Token(_) | Access::Session(_), None) => true,
             (Access::Wrong | Access::Nothing, _) => false,
         }

@@ -110,6 +110,9 @@ impl Inner {
             Err(refusal) => return Some(refusal),
         };
         let bad = |message: &str| Some(refuse(StatusCode::BAD_REQUEST, message));
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return bad("the body must be a JSON object: {\"team\":NAME,\"query\":{\"measures\":[…]}}");
+        }
         let question: Question<'_> = match serde_json::from_slice(&body) {
             Ok(question) => question,
             Err(error) => {

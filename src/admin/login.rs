@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::access::{Access, is_token};
 use super::answer::{not_allowed, refuse, see};
-use super::sessions::{COOKIE, SessionId};
+use super::sessions::{COOKIE, SessionId, TokenInUse};
 use super::{Inner, body};
 use crate::request::body::ResponseBody;
 use crate::semantics::origin;
@@ -16,7 +16,7 @@ const MAX_FORM: usize = 4096;
 
 impl Inner {
     pub(super) async fn login(&self, request: Request<Incoming>, access: Access) -> Response<ResponseBody> {
-        let Some(expected) = self.config.load().admin.token_sha256 else { return see("/") };
+        let Some(expected) = self.token() else { return see("/") };
         match *request.method() {
             Method::GET | Method::HEAD if access.is_granted() => see("/"),
             Method::GET | Method::HEAD => self.pages.login(StatusCode::OK, ""),
@@ -25,7 +25,7 @@ impl Inner {
         }
     }
 
-    async fn log_in(&self, request: Request<Incoming>, expected: [u8; 32]) -> Response<ResponseBody> {
+    async fn log_in(&self, request: Request<Incoming>, expected: TokenInUse) -> Response<ResponseBody> {
         // No other site's page may log a browser in, not even with a valid token of its own.
         if origin::is_cross_site(&request, &[]) {
             return super::foreign("the login form is answered from this page alone");
@@ -35,7 +35,7 @@ impl Inner {
             Err(refusal) => return refusal,
         };
         let token = field(&form, "token");
-        if !token.as_ref().is_some_and(|token| is_token(token, expected)) {
+        if !token.as_ref().is_some_and(|token| is_token(token, expected.sha256)) {
             let delay = self.sessions.failed(self.shared.clock);
             tokio::time::sleep(delay).await;
             tracing::warn!("a wrong token was given at the admin plane's login");

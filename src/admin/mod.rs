@@ -175,7 +175,8 @@ impl Inner {
     /// Causes and names are shown only if the caller `is_known`.
     fn ready(&self, query: &str, is_known: bool) -> Response<ResponseBody> {
         let health = self.health();
-        let verdict = health.without(|name| is_excluded(name, query)).state();
+        // Whoever shows no token excludes kinds of checks alone: the answer to a name would confirm that it exists.
+        let verdict = health.without(|name| (is_known || !name.contains('/')) && is_excluded(name, query)).state();
         let status = if verdict == State::Failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         let told = if is_known { health } else { health.anonymous() };
         text(status, "application/json", escape::text(&health::ready_page(verdict, &told), false).into_owned())

@@ -1,8 +1,7 @@
 //! The sessions of browsers that have logged in.
 //!
-//! A session is a random id that the browser keeps in a cookie. The process keeps a hash of the id, and the hash of the
-//! token that was used. A session ends when that token is no longer the admin plane's, after twelve hours, at logout,
-//! and with the process.
+//! A session is a random id that the browser keeps in a cookie. The process keeps a hash of the id, and the token that was
+//! used. A session ends when the admin plane gets another token, after twelve hours, at logout, and with the process.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -52,7 +51,16 @@ pub(super) struct Sessions {
 #[derive(Debug, Clone, Copy)]
 struct Session {
     begun: Moment,
-    token_sha256: [u8; 32],
+    token: TokenInUse,
+}
+
+/// The token of the admin plane that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TokenInUse {
+    /// Its SHA-256.
+    pub(super) sha256: [u8; 32],
+    /// How many tokens there were before it. A token that is configured again later does not revive its old sessions.
+    pub(super) number: u64,
 }
 
 impl SessionId {
@@ -74,28 +82,27 @@ impl SessionId {
 }
 
 impl Sessions {
-    /// Opens a session for the token with this hash, and returns its id. `None` if the system has no random bytes.
-    pub(super) fn begin(&self, token_sha256: [u8; 32], clock: Clock) -> Option<Zeroizing<String>> {
+    /// Opens a session for this token, and returns its id. `None` if the system has no random bytes.
+    pub(super) fn begin(&self, token: TokenInUse, clock: Clock) -> Option<Zeroizing<String>> {
         let mut random = Zeroizing::new([0; 32]);
         rand::fill(random.as_mut_slice()).ok()?;
         let id = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.encode(*random));
         let mut open = lock(&self.open);
         let now = clock.moment();
-        open.retain(|_, session| now.since(session.begun) < LASTS && session.token_sha256 == token_sha256);
+        open.retain(|_, session| now.since(session.begun) < LASTS && session.token == token);
         if open.len() >= MOST
             && let Some(oldest) = open.iter().min_by_key(|(_, session)| session.begun).map(|(id, _)| *id)
         {
             open.remove(&oldest);
         }
-        open.insert(SessionId::hash(&id), Session { begun: now, token_sha256 });
+        open.insert(SessionId::hash(&id), Session { begun: now, token });
         Some(id)
     }
 
-    /// Whether this session exists, is not over, and was opened with the token with this hash.
-    pub(super) fn lasts(&self, id: SessionId, token_sha256: [u8; 32], clock: Clock) -> bool {
+    /// Whether this session exists, is not over, and was opened with this token.
+    pub(super) fn lasts(&self, id: SessionId, token: TokenInUse, clock: Clock) -> bool {
         let session = lock(&self.open).get(&id).copied();
-        session
-            .is_some_and(|session| clock.moment().since(session.begun) < LASTS && session.token_sha256 == token_sha256)
+        session.is_some_and(|session| clock.moment().since(session.begun) < LASTS && session.token == token)
     }
 
     /// Ends a session.
@@ -131,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    const TOKEN: [u8; 32] = [1; 32];
+    const TOKEN: TokenInUse = TokenInUse { sha256: [1; 32], number: 0 };
 
     fn cookie(lines: &[&str]) -> HeaderMap {
         let pair = |line: &&str| (header::COOKIE, HeaderValue::from_str(line).unwrap());
@@ -148,7 +155,9 @@ mod tests {
         let (sessions, clock) = (Sessions::default(), Clock::new());
         let (one, other) = (begin(&sessions, clock), begin(&sessions, clock));
         assert!(sessions.lasts(one, TOKEN, clock) && sessions.lasts(other, TOKEN, clock));
-        assert!(!sessions.lasts(one, [2; 32], clock), "another token is configured");
+        for other in [TokenInUse { sha256: [2; 32], ..TOKEN }, TokenInUse { number: 2, ..TOKEN }] {
+            assert!(!sessions.lasts(one, other, clock), "another token is in use, or this one for the second time");
+        }
         assert!(!sessions.lasts(SessionId::hash(""), TOKEN, clock));
         sessions.end(one);
         assert!(!sessions.lasts(one, TOKEN, clock) && sessions.lasts(other, TOKEN, clock));

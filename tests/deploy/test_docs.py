@@ -62,6 +62,8 @@ def commands():
 
 def is_endless(command):
     words = command.split()
+    if program(command) == "curl" and "/events" in words[-1]:
+        return True
     return program(command).startswith("insights-gateway") and len(words) > 1 and words[1] in ENDLESS
 
 

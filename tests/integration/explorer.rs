@@ -93,7 +93,9 @@ async fn a_wrong_question_gets_an_explanation_and_makes_no_call() {
     let hash = sha256_hex(TOKEN);
     let (gateway, _folder) = with_teams(&upstream, "", &[("open", "")], &[("admin.token_sha256", &hash)]).await;
     for (path, body, part) in [
-        ("/explorer/query", "", "EOF"),
+        ("/explorer/query", "", "a JSON object"),
+        ("/explorer/query", r#"["open",{},null,null,null,false]"#, "a JSON object"),
+        ("/explorer/query", r#"{"team":"open""#, "EOF"),
         ("/explorer/query", r#"{"team":"open"}"#, "send query"),
         ("/explorer/query", r#"{"team":"nobody","query":{}}"#, "the teams are open"),
         ("/explorer/query", r#"{"team":"open","queri":{}}"#, "unknown field"),

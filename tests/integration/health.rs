@@ -252,6 +252,10 @@ async fn without_a_token_only_states_are_shown() {
     let gateway = TestConfig::new(dead.url()).set("admin.token_sha256", sha256_hex(ADMIN)).start().await;
     gateway.ask(&post(ASK)).await.assert_refused(502, "upstream_unreachable");
     let ask = async |header: &str| gateway.ask_admin(&get("/readyz", header)).await;
+    for (exclude, state) in [("upstream", "ok"), ("upstream/default", "degraded"), ("upstream/other", "degraded")] {
+        let ready = gateway.ask_admin(&get(&format!("/readyz?exclude={exclude}"), "")).await;
+        assert_eq!(ready.json()["state"], state, "no guess of a name is confirmed: {exclude}");
+    }
     for header in ["", "Authorization: Bearer wrong\r\n"] {
         let ready = ask(header).await;
         assert_eq!(

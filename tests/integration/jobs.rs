@@ -199,7 +199,9 @@ async fn a_hundred_clients_poll_one_job_at_the_cost_of_one() {
     for n in 0..100 {
         let wish =
             ["", "Cache-Control: no-cache\r\n", "Cache-Control: no-store\r\n", "Cache-Control: max-age=0\r\n"][n % 4];
-        let (mut client, request) = (gateway.connect().await, get(&path, wish));
+        // A status has no parameters, so these make no difference.
+        let query = ["", "?x=1", "?_=2", "?pageSize=3", "?pageToken=t"][n % 5];
+        let (mut client, request) = (gateway.connect().await, get(&format!("{path}{query}"), wish));
         polling.push(async move {
             for _ in 0..5 {
                 let status = client.ask(&request).await;

@@ -91,6 +91,10 @@ fn of_tls(error: &rustls::Error, upstream: &Uri) -> String {
             format!("an unknown authority signed the certificate of {host} (upstream.ca_file can add one)")
         }
         Certificate::Revoked => format!("the certificate of {host} was revoked"),
+        // The library has no variant of its own for it.
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            format!("{host} shows the certificate of an authority; it needs one that the authority signed")
+        }
         other => format!("the certificate of {host} cannot be used: {other}"),
     }
 }
