@@ -122,6 +122,8 @@ let costTimer = null;
 
 function changed() {
   fitOrder();
+  const { query } = queryBody();
+  $("run").disabled = !(query.measures || query.dimensions);
   const { url, needs_token: needsToken } = explorer.settings;
   showSnippets({ url: url ?? "http://127.0.0.1:8080", needsToken, team: $("ask-team").value, body: queryBody(), pageSize: pageSize() });
   clearTimeout(costTimer);
@@ -130,9 +132,7 @@ function changed() {
 
 async function showCost() {
   const { query } = queryBody();
-  const asks = Boolean(query.measures || query.dimensions);
-  $("run").disabled = !asks;
-  if (!asks) return say($("cost"), "Choose a measure or a dimension.");
+  if (!query.measures && !query.dimensions) return say($("cost"), "Choose a measure or a dimension.");
   const answer = await send("/explorer/cost", question(), 5000).catch(() => null);
   if (!answer?.ok) return say($("cost"), "");
   const cost = await answer.json();
