@@ -13,11 +13,11 @@
 //!   status is polled first. `no-cache` asks for a new job, and later submissions share that new job.
 //! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
 //!   `no-store` and `max-age` cause a new poll only for a job that has ended, and at most once in
-//!   [`LEAST_BETWEEN_POLLS`]. Clients are told how much of `Retry-After` is left. `Prefer: wait` delays an answer until
+//!   `LEAST_BETWEEN_POLLS`. Clients are told how much of `Retry-After` is left. `Prefer: wait` delays an answer until
 //!   the job has ended or the time is up.
-//! * **Queries with `Prefer: respond-async`** ([`respond_async`]).
+//! * **Queries with `Prefer: respond-async`** (`respond_async`).
 //! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
-//!   given out ([`owners`]). A list leaves out jobs that belong to other policies.
+//!   given out (`owners`). A list leaves out jobs that belong to other policies.
 
 mod owners;
 mod respond_async;
