@@ -498,11 +498,12 @@ fn of_first_page(endpoint: &Endpoint) -> &'static [&'static str] {
 /// Parses a request whose body is not a query.
 fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters), GatewayError> {
     let Asked { endpoint, path, query, body, team, .. } = request;
-    let (account, mut parameters) = (&team.account, parse(query, team)?);
-    if endpoint.operation == Operation::JobStatus {
+    let (account, parameters) = (&team.account, parse(query, team)?);
+    let sent = match endpoint.operation {
         // A status has no parameters. If they counted, each of their spellings would be polled by itself.
-        parameters = parse("", team)?;
-    }
+        Operation::JobStatus => "",
+        _ => parameters.as_str(),
+    };
     if endpoint.operation == Operation::Page && !parameters.has_page_token() {
         return Err(GatewayError::new(
             Reason::InvalidQuery,
@@ -512,9 +513,9 @@ fn understand_parameters(request: &Asked) -> Result<(CanonicalQuery, Parameters)
     let alone = parameters.without_all_but_page_token().filter(|_| endpoint.operation == Operation::Page);
     let canonical = CanonicalQuery {
         path: path.clone(),
-        key: Key::of_path(account, endpoint, path, parameters.as_str(), body),
+        key: Key::of_path(account, endpoint, path, sent, body),
         expected_as: alone.map(|alone| Key::of_page(account, &alone)),
-        parameters: parameters.as_str().into(),
+        parameters: sent.into(),
         body: body_of_write(request)?,
     };
     Ok((canonical, parameters))

@@ -237,9 +237,12 @@ async fn a_large_body_is_parsed_outside_the_thread_that_serves_others() {
     let large: &str = format!(r#"{{"query":{{"measures":[{}"C.Count"]}}}}"#, r#""C.Count","#.repeat(LARGE / 8)).leak();
     for policy in [None, Some(&policy)] {
         assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
+        // All permits are taken, so a large body cannot have been parsed when others are served.
+        let permits = rig.layer.large.acquire_many(LARGE_AT_ONCE as u32).await.unwrap();
         let mut reading = std::pin::pin!(rig.ask(policy, Operation::Query, "", large));
         assert!(poll_immediate(reading.as_mut()).await.is_none(), "it would block this thread");
         assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
+        drop(permits);
         assert!(reading.await.is_ok());
     }
 }
