@@ -82,24 +82,51 @@ fn encode(bytes: &[u8], rng: &mut fastrand::Rng, out: &mut String) {
     }
 }
 
+/// What a request asks for, as the documentation of the API has it.
+fn expected(method: &Method, path: &str) -> Option<Operation> {
+    let is_id = |id: &str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
+    if let Some(rest) = path.strip_prefix("/v3/InsightsDomains/Conversations/") {
+        return match (method, rest, rest.strip_prefix("QueryJobs/")) {
+            ("GET", "Metadata", _) => Some(Operation::Metadata),
+            ("GET", "Query", _) => Some(Operation::Page),
+            ("POST", "Query", _) => Some(Operation::Query),
+            ("GET", "QueryJobs", _) => Some(Operation::JobList),
+            ("POST", "QueryJobs", _) => Some(Operation::JobSubmit),
+            ("GET", _, Some(job)) => match job.strip_suffix("/Results") {
+                Some(id) => is_id(id).then_some(Operation::JobResults),
+                None => is_id(job).then_some(Operation::JobStatus),
+            },
+            _ => None,
+        };
+    }
+    let rest = path.strip_prefix("/v3/ControlPlane/ConversationInsights/CustomFieldMappings")?;
+    match (method, rest, rest.strip_prefix('/')) {
+        ("GET", "" | "Capacity", _) => Some(Operation::FieldsRead),
+        ("POST", "", _) => Some(Operation::FieldsWrite),
+        ("GET", _, Some(id)) => is_id(id).then_some(Operation::FieldsRead),
+        ("PATCH", _, Some(id)) => (is_id(id) && id != "Capacity").then_some(Operation::FieldsWrite),
+        _ => None,
+    }
+}
+
 fn check_route(method: &[u8], path: &str) {
     let Ok(method) = Method::from_bytes(method) else { return };
-    let reads = method == Method::GET || method == Method::HEAD;
-    let expected = match (path, &method) {
-        ("/v3/InsightsDomains/Conversations/Metadata", _) if reads => Some(Operation::Metadata),
-        ("/v3/InsightsDomains/Conversations/Query", _) if reads => Some(Operation::Page),
-        ("/v3/InsightsDomains/Conversations/Query", &Method::POST) => Some(Operation::Query),
-        _ => None,
-    };
     let found = match route(&method, path) {
         Route::Found(endpoint) => Some(endpoint.operation),
         Route::MethodNotAllowed(allow) => {
             assert!(!allow.split(", ").any(|allowed| allowed == method.as_str()), "{method} is allowed");
             None
         }
+        Route::Usage => {
+            assert!(path == "/_gateway/usage" && (method == Method::GET || method == Method::HEAD), "{method} {path}");
+            None
+        }
         Route::NotFound => None,
     };
-    assert_eq!(found, expected, "{method} {path}");
+    assert_eq!(found, expected(&method, path), "{method} {path}");
 }
 
 fn check_query(query: &str, rng: &mut fastrand::Rng) {
