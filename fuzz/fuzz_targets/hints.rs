@@ -95,7 +95,7 @@ fn check_client(headers: &HeaderMap, rng: &mut fastrand::Rng) {
         assert!(is_wished || !is_said, "{word}");
     }
     if let Some(list) = &directives.if_none_match {
-        let text = list.to_str().unwrap_or_default();
+        let text = String::from_utf8_lossy(list.as_bytes());
         // Comparing with a known text would tell the fuzzer that text.
         let is_listed = text.split(',').any(|tag| tag.trim() == "*") || text.contains("nobody's");
         assert!(is_listed || !has_tag(list, "\"nobody's\""), "{text}");

@@ -163,7 +163,8 @@ async fn converse(mut stream: TcpStream, answer: Bytes) -> Option<()> {
             return None;
         }
     };
-    let head = String::from_utf8(asked[..body].to_vec()).expect("the request to Twilio is ASCII");
+    // An entity tag may hold bytes beyond ASCII (RFC 9110 section 8.8.3).
+    let head = String::from_utf8_lossy(&asked[..body]).into_owned();
     let length = check_upward(&head);
     while asked.len() < body + length {
         if stream.read_buf(&mut asked).await.ok()? == 0 {

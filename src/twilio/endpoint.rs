@@ -194,7 +194,12 @@ const FIRST: [usize; Operation::ALL.len()] = {
 
 impl Endpoint {
     fn is_at(&self, path: &str) -> bool {
-        self.path == path || self.id(path).is_some()
+        self.is_literally(path) || self.id(path).is_some()
+    }
+
+    /// Whether `path` is its path. A template in braces is no path.
+    fn is_literally(&self, path: &str) -> bool {
+        self.path == path && !path.contains('{')
     }
 
     /// The parts of its path before and after the id; `None` where there is no id.
@@ -255,11 +260,13 @@ pub fn route(method: &Method, path: &str) -> Route {
     let method = if *method == Method::HEAD { &Method::GET } else { method };
     // A path that is in the table literally must not also match a path with an id.
     let here = || {
-        let is_literal = ENDPOINTS.iter().any(|endpoint| endpoint.path == path);
-        ENDPOINTS.iter().filter(move |endpoint| if is_literal { endpoint.path == path } else { endpoint.is_at(path) })
+        let is_literal = ENDPOINTS.iter().any(|endpoint| endpoint.is_literally(path));
+        ENDPOINTS
+            .iter()
+            .filter(move |endpoint| if is_literal { endpoint.is_literally(path) } else { endpoint.is_at(path) })
     };
     // Paths without a parameter first, because nearly all requests have one of these.
-    let exact = ENDPOINTS.iter().find(|endpoint| endpoint.path == path && endpoint.method == *method);
+    let exact = ENDPOINTS.iter().find(|endpoint| endpoint.method == *method && endpoint.is_literally(path));
     match exact.or_else(|| here().find(|endpoint| endpoint.method == *method)).or_else(|| here().next()) {
         None if path == USAGE && *method == Method::GET => Route::Usage,
         None if path == USAGE => Route::MethodNotAllowed("GET, HEAD".to_owned()),
@@ -449,7 +456,7 @@ mod tests {
             }
         }
         let longer = "x".repeat(129);
-        for id in ["", ".", "..", "a/b", "a%2Fb", "a b", "a.b", "a;b", "\u{e9}", longer.as_str()] {
+        for id in ["", "{operationId}", ".", "..", "a/b", "a%2Fb", "a b", "a.b", "a;b", "\u{e9}", longer.as_str()] {
             assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}")), Route::NotFound, "{id}");
             assert_eq!(route(&Method::GET, &format!("{JOBS}/{id}/Results")), Route::NotFound, "{id}");
         }
