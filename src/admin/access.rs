@@ -90,7 +90,7 @@ impl Inner {
         let is_rebound = is_named && !origin::authority_of(request).is_some_and(|named| is_ours(named.host()));
         match () {
             () if without_token && !self.beyond_loopback && is_rebound => Err(
-                "without a token the admin plane answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
+                "without a token the admin plane answers only to loopback names, IP addresses and the host of server.public_url: a web page must not reach it under a name that its author controls",
             ),
             () if without_token && origin::is_cross_site(request, &[]) => {
                 Err("without a token the admin plane answers no page of another site")

@@ -307,7 +307,7 @@ impl AccessControl {
                 Ok(())
             }
             Ok(Some(_)) => malformed(
-                "without teams the gateway answers only to loopback names, IP addresses and the host of server.public_url, lest a web page reach it by a name of its own",
+                "without teams the gateway answers only to loopback names, IP addresses and the host of server.public_url: a web page must not reach it under a name that its author controls",
             ),
         }
     }
