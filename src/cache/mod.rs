@@ -14,12 +14,14 @@
 //! | `flight` | single flight: identical calls share one upstream call |
 //! | `tier` | the seam for tiers behind memory |
 //! | `memory` | moka, on the synchronous path of a hit |
+//! | `known_jobs` | what is known of query jobs apart from stored responses |
 //! | `disk` | the disk tier: survives a restart |
 //! | `store` | all of these behind one handle |
 
 mod disk;
 pub(crate) mod entry;
 pub(crate) mod flight;
+pub(crate) mod known_jobs;
 mod memory;
 mod purge;
 mod record;

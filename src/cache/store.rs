@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
 use super::flight::{Flights, Lease};
+use super::known_jobs::KnownJobs;
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
 use super::sets::{Membership, ResultSet};
@@ -97,11 +98,12 @@ fn is_apart(next: Option<Key>, old: Option<&Entry>) -> bool {
 /// requests.
 const COMPRESSIONS: usize = 2;
 
-/// The stored responses and the flights under way. Cheap to clone; all clones share one store, which outlives reloads.
+/// The stored responses, the flights under way, and what is known of query jobs. Cheap to clone; all clones share one store, which outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
     memory: Memory,
     pub(crate) flights: Flights,
+    pub(crate) jobs: KnownJobs,
     capacity: u64,
     tier: Option<Arc<dyn Tier>>,
     /// The tier, if it is the disk.
@@ -128,6 +130,7 @@ impl Store {
         Self {
             memory: Memory::new(capacity - for_sets, for_sets, metrics),
             flights: Flights::default(),
+            jobs: KnownJobs::default(),
             capacity,
             tier: None,
             disk: None,

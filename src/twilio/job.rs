@@ -78,7 +78,7 @@ impl Job {
 fn period(text: &str) -> Option<Duration> {
     let span: Span = text.parse().ok()?;
     let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
-    Duration::try_from(length).ok().filter(|_| length > SignedDuration::ZERO)
+    Duration::try_from(length).ok().filter(|_| length >= SignedDuration::ZERO)
 }
 
 /// The value used for an absent or malformed `Retry-After`.
@@ -86,16 +86,40 @@ const USUAL_WAIT: Duration = Duration::from_secs(5);
 /// The greatest value that is used.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// How long not to poll again after an answer about an unfinished job: whole seconds, from 1 to 60.
+/// How long not to poll a job again after an answer with these headers: from 1 to 60 seconds.
 pub fn poll_after(headers: &HeaderMap, now: SystemTime) -> Duration {
-    let stated = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::trim);
-    let digits = stated.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
-    match digits {
+    wait(stated_wait(headers, now))
+}
+
+/// The wait before the next poll if this one was stated: from 1 to 60 seconds, and 5 if none was.
+pub fn wait(stated: Option<Duration>) -> Duration {
+    stated.unwrap_or(USUAL_WAIT).clamp(Duration::from_secs(1), LONGEST_WAIT)
+}
+
+/// The `Retry-After` of an answer; `None` if it is absent or malformed. Only the two forms of RFC 9110 section 10.2.3
+/// are read, and only of a single line: a guess could be less than what Twilio means.
+pub fn stated_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let mut lines = headers.get_all(header::RETRY_AFTER).into_iter();
+    let (Some(value), None) = (lines.next(), lines.next()) else { return None };
+    let text = value.to_str().ok()?.trim();
+    match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // A number that overflows is greater than the longest wait.
-        Some(digits) => digits.parse().map_or(LONGEST_WAIT, Duration::from_secs),
-        None => upstream_headers::retry_after(headers, now).unwrap_or(USUAL_WAIT),
+        true => Some(text.parse().map_or(LONGEST_WAIT, Duration::from_secs)),
+        false => upstream_headers::retry_after(headers, now).filter(|_| upstream_headers::is_retry_after(value)),
     }
-    .clamp(Duration::from_secs(1), LONGEST_WAIT)
+}
+
+/// The jobs of a list that have ended, with their states. Empty if it is not a list of jobs.
+pub fn ended_of_list(body: &[u8]) -> Vec<(Box<str>, State)> {
+    let Ok(value) = json::parse(body) else { return Vec::new() };
+    let items = value.as_object().and_then(|list| json::member(list, "items")?.as_array()).unwrap_or_default();
+    let ended = |item: &Value<'_>| {
+        let job = item.as_object()?;
+        let text = |name: &str| json::member(job, name).and_then(Value::as_str);
+        let (id, state) = (text("operationId").filter(|id| is_id(id))?, State::of(text("status")?));
+        (state != State::Unfinished).then(|| (id.into(), state))
+    };
+    items.iter().filter_map(ended).collect()
 }
 
 /// Reduces a list of jobs to those whose id is in `own`, with their number as `meta.pageSize`. Undocumented members are
@@ -177,7 +201,8 @@ mod tests {
         assert_eq!(job("\"P1W\"", "null"), Some(7 * DAY));
         assert_eq!(job("\"PT36H\"", "\"2026-11-22T13:00:00Z\""), Some(36 * 3600), "its clock is ahead");
         assert_eq!(job("\"P1D\"", "\"2026-11-01T12:00:00Z\""), Some(0));
-        for period in ["\"P1M\"", "\"P0D\"", "\"-P1D\"", "\"7 days?\"", "7", "null"] {
+        assert_eq!([job("\"PT0S\"", "null"), job("\"P0D\"", "null")], [Some(0); 2]);
+        for period in ["\"P1M\"", "\"-P1D\"", "\"7 days?\"", "7", "null"] {
             assert_eq!(job(period, "null"), None, "{period}");
         }
     }
@@ -196,7 +221,10 @@ mod tests {
             ("100000000", 60),
             ("99999999999999999999999", 60),
             ("0", 1),
-            ("2.5", 3),
+            ("2.5", 5),
+            ("5, 7", 5),
+            ("7, 7", 5),
+            ("2 s", 5),
             ("Thu, 01 Jan 1970 00:00:07 GMT", 7),
             ("Fri, 02 Jan 1970 00:00:00 GMT", 60),
             ("soon", 5),
@@ -206,6 +234,24 @@ mod tests {
             assert_eq!(told(value), seconds, "{value}");
         }
         assert_eq!(poll_after(&HeaderMap::new(), SystemTime::UNIX_EPOCH).as_secs(), 5);
+    }
+
+    #[test]
+    fn several_waits_are_none() {
+        let mut headers = HeaderMap::new();
+        for value in ["7", "9"] {
+            headers.append(header::RETRY_AFTER, HeaderValue::from_static(value));
+        }
+        assert_eq!(stated_wait(&headers, SystemTime::UNIX_EPOCH), None);
+    }
+
+    #[test]
+    fn the_ended_jobs_of_a_list_are_read() {
+        let body = br#"{"items":[{"operationId":"a","status":"FAILED"},{"operationId":"b","status":"RUNNING"},
+            {"operationId":"../c","status":"FAILED"},{"status":"FAILED"},{"operationId":"d"},7,
+            {"operationId":"e","status":"COMPLETED"}]}"#;
+        assert_eq!(ended_of_list(body), [("a".into(), State::Failed), ("e".into(), State::Completed)]);
+        assert!(ended_of_list(b"[]").is_empty() && ended_of_list(b"{").is_empty());
     }
 
     #[test]

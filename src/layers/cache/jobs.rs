@@ -5,9 +5,12 @@
 //!   ended is not asked for again while its results exist. If a job has ended and a later status says otherwise, that
 //!   status is an invalid answer, and the first one stays.
 //! * **Results** never change. They are kept for as long as the job's status says, and at most for
-//!   `cache.jobs.results`. A 404 from before the job's end is not served once the status is `COMPLETED`. A 404 or 410
-//!   for results or status removes all stored results of the job, and its status, so that the next poll learns the
-//!   job's state.
+//!   `cache.jobs.results`. A 404 from before the job's end is not served once the job is known to have completed. A 404
+//!   or 410 for results or status removes all stored results of the job, and its status, so that the next poll learns
+//!   the job's state.
+//!
+//! What an answer tells of a job is recorded in `Store::jobs` too, where it does not depend on which answers are stored.
+//! `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits.
 //!
 //! There is no index of a job's pages. Instead, each page that is looked up is compared with what was learnt later
 //! about its job.
@@ -22,6 +25,7 @@ use crate::accounts::Account;
 use crate::cache::Unkept;
 use crate::cache::entry::Entry;
 use crate::cache::flight::Lease;
+use crate::cache::known_jobs::KnownJob;
 use crate::cache::stored::StoredResponse;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
@@ -45,6 +49,9 @@ pub struct JobLifetimes {
 /// How long results are kept if the job's status was never asked for. Only the status says how long Twilio keeps them.
 const UNKNOWN_RETENTION: Duration = Duration::from_secs(3600);
 
+/// How much longer than Twilio's `Retry-After` the status of an unfinished job is served while polls fail.
+const SERVED_ON_ERROR: Duration = Duration::from_secs(600);
+
 impl CacheLayer {
     /// The stored response to a query, except for results that a later answer contradicts.
     pub(super) fn page(&self, query: &ClientQuery) -> Option<Arc<Entry>> {
@@ -63,6 +70,12 @@ impl CacheLayer {
         if is_success && later(end_of_results(account, id)).is_some() {
             return true;
         }
+        let known = self.known(&Key::of_job(account, id));
+        let is_later = |told: Option<Instant>| told.is_some_and(|told| results.asked <= told);
+        let is_over = || known.results_end.is_some_and(|end| end < self.clock.moment());
+        if (is_success && (is_later(known.lost) || is_over())) || (!is_success && is_later(known.completed)) {
+            return true;
+        }
         let Some(status) = later(Key::of_job(account, id)) else { return false };
         let state = state(&status.stored.representation);
         match (is_success, state) {
@@ -72,8 +85,76 @@ impl CacheLayer {
         }
     }
 
-    /// How long a successful answer about a query job is fresh; `None` for any other answer. Removes the stored answers
-    /// that it contradicts.
+    /// What is known of the job whose status has this key.
+    fn known(&self, key: &Key) -> KnownJob {
+        self.store.jobs.get(key).unwrap_or_default()
+    }
+
+    /// Records what the end of a call tells of query jobs. The call was made at `asked`.
+    pub(super) fn learn(&self, call: &UpstreamCall, answered: &Result<UpstreamResponse, GatewayError>, asked: Instant) {
+        let account = &call.team.account;
+        let key = || Key::of_job(account, call.endpoint.id(&call.path).unwrap_or_default());
+        match (call.endpoint.operation, answered) {
+            (Operation::JobStatus, Ok(answer)) => self.learn_status(key(), answer, asked),
+            (Operation::JobStatus, Err(error)) if was_asked(error.reason()) => {
+                let next = |known: &KnownJob| job::wait(error.retry_after().or(known.wait));
+                self.store.jobs.update(key(), |known| known.next_poll = Some(self.clock.moment().after(next(known))));
+            }
+            (Operation::JobResults, Ok(answer)) if is_gone(answer.status) => {
+                let key = key();
+                // Results of an unfinished job do not exist either.
+                let status = || self.store.page(&key).and_then(|entry| state(&entry.stored.representation));
+                let has_completed =
+                    self.known(&key).completed.is_some_and(|told| told <= asked) || status() == Some(State::Completed);
+                if has_completed || answer.status == StatusCode::GONE {
+                    self.store.jobs.update(key, |known| known.lost = known.lost.max(Some(asked)));
+                }
+            }
+            (Operation::JobList, Ok(answer)) if answer.status == StatusCode::OK => {
+                for (id, state) in job::ended_of_list(&answer.body) {
+                    let key = Key::of_job(account, &id);
+                    // A list can be long. Jobs that no client has asked about must not push out those that one has.
+                    if self.store.jobs.get(&key).is_some() {
+                        self.store.jobs.update(key, |known| ended(known, state, asked));
+                    }
+                }
+            }
+            (Operation::JobSubmit, Ok(answer)) if answer.status.is_success() => {
+                if let Some(id) = Job::read(&answer.body).and_then(|job| job.id) {
+                    self.store.jobs.update(Key::of_job(account, &id), |_| {});
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn learn_status(&self, key: Key, answer: &UpstreamResponse, asked: Instant) {
+        let (now, wall) = (self.clock.moment(), self.clock.wall_now());
+        let stated = job::stated_wait(&answer.headers, wall);
+        let job = Job::read(&answer.body).filter(|_| answer.status == StatusCode::OK);
+        self.store.jobs.update(key, |known| {
+            let wait = if job.is_some() { job::wait(stated) } else { job::wait(stated.or(known.wait)) };
+            known.next_poll = Some(now.after(wait));
+            if is_gone(answer.status) {
+                known.lost = known.lost.max(Some(asked));
+            }
+            let Some(job) = job else { return };
+            if known.ended.is_some_and(|before| !before.may_become(job.state)) {
+                return;
+            }
+            match job.state {
+                State::Unfinished => known.wait = Some(wait),
+                state => {
+                    ended(known, state, asked);
+                    known.ended = Some(state);
+                    known.results_end = job.retained(wall).map(|retained| now.after(retained));
+                }
+            }
+        });
+    }
+
+    /// How long a successful answer about a query job may be served; `None` for any other answer. Removes the stored
+    /// answers that it contradicts.
     ///
     /// # Errors
     ///
@@ -84,36 +165,41 @@ impl CacheLayer {
         answer: &UpstreamResponse,
         asked: Instant,
         lease: &Lease,
-    ) -> Result<Option<Duration>, GatewayError> {
+    ) -> Result<Option<Lifetimes>, GatewayError> {
         let account = &call.team.account;
         let id = call.endpoint.id(&call.path).unwrap_or_default();
         match (call.endpoint.cache, answer.status) {
-            (CacheClass::Job, status) if status.is_success() => Ok(Some(self.policy.jobs.dedup)),
+            (CacheClass::Job, status) if status.is_success() => Ok(Some(Lifetimes::fresh_only(self.policy.jobs.dedup))),
             (CacheClass::Status, StatusCode::OK) => {
                 let new = Job::read(&answer.body);
                 let state_now = new.as_ref().map_or(State::Unfinished, |job| job.state);
-                let before = self.store.page(&call.key).and_then(|entry| state(&entry.stored.representation));
-                if before.is_some_and(|before| !before.may_become(state_now)) {
+                let stored = self.store.page(&call.key).and_then(|entry| state(&entry.stored.representation));
+                let before = [stored, self.known(&call.key).ended];
+                if before.into_iter().flatten().any(|before| !before.may_become(state_now)) {
                     let message = "Twilio says of a query job that had ended that it has not, or has ended otherwise; \
                                    if this lasts, submit a new job";
                     return Err(GatewayError::new(Reason::UpstreamInvalid, message));
                 }
                 let wall = self.clock.wall_now();
+                // Even a status that is not kept at all may not cost a poll for each client.
+                let wait = job::poll_after(&answer.headers, wall);
                 Ok(Some(match state_now {
-                    State::Unfinished => job::poll_after(&answer.headers, wall),
+                    State::Unfinished => Lifetimes { stale_if_error: SERVED_ON_ERROR, ..Lifetimes::fresh_only(wait) },
                     State::Completed => {
                         let retained = new.and_then(|job| job.retained(wall)).unwrap_or(self.policy.jobs.results);
-                        retained.min(self.policy.jobs.results)
+                        Lifetimes::fresh_only(retained.min(self.policy.jobs.results).max(wait))
                     }
-                    State::Failed | State::Expired => self.policy.jobs.results,
+                    State::Failed | State::Expired => Lifetimes::fresh_only(self.policy.jobs.results.max(wait)),
                 }))
             }
             (CacheClass::Results, StatusCode::OK) => {
                 let status = self.store.page(&Key::of_job(account, id));
                 let status = status.filter(|entry| state(&entry.stored.representation) == Some(State::Completed));
                 let now = self.clock.moment();
-                let left = status.map(|entry| entry.stored.lifetimes.fresh.saturating_sub(entry.stored.age(now)));
-                Ok(Some(left.unwrap_or(UNKNOWN_RETENTION).min(self.policy.jobs.results)))
+                let of_status = |entry: Arc<Entry>| entry.stored.lifetimes.fresh.saturating_sub(entry.stored.age(now));
+                let known = self.known(&Key::of_job(account, id)).results_end.map(|end| end.since(now));
+                let left = known.or_else(|| status.map(of_status)).unwrap_or(UNKNOWN_RETENTION);
+                Ok(Some(Lifetimes::fresh_only(left.min(self.policy.jobs.results))))
             }
             (CacheClass::Status | CacheClass::Results, StatusCode::NOT_FOUND | StatusCode::GONE) => {
                 self.end_results(call, id, answer, asked, lease);
@@ -155,6 +241,30 @@ impl CacheLayer {
         let entry = Entry::new(&end, stored, asked, self.clock.now(), Duration::ZERO);
         self.store.insert(end, entry, lease, |old| old.asked <= asked);
     }
+}
+
+/// Records that a job has ended, as an answer to a request of the time `asked` says.
+fn ended(known: &mut KnownJob, state: State, asked: Instant) {
+    match state {
+        State::Completed => known.completed = known.completed.max(Some(asked)),
+        State::Failed | State::Expired => known.lost = known.lost.max(Some(asked)),
+        State::Unfinished => {}
+    }
+}
+
+/// Whether Twilio was asked before a call failed for this reason.
+fn was_asked(reason: Reason) -> bool {
+    use Reason::{
+        UpstreamInvalid, UpstreamRateLimit, UpstreamRejectedCredentials, UpstreamTimeout, UpstreamUnreachable,
+    };
+    matches!(
+        reason,
+        UpstreamInvalid | UpstreamRateLimit | UpstreamRejectedCredentials | UpstreamTimeout | UpstreamUnreachable
+    )
+}
+
+fn is_gone(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 /// The state in a status; `None` for an error.

@@ -366,6 +366,7 @@ where
             // After the request has been sent, because that is more urgent.
             let judge = async { layer.judge(&call, asked.wall) };
             let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
+            layer.learn(&call, &answered, asked.at);
             let finished = match answered {
                 Ok(answer) => layer.keep(&call, answer, settled, &asked, &lease),
                 Err(error) => FlightResult { result: Err(error), stored: false, age: None },
@@ -441,7 +442,7 @@ impl CacheLayer {
         let set = self.membership(operation, &asked.place);
         let lifetimes = match (page.status, class) {
             (_, CacheClass::None) => None,
-            _ if of_job.is_some() => of_job.map(Lifetimes::fresh_only),
+            _ if of_job.is_some() => of_job,
             (StatusCode::OK, CacheClass::Metadata) => Some(self.policy.metadata),
             (StatusCode::OK, CacheClass::Query) if settled == Some(Verdict::Settled) => Some(self.policy.settled),
             (StatusCode::OK, CacheClass::Query) => Some(self.policy.query),
@@ -453,7 +454,10 @@ impl CacheLayer {
                 // The age of its first page is unknown, so it is not served stale.
                 Membership::Unknown => Some(Lifetimes::fresh_only(self.policy.query.fresh)),
             },
-            (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _) => Some(Lifetimes::fresh_only(self.policy.errors)),
+            (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, _)
+            | (StatusCode::GONE, CacheClass::Status | CacheClass::Results) => {
+                Some(Lifetimes::fresh_only(self.policy.errors))
+            }
             _ => None,
         };
         let named = |token: String| {
@@ -624,10 +628,12 @@ where
         cached_as(query.endpoint.operation, query.key(), &place(&query)).endpoint().cache == CacheClass::Query;
     let asked = layer.clock.now();
     let call = query.upstream_call(waiters, query.deadline, Arc::clone(&query.context));
-    let mut answer = match call.endpoint.operation {
-        Operation::FieldsWrite => writes::send(inner, call.clone(), Arc::clone(&layer)).await?,
-        _ => inner.oneshot(call.clone()).await?,
+    let answered = match call.endpoint.operation {
+        Operation::FieldsWrite => writes::send(inner, call.clone(), Arc::clone(&layer)).await,
+        _ => inner.oneshot(call.clone()).await,
     };
+    layer.learn(&call, &answered, asked);
+    let mut answer = answered?;
     let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()

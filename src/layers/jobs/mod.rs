@@ -12,9 +12,9 @@
 //!   unless that job is known to have failed, been cancelled or expired. If the job's `Retry-After` has passed, its
 //!   status is polled first. `no-cache` asks for a new job, and later submissions share that new job.
 //! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
-//!   `no-store` and `max-age` cause a new poll only for a job that has ended, and at most once in
-//!   `LEAST_BETWEEN_POLLS`. Clients are told how much of `Retry-After` is left. `Prefer: wait` delays an answer until
-//!   the job has ended or the time is up.
+//!   `no-store` and `max-age` cause a new poll only for a job that has ended. After a poll that failed the next one
+//!   waits too, and the last known status is the answer. Clients are told how much of the wait is left.
+//!   `Prefer: wait` delays an answer until the job has ended or the time is up.
 //! * **Queries with `Prefer: respond-async`** (`respond_async`).
 //! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
 //!   given out (`owners`). A list leaves out jobs that belong to other policies.
@@ -120,11 +120,11 @@ where
     }
 }
 
-/// The shortest time between two polls for a job that has ended, whatever the clients' directives are.
-const LEAST_BETWEEN_POLLS: Duration = Duration::from_secs(5);
-
 /// Added to a wait, because a status is still fresh at the exact moment at which its lifetime ends.
 const MOMENT: Duration = Duration::from_millis(1);
+
+/// The shortest pause before a waiting client asks again, where no longer one is known.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The greatest length of a client's `Idempotency-Key`, in bytes.
 const LONGEST_KEY: usize = 255;
@@ -192,18 +192,21 @@ where
         let made = store.page(query.key()).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh);
         let Some(made) = made.filter(|entry| entry.stored.representation.status.is_success()) else { return true };
         let Some(id) = Job::read(&made.stored.representation.body).and_then(|job| job.id) else { return true };
-        let status = store.page(&Key::of_job(&query.team.account, &id));
-        let status = status.filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh);
-        if let Some(status) = status {
-            return is_of_use(&status.stored.representation);
+        let job = Key::of_job(&query.team.account, &id);
+        let is_lost = || store.jobs.get(&job).is_some_and(|known| known.lost.is_some());
+        if is_lost() {
+            return false;
+        }
+        if let Some(status) = store.fresh(&job, now) {
+            return is_of_use(&status);
         }
         // Twilio asked for no poll before this time.
         let told = told(&made.stored.representation).unwrap_or_default();
-        if !may_poll || made.stored.age(now) < told {
+        if !may_poll || made.stored.age(now) < told || self.next_poll(&job).is_some() {
             return true;
         }
         match self.ask(self.about(query, Operation::JobStatus, &id, "")).await {
-            Ok(status) => is_of_use(status.representation()),
+            Ok(status) => is_of_use(status.representation()) && !is_lost(),
             Err(_) => true,
         }
     }
@@ -215,17 +218,20 @@ where
         let waits = query.directives.wait.is_some();
         let mut last = None;
         loop {
-            let mut response = match (self.ask(query.clone()).await, last.take()) {
-                (Ok(response), _) => response,
-                (Err(_), Some(last)) if clock.now() >= query.deadline => return Ok(last),
-                (Err(error), _) => return Err(error),
+            let (mut response, is_new) = match (self.poll(query.clone()).await, last.take()) {
+                // A poll that failed does not end the wait.
+                (Ok(response), Some(last)) if has_failed(&response) => (last, false),
+                (Err(_), Some(last)) => (last, false),
+                (answered, _) => (answered?, true),
             };
-            let Some(wait) = self.poll_after(&response) else { return Ok(response) };
-            response.headers.push(retry_after(wait));
+            let Some(stated) = self.poll_after(&response) else { return Ok(response) };
+            let wait = self.next_poll(query.key()).unwrap_or(if is_new { stated } else { Duration::ZERO });
+            response.headers = vec![retry_after(wait)];
             if !waits || clock.now() >= query.deadline {
                 return Ok(response);
             }
-            tokio::time::sleep_until((clock.now() + wait + MOMENT).min(query.deadline)).await;
+            let pause = if wait.is_zero() { SHORTEST_PAUSE } else { wait + MOMENT };
+            tokio::time::sleep_until((clock.now() + pause).min(query.deadline)).await;
             // Ask for a newer status than the last one. At the deadline only the cache is asked, because a poll would
             // be too late.
             query.received = clock.now();
@@ -235,16 +241,38 @@ where
         }
     }
 
+    /// A job's status: from Twilio if it may be polled now, and otherwise, or if the poll fails, the last known one.
+    async fn poll(&self, query: ClientQuery) -> Answered {
+        let last_known = || {
+            let cache =
+                CacheDirectives { only_if_cached: true, max_stale: Some(Duration::MAX), ..CacheDirectives::default() };
+            let directives = RequestDirectives { cache, ..query.directives.clone() };
+            self.ask(ClientQuery { directives, ..query.clone() })
+        };
+        if self.next_poll(query.key()).is_some()
+            && let Ok(known) = last_known().await
+        {
+            return Ok(known);
+        }
+        match self.ask(query.clone()).await {
+            Err(error) if !query.directives.cache.only_if_cached => last_known().await.map_err(|_| error),
+            answered => answered,
+        }
+    }
+
+    /// How long from now on a status must not be polled; `None` if it may be.
+    fn next_poll(&self, status: &Key) -> Option<Duration> {
+        let next = self.shared.store.jobs.get(status)?.next_poll?;
+        Some(next.since(self.shared.clock.moment())).filter(|left| !left.is_zero())
+    }
+
     /// The cache directives of a client, as far as the job's `Retry-After` allows them.
     fn shielded(&self, query: &ClientQuery) -> CacheDirectives {
         let asked = query.directives.cache;
         let is_forced = asked.no_cache || asked.no_store || asked.max_age.is_some() || asked.min_fresh.is_some();
         let has_ended = || {
             let entry = self.shared.store.page(query.key());
-            entry.is_some_and(|entry| {
-                let age = entry.stored.age(self.shared.clock.moment());
-                told(&entry.stored.representation).is_none() && age >= LEAST_BETWEEN_POLLS
-            })
+            entry.is_some_and(|entry| told(&entry.stored.representation).is_none())
         };
         CacheDirectives {
             only_if_cached: asked.only_if_cached,
@@ -362,6 +390,12 @@ fn has_own_key(headers: Option<&HeaderMap>) -> Result<bool, GatewayError> {
 
 fn only(name: &'static str, value: HeaderValue) -> HeaderMap {
     [(HeaderName::from_static(name), value)].into_iter().collect()
+}
+
+/// Whether Twilio answered a poll with an error that says nothing about the job.
+fn has_failed(response: &CacheResponse) -> bool {
+    let status = response.representation().status;
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 fn is_success(response: &CacheResponse) -> bool {

@@ -30,6 +30,8 @@ const LIFETIMES: cache::Policy = cache::Policy {
 
 /// An answer of Twilio's: a status, the seconds of `Retry-After`, and a body.
 type Reply = (u16, Option<u64>, String);
+/// In place of a status: no answer.
+const RESET: u16 = 0;
 type Script = dyn FnMut(&UpstreamCall) -> Reply + Send;
 
 /// A scripted Twilio, as the layers above see it.
@@ -56,6 +58,11 @@ impl Service<UpstreamCall> for Twilio {
         Box::pin(async move {
             tokio::time::sleep(takes).await;
             let headers = wait.map(|wait| (header::RETRY_AFTER, HeaderValue::from(wait)));
+            if status == RESET || status == 401 {
+                let reason =
+                    if status == RESET { Reason::UpstreamUnreachable } else { Reason::UpstreamRejectedCredentials };
+                return Err(GatewayError::new(reason, "scripted"));
+            }
             Ok(UpstreamResponse {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: headers.into_iter().collect(),
@@ -153,6 +160,8 @@ impl Rig {
         self.upstream.calls.lock().unwrap().iter().filter(|call| call.endpoint.operation == operation).count()
     }
 }
+
+mod known_tests;
 
 fn body(response: &CacheResponse) -> String {
     String::from_utf8(response.representation().body.to_vec()).unwrap()

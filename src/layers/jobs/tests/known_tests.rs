@@ -1,0 +1,215 @@
+//! What is known of jobs beyond their stored answers.
+
+use super::*;
+
+/// Answers that replace those of [`twilio`].
+type Replies = Arc<Mutex<Vec<(Operation, Reply)>>>;
+
+fn with_jobs(dedup: u64, results: u64, errors: u64) -> cache::Policy {
+    let jobs = JobLifetimes { dedup: Duration::from_secs(dedup), results: Duration::from_secs(results) };
+    cache::Policy { jobs, errors: Duration::from_secs(errors), ..LIFETIMES }
+}
+
+/// Jobs that run until replies say otherwise.
+fn rig_of(policy: cache::Policy) -> (Rig, Replies) {
+    let replies = Replies::default();
+    let (scripted, mut jobs) = (Arc::clone(&replies), twilio(|_, _| "RUNNING"));
+    let rig = Rig::with(policy, Duration::ZERO, move |call: &UpstreamCall| {
+        let reply = scripted.lock().unwrap().iter().find(|(of, _)| *of == call.endpoint.operation).cloned();
+        reply.map_or_else(|| jobs(call), |(_, reply)| reply)
+    });
+    (rig, replies)
+}
+
+fn say(replies: &Replies, operation: Operation, status: u16, body: &str) {
+    let mut replies = replies.lock().unwrap();
+    replies.retain(|(of, _)| *of != operation);
+    replies.push((operation, (status, None, body.to_owned())));
+}
+
+fn completed(retention: &str) -> String {
+    format!(r#"{{"operationId":"op_1","status":"COMPLETED","resultRetentionPeriod":"{retention}"}}"#)
+}
+
+/// Submits again after `elapsed`, and expects a new job without a poll.
+async fn expect_a_new_job(rig: &Rig, elapsed: Duration, case: &str) {
+    tokio::time::advance(elapsed).await;
+    let polls = rig.calls(Operation::JobStatus);
+    assert_eq!(body(&rig.submit().await), job("op_2", "PENDING"), "{case}");
+    assert_eq!((rig.submit().await.outcome, rig.calls(Operation::JobStatus)), (Outcome::Hit, polls), "{case}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_not_shared_after_its_results_are_gone() {
+    for (status, elapsed) in [(404, 0), (410, 0), (404, 30), (410, 30)] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        rig.submit().await;
+        say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+        say(&replies, Operation::JobResults, 200, PAGE);
+        rig.status("op_1").await;
+        rig.results("op_1").await;
+        tokio::time::advance(S).await;
+        say(&replies, Operation::JobResults, status, "{}");
+        let page = rig.query(Operation::JobResults, "op_1");
+        rig.ask(rig.jobs.about(&page, Operation::JobResults, "op_1", "pageToken=b")).await.unwrap();
+        expect_a_new_job(&rig, S * elapsed, &format!("{status} {elapsed}")).await;
+    }
+    // Results of an unfinished job do not exist yet.
+    let (rig, replies) = rig_of(LIFETIMES);
+    rig.submit().await;
+    say(&replies, Operation::JobResults, 404, "{}");
+    rig.results("op_1").await;
+    assert_eq!(body(&rig.submit().await), job("op_1", "PENDING"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_not_shared_after_its_status_was_gone_or_lost() {
+    for (policy, status, told) in [
+        (LIFETIMES, 404, "{}".to_owned()),
+        (LIFETIMES, 410, "{}".to_owned()),
+        (with_jobs(600, 600, 0), 404, "{}".to_owned()),
+        (with_jobs(600, 600, 0), 410, "{}".to_owned()),
+        (with_jobs(600, 0, 10), 200, job("op_1", "FAILED")),
+        (with_jobs(600, 1, 10), 200, job("op_1", "CANCELLED")),
+        (with_jobs(600, 0, 10), 200, job("op_1", "EXPIRED")),
+    ] {
+        for elapsed in [0, 11] {
+            let (rig, replies) = rig_of(policy);
+            rig.submit().await;
+            say(&replies, Operation::JobStatus, status, &told);
+            rig.status("op_1").await;
+            // Whatever Twilio says later.
+            say(&replies, Operation::JobStatus, 200, &job("op_1", "RUNNING"));
+            expect_a_new_job(&rig, S * elapsed, &format!("{status} {told} {elapsed}")).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_tells_how_jobs_have_ended() {
+    let (rig, replies) = rig_of(LIFETIMES);
+    rig.submit().await;
+    rig.status("op_1").await;
+    say(&replies, Operation::JobResults, 404, "{}");
+    assert_eq!(rig.results("op_1").await.representation().status, 404);
+    let list = |state: &str| {
+        let items = [job("op_1", state), job("op_8", state), "7".to_owned()].join(",");
+        say(&replies, Operation::JobList, 200, &format!(r#"{{"items":[{items}]}}"#));
+        rig.ask(rig.query(Operation::JobList, ""))
+    };
+    tokio::time::advance(S).await;
+    list("COMPLETED").await.unwrap();
+    say(&replies, Operation::JobResults, 200, PAGE);
+    let results = rig.results("op_1").await;
+    assert_eq!((results.outcome, results.representation().status.as_u16()), (Outcome::Miss, 200));
+    assert_eq!(rig.submit().await.outcome, Outcome::Hit);
+    list("RUNNING").await.unwrap();
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit);
+    tokio::time::advance(S).await;
+    list("FAILED").await.unwrap();
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss);
+    expect_a_new_job(&rig, S, "list").await;
+    assert!(rig.store.jobs.get(&Key::of_job(&rig.submission().team.account, "op_8")).is_none(), "no client knows it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_fail_are_as_rare_as_others_and_the_last_status_is_served() {
+    for failure in [503, 500, 429, RESET, 401] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        rig.submit().await;
+        rig.status("op_1").await;
+        say(&replies, Operation::JobStatus, failure, "{}");
+        let watch = || async {
+            for _ in 0..400 {
+                let query = rig.query(Operation::JobStatus, "op_1");
+                let status = rig.ask(forced(query)).await.unwrap();
+                assert_eq!((body(&status), status.representation().status.as_u16()), (job("op_1", "RUNNING"), 200));
+                assert!((1..=10).contains(&wait(&status).unwrap()), "{failure}");
+                tokio::time::sleep(S / 10).await;
+            }
+        };
+        futures_util::future::join_all((0..10).map(|_| watch())).await;
+        let polls = rig.calls(Operation::JobStatus);
+        assert!((4..=5).contains(&polls), "{failure} {polls}");
+        say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+        tokio::time::advance(11 * S).await;
+        assert!(body(&rig.status("op_1").await).contains("COMPLETED"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_poll_of_a_job_without_a_known_status_is_tried_again_at_once() {
+    let (rig, replies) = rig_of(LIFETIMES);
+    for failure in [503, RESET] {
+        say(&replies, Operation::JobStatus, failure, "{}");
+        let failed = rig.ask(rig.query(Operation::JobStatus, "op_1")).await;
+        assert!(failed.is_err() || failed.unwrap().representation().status == 503);
+    }
+    say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+    assert!(body(&rig.status("op_1").await).contains("COMPLETED"));
+    let mut cached = rig.query(Operation::JobStatus, "op_2");
+    cached.directives.cache.only_if_cached = true;
+    assert_eq!(rig.ask(cached).await.unwrap_err().reason(), Reason::OnlyIfCached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_fails_does_not_end_a_wait() {
+    for failure in [503, RESET, 401] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        rig.status("op_1").await;
+        say(&replies, Operation::JobStatus, failure, "{}");
+        let begun = Instant::now();
+        let (status, ()) = tokio::join!(rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 60)), async {
+            tokio::time::sleep(15 * S).await;
+            say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+        });
+        assert_eq!((body(&status.unwrap()), begun.elapsed().as_secs()), (completed("P2D"), 20), "{failure}");
+        let (rig, replies) = rig_of(LIFETIMES);
+        rig.status("op_1").await;
+        say(&replies, Operation::JobStatus, failure, "{}");
+        let status = rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 35)).await.unwrap();
+        assert_eq!((body(&status), rig.calls(Operation::JobStatus)), (job("op_1", "RUNNING"), 4), "{failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_are_kept_no_longer_than_a_status_says_that_is_learnt_later() {
+    let (rig, replies) = rig_of(LIFETIMES);
+    say(&replies, Operation::JobResults, 200, PAGE);
+    say(&replies, Operation::JobStatus, 200, &completed("PT20S"));
+    rig.results("op_1").await;
+    rig.status("op_1").await;
+    tokio::time::advance(19 * S).await;
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit);
+    tokio::time::advance(2 * S).await;
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss);
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss, "the retention is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_without_retention_are_not_kept_and_their_status_is_polled_rarely() {
+    for (policy, retention) in [(LIFETIMES, "PT0S"), (LIFETIMES, "P0D"), (with_jobs(600, 0, 10), "P2D")] {
+        let (rig, replies) = rig_of(policy);
+        say(&replies, Operation::JobResults, 200, PAGE);
+        say(&replies, Operation::JobStatus, 200, &completed(retention));
+        for _ in 0..20 {
+            rig.ask(forced(rig.query(Operation::JobStatus, "op_1"))).await.unwrap();
+            assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss, "{retention}");
+        }
+        assert_eq!(rig.calls(Operation::JobStatus), 1, "{retention}");
+        tokio::time::advance(6 * S).await;
+        rig.status("op_1").await;
+        assert_eq!(rig.calls(Operation::JobStatus), 2, "{retention}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_has_ended_keeps_its_state_after_its_status_has_expired() {
+    let (rig, replies) = rig_of(with_jobs(600, 0, 10));
+    say(&replies, Operation::JobStatus, 200, &job("op_1", "FAILED"));
+    rig.status("op_1").await;
+    tokio::time::advance(6 * S).await;
+    say(&replies, Operation::JobStatus, 200, &job("op_1", "RUNNING"));
+    let flipped = rig.ask(rig.query(Operation::JobStatus, "op_1")).await.unwrap_err();
+    assert_eq!(flipped.reason(), Reason::UpstreamInvalid);
+}
