@@ -3,8 +3,9 @@
 //! A caller that finds nothing stored claims its key. The first caller becomes the leader: it gets a [`Lease`] and must
 //! run the flight in a task of its own, so that the flight outlives the client that began it. The others wait for it.
 //! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. Those
-//! who wait then learn the result, or that the flight was lost, and may claim the key again. A key has at most two
-//! flights: one for a client or a refresh, and one for clients that demand a new response.
+//! who wait then learn the result, or that the flight was lost, and may claim the key again. A key has at most one
+//! flight for a client or a refresh, and one for clients that demand a new response. A submission that demands a new job
+//! has a flight of its own.
 //!
 //! A flight can become outdated: what it brings was purged, or its result set was replaced, after it began. It still
 //! ends for those who wait for it, but no caller joins it any more: the next one begins another flight.
@@ -48,13 +49,15 @@ pub(crate) struct Flights(Arc<Mutex<Table>>);
 
 type Table = HashMap<(Key, Kind), Flight>;
 
-/// One key may have two flights at the same time, one of each kind.
+/// One key may have a flight of each kind at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// For all callers.
     Any,
     /// For clients that demand a new response, so that a flight under way does not satisfy them.
     Forced,
+    /// For one client alone. The number makes it different from all others.
+    Own(u64),
 }
 
 /// What a flight is for.

@@ -227,14 +227,21 @@ where
         };
         loop {
             let forced = query.directives.cache.no_cache;
+            // Each of these makes a new job, so none is the answer to another.
+            let is_alone = forced && query.endpoint.cache == CacheClass::Job;
             // The entry arrived after this query was received. For a forced refresh it must also have been requested
             // after that.
-            let recent = |entry: &Arc<Entry>| if forced { entry.asked } else { entry.finished } > query.received;
+            let recent =
+                |entry: &Arc<Entry>| !is_alone && if forced { entry.asked } else { entry.finished } > query.received;
             let arrived_meanwhile = || self.layer.page(&query).filter(recent);
             let set =
                 self.layer.membership(cached_as(query.endpoint.operation, query.key(), &place(&query)), &place(&query));
             // A flight that began earlier does not satisfy a client that demands a new response.
-            let kind = if forced { Kind::Forced } else { Kind::Any };
+            let kind = match forced {
+                _ if is_alone => Kind::Own(fastrand::u64(..)),
+                true => Kind::Forced,
+                false => Kind::Any,
+            };
             let (mut joined, leads) =
                 match self.layer.store.flights.claim(&query, kind, set.result_set(), arrived_meanwhile) {
                     Claim::Leader(lease, waiters, joined) => {
@@ -320,6 +327,8 @@ where
                     | Reason::CircuitOpen
             ),
         };
+        // A client that asks for a new job does not want an earlier one.
+        let failed = failed && !(query.endpoint.cache == CacheClass::Job && query.directives.cache.no_cache);
         let now = self.layer.clock.moment();
         let usable = |entry: &Arc<Entry>| {
             entry.stored.representation.status.is_success()

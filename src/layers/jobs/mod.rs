@@ -33,8 +33,9 @@ use tower::{Layer, Service, ServiceExt};
 
 pub use self::owners::JobOwners;
 use self::owners::Scope;
+use crate::cache::entry::Entry;
 use crate::cache::response::Content;
-use crate::cache::{CacheResponse, Store};
+use crate::cache::{CacheResponse, Store, Unkept};
 use crate::core::clock::Clock;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::uuid;
@@ -171,8 +172,8 @@ where
             query.directives.cache.no_store = true;
         }
         let CacheDirectives { no_cache, no_store, only_if_cached, .. } = query.directives.cache;
-        if !no_cache && !no_store && !self.may_share(&query, !only_if_cached).await {
-            query.directives.cache.no_cache = true;
+        if !no_cache && !no_store {
+            self.drop_lost(&query, !only_if_cached).await;
         }
         let mut response = self.ask(query).await?;
         if let Some(wait) = self.poll_after(&response) {
@@ -181,16 +182,33 @@ where
         Ok(response)
     }
 
-    /// Whether the job of an identical earlier submission may be shared, as far as is known. `may_poll` says whether
-    /// its status may be polled to find out.
-    async fn may_share(&self, query: &ClientQuery, may_poll: bool) -> bool {
+    /// Removes the stored answer to an identical earlier submission if its job must not be shared. Clients that submit
+    /// at the same time then share one new job. `may_poll` says whether the status may be polled to find out.
+    async fn drop_lost(&self, query: &ClientQuery, may_poll: bool) {
         let Shared { store, clock, .. } = &*self.shared;
         if let Some(loading) = store.load(query.key(), clock.now()) {
             loading.await;
         }
         let now = clock.moment();
         let made = store.page(query.key()).filter(|entry| entry.stored.age(now) <= entry.stored.lifetimes.fresh);
-        let Some(made) = made.filter(|entry| entry.stored.representation.status.is_success()) else { return true };
+        let Some(made) = made.filter(|entry| entry.stored.representation.status.is_success()) else { return };
+        if !self.may_share(query, &made, may_poll).await {
+            let unkept = Unkept {
+                account: Arc::clone(&made.stored.account),
+                asked: made.asked,
+                made: made.stored.made,
+                begins: None,
+                next: None,
+                is_shared: true,
+            };
+            store.supersede(*query.key(), &unkept);
+        }
+    }
+
+    /// Whether the job that this submission `made` may be shared, as far as is known.
+    async fn may_share(&self, query: &ClientQuery, made: &Entry, may_poll: bool) -> bool {
+        let Shared { store, clock, .. } = &*self.shared;
+        let now = clock.moment();
         let Some(id) = Job::read(&made.stored.representation.body).and_then(|job| job.id) else { return true };
         let job = Key::of_job(&query.team.account, &id);
         let is_lost = || store.jobs.get(&job).is_some_and(|known| known.lost.is_some());

@@ -245,6 +245,35 @@ async fn no_cache_asks_for_a_new_job_and_later_submissions_share_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_submission_with_no_cache_makes_a_job() {
+    let rig = Rig::with(LIFETIMES, S, twilio(|_, _| "RUNNING"));
+    let submit = || async { body(&rig.ask(forced(rig.submission())).await.unwrap()) };
+    let (first, second, third) = tokio::join!(submit(), submit(), submit());
+    let mut jobs = [first, second, third];
+    jobs.sort();
+    assert_eq!(jobs, ["op_1", "op_2", "op_3"].map(|id| job(id, "PENDING")));
+    assert_eq!(rig.submit().await.outcome, Outcome::Hit);
+    *rig.upstream.script.lock().unwrap() = Box::new(|_| (503, None, "{}".to_owned()));
+    let failed = rig.ask(forced(rig.submission())).await.unwrap();
+    assert_eq!(failed.representation().status, 503, "an earlier job is no answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_submit_a_lost_job_again_share_a_new_one() {
+    let rig = Rig::with(LIFETIMES, S, twilio(|id, _| if id == "op_1" { "FAILED" } else { "RUNNING" }));
+    rig.submit().await;
+    rig.status("op_1").await;
+    let (first, second) = tokio::join!(rig.submit(), rig.submit());
+    assert_eq!([body(&first), body(&second)], [(); 2].map(|()| job("op_2", "PENDING")));
+    rig.status("op_2").await;
+    let rig = Rig::new(twilio(|_, _| "FAILED"));
+    rig.submit().await;
+    rig.status("op_1").await;
+    *rig.upstream.script.lock().unwrap() = Box::new(|_| (503, None, "{}".to_owned()));
+    assert_eq!(rig.submit().await.representation().status, 503, "the lost job is no answer");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_is_known_to_have_failed_is_not_shared() {
     for state in ["FAILED", "CANCELLED", "EXPIRED"] {
         let rig = Rig::new(twilio(move |id, _| if id == "op_1" { state } else { "RUNNING" }));
