@@ -25,8 +25,8 @@ const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
 );
 /// What it may read in addition to the headers that browsers always expose.
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
-    "X-Request-Id, Cache-Status, Age, ETag, RateLimit, RateLimit-Policy, Retry-After, Location, Preference-Applied, \
-     Insights-Gateway-Hint",
+    "X-Request-Id, Cache-Status, Age, ETag, RateLimit, RateLimit-Policy, Retry-After, Location, Content-Location, \
+     Preference-Applied, Insights-Gateway-Hint",
 );
 /// Seconds for which a browser may remember the answer.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

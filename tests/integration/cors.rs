@@ -108,6 +108,7 @@ async fn a_page_of_a_listed_origin_reads_answers_and_errors() {
                 "Retry-After",
                 "Insights-Gateway-Hint",
                 "Location",
+                "Content-Location",
                 "Preference-Applied",
             ] {
                 assert!(exposed.split(", ").any(|header| header == name), "{name}: {exposed}");

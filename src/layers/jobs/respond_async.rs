@@ -7,7 +7,7 @@
 //!   it continues and fills the cache, and the query is also submitted as a job: Twilio is asked twice.
 //! * Otherwise the job is submitted at once and watched for N seconds. If it completes in time, the answer is 200 with
 //!   the first page of its results, in the page size that the query names. Its page tokens are those of the job's
-//!   results.
+//!   results, whose address is in `Content-Location` (RFC 9110 section 8.7).
 //!
 //! The job is submitted like any other, so an identical submission shares it. Some SDKs send an `Idempotency-Key` with
 //! queries; it is ignored here, as it is for plain queries. A page size does not belong to a job, so it is removed from
@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use tower::Service;
 
 use super::{Answered, Jobs, MOMENT, is_success, retry_after, scope};
@@ -142,6 +142,11 @@ where
         }
         if let Some(scope) = scope(query) {
             self.give(&scope, &asked, &mut results).ok()?;
+        }
+        // Without it a client could not ask for the second page, because it does not know the job's id.
+        let base = query.base.as_ref().map_or("", |base| base.as_str());
+        if let Ok(address) = HeaderValue::try_from([base, &asked.canonical.path].concat()) {
+            results.headers.push((header::CONTENT_LOCATION, address));
         }
         Some(Watched::Results(results))
     }

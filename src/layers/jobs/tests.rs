@@ -10,6 +10,7 @@ use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
 use crate::metrics::Metrics;
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::freshness::Lifetimes;
+use crate::twilio::links::Base;
 use crate::twilio::policy::Policy;
 
 const S: Duration = Duration::from_secs(1);
@@ -471,7 +472,8 @@ fn asynchronous(rig: &Rig, parameters: &str) -> ClientQuery {
     let query = ClientQuery::example(Operation::Query, parameters, ASK);
     let (received, deadline) = (rig.clock.now(), rig.clock.now() + LIFETIMES.deadline);
     let directives = RequestDirectives { respond_async: true, ..RequestDirectives::default() };
-    ClientQuery { received, deadline, directives, ..query }
+    let base = Some(Arc::new(Base::of_url(&http::Uri::from_static("http://gw:8080"))));
+    ClientQuery { received, deadline, directives, base, ..query }
 }
 
 fn applied(response: &CacheResponse) -> bool {
@@ -515,6 +517,9 @@ async fn respond_async_with_a_wait_watches_the_job() {
     let results = rig.ask(waiting(asynchronous(&rig, "pageSize=3"), 30)).await.unwrap();
     assert_eq!((results.representation().status.as_u16(), body(&results)), (200, PAGE.to_owned()));
     assert_eq!((begun.elapsed().as_secs(), applied(&results)), (15, false));
+    let (name, address) = &results.headers[0];
+    let path = Operation::JobResults.endpoint().path_of("op_1");
+    assert_eq!((name, address.to_str().unwrap()), (&header::CONTENT_LOCATION, &*format!("http://gw:8080{path}")));
     let last = rig.upstream.calls.lock().unwrap().last().unwrap().clone();
     assert_eq!((last.endpoint.operation, &*last.parameters), (Operation::JobResults, "pageSize=3"));
 
