@@ -8,8 +8,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::purge::Purge;
 use crate::core::clock::{Instant, Moment};
 use crate::request::key::Key;
+use crate::twilio::endpoint::Operation;
 use crate::twilio::job::State;
 
 /// What is known of one job.
@@ -63,6 +65,22 @@ impl KnownJobs {
         young.insert(key, known);
     }
 
+    /// Forgets what statuses said that are purged: how their jobs ended, until when results exist, and when to poll
+    /// again. That a job is lost stays known, because it must not be shared.
+    pub(super) fn purge(&self, which: &Purge) {
+        let is_purged = |key: &Key| match which {
+            Purge::All | Purge::Account(_) => true,
+            Purge::Operation(operation) => *operation == Operation::JobStatus,
+            Purge::Data(_) => false,
+            Purge::Key(_) => which.matches(key, None),
+        };
+        let mut generations = self.lock();
+        let Generations { young, old } = &mut *generations;
+        for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_purged(key)) {
+            *known = KnownJob { completed: known.completed, lost: known.lost, ..KnownJob::default() };
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Generations> {
         // A panic can lose at most the job that was being recorded.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -97,5 +115,27 @@ mod tests {
         assert!(jobs.get(&key(0)).is_none());
         let generations = jobs.lock();
         assert!(generations.young.len() <= GENERATION && generations.old.len() <= GENERATION);
+    }
+
+    #[test]
+    fn a_purge_of_statuses_forgets_what_they_said() {
+        let lost = Some(Instant::now());
+        for (which, is_forgotten) in [
+            (Purge::All, [true, true]),
+            (Purge::Account("a".to_owned()), [true, true]),
+            (Purge::Operation(Operation::JobStatus), [true, true]),
+            (Purge::Operation(Operation::JobSubmit), [false, false]),
+            (Purge::Data("a".to_owned()), [false, false]),
+            (Purge::Key(key(1).to_string()), [false, true]),
+        ] {
+            let jobs = KnownJobs::default();
+            for n in 0..2 {
+                jobs.update(key(n), |known| (known.ended, known.lost) = (Some(State::Failed), lost));
+            }
+            jobs.purge(&which);
+            let known = [0, 1].map(|n| jobs.get(&key(n)).unwrap());
+            assert_eq!(known.map(|known| known.ended.is_none()), is_forgotten, "{which:?}");
+            assert!(known.iter().all(|known| known.lost == lost), "{which:?}");
+        }
     }
 }

@@ -444,6 +444,7 @@ impl Store {
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });
         sets.purge(|first| firsts.contains(first));
+        self.jobs.purge(which);
         let goes = |entry: &Entry| entry.stored.result_set.is_some_and(|result_set| firsts.contains(&result_set.first));
         let marked = all.into_iter().filter(|(_, entry, matches)| *matches || goes(entry));
         (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
