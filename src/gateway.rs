@@ -103,7 +103,7 @@ impl Gateway {
         let stack = stack::build(&config, &shared)?;
         shared.audit.switch(audit_file(&config)?);
         let certificate = certificate(&config)?;
-        shared.certificate.store(certificate.as_ref().and_then(Certificate::validity).map(Arc::new));
+        shared.certificate.set(certificate.as_ref().and_then(Certificate::validity), shared.clock.now());
         let tls = certificate.map(TlsAcceptor::new);
         let mut data = Vec::new();
         for listen in &config.server.listen {
@@ -370,7 +370,7 @@ impl Reloader {
         let audit = audit_file(&new).map_err(|error| error.to_string())?;
         let stack = stack::build(&new, &self.shared).map_err(|error| error.to_string())?;
         if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
-            self.shared.certificate.store(certificate.validity().map(Arc::new));
+            self.shared.certificate.set(certificate.validity(), self.shared.clock.now());
             acceptor.replace(certificate);
             self.held.client_ca = has_client_ca(&new);
         }

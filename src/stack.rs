@@ -10,7 +10,6 @@ mod registry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwapOption;
 use tower::ServiceBuilder;
 
 use self::registry::Resolved;
@@ -23,7 +22,7 @@ use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::reloads::Reloads;
-use crate::core::validity::Validity;
+use crate::core::validity::CertificateInUse;
 use crate::layers::authenticate::{
     AcceptedToken, AuthFailureDelay, Authenticate, AuthenticateLayer, Caller, Callers, UpstreamRate, UsageCounter,
 };
@@ -69,7 +68,7 @@ pub struct SharedState {
     /// The state of accounts and teams.
     pub registry: Registry,
     /// The validity of the data plane's certificate, if there is one.
-    pub certificate: Arc<ArcSwapOption<Validity>>,
+    pub certificate: CertificateInUse,
     /// Delays after failed authentication.
     pub failure_delay: AuthFailureDelay,
     /// Page tokens given out under policies.
@@ -113,7 +112,7 @@ impl SharedState {
             store,
             metrics,
             registry: Registry::default(),
-            certificate: Arc::default(),
+            certificate: CertificateInUse::default(),
             // A quarter of all requests, so that three quarters remain for authenticated callers.
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
             page_tokens: IssuedPageTokens::default(),

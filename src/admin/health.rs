@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::cache::DiskView;
 use crate::config::{Account, Config, Team};
 use crate::core::clock::{Instant, Reading};
-use crate::health::{self, AccountInput, Check, CredentialState, Health, Inputs, State, TeamInput};
+use crate::health::{self, AccountInput, Check, CredentialState, DiskState, Health, Inputs, State, TeamInput};
 use crate::stack::{AccountState, SharedState};
 
 /// The gateway's health now. `draining` is the time since which it has been draining, if it has.
@@ -19,11 +20,22 @@ pub(super) fn now(shared: &SharedState, config: &Config, draining: Option<Instan
         now: shared.clock.wall_now(),
         draining_since: draining.map(|since| reading.wall(since)),
         refused: refused.map(|refused| (reading.wall(refused.since), refused.faults)),
-        disk_works: config.cache.disk.path.as_ref().map(|_| shared.store.disk().is_some_and(|disk| disk.enabled)),
-        certificate: shared.certificate.load().as_deref().copied(),
+        disk: config.cache.disk.path.as_ref().map(|_| disk(shared, reading)),
+        certificate: shared.certificate.get().map(|(validity, since)| (validity, reading.wall(since))),
         teams: config.teams.iter().map(team).collect(),
         accounts: config.accounts.iter().map(|account| self::account(shared, account, reading)).collect(),
     })
+}
+
+/// The state of the disk cache that is configured.
+fn disk(shared: &SharedState, reading: Reading) -> DiskState {
+    let broken = |since, cause: &str| DiskState::Broken { since, cause: cause.to_owned() };
+    match shared.store.disk() {
+        None => broken(shared.clock.started_at(), "it was not started; restart the gateway"),
+        Some(DiskView { fault: Some(fault), .. }) => broken(reading.wall(fault.since), &fault.cause),
+        Some(DiskView { enabled: true, .. }) => DiskState::Works,
+        Some(_) => broken(shared.clock.started_at(), "its file has not been opened yet"),
+    }
 }
 
 /// A team's tokens.
@@ -48,7 +60,7 @@ fn account(shared: &SharedState, account: &Account, reading: Reading) -> Account
 /// Whether Twilio accepts an account's credentials.
 pub(super) fn credentials(state: &AccountState, reading: Reading) -> CredentialState {
     match state.rejection.since() {
-        Some(since) => CredentialState::Rejected(reading.wall(since)),
+        Some(since) => CredentialState::Rejected { since: reading.wall(since), status: state.rejection.status() },
         None if state.attempts.now().accepted => CredentialState::Accepted,
         None => CredentialState::Unknown,
     }

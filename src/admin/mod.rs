@@ -195,7 +195,7 @@ impl Inner {
         metrics.uptime.set((clock.now() - clock.start()).as_secs_f64());
         metrics.health_state.set(self.health().state().level());
         metrics.certificate_expiry.clear();
-        if let Some(validity) = certificate.load().as_deref() {
+        if let Some((validity, _)) = certificate.get() {
             metrics.certificate_expiry.get_or_create(&NoLabels {}).set(seconds(validity.not_after));
         }
         metrics.token_expiry.clear();

@@ -9,7 +9,7 @@ use super::{Inner, explorer, health};
 use crate::cache::EntryView;
 use crate::config::Config;
 use crate::core::outcome::Outcome;
-use crate::health::{Health, State};
+use crate::health::{CredentialState, Health, State};
 use crate::live::{Failure, Live, time};
 use crate::stack::SharedState;
 
@@ -69,9 +69,9 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
             "bytes": bytes,
             "capacity_bytes": shared.store.capacity(),
             "disk": {
-                "enabled": disk.is_some_and(|disk| disk.enabled),
-                "entries": disk.map_or(0, |disk| disk.entries),
-                "bytes": disk.map_or(0, |disk| disk.bytes),
+                "enabled": disk.as_ref().is_some_and(|disk| disk.enabled),
+                "entries": disk.as_ref().map_or(0, |disk| disk.entries),
+                "bytes": disk.as_ref().map_or(0, |disk| disk.bytes),
             },
         },
     })
@@ -131,9 +131,11 @@ fn failure(failure: &Failure) -> Value {
 fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
     let state = shared.registry.account(&account.name);
     let status = state.as_ref().map(|state| state.budget.status());
-    let credentials = state.as_ref().map(|state| health::credentials(state, shared.clock.reading()).as_str());
-    let rejected = state.and_then(|state| state.rejection.since());
-    let rejected_for = rejected.map(|since| shared.clock.now().saturating_duration_since(since).as_secs());
+    let credentials = state.as_ref().map(|state| health::credentials(state, shared.clock.reading()));
+    let rejected = credentials.and_then(CredentialState::rejected);
+    let now = shared.clock.wall_now();
+    let rejected_for = rejected.map(|(since, _)| now.duration_since(since).unwrap_or_default().as_secs());
+    let rejected_status = rejected.map(|(_, status)| status);
     json!({
         "name": account.name,
         "account_sid": account.account_sid,
@@ -149,8 +151,9 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
         "upstream_attempts": status.map(|s| s.attempts),
         "in_flight": status.map(|s| s.in_flight),
         "waiting": status.map(|s| s.waiting),
-        "credentials": credentials,
+        "credentials": credentials.map(CredentialState::as_str),
         "credentials_rejected_seconds": rejected_for,
+        "credentials_rejected_status": rejected_status,
     })
 }
 

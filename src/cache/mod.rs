@@ -31,7 +31,7 @@ mod store;
 pub(crate) mod stored;
 mod tier;
 
-pub use self::disk::{DiskSettings, DiskView};
+pub use self::disk::{DiskFault, DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
 pub use self::response::CacheResponse;
 pub(crate) use self::store::Unkept;

@@ -1,11 +1,14 @@
 //! The time in which a certificate is valid (RFC 5280 section 4.1.2.5).
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use super::clock::Instant;
 use super::der::{SEQUENCE, elements};
 
 const EXPLICIT_VERSION: u8 = 0xa0;
@@ -31,6 +34,24 @@ impl Validity {
         let (_, validity) = fields.nth(3).filter(|(tag, _)| *tag == SEQUENCE)?;
         let mut times = elements(validity).map(|(tag, text)| time(tag, text));
         Some(Self { not_before: times.next()??, not_after: times.next()?? })
+    }
+}
+
+/// The validity of the certificate in use, and since when it has been in use. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct CertificateInUse(Arc<ArcSwapOption<(Validity, Instant)>>);
+
+impl CertificateInUse {
+    /// A certificate with this validity is in use from `now` on. A reload that brings the same one changes nothing.
+    pub fn set(&self, validity: Option<Validity>, now: Instant) {
+        if self.get().map(|(current, _)| current) != validity {
+            self.0.store(validity.map(|validity| Arc::new((validity, now))));
+        }
+    }
+
+    /// The validity, and since when that certificate has been in use; `None` without a certificate.
+    pub fn get(&self) -> Option<(Validity, Instant)> {
+        self.0.load().as_deref().copied()
     }
 }
 
@@ -76,6 +97,20 @@ mod tests {
                 assert_eq!(Validity::of(&certificate.der()[..cut]), None, "{cut} bytes");
             }
         }
+    }
+
+    #[test]
+    fn a_certificate_that_comes_again_stays_in_use_since_its_first_time() {
+        let (in_use, start, second) = (CertificateInUse::default(), Instant::now(), Duration::from_secs(1));
+        assert_eq!(in_use.get(), None);
+        let of = |end: &str| Some(Validity { not_before: at("2020-01-01T00:00:00Z"), not_after: at(end) });
+        let (one, other) = (of("2030-01-01T00:00:00Z"), of("2031-01-01T00:00:00Z"));
+        for (n, (validity, since)) in [(one, 0), (one, 0), (other, 2)].into_iter().enumerate() {
+            in_use.set(validity, start + second * u32::try_from(n).unwrap());
+            assert_eq!(in_use.get(), Some((validity.unwrap(), start + second * since)));
+        }
+        in_use.set(None, start);
+        assert_eq!(in_use.get(), None);
     }
 
     #[test]

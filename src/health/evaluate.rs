@@ -17,14 +17,28 @@ pub struct Inputs {
     pub draining_since: Option<SystemTime>,
     /// Since when new configurations have been refused, and the fault in the newest.
     pub refused: Option<(SystemTime, String)>,
-    /// Whether the disk cache works; `None` if none is configured.
-    pub disk_works: Option<bool>,
-    /// The validity of the data plane's certificate, if the data plane uses TLS.
-    pub certificate: Option<Validity>,
+    /// The state of the disk cache; `None` if none is configured.
+    pub disk: Option<DiskState>,
+    /// The validity of the data plane's certificate, and since when it has been in use, if the data plane uses TLS.
+    pub certificate: Option<(Validity, SystemTime)>,
     /// The teams.
     pub teams: Vec<TeamInput>,
     /// The accounts.
     pub accounts: Vec<AccountInput>,
+}
+
+/// Whether the disk cache works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskState {
+    /// It works.
+    Works,
+    /// Pages are only in memory.
+    Broken {
+        /// Since when.
+        since: SystemTime,
+        /// What the disk says.
+        cause: String,
+    },
 }
 
 /// A team and when its tokens expire.
@@ -51,8 +65,13 @@ pub enum CredentialState {
     Unknown,
     /// Twilio accepts them.
     Accepted,
-    /// Twilio has rejected them since this time.
-    Rejected(SystemTime),
+    /// Twilio rejects them.
+    Rejected {
+        /// Since when.
+        since: SystemTime,
+        /// The status of its last answer, 401 or 403.
+        status: u16,
+    },
 }
 
 impl CredentialState {
@@ -61,7 +80,15 @@ impl CredentialState {
         match self {
             Self::Unknown => "unknown",
             Self::Accepted => "accepted",
-            Self::Rejected(_) => "rejected",
+            Self::Rejected { .. } => "rejected",
+        }
+    }
+
+    /// Since when Twilio has rejected them, and its status, if it does.
+    pub const fn rejected(self) -> Option<(SystemTime, u16)> {
+        match self {
+            Self::Rejected { since, status } => Some((since, status)),
+            Self::Unknown | Self::Accepted => None,
         }
     }
 }
@@ -85,8 +112,8 @@ pub struct AccountInput {
 /// can be compared.
 pub fn evaluate(inputs: &Inputs) -> Health {
     let mut checks = vec![serving(inputs.draining_since), configuration(inputs.refused.as_ref())];
-    checks.extend(inputs.disk_works.map(disk));
-    checks.extend(inputs.certificate.map(|validity| certificate(validity, inputs.now)));
+    checks.extend(inputs.disk.as_ref().map(disk));
+    checks.extend(inputs.certificate.map(|(validity, in_use)| certificate(validity, in_use, inputs.now)));
     let ends = |team: &&TeamInput| team.tokens.iter().any(Option::is_some);
     checks.extend(inputs.teams.iter().filter(ends).map(|team| tokens(team, inputs.now)));
     for account in &inputs.accounts {
@@ -126,28 +153,31 @@ fn configuration(refused: Option<&(SystemTime, String)>) -> Check {
     }
 }
 
-fn disk(works: bool) -> Check {
-    if works {
-        return ok("disk", None);
+fn disk(state: &DiskState) -> Check {
+    let DiskState::Broken { since, cause } = state else { return ok("disk", None) };
+    let detail = "the disk cache does not work, so pages are only in memory; it is tried again by itself";
+    Check {
+        state: State::Degraded,
+        since: Some(*since),
+        cause: Some(cause.clone()),
+        detail: Some(detail.to_owned()),
+        runbook: Some("insightsgatewaydiskfailing"),
+        ..ok("disk", None)
     }
-    let detail = "the disk cache does not work, and pages are in memory alone; the log says why";
-    let detail = Some(detail.to_owned());
-    Check { state: State::Degraded, detail, runbook: Some("insightsgatewaydiskfailing"), ..ok("disk", None) }
 }
 
-fn certificate(validity: Validity, now: SystemTime) -> Check {
+/// The check of a certificate that has been in use since `in_use`.
+fn certificate(validity: Validity, in_use: SystemTime, now: SystemTime) -> Check {
     let Validity { not_before, not_after } = validity;
     let (since, what) = match () {
-        () if now > not_after => (Some(not_after), format!("ended {}", time(not_after))),
-        () if now < not_before => (None, format!("is not valid before {}", time(not_before))),
-        () if now + EXPIRY_NOTICE >= not_after => {
-            (Some(not_after - EXPIRY_NOTICE), format!("ends {}", time(not_after)))
-        }
+        () if now > not_after => (not_after, format!("ended {}", time(not_after))),
+        () if now < not_before => (in_use, format!("is not valid before {}", time(not_before))),
+        () if now + EXPIRY_NOTICE >= not_after => (not_after - EXPIRY_NOTICE, format!("ends {}", time(not_after))),
         () => return ok("certificate", None),
     };
     Check {
         state: State::Degraded,
-        since,
+        since: Some(since),
         detail: Some(format!(
             "the certificate of server.tls {what}; put a new one in its place, the gateway takes it by itself"
         )),
@@ -187,10 +217,10 @@ fn credentials(account: &AccountInput) -> Check {
             let detail = "unknown: nobody has asked Twilio with these credentials yet";
             Check { detail: Some(detail.to_owned()), ..check }
         }
-        CredentialState::Rejected(since) => Check {
+        CredentialState::Rejected { since, status } => Check {
             state: State::Failing,
             since: Some(since),
-            cause: Some("Twilio answers 401 or 403".to_owned()),
+            cause: Some(Cause::new(CauseKind::Status, status.to_string()).to_string()),
             detail: Some("Twilio rejects this account's credentials; replace its key or secret".to_owned()),
             runbook: Some("insightsgatewaycredentialsrejected"),
             ..check
@@ -262,8 +292,8 @@ mod tests {
             now: now(),
             draining_since: None,
             refused: None,
-            disk_works: Some(true),
-            certificate: Some(Validity { not_before: now() - 365 * DAY, not_after: now() + 365 * DAY }),
+            disk: Some(DiskState::Works),
+            certificate: Some((Validity { not_before: now() - 365 * DAY, not_after: now() + 365 * DAY }, now() - HOUR)),
             teams: Vec::new(),
             accounts: vec![account],
         }
@@ -272,7 +302,8 @@ mod tests {
     /// The state, since when, and the checks that are not `ok`.
     fn verdict(inputs: &Inputs) -> (State, Option<SystemTime>, Vec<Check>) {
         let health = evaluate(inputs);
-        let wrong = health.checks.iter().filter(|check| check.state != State::Ok).cloned().collect();
+        let wrong: Vec<_> = health.checks.iter().filter(|check| check.state != State::Ok).cloned().collect();
+        assert!(wrong.iter().all(|check| check.since.is_some()), "every one says since when: {wrong:?}");
         (health.state(), health.since(), wrong)
     }
 
@@ -294,11 +325,17 @@ mod tests {
         let (state, since, wrong) = verdict(&draining);
         assert_eq!((state, since, wrong[0].kind), (State::Failing, Some(now() - HOUR), "serving"));
         let mut rejected = well();
-        rejected.accounts[0].credentials = CredentialState::Rejected(now() - DAY);
-        rejected.disk_works = Some(false);
+        rejected.accounts[0].credentials = CredentialState::Rejected { since: now() - DAY, status: 403 };
+        let disk = DiskState::Broken { since: now() - 2 * DAY, cause: "No space left on device".to_owned() };
+        rejected.disk = Some(disk);
         let (state, since, wrong) = verdict(&rejected);
         assert_eq!((state, since, wrong.len()), (State::Failing, Some(now() - DAY), 2));
         assert_eq!((wrong[0].kind, wrong[0].state), ("disk", State::Degraded));
+        assert_eq!(
+            (wrong[0].since, wrong[0].cause.as_deref()),
+            (Some(now() - 2 * DAY), Some("No space left on device"))
+        );
+        assert_eq!(wrong[1].cause.as_deref(), Some("status: 403"));
     }
 
     #[test]
@@ -327,7 +364,8 @@ mod tests {
     #[test]
     fn certificates_are_reported_two_weeks_before_they_end() {
         let state_of = |not_before: SystemTime, not_after: SystemTime| {
-            let inputs = Inputs { certificate: Some(Validity { not_before, not_after }), ..well() };
+            let certificate = Some((Validity { not_before, not_after }, now() - HOUR));
+            let inputs = Inputs { certificate, ..well() };
             let (state, since, wrong) = verdict(&inputs);
             (state, since, wrong.first().and_then(|check| check.detail.clone()).unwrap_or_default())
         };
@@ -340,7 +378,7 @@ mod tests {
         assert_eq!((state, since), (State::Degraded, Some(now() - DAY)));
         assert!(detail.contains("ended 2026-11-27T12:00:00Z"), "{detail}");
         let (state, since, detail) = state_of(now() + DAY, now() + 365 * DAY);
-        assert_eq!((state, since), (State::Degraded, None));
+        assert_eq!((state, since), (State::Degraded, Some(now() - HOUR)), "since it is in use");
         assert!(detail.contains("not valid before"), "{detail}");
     }
 
@@ -423,7 +461,7 @@ mod tests {
     #[test]
     fn checks_are_left_out_by_kind_or_by_name() {
         let mut inputs = well();
-        inputs.accounts[0].credentials = CredentialState::Rejected(now());
+        inputs.accounts[0].credentials = CredentialState::Rejected { since: now(), status: 401 };
         let health = evaluate(&inputs);
         for (excluded, state) in [
             ("credentials", State::Ok),

@@ -8,6 +8,7 @@
 
 mod echo;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 
 use self::echo::{Echo, Echoes};
 use crate::accounts::{Account, PerAccount};
+use crate::core::cause::{Cause, CauseKind};
 use crate::core::clock::{Clock, Instant};
 use crate::core::episode::Episode;
 use crate::core::error::{GatewayError, Reason, Retry};
@@ -165,27 +167,44 @@ impl Recognised {
     }
 }
 
-/// Whether Twilio rejects an account's credentials, and since when. Clones share it.
+/// Whether Twilio rejects an account's credentials, since when, and with which status. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Rejection(Episode);
+pub struct Rejection {
+    episode: Episode,
+    status: Arc<AtomicU16>,
+}
 
 impl Rejection {
     /// When the account was first rejected, unless it has been accepted since.
     pub fn since(&self) -> Option<Instant> {
-        self.0.since()
+        self.episode.since()
+    }
+
+    /// The status of Twilio's last rejection, 401 or 403; 0 if there was none.
+    pub fn status(&self) -> u16 {
+        self.status.load(Ordering::Relaxed)
     }
 
     /// Forgets a rejection at `now`, because the account may have new credentials.
     pub fn clear(&self, now: Instant) {
-        let _ = self.0.is_over(now);
+        let _ = self.episode.is_over(now);
     }
 
-    fn record(&self, account: &str, rejected: bool, now: Instant) {
-        if rejected {
-            if self.0.goes_on(now) {
-                tracing::error!(%account, "Twilio rejects the account's credentials: check its key and secret");
-            }
-        } else if let Some(took) = self.0.is_over(now) {
+    fn begins_or_goes_on(&self, account: &str, status: StatusCode, now: Instant) {
+        let status = status.as_u16();
+        // First, so that whoever sees the episode sees its status.
+        self.status.store(status, Ordering::Relaxed);
+        if self.episode.goes_on(now) {
+            tracing::error!(
+                %account,
+                status,
+                "Twilio rejects the account's credentials with {status}: check its key and secret"
+            );
+        }
+    }
+
+    fn is_over(&self, account: &str, now: Instant) {
+        if let Some(took) = self.episode.is_over(now) {
             let rejected_for_ms = took.as_millis();
             tracing::info!(%account, rejected_for_ms, "Twilio accepts the account's credentials again");
         }
@@ -220,14 +239,15 @@ impl SignLayer {
     }
 
     /// What a 401 or 403 means: the credentials are wrong, unless they are outdated.
-    fn rejected(&self, signature: &Signature, account: &Account) -> GatewayError {
+    fn rejected(&self, status: StatusCode, signature: &Signature, account: &Account) -> GatewayError {
         let message = "Twilio rejects the gateway's credentials for this account; tell whoever operates the gateway";
-        let error = GatewayError::new(Reason::UpstreamRejectedCredentials, message);
+        let cause = Cause::new(CauseKind::Status, status.as_u16().to_string());
+        let error = GatewayError::new(Reason::UpstreamRejectedCredentials, message).with_upstream_cause(cause);
         let Signer { credential, rejection, .. } = self.signers.of(account);
         if credential.signature().authorization != signature.authorization {
             return error.with_retry(Retry::NothingSent);
         }
-        rejection.record(&account.name, true, self.clock.now());
+        rejection.begins_or_goes_on(&account.name, status, self.clock.now());
         error
     }
 
@@ -335,10 +355,10 @@ where
         Box::pin(async move {
             let answer = answer.await?;
             if rejects_credentials(operation, &answer) {
-                return Err(layer.rejected(&signature, &account));
+                return Err(layer.rejected(answer.status, &signature, &account));
             }
             if answer.status.is_success() {
-                layer.signers.of(&account).rejection.record(&account.name, false, layer.clock.now());
+                layer.signers.of(&account).rejection.is_over(&account.name, layer.clock.now());
             }
             layer.withhold_echo(answer, &signature, &account)
         })

@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 pub use self::latency::{Latencies, Spread};
 pub use self::usage::Usage;
 use crate::core::clock::Clock;
+use crate::core::error::GatewayError;
 use crate::core::escape;
 use crate::core::outcome::Outcome;
 use crate::request::ended::{RequestEnded, RequestSubscriber};
@@ -200,7 +201,7 @@ impl Live {
             status: request.status,
             reason,
             message: error.map_or("the client left before it was answered", |error| error.message()).into(),
-            cause: error.and_then(|error| error.cause()).map(|cause| chain(cause).into()),
+            cause: error.and_then(cause).map(Into::into),
         }
     }
 
@@ -289,6 +290,11 @@ pub fn frame(name: &str, data: &Value) -> Bytes {
     Bytes::from(format!("event: {name}\ndata: {}\n\n", escape::text(&data, false)))
 }
 
+/// What is behind an error, for operators; `None` if the error itself says all.
+fn cause(error: &GatewayError) -> Option<String> {
+    error.cause().map(|cause| chain(cause)).or_else(|| error.upstream_cause().map(ToString::to_string))
+}
+
 /// An error and its sources, in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -317,7 +323,7 @@ mod tests {
 
     use super::*;
     use crate::accounts::Team;
-    use crate::core::error::{GatewayError, Reason};
+    use crate::core::error::Reason;
     use crate::request::context::RequestContext;
     use crate::twilio::endpoint::Operation;
 

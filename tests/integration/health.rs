@@ -227,7 +227,7 @@ async fn credentials_are_unknown_until_twilio_has_been_asked() {
     let upstream = Upstream::script(|seen| match seen.number {
         1 => Plan::json(400, "{}"),
         2 => Plan::page(PAGE),
-        _ => Plan::json(401, "{}"),
+        _ => Plan::json(403, "{}"),
     })
     .await;
     let gateway = TestConfig::new(upstream.url()).set("cache.errors.fresh", "0s").start().await;
@@ -239,11 +239,65 @@ async fn credentials_are_unknown_until_twilio_has_been_asked() {
     }
     let ready = gateway.admin("/readyz").await;
     assert_eq!((ready.status, &ready.json()["state"]), (503, &json!("failing")));
+    assert_eq!(ready.json()["checks"][2]["cause"], "status: 403");
+    let status = gateway.admin("/status").await.json();
+    assert_eq!(status["accounts"][0]["credentials_rejected_status"], 403);
+    assert_eq!(status["errors"][0]["cause"], "status: 403");
     let excluded = gateway.admin("/readyz?exclude=credentials/default").await;
     assert_eq!((excluded.status, &excluded.json()["state"]), (200, &json!("ok")));
     gateway.reload.notify_one();
     gateway.metric_reaches("reloads_total", &["applied"], 1.0).await;
     assert_eq!(credentials().await, "unknown", "a reload may have replaced them");
+    let status = gateway.admin("/status").await.json();
+    assert_eq!(status["accounts"][0]["credentials_rejected_status"], Json::Null);
+}
+
+#[tokio::test]
+async fn the_log_says_with_which_status_twilio_rejects_credentials() {
+    let upstream = Upstream::script(|_| Plan::json(401, "{}")).await;
+    let mut process = process(&upstream.url(), &[]).await;
+    process.ask(&post(ASK)).await.assert_refused(502, "upstream_rejected_credentials");
+    let line = process.says(|event| event["status"] == 401 && event["level"] == "ERROR").await;
+    assert!(line["message"].as_str().unwrap().contains("with 401"), "{line}");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn a_disk_cache_that_does_not_work_says_since_when_and_why() {
+    let (upstream, folder) = (Upstream::start().await, TempDir::new().unwrap());
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let process = process(&upstream.url(), &[("cache.disk.path", file.to_str().unwrap())]).await;
+    let check = poll("a fault of the disk", || async {
+        let ready = admin(&process, "/readyz").await.json();
+        let check = ready["checks"].as_array().unwrap().iter().find(|check| check["check"] == "disk").unwrap().clone();
+        assert_eq!((&check["state"], check["since"].is_string()), (&json!("degraded"), true), "at every time: {check}");
+        assert!(check["cause"].is_string(), "{check}");
+        check["cause"].as_str().unwrap().contains("exists").then_some(check)
+    })
+    .await;
+    assert!(check["since"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap() <= jiff::Timestamp::now(), "{check}");
+    process.signal("TERM");
+    assert_eq!(process.ended().await.0, Some(0));
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_has_been_a_fault_since_it_is_in_use() {
+    let mut params = Certificate::params(&["localhost", "127.0.0.1"]);
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(2090, 1, 1), rcgen::date_time_ymd(2091, 1, 1));
+    let (upstream, certificate) = (Upstream::start().await, Certificate::made_of(&params));
+    let before = jiff::Timestamp::now() - Duration::from_secs(1);
+    let config = TestConfig::new(upstream.url())
+        .set("server.tls.cert", certificate.path("cert.pem"))
+        .set("server.tls.key", certificate.path("key.pem"));
+    let gateway = config.start().await;
+    let ready = gateway.admin("/readyz").await.json();
+    let check = ready["checks"].as_array().unwrap().iter().find(|check| check["check"] == "certificate").unwrap();
+    assert_eq!((&ready["state"], &check["state"]), (&json!("degraded"), &json!("degraded")));
+    let since: jiff::Timestamp = check["since"].as_str().unwrap().parse().unwrap();
+    assert!(since >= before && since <= jiff::Timestamp::now(), "{check}");
+    assert!(check["detail"].as_str().unwrap().contains("not valid before 2090-01-01"), "{check}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ const CHECKS = {
   serving: ["The gateway is shutting down", "Nothing: another one answers, or it is started again."],
   configuration: ["A new configuration was refused, so the old one is in use", "Mend the faults named here, and reload."],
   disk: ["The disk cache does not work", "Look at the disk’s space and rights; pages are in memory meanwhile."],
-  credentials: ["Twilio rejects the credentials of", "Replace the key or its secret; a reload takes it up."],
+  credentials: ["Twilio rejects the credentials of", "Replace the key or its secret; the gateway then reloads by itself."],
   upstream: ["Twilio fails for", "Kept pages are served meanwhile. Look at Twilio’s status, and at the way there."],
   shared: ["The replicas’ store cannot be reached", "Each replica spends its own part of the budget meanwhile. Look at the store."],
   certificate: ["The listener’s certificate needs a look", "Renew it; it is taken up without a restart."],
@@ -165,7 +165,7 @@ function showAccounts(accounts) {
     bar.hidden = tokens === null;
     meter(bar, percent(tokens ?? 0, burst), `${left} of ${burst}`);
     const broken = account.circuit_broken_seconds;
-    const rejected = account.credentials_rejected_seconds;
+    const { credentials_rejected_seconds: rejected, credentials_rejected_status: answered } = account;
     const facts = [
       [rate ? `${Number(now?.toFixed(2))}/s of ${rate}` : "no limit", rate && now !== null && account.rate && now < burstless(rate) * 0.99 ? "warn" : ""],
       [rate ? `${left} of ${burst}` : "–"],
@@ -173,7 +173,7 @@ function showAccounts(accounts) {
       [circuit === "closed" ? "closed" : `${word(circuit)}${broken ? ` for ${span(broken)}` : ""}`, circuit === "closed" ? "ok" : "bad"],
       [`${account.in_flight} of ${account.concurrency_now ?? account.concurrency}`],
       [number.format(account.waiting), account.waiting > 0 ? "warn" : ""],
-      credentials === "rejected" ? [`rejected${rejected === null ? "" : ` for ${span(rejected)}`}`, "bad"] : credentials === "unknown" ? ["unknown: nobody has asked Twilio yet", "quiet"] : [credentials, "ok"],
+      credentials === "rejected" ? [`rejected${answered ? ` with ${answered}` : ""}${rejected === null ? "" : ` for ${span(rejected)}`}`, "bad"] : credentials === "unknown" ? ["unknown: nobody has asked Twilio yet", "quiet"] : [credentials, "ok"],
     ];
     const values = card.querySelectorAll("dd > span");
     facts.forEach(([text, kind = ""], at) => say(values[at], text, kind));

@@ -55,7 +55,7 @@ pub struct DiskSettings {
 }
 
 /// The state of the disk tier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskView {
     /// Whether it has its file open.
     pub enabled: bool,
@@ -63,6 +63,17 @@ pub struct DiskView {
     pub entries: u64,
     /// The bytes that count against the capacity.
     pub bytes: u64,
+    /// What is wrong, if pages cannot be written.
+    pub fault: Option<DiskFault>,
+}
+
+/// Why pages cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFault {
+    /// When the first attempt failed.
+    pub since: Instant,
+    /// Why the last attempt failed.
+    pub cause: String,
 }
 
 /// The handle. Cheap to clone. When the last one is dropped, the thread writes what it has and ends.
@@ -97,6 +108,7 @@ impl Disk {
             removals: AtomicU64::new(0),
             removals_lost: AtomicBool::new(false),
             purges: AtomicU64::new(0),
+            fault: Mutex::default(),
         });
         let folder = settings.folder.clone();
         let worker = Worker {
@@ -134,6 +146,7 @@ impl Disk {
             enabled: self.shared.enabled.load(Ordering::Relaxed),
             entries: self.shared.entries.load(Ordering::Relaxed),
             bytes: self.shared.bytes.load(Ordering::Relaxed),
+            fault: self.shared.fault().clone(),
         }
     }
 

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use super::DiskFault;
 use super::file::{Change, Size};
 use crate::cache::purge::Purge;
 use crate::cache::stored::StoredResponse;
+use crate::core::clock::Instant;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::key::Key;
 
@@ -45,6 +47,8 @@ pub(super) struct Shared {
     pub(super) removals_lost: AtomicBool,
     /// Counts the purges, so that a load notices one.
     pub(super) purges: AtomicU64,
+    /// What is wrong, from the first failure until a page can be written again.
+    pub(super) fault: Mutex<Option<DiskFault>>,
 }
 
 #[derive(Debug)]
@@ -83,6 +87,18 @@ impl Shared {
         self.bytes.store(size.bytes, Ordering::Relaxed);
         self.metrics.cache_disk_entries.set(size.entries.try_into().unwrap_or(i64::MAX));
         self.metrics.cache_disk_bytes.set(size.bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn fault(&self) -> MutexGuard<'_, Option<DiskFault>> {
+        // Each change of it is one assignment.
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An attempt to use the file has failed at `now`.
+    pub(super) fn fails(&self, cause: String, now: Instant) {
+        let mut fault = self.fault();
+        let since = fault.as_ref().map_or(now, |fault| fault.since);
+        *fault = Some(DiskFault { since, cause });
     }
 
     /// A response that waited has been received.

@@ -275,7 +275,9 @@ async fn replacements_and_purges_reach_the_disk() {
     assert!(second.body(5).is_some(), "kept after the purge");
     assert!(second.body(6).is_some());
     second.store.purge(&Purge::All);
-    second.until("purged", |second| second.view() == DiskView { enabled: true, entries: 0, bytes: 0 }).await;
+    second
+        .until("purged", |second| second.view() == DiskView { enabled: true, entries: 0, bytes: 0, fault: None })
+        .await;
 }
 
 /// The state after a kill: the file as it is, which the thread has not closed.
@@ -411,6 +413,7 @@ fn worker(folder: &Path, memory: &Memory) -> Worker {
             removals: AtomicU64::new(0),
             removals_lost: AtomicBool::new(false),
             purges: AtomicU64::new(0),
+            fault: Mutex::default(),
         }),
         receiver: mpsc::channel().1,
         loaded: watch::channel(false).0,
@@ -441,12 +444,24 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     let mut file = file::PageFile::open(home.path(), MIB, first.clock, 0).unwrap();
     worker.work_with(&mut file).unwrap();
     assert!(worker.unwritten.is_empty());
+    let (begun, second) = (first.clock.now(), Duration::from_secs(1));
+    worker.shared.fails("no space".to_owned(), begun);
+    worker.shared.fails("no permission".to_owned(), begun + second);
+    let fault = worker.shared.fault().clone();
+    assert_eq!(fault, Some(DiskFault { since: begun, cause: "no permission".to_owned() }), "one episode");
     // While pages cannot be written, those that they replace are still removed.
     worker.removals_only = RemovalsOnly::Until(first.clock.now() + HOUR);
     worker.batch = vec![file::Change::Keep(key(3), newer())];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     worker.write(&mut file).unwrap();
+    assert!(worker.shared.fault().is_some(), "removals alone do not end it");
+    worker.removals_only = RemovalsOnly::No;
+    worker.batch = vec![file::Change::Keep(key(5), newer())];
+    worker.shared.waiting.store(1, Ordering::Relaxed);
+    worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
+    worker.write(&mut file).unwrap();
+    assert_eq!(*worker.shared.fault(), None, "a page was written");
     drop(file);
     let second = Running::start(home.path()).await;
     assert_eq!([1, 2, 3, 4].map(|n| second.body(n).is_some()), [false, false, false, true]);
@@ -595,6 +610,9 @@ async fn without_a_folder_the_tier_is_off_and_the_store_works() {
     fs::write(&not_a_folder, "").unwrap();
     let running = Running::start(&not_a_folder).await;
     assert!(!running.view().enabled);
+    running.until("a fault", |running| running.view().fault.is_some()).await;
+    let fault = running.view().fault.unwrap();
+    assert!(fault.since <= running.clock.now() && fault.cause.contains("exists"), "{fault:?}");
     running.keep(1);
     assert_eq!(running.body(1), Some(body(1)));
     running.close().await;

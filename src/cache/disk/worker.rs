@@ -95,6 +95,9 @@ impl Worker {
             let ended = self.work(&mut opened);
             self.locked = matches!(ended, Err(DiskError::Locked));
             let erased = self.abandon_batch();
+            if let Err(error) = &ended {
+                self.shared.fails(error.to_string(), self.clock.now());
+            }
             self.shared.show(false, Size::default());
             let flow = match ended {
                 Ok(()) => Flow::Ended,
@@ -405,6 +408,7 @@ impl Worker {
     }
 
     fn works_again(&mut self) {
+        *self.shared.fault() = None;
         if self.said.take().is_some() {
             tracing::info!(folder = %self.folder.display(), "the disk cache works again");
         }

@@ -109,11 +109,13 @@ async fn a_rejection_of_a_secret_that_was_replaced_meanwhile_is_tried_again_and_
     let error = result.unwrap_err();
     assert_eq!((secret.as_str(), error.retry()), ("the-old-one", Retry::NothingSent));
     assert!(old.rejection.since().is_none());
-    let (secret, result) = sent(&old, secrets.clone(), || (401, "{}")).await;
+    let (secret, result) = sent(&old, secrets.clone(), || (403, "{}")).await;
     let error = result.unwrap_err();
     assert_eq!((secret.as_str(), error.retry()), ("the-new-one", Retry::Never));
     assert_eq!(error.reason(), Reason::UpstreamRejectedCredentials);
+    assert_eq!(error.upstream_cause().map(ToString::to_string).as_deref(), Some("status: 403"));
     assert!(old.rejection.since().is_some());
+    assert_eq!(old.rejection.status(), 403);
     let (_, result) = sent(&old, secrets, || (200, "{}")).await;
     assert!(result.is_ok() && old.rejection.since().is_none());
 }
