@@ -379,7 +379,7 @@ impl Reloader {
             // Before the token is in use, so that no session of an older one meets it.
             self.shared.reloads.admin_token_changes();
         }
-        for key in new.record.waiting_for_restart(&old.record) {
+        for key in new.waiting_for_restart(&old) {
             tracing::warn!(key, "this cannot change while the gateway runs; restart it");
         }
         (self.on_reload)(&new);

@@ -20,7 +20,7 @@ const NO_KEYS: [&str; 3] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_T
 /// The deepest key has four parts. This limit keeps absurd variable names from building large trees.
 const DEEPEST: usize = 8;
 /// Tables with exactly one member: a stronger source replaces the whole table.
-const ONE_OF: [&str; 4] = ["api_key", "api_secret", "auth_token", "password"];
+const ONE_OF: [&str; 5] = ["api_key", "api_secret", "auth_token", "password", "seal"];
 
 /// A value and where it was written. Not `Debug`: any text may be a secret.
 pub(super) struct Node {

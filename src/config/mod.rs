@@ -14,6 +14,7 @@
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
 //! | `proxy` | the forward proxy to the upstream: `upstream.proxy`, or the environment's |
+//! | `shared` | the store that replicas share: `[shared]` |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
 //! | `checks` | what one section alone cannot check: addresses against teams, teams against accounts |
 //! | `certificate` | whether the listener's certificate fits its key, the time and `server.public_url` |
@@ -42,11 +43,14 @@ mod secret;
 mod sections;
 mod settings;
 mod shape;
+mod shared;
 mod show;
 mod sources;
 
 #[cfg(test)]
 mod hints_tests;
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +66,7 @@ pub use settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies, Proxy,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Token, Upstream,
 };
+pub use shared::{HostPort, Servers, Shared, StoreUrl};
 pub use sources::Sources;
 
 use self::fault::Report;

@@ -141,6 +141,17 @@ impl<'r> Table<'r> {
         self.value(key, default, |value| show::text(&Span(*value)), |field| field.quantity(checked))
     }
 
+    /// A duration within `limits`, which do not include zero.
+    pub(super) fn duration_within(
+        &mut self,
+        key: impl Into<Key>,
+        default: Duration,
+        limits: RangeInclusive<Duration>,
+    ) -> Duration {
+        let key = key.into().of(Shape::PositiveDuration);
+        self.value(key, default, |value| show::text(&Span(*value)), |field| field.duration(&limits))
+    }
+
     /// A number of bytes with its unit.
     pub(super) fn size(&mut self, key: impl Into<Key>, default: u64, limits: RangeInclusive<u64>) -> u64 {
         self.value(key.into().of(Shape::Size), default, |value| show::text(&Size(*value)), |field| field.size(&limits))
@@ -246,6 +257,17 @@ impl<'r> Field<'r> {
         Some(size)
     }
 
+    fn duration(self, limits: &RangeInclusive<Duration>) -> Option<Duration> {
+        let (report, path) = (self.report, self.path.clone());
+        let duration = self.quantity(parse_duration)?;
+        if !limits.contains(&duration) {
+            let (least, most) = (Span(*limits.start()), Span(*limits.end()));
+            report.fault(&path, format!("must be from {least} to {most}"));
+            return None;
+        }
+        Some(duration)
+    }
+
     fn boolean(self) -> Option<bool> {
         let field = self.typed();
         match field.node.value {
@@ -254,7 +276,7 @@ impl<'r> Field<'r> {
         }
     }
 
-    fn number(self, limits: RangeInclusive<u32>) -> Option<u32> {
+    pub(super) fn number(self, limits: RangeInclusive<u32>) -> Option<u32> {
         let field = self.typed();
         let wanted = format!("a whole number from {} to {}", limits.start(), limits.end());
         let Value::Integer(number) = field.node.value else {

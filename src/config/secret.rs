@@ -88,6 +88,16 @@ pub(super) fn read(field: Field<'_>, sources: &Sources) -> Option<Secret> {
     None
 }
 
+/// Warns of a secret that is itself in the configuration.
+pub(super) fn warn_if_written_out(source: &SecretSource, path: &Path, report: &Report) {
+    if *source == SecretSource::Literal {
+        report.warn(
+            path,
+            "the secret is written out in the configuration; keep it in { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
+        );
+    }
+}
+
 /// Removes one line end, which editors and `echo` append.
 fn without_line_end(bytes: &[u8]) -> &[u8] {
     let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);

@@ -21,12 +21,13 @@ use super::files::Files;
 use super::proxy;
 use super::reader::{Field, Table, read_tree};
 use super::record::{Key, Record};
-use super::secret::{self, CredentialSource, Secret};
+use super::secret::{self, CredentialSource};
 use super::settings::{
     Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies,
     RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Token, Upstream,
 };
 use super::shape::Shape;
+use super::shared;
 use super::show;
 use super::sources::Sources;
 use crate::core::clock::Clock;
@@ -63,6 +64,7 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
             teams: root.named("teams", |name, table| team(name, table, sole_account, now)),
             cache: root.section("cache", cache),
             validate: root.section("validate", validate),
+            shared: root.section("shared", |table| shared::read(table, sources)),
             retry: root.section("retry", retry),
             circuit: root.section("circuit", circuit),
             log: root.section("log", log),
@@ -192,11 +194,16 @@ fn parse_listen(text: &str) -> Result<Listen, &'static str> {
             ),
         };
     };
+    socket_path(path).map(Listen::Unix)
+}
+
+/// The path of a Unix socket, if an address can hold it.
+pub(super) fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
     match path {
         _ if !path.starts_with('/') => Err("a Unix socket needs an absolute path, such as \"unix:/run/insights.sock\""),
         _ if path.len() > LONGEST_SOCKET_PATH => Err("the path of a Unix socket is at most 107 bytes long; shorten it"),
         _ if path.contains('\0') => Err("the path of a Unix socket cannot hold a zero byte"),
-        _ => Ok(Listen::Unix(PathBuf::from(path))),
+        _ => Ok(PathBuf::from(path)),
     }
 }
 
@@ -463,16 +470,11 @@ fn credential(
     for (key, value) in shown.into_iter().filter(|(_, value)| value.is_some()) {
         table.record(Key::from(key).of(Shape::Secret), value, None);
     }
-    let warn_if_literal = |key: &str, secret: &Option<Secret>| {
-        if secret.as_ref().is_some_and(|secret| secret.source == secret::SecretSource::Literal) {
-            report.warn(
-                &path.key(key),
-                "the secret is written out in the configuration; keep it in { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
-            );
+    for (key, secret) in [("api_secret", &secret), ("auth_token", &token)] {
+        if let Some(secret) = secret {
+            secret::warn_if_written_out(&secret.source, &path.key(key), report);
         }
-    };
-    warn_if_literal("api_secret", &secret);
-    warn_if_literal("auth_token", &token);
+    }
     if let Some(token) = token {
         return Some((account_sid?.to_owned(), token.text.as_str().into(), CredentialSource::AuthToken(token.source)));
     }

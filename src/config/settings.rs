@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use super::files::Files;
 use super::record::Record;
 use super::secret::{CredentialSource, SecretSource};
+use super::shared::{self, Shared};
 use crate::core::network::Network;
 use crate::core::units::Rate;
 use crate::semantics::freshness::Lifetimes;
@@ -37,6 +38,8 @@ pub struct Config {
     pub cache: Cache,
     /// `validate.mode`: what the gateway does about names that the account's metadata does not have.
     pub validate: Validation,
+    /// The store that replicas share; `None` for a gateway on its own.
+    pub shared: Option<Shared>,
     /// Retries.
     pub retry: Retry,
     /// Circuit breaker.
@@ -57,6 +60,15 @@ impl Config {
     /// The effective configuration as TOML, see [`Record::show`].
     pub fn show(&self) -> String {
         self.record.show()
+    }
+
+    /// The keys whose new value waits for a restart of a gateway that runs with `old`.
+    pub fn waiting_for_restart(&self, old: &Self) -> Vec<String> {
+        let mut keys = self.record.waiting_for_restart(&old.record);
+        let secrets = shared::changed_secrets(self.shared.as_ref(), old.shared.as_ref());
+        let others = secrets.into_iter().map(str::to_owned).filter(|key| !keys.contains(key)).collect::<Vec<_>>();
+        keys.extend(others);
+        keys
     }
 }
 

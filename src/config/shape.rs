@@ -26,6 +26,8 @@ pub(super) enum Shape {
     Reference,
     /// The secret itself, or where it is stored.
     Secret,
+    /// A secret, or a list of secrets.
+    Secrets,
     /// The proxy's URL, or a table with its password. The default comes from the environment.
     Proxy,
     /// Certificate and key.
@@ -57,6 +59,7 @@ impl Shape {
             Self::Word(words) => json!({ "enum": words }),
             Self::Words(words) => list(json!({ "enum": words })),
             Self::Secret => any_of([text(), stored_secret()]),
+            Self::Secrets => any_of([Self::Secret.schema(), list(Self::Secret.schema())]),
             Self::Proxy => {
                 any_of([text(), table(json!({ "url": text(), "password": Self::Secret.schema() }), &["url"])])
             }

@@ -116,6 +116,12 @@ pub(super) fn secret(source: &SecretSource) -> String {
     place_of(source).map_or_else(|| text(MASK), |place| format!("{place}{MASKED}"))
 }
 
+/// The same for a list of secrets.
+pub(super) fn secrets(sources: &[SecretSource]) -> String {
+    let places = sources.iter().map(|source| place_of(source).unwrap_or_else(|| text(MASK)));
+    format!("{}{MASKED}", array(places))
+}
+
 fn place_of(source: &SecretSource) -> Option<String> {
     match source {
         SecretSource::Literal => None,

@@ -811,6 +811,11 @@ fn any_key() -> impl Strategy<Value = (&'static str, &'static str)> {
         ("teams.t", "operations"),
         ("teams.t.policy", "require"),
         ("retry", "attempts"),
+        ("shared", "url"),
+        ("shared", "username"),
+        ("shared", "password"),
+        ("shared", "seal"),
+        ("shared", "prefix"),
         ("log", "format"),
         ("unknown", "key"),
     ])

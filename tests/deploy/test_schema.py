@@ -83,6 +83,8 @@ def test_unknown_keys_are_invalid(path):
         'upstream.proxy = "none"',
         "retry.budget = 1",
         'server.drain = "0s"',
+        'shared.seal = { file = "/x" }',
+        'shared.seal = [{ file = "/x" }, { credential = "y" }]',
     ],
 )
 def test_every_form_of_a_value_is_valid(text):
@@ -110,6 +112,9 @@ def test_every_form_of_a_value_is_valid(text):
         'teams.a.policy.require = [{ op = "LIKE", field = "A.B", values = ["x"] }]',
         'teams.a.policy.require = [{ op = "EQ", field = "A.B" }]',
         'teams.a.token_sha256 = [{ expires = "2027-01-31" }]',
+        'shared.lease = "0s"',
+        "shared.replicas = 0",
+        'shared.seal = [{ path = "/x" }]',
     ],
 )
 def test_forms_that_the_program_refuses_are_invalid(text, tmp_path):
