@@ -245,7 +245,7 @@ fn callers(config: &Config, accounts: &[Arc<Account>], registry: &Registry, now:
             upstream: None,
             policy: None,
             ordinal: 0,
-            usage: registry.usage(&"local".into()),
+            usage: registry.usage(LOCAL),
         });
         let Some(team) = local.map(Arc::new) else { return Callers::Teams(Vec::new()) };
         let caller = Caller { team, tokens: Vec::new(), requests: None };
@@ -310,7 +310,7 @@ fn subscribers(
 ) -> Vec<Box<dyn RequestSubscriber>> {
     let mut subscribers: Vec<Box<dyn RequestSubscriber>> =
         vec![Box::new(HotRequests::new(Arc::clone(metrics), config.teams.len().max(1))), Box::new(UsageCounter)];
-    subscribers.push(Box::new(live.subscriber(&team_names(config), config.admin.show_queries)));
+    subscribers.push(Box::new(live.subscriber(config.admin.show_queries)));
     if config.log.access {
         subscribers.push(Box::new(AccessLog { hits: config.log.hits, slow: config.log.slow }));
     }

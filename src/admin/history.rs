@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Inner;
 use crate::budget::{BudgetStatus, CircuitState};
 use crate::core::outcome::Outcome;
-use crate::live::{Spread, millis, time};
+use crate::live::{Counts, Spread, millis, time};
 
 /// The length of the interval of one point.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -20,9 +20,16 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The number of points that are kept.
 const POINTS: usize = 180;
 
-/// The last points.
+/// The number of samples in a minute.
+const LOOKS_A_MINUTE: usize = 60;
+
+/// The last points, and the counts of the last minute.
 #[derive(Debug, Default)]
-pub(super) struct History(Mutex<VecDeque<Point>>);
+pub(super) struct History {
+    points: Mutex<VecDeque<Point>>,
+    /// What had been counted at each sample of the last minute.
+    minute: Mutex<VecDeque<Counts>>,
+}
 
 /// What happened in one interval.
 #[derive(Debug)]
@@ -50,7 +57,7 @@ struct AccountPoint {
 impl History {
     fn points(&self) -> MutexGuard<'_, VecDeque<Point>> {
         // Each critical section is one complete change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.points.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, point: Point) {
@@ -59,6 +66,24 @@ impl History {
             points.pop_front();
         }
         points.push_back(point);
+    }
+
+    fn sample(&self, counts: Counts) {
+        let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+        if minute.len() == LOOKS_A_MINUTE {
+            minute.pop_front();
+        }
+        minute.push_back(counts);
+    }
+
+    /// What was counted in the last minute, or since the start if that is not as long ago. `now` is all that has been
+    /// counted by now.
+    pub(super) fn last_minute(&self, now: &Counts) -> Counts {
+        let minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
+        match minute.front() {
+            Some(first) if minute.len() == LOOKS_A_MINUTE => now.since(first),
+            _ => now.clone(),
+        }
     }
 
     /// The history as `/status` shows it. Zero counts are left out of a point.
@@ -123,6 +148,7 @@ struct Recorder {
 impl Recorder {
     fn look(&mut self, inner: &Inner) {
         let shared = &inner.shared;
+        inner.history.sample(shared.live.counts());
         let mut budgets = Vec::new();
         for account in &inner.config.load().accounts {
             let Some(budget) = shared.registry.account(&account.name).map(|state| state.budget) else { continue };
@@ -167,7 +193,46 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::live::Latencies;
+    use crate::core::clock::Clock;
+    use crate::core::error::Reason;
+    use crate::live::{Latencies, Live};
+    use crate::request::context::RequestContext;
+    use crate::request::ended::{RequestEnded, RequestSubscriber};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_minute_is_complete_at_once_and_ends_after_a_minute() {
+        let (clock, history) = (Clock::new(), History::default());
+        let live = Live::new(clock);
+        let subscriber = live.subscriber(false);
+        let refuse = || {
+            let context = RequestContext::default();
+            context.reason.set(Reason::QueueFull).unwrap();
+            let (outcome, now) = (Outcome::Refused, clock.now());
+            let context = Arc::new(context);
+            subscriber.ended(&RequestEnded {
+                context,
+                received: now,
+                ended: now,
+                outcome,
+                status: 503,
+                bytes: 0,
+                is_traced: false,
+            });
+        };
+        let told = || {
+            let minute = history.last_minute(&live.counts());
+            (minute.requests(Outcome::Refused), minute.reasons().first().map_or(0, |(_, count)| *count))
+        };
+        refuse();
+        assert_eq!(told(), (1, 1), "before the first sample");
+        for second in 1..=90 {
+            history.sample(live.counts());
+            let expected = if second < 60 { 1 } else { 0 };
+            assert_eq!(told(), (expected, expected), "after {second} s");
+        }
+        refuse();
+        assert_eq!(told(), (1, 1));
+    }
 
     #[test]
     fn a_point_leaves_out_zero_counts_and_old_points_are_dropped() {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -9,8 +10,9 @@ use super::{Inner, explorer, health};
 use crate::cache::EntryView;
 use crate::config::Config;
 use crate::core::outcome::Outcome;
+use crate::core::units::Rate;
 use crate::health::{CredentialState, Health, State};
-use crate::live::{Failure, Live, time};
+use crate::live::{Counts, Failure, Live, time};
 use crate::stack::SharedState;
 
 /// The content of `/status`, in the form that `docs/admin.md` shows. Members may be added, and none is removed.
@@ -25,7 +27,7 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
         .teams
         .iter()
         .map(|team| {
-            let usage = shared.live.usage(&team.name);
+            let usage = shared.registry.usage(&team.name);
             let operations: Vec<_> = team.operations.iter().map(|permission| permission.as_str()).collect();
             json!({
                 "name": team.name,
@@ -34,7 +36,7 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
                 "upstream": team.upstream.map(|rate| rate.to_string()),
                 "weight": team.weight,
                 "operations": operations,
-                "asked": outcomes(|outcome| usage.requests(outcome)),
+                "asked": outcomes(|outcome| usage.answers(outcome)),
                 "upstream_attempts": usage.attempts(),
                 "waiting": waiting.get(team.name.as_str()).copied().unwrap_or_default(),
                 "refused": refusals(&shared.live, &team.name),
@@ -59,6 +61,7 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
         "accounts": accounts,
         "teams": teams,
         "requests": requests(&shared.live),
+        "last_minute": last_minute(&inner.history.last_minute(&shared.live.counts())),
         "saved": saved(&shared.live),
         "errors": shared.live.failures().iter().map(failure).collect::<Vec<_>>(),
         "history": inner.history.to_json(),
@@ -90,8 +93,24 @@ fn waiting(shared: &SharedState, config: &Config) -> HashMap<Arc<str>, usize> {
 
 /// Why a team was refused or failed, and how often since the start, most frequent first.
 fn refusals(live: &Live, team: &str) -> Vec<Value> {
-    let counted = |(reason, count): (&str, u64)| json!({"reason": reason, "count": count});
-    live.refusals(team).into_iter().map(counted).collect()
+    reasons(live.refusals(team))
+}
+
+fn reasons(counts: Vec<(&str, u64)>) -> Vec<Value> {
+    counts.into_iter().map(|(reason, count)| json!({"reason": reason, "count": count})).collect()
+}
+
+/// The requests of the last minute by outcome, and those that were refused or failed by reason.
+fn last_minute(counts: &Counts) -> Value {
+    json!({"requests": outcomes(|outcome| counts.requests(outcome)), "reasons": reasons(counts.reasons())})
+}
+
+/// A rate in the unit of the configured one, or in `/s` if none is configured.
+fn in_unit_of(configured: Option<Rate>, per_second: f64) -> String {
+    let unit = configured.map_or(Duration::from_secs(1), Rate::window);
+    let written = configured.map_or_else(|| "1/s".to_owned(), |rate| rate.to_string());
+    let count = (per_second * unit.as_secs_f64() * 1000.0).round() / 1000.0;
+    written.split_once('/').map_or_else(String::new, |(_, unit)| format!("{count}/{unit}"))
 }
 
 /// Requests since the start, by outcome.
@@ -145,6 +164,7 @@ fn account(shared: &SharedState, account: &crate::config::Account) -> Value {
         "tokens": status.and_then(|s| s.tokens).map(|tokens| (tokens * 1000.0).round() / 1000.0),
         "paused_seconds": status.map(|s| (s.paused.as_secs_f64() * 1000.0).round() / 1000.0),
         "rate_now_per_second": status.and_then(|s| s.per_second).map(|rate| (rate * 1000.0).round() / 1000.0),
+        "rate_now": status.and_then(|s| s.per_second).map(|rate| in_unit_of(account.rate, rate)),
         "concurrency_now": status.map(|s| s.concurrency),
         "circuit": status.map(|s| s.circuit.as_str()),
         "circuit_broken_seconds": status.and_then(|s| s.broken_for).map(|time| time.as_secs()),
@@ -178,4 +198,26 @@ pub(super) fn entry(view: &EntryView, show_query: bool) -> Value {
         entry["query"] = json!(view.query.as_deref());
     }
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_told_in_the_unit_of_the_configuration() {
+        let told = |text: &str, per_second| {
+            let rate = crate::core::units::parse_rate(text).unwrap();
+            in_unit_of(rate, per_second)
+        };
+        for (configured, per_second, expected) in [
+            ("300/min", 5.0, "300/min"),
+            ("300/min", 2.5, "150/min"),
+            ("1000/h", 1000.0 / 3600.0, "1000/h"),
+            ("5/s", 2.5, "2.5/s"),
+            ("0/s", 7.0, "7/s"),
+        ] {
+            assert_eq!(told(configured, per_second), expected, "{configured}");
+        }
+    }
 }

@@ -2,19 +2,18 @@
 //!
 //! It is made from JSON, because the gateway may be older or newer than this program. Missing members are left out.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
-use unicode_width::UnicodeWidthStr;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::text::plain;
 
 /// Outcomes of requests that were answered without an upstream attempt of their own.
 const SAVED: [&str; 6] = ["hit", "shared", "stale", "stale_error", "revalidated", "collapsed"];
-/// How old the points of the history are that count as the last minute.
-const MINUTE: SignedDuration = SignedDuration::from_mins(1);
+/// A minute, in seconds.
+const MINUTE_SECONDS: u64 = 60;
 /// The indentation of lines that belong to the line above.
 const INDENT: &str = "  ";
 
@@ -31,20 +30,17 @@ pub(super) struct Style {
 pub(super) fn page(status: &Value, now: Timestamp, style: Style) -> String {
     let mut page = Page { text: String::new(), style };
     let state = text(&status["state"]);
-    page.line(&format!(
-        "insights-gateway {}, up {}, {}",
-        text(&status["version"]),
-        span(status["uptime_seconds"].as_u64().unwrap_or_default()),
-        match state.as_str() {
-            // A gateway of a version without states.
-            "-" if status["ready"] == true => "ready".to_owned(),
-            "-" => "not ready".to_owned(),
-            state => page.painted(state),
-        }
-    ));
-    page.line(&format!("upstream {}", text(&status["upstream"])));
+    let state = match state.as_str() {
+        // A gateway of a version without states.
+        "-" if status["ready"] == true => "ready",
+        "-" => "not ready",
+        state => state,
+    };
+    let uptime = span(status["uptime_seconds"].as_u64().unwrap_or_default());
+    page.stated(&format!("insights-gateway {}, up {uptime}, ", text(&status["version"])), state, "");
+    page.folded("upstream ", &text(&status["upstream"]));
     each(&status["checks"]).for_each(|check| page.check(check, now));
-    page.last_minute(status, now);
+    page.last_minute(status);
     page.accounts(&status["accounts"]);
     page.teams(&status["teams"]);
     page.replicas(status);
@@ -63,20 +59,24 @@ impl Page {
         self.text.push('\n');
     }
 
-    /// A text, wrapped to the width.
+    /// A text, wrapped to the width. The first line begins with `first`, the others are indented.
+    fn folded(&mut self, first: &str, text: &str) {
+        fold(first, text, self.style.width).iter().for_each(|line| self.line(line));
+    }
+
+    /// A text below a line that it belongs to, wrapped to the width.
     fn wrapped(&mut self, text: &str) {
-        let mut line = INDENT.to_owned();
-        for word in text.split(' ') {
-            let is_empty = line.len() == INDENT.len();
-            if !is_empty && line.width() + 1 + word.width() > self.style.width {
-                self.line(&line);
-                INDENT.clone_into(&mut line);
-            } else if !is_empty {
-                line.push(' ');
+        self.folded(INDENT, text);
+    }
+
+    /// A line with a state in it, which is painted. Colours take no columns, so it is folded first.
+    fn stated(&mut self, before: &str, state: &str, after: &str) {
+        for line in fold("", &[before, state, after].concat(), self.style.width) {
+            match line.split_once(state) {
+                Some((left, right)) => self.line(&format!("{left}{}{right}", self.painted(state))),
+                None => self.line(&line),
             }
-            line.push_str(word);
         }
-        self.line(&line);
     }
 
     fn painted(&self, state: &str) -> String {
@@ -107,9 +107,8 @@ impl Page {
             let seconds = now.duration_since(since).as_secs();
             format!(", for {}", span(seconds.unsigned_abs()))
         });
-        let heading = format!("{} {}{since}", self.painted(state), text(&check["check"]));
         self.text.push('\n');
-        self.line(&heading);
+        self.stated("", state, &format!(" {}{since}", text(&check["check"])));
         for part in ["cause", "detail"].into_iter().filter_map(|part| check.get(part)) {
             self.wrapped(&text(part));
         }
@@ -120,42 +119,34 @@ impl Page {
         }
     }
 
-    fn last_minute(&mut self, status: &Value, now: Timestamp) {
-        let is_recent = |entry: &&Value| {
-            let at = entry["at"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
-            at.is_some_and(|at| now.duration_since(at) <= MINUTE)
+    /// A gateway that counts no last minute is older than this program. Nothing is shown then.
+    fn last_minute(&mut self, status: &Value) {
+        let Some(requests) = status["last_minute"]["requests"].as_object() else { return };
+        let mut outcomes: Vec<_> =
+            requests.iter().filter_map(|(outcome, count)| Some((outcome, count.as_u64()?))).collect();
+        outcomes.retain(|(_, count)| *count > 0);
+        let sum = |of: &dyn Fn(&str) -> bool| -> u64 {
+            outcomes.iter().filter(|(outcome, _)| of(outcome)).map(|(_, count)| count).sum()
         };
-        let Some(points) = status["history"]["points"].as_array() else { return };
-        let mut outcomes: Vec<(&str, u64)> = Vec::new();
-        for point in points.iter().filter(is_recent) {
-            for (outcome, count) in point["requests"].as_object().into_iter().flatten() {
-                let count = count.as_u64().unwrap_or_default();
-                match outcomes.iter_mut().find(|(known, _)| known == outcome) {
-                    Some((_, sum)) => *sum += count,
-                    None => outcomes.push((outcome, count)),
-                }
-            }
-        }
-        let sum = |of: &dyn Fn(&str) -> bool| outcomes.iter().filter(|(outcome, _)| of(outcome)).map(|(_, n)| n).sum();
-        let (all, saved): (u64, u64) = (sum(&|_| true), sum(&|outcome| SAVED.contains(&outcome)));
+        let (all, answered) = (sum(&|_| true), sum(&|outcome| outcome != "refused"));
+        let saved = sum(&|outcome| SAVED.contains(&outcome));
         self.text.push('\n');
         if all == 0 {
             return self.line("last minute: no requests");
         }
-        let (rate, share) = (all as f64 / 60.0, 100.0 * saved as f64 / all as f64);
-        self.line(&format!("last minute: {all} requests ({rate:.1}/s), {share:.0} % without asking Twilio"));
+        let seconds = status["uptime_seconds"].as_u64().unwrap_or(MINUTE_SECONDS).clamp(1, MINUTE_SECONDS);
+        let (rate, share) = (all as f64 / seconds as f64, 100.0 * saved as f64 / answered.max(1) as f64);
+        self.folded(
+            "last minute: ",
+            &format!("{all} requests ({rate:.1}/s), {share:.0} % of answers without asking Twilio"),
+        );
         outcomes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let counted = outcomes.iter().map(|(outcome, count)| format!("{} {count}", plain(outcome)));
         self.wrapped(&counted.collect::<Vec<_>>().join(", "));
-        let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
-        for error in each(&status["errors"]).filter(is_recent) {
-            *reasons.entry(text(&error["reason"])).or_default() += 1;
-        }
-        if !reasons.is_empty() {
-            let mut reasons: Vec<_> = reasons.into_iter().collect();
-            reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-            let counted = reasons.iter().map(|(reason, count)| format!("{reason} {count}"));
-            self.wrapped(&format!("why: {}", counted.collect::<Vec<_>>().join(", ")));
+        let reasons = each(&status["last_minute"]["reasons"]);
+        let counted: Vec<_> = reasons.map(|of| format!("{} {}", text(&of["reason"]), text(&of["count"]))).collect();
+        if !counted.is_empty() {
+            self.wrapped(&format!("why: {}", counted.join(", ")));
         }
     }
 
@@ -163,9 +154,12 @@ impl Page {
         let row = |account: &Value| {
             let number = |value: &Value| value.as_f64().map(|number| format!("{number:.1}"));
             let paused = account["paused_seconds"].as_f64().filter(|paused| *paused > 0.0);
-            let rate = match (number(&account["rate_now_per_second"]), account["rate"].as_str()) {
-                (Some(now), Some(rate)) => format!("{now} of {}", plain(rate)),
-                _ => "unlimited".to_owned(),
+            let rate = match (account["rate_now"].as_str(), account["rate"].as_str()) {
+                (None, None) => "unlimited".to_owned(),
+                (Some(now), Some(rate)) if now != rate => {
+                    format!("{} of {}", plain(now.split('/').next().unwrap_or(now)), plain(rate))
+                }
+                (_, Some(rate)) | (Some(rate), None) => plain(rate),
             };
             [
                 text(&account["name"]),
@@ -180,7 +174,7 @@ impl Page {
             ]
         };
         let head = ["ACCOUNT", "KEY", "CIRCUIT", "TOKENS", "RATE", "BUSY", "WAIT", "PAUSED"];
-        self.table(head, each(accounts).map(row).collect());
+        self.table("", head, each(accounts).map(row).collect());
     }
 
     fn teams(&mut self, teams: &Value) {
@@ -203,7 +197,7 @@ impl Page {
             ]
         };
         let head = ["TEAM", "ACCOUNT", "REQUESTS", "UPSTREAM", "ASKED", "REFUSED", "FAILED"];
-        self.table(head, each(teams).map(row).collect());
+        self.table("since the start:\n", head, each(teams).map(row).collect());
     }
 
     /// Shown only if replicas share a cache.
@@ -215,8 +209,7 @@ impl Page {
             count => text(count),
         };
         self.text.push('\n');
-        let state = self.painted(&plain(state));
-        self.line(&format!("shared {state}, replicas {count}"));
+        self.stated("shared ", &plain(state), &format!(", replicas {count}"));
         if let Some(cause) = shared["cause"].as_str() {
             self.wrapped(&plain(cause));
         }
@@ -231,12 +224,12 @@ impl Page {
             let _ = write!(line, "; on disk {} pages, {}", text(&disk["entries"]), size(&disk["bytes"]));
         }
         self.text.push('\n');
-        self.line(&line);
+        self.folded("", &line);
     }
 
-    /// A blank line, a header and aligned columns; nothing if there are no rows. If the table is too wide, names are
-    /// shortened.
-    fn table<const N: usize>(&mut self, head: [&str; N], rows: Vec<[String; N]>) {
+    /// A blank line, a title, a header and aligned columns; nothing if there are no rows. If the table is too wide,
+    /// names are shortened. If too little would be left of a name, each row becomes a text.
+    fn table<const N: usize>(&mut self, title: &str, head: [&str; N], rows: Vec<[String; N]>) {
         /// The least number of columns that is left of a name.
         const LEAST: usize = 8;
         if rows.is_empty() {
@@ -246,8 +239,17 @@ impl Page {
         let mut widths: [usize; N] =
             std::array::from_fn(|at| rows.iter().chain([&head]).map(|row| row[at].width()).max().unwrap_or_default());
         let all = widths.iter().sum::<usize>() + 2 * (N - 1);
-        widths[0] = widths[0].saturating_sub(all.saturating_sub(self.style.width)).max(LEAST.min(widths[0]));
+        let shortened = widths[0].saturating_sub(all.saturating_sub(self.style.width));
         self.text.push('\n');
+        self.text.push_str(title);
+        if shortened < LEAST.min(widths[0]) {
+            for row in &rows {
+                let named = head.iter().zip(row).map(|(head, cell)| format!("{} {cell}", head.to_lowercase()));
+                self.folded("", &named.collect::<Vec<_>>().join(", "));
+            }
+            return;
+        }
+        widths[0] = shortened;
         for row in [&head].into_iter().chain(&rows) {
             let cells = row.iter().zip(widths).map(|(cell, width)| {
                 let cell = cut(cell, width);
@@ -258,6 +260,28 @@ impl Page {
             self.line(line.trim_end());
         }
     }
+}
+
+/// A text in lines of at most `width` columns. The first begins with `first`, the others are indented. A word that is
+/// too long for a line is broken.
+fn fold(first: &str, text: &str, width: usize) -> Vec<String> {
+    let (mut lines, mut line, mut is_empty) = (Vec::new(), first.to_owned(), true);
+    for word in text.split(' ') {
+        if !is_empty && line.width() + 1 + word.width() > width {
+            lines.push(std::mem::replace(&mut line, INDENT.to_owned()));
+        } else if !is_empty {
+            line.push(' ');
+        }
+        is_empty = false;
+        for character in word.chars() {
+            if line.width() + character.width().unwrap_or_default() > width && line != INDENT {
+                lines.push(std::mem::replace(&mut line, INDENT.to_owned()));
+            }
+            line.push(character);
+        }
+    }
+    lines.push(line);
+    lines
 }
 
 /// The beginning of a text, with a mark if something was cut off.
@@ -331,19 +355,13 @@ mod tests {
                  "detail": "the last attempt to ask Twilio \u{1b}[1mfailed\nat 21:01", "runbook": "docs/runbook.md#upstream_unreachable"},
                 {"check": "credentials/a", "ok": true, "state": "ok", "detail": "unknown"},
             ],
-            "history": {"interval_seconds": 5, "points": [
-                {"at": "2026-11-22T21:00:50Z", "requests": {"hit": 1000}},
-                {"at": "2026-11-22T21:01:30Z", "requests": {"hit": 90, "miss": 5}},
-                {"at": "2026-11-22T21:01:35Z", "requests": {"hit": 2, "stale_error": 1, "failed": 2}},
-            ]},
-            "errors": [
-                {"at": "2026-11-22T21:01:35Z", "reason": "upstream_unreachable"},
-                {"at": "2026-11-22T21:01:34Z", "reason": "upstream_unreachable"},
-                {"at": "2026-11-22T20:01:34Z", "reason": "deadline"},
-            ],
+            "last_minute": {
+                "requests": {"hit": 92, "stale": 0, "miss": 5, "stale_error": 1, "refused": 100, "failed": 2},
+                "reasons": [{"reason": "team_rate_limit", "count": 100}, {"reason": "upstream_unreachable", "count": 2}],
+            },
             "accounts": [
-                {"name": "main", "credentials": "rejected", "circuit": "half_open", "tokens": 4.25, "burst": 5, "rate": "5/s", "rate_now_per_second": 2.5, "in_flight": 1, "concurrency_now": 10, "waiting": 0, "paused_seconds": 1.5},
-                {"name": "a", "credentials": "accepted", "circuit": "closed", "tokens": null, "burst": 5, "rate": null, "rate_now_per_second": null, "in_flight": 0, "concurrency_now": 10, "waiting": 7, "paused_seconds": 0.0},
+                {"name": "main", "credentials": "rejected", "circuit": "half_open", "tokens": 4.25, "burst": 5, "rate": "300/min", "rate_now": "150/min", "in_flight": 1, "concurrency_now": 10, "waiting": 0, "paused_seconds": 1.5},
+                {"name": "a", "credentials": "accepted", "circuit": "closed", "tokens": null, "burst": 5, "rate": null, "rate_now": null, "in_flight": 0, "concurrency_now": 10, "waiting": 7, "paused_seconds": 0.0},
             ],
             "teams": [{"name": "dashboards", "account": "main", "requests": "200/s", "upstream": null, "asked": {"hit": 92, "refused": 3, "failed": 2}}],
             "shared": {"state": "degraded", "since": "2026-11-22T21:00:00Z", "cause": "no connection"}, "replicas": 3,
@@ -367,14 +385,15 @@ degraded upstream/main, for 2 min
 ok credentials/a
   unknown
 
-last minute: 100 requests (1.7/s), 93 % without asking Twilio
-  hit 92, miss 5, failed 2, stale_error 1
-  why: upstream_unreachable 2
+last minute: 200 requests (3.3/s), 93 % of answers without asking Twilio
+  refused 100, hit 92, miss 5, failed 2, stale_error 1
+  why: team_rate_limit 100, upstream_unreachable 2
 
-ACCOUNT  KEY       CIRCUIT    TOKENS  RATE        BUSY  WAIT  PAUSED
-main     rejected  half_open  4.2/5   2.5 of 5/s  1/10  0     1.5 s
-a        accepted  closed     -       unlimited   0/10  7     -
+ACCOUNT  KEY       CIRCUIT    TOKENS  RATE            BUSY  WAIT  PAUSED
+main     rejected  half_open  4.2/5   150 of 300/min  1/10  0     1.5 s
+a        accepted  closed     -       unlimited       0/10  7     -
 
+since the start:
 TEAM        ACCOUNT  REQUESTS  UPSTREAM  ASKED  REFUSED  FAILED
 dashboards  main     200/s     -         97     3        2
 
@@ -389,16 +408,39 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
     #[test]
     fn no_line_is_wider_than_the_terminal() {
         let mut long = status();
-        long["accounts"][0]["name"] = json!("a-name-that-somebody-has-made-far-too-long");
+        let name = "a-name-that-somebody-has-made-as-long-as-a-name-in-a-file-may-be";
+        long["accounts"][0]["name"] = json!(name);
         long["teams"][0]["name"] = json!("ünïcode-ünïcode-ünïcode-ünïcode-ünïcode");
-        for width in [72, 80, 100] {
-            let page = page(&long, now(), Style { width, colour: false });
-            assert!(page.lines().all(|line| line.width() <= width), "{page}");
+        let shortened = page(&long, now(), Style { width: 80, colour: false });
+        assert!(shortened.contains("a-name-that-so…  rejected"), "{shortened}");
+        // The longest of everything that a configuration allows.
+        long["upstream"] = json!(format!("https://{}.example/", "insights.".repeat(20)));
+        long["checks"][1]["check"] = json!(format!("credentials/{name}"));
+        long["checks"][1]["cause"] = json!(format!("TCP: {}:443: refused", "x".repeat(150)));
+        long["last_minute"]["requests"]["hit"] = json!(123_456_789_u64);
+        long["cache"]["entries"] = json!(123_456_789_u64);
+        let account = &mut long["accounts"][0];
+        for (member, value) in [
+            ("tokens", json!(99_999.9)),
+            ("burst", json!(100_000)),
+            ("rate", json!("4000000000/min")),
+            ("rate_now", json!("3999999999.999/min")),
+            ("in_flight", json!(10_000)),
+            ("concurrency_now", json!(10_000)),
+            ("waiting", json!(1_000_000)),
+            ("paused_seconds", json!(86_400.5)),
+        ] {
+            account[member] = value;
         }
-        assert!(
-            page(&long, now(), PLAIN).contains("a-name-…  rejected")
-                || page(&long, now(), PLAIN).contains("…  rejected")
-        );
+        long["teams"][0]["account"] = json!(name);
+        for width in [24, 40, 72, 80, 100] {
+            let page = page(&long, now(), Style { width, colour: false });
+            assert!(page.lines().all(|line| line.width() <= width), "{width}:\n{page}");
+        }
+        let whole = page(&long, now(), PLAIN);
+        let unfolded = whole.replace("\n  ", "");
+        assert_eq!(unfolded.matches(name).count(), 3, "nothing is left out of a text: {whole}");
+        assert!(whole.contains("3999999999.999 of 4000000000/min") && whole.contains("86400.5 s"), "{whole}");
     }
 
     #[test]
@@ -420,7 +462,7 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
 
     #[test]
     fn a_minute_without_requests_is_shown_as_such() {
-        let quiet = json!({"history": {"points": [{"at": "2026-11-22T20:00:00Z", "requests": {"hit": 1}}]}});
+        let quiet = json!({"last_minute": {"requests": {"hit": 0, "failed": 0}, "reasons": []}});
         assert!(page(&quiet, now(), PLAIN).contains("\nlast minute: no requests\n"));
     }
 }

@@ -4,9 +4,8 @@
 //! costs one atomic read. Listeners that are too slow lose events, so that no request waits for them.
 
 mod latency;
-mod usage;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +17,6 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 pub use self::latency::{Latencies, Spread};
-pub use self::usage::Usage;
 use crate::core::clock::Clock;
 use crate::core::error::GatewayError;
 use crate::core::escape;
@@ -45,7 +43,6 @@ struct Inner {
     listeners: AtomicUsize,
     events: broadcast::Sender<Bytes>,
     latencies: Latencies,
-    usage: Mutex<HashMap<Arc<str>, Arc<Usage>>>,
     slow: Mutex<Slow>,
 }
 
@@ -54,6 +51,7 @@ struct Inner {
 struct Slow {
     recent: VecDeque<Failure>,
     refusals: HashMap<(Arc<str>, &'static str), u64>,
+    reasons: BTreeMap<&'static str, u64>,
     attempts: u64,
     upstream: Duration,
 }
@@ -88,6 +86,36 @@ pub struct UpstreamTime {
     pub total: Duration,
 }
 
+/// Counts of requests since the start. The difference of two is what was counted between them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts {
+    requests: [u64; Outcome::ALL.len()],
+    reasons: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    /// What was counted after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let before = |reason| earlier.reasons.get(reason).copied().unwrap_or_default();
+        let reasons = self.reasons.iter().map(|(reason, count)| (*reason, count.saturating_sub(before(reason))));
+        Self {
+            requests: std::array::from_fn(|at| self.requests[at].saturating_sub(earlier.requests[at])),
+            reasons: reasons.filter(|(_, count)| *count > 0).collect(),
+        }
+    }
+
+    /// Requests with this outcome.
+    pub fn requests(&self, outcome: Outcome) -> u64 {
+        self.requests[outcome as usize]
+    }
+
+    /// How many requests were refused or failed for each reason, most frequent first.
+    pub fn reasons(&self) -> Vec<(&'static str, u64)> {
+        most_frequent_first(self.reasons.iter().map(|(reason, count)| (*reason, *count)))
+    }
+}
+
 /// Receives an event for each request that ends, until it is dropped.
 #[derive(Debug)]
 pub struct Listener {
@@ -112,24 +140,13 @@ impl Live {
             listeners: AtomicUsize::new(0),
             events: broadcast::Sender::new(BACKLOG),
             latencies: Latencies::default(),
-            usage: Mutex::default(),
             slow: Mutex::default(),
         }))
     }
 
-    /// A subscriber that records the end of each request. `teams` are the names in the order of their ordinals. With
-    /// `shows_queries`, events contain the query.
-    pub fn subscriber(&self, teams: &[String], shows_queries: bool) -> impl RequestSubscriber + use<> {
-        Subscriber { live: self.clone(), usage: teams.iter().map(|team| self.usage(team)).collect(), shows_queries }
-    }
-
-    /// A team's usage since the start. It is kept by the team's name, over reloads.
-    pub fn usage(&self, team: &str) -> Arc<Usage> {
-        let mut usage = self.0.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        match usage.get(team) {
-            Some(known) => Arc::clone(known),
-            None => Arc::clone(usage.entry(team.into()).or_default()),
-        }
+    /// A subscriber that records the end of each request. With `shows_queries`, events contain the query.
+    pub fn subscriber(&self, shows_queries: bool) -> impl RequestSubscriber + use<> {
+        Subscriber { live: self.clone(), shows_queries }
     }
 
     /// A listener for events from now on.
@@ -143,6 +160,14 @@ impl Live {
         &self.0.latencies
     }
 
+    /// All requests since the start, by outcome, and those that were refused or failed, by reason.
+    pub fn counts(&self) -> Counts {
+        // Only hits are counted without this lock, so a request with a reason is in both or in neither.
+        let slow = self.slow();
+        let spread = self.0.latencies.read();
+        Counts { requests: Outcome::ALL.map(|outcome| spread.count(outcome)), reasons: slow.reasons.clone() }
+    }
+
     /// The latest requests that were refused or failed, newest first.
     pub fn failures(&self) -> Vec<Failure> {
         self.slow().recent.iter().rev().cloned().collect()
@@ -152,9 +177,7 @@ impl Live {
     pub fn refusals(&self, team: &str) -> Vec<(&'static str, u64)> {
         let slow = self.slow();
         let own = slow.refusals.iter().filter(|((name, _), _)| **name == *team);
-        let mut own: Vec<_> = own.map(|((_, reason), count)| (*reason, *count)).collect();
-        own.sort_unstable_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
-        own
+        most_frequent_first(own.map(|((_, reason), count)| (*reason, *count)))
     }
 
     /// How long upstream attempts took, since the start.
@@ -168,17 +191,17 @@ impl Live {
         self.0.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, request: &RequestEnded, usage: Option<&Usage>) {
+    /// Counts a request that is not a hit.
+    fn count(&self, request: &RequestEnded) {
         let totals = request.context.totals();
-        if let Some(usage) = usage {
-            usage.attempted(totals.attempts);
-        }
         let reason = request.reason();
         let failure = (!reason.is_empty()).then(|| self.failure(request, reason));
         let mut slow = self.slow();
+        self.0.latencies.count(request.outcome, request.took());
         slow.attempts += u64::from(totals.attempts);
         slow.upstream += totals.upstream;
         let Some(failure) = failure else { return };
+        *slow.reasons.entry(reason).or_default() += 1;
         if let Some(team) = &failure.team {
             let key = (Arc::clone(team), reason);
             if slow.refusals.len() < MOST_REFUSALS || slow.refusals.contains_key(&key) {
@@ -236,19 +259,14 @@ impl Live {
 #[derive(Debug)]
 struct Subscriber {
     live: Live,
-    usage: Box<[Arc<Usage>]>,
     shows_queries: bool,
 }
 
 impl RequestSubscriber for Subscriber {
     fn ended(&self, request: &RequestEnded) {
-        self.live.0.latencies.count(request.outcome, request.took());
-        let usage = request.team().and_then(|team| self.usage.get(team.ordinal));
-        if let Some(usage) = usage {
-            usage.requested(request.outcome);
-        }
-        if request.outcome != Outcome::Hit {
-            self.live.count(request, usage.map(Arc::as_ref));
+        match request.outcome {
+            Outcome::Hit => self.live.0.latencies.count(request.outcome, request.took()),
+            _ => self.live.count(request),
         }
         if self.live.0.listeners.load(Relaxed) > 0 {
             self.live.tell(request, self.shows_queries);
@@ -288,6 +306,12 @@ pub fn frame(name: &str, data: &Value) -> Bytes {
     // JSON contains no raw line feed. Characters that control a terminal are escaped.
     let data = data.to_string();
     Bytes::from(format!("event: {name}\ndata: {}\n\n", escape::text(&data, false)))
+}
+
+fn most_frequent_first(counts: impl Iterator<Item = (&'static str, u64)>) -> Vec<(&'static str, u64)> {
+    let mut counts: Vec<_> = counts.collect();
+    counts.sort_unstable_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
+    counts
 }
 
 /// What is behind an error, for operators; `None` if the error itself says all.
@@ -352,8 +376,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn events_contain_queries_only_if_that_is_configured() {
         let (clock, live) = (Clock::new(), Live::new(Clock::new()));
-        let (quiet, open) =
-            (live.subscriber(&["dashboards".to_owned()], false), live.subscriber(&["dashboards".to_owned()], true));
+        let (quiet, open) = (live.subscriber(false), live.subscriber(true));
         assert!(!quiet.reads_query() && open.reads_query());
         quiet.ended(&request(clock, Outcome::Hit, None));
         let mut listener = live.listen();
@@ -374,7 +397,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_listener_gets_the_number_of_lost_events() {
         let (clock, live) = (Clock::new(), Live::new(Clock::new()));
-        let subscriber = live.subscriber(&["dashboards".to_owned()], false);
+        let subscriber = live.subscriber(false);
         let mut listener = live.listen();
         for _ in 0..BACKLOG + 3 {
             subscriber.ended(&request(clock, Outcome::Hit, None));
@@ -386,7 +409,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn failures_are_remembered_with_their_causes_and_counted_by_team() {
         let (clock, live) = (Clock::new(), Live::new(Clock::new()));
-        let subscriber = live.subscriber(&["dashboards".to_owned()], false);
+        let subscriber = live.subscriber(false);
         for n in 0..RECENT + 2 {
             let error = GatewayError::new(Reason::UpstreamUnreachable, format!("number {n}"));
             let error = error.with_cause(std::io::Error::other("connection refused"));
@@ -407,10 +430,27 @@ mod tests {
         let expected = [("upstream_unreachable", RECENT as u64 + 2), ("team_rate_limit", 1)];
         assert_eq!(live.refusals("dashboards"), expected);
         assert_eq!(live.refusals("other"), []);
-        let usage = live.usage("dashboards");
-        assert_eq!((usage.requests(Outcome::Failed), usage.requests(Outcome::Refused)), (RECENT as u64 + 2, 1));
-        // After a reload.
-        live.subscriber(&["dashboards".to_owned()], true).ended(&request(clock, Outcome::Hit, None));
-        assert_eq!((usage.requests(Outcome::Hit), usage.saved()), (1, 1));
+        let counts = live.counts();
+        assert_eq!((counts.requests(Outcome::Failed), counts.requests(Outcome::Refused)), (RECENT as u64 + 2, 1));
+        assert_eq!(counts.reasons(), expected, "of all requests, not only of those that are remembered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counts_between_two_times_leave_out_what_was_before() {
+        let (clock, live) = (Clock::new(), Live::new(Clock::new()));
+        let subscriber = live.subscriber(false);
+        let refuse = |reason| {
+            subscriber.ended(&request(clock, Outcome::Refused, Some(GatewayError::new(reason, "refused"))));
+        };
+        refuse(Reason::TeamRateLimit);
+        subscriber.ended(&request(clock, Outcome::Hit, None));
+        let before = live.counts();
+        assert_eq!(before.since(&before), Counts::default());
+        refuse(Reason::QueueFull);
+        refuse(Reason::Deadline);
+        refuse(Reason::Deadline);
+        let between = live.counts().since(&before);
+        assert_eq!((between.requests(Outcome::Refused), between.requests(Outcome::Hit)), (3, 0));
+        assert_eq!(between.reasons(), [("deadline", 2), ("queue_full", 1)]);
     }
 }

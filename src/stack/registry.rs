@@ -103,8 +103,8 @@ impl Registry {
     }
 
     /// The usage of a team since the process started, over all reloads.
-    pub(super) fn usage(&self, team: &Arc<str>) -> TeamUsage {
-        self.lock().usage.entry(Arc::clone(team)).or_default().clone()
+    pub fn usage(&self, team: &str) -> TeamUsage {
+        self.lock().usage.entry(team.into()).or_default().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -147,7 +147,7 @@ async fn the_command_prints_it_for_people_and_for_scripts() {
     let first = page.lines().next().unwrap();
     let up = format!("insights-gateway {}, up ", env!("CARGO_PKG_VERSION"));
     assert!(first.starts_with(&up) && first.ends_with(" s, ok"), "{page}");
-    assert!(page.contains("\ndefault  unknown  closed   5.0/5   5.0 of 5/s  0/10  0     -"), "{page}");
+    assert!(page.contains("\ndefault  unknown  closed   5.0/5   5/s   0/10  0     -"), "{page}");
     let listen = gateway.admin.to_string();
     let (code, json, _) = status(&["--json".to_owned()], &[("INSIGHTS_GATEWAY_ADMIN__LISTEN", &listen)]).await;
     let json: Json = serde_json::from_str(&json).unwrap();

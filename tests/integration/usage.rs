@@ -53,6 +53,9 @@ async fn a_team_learns_what_it_has_used_and_may_do() {
         "restricted": false,
     });
     assert_eq!(told, expected);
+    let status = gateway.admin("/status").await.json();
+    assert_eq!(status["teams"][0]["asked"], expected["requests"], "operators read the same counts");
+    assert_eq!(status["teams"][0]["upstream_attempts"], expected["upstream_attempts"]);
     let before = usage(&gateway, "narrow").await;
     assert_eq!(before["requests"]["hit"], 0);
     assert_eq!((&before["upstream_attempts"], &before["restricted"]), (&json!(0), &json!(true)));

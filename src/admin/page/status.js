@@ -157,7 +157,7 @@ function accountCard() {
 
 function showAccounts(accounts) {
   list($("account-cards"), accounts, accountCard, (card, account) => {
-    const { tokens, burst, rate, rate_now_per_second: now, paused_seconds: paused, circuit, credentials } = account;
+    const { tokens, burst, rate, rate_now: granted, rate_now_per_second: now, paused_seconds: paused, circuit, credentials } = account;
     say(card.querySelector("h3"), account.name);
     say(card.querySelector("code"), account.account_sid);
     const left = Math.max(0, tokens ?? 0).toFixed(1);
@@ -167,7 +167,7 @@ function showAccounts(accounts) {
     const broken = account.circuit_broken_seconds;
     const { credentials_rejected_seconds: rejected, credentials_rejected_status: answered } = account;
     const facts = [
-      [rate ? `${Number(now?.toFixed(2))}/s of ${rate}` : "no limit", rate && now !== null && account.rate && now < burstless(rate) * 0.99 ? "warn" : ""],
+      [rate ? (granted && granted !== rate ? `${granted.split("/")[0]} of ${rate}` : rate) : "no limit", rate && now !== null && account.rate && now < burstless(rate) * 0.99 ? "warn" : ""],
       [rate ? `${left} of ${burst}` : "–"],
       paused > 0 ? [`paused by Twilio’s limit, ${Math.ceil(paused)} s left`, "warn"] : ["running", "ok"],
       [circuit === "closed" ? "closed" : `${word(circuit)}${broken ? ` for ${span(broken)}` : ""}`, circuit === "closed" ? "ok" : "bad"],
