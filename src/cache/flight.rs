@@ -4,8 +4,8 @@
 //! run the flight in a task of its own, so that the flight outlives the client that began it. The others wait for it.
 //! The lease frees the key when it is dropped, however the flight ends: finished, failed, cancelled or panicked. Those
 //! who wait then learn the result, or that the flight was lost, and may claim the key again. A key has at most one
-//! flight for a client or a refresh, and one for clients that demand a new response. A submission that demands a new job
-//! has a flight of its own.
+//! flight for a client or a refresh, and one for clients that demand a new response. A submission that demands a new
+//! job has a flight of its own.
 //!
 //! A flight can become outdated: what it brings was purged, or its result set was replaced, after it began. It still
 //! ends for those who wait for it, but no caller joins it any more: the next one begins another flight.

@@ -98,7 +98,8 @@ fn is_apart(next: Option<Key>, old: Option<&Entry>) -> bool {
 /// requests.
 const COMPRESSIONS: usize = 2;
 
-/// The stored responses, the flights under way, and what is known of query jobs. Cheap to clone; all clones share one store, which outlives reloads.
+/// The stored responses, the flights under way, and what is known of query jobs. Cheap to clone; all clones share one
+/// store, which outlives reloads.
 #[derive(Debug, Clone)]
 pub struct Store {
     memory: Memory,

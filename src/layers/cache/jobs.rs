@@ -9,8 +9,8 @@
 //!   or 410 for results or status removes all stored results of the job, and its status, so that the next poll learns
 //!   the job's state.
 //!
-//! What an answer tells of a job is recorded in `Store::jobs` too, where it does not depend on which answers are stored.
-//! `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits.
+//! What an answer tells of a job is recorded in `Store::jobs` too, where it does not depend on which answers are
+//! stored. `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits.
 //!
 //! There is no index of a job's pages. Instead, each page that is looked up is compared with what was learnt later
 //! about its job.
