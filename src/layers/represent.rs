@@ -75,7 +75,8 @@ where
             if_none_match: query.directives.if_none_match.take(),
             gzip: query.directives.gzip.then(|| (Arc::clone(&self.compressor), *query.key())),
             redact: query.redact.take(),
-            links: query.base.take().map(|base| (Arc::clone(&self.links), base)),
+            // The jobs layer names addresses too.
+            links: query.base.clone().map(|base| (Arc::clone(&self.links), base)),
         };
         RepresentFuture { cached: self.inner.call(query), wanted }
     }

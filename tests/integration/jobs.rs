@@ -341,6 +341,34 @@ async fn a_slow_query_becomes_a_job_if_the_client_prefers_that() {
 }
 
 #[tokio::test]
+async fn a_query_whose_job_ends_in_time_names_the_address_of_its_results() {
+    let base = "https://gw.example/api";
+    let upstream = Upstream::script(|seen| match seen.target() {
+        JOBS => Plan::with(202, "Retry-After: 1\r\n", ACCEPTED),
+        target if target.contains("pageToken=second") => Plan::page(r#"{"items":[2],"meta":{}}"#),
+        target if target.contains("/Results") => Plan::page(r#"{"items":[1],"meta":{"nextToken":"second"}}"#),
+        _ => Plan::page(r#"{"operationId":"op_1","status":"COMPLETED"}"#),
+    })
+    .await;
+    for (public, query, results) in [
+        (None, QUERY.to_owned(), format!("http://localhost{JOBS}/op_1/Results")),
+        (Some(base), format!("{QUERY}?pageSize=3"), format!("{base}{JOBS}/op_1/Results?pageSize=3")),
+    ] {
+        let config = TestConfig::new(upstream.url());
+        let gateway = public.iter().fold(config, |config, url| config.set("server.public_url", *url)).start().await;
+        let page = gateway.ask(&post_to(&query, "Prefer: respond-async, wait=15\r\n", ASK)).await;
+        assert_eq!((page.status, page.header("content-location")), (200, results.as_str()), "{page:?}");
+        assert_eq!((page.json()["items"][0].as_u64(), page.find("preference-applied")), (Some(1), None));
+        // The address leads to the same page, and with its token to the next one.
+        let path = results.trim_start_matches(base).trim_start_matches("http://localhost");
+        assert_eq!(gateway.ask(&get(path, "")).await.text(), page.text());
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let next = gateway.ask(&get(&format!("{path}{separator}pageToken=second"), "")).await;
+        assert_eq!((next.status, next.json()["items"][0].as_u64()), (200, Some(2)), "{next:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_purge_of_an_operation_drops_its_answers() {
     let upstream = Upstream::script(accepts).await;
     let gateway = TestConfig::new(upstream.url()).start().await;

@@ -145,7 +145,9 @@ where
         }
         // Without it a client could not ask for the second page, because it does not know the job's id.
         let base = query.base.as_ref().map_or("", |base| base.as_str());
-        if let Ok(address) = HeaderValue::try_from([base, &asked.canonical.path].concat()) {
+        let separator = if parameters.is_empty() { "" } else { "?" };
+        let address = [base, &asked.canonical.path, separator, &parameters].concat();
+        if let Ok(address) = HeaderValue::try_from(address) {
             results.headers.push((header::CONTENT_LOCATION, address));
         }
         Some(Watched::Results(results))

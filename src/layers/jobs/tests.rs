@@ -519,7 +519,10 @@ async fn respond_async_with_a_wait_watches_the_job() {
     assert_eq!((begun.elapsed().as_secs(), applied(&results)), (15, false));
     let (name, address) = &results.headers[0];
     let path = Operation::JobResults.endpoint().path_of("op_1");
-    assert_eq!((name, address.to_str().unwrap()), (&header::CONTENT_LOCATION, &*format!("http://gw:8080{path}")));
+    assert_eq!(
+        (name, address.to_str().unwrap()),
+        (&header::CONTENT_LOCATION, &*format!("http://gw:8080{path}?pageSize=3"))
+    );
     let last = rig.upstream.calls.lock().unwrap().last().unwrap().clone();
     assert_eq!((last.endpoint.operation, &*last.parameters), (Operation::JobResults, "pageSize=3"));
 
