@@ -2,7 +2,8 @@
 //!
 //! A stored answer expires, or is evicted, or is not stored at all because the configuration says so. What it told of
 //! its job stays true: that the job has ended, when its results end, and when Twilio may be polled again. This table
-//! keeps that in memory, for the jobs that answers were last about.
+//! keeps that in memory, for the jobs that answers were last about. It also keeps which pages of results Twilio has
+//! named: if one of those is gone, so are the results; an unknown page may never have existed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,37 +33,60 @@ pub(crate) struct KnownJob {
     pub(crate) wait: Option<Duration>,
 }
 
-/// The most jobs of a generation. There are two, which together take at most 8 MiB.
+/// The most jobs of a generation, and the most pages. There are two generations of each, which together take at most
+/// 12 MiB.
 const GENERATION: usize = 16_384;
 
 /// The known jobs, under the keys of their statuses. Cheap to clone; all clones share one table.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct KnownJobs(Arc<Mutex<Generations>>);
-
-/// A job is forgotten when at least [`GENERATION`] other jobs were recorded after it.
-#[derive(Debug, Default)]
-struct Generations {
-    young: HashMap<Key, KnownJob>,
-    old: HashMap<Key, KnownJob>,
+pub(crate) struct KnownJobs {
+    jobs: Arc<Mutex<Generations<KnownJob>>>,
+    /// The pages that results have named as their next ones, under the keys of requests with their tokens alone.
+    pages: Arc<Mutex<Generations<()>>>,
 }
 
-impl KnownJobs {
-    /// What is known of a job; `None` if no answer was about it.
-    pub(crate) fn get(&self, key: &Key) -> Option<KnownJob> {
-        let generations = self.lock();
-        generations.young.get(key).or_else(|| generations.old.get(key)).copied()
+/// What was recorded last. It is forgotten when at least [`GENERATION`] others were recorded after it.
+#[derive(Debug, Default)]
+struct Generations<V> {
+    young: HashMap<Key, V>,
+    old: HashMap<Key, V>,
+}
+
+impl<V: Copy + Default> Generations<V> {
+    fn get(&self, key: &Key) -> Option<V> {
+        self.young.get(key).or_else(|| self.old.get(key)).copied()
     }
 
-    /// Records what an answer tells of a job.
-    pub(crate) fn update(&self, key: Key, change: impl FnOnce(&mut KnownJob)) {
-        let mut generations = self.lock();
-        let Generations { young, old } = &mut *generations;
+    fn update(&mut self, key: Key, change: impl FnOnce(&mut V)) {
+        let Self { young, old } = self;
         let mut known = young.remove(&key).or_else(|| old.remove(&key)).unwrap_or_default();
         change(&mut known);
         if young.len() >= GENERATION {
             *old = std::mem::take(young);
         }
         young.insert(key, known);
+    }
+}
+
+impl KnownJobs {
+    /// What is known of a job; `None` if no answer was about it.
+    pub(crate) fn get(&self, key: &Key) -> Option<KnownJob> {
+        lock(&self.jobs).get(key)
+    }
+
+    /// Records what an answer tells of a job.
+    pub(crate) fn update(&self, key: Key, change: impl FnOnce(&mut KnownJob)) {
+        lock(&self.jobs).update(key, change);
+    }
+
+    /// Records that results have named this page of theirs.
+    pub(crate) fn name_page(&self, page: Key) {
+        lock(&self.pages).update(page, |()| {});
+    }
+
+    /// Whether results have named this page.
+    pub(crate) fn is_named(&self, page: &Key) -> bool {
+        lock(&self.pages).get(page).is_some()
     }
 
     /// Forgets what statuses said that are purged: how their jobs ended, until when results exist, and when to poll
@@ -74,17 +98,17 @@ impl KnownJobs {
             Purge::Data(_) => false,
             Purge::Key(_) => which.matches(key, None),
         };
-        let mut generations = self.lock();
+        let mut generations = lock(&self.jobs);
         let Generations { young, old } = &mut *generations;
         for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_purged(key)) {
             *known = KnownJob { completed: known.completed, lost: known.lost, ..KnownJob::default() };
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Generations> {
-        // A panic can lose at most the job that was being recorded.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<V>(generations: &Mutex<Generations<V>>) -> MutexGuard<'_, Generations<V>> {
+    // A panic can lose at most what was being recorded.
+    generations.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -113,7 +137,7 @@ mod tests {
             }
         }
         assert!(jobs.get(&key(0)).is_none());
-        let generations = jobs.lock();
+        let generations = lock(&jobs.jobs);
         assert!(generations.young.len() <= GENERATION && generations.old.len() <= GENERATION);
     }
 

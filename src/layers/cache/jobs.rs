@@ -7,7 +7,8 @@
 //! * **Results** never change. They are kept for as long as the job's status says, and at most for
 //!   `cache.jobs.results`. A 404 from before the job's end is not served once the job is known to have completed. A 404
 //!   or 410 for results or status removes all stored results of the job, and its status, so that the next poll learns
-//!   the job's state.
+//!   the job's state. A 404 for a page that no results have named shows only that a client sent a wrong token. It
+//!   removes nothing but the status.
 //!
 //! What an answer tells of a job is recorded in `Store::jobs` too, where it does not depend on which answers are
 //! stored. `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits.
@@ -36,6 +37,7 @@ use crate::request::response::Representation;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::{CacheClass, Operation};
 use crate::twilio::job::{self, Job, State};
+use crate::twilio::parameters::Parameters;
 
 /// `[cache.jobs]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,8 +108,14 @@ impl CacheLayer {
                 let status = || self.store.page(&key).and_then(|entry| state(&entry.stored.representation));
                 let has_completed =
                     self.known(&key).completed.is_some_and(|told| told <= asked) || status() == Some(State::Completed);
-                if has_completed || answer.status == StatusCode::GONE {
+                if self.shows_the_end(call, answer.status) && (has_completed || answer.status == StatusCode::GONE) {
                     self.store.jobs.update(key, |known| known.lost = known.lost.max(Some(asked)));
+                }
+            }
+            (Operation::JobResults, Ok(answer)) if answer.status == StatusCode::OK => {
+                self.store.jobs.update(key(), |known| ended(known, State::Completed, asked));
+                if let Some(token) = &answer.next_token {
+                    self.store.jobs.name_page(page_key(call, &Parameters::of_page(token)));
                 }
             }
             (Operation::JobList, Ok(answer)) if answer.status == StatusCode::OK => {
@@ -209,6 +217,13 @@ impl CacheLayer {
         }
     }
 
+    /// Whether an answer that something is gone is about the whole job or its results, and not about a page token that
+    /// Twilio may never have given out.
+    fn shows_the_end(&self, call: &UpstreamCall, status: StatusCode) -> bool {
+        let token = || Parameters::parse(&call.parameters).ok()?.page_token_alone();
+        status == StatusCode::GONE || token().is_none_or(|token| self.store.jobs.is_named(&page_key(call, &token)))
+    }
+
     /// Results do not exist, or no longer. Removes the job's stored results, and a status that says that they exist.
     fn end_results(&self, call: &UpstreamCall, id: &str, answer: &UpstreamResponse, asked: Instant, lease: &Lease) {
         let (account, now) = (&call.team.account, self.clock.moment());
@@ -224,6 +239,9 @@ impl CacheLayer {
         let status = self.store.page(&key).and_then(|entry| state(&entry.stored.representation));
         if status == Some(State::Completed) {
             self.store.supersede(key, &superseded());
+        }
+        if !self.shows_the_end(call, answer.status) {
+            return;
         }
         self.store.supersede(call.key, &superseded());
         let end = end_of_results(account, id);
@@ -250,6 +268,11 @@ fn ended(known: &mut KnownJob, state: State, asked: Instant) {
         State::Failed | State::Expired => known.lost = known.lost.max(Some(asked)),
         State::Unfinished => {}
     }
+}
+
+/// The key of the page of the same results to which this token leads.
+fn page_key(call: &UpstreamCall, token: &Parameters) -> Key {
+    Key::of_path(&call.team.account, call.endpoint, &call.path, token.as_str(), b"")
 }
 
 /// Whether Twilio was asked before a call failed for this reason.

@@ -15,7 +15,7 @@ use crate::twilio::policy::Policy;
 
 const S: Duration = Duration::from_secs(1);
 const ASK: &str = r#"{"query":{"measures":["C.Count"]}}"#;
-const PAGE: &str = r#"{"items":[],"meta":{"key":"items","pageSize":0}}"#;
+const PAGE: &str = r#"{"items":[],"meta":{"key":"items","pageSize":0,"nextToken":"b"}}"#;
 
 const LIFETIMES: cache::Policy = cache::Policy {
     metadata: Lifetimes::fresh_only(S),
@@ -67,8 +67,8 @@ impl Service<UpstreamCall> for Twilio {
             Ok(UpstreamResponse {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: headers.into_iter().collect(),
+                next_token: page::tokens(body.as_bytes()).next(),
                 body: body.into(),
-                next_token: None,
             })
         })
     }

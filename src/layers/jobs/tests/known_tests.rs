@@ -54,12 +54,44 @@ async fn a_job_is_not_shared_after_its_results_are_gone() {
         rig.ask(rig.jobs.about(&page, Operation::JobResults, "op_1", "pageToken=b")).await.unwrap();
         expect_a_new_job(&rig, S * elapsed, &format!("{status} {elapsed}")).await;
     }
+    // Results that were read show that the job has completed.
+    let (rig, replies) = rig_of(LIFETIMES);
+    rig.submit().await;
+    say(&replies, Operation::JobResults, 200, PAGE);
+    rig.results("op_1").await;
+    tokio::time::advance(S).await;
+    say(&replies, Operation::JobResults, 404, "{}");
+    rig.ask(forced(rig.query(Operation::JobResults, "op_1"))).await.unwrap();
+    expect_a_new_job(&rig, S, "never polled").await;
     // Results of an unfinished job do not exist yet.
     let (rig, replies) = rig_of(LIFETIMES);
     rig.submit().await;
     say(&replies, Operation::JobResults, 404, "{}");
     rig.results("op_1").await;
     assert_eq!(body(&rig.submit().await), job("op_1", "PENDING"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_page_token_says_nothing_of_the_job() {
+    let (rig, replies) = rig_of(LIFETIMES);
+    rig.submit().await;
+    say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+    say(&replies, Operation::JobResults, 200, PAGE);
+    rig.status("op_1").await;
+    rig.results("op_1").await;
+    tokio::time::advance(6 * S).await;
+    say(&replies, Operation::JobResults, 404, "{}");
+    let first = rig.query(Operation::JobResults, "op_1");
+    let wrong = rig.jobs.about(&first, Operation::JobResults, "op_1", "pageSize=3&pageToken=wrong");
+    assert_eq!(rig.ask(wrong).await.unwrap().representation().status, 404);
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit);
+    assert_eq!((body(&rig.submit().await), rig.calls(Operation::JobSubmit)), (job("op_1", "PENDING"), 1));
+    // It could be that the results are gone, so the status is asked for again.
+    assert_eq!(rig.calls(Operation::JobStatus), 2);
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit);
+    say(&replies, Operation::JobResults, 410, "{}");
+    rig.ask(rig.jobs.about(&first, Operation::JobResults, "op_1", "pageToken=other")).await.unwrap();
+    expect_a_new_job(&rig, S, "410").await;
 }
 
 #[tokio::test(start_paused = true)]
