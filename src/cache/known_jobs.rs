@@ -31,6 +31,8 @@ pub(crate) struct KnownJob {
     pub(crate) next_poll: Option<Moment>,
     /// The `Retry-After` of its last status.
     pub(crate) wait: Option<Duration>,
+    /// The key of the submission that made it.
+    pub(crate) submission: Option<Key>,
 }
 
 /// The most jobs of a generation, and the most pages. There are two generations of each, which together take at most
@@ -101,7 +103,8 @@ impl KnownJobs {
         let mut generations = lock(&self.jobs);
         let Generations { young, old } = &mut *generations;
         for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_purged(key)) {
-            *known = KnownJob { completed: known.completed, lost: known.lost, ..KnownJob::default() };
+            let KnownJob { completed, lost, submission, .. } = *known;
+            *known = KnownJob { completed, lost, submission, ..KnownJob::default() };
         }
     }
 }

@@ -129,7 +129,7 @@ impl CacheLayer {
             }
             (Operation::JobSubmit, Ok(answer)) if answer.status.is_success() => {
                 if let Some(id) = Job::read(&answer.body).and_then(|job| job.id) {
-                    self.store.jobs.update(Key::of_job(account, &id), |_| {});
+                    self.store.jobs.update(Key::of_job(account, &id), |known| known.submission = Some(call.key));
                 }
             }
             _ => {}

@@ -14,7 +14,8 @@
 //! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
 //!   `no-store` and `max-age` cause a new poll only for a job that has ended. After a poll that failed the next one
 //!   waits too, and the last known status is the answer. Clients are told how much of the wait is left.
-//!   `Prefer: wait` delays an answer until the job has ended or the time is up.
+//!   `Prefer: wait` delays an answer until the job has ended or the time is up. If there is no known status by then,
+//!   the answer to the job's submission is one.
 //! * **Queries with `Prefer: respond-async`** (`respond_async`).
 //! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
 //!   given out (`owners`). A list leaves out jobs that belong to other policies.
@@ -34,14 +35,18 @@ use tower::{Layer, Service, ServiceExt};
 pub use self::owners::JobOwners;
 use self::owners::Scope;
 use crate::cache::entry::Entry;
-use crate::cache::response::Content;
+use crate::cache::response::{Content, Source};
 use crate::cache::{CacheResponse, Store, Unkept};
 use crate::core::clock::Clock;
 use crate::core::error::{GatewayError, Reason};
+use crate::core::outcome::Outcome;
 use crate::core::uuid;
+use crate::request::call::UpstreamResponse;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::request::response::Representation;
+use crate::semantics::cache_status::KeyParam;
+use crate::semantics::freshness::Lifetimes;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::twilio::endpoint::{IDEMPOTENCY_KEY, Operation, Permission};
 use crate::twilio::job::{self, Job, State};
@@ -233,14 +238,18 @@ where
     async fn status(&self, mut query: ClientQuery) -> Answered {
         let clock = self.shared.clock;
         query.directives.cache = self.shielded(&query);
+        let CacheDirectives { only_if_cached, .. } = query.directives.cache;
         let waits = query.directives.wait.is_some();
         let mut last = None;
         loop {
-            let (mut response, is_new) = match (self.poll(query.clone()).await, last.take()) {
+            let submitted = || self.as_submitted(&query).filter(|_| waits && !only_if_cached);
+            let (mut response, is_new) = match self.poll(query.clone()).await {
+                Ok(response) if !has_failed(&response) => (response, true),
                 // A poll that failed does not end the wait.
-                (Ok(response), Some(last)) if has_failed(&response) => (last, false),
-                (Err(_), Some(last)) => (last, false),
-                (answered, _) => (answered?, true),
+                failed => match last.take().or_else(submitted) {
+                    Some(known) => (known, false),
+                    None => (failed?, true),
+                },
             };
             let Some(stated) = self.poll_after(&response) else { return Ok(response) };
             let wait = self.next_poll(query.key()).unwrap_or(if is_new { stated } else { Duration::ZERO });
@@ -250,13 +259,42 @@ where
             }
             let pause = if wait.is_zero() { SHORTEST_PAUSE } else { wait + MOMENT };
             tokio::time::sleep_until((clock.now() + pause).min(query.deadline)).await;
-            // Ask for a newer status than the last one. At the deadline only the cache is asked, because a poll would
-            // be too late.
+            // Ask for a newer status than the last one. At the deadline a poll would be too late, so the last known
+            // status is the answer.
             query.received = clock.now();
-            query.directives.cache =
-                CacheDirectives { only_if_cached: clock.now() >= query.deadline, ..CacheDirectives::default() };
+            let is_over = clock.now() >= query.deadline;
+            query.directives.cache = CacheDirectives {
+                only_if_cached: only_if_cached || is_over,
+                max_stale: is_over.then_some(Duration::MAX),
+                ..CacheDirectives::default()
+            };
             last = Some(response);
         }
+    }
+
+    /// What is known of an unfinished job that has no known status: what the answer to its submission says, if that is
+    /// stored.
+    fn as_submitted(&self, query: &ClientQuery) -> Option<CacheResponse> {
+        let Shared { store, clock, .. } = &*self.shared;
+        let submission = store.jobs.get(query.key())?.submission?;
+        let entry = store.page(&submission)?;
+        let (stored, age) = (&entry.stored, entry.stored.age(clock.moment()));
+        let Representation { headers, body, .. } = &*stored.representation;
+        let wait = told(&stored.representation).filter(|_| age <= stored.lifetimes.fresh)?;
+        // A later submission of the same query may have made another job.
+        if Key::of_job(&query.team.account, &Job::read(body)?.id?) != *query.key() {
+            return None;
+        }
+        let status = UpstreamResponse {
+            status: StatusCode::OK,
+            headers: headers.iter().cloned().collect(),
+            body: body.clone(),
+            next_token: None,
+        };
+        let status = Arc::new(Representation::new(status, query.endpoint.returns));
+        let content = Content::Forwarded(status, KeyParam::new(&query.key().short()));
+        let source = Source::Hit { ttl: Lifetimes::fresh_only(wait).ttl(age) };
+        Some(CacheResponse::new(content, source, Outcome::StaleError, Some(age)))
     }
 
     /// A job's status: from Twilio if it may be polled now, and otherwise, or if the poll fails, the last known one.

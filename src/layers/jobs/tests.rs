@@ -5,11 +5,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::accounts::{PerAccount, Team};
 use crate::cache::Purge;
-use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
 use crate::metrics::Metrics;
-use crate::request::call::{UpstreamCall, UpstreamResponse};
-use crate::semantics::freshness::Lifetimes;
+use crate::request::call::UpstreamCall;
 use crate::twilio::links::Base;
 use crate::twilio::policy::Policy;
 

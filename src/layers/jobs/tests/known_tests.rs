@@ -201,7 +201,49 @@ async fn a_poll_that_fails_does_not_end_a_wait() {
         say(&replies, Operation::JobStatus, failure, "{}");
         let status = rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 35)).await.unwrap();
         assert_eq!((body(&status), rig.calls(Operation::JobStatus)), (job("op_1", "RUNNING"), 4), "{failure}");
+        assert_eq!(status.age.map(|age| age.as_secs()), Some(35), "{failure}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_the_first_poll_ends_with_what_the_submission_said() {
+    let rig = Rig::with(LIFETIMES, 4 * S, twilio(|_, _| "RUNNING"));
+    rig.submit().await;
+    let begun = Instant::now();
+    let status = rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 1)).await.unwrap();
+    assert_eq!((body(&status), begun.elapsed()), (job("op_1", "PENDING"), S));
+    assert_eq!(
+        (status.representation().status.as_u16(), status.outcome, wait(&status)),
+        (200, Outcome::StaleError, Some(1))
+    );
+    // The answer of another job says nothing of this one.
+    rig.ask(forced(rig.submission())).await.unwrap();
+    rig.store.purge(&Purge::Operation(Operation::JobStatus));
+    let unknown = rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 1)).await.unwrap_err();
+    assert_eq!(unknown.reason(), Reason::UpstreamTimeout);
+    // Without a wait the failure of the first poll is the answer. With one the client waits for the next poll.
+    let (rig, replies) = rig_of(LIFETIMES);
+    rig.submit().await;
+    say(&replies, Operation::JobStatus, 503, "{}");
+    assert_eq!(rig.status("op_1").await.representation().status, 503);
+    let begun = Instant::now();
+    let (status, ()) = tokio::join!(rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 60)), async {
+        tokio::time::sleep(S).await;
+        say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+    });
+    assert_eq!((body(&status.unwrap()), begun.elapsed().as_secs()), (completed("P2D"), 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_forbids_polls_waits_without_any() {
+    let (rig, _) = rig_of(LIFETIMES);
+    rig.status("op_1").await;
+    let mut query = waiting(rig.query(Operation::JobStatus, "op_1"), 30);
+    query.directives.cache.only_if_cached = true;
+    let begun = Instant::now();
+    let status = rig.ask(query).await.unwrap();
+    assert_eq!((body(&status), begun.elapsed().as_secs()), (job("op_1", "RUNNING"), 30));
+    assert_eq!(rig.calls(Operation::JobStatus), 1);
 }
 
 #[tokio::test(start_paused = true)]
