@@ -34,10 +34,21 @@ def helm(*options):
     return run("helm", "template", "insights", CHART, *options)
 
 
+# Pods that share a store, which only variables name. Nothing says how many there are.
+SHARED = [
+    "--set=replicas=3",
+    "--set=extraSecrets.store=insights-gateway-store",
+    "--set-json=extraEnv="
+    '[{"name":"INSIGHTS_GATEWAY_SHARED__URL","value":"rediss://valkey:6379"},'
+    '{"name":"INSIGHTS_GATEWAY_SHARED__SEAL","value":"{ file = \'/run/secrets/store/seal\' }"}]',
+]
+
 RENDERED = {
     "team": lambda: kustomize("team"),
+    "team, shared": lambda: kustomize("team-shared"),
     "sidecar": lambda: kustomize("sidecar-example"),
     "helm": lambda: helm(),
+    "helm, shared": lambda: helm(*SHARED),
     "helm, everything": lambda: helm(*EVERYTHING),
     "helm, nothing": lambda: helm(
         "--set=podDisruptionBudget.enabled=false,networkPolicy.enabled=false,preStopSeconds=0"
@@ -83,6 +94,11 @@ class Manifests:
         """The init container that checks the configuration."""
         (found,) = (c for c in self.template["spec"]["initContainers"] if is_ours(c) and c["args"][0] == "check")
         return found
+
+    @property
+    def environment(self):
+        """The gateway's variables. Those that come from the cluster have any value."""
+        return {variable["name"]: variable.get("value", "node-1") for variable in self.gateway.get("env", [])}
 
     @property
     def config(self):

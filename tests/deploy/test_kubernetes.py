@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tomllib
+from base64 import b64encode
 
 import pytest
 import yaml
@@ -102,6 +103,12 @@ def test_memory_is_enough_for_the_cache(manifests):
     assert "cpu" not in limits
 
 
+SECRETS = {
+    "insights-gateway": {"api_key": "SK" + "0" * 32, "api_secret": "secret"},
+    "insights-gateway-store": {"seal": b64encode(bytes(32)).decode()},
+}
+
+
 def mount(manifests, root):
     """The pod's volumes, as the kubelet would mount them into the gateway's container."""
     volumes = {volume["name"]: volume for volume in manifests.template["spec"]["volumes"]}
@@ -113,17 +120,17 @@ def mount(manifests, root):
             for name, text in manifests.one("ConfigMap")["data"].items():
                 root.write(f"{mounted['mountPath']}/{name}", text)
         else:
-            for name in ("api_key", "api_secret"):
-                root.write(f"{mounted['mountPath']}/{name}", "SK" + "0" * 32)
+            for name, text in SECRETS.get(volume["secret"]["secretName"], {}).items():
+                root.write(f"{mounted['mountPath']}/{name}", text)
 
 
 def test_the_gateway_starts_and_answers_the_probes(manifests, root):
     mount(manifests, root)
     container = manifests.gateway
-    checked = root.run("check", *container["args"][1:])
+    checked = root.run("check", *container["args"][1:], environment=manifests.environment)
     assert checked.returncode == 0, checked.stderr
     ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
-    gateway = root.start(*container["args"], *ports)
+    gateway = root.start(*container["args"], *ports, environment=manifests.environment)
     _, admin = gateway.addresses()
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         how = container.get(probe, {})
@@ -146,7 +153,7 @@ def test_a_configuration_is_checked_before_a_pod_serves(endpoint, root):
     assert check.get("env") == gateway.get("env")
     # `kubectl describe pod` shows a failure.
     assert check["terminationMessagePolicy"] == "FallbackToLogsOnError"
-    environment = {variable["name"]: variable.get("value", "node-1") for variable in check.get("env", [])}
+    environment = endpoint.environment
     unmounted = root.run(*check["args"], environment=environment)
     assert unmounted.returncode == 64 and "gateway.toml" in unmounted.stderr
     mount(endpoint, root)
@@ -191,6 +198,97 @@ def test_the_chart_refuses_unreachable_addresses(config, options, refusal, tmp_p
             run(*command)
     else:
         run(*command)
+
+
+SHARED = (DEPLOY / "kubernetes/team-shared/gateway.toml").read_text()
+UNCOUNTED = SHARED.replace("\nreplicas = 2\n", "\n")
+URL = {"name": "INSIGHTS_GATEWAY_SHARED__URL"}
+
+
+def env(value):
+    return "--set-json=extraEnv=" + json.dumps([{"name": "INSIGHTS_GATEWAY_SHARED__REPLICAS", **value}])
+
+
+@pytest.mark.parametrize(
+    "config, options, refusal",
+    [
+        (REACHABLE, ["--set=replicas=2"], "replicas is 2, and config has no shared.url"),
+        (REACHABLE + "[shared]\nreplicas = 2\n", ["--set=replicas=2"], "has no shared.url"),
+        (REACHABLE + '[shared]\nurl = ""\n', ["--set=replicas=2"], "has no shared.url"),
+        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "value": ""}])], "has no shared.url"),
+        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "value": "redis://h"}])], None),
+        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "valueFrom": {}, "value": ""}])], "no shared.url"),
+        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "valueFrom": {"x": 1}}])], None),
+        (REACHABLE, ["--set=replicas=1"], None),
+        (SHARED, ["--set=replicas=1"], None),
+        (SHARED, ["--set=replicas=2"], None),
+        (SHARED, ["--set=replicas=3"], "replicas is 3, and shared.replicas only 2"),
+        (SHARED, ["--set=replicas=3", env({"value": "2"})], "replicas is 3, and shared.replicas only 2"),
+        (SHARED, ["--set=replicas=3", env({"value": "3"})], None),
+        (SHARED, ["--set=replicas=3", env({"valueFrom": {"x": 1}})], None),
+        (UNCOUNTED, ["--set=replicas=9"], None),
+    ],
+)
+def test_the_chart_refuses_replicas_that_share_nothing(config, options, refusal, tmp_path):
+    (tmp_path / "gateway.toml").write_text(config)
+    command = ["helm", "template", "insights", CHART, f"--set-file=config={tmp_path / 'gateway.toml'}", *options]
+    if refusal:
+        with pytest.raises(AssertionError, match=refusal):
+            run(*command)
+    else:
+        run(*command)
+
+
+def test_the_chart_tells_the_gateways_how_many_there_are(tmp_path):
+    def variables(config, *options):
+        (tmp_path / "gateway.toml").write_text(config)
+        text = run("helm", "template", "insights", CHART, f"--set-file=config={tmp_path / 'gateway.toml'}", *options)
+        return re.findall(r"INSIGHTS_GATEWAY_SHARED__REPLICAS, value: (\S+) }", text)
+
+    assert variables(UNCOUNTED, "--set=replicas=4") == ['"4"'] * 2, "for the check and the gateway"
+    assert variables(SHARED, "--set=replicas=2") == variables(REACHABLE) == []
+
+
+def egress_to_the_store(manifests):
+    rules = manifests.one("NetworkPolicy")["spec"]["egress"]
+    return [rule for rule in rules if {"port": 6379} in rule["ports"]]
+
+
+def test_pods_that_share_reach_the_store_and_others_do_not():
+    for name in ("team", "helm", "helm, everything"):
+        assert egress_to_the_store(Manifests(name)) == []
+    for name in ("team, shared", "helm, shared"):
+        (rule,) = egress_to_the_store(Manifests(name))
+        assert rule["to"] == [{"podSelector": {"matchLabels": {"insights-gateway/store": "true"}}}]
+        assert rule["ports"] == [{"port": 6379}]
+
+
+def test_only_pods_that_share_are_several():
+    replicas = {name: Manifests(name).one("Deployment")["spec"]["replicas"] for name in RENDERED if name != "sidecar"}
+    shares = lambda manifests: "\n[shared]\n" in manifests.config or "INSIGHTS_GATEWAY_SHARED__URL" in manifests.environment
+    shared = {name for name in replicas if shares(Manifests(name))}
+    assert {name for name, count in replicas.items() if count > 1} == shared == {"team, shared", "helm, shared"}
+    assert all(count == 1 for name, count in replicas.items() if name not in shared)
+    for name in shared:
+        told = Manifests(name).environment.get("INSIGHTS_GATEWAY_SHARED__REPLICAS")
+        assert int(told or tomllib.loads(Manifests(name).config)["shared"]["replicas"]) == replicas[name]
+
+
+def test_pods_restart_when_the_store_has_another_address():
+    annotations = Manifests("team, shared").template["metadata"]["annotations"]
+    url = tomllib.loads(Manifests("team, shared").config)["shared"]["url"]
+    assert annotations["insights-gateway/store"] == url
+
+
+def test_the_component_refuses_a_configuration_that_shares_nothing(tmp_path):
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    own = tmp_path / "kubernetes/team-shared"
+    for config in (REACHABLE, SHARED.replace("[shared]", "[share]"), SHARED.replace("\nurl", "\n#url")):
+        (own / "gateway.toml").write_text(config)
+        with pytest.raises(AssertionError, match="out of bounds for value"):
+            run("kubectl", "kustomize", own)
+    (own / "gateway.toml").write_text(SHARED)
+    run("kubectl", "kustomize", own)
 
 
 def test_the_documented_kustomization_replaces_configuration_and_image(tmp_path):
@@ -257,6 +355,8 @@ def test_the_chart_is_valid():
     [
         ("replica=3", "additional properties 'replica' not allowed"),
         ("replicas=0", "minimum"),
+        ("networkPolicy.store.ports[0]=0", "minimum"),
+        ("networkPolicy.store.peers=[]", "/networkPolicy/store/peers"),
         ("image.digest=latest", "does not match pattern"),
         ("service.name=insights-gateway", "/service/name"),
         ("service.port=70000", "maximum"),

@@ -63,3 +63,44 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "insights-gateway.beyondLoopback" -}}
 ^(0\.0\.0\.0|\[::\]):{{ . }}$
 {{- end -}}
+
+{{- /* The store's URL, or nothing. A variable overrides the configuration. Its value may be known only to the cluster. */}}
+{{- define "insights-gateway.store" -}}
+{{- $store := dig "shared" "url" "" (fromToml .Values.config) -}}
+{{- range .Values.extraEnv -}}
+{{- if eq .name "INSIGHTS_GATEWAY_SHARED__URL" -}}
+{{- if or .value .valueFrom -}}{{- $store = .value | default "set by a variable" -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $store -}}
+{{- end -}}
+
+{{- /* How many replicas the gateways expect, or nothing where only a variable of the cluster says it. */}}
+{{- define "insights-gateway.expected" -}}
+{{- $expected := dig "shared" "replicas" "" (fromToml .Values.config) | toString -}}
+{{- range .Values.extraEnv -}}
+{{- if eq .name "INSIGHTS_GATEWAY_SHARED__REPLICAS" -}}{{- $expected = .value | default "set by a variable" -}}{{- end -}}
+{{- end -}}
+{{- $expected -}}
+{{- end -}}
+
+{{- /* Fails if pods that share nothing would each spend the whole rate, or if there are more than the gateways expect. */}}
+{{- define "insights-gateway.checkReplicas" -}}
+{{- $replicas := int .Values.replicas -}}
+{{- if and (gt $replicas 1) (not (include "insights-gateway.store" .)) -}}
+{{- fail (printf "replicas is %d, and config has no shared.url: pods that share nothing would each spend the whole rate. Set shared.url, or replicas to 1" $replicas) -}}
+{{- end -}}
+{{- $expected := include "insights-gateway.expected" . -}}
+{{- if and (regexMatch "^[0-9]+$" $expected) (lt (int $expected) $replicas) -}}
+{{- fail (printf "replicas is %d, and shared.replicas only %s: raise that, or leave it out" $replicas $expected) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "insights-gateway.env" -}}
+{{- with .Values.extraEnv }}
+{{- toYaml . }}
+{{- end }}
+{{- if and (include "insights-gateway.store" .) (not (include "insights-gateway.expected" .)) }}
+- { name: INSIGHTS_GATEWAY_SHARED__REPLICAS, value: {{ .Values.replicas | quote }} }
+{{- end }}
+{{- end -}}
