@@ -202,11 +202,10 @@ def test_the_chart_refuses_unreachable_addresses(config, options, refusal, tmp_p
 
 SHARED = (DEPLOY / "kubernetes/team-shared/gateway.toml").read_text()
 UNCOUNTED = SHARED.replace("\nreplicas = 2\n", "\n")
-URL = {"name": "INSIGHTS_GATEWAY_SHARED__URL"}
 
 
-def env(value):
-    return "--set-json=extraEnv=" + json.dumps([{"name": "INSIGHTS_GATEWAY_SHARED__REPLICAS", **value}])
+def env(key, value):
+    return "--set-json=extraEnv=" + json.dumps([{"name": f"INSIGHTS_GATEWAY_SHARED__{key}", **value}])
 
 
 @pytest.mark.parametrize(
@@ -215,17 +214,16 @@ def env(value):
         (REACHABLE, ["--set=replicas=2"], "replicas is 2, and config has no shared.url"),
         (REACHABLE + "[shared]\nreplicas = 2\n", ["--set=replicas=2"], "has no shared.url"),
         (REACHABLE + '[shared]\nurl = ""\n', ["--set=replicas=2"], "has no shared.url"),
-        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "value": ""}])], "has no shared.url"),
-        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "value": "redis://h"}])], None),
-        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "valueFrom": {}, "value": ""}])], "no shared.url"),
-        (REACHABLE, ["--set=replicas=2", "--set-json=extraEnv=" + json.dumps([{**URL, "valueFrom": {"x": 1}}])], None),
+        (REACHABLE, ["--set=replicas=2", env("URL", {"value": ""})], "has no shared.url"),
+        (REACHABLE, ["--set=replicas=2", env("URL", {"value": "redis://h"})], None),
+        (REACHABLE, ["--set=replicas=2", env("URL", {"valueFrom": {"secretKeyRef": {"name": "s", "key": "u"}}})], None),
         (REACHABLE, ["--set=replicas=1"], None),
         (SHARED, ["--set=replicas=1"], None),
         (SHARED, ["--set=replicas=2"], None),
         (SHARED, ["--set=replicas=3"], "replicas is 3, and shared.replicas only 2"),
-        (SHARED, ["--set=replicas=3", env({"value": "2"})], "replicas is 3, and shared.replicas only 2"),
-        (SHARED, ["--set=replicas=3", env({"value": "3"})], None),
-        (SHARED, ["--set=replicas=3", env({"valueFrom": {"x": 1}})], None),
+        (SHARED, ["--set=replicas=3", env("REPLICAS", {"value": "2"})], "replicas is 3, and shared.replicas only 2"),
+        (SHARED, ["--set=replicas=3", env("REPLICAS", {"value": "3"})], None),
+        (SHARED, ["--set=replicas=3", env("REPLICAS", {"valueFrom": {"secretKeyRef": {"name": "s", "key": "n"}}})], None),
         (UNCOUNTED, ["--set=replicas=9"], None),
     ],
 )
@@ -246,6 +244,8 @@ def test_the_chart_tells_the_gateways_how_many_there_are(tmp_path):
         return re.findall(r"INSIGHTS_GATEWAY_SHARED__REPLICAS, value: (\S+) }", text)
 
     assert variables(UNCOUNTED, "--set=replicas=4") == ['"4"'] * 2, "for the check and the gateway"
+    # An empty variable counts as unset.
+    assert variables(UNCOUNTED, "--set=replicas=4", env("REPLICAS", {"value": ""})) == ['"4"'] * 2
     assert variables(SHARED, "--set=replicas=2") == variables(REACHABLE) == []
 
 
@@ -280,25 +280,34 @@ def test_pods_restart_when_the_store_has_another_address():
     assert annotations["insights-gateway/store"] == url
 
 
-def test_the_component_refuses_a_configuration_that_shares_nothing(tmp_path):
-    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
-    own = tmp_path / "kubernetes/team-shared"
-    for config in (REACHABLE, SHARED.replace("[shared]", "[share]"), SHARED.replace("\nurl", "\n#url")):
-        (own / "gateway.toml").write_text(config)
-        with pytest.raises(AssertionError, match="out of bounds for value"):
-            run("kubectl", "kustomize", own)
-    (own / "gateway.toml").write_text(SHARED)
-    run("kubectl", "kustomize", own)
-
-
-def test_the_documented_kustomization_replaces_configuration_and_image(tmp_path):
+@pytest.fixture
+def documented(tmp_path):
+    """A folder with the documented kustomization, next to the sources."""
     shutil.copytree(DEPLOY / "kubernetes", tmp_path / "insights-gateway/deploy/kubernetes")
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/deploying.md").read_text(), re.S)
     own = tmp_path / "own"
     own.mkdir()
     (own / "kustomization.yaml").write_text(example)
-    (own / "gateway.toml").write_text("# ours\n")
-    text = run("kubectl", "kustomize", own)
+    return own
+
+
+def test_the_documented_component_needs_a_configuration_that_shares(documented):
+    (component,) = re.findall(r"Add `(components: .*?)` to", (ROOT / "docs/deploying.md").read_text())
+    file = documented / "kustomization.yaml"
+    file.write_text(f"{file.read_text()}{component}\n")
+    for config in (REACHABLE, SHARED.replace("[shared]", "[share]"), SHARED.replace("\nurl", "\n#url")):
+        (documented / "gateway.toml").write_text(config)
+        with pytest.raises(AssertionError, match="out of bounds for value"):
+            run("kubectl", "kustomize", documented)
+    (documented / "gateway.toml").write_text(SHARED)
+    found = {document["kind"]: document for document in yaml.safe_load_all(run("kubectl", "kustomize", documented))}
+    assert found["Deployment"]["spec"]["replicas"] == 2
+    assert found["ConfigMap"]["data"]["gateway.toml"] == SHARED
+
+
+def test_the_documented_kustomization_replaces_configuration_and_image(documented):
+    (documented / "gateway.toml").write_text("# ours\n")
+    text = run("kubectl", "kustomize", documented)
     assert "image: registry.example/insights-gateway:0.1.0\n" in text
     found = {document["kind"]: document for document in yaml.safe_load_all(text)}
     assert found["ConfigMap"]["metadata"]["name"] == "insights-gateway", "the name that the Deployment mounts"

@@ -79,7 +79,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "insights-gateway.expected" -}}
 {{- $expected := dig "shared" "replicas" "" (fromToml .Values.config) | toString -}}
 {{- range .Values.extraEnv -}}
-{{- if eq .name "INSIGHTS_GATEWAY_SHARED__REPLICAS" -}}{{- $expected = .value | default "set by a variable" -}}{{- end -}}
+{{- if eq .name "INSIGHTS_GATEWAY_SHARED__REPLICAS" -}}
+{{- if or .value .valueFrom -}}{{- $expected = .value | default "set by a variable" -}}{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $expected -}}
 {{- end -}}
