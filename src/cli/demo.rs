@@ -97,10 +97,11 @@ async fn listen(named: Option<SocketAddr>, port: u16, flag: &'static str) -> Res
     opened.map_err(|source| Failure::Named { address, source, flag })
 }
 
-/// This process's settings with the simulator's account and without teams, because a demo must never spend a real account's
-/// quota and its users have no access token.
+/// This process's settings with the simulator's account, without teams and without a store. A demo must never spend a real
+/// account's quota or count as a replica of real gateways, and its users have no access token.
 fn sources(upstream: &str, with_traffic: bool) -> Sources {
-    const OTHERS: [&str; 3] = ["TWILIO_", "INSIGHTS_GATEWAY_ACCOUNTS__", "INSIGHTS_GATEWAY_TEAMS__"];
+    const OTHERS: [&str; 4] =
+        ["TWILIO_", "INSIGHTS_GATEWAY_ACCOUNTS__", "INSIGHTS_GATEWAY_TEAMS__", "INSIGHTS_GATEWAY_SHARED__"];
     let mut sources = Sources::from_process(None);
     sources.environment.retain(|name, _| !OTHERS.iter().any(|prefix| name.starts_with(prefix)));
     if with_traffic && !sources.environment.contains_key("INSIGHTS_GATEWAY_LOG__ACCESS") {

@@ -33,7 +33,11 @@ fn command(flags: &[&str]) -> Command {
 
 impl Demo {
     async fn start(flags: &[&str]) -> Self {
-        let mut child = command(flags).stderr(Stdio::null()).spawn().unwrap();
+        Self::run(command(flags)).await
+    }
+
+    async fn run(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
         let pipe = BufReader::new(child.stdout.take().unwrap());
         let (lines, mut printed) = mpsc::unbounded_channel();
         // This thread ends with the process, which closes the pipe.
@@ -80,6 +84,22 @@ async fn taken_default_ports_are_replaced_by_free_ones() {
     }
     assert!(demo.asks("admin", "/readyz").await.contains("\"ready\":true"));
     assert!(demo.asks("gateway", "/v3/InsightsDomains/Conversations/Metadata").await.contains("Conversation.Count"));
+}
+
+#[tokio::test]
+async fn accounts_teams_and_stores_of_the_environment_are_not_used() {
+    let mut command = command(&FREE);
+    // Each of these alone would keep a gateway from starting.
+    command.envs([
+        ("TWILIO_AUTH_TOKEN", "no token"),
+        ("INSIGHTS_GATEWAY_ACCOUNTS__REAL__RATE", "5/s"),
+        ("INSIGHTS_GATEWAY_TEAMS__REAL__WEIGHT", "2"),
+        ("INSIGHTS_GATEWAY_SHARED__URL", "redis://cache.internal"),
+    ]);
+    let demo = Demo::run(command).await;
+    let metadata = demo.asks("gateway", "/v3/InsightsDomains/Conversations/Metadata").await;
+    assert!(metadata.contains("Conversation."), "{metadata}");
+    assert!(!demo.asks("admin", "/status").await.contains("real"));
 }
 
 #[test]
