@@ -46,6 +46,7 @@ mod shape;
 mod shared;
 mod show;
 mod sources;
+mod values;
 
 #[cfg(test)]
 mod hints_tests;

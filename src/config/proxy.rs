@@ -14,11 +14,11 @@ use super::fault::{Path, Place, Report};
 use super::reader::{Field, Table};
 use super::record::{Entry, Key};
 use super::secret::{self, SecretSource};
-use super::sections::has_sound_port;
 use super::settings::Proxy;
 use super::shape::Shape;
 use super::show;
 use super::sources::Sources;
+use super::values::has_sound_port;
 use crate::core::network::Network;
 
 /// In curl's order, which most programs follow.

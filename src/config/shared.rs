@@ -161,7 +161,7 @@ fn parse_url(text: &str) -> Result<StoreUrl, String> {
     }
     let (redis, kind) = scheme.split_once('+').unwrap_or((&scheme, ""));
     let (servers, database) = match (redis, kind) {
-        ("unix", _) => (Servers::Unix(super::sections::socket_path(rest)?), 0),
+        ("unix", _) => (Servers::Unix(super::values::socket_path(rest)?), 0),
         (_, "sentinel") => sentinel(rest)?,
         (_, "cluster") => cluster(rest)?,
         _ => single(rest)?,
