@@ -160,6 +160,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
             config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             &upstream_rates(&budgets),
             failure_delay,
+            links(config),
             clock,
         ))
         // HTTP -> ClientQuery: the body, collected and canonical, with a team's policy. Response -> HTTP.

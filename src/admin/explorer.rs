@@ -20,6 +20,7 @@ use crate::accounts::Team;
 use crate::cache::Outlook;
 use crate::config::Config;
 use crate::core::error::GatewayError;
+use crate::core::json;
 use crate::core::peer::Peer;
 use crate::request::body::ResponseBody;
 use crate::stack::{self, Stack};
@@ -27,6 +28,9 @@ use crate::twilio::endpoint::Operation;
 
 /// The largest body, in bytes.
 const MAX_BODY: usize = 256 * 1024;
+
+/// The form of a body, for messages.
+const FORM: &str = "send {\"team\":NAME,\"query\":{\"measures\":[…]}}";
 
 /// The page size if the operator chooses none, in rows.
 const PAGE_SIZE: u32 = 50;
@@ -111,12 +115,17 @@ impl Inner {
         };
         let bad = |message: &str| Some(refuse(StatusCode::BAD_REQUEST, message));
         if !body.trim_ascii_start().starts_with(b"{") {
-            return bad("the body must be a JSON object: {\"team\":NAME,\"query\":{\"measures\":[…]}}");
+            return bad(&format!("the body must be a JSON object; {FORM}"));
+        }
+        // The whole body is read as strictly as the data plane reads a query, so that the place of a fault is one in
+        // this body, and not in the one that is made of it.
+        if let Err(error) = json::parse(&body) {
+            return bad(&format!("the body is not JSON: {} ({}); {FORM}", error.fault, error.place(&body)));
         }
         let question: Question<'_> = match serde_json::from_slice(&body) {
             Ok(question) => question,
             Err(error) => {
-                return bad(&format!("{error}; send {{\"team\":NAME,\"query\":{{\"measures\":[…]}}}}"));
+                return bad(&format!("{error}; {FORM}"));
             }
         };
         let Some(team) = stack::team(&config, &self.shared, &question.team) else {

@@ -7,8 +7,9 @@
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::sessions::COOKIE;
 use crate::core::error::Reason;
-use crate::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint, USAGE};
+use crate::twilio::endpoint::{Body, CacheClass, ENDPOINTS, Endpoint, Operation, USAGE};
 
 /// The reasons for which a request is refused before its operation is known.
 const OF_HEADS: [Reason; 7] = [
@@ -29,12 +30,14 @@ pub(super) fn document() -> Value {
     // A test parses the file. If it were invalid, the document would have only the common parts.
     let mut document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap_or_else(|_| json!({}));
     document["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
+    document["components"]["securitySchemes"]["adminSession"]["name"] = json!(COOKIE);
     let words = Reason::ALL.map(Reason::as_str);
     document["components"]["schemas"]["Reason"] = json!({"type": "string", "enum": words});
     for status in statuses(&Reason::ALL) {
         document["components"]["responses"][refused(status)] = refusal(status);
     }
     let (data, admin) = (document["servers"][0].clone(), document["servers"][1].clone());
+    let components = document["components"]["headers"].clone();
     let Some(paths) = document["paths"].as_object_mut() else { return document };
     for (path, item) in paths.iter_mut() {
         let Some(item) = item.as_object_mut() else { continue };
@@ -42,7 +45,7 @@ pub(super) fn document() -> Value {
         if is_data {
             complete_data_plane(path, item);
         } else {
-            complete_admin_plane(path, item);
+            complete_admin_plane(path, item, &components);
         }
         if let Some(get) = item.get("get") {
             item.insert("head".to_owned(), without_bodies(get));
@@ -63,17 +66,19 @@ fn complete_data_plane(path: &str, item: &mut Map<String, Value>) {
         let endpoint = endpoint(method);
         let reasons: Vec<_> = Reason::ALL.into_iter().filter(|reason| meets(endpoint, *reason)).collect();
         for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
-            let headers = response["headers"].take();
-            let common = headers_of(status).into_iter().map(|(name, header)| (name.to_owned(), header));
-            let own = headers.as_object().into_iter().flatten().map(|(name, header)| (name.clone(), header.clone()));
-            response["headers"] = common.chain(own).collect();
+            let of_twilio = endpoint.map(|_| of_twilio()).unwrap_or_default();
+            add_headers(response, headers_of(status).into_iter().chain(of_twilio));
         }
         for status in statuses(&reasons) {
             operation["responses"][status.as_str()] = reference("responses", &refused(status));
         }
         operation["security"] = json!([{"teamToken": []}, {"teamBasic": []}, {"teamCertificate": []}, {}]);
         if let Some(endpoint) = endpoint {
-            operation["responses"]["default"] = reference("responses", "Twilio");
+            operation["responses"]["default"] = json!({
+                "description": "Twilio's own error, unchanged.",
+                "headers": headers_of("default").into_iter().chain(of_twilio()).collect::<Value>(),
+                "content": {"application/json": {"schema": reference("schemas", "TwilioError")}},
+            });
             operation["x-operation"] = json!(endpoint.operation.as_str());
             operation["x-permission"] = json!(endpoint.permission.as_str());
         }
@@ -91,24 +96,85 @@ fn meets(endpoint: Option<&Endpoint>, reason: Reason) -> bool {
         })
 }
 
-/// Adds what all methods of the admin plane have in common to the methods of a path.
-fn complete_admin_plane(path: &str, item: &mut Map<String, Value>) {
+/// Adds what all methods of the admin plane have in common to the methods of a path. `components` are the headers that
+/// the document describes.
+fn complete_admin_plane(path: &str, item: &mut Map<String, Value>, components: &Value) {
     let is_probe = matches!(path, "/livez" | "/readyz");
     let is_public = is_probe || matches!(path, "/login" | "/logout");
+    let explored: &[Operation] = match path {
+        "/explorer/query" => &[Operation::Query, Operation::Page],
+        "/explorer/metadata" => &[Operation::Metadata],
+        _ => &[],
+    };
     for operation in item.values_mut() {
+        let Some(responses) = operation["responses"].as_object_mut() else { continue };
+        for (status, response) in responses.iter_mut().filter(|(_, response)| response.get("$ref").is_none()) {
+            let of_data_plane = match explored.is_empty() {
+                true => Vec::new(),
+                false => headers_of_explored(status, components),
+            };
+            let of_page = response["content"].get("text/html").map(|_| OF_PAGES.as_slice()).unwrap_or_default();
+            add_headers(response, of_data_plane.into_iter().chain(named(&OF_ADMIN)).chain(named(of_page)));
+        }
+        let reasons = Reason::ALL.into_iter().filter(|reason| {
+            let passes = !matches!(reason, Reason::Unauthenticated | Reason::NotFound | Reason::MethodNotAllowed);
+            passes && explored.iter().any(|operation| meets(Some(operation.endpoint()), *reason))
+        });
+        for status in statuses(&reasons.collect::<Vec<_>>()) {
+            responses.insert(status.as_str().to_owned(), explored_refusal(status.as_str(), components));
+        }
+        if !explored.is_empty() {
+            responses.insert("default".to_owned(), explored_refusal("default", components));
+        }
         for (status, response) in [
             (StatusCode::BAD_REQUEST, Some("AdminError")),
             (StatusCode::UNAUTHORIZED, (!is_probe).then_some("AdminUnauthorized")),
             (StatusCode::FORBIDDEN, Some("AdminError")),
             (StatusCode::METHOD_NOT_ALLOWED, Some("AdminMethodNotAllowed")),
+            (StatusCode::REQUEST_TIMEOUT, Some("AdminError")),
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Some("AdminError")),
+            // There is a place for a probe, however many connections are busy.
+            (StatusCode::SERVICE_UNAVAILABLE, (!is_probe).then_some("AdminError")),
         ] {
             if let Some(response) = response {
-                operation["responses"][status.as_str()] = reference("responses", response);
+                responses.entry(status.as_str()).or_insert_with(|| reference("responses", response));
             }
         }
         operation["security"] =
             if is_public { json!([]) } else { json!([{"adminToken": []}, {"adminSession": []}, {}]) };
     }
+}
+
+/// A response of the data plane that the explorer passes on: Twilio's error, the gateway's, or one of the admin plane's
+/// own.
+fn explored_refusal(status: &str, components: &Value) -> Value {
+    let forms = ["AdminError", "GatewayError", "TwilioError"].map(|form| reference("schemas", form));
+    json!({
+        "description": "As on the data plane; or what is wrong with the request to the explorer.",
+        "headers": headers_of_explored(status, components).into_iter().chain(named(&OF_ADMIN)).collect::<Value>(),
+        "content": {"application/json": {"schema": {"anyOf": forms}}},
+    })
+}
+
+/// The headers of a response of the data plane with this status, as the explorer passes them on. An error of the admin
+/// plane's own has none of them, so none is required.
+fn headers_of_explored(status: &str, components: &Value) -> Vec<(&'static str, Value)> {
+    let is_not_of_browsers = |(name, _): &(&str, Value)| *name != "Vary" && !name.starts_with("Access-Control-");
+    let optional = |(name, reference): (&'static str, Value)| {
+        let component = reference["$ref"].as_str().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        let mut header = components[component].clone();
+        header["required"] = json!(false);
+        (name, header)
+    };
+    let all = headers_of(status).into_iter().chain(of_twilio());
+    all.filter(is_not_of_browsers).filter(|(name, _)| *name != "Cache-Control").map(optional).collect()
+}
+
+/// Adds headers to those that a response has of its own.
+fn add_headers(response: &mut Value, common: impl Iterator<Item = (&'static str, Value)>) {
+    let own = response["headers"].take();
+    let own = own.as_object().into_iter().flatten().map(|(name, header)| (name.clone(), header.clone()));
+    response["headers"] = common.map(|(name, header)| (name.to_owned(), header)).chain(own).collect();
 }
 
 /// The same operation for HEAD, whose responses have no body.
@@ -151,7 +217,7 @@ fn refusal(status: StatusCode) -> Value {
     }}]});
     json!({
         "description": format!("The gateway's own: `{}`. Or Twilio's, unchanged.", words.join("`, `")),
-        "headers": headers_of(status.as_str()).into_iter().collect::<Value>(),
+        "headers": headers_of(status.as_str()).into_iter().chain(of_twilio()).collect::<Value>(),
         "content": {"application/json": {"schema": {"anyOf": [own, reference("schemas", "TwilioError")]}}},
     })
 }
@@ -165,6 +231,9 @@ fn headers_of(status: &str) -> Vec<(&'static str, Value)> {
         ("RateLimit-Policy", "RateLimitPolicy"),
         ("Vary", "Vary"),
         ("Age", "Age"),
+        ("X-Content-Type-Options", "NoSniff"),
+        ("Access-Control-Allow-Origin", "AllowOrigin"),
+        ("Access-Control-Expose-Headers", "ExposeHeaders"),
     ];
     headers.extend(match status {
         "200" | "201" | "304" => Some(("ETag", "ETag")),
@@ -174,7 +243,38 @@ fn headers_of(status: &str) -> Vec<(&'static str, Value)> {
         "429" | "503" => Some(("Retry-After", "RetryAfter")),
         _ => None,
     });
-    headers.into_iter().map(|(name, component)| (name, reference("headers", component))).collect()
+    named(&headers).collect()
+}
+
+/// The headers of all responses of the admin plane.
+const OF_ADMIN: [(&str, &str); 2] = [("Cache-Control", "NoStore"), ("X-Content-Type-Options", "NoSniff")];
+
+/// The headers of its pages for people.
+const OF_PAGES: [(&str, &str); 3] = [
+    ("Content-Security-Policy", "ContentSecurityPolicy"),
+    ("Referrer-Policy", "ReferrerPolicy"),
+    ("X-Frame-Options", "FrameOptions"),
+];
+
+/// The headers of Twilio's that pass, where a response has them.
+fn of_twilio() -> Vec<(&'static str, Value)> {
+    const NAMES: [&str; 10] = [
+        "Cache-Control",
+        "Expires",
+        "Twilio-Request-Id",
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+        "X-Rate-Limit-Limit",
+        "X-Rate-Limit-Remaining",
+        "X-Rate-Limit-Config",
+        "Twilio-Concurrent-Requests",
+    ];
+    NAMES.into_iter().map(|name| (name, reference("headers", "TwilioHeader"))).collect()
+}
+
+fn named<'h>(headers: &'h [(&'static str, &str)]) -> impl Iterator<Item = (&'static str, Value)> + use<'h> {
+    headers.iter().map(|(name, component)| (*name, reference("headers", component)))
 }
 
 fn reference(kind: &str, name: &str) -> Value {

@@ -216,18 +216,23 @@ impl fmt::Display for Position {
 
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.fault {
-            Fault::Truncated => "the text ends in the middle of a value",
-            Fault::Unexpected => "a character that is not allowed here",
-            Fault::Trailing => "something follows the value",
-            Fault::NotUtf8 => "bytes that are not UTF-8",
-            Fault::TooDeep => "nested too deeply",
-            Fault::RepeatedName => "a member name that the object has already",
-            Fault::BadEscape => "a bad string escape",
-            Fault::BadNumber => "a malformed number",
-            Fault::TooManyValues => "more values than are read",
-        };
-        write!(f, "{what}, at byte {}", self.at)
+        write!(f, "{}, at byte {}", self.fault, self.at)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Truncated => "the text ends in the middle of a value",
+            Self::Unexpected => "a character that is not allowed here",
+            Self::Trailing => "something follows the value",
+            Self::NotUtf8 => "bytes that are not UTF-8",
+            Self::TooDeep => "nested too deeply",
+            Self::RepeatedName => "a member name that the object has already",
+            Self::BadEscape => "a bad string escape",
+            Self::BadNumber => "a malformed number",
+            Self::TooManyValues => "more values than are read",
+        })
     }
 }
 

@@ -38,7 +38,8 @@ use crate::request::context::Stage;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::semantics::host;
 use crate::semantics::origin::{self, Origin};
-use crate::twilio::endpoint::{Endpoint, Misspelt, Route, route};
+use crate::twilio::endpoint::{Endpoint, Misspelt, Mistake, Operation, Route, route};
+use crate::twilio::links::{Base, Links};
 
 pub use self::failure_delay::AuthFailureDelay;
 pub use self::usage::UsageCounter;
@@ -99,13 +100,14 @@ pub struct AuthenticateLayer {
 impl AuthenticateLayer {
     /// Accepts `callers`. If they need no token, only programs and the pages of `origins`. Client certificates name
     /// teams only if `certificates` is true: a listener continues to accept certificates after a reload has switched
-    /// them off.
+    /// them off. `links` say at which address a client reaches the gateway.
     pub fn new(
         callers: Callers,
         origins: &[Origin],
         certificates: bool,
         upstream: &dyn Fn(&Arc<Team>) -> Option<UpstreamRate>,
         failure_delay: AuthFailureDelay,
+        links: Links,
         clock: Clock,
     ) -> Self {
         let known = |caller: Caller| {
@@ -133,6 +135,7 @@ impl AuthenticateLayer {
                 certificates,
                 known_host,
                 failure_delay,
+                links,
                 clock,
             }),
         }
@@ -202,6 +205,7 @@ struct AccessControl {
     /// could choose it.
     known_host: ArcSwapOption<HeaderValue>,
     failure_delay: AuthFailureDelay,
+    links: Links,
     clock: Clock,
 }
 
@@ -222,19 +226,29 @@ impl Known {
     }
 }
 
-/// The message for a path without an endpoint. It does not repeat the path.
-fn not_found(path: &str) -> String {
+/// The message for a path without an endpoint: the right base URL for the client, which is `base`, and the right path.
+/// It does not repeat the path.
+fn not_found(path: &str, base: &Base) -> String {
+    // A client that names no host gets a form.
+    let base = Some(base.as_str()).filter(|base| !base.is_empty()).unwrap_or("http://HOST:PORT");
+    let right = format!("set the client's base URL to {base}, so that it asks for");
     match Misspelt::of(path) {
-        Some(Misspelt { path, repeats_version: true }) => {
-            format!("the path begins with /v3 twice; take /v3 off the end of the client's base URL, and ask for {path}")
+        Some(Misspelt { path, mistake: Mistake::RepeatedVersion }) => {
+            format!(
+                "the path begins with /v3 twice; take /v3 off the end of the client's base URL: {right} {base}{path}"
+            )
         }
-        Some(Misspelt { path, .. }) => {
+        Some(Misspelt { path, mistake: Mistake::Prefix }) => {
+            format!("the path has something in front of /v3; {right} {base}{path}")
+        }
+        Some(Misspelt { path, mistake: Mistake::Spelling }) => {
             format!(
                 "not a path of the Conversation Insights API; did you mean {path}, in this case and without a slash behind it?"
             )
         }
         None => {
-            "not a path of the Conversation Insights API; a client's base URL is only scheme, host and port".to_owned()
+            let example = Operation::Metadata.endpoint().path;
+            format!("not a path of the Conversation Insights API; {right} {base}{example}, for example")
         }
     }
 }
@@ -260,7 +274,10 @@ impl AccessControl {
                 return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
                     .with_allow(allow));
             }
-            Route::NotFound => return Err(GatewayError::new(Reason::NotFound, not_found(request.uri().path()))),
+            Route::NotFound => {
+                let base = self.links.base(request, incoming.peer.uses_tls());
+                return Err(GatewayError::new(Reason::NotFound, not_found(request.uri().path(), &base)));
+            }
         };
         // Set once: this is the only place that learns them.
         let _ = incoming.context.operation.set(endpoint.operation);

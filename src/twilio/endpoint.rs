@@ -280,13 +280,24 @@ pub fn route(method: &Method, path: &str) -> Route {
     }
 }
 
-/// The path that a misspelt path most likely means. It differs in case, ends in a slash, or has no `/v3` or several.
+/// The path that a misspelt path most likely means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misspelt {
     /// The intended path, with parameters in braces.
     pub path: &'static str,
-    /// Whether it begins with `/v3` twice. This happens if a client's base URL ends in `/v3`.
-    pub repeats_version: bool,
+    /// What is wrong with it.
+    pub mistake: Mistake,
+}
+
+/// What can be wrong with a path that means an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// It differs in case, ends in a slash, or has no `/v3`.
+    Spelling,
+    /// It begins with `/v3` twice, because the client's base URL ends in `/v3`.
+    RepeatedVersion,
+    /// Something else is in front of it, because the client's base URL has a path.
+    Prefix,
 }
 
 impl Misspelt {
@@ -307,8 +318,16 @@ impl Misspelt {
                     false => known.eq_ignore_ascii_case(said),
                 })
         };
-        let endpoint = ENDPOINTS.iter().find(is_meant)?;
-        Some(Self { path: endpoint.path, repeats_version: versions > 1 })
+        if let Some(endpoint) = ENDPOINTS.iter().find(is_meant) {
+            let mistake = if versions > 1 { Mistake::RepeatedVersion } else { Mistake::Spelling };
+            return Some(Self { path: endpoint.path, mistake });
+        }
+        // The last version in it begins what the client meant.
+        let begins = path.rmatch_indices('/').map(|(at, _)| at).find(|at| {
+            let segment = path[at + 1..].split('/').next().unwrap_or_default();
+            *at > 0 && segment.eq_ignore_ascii_case(&VERSION[1..])
+        })?;
+        Self::of(&path[begins..]).map(|meant| Self { mistake: Mistake::Prefix, ..meant })
     }
 }
 
@@ -487,21 +506,37 @@ mod tests {
 
     #[test]
     fn a_misspelt_path_is_recognised() {
-        let meant = |path: &str| Misspelt::of(path).map(|misspelt| (misspelt.path, misspelt.repeats_version));
+        use Mistake::{Prefix, RepeatedVersion, Spelling};
+        let meant = |path: &str| Misspelt::of(path).map(|misspelt| (misspelt.path, misspelt.mistake));
         let query = "/v3/InsightsDomains/Conversations/Query";
-        for (path, repeats) in [
-            ("/v3/v3/InsightsDomains/Conversations/Query", true),
-            ("/V3/v3/insightsdomains/conversations/query/", true),
-            ("/v3/insightsdomains/conversations/query", false),
-            ("/V3/InsightsDomains/Conversations/Query", false),
-            ("/InsightsDomains/Conversations/Query", false),
-            ("/v3/InsightsDomains/Conversations/Query/", false),
+        for (path, mistake) in [
+            ("/v3/v3/InsightsDomains/Conversations/Query", RepeatedVersion),
+            ("/V3/v3/insightsdomains/conversations/query/", RepeatedVersion),
+            ("/v3/insightsdomains/conversations/query", Spelling),
+            ("/V3/InsightsDomains/Conversations/Query", Spelling),
+            ("/InsightsDomains/Conversations/Query", Spelling),
+            ("/v3/InsightsDomains/Conversations/Query/", Spelling),
+            ("/insights/v3/InsightsDomains/Conversations/Query", Prefix),
+            ("//v3/InsightsDomains/Conversations/Query", Prefix),
+            ("/v3/InsightsDomains/Conversations/v3/InsightsDomains/Conversations/Query", Prefix),
+            ("/api/V3/insightsdomains/conversations/query/", Prefix),
         ] {
-            assert_eq!(meant(path), Some((query, repeats)), "{path}");
+            assert_eq!(meant(path), Some((query, mistake)), "{path}");
         }
         let status = "/v3/InsightsDomains/Conversations/QueryJobs/{operationId}";
-        assert_eq!(meant("/v3/InsightsDomains/Conversations/queryjobs/op_1"), Some((status, false)));
-        for path in ["", "/", "/v3", "/v3/v3", "/v3/InsightsDomains", "/v3/InsightsDomains/Voice/Query", "/v\u{e9}"] {
+        assert_eq!(meant("/v3/InsightsDomains/Conversations/queryjobs/op_1"), Some((status, Spelling)));
+        for path in [
+            "",
+            "/",
+            "/v3",
+            "/v3/v3",
+            "/v3/",
+            "/v3/InsightsDomains",
+            "/v3/InsightsDomains/Voice/Query",
+            "/x/v3/y/v3",
+            "/v\u{e9}",
+            "/\u{e9}/v3/\u{e9}",
+        ] {
             assert_eq!(meant(path), None, "{path}");
         }
     }

@@ -95,7 +95,7 @@ async fn a_wrong_question_gets_an_explanation_and_makes_no_call() {
     for (path, body, part) in [
         ("/explorer/query", "", "a JSON object"),
         ("/explorer/query", r#"["open",{},null,null,null,false]"#, "a JSON object"),
-        ("/explorer/query", r#"{"team":"open""#, "EOF"),
+        ("/explorer/query", r#"{"team":"open""#, "the text ends"),
         ("/explorer/query", r#"{"team":"open"}"#, "send query"),
         ("/explorer/query", r#"{"team":"nobody","query":{}}"#, "the teams are open"),
         ("/explorer/query", r#"{"team":"open","queri":{}}"#, "unknown field"),

@@ -98,16 +98,52 @@ async fn a_misspelt_path_gets_the_right_one_and_is_never_repeated() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     for (path, part) in [
-        (format!("/v3{QUERY}"), "take /v3 off the end of the client's base URL"),
+        (format!("/v3{QUERY}"), "take /v3 off the end of the client's base URL: set"),
+        (
+            format!("/v3{QUERY}"),
+            "base URL to http://localhost, so that it asks for http://localhost/v3/InsightsDomains/Conversations/Query",
+        ),
+        ("/v3".to_owned(), "set the client's base URL to http://localhost, so"),
+        ("/v3/".to_owned(), "asks for http://localhost/v3/InsightsDomains/Conversations/Metadata, for example"),
+        ("/v3/InsightsDomains/Conversations".to_owned(), "set the client's base URL to http://localhost, so"),
+        (format!("/xscript{METADATA}"), "something in front of /v3; set the client's base URL to http://localhost, so"),
+        (format!("/v3/InsightsDomains{QUERY}"), "asks for http://localhost/v3/InsightsDomains/Conversations/Query"),
         (QUERY.to_lowercase(), "did you mean /v3/InsightsDomains/Conversations/Query,"),
         (format!("{METADATA}/"), "did you mean /v3/InsightsDomains/Conversations/Metadata,"),
-        ("/v3/InsightsDomains/Voice/<script>".replace(['<', '>'], "x"), "only scheme, host and port"),
+        (
+            "/v3/InsightsDomains/Voice/<script>".replace(['<', '>'], "x"),
+            "set the client's base URL to http://localhost, so",
+        ),
     ] {
         let answer = gateway.ask(&get(&path, "")).await;
         answer.assert_refused(404, "not_found");
         assert!(answer.text().contains(part) && !answer.text().contains("xscript"), "{answer:?}");
     }
+    let nameless = gateway.ask(b"GET /v3 HTTP/1.0\r\n\r\n").await;
+    assert!(nameless.text().contains("set the client's base URL to http://HOST:PORT, so"), "{nameless:?}");
     assert_eq!(upstream.count(), 0);
+    let public = "https://insights.example/api";
+    let behind = TestConfig::new(upstream.url()).set("server.public_url", public).start().await;
+    let answer = behind.ask(&get("/v3", "")).await;
+    assert!(answer.text().contains("set the client's base URL to https://insights.example/api, so"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn faults_in_the_explorers_json_are_placed_in_what_the_user_sent() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    for (body, expected) in [
+        // Each is read by the explorer, but not by the data plane.
+        ("{\"team\":\"local\",\n \"query\":{\"measures\":[],\n   \"measures\":[]}}", "line 3, column 4"),
+        ("{\"team\":\"local\",\n\n \"query\":{\"measures\":[\"\\ud800\"]}}", "line 3, column 26"),
+        ("{\"team\":\"local\",\n \"query\":[}", "line 2, column 11"),
+    ] {
+        for path in ["/explorer/query", "/explorer/cost"] {
+            let answer = gateway.ask_admin(&post_to(path, "", body)).await;
+            assert_eq!(answer.status, 400, "{answer:?}");
+            assert!(answer.text().contains(expected), "{body}: {}", answer.text());
+        }
+    }
 }
 
 #[tokio::test]

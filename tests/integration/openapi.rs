@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::http2;
+use crate::support::events::EventStream;
 use crate::support::gateway::{SECRET, SID, with_teams};
 use crate::support::openapi::Document;
 use crate::support::*;
@@ -164,6 +165,21 @@ async fn every_answer_of_the_admin_plane_is_described() {
         ("POST", "/cache/purge", purge(r#"{"all":true}"#), 200),
         ("POST", "/cache/purge", get("/cache/purge", &shown), 405),
         ("GET", "/", get("/", &shown), 200),
+        ("HEAD", "/", named("HEAD", "/", &shown), 200),
+        ("GET", "/", get("/", "Accept: text/html\r\n"), 303),
+        ("GET", "/runbook", get("/runbook", &shown), 200),
+        ("GET", "/login", get("/login", ""), 200),
+        ("GET", "/login", get("/login", &shown), 303),
+        ("GET", "/login", named("DELETE", "/login", ""), 405),
+        ("POST", "/login", post_to("/login", "", "token=wrong"), 401),
+        ("POST", "/login", post_to("/login", "", &format!("token={token}")), 303),
+        ("POST", "/login", post_to("/login", "Origin: https://evil.example\r\n", "token=x"), 403),
+        ("POST", "/login", post_to("/login", "", &"x".repeat(70_000)), 413),
+        ("POST", "/logout", post_to("/logout", "", ""), 303),
+        ("POST", "/logout", get("/logout", ""), 405),
+        ("GET", "/status", get("/status", &format!("X: {}\r\n", "x".repeat(100_000))), 431),
+        ("GET", "/livez", get("/livez", &format!("X: {}\r\n", "x".repeat(100_000))), 431),
+        ("GET", "/status", b"GET /status HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n".to_vec(), 400),
         ("GET", "/openapi.json", get("/openapi.json", &shown), 200),
         ("HEAD", "/openapi.json", named("HEAD", "/openapi.json", &shown), 200),
         ("GET", "/openapi.json", get("/openapi.json", ""), 401),
@@ -179,6 +195,96 @@ async fn every_answer_of_the_admin_plane_is_described() {
     for secret in [SID, SECRET, token] {
         assert!(!text.contains(secret), "{secret}");
     }
+}
+
+/// A head that does not end, and more streams of events than there may be.
+#[tokio::test]
+async fn refusals_of_slow_heads_and_of_many_streams_are_described() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).set("server.header_timeout", "200ms").start().await;
+    let document = Document::of(&gateway, "").await;
+    for path in ["/status", "/readyz", "/explorer/query"] {
+        let method = if path == "/explorer/query" { "POST" } else { "GET" };
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
+        let answer = gateway.ask_admin(&head).await;
+        assert_eq!(answer.status, 408, "{answer:?}");
+        document.assert_describes(method, path, &answer);
+    }
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        streams.push(EventStream::open(gateway.admin, "").await);
+    }
+    document.assert_describes("GET", "/events", &streams[0].answer());
+    let answer = gateway.ask_admin(&get("/events", "")).await;
+    assert_eq!(answer.status, 503);
+    document.assert_describes("GET", "/events", &answer);
+}
+
+#[tokio::test]
+async fn answers_that_the_explorer_passes_on_are_described() {
+    let upstream = Upstream::script(|seen| match (seen.target(), seen.text()) {
+        (METADATA, _) => Plan::page(MEMBERS),
+        (_, text) if text.contains("Busy") => Plan::with(
+            429,
+            "Content-Type: application/json\r\nX-RateLimit-Reset: 1\r\nTwilio-Request-Id: RQ1\r\n",
+            r#"{"code":20429,"message":"x"}"#,
+        ),
+        (_, text) if text.contains("Odd") => Plan::json(418, r#"{"code":20418,"message":"x"}"#),
+        (_, text) if text.contains("Down") => Plan::json(503, r#"{"code":20503,"message":"x"}"#),
+        (_, text) if text.contains("Reset") => Plan::reset(),
+        (_, text) if text.contains("Silent") => Plan::silence(),
+        (_, text) if text.contains("Typo") => Plan::json(400, UNKNOWN),
+        _ => Plan::page(PAGE),
+    })
+    .await;
+    let token = "admin-token";
+    let hash = sha256_hex(token);
+    let keys = [
+        ("retry.attempts", "1"),
+        ("upstream.attempt_timeout", "300ms"),
+        ("admin.token_sha256", hash.as_str()),
+        ("server.cors", "https://dashboards.example"),
+    ];
+    let (gateway, _folder) = with_teams(&upstream, "rate = '1000/s'\nadapt = false", &TEAMS, &keys).await;
+    let shown = format!("Authorization: Bearer {token}\r\n");
+    let document = Document::of(&gateway, &shown).await;
+    let query = "/explorer/query";
+    let as_team =
+        |team: &str, name: &str| format!(r#"{{"team":"{team}","query":{{"measures":["Conversation.{name}"]}}}}"#);
+    for (path, body, status) in [
+        (query, as_team("all", "Count"), 200),
+        (query, as_team("all", "Count"), 200),
+        (query, as_team("nobody", "Count"), 400),
+        (query, "nonsense".to_owned(), 400),
+        (query, as_team("all", "Typo"), 400),
+        (query, as_team("narrow", "ParticipantId"), 403),
+        (query, " ".repeat(300_000), 413),
+        (query, as_team("all", "Odd"), 418),
+        (query, as_team("slow", "Count"), 200),
+        (query, as_team("slow", "Count"), 429),
+        (query, as_team("all", "Reset"), 502),
+        (query, as_team("all", "Down"), 503),
+        (query, as_team("all", "Silent"), 504),
+        ("/explorer/metadata", r#"{"team":"all"}"#.to_owned(), 200),
+        ("/explorer/metadata", r#"{"team":"asks"}"#.to_owned(), 403),
+        ("/explorer/metadata", as_team("all", "Count"), 400),
+        ("/explorer/cost", as_team("all", "Count"), 200),
+        ("/explorer/cost", "{}".to_owned(), 400),
+        // Last, because this pauses the account.
+        (query, as_team("all", "Busy"), 429),
+    ] {
+        let answer = gateway.ask_admin(&post_to(path, &shown, &body)).await;
+        assert_eq!(answer.status, status, "{path} {}: {answer:?} {}", &body[..body.len().min(80)], answer.text());
+        document.assert_describes("POST", path, &answer);
+    }
+    let without_token = gateway.ask_admin(&post_to(query, "", "{}")).await;
+    assert_eq!(without_token.status, 401);
+    document.assert_describes("POST", query, &without_token);
+    // Off where teams have tokens and the admin plane has none.
+    let (off, _folder) = with_teams(&upstream, "rate = '0/s'", &TEAMS, &[]).await;
+    let answer = off.ask_admin(&post_to(query, "", "{}")).await;
+    assert_eq!(answer.status, 404);
+    document.assert_describes("POST", query, &answer);
 }
 
 /// Compares the paths that the admin plane lists with those of the document.

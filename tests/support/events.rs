@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::client::find;
-use super::{get, within};
+use super::{Answer, get, within};
 
 /// One stream of events.
 pub struct EventStream {
@@ -43,6 +43,13 @@ impl EventStream {
 
     pub fn status(&self) -> u16 {
         self.head[9..12].parse().unwrap()
+    }
+
+    /// The response without its events.
+    pub fn answer(&self) -> Answer {
+        let field = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let headers = self.head.lines().skip(1).filter_map(field).collect();
+        Answer { status: self.status(), version: "HTTP/1.1".to_owned(), headers, body: Vec::new() }
     }
 
     async fn more(&mut self) -> bool {

@@ -28,7 +28,8 @@ fn layer(callers: Callers) -> AuthenticateLayer {
 
 fn layer_of(callers: Callers, clock: Clock) -> AuthenticateLayer {
     let origins = [Origin::parse("https://listed.example").unwrap()];
-    AuthenticateLayer::new(callers, &origins, true, &|_| None, AuthFailureDelay::new(8), clock)
+    let links = Links::new(&http::Uri::from_static("http://up"), None);
+    AuthenticateLayer::new(callers, &origins, true, &|_| None, AuthFailureDelay::new(8), links, clock)
 }
 
 fn request(path: &str) -> http::request::Builder {
