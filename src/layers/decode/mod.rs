@@ -9,32 +9,35 @@
 //! hit of a team with a policy parses nothing again.
 
 mod bodies;
+mod collect;
 mod parse_cache;
 mod restriction;
 mod tokens;
 mod validation;
+mod write;
 
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, poll_immediate};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Body;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::bodies::Bodies;
 use self::bodies::{Room, TooMany};
+pub use self::collect::Limits;
+use self::collect::{collect, too_many};
 use self::parse_cache::{ParseCache, ParsedQuery, RawQuery};
 pub use self::restriction::FreshPages;
 use self::restriction::{Restriction, Restrictions, View};
 pub use self::tokens::IssuedPageTokens;
 use self::validation::Validator;
+use self::write::write;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
@@ -46,24 +49,12 @@ use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery, Redact};
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
-use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::{self, Endpoint, Operation, Permission};
 use crate::twilio::links::{Base, Links};
 use crate::twilio::parameters::{BadParameters, PAGE_SIZE, PAGE_TOKEN, Parameters, STATUS};
 use crate::twilio::policy::Denied;
 use crate::twilio::query::{self, Query, QueryError};
 use crate::twilio::validate::Validation;
-
-/// How much is read, and how long a request may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Largest body in bytes.
-    pub max_body: u64,
-    /// Time limit for the complete body.
-    pub body_timeout: Duration,
-    /// Time limit for the whole request, from its arrival. `Prefer: wait` can only shorten it.
-    pub deadline: Duration,
-}
 
 /// Makes [`Decode`] services.
 #[derive(Debug, Clone)]
@@ -630,139 +621,6 @@ fn invalid(error: QueryError) -> GatewayError {
         QueryError::NotAnObject | QueryError::NoQuery | QueryError::QueryNotAnObject => Reason::InvalidQuery,
     };
     GatewayError::new(reason, error.to_string())
-}
-
-fn too_many(_: TooMany) -> GatewayError {
-    let message = "too many large request bodies are held at once; come back shortly";
-    GatewayError::new(Reason::Overloaded, message).with_retry_after(Duration::from_secs(1))
-}
-
-async fn collect<B>(body: B, limits: Limits, room: &mut Room) -> Result<Bytes, GatewayError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let too_large = || {
-        let message = format!("the request body is larger than {} bytes; ask for less at once", limits.max_body);
-        GatewayError::new(Reason::BodyTooLarge, message)
-    };
-    if body.size_hint().lower() > limits.max_body {
-        return Err(too_large());
-    }
-    let limit = usize::try_from(limits.max_body).unwrap_or(usize::MAX);
-    let body = std::pin::pin!(body);
-    let mut whole = std::pin::pin!(whole(Limited::new(room.count(body), limit)));
-    // Nearly every body has arrived with its head, and a timer would cost more than reading it.
-    let taken = match poll_immediate(whole.as_mut()).await {
-        Some(taken) => Ok(taken),
-        None => Box::pin(tokio::time::timeout(limits.body_timeout, whole)).await,
-    };
-    match taken {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) if error.is::<TooMany>() => Err(too_many(TooMany)),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) if error.is::<TooManyPieces>() => Err(GatewayError::new(
-            Reason::BadRequest,
-            "the request body comes in too many small pieces; send larger ones",
-        )),
-        Ok(Err(_)) => Err(GatewayError::new(Reason::BadRequest, "the request body ended before it was complete")),
-        Err(_) => Err(GatewayError::new(
-            Reason::ClientTimeout,
-            format!("the request body took longer than {} s", limits.body_timeout.as_secs()),
-        )),
-    }
-}
-
-/// A body as one piece. Most have only one piece, which is not copied. The pieces of others are copied as they arrive,
-/// because each keeps more memory than its own bytes.
-async fn whole<B>(body: B) -> Result<Bytes, BoxError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    let mut body = std::pin::pin!(body);
-    let first = match body.frame().await {
-        Some(frame) => frame.map_err(Into::into)?.into_data().unwrap_or_default(),
-        None => return Ok(Bytes::new()),
-    };
-    if body.is_end_stream() {
-        return Ok(first);
-    }
-    let (mut whole, mut pieces) = (first.to_vec(), 1);
-    drop(first);
-    while let Some(frame) = body.frame().await {
-        // Trailers are not used.
-        let Ok(piece) = frame.map_err(Into::into)?.into_data() else { continue };
-        whole.extend_from_slice(&piece);
-        pieces += 1;
-        if pieces > MANY_PIECES && whole.len() / pieces < LEAST_PIECE {
-            return Err(TooManyPieces.into());
-        }
-    }
-    whole.shrink_to_fit();
-    Ok(whole.into())
-}
-
-/// A body may always come in this many pieces, however small they are.
-const MANY_PIECES: usize = 4096;
-
-/// Beyond that, its pieces must have this many bytes on average, because every piece costs about as much as a hundred
-/// bytes.
-const LEAST_PIECE: usize = 16;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// The pieces of a body are too small for their number.
-#[derive(Debug, thiserror::Error)]
-#[error("the body comes in too many small pieces")]
-struct TooManyPieces;
-
-/// A year. A longer wait is a mistake.
-const LONGEST_RETRY_AFTER: u32 = 366 * 86_400;
-
-fn write(reply: ClientResponse) -> Response<ResponseBody> {
-    const CACHE_STATUS: header::HeaderName = header::HeaderName::from_static("cache-status");
-    let ClientResponse { page, coded, etag, cache_status, age, not_modified, headers: own, .. } = reply;
-    let is_coded = coded.is_some();
-    let body = if not_modified { Bytes::new() } else { coded.unwrap_or_else(|| page.body.clone()) };
-    let mut response = Response::new(ResponseBody::full(body));
-    *response.status_mut() = if not_modified { StatusCode::NOT_MODIFIED } else { page.status };
-    let headers = response.headers_mut();
-    headers.reserve(12);
-    for (name, value) in &page.headers {
-        headers.insert(name.clone(), value.clone());
-    }
-    if not_modified {
-        headers.remove(header::CONTENT_TYPE);
-    }
-    // The gateway's own errors and Twilio's data have other types, so these are Twilio's errors.
-    if !page.status.is_success() {
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    }
-    headers.insert(CACHE_STATUS, cache_status);
-    if let Some(etag) = etag {
-        headers.insert(header::ETAG, etag);
-    }
-    if page.may_be_coded() {
-        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    }
-    if is_coded && !not_modified {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    for (name, value) in own {
-        headers.insert(name, value);
-    }
-    if let Some(age) = age {
-        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
-    }
-    let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    if wants_retry_after && !headers.get(header::RETRY_AFTER).is_some_and(upstream_headers::is_retry_after) {
-        // Twilio documents only its own header for the reset, which clients that read Retry-After do not know.
-        let reset = headers.get("x-ratelimit-reset").and_then(|reset| reset.to_str().ok()?.parse::<u32>().ok());
-        let seconds = reset.filter(|seconds| (1..=LONGEST_RETRY_AFTER).contains(seconds)).unwrap_or(1);
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    response
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use http::{HeaderMap, Method, Request};
-use http_body_util::Full;
+use futures_util::future::poll_immediate;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
 use tower::service_fn;
 
 use super::*;
