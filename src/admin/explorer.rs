@@ -230,10 +230,12 @@ fn describe(outlook: Result<Option<Outlook>, GatewayError>, refresh: bool) -> (&
     match outlook {
         Err(error) => said("refused", 0, error.message()),
         Ok(None) => said("call", 2, "one call to Twilio, and one for the metadata that the team's policy needs"),
-        Ok(Some(_)) if refresh => said("call", 1, "one call to Twilio, since a fresh answer is asked for"),
-        Ok(Some(Outlook::Fresh)) => said("hit", 0, "nothing: a fresh answer is kept"),
+        Ok(Some(_)) if refresh => said("call", 1, "one call to Twilio, because a fresh answer is requested"),
+        Ok(Some(Outlook::Fresh)) => said("hit", 0, "nothing: a fresh answer is stored"),
         Ok(Some(Outlook::Stale)) => said("stale", 1, "a stale answer at once, and one call that refreshes it"),
-        Ok(Some(Outlook::Absent)) => said("call", 1, "one call to Twilio, unless somebody is asking the same already"),
+        Ok(Some(Outlook::Absent)) => {
+            said("call", 1, "one call to Twilio, unless another request is asking the same already")
+        }
     }
 }
 

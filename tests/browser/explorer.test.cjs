@@ -87,10 +87,10 @@ test("a query is put together, priced, run as the team and paged through", async
   await page.getByLabel("Rows on a page").fill("5");
   await says(page, "[data-ig=cost]", /one call to Twilio.+\d+ calls left now/);
   await page.locator("[data-ig=run]").click();
-  await says(page, "#answer-words", /Asked of Twilio, since nothing was kept.+It took .+ Request id /);
+  await says(page, "#answer-words", /Answered by Twilio, because nothing was stored.+It took .+ Request id /);
   assert.equal(await page.locator("[data-ig=rows] tbody tr").count(), 5);
   assert.ok(await page.locator("[data-ig=chart] svg").isVisible());
-  await says(page, "[data-ig=cost]", "nothing: a fresh answer is kept");
+  await says(page, "[data-ig=cost]", "nothing: a fresh answer is stored");
   const first = await text(page, "[data-ig=rows] tbody");
   await page.getByRole("button", { name: "Next page" }).click();
   await says(page, "#page-number", "Page 2");
@@ -138,7 +138,7 @@ test("each snippet runs when it is pasted, whatever characters the query has", a
     await page.locator("[data-ig=operator]").selectOption(operator);
     await page.locator("[data-ig=value]").fill(value);
     await page.locator("[data-ig=run]").click();
-    await says(page, "#answer-words", "Asked of Twilio");
+    await says(page, "#answer-words", "Answered by Twilio");
     const before = (await stack.received()).length;
     for (const [language, command] of Object.entries(commands)) {
       const snippet = await page.locator(`[data-ig=snippet][data-language="${language}"]`).textContent();

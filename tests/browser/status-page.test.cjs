@@ -26,13 +26,14 @@ after(() => session?.close());
 afterEach(() => session.closeOpen());
 
 test("the page shows the state of the gateway and its changes", async () => {
-  const stack = await session.start({ rate: "20/s" });
+  const stack = await session.start({ rate: "1200/min" });
   const { page, complaints } = await session.visit(stack);
   await says(page, "[data-ig=state]", "Everything works");
   const { version } = await fetchJson(`${stack.admin}/status`);
   assert.ok((await text(page, "#about")).includes(version));
   assert.match(await text(page, "#account-cards"), new RegExp(`main\\s+${ACCOUNT_SID}`));
   assert.match(await text(page, "#account-cards"), /unknown: nobody has asked Twilio yet|accepted/);
+  assert.match(await text(page, "#account-cards"), /Rate now\s+1200\/min\s/, "in the unit of the configuration");
   assert.match(await text(page, "#no-teams"), /local/);
   assert.equal(await page.title(), "insights-gateway");
 
@@ -75,7 +76,7 @@ test("an unreachable Twilio is shown with its cause and the runbook entry", asyn
 
 test("rejected credentials and a pause are shown", async () => {
   const stack = await session.start({ rate: "20/s" });
-  await stack.script({ next: 1, status: 401 });
+  await stack.script({ next: 1, status: 403 });
   await query(stack, "Conversation.ConversationStatus");
   await stack.script({ next: 1, status: 429, headers: { "x-ratelimit-reset": "120" } });
   await fetchJson(`${stack.url}${PATHS}/Metadata`, { headers: { Prefer: "wait=1" } });
@@ -83,7 +84,8 @@ test("rejected credentials and a pause are shown", async () => {
   await says(page, "[data-ig=state]", /Failing since \d\d:\d\d:\d\d: Twilio rejects the credentials of main/);
   assert.match(await page.title(), /Failing/);
   assert.match(await text(page, "#account-cards"), /paused by Twilio’s limit, 1\d\d s left/);
-  assert.match(await text(page, "#account-cards"), /rejected for \d+ s/);
+  assert.match(await text(page, "#account-cards"), /rejected with 403 for \d+ s/);
+  await says(page, "#findings", "Status: 403.");
   await says(page, "#chart-calls .legend", "paused by Twilio’s limit");
   await screenshot(page, "status-rejected");
   assert.deepEqual(await violations(page), []);
@@ -108,7 +110,7 @@ test("a gateway that does not answer is noticed", async () => {
   const { page } = await session.visit(stack);
   await says(page, "[data-ig=state]", "Everything works");
   await stack.stopGateway();
-  await says(page, "[data-ig=state]", /does not answer since \d\d:\d\d:\d\d/);
+  await says(page, "[data-ig=state]", /has not answered since \d\d:\d\d:\d\d/);
   assert.match(await page.title(), /Silent/);
   assert.ok(await page.locator("main").isVisible(), "what was known stays");
 });

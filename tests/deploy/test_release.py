@@ -87,6 +87,11 @@ def test_the_changelog_keeps_the_form_that_releases_need():
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
+def test_the_version_of_this_tree_has_notes():
+    """What the workflow runs first, for the tag of this version."""
+    assert script("notes", VERSION).startswith("### ")
+
+
 @pytest.fixture(scope="module")
 def stripped(tmp_path_factory):
     """The binary without debug information, as in a release, so that packing takes only seconds."""

@@ -50,9 +50,9 @@ function showEntries() {
   }
   entries.from = Math.min(entries.from, Math.max(0, Math.floor((found.length - 1) / ROWS_AT_ONCE) * ROWS_AT_ONCE));
   const shown = found.slice(entries.from, entries.from + ROWS_AT_ONCE);
-  const cut = entries.more ? ` Only the first ${number.format(MOST_ENTRIES)} are looked at; all are at /cache/entries.` : "";
+  const cut = entries.more ? ` Only the first ${number.format(MOST_ENTRIES)} are searched; /cache/entries lists all.` : "";
   const count = words.length ? `${number.format(found.length)} of ${plural(entries.all.length, "page")}.` : "";
-  const hint = shown.some((entry) => entry.query !== undefined) ? "" : "Queries are named by their keys alone.";
+  const hint = shown.some((entry) => entry.query !== undefined) ? "" : "Queries are shown only by their keys.";
   say($("entries-caption"), entries.all.length ? [count, hint].filter(Boolean).join(" ") + cut : "Nothing is kept yet.");
   const kinds = { fresh: "ok", stale: "warn", expired: "bad" };
   table($("entry-rows"), shown.map((entry) => [
@@ -87,7 +87,7 @@ async function purge(which) {
 }
 
 async function dropOne(key) {
-  const text = `The page ${key.slice(0, 16)} and the rest of its result set are dropped. Whoever asks next asks Twilio.`;
+  const text = `The page ${key.slice(0, 16)} and the rest of its result set are dropped. The next request for them goes to Twilio.`;
   if (await confirmed("Drop this page?", text, "Drop the page")) await purge({ key });
 }
 

@@ -27,7 +27,7 @@ const named = (members) => members.map(({ name }) => [name, name]);
 
 /** A row of controls with a button that removes it. */
 function addRow(place, label, ...controls) {
-  const remove = create("button", { type: "button", class: "plain", "aria-label": `Take away ${label}` }, "✕");
+  const remove = create("button", { type: "button", class: "plain", "aria-label": `Remove ${label}` }, "✕");
   const row = create("div", { class: "row" }, ...controls, remove);
   remove.addEventListener("click", () => {
     row.remove();
@@ -47,7 +47,7 @@ function addDimension(chosen = "", chosenGrain = "") {
   const select = create("select", { "data-ig": "dimension", "aria-label": "Dimension" });
   const grain = create("select", { "data-ig": "grain", "aria-label": "Grain" });
   choices(select, [["", "none"], ...named(ofKind(false))], chosen);
-  choices(grain, [["", "each moment"], ...GRAINS.map((name) => [name, `by ${name}`])], chosenGrain);
+  choices(grain, [["", "exact time"], ...GRAINS.map((name) => [name, `by ${name}`])], chosenGrain);
   const fit = () => { grain.hidden = kindOf(explorer.members.get(select.value)?.type) !== "time" || !select.value; };
   select.addEventListener("change", () => {
     fit();
@@ -138,7 +138,7 @@ async function showCost() {
   const cost = await answer.json();
   if (cost.cost === "refused") return say($("cost"), `It would be refused: ${cost.message}.`, "note bad");
   const parts = [`It costs ${cost.message}.`];
-  if (cost.calls_left !== null) parts.push(cost.calls_left > 0 ? `${plural(cost.calls_left, "call")} left now.` : `The next call is ${cost.next_call_seconds} s away.`);
+  if (cost.calls_left !== null) parts.push(cost.calls_left > 0 ? `${plural(cost.calls_left, "call")} left now.` : `The next call is possible in ${cost.next_call_seconds} s.`);
   if (cost.paused_seconds > 0) parts.push(`The account is paused for ${cost.paused_seconds} s.`);
   if (cost.circuit !== "closed") parts.push("Twilio fails, so its circuit is not closed.");
   return say($("cost"), parts.join(" "), "note");
@@ -154,7 +154,7 @@ async function offerMetadata() {
   if (cost.cost === "hit" || cost.cost === "stale") await loadMetadata();
   else {
     $("load-metadata").hidden = false;
-    say($("metadata-note"), cost.cost === "refused" ? cost.message : "What this team may see is not kept yet: reading it costs one call to Twilio.");
+    say($("metadata-note"), cost.cost === "refused" ? cost.message : "The metadata of this team is not stored yet; reading it costs one call to Twilio.");
   }
 }
 

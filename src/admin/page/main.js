@@ -25,8 +25,8 @@ function show(status) {
 
 function showSilence() {
   known.silentSince ??= new Date();
-  const rest = known.status ? " What is below is older." : "";
-  say($("state"), `The gateway does not answer since ${clock(known.silentSince)}.${rest}`);
+  const rest = known.status ? " The data below is older." : "";
+  say($("state"), `The gateway has not answered since ${clock(known.silentSince)}.${rest}`);
   $("hero").dataset.state = "silent";
   $("findings").replaceChildren();
   $("main").classList.add("old");
@@ -71,8 +71,8 @@ $("more-errors").addEventListener("click", () => {
 $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
-  say($("pause"), paused ? "Go on" : "Pause");
-  say($("live-note"), paused ? "Paused." : "As they end, the newest first.");
+  say($("pause"), paused ? "Continue" : "Pause");
+  say($("live-note"), paused ? "Paused." : "As they end, newest first.");
 });
 
 refresh();

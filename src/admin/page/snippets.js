@@ -107,5 +107,5 @@ function chooseSnippet(chosen, focus) {
 function showSnippets(question) {
   const texts = snippets(question);
   for (const place of document.querySelectorAll("[data-ig=snippet]")) say(place, texts[place.dataset.language]);
-  say($("snippet-note"), question.needsToken ? "Put the team’s token into INSIGHTS_GATEWAY_TOKEN; it is in none of these." : "This gateway asks for no token.");
+  say($("snippet-note"), question.needsToken ? "Put the team’s token into INSIGHTS_GATEWAY_TOKEN; none of these contains it." : "This gateway needs no token.");
 }

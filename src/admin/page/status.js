@@ -5,14 +5,14 @@ const BAD = { failing: 0, degraded: 1, ok: 2 };
 
 /** What each check is about, and what to do if it is not ok. */
 const CHECKS = {
-  serving: ["The gateway is shutting down", "Nothing: another one answers, or it is started again."],
-  configuration: ["A new configuration was refused, so the old one is in use", "Mend the faults named here, and reload."],
-  disk: ["The disk cache does not work", "Look at the disk’s space and rights; pages are in memory meanwhile."],
+  serving: ["The gateway is shutting down", "Nothing has to be done if it is meant to stop: other instances answer, or it will start again."],
+  configuration: ["A new configuration was refused, so the old one is in use", "Correct the faults that are named here, and reload."],
+  disk: ["The disk cache does not work", "Check the disk’s free space and permissions. Until then pages are only in memory."],
   credentials: ["Twilio rejects the credentials of", "Replace the key or its secret; the gateway then reloads by itself."],
-  upstream: ["Twilio fails for", "Kept pages are served meanwhile. Look at Twilio’s status, and at the way there."],
-  shared: ["The replicas’ store cannot be reached", "Each replica spends its own part of the budget meanwhile. Look at the store."],
-  certificate: ["The listener’s certificate needs a look", "Renew it; it is taken up without a restart."],
-  token: ["A token ends soon:", "Give the team a new one, and list both until it has changed."],
+  upstream: ["Twilio fails for", "Stored pages are still served. Check Twilio’s status page, and the network in between."],
+  shared: ["The replicas’ store cannot be reached", "Until it is back, each replica spends its own part of the budget. Check the store."],
+  certificate: ["The listener’s certificate ends soon, or is not valid", "Replace its file; no restart is needed."],
+  token: ["A token ends soon, or has ended:", "Make a new one, and list both until the team uses the new one."],
 };
 
 function stateOf(check) {
@@ -42,7 +42,7 @@ function showHealth({ state, checks, ready }, status) {
   const from = since ? ` since ${clock(since)}` : "";
   const sentence = {
     ok: "Everything works",
-    degraded: `Degraded${from}: ${lower(findings[0] ? titleOf(findings[0]) : "something is wrong")}, and the gateway serves all the same`,
+    degraded: `Degraded${from}: ${lower(findings[0] ? titleOf(findings[0]) : "something is wrong")}, but the gateway still serves`,
     failing: `Failing${from}: ${lower(findings[0] ? titleOf(findings[0]) : "the gateway is not ready")}`,
   }[now];
   const more = findings.length > 1 ? ` – and ${plural(findings.length - 1, "more finding")}` : "";
@@ -133,7 +133,7 @@ function showCharts({ history, accounts }) {
   });
   const timed = ["hit", "miss", "collapsed", "stale"].filter((name) => points.some((point) => point.p50_ms[name])).slice(0, 3);
   drawChart($("chart-times"), {
-    ...common, title: "How long it took", note: "median, and 95 of 100 within (dashed); logarithmic", logarithmic: true, unit: "", write: duration,
+    ...common, title: "Response times", note: "median, and 95th percentile (dashed); logarithmic scale", logarithmic: true, unit: "", write: duration,
     writeMark: (ms) => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`), empty: "no requests yet",
     series: timed.flatMap((name) => [
       { name: `${word(name)}, median`, kind: OUTCOMES[name][0], values: points.map((point) => point.p50_ms[name] ?? null) },
@@ -142,12 +142,12 @@ function showCharts({ history, accounts }) {
   });
   const waiting = [...new Set(points.flatMap((point) => Object.keys(point.waiting)))].slice(0, 8);
   drawChart($("chart-waiting"), {
-    ...common, title: "Waiting for Twilio, by team", note: "calls at most in each 5 s", stacked: true, unit: "", write: (value) => tidy(value), empty: "nobody has waited",
+    ...common, title: "Waiting for Twilio, by team", note: "the most calls at one time, in each 5 s", stacked: true, unit: "", write: (value) => tidy(value), empty: "nobody has waited",
     series: waiting.map((name, at) => ({ name, kind: `k${(at % 8) + 1}`, values: points.map((point) => point.waiting[name] ?? 0) })),
   });
 }
 
-const FACTS = ["Rate now", "Tokens", "State", "Circuit", "Under way", "Waiting", "Credentials"];
+const FACTS = ["Rate now", "Tokens", "State", "Circuit", "In progress", "Waiting", "Credentials"];
 
 function accountCard() {
   const facts = FACTS.map((term) => create("div", {}, create("dt", {}, term), create("dd", {}, create("span"))));
@@ -271,5 +271,5 @@ function showLive() {
     [request.status, "number"], [duration(request.duration_ms), "number"],
     [request.wait_ms >= 1 ? duration(request.wait_ms) : "–", "number"], [request.attempts || "–", "number"],
   ]));
-  if (!paused && live.length) say($("live-note"), "As they end, the newest first.");
+  if (!paused && live.length) say($("live-note"), "As they end, newest first.");
 }

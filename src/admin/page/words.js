@@ -30,12 +30,12 @@ function duration(ms) {
 const OUTCOMES = {
   hit: ["k1", "answered from the cache"],
   shared: ["k6", "answered from the replicas’ store"],
-  stale: ["k6", "answered from the cache, and refreshed behind it"],
-  stale_error: ["k4", "answered from an old page, since Twilio failed"],
+  stale: ["k6", "answered from the cache, and refreshed in the background"],
+  stale_error: ["k4", "answered from an old page, because Twilio failed"],
   revalidated: ["k3", "not modified since the client last asked"],
-  collapsed: ["k2", "answered by a call that somebody else had begun"],
-  miss: ["k7", "asked of Twilio"],
-  bypass: ["k9", "asked of Twilio, and not kept"],
+  collapsed: ["k2", "answered by a call that another request had begun"],
+  miss: ["k7", "answered by Twilio"],
+  bypass: ["k9", "answered by Twilio, and not stored"],
   refused: ["k8", "refused"],
   failed: ["k5", "failed"],
 };
@@ -57,11 +57,11 @@ function readOut(line) {
   const said = [outcome[0].toUpperCase() + outcome.slice(1)];
   if (parts.ttl !== undefined) {
     const ttl = Number(parts.ttl);
-    said.push(ttl >= 0 ? `fresh for another ${span(ttl)}` : `${span(-ttl)} past its freshness`);
+    said.push(ttl >= 0 ? `fresh for another ${span(ttl)}` : `stale for ${span(-ttl)}`);
   }
-  const why = { "uri-miss": "since nothing was kept", stale: "since what was kept is old", request: "since a fresh answer was asked for", bypass: "around the cache" };
+  const why = { "uri-miss": "because nothing was stored", stale: "because the stored answer was stale", request: "because a fresh answer was requested", bypass: "without the cache" };
   if (parts.fwd) said.push(why[parts.fwd] ?? `forwarded (${parts.fwd})`);
-  if (parts.stored) said.push("and kept for the next who asks");
+  if (parts.stored) said.push("and stored for later requests");
   const key = parts.key ? ` Its key is ${parts.key}.` : "";
   return `${said.join(", ")}.${key}`;
 }

@@ -54,7 +54,7 @@ impl JobOwners {
         match opened {
             Ok((grants, file)) => Self { grants: Arc::new(Mutex::new(grants)), file: Some(Arc::new(Mutex::new(file))) },
             Err(error) => {
-                tracing::warn!(%error, "whose query jobs are is not on the disk, and is forgotten at a restart");
+                tracing::warn!(%error, "the file of query jobs and their owners cannot be used: after a restart, policies have no access to earlier jobs");
                 Self::default()
             }
         }
@@ -70,7 +70,7 @@ impl JobOwners {
         let record = record(scope, key.as_bytes(), now);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = lock(&file).write_all(&record) {
-                tracing::warn!(%error, "whose a query job is could not be written, and is forgotten at a restart");
+                tracing::warn!(%error, "the owner of a query job could not be written: after a restart, its policy has no access to the job");
             }
         });
     }
