@@ -47,8 +47,12 @@ pub(super) fn document() -> Value {
         } else {
             complete_admin_plane(path, item, &components);
         }
+        let asked_before = is_data.then(|| item.values().next().map(preflight)).flatten();
         if let Some(get) = item.get("get") {
             item.insert("head".to_owned(), without_bodies(get));
+        }
+        if let Some(preflight) = asked_before {
+            item.insert("options".to_owned(), preflight);
         }
         item.insert("servers".to_owned(), json!([if is_data { &data } else { &admin }]));
     }
@@ -83,6 +87,37 @@ fn complete_data_plane(path: &str, item: &mut Map<String, Value>) {
             operation["x-permission"] = json!(endpoint.permission.as_str());
         }
     }
+}
+
+/// What a browser asks before a request that a page of another site wants to send. `operation` is one of the path's.
+fn preflight(operation: &Value) -> Value {
+    let id = operation["operationId"].as_str().unwrap_or_default();
+    let is_in_path = |parameter: &&Value| {
+        let name = parameter["$ref"].as_str().and_then(|path| path.rsplit('/').next());
+        matches!(name, Some("OperationId" | "MappingId"))
+    };
+    let parameters: Vec<_> = operation["parameters"].as_array().into_iter().flatten().filter(is_in_path).collect();
+    let of_answer = [
+        ("Access-Control-Allow-Methods", "AllowMethods"),
+        ("Access-Control-Allow-Headers", "AllowHeaders"),
+        ("Access-Control-Max-Age", "MaxAge"),
+    ];
+    let headers = headers_of("204").into_iter().chain(named(&of_answer));
+    let mut responses = json!({"204": {
+        "description": "The page may send the request.",
+        "headers": headers.collect::<Value>(),
+    }});
+    for status in statuses(&[&OF_HEADS[..], &[Reason::NotFound, Reason::MethodNotAllowed]].concat()) {
+        responses[status.as_str()] = reference("responses", &refused(status));
+    }
+    json!({
+        "operationId": format!("{id}Preflight"),
+        "summary": "A browser's preflight, for origins in `server.cors` (Fetch, section 3.3.2). No token is needed.",
+        "tags": operation["tags"],
+        "parameters": parameters,
+        "responses": responses,
+        "security": [],
+    })
 }
 
 /// Whether a request to this endpoint, or to the usage (`None`), can get this reason. A request with a wrong path or

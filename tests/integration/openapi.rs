@@ -59,6 +59,7 @@ async fn every_answer_of_the_data_plane_is_described() {
         first.header("etag").to_owned()
     };
     let all = of("all");
+    let preflight = |origin: &str| format!("Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n");
     let large = format!("{ASK}{}", " ".repeat(4096));
     for (method, path, request, status) in [
         ("GET", METADATA, get(METADATA, &all), 200),
@@ -95,6 +96,9 @@ async fn every_answer_of_the_data_plane_is_described() {
         ("HEAD", USAGE, named("HEAD", USAGE, &all), 200),
         ("GET", USAGE, get(USAGE, ""), 401),
         ("GET", USAGE, post_to(USAGE, &all, ASK), 405),
+        ("OPTIONS", QUERY, named("OPTIONS", QUERY, &preflight("https://dashboards.example")), 204),
+        ("OPTIONS", USAGE, named("OPTIONS", USAGE, &preflight("https://dashboards.example")), 204),
+        ("OPTIONS", QUERY, named("OPTIONS", QUERY, &preflight("https://evil.example")), 405),
         // Last, because this pauses the account.
         ("POST", QUERY, post_as("all", "", &ask("Busy")), 429),
     ] {
