@@ -31,6 +31,8 @@ pub mod live;
 
 pub mod cache;
 
+pub mod replicas;
+
 pub mod layers;
 
 pub mod stack;

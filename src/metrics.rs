@@ -180,6 +180,22 @@ pub struct ResultLabels {
     pub result: StaticLabel,
 }
 
+/// Labels of `shared_operations_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SharedLabels {
+    /// What was asked of the shared store.
+    pub operation: StaticLabel,
+    /// `ok`, `miss`, `timeout` or `error`.
+    pub result: StaticLabel,
+}
+
+/// The label of `shared_duration_seconds`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SharedOperationLabels {
+    /// What was asked of the shared store.
+    pub operation: StaticLabel,
+}
+
 /// A gauge that holds a fraction.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
@@ -245,6 +261,16 @@ pub struct Metrics {
     pub cache_disk_bytes: Gauge,
     /// Pages to be written to the disk.
     pub cache_disk_writes: Family<ResultLabels, Counter>,
+    /// 1 while the shared store is reached, else 0; absent if none is configured.
+    pub shared_up: Family<NoLabels, Gauge>,
+    /// Operations on the shared store.
+    pub shared_operations: Family<SharedLabels, Counter>,
+    /// Time of one operation on the shared store.
+    pub shared_duration: Family<SharedOperationLabels, Histogram, Seconds>,
+    /// Values of the shared store that could not be opened.
+    pub shared_unsealed: Counter,
+    /// Replicas that share the store now, this one included; absent if no store is configured.
+    pub replicas: Family<NoLabels, Gauge>,
     /// Spans of traces.
     pub spans: Family<ResultLabels, Counter>,
     /// Responses that contained an account's credentials.
@@ -292,6 +318,11 @@ impl Metrics {
             cache_disk_entries: Gauge::default(),
             cache_disk_bytes: Gauge::default(),
             cache_disk_writes: Family::default(),
+            shared_up: Family::default(),
+            shared_operations: Family::default(),
+            shared_duration: Family::new_with_constructor(Seconds),
+            shared_unsealed: Counter::default(),
+            replicas: Family::default(),
             spans: Family::default(),
             credential_echoes: Family::default(),
             audit_records: Family::default(),
@@ -349,6 +380,23 @@ impl Metrics {
             "Pages kept, by whether they reached the disk",
             metrics.cache_disk_writes.clone(),
         );
+        r.register("shared_up", "Whether the shared store is reached", metrics.shared_up.clone());
+        r.register(
+            "shared_operations",
+            "Operations on the shared store, by how they ended",
+            metrics.shared_operations.clone(),
+        );
+        r.register(
+            "shared_duration_seconds",
+            "Time of one operation on the shared store",
+            metrics.shared_duration.clone(),
+        );
+        r.register(
+            "shared_unsealed",
+            "Values of the shared store that could not be opened",
+            metrics.shared_unsealed.clone(),
+        );
+        r.register("replicas", "Replicas that share the store now", metrics.replicas.clone());
         r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());
         r.register(
             "credential_echoes",

@@ -1,0 +1,164 @@
+//! One connection to the store, whatever kind of store it is.
+//!
+//! The client library speaks the protocol. A connection carries many operations at once; nothing here waits for a free
+//! one. A connection that broke is not repaired: [`super::SharedStore`] opens another.
+
+use std::path::Path;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError,
+    RedisResult, TlsCertificates, TlsMode, Value,
+};
+use secrecy::ExposeSecret;
+
+use crate::config::{HostPort, Servers, Shared};
+
+/// Why there is no connection. The text has no secret in it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The extra trust root cannot be read.
+    #[error("cannot read shared.ca_file: {0}")]
+    CaFile(#[source] std::io::Error),
+    /// The store refused, or could not be reached.
+    #[error("{0}")]
+    Store(#[from] RedisError),
+    /// No answer in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+}
+
+/// A connection. Clones share it.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    /// To one server.
+    Single(MultiplexedConnection),
+    /// To the nodes of a cluster. Each operation goes to the node that has its key.
+    Cluster(ClusterConnection),
+}
+
+impl Connection {
+    /// Opens a connection; gives up after `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// If the store is not reached or refuses.
+    pub(crate) async fn open(settings: &Shared, timeout: Duration) -> Result<Self, ConnectError> {
+        match tokio::time::timeout(timeout, open(settings, timeout)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ConnectError::Timeout(timeout)),
+        }
+    }
+
+    /// Runs one command.
+    pub(crate) async fn run(&mut self, command: &Cmd) -> RedisResult<Value> {
+        match self {
+            Self::Single(connection) => connection.req_packed_command(command).await,
+            Self::Cluster(connection) => connection.req_packed_command(command).await,
+        }
+    }
+}
+
+async fn open(settings: &Shared, timeout: Duration) -> Result<Connection, ConnectError> {
+    let certificates = match &settings.ca_file {
+        Some(file) if settings.url.tls => Some(certificates(file).await?),
+        _ => None,
+    };
+    // The deadline of an operation is the caller's. The library's own would differ.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(None);
+    let client = match &settings.url.servers {
+        Servers::Unix(path) => Client::open(information(settings, ConnectionAddr::Unix(path.clone()))?)?,
+        Servers::Single(host) => client(settings, host, certificates)?,
+        Servers::Sentinel { hosts, service } => {
+            let addresses = hosts.iter().map(|host| address(settings, host));
+            let mut builder = SentinelClientBuilder::new(addresses, service, SentinelServerType::Master)?
+                .set_client_to_redis_db(settings.url.database)
+                .set_client_to_redis_tcp_settings(tcp())
+                .set_client_to_sentinel_tcp_settings(tcp());
+            if settings.url.tls {
+                builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+                builder = builder.set_client_to_sentinel_tls_mode(TlsMode::Secure);
+            }
+            if let Some(certificates) = certificates {
+                builder = builder.set_client_to_redis_certificates(certificates.clone());
+                builder = builder.set_client_to_sentinel_certificates(certificates);
+            }
+            if let Some(username) = &settings.username {
+                builder = builder.set_client_to_redis_username(username);
+            }
+            if let Some(password) = &settings.password {
+                builder = builder.set_client_to_redis_password(password.expose_secret());
+            }
+            builder.build()?.async_get_client().await?
+        }
+        Servers::Cluster(hosts) => {
+            return Ok(Connection::Cluster(cluster(settings, hosts, certificates, timeout).await?));
+        }
+    };
+    Ok(Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?))
+}
+
+fn client(settings: &Shared, host: &HostPort, certificates: Option<TlsCertificates>) -> RedisResult<Client> {
+    let information = information(settings, address(settings, host))?;
+    match certificates {
+        Some(certificates) => Client::build_with_tls(information, certificates),
+        None => Client::open(information),
+    }
+}
+
+async fn cluster(
+    settings: &Shared,
+    hosts: &[HostPort],
+    certificates: Option<TlsCertificates>,
+    timeout: Duration,
+) -> RedisResult<ClusterConnection> {
+    let nodes = hosts.iter().map(|host| information(settings, address(settings, host)));
+    let nodes = nodes.collect::<RedisResult<Vec<_>>>()?;
+    // An operation that failed is not repeated behind the caller's back: a token would be taken twice. A redirection
+    // to another node is none.
+    let mut builder: ClusterClientBuilder = ClusterClient::builder(nodes)
+        .retries(1)
+        .connection_timeout(timeout)
+        .overall_response_timeout(Some(timeout))
+        .tcp_settings(tcp());
+    if settings.url.tls {
+        builder = builder.tls(TlsMode::Secure);
+    }
+    if let Some(certificates) = certificates {
+        builder = builder.certs(certificates);
+    }
+    builder.build()?.get_async_connection().await
+}
+
+fn address(settings: &Shared, HostPort { host, port }: &HostPort) -> ConnectionAddr {
+    match settings.url.tls {
+        true => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
+        false => ConnectionAddr::Tcp(host.clone(), *port),
+    }
+}
+
+fn information(settings: &Shared, address: ConnectionAddr) -> RedisResult<redis::ConnectionInfo> {
+    let mut login = RedisConnectionInfo::default().set_db(settings.url.database);
+    if let Some(username) = &settings.username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = &settings.password {
+        login = login.set_password(password.expose_secret());
+    }
+    Ok(address.into_connection_info()?.set_redis_settings(login).set_tcp_settings(tcp()))
+}
+
+/// The library leaves Nagle's algorithm on, which would delay small operations by a round trip.
+fn tcp() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
+}
+
+async fn certificates(file: &Path) -> Result<TlsCertificates, ConnectError> {
+    let root = tokio::fs::read(file).await.map_err(ConnectError::CaFile)?;
+    Ok(TlsCertificates { client_tls: None, root_cert: Some(root) })
+}

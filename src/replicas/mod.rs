@@ -1,0 +1,322 @@
+//! What replicas of the gateway share, in one Redis or Valkey.
+//!
+//! [`SharedStore`] is the connection. It keeps three promises for all that use it. No operation waits longer than
+//! `shared.timeout`. Once three operations in a row have failed, none waits at all until the store has answered again.
+//! And the store comes back by itself: it is looked for until it answers.
+//!
+//! It knows nothing of pages, tokens and flights. The other files of this module put these into the store:
+//! [`seal`] protects the values, [`names`] hides what a key is for.
+
+mod connection;
+pub(crate) mod names;
+pub(crate) mod seal;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use redis::{Cmd, FromRedisValue, Value};
+use tokio::sync::watch;
+
+use self::connection::Connection;
+use self::names::Names;
+use self::seal::Sealer;
+use crate::config::Shared;
+use crate::core::clock::{Clock, Instant, Moment};
+use crate::metrics::{Metrics, NoLabels, SharedLabels, SharedOperationLabels, StaticLabel};
+
+/// How often a replica says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A replica that has been silent for this long is gone.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The longest wait between two attempts to reach the store.
+const RECONNECT: Duration = Duration::from_secs(1);
+/// After this many failures in a row no operation waits for the store.
+const FAILURES: u32 = 3;
+
+/// Marks this replica as alive and counts those that are, on the store's clock.
+///
+/// Keys: the replicas. Arguments: this replica, the silence after which one is gone, in milliseconds. Returns the store's
+/// time in microseconds and the number of replicas.
+const BEAT: &str = r"
+local now = redis.call('TIME')
+local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('ZADD', KEYS[1], ms, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
+return {now[1] .. string.format('%06d', now[2]), redis.call('ZCARD', KEYS[1])}
+";
+
+/// A time on the store's clock, in microseconds since 1970. It is the only clock that all replicas share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StoreTime(pub(crate) u64);
+
+/// Why an operation brought nothing. All causes mean the same to the caller: go on without the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The store is not reached now; nothing was sent.
+    #[error("the shared store is not reached")]
+    Down,
+    /// No answer in time. The store may have done what was asked.
+    #[error("the shared store did not answer in time")]
+    Timeout,
+    /// The store refused or answered something unexpected.
+    #[error("the shared store failed: {0}")]
+    Failed(String),
+}
+
+/// The state of the store as the admin plane shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreView {
+    /// Why it is not reached; `None` while it is.
+    pub cause: Option<String>,
+    /// Since when it has been in this state.
+    pub since: SystemTime,
+    /// Replicas that live, this one included; 1 while the store is not reached.
+    pub replicas: u32,
+    /// Replicas that are configured.
+    pub configured: u32,
+}
+
+/// The store that replicas share. Clones share one connection.
+#[derive(Clone)]
+pub struct SharedStore(Arc<Inner>);
+
+impl std::fmt::Debug for SharedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedStore").field("is_up", &self.is_up()).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    settings: Shared,
+    names: Names,
+    sealer: Sealer,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// This replica among all, at random.
+    id: String,
+    link: Mutex<Link>,
+    failures: AtomicU32,
+    is_up: watch::Sender<bool>,
+    /// Replicas that live, of those last seen.
+    replicas: AtomicU32,
+}
+
+struct Link {
+    connection: Option<Connection>,
+    since: Instant,
+    cause: String,
+    /// The store's clock at a moment of this machine.
+    time: Option<(StoreTime, Moment)>,
+}
+
+impl SharedStore {
+    /// Looks for the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
+    pub fn start(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let (names, sealer) = (Names::new(&settings.prefix), Sealer::new(&settings.seal));
+        let link = Link { connection: None, since: clock.now(), cause: "not reached yet".to_owned(), time: None };
+        metrics.shared_up.get_or_create(&NoLabels {}).set(0);
+        metrics.replicas.get_or_create(&NoLabels {}).set(1);
+        let store = Self(Arc::new(Inner {
+            replicas: AtomicU32::new(1),
+            id: format!("{:032x}", fastrand::u128(..)),
+            settings,
+            names,
+            sealer,
+            metrics,
+            clock,
+            link: Mutex::new(link),
+            failures: AtomicU32::new(0),
+            is_up: watch::Sender::new(false),
+        }));
+        let weak = Arc::downgrade(&store.0);
+        tokio::spawn(async move {
+            while let Some(inner) = weak.upgrade() {
+                Self(inner).keep_up().await;
+            }
+        });
+        store
+    }
+
+    /// Whether the store is reached now.
+    pub(crate) fn is_up(&self) -> bool {
+        *self.0.is_up.borrow()
+    }
+
+    /// Tells when the store is reached and when it is no longer.
+    pub(crate) fn changes(&self) -> watch::Receiver<bool> {
+        self.0.is_up.subscribe()
+    }
+
+    /// The names of keys.
+    pub(crate) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// Seals and opens values.
+    pub(crate) fn sealer(&self) -> &Sealer {
+        &self.0.sealer
+    }
+
+    /// The configuration of the store.
+    pub(crate) fn settings(&self) -> &Shared {
+        &self.0.settings
+    }
+
+    /// This replica's id, which no other has.
+    pub(crate) fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Counts a value that could not be opened.
+    pub(crate) fn unsealed(&self) {
+        self.0.metrics.shared_unsealed.inc();
+    }
+
+    /// Replicas that live. While the store is not reached, those last seen.
+    pub(crate) fn replicas(&self) -> u32 {
+        self.0.replicas.load(Ordering::Relaxed).max(1)
+    }
+
+    /// The store's time now, never later than it really is. `None` until it has been reached.
+    pub(crate) fn time(&self) -> Option<StoreTime> {
+        let (StoreTime(then), moment) = self.link().time?;
+        let passed = self.0.clock.moment().since(moment);
+        Some(StoreTime(then.saturating_add(u64::try_from(passed.as_micros()).unwrap_or(u64::MAX))))
+    }
+
+    /// A view of the state now.
+    pub fn view(&self) -> StoreView {
+        let link = self.link();
+        let is_up = link.connection.is_some();
+        StoreView {
+            cause: (!is_up).then(|| link.cause.clone()),
+            since: self.0.clock.wall(link.since),
+            replicas: if is_up { self.replicas() } else { 1 },
+            configured: self.0.settings.replicas,
+        }
+    }
+
+    /// Runs one command, and waits no longer than `shared.timeout` for its reply. `operation` is the label in the metrics.
+    /// An empty reply counts as a miss there.
+    ///
+    /// # Errors
+    ///
+    /// At once if the store is not reached; else if it does not answer in time, refuses, or answers something of another
+    /// type.
+    pub(crate) async fn run<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, StoreError> {
+        let connection = self.link().connection.clone();
+        let Some(mut connection) = connection else { return Err(StoreError::Down) };
+        let (metrics, operation) = (&self.0.metrics, StaticLabel(operation));
+        let begun = self.0.clock.now();
+        let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(command)).await;
+        let took = self.0.clock.now().saturating_duration_since(begun);
+        metrics.shared_duration.get_or_create(&SharedOperationLabels { operation }).observe(took.as_secs_f64());
+        let mut breaks = false;
+        let (result, value) = match replied {
+            Err(_) => ("timeout", Err(StoreError::Timeout)),
+            Ok(Err(error)) => {
+                breaks = error.is_unrecoverable_error();
+                ("error", Err(StoreError::Failed(error.to_string())))
+            }
+            Ok(Ok(value)) => {
+                let result = if value == Value::Nil { "miss" } else { "ok" };
+                match T::from_redis_value(value) {
+                    Ok(value) => (result, Ok(value)),
+                    Err(error) => ("error", Err(StoreError::Failed(error.to_string()))),
+                }
+            }
+        };
+        metrics.shared_operations.get_or_create(&SharedLabels { operation, result: StaticLabel(result) }).inc();
+        match &value {
+            Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
+            Err(error) => {
+                let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                if breaks || failures >= FAILURES {
+                    self.lost(&error.to_string());
+                }
+            }
+        }
+        value
+    }
+
+    /// The store is no longer reached. It is logged once an episode.
+    fn lost(&self, cause: &str) {
+        let mut link = self.link();
+        if link.connection.take().is_none() {
+            return;
+        }
+        link.since = self.0.clock.now();
+        cause.clone_into(&mut link.cause);
+        drop(link);
+        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(0);
+        self.0.metrics.replicas.get_or_create(&NoLabels {}).set(1);
+        tracing::warn!(cause, "the shared store is not reached: this replica goes on alone");
+        self.0.is_up.send_replace(false);
+    }
+
+    /// Reaches the store, stays until it is lost, and returns.
+    async fn keep_up(self) {
+        // Longer than an operation: a connection takes several round trips, and TLS.
+        let patience = (self.0.settings.timeout * 4).clamp(Duration::from_millis(500), Duration::from_secs(2));
+        let failed = match Connection::open(&self.0.settings, patience).await {
+            Ok(connection) => self.try_out(connection).await.err(),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(cause) = failed {
+            self.link().cause = cause;
+            // At random, so that the replicas do not all come at once.
+            tokio::time::sleep(RECONNECT.mul_f64(0.25 + 0.75 * fastrand::f64())).await;
+            return;
+        }
+        let mut is_up = self.changes();
+        loop {
+            tokio::select! {
+                _ = is_up.wait_for(|is_up| !is_up) => return,
+                () = tokio::time::sleep(HEARTBEAT) => {}
+            }
+            if let Ok(beat) = self.run("heartbeat", &self.beat()).await {
+                self.record(beat);
+            }
+        }
+    }
+
+    /// Proves that the store accepts writes and runs scripts, before others use the connection.
+    async fn try_out(&self, mut connection: Connection) -> Result<(), String> {
+        let beat = tokio::time::timeout(self.0.settings.timeout, connection.run(&self.beat())).await;
+        let beat = beat.map_err(|_| StoreError::Timeout.to_string())?.map_err(|error| error.to_string())?;
+        let beat = FromRedisValue::from_redis_value(beat).map_err(|error| error.to_string())?;
+        self.record(beat);
+        let mut link = self.link();
+        let now = self.0.clock.now();
+        let away_ms = now.saturating_duration_since(link.since).as_millis();
+        link.connection = Some(connection);
+        link.since = now;
+        drop(link);
+        self.0.failures.store(0, Ordering::Relaxed);
+        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(1);
+        tracing::info!(away_ms, replicas = self.replicas(), "the shared store is reached");
+        self.0.is_up.send_replace(true);
+        Ok(())
+    }
+
+    fn beat(&self) -> Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(BEAT).arg(1).arg(self.0.names.common("replicas")).arg(&self.0.id).arg(SILENCE.as_millis() as u64);
+        command
+    }
+
+    /// The store read its clock before its reply came, so the time that is kept is never too late.
+    fn record(&self, (time, replicas): (u64, u32)) {
+        let now = self.0.clock.moment();
+        self.link().time = Some((StoreTime(time), now));
+        self.0.replicas.store(replicas, Ordering::Relaxed);
+        self.0.metrics.replicas.get_or_create(&NoLabels {}).set(replicas.into());
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        // Every change under this lock is an assignment.
+        self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
