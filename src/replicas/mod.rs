@@ -10,6 +10,10 @@
 mod connection;
 pub(crate) mod names;
 pub(crate) mod seal;
+#[cfg(test)]
+pub(crate) mod test_server;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,0 +1,112 @@
+//! A real server for unit tests.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+use super::SharedStore;
+use crate::config::{Servers, Shared, StoreUrl};
+use crate::core::clock::{Clock, Instant};
+use crate::metrics::Metrics;
+
+/// Where tests must not be skipped for want of a server, this variable is set.
+const NEEDED: &str = "INSIGHTS_GATEWAY_TESTS_NEED_REDIS";
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A `redis-server` behind a unix socket in a folder of its own. Ends when it is dropped.
+pub(crate) struct TestServer {
+    process: Option<Child>,
+    folder: TempDir,
+}
+
+impl TestServer {
+    /// Starts a server. `None`, and a line that says so, where none is installed: the test is skipped.
+    pub(crate) fn start() -> Option<Self> {
+        let mut server = Self { process: None, folder: tempfile::tempdir().unwrap() };
+        if server.try_run() {
+            return Some(server);
+        }
+        assert!(std::env::var_os(NEEDED).is_none(), "redis-server is not installed, and {NEEDED} is set");
+        eprintln!("skipped: redis-server is not installed");
+        None
+    }
+
+    /// Starts the server again after [`kill`](Self::kill). It has lost its data.
+    pub(crate) fn run(&mut self) {
+        assert!(self.try_run());
+    }
+
+    /// Whether the program is there. Panics if it is and the server does not start.
+    fn try_run(&mut self) -> bool {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(self.socket());
+        let Ok(process) = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn() else { return false };
+        self.process = Some(process);
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(self.socket()).is_err() {
+            assert!(Instant::now() < deadline, "redis-server does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("redis.sock")
+    }
+
+    /// The configuration of a replica that uses this server.
+    pub(crate) fn settings(&self) -> Shared {
+        Shared {
+            url: StoreUrl { servers: Servers::Unix(self.socket()), tls: false, database: 0 },
+            username: None,
+            password: None,
+            ca_file: None,
+            seal: vec![Zeroizing::new([7; 32])],
+            prefix: "test".to_owned(),
+            // This machine may be busy with other tests.
+            timeout: Duration::from_secs(2),
+            lease: Duration::from_secs(5),
+            replicas: 2,
+        }
+    }
+
+    /// The store as one replica sees it, once it is reached.
+    pub(crate) async fn replica(&self) -> SharedStore {
+        self.replica_with(self.settings(), Clock::new()).await
+    }
+
+    /// Such a store with its own configuration and clock.
+    pub(crate) async fn replica_with(&self, settings: Shared, clock: Clock) -> SharedStore {
+        let store = SharedStore::start(settings, Metrics::new(), clock);
+        until("the store is reached", || store.is_up()).await;
+        store
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Returns once `so` holds. Panics if that takes too long.
+pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
