@@ -42,6 +42,7 @@ use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::layers::watch::{Watch, WatchLayer};
 use crate::live::Live;
 use crate::metrics::{HotRequests, Metrics};
+use crate::replicas::SharedStore;
 use crate::request::ended::RequestSubscriber;
 use crate::semantics::host;
 use crate::telemetry::Exporter;
@@ -65,6 +66,8 @@ pub struct SharedState {
     pub metrics: Arc<Metrics>,
     /// The stored pages.
     pub store: Store,
+    /// The store that replicas share, if one is configured.
+    pub replicas: Option<SharedStore>,
     /// The state of accounts and teams.
     pub registry: Registry,
     /// The validity of the data plane's certificate, if there is one.
@@ -104,12 +107,15 @@ impl SharedState {
             Some(disk) => store.with_disk(disk, &metrics, clock),
             None => store,
         };
+        let shared = config.shared.clone();
+        let replicas = shared.map(|shared| SharedStore::start(shared, Arc::clone(&metrics), clock));
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
         Ok(Self {
             audit: AuditLog::new(Arc::clone(&metrics), clock),
             live: Live::new(clock),
             clock,
             store,
+            replicas,
             metrics,
             registry: Registry::default(),
             certificate: CertificateInUse::default(),

@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use crate::cache::DiskView;
 use crate::config::{Account, Config, Team};
 use crate::core::clock::{Instant, Reading};
-use crate::health::{self, AccountInput, Check, CredentialState, DiskState, Health, Inputs, State, TeamInput};
+use crate::health::{
+    self, AccountInput, Check, CredentialState, DiskState, Health, Inputs, State, StoreState, TeamInput,
+};
+use crate::replicas::{SharedStore, StoreView};
 use crate::stack::{AccountState, SharedState};
 
 /// The gateway's health now. `draining` is the time since which it has been draining, if it has.
@@ -21,6 +24,7 @@ pub(super) fn now(shared: &SharedState, config: &Config, draining: Option<Instan
         draining_since: draining.map(|since| reading.wall(since)),
         refused: refused.map(|refused| (reading.wall(refused.since), refused.faults)),
         disk: config.cache.disk.path.as_ref().map(|_| disk(shared, reading)),
+        shared: shared.replicas.as_ref().map(store),
         certificate: shared.certificate.get().map(|(validity, since)| (validity, reading.wall(since))),
         teams: config.teams.iter().map(team).collect(),
         accounts: config.accounts.iter().map(|account| self::account(shared, account, reading)).collect(),
@@ -35,6 +39,14 @@ fn disk(shared: &SharedState, reading: Reading) -> DiskState {
         Some(DiskView { fault: Some(fault), .. }) => broken(reading.wall(fault.since), &fault.cause),
         Some(DiskView { enabled: true, .. }) => DiskState::Works,
         Some(_) => broken(shared.clock.started_at(), "its file has not been opened yet"),
+    }
+}
+
+/// The state of the store that replicas share.
+fn store(store: &SharedStore) -> StoreState {
+    match store.view() {
+        StoreView { cause: Some(cause), since, .. } => StoreState::Alone { since, cause },
+        StoreView { cause: None, .. } => StoreState::Reached,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::core::outcome::Outcome;
 use crate::core::units::Rate;
 use crate::health::{CredentialState, Health, State};
 use crate::live::{Counts, Failure, Live, time};
+use crate::replicas::SharedStore;
 use crate::stack::SharedState;
 
 /// The content of `/status`, in the form that `docs/admin.md` shows. Members may be added, and none is removed.
@@ -67,6 +68,8 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
         "history": inner.history.to_json(),
         "admin": {"needs_token": config.admin.token_sha256.is_some(), "shows_queries": config.admin.show_queries},
         "explorer": explorer::to_json(config, inner.data.as_deref()),
+        "shared": shared.replicas.as_ref().map(store),
+        "replicas": shared.replicas.as_ref().map(|store| store.view().replicas),
         "cache": {
             "entries": entries,
             "bytes": bytes,
@@ -78,6 +81,13 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
             },
         },
     })
+}
+
+/// The store that replicas share.
+fn store(store: &SharedStore) -> Value {
+    let view = store.view();
+    let state = if view.cause.is_none() { State::Ok } else { State::Degraded };
+    json!({"state": state.as_str(), "since": time(view.since), "cause": view.cause, "configured": view.configured})
 }
 
 /// The number of waiting calls, by team.

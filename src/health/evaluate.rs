@@ -19,6 +19,8 @@ pub struct Inputs {
     pub refused: Option<(SystemTime, String)>,
     /// The state of the disk cache; `None` if none is configured.
     pub disk: Option<DiskState>,
+    /// Whether the store is reached that replicas share; `None` if none is configured.
+    pub shared: Option<StoreState>,
     /// The validity of the data plane's certificate, and since when it has been in use, if the data plane uses TLS.
     pub certificate: Option<(Validity, SystemTime)>,
     /// The teams.
@@ -37,6 +39,20 @@ pub enum DiskState {
         /// Since when.
         since: SystemTime,
         /// What the disk says.
+        cause: String,
+    },
+}
+
+/// Whether the store is reached that replicas share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreState {
+    /// It is reached.
+    Reached,
+    /// This replica is alone.
+    Alone {
+        /// Since when.
+        since: SystemTime,
+        /// Why.
         cause: String,
     },
 }
@@ -113,6 +129,7 @@ pub struct AccountInput {
 pub fn evaluate(inputs: &Inputs) -> Health {
     let mut checks = vec![serving(inputs.draining_since), configuration(inputs.refused.as_ref())];
     checks.extend(inputs.disk.as_ref().map(disk));
+    checks.extend(inputs.shared.as_ref().map(shared));
     checks.extend(inputs.certificate.map(|(validity, in_use)| certificate(validity, in_use, inputs.now)));
     let ends = |team: &&TeamInput| team.tokens.iter().any(Option::is_some);
     checks.extend(inputs.teams.iter().filter(ends).map(|team| tokens(team, inputs.now)));
@@ -126,6 +143,20 @@ pub fn evaluate(inputs: &Inputs) -> Health {
 fn ok(kind: &'static str, subject: Option<&str>) -> Check {
     let subject = subject.map(str::to_owned);
     Check { kind, subject, state: State::Ok, since: None, cause: None, detail: None, runbook: None }
+}
+
+fn shared(state: &StoreState) -> Check {
+    let StoreState::Alone { since, cause } = state else { return ok("shared", None) };
+    let detail = "the shared store is not reached, and this replica goes on alone with its part of the rate; repair the \
+                  store or the way to it";
+    Check {
+        state: State::Degraded,
+        since: Some(*since),
+        cause: Some(cause.clone()),
+        detail: Some(detail.to_owned()),
+        runbook: Some("insightsgatewaysharedstoredown"),
+        ..ok("shared", None)
+    }
 }
 
 fn serving(draining_since: Option<SystemTime>) -> Check {
@@ -293,6 +324,7 @@ mod tests {
             draining_since: None,
             refused: None,
             disk: Some(DiskState::Works),
+            shared: None,
             certificate: Some((Validity { not_before: now() - 365 * DAY, not_after: now() + 365 * DAY }, now() - HOUR)),
             teams: Vec::new(),
             accounts: vec![account],

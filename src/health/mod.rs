@@ -8,7 +8,7 @@ pub mod upstream;
 
 use std::time::{Duration, SystemTime};
 
-pub use evaluate::{AccountInput, CredentialState, DiskState, Inputs, TeamInput, evaluate};
+pub use evaluate::{AccountInput, CredentialState, DiskState, Inputs, StoreState, TeamInput, evaluate};
 
 /// How long before a certificate or a team's token expires health reports it.
 pub const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 24 * 60 * 60);

@@ -69,6 +69,11 @@ fn touched() -> Arc<Metrics> {
         cache_disk_entries: _,
         cache_disk_bytes: _,
         cache_disk_writes,
+        shared_up,
+        shared_operations,
+        shared_duration,
+        shared_unsealed: _,
+        replicas,
         spans,
         credential_echoes,
         audit_records,
@@ -95,7 +100,11 @@ fn touched() -> Arc<Metrics> {
     for gauge in [upstream_in_flight, queue_length, credentials_rejected, circuit_state] {
         gauge.get_or_create(&account()).set(1);
     }
-    certificate_expiry.get_or_create(&NoLabels {}).set(1);
+    for gauge in [certificate_expiry, shared_up, replicas] {
+        gauge.get_or_create(&NoLabels {}).set(1);
+    }
+    shared_operations.get_or_create(&SharedLabels { operation: word, result: word }).inc();
+    shared_duration.get_or_create(&SharedOperationLabels { operation: word }).observe(1.0);
     token_expiry.get_or_create(&TeamLabels { team: name() }).set(1);
     credential_echoes.get_or_create(&account()).inc();
     cache_evictions.get_or_create(&CauseLabels { cause: word }).inc();

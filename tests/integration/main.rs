@@ -50,6 +50,7 @@ mod query;
 mod query_limits;
 mod reload;
 mod reload_guard;
+mod replicas;
 mod request_ids;
 mod result_sets;
 mod retry_after;

@@ -14,6 +14,7 @@ pub mod faults;
 pub mod gateway;
 pub mod openapi;
 pub mod process;
+pub mod store;
 pub mod upstream;
 
 use std::time::Duration;

@@ -31,7 +31,7 @@ function adviceOf(check) {
 }
 
 function headingOf(check) {
-  const known = { serving: "draining", configuration: "insightsgatewayreloadrefused", disk: "insightsgatewaydiskfailing", credentials: "upstream_rejected_credentials", upstream: "circuit_open" };
+  const known = { serving: "draining", configuration: "insightsgatewayreloadrefused", disk: "insightsgatewaydiskfailing", shared: "insightsgatewaysharedstoredown", credentials: "upstream_rejected_credentials", upstream: "circuit_open" };
   return (check.runbook ?? "").split("#")[1] ?? known[check.check.split("/")[0]] ?? "";
 }
 

@@ -1,0 +1,252 @@
+//! Several gateways that share one store, and what each does when the store does not answer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::store::{Link, Proxy, Server, sharing};
+use crate::support::*;
+
+/// A query that no other test asks, so that what is stored can be told apart.
+fn ask(number: usize) -> Vec<u8> {
+    post(&format!(r#"{{"query":{{"measures":["Conversation.Count{number}"]}}}}"#))
+}
+
+/// Gateways that share the store at these URLs, one each, once all of them reach it.
+async fn replicas(upstream: &Upstream, urls: &[String], keys: &[(&str, &str)]) -> Vec<Gateway> {
+    let mut gateways = Vec::new();
+    for url in urls {
+        let mut config = sharing(TestConfig::new(upstream.url()), url, urls.len() as u32);
+        for (key, value) in keys {
+            config = config.set(key, *value);
+        }
+        gateways.push(config.start().await);
+    }
+    for gateway in &gateways {
+        gateway.metric_reaches("shared_up", &[], 1.0).await;
+        gateway.metric_reaches("replicas", &[], urls.len() as f64).await;
+    }
+    gateways
+}
+
+async fn is_alone(gateway: &Gateway) {
+    poll("the gateway is alone", || async { (gateway.metric("shared_up", &[]).await == 0.0).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_page_that_one_replica_fetched_is_a_hit_on_the_others() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let gateways = replicas(&upstream, &vec![server.url(); 3], &[]).await;
+    gateways[0].ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    for gateway in &gateways[1..] {
+        poll("the page is a hit", || async { (gateway.ask(&post(ASK)).await.detail() == "hit").then_some(()) }).await;
+    }
+    assert_eq!(upstream.count(), 1, "{:?}", upstream.seen());
+}
+
+#[tokio::test]
+async fn the_same_miss_on_all_replicas_is_one_upstream_call() {
+    let Some(server) = Server::start().await else { return };
+    let gate = Gate::default();
+    let held = Plan::page(PAGE).after(&gate);
+    let upstream = Upstream::script(move |_| held.clone()).await;
+    let gateways = replicas(&upstream, &vec![server.url(); 3], &[]).await;
+    let mut clients = Vec::new();
+    for gateway in &gateways {
+        for _ in 0..200 {
+            let mut client = gateway.connect().await;
+            client.send(&post(ASK)).await;
+            clients.push(client);
+        }
+        gateway.settle().await;
+    }
+    upstream.arrived(1).await;
+    gate.open();
+    for client in &mut clients {
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, PAGE));
+    }
+    assert_eq!(upstream.count(), 1, "{:?}", upstream.seen());
+}
+
+#[tokio::test]
+async fn a_purge_holds_on_all_replicas() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
+    for gateway in &gateways {
+        gateway.ask(&post(ASK)).await;
+    }
+    let purged = gateways[0].ask_admin(&post_to("/cache/purge", "", r#"{"all":true}"#)).await;
+    assert_eq!((purged.status, &purged.json()["shared"]), (200, &true.into()), "{}", purged.text());
+    let begun = Instant::now();
+    poll("the other replica has dropped its page", || async {
+        let listed = gateways[1].admin("/cache/entries").await;
+        (listed.json()["entries"].as_array().is_some_and(Vec::is_empty)).then_some(())
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    gateways[1].ask(&post(ASK)).await.assert_page(PAGE, "miss");
+}
+
+#[tokio::test]
+async fn what_no_cache_brought_replaces_the_page_everywhere() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
+    gateways[0].ask(&post(ASK)).await;
+    poll("the other has it", || async { (gateways[1].ask(&post(ASK)).await.detail() == "hit").then_some(()) }).await;
+    const NEW: &str = r#"{"data":[],"meta":{"page":"new"},"cubes":[]}"#;
+    upstream.heal(NEW);
+    gateways[0].ask(&post_to(QUERY, "Cache-Control: no-cache\r\n", ASK)).await.assert_page(NEW, "miss");
+    let begun = Instant::now();
+    poll("the other serves the new page", || async { (gateways[1].ask(&post(ASK)).await.text() == NEW).then_some(()) })
+        .await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(upstream.count(), 2, "{:?}", upstream.seen());
+}
+
+#[tokio::test]
+async fn the_store_is_never_needed() {
+    let Some(mut server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let gateways = replicas(&upstream, &[server.url()], &[]).await;
+    gateways[0].ask(&ask(1)).await.assert_page(PAGE, "miss");
+    server.kill();
+    gateways[0].ask(&ask(2)).await.assert_page(PAGE, "miss");
+    is_alone(&gateways[0]).await;
+    let ready = gateways[0].admin("/readyz").await;
+    assert_eq!(ready.status, 200, "{}", ready.text());
+    let status = gateways[0].admin("/status").await.json();
+    assert_eq!(status["shared"]["state"], "degraded", "{status}");
+    assert!(status["shared"]["cause"].is_string() && status["shared"]["since"].is_string(), "{status}");
+    gateways[0].ask(&ask(1)).await.assert_page(PAGE, "hit");
+    server.run().await;
+    let begun = Instant::now();
+    gateways[0].metric_reaches("shared_up", &[], 1.0).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    gateways[0].ask(&ask(3)).await.assert_page(PAGE, "miss");
+    assert_eq!(gateways[0].admin("/status").await.json()["shared"]["state"], "ok");
+}
+
+#[tokio::test]
+async fn a_gateway_starts_before_its_store() {
+    let Some(mut server) = Server::start().await else { return };
+    server.kill();
+    let upstream = Upstream::start().await;
+    let gateway = sharing(TestConfig::new(upstream.url()), &server.url(), 2).start().await;
+    gateway.ask(&ask(1)).await.assert_page(PAGE, "miss");
+    server.run().await;
+    gateway.metric_reaches("shared_up", &[], 1.0).await;
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_delays_a_request_by_four_timeouts_at_most() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    for link in [Link::Frozen, Link::Garbage, Link::Cut] {
+        let proxy = Proxy::start(server.address()).await;
+        let gateways = replicas(&upstream, &[proxy.url()], &[("shared.timeout", "200ms")]).await;
+        proxy.set(link);
+        let begun = Instant::now();
+        gateways[0].ask(&ask(link as usize)).await.assert_page(PAGE, "miss");
+        // The rest is for a busy machine.
+        assert!(begun.elapsed() < Duration::from_millis(800 + 500), "{link:?}: {:?}", begun.elapsed());
+        is_alone(&gateways[0]).await;
+        let begun = Instant::now();
+        gateways[0].ask(&ask(10 + link as usize)).await.assert_page(PAGE, "miss");
+        assert!(begun.elapsed() < Duration::from_millis(200), "nothing waits for it: {link:?}, {:?}", begun.elapsed());
+        proxy.set(Link::Whole);
+        let begun = Instant::now();
+        gateways[0].metric_reaches("shared_up", &[], 1.0).await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{link:?}: {:?}", begun.elapsed());
+        gateways.into_iter().next().unwrap().stop().await;
+    }
+}
+
+#[tokio::test]
+async fn no_request_fails_while_the_store_refuses() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    // Full, and without the replicas of its own that it wants.
+    for (number, key) in ["maxmemory", "min-replicas-to-write"].into_iter().enumerate() {
+        let gateways = replicas(&upstream, &[server.url()], &[]).await;
+        server.ask::<String>(&["CONFIG", "SET", key, "1"]);
+        for other in 0..5 {
+            gateways[0].ask(&ask(100 * number + other)).await.assert_page(PAGE, "miss");
+        }
+        is_alone(&gateways[0]).await;
+        server.ask::<String>(&["CONFIG", "SET", key, "0"]);
+        gateways[0].metric_reaches("shared_up", &[], 1.0).await;
+        gateways.into_iter().next().unwrap().stop().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_in_the_store_can_be_read_and_everything_ends() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let folder = tempfile::TempDir::new().unwrap();
+    let key = folder.path().join("seal");
+    std::fs::write(&key, "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+    let seal = format!("[{{file=\"{}\"}}]", key.display());
+    let keys = [("shared.seal", seal.as_str()), ("accounts.default.rate", "50/s")];
+    let gateways = replicas(&upstream, &vec![server.url(); 2], &keys).await;
+    gateways[0].ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    gateways[0].ask(&get(METADATA, "")).await;
+    poll("the page is shared", || async { (gateways[1].ask(&post(ASK)).await.detail() == "hit").then_some(()) }).await;
+    gateways[1].ask_admin(&post_to("/cache/purge", "", r#"{"account":"default"}"#)).await;
+    let content = server.content();
+    assert!(content.len() > 3, "{content:?}");
+    for (name, value, ends) in content {
+        assert!(ends, "{name} has no expiry");
+        for secret in ["Conversation", "data", gateway::SID, gateway::KEY, gateway::SECRET, "default", "local"] {
+            let shown = |bytes: &[u8]| client::find(bytes, secret.as_bytes()).is_some();
+            assert!(!shown(name.as_bytes()) && !shown(&value), "{name} shows {secret}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_replicas_together_spend_one_budget() {
+    const RATE: f64 = 20.0;
+    const BURST: f64 = 2.0;
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let keys = [("accounts.default.rate", "20/s"), ("accounts.default.burst", "2")];
+    let gateways = replicas(&upstream, &vec![server.url(); 3], &keys).await;
+    let begun = Instant::now();
+    let mut clients = Vec::new();
+    for (number, gateway) in gateways.iter().enumerate() {
+        for other in 0..20 {
+            let mut client = gateway.connect().await;
+            client.send(&ask(100 * number + other)).await;
+            clients.push(client);
+        }
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    let took = begun.elapsed().as_secs_f64();
+    assert_eq!(upstream.count(), 60);
+    assert!(took >= (60.0 - BURST) / RATE - 0.05, "60 calls in {took} s are more than the rate allows");
+    assert!(took <= (60.0 - BURST) / RATE / 0.9 + 0.5, "60 calls in {took} s use less than 90 % of the rate");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_the_cause_that_health_shows() {
+    let Some(server) = Server::start().await else { return };
+    server.ask::<String>(&["CONFIG", "SET", "requirepass", "right"]);
+    let upstream = Upstream::start().await;
+    let config = sharing(TestConfig::new(upstream.url()), &server.url(), 2);
+    let gateway = config.set("shared.password", "wr0ng-secret").start().await;
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    let cause = poll("the cause is known", || async {
+        let status = gateway.admin("/status").await.json();
+        let cause = status["shared"]["cause"].as_str().map(str::to_owned);
+        cause.filter(|cause| cause.contains("WRONGPASS") || cause.contains("authentication"))
+    })
+    .await;
+    assert!(!cause.contains("wr0ng-secret"), "{cause}");
+}
