@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use http_body_util::Full;
-use insights_gateway::cache::{Kept, Lasting, Purge, StoredResponse, Tier};
+use insights_gateway::accounts::Account;
+use insights_gateway::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Tier};
 use insights_gateway::core::clock::Instant;
 use insights_gateway::request::key::Key;
 use insights_gateway::stack::{self, SharedState};
@@ -38,22 +39,22 @@ impl Journal {
 
 impl Tier for Journal {
     /// It stores nothing, so it never has a response.
-    fn get(&self, _: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
+    fn get(&self, _: &Arc<Account>, _: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
         None
     }
 
-    fn put(&self, key: Key, _: &StoredResponse, keep: &mut dyn FnMut() -> Kept) -> bool {
-        self.write(keep, |kept| kept.kept.then(|| format!("kept {key}"))).kept
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+        self.write(keep, |kept| kept.kept.then(|| format!("kept {}", candidate.key))).kept
     }
 
-    fn remove(&self, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         self.write(remove, |keys| (!keys.is_empty()).then(|| format!("removed {} pages", keys.len())));
     }
 
     fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
         self.write(mark, |_| Some(format!("purged {which:?}")));
         // There is nothing to write.
-        Box::new(|| Ok(()))
+        Box::new(Lasted::default)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

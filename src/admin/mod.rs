@@ -273,7 +273,12 @@ impl Inner {
             purged
         });
         match purge.await {
-            Ok(Purged { pages, not_lasting: None }) => json_answer(StatusCode::OK, &json!({"purged": pages})),
+            Ok(Purged { pages, not_lasting: None, shared: None }) => {
+                json_answer(StatusCode::OK, &json!({"purged": pages}))
+            }
+            Ok(Purged { pages, not_lasting: None, shared: Some(shared) }) => {
+                json_answer(StatusCode::OK, &json!({"purged": pages, "shared": shared}))
+            }
             Ok(Purged { not_lasting: Some(why), .. }) => {
                 let message = format!("purged, but purged pages may come back at the next start: {why}");
                 refuse(StatusCode::INTERNAL_SERVER_ERROR, &message)

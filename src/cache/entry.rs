@@ -58,6 +58,13 @@ impl Entry {
         Self::new(key, stored, start, start, age)
     }
 
+    /// Whether this response of another replica is to replace the one that is `there`. A usable response is not replaced by
+    /// an error.
+    pub(super) fn is_better_than(&self, there: &Self) -> bool {
+        let is_success = |entry: &Self| entry.stored.representation.status.is_success();
+        self.stored.made > there.stored.made && (is_success(self) || !is_success(there))
+    }
+
     pub(crate) fn count_hit(&self) {
         self.hits.fetch_add(1, Ordering::Relaxed);
     }

@@ -228,6 +228,11 @@ impl Lease {
         self.outdated.load(Ordering::SeqCst)
     }
 
+    /// Whether it is for clients that demand a new response.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.key.1 == Kind::Forced
+    }
+
     fn leave(&self) {
         let mut table = self.flights.lock();
         // Another flight may have the key by now: this one has finished, was purged, or was of an older result set.

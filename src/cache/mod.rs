@@ -13,6 +13,7 @@
 //! | `response` | what the cache answers: a response and how it came about |
 //! | `flight` | single flight: identical calls share one upstream call |
 //! | `tier` | the seam for tiers behind memory |
+//! | `tiers` | two tiers, one behind the other |
 //! | `memory` | moka, on the synchronous path of a hit |
 //! | `known_jobs` | what is known of query jobs apart from stored responses |
 //! | `disk` | the disk tier: survives a restart |
@@ -30,6 +31,7 @@ pub(crate) mod sets;
 mod store;
 pub(crate) mod stored;
 mod tier;
+mod tiers;
 
 pub use self::disk::{DiskFault, DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
@@ -37,4 +39,4 @@ pub use self::response::CacheResponse;
 pub(crate) use self::store::Unkept;
 pub use self::store::{EntryView, Outlook, Store};
 pub use self::stored::StoredResponse;
-pub use self::tier::{Kept, Lasting, Tier};
+pub use self::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};

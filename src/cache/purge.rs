@@ -47,4 +47,7 @@ pub struct Purged {
     pub pages: u64,
     /// Why the purge may not survive a restart: the disk tier's file could neither be changed nor removed.
     pub not_lasting: Option<String>,
+    /// Whether other replicas have been told; `None` if there is no store that they share. If it is `false`, they are
+    /// told when the store is back.
+    pub shared: Option<bool>,
 }

@@ -76,6 +76,12 @@ impl Calendar {
         Self { wall, moment: clock.moment(), boot }
     }
 
+    /// One on which it is `wall` at this `moment`. It knows no boots: all moments are converted by the wall time alone,
+    /// which may be another machine's.
+    pub(crate) fn at(wall: Nanos, moment: Moment) -> Self {
+        Self { wall, moment, boot: 0 }
+    }
+
     pub(crate) fn now(&self) -> Nanos {
         self.wall
     }

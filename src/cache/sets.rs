@@ -131,6 +131,18 @@ impl ResultSets {
         })
     }
 
+    /// Whether this set is the newest known one of its query.
+    pub(crate) fn is_known(&self, result_set: &ResultSet) -> bool {
+        self.places.get(&result_set.first).is_some_and(|newest| newest.result_set.is(result_set))
+    }
+
+    /// Whether no set of the same query is known that began later.
+    pub(crate) fn is_newest(&self, result_set: &ResultSet) -> bool {
+        self.places
+            .get(&result_set.first)
+            .is_none_or(|newest| newest.result_set.is(result_set) || newest.result_set.begun < result_set.begun)
+    }
+
     /// Whether a page of `result_set` may be served whose place is `place`. The place must belong to that set, and the
     /// set must be alive. A page of no set may be served while no set has that place.
     pub(crate) fn admits(&self, place: &Key, result_set: Option<&ResultSet>) -> bool {

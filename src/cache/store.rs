@@ -16,7 +16,9 @@ use super::memory::Memory;
 use super::purge::{Purge, Purged};
 use super::sets::{Membership, ResultSet};
 use super::stored::StoredResponse;
-use super::tier::{Kept, Tier};
+use super::tier::{Candidate, Kept, Lasted, Replaced, Tier};
+use super::tiers::Tiers;
+use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
@@ -158,6 +160,18 @@ impl Store {
         Self { tier: Some(tier), disk: None, ..self }
     }
 
+    /// Puts the store that replicas share behind memory, and behind the disk if there is one. `tier` gets a store
+    /// without it, in which changes are not told to other replicas.
+    #[must_use]
+    pub(crate) fn with_replicas(self, tier: impl FnOnce(Self) -> Arc<dyn Tier>) -> Self {
+        let far = tier(self.clone());
+        let tier = match &self.tier {
+            Some(near) => Arc::new(Tiers { near: Arc::clone(near), far }),
+            None => far,
+        };
+        Self { tier: Some(tier), ..self }
+    }
+
     /// The tier behind memory.
     fn tier(&self) -> Option<&dyn Tier> {
         self.tier.as_deref()
@@ -165,8 +179,8 @@ impl Store {
 
     /// Ends when what the tier has under `key` is in memory, or when it is not worth waiting for. `None` when either
     /// holds already.
-    pub(crate) fn load(&self, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
-        self.tier().and_then(|tier| tier.get(key, now))
+    pub(crate) fn load(&self, account: &Arc<Account>, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
+        self.tier().and_then(|tier| tier.get(account, key, now))
     }
 
     /// Writes the changes that still wait for the disk, and accepts no further changes.
@@ -243,14 +257,63 @@ impl Store {
             self.memory.pages.insert(key, Arc::clone(&entry));
             Kept { kept: true, gone }
         };
+        self.put(key, &entry, lease.is_forced(), &mut keep)
+    }
+
+    /// Keeps the response of another replica, unless memory has a newer one, or one that is not to be mixed with it.
+    /// Returns whether it did. `purges` is what [`purges`](Self::purges) said before the response was looked up: one that
+    /// was looked up before a purge may be a purged one.
+    pub(crate) fn adopt(&self, key: Key, entry: Entry, purges: u64) -> bool {
+        let entry = Arc::new(entry);
+        let mut keep = || {
+            let _changing = self.changing();
+            let old = self.memory.get(&key);
+            let is_wanted = self.purges() == purges
+                && !self.is_too_large(entry.weight().into())
+                && old.as_ref().is_none_or(|old| entry.is_better_than(old))
+                && self.is_in_place(key, &entry);
+            if !is_wanted {
+                return Kept { kept: false, gone: vec![] };
+            }
+            let gone = self.keep_set(key, &entry, old.as_deref());
+            self.memory.pages.insert(key, Arc::clone(&entry));
+            Kept { kept: true, gone }
+        };
+        self.put(key, &entry, false, &mut keep)
+    }
+
+    /// Gives the page of `key` a place in a result set of another replica, unless it has one in a set that began later.
+    pub(crate) fn adopt_place(&self, key: Key, result_set: ResultSet, account: &Arc<str>, purges: u64) {
+        let _changing = self.changing();
+        if self.purges() == purges {
+            self.memory.sets.restore_next(key, result_set, account);
+        }
+    }
+
+    /// Whether a result set is known, and its pages may be served.
+    pub(crate) fn has_set(&self, result_set: &ResultSet) -> bool {
+        self.memory.sets.lives(result_set)
+    }
+
+    fn put(&self, key: Key, entry: &Entry, is_forced: bool, keep: &mut dyn FnMut() -> Kept) -> bool {
+        let candidate = Candidate { key, stored: &entry.stored, asked: entry.asked, is_forced };
         let kept = match self.tier() {
-            Some(tier) => tier.put(key, &entry.stored, &mut keep),
+            Some(tier) => tier.put(&candidate, keep),
             None => keep().kept,
         };
         if kept {
-            self.settle(weight);
+            self.settle(entry.weight().into());
         }
         kept
+    }
+
+    /// Whether a response of another replica belongs where it is: a first page to a set that is not older than the known
+    /// one, any other page to the set that has its place.
+    fn is_in_place(&self, key: Key, entry: &Entry) -> bool {
+        match &entry.stored.result_set {
+            Some(own) if own.first == key => self.memory.sets.is_newest(own),
+            _ => !self.is_misplaced(entry),
+        }
     }
 
     /// Whether the set of a further page has changed since the page was requested.
@@ -278,7 +341,8 @@ impl Store {
     fn keep_set(&self, key: Key, entry: &Entry, old: Option<&Entry>) -> Vec<Key> {
         let StoredResponse { account, result_set, next, .. } = &entry.stored;
         let Some(result_set) = *result_set else { return vec![] };
-        if result_set.first == key {
+        // A set of another replica may be known by a later page already.
+        if result_set.first == key && !self.memory.sets.is_known(&result_set) {
             self.memory.sets.begin(result_set, account, is_apart(*next, old));
         }
         let named = [*next, entry.previous].into_iter().flatten();
@@ -305,7 +369,9 @@ impl Store {
             self.displace(key, unkept)
         };
         match self.tier() {
-            Some(tier) => tier.remove(&mut displace),
+            Some(tier) => {
+                tier.remove(&Replaced { account: &unkept.account, asked: unkept.asked }, &mut displace);
+            }
             None => drop(displace()),
         }
     }
@@ -414,7 +480,8 @@ impl Store {
             }
         };
         let pages = self.remove_purged(&marked);
-        Purged { pages, not_lasting: lasting.and_then(|lasting| lasting().err()) }
+        let Lasted { not_lasting, shared } = lasting.map(|lasting| lasting()).unwrap_or_default();
+        Purged { pages, not_lasting, shared }
     }
 
     /// The number of purges so far. Data derived from stored responses must not be used after a further purge.

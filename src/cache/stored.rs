@@ -55,3 +55,28 @@ impl StoredResponse {
         self.operation != Operation::Page || self.result_set.is_none()
     }
 }
+
+#[cfg(test)]
+impl StoredResponse {
+    /// The response to a query of account `main`, that was new at `made`.
+    pub(crate) fn example(key: Key, made: Moment, fresh: Duration) -> Self {
+        let body = bytes::Bytes::from(format!("{{\"page\":\"{key}\"}}"));
+        let answer = crate::request::call::UpstreamResponse {
+            status: http::StatusCode::OK,
+            headers: http::HeaderMap::new(),
+            body,
+            next_token: None,
+        };
+        Self {
+            representation: Arc::new(Representation::new(answer, &[])),
+            account: "main".into(),
+            operation: Operation::Query,
+            made,
+            lifetimes: Lifetimes::fresh_only(fresh),
+            place: key,
+            result_set: None,
+            next: None,
+            settled: None,
+        }
+    }
+}

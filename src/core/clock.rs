@@ -95,7 +95,7 @@ impl Clock {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, start: Instant::now(), moment_at_start: source.moment(), wall_at_start: source.wall() }
+        Self { source, moment_at_start: source.moment(), start: Instant::now(), wall_at_start: source.wall() }
     }
 
     /// The time now, for waiting.
@@ -106,6 +106,12 @@ impl Clock {
     /// The time now, for ages.
     pub fn moment(&self) -> Moment {
         self.source.moment()
+    }
+
+    /// The moment of an `instant`, or an earlier one if the machine has been suspended since the start.
+    pub fn earliest_moment(&self, instant: Instant) -> Moment {
+        let since = instant.saturating_duration_since(self.start);
+        self.moment_at_start.after(since).before(self.start.saturating_duration_since(instant))
     }
 
     /// The machine's wall time now.
@@ -246,6 +252,12 @@ mod tests {
         assert_eq!(clock.started_at(), clock.wall_now() - 100 * S);
         assert_eq!(clock.wall(instant), clock.wall_now() - 10 * S);
         assert_eq!(clock.wall(clock.now() + S), clock.wall_now() + S);
+        assert_eq!(clock.earliest_moment(instant), moment);
+        assert_eq!(
+            clock.earliest_moment(clock.now()),
+            moment.after(10 * S),
+            "the machine may have been suspended before"
+        );
     }
 
     #[test]

@@ -30,8 +30,8 @@ use self::worker::{RemovalsOnly, Worker};
 use super::memory::Memory;
 use super::purge::Purge;
 use super::record::Boot;
-use super::stored::StoredResponse;
-use super::tier::{Kept, Lasting, Tier};
+use super::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
+use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::metrics::Metrics;
 use crate::request::key::Key;
@@ -171,7 +171,7 @@ impl Disk {
 
 impl Tier for Disk {
     /// What is on the disk is in memory once the file is loaded.
-    fn get(&self, _: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
+    fn get(&self, _: &Arc<Account>, _: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
         if now >= self.patience || *self.loaded.borrow() {
             return None;
         }
@@ -182,7 +182,8 @@ impl Tier for Disk {
         }))
     }
 
-    fn put(&self, key: Key, stored: &StoredResponse, keep: &mut dyn FnMut() -> Kept) -> bool {
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+        let Candidate { key, stored, .. } = *candidate;
         let bytes = page_weight(stored);
         let order = self.lock();
         let Kept { kept, gone } = keep();
@@ -205,7 +206,7 @@ impl Tier for Disk {
         true
     }
 
-    fn remove(&self, remove: &mut dyn FnMut() -> Vec<Key>) {
+    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         let order = self.lock();
         let gone = remove();
         self.send_removal(&order, gone);
@@ -218,13 +219,18 @@ impl Tier for Disk {
         let firsts = mark();
         order.send(Message::Purge(which.clone(), firsts, done));
         drop(order);
-        Box::new(move || match purged.recv_timeout(PURGE_PATIENCE) {
-            Ok(lasting) => lasting,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                Err(format!("the disk has not answered for {} s", PURGE_PATIENCE.as_secs()))
-            }
-            // The thread has ended.
-            Err(mpsc::RecvTimeoutError::Disconnected) => file::erase(&self.folder).map_err(|error| error.to_string()),
+        Box::new(move || {
+            let lasting = match purged.recv_timeout(PURGE_PATIENCE) {
+                Ok(lasting) => lasting,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    Err(format!("the disk has not answered for {} s", PURGE_PATIENCE.as_secs()))
+                }
+                // The thread has ended.
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    file::erase(&self.folder).map_err(|error| error.to_string())
+                }
+            };
+            Lasted { not_lasting: lasting.err(), shared: None }
         })
     }
 

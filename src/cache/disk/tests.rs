@@ -16,6 +16,7 @@ use crate::cache::purge::Purged;
 use crate::cache::record::{self, Calendar, decode, encode, head};
 use crate::cache::sets::{Membership, ResultSet};
 use crate::cache::store::{Store, Unkept};
+use crate::cache::stored::StoredResponse;
 use crate::core::clock::Moment;
 use crate::metrics::{ResultLabels, StaticLabel};
 use crate::request::call::UpstreamResponse;
@@ -627,9 +628,9 @@ async fn misses_wait_a_limited_time_for_the_load() {
     // Nothing is ever sent on this channel, so the load never ends.
     let (_never, loaded) = watch::channel(false);
     let disk = Disk { loaded, patience: before + LOADING_PATIENCE, ..running.store.disk_handle().unwrap() };
-    disk.get(&key(1), before).unwrap().await;
+    disk.get(&call(1).team.account, &key(1), before).unwrap().await;
     assert!(running.clock.now() - before >= LOADING_PATIENCE);
-    assert!(disk.get(&key(1), running.clock.now()).is_none());
+    assert!(disk.get(&call(1).team.account, &key(1), running.clock.now()).is_none());
 }
 
 #[tokio::test]
@@ -687,7 +688,7 @@ async fn a_purge_is_on_the_disk_when_it_returns() {
     first.keep(3);
     first.until("written", |first| first.writes("written") == 3).await;
     let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
-    assert_eq!(purged, Purged { pages: 2, not_lasting: None });
+    assert_eq!(purged, Purged { pages: 2, not_lasting: None, shared: None });
     // As after a kill at this moment.
     copy_of_open_file(home.path(), other.path());
     let second = Running::start(other.path()).await;
@@ -702,10 +703,10 @@ async fn a_purge_that_cannot_be_written_removes_the_file() {
     let running = Running::start(home.path()).await;
     assert!(!running.view().enabled);
     running.keep(1);
-    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None });
+    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
     assert!(files(home.path()).is_empty(), "{:?}", files(home.path()));
     // There is no page to remove.
-    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 0, not_lasting: None });
+    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 0, not_lasting: None, shared: None });
 }
 
 #[tokio::test]
@@ -719,7 +720,7 @@ async fn a_purge_says_so_where_the_file_is_another_processs_or_the_tier_has_ende
     assert_eq!(files(home.path()), [file::NAME]);
     second.close().await;
     first.close().await;
-    assert_eq!(first.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None });
+    assert_eq!(first.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
     assert!(files(home.path()).is_empty());
 }
 

@@ -147,7 +147,7 @@ where
         }
         let entry = self.layer.page(&query);
         if entry.is_none()
-            && let Some(loading) = self.layer.store.load(query.key(), self.layer.clock.now())
+            && let Some(loading) = self.layer.store.load(&query.team.account, query.key(), self.layer.clock.now())
         {
             // A short wait costs less than a token for a response that a tier already has.
             let cache = self.clone();
