@@ -54,7 +54,8 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 
 fn read(root: &Path, file: &Path) -> Option<Source> {
     let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-    if path.ends_with("tests.rs") {
+    // Only unit tests have these.
+    if path.ends_with("tests.rs") || path.ends_with("test_server.rs") {
         return None;
     }
     let text = fs::read_to_string(file).unwrap();
