@@ -10,12 +10,11 @@
 //! A flight can become outdated: what it brings was purged, or its result set was replaced, after it began. It still
 //! ends for those who wait for it, but no caller joins it any more: the next one begins another flight.
 //!
-//! **Replicas.** This table is the lock of one process. A lock that replicas share goes between [`Flights::claim`] and
-//! the upstream call, not in its place: the table stays in front, so that one claim per process and key is all that goes
-//! over the network. The leader's task, before it calls upstream, asks the shared lock for the same key with an expiry. It gets
-//! a lease, which [`Lease`] then holds and gives up on `finish` and on drop, or it waits until the holder has put its
-//! response into the shared tier, and finishes with that. Those who wait here see no difference: the outcome is a
-//! [`FlightResult`] either way.
+//! **Replicas.** This table is the lock of one process. It stays in front of the lock that replicas share
+//! ([`fill_lock`](super::fill_lock)), so that one claim per process and key is all that goes over the network. The
+//! leader's task claims the key there too before it calls upstream, or it waits for the flight of another replica, and
+//! finishes with what that one brought. Those who wait here see no difference: the outcome is a [`FlightResult`] either
+//! way.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,8 +23,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::entry::Entry;
 use super::sets::ResultSet;
-use crate::core::clock::Instant;
+use crate::core::clock::{Instant, Moment};
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
@@ -41,6 +41,21 @@ pub(crate) struct FlightResult {
     pub(crate) stored: bool,
     /// How old the response was when it came, where it says so.
     pub(crate) age: Option<Duration>,
+    /// Whether another replica made the upstream call.
+    pub(crate) by_another: bool,
+}
+
+impl FlightResult {
+    /// Of a flight that brought nothing.
+    pub(crate) fn failed(error: GatewayError) -> Self {
+        Self { result: Err(error), stored: false, age: None, by_another: false }
+    }
+
+    /// Of a flight that found this response stored.
+    pub(crate) fn of(entry: &Entry, now: Moment) -> Self {
+        let result = Ok(Arc::clone(&entry.stored.representation));
+        Self { result, stored: true, age: Some(entry.stored.age(now)), by_another: false }
+    }
 }
 
 /// The flights under way.

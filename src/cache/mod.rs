@@ -12,6 +12,8 @@
 //! | `entry` | a stored response in memory, with what this process alone knows of it |
 //! | `response` | what the cache answers: a response and how it came about |
 //! | `flight` | single flight: identical calls share one upstream call |
+//! | `fill_lock` | the seam for a lock that replicas share, behind the flights |
+//! | `flight_record` | how a flight ended, as bytes for other replicas |
 //! | `tier` | the seam for tiers behind memory |
 //! | `tiers` | two tiers, one behind the other |
 //! | `memory` | moka, on the synchronous path of a hit |
@@ -21,7 +23,9 @@
 
 mod disk;
 pub(crate) mod entry;
+pub(crate) mod fill_lock;
 pub(crate) mod flight;
+pub(crate) mod flight_record;
 pub(crate) mod known_jobs;
 mod memory;
 mod purge;

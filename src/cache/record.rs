@@ -164,14 +164,7 @@ pub(crate) fn encode(key: &Key, stored: &StoredResponse, calendar: &Calendar, re
         record.push(code(&VERDICTS, verdict)?);
         Some(())
     })?;
-    record.extend_from_slice(&page.status.as_u16().to_le_bytes());
-    put_option(record, page.etag.as_ref(), |record, etag| put(record, etag.as_bytes()))?;
-    record.extend_from_slice(&u16::try_from(page.headers.len()).ok()?.to_le_bytes());
-    for (name, value) in &page.headers {
-        put(record, name.as_str().as_bytes())?;
-        put(record, value.as_bytes())?;
-    }
-    put(record, &page.body)?;
+    put_representation(record, page)?;
     let hash = hash(key, &record[1 + HASH..]);
     record[1..1 + HASH].copy_from_slice(&hash);
     Some(())
@@ -235,21 +228,12 @@ pub(crate) fn read_stored(fields: &[u8], calendar: &Calendar) -> Option<StoredRe
     let place = Key::from_bytes(*reader.array()?);
     let next = reader.option(|reader| reader.array().copied().map(Key::from_bytes))?;
     let settled = reader.option(|reader| VERDICTS.get(usize::from(reader.u8()?)).copied())?;
-    let status = StatusCode::from_u16(reader.u16()?).ok()?;
-    let etag = reader.option(|reader| HeaderValue::from_bytes(reader.bytes()?).ok())?;
-    let mut headers = Vec::new();
-    for _ in 0..reader.u16()? {
-        let name = HeaderName::from_bytes(reader.bytes()?).ok()?;
-        headers.push((name, HeaderValue::from_bytes(reader.bytes()?).ok()?));
-    }
-    let body = Bytes::copy_from_slice(reader.bytes()?);
-    if !reader.0.is_empty() {
+    let representation = Arc::new(reader.representation()?);
+    if !reader.is_empty() {
         return None;
     }
-    let no_transform = Representation::forbids_transforms(&headers);
-    let representation = Representation { status, no_transform, headers, body, etag };
     Some(StoredResponse {
-        representation: Arc::new(representation),
+        representation,
         account: account.into(),
         operation,
         made,
@@ -265,13 +249,24 @@ fn code<T: PartialEq>(all: &[T], one: T) -> Option<u8> {
     all.iter().position(|other| *other == one).and_then(|at| u8::try_from(at).ok())
 }
 
-fn put(record: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
+pub(super) fn put_representation(record: &mut Vec<u8>, page: &Representation) -> Option<()> {
+    record.extend_from_slice(&page.status.as_u16().to_le_bytes());
+    put_option(record, page.etag.as_ref(), |record, etag| put(record, etag.as_bytes()))?;
+    record.extend_from_slice(&u16::try_from(page.headers.len()).ok()?.to_le_bytes());
+    for (name, value) in &page.headers {
+        put(record, name.as_str().as_bytes())?;
+        put(record, value.as_bytes())?;
+    }
+    put(record, &page.body)
+}
+
+pub(super) fn put(record: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
     record.extend_from_slice(&u32::try_from(bytes.len()).ok()?.to_le_bytes());
     record.extend_from_slice(bytes);
     Some(())
 }
 
-fn put_option<T>(
+pub(super) fn put_option<T>(
     record: &mut Vec<u8>,
     value: Option<T>,
     write: impl FnOnce(&mut Vec<u8>, T) -> Option<()>,
@@ -292,7 +287,7 @@ fn put_lifetimes(record: &mut Vec<u8>, lifetimes: Lifetimes) {
 }
 
 /// Takes fields from the front of what is left.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
@@ -301,7 +296,7 @@ impl<'a> Reader<'a> {
         Some(array)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(super) fn u8(&mut self) -> Option<u8> {
         self.array().map(|[byte]| *byte)
     }
 
@@ -309,7 +304,7 @@ impl<'a> Reader<'a> {
         self.array().map(|bytes| u16::from_le_bytes(*bytes))
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(|bytes| u64::from_le_bytes(*bytes))
     }
 
@@ -317,7 +312,7 @@ impl<'a> Reader<'a> {
         self.array().map(|bytes| Moment::from_nanos(i64::from_le_bytes(*bytes)))
     }
 
-    fn bytes(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = u32::from_le_bytes(*self.array()?);
         let (bytes, rest) = self.0.split_at_checked(usize::try_from(length).ok()?)?;
         self.0 = rest;
@@ -325,12 +320,30 @@ impl<'a> Reader<'a> {
     }
 
     /// `None`: the value cannot be read. `Some(None)`: it is absent.
-    fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
+    pub(super) fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.u8()? {
             0 => Some(None),
             1 => read(self).map(Some),
             _ => None,
         }
+    }
+
+    pub(super) fn representation(&mut self) -> Option<Representation> {
+        let status = StatusCode::from_u16(self.u16()?).ok()?;
+        let etag = self.option(|reader| HeaderValue::from_bytes(reader.bytes()?).ok())?;
+        let mut headers = Vec::new();
+        for _ in 0..self.u16()? {
+            let name = HeaderName::from_bytes(self.bytes()?).ok()?;
+            headers.push((name, HeaderValue::from_bytes(self.bytes()?).ok()?));
+        }
+        let body = Bytes::copy_from_slice(self.bytes()?);
+        let no_transform = Representation::forbids_transforms(&headers);
+        Some(Representation { status, no_transform, headers, body, etag })
+    }
+
+    /// Whether all fields were read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn lifetimes(&mut self) -> Option<Lifetimes> {

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
+use super::fill_lock::FillLock;
 use super::flight::{Flights, Lease};
 use super::known_jobs::KnownJobs;
 use super::memory::Memory;
@@ -111,6 +112,8 @@ pub struct Store {
     tier: Option<Arc<dyn Tier>>,
     /// The tier, if it is the disk.
     disk: Option<Disk>,
+    /// The lock of the flights of all replicas, if they share one.
+    fill_lock: Option<Arc<dyn FillLock>>,
     /// Held while the content changes. So an entry that is inserted again with a new weight is still the current one,
     /// and no response is kept that was requested before a purge.
     changes: Arc<Mutex<()>>,
@@ -137,6 +140,7 @@ impl Store {
             capacity,
             tier: None,
             disk: None,
+            fill_lock: None,
             changes: Arc::default(),
             unsettled: Arc::default(),
             purges: Arc::default(),
@@ -170,6 +174,18 @@ impl Store {
             None => far,
         };
         Self { tier: Some(tier), ..self }
+    }
+
+    /// Adds the lock of the flights that replicas share. It comes before [`with_replicas`](Self::with_replicas), so that
+    /// purges of other replicas reach it too.
+    #[must_use]
+    pub(crate) fn with_fill_lock(self, lock: Arc<dyn FillLock>) -> Self {
+        Self { fill_lock: Some(lock), ..self }
+    }
+
+    /// The lock of the flights that replicas share.
+    pub(crate) fn fill_lock(&self) -> Option<&dyn FillLock> {
+        self.fill_lock.as_deref()
     }
 
     /// The tier behind memory.
@@ -511,6 +527,9 @@ impl Store {
                 || firsts.contains(key)
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });
+        if let Some(lock) = &self.fill_lock {
+            lock.purge(which);
+        }
         sets.purge(|first| firsts.contains(first));
         self.jobs.purge(which);
         let goes = |entry: &Entry| entry.stored.result_set.is_some_and(|result_set| firsts.contains(&result_set.first));

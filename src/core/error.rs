@@ -159,6 +159,18 @@ impl Reason {
         }
     }
 
+    /// Whether a call that failed for this reason was sent, or tried to be.
+    pub fn is_of_an_attempt(self) -> bool {
+        matches!(
+            self,
+            Self::UpstreamInvalid
+                | Self::UpstreamRateLimit
+                | Self::UpstreamRejectedCredentials
+                | Self::UpstreamTimeout
+                | Self::UpstreamUnreachable
+        )
+    }
+
     /// Whether the caller has to change something.
     pub fn is_callers(self) -> bool {
         self.status().is_client_error()

@@ -8,6 +8,7 @@
 //! [`seal`] protects the values, [`names`] hides what a key is for.
 
 mod connection;
+pub(crate) mod flights;
 pub(crate) mod names;
 pub(crate) mod seal;
 #[cfg(test)]

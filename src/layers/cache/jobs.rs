@@ -35,7 +35,7 @@ use crate::request::key::Key;
 use crate::request::query::ClientQuery;
 use crate::request::response::Representation;
 use crate::semantics::freshness::Lifetimes;
-use crate::twilio::endpoint::{CacheClass, Operation};
+use crate::twilio::endpoint::{CacheClass, Endpoint, Operation};
 use crate::twilio::job::{self, Job, State};
 use crate::twilio::parameters::Parameters;
 
@@ -57,10 +57,21 @@ const SERVED_ON_ERROR: Duration = Duration::from_secs(600);
 impl CacheLayer {
     /// The stored response to a query, except for results that a later answer contradicts.
     pub(super) fn page(&self, query: &ClientQuery) -> Option<Arc<Entry>> {
-        let entry = self.store.page(query.key())?;
-        let is_current = query.endpoint.cache != CacheClass::Results || {
-            let Some(id) = query.endpoint.id(&query.canonical.path) else { return Some(entry) };
-            !self.is_contradicted(&query.team.account, id, &entry)
+        self.current_page(query.key(), &query.team.account, query.endpoint, &query.canonical.path)
+    }
+
+    /// The same for a request to this path.
+    pub(super) fn current_page(
+        &self,
+        key: &Key,
+        account: &Account,
+        endpoint: &Endpoint,
+        path: &str,
+    ) -> Option<Arc<Entry>> {
+        let entry = self.store.page(key)?;
+        let is_current = endpoint.cache != CacheClass::Results || {
+            let Some(id) = endpoint.id(path) else { return Some(entry) };
+            !self.is_contradicted(account, id, &entry)
         };
         is_current.then_some(entry)
     }
@@ -98,7 +109,7 @@ impl CacheLayer {
         let key = || Key::of_job(account, call.endpoint.id(&call.path).unwrap_or_default());
         match (call.endpoint.operation, answered) {
             (Operation::JobStatus, Ok(answer)) => self.learn_status(key(), answer, asked),
-            (Operation::JobStatus, Err(error)) if was_asked(error.reason()) => {
+            (Operation::JobStatus, Err(error)) if error.reason().is_of_an_attempt() => {
                 let next = |known: &KnownJob| job::wait(error.retry_after().or(known.wait));
                 self.store.jobs.update(key(), |known| known.next_poll = Some(self.clock.moment().after(next(known))));
             }
@@ -273,17 +284,6 @@ fn ended(known: &mut KnownJob, state: State, asked: Instant) {
 /// The key of the page of the same results to which this token leads.
 fn page_key(call: &UpstreamCall, token: &Parameters) -> Key {
     Key::of_path(&call.team.account, call.endpoint, &call.path, token.as_str(), b"")
-}
-
-/// Whether Twilio was asked before a call failed for this reason.
-fn was_asked(reason: Reason) -> bool {
-    use Reason::{
-        UpstreamInvalid, UpstreamRateLimit, UpstreamRejectedCredentials, UpstreamTimeout, UpstreamUnreachable,
-    };
-    matches!(
-        reason,
-        UpstreamInvalid | UpstreamRateLimit | UpstreamRejectedCredentials | UpstreamTimeout | UpstreamUnreachable
-    )
 }
 
 fn is_gone(status: StatusCode) -> bool {

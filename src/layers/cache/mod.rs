@@ -8,10 +8,12 @@
 //! It knows neither HTTP nor the form in which a client gets a response: bodies are canonical and keys are computed
 //! above it, and `layers::represent` chooses the form. `crate::cache` stores.
 
+mod fill;
 mod jobs;
 mod refresh_backoff;
 mod writes;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -24,6 +26,7 @@ use serde::Deserialize;
 use tower::{Layer, Service, ServiceExt};
 use tracing::Instrument;
 
+use self::fill::Purpose;
 pub use self::jobs::JobLifetimes;
 use self::refresh_backoff::RefreshBackoff;
 use crate::accounts::PerAccount;
@@ -45,6 +48,7 @@ use crate::request::waiters::Waiters;
 use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
+use crate::semantics::request_directives::CacheDirectives;
 use crate::twilio::endpoint::{Body, CacheClass, Operation, instead_of_waiting};
 use crate::twilio::parameters::Parameters;
 use crate::twilio::settled::{self, Verdict};
@@ -204,11 +208,14 @@ where
         let Some((lease, waiters)) = self.layer.store.flights.claim_refresh((key, Kind::Any), flown) else { return };
         let call =
             query.upstream_call(waiters, begun + self.layer.policy.deadline, Arc::new(query.context.of_refresh()));
-        let (flight, layer) = (self.flight(call, place(&query), set, lease, delay), Arc::clone(&self.layer));
+        let purpose = Purpose { kind: Kind::Any, received: begun, directives: CacheDirectives::default() };
+        let (flight, layer) = (self.flight(call, place(&query), set, lease, purpose, delay), Arc::clone(&self.layer));
         tokio::spawn(async move {
             flight.await;
+            let is_fresh = |entry: &Entry| entry.stored.age(layer.clock.moment()) <= entry.stored.lifetimes.fresh;
             match layer.store.page(&key) {
-                Some(entry) if entry.finished <= begun => {
+                // One that another replica brought has no time here at which it arrived.
+                Some(entry) if entry.finished <= begun && !is_fresh(&entry) => {
                     layer.refreshes.failed(&key, entry.asked, entry.stored.lifetimes.fresh, layer.clock.now());
                 }
                 _ => layer.refreshes.succeeded(&key),
@@ -248,7 +255,8 @@ where
                         // Not the leader's deadline: other clients may have more time.
                         let deadline = self.layer.clock.now() + self.layer.policy.deadline;
                         let call = query.upstream_call(waiters, deadline, Arc::clone(&query.context));
-                        tokio::spawn(self.flight(call, place(&query), set, lease, Duration::ZERO));
+                        let purpose = Purpose { kind, received: query.received, directives: query.directives.cache };
+                        tokio::spawn(self.flight(call, place(&query), set, lease, purpose, Duration::ZERO));
                         (joined, true)
                     }
                     Claim::Wait(joined) => (joined, false),
@@ -296,7 +304,7 @@ where
                     if !leads && finished.result.as_ref().is_err_and(was_not_sent) {
                         continue;
                     }
-                    let collapsed = !leads;
+                    let collapsed = !leads || finished.by_another;
                     let outcome = if collapsed { Outcome::Collapsed } else { Outcome::Miss };
                     let response = finished.result.map(|page| {
                         let content = Content::Forwarded(page, KeyParam::new(&query.key().short()));
@@ -348,6 +356,7 @@ where
         place: Key,
         set: Membership,
         lease: Lease,
+        purpose: Purpose,
         delay: Duration,
     ) -> impl Future<Output = ()> + Send + use<S> {
         let (inner, layer) = (S::clone(&self.inner), Arc::clone(&self.layer));
@@ -363,14 +372,13 @@ where
                 call.deadline = layer.clock.now() + layer.policy.deadline;
                 // A forced refresh has replaced the entry meanwhile.
                 if let Some(entry) = layer.store.page(&call.key).filter(|entry| entry.finished > begun) {
-                    let age = Some(entry.stored.age(layer.clock.moment()));
-                    return lease.finish(FlightResult {
-                        result: Ok(Arc::clone(&entry.stored.representation)),
-                        stored: true,
-                        age,
-                    });
+                    return lease.finish(FlightResult::of(&entry, layer.clock.moment()));
                 }
             }
+            let for_all = match layer.lead_or_follow(&call, purpose, &set).await {
+                ControlFlow::Continue(for_all) => for_all,
+                ControlFlow::Break(finished) => return lease.finish(finished),
+            };
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
             // After the request has been sent, because that is more urgent.
             let judge = async { layer.judge(&call, asked.wall) };
@@ -378,8 +386,11 @@ where
             layer.learn(&call, &answered, asked.at);
             let finished = match answered {
                 Ok(answer) => layer.keep(&call, answer, settled, &asked, &lease),
-                Err(error) => FlightResult { result: Err(error), stored: false, age: None },
+                Err(error) => FlightResult::failed(error),
             };
+            if let Some(for_all) = for_all {
+                for_all.finish(&finished);
+            }
             lease.finish(finished);
         };
         flight.instrument(span)
@@ -432,12 +443,13 @@ impl CacheLayer {
         };
         let of_job = match self.of_job(call, &answer, asked.at, lease) {
             Ok(of_job) => of_job,
-            Err(error) => return FlightResult { result: Err(error), stored: false, age: None },
+            Err(error) => return FlightResult::failed(error),
         };
         cache_control::normalise(&mut answer.headers, wall);
         let next_token = answer.next_token.take().filter(|_| matches!(class, CacheClass::Query | CacheClass::Page));
         let page = Arc::new(Representation::new(answer, call.endpoint.returns));
-        let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age: age.map(rounded_up) };
+        let age = age.map(rounded_up);
+        let finished = |stored| FlightResult { result: Ok(Arc::clone(&page)), stored, age, by_another: false };
         let settled = settled.filter(|_| page.status == StatusCode::OK).map(|verdict| {
             let wall = self.trusted_wall(date);
             // The metadata may have arrived meanwhile.

@@ -1,3 +1,5 @@
+mod fill_tests;
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

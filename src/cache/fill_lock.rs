@@ -1,0 +1,87 @@
+//! The interface of the lock that replicas share, so that one of them fills the cache for all.
+//!
+//! The table of [`flight`](super::flight) stays in front of it: one claim for each process and key is all that goes over
+//! the network. The task that leads a flight of this process claims it here before it calls upstream.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::flight::FlightResult;
+use super::purge::Purge;
+use crate::accounts::Account;
+use crate::core::clock::Moment;
+use crate::request::key::Key;
+use crate::twilio::endpoint::Operation;
+
+/// A lock that replicas share.
+pub(crate) trait FillLock: Debug + Send + Sync {
+    /// Claims a flight. Ends within the time that one operation of the lock may take, and is not to be dropped before: a
+    /// claim that was granted to nobody costs the others a lease.
+    fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn>;
+
+    /// From now on no caller joins a flight that began before, if `which` matches it.
+    fn purge(&self, which: &Purge);
+}
+
+/// The flight that a caller wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) account: Arc<Account>,
+    pub(crate) operation: Operation,
+    pub(crate) key: Key,
+    /// For a further page: the first page of its result set.
+    pub(crate) first: Option<Key>,
+    /// Whether it is for clients that demand a new response.
+    pub(crate) is_forced: bool,
+    /// One that began earlier does not do. `None`: any does.
+    pub(crate) not_before: Option<Moment>,
+    /// What a flight has just stored was looked for and is of no use.
+    pub(crate) is_new: bool,
+}
+
+/// What a caller has to do.
+pub(crate) enum Turn {
+    /// Call upstream for all replicas.
+    Lead(FillLease),
+    /// Wait for the flight of another replica. Safe to drop.
+    Wait(BoxFuture<'static, Waited>),
+    /// Another replica has just stored a response: look for it.
+    Stored,
+    /// Go on without the lock, which does not answer.
+    Alone,
+}
+
+/// How a wait for the flight of another replica ended.
+#[derive(Debug)]
+pub(crate) enum Waited {
+    /// The flight has ended.
+    Ended(FlightResult),
+    /// Nobody will tell how it ended: claim it again.
+    Lost,
+    /// The lock does not answer any more: go on without it.
+    Alone,
+}
+
+/// Held by the caller that leads. Dropping it means that the flight was lost; the others claim it again.
+#[derive(Debug)]
+pub(crate) struct FillLease(oneshot::Sender<FlightResult>);
+
+impl FillLease {
+    /// A lease, and what it is told of the end. An error there means that the flight was lost.
+    pub(crate) fn new() -> (Self, oneshot::Receiver<FlightResult>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
+    /// Tells the others the end. A refusal of this replica says nothing to them: each has its own queue, its own clients
+    /// with their deadlines, and its own circuit.
+    pub(crate) fn finish(self, finished: &FlightResult) {
+        if finished.result.as_ref().err().is_none_or(|error| error.reason().is_of_an_attempt()) {
+            // Nobody receives it while the process ends.
+            let _ = self.0.send(finished.clone());
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! How a flight ended, as bytes for other replicas.
+//!
+//! Like a [`record`](super::record), but for seconds only: it may be a failure, or a response that is not stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::flight::FlightResult;
+use super::record::{Reader, put, put_option, put_representation};
+use crate::core::error::{GatewayError, Reason};
+
+/// Version of this encoding. Another one is not read.
+const VERSION: u8 = 1;
+
+/// The bytes of this end. `None` where a part is longer than anything that the gateway accepts from upstream.
+pub(crate) fn encode(finished: &FlightResult) -> Option<Vec<u8>> {
+    let mut record = vec![VERSION, finished.stored.into()];
+    put_duration(&mut record, finished.age)?;
+    match &finished.result {
+        Ok(representation) => {
+            record.push(0);
+            put_representation(&mut record, representation)?;
+        }
+        Err(error) => {
+            record.push(1);
+            put(&mut record, error.reason().as_str().as_bytes())?;
+            put(&mut record, error.message().as_bytes())?;
+            put_duration(&mut record, error.retry_after())?;
+        }
+    }
+    Some(record)
+}
+
+/// The end that was written; `None` if the bytes are anything else.
+pub(crate) fn decode(record: &[u8]) -> Option<FlightResult> {
+    let mut reader = Reader(record);
+    if reader.u8()? != VERSION {
+        return None;
+    }
+    let stored = reader.u8()? == 1;
+    let age = duration(&mut reader)?;
+    let result = match reader.u8()? {
+        0 => Ok(Arc::new(reader.representation()?)),
+        1 => Err(error(&mut reader)?),
+        _ => return None,
+    };
+    reader.is_empty().then_some(FlightResult { result, stored, age, by_another: true })
+}
+
+fn error(reader: &mut Reader<'_>) -> Option<GatewayError> {
+    let word = reader.bytes()?;
+    let reason = Reason::ALL.into_iter().find(|reason| reason.as_str().as_bytes() == word)?;
+    let error = GatewayError::new(reason, std::str::from_utf8(reader.bytes()?).ok()?);
+    Some(match duration(reader)? {
+        Some(wait) => error.with_retry_after(wait),
+        None => error,
+    })
+}
+
+fn put_duration(record: &mut Vec<u8>, duration: Option<Duration>) -> Option<()> {
+    put_option(record, duration, |record, duration| {
+        record.extend_from_slice(&u64::try_from(duration.as_nanos()).ok()?.to_le_bytes());
+        Some(())
+    })
+}
+
+fn duration(reader: &mut Reader<'_>) -> Option<Option<Duration>> {
+    reader.option(|reader| reader.u64().map(Duration::from_nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::request::call::UpstreamResponse;
+    use crate::request::response::Representation;
+
+    fn response() -> FlightResult {
+        let answer = UpstreamResponse {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: r#"{"data":[]}"#.into(),
+            next_token: None,
+        };
+        let result = Ok(Arc::new(Representation::new(answer, &[])));
+        FlightResult { result, stored: true, age: Some(Duration::from_secs(3)), by_another: false }
+    }
+
+    fn failure() -> FlightResult {
+        let error = GatewayError::new(Reason::UpstreamRateLimit, "slower").with_retry_after(Duration::from_secs(7));
+        FlightResult { result: Err(error), stored: false, age: None, by_another: false }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let read = decode(&encode(&response()).unwrap()).unwrap();
+        assert!(read.stored && read.by_another && read.age == Some(Duration::from_secs(3)));
+        let (page, written) = (read.result.unwrap(), response().result.unwrap());
+        assert_eq!(
+            (page.status, &page.headers, &page.body, &page.etag),
+            (written.status, &written.headers, &written.body, &written.etag)
+        );
+        let read = decode(&encode(&failure()).unwrap()).unwrap();
+        let error = read.result.unwrap_err();
+        let told = (error.reason(), error.message(), error.retry_after());
+        assert_eq!(told, (Reason::UpstreamRateLimit, "slower", Some(Duration::from_secs(7))));
+        assert!(!read.stored && read.age.is_none());
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        for finished in [response(), failure()] {
+            let mut record = encode(&finished).unwrap();
+            for end in 0..record.len() {
+                assert!(decode(&record[..end]).is_none(), "cut at {end}");
+            }
+            record.push(0);
+            assert!(decode(&record).is_none(), "longer");
+            record.pop();
+            record[0] += 1;
+            assert!(decode(&record).is_none(), "another version");
+        }
+    }
+}

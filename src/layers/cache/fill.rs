@@ -1,0 +1,168 @@
+//! One upstream call for all replicas: the leader of a flight of this process leads for the others too, or follows one of
+//! them.
+//!
+//! Without a lock that replicas share, nothing here takes time. The lock is never needed: where it does not answer, the
+//! flight goes upstream.
+
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::CacheLayer;
+use crate::cache::entry::Entry;
+use crate::cache::fill_lock::{FillLease, Turn, Waited, Wanted};
+use crate::cache::flight::{FlightResult, Kind};
+use crate::cache::sets::Membership;
+use crate::core::clock::{Instant, Moment};
+use crate::core::error::{GatewayError, Reason};
+use crate::request::call::{UpstreamCall, UpstreamResponse};
+use crate::request::response::Representation;
+use crate::semantics::freshness::{Decision, decide};
+use crate::semantics::request_directives::CacheDirectives;
+use crate::twilio::endpoint::instead_of_waiting;
+
+/// Requests that reach several replicas within this time came at once. It is shorter than the way to Twilio and back, so
+/// no client can have learnt of a change in Twilio that a flight misses which began by so much before the client's
+/// request.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
+/// How long a response is looked for that another replica has just stored.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The pause between two such looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What the client that begins a flight accepts in its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Purpose {
+    pub(super) kind: Kind,
+    /// When its request was received.
+    pub(super) received: Instant,
+    pub(super) directives: CacheDirectives,
+}
+
+impl CacheLayer {
+    /// Claims the flight among the replicas. `Break`: the flight has ended without a call of this replica. `Continue`: call
+    /// upstream, and tell the lease the end.
+    pub(super) async fn lead_or_follow(
+        &self,
+        call: &UpstreamCall,
+        purpose: Purpose,
+        set: &Membership,
+    ) -> ControlFlow<FlightResult, Option<FillLease>> {
+        let (Some(lock), Kind::Any | Kind::Forced) = (self.store.fill_lock(), purpose.kind) else {
+            return Continue(None);
+        };
+        let begun = self.clock.now();
+        let set = set.result_set();
+        let is_forced = purpose.kind == Kind::Forced;
+        // A page that was requested before its set began would be older than the first page.
+        let not_before = match is_forced {
+            true => Some(self.moment_of(purpose.received).before(AT_ONCE)),
+            false => set.map(|set| set.begun),
+        };
+        let mut wanted = Wanted {
+            account: Arc::clone(&call.team.account),
+            operation: call.endpoint.operation,
+            key: call.key,
+            first: set.map(|set| set.first),
+            is_forced,
+            not_before,
+            is_new: false,
+        };
+        while self.clock.now() < call.deadline {
+            match lock.claim(&wanted).await {
+                Turn::Alone => return Continue(None),
+                Turn::Lead(lease) => {
+                    // Another replica may have finished between this one's look and its claim.
+                    if !wanted.is_new
+                        && let Some(found) = self.look(call, purpose).await
+                    {
+                        lease.finish(&found);
+                        return Break(found);
+                    }
+                    return Continue(Some(lease));
+                }
+                Turn::Stored => {
+                    if let Some(found) = self.look_for(call, purpose).await {
+                        return Break(found);
+                    }
+                    wanted.is_new = true;
+                }
+                Turn::Wait(ends) => {
+                    let waited = tokio::select! {
+                        biased;
+                        waited = ends => waited,
+                        () = call.waiters.abandoned() => return Break(FlightResult::failed(GatewayError::abandoned())),
+                        () = tokio::time::sleep_until(call.deadline) => break,
+                    };
+                    match waited {
+                        Waited::Ended(finished) => return Break(self.follow(call, finished, begun).await),
+                        Waited::Lost => {}
+                        Waited::Alone => return Continue(None),
+                    }
+                }
+            }
+        }
+        let instead = instead_of_waiting(call.endpoint.operation);
+        let message = format!("Twilio did not answer another replica's call before this one's deadline{instead}");
+        Break(FlightResult::failed(GatewayError::new(Reason::UpstreamTimeout, message)))
+    }
+
+    /// Looks once for a response that serves this purpose.
+    async fn look(&self, call: &UpstreamCall, purpose: Purpose) -> Option<FlightResult> {
+        if let Some(loading) = self.store.load(&call.team.account, &call.key, self.clock.now()) {
+            loading.await;
+        }
+        let entry = self.current_page(&call.key, &call.team.account, call.endpoint, &call.path)?;
+        let now = self.clock.moment();
+        self.serves(&entry, purpose, now).then(|| FlightResult { by_another: true, ..FlightResult::of(&entry, now) })
+    }
+
+    /// Looks for a response that another replica has stored, which may still be on its way to the store.
+    async fn look_for(&self, call: &UpstreamCall, purpose: Purpose) -> Option<FlightResult> {
+        let until = self.clock.now() + PATIENCE;
+        loop {
+            let found = self.look(call, purpose).await;
+            if found.is_some() || self.clock.now() >= until {
+                return found;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Whether the client would have been served with this response if it had been there before.
+    fn serves(&self, entry: &Entry, purpose: Purpose, now: Moment) -> bool {
+        let Purpose { kind, received, directives } = purpose;
+        if kind == Kind::Forced {
+            return entry.asked > received;
+        }
+        let page = (&entry.stored.lifetimes, entry.stored.age(now));
+        let is_new = entry.finished > received || entry.stored.made > self.moment_of(received);
+        is_new || decide(Some(page), &directives) == Decision::Serve
+    }
+
+    /// Ends the flight with what another replica brought. `begun` is when this one began.
+    async fn follow(&self, call: &UpstreamCall, finished: FlightResult, begun: Instant) -> FlightResult {
+        let answered = finished.result.as_deref().map(answer).map_err(GatewayError::clone);
+        self.learn(call, &answered, begun);
+        // So that what clients ask next is answered from the same result set.
+        if finished.stored
+            && let Some(loading) = self.store.load(&call.team.account, &call.key, self.clock.now())
+        {
+            loading.await;
+        }
+        finished
+    }
+
+    /// The moment of a recent instant.
+    fn moment_of(&self, instant: Instant) -> Moment {
+        self.clock.moment().before(self.clock.now().saturating_duration_since(instant))
+    }
+}
+
+/// The answer that is in this representation.
+fn answer(page: &Representation) -> UpstreamResponse {
+    let headers = page.headers.iter().cloned().collect();
+    UpstreamResponse { status: page.status, headers, body: page.body.clone(), next_token: None }
+}

@@ -1,0 +1,251 @@
+//! Flights of several replicas.
+
+use std::collections::VecDeque;
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
+use crate::replicas::flights::SharedFlights;
+use crate::replicas::test_server::{TestServer, until};
+use crate::request::call::UpstreamResponse;
+
+/// A lock that says what it is told to, and notes what it is asked.
+#[derive(Default)]
+struct Scripted {
+    turns: Mutex<VecDeque<BoxFuture<'static, Turn>>>,
+    asked: Mutex<Vec<Wanted>>,
+    purges: Mutex<Vec<Purge>>,
+}
+
+impl std::fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+impl FillLock for Scripted {
+    fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn> {
+        self.asked.lock().unwrap().push(wanted.clone());
+        self.turns.lock().unwrap().pop_front().expect("a claim beyond the script")
+    }
+
+    fn purge(&self, which: &Purge) {
+        self.purges.lock().unwrap().push(which.clone());
+    }
+}
+
+impl Scripted {
+    fn then(&self, turn: impl Future<Output = Turn> + Send + 'static) {
+        self.turns.lock().unwrap().push_back(turn.boxed());
+    }
+
+    fn then_leads(&self) -> oneshot::Receiver<FlightResult> {
+        let (lease, ending) = FillLease::new();
+        self.then(async { Turn::Lead(lease) });
+        ending
+    }
+
+    fn then_waits(&self, ends: impl Future<Output = Waited> + Send + 'static) {
+        self.then(async { Turn::Wait(ends.boxed()) });
+    }
+
+    fn claims(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+/// A replica that shares this lock, and a cache with the same store and without a lock.
+fn replica(upstream: &Upstream) -> (Cache, Arc<Scripted>, Cache) {
+    let (lock, plain) = (Arc::<Scripted>::default(), cache(upstream));
+    let store = plain.layer.store.clone().with_fill_lock(Arc::clone(&lock) as Arc<dyn FillLock>);
+    (Cache::new(CacheLayer { store, ..plain.layer.clone() }, upstream), lock, plain)
+}
+
+fn brought(body: &'static str) -> FlightResult {
+    let answer =
+        UpstreamResponse { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into(), next_token: None };
+    let result = Ok(Arc::new(Representation::new(answer, &[])));
+    FlightResult { result, stored: false, age: None, by_another: true }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_leads_tells_the_end() {
+    let upstream =
+        Upstream::new(&[Next::Page("1"), Next::Fail(Reason::UpstreamTimeout), Next::Fail(Reason::QueueFull)]);
+    let (cache, lock, _) = replica(&upstream);
+    let ending = lock.then_leads();
+    assert_eq!(said(ask(&cache, call("a")).await), is(Outcome::Miss, "1", None));
+    let told = ending.await.unwrap();
+    assert!(told.stored && told.result.unwrap().body == "1");
+    let ending = lock.then_leads();
+    assert_eq!(ask(&cache, call("b")).await.unwrap_err(), Reason::UpstreamTimeout);
+    assert_eq!(ending.await.unwrap().result.unwrap_err().reason(), Reason::UpstreamTimeout);
+    // Its own queue says nothing of the others'.
+    let ending = lock.then_leads();
+    assert_eq!(ask(&cache, call("c")).await.unwrap_err(), Reason::QueueFull);
+    assert!(ending.await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_follows_answers_all_its_clients_without_a_call() {
+    let upstream = Upstream::new(&[]);
+    let (cache, lock, _) = replica(&upstream);
+    lock.then_waits(async {
+        tokio::time::sleep(S).await;
+        Waited::Ended(brought("1"))
+    });
+    let asking: Vec<_> = (0..10).map(|_| tokio::spawn(cache.clone().oneshot(call("q")))).collect();
+    for reply in asking {
+        let reply = reply.await.unwrap().unwrap();
+        assert_eq!((reply.outcome, &*reply.page.body), (Outcome::Collapsed, &b"1"[..]));
+    }
+    assert_eq!((lock.claims(), upstream.calls()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_another_replica_is_one_of_this() {
+    let (cache, lock, _) = replica(&Upstream::new(&[Next::Page("1")]));
+    let error = || GatewayError::new(Reason::UpstreamUnreachable, "told");
+    lock.then_waits(ready(Waited::Ended(FlightResult::failed(error()))));
+    assert_eq!(ask(&cache, call("q")).await.unwrap_err(), Reason::UpstreamUnreachable);
+    drop(lock.then_leads());
+    ask(&cache, call("q")).await.unwrap();
+    advance(1000 * S).await;
+    lock.then_waits(ready(Waited::Ended(FlightResult::failed(error()))));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::StaleError, "1", Some(1000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_answer_of_the_lock_the_flight_goes_upstream() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
+    let (cache, lock, _) = replica(&upstream);
+    lock.then(ready(Turn::Alone));
+    assert_eq!(said(ask(&cache, call("a")).await), is(Outcome::Miss, "1", None));
+    lock.then_waits(ready(Waited::Alone));
+    assert_eq!(said(ask(&cache, call("b")).await), is(Outcome::Miss, "2", None));
+    // The leader died twice; then this replica leads.
+    lock.then_waits(ready(Waited::Lost));
+    lock.then_waits(ready(Waited::Lost));
+    let ending = lock.then_leads();
+    assert_eq!(said(ask(&cache, call("c")).await), is(Outcome::Miss, "3", None));
+    assert_eq!((ending.await.unwrap().result.unwrap().body.as_ref(), lock.claims()), (&b"3"[..], 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3"), Next::Page("4")]);
+    let (cache, lock, plain) = replica(&upstream);
+    // As if another replica had stored it, and a tier had found it.
+    let arrives = |plain: Cache, turn| async move {
+        ask(&plain, forcing(call("q"))).await.unwrap();
+        turn
+    };
+    let (lease, ending) = FillLease::new();
+    lock.then(arrives(plain.clone(), Turn::Lead(lease)));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "1", Some(0)));
+    assert_eq!(ending.await.unwrap().result.unwrap().body, "1", "for those who wait for this replica");
+    advance(1000 * S).await;
+    lock.then(arrives(plain.clone(), Turn::Stored));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "2", Some(0)));
+    // In the background.
+    advance(100 * S).await;
+    lock.then(arrives(plain, Turn::Stored));
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "2", Some(100)));
+    settle().await;
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "3", Some(0)));
+    // What is stored says nothing to a client that demands a new response.
+    drop(lock.then_leads());
+    assert_eq!(said(ask(&cache, forcing(call("q"))).await), is(Outcome::Miss, "4", None));
+    assert_eq!((lock.claims(), upstream.calls()), (4, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_response_that_is_not_found_is_fetched() {
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let (cache, lock, _) = replica(&upstream);
+    lock.then(ready(Turn::Stored));
+    drop(lock.then_leads());
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
+    let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|wanted| wanted.is_new).collect();
+    assert_eq!(asked, [false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_longer_than_allowed_for_another_replica() {
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let (cache, lock, _) = replica(&upstream);
+    let begun = Instant::now();
+    lock.then_waits(std::future::pending());
+    let impatient = ClientQuery { deadline: begun + 10 * S, ..call("q") };
+    let patient = ClientQuery { deadline: begun + 200 * S, ..call("q") };
+    let asking = [impatient, patient].map(|query| tokio::spawn(cache.clone().oneshot(query)));
+    for (asking, waits) in asking.into_iter().zip([10 * S, POLICY.deadline]) {
+        assert_eq!(asking.await.unwrap().unwrap_err().reason(), Reason::UpstreamTimeout);
+        assert_eq!(begun.elapsed(), waits);
+    }
+    // A client that leaves ends the wait, and the next one claims again.
+    lock.then_waits(std::future::pending());
+    let leaving = tokio::spawn(cache.clone().oneshot(call("q")));
+    settle().await;
+    leaving.abort();
+    settle().await;
+    drop(lock.then_leads());
+    assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_for_a_client_is_told_to_the_lock() {
+    let script = [Next::Page("1>b"), Next::Page("2"), Next::Page("1>c"), Next::Page("{}")];
+    let (cache, lock, plain) = replica(&Upstream::new(&script));
+    let now = cache.layer.clock.moment();
+    advance(S).await;
+    (0..3).for_each(|_| drop(lock.then_leads()));
+    ask(&cache, call("q")).await.unwrap();
+    ask(&cache, page("b")).await.unwrap();
+    ask(&cache, forcing(call("q"))).await.unwrap();
+    let asked = std::mem::take(&mut *lock.asked.lock().unwrap());
+    let asked: Vec<_> = asked.iter().map(|wanted| (wanted.is_forced, wanted.not_before, wanted.first)).collect();
+    let first = *call("q").key();
+    let just_before = now.after(S).before(Duration::from_millis(10));
+    assert_eq!(asked, [(false, None, None), (false, Some(now.after(S)), Some(first)), (true, Some(just_before), None)]);
+    purge(&cache, &Purge::All);
+    assert_eq!(*lock.purges.lock().unwrap(), [Purge::All]);
+    // A new job is for one client alone.
+    let submission = forcing(ClientQuery::example(Operation::JobSubmit, "", "q"));
+    ask(&cache, submission).await.unwrap();
+    assert_eq!(lock.claims(), 0);
+    drop(plain);
+}
+
+#[tokio::test]
+async fn three_replicas_make_one_call() {
+    let Some(server) = TestServer::start() else { return };
+    for query in [call("q"), forcing(call("q"))] {
+        let upstream = Upstream::gated(&[Next::Page("1")]);
+        let received = Instant::now();
+        let mut replicas = Vec::new();
+        for _ in 0..3 {
+            let (metrics, clock) = (Metrics::new(), Clock::new());
+            let lock = SharedFlights::new(server.replica_with(server.settings(), clock).await, clock);
+            let store = Store::new(1 << 20, &metrics).with_fill_lock(Arc::new(lock));
+            replicas.push(Cache::new(CacheLayer::new(store, POLICY, one_name(), metrics, clock), &upstream));
+        }
+        let asking: Vec<_> = (0..600)
+            .map(|n| tokio::spawn(replicas[n % 3].clone().oneshot(ClientQuery { received, ..query.clone() })))
+            .collect();
+        until("a call", || upstream.calls() == 1).await;
+        // Long enough for the claims of the other two.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        upstream.open(1);
+        let mut outcomes = Vec::new();
+        for reply in asking {
+            let reply = reply.await.unwrap().unwrap();
+            assert_eq!(reply.page.body, "1");
+            outcomes.push(reply.outcome);
+        }
+        let misses = outcomes.iter().filter(|outcome| **outcome == Outcome::Miss).count();
+        assert_eq!((misses, upstream.calls()), (1, 1));
+    }
+}

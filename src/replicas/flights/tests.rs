@@ -1,0 +1,389 @@
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::timeout;
+
+use super::*;
+use crate::accounts::Team;
+use crate::config::Shared;
+use crate::core::clock::Instant;
+use crate::core::error::{GatewayError, Reason};
+use crate::replicas::test_server::{TestServer, until};
+use crate::request::call::UpstreamResponse;
+use crate::request::key::Key;
+use crate::request::response::Representation;
+
+const MS: Duration = Duration::from_millis(1);
+/// Nothing here takes this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn wanted() -> Wanted {
+    let account = Team::example("local").account;
+    let key = Key::new(&account, Operation::Query, "", b"query");
+    Wanted { account, operation: Operation::Query, key, first: None, is_forced: false, not_before: None, is_new: false }
+}
+
+/// Of a client that demands a response that is requested from now on.
+fn forced(clock: Clock) -> Wanted {
+    Wanted { is_forced: true, not_before: Some(clock.moment()), ..wanted() }
+}
+
+fn response(body: &'static str, stored: bool) -> FlightResult {
+    let answer =
+        UpstreamResponse { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into(), next_token: None };
+    FlightResult { result: Ok(Arc::new(Representation::new(answer, &[]))), stored, age: None, by_another: false }
+}
+
+fn failure() -> FlightResult {
+    FlightResult::failed(GatewayError::new(Reason::UpstreamUnreachable, "no connection").with_retry_after(2000 * MS))
+}
+
+struct Replica {
+    store: SharedStore,
+    flights: SharedFlights,
+    clock: Clock,
+}
+
+impl Replica {
+    async fn of(server: &TestServer) -> Self {
+        Self::with(server, server.settings()).await
+    }
+
+    async fn with(server: &TestServer, settings: Shared) -> Self {
+        let clock = Clock::new();
+        let store = server.replica_with(settings, clock).await;
+        Self { flights: SharedFlights::new(store.clone(), clock), store, clock }
+    }
+
+    async fn three(server: &TestServer) -> [Self; 3] {
+        [Self::of(server).await, Self::of(server).await, Self::of(server).await]
+    }
+
+    async fn claim(&self, wanted: &Wanted) -> Turn {
+        timeout(PATIENCE, self.flights.claim(wanted)).await.expect("a claim ends")
+    }
+
+    async fn lead(&self, wanted: &Wanted) -> FillLease {
+        match self.claim(wanted).await {
+            Turn::Lead(lease) => lease,
+            turn => panic!("{turn:?} instead of the lead"),
+        }
+    }
+
+    async fn join(&self, wanted: &Wanted) -> BoxFuture<'static, Waited> {
+        match self.claim(wanted).await {
+            Turn::Wait(ends) => ends,
+            turn => panic!("{turn:?} instead of a wait"),
+        }
+    }
+
+    /// Everything in the store: the keys with their expiry in milliseconds, and the parts of their values.
+    async fn content(&self) -> Vec<(String, i64, Vec<u8>)> {
+        const DUMP: &str = r"
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*flight*')) do
+  local kind = redis.call('TYPE', key).ok
+  local value = kind == 'hash' and table.concat(redis.call('HGETALL', key), ' ') or redis.call('GET', key)
+  table.insert(all, {key, redis.call('PTTL', key), value})
+end
+return all";
+        self.store.run("test", &script(DUMP, &[])).await.unwrap()
+    }
+
+    async fn is_free(&self) -> bool {
+        self.content().await.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Turn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lead(_) => "Lead",
+            Self::Wait(_) => "Wait",
+            Self::Stored => "Stored",
+            Self::Alone => "Alone",
+        })
+    }
+}
+
+async fn ended(ends: BoxFuture<'static, Waited>) -> Waited {
+    timeout(PATIENCE, ends).await.expect("a wait ends")
+}
+
+fn body(waited: Waited) -> String {
+    match waited {
+        Waited::Ended(FlightResult { result: Ok(page), by_another: true, .. }) => {
+            String::from_utf8(page.body.to_vec()).unwrap()
+        }
+        waited => panic!("{waited:?}"),
+    }
+}
+
+#[tokio::test]
+async fn one_of_many_claims_leads_and_the_others_are_told() {
+    let Some(server) = TestServer::start() else { return };
+    let replicas = Replica::three(&server).await;
+    let claims = (0..300).map(|n| replicas[n % 3].flights.claim(&wanted()));
+    let (mut leases, mut waits) = (Vec::new(), Vec::new());
+    for turn in futures_util::future::join_all(claims).await {
+        match turn {
+            Turn::Lead(lease) => leases.push(lease),
+            Turn::Wait(ends) => waits.push(tokio::spawn(ends)),
+            turn => panic!("{turn:?}"),
+        }
+    }
+    assert_eq!((leases.len(), waits.len()), (1, 299));
+    tokio::time::sleep(50 * MS).await;
+    leases.pop().unwrap().finish(&response("page", true));
+    for ends in waits {
+        assert_eq!(body(timeout(PATIENCE, ends).await.unwrap().unwrap()), "page");
+    }
+}
+
+#[tokio::test]
+async fn those_who_wait_are_told_at_once() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    // Under load from other tests one try may be slow, but not each.
+    let mut fastest = PATIENCE;
+    for _ in 0..5 {
+        let lease = one.lead(&wanted()).await;
+        let ends = tokio::spawn(two.join(&wanted()).await);
+        // Until the pauses are the longest.
+        tokio::time::sleep(150 * MS).await;
+        let finished = Instant::now();
+        lease.finish(&response("page", false));
+        assert_eq!(body(timeout(PATIENCE, ends).await.unwrap().unwrap()), "page");
+        fastest = fastest.min(finished.elapsed());
+    }
+    assert!(fastest < 100 * MS, "{fastest:?}");
+}
+
+#[tokio::test]
+async fn a_failure_is_told_to_those_who_wait_and_to_nobody_else() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let lease = one.lead(&wanted()).await;
+    let ends = two.join(&wanted()).await;
+    lease.finish(&failure());
+    let Waited::Ended(FlightResult { result: Err(error), .. }) = ended(ends).await else { panic!("no failure") };
+    assert_eq!((error.reason(), error.retry_after()), (Reason::UpstreamUnreachable, Some(2000 * MS)));
+    three.lead(&wanted()).await;
+}
+
+#[tokio::test]
+async fn a_refusal_of_one_replica_is_not_told() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    for refusal in [
+        GatewayError::abandoned(),
+        GatewayError::new(Reason::QueueFull, ""),
+        GatewayError::new(Reason::CircuitOpen, ""),
+    ] {
+        let lease = one.lead(&wanted()).await;
+        let ends = two.join(&wanted()).await;
+        lease.finish(&FlightResult::failed(refusal));
+        assert!(matches!(ended(ends).await, Waited::Lost));
+    }
+    drop(two.lead(&wanted()).await);
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_costs_one_lease() {
+    let Some(server) = TestServer::start() else { return };
+    let lease = 600 * MS;
+    let settings = || Shared { lease, timeout: 500 * MS, ..server.settings() };
+    // A process that ends takes all its tasks with it.
+    let (process, replica_settings) = (tokio::runtime::Runtime::new().unwrap(), settings());
+    let two = Replica::with(&server, settings()).await;
+    let claimed = process.spawn(async move {
+        let clock = Clock::new();
+        let store = SharedStore::start(replica_settings, crate::metrics::Metrics::new(), clock);
+        until("the store is reached", || store.is_up()).await;
+        SharedFlights::new(store, clock).claim(&wanted()).await
+    });
+    let Turn::Lead(_held) = claimed.await.unwrap() else { panic!("it does not lead") };
+    let ends = two.join(&wanted()).await;
+    // The leader renews its lease for as long as it lives.
+    let mut ends = tokio::spawn(ends);
+    assert!(timeout(3 * lease, &mut ends).await.is_err(), "a leader that lives keeps the flight");
+    process.shutdown_background();
+    let died = Instant::now();
+    let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
+    assert!(matches!(waited, Waited::Lost), "{waited:?}");
+    assert!(died.elapsed() < lease + 500 * MS, "{:?}", died.elapsed());
+    two.lead(&wanted()).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_lost_its_lock_leaves_the_others_alone() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let lost = one.lead(&forced(one.clock)).await;
+    let waits_for_lost = three.join(&Wanted { not_before: None, ..forced(three.clock) }).await;
+    // This client's request came after that flight began.
+    tokio::time::sleep(2 * MS).await;
+    let newer = two.lead(&forced(two.clock)).await;
+    lost.finish(&response("old", true));
+    assert!(matches!(ended(waits_for_lost).await, Waited::Lost));
+    let ends = three.join(&Wanted { not_before: None, ..forced(three.clock) }).await;
+    newer.finish(&response("new", true));
+    assert_eq!(body(ended(ends).await), "new");
+}
+
+#[tokio::test]
+async fn a_forced_flight_serves_only_requests_from_before_it_began() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let before = forced(two.clock);
+    tokio::time::sleep(2 * MS).await;
+    let _any = one.lead(&wanted()).await;
+    let _lease = one.lead(&forced(one.clock)).await;
+    let _joined = two.join(&before).await;
+    tokio::time::sleep(2 * MS).await;
+    let _newer = three.lead(&forced(three.clock)).await;
+    let _joined = two.join(&before).await;
+}
+
+#[tokio::test]
+async fn nobody_joins_a_flight_from_before_a_purge() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let purged = one.lead(&wanted()).await;
+    let from_before = two.join(&wanted()).await;
+    tokio::time::sleep(2 * MS).await;
+    three.flights.purge(&Purge::Account("another".to_owned()));
+    drop(three.join(&wanted()).await);
+    three.flights.purge(&Purge::Operation(Operation::Query));
+    let newer = three.lead(&wanted()).await;
+    purged.finish(&response("purged", false));
+    assert!(matches!(ended(from_before).await, Waited::Lost));
+    // Those from before the purge may have the newer one.
+    let ends = two.join(&wanted()).await;
+    newer.finish(&response("new", true));
+    assert_eq!(body(ended(ends).await), "new");
+}
+
+#[tokio::test]
+async fn purges_of_all_kinds_match_and_are_bounded() {
+    let Some(server) = TestServer::start() else { return };
+    let replica = Replica::of(&server).await;
+    let page = Wanted { operation: Operation::Page, first: Some(wanted().key), ..wanted() };
+    let page = Wanted { key: Key::new(&page.account, Operation::Page, "pageToken=a", b""), ..page };
+    for which in [
+        Purge::All,
+        Purge::Account("main".to_owned()),
+        Purge::Data("main".to_owned()),
+        Purge::Operation(Operation::Query),
+        Purge::Key(wanted().key.short().to_string()),
+    ] {
+        let flights = SharedFlights::new(replica.store.clone(), replica.clock);
+        flights.purge(&which);
+        assert!(flights.purged(&wanted()).is_some() && flights.purged(&page).is_some(), "{which:?}");
+        let other = Wanted {
+            key: Key::new(&page.account, Operation::JobStatus, "", b""),
+            operation: Operation::JobStatus,
+            ..wanted()
+        };
+        let is_of_all = matches!(which, Purge::All | Purge::Account(_));
+        assert_eq!(flights.purged(&other).is_some(), is_of_all, "{which:?}");
+    }
+    for n in 0..10 * PURGES {
+        replica.flights.purge(&Purge::Account(n.to_string()));
+    }
+    assert!(replica.flights.lock().len() <= PURGES);
+    assert!(replica.flights.purged(&wanted()).is_some(), "what cannot be told apart counts as purged");
+}
+
+#[tokio::test]
+async fn a_response_that_was_just_stored_is_looked_for() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    one.lead(&wanted()).await.finish(&response("page", true));
+    let mut turn = two.claim(&wanted()).await;
+    // The end may not have reached the store yet.
+    while let Turn::Wait(ends) = turn {
+        ended(ends).await;
+        turn = two.claim(&wanted()).await;
+    }
+    assert!(matches!(turn, Turn::Stored), "{turn:?}");
+    two.lead(&Wanted { is_new: true, ..wanted() }).await;
+    let ends = three.join(&wanted()).await;
+    assert!(matches!(ended(ends).await, Waited::Lost), "the second leader left at once");
+}
+
+#[tokio::test]
+async fn a_store_that_goes_away_sends_everybody_upstream() {
+    let Some(mut server) = TestServer::start() else { return };
+    let settings = Shared { timeout: 200 * MS, ..server.settings() };
+    let (one, two) = (Replica::with(&server, settings.clone()).await, Replica::with(&server, settings).await);
+    let lease = one.lead(&wanted()).await;
+    let ends = tokio::spawn(two.join(&wanted()).await);
+    server.kill();
+    let gone = Instant::now();
+    let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
+    assert!(matches!(waited, Waited::Alone), "{waited:?}");
+    assert!(matches!(two.claim(&wanted()).await, Turn::Alone));
+    assert!(gone.elapsed() < 1000 * MS, "{:?}", gone.elapsed());
+    lease.finish(&response("page", true));
+    server.run();
+    until("the store is back", || two.store.is_up()).await;
+    two.lead(&wanted()).await;
+}
+
+#[tokio::test]
+async fn a_store_that_lost_the_lock_gets_it_again() {
+    let Some(server) = TestServer::start() else { return };
+    let settings = Shared { lease: 600 * MS, timeout: 500 * MS, ..server.settings() };
+    let (one, two) = (Replica::with(&server, settings.clone()).await, Replica::with(&server, settings).await);
+    let lease = one.lead(&wanted()).await;
+    two.store.run::<()>("test", redis::cmd("FLUSHALL").arg("SYNC")).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while two.is_free().await {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(5 * MS).await;
+    }
+    let ends = two.join(&wanted()).await;
+    lease.finish(&response("page", true));
+    assert_eq!(body(ended(ends).await), "page");
+}
+
+#[tokio::test]
+async fn every_key_expires_and_tells_nothing() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    let lease = one.lead(&wanted()).await;
+    let ends = two.join(&wanted()).await;
+    let mut seen = one.content().await;
+    lease.finish(&response("a secret page", true));
+    assert_eq!(body(ended(ends).await), "a secret page");
+    seen.extend(one.content().await);
+    assert!(seen.len() >= 3, "{seen:?}");
+    for (key, expiry, value) in seen {
+        assert!((1..=5000).contains(&expiry), "{key}: {expiry} ms");
+        assert!(!value.windows(6).any(|window| window == b"secret") && !key.contains("AC1"), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_was_changed_in_the_store_is_counted_and_not_believed() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let _lease = one.lead(&wanted()).await;
+    let ends = two.join(&wanted()).await;
+    // An end of another flight, under this one's id.
+    let id: String = three
+        .store
+        .run("test", redis::cmd("HGET").arg(Flight::new(three.store.clone(), &wanted()).lock).arg("id"))
+        .await
+        .unwrap();
+    let other = Flight::new(three.store.clone(), &wanted());
+    let sealed = other.seal(&response("forged", true)).unwrap();
+    let forged = Flight { id, ..Flight::new(three.store.clone(), &wanted()) };
+    three
+        .store
+        .run::<()>("test", redis::cmd("SET").arg(forged.ending()).arg(sealed).arg("PX").arg(5000))
+        .await
+        .unwrap();
+    assert!(matches!(ended(ends).await, Waited::Alone));
+}
