@@ -29,7 +29,7 @@ pub(crate) mod flight_record;
 pub(crate) mod known_jobs;
 mod memory;
 mod purge;
-mod record;
+pub(crate) mod record;
 pub(crate) mod response;
 pub(crate) mod sets;
 mod store;

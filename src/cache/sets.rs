@@ -131,6 +131,11 @@ impl ResultSets {
         })
     }
 
+    /// Whether this key has a place in a set.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        self.places.contains_key(key)
+    }
+
     /// Whether this set is the newest known one of its query.
     pub(crate) fn is_known(&self, result_set: &ResultSet) -> bool {
         self.places.get(&result_set.first).is_some_and(|newest| newest.result_set.is(result_set))

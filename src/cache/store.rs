@@ -500,6 +500,33 @@ impl Store {
         Purged { pages, not_lasting, shared }
     }
 
+    /// The first pages of the result sets in which `which` matches a page.
+    pub(crate) fn first_pages(&self, which: &Purge) -> HashSet<Key> {
+        self.memory.sets.matching(which).collect()
+    }
+
+    /// Drops the page under `key`, and the rest of its result set, if it was requested before `cutoff`: another replica
+    /// has a newer one. Blocks like [`purge`](Self::purge).
+    pub(crate) fn outdate(&self, key: &Key, cutoff: Instant) {
+        let Memory { pages, sets } = &self.memory;
+        let there = pages.get(key);
+        if there.as_ref().is_some_and(|there| there.asked >= cutoff) {
+            return;
+        }
+        // A purge visits all pages, and most replicas have nothing of what another one replaces.
+        let has_none = there.is_none() && !sets.has(key) && !self.flights.is_under_way(key);
+        match self.tier() {
+            None if has_none => {}
+            Some(tier) if has_none => {
+                // The disk may have what memory has evicted.
+                tier.remove(&Replaced { account: &"".into(), asked: cutoff }, &mut || vec![*key]);
+            }
+            _ => {
+                self.purge(&Purge::Key(key.to_string()));
+            }
+        }
+    }
+
     /// The number of purges so far. Data derived from stored responses must not be used after a further purge.
     pub fn purges(&self) -> u64 {
         self.purges.load(Ordering::SeqCst)

@@ -7,24 +7,30 @@
 //! It knows nothing of pages, tokens and flights. The other files of this module put these into the store:
 //! [`seal`] protects the values, [`names`] hides what a key is for.
 
+mod accounts;
+mod changes;
 mod connection;
 pub(crate) mod flights;
 pub(crate) mod names;
+mod pages;
+mod purges;
 pub(crate) mod seal;
 #[cfg(test)]
 pub(crate) mod test_server;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use redis::{Cmd, FromRedisValue, Value};
 use tokio::sync::watch;
 
+pub(crate) use self::accounts::KnownAccounts;
 use self::connection::Connection;
 use self::names::Names;
+pub use self::pages::SharedPages;
 use self::seal::Sealer;
 use crate::config::Shared;
 use crate::core::clock::{Clock, Instant, Moment};
@@ -104,6 +110,8 @@ struct Inner {
     link: Mutex<Link>,
     failures: AtomicU32,
     is_up: watch::Sender<bool>,
+    /// How often the store has been reached.
+    episodes: AtomicU64,
     /// Replicas that live, of those last seen.
     replicas: AtomicU32,
 }
@@ -134,6 +142,7 @@ impl SharedStore {
             link: Mutex::new(link),
             failures: AtomicU32::new(0),
             is_up: watch::Sender::new(false),
+            episodes: AtomicU64::new(0),
         }));
         let weak = Arc::downgrade(&store.0);
         tokio::spawn(async move {
@@ -147,6 +156,11 @@ impl SharedStore {
     /// Whether the store is reached now.
     pub(crate) fn is_up(&self) -> bool {
         *self.0.is_up.borrow()
+    }
+
+    /// How often the store has been reached, while it is: who saw another number has missed something.
+    pub(crate) fn episode(&self) -> Option<u64> {
+        self.is_up().then(|| self.0.episodes.load(Ordering::SeqCst))
     }
 
     /// Tells when the store is reached and when it is no longer.
@@ -186,9 +200,14 @@ impl SharedStore {
 
     /// The store's time now, never later than it really is. `None` until it has been reached.
     pub(crate) fn time(&self) -> Option<StoreTime> {
-        let (StoreTime(then), moment) = self.link().time?;
-        let passed = self.0.clock.moment().since(moment);
-        Some(StoreTime(then.saturating_add(u64::try_from(passed.as_micros()).unwrap_or(u64::MAX))))
+        self.time_of(self.0.clock.moment())
+    }
+
+    /// The store's time at this moment, never later than it really was. `None` until it has been reached.
+    pub(crate) fn time_of(&self, moment: Moment) -> Option<StoreTime> {
+        let (StoreTime(then), at) = self.link().time?;
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Some(StoreTime(then.saturating_add(micros(moment.since(at))).saturating_sub(micros(at.since(moment)))))
     }
 
     /// A view of the state now.
@@ -302,6 +321,7 @@ impl SharedStore {
         self.0.failures.store(0, Ordering::Relaxed);
         self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(1);
         tracing::info!(away_ms, replicas = self.replicas(), "the shared store is reached");
+        self.0.episodes.fetch_add(1, Ordering::SeqCst);
         self.0.is_up.send_replace(true);
         Ok(())
     }

@@ -68,6 +68,30 @@ impl TestServer {
         self.folder.path().join("redis.sock")
     }
 
+    /// A way of its own to this server, for one replica, that [`close_door`](Self::close_door) closes.
+    pub(crate) fn settings_with_door(&self, name: &str) -> Shared {
+        self.open_door(name);
+        let servers = Servers::Unix(self.folder.path().join(name));
+        Shared { url: StoreUrl { servers, tls: false, database: 0 }, ..self.settings() }
+    }
+
+    /// Opens such a way again.
+    pub(crate) fn open_door(&self, name: &str) {
+        std::os::unix::fs::symlink(self.socket(), self.folder.path().join(name)).unwrap();
+    }
+
+    /// Cuts a replica off, and returns once it has noticed.
+    pub(crate) async fn close_door(&self, name: &str, replica: &SharedStore) {
+        std::fs::remove_file(self.folder.path().join(name)).unwrap();
+        let id: u64 = replica.run("test", redis::cmd("CLIENT").arg("ID")).await.unwrap();
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("ID").arg(id).arg("SKIPME").arg("no");
+        while replica.is_up() {
+            // It closes the connection that it comes by.
+            let _ = replica.run::<redis::Value>("test", &kill).await;
+        }
+    }
+
     /// The configuration of a replica that uses this server.
     pub(crate) fn settings(&self) -> Shared {
         Shared {

@@ -1,0 +1,330 @@
+//! Purges and replaced pages, told to all replicas.
+//!
+//! There are two streams in the store: purges, which are remembered for as long as any page may live, and replaced pages,
+//! which matter only to replicas that may have them in memory. Every replica reads what is new several times a second,
+//! and all that it missed before it shares anything after it was away. The ids of the streams are times of the store's
+//! clock. So a page that was requested before a purge is known by its time, on whatever replica its flight was under way.
+//!
+//! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store that
+//! was flushed, or that went back to an older state, gets a new generation: its old pages are not found any more, and
+//! each replica drops what it has in memory, because it cannot know which purges were lost.
+//!
+//! A purge that cannot be told yet is kept until it can, and counts here from the first moment. There is no index of pages
+//! anywhere.
+
+mod feed;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use self::feed::{Change, News, Reader};
+use super::accounts::{AccountId, KnownAccounts};
+use super::names::Names;
+use super::purges::{self, Purges, Target};
+use super::{SharedStore, StoreTime};
+use crate::accounts::Account;
+use crate::cache::stored::StoredResponse;
+use crate::cache::{Purge, Store};
+use crate::core::clock::{Clock, Moment};
+use crate::request::key::Key;
+
+/// No page stays in the store for longer, and purges are remembered for this long.
+pub(super) const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
+/// How often changes are read.
+const POLL: Duration = Duration::from_millis(400);
+/// After this time without reading them nothing is shared.
+const OVERDUE: Duration = Duration::from_secs(2);
+/// Purges that wait for the store. If there are more, all pages count as purged.
+const MOST_PENDING: usize = 256;
+/// If more changes were missed, all of memory is dropped instead.
+const MOST_MISSED: usize = 64;
+
+/// One generation of everything that replicas share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Generation([u8; 16]);
+
+impl Generation {
+    fn random() -> Self {
+        Self(fastrand::u128(..).to_be_bytes())
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(|number| Self(number.to_be_bytes()))
+    }
+
+    /// The name of the key of a page.
+    pub(super) fn name(&self, names: &Names, account: &Account, page: &Key) -> String {
+        names.of(account, "page", &[&self.0[..], page.as_bytes()].concat())
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+/// The changes. Clones share them.
+#[derive(Clone)]
+pub(super) struct Changes(Arc<Inner>);
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes").field("generation", &self.generation()).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    store: SharedStore,
+    /// Memory and the disk: changes of other replicas are applied here, and not told again.
+    local: Store,
+    accounts: KnownAccounts,
+    clock: Clock,
+    state: Mutex<State>,
+    /// Something waits to be told.
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    read: Option<LastRead>,
+    purges: Purges,
+    /// Purges that are not told yet, and those that are being told. They count without a time.
+    pending: Pending,
+    telling: Pending,
+}
+
+/// With those who wait for it to be told.
+type Pending = HashMap<Target, Vec<mpsc::SyncSender<bool>>>;
+
+/// When changes were last read and applied.
+#[derive(Debug, Clone, Copy)]
+struct LastRead {
+    generation: Generation,
+    /// When the reading began.
+    at: Moment,
+    /// How often the store had been reached then.
+    episode: u64,
+}
+
+impl Changes {
+    /// Reads and tells changes in the background. Needs a tokio runtime.
+    pub(super) fn start(store: SharedStore, local: Store, accounts: KnownAccounts, clock: Clock) -> Self {
+        let inner = Inner { store, local, accounts, clock, state: Mutex::default(), wake: Notify::new() };
+        let changes = Self(Arc::new(inner));
+        let weak = Arc::downgrade(&changes.0);
+        tokio::spawn(async move {
+            let mut reader = Reader::default();
+            while let Some(inner) = weak.upgrade() {
+                Self(inner).follow(&mut reader).await;
+            }
+        });
+        changes
+    }
+
+    /// The generation in which pages are shared now. `None` while the store is away, and until what was missed
+    /// meanwhile has been applied.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        let read = self.state().read?;
+        let is_current = self.0.store.episode() == Some(read.episode)
+            // The process may have been stopped for a while.
+            && self.0.clock.moment().since(read.at) < OVERDUE;
+        is_current.then_some(read.generation)
+    }
+
+    /// Whether a page that a replica requested then may be served.
+    pub(super) fn admit(&self, account: &Account, key: &Key, stored: &StoredResponse, asked: StoreTime) -> bool {
+        let (state, asked) = (self.state(), asked.0 / 1000);
+        purges::targets(&AccountId::of(account), key, stored).all(|target| {
+            let waits = state.pending.contains_key(&target) || state.telling.contains_key(&target);
+            !waits && state.purges.admit(&target, asked)
+        })
+    }
+
+    /// Tells the other replicas of a purge, which counts here before `mark` marks pages in memory and returns the first
+    /// pages of the sets that it drops. The returned function blocks until the others can know of it. It returns `false`
+    /// if that takes longer, or the store is away; they are then told later.
+    pub(super) fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> impl FnOnce() -> bool + use<> {
+        let account = |name: &str| self.0.accounts.named(name).map(|account| AccountId::of(&account));
+        let target = Target::of(which, account);
+        let (sender, told) = mpsc::sync_channel(1);
+        let waits = target.is_some() && self.generation().is_some();
+        self.add_pending(target, None);
+        let firsts = mark();
+        if let Some(target) = target {
+            self.add_pending(target.others(firsts), None);
+            self.add_pending([target], waits.then_some(sender));
+        }
+        self.0.wake.notify_one();
+        let patience = self.0.store.settings().timeout * 4;
+        move || waits && told.recv_timeout(patience).unwrap_or(false)
+    }
+
+    /// Tells all replicas, soon, that no page that is in the store now may be taken from there.
+    pub(super) fn outdate_store(&self) {
+        self.add_pending([Target::Stored], None);
+    }
+
+    /// Tells the others that what they have under `key` was replaced, if they requested it before `asked`.
+    pub(super) async fn replaced(&self, key: &Key, asked: StoreTime) {
+        let change = Change::Replaced { key: *key.as_bytes(), asked };
+        let told = match self.generation() {
+            Some(generation) => feed::append(&self.0.store, generation, &change).await,
+            None => None,
+        };
+        if told.is_none() {
+            // A purge can be told later.
+            self.add_pending([Target::Page(*key.as_bytes())], None);
+        }
+    }
+
+    fn add_pending(&self, targets: impl IntoIterator<Item = Target>, told: Option<mpsc::SyncSender<bool>>) {
+        let mut state = self.state();
+        for target in targets {
+            state.pending.entry(target).or_default().extend(told.clone());
+        }
+        if state.pending.len() > MOST_PENDING {
+            let waiting = state.pending.drain().flat_map(|(_, waiting)| waiting).collect();
+            state.pending.insert(Target::Everything(None), waiting);
+        }
+    }
+
+    /// Waits for the next time to read, or until the store is back, and reads.
+    async fn follow(self, reader: &mut Reader) {
+        let mut is_up = self.0.store.changes();
+        if *is_up.borrow_and_update() {
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                () = self.0.wake.notified() => {}
+                _ = is_up.changed() => {}
+            }
+        } else {
+            // Not for ever, so that this ends when nobody uses it any more.
+            let _ = tokio::time::timeout(POLL, is_up.wait_for(|is_up| *is_up)).await;
+        }
+        // If this fails, it is tried again soon. Nothing is shared meanwhile.
+        let _ = self.catch_up(reader).await;
+    }
+
+    /// Reads and applies what is new, and tells what waits. Then pages may be shared. `None` if the store fails.
+    async fn catch_up(&self, reader: &mut Reader) -> Option<()> {
+        let (episode, at) = (self.0.store.episode()?, self.0.clock.moment());
+        let (generation, time) = reader.read(&self.0.store).await?;
+        self.remember(&reader.news, time);
+        self.tell(generation).await?;
+        self.apply(std::mem::take(&mut reader.news)).await;
+        self.state().read = Some(LastRead { generation, at, episode });
+        Some(())
+    }
+
+    /// From here on no page that was purged is taken from the store.
+    fn remember(&self, news: &News, time: StoreTime) {
+        let mut state = self.state();
+        if news.is_new {
+            state.purges = Purges::default();
+        }
+        for (target, at) in &news.purged {
+            state.purges.add(*target, *at);
+        }
+        state.purges.forget((time.0 / 1000).saturating_sub(LONGEST.as_millis() as u64));
+    }
+
+    /// Tells the purges that wait. `None` if one could not be told: it waits on.
+    async fn tell(&self, generation: Generation) -> Option<()> {
+        {
+            let mut state = self.state();
+            state.telling = std::mem::take(&mut state.pending);
+        }
+        let targets: Vec<Target> = self.state().telling.keys().copied().collect();
+        let mut waiting = Vec::new();
+        for target in targets {
+            let told = feed::append(&self.0.store, generation, &Change::Purged(target)).await;
+            let mut state = self.state();
+            let Some(at) = told else {
+                let telling = std::mem::take(&mut state.telling);
+                for (target, waiting) in telling {
+                    state.pending.entry(target).or_default().extend(waiting);
+                }
+                return None;
+            };
+            state.purges.add(target, at);
+            waiting.extend(state.telling.remove(&target).into_iter().flatten());
+        }
+        for caller in waiting {
+            // It may have stopped waiting.
+            let _ = caller.try_send(true);
+        }
+        Some(())
+    }
+
+    /// Drops from memory and disk what other replicas purged or replaced.
+    async fn apply(&self, News { is_lost, foreign, .. }: News) {
+        let purged = foreign.iter().filter(|change| matches!(change, Change::Purged(_))).count();
+        let is_empty = self.0.local.disk().is_none() && self.0.local.size().0 == 0;
+        if foreign.is_empty() && !is_lost {
+            return;
+        }
+        let this = self.clone();
+        // It reads all pages, and waits for the disk.
+        let applied = tokio::task::spawn_blocking(move || {
+            if is_lost || (purged > MOST_MISSED && !is_empty) {
+                tracing::warn!("changes of other replicas were missed: all stored pages are dropped");
+                this.0.local.purge(&Purge::All);
+                return;
+            }
+            for change in foreign {
+                match change {
+                    Change::Purged(target) => this.purge_here(&target),
+                    Change::Replaced { key, asked } => this.replace_here(&Key::from_bytes(key), asked),
+                }
+            }
+        });
+        // A panic in there is a defect that is reported elsewhere; the pages must go nevertheless.
+        if applied.await.is_err() {
+            let local = self.0.local.clone();
+            let _ = tokio::task::spawn_blocking(move || local.purge(&Purge::All)).await;
+        }
+    }
+
+    fn purge_here(&self, target: &Target) {
+        for which in target.purges(|id| self.0.accounts.names(id)) {
+            // Who purged a page need not know the first page of its result set.
+            self.add_pending(target.others(self.0.local.first_pages(&which)), None);
+            self.0.local.purge(&which);
+        }
+    }
+
+    fn replace_here(&self, key: &Key, asked: StoreTime) {
+        let Some(StoreTime(now)) = self.0.store.time() else { return };
+        let ago = Duration::from_micros(now.saturating_sub(asked.0));
+        let now = self.0.clock.now();
+        self.0.local.outdate(key, now.checked_sub(ago).unwrap_or(self.0.clock.start()));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic leaves at most a purge that waits in both places, which is then told twice.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Changes {
+    /// Whether a purge was read, or told.
+    fn knows(&self, target: &Target) -> bool {
+        !self.state().purges.admit(target, 0)
+    }
+
+    /// Whether a purge waits to be told.
+    fn waits(&self) -> bool {
+        let state = self.state();
+        !state.pending.is_empty() || !state.telling.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

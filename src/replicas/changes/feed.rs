@@ -1,0 +1,303 @@
+//! The two streams of changes in the store, and their generation.
+
+use redis::Cmd;
+
+use super::{Generation, LONGEST};
+use crate::replicas::purges::{Millis, Target};
+use crate::replicas::seal::Context;
+use crate::replicas::{SharedStore, StoreTime};
+
+/// Purges in the stream. If there are more within [`LONGEST`], a new generation begins.
+const MOST_PURGES: usize = 16_384;
+/// Replaced pages in the stream: older ones are gone, and who has not read them drops all of memory.
+const MOST_REPLACED: usize = 4096;
+/// Entries that are read at once.
+const AT_ONCE: usize = 512;
+
+/// Reads what is new, and begins a generation where there is none.
+///
+/// Keys: the head, purges, replaced pages. Arguments: a generation to begin with, milliseconds to live, the last id of
+/// each stream, entries at most. Returns the time in microseconds, the generation, how many entries each stream has ever
+/// had, and the new ones of each.
+const READ: &str = r"
+local generation = redis.call('HGET', KEYS[1], 'generation')
+if not generation then
+  redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+  generation = ARGV[1]
+  redis.call('HSET', KEYS[1], 'generation', generation)
+end
+if redis.call('PTTL', KEYS[1]) < ARGV[2] / 2 then
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[2]) end
+end
+local time = redis.call('TIME')
+return {
+  time[1] .. string.format('%06d', time[2]),
+  generation,
+  redis.call('HGET', KEYS[1], KEYS[2]) or 0,
+  redis.call('HGET', KEYS[1], KEYS[3]) or 0,
+  redis.call('XRANGE', KEYS[2], '(' .. ARGV[3], '+', 'COUNT', ARGV[5]),
+  redis.call('XRANGE', KEYS[3], '(' .. ARGV[4], '+', 'COUNT', ARGV[5]),
+}
+";
+
+/// Adds an entry, if the generation is still this one.
+///
+/// Keys: the head, the entry's stream, the other stream. Arguments: the generation, the entry, milliseconds to live,
+/// entries at most, milliseconds after which entries are of no more use, and the generation to begin instead where there
+/// are too many; without one, the oldest entries go. Returns the entry's id; nothing if it was not added.
+const APPEND: &str = r"
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return false end
+local time = redis.call('TIME')
+redis.call('XTRIM', KEYS[2], 'MINID', math.max(0, time[1] * 1000 - ARGV[5]))
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[4]) then
+  if ARGV[6] ~= '' then
+    redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+    redis.call('HSET', KEYS[1], 'generation', ARGV[6])
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    return false
+  end
+  redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[4] - 1)
+end
+local number = redis.call('HINCRBY', KEYS[1], KEYS[2], 1)
+local id = redis.call('XADD', KEYS[2], '*', 'number', number, 'entry', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return id
+";
+
+/// Begins another generation in place of this one.
+///
+/// Keys: the head, purges, replaced pages. Arguments: the generation that ends, the one that begins, milliseconds to live.
+const RENEW: &str = r"
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+redis.call('HSET', KEYS[1], 'generation', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+";
+
+/// One change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Pages were purged.
+    Purged(Target),
+    /// A page was replaced by one that was requested then.
+    Replaced { key: [u8; 32], asked: StoreTime },
+}
+
+impl Change {
+    fn write(&self) -> Vec<u8> {
+        match self {
+            Self::Purged(target) => target.write(),
+            Self::Replaced { key, asked } => [&key[..], &asked.0.to_le_bytes()].concat(),
+        }
+    }
+
+    fn read(kind: Kind, bytes: &[u8]) -> Option<Self> {
+        Some(match kind {
+            Kind::Purged => Self::Purged(Target::read(bytes)?),
+            Kind::Replaced => {
+                let (key, asked) = bytes.split_first_chunk()?;
+                Self::Replaced { key: *key, asked: StoreTime(u64::from_le_bytes(asked.try_into().ok()?)) }
+            }
+        })
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Purged(_) => Kind::Purged,
+            Self::Replaced { .. } => Kind::Replaced,
+        }
+    }
+}
+
+/// The key of the generation, and of how many entries each stream has ever had. All three keys are in one hash slot, so
+/// that one script can use them in a cluster.
+const HEAD: &str = "{changes}";
+
+/// The two streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Purged,
+    Replaced,
+}
+
+impl Kind {
+    fn key(self) -> &'static str {
+        match self {
+            Self::Purged => "{changes}:purged",
+            Self::Replaced => "{changes}:replaced",
+        }
+    }
+}
+
+/// Reads the streams, and knows how far it has come.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    generation: Option<Generation>,
+    /// Those before. Who finds one again has a store that went back.
+    left: Vec<Generation>,
+    purged: Passed,
+    replaced: Passed,
+    /// What was read and is not applied yet.
+    pub(super) news: News,
+}
+
+/// The last entry that was read from one stream.
+#[derive(Debug)]
+struct Passed {
+    number: u64,
+    id: String,
+}
+
+impl Default for Passed {
+    fn default() -> Self {
+        Self { number: 0, id: "0-0".to_owned() }
+    }
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Whether changes may be lost, so that nothing from before can be trusted.
+    pub(super) is_lost: bool,
+    /// The generation is another one, in which only these purges count.
+    pub(super) is_new: bool,
+    /// Purges, this replica's own included, with their times.
+    pub(super) purged: Vec<(Target, Millis)>,
+    /// What other replicas changed.
+    pub(super) foreign: Vec<Change>,
+}
+
+/// An entry: its id, and its fields with their names.
+type Record = (String, (String, u64, String, Vec<u8>));
+type Reply = (u64, String, u64, u64, Vec<Record>, Vec<Record>);
+
+impl Reader {
+    /// Generations that are remembered after they ended.
+    const LEFT: usize = 16;
+    /// Replies until it is given up: more than both streams together need.
+    const REPLIES: usize = 128;
+
+    /// Reads all that is new into `news`. Returns the generation, and the store's time; `None` if the store does not
+    /// answer, or answers what cannot be opened.
+    pub(super) async fn read(&mut self, store: &SharedStore) -> Option<(Generation, StoreTime)> {
+        for _ in 0..Self::REPLIES {
+            let (time, generation, purged, replaced, purges, replacements) = self.reply(store).await?;
+            let generation = Generation::read(&generation)?;
+            if self.generation != Some(generation) {
+                match self.left.contains(&generation) {
+                    true => renew(store, generation).await?,
+                    false => self.enter(generation),
+                }
+                continue;
+            }
+            if purged < self.purged.number || replaced < self.replaced.number {
+                // The store has lost its last entries.
+                renew(store, generation).await?;
+                continue;
+            }
+            let is_end = purges.len() < AT_ONCE && replacements.len() < AT_ONCE;
+            self.take(store, &generation, Kind::Purged, purges);
+            self.take(store, &generation, Kind::Replaced, replacements);
+            if is_end {
+                return Some((generation, StoreTime(time)));
+            }
+        }
+        None
+    }
+
+    async fn reply(&self, store: &SharedStore) -> Option<Reply> {
+        let mut command = script(store, READ, Kind::Purged, Kind::Replaced);
+        command.arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
+        command.arg(&self.purged.id).arg(&self.replaced.id).arg(AT_ONCE);
+        store.run("changes_read", &command).await.ok()
+    }
+
+    fn enter(&mut self, generation: Generation) {
+        let is_lost = self.generation.is_some();
+        if let Some(left) = self.generation.replace(generation) {
+            self.left.push(left);
+            if self.left.len() > Self::LEFT {
+                self.left.remove(0);
+            }
+        }
+        (self.purged, self.replaced) = (Passed::default(), Passed::default());
+        self.news = News { is_lost: is_lost || self.news.is_lost, is_new: true, ..News::default() };
+    }
+
+    fn take(&mut self, store: &SharedStore, generation: &Generation, kind: Kind, records: Vec<Record>) {
+        for (id, (_, number, _, sealed)) in records {
+            let passed = match kind {
+                Kind::Purged => &mut self.purged,
+                Kind::Replaced => &mut self.replaced,
+            };
+            // Who has read nothing yet has missed nothing that still matters.
+            self.news.is_lost |= passed.number > 0 && number > passed.number + 1;
+            let at = id.split_once('-').and_then(|(millis, _)| millis.parse().ok()).unwrap_or(Millis::MAX);
+            *passed = Passed { number, id };
+            let (is_own, change) = match open(store, generation, kind, &sealed) {
+                Some(opened) => opened,
+                None => {
+                    store.unsealed();
+                    if kind == Kind::Replaced {
+                        continue;
+                    }
+                    // A purge, of anything.
+                    (false, Change::Purged(Target::Everything(None)))
+                }
+            };
+            if let Change::Purged(target) = change {
+                self.news.purged.push((target, at));
+            }
+            if !is_own {
+                self.news.foreign.push(change);
+            }
+        }
+    }
+}
+
+/// Adds a change, for all replicas. Returns its time; `None` if it was not added.
+pub(super) async fn append(store: &SharedStore, generation: Generation, change: &Change) -> Option<Millis> {
+    let (kind, other) = match change.kind() {
+        Kind::Purged => (Kind::Purged, Kind::Replaced),
+        Kind::Replaced => (Kind::Replaced, Kind::Purged),
+    };
+    let entry = [store.id().as_bytes(), &change.write()].concat();
+    let name = store.names().common(kind.key());
+    let entry = store.sealer().seal(&context(&name, &generation.0), &entry).ok()?;
+    let mut command = script(store, APPEND, kind, other);
+    let live = LONGEST.as_millis() as u64;
+    command.arg(generation.to_string()).arg(entry).arg(live);
+    match kind {
+        Kind::Purged => command.arg(MOST_PURGES).arg(live).arg(Generation::random().to_string()),
+        Kind::Replaced => command.arg(MOST_REPLACED).arg(live).arg(""),
+    };
+    let id: Option<String> = store.run("changes_append", &command).await.ok()?;
+    id?.split_once('-')?.0.parse().ok()
+}
+
+async fn renew(store: &SharedStore, generation: Generation) -> Option<()> {
+    let mut command = script(store, RENEW, Kind::Purged, Kind::Replaced);
+    command.arg(generation.to_string()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
+    store.run::<()>("changes_renew", &command).await.ok()
+}
+
+fn script(store: &SharedStore, script: &str, stream: Kind, other: Kind) -> Cmd {
+    let names = store.names();
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(3).arg(names.common(HEAD)).arg(names.common(stream.key())).arg(names.common(other.key()));
+    command
+}
+
+/// Whether this replica made a change, and which one it is.
+fn open(store: &SharedStore, generation: &Generation, kind: Kind, sealed: &[u8]) -> Option<(bool, Change)> {
+    let name = store.names().common(kind.key());
+    let entry = store.sealer().open(&context(&name, &generation.0), sealed)?;
+    let (maker, change) = entry.split_at_checked(store.id().len())?;
+    Some((maker == store.id().as_bytes(), Change::read(kind, change)?))
+}
+
+fn context<'c>(name: &'c str, generation: &'c [u8]) -> Context<'c> {
+    Context { kind: "change", account: "", key: name, bound: generation }
+}

@@ -1,0 +1,224 @@
+//! Pages that replicas share: memory, then the store, then upstream.
+//!
+//! A page that memory lacks is looked up in the store, once however many ask for it, and taken into memory by the same
+//! rules as one that has just been fetched. A page that memory keeps is written to the store in the background, sealed,
+//! and ends there when its windows end. Nothing here fails a request: what cannot be read, opened or written is a miss.
+//!
+//! A page's key is known by SID and origin. Its times are on the store's clock, and are rounded so that no page seems
+//! younger than it is. A further page of a result set is taken only together with the first page that names it: where the
+//! first page is a newer one, the older further page is not used.
+
+mod value;
+mod writer;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use self::value::{Belonging, Value};
+use self::writer::{Page, Tell, Writer};
+use super::accounts::KnownAccounts;
+use super::changes::{Changes, Generation};
+use super::{SharedStore, StoreTime};
+use crate::accounts::Account;
+use crate::cache::entry::Entry;
+use crate::cache::record::Calendar;
+use crate::cache::sets::ResultSet;
+use crate::cache::stored::StoredResponse;
+use crate::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Store, Tier};
+use crate::core::clock::{Clock, Instant};
+use crate::request::key::Key;
+
+/// Longer values are opened on a thread where that holds nobody up.
+const LARGE: usize = 64 * 1024;
+/// How long closing may take.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Finds a value.
+///
+/// Keys: the page. Returns the time in microseconds and the value, or nothing.
+const GET: &str = r"
+local value = redis.call('GET', KEYS[1])
+if not value then return false end
+local time = redis.call('TIME')
+return {time[1] .. string.format('%06d', time[2]), value}
+";
+
+/// The tier of pages that replicas share. Clones share it.
+#[derive(Debug, Clone)]
+pub struct SharedPages(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: SharedStore,
+    /// Memory and the disk, without this tier.
+    local: Store,
+    accounts: KnownAccounts,
+    changes: Changes,
+    writer: Writer,
+    clock: Clock,
+    /// The look-ups under way.
+    lookups: Mutex<HashMap<Key, Lookup>>,
+}
+
+type Lookup = Shared<BoxFuture<'static, ()>>;
+
+impl SharedPages {
+    /// Puts the shared pages behind memory and disk of `local`. `accounts` are those of the configuration in use. Needs a
+    /// tokio runtime.
+    pub(crate) fn behind(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Store {
+        local.with_replicas(|local| Arc::new(Self::new(local, store, accounts, clock)))
+    }
+
+    fn new(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Self {
+        let changes = Changes::start(store.clone(), local.clone(), accounts.clone(), clock);
+        let writer = Writer::start(store.clone(), changes.clone(), clock);
+        Self(Arc::new(Inner { store, local, accounts, changes, writer, clock, lookups: Mutex::default() }))
+    }
+
+    /// Brings what the store has under `key` into memory.
+    async fn look_up(&self, generation: Generation, account: &Account, key: &Key) {
+        let Inner { local, .. } = &*self.0;
+        let purges = local.purges();
+        let Some(found) = self.find(generation, account, key).await else { return };
+        let result_set = match &found {
+            Found::Page(entry) => entry.stored.result_set,
+            Found::Place(result_set) => Some(*result_set),
+        };
+        // Only its first page shows that a set is the newest of its query. That page is the next to be asked for anyway, or
+        // has just been.
+        if let Some(result_set) = result_set.filter(|set| set.first != *key && !local.has_set(set))
+            && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first).await
+        {
+            local.adopt(result_set.first, *first, purges);
+        }
+        match found {
+            Found::Page(entry) => {
+                local.adopt(*key, *entry, purges);
+            }
+            Found::Place(result_set) => local.adopt_place(*key, result_set, &account.name, purges),
+        }
+    }
+
+    /// What the store has under `key`, if it may be served.
+    async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
+        let Inner { store, changes, clock, .. } = &*self.0;
+        let name = generation.name(store.names(), account, key);
+        let mut command = redis::cmd("EVAL");
+        command.arg(GET).arg(1).arg(&name);
+        // The store reads its clock later, so at this moment it was no later than what it says.
+        let begun = clock.moment();
+        let (time, bytes): (u64, Vec<u8>) = store.run::<Option<_>>("page_get", &command).await.ok()??;
+        let calendar = Calendar::at(time.checked_mul(1000)?, begun);
+        let Some((value, asked)) = self.open(account, name, *key, bytes, calendar).await else {
+            store.unsealed();
+            return None;
+        };
+        match value {
+            Value::Place(result_set) => Some(Found::Place(result_set)),
+            Value::Page(stored) => {
+                let stored = StoredResponse { account: Arc::clone(&account.name), ..stored };
+                let (now, age) = (clock.now(), stored.age(clock.moment()));
+                let is_usable = age <= stored.lifetimes.usable() && changes.admit(account, key, &stored, asked);
+                let ago = clock.moment().since(begun) + Duration::from_micros(time.saturating_sub(asked.0));
+                // Another replica may have asked before this process began.
+                let asked = now.checked_sub(ago).unwrap_or_else(|| clock.start());
+                is_usable.then(|| Found::Page(Box::new(Entry::new(key, stored, asked, now, age))))
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        account: &Account,
+        name: String,
+        key: Key,
+        bytes: Vec<u8>,
+        calendar: Calendar,
+    ) -> Option<(Value, StoreTime)> {
+        let (store, sid) = (self.0.store.clone(), account.sid.clone());
+        let is_large = bytes.len() > LARGE;
+        let open = move || {
+            let belonging = Belonging { sealer: store.sealer(), account: &sid, name: &name, key: &key };
+            belonging.open(&bytes, &calendar)
+        };
+        if is_large { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
+    }
+
+    fn lookups(&self) -> MutexGuard<'_, HashMap<Key, Lookup>> {
+        // Every change under this lock is one insertion or removal.
+        self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was found, for memory.
+enum Found {
+    Page(Box<Entry>),
+    Place(ResultSet),
+}
+
+impl Tier for SharedPages {
+    fn get(&self, account: &Arc<Account>, key: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
+        let generation = self.0.changes.generation()?;
+        let mut lookups = self.lookups();
+        let lookup = lookups.entry(*key).or_insert_with(|| {
+            let (pages, account, key) = (self.clone(), Arc::clone(account), *key);
+            // In its own task, so that it ends even if nobody waits for it any more.
+            let looked_up = tokio::spawn(async move {
+                pages.look_up(generation, &account, &key).await;
+                pages.lookups().remove(&key);
+            });
+            // If it panicked, there is nothing to wait for.
+            looked_up.map(drop).boxed().shared()
+        });
+        Some(lookup.clone().boxed())
+    }
+
+    fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
+        let Kept { kept, mut gone } = keep();
+        let Candidate { key, stored, asked, is_forced } = *candidate;
+        let Some(account) = self.0.accounts.named(&stored.account) else { return kept };
+        let asked = self.0.clock.earliest_moment(asked);
+        if kept {
+            // The next page's place in the new set is written over what there was.
+            gone.retain(|gone| Some(*gone) != stored.next);
+        }
+        if !gone.is_empty() {
+            self.0.writer.remove(&account, gone, asked, if kept { Tell::Never } else { Tell::Always });
+        }
+        if kept {
+            self.0.writer.put(Page { account, key, stored: stored.clone(), asked, is_forced });
+        }
+        kept
+    }
+
+    fn remove(&self, replaced: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
+        let gone = remove();
+        if let Some(account) = self.0.accounts.named(replaced.account).filter(|_| !gone.is_empty()) {
+            self.0.writer.remove(&account, gone, self.0.clock.earliest_moment(replaced.asked), Tell::Always);
+        }
+    }
+
+    fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
+        // It counts before memory changes, so that no purged page is taken from the store in between.
+        let told = self.0.changes.purge(which, mark);
+        Box::new(move || Lasted { not_lasting: None, shared: Some(told()) })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.0.writer.flush(CLOSING_PATIENCE).boxed()
+    }
+}
+
+#[cfg(test)]
+impl SharedPages {
+    pub(super) fn changes(&self) -> &Changes {
+        &self.0.changes
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;
