@@ -42,7 +42,7 @@ use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::layers::watch::{Watch, WatchLayer};
 use crate::live::Live;
 use crate::metrics::{HotRequests, Metrics};
-use crate::replicas::SharedStore;
+use crate::replicas::{KnownAccounts, SharedFlights, SharedPages, SharedStore};
 use crate::request::ended::RequestSubscriber;
 use crate::semantics::host;
 use crate::telemetry::Exporter;
@@ -68,6 +68,8 @@ pub struct SharedState {
     pub store: Store,
     /// The store that replicas share, if one is configured.
     pub replicas: Option<SharedStore>,
+    /// The accounts by name, for what replicas share.
+    known_accounts: KnownAccounts,
     /// The state of accounts and teams.
     pub registry: Registry,
     /// The validity of the data plane's certificate, if there is one.
@@ -109,6 +111,15 @@ impl SharedState {
         };
         let shared = config.shared.clone();
         let replicas = shared.map(|shared| SharedStore::start(shared, Arc::clone(&metrics), clock));
+        let known_accounts = KnownAccounts::default();
+        let store = match &replicas {
+            Some(replicas) => {
+                let flights = Arc::new(SharedFlights::new(replicas.clone(), clock));
+                let local = store.with_fill_lock(flights);
+                SharedPages::behind(local, replicas.clone(), known_accounts.clone(), clock)
+            }
+            None => store,
+        };
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
         Ok(Self {
             audit: AuditLog::new(Arc::clone(&metrics), clock),
@@ -116,6 +127,7 @@ impl SharedState {
             clock,
             store,
             replicas,
+            known_accounts,
             metrics,
             registry: Registry::default(),
             certificate: CertificateInUse::default(),
@@ -143,6 +155,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
     let accounts = accounts(config);
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Last, because a configuration that fails must change nothing.
+    shared.known_accounts.set(&accounts);
     let Resolved { budgets, retries, attempts, signers, secrets } = registry.resolve(config, &accounts, clock);
 
     let sample = traces.is_some().then_some(config.telemetry.sample);

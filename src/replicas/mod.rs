@@ -10,7 +10,7 @@
 mod accounts;
 mod changes;
 mod connection;
-pub(crate) mod flights;
+mod flights;
 pub(crate) mod names;
 mod pages;
 mod purges;
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::accounts::KnownAccounts;
 use self::connection::Connection;
+pub(crate) use self::flights::SharedFlights;
 use self::names::Names;
 pub use self::pages::SharedPages;
 use self::seal::Sealer;
@@ -294,14 +295,24 @@ impl SharedStore {
             tokio::time::sleep(RECONNECT.mul_f64(0.25 + 0.75 * fastrand::f64())).await;
             return;
         }
-        let mut is_up = self.changes();
+        let (mut is_up, mut failed) = (self.changes(), 0);
         loop {
             tokio::select! {
                 _ = is_up.wait_for(|is_up| !is_up) => return,
                 () = tokio::time::sleep(HEARTBEAT) => {}
             }
-            if let Ok(beat) = self.run("heartbeat", &self.beat()).await {
-                self.record(beat);
+            match self.run("heartbeat", &self.beat()).await {
+                Ok(beat) => {
+                    failed = 0;
+                    self.record(beat);
+                }
+                Err(error) => {
+                    failed += 1;
+                    // A store that is full or read-only still answers what others read.
+                    if failed >= FAILURES {
+                        self.lost(&error.to_string());
+                    }
+                }
             }
         }
     }

@@ -85,7 +85,7 @@ impl Server {
     /// Runs one command. It is given as words.
     pub fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
-        words[1..].iter().for_each(|word| drop(command.arg(*word)));
+        command.arg(&words[1..]);
         command.query(&mut self.try_connect().unwrap()).unwrap()
     }
 

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
-use crate::replicas::flights::SharedFlights;
+use crate::replicas::SharedFlights;
 use crate::replicas::test_server::{TestServer, until};
 use crate::request::call::UpstreamResponse;
 
