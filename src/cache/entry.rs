@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     /// The query or parameters as text; only where the configuration lets operators read it. It is not in any record:
     /// each process decides again who may read it.
     pub(crate) query: Option<Arc<str>>,
+    /// Whether another replica had stored it.
+    pub(crate) by_another: bool,
     pub(crate) hits: AtomicU64,
     pub(crate) compression: Compression,
     /// The last part of every `Cache-Status` about this response, formatted once.
@@ -45,6 +47,7 @@ impl Entry {
             previous: None,
             time_dimensions: metadata.and_then(|body| TimeDimensions::read(body)),
             query: None,
+            by_another: false,
             hits: AtomicU64::new(0),
             compression: Compression::default(),
             key_param: KeyParam::new(&key.short()),

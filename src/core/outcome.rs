@@ -5,6 +5,8 @@
 pub enum Outcome {
     /// Answered from a fresh page.
     Hit,
+    /// Answered from a fresh page that another replica had stored.
+    Shared,
     /// Answered from a stale page within its window, while a refresh runs.
     Stale,
     /// Answered from a stale page, because the upstream failed.
@@ -25,8 +27,9 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in declaration order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Hit,
+        Self::Shared,
         Self::Stale,
         Self::StaleError,
         Self::Revalidated,
@@ -40,7 +43,7 @@ impl Outcome {
     /// Whether the answer needed no upstream call of its own.
     pub const fn saves_a_call(self) -> bool {
         match self {
-            Self::Hit | Self::Stale | Self::StaleError | Self::Revalidated | Self::Collapsed => true,
+            Self::Hit | Self::Shared | Self::Stale | Self::StaleError | Self::Revalidated | Self::Collapsed => true,
             Self::Miss | Self::Bypass | Self::Refused | Self::Failed => false,
         }
     }
@@ -49,6 +52,7 @@ impl Outcome {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
+            Self::Shared => "shared",
             Self::Stale => "stale",
             Self::StaleError => "stale_error",
             Self::Revalidated => "revalidated",

@@ -69,7 +69,9 @@ impl ObserveLayer {
         let Some(sample) = self.sample.filter(|_| request.context.is_recorded()) else { return false };
         let has_worked = match request.outcome {
             Outcome::Miss | Outcome::Collapsed | Outcome::Bypass | Outcome::StaleError | Outcome::Failed => true,
-            Outcome::Hit | Outcome::Stale | Outcome::Revalidated | Outcome::Refused => request.context.went_upstream(),
+            Outcome::Hit | Outcome::Shared | Outcome::Stale | Outcome::Revalidated | Outcome::Refused => {
+                request.context.went_upstream()
+            }
         };
         let begun_elsewhere = request.context.trace.as_ref().is_some_and(|trace| trace.parent.is_some());
         begun_elsewhere || has_worked || fastrand::f64() < sample

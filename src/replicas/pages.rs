@@ -126,7 +126,10 @@ impl SharedPages {
                 let ago = clock.moment().since(begun) + Duration::from_micros(time.saturating_sub(asked.0));
                 // Another replica may have asked before this process began.
                 let asked = now.checked_sub(ago).unwrap_or_else(|| clock.start());
-                is_usable.then(|| Found::Page(Box::new(Entry::new(key, stored, asked, now, age))))
+                // When it arrived there is not known.
+                let mut entry = Entry::new(key, stored, asked, asked, age);
+                entry.by_another = true;
+                is_usable.then(|| Found::Page(Box::new(entry)))
             }
         }
     }

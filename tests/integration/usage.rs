@@ -44,7 +44,7 @@ async fn a_team_learns_what_it_has_used_and_may_do() {
     assert!(since.as_str().is_some_and(|since| since.parse::<jiff::Timestamp>().is_ok()), "{since}");
     let expected = json!({
         "team": "a",
-        "requests": {"hit": 2, "stale": 0, "stale_error": 0, "revalidated": 1, "collapsed": 0, "miss": 1, "bypass": 1, "refused": 1, "failed": 0},
+        "requests": {"hit": 2, "shared": 0, "stale": 0, "stale_error": 0, "revalidated": 1, "collapsed": 0, "miss": 1, "bypass": 1, "refused": 1, "failed": 0},
         "upstream_attempts": 2,
         "calls_saved": 3,
         "since": null,

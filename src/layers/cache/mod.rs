@@ -158,10 +158,11 @@ where
             return Either::Right(Box::pin(async move {
                 loading.await;
                 let entry = cache.layer.page(&query);
-                cache.answer(query, entry).await
+                let is_shared = entry.as_ref().is_some_and(|entry| entry.by_another);
+                cache.answer(query, entry, is_shared).await
             }));
         }
-        self.answer(query, entry)
+        self.answer(query, entry, false)
     }
 }
 
@@ -170,17 +171,23 @@ where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
-    /// Answers with `entry` if it may be served, and fetches otherwise.
+    /// Answers with `entry` if it may be served, and fetches otherwise. `is_shared`: this query has brought it from the
+    /// store that replicas share.
     fn answer(
         &self,
         query: ClientQuery,
         entry: Option<Arc<Entry>>,
+        is_shared: bool,
     ) -> Either<Ready<Answered>, BoxFuture<'static, Answered>> {
         let now = self.layer.clock.moment();
         let decision =
             decide(entry.as_ref().map(|e| (&e.stored.lifetimes, e.stored.age(now))), &query.directives.cache);
         match (decision, entry) {
-            (Decision::Serve, Some(entry)) => Either::Left(ready(Ok(serve(entry, None, now)))),
+            (Decision::Serve, Some(entry)) => {
+                let is_fresh = entry.stored.age(now) <= entry.stored.lifetimes.fresh;
+                let outcome = (is_shared && is_fresh).then_some(Outcome::Shared);
+                Either::Left(ready(Ok(serve(entry, outcome, now))))
+            }
             (Decision::ServeAndRefresh, Some(entry)) => {
                 if entry.stored.is_refreshable() {
                     self.refresh(query, entry.asked);

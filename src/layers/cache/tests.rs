@@ -1,4 +1,5 @@
 mod fill_tests;
+mod tier_tests;
 
 use std::collections::VecDeque;
 use std::sync::Mutex;

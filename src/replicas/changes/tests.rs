@@ -208,7 +208,7 @@ async fn purges_that_wait_are_bounded() {
     one.shares().await;
     server.close_door("door", &one.shared).await;
     for n in 0..=MOST_PENDING {
-        one.pages.changes().purge(&Purge::Key(format!("{n:016x}")), &mut HashSet::new);
+        let _told = one.pages.changes().purge(&Purge::Key(format!("{n:016x}")), &mut HashSet::new);
     }
     let pending: Vec<_> = one.pages.changes().state().pending.keys().copied().collect();
     assert!(pending.len() <= 2 && pending.contains(&Target::Everything(None)), "{pending:?}");
