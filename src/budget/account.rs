@@ -76,8 +76,10 @@ pub enum AttemptOutcome {
     Answered(RateLimitHeaders),
     /// The upstream answered 429, and asked for this pause if it asked for one.
     RateLimited(Option<Duration>, RateLimitHeaders),
-    /// The upstream seems to be unwell.
+    /// The upstream seems to be unwell: it answered with an error, or not in time.
     Failed,
+    /// The upstream was not reached, so that nothing is known of it.
+    Unreachable,
     /// The attempt says nothing about the upstream.
     Inconclusive,
 }
@@ -89,11 +91,24 @@ impl AccountBudget {
         Self::with_quota(name, limits, Box::new(quota), clock)
     }
 
-    /// Takes its tokens from `quota`.
+    /// Takes its tokens from `quota`. Needs a tokio runtime if that [changes](QuotaSource::changes) by itself, and it
+    /// notifies of a change when it is dropped.
     pub fn with_quota(name: Arc<str>, limits: Limits, quota: Box<dyn QuotaSource>, clock: Clock) -> Self {
         let now = clock.now();
         let locked = Locked { state: State::new(limits, quota, now), wake_at: None, estimated: now };
-        Self(Arc::new(Shared { name, clock, attempts: AtomicU64::new(0), state: Mutex::new(locked) }))
+        let changes = locked.state.quota.changes();
+        let shared = Arc::new(Shared { name, clock, attempts: AtomicU64::new(0), state: Mutex::new(locked) });
+        if let Some(changes) = changes {
+            let account = Arc::downgrade(&shared);
+            tokio::spawn(async move {
+                loop {
+                    changes.notified().await;
+                    let Some(account) = account.upgrade() else { return };
+                    account.advance();
+                }
+            });
+        }
+        Self(shared)
     }
 
     /// Changes the limits. What is owed stays owed, what was learnt stays learnt, and calls that wait keep waiting.
@@ -250,6 +265,7 @@ impl Shared {
         let mut unclaimed = Vec::new();
         let mut locked = self.lock();
         locked.state.quota.update(now);
+        self.follow_circuit(&mut locked.state, now);
         let wake_at = loop {
             match locked.state.serve_next(now) {
                 Served::Call(Waiting { reply: Pending { reply, reservation, .. }, .. }) => {
@@ -259,6 +275,7 @@ impl Shared {
                 Served::Nothing => break None,
             }
         };
+        locked.state.tell_demand(now);
         let estimate = locked.state.wait_queue.len() > 0 && now >= locked.estimated + BETWEEN_ESTIMATES;
         if let Some(at) = wake_at {
             self.wake_at(at, &mut locked, now);
@@ -349,8 +366,12 @@ impl Shared {
                     self.circuit_succeeded(state, true, now);
                 }
             }
-            AttemptOutcome::Failed => {
-                opened = state.circuit.failed(reservation.query, reservation.is_probe, now);
+            AttemptOutcome::Failed | AttemptOutcome::Unreachable => {
+                let is_answer = outcome == AttemptOutcome::Failed;
+                opened = state.circuit.failed(reservation.query, reservation.is_probe, is_answer, now);
+                if let Some(until) = state.circuit.opened_by_answers().filter(|_| opened) {
+                    state.quota.circuit_opened(until);
+                }
             }
             AttemptOutcome::Inconclusive if reservation.is_probe => state.circuit.probe_lost(),
             AttemptOutcome::Inconclusive => {}
@@ -374,6 +395,15 @@ impl Shared {
         if let (Some(since), (CircuitState::Closed, _)) = (since, state.circuit.state(now)) {
             let open_for_ms = now.saturating_duration_since(since).as_millis();
             tracing::info!(account = %self.name, open_for_ms, "Twilio answers again: the circuit is closed");
+        }
+    }
+
+    /// Opens the circuit if another process has opened its own.
+    fn follow_circuit(&self, state: &mut State<Pending<Permit>>, now: Instant) {
+        if let Some(until) = state.quota.circuit_open_until()
+            && state.circuit.open_until(until, now)
+        {
+            self.refuse_all(state, now);
         }
     }
 
@@ -422,7 +452,10 @@ impl QueueGuard {
 impl Drop for QueueGuard {
     fn drop(&mut self) {
         if !self.is_replied {
-            let dismissed = self.account.lock().state.dismiss(self.ticket);
+            let mut locked = self.account.lock();
+            let dismissed = locked.state.dismiss(self.ticket);
+            locked.state.tell_demand(self.account.clock.now());
+            drop(locked);
             drop(dismissed);
         }
     }

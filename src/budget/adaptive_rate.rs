@@ -174,6 +174,14 @@ impl AdaptiveRate {
         (!certain.is_zero()).then_some(certain)
     }
 
+    /// Other processes sent so many calls. Those that were refused tell it themselves.
+    pub(super) fn others_took(&mut self, calls: u32, now: Instant) {
+        self.accepted = self.accepted.saturating_add(calls);
+        for _ in 0..calls {
+            self.recent.count(0, now);
+        }
+    }
+
     /// Twilio answered 429 to a call that was sent at `sent`, with `in_flight` calls under way, itself included;
     /// nothing is sent until `resumes`.
     pub(super) fn rate_limited(

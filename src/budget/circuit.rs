@@ -72,6 +72,8 @@ pub(super) struct Circuit {
     /// `None` while it is closed.
     broken: Option<Broken>,
     in_a_row: u32,
+    /// Since the last success, an attempt failed on its way to the upstream.
+    failed_on_the_way: bool,
     /// Queries that failed since the last success.
     failed_in_a_row: RecentFailures,
     /// Queries that failed, successes between them or not.
@@ -117,6 +119,7 @@ impl Circuit {
             policy,
             broken: None,
             in_a_row: 0,
+            failed_on_the_way: false,
             failed_in_a_row: failures(),
             failed: failures(),
             failed_probes: failures(),
@@ -160,12 +163,15 @@ impl Circuit {
             (self.failed, self.failed_probes) = (RecentFailures::default(), RecentFailures::default());
         }
         self.in_a_row = 0;
+        self.failed_on_the_way = false;
         self.failed_in_a_row = RecentFailures::default();
         self.window.count(SUCCESS, now);
     }
 
-    /// An attempt at a query failed. Returns whether that opened the circuit.
-    pub(super) fn failed(&mut self, query: Key, is_probe: bool, now: Instant) -> bool {
+    /// An attempt at a query failed, as the upstream's answer shows or on its way there. Returns whether that opened the
+    /// circuit.
+    pub(super) fn failed(&mut self, query: Key, is_probe: bool, is_answer: bool, now: Instant) -> bool {
+        self.failed_on_the_way |= !is_answer;
         self.in_a_row = self.in_a_row.saturating_add(1);
         self.failed_in_a_row.add(query, now);
         self.failed.add(query, now);
@@ -191,6 +197,20 @@ impl Circuit {
                 opens
             }
         }
+    }
+
+    /// Until when it is open, if what the upstream answered has opened it: that concerns other processes, too.
+    pub(super) fn opened_by_answers(&self) -> Option<Instant> {
+        self.broken.filter(|_| !self.failed_on_the_way).map(|broken| broken.until)
+    }
+
+    /// Another process has opened its circuit. Returns whether that opened this one.
+    pub(super) fn open_until(&mut self, until: Instant, now: Instant) -> bool {
+        if until <= now || self.broken.is_some() {
+            return false;
+        }
+        self.broken = Some(Broken { since: now, until, probes: 0, probed: now });
+        true
     }
 
     fn has_failed_in_a_row(&self) -> bool {
@@ -268,7 +288,7 @@ mod tests {
 
     fn open_circuit(now: Instant) -> Circuit {
         let mut circuit = circuit(now);
-        let opened: Vec<_> = (0..10).map(|n| circuit.failed(query(n), false, now)).collect();
+        let opened: Vec<_> = (0..10).map(|n| circuit.failed(query(n), false, true, now)).collect();
         assert_eq!(opened.iter().position(|opened| *opened), Some(9));
         circuit
     }
@@ -279,7 +299,7 @@ mod tests {
         let mut circuit = circuit(start);
         for n in 1..=10 {
             assert_eq!(circuit.pass(query(99), start), Decision::Allow);
-            assert_eq!(circuit.failed(query(n), false, start), n == 10);
+            assert_eq!(circuit.failed(query(n), false, true, start), n == 10);
         }
         assert_eq!(circuit.pass(query(99), start + S), Decision::Reject(4 * S));
         assert_eq!(circuit.state(start + S), (CircuitState::Open, Some(start)));
@@ -288,7 +308,7 @@ mod tests {
         assert_eq!(circuit.pass(query(99), start + 5 * S), Decision::Reject(S), "one probe at a time");
         circuit.succeeded(true, start + 6 * S);
         assert_eq!(circuit.pass(query(99), start + 6 * S), Decision::Allow);
-        assert!(!circuit.failed(query(0), false, start + 6 * S), "what was before is forgotten");
+        assert!(!circuit.failed(query(0), false, true, start + 6 * S), "what was before is forgotten");
     }
 
     #[test]
@@ -297,7 +317,7 @@ mod tests {
         let mut circuit = open_circuit(start);
         let later = start + 5 * S;
         assert_eq!(circuit.pass(query(1), later), Decision::Probe);
-        assert!(!circuit.failed(query(1), true, later));
+        assert!(!circuit.failed(query(1), true, true, later));
         assert_eq!(circuit.state(later).0, CircuitState::Open);
         assert_eq!(circuit.pass(query(1), later), Decision::Reject(5 * S), "not this one again so soon");
         assert_eq!(circuit.pass(query(2), later), Decision::Probe);
@@ -313,7 +333,7 @@ mod tests {
         let reopened: Vec<_> = (1..=3)
             .map(|n| {
                 assert_eq!(circuit.pass(query(n), later), Decision::Probe);
-                circuit.failed(query(n), true, later)
+                circuit.failed(query(n), true, true, later)
             })
             .collect();
         assert_eq!(reopened, [false, false, true]);
@@ -338,10 +358,10 @@ mod tests {
         let start = Instant::now();
         let mut circuit = circuit(start);
         for n in 0..9 {
-            assert!(!circuit.failed(query(n), false, start));
+            assert!(!circuit.failed(query(n), false, true, start));
         }
         circuit.succeeded(false, start);
-        assert!(!circuit.failed(query(9), false, start));
+        assert!(!circuit.failed(query(9), false, true, start));
     }
 
     #[test]
@@ -352,7 +372,7 @@ mod tests {
         for n in 1..=40 {
             let now = start + n * S / 2;
             let opened = if n % 2 == 0 {
-                circuit.failed(query(n), false, now)
+                circuit.failed(query(n), false, true, now)
             } else {
                 circuit.succeeded(false, now);
                 false
@@ -367,16 +387,16 @@ mod tests {
         let start = Instant::now();
         let mut circuit = circuit(start);
         for n in 0..9 {
-            assert!(!circuit.failed(query(n), false, start + n * S));
+            assert!(!circuit.failed(query(n), false, true, start + n * S));
         }
         circuit.succeeded(false, start + 9 * S);
         for n in 0..9 {
-            assert!(!circuit.failed(query(n), false, start + (60 + n) * S));
+            assert!(!circuit.failed(query(n), false, true, start + (60 + n) * S));
         }
         for _ in 0..11 {
             circuit.succeeded(false, start + 69 * S);
         }
-        assert!(!circuit.failed(query(9), false, start + 69 * S), "10 failures of 21");
+        assert!(!circuit.failed(query(9), false, true, start + 69 * S), "10 failures of 21");
     }
 
     #[test]
@@ -384,13 +404,13 @@ mod tests {
         let start = Instant::now();
         let mut circuit = open_circuit(start);
         assert_eq!(circuit.pass(query(99), start + 5 * S), Decision::Probe);
-        assert!(!circuit.failed(query(99), true, start + 7 * S));
+        assert!(!circuit.failed(query(99), true, true, start + 7 * S));
         assert_eq!(circuit.pass(query(99), start + 8 * S), Decision::Reject(4 * S));
         assert_eq!(circuit.state(start + 8 * S), (CircuitState::Open, Some(start)), "it has been broken all the time");
         assert_eq!(circuit.pass(query(99), start + 12 * S), Decision::Probe);
         circuit.probe_lost();
         assert_eq!(circuit.pass(query(99), start + 12 * S), Decision::Probe);
-        circuit.failed(query(0), false, start + 13 * S);
+        circuit.failed(query(0), false, true, start + 13 * S);
         assert_eq!(circuit.state(start + 13 * S).0, CircuitState::HalfOpen, "what was sent before says nothing new");
     }
 
@@ -400,9 +420,9 @@ mod tests {
         let mut circuit = circuit(start);
         for n in 0..1000 {
             // Not even together with another.
-            assert!(!circuit.failed(query(n % 2), false, start + n * S / 100));
+            assert!(!circuit.failed(query(n % 2), false, true, start + n * S / 100));
         }
-        assert!(circuit.failed(query(2), false, start + 10 * S), "the third is one too many");
+        assert!(circuit.failed(query(2), false, true, start + 10 * S), "the third is one too many");
     }
 
     #[test]
@@ -412,18 +432,18 @@ mod tests {
         for n in 0..700 {
             let now = start + n * S / 10;
             circuit.succeeded(false, now);
-            assert!(!circuit.failed(query(0), false, now), "{n}");
+            assert!(!circuit.failed(query(0), false, true, now), "{n}");
             // Others fail as well, but not within the same half minute.
             if n % 350 == 0 {
                 circuit.succeeded(false, now);
-                assert!(!circuit.failed(query(1 + n / 350), false, now), "{n}");
+                assert!(!circuit.failed(query(1 + n / 350), false, true, now), "{n}");
             }
         }
         let end = start + 70 * S;
         let opened: Vec<_> = (7..10)
             .map(|n| {
                 circuit.succeeded(false, end);
-                circuit.failed(query(n), false, end)
+                circuit.failed(query(n), false, true, end)
             })
             .collect();
         assert_eq!(opened.iter().filter(|opened| **opened).count(), 1, "{opened:?}");
@@ -437,11 +457,11 @@ mod tests {
             circuit.succeeded(false, start);
         }
         for n in 0..3 {
-            assert!(!circuit.failed(query(n), false, start));
+            assert!(!circuit.failed(query(n), false, true, start));
         }
         circuit.succeeded(false, start);
         for _ in 0..15 {
-            assert!(!circuit.failed(query(0), false, start), "of one query alone");
+            assert!(!circuit.failed(query(0), false, true, start), "of one query alone");
         }
     }
 }

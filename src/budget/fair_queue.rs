@@ -115,7 +115,7 @@ impl FairQueue {
     /// Of a team's most urgent calls the one with the most clients; the earliest of several. It overtakes earlier ones
     /// only if each of these, reservations included, is in time one service later. Where it is not the first, this reads
     /// all calls before it.
-    fn next_of(
+    pub(super) fn next_of(
         &self,
         team: &Arc<str>,
         return_rate: f64,

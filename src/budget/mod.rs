@@ -41,7 +41,8 @@ use std::time::Duration;
 
 pub use account::{AccountBudget, AttemptOutcome, BudgetStatus, Permit};
 pub use circuit::{CircuitPolicy, CircuitState};
-pub use quota::{Grant, QuotaSource, QuotaStatus};
+pub(crate) use quota::LocalQuota;
+pub use quota::{Demand, Grant, QuotaSource, QuotaStatus, Turn};
 
 use crate::core::backoff::Backoff;
 use crate::core::limiter::Quota;

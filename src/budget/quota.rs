@@ -8,7 +8,10 @@
 //! shares a bucket with other processes.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::Limits;
 use super::adaptive_rate::AdaptiveRate;
@@ -24,6 +27,26 @@ pub enum Grant {
     Now,
     /// No token is available; ask again at this time, which is later than now.
     NotBefore(Instant),
+}
+
+/// Calls of one team that wait for tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// The team.
+    pub team: Arc<Team>,
+    /// They are refreshes that no client waits for.
+    pub background: bool,
+    /// How many of them could be sent now.
+    pub calls: u32,
+}
+
+/// Whose call a token is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// The name of the team.
+    pub team: Arc<str>,
+    /// It is for a refresh that no client waits for.
+    pub background: bool,
 }
 
 /// A view of a source's state.
@@ -43,8 +66,9 @@ pub struct QuotaStatus {
 ///   has fetched ahead, and fetches more in a task of its own.
 /// * Times are estimates. Others may take the token meanwhile, so [`take`](Self::take) may refuse at the very time that
 ///   was named; it then names a later one.
-/// * The source does not decide who is next: the budget has its own fair queue. The source learns the team, and by it the
-///   weight, so that processes can divide what they share.
+/// * The budget has its own fair queue, which decides who is next. Where processes share a bucket, no queue of one process
+///   can: such a source learns who waits, with [`set_demand`](Self::set_demand), and its [`turn`](Self::turn) names the
+///   team that its next token is for.
 ///
 /// ```
 /// use std::time::Duration;
@@ -128,6 +152,35 @@ pub trait QuotaSource: Debug + Send {
     /// Gives back a token that was not used.
     fn refund(&mut self);
 
+    /// Whose turn it is, if the source decides that.
+    fn turn(&self) -> Option<Turn> {
+        None
+    }
+
+    /// Gives back the token of this [`turn`](Self::turn): no call of that team waits any more.
+    fn decline(&mut self) {}
+
+    /// The calls that wait may have changed. `demand` lists them; only a source that needs it calls it.
+    fn set_demand(&mut self, _demand: &dyn Fn() -> Vec<Demand>, _now: Instant) {}
+
+    /// Notified when the source would answer otherwise than before, and no call was the cause.
+    fn changes(&self) -> Option<Arc<Notify>> {
+        None
+    }
+
+    /// When a team's own upstream limit, where processes share it, has a token.
+    fn team_ready_at(&self, _team: &Team) -> Option<Instant> {
+        None
+    }
+
+    /// The circuit has opened until this time, because of what the upstream answered.
+    fn circuit_opened(&mut self, _until: Instant) {}
+
+    /// Until when another process has opened the circuit.
+    fn circuit_open_until(&self) -> Option<Instant> {
+        None
+    }
+
     /// When the `n`-th token from now is expected, counted from 1.
     fn nth_at(&self, n: u32, now: Instant) -> Instant;
 
@@ -157,7 +210,7 @@ pub trait QuotaSource: Debug + Send {
 /// A pause is an instant beside the bucket. It does not push the bucket's TAT forward: the bucket fills during a pause,
 /// so that its burst is available after it.
 #[derive(Debug)]
-pub(super) struct LocalQuota {
+pub(crate) struct LocalQuota {
     limits: Limits,
     /// With the quota of the last [`update`](QuotaSource::update); `None` without a limit.
     limiter: Option<Limiter>,
@@ -169,7 +222,7 @@ pub(super) struct LocalQuota {
 
 impl LocalQuota {
     /// A full bucket.
-    pub(super) fn new(limits: &Limits, now: Instant) -> Self {
+    pub(crate) fn new(limits: &Limits, now: Instant) -> Self {
         Self {
             limits: *limits,
             limiter: limits.quota().map(|quota| Limiter::full(quota, now)),
@@ -177,6 +230,21 @@ impl LocalQuota {
             paused_until: None,
             rate_limited_in_a_row: 0,
         }
+    }
+
+    /// What it allows now; `None` without a limit.
+    pub(crate) fn quota(&self) -> Option<Quota> {
+        self.limiter.as_ref().map(Limiter::quota)
+    }
+
+    /// Empties the bucket.
+    pub(crate) fn drain(&mut self, now: Instant) {
+        self.limiter = self.quota().map(|quota| Limiter::empty(quota, now));
+    }
+
+    /// Other processes were granted so many tokens: what is learnt from a 429 is about all of them.
+    pub(crate) fn others_took(&mut self, tokens: u32, now: Instant) {
+        self.adaptive_rate.others_took(tokens, now);
     }
 
     fn is_rate_lowered(&self, now: Instant) -> bool {

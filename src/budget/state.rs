@@ -121,7 +121,19 @@ impl<R> State<R> {
         }
         // One more is ahead of each call than after this service.
         let is_in_time = |latest_start: Instant, ahead: usize| now + self.wait_behind(ahead + 1, now) <= latest_start;
-        let Some((team, ticket)) = self.wait_queue.next(is_in_time) else { return Served::Nothing };
+        let (team, ticket) = match self.quota.turn() {
+            None => match self.wait_queue.next(is_in_time) {
+                Some(next) => next,
+                None => return Served::Nothing,
+            },
+            Some(turn) => match self.wait_queue.next_of(&turn, is_in_time) {
+                Some(next) => next,
+                None => {
+                    self.quota.decline();
+                    return self.serve_next(now);
+                }
+            },
+        };
         if let Grant::NotBefore(at) = self.quota.take(&team, now) {
             return Served::NotBefore(at);
         }
@@ -137,13 +149,23 @@ impl<R> State<R> {
         }
     }
 
+    /// Tells the source of tokens who waits, as far as there are free slots.
+    pub(super) fn tell_demand(&mut self, now: Instant) {
+        let free = self.quota.concurrency(now).saturating_sub(self.in_flight);
+        let wait_queue = &self.wait_queue;
+        self.quota.set_demand(&|| wait_queue.demand(free), now);
+    }
+
     /// Takes a token of a team's own upstream limit, if it has one.
     pub(super) fn take_team_token(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
+        let elsewhere = self.quota.team_ready_at(team).filter(|at| *at > now);
         let Some(limit) = self.team_limit(team, now) else { return Ok(()) };
-        if (!background || limit.has_for_refreshes(now)) && limit.limiter.try_take(now) {
+        let is_free = elsewhere.is_none() && (!background || limit.has_for_refreshes(now));
+        if is_free && limit.limiter.try_take(now) {
             return Ok(());
         }
-        let wait = whole_seconds(limit.limiter.nth_at(1, now).saturating_duration_since(now));
+        let next = limit.limiter.nth_at(1, now).max(elsewhere.unwrap_or(now));
+        let wait = whole_seconds(next.saturating_duration_since(now));
         if !background {
             limit.reserved_until = Some(now + wait + TeamLimit::GRACE);
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fair_queue::{FairQueue, Ticket};
+use super::quota::{Demand, Turn};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::request::key::Key;
@@ -177,9 +178,35 @@ impl<R> WaitQueue<R> {
     pub(super) fn next(&self, is_in_time: impl Fn(Instant, usize) -> bool) -> Option<(Arc<Team>, Ticket)> {
         let queue = if self.clients.is_empty() { &self.refreshes } else { &self.clients };
         let (name, ticket) = queue.next(self.return_rate, is_in_time)?;
+        Some((self.team_of(&name, ticket)?, ticket))
+    }
+
+    /// The same for a turn that was decided elsewhere. `None` where no such call waits.
+    pub(super) fn next_of(
+        &self,
+        turn: &Turn,
+        is_in_time: impl Fn(Instant, usize) -> bool,
+    ) -> Option<(Arc<Team>, Ticket)> {
+        let of_client = self.clients.next_of(&turn.team, self.return_rate, &is_in_time);
+        let of_refresh = || self.refreshes.next_of(&turn.team, self.return_rate, &is_in_time);
+        let ticket = of_client.or_else(|| if turn.background { of_refresh() } else { None })?;
+        Some((self.team_of(&turn.team, ticket)?, ticket))
+    }
+
+    /// Who waits, at most `most` calls of each team. Refreshes count only while no client waits.
+    pub(super) fn demand(&self, most: u32) -> Vec<Demand> {
+        let background = self.clients.is_empty();
+        let queue = if background { &self.refreshes } else { &self.clients };
+        let demand = queue.lengths().into_iter().filter_map(|(name, calls)| {
+            let team = self.team_of(&name, queue.last_of(&name)?)?;
+            Some(Demand { team, background, calls: u32::try_from(calls).unwrap_or(u32::MAX).min(most) })
+        });
+        demand.filter(|demand| demand.calls > 0).collect()
+    }
+
+    fn team_of(&self, name: &Arc<str>, ticket: Ticket) -> Option<Arc<Team>> {
         let waiting_teams = &self.calls.get(&ticket)?.waiting_teams;
-        let team_waiters = waiting_teams.iter().find(|team_waiters| team_waiters.team.name == name)?;
-        Some((Arc::clone(&team_waiters.team), ticket))
+        waiting_teams.iter().find(|waiters| waiters.team.name == *name).map(|waiters| Arc::clone(&waiters.team))
     }
 
     /// Removes a call that is served, and charges the team.

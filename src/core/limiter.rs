@@ -76,6 +76,17 @@ impl Quota {
         nanos(self.cells.replenish_interval()) * u64::from(self.cells.burst_size().get())
     }
 
+    /// Microseconds between two tokens, rounded up.
+    pub fn micros(&self) -> u64 {
+        self.period().div_ceil(1000)
+    }
+
+    /// One of `n` equal parts, with a burst of at least one.
+    pub fn part(&self, n: u32) -> Self {
+        let n = u64::from(n.max(1));
+        Self::of_cells(self.period().saturating_mul(n), 1, (self.burst() / n).max(1))
+    }
+
     /// Tokens that can be taken at once from a full bucket.
     pub fn burst(&self) -> u64 {
         self.depth() / self.period()
@@ -99,6 +110,13 @@ impl Limiter {
     /// A full bucket.
     pub fn full(quota: Quota, now: Instant) -> Self {
         Self { quota, epoch: now, tat: Arc::default() }
+    }
+
+    /// An empty bucket.
+    pub fn empty(quota: Quota, now: Instant) -> Self {
+        let limiter = Self::full(quota, now);
+        limiter.tat.update(|_| quota.depth());
+        limiter
     }
 
     /// The quota of this clone.

@@ -107,6 +107,7 @@ fn outcome(response: &Result<UpstreamResponse, GatewayError>, deadline: Instant,
         Err(error) if error.is_on_kept_connection() => AttemptOutcome::Inconclusive,
         // A failure that a retry would repeat is a fault of that one response.
         Err(error) if error.retry() == Retry::Never => AttemptOutcome::Inconclusive,
+        Err(error) if error.reason() == Reason::UpstreamUnreachable => AttemptOutcome::Unreachable,
         Err(_) => AttemptOutcome::Failed,
     }
 }
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(outcome_of(Ok(500)), AttemptOutcome::Failed);
         assert_eq!(outcome_of(Ok(503)), AttemptOutcome::Failed);
         assert_eq!(outcome_of(Err((Reason::UpstreamRejectedCredentials, Retry::Never))), answered);
-        assert_eq!(outcome_of(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), AttemptOutcome::Failed);
+        assert_eq!(outcome_of(Err((Reason::UpstreamUnreachable, Retry::NothingSent))), AttemptOutcome::Unreachable);
         assert_eq!(outcome_of(Err((Reason::UpstreamInvalid, Retry::Never))), AttemptOutcome::Inconclusive);
         assert_eq!(outcome_of(Err((Reason::UpstreamTimeout, Retry::IfRepeatable))), AttemptOutcome::Failed);
         let died = GatewayError::new(Reason::UpstreamUnreachable, "scripted").with_retry(Retry::IfRepeatable);

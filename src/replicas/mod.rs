@@ -8,6 +8,7 @@
 //! [`seal`] protects the values, [`names`] hides what a key is for.
 
 mod accounts;
+mod budget;
 mod changes;
 mod connection;
 mod flights;

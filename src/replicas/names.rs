@@ -32,6 +32,11 @@ impl Names {
         format!("{}:{VERSION}:{{{}}}:{kind}", self.prefix, &tag[..32])
     }
 
+    /// Stands for `part` in a value that is not sealed. It tells as little as the name of a key.
+    pub(crate) fn hidden(&self, account: &Account, kind: &'static str, part: &[u8]) -> String {
+        hash(account, kind, part).to_hex()[..32].to_owned()
+    }
+
     /// A key of the whole deployment.
     pub(crate) fn common(&self, kind: &'static str) -> String {
         format!("{}:{VERSION}:{kind}", self.prefix)

@@ -64,6 +64,12 @@ impl TestServer {
         }
     }
 
+    /// Removes all data.
+    pub(crate) fn flush(&self) {
+        let client = redis::Client::open(format!("unix://{}", self.socket().display())).unwrap();
+        redis::cmd("FLUSHALL").exec(&mut client.get_connection().unwrap()).unwrap();
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.path().join("redis.sock")
     }

@@ -1,0 +1,229 @@
+-- One replica and the common budget of an account.
+--
+-- The replica says what it may spend, what it has learnt, what it gives back, and which teams' calls wait there. The
+-- script grants tokens to the teams whose turn it is. All times are integers in microseconds on the store's clock, below
+-- 2^53, so that Lua's numbers hold them exactly.
+--
+-- Tokens come from a bucket (GCRA): `tat` is the time until which the tokens taken so far are paid for. A token is for the
+-- time `at` >= now, and needs max(tat, at) + period <= at + burst * period. So over any time T no more than
+-- burst + T / period are granted. A token may be granted up to `ahead` before its time: the replica waits for it.
+--
+-- Between teams: start-time fair queueing, as in `src/budget/fair_queue.rs`. A token is for the team with the least start
+-- tag of all that wait anywhere; calls of clients come before refreshes. If that team does not wait at the replica that
+-- asks, the replica is told to ask again.
+--
+-- KEYS (all in one hash slot; each expires)
+--   1  hash  tat, paused, open: times; period, burst: the lowest of all replicas, read at `read`; virtual: the virtual
+--            time; granted: all tokens so far; base, log: see `refund`
+--   2  hash  replica -> "until period burst": what each may spend
+--   3  hash  replica -> "until" and, for each team that waits there, " team class calls period burst"
+--   4  hash  team:class -> its start tag; team -> the TAT of its own limit
+-- ARGV
+--   1  the replica
+--   2  microseconds between two tokens; 0 is no limit      3  burst
+--   4  a pause, from now                                   5  for how long the circuit is open, from now
+--   6  tokens wanted at most                               7  ahead: see above
+--   8  after this silence a replica is gone                9  grace: a replica that comes so late does not wait any more
+--  10  the longest time until a replica asks again        11  after this time another asks again whose turn it is not
+--  12  number n of tokens that are given back, then the times of these
+--  13+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--      own limit (0 0: none)
+-- Reply, integers
+--   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause   5 rest of the open circuit
+--   6 granted  7 calls that wait elsewhere   8 ask again after this time
+--   for each team: after this time its own limit has a token
+--   for each token: the number of its team in ARGV, from 1; after this time it may be used; its time, to give it back
+
+local function whole(number) return string.format('%.0f', number) end
+local function words(text)
+  local found = {}
+  for word in string.gmatch(text or '', '%S+') do found[#found + 1] = word end
+  return found
+end
+local function pairs_of(key)
+  local flat, found = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+  return found
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local replica = ARGV[1]
+local own_period, own_burst = tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, ahead, alive, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local longest, retry = tonumber(ARGV[10]), tonumber(ARGV[11])
+
+local state = pairs_of(KEYS[1])
+local function field(name) return tonumber(state[name] or 0) end
+local tat, period, burst = field('tat'), field('period'), field('burst')
+local virtual, granted, base = field('virtual'), field('granted'), field('base')
+local log = words(state.log)
+for i = 1, #log do log[i] = tonumber(log[i]) end
+local paused = math.max(field('paused'), now + tonumber(ARGV[4]))
+local open = math.max(field('open'), now + tonumber(ARGV[5]))
+
+-- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
+local behind = field('read') - now
+if behind > 0 then
+  tat, paused, open = tat - behind, math.max(now, paused - behind), math.max(now, open - behind)
+  base, log = tat, {}
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+end
+
+-- The lowest rate and burst of the replicas that live. 0, no limit, is the least period.
+local own = words(redis.call('HGET', KEYS[2], replica))
+local is_same = tonumber(own[2] or -1) == own_period and tonumber(own[3] or -1) == own_burst
+redis.call('HSET', KEYS[2], replica, whole(now + alive) .. ' ' .. whole(own_period) .. ' ' .. whole(own_burst))
+if not is_same or not state.read or behind > 0 or now >= field('read') + 1000000 then
+  local least_period, least_burst = 0, nil
+  for other, text in pairs(pairs_of(KEYS[2])) do
+    local said = words(text)
+    if tonumber(said[1]) < now then
+      redis.call('HDEL', KEYS[2], other)
+    elseif tonumber(said[2]) > 0 then
+      least_period = math.max(least_period, tonumber(said[2]))
+      least_burst = math.min(least_burst or tonumber(said[3]), tonumber(said[3]))
+    end
+  end
+  least_burst = math.max(least_burst or 1, 1)
+  if least_period ~= period then
+    -- As many tokens are owed as before.
+    if tat > now and period > 0 and least_period > 0 then
+      local tokens = math.floor((tat - now) / period)
+      local part = tat - now - tokens * period
+      tat = now + tokens * least_period + math.ceil(part / period * least_period)
+    end
+    base, log = tat, {}
+  end
+  period, burst = least_period, least_burst
+  state.read = whole(now)
+end
+
+-- A token that was not used: as if it had never been taken. The latest tokens are in `log`, and `base` is the TAT before
+-- them. A token that is not there is not given back, so that never more comes back than was taken.
+local function replay()
+  tat = base
+  for _, at in ipairs(log) do tat = math.max(tat, at) + period end
+end
+local refunds = tonumber(ARGV[12])
+for i = 1, refunds do
+  local at = tonumber(ARGV[12 + i])
+  for j = 1, #log do
+    if log[j] == at then
+      table.remove(log, j)
+      replay()
+      break
+    end
+  end
+end
+
+-- Who waits where. A team's refreshes queue apart from its clients' calls; its own limit is for both.
+local asked, wanted, limits, elsewhere = {}, {}, {}, 0
+local function want(team, class, team_period, team_burst)
+  local limit = limits[team]
+  if not limit then
+    limit = { tat = tonumber(redis.call('HGET', KEYS[4], team) or 0), period = 0, burst = 0 }
+    limits[team] = limit
+  end
+  -- Where the configured limits differ, the lower one counts.
+  if team_period > limit.period then limit.period, limit.burst = team_period, team_burst end
+  local name = team .. ':' .. class
+  local entry = wanted[name]
+  if not entry then
+    local start = math.max(tonumber(redis.call('HGET', KEYS[4], name) or 0), virtual)
+    entry = { name = name, team = team, class = class, here = 0, start = start, limit = limit }
+    wanted[name] = entry
+  end
+  return entry
+end
+for i = 13 + refunds, #ARGV, 6 do
+  local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
+  entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
+  asked[#asked + 1] = entry
+end
+for other, text in pairs(pairs_of(KEYS[3])) do
+  local said = words(text)
+  if other ~= replica and tonumber(said[1]) < now then
+    redis.call('HDEL', KEYS[3], other)
+  elseif other ~= replica then
+    for i = 2, #said, 5 do
+      want(said[i], said[i + 1], tonumber(said[i + 3]), tonumber(said[i + 4])).there = true
+      elsewhere = elsewhere + tonumber(said[i + 2])
+    end
+  end
+end
+
+local function next_at(of_tat, of_period, of_burst) return math.max(now, of_tat + of_period - of_period * of_burst) end
+
+local function of_limit(limit) return next_at(limit.tat, limit.period, limit.burst) end
+
+-- Whether it is the turn of `entry` rather than of `other`.
+local function is_before(entry, other)
+  if entry.class ~= other.class then return entry.class < other.class end
+  local start, others = math.max(entry.start, virtual), math.max(other.start, virtual)
+  if start ~= others then return start < others end
+  return entry.name < other.name
+end
+
+local grants, wait = {}, longest
+while #grants < 3 * most do
+  local first = math.max(next_at(tat, period, burst), paused)
+  local best, best_at, soonest
+  for _, entry in pairs(wanted) do
+    if entry.here > 0 or entry.there then
+      local at = math.max(first, of_limit(entry.limit))
+      if entry.here > 0 then soonest = math.min(soonest or at, at) end
+      if at <= now + ahead and (not best or is_before(entry, best)) then best, best_at = entry, at end
+    end
+  end
+  if not soonest then break end
+  if not best then
+    wait = math.min(longest, soonest - ahead - now)
+    break
+  end
+  if best.here == 0 then
+    wait = retry
+    break
+  end
+  best.here = best.here - 1
+  virtual = math.max(best.start, virtual)
+  best.start = virtual + best.cost
+  local limit = best.limit
+  if limit.period > 0 then limit.tat = math.max(limit.tat, best_at) + limit.period end
+  tat = math.max(tat, best_at) + period
+  granted = granted + 1
+  log[#log + 1] = best_at
+  if #log > 32 then base = math.max(base, table.remove(log, 1)) + period end
+  for _, value in ipairs({ best.number, best_at - now, best_at }) do grants[#grants + 1] = value end
+  wait = 0
+end
+
+local waiting, waits = whole(now + wait + grace), false
+local last = math.max(tat, paused, open)
+for _, entry in ipairs(asked) do
+  local limit = entry.limit
+  last = math.max(last, limit.tat)
+  redis.call('HSET', KEYS[4], entry.name, whole(entry.start), entry.team, whole(limit.tat))
+  if entry.here > 0 then
+    waits = true
+    local said = { entry.team, entry.class, whole(entry.here), whole(limit.period), whole(limit.burst) }
+    waiting = waiting .. ' ' .. table.concat(said, ' ')
+  end
+end
+if waits then redis.call('HSET', KEYS[3], replica, waiting) else redis.call('HDEL', KEYS[3], replica) end
+
+for i = 1, #log do log[i] = whole(log[i]) end
+redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', whole(paused), 'open', whole(open), 'period', whole(period),
+  'burst', whole(burst), 'read', state.read, 'virtual', whole(virtual), 'granted', whole(granted), 'base', whole(base),
+  'log', table.concat(log, ' '))
+local keep = math.ceil((last - now + 60000000) / 1000)
+redis.call('PEXPIRE', KEYS[1], whole(keep))
+redis.call('PEXPIRE', KEYS[2], whole(alive * 2 / 1000))
+redis.call('PEXPIRE', KEYS[3], whole((longest + grace) / 1000))
+-- Other teams may owe for longer than those that wait now.
+if redis.call('PTTL', KEYS[4]) < keep then redis.call('PEXPIRE', KEYS[4], whole(keep)) end
+
+local reply = { period, burst, tat - now, paused - now, open - now, granted, elsewhere, wait }
+for _, entry in ipairs(asked) do reply[#reply + 1] = of_limit(entry.limit) - now end
+for _, value in ipairs(grants) do reply[#reply + 1] = value end
+return reply

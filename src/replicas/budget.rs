@@ -1,0 +1,209 @@
+//! One budget of all replicas of an account.
+//!
+//! Every token is granted by the store, in one atomic script (`budget.lua`), so that all replicas together stay within the
+//! account's rate and burst. [`SharedQuota`] is where a replica's [`AccountBudget`](crate::budget::AccountBudget) takes
+//! its tokens from. It never waits for the store itself: a task asks, holds what is granted for milliseconds, and tells
+//! the account to go on.
+//!
+//! * A token that is granted is for a team: the store knows who waits where, and whose turn it is.
+//! * A token that is not used in time is given back. One that was granted while the answer was lost counts as spent.
+//! * The bucket of this process has to agree to each token. So a replica never exceeds the configured rate, whatever the
+//!   store says.
+//! * What this replica learns is told to the store with each ask, at least once a second: pauses, a lowered rate, a
+//!   circuit that the upstream's answers opened. What others have learnt comes back.
+//!
+//! # Without the store
+//!
+//! While the store is not reached, or does not answer three times in a row, this replica is *alone*: it spends its part of
+//! the rate. Each change of side begins with an empty bucket, so that no tokens count twice. A process that starts is not
+//! alone until the store has had time to be reached.
+
+mod ledger;
+mod side;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::sleep_until;
+
+use self::ledger::{Ledger, StoreLedger};
+use self::side::Replica;
+use super::SharedStore;
+use crate::accounts::{Account, Team};
+use crate::budget::{Demand, Grant, Limits, QuotaSource, QuotaStatus, Turn};
+use crate::core::clock::{Clock, Instant};
+use crate::semantics::upstream_headers::RateLimitHeaders;
+
+/// The tokens of one account, which all replicas share. See the module.
+#[derive(Debug)]
+pub(crate) struct SharedQuota {
+    replica: Arc<Mutex<Replica>>,
+    /// Tells the task to look what is to be asked.
+    work: Arc<Notify>,
+    /// Tells the account to go on.
+    changes: Arc<Notify>,
+    clock: Clock,
+}
+
+impl SharedQuota {
+    /// Takes the tokens of `account` from `store`. Needs a tokio runtime.
+    pub(crate) fn new(store: SharedStore, account: Arc<Account>, limits: &Limits, clock: Clock) -> Self {
+        Self::over(StoreLedger::new(store, account), limits, clock)
+    }
+
+    fn over(ledger: impl Ledger, limits: &Limits, clock: Clock) -> Self {
+        let replica = Replica::new(limits, ledger.configured(), ledger.timeout() * 2, clock.now());
+        let replica = Arc::new(Mutex::new(replica));
+        let (work, changes) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        tokio::spawn(ask(ledger, Arc::downgrade(&replica), Arc::clone(&work), Arc::clone(&changes), clock));
+        Self { replica, work, changes, clock }
+    }
+
+    fn replica(&self) -> MutexGuard<'_, Replica> {
+        lock(&self.replica)
+    }
+
+    /// Changes something that the task may have to tell the store.
+    fn change<T>(&self, change: impl FnOnce(&mut Replica) -> T) -> T {
+        let changed = change(&mut self.replica());
+        self.work.notify_one();
+        changed
+    }
+}
+
+fn lock(replica: &Mutex<Replica>) -> MutexGuard<'_, Replica> {
+    // Every change under this lock is complete before anything that could panic.
+    replica.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks the store whenever there is something to ask, until the source is dropped.
+async fn ask(
+    ledger: impl Ledger,
+    replica: Weak<Mutex<Replica>>,
+    work: Arc<Notify>,
+    changes: Arc<Notify>,
+    clock: Clock,
+) {
+    let mut is_up = ledger.changes();
+    loop {
+        let question = {
+            let Some(replica) = replica.upgrade() else { return };
+            let mut replica = lock(&replica);
+            replica.set_replicas(ledger.replicas());
+            if replica.set_up(*is_up.borrow_and_update(), clock.now()) {
+                changes.notify_one();
+            }
+            replica.question(clock.now(), |team| ledger.hidden(team))
+        };
+        let Some(question) = question else {
+            let Some(at) = replica.upgrade().map(|replica| lock(&replica).next_ask(clock.now())) else { return };
+            tokio::select! {
+                () = work.notified() => {}
+                () = sleep_until(at) => {}
+                changed = is_up.changed() => if changed.is_err() { return },
+            }
+            continue;
+        };
+        let answer = ledger.ask(&question).await;
+        let Some(replica) = replica.upgrade() else { return };
+        let mut replica = lock(&replica);
+        match answer {
+            Ok(answer) => replica.answered(&question, &answer, clock.now()),
+            Err(_) => replica.failed(clock.now()),
+        }
+        changes.notify_one();
+    }
+}
+
+impl QuotaSource for SharedQuota {
+    fn set_limits(&mut self, limits: &Limits, now: Instant) {
+        self.change(|replica| replica.set_limits(limits, now));
+    }
+
+    fn update(&mut self, now: Instant) {
+        if self.replica().update(now) {
+            self.work.notify_one();
+        }
+    }
+
+    fn ready(&self, now: Instant) -> Grant {
+        self.replica().ready(now)
+    }
+
+    fn take(&mut self, team: &Team, now: Instant) -> Grant {
+        self.change(|replica| replica.take(team, now))
+    }
+
+    fn refund(&mut self) {
+        let now = self.clock.now();
+        self.change(|replica| replica.refund(now));
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        self.replica().turn()
+    }
+
+    fn decline(&mut self) {
+        self.change(Replica::decline);
+    }
+
+    fn set_demand(&mut self, demand: &dyn Fn() -> Vec<Demand>, now: Instant) {
+        if self.replica().set_demand(demand(), now) {
+            self.work.notify_one();
+        }
+    }
+
+    fn changes(&self) -> Option<Arc<Notify>> {
+        Some(Arc::clone(&self.changes))
+    }
+
+    fn team_ready_at(&self, team: &Team) -> Option<Instant> {
+        self.replica().team_ready_at(team)
+    }
+
+    fn circuit_opened(&mut self, until: Instant) {
+        self.change(|replica| replica.circuit_opened(until));
+    }
+
+    fn circuit_open_until(&self) -> Option<Instant> {
+        self.replica().circuit_open_until()
+    }
+
+    fn nth_at(&self, n: u32, now: Instant) -> Instant {
+        self.replica().nth_at(n, now)
+    }
+
+    fn concurrency(&self, now: Instant) -> u32 {
+        self.replica().concurrency(now)
+    }
+
+    fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) {
+        self.replica().local().accepted(stated, now);
+    }
+
+    fn rate_limited(
+        &mut self,
+        asked: Option<Duration>,
+        stated: &RateLimitHeaders,
+        sent: Instant,
+        in_flight: u32,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.change(|replica| replica.rate_limited(asked, stated, sent, in_flight, now))
+    }
+
+    fn status(&self, now: Instant) -> QuotaStatus {
+        self.replica().status(now)
+    }
+}
+
+impl Drop for SharedQuota {
+    fn drop(&mut self) {
+        // Both tasks end when they see that this is gone.
+        self.work.notify_one();
+        self.changes.notify_one();
+    }
+}

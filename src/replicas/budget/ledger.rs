@@ -1,0 +1,194 @@
+//! What a replica asks of the common budget, and how the store is asked. See `budget.lua`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::accounts::Account;
+use crate::replicas::{SharedStore, StoreError};
+
+/// The script that decides.
+const SCRIPT: &str = include_str!("../budget.lua");
+/// A token is granted so long before its time: enough for the way back and for a timer.
+pub(super) const AHEAD: Duration = Duration::from_millis(10);
+/// A replica that asks so late does not wait any more.
+const GRACE: Duration = Duration::from_millis(150);
+/// The longest time until a replica asks again.
+pub(super) const LONGEST: Duration = Duration::from_secs(1);
+/// The time until a replica asks again when it is the turn of a team that waits at another.
+const RETRY: Duration = Duration::from_millis(4);
+/// A replica's limits count for so long.
+const ALIVE: Duration = Duration::from_secs(5);
+/// The cost of a token for a team of weight 1. Every weight up to 16 divides it.
+const COST: u64 = 720_720;
+
+/// Microseconds between two tokens, 0 without a limit, and how many may be taken at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Spend {
+    pub(super) period: u64,
+    pub(super) burst: u64,
+}
+
+/// A team's calls that wait at this replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ask {
+    /// Stands for the team.
+    pub(super) team: String,
+    pub(super) background: bool,
+    pub(super) weight: u32,
+    pub(super) calls: u32,
+    /// The team's own limit.
+    pub(super) limit: Spend,
+}
+
+/// What a replica says and asks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Question {
+    /// What it may spend.
+    pub(super) spend: Spend,
+    /// A pause that it has learnt of, from now.
+    pub(super) pause: Duration,
+    /// For how long its circuit is open, from now.
+    pub(super) open: Duration,
+    /// Tokens at most; none of any team if 0.
+    pub(super) most: u32,
+    /// The times of tokens that were not used.
+    pub(super) refunds: Vec<u64>,
+    /// Who waits.
+    pub(super) teams: Vec<Ask>,
+}
+
+/// A token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token {
+    /// The position of its team in the question.
+    pub(super) team: usize,
+    /// It may be used after this time.
+    pub(super) after: Duration,
+    /// Its time on the store's clock, in microseconds.
+    pub(super) at: u64,
+}
+
+/// What the store says. All durations are from now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Answer {
+    /// The lowest that all replicas may spend.
+    pub(super) spend: Spend,
+    /// The tokens that are taken are paid for after this time.
+    pub(super) owed: Duration,
+    pub(super) pause: Duration,
+    pub(super) open: Duration,
+    /// Tokens granted to all replicas so far.
+    pub(super) granted: u64,
+    /// Calls that wait at other replicas.
+    pub(super) elsewhere: u32,
+    /// Ask again after this time.
+    pub(super) wait: Duration,
+    /// For each team that was asked for: after this time its own limit has a token.
+    pub(super) teams: Vec<Duration>,
+    pub(super) tokens: Vec<Token>,
+}
+
+/// The common budget of an account.
+pub(super) trait Ledger: Send + Sync + 'static {
+    /// One atomic decision. Fails within `timeout`.
+    fn ask(&self, question: &Question) -> impl Future<Output = Result<Answer, StoreError>> + Send;
+    /// Tells whether it can be asked.
+    fn changes(&self) -> watch::Receiver<bool>;
+    /// The longest time that one ask takes.
+    fn timeout(&self) -> Duration;
+    /// Replicas that live, of those last seen.
+    fn replicas(&self) -> u32;
+    /// Replicas that are configured.
+    fn configured(&self) -> u32;
+    /// Stands for a team of this name.
+    fn hidden(&self, team: &str) -> String;
+}
+
+/// The budget in the store.
+pub(super) struct StoreLedger {
+    store: SharedStore,
+    account: Arc<Account>,
+    keys: [String; 4],
+}
+
+impl StoreLedger {
+    pub(super) fn new(store: SharedStore, account: Arc<Account>) -> Self {
+        let key = |kind| store.names().tagged(&account, kind);
+        let keys = [key("budget"), key("limits"), key("waiting"), key("teams")];
+        Self { store, account, keys }
+    }
+}
+
+impl Ledger for StoreLedger {
+    async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
+        let mut command = redis::cmd("EVAL");
+        command.arg(SCRIPT).arg(self.keys.len()).arg(&self.keys).arg(self.store.id());
+        command.arg(question.spend.period).arg(question.spend.burst);
+        command.arg(micros(question.pause)).arg(micros(question.open)).arg(question.most);
+        for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
+            command.arg(micros(time));
+        }
+        command.arg(question.refunds.len()).arg(&question.refunds);
+        for Ask { team, background, weight, calls, limit } in &question.teams {
+            command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
+            command.arg(limit.period).arg(limit.burst);
+        }
+        let reply: Vec<i64> = self.store.run("budget", &command).await?;
+        read(&reply, question.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
+    }
+
+    fn changes(&self) -> watch::Receiver<bool> {
+        self.store.changes()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.store.settings().timeout
+    }
+
+    fn replicas(&self) -> u32 {
+        self.store.replicas()
+    }
+
+    fn configured(&self) -> u32 {
+        self.store.settings().replicas
+    }
+
+    fn hidden(&self, team: &str) -> String {
+        self.store.names().hidden(&self.account, "team", team.as_bytes())
+    }
+}
+
+/// Reads the script's reply to a question about so many teams.
+fn read(reply: &[i64], teams: usize) -> Option<Answer> {
+    let (&[period, burst, owed, pause, open, granted, elsewhere, wait], rest) = reply.split_first_chunk::<8>()?;
+    let (waits, tokens) = rest.split_at_checked(teams)?;
+    let token = |token: &[i64]| {
+        let &[team, after, at] = token else { return None };
+        let team = usize::try_from(team).ok()?.checked_sub(1).filter(|team| *team < teams)?;
+        Some(Token { team, after: duration(after), at: u64::try_from(at).ok()? })
+    };
+    Some(Answer {
+        spend: Spend { period: u64::try_from(period).ok()?, burst: u64::try_from(burst).ok()?.max(1) },
+        owed: duration(owed),
+        pause: duration(pause),
+        open: duration(open),
+        granted: u64::try_from(granted).ok()?,
+        elsewhere: u32::try_from(elsewhere).unwrap_or(u32::MAX),
+        wait: duration(wait),
+        teams: waits.iter().map(|wait| duration(*wait)).collect(),
+        tokens: tokens.chunks(3).map(token).collect::<Option<_>>()?,
+    })
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Zero where it is past. At most a year, so that it can be added to any instant.
+fn duration(micros: i64) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(366 * 86_400);
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0)).min(LONGEST)
+}

@@ -1,0 +1,487 @@
+//! What one replica knows of the common budget, and what it does with it. Pure: time is passed in, nothing waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ledger::{AHEAD, Answer, Ask, LONGEST, Question, Spend};
+use crate::accounts::Team;
+use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, QuotaStatus, Turn};
+use crate::core::clock::Instant;
+use crate::core::limiter::{Limiter, Quota};
+use crate::semantics::upstream_headers::RateLimitHeaders;
+
+/// A token that is not used so long after its time is given back.
+const HOLD: Duration = Duration::from_millis(50);
+/// Tokens that are held at once.
+const MOST: usize = 4;
+/// A permit that was not used is given back within this time.
+const RETURNS: Duration = Duration::from_millis(500);
+/// After this many asks in a row without an answer this replica is alone.
+const FAILURES: u32 = 3;
+/// How often a lowered rate that changes slowly is told.
+const TELL: Duration = Duration::from_secs(1);
+
+/// Where the tokens come from.
+#[derive(Debug)]
+enum Side {
+    /// The process has started: from the store, if it is reached by this time.
+    Starting(Instant),
+    /// From the store.
+    Shared,
+    /// From this replica's part; `None` without a limit.
+    Alone(Option<Limiter>),
+}
+
+impl Turn {
+    fn is_for(&self, demand: &Demand) -> bool {
+        self.team == demand.team.name && self.background == demand.background
+    }
+}
+
+/// A token that the store has granted.
+#[derive(Debug)]
+struct Held {
+    turn: Turn,
+    due: Instant,
+    /// Its time on the store's clock.
+    at: u64,
+}
+
+/// What the store said last.
+#[derive(Debug, Default)]
+struct Known {
+    spend: Spend,
+    /// Tokens that are taken are paid for then.
+    paid: Option<Instant>,
+    paused_until: Option<Instant>,
+    open_until: Option<Instant>,
+    granted: Option<u64>,
+    elsewhere: u32,
+    /// When the own limit of a team has a token.
+    teams: HashMap<Arc<str>, Instant>,
+}
+
+/// One replica's side of the budget.
+#[derive(Debug)]
+pub(super) struct Replica {
+    side: Side,
+    /// It has to agree to each token, and learns from responses.
+    local: LocalQuota,
+    is_up: bool,
+    configured: u32,
+    living: u32,
+    demand: Vec<Demand>,
+    /// The teams that wait here, as the store knows it.
+    registered: Vec<Turn>,
+    held: VecDeque<Held>,
+    /// Tokens that were used recently, oldest first.
+    used: VecDeque<(u64, Instant)>,
+    refunds: Vec<u64>,
+    known: Known,
+    /// What the store was told that may be spent, and when that changed.
+    told: Option<(Spend, Instant)>,
+    opened_until: Option<Instant>,
+    /// How many asks in a row were not answered.
+    failures: u32,
+    /// Nothing is asked before, unless there is news.
+    ask_at: Instant,
+    has_news: bool,
+    hidden: HashMap<Arc<str>, String>,
+}
+
+impl Replica {
+    /// A full bucket. It is not alone before `patience` has passed.
+    pub(super) fn new(limits: &Limits, configured: u32, patience: Duration, now: Instant) -> Self {
+        Self {
+            side: Side::Starting(now + patience),
+            local: LocalQuota::new(limits, now),
+            is_up: false,
+            configured,
+            living: 1,
+            demand: Vec::new(),
+            registered: Vec::new(),
+            held: VecDeque::new(),
+            used: VecDeque::new(),
+            refunds: Vec::new(),
+            known: Known::default(),
+            told: None,
+            opened_until: None,
+            failures: 0,
+            ask_at: now,
+            has_news: true,
+            hidden: HashMap::new(),
+        }
+    }
+
+    /// The bucket of this process.
+    pub(super) fn local(&mut self) -> &mut LocalQuota {
+        &mut self.local
+    }
+
+    /// How many replicas were last seen.
+    pub(super) fn set_replicas(&mut self, living: u32) {
+        self.living = living.max(1);
+    }
+
+    /// The store can be asked, or not. Returns whether that changed the side.
+    pub(super) fn set_up(&mut self, is_up: bool, now: Instant) -> bool {
+        if is_up && !self.is_up {
+            (self.failures, self.has_news) = (0, true);
+        }
+        self.is_up = is_up;
+        let gives_up = match self.side {
+            Side::Starting(until) => now >= until,
+            Side::Shared => !is_up,
+            Side::Alone(_) => false,
+        };
+        if gives_up {
+            self.go_alone(now);
+        }
+        gives_up
+    }
+
+    fn go_alone(&mut self, now: Instant) {
+        self.registered.clear();
+        self.held.clear();
+        self.used.clear();
+        self.refunds.clear();
+        self.known = Known::default();
+        self.local.update(now);
+        self.local.drain(now);
+        self.side = Side::Alone(self.part().map(|part| Limiter::empty(part, now)));
+    }
+
+    /// This replica's part of the account's quota.
+    fn part(&self) -> Option<Quota> {
+        Some(self.local.quota()?.part(self.configured.max(self.living)))
+    }
+
+    /// When the store is asked next, if there is no news before.
+    pub(super) fn next_ask(&self, now: Instant) -> Instant {
+        match self.side {
+            Side::Starting(until) if !self.is_up => until,
+            _ if !self.is_up => now + LONGEST,
+            _ => self.ask_at,
+        }
+    }
+
+    /// What to ask now, if anything.
+    pub(super) fn question(&mut self, now: Instant, hidden: impl Fn(&str) -> String) -> Option<Question> {
+        if !self.is_up || (now < self.ask_at && !self.has_news) {
+            return None;
+        }
+        self.local.update(now);
+        self.has_news = false;
+        let wanted = self.wanted(now);
+        let calls = wanted.iter().map(|(_, calls)| *calls).max().unwrap_or(0);
+        let most = calls.min(u32::try_from(MOST - self.held.len()).unwrap_or(0));
+        let mut teams = Vec::with_capacity(wanted.len());
+        for (demand, calls) in wanted {
+            let Demand { team, background, .. } = demand;
+            let hidden = self.hidden.entry(Arc::clone(&team.name)).or_insert_with(|| hidden(&team.name)).clone();
+            let limit = team.upstream.map(|rate| spend(&Quota::new(rate, rate.count()))).unwrap_or_default();
+            teams.push(Ask { team: hidden, background, weight: team.weight, calls, limit });
+        }
+        let rest = |until: Option<Instant>| until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        Some(Question {
+            spend: self.tell(now),
+            pause: self.local.status(now).paused,
+            open: rest(self.opened_until),
+            most,
+            refunds: std::mem::take(&mut self.refunds),
+            teams,
+        })
+    }
+
+    /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not use
+    /// a token, so that it is not kept from others.
+    fn wanted(&self, now: Instant) -> Vec<(Demand, u32)> {
+        let may_use = self.local.nth_at(1, now) <= now + AHEAD && self.held.len() < MOST;
+        if !may_use || matches!(self.side, Side::Alone(_)) {
+            return Vec::new();
+        }
+        let unmet = self.demand.iter().map(|demand| {
+            let held = self.held.iter().filter(|held| held.turn.is_for(demand)).count();
+            (demand.clone(), demand.calls.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX)))
+        });
+        unmet.filter(|(_, calls)| *calls > 0).collect()
+    }
+
+    /// Whether the store has to know that other teams wait here now. One that waits no longer must not keep others from
+    /// their tokens.
+    fn look(&mut self, now: Instant) {
+        let wanted = self.wanted(now);
+        let is_known = |(demand, _): &(Demand, u32)| self.registered.iter().any(|turn| turn.is_for(demand));
+        self.has_news |= wanted.len() != self.registered.len() || !wanted.iter().all(is_known);
+        if wanted.is_empty() && !self.demand.is_empty() {
+            // As soon as this replica could use a token.
+            self.ask_at = self.ask_at.min(self.local.nth_at(1, now).max(now + AHEAD));
+        }
+    }
+
+    /// What the store is told that may be spent. A learnt rate rises all the time; it is told from time to time.
+    fn tell(&mut self, now: Instant) -> Spend {
+        let own = self.local.quota().map(|quota| spend(&quota)).unwrap_or_default();
+        match self.told {
+            Some((told, at)) if own.burst == told.burst && own.period <= told.period && now < at + TELL => told,
+            _ => {
+                self.told = Some((own, now));
+                own
+            }
+        }
+    }
+
+    /// The store has answered.
+    pub(super) fn answered(&mut self, question: &Question, answer: &Answer, now: Instant) {
+        self.failures = 0;
+        match self.side {
+            Side::Starting(_) => self.side = Side::Shared,
+            Side::Shared => {}
+            Side::Alone(_) => {
+                self.local.update(now);
+                self.local.drain(now);
+                self.side = Side::Shared;
+                self.has_news = true;
+            }
+        }
+        let until = |rest: Duration| (!rest.is_zero()).then(|| now + rest);
+        if let Some(before) = self.known.granted {
+            let own = answer.tokens.len() as u64;
+            let others = answer.granted.saturating_sub(before).saturating_sub(own);
+            self.local.others_took(u32::try_from(others).unwrap_or(u32::MAX).min(10_000), now);
+        }
+        self.known.granted = Some(answer.granted);
+        self.known.spend = answer.spend;
+        self.known.paid = until(answer.owed);
+        self.known.paused_until = until(answer.pause);
+        self.known.open_until = until(answer.open);
+        self.known.elsewhere = answer.elsewhere;
+        let mut asked: Vec<Turn> = Vec::with_capacity(question.teams.len());
+        for (ask, wait) in question.teams.iter().zip(&answer.teams) {
+            let Some((name, _)) = self.hidden.iter().find(|(_, hidden)| **hidden == ask.team) else { continue };
+            asked.push(Turn { team: Arc::clone(name), background: ask.background });
+            if ask.limit.period > 0 {
+                self.known.teams.insert(Arc::clone(name), now + *wait);
+            }
+        }
+        let mut unmet: Vec<u32> = question.teams.iter().map(|ask| ask.calls).collect();
+        for token in &answer.tokens {
+            if let (Some(turn), Some(unmet)) = (asked.get(token.team), unmet.get_mut(token.team)) {
+                *unmet = unmet.saturating_sub(1);
+                self.held.push_back(Held { turn: turn.clone(), due: now + token.after, at: token.at });
+            }
+        }
+        self.registered = asked.into_iter().zip(unmet).filter(|(_, unmet)| *unmet > 0).map(|(turn, _)| turn).collect();
+        if self.known.paused_until.is_some() {
+            self.give_back(|_| true);
+        }
+        self.ask_at = now + if self.registered.is_empty() { LONGEST } else { answer.wait.min(LONGEST) };
+        self.look(now);
+    }
+
+    /// The store was asked and did not answer. What it may have granted counts as spent.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures < FAILURES && !matches!(self.side, Side::Alone(_)) {
+            self.has_news = true;
+            return;
+        }
+        if !matches!(self.side, Side::Alone(_)) {
+            self.go_alone(now);
+        }
+        self.ask_at = now + LONGEST.mul_f64(0.25 + 0.75 * fastrand::f64());
+    }
+
+    /// The calls that wait. Returns whether the store has to be asked at once.
+    pub(super) fn set_demand(&mut self, demand: Vec<Demand>, now: Instant) -> bool {
+        let ask_at = self.ask_at;
+        self.demand = demand;
+        self.look(now);
+        self.has_news || self.ask_at < ask_at
+    }
+
+    pub(super) fn set_limits(&mut self, limits: &Limits, now: Instant) {
+        self.local.set_limits(limits, now);
+        self.has_news = true;
+    }
+
+    /// Brings all up to date. Returns whether tokens have to be given back.
+    pub(super) fn update(&mut self, now: Instant) -> bool {
+        self.local.update(now);
+        let part = self.part();
+        if let Side::Alone(alone) = &mut self.side {
+            match (alone.as_mut(), part) {
+                (Some(limiter), Some(part)) => limiter.set_quota(part, now),
+                (_, part) => *alone = part.map(|part| Limiter::empty(part, now)),
+            }
+        }
+        self.used.retain(|(_, at)| *at + RETURNS > now);
+        self.give_back(|held| held.due + HOLD < now)
+    }
+
+    /// Gives back tokens that are held.
+    fn give_back(&mut self, which: impl Fn(&Held) -> bool) -> bool {
+        let before = self.refunds.len();
+        let refunds = &mut self.refunds;
+        self.held.retain(|held| {
+            let goes = which(held);
+            if goes {
+                refunds.push(held.at);
+            }
+            !goes
+        });
+        let any = self.refunds.len() > before;
+        self.has_news |= any;
+        any
+    }
+
+    /// The later of the pauses that this replica and others have learnt of.
+    fn resumes(&self, now: Instant) -> Instant {
+        let own = now + self.local.status(now).paused;
+        self.known.paused_until.map_or(own, |until| until.max(own))
+    }
+
+    pub(super) fn ready(&self, now: Instant) -> Grant {
+        let at = match (&self.side, self.held.front()) {
+            (Side::Alone(alone), _) => {
+                let own = alone.as_ref().map_or(now, |limiter| limiter.nth_at(1, now));
+                own.max(self.local.nth_at(1, now)).max(self.resumes(now))
+            }
+            (_, Some(held)) => held.due.max(self.local.nth_at(1, now)).max(self.resumes(now)),
+            // The account is told when there is one.
+            (_, None) => self.resumes(now).max(now + LONGEST),
+        };
+        if at <= now { Grant::Now } else { Grant::NotBefore(at) }
+    }
+
+    pub(super) fn take(&mut self, team: &Team, now: Instant) -> Grant {
+        if let not_before @ Grant::NotBefore(_) = self.ready(now) {
+            return not_before;
+        }
+        let is_for = |held: &Held| held.turn.team == team.name && held.due <= now;
+        let place = self.held.iter().position(is_for);
+        if let Side::Alone(alone) = &self.side {
+            if alone.as_ref().is_none_or(|limiter| limiter.try_take(now)) {
+                return self.local.take(team, now);
+            }
+        } else if let Some(place) = place
+            && self.local.take(team, now) == Grant::Now
+            && let Some(held) = self.held.remove(place)
+        {
+            self.used.push_back((held.at, now));
+            return Grant::Now;
+        }
+        Grant::NotBefore(now + LONGEST)
+    }
+
+    /// A permit was not used. Which of the recent ones is not known: the oldest is the most that was certainly taken.
+    pub(super) fn refund(&mut self, now: Instant) {
+        match &self.side {
+            Side::Alone(alone) => {
+                if let Some(limiter) = alone {
+                    limiter.refund();
+                    self.local.refund();
+                }
+            }
+            _ => {
+                self.used.retain(|(_, at)| *at + RETURNS > now);
+                if let Some((at, _)) = self.used.pop_front() {
+                    self.local.refund();
+                    self.refunds.push(at);
+                    self.has_news = true;
+                }
+            }
+        }
+    }
+
+    pub(super) fn turn(&self) -> Option<Turn> {
+        match self.side {
+            Side::Alone(_) => None,
+            _ => self.held.front().map(|held| held.turn.clone()),
+        }
+    }
+
+    pub(super) fn decline(&mut self) {
+        if let Some(held) = self.held.pop_front() {
+            self.refunds.push(held.at);
+            self.has_news = true;
+        }
+    }
+
+    pub(super) fn team_ready_at(&self, team: &Team) -> Option<Instant> {
+        self.known.teams.get(&team.name).copied()
+    }
+
+    pub(super) fn circuit_opened(&mut self, until: Instant) {
+        self.opened_until = Some(until);
+        self.has_news = true;
+    }
+
+    pub(super) fn circuit_open_until(&self) -> Option<Instant> {
+        self.known.open_until
+    }
+
+    pub(super) fn rate_limited(
+        &mut self,
+        asked: Option<Duration>,
+        stated: &RateLimitHeaders,
+        sent: Instant,
+        in_flight: u32,
+        now: Instant,
+    ) -> Option<Duration> {
+        let paused = self.local.rate_limited(asked, stated, sent, in_flight, now);
+        self.local.update(now);
+        self.has_news = true;
+        self.give_back(|_| true);
+        paused
+    }
+
+    /// When the `n`-th token is expected here, if those that wait elsewhere get their part meanwhile.
+    pub(super) fn nth_at(&self, n: u32, now: Instant) -> Instant {
+        let resumes = self.resumes(now);
+        if let Side::Alone(alone) = &self.side {
+            let local = self.local.nth_at(n, now);
+            return alone.as_ref().map_or(local, |limiter| limiter.nth_at(n, resumes).max(local));
+        }
+        let Spend { period, burst } = self.known.spend;
+        let here: u64 = self.demand.iter().map(|demand| u64::from(demand.calls)).sum::<u64>().max(n.into());
+        let all = u64::from(n).saturating_mul(here.saturating_add(self.known.elsewhere.into())) / here.max(1);
+        // Tokens that are held are already paid for.
+        let all = all.saturating_sub(self.held.len() as u64);
+        let paid = self.known.paid.map_or(resumes, |paid| paid.max(resumes));
+        let from_resumes = Duration::from_micros(period.saturating_mul(all).min(u64::MAX / 1000));
+        let depth = Duration::from_micros(period.saturating_mul(burst).min(u64::MAX / 1000));
+        let paid_at = (paid - resumes).saturating_add(from_resumes).saturating_sub(depth);
+        (resumes + paid_at.min(Duration::from_secs(366 * 86_400))).max(self.local.nth_at(n, now))
+    }
+
+    pub(super) fn concurrency(&self, now: Instant) -> u32 {
+        let replicas = match self.side {
+            Side::Shared => self.living,
+            _ => self.living.max(self.configured),
+        };
+        (self.local.concurrency(now) / replicas).max(1)
+    }
+
+    pub(super) fn status(&self, now: Instant) -> QuotaStatus {
+        let local = self.local.status(now);
+        let paused = self.resumes(now).saturating_duration_since(now);
+        let Spend { period, burst } = self.known.spend;
+        match &self.side {
+            Side::Alone(Some(alone)) => {
+                QuotaStatus { per_second: Some(alone.quota().per_second()), tokens: Some(alone.tokens(now)), paused }
+            }
+            Side::Shared if period > 0 => {
+                let owed = self.known.paid.map_or(0.0, |paid| paid.saturating_duration_since(now).as_secs_f64());
+                let per_second = 1e6 / period as f64;
+                QuotaStatus { per_second: Some(per_second), tokens: Some(burst as f64 - owed * per_second), paused }
+            }
+            _ => QuotaStatus { paused, ..local },
+        }
+    }
+}
+
+fn spend(quota: &Quota) -> Spend {
+    Spend { period: quota.micros(), burst: quota.burst() }
+}

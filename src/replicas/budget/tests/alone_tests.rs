@@ -1,0 +1,270 @@
+//! One replica and a scripted store, under paused time.
+
+use std::sync::Mutex;
+
+use super::*;
+
+type Reply = Box<dyn Fn(&Question) -> Answer + Send>;
+
+/// Answers each ask as scripted; grants what is asked, at once, when nothing is.
+#[derive(Clone)]
+struct Scripted {
+    is_up: watch::Sender<bool>,
+    answers: Arc<Mutex<VecDeque<Reply>>>,
+    asked: Arc<Mutex<Vec<Question>>>,
+    is_silent: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Scripted {
+    fn new(is_up: bool) -> Self {
+        let is_up = watch::Sender::new(is_up);
+        Self { is_up, answers: Arc::default(), asked: Arc::default(), is_silent: Arc::default() }
+    }
+
+    fn silent(&self, is_silent: bool) {
+        self.is_silent.store(is_silent, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn next(&self, reply: impl Fn(&Question) -> Answer + Send + 'static) {
+        self.answers.lock().unwrap().push_back(Box::new(reply));
+    }
+
+    fn asked(&self) -> Vec<Question> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    fn refunds(&self) -> Vec<u64> {
+        self.asked().into_iter().flat_map(|question| question.refunds).collect()
+    }
+
+    fn budget(&self, limits: Limits) -> AccountBudget {
+        let clock = Clock::simulated();
+        let quota = SharedQuota::over(self.clone(), &limits, clock);
+        AccountBudget::with_quota("main".into(), limits, Box::new(quota), clock)
+    }
+}
+
+fn grant(teams: &[Ask], most: u32) -> Answer {
+    let tokens = teams.iter().enumerate().flat_map(|(team, ask)| (0..ask.calls).map(move |_| team));
+    let tokens = tokens.take(most as usize).map(|team| Token { team, after: Duration::ZERO, at: 7 }).collect();
+    Answer {
+        spend: Spend { period: 1, burst: 1 },
+        wait: 5 * MS,
+        teams: vec![Duration::ZERO; teams.len()],
+        tokens,
+        ..Answer::default()
+    }
+}
+
+impl Ledger for Scripted {
+    async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
+        self.asked.lock().unwrap().push(question.clone());
+        if self.is_silent.load(std::sync::atomic::Ordering::SeqCst) {
+            tokio::time::sleep(self.timeout()).await;
+            return Err(StoreError::Timeout);
+        }
+        let scripted = self.answers.lock().unwrap().pop_front();
+        Ok(scripted.map_or_else(|| grant(&question.teams, question.most), |reply| reply(question)))
+    }
+
+    fn changes(&self) -> watch::Receiver<bool> {
+        self.is_up.subscribe()
+    }
+
+    fn timeout(&self) -> Duration {
+        100 * MS
+    }
+
+    fn replicas(&self) -> u32 {
+        2
+    }
+
+    fn configured(&self) -> u32 {
+        4
+    }
+
+    fn hidden(&self, team: &str) -> String {
+        format!("<{team}>")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_comes_from_the_store_with_one_ask() {
+    let store = Scripted::new(true);
+    let (budget, start) = (store.budget(limits(5, 5)), Instant::now());
+    advance(MS).await;
+    tokio::task::yield_now().await;
+    store.asked();
+    assert!(send(&budget, &team("a", 3)).await - start < 10 * MS);
+    let asked = store.asked();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let ask = Ask { team: "<a>".to_owned(), background: false, weight: 3, calls: 1, limit: Spend::default() };
+    assert_eq!((asked[0].teams.clone(), asked[0].most), (vec![ask], 1));
+    assert_eq!(asked[0].spend, Spend { period: 200_000, burst: 5 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_never_lifts_the_configured_rate() {
+    let store = Scripted::new(true);
+    let (budget, start) = (store.budget(limits(5, 2)), Instant::now());
+    let mut sent = Vec::new();
+    for _ in 0..7 {
+        sent.push((send(&budget, &team("a", 1)).await - start).as_millis());
+    }
+    assert!(sent[1] < 20 && (980..1100).contains(&sent[6]), "{sent:?}");
+}
+
+/// 5 a second for 4 replicas: a token in 800 ms, and none at the beginning.
+#[tokio::test(start_paused = true)]
+async fn without_the_store_a_replica_spends_its_part_from_an_empty_bucket() {
+    let store = Scripted::new(false);
+    let (budget, start) = (store.budget(limits(5, 8)), Instant::now());
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        sent.push((send(&budget, &team("a", 1)).await - start).as_millis());
+    }
+    // It was not alone before twice the timeout had passed.
+    assert!((1000..1020).contains(&sent[0]) && (2600..2640).contains(&sent[2]), "{sent:?}");
+    assert_eq!(store.asked(), []);
+    advance(60 * S).await;
+    let start = Instant::now();
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        sent.push((send(&budget, &team("a", 1)).await - start).as_millis());
+    }
+    assert!(sent[1] < 5 && (780..900).contains(&sent[2]), "a burst of 8 / 4: {sent:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_delays_by_three_timeouts() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(1000, 1000));
+    send(&budget, &team("a", 1)).await;
+    advance(S).await;
+    store.silent(true);
+    let start = Instant::now();
+    let took = send(&budget, &team("a", 1)).await - start;
+    assert!((300 * MS..400 * MS).contains(&took), "{took:?}");
+    let start = Instant::now();
+    for _ in 0..20 {
+        send(&budget, &team("a", 1)).await;
+    }
+    assert!(start.elapsed() < 100 * MS, "nothing waits for the store: {:?}", start.elapsed());
+    store.silent(false);
+    store.asked();
+    tokio::time::sleep(3 * S).await;
+    send(&budget, &team("a", 1)).await;
+    assert!(store.asked().iter().any(|question| !question.teams.is_empty()), "it is asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_change_of_side_begins_with_an_empty_bucket() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(4, 100));
+    send(&budget, &team("a", 1)).await;
+    for (is_up, least) in [(false, 1000 * MS), (true, 240 * MS)] {
+        advance(60 * S).await;
+        let start = Instant::now();
+        store.is_up.send_replace(is_up);
+        tokio::time::sleep(MS).await;
+        let took = send(&budget, &team("a", 1)).await - start;
+        assert!((least..least + 50 * MS).contains(&took), "{is_up}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_used_is_given_back_once() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(100, 100));
+    send(&budget, &team("a", 1)).await;
+    store.refunds();
+    // A permit that is dropped.
+    let (call, _waiter) = call_of(&team("a", 1), 60 * S);
+    drop(budget.acquire(&call).await.unwrap());
+    tokio::time::sleep(10 * MS).await;
+    assert_eq!(store.refunds(), [7]);
+    // A token for a call that has given up meanwhile.
+    let (call, waiter) = call_of(&team("a", 1), 60 * S);
+    let late = Token { team: 0, after: 20 * MS, at: 9 };
+    store.next(move |question| Answer { tokens: vec![late], wait: S, ..grant(&question.teams, 0) });
+    let waiting = tokio::spawn({
+        let budget = budget.clone();
+        async move { budget.acquire(&call).await.map(drop) }
+    });
+    tokio::time::sleep(10 * MS).await;
+    drop(waiter);
+    assert!(waiting.await.unwrap().is_err());
+    tokio::time::sleep(2 * S).await;
+    send(&budget, &team("b", 1)).await;
+    assert_eq!(store.refunds(), [9]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_for_the_team_that_it_names() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(100, 100));
+    send(&budget, &team("a", 1)).await;
+    tokio::time::sleep(S + 100 * MS).await;
+    // The first ask is of one team alone, and nothing is free.
+    store.next(|question| Answer { wait: 100 * MS, ..grant(&question.teams, 0) });
+    store.next(|question| {
+        let other = question.teams.iter().position(|ask| ask.team == "<b>").unwrap();
+        let token = Token { team: other, after: Duration::ZERO, at: 1 };
+        Answer { wait: 100 * MS, tokens: vec![token], ..grant(&question.teams, 0) }
+    });
+    let (calm, other) = (team("a", 1), team("b", 1));
+    let spawn = |team: &Team| {
+        let (budget, team) = (budget.clone(), team.clone());
+        tokio::spawn(async move { send(&budget, &team).await })
+    };
+    let first = spawn(&calm);
+    tokio::time::sleep(MS).await;
+    let second = spawn(&other);
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert!(first > second + 50 * MS, "{:?}", first - second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_and_circuits_are_told_and_followed() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(100, 100));
+    attempt(&budget, &team("a", 1), AttemptOutcome::RateLimited(Some(9 * S), RateLimitHeaders::default())).await;
+    tokio::time::sleep(MS).await;
+    let asked = store.asked();
+    assert!(asked.last().unwrap().pause > 8 * S, "{asked:?}");
+    tokio::time::sleep(20 * S + 500 * MS).await;
+    store.next(|_| Answer { pause: 7 * S, ..grant(&[], 0) });
+    tokio::time::sleep(S).await;
+    assert!(budget.status().paused > 4 * S, "{:?}", budget.status());
+    tokio::time::sleep(7 * S).await;
+    store.next(|_| Answer { open: 2 * S, ..grant(&[], 0) });
+    tokio::time::sleep(S).await;
+    assert!(budget.status().broken_for.is_some(), "{:?}", budget.status());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_the_upstream_answered_opens_the_circuit_of_all() {
+    for (outcome, is_told) in [(AttemptOutcome::Failed, true), (AttemptOutcome::Unreachable, false)] {
+        let store = Scripted::new(true);
+        let budget = store.budget(limits(100, 100));
+        for _ in 0..10 {
+            attempt(&budget, &team("a", 1), outcome).await;
+        }
+        assert!(budget.status().broken_for.is_some());
+        tokio::time::sleep(2 * S).await;
+        assert_eq!(store.asked().iter().any(|question| !question.open.is_zero()), is_told, "{outcome:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_ends_with_the_account() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(100, 100));
+    send(&budget, &team("a", 1)).await;
+    drop(budget);
+    tokio::time::sleep(MS).await;
+    store.asked();
+    tokio::time::sleep(10 * S).await;
+    assert_eq!(store.asked(), []);
+    assert_eq!(store.is_up.receiver_count(), 0);
+}

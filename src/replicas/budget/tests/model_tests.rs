@@ -1,0 +1,1 @@
+//! The script against a model of it, on a real server.
