@@ -66,8 +66,13 @@ impl TestServer {
 
     /// Removes all data.
     pub(crate) fn flush(&self) {
+        redis::cmd("FLUSHALL").exec(&mut self.connection()).unwrap();
+    }
+
+    /// A connection that blocks.
+    pub(crate) fn connection(&self) -> redis::Connection {
         let client = redis::Client::open(format!("unix://{}", self.socket().display())).unwrap();
-        redis::cmd("FLUSHALL").exec(&mut client.get_connection().unwrap()).unwrap();
+        client.get_connection().unwrap()
     }
 
     fn socket(&self) -> PathBuf {

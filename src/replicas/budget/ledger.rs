@@ -4,25 +4,26 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::Cmd;
 use tokio::sync::watch;
 
 use crate::accounts::Account;
 use crate::replicas::{SharedStore, StoreError};
 
 /// The script that decides.
-const SCRIPT: &str = include_str!("../budget.lua");
+pub(super) const SCRIPT: &str = include_str!("../budget.lua");
 /// A token is granted so long before its time: enough for the way back and for a timer.
 pub(super) const AHEAD: Duration = Duration::from_millis(10);
 /// A replica that asks so late does not wait any more.
-const GRACE: Duration = Duration::from_millis(150);
+pub(super) const GRACE: Duration = Duration::from_millis(150);
 /// The longest time until a replica asks again.
 pub(super) const LONGEST: Duration = Duration::from_secs(1);
 /// The time until a replica asks again when it is the turn of a team that waits at another.
-const RETRY: Duration = Duration::from_millis(4);
+pub(super) const RETRY: Duration = Duration::from_millis(4);
 /// A replica's limits count for so long.
-const ALIVE: Duration = Duration::from_secs(5);
+pub(super) const ALIVE: Duration = Duration::from_secs(5);
 /// The cost of a token for a team of weight 1. Every weight up to 16 divides it.
-const COST: u64 = 720_720;
+pub(super) const COST: u64 = 720_720;
 
 /// Microseconds between two tokens, 0 without a limit, and how many may be taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -124,18 +125,7 @@ impl StoreLedger {
 
 impl Ledger for StoreLedger {
     async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
-        let mut command = redis::cmd("EVAL");
-        command.arg(SCRIPT).arg(self.keys.len()).arg(&self.keys).arg(self.store.id());
-        command.arg(question.spend.period).arg(question.spend.burst);
-        command.arg(micros(question.pause)).arg(micros(question.open)).arg(question.most);
-        for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
-            command.arg(micros(time));
-        }
-        command.arg(question.refunds.len()).arg(&question.refunds);
-        for Ask { team, background, weight, calls, limit } in &question.teams {
-            command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
-            command.arg(limit.period).arg(limit.burst);
-        }
+        let command = command(SCRIPT, &self.keys, self.store.id(), question);
         let reply: Vec<i64> = self.store.run("budget", &command).await?;
         read(&reply, question.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
     }
@@ -161,8 +151,25 @@ impl Ledger for StoreLedger {
     }
 }
 
+/// The call of the script.
+pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question: &Question) -> Cmd {
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(keys.len()).arg(keys).arg(replica);
+    command.arg(question.spend.period).arg(question.spend.burst);
+    command.arg(micros(question.pause)).arg(micros(question.open)).arg(question.most);
+    for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
+        command.arg(micros(time));
+    }
+    command.arg(question.refunds.len()).arg(&question.refunds);
+    for Ask { team, background, weight, calls, limit } in &question.teams {
+        command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
+        command.arg(limit.period).arg(limit.burst);
+    }
+    command
+}
+
 /// Reads the script's reply to a question about so many teams.
-fn read(reply: &[i64], teams: usize) -> Option<Answer> {
+pub(super) fn read(reply: &[i64], teams: usize) -> Option<Answer> {
     let (&[period, burst, owed, pause, open, granted, elsewhere, wait], rest) = reply.split_first_chunk::<8>()?;
     let (waits, tokens) = rest.split_at_checked(teams)?;
     let token = |token: &[i64]| {
@@ -183,7 +190,7 @@ fn read(reply: &[i64], teams: usize) -> Option<Answer> {
     })
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

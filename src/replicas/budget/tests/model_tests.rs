@@ -1,1 +1,317 @@
-//! The script against a model of it, on a real server.
+//! The script against a model of it, on a real server, in any order of what replicas do.
+//!
+//! The server's clock is replaced by a value that the test sets, so that both see the same time and hours pass at once.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::super::ledger::{AHEAD, Ask};
+use super::super::ledger::{ALIVE, COST, GRACE, LONGEST, RETRY, SCRIPT, command, micros, read};
+use super::*;
+use crate::replicas::test_server::TestServer;
+
+/// A take is remembered for a refund until so many others came after it.
+const REMEMBERED: usize = 32;
+
+/// What a replica does.
+#[derive(Debug, Clone)]
+struct Step {
+    /// Time since the step before, in microseconds; negative where another server took over.
+    passed: i64,
+    replica: usize,
+    spend: Spend,
+    pause: Duration,
+    open: Duration,
+    most: u32,
+    /// Which of its tokens it gives back, counted from the last, if any.
+    refund: Option<usize>,
+    /// For each team, calls of clients and refreshes that wait.
+    calls: [(u32, u32); 3],
+}
+
+/// The budget as it is defined: all takes are kept, and what is owed is computed from them.
+#[derive(Default)]
+struct Model {
+    limits: BTreeMap<usize, (i64, Spend)>,
+    spend: Spend,
+    read: Option<i64>,
+    base: i64,
+    takes: Vec<i64>,
+    paused: i64,
+    open: i64,
+    virtual_time: u64,
+    granted: u64,
+    waiting: BTreeMap<usize, (i64, Vec<Ask>)>,
+    starts: HashMap<(String, bool), u64>,
+    tats: HashMap<String, i64>,
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap()
+}
+
+/// When a token is available of a bucket with this TAT.
+fn next_at(tat: i64, spend: Spend, now: i64) -> i64 {
+    now.max(tat + signed(spend.period) - signed(spend.period * spend.burst))
+}
+
+impl Model {
+    fn tat(&self) -> i64 {
+        self.takes.iter().fold(self.base, |tat, at| tat.max(*at) + signed(self.spend.period))
+    }
+
+    fn read_limits(&mut self, now: i64) {
+        self.limits.retain(|_, (until, _)| *until >= now);
+        let limited = || self.limits.values().map(|(_, spend)| spend).filter(|spend| spend.period > 0);
+        let period = limited().map(|spend| spend.period).max().unwrap_or(0);
+        let burst = limited().map(|spend| spend.burst).min().unwrap_or(1).max(1);
+        if period != self.spend.period {
+            let mut tat = self.tat();
+            if tat > now && self.spend.period > 0 && period > 0 {
+                let owed = i128::from(tat - now) * i128::from(period);
+                let old = i128::from(self.spend.period);
+                tat = now + i64::try_from((owed + old - 1) / old).unwrap();
+            }
+            (self.base, self.takes) = (tat, Vec::new());
+        }
+        self.spend = Spend { period, burst };
+        self.read = Some(now);
+    }
+
+    fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
+        self.paused = self.paused.max(now + signed(micros(question.pause)));
+        self.open = self.open.max(now + signed(micros(question.open)));
+        let behind = self.read.map_or(0, |read| read - now);
+        if behind > 0 {
+            (self.base, self.takes) = (self.tat() - behind, Vec::new());
+            self.paused = now.max(self.paused - behind);
+            self.open = now.max(self.open - behind);
+            (self.limits, self.waiting) = Default::default();
+            (self.starts, self.tats) = Default::default();
+        }
+        let said = self.limits.insert(replica, (now + signed(micros(ALIVE)), question.spend));
+        let is_same = said.is_some_and(|(_, said)| said == question.spend);
+        if !is_same || behind > 0 || self.read.is_none_or(|read| now >= read + 1_000_000) {
+            self.read_limits(now);
+        }
+        for at in &question.refunds {
+            let recent = self.takes.len().saturating_sub(REMEMBERED);
+            if let Some(place) = self.takes[recent..].iter().position(|take| *take == signed(*at)) {
+                self.takes.remove(recent + place);
+            }
+        }
+        self.waiting.remove(&replica);
+        self.waiting.retain(|_, (until, _)| *until >= now);
+        let elsewhere: Vec<Ask> = self.waiting.values().flat_map(|(_, asks)| asks.clone()).collect();
+        let mut asks = question.teams.clone();
+        let limit_of = |team: &str| {
+            let all = question.teams.iter().chain(&elsewhere).filter(|ask| ask.team == team);
+            all.map(|ask| ask.limit).max_by_key(|limit| limit.period).unwrap_or_default()
+        };
+        let entry_virtual = self.virtual_time;
+        let mut starts: HashMap<(String, bool), u64> = HashMap::new();
+        for ask in asks.iter().chain(&elsewhere) {
+            let name = (ask.team.clone(), ask.background);
+            let start = self.starts.get(&name).copied().unwrap_or(0).max(entry_virtual);
+            starts.insert(name, start);
+        }
+        let (mut tokens, mut wait) = (Vec::new(), signed(micros(LONGEST)));
+        while tokens.len() < question.most as usize {
+            let first = next_at(self.tat(), self.spend, now).max(self.paused);
+            let at = |team: &str| {
+                let tat = self.tats.get(team).copied().unwrap_or(0);
+                first.max(next_at(tat, limit_of(team), now))
+            };
+            let Some(soonest) = asks.iter().filter(|ask| ask.calls > 0).map(|ask| at(&ask.team)).min() else { break };
+            let all = asks.iter().filter(|ask| ask.calls > 0).chain(&elsewhere);
+            let ready = all.filter(|ask| at(&ask.team) <= now + signed(micros(AHEAD)));
+            let order = |ask: &&Ask| {
+                let start = starts[&(ask.team.clone(), ask.background)].max(self.virtual_time);
+                (ask.background, start, ask.team.clone())
+            };
+            let Some((background, start, team)) = ready.map(|ask| order(&ask)).min() else {
+                wait = signed(micros(LONGEST)).min(soonest - signed(micros(AHEAD)) - now);
+                break;
+            };
+            let is_turn = |ask: &Ask| ask.team == team && ask.background == background && ask.calls > 0;
+            let Some(place) = asks.iter().position(is_turn) else {
+                wait = signed(micros(RETRY));
+                break;
+            };
+            let at = at(&team);
+            asks[place].calls -= 1;
+            self.virtual_time = start;
+            starts.insert((team.clone(), background), start + COST / u64::from(asks[place].weight));
+            let limit = limit_of(&team);
+            if limit.period > 0 {
+                let tat = self.tats.entry(team).or_insert(0);
+                *tat = (*tat).max(at) + signed(limit.period);
+            }
+            self.takes.push(at);
+            self.granted += 1;
+            let after = Duration::from_micros(u64::try_from(at - now).unwrap());
+            tokens.push(Token { team: place, after, at: u64::try_from(at).unwrap() });
+            wait = 0;
+        }
+        for ask in &asks {
+            let name = (ask.team.clone(), ask.background);
+            self.starts.insert(name.clone(), starts[&name]);
+        }
+        let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0).cloned().collect();
+        let left: Vec<Ask> = left.into_iter().map(|ask| Ask { limit: limit_of(&ask.team), ..ask }).collect();
+        if !left.is_empty() {
+            self.waiting.insert(replica, (now + wait + signed(micros(GRACE)), left));
+        }
+        let rest = |until: i64| Duration::from_micros(u64::try_from(until - now).unwrap_or(0));
+        let of_team =
+            |ask: &Ask| rest(next_at(self.tats.get(&ask.team).copied().unwrap_or(0), limit_of(&ask.team), now));
+        Answer {
+            spend: self.spend,
+            owed: rest(self.tat()),
+            pause: rest(self.paused),
+            open: rest(self.open),
+            granted: self.granted,
+            elsewhere: elsewhere.iter().map(|ask| ask.calls).sum(),
+            wait: rest(now + wait),
+            teams: question.teams.iter().map(of_team).collect(),
+            tokens,
+        }
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let passed = prop_oneof![
+        20 => 0i64..30_000,
+        10 => 0i64..400_000,
+        2 => 0i64..20_000_000,
+        1 => -2_000_000i64..0,
+    ];
+    let spend = prop_oneof![
+        30 => Just(Spend { period: 50_000, burst: 5 }),
+        2 => Just(Spend { period: 70_001, burst: 2 }),
+        1 => Just(Spend::default()),
+    ];
+    let rarely = |most: u64| prop_oneof![15 => Just(0), 1 => 0..most].prop_map(Duration::from_micros);
+    let calls = || (0u32..4, prop_oneof![3 => Just(0u32), 1 => 0u32..3]);
+    (
+        passed,
+        0usize..3,
+        spend,
+        rarely(1_500_000),
+        rarely(5_000_000),
+        0u32..5,
+        proptest::option::of(0usize..4),
+        [calls(), calls(), calls()],
+    )
+        .prop_map(|(passed, replica, spend, pause, open, most, refund, calls)| Step {
+            passed,
+            replica,
+            spend,
+            pause,
+            open,
+            most,
+            refund,
+            calls,
+        })
+}
+
+fn asks(calls: [(u32, u32); 3]) -> Vec<Ask> {
+    let team = |number: usize, background: bool, calls: u32| {
+        // The third has a limit of its own.
+        let limit = if number == 2 { Spend { period: 300_000, burst: 2 } } else { Spend::default() };
+        Ask { team: format!("team{number}"), background, weight: number as u32 + 1, calls, limit }
+    };
+    let both = |(number, (clients, refreshes))| [team(number, false, clients), team(number, true, refreshes)];
+    calls.into_iter().enumerate().flat_map(both).filter(|ask| ask.calls > 0).collect()
+}
+
+/// The server with the time of a test.
+struct Scripted {
+    connection: redis::Connection,
+    script: String,
+}
+
+impl Scripted {
+    fn new(server: &TestServer) -> Self {
+        // The keys of a test must not expire in real time.
+        let script = SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
+        let script = script.replace("redis.call('PEXPIRE',", "tostring(");
+        Self { connection: server.connection(), script }
+    }
+
+    fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
+        let time = [("seconds", now / 1_000_000), ("micros", now % 1_000_000)];
+        redis::cmd("MSET").arg(&time).exec(&mut self.connection).unwrap();
+        let keys = ["budget", "limits", "waiting", "teams"].map(str::to_owned);
+        let command = command(&self.script, &keys, &replica.to_string(), question);
+        let reply: Vec<i64> = command.query(&mut self.connection).unwrap();
+        read(&reply, question.teams.len()).unwrap()
+    }
+}
+
+#[test]
+fn the_script_does_as_its_model() {
+    let Some(server) = TestServer::start() else { return };
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
+    let steps = proptest::collection::vec(step(), 1..120);
+    let result = runner.run(&steps, |steps| {
+        server.flush();
+        let (mut store, mut model) = (Scripted::new(&server), Model::default());
+        let (mut now, mut held) = (1_800_000_000_123_456_i64, vec![Vec::<u64>::new(); 3]);
+        for step in &steps {
+            now += step.passed;
+            let own = &held[step.replica];
+            let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
+            let Step { spend, pause, open, most, .. } = *step;
+            let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
+            let answer = store.ask(step.replica, &question, now);
+            let expected = model.ask(step.replica, &question, now);
+            prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
+            held[step.replica].extend(answer.tokens.iter().map(|token| token.at));
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Whatever replicas do: tokens that were not given back stay within the bound, and none is for a time in a pause.
+#[test]
+fn what_is_used_stays_within_the_bound() {
+    let Some(server) = TestServer::start() else { return };
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
+    let steps = proptest::collection::vec(step(), 1..120);
+    let spend = Spend { period: 50_000, burst: 5 };
+    let result = runner.run(&steps, |steps| {
+        server.flush();
+        let mut store = Scripted::new(&server);
+        let (mut now, mut held, mut used) = (1_800_000_000_000_000_i64, vec![Vec::<u64>::new(); 3], Vec::new());
+        let mut paused = 0;
+        for step in &steps {
+            now += step.passed.max(0);
+            let own = &mut held[step.replica];
+            // Each is given back once at most; those that are too old count as used.
+            let refund = step.refund.filter(|place| *place < own.len()).map(|place| own.remove(own.len() - 1 - place));
+            let refunds = refund.into_iter().collect();
+            let Step { pause, open, most, .. } = *step;
+            let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
+            paused = paused.max(now + signed(micros(pause)));
+            let answer = store.ask(step.replica, &question, now);
+            for token in answer.tokens {
+                prop_assert!(signed(token.at) >= paused);
+                held[step.replica].push(token.at);
+            }
+        }
+        used.extend(held.into_iter().flatten());
+        used.sort_unstable();
+        for (i, first) in used.iter().enumerate() {
+            for (j, last) in used.iter().enumerate().skip(i) {
+                let bound = spend.burst * spend.period + (last - first);
+                prop_assert!((j - i + 1) as u64 * spend.period <= bound, "{} in {} us", j - i + 1, last - first);
+            }
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
