@@ -265,7 +265,10 @@ impl Shared {
         let mut unclaimed = Vec::new();
         let mut locked = self.lock();
         locked.state.quota.update(now);
-        self.follow_circuit(&mut locked.state, now);
+        let opened = locked.state.quota.circuit_open_until();
+        if opened.is_some_and(|until| locked.state.circuit.open_until(until, now)) {
+            self.refuse_all(&mut locked.state, now);
+        }
         let wake_at = loop {
             match locked.state.serve_next(now) {
                 Served::Call(Waiting { reply: Pending { reply, reservation, .. }, .. }) => {
@@ -395,15 +398,6 @@ impl Shared {
         if let (Some(since), (CircuitState::Closed, _)) = (since, state.circuit.state(now)) {
             let open_for_ms = now.saturating_duration_since(since).as_millis();
             tracing::info!(account = %self.name, open_for_ms, "Twilio answers again: the circuit is closed");
-        }
-    }
-
-    /// Opens the circuit if another process has opened its own.
-    fn follow_circuit(&self, state: &mut State<Pending<Permit>>, now: Instant) {
-        if let Some(until) = state.quota.circuit_open_until()
-            && state.circuit.open_until(until, now)
-        {
-            self.refuse_all(state, now);
         }
     }
 

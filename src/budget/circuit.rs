@@ -206,7 +206,14 @@ impl Circuit {
 
     /// Another process has opened its circuit. Returns whether that opened this one.
     pub(super) fn open_until(&mut self, until: Instant, now: Instant) -> bool {
-        if until <= now || self.broken.is_some() {
+        /// What is left of an opening that has just ended here comes back with the time that the way took.
+        const REST: Duration = Duration::from_millis(100);
+        if until <= now + REST {
+            return false;
+        }
+        if let Some(broken) = &mut self.broken {
+            // A probe of another process failed.
+            broken.until = broken.until.max(until);
             return false;
         }
         self.broken = Some(Broken { since: now, until, probes: 0, probed: now });
@@ -291,6 +298,31 @@ mod tests {
         let opened: Vec<_> = (0..10).map(|n| circuit.failed(query(n), false, true, now)).collect();
         assert_eq!(opened.iter().position(|opened| *opened), Some(9));
         circuit
+    }
+
+    #[test]
+    fn another_process_opens_it_and_keeps_it_open() {
+        let start = Instant::now();
+        let mut circuit = circuit(start);
+        assert!(!circuit.open_until(start + S / 20, start), "it has as good as ended");
+        assert!(circuit.open_until(start + 5 * S, start));
+        assert_eq!(circuit.pass(query(1), start + S), Decision::Reject(4 * S));
+        assert!(!circuit.open_until(start + 9 * S, start + 6 * S), "it is open already");
+        assert_eq!(circuit.pass(query(1), start + 6 * S), Decision::Reject(3 * S));
+        assert_eq!(circuit.pass(query(1), start + 9 * S), Decision::Probe);
+    }
+
+    #[test]
+    fn a_failure_on_the_way_makes_an_opening_its_own() {
+        let start = Instant::now();
+        for on_the_way in [None, Some(4)] {
+            let mut circuit = circuit(start);
+            for n in 0..10 {
+                circuit.failed(query(n), false, Some(n) != on_the_way, start);
+            }
+            assert_eq!(circuit.state(start).0, CircuitState::Open);
+            assert_eq!(circuit.opened_by_answers(), on_the_way.is_none().then_some(start + 5 * S));
+        }
     }
 
     #[test]

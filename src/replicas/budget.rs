@@ -181,7 +181,9 @@ impl QuotaSource for SharedQuota {
     }
 
     fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) {
-        self.replica().local().accepted(stated, now);
+        if self.replica().accepted(stated, now) {
+            self.work.notify_one();
+        }
     }
 
     fn rate_limited(

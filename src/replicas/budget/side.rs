@@ -114,9 +114,13 @@ impl Replica {
         }
     }
 
-    /// The bucket of this process.
-    pub(super) fn local(&mut self) -> &mut LocalQuota {
-        &mut self.local
+    /// The upstream answered something else than 429. Returns whether that brought a pause, which others have to know.
+    pub(super) fn accepted(&mut self, stated: &RateLimitHeaders, now: Instant) -> bool {
+        let before = self.local.status(now).paused;
+        self.local.accepted(stated, now);
+        let is_paused = self.local.status(now).paused > before;
+        self.has_news |= is_paused;
+        is_paused
     }
 
     /// How many replicas were last seen.
