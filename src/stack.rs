@@ -42,7 +42,7 @@ use crate::layers::upstream::{Proxy, Target, Upstream};
 use crate::layers::watch::{Watch, WatchLayer};
 use crate::live::Live;
 use crate::metrics::{HotRequests, Metrics};
-use crate::replicas::{KnownAccounts, SharedFlights, SharedPages, SharedStore};
+use crate::replicas::{KnownAccounts, SharedFlights, SharedPages, SharedStore, StoredGrants};
 use crate::request::ended::RequestSubscriber;
 use crate::semantics::host;
 use crate::telemetry::Exporter;
@@ -120,6 +120,16 @@ impl SharedState {
             }
             None => store,
         };
+        let (mut page_tokens, mut job_owners) = (IssuedPageTokens::default(), JobOwners::default());
+        if let Some(disk) = disk(config) {
+            job_owners = JobOwners::in_folder(&disk.folder, clock);
+        }
+        if let Some(replicas) = &replicas {
+            let grants = Arc::new(StoredGrants::new(replicas.clone()));
+            let longest = config.cache.query.usable().max(config.cache.settled.lifetimes.usable());
+            page_tokens = page_tokens.shared_by(Arc::clone(&grants) as _, longest.saturating_mul(2));
+            job_owners = job_owners.shared_by(grants);
+        }
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));
         Ok(Self {
             audit: AuditLog::new(Arc::clone(&metrics), clock),
@@ -133,8 +143,8 @@ impl SharedState {
             certificate: CertificateInUse::default(),
             // A quarter of all requests, so that three quarters remain for authenticated callers.
             failure_delay: AuthFailureDelay::new((config.server.max_connections as usize / 4).min(1000)),
-            page_tokens: IssuedPageTokens::default(),
-            job_owners: disk(config).map_or_else(JobOwners::default, |disk| JobOwners::in_folder(&disk.folder, clock)),
+            page_tokens,
+            job_owners,
             reloads: Reloads::default(),
             bodies: Bodies::new(config.server.body_memory),
             draining: Draining::default(),

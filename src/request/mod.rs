@@ -6,6 +6,7 @@ pub mod body;
 pub mod call;
 pub mod context;
 pub mod ended;
+pub mod grants;
 pub mod incoming;
 pub mod key;
 pub mod query;

@@ -122,17 +122,26 @@ pub fn ended_of_list(body: &[u8]) -> Vec<(Box<str>, State)> {
     items.iter().filter_map(ended).collect()
 }
 
+/// The ids of the jobs in a list; none if it is not a list of jobs.
+pub fn ids_of_list(body: &[u8]) -> Vec<String> {
+    let ids = |value: Value<'_>| {
+        let items = json::member(value.as_object()?, "items")?.as_array()?;
+        Some(items.iter().filter_map(id_of_item).map(str::to_owned).collect())
+    };
+    json::parse(body).ok().and_then(ids).unwrap_or_default()
+}
+
+fn id_of_item<'v>(item: &'v Value<'_>) -> Option<&'v str> {
+    item.as_object().and_then(|job| json::member(job, "operationId")?.as_str()).filter(|id| is_id(id))
+}
+
 /// Reduces a list of jobs to those whose id is in `own`, with their number as `meta.pageSize`. Undocumented members are
 /// removed, because they could reveal other jobs. `None` if it is not a list of jobs.
 pub fn list_of(body: &[u8], own: impl Fn(&str) -> bool) -> Option<Bytes> {
     let value = json::parse(body).ok()?;
     let list = value.as_object()?;
     let items = json::member(list, "items")?.as_array()?;
-    let is_own = |item: &&Value<'_>| {
-        let id = item.as_object().and_then(|job| json::member(job, "operationId")?.as_str());
-        id.is_some_and(|id| is_id(id) && own(id))
-    };
-    let items: Vec<_> = items.iter().filter(is_own).collect();
+    let items: Vec<_> = items.iter().filter(|item| id_of_item(item).is_some_and(&own)).collect();
     let mut out = Vec::with_capacity(body.len());
     out.extend_from_slice(b"{\"items\":");
     json::write_array(&mut out, &items, |out, item| item.write(out));

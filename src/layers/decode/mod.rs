@@ -44,6 +44,7 @@ use crate::core::error::{GatewayError, Reason};
 use crate::core::json;
 use crate::request::body::ResponseBody;
 use crate::request::context::{RequestContext, Stage};
+use crate::request::grants;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery, Redact};
@@ -162,6 +163,9 @@ where
                 received,
                 context: Arc::clone(&context),
             };
+            if let Some(learning) = layer.learn_token(&asked) {
+                learning.await;
+            }
             let read = if asked.body.len() > LARGE {
                 let (read_asked, read) = Box::pin(read_beside(&layer, asked, DecodeLayer::read)).await?;
                 asked = read_asked;
@@ -208,7 +212,7 @@ where
                     context.end_of(Stage::Cache);
                     let reply = reply?;
                     if let Some(restriction) = tokens {
-                        restriction.give_tokens_of(&reply.page);
+                        grants::settle(restriction.give_tokens_of(&reply.page), reply.outcome).await;
                     }
                     reply
                 }
@@ -320,6 +324,17 @@ impl DecodeLayer {
             Read::Query(query, _) => Ok(Some(query.canonical.key)),
             Read::NeedsMetadata(..) => Ok(None),
         }
+    }
+
+    /// Finds out whether another replica gave out the page token of a request under a policy. `None` if there is nothing to
+    /// find out.
+    fn learn_token(&self, request: &Asked) -> Option<BoxFuture<'static, ()>> {
+        let policy = request.team.policy.as_ref().filter(|_| request.endpoint.operation == Operation::Page)?;
+        if !self.restrictions.share_tokens() {
+            return None;
+        }
+        let (canonical, _) = understand_parameters(request).ok()?;
+        self.restrictions.of(policy, &request.team.account).learn_token(place(&canonical))
     }
 
     /// Reads a request. Under a policy, a query is read with the view of a fresh page of metadata, if the cache has
@@ -541,6 +556,11 @@ fn check_coding(headers: &HeaderMap) -> Result<(), GatewayError> {
     }
 }
 
+/// The key of a page's token alone.
+fn place(canonical: &CanonicalQuery) -> Key {
+    canonical.expected_as.unwrap_or(canonical.key)
+}
+
 /// Applies a policy to a request without a body. Returns the restriction that records the page tokens in its response.
 fn restrict(
     restriction: Arc<Restriction>,
@@ -556,7 +576,7 @@ fn restrict(
         }
         Operation::Page => {
             restriction.prove_parameters(parameters, &[PAGE_TOKEN, PAGE_SIZE]).map_err(refused)?;
-            restriction.prove_token(&query.canonical.expected_as.unwrap_or(query.canonical.key))?;
+            restriction.prove_token(&place(&query.canonical))?;
             Ok(Some(restriction))
         }
         // `layers::jobs` knows to which policy jobs and their tokens belong.

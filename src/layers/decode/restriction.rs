@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use futures_util::future::BoxFuture;
 use http::StatusCode;
 
 use super::tokens::{IssuedPageTokens, Scope};
@@ -78,6 +79,11 @@ impl Restrictions {
             all.push(Arc::clone(&restriction));
             restriction
         })
+    }
+
+    /// Whether replicas share the page tokens that they give out.
+    pub(super) fn share_tokens(&self) -> bool {
+        self.tokens.are_shared()
     }
 
     /// The fresh page under a key.
@@ -215,9 +221,16 @@ impl Restriction {
         }
     }
 
-    /// Records the tokens in this page, which a team gets as the response to a query.
-    pub(super) fn give_tokens_of(&self, page: &Representation) {
-        self.tokens.give_all_of(&self.scope, &self.account, page);
+    /// Records the tokens in this page, which a team gets as the response to a query. What it returns ends when other
+    /// replicas know them; `None` if there is nothing to wait for.
+    pub(super) fn give_tokens_of(&self, page: &Representation) -> Option<BoxFuture<'static, ()>> {
+        self.tokens.give_all_of(&self.scope, &self.account, page)
+    }
+
+    /// Finds out whether another replica gave out the token that names the page `key`; `None` if there is nothing to find
+    /// out.
+    pub(super) fn learn_token(&self, key: Key) -> Option<BoxFuture<'static, ()>> {
+        self.tokens.learn(&self.scope, &self.account, key)
     }
 }
 

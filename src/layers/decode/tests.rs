@@ -42,6 +42,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with(IssuedPageTokens::default())
+    }
+
+    fn with(tokens: IssuedPageTokens) -> Self {
         let metadata = Arc::<Mutex<Option<Arc<Representation>>>>::default();
         let (keeps, purges) = (Arc::new(AtomicBool::new(true)), Arc::<AtomicU64>::default());
         let (cached, is_kept, count) = (Arc::clone(&metadata), Arc::clone(&keeps), Arc::clone(&purges));
@@ -52,7 +56,7 @@ impl Rig {
         let fresh = FreshPages::new(look_up, move || count.load(Ordering::SeqCst));
         let limits =
             Limits { max_body: 1 << 20, body_timeout: Duration::from_secs(1), deadline: Duration::from_secs(9) };
-        let (bodies, tokens) = (Bodies::new(1 << 20), IssuedPageTokens::default());
+        let bodies = Bodies::new(1 << 20);
         let links = Links::new(&"http://upstream".parse().unwrap(), None);
         let layer = DecodeLayer::new(limits, bodies, fresh, tokens, Validation::Hint, links);
         Self { layer, calls: Arc::default(), metadata, keeps, purges }
@@ -246,5 +250,22 @@ async fn a_large_body_is_parsed_outside_the_thread_that_serves_others() {
         assert!(matches!(poll_immediate(rig.ask(policy, Operation::Query, "", ASK)).await, Some(Ok(_))));
         drop(permits);
         assert!(reading.await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_page_token_of_one_replica_holds_on_another() {
+    let grants = Arc::<crate::request::grants::MemoryGrants>::default();
+    let replica = || {
+        let tokens = IssuedPageTokens::default().shared_by(Arc::clone(&grants) as _, Duration::from_secs(60));
+        Rig::with(tokens)
+    };
+    let (one, two, alone) = (replica(), replica(), Rig::new());
+    let [policy, other] = ["C.Secret", "C.Status"].map(|denied| Arc::new(Policy::new(&[denied.to_owned()], &[])));
+    one.ask(Some(&policy), Operation::Query, "", ASK).await.unwrap();
+    let follow = async |rig: &Rig, policy| rig.ask(Some(policy), Operation::Page, "pageToken=a%2Bb", "").await;
+    assert!(follow(&two, &policy).await.is_ok());
+    for (rig, policy) in [(&two, &other), (&alone, &policy)] {
+        assert_eq!(follow(rig, policy).await.unwrap_err(), Reason::FieldNotAllowed);
     }
 }

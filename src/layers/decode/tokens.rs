@@ -5,8 +5,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt, join_all};
 
 use crate::accounts::Account;
+pub(super) use crate::request::grants::Scope;
+use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
 use crate::request::response::Representation;
 use crate::twilio::page;
@@ -14,9 +19,19 @@ use crate::twilio::parameters::Parameters;
 
 /// Remembers at least the newest 32,768 tokens and at most 65,536, about 8 MiB. Each scope has an equal share, but at
 /// least 1,024 tokens, so that no scope evicts the tokens of another. They outlive reloads, but not the process: after
-/// a restart a team with a policy has to begin with the first page again.
+/// a restart a team with a policy has to begin with the first page again, unless replicas share what they gave out.
 #[derive(Debug, Clone, Default)]
-pub struct IssuedPageTokens(Arc<Mutex<HashMap<Scope, Issued>>>);
+pub struct IssuedPageTokens {
+    scopes: Arc<Mutex<HashMap<Scope, Issued>>>,
+    shared: Option<Shared>,
+}
+
+/// The tokens of all replicas.
+#[derive(Debug, Clone)]
+struct Shared {
+    grants: Arc<dyn SharedGrants>,
+    kept: Duration,
+}
 
 /// Two generations: when the younger one is full, the older one is dropped.
 #[derive(Debug, Default)]
@@ -29,9 +44,6 @@ struct Issued {
     used: u64,
 }
 
-/// A hash of a policy, the account whose data it restricts, and the upstream that the data comes from.
-pub(super) type Scope = [u8; 32];
-
 impl IssuedPageTokens {
     const GENERATION: usize = 32_768;
     const LEAST: usize = 1024;
@@ -39,15 +51,54 @@ impl IssuedPageTokens {
     /// Most scopes. When policies change, the scope is dropped whose tokens were given out the longest time ago.
     const SCOPES: usize = 256;
 
-    /// Records the tokens in the page `given` of `account`, which the teams of that scope get.
-    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, given: &Representation) {
+    /// Shares what is given out with other replicas. There each token is `kept` for that long: twice as long as a page is
+    /// served, since its token may be followed long after the page was read.
+    #[must_use]
+    pub fn shared_by(self, grants: Arc<dyn SharedGrants>, kept: Duration) -> Self {
+        Self { shared: Some(Shared { grants, kept }), ..self }
+    }
+
+    /// Whether other replicas know them too.
+    pub(super) fn are_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Records the tokens in the page `given` of `account`, which the teams of that scope get. What it returns ends when
+    /// other replicas know them too; `None` if there is nothing to wait for.
+    pub(super) fn give_all_of(
+        &self,
+        scope: &Scope,
+        account: &Account,
+        given: &Representation,
+    ) -> Option<BoxFuture<'static, ()>> {
         // Two quotes, and half a hash in hexadecimal between them.
-        let Some(read) = given.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok()) else { return };
+        let read = given.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok())?;
         if self.lock().get(scope).is_some_and(|issued| issued.read.contains(&read)) {
-            return;
+            return None;
         }
         let keys = page::tokens(&given.body).map(|token| Key::of_page(account, &Parameters::of_page(&token)));
-        let tokens: Vec<_> = keys.map(|page| *page.as_bytes()).collect();
+        let keys: Vec<_> = keys.collect();
+        self.record(scope, &keys, Some(read));
+        let Shared { grants, kept } = self.shared.as_ref()?;
+        let given: Vec<_> = keys.iter().map(|key| grants.give(account, scope, key, *kept)).collect();
+        (!given.is_empty()).then(|| join_all(given).map(drop).boxed())
+    }
+
+    /// Finds out whether another replica gave out the token that names `page` in that scope, if this one does not know it.
+    /// `None` if there is nothing to find out.
+    pub(super) fn learn(&self, scope: &Scope, account: &Account, page: Key) -> Option<BoxFuture<'static, ()>> {
+        let shared = self.shared.as_ref().filter(|_| !self.has(scope, &page))?;
+        let (found, issued, scope) = (shared.grants.find(account, scope, &page), self.clone(), *scope);
+        let learning = async move {
+            if found.await.is_some() {
+                issued.record(&scope, &[page], None);
+            }
+        };
+        Some(learning.boxed())
+    }
+
+    /// Records tokens of a scope, and that the page with this entity tag has been read for them.
+    fn record(&self, scope: &Scope, tokens: &[Key], read: Option<[u8; 34]>) {
         let mut scopes = self.lock();
         let used = scopes.values().map(|issued| issued.used).max().unwrap_or_default() + 1;
         let is_new = !scopes.contains_key(scope);
@@ -60,11 +111,11 @@ impl IssuedPageTokens {
         let generation = Self::generation(scopes.len() + usize::from(is_new));
         let issued = scopes.entry(*scope).or_default();
         issued.used = used;
-        tokens.into_iter().for_each(|token| issued.give(token, generation));
+        tokens.iter().for_each(|token| issued.give(*token.as_bytes(), generation));
         if issued.read.len() >= generation {
             issued.read.clear();
         }
-        issued.read.insert(read);
+        issued.read.extend(read);
     }
 
     /// Whether the token that names `page` was given out in that scope.
@@ -81,7 +132,7 @@ impl IssuedPageTokens {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Issued>> {
         // A panic cannot leave a change under this lock in a harmful state.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,6 +181,24 @@ mod tests {
         assert!(!issued.has(&[1; 32], &key("AC1", "a")));
         issued.give_all_of(&[1; 32], &owner("AC1"), &page(""));
         assert!(!issued.has(&[1; 32], &key("AC1", "")));
+    }
+
+    #[tokio::test]
+    async fn replicas_know_each_others_tokens() {
+        let grants = Arc::new(crate::request::grants::MemoryGrants::default());
+        let replica = || IssuedPageTokens::default().shared_by(Arc::clone(&grants) as _, Duration::from_secs(60));
+        let (one, two, key) = (replica(), replica(), key("AC1", "a"));
+        let given = one.give_all_of(&[1; 32], &owner("AC1"), &page("a"));
+        given.expect("the other replica has to know").await;
+        assert!(one.give_all_of(&[1; 32], &owner("AC1"), &page("a")).is_none(), "once");
+        assert!(one.learn(&[1; 32], &owner("AC1"), key).is_none(), "its own");
+        for (scope, account) in [([2; 32], "AC1"), ([1; 32], "AC2")] {
+            two.learn(&scope, &owner(account), key).unwrap().await;
+            assert!(!two.has(&scope, &key));
+        }
+        two.learn(&[1; 32], &owner("AC1"), key).unwrap().await;
+        assert!(two.has(&[1; 32], &key) && grants.count() == 1);
+        assert!(IssuedPageTokens::default().learn(&[1; 32], &owner("AC1"), key).is_none(), "nothing is shared");
     }
 
     #[test]

@@ -42,6 +42,7 @@ use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::core::uuid;
 use crate::request::call::UpstreamResponse;
+use crate::request::grants;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::request::response::Representation;
@@ -147,7 +148,7 @@ where
     async fn answer(self, query: ClientQuery) -> Answered {
         let scope = scope(&query);
         if let Some(scope) = &scope {
-            self.prove(scope, &query)?;
+            self.prove(scope, &query).await?;
         }
         let asked = query.clone();
         let mut response = match query.endpoint.operation {
@@ -156,7 +157,7 @@ where
             _ => self.ask(query).await?,
         };
         if let Some(scope) = &scope {
-            self.give(scope, &asked, &mut response)?;
+            self.give(scope, &asked, &mut response).await?;
         }
         response.has_links = asked.endpoint.operation != Operation::JobResults && is_success(&response);
         Ok(response)
@@ -373,26 +374,29 @@ where
     }
 
     /// Refuses a job or a page token that was not given out in this scope.
-    fn prove(&self, scope: &Scope, query: &ClientQuery) -> Result<(), GatewayError> {
+    async fn prove(&self, scope: &Scope, query: &ClientQuery) -> Result<(), GatewayError> {
         let (account, CanonicalQuery { path, parameters, .. }) = (&query.team.account, &*query.canonical);
+        let Shared { owners, clock, .. } = &*self.shared;
+        let job = query.endpoint.id(path).map(|id| Key::of_job(account, id));
+        let token = Parameters::parse(parameters).ok().and_then(|parameters| parameters.page_token_alone());
+        let token = token.map(|token| Key::of_path(account, query.endpoint, path, token.as_str(), b""));
+        owners.learn(scope, account, &Vec::from_iter(job.into_iter().chain(token)), *clock).await;
+        let is_refused = |key: Option<Key>| key.is_some_and(|key| !owners.has(scope, &key, *clock));
         let refuse = |message| Err(GatewayError::new(Reason::FieldNotAllowed, message));
-        let owns = |key: &Key| self.shared.owners.has(scope, key, self.shared.clock);
-        if query.endpoint.id(path).is_some_and(|id| !owns(&Key::of_job(account, id))) {
+        if is_refused(job) {
             return refuse(
                 "this query job was not given to this team under its policy, or more than seven days ago: submit the \
                  query again",
             );
         }
-        let token = Parameters::parse(parameters).ok().and_then(|parameters| parameters.page_token_alone());
-        let is_given = |token: Parameters| owns(&Key::of_path(account, query.endpoint, path, token.as_str(), b""));
-        match token.is_none_or(is_given) {
-            true => Ok(()),
-            false => refuse("this page token was not given to this team under its policy: begin with the first page"),
+        match is_refused(token) {
+            false => Ok(()),
+            true => refuse("this page token was not given to this team under its policy: begin with the first page"),
         }
     }
 
     /// Records the jobs and page tokens of an answer for this scope, and removes jobs of other scopes from a list.
-    fn give(&self, scope: &Scope, query: &ClientQuery, response: &mut CacheResponse) -> Result<(), GatewayError> {
+    async fn give(&self, scope: &Scope, query: &ClientQuery, response: &mut CacheResponse) -> Result<(), GatewayError> {
         if !is_success(response) {
             return Ok(());
         }
@@ -400,6 +404,10 @@ where
         let Shared { owners, clock, .. } = &*self.shared;
         let given = Arc::clone(response.representation());
         if query.endpoint.operation == Operation::JobList {
+            if owners.are_shared() {
+                let jobs = job::ids_of_list(&given.body).into_iter().map(|id| Key::of_job(account, &id));
+                owners.learn(scope, account, &Vec::from_iter(jobs), *clock).await;
+            }
             let own = |id: &str| owners.has(scope, &Key::of_job(account, id), *clock);
             let left = job::list_of(&given.body, own).ok_or_else(|| {
                 GatewayError::new(Reason::UpstreamInvalid, "Twilio answered with something that is no list of jobs")
@@ -410,15 +418,17 @@ where
             };
             response.content = Content::Forwarded(Arc::new(given.with_body(left)), key);
         }
-        if query.endpoint.operation == Operation::JobSubmit {
-            let id = Job::read(&given.body).and_then(|job| job.id);
-            id.into_iter().for_each(|id| owners.give(scope, &Key::of_job(account, &id), *clock));
-            return Ok(());
-        }
-        for token in page::tokens(&given.body) {
-            let token = Parameters::of_page(&token);
-            owners.give(scope, &Key::of_path(account, query.endpoint, path, token.as_str(), b""), *clock);
-        }
+        let keys: Vec<_> = match query.endpoint.operation {
+            Operation::JobSubmit => {
+                let id = Job::read(&given.body).and_then(|job| job.id);
+                id.into_iter().map(|id| Key::of_job(account, &id)).collect()
+            }
+            _ => page::tokens(&given.body)
+                .map(|token| Parameters::of_page(&token))
+                .map(|token| Key::of_path(account, query.endpoint, path, token.as_str(), b""))
+                .collect(),
+        };
+        grants::settle(owners.give(scope, account, &keys, *clock), response.outcome).await;
         Ok(())
     }
 }

@@ -8,6 +8,9 @@
 //! With a folder, grants survive a restart: each is one record of a fixed size, appended to a file. Opening the file
 //! rewrites it without expired grants. A record that cannot be written is lost only at the restart. The job is then
 //! refused, so a disk fault never gives access.
+//!
+//! Where replicas share grants, one that this replica does not know is looked up, and then kept here for the rest of its
+//! seven days.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,12 +20,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::stream::{self, StreamExt};
+
+use crate::accounts::Account;
 use crate::config;
 use crate::core::clock::Clock;
+pub(super) use crate::request::grants::Scope;
+use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
-
-/// A hash of a policy, the account whose data it restricts, and the upstream of that data.
-pub(super) type Scope = [u8; 32];
 
 /// The most grants, over all scopes: about 12 MiB.
 const MOST: usize = 65_536;
@@ -35,6 +41,9 @@ const RENEWED_AFTER: Duration = Duration::from_secs(3600);
 /// The file's name. The number increases when the format changes.
 const FILE: &str = "job-owners-1";
 
+/// Grants of other replicas that are looked up at the same time, for one request.
+const AT_ONCE: usize = 64;
+
 /// Scope, key and seconds since 1970.
 const RECORD: usize = 32 + 32 + 8;
 
@@ -43,6 +52,7 @@ const RECORD: usize = 32 + 32 + 8;
 pub struct JobOwners {
     grants: Arc<Mutex<Grants>>,
     file: Option<Arc<Mutex<File>>>,
+    shared: Option<Arc<dyn SharedGrants>>,
 }
 
 impl JobOwners {
@@ -52,7 +62,9 @@ impl JobOwners {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         let opened = made.and_then(|()| open(&folder.join(FILE), seconds(clock.wall_now())));
         match opened {
-            Ok((grants, file)) => Self { grants: Arc::new(Mutex::new(grants)), file: Some(Arc::new(Mutex::new(file))) },
+            Ok((grants, file)) => {
+                Self { grants: Arc::new(Mutex::new(grants)), file: Some(Arc::new(Mutex::new(file))), shared: None }
+            }
             Err(error) => {
                 tracing::warn!(%error, "the file of query jobs and their owners cannot be used: after a restart, policies have no access to earlier jobs");
                 Self::default()
@@ -60,19 +72,65 @@ impl JobOwners {
         }
     }
 
-    /// Records that `key` was given out in this scope.
-    pub(super) fn give(&self, scope: &Scope, key: &Key, clock: Clock) {
+    /// Shares grants with other replicas.
+    #[must_use]
+    pub fn shared_by(self, grants: Arc<dyn SharedGrants>) -> Self {
+        Self { shared: Some(grants), ..self }
+    }
+
+    /// Whether other replicas know them too.
+    pub(super) fn are_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Records that `keys` were given out in this scope. What it returns ends when other replicas know them too; `None` if
+    /// there is nothing to wait for.
+    pub(super) fn give(
+        &self,
+        scope: &Scope,
+        account: &Account,
+        keys: &[Key],
+        clock: Clock,
+    ) -> Option<BoxFuture<'static, ()>> {
         let now = seconds(clock.wall_now());
-        if !lock(&self.grants).give(*scope, *key.as_bytes(), now, now) {
-            return;
-        }
-        let Some(file) = self.file.clone() else { return };
-        let record = record(scope, key.as_bytes(), now);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = lock(&file).write_all(&record) {
-                tracing::warn!(%error, "the owner of a query job could not be written: after a restart, its policy has no access to the job");
-            }
+        let news: Vec<_> = keys.iter().filter(|key| self.record(scope, key, now, now)).collect();
+        let shared = self.shared.as_ref().filter(|_| !news.is_empty())?;
+        let given: Vec<_> = news.into_iter().map(|key| shared.give(account, scope, key, KEPT)).collect();
+        Some(join_all(given).map(drop).boxed())
+    }
+
+    /// Finds out which of `keys` other replicas gave out in this scope, of those that this one does not know.
+    pub(super) async fn learn(&self, scope: &Scope, account: &Account, keys: &[Key], clock: Clock) {
+        let Some(shared) = &self.shared else { return };
+        let unknown: Vec<_> = keys.iter().filter(|key| !self.has(scope, key, clock)).copied().collect();
+        let finding = unknown.into_iter().map(|key| {
+            let found = shared.find(account, scope, &key);
+            async move { (key, found.await) }
         });
+        let finding: Vec<_> = finding.collect();
+        let found: Vec<_> = stream::iter(finding).buffer_unordered(AT_ONCE).collect().await;
+        let now = seconds(clock.wall_now());
+        for (key, left) in found {
+            if let Some(left) = left {
+                self.record(scope, &key, now.saturating_sub(KEPT.saturating_sub(left).as_secs()), now);
+            }
+        }
+    }
+
+    /// Records a grant of the time `at`; `false` if it is already known or has expired.
+    fn record(&self, scope: &Scope, key: &Key, at: u64, now: u64) -> bool {
+        if !lock(&self.grants).give(*scope, *key.as_bytes(), at, now) {
+            return false;
+        }
+        if let Some(file) = self.file.clone() {
+            let record = record(scope, key.as_bytes(), at);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = lock(&file).write_all(&record) {
+                    tracing::warn!(%error, "the owner of a query job could not be written: after a restart, its policy has no access to the job");
+                }
+            });
+        }
+        true
     }
 
     /// Whether `key` was given out in this scope.
@@ -247,8 +305,8 @@ mod tests {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::new());
         let keys = [Key::from_bytes(key(1)), Key::from_bytes(key(2))];
         let owners = JobOwners::in_folder(folder.path(), clock);
-        owners.give(&[1; 32], &keys[0], clock);
-        owners.give(&[1; 32], &keys[1], clock);
+        let account = crate::accounts::Team::example("local").account;
+        owners.give(&[1; 32], &account, &keys, clock);
         let path = folder.path().join(FILE);
         let written = async {
             while fs::metadata(&path).unwrap().len() < 2 * RECORD as u64 {
@@ -263,7 +321,29 @@ mod tests {
         assert_eq!((left, fs::metadata(&path).unwrap().len()), (1, RECORD as u64));
         assert!(!owners.has(&[2; 32], &keys[0], clock));
         let nowhere = JobOwners::in_folder(&path, clock);
-        nowhere.give(&[1; 32], &keys[0], clock);
+        nowhere.give(&[1; 32], &account, &keys[..1], clock);
         assert!(nowhere.has(&[1; 32], &keys[0], clock));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replicas_know_each_others_grants_for_seven_days_in_all() {
+        let (clock, account) = (Clock::simulated(), crate::accounts::Team::example("local").account);
+        let grants = Arc::new(crate::request::grants::MemoryGrants::default());
+        let [one, two, three] = [0; 3].map(|_| JobOwners::default().shared_by(Arc::clone(&grants) as _));
+        let keys: Vec<_> = (0..3 * AT_ONCE).map(|n| Key::from_bytes(key(n))).collect();
+        one.give(&[1; 32], &account, &keys[1..], clock).unwrap().await;
+        assert!(one.give(&[1; 32], &account, &keys[1..], clock).is_none(), "once");
+        assert_eq!(grants.count(), keys.len() - 1);
+        two.learn(&[2; 32], &account, &keys, clock).await;
+        assert!(keys.iter().all(|key| !two.has(&[2; 32], key, clock)), "another scope");
+        two.learn(&[1; 32], &account, &keys, clock).await;
+        assert!(keys[1..].iter().all(|key| two.has(&[1; 32], key, clock)) && !two.has(&[1; 32], &keys[0], clock));
+        // A day is left.
+        grants.give(&account, &[1; 32], &keys[0], Duration::from_secs(DAY)).await;
+        three.learn(&[1; 32], &account, &keys[..1], clock).await;
+        tokio::time::advance(Duration::from_secs(DAY)).await;
+        assert!(three.has(&[1; 32], &keys[0], clock));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!three.has(&[1; 32], &keys[0], clock) && two.has(&[1; 32], &keys[1], clock));
     }
 }

@@ -63,7 +63,7 @@ where
             return Ok(accepted);
         }
         if let Some(scope) = scope(&query) {
-            self.give(&scope, &submission, &mut accepted)?;
+            self.give(&scope, &submission, &mut accepted).await?;
         }
         if waits && !joins {
             match self.watch(&query, &accepted).await {
@@ -141,7 +141,7 @@ where
             return Some(Watched::Status(status));
         }
         if let Some(scope) = scope(query) {
-            self.give(&scope, &asked, &mut results).ok()?;
+            self.give(&scope, &asked, &mut results).await.ok()?;
         }
         // Without it a client could not ask for the second page, because it does not know the job's id.
         let base = query.base.as_ref().map_or("", |base| base.as_str());

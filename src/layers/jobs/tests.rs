@@ -161,6 +161,7 @@ impl Rig {
 }
 
 mod known_tests;
+mod shared_tests;
 
 fn body(response: &CacheResponse) -> String {
     String::from_utf8(response.representation().body.to_vec()).unwrap()

@@ -1,0 +1,139 @@
+//! Page tokens and query jobs that were given out under policies, for all replicas.
+//!
+//! One key for each, whose name is a hash of account, policy and token. The value is the time at which it ends, on the
+//! store's clock. It is sealed, so that nobody who can write to the store can give himself a page, or keep one for longer.
+
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt, ready};
+
+use super::seal::Context;
+use super::{SharedStore, StoreTime};
+use crate::accounts::Account;
+use crate::request::grants::{Scope, SharedGrants};
+use crate::request::key::Key;
+
+/// How long after a grant was given out it may come to the store.
+const ON_ITS_WAY: Duration = Duration::from_millis(20);
+
+/// What all replicas have given out. Clones share one store.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredGrants(SharedStore);
+
+impl StoredGrants {
+    /// Grants in this store.
+    pub(crate) fn new(store: SharedStore) -> Self {
+        Self(store)
+    }
+
+    fn name(&self, account: &Account, scope: &Scope, key: &Key) -> String {
+        self.0.names().of(account, "grant", &[scope.as_slice(), key.as_bytes()].concat())
+    }
+}
+
+impl SharedGrants for StoredGrants {
+    fn give(&self, account: &Account, scope: &Scope, key: &Key, kept: Duration) -> BoxFuture<'static, ()> {
+        let (store, name) = (self.0.clone(), self.name(account, scope, key));
+        let ends = store.time().map(|StoreTime(now)| now.saturating_add(micros(kept)).to_le_bytes());
+        let sealed = ends.and_then(|ends| store.sealer().seal(&context(account, &name), &ends).ok());
+        let Some(sealed) = sealed else { return ready(()).boxed() };
+        let mut command = redis::cmd("SET");
+        command.arg(name).arg(sealed).arg("PX").arg((micros(kept) / 1000).max(1));
+        // If it fails, the client is refused by other replicas, as without a store.
+        async move { drop(store.run::<()>("grant_give", &command).await) }.boxed()
+    }
+
+    fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>> {
+        let (store, name, sid) = (self.0.clone(), self.name(account, scope, key), account.clone());
+        let mut command = redis::cmd("GET");
+        command.arg(&name);
+        async move {
+            let look = || store.run::<Option<Vec<u8>>>("grant_find", &command);
+            let sealed = match look().await.ok()? {
+                Some(sealed) => sealed,
+                None => {
+                    // A hit does not wait for the store, so what it gave out may still be on its way there.
+                    tokio::time::sleep(ON_ITS_WAY).await;
+                    look().await.ok()??
+                }
+            };
+            let opened = store.sealer().open(&context(&sid, &name), &sealed);
+            let Some(ends) = opened.and_then(|ends| ends.try_into().ok()) else {
+                store.unsealed();
+                return None;
+            };
+            let StoreTime(now) = store.time()?;
+            u64::from_le_bytes(ends).checked_sub(now).map(Duration::from_micros)
+        }
+        .boxed()
+    }
+}
+
+fn context<'c>(account: &'c Account, name: &'c str) -> Context<'c> {
+    Context { kind: "grant", account: &account.sid, key: name, bound: b"" }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounts::Team;
+    use crate::replicas::test_server::{TestServer, until};
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn account() -> std::sync::Arc<Account> {
+        Team::example("local").account
+    }
+
+    #[tokio::test]
+    async fn what_one_replica_gave_out_another_finds_while_it_lasts() {
+        let Some(server) = TestServer::start() else { return };
+        let (one, two) = (StoredGrants::new(server.replica().await), StoredGrants::new(server.replica().await));
+        let (account, key) = (account(), Key::from_bytes([7; 32]));
+        assert_eq!(two.find(&account, &[1; 32], &key).await, None);
+        one.give(&account, &[1; 32], &key, 100 * S).await;
+        let left = two.find(&account, &[1; 32], &key).await.unwrap();
+        assert!((90 * S..=101 * S).contains(&left), "{left:?}");
+        let other = Account { sid: "AC2".to_owned(), ..Account::clone(&account) };
+        for (account, scope, key) in
+            [(&*account, [2; 32], key), (&*account, [1; 32], Key::from_bytes([8; 32])), (&other, [1; 32], key)]
+        {
+            assert_eq!(two.find(account, &scope, &key).await, None);
+        }
+        one.give(&account, &[1; 32], &key, Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert_eq!(two.find(&account, &[1; 32], &key).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_grant_cannot_be_forged_moved_or_kept_for_longer() {
+        let Some(server) = TestServer::start() else { return };
+        let grants = StoredGrants::new(server.replica().await);
+        let (account, short, long) = (account(), Key::from_bytes([1; 32]), Key::from_bytes([2; 32]));
+        grants.give(&account, &[1; 32], &short, Duration::from_millis(200)).await;
+        let store = &grants.0;
+        let [from, to] = [&short, &long].map(|key| grants.name(&account, &[1; 32], key));
+        store.run::<i64>("test", redis::cmd("COPY").arg(&from).arg(&to)).await.unwrap();
+        assert_eq!(grants.find(&account, &[1; 32], &long).await, None, "moved");
+        store.run::<i64>("test", redis::cmd("PERSIST").arg(&from)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert_eq!(grants.find(&account, &[1; 32], &short).await, None, "kept");
+        store.run::<()>("test", redis::cmd("SET").arg(&from).arg(u64::MAX.to_le_bytes().as_slice())).await.unwrap();
+        assert_eq!(grants.find(&account, &[1; 32], &short).await, None, "forged");
+    }
+
+    #[tokio::test]
+    async fn without_the_store_nothing_is_found_and_nobody_waits() {
+        let Some(mut server) = TestServer::start() else { return };
+        let grants = StoredGrants::new(server.replica().await);
+        server.kill();
+        until("it is lost", || !grants.0.is_up()).await;
+        let key = Key::from_bytes([1; 32]);
+        grants.give(&account(), &[1; 32], &key, S).await;
+        assert_eq!(grants.find(&account(), &[1; 32], &key).await, None);
+    }
+}
