@@ -26,8 +26,9 @@ use crate::twilio::endpoint::instead_of_waiting;
 /// request.
 const AT_ONCE: Duration = Duration::from_millis(10);
 
-/// How long a response is looked for that another replica has just stored.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a response is looked for that another replica has just stored. It is there within 100 ms, except on a busy
+/// machine. A call to Twilio would take about as long.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The pause between two such looks.
 const PAUSE: Duration = Duration::from_millis(10);

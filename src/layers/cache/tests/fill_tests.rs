@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
-use crate::replicas::SharedFlights;
 use crate::replicas::test_server::{TestServer, until};
+use crate::replicas::{KnownAccounts, SharedFlights, SharedPages};
 use crate::request::call::UpstreamResponse;
 
 /// A lock that says what it is told to, and notes what it is asked.
@@ -219,33 +219,81 @@ async fn what_does_for_a_client_is_told_to_the_lock() {
     drop(plain);
 }
 
+/// Three replicas that share flights and pages, around one upstream.
+async fn three(server: &TestServer, policy: Policy, upstream: &Upstream) -> Vec<Cache> {
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        let (metrics, clock, accounts) = (Metrics::new(), Clock::new(), KnownAccounts::default());
+        accounts.set(&[call("q").team.account.clone()]);
+        let shared = server.replica_with(server.settings(), clock).await;
+        let store = Store::new(1 << 20, &metrics).with_fill_lock(Arc::new(SharedFlights::new(shared.clone(), clock)));
+        let store = SharedPages::behind(store, shared, accounts, clock);
+        let query = call("q");
+        until("pages are shared", || store.load(&query.team.account, query.key(), clock.now()).is_some()).await;
+        replicas.push(Cache::new(CacheLayer::new(store, policy, one_name(), metrics, clock), upstream));
+    }
+    replicas
+}
+
 #[tokio::test]
 async fn three_replicas_make_one_call() {
     let Some(server) = TestServer::start() else { return };
-    for query in [call("q"), forcing(call("q"))] {
+    for query in [call("a"), forcing(call("b"))] {
         let upstream = Upstream::gated(&[Next::Page("1")]);
+        let replicas = three(&server, POLICY, &upstream).await;
+        // All at once.
         let received = Instant::now();
-        let mut replicas = Vec::new();
-        for _ in 0..3 {
-            let (metrics, clock) = (Metrics::new(), Clock::new());
-            let lock = SharedFlights::new(server.replica_with(server.settings(), clock).await, clock);
-            let store = Store::new(1 << 20, &metrics).with_fill_lock(Arc::new(lock));
-            replicas.push(Cache::new(CacheLayer::new(store, POLICY, one_name(), metrics, clock), &upstream));
-        }
-        let asking: Vec<_> = (0..600)
-            .map(|n| tokio::spawn(replicas[n % 3].clone().oneshot(ClientQuery { received, ..query.clone() })))
-            .collect();
+        let query = ClientQuery { received, deadline: received + 90 * S, ..query };
+        let asking: Vec<_> = (0..600).map(|n| tokio::spawn(replicas[n % 3].clone().oneshot(query.clone()))).collect();
         until("a call", || upstream.calls() == 1).await;
         // Long enough for the claims of the other two.
         tokio::time::sleep(Duration::from_millis(300)).await;
         upstream.open(1);
-        let mut outcomes = Vec::new();
+        let mut misses = 0;
         for reply in asking {
             let reply = reply.await.unwrap().unwrap();
             assert_eq!(reply.page.body, "1");
-            outcomes.push(reply.outcome);
+            misses += usize::from(reply.outcome == Outcome::Miss);
         }
-        let misses = outcomes.iter().filter(|outcome| **outcome == Outcome::Miss).count();
         assert_eq!((misses, upstream.calls()), (1, 1));
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_at_once_is_no_reason_for_another_call() {
+    let Some(server) = TestServer::start() else { return };
+    let upstream = Upstream::new(&[Next::Page("1")]);
+    let replicas = three(&server, POLICY, &upstream).await;
+    let asking: Vec<_> = (0..600).map(|n| tokio::spawn(replicas[n % 3].clone().oneshot(call("q")))).collect();
+    for reply in asking {
+        assert_eq!(reply.await.unwrap().unwrap().page.body, "1");
+    }
+    assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_stale_page_is_refreshed_by_one_replica() {
+    let Some(server) = TestServer::start() else { return };
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2")]);
+    let lifetimes = Lifetimes { fresh: 3 * S, ..POLICY.query };
+    let replicas = three(&server, Policy { query: lifetimes, ..POLICY }, &upstream).await;
+    let body = |replica: &Cache| {
+        let entry = replica.layer.store.page(call("q").key())?;
+        Some(entry.stored.representation.body.clone())
+    };
+    let filled = Instant::now();
+    for replica in &replicas {
+        // What another replica told is not in this one's memory until the store has it.
+        while body(replica).is_none() {
+            assert_eq!(ask(replica, call("q")).await.unwrap().page.body, "1");
+        }
+    }
+    assert!(filled.elapsed() < 3 * S, "the machine is too busy for this test");
+    tokio::time::sleep(3 * S + S / 10).await;
+    for replica in &replicas {
+        assert_eq!(ask(replica, call("q")).await.unwrap().outcome, Outcome::Stale);
+    }
+    until("all have the new page", || replicas.iter().all(|replica| body(replica).is_some_and(|body| body == "2")))
+        .await;
+    assert_eq!(upstream.calls(), 2);
 }
