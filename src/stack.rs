@@ -166,7 +166,8 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Last, because a configuration that fails must change nothing.
     shared.known_accounts.set(&accounts);
-    let Resolved { budgets, retries, attempts, signers, secrets } = registry.resolve(config, &accounts, clock);
+    let Resolved { budgets, retries, attempts, signers, secrets } =
+        registry.resolve(config, &accounts, shared.replicas.as_ref(), clock);
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit, &live);

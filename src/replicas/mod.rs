@@ -30,6 +30,7 @@ use redis::{Cmd, FromRedisValue, Value};
 use tokio::sync::watch;
 
 pub(crate) use self::accounts::KnownAccounts;
+pub(crate) use self::budget::SharedQuota;
 use self::connection::Connection;
 pub(crate) use self::flights::SharedFlights;
 pub(crate) use self::grants::StoredGrants;

@@ -16,6 +16,7 @@ use crate::health::upstream::AccountAttempts;
 use crate::layers::authenticate::TeamRate;
 use crate::layers::retry::RetryBudget;
 use crate::layers::sign::{Credentials, Login, Rejection, Secrets, Signer};
+use crate::replicas::{SharedQuota, SharedStore};
 
 /// The accounts and teams of this and of earlier configurations. Clones share one state.
 #[derive(Clone, Default)]
@@ -59,7 +60,13 @@ impl Registry {
 
     /// Applies a configuration that is put into use, and returns the state of its accounts. `accounts` are those of
     /// `config`, in its order.
-    pub(super) fn resolve(&self, config: &Config, accounts: &[Arc<Account>], clock: Clock) -> Resolved {
+    pub(super) fn resolve(
+        &self,
+        config: &Config,
+        accounts: &[Arc<Account>],
+        replicas: Option<&SharedStore>,
+        clock: Clock,
+    ) -> Resolved {
         let mut known = self.lock();
         let Known { accounts: states, credentials, .. } = &mut *known;
         let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
@@ -68,7 +75,7 @@ impl Registry {
         for ((account, settings), credential) in accounts.iter().zip(&config.accounts).zip(signed_with) {
             let limits = limits(config, settings);
             let state = states.entry(Arc::clone(&account.name)).or_insert_with(|| AccountState {
-                budget: AccountBudget::new(Arc::clone(&account.name), limits, clock),
+                budget: budget(account, limits, replicas, clock),
                 retries: RetryBudget::new(clock.now()),
                 attempts: AccountAttempts::default(),
                 rejection: Rejection::default(),
@@ -109,6 +116,23 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The budget of this process, or the one that all replicas of the account share.
+fn budget(
+    account: &Arc<Account>,
+    limits: budget::Limits,
+    replicas: Option<&SharedStore>,
+    clock: Clock,
+) -> AccountBudget {
+    let name = Arc::clone(&account.name);
+    match replicas {
+        None => AccountBudget::new(name, limits, clock),
+        Some(store) => {
+            let quota = SharedQuota::new(store.clone(), Arc::clone(account), &limits, clock);
+            AccountBudget::with_quota(name, limits, Box::new(quota), clock)
+        }
     }
 }
 
@@ -169,7 +193,7 @@ mod tests {
         let (registry, clock) = (Registry::default(), Clock::new());
         let resolve = |config: Config| {
             let accounts = super::super::accounts(&config);
-            let resolved = registry.resolve(&config, &accounts, clock);
+            let resolved = registry.resolve(&config, &accounts, None, clock);
             (accounts.into_iter().find(|account| &*account.name == "m").unwrap(), resolved)
         };
         let limit = |(account, resolved): &(Arc<Account>, Resolved)| resolved.budgets.of(account).status().limits.rate;
