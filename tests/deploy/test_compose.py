@@ -159,6 +159,30 @@ def test_the_balancer_uses_every_gateway_and_only_those_that_are_ready(balancer)
     assert [metadata() for _ in range(20)] == [200] * 20
 
 
+@pytest.fixture
+def store(replicas, root):
+    """The URL, in the root of the gateways, of a Redis with the options of the compose file's store."""
+    options = replicas["services"]["store"]["command"][1:]
+    # The path is relative, because that of the root may be too long for the address of a socket.
+    command = ["redis-server", *options, "--port", "0", "--unixsocket", "store.sock", "--unixsocketperm", "777"]
+    process = subprocess.Popen(command, cwd=root.path, stdout=subprocess.DEVNULL)
+    wait_for(lambda: (root.path / "store.sock").exists(), "the store to listen")
+    yield "unix:///store.sock"
+    process.terminate()
+    process.wait()
+
+
+def test_the_replicas_find_each_other_in_the_store(replicas, root, store):
+    simulator = "http://" + root.simulate()
+    root.write("/run/secrets/seal", Path(replicas["secrets"]["seal"]["file"]).read_text())
+    seen = []
+    for gateway in gateways(replicas):
+        shared = {name: value for name, value in gateway["environment"].items() if "_SHARED__" in name}
+        _, _, admin = root.serve(simulator, environment={**shared, "INSIGHTS_GATEWAY_SHARED__URL": store})
+        seen.append(lambda admin=admin: re.search(r"^insights_gateway_replicas\S* 2$", ask(admin, "/metrics")[1], re.M))
+    wait_for(lambda: all(sees() for sees in seen), "each replica to see two")
+
+
 def test_the_secrets_are_generated(alone, deploy):
     secrets = {name: Path(secret["file"]).read_text().strip() for name, secret in alone["secrets"].items()}
     assert re.fullmatch("[0-9a-f]{64}", secrets["metrics_token"])
