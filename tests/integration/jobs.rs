@@ -48,6 +48,32 @@ async fn jobs_go_upstream_by_their_own_paths() {
 }
 
 #[tokio::test]
+async fn a_wait_that_cannot_be_read_counts_as_five_seconds() {
+    for (wait, told) in [
+        ("1.5", "5"),
+        ("5, 7", "5"),
+        ("3, 3", "5"),
+        ("3\r\nRetry-After: 3", "5"),
+        ("soon", "5"),
+        (" 4 ", "4"),
+        ("100", "60"),
+        ("99999999999999999999999", "60"),
+    ] {
+        let head = format!("Retry-After: {wait}\r\n");
+        let upstream = Upstream::script(move |seen| match seen.head.starts_with("POST ") {
+            true => Plan::with(202, &head, ACCEPTED),
+            false => Plan::with(200, &head, RUNNING),
+        })
+        .await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        for request in [post_to(JOBS, "", ASK), get(&format!("{JOBS}/op_1"), "")] {
+            let answer = gateway.ask(&request).await;
+            assert_eq!(answer.header("retry-after"), told, "{wait} {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_head_is_answered_like_its_get() {
     let upstream = Upstream::script(accepts).await;
     let gateway = TestConfig::new(upstream.url()).start().await;

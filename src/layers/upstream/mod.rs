@@ -56,7 +56,7 @@ use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
-use crate::twilio::endpoint::{self, Endpoint};
+use crate::twilio::endpoint::{self, CacheClass, Endpoint};
 use crate::twilio::page::Envelope;
 
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
@@ -249,6 +249,8 @@ impl Upstream {
         let told = match status {
             // The account is paused for the same time.
             StatusCode::TOO_MANY_REQUESTS => upstream_headers::pause(&head.headers, wall),
+            // `answers` reads it, more strictly.
+            status if status.is_success() && matches!(endpoint.cache, CacheClass::Job | CacheClass::Status) => None,
             _ => retry_after.filter(|_| headers.contains_key(header::RETRY_AFTER)),
         };
         if let Some(wait) = told {
