@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::StatusCode;
 use tokio::task::JoinError;
 use tower::{Service, ServiceExt};
 use tracing::Instrument;
@@ -55,7 +56,8 @@ fn failed(error: JoinError) -> Answered {
 /// Whether it is certain that Twilio has written nothing.
 fn changes_nothing(answered: &Answered) -> bool {
     match answered {
-        Ok(answer) => answer.status.is_client_error(),
+        // After a 408 from something in between, Twilio may have got the whole write.
+        Ok(answer) => answer.status.is_client_error() && answer.status != StatusCode::REQUEST_TIMEOUT,
         Err(error) => error.retry() == Retry::NothingSent || error.is_abandoned() || is_refused(error.reason()),
     }
 }
@@ -84,7 +86,7 @@ async fn drop_outdated(layer: &CacheLayer, account: &Account) {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, StatusCode};
+    use http::HeaderMap;
 
     use super::*;
 
@@ -99,7 +101,7 @@ mod tests {
         for status in [400, 403, 404, 409, 412, 422, 429] {
             assert!(changes_nothing(&answer(status)), "{status}");
         }
-        for status in [200, 201, 500, 502, 503, 504] {
+        for status in [200, 201, 408, 500, 502, 503, 504] {
             assert!(!changes_nothing(&answer(status)), "{status}");
         }
         for reason in [Reason::Deadline, Reason::QueueFull, Reason::CircuitOpen, Reason::UpstreamRejectedCredentials] {
