@@ -81,12 +81,17 @@ pub struct TeamUsage(Arc<UsageCounts>);
 struct UsageCounts {
     answers: [AtomicU64; Outcome::ALL.len()],
     attempts: AtomicU64,
+    saved: AtomicU64,
 }
 
 impl TeamUsage {
-    /// Counts one answered request.
-    pub fn answered(&self, outcome: Outcome) {
+    /// Counts one answered request. `was_tried` says whether it caused an attempt: a hit can, if a job's status is
+    /// polled before the job is shared.
+    pub fn answered(&self, outcome: Outcome, was_tried: bool) {
         self.0.answers[outcome as usize].fetch_add(1, Relaxed);
+        if outcome.saves_a_call() && !was_tried {
+            self.0.saved.fetch_add(1, Relaxed);
+        }
     }
 
     /// Counts one attempt that went upstream in a call of this team.
@@ -97,6 +102,11 @@ impl TeamUsage {
     /// The number of answers with this outcome.
     pub fn answers(&self, outcome: Outcome) -> u64 {
         self.0.answers[outcome as usize].load(Relaxed)
+    }
+
+    /// Answers that cost no attempt.
+    pub fn saved(&self) -> u64 {
+        self.0.saved.load(Relaxed)
     }
 
     /// Attempts that went upstream.

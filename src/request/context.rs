@@ -80,6 +80,7 @@ pub struct RequestContext {
     query: OnceLock<Bytes>,
     recording: Option<Box<Recording>>,
     upstream_events: Mutex<Vec<UpstreamEvent>>,
+    was_tried: AtomicBool,
 }
 
 /// When the stages ended, for requests that may be exported as a trace.
@@ -220,7 +221,15 @@ impl RequestContext {
 
     /// Adds a wait or an attempt.
     pub fn add(&self, event: UpstreamEvent) {
+        if matches!(event.kind, UpstreamEventKind::Attempt { .. }) {
+            self.was_tried.store(true, Relaxed);
+        }
         self.lock().push(event);
+    }
+
+    /// Whether it caused an attempt. Read for every hit, so it takes no lock.
+    pub fn was_tried(&self) -> bool {
+        self.was_tried.load(Relaxed)
     }
 
     /// Whether it waited for a token or was tried.

@@ -46,13 +46,12 @@ pub(super) fn respond(
     const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
     let team = &known.caller.team;
     let of = |outcome: Outcome| team.usage.answers(outcome);
-    let saved = Outcome::ALL.into_iter().filter(|outcome| outcome.saves_a_call());
     let remaining = requests.or(upstream.filter(|_| team.upstream.is_some()));
     let usage = Usage {
         team: &team.name,
         requests: Outcome::ALL.into_iter().map(|outcome| (outcome.as_str(), of(outcome))).collect(),
         upstream_attempts: team.usage.attempts(),
-        calls_saved: saved.map(of).sum(),
+        calls_saved: team.usage.saved(),
         since: Timestamp::try_from(clock.started_at()).ok().map(|time| format!("{time:.0}")),
         limits: Limits {
             requests: known.caller.requests.as_ref().map(|requests| requests.rate.to_string()),
@@ -79,7 +78,39 @@ impl RequestSubscriber for UsageCounter {
     fn ended(&self, request: &RequestEnded) {
         // A request for the usage has no operation.
         if let (Some(team), Some(_)) = (request.team(), request.operation()) {
-            team.usage.answered(request.outcome);
+            team.usage.answered(request.outcome, request.context.was_tried());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::accounts::Team;
+    use crate::request::context::{RequestContext, UpstreamEvent, UpstreamEventKind};
+    use crate::twilio::endpoint::Operation;
+
+    #[test]
+    fn an_answer_saves_a_call_only_if_its_request_caused_no_attempt() {
+        let (team, now) = (Arc::new(Team::example("a")), Clock::new().now());
+        let answer = |outcome, kind: Option<UpstreamEventKind>| {
+            let context = RequestContext::default();
+            context.team.set(Arc::clone(&team)).unwrap();
+            context.operation.set(Operation::JobSubmit).unwrap();
+            if let Some(kind) = kind {
+                context.add(UpstreamEvent { begun: now, ended: now, kind });
+            }
+            let (status, bytes, is_traced) = (200, 0, false);
+            let context = Arc::new(context);
+            UsageCounter.ended(&RequestEnded { context, received: now, ended: now, outcome, status, bytes, is_traced });
+            (team.usage.answers(outcome), team.usage.saved())
+        };
+        let attempt = || Some(UpstreamEventKind::Attempt { span: None, result: Ok(200) });
+        assert_eq!(answer(Outcome::Miss, attempt()), (1, 0));
+        assert_eq!(answer(Outcome::Hit, attempt()), (1, 0), "the status of the job was polled before it was shared");
+        assert_eq!(answer(Outcome::Hit, Some(UpstreamEventKind::Wait { granted: false })), (2, 1));
+        assert_eq!(answer(Outcome::Hit, None), (3, 2));
     }
 }
