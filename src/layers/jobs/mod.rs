@@ -116,6 +116,8 @@ where
     fn call(&mut self, query: ClientQuery) -> Self::Future {
         let may_become_a_job = query.endpoint.operation == Operation::Query
             && query.directives.respond_async
+            // A further page is part of a result set, and no query of its own.
+            && query.canonical.expected_as.is_none()
             && query.team.operations.allows(Permission::Jobs);
         if query.endpoint.permission == Permission::Jobs {
             return Either::Right(Box::pin(self.clone().answer(query)));

@@ -11,10 +11,11 @@
 //!
 //! The job is submitted like any other, so an identical submission shares it. Some SDKs send an `Idempotency-Key` with
 //! queries; it is ignored here, as it is for plain queries. A page size does not belong to a job, so it is removed from
-//! the query string.
+//! the query string and the body; other parameters are sent. A query with a page token becomes no job.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use tower::Service;
 
@@ -94,12 +95,14 @@ where
     /// The same query as a job.
     fn submission(&self, query: &ClientQuery) -> ClientQuery {
         let (endpoint, account) = (Operation::JobSubmit.endpoint(), &query.team.account);
-        let body = query.canonical.body.clone();
+        let is_kept = |pair: &&str| pair.split('=').next() != Some(PAGE_SIZE);
+        let parameters = query.canonical.parameters.split('&').filter(is_kept).collect::<Vec<_>>().join("&");
+        let body = without_page_size(&query.canonical.body).unwrap_or_else(|| query.canonical.body.clone());
         let canonical = CanonicalQuery {
-            key: Key::new(account, Operation::JobSubmit, "", &body),
+            key: Key::new(account, Operation::JobSubmit, &parameters, &body),
             expected_as: None,
             path: endpoint.path.into(),
-            parameters: "".into(),
+            parameters: parameters.into(),
             body,
         };
         let CacheDirectives { no_cache, no_store, .. } = query.directives.cache;
@@ -158,6 +161,16 @@ where
 enum Watched {
     Results(CacheResponse),
     Status(CacheResponse),
+}
+
+/// The body of a query without its page size, if it has one.
+fn without_page_size(body: &[u8]) -> Option<Bytes> {
+    let Value::Object(members) = json::parse(body).ok()? else { return None };
+    json::member(&members, PAGE_SIZE)?;
+    let kept = members.into_vec().into_iter().filter(|member| member.name.as_str() != PAGE_SIZE).collect();
+    let mut out = Vec::with_capacity(body.len());
+    Value::Object(kept).write(&mut out);
+    Some(out.into())
 }
 
 /// The page size that the query names, in the query string or, as Twilio's Node SDK sends it, in the body.

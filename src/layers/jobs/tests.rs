@@ -510,6 +510,35 @@ async fn respond_async_makes_a_job_if_no_fresh_page_is_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn respond_async_submits_the_whole_query_without_its_page_size() {
+    let rig = Rig::new(twilio(|_, _| "RUNNING"));
+    let asked = |parameters: &str, body: &'static str| {
+        let query = ClientQuery::example(Operation::Query, parameters, body);
+        let (received, deadline) = (rig.clock.now(), rig.clock.now() + LIFETIMES.deadline);
+        let directives = RequestDirectives { respond_async: true, ..RequestDirectives::default() };
+        ClientQuery { received, deadline, directives, ..query }
+    };
+    rig.submit().await;
+    for (parameters, body) in [("pageSize=3", ASK), ("", r#"{"pageSize":3,"query":{"measures":["C.Count"]}}"#)] {
+        let accepted = rig.ask(asked(parameters, body)).await.unwrap();
+        assert_eq!((accepted.outcome, rig.calls(Operation::JobSubmit)), (Outcome::Hit, 1), "{parameters} {body}");
+    }
+    rig.ask(asked("a=1&pageSize=3&z", ASK)).await.unwrap();
+    let call = rig.upstream.calls.lock().unwrap().last().unwrap().clone();
+    assert_eq!(
+        (call.endpoint.operation, &*call.parameters, &call.body[..]),
+        (Operation::JobSubmit, "a=1&z", ASK.as_bytes())
+    );
+    // A further page is not a query of its own.
+    let mut page = asked("pageToken=x", ASK);
+    let place = Some(*page.key());
+    let canonical = Arc::get_mut(&mut page.canonical).unwrap();
+    canonical.expected_as = place;
+    rig.ask(page).await.unwrap();
+    assert_eq!((rig.calls(Operation::Query), rig.calls(Operation::JobSubmit)), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn respond_async_with_a_wait_watches_the_job() {
     let rig = rig_of_jobs(8, Duration::ZERO);
     let begun = Instant::now();
