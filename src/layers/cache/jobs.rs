@@ -139,9 +139,11 @@ impl CacheLayer {
                 }
             }
             (Operation::JobSubmit, Ok(answer)) if answer.status.is_success() => {
-                if let Some(id) = Job::read(&answer.body).and_then(|job| job.id) {
-                    self.store.jobs.update(Key::of_job(account, &id), |known| known.submission = Some(call.key));
-                }
+                let Some(Job { id: Some(id), state, .. }) = Job::read(&answer.body) else { return };
+                self.store.jobs.update(Key::of_job(account, &id), |known| {
+                    known.submission = Some(call.key);
+                    ended(known, state, asked);
+                });
             }
             _ => {}
         }
@@ -188,7 +190,11 @@ impl CacheLayer {
         let account = &call.team.account;
         let id = call.endpoint.id(&call.path).unwrap_or_default();
         match (call.endpoint.cache, answer.status) {
-            (CacheClass::Job, status) if status.is_success() => Ok(Some(Lifetimes::fresh_only(self.policy.jobs.dedup))),
+            (CacheClass::Job, status) if status.is_success() => {
+                let state = Job::read(&answer.body).map(|job| job.state);
+                let is_lost = matches!(state, Some(State::Failed | State::Expired));
+                Ok(Some(Lifetimes::fresh_only(if is_lost { Duration::ZERO } else { self.policy.jobs.dedup })))
+            }
             (CacheClass::Status, StatusCode::OK) => {
                 let new = Job::read(&answer.body);
                 let state_now = new.as_ref().map_or(State::Unfinished, |job| job.state);

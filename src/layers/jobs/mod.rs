@@ -219,8 +219,8 @@ where
         let now = clock.moment();
         let Some(id) = Job::read(&made.stored.representation.body).and_then(|job| job.id) else { return true };
         let job = Key::of_job(&query.team.account, &id);
-        let is_lost = || store.jobs.get(&job).is_some_and(|known| known.lost.is_some());
-        if is_lost() {
+        let is_over = || self.is_over(&job);
+        if is_over() {
             return false;
         }
         if let Some(status) = store.fresh(&job, now) {
@@ -232,9 +232,16 @@ where
             return true;
         }
         match self.ask(self.about(query, Operation::JobStatus, &id, "")).await {
-            Ok(status) => is_of_use(status.representation()) && !is_lost(),
+            Ok(status) => is_of_use(status.representation()) && !is_over(),
             Err(_) => true,
         }
+    }
+
+    /// Whether the job whose status has this key is known to be lost, or its results to have expired.
+    fn is_over(&self, status: &Key) -> bool {
+        let Shared { store, clock, .. } = &*self.shared;
+        let Some(known) = store.jobs.get(status) else { return false };
+        known.lost.is_some() || known.results_end.is_some_and(|end| end.since(clock.moment()).is_zero())
     }
 
     /// The status of a job. With `Prefer: wait` it waits until the job has ended or the time is up.

@@ -287,3 +287,31 @@ async fn a_job_that_has_ended_keeps_its_state_after_its_status_has_expired() {
     let flipped = rig.ask(rig.query(Operation::JobStatus, "op_1")).await.unwrap_err();
     assert_eq!(flipped.reason(), Reason::UpstreamInvalid);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_its_own_submission_calls_lost_is_not_shared() {
+    for state in ["FAILED", "CANCELLED", "EXPIRED"] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        say(&replies, Operation::JobSubmit, 202, &job("op_0", state));
+        let lost = rig.submit().await;
+        assert_eq!((lost.outcome, body(&lost)), (Outcome::Miss, job("op_0", state)), "{state}");
+        replies.lock().unwrap().clear();
+        let new = rig.submit().await;
+        assert_eq!((new.outcome, body(&new)), (Outcome::Miss, job("op_1", "PENDING")), "{state}");
+        assert_eq!(rig.submit().await.outcome, Outcome::Hit, "{state}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_results_have_expired_by_its_own_retention_is_not_shared() {
+    for (retention, elapsed) in [("PT0S", 1), ("PT20S", 21)] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        rig.submit().await;
+        say(&replies, Operation::JobStatus, 200, &completed(retention));
+        rig.status("op_1").await;
+        if elapsed > 1 {
+            assert_eq!(rig.submit().await.outcome, Outcome::Hit, "{retention}");
+        }
+        expect_a_new_job(&rig, S * elapsed, retention).await;
+    }
+}
