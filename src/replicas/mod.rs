@@ -5,7 +5,7 @@
 //! And the store comes back by itself: it is looked for until it answers.
 //!
 //! It knows nothing of pages, tokens and flights. The other files of this module put these into the store:
-//! [`seal`] protects the values, [`names`] hides what a key is for.
+//! `seal` protects the values, `names` hides what a key is for.
 
 mod accounts;
 mod budget;
