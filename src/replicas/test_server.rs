@@ -14,7 +14,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::metrics::Metrics;
 
 /// Where tests must not be skipped for want of a server, this variable is set.
-const NEEDED: &str = "INSIGHTS_GATEWAY_TESTS_NEED_REDIS";
+const NEEDED: &str = "TESTS_NEED_REDIS";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

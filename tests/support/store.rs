@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::{TestConfig, poll};
 
 /// With this variable a missing server is a failure.
-const REQUIRED: &str = "INSIGHTS_GATEWAY_TESTS_NEED_REDIS";
+const REQUIRED: &str = "TESTS_NEED_REDIS";
 
 /// A running `redis-server`.
 pub struct Server {
