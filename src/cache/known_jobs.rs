@@ -25,6 +25,9 @@ pub(crate) struct KnownJob {
     /// When the newest answer was requested that says that it failed or was cancelled, or that it or its results no
     /// longer exist.
     pub(crate) lost: Option<Instant>,
+    /// It is lost only because a poll was answered 404, as can happen right after a submission. A later status shows that
+    /// it exists.
+    pub(crate) was_not_found: bool,
     /// When its results end.
     pub(crate) results_end: Option<Moment>,
     /// Its status must not be polled before this.
@@ -103,8 +106,8 @@ impl KnownJobs {
         let mut generations = lock(&self.jobs);
         let Generations { young, old } = &mut *generations;
         for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_purged(key)) {
-            let KnownJob { completed, lost, submission, .. } = *known;
-            *known = KnownJob { completed, lost, submission, ..KnownJob::default() };
+            let KnownJob { completed, lost, was_not_found, submission, .. } = *known;
+            *known = KnownJob { completed, lost, was_not_found, submission, ..KnownJob::default() };
         }
     }
 }

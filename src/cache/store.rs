@@ -392,6 +392,13 @@ impl Store {
         }
     }
 
+    /// Removes what the tiers behind memory have under `key`, if it was requested before `asked`. Memory keeps it.
+    pub(crate) fn remove_from_tiers(&self, key: Key, account: &Arc<str>, asked: Instant) {
+        if let Some(tier) = self.tier() {
+            tier.remove(&Replaced { account, asked }, &mut || vec![key]);
+        }
+    }
+
     /// Removes the pages that `unkept` replaces. Returns their keys.
     fn displace(&self, key: Key, unkept: &Unkept) -> Vec<Key> {
         let old = self.memory.pages.get(&key);

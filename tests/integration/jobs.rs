@@ -345,6 +345,38 @@ async fn jobs_belong_to_their_policy_and_are_shared_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_lost_is_not_shared_after_a_restart() {
+    for case in ["status", "not found", "list", "list after the restart"] {
+        let jobs = Arc::default();
+        let mut accept = one_job_a_key(&jobs);
+        let upstream = Upstream::script(move |seen| match seen.target() {
+            JOBS if seen.head.starts_with("POST ") => Plan::with(202, "Retry-After: 60\r\n", &accept(seen)),
+            JOBS => Plan::page(r#"{"items":[{"operationId":"op_1","status":"FAILED"}],"meta":{"key":"items"}}"#),
+            _ if case == "not found" => Plan::json(404, r#"{"code":20404}"#),
+            _ => Plan::page(r#"{"operationId":"op_1","status":"FAILED"}"#),
+        })
+        .await;
+        let disk = TempDir::new().unwrap();
+        let start = async || {
+            TestConfig::new(upstream.url()).set("cache.disk.path", disk.path().to_str().unwrap()).start().await
+        };
+        let mut gateway = start().await;
+        assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.json()["operationId"], "op_1", "{case}");
+        let learn = if case.starts_with("list") { JOBS.to_owned() } else { format!("{JOBS}/op_1") };
+        if case != "list after the restart" {
+            gateway.ask(&get(&learn, "")).await;
+        }
+        gateway.stop().await;
+        let mut gateway = start().await;
+        if case == "list after the restart" {
+            gateway.ask(&get(&learn, "")).await;
+        }
+        assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.json()["operationId"], "op_2", "{case}");
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_slow_query_becomes_a_job_if_the_client_prefers_that() {
     let upstream = Upstream::script(|seen| match seen.target() {
         target if target.starts_with(QUERY) && !target.starts_with(JOBS) => Plan::silence(),

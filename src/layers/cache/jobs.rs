@@ -108,7 +108,7 @@ impl CacheLayer {
         let account = &call.team.account;
         let key = || Key::of_job(account, call.endpoint.id(&call.path).unwrap_or_default());
         match (call.endpoint.operation, answered) {
-            (Operation::JobStatus, Ok(answer)) => self.learn_status(key(), answer, asked),
+            (Operation::JobStatus, Ok(answer)) => self.learn_status(account, key(), answer, asked),
             (Operation::JobStatus, Err(error)) if error.reason().is_of_an_attempt() => {
                 let next = |known: &KnownJob| job::wait(error.retry_after().or(known.wait));
                 self.store.jobs.update(key(), |known| known.next_poll = Some(self.clock.moment().after(next(known))));
@@ -120,7 +120,7 @@ impl CacheLayer {
                 let has_completed =
                     self.known(&key).completed.is_some_and(|told| told <= asked) || status() == Some(State::Completed);
                 if self.shows_the_end(call, answer.status) && (has_completed || answer.status == StatusCode::GONE) {
-                    self.store.jobs.update(key, |known| known.lost = known.lost.max(Some(asked)));
+                    self.update(account, key, |known| lost(known, asked));
                 }
             }
             (Operation::JobResults, Ok(answer)) if answer.status == StatusCode::OK => {
@@ -132,15 +132,16 @@ impl CacheLayer {
             (Operation::JobList, Ok(answer)) if answer.status == StatusCode::OK => {
                 for (id, state) in job::ended_of_list(&answer.body) {
                     let key = Key::of_job(account, &id);
-                    // A list can be long. Jobs that no client has asked about must not push out those that one has.
-                    if self.store.jobs.get(&key).is_some() {
-                        self.store.jobs.update(key, |known| ended(known, state, asked));
+                    // A list can be long. Of jobs that no client has asked about only those are recorded that must not be
+                    // shared: after a restart the answer to their submission may still be on the disk.
+                    if self.store.jobs.get(&key).map_or(state != State::Completed, |known| known.lost.is_none()) {
+                        self.update(account, key, |known| ended(known, state, asked));
                     }
                 }
             }
             (Operation::JobSubmit, Ok(answer)) if answer.status.is_success() => {
                 let Some(Job { id: Some(id), state, .. }) = Job::read(&answer.body) else { return };
-                self.store.jobs.update(Key::of_job(account, &id), |known| {
+                self.update(account, Key::of_job(account, &id), |known| {
                     known.submission = Some(call.key);
                     ended(known, state, asked);
                 });
@@ -149,19 +150,45 @@ impl CacheLayer {
         }
     }
 
-    fn learn_status(&self, key: Key, answer: &UpstreamResponse, asked: Instant) {
+    /// Records what an answer tells of a job. If the job is lost since then, the answer to its submission stays in memory
+    /// alone: after a restart, and on other replicas, nothing would be known that keeps the job from being shared.
+    fn update(&self, account: &Account, key: Key, change: impl FnOnce(&mut KnownJob)) {
+        let mut outdated = None;
+        self.store.jobs.update(key, |known| {
+            let was_lost = known.lost.is_some();
+            change(known);
+            outdated = known.submission.filter(|_| !was_lost && known.lost.is_some());
+        });
+        let Some(submission) = outdated else { return };
+        let stored = self.store.page(&submission);
+        let made = stored.and_then(|entry| Job::read(&entry.stored.representation.body)?.id);
+        // A later submission of the same query may have made another job.
+        if made.is_none_or(|id| Key::of_job(account, &id) == key) {
+            self.store.remove_from_tiers(submission, &account.name, self.clock.now());
+        }
+    }
+
+    fn learn_status(&self, account: &Account, key: Key, answer: &UpstreamResponse, asked: Instant) {
         let (now, wall) = (self.clock.moment(), self.clock.wall_now());
         let stated = job::stated_wait(&answer.headers, wall);
         let job = Job::read(&answer.body).filter(|_| answer.status == StatusCode::OK);
-        self.store.jobs.update(key, |known| {
+        self.update(account, key, |known| {
             let wait = if job.is_some() { job::wait(stated) } else { job::wait(stated.or(known.wait)) };
             known.next_poll = Some(now.after(wait));
-            if is_gone(answer.status) {
-                known.lost = known.lost.max(Some(asked));
+            match answer.status {
+                StatusCode::GONE => lost(known, asked),
+                StatusCode::NOT_FOUND => {
+                    known.was_not_found |= known.lost.is_none();
+                    known.lost = known.lost.max(Some(asked));
+                }
+                _ => {}
             }
             let Some(job) = job else { return };
             if known.ended.is_some_and(|before| !before.may_become(job.state)) {
                 return;
+            }
+            if known.was_not_found && known.lost <= Some(asked) {
+                (known.lost, known.was_not_found) = (None, false);
             }
             match job.state {
                 State::Unfinished => known.wait = Some(wait),
@@ -282,9 +309,15 @@ impl CacheLayer {
 fn ended(known: &mut KnownJob, state: State, asked: Instant) {
     match state {
         State::Completed => known.completed = known.completed.max(Some(asked)),
-        State::Failed | State::Expired => known.lost = known.lost.max(Some(asked)),
+        State::Failed | State::Expired => lost(known, asked),
         State::Unfinished => {}
     }
+}
+
+/// Records that a job is lost for good, as an answer to a request of the time `asked` says.
+fn lost(known: &mut KnownJob, asked: Instant) {
+    known.lost = known.lost.max(Some(asked));
+    known.was_not_found = false;
 }
 
 /// The key of the page of the same results to which this token leads.

@@ -219,6 +219,10 @@ where
         let now = clock.moment();
         let Some(id) = Job::read(&made.stored.representation.body).and_then(|job| job.id) else { return true };
         let job = Key::of_job(&query.team.account, &id);
+        // After a restart, or on another replica, only the stored answer says which submission made the job.
+        if store.jobs.get(&job).is_none_or(|known| known.submission.is_none()) {
+            store.jobs.update(job, |known| known.submission = Some(*query.key()));
+        }
         let is_over = || self.is_over(&job);
         if is_over() {
             return false;

@@ -58,27 +58,45 @@ where
                 answered => return answered,
             }
         }
-        let submission = self.submission(&query);
-        let mut accepted = self.submit(submission.clone()).await?;
-        if !is_success(&accepted) {
-            return Ok(accepted);
-        }
-        if let Some(scope) = scope(&query) {
-            self.give(&scope, &submission, &mut accepted).await?;
-        }
-        if waits && !joins {
+        let mut submission = self.submission(&query);
+        let mut is_first = true;
+        let mut accepted = loop {
+            let mut accepted = self.submit(submission.clone()).await?;
+            if !is_success(&accepted) {
+                return Ok(accepted);
+            }
+            if let Some(scope) = scope(&query) {
+                self.give(&scope, &submission, &mut accepted).await?;
+            }
+            if !waits || joins {
+                break accepted;
+            }
             match self.watch(&query, &accepted).await {
                 Some(Watched::Results(results)) => return Ok(results),
+                _ if is_first && self.is_over_now(&query, &accepted) => {
+                    // This request has just learnt that the job is of no use. One new job is enough: where it ends in
+                    // the same way, its status says why.
+                    is_first = false;
+                    submission.received = self.shared.clock.now();
+                    continue;
+                }
                 Some(Watched::Status(status)) => {
                     let wait = self.poll_after(&status).unwrap_or_default();
                     accepted.headers = vec![retry_after(wait)];
                 }
                 None => {}
             }
-        }
+            break accepted;
+        };
         accepted.headers.push((PREFERENCE_APPLIED, HeaderValue::from_static("respond-async")));
         accepted.has_links = true;
         Ok(accepted)
+    }
+
+    /// Whether the job of this answer to a submission is known to be lost or over.
+    fn is_over_now(&self, query: &ClientQuery, accepted: &CacheResponse) -> bool {
+        let id = Job::read(&accepted.representation().body).and_then(|job| job.id);
+        id.is_some_and(|id| self.is_over(&Key::of_job(&query.team.account, &id)))
     }
 
     /// Whether there is a stored response that the client accepts without a call upstream.

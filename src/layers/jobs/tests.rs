@@ -562,6 +562,29 @@ async fn respond_async_with_a_wait_watches_the_job() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn respond_async_gives_out_no_job_that_it_has_just_found_lost() {
+    for state in ["FAILED", "EXPIRED", "gone"] {
+        let known = Mutex::new(twilio(move |id, _| if id == "op_1" { state } else { "COMPLETED" }));
+        let rig = Rig::new(move |call: &UpstreamCall| match call.endpoint.id(&call.path) {
+            Some("op_1") if state == "gone" => (404, None, "{}".to_owned()),
+            _ => (known.lock().unwrap())(call),
+        });
+        rig.submit().await;
+        let results = rig.ask(waiting(asynchronous(&rig, ""), 20)).await.unwrap();
+        assert_eq!((results.representation().status.as_u16(), body(&results)), (200, PAGE.to_owned()), "{state}");
+        assert_eq!(rig.calls(Operation::JobSubmit), 2, "{state}");
+    }
+    // A query that fails each time costs two jobs, and the status of the second says why.
+    let rig = Rig::new(twilio(|_, _| "FAILED"));
+    let accepted = rig.ask(waiting(asynchronous(&rig, ""), 60)).await.unwrap();
+    assert_eq!((body(&accepted), rig.calls(Operation::JobSubmit)), (job("op_2", "PENDING"), 2));
+    // Also without any time left.
+    let rig = Rig::new(twilio(|id, _| if id == "op_1" { "FAILED" } else { "RUNNING" }));
+    let accepted = rig.ask(waiting(asynchronous(&rig, ""), 6)).await.unwrap();
+    assert_eq!((body(&accepted), rig.calls(Operation::JobSubmit)), (job("op_2", "PENDING"), 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn respond_async_with_a_wait_joins_a_call_that_runs() {
     let rig = rig_of_jobs(60, 4 * S);
     let plain = || ClientQuery { directives: RequestDirectives::default(), ..asynchronous(&rig, "") };

@@ -141,7 +141,9 @@ async fn a_list_tells_how_jobs_have_ended() {
     list("FAILED").await.unwrap();
     assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss);
     expect_a_new_job(&rig, S, "list").await;
-    assert!(rig.store.jobs.get(&Key::of_job(&rig.submission().team.account, "op_8")).is_none(), "no client knows it");
+    // After a restart no client may have asked about a job whose submission is on the disk.
+    let unknown = rig.store.jobs.get(&Key::of_job(&rig.submission().team.account, "op_8"));
+    assert!(unknown.is_some_and(|known| known.lost.is_some() && known.completed.is_none()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,5 +315,37 @@ async fn a_job_whose_results_have_expired_by_its_own_retention_is_not_shared() {
             assert_eq!(rig.submit().await.outcome, Outcome::Hit, "{retention}");
         }
         expect_a_new_job(&rig, S * elapsed, retention).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_not_found_at_first_is_shared_when_it_is() {
+    let (rig, replies) = rig_of(with_jobs(600, 600, 1));
+    rig.submit().await;
+    say(&replies, Operation::JobStatus, 404, "{}");
+    assert_eq!(rig.status("op_1").await.representation().status, 404);
+    replies.lock().unwrap().clear();
+    tokio::time::advance(6 * S).await;
+    assert_eq!(body(&rig.status("op_1").await), job("op_1", "RUNNING"));
+    let shared = rig.submit().await;
+    assert_eq!((shared.outcome, body(&shared)), (Outcome::Hit, job("op_1", "PENDING")));
+    // What else shows that a job is lost holds.
+    for (operation, status, told) in [
+        (Operation::JobStatus, 410, "{}".to_owned()),
+        (Operation::JobResults, 410, "{}".to_owned()),
+        (Operation::JobList, 200, format!(r#"{{"items":[{}]}}"#, job("op_1", "FAILED"))),
+    ] {
+        let (rig, replies) = rig_of(with_jobs(600, 600, 1));
+        rig.submit().await;
+        say(&replies, Operation::JobStatus, 404, "{}");
+        rig.status("op_1").await;
+        tokio::time::advance(6 * S).await;
+        say(&replies, operation, status, &told);
+        let id = if operation == Operation::JobList { "" } else { "op_1" };
+        rig.ask(rig.query(operation, id)).await.unwrap();
+        replies.lock().unwrap().clear();
+        tokio::time::advance(6 * S).await;
+        assert_eq!(body(&rig.status("op_1").await), job("op_1", "RUNNING"));
+        assert_eq!(body(&rig.submit().await), job("op_2", "PENDING"), "{operation:?} {status}");
     }
 }
