@@ -4,16 +4,23 @@
 //! its job stays true: that the job has ended, when its results end, and when Twilio may be polled again. This table
 //! keeps that in memory, for the jobs that answers were last about. It also keeps which pages of results Twilio has
 //! named: if one of those is gone, so are the results; an unknown page may never have existed.
+//!
+//! For fewer jobs it keeps what their last polls brought, so that the wait before the next poll holds without a stored
+//! status, and for submissions whose end is unknown their `Idempotency-Key`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::purge::Purge;
 use crate::core::clock::{Instant, Moment};
+use crate::core::error::GatewayError;
 use crate::request::key::Key;
+use crate::request::response::Representation;
 use crate::twilio::endpoint::Operation;
-use crate::twilio::job::State;
+use crate::twilio::job::{self, State};
 
 /// What is known of one job.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,28 +52,55 @@ const GENERATION: usize = 16_384;
 /// The known jobs, under the keys of their statuses. Cheap to clone; all clones share one table.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownJobs {
-    jobs: Arc<Mutex<Generations<KnownJob>>>,
+    jobs: Arc<Mutex<Generations<KnownJob, GENERATION>>>,
     /// The pages that results have named as their next ones, under the keys of requests with their tokens alone.
-    pages: Arc<Mutex<Generations<()>>>,
+    pages: Arc<Mutex<Generations<(), GENERATION>>>,
+    /// What the last polls brought, under the same keys as the jobs.
+    polls: Arc<Mutex<Generations<LastPolls, FEW>>>,
+    /// Under the keys of submissions: the `Idempotency-Key` of the last one, if its end is unknown, and since when.
+    unsettled: Arc<Mutex<Generations<Option<Unsettled>, FEW>>>,
 }
 
-/// What was recorded last. It is forgotten when at least [`GENERATION`] others were recorded after it.
+/// The `Idempotency-Key` of a submission whose end is unknown, and since when.
+pub(crate) type Unsettled = (HeaderValue, Moment);
+
+/// What the last polls of a job brought, for the time in which it must not be polled and its status is not stored.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LastPolls {
+    /// The last answer that says something about the job, and when it arrived.
+    pub(crate) answer: Option<(Arc<Representation>, Moment)>,
+    /// How the last poll failed, if it did.
+    pub(crate) failure: Option<Result<Arc<Representation>, GatewayError>>,
+}
+
+/// The most jobs of a generation whose last polls are kept, and the most submissions.
+const FEW: usize = 1024;
+
+/// The largest body of a poll's answer that is kept, in bytes. All of them together take at most 8 MiB.
+const LARGEST_KEPT: usize = 4096;
+
+/// What was recorded last. It is forgotten when at least `MOST` others were recorded after it.
 #[derive(Debug, Default)]
-struct Generations<V> {
+struct Generations<V, const MOST: usize> {
     young: HashMap<Key, V>,
     old: HashMap<Key, V>,
 }
 
-impl<V: Copy + Default> Generations<V> {
+impl<V: Clone + Default, const MOST: usize> Generations<V, MOST> {
     fn get(&self, key: &Key) -> Option<V> {
-        self.young.get(key).or_else(|| self.old.get(key)).copied()
+        self.young.get(key).or_else(|| self.old.get(key)).cloned()
+    }
+
+    fn forget(&mut self, is_forgotten: impl Fn(&Key) -> bool) {
+        self.young.retain(|key, _| !is_forgotten(key));
+        self.old.retain(|key, _| !is_forgotten(key));
     }
 
     fn update(&mut self, key: Key, change: impl FnOnce(&mut V)) {
         let Self { young, old } = self;
         let mut known = young.remove(&key).or_else(|| old.remove(&key)).unwrap_or_default();
         change(&mut known);
-        if young.len() >= GENERATION {
+        if young.len() >= MOST {
             *old = std::mem::take(young);
         }
         young.insert(key, known);
@@ -94,15 +128,54 @@ impl KnownJobs {
         lock(&self.pages).get(page).is_some()
     }
 
+    /// Records how a poll ended.
+    pub(crate) fn polled(&self, key: Key, ending: &Result<Arc<Representation>, GatewayError>, now: Moment) {
+        let is_small = |answer: &Representation| answer.body.len() <= LARGEST_KEPT;
+        match ending {
+            Ok(answer) if !job::is_failed_poll(answer.status) => {
+                let answer = Some((Arc::clone(answer), now)).filter(|(answer, _)| is_small(answer));
+                lock(&self.polls).update(key, |polls| *polls = LastPolls { answer, failure: None });
+            }
+            Ok(answer) if !is_small(answer) => {}
+            Err(error) if !error.reason().is_of_an_attempt() => {}
+            failed => lock(&self.polls).update(key, |polls| polls.failure = Some(failed.clone())),
+        }
+    }
+
+    /// What the last polls of a job brought.
+    pub(crate) fn last_polls(&self, key: &Key) -> LastPolls {
+        lock(&self.polls).get(key).unwrap_or_default()
+    }
+
+    /// Records that a submission with this `Idempotency-Key` has had an unknown end; `None` if its end is known.
+    pub(crate) fn submitted(&self, submission: Key, unsettled: Option<&HeaderValue>, now: Moment) {
+        let mut keys = lock(&self.unsettled);
+        let before = keys.get(&submission).flatten();
+        if before.is_none() && unsettled.is_none() {
+            return;
+        }
+        // Sent again with the same key, it is as old as before.
+        let since = before.filter(|(key, _)| Some(key) == unsettled).map_or(now, |(_, since)| since);
+        keys.update(submission, |kept| *kept = unsettled.map(|key| (key.clone(), since)));
+    }
+
+    /// The `Idempotency-Key` of the last submission if its end is unknown, and since when.
+    pub(crate) fn unsettled(&self, submission: &Key) -> Option<Unsettled> {
+        lock(&self.unsettled).get(submission).flatten()
+    }
+
     /// Forgets what statuses said that are purged: how their jobs ended, until when results exist, and when to poll
     /// again. That a job is lost stays known, because it must not be shared.
     pub(super) fn purge(&self, which: &Purge) {
-        let is_purged = |key: &Key| match which {
+        let is_of = |key: &Key, of: Operation| match which {
             Purge::All | Purge::Account(_) => true,
-            Purge::Operation(operation) => *operation == Operation::JobStatus,
+            Purge::Operation(operation) => *operation == of,
             Purge::Data(_) => false,
             Purge::Key(_) => which.matches(key, None),
         };
+        lock(&self.unsettled).forget(|key| is_of(key, Operation::JobSubmit));
+        let is_purged = |key: &Key| is_of(key, Operation::JobStatus);
+        lock(&self.polls).forget(is_purged);
         let mut generations = lock(&self.jobs);
         let Generations { young, old } = &mut *generations;
         for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_purged(key)) {
@@ -112,7 +185,7 @@ impl KnownJobs {
     }
 }
 
-fn lock<V>(generations: &Mutex<Generations<V>>) -> MutexGuard<'_, Generations<V>> {
+fn lock<V, const MOST: usize>(generations: &Mutex<Generations<V, MOST>>) -> MutexGuard<'_, Generations<V, MOST>> {
     // A panic can lose at most what was being recorded.
     generations.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
 use super::endpoint::is_id;
@@ -79,6 +79,14 @@ fn period(text: &str) -> Option<Duration> {
     let span: Span = text.parse().ok()?;
     let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
     Duration::try_from(length).ok().filter(|_| length >= SignedDuration::ZERO)
+}
+
+/// How much longer than Twilio's `Retry-After` the status of an unfinished job is served while polls fail.
+pub const SERVED_ON_ERROR: Duration = Duration::from_secs(600);
+
+/// Whether an answer with this status says nothing about the job that was polled.
+pub fn is_failed_poll(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 /// The value used for an absent or malformed `Retry-After`.

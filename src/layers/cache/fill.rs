@@ -147,6 +147,7 @@ impl CacheLayer {
     async fn follow(&self, call: &UpstreamCall, finished: FlightResult, begun: Instant) -> FlightResult {
         let answered = finished.result.as_deref().map(answer).map_err(GatewayError::clone);
         self.learn(call, &answered, begun);
+        self.remember_poll(call, &finished);
         // So that what clients ask next is answered from the same result set.
         if finished.stored
             && let Some(loading) = self.store.load(&call.team.account, &call.key, self.clock.now())

@@ -25,7 +25,7 @@ use super::CacheLayer;
 use crate::accounts::Account;
 use crate::cache::Unkept;
 use crate::cache::entry::Entry;
-use crate::cache::flight::Lease;
+use crate::cache::flight::{FlightResult, Lease};
 use crate::cache::known_jobs::KnownJob;
 use crate::cache::stored::StoredResponse;
 use crate::core::clock::Instant;
@@ -35,7 +35,7 @@ use crate::request::key::Key;
 use crate::request::query::ClientQuery;
 use crate::request::response::Representation;
 use crate::semantics::freshness::Lifetimes;
-use crate::twilio::endpoint::{CacheClass, Endpoint, Operation};
+use crate::twilio::endpoint::{CacheClass, Endpoint, IDEMPOTENCY_KEY, Operation};
 use crate::twilio::job::{self, Job, State};
 use crate::twilio::parameters::Parameters;
 
@@ -50,9 +50,6 @@ pub struct JobLifetimes {
 
 /// How long results are kept if the job's status was never asked for. Only the status says how long Twilio keeps them.
 const UNKNOWN_RETENTION: Duration = Duration::from_secs(3600);
-
-/// How much longer than Twilio's `Retry-After` the status of an unfinished job is served while polls fail.
-const SERVED_ON_ERROR: Duration = Duration::from_secs(600);
 
 impl CacheLayer {
     /// The stored response to a query, except for results that a later answer contradicts.
@@ -134,7 +131,7 @@ impl CacheLayer {
                     let key = Key::of_job(account, &id);
                     // A list can be long. Of jobs that no client has asked about only those are recorded that must not be
                     // shared: after a restart the answer to their submission may still be on the disk.
-                    if self.store.jobs.get(&key).map_or(state != State::Completed, |known| known.lost.is_none()) {
+                    if state != State::Completed || self.store.jobs.get(&key).is_some() {
                         self.update(account, key, |known| ended(known, state, asked));
                     }
                 }
@@ -148,6 +145,28 @@ impl CacheLayer {
             }
             _ => {}
         }
+    }
+
+    /// Records how a poll ended, of this replica or of another one.
+    pub(super) fn remember_poll(&self, call: &UpstreamCall, finished: &FlightResult) {
+        if call.endpoint.operation == Operation::JobStatus {
+            self.store.jobs.polled(call.key, &finished.result, self.clock.moment());
+        }
+    }
+
+    /// Records the `Idempotency-Key` of a submission if Twilio may have made a job of which no answer tells. Sent again
+    /// with the same key, it makes no second one.
+    pub(super) fn remember_key(&self, call: &UpstreamCall, finished: &FlightResult) {
+        if call.endpoint.operation != Operation::JobSubmit {
+            return;
+        }
+        let is_known = finished.result.as_ref().is_ok_and(|answer| {
+            // An attempt before this answer may have made a job.
+            let is_doubtful = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&answer.status);
+            !is_doubtful && !answer.status.is_server_error()
+        });
+        let key = call.headers.as_ref().and_then(|headers| headers.get(IDEMPOTENCY_KEY)).filter(|_| !is_known);
+        self.store.jobs.submitted(call.key, key, self.clock.moment());
     }
 
     /// Records what an answer tells of a job. If the job is lost since then, the answer to its submission stays in memory
@@ -236,7 +255,9 @@ impl CacheLayer {
                 // Even a status that is not kept at all may not cost a poll for each client.
                 let wait = job::poll_after(&answer.headers, wall);
                 Ok(Some(match state_now {
-                    State::Unfinished => Lifetimes { stale_if_error: SERVED_ON_ERROR, ..Lifetimes::fresh_only(wait) },
+                    State::Unfinished => {
+                        Lifetimes { stale_if_error: job::SERVED_ON_ERROR, ..Lifetimes::fresh_only(wait) }
+                    }
                     State::Completed => {
                         let retained = new.and_then(|job| job.retained(wall)).unwrap_or(self.policy.jobs.results);
                         Lifetimes::fresh_only(retained.min(self.policy.jobs.results).max(wait))

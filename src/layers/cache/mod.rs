@@ -395,6 +395,8 @@ where
                 Ok(answer) => layer.keep(&call, answer, settled, &asked, &lease),
                 Err(error) => FlightResult::failed(error),
             };
+            layer.remember_poll(&call, &finished);
+            layer.remember_key(&call, &finished);
             if let Some(for_all) = for_all {
                 for_all.finish(&finished);
             }

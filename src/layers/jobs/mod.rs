@@ -7,20 +7,22 @@
 //! about:
 //!
 //! * **Submissions.** A submission without an `Idempotency-Key` gets a UUIDv7. All its attempts carry the same one, so
-//!   a repeated submission makes one job. A submission with its own key, or with `no-store`, is not shared: it gets no
-//!   stored answer and leaves none. Any other submission gets the answer of an identical one within `cache.jobs.dedup`,
+//!   a repeated submission makes one job. If its end stays unknown, the next identical submission has the same key. A
+//!   submission with its own key, or with `no-store`, is not shared: it gets no stored answer and leaves none. Any other
+//!   submission gets the answer of an identical one within `cache.jobs.dedup`,
 //!   unless that job is known to have failed, been cancelled or expired. If the job's `Retry-After` has passed, its
 //!   status is polled first. `no-cache` asks for a new job, and later submissions share that new job.
-//! * **Polls.** Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
+//! * **Polls** (`polls`). Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
 //!   `no-store` and `max-age` cause a new poll only for a job that has ended. After a poll that failed the next one
 //!   waits too, and the last known status is the answer. Clients are told how much of the wait is left.
-//!   `Prefer: wait` delays an answer until the job has ended or the time is up. If there is no known status by then,
-//!   the answer to the job's submission is one.
+//!   `Prefer: wait` delays an answer until the job has ended or the time is up. If no status is known, the answer to the
+//!   job's submission is one. A poll that takes long holds only those who have no other answer.
 //! * **Queries with `Prefer: respond-async`** (`respond_async`).
 //! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
 //!   given out (`owners`). A list leaves out jobs that belong to other policies.
 
 mod owners;
+mod polls;
 mod respond_async;
 
 use std::sync::Arc;
@@ -39,15 +41,11 @@ use crate::cache::response::{Content, Source};
 use crate::cache::{CacheResponse, Store, Unkept};
 use crate::core::clock::Clock;
 use crate::core::error::{GatewayError, Reason};
-use crate::core::outcome::Outcome;
 use crate::core::uuid;
-use crate::request::call::UpstreamResponse;
 use crate::request::grants;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::request::response::Representation;
-use crate::semantics::cache_status::KeyParam;
-use crate::semantics::freshness::Lifetimes;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::twilio::endpoint::{IDEMPOTENCY_KEY, Operation, Permission};
 use crate::twilio::job::{self, Job, State};
@@ -169,8 +167,9 @@ where
     async fn submit(&self, mut query: ClientQuery) -> Answered {
         let has_own_key = has_own_key(query.headers.as_deref())?;
         if !has_own_key {
-            let key = uuid::v7(self.shared.clock.wall_now(), fastrand::u128(..));
-            query.headers = HeaderValue::try_from(key).ok().map(|key| Arc::new(only(IDEMPOTENCY_KEY, key)));
+            let new = || HeaderValue::try_from(uuid::v7(self.shared.clock.wall_now(), fastrand::u128(..))).ok();
+            let key = self.unsettled_key(&query).or_else(new);
+            query.headers = key.map(|key| Arc::new(only(IDEMPOTENCY_KEY, key)));
         }
         if has_own_key || self.shared.settings.dedup.is_zero() {
             if query.directives.cache.only_if_cached {
@@ -188,6 +187,15 @@ where
             response.headers.push(retry_after(wait));
         }
         Ok(response)
+    }
+
+    /// The `Idempotency-Key` of an identical earlier submission whose end is unknown: if it made a job, Twilio answers
+    /// with that one.
+    fn unsettled_key(&self, query: &ClientQuery) -> Option<HeaderValue> {
+        let Shared { store, settings, clock, .. } = &*self.shared;
+        let CacheDirectives { no_cache, no_store, .. } = query.directives.cache;
+        let (key, since) = store.jobs.unsettled(query.key())?;
+        (!no_cache && !no_store && clock.moment().since(since) < settings.dedup).then_some(key)
     }
 
     /// Removes the stored answer to an identical earlier submission if its job must not be shared. Clients that submit
@@ -235,9 +243,9 @@ where
         if !may_poll || made.stored.age(now) < told || self.next_poll(&job).is_some() {
             return true;
         }
-        match self.ask(self.about(query, Operation::JobStatus, &id, "")).await {
-            Ok(status) => is_of_use(status.representation()) && !is_over(),
-            Err(_) => true,
+        match self.ask_briefly(&self.about(query, Operation::JobStatus, &id, "")).await {
+            Some(Ok(status)) => is_of_use(status.representation()) && !is_over(),
+            Some(Err(_)) | None => true,
         }
     }
 
@@ -256,11 +264,16 @@ where
         let waits = query.directives.wait.is_some();
         let mut last = None;
         loop {
-            let submitted = || self.as_submitted(&query).filter(|_| waits && !only_if_cached);
+            // Without a wait the failure of a job's first poll is the answer.
+            let known = || match only_if_cached {
+                true => None,
+                false if waits => self.known_status(&query),
+                false => self.as_polled(&query),
+            };
             let (mut response, is_new) = match self.poll(query.clone()).await {
                 Ok(response) if !has_failed(&response) => (response, true),
                 // A poll that failed does not end the wait.
-                failed => match last.take().or_else(submitted) {
+                failed => match last.take().or_else(known) {
                     Some(known) => (known, false),
                     None => (failed?, true),
                 },
@@ -286,77 +299,13 @@ where
         }
     }
 
-    /// What is known of an unfinished job that has no known status: what the answer to its submission says, if that is
-    /// stored.
-    fn as_submitted(&self, query: &ClientQuery) -> Option<CacheResponse> {
-        let Shared { store, clock, .. } = &*self.shared;
-        let submission = store.jobs.get(query.key())?.submission?;
-        let entry = store.page(&submission)?;
-        let (stored, age) = (&entry.stored, entry.stored.age(clock.moment()));
-        let Representation { headers, body, .. } = &*stored.representation;
-        let wait = told(&stored.representation).filter(|_| age <= stored.lifetimes.fresh)?;
-        // A later submission of the same query may have made another job.
-        if Key::of_job(&query.team.account, &Job::read(body)?.id?) != *query.key() {
-            return None;
-        }
-        let status = UpstreamResponse {
-            status: StatusCode::OK,
-            headers: headers.iter().cloned().collect(),
-            body: body.clone(),
-            next_token: None,
-        };
-        let status = Arc::new(Representation::new(status, query.endpoint.returns));
-        let content = Content::Forwarded(status, KeyParam::new(&query.key().short()));
-        let source = Source::Hit { ttl: Lifetimes::fresh_only(wait).ttl(age) };
-        Some(CacheResponse::new(content, source, Outcome::StaleError, Some(age)))
-    }
-
-    /// A job's status: from Twilio if it may be polled now, and otherwise, or if the poll fails, the last known one.
-    async fn poll(&self, query: ClientQuery) -> Answered {
-        let last_known = || {
-            let cache =
-                CacheDirectives { only_if_cached: true, max_stale: Some(Duration::MAX), ..CacheDirectives::default() };
-            let directives = RequestDirectives { cache, ..query.directives.clone() };
-            self.ask(ClientQuery { directives, ..query.clone() })
-        };
-        if self.next_poll(query.key()).is_some()
-            && let Ok(known) = last_known().await
-        {
-            return Ok(known);
-        }
-        match self.ask(query.clone()).await {
-            Err(error) if !query.directives.cache.only_if_cached => last_known().await.map_err(|_| error),
-            answered => answered,
-        }
-    }
-
-    /// How long from now on a status must not be polled; `None` if it may be.
-    fn next_poll(&self, status: &Key) -> Option<Duration> {
-        let next = self.shared.store.jobs.get(status)?.next_poll?;
-        Some(next.since(self.shared.clock.moment())).filter(|left| !left.is_zero())
-    }
-
-    /// The cache directives of a client, as far as the job's `Retry-After` allows them.
-    fn shielded(&self, query: &ClientQuery) -> CacheDirectives {
-        let asked = query.directives.cache;
-        let is_forced = asked.no_cache || asked.no_store || asked.max_age.is_some() || asked.min_fresh.is_some();
-        let has_ended = || {
-            let entry = self.shared.store.page(query.key());
-            entry.is_some_and(|entry| told(&entry.stored.representation).is_none())
-        };
-        CacheDirectives {
-            only_if_cached: asked.only_if_cached,
-            no_cache: is_forced && has_ended(),
-            ..CacheDirectives::default()
-        }
-    }
-
     /// How long the job of this answer must not be polled from now on; `None` if it has ended, or the answer is about
     /// no job.
     fn poll_after(&self, response: &CacheResponse) -> Option<Duration> {
         let told = told(response.representation())?;
         let age = match &response.content {
             Content::Stored(entry) => entry.stored.age(self.shared.clock.moment()),
+            Content::Forwarded(..) if matches!(response.source, Source::Hit { .. }) => response.age.unwrap_or_default(),
             Content::Forwarded(..) => Duration::ZERO,
         };
         Some(told.saturating_sub(age))
@@ -473,8 +422,7 @@ fn only(name: &'static str, value: HeaderValue) -> HeaderMap {
 
 /// Whether Twilio answered a poll with an error that says nothing about the job.
 fn has_failed(response: &CacheResponse) -> bool {
-    let status = response.representation().status;
-    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+    job::is_failed_poll(response.representation().status)
 }
 
 fn is_success(response: &CacheResponse) -> bool {

@@ -5,9 +5,11 @@ use tokio::time::Instant;
 use super::*;
 use crate::accounts::{PerAccount, Team};
 use crate::cache::Purge;
+use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
 use crate::metrics::Metrics;
-use crate::request::call::UpstreamCall;
+use crate::request::call::{UpstreamCall, UpstreamResponse};
+use crate::semantics::freshness::Lifetimes;
 use crate::twilio::links::Base;
 use crate::twilio::policy::Policy;
 
@@ -125,6 +127,13 @@ impl Rig {
             CacheLayer::new(store.clone(), policy, PerAccount::example(Arc::from(["main".into()])), metrics, clock)
                 .layer(upstream.clone());
         Self { jobs: layer.layer(cache), upstream, store, clock }
+    }
+
+    /// The cache in front of a Twilio that takes this long.
+    fn slow(&self, takes: Duration) -> Caching<Twilio> {
+        let upstream = Twilio { takes, ..self.upstream.clone() };
+        let names = PerAccount::example(Arc::from(["main".into()]));
+        CacheLayer::new(self.store.clone(), LIFETIMES, names, Metrics::new(), self.clock).layer(upstream)
     }
 
     async fn ask(&self, query: ClientQuery) -> Answered {
@@ -260,7 +269,7 @@ async fn every_submission_with_no_cache_makes_a_job() {
 
 #[tokio::test(start_paused = true)]
 async fn clients_that_submit_a_lost_job_again_share_a_new_one() {
-    let rig = Rig::with(LIFETIMES, S, twilio(|id, _| if id == "op_1" { "FAILED" } else { "RUNNING" }));
+    let rig = Rig::with(LIFETIMES, S / 2, twilio(|id, _| if id == "op_1" { "FAILED" } else { "RUNNING" }));
     rig.submit().await;
     rig.status("op_1").await;
     let (first, second) = tokio::join!(rig.submit(), rig.submit());

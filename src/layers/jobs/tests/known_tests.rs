@@ -172,18 +172,130 @@ async fn polls_that_fail_are_as_rare_as_others_and_the_last_status_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_poll_of_a_job_without_a_known_status_is_tried_again_at_once() {
-    let (rig, replies) = rig_of(LIFETIMES);
+async fn polls_are_rare_while_no_status_is_stored() {
+    // Nothing is known but the failure.
     for failure in [503, RESET] {
+        let (rig, replies) = rig_of(LIFETIMES);
         say(&replies, Operation::JobStatus, failure, "{}");
-        let failed = rig.ask(rig.query(Operation::JobStatus, "op_1")).await;
-        assert!(failed.is_err() || failed.unwrap().representation().status == 503);
+        for elapsed in 0..5 {
+            let left = match rig.ask(rig.query(Operation::JobStatus, "op_1")).await {
+                Ok(answer) => {
+                    assert_eq!(answer.representation().status.as_u16(), failure);
+                    wait(&answer)
+                }
+                Err(error) => error.retry_after().map(|left| left.as_secs()),
+            };
+            assert!(elapsed == 0 || left == Some(5 - elapsed), "{failure} {left:?}");
+            tokio::time::advance(S).await;
+        }
+        assert_eq!(rig.calls(Operation::JobStatus), 1, "{failure}");
+        say(&replies, Operation::JobStatus, 200, &completed("P2D"));
+        tokio::time::advance(S).await;
+        assert!(body(&rig.status("op_1").await).contains("COMPLETED"));
     }
-    say(&replies, Operation::JobStatus, 200, &completed("P2D"));
-    assert!(body(&rig.status("op_1").await).contains("COMPLETED"));
+    // The answer to the submission is known.
+    let (rig, replies) = rig_of(LIFETIMES);
+    rig.submit().await;
+    say(&replies, Operation::JobStatus, 503, "{}");
+    assert_eq!(rig.status("op_1").await.representation().status, 503);
+    for elapsed in 0..5 {
+        let status = rig.status("op_1").await;
+        assert_eq!((status.representation().status.as_u16(), body(&status)), (200, job("op_1", "PENDING")));
+        assert_eq!((wait(&status), status.outcome), (Some(5 - elapsed), Outcome::StaleError));
+        tokio::time::advance(S).await;
+    }
+    assert_eq!(rig.calls(Operation::JobStatus), 1);
+    // The stored status has been evicted, or errors are not stored.
+    for (status, told) in [(200, job("op_1", "RUNNING")), (404, r#"{"code":20404}"#.to_owned())] {
+        let (rig, replies) = rig_of(with_jobs(600, 600, 0));
+        replies.lock().unwrap().push((Operation::JobStatus, (status, Some(5), told.clone())));
+        for elapsed in 0..5 {
+            let known = rig.status("op_1").await;
+            assert_eq!((known.representation().status.as_u16(), body(&known)), (status, told.clone()));
+            assert!(status == 404 || wait(&known) == Some(5 - elapsed), "{:?}", wait(&known));
+            evict(&rig);
+            tokio::time::advance(S).await;
+        }
+        assert_eq!(rig.calls(Operation::JobStatus), 1, "{status}");
+        say(&replies, Operation::JobStatus, 503, "{}");
+        tokio::time::advance(S).await;
+        let failed = rig.status("op_1").await;
+        assert_eq!(failed.representation().status.as_u16(), if status == 200 { 200 } else { 503 });
+        assert_eq!(rig.calls(Operation::JobStatus), 2, "{status}");
+    }
+    let (rig, _) = rig_of(LIFETIMES);
     let mut cached = rig.query(Operation::JobStatus, "op_2");
     cached.directives.cache.only_if_cached = true;
     assert_eq!(rig.ask(cached).await.unwrap_err().reason(), Reason::OnlyIfCached);
+}
+
+/// Drops the stored status of `op_1`, and nothing of what is known.
+fn evict(rig: &Rig) {
+    let unkept = Unkept {
+        account: "main".into(),
+        asked: rig.clock.now(),
+        made: rig.clock.moment(),
+        begins: None,
+        next: None,
+        is_shared: true,
+    };
+    rig.store.supersede(Key::of_job(&rig.submission().team.account, "op_1"), &unkept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_poll_holds_nobody_who_can_have_a_known_status() {
+    let mut rig = Rig::new(twilio(|_, _| "RUNNING"));
+    rig.submit().await;
+    rig.status("op_1").await;
+    rig.jobs.inner = rig.slow(40 * S);
+    tokio::time::advance(11 * S).await;
+    let begun = Instant::now();
+    let polls = (0..3).map(|_| rig.status("op_1"));
+    for status in futures_util::future::join_all(polls).await {
+        assert_eq!((body(&status), wait(&status)), (job("op_1", "RUNNING"), Some(1)));
+    }
+    assert_eq!(begun.elapsed(), S);
+    // A submission that asks whether the job may be shared does not wait longer either.
+    assert_eq!((rig.submit().await.outcome, begun.elapsed()), (Outcome::Hit, 2 * S));
+    // The poll goes on, and is the only one.
+    tokio::time::sleep(39 * S).await;
+    assert_eq!((rig.status("op_1").await.outcome, rig.calls(Operation::JobStatus)), (Outcome::Hit, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_submission_whose_end_is_unknown_is_repeated_with_its_key() {
+    let keys = |rig: &Rig| {
+        let calls = rig.upstream.calls.lock().unwrap();
+        let submissions = calls.iter().filter(|call| call.endpoint.operation == Operation::JobSubmit);
+        Vec::from_iter(submissions.map(|call| call.headers.as_ref().unwrap()[IDEMPOTENCY_KEY].clone()))
+    };
+    for unknown in [RESET, 503, 408] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        say(&replies, Operation::JobSubmit, unknown, "{}");
+        for _ in 0..2 {
+            let _ = rig.ask(rig.submission()).await;
+        }
+        let _ = rig.ask(forced(rig.submission())).await;
+        let sent = keys(&rig);
+        assert!(sent[0] == sent[1] && sent[1] != sent[2], "{unknown} {sent:?}");
+        replies.lock().unwrap().clear();
+        rig.submit().await;
+        assert_eq!(keys(&rig)[3], sent[2], "{unknown}");
+        // Its end is known now.
+        tokio::time::advance(601 * S).await;
+        rig.submit().await;
+        assert_ne!(keys(&rig)[4], sent[2], "{unknown}");
+    }
+    // A refusal is an end, and so is time.
+    for (status, elapsed, is_repeated) in [(422, 0, false), (409, 0, false), (503, 599, true), (503, 600, false)] {
+        let (rig, replies) = rig_of(LIFETIMES);
+        say(&replies, Operation::JobSubmit, status, "{}");
+        let _ = rig.ask(rig.submission()).await;
+        tokio::time::advance(S * elapsed).await;
+        let _ = rig.ask(rig.submission()).await;
+        let sent = keys(&rig);
+        assert!(sent.len() == 2 && (sent[0] == sent[1]) == is_repeated, "{status} {elapsed} {sent:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
