@@ -78,7 +78,9 @@ if not is_same or not state.read or behind > 0 or now >= field('read') + 1000000
   local least_period, least_burst = 0, nil
   for other, text in pairs(pairs_of(KEYS[2])) do
     local said = words(text)
-    if tonumber(said[1]) < now then
+    local until_then = tonumber(said[1])
+    -- Later than any replica writes, also before the clock went back a little: it was forged, and would never end.
+    if not until_then or until_then < now or until_then > now + alive + 1000000 then
       redis.call('HDEL', KEYS[2], other)
     elseif tonumber(said[2]) > 0 then
       least_period = math.max(least_period, tonumber(said[2]))
@@ -143,7 +145,8 @@ for i = 13 + refunds, #ARGV, 6 do
 end
 for other, text in pairs(pairs_of(KEYS[3])) do
   local said = words(text)
-  if other ~= replica and tonumber(said[1]) < now then
+  local until_then = tonumber(said[1])
+  if other ~= replica and (not until_then or until_then < now or until_then > now + longest + grace + 1000000) then
     redis.call('HDEL', KEYS[3], other)
   elseif other ~= replica then
     for i = 2, #said, 5 do

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use redis::{Cmd, FromRedisValue, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Value};
 use tokio::sync::watch;
 
 pub(crate) use self::accounts::KnownAccounts;
@@ -242,24 +242,33 @@ impl SharedStore {
         let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(command)).await;
         let took = self.0.clock.now().saturating_duration_since(begun);
         metrics.shared_duration.get_or_create(&SharedOperationLabels { operation }).observe(took.as_secs_f64());
-        let mut breaks = false;
+        let failed = |error: &str| StoreError::Failed(format!("{}: {}", operation.0, one_line(error)));
+        // A refusal is an answer: the store is reached. Only the heartbeat finds out whether it refuses everything, so that
+        // one damaged value does not end all sharing.
+        let (mut breaks, mut is_refusal) = (false, false);
         let (result, value) = match replied {
             Err(_) => ("timeout", Err(StoreError::Timeout)),
+            Ok(Ok(Value::ServerError(error))) => {
+                is_refusal = true;
+                ("error", Err(failed(&RedisError::from(error).to_string())))
+            }
             Ok(Err(error)) => {
                 breaks = error.is_unrecoverable_error();
-                ("error", Err(StoreError::Failed(error.to_string())))
+                is_refusal = !breaks && matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
+                ("error", Err(failed(&error.to_string())))
             }
             Ok(Ok(value)) => {
                 let result = if value == Value::Nil { "miss" } else { "ok" };
                 match T::from_redis_value(value) {
                     Ok(value) => (result, Ok(value)),
-                    Err(error) => ("error", Err(StoreError::Failed(error.to_string()))),
+                    Err(error) => ("error", Err(failed(&error.to_string()))),
                 }
             }
         };
         metrics.shared_operations.get_or_create(&SharedLabels { operation, result: StaticLabel(result) }).inc();
         match &value {
             Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
+            Err(_) if is_refusal => {}
             Err(error) => {
                 let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
                 if breaks || failures >= FAILURES {
@@ -295,14 +304,12 @@ impl SharedStore {
         };
         if let Some(cause) = failed {
             self.link().cause = cause;
-            // At random, so that the replicas do not all come at once.
-            tokio::time::sleep(RECONNECT.mul_f64(0.25 + 0.75 * fastrand::f64())).await;
-            return;
+            return pause().await;
         }
         let (mut is_up, mut failed) = (self.changes(), 0);
         loop {
             tokio::select! {
-                _ = is_up.wait_for(|is_up| !is_up) => return,
+                _ = is_up.wait_for(|is_up| !is_up) => break,
                 () = tokio::time::sleep(HEARTBEAT) => {}
             }
             match self.run("heartbeat", &self.beat()).await {
@@ -319,6 +326,7 @@ impl SharedStore {
                 }
             }
         }
+        pause().await;
     }
 
     /// Proves that the store accepts writes and runs scripts, before others use the connection.
@@ -359,4 +367,15 @@ impl SharedStore {
         // Every change under this lock is an assignment.
         self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The time between two attempts to reach the store: at random, so that the replicas do not all come at once.
+async fn pause() {
+    tokio::time::sleep(RECONNECT.mul_f64(0.25 + 0.75 * fastrand::f64())).await;
+}
+
+/// The text of an error for a log line: a store can answer anything.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 200;
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
 }

@@ -250,3 +250,30 @@ async fn a_wrong_password_is_the_cause_that_health_shows() {
     .await;
     assert!(!cause.contains("wr0ng-secret"), "{cause}");
 }
+
+#[tokio::test]
+async fn damaged_values_in_the_store_neither_stop_requests_nor_end_all_sharing() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let gateways = replicas(&upstream, &vec![server.url(); 2], &[("accounts.default.rate", "50/s")]).await;
+    gateways[0].ask(&ask(1)).await.assert_page(PAGE, "miss");
+    let budget = |kind: &str| {
+        let keys: Vec<String> = server.ask(&["KEYS", &format!("*:{kind}")]);
+        keys.into_iter().next().unwrap()
+    };
+    server.ask::<i64>(&["HSET", &budget("limits"), "forged", "9000000000000000 60000000000 1"]);
+    let pause = format!("{}", u64::MAX / 4096);
+    server.ask::<i64>(&["HSET", &budget("budget"), "read", "0", "tat", &pause]);
+    for number in 10..20 {
+        gateways[number % 2].ask(&ask(number)).await.assert_page(PAGE, "miss");
+    }
+    let state = budget("budget");
+    server.ask::<i64>(&["DEL", &state]);
+    server.ask::<String>(&["SET", &state, "of another type", "EX", "60"]);
+    for number in 20..30 {
+        gateways[number % 2].ask(&ask(number)).await.assert_page(PAGE, "miss");
+    }
+    // The store is still reached, and pages are still shared.
+    poll("the page is shared", || async { (gateways[1].ask(&ask(20)).await.detail() != "miss").then_some(()) }).await;
+    assert_eq!(gateways[0].metric("shared_up", &[]).await, 1.0);
+}

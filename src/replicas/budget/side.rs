@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ledger::{AHEAD, Answer, Ask, LONGEST, Question, Spend};
+use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
 use crate::accounts::Team;
 use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::Instant;
@@ -68,6 +68,9 @@ pub(super) struct Replica {
     side: Side,
     /// It has to agree to each token, and learns from responses.
     local: LocalQuota,
+    /// The longest pause and the longest opening of the circuit that are believed.
+    longest_pause: Duration,
+    longest_open: Duration,
     is_up: bool,
     configured: u32,
     living: u32,
@@ -96,6 +99,8 @@ impl Replica {
         Self {
             side: Side::Starting(now + patience),
             local: LocalQuota::new(limits, now),
+            longest_pause: limits.max_pause,
+            longest_open: limits.circuit.open,
             is_up: false,
             configured,
             living: 1,
@@ -236,8 +241,23 @@ impl Replica {
         }
     }
 
+    /// Whether the store says that more is owed than replicas can have taken. Its state was damaged, and would stop the
+    /// account for good.
+    fn owes_too_much(&self, answer: &Answer) -> bool {
+        /// Many bursts, because the configured burst may just have become less.
+        const BURSTS: u64 = 16;
+        const LEAST: u64 = 256;
+        let own = self.local.quota().map(|quota| spend(&quota)).unwrap_or_default();
+        let (period, burst) = (answer.spend.period.max(own.period), answer.spend.burst.max(own.burst));
+        let longest = period.saturating_mul(burst.saturating_mul(BURSTS).saturating_add(LEAST));
+        period > 0 && ledger::micros(answer.owed) > longest
+    }
+
     /// The store has answered.
     pub(super) fn answered(&mut self, question: &Question, answer: &Answer, now: Instant) {
+        if self.owes_too_much(answer) {
+            return self.failed(now);
+        }
         self.failures = 0;
         match self.side {
             Side::Starting(_) => self.side = Side::Shared,
@@ -258,8 +278,8 @@ impl Replica {
         self.known.granted = Some(answer.granted);
         self.known.spend = answer.spend;
         self.known.paid = until(answer.owed);
-        self.known.paused_until = until(answer.pause);
-        self.known.open_until = until(answer.open);
+        self.known.paused_until = until(answer.pause.min(self.longest_pause));
+        self.known.open_until = until(answer.open.min(self.longest_open));
         self.known.elsewhere = answer.elsewhere;
         let mut asked: Vec<Turn> = Vec::with_capacity(question.teams.len());
         for (ask, wait) in question.teams.iter().zip(&answer.teams) {
@@ -307,6 +327,7 @@ impl Replica {
 
     pub(super) fn set_limits(&mut self, limits: &Limits, now: Instant) {
         self.local.set_limits(limits, now);
+        (self.longest_pause, self.longest_open) = (limits.max_pause, limits.circuit.open);
         self.has_news = true;
     }
 
