@@ -178,7 +178,8 @@ async fn forward(mut client: TcpStream, server: SocketAddr, mut link: watch::Rec
     }
 }
 
-/// A configuration that shares this store with `replicas` others.
+/// A configuration that shares this store with `replicas` others. A busy machine is no slow store: an operation may take
+/// long, except where a test says otherwise.
 pub fn sharing(config: TestConfig, url: &str, replicas: u32) -> TestConfig {
-    config.set("shared.url", url).set("shared.replicas", replicas.to_string())
+    config.set("shared.url", url).set("shared.replicas", replicas.to_string()).set("shared.timeout", "1s")
 }
