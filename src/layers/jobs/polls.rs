@@ -50,7 +50,8 @@ where
         let is_fresh = self.shared.store.fresh(query.key(), self.shared.clock.moment()).is_some() && !no_cache;
         // A client that waits anyway gets the newest status.
         if !is_fresh && !only_if_cached && query.directives.wait.is_none() {
-            let known = last_known().await.ok().or_else(|| self.known_status(&query));
+            // Not the answer to the submission: it lacks members of a status, and Node's SDK then takes the job for completed.
+            let known = last_known().await.ok().or_else(|| self.as_polled(&query));
             if let Some(known) = known {
                 return match self.ask_briefly(&query).await {
                     Some(Ok(answered)) => Ok(answered),
