@@ -42,7 +42,10 @@ where
             if let Ok(known) = last_known().await {
                 return Ok(known);
             }
-            let known = || self.known_status(&query).map(Ok).or_else(|| self.last_failure(&query, left));
+            // Without a failure the first status is just being stored: the call for it is joined below.
+            let failed =
+                || self.last_failure(&query, left).map(|failure| self.as_submitted(&query).map_or(failure, Ok));
+            let known = || self.as_polled(&query).map(Ok).or_else(failed);
             if !only_if_cached && let Some(known) = known() {
                 return known;
             }
