@@ -1,7 +1,8 @@
 //! What replicas of the gateway share, in one Redis or Valkey.
 //!
 //! [`SharedStore`] is the connection. It keeps three promises for all that use it. No operation waits longer than
-//! `shared.timeout`. Once three operations in a row have failed, none waits at all until the store has answered again.
+//! `shared.timeout`. Once three operations in a row got no answer, none waits at all until the store has answered again. A
+//! refusal is an answer; a store that refuses its heartbeats is given up as well.
 //! And the store comes back by itself: it is looked for until it answers.
 //!
 //! It knows nothing of pages, tokens and flights. The other files of this module put these into the store:
@@ -47,7 +48,7 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reach the store.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// After this many failures in a row no operation waits for the store.
+/// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
 const FAILURES: u32 = 3;
 
 /// Marks this replica as alive and counts those that are, on the store's clock.
