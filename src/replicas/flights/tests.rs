@@ -366,7 +366,7 @@ async fn every_key_expires_and_tells_nothing() {
 }
 
 #[tokio::test]
-async fn an_end_that_was_changed_in_the_store_is_counted_and_not_believed() {
+async fn an_end_that_was_changed_in_the_store_is_not_believed() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, three] = Replica::three(&server).await;
     let _lease = one.lead(&wanted()).await;
