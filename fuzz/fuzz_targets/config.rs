@@ -91,6 +91,11 @@ fn has_canary_as_key(text: &str, beside: &Beside) -> bool {
     found.iter().any(|key| key.to_lowercase().contains(CANARY))
 }
 
+/// A fault without the name of a file that cannot be read, which is repeated on purpose where it is surely a path.
+fn without_path(fault: &str) -> &str {
+    fault.split_once("this file cannot be read: ").map_or(fault, |(before, _)| before)
+}
+
 fn check_config(text: &str, beside: &Beside, config: &Config) {
     let shown = config.show();
     let table: toml::Table =
@@ -145,6 +150,7 @@ fuzz_target!(|document: &[u8]| {
                 !told.chars().any(|c| c.is_control() && c != '\n'),
                 "a fault contains a control character: {told:?}"
             );
+            let told: String = told.lines().map(without_path).collect();
             assert!(!told.contains(CANARY) || has_canary_as_key(text, &beside), "a fault repeats a value:\n{told}");
         }
     }

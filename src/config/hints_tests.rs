@@ -42,11 +42,12 @@ fn a_missing_file_is_named_unless_its_path_may_be_a_secret() {
         ": /nowhere/ca.pem: No such file",
     );
     assert_one_fault("[upstream]\nca_file = './nowhere.pem'", "2: upstream.ca_file: ", ": ./nowhere.pem: No such file");
-    let secret = format!(
-        "[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = {{ file = 's3cr3t/Base64==' }}"
-    );
-    let faults = faults_of(Sources::default(), &secret);
-    assert!(faults[0].contains("cannot be read") && !faults[0].contains("s3cr3t"), "{faults:?}");
+    for secret in ["s3cr3t/Base64==", "/s3cr3tBase64==", "/s3cr3t/Base64==", "s3cr3t"] {
+        let text =
+            format!("[accounts.main]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = {{ file = '{secret}' }}");
+        let faults = faults_of(Sources::default(), &text);
+        assert!(faults[0].contains("cannot be read") && !faults[0].contains("s3cr3t"), "{faults:?}");
+    }
 }
 
 #[test]

@@ -238,19 +238,22 @@ pub(super) fn warn_if_readable_by_all(about: &Metadata, path: &Path, report: &Re
     }
 }
 
-/// A path in front of an error message. A text without a slash is not repeated: it may be the secret itself, written by
-/// mistake instead of the path of its file.
+/// A path in front of an error message, where it is surely a path. What else stands there may be the secret itself, written
+/// by mistake instead of the path of its file: in base64, which begins with a slash or has some inside as often as not.
 struct Shown<'p>(&'p FilePath);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_path = self.0.is_absolute() || self.0.starts_with(".") || self.0.parent().is_some_and(is_folder);
+        let is_explicit = self.0.is_absolute() || self.0.starts_with(".");
+        // Base64 has no dots.
+        let is_path = is_explicit && self.0.extension().is_some() || self.0.parent().is_some_and(is_folder);
         if is_path { write!(f, "{}: ", self.0.display()) } else { Ok(()) }
     }
 }
 
+/// Whether this is a folder that exists. Neither the root nor the working directory counts: both are the parent of any text.
 fn is_folder(path: &FilePath) -> bool {
-    !path.as_os_str().is_empty() && path.is_dir()
+    path.file_name().is_some() && path.is_dir()
 }
 
 /// Reads a file and watches it, even if it cannot be read: when it appears, the configuration may be valid.
