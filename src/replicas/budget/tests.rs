@@ -1,3 +1,7 @@
+//! What the tests of the budget have in common: calls, and a store whose script runs in the time of a test.
+//!
+//! No test here depends on how fast the machine is, apart from those that are named `in_real_time_` and run on request.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -5,12 +9,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::advance;
 
-use super::ledger::{Answer, Ask, Question, Spend, Token};
+use super::ledger::{Answer, Ask, Question, SCRIPT, Spend, Token, command, micros, read};
 use super::*;
 use crate::budget::{AccountBudget, AttemptOutcome, CircuitPolicy};
 use crate::core::backoff::Backoff;
 use crate::core::units::Rate;
 use crate::replicas::StoreError;
+use crate::replicas::test_server::TestServer;
 use crate::request::call::UpstreamCall;
 use crate::request::key::Key;
 use crate::request::waiters::{Waiter, Waiters};
@@ -19,10 +24,15 @@ use crate::twilio::endpoint::Operation;
 
 mod alone_tests;
 mod model_tests;
+mod real_tests;
 mod together_tests;
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap()
+}
 
 fn limits(per_second: u32, burst: u32) -> Limits {
     Limits {
@@ -64,4 +74,156 @@ async fn attempt(budget: &AccountBudget, team: &Team, outcome: AttemptOutcome) -
 
 async fn send(budget: &AccountBudget, team: &Team) -> Instant {
     attempt(budget, team, AttemptOutcome::Answered(RateLimitHeaders::default())).await
+}
+
+/// The script on a real server, at times that the test says.
+struct TimedScript {
+    connection: redis::Connection,
+    script: String,
+}
+
+impl TimedScript {
+    fn new(server: &TestServer) -> Self {
+        let script = SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
+        // The keys must not expire in real time.
+        let script = script.replace("redis.call('PEXPIRE',", "tostring(");
+        Self { connection: server.connection(), script }
+    }
+
+    fn ask(&mut self, replica: &str, question: &Question, now: i64) -> Answer {
+        let time = [("seconds", now / 1_000_000), ("micros", now % 1_000_000)];
+        redis::cmd("MSET").arg(&time).exec(&mut self.connection).unwrap();
+        let keys = ["budget", "limits", "waiting", "teams"].map(str::to_owned);
+        let command = command(&self.script, &keys, replica, question);
+        let reply: Vec<i64> = command.query(&mut self.connection).unwrap();
+        read(&reply, question.teams.len()).unwrap()
+    }
+}
+
+/// A store for several replicas under paused time: its script runs on a real server, and sees the paused time, too.
+#[derive(Clone)]
+struct SimulatedStore(Arc<Simulated>);
+
+struct Simulated {
+    server: TestServer,
+    script: Mutex<TimedScript>,
+    begun: Instant,
+    replicas: u32,
+}
+
+impl SimulatedStore {
+    /// The store of so many replicas; `None` where no server is installed.
+    fn start(replicas: u32) -> Option<Self> {
+        let server = TestServer::start()?;
+        let script = Mutex::new(TimedScript::new(&server));
+        Some(Self(Arc::new(Simulated { server, script, begun: Instant::now(), replicas })))
+    }
+
+    /// One replica's way to it, which takes `round_trip`.
+    fn link(&self, round_trip: Duration) -> Link {
+        let name = format!("{:032x}", fastrand::u128(..));
+        Link { store: self.clone(), name, round_trip, is_up: watch::Sender::new(true) }
+    }
+
+    /// Microseconds since 1970 on its clock.
+    fn now(&self) -> i64 {
+        1_800_000_000_000_000 + i64::try_from(self.0.begun.elapsed().as_micros()).unwrap()
+    }
+}
+
+#[derive(Clone)]
+struct Link {
+    store: SimulatedStore,
+    name: String,
+    round_trip: Duration,
+    is_up: watch::Sender<bool>,
+}
+
+impl Link {
+    /// A replica that takes this way.
+    fn budget(&self, limits: Limits) -> AccountBudget {
+        let clock = Clock::simulated();
+        let quota = SharedQuota::over(self.clone(), &limits, clock);
+        AccountBudget::with_quota("main".into(), limits, Box::new(quota), clock)
+    }
+}
+
+impl Ledger for Link {
+    async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
+        let (link, question) = (self.clone(), question.clone());
+        // What is sent arrives, though the replica gives up.
+        let asked = tokio::spawn(async move {
+            tokio::time::sleep(link.round_trip / 2).await;
+            let now = link.store.now();
+            let answer = lock(&link.store.0.script).ask(&link.name, &question, now);
+            tokio::time::sleep(link.round_trip / 2).await;
+            answer
+        });
+        let answered = tokio::time::timeout(self.timeout(), asked).await;
+        answered.map_err(|_| StoreError::Timeout).map(Result::unwrap)
+    }
+
+    fn changes(&self) -> watch::Receiver<bool> {
+        self.is_up.subscribe()
+    }
+
+    fn timeout(&self) -> Duration {
+        200 * MS
+    }
+
+    fn replicas(&self) -> u32 {
+        self.store.0.replicas
+    }
+
+    fn configured(&self) -> u32 {
+        self.store.0.replicas
+    }
+
+    fn hidden(&self, team: &str) -> String {
+        team.to_owned()
+    }
+}
+
+/// The attempts that were sent, by their teams and times.
+#[derive(Clone, Default)]
+struct Sent(Arc<Mutex<Vec<Attempt>>>);
+
+type Attempt = (Arc<str>, Instant);
+
+impl Sent {
+    fn of(&self, team: &str) -> usize {
+        lock(&self.0).iter().filter(|(name, _)| **name == *team).count()
+    }
+
+    fn times(&self) -> Vec<Instant> {
+        let mut times: Vec<_> = lock(&self.0).iter().map(|(_, at)| *at).collect();
+        times.sort();
+        times
+    }
+
+    /// Clients of a team that ask again and again, until they are dropped.
+    fn load(&self, budget: &AccountBudget, team: &Team, clients: usize) -> tokio::task::JoinSet<()> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..clients {
+            let (budget, team, sent) = (budget.clone(), team.clone(), self.clone());
+            tasks.spawn(async move {
+                loop {
+                    let at = send(&budget, &team).await;
+                    lock(&sent.0).push((Arc::clone(&team.name), at));
+                }
+            });
+        }
+        tasks
+    }
+
+    /// No window holds more than the bound. `late` is by how much a token may be used after its time.
+    fn assert_bound(&self, per_second: f64, burst: f64, late: Duration) {
+        let times = self.times();
+        for (i, first) in times.iter().enumerate() {
+            for (j, last) in times.iter().enumerate().skip(i) {
+                let bound = burst + per_second * (*last - *first + late).as_secs_f64();
+                assert!((j - i + 1) as f64 <= bound + 1e-6, "{} in {:?}", j - i + 1, *last - *first);
+            }
+        }
+    }
 }

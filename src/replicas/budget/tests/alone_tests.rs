@@ -1,7 +1,5 @@
 //! One replica and a scripted store, under paused time.
 
-use std::sync::Mutex;
-
 use super::*;
 
 type Reply = Box<dyn Fn(&Question) -> Answer + Send>;

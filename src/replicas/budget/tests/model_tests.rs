@@ -7,10 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::super::ledger::{AHEAD, Ask};
-use super::super::ledger::{ALIVE, COST, GRACE, LONGEST, RETRY, SCRIPT, command, micros, read};
+use super::super::ledger::{AHEAD, ALIVE, COST, GRACE, LONGEST, RETRY};
 use super::*;
-use crate::replicas::test_server::TestServer;
 
 /// A take is remembered for a refund until so many others came after it.
 const REMEMBERED: usize = 32;
@@ -227,30 +225,6 @@ fn asks(calls: [(u32, u32); 3]) -> Vec<Ask> {
     calls.into_iter().enumerate().flat_map(both).filter(|ask| ask.calls > 0).collect()
 }
 
-/// The server with the time of a test.
-struct Scripted {
-    connection: redis::Connection,
-    script: String,
-}
-
-impl Scripted {
-    fn new(server: &TestServer) -> Self {
-        // The keys of a test must not expire in real time.
-        let script = SCRIPT.replace("redis.call('TIME')", "redis.call('MGET', 'seconds', 'micros')");
-        let script = script.replace("redis.call('PEXPIRE',", "tostring(");
-        Self { connection: server.connection(), script }
-    }
-
-    fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
-        let time = [("seconds", now / 1_000_000), ("micros", now % 1_000_000)];
-        redis::cmd("MSET").arg(&time).exec(&mut self.connection).unwrap();
-        let keys = ["budget", "limits", "waiting", "teams"].map(str::to_owned);
-        let command = command(&self.script, &keys, &replica.to_string(), question);
-        let reply: Vec<i64> = command.query(&mut self.connection).unwrap();
-        read(&reply, question.teams.len()).unwrap()
-    }
-}
-
 #[test]
 fn the_script_does_as_its_model() {
     let Some(server) = TestServer::start() else { return };
@@ -258,7 +232,7 @@ fn the_script_does_as_its_model() {
     let steps = proptest::collection::vec(step(), 1..120);
     let result = runner.run(&steps, |steps| {
         server.flush();
-        let (mut store, mut model) = (Scripted::new(&server), Model::default());
+        let (mut store, mut model) = (TimedScript::new(&server), Model::default());
         let (mut now, mut held) = (1_800_000_000_123_456_i64, vec![Vec::<u64>::new(); 3]);
         for step in &steps {
             now += step.passed;
@@ -266,7 +240,7 @@ fn the_script_does_as_its_model() {
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
             let Step { spend, pause, open, most, .. } = *step;
             let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
-            let answer = store.ask(step.replica, &question, now);
+            let answer = store.ask(&step.replica.to_string(), &question, now);
             let expected = model.ask(step.replica, &question, now);
             prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
             held[step.replica].extend(answer.tokens.iter().map(|token| token.at));
@@ -285,7 +259,7 @@ fn what_is_used_stays_within_the_bound() {
     let spend = Spend { period: 50_000, burst: 5 };
     let result = runner.run(&steps, |steps| {
         server.flush();
-        let mut store = Scripted::new(&server);
+        let mut store = TimedScript::new(&server);
         let (mut now, mut held, mut used) = (1_800_000_000_000_000_i64, vec![Vec::<u64>::new(); 3], Vec::new());
         let mut paused = 0;
         for step in &steps {
@@ -297,7 +271,7 @@ fn what_is_used_stays_within_the_bound() {
             let Step { pause, open, most, .. } = *step;
             let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
             paused = paused.max(now + signed(micros(pause)));
-            let answer = store.ask(step.replica, &question, now);
+            let answer = store.ask(&step.replica.to_string(), &question, now);
             for token in answer.tokens {
                 prop_assert!(signed(token.at) >= paused);
                 held[step.replica].push(token.at);

@@ -1,0 +1,95 @@
+//! Several replicas and a real server, over real connections.
+
+use super::*;
+use crate::replicas::SharedStore;
+use crate::replicas::test_server::until;
+
+fn budget(store: &SharedStore, limits: Limits) -> AccountBudget {
+    let clock = Clock::new();
+    let quota = SharedQuota::new(store.clone(), Team::example("a").account, &limits, clock);
+    AccountBudget::with_quota("main".into(), limits, Box::new(quota), clock)
+}
+
+/// The bucket does not refill within this test, so the number is exact however slow the machine is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_take_from_one_bucket() {
+    let Some(server) = TestServer::start() else { return };
+    let (sent, mut loads, mut stores) = (Sent::default(), Vec::new(), Vec::new());
+    let limits = Limits { rate: Rate::new(1, 3600 * S), ..limits(1, 12) };
+    for _ in 0..3 {
+        let store = server.replica().await;
+        let budget = budget(&store, limits);
+        let sent = sent.clone();
+        loads.push(tokio::spawn(async move {
+            let team = team("a", 1);
+            // A client who would wait for an hour is refused.
+            loop {
+                let (call, _waiter) = call_of(&team, 60 * S);
+                if let Ok(mut permit) = budget.acquire(&call).await {
+                    permit.spend();
+                    permit.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
+                    lock(&sent.0).push((Arc::clone(&team.name), Instant::now()));
+                }
+                tokio::time::sleep(MS).await;
+            }
+        }));
+        stores.push(store);
+    }
+    until("all tokens are used", || sent.of("a") >= 12).await;
+    tokio::time::sleep(100 * MS).await;
+    assert_eq!(sent.of("a"), 12);
+    loads.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn every_key_expires_and_shows_no_team() {
+    let Some(server) = TestServer::start() else { return };
+    let store = server.replica().await;
+    let budget = budget(&store, limits(1, 1));
+    send(&budget, &team("finance", 1)).await;
+    let waiting = Sent::default().load(&budget, &team("finance", 1), 3);
+    // All at once: some expire within a second.
+    let look = "
+        local found = {}
+        for _, key in ipairs(redis.call('KEYS', '*')) do
+          local is_hash = redis.call('TYPE', key).ok == 'hash'
+          local content = is_hash and redis.call('HGETALL', key) or {}
+          found[#found + 1] = { key, redis.call('PTTL', key), table.concat(content, ' ') }
+        end
+        return found";
+    let deadline = Instant::now() + 10 * S;
+    let keys = loop {
+        let keys: Vec<(String, i64, String)> = store.run("test", redis::cmd("EVAL").arg(look).arg(0)).await.unwrap();
+        // Who waits is there only while somebody does.
+        if keys.len() >= 5 {
+            break keys;
+        }
+        assert!(Instant::now() < deadline, "{keys:?}");
+    };
+    for (key, ttl, content) in keys {
+        assert!((1..200_000).contains(&ttl), "{key}: {ttl}");
+        assert!(!format!("{key}{content}").contains("finance"), "{key}: {content}");
+    }
+    drop(waiting);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "counts what is sent in some seconds, which a busy machine makes fewer"]
+async fn in_real_time_three_replicas_share_one_rate_and_use_it() {
+    let Some(server) = TestServer::start() else { return };
+    for (rate, burst) in [(20, 5), (50, 10)] {
+        server.flush();
+        let (sent, mut loads, mut stores) = (Sent::default(), Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let store = server.replica().await;
+            loads.push(sent.load(&budget(&store, limits(rate, burst)), &team("a", 1), 5));
+            stores.push(store);
+        }
+        tokio::time::sleep(5 * S).await;
+        drop(loads);
+        // What a token is held for, and a busy machine.
+        sent.assert_bound(f64::from(rate), f64::from(burst), 120 * MS);
+        let count = sent.times().len() as f64;
+        assert!(count >= 0.9 * 5.0 * f64::from(rate), "{count} of {rate}/s in 5 s");
+    }
+}
