@@ -13,7 +13,7 @@ import pytest
 
 from empty_root import DOMAIN, ask, wait_for
 from files import DEPLOY
-from metrics import NAMES, names_in
+from metrics import NAMES, names_in, unknown_in
 
 DASHBOARD = json.loads((DEPLOY / "grafana/insights-gateway.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -44,6 +44,20 @@ def test_every_metric_exists():
     assert set().union(*map(names_in, EXPRESSIONS)) <= NAMES
     for variable in VARIABLES.values():
         assert names_in(variable.get("definition", "")) <= NAMES
+
+
+def test_every_label_exists():
+    assert set().union(*map(unknown_in, EXPRESSIONS)) == set()
+    assert unknown_in('sum by (tean) (insights_gateway_requests_total{outcom="hit", outcome=~"hit|mis"})') == {
+        "insights_gateway_requests_total has no outcom",
+        "outcome is never mis",
+        "nothing has tean",
+    }
+    for panel in PANELS:
+        for target in panel["targets"]:
+            named = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+            kept = re.search(r"\bby \(([^)]*)\)", target["expr"])
+            assert named <= (set(re.findall(r"\w+", kept[1])) if kept else named), f"{panel['title']}: its legend has no such label"
 
 
 def test_every_variable_is_defined():

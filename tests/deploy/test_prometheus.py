@@ -8,7 +8,7 @@ import yaml
 
 from empty_root import DOMAIN, ask
 from files import DEPLOY, ROOT, run
-from metrics import NAMES, names_in
+from metrics import LABELS, NAMES, OF_SCRAPES, names_in, unknown_in
 
 ALERTS = DEPLOY / "prometheus/alerts.yml"
 RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
@@ -43,6 +43,9 @@ def test_the_tests_fail_without_any_one_alert(rule, tmp_path):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_each_alert_reads_existing_metrics_and_links_the_runbook(rule):
     assert names_in(rule["expr"]) <= NAMES
+    assert unknown_in(rule["expr"]) == set()
+    told = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    assert told <= OF_SCRAPES.union(*(LABELS[name] for name in names_in(rule["expr"])))
     assert rule["labels"]["severity"] in ("page", "ticket")
     page, anchor = rule["annotations"]["runbook_url"].split("#")
     headings = re.findall(r"^### (\w+)$", (ROOT / page).read_text(), re.M)
