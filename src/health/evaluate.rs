@@ -262,17 +262,17 @@ fn credentials(account: &AccountInput) -> Check {
 fn upstream(account: &AccountInput) -> Check {
     let check = ok("upstream", Some(&account.name));
     let Some(since) = earliest(account.failing_since, account.broken_since) else { return check };
+    let at = account.last_failure.as_ref().map_or_else(String::new, |(_, at)| format!(" at {}", time(*at)));
     let what = match account.broken_since {
-        Some(_) => "Twilio fails again and again, so only probes are sent",
-        None => "the last attempt to ask Twilio failed",
+        Some(_) => format!("Twilio fails again and again, the last time{at}, so only probes are sent"),
+        None => format!("the last attempt to ask Twilio failed{at}"),
     };
-    let at = account.last_failure.as_ref().map_or_else(String::new, |(_, at)| format!(", at {}", time(*at)));
     Check {
         state: State::Degraded,
         since: Some(since),
         cause: account.last_failure.as_ref().map(|(cause, _)| cause.to_string()),
         detail: Some(format!(
-            "{what}{at}; stored pages are served as far as stale_if_error allows, and the next answer ends this"
+            "{what}; stored pages are served as far as stale_if_error allows, and the next answer ends this"
         )),
         runbook: Some(match &account.last_failure {
             _ if account.broken_since.is_some() => "insightsgatewaycircuitopen",

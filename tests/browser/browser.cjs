@@ -2,15 +2,40 @@
 
 // Shared by the tests of the status page: a real browser, and checks that hold on every page.
 
+const { spawn } = require("node:child_process");
 const fs = require("node:fs");
+const os = require("node:os");
 const path = require("node:path");
 
 const { chromium } = require("playwright-core");
 
-const { PATIENCE_MS, ROWS, Stack, fetchJson, waitFor } = require("../sdk/node/stack.cjs");
+const { PATIENCE_MS, ROWS, Stack, fetchJson, stop, waitFor } = require("../sdk/node/stack.cjs");
 
 const PATHS = "/v3/InsightsDomains/Conversations";
 const AXE = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+/** A Redis on a unix socket, for replicas to share. */
+class Store {
+  #folder = fs.mkdtempSync(path.join(os.tmpdir(), "insights-gateway-store-"));
+  #process = null;
+  socket = path.join(this.#folder, "store.sock");
+
+  /** Starts it, empty, as at first or after `stop`. */
+  async start() {
+    const args = ["--port", "0", "--unixsocket", this.socket, "--dir", this.#folder, "--save", "", "--appendonly", "no"];
+    this.#process = spawn("redis-server", args, { stdio: "ignore" });
+    await waitFor(() => fs.existsSync(this.socket), "the store's socket");
+  }
+
+  async stop() {
+    await stop(this.#process);
+  }
+
+  async close() {
+    await this.stop();
+    fs.rmSync(this.#folder, { recursive: true, force: true });
+  }
+}
 
 /** Browsers, pages and gateways that are closed together. */
 class Session {
@@ -32,6 +57,12 @@ class Session {
 
   async start(options) {
     return this.closing(await Stack.start(options));
+  }
+
+  async startStore() {
+    const store = this.closing(new Store());
+    await store.start();
+    return store;
   }
 
   /** A page, with all its errors and its requests to other hosts. */

@@ -56,7 +56,7 @@ test("a person logs in, looks, drops a page and logs out", async () => {
   await says(page, "[role=alert]", "not the admin token");
   assert.deepEqual(complaints.splice(0).filter((complaint) => !complaint.includes("401")), []);
   await logIn(page, ADMIN_TOKEN);
-  await says(page, "[data-ig=state]", "Everything works");
+  await says(page, "[data-ig=state]", "OK: everything works");
   assert.equal(await page.evaluate(() => document.cookie), "", "no script can read the session");
   await says(page, "#team-rows", /dashboards\s+main\s+1\s+1/);
   await page.getByRole("button", { name: "Drop all pages …" }).click();
@@ -116,7 +116,7 @@ test("each snippet runs when it is pasted, whatever characters the query has", a
   const stack = await session.start({ moreConfig: TEAMS });
   const { page, complaints } = await session.visit(stack);
   await logIn(page, ADMIN_TOKEN);
-  await says(page, "[data-ig=state]", "Everything works");
+  await says(page, "[data-ig=state]", "OK: everything works");
   await page.getByRole("button", { name: "Read the metadata" }).click();
   await says(page, "#metadata-note", "dimensions");
   const environment = { PATH: process.env.PATH, NO_PROXY: "127.0.0.1", INSIGHTS_GATEWAY_TOKEN: TEAM_TOKEN };
@@ -195,7 +195,7 @@ for (const [name, moreConfig] of [["with a token", TEAMS], ["without a token", "
     await query(stack, "Conversation.ConversationStatus", { token: moreConfig ? TEAM_TOKEN : undefined });
     const { page } = await session.visit(stack);
     if (moreConfig) await logIn(page, ADMIN_TOKEN);
-    await says(page, "[data-ig=state]", "Everything works");
+    await says(page, "[data-ig=state]", "OK: everything works");
     const other = session.closing(await elsewhere(stack.admin));
     const evil = await page.context().newPage();
     await evil.goto(other.url);
@@ -204,6 +204,6 @@ for (const [name, moreConfig] of [["with a token", TEAMS], ["without a token", "
     assert.equal(await frame.locator("[data-ig=state]").count(), 0, "it is not framed");
     assert.equal((await status(stack)).cache.entries, 1);
     await page.reload();
-    await says(page, "[data-ig=state]", "Everything works");
+    await says(page, "[data-ig=state]", "OK: everything works");
   });
 }

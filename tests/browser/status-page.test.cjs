@@ -28,7 +28,7 @@ afterEach(() => session.closeOpen());
 test("the page shows the state of the gateway and its changes", async () => {
   const stack = await session.start({ rate: "1200/min" });
   const { page, complaints } = await session.visit(stack);
-  await says(page, "[data-ig=state]", "Everything works");
+  await says(page, "[data-ig=state]", "OK: everything works");
   const { version } = await fetchJson(`${stack.admin}/status`);
   assert.ok((await text(page, "#about")).includes(version));
   assert.match(await text(page, "#account-cards"), new RegExp(`main\\s+${ACCOUNT_SID}`));
@@ -74,6 +74,37 @@ test("an unreachable Twilio is shown with its cause and the runbook entry", asyn
   assert.deepEqual(complaints, []);
 });
 
+test("a store that is gone is shown with its cause, and so is its return", async () => {
+  const store = await session.startStore();
+  const stack = await session.start({ rate: "20/s", moreConfig: `[shared]\nurl = "unix://${store.socket}"\nreplicas = 1\n` });
+  const { page, complaints } = await session.visit(stack);
+  await says(page, "[data-ig=state]", "OK: everything works");
+  await store.stop();
+  // Each looks into the store first, and none fails because of it.
+  for (const hour of ["hour", "day", "month"]) assert.ok((await query(stack, `Conversation.CreatedDate.${hour}`)).items);
+  await says(page, "[data-ig=state]", /Degraded since \d\d:\d\d:\d\d: the replicas’ store cannot be reached, but the gateway still serves/);
+  assert.match(await page.title(), /Degraded/);
+  const shown = await text(page, "#findings");
+  const { shared, checks } = await fetchJson(`${stack.admin}/status`);
+  assert.equal(shared.state, "degraded");
+  assert.ok(shown.toLowerCase().includes(shared.cause.toLowerCase()), `${shared.cause}: ${shown}`);
+  assert.match(shown, /since \d\d:\d\d:\d\d/);
+  assert.match(shown, /shares again by itself when the store answers/);
+  const [, heading] = checks.find(({ check }) => check.startsWith("shared")).runbook.split("#");
+  await screenshot(page, "status-store");
+  assert.deepEqual(await violations(page), []);
+  await page.getByRole("link", { name: /^Runbook: The replicas’ store/ }).click();
+  await page.waitForURL(`${stack.admin}/runbook#${heading}`);
+  assert.equal(await page.locator(`[id="${heading}"]`).count(), 1);
+  await page.goBack();
+  await says(page, "[data-ig=state]", "Degraded");
+  await store.start();
+  await says(page, "[data-ig=state]", "OK: everything works");
+  assert.equal(await page.locator("#findings li").count(), 0);
+  assert.equal(await page.title(), "insights-gateway");
+  assert.deepEqual(complaints, []);
+});
+
 test("rejected credentials and a pause are shown", async () => {
   const stack = await session.start({ rate: "20/s" });
   await stack.script({ next: 1, status: 403 });
@@ -85,7 +116,7 @@ test("rejected credentials and a pause are shown", async () => {
   assert.match(await page.title(), /Failing/);
   assert.match(await text(page, "#account-cards"), /paused by Twilio’s limit, 1\d\d s left/);
   assert.match(await text(page, "#account-cards"), /rejected with 403 for \d+ s/);
-  await says(page, "#findings", "Status: 403.");
+  await says(page, "#findings", "Cause: status: 403");
   await says(page, "#chart-calls .legend", "paused by Twilio’s limit");
   await screenshot(page, "status-rejected");
   assert.deepEqual(await violations(page), []);
@@ -108,7 +139,7 @@ test("teams are listed with their requests and refusals", async () => {
 test("a gateway that does not answer is noticed", async () => {
   const stack = await session.start();
   const { page } = await session.visit(stack);
-  await says(page, "[data-ig=state]", "Everything works");
+  await says(page, "[data-ig=state]", "OK: everything works");
   await stack.stopGateway();
   await says(page, "[data-ig=state]", /has not answered since \d\d:\d\d:\d\d/);
   assert.match(await page.title(), /Silent/);
@@ -173,7 +204,7 @@ for (const [name, options] of [
 test("headings are in order, and tables have captions", async () => {
   const stack = await session.start({ moreConfig: TEAM, rate: "20/s" });
   const { page } = await session.visit(stack);
-  await says(page, "[data-ig=state]", "Everything works");
+  await says(page, "[data-ig=state]", "OK: everything works");
   const levels = await page.locator("h1, h2, h3").evaluateAll((all) => all.map((one) => Number(one.tagName[1])));
   assert.equal(levels.filter((level) => level === 1).length, 1);
   levels.reduce((above, level) => {

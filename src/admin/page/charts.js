@@ -2,7 +2,14 @@
 // Charts as SVG. Each has a legend, a line that follows the pointer, and a table of its values for users who cannot see it.
 
 const SVG = "http://www.w3.org/2000/svg";
-const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [560, 190, 46, 8, 8, 22];
+const [HIGH, LEFT, RIGHT, TOP, BOTTOM] = [190, 46, 8, 8, 22];
+
+/** The width of a picture in `figure`, in pixels, so that its text has the same size on every screen. */
+function widthIn(figure) {
+  const { paddingLeft, paddingRight } = getComputedStyle(figure);
+  // A figure that is not shown has no width.
+  return Math.max(240, figure.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight)) || 560;
+}
 
 function svg(tag, attributes = {}, text) {
   const element = document.createElementNS(SVG, tag);
@@ -11,9 +18,9 @@ function svg(tag, attributes = {}, text) {
   return element;
 }
 
-/** Axis marks from 0 to `most`, in round steps of about a quarter of it. */
-function ticks(most) {
-  const raw = most / 4;
+/** Axis marks from 0 to `most`, in round steps of about a quarter of it, but not below `least`. */
+function ticks(most, least) {
+  const raw = Math.max(most / 4, least);
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= raw);
   return Array.from({ length: Math.ceil(most / step - 1e-9) + 1 }, (_, at) => at * step);
@@ -27,36 +34,39 @@ function powers(least, most) {
 
 /**
  * Draws into `figure`. `times` are in milliseconds; `series` are {name, kind, values, limit}, where a value may be null;
- * `shades` are [from, to] in milliseconds.
+ * `shades` are [from, to] in milliseconds; marks are at least `leastStep` apart,
+ * and a stacked value stands for the `interval` before its time.
  */
-function drawChart(figure, { title, note, times, series, stacked, logarithmic, shades = [], unit, write, writeMark = write, from, to, empty }) {
+function drawChart(figure, { title, note, times, series, stacked, logarithmic, shades = [], leastStep = 0, interval = 0, unit, write, writeMark = write, from, to, empty }) {
   const kept = series.filter(({ values }) => values.some((value) => value > 0));
   const shown = kept.length ? kept : [];
   const all = shown.flatMap(({ values }) => values).filter((value) => value > 0);
   const totals = times.map((_, at) => shown.reduce((total, { values }) => total + (values[at] ?? 0), 0));
   const marks = logarithmic
     ? powers(Math.min(...all, Infinity) === Infinity ? 1 : Math.min(...all), Math.max(...all, 10))
-    : ticks(all.length ? Math.max(...(stacked ? totals : all)) : 1);
+    : ticks(all.length ? Math.max(...(stacked ? totals : all)) : 1, leastStep);
+  const wide = widthIn(figure);
   const [bottom, top] = [marks[0], marks.at(-1)];
-  const x = (time) => LEFT + ((time - from) / (to - from)) * (WIDE - LEFT - RIGHT);
+  const x = (time) => LEFT + ((time - from) / (to - from)) * (wide - LEFT - RIGHT);
   const scale = (value) => (logarithmic ? Math.log10(value / bottom) / Math.log10(top / bottom) : value / top);
   const y = (value) => HIGH - BOTTOM - Math.max(0, Math.min(1, scale(value))) * (HIGH - TOP - BOTTOM);
 
-  const picture = svg("svg", { class: "chart", viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `${title}. ${note}` });
+  const picture = svg("svg", { class: "chart", viewBox: `0 0 ${wide} ${HIGH}`, role: "img", "aria-label": `${title}. ${note}` });
   for (const [begin, end] of shades) {
     const at = x(Math.max(begin, from));
     picture.append(svg("rect", { class: "shade", x: at, y: TOP, width: Math.max(x(end) - at, 1.5), height: HIGH - TOP - BOTTOM }));
   }
-  for (const mark of marks) {
-    picture.append(svg("line", { class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: y(mark), y2: y(mark) }));
-    if (shown.length) picture.append(svg("text", { x: LEFT - 7, y: y(mark) + 4, "text-anchor": "end" }, writeMark(mark)));
+  for (const mark of shown.length ? marks : []) {
+    picture.append(svg("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(mark), y2: y(mark) }));
+    picture.append(svg("text", { x: LEFT - 7, y: y(mark) + 4, "text-anchor": "end" }, writeMark(mark)));
   }
   const hours = to - from > 86_400_000 * 2
     ? (time) => new Date(time).toISOString().slice(0, 10)
     : (time) => new Date(time).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
-  for (let step = 0; step <= 3; step += 1) {
-    const time = from + ((to - from) * step) / 3;
-    const anchor = ["start", "middle", "middle", "end"][step];
+  const steps = wide < 400 ? 2 : 3;
+  for (let step = 0; step <= steps; step += 1) {
+    const time = from + ((to - from) * step) / steps;
+    const anchor = step === 0 ? "start" : step === steps ? "end" : "middle";
     picture.append(svg("text", { x: x(time), y: HIGH - 4, "text-anchor": anchor }, hours(time)));
   }
 
@@ -64,7 +74,8 @@ function drawChart(figure, { title, note, times, series, stacked, logarithmic, s
   for (const { kind, values, limit } of shown) {
     if (stacked) {
       const upper = values.map((value, at) => base[at] + (value ?? 0));
-      const edge = (row) => times.map((time, at) => `${x(time).toFixed(1)},${y(row[at]).toFixed(1)}`);
+      // Each value holds for its whole interval.
+      const edge = (row) => times.flatMap((time, at) => [Math.max(time - interval, from), time].map((end) => `${x(end).toFixed(1)},${y(row[at]).toFixed(1)}`));
       const points = [...edge(upper), ...edge(base).reverse()];
       picture.append(svg("path", { class: `area ${kind}`, d: `M${points.join("L")}Z` }));
       upper.forEach((value, at) => { base[at] = value; });
@@ -90,7 +101,7 @@ function drawChart(figure, { title, note, times, series, stacked, logarithmic, s
   picture.addEventListener("pointermove", (event) => {
     if (!times.length || !shown.length) return;
     const box = picture.getBoundingClientRect();
-    const time = from + (((event.clientX - box.left) / box.width) * WIDE - LEFT) / (WIDE - LEFT - RIGHT) * (to - from);
+    const time = from + (((event.clientX - box.left) / box.width) * wide - LEFT) / (wide - LEFT - RIGHT) * (to - from);
     const at = times.reduce((best, other, index) => (Math.abs(other - time) < Math.abs(times[best] - time) ? index : best), 0);
     const place = x(times[at]);
     cross.setAttribute("x1", place);
@@ -99,9 +110,9 @@ function drawChart(figure, { title, note, times, series, stacked, logarithmic, s
     const lines = shown.filter(({ values }) => values[at] > 0).map(({ name, values }) => `${name}: ${write(values[at])} ${unit}`);
     tip.replaceChildren(...[clock(times[at]), ...(lines.length ? lines : ["nothing"])].map((line) => create("div", {}, line)));
     tip.hidden = false;
-    const right = place > WIDE / 2;
-    tip.style.left = right ? "auto" : `${(place / WIDE) * 100 + 2}%`;
-    tip.style.right = right ? `${100 - (place / WIDE) * 100 + 2}%` : "auto";
+    const right = place > wide / 2;
+    tip.style.left = right ? "auto" : `${(place / wide) * 100 + 2}%`;
+    tip.style.right = right ? `${100 - (place / wide) * 100 + 2}%` : "auto";
   });
 
   const legend = create("ul", { class: "legend" }, ...shown.map(({ name, kind, limit }) => create("li", { class: `${kind}${limit ? " dashed" : ""}` }, name)));
@@ -129,13 +140,15 @@ function numbers(title, times, series, write, unit, open) {
 
 /** Bars with their names, for categories. */
 function drawBars(figure, title, bars, write) {
-  const [row, left, wide] = [26, 190, 560];
+  const wide = widthIn(figure);
+  const [row, left] = [26, Math.min(190, wide * 0.4)];
+  const letters = Math.floor(left / 6.8);
   const most = Math.max(...bars.map(({ value }) => value), 0) || 1;
   const picture = svg("svg", { class: "chart", viewBox: `0 0 ${wide} ${bars.length * row + 4}`, role: "img", "aria-label": `${title}: ${bars.map(({ name, value }) => `${name} ${write(value)}`).join(", ")}` });
   bars.forEach(({ name, value }, at) => {
     const middle = at * row + row / 2;
     const length = (Math.max(value, 0) / most) * (wide - left - 70);
-    picture.append(svg("text", { x: left - 8, y: middle + 4, "text-anchor": "end" }, name.length > 28 ? `${name.slice(0, 27)}…` : name));
+    picture.append(svg("text", { x: left - 8, y: middle + 4, "text-anchor": "end" }, name.length > letters ? `${name.slice(0, letters - 1)}…` : name));
     picture.append(svg("rect", { class: "column k2", x: left, y: at * row + 4, width: Math.max(length, 1), height: row - 8, rx: 3 }));
     picture.append(svg("text", { x: left + length + 8, y: middle + 4 }, write(value)));
   });

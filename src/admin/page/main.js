@@ -8,6 +8,8 @@ function show(status) {
   const isFirst = known.status === null;
   known.status = status;
   known.silentSince = null;
+  // Charts need the width that the page gives them.
+  $("main").hidden = false;
   showHealth(status, status);
   showAbout(status);
   showFigures(status);
@@ -16,7 +18,6 @@ function show(status) {
   showTeams(status.teams);
   showErrors(status.errors);
   showCache(status.cache);
-  $("main").hidden = false;
   $("main").classList.remove("old");
   if (isFirst) beginEntries();
   beginExplorer(status.explorer);
@@ -67,6 +68,9 @@ function follow() {
 $("more-errors").addEventListener("click", () => {
   allErrors = !allErrors;
   showErrors(known.status.errors);
+});
+addEventListener("resize", () => {
+  if (known.status) showCharts(known.status);
 });
 $("pause").addEventListener("click", () => {
   paused = !paused;

@@ -3,16 +3,16 @@
 
 const BAD = { failing: 0, degraded: 1, ok: 2 };
 
-/** What each check is about, and what to do if it is not ok. */
+/** What each check is about, and what its own detail does not say about what to do. */
 const CHECKS = {
   serving: ["The gateway is shutting down", "Nothing has to be done if it is meant to stop: other instances answer, or it will start again."],
-  configuration: ["A new configuration was refused, so the old one is in use", "Correct the faults that are named here, and reload."],
-  disk: ["The disk cache does not work", "Check the disk’s free space and permissions. Until then pages are only in memory."],
-  credentials: ["Twilio rejects the credentials of", "Replace the key or its secret; the gateway then reloads by itself."],
-  upstream: ["Twilio fails for", "Stored pages are still served. Check Twilio’s status page, and the network in between."],
-  shared: ["The replicas’ store cannot be reached", "Until it is back, each replica spends its own part of the budget. Check the store."],
-  certificate: ["The listener’s certificate ends soon, or is not valid", "Replace its file; no restart is needed."],
-  token: ["A token ends soon, or has ended:", "Make a new one, and list both until the team uses the new one."],
+  configuration: ["A new configuration was refused, so the old one is in use", "Correct these faults; the gateway then reloads by itself."],
+  disk: ["The disk cache does not work", "Check the disk’s free space and its permissions."],
+  credentials: ["Twilio rejects the credentials of", "The gateway reloads by itself when their file changes."],
+  upstream: ["Twilio fails for", "Check Twilio’s status page, and the network in between."],
+  shared: ["The replicas’ store cannot be reached", "This replica shares again by itself when the store answers."],
+  certificate: ["The listener’s certificate ends soon, or is not valid", ""],
+  token: ["A token ends soon, or has ended:", ""],
 };
 
 function stateOf(check) {
@@ -39,22 +39,24 @@ function showHealth({ state, checks, ready }, status) {
   const findings = checks.filter((check) => stateOf(check) !== "ok").sort((one, other) => BAD[stateOf(one)] - BAD[stateOf(other)]);
   const now = state ?? (!ready ? "failing" : findings.length ? "degraded" : "ok");
   const since = findings.filter((check) => stateOf(check) === now).map((check) => check.since).filter(Boolean).sort()[0] ?? (now === "ok" ? status?.started_at : undefined);
-  const from = since ? ` since ${clock(since)}` : "";
+  const from = since ? ` since ${moment(since)}` : "";
   const sentence = {
-    ok: "Everything works",
+    ok: "OK: everything works",
     degraded: `Degraded${from}: ${lower(findings[0] ? titleOf(findings[0]) : "something is wrong")}, but the gateway still serves`,
     failing: `Failing${from}: ${lower(findings[0] ? titleOf(findings[0]) : "the gateway is not ready")}`,
   }[now];
   const more = findings.length > 1 ? ` – and ${plural(findings.length - 1, "more finding")}` : "";
   say($("state"), `${sentence}${more}.`);
   $("hero").dataset.state = now;
-  list($("findings"), findings, () => create("li", {}, create("b"), create("span"), " ", create("span", { class: "quiet" }), " ", create("a")), (item, check) => {
-    const [title, detail, advice, link] = [item.querySelector("b"), ...item.querySelectorAll("span"), item.querySelector("a")];
+  const make = () => create("li", {}, create("b"), create("p"), create("p", {}, create("span"), " ", create("a")));
+  list($("findings"), findings, make, (item, check) => {
+    const [title, cause, text, link] = [item.querySelector("b"), item.querySelector("p"), item.querySelector("span"), item.querySelector("a")];
     item.className = stateOf(check);
-    const begun = check.since ? `, since ${clock(check.since)}` : "";
+    const begun = check.since ? `, since ${moment(check.since)}` : "";
     say(title, `${titleOf(check)}${begun}.`);
-    say(detail, [check.detail, check.cause && !check.detail?.includes(check.cause) ? check.cause : ""].filter(Boolean).map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`.replace("..", ".")).join(" "));
-    say(advice, adviceOf(check));
+    cause.hidden = !check.cause;
+    say(cause, `Cause: ${check.cause}`);
+    say(text, [check.detail, adviceOf(check)].filter(Boolean).map(asSentence).join(" "));
     const heading = headingOf(check);
     link.hidden = !heading;
     link.href = `/runbook#${heading}`;
@@ -64,6 +66,7 @@ function showHealth({ state, checks, ready }, status) {
   showIcon(now);
 }
 
+const asSentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
 const lower = (text) => (/^[A-Z][a-z]* [a-z]/.test(text) && !text.startsWith("Twilio") ? text[0].toLowerCase() + text.slice(1) : text);
 
 /** Title and icon, which are visible if the tab is in the background. */
@@ -84,19 +87,20 @@ function showAbout(status) {
 }
 
 function showFigures(status) {
-  const counts = status.requests;
-  const answered = sum(counts, (name) => name !== "refused");
-  const saved = sum(counts, (name) => SAVED.includes(name));
-  const last = status.history.points.slice(-12);
+  const { points } = status.history;
+  const all = (wanted) => points.reduce((total, { requests }) => total + sum(requests, wanted), 0);
+  const answered = all((name) => name !== "refused");
+  const saved = all((name) => SAVED.includes(name));
+  const last = points.slice(-12);
   const seconds = last.length * status.history.interval_seconds;
   const recent = last.reduce((total, point) => total + sum(point.requests), 0);
-  const calls = last.reduce((total, point) => total + Object.values(point.accounts).reduce((all, { calls: own }) => all + own, 0), 0);
+  const calls = last.reduce((total, point) => total + Object.values(point.accounts).reduce((sent, { calls: own }) => sent + own, 0), 0);
   const rate = (count) => (seconds ? (count / seconds).toFixed(count / seconds < 10 ? 1 : 0) : "–");
   const time = status.saved.seconds;
   const figures = [
     [answered ? `${percent(saved, answered).toFixed(1)} %` : "–", "of answers needed no call to Twilio"],
-    [number.format(status.saved.calls), `${status.saved.calls === 1 ? "call" : "calls"} to Twilio saved`],
-    [time === null ? "–" : time < 120 ? `${time.toFixed(1)} s` : span(time), "of waiting for Twilio saved"],
+    [number.format(status.saved.calls), `${status.saved.calls === 1 ? "call" : "calls"} to Twilio saved since the start`],
+    [time === null ? "–" : time < 120 ? `${time.toFixed(1)} s` : span(time), "of waiting for Twilio saved since the start"],
     [`${rate(recent)} /s`, "requests in the last minute"],
     [`${rate(calls)} /s`, "calls to Twilio in the last minute"],
   ];
@@ -115,7 +119,7 @@ function showCharts({ history, accounts }) {
   const tidy = (value) => Number(value.toPrecision(3)).toString();
   const total = points.reduce((all, point) => all + sum(point.requests), 0);
   drawChart($("chart-requests"), {
-    ...common, title: "Requests by outcome", note: `a second, ${plural(total, "request")} in all`, stacked: true, unit: "/s", write: tidy, empty: "no requests yet",
+    ...common, title: "Requests by outcome", note: `a second, ${plural(total, "request")} in all`, stacked: true, interval: interval * 1000, unit: "/s", write: tidy, empty: "no requests yet",
     series: Object.entries(OUTCOMES).filter(([name]) => used(name)).map(([name, [kind]]) => ({
       name: word(name), kind, values: points.map((point) => (point.requests[name] ?? 0) / interval),
     })),
@@ -134,7 +138,7 @@ function showCharts({ history, accounts }) {
   const timed = ["hit", "miss", "collapsed", "stale"].filter((name) => points.some((point) => point.p50_ms[name])).slice(0, 3);
   drawChart($("chart-times"), {
     ...common, title: "Response times", note: "median, and 95th percentile (dashed); logarithmic scale", logarithmic: true, unit: "", write: duration,
-    writeMark: (ms) => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`), empty: "no requests yet",
+    writeMark: (ms) => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`), empty: "no answers yet",
     series: timed.flatMap((name) => [
       { name: `${word(name)}, median`, kind: OUTCOMES[name][0], values: points.map((point) => point.p50_ms[name] ?? null) },
       { name: `${word(name)}, 95 %`, kind: OUTCOMES[name][0], limit: true, values: points.map((point) => point.p95_ms[name] ?? null) },
@@ -142,7 +146,7 @@ function showCharts({ history, accounts }) {
   });
   const waiting = [...new Set(points.flatMap((point) => Object.keys(point.waiting)))].slice(0, 8);
   drawChart($("chart-waiting"), {
-    ...common, title: "Waiting for Twilio, by team", note: "the most calls at one time, in each 5 s", stacked: true, unit: "", write: (value) => tidy(value), empty: "nobody has waited",
+    ...common, title: "Waiting for Twilio, by team", note: "the most calls at one time, in each 5 s", stacked: true, interval: interval * 1000, leastStep: 1, unit: "", write: tidy, empty: "nobody has waited",
     series: waiting.map((name, at) => ({ name, kind: `k${(at % 8) + 1}`, values: points.map((point) => point.waiting[name] ?? 0) })),
   });
 }
@@ -221,7 +225,8 @@ function showErrors(errors) {
   $("errors-scroll").hidden = errors.length === 0;
   const shown = allErrors ? errors : errors.slice(0, FEW_ERRORS);
   table($("error-rows"), shown.map((error) => [
-    clock(error.at),
+    moment(error.at),
+    [`${error.status}: ${error.message}${error.cause ? ` (${error.cause})` : ""}`, "text"],
     (cell) => {
       cell.className = "";
       if (!cell.querySelector("a")) cell.replaceChildren(create("a"));
@@ -230,7 +235,6 @@ function showErrors(errors) {
       say(link, word(error.reason));
     },
     error.team ?? "–",
-    [`${error.status}: ${error.message}${error.cause ? ` (${error.cause})` : ""}`, "text"],
     [error.request_id, "key"],
   ]));
   $("more-errors").hidden = errors.length <= FEW_ERRORS;
@@ -266,9 +270,11 @@ function hear(request) {
 function showLive() {
   $("live-scroll").hidden = live.length === 0;
   table($("live-rows"), live.map((request) => [
-    clock(request.at), request.via === "admin" ? `${request.team}, by the explorer` : request.team ?? "–", request.operation ?? "–",
+    clock(request.at),
     [word(request.outcome) + (request.reason ? `: ${word(request.reason)}` : ""), `outcome ${OUTCOMES[request.outcome]?.[0] ?? "k9"}`],
-    [request.status, "number"], [duration(request.duration_ms), "number"],
+    [request.status, `number${request.status >= 500 ? " bad" : request.status >= 400 ? " warn" : ""}`],
+    request.via === "admin" ? `${request.team}, by the explorer` : request.team ?? "–", request.operation ?? "–",
+    [duration(request.duration_ms), "number"],
     [request.wait_ms >= 1 ? duration(request.wait_ms) : "–", "number"], [request.attempts || "–", "number"],
   ]));
   if (!paused && live.length) say($("live-note"), "As they end, newest first.");

@@ -5,6 +5,9 @@ const number = new Intl.NumberFormat("en");
 const plural = (count, word) => `${number.format(count)} ${word}${count === 1 ? "" : "s"}`;
 const percent = (part, whole) => (whole > 0 ? (100 * part) / whole : 0);
 const clock = (time) => new Date(time).toLocaleTimeString("en-GB");
+const day = (time) => new Date(time).toLocaleDateString("en-GB", { day: "numeric", month: "short" });
+/** The time of day, with the day if that is not today. */
+const moment = (time) => (day(time) === day(Date.now()) ? clock(time) : `${day(time)}, ${clock(time)}`);
 
 function size(bytes) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];

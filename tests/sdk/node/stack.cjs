@@ -30,14 +30,14 @@ function environment() {
 }
 
 /** The first result of `look` that is something. */
-async function waitFor(look, what) {
-  const deadline = Date.now() + PATIENCE_MS;
+async function waitFor(look, what, patience = PATIENCE_MS) {
+  const deadline = Date.now() + patience;
   while (Date.now() < deadline) {
     const found = await look();
     if (found) return found;
     await sleep(10);
   }
-  throw new Error(`waited ${PATIENCE_MS} ms for ${what}`);
+  throw new Error(`waited ${patience} ms for ${what}`);
 }
 
 async function fetchJson(url, options = {}) {
@@ -135,6 +135,7 @@ function servingEntry(log) {
   return entries.find((entry) => entry.message === "serving");
 }
 
+/** Tells a process to end, and waits until it has. */
 async function stop(child) {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const ended = new Promise((resolve) => child.once("exit", resolve));
@@ -144,4 +145,4 @@ async function stop(child) {
   clearTimeout(impatience);
 }
 
-module.exports = { Simulator, Stack, ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, fetchJson, waitFor };
+module.exports = { Simulator, Stack, ACCOUNT_KEY, ACCOUNT_SID, PATIENCE_MS, ROWS, fetchJson, stop, waitFor };
