@@ -40,7 +40,8 @@ pub(super) fn refuse(status: StatusCode, message: &str) -> Response<ResponseBody
 }
 
 pub(super) fn not_allowed(methods: &'static str) -> Response<ResponseBody> {
-    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not know that method");
+    let mut response =
+        refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not have this method; Allow lists those that it has");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
     response
 }

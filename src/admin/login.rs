@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::body::Incoming;
 use zeroize::Zeroizing;
 
-use super::access::{Access, is_token};
+use super::access::{Access, NOT_OURS, is_token};
 use super::answer::{not_allowed, refuse, see};
 use super::sessions::{COOKIE, SessionId, TokenInUse};
 use super::{Inner, body};
@@ -13,6 +13,10 @@ use crate::semantics::origin;
 
 /// The largest form, in bytes: the token and the name of its field.
 const MAX_FORM: usize = 4096;
+
+/// Said on the form after a wrong token.
+const WRONG: &str = "This is not the admin token. Use the token whose SHA-256 is admin.token_sha256 in the \
+                     configuration. A team’s token does not work here.";
 
 impl Inner {
     pub(super) async fn login(&self, request: Request<Incoming>, access: Access) -> Response<ResponseBody> {
@@ -26,9 +30,9 @@ impl Inner {
     }
 
     async fn log_in(&self, request: Request<Incoming>, expected: TokenInUse) -> Response<ResponseBody> {
-        // No other site's page may log a browser in, not even with a valid token of its own.
+        // Another site's page must not open a session in this browser, not even if that page knows a valid token.
         if origin::is_cross_site(&request, &[]) {
-            return super::foreign("the login form is answered from this page alone");
+            return super::foreign(NOT_OURS);
         }
         let form = match body::read(request.into_body(), MAX_FORM).await {
             Ok(form) => Zeroizing::new(form.to_vec()),
@@ -39,9 +43,7 @@ impl Inner {
             let delay = self.sessions.failed(self.shared.clock);
             tokio::time::sleep(delay).await;
             tracing::warn!("a wrong token was given at the admin plane's login");
-            return self
-                .pages
-                .login(StatusCode::UNAUTHORIZED, "That is not the admin token. Its hash is admin.token_sha256.");
+            return self.pages.login(StatusCode::UNAUTHORIZED, WRONG);
         }
         let Some(id) = self.sessions.begin(expected, self.shared.clock) else {
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random bytes; try again");
@@ -59,7 +61,7 @@ impl Inner {
             return not_allowed("POST");
         }
         if origin::is_cross_site(request, &[]) {
-            return super::foreign("the admin plane answers no page of another site");
+            return super::foreign(NOT_OURS);
         }
         if let Some(id) = SessionId::of(request.headers()) {
             self.sessions.end(id);

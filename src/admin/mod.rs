@@ -125,7 +125,7 @@ impl Inner {
             "/logout" if access != Access::Open => return self.logout(&request),
             _ if is_probe || access.is_granted() => {}
             "/" if read && access == Access::Nothing && accepts_html(&request) => return see("/login"),
-            _ => return unauthorized(access),
+            _ => return unauthorized(access, &path),
         }
         if let Err(message) = self.check_site(&request, is_probe, access) {
             return foreign(message);
@@ -152,6 +152,11 @@ impl Inner {
             ("/cache/purge" | "/logout", _) => not_allowed("POST"),
             _ => match self.explore(&path, request, peer).await {
                 Some(response) => response,
+                None if is_of_data_plane(&path) => {
+                    let url = self.data.as_deref().unwrap_or("server.listen in the configuration");
+                    let message = format!("this is the admin plane's port; Twilio's API is on the data plane's: {url}");
+                    refuse(StatusCode::NOT_FOUND, &message)
+                }
                 None => refuse(
                     StatusCode::NOT_FOUND,
                     "the admin plane has /, /runbook, /login, /logout, /livez, /readyz, /metrics, /status, /events, \
@@ -232,7 +237,7 @@ impl Inner {
         }
         match metrics.encode() {
             Ok(body) => text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body),
-            Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
+            Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written; try again"),
         }
     }
 
@@ -245,7 +250,7 @@ impl Inner {
         // Every page is looked at, for which no request waits.
         let listing = tokio::task::spawn_blocking(move || store.entries(after.as_deref(), limit, clock.moment()));
         let Ok(entries) = listing.await else {
-            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the entries cannot be listed");
+            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the entries cannot be listed; try again");
         };
         let next = (entries.len() == limit).then(|| entries.last().map(|entry| entry.key.to_string())).flatten();
         // Texts that were kept while they could be shown are not, once they may no longer be.
@@ -304,9 +309,23 @@ fn accepts_html<B>(request: &Request<B>) -> bool {
     accepted.flat_map(|list| list.split(',')).any(|range| range.trim_start().starts_with("text/html"))
 }
 
-fn unauthorized(access: Access) -> Response<ResponseBody> {
+/// Whether a client that asks for this path has taken the admin plane's port for the data plane's.
+fn is_of_data_plane(path: &str) -> bool {
+    ["/v3", "/_gateway"]
+        .iter()
+        .any(|base| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+fn unauthorized(access: Access, path: &str) -> Response<ResponseBody> {
     let message = match access {
-        Access::Wrong => "that is not the admin plane's token; admin.token_sha256 is the SHA-256 of the right one",
+        // A team's token is right on the other port. Its address is told only to those who show the admin plane's.
+        _ if is_of_data_plane(path) => {
+            "this is the admin plane's port, which wants its own token; Twilio's API is on the data plane's port, which is \
+             server.listen in the configuration"
+        }
+        Access::Wrong => {
+            "that is not the admin plane's token, which is the one whose SHA-256 is admin.token_sha256; a team's token does not work here"
+        }
         _ => "the admin plane wants its token: Authorization: Bearer TOKEN; browsers log in at /login",
     };
     let mut response = refuse(StatusCode::UNAUTHORIZED, message);

@@ -20,14 +20,14 @@ pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + C
     let parsed =
         json::parse(body).map_err(|error| format!("the body is not JSON: {error} ({}); {FORMS}", error.place(body)))?;
     let Some(members) = parsed.as_object() else {
-        return Err(format!("the body is no JSON object; {FORMS}"));
+        return Err(format!("the body is not a JSON object; {FORMS}"));
     };
     let [member] = members else {
         return Err(format!("the body has {} members; {FORMS}", members.len()));
     };
     match (member.name.as_str(), &member.value) {
         ("all", Value::Bool(true)) => Ok(Purge::All),
-        ("all", _) => Err(format!("\"all\" is true, or left out; {FORMS}")),
+        ("all", _) => Err(format!("\"all\" must be true; {FORMS}")),
         ("account", Value::String(name)) if accounts.clone().any(|known| known == name.as_str()) => {
             Ok(Purge::Account(name.as_str().to_owned()))
         }
@@ -48,7 +48,7 @@ pub(super) fn purge<'a>(body: &[u8], accounts: impl Iterator<Item = &'a str> + C
         ("key", Value::String(_)) => {
             Err("a key is the 16 hexadecimal digits that Cache-Status shows, or all 64 of /cache/entries".to_owned())
         }
-        (name @ ("account" | "operation" | "key"), _) => Err(format!("\"{name}\" is a text; {FORMS}")),
+        (name @ ("account" | "operation" | "key"), _) => Err(format!("\"{name}\" must be a string; {FORMS}")),
         _ => Err(format!("the body has an unknown member; {FORMS}")),
     }
 }
@@ -114,19 +114,19 @@ mod tests {
             ("{\"all\":\n  tru}", "line 2, column 6"),
             ("{\"all\":true}x", "line 1, column 13"),
             ("{\"all\":true,\"all\":true}", "a member name that the object has already"),
-            ("[true]", "no JSON object"),
-            ("true", "no JSON object"),
+            ("[true]", "not a JSON object"),
+            ("true", "not a JSON object"),
             ("{}", "has 0 members"),
             ("{\"all\":true,\"account\":null}", "has 2 members"),
-            ("{\"all\":false}", "\"all\" is true"),
-            ("{\"all\":\"true\"}", "\"all\" is true"),
+            ("{\"all\":false}", "\"all\" must be true"),
+            ("{\"all\":\"true\"}", "\"all\" must be true"),
             ("{\"al\":true}", "unknown member"),
-            ("{\"account\":1}", "\"account\" is a text"),
+            ("{\"account\":1}", "\"account\" must be a string"),
             ("{\"account\":\"mian\"}", "the accounts are main, other"),
             ("{\"operation\":\"queries\"}", "the operations are metadata"),
             ("{\"key\":\"0123\"}", "16 hexadecimal digits"),
             ("{\"key\":\"0123456789abcdeg\"}", "16 hexadecimal digits"),
-            ("{\"key\":null}", "\"key\" is a text"),
+            ("{\"key\":null}", "\"key\" must be a string"),
         ] {
             let message = read(body).unwrap_err();
             assert!(message.contains(part), "{body}: {message}");

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::ask::ask;
-use super::text::plain;
+use super::text::error_message;
 use super::{exit, explain};
 
 /// Arguments of `health`.
@@ -25,7 +25,7 @@ pub fn run(args: &HealthArgs) -> ExitCode {
     if answer.status == 200 {
         return ExitCode::from(exit::DONE);
     }
-    let reasons = match plain(&answer.body) {
+    let reasons = match error_message(answer.body.as_bytes()) {
         empty if empty.is_empty() => empty,
         reasons => format!(": {reasons}"),
     };

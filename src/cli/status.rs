@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::ask::{ask, pause};
 use super::glance::{self, Style};
 use super::terminal::Terminal;
-use super::text::plain;
+use super::text::error_message;
 use super::{answer, exit, explain, print};
 
 /// Arguments of `status`.
@@ -86,6 +86,6 @@ fn look(args: &StatusArgs) -> Result<String, ExitCode> {
             refused("the token of --token, or INSIGHTS_GATEWAY_ADMIN_TOKEN, is not the admin plane's")
         }
         (401, _) => refused("it needs its token: --token, or INSIGHTS_GATEWAY_ADMIN_TOKEN"),
-        (status, _) => refused(&format!("/status answered {status}: {}", plain(&said.body))),
+        (status, _) => refused(&format!("/status answered {status}: {}", error_message(said.body.as_bytes()))),
     }
 }

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
+use serde_json::Value as Json;
+
 /// Whether this character controls a terminal, or changes the order of the text around it.
 pub(super) fn steers(c: char) -> bool {
     // Marks, embeddings, overrides and isolates of the bidirectional algorithm; line and paragraph separators; the byte
@@ -46,6 +48,16 @@ pub(super) fn plain(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// What an error says, on one line: the message of the data plane, of Twilio or of the admin plane. The whole text if it
+/// is none of these.
+pub(super) fn error_message(body: &[u8]) -> String {
+    let error: Json = serde_json::from_slice(body).unwrap_or_default();
+    match error["message"].as_str().or(error["error"].as_str()) {
+        Some(message) => plain(message),
+        None => plain(&String::from_utf8_lossy(body)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -57,6 +69,18 @@ mod tests {
         assert_eq!(harmless("Zoë \u{1b}[31m\u{202e}txt\u{9b}\n"), "Zoë \\u001b[31m\\u202etxt\\u009b\\n");
         assert!(matches!(harmless("שלום 👩‍👩‍👧 é"), Cow::Borrowed(_)));
         assert_eq!(plain("{\"a\":\x1b[1m1}\n\r\n b\u{202e}c"), "{\"a\": [1m1} b c");
+    }
+
+    #[test]
+    fn an_error_is_reduced_to_its_message() {
+        assert_eq!(error_message(br#"{"code":20404,"message":"not\n here"}"#), "not here");
+        assert_eq!(
+            error_message(br#"{"error":"the admin plane has no such path"}"#),
+            "the admin plane has no such path"
+        );
+        assert_eq!(error_message(b"<html>\nno \xff"), "<html> no \u{fffd}");
+        assert_eq!(error_message(br#"{"message":1}"#), r#"{"message":1}"#);
+        assert_eq!(error_message(b""), "");
     }
 
     proptest! {

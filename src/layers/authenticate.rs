@@ -226,9 +226,22 @@ impl Known {
     }
 }
 
+/// Whether the admin plane has something at this path, or below it. A test compares this with its OpenAPI document.
+fn is_of_admin_plane(path: &str) -> bool {
+    const PATHS: [&str; 10] =
+        ["/", "/livez", "/readyz", "/metrics", "/status", "/events", "/openapi.json", "/login", "/logout", "/runbook"];
+    PATHS.contains(&path) || path.starts_with("/cache/") || path.starts_with("/explorer/")
+}
+
 /// The message for a path without an endpoint: the right base URL for the client, which is `base`, and the right path.
 /// It does not repeat the path.
 fn not_found(path: &str, base: &Base) -> String {
+    // Not the address itself: a stranger who reaches this port need not learn it.
+    if is_of_admin_plane(path) {
+        return "this port has only Twilio's API; the status page, /readyz, /status and /metrics are on the admin plane's \
+                port, which is admin.listen in the configuration (by default http://127.0.0.1:9090)"
+            .to_owned();
+    }
     // A client that names no host gets a form.
     let base = Some(base.as_str()).filter(|base| !base.is_empty()).unwrap_or("http://HOST:PORT");
     let right = format!("set the client's base URL to {base}, so that it asks for");
@@ -271,8 +284,11 @@ impl AccessControl {
             Route::Found(endpoint) => endpoint,
             Route::Usage => return self.usage(incoming).map(Box::new).map(Granted::Usage),
             Route::MethodNotAllowed(allow) => {
-                return Err(GatewayError::new(Reason::MethodNotAllowed, "this path does not know that method")
-                    .with_allow(allow));
+                return Err(GatewayError::new(
+                    Reason::MethodNotAllowed,
+                    "this path does not have this method; Allow lists those that it has",
+                )
+                .with_allow(allow));
             }
             Route::NotFound => {
                 let base = self.links.base(request, incoming.peer.uses_tls());

@@ -156,6 +156,30 @@ async fn a_page_of_another_site_gets_no_data_from_the_admin_plane() {
 }
 
 #[tokio::test]
+async fn a_link_on_another_site_opens_a_page_and_nothing_else() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let link = |mode: &str, dest: &str, more: &str| {
+        format!("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: {mode}\r\nSec-Fetch-Dest: {dest}\r\n{more}")
+    };
+    let status = async |request: Vec<u8>| gateway.ask_admin(&request).await.status;
+    let followed = link("navigate", "document", "");
+    for path in ["/", "/runbook"] {
+        assert_eq!(status(get(path, &followed)).await, 200, "{path}");
+        // A frame, a form, a request of a script, and a host name that the other site controls.
+        assert_eq!(status(get(path, &link("navigate", "iframe", ""))).await, 403, "{path}");
+        assert_eq!(status(get(path, &link("no-cors", "document", ""))).await, 403, "{path}");
+        assert_eq!(status(get(path, &link("navigate", "document", "Origin: https://evil.example\r\n"))).await, 403);
+        assert_eq!(status(named(path, "evil.example", &followed)).await, 403, "{path}");
+        assert_eq!(status(post_to(path, &followed, "")).await, 403, "{path}");
+    }
+    for path in ["/status", "/metrics", "/readyz", "/events", "/openapi.json", "/cache/entries"] {
+        assert_eq!(status(get(path, &followed)).await, 403, "{path}");
+    }
+    assert_eq!(status(post_to("/cache/purge", &followed, r#"{"all":true}"#)).await, 403);
+}
+
+#[tokio::test]
 async fn with_a_token_the_admin_plane_answers_no_page_of_another_site_either() {
     let upstream = Upstream::start().await;
     let beyond = |listen: &'static str| {

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::support::certificate::Certificate;
 use crate::support::gateway::SECRET;
+use crate::support::openapi::Document;
 use crate::support::process::{Process, command, quiet, set};
 use crate::support::*;
 
@@ -126,6 +127,48 @@ async fn a_misspelt_path_gets_the_right_one_and_is_never_repeated() {
     let behind = TestConfig::new(upstream.url()).set("server.public_url", public).start().await;
     let answer = behind.ask(&get("/v3", "")).await;
     assert!(answer.text().contains("set the client's base URL to https://insights.example/api, so"), "{answer:?}");
+}
+
+/// A path of the other port is not found, and the message says which port has it.
+#[tokio::test]
+async fn each_port_says_which_paths_the_other_one_has() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let document = Document::of(&gateway, "").await;
+    let paths = document.json()["paths"].as_object().unwrap().keys();
+    let (of_data, of_admin): (Vec<_>, Vec<_>) =
+        paths.partition(|path| path.starts_with("/v3/") || path.starts_with("/_gateway/"));
+    assert!(of_data.len() > 5 && of_admin.len() > 10, "{of_data:?} {of_admin:?}");
+    for path in of_admin {
+        let answer = gateway.ask(&get(path, "")).await;
+        answer.assert_refused(404, "not_found");
+        assert!(answer.text().contains("on the admin plane's port, which is admin.listen"), "{path}: {answer:?}");
+    }
+    for path in of_data {
+        for request in [get(path, ""), post_to(path, "", ASK)] {
+            let answer = gateway.ask_admin(&request).await;
+            let expected =
+                format!("this is the admin plane's port; Twilio's API is on the data plane's: http://{}", gateway.data);
+            assert_eq!((answer.status, &answer.json()["error"]), (404, &expected.into()), "{path}");
+        }
+    }
+    for (path, part) in
+        [("/v3", "data plane's: http://"), ("/v3x", "the admin plane has /,"), ("/v30/x", "the admin plane has /,")]
+    {
+        let answer = gateway.ask_admin(&get(path, "")).await;
+        assert!(answer.status == 404 && answer.text().contains(part), "{path}: {answer:?}");
+    }
+    assert_eq!(upstream.count(), 0);
+
+    // A team's token is wrong here. The address of the other port is told only to those who show the right one.
+    let closed = TestConfig::new(upstream.url()).set("admin.token_sha256", sha256_hex("right")).start().await;
+    for header in ["", "Authorization: Bearer of-a-team\r\n", "Authorization: Basic ZGFzaGJvYXJkczp0b2tlbg==\r\n"] {
+        let answer = closed.ask_admin(&get(METADATA, header)).await;
+        assert_eq!(answer.status, 401);
+        assert!(answer.text().contains("on the data plane's port, which is server.listen"), "{answer:?}");
+        assert!(!answer.text().contains(&closed.data.port().to_string()), "{answer:?}");
+    }
+    assert_eq!(closed.ask_admin(&get(METADATA, "Authorization: Bearer right\r\n")).await.status, 404);
 }
 
 #[tokio::test]

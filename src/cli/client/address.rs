@@ -11,6 +11,9 @@ pub(in crate::cli) enum AddressError {
     /// It is not a URL.
     #[error("expected a URL: http://HOST:PORT, https://HOST or unix:///path/to.sock")]
     Malformed,
+    /// A host without a scheme.
+    #[error("it begins with a host; put http:// or https:// in front of it")]
+    Scheme,
     /// A user or password before an `@`.
     #[error("must not hold a user or password; a token comes from a variable or a file")]
     User,
@@ -44,8 +47,10 @@ impl Address {
             };
         }
         let url: Uri = url.parse().map_err(|_| AddressError::Malformed)?;
-        let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
-            return Err(AddressError::Malformed);
+        let (scheme, authority) = match (url.scheme_str(), url.authority()) {
+            (Some(scheme), Some(authority)) => (scheme, authority),
+            (None, Some(_)) => return Err(AddressError::Scheme),
+            _ => return Err(AddressError::Malformed),
         };
         let tls = match scheme {
             "http" => false,
@@ -137,8 +142,8 @@ mod tests {
     fn anything_else_is_refused_and_never_repeated() {
         for (url, error) in [
             ("", AddressError::Malformed),
-            ("127.0.0.1:9090", AddressError::Malformed),
-            ("localhost", AddressError::Malformed),
+            ("127.0.0.1:9090", AddressError::Scheme),
+            ("localhost", AddressError::Scheme),
             ("ftp://h", AddressError::Malformed),
             ("http://", AddressError::Malformed),
             ("http://h:99999", AddressError::Malformed),

@@ -108,7 +108,11 @@ async fn answer(args: &QueryArgs) -> Result<(), Failure> {
         say(&format!("insights-gateway: {remark}"));
     }
     if more {
-        say(&format!("insights-gateway: there are more rows than these {}; --all walks all pages", walk.rows));
+        let shown = match walk.rows {
+            1 => "this one".to_owned(),
+            rows => format!("these {rows}"),
+        };
+        say(&format!("insights-gateway: there are more rows than {shown}; --all walks all pages"));
     }
     Ok(())
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use http::StatusCode;
 use serde_json::Value as Json;
 
+use super::question;
 use crate::cli::client::Answer;
-use crate::cli::text::plain;
+use crate::cli::text::{error_message, plain};
 
 /// The credential that a refused client sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(super) struct Refusal {
     status: StatusCode,
     /// It has Twilio's error format; otherwise some other server answered.
     is_api: bool,
+    /// It has the admin plane's error format, whose message says what to do.
+    is_of_admin_plane: bool,
     by_gateway: bool,
     reason: Option<String>,
     code: Option<i64>,
@@ -40,18 +43,15 @@ impl Refusal {
         const MOST: usize = 400;
         let body: Json = serde_json::from_slice(&answer.body).unwrap_or_default();
         let is_api = body["message"].is_string() && body["code"].is_number();
-        let message = match body["message"].as_str() {
-            Some(message) => plain(message),
-            None => plain(&String::from_utf8_lossy(&answer.body)),
-        };
         let header = |name| answer.header(name).map(plain);
         Self {
             status: answer.status,
             is_api,
+            is_of_admin_plane: body["error"].is_string(),
             by_gateway: body["params"]["source"] == "gateway",
             reason: body["params"]["reason"].as_str().map(plain),
             code: body["code"].as_i64(),
-            message: message.chars().take(MOST).collect(),
+            message: error_message(&answer.body).chars().take(MOST).collect(),
             request: header("x-request-id"),
             retry_after: header("retry-after"),
             hint: header("insights-gateway-hint"),
@@ -71,6 +71,7 @@ impl Refusal {
 
     fn next_step(&self) -> Option<String> {
         match self.status {
+            _ if self.is_of_admin_plane => None,
             StatusCode::UNAUTHORIZED => Some(
                 match self.shown {
                     Shown::NoToken => "set INSIGHTS_GATEWAY_TOKEN to the team's token, or give --token-file",
@@ -82,6 +83,9 @@ impl Refusal {
             status if status.is_redirection() => Some(
                 "redirects are not followed, because the token would be sent there; give the right --url".to_owned(),
             ),
+            _ if self.hint.as_ref().is_some_and(|hint| !hint.contains("did you mean")) => {
+                Some(format!("the metadata has all names: {}", question::path("/Metadata", &[])))
+            }
             _ if !self.is_api => {
                 Some("this is not an answer of a gateway; is --url its data address, without a path?".to_owned())
             }
@@ -107,6 +111,8 @@ impl fmt::Display for Refusal {
             write!(f, ": {}", self.message)?;
         }
         let retry = match (&self.retry_after, self.seconds()) {
+            // The gateway's own messages say it.
+            _ if self.message.contains("come back") => None,
             (_, Some(seconds)) => Some(format!("come back in {seconds} s")),
             (Some(date), None) => Some(format!("come back after {date}")),
             (None, None) => None,
@@ -155,8 +161,13 @@ mod tests {
         let twilio = r#"{"code":20001,"message":"Unknown field \"C.Cout\"","httpStatusCode":400,"params":{}}"#;
         assert_eq!(
             said(400, &[("insights-gateway-hint", "unknown measure \"C.Cout\"")], twilio, Shown::NoToken),
-            "Twilio refused: 400 (code 20001): Unknown field \"C.Cout\"\n  hint: unknown measure \"C.Cout\""
+            "Twilio refused: 400 (code 20001): Unknown field \"C.Cout\"\n  hint: unknown measure \"C.Cout\"\n  \
+             the metadata has all names: /v3/InsightsDomains/Conversations/Metadata"
         );
+        let similar = "unknown measure \"C.Cout\"; did you mean \"C.Count\"?";
+        assert!(said(400, &[("insights-gateway-hint", similar)], twilio, Shown::NoToken).ends_with("\"C.Count\"?"));
+        let open = r#"{"code":20503,"message":"it is left alone; come back in 3 s","params":{"source":"gateway","reason":"circuit_open"}}"#;
+        assert!(said(503, &[("retry-after", "3")], open, Shown::NoToken).ends_with("alone; come back in 3 s"));
         let draining = r#"{"code":20503,"message":"draining","params":{"source":"gateway","reason":"draining"}}"#;
         let said = said(503, &[("retry-after", "Sat, 28 Nov 2026 10:00:00 GMT")], draining, Shown::NoToken);
         assert!(said.ends_with("come back after Sat, 28 Nov 2026 10:00:00 GMT"), "{said}");
@@ -177,6 +188,11 @@ mod tests {
             said,
             "refused: 404: <html> [2J not here\n  \
              this is not an answer of a gateway; is --url its data address, without a path?"
+        );
+        let admin = r#"{"error":"this is the admin plane's port"}"#;
+        assert_eq!(
+            super::tests::said(401, &[], admin, Shown::FromFile),
+            "refused: 401: this is the admin plane's port"
         );
         assert!(super::tests::said(301, &[], "", Shown::NoToken).contains("redirects are not followed"));
     }
