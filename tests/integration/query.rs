@@ -436,7 +436,7 @@ async fn wrong_usage_is_64_and_asks_nobody() {
         (&base, "--measure N --token-file /nowhere/token", "/nowhere/token"),
         (&v3, "--measure N", "leave out /v3"),
         (&secret, "--measure N", "must not hold a user"),
-        ("127.0.0.1:8080", "--measure N", "http://HOST:PORT"),
+        ("127.0.0.1:8080", "--measure N", "put http://"),
         ("ftp://h", "--measure N", "http://HOST:PORT"),
     ] {
         let said = query(url, words, &[], &[]).await;
