@@ -22,8 +22,8 @@ pub(crate) trait FillLock: Debug + Send + Sync {
     /// claim that was granted to nobody costs the others a lease.
     fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn>;
 
-    /// From now on no caller joins a flight that began before, if `which` matches it.
-    fn purge(&self, which: &Purge);
+    /// From now on no caller joins a flight that began before `at`, or before now, if `which` matches it.
+    fn purge(&self, which: &Purge, at: Option<Moment>);
 }
 
 /// The flight that a caller wants.
@@ -34,7 +34,8 @@ pub(crate) struct Wanted {
     pub(crate) key: Key,
     /// For a further page: the first page of its result set.
     pub(crate) first: Option<Key>,
-    /// Whether it is for clients that demand a new response.
+    /// Whether it is for clients that demand a new response. Such flights are apart from others, and as in one process,
+    /// whoever demands one joins one that is under way.
     pub(crate) is_forced: bool,
     /// One that began earlier does not do. `None`: any does.
     pub(crate) not_before: Option<Moment>,

@@ -18,7 +18,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -106,7 +106,22 @@ struct Flight {
     waiters: Arc<Waiters>,
     ending: watch::Receiver<Option<FlightResult>>,
     flown: Flown,
-    outdated: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+}
+
+impl Flight {
+    /// Whether what it brings is from after this moment. A further page is not: its set may have begun before.
+    fn is_since(&self, at: Moment) -> bool {
+        self.flown.set.is_none() && self.progress.called.get().is_some_and(|called| *called >= at)
+    }
+}
+
+/// What its leader and the table know of a flight.
+#[derive(Debug, Default)]
+struct Progress {
+    outdated: AtomicBool,
+    /// When it called upstream, if it has. One that waits for another replica may get what is older than itself.
+    called: OnceLock<Moment>,
 }
 
 /// What a query becomes that claims a key.
@@ -190,11 +205,12 @@ impl Flights {
         Some((lease, waiters))
     }
 
-    /// Applies a purge: the flights that match end for those who wait for them, and no caller joins them any more.
-    pub(crate) fn purge(&self, purged: impl Fn(&Key, &Flown) -> bool) {
+    /// Applies a purge that came at this moment, or now: the flights that match end for those who wait for them, and no
+    /// caller joins them any more. Those that have called upstream since then go on.
+    pub(crate) fn purge(&self, at: Option<Moment>, purged: impl Fn(&Key, &Flown) -> bool) {
         self.lock().retain(|(key, _), flight| {
-            let is_purged = purged(key, &flight.flown);
-            flight.outdated.fetch_or(is_purged, Ordering::SeqCst);
+            let is_purged = purged(key, &flight.flown) && !at.is_some_and(|at| flight.is_since(at));
+            flight.progress.outdated.fetch_or(is_purged, Ordering::SeqCst);
             !is_purged
         });
     }
@@ -207,13 +223,13 @@ impl Flights {
         waiters: &Arc<Waiters>,
     ) -> (Lease, watch::Receiver<Option<FlightResult>>) {
         let (sender, ending) = watch::channel(None);
-        let outdated = Arc::<AtomicBool>::default();
-        let (waiters, shared) = (Arc::clone(waiters), Arc::clone(&outdated));
-        let flight = Flight { waiters, ending: ending.clone(), flown, outdated: shared };
+        let progress = Arc::<Progress>::default();
+        let (waiters, shared) = (Arc::clone(waiters), Arc::clone(&progress));
+        let flight = Flight { waiters, ending: ending.clone(), flown, progress: shared };
         if let Some(of_older_set) = table.insert(key, flight) {
-            of_older_set.outdated.store(true, Ordering::SeqCst);
+            of_older_set.progress.outdated.store(true, Ordering::SeqCst);
         }
-        (Lease { flights: self.clone(), key, sender, outdated }, ending)
+        (Lease { flights: self.clone(), key, sender, progress }, ending)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -228,7 +244,7 @@ pub(crate) struct Lease {
     flights: Flights,
     key: (Key, Kind),
     sender: watch::Sender<Option<FlightResult>>,
-    outdated: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 impl Lease {
@@ -240,7 +256,13 @@ impl Lease {
 
     /// Whether what it brings was purged, or its result set replaced, since it began.
     pub(crate) fn is_outdated(&self) -> bool {
-        self.outdated.load(Ordering::SeqCst)
+        self.progress.outdated.load(Ordering::SeqCst)
+    }
+
+    /// It calls upstream now, and brings nothing older.
+    pub(crate) fn calls(&self, now: Moment) {
+        // A flight calls once.
+        let _ = self.progress.called.set(now);
     }
 
     /// Whether it is for clients that demand a new response.

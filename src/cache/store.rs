@@ -489,9 +489,19 @@ impl Store {
     ///
     /// Blocks for as long as the disk takes: do not call it on an async worker thread.
     pub fn purge(&self, which: &Purge) -> Purged {
+        self.purge_as_of(which, None)
+    }
+
+    /// The same for a purge of another replica, which came at this moment. What a flight brings that has called upstream
+    /// since then is new.
+    pub(crate) fn purge_before(&self, which: &Purge, at: Moment) -> Purged {
+        self.purge_as_of(which, Some(at))
+    }
+
+    fn purge_as_of(&self, which: &Purge, at: Option<Moment>) -> Purged {
         let mut marked = Vec::new();
         let mut mark = || {
-            let (entries, firsts) = self.mark_purged(which);
+            let (entries, firsts) = self.mark_purged(which, at);
             marked = entries;
             firsts
         };
@@ -541,7 +551,7 @@ impl Store {
 
     /// The pages to remove, and the first pages of the result sets to remove. Responses of flights that are under way
     /// for them are not kept from here on.
-    fn mark_purged(&self, which: &Purge) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
+    fn mark_purged(&self, which: &Purge, at: Option<Moment>) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
         let _changing = self.changing();
         self.purges.fetch_add(1, Ordering::SeqCst);
         let Memory { pages, sets } = &self.memory;
@@ -556,13 +566,13 @@ impl Store {
                 (*key, entry, matches)
             })
             .collect();
-        self.flights.purge(|key, flight| {
+        self.flights.purge(at, |key, flight| {
             which.matches(key, Some((&flight.account, flight.operation)))
                 || firsts.contains(key)
                 || flight.set.is_some_and(|set| firsts.contains(&set.first))
         });
         if let Some(lock) = &self.fill_lock {
-            lock.purge(which);
+            lock.purge(which, at);
         }
         sets.purge(|first| firsts.contains(first));
         self.jobs.purge(which);

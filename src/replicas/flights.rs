@@ -9,9 +9,13 @@
 //! * **The end**, under the id, so that it is only for those who have waited for this flight. It is written only if there
 //!   are any, sealed, and expires after seconds.
 //!
-//! A flight that does not do for a caller, because it began before the caller's request or before a purge, is replaced in
+//! A flight that does not do for a caller, because it began before a purge or before the caller's result set, is replaced in
 //! the lock by the caller's own. Those who wait for the older one see that, and claim again: the newer flight does for
 //! them too. A leader whose lock was lost goes on, and leaves the other's alone.
+//!
+//! A store that froze runs what lies in its sockets when it goes on, also for replicas that have given up meanwhile. So a
+//! command that takes the lock says until when it may. And a replica that got no answer, or could not tell an end, gives
+//! the lock back as soon as the store is reached again.
 //!
 //! There is no publish and subscribe: a client of Sentinel or of a cluster would lose messages when a node fails. Those who
 //! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself.
@@ -27,7 +31,7 @@ use redis::Cmd;
 use tokio::sync::oneshot;
 
 use super::seal::Context;
-use super::{SharedStore, StoreError};
+use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::Purge;
 use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
@@ -53,13 +57,15 @@ const PURGES: usize = 64;
 const LEADS: u8 = 0;
 const UNDER_WAY: u8 = 1;
 const ENDED: u8 = 2;
+const LATE: u8 = 3;
 
 /// Keys: the lock. Arguments: the caller's flight, the lease in milliseconds, the greatest age of a flight that does in
-/// microseconds or -1, and 1 if one that has stored its response does. Returns what the caller has to do, the id of the
-/// flight and when it began.
+/// microseconds or -1, 1 if one that has stored its response does, and the last time at which anything is claimed.
+/// Returns what the caller has to do, the id of the flight and when it began; where it is too late, the time.
 const CLAIM: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+if now > tonumber(ARGV[5]) then return {3, '', string.format('%.0f', now)} end
 local flight = redis.call('HMGET', KEYS[1], 'id', 'begun', 'stored')
 local oldest = tonumber(ARGV[3])
 if flight[1] and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
@@ -77,9 +83,11 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {0, ARGV[1], begun}
 ";
 
-/// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began. Takes the lock again
-/// if the store has lost it. Returns whether the leader has it.
+/// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, the last time at which
+/// anything is renewed. Takes the lock again if the store has lost it. Returns 0 if another flight has it.
 const RENEW: &str = r"
+local time = redis.call('TIME')
+if time[1] * 1000000 + time[2] > tonumber(ARGV[4]) then return 1 end
 local id = redis.call('HGET', KEYS[1], 'id')
 if not id then
   redis.call('HSET', KEYS[1], 'id', ARGV[1], 'begun', ARGV[3])
@@ -146,22 +154,21 @@ impl SharedFlights {
     }
 
     async fn turn(self, wanted: Wanted) -> Turn {
-        let mut flight = Flight::new(self.store.clone(), &wanted);
+        let mut flight = Flight::new(self.store.clone(), self.clock, &wanted);
         let not_before = self.purged(&wanted).max(wanted.not_before);
         // The store reads its clock after this, so a flight never seems younger than it is.
         let oldest = not_before.map(|moment| self.clock.moment().since(moment).as_micros());
         let oldest = oldest.map_or(-1, |oldest| i64::try_from(oldest).unwrap_or(i64::MAX));
         let accepts_stored = !wanted.is_forced && !wanted.is_new;
         match flight.claim(oldest, accepts_stored).await {
-            Err(error) => {
-                if error == StoreError::Timeout {
-                    // It may have been granted. The others must not wait for it until it expires.
-                    tokio::spawn(async move { drop(flight.end("lost", &[]).await) });
-                }
+            Err(StoreError::Down) => Turn::Alone,
+            Err(_) => {
+                // It may have been granted. The others must not wait for it until it expires.
+                tokio::spawn(async move { flight.give_back().await });
                 Turn::Alone
             }
             Ok((LEADS, _, begun)) => {
-                flight.begun = begun;
+                (flight.begun, flight.led_since) = (begun, self.clock.moment());
                 let (lease, ending) = FillLease::new();
                 tokio::spawn(flight.lead(ending));
                 Turn::Lead(lease)
@@ -170,7 +177,8 @@ impl SharedFlights {
                 flight.id = id;
                 Turn::Wait(flight.wait().boxed())
             }
-            Ok(_) => Turn::Stored,
+            Ok((ENDED, ..)) => Turn::Stored,
+            Ok(_) => Turn::Alone,
         }
     }
 
@@ -185,41 +193,62 @@ impl FillLock for SharedFlights {
         self.clone().turn(wanted.clone()).boxed()
     }
 
-    fn purge(&self, which: &Purge) {
+    fn purge(&self, which: &Purge, at: Option<Moment>) {
         let now = self.clock.moment();
+        let at = at.unwrap_or(now);
         let mut purges = self.lock();
-        purges.retain(|(known, at)| known != which && now.since(*at) < REMEMBERED);
-        let mut which = which.clone();
-        if purges.len() >= PURGES {
-            purges.clear();
-            which = Purge::All;
+        purges.retain(|(_, at)| now.since(*at) < REMEMBERED);
+        if let Some((_, last)) = purges.iter_mut().find(|(known, _)| known == which) {
+            *last = at.max(*last);
+        } else if purges.len() < PURGES {
+            purges.push((which.clone(), at));
+        } else {
+            let last = purges.drain(..).map(|(_, at)| at).fold(at, Moment::max);
+            purges.push((Purge::All, last));
         }
-        purges.push((which, now));
     }
 }
 
 /// One flight, as its leader or one who waits knows it.
 struct Flight {
     store: SharedStore,
+    clock: Clock,
     account: Arc<Account>,
     lock: String,
     id: String,
-    /// On the store's clock, in microseconds.
+    /// On the clock of the store's node, in microseconds.
     begun: u64,
+    /// When this replica learnt that it leads.
+    led_since: Moment,
 }
 
 impl Flight {
-    fn new(store: SharedStore, wanted: &Wanted) -> Self {
+    fn new(store: SharedStore, clock: Clock, wanted: &Wanted) -> Self {
         let part = [wanted.key.as_bytes().as_slice(), &[wanted.is_forced.into()]].concat();
         let lock = store.names().of(&wanted.account, "flight", &part);
         let id = format!("{:032x}", fastrand::u128(..));
-        Self { store, account: Arc::clone(&wanted.account), lock, id, begun: 0 }
+        let account = Arc::clone(&wanted.account);
+        Self { store, clock, account, lock, id, begun: 0, led_since: clock.moment() }
     }
 
     async fn claim(&self, oldest: i64, accepts_stored: bool) -> Result<(u8, String, u64), StoreError> {
-        let mut command = script(CLAIM, &[&self.lock]);
-        command.arg(&self.id).arg(self.lease()).arg(oldest).arg(u8::from(accepts_stored));
-        self.store.run("flight_claim", &command).await
+        let claim = async |latest: u64| {
+            let mut command = script(CLAIM, &[&self.lock]);
+            command.arg(&self.id).arg(self.lease()).arg(oldest).arg(u8::from(accepts_stored)).arg(latest);
+            self.store.run("flight_claim", &command).await
+        };
+        let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
+        match claim(self.latest(now)).await {
+            // The answer came in time, so the clock of this node is not the one that is known.
+            Ok((LATE, _, now)) => claim(self.latest(now)).await,
+            claimed => claimed,
+        }
+    }
+
+    /// When the store has to run a command that is sent now. It is not too early, although `now`, the store's time as far
+    /// as it is known, may be late by the time of one operation.
+    fn latest(&self, now: u64) -> u64 {
+        now.saturating_add(2 * millis(self.store.settings().timeout) * 1000)
     }
 
     /// Keeps the lock until the flight ends, and tells the others.
@@ -238,8 +267,27 @@ impl Flight {
         };
         if !is_told {
             // The others must not wait until the lock expires.
-            drop(self.end("lost", &[]).await);
+            self.give_back().await;
         }
+    }
+
+    /// Gives back the lock that this flight may have. It tries until the store has answered, or the lock has expired.
+    async fn give_back(&self) {
+        let mut is_up = self.store.changes();
+        let given_back = async {
+            while let Err(error) = self.end("lost", &[]).await {
+                if matches!(error, StoreError::Failed(_)) && self.store.is_up() {
+                    // It refuses, and will not change its mind soon.
+                    return;
+                }
+                tokio::time::sleep(self.store.settings().timeout).await;
+                // It cannot fail: `self` has the sender.
+                let _ = is_up.wait_for(|is_up| *is_up).await;
+            }
+        };
+        // What is sent now may be run at the end of two timeouts.
+        let lasts = self.store.settings().lease + 2 * self.store.settings().timeout;
+        let _ = tokio::time::timeout(lasts, given_back).await;
     }
 
     /// Gives the lock back, and tells those who wait. `None` if that failed.
@@ -253,8 +301,10 @@ impl Flight {
     }
 
     async fn renew(&self) {
+        let led = self.clock.moment().since(self.led_since);
+        let latest = self.latest(self.begun.saturating_add(millis(led) * 1000));
         let mut command = script(RENEW, &[&self.lock]);
-        command.arg(&self.id).arg(self.lease()).arg(self.begun);
+        command.arg(&self.id).arg(self.lease()).arg(self.begun).arg(latest);
         // Tried again before the lease ends.
         if let Ok(0) = self.store.run::<u8>("flight_renew", &command).await {
             tracing::debug!(flight = self.id, "another replica has begun a newer flight");
@@ -273,7 +323,7 @@ impl Flight {
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = longer(pause);
             match self.store.run::<(u8, Vec<u8>)>("flight_wait", &command).await {
                 Err(_) => return Waited::Alone,
                 Ok((UNDER_WAY, _)) => {}
@@ -311,6 +361,11 @@ impl Flight {
     fn context<'c>(&'c self, ending: &'c str) -> Context<'c> {
         Context { kind: "flight", account: &self.account.sid, key: ending, bound: b"" }
     }
+}
+
+/// The pause after this one.
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(LONGEST_PAUSE)
 }
 
 fn script(text: &str, keys: &[&str]) -> Cmd {

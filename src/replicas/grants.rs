@@ -105,8 +105,13 @@ mod tests {
             assert_eq!(two.find(account, &scope, &key).await, None);
         }
         one.give(&account, &[1; 32], &key, Duration::from_millis(50)).await;
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        assert_eq!(two.find(&account, &[1; 32], &key).await, None);
+        ends(&two, &key).await;
+    }
+
+    /// Returns once this grant is not found any more.
+    async fn ends(grants: &StoredGrants, key: &Key) {
+        let ended = async { while grants.find(&account(), &[1; 32], key).await.is_some() {} };
+        tokio::time::timeout(10 * S, ended).await.expect("it ends");
     }
 
     #[tokio::test]
@@ -114,14 +119,22 @@ mod tests {
         let Some(server) = TestServer::start() else { return };
         let grants = StoredGrants::new(server.replica().await);
         let (account, short, long) = (account(), Key::from_bytes([1; 32]), Key::from_bytes([2; 32]));
-        grants.give(&account, &[1; 32], &short, Duration::from_millis(200)).await;
         let store = &grants.0;
         let [from, to] = [&short, &long].map(|key| grants.name(&account, &[1; 32], key));
-        store.run::<i64>("test", redis::cmd("COPY").arg(&from).arg(&to)).await.unwrap();
+        grants.give(&account, &[1; 32], &short, 100 * S).await;
+        assert!(store.run::<bool>("test", redis::cmd("COPY").arg(&from).arg(&to)).await.unwrap());
         assert_eq!(grants.find(&account, &[1; 32], &long).await, None, "moved");
-        store.run::<i64>("test", redis::cmd("PERSIST").arg(&from)).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        assert_eq!(grants.find(&account, &[1; 32], &short).await, None, "kept");
+        let begun = grants.0.0.clock.now();
+        loop {
+            grants.give(&account, &[1; 32], &short, S / 2).await;
+            if store.run::<bool>("test", redis::cmd("PERSIST").arg(&from)).await.unwrap() {
+                break;
+            }
+            // It ended before it could be kept.
+            assert!(grants.0.0.clock.now() < begun + 10 * S);
+        }
+        ends(&grants, &short).await;
+        assert!(store.run::<bool>("test", redis::cmd("EXISTS").arg(&from)).await.unwrap(), "kept");
         store.run::<()>("test", redis::cmd("SET").arg(&from).arg(u64::MAX.to_le_bytes().as_slice())).await.unwrap();
         assert_eq!(grants.find(&account, &[1; 32], &short).await, None, "forged");
     }

@@ -21,11 +21,6 @@ use crate::semantics::freshness::{Decision, decide};
 use crate::semantics::request_directives::CacheDirectives;
 use crate::twilio::endpoint::instead_of_waiting;
 
-/// Requests that reach several replicas within this time came at once. It is shorter than the way to Twilio and back, so
-/// no client can have learnt of a change in Twilio that a flight misses which began by so much before the client's
-/// request.
-const AT_ONCE: Duration = Duration::from_millis(10);
-
 /// How long a response is looked for that another replica has just stored. It is there within 100 ms, except on a busy
 /// machine. A call to Twilio would take about as long.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -56,19 +51,14 @@ impl CacheLayer {
         };
         let begun = self.clock.now();
         let set = set.result_set();
-        let is_forced = purpose.kind == Kind::Forced;
-        // A page that was requested before its set began would be older than the first page.
-        let not_before = match is_forced {
-            true => Some(self.moment_of(purpose.received).before(AT_ONCE)),
-            false => set.map(|set| set.begun),
-        };
         let mut wanted = Wanted {
             account: Arc::clone(&call.team.account),
             operation: call.endpoint.operation,
             key: call.key,
             first: set.map(|set| set.first),
-            is_forced,
-            not_before,
+            is_forced: purpose.kind == Kind::Forced,
+            // A page that was requested before its set began would be older than the first page.
+            not_before: set.map(|set| set.begun),
             is_new: false,
         };
         while self.clock.now() < call.deadline {

@@ -386,6 +386,7 @@ where
                 ControlFlow::Continue(for_all) => for_all,
                 ControlFlow::Break(finished) => return lease.finish(finished),
             };
+            lease.calls(layer.clock.moment());
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
             // After the request has been sent, because that is more urgent.
             let judge = async { layer.judge(&call, asked.wall) };

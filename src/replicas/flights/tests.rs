@@ -23,9 +23,14 @@ fn wanted() -> Wanted {
     Wanted { account, operation: Operation::Query, key, first: None, is_forced: false, not_before: None, is_new: false }
 }
 
-/// Of a client that demands a response that is requested from now on.
-fn forced(clock: Clock) -> Wanted {
-    Wanted { is_forced: true, not_before: Some(clock.moment()), ..wanted() }
+/// Of a client that demands a new response.
+fn forced() -> Wanted {
+    Wanted { is_forced: true, ..wanted() }
+}
+
+/// Of a client for whom no flight does that began before now.
+fn since_now(clock: Clock) -> Wanted {
+    Wanted { not_before: Some(clock.moment()), ..wanted() }
 }
 
 fn response(body: &'static str, stored: bool) -> FlightResult {
@@ -93,6 +98,15 @@ return all";
     async fn is_free(&self) -> bool {
         self.content().await.is_empty()
     }
+
+    async fn becomes_free(&self) {
+        let free = async {
+            while !self.is_free().await {
+                tokio::time::sleep(5 * MS).await;
+            }
+        };
+        timeout(PATIENCE, free).await.expect("the lock is given back");
+    }
 }
 
 impl std::fmt::Debug for Turn {
@@ -133,19 +147,25 @@ async fn one_of_many_claims_leads_and_the_others_are_told() {
         }
     }
     assert_eq!((leases.len(), waits.len()), (1, 299));
-    tokio::time::sleep(50 * MS).await;
     leases.pop().unwrap().finish(&response("page", true));
     for ends in waits {
         assert_eq!(body(timeout(PATIENCE, ends).await.unwrap().unwrap()), "page");
     }
 }
 
+#[test]
+fn those_who_wait_ask_often_enough_to_be_told_within_100_ms() {
+    let pauses = std::iter::successors(Some(FIRST_PAUSE), |pause| Some(longer(*pause)));
+    let pauses: Vec<_> = pauses.take(100).collect();
+    assert_eq!(pauses[..5], [5, 10, 20, 40, 40].map(Duration::from_millis));
+    assert!(pauses.iter().all(|pause| *pause <= 40 * MS), "{pauses:?}");
+}
+
 #[tokio::test]
+#[ignore = "it measures time: run it on a machine that does nothing else"]
 async fn those_who_wait_are_told_at_once() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, _] = Replica::three(&server).await;
-    // Under load from other tests one try may be slow, but not each.
-    let mut fastest = PATIENCE;
     for _ in 0..5 {
         let lease = one.lead(&wanted()).await;
         let ends = tokio::spawn(two.join(&wanted()).await);
@@ -154,9 +174,8 @@ async fn those_who_wait_are_told_at_once() {
         let finished = Instant::now();
         lease.finish(&response("page", false));
         assert_eq!(body(timeout(PATIENCE, ends).await.unwrap().unwrap()), "page");
-        fastest = fastest.min(finished.elapsed());
+        assert!(finished.elapsed() < 100 * MS, "{:?}", finished.elapsed());
     }
-    assert!(fastest < 100 * MS, "{fastest:?}");
 }
 
 #[tokio::test]
@@ -191,8 +210,8 @@ async fn a_refusal_of_one_replica_is_not_told() {
 #[tokio::test]
 async fn a_leader_that_dies_costs_one_lease() {
     let Some(server) = TestServer::start() else { return };
-    let lease = 600 * MS;
-    let settings = || Shared { lease, timeout: 500 * MS, ..server.settings() };
+    // The leader has two thirds of it to renew it in time.
+    let settings = || Shared { lease: 3000 * MS, ..server.settings() };
     // A process that ends takes all its tasks with it.
     let (process, replica_settings) = (tokio::runtime::Runtime::new().unwrap(), settings());
     let two = Replica::with(&server, settings()).await;
@@ -203,15 +222,21 @@ async fn a_leader_that_dies_costs_one_lease() {
         SharedFlights::new(store, clock).claim(&wanted()).await
     });
     let Turn::Lead(_held) = claimed.await.unwrap() else { panic!("it does not lead") };
-    let ends = two.join(&wanted()).await;
-    // The leader renews its lease for as long as it lives.
-    let mut ends = tokio::spawn(ends);
-    assert!(timeout(3 * lease, &mut ends).await.is_err(), "a leader that lives keeps the flight");
+    let ends = tokio::spawn(two.join(&wanted()).await);
+    // A leader that lives renews it.
+    let mut left = two.content().await[0].1;
+    loop {
+        let now = two.content().await[0].1;
+        if now > left {
+            break;
+        }
+        left = now;
+        tokio::time::sleep(5 * MS).await;
+    }
+    assert!(!ends.is_finished());
     process.shutdown_background();
-    let died = Instant::now();
     let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
     assert!(matches!(waited, Waited::Lost), "{waited:?}");
-    assert!(died.elapsed() < lease + 500 * MS, "{:?}", died.elapsed());
     two.lead(&wanted()).await;
 }
 
@@ -219,30 +244,37 @@ async fn a_leader_that_dies_costs_one_lease() {
 async fn a_leader_that_lost_its_lock_leaves_the_others_alone() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, three] = Replica::three(&server).await;
-    let lost = one.lead(&forced(one.clock)).await;
-    let waits_for_lost = three.join(&Wanted { not_before: None, ..forced(three.clock) }).await;
-    // This client's request came after that flight began.
-    tokio::time::sleep(2 * MS).await;
-    let newer = two.lead(&forced(two.clock)).await;
+    let lost = one.lead(&wanted()).await;
+    let waits_for_lost = three.join(&wanted()).await;
+    let newer = two.lead(&since_now(two.clock)).await;
     lost.finish(&response("old", true));
     assert!(matches!(ended(waits_for_lost).await, Waited::Lost));
-    let ends = three.join(&Wanted { not_before: None, ..forced(three.clock) }).await;
+    let ends = three.join(&wanted()).await;
     newer.finish(&response("new", true));
     assert_eq!(body(ended(ends).await), "new");
 }
 
 #[tokio::test]
-async fn a_forced_flight_serves_only_requests_from_before_it_began() {
+async fn only_those_who_demand_a_new_response_share_a_forced_flight() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, three] = Replica::three(&server).await;
-    let before = forced(two.clock);
-    tokio::time::sleep(2 * MS).await;
-    let _any = one.lead(&wanted()).await;
-    let _lease = one.lead(&forced(one.clock)).await;
-    let _joined = two.join(&before).await;
-    tokio::time::sleep(2 * MS).await;
-    let _newer = three.lead(&forced(three.clock)).await;
-    let _joined = two.join(&before).await;
+    let any = one.lead(&wanted()).await;
+    let lease = one.lead(&forced()).await;
+    let (waits_for_any, waits) = (three.join(&wanted()).await, two.join(&forced()).await);
+    any.finish(&response("any", false));
+    lease.finish(&response("new", false));
+    assert_eq!((body(ended(waits_for_any).await), body(ended(waits).await)), ("any".to_owned(), "new".to_owned()));
+}
+
+#[tokio::test]
+async fn a_flight_from_before_the_result_set_does_not_do() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let _older = one.lead(&wanted()).await;
+    let long_ago = Wanted { not_before: Some(two.clock.moment().before(60_000 * MS)), ..wanted() };
+    drop(two.join(&long_ago).await);
+    let _newer = three.lead(&since_now(three.clock)).await;
+    drop(two.join(&long_ago).await);
 }
 
 #[tokio::test]
@@ -251,10 +283,15 @@ async fn nobody_joins_a_flight_from_before_a_purge() {
     let [one, two, three] = Replica::three(&server).await;
     let purged = one.lead(&wanted()).await;
     let from_before = two.join(&wanted()).await;
-    tokio::time::sleep(2 * MS).await;
-    three.flights.purge(&Purge::Account("another".to_owned()));
+    three.flights.purge(&Purge::Account("another".to_owned()), None);
     drop(three.join(&wanted()).await);
-    three.flights.purge(&Purge::Operation(Operation::Query));
+    // It came before the flight began, and was told late.
+    let earlier = three.clock.moment().before(60_000 * MS);
+    three.flights.purge(&Purge::Operation(Operation::Query), Some(earlier));
+    drop(three.join(&wanted()).await);
+    three.flights.purge(&Purge::Operation(Operation::Query), None);
+    // One that was told late does not take back a later one.
+    three.flights.purge(&Purge::Operation(Operation::Query), Some(earlier));
     let newer = three.lead(&wanted()).await;
     purged.finish(&response("purged", false));
     assert!(matches!(ended(from_before).await, Waited::Lost));
@@ -278,7 +315,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
         Purge::Key(wanted().key.short().to_string()),
     ] {
         let flights = SharedFlights::new(replica.store.clone(), replica.clock);
-        flights.purge(&which);
+        flights.purge(&which, None);
         assert!(flights.purged(&wanted()).is_some() && flights.purged(&page).is_some(), "{which:?}");
         let other = Wanted {
             key: Key::new(&page.account, Operation::JobStatus, "", b""),
@@ -289,7 +326,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
         assert_eq!(flights.purged(&other).is_some(), is_of_all, "{which:?}");
     }
     for n in 0..10 * PURGES {
-        replica.flights.purge(&Purge::Account(n.to_string()));
+        replica.flights.purge(&Purge::Account(n.to_string()), None);
     }
     assert!(replica.flights.lock().len() <= PURGES);
     assert!(replica.flights.purged(&wanted()).is_some(), "what cannot be told apart counts as purged");
@@ -299,32 +336,39 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
 async fn a_response_that_was_just_stored_is_looked_for() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, three] = Replica::three(&server).await;
-    one.lead(&wanted()).await.finish(&response("page", true));
-    let mut turn = two.claim(&wanted()).await;
-    // The end may not have reached the store yet.
-    while let Turn::Wait(ends) = turn {
-        ended(ends).await;
-        turn = two.claim(&wanted()).await;
+    let begun = Instant::now();
+    loop {
+        one.lead(&wanted()).await.finish(&response("page", true));
+        let mut turn = two.claim(&wanted()).await;
+        // The end may not have reached the store yet.
+        while let Turn::Wait(ends) = turn {
+            ended(ends).await;
+            turn = two.claim(&wanted()).await;
+        }
+        match turn {
+            Turn::Stored => break,
+            // This machine stood still for longer than that is known.
+            Turn::Lead(lease) if begun.elapsed() > STORED && begun.elapsed() < PATIENCE => drop(lease),
+            turn => panic!("{turn:?}"),
+        }
+        two.becomes_free().await;
     }
-    assert!(matches!(turn, Turn::Stored), "{turn:?}");
-    two.lead(&Wanted { is_new: true, ..wanted() }).await;
+    let lease = two.lead(&Wanted { is_new: true, ..wanted() }).await;
     let ends = three.join(&wanted()).await;
-    assert!(matches!(ended(ends).await, Waited::Lost), "the second leader left at once");
+    drop(lease);
+    assert!(matches!(ended(ends).await, Waited::Lost));
 }
 
 #[tokio::test]
 async fn a_store_that_goes_away_sends_everybody_upstream() {
     let Some(mut server) = TestServer::start() else { return };
-    let settings = Shared { timeout: 200 * MS, ..server.settings() };
-    let (one, two) = (Replica::with(&server, settings.clone()).await, Replica::with(&server, settings).await);
+    let [one, two, _] = Replica::three(&server).await;
     let lease = one.lead(&wanted()).await;
     let ends = tokio::spawn(two.join(&wanted()).await);
     server.kill();
-    let gone = Instant::now();
     let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
     assert!(matches!(waited, Waited::Alone), "{waited:?}");
     assert!(matches!(two.claim(&wanted()).await, Turn::Alone));
-    assert!(gone.elapsed() < 1000 * MS, "{:?}", gone.elapsed());
     lease.finish(&response("page", true));
     server.run();
     until("the store is back", || two.store.is_up()).await;
@@ -332,9 +376,62 @@ async fn a_store_that_goes_away_sends_everybody_upstream() {
 }
 
 #[tokio::test]
+async fn a_store_that_froze_claims_nothing_for_those_who_gave_up() {
+    let Some(server) = TestServer::start() else { return };
+    let (short, lease) = (200 * MS, 60_000 * MS);
+    let one = Replica::with(&server, Shared { timeout: short, lease, ..server.settings() }).await;
+    let two = Replica::with(&server, Shared { lease, ..server.settings() }).await;
+    server.freeze();
+    while one.store.is_up() {
+        assert!(matches!(one.claim(&wanted()).await, Turn::Alone));
+    }
+    // Longer than the claims that the store has not read yet are good for.
+    tokio::time::sleep(2 * short).await;
+    server.thaw();
+    two.lead(&wanted()).await;
+}
+
+#[tokio::test]
+async fn a_renewal_that_comes_too_late_does_not_take_the_lock_again() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::of(&server).await;
+    let flight = Flight::new(one.store.clone(), one.clock, &wanted());
+    let StoreTime(now) = one.store.time().unwrap();
+    for (latest, is_free) in [(0, true), (flight.latest(now), false)] {
+        let mut command = script(RENEW, &[&flight.lock]);
+        command.arg(&flight.id).arg(60_000).arg(1).arg(latest);
+        one.store.run::<u8>("test", &command).await.unwrap();
+        assert_eq!(one.is_free().await, is_free);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_of_the_store_that_was_set_forward_keeps_nobody_from_leading() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::of(&server).await;
+    let StoreTime(now) = one.store.time().unwrap();
+    one.store.link().time = Some((StoreTime(now - 60_000_000), one.clock.moment()));
+    one.lead(&wanted()).await;
+}
+
+#[tokio::test]
+async fn a_lock_is_given_back_once_the_store_is_reached_again() {
+    let Some(server) = TestServer::start() else { return };
+    let lease = 60_000 * MS;
+    let one = Replica::with(&server, Shared { lease, ..server.settings_with_door("door") }).await;
+    let two = Replica::with(&server, Shared { lease, ..server.settings() }).await;
+    let led = one.lead(&wanted()).await;
+    server.close_door("door", &one.store).await;
+    led.finish(&response("page", true));
+    assert!(!two.is_free().await);
+    server.open_door("door");
+    two.becomes_free().await;
+}
+
+#[tokio::test]
 async fn a_store_that_lost_the_lock_gets_it_again() {
     let Some(server) = TestServer::start() else { return };
-    let settings = Shared { lease: 600 * MS, timeout: 500 * MS, ..server.settings() };
+    let settings = Shared { lease: 3000 * MS, ..server.settings() };
     let (one, two) = (Replica::with(&server, settings.clone()).await, Replica::with(&server, settings).await);
     let lease = one.lead(&wanted()).await;
     two.store.run::<()>("test", redis::cmd("FLUSHALL").arg("SYNC")).await.unwrap();
@@ -358,7 +455,8 @@ async fn every_key_expires_and_tells_nothing() {
     lease.finish(&response("a secret page", true));
     assert_eq!(body(ended(ends).await), "a secret page");
     seen.extend(one.content().await);
-    assert!(seen.len() >= 3, "{seen:?}");
+    let has = |kind: &str| seen.iter().any(|(key, ..)| key.contains(kind));
+    assert!(has(":flight:") && has(":flight-end:"), "{seen:?}");
     for (key, expiry, value) in seen {
         assert!((1..=5000).contains(&expiry), "{key}: {expiry} ms");
         assert!(!value.windows(6).any(|window| window == b"secret") && !key.contains("AC1"), "{key}");
@@ -374,12 +472,12 @@ async fn an_end_that_was_changed_in_the_store_is_not_believed() {
     // An end of another flight, under this one's id.
     let id: String = three
         .store
-        .run("test", redis::cmd("HGET").arg(Flight::new(three.store.clone(), &wanted()).lock).arg("id"))
+        .run("test", redis::cmd("HGET").arg(Flight::new(three.store.clone(), three.clock, &wanted()).lock).arg("id"))
         .await
         .unwrap();
-    let other = Flight::new(three.store.clone(), &wanted());
+    let other = Flight::new(three.store.clone(), three.clock, &wanted());
     let sealed = other.seal(&response("forged", true)).unwrap();
-    let forged = Flight { id, ..Flight::new(three.store.clone(), &wanted()) };
+    let forged = Flight { id, ..Flight::new(three.store.clone(), three.clock, &wanted()) };
     three
         .store
         .run::<()>("test", redis::cmd("SET").arg(forged.ending()).arg(sealed).arg("PX").arg(5000))
