@@ -45,8 +45,9 @@ fn disk(shared: &SharedState, reading: Reading) -> DiskState {
 /// The state of the store that replicas share.
 fn store(store: &SharedStore) -> StoreState {
     match store.view() {
-        StoreView { cause: Some(cause), since, .. } => StoreState::Alone { since, cause },
         StoreView { cause: None, .. } => StoreState::Reached,
+        StoreView { cause: Some(cause), is_reached: false, since, .. } => StoreState::Alone { since, cause },
+        StoreView { cause: Some(cause), is_reached: true, since, .. } => StoreState::Unread { since, cause },
     }
 }
 

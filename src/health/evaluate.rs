@@ -48,6 +48,13 @@ pub enum DiskState {
 pub enum StoreState {
     /// It is reached.
     Reached,
+    /// It is reached, and what other replicas changed cannot be read.
+    Unread {
+        /// Since when.
+        since: SystemTime,
+        /// Why.
+        cause: String,
+    },
     /// This replica is alone.
     Alone {
         /// Since when.
@@ -146,15 +153,25 @@ fn ok(kind: &'static str, subject: Option<&str>) -> Check {
 }
 
 fn shared(state: &StoreState) -> Check {
-    let StoreState::Alone { since, cause } = state else { return ok("shared", None) };
-    let detail = "the shared store is not reached, and this replica goes on alone with its part of the rate; repair the \
-                  store or the way to it";
+    let (since, cause, detail, runbook) = match state {
+        StoreState::Reached => return ok("shared", None),
+        StoreState::Alone { since, cause } => {
+            let detail = "the shared store is not reached, and this replica goes on alone with its part of the rate; \
+                          repair the store or the way to it";
+            (since, cause, detail, "insightsgatewaysharedstoredown")
+        }
+        StoreState::Unread { since, cause } => {
+            let detail = "the shared store is reached, but what other replicas changed cannot be read there, so this \
+                          replica shares no pages and learns of no purges; the cause says what to repair";
+            (since, cause, detail, "insightsgatewaysharedstorefailing")
+        }
+    };
     Check {
         state: State::Degraded,
         since: Some(*since),
         cause: Some(cause.clone()),
         detail: Some(detail.to_owned()),
-        runbook: Some("insightsgatewaysharedstoredown"),
+        runbook: Some(runbook),
         ..ok("shared", None)
     }
 }

@@ -24,8 +24,8 @@ use tokio::sync::Notify;
 use self::feed::{Change, News, Reader};
 use super::accounts::{AccountId, KnownAccounts};
 use super::names::Names;
-use super::purges::{self, Purges, Target};
-use super::{SharedStore, StoreTime};
+use super::purges::{self, Millis, Purges, Target};
+use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::stored::StoredResponse;
 use crate::cache::{Purge, Store};
@@ -119,9 +119,9 @@ impl Changes {
         let changes = Self(Arc::new(inner));
         let weak = Arc::downgrade(&changes.0);
         tokio::spawn(async move {
-            let mut reader = Reader::default();
+            let (mut reader, mut failing_since) = (Reader::default(), None);
             while let Some(inner) = weak.upgrade() {
-                Self(inner).follow(&mut reader).await;
+                Self(inner).follow(&mut reader, &mut failing_since).await;
             }
         });
         changes
@@ -175,9 +175,9 @@ impl Changes {
         let change = Change::Replaced { key: *key.as_bytes(), asked };
         let told = match self.generation() {
             Some(generation) => feed::append(&self.0.store, generation, &change).await,
-            None => None,
+            None => Err(StoreError::Down),
         };
-        if told.is_none() {
+        if told.is_err() {
             // A purge can be told later.
             self.add_pending([Target::Page(*key.as_bytes())], None);
         }
@@ -194,8 +194,9 @@ impl Changes {
         }
     }
 
-    /// Waits for the next time to read, or until the store is back, and reads.
-    async fn follow(self, reader: &mut Reader) {
+    /// Waits for the next time to read, or until the store is back, and reads. If that fails it is tried again soon, and
+    /// nothing is shared meanwhile.
+    async fn follow(self, reader: &mut Reader, failing_since: &mut Option<Moment>) {
         let mut is_up = self.0.store.changes();
         if *is_up.borrow_and_update() {
             tokio::select! {
@@ -207,19 +208,30 @@ impl Changes {
             // Not for ever, so that this ends when nobody uses it any more.
             let _ = tokio::time::timeout(POLL, is_up.wait_for(|is_up| *is_up)).await;
         }
-        // If this fails, it is tried again soon. Nothing is shared meanwhile.
-        let _ = self.catch_up(reader).await;
+        match self.catch_up(reader).await {
+            Ok(()) => {
+                *failing_since = None;
+                self.0.store.set_fault(None);
+            }
+            Err(StoreError::Down) => *failing_since = None,
+            Err(error) => {
+                let now = self.0.clock.moment();
+                if now.since(*failing_since.get_or_insert(now)) >= OVERDUE {
+                    self.0.store.set_fault(Some(&error));
+                }
+            }
+        }
     }
 
-    /// Reads and applies what is new, and tells what waits. Then pages may be shared. `None` if the store fails.
-    async fn catch_up(&self, reader: &mut Reader) -> Option<()> {
-        let (episode, at) = (self.0.store.episode()?, self.0.clock.moment());
+    /// Reads and applies what is new, and tells what waits. Then pages may be shared.
+    async fn catch_up(&self, reader: &mut Reader) -> Result<(), StoreError> {
+        let (episode, at) = (self.0.store.episode().ok_or(StoreError::Down)?, self.0.clock.moment());
         let (generation, time) = reader.read(&self.0.store).await?;
         self.remember(&reader.news, time);
         self.tell(generation).await?;
         self.apply(std::mem::take(&mut reader.news)).await;
         self.state().read = Some(LastRead { generation, at, episode });
-        Some(())
+        Ok(())
     }
 
     /// From here on no page that was purged is taken from the store.
@@ -234,8 +246,8 @@ impl Changes {
         state.purges.forget((time.0 / 1000).saturating_sub(LONGEST.as_millis() as u64));
     }
 
-    /// Tells the purges that wait. `None` if one could not be told: it waits on.
-    async fn tell(&self, generation: Generation) -> Option<()> {
+    /// Tells the purges that wait. One that cannot be told waits on.
+    async fn tell(&self, generation: Generation) -> Result<(), StoreError> {
         {
             let mut state = self.state();
             state.telling = std::mem::take(&mut state.pending);
@@ -245,12 +257,15 @@ impl Changes {
         for target in targets {
             let told = feed::append(&self.0.store, generation, &Change::Purged(target)).await;
             let mut state = self.state();
-            let Some(at) = told else {
-                let telling = std::mem::take(&mut state.telling);
-                for (target, waiting) in telling {
-                    state.pending.entry(target).or_default().extend(waiting);
+            let at = match told {
+                Ok(at) => at,
+                Err(error) => {
+                    let telling = std::mem::take(&mut state.telling);
+                    for (target, waiting) in telling {
+                        state.pending.entry(target).or_default().extend(waiting);
+                    }
+                    return Err(error);
                 }
-                return None;
             };
             state.purges.add(target, at);
             waiting.extend(state.telling.remove(&target).into_iter().flatten());
@@ -259,12 +274,12 @@ impl Changes {
             // It may have stopped waiting.
             let _ = caller.try_send(true);
         }
-        Some(())
+        Ok(())
     }
 
     /// Drops from memory and disk what other replicas purged or replaced.
     async fn apply(&self, News { is_lost, foreign, .. }: News) {
-        let purged = foreign.iter().filter(|change| matches!(change, Change::Purged(_))).count();
+        let purged = foreign.iter().filter(|(change, _)| matches!(change, Change::Purged(_))).count();
         let is_empty = self.0.local.disk().is_none() && self.0.local.size().0 == 0;
         if foreign.is_empty() && !is_lost {
             return;
@@ -277,9 +292,9 @@ impl Changes {
                 this.0.local.purge(&Purge::All);
                 return;
             }
-            for change in foreign {
+            for (change, at) in foreign {
                 match change {
-                    Change::Purged(target) => this.purge_here(&target),
+                    Change::Purged(target) => this.purge_here(&target, at),
                     Change::Replaced { key, asked } => this.replace_here(&Key::from_bytes(key), asked),
                 }
             }
@@ -291,11 +306,16 @@ impl Changes {
         }
     }
 
-    fn purge_here(&self, target: &Target) {
+    /// Applies a purge that another replica told at this time of the store's clock.
+    fn purge_here(&self, target: &Target, told: Millis) {
+        // Every request in that millisecond may have come before it.
+        let end = StoreTime(told.saturating_add(1).saturating_mul(1000));
+        let now = self.0.clock.moment();
+        let told = self.0.store.moment_of(end).map_or(now, |end| end.min(now));
         for which in target.purges(|id| self.0.accounts.names(id)) {
             // Who purged a page need not know the first page of its result set.
             self.add_pending(target.others(self.0.local.first_pages(&which)), None);
-            self.0.local.purge(&which);
+            self.0.local.purge_before(&which, told);
         }
     }
 
@@ -317,6 +337,11 @@ impl Changes {
     /// Whether a purge was read, or told.
     fn knows(&self, target: &Target) -> bool {
         !self.state().purges.admit(target, 0)
+    }
+
+    /// Whether all that was told before this moment is read and applied.
+    fn is_applied(&self, until: Moment) -> bool {
+        self.state().read.is_some_and(|read| read.at > until)
     }
 
     /// Whether a purge waits to be told.

@@ -85,7 +85,9 @@ pub(crate) enum StoreError {
 /// The state of the store as the admin plane shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreView {
-    /// Why it is not reached; `None` while it is.
+    /// Whether it is reached.
+    pub is_reached: bool,
+    /// Why it is not reached, or why what other replicas changed cannot be read; `None` if nothing is wrong.
     pub cause: Option<String>,
     /// Since when it has been in this state.
     pub since: SystemTime,
@@ -125,7 +127,10 @@ struct Inner {
 struct Link {
     connection: Option<Connection>,
     since: Instant,
+    /// Why there is no connection.
     cause: String,
+    /// What does not work although there is one.
+    fault: Option<String>,
     /// The store's clock at a moment of this machine.
     time: Option<(StoreTime, Moment)>,
 }
@@ -134,7 +139,8 @@ impl SharedStore {
     /// Looks for the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
     pub fn start(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (names, sealer) = (Names::new(&settings.prefix), Sealer::new(&settings.seal));
-        let link = Link { connection: None, since: clock.now(), cause: "not reached yet".to_owned(), time: None };
+        let cause = "not reached yet".to_owned();
+        let link = Link { connection: None, since: clock.now(), cause, fault: None, time: None };
         metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         metrics.replicas.get_or_create(&NoLabels {}).set(1);
         let store = Self(Arc::new(Inner {
@@ -216,15 +222,42 @@ impl SharedStore {
         Some(StoreTime(then.saturating_add(micros(moment.since(at))).saturating_sub(micros(at.since(moment)))))
     }
 
+    /// The moment at which the store's clock shows this time, never earlier than it really does. `None` until the store has
+    /// been reached.
+    pub(crate) fn moment_of(&self, StoreTime(time): StoreTime) -> Option<Moment> {
+        let (StoreTime(then), at) = self.link().time?;
+        let (later, earlier) = (time.saturating_sub(then), then.saturating_sub(time));
+        Some(at.after(Duration::from_micros(later)).before(Duration::from_micros(earlier)))
+    }
+
     /// A view of the state now.
     pub fn view(&self) -> StoreView {
         let link = self.link();
-        let is_up = link.connection.is_some();
+        let is_reached = link.connection.is_some();
         StoreView {
-            cause: (!is_up).then(|| link.cause.clone()),
+            is_reached,
+            cause: if is_reached { link.fault.clone() } else { Some(link.cause.clone()) },
             since: self.0.clock.wall(link.since),
-            replicas: if is_up { self.replicas() } else { 1 },
+            replicas: if is_reached { self.replicas() } else { 1 },
             configured: self.0.settings.replicas,
+        }
+    }
+
+    /// What other replicas changed cannot be read for this reason, although the store is reached; `None`: it can. Each
+    /// change is logged.
+    pub(crate) fn set_fault(&self, fault: Option<&StoreError>) {
+        let mut link = self.link();
+        if link.connection.is_none() || link.fault.is_some() == fault.is_some() {
+            return;
+        }
+        link.since = self.0.clock.now();
+        link.fault = fault.map(ToString::to_string);
+        drop(link);
+        match fault {
+            Some(cause) => {
+                tracing::warn!(%cause, "changes of other replicas cannot be read: pages and purges are not shared")
+            }
+            None => tracing::info!("changes of other replicas can be read again: pages and purges are shared"),
         }
     }
 
@@ -288,6 +321,7 @@ impl SharedStore {
         }
         link.since = self.0.clock.now();
         cause.clone_into(&mut link.cause);
+        link.fault = None;
         drop(link);
         self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         self.0.metrics.replicas.get_or_create(&NoLabels {}).set(1);

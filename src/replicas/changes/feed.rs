@@ -1,11 +1,15 @@
 //! The two streams of changes in the store, and their generation.
+//!
+//! Anything can be in the store. Keys that are damaged are deleted, and a new generation begins, as after a flush. An entry
+//! that cannot be read or opened is counted; one among the purges may be a purge of anything, so it counts as one of
+//! everything.
 
-use redis::Cmd;
+use redis::{Cmd, FromRedisValue, Value};
 
 use super::{Generation, LONGEST};
 use crate::replicas::purges::{Millis, Target};
 use crate::replicas::seal::Context;
-use crate::replicas::{SharedStore, StoreTime};
+use crate::replicas::{SharedStore, StoreError, StoreTime};
 
 /// Purges in the stream. If there are more within [`LONGEST`], a new generation begins.
 const MOST_PURGES: usize = 16_384;
@@ -13,18 +17,34 @@ const MOST_PURGES: usize = 16_384;
 const MOST_REPLACED: usize = 4096;
 /// Entries that are read at once.
 const AT_ONCE: usize = 512;
+/// An entry that is farther in the future than this, in milliseconds, is damage: the store's clock was set back, or
+/// somebody else has written it. Nothing that is told after it would have a time before.
+const AHEAD: Millis = 60_000;
 
-/// Reads what is new, and begins a generation where there is none.
+/// Reads what is new, and begins a generation where there is none, or where the keys are damaged: they have another type,
+/// the generation or a number of entries is none, or there are fewer purges than were added and not trimmed.
 ///
 /// Keys: the head, purges, replaced pages. Arguments: a generation to begin with, milliseconds to live, the last id of
 /// each stream, entries at most. Returns the time in microseconds, the generation, how many entries each stream has ever
 /// had, and the new ones of each.
 const READ: &str = r"
-local generation = redis.call('HGET', KEYS[1], 'generation')
-if not generation then
+local function is_number(text) return #text < 16 and text:find('^%d+$') end
+local function read_head()
+  for n, kind in ipairs({'hash', 'stream', 'stream'}) do
+    local found = redis.call('TYPE', KEYS[n]).ok
+    if found ~= kind and (n == 1 or found ~= 'none') then return false end
+  end
+  local head = redis.call('HMGET', KEYS[1], 'generation', KEYS[2], KEYS[3], 'trimmed')
+  for n = 2, 4 do head[n] = head[n] or '0' end
+  if not head[1] or #head[1] ~= 32 or head[1]:find('[^0-9a-f]') then return false end
+  if not (is_number(head[2]) and is_number(head[3]) and is_number(head[4])) then return false end
+  return redis.call('XLEN', KEYS[2]) >= head[2] - head[4] and head
+end
+local head = read_head()
+if not head then
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-  generation = ARGV[1]
-  redis.call('HSET', KEYS[1], 'generation', generation)
+  redis.call('HSET', KEYS[1], 'generation', ARGV[1])
+  head = {ARGV[1], '0', '0'}
 end
 if redis.call('PTTL', KEYS[1]) < ARGV[2] / 2 then
   for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[2]) end
@@ -32,9 +52,9 @@ end
 local time = redis.call('TIME')
 return {
   time[1] .. string.format('%06d', time[2]),
-  generation,
-  redis.call('HGET', KEYS[1], KEYS[2]) or 0,
-  redis.call('HGET', KEYS[1], KEYS[3]) or 0,
+  head[1],
+  head[2],
+  head[3],
   redis.call('XRANGE', KEYS[2], '(' .. ARGV[3], '+', 'COUNT', ARGV[5]),
   redis.call('XRANGE', KEYS[3], '(' .. ARGV[4], '+', 'COUNT', ARGV[5]),
 }
@@ -48,7 +68,7 @@ return {
 const APPEND: &str = r"
 if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return false end
 local time = redis.call('TIME')
-redis.call('XTRIM', KEYS[2], 'MINID', math.max(0, time[1] * 1000 - ARGV[5]))
+local trimmed = redis.call('XTRIM', KEYS[2], 'MINID', math.max(0, time[1] * 1000 - ARGV[5]))
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[4]) then
   if ARGV[6] ~= '' then
     redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
@@ -57,11 +77,12 @@ if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[4]) then
     return false
   end
   redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[4] - 1)
+elseif ARGV[6] ~= '' and trimmed > 0 then
+  redis.call('HINCRBY', KEYS[1], 'trimmed', trimmed)
 end
 local number = redis.call('HINCRBY', KEYS[1], KEYS[2], 1)
 local id = redis.call('XADD', KEYS[2], '*', 'number', number, 'entry', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[3]) end
 return id
 ";
 
@@ -146,13 +167,35 @@ pub(super) struct Reader {
 /// The last entry that was read from one stream.
 #[derive(Debug)]
 struct Passed {
-    number: u64,
+    /// How many the stream had had. `None` until all that it had at first is read: who has read nothing yet has missed
+    /// nothing that still matters.
+    number: Option<u64>,
     id: String,
 }
 
 impl Default for Passed {
     fn default() -> Self {
-        Self { number: 0, id: "0-0".to_owned() }
+        Self { number: None, id: "0-0".to_owned() }
+    }
+}
+
+impl Passed {
+    /// Whether the stream has lost its last entries.
+    fn is_beyond(&self, number: u64) -> bool {
+        self.number.is_some_and(|passed| passed > number)
+    }
+
+    /// Goes on to the entry with this number. Returns whether there were others in between.
+    fn advance(&mut self, number: u64) -> bool {
+        let Some(passed) = &mut self.number else { return false };
+        let is_gap = number > *passed + 1;
+        *passed = number.max(*passed);
+        is_gap
+    }
+
+    /// All that the stream has is read. Returns whether some of what it had is missing.
+    fn end(&mut self, number: u64) -> bool {
+        self.number.replace(number).is_some_and(|passed| passed < number)
     }
 }
 
@@ -165,13 +208,13 @@ pub(super) struct News {
     pub(super) is_new: bool,
     /// Purges, this replica's own included, with their times.
     pub(super) purged: Vec<(Target, Millis)>,
-    /// What other replicas changed.
-    pub(super) foreign: Vec<Change>,
+    /// What other replicas changed, and when they told it.
+    pub(super) foreign: Vec<(Change, Millis)>,
 }
 
-/// An entry: its id, and its fields with their names.
-type Record = (String, (String, u64, String, Vec<u8>));
-type Reply = (u64, String, u64, u64, Vec<Record>, Vec<Record>);
+/// An entry's fields with their names: its number, and what is sealed.
+type Fields = (String, u64, String, Vec<u8>);
+type Reply = (u64, String, u64, u64, Vec<Value>, Vec<Value>);
 
 impl Reader {
     /// Generations that are remembered after they ended.
@@ -179,12 +222,15 @@ impl Reader {
     /// Replies until it is given up: more than both streams together need.
     const REPLIES: usize = 128;
 
-    /// Reads all that is new into `news`. Returns the generation, and the store's time; `None` if the store does not
-    /// answer, or answers what cannot be opened.
-    pub(super) async fn read(&mut self, store: &SharedStore) -> Option<(Generation, StoreTime)> {
+    /// Reads all that is new into `news`. Returns the generation, and the store's time.
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer, or refuses.
+    pub(super) async fn read(&mut self, store: &SharedStore) -> Result<(Generation, StoreTime), StoreError> {
         for _ in 0..Self::REPLIES {
             let (time, generation, purged, replaced, purges, replacements) = self.reply(store).await?;
-            let generation = Generation::read(&generation)?;
+            let generation = Generation::read(&generation).ok_or_else(|| unreadable("a generation"))?;
             if self.generation != Some(generation) {
                 match self.left.contains(&generation) {
                     true => renew(store, generation).await?,
@@ -192,26 +238,31 @@ impl Reader {
                 }
                 continue;
             }
-            if purged < self.purged.number || replaced < self.replaced.number {
-                // The store has lost its last entries.
+            if self.purged.is_beyond(purged) || self.replaced.is_beyond(replaced) {
                 renew(store, generation).await?;
                 continue;
             }
+            let latest = time / 1000 + AHEAD;
             let is_end = purges.len() < AT_ONCE && replacements.len() < AT_ONCE;
-            self.take(store, &generation, Kind::Purged, purges);
-            self.take(store, &generation, Kind::Replaced, replacements);
+            let is_sound = self.take(store, &generation, Kind::Purged, purges, purged, latest)?
+                && self.take(store, &generation, Kind::Replaced, replacements, replaced, latest)?;
+            if !is_sound {
+                renew(store, generation).await?;
+                continue;
+            }
             if is_end {
-                return Some((generation, StoreTime(time)));
+                self.news.is_lost |= self.purged.end(purged) | self.replaced.end(replaced);
+                return Ok((generation, StoreTime(time)));
             }
         }
-        None
+        Err(unreadable("an end"))
     }
 
-    async fn reply(&self, store: &SharedStore) -> Option<Reply> {
+    async fn reply(&self, store: &SharedStore) -> Result<Reply, StoreError> {
         let mut command = script(store, READ, Kind::Purged, Kind::Replaced);
         command.arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
         command.arg(&self.purged.id).arg(&self.replaced.id).arg(AT_ONCE);
-        store.run("changes_read", &command).await.ok()
+        store.run("changes_read", &command).await
     }
 
     fn enter(&mut self, generation: Generation) {
@@ -226,46 +277,75 @@ impl Reader {
         self.news = News { is_lost: is_lost || self.news.is_lost, is_new: true, ..News::default() };
     }
 
-    fn take(&mut self, store: &SharedStore, generation: &Generation, kind: Kind, records: Vec<Record>) {
-        for (id, (_, number, _, sealed)) in records {
-            let passed = match kind {
-                Kind::Purged => &mut self.purged,
-                Kind::Replaced => &mut self.replaced,
-            };
-            // Who has read nothing yet has missed nothing that still matters.
-            self.news.is_lost |= passed.number > 0 && number > passed.number + 1;
-            let at = id.split_once('-').and_then(|(millis, _)| millis.parse().ok()).unwrap_or(Millis::MAX);
-            *passed = Passed { number, id };
-            let (is_own, change) = match open(store, generation, kind, &sealed) {
-                Some(opened) => opened,
-                None => {
-                    store.unsealed();
-                    if kind == Kind::Replaced {
-                        continue;
-                    }
-                    // A purge, of anything.
-                    (false, Change::Purged(Target::Everything(None)))
-                }
+    /// Takes entries of a stream that has had `had` of them. Returns `false` if one is from after `latest`.
+    fn take(
+        &mut self,
+        store: &SharedStore,
+        generation: &Generation,
+        kind: Kind,
+        entries: Vec<Value>,
+        had: u64,
+        latest: Millis,
+    ) -> Result<bool, StoreError> {
+        let passed = match kind {
+            Kind::Purged => &mut self.purged,
+            Kind::Replaced => &mut self.replaced,
+        };
+        for entry in entries {
+            let (id, fields) = <(String, Value)>::from_redis_value(entry).map_err(|_| unreadable("an entry"))?;
+            let at = time_of(&id).ok_or_else(|| unreadable("an id"))?;
+            if at > latest {
+                return Ok(false);
+            }
+            passed.id = id;
+            let fields = Fields::from_redis_value(fields).ok().filter(|(_, number, ..)| *number <= had);
+            if let Some((_, number, ..)) = &fields {
+                self.news.is_lost |= passed.advance(*number);
+            }
+            let opened = fields.and_then(|(.., sealed)| open(store, generation, kind, &sealed));
+            if opened.is_none() {
+                store.unsealed();
+            }
+            let (is_own, change) = match (opened, kind) {
+                (Some(opened), _) => opened,
+                (None, Kind::Purged) => (false, Change::Purged(Target::Everything(None))),
+                (None, Kind::Replaced) => continue,
             };
             if let Change::Purged(target) = change {
                 self.news.purged.push((target, at));
             }
             if !is_own {
-                self.news.foreign.push(change);
+                self.news.foreign.push((change, at));
             }
         }
+        Ok(true)
     }
 }
 
-/// Adds a change, for all replicas. Returns its time; `None` if it was not added.
-pub(super) async fn append(store: &SharedStore, generation: Generation, change: &Change) -> Option<Millis> {
+fn unreadable(what: &str) -> StoreError {
+    StoreError::Failed(format!("changes_read: the answer has not {what}"))
+}
+
+/// The time in the id of an entry.
+fn time_of(id: &str) -> Option<Millis> {
+    id.split_once('-')?.0.parse().ok()
+}
+
+/// Adds a change, for all replicas. Returns its time.
+///
+/// # Errors
+///
+/// If it was not added, as far as is known.
+pub(super) async fn append(store: &SharedStore, generation: Generation, change: &Change) -> Result<Millis, StoreError> {
     let (kind, other) = match change.kind() {
         Kind::Purged => (Kind::Purged, Kind::Replaced),
         Kind::Replaced => (Kind::Replaced, Kind::Purged),
     };
     let entry = [store.id().as_bytes(), &change.write()].concat();
     let name = store.names().common(kind.key());
-    let entry = store.sealer().seal(&context(&name, &generation.0), &entry).ok()?;
+    let failed = |why: &str| StoreError::Failed(format!("changes_append: {why}"));
+    let entry =
+        store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
     let mut command = script(store, APPEND, kind, other);
     let live = LONGEST.as_millis() as u64;
     command.arg(generation.to_string()).arg(entry).arg(live);
@@ -273,14 +353,14 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
         Kind::Purged => command.arg(MOST_PURGES).arg(live).arg(Generation::random().to_string()),
         Kind::Replaced => command.arg(MOST_REPLACED).arg(live).arg(""),
     };
-    let id: Option<String> = store.run("changes_append", &command).await.ok()?;
-    id?.split_once('-')?.0.parse().ok()
+    let id: Option<String> = store.run("changes_append", &command).await?;
+    id.as_deref().and_then(time_of).ok_or_else(|| failed("another generation has begun"))
 }
 
-async fn renew(store: &SharedStore, generation: Generation) -> Option<()> {
+async fn renew(store: &SharedStore, generation: Generation) -> Result<(), StoreError> {
     let mut command = script(store, RENEW, Kind::Purged, Kind::Replaced);
     command.arg(generation.to_string()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
-    store.run::<()>("changes_renew", &command).await.ok()
+    store.run("changes_renew", &command).await
 }
 
 fn script(store: &SharedStore, script: &str, stream: Kind, other: Kind) -> Cmd {
