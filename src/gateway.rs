@@ -234,6 +234,14 @@ impl Gateway {
             };
             tokio::spawn(reloader.forever(reload))
         });
+        let (drains, replicas) = (shared.draining.clone(), shared.replicas.clone());
+        // At once, so that the other replicas need not divide with one that takes no new requests.
+        let left = async move {
+            if let Some(replicas) = replicas {
+                drains.begun().await;
+                replicas.leave().await;
+            }
+        };
         // The admin plane ends after the data plane, so that a drain can be observed.
         let drained = Arc::new(Notify::new());
         let admin_stop = {
@@ -261,7 +269,7 @@ impl Gateway {
         // The listeners are open, so every connection from now on is served.
         on_state_change(Milestone::Ready);
         let connections = most_connections.min(settings.server.max_connections as usize);
-        server::run(data, tls, limits(Connections::new(connections)), service, stop).await;
+        tokio::join!(server::run(data, tls, limits(Connections::new(connections)), service, stop), left);
 
         drained.notify_one();
         // A panic there has been reported already, and the data plane has ended.

@@ -23,7 +23,7 @@ pub(crate) mod test_server;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -51,17 +51,17 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
 const FAILURES: u32 = 3;
 
-/// Marks this replica as alive and counts those that are, on the store's clock.
+/// Marks this replica as alive, or as gone, and counts those that are alive, on the store's clock.
 ///
-/// Keys: the replicas. Arguments: this replica, the silence after which one is gone, in milliseconds. Returns the store's
-/// time in microseconds and the number of replicas.
+/// Keys: the replicas. Arguments: this replica, the silence after which one is gone, in milliseconds, and 1 if this one
+/// leaves. Returns the store's time in microseconds and the number of replicas, this one included.
 const BEAT: &str = r"
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('ZADD', KEYS[1], ms, ARGV[1])
+if ARGV[3] == '1' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ms, ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
-return {now[1] .. string.format('%06d', now[2]), redis.call('ZCARD', KEYS[1])}
+return {now[1] .. string.format('%06d', now[2]), redis.call('ZCARD', KEYS[1]) + ARGV[3]}
 ";
 
 /// A time on the store's clock, in microseconds since 1970. It is the only clock that all replicas share.
@@ -122,6 +122,8 @@ struct Inner {
     episodes: AtomicU64,
     /// Replicas that live, of those last seen.
     replicas: AtomicU32,
+    /// Whether this replica no longer counts as one of them.
+    has_left: AtomicBool,
 }
 
 struct Link {
@@ -145,6 +147,7 @@ impl SharedStore {
         metrics.replicas.get_or_create(&NoLabels {}).set(1);
         let store = Self(Arc::new(Inner {
             replicas: AtomicU32::new(1),
+            has_left: AtomicBool::new(false),
             id: format!("{:032x}", fastrand::u128(..)),
             settings,
             names,
@@ -258,6 +261,14 @@ impl SharedStore {
                 tracing::warn!(%cause, "changes of other replicas cannot be read: pages and purges are not shared")
             }
             None => tracing::info!("changes of other replicas can be read again: pages and purges are shared"),
+        }
+    }
+
+    /// From now on the other replicas do not count this one, which still uses the store until its process ends.
+    pub(crate) async fn leave(&self) {
+        self.0.has_left.store(true, Ordering::SeqCst);
+        if let Ok(beat) = self.run("heartbeat", &self.beat()).await {
+            self.record(beat);
         }
     }
 
@@ -387,6 +398,7 @@ impl SharedStore {
     fn beat(&self) -> Cmd {
         let mut command = redis::cmd("EVAL");
         command.arg(BEAT).arg(1).arg(self.0.names.common("replicas")).arg(&self.0.id).arg(SILENCE.as_millis() as u64);
+        command.arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));
         command
     }
 

@@ -3,6 +3,12 @@ use std::time::Duration;
 use super::test_server::{TestServer, until};
 use super::*;
 
+impl SharedStore {
+    fn time_at_last_beat(&self) -> StoreTime {
+        self.link().time.unwrap().0
+    }
+}
+
 #[tokio::test]
 async fn the_store_is_found_again_after_it_was_gone() {
     let Some(mut server) = TestServer::start() else { return };
@@ -26,5 +32,40 @@ async fn replicas_count_each_other() {
     let (one, two) = (server.replica().await, server.replica().await);
     until("both are seen", || one.replicas() == 2 && two.replicas() == 2).await;
     let (a, b) = (one.time().unwrap().0, two.time().unwrap().0);
-    assert!(a.abs_diff(b) < Duration::from_secs(1).as_micros() as u64, "{a} {b}");
+    // Each knows the store's time by one answer, which may have come late.
+    assert!(a.abs_diff(b) < Duration::from_secs(10).as_micros() as u64, "{a} {b}");
+}
+
+#[tokio::test]
+async fn a_replica_that_leaves_is_not_counted_any_more() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, two) = (server.replica().await, server.replica().await);
+    until("both are seen", || two.replicas() == 2).await;
+    let known = async || {
+        let mut names = redis::cmd("ZRANGE");
+        names.arg(two.names().common("replicas")).arg(0).arg(-1);
+        two.run::<Vec<String>>("test", &names).await.unwrap()
+    };
+    one.leave().await;
+    assert_eq!(known().await, [two.id()]);
+    // It goes on to use the store, and does not come back into the list.
+    let before = one.time_at_last_beat();
+    until("another heartbeat", || one.time_at_last_beat() > before).await;
+    assert_eq!(known().await, [two.id()]);
+    assert_eq!(one.replicas(), 2, "it counts itself");
+    until("the other has noticed", || two.replicas() == 1).await;
+}
+
+#[tokio::test]
+async fn the_moment_of_a_time_is_the_one_at_which_the_store_shows_it() {
+    let Some(server) = TestServer::start() else { return };
+    let clock = Clock::new();
+    let store = server.replica_with(server.settings(), clock).await;
+    let now = clock.moment();
+    for moment in [now, now.before(Duration::from_secs(100)), now.after(Duration::from_secs(100))] {
+        // A heartbeat in between may correct what is known of the store's clock.
+        let distance = store.moment_of(store.time_of(moment).unwrap()).unwrap();
+        let distance = distance.since(moment).max(moment.since(distance));
+        assert!(distance < Duration::from_secs(10), "{distance:?}");
+    }
 }

@@ -131,6 +131,50 @@ async fn the_store_is_never_needed() {
 }
 
 #[tokio::test]
+async fn a_replica_that_drains_is_not_counted_any_more() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let mut gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
+    gateways.remove(0).stop().await;
+    let counted: usize = server.ask(&["ZCARD", "insights-gateway:1:replicas"]);
+    assert_eq!(counted, 1);
+    gateways[0].metric_reaches("replicas", &[], 1.0).await;
+}
+
+#[tokio::test]
+async fn a_damaged_feed_of_purges_heals_and_one_that_is_refused_degrades_health() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
+    let purges = || async {
+        let purged = gateways[0].ask_admin(&post_to("/cache/purge", "", r#"{"all":true}"#)).await;
+        (purged.json()["shared"] == true).then_some(())
+    };
+    poll("a purge is told", purges).await;
+    server.ask::<String>(&["SET", "insights-gateway:1:{changes}", "text"]);
+    poll("a purge is told again", purges).await;
+    gateways[0].ask(&ask(1)).await.assert_page(PAGE, "miss");
+    poll("pages are shared", || async { (gateways[1].ask(&ask(1)).await.detail() == "hit").then_some(()) }).await;
+    server.ask::<String>(&["ACL", "SETUSER", "default", "-xrange"]);
+    let check = poll("health is degraded", || async {
+        let ready = gateways[0].admin("/readyz").await;
+        assert_eq!(ready.status, 200, "{}", ready.text());
+        let checks = ready.json()["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["check"] == "shared" && check["state"] == "degraded")
+    })
+    .await;
+    assert!(check["cause"].as_str().unwrap().starts_with("the shared store failed: changes_read"), "{check}");
+    assert_eq!(gateways[0].metric("shared_up", &[]).await, 1.0);
+    gateways[0].ask(&ask(2)).await.assert_page(PAGE, "miss");
+    server.ask::<String>(&["ACL", "SETUSER", "default", "+xrange"]);
+    poll("health is ok", || async {
+        (gateways[0].admin("/status").await.json()["shared"]["state"] == "ok").then_some(())
+    })
+    .await;
+    poll("a purge is told once more", purges).await;
+}
+
+#[tokio::test]
 async fn a_gateway_starts_before_its_store() {
     let Some(mut server) = Server::start().await else { return };
     server.kill();
