@@ -26,8 +26,8 @@ pub(super) struct Style {
     pub(super) colour: bool,
 }
 
-/// The whole page, as of `now`.
-pub(super) fn page(status: &Value, now: Timestamp, style: Style) -> String {
+/// The whole page, as of `now`, of the gateway whose admin plane is at the URL `admin`.
+pub(super) fn page(status: &Value, admin: &str, now: Timestamp, style: Style) -> String {
     let mut page = Page { text: String::new(), style };
     let state = text(&status["state"]);
     let state = match state.as_str() {
@@ -39,7 +39,7 @@ pub(super) fn page(status: &Value, now: Timestamp, style: Style) -> String {
     let uptime = span(status["uptime_seconds"].as_u64().unwrap_or_default());
     page.stated(&format!("insights-gateway {}, up {uptime}, ", text(&status["version"])), state, "");
     page.folded("upstream ", &text(&status["upstream"]));
-    each(&status["checks"]).for_each(|check| page.check(check, now));
+    each(&status["checks"]).for_each(|check| page.check(check, admin, now));
     page.last_minute(status);
     page.accounts(&status["accounts"]);
     page.teams(&status["teams"]);
@@ -91,7 +91,7 @@ impl Page {
     }
 
     /// A check that is not `ok`, or that has a detail.
-    fn check(&mut self, check: &Value, now: Timestamp) {
+    fn check(&mut self, check: &Value, admin: &str, now: Timestamp) {
         let state = text(&check["state"]);
         let has_a_word = check.get("detail").is_some();
         let state = match state.as_str() {
@@ -115,7 +115,12 @@ impl Page {
         if state != "ok"
             && let Some(runbook) = check.get("runbook")
         {
-            self.wrapped(&format!("see {}", text(runbook)));
+            // The admin plane has the runbook, and a machine with the program alone has not.
+            let place = text(runbook);
+            self.wrapped(&match place.split_once('#').filter(|_| admin.starts_with("http")) {
+                Some((_, heading)) => format!("see {admin}/runbook#{heading}"),
+                None => format!("see {place}"),
+            });
         }
     }
 
@@ -340,6 +345,10 @@ mod tests {
 
     const PLAIN: Style = Style { width: 72, colour: false };
 
+    fn page(status: &Value, now: Timestamp, style: Style) -> String {
+        super::page(status, "http://127.0.0.1:9090", now, style)
+    }
+
     fn now() -> Timestamp {
         "2026-11-22T21:02:00Z".parse().unwrap()
     }
@@ -380,7 +389,7 @@ degraded upstream/main, for 2 min
   TLS: the certificate of insights.twilio.com expired
   2026-11-22T20:59:59Z
   the last attempt to ask Twilio [1mfailed at 21:01
-  see docs/runbook.md#upstream_unreachable
+  see http://127.0.0.1:9090/runbook#upstream_unreachable
 
 ok credentials/a
   unknown
@@ -403,6 +412,8 @@ shared degraded, replicas 3
 cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
 ";
         assert_eq!(page(&status(), now(), PLAIN), expected);
+        let by_socket = super::page(&status(), "unix:///run/admin.sock", now(), PLAIN);
+        assert!(by_socket.contains("see docs/runbook.md#upstream_unreachable"), "{by_socket}");
     }
 
     #[test]

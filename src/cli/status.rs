@@ -79,7 +79,7 @@ fn look(args: &StatusArgs) -> Result<String, ExitCode> {
         (200, Ok(_)) if args.json => Ok(said.body),
         (200, Ok(status)) => {
             let Terminal { width, colour, .. } = Terminal::of_process();
-            Ok(glance::page(&status, Timestamp::now(), Style { width, colour }))
+            Ok(glance::page(&status, &target.to_string(), Timestamp::now(), Style { width, colour }))
         }
         (200, Err(_)) => refused("the answer is not JSON; is this the admin address?"),
         (401, _) if token.is_some() => {
