@@ -9,9 +9,9 @@ use super::sessions::{SessionId, TokenInUse};
 use crate::semantics::{host, origin};
 
 /// Said to a request that a page of another site has caused, or so it seems.
-pub(super) const NOT_OURS: &str = "this request was sent by a page of another site: its Origin is not the address that \
-                                   it was sent to; open the status page at that address, and let a proxy in front of \
-                                   the admin plane keep Host";
+pub(super) const NOT_OURS: &str = "this request was sent by a page of another site, as its Origin or Sec-Fetch-Site says; \
+                                   open the status page at its own address, and let a proxy in front of the admin \
+                                   plane keep Host";
 
 /// The credentials in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
