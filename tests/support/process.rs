@@ -21,7 +21,7 @@ pub struct Process {
 }
 
 /// A child process that is killed when its test ends.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -80,6 +80,14 @@ impl Process {
                 return event;
             }
         }
+    }
+
+    /// All lines of its log so far.
+    pub fn log(&mut self) -> Vec<Json> {
+        while let Ok(line) = self.stderr.try_recv() {
+            self.said.push(line);
+        }
+        self.said.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Its process id.

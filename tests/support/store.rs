@@ -17,12 +17,21 @@ use super::{TestConfig, poll};
 
 /// With this variable a missing server is a failure.
 const REQUIRED: &str = "TESTS_NEED_REDIS";
+/// This variable names another program to start as the server, such as `valkey-server`.
+const PROGRAM: &str = "TESTS_STORE";
+
+fn program() -> String {
+    std::env::var(PROGRAM).unwrap_or_else(|_| "redis-server".to_owned())
+}
 
 /// A running `redis-server`.
 pub struct Server {
     child: Option<Child>,
     folder: TempDir,
     port: u16,
+    flags: Vec<String>,
+    /// Environment variables.
+    variables: Vec<(String, String)>,
 }
 
 impl Drop for Server {
@@ -34,23 +43,31 @@ impl Drop for Server {
 impl Server {
     /// A server on a free port; `None` where none is installed.
     pub async fn start() -> Option<Self> {
-        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(std::env::var_os(REQUIRED).is_none(), "redis-server is not installed");
-            eprintln!("skipped: redis-server is not installed");
+        Self::start_with(&[], &[]).await
+    }
+
+    /// The same with further flags, and with these environment variables.
+    pub async fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Option<Self> {
+        let program = program();
+        if Command::new(&program).arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(std::env::var_os(REQUIRED).is_none(), "{program} is not installed");
+            eprintln!("skipped: {program} is not installed");
             return None;
         }
-        // Free a moment ago. The server does not tell which port it took, so it cannot choose one itself.
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let mut server = Self { child: None, folder: TempDir::new().unwrap(), port };
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (folder, port) = (TempDir::new().unwrap(), free_port().await);
+        let mut server = Self { child: None, folder, port, flags, variables };
         server.run().await;
         Some(server)
     }
 
     /// Starts it again after [`kill`](Self::kill), on the same port and empty.
     pub async fn run(&mut self) {
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &self.port.to_string()]);
         command.arg("--dir").arg(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(&self.flags).envs(self.variables.iter().cloned());
         self.child = Some(command.spawn().unwrap());
         poll("the server answers", || async { self.try_connect().map(drop) }).await;
     }
@@ -100,6 +117,11 @@ impl Server {
         };
         keys.into_iter().filter_map(read).collect()
     }
+}
+
+/// A port that was free a moment ago. The servers do not tell which port they took, so they cannot choose one.
+pub async fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
 /// What a [`Proxy`] does with what passes.
