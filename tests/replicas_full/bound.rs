@@ -19,7 +19,6 @@ pub fn slack(stall: Seconds) -> f64 {
 /// Seconds since 1970.
 pub type Seconds = f64;
 
-#[expect(clippy::cast_precision_loss, reason = "microseconds of this century have 51 bits")]
 pub fn seconds(time: Timestamp) -> Seconds {
     time.as_microsecond() as f64 / 1e6
 }
@@ -57,7 +56,6 @@ pub fn highest_excess(calls: &[Seconds], extras: &[Extra]) -> f64 {
     let mut highest = f64::NEG_INFINITY;
     for (first, from) in calls.iter().enumerate() {
         for (count, until) in calls[first..].iter().enumerate() {
-            #[expect(clippy::cast_precision_loss, reason = "there are thousands at most")]
             let count = (count + 1) as f64;
             highest = highest.max(count - allowed(*from, *until, extras));
         }

@@ -35,7 +35,6 @@ async fn weights() {
     let (heavy, light) = (answered("heavy"), answered("light"));
     let used = Rig::used(heavy + light, from, until);
     println!("heavy {heavy}, light {light}, {:.0} % of the rate used", used * 100.0);
-    #[expect(clippy::cast_precision_loss, reason = "hundreds")]
     let ratio = heavy as f64 / light as f64 / 3.0;
     rig.check((0.85..=1.15).contains(&ratio), format!("{heavy} and {light} are not 3:1 within 15 %"));
     rig.check(used >= 0.9, format!("only {:.0} % of the rate was used", used * 100.0));
@@ -102,7 +101,6 @@ async fn stampedes() {
         println!("{name}: {calls} upstream calls, the last answer {} ms after the first", took.as_millis());
         rig.check(took <= LONGEST, format!("{name}: the last answer came {took:?} after the first"));
         let failures = rig.failures();
-        #[expect(clippy::cast_precision_loss, reason = "few")]
         let excess = calls as f64 - 1.0;
         let failed = failures.len();
         Row { name, requests: 600, calls }.print("1", &format!("{excess}"), failed);

@@ -359,7 +359,6 @@ impl Rig {
 
     /// How much of the rate was used by so many calls between two times.
     pub fn used(calls: usize, from: Seconds, until: Seconds) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "there are thousands at most")]
         let calls = calls as f64;
         calls / (RATE * (until - from))
     }
@@ -368,7 +367,6 @@ impl Rig {
     fn allow_unplanned(&mut self) {
         let mut unplanned = 0;
         for (gateway, ahead) in self.gateways.iter_mut().zip(self.setup.clocks) {
-            #[expect(clippy::cast_precision_loss, reason = "an hour")]
             let time = |event: &Json| seconds(event["timestamp"].as_str().unwrap().parse().unwrap()) - ahead as f64;
             let log = gateway.log();
             let mut lost = None;
@@ -407,7 +405,6 @@ fn fault(sample: &Sample, calls: &[Seconds], is_aged: bool) -> Option<String> {
         Err(fault) => return Some(format!("{} s after its request: {fault}", sample.answered - sample.asked)),
         Ok(got) => got,
     };
-    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     if is_aged && got.age as f64 > WINDOW {
         return Some(format!("a page with an Age of {} s", got.age));
     }
