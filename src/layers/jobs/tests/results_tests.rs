@@ -1,0 +1,48 @@
+//! Results, before the end of their job and after their own.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn missing_results_are_asked_for_again_once_the_job_has_completed() {
+    let rig = Rig::new(twilio(|_, age| if age < 3 { "RUNNING" } else { "COMPLETED" }));
+    rig.submit().await;
+    assert_eq!(rig.results("op_1").await.representation().status, 404);
+    assert_eq!((rig.results("op_1").await.outcome, rig.calls(Operation::JobResults)), (Outcome::Hit, 1));
+    tokio::time::advance(4 * S).await;
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit, "the status is not known yet");
+    rig.status("op_1").await;
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss);
+    tokio::time::advance(47 * 3600 * S).await;
+    assert_eq!((rig.results("op_1").await.outcome, rig.calls(Operation::JobResults)), (Outcome::Hit, 2));
+    tokio::time::advance(2 * 3600 * S).await;
+    assert_eq!(rig.results("op_1").await.outcome, Outcome::Miss);
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_results_remove_all_stored_responses_of_the_job() {
+    for (status, told) in [(404, "results"), (410, "results"), (404, "status")] {
+        let gone = Arc::new(Mutex::new(false));
+        let is_gone = Arc::clone(&gone);
+        let mut completed = twilio(|_, _| "COMPLETED");
+        let rig = Rig::new(move |call: &UpstreamCall| match *is_gone.lock().unwrap() {
+            true => (status, None, "{}".to_owned()),
+            false => completed(call),
+        });
+        rig.status("op_1").await;
+        rig.results("op_1").await;
+        assert_eq!(rig.results("op_1").await.outcome, Outcome::Hit);
+        *gone.lock().unwrap() = true;
+        tokio::time::advance(10 * S).await;
+        if told == "results" {
+            // Ask for another page, which is not stored.
+            let other =
+                rig.jobs.about(&rig.query(Operation::JobResults, "op_1"), Operation::JobResults, "op_1", "pageToken=b");
+            assert_eq!(rig.ask(other).await.unwrap().representation().status, status);
+            assert_eq!(rig.status("op_1").await.representation().status, status, "it is asked for again");
+        } else {
+            let status = rig.ask(forced(rig.query(Operation::JobStatus, "op_1"))).await.unwrap();
+            assert_eq!(status.representation().status, 404);
+        }
+        assert_eq!(rig.results("op_1").await.representation().status, status, "{status} {told}");
+    }
+}
