@@ -1,7 +1,8 @@
 //! Sends calls again after failures.
 //!
 //! A call that [may be repeated](Repeatability) is sent again on 429, 502, 503, 504, connect errors, resets and timeouts,
-//! and once on 500. All others are sent again only where Twilio has not processed them. A retry never begins after the
+//! and once on 500. All others are sent again only where Twilio has not processed them, and polls of a job's status only
+//! where nothing was sent. A retry never begins after the
 //! request's deadline. There are at most `attempts` tries of a call, and retries are at most a share of all tries, so that
 //! an outage is not multiplied. Between two tries there is an exponential backoff with full jitter, or the failure's
 //! `Retry-After` if that is longer. After a 429 the budget below waits until the account's pause ends.
@@ -174,8 +175,10 @@ enum Again {
 }
 
 fn verdict(repeat: Repeatability, result: &Result<UpstreamResponse, GatewayError>) -> Again {
-    let repeatable = repeat != Repeatability::OnlyUnsent;
+    let repeatable = matches!(repeat, Repeatability::Safe | Repeatability::WithKey);
     match result {
+        // The next poll is another call, when its time has come.
+        Ok(_) if repeat == Repeatability::Poll => Again::No,
         // A request that was refused for its rate was never processed.
         Ok(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => Again::AfterThePause,
         Ok(answer) if repeatable => match answer.status {

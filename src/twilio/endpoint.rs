@@ -131,6 +131,8 @@ pub enum Repeatability {
     WithKey,
     /// Only where Twilio has not processed it: nothing was sent, or the response is a 429.
     OnlyUnsent,
+    /// Only where nothing was sent. It is a poll, and Twilio says how long to wait before the next one.
+    Poll,
 }
 
 macro_rules! endpoints {
@@ -168,7 +170,7 @@ pub static ENDPOINTS: &[Endpoint] = endpoints! {
         GET    "/Query"                             Page        Query       None  Page     Safe       []                [];
         POST   "/QueryJobs"                         JobSubmit   Jobs        Query Job      WithKey    [IDEMPOTENCY_KEY] ["location", "retry-after"];
         GET    "/QueryJobs"                         JobList     Jobs        None  None     Safe       []                [];
-        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  Status   Safe       []                ["retry-after"];
+        GET    "/QueryJobs/{operationId}"           JobStatus   Jobs        None  Status   Poll       []                ["retry-after"];
         GET    "/QueryJobs/{operationId}/Results"   JobResults  Jobs        None  Results  Safe       []                [];
     }
     "/v3/ControlPlane/ConversationInsights" {

@@ -74,6 +74,19 @@ impl Job {
     }
 }
 
+/// The body of an answer to a submission, as the status of the job, which has not ended: with `completedAt`. Twilio's Node
+/// SDK shows the current time if that is absent.
+pub fn status_of_submission(body: &Bytes) -> Bytes {
+    const NAME: &str = "completedAt";
+    let is_absent =
+        |body| json::parse(body).is_ok_and(|job| job.as_object().is_some_and(|job| json::member(job, NAME).is_none()));
+    match body.iter().rposition(|byte| *byte == b'}') {
+        // The object has other members, or it would be no answer about a job.
+        Some(end) if is_absent(body) => [&body[..end], br#","completedAt":null"#, &body[end..]].concat().into(),
+        _ => body.clone(),
+    }
+}
+
 /// An ISO 8601 duration. A day has 24 hours. A duration with years or months is not read, because their length varies.
 fn period(text: &str) -> Option<Duration> {
     let span: Span = text.parse().ok()?;
@@ -185,6 +198,19 @@ mod tests {
         assert_eq!(["FAILED", "CANCELLED"].map(state), [State::Failed; 2]);
         for body in ["", "[]", "{}", r#"{"status":1}"#, r#"{"status":null,"operationId":"a"}"#] {
             assert_eq!(Job::read(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_answer_to_a_submission_becomes_a_status_with_all_that_sdks_read() {
+        for (answer, status) in [
+            (r#"{"status":"PENDING"}"#, r#"{"status":"PENDING","completedAt":null}"#),
+            ("{\"a\":{}} \n", "{\"a\":{},\"completedAt\":null} \n"),
+            (r#"{"completedAt":null}"#, r#"{"completedAt":null}"#),
+            ("[]", "[]"),
+            ("}", "}"),
+        ] {
+            assert_eq!(status_of_submission(&Bytes::from_static(answer.as_bytes())), status);
         }
     }
 

@@ -81,6 +81,7 @@ fn row(endpoint: &Endpoint) -> String {
         Repeatability::Safe => "always",
         Repeatability::WithKey => "always, with its key",
         Repeatability::OnlyUnsent => "only if not processed",
+        Repeatability::Poll => "only if not sent",
     };
     let (operation, permission) = (endpoint.operation.as_str(), endpoint.permission.as_str());
     let Endpoint { method, path, .. } = endpoint;

@@ -11,12 +11,12 @@ use tempfile::TempDir;
 use crate::http2;
 use crate::support::*;
 
-const JOBS: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
-const ACCEPTED: &str = r#"{"operationId":"op_1","status":"PENDING","statusUrl":"https://insights.twilio.com/v3/InsightsDomains/Conversations/QueryJobs/op_1","createdAt":"2026-11-22T10:00:00Z"}"#;
-const RUNNING: &str = r#"{"operationId":"op_1","status":"RUNNING","createdAt":"2026-11-22T10:00:00Z"}"#;
+pub const JOBS: &str = "/v3/InsightsDomains/Conversations/QueryJobs";
+pub const ACCEPTED: &str = r#"{"operationId":"op_1","status":"PENDING","statusUrl":"https://insights.twilio.com/v3/InsightsDomains/Conversations/QueryJobs/op_1","createdAt":"2026-11-22T10:00:00Z"}"#;
+pub const RUNNING: &str = r#"{"operationId":"op_1","status":"RUNNING","createdAt":"2026-11-22T10:00:00Z"}"#;
 
 /// Accepts jobs as `op_1`, which keeps running.
-fn accepts(seen: &Seen) -> Plan {
+pub fn accepts(seen: &Seen) -> Plan {
     match seen.head.starts_with("POST ") {
         true => Plan::with(202, "Location: /x\r\nRetry-After: 5\r\nX-Other: 1\r\n", ACCEPTED),
         false => Plan::with(200, "Retry-After: 7\r\nX-Other: 1\r\n", RUNNING),
@@ -219,30 +219,6 @@ async fn answers_without_an_id_or_a_status_are_invalid_and_not_kept() {
 }
 
 #[tokio::test]
-async fn a_hundred_clients_poll_one_job_at_the_cost_of_one() {
-    let upstream = Upstream::script(|_| Plan::with(200, "Retry-After: 60\r\n", RUNNING)).await;
-    let gateway = TestConfig::new(upstream.url()).start().await;
-    let path = format!("{JOBS}/op_1");
-    let mut polling = Vec::new();
-    for n in 0..100 {
-        let wish =
-            ["", "Cache-Control: no-cache\r\n", "Cache-Control: no-store\r\n", "Cache-Control: max-age=0\r\n"][n % 4];
-        // A status has no parameters, so these make no difference.
-        let query = ["", "?x=1", "?_=2", "?pageSize=3", "?pageToken=t"][n % 5];
-        let (mut client, request) = (gateway.connect().await, get(&format!("{path}{query}"), wish));
-        polling.push(async move {
-            for _ in 0..5 {
-                let status = client.ask(&request).await;
-                let wait: u64 = status.header("retry-after").parse().unwrap();
-                assert!(status.status == 200 && (1..=60).contains(&wait), "{status:?}");
-            }
-        });
-    }
-    futures_util::future::join_all(polling).await;
-    assert_eq!(upstream.count(), 1);
-}
-
-#[tokio::test]
 async fn identical_submissions_share_a_job_over_both_versions_of_http() {
     let gate = Gate::default();
     let held = Plan::with(202, "Retry-After: 5\r\n", ACCEPTED).after(&gate);
@@ -426,80 +402,6 @@ async fn a_query_whose_job_ends_in_time_names_the_address_of_its_results() {
         let next = gateway.ask(&get(&format!("{path}{separator}pageToken=second"), "")).await;
         assert_eq!((next.status, next.json()["items"][0].as_u64()), (200, Some(2)), "{next:?}");
     }
-}
-
-#[tokio::test]
-async fn polls_that_fail_cost_one_call_per_retry_after_and_the_known_status_is_the_answer() {
-    let failures = [
-        ("503", Plan::with(503, "Retry-After: 60\r\n", "{}"), true),
-        ("500", Plan::json(500, "{}"), false),
-        ("not JSON", Plan::page("<html>"), false),
-        ("reset", Plan::reset(), false),
-        ("401", Plan::json(401, "{}"), false),
-    ];
-    let check = |(name, failure, has_wait): (&'static str, Plan, bool)| async move {
-        let upstream = Upstream::script(move |seen| match seen.number {
-            1 => Plan::with(200, "Retry-After: 2\r\n", RUNNING),
-            _ => failure.clone(),
-        })
-        .await;
-        let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
-        let status = get(&format!("{JOBS}/op_1"), "Cache-Control: no-cache\r\n");
-        let begun = tokio::time::Instant::now();
-        poll("the second poll fails", || async {
-            let known = gateway.ask(&status).await;
-            assert_eq!((known.status, known.text().as_str()), (200, RUNNING), "{name}");
-            assert!((1..=60).contains(&known.header("retry-after").parse::<u64>().unwrap()), "{name} {known:?}");
-            (upstream.count() > 1).then_some(())
-        })
-        .await;
-        let clients = (0..10).map(|_| async {
-            let mut client = gateway.connect().await;
-            for _ in 0..20 {
-                let known = client.ask(&status).await;
-                assert_eq!((known.status, known.text().as_str()), (200, RUNNING), "{name}");
-            }
-        });
-        futures_util::future::join_all(clients).await;
-        // The next poll waits as long as Twilio says, or else as it said before.
-        let most = if has_wait { 2 } else { 1 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 2 };
-        assert!(upstream.count() <= most, "{name}: {} polls, at most {most} expected", upstream.count());
-    };
-    futures_util::future::join_all(failures.map(check)).await;
-}
-
-#[tokio::test]
-async fn a_wait_outlasts_polls_that_fail() {
-    let upstream = Upstream::script(|seen| match seen.number {
-        1 => Plan::with(200, "Retry-After: 1\r\n", RUNNING),
-        2 => Plan::with(503, "Retry-After: 1\r\n", "{}"),
-        _ => Plan::page(r#"{"operationId":"op_1","status":"COMPLETED"}"#),
-    })
-    .await;
-    let gateway = TestConfig::new(upstream.url()).set("retry.attempts", "1").start().await;
-    let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "Prefer: wait=15\r\n")).await;
-    assert_eq!((status.status, status.json()["status"].as_str()), (200, Some("COMPLETED")), "{status:?}");
-    assert_eq!(upstream.count(), 3);
-}
-
-#[tokio::test]
-async fn a_wait_for_a_first_poll_that_is_slow_ends_with_what_the_submission_said() {
-    let upstream = Upstream::script(|seen| match seen.target() {
-        JOBS => accepts(seen),
-        _ => Plan::silence(),
-    })
-    .await;
-    let gateway = TestConfig::new(upstream.url()).start().await;
-    assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.status, 202);
-    let begun = tokio::time::Instant::now();
-    let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "Prefer: wait=1\r\n")).await;
-    assert_eq!((status.status, status.detail(), status.header("retry-after")), (200, "stale_error", "1"));
-    let job = format!("http://localhost{JOBS}/op_1");
-    assert_eq!(status.text(), ACCEPTED.replace(&format!("https://insights.twilio.com{JOBS}/op_1"), &job));
-    assert!(status.find("location").is_none() && status.find("etag").is_some(), "{status:?}");
-    assert!((1..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
-    let unknown = gateway.ask(&get(&format!("{JOBS}/op_2"), "Prefer: wait=0\r\n")).await;
-    unknown.assert_refused(504, "upstream_timeout");
 }
 
 #[tokio::test]

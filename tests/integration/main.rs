@@ -33,6 +33,7 @@ mod hostile_upstream;
 mod http2;
 mod identity;
 mod job_links;
+mod job_polls;
 mod jobs;
 mod lifecycle;
 mod listeners;

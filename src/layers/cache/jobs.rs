@@ -138,8 +138,10 @@ impl CacheLayer {
             }
             (Operation::JobSubmit, Ok(answer)) if answer.status.is_success() => {
                 let Some(Job { id: Some(id), state, .. }) = Job::read(&answer.body) else { return };
+                let wait = job::poll_after(&answer.headers, self.clock.wall_now());
                 self.update(account, Key::of_job(account, &id), |known| {
                     known.submission = Some(call.key);
+                    known.wait = known.wait.or(Some(wait));
                     ended(known, state, asked);
                 });
             }

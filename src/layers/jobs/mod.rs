@@ -15,8 +15,8 @@
 //! * **Polls** (`polls`). Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
 //!   `no-store` and `max-age` cause a new poll only for a job that has ended. After a poll that failed the next one
 //!   waits too, and the last known status is the answer. Clients are told how much of the wait is left.
-//!   `Prefer: wait` delays an answer until the job has ended or the time is up. If no status is known, the answer to the
-//!   job's submission is one. A poll that takes long holds only those who have no other answer.
+//!   `Prefer: wait` delays an answer until the job has ended or the time is up. If no status is known when a poll fails,
+//!   the answer to the job's submission counts as one. A poll that takes long holds only those who have no other answer.
 //! * **Queries with `Prefer: respond-async`** (`respond_async`).
 //! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
 //!   given out (`owners`). A list leaves out jobs that belong to other policies.
@@ -264,18 +264,13 @@ where
         let waits = query.directives.wait.is_some();
         let mut last = None;
         loop {
-            // Without a wait the failure of a job's first poll is the answer.
-            let known = || match only_if_cached {
-                true => None,
-                false if waits => self.known_status(&query),
-                false => self.as_polled(&query),
-            };
+            let known = || if only_if_cached { None } else { self.known_status(&query) };
             let (mut response, is_new) = match self.poll(query.clone()).await {
                 Ok(response) if !has_failed(&response) => (response, true),
                 // A poll that failed does not end the wait.
                 failed => match last.take().or_else(known) {
                     Some(known) => (known, false),
-                    None => (failed?, true),
+                    None => return self.with_next_poll(&query, failed),
                 },
             };
             let Some(stated) = self.poll_after(&response) else { return Ok(response) };

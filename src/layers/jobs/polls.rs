@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tower::{Service, ServiceExt};
 
-use super::{Answered, Jobs, Shared, retry_after, told};
+use super::{Answered, Jobs, Shared, has_failed, retry_after, told};
 use crate::cache::CacheResponse;
 use crate::cache::response::{Content, Source};
 use crate::core::error::GatewayError;
@@ -18,7 +18,7 @@ use crate::request::response::Representation;
 use crate::semantics::cache_status::KeyParam;
 use crate::semantics::freshness::Lifetimes;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
-use crate::twilio::job::{Job, SERVED_ON_ERROR};
+use crate::twilio::job::{self, Job, SERVED_ON_ERROR, State};
 
 /// How long a client waits for a poll if there is another answer. A poll that fails can take as long as all its attempts.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ where
         let is_fresh = self.shared.store.fresh(query.key(), self.shared.clock.moment()).is_some() && !no_cache;
         // A client that waits anyway gets the newest status.
         if !is_fresh && !only_if_cached && query.directives.wait.is_none() {
-            // Not the answer to the submission: it lacks members of a status, and Node's SDK then takes the job for completed.
+            // Not the answer to the submission: a status that is just being asked for says more.
             let known = last_known().await.ok().or_else(|| self.as_polled(&query));
             if let Some(known) = known {
                 return match self.ask_briefly(&query).await {
@@ -105,16 +105,26 @@ where
         Some(remembered(query, answer, next.unwrap_or_default(), outcome, Some(age)))
     }
 
-    /// How the last poll failed, for clients that ask again `left` before the next one.
-    fn last_failure(&self, query: &ClientQuery, left: Duration) -> Option<Answered> {
-        Some(match self.shared.store.jobs.last_polls(query.key()).failure? {
-            Ok(answer) => {
-                let mut response = remembered(query, answer, left, Outcome::Hit, None);
-                response.headers = vec![retry_after(left)];
+    /// The answer to a poll, with the time until the next one: if it failed, or if the job has not ended.
+    pub(super) fn with_next_poll(&self, query: &ClientQuery, answered: Answered) -> Answered {
+        let Some(left) = self.next_poll(query.key()) else { return answered };
+        match answered {
+            Ok(mut response) => {
+                if has_failed(&response) || self.poll_after(&response).is_some() {
+                    response.headers = vec![retry_after(left)];
+                }
                 Ok(response)
             }
-            Err(error) => Err(error.with_retry_after(left)),
-        })
+            Err(error) if error.reason().is_of_an_attempt() => Err(error.with_retry_after(left)),
+            refused => refused,
+        }
+    }
+
+    /// How the last poll failed, for clients that ask again `left` before the next one.
+    fn last_failure(&self, query: &ClientQuery, left: Duration) -> Option<Answered> {
+        let failure = self.shared.store.jobs.last_polls(query.key()).failure?;
+        let failed = failure.map(|answer| remembered(query, answer, left, Outcome::Hit, None));
+        Some(self.with_next_poll(query, failed))
     }
 
     /// What is known of an unfinished job that has no known status: what the answer to its submission says, if that is
@@ -126,14 +136,15 @@ where
         let (stored, age) = (&entry.stored, entry.stored.age(clock.moment()));
         let Representation { headers, body, .. } = &*stored.representation;
         let wait = told(&stored.representation).filter(|_| age <= stored.lifetimes.fresh)?;
+        let job = Job::read(body).filter(|job| job.state == State::Unfinished)?;
         // A later submission of the same query may have made another job.
-        if Key::of_job(&query.team.account, &Job::read(body)?.id?) != *query.key() {
+        if Key::of_job(&query.team.account, &job.id?) != *query.key() {
             return None;
         }
         let status = UpstreamResponse {
             status: StatusCode::OK,
             headers: headers.iter().cloned().collect(),
-            body: body.clone(),
+            body: job::status_of_submission(body),
             next_token: None,
         };
         let status = Arc::new(Representation::new(status, query.endpoint.returns));

@@ -79,6 +79,11 @@ fn job(id: &str, status: &str) -> String {
     format!(r#"{{"operationId":"{id}","status":"{status}"{retention}}}"#)
 }
 
+/// The answer to the submission of a job, as its status.
+fn accepted(id: &str) -> String {
+    format!(r#"{{"operationId":"{id}","status":"PENDING","completedAt":null}}"#)
+}
+
 /// Jobs `op_1`, `op_2`, … in the order of submission. `state` gives the status of a job from its id and its age in
 /// seconds.
 fn twilio(mut state: impl FnMut(&str, u64) -> &'static str + Send + 'static) -> impl FnMut(&UpstreamCall) -> Reply {

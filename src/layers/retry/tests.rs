@@ -97,6 +97,18 @@ async fn writes_are_repeated_only_where_nothing_was_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_poll_is_sent_once() {
+    let poll = || call(Operation::JobStatus, 90 * S);
+    for status in [429, 500, 502, 503, 504] {
+        assert_eq!(run_with(policy(), poll(), &[Ok(status)]).await, (Ok(status), 1));
+    }
+    for retry in [Repeat::IfRepeatable, Repeat::OnceIfRepeatable] {
+        assert_eq!(run_with(policy(), poll(), &[Err(retry)]).await.1, 1);
+    }
+    assert_eq!(run_with(policy(), poll(), &[Err(Repeat::NothingSent), Ok(200)]).await, (Ok(200), 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn stays_inside_the_deadline() {
     let begun = Instant::now();
     let slow = Policy { backoff: Backoff { base: 100 * S, max: 100 * S }, ..policy() };

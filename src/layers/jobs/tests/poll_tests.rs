@@ -95,3 +95,20 @@ async fn a_poll_that_takes_too_long_leaves_the_last_status() {
     let none = rig.ask(waiting(rig.query(Operation::JobStatus, "op_9"), 1)).await.unwrap_err();
     assert_eq!(none.reason(), Reason::UpstreamTimeout);
 }
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_fail_wait_as_long_as_the_submission_said() {
+    let rig = Rig::new(|call: &UpstreamCall| match call.endpoint.operation {
+        Operation::JobSubmit => (202, Some(30), job("op_1", "PENDING")),
+        _ => (503, None, "{}".to_owned()),
+    });
+    rig.submit().await;
+    for elapsed in 0..30 {
+        let status = rig.status("op_1").await;
+        assert_eq!((body(&status), wait(&status)), (accepted("op_1"), Some(30 - elapsed)));
+        tokio::time::advance(S).await;
+    }
+    assert_eq!(rig.calls(Operation::JobStatus), 1);
+    rig.status("op_1").await;
+    assert_eq!(rig.calls(Operation::JobStatus), 2);
+}

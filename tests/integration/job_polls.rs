@@ -1,0 +1,133 @@
+//! Polls of query jobs through the gateway: how few there are, what the answer is when they fail, and clients that wait.
+
+use crate::jobs::{ACCEPTED, JOBS, RUNNING, accepts};
+use crate::support::*;
+
+#[tokio::test]
+async fn a_hundred_clients_poll_one_job_at_the_cost_of_one() {
+    let upstream = Upstream::script(|_| Plan::with(200, "Retry-After: 60\r\n", RUNNING)).await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let path = format!("{JOBS}/op_1");
+    let mut polling = Vec::new();
+    for n in 0..100 {
+        let wish =
+            ["", "Cache-Control: no-cache\r\n", "Cache-Control: no-store\r\n", "Cache-Control: max-age=0\r\n"][n % 4];
+        // A status has no parameters, so these make no difference.
+        let query = ["", "?x=1", "?_=2", "?pageSize=3", "?pageToken=t"][n % 5];
+        let (mut client, request) = (gateway.connect().await, get(&format!("{path}{query}"), wish));
+        polling.push(async move {
+            for _ in 0..5 {
+                let status = client.ask(&request).await;
+                let wait: u64 = status.header("retry-after").parse().unwrap();
+                assert!(status.status == 200 && (1..=60).contains(&wait), "{status:?}");
+            }
+        });
+    }
+    futures_util::future::join_all(polling).await;
+    assert_eq!(upstream.count(), 1);
+}
+
+#[tokio::test]
+async fn polls_that_fail_cost_one_call_per_retry_after_and_the_known_status_is_the_answer() {
+    let failures = [
+        ("503", Plan::with(503, "Retry-After: 60\r\n", "{}"), true),
+        ("500", Plan::json(500, "{}"), false),
+        ("not JSON", Plan::page("<html>"), false),
+        ("reset", Plan::reset(), false),
+        ("401", Plan::json(401, "{}"), false),
+    ];
+    let check = |(name, failure, has_wait): (&'static str, Plan, bool)| async move {
+        let upstream = Upstream::script(move |seen| match seen.number {
+            1 => Plan::with(200, "Retry-After: 2\r\n", RUNNING),
+            _ => failure.clone(),
+        })
+        .await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        let status = get(&format!("{JOBS}/op_1"), "Cache-Control: no-cache\r\n");
+        let begun = tokio::time::Instant::now();
+        poll("the second poll fails", || async {
+            let known = gateway.ask(&status).await;
+            assert_eq!((known.status, known.text().as_str()), (200, RUNNING), "{name}");
+            assert!((1..=60).contains(&known.header("retry-after").parse::<u64>().unwrap()), "{name} {known:?}");
+            (upstream.count() > 1).then_some(())
+        })
+        .await;
+        let clients = (0..10).map(|_| async {
+            let mut client = gateway.connect().await;
+            for _ in 0..20 {
+                let known = client.ask(&status).await;
+                assert_eq!((known.status, known.text().as_str()), (200, RUNNING), "{name}");
+            }
+        });
+        futures_util::future::join_all(clients).await;
+        // The next poll waits as long as Twilio says, or else as it said before.
+        let most = if has_wait { 2 } else { 1 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 2 };
+        assert!(upstream.count() <= most, "{name}: {} polls, at most {most} expected", upstream.count());
+    };
+    futures_util::future::join_all(failures.map(check)).await;
+}
+
+#[tokio::test]
+async fn a_wait_outlasts_polls_that_fail() {
+    let upstream = Upstream::script(|seen| match seen.number {
+        1 => Plan::with(200, "Retry-After: 1\r\n", RUNNING),
+        2 => Plan::with(503, "Retry-After: 1\r\n", "{}"),
+        _ => Plan::page(r#"{"operationId":"op_1","status":"COMPLETED"}"#),
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "Prefer: wait=15\r\n")).await;
+    assert_eq!((status.status, status.json()["status"].as_str()), (200, Some("COMPLETED")), "{status:?}");
+    assert_eq!(upstream.count(), 3);
+}
+
+#[tokio::test]
+async fn a_wait_for_a_first_poll_that_is_slow_ends_with_what_the_submission_said() {
+    let upstream = Upstream::script(|seen| match seen.target() {
+        JOBS => accepts(seen),
+        _ => Plan::silence(),
+    })
+    .await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    assert_eq!(gateway.ask(&post_to(JOBS, "", ASK)).await.status, 202);
+    let begun = tokio::time::Instant::now();
+    let status = gateway.ask(&get(&format!("{JOBS}/op_1"), "Prefer: wait=1\r\n")).await;
+    assert_eq!((status.status, status.detail(), status.header("retry-after")), (200, "stale_error", "1"));
+    let job = format!("http://localhost{JOBS}/op_1");
+    let expected = ACCEPTED.replace(&format!("https://insights.twilio.com{JOBS}/op_1"), &job);
+    assert_eq!(status.text(), expected.replace('}', r#","completedAt":null}"#));
+    assert!(status.find("location").is_none() && status.find("etag").is_some(), "{status:?}");
+    assert!((1..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    let unknown = gateway.ask(&get(&format!("{JOBS}/op_2"), "Prefer: wait=0\r\n")).await;
+    unknown.assert_refused(504, "upstream_timeout");
+}
+
+#[tokio::test]
+async fn while_first_polls_fail_the_submission_is_the_status_or_the_failure_says_when_to_ask_again() {
+    for (failure, status, reason) in [
+        (Plan::json(503, r#"{"code":20503}"#), 503, None),
+        (Plan::reset(), 502, Some("upstream_unreachable")),
+        (Plan::page("<html>"), 502, Some("upstream_invalid")),
+    ] {
+        let upstream = Upstream::script(move |seen| match seen.target() {
+            JOBS => Plan::with(202, "Retry-After: 40\r\n", ACCEPTED),
+            _ => failure.clone(),
+        })
+        .await;
+        let gateway = TestConfig::new(upstream.url()).start().await;
+        gateway.ask(&post_to(JOBS, "", ASK)).await;
+        for _ in 0..3 {
+            let known = gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await;
+            let told = known.json();
+            assert_eq!((known.status, known.detail(), &told["status"]), (200, "stale_error", &"PENDING".into()));
+            // Node's SDK shows the current time if it is absent.
+            assert!(told.get("completedAt").is_some_and(|end| end.is_null()), "{told}");
+            assert!((1..=40).contains(&known.header("retry-after").parse::<u64>().unwrap()), "{known:?}");
+            // Its submission is not known.
+            let failed = gateway.ask(&get(&format!("{JOBS}/op_2"), "")).await;
+            assert_eq!((failed.status, reason.map(|_| failed.reason()).as_deref()), (status, reason));
+            assert!((1..=5).contains(&failed.header("retry-after").parse::<u64>().unwrap()), "{failed:?}");
+        }
+        assert_eq!(upstream.count(), 3, "a submission and a poll of each job");
+    }
+}
