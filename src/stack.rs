@@ -31,7 +31,7 @@ use crate::layers::cache::{self, CacheLayer, Caching};
 use crate::layers::cors::{Cors, CorsLayer};
 use crate::layers::decode::{self, Bodies, Decode, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::drain::{Drain, DrainLayer, Draining};
-use crate::layers::jobs::{self, JobOwners, Jobs, JobsLayer};
+use crate::layers::jobs::{self, JobOwners, Jobs, JobsLayer, Shutdown};
 use crate::layers::observe::{AccessLog, Observe, ObserveLayer};
 use crate::layers::represent::{Represent, RepresentLayer};
 use crate::layers::rescue::{Rescue, RescueLayer};
@@ -171,6 +171,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
 
     let sample = traces.is_some().then_some(config.telemetry.sample);
     let subscribers = subscribers(config, &metrics, traces, audit, &live);
+    let shutdown = shutdown(&draining);
 
     Ok(ServiceBuilder::new()
         // Outermost, so that it sees the final status of every request, also of clients that leave.
@@ -205,7 +206,7 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
         // Links, 304, gzip, `Age` and `Cache-Status`, for responses of every origin.
         .layer(RepresentLayer::new(store.clone(), links(config), clock))
         // Query jobs: shared submissions, polls that wait, and queries that become jobs.
-        .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), clock))
+        .layer(JobsLayer::new(store.clone(), job_owners, jobs_settings(config), shutdown, clock))
         // Hits end here. Each miss becomes one call.
         .layer(CacheLayer::new(store, cache_policy(config), same_data(&accounts), Arc::clone(&metrics), clock))
         // Inside the cache, so that all clients that wait for a call share its attempts.
@@ -368,6 +369,14 @@ fn links(config: &Config) -> Links {
 
 fn jobs_settings(config: &Config) -> jobs::Settings {
     jobs::Settings { dedup: config.cache.jobs.dedup, deadline: config.upstream.deadline }
+}
+
+fn shutdown(draining: &Draining) -> Shutdown {
+    let draining = draining.clone();
+    Shutdown::new(move || {
+        let draining = draining.clone();
+        Box::pin(async move { draining.begun().await })
+    })
 }
 
 fn cache_policy(config: &Config) -> cache::Policy {

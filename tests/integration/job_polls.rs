@@ -131,3 +131,33 @@ async fn while_first_polls_fail_the_submission_is_the_status_or_the_failure_says
         assert_eq!(upstream.count(), 3, "a submission and a poll of each job");
     }
 }
+
+#[tokio::test]
+async fn a_shutdown_ends_waits_with_the_last_known_status() {
+    let upstream = Upstream::script(|seen| match seen.target() {
+        JOBS => accepts(seen),
+        target if target.ends_with("/op_1") => Plan::with(200, "Retry-After: 60\r\n", RUNNING),
+        _ => Plan::silence(),
+    })
+    .await;
+    // Far longer than any test may take.
+    let mut gateway = TestConfig::new(upstream.url()).set("server.drain", "1h").start().await;
+    let mut clients = Vec::new();
+    for (request, status) in [
+        (get(&format!("{JOBS}/op_1"), "Prefer: wait=80\r\n"), 200),
+        (post_to(QUERY, "Prefer: respond-async, wait=80\r\n", ASK), 202),
+    ] {
+        let mut client = gateway.connect().await;
+        client.send(&request).await;
+        clients.push((client, status));
+    }
+    upstream.arrived(2).await;
+    gateway.settle().await;
+    gateway.tell_to_stop();
+    for (mut client, status) in clients {
+        let answer = within(client.answer()).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!((1..=60).contains(&answer.header("retry-after").parse::<u64>().unwrap()), "{answer:?}");
+    }
+    gateway.stop().await;
+}

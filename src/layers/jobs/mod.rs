@@ -15,8 +15,9 @@
 //! * **Polls** (`polls`). Until `Retry-After` has passed, no directive of a client makes a poll go upstream. `no-cache`,
 //!   `no-store` and `max-age` cause a new poll only for a job that has ended. After a poll that failed the next one
 //!   waits too, and the last known status is the answer. Clients are told how much of the wait is left.
-//!   `Prefer: wait` delays an answer until the job has ended or the time is up. If no status is known when a poll fails,
-//!   the answer to the job's submission counts as one. A poll that takes long holds only those who have no other answer.
+//!   `Prefer: wait` delays an answer until the job has ended, the time is up, or the process shuts down. If no status is
+//!   known when a poll fails, the answer to the job's submission counts as one. A poll that takes long holds only those
+//!   who have no other answer.
 //! * **Queries with `Prefer: respond-async`** (`respond_async`).
 //! * **Policies.** A job, and the page tokens of its lists and results, belong to the policy under which they were
 //!   given out (`owners`). A list leaves out jobs that belong to other policies.
@@ -24,18 +25,21 @@
 mod owners;
 mod polls;
 mod respond_async;
+mod shutdown;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either};
+use futures_util::future::{BoxFuture, Either, FutureExt};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tower::{Layer, Service, ServiceExt};
 
 pub use self::owners::JobOwners;
 use self::owners::Scope;
+pub use self::shutdown::Shutdown;
 use crate::cache::entry::Entry;
 use crate::cache::response::{Content, Source};
 use crate::cache::{CacheResponse, Store, Unkept};
@@ -70,13 +74,15 @@ struct Shared {
     store: Store,
     owners: JobOwners,
     settings: Settings,
+    shutdown: Shutdown,
     clock: Clock,
 }
 
 impl JobsLayer {
-    /// Reads known jobs from `store`, and records in `owners` which policy each job belongs to.
-    pub fn new(store: Store, owners: JobOwners, settings: Settings, clock: Clock) -> Self {
-        Self(Arc::new(Shared { store, owners, settings, clock }))
+    /// Reads known jobs from `store`, and records in `owners` which policy each job belongs to. Holds no client once the
+    /// `shutdown` has begun.
+    pub fn new(store: Store, owners: JobOwners, settings: Settings, shutdown: Shutdown, clock: Clock) -> Self {
+        Self(Arc::new(Shared { store, owners, settings, shutdown, clock }))
     }
 }
 
@@ -256,21 +262,37 @@ where
         known.lost.is_some() || known.results_end.is_some_and(|end| end.since(clock.moment()).is_zero())
     }
 
-    /// The status of a job. With `Prefer: wait` it waits until the job has ended or the time is up.
+    /// The status of a job. With `Prefer: wait` it waits until the job has ended, the time is up, or the process shuts
+    /// down.
     async fn status(&self, mut query: ClientQuery) -> Answered {
         let clock = self.shared.clock;
         query.directives.cache = self.shielded(&query);
         let CacheDirectives { only_if_cached, .. } = query.directives.cache;
-        let waits = query.directives.wait.is_some();
+        let mut waits = query.directives.wait.is_some();
+        let shutdown = if waits { self.shared.shutdown.begun() } else { Box::pin(std::future::pending()) };
+        let mut shutdown = shutdown.fuse();
         let mut last = None;
         loop {
+            let mut poll = pin!(self.poll(query.clone()));
+            let polled = tokio::select! {
+                biased;
+                polled = &mut poll => Some(polled),
+                () = &mut shutdown, if waits => {
+                    waits = false;
+                    None
+                }
+            };
             let known = || if only_if_cached { None } else { self.known_status(&query) };
-            let (mut response, is_new) = match self.poll(query.clone()).await {
-                Ok(response) if !has_failed(&response) => (response, true),
-                // A poll that failed does not end the wait.
-                failed => match last.take().or_else(known) {
-                    Some(known) => (known, false),
-                    None => return self.with_next_poll(&query, failed),
+            let (mut response, is_new) = match polled {
+                Some(Ok(response)) if !has_failed(&response) => (response, true),
+                // A poll that failed does not end the wait, and one that is on its way does not prolong it.
+                unanswered => match (last.take().or_else(known), unanswered) {
+                    (Some(known), _) => (known, false),
+                    (None, Some(failed)) => return self.with_next_poll(&query, failed),
+                    (None, None) => {
+                        let answered = poll.await;
+                        return self.with_next_poll(&query, answered);
+                    }
                 },
             };
             let Some(stated) = self.poll_after(&response) else { return Ok(response) };
@@ -280,11 +302,15 @@ where
                 return Ok(response);
             }
             let pause = if wait.is_zero() { SHORTEST_PAUSE } else { wait + MOMENT };
-            tokio::time::sleep_until((clock.now() + pause).min(query.deadline)).await;
-            // Ask for a newer status than the last one. At the deadline a poll would be too late, so the last known
-            // status is the answer.
+            tokio::select! {
+                biased;
+                () = &mut shutdown => waits = false,
+                () = tokio::time::sleep_until((clock.now() + pause).min(query.deadline)) => {}
+            }
+            // Ask for a newer status than the last one. At the end of the wait a poll would be too late, so the last
+            // known status is the answer.
             query.received = clock.now();
-            let is_over = clock.now() >= query.deadline;
+            let is_over = !waits || clock.now() >= query.deadline;
             query.directives.cache = CacheDirectives {
                 only_if_cached: only_if_cached || is_over,
                 max_stale: is_over.then_some(Duration::MAX),

@@ -136,7 +136,7 @@ where
         }
     }
 
-    /// Watches a job until it has ended or the client's time is up.
+    /// Watches a job until it has ended, the client's time is up, or the process shuts down.
     async fn watch(&self, query: &ClientQuery, accepted: &CacheResponse) -> Option<Watched> {
         let clock = self.shared.clock;
         let id = Job::read(&accepted.representation().body)?.id?;
@@ -145,7 +145,11 @@ where
         let is_known = self.shared.store.fresh(status.key(), clock.moment()).is_some();
         let until: Instant = clock.now() + self.poll_after(accepted).unwrap_or_default();
         if !is_known && until > clock.now() {
-            tokio::time::sleep_until(until.min(query.deadline)).await;
+            tokio::select! {
+                biased;
+                () = self.shared.shutdown.begun() => return None,
+                () = tokio::time::sleep_until(until.min(query.deadline)) => {}
+            }
         }
         if clock.now() >= query.deadline {
             return None;

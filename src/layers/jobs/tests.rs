@@ -1,5 +1,6 @@
 use std::sync::Mutex;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::*;
@@ -110,6 +111,8 @@ struct Rig {
     jobs: Jobs<Caching<Twilio>>,
     upstream: Twilio,
     store: Store,
+    /// Whether the process shuts down.
+    down: watch::Sender<bool>,
     clock: Clock,
 }
 
@@ -127,11 +130,19 @@ impl Rig {
         let store = Store::new(1 << 20, &metrics);
         let upstream = Twilio { script: Arc::new(Mutex::new(Box::new(script))), calls: Arc::default(), takes };
         let settings = Settings { dedup: policy.jobs.dedup, deadline: policy.deadline };
-        let layer = JobsLayer::new(store.clone(), JobOwners::default(), settings, clock);
+        let down = watch::Sender::new(false);
+        let shutdown = {
+            let down = down.subscribe();
+            Shutdown::new(move || {
+                let mut down = down.clone();
+                Box::pin(async move { drop(down.wait_for(|down| *down).await) })
+            })
+        };
+        let layer = JobsLayer::new(store.clone(), JobOwners::default(), settings, shutdown, clock);
         let cache =
             CacheLayer::new(store.clone(), policy, PerAccount::example(Arc::from(["main".into()])), metrics, clock)
                 .layer(upstream.clone());
-        Self { jobs: layer.layer(cache), upstream, store, clock }
+        Self { jobs: layer.layer(cache), upstream, store, down, clock }
     }
 
     /// The cache in front of a Twilio that takes this long.

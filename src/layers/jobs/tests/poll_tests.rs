@@ -112,3 +112,31 @@ async fn polls_that_fail_wait_as_long_as_the_submission_said() {
     rig.status("op_1").await;
     assert_eq!(rig.calls(Operation::JobStatus), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_waits_with_the_last_known_status() {
+    let rig = Rig::with(LIFETIMES, 2 * S, twilio(|_, _| "RUNNING"));
+    rig.submit().await;
+    rig.status("op_1").await;
+    let shut_down = async |after| {
+        tokio::time::sleep(after).await;
+        rig.down.send_replace(true);
+    };
+    let (begun, hold) = (Instant::now(), || rig.ask(waiting(rig.query(Operation::JobStatus, "op_1"), 60)));
+    let (status, ()) = tokio::join!(hold(), shut_down(3 * S));
+    let status = status.unwrap();
+    assert_eq!((begun.elapsed(), body(&status), wait(&status)), (3 * S, job("op_1", "RUNNING"), Some(7)));
+    assert_eq!((status.age, rig.calls(Operation::JobStatus)), (Some(3 * S), 1));
+    // One that comes later is not held.
+    hold().await.unwrap();
+    assert_eq!(begun.elapsed(), 3 * S);
+    // A poll that is on its way is not waited for if there is another answer.
+    for (id, elapsed) in [("op_2", 1), ("op_9", 2)] {
+        rig.down.send_replace(false);
+        rig.ask(forced(rig.submission())).await.unwrap();
+        let begun = Instant::now();
+        let (status, ()) = tokio::join!(rig.ask(waiting(rig.query(Operation::JobStatus, id), 60)), shut_down(S));
+        let told = if elapsed == 1 { accepted(id) } else { job(id, "RUNNING") };
+        assert_eq!((begun.elapsed().as_secs(), body(&status.unwrap())), (elapsed, told), "{id}");
+    }
+}

@@ -140,3 +140,19 @@ async fn respond_async_with_a_wait_joins_a_call_that_runs() {
     assert_eq!((first.unwrap().outcome, late.representation().status.as_u16()), (Outcome::Miss, 202));
     assert!(applied(&late) && rig.calls(Operation::Query) == 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_the_watch_of_a_job() {
+    let rig = rig_of_jobs(60, Duration::ZERO);
+    for elapsed in [2, 7] {
+        let begun = Instant::now();
+        let (accepted, ()) = tokio::join!(rig.ask(waiting(asynchronous(&rig, ""), 30)), async {
+            tokio::time::sleep(S * elapsed).await;
+            rig.down.send_replace(true);
+        });
+        let accepted = accepted.unwrap();
+        assert_eq!((accepted.representation().status.as_u16(), applied(&accepted)), (202, true));
+        assert_eq!(begun.elapsed(), S * elapsed);
+        rig.down.send_replace(false);
+    }
+}
