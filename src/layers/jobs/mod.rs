@@ -199,9 +199,10 @@ where
     /// with that one.
     fn unsettled_key(&self, query: &ClientQuery) -> Option<HeaderValue> {
         let Shared { store, settings, clock, .. } = &*self.shared;
-        let CacheDirectives { no_cache, no_store, .. } = query.directives.cache;
+        let CacheDirectives { no_cache, no_store, max_age, .. } = query.directives.cache;
         let (key, since) = store.jobs.unsettled(query.key())?;
-        (!no_cache && !no_store && clock.moment().since(since) < settings.dedup).then_some(key)
+        let oldest = settings.dedup.min(max_age.unwrap_or(Duration::MAX));
+        (!no_cache && !no_store && clock.moment().since(since) < oldest).then_some(key)
     }
 
     /// Removes the stored answer to an identical earlier submission if its job must not be shared. Clients that submit

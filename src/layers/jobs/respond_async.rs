@@ -1,17 +1,20 @@
 //! `POST …/Query` with `Prefer: respond-async` (RFC 7240 section 4.1), for teams that may use jobs.
 //!
-//! If there is a fresh page, it is the answer. Otherwise the query is submitted as a job, and the answer is 202 with
-//! the job and `Preference-Applied: respond-async`. With `respond-async, wait=N` the gateway waits for a page first:
+//! If there is a fresh page that the client's `Cache-Control` accepts, it is the answer. Otherwise the query is submitted
+//! as a job, and the answer is 202 with the job and `Preference-Applied: respond-async`. With `respond-async, wait=N` the
+//! gateway waits for a page first:
 //!
-//! * If a call for the same page is already in progress, the request joins it for N seconds. If the call takes longer,
-//!   it continues and fills the cache, and the query is also submitted as a job: Twilio is asked twice.
+//! * If a call for the same page is already in progress, for a client or to refresh a stale page, the request joins it for
+//!   N seconds. If the call takes longer, it continues and fills the cache, and the query is also submitted as a job:
+//!   Twilio is asked twice.
 //! * Otherwise the job is submitted at once and watched for N seconds. If it completes in time, the answer is 200 with
 //!   the first page of its results, in the page size that the query names. Its page tokens are those of the job's
 //!   results, whose address is in `Content-Location` (RFC 9110 section 8.7).
 //!
-//! The job is submitted like any other, so an identical submission shares it. Some SDKs send an `Idempotency-Key` with
-//! queries; it is ignored here, as it is for plain queries. A page size does not belong to a job, so it is removed from
-//! the query string and the body; other parameters are sent. A query with a page token becomes no job.
+//! The job is submitted like any other, so an identical submission shares it, unless `max-age` or `min-fresh` of this
+//! request demand a newer one. Some SDKs send an `Idempotency-Key` with queries; it is ignored here, as it is for plain
+//! queries. A page size does not belong to a job, so it is removed from the query string and the body; other parameters
+//! are sent. A query with a page token becomes no job.
 
 use std::sync::Arc;
 
@@ -24,6 +27,7 @@ use crate::cache::CacheResponse;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::json::{self, Value};
+use crate::core::outcome::Outcome;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::semantics::freshness::{Decision, decide};
@@ -47,16 +51,11 @@ where
             return self.ask(query).await;
         }
         let waits = query.directives.wait.is_some();
-        let joins = waits && self.shared.store.flights.is_under_way(query.key());
-        if joins {
-            let in_time = |error: &GatewayError| {
-                let is_late = matches!(error.reason(), Reason::UpstreamTimeout | Reason::Deadline);
-                !is_late || self.shared.clock.now() + MOMENT < query.deadline
-            };
-            match self.ask(query.clone()).await {
-                Err(error) if !in_time(&error) => {}
-                answered => return answered,
-            }
+        let CacheDirectives { no_cache, no_store, .. } = query.directives.cache;
+        // A client that demands a new answer does not want that of a call which began before its request.
+        let joins = waits && !no_cache && !no_store && self.is_under_way(&query);
+        if joins && let Some(answered) = self.join(&query).await {
+            return answered;
         }
         let mut submission = self.submission(&query);
         let mut is_first = true;
@@ -93,6 +92,26 @@ where
         Ok(accepted)
     }
 
+    /// Whether a call for the same page is in progress.
+    fn is_under_way(&self, query: &ClientQuery) -> bool {
+        self.shared.store.flights.is_under_way(query.key())
+    }
+
+    /// Waits for the call that is in progress. `None` if it takes longer than this client waits, also if a stale page could
+    /// be served instead: the client prefers a job to that.
+    async fn join(&self, query: &ClientQuery) -> Option<Answered> {
+        let mut joining = query.clone();
+        // A stale page would be the answer at once, while the call that refreshes it runs.
+        joining.directives.cache.min_fresh.get_or_insert_default();
+        let answered = self.ask(joining).await;
+        let is_substitute = match &answered {
+            Ok(response) => response.outcome == Outcome::StaleError,
+            Err(error) => matches!(error.reason(), Reason::UpstreamTimeout | Reason::Deadline),
+        };
+        let is_late = || self.shared.clock.now() + MOMENT >= query.deadline || self.is_under_way(query);
+        (!is_substitute || !is_late()).then_some(answered)
+    }
+
     /// Whether the job of this answer to a submission is known to be lost or over.
     fn is_over_now(&self, query: &ClientQuery, accepted: &CacheResponse) -> bool {
         let id = Job::read(&accepted.representation().body).and_then(|job| job.id);
@@ -123,9 +142,8 @@ where
             parameters: parameters.into(),
             body,
         };
-        let CacheDirectives { no_cache, no_store, .. } = query.directives.cache;
-        let cache = CacheDirectives { no_cache, no_store, ..CacheDirectives::default() };
-        let urgency = query.directives.urgency;
+        // A client that accepts no old page accepts no old job either, because its results are as old.
+        let RequestDirectives { cache, urgency, .. } = query.directives;
         ClientQuery {
             endpoint,
             canonical: Arc::new(canonical),

@@ -142,6 +142,66 @@ async fn respond_async_with_a_wait_joins_a_call_that_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn respond_async_accepts_neither_a_page_nor_a_job_that_is_too_old() {
+    let rig = rig_of_jobs(600, Duration::ZERO);
+    let plain = ClientQuery { directives: RequestDirectives::default(), ..asynchronous(&rig, "") };
+    rig.ask(plain).await.unwrap();
+    let ask = async |max_age: Option<u64>, min_fresh: Option<u64>| {
+        tokio::time::advance(2 * S).await;
+        let mut query = asynchronous(&rig, "");
+        query.directives.cache.max_age = max_age.map(Duration::from_secs);
+        query.directives.cache.min_fresh = min_fresh.map(Duration::from_secs);
+        body(&rig.ask(query).await.unwrap())
+    };
+    let (page, job) = (r#"{"page":1}"#.to_owned(), |id| job(id, "PENDING"));
+    assert_eq!([ask(None, None).await, ask(Some(30), Some(30)).await], [page.clone(), page]);
+    // The page is 6 s old, then 8 and 10.
+    assert_eq!(ask(Some(5), None).await, job("op_1"));
+    assert_eq!(ask(Some(5), None).await, job("op_1"), "the job is as new as the client wants");
+    assert_eq!(ask(Some(1), None).await, job("op_2"));
+    assert_eq!(ask(None, Some(50)).await, job("op_2"));
+    assert_eq!(ask(None, Some(600)).await, job("op_3"));
+    assert_eq!((rig.calls(Operation::Query), rig.calls(Operation::JobSubmit)), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn respond_async_waits_for_the_call_that_renews_a_stale_page() {
+    let minute = 60 * S;
+    let stale_while_revalidate = Lifetimes { stale_while_revalidate: minute, ..Lifetimes::fresh_only(minute) };
+    let stale_if_error = Lifetimes { stale_if_error: minute, ..Lifetimes::fresh_only(minute) };
+    for (query, is_served) in [(stale_while_revalidate, true), (stale_if_error, false)] {
+        let (mut jobs, mut pages) = (twilio(|_, _| "RUNNING"), 0);
+        let rig = Rig::with(cache::Policy { query, ..LIFETIMES }, 4 * S, move |call: &UpstreamCall| {
+            match call.endpoint.operation {
+                Operation::Query => {
+                    pages += 1;
+                    (200, None, format!(r#"{{"page":{pages}}}"#))
+                }
+                _ => jobs(call),
+            }
+        });
+        let plain = || rig.ask(ClientQuery { directives: RequestDirectives::default(), ..asynchronous(&rig, "") });
+        plain().await.unwrap();
+        let renewing = async |seconds| {
+            tokio::time::advance(minute + S).await;
+            let (first, second) = tokio::join!(plain(), async {
+                tokio::time::sleep(S).await;
+                rig.ask(waiting(asynchronous(&rig, ""), seconds)).await.unwrap()
+            });
+            assert_eq!(first.unwrap().outcome == Outcome::Stale, is_served);
+            second
+        };
+        let joined = renewing(10).await;
+        assert_eq!((joined.outcome, body(&joined)), (Outcome::Collapsed, r#"{"page":2}"#.to_owned()));
+        let accepted = renewing(2).await;
+        assert_eq!((accepted.representation().status.as_u16(), applied(&accepted)), (202, true), "{is_served}");
+        // It has filled the cache.
+        tokio::time::sleep(4 * S).await;
+        assert_eq!((body(&plain().await.unwrap()), rig.calls(Operation::Query)), (r#"{"page":3}"#.to_owned(), 3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_ends_the_watch_of_a_job() {
     let rig = rig_of_jobs(60, Duration::ZERO);
     for elapsed in [2, 7] {
