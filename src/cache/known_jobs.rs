@@ -12,15 +12,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 
 use super::purge::Purge;
-use crate::core::clock::{Instant, Moment};
+use super::stored::StoredResponse;
+use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::GatewayError;
 use crate::request::key::Key;
 use crate::request::response::Representation;
 use crate::twilio::endpoint::Operation;
-use crate::twilio::job::{self, State};
+use crate::twilio::job::{self, Job, State};
 
 /// What is known of one job.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,6 +44,14 @@ pub(crate) struct KnownJob {
     pub(crate) wait: Option<Duration>,
     /// The key of the submission that made it.
     pub(crate) submission: Option<Key>,
+}
+
+/// When the results of a job end, as the `stored` answer to a poll says.
+pub(crate) fn results_end(stored: &StoredResponse, clock: Clock) -> Option<Moment> {
+    let Representation { status, body, .. } = &*stored.representation;
+    let job = Job::read(body).filter(|job| *status == StatusCode::OK && job.state == State::Completed)?;
+    let made = clock.wall_now().checked_sub(stored.age(clock.moment()))?;
+    Some(stored.made.after(job.retained(made)?))
 }
 
 /// The most jobs of a generation, and the most pages. There are two generations of each, which together take at most

@@ -12,7 +12,7 @@ use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
 use super::fill_lock::FillLock;
 use super::flight::{Flights, Lease};
-use super::known_jobs::KnownJobs;
+use super::known_jobs::{self, KnownJobs};
 use super::memory::Memory;
 use super::purge::{Purge, Purged};
 use super::sets::{Membership, ResultSet};
@@ -181,6 +181,13 @@ impl Store {
     #[must_use]
     pub(crate) fn with_fill_lock(self, lock: Arc<dyn FillLock>) -> Self {
         Self { fill_lock: Some(lock), ..self }
+    }
+
+    /// When the results of the job end whose status has the key `status`: as its last answer said, or else as the stored
+    /// one says, which can be of an earlier process or another replica.
+    pub(crate) fn results_end(&self, status: &Key, clock: Clock) -> Option<Moment> {
+        let known = self.jobs.get(status).and_then(|known| known.results_end);
+        known.or_else(|| known_jobs::results_end(&self.page(status)?.stored, clock))
     }
 
     /// The lock of the flights that replicas share.

@@ -1,5 +1,7 @@
 //! Polls of query jobs through the gateway: how few there are, what the answer is when they fail, and clients that wait.
 
+use tempfile::TempDir;
+
 use crate::jobs::{ACCEPTED, JOBS, RUNNING, accepts};
 use crate::support::*;
 
@@ -160,4 +162,25 @@ async fn a_shutdown_ends_waits_with_the_last_known_status() {
         assert!((1..=60).contains(&answer.header("retry-after").parse::<u64>().unwrap()), "{answer:?}");
     }
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn results_whose_time_was_over_before_a_restart_are_not_kept_after_it() {
+    let status = r#"{"operationId":"op_1","status":"COMPLETED","resultRetentionPeriod":"P7D","completedAt":"2020-01-01T00:00:00Z"}"#;
+    let upstream = Upstream::script(move |seen| match seen.target() {
+        target if target.ends_with("/Results") => Plan::page(r#"{"items":[],"meta":{"key":"items"}}"#),
+        _ => Plan::page(status),
+    })
+    .await;
+    let disk = TempDir::new().unwrap();
+    let start =
+        async || TestConfig::new(upstream.url()).set("cache.disk.path", disk.path().to_str().unwrap()).start().await;
+    let gateway = start().await;
+    gateway.ask(&get(&format!("{JOBS}/op_1"), "")).await;
+    gateway.stop().await;
+    let gateway = start().await;
+    for _ in 0..2 {
+        let results = gateway.ask(&get(&format!("{JOBS}/op_1/Results"), "")).await;
+        assert_eq!((results.status, results.detail()), (200, "miss"));
+    }
 }

@@ -82,7 +82,9 @@ impl CacheLayer {
         }
         let known = self.known(&Key::of_job(account, id));
         let is_later = |told: Option<Instant>| told.is_some_and(|told| results.asked <= told);
-        let is_over = || known.results_end.is_some_and(|end| end < self.clock.moment());
+        let is_over = || {
+            self.store.results_end(&Key::of_job(account, id), self.clock).is_some_and(|end| end < self.clock.moment())
+        };
         if (is_success && (is_later(known.lost) || is_over())) || (!is_success && is_later(known.completed)) {
             return true;
         }
@@ -92,6 +94,21 @@ impl CacheLayer {
             (_, Some(State::Unfinished)) | (true, Some(State::Completed)) => false,
             (false, state) => state.is_some(),
             (true, _) => true,
+        }
+    }
+
+    /// Brings the status of a job into memory whose results are called for, if a tier has it: it says how long the results
+    /// may be kept.
+    pub(super) async fn load_status(&self, call: &UpstreamCall) {
+        let account = &call.team.account;
+        let Some(id) = call.endpoint.id(&call.path).filter(|_| call.endpoint.operation == Operation::JobResults) else {
+            return;
+        };
+        let status = Key::of_job(account, id);
+        if self.store.page(&status).is_none()
+            && let Some(loading) = self.store.load(account, &status, self.clock.now())
+        {
+            loading.await;
         }
     }
 
@@ -261,19 +278,26 @@ impl CacheLayer {
                         Lifetimes { stale_if_error: job::SERVED_ON_ERROR, ..Lifetimes::fresh_only(wait) }
                     }
                     State::Completed => {
-                        let retained = new.and_then(|job| job.retained(wall)).unwrap_or(self.policy.jobs.results);
-                        Lifetimes::fresh_only(retained.min(self.policy.jobs.results).max(wait))
+                        let most = self.policy.jobs.results;
+                        let retained = new.and_then(|job| job.retained(wall)).unwrap_or(most);
+                        // It stays beyond that, because it says when the results have ended, also after a restart.
+                        let fresh = Lifetimes::fresh_only(retained.min(most).max(wait));
+                        Lifetimes { stale_if_error: most, ..fresh }
                     }
                     State::Failed | State::Expired => Lifetimes::fresh_only(self.policy.jobs.results.max(wait)),
                 }))
             }
             (CacheClass::Results, StatusCode::OK) => {
-                let status = self.store.page(&Key::of_job(account, id));
-                let status = status.filter(|entry| state(&entry.stored.representation) == Some(State::Completed));
-                let now = self.clock.moment();
-                let of_status = |entry: Arc<Entry>| entry.stored.lifetimes.fresh.saturating_sub(entry.stored.age(now));
-                let known = self.known(&Key::of_job(account, id)).results_end.map(|end| end.since(now));
-                let left = known.or_else(|| status.map(of_status)).unwrap_or(UNKNOWN_RETENTION);
+                let (key, now) = (Key::of_job(account, id), self.clock.moment());
+                let stated = self.store.results_end(&key, self.clock).map(|end| end.since(now));
+                // A status that states no time is fresh for as long as results may be kept.
+                let of_status = || {
+                    let entry = self.store.page(&key)?;
+                    let is_completed = state(&entry.stored.representation) == Some(State::Completed);
+                    let left = entry.stored.lifetimes.fresh.saturating_sub(entry.stored.age(now));
+                    (is_completed && !left.is_zero()).then_some(left)
+                };
+                let left = stated.or_else(of_status).unwrap_or(UNKNOWN_RETENTION);
                 Ok(Some(Lifetimes::fresh_only(left.min(self.policy.jobs.results))))
             }
             (CacheClass::Status | CacheClass::Results, StatusCode::NOT_FOUND | StatusCode::GONE) => {

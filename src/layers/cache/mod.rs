@@ -390,7 +390,8 @@ where
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
             // After the request has been sent, because that is more urgent.
             let judge = async { layer.judge(&call, asked.wall) };
-            let (answered, settled) = tokio::join!(biased; inner.oneshot(call.clone()), judge);
+            let (answered, settled, ()) =
+                tokio::join!(biased; inner.oneshot(call.clone()), judge, layer.load_status(&call));
             layer.learn(&call, &answered, asked.at);
             let finished = match answered {
                 Ok(answer) => layer.keep(&call, answer, settled, &asked, &lease),

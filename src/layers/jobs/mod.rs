@@ -259,8 +259,8 @@ where
     /// Whether the job whose status has this key is known to be lost, or its results to have expired.
     fn is_over(&self, status: &Key) -> bool {
         let Shared { store, clock, .. } = &*self.shared;
-        let Some(known) = store.jobs.get(status) else { return false };
-        known.lost.is_some() || known.results_end.is_some_and(|end| end.since(clock.moment()).is_zero())
+        let is_lost = || store.jobs.get(status).is_some_and(|known| known.lost.is_some());
+        is_lost() || store.results_end(status, *clock).is_some_and(|end| end.since(clock.moment()).is_zero())
     }
 
     /// The status of a job. With `Prefer: wait` it waits until the job has ended, the time is up, or the process shuts

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::accounts::{PerAccount, Team};
 use crate::cache::Purge;
+use crate::cache::known_jobs::KnownJob;
 use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
 use crate::metrics::Metrics;

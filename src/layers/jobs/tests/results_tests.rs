@@ -46,3 +46,29 @@ async fn expired_results_remove_all_stored_responses_of_the_job() {
         assert_eq!(rig.results("op_1").await.representation().status, status, "{status} {told}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stored_status_says_of_results_holds_when_nothing_else_is_known() {
+    for (retention, elapsed, outcomes) in [
+        ("P2D", 6, [Outcome::Miss, Outcome::Hit]),
+        ("PT20S", 6, [Outcome::Miss, Outcome::Hit]),
+        ("PT20S", 21, [Outcome::Miss, Outcome::Miss]),
+        ("PT0S", 6, [Outcome::Miss, Outcome::Miss]),
+    ] {
+        let mut jobs = twilio(|_, _| "COMPLETED");
+        let rig = Rig::new(move |call: &UpstreamCall| match call.endpoint.operation {
+            Operation::JobStatus => (200, None, job("op_1", "COMPLETED").replace("P2D", retention)),
+            _ => jobs(call),
+        });
+        rig.submit().await;
+        rig.status("op_1").await;
+        // As at a restart.
+        let status = Key::of_job(&rig.submission().team.account, "op_1");
+        rig.store.jobs.update(status, |known| *known = KnownJob::default());
+        tokio::time::advance(S * elapsed).await;
+        let read = [rig.results("op_1").await, rig.results("op_1").await].map(|results| results.outcome);
+        assert_eq!(read, outcomes, "{retention} {elapsed}");
+        let is_over = retention == "PT0S" || elapsed > 20;
+        assert_eq!(rig.submit().await.outcome == Outcome::Miss, is_over, "{retention} {elapsed}");
+    }
+}
