@@ -112,10 +112,11 @@ impl SharedState {
         let shared = config.shared.clone();
         let replicas = shared.map(|shared| SharedStore::start(shared, Arc::clone(&metrics), clock));
         let known_accounts = KnownAccounts::default();
-        let store = match &replicas {
-            Some(replicas) => {
+        let grants = replicas.as_ref().map(|replicas| Arc::new(StoredGrants::new(replicas.clone())));
+        let store = match replicas.as_ref().zip(grants.as_ref()) {
+            Some((replicas, grants)) => {
                 let flights = Arc::new(SharedFlights::new(replicas.clone(), clock));
-                let local = store.with_fill_lock(flights);
+                let local = store.with_fill_lock(flights).with_lost_jobs(Arc::clone(grants) as _);
                 SharedPages::behind(local, replicas.clone(), known_accounts.clone(), clock)
             }
             None => store,
@@ -124,8 +125,7 @@ impl SharedState {
         if let Some(disk) = disk(config) {
             job_owners = JobOwners::in_folder(&disk.folder, clock);
         }
-        if let Some(replicas) = &replicas {
-            let grants = Arc::new(StoredGrants::new(replicas.clone()));
+        if let Some(grants) = grants {
             let longest = config.cache.query.usable().max(config.cache.settled.lifetimes.usable());
             page_tokens = page_tokens.shared_by(Arc::clone(&grants) as _, longest.saturating_mul(2));
             job_owners = job_owners.shared_by(grants);

@@ -5,6 +5,8 @@
 //! keeps that in memory, for the jobs that answers were last about. It also keeps which pages of results Twilio has
 //! named: if one of those is gone, so are the results; an unknown page may never have existed.
 //!
+//! Where replicas share a store, they tell each other there which jobs are lost for good.
+//!
 //! For fewer jobs it keeps what their last polls brought, so that the wait before the next poll holds without a stored
 //! status, and for submissions whose end is unknown their `Idempotency-Key`.
 
@@ -16,8 +18,10 @@ use http::{HeaderValue, StatusCode};
 
 use super::purge::Purge;
 use super::stored::StoredResponse;
+use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::core::error::GatewayError;
+use crate::request::grants::{Scope, SharedGrants};
 use crate::request::key::Key;
 use crate::request::response::Representation;
 use crate::twilio::endpoint::Operation;
@@ -46,6 +50,13 @@ pub(crate) struct KnownJob {
     pub(crate) submission: Option<Key>,
 }
 
+impl KnownJob {
+    /// Whether it is lost, and no later status can show that it exists.
+    pub(crate) fn is_lost_for_good(&self) -> bool {
+        self.lost.is_some() && !self.was_not_found
+    }
+}
+
 /// When the results of a job end, as the `stored` answer to a poll says.
 pub(crate) fn results_end(stored: &StoredResponse, clock: Clock) -> Option<Moment> {
     let Representation { status, body, .. } = &*stored.representation;
@@ -53,6 +64,9 @@ pub(crate) fn results_end(stored: &StoredResponse, clock: Clock) -> Option<Momen
     let made = clock.wall_now().checked_sub(stored.age(clock.moment()))?;
     Some(stored.made.after(job.retained(made)?))
 }
+
+/// What replicas tell each other is lost has a scope of its own. Those of policies are hashes.
+const LOST: Scope = *b"insights-gateway/lost-query-jobs";
 
 /// The most jobs of a generation, and the most pages. There are two generations of each, which together take at most
 /// 12 MiB.
@@ -68,6 +82,8 @@ pub(crate) struct KnownJobs {
     polls: Arc<Mutex<Generations<LastPolls, FEW>>>,
     /// Under the keys of submissions: the `Idempotency-Key` of the last one, if its end is unknown, and since when.
     unsettled: Arc<Mutex<Generations<Option<Unsettled>, FEW>>>,
+    /// What the replicas tell each other.
+    shared: Option<Arc<dyn SharedGrants>>,
 }
 
 /// The `Idempotency-Key` of a submission whose end is unknown, and since when.
@@ -117,6 +133,27 @@ impl<V: Clone + Default, const MOST: usize> Generations<V, MOST> {
 }
 
 impl KnownJobs {
+    /// The same, and other replicas are told which jobs are lost for good.
+    pub(super) fn shared_by(self, grants: Arc<dyn SharedGrants>) -> Self {
+        Self { shared: Some(grants), ..self }
+    }
+
+    /// Tells other replicas that a job is lost for good. They can forget it after the time for which it is `shared` with
+    /// identical submissions. Needs a tokio runtime.
+    pub(crate) fn tell_lost(&self, account: &Account, job: &Key, shared: Duration) {
+        if let Some(grants) = self.shared.as_ref().filter(|_| !shared.is_zero()) {
+            tokio::spawn(grants.give(account, &LOST, job, shared));
+        }
+    }
+
+    /// Finds out whether another replica knows that a job is lost for good.
+    pub(crate) async fn ask_lost(&self, account: &Account, job: &Key, clock: Clock) {
+        let Some(grants) = &self.shared else { return };
+        if grants.find(account, &LOST, job).await.is_some() {
+            self.update(*job, |known| (known.lost, known.was_not_found) = (Some(clock.now()), false));
+        }
+    }
+
     /// What is known of a job; `None` if no answer was about it.
     pub(crate) fn get(&self, key: &Key) -> Option<KnownJob> {
         lock(&self.jobs).get(key)

@@ -22,6 +22,7 @@ use super::tiers::Tiers;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
+use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
 use crate::request::response::{CodedBody, Representation};
 use crate::semantics::freshness::Lifetimes;
@@ -181,6 +182,12 @@ impl Store {
     #[must_use]
     pub(crate) fn with_fill_lock(self, lock: Arc<dyn FillLock>) -> Self {
         Self { fill_lock: Some(lock), ..self }
+    }
+
+    /// Tells other replicas which query jobs are lost. It comes before [`with_replicas`](Self::with_replicas) too.
+    #[must_use]
+    pub(crate) fn with_lost_jobs(self, grants: Arc<dyn SharedGrants>) -> Self {
+        Self { jobs: self.jobs.shared_by(grants), ..self }
     }
 
     /// When the results of the job end whose status has the key `status`: as its last answer said, or else as the stored

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::jobs::JOBS;
 use crate::support::store::{Link, Proxy, Server, sharing};
 use crate::support::*;
 
@@ -320,4 +321,38 @@ async fn damaged_values_in_the_store_neither_stop_requests_nor_end_all_sharing()
     // The store is still reached, and pages are still shared.
     poll("the page is shared", || async { (gateways[1].ask(&ask(20)).await.detail() != "miss").then_some(()) }).await;
     assert_eq!(gateways[0].metric("shared_up", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn a_job_that_one_replica_knows_to_be_lost_is_shared_by_none() {
+    let Some(server) = Server::start().await else { return };
+    for case in ["status", "list", "results"] {
+        let (mut submitted, lost) = (0, format!(r#"{{"operationId":"{case}_1","status":"FAILED"}}"#));
+        let upstream = Upstream::script(move |seen| match seen.target() {
+            JOBS if seen.head.starts_with("POST ") => {
+                submitted += 1;
+                let job = format!(r#"{{"operationId":"{case}_{submitted}","status":"PENDING"}}"#);
+                Plan::with(202, "Retry-After: 60\r\n", &job)
+            }
+            JOBS => Plan::page(&format!(r#"{{"items":[{lost}],"meta":{{"key":"items"}}}}"#)),
+            target if target.ends_with("/Results") => Plan::json(410, r#"{"code":20410}"#),
+            _ => Plan::page(&lost),
+        })
+        .await;
+        let gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
+        let submit = async || gateways[0].ask(&post_to(JOBS, "", ASK)).await.json()["operationId"].clone();
+        let first = format!("{case}_1");
+        assert_eq!([submit().await, submit().await], [&*first, &first], "{case}");
+        let learn = match case {
+            "list" => JOBS.to_owned(),
+            "results" => format!("{JOBS}/{first}/Results"),
+            _ => format!("{JOBS}/{first}"),
+        };
+        gateways[1].ask(&get(&learn, "")).await;
+        let second = format!("{case}_2");
+        assert_eq!([submit().await, submit().await], [&*second, &second], "{case}");
+        for gateway in gateways {
+            gateway.stop().await;
+        }
+    }
 }

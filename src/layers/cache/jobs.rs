@@ -188,15 +188,19 @@ impl CacheLayer {
         self.store.jobs.submitted(call.key, key, self.clock.moment());
     }
 
-    /// Records what an answer tells of a job. If the job is lost since then, the answer to its submission stays in memory
-    /// alone: after a restart, and on other replicas, nothing would be known that keeps the job from being shared.
+    /// Records what an answer tells of a job. If the job is lost since then, other replicas are told, and the answer to its
+    /// submission stays in memory alone: after a restart nothing would be known that keeps the job from being shared.
     fn update(&self, account: &Account, key: Key, change: impl FnOnce(&mut KnownJob)) {
-        let mut outdated = None;
+        let (mut outdated, mut is_news) = (None, false);
         self.store.jobs.update(key, |known| {
-            let was_lost = known.lost.is_some();
+            let before = *known;
             change(known);
-            outdated = known.submission.filter(|_| !was_lost && known.lost.is_some());
+            outdated = known.submission.filter(|_| before.lost.is_none() && known.lost.is_some());
+            is_news = known.is_lost_for_good() && !before.is_lost_for_good();
         });
+        if is_news {
+            self.store.jobs.tell_lost(account, &key, self.policy.jobs.dedup);
+        }
         let Some(submission) = outdated else { return };
         let stored = self.store.page(&submission);
         let made = stored.and_then(|entry| Job::read(&entry.stored.representation.body)?.id);

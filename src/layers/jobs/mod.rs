@@ -242,6 +242,10 @@ where
         if is_over() {
             return false;
         }
+        store.jobs.ask_lost(&query.team.account, &job, *clock).await;
+        if is_over() {
+            return false;
+        }
         if let Some(status) = store.fresh(&job, now) {
             return is_of_use(&status);
         }
