@@ -255,6 +255,11 @@ impl GatewayError {
         Self::new(Reason::Deadline, message).with_retry_after(wait)
     }
 
+    /// Adds to the message what this caller can do instead.
+    pub fn with_advice(self, advice: &str) -> Self {
+        Self { message: self.message + advice, ..self }
+    }
+
     /// Sets whether another attempt may help.
     pub fn with_retry(self, retry: Retry) -> Self {
         Self { retry, ..self }

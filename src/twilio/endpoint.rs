@@ -231,16 +231,6 @@ pub fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// What a client can do instead, for messages about a query that takes too long; empty for other operations.
-pub fn instead_of_waiting(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Query => {
-            "; ask with `Prefer: respond-async`, or submit it as a query job, and it need not be waited for"
-        }
-        _ => "",
-    }
-}
-
 /// The result of routing a method and a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {

@@ -3,6 +3,7 @@
 use tempfile::TempDir;
 
 use crate::jobs::{ACCEPTED, JOBS, RUNNING, accepts};
+use crate::support::gateway::{NO_RETRY, with_teams};
 use crate::support::*;
 
 #[tokio::test]
@@ -183,4 +184,30 @@ async fn results_whose_time_was_over_before_a_restart_are_not_kept_after_it() {
         let results = gateway.ask(&get(&format!("{JOBS}/op_1/Results"), "")).await;
         assert_eq!((results.status, results.detail()), (200, "miss"));
     }
+}
+
+#[tokio::test]
+async fn only_teams_that_may_use_jobs_are_told_of_them() {
+    let upstream = Upstream::script(|_| Plan::silence()).await;
+    let teams = [("may", ""), ("may-not", "operations = ['metadata', 'query']")];
+    let keys = [("upstream.attempt_timeout", "1s"), NO_RETRY[0]];
+    let (gateway, _folder) = with_teams(&upstream, "rate = '0/s'", &teams, &keys).await;
+    for wish in ["", "Cache-Control: no-store\r\n", "Prefer: wait=0\r\n"] {
+        let mut clients = Vec::new();
+        // The first of them makes the call for both.
+        for team in ["may", "may-not", "may"] {
+            let mut client = gateway.connect().await;
+            client.send(&post_to(QUERY, &format!("{wish}Authorization: Bearer token-of-{team}\r\n"), ASK)).await;
+            clients.push((client, team == "may"));
+        }
+        for (mut client, is_told) in clients {
+            let late = client.answer().await;
+            late.assert_refused(504, "upstream_timeout");
+            assert_eq!(late.text().contains("respond-async"), is_told, "{wish} {}", late.text());
+        }
+    }
+    // Neither is told of them where no job would help.
+    let of = "Prefer: wait=0\r\nAuthorization: Bearer token-of-may\r\n";
+    let late = gateway.ask(&get(METADATA, of)).await;
+    assert!(late.status == 504 && !late.text().contains("respond-async"), "{late:?}");
 }

@@ -19,7 +19,6 @@ use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::response::Representation;
 use crate::semantics::freshness::{Decision, decide};
 use crate::semantics::request_directives::CacheDirectives;
-use crate::twilio::endpoint::instead_of_waiting;
 
 /// How long a response is looked for that another replica has just stored. It is there within 100 ms, except on a busy
 /// machine. A call to Twilio would take about as long.
@@ -95,8 +94,7 @@ impl CacheLayer {
                 }
             }
         }
-        let instead = instead_of_waiting(call.endpoint.operation);
-        let message = format!("Twilio did not answer another replica's call before this one's deadline{instead}");
+        let message = "Twilio did not answer another replica's call before this one's deadline";
         Break(FlightResult::failed(GatewayError::new(Reason::UpstreamTimeout, message)))
     }
 

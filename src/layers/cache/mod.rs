@@ -49,7 +49,7 @@ use crate::semantics::cache_control::{self, Storage};
 use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::freshness::{Decision, Lifetimes, decide};
 use crate::semantics::request_directives::CacheDirectives;
-use crate::twilio::endpoint::{Body, CacheClass, Operation, instead_of_waiting};
+use crate::twilio::endpoint::{Body, CacheClass, Operation, Permission};
 use crate::twilio::parameters::Parameters;
 use crate::twilio::settled::{self, Verdict};
 
@@ -291,8 +291,7 @@ where
                 Waited::TooLong => {
                     let now = self.layer.clock.now();
                     let unanswered = || {
-                        let instead = instead_of_waiting(query.endpoint.operation);
-                        let message = format!("Twilio did not answer before this request's deadline{instead}");
+                        let message = "Twilio did not answer before this request's deadline";
                         GatewayError::new(Reason::UpstreamTimeout, message)
                     };
                     let still_waits = |estimated_start: Instant| {
@@ -352,7 +351,7 @@ where
         // The entry that was there when the call began may have been purged or replaced since.
         match failed.then(|| self.layer.page(query)).flatten().filter(usable) {
             Some(entry) => Ok(serve(entry, Some(Outcome::StaleError), now)),
-            None => answered,
+            None => answered.map_err(|error| advised(error, query)),
         }
     }
 
@@ -632,6 +631,20 @@ fn text(call: &UpstreamCall) -> Option<Arc<str>> {
     Some(text).filter(|text| !text.is_empty())
 }
 
+/// The error as this client gets it. A query that took too long could be a job, if the client may submit one: the call
+/// may be shared with teams that may not.
+fn advised(error: GatewayError, query: &ClientQuery) -> GatewayError {
+    let could_be_a_job = error.reason() == Reason::UpstreamTimeout
+        && query.endpoint.operation == Operation::Query
+        && query.team.operations.allows(Permission::Jobs);
+    match could_be_a_job {
+        true => {
+            error.with_advice("; ask with `Prefer: respond-async`, or submit it as a query job, and do not wait for it")
+        }
+        false => error,
+    }
+}
+
 enum Waited {
     FlightResult(FlightResult),
     Lost,
@@ -665,7 +678,7 @@ where
         _ => inner.oneshot(call.clone()).await,
     };
     layer.learn(&call, &answered, asked);
-    let mut answer = answered?;
+    let mut answer = answered.map_err(|error| advised(error, &query))?;
     let age = layer.initial_age(&answer.headers, asked);
     let made = layer.clock.moment().before(age.unwrap_or_default());
     if answer.status.is_success()

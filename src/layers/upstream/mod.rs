@@ -197,8 +197,7 @@ impl Upstream {
         let limit = self.target.attempt_timeout.min(call.deadline.saturating_duration_since(begun));
         let until = begun + limit;
         let too_late = || {
-            let instead = endpoint::instead_of_waiting(call.endpoint.operation);
-            let message = format!("Twilio did not answer within {} ms{instead}", limit.as_millis());
+            let message = format!("Twilio did not answer within {} ms", limit.as_millis());
             let cause = Cause::new(CauseKind::Timeout, format!("no answer within {} ms", limit.as_millis()));
             let error = GatewayError::new(Reason::UpstreamTimeout, message).with_retry(Retry::IfRepeatable);
             error.with_upstream_cause(cause)
