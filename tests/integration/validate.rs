@@ -206,6 +206,20 @@ async fn older_metadata_is_fetched_again_before_it_refuses() {
 }
 
 #[tokio::test]
+async fn a_field_that_was_made_elsewhere_is_known_once_a_client_demands_new_metadata() {
+    let upstream = Upstream::script(twilio).await;
+    let gateway = start(&upstream, "reject", true).await;
+    gateway.ask(&post(TYPO)).await.assert_refused(400, "invalid_query");
+    upstream.set(|seen| match seen.target() {
+        METADATA => Plan::page(&MEMBERS.replace("Conversation.Count", "Conversation.Cout")),
+        _ => Plan::page(PAGE),
+    });
+    gateway.ask(&post(TYPO)).await.assert_refused(400, "invalid_query");
+    assert_eq!(gateway.ask(&get(METADATA, "Cache-Control: no-cache\r\n")).await.status, 200);
+    gateway.ask(&post(TYPO)).await.assert_page(PAGE, "miss");
+}
+
+#[tokio::test]
 async fn without_metadata_a_query_is_forwarded() {
     for metadata in [Plan::json(500, UNKNOWN), Plan::page(PAGE), Plan::page("{}"), Plan::reset()] {
         let upstream = Upstream::script(move |seen| match seen.target() {
