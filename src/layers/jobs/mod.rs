@@ -287,11 +287,14 @@ where
                     None
                 }
             };
-            let known = || if only_if_cached { None } else { self.known_status(&query) };
+            let known = |failed: Option<&Answered>| match only_if_cached {
+                true => None,
+                false => self.known_status(&query, failed.and_then(|failed| failed.as_ref().err())),
+            };
             let (mut response, is_new) = match polled {
                 Some(Ok(response)) if !has_failed(&response) => (response, true),
                 // A poll that failed does not end the wait, and one that is on its way does not prolong it.
-                unanswered => match (last.take().or_else(known), unanswered) {
+                unanswered => match (last.take().or_else(|| known(unanswered.as_ref())), unanswered) {
                     (Some(known), _) => (known, false),
                     (None, Some(failed)) => return self.with_next_poll(&query, failed),
                     (None, None) => {

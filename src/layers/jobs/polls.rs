@@ -9,7 +9,7 @@ use tower::{Service, ServiceExt};
 use super::{Answered, Jobs, Shared, has_failed, retry_after, told};
 use crate::cache::CacheResponse;
 use crate::cache::response::{Content, Source};
-use crate::core::error::GatewayError;
+use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::request::call::UpstreamResponse;
 use crate::request::key::Key;
@@ -43,9 +43,12 @@ where
                 return Ok(known);
             }
             // Without a failure the first status is just being stored: the call for it is joined below.
-            let failed =
-                || self.last_failure(&query, left).map(|failure| self.as_submitted(&query).map_or(failure, Ok));
-            let known = || self.as_polled(&query).map(Ok).or_else(failed);
+            let known = || {
+                let failure = self.last_failure(&query, left);
+                let of = failure.as_ref().and_then(|failed| failed.as_ref().err());
+                let known = if failure.is_some() { self.known_status(&query, of) } else { self.as_polled(&query) };
+                known.map(Ok).or(failure)
+            };
             if !only_if_cached && let Some(known) = known() {
                 return known;
             }
@@ -83,10 +86,15 @@ where
         None
     }
 
-    /// What is known of a job without a stored status: what its last poll said, or else what the answer to its submission
-    /// says, if that is stored.
-    pub(super) fn known_status(&self, query: &ClientQuery) -> Option<CacheResponse> {
-        self.as_polled(query).or_else(|| self.as_submitted(query))
+    /// What is known of a job without a stored status, in place of this failure of a poll: what an earlier poll said, or else
+    /// what the answer to its submission says, if that is stored.
+    pub(super) fn known_status(&self, query: &ClientQuery, failure: Option<&GatewayError>) -> Option<CacheResponse> {
+        let is_no_outage = |error: &GatewayError| {
+            matches!(error.reason(), Reason::UpstreamInvalid | Reason::UpstreamRejectedCredentials)
+        };
+        // A client is told what does not pass by itself, unless it waits for later polls anyway.
+        let is_told = query.directives.wait.is_none() && failure.is_some_and(is_no_outage);
+        self.as_polled(query).or_else(|| self.as_submitted(query).filter(|_| !is_told))
     }
 
     /// What the last poll of a job said.
