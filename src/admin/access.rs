@@ -2,7 +2,7 @@
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
-use http::{Method, Request, header};
+use http::{Request, header};
 
 use super::Inner;
 use super::sessions::{SessionId, TokenInUse};
@@ -97,24 +97,12 @@ impl Inner {
             () if without_token && !self.beyond_loopback && is_rebound => Err(
                 "without a token the admin plane answers only to loopback names, IP addresses and the host of server.public_url: a web page must not reach it under a name that its author controls",
             ),
-            () if follows_link(request) => Ok(()),
             () if without_token && origin::is_cross_site(request, &[]) => Err(NOT_OURS),
             () if matches!(access, Access::Session(_)) && origin::is_cross_site(request, &[]) => Err(NOT_OURS),
             () if origin::names_another(request, &[]) => Err(NOT_OURS),
             () => Ok(()),
         }
     }
-}
-
-/// Whether a person opens one of the pages, perhaps by a link on another site, as in a chat or in an alert. That site can
-/// neither read the page nor frame it, and the page is the same for everybody: its data comes with requests of its own.
-fn follows_link<B>(request: &Request<B>) -> bool {
-    let is = |name: &str, value: &str| request.headers().get(name).is_some_and(|header| header == value);
-    matches!(*request.method(), Method::GET)
-        && matches!(request.uri().path(), "/" | "/runbook")
-        && is("sec-fetch-mode", "navigate")
-        && is("sec-fetch-dest", "document")
-        && !request.headers().contains_key(header::ORIGIN)
 }
 
 /// Whether this token has that hash. The comparison takes constant time.

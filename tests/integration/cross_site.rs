@@ -156,27 +156,16 @@ async fn a_page_of_another_site_gets_no_data_from_the_admin_plane() {
 }
 
 #[tokio::test]
-async fn a_link_on_another_site_opens_a_page_and_nothing_else() {
+async fn not_even_a_link_on_another_site_opens_a_page() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).start().await;
-    let link = |mode: &str, dest: &str, more: &str| {
-        format!("Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: {mode}\r\nSec-Fetch-Dest: {dest}\r\n{more}")
-    };
-    let status = async |request: Vec<u8>| gateway.ask_admin(&request).await.status;
-    let followed = link("navigate", "document", "");
-    for path in ["/", "/runbook"] {
-        assert_eq!(status(get(path, &followed)).await, 200, "{path}");
-        // A frame, a form, a request of a script, and a host name that the other site controls.
-        assert_eq!(status(get(path, &link("navigate", "iframe", ""))).await, 403, "{path}");
-        assert_eq!(status(get(path, &link("no-cors", "document", ""))).await, 403, "{path}");
-        assert_eq!(status(get(path, &link("navigate", "document", "Origin: https://evil.example\r\n"))).await, 403);
-        assert_eq!(status(named(path, "evil.example", &followed)).await, 403, "{path}");
-        assert_eq!(status(post_to(path, &followed, "")).await, 403, "{path}");
+    let link = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n";
+    for path in ["/", "/runbook", "/status", "/events"] {
+        assert_eq!(gateway.ask_admin(&get(path, link)).await.status, 403, "{path}");
     }
-    for path in ["/status", "/metrics", "/readyz", "/events", "/openapi.json", "/cache/entries"] {
-        assert_eq!(status(get(path, &followed)).await, 403, "{path}");
-    }
-    assert_eq!(status(post_to("/cache/purge", &followed, r#"{"all":true}"#)).await, 403);
+    // An address that a person types has no site.
+    let typed = link.replace("cross-site", "none");
+    assert_eq!(gateway.ask_admin(&get("/", &typed)).await.status, 200);
 }
 
 #[tokio::test]
