@@ -96,7 +96,7 @@ impl Server {
 
     fn try_connect(&self) -> Option<redis::Connection> {
         let client = redis::Client::open(self.url()).ok()?;
-        client.get_connection_with_timeout(Duration::from_secs(1)).ok()
+        client.get_connection_with_timeout(Duration::from_secs(10)).ok()
     }
 
     /// Runs one command. It is given as words.
