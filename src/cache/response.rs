@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 
 use super::entry::Entry;
+use crate::core::clock::Moment;
 use crate::core::outcome::Outcome;
 use crate::request::response::Representation;
 use crate::semantics::cache_status::{Forward, KeyParam};
@@ -54,9 +55,12 @@ impl CacheResponse {
         Self { content, source, outcome, age, headers: Vec::new(), has_links: false }
     }
 
-    /// A stored response, `age` after it was new.
-    pub(crate) fn stored(entry: Arc<Entry>, outcome: Outcome, age: Duration) -> Self {
+    /// A stored response. Without `outcome` it is a hit, or stale if its age says so.
+    pub(crate) fn stored(entry: Arc<Entry>, outcome: Option<Outcome>, now: Moment) -> Self {
         entry.count_hit();
+        let age = entry.stored.age(now);
+        let is_fresh = age <= entry.stored.lifetimes.fresh;
+        let outcome = outcome.unwrap_or(if is_fresh { Outcome::Hit } else { Outcome::Stale });
         let source = Source::Hit { ttl: entry.stored.lifetimes.ttl(age) };
         Self::new(Content::Stored(entry), source, outcome, Some(age))
     }

@@ -4,6 +4,7 @@
 //! one line of ASCII without escapes. A fast reader that handles only this form reads those. If it does not accept a
 //! body, `serde_json` decides whether it is JSON.
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -48,18 +49,33 @@ impl Envelope {
 
 /// The tokens of the pages before and after, in the body of a page.
 pub fn tokens(body: &[u8]) -> impl Iterator<Item = String> + use<> {
-    #[derive(Deserialize)]
-    struct Body {
-        meta: Meta,
+    let neighbours = Neighbours::read(body).unwrap_or_default();
+    [neighbours.next_token, neighbours.previous_token].into_iter().flatten().filter(|token| !token.is_empty())
+}
+
+/// The token of the page before this one, if the body has one.
+pub fn previous_token(body: &[u8]) -> Option<String> {
+    // First pages have none, and need not be parsed.
+    memmem::find(body, b"previousToken")?;
+    Neighbours::read(body)?.previous_token.filter(|token| !token.is_empty())
+}
+
+/// The `meta` of a page.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Neighbours {
+    next_token: Option<String>,
+    previous_token: Option<String>,
+}
+
+impl Neighbours {
+    fn read(body: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Page {
+            meta: Neighbours,
+        }
+        serde_json::from_slice::<Page>(body).ok().map(|page| page.meta)
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Meta {
-        next_token: Option<String>,
-        previous_token: Option<String>,
-    }
-    let meta = serde_json::from_slice::<Body>(body).ok().map(|body| body.meta);
-    meta.into_iter().flat_map(|meta| [meta.next_token, meta.previous_token]).flatten().filter(|token| !token.is_empty())
 }
 
 /// The `meta` of an object in the form in which Twilio writes it: printable ASCII, no escapes, no white space but

@@ -8,7 +8,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::CacheLayer;
+use super::layer::CacheLayer;
 use crate::cache::entry::Entry;
 use crate::cache::fill_lock::{FillLease, Turn, Waited, Wanted};
 use crate::cache::flight::{FlightResult, Kind};

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::CacheLayer;
+use super::layer::CacheLayer;
 use crate::accounts::Account;
 use crate::cache::Unkept;
 use crate::cache::entry::Entry;
@@ -38,15 +38,6 @@ use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::{CacheClass, Endpoint, IDEMPOTENCY_KEY, Operation};
 use crate::twilio::job::{self, Job, State};
 use crate::twilio::parameters::Parameters;
-
-/// `[cache.jobs]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JobLifetimes {
-    /// How long an identical submission gets the same job; zero turns sharing off.
-    pub dedup: Duration,
-    /// The longest time for which results are kept.
-    pub results: Duration,
-}
 
 /// How long results are kept if the job's status was never asked for. Only the status says how long Twilio keeps them.
 const UNKNOWN_RETENTION: Duration = Duration::from_secs(3600);

@@ -17,7 +17,7 @@ use tokio::task::JoinError;
 use tower::{Service, ServiceExt};
 use tracing::Instrument;
 
-use super::CacheLayer;
+use super::layer::CacheLayer;
 use crate::accounts::Account;
 use crate::cache::{Purge, Purged};
 use crate::core::error::{GatewayError, Reason, Retry};
