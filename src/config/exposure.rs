@@ -114,7 +114,7 @@ pub fn exposures(config: &Config, held: &Held) -> Vec<Exposure> {
     }
     if is_open_to_all && client_ca && !held.tls && held.data.iter().any(is_tcp) {
         found.push(certificates(
-            "cannot take effect before a restart, since the listeners that are open do not speak TLS, and without \
+            "cannot take effect before a restart, because the listeners that are open do not speak TLS, and without \
              teams it alone says who gets in; restart the gateway, or add [teams.NAME] with a token_sha256",
         ));
     }

@@ -49,10 +49,6 @@ mod sources;
 mod values;
 
 #[cfg(test)]
-mod hints_tests;
-#[cfg(test)]
-mod shared_tests;
-#[cfg(test)]
 mod tests;
 
 pub use exposure::{Exposure, Held, Listener, Reach, exposures};

@@ -12,11 +12,12 @@
 
 mod file;
 mod shared;
+mod view;
 mod worker;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -26,6 +27,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
 use self::shared::{Message, Order, Shared, WAITING_REMOVALS, lock, page_weight};
+pub use self::view::{DiskFault, DiskView};
 use self::worker::{RemovalsOnly, Worker};
 use super::memory::Memory;
 use super::purge::Purge;
@@ -54,28 +56,6 @@ pub struct DiskSettings {
     pub capacity: u64,
 }
 
-/// The state of the disk tier.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskView {
-    /// Whether it has its file open.
-    pub enabled: bool,
-    /// Pages in it.
-    pub entries: u64,
-    /// The bytes that count against the capacity.
-    pub bytes: u64,
-    /// What is wrong, if pages cannot be written.
-    pub fault: Option<DiskFault>,
-}
-
-/// Why pages cannot be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskFault {
-    /// When the first attempt failed.
-    pub since: Instant,
-    /// Why the last attempt failed.
-    pub cause: String,
-}
-
 /// The handle. Cheap to clone. When the last one is dropped, the thread writes what it has and ends.
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
@@ -98,18 +78,7 @@ impl Disk {
         let (sender, receiver) = mpsc::channel();
         let (loaded, wait) = watch::channel(false);
         let order = Arc::new(Mutex::new(Order { sender: Some(sender) }));
-        let shared = Arc::new(Shared {
-            metrics: Arc::clone(metrics),
-            enabled: AtomicBool::new(false),
-            entries: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            waiting: AtomicU64::new(0),
-            waiting_bytes: AtomicU64::new(0),
-            removals: AtomicU64::new(0),
-            removals_lost: AtomicBool::new(false),
-            purges: AtomicU64::new(0),
-            fault: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(Arc::clone(metrics)));
         let folder = settings.folder.clone();
         let worker = Worker {
             folder: settings.folder,

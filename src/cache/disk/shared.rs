@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::DiskFault;
 use super::file::{Change, Size};
+use super::view::DiskFault;
 use crate::cache::purge::Purge;
 use crate::cache::stored::StoredResponse;
 use crate::core::clock::Instant;
@@ -75,6 +75,22 @@ pub(super) fn page_weight(stored: &StoredResponse) -> u64 {
 }
 
 impl Shared {
+    /// Of a tier that has not opened its file yet.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            enabled: AtomicBool::new(false),
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            waiting_bytes: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
+            removals_lost: AtomicBool::new(false),
+            purges: AtomicU64::new(0),
+            fault: Mutex::default(),
+        }
+    }
+
     pub(super) fn count(&self, result: &'static str, pages: u64) {
         if pages > 0 {
             self.metrics.cache_disk_writes.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(pages);

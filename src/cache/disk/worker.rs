@@ -46,7 +46,7 @@ pub(super) struct Worker {
     pub(super) boot: Boot,
     pub(super) memory: Memory,
     pub(super) room: u64,
-    /// Weak, since the handles hold the sender that keeps this thread alive.
+    /// Weak, because the handles hold the sender that keeps this thread alive.
     pub(super) order: Weak<Mutex<Order>>,
     pub(super) shared: Arc<Shared>,
     pub(super) receiver: Receiver<Message>,
@@ -144,7 +144,7 @@ impl Worker {
         let mut file = guarded(|| PageFile::open(&folder, capacity, self.clock, self.boot))?;
         *opened = true;
         let worked = guarded(|| self.work_with(&mut file));
-        // Dropped here and not during unwinding, since a second panic then would abort the process.
+        // Dropped here and not during unwinding, because a second panic then would abort the process.
         let closed = guarded(|| {
             drop(file);
             Ok(())
@@ -181,7 +181,7 @@ impl Worker {
         let begun = self.clock.now();
         loop {
             let purges = {
-                // A change that is counted has also sent its message, since both happen under this lock.
+                // A change that is counted has also sent its message, because both happen under this lock.
                 let order = self.order.upgrade();
                 let _order = order.as_deref().map(lock);
                 self.shared.purges.load(Ordering::Relaxed)

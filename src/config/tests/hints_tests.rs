@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, KeyPair};
 
-use super::tests::{Folder, account, assert_one_fault, faults_of, loaded};
-use super::{Sources, load};
+use super::{Folder, Sources, account, assert_one_fault, faults_of, load, loaded};
 use crate::core::clock::Clock;
 
 const SID: &str = "AC00000000000000000000000000000001";

@@ -7,7 +7,6 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use secrecy::ExposeSecret;
 
-use super::tests::{Folder, account, assert_one_fault, faults_of, loaded};
 use super::*;
 
 fn key(byte: u8) -> String {

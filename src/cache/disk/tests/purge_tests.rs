@@ -1,0 +1,98 @@
+//! Purges reach the disk before they return.
+
+use super::*;
+
+#[tokio::test]
+async fn replacements_and_purges_reach_the_disk() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let set = Some(ResultSet::begin(key(2), clock.moment(), stored(2, clock, "").lifetimes));
+    first.keep(1);
+    first.insert(1, stored(1, clock, "newer"));
+    first.insert(2, StoredResponse { account: "other".into(), result_set: set, ..stored(2, clock, body(2)) });
+    let further = StoredResponse { operation: Operation::Page, result_set: set, ..stored(3, clock, body(3)) };
+    first.insert(3, further);
+    first.insert(4, StoredResponse { operation: Operation::Metadata, ..stored(4, clock, body(4)) });
+    first.keep(5);
+    first.keep(6);
+    first.until("written", |first| first.view().entries == 6).await;
+    assert_eq!(first.store.purge(&Purge::Account("other".to_owned())).pages, 2, "with its result set");
+    assert_eq!(first.store.purge(&Purge::Operation(Operation::Metadata)).pages, 1);
+    assert_eq!(first.store.purge(&Purge::Key(key(5).to_string())).pages, 1);
+    first.keep(5);
+    first.close().await;
+
+    let second = Running::start(home.path()).await;
+    assert_eq!(second.body(1).as_deref(), Some("newer"));
+    assert_eq!([2, 3, 4].map(|n| second.body(n)), [None, None, None]);
+    assert!(second.body(5).is_some(), "kept after the purge");
+    assert!(second.body(6).is_some());
+    second.store.purge(&Purge::All);
+    second
+        .until("purged", |second| second.view() == DiskView { enabled: true, entries: 0, bytes: 0, fault: None })
+        .await;
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_pages_and_never_purges() {
+    let home = TempDir::new().unwrap();
+    let running = Running::start(home.path()).await;
+    let disk = running.store.disk_handle().unwrap();
+    disk.shared.waiting.store(WAITING, Ordering::Relaxed);
+    running.keep(1);
+    assert_eq!((running.writes("dropped"), running.body(1)), (1, Some(body(1))));
+    disk.shared.waiting.store(0, Ordering::Relaxed);
+    running.keep(2);
+    running.until("written", |running| running.view().entries == 1).await;
+    disk.shared.waiting.store(WAITING, Ordering::Relaxed);
+    running.store.purge(&Purge::All);
+    running.until("purged", |running| running.view().entries == 0).await;
+}
+
+#[tokio::test]
+async fn a_purge_is_on_the_disk_when_it_returns() {
+    let (home, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let set = ResultSet::begin(key(1), clock.moment(), stored(1, clock, "").lifetimes);
+    first.insert(1, StoredResponse { result_set: Some(set), next: Some(key(2)), ..stored(1, clock, body(1)) });
+    first.insert(2, StoredResponse { operation: Operation::Page, result_set: Some(set), ..stored(2, clock, body(2)) });
+    first.keep(3);
+    first.until("written", |first| first.writes("written") == 3).await;
+    let purged = first.store.purge(&Purge::Key(key(1).short().to_string()));
+    assert_eq!(purged, Purged { pages: 2, not_lasting: None, shared: None });
+    // As after a kill at this moment.
+    copy_of_open_file(home.path(), other.path());
+    let second = Running::start(other.path()).await;
+    assert_eq!([1, 2, 3].map(|n| second.body(n).is_some()), [false, false, true]);
+}
+
+#[tokio::test]
+async fn a_purge_that_cannot_be_written_removes_the_file() {
+    let home = TempDir::new().unwrap();
+    // Every write to it fails as on a full disk.
+    std::os::unix::fs::symlink("/dev/full", home.path().join(file::NAME)).unwrap();
+    let running = Running::start(home.path()).await;
+    assert!(!running.view().enabled);
+    running.keep(1);
+    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
+    assert!(files(home.path()).is_empty(), "{:?}", files(home.path()));
+    // There is no page to remove.
+    assert_eq!(running.store.purge(&Purge::All), Purged { pages: 0, not_lasting: None, shared: None });
+}
+
+#[tokio::test]
+async fn a_purge_says_so_where_the_file_is_another_processs_or_the_tier_has_ended() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    first.keep(1);
+    let second = Running::start(home.path()).await;
+    let purged = second.store.purge(&Purge::All);
+    assert!(purged.not_lasting.is_some_and(|why| why.contains("another process")));
+    assert_eq!(files(home.path()), [file::NAME]);
+    second.close().await;
+    first.close().await;
+    assert_eq!(first.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
+    assert!(files(home.path()).is_empty());
+}
