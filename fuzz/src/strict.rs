@@ -1,4 +1,4 @@
-//! Compares the gateway's JSON reader with serde_json.
+//! Compares the gateway's JSON reader with serde_json. `tests/integration/json_suite.rs` uses it too.
 
 use insights_gateway::core::json::{self, Fault, Value};
 use serde_json::Value as Theirs;
@@ -31,7 +31,7 @@ pub fn read(text: &[u8]) -> Option<Value<'_>> {
 }
 
 /// Whether both values are equal.
-pub fn is_same(ours: &Value<'_>, theirs: &Theirs) -> bool {
+fn is_same(ours: &Value<'_>, theirs: &Theirs) -> bool {
     match (ours, theirs) {
         (Value::Null, Theirs::Null) => true,
         (Value::Bool(ours), Theirs::Bool(theirs)) => ours == theirs,

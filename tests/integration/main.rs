@@ -35,6 +35,7 @@ mod identity;
 mod job_links;
 mod job_polls;
 mod jobs;
+mod json_suite;
 mod lifecycle;
 mod listeners;
 mod login;
