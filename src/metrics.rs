@@ -4,197 +4,30 @@
 //! that are states rather than events (tokens, queue lengths, cache sizes) are set by the admin plane when the metrics
 //! are read.
 
+pub mod hot_requests;
+mod labels;
+
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+pub use self::labels::{
+    AccountLabels, AttemptLabels, BuildLabels, CauseLabels, ConfigLabel, Ending, NO_OPERATION, NoLabels, OutcomeLabels,
+    ReasonLabels, RequestLabels, ResultLabels, RetryLabels, SettledLabels, SharedLabels, SharedOperationLabels,
+    StaticLabel, TeamLabels, UpstreamLabels,
+};
 use crate::accounts::Team;
 use crate::core::error::Reason;
 use crate::core::outcome::Outcome;
-use crate::request::ended::{RequestEnded, RequestSubscriber};
 use crate::twilio::endpoint::Operation;
-
-/// A label value from the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ConfigLabel(pub Arc<str>);
-
-impl EncodeLabelValue for ConfigLabel {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        encoder.write_str(&self.0)
-    }
-}
-
-/// A label value from a closed list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct StaticLabel(pub &'static str);
-
-impl EncodeLabelValue for StaticLabel {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        encoder.write_str(self.0)
-    }
-}
-
-/// The operation label of a request that was refused before its operation was known.
-pub const NO_OPERATION: StaticLabel = StaticLabel("none");
-
-impl From<Operation> for StaticLabel {
-    fn from(operation: Operation) -> Self {
-        Self(operation.as_str())
-    }
-}
-
-impl From<Outcome> for StaticLabel {
-    fn from(outcome: Outcome) -> Self {
-        Self(outcome.as_str())
-    }
-}
-
-/// Labels of `requests_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    /// Empty where the caller is not known.
-    pub team: ConfigLabel,
-    /// The operation.
-    pub operation: StaticLabel,
-    /// The outcome.
-    pub outcome: StaticLabel,
-    /// The HTTP status.
-    pub status: u16,
-}
-
-/// Labels of `request_duration_seconds`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabels {
-    /// The operation.
-    pub operation: StaticLabel,
-    /// The outcome.
-    pub outcome: StaticLabel,
-}
-
-/// Labels of `upstream_attempts_total`. `status` is an HTTP status, or the reason why there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct AttemptLabels {
-    /// The account whose token was spent.
-    pub account: ConfigLabel,
-    /// The operation.
-    pub operation: StaticLabel,
-    /// How the attempt ended.
-    pub status: Ending,
-}
-
-/// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ending {
-    /// With an HTTP status.
-    Status(u16),
-    /// Without one, for this reason.
-    Reason(&'static str),
-}
-
-impl EncodeLabelValue for Ending {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        match self {
-            Self::Status(status) => encoder.write_str(itoa::Buffer::new().format(*status)),
-            Self::Reason(reason) => encoder.write_str(reason),
-        }
-    }
-}
-
-/// Labels of `upstream_duration_seconds`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct UpstreamLabels {
-    /// The account whose token was spent.
-    pub account: ConfigLabel,
-    /// The operation.
-    pub operation: StaticLabel,
-}
-
-/// The label of metrics that belong to an account.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct AccountLabels {
-    /// Its name.
-    pub account: ConfigLabel,
-}
-
-/// No labels. A metric that may be absent has to be a family.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct NoLabels {}
-
-/// The label of metrics about a team.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TeamLabels {
-    /// Its name.
-    pub team: ConfigLabel,
-}
-
-/// Labels of `retries_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RetryLabels {
-    /// The account whose token the retry spends.
-    pub account: ConfigLabel,
-    /// How the previous attempt ended.
-    pub reason: Ending,
-}
-
-/// The label of `errors_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabels {
-    /// Why the gateway refused or failed.
-    pub reason: StaticLabel,
-}
-
-/// The label of `build_info`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct BuildLabels {
-    /// The gateway's version.
-    pub version: StaticLabel,
-}
-
-/// The label of `cache_evictions_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CauseLabels {
-    /// `expired`, `size`, `replaced` or `purged`.
-    pub cause: StaticLabel,
-}
-
-/// The label of `cache_settled_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct SettledLabels {
-    /// `settled`, or why not.
-    pub reason: StaticLabel,
-}
-
-/// The label of `reloads_total`, `cache_disk_writes_total`, `spans_total` and `audit_records_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ResultLabels {
-    /// `applied` or `refused`; `written`, `dropped` or `failed`; `exported`, `dropped` or `failed`.
-    pub result: StaticLabel,
-}
-
-/// Labels of `shared_operations_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct SharedLabels {
-    /// What was asked of the shared store.
-    pub operation: StaticLabel,
-    /// `ok`, `miss`, `timeout` or `error`.
-    pub result: StaticLabel,
-}
-
-/// The label of `shared_duration_seconds`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct SharedOperationLabels {
-    /// What was asked of the shared store.
-    pub operation: StaticLabel,
-}
 
 /// A gauge that holds a fraction.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
@@ -500,70 +333,6 @@ impl Metrics {
             .get_or_create(&UpstreamLabels { account: account.clone(), operation })
             .observe(took.as_secs_f64());
         self.upstream_attempts.get_or_create(&AttemptLabels { account, operation, status }).inc();
-    }
-}
-
-impl RequestSubscriber for HotRequests {
-    fn ended(&self, request: &RequestEnded) {
-        let team = request.team().map(Arc::as_ref);
-        self.requested(team, request.operation(), request.outcome, request.status, request.took());
-        if let Some(reason) = request.context.reason.get() {
-            self.metrics.failed(*reason);
-        }
-    }
-}
-
-/// Counters for responses with status 200, found by index instead of by hashing their labels. A hit costs a few
-/// microseconds in all, and looking its labels up would be a tenth of that.
-#[derive(Debug)]
-pub struct HotRequests {
-    metrics: Arc<Metrics>,
-    counters: Box<[OnceLock<Counter>]>,
-    durations: Box<[OnceLock<Histogram>]>,
-}
-
-impl HotRequests {
-    const KINDS: usize = Operation::ALL.len() * Outcome::ALL.len();
-
-    /// For this many teams.
-    pub fn new(metrics: Arc<Metrics>, teams: usize) -> Self {
-        let cells = |n| std::iter::repeat_with(OnceLock::new).take(n).collect();
-        Self {
-            metrics,
-            counters: cells(teams * Self::KINDS),
-            durations: std::iter::repeat_with(OnceLock::new).take(Self::KINDS).collect(),
-        }
-    }
-
-    /// Counts a request that ended.
-    pub fn requested(
-        &self,
-        team: Option<&Team>,
-        operation: Option<Operation>,
-        outcome: Outcome,
-        status: u16,
-        took: Duration,
-    ) {
-        let known = match (team, operation, status) {
-            (Some(team), Some(operation), 200) => {
-                let kind = operation as usize * Outcome::ALL.len() + outcome as usize;
-                let counter = self.counters.get(team.ordinal * Self::KINDS + kind);
-                counter.zip(self.durations.get(kind)).map(|cells| (cells, team, operation))
-            }
-            _ => None,
-        };
-        let Some(((counter, duration), team, operation)) = known else {
-            return self.metrics.requested(team, operation, outcome, status, took);
-        };
-        let (operation, outcome) = (StaticLabel::from(operation), StaticLabel::from(outcome));
-        let counter = counter.get_or_init(|| {
-            let labels = RequestLabels { team: ConfigLabel(Arc::clone(&team.name)), operation, outcome, status };
-            self.metrics.requests.get_or_create(&labels).clone()
-        });
-        let duration = duration
-            .get_or_init(|| self.metrics.request_duration.get_or_create(&OutcomeLabels { operation, outcome }).clone());
-        counter.inc();
-        duration.observe(took.as_secs_f64());
     }
 }
 

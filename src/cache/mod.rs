@@ -41,6 +41,7 @@ pub use self::disk::{DiskFault, DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
 pub use self::response::CacheResponse;
 pub(crate) use self::store::Unkept;
-pub use self::store::{EntryView, Outlook, Store};
+pub use self::store::listing::EntryView;
+pub use self::store::{Outlook, Store};
 pub use self::stored::StoredResponse;
 pub use self::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};

@@ -1,9 +1,10 @@
 //! The store: memory, the disk tier behind it, and the flights that bring more.
 
-use std::collections::{BTreeMap, HashSet};
+pub(super) mod listing;
+mod purging;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
@@ -14,10 +15,9 @@ use super::fill_lock::FillLock;
 use super::flight::{Flights, Lease};
 use super::known_jobs::{self, KnownJobs};
 use super::memory::Memory;
-use super::purge::{Purge, Purged};
 use super::sets::{Membership, ResultSet};
 use super::stored::StoredResponse;
-use super::tier::{Candidate, Kept, Lasted, Replaced, Tier};
+use super::tier::{Candidate, Kept, Replaced, Tier};
 use super::tiers::Tiers;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant, Moment};
@@ -25,33 +25,7 @@ use crate::metrics::Metrics;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
 use crate::request::response::{CodedBody, Representation};
-use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
-use crate::twilio::settled::Verdict;
-
-/// A stored response as the admin plane shows it.
-#[derive(Debug, Clone)]
-pub struct EntryView {
-    /// Its key.
-    pub key: Key,
-    /// The name of the account whose data it is.
-    pub account: Arc<str>,
-    /// The operation that it answers.
-    pub operation: Operation,
-    /// How long ago it was fetched.
-    pub age: Duration,
-    /// Its lifetimes.
-    pub lifetimes: Lifetimes,
-    /// How often it was served.
-    pub hits: u64,
-    /// The bytes that count against the capacity.
-    pub bytes: u64,
-    /// For a query: whether its data no longer changes, or why that is not known.
-    pub settled: Option<Verdict>,
-    /// The canonical body, or a page's parameters. `None` where there is neither, or where the configuration does not
-    /// allow to keep it.
-    pub query: Option<Arc<str>>,
-}
 
 /// What a request would find in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -497,156 +471,10 @@ impl Store {
         self.capacity
     }
 
-    /// Drops pages, and with each the rest of its result set. Flights under way for them still answer those who wait,
-    /// but their responses are not kept, and no caller joins them. With a disk tier the purge is on the disk when this
-    /// returns.
-    ///
-    /// Blocks for as long as the disk takes: do not call it on an async worker thread.
-    pub fn purge(&self, which: &Purge) -> Purged {
-        self.purge_as_of(which, None)
-    }
-
-    /// The same for a purge of another replica, which came at this moment. What a flight brings that has called upstream
-    /// since then is new.
-    pub(crate) fn purge_before(&self, which: &Purge, at: Moment) -> Purged {
-        self.purge_as_of(which, Some(at))
-    }
-
-    fn purge_as_of(&self, which: &Purge, at: Option<Moment>) -> Purged {
-        let mut marked = Vec::new();
-        let mut mark = || {
-            let (entries, firsts) = self.mark_purged(which, at);
-            marked = entries;
-            firsts
-        };
-        let lasting = match self.tier() {
-            Some(tier) => Some(tier.purge(which, &mut mark)),
-            None => {
-                mark();
-                None
-            }
-        };
-        let pages = self.remove_purged(&marked);
-        let Lasted { not_lasting, shared } = lasting.map(|lasting| lasting()).unwrap_or_default();
-        Purged { pages, not_lasting, shared }
-    }
-
-    /// The first pages of the result sets in which `which` matches a page.
-    pub(crate) fn first_pages(&self, which: &Purge) -> HashSet<Key> {
-        self.memory.sets.matching(which).collect()
-    }
-
-    /// Drops the page under `key`, and the rest of its result set, if it was requested before `cutoff`: another replica
-    /// has a newer one. Blocks like [`purge`](Self::purge).
-    pub(crate) fn outdate(&self, key: &Key, cutoff: Instant) {
-        let Memory { pages, sets } = &self.memory;
-        let there = pages.get(key);
-        if there.as_ref().is_some_and(|there| there.asked >= cutoff) {
-            return;
-        }
-        // A purge visits all pages, and most replicas have nothing of what another one replaces.
-        let has_none = there.is_none() && !sets.has(key) && !self.flights.is_under_way(key);
-        match self.tier() {
-            None if has_none => {}
-            Some(tier) if has_none => {
-                // The disk may have what memory has evicted.
-                tier.remove(&Replaced { account: &"".into(), asked: cutoff }, &mut || vec![*key]);
-            }
-            _ => {
-                self.purge(&Purge::Key(key.to_string()));
-            }
-        }
-    }
-
-    /// The number of purges so far. Data derived from stored responses must not be used after a further purge.
-    pub fn purges(&self) -> u64 {
-        self.purges.load(Ordering::SeqCst)
-    }
-
-    /// The pages to remove, and the first pages of the result sets to remove. Responses of flights that are under way
-    /// for them are not kept from here on.
-    fn mark_purged(&self, which: &Purge, at: Option<Moment>) -> (Vec<(Key, Arc<Entry>)>, HashSet<Key>) {
-        let _changing = self.changing();
-        self.purges.fetch_add(1, Ordering::SeqCst);
-        let Memory { pages, sets } = &self.memory;
-        let mut firsts: HashSet<Key> = sets.matching(which).collect();
-        let all: Vec<(Key, Arc<Entry>, bool)> = pages
-            .iter()
-            .map(|(key, entry)| {
-                let matches = which.matches(&key, Some((&entry.stored.account, entry.stored.operation)));
-                if matches {
-                    firsts.extend(entry.stored.result_set.map(|result_set| result_set.first));
-                }
-                (*key, entry, matches)
-            })
-            .collect();
-        self.flights.purge(at, |key, flight| {
-            which.matches(key, Some((&flight.account, flight.operation)))
-                || firsts.contains(key)
-                || flight.set.is_some_and(|set| firsts.contains(&set.first))
-        });
-        if let Some(lock) = &self.fill_lock {
-            lock.purge(which, at);
-        }
-        sets.purge(|first| firsts.contains(first));
-        self.jobs.purge(which);
-        let goes = |entry: &Entry| entry.stored.result_set.is_some_and(|result_set| firsts.contains(&result_set.first));
-        let marked = all.into_iter().filter(|(_, entry, matches)| *matches || goes(entry));
-        (marked.map(|(key, entry, _)| (key, entry)).collect(), firsts)
-    }
-
-    /// Removes those that are still there, and returns how many. A few at a time, so that inserts wait only shortly.
-    fn remove_purged(&self, marked: &[(Key, Arc<Entry>)]) -> u64 {
-        const AT_ONCE: usize = 64;
-        let mut removed = 0;
-        for some in marked.chunks(AT_ONCE) {
-            let _changing = self.changing();
-            for (key, entry) in some {
-                // An entry that has replaced it was requested after the purge.
-                if self.memory.pages.get(key).is_some_and(|there| Arc::ptr_eq(&there, entry)) {
-                    self.memory.pages.invalidate(key);
-                    removed += 1;
-                }
-            }
-        }
-        removed
-    }
-
     /// The number of pages and the bytes of all that is kept, after pending evictions.
     pub fn size(&self) -> (u64, u64) {
         self.memory.settle();
         let Memory { pages, sets } = &self.memory;
         (pages.entry_count(), pages.weighted_size() + sets.bytes())
-    }
-
-    /// The stored responses in the order of their keys, at most `limit`, those after `after`. Visits every page once
-    /// and holds no more than `limit`. It takes milliseconds where there are many: do not call it on an async worker
-    /// thread.
-    pub fn entries(&self, after: Option<&str>, limit: usize, now: Moment) -> Vec<EntryView> {
-        let mut least: BTreeMap<[u8; 32], Arc<Entry>> = BTreeMap::new();
-        for (key, entry) in &self.memory.pages {
-            let is_before_all = || least.last_key_value().is_none_or(|(last, _)| key.as_bytes() < last);
-            let is_listed = (least.len() < limit || is_before_all())
-                && after.is_none_or(|after| key.to_string().as_str() > after)
-                && self.memory.is_current(&entry);
-            if is_listed {
-                least.insert(*key.as_bytes(), entry);
-                if least.len() > limit {
-                    least.pop_last();
-                }
-            }
-        }
-        let view = |(key, entry): ([u8; 32], Arc<Entry>)| EntryView {
-            key: Key::from_bytes(key),
-            account: Arc::clone(&entry.stored.account),
-            operation: entry.stored.operation,
-            age: entry.stored.age(now),
-            lifetimes: entry.stored.lifetimes,
-            hits: entry.hits.load(Ordering::Relaxed),
-            bytes: entry.weight().into(),
-            settled: entry.stored.settled,
-            query: entry.query.clone(),
-        };
-        least.into_iter().map(view).collect()
     }
 }

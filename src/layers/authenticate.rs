@@ -9,12 +9,13 @@
 //! certificate without asking the user, and without teams no credentials are sent at all. In both cases requests from
 //! pages of other sites are refused.
 
+mod caller;
 mod failure_delay;
+mod team_rate;
 mod usage;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -26,13 +27,11 @@ use http::{HeaderValue, Request, Response, header};
 use tower::{Layer, Service};
 use zeroize::Zeroizing;
 
-use crate::accounts::{Allowance, Team};
-use crate::core::clock::{Clock, Instant};
-use crate::core::error::{GatewayError, Reason, whole_seconds};
-use crate::core::limiter::{Limiter, Quota};
+use crate::accounts::Team;
+use crate::core::clock::Clock;
+use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
-use crate::core::units::Rate;
 use crate::request::body::ResponseBody;
 use crate::request::context::Stage;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
@@ -41,10 +40,14 @@ use crate::semantics::origin::{self, Origin};
 use crate::twilio::endpoint::{Endpoint, Misspelt, Mistake, Operation, Route, route};
 use crate::twilio::links::{Base, Links};
 
+use self::caller::Known;
+pub use self::caller::{AcceptedToken, Caller, UpstreamRate};
 pub use self::failure_delay::AuthFailureDelay;
+pub use self::team_rate::TeamRate;
+use self::team_rate::policy;
 pub use self::usage::UsageCounter;
 
-/// Bytes of header names and values together, and 32 more for each field, since that is kept too (RFC 9113 section
+/// Bytes of header names and values together, and 32 more for each field, because that is kept too (RFC 9113 section
 /// 6.5.2). Twilio's SDKs send a few hundred.
 pub const MAX_HEAD: usize = 32 * 1024;
 
@@ -54,26 +57,6 @@ const MAX_FIELDS: usize = 100;
 /// The memory of a field in addition to its name and value.
 const FIELD: usize = 32;
 
-/// A team that may send requests.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// The team.
-    pub team: Arc<Team>,
-    /// The tokens that it accepts.
-    pub tokens: Vec<AcceptedToken>,
-    /// The limit of its requests, whether they are answered from the cache or not.
-    pub requests: Option<TeamRate>,
-}
-
-/// An access token of a team.
-#[derive(Debug, Clone, Copy)]
-pub struct AcceptedToken {
-    /// SHA-256 of the token.
-    pub sha256: [u8; 32],
-    /// The wall-clock time from which it is not accepted; `None` if it does not expire.
-    pub expires: Option<SystemTime>,
-}
-
 /// The callers that may send requests.
 #[derive(Debug, Clone)]
 pub enum Callers {
@@ -81,14 +64,6 @@ pub enum Callers {
     Everybody(Caller, Option<Vec<String>>),
     /// Teams, by their tokens or certificates.
     Teams(Vec<Caller>),
-}
-
-/// What a team may send upstream: its own limit, or else its account's.
-pub struct UpstreamRate {
-    /// The rate.
-    pub rate: Rate,
-    /// What is left of it now.
-    pub allowance: Arc<dyn Fn() -> Option<Allowance> + Send + Sync>,
 }
 
 /// Makes [`Authenticate`] services.
@@ -209,23 +184,6 @@ struct AccessControl {
     clock: Clock,
 }
 
-struct Known {
-    caller: Caller,
-    upstream: Option<UpstreamRate>,
-    policy: HeaderValue,
-}
-
-impl Known {
-    /// Sets `RateLimit` to what the caller has left. Returns what it may still send upstream.
-    fn tell_limits<B>(&self, requests: Option<Allowance>, incoming: &IncomingRequest<B>) -> Option<Allowance> {
-        let upstream = self.upstream.as_ref().and_then(|limit| (limit.allowance)());
-        if requests.is_some() || upstream.is_some() {
-            let _ = incoming.context.rate_limit.set((self.policy.clone(), rate_limit(requests, upstream)));
-        }
-        upstream
-    }
-}
-
 /// Whether the admin plane has something at this path, or below it. A test compares this with its OpenAPI document.
 fn is_of_admin_plane(path: &str) -> bool {
     const PATHS: [&str; 10] =
@@ -264,13 +222,6 @@ fn not_found(path: &str, base: &Base) -> String {
             format!("not a path of the Conversation Insights API; {right} {base}{example}, for example")
         }
     }
-}
-
-/// `RateLimit-Policy`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
-fn policy(requests: Option<Rate>, upstream: Option<Rate>) -> HeaderValue {
-    let item = |name: &str, rate: Rate| format!("\"{name}\";q={};w={}", rate.count(), rate.window().as_secs().max(1));
-    let items = [requests.map(|rate| item("requests", rate)), upstream.map(|rate| item("upstream", rate))];
-    value(items.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 impl AccessControl {
@@ -473,25 +424,6 @@ impl AccessControl {
     }
 }
 
-/// `RateLimit`, in the structured form of draft-ietf-httpapi-ratelimit-headers.
-fn rate_limit(requests: Option<Allowance>, upstream: Option<Allowance>) -> HeaderValue {
-    let (mut digits, mut text) = (itoa::Buffer::new(), String::with_capacity(64));
-    for (name, allowance) in [("requests", requests), ("upstream", upstream)] {
-        let Some(allowance) = allowance else { continue };
-        let separator = if text.is_empty() { "\"" } else { ", \"" };
-        for part in [separator, name, "\";r=", digits.format(allowance.remaining), ";t="] {
-            text.push_str(part);
-        }
-        text.push_str(digits.format(allowance.reset));
-    }
-    value(text)
-}
-
-/// These texts are always valid in a header.
-fn value(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
 /// The token in a request.
 struct PresentedToken {
     team: Option<Zeroizing<String>>,
@@ -511,49 +443,6 @@ impl PresentedToken {
         let decoded = Zeroizing::new(BASE64_STANDARD.decode(rest).ok()?);
         let (team, token) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
         Some(Self { team: Some(Zeroizing::new(team.to_owned())), token: Zeroizing::new(token.to_owned()) })
-    }
-}
-
-/// The requests that a team may send. Clones share what has been spent.
-#[derive(Debug, Clone)]
-pub struct TeamRate {
-    rate: Rate,
-    limiter: Limiter,
-}
-
-impl TeamRate {
-    /// A full bucket, which holds what the rate allows in its window.
-    pub fn full(rate: Rate, now: Instant) -> Self {
-        Self { rate, limiter: Limiter::full(Quota::new(rate, rate.count()), now) }
-    }
-
-    /// Changes the rate of this clone. Requests that were already sent still count.
-    pub fn set_rate(&mut self, rate: Rate, now: Instant) {
-        self.rate = rate;
-        self.limiter.set_quota(Quota::new(rate, rate.count()), now);
-    }
-
-    /// Takes one request. Returns the remaining allowance.
-    ///
-    /// # Errors
-    ///
-    /// If none is left: the allowance, with the time until there is one.
-    pub fn take(&self, now: Instant) -> Result<Allowance, Allowance> {
-        if self.limiter.try_take(now) {
-            return Ok(Allowance { remaining: self.limiter.whole_tokens(now), reset: 0 });
-        }
-        Err(self.left(now))
-    }
-
-    /// The remaining allowance. Takes nothing.
-    pub fn left(&self, now: Instant) -> Allowance {
-        match self.limiter.whole_tokens(now) {
-            0 => {
-                let wait = self.limiter.nth_at(1, now).saturating_duration_since(now);
-                Allowance { remaining: 0, reset: whole_seconds(wait).as_secs() }
-            }
-            remaining => Allowance { remaining, reset: 0 },
-        }
     }
 }
 

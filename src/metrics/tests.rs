@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::hot_requests::HotRequests;
 use super::*;
 
 fn team(name: &str, ordinal: usize) -> Team {

@@ -1,13 +1,12 @@
-//! Slows those who fail to say who they are, again and again.
+//! Delays the refusals of clients that fail to authenticate again and again.
 //!
-//! A refusal is held back, for longer with every failure of the same neighbourhood, up to a few seconds. Nothing
-//! else is: whoever shows a good token is served at once, however often somebody at the same address has failed,
-//! or one bad client behind a load balancer would lock out all others. So this is no defence against guessing, which
-//! 256 random bits need none against; it takes the noise out of logs and the cost out of clients that repeat
-//! themselves.
+//! A refusal is delayed for longer with every failure of the same group of sources, up to a few seconds. Nothing else is
+//! delayed: a request with a valid token is served at once, however often others at the same address have failed.
+//! Otherwise one bad client behind a load balancer would lock out all others. So this is no defence against guessing,
+//! and a token of 256 random bits needs none. It reduces log lines, and the cost of clients that repeat a mistake.
 //!
-//! It cannot be turned into a weapon: failures are counted in a table of fixed size, and so many refusals at most
-//! are held back at once, of one neighbourhood a quarter of them. What is beyond is refused without delay.
+//! An attacker cannot misuse it. Failures are counted in a table of fixed size. The number of refusals that are delayed
+//! at the same time is bounded, and one group may have a quarter of it. Refusals beyond that are not delayed.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -204,7 +203,7 @@ mod tests {
         delays(&failure_delay, one, clock, 5);
         delays(&failure_delay, other, clock, 5);
         let mut delayed: Vec<_> = std::iter::from_fn(|| failure_delay.failed(one, clock)).collect();
-        assert_eq!(delayed.len(), 2, "a quarter for one neighbourhood");
+        assert_eq!(delayed.len(), 2, "a quarter for one group");
         delayed.extend(others.into_iter().flat_map(|another| {
             delays(&failure_delay, another, clock, 5);
             failure_delay.failed(another, clock)

@@ -7,6 +7,7 @@ use tower::{ServiceExt, service_fn};
 
 use super::*;
 use crate::core::clock::Instant;
+use crate::core::units::Rate;
 use crate::twilio::endpoint::{OperationSet, Permission};
 
 const S: Duration = Duration::from_secs(1);

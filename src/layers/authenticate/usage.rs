@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Response, header};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Known;
+use super::caller::Known;
 use crate::accounts::Allowance;
 use crate::core::clock::Clock;
 use crate::core::outcome::Outcome;

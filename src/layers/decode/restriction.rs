@@ -20,6 +20,7 @@ use crate::core::error::{GatewayError, Reason};
 use crate::request::key::Key;
 use crate::request::query::Redact;
 use crate::request::response::{LazyGzip, Redacted, Representation};
+use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::twilio::catalog::Catalog;
 use crate::twilio::parameters::Parameters;
 use crate::twilio::policy::{Denied, Policy, Visible};
@@ -276,4 +277,11 @@ impl View {
     pub(super) fn restrict(&self, query: &Query<'_>, limit: u64) -> Result<bytes::Bytes, Denied> {
         query.restrict(&self.policy, &self.catalog, limit)
     }
+}
+
+/// The directives for metadata that a query needs. However fresh the query has to be, metadata may be as old as its own
+/// lifetimes allow.
+pub(super) fn of_metadata(client: &RequestDirectives) -> RequestDirectives {
+    let cache = CacheDirectives { only_if_cached: client.cache.only_if_cached, ..CacheDirectives::default() };
+    RequestDirectives { cache, urgency: client.urgency, wait: client.wait, ..RequestDirectives::default() }
 }

@@ -8,13 +8,21 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tower::service_fn;
 
+use super::layer::LARGE_AT_ONCE;
 use super::*;
+use crate::accounts::Team;
 use crate::core::clock::Instant;
+use crate::core::json;
 use crate::core::outcome::Outcome;
 use crate::core::peer::{Origin, Peer};
 use crate::request::call::UpstreamResponse;
+use crate::request::key::Key;
 use crate::request::response::Representation;
+use crate::twilio::endpoint::Operation;
+use crate::twilio::links::Links;
+use crate::twilio::parameters::Parameters;
 use crate::twilio::policy::Policy;
+use crate::twilio::validate::Validation;
 
 const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","type":"number"}],"dimensions":[
     {"name":"C.Secret","type":"string"},{"name":"C.Status","type":"string"}]}]}"#;

@@ -52,7 +52,7 @@ impl IssuedPageTokens {
     const SCOPES: usize = 256;
 
     /// Shares what is given out with other replicas. There each token is `kept` for that long: twice as long as a page is
-    /// served, since its token may be followed long after the page was read.
+    /// served, because its token may be followed long after the page was read.
     #[must_use]
     pub fn shared_by(self, grants: Arc<dyn SharedGrants>, kept: Duration) -> Self {
         Self { shared: Some(Shared { grants, kept }), ..self }

@@ -15,8 +15,7 @@ use http::{HeaderValue, StatusCode};
 use tower::{Service, ServiceExt};
 
 use super::bodies::UNCOUNTED;
-use super::of_metadata;
-use super::restriction::{Restriction, Restrictions, View};
+use super::restriction::{Restriction, Restrictions, View, of_metadata};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};

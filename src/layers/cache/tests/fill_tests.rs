@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
 use crate::cache::flight::FlightResult;
+use crate::core::clock::Moment;
 use crate::metrics::{SharedLabels, StaticLabel};
 use crate::replicas::test_server::{TestServer, until};
 use crate::replicas::{KnownAccounts, SharedFlights, SharedPages, SharedStore};
