@@ -5,8 +5,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::catalog::{Aggregation, Measure, Row, Value};
 use super::cell::Cell;
+use super::members::{Aggregation, Measure, Row, Value};
 
 /// The state of a measure during aggregation.
 pub enum SoFar {

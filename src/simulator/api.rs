@@ -396,5 +396,4 @@ fn percent_decoded(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "api_tests.rs"]
 mod tests;

@@ -2,11 +2,11 @@
 //!
 //! [`catalog`](super::catalog) says which of these names are published and which are invented.
 
-use super::catalog::Aggregation::{Average, Count, CountDistinct, Max, Min, Sum};
-use super::catalog::Kind::{Boolean, Number, String as Str, Time};
-use super::catalog::Level::{Configuration, Conversation as Whole, Participant as Person, Result as Finding};
-use super::catalog::{Cube, Dimension, Measure, Row, Value};
 use super::data::Text;
+use super::members::Aggregation::{Average, Count, CountDistinct, Max, Min, Sum};
+use super::members::Kind::{Boolean, Number, String as Str, Time};
+use super::members::Level::{Configuration, Conversation as Whole, Participant as Person, Result as Finding};
+use super::members::{Cube, Dimension, Measure, Row, Value};
 
 /// All cubes, older generation first.
 pub static CUBES: [Cube; 3] = [

@@ -409,5 +409,4 @@ pub fn id(rng: &mut Rng, prefix: &str, moment: Timestamp) -> Text {
 }
 
 #[cfg(test)]
-#[path = "data_tests.rs"]
 mod tests;

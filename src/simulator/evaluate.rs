@@ -16,9 +16,9 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use super::aggregate::SoFar;
-use super::catalog::{Kind, Level, Measure, Row, Value};
 use super::cell::{Cell, QuickHasher};
 use super::data::{Conversation, Data};
+use super::members::{Kind, Level, Measure, Row, Value};
 use super::query::{Column, Condition, Group, OrderBy, Query, Test};
 use super::time::LocalTime;
 
@@ -331,5 +331,4 @@ impl Bucket {
 }
 
 #[cfg(test)]
-#[path = "evaluate_tests.rs"]
 mod tests;

@@ -23,10 +23,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
-use super::catalog::{CustomMeasures, Kind};
+use super::catalog::CustomMeasures;
 use super::data::{self, Operator};
 use super::error::{ApiError, quoted};
 use super::jobs::shown;
+use super::members::Kind;
 use super::outputs::{FIELDS, OutputField};
 
 /// Custom measures of one account, as published.
@@ -386,5 +387,4 @@ fn field_of(operator_id: &str, path: Option<&str>, operators: &[Operator]) -> Re
 }
 
 #[cfg(test)]
-#[path = "fields_tests.rs"]
 mod tests;

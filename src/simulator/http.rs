@@ -293,5 +293,4 @@ impl Body for AnswerBody {
 }
 
 #[cfg(test)]
-#[path = "http_tests.rs"]
 mod tests;

@@ -437,5 +437,4 @@ fn later(moment: Timestamp, by: SignedDuration) -> Timestamp {
 }
 
 #[cfg(test)]
-#[path = "jobs_tests.rs"]
 mod tests;

@@ -11,7 +11,8 @@
 //! a query job (`jobs/{operationId}`: `PUT` with a `status`, and optionally an `error`, or `DELETE` to lose it). The
 //! received requests are under `requests`.
 //!
-//! * [`data`] generates the data; [`catalog`], [`cubes`] and [`outputs`] name its members;
+//! * [`data`] generates the data; [`members`] says what a member is; [`catalog`],
+//!   [`cubes`] and [`outputs`] name them;
 //! * [`query`] parses a request, [`evaluate`] answers it with [`aggregate`] and [`cell`], [`page`] divides the result,
 //!   [`time`] handles calendars;
 //! * [`jobs`] are queries that are answered later, with their [`status`]; [`fields`] are the measures that accounts add
@@ -35,6 +36,7 @@ pub mod job_faults;
 pub mod jobs;
 pub mod journal;
 pub mod limit;
+pub mod members;
 pub mod outputs;
 pub mod page;
 pub mod query;
@@ -97,6 +99,22 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Simulator {
     service: Arc<http::Service>,
+}
+
+#[cfg(test)]
+impl Simulator {
+    /// Without limits and delays, with the data of `rows` conversations.
+    fn example(rows: usize) -> Self {
+        Self::new(Settings {
+            rate: None,
+            latency: Duration::ZERO,
+            seed: 5,
+            rows,
+            now: "2026-05-20T12:00:00Z".parse().unwrap(),
+            jobs: JobSettings::default(),
+            public_url: None,
+        })
+    }
 }
 
 impl Simulator {

@@ -6,10 +6,10 @@
 //!
 //! This module is only a table.
 
-use super::catalog::Aggregation::{Average, Max, Min, Sum};
-use super::catalog::Level::{Conversation as Whole, Result as Finding};
-use super::catalog::{Kind, Measure, Row, Value};
 use super::data::{OperatorResult, WELL_KNOWN_OPERATOR};
+use super::members::Aggregation::{Average, Max, Min, Sum};
+use super::members::Level::{Conversation as Whole, Result as Finding};
+use super::members::{Kind, Measure, Row, Value};
 
 /// A placeholder for the custom field's name in the names of these measures.
 pub const NAME: &str = "<Name>";

@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value as Json, json};
 
-use super::catalog::{self, CustomMeasures, Dimension, Kind, Measure, Member};
+use super::catalog::{self, CustomMeasures};
 use super::error::{ApiError, quoted};
+use super::members::{Dimension, Kind, Measure, Member};
 use super::time::{self, Grain};
 
 /// The domain, which is also in every path.
@@ -347,5 +348,4 @@ fn order(query: &Map<String, Json>, custom: &CustomMeasures) -> Result<Vec<Order
 }
 
 #[cfg(test)]
-#[path = "query_tests.rs"]
 mod tests;

@@ -1,25 +1,10 @@
 //! Paging with any page size, paths, and unusual requests.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
 
+use super::super::Simulator;
 use super::super::catalog::CustomMeasures;
-use super::super::jobs::JobSettings;
-use super::super::{Settings, Simulator};
 use super::*;
-
-fn simulator(rows: usize) -> Simulator {
-    Simulator::new(Settings {
-        rate: None,
-        latency: Duration::ZERO,
-        seed: 5,
-        rows,
-        now: "2026-05-20T12:00:00Z".parse().unwrap(),
-        jobs: JobSettings::default(),
-        public_url: None,
-    })
-}
 
 fn first(query: &Json, size: usize) -> Page {
     Page { query: essence(query).into(), offset: 0, size }
@@ -80,7 +65,7 @@ proptest! {
         ], 1..3),
         order in prop::sample::select(vec![json!([]), json!([{"field": "Conversation.Count", "direction": "DESC"}])]),
     ) {
-        let simulator = simulator(120);
+        let simulator = Simulator::example(120);
         let api = &simulator.service.api;
         let query = json!({"query": {
             "measures": ["Conversation.Count"], "dimensions": dimensions, "orderBy": order}});

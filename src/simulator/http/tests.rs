@@ -2,23 +2,10 @@
 
 use http_body_util::Full;
 
-use super::super::jobs::JobSettings;
-use super::super::{Settings, Simulator};
+use super::super::Simulator;
 use super::*;
 
 const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
-
-fn simulator(rows: usize) -> Simulator {
-    Simulator::new(Settings {
-        rate: None,
-        latency: Duration::ZERO,
-        seed: 5,
-        rows,
-        now: "2026-05-20T12:00:00Z".parse().unwrap(),
-        jobs: JobSettings::default(),
-        public_url: None,
-    })
-}
 
 /// Sends a request as `AC1`. Returns the response's status, headers and JSON.
 async fn ask(service: &Arc<Service>, method: &str, path: &str, body: &str) -> (StatusCode, http::HeaderMap, Json) {
@@ -31,7 +18,7 @@ async fn ask(service: &Arc<Service>, method: &str, path: &str, body: &str) -> (S
 
 #[tokio::test(start_paused = true)]
 async fn a_jobs_status_follows_the_clock() {
-    let service = simulator(10).service;
+    let service = Simulator::example(10).service;
     let query = r#"{"query":{"measures":["Conversation.Count"]}}"#;
     let jobs = super::super::jobs::PATH;
     let (status, headers, job) = ask(&service, "POST", jobs, query).await;
@@ -62,7 +49,7 @@ async fn a_jobs_status_follows_the_clock() {
 
 #[tokio::test(start_paused = true)]
 async fn scripted_delays_and_latency_pass_before_the_answer() {
-    let mut service = Arc::into_inner(simulator(1).service).unwrap();
+    let mut service = Arc::into_inner(Simulator::example(1).service).unwrap();
     service.latency = Duration::from_millis(250);
     let fault = Fault { next: 1, delay: Some(Duration::from_secs(60)), ..Fault::default() };
     service.faults.push(fault).unwrap();
@@ -81,7 +68,7 @@ async fn scripted_delays_and_latency_pass_before_the_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_gives_up_on_a_late_response_has_its_job_anyway() {
-    let service = simulator(10).service;
+    let service = Simulator::example(10).service;
     let query = r#"{"query":{"measures":["Conversation.Count"]}}"#;
     let jobs = super::super::jobs::PATH;
     for (fault, expected) in [
