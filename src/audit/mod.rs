@@ -6,16 +6,13 @@
 //! there is no space for that either, or none on the disk, it is dropped and counted, and the log says so once.
 
 mod fair_shares;
+mod message;
 mod record;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -23,63 +20,16 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use self::fair_shares::FairShares;
+pub use self::message::{AuditError, AuditFile};
+use self::message::{Message, count};
 use self::record::Record;
 use self::writer::Writer;
-use crate::config;
 use crate::core::clock::Clock;
-use crate::metrics::{Metrics, ResultLabels, StaticLabel};
+use crate::metrics::Metrics;
 use crate::request::ended::{RequestEnded, RequestSubscriber};
 
 /// How long the end of the process waits for the last records.
 const LAST: Duration = Duration::from_secs(2);
-
-/// An open file for records.
-pub struct AuditFile(Box<dyn Write + Send>);
-
-/// The audit log cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot open the audit log {path}: {source}")]
-pub struct AuditError {
-    path: String,
-    source: io::Error,
-}
-
-impl AuditFile {
-    /// Opens `path` and appends to it. A new file has mode 0600; an existing one keeps its mode, unless every user may
-    /// use it.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be opened for writing, or is not a regular file.
-    pub fn open(path: &Path) -> Result<Self, AuditError> {
-        let open = || -> io::Result<File> {
-            // Checked before it is opened, because opening a pipe would wait for a reader.
-            if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-            }
-            let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-            config::keep_from_others(&file, path);
-            Ok(file)
-        };
-        match open() {
-            Ok(file) => Ok(Self(Box::new(file))),
-            Err(source) => Err(AuditError { path: path.display().to_string(), source }),
-        }
-    }
-}
-
-enum Message {
-    /// Its bytes are reserved in the [`FairShares`].
-    Record {
-        record: Box<Record>,
-        /// Its query was left out, because there was no space for it.
-        is_cut: bool,
-    },
-    /// Write to this file from now on.
-    File(Option<AuditFile>),
-    /// Write everything, then confirm.
-    End(oneshot::Sender<()>),
-}
 
 /// The audit log. Cheap to clone; all clones are one. It outlives reloads and the files that it writes to.
 #[derive(Clone)]
@@ -162,8 +112,4 @@ impl AuditLog {
         }
         sender
     }
-}
-
-fn count(metrics: &Metrics, result: &'static str, records: u64) {
-    metrics.audit_records.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc_by(records);
 }

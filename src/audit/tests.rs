@@ -1,3 +1,4 @@
+use std::io::{self, Write};
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use super::record::Fields;
 use super::*;
 use crate::accounts::Team;
 use crate::core::outcome::Outcome;
+use crate::metrics::{ResultLabels, StaticLabel};
 use crate::twilio::endpoint::Operation;
 
 fn record(query: &str) -> Record {

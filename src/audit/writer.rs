@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use super::fair_shares::FairShares;
-use super::{AuditFile, Message, count};
+use super::message::{AuditFile, Message, count};
 use crate::metrics::Metrics;
 
 /// Lines are written together, up to so many bytes.

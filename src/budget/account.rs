@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::Limits;
 use super::circuit::{CircuitState, Decision};
 use super::fair_queue::Ticket;
+use super::limits::Limits;
 use super::pending::{Pending, Reservation, circuit_open, query_of, queue_full};
 use super::quota::{LocalQuota, QuotaSource};
 use super::state::{Served, State, latest_start};
@@ -401,7 +401,7 @@ impl Shared {
         }
     }
 
-    /// Refuses every call that waits, since the circuit has opened, perhaps again. It is logged once until it is closed.
+    /// Refuses every call that waits, because the circuit has opened, perhaps again. It is logged once until it is closed.
     fn refuse_all(&self, state: &mut State<Pending<Permit>>, now: Instant) {
         let wait = state.limits.circuit.open;
         if state.circuit.state(now).1 == Some(now) {

@@ -24,60 +24,25 @@
 //!
 //! # Modules
 //!
-//! From the inside out: `fair_queue` is bookkeeping; `adaptive_rate` and `circuit` learn from responses; `quota` is where
-//! tokens come from; `wait_queue` is the calls that wait; `state` is all of that for one account; `pending` is what a
-//! call that waits holds and gives back; `account` is where calls wait and are woken.
+//! From the inside out: `limits` is the configuration; `fair_queue` is bookkeeping; `adaptive_rate` and `circuit` learn
+//! from responses; `quota` is where tokens come from; `wait_queue` is the calls that wait; `state` is all of that for one
+//! account; `pending` is what a call that waits holds and gives back; `account` is where calls wait and are woken.
 
 mod account;
 mod adaptive_rate;
 mod circuit;
 mod fair_queue;
+mod limits;
 mod pending;
 mod quota;
 mod state;
 mod wait_queue;
 
-use std::time::Duration;
-
 pub use account::{AccountBudget, AttemptOutcome, BudgetStatus, Permit};
 pub use circuit::{CircuitPolicy, CircuitState};
+pub use limits::Limits;
 pub(crate) use quota::LocalQuota;
 pub use quota::{Demand, Grant, QuotaSource, QuotaStatus, Turn};
-
-use crate::core::backoff::Backoff;
-use crate::core::limiter::Quota;
-use crate::core::units::Rate;
-
-/// What an account may spend.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Tokens over time; `None` is no limit.
-    pub rate: Option<Rate>,
-    /// Tokens that can be spent at once.
-    pub burst: u32,
-    /// Attempts at once.
-    pub concurrency: u32,
-    /// Calls that may wait.
-    pub queue: u32,
-    /// Whether responses may lower rate and concurrency.
-    pub adapt: bool,
-    /// The longest pause that a 429's headers can impose.
-    pub max_pause: Duration,
-    /// The pause after a 429 that names none.
-    pub backoff: Backoff,
-    /// When the circuit opens, and for how long.
-    pub circuit: CircuitPolicy,
-}
-
-impl Limits {
-    fn quota(&self) -> Option<Quota> {
-        self.rate.map(|rate| Quota::new(rate, self.burst))
-    }
-
-    fn per_second(&self) -> Option<f64> {
-        self.rate.map(Rate::per_second)
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::Limits;
 use super::adaptive_rate::AdaptiveRate;
+use super::limits::Limits;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::limiter::{Limiter, Quota};

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Limits;
 use super::circuit::Circuit;
 use super::fair_queue::Ticket;
+use super::limits::Limits;
 use super::quota::{Grant, QuotaSource};
 use super::wait_queue::{WaitQueue, Waiting};
 use crate::accounts::{Allowance, Team};

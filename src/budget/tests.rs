@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
@@ -6,6 +7,7 @@ use tokio::time::{advance, timeout};
 
 use super::*;
 use crate::accounts::Team;
+use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::units::Rate;
@@ -330,7 +332,7 @@ async fn a_faster_rate_serves_those_who_wait_sooner() {
     assert!(waiting.await.unwrap().unwrap() - start <= 101 * MS);
 }
 
-/// Five in a window of a second, as Twilio states with each answer: the first five at once, and no burst after that, since
+/// Five in a window of a second, as Twilio states with each answer: the first five at once, and no burst after that, because
 /// nobody knows where in the window it would fall.
 #[tokio::test(start_paused = true)]
 async fn a_stated_limit_allows_no_bursts() {

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-use super::{Check, EXPIRY_NOTICE, Health, State, earliest};
+use super::check::{Check, EXPIRY_NOTICE, Health, State, earliest};
 use crate::core::cause::{Cause, CauseKind};
 use crate::core::validity::Validity;
 

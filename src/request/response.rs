@@ -15,6 +15,7 @@ use crate::core::outcome::Outcome;
 use crate::request::call::UpstreamResponse;
 use crate::semantics::cache_control;
 use crate::semantics::request_directives::has_tag;
+use crate::semantics::upstream_headers;
 
 /// Twilio's response in the form that is stored and served to clients, compressed or not: its status, the headers that
 /// may be passed on, and a representation (RFC 9110 section 3.2).
@@ -38,23 +39,12 @@ impl Representation {
     const KEPT: [HeaderName; 3] =
         [header::CONTENT_TYPE, header::CACHE_CONTROL, HeaderName::from_static("twilio-request-id")];
 
-    /// Headers that are true only when the response arrives, so a stored page does not have them.
-    const MOMENTARY: [HeaderName; 7] = [
-        header::RETRY_AFTER,
-        HeaderName::from_static("x-ratelimit-limit"),
-        HeaderName::from_static("x-ratelimit-remaining"),
-        HeaderName::from_static("x-ratelimit-reset"),
-        HeaderName::from_static("x-rate-limit-limit"),
-        HeaderName::from_static("x-rate-limit-remaining"),
-        HeaderName::from_static("x-rate-limit-config"),
-    ];
-
     /// The response in the form for clients, with the headers that its endpoint `returns`. Its `Cache-Control` is one
-    /// line: [`normalise`](crate::semantics::cache_control::normalise). A success may be stored, so the headers in
-    /// `MOMENTARY` are removed. Twilio's own errors keep them, because clients act on them.
+    /// line: [`normalise`](crate::semantics::cache_control::normalise). A success may be stored, so the headers that are
+    /// true only when it arrives are removed: `Retry-After` and the rate limit. Twilio's own errors keep them, because
+    /// clients act on them.
     pub fn new(answer: UpstreamResponse, returns: &[&'static str]) -> Self {
         let UpstreamResponse { status, headers, body, .. } = answer;
-        let momentary = if status.is_success() { &[][..] } else { &Self::MOMENTARY[..] };
         // The values are copied: they come as slices of the connection's read buffer, and the smallest of them would
         // keep the whole buffer in memory, which may be larger than the body. The usual content type needs no memory at
         // all.
@@ -69,7 +59,10 @@ impl Representation {
         };
         let header = |name: &HeaderName| copied(name).map(|value| (name.clone(), value));
         let returns = if status.is_success() { returns } else { &[] };
-        let mut headers: Vec<_> = Self::KEPT.iter().chain(momentary).filter_map(header).collect();
+        let mut headers: Vec<_> = Self::KEPT.iter().filter_map(header).collect();
+        if !status.is_success() {
+            headers.extend([header::RETRY_AFTER].iter().chain(&upstream_headers::RATE_LIMIT).filter_map(header));
+        }
         headers.extend(returns.iter().filter_map(|name| header(&HeaderName::from_static(name))));
         // If Twilio sends an `ETag` for this endpoint, only that one is valid for `If-Match`.
         let etag = match returns.contains(&header::ETAG.as_str()) {

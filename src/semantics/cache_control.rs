@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::semantics::freshness::Lifetimes;
+use crate::semantics::lifetimes::Lifetimes;
 
 /// Whether a position in a list is within quotes, where separators do not count (RFC 9110 section 5.6.4).
 #[derive(Default)]

@@ -5,6 +5,7 @@ pub mod cache_control;
 pub mod cache_status;
 pub mod freshness;
 pub mod host;
+pub mod lifetimes;
 pub mod origin;
 pub mod request_directives;
 pub mod trace;

@@ -9,7 +9,11 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const OTHER_LIMIT: HeaderName = HeaderName::from_static("x-rate-limit-limit");
 const OTHER_REMAINING: HeaderName = HeaderName::from_static("x-rate-limit-remaining");
+const OTHER_CONFIG: HeaderName = HeaderName::from_static("x-rate-limit-config");
 const CONCURRENT: HeaderName = HeaderName::from_static("twilio-concurrent-requests");
+
+/// The headers about the rate limit, which are true only when a response arrives.
+pub const RATE_LIMIT: [HeaderName; 6] = [LIMIT, REMAINING, RESET, OTHER_LIMIT, OTHER_REMAINING, OTHER_CONFIG];
 
 /// A number of seconds above this is taken for a date since 1970 or a mistake, and not for a wait.
 const LONGEST_WAIT: u64 = 366 * 86_400;

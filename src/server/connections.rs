@@ -12,21 +12,19 @@ mod connection;
 mod heads;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
+use http::HeaderMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::connection::LOOK_AGAIN;
+pub use self::connection::Reserve;
 pub(super) use self::connection::{BusyGuard, Connection, Order};
-pub(super) use self::heads::{FinishedHeads, HeadShare, TooManyHeads};
+pub(super) use self::heads::{FinishedHeads, HeadShare, LARGEST_LIST, TooManyHeads};
+use self::heads::{HeadMemory, WaitingHead};
 use super::sparingly::Sparingly;
-
-/// How often a new connection that waits for a place looks for an idle connection to close.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long an identified connection must be idle before it may be closed for another: longer than a busy client's
 /// pause between two requests.
@@ -40,19 +38,9 @@ pub struct Connections {
     open: Mutex<Open>,
     /// Notified when a connection has ended.
     left: Notify,
-    heads: AtomicUsize,
-    waiting_heads: AtomicUsize,
+    heads: Arc<HeadMemory>,
     /// Limits warnings about clients that use TLS on a listener without it.
     tls_warnings: Arc<Sparingly>,
-}
-
-/// Places beyond the limit, for requests that must be served when all other places are busy.
-#[derive(Debug, Clone, Copy)]
-pub struct Reserve {
-    /// How many there are.
-    pub connections: usize,
-    /// Which requests are served there. All others are refused.
-    pub serves: fn(&Request<Incoming>) -> bool,
 }
 
 #[derive(Debug, Default)]
@@ -117,8 +105,7 @@ impl Connections {
             reserve: None,
             open: Mutex::default(),
             left: Notify::new(),
-            heads: AtomicUsize::new(0),
-            waiting_heads: AtomicUsize::new(0),
+            heads: Arc::default(),
             tls_warnings: Arc::default(),
         }
     }
@@ -209,6 +196,21 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    /// The counter of this connection's finished heads, at zero.
+    pub(super) fn finished_heads(&self) -> FinishedHeads {
+        self.connections.heads.finished_heads(&self.connection)
+    }
+
+    /// Counts a head that has become a request, until the request has begun.
+    pub(super) fn wait_to_begin(&self, headers: &HeaderMap) -> WaitingHead {
+        self.connections.heads.wait_to_begin(&self.connection, headers)
+    }
+
+    /// This connection's share of the memory for unfinished heads, at zero.
+    pub(super) fn head_share(&self) -> HeadShare {
+        self.connections.heads.head_share()
     }
 
     pub(super) fn tls_warnings(&self) -> Arc<Sparingly> {

@@ -1,4 +1,4 @@
-//! Follows on the bytes which frames an HTTP/2 connection has begun and not finished (RFC 9113 section 4.1).
+//! Finds which frames an HTTP/2 connection has begun and not finished, from its bytes (RFC 9113 section 4.1).
 //!
 //! The library does not say whether a head is unfinished, and this module does. A head is a HEADERS frame and all
 //! CONTINUATION frames that follow it; nothing else may be sent between them. Only the nine bytes before each payload

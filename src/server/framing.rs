@@ -1,6 +1,6 @@
-//! Follows on the bytes where the requests of an HTTP/1 connection begin and end.
+//! Finds where the requests of an HTTP/1 connection begin and end, from its bytes.
 //!
-//! hyper leaves two questions open. Has a head begun that is not complete yet? Does a head state its body's length in a
+//! hyper leaves two questions open. Is there a head that is not complete yet? Does a head state its body's length in a
 //! way that another server may read differently (RFC 9112 section 6.3)? hyper chooses one reading. A proxy in front of
 //! the gateway may have chosen another, and a request may be hidden in the difference. So a body must have one
 //! `Content-Length` of digits, or one `Transfer-Encoding` that is `chunked` and nothing else, or neither. An ambiguous

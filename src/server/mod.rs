@@ -37,7 +37,7 @@ use tower::Service;
 use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
 pub use self::connections::{Connections, Reserve};
-use self::connections::{Order, Place};
+use self::connections::{LARGEST_LIST, Order, Place};
 use self::guard::{TimeoutIo, Timeouts};
 use self::metered::Metered;
 use self::proxy::ProxyError;
@@ -403,12 +403,8 @@ fn reserved() -> Response<ResponseBody> {
 }
 
 /// Bytes that hyper keeps of a head. It is above the accepted size, so that the gateway itself refuses a larger head
-/// and says why; but not far above, since a thousand clients may send their heads slowly.
+/// and says why; but not far above, because a thousand clients may send their heads slowly.
 const LONGEST_HEAD: usize = 64 * 1024;
-
-/// The same for HTTP/2, where each field counts 32 bytes more (RFC 9113 section 6.5.2). The library refuses a larger
-/// list itself and without a body, so it is well above the accepted size.
-const LARGEST_LIST: u32 = 128 * 1024;
 
 /// HTTP/1.1, and HTTP/2 by prior knowledge or ALPN, both with limits.
 fn builder(write_timeout: Duration) -> auto::Builder<Streams> {

@@ -2,8 +2,8 @@
 //!
 //! These are the DNS names of its subject alternative names, the common names of its subject, and the last part of its
 //! URIs where that part is the whole path. `spiffe://example.org/dashboards` counts;
-//! `spiffe://example.org/ns/dashboards/sa/x` does not, since a person who may choose a namespace's name could choose a
-//! team's. All of these count, because certificate authorities put a client's name in different places. The caller
+//! `spiffe://example.org/ns/dashboards/sa/x` does not, because a person who may choose a namespace's name could choose
+//! a team's. All of these count, because certificate authorities put a client's name in different places. The caller
 //! checks that they name exactly one team. The certificate has been verified before.
 
 use rustls::pki_types::CertificateDer;

@@ -1,4 +1,4 @@
-//! Runs the streams of HTTP/2 connections, each as a task of its own, and ends those whose client reads nothing of its
+//! Runs each stream of an HTTP/2 connection as a separate task, and ends those whose client reads nothing of its
 //! response.
 //!
 //! A client could leave a stream's window at zero, answer every ping, and so keep the response in memory for as long as

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use super::filter::Filter;
+use super::filter::{Filter, member};
 use super::moment::moment;
-use crate::cli::text::steers;
 use crate::config::check_team_name;
 
 // Not as a doc comment, where `<` and `>` would be read as a tag.
@@ -106,15 +105,6 @@ impl std::str::FromStr for Order {
             Some(_) => return Err("expected a member, then :asc or :desc or nothing"),
         };
         Ok(Self { field: member(field)?, descending })
-    }
-}
-
-/// Checks that this can be the name of a measure or a dimension, without knowing the names that exist.
-pub(super) fn member(text: &str) -> Result<String, &'static str> {
-    let is_odd = |c: char| c.is_whitespace() || steers(c) || matches!(c, '"' | '!' | ',');
-    match text.is_empty() || text.contains(is_odd) {
-        true => Err("expected the name of a member, such as Conversation.Count"),
-        false => Ok(text.to_owned()),
     }
 }
 

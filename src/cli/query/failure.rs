@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::gateway::Refused;
+use super::refusal::Refused;
 use crate::cli::{client, exit};
 
 /// See the module.

@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use serde_json::{Value as Json, json};
 
-use super::arguments::member;
+use crate::cli::text::steers;
 
 /// A comparison of Twilio's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +184,15 @@ impl fmt::Display for Filter {
             }
         }
         Ok(())
+    }
+}
+
+/// Checks that this can be the name of a measure or a dimension, without knowing the names that exist.
+pub(super) fn member(text: &str) -> Result<String, &'static str> {
+    let is_odd = |c: char| c.is_whitespace() || steers(c) || matches!(c, '"' | '!' | ',');
+    match text.is_empty() || text.contains(is_odd) {
+        true => Err("expected the name of a member, such as Conversation.Count"),
+        false => Ok(text.to_owned()),
     }
 }
 

@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, Request, header};
 use http_body_util::Full;
 
 use super::failure::Failure;
-use super::refusal::{Refusal, Shown};
+use super::refusal::{Refusal, Refused, Shown};
 use crate::cli::client::{Answer, Client, Limits};
 
 /// The gateway limits a request by its own deadline, which is far below this. A request that takes longer has failed.
@@ -66,11 +66,4 @@ impl Gateway {
             false => Err(Failure::Refused(Box::new(Refused { refusal: Refusal::read(&answer, self.shown), answer }))),
         }
     }
-}
-
-/// A response that is not a success, and what it says.
-#[derive(Debug)]
-pub(super) struct Refused {
-    pub(super) refusal: Refusal,
-    pub(super) answer: Answer,
 }

@@ -38,6 +38,13 @@ pub(super) struct Refusal {
     shown: Shown,
 }
 
+/// A response that is not a success, and what it says.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    pub(super) answer: Answer,
+}
+
 impl Refusal {
     pub(super) fn read(answer: &Answer, shown: Shown) -> Self {
         const MOST: usize = 400;

@@ -61,8 +61,8 @@ use crate::twilio::page::Envelope;
 
 type Connector = HttpsConnector<Egress<Dialer<GaiResolver, Tcp>>>;
 
-/// Response headers that this layer passes on.
-const FORWARDED_RESPONSE_HEADERS: [HeaderName; 15] = [
+/// Response headers that this layer passes on, in addition to those about the rate limit.
+const FORWARDED_RESPONSE_HEADERS: [HeaderName; 9] = [
     header::CONTENT_TYPE,
     header::CACHE_CONTROL,
     header::AGE,
@@ -71,12 +71,6 @@ const FORWARDED_RESPONSE_HEADERS: [HeaderName; 15] = [
     header::VARY,
     header::RETRY_AFTER,
     HeaderName::from_static("twilio-request-id"),
-    HeaderName::from_static("x-ratelimit-limit"),
-    HeaderName::from_static("x-ratelimit-remaining"),
-    HeaderName::from_static("x-ratelimit-reset"),
-    HeaderName::from_static("x-rate-limit-limit"),
-    HeaderName::from_static("x-rate-limit-remaining"),
-    HeaderName::from_static("x-rate-limit-config"),
     HeaderName::from_static("twilio-concurrent-requests"),
 ];
 
@@ -388,7 +382,7 @@ fn forwarded_headers(received: &HeaderMap, endpoint: &Endpoint) -> HeaderMap {
     };
     let mut headers = HeaderMap::with_capacity(FORWARDED_RESPONSE_HEADERS.len());
     let returned = endpoint.returns.iter().copied().map(HeaderName::from_static);
-    for name in FORWARDED_RESPONSE_HEADERS.into_iter().chain(returned) {
+    for name in FORWARDED_RESPONSE_HEADERS.into_iter().chain(upstream_headers::RATE_LIMIT).chain(returned) {
         if !received.contains_key(&name) || nominated(&name) || headers.contains_key(&name) {
             continue;
         }

@@ -12,8 +12,19 @@ use tokio::time::Instant;
 
 #[cfg(test)]
 use super::{Connections, Place};
-use super::{LOOK_AGAIN, Reserve};
 use crate::core::peer::Peer;
+
+/// How often a new connection that waits for a place looks for an idle connection to close.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Places beyond the limit, for requests that must be served when all other places are busy.
+#[derive(Debug, Clone, Copy)]
+pub struct Reserve {
+    /// How many there are.
+    pub connections: usize,
+    /// Which requests are served there. All others are refused.
+    pub serves: fn(&Request<Incoming>) -> bool,
+}
 
 /// What a connection is told to do. Each order includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

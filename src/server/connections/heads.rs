@@ -2,13 +2,15 @@
 //! finished and whose requests have not begun.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::HeaderMap;
 
 use super::connection::Connection;
-use super::{Connections, Place};
-use crate::server::LARGEST_LIST;
+
+/// Bytes of a head that the HTTP/2 library keeps, where each field counts 32 bytes more (RFC 9113 section 6.5.2). The
+/// library refuses a larger list itself and without a body, so it is well above the accepted size.
+pub(in crate::server) const LARGEST_LIST: u32 = 128 * 1024;
 
 /// Bytes that the unfinished heads of all connections of a plane may take together, without [`FREE`] of each.
 const HEADS: usize = 32 * 1024 * 1024;
@@ -31,30 +33,31 @@ const MOST_WAITING: u32 = 4;
 const HEAD_COST: usize = 1024;
 const FIELD_COST: usize = 208;
 
-impl Place {
+/// The bytes that the heads of all connections of a plane take.
+#[derive(Debug, Default)]
+pub(super) struct HeadMemory {
+    unfinished: AtomicUsize,
+    waiting: AtomicUsize,
+}
+
+impl HeadMemory {
     /// The counter of this connection's finished heads, at zero.
-    pub(in crate::server) fn finished_heads(&self) -> FinishedHeads {
-        FinishedHeads {
-            connections: Arc::clone(&self.connections),
-            connection: Arc::clone(&self.connection),
-            turn: 0,
-            count: 0,
-            bytes: 0,
-        }
+    pub(super) fn finished_heads(self: &Arc<Self>, connection: &Arc<Connection>) -> FinishedHeads {
+        FinishedHeads { memory: Arc::clone(self), connection: Arc::clone(connection), turn: 0, count: 0, bytes: 0 }
     }
 
     /// Counts a head that has become a request, until the request has begun.
-    pub(in crate::server) fn wait_to_begin(&self, headers: &HeaderMap) -> WaitingHead {
+    pub(super) fn wait_to_begin(self: &Arc<Self>, connection: &Arc<Connection>, headers: &HeaderMap) -> WaitingHead {
         let fields = headers.iter().map(|(name, value)| FIELD_COST + name.as_str().len() + value.len());
         let bytes = HEAD_COST + fields.sum::<usize>();
-        self.connections.waiting_heads.fetch_add(bytes, Ordering::Relaxed);
-        self.connection.waiting_heads.fetch_add(1, Ordering::Relaxed);
-        WaitingHead { connections: Arc::clone(&self.connections), connection: Arc::clone(&self.connection), bytes }
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        connection.waiting_heads.fetch_add(1, Ordering::Relaxed);
+        WaitingHead { memory: Arc::clone(self), connection: Arc::clone(connection), bytes }
     }
 
-    /// This connection's share of the memory for unfinished heads, at zero.
-    pub(in crate::server) fn head_share(&self) -> HeadShare {
-        HeadShare { connections: Arc::clone(&self.connections), taken: 0 }
+    /// A connection's share for unfinished heads, at zero.
+    pub(super) fn head_share(self: &Arc<Self>) -> HeadShare {
+        HeadShare { memory: Arc::clone(self), taken: 0 }
     }
 }
 
@@ -62,7 +65,7 @@ impl Place {
 /// decodes all bytes that it can read before it hands over the first request, so it is given few bytes at a time.
 #[derive(Debug)]
 pub(in crate::server) struct FinishedHeads {
-    connections: Arc<Connections>,
+    memory: Arc<HeadMemory>,
     connection: Arc<Connection>,
     /// The turn in which these heads were finished.
     turn: u32,
@@ -76,7 +79,7 @@ impl FinishedHeads {
     pub(in crate::server) fn add(&mut self, sent: usize) {
         let most = LARGEST_LIST as usize / 32 * FIELD_COST;
         let bytes = HEAD_COST + (sent * FIELD_COST).min(most);
-        self.connections.waiting_heads.fetch_add(bytes, Ordering::Relaxed);
+        self.memory.waiting.fetch_add(bytes, Ordering::Relaxed);
         (self.count, self.bytes) = (self.count + 1, self.bytes + bytes);
     }
 
@@ -92,11 +95,11 @@ impl FinishedHeads {
         let others = self.connection.waiting_heads.load(Ordering::Relaxed);
         self.count + others >= MOST_WAITING
             || self.bytes >= OWN_WAITING_HEADS
-            || self.connections.waiting_heads.load(Ordering::Relaxed) >= WAITING_HEADS
+            || self.memory.waiting.load(Ordering::Relaxed) >= WAITING_HEADS
     }
 
     fn clear(&mut self) {
-        self.connections.waiting_heads.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
         (self.count, self.bytes) = (0, 0);
     }
 }
@@ -110,14 +113,14 @@ impl Drop for FinishedHeads {
 /// The head of a request that has not begun.
 #[derive(Debug)]
 pub(in crate::server) struct WaitingHead {
-    connections: Arc<Connections>,
+    memory: Arc<HeadMemory>,
     connection: Arc<Connection>,
     bytes: usize,
 }
 
 impl Drop for WaitingHead {
     fn drop(&mut self) {
-        self.connections.waiting_heads.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
         self.connection.waiting_heads.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -129,14 +132,14 @@ pub(in crate::server) struct TooManyHeads;
 /// The bytes that one connection's unfinished head takes of the memory for all heads.
 #[derive(Debug)]
 pub(in crate::server) struct HeadShare {
-    connections: Arc<Connections>,
+    memory: Arc<HeadMemory>,
     taken: usize,
 }
 
 impl HeadShare {
     /// Replaces the bytes that were taken by those of a head of `bytes`.
     pub(in crate::server) fn set(&mut self, bytes: usize) -> Result<(), TooManyHeads> {
-        let (heads, bytes) = (&self.connections.heads, bytes.saturating_sub(FREE));
+        let (heads, bytes) = (&self.memory.unfinished, bytes.saturating_sub(FREE));
         if bytes <= self.taken {
             if bytes < self.taken {
                 heads.fetch_sub(self.taken - bytes, Ordering::Relaxed);
@@ -156,13 +159,14 @@ impl HeadShare {
 
 impl Drop for HeadShare {
     fn drop(&mut self) {
-        self.connections.heads.fetch_sub(self.taken, Ordering::Relaxed);
+        self.memory.unfinished.fetch_sub(self.taken, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::connections::Connections;
 
     #[test]
     fn heads_share_one_memory_and_give_it_back() {
@@ -178,6 +182,6 @@ mod tests {
         drop(second);
         first.set(FREE + HEADS).unwrap();
         drop(first);
-        assert_eq!(connections.heads.load(Ordering::Relaxed), 0);
+        assert_eq!(connections.heads.unfinished.load(Ordering::Relaxed), 0);
     }
 }
