@@ -177,7 +177,7 @@ pub(crate) fn decode(key: &Key, record: &[u8], calendar: &Calendar) -> Option<St
     read_stored(fields, calendar)
 }
 
-/// The head of a record. Its hash is not checked, since that would require to read the whole page.
+/// The head of a record. Its hash is not checked, because that would require to read the whole page.
 pub(crate) fn head(record: &[u8]) -> Option<Head<'_>> {
     let (_, fields) = fields(record)?;
     let mut reader = Reader(fields);

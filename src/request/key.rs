@@ -23,7 +23,7 @@ impl Key {
     /// Part of every hash. When the hashed fields change, this changes, so that no old page is found.
     const VERSION: &'static str = "insights-gateway key 2";
 
-    /// The key of a request. Only the origin and the SID of the account are part of it, since they identify the data.
+    /// The key of a request. Only the origin and the SID of the account are part of it, because they identify the data.
     /// The account's name in the configuration is not.
     pub fn new(account: &Account, operation: Operation, parameters: &str, body: &[u8]) -> Self {
         Self::hash(account, operation.as_str(), parameters, body)

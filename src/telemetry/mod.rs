@@ -3,7 +3,6 @@
 //! The event of a request's end is put into a bounded queue. A separate task makes spans of the events and sends many
 //! at a time. Where the queue is full, or the collector does not accept spans, they are dropped and counted, and
 //! requests are not delayed. [`observe`](crate::layers::observe) decides which requests are recorded and sampled.
-//! notice. Which requests are recorded and sampled is decided by [`observe`](crate::layers::observe).
 
 mod otlp;
 mod spans;

@@ -1,10 +1,10 @@
 //! Recognises credentials in what comes from upstream.
 //!
-//! Debug pages and proxies repeat what they were sent. An answer that does so must go no further, for behind it
-//! are clients, the cache, the disk and the log. Looked for are the secret itself, in hexadecimal and in Base64 wherever it
-//! begins there, and the `user:secret` of Basic, in both alphabets of Base64, as they are and behind any mixture of percent,
-//! JSON and HTML escapes, twice over. An answer is decoded before it gets this far, whatever its status; one that spells
-//! the secret some other way is not recognised.
+//! Debug pages and proxies repeat what they were sent. An answer that does so must not be passed on: clients, the cache,
+//! the disk and the log would get the secret. This module looks for the secret itself, for its forms in hexadecimal and in
+//! Base64 at any offset, and for the `user:secret` of Basic in both alphabets of Base64. Each may be plain, or hidden by
+//! percent, JSON and HTML escapes in any mixture, twice over. An answer of any status has been decoded before it comes
+//! here. One that spells the secret in another way is not recognised.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -119,7 +119,7 @@ fn ends(text: &[u8], form: &[u8]) -> impl Iterator<Item = usize> {
     let tail = &form[form.len().saturating_sub(TAIL)..];
     let mut from = 0;
     std::iter::from_fn(move || {
-        // One byte on, since a tail that repeats itself may overlap with itself.
+        // One byte on, because a tail that repeats itself may overlap with itself.
         from += memmem::find(&text[from..], tail)? + 1;
         Some(from - 1 + tail.len())
     })
