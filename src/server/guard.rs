@@ -9,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -55,6 +55,8 @@ pub(super) struct TimeoutIo<T> {
     /// How often bytes came.
     reads: u64,
     alarm: Pin<Box<Sleep>>,
+    /// The task that the alarm wakes.
+    woken: Option<Waker>,
     /// Runs while the peer takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Responses of services that have begun to be written.
@@ -79,6 +81,7 @@ impl<T> TimeoutIo<T> {
             tls_warnings: place.tls_warnings(),
             reads: 0,
             alarm: Box::pin(tokio::time::sleep_until(now + timeouts.header)),
+            woken: None,
             stalled: None,
             answers: place.connection().answers(),
             unsent: 0,
@@ -139,7 +142,11 @@ impl<T> TimeoutIo<T> {
             let wake = deadline.unwrap_or(now + self.timeouts.header);
             if self.alarm.is_elapsed() || self.alarm.deadline() > wake {
                 self.alarm.as_mut().reset(wake);
+            } else if self.woken.as_ref().is_some_and(|woken| woken.will_wake(context.waker())) {
+                // It is set, and wakes this task. To poll it again would cost as much as reading a head.
+                return Poll::Pending;
             }
+            self.woken = Some(context.waker().clone());
             ready!(self.alarm.as_mut().poll(context));
         }
     }
