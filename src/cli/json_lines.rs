@@ -34,7 +34,7 @@ where
     ) -> fmt::Result {
         let metadata = event.metadata();
         // Each write to the output costs two dynamic calls, so the line is written in one piece.
-        let mut line = Line::new(",", USUAL);
+        let mut line = Line::new(",\"", USUAL);
         line.text.push_str("{\"timestamp\":\"");
         line.timestamp(Timestamp::now());
         line.text.push_str("\",\"level\":\"");
@@ -58,10 +58,19 @@ where
 /// the form that the lines of its events need.
 impl<'a> FormatFields<'a> for JsonLines {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'a>, fields: R) -> fmt::Result {
-        let mut line = Line::new("\n,", 0);
+        let mut line = Line::new("\n,\"", 0);
         fields.record(&mut line);
         writer.write_str(&line.text)
     }
+}
+
+/// Whether nothing of it has to be escaped. Most of these texts are short, so eight bytes are compared at a time, without
+/// branches: that is compiled to vector instructions.
+fn is_plain(text: &[u8]) -> bool {
+    let is_special = |b: &u8| u8::from(*b < 0x20) | u8::from(*b >= 0x7f) | u8::from(*b == b'"') | u8::from(*b == b'\\');
+    let has_none = |bytes: &[u8]| bytes.iter().fold(0, |found, b| found | is_special(b)) == 0;
+    let (words, rest) = text.as_chunks::<8>();
+    words.iter().all(|word| has_none(word)) && has_none(rest)
 }
 
 /// Most access lines are shorter than this.
@@ -70,7 +79,7 @@ const USUAL: usize = 512;
 /// A line while it is written.
 struct Line {
     text: String,
-    /// Written before each field.
+    /// Written before each name: a comma and the opening quotation mark.
     separator: &'static str,
 }
 
@@ -115,7 +124,6 @@ impl Line {
 
     fn name(&mut self, field: &Field) {
         self.text.push_str(self.separator);
-        self.text.push('"');
         self.text.push_str(field.name());
         self.text.push_str("\":");
     }
@@ -128,10 +136,8 @@ impl Line {
 
     /// Writes the inside of a JSON string.
     fn escaped(&mut self, text: &str) {
-        let may_have_to_be_escaped =
-            |b: u8| u8::from(b < 0x20) | u8::from(b >= 0x7f) | u8::from(b == b'"') | u8::from(b == b'\\');
-        // Nearly all text is plain. This check is compiled to vector instructions.
-        if text.bytes().fold(0, |found, b| found | may_have_to_be_escaped(b)) == 0 {
+        // Nearly all text is plain.
+        if is_plain(text.as_bytes()) {
             return self.text.push_str(text);
         }
         for character in text.chars() {
