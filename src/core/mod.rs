@@ -8,6 +8,7 @@ pub mod der;
 pub mod episode;
 pub mod error;
 pub mod escape;
+pub mod fields;
 pub mod json;
 pub mod limiter;
 pub mod network;

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::core::fields;
+
 /// The header with the id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -15,9 +17,7 @@ pub fn of(headers: &HeaderMap) -> HeaderValue {
         (1..=128).contains(&bytes.len())
             && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'))
     };
-    // A linear search: hashing a name takes longer than comparing the few headers of a request.
-    let given = headers.iter().find(|(name, _)| **name == REQUEST_ID).map(|(_, value)| value);
-    given.filter(well_formed).cloned().unwrap_or_else(fresh)
+    fields::values(headers, REQUEST_ID).next().filter(well_formed).cloned().unwrap_or_else(fresh)
 }
 
 /// 32 hexadecimal digits, unique within the process by a counter and between processes by a random part. It is not a

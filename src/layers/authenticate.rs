@@ -30,6 +30,7 @@ use zeroize::Zeroizing;
 use crate::accounts::Team;
 use crate::core::clock::Clock;
 use crate::core::error::{GatewayError, Reason};
+use crate::core::fields;
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
 use crate::request::body::ResponseBody;
@@ -272,7 +273,7 @@ impl AccessControl {
             return Err(GatewayError::new(Reason::HeadersTooLarge, message));
         }
         let malformed = |message| Err(GatewayError::new(Reason::BadRequest, message));
-        let mut hosts = headers.get_all(header::HOST).iter();
+        let mut hosts = fields::values(headers, header::HOST);
         let host = hosts.next().filter(|_| hosts.next().is_none());
         let alone = host.filter(|_| request.uri().authority().is_none());
         if alone.is_some() && alone == self.known_host.load().as_deref() {

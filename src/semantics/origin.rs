@@ -10,6 +10,8 @@ use std::fmt;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Request, header};
 
+use crate::core::fields;
+
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Scheme, host and port of a site, as a browser names it. Hosts are compared without regard to case. A port that is
@@ -95,7 +97,7 @@ pub fn authority_of<B>(request: &Request<B>) -> Option<Authority> {
 
 /// The origin that the request names; `Some(None)` where it is `null`, malformed or not the only one.
 pub fn of(headers: &HeaderMap) -> Option<Option<Origin>> {
-    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let mut origins = fields::values(headers, header::ORIGIN);
     let first = origins.next()?;
     let alone = origins.next().is_none();
     Some(first.to_str().ok().filter(|_| alone).and_then(|text| Origin::parse(text).ok()))
@@ -112,7 +114,7 @@ pub fn is_cross_site<B>(request: &Request<B>, allowed: &[Origin]) -> bool {
     match of(request.headers()) {
         Some(origin) => !is_ours(origin.as_ref(), request, allowed),
         None => {
-            let mut sites = request.headers().get_all(SEC_FETCH_SITE).iter();
+            let mut sites = fields::values(request.headers(), SEC_FETCH_SITE);
             sites.any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"))
         }
     }

@@ -7,6 +7,8 @@ use std::num::{NonZeroU64, NonZeroU128};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::core::fields;
+
 /// The header with a trace's ids.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The header with other programs' data of the trace.
@@ -78,8 +80,7 @@ impl TraceContext {
 
     /// The caller's trace, if the headers name one.
     pub fn read(headers: &HeaderMap) -> Option<Self> {
-        // A linear search: hashing a name takes longer than comparing the few headers of a request.
-        let mut parents = headers.iter().filter(|(name, _)| *name == TRACEPARENT).map(|(_, value)| value);
+        let mut parents = fields::values(headers, TRACEPARENT);
         let (trace, parent, flags) = match (parents.next(), parents.next()) {
             (Some(only), None) => parse(only.as_bytes())?,
             _ => return None,

@@ -40,6 +40,7 @@ use self::restriction::{Restriction, View};
 pub use self::tokens::IssuedPageTokens;
 use self::write::write;
 use crate::core::error::{GatewayError, Reason};
+use crate::core::fields;
 use crate::request::body::ResponseBody;
 use crate::request::context::Stage;
 use crate::request::grants;
@@ -238,7 +239,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), GatewayError> {
         let words = value.to_str().map(|list| list.split(',').map(str::trim));
         words.is_ok_and(|mut words| words.all(|word| word.is_empty() || word.eq_ignore_ascii_case("identity")))
     };
-    match headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+    match fields::values(headers, header::CONTENT_ENCODING).all(is_identity) {
         true => Ok(()),
         false => Err(GatewayError::new(
             Reason::BadRequest,
