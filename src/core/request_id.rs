@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::core::fields;
@@ -28,7 +29,9 @@ pub fn fresh() -> HeaderValue {
     let mut digits = [0u8; 32];
     digits[..16].copy_from_slice(&*PROCESS);
     digits[16..].copy_from_slice(&hex(COUNTER.fetch_add(1, Ordering::Relaxed)));
-    HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    // One allocation for this value and its copy in the response.
+    let digits = Bytes::from_owner(digits);
+    HeaderValue::from_maybe_shared(digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
 /// The hexadecimal digits of a number, computed without a loop, because every request needs them.

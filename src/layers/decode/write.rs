@@ -43,8 +43,9 @@ pub(super) fn write(reply: ClientResponse) -> Response<ResponseBody> {
     for (name, value) in own {
         headers.insert(name, value);
     }
-    if let Some(age) = age {
-        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+    // `HeaderValue::from` a number allocates twice.
+    if let Some(Ok(age)) = age.map(|age| HeaderValue::from_str(itoa::Buffer::new().format(age.as_secs()))) {
+        headers.insert(header::AGE, age);
     }
     let wants_retry_after = matches!(page.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     if wants_retry_after && !headers.get(header::RETRY_AFTER).is_some_and(upstream_headers::is_retry_after) {
