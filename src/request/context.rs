@@ -58,7 +58,7 @@ impl RequestHead {
 }
 
 /// The facts of one request, filled in as they become known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RequestContext {
     /// What is known before it is routed.
     pub head: RequestHead,
@@ -154,18 +154,40 @@ pub struct Totals {
     pub upstream: Duration,
 }
 
+/// The context of no client's request.
+impl Default for RequestContext {
+    fn default() -> Self {
+        Self::new(RequestHead::default(), None, None)
+    }
+}
+
 impl RequestContext {
     /// The context of a request that belongs to `trace`. With a `clock`, the ends of its stages are recorded.
     pub fn new(head: RequestHead, trace: Option<TraceContext>, clock: Option<Clock>) -> Self {
         let recording = clock.map(|clock| Box::new(Recording { clock, ended: Default::default() }));
-        Self { head, trace: trace.map(Box::new), recording, ..Self::default() }
+        // Not the rest of a default value, whose head would be made and dropped again for every request.
+        Self {
+            head,
+            operation: OnceLock::new(),
+            team: OnceLock::new(),
+            outcome: OnceLock::new(),
+            reason: OnceLock::new(),
+            error: OnceLock::new(),
+            rate_limit: OnceLock::new(),
+            trace: trace.map(Box::new),
+            keeps_query: AtomicBool::new(false),
+            query: OnceLock::new(),
+            recording,
+            upstream_events: Mutex::default(),
+            was_tried: AtomicBool::new(false),
+        }
     }
 
     /// The context of the refresh that this request starts in the background. Its log lines carry the request's id, but
     /// its waits and attempts are not those of the request.
     #[must_use]
     pub fn of_refresh(&self) -> Self {
-        Self { head: self.head.clone(), team: self.team.clone(), ..Self::default() }
+        Self { team: self.team.clone(), ..Self::new(self.head.clone(), None, None) }
     }
 
     /// The span of log lines about this request, which joins each of them to the access line by `request_id`.
