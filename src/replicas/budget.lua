@@ -25,8 +25,9 @@
 --   6  tokens wanted at most                               7  ahead: see above
 --   8  after this silence a replica is gone                9  grace: a replica that comes so late does not wait any more
 --  10  the longest time until a replica asks again        11  after this time another asks again whose turn it is not
---  12  number n of tokens that are given back, then the times of these
---  13+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  12  the latest time at which the replica still waits for the reply: a store that froze runs the script late
+--  13  number n of tokens that are given back, then the times of these
+--  14+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
 --   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause   5 rest of the open circuit
@@ -51,7 +52,7 @@ local now = time[1] * 1000000 + time[2]
 local replica = ARGV[1]
 local own_period, own_burst = tonumber(ARGV[2]), tonumber(ARGV[3])
 local most, ahead, alive, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local longest, retry = tonumber(ARGV[10]), tonumber(ARGV[11])
+local longest, retry, latest = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 
 local state = pairs_of(KEYS[1])
 local function field(name) return tonumber(state[name] or 0) end
@@ -59,8 +60,11 @@ local tat, period, burst = field('tat'), field('period'), field('burst')
 local virtual, granted, base = field('virtual'), field('granted'), field('base')
 local log = words(state.log)
 for i = 1, #log do log[i] = tonumber(log[i]) end
-local paused = math.max(field('paused'), now + tonumber(ARGV[4]))
-local open = math.max(field('open'), now + tonumber(ARGV[5]))
+-- Nobody would use a token of an ask that is late. What it tells is as old as that.
+local is_late, told = now > latest, math.min(now, latest)
+if is_late then most = 0 end
+local paused = math.max(field('paused'), told + tonumber(ARGV[4]))
+local open = math.max(field('open'), told + tonumber(ARGV[5]))
 
 -- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
 local behind = field('read') - now
@@ -107,9 +111,9 @@ local function replay()
   tat = base
   for _, at in ipairs(log) do tat = math.max(tat, at) + period end
 end
-local refunds = tonumber(ARGV[12])
+local refunds = tonumber(ARGV[13])
 for i = 1, refunds do
-  local at = tonumber(ARGV[12 + i])
+  local at = tonumber(ARGV[13 + i])
   for j = 1, #log do
     if log[j] == at then
       table.remove(log, j)
@@ -138,7 +142,7 @@ local function want(team, class, team_period, team_burst)
   end
   return entry
 end
-for i = 13 + refunds, #ARGV, 6 do
+for i = 14 + refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
   asked[#asked + 1] = entry
@@ -168,7 +172,7 @@ local function is_before(entry, other)
   return entry.name < other.name
 end
 
-local grants, wait = {}, longest
+local grants, wait = {}, is_late and retry or longest
 while #grants < 3 * most do
   local first = math.max(next_at(tat, period, burst), paused)
   local best, best_at, soonest
@@ -207,7 +211,7 @@ for _, entry in ipairs(asked) do
   local limit = entry.limit
   last = math.max(last, limit.tat)
   redis.call('HSET', KEYS[4], entry.name, whole(entry.start), entry.team, whole(limit.tat))
-  if entry.here > 0 then
+  if entry.here > 0 and not is_late then
     waits = true
     local said = { entry.team, entry.class, whole(entry.here), whole(limit.period), whole(limit.burst) }
     waiting = waiting .. ' ' .. table.concat(said, ' ')

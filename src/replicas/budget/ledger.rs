@@ -8,7 +8,7 @@ use redis::Cmd;
 use tokio::sync::watch;
 
 use crate::accounts::Account;
-use crate::replicas::{SharedStore, StoreError};
+use crate::replicas::{SharedStore, StoreError, StoreTime};
 
 /// The script that decides.
 pub(super) const SCRIPT: &str = include_str!("../budget.lua");
@@ -125,7 +125,10 @@ impl StoreLedger {
 
 impl Ledger for StoreLedger {
     async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
-        let command = command(SCRIPT, &self.keys, self.store.id(), question);
+        // The store's clock is known no earlier than it was read, so this is never too late.
+        let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
+        let latest = now.saturating_add(micros(self.timeout()));
+        let command = command(SCRIPT, &self.keys, self.store.id(), question, latest);
         let reply: Vec<i64> = self.store.run("budget", &command).await?;
         read(&reply, question.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
     }
@@ -151,8 +154,8 @@ impl Ledger for StoreLedger {
     }
 }
 
-/// The call of the script.
-pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question: &Question) -> Cmd {
+/// The call of the script, whose reply is waited for until it is `latest` on the store's clock.
+pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question: &Question, latest: u64) -> Cmd {
     let mut command = redis::cmd("EVAL");
     command.arg(script).arg(keys.len()).arg(keys).arg(replica);
     command.arg(question.spend.period).arg(question.spend.burst);
@@ -160,7 +163,7 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
     for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
         command.arg(micros(time));
     }
-    command.arg(question.refunds.len()).arg(&question.refunds);
+    command.arg(latest).arg(question.refunds.len()).arg(&question.refunds);
     for Ask { team, background, weight, calls, limit } in &question.teams {
         command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
         command.arg(limit.period).arg(limit.burst);

@@ -90,11 +90,11 @@ impl TimedScript {
         Self { connection: server.connection(), script }
     }
 
-    fn ask(&mut self, replica: &str, question: &Question, now: i64) -> Answer {
+    fn ask(&mut self, replica: &str, question: &Question, latest: i64, now: i64) -> Answer {
         let time = [("seconds", now / 1_000_000), ("micros", now % 1_000_000)];
         redis::cmd("MSET").arg(&time).exec(&mut self.connection).unwrap();
         let keys = ["budget", "limits", "waiting", "teams"].map(str::to_owned);
-        let command = command(&self.script, &keys, replica, question);
+        let command = command(&self.script, &keys, replica, question, u64::try_from(latest).unwrap());
         let reply: Vec<i64> = command.query(&mut self.connection).unwrap();
         read(&reply, question.teams.len()).unwrap()
     }
@@ -109,6 +109,7 @@ struct Simulated {
     script: Mutex<TimedScript>,
     begun: Instant,
     replicas: u32,
+    is_frozen: watch::Sender<bool>,
 }
 
 impl SimulatedStore {
@@ -116,13 +117,31 @@ impl SimulatedStore {
     fn start(replicas: u32) -> Option<Self> {
         let server = TestServer::start()?;
         let script = Mutex::new(TimedScript::new(&server));
-        Some(Self(Arc::new(Simulated { server, script, begun: Instant::now(), replicas })))
+        let is_frozen = watch::Sender::new(false);
+        Some(Self(Arc::new(Simulated { server, script, begun: Instant::now(), replicas, is_frozen })))
     }
 
     /// One replica's way to it, which takes `round_trip`.
     fn link(&self, round_trip: Duration) -> Link {
         let name = format!("{:032x}", fastrand::u128(..));
         Link { store: self.clone(), name, round_trip, is_up: watch::Sender::new(true) }
+    }
+
+    /// Runs nothing of what arrives until it thaws.
+    fn freeze(&self, is_frozen: bool) {
+        self.0.is_frozen.send_replace(is_frozen);
+    }
+
+    /// Tokens that were granted so far.
+    fn granted(&self) -> u64 {
+        let mut script = lock(&self.0.script);
+        redis::cmd("HGET").arg("budget").arg("granted").query(&mut script.connection).unwrap()
+    }
+
+    /// Replicas where calls wait, as it knows.
+    fn waiting(&self) -> usize {
+        let mut script = lock(&self.0.script);
+        redis::cmd("HLEN").arg("waiting").query(&mut script.connection).unwrap()
     }
 
     /// Microseconds since 1970 on its clock.
@@ -151,11 +170,13 @@ impl Link {
 impl Ledger for Link {
     async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
         let (link, question) = (self.clone(), question.clone());
+        let latest = self.store.now() + i64::try_from(micros(self.timeout())).unwrap();
         // What is sent arrives, though the replica gives up.
         let asked = tokio::spawn(async move {
             tokio::time::sleep(link.round_trip / 2).await;
+            link.store.0.is_frozen.subscribe().wait_for(|is_frozen| !is_frozen).await.unwrap();
             let now = link.store.now();
-            let answer = lock(&link.store.0.script).ask(&link.name, &question, now);
+            let answer = lock(&link.store.0.script).ask(&link.name, &question, latest, now);
             tokio::time::sleep(link.round_trip / 2).await;
             answer
         });

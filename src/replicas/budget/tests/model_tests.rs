@@ -22,6 +22,8 @@ struct Step {
     spend: Spend,
     pause: Duration,
     open: Duration,
+    /// By how much the script runs after the latest time, if it does.
+    late: Option<i64>,
     most: u32,
     /// Which of its tokens it gives back, counted from the last, if any.
     refund: Option<usize>,
@@ -78,9 +80,11 @@ impl Model {
         self.read = Some(now);
     }
 
-    fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
-        self.paused = self.paused.max(now + signed(micros(question.pause)));
-        self.open = self.open.max(now + signed(micros(question.open)));
+    fn ask(&mut self, replica: usize, question: &Question, latest: i64, now: i64) -> Answer {
+        let (is_late, told) = (now > latest, now.min(latest));
+        let most = if is_late { 0 } else { question.most as usize };
+        self.paused = self.paused.max(told + signed(micros(question.pause)));
+        self.open = self.open.max(told + signed(micros(question.open)));
         let behind = self.read.map_or(0, |read| read - now);
         if behind > 0 {
             (self.base, self.takes) = (self.tat() - behind, Vec::new());
@@ -115,8 +119,8 @@ impl Model {
             let start = self.starts.get(&name).copied().unwrap_or(0).max(entry_virtual);
             starts.insert(name, start);
         }
-        let (mut tokens, mut wait) = (Vec::new(), signed(micros(LONGEST)));
-        while tokens.len() < question.most as usize {
+        let (mut tokens, mut wait) = (Vec::new(), signed(micros(if is_late { RETRY } else { LONGEST })));
+        while tokens.len() < most {
             let first = next_at(self.tat(), self.spend, now).max(self.paused);
             let at = |team: &str| {
                 let tat = self.tats.get(team).copied().unwrap_or(0);
@@ -157,7 +161,7 @@ impl Model {
             let name = (ask.team.clone(), ask.background);
             self.starts.insert(name.clone(), starts[&name]);
         }
-        let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0).cloned().collect();
+        let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0 && !is_late).cloned().collect();
         let left: Vec<Ask> = left.into_iter().map(|ask| Ask { limit: limit_of(&ask.team), ..ask }).collect();
         if !left.is_empty() {
             self.waiting.insert(replica, (now + wait + signed(micros(GRACE)), left));
@@ -199,16 +203,18 @@ fn step() -> impl Strategy<Value = Step> {
         spend,
         rarely(1_500_000),
         rarely(5_000_000),
+        prop_oneof![9 => Just(None), 1 => (1i64..3_000_000).prop_map(Some)],
         0u32..5,
         proptest::option::of(0usize..4),
         [calls(), calls(), calls()],
     )
-        .prop_map(|(passed, replica, spend, pause, open, most, refund, calls)| Step {
+        .prop_map(|(passed, replica, spend, pause, open, late, most, refund, calls)| Step {
             passed,
             replica,
             spend,
             pause,
             open,
+            late,
             most,
             refund,
             calls,
@@ -240,8 +246,9 @@ fn the_script_does_as_its_model() {
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
             let Step { spend, pause, open, most, .. } = *step;
             let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
-            let answer = store.ask(&step.replica.to_string(), &question, now);
-            let expected = model.ask(step.replica, &question, now);
+            let latest = now - step.late.unwrap_or(-100_000);
+            let answer = store.ask(&step.replica.to_string(), &question, latest, now);
+            let expected = model.ask(step.replica, &question, latest, now);
             prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
             held[step.replica].extend(answer.tokens.iter().map(|token| token.at));
         }
@@ -271,7 +278,7 @@ fn what_is_used_stays_within_the_bound() {
             let Step { pause, open, most, .. } = *step;
             let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
             paused = paused.max(now + signed(micros(pause)));
-            let answer = store.ask(&step.replica.to_string(), &question, now);
+            let answer = store.ask(&step.replica.to_string(), &question, now, now);
             for token in answer.tokens {
                 prop_assert!(signed(token.at) >= paused);
                 held[step.replica].push(token.at);

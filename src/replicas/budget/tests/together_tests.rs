@@ -61,6 +61,25 @@ async fn a_flush_gives_at_most_one_burst_more() {
     sent.assert_bound(50.0, 40.0, LATE);
 }
 
+/// What was sent to a store that froze is run when it thaws, though nobody waits for it any more.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_thaws_grants_nothing_to_those_who_gave_up() {
+    let Some(store) = SimulatedStore::start(2) else { return };
+    let (sent, links) = (Sent::default(), [(); 2].map(|()| store.link(NEAR)));
+    let loads: Vec<_> =
+        links.iter().map(|link| sent.load(&link.budget(limits(10, 10)), &team("a", 1), 5)).collect();
+    tokio::time::sleep(2 * S).await;
+    store.freeze(true);
+    tokio::time::sleep(3 * S).await;
+    let before = store.granted();
+    drop(loads);
+    links.iter().for_each(|link| drop(link.is_up.send_replace(false)));
+    store.freeze(false);
+    tokio::time::sleep(S).await;
+    assert_eq!(store.granted(), before);
+    assert_eq!(store.waiting(), 0, "nobody is kept from tokens by them");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_and_a_lower_rate_hold_for_all() {
     let Some(store) = SimulatedStore::start(2) else { return };
