@@ -6,11 +6,13 @@
 --
 -- Tokens come from a bucket (GCRA): `tat` is the time until which the tokens taken so far are paid for. A token is for the
 -- time `at` >= now, and needs max(tat, at) + period <= at + burst * period. So over any time T no more than
--- burst + T / period are granted. A token may be granted up to `ahead` before its time: the replica waits for it.
+-- burst + T / period are granted. A token may be granted up to `ahead` before its time: the replica waits for it. A
+-- replica that is farther away gets its tokens earlier, because it cannot ask as often.
 --
 -- Between teams: start-time fair queueing, as in `src/budget/fair_queue.rs`. A token is for the team with the least start
 -- tag of all that wait anywhere; calls of clients come before refreshes. If that team does not wait at the replica that
--- asks, the replica is told to ask again.
+-- asks, the replica is told to ask again. A replica that is far away may have the tokens of a round trip out of turn:
+-- otherwise each turn would cost a round trip. The start tags make up for it.
 --
 -- KEYS (all in one hash slot; each expires)
 --   1  hash  tat, paused, open: times; period, burst: the lowest of all replicas, read at `read`; virtual: the virtual
@@ -22,12 +24,13 @@
 --   1  the replica
 --   2  microseconds between two tokens; 0 is no limit      3  burst
 --   4  a pause, from now                                   5  for how long the circuit is open, from now
---   6  tokens wanted at most                               7  ahead: see above
+--   6  tokens wanted at most                               7  ahead for a replica that is near: see above
 --   8  after this silence a replica is gone                9  grace: a replica that comes so late does not wait any more
 --  10  the longest time until a replica asks again        11  after this time another asks again whose turn it is not
 --  12  the latest time at which the replica still waits for the reply: a store that froze runs the script late
---  13  number n of tokens that are given back, then the times of these
---  14+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  13  how long a round trip takes: how far away the replica is
+--  14  number n of tokens that are given back, then the times of these
+--  15+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
 --   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause   5 rest of the open circuit
@@ -51,7 +54,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local replica = ARGV[1]
 local own_period, own_burst = tonumber(ARGV[2]), tonumber(ARGV[3])
-local most, ahead, alive, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local away = tonumber(ARGV[13])
+local most, ahead, alive = tonumber(ARGV[6]), tonumber(ARGV[7]) + away, tonumber(ARGV[8])
+local grace = tonumber(ARGV[9]) + away
 local longest, retry, latest = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 
 local state = pairs_of(KEYS[1])
@@ -111,9 +116,9 @@ local function replay()
   tat = base
   for _, at in ipairs(log) do tat = math.max(tat, at) + period end
 end
-local refunds = tonumber(ARGV[13])
+local refunds = tonumber(ARGV[14])
 for i = 1, refunds do
-  local at = tonumber(ARGV[13 + i])
+  local at = tonumber(ARGV[14 + i])
   for j = 1, #log do
     if log[j] == at then
       table.remove(log, j)
@@ -142,7 +147,7 @@ local function want(team, class, team_period, team_burst)
   end
   return entry
 end
-for i = 14 + refunds, #ARGV, 6 do
+for i = 15 + refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
   asked[#asked + 1] = entry
@@ -164,10 +169,19 @@ local function next_at(of_tat, of_period, of_burst) return math.max(now, of_tat 
 
 local function of_limit(limit) return next_at(limit.tat, limit.period, limit.burst) end
 
+-- How many tokens a team that waits here may have out of turn.
+local early = most
+if period > 0 then early = math.min(early, math.floor(away / period)) end
+
+local function place_of(entry)
+  local start = math.max(entry.start, virtual)
+  return entry.here > 0 and start - early * entry.cost or start
+end
+
 -- Whether it is the turn of `entry` rather than of `other`.
 local function is_before(entry, other)
   if entry.class ~= other.class then return entry.class < other.class end
-  local start, others = math.max(entry.start, virtual), math.max(other.start, virtual)
+  local start, others = place_of(entry), place_of(other)
   if start ~= others then return start < others end
   return entry.name < other.name
 end
@@ -175,12 +189,16 @@ end
 local grants, wait = {}, is_late and retry or longest
 while #grants < 3 * most do
   local first = math.max(next_at(tat, period, burst), paused)
-  local best, best_at, soonest
+  local best, best_at, soonest, least
   for _, entry in pairs(wanted) do
     if entry.here > 0 or entry.there then
       local at = math.max(first, of_limit(entry.limit))
       if entry.here > 0 then soonest = math.min(soonest or at, at) end
-      if at <= now + ahead and (not best or is_before(entry, best)) then best, best_at = entry, at end
+      if at <= now + ahead then
+        if not best or entry.class < best.class then least = entry.start end
+        if not best or is_before(entry, best) then best, best_at = entry, at end
+        if entry.class == best.class then least = math.min(least, entry.start) end
+      end
     end
   end
   if not soonest then break end
@@ -193,8 +211,8 @@ while #grants < 3 * most do
     break
   end
   best.here = best.here - 1
-  virtual = math.max(best.start, virtual)
-  best.start = virtual + best.cost
+  best.start = math.max(best.start, virtual) + best.cost
+  virtual = math.max(least, virtual)
   local limit = best.limit
   if limit.period > 0 then limit.tat = math.max(limit.tat, best_at) + limit.period end
   tat = math.max(tat, best_at) + period
@@ -226,7 +244,7 @@ redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', whole(paused), 'open', 
 local keep = math.ceil((last - now + 60000000) / 1000)
 redis.call('PEXPIRE', KEYS[1], whole(keep))
 redis.call('PEXPIRE', KEYS[2], whole(alive * 2 / 1000))
-redis.call('PEXPIRE', KEYS[3], whole((longest + grace) / 1000))
+redis.call('PEXPIRE', KEYS[3], whole((longest + grace + 1000000) / 1000))
 -- Other teams may owe for longer than those that wait now.
 if redis.call('PTTL', KEYS[4]) < keep then redis.call('PEXPIRE', KEYS[4], whole(keep)) end
 

@@ -2,7 +2,7 @@
 //!
 //! Every token is granted by the store, in one atomic script (`budget.lua`), so that all replicas together stay within the
 //! account's rate and burst. [`SharedQuota`] is where a replica's [`AccountBudget`](crate::budget::AccountBudget) takes
-//! its tokens from. It never waits for the store itself: a task asks, holds what is granted for milliseconds, and tells
+//! its tokens from. It never waits for the store itself: a task asks, holds what is granted until its time, and tells
 //! the account to go on.
 //!
 //! * A token that is granted is for a team: the store knows who waits where, and whose turn it is.
@@ -19,6 +19,7 @@
 //! alone until the store has had time to be reached.
 
 mod ledger;
+mod pace;
 mod side;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use crate::replicas::{SharedStore, StoreError, StoreTime};
 
 /// The script that decides.
 pub(super) const SCRIPT: &str = include_str!("../budget.lua");
-/// A token is granted so long before its time: enough for the way back and for a timer.
+/// A token is granted so long before its time if the store is near: enough for the way back and for a timer.
 pub(super) const AHEAD: Duration = Duration::from_millis(10);
 /// A replica that asks so late does not wait any more.
 pub(super) const GRACE: Duration = Duration::from_millis(150);
@@ -55,6 +55,8 @@ pub(super) struct Question {
     pub(super) open: Duration,
     /// Tokens at most; none of any team if 0.
     pub(super) most: u32,
+    /// How long an ask takes.
+    pub(super) round_trip: Duration,
     /// The times of tokens that were not used.
     pub(super) refunds: Vec<u64>,
     /// Who waits.
@@ -163,7 +165,8 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
     for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
         command.arg(micros(time));
     }
-    command.arg(latest).arg(question.refunds.len()).arg(&question.refunds);
+    command.arg(latest).arg(micros(question.round_trip));
+    command.arg(question.refunds.len()).arg(&question.refunds);
     for Ask { team, background, weight, calls, limit } in &question.teams {
         command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
         command.arg(limit.period).arg(limit.burst);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
+use super::pace::Pace;
 use crate::accounts::Team;
 use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::Instant;
@@ -13,8 +14,6 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A token that is not used so long after its time is given back.
 const HOLD: Duration = Duration::from_millis(50);
-/// Tokens that are held at once.
-const MOST: usize = 4;
 /// A permit that was not used is given back within this time.
 const RETURNS: Duration = Duration::from_millis(500);
 /// After this many asks in a row without an answer this replica is alone.
@@ -85,6 +84,9 @@ pub(super) struct Replica {
     /// What the store was told that may be spent, and when that changed.
     told: Option<(Spend, Instant)>,
     opened_until: Option<Instant>,
+    pace: Pace,
+    /// When the ask that is under way began.
+    asked: Option<Instant>,
     /// How many asks in a row were not answered.
     failures: u32,
     /// Nothing is asked before, unless there is news.
@@ -112,6 +114,8 @@ impl Replica {
             known: Known::default(),
             told: None,
             opened_until: None,
+            pace: Pace::default(),
+            asked: None,
             failures: 0,
             ask_at: now,
             has_news: true,
@@ -184,7 +188,7 @@ impl Replica {
         self.has_news = false;
         let wanted = self.wanted(now);
         let calls = wanted.iter().map(|(_, calls)| *calls).max().unwrap_or(0);
-        let most = calls.min(u32::try_from(MOST - self.held.len()).unwrap_or(0));
+        let most = calls.min(u32::try_from(self.room()).unwrap_or(u32::MAX));
         let mut teams = Vec::with_capacity(wanted.len());
         for (demand, calls) in wanted {
             let Demand { team, background, .. } = demand;
@@ -193,11 +197,13 @@ impl Replica {
             teams.push(Ask { team: hidden, background, weight: team.weight, calls, limit });
         }
         let rest = |until: Option<Instant>| until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        self.asked = Some(now);
         Some(Question {
             spend: self.tell(now),
             pause: self.local.status(now).paused,
             open: rest(self.opened_until),
             most,
+            round_trip: self.pace.round_trip(),
             refunds: std::mem::take(&mut self.refunds),
             teams,
         })
@@ -206,7 +212,7 @@ impl Replica {
     /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not use
     /// a token, so that it is not kept from others.
     fn wanted(&self, now: Instant) -> Vec<(Demand, u32)> {
-        let may_use = self.local.nth_at(1, now) <= now + AHEAD && self.held.len() < MOST;
+        let may_use = self.local.nth_at(1, now) <= now + self.pace.ahead() && self.room() > 0;
         if !may_use || matches!(self.side, Side::Alone(_)) {
             return Vec::new();
         }
@@ -215,6 +221,11 @@ impl Replica {
             (demand.clone(), demand.calls.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX)))
         });
         unmet.filter(|(_, calls)| *calls > 0).collect()
+    }
+
+    /// How many tokens more may be held.
+    fn room(&self) -> usize {
+        self.pace.most(self.known.spend.period).saturating_sub(self.held.len())
     }
 
     /// Whether the store has to know that other teams wait here now. One that waits no longer must not keep others from
@@ -259,6 +270,9 @@ impl Replica {
             return self.failed(now);
         }
         self.failures = 0;
+        if let Some(asked) = self.asked.take() {
+            self.pace.answered(now.saturating_duration_since(asked));
+        }
         match self.side {
             Side::Starting(_) => self.side = Side::Shared,
             Side::Shared => {}
@@ -272,6 +286,10 @@ impl Replica {
         let until = |rest: Duration| (!rest.is_zero()).then(|| now + rest);
         if let Some(before) = self.known.granted {
             let own = answer.tokens.len() as u64;
+            if answer.granted < before.saturating_add(own) {
+                // The store has lost its data, and with it that these are paid for.
+                self.held.clear();
+            }
             let others = answer.granted.saturating_sub(before).saturating_sub(own);
             self.local.others_took(u32::try_from(others).unwrap_or(u32::MAX).min(10_000), now);
         }

@@ -119,6 +119,9 @@ impl Model {
             let start = self.starts.get(&name).copied().unwrap_or(0).max(entry_virtual);
             starts.insert(name, start);
         }
+        let ahead = signed(micros(AHEAD + question.round_trip));
+        let early = signed(micros(question.round_trip)).checked_div(signed(self.spend.period));
+        let early = early.unwrap_or(i64::MAX).min(signed(most as u64));
         let (mut tokens, mut wait) = (Vec::new(), signed(micros(if is_late { RETRY } else { LONGEST })));
         while tokens.len() < most {
             let first = next_at(self.tat(), self.spend, now).max(self.paused);
@@ -127,14 +130,14 @@ impl Model {
                 first.max(next_at(tat, limit_of(team), now))
             };
             let Some(soonest) = asks.iter().filter(|ask| ask.calls > 0).map(|ask| at(&ask.team)).min() else { break };
-            let all = asks.iter().filter(|ask| ask.calls > 0).chain(&elsewhere);
-            let ready = all.filter(|ask| at(&ask.team) <= now + signed(micros(AHEAD)));
-            let order = |ask: &&Ask| {
-                let start = starts[&(ask.team.clone(), ask.background)].max(self.virtual_time);
-                (ask.background, start, ask.team.clone())
-            };
-            let Some((background, start, team)) = ready.map(|ask| order(&ask)).min() else {
-                wait = signed(micros(LONGEST)).min(soonest - signed(micros(AHEAD)) - now);
+            let is_ready = |ask: &&Ask| ask.calls > 0 && at(&ask.team) <= now + ahead;
+            let start = |ask: &Ask| starts[&(ask.team.clone(), ask.background)].max(self.virtual_time);
+            let here = asks.iter().filter(is_ready).map(|ask| (ask, early * signed(COST / u64::from(ask.weight))));
+            let all = here.chain(elsewhere.iter().filter(is_ready).map(|ask| (ask, 0)));
+            let least = |of: bool| all.clone().filter(|(ask, _)| ask.background == of).map(|(ask, _)| start(ask)).min();
+            let order = |(ask, early): (&Ask, i64)| (ask.background, signed(start(ask)) - early, ask.team.clone());
+            let Some((background, _, team)) = all.clone().map(order).min() else {
+                wait = signed(micros(LONGEST)).min(soonest - ahead - now);
                 break;
             };
             let is_turn = |ask: &Ask| ask.team == team && ask.background == background && ask.calls > 0;
@@ -143,8 +146,9 @@ impl Model {
                 break;
             };
             let at = at(&team);
+            let (least, start) = (least(background).unwrap(), start(&asks[place]));
             asks[place].calls -= 1;
-            self.virtual_time = start;
+            self.virtual_time = least;
             starts.insert((team.clone(), background), start + COST / u64::from(asks[place].weight));
             let limit = limit_of(&team);
             if limit.period > 0 {
@@ -164,7 +168,7 @@ impl Model {
         let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0 && !is_late).cloned().collect();
         let left: Vec<Ask> = left.into_iter().map(|ask| Ask { limit: limit_of(&ask.team), ..ask }).collect();
         if !left.is_empty() {
-            self.waiting.insert(replica, (now + wait + signed(micros(GRACE)), left));
+            self.waiting.insert(replica, (now + wait + signed(micros(GRACE + question.round_trip)), left));
         }
         let rest = |until: i64| Duration::from_micros(u64::try_from(until - now).unwrap_or(0));
         let of_team =
@@ -245,7 +249,9 @@ fn the_script_does_as_its_model() {
             let own = &held[step.replica];
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
             let Step { spend, pause, open, most, .. } = *step;
-            let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
+            // The third is far away.
+            let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
+            let question = Question { spend, pause, open, most, round_trip, refunds, teams: asks(step.calls) };
             let latest = now - step.late.unwrap_or(-100_000);
             let answer = store.ask(&step.replica.to_string(), &question, latest, now);
             let expected = model.ask(step.replica, &question, latest, now);
@@ -276,7 +282,9 @@ fn what_is_used_stays_within_the_bound() {
             let refund = step.refund.filter(|place| *place < own.len()).map(|place| own.remove(own.len() - 1 - place));
             let refunds = refund.into_iter().collect();
             let Step { pause, open, most, .. } = *step;
-            let question = Question { spend, pause, open, most, refunds, teams: asks(step.calls) };
+            // The third is far away.
+            let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
+            let question = Question { spend, pause, open, most, round_trip, refunds, teams: asks(step.calls) };
             paused = paused.max(now + signed(micros(pause)));
             let answer = store.ask(&step.replica.to_string(), &question, now, now);
             for token in answer.tokens {
