@@ -222,13 +222,16 @@ impl Shared {
             Decision::Probe => true,
             Decision::Reject(wait) => return Err(circuit_open(wait)),
         };
-        let reservation = Reservation { is_probe, team: Arc::clone(&call.team), query };
-        if let Err(refused) = state.take_or_claim_team_token(&call.team, background, now) {
-            if is_probe {
-                state.circuit.probe_lost();
+        let team_token = match state.take_or_claim_team_token(&call.team, background, now) {
+            Ok(team_token) => team_token,
+            Err(refused) => {
+                if is_probe {
+                    state.circuit.probe_lost();
+                }
+                return Err(refused);
             }
-            return Err(refused);
-        }
+        };
+        let reservation = Reservation { is_probe, team_token, query };
         if state.wait_queue.would_be_first(background) && state.take(&waiting_teams[0].team, now) {
             // Uses up the call's reservation, if it has come back.
             state.wait_queue.position(&waiting_teams, background, &call.key, now);

@@ -11,6 +11,7 @@ use super::wait_queue::Waiting;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason, whole_seconds};
+use crate::core::limiter::Limiter;
 use crate::request::call::UpstreamCall;
 use crate::request::key::Key;
 use crate::request::waiters::{TeamWaiters, Waiters};
@@ -30,8 +31,8 @@ pub(super) struct Pending<P> {
 pub(super) struct Reservation {
     /// It is the circuit's probe.
     pub(super) is_probe: bool,
-    /// The team whose own upstream limit it counts against.
-    pub(super) team: Arc<Team>,
+    /// Where a token of the team's own upstream limit was taken from, if it has one.
+    pub(super) team_token: Option<Limiter>,
     /// What it asks for. See [`query_of`].
     pub(super) query: Key,
 }
@@ -49,7 +50,9 @@ impl<P> State<Pending<P>> {
         if reservation.is_probe {
             self.circuit.probe_lost();
         }
-        self.refund_team_token(&reservation.team);
+        if let Some(limiter) = &reservation.team_token {
+            limiter.refund();
+        }
     }
 
     /// How much longer a call would wait; zero where it does not wait.
@@ -79,9 +82,9 @@ impl<P> State<Pending<P>> {
         team: &Team,
         background: bool,
         now: Instant,
-    ) -> Result<(), GatewayError> {
+    ) -> Result<Option<Limiter>, GatewayError> {
         let refused = match self.take_team_token(team, background, now) {
-            Ok(()) => return Ok(()),
+            Ok(taken) => return Ok(taken),
             Err(refused) => refused,
         };
         let refresh = if background { None } else { self.wait_queue.last_refresh_of(&team.name) };

@@ -173,6 +173,11 @@ pub trait QuotaSource: Debug + Send {
         None
     }
 
+    /// Into how many parts the own upstream limits of teams are divided now, if other processes spend the other parts.
+    fn parts(&self) -> u32 {
+        1
+    }
+
     /// The circuit has opened until this time, because of what the upstream answered.
     fn circuit_opened(&mut self, _until: Instant) {}
 

@@ -43,11 +43,11 @@ impl TeamLimit {
     /// Clients come back late rather than early.
     const GRACE: Duration = Duration::from_secs(2);
 
-    /// Whether a refresh may take a token. Half of the burst is left to clients who may come at any time, and all of it
-    /// to those who were told to come back.
-    fn has_for_refreshes(&self, now: Instant) -> bool {
-        let for_clients = self.limiter.quota().burst() / 2;
-        self.reserved_until.is_none_or(|until| until <= now) && self.limiter.whole_tokens(now) > for_clients
+    /// Whether a refresh may take a token of `limiter`. Half of the burst is left to clients who may come at any time, and
+    /// all of it to those who were told to come back.
+    fn has_for_refreshes(&self, limiter: &Limiter, now: Instant) -> bool {
+        let for_clients = limiter.quota().burst() / 2;
+        self.reserved_until.is_none_or(|until| until <= now) && limiter.whole_tokens(now) > for_clients
     }
 }
 
@@ -156,15 +156,20 @@ impl<R> State<R> {
         self.quota.set_demand(&|| wait_queue.demand(free), now);
     }
 
-    /// Takes a token of a team's own upstream limit, if it has one.
-    pub(super) fn take_team_token(&mut self, team: &Team, background: bool, now: Instant) -> Result<(), GatewayError> {
+    /// Takes a token of a team's own upstream limit, if it has one. Returns the bucket that it is from.
+    pub(super) fn take_team_token(
+        &mut self,
+        team: &Team,
+        background: bool,
+        now: Instant,
+    ) -> Result<Option<Limiter>, GatewayError> {
         let elsewhere = self.quota.team_ready_at(team).filter(|at| *at > now);
-        let Some(limit) = self.team_limit(team, now) else { return Ok(()) };
-        let is_free = elsewhere.is_none() && (!background || limit.has_for_refreshes(now));
-        if is_free && limit.limiter.try_take(now) {
-            return Ok(());
+        let Some((limit, limiter)) = self.team_limit(team, now) else { return Ok(None) };
+        let is_free = elsewhere.is_none() && (!background || limit.has_for_refreshes(&limiter, now));
+        if is_free && limiter.try_take(now) {
+            return Ok(Some(limiter));
         }
-        let next = limit.limiter.nth_at(1, now).max(elsewhere.unwrap_or(now));
+        let next = limiter.nth_at(1, now).max(elsewhere.unwrap_or(now));
         let wait = whole_seconds(next.saturating_duration_since(now));
         if !background {
             limit.reserved_until = Some(now + wait + TeamLimit::GRACE);
@@ -173,26 +178,21 @@ impl<R> State<R> {
         Err(GatewayError::new(Reason::TeamRateLimit, message).with_retry_after(wait))
     }
 
-    /// Gives back a token of a team's own limit.
-    pub(super) fn refund_team_token(&self, team: &Team) {
-        if let Some(limit) = self.team_limits.get(&team.name) {
-            limit.limiter.refund();
-        }
-    }
-
-    fn team_limit(&mut self, team: &Team, now: Instant) -> Option<&mut TeamLimit> {
+    /// A team's own limit, and the bucket that its tokens are taken from now.
+    fn team_limit(&mut self, team: &Team, now: Instant) -> Option<(&mut TeamLimit, Limiter)> {
         let rate = team.upstream?;
         let quota = Quota::new(rate, rate.count());
         let new = || TeamLimit { limiter: Limiter::full(quota, now), reserved_until: None };
         let limit = self.team_limits.entry(Arc::clone(&team.name)).or_insert_with(new);
         limit.limiter.set_quota(quota, now);
-        Some(limit)
+        let limiter = limit.limiter.part(self.quota.parts());
+        Some((limit, limiter))
     }
 
     /// What a team has left upstream: of its own limit if it has one, otherwise of the account's. `None` without both.
     pub(super) fn allowance(&mut self, team: &Team, now: Instant) -> Option<Allowance> {
         let (tokens, next) = match self.team_limit(team, now) {
-            Some(TeamLimit { limiter, .. }) => (limiter.tokens(now), limiter.nth_at(1, now)),
+            Some((_, limiter)) => (limiter.tokens(now), limiter.nth_at(1, now)),
             None => (self.quota.status(now).tokens?, self.quota.nth_at(1, now)),
         };
         Some(match next {

@@ -140,6 +140,11 @@ impl Limiter {
         self.quota = quota;
     }
 
+    /// One of `n` equal [parts](Quota::part). Shares what is owed: a token of a part costs as much as `n` tokens.
+    pub fn part(&self, n: u32) -> Self {
+        Self { quota: self.quota.part(n), ..self.clone() }
+    }
+
     /// Takes a token if there is one.
     pub fn try_take(&self, now: Instant) -> bool {
         let clock = DecisionClock { now: self.since_epoch(now).into(), reads_origin: Cell::new(true) };

@@ -165,6 +165,10 @@ impl QuotaSource for SharedQuota {
         self.replica().team_ready_at(team)
     }
 
+    fn parts(&self) -> u32 {
+        self.replica().parts()
+    }
+
     fn circuit_opened(&mut self, until: Instant) {
         self.change(|replica| replica.circuit_opened(until));
     }

@@ -167,7 +167,20 @@ impl Replica {
 
     /// This replica's part of the account's quota.
     fn part(&self) -> Option<Quota> {
-        Some(self.local.quota()?.part(self.configured.max(self.living)))
+        Some(self.local.quota()?.part(self.all()))
+    }
+
+    /// How many replicas there are, as far as is known while this one is alone.
+    fn all(&self) -> u32 {
+        self.configured.max(self.living)
+    }
+
+    /// Into how many parts what replicas have in common is divided now.
+    pub(super) fn parts(&self) -> u32 {
+        match self.side {
+            Side::Alone(_) => self.all(),
+            _ => 1,
+        }
     }
 
     /// When the store is asked next, if there is no news before.

@@ -133,6 +133,32 @@ async fn without_the_store_a_replica_spends_its_part_from_an_empty_bucket() {
     assert!(sent[1] < 5 && (780..900).contains(&sent[2]), "a burst of 8 / 4: {sent:?}");
 }
 
+/// 8 a minute for 4 replicas: 2 at once, and another in 30 s.
+#[tokio::test(start_paused = true)]
+async fn without_the_store_a_replica_spends_its_part_of_a_teams_own_limit() {
+    let store = Scripted::new(false);
+    let budget = store.budget(limits(1000, 1000));
+    tokio::time::sleep(2 * S).await;
+    let limited = Team { upstream: Rate::new(8, 60 * S), ..team("a", 1) };
+    let told = async || {
+        let (call, _waiter) = call_of(&limited, 60 * S);
+        let refused = budget.acquire(&call).await.unwrap_err();
+        assert_eq!(refused.reason(), crate::core::error::Reason::TeamRateLimit);
+        refused.retry_after().unwrap()
+    };
+    // One that was not sent costs nothing.
+    let (call, _waiter) = call_of(&limited, 60 * S);
+    drop(budget.acquire(&call).await.unwrap());
+    for _ in 0..2 {
+        send(&budget, &limited).await;
+    }
+    assert_eq!(told().await, 30 * S);
+    // The others have spent as much, as far as is known.
+    store.is_up.send_replace(true);
+    tokio::time::sleep(S).await;
+    assert_eq!(told().await, 7 * S);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_store_that_does_not_answer_delays_by_three_timeouts() {
     let store = Scripted::new(true);
