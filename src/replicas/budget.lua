@@ -29,8 +29,9 @@
 --  10  the longest time until a replica asks again        11  after this time another asks again whose turn it is not
 --  12  the latest time at which the replica still waits for the reply: a store that froze runs the script late
 --  13  how long a round trip takes: how far away the replica is
---  14  number n of tokens that are given back, then the times of these
---  15+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  14  tokens that it spent while it did not reach this store, and that its part of the rate has not paid for
+--  15  number n of tokens that are given back, then the times of these
+--  16+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
 --   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause   5 rest of the open circuit
@@ -110,15 +111,23 @@ if not is_same or not state.read or behind > 0 or now >= field('read') + 1000000
   state.read = whole(now)
 end
 
+-- The bucket has filled while a replica spent tokens alone. They empty it at most.
+local spent_alone = tonumber(ARGV[14])
+if spent_alone > 0 then
+  local paid = math.max(tat, now)
+  tat = math.max(paid, math.min(paid + spent_alone * period, now + burst * period))
+  base, log = tat, {}
+end
+
 -- A token that was not used: as if it had never been taken. The latest tokens are in `log`, and `base` is the TAT before
 -- them. A token that is not there is not given back, so that never more comes back than was taken.
 local function replay()
   tat = base
   for _, at in ipairs(log) do tat = math.max(tat, at) + period end
 end
-local refunds = tonumber(ARGV[14])
+local refunds = tonumber(ARGV[15])
 for i = 1, refunds do
-  local at = tonumber(ARGV[14 + i])
+  local at = tonumber(ARGV[15 + i])
   for j = 1, #log do
     if log[j] == at then
       table.remove(log, j)
@@ -147,7 +156,7 @@ local function want(team, class, team_period, team_burst)
   end
   return entry
 end
-for i = 15 + refunds, #ARGV, 6 do
+for i = 16 + refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
   asked[#asked + 1] = entry

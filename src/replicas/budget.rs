@@ -15,9 +15,11 @@
 //! # Without the store
 //!
 //! While the store is not reached, or does not answer three times in a row, this replica is *alone*: it spends its part of
-//! the rate. Each change of side begins with an empty bucket, so that no tokens count twice. A process that starts is not
+//! the rate. Each change of side begins with an empty bucket, so that no tokens count twice. When the store is back, it is
+//! told what was spent meanwhile, because its own bucket has filled. A process that starts is not
 //! alone until the store has had time to be reached.
 
+mod alone;
 mod ledger;
 mod pace;
 mod side;

@@ -57,6 +57,8 @@ pub(super) struct Question {
     pub(super) most: u32,
     /// How long an ask takes.
     pub(super) round_trip: Duration,
+    /// Tokens that were spent while the store was not reached, and are not paid for yet.
+    pub(super) spent_alone: u64,
     /// The times of tokens that were not used.
     pub(super) refunds: Vec<u64>,
     /// Who waits.
@@ -166,7 +168,7 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
         command.arg(micros(time));
     }
     command.arg(latest).arg(micros(question.round_trip));
-    command.arg(question.refunds.len()).arg(&question.refunds);
+    command.arg(question.spent_alone).arg(question.refunds.len()).arg(&question.refunds);
     for Ask { team, background, weight, calls, limit } in &question.teams {
         command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
         command.arg(limit.period).arg(limit.burst);

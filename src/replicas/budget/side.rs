@@ -4,12 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::alone::AlonePart;
 use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
 use super::pace::Pace;
 use crate::accounts::Team;
 use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::Instant;
-use crate::core::limiter::{Limiter, Quota};
+use crate::core::limiter::Quota;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A token that is not used so long after its time is given back.
@@ -29,7 +30,7 @@ enum Side {
     /// From the store.
     Shared,
     /// From this replica's part; `None` without a limit.
-    Alone(Option<Limiter>),
+    Alone(Option<AlonePart>),
 }
 
 impl Turn {
@@ -80,6 +81,8 @@ pub(super) struct Replica {
     /// Tokens that were used recently, oldest first.
     used: VecDeque<(u64, Instant)>,
     refunds: Vec<u64>,
+    /// What is left of what was spent alone, once this replica shares again.
+    spent_alone: u64,
     known: Known,
     /// What the store was told that may be spent, and when that changed.
     told: Option<(Spend, Instant)>,
@@ -111,6 +114,7 @@ impl Replica {
             held: VecDeque::new(),
             used: VecDeque::new(),
             refunds: Vec::new(),
+            spent_alone: 0,
             known: Known::default(),
             told: None,
             opened_until: None,
@@ -162,12 +166,21 @@ impl Replica {
         self.known = Known::default();
         self.local.update(now);
         self.local.drain(now);
-        self.side = Side::Alone(self.part().map(|part| Limiter::empty(part, now)));
+        self.side = Side::Alone(self.part().map(|part| AlonePart::new(part, now)));
     }
 
     /// This replica's part of the account's quota.
     fn part(&self) -> Option<Quota> {
         Some(self.local.quota()?.part(self.all()))
+    }
+
+    /// Tokens that were spent alone, are not paid for, and that the store has not been told of. If its answer is lost, it
+    /// is told twice: then fewer tokens are granted.
+    fn spent_alone(&self, now: Instant) -> u64 {
+        match &self.side {
+            Side::Alone(Some(alone)) => self.spent_alone.saturating_add(alone.owed(now)),
+            _ => self.spent_alone,
+        }
     }
 
     /// How many replicas there are, as far as is known while this one is alone.
@@ -217,6 +230,7 @@ impl Replica {
             open: rest(self.opened_until),
             most,
             round_trip: self.pace.round_trip(),
+            spent_alone: self.spent_alone(now),
             refunds: std::mem::take(&mut self.refunds),
             teams,
         })
@@ -292,10 +306,12 @@ impl Replica {
             Side::Alone(_) => {
                 self.local.update(now);
                 self.local.drain(now);
+                self.spent_alone = self.spent_alone(now);
                 self.side = Side::Shared;
                 self.has_news = true;
             }
         }
+        self.spent_alone = self.spent_alone.saturating_sub(question.spent_alone);
         let until = |rest: Duration| (!rest.is_zero()).then(|| now + rest);
         if let Some(before) = self.known.granted {
             let own = answer.tokens.len() as u64;
@@ -368,8 +384,8 @@ impl Replica {
         let part = self.part();
         if let Side::Alone(alone) = &mut self.side {
             match (alone.as_mut(), part) {
-                (Some(limiter), Some(part)) => limiter.set_quota(part, now),
-                (_, part) => *alone = part.map(|part| Limiter::empty(part, now)),
+                (Some(alone), Some(part)) => alone.set_quota(part, now),
+                (_, part) => *alone = part.map(|part| AlonePart::new(part, now)),
             }
         }
         self.used.retain(|(_, at)| *at + RETURNS > now);
@@ -401,7 +417,7 @@ impl Replica {
     pub(super) fn ready(&self, now: Instant) -> Grant {
         let at = match (&self.side, self.held.front()) {
             (Side::Alone(alone), _) => {
-                let own = alone.as_ref().map_or(now, |limiter| limiter.nth_at(1, now));
+                let own = alone.as_ref().map_or(now, |alone| alone.limiter().nth_at(1, now));
                 own.max(self.local.nth_at(1, now)).max(self.resumes(now))
             }
             (_, Some(held)) => held.due.max(self.local.nth_at(1, now)).max(self.resumes(now)),
@@ -418,7 +434,7 @@ impl Replica {
         let is_for = |held: &Held| held.turn.team == team.name && held.due <= now;
         let place = self.held.iter().position(is_for);
         if let Side::Alone(alone) = &self.side {
-            if alone.as_ref().is_none_or(|limiter| limiter.try_take(now)) {
+            if alone.as_ref().is_none_or(|alone| alone.try_take(now)) {
                 return self.local.take(team, now);
             }
         } else if let Some(place) = place
@@ -435,8 +451,8 @@ impl Replica {
     pub(super) fn refund(&mut self, now: Instant) {
         match &self.side {
             Side::Alone(alone) => {
-                if let Some(limiter) = alone {
-                    limiter.refund();
+                if let Some(alone) = alone {
+                    alone.refund();
                     self.local.refund();
                 }
             }
@@ -498,7 +514,7 @@ impl Replica {
         let resumes = self.resumes(now);
         if let Side::Alone(alone) = &self.side {
             let local = self.local.nth_at(n, now);
-            return alone.as_ref().map_or(local, |limiter| limiter.nth_at(n, resumes).max(local));
+            return alone.as_ref().map_or(local, |alone| alone.limiter().nth_at(n, resumes).max(local));
         }
         let Spend { period, burst } = self.known.spend;
         let here: u64 = self.demand.iter().map(|demand| u64::from(demand.calls)).sum::<u64>().max(n.into());
@@ -526,7 +542,12 @@ impl Replica {
         let Spend { period, burst } = self.known.spend;
         match &self.side {
             Side::Alone(Some(alone)) => {
-                QuotaStatus { per_second: Some(alone.quota().per_second()), tokens: Some(alone.tokens(now)), paused }
+                let limiter = alone.limiter();
+                QuotaStatus {
+                    per_second: Some(limiter.quota().per_second()),
+                    tokens: Some(limiter.tokens(now)),
+                    paused,
+                }
             }
             Side::Shared if period > 0 => {
                 let owed = self.known.paid.map_or(0.0, |paid| paid.saturating_duration_since(now).as_secs_f64());

@@ -25,6 +25,7 @@ struct Step {
     /// By how much the script runs after the latest time, if it does.
     late: Option<i64>,
     most: u32,
+    spent_alone: u64,
     /// Which of its tokens it gives back, counted from the last, if any.
     refund: Option<usize>,
     /// For each team, calls of clients and refreshes that wait.
@@ -97,6 +98,11 @@ impl Model {
         let is_same = said.is_some_and(|(_, said)| said == question.spend);
         if !is_same || behind > 0 || self.read.is_none_or(|read| now >= read + 1_000_000) {
             self.read_limits(now);
+        }
+        if question.spent_alone > 0 {
+            let (paid, period) = (self.tat().max(now), signed(self.spend.period));
+            let spent = (paid + signed(question.spent_alone) * period).min(now + signed(self.spend.burst) * period);
+            (self.base, self.takes) = (paid.max(spent), Vec::new());
         }
         for at in &question.refunds {
             let recent = self.takes.len().saturating_sub(REMEMBERED);
@@ -209,10 +215,11 @@ fn step() -> impl Strategy<Value = Step> {
         rarely(5_000_000),
         prop_oneof![9 => Just(None), 1 => (1i64..3_000_000).prop_map(Some)],
         0u32..5,
+        prop_oneof![9 => Just(0), 1 => 1u64..9],
         proptest::option::of(0usize..4),
         [calls(), calls(), calls()],
     )
-        .prop_map(|(passed, replica, spend, pause, open, late, most, refund, calls)| Step {
+        .prop_map(|(passed, replica, spend, pause, open, late, most, spent_alone, refund, calls)| Step {
             passed,
             replica,
             spend,
@@ -220,6 +227,7 @@ fn step() -> impl Strategy<Value = Step> {
             open,
             late,
             most,
+            spent_alone,
             refund,
             calls,
         })
@@ -248,10 +256,11 @@ fn the_script_does_as_its_model() {
             now += step.passed;
             let own = &held[step.replica];
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
-            let Step { spend, pause, open, most, .. } = *step;
+            let Step { spend, pause, open, most, spent_alone, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
-            let question = Question { spend, pause, open, most, round_trip, refunds, teams: asks(step.calls) };
+            let teams = asks(step.calls);
+            let question = Question { spend, pause, open, most, round_trip, spent_alone, refunds, teams };
             let latest = now - step.late.unwrap_or(-100_000);
             let answer = store.ask(&step.replica.to_string(), &question, latest, now);
             let expected = model.ask(step.replica, &question, latest, now);
@@ -284,7 +293,8 @@ fn what_is_used_stays_within_the_bound() {
             let Step { pause, open, most, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
-            let question = Question { spend, pause, open, most, round_trip, refunds, teams: asks(step.calls) };
+            let question =
+                Question { spend, pause, open, most, round_trip, spent_alone: 0, refunds, teams: asks(step.calls) };
             paused = paused.max(now + signed(micros(pause)));
             let answer = store.ask(&step.replica.to_string(), &question, now, now);
             for token in answer.tokens {

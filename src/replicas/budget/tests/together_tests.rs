@@ -82,6 +82,29 @@ async fn a_store_that_thaws_grants_nothing_to_those_who_gave_up() {
     assert_eq!(store.waiting(), 0, "nobody is kept from tokens by them");
 }
 
+/// The replicas that were cut off spent their parts, and meanwhile the store's bucket has filled.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_returns_with_its_data_gives_no_burst_more() {
+    for cut_off in [2, 1] {
+        let Some(store) = SimulatedStore::start(2) else { return };
+        let (sent, links) = (Sent::default(), [(); 2].map(|()| store.link(NEAR)));
+        let budgets = links.clone().map(|link| link.budget(limits(10, 10)));
+        send(&budgets[0], &team("a", 1)).await;
+        links[..cut_off].iter().for_each(|link| drop(link.is_up.send_replace(false)));
+        tokio::time::sleep(60 * S).await;
+        let loads = budgets.each_ref().map(|budget| sent.load(budget, &team("a", 1), 8));
+        tokio::time::sleep(100 * MS).await;
+        links.iter().for_each(|link| drop(link.is_up.send_replace(true)));
+        tokio::time::sleep(3 * S).await;
+        drop(loads);
+        let (all, part) = (10.0, 10.0 * cut_off as f64 / 2.0);
+        // Whoever shares has the whole bucket, and whoever is alone has a part.
+        let burst = if cut_off == 2 { all } else { all + part };
+        sent.assert_bound(all, burst, 100 * MS + LATE);
+        assert!(sent.times().len() >= 36, "{}", sent.times().len());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_and_a_lower_rate_hold_for_all() {
     let Some(store) = SimulatedStore::start(2) else { return };
