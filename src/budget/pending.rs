@@ -60,7 +60,7 @@ impl<P> State<Pending<P>> {
         self.wait_queue.ahead_of(ticket).map_or(Duration::ZERO, |ahead| self.wait_behind(ahead, now))
     }
 
-    /// Reserves the place of a client that is told to come back after `wait`. A refresh does not come back.
+    /// Reserves the place of a client that is told to come back after `wait`, if that is soon. A refresh does not come back.
     pub(super) fn reserve_place(
         &mut self,
         waiting_teams: Vec<TeamWaiters>,
@@ -70,8 +70,10 @@ impl<P> State<Pending<P>> {
         wait: Duration,
         now: Instant,
     ) {
-        let limit = self.limits.queue;
-        if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| !background) {
+        /// Who is told to come back later than this rarely does, and a wait may be estimated much too long for a moment.
+        const LONGEST: Duration = Duration::from_secs(3600);
+        let (limit, is_reserved) = (self.limits.queue, !background && wait <= LONGEST);
+        if let Some(team_waiters) = waiting_teams.into_iter().next().filter(|_| is_reserved) {
             self.wait_queue.reserve(team_waiters, key, ticket, whole_seconds(wait), limit, now);
         }
     }

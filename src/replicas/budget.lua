@@ -30,12 +30,13 @@
 --  12  the latest time at which the replica still waits for the reply: a store that froze runs the script late
 --  13  how long a round trip takes: how far away the replica is
 --  14  tokens that it spent while it did not reach this store, and that its part of the rate has not paid for
---  15  number n of tokens that are given back, then the times of these
---  16+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  15  the longest pause                                  16  the longest time for which the circuit is open
+--  17  number n of tokens that are given back, then the times of these
+--  18+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
 --   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause   5 rest of the open circuit
---   6 granted  7 calls that wait elsewhere   8 ask again after this time
+--   6 granted  7 calls that wait elsewhere   8 ask again after this time   9 now
 --   for each team: after this time its own limit has a token
 --   for each token: the number of its team in ARGV, from 1; after this time it may be used; its time, to give it back
 
@@ -45,8 +46,19 @@ local function words(text)
   for word in string.gmatch(text or '', '%S+') do found[#found + 1] = word end
   return found
 end
+-- What this script cannot have written counts as absent, so that damage neither stops an account nor speeds it up.
+local function number(text)
+  return text and #text <= 16 and string.find(text, '^%d+$') and tonumber(text) or nil
+end
+local function get(command, key, ...)
+  local found = redis.pcall(command, key, ...)
+  if type(found) ~= 'table' or not found.err then return found end
+  if string.sub(found.err, 1, 9) ~= 'WRONGTYPE' then error(found.err, 0) end
+  redis.call('DEL', key)
+  return command == 'HGETALL' and {} or nil
+end
 local function pairs_of(key)
-  local flat, found = redis.call('HGETALL', key), {}
+  local flat, found = get('HGETALL', key), {}
   for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
   return found
 end
@@ -61,11 +73,19 @@ local grace = tonumber(ARGV[9]) + away
 local longest, retry, latest = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 
 local state = pairs_of(KEYS[1])
-local function field(name) return tonumber(state[name] or 0) end
+for _, name in ipairs({ 'tat', 'paused', 'open', 'period', 'burst', 'read', 'virtual', 'granted', 'base' }) do
+  local value = number(state[name])
+  if not value then
+    state = {}
+    break
+  end
+  state[name] = value
+end
+local function field(name) return state[name] or 0 end
 local tat, period, burst = field('tat'), field('period'), field('burst')
 local virtual, granted, base = field('virtual'), field('granted'), field('base')
-local log = words(state.log)
-for i = 1, #log do log[i] = tonumber(log[i]) end
+local log, read = state.log or '', state.read
+if #log > 64 * 17 or base > tat then base, log = tat, '' end
 -- Nobody would use a token of an ask that is late. What it tells is as old as that.
 local is_late, told = now > latest, math.min(now, latest)
 if is_late then most = 0 end
@@ -75,26 +95,31 @@ local open = math.max(field('open'), told + tonumber(ARGV[5]))
 -- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
 local behind = field('read') - now
 if behind > 0 then
-  tat, paused, open = tat - behind, math.max(now, paused - behind), math.max(now, open - behind)
-  base, log = tat, {}
+  tat = math.max(0, tat - behind)
+  paused, open = math.max(now, paused - behind), math.max(now, open - behind)
+  base, log = tat, ''
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
 end
 
+paused = math.min(paused, now + tonumber(ARGV[15]))
+open = math.min(open, now + tonumber(ARGV[16]))
+
 -- The lowest rate and burst of the replicas that live. 0, no limit, is the least period.
-local own = words(redis.call('HGET', KEYS[2], replica))
+local own = words(get('HGET', KEYS[2], replica))
 local is_same = tonumber(own[2] or -1) == own_period and tonumber(own[3] or -1) == own_burst
 redis.call('HSET', KEYS[2], replica, whole(now + alive) .. ' ' .. whole(own_period) .. ' ' .. whole(own_burst))
-if not is_same or not state.read or behind > 0 or now >= field('read') + 1000000 then
+local is_too_fast = own_period > 0 and (period < own_period or burst > own_burst)
+if not is_same or not read or behind > 0 or now >= read + 1000000 or is_too_fast then
   local least_period, least_burst = 0, nil
   for other, text in pairs(pairs_of(KEYS[2])) do
     local said = words(text)
-    local until_then = tonumber(said[1])
+    local until_then, their_period, their_burst = number(said[1]), number(said[2]), number(said[3])
     -- Later than any replica writes, also before the clock went back a little: it was forged, and would never end.
-    if not until_then or until_then < now or until_then > now + alive + 1000000 then
+    if not (until_then and their_period and their_burst) or until_then < now or until_then > now + alive + 1000000 then
       redis.call('HDEL', KEYS[2], other)
-    elseif tonumber(said[2]) > 0 then
-      least_period = math.max(least_period, tonumber(said[2]))
-      least_burst = math.min(least_burst or tonumber(said[3]), tonumber(said[3]))
+    elseif their_period > 0 then
+      least_period = math.max(least_period, their_period)
+      least_burst = math.min(least_burst or their_burst, their_burst)
     end
   end
   least_burst = math.max(least_burst or 1, 1)
@@ -105,10 +130,10 @@ if not is_same or not state.read or behind > 0 or now >= field('read') + 1000000
       local part = tat - now - tokens * period
       tat = now + tokens * least_period + math.ceil(part / period * least_period)
     end
-    base, log = tat, {}
+    base, log = tat, ''
   end
   period, burst = least_period, least_burst
-  state.read = whole(now)
+  read = now
 end
 
 -- The bucket has filled while a replica spent tokens alone. They empty it at most.
@@ -116,25 +141,27 @@ local spent_alone = tonumber(ARGV[14])
 if spent_alone > 0 then
   local paid = math.max(tat, now)
   tat = math.max(paid, math.min(paid + spent_alone * period, now + burst * period))
-  base, log = tat, {}
+  base, log = tat, ''
 end
 
--- A token that was not used: as if it had never been taken. The latest tokens are in `log`, and `base` is the TAT before
--- them. A token that is not there is not given back, so that never more comes back than was taken.
-local function replay()
-  tat = base
-  for _, at in ipairs(log) do tat = math.max(tat, at) + period end
-end
-local refunds = tonumber(ARGV[15])
+-- A token that was not used: as if it had never been taken. The latest tokens are in `log`, each with 16 digits and a
+-- space, and `base` is the TAT before them. A token that is not there is not given back, so that never more comes back
+-- than was taken.
+local function entry_of(at) return string.format('%016.0f ', at) end
+local refunds = tonumber(ARGV[17])
 for i = 1, refunds do
-  local at = tonumber(ARGV[15 + i])
-  for j = 1, #log do
-    if log[j] == at then
-      table.remove(log, j)
-      replay()
-      break
-    end
+  local from, to = string.find(log, entry_of(ARGV[17 + i]), 1, true)
+  if from then
+    log, tat = string.sub(log, 1, from - 1) .. string.sub(log, to + 1), base
+    for at in string.gmatch(log, '%d+') do tat = math.max(tat, tonumber(at)) + period end
   end
+end
+
+-- No token that is granted makes the TAT later than this. Where the burst has become less, the bucket is empty now.
+local function sound(of_tat, of_period, of_burst) return math.min(of_tat, now + 2 * longest + of_period * of_burst) end
+if sound(tat, period, burst) < tat then
+  tat = sound(tat, period, burst)
+  base, log = tat, ''
 end
 
 -- Who waits where. A team's refreshes queue apart from its clients' calls; its own limit is for both.
@@ -142,7 +169,7 @@ local asked, wanted, limits, elsewhere = {}, {}, {}, 0
 local function want(team, class, team_period, team_burst)
   local limit = limits[team]
   if not limit then
-    limit = { tat = tonumber(redis.call('HGET', KEYS[4], team) or 0), period = 0, burst = 0 }
+    limit = { tat = number(get('HGET', KEYS[4], team)) or 0, period = 0, burst = 0 }
     limits[team] = limit
   end
   -- Where the configured limits differ, the lower one counts.
@@ -150,21 +177,27 @@ local function want(team, class, team_period, team_burst)
   local name = team .. ':' .. class
   local entry = wanted[name]
   if not entry then
-    local start = math.max(tonumber(redis.call('HGET', KEYS[4], name) or 0), virtual)
+    local start = number(get('HGET', KEYS[4], name)) or 0
+    -- Nobody gets so many tokens out of turn, each of the greatest cost.
+    if start > virtual + 100 * 720720 then start = virtual end
+    start = math.max(start, virtual)
     entry = { name = name, team = team, class = class, here = 0, start = start, limit = limit }
     wanted[name] = entry
   end
   return entry
 end
-for i = 16 + refunds, #ARGV, 6 do
+for i = 18 + refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
+  entry.period, entry.burst = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
   asked[#asked + 1] = entry
 end
 for other, text in pairs(pairs_of(KEYS[3])) do
   local said = words(text)
-  local until_then = tonumber(said[1])
-  if other ~= replica and (not until_then or until_then < now or until_then > now + longest + grace + 1000000) then
+  local until_then, is_sound = number(said[1]), #said % 5 == 1
+  for i = 2, #said, 5 do is_sound = is_sound and number(said[i + 2]) and number(said[i + 3]) and number(said[i + 4]) end
+  is_sound = is_sound and until_then and until_then >= now and until_then <= now + longest + grace + 1000000
+  if other ~= replica and not is_sound then
     redis.call('HDEL', KEYS[3], other)
   elseif other ~= replica then
     for i = 2, #said, 5 do
@@ -173,6 +206,8 @@ for other, text in pairs(pairs_of(KEYS[3])) do
     end
   end
 end
+
+for _, limit in pairs(limits) do limit.tat = sound(limit.tat, limit.period, limit.burst) end
 
 local function next_at(of_tat, of_period, of_burst) return math.max(now, of_tat + of_period - of_period * of_burst) end
 
@@ -226,8 +261,11 @@ while #grants < 3 * most do
   if limit.period > 0 then limit.tat = math.max(limit.tat, best_at) + limit.period end
   tat = math.max(tat, best_at) + period
   granted = granted + 1
-  log[#log + 1] = best_at
-  if #log > 32 then base = math.max(base, table.remove(log, 1)) + period end
+  log = log .. entry_of(best_at)
+  if #log > 64 * 17 then
+    base = math.max(base, tonumber(string.sub(log, 1, 16)) or 0) + period
+    log = string.sub(log, 18)
+  end
   for _, value in ipairs({ best.number, best_at - now, best_at }) do grants[#grants + 1] = value end
   wait = 0
 end
@@ -240,16 +278,15 @@ for _, entry in ipairs(asked) do
   redis.call('HSET', KEYS[4], entry.name, whole(entry.start), entry.team, whole(limit.tat))
   if entry.here > 0 and not is_late then
     waits = true
-    local said = { entry.team, entry.class, whole(entry.here), whole(limit.period), whole(limit.burst) }
+    local said = { entry.team, entry.class, whole(entry.here), whole(entry.period), whole(entry.burst) }
     waiting = waiting .. ' ' .. table.concat(said, ' ')
   end
 end
 if waits then redis.call('HSET', KEYS[3], replica, waiting) else redis.call('HDEL', KEYS[3], replica) end
 
-for i = 1, #log do log[i] = whole(log[i]) end
 redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', whole(paused), 'open', whole(open), 'period', whole(period),
-  'burst', whole(burst), 'read', state.read, 'virtual', whole(virtual), 'granted', whole(granted), 'base', whole(base),
-  'log', table.concat(log, ' '))
+  'burst', whole(burst), 'read', whole(read), 'virtual', whole(virtual), 'granted', whole(granted), 'base', whole(base),
+  'log', log)
 local keep = math.ceil((last - now + 60000000) / 1000)
 redis.call('PEXPIRE', KEYS[1], whole(keep))
 redis.call('PEXPIRE', KEYS[2], whole(alive * 2 / 1000))
@@ -257,7 +294,7 @@ redis.call('PEXPIRE', KEYS[3], whole((longest + grace + 1000000) / 1000))
 -- Other teams may owe for longer than those that wait now.
 if redis.call('PTTL', KEYS[4]) < keep then redis.call('PEXPIRE', KEYS[4], whole(keep)) end
 
-local reply = { period, burst, tat - now, paused - now, open - now, granted, elsewhere, wait }
+local reply = { period, burst, tat - now, paused - now, open - now, granted, elsewhere, wait, now }
 for _, entry in ipairs(asked) do reply[#reply + 1] = of_limit(entry.limit) - now end
 for _, value in ipairs(grants) do reply[#reply + 1] = value end
 return reply

@@ -58,7 +58,7 @@ impl SharedQuota {
     }
 
     fn over(ledger: impl Ledger, limits: &Limits, clock: Clock) -> Self {
-        let replica = Replica::new(limits, ledger.configured(), ledger.timeout() * 2, clock.now());
+        let replica = Replica::new(limits, ledger.configured(), ledger.timeout(), clock.now());
         let replica = Arc::new(Mutex::new(replica));
         let (work, changes) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         tokio::spawn(ask(ledger, Arc::downgrade(&replica), Arc::clone(&work), Arc::clone(&changes), clock));

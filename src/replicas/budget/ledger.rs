@@ -8,7 +8,7 @@ use redis::Cmd;
 use tokio::sync::watch;
 
 use crate::accounts::Account;
-use crate::replicas::{SharedStore, StoreError, StoreTime};
+use crate::replicas::{SharedStore, StoreError};
 
 /// The script that decides.
 pub(super) const SCRIPT: &str = include_str!("../budget.lua");
@@ -55,8 +55,13 @@ pub(super) struct Question {
     pub(super) open: Duration,
     /// Tokens at most; none of any team if 0.
     pub(super) most: u32,
+    /// Until when an answer is waited for, on the store's clock in microseconds, if that is known.
+    pub(super) latest: Option<u64>,
     /// How long an ask takes.
     pub(super) round_trip: Duration,
+    /// The longest pause, and the longest time for which the circuit is open, by the configuration.
+    pub(super) longest_pause: Duration,
+    pub(super) longest_open: Duration,
     /// Tokens that were spent while the store was not reached, and are not paid for yet.
     pub(super) spent_alone: u64,
     /// The times of tokens that were not used.
@@ -91,6 +96,8 @@ pub(super) struct Answer {
     pub(super) elsewhere: u32,
     /// Ask again after this time.
     pub(super) wait: Duration,
+    /// The time of the answer on the store's clock, in microseconds.
+    pub(super) now: u64,
     /// For each team that was asked for: after this time its own limit has a token.
     pub(super) teams: Vec<Duration>,
     pub(super) tokens: Vec<Token>,
@@ -129,10 +136,7 @@ impl StoreLedger {
 
 impl Ledger for StoreLedger {
     async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
-        // The store's clock is known no earlier than it was read, so this is never too late.
-        let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
-        let latest = now.saturating_add(micros(self.timeout()));
-        let command = command(SCRIPT, &self.keys, self.store.id(), question, latest);
+        let command = command(SCRIPT, &self.keys, self.store.id(), question);
         let reply: Vec<i64> = self.store.run("budget", &command).await?;
         read(&reply, question.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
     }
@@ -158,8 +162,8 @@ impl Ledger for StoreLedger {
     }
 }
 
-/// The call of the script, whose reply is waited for until it is `latest` on the store's clock.
-pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question: &Question, latest: u64) -> Cmd {
+/// The call of the script.
+pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question: &Question) -> Cmd {
     let mut command = redis::cmd("EVAL");
     command.arg(script).arg(keys.len()).arg(keys).arg(replica);
     command.arg(question.spend.period).arg(question.spend.burst);
@@ -167,8 +171,13 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
     for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
         command.arg(micros(time));
     }
-    command.arg(latest).arg(micros(question.round_trip));
-    command.arg(question.spent_alone).arg(question.refunds.len()).arg(&question.refunds);
+    command.arg(question.latest.unwrap_or(u64::MAX)).arg(micros(question.round_trip));
+    command.arg(question.spent_alone);
+    command
+        .arg(micros(question.longest_pause))
+        .arg(micros(question.longest_open))
+        .arg(question.refunds.len())
+        .arg(&question.refunds);
     for Ask { team, background, weight, calls, limit } in &question.teams {
         command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
         command.arg(limit.period).arg(limit.burst);
@@ -178,7 +187,7 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
 
 /// Reads the script's reply to a question about so many teams.
 pub(super) fn read(reply: &[i64], teams: usize) -> Option<Answer> {
-    let (&[period, burst, owed, pause, open, granted, elsewhere, wait], rest) = reply.split_first_chunk::<8>()?;
+    let (&[period, burst, owed, pause, open, granted, elsewhere, wait, now], rest) = reply.split_first_chunk::<9>()?;
     let (waits, tokens) = rest.split_at_checked(teams)?;
     let token = |token: &[i64]| {
         let &[team, after, at] = token else { return None };
@@ -193,6 +202,7 @@ pub(super) fn read(reply: &[i64], teams: usize) -> Option<Answer> {
         granted: u64::try_from(granted).ok()?,
         elsewhere: u32::try_from(elsewhere).unwrap_or(u32::MAX),
         wait: duration(wait),
+        now: u64::try_from(now).ok()?,
         teams: waits.iter().map(|wait| duration(*wait)).collect(),
         tokens: tokens.chunks(3).map(token).collect::<Option<_>>()?,
     })

@@ -1,5 +1,7 @@
 //! What one replica knows of the common budget, and what it does with it. Pure: time is passed in, nothing waits.
 
+mod view;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use super::alone::AlonePart;
 use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
 use super::pace::Pace;
 use crate::accounts::Team;
-use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, QuotaStatus, Turn};
+use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, Turn};
 use crate::core::clock::Instant;
 use crate::core::limiter::Quota;
 use crate::semantics::upstream_headers::RateLimitHeaders;
@@ -87,6 +89,9 @@ pub(super) struct Replica {
     /// What the store was told that may be spent, and when that changed.
     told: Option<(Spend, Instant)>,
     opened_until: Option<Instant>,
+    timeout: Duration,
+    /// The store's clock when it answered last, in microseconds, and when that was here. It is never later than it was.
+    store_time: Option<(u64, Instant)>,
     pace: Pace,
     /// When the ask that is under way began.
     asked: Option<Instant>,
@@ -99,10 +104,12 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    /// A full bucket. It is not alone before `patience` has passed.
-    pub(super) fn new(limits: &Limits, configured: u32, patience: Duration, now: Instant) -> Self {
+    /// A full bucket. An ask takes `timeout` at most. It is not alone before twice that time has passed.
+    pub(super) fn new(limits: &Limits, configured: u32, timeout: Duration, now: Instant) -> Self {
         Self {
-            side: Side::Starting(now + patience),
+            side: Side::Starting(now + timeout * 2),
+            timeout,
+            store_time: None,
             local: LocalQuota::new(limits, now),
             longest_pause: limits.max_pause,
             longest_open: limits.circuit.open,
@@ -188,14 +195,6 @@ impl Replica {
         self.configured.max(self.living)
     }
 
-    /// Into how many parts what replicas have in common is divided now.
-    pub(super) fn parts(&self) -> u32 {
-        match self.side {
-            Side::Alone(_) => self.all(),
-            _ => 1,
-        }
-    }
-
     /// When the store is asked next, if there is no news before.
     pub(super) fn next_ask(&self, now: Instant) -> Instant {
         match self.side {
@@ -229,11 +228,20 @@ impl Replica {
             pause: self.local.status(now).paused,
             open: rest(self.opened_until),
             most,
+            latest: self.latest(now),
             round_trip: self.pace.round_trip(),
+            longest_pause: self.longest_pause,
+            longest_open: self.longest_open,
             spent_alone: self.spent_alone(now),
             refunds: std::mem::take(&mut self.refunds),
             teams,
         })
+    }
+
+    /// Until when an answer is waited for, on the store's clock.
+    fn latest(&self, now: Instant) -> Option<u64> {
+        let (then, at) = self.store_time?;
+        Some(then.saturating_add(ledger::micros(now.saturating_duration_since(at) + self.timeout)))
     }
 
     /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not use
@@ -279,24 +287,10 @@ impl Replica {
         }
     }
 
-    /// Whether the store says that more is owed than replicas can have taken. Its state was damaged, and would stop the
-    /// account for good.
-    fn owes_too_much(&self, answer: &Answer) -> bool {
-        /// Many bursts, because the configured burst may just have become less.
-        const BURSTS: u64 = 16;
-        const LEAST: u64 = 256;
-        let own = self.local.quota().map(|quota| spend(&quota)).unwrap_or_default();
-        let (period, burst) = (answer.spend.period.max(own.period), answer.spend.burst.max(own.burst));
-        let longest = period.saturating_mul(burst.saturating_mul(BURSTS).saturating_add(LEAST));
-        period > 0 && ledger::micros(answer.owed) > longest
-    }
-
     /// The store has answered.
     pub(super) fn answered(&mut self, question: &Question, answer: &Answer, now: Instant) {
-        if self.owes_too_much(answer) {
-            return self.failed(now);
-        }
         self.failures = 0;
+        self.store_time = Some((answer.now, now));
         if let Some(asked) = self.asked.take() {
             self.pace.answered(now.saturating_duration_since(asked));
         }
@@ -315,7 +309,7 @@ impl Replica {
         let until = |rest: Duration| (!rest.is_zero()).then(|| now + rest);
         if let Some(before) = self.known.granted {
             let own = answer.tokens.len() as u64;
-            if answer.granted < before.saturating_add(own) {
+            if answer.granted < before {
                 // The store has lost its data, and with it that these are paid for.
                 self.held.clear();
             }
@@ -408,12 +402,6 @@ impl Replica {
         any
     }
 
-    /// The later of the pauses that this replica and others have learnt of.
-    fn resumes(&self, now: Instant) -> Instant {
-        let own = now + self.local.status(now).paused;
-        self.known.paused_until.map_or(own, |until| until.max(own))
-    }
-
     pub(super) fn ready(&self, now: Instant) -> Grant {
         let at = match (&self.side, self.held.front()) {
             (Side::Alone(alone), _) => {
@@ -481,17 +469,9 @@ impl Replica {
         }
     }
 
-    pub(super) fn team_ready_at(&self, team: &Team) -> Option<Instant> {
-        self.known.teams.get(&team.name).copied()
-    }
-
     pub(super) fn circuit_opened(&mut self, until: Instant) {
         self.opened_until = Some(until);
         self.has_news = true;
-    }
-
-    pub(super) fn circuit_open_until(&self) -> Option<Instant> {
-        self.known.open_until
     }
 
     pub(super) fn rate_limited(
@@ -507,55 +487,6 @@ impl Replica {
         self.has_news = true;
         self.give_back(|_| true);
         paused
-    }
-
-    /// When the `n`-th token is expected here, if those that wait elsewhere get their part meanwhile.
-    pub(super) fn nth_at(&self, n: u32, now: Instant) -> Instant {
-        let resumes = self.resumes(now);
-        if let Side::Alone(alone) = &self.side {
-            let local = self.local.nth_at(n, now);
-            return alone.as_ref().map_or(local, |alone| alone.limiter().nth_at(n, resumes).max(local));
-        }
-        let Spend { period, burst } = self.known.spend;
-        let here: u64 = self.demand.iter().map(|demand| u64::from(demand.calls)).sum::<u64>().max(n.into());
-        let all = u64::from(n).saturating_mul(here.saturating_add(self.known.elsewhere.into())) / here.max(1);
-        // Tokens that are held are already paid for.
-        let all = all.saturating_sub(self.held.len() as u64);
-        let paid = self.known.paid.map_or(resumes, |paid| paid.max(resumes));
-        let from_resumes = Duration::from_micros(period.saturating_mul(all).min(u64::MAX / 1000));
-        let depth = Duration::from_micros(period.saturating_mul(burst).min(u64::MAX / 1000));
-        let paid_at = (paid - resumes).saturating_add(from_resumes).saturating_sub(depth);
-        (resumes + paid_at.min(Duration::from_secs(366 * 86_400))).max(self.local.nth_at(n, now))
-    }
-
-    pub(super) fn concurrency(&self, now: Instant) -> u32 {
-        let replicas = match self.side {
-            Side::Shared => self.living,
-            _ => self.living.max(self.configured),
-        };
-        (self.local.concurrency(now) / replicas).max(1)
-    }
-
-    pub(super) fn status(&self, now: Instant) -> QuotaStatus {
-        let local = self.local.status(now);
-        let paused = self.resumes(now).saturating_duration_since(now);
-        let Spend { period, burst } = self.known.spend;
-        match &self.side {
-            Side::Alone(Some(alone)) => {
-                let limiter = alone.limiter();
-                QuotaStatus {
-                    per_second: Some(limiter.quota().per_second()),
-                    tokens: Some(limiter.tokens(now)),
-                    paused,
-                }
-            }
-            Side::Shared if period > 0 => {
-                let owed = self.known.paid.map_or(0.0, |paid| paid.saturating_duration_since(now).as_secs_f64());
-                let per_second = 1e6 / period as f64;
-                QuotaStatus { per_second: Some(per_second), tokens: Some(burst as f64 - owed * per_second), paused }
-            }
-            _ => QuotaStatus { paused, ..local },
-        }
     }
 }
 

@@ -4,12 +4,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::advance;
 
-use super::ledger::{Answer, Ask, Question, SCRIPT, Spend, Token, command, micros, read};
+use super::ledger::{Answer, Ask, Question, SCRIPT, Spend, Token, command, read};
 use super::*;
 use crate::budget::{AccountBudget, AttemptOutcome, CircuitPolicy};
 use crate::core::backoff::Backoff;
@@ -23,6 +24,7 @@ use crate::semantics::request_directives::Urgency;
 use crate::twilio::endpoint::Operation;
 
 mod alone_tests;
+mod damage_tests;
 mod model_tests;
 mod real_tests;
 mod together_tests;
@@ -90,11 +92,11 @@ impl TimedScript {
         Self { connection: server.connection(), script }
     }
 
-    fn ask(&mut self, replica: &str, question: &Question, latest: i64, now: i64) -> Answer {
+    fn ask(&mut self, replica: &str, question: &Question, now: i64) -> Answer {
         let time = [("seconds", now / 1_000_000), ("micros", now % 1_000_000)];
         redis::cmd("MSET").arg(&time).exec(&mut self.connection).unwrap();
         let keys = ["budget", "limits", "waiting", "teams"].map(str::to_owned);
-        let command = command(&self.script, &keys, replica, question, u64::try_from(latest).unwrap());
+        let command = command(&self.script, &keys, replica, question);
         let reply: Vec<i64> = command.query(&mut self.connection).unwrap();
         read(&reply, question.teams.len()).unwrap()
     }
@@ -110,6 +112,8 @@ struct Simulated {
     begun: Instant,
     replicas: u32,
     is_frozen: watch::Sender<bool>,
+    /// What its clock shows more than at the beginning, apart from the time that has passed, in microseconds.
+    ahead: AtomicI64,
 }
 
 impl SimulatedStore {
@@ -118,7 +122,14 @@ impl SimulatedStore {
         let server = TestServer::start()?;
         let script = Mutex::new(TimedScript::new(&server));
         let is_frozen = watch::Sender::new(false);
-        Some(Self(Arc::new(Simulated { server, script, begun: Instant::now(), replicas, is_frozen })))
+        Some(Self(Arc::new(Simulated {
+            server,
+            script,
+            begun: Instant::now(),
+            replicas,
+            is_frozen,
+            ahead: AtomicI64::new(0),
+        })))
     }
 
     /// One replica's way to it, which takes `round_trip`.
@@ -132,21 +143,20 @@ impl SimulatedStore {
         self.0.is_frozen.send_replace(is_frozen);
     }
 
-    /// Tokens that were granted so far.
-    fn granted(&self) -> u64 {
-        let mut script = lock(&self.0.script);
-        redis::cmd("HGET").arg("budget").arg("granted").query(&mut script.connection).unwrap()
-    }
-
-    /// Replicas where calls wait, as it knows.
-    fn waiting(&self) -> usize {
-        let mut script = lock(&self.0.script);
-        redis::cmd("HLEN").arg("waiting").query(&mut script.connection).unwrap()
+    /// Runs another command. Its words have spaces between them, and commas stand for spaces in them.
+    fn run<T: redis::FromRedisValue>(&self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        command
+            .arg(words.map(|word| word.replace(',', " ")).collect::<Vec<_>>())
+            .query(&mut lock(&self.0.script).connection)
+            .unwrap()
     }
 
     /// Microseconds since 1970 on its clock.
     fn now(&self) -> i64 {
-        1_800_000_000_000_000 + i64::try_from(self.0.begun.elapsed().as_micros()).unwrap()
+        let passed = i64::try_from(self.0.begun.elapsed().as_micros()).unwrap();
+        1_800_000_000_000_000 + self.0.ahead.load(SeqCst) + passed
     }
 }
 
@@ -159,6 +169,11 @@ struct Link {
 }
 
 impl Link {
+    /// Opens or cuts it.
+    fn reach(&self, is_up: bool) {
+        self.is_up.send_replace(is_up);
+    }
+
     /// A replica that takes this way.
     fn budget(&self, limits: Limits) -> AccountBudget {
         let clock = Clock::simulated();
@@ -170,13 +185,12 @@ impl Link {
 impl Ledger for Link {
     async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
         let (link, question) = (self.clone(), question.clone());
-        let latest = self.store.now() + i64::try_from(micros(self.timeout())).unwrap();
         // What is sent arrives, though the replica gives up.
         let asked = tokio::spawn(async move {
             tokio::time::sleep(link.round_trip / 2).await;
             link.store.0.is_frozen.subscribe().wait_for(|is_frozen| !is_frozen).await.unwrap();
             let now = link.store.now();
-            let answer = lock(&link.store.0.script).ask(&link.name, &question, latest, now);
+            let answer = lock(&link.store.0.script).ask(&link.name, &question, now);
             tokio::time::sleep(link.round_trip / 2).await;
             answer
         });
@@ -229,8 +243,14 @@ impl Sent {
             let (budget, team, sent) = (budget.clone(), team.clone(), self.clone());
             tasks.spawn(async move {
                 loop {
-                    let at = send(&budget, &team).await;
-                    lock(&sent.0).push((Arc::clone(&team.name), at));
+                    let (call, _waiter) = call_of(&team, 60 * S);
+                    let Ok(mut permit) = budget.acquire(&call).await else {
+                        tokio::time::sleep(10 * MS).await;
+                        continue;
+                    };
+                    permit.spend();
+                    lock(&sent.0).push((Arc::clone(&team.name), Instant::now()));
+                    permit.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
                 }
             });
         }

@@ -294,7 +294,7 @@ async fn the_task_ends_with_the_account() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_damaged_state_in_the_store_stops_nobody_for_good() {
+async fn no_pause_is_longer_than_configured() {
     const YEAR: Duration = Duration::from_secs(365 * 86_400);
     let store = Scripted::new(true);
     let budget = store.budget(limits(100, 100));
@@ -302,11 +302,4 @@ async fn a_damaged_state_in_the_store_stops_nobody_for_good() {
     store.next(|_| Answer { pause: YEAR, open: YEAR, ..grant(&[], 0) });
     tokio::time::sleep(2 * S).await;
     assert!(budget.status().paused <= 300 * S, "{:?}", budget.status());
-    tokio::time::sleep(300 * S).await;
-    for _ in 0..100 {
-        store.next(|_| Answer { owed: YEAR, ..grant(&[], 0) });
-    }
-    let begun = Instant::now();
-    send(&budget, &team("a", 1)).await;
-    assert!(begun.elapsed() < 5 * S, "alone after three such answers, but after {:?}", begun.elapsed());
 }

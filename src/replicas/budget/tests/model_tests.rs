@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::super::ledger::{AHEAD, ALIVE, COST, GRACE, LONGEST, RETRY};
+use super::super::ledger::{AHEAD, ALIVE, COST, GRACE, LONGEST, RETRY, micros};
 use super::*;
 
 /// A take is remembered for a refund until so many others came after it.
-const REMEMBERED: usize = 32;
+const REMEMBERED: usize = 64;
 
 /// What a replica does.
 #[derive(Debug, Clone)]
@@ -81,19 +81,22 @@ impl Model {
         self.read = Some(now);
     }
 
-    fn ask(&mut self, replica: usize, question: &Question, latest: i64, now: i64) -> Answer {
+    fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
+        let latest = question.latest.map_or(i64::MAX, signed);
         let (is_late, told) = (now > latest, now.min(latest));
         let most = if is_late { 0 } else { question.most as usize };
         self.paused = self.paused.max(told + signed(micros(question.pause)));
         self.open = self.open.max(told + signed(micros(question.open)));
         let behind = self.read.map_or(0, |read| read - now);
         if behind > 0 {
-            (self.base, self.takes) = (self.tat() - behind, Vec::new());
+            (self.base, self.takes) = ((self.tat() - behind).max(0), Vec::new());
             self.paused = now.max(self.paused - behind);
             self.open = now.max(self.open - behind);
             (self.limits, self.waiting) = Default::default();
             (self.starts, self.tats) = Default::default();
         }
+        self.paused = self.paused.min(now + signed(micros(question.longest_pause)));
+        self.open = self.open.min(now + signed(micros(question.longest_open)));
         let said = self.limits.insert(replica, (now + signed(micros(ALIVE)), question.spend));
         let is_same = said.is_some_and(|(_, said)| said == question.spend);
         if !is_same || behind > 0 || self.read.is_none_or(|read| now >= read + 1_000_000) {
@@ -109,6 +112,11 @@ impl Model {
             if let Some(place) = self.takes[recent..].iter().position(|take| *take == signed(*at)) {
                 self.takes.remove(recent + place);
             }
+        }
+        // Where the burst has become less, no more is owed than empties the bucket.
+        let empty = now + 2 * signed(micros(LONGEST)) + signed(self.spend.period * self.spend.burst);
+        if self.tat() > empty {
+            (self.base, self.takes) = (empty, Vec::new());
         }
         self.waiting.remove(&replica);
         self.waiting.retain(|_, (until, _)| *until >= now);
@@ -172,7 +180,6 @@ impl Model {
             self.starts.insert(name.clone(), starts[&name]);
         }
         let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0 && !is_late).cloned().collect();
-        let left: Vec<Ask> = left.into_iter().map(|ask| Ask { limit: limit_of(&ask.team), ..ask }).collect();
         if !left.is_empty() {
             self.waiting.insert(replica, (now + wait + signed(micros(GRACE + question.round_trip)), left));
         }
@@ -187,6 +194,7 @@ impl Model {
             granted: self.granted,
             elsewhere: elsewhere.iter().map(|ask| ask.calls).sum(),
             wait: rest(now + wait),
+            now: u64::try_from(now).unwrap(),
             teams: question.teams.iter().map(of_team).collect(),
             tokens,
         }
@@ -233,6 +241,10 @@ fn step() -> impl Strategy<Value = Step> {
         })
 }
 
+fn question() -> Question {
+    Question { longest_pause: 2 * S, longest_open: 9 * S, ..Question::default() }
+}
+
 fn asks(calls: [(u32, u32); 3]) -> Vec<Ask> {
     let team = |number: usize, background: bool, calls: u32| {
         // The third has a limit of its own.
@@ -259,11 +271,24 @@ fn the_script_does_as_its_model() {
             let Step { spend, pause, open, most, spent_alone, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
+            let (longest_pause, longest_open) = (S, 3 * S);
+            let latest = step.late.map(|late| u64::try_from(now - late).unwrap());
             let teams = asks(step.calls);
-            let question = Question { spend, pause, open, most, round_trip, spent_alone, refunds, teams };
-            let latest = now - step.late.unwrap_or(-100_000);
-            let answer = store.ask(&step.replica.to_string(), &question, latest, now);
-            let expected = model.ask(step.replica, &question, latest, now);
+            let question = Question {
+                spend,
+                pause,
+                open,
+                most,
+                latest,
+                round_trip,
+                spent_alone,
+                longest_pause,
+                longest_open,
+                refunds,
+                teams,
+            };
+            let answer = store.ask(&step.replica.to_string(), &question, now);
+            let expected = model.ask(step.replica, &question, now);
             prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
             held[step.replica].extend(answer.tokens.iter().map(|token| token.at));
         }
@@ -294,9 +319,9 @@ fn what_is_used_stays_within_the_bound() {
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
             let question =
-                Question { spend, pause, open, most, round_trip, spent_alone: 0, refunds, teams: asks(step.calls) };
+                Question { spend, pause, open, most, round_trip, refunds, teams: asks(step.calls), ..question() };
             paused = paused.max(now + signed(micros(pause)));
-            let answer = store.ask(&step.replica.to_string(), &question, now, now);
+            let answer = store.ask(&step.replica.to_string(), &question, now);
             for token in answer.tokens {
                 prop_assert!(signed(token.at) >= paused);
                 held[step.replica].push(token.at);
