@@ -13,6 +13,7 @@ use http_body_util::Full;
 use insights_gateway::accounts::Account;
 use insights_gateway::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Tier};
 use insights_gateway::core::clock::Instant;
+use insights_gateway::request::context::RequestContext;
 use insights_gateway::request::key::Key;
 use insights_gateway::stack::{self, SharedState};
 use tower::ServiceExt;
@@ -39,7 +40,7 @@ impl Journal {
 
 impl Tier for Journal {
     /// It stores nothing, so it never has a response.
-    fn get(&self, _: &Arc<Account>, _: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
+    fn get(&self, _: &Arc<Account>, _: &Key, _: &Arc<RequestContext>, _: Instant) -> Option<BoxFuture<'static, ()>> {
         None
     }
 

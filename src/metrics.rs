@@ -102,6 +102,8 @@ pub struct Metrics {
     pub shared_duration: Family<SharedOperationLabels, Histogram, Seconds>,
     /// Values of the shared store that could not be opened.
     pub shared_unsealed: Counter,
+    /// Pages that were not put into the shared store.
+    pub shared_skipped: Family<ReasonLabels, Counter>,
     /// Replicas that share the store now, this one included; absent if no store is configured.
     pub replicas: Family<NoLabels, Gauge>,
     /// Spans of traces.
@@ -155,6 +157,7 @@ impl Metrics {
             shared_operations: Family::default(),
             shared_duration: Family::new_with_constructor(Seconds),
             shared_unsealed: Counter::default(),
+            shared_skipped: Family::default(),
             replicas: Family::default(),
             spans: Family::default(),
             credential_echoes: Family::default(),
@@ -228,6 +231,11 @@ impl Metrics {
             "shared_unsealed",
             "Values of the shared store that could not be opened",
             metrics.shared_unsealed.clone(),
+        );
+        r.register(
+            "shared_skipped",
+            "Pages that were not put into the shared store, by why not",
+            metrics.shared_skipped.clone(),
         );
         r.register("replicas", "Replicas that share the store now", metrics.replicas.clone());
         r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());

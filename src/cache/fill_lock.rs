@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -21,6 +22,12 @@ pub(crate) trait FillLock: Debug + Send + Sync {
     /// Claims a flight. Ends within the time that one operation of the lock may take, and is not to be dropped before: a
     /// claim that was granted to nobody costs the others a lease.
     fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn>;
+
+    /// How long one request may wait for the lock and for what is stored with it, over all operations.
+    fn patience(&self) -> Duration;
+
+    /// How long a response that another replica has stored may take until it is found, if it is large.
+    fn large_patience(&self) -> Duration;
 
     /// From now on no caller joins a flight that began before `at`, or before now, if `which` matches it.
     fn purge(&self, which: &Purge, at: Option<Moment>);
@@ -50,9 +57,16 @@ pub(crate) enum Turn {
     /// Wait for the flight of another replica. Safe to drop.
     Wait(BoxFuture<'static, Waited>),
     /// Another replica has just stored a response: look for it.
-    Stored,
+    Stored(Size),
     /// Go on without the lock, which does not answer.
     Alone,
+}
+
+/// The size of a stored response, which says how long it is on its way to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    Usual,
+    Large,
 }
 
 /// How a wait for the flight of another replica ended.
@@ -60,6 +74,8 @@ pub(crate) enum Turn {
 pub(crate) enum Waited {
     /// The flight has ended.
     Ended(FlightResult),
+    /// The flight, which began then, has stored a response that is too long to be told: look for it.
+    Stored(Option<Moment>),
     /// Nobody will tell how it ended: claim it again.
     Lost,
     /// The lock does not answer any more: go on without it.

@@ -1,6 +1,7 @@
 //! How a flight ended, as bytes for other replicas.
 //!
-//! Like a [`record`](super::record), but for seconds only: it may be a failure, or a response that is not stored.
+//! Like a [`record`](super::record), but for seconds only: it may be a failure, or a response that is not stored. A long
+//! body is left out. Where the response was stored, the others find it there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +13,35 @@ use crate::core::error::{GatewayError, Reason};
 /// Version of this encoding. Another one is not read.
 const VERSION: u8 = 1;
 
+const RESPONSE: u8 = 0;
+const FAILURE: u8 = 1;
+const TOO_LONG: u8 = 2;
+
+/// What the others are told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// How it ended.
+    Ended(FlightResult),
+    /// It brought a response that is too long to be told. `is_shared`: the others find it where pages are stored, soon.
+    TooLong { is_shared: bool },
+}
+
+/// The bytes of an end whose response is too long.
+pub(crate) fn encode_too_long(is_shared: bool) -> Vec<u8> {
+    vec![VERSION, is_shared.into(), 0, TOO_LONG]
+}
+
 /// The bytes of this end. `None` where a part is longer than anything that the gateway accepts from upstream.
 pub(crate) fn encode(finished: &FlightResult) -> Option<Vec<u8>> {
     let mut record = vec![VERSION, finished.stored.into()];
     put_duration(&mut record, finished.age)?;
     match &finished.result {
         Ok(representation) => {
-            record.push(0);
+            record.push(RESPONSE);
             put_representation(&mut record, representation)?;
         }
         Err(error) => {
-            record.push(1);
+            record.push(FAILURE);
             put(&mut record, error.reason().as_str().as_bytes())?;
             put(&mut record, error.message().as_bytes())?;
             put_duration(&mut record, error.retry_after())?;
@@ -32,7 +51,7 @@ pub(crate) fn encode(finished: &FlightResult) -> Option<Vec<u8>> {
 }
 
 /// The end that was written; `None` if the bytes are anything else.
-pub(crate) fn decode(record: &[u8]) -> Option<FlightResult> {
+pub(crate) fn decode(record: &[u8]) -> Option<Told> {
     let mut reader = Reader(record);
     if reader.u8()? != VERSION {
         return None;
@@ -40,11 +59,12 @@ pub(crate) fn decode(record: &[u8]) -> Option<FlightResult> {
     let stored = reader.u8()? == 1;
     let age = duration(&mut reader)?;
     let result = match reader.u8()? {
-        0 => Ok(Arc::new(reader.representation()?)),
-        1 => Err(error(&mut reader)?),
+        RESPONSE => Ok(Arc::new(reader.representation()?)),
+        FAILURE => Err(error(&mut reader)?),
+        TOO_LONG => return reader.is_empty().then_some(Told::TooLong { is_shared: stored }),
         _ => return None,
     };
-    reader.is_empty().then_some(FlightResult { result, stored, age, by_another: true })
+    reader.is_empty().then_some(Told::Ended(FlightResult { result, stored, age, by_another: true }))
 }
 
 fn error(reader: &mut Reader<'_>) -> Option<GatewayError> {
@@ -92,16 +112,23 @@ mod tests {
         FlightResult { result: Err(error), stored: false, age: None, by_another: false }
     }
 
+    fn read_end(record: &[u8]) -> FlightResult {
+        match decode(record) {
+            Some(Told::Ended(finished)) => finished,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn what_is_written_is_read() {
-        let read = decode(&encode(&response()).unwrap()).unwrap();
+        let read = read_end(&encode(&response()).unwrap());
         assert!(read.stored && read.by_another && read.age == Some(Duration::from_secs(3)));
         let (page, written) = (read.result.unwrap(), response().result.unwrap());
         assert_eq!(
             (page.status, &page.headers, &page.body, &page.etag),
             (written.status, &written.headers, &written.body, &written.etag)
         );
-        let read = decode(&encode(&failure()).unwrap()).unwrap();
+        let read = read_end(&encode(&failure()).unwrap());
         let error = read.result.unwrap_err();
         let told = (error.reason(), error.message(), error.retry_after());
         assert_eq!(told, (Reason::UpstreamRateLimit, "slower", Some(Duration::from_secs(7))));
@@ -110,8 +137,12 @@ mod tests {
 
     #[test]
     fn other_bytes_are_refused() {
-        for finished in [response(), failure()] {
-            let mut record = encode(&finished).unwrap();
+        for is_shared in [true, false] {
+            let told = decode(&encode_too_long(is_shared));
+            assert!(matches!(told, Some(Told::TooLong { is_shared: read }) if read == is_shared), "{told:?}");
+        }
+        let ends = [response(), failure()].map(|finished| encode(&finished).unwrap());
+        for mut record in ends.into_iter().chain([encode_too_long(true)]) {
             for end in 0..record.len() {
                 assert!(decode(&record[..end]).is_none(), "cut at {end}");
             }

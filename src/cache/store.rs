@@ -22,6 +22,7 @@ use super::tiers::Tiers;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant, Moment};
 use crate::metrics::Metrics;
+use crate::request::context::RequestContext;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
 use crate::request::response::{CodedBody, Representation};
@@ -183,8 +184,14 @@ impl Store {
 
     /// Ends when what the tier has under `key` is in memory, or when it is not worth waiting for. `None` when either
     /// holds already.
-    pub(crate) fn load(&self, account: &Arc<Account>, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
-        self.tier().and_then(|tier| tier.get(account, key, now))
+    pub(crate) fn load(
+        &self,
+        account: &Arc<Account>,
+        key: &Key,
+        context: &Arc<RequestContext>,
+        now: Instant,
+    ) -> Option<BoxFuture<'static, ()>> {
+        self.tier().and_then(|tier| tier.get(account, key, context, now))
     }
 
     /// Writes the changes that still wait for the disk, and accepts no further changes.

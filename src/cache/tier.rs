@@ -18,14 +18,22 @@ use super::purge::Purge;
 use super::stored::StoredResponse;
 use crate::accounts::Account;
 use crate::core::clock::Instant;
+use crate::request::context::RequestContext;
 use crate::request::key::Key;
 
 /// A tier behind memory, whose stored responses outlive this process.
 pub trait Tier: Debug + Send + Sync {
     /// Brings what the tier has under `key`, for this `account`, into memory. Ends when it is there, or when it is not
     /// worth waiting for. `None` when the tier can have nothing that memory lacks. It must not take longer than a fetch
-    /// from upstream would.
-    fn get(&self, account: &Arc<Account>, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>>;
+    /// from upstream would. `context` is that of the request that asks, which waits only so long for all its operations on
+    /// a store of replicas.
+    fn get(
+        &self,
+        account: &Arc<Account>,
+        key: &Key,
+        context: &Arc<RequestContext>,
+        now: Instant,
+    ) -> Option<BoxFuture<'static, ()>>;
 
     /// Calls `keep` once. `keep` keeps the response in memory or not, and returns the keys that were dropped. The tier
     /// drops these too. It takes a response that was kept; if it is too busy for that, it drops what it has under

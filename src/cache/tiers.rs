@@ -9,6 +9,7 @@ use super::purge::Purge;
 use super::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
 use crate::accounts::Account;
 use crate::core::clock::Instant;
+use crate::request::context::RequestContext;
 use crate::request::key::Key;
 
 /// Two tiers as one. Each is told of the same changes, in the same order.
@@ -20,8 +21,14 @@ pub(super) struct Tiers {
 }
 
 impl Tier for Tiers {
-    fn get(&self, account: &Arc<Account>, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
-        match (self.near.get(account, key, now), self.far.get(account, key, now)) {
+    fn get(
+        &self,
+        account: &Arc<Account>,
+        key: &Key,
+        context: &Arc<RequestContext>,
+        now: Instant,
+    ) -> Option<BoxFuture<'static, ()>> {
+        match (self.near.get(account, key, context, now), self.far.get(account, key, context, now)) {
             (Some(near), Some(far)) => Some(Box::pin(async move {
                 near.await;
                 far.await;
@@ -106,7 +113,13 @@ mod tests {
     }
 
     impl Tier for Journal {
-        fn get(&self, _: &Arc<Account>, _: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
+        fn get(
+            &self,
+            _: &Arc<Account>,
+            _: &Key,
+            _: &Arc<RequestContext>,
+            _: Instant,
+        ) -> Option<BoxFuture<'static, ()>> {
             let (lines, name) = (Arc::clone(&self.lines), self.name);
             Some(Box::pin(async move { lines.lock().unwrap().push(format!("{name} get")) }))
         }
@@ -149,7 +162,7 @@ mod tests {
         let stored = StoredResponse::example(key, clock.moment(), Duration::from_secs(60));
         assert!(store.insert(key, Entry::new(&key, stored, now, now, Duration::ZERO), &lease, |_| true));
         assert_eq!(taken(), ["near put true 0", "far put true 0"]);
-        store.load(&query.team.account, &key, now).unwrap().await;
+        store.load(&query.team.account, &key, &query.context, now).unwrap().await;
         assert_eq!(taken(), ["near get", "far get"]);
         let (account, made) = ("main".into(), clock.moment());
         store.supersede(key, &Unkept { account, asked: now, made, begins: None, next: None, is_shared: true });

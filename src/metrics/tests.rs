@@ -74,6 +74,7 @@ fn touched() -> Arc<Metrics> {
         shared_operations,
         shared_duration,
         shared_unsealed: _,
+        shared_skipped,
         replicas,
         spans,
         credential_echoes,
@@ -88,7 +89,9 @@ fn touched() -> Arc<Metrics> {
     let (name, word) = (|| ConfigLabel("a".into()), StaticLabel("b"));
     let account = || AccountLabels { account: name() };
     requests.get_or_create(&RequestLabels { team: name(), operation: word, outcome: word, status: 200 }).inc();
-    errors.get_or_create(&ReasonLabels { reason: word }).inc();
+    for counter in [errors, shared_skipped] {
+        counter.get_or_create(&ReasonLabels { reason: word }).inc();
+    }
     request_duration.get_or_create(&OutcomeLabels { operation: word, outcome: word }).observe(1.0);
     let ending = Ending::Status(200);
     upstream_attempts.get_or_create(&AttemptLabels { account: name(), operation: word, status: ending }).inc();

@@ -3,6 +3,7 @@
 //! The client library speaks the protocol. A connection carries many operations at once; nothing here waits for a free
 //! one. A connection that broke is not repaired: [`super::SharedStore`] opens another.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use redis::{
     RedisResult, TlsCertificates, TlsMode, Value,
 };
 use secrecy::ExposeSecret;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::config::{HostPort, Servers, Shared};
 
@@ -61,6 +63,51 @@ impl Connection {
             Self::Single(connection) => connection.req_packed_command(command).await,
             Self::Cluster(connection) => connection.req_packed_command(command).await,
         }
+    }
+}
+
+/// A connection for large values, opened when one has to cross.
+pub(crate) struct SecondConnection {
+    /// With the episode of the first connection that it belongs to: the next one may reach another server.
+    opened: Mutex<Option<(u64, Connection)>>,
+    /// Bounds the memory that replies take.
+    at_once: Semaphore,
+}
+
+impl Default for SecondConnection {
+    fn default() -> Self {
+        const AT_ONCE: usize = 4;
+        Self { opened: Mutex::default(), at_once: Semaphore::new(AT_ONCE) }
+    }
+}
+
+impl SecondConnection {
+    /// Runs one command, after a wait while several others run. The caller gives up after `patience`.
+    pub(crate) async fn run(
+        &self,
+        episode: u64,
+        settings: impl FnOnce() -> Shared,
+        patience: Duration,
+        command: &Cmd,
+    ) -> RedisResult<Value> {
+        // It is never closed.
+        let _permit = self.at_once.acquire().await;
+        let mut connection = {
+            let mut opened = self.opened.lock().await;
+            match &*opened {
+                Some((of, connection)) if *of == episode => connection.clone(),
+                _ => {
+                    let connection = Connection::open(&settings(), patience).await.map_err(io::Error::other)?;
+                    opened.insert((episode, connection)).1.clone()
+                }
+            }
+        };
+        connection.run(command).await
+    }
+
+    /// The next command opens another connection.
+    pub(crate) async fn close(&self) {
+        self.opened.lock().await.take();
     }
 }
 

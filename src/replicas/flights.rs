@@ -7,7 +7,8 @@
 //!   `waited` is set once another replica waits. `stored` takes the place of a lock whose flight has just stored its
 //!   response, because that may still be on its way to the store.
 //! * **The end**, under the id, so that it is only for those who have waited for this flight. It is written only if there
-//!   are any, sealed, and expires after seconds.
+//!   are any, sealed, and expires after seconds. A long response is not in it: those who have waited look for it where
+//!   pages are stored. If it is not stored there, each of them goes upstream.
 //!
 //! A flight that does not do for a caller, because it began before a purge or before the caller's result set, is replaced in
 //! the lock by the caller's own. Those who wait for the older one see that, and claim again: the newer flight does for
@@ -31,12 +32,12 @@ use redis::Cmd;
 use tokio::sync::oneshot;
 
 use super::seal::Context;
-use super::{SharedStore, StoreError, StoreTime};
+use super::{LARGE, LONGEST_BODY, SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::Purge;
-use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
+use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
 use crate::cache::flight::FlightResult;
-use crate::cache::flight_record;
+use crate::cache::flight_record::{self, Told};
 use crate::core::clock::{Clock, Moment};
 use crate::twilio::endpoint::Operation;
 
@@ -58,6 +59,7 @@ const LEADS: u8 = 0;
 const UNDER_WAY: u8 = 1;
 const ENDED: u8 = 2;
 const LATE: u8 = 3;
+const ENDED_LARGE: u8 = 4;
 
 /// Keys: the lock. Arguments: the caller's flight, the lease in milliseconds, the greatest age of a flight that does in
 /// microseconds or -1, 1 if one that has stored its response does, and the last time at which anything is claimed.
@@ -73,7 +75,7 @@ if flight[1] and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
     redis.call('HSET', KEYS[1], 'waited', 1)
     return {1, flight[1], flight[2]}
   elseif ARGV[4] == '1' then
-    return {2, flight[1], flight[2]}
+    return {flight[3] == 'large' and 4 or 2, flight[1], flight[2]}
   end
 end
 local begun = string.format('%.0f', now)
@@ -98,8 +100,8 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 ";
 
-/// Keys: the lock and the end. Arguments: the leader's flight; `lost`, `stored` or `ended`; how long it is known to have
-/// stored its response in milliseconds; the end, empty at first; how long that is kept in milliseconds. Returns 1, and
+/// Keys: the lock and the end. Arguments: the leader's flight; `lost`, `stored`, `large` (which is stored too) or `ended`;
+/// how long it is known to have stored its response in milliseconds; the end, empty at first; how long that is kept in milliseconds. Returns 1, and
 /// does nothing, if the end is empty and others wait for it.
 const END: &str = r"
 local has_lock = redis.call('HGET', KEYS[1], 'id') == ARGV[1]
@@ -108,8 +110,8 @@ if ARGV[4] ~= '' then
 elseif has_lock and ARGV[2] ~= 'lost' and redis.call('HEXISTS', KEYS[1], 'waited') == 1 then
   return 1
 end
-if has_lock and ARGV[2] == 'stored' then
-  redis.call('HSET', KEYS[1], 'stored', 1)
+if has_lock and (ARGV[2] == 'stored' or ARGV[2] == 'large') then
+  redis.call('HSET', KEYS[1], 'stored', ARGV[2])
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 elseif has_lock then
   redis.call('DEL', KEYS[1])
@@ -173,11 +175,12 @@ impl SharedFlights {
                 tokio::spawn(flight.lead(ending));
                 Turn::Lead(lease)
             }
-            Ok((UNDER_WAY, id, _)) => {
-                flight.id = id;
+            Ok((UNDER_WAY, id, begun)) => {
+                (flight.id, flight.begun) = (id, begun);
                 Turn::Wait(flight.wait().boxed())
             }
-            Ok((ENDED, ..)) => Turn::Stored,
+            Ok((ENDED, ..)) => Turn::Stored(Size::Usual),
+            Ok((ENDED_LARGE, ..)) => Turn::Stored(Size::Large),
             Ok(_) => Turn::Alone,
         }
     }
@@ -191,6 +194,14 @@ impl SharedFlights {
 impl FillLock for SharedFlights {
     fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn> {
         self.clone().turn(wanted.clone()).boxed()
+    }
+
+    fn patience(&self) -> Duration {
+        self.store.patience()
+    }
+
+    fn large_patience(&self) -> Duration {
+        self.store.large_patience()
     }
 
     fn purge(&self, which: &Purge, at: Option<Moment>) {
@@ -292,10 +303,20 @@ impl Flight {
 
     /// Gives the lock back, and tells those who wait. `None` if that failed.
     async fn tell(&self, finished: &FlightResult) -> Option<()> {
-        let how = if finished.stored { "stored" } else { "ended" };
+        let length = finished.result.as_ref().map_or(0, |response| response.body.len());
+        let is_shared = finished.stored && length <= LONGEST_BODY;
+        let how = match is_shared {
+            true if length > LARGE => "large",
+            true => "stored",
+            false => "ended",
+        };
         let is_awaited = self.end(how, &[]).await.ok()? == 1;
         if is_awaited {
-            self.end(how, &self.seal(finished)?).await.ok()?;
+            let ending = match length > LARGE {
+                true => flight_record::encode_too_long(is_shared),
+                false => flight_record::encode(finished)?,
+            };
+            self.end(how, &self.seal(&ending)?).await.ok()?;
         }
         Some(())
     }
@@ -313,7 +334,8 @@ impl Flight {
 
     async fn end(&self, how: &'static str, ending: &[u8]) -> Result<u8, StoreError> {
         let mut command = script(END, &[&self.lock, &self.ending()]);
-        command.arg(&self.id).arg(how).arg(millis(STORED)).arg(ending).arg(millis(TOLD));
+        let stored = if how == "large" { self.store.large_patience() } else { STORED };
+        command.arg(&self.id).arg(how).arg(millis(stored)).arg(ending).arg(millis(TOLD));
         self.store.run("flight_end", &command).await
     }
 
@@ -328,7 +350,11 @@ impl Flight {
                 Err(_) => return Waited::Alone,
                 Ok((UNDER_WAY, _)) => {}
                 Ok((ENDED, ending)) => match self.open(&ending) {
-                    Some(finished) => return Waited::Ended(finished),
+                    Some(Told::Ended(finished)) => return Waited::Ended(finished),
+                    Some(Told::TooLong { is_shared: true }) => {
+                        return Waited::Stored(self.store.moment_of(StoreTime(self.begun)));
+                    }
+                    Some(Told::TooLong { is_shared: false }) => return Waited::Alone,
                     None => {
                         self.store.unsealed();
                         return Waited::Alone;
@@ -348,12 +374,12 @@ impl Flight {
         format!("{}:{{{}}}:{}", self.store.names().common("flight-end"), self.lock, self.id)
     }
 
-    fn seal(&self, finished: &FlightResult) -> Option<Vec<u8>> {
+    fn seal(&self, end: &[u8]) -> Option<Vec<u8>> {
         let ending = self.ending();
-        self.store.sealer().seal(&self.context(&ending), &flight_record::encode(finished)?).ok()
+        self.store.sealer().seal(&self.context(&ending), end).ok()
     }
 
-    fn open(&self, sealed: &[u8]) -> Option<FlightResult> {
+    fn open(&self, sealed: &[u8]) -> Option<Told> {
         let ending = self.ending();
         flight_record::decode(&self.store.sealer().open(&self.context(&ending), sealed)?)
     }

@@ -5,6 +5,9 @@
 //! refusal is an answer; a store that refuses its heartbeats is given up as well.
 //! And the store comes back by itself: it is looked for until it answers.
 //!
+//! Long values are the exception: they cross on a second connection, so that they hold up nothing else, with more time. One
+//! that fails there says nothing of the store.
+//!
 //! It knows nothing of pages, tokens and flights. The other files of this module put these into the store:
 //! `seal` protects the values, `names` hides what a key is for.
 
@@ -27,12 +30,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Value};
+use arc_swap::ArcSwap;
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use secrecy::SecretString;
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 
 pub(crate) use self::accounts::KnownAccounts;
 pub(crate) use self::budget::SharedQuota;
-use self::connection::Connection;
+use self::connection::{Connection, SecondConnection};
 pub(crate) use self::flights::SharedFlights;
 pub(crate) use self::grants::StoredGrants;
 use self::names::Names;
@@ -40,7 +46,7 @@ pub use self::pages::SharedPages;
 use self::seal::Sealer;
 use crate::config::Shared;
 use crate::core::clock::{Clock, Instant, Moment};
-use crate::metrics::{Metrics, NoLabels, SharedLabels, SharedOperationLabels, StaticLabel};
+use crate::metrics::{Metrics, NoLabels, ReasonLabels, SharedLabels, SharedOperationLabels, StaticLabel};
 
 /// How often a replica says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -50,6 +56,11 @@ const SILENCE: Duration = Duration::from_secs(5);
 const RECONNECT: Duration = Duration::from_secs(1);
 /// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
 const FAILURES: u32 = 3;
+
+/// A longer value is large: it crosses on the second connection.
+const LARGE: usize = 1024 * 1024;
+/// The longest body of a response that is shared, as it came from upstream.
+const LONGEST_BODY: usize = 16 * 1024 * 1024;
 
 /// Marks this replica as alive, or as gone, and counts those that are alive, on the store's clock.
 ///
@@ -82,6 +93,26 @@ pub(crate) enum StoreError {
     Failed(String),
 }
 
+/// Why a page is not put into the store while that is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Skipped {
+    /// Its body is longer than [`LONGEST_BODY`].
+    TooLarge,
+    /// Too many others wait.
+    Busy,
+}
+
+/// What is wrong with the connection after an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The store answered that it does not do this.
+    Refusal,
+    NoAnswer,
+    /// The connection is of no more use.
+    Broken,
+}
+
 /// The state of the store as the admin plane shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreView {
@@ -109,13 +140,14 @@ impl std::fmt::Debug for SharedStore {
 
 struct Inner {
     settings: Shared,
+    access: ArcSwap<Access>,
     names: Names,
-    sealer: Sealer,
     metrics: Arc<Metrics>,
     clock: Clock,
     /// This replica among all, at random.
     id: String,
     link: Mutex<Link>,
+    second: SecondConnection,
     failures: AtomicU32,
     is_up: watch::Sender<bool>,
     /// How often the store has been reached.
@@ -124,6 +156,20 @@ struct Inner {
     replicas: AtomicU32,
     /// Whether this replica no longer counts as one of them.
     has_left: AtomicBool,
+}
+
+/// What a reload can change.
+struct Access {
+    username: Option<String>,
+    password: Option<SecretString>,
+    sealer: Arc<Sealer>,
+}
+
+impl Access {
+    fn of(settings: &Shared) -> Self {
+        let Shared { username, password, seal, .. } = settings.clone();
+        Self { username, password, sealer: Arc::new(Sealer::new(&seal)) }
+    }
 }
 
 struct Link {
@@ -140,7 +186,7 @@ struct Link {
 impl SharedStore {
     /// Looks for the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
     pub fn start(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (names, sealer) = (Names::new(&settings.prefix), Sealer::new(&settings.seal));
+        let (names, access) = (Names::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
         let cause = "not reached yet".to_owned();
         let link = Link { connection: None, since: clock.now(), cause, fault: None, time: None };
         metrics.shared_up.get_or_create(&NoLabels {}).set(0);
@@ -150,11 +196,12 @@ impl SharedStore {
             has_left: AtomicBool::new(false),
             id: format!("{:032x}", fastrand::u128(..)),
             settings,
+            access,
             names,
-            sealer,
             metrics,
             clock,
             link: Mutex::new(link),
+            second: SecondConnection::default(),
             failures: AtomicU32::new(0),
             is_up: watch::Sender::new(false),
             episodes: AtomicU64::new(0),
@@ -166,6 +213,15 @@ impl SharedStore {
             }
         });
         store
+    }
+
+    /// Puts another user, password and seal into use: for the next connection, and for all values from now on. Nothing
+    /// changes if they are for a store at another address. Only a process that starts goes there, and until then the old
+    /// store must not get what is for the other one.
+    pub fn reload(&self, settings: &Shared) {
+        if settings.url == self.0.settings.url {
+            self.0.access.store(Arc::new(Access::of(settings)));
+        }
     }
 
     /// Whether the store is reached now.
@@ -189,11 +245,21 @@ impl SharedStore {
     }
 
     /// Seals and opens values.
-    pub(crate) fn sealer(&self) -> &Sealer {
-        &self.0.sealer
+    pub(crate) fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.0.access.load().sealer)
     }
 
-    /// The configuration of the store.
+    /// How long one request may wait for the store, over all operations that look for a response or for who fetches it.
+    pub(crate) fn patience(&self) -> Duration {
+        self.0.settings.timeout * 2
+    }
+
+    /// How long a large value may take.
+    pub(crate) fn large_patience(&self) -> Duration {
+        (self.0.settings.timeout * 10).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    }
+
+    /// The configuration of the store, as it was when the process started.
     pub(crate) fn settings(&self) -> &Shared {
         &self.0.settings
     }
@@ -206,6 +272,15 @@ impl SharedStore {
     /// Counts a value that could not be opened.
     pub(crate) fn unsealed(&self) {
         self.0.metrics.shared_unsealed.inc();
+    }
+
+    /// Counts a page that is not shared.
+    fn skipped(&self, why: Skipped) {
+        let reason = StaticLabel(match why {
+            Skipped::TooLarge => "too_large",
+            Skipped::Busy => "busy",
+        });
+        self.0.metrics.shared_skipped.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Replicas that live. While the store is not reached, those last seen.
@@ -282,46 +357,91 @@ impl SharedStore {
     pub(crate) async fn run<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, StoreError> {
         let connection = self.link().connection.clone();
         let Some(mut connection) = connection else { return Err(StoreError::Down) };
-        let (metrics, operation) = (&self.0.metrics, StaticLabel(operation));
         let begun = self.0.clock.now();
         let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(command)).await;
-        let took = self.0.clock.now().saturating_duration_since(begun);
-        metrics.shared_duration.get_or_create(&SharedOperationLabels { operation }).observe(took.as_secs_f64());
-        let failed = |error: &str| StoreError::Failed(format!("{}: {}", operation.0, one_line(error)));
-        // A refusal is an answer: the store is reached. Only the heartbeat finds out whether it refuses everything, so that
-        // one damaged value does not end all sharing.
-        let (mut breaks, mut is_refusal) = (false, false);
-        let (result, value) = match replied {
-            Err(_) => ("timeout", Err(StoreError::Timeout)),
-            Ok(Ok(Value::ServerError(error))) => {
-                is_refusal = true;
-                ("error", Err(failed(&RedisError::from(error).to_string())))
-            }
-            Ok(Err(error)) => {
-                breaks = error.is_unrecoverable_error();
-                is_refusal = !breaks && matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension);
-                ("error", Err(failed(&error.to_string())))
-            }
-            Ok(Ok(value)) => {
-                let result = if value == Value::Nil { "miss" } else { "ok" };
-                match T::from_redis_value(value) {
-                    Ok(value) => (result, Ok(value)),
-                    Err(error) => ("error", Err(failed(&error.to_string()))),
-                }
-            }
-        };
-        metrics.shared_operations.get_or_create(&SharedLabels { operation, result: StaticLabel(result) }).inc();
+        let (fault, value) = self.judge(operation, begun, replied);
         match &value {
             Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
-            Err(_) if is_refusal => {}
+            Err(_) if fault == Fault::Refusal => {}
             Err(error) => {
                 let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
-                if breaks || failures >= FAILURES {
+                if fault == Fault::Broken || failures >= FAILURES {
                     self.lost(&error.to_string());
                 }
             }
         }
         value
+    }
+
+    /// As [`run`](Self::run), for a command or a reply that may be large. It takes [`large_patience`](Self::large_patience)
+    /// at most, and less if the store is lost meanwhile. If it fails, the store is not lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub(crate) async fn run_large<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        let (episode, mut is_up) = (self.episode().ok_or(StoreError::Down)?, self.changes());
+        let begun = self.0.clock.now();
+        let patience = self.large_patience();
+        let running = self.0.second.run(episode, || self.login(), patience, command);
+        let replied = tokio::select! {
+            replied = tokio::time::timeout(patience, running) => replied,
+            () = async { drop(is_up.wait_for(|is_up| !is_up).await) } => return Err(StoreError::Down),
+        };
+        let (fault, value) = self.judge(operation, begun, replied);
+        if value.is_err() && fault != Fault::Refusal {
+            self.0.second.close().await;
+        }
+        value
+    }
+
+    /// Counts how an operation ended, and reads its reply.
+    fn judge<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        begun: Instant,
+        replied: Result<RedisResult<Value>, Elapsed>,
+    ) -> (Fault, Result<T, StoreError>) {
+        let (metrics, operation) = (&self.0.metrics, StaticLabel(operation));
+        let took = self.0.clock.now().saturating_duration_since(begun);
+        metrics.shared_duration.get_or_create(&SharedOperationLabels { operation }).observe(took.as_secs_f64());
+        let failed = |error: &str| StoreError::Failed(format!("{}: {}", operation.0, one_line(error)));
+        // A refusal is an answer: the store is reached. Only the heartbeat finds out whether it refuses everything, so that
+        // one damaged value does not end all sharing.
+        let (result, fault, value) = match replied {
+            Err(_) => ("timeout", Fault::NoAnswer, Err(StoreError::Timeout)),
+            Ok(Ok(Value::ServerError(error))) => {
+                ("error", Fault::Refusal, Err(failed(&RedisError::from(error).to_string())))
+            }
+            Ok(Err(error)) => {
+                let fault = match error.kind() {
+                    _ if error.is_unrecoverable_error() => Fault::Broken,
+                    ErrorKind::Server(_) | ErrorKind::Extension => Fault::Refusal,
+                    _ => Fault::NoAnswer,
+                };
+                ("error", fault, Err(failed(&error.to_string())))
+            }
+            Ok(Ok(value)) => {
+                let result = if value == Value::Nil { "miss" } else { "ok" };
+                match T::from_redis_value(value) {
+                    Ok(value) => (result, Fault::None, Ok(value)),
+                    Err(error) => ("error", Fault::NoAnswer, Err(failed(&error.to_string()))),
+                }
+            }
+        };
+        metrics.shared_operations.get_or_create(&SharedLabels { operation, result: StaticLabel(result) }).inc();
+        (fault, value)
+    }
+
+    /// The settings for a new connection.
+    fn login(&self) -> Shared {
+        let access = self.0.access.load();
+        let (username, password) = (access.username.clone(), access.password.clone());
+        Shared { username, password, ..self.0.settings.clone() }
     }
 
     /// The store is no longer reached. It is logged once an episode.
@@ -344,7 +464,7 @@ impl SharedStore {
     async fn keep_up(self) {
         // Longer than an operation: a connection takes several round trips, and TLS.
         let patience = (self.0.settings.timeout * 4).clamp(Duration::from_millis(500), Duration::from_secs(2));
-        let failed = match Connection::open(&self.0.settings, patience).await {
+        let failed = match Connection::open(&self.login(), patience).await {
             Ok(connection) => self.try_out(connection).await.err(),
             Err(error) => Some(error.to_string()),
         };

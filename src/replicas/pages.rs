@@ -5,9 +5,12 @@
 //! and ends there when its windows end. Nothing here fails a request: what cannot be read, opened or written is a miss.
 //!
 //! A page's key is known by SID and origin. Its times are on the store's clock, and are rounded so that no page seems
-//! younger than it is. A further page of a result set is taken only together with the first page that names it: where the
+//! younger than it is. A large page crosses on a second connection, for which those who ask for it wait longer. A further page of a result set is taken only together with the first page that names it: where the
 //! first page is a newer one, the older further page is not used.
 
+mod large;
+mod scripts;
+mod unwritten;
 mod value;
 mod writer;
 
@@ -16,13 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use self::value::{Belonging, Value};
 use self::writer::{Page, Tell, Writer};
 use super::accounts::KnownAccounts;
 use super::changes::{Changes, Generation};
-use super::{SharedStore, StoreTime};
+use super::{LARGE, SharedStore, StoreTime};
 use crate::accounts::Account;
 use crate::cache::entry::Entry;
 use crate::cache::record::Calendar;
@@ -30,21 +34,29 @@ use crate::cache::sets::ResultSet;
 use crate::cache::stored::StoredResponse;
 use crate::cache::{Candidate, Kept, Lasted, Lasting, Purge, Replaced, Store, Tier};
 use crate::core::clock::{Clock, Instant};
+use crate::request::context::RequestContext;
 use crate::request::key::Key;
 
 /// Longer values are opened on a thread where that holds nobody up.
-const LARGE: usize = 64 * 1024;
+const SLOW_TO_OPEN: usize = 64 * 1024;
 /// How long closing may take.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Finds a value.
 ///
-/// Keys: the page. Returns the time in microseconds and the value, or nothing.
+/// Keys: the page. Arguments: the longest value that is wanted. Returns the time in microseconds, the value, and its
+/// length, or nothing. A value that is longer is empty, and so is one of another type.
 const GET: &str = r"
-local value = redis.call('GET', KEYS[1])
-if not value then return false end
+local value = ''
+local length = redis.pcall('STRLEN', KEYS[1])
+if length == 0 and redis.call('EXISTS', KEYS[1]) == 0 then return false end
+if type(length) ~= 'number' then
+  length = 0
+elseif length <= tonumber(ARGV[1]) then
+  value = redis.call('GET', KEYS[1])
+end
 local time = redis.call('TIME')
-return {time[1] .. string.format('%06d', time[2]), value}
+return {time[1] .. string.format('%06d', time[2]), value, length}
 ";
 
 /// The tier of pages that replicas share. Clones share it.
@@ -60,11 +72,17 @@ struct Inner {
     changes: Changes,
     writer: Writer,
     clock: Clock,
-    /// The look-ups under way.
-    lookups: Mutex<HashMap<Key, Lookup>>,
+    /// The look-ups under way, and how far they have come.
+    lookups: Mutex<HashMap<Key, watch::Receiver<Stage>>>,
 }
 
-type Lookup = Shared<BoxFuture<'static, ()>>;
+/// How far a look-up has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Looking,
+    /// There is a large value, which is on its way.
+    Fetching,
+}
 
 impl SharedPages {
     /// Puts the shared pages behind memory and disk of `local`. `accounts` are those of the configuration in use. Needs a
@@ -80,10 +98,10 @@ impl SharedPages {
     }
 
     /// Brings what the store has under `key` into memory.
-    async fn look_up(&self, generation: Generation, account: &Account, key: &Key) {
+    async fn look_up(&self, generation: Generation, account: &Account, key: &Key, stage: &watch::Sender<Stage>) {
         let Inner { local, .. } = &*self.0;
         let purges = local.purges();
-        let Some(found) = self.find(generation, account, key).await else { return };
+        let Some(found) = self.find(generation, account, key, stage).await else { return };
         let result_set = match &found {
             Found::Page(entry) => entry.stored.result_set,
             Found::Place(result_set) => Some(*result_set),
@@ -91,7 +109,7 @@ impl SharedPages {
         // Only its first page shows that a set is the newest of its query. That page is the next to be asked for anyway, or
         // has just been.
         if let Some(result_set) = result_set.filter(|set| set.first != *key && !local.has_set(set))
-            && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first).await
+            && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first, stage).await
         {
             local.adopt(result_set.first, *first, purges);
         }
@@ -104,14 +122,26 @@ impl SharedPages {
     }
 
     /// What the store has under `key`, if it may be served.
-    async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
+    async fn find(
+        &self,
+        generation: Generation,
+        account: &Account,
+        key: &Key,
+        stage: &watch::Sender<Stage>,
+    ) -> Option<Found> {
         let Inner { store, changes, clock, .. } = &*self.0;
         let name = generation.name(store.names(), account, key);
-        let mut command = redis::cmd("EVAL");
-        command.arg(GET).arg(1).arg(&name);
         // The store reads its clock later, so at this moment it was no later than what it says.
-        let begun = clock.moment();
-        let (time, bytes): (u64, Vec<u8>) = store.run::<Option<_>>("page_get", &command).await.ok()??;
+        let mut begun = clock.moment();
+        let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
+        let (mut time, mut bytes, length) = reply?;
+        if bytes.is_empty() && (LARGE..=value::MOST_BYTES).contains(&length) {
+            stage.send_replace(Stage::Fetching);
+            begun = clock.moment();
+            let reply =
+                store.run_large::<Option<Reply>>("page_get_large", &get(&name, value::MOST_BYTES)).await.ok()?;
+            (time, bytes, _) = reply?;
+        }
         let calendar = Calendar::at(time.checked_mul(1000)?, begun);
         let Some((value, asked)) = self.open(account, name, *key, bytes, calendar).await else {
             store.unsealed();
@@ -143,18 +173,28 @@ impl SharedPages {
         calendar: Calendar,
     ) -> Option<(Value, StoreTime)> {
         let (store, sid) = (self.0.store.clone(), account.sid.clone());
-        let is_large = bytes.len() > LARGE;
+        let is_slow = bytes.len() > SLOW_TO_OPEN;
         let open = move || {
-            let belonging = Belonging { sealer: store.sealer(), account: &sid, name: &name, key: &key };
+            let belonging = Belonging { sealer: &store.sealer(), account: &sid, name: &name, key: &key };
             belonging.open(&bytes, &calendar)
         };
-        if is_large { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
+        if is_slow { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
     }
 
-    fn lookups(&self) -> MutexGuard<'_, HashMap<Key, Lookup>> {
+    fn lookups(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Stage>>> {
         // Every change under this lock is one insertion or removal.
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The store's time, a value and its length.
+type Reply = (u64, Vec<u8>, usize);
+
+/// Asks for a value of this length at most.
+fn get(name: &str, longest: usize) -> redis::Cmd {
+    let mut command = redis::cmd("EVAL");
+    command.arg(GET).arg(1).arg(name).arg(longest);
+    command
 }
 
 /// What was found, for memory.
@@ -164,20 +204,37 @@ enum Found {
 }
 
 impl Tier for SharedPages {
-    fn get(&self, account: &Arc<Account>, key: &Key, _: Instant) -> Option<BoxFuture<'static, ()>> {
+    fn get(
+        &self,
+        account: &Arc<Account>,
+        key: &Key,
+        context: &Arc<RequestContext>,
+        _: Instant,
+    ) -> Option<BoxFuture<'static, ()>> {
         let generation = self.0.changes.generation()?;
+        let (patience, large_patience) = (self.0.store.patience(), self.0.store.large_patience());
+        context.store_wait.left(patience)?;
         let mut lookups = self.lookups();
         let lookup = lookups.entry(*key).or_insert_with(|| {
             let (pages, account, key) = (self.clone(), Arc::clone(account), *key);
+            let (sender, lookup) = watch::channel(Stage::Looking);
             // In its own task, so that it ends even if nobody waits for it any more.
-            let looked_up = tokio::spawn(async move {
-                pages.look_up(generation, &account, &key).await;
+            tokio::spawn(async move {
+                pages.look_up(generation, &account, &key, &sender).await;
                 pages.lookups().remove(&key);
             });
-            // If it panicked, there is nothing to wait for.
-            looked_up.map(drop).boxed().shared()
+            lookup
         });
-        Some(lookup.clone().boxed())
+        let (mut lookup, context) = (lookup.clone(), Arc::clone(context));
+        let waiting = async move {
+            // An error: the sender is gone, and the look-up has ended.
+            let is_fetching = async { lookup.wait_for(|stage| *stage == Stage::Fetching).await.is_ok() };
+            if context.store_wait.within(patience, is_fetching).await == Some(true) {
+                // The store has just answered in time, and the page is large: that is worth a longer wait.
+                let _ = tokio::time::timeout(large_patience, async { while lookup.changed().await.is_ok() {} }).await;
+            }
+        };
+        Some(waiting.boxed())
     }
 
     fn put(&self, candidate: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {

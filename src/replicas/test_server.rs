@@ -3,10 +3,15 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use super::SharedStore;
@@ -119,6 +124,32 @@ impl TestServer {
         }
     }
 
+    /// A way of its own to this server, for one replica, on which no connection carries more than `limit` bytes until the
+    /// bottleneck is opened.
+    pub(crate) fn settings_with_bottleneck(&self, limit: usize) -> (Shared, Bottleneck) {
+        let path = self.folder.path().join(format!("bottleneck-{}", fastrand::u64(..)));
+        let (listener, server) = (UnixListener::bind(&path).unwrap(), self.socket());
+        let bottleneck = Bottleneck(Arc::new(watch::Sender::new(Narrow::Not)));
+        let state = Arc::clone(&bottleneck.0);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (server, state) = (server.clone(), Arc::clone(&state));
+                tokio::spawn(async move {
+                    let server = tokio::net::UnixStream::connect(server).await.unwrap();
+                    let ((from_client, to_client), (from_server, to_server)) =
+                        (client.into_split(), server.into_split());
+                    // Either direction ends both.
+                    tokio::select! {
+                        () = carry(from_client, to_server, limit, &state) => {}
+                        () = carry(from_server, to_client, limit, &state) => {}
+                    }
+                });
+            }
+        });
+        let servers = Servers::Unix(path);
+        (Shared { url: StoreUrl { servers, tls: false, database: 0 }, ..self.settings() }, bottleneck)
+    }
+
     /// The configuration of a replica that uses this server.
     pub(crate) fn settings(&self) -> Shared {
         Shared {
@@ -145,6 +176,55 @@ impl TestServer {
         let store = SharedStore::start(settings, Metrics::new(), clock);
         until("the store is reached", || store.is_up()).await;
         store
+    }
+}
+
+/// Where connections that have carried much stand still.
+pub(crate) struct Bottleneck(Arc<watch::Sender<Narrow>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Narrow {
+    Not,
+    /// One stands still.
+    Reached,
+    /// They go on.
+    Open,
+    /// They are closed.
+    Closed,
+}
+
+impl Bottleneck {
+    /// Returns once a connection stands still.
+    pub(crate) async fn is_reached(&self) {
+        until("the bottleneck is reached", || *self.0.borrow() == Narrow::Reached).await;
+    }
+
+    /// Lets everything pass from now on.
+    pub(crate) fn open(&self) {
+        self.0.send_replace(Narrow::Open);
+    }
+
+    /// Closes the connections that stand still.
+    pub(crate) fn close(&self) {
+        self.0.send_replace(Narrow::Closed);
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, limit: usize, state: &watch::Sender<Narrow>) {
+    let (mut buffer, mut carried) = (vec![0; 65536], 0);
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        carried += length;
+        if carried > limit && *state.borrow() != Narrow::Open {
+            state.send_replace(Narrow::Reached);
+            let mut state = state.subscribe();
+            let is_over = |state: &Narrow| matches!(state, Narrow::Open | Narrow::Closed);
+            if state.wait_for(is_over).await.is_ok_and(|state| *state == Narrow::Closed) {
+                return;
+            }
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
+use crate::request::store_wait::StoreWait;
 use crate::semantics::trace::{SpanId, TraceContext};
 use crate::twilio::endpoint::Operation;
 
@@ -74,6 +75,8 @@ pub struct RequestContext {
     pub error: OnceLock<GatewayError>,
     /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
     pub rate_limit: OnceLock<(HeaderValue, HeaderValue)>,
+    /// How long it has waited for the store that replicas share.
+    pub store_wait: StoreWait,
     /// The distributed trace that it belongs to, if there is one.
     pub trace: Option<Box<TraceContext>>,
     keeps_query: AtomicBool,
@@ -181,6 +184,12 @@ impl RequestContext {
             upstream_events: Mutex::default(),
             was_tried: AtomicBool::new(false),
         }
+    }
+
+    /// The context of a request that has waited for the store for as long as any may.
+    #[cfg(test)]
+    pub fn that_has_waited() -> Self {
+        Self { store_wait: StoreWait::spent(), ..Self::default() }
     }
 
     /// The context of the refresh that this request starts in the background. Its log lines carry the request's id, but

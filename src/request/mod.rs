@@ -1,6 +1,6 @@
 //! The data that passes through the stack: a received request, the query and the upstream call that it becomes, the context
-//! that records what happened to it, the event at its end, the body of its response, and the list of requests that wait
-//! for a shared call.
+//! that records what happened to it, the event at its end, the body of its response, the list of requests that wait for
+//! a shared call, and the limit of what a request waits for the store of replicas.
 
 pub mod body;
 pub mod call;
@@ -11,4 +11,5 @@ pub mod incoming;
 pub mod key;
 pub mod query;
 pub mod response;
+pub mod store_wait;
 pub mod waiters;

@@ -36,6 +36,7 @@ use super::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Instant};
 use crate::metrics::Metrics;
+use crate::request::context::RequestContext;
 use crate::request::key::Key;
 
 /// Misses wait for the disk until this long after the start.
@@ -140,7 +141,7 @@ impl Disk {
 
 impl Tier for Disk {
     /// What is on the disk is in memory once the file is loaded.
-    fn get(&self, _: &Arc<Account>, _: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
+    fn get(&self, _: &Arc<Account>, _: &Key, _: &Arc<RequestContext>, now: Instant) -> Option<BoxFuture<'static, ()>> {
         if now >= self.patience || *self.loaded.borrow() {
             return None;
         }

@@ -288,7 +288,7 @@ async fn misses_wait_a_limited_time_for_the_load() {
     // Nothing is ever sent on this channel, so the load never ends.
     let (_never, loaded) = watch::channel(false);
     let disk = Disk { loaded, patience: before + LOADING_PATIENCE, ..running.store.disk_handle().unwrap() };
-    disk.get(&call(1).team.account, &key(1), before).unwrap().await;
+    disk.get(&call(1).team.account, &key(1), &call(1).context, before).unwrap().await;
     assert!(running.clock.now() - before >= LOADING_PATIENCE);
-    assert!(disk.get(&call(1).team.account, &key(1), running.clock.now()).is_none());
+    assert!(disk.get(&call(1).team.account, &key(1), &call(1).context, running.clock.now()).is_none());
 }

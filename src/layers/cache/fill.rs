@@ -2,7 +2,8 @@
 //! them.
 //!
 //! Without a lock that replicas share, nothing here takes time. The lock is never needed: where it does not answer, the
-//! flight goes upstream.
+//! flight goes upstream. It goes there too once the request has waited for the store as long as a request may, over all its
+//! operations. The store may answer others in time, and is not given up for that.
 
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use super::layer::CacheLayer;
 use crate::cache::entry::Entry;
-use crate::cache::fill_lock::{FillLease, Turn, Waited, Wanted};
+use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
 use crate::cache::flight::{FlightResult, Kind};
 use crate::cache::sets::Membership;
 use crate::core::clock::{Instant, Moment};
@@ -24,8 +25,12 @@ use crate::semantics::request_directives::CacheDirectives;
 /// machine. A call to Twilio would take about as long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The pause between two such looks.
+/// The pause between two such looks, and for a large response.
 const PAUSE: Duration = Duration::from_millis(10);
+const LARGE_PAUSE: Duration = Duration::from_millis(50);
+
+/// By so much the request of another replica may seem to be earlier than it was.
+const LAG: Duration = Duration::from_millis(100);
 
 /// What the client that begins a flight accepts in its place.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +66,12 @@ impl CacheLayer {
             is_new: false,
         };
         while self.clock.now() < call.deadline {
-            match lock.claim(&wanted).await {
+            // In a task of its own, because a claim is not to be dropped. A lease that comes too late is given back.
+            let claim = async { tokio::spawn(lock.claim(&wanted)).await };
+            let Some(Ok(turn)) = call.context.store_wait.within(lock.patience(), claim).await else {
+                return Continue(None);
+            };
+            match turn {
                 Turn::Alone => return Continue(None),
                 Turn::Lead(lease) => {
                     // Another replica may have finished between this one's look and its claim.
@@ -73,8 +83,8 @@ impl CacheLayer {
                     }
                     return Continue(Some(lease));
                 }
-                Turn::Stored => {
-                    if let Some(found) = self.look_for(call, purpose).await {
+                Turn::Stored(size) => {
+                    if let Some(found) = self.look_for(lock, call, purpose, size).await {
                         return Break(found);
                     }
                     wanted.is_new = true;
@@ -88,6 +98,14 @@ impl CacheLayer {
                     };
                     match waited {
                         Waited::Ended(finished) => return Break(self.follow(call, finished, begun).await),
+                        Waited::Stored(begun) => {
+                            // The flight does for this caller, and so does what it has requested.
+                            let ago = begun.map(|begun| self.clock.moment().since(begun) + LAG).unwrap_or_default();
+                            let begun = self.clock.now().checked_sub(ago).unwrap_or(purpose.received);
+                            let purpose = Purpose { received: begun.min(purpose.received), ..purpose };
+                            let found = self.look_for(lock, call, purpose, Size::Large).await;
+                            return found.map_or(Continue(None), Break);
+                        }
                         Waited::Lost => {}
                         Waited::Alone => return Continue(None),
                     }
@@ -100,7 +118,7 @@ impl CacheLayer {
 
     /// Looks once for a response that serves this purpose.
     async fn look(&self, call: &UpstreamCall, purpose: Purpose) -> Option<FlightResult> {
-        if let Some(loading) = self.store.load(&call.team.account, &call.key, self.clock.now()) {
+        if let Some(loading) = self.store.load(&call.team.account, &call.key, &call.context, self.clock.now()) {
             loading.await;
         }
         let entry = self.current_page(&call.key, &call.team.account, call.endpoint, &call.path)?;
@@ -109,14 +127,25 @@ impl CacheLayer {
     }
 
     /// Looks for a response that another replica has stored, which may still be on its way to the store.
-    async fn look_for(&self, call: &UpstreamCall, purpose: Purpose) -> Option<FlightResult> {
-        let until = self.clock.now() + PATIENCE;
+    async fn look_for(
+        &self,
+        lock: &dyn FillLock,
+        call: &UpstreamCall,
+        purpose: Purpose,
+        size: Size,
+    ) -> Option<FlightResult> {
+        let (patience, pause) = match size {
+            Size::Usual => (PATIENCE, PAUSE),
+            Size::Large => (lock.large_patience(), LARGE_PAUSE),
+        };
+        let until = self.clock.now() + patience;
         loop {
             let found = self.look(call, purpose).await;
-            if found.is_some() || self.clock.now() >= until {
+            let is_over = self.clock.now() >= until || call.context.store_wait.left(lock.patience()).is_none();
+            if found.is_some() || is_over {
                 return found;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -138,7 +167,7 @@ impl CacheLayer {
         self.remember_poll(call, &finished);
         // So that what clients ask next is answered from the same result set.
         if finished.stored
-            && let Some(loading) = self.store.load(&call.team.account, &call.key, self.clock.now())
+            && let Some(loading) = self.store.load(&call.team.account, &call.key, &call.context, self.clock.now())
         {
             loading.await;
         }

@@ -59,8 +59,9 @@ where
             return Either::Right(Box::pin(bypass.instrument(span)));
         }
         let entry = self.layer.page(&query);
+        let load = || self.layer.store.load(&query.team.account, query.key(), &query.context, self.layer.clock.now());
         if entry.is_none()
-            && let Some(loading) = self.layer.store.load(&query.team.account, query.key(), self.layer.clock.now())
+            && let Some(loading) = load()
         {
             // A short wait costs less than a token for a response that a tier already has.
             let cache = self.clone();

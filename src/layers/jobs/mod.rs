@@ -209,7 +209,7 @@ where
     /// at the same time then share one new job. `may_poll` says whether the status may be polled to find out.
     async fn drop_lost(&self, query: &ClientQuery, may_poll: bool) {
         let Shared { store, clock, .. } = &*self.shared;
-        if let Some(loading) = store.load(&query.team.account, query.key(), clock.now()) {
+        if let Some(loading) = store.load(&query.team.account, query.key(), &query.context, clock.now()) {
             loading.await;
         }
         let now = clock.moment();

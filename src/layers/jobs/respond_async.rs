@@ -121,7 +121,7 @@ where
     /// Whether there is a stored response that the client accepts without a call upstream.
     async fn has_page(&self, query: &ClientQuery) -> bool {
         let (store, clock) = (&self.shared.store, self.shared.clock);
-        if let Some(loading) = store.load(&query.team.account, query.key(), clock.now()) {
+        if let Some(loading) = store.load(&query.team.account, query.key(), &query.context, clock.now()) {
             loading.await;
         }
         let entry = store.page(query.key());

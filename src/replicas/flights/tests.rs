@@ -114,7 +114,8 @@ impl std::fmt::Debug for Turn {
         f.write_str(match self {
             Self::Lead(_) => "Lead",
             Self::Wait(_) => "Wait",
-            Self::Stored => "Stored",
+            Self::Stored(Size::Usual) => "Stored",
+            Self::Stored(Size::Large) => "Stored, and large",
             Self::Alone => "Alone",
         })
     }
@@ -346,7 +347,7 @@ async fn a_response_that_was_just_stored_is_looked_for() {
             turn = two.claim(&wanted()).await;
         }
         match turn {
-            Turn::Stored => break,
+            Turn::Stored(Size::Usual) => break,
             // This machine stood still for longer than that is known.
             Turn::Lead(lease) if begun.elapsed() > STORED && begun.elapsed() < PATIENCE => drop(lease),
             turn => panic!("{turn:?}"),
@@ -357,6 +358,28 @@ async fn a_response_that_was_just_stored_is_looked_for() {
     let ends = three.join(&wanted()).await;
     drop(lease);
     assert!(matches!(ended(ends).await, Waited::Lost));
+}
+
+#[tokio::test]
+async fn a_long_response_is_looked_for_where_it_is_stored() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let long: &'static str = String::leak("x".repeat(LARGE + 1));
+    let lease = one.lead(&wanted()).await;
+    let ends = two.join(&wanted()).await;
+    lease.finish(&response(long, true));
+    assert!(matches!(ended(ends).await, Waited::Stored(Some(_))));
+    let content = three.content().await;
+    assert!(content.len() == 2 && content.iter().all(|(_, _, value)| value.len() < 1024), "{content:?}");
+    assert!(matches!(three.claim(&wanted()).await, Turn::Stored(Size::Large)));
+    // Nobody finds one that is not stored, or not put where the others look.
+    for (name, length, stored) in [("not stored", LARGE + 1, false), ("not shared", LONGEST_BODY + 1, true)] {
+        let wanted = Wanted { is_new: true, ..wanted() };
+        let lease = one.lead(&wanted).await;
+        let ends = two.join(&wanted).await;
+        lease.finish(&response(String::leak("x".repeat(length)), stored));
+        assert!(matches!(ended(ends).await, Waited::Alone), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -476,7 +499,7 @@ async fn an_end_that_was_changed_in_the_store_is_not_believed() {
         .await
         .unwrap();
     let other = Flight::new(three.store.clone(), three.clock, &wanted());
-    let sealed = other.seal(&response("forged", true)).unwrap();
+    let sealed = other.seal(&flight_record::encode(&response("forged", true)).unwrap()).unwrap();
     let forged = Flight { id, ..Flight::new(three.store.clone(), three.clock, &wanted()) };
     three
         .store

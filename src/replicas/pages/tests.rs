@@ -6,10 +6,11 @@ use super::*;
 use crate::accounts::Team;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::sets::Membership;
-use crate::cache::{EntryView, Purge};
+use crate::cache::{EntryView, Purge, Unkept};
 use crate::config::Shared as Settings;
-use crate::metrics::{Metrics, SharedLabels, StaticLabel};
-use crate::replicas::test_server::{TestServer, until};
+use crate::metrics::{Metrics, ReasonLabels, SharedLabels, StaticLabel};
+use crate::replicas::LONGEST_BODY;
+use crate::replicas::test_server::{Bottleneck, TestServer, until};
 use crate::request::query::ClientQuery;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::endpoint::Operation;
@@ -74,18 +75,30 @@ impl Replica {
         assert!(self.store.insert(key, entry, &lease, |_| true));
     }
 
+    fn load(&self, name: &'static str, context: &Arc<RequestContext>) -> Option<BoxFuture<'static, ()>> {
+        self.store.load(&self.account, &key(name), context, self.clock.now())
+    }
+
+    /// A new response to this query with a body of this length, which can hardly be compressed.
+    fn long_response(&self, name: &'static str, length: usize) -> StoredResponse {
+        let mut body = vec![0; length];
+        fastrand::fill(&mut body);
+        let stored = self.response(name);
+        StoredResponse { representation: Arc::new(stored.representation.with_body(body.into())), ..stored }
+    }
+
     /// What this replica would serve, after a look at the store where memory has nothing.
     pub(in crate::replicas) async fn body(&self, name: &'static str) -> Option<String> {
         let key = key(name);
         if self.store.page(&key).is_none() {
-            self.store.load(&self.account, &key, self.clock.now())?.await;
+            self.store.load(&self.account, &key, &Arc::default(), self.clock.now())?.await;
         }
         self.in_memory(name)
     }
 
     pub(in crate::replicas) fn in_memory(&self, name: &'static str) -> Option<String> {
         let entry = self.store.page(&key(name))?;
-        Some(String::from_utf8(entry.stored.representation.body.to_vec()).unwrap())
+        Some(String::from_utf8_lossy(&entry.stored.representation.body).into_owned())
     }
 
     /// Returns once all that was kept until now is in the store.
@@ -208,6 +221,8 @@ async fn what_cannot_be_opened_is_a_miss() {
         let _: () = one.run(cmd("SET").arg(&name).arg(forged)).await;
         assert_eq!(reader.body("a").await, None);
         assert_eq!(reader.metrics.shared_unsealed.get(), n as u64 + 1);
+        let there: Vec<u8> = one.run(cmd("GET").arg(&name)).await;
+        assert!(there == *forged && reader.operations("page_remove", "ok") == 0, "it is left alone");
     }
     let _: () = one.run(cmd("SET").arg(&name).arg(&sealed)).await;
     assert!(reader.body("a").await.is_some());
@@ -217,8 +232,7 @@ async fn what_cannot_be_opened_is_a_miss() {
 async fn of_two_pages_the_one_requested_later_stays() {
     let Some(server) = TestServer::start() else { return };
     let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
-    let asked = one.clock.now();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let asked = one.clock.now() - 10 * S;
     other.keep("a");
     other.written().await;
     let slow = StoredResponse { representation: one.response("slow").representation, ..one.response("a") };
@@ -293,7 +307,7 @@ async fn a_page_that_was_replaced_while_the_store_was_away_does_not_come_back() 
     }
     one.written().await;
     server.close_door("door", &one.shared).await;
-    assert!(one.store.load(&one.account, &key("c"), one.clock.now()).is_none(), "nobody waits for it");
+    assert!(one.load("c", &Arc::default()).is_none(), "nobody waits for it");
     let newer = |name| StoredResponse { representation: one.response("newer").representation, ..one.response(name) };
     one.keep_as(newer("a"), Kind::Forced);
     one.keep_as(newer("b"), Kind::Any);
@@ -315,11 +329,9 @@ async fn a_page_that_is_too_large_is_not_written_and_the_older_one_goes() {
     one.keep("a");
     one.written().await;
     assert_eq!(one.page_keys().await.len(), 1);
-    // Random bytes cannot be packed.
-    let body: Vec<u8> = (0..value::MOST_BYTES + 1).map(|_| fastrand::u8(..)).collect();
-    let large = one.response("a");
-    let large = StoredResponse { representation: Arc::new(large.representation.with_body(body.into())), ..large };
-    one.keep_as(large, Kind::Any);
+    one.keep_as(one.long_response("a", LONGEST_BODY + 1), Kind::Any);
+    let reason = ReasonLabels { reason: StaticLabel("too_large") };
+    assert_eq!(one.metrics.shared_skipped.get_or_create(&reason).get(), 1);
     one.written().await;
     until("it is gone", || one.pages.0.writer.is_idle()).await;
     assert_eq!(one.page_keys().await, Vec::<String>::new());
@@ -329,14 +341,135 @@ async fn a_page_that_is_too_large_is_not_written_and_the_older_one_goes() {
 async fn a_page_beyond_its_windows_is_not_used() {
     let Some(server) = TestServer::start() else { return };
     let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
-    let stored = StoredResponse { lifetimes: Lifetimes::fresh_only(2 * S), ..one.response("a") };
+    let stored = StoredResponse { lifetimes: Lifetimes::fresh_only(4 * S), ..one.response("a") };
     one.keep_as(stored, Kind::Any);
     one.written().await;
     let name = one.page_keys().await.remove(0);
     // Whoever can write to the store makes it last.
     let _: bool = one.run(cmd("PERSIST").arg(&name)).await;
-    tokio::time::sleep(2 * S).await;
+    tokio::time::sleep(4 * S).await;
     assert_eq!(other.body("a").await, None);
     let entries: Vec<EntryView> = other.store.entries(None, 10, other.clock.moment());
     assert!(entries.is_empty());
+}
+
+#[tokio::test]
+async fn a_large_page_is_shared() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
+    one.keep_as(one.long_response("a", 2 * LARGE), Kind::Any);
+    one.written().await;
+    let found = other.body("a").await;
+    assert!(found.is_some() && found == one.in_memory("a"));
+    assert_eq!((one.operations("page_put_large", "ok"), other.operations("page_get_large", "ok")), (1, 1));
+    assert_eq!(other.metrics.shared_unsealed.get(), 0);
+}
+
+/// A replica that has sent a large page of which only a part has arrived.
+async fn sending(server: &TestServer) -> (Replica, Bottleneck) {
+    let (settings, bottleneck) = server.settings_with_bottleneck(LARGE);
+    let one = Replica::with(settings, "main", Clock::new());
+    one.shares().await;
+    one.keep_as(one.long_response("large", 2 * LARGE), Kind::Any);
+    bottleneck.is_reached().await;
+    (one, bottleneck)
+}
+
+#[tokio::test]
+async fn a_large_page_that_takes_long_holds_nothing_up() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, bottleneck) = sending(&server).await;
+    let (other, episode) = (Replica::start(&server).await, one.shared.episode());
+    one.keep("small");
+    until("a small page is written", || one.operations("page_put", "ok") == 1).await;
+    other.keep("b");
+    other.written().await;
+    assert!(one.body("b").await.is_some());
+    bottleneck.open();
+    one.written().await;
+    assert!(other.body("large").await.is_some());
+    assert_eq!((one.shared.episode(), one.operations("page_put_large", "ok")), (episode, 1));
+}
+
+#[tokio::test]
+async fn a_large_page_that_fails_is_no_lost_store() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, bottleneck) = sending(&server).await;
+    let episode = one.shared.episode();
+    bottleneck.close();
+    one.written().await;
+    until("it is given up", || one.pages.0.writer.is_idle()).await;
+    assert_eq!((one.operations("page_put_large", "error"), one.page_keys().await.len()), (1, 0));
+    one.keep("small");
+    one.written().await;
+    assert_eq!((one.shared.episode(), one.page_keys().await.len()), (episode, 1));
+    // The next large one has a new connection.
+    bottleneck.open();
+    one.keep_as(one.long_response("a", 2 * LARGE), Kind::Any);
+    one.written().await;
+    assert_eq!(one.operations("page_put_large", "ok"), 1);
+}
+
+#[tokio::test]
+async fn a_large_page_that_was_overtaken_does_not_come_back() {
+    let Some(server) = TestServer::start() else { return };
+    for is_replaced in [true, false] {
+        let (one, bottleneck) = sending(&server).await;
+        if is_replaced {
+            one.keep("large");
+        } else {
+            let account = Arc::clone(&one.account.name);
+            let (asked, made) = (one.clock.now(), one.clock.moment());
+            let unkept = Unkept { account, asked, made, begins: None, next: None, is_shared: true };
+            one.store.supersede(key("large"), &unkept);
+        }
+        let done = if is_replaced { "page_put" } else { "page_remove" };
+        until("the later change is made", || one.operations(done, "ok") == 1).await;
+        bottleneck.open();
+        one.written().await;
+        let other = Replica::start(&server).await;
+        assert_eq!(other.body("large").await, is_replaced.then(|| example_body("large")));
+        server.flush();
+    }
+}
+
+#[tokio::test]
+async fn a_value_of_another_type_is_a_miss_that_is_replaced_or_removed() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::start(&server).await;
+    let damage = async || {
+        let name = one.page_keys().await.remove(0);
+        let _: () = one.run(cmd("DEL").arg(&name)).await;
+        let _: () = one.run(cmd("RPUSH").arg(&name).arg("of another type")).await;
+    };
+    one.keep("a");
+    one.written().await;
+    damage().await;
+    let other = Replica::start(&server).await;
+    assert_eq!((other.body("a").await, other.metrics.shared_unsealed.get()), (None, 1));
+    assert_eq!(one.page_keys().await.len(), 1, "who cannot read it leaves it alone");
+    one.keep("a");
+    one.written().await;
+    assert!(other.body("a").await.is_some());
+    damage().await;
+    let account = Arc::clone(&one.account.name);
+    let (asked, made) = (one.clock.now(), one.clock.moment());
+    let unkept = Unkept { account, asked, made, begins: None, next: None, is_shared: true };
+    one.store.supersede(key("a"), &unkept);
+    one.written().await;
+    assert!(one.pages.0.writer.is_idle() && one.page_keys().await.is_empty());
+    assert_eq!((one.operations("page_remove", "ok"), one.operations("page_remove", "error")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_request_that_has_waited_enough_does_not_ask_the_store() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::start(&server).await;
+    assert!(one.load("a", &Arc::new(RequestContext::that_has_waited())).is_none());
+    let context = Arc::default();
+    one.load("a", &context).unwrap().await;
+    assert!(
+        context.store_wait.left(one.shared.patience()).is_some_and(|left| left < one.shared.patience()),
+        "it counts"
+    );
 }

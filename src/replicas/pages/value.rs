@@ -16,14 +16,15 @@ use http::StatusCode;
 use crate::cache::record::{self, Calendar, Nanos};
 use crate::cache::sets::ResultSet;
 use crate::cache::stored::StoredResponse;
-use crate::replicas::StoreTime;
 use crate::replicas::seal::{Context, Sealer};
+use crate::replicas::{LONGEST_BODY, StoreTime};
 use crate::request::key::Key;
 use crate::request::response::Representation;
 use crate::twilio::endpoint::Operation;
 
-/// The longest value that is put into the store: one much longer would hold up the small operations of all replicas.
-pub(super) const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// The longest value that is put into the store, or taken from there: more than the longest body, if that cannot be
+/// compressed, and its headers.
+pub(super) const MOST_BYTES: usize = LONGEST_BODY + 1024 * 1024;
 /// The longest record that is packed or unpacked.
 const MOST_UNPACKED: u64 = 64 * 1024 * 1024;
 
@@ -129,5 +130,30 @@ fn place(result_set: ResultSet, key: Key) -> StoredResponse {
         result_set: Some(result_set),
         next: None,
         settled: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::clock::Moment;
+
+    #[test]
+    fn the_longest_body_fits_even_if_it_cannot_be_compressed() {
+        let mut body = vec![0; LONGEST_BODY];
+        fastrand::fill(&mut body);
+        let (key, sealer) = (Key::from_bytes([1; 32]), Sealer::default());
+        let stored = StoredResponse::example(key, Moment::from_nanos(0), Duration::from_secs(60));
+        let representation = Arc::new(stored.representation.with_body(body.clone().into()));
+        let calendar = Calendar::at(1_800_000_000_000_000_000, Moment::from_nanos(0));
+        let belonging = Belonging { sealer: &sealer, account: "AC1", name: "name", key: &key };
+        let value = Value::Page(StoredResponse { representation, ..stored });
+        let (bytes, _) = belonging.seal(&value, StoreTime(1_700_000_000_000_000), &calendar).unwrap();
+        match belonging.open(&bytes, &calendar) {
+            Some((Value::Page(read), _)) => assert!(read.representation.body == body),
+            other => panic!("{other:?}"),
+        }
     }
 }

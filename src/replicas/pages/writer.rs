@@ -1,54 +1,32 @@
-//! Puts pages into the store in the background, one after the other.
+//! Puts pages into the store in the background, one after the other. Large ones have a line of their own
+//! ([`large`](super::large)).
 //!
 //! A request never waits for this. When too much waits, or the store is away, a page is not written. What the store may
 //! still have in its place is then removed as soon as possible: a page that was replaced must not come back.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::value::{self, Belonging, Value};
+use super::large::LargePages;
+use super::scripts::Scripts;
+use super::unwritten::Unwritten;
 use crate::accounts::Account;
-use crate::cache::record::Calendar;
 use crate::cache::stored::StoredResponse;
 use crate::core::clock::{Clock, Moment};
-use crate::replicas::changes::{Changes, LONGEST};
-use crate::replicas::{SharedStore, StoreTime};
+use crate::replicas::changes::Changes;
+use crate::replicas::{LARGE, LONGEST_BODY, SharedStore, Skipped};
 use crate::request::key::Key;
 
 /// Changes, and bytes of pages, that may wait.
 const WAITING: usize = 1024;
 const WAITING_BYTES: usize = 64 * 1024 * 1024;
-/// Replaced pages that are remembered until they can be removed.
-const MOST_UNWRITTEN: usize = 16_384;
-/// How often their removal is tried.
+/// How often the removal of replaced pages is tried again.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// Keeps a value until its windows end, unless there is one that was requested later. One from the future is none.
-///
-/// Keys: the page. Arguments: the stamp, the value, milliseconds to live. Returns whether there was an older value.
-const PUT: &str = r"
-local there = redis.call('GETRANGE', KEYS[1], 0, 15)
-local time = redis.call('TIME')
-if there > ARGV[1] and there <= time[1] .. string.format('%06d', time[2]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return there == '' and 0 or 1
-";
-
-/// Removes a value, unless it was requested later.
-///
-/// Keys: the page. Arguments: the stamp.
-const REMOVE: &str = r"
-local there = redis.call('GETRANGE', KEYS[1], 0, 15)
-local time = redis.call('TIME')
-if there > ARGV[1] and there <= time[1] .. string.format('%06d', time[2]) then return 0 end
-return redis.call('DEL', KEYS[1])
-";
 
 /// A page to be written.
 #[derive(Debug)]
@@ -64,12 +42,22 @@ pub(super) struct Page {
 impl Page {
     /// When the others are told that the page was replaced. The further pages of a set that was replaced must not be read
     /// together with the new first page.
-    fn tell(&self) -> Tell {
+    pub(super) fn tell(&self) -> Tell {
         match self.is_forced {
             true => Tell::Always,
             false if self.stored.next.is_some() => Tell::IfReplaced,
             false => Tell::Never,
         }
+    }
+
+    /// Whether it takes long to pack and to cross.
+    fn is_large(&self) -> bool {
+        self.stored.representation.body.len() > LARGE
+    }
+
+    /// The bytes of memory that it takes while it waits.
+    pub(super) fn weight(&self) -> usize {
+        self.stored.representation.weight()
     }
 }
 
@@ -95,40 +83,39 @@ enum Change {
 pub(super) struct Writer {
     sender: mpsc::Sender<Change>,
     waiting_bytes: Arc<AtomicUsize>,
-    unwritten: Unwritten,
-    changes: Changes,
+    scripts: Scripts,
 }
 
 impl Writer {
     /// Starts to write. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, changes: Changes, clock: Clock) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        let (waiting_bytes, unwritten) = (Arc::<AtomicUsize>::default(), Unwritten::default());
-        let task = Task {
-            store,
-            changes: changes.clone(),
-            clock,
-            receiver,
-            waiting_bytes: Arc::clone(&waiting_bytes),
-            unwritten: unwritten.clone(),
-        };
+        let waiting_bytes = Arc::<AtomicUsize>::default();
+        let scripts = Scripts { store, changes, clock, unwritten: Unwritten::default() };
+        let large = LargePages::start(scripts.clone(), Arc::clone(&waiting_bytes));
+        let task = Task { scripts: scripts.clone(), large, receiver, waiting_bytes: Arc::clone(&waiting_bytes) };
         tokio::spawn(task.run());
-        Self { sender, waiting_bytes, unwritten, changes }
+        Self { sender, waiting_bytes, scripts }
     }
 
     /// Takes a page to be written.
     pub(super) fn put(&self, page: Page) {
         let (account, key, asked, tell) = (Arc::clone(&page.account), page.key, page.asked, page.tell());
-        let bytes = page.stored.representation.weight();
+        let bytes = page.weight();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         // One page alone may be larger than the limit.
         let has_room = waiting == 0 || waiting + bytes <= WAITING_BYTES;
-        let is_sent = has_room && self.changes.generation().is_some() && {
-            self.sender.try_send(Change::Put(Box::new(page))).is_ok()
+        let skipped = match () {
+            () if page.stored.representation.body.len() > LONGEST_BODY => Some(Some(Skipped::TooLarge)),
+            // It is away, which other metrics show.
+            () if self.scripts.changes.generation().is_none() => Some(None),
+            () if !has_room || self.sender.try_send(Change::Put(Box::new(page))).is_err() => Some(Some(Skipped::Busy)),
+            () => None,
         };
-        if !is_sent {
+        if let Some(why) = skipped {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.postpone(&account, [key], asked, tell);
+            why.into_iter().for_each(|why| self.scripts.store.skipped(why));
+            self.scripts.postpone(&account, [key], asked, tell);
         }
     }
 
@@ -136,7 +123,7 @@ impl Writer {
     pub(super) fn remove(&self, account: &Arc<Account>, keys: Vec<Key>, asked: Moment, tell: Tell) {
         let change = Change::Remove { account: Arc::clone(account), keys, asked, tell };
         if let Err(TrySendError::Full(Change::Remove { account, keys, asked, tell })) = self.sender.try_send(change) {
-            self.postpone(&account, keys, asked, tell);
+            self.scripts.postpone(&account, keys, asked, tell);
         }
     }
 
@@ -155,75 +142,15 @@ impl Writer {
 
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting_bytes.load(Ordering::Relaxed) == 0 && self.unwritten.lock().is_empty()
-    }
-
-    fn postpone(&self, account: &Arc<Account>, keys: impl IntoIterator<Item = Key>, asked: Moment, tell: Tell) {
-        self.unwritten.add(account, keys, asked, tell, &self.changes);
-    }
-}
-
-/// Keys under which the store may have what was replaced.
-#[derive(Debug, Clone, Default)]
-struct Unwritten(Arc<Mutex<HashMap<Key, Removal>>>);
-
-/// What has to be removed: what was requested no later than `asked`.
-#[derive(Debug, Clone)]
-struct Removal {
-    account: Arc<Account>,
-    asked: Moment,
-    tell: Tell,
-}
-
-impl Unwritten {
-    /// Adds keys. If there are too many to know them one by one, everything in the store is outdated.
-    fn add(
-        &self,
-        account: &Arc<Account>,
-        keys: impl IntoIterator<Item = Key>,
-        asked: Moment,
-        tell: Tell,
-        changes: &Changes,
-    ) {
-        let mut unwritten = self.lock();
-        for key in keys {
-            let new = || Removal { account: Arc::clone(account), asked, tell };
-            let removal = unwritten.entry(key).or_insert_with(new);
-            (removal.asked, removal.tell) = (removal.asked.max(asked), removal.tell.max(tell));
-        }
-        if unwritten.len() > MOST_UNWRITTEN {
-            unwritten.clear();
-            drop(unwritten);
-            changes.outdate_store();
-        }
-    }
-
-    fn some(&self) -> Vec<(Key, Removal)> {
-        const AT_ONCE: usize = 256;
-        self.lock().iter().take(AT_ONCE).map(|(key, removal)| (*key, removal.clone())).collect()
-    }
-
-    /// It is removed, unless it was replaced once more meanwhile.
-    fn done(&self, key: &Key, asked: Moment) {
-        let mut unwritten = self.lock();
-        if unwritten.get(key).is_some_and(|removal| removal.asked <= asked) {
-            unwritten.remove(key);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Removal>> {
-        // Every change under this lock is one insertion or removal.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting_bytes.load(Ordering::Relaxed) == 0 && self.scripts.unwritten.is_empty()
     }
 }
 
 struct Task {
-    store: SharedStore,
-    changes: Changes,
-    clock: Clock,
+    scripts: Scripts,
+    large: LargePages,
     receiver: mpsc::Receiver<Change>,
     waiting_bytes: Arc<AtomicUsize>,
-    unwritten: Unwritten,
 }
 
 impl Task {
@@ -234,93 +161,37 @@ impl Task {
             let change = tokio::select! {
                 change = self.receiver.recv() => change,
                 _ = retry.tick() => {
-                    self.remove_unwritten().await;
+                    self.scripts.remove_unwritten().await;
                     continue;
                 }
             };
             match change {
                 None => return,
-                Some(Change::Put(page)) => {
-                    let (account, key, asked, tell) = (Arc::clone(&page.account), page.key, page.asked, page.tell());
-                    let bytes = page.stored.representation.weight();
-                    if self.put(*page).await.is_none() {
-                        self.unwritten.add(&account, [key], asked, tell, &self.changes);
-                    }
-                    self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                }
+                Some(Change::Put(page)) => self.put(page).await,
                 Some(Change::Remove { account, keys, asked, tell }) => {
                     for key in keys {
-                        if self.remove(&account, &key, asked, tell).await.is_none() {
-                            self.unwritten.add(&account, [key], asked, tell, &self.changes);
-                        }
+                        self.large.overtake(&key, asked);
+                        self.scripts.remove_or_postpone(&account, &key, asked, tell).await;
                     }
                 }
-                Some(Change::Flush(done)) => {
-                    // The receiver may have stopped waiting.
-                    let _ = done.send(());
-                }
+                Some(Change::Flush(done)) => self.large.flush(done),
             }
         }
     }
 
-    /// Writes a page, and what it says of the next one. `None` if the store may still have what was there before.
-    async fn put(&self, page: Page) -> Option<()> {
+    async fn put(&self, page: Box<Page>) {
+        let bytes = page.weight();
+        self.large.overtake(&page.key, page.asked);
+        if page.is_large() {
+            if let Err(page) = self.large.put(page) {
+                self.scripts.store.skipped(Skipped::Busy);
+                self.scripts.postpone(&page.account, [page.key], page.asked, page.tell());
+                self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            return;
+        }
         let tell = page.tell();
-        let Page { account, key, stored, asked, .. } = page;
-        let (result_set, next) = (stored.result_set, stored.next);
-        let replaced = self.write(&account, key, Value::Page(stored), asked).await?;
-        if let (Some(result_set), Some(next)) = (result_set, next)
-            && self.write(&account, next, Value::Place(result_set), asked).await.is_none()
-        {
-            self.unwritten.add(&account, [next], asked, Tell::Never, &self.changes);
-        }
-        self.tell(&key, self.store.time_of(asked)?, tell, replaced).await;
-        Some(())
-    }
-
-    async fn tell(&self, key: &Key, asked: StoreTime, tell: Tell, replaced: bool) {
-        if tell == Tell::Always || (tell == Tell::IfReplaced && replaced) {
-            self.changes.replaced(key, asked).await;
-        }
-    }
-
-    /// Writes one value. Returns whether it replaced one; `None` if it is not written.
-    async fn write(&self, account: &Arc<Account>, key: Key, value: Value, asked: Moment) -> Option<bool> {
-        let generation = self.changes.generation()?;
-        let stamp = self.store.time_of(asked)?;
-        // The earlier of two readings, so that no page seems younger than it is.
-        let calendar = Calendar::at(self.store.time()?.0.checked_mul(1000)?, self.clock.moment());
-        let (store, account, name) =
-            (self.store.clone(), Arc::clone(account), generation.name(self.store.names(), account, &key));
-        let packed = tokio::task::spawn_blocking(move || {
-            let belonging = Belonging { sealer: store.sealer(), account: &account.sid, name: &name, key: &key };
-            let sealed = belonging.seal(&value, stamp, &calendar);
-            sealed.map(|(bytes, expires)| (bytes, Duration::from_nanos(expires.saturating_sub(calendar.now())), name))
-        });
-        let (bytes, left, name) = packed.await.ok()??;
-        let left = u64::try_from(left.min(LONGEST).as_millis()).ok().filter(|left| *left > 0)?;
-        let mut command = redis::cmd("EVAL");
-        command.arg(PUT).arg(1).arg(name).arg(value::stamp(stamp)).arg(bytes).arg(left);
-        self.store.run::<bool>("page_put", &command).await.ok()
-    }
-
-    /// Removes what was requested no later than `asked`. `None` if that is not done.
-    async fn remove(&self, account: &Account, key: &Key, asked: Moment, tell: Tell) -> Option<()> {
-        let name = self.changes.generation()?.name(self.store.names(), account, key);
-        let stamp = self.store.time_of(asked)?;
-        let mut command = redis::cmd("EVAL");
-        command.arg(REMOVE).arg(1).arg(name).arg(value::stamp(stamp));
-        let removed = self.store.run::<bool>("page_remove", &command).await.ok()?;
-        self.tell(key, stamp, tell, removed).await;
-        Some(())
-    }
-
-    async fn remove_unwritten(&self) {
-        for (key, Removal { account, asked, tell }) in self.unwritten.some() {
-            if self.remove(&account, &key, asked, tell).await.is_none() {
-                return;
-            }
-            self.unwritten.done(&key, asked);
-        }
+        self.scripts.put_or_postpone(*page, tell).await;
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

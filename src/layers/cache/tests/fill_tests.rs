@@ -7,13 +7,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::cache::fill_lock::{FillLease, FillLock, Turn, Waited, Wanted};
+use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
 use crate::cache::flight::FlightResult;
 use crate::core::clock::Moment;
 use crate::metrics::{SharedLabels, StaticLabel};
 use crate::replicas::test_server::{TestServer, until};
 use crate::replicas::{KnownAccounts, SharedFlights, SharedPages, SharedStore};
 use crate::request::call::UpstreamResponse;
+use crate::request::context::RequestContext;
 
 /// A lock that says what it is told to, and notes what it is asked.
 #[derive(Default)]
@@ -33,6 +34,14 @@ impl FillLock for Scripted {
     fn claim(&self, wanted: &Wanted) -> BoxFuture<'static, Turn> {
         self.asked.lock().unwrap().push(wanted.clone());
         self.turns.lock().unwrap().pop_front().expect("a claim beyond the script")
+    }
+
+    fn patience(&self) -> Duration {
+        S
+    }
+
+    fn large_patience(&self) -> Duration {
+        5 * S
     }
 
     fn purge(&self, which: &Purge, _: Option<Moment>) {
@@ -138,6 +147,59 @@ async fn without_an_answer_of_the_lock_the_flight_goes_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_lock_delays_a_request_once_and_not_by_every_claim() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2")]);
+    let (cache, lock, _) = replica(&upstream);
+    let slowly = |turn: Turn| async move {
+        tokio::time::sleep(S * 7 / 10).await;
+        turn
+    };
+    lock.then(slowly(Turn::Wait(ready(Waited::Lost).boxed())));
+    let (lease, ending) = FillLease::new();
+    lock.then(slowly(Turn::Lead(lease)));
+    let begun = Instant::now();
+    assert_eq!(said(ask(&cache, call("a")).await), is(Outcome::Miss, "1", None));
+    assert_eq!(begun.elapsed(), lock.patience(), "the second claim has only what the first one left");
+    assert!(ending.await.is_err(), "what was granted too late is given back");
+    // Another request has its own time.
+    let ending = lock.then_leads();
+    assert_eq!(said(ask(&cache, call("b")).await), is(Outcome::Miss, "2", None));
+    assert!(ending.await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_waited_enough_does_not_ask_the_lock() {
+    let (cache, lock, _) = replica(&Upstream::new(&[Next::Page("1")]));
+    let query = ClientQuery { context: Arc::new(RequestContext::that_has_waited()), ..call("q") };
+    assert_eq!(said(ask(&cache, query).await), is(Outcome::Miss, "1", None));
+    assert_eq!(lock.claims(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_is_too_long_to_be_told_is_found_where_it_is_stored() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
+    let (cache, lock, plain) = replica(&upstream);
+    // It arrives later than a usual one may.
+    let arrives = |plain: Cache, query| {
+        tokio::spawn(async move {
+            tokio::time::sleep(4 * S).await;
+            ask(&plain, query).await.unwrap();
+        })
+    };
+    // Of a flight of another kind, so that it is not joined.
+    for (query, other) in [(call("a"), forcing(call("a"))), (forcing(call("b")), call("b"))] {
+        arrives(plain.clone(), other);
+        lock.then_waits(ready(Waited::Stored(None)));
+        assert_eq!(ask(&cache, query).await.unwrap().outcome, Outcome::Collapsed);
+    }
+    assert_eq!(upstream.calls(), 2, "none of this replica");
+    let begun = Instant::now();
+    lock.then_waits(ready(Waited::Stored(None)));
+    assert_eq!(said(ask(&cache, call("c")).await), is(Outcome::Miss, "3", None));
+    assert_eq!((begun.elapsed(), lock.claims()), (lock.large_patience(), 3), "it does not come");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
     let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3"), Next::Page("4")]);
     let (cache, lock, plain) = replica(&upstream);
@@ -151,11 +213,11 @@ async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "1", Some(0)));
     assert_eq!(ending.await.unwrap().result.unwrap().body, "1", "for those who wait for this replica");
     advance(1000 * S).await;
-    lock.then(arrives(plain.clone(), Turn::Stored));
+    lock.then(arrives(plain.clone(), Turn::Stored(Size::Usual)));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "2", Some(0)));
     // In the background.
     advance(100 * S).await;
-    lock.then(arrives(plain, Turn::Stored));
+    lock.then(arrives(plain, Turn::Stored(Size::Usual)));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "2", Some(100)));
     settle().await;
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "3", Some(0)));
@@ -169,7 +231,7 @@ async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
 async fn a_stored_response_that_is_not_found_is_fetched() {
     let upstream = Upstream::new(&[Next::Page("1")]);
     let (cache, lock, _) = replica(&upstream);
-    lock.then(ready(Turn::Stored));
+    lock.then(ready(Turn::Stored(Size::Usual)));
     drop(lock.then_leads());
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
     let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|wanted| wanted.is_new).collect();
@@ -222,6 +284,28 @@ async fn what_does_for_a_client_is_told_to_the_lock() {
     drop(plain);
 }
 
+#[tokio::test]
+async fn a_large_page_is_fetched_once_for_all_replicas() {
+    let Some(server) = TestServer::start() else { return };
+    // Hardly to be compressed.
+    let page: &'static str = String::leak((0..3 << 20).map(|_| fastrand::alphanumeric()).collect());
+    for query in [call("a"), forcing(call("b"))] {
+        let upstream = Upstream::gated(&[Next::Page(page)]);
+        let replicas = three(&server, POLICY, &upstream).await;
+        let mut asking = replicas[0].ask(10, &query);
+        until("a call", || upstream.calls() == 1).await;
+        for replica in &replicas[1..] {
+            asking.extend(replica.ask(10, &query));
+            replica.waits().await;
+        }
+        upstream.open(1);
+        for reply in asking {
+            assert_eq!(reply.await.unwrap().unwrap().page.body, page);
+        }
+        assert_eq!(upstream.calls(), 1);
+    }
+}
+
 /// Three replicas that share flights and pages, around one upstream.
 async fn three(server: &TestServer, policy: Policy, upstream: &Upstream) -> Vec<Replica> {
     let mut replicas = Vec::new();
@@ -229,10 +313,13 @@ async fn three(server: &TestServer, policy: Policy, upstream: &Upstream) -> Vec<
         let (metrics, clock, accounts) = (Metrics::new(), Clock::new(), KnownAccounts::default());
         accounts.set(&[call("q").team.account.clone()]);
         let shared = SharedStore::start(server.settings(), Arc::clone(&metrics), clock);
-        let store = Store::new(1 << 20, &metrics).with_fill_lock(Arc::new(SharedFlights::new(shared.clone(), clock)));
+        let store = Store::new(1 << 26, &metrics).with_fill_lock(Arc::new(SharedFlights::new(shared.clone(), clock)));
         let store = SharedPages::behind(store, shared, accounts, clock);
         let query = call("q");
-        until("pages are shared", || store.load(&query.team.account, query.key(), clock.now()).is_some()).await;
+        until("pages are shared", || {
+            store.load(&query.team.account, query.key(), &query.context, clock.now()).is_some()
+        })
+        .await;
         let layer = CacheLayer::new(store, policy, one_name(), Arc::clone(&metrics), clock);
         replicas.push(Replica { cache: Cache::new(layer, upstream), metrics });
     }
@@ -249,7 +336,8 @@ impl Replica {
     fn ask(&self, clients: usize, query: &ClientQuery) -> Vec<JoinHandle<Result<ClientResponse, GatewayError>>> {
         let received = Instant::now();
         let query = ClientQuery { received, deadline: received + 90 * S, ..query.clone() };
-        (0..clients).map(|_| tokio::spawn(self.cache.clone().oneshot(query.clone()))).collect()
+        let own = || ClientQuery { context: Arc::default(), ..query.clone() };
+        (0..clients).map(|_| tokio::spawn(self.cache.clone().oneshot(own()))).collect()
     }
 
     /// Returns once memory has this page of the query, which another replica may have put into the store.
@@ -257,7 +345,7 @@ impl Replica {
         let (store, key) = (&self.cache.layer.store, query.key());
         let finding = async {
             while store.page(key).is_none_or(|page| page.stored.representation.body != body) {
-                if let Some(loading) = store.load(&query.team.account, key, Instant::now()) {
+                if let Some(loading) = store.load(&query.team.account, key, &Arc::default(), Instant::now()) {
                     loading.await;
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;

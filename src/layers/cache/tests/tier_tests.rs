@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::accounts::Account;
 use crate::cache::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
+use crate::request::context::RequestContext;
 
 /// Has a page of this age under every key.
 #[derive(Debug)]
@@ -17,7 +18,13 @@ struct Far {
 }
 
 impl Tier for Far {
-    fn get(&self, _: &Arc<Account>, key: &Key, now: Instant) -> Option<BoxFuture<'static, ()>> {
+    fn get(
+        &self,
+        _: &Arc<Account>,
+        key: &Key,
+        _: &Arc<RequestContext>,
+        now: Instant,
+    ) -> Option<BoxFuture<'static, ()>> {
         let stored = StoredResponse::example(*key, self.clock.moment().before(self.age), 60 * S);
         let stored = StoredResponse { lifetimes: POLICY.query, ..stored };
         let mut entry = Entry::new(key, stored, now, now, self.age);

@@ -1,0 +1,144 @@
+//! Large pages are put into the store one after the other, beside all other changes: they take longer to pack and to cross.
+//!
+//! So a later change of the same page can overtake a large one that still waits. The large page is then not written, or is
+//! removed again once it has been.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::scripts::Scripts;
+use super::writer::{Page, Tell};
+use crate::core::clock::Moment;
+use crate::request::key::Key;
+
+/// Pages that may wait. Their bytes are limited too.
+const WAITING: usize = 64;
+
+/// The line of large pages.
+#[derive(Debug)]
+pub(super) struct LargePages {
+    sender: mpsc::Sender<Change>,
+    waiting: Waiting,
+}
+
+#[derive(Debug)]
+enum Change {
+    Put(Box<Page>, Arc<AtomicBool>),
+    Flush(oneshot::Sender<()>),
+}
+
+impl LargePages {
+    /// Starts to write. The weight of each page is taken from `waiting_bytes` once it is written or given up. Needs a tokio
+    /// runtime.
+    pub(super) fn start(scripts: Scripts, waiting_bytes: Arc<AtomicUsize>) -> Self {
+        let ((sender, receiver), waiting) = (mpsc::channel(WAITING), Waiting::default());
+        let task = Task { scripts, receiver, waiting: waiting.clone(), waiting_bytes };
+        tokio::spawn(task.run());
+        Self { sender, waiting }
+    }
+
+    /// Takes a page.
+    ///
+    /// # Errors
+    ///
+    /// The page, if too many wait.
+    pub(super) fn put(&self, page: Box<Page>) -> Result<(), Box<Page>> {
+        let is_overtaken = self.waiting.enter(page.key, page.asked);
+        match self.sender.try_send(Change::Put(page, Arc::clone(&is_overtaken))) {
+            Err(TrySendError::Full(Change::Put(page, _)) | TrySendError::Closed(Change::Put(page, _))) => {
+                self.waiting.leave(&is_overtaken);
+                Err(page)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A change of the page that was requested at `asked` is about to be made.
+    pub(super) fn overtake(&self, key: &Key, asked: Moment) {
+        self.waiting.overtake(key, asked);
+    }
+
+    /// Tells `done` once all pages that were taken until now are written.
+    pub(super) fn flush(&self, done: oneshot::Sender<()>) {
+        let sender = self.sender.clone();
+        tokio::spawn(async move { drop(sender.send(Change::Flush(done)).await) });
+    }
+}
+
+/// The pages that wait or are being written.
+#[derive(Debug, Clone, Default)]
+struct Waiting(Arc<Mutex<Vec<WaitingPage>>>);
+
+#[derive(Debug)]
+struct WaitingPage {
+    key: Key,
+    asked: Moment,
+    is_overtaken: Arc<AtomicBool>,
+}
+
+impl Waiting {
+    fn enter(&self, key: Key, asked: Moment) -> Arc<AtomicBool> {
+        let is_overtaken = Arc::<AtomicBool>::default();
+        self.lock().push(WaitingPage { key, asked, is_overtaken: Arc::clone(&is_overtaken) });
+        is_overtaken
+    }
+
+    fn overtake(&self, key: &Key, asked: Moment) {
+        for page in self.lock().iter().filter(|page| page.key == *key && page.asked <= asked) {
+            page.is_overtaken.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// From here on a change of the page comes after this one.
+    fn leave(&self, is_overtaken: &Arc<AtomicBool>) {
+        self.lock().retain(|page| !Arc::ptr_eq(&page.is_overtaken, is_overtaken));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<WaitingPage>> {
+        // Every change under this lock is one insertion or removal.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Task {
+    scripts: Scripts,
+    receiver: mpsc::Receiver<Change>,
+    waiting: Waiting,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        while let Some(change) = self.receiver.recv().await {
+            match change {
+                Change::Put(page, is_overtaken) => {
+                    let (bytes, account, key, asked) = (page.weight(), Arc::clone(&page.account), page.key, page.asked);
+                    if !is_overtaken.load(Ordering::SeqCst) {
+                        self.put(*page).await;
+                    }
+                    self.waiting.leave(&is_overtaken);
+                    if is_overtaken.load(Ordering::SeqCst) {
+                        self.scripts.remove_or_postpone(&account, &key, asked, Tell::Never).await;
+                    }
+                    self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                }
+                Change::Flush(done) => {
+                    // The receiver may have stopped waiting.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Whoever has to hear of the new page hears it before the page is written, which takes long. So that nobody takes the
+    /// older page from the store after that, it is removed first.
+    async fn put(&self, page: Page) {
+        let (account, key, asked, tell) = (Arc::clone(&page.account), page.key, page.asked, page.tell());
+        if tell == Tell::Never || self.scripts.remove_or_postpone(&account, &key, asked, tell).await {
+            self.scripts.put_or_postpone(page, Tell::Never).await;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Writes and removes pages in the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::unwritten::{Removal, Unwritten};
+use super::value::{self, Belonging, Value};
+use super::writer::{Page, Tell};
+use crate::accounts::Account;
+use crate::cache::record::Calendar;
+use crate::core::clock::{Clock, Moment};
+use crate::replicas::changes::{Changes, LONGEST};
+use crate::replicas::{LARGE, SharedStore, StoreTime};
+use crate::request::key::Key;
+
+/// Keeps a value until its windows end, unless there is one that was requested later. One from the future is none, and one
+/// of another type is replaced.
+///
+/// Keys: the page. Arguments: the stamp, the value, milliseconds to live, the time after which it is too late. Returns 1 if
+/// there was an older value, 0 if not, and -1 if it is too late: its caller has given up, and what it did then would
+/// otherwise be undone.
+const PUT: &str = r"
+local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
+local time = redis.call('TIME')
+local now = time[1] .. string.format('%06d', time[2])
+if now > ARGV[4] then return -1 end
+if type(there) == 'string' and there > ARGV[1] and there <= now then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return there == '' and 0 or 1
+";
+
+/// Removes a value, unless it was requested later.
+///
+/// Keys: the page. Arguments: the stamp.
+const REMOVE: &str = r"
+local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
+local time = redis.call('TIME')
+local now = time[1] .. string.format('%06d', time[2])
+if type(there) == 'string' and there > ARGV[1] and there <= now then return 0 end
+return redis.call('DEL', KEYS[1])
+";
+
+/// The scripts, and what they have not done yet. Clones share that.
+#[derive(Debug, Clone)]
+pub(super) struct Scripts {
+    pub(super) store: SharedStore,
+    pub(super) changes: Changes,
+    pub(super) clock: Clock,
+    pub(super) unwritten: Unwritten,
+}
+
+impl Scripts {
+    /// Has these pages removed as soon as possible, as far as they were requested no later than `asked`.
+    pub(super) fn postpone(
+        &self,
+        account: &Arc<Account>,
+        keys: impl IntoIterator<Item = Key>,
+        asked: Moment,
+        tell: Tell,
+    ) {
+        self.unwritten.add(account, keys, asked, tell, &self.changes);
+    }
+
+    /// Writes a page. If that fails, what is there instead is removed as soon as possible.
+    pub(super) async fn put_or_postpone(&self, page: Page, tell: Tell) {
+        let (account, key, asked) = (Arc::clone(&page.account), page.key, page.asked);
+        if self.put(page, tell).await.is_none() {
+            self.postpone(&account, [key], asked, tell);
+        }
+    }
+
+    /// Removes a page, now or as soon as possible. Returns whether it is done.
+    pub(super) async fn remove_or_postpone(
+        &self,
+        account: &Arc<Account>,
+        key: &Key,
+        asked: Moment,
+        tell: Tell,
+    ) -> bool {
+        let is_removed = self.remove(account, key, asked, tell).await.is_some();
+        if !is_removed {
+            self.postpone(account, [*key], asked, tell);
+        }
+        is_removed
+    }
+
+    /// Writes a page, and what it says of the next one. `None` if the store may still have what was there before.
+    async fn put(&self, page: Page, tell: Tell) -> Option<()> {
+        let Page { account, key, stored, asked, .. } = page;
+        let (result_set, next) = (stored.result_set, stored.next);
+        let replaced = self.write(&account, key, Value::Page(stored), asked).await?;
+        if let (Some(result_set), Some(next)) = (result_set, next)
+            && self.write(&account, next, Value::Place(result_set), asked).await.is_none()
+        {
+            self.postpone(&account, [next], asked, Tell::Never);
+        }
+        self.tell(&key, self.store.time_of(asked)?, tell, replaced).await;
+        Some(())
+    }
+
+    async fn tell(&self, key: &Key, asked: StoreTime, tell: Tell, replaced: bool) {
+        if tell == Tell::Always || (tell == Tell::IfReplaced && replaced) {
+            self.changes.replaced(key, asked).await;
+        }
+    }
+
+    /// Writes one value. Returns whether it replaced one; `None` if it is not written.
+    async fn write(&self, account: &Arc<Account>, key: Key, value: Value, asked: Moment) -> Option<bool> {
+        let generation = self.changes.generation()?;
+        let stamp = self.store.time_of(asked)?;
+        // The earlier of two readings, so that no page seems younger than it is.
+        let calendar = Calendar::at(self.store.time()?.0.checked_mul(1000)?, self.clock.moment());
+        let (store, account, name) =
+            (self.store.clone(), Arc::clone(account), generation.name(self.store.names(), account, &key));
+        let packed = tokio::task::spawn_blocking(move || {
+            let belonging = Belonging { sealer: &store.sealer(), account: &account.sid, name: &name, key: &key };
+            let sealed = belonging.seal(&value, stamp, &calendar);
+            sealed.map(|(bytes, expires)| (bytes, Duration::from_nanos(expires.saturating_sub(calendar.now())), name))
+        });
+        let (bytes, left, name) = packed.await.ok()??;
+        let left = u64::try_from(left.min(LONGEST).as_millis()).ok().filter(|left| *left > 0)?;
+        let is_large = bytes.len() > LARGE;
+        let patience = if is_large { self.store.large_patience() } else { self.store.settings().timeout * 4 };
+        // What is known of the store's time is at most as old as an operation may take, so this is not too early.
+        let latest = StoreTime(self.store.time()?.0.saturating_add(u64::try_from(patience.as_micros()).ok()?));
+        let mut command = redis::cmd("EVAL");
+        command.arg(PUT).arg(1).arg(name).arg(value::stamp(stamp)).arg(bytes).arg(left).arg(value::stamp(latest));
+        let replied = match is_large {
+            true => self.store.run_large::<i64>("page_put_large", &command).await,
+            false => self.store.run("page_put", &command).await,
+        };
+        replied.ok().filter(|replaced| *replaced >= 0).map(|replaced| replaced == 1)
+    }
+
+    /// Removes what was requested no later than `asked`. `None` if that is not done.
+    async fn remove(&self, account: &Account, key: &Key, asked: Moment, tell: Tell) -> Option<()> {
+        let name = self.changes.generation()?.name(self.store.names(), account, key);
+        let stamp = self.store.time_of(asked)?;
+        let mut command = redis::cmd("EVAL");
+        command.arg(REMOVE).arg(1).arg(name).arg(value::stamp(stamp));
+        let removed = self.store.run::<bool>("page_remove", &command).await.ok()?;
+        self.tell(key, stamp, tell, removed).await;
+        Some(())
+    }
+
+    /// Tries again to remove what could not be removed.
+    pub(super) async fn remove_unwritten(&self) {
+        for (key, Removal { account, asked, tell }) in self.unwritten.some() {
+            if self.remove(&account, &key, asked, tell).await.is_none() {
+                return;
+            }
+            self.unwritten.done(&key, asked);
+        }
+    }
+}
