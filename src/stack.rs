@@ -167,6 +167,9 @@ pub fn build(config: &Config, shared: &SharedState) -> Result<Stack, TrustError>
     let upstream = Upstream::new(target(config), Arc::clone(&metrics), clock)?;
     // Last, because a configuration that fails must change nothing.
     shared.known_accounts.set(&accounts);
+    if let (Some(replicas), Some(settings)) = (&shared.replicas, &config.shared) {
+        replicas.reload(settings);
+    }
     let Resolved { budgets, retries, attempts, signers, secrets } =
         registry.resolve(config, &accounts, shared.replicas.as_ref(), clock);
 

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use super::files::Files;
 use super::record::Record;
 use super::secret::{CredentialSource, SecretSource};
-use super::shared::{self, Shared};
+use super::shared::Shared;
 use crate::core::network::Network;
 use crate::core::units::Rate;
 use crate::semantics::freshness::Lifetimes;
@@ -64,11 +64,7 @@ impl Config {
 
     /// The keys whose new value waits for a restart of a gateway that runs with `old`.
     pub fn waiting_for_restart(&self, old: &Self) -> Vec<String> {
-        let mut keys = self.record.waiting_for_restart(&old.record);
-        let secrets = shared::changed_secrets(self.shared.as_ref(), old.shared.as_ref());
-        let others = secrets.into_iter().map(str::to_owned).filter(|key| !keys.contains(key)).collect::<Vec<_>>();
-        keys.extend(others);
-        keys
+        self.record.waiting_for_restart(&old.record)
     }
 }
 

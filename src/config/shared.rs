@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use zeroize::Zeroizing;
 
 use super::fault::{Path, Report, suggest};
@@ -261,7 +261,7 @@ pub(super) fn read(table: &mut Table<'_>, sources: &Sources) -> Option<Shared> {
     let at_start = Key::at_start;
     let (report, path) = (table.report(), table.path().clone());
     let url = table.optional(at_start("url"), show::text, |field| field.parsed(parse_url));
-    let username = table.optional(at_start("username"), show::text, |field| field.parsed(parse_username));
+    let username = table.optional(Key::from("username"), show::text, |field| field.parsed(parse_username));
     let password = password(table, sources);
     let ca_file = table.file(at_start("ca_file"));
     if let Some(file) = &ca_file {
@@ -303,7 +303,7 @@ fn password(table: &mut Table<'_>, sources: &Sources) -> Option<SecretString> {
     let (report, path) = (table.report(), table.path().key("password"));
     let password = table.take("password").and_then(|field| secret::read(field, sources));
     let shown = password.as_ref().map(|password| show::secret(&password.source));
-    table.record(Key::at_start("password").of(Shape::Secret), shown, None);
+    table.record(Key::from("password").of(Shape::Secret), shown, None);
     let password = password?;
     secret::warn_if_written_out(&password.source, &path, report);
     Some(password.text.as_str().into())
@@ -318,7 +318,7 @@ fn seal(table: &mut Table<'_>, sources: &Sources) -> Vec<Zeroizing<[u8; 32]>> {
         (shown, keys) = seal_keys(field, sources);
     }
     let shown = (!shown.is_empty()).then(|| show::secrets(&shown));
-    table.record(Key::at_start("seal").of(Shape::Secrets), shown, None);
+    table.record(Key::from("seal").of(Shape::Secrets), shown, None);
     keys
 }
 
@@ -403,13 +403,4 @@ fn check_together(path: &Path, url: Option<&StoreUrl>, report: &Report) {
     if is_given("password") && !url.tls && !url.is_local() {
         report.warn(&path.key("url"), "the password crosses the network in clear text; use rediss://");
     }
-}
-
-/// The keys whose secret is another than before. Where it is kept may be the same.
-pub(super) fn changed_secrets(new: Option<&Shared>, old: Option<&Shared>) -> Vec<&'static str> {
-    let (Some(new), Some(old)) = (new, old) else { return Vec::new() };
-    let [new_password, old_password] =
-        [new, old].map(|shared| shared.password.as_ref().map(ExposeSecret::expose_secret));
-    let changes = [("shared.password", new_password != old_password), ("shared.seal", new.seal != old.seal)];
-    changes.into_iter().filter(|(_, changes)| *changes).map(|(key, _)| key).collect()
 }

@@ -106,8 +106,11 @@ impl SecondConnection {
     }
 
     /// The next command opens another connection.
-    pub(crate) async fn close(&self) {
-        self.opened.lock().await.take();
+    pub(crate) fn close(&self) {
+        // Else another one is being opened.
+        if let Ok(mut opened) = self.opened.try_lock() {
+            opened.take();
+        }
     }
 }
 

