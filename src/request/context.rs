@@ -183,6 +183,7 @@ impl RequestContext {
             recording,
             upstream_events: Mutex::default(),
             was_tried: AtomicBool::new(false),
+            store_wait: StoreWait::default(),
         }
     }
 

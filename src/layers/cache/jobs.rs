@@ -97,7 +97,7 @@ impl CacheLayer {
         };
         let status = Key::of_job(account, id);
         if self.store.page(&status).is_none()
-            && let Some(loading) = self.store.load(account, &status, self.clock.now())
+            && let Some(loading) = self.store.load(account, &status, &call.context, self.clock.now())
         {
             loading.await;
         }
