@@ -227,11 +227,11 @@ impl Tier for SharedPages {
             });
             lookup
         });
-        let (mut lookup, context) = (lookup.clone(), Arc::clone(context));
+        let (mut lookup, context, clock) = (lookup.clone(), Arc::clone(context), self.0.clock);
         let waiting = async move {
             // An error: the sender is gone, and the look-up has ended.
             let is_fetching = async { lookup.wait_for(|stage| *stage == Stage::Fetching).await.is_ok() };
-            if context.store_wait.within(patience, is_fetching).await == Some(true) {
+            if context.store_wait.within(patience, clock, is_fetching).await == Some(true) {
                 // The store has just answered in time, and the page is large: that is worth a longer wait.
                 let _ = tokio::time::timeout(large_patience, async { while lookup.changed().await.is_ok() {} }).await;
             }

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
+
+use crate::core::clock::Clock;
 
 /// The time that a request has waited for the store so far, over all its operations there. A store that answers each
 /// operation just in time must not delay a request by the sum of them.
@@ -13,11 +15,11 @@ pub struct StoreWait(AtomicU64);
 impl StoreWait {
     /// Waits for `operation`, at most for what this request has left of `limit`. `None` if that ends first: the request
     /// then goes on as if the store were away.
-    pub async fn within<F: Future>(&self, limit: Duration, operation: F) -> Option<F::Output> {
+    pub async fn within<F: Future>(&self, limit: Duration, clock: Clock, operation: F) -> Option<F::Output> {
         let left = self.left(limit)?;
-        let begun = Instant::now();
+        let begun = clock.now();
         let output = timeout(left, operation).await.ok();
-        self.0.fetch_add(nanos(begun.elapsed()), Relaxed);
+        self.0.fetch_add(nanos(clock.now() - begun), Relaxed);
         output
     }
 
@@ -50,13 +52,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn operations_share_one_limit() {
-        let (wait, begun) = (StoreWait::default(), Instant::now());
-        assert_eq!(wait.within(400 * MS, sleep(190 * MS)).await, Some(()));
+        let (wait, clock) = (StoreWait::default(), Clock::new());
+        let begun = clock.now();
+        assert_eq!(wait.within(400 * MS, clock, sleep(190 * MS)).await, Some(()));
         assert_eq!(wait.left(400 * MS), Some(210 * MS));
-        assert_eq!(wait.within(400 * MS, sleep(190 * MS)).await, Some(()));
-        assert_eq!(wait.within(400 * MS, sleep(190 * MS)).await, None);
-        assert_eq!(begun.elapsed(), 400 * MS);
-        assert_eq!((wait.left(400 * MS), wait.within(400 * MS, pending::<()>()).await), (None, None));
-        assert_eq!(begun.elapsed(), 400 * MS, "nothing is left to wait");
+        assert_eq!(wait.within(400 * MS, clock, sleep(190 * MS)).await, Some(()));
+        assert_eq!(wait.within(400 * MS, clock, sleep(190 * MS)).await, None);
+        assert_eq!(clock.now() - begun, 400 * MS);
+        assert_eq!((wait.left(400 * MS), wait.within(400 * MS, clock, pending::<()>()).await), (None, None));
+        assert_eq!(clock.now() - begun, 400 * MS, "nothing is left to wait");
     }
 }

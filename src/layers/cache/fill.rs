@@ -68,7 +68,7 @@ impl CacheLayer {
         while self.clock.now() < call.deadline {
             // In a task of its own, because a claim is not to be dropped. A lease that comes too late is given back.
             let claim = async { tokio::spawn(lock.claim(&wanted)).await };
-            let Some(Ok(turn)) = call.context.store_wait.within(lock.patience(), claim).await else {
+            let Some(Ok(turn)) = call.context.store_wait.within(lock.patience(), self.clock, claim).await else {
                 return Continue(None);
             };
             match turn {
