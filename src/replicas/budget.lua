@@ -271,7 +271,7 @@ while #grants < 3 * most do
 end
 
 local waiting, waits = whole(now + wait + grace), false
-local last = math.max(tat, paused, open)
+local last = math.max(now, tat, paused, open)
 for _, entry in ipairs(asked) do
   local limit = entry.limit
   last = math.max(last, limit.tat)
@@ -284,7 +284,9 @@ for _, entry in ipairs(asked) do
 end
 if waits then redis.call('HSET', KEYS[3], replica, waiting) else redis.call('HDEL', KEYS[3], replica) end
 
-redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', whole(paused), 'open', whole(open), 'period', whole(period),
+-- 0 where it is over: later, on a server whose clock is behind, it would seem to last.
+local function lasting(until_then) return until_then > now and whole(until_then) or '0' end
+redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', lasting(paused), 'open', lasting(open), 'period', whole(period),
   'burst', whole(burst), 'read', whole(read), 'virtual', whole(virtual), 'granted', whole(granted), 'base', whole(base),
   'log', log)
 local keep = math.ceil((last - now + 60000000) / 1000)

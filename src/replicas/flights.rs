@@ -18,6 +18,9 @@
 //! command that takes the lock says until when it may. And a replica that got no answer, or could not tell an end, gives
 //! the lock back as soon as the store is reached again.
 //!
+//! Expiry is a time on the clock of the server, also after a failover. Where the new server's clock is behind, a lock would
+//! last for longer than any leader asked. So a lock that has more than two leases left counts as gone.
+//!
 //! There is no publish and subscribe: a client of Sentinel or of a cluster would lose messages when a node fails. Those who
 //! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself.
 
@@ -70,7 +73,8 @@ local now = time[1] * 1000000 + time[2]
 if now > tonumber(ARGV[5]) then return {3, '', string.format('%.0f', now)} end
 local flight = redis.call('HMGET', KEYS[1], 'id', 'begun', 'stored')
 local oldest = tonumber(ARGV[3])
-if flight[1] and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
+local lasts = redis.call('PTTL', KEYS[1])
+if flight[1] and lasts <= 2 * ARGV[2] and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
   if not flight[3] then
     redis.call('HSET', KEYS[1], 'waited', 1)
     return {1, flight[1], flight[2]}
@@ -119,12 +123,13 @@ end
 return 0
 ";
 
-/// Keys: the lock and the end. Arguments: the flight that is waited for. Returns how it stands, and the end.
+/// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds. Returns how it stands,
+/// and the end.
 const WAIT: &str = r"
 local ending = redis.call('GET', KEYS[2])
 if ending then
   return {2, ending}
-elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] then
+elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] and redis.call('PTTL', KEYS[1]) <= 2 * ARGV[2] then
   return {1, ''}
 end
 return {0, ''}
@@ -341,7 +346,7 @@ impl Flight {
 
     async fn wait(self) -> Waited {
         let mut command = script(WAIT, &[&self.lock, &self.ending()]);
-        command.arg(&self.id);
+        command.arg(&self.id).arg(self.lease());
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;

@@ -74,16 +74,8 @@ struct Inner {
     changes: Changes,
     writer: Writer,
     clock: Clock,
-    /// The look-ups under way, and how far they have come.
-    lookups: Mutex<HashMap<Key, watch::Receiver<Stage>>>,
-}
-
-/// How far a look-up has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Looking,
-    /// There is a large value, which is on its way.
-    Fetching,
+    /// The look-ups under way. The sender is gone when one has ended.
+    lookups: Mutex<HashMap<Key, watch::Receiver<()>>>,
 }
 
 impl SharedPages {
@@ -100,10 +92,10 @@ impl SharedPages {
     }
 
     /// Brings what the store has under `key` into memory.
-    async fn look_up(&self, generation: Generation, account: &Account, key: &Key, stage: &watch::Sender<Stage>) {
+    async fn look_up(&self, generation: Generation, account: &Account, key: &Key) {
         let Inner { local, .. } = &*self.0;
         let purges = local.purges();
-        let Some(found) = self.find(generation, account, key, stage).await else { return };
+        let Some(found) = self.find(generation, account, key).await else { return };
         let result_set = match &found {
             Found::Page(entry) => entry.stored.result_set,
             Found::Place(result_set) => Some(*result_set),
@@ -111,7 +103,7 @@ impl SharedPages {
         // Only its first page shows that a set is the newest of its query. That page is the next to be asked for anyway, or
         // has just been.
         if let Some(result_set) = result_set.filter(|set| set.first != *key && !local.has_set(set))
-            && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first, stage).await
+            && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first).await
         {
             local.adopt(result_set.first, *first, purges);
         }
@@ -124,13 +116,7 @@ impl SharedPages {
     }
 
     /// What the store has under `key`, if it may be served.
-    async fn find(
-        &self,
-        generation: Generation,
-        account: &Account,
-        key: &Key,
-        stage: &watch::Sender<Stage>,
-    ) -> Option<Found> {
+    async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
         let Inner { store, changes, clock, .. } = &*self.0;
         let name = generation.name(store.names(), account, key);
         // The store reads its clock later, so at this moment it was no later than what it says.
@@ -138,7 +124,6 @@ impl SharedPages {
         let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
         let (mut time, mut bytes, length) = reply?;
         if bytes.is_empty() && (LARGE..=value::MOST_BYTES).contains(&length) {
-            stage.send_replace(Stage::Fetching);
             begun = clock.moment();
             let reply =
                 store.run_large::<Option<Reply>>("page_get_large", &get(&name, value::MOST_BYTES)).await.ok()?;
@@ -183,7 +168,7 @@ impl SharedPages {
         if is_slow { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
     }
 
-    fn lookups(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Stage>>> {
+    fn lookups(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<()>>> {
         // Every change under this lock is one insertion or removal.
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -214,27 +199,25 @@ impl Tier for SharedPages {
         _: Instant,
     ) -> Option<BoxFuture<'static, ()>> {
         let generation = self.0.changes.generation()?;
-        let (patience, large_patience) = (self.0.store.patience(), self.0.store.large_patience());
+        let patience = self.0.store.patience();
         context.store_wait.left(patience)?;
         let mut lookups = self.lookups();
         let lookup = lookups.entry(*key).or_insert_with(|| {
             let (pages, account, key) = (self.clone(), Arc::clone(account), *key);
-            let (sender, lookup) = watch::channel(Stage::Looking);
+            let (sender, lookup) = watch::channel(());
             // In its own task, so that it ends even if nobody waits for it any more.
             tokio::spawn(async move {
-                pages.look_up(generation, &account, &key, &sender).await;
+                pages.look_up(generation, &account, &key).await;
                 pages.lookups().remove(&key);
+                drop(sender);
             });
             lookup
         });
         let (mut lookup, context, clock) = (lookup.clone(), Arc::clone(context), self.0.clock);
         let waiting = async move {
-            // An error: the sender is gone, and the look-up has ended.
-            let is_fetching = async { lookup.wait_for(|stage| *stage == Stage::Fetching).await.is_ok() };
-            if context.store_wait.within(patience, clock, is_fetching).await == Some(true) {
-                // The store has just answered in time, and the page is large: that is worth a longer wait.
-                let _ = tokio::time::timeout(large_patience, async { while lookup.changed().await.is_ok() {} }).await;
-            }
+            // A large page may take longer. Then it is in memory for those who ask later.
+            let ended = async { while lookup.changed().await.is_ok() {} };
+            context.store_wait.within(patience, clock, ended).await;
         };
         Some(waiting.boxed())
     }

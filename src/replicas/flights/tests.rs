@@ -437,6 +437,21 @@ async fn a_clock_of_the_store_that_was_set_forward_keeps_nobody_from_leading() {
     one.lead(&wanted()).await;
 }
 
+/// As on a server that took over and whose clock is behind.
+#[tokio::test]
+async fn a_lock_that_lasts_longer_than_any_lease_counts_as_gone() {
+    let Some(server) = TestServer::start() else { return };
+    let settings = Shared { lease: 60_000 * MS, ..server.settings() };
+    let (one, two) = (Replica::with(&server, settings.clone()).await, Replica::with(&server, settings).await);
+    let _lease = one.lead(&wanted()).await;
+    let ends = two.join(&wanted()).await;
+    let lock = Flight::new(one.store.clone(), one.clock, &wanted()).lock;
+    let longer = one.store.run::<bool>("test", redis::cmd("PEXPIRE").arg(lock).arg(3_600_000)).await;
+    assert!(longer.unwrap());
+    assert!(matches!(ended(ends).await, Waited::Lost));
+    two.lead(&wanted()).await;
+}
+
 #[tokio::test]
 async fn a_lock_is_given_back_once_the_store_is_reached_again() {
     let Some(server) = TestServer::start() else { return };

@@ -183,6 +183,9 @@ impl Model {
         if !left.is_empty() {
             self.waiting.insert(replica, (now + wait + signed(micros(GRACE + question.round_trip)), left));
         }
+        for until in [&mut self.paused, &mut self.open] {
+            *until = if *until > now { *until } else { 0 };
+        }
         let rest = |until: i64| Duration::from_micros(u64::try_from(until - now).unwrap_or(0));
         let of_team =
             |ask: &Ask| rest(next_at(self.tats.get(&ask.team).copied().unwrap_or(0), limit_of(&ask.team), now));

@@ -1,6 +1,7 @@
 //! Several replicas and the script, under paused time.
 
 use super::*;
+use crate::budget::CircuitState;
 
 /// A token may be used this long after its time: the resolution of timers, twice.
 const LATE: Duration = Duration::from_millis(2);
@@ -89,12 +90,17 @@ async fn a_store_whose_clock_jumps_goes_on() {
     for jump in [3_600_000_000, -3_600_000_000] {
         let Some(store) = SimulatedStore::start(2) else { return };
         let sent = Sent::default();
-        let load = |_| sent.load(&store.link(NEAR).budget(limits(10, 10)), &team("a", 1), 5);
-        let loads: Vec<_> = (0..2).map(load).collect();
+        let budgets = [(); 2].map(|()| store.link(NEAR).budget(limits(10, 10)));
+        let loads = budgets.each_ref().map(|budget| sent.load(budget, &team("a", 1), 5));
         tokio::time::sleep(3 * S).await;
         store.0.ahead.store(jump, SeqCst);
         let before = sent.times().len();
-        tokio::time::sleep(5 * S).await;
+        for _ in 0..50 {
+            tokio::time::sleep(100 * MS).await;
+            for budget in &budgets {
+                assert_eq!(budget.status().circuit, CircuitState::Closed, "after {jump} us");
+            }
+        }
         drop(loads);
         assert!(sent.times().len() - before >= 39, "{} of 50", sent.times().len() - before);
         sent.assert_bound(10.0, 20.0, LATE);
