@@ -26,9 +26,6 @@ pub(crate) trait FillLock: Debug + Send + Sync {
     /// How long one request may wait for the lock and for what is stored with it, over all operations.
     fn patience(&self) -> Duration;
 
-    /// How long a response that another replica has stored may take until it is found, if it is large.
-    fn large_patience(&self) -> Duration;
-
     /// From now on no caller joins a flight that began before `at`, or before now, if `which` matches it.
     fn purge(&self, which: &Purge, at: Option<Moment>);
 }

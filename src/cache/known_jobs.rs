@@ -48,6 +48,8 @@ pub(crate) struct KnownJob {
     pub(crate) wait: Option<Duration>,
     /// The key of the submission that made it.
     pub(crate) submission: Option<Key>,
+    /// When other replicas were last asked whether it is lost.
+    pub(crate) asked: Option<Instant>,
 }
 
 impl KnownJob {
@@ -65,8 +67,18 @@ pub(crate) fn results_end(stored: &StoredResponse, clock: Clock) -> Option<Momen
     Some(stored.made.after(job.retained(made)?))
 }
 
+/// Whether this status of a completed job is no answer any more. It is kept because it says when the results have ended,
+/// also after a restart.
+pub(crate) fn is_over(status: &StoredResponse, now: Moment) -> bool {
+    let job = || Job::read(&status.representation.body);
+    status.age(now) > status.lifetimes.fresh && job().is_some_and(|job| job.state == State::Completed)
+}
+
 /// What replicas tell each other is lost has a scope of its own. Those of policies are hashes.
 const LOST: Scope = *b"insights-gateway/lost-query-jobs";
+
+/// How often a replica asks at most whether others know that a job is lost.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The most jobs of a generation, and the most pages. There are two generations of each, which together take at most
 /// 12 MiB.
@@ -146,11 +158,22 @@ impl KnownJobs {
         }
     }
 
-    /// Finds out whether another replica knows that a job is lost for good.
-    pub(crate) async fn ask_lost(&self, account: &Account, job: &Key, clock: Clock) {
+    /// Finds out in the background, once in [`ASK_AGAIN`], whether another replica knows that a job is lost for good. Needs
+    /// a tokio runtime.
+    pub(crate) fn ask_lost(&self, account: &Account, job: Key, clock: Clock) {
         let Some(grants) = &self.shared else { return };
-        if grants.find(account, &LOST, job).await.is_some() {
-            self.update(*job, |known| (known.lost, known.was_not_found) = (Some(clock.now()), false));
+        let (now, mut is_due) = (clock.now(), false);
+        self.update(job, |known| {
+            is_due = known.asked.is_none_or(|asked| now >= asked + ASK_AGAIN);
+            known.asked = if is_due { Some(now) } else { known.asked };
+        });
+        if is_due {
+            let (jobs, found) = (self.clone(), grants.find(account, &LOST, &job));
+            tokio::spawn(async move {
+                if found.await.is_some() {
+                    jobs.update(job, |known| (known.lost, known.was_not_found) = (Some(clock.now()), false));
+                }
+            });
         }
     }
 

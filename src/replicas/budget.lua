@@ -89,14 +89,13 @@ if #log > 64 * 17 or base > tat then base, log = tat, '' end
 -- Nobody would use a token of an ask that is late. What it tells is as old as that.
 local is_late, told = now > latest, math.min(now, latest)
 if is_late then most = 0 end
-local paused = math.max(field('paused'), told + tonumber(ARGV[4]))
-local open = math.max(field('open'), told + tonumber(ARGV[5]))
 
 -- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
-local behind = field('read') - now
+local behind = math.max(field('read') - now, 0)
+local paused = math.max(field('paused') - behind, told + tonumber(ARGV[4]))
+local open = math.max(field('open') - behind, told + tonumber(ARGV[5]))
 if behind > 0 then
   tat = math.max(0, tat - behind)
-  paused, open = math.max(now, paused - behind), math.max(now, open - behind)
   base, log = tat, ''
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
 end

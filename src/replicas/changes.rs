@@ -228,8 +228,9 @@ impl Changes {
         let (episode, at) = (self.0.store.episode().ok_or(StoreError::Down)?, self.0.clock.moment());
         let (generation, time) = reader.read(&self.0.store).await?;
         self.remember(&reader.news, time);
-        self.tell(generation).await?;
+        // First, because to tell many purges can take longer than a purge may.
         self.apply(std::mem::take(&mut reader.news)).await;
+        self.tell(generation).await?;
         self.state().read = Some(LastRead { generation, at, episode });
         Ok(())
     }

@@ -19,7 +19,8 @@
 //! the lock back as soon as the store is reached again.
 //!
 //! Expiry is a time on the clock of the server, also after a failover. Where the new server's clock is behind, a lock would
-//! last for longer than any leader asked. So a lock that has more than two leases left counts as gone.
+//! last for longer than any leader asked. So a lock that has more than two leases left counts as gone, and one that never
+//! expires.
 //!
 //! There is no publish and subscribe: a client of Sentinel or of a cluster would lose messages when a node fails. Those who
 //! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself.
@@ -65,7 +66,8 @@ const LATE: u8 = 3;
 const ENDED_LARGE: u8 = 4;
 
 /// Keys: the lock. Arguments: the caller's flight, the lease in milliseconds, the greatest age of a flight that does in
-/// microseconds or -1, 1 if one that has stored its response does, and the last time at which anything is claimed.
+/// microseconds or -1, 1 if one that has stored its response does, the last time at which anything is claimed, and how long
+/// a lock lasts at most whose flight has stored its response, in milliseconds.
 /// Returns what the caller has to do, the id of the flight and when it began; where it is too late, the time.
 const CLAIM: &str = r"
 local time = redis.call('TIME')
@@ -74,7 +76,9 @@ if now > tonumber(ARGV[5]) then return {3, '', string.format('%.0f', now)} end
 local flight = redis.call('HMGET', KEYS[1], 'id', 'begun', 'stored')
 local oldest = tonumber(ARGV[3])
 local lasts = redis.call('PTTL', KEYS[1])
-if flight[1] and lasts <= 2 * ARGV[2] and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
+local most = flight[3] and math.max(2 * ARGV[2], tonumber(ARGV[6])) or 2 * ARGV[2]
+local is_sound = flight[1] and flight[2] and #flight[2] <= 16 and string.find(flight[2], '^%d+$')
+if is_sound and lasts >= 0 and lasts <= most and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
   if not flight[3] then
     redis.call('HSET', KEYS[1], 'waited', 1)
     return {1, flight[1], flight[2]}
@@ -127,9 +131,10 @@ return 0
 /// and the end.
 const WAIT: &str = r"
 local ending = redis.call('GET', KEYS[2])
+local lasts = redis.call('PTTL', KEYS[1])
 if ending then
   return {2, ending}
-elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] and redis.call('PTTL', KEYS[1]) <= 2 * ARGV[2] then
+elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] and lasts >= 0 and lasts <= 2 * ARGV[2] then
   return {1, ''}
 end
 return {0, ''}
@@ -205,10 +210,6 @@ impl FillLock for SharedFlights {
         self.store.patience()
     }
 
-    fn large_patience(&self) -> Duration {
-        self.store.large_patience()
-    }
-
     fn purge(&self, which: &Purge, at: Option<Moment>) {
         let now = self.clock.moment();
         let at = at.unwrap_or(now);
@@ -251,6 +252,7 @@ impl Flight {
         let claim = async |latest: u64| {
             let mut command = script(CLAIM, &[&self.lock]);
             command.arg(&self.id).arg(self.lease()).arg(oldest).arg(u8::from(accepts_stored)).arg(latest);
+            command.arg(millis(self.store.large_patience()));
             self.store.run("flight_claim", &command).await
         };
         let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;

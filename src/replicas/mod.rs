@@ -69,8 +69,11 @@ const LONGEST_BODY: usize = 16 * 1024 * 1024;
 const BEAT: &str = r"
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 if ARGV[3] == '1' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ms, ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], ms + ARGV[2], '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
 return {now[1] .. string.format('%06d', now[2]), redis.call('ZCARD', KEYS[1]) + ARGV[3]}
 ";
@@ -355,14 +358,15 @@ impl SharedStore {
     /// At once if the store is not reached; else if it does not answer in time, refuses, or answers something of another
     /// type.
     pub(crate) async fn run<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, StoreError> {
-        let connection = self.link().connection.clone();
+        let (connection, episode) = (self.link().connection.clone(), self.episode());
         let Some(mut connection) = connection else { return Err(StoreError::Down) };
         let begun = self.0.clock.now();
         let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(command)).await;
         let (fault, value) = self.judge(operation, begun, replied);
         match &value {
             Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
-            Err(_) if fault == Fault::Refusal => {}
+            // What was sent over an earlier connection says nothing of this one.
+            Err(_) if fault == Fault::Refusal || self.episode() != episode => {}
             Err(error) => {
                 let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
                 if fault == Fault::Broken || failures >= FAILURES {

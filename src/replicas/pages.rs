@@ -51,6 +51,7 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 const GET: &str = r"
 local value = ''
 local length = redis.pcall('STRLEN', KEYS[1])
+if type(length) == 'table' and string.sub(length.err, 1, 9) ~= 'WRONGTYPE' then return length end
 if length == 0 and redis.call('EXISTS', KEYS[1]) == 0 then return false end
 if type(length) ~= 'number' then
   length = 0

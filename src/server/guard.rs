@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep};
 
 use super::connections::{Connection, FinishedHeads, HeadShare, Place, TooManyHeads};
@@ -146,7 +147,8 @@ impl<T> TimeoutIo<T> {
                 // It is set, and wakes this task. To poll it again would cost as much as reading a head.
                 return Poll::Pending;
             }
-            self.woken = Some(context.waker().clone());
+            // A task that has used up its budget does not register the alarm: it has to be polled again.
+            self.woken = has_budget_remaining().then(|| context.waker().clone());
             ready!(self.alarm.as_mut().poll(context));
         }
     }

@@ -17,6 +17,7 @@ use super::layer::{Answered, Caching};
 use crate::cache::CacheResponse;
 use crate::cache::entry::Entry;
 use crate::cache::flight::{Claim, FlightResult, Flown, Joined, Kind, Lease};
+use crate::cache::known_jobs;
 use crate::cache::response::{Content, Source};
 use crate::cache::sets::Membership;
 use crate::core::clock::Instant;
@@ -176,8 +177,11 @@ where
         // A client that asks for a new job does not want an earlier one.
         let failed = failed && !(query.endpoint.cache == CacheClass::Job && query.directives.cache.no_cache);
         let now = self.layer.clock.moment();
+        let is_over =
+            |status: &Entry| query.endpoint.cache == CacheClass::Status && known_jobs::is_over(&status.stored, now);
         let usable = |entry: &Arc<Entry>| {
             entry.stored.representation.status.is_success()
+                && !is_over(entry)
                 && entry.stored.age(now) <= entry.stored.lifetimes.servable_on_error()
         };
         // The entry that was there when the call began may have been purged or replaced since.

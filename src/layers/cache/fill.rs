@@ -136,17 +136,16 @@ impl CacheLayer {
     ) -> Option<FlightResult> {
         let (patience, pause) = match size {
             Size::Usual => (PATIENCE, PAUSE),
-            Size::Large => (lock.large_patience(), LARGE_PAUSE),
+            Size::Large => (lock.patience(), LARGE_PAUSE),
         };
-        let until = self.clock.now() + patience;
-        loop {
+        for _ in 0..patience.as_millis() / pause.as_millis() {
             let found = self.look(call, purpose).await;
-            let is_over = self.clock.now() >= until || call.context.store_wait.left(lock.patience()).is_none();
-            if found.is_some() || is_over {
+            if found.is_some() {
                 return found;
             }
-            tokio::time::sleep(pause).await;
+            call.context.store_wait.within(lock.patience(), self.clock, tokio::time::sleep(pause)).await?;
         }
+        None
     }
 
     /// Whether the client would have been served with this response if it had been there before.

@@ -242,10 +242,8 @@ where
         if is_over() {
             return false;
         }
-        store.jobs.ask_lost(&query.team.account, &job, *clock).await;
-        if is_over() {
-            return false;
-        }
+        // A hit does not wait for the store. What other replicas know counts for the next submission.
+        store.jobs.ask_lost(&query.team.account, job, *clock);
         if let Some(status) = store.fresh(&job, now) {
             return is_of_use(&status);
         }
@@ -294,7 +292,10 @@ where
             let (mut response, is_new) = match polled {
                 Some(Ok(response)) if !has_failed(&response) => (response, true),
                 // A poll that failed does not end the wait, and one that is on its way does not prolong it.
-                unanswered => match (last.take().or_else(|| known(unanswered.as_ref())), unanswered) {
+                unanswered => match (
+                    self.as_polled(&query).or_else(|| last.take()).or_else(|| known(unanswered.as_ref())),
+                    unanswered,
+                ) {
                     (Some(known), _) => (known, false),
                     (None, Some(failed)) => return self.with_next_poll(&query, failed),
                     (None, None) => {

@@ -8,6 +8,7 @@ use tower::{Service, ServiceExt};
 
 use super::{Answered, Jobs, Shared, has_failed, retry_after, told};
 use crate::cache::CacheResponse;
+use crate::cache::known_jobs::{self, KnownJob};
 use crate::cache::response::{Content, Source};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
@@ -31,11 +32,15 @@ where
     /// A job's status: from Twilio if it may be polled now, and otherwise, or if the poll fails or takes long, the last
     /// known one.
     pub(super) async fn poll(&self, query: ClientQuery) -> Answered {
-        let last_known = || {
+        let last_known = async || {
+            let Shared { store, clock, .. } = &*self.shared;
+            if store.page(query.key()).is_some_and(|status| known_jobs::is_over(&status.stored, clock.moment())) {
+                return Err(GatewayError::new(Reason::OnlyIfCached, "the time of this job's results is over"));
+            }
             let cache =
                 CacheDirectives { only_if_cached: true, max_stale: Some(Duration::MAX), ..CacheDirectives::default() };
             let directives = RequestDirectives { cache, ..query.directives.clone() };
-            self.ask(ClientQuery { directives, ..query.clone() })
+            self.ask(ClientQuery { directives, ..query.clone() }).await
         };
         let CacheDirectives { only_if_cached, no_cache, .. } = query.directives.cache;
         if let Some(left) = self.next_poll(query.key()) {
@@ -139,7 +144,8 @@ where
     /// stored.
     fn as_submitted(&self, query: &ClientQuery) -> Option<CacheResponse> {
         let Shared { store, clock, .. } = &*self.shared;
-        let submission = store.jobs.get(query.key()).filter(|known| known.lost.is_none())?.submission?;
+        let is_open = |known: &KnownJob| known.lost.is_none() && known.ended.is_none();
+        let submission = store.jobs.get(query.key()).filter(is_open)?.submission?;
         let entry = store.page(&submission)?;
         let (stored, age) = (&entry.stored, entry.stored.age(clock.moment()));
         let Representation { headers, body, .. } = &*stored.representation;

@@ -338,8 +338,9 @@ impl Replica {
             }
         }
         self.registered = asked.into_iter().zip(unmet).filter(|(_, unmet)| *unmet > 0).map(|(turn, _)| turn).collect();
-        if self.known.paused_until.is_some() {
-            self.give_back(|_| true);
+        // Those for the end of the pause are kept: they would be granted again at once.
+        if let Some(until) = self.known.paused_until {
+            self.give_back(|held| held.due < until);
         }
         self.ask_at = now + if self.registered.is_empty() { LONGEST } else { answer.wait.min(LONGEST) };
         self.look(now);

@@ -446,9 +446,18 @@ async fn a_lock_that_lasts_longer_than_any_lease_counts_as_gone() {
     let _lease = one.lead(&wanted()).await;
     let ends = two.join(&wanted()).await;
     let lock = Flight::new(one.store.clone(), one.clock, &wanted()).lock;
-    let longer = one.store.run::<bool>("test", redis::cmd("PEXPIRE").arg(lock).arg(3_600_000)).await;
+    let longer = one.store.run::<bool>("test", redis::cmd("PEXPIRE").arg(&lock).arg(3_600_000)).await;
     assert!(longer.unwrap());
     assert!(matches!(ended(ends).await, Waited::Lost));
+    let mut leases = Vec::new();
+    for damage in [&["PERSIST", &*lock][..], &["HSET", &lock, "begun", "x"], &["HDEL", &lock, "begun"]] {
+        leases.push(two.lead(&wanted()).await);
+        let mut command = redis::cmd(damage[0]);
+        for part in &damage[1..] {
+            command.arg(part);
+        }
+        one.store.run::<u8>("test", &command).await.unwrap();
+    }
     two.lead(&wanted()).await;
 }
 

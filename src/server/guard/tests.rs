@@ -1,3 +1,5 @@
+use std::pin::pin;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::timeout;
 
@@ -26,6 +28,24 @@ async fn gives_up(timeout_io: &mut TimeoutIo<DuplexStream>, most: Duration) -> O
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_says_nothing_is_late() {
     let (mut timeout_io, _client) = timeout_io(&Connection::alone());
+    assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(10 * S));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_without_budget_loses_no_alarm() {
+    let (mut timeout_io, _client) = timeout_io(&Connection::alone());
+    std::future::poll_fn(|context| {
+        while has_budget_remaining() {
+            let _ = pin!(tokio::task::coop::consume_budget()).poll(context);
+        }
+        let mut byte = [0; 1];
+        let read = Pin::new(&mut timeout_io).poll_read(context, &mut ReadBuf::new(&mut byte));
+        assert!(read.is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    // The next turn of the task has a new budget.
+    tokio::task::yield_now().await;
     assert_eq!(gives_up(&mut timeout_io, 100 * S).await, Some(10 * S));
 }
 

@@ -40,10 +40,6 @@ impl FillLock for Scripted {
         S
     }
 
-    fn large_patience(&self) -> Duration {
-        5 * S
-    }
-
     fn purge(&self, which: &Purge, _: Option<Moment>) {
         self.purges.lock().unwrap().push(which.clone());
     }
@@ -182,7 +178,7 @@ async fn a_response_that_is_too_long_to_be_told_is_found_where_it_is_stored() {
     // It arrives later than a usual one may.
     let arrives = |plain: Cache, query| {
         tokio::spawn(async move {
-            tokio::time::sleep(4 * S).await;
+            tokio::time::sleep(S * 8 / 10).await;
             ask(&plain, query).await.unwrap();
         })
     };
@@ -196,7 +192,7 @@ async fn a_response_that_is_too_long_to_be_told_is_found_where_it_is_stored() {
     let begun = Instant::now();
     lock.then_waits(ready(Waited::Stored(None)));
     assert_eq!(said(ask(&cache, call("c")).await), is(Outcome::Miss, "3", None));
-    assert_eq!((begun.elapsed(), lock.claims()), (lock.large_patience(), 3), "it does not come");
+    assert_eq!((begun.elapsed(), lock.claims()), (lock.patience(), 3), "it does not come");
 }
 
 #[tokio::test(start_paused = true)]

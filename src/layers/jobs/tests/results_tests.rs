@@ -48,6 +48,24 @@ async fn expired_results_remove_all_stored_responses_of_the_job() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_status_is_no_answer_once_the_time_of_the_results_is_over() {
+    let (mut jobs, mut polls) = (twilio(|_, _| "COMPLETED"), 0);
+    let rig = Rig::new(move |call: &UpstreamCall| match call.endpoint.operation {
+        Operation::JobStatus if polls == 0 => {
+            polls += 1;
+            (200, None, job("op_1", "COMPLETED").replace("P2D", "PT20S"))
+        }
+        Operation::JobStatus => (503, None, "{}".to_owned()),
+        _ => jobs(call),
+    });
+    rig.submit().await;
+    for (elapsed, expected) in [(0, 200), (19, 200), (2, 503), (60, 503)] {
+        tokio::time::advance(S * elapsed).await;
+        assert_eq!(rig.status("op_1").await.representation().status, expected, "{elapsed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_stored_status_says_of_results_holds_when_nothing_else_is_known() {
     for (retention, elapsed, outcomes) in [
         ("P2D", 6, [Outcome::Miss, Outcome::Hit]),

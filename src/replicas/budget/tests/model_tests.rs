@@ -85,13 +85,11 @@ impl Model {
         let latest = question.latest.map_or(i64::MAX, signed);
         let (is_late, told) = (now > latest, now.min(latest));
         let most = if is_late { 0 } else { question.most as usize };
-        self.paused = self.paused.max(told + signed(micros(question.pause)));
-        self.open = self.open.max(told + signed(micros(question.open)));
-        let behind = self.read.map_or(0, |read| read - now);
+        let behind = self.read.map_or(0, |read| (read - now).max(0));
+        self.paused = (self.paused - behind).max(told + signed(micros(question.pause)));
+        self.open = (self.open - behind).max(told + signed(micros(question.open)));
         if behind > 0 {
             (self.base, self.takes) = ((self.tat() - behind).max(0), Vec::new());
-            self.paused = now.max(self.paused - behind);
-            self.open = now.max(self.open - behind);
             (self.limits, self.waiting) = Default::default();
             (self.starts, self.tats) = Default::default();
         }
