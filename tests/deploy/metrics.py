@@ -13,15 +13,14 @@ OF_SCRAPES = {"job", "instance", "namespace", "le"}
 
 def registered():
     """The labels of each metric. Names are as they are exposed: counters with their suffix, histograms without one."""
+    text = "\n".join(source.read_text() for source in SOURCES)
+    structures = dict(re.findall(r"pub struct (\w+Labels) \{(.*?)\}", text, re.S))
+    fields = {field: (labels, kind) for field, labels, kind in re.findall(r"pub (\w+): (?:Family<(\w+), )?(\w+)", text)}
     found = {}
-    for source in SOURCES:
-        text = source.read_text()
-        structures = dict(re.findall(r"pub struct (\w+Labels) \{(.*?)\}", text, re.S))
-        fields = {field: (labels, kind) for field, labels, kind in re.findall(r"pub (\w+): (?:Family<(\w+), )?(\w+)", text)}
-        for name, field in re.findall(r'register\(\s*"(\w+)",\s*"[^"]*",\s*metrics\.(\w+)\.clone', text):
-            labels, kind = fields[field]
-            name = f"insights_gateway_{name}" + ("_total" if kind == "Counter" else "")
-            found[name] = set(re.findall(r"pub (\w+):", structures.get(labels, "")))
+    for name, field in re.findall(r'register\(\s*"(\w+)",\s*"[^"]*",\s*metrics\.(\w+)\.clone', text):
+        labels, kind = fields[field]
+        name = f"insights_gateway_{name}" + ("_total" if kind == "Counter" else "")
+        found[name] = set(re.findall(r"pub (\w+):", structures.get(labels, "")))
     return found
 
 
