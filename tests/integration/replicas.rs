@@ -207,9 +207,8 @@ async fn no_request_fails_when_the_store_does_not_answer() {
     }
 }
 
-/// For a machine that does nothing else, since it measures time.
 #[tokio::test]
-#[ignore = "measures time"]
+#[ignore = "it measures time: run it on a machine that does nothing else"]
 async fn a_store_that_does_not_answer_delays_a_request_by_four_timeouts_at_most() {
     let Some(server) = Server::start().await else { return };
     let upstream = Upstream::start().await;
@@ -232,9 +231,9 @@ async fn a_store_that_does_not_answer_delays_a_request_by_four_timeouts_at_most(
     }
 }
 
-/// As above. The rest of the time goes to the tokens of the budget: one ask that is under way, and one of this request.
+/// The rest of the time goes to the tokens of the budget: one ask that is under way, and one of this request.
 #[tokio::test]
-#[ignore = "measures time"]
+#[ignore = "it measures time: run it on a machine that does nothing else"]
 async fn a_slow_store_delays_a_request_by_four_timeouts_at_most() {
     let Some(server) = Server::start().await else { return };
     let upstream = Upstream::start().await;
