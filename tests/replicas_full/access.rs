@@ -21,14 +21,7 @@ async fn tls() {
     let Some(mut server) = Server::start_with(&flags, &[]).await else { return };
     let url = format!("rediss://127.0.0.1:{port}");
     let mut rig = Setup::new("TLS with its own root, kill -9, restart", url).set("shared.ca_file", chain).start().await;
-    let begun = now();
-    server.kill();
-    rig.alone().await;
-    tokio::time::sleep(PHASE).await;
-    let back = now();
-    server.run().await;
-    rig.returns(begun, back).await;
-    tokio::time::sleep(PHASE).await;
+    rig.survives_a_restart(&mut server).await;
     rig.finish().await;
 }
 
@@ -39,14 +32,7 @@ async fn unix_socket() {
     let socket = folder.path().join("store.sock").display().to_string();
     let Some(mut server) = Server::start_with(&["--unixsocket", &socket], &[]).await else { return };
     let mut rig = Setup::new("unix socket, kill -9, restart", format!("unix://{socket}")).start().await;
-    let begun = now();
-    server.kill();
-    rig.alone().await;
-    tokio::time::sleep(PHASE).await;
-    let back = now();
-    server.run().await;
-    rig.returns(begun, back).await;
-    tokio::time::sleep(PHASE).await;
+    rig.survives_a_restart(&mut server).await;
     rig.finish().await;
 }
 

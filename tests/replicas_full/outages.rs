@@ -19,14 +19,7 @@ async fn kill_and_restart() {
     let Some(mut server) = Server::start().await else { return };
     let mut rig = Setup::new("kill -9, restart", server.url()).start().await;
     for _ in 0..2 {
-        let begun = now();
-        server.kill();
-        rig.alone().await;
-        hold().await;
-        let back = now();
-        server.run().await;
-        rig.returns(begun, back).await;
-        hold().await;
+        rig.survives_a_restart(&mut server).await;
     }
     rig.finish().await;
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::bound::{BURST, Extra, RATE, REPLICAS, Seconds, allowed, highest_excess, now, seconds, slack};
 use super::load::{Asks, Load, Sample, query, team_header};
 use super::support::process::{Process, Running, command, quiet, set};
+use super::support::store::Server;
 use super::support::*;
 
 /// A page is served for this long after it was fetched: `fresh` and the longer of the other two windows.
@@ -295,6 +296,18 @@ impl Rig {
         for gateway in &self.gateways {
             metric_is(gateway, "shared_up", "0").await;
         }
+    }
+
+    /// Kills the store, and starts it again after a phase.
+    pub async fn survives_a_restart(&mut self, server: &mut Server) {
+        let begun = now();
+        server.kill();
+        self.alone().await;
+        tokio::time::sleep(PHASE).await;
+        let back = now();
+        server.run().await;
+        self.returns(begun, back).await;
+        tokio::time::sleep(PHASE).await;
     }
 
     /// A store that all have lost is back, or will be in a moment. Waits until they share, and allows what may be sent
