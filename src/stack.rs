@@ -128,7 +128,7 @@ impl SharedState {
         }
         if let Some(grants) = grants {
             let longest = config.cache.query.usable().max(config.cache.settled.lifetimes.usable());
-            page_tokens = page_tokens.shared_by(Arc::clone(&grants) as _, longest.saturating_mul(2));
+            page_tokens = page_tokens.shared_by(Arc::clone(&grants) as _, longest.saturating_mul(2), clock);
             job_owners = job_owners.shared_by(grants);
         }
         let traces = config.telemetry.otlp.as_ref().map(|url| Exporter::start(url, Arc::clone(&metrics), clock));

@@ -254,7 +254,7 @@ impl Shared {
         // Nobody waits for a refresh: only its deadline counts.
         let latest_start = if background { deadline } else { latest_start(now + wait, needed_by(call)) };
         let waiting = Waiting { deadline, latest_start, key: call.key, waiting_teams, background, reply };
-        state.wait_queue.insert(ticket, waiting);
+        state.queue(ticket, waiting, call.context.store_wait.so_far(), now);
         drop(locked);
         self.advance();
         Ok(Arrival::Queued(QueueGuard { account: Arc::clone(self), ticket, is_replied: false }, granted))

@@ -42,7 +42,7 @@ pub use account::{AccountBudget, AttemptOutcome, BudgetStatus, Permit};
 pub use circuit::{CircuitPolicy, CircuitState};
 pub use limits::Limits;
 pub(crate) use quota::LocalQuota;
-pub use quota::{Demand, Grant, QuotaSource, QuotaStatus, Turn};
+pub use quota::{Demand, Grant, Parts, QuotaSource, QuotaStatus, Turn};
 
 #[cfg(test)]
 mod tests;

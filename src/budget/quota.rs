@@ -49,6 +49,15 @@ pub struct Turn {
     pub background: bool,
 }
 
+/// How the own upstream limit of a team is divided among processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// Into how many parts, of which this process spends one.
+    pub count: u32,
+    /// When this process lost the others or found them again: each team's bucket was empty then.
+    pub emptied: Option<Instant>,
+}
+
 /// A view of a source's state.
 #[derive(Debug, Clone, Copy)]
 pub struct QuotaStatus {
@@ -163,6 +172,12 @@ pub trait QuotaSource: Debug + Send {
     /// The calls that wait may have changed. `demand` lists them; only a source that needs it calls it.
     fn set_demand(&mut self, _demand: &dyn Fn() -> Vec<Demand>, _now: Instant) {}
 
+    /// A call is queued. Its request has already `waited` so long for what processes share.
+    fn arrived(&mut self, _waited: Duration, _now: Instant) {}
+
+    /// No call is queued.
+    fn idle(&mut self) {}
+
     /// Notified when the source would answer otherwise than before, and no call was the cause.
     fn changes(&self) -> Option<Arc<Notify>> {
         None
@@ -174,8 +189,8 @@ pub trait QuotaSource: Debug + Send {
     }
 
     /// Into how many parts the own upstream limits of teams are divided now, if other processes spend the other parts.
-    fn parts(&self) -> u32 {
-        1
+    fn parts(&self) -> Parts {
+        Parts { count: 1, emptied: None }
     }
 
     /// The circuit has opened until this time, because of what the upstream answered.

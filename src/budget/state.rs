@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::circuit::Circuit;
 use super::fair_queue::Ticket;
 use super::limits::Limits;
-use super::quota::{Grant, QuotaSource};
+use super::quota::{Grant, Parts, QuotaSource};
 use super::wait_queue::{WaitQueue, Waiting};
 use crate::accounts::{Allowance, Team};
 use crate::core::clock::Instant;
@@ -35,6 +35,8 @@ pub(super) struct State<R> {
 #[derive(Debug)]
 struct TeamLimit {
     limiter: Limiter,
+    /// When it was last [emptied](Parts::emptied).
+    emptied: Option<Instant>,
     /// Until then refreshes take nothing: a client was told to come back for the next token.
     reserved_until: Option<Instant>,
 }
@@ -110,6 +112,14 @@ impl<R> State<R> {
         for_token.max(for_slot).min(LONGEST_WAIT)
     }
 
+    /// Queues a call whose request has already `waited` so long for what processes share.
+    pub(super) fn queue(&mut self, ticket: Ticket, waiting: Waiting<R>, waited: Duration, now: Instant) {
+        if !waiting.background {
+            self.quota.arrived(waited, now);
+        }
+        self.wait_queue.insert(ticket, waiting);
+    }
+
     /// Serves the next call, if there are a token and a slot for it.
     pub(super) fn serve_next(&mut self, now: Instant) -> Served<R> {
         if self.wait_queue.len() == 0 || !self.has_free_slot(now) {
@@ -151,6 +161,9 @@ impl<R> State<R> {
 
     /// Tells the source of tokens who waits, as far as there are free slots.
     pub(super) fn tell_demand(&mut self, now: Instant) {
+        if self.wait_queue.len() == 0 {
+            self.quota.idle();
+        }
         let free = self.quota.concurrency(now).saturating_sub(self.in_flight);
         let wait_queue = &self.wait_queue;
         self.quota.set_demand(&|| wait_queue.demand(free), now);
@@ -182,10 +195,15 @@ impl<R> State<R> {
     fn team_limit(&mut self, team: &Team, now: Instant) -> Option<(&mut TeamLimit, Limiter)> {
         let rate = team.upstream?;
         let quota = Quota::new(rate, rate.count());
-        let new = || TeamLimit { limiter: Limiter::full(quota, now), reserved_until: None };
+        let Parts { count, emptied } = self.quota.parts();
+        let new = || TeamLimit { limiter: Limiter::full(quota, now), emptied: None, reserved_until: None };
         let limit = self.team_limits.entry(Arc::clone(&team.name)).or_insert_with(new);
-        limit.limiter.set_quota(quota, now);
-        let limiter = limit.limiter.part(self.quota.parts());
+        match emptied.filter(|_| limit.emptied != emptied) {
+            // Another bucket, so that a token that was taken before does not come back into this one.
+            Some(at) => (limit.limiter, limit.emptied) = (Limiter::empty_part(quota, count, at), emptied),
+            None => limit.limiter.set_quota(quota, now),
+        }
+        let limiter = limit.limiter.part(count);
         Some((limit, limiter))
     }
 

@@ -14,6 +14,7 @@ use super::flight::FlightResult;
 use super::purge::Purge;
 use crate::accounts::Account;
 use crate::core::clock::Moment;
+use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
 
@@ -45,6 +46,8 @@ pub(crate) struct Wanted {
     pub(crate) not_before: Option<Moment>,
     /// What a flight has just stored was looked for and is of no use.
     pub(crate) is_new: bool,
+    /// The request that wants it. Waiting for the lock costs it time that it has for all that replicas share.
+    pub(crate) context: Arc<RequestContext>,
 }
 
 /// What a caller has to do.

@@ -119,6 +119,11 @@ impl Limiter {
         limiter
     }
 
+    /// A bucket with this quota whose [parts](Self::part), of which there are `n`, are empty.
+    pub fn empty_part(quota: Quota, n: u32, now: Instant) -> Self {
+        Self { quota, ..Self::empty(quota.part(n), now) }
+    }
+
     /// The quota of this clone.
     pub fn quota(&self) -> Quota {
         self.quota

@@ -14,18 +14,21 @@
 //!
 //! # Without the store
 //!
-//! While the store is not reached, or does not answer three times in a row, this replica is *alone*: it spends its part of
-//! the rate. Each change of side begins with an empty bucket, so that no tokens count twice. When the store is back, it is
-//! told what was spent meanwhile, because its own bucket has filled. A process that starts is not
-//! alone until the store has had time to be reached.
+//! While the store is not reached, does not answer three times in a row, or not as long as a request may wait for it, this
+//! replica is *alone*: it spends its part of the rate. Each change of side begins with empty buckets, also those of the
+//! teams' own limits, so that no tokens count twice. When the store is back, it is told what was spent meanwhile, because
+//! its own bucket has filled. A process that starts is not alone until the store has had time to be reached.
 
 mod alone;
 mod ledger;
 mod pace;
+mod patience;
 mod side;
 #[cfg(test)]
 mod tests;
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -36,7 +39,7 @@ use self::ledger::{Ledger, StoreLedger};
 use self::side::Replica;
 use super::SharedStore;
 use crate::accounts::{Account, Team};
-use crate::budget::{Demand, Grant, Limits, QuotaSource, QuotaStatus, Turn};
+use crate::budget::{Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::{Clock, Instant};
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
@@ -110,7 +113,29 @@ async fn ask(
             }
             continue;
         };
-        let answer = ledger.ask(&question).await;
+        let answer = {
+            let mut asking = pin!(ledger.ask(&question));
+            loop {
+                let Some(ends) = replica.upgrade().map(|replica| lock(&replica).gives_up_at()) else { return };
+                let give_up = async {
+                    match ends {
+                        Some(at) => sleep_until(at).await,
+                        None => pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    answer = &mut asking => break answer,
+                    () = give_up => {
+                        if replica.upgrade().is_some_and(|replica| lock(&replica).give_up(clock.now())) {
+                            changes.notify_one();
+                        }
+                    }
+                    // Another call may have less time. What else there is to ask is asked after this.
+                    () = work.notified() => {}
+                }
+            }
+        };
         let Some(replica) = replica.upgrade() else { return };
         let mut replica = lock(&replica);
         match answer {
@@ -159,6 +184,14 @@ impl QuotaSource for SharedQuota {
         }
     }
 
+    fn arrived(&mut self, waited: Duration, now: Instant) {
+        self.change(|replica| replica.arrived(waited, now));
+    }
+
+    fn idle(&mut self) {
+        self.replica().idle();
+    }
+
     fn changes(&self) -> Option<Arc<Notify>> {
         Some(Arc::clone(&self.changes))
     }
@@ -167,7 +200,7 @@ impl QuotaSource for SharedQuota {
         self.replica().team_ready_at(team)
     }
 
-    fn parts(&self) -> u32 {
+    fn parts(&self) -> Parts {
         self.replica().parts()
     }
 

@@ -42,7 +42,14 @@ pub(crate) enum Connection {
     Single(MultiplexedConnection),
     /// To the nodes of a cluster. Each operation goes to the node that has its key.
     Cluster(ClusterConnection),
+    /// To a store that a test plays.
+    #[cfg(test)]
+    Scripted(std::sync::Arc<Script>),
 }
+
+/// Answers a command.
+#[cfg(test)]
+pub(crate) type Script = dyn Fn(&Cmd) -> futures_util::future::BoxFuture<'static, RedisResult<Value>> + Send + Sync;
 
 impl Connection {
     /// Opens a connection; gives up after `timeout`.
@@ -62,6 +69,8 @@ impl Connection {
         match self {
             Self::Single(connection) => connection.req_packed_command(command).await,
             Self::Cluster(connection) => connection.req_packed_command(command).await,
+            #[cfg(test)]
+            Self::Scripted(script) => script(command).await,
         }
     }
 }

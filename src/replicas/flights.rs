@@ -23,7 +23,8 @@
 //! expires.
 //!
 //! There is no publish and subscribe: a client of Sentinel or of a cluster would lose messages when a node fails. Those who
-//! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself.
+//! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself. It does
+//! that too if an answer takes longer than its request may still wait for the store.
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
 use crate::cache::flight::FlightResult;
 use crate::cache::flight_record::{self, Told};
 use crate::core::clock::{Clock, Moment};
+use crate::request::context::RequestContext;
 use crate::twilio::endpoint::Operation;
 
 /// The first pause of one who waits. Each further one is twice as long.
@@ -57,6 +59,8 @@ const STORED: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Different purges that are remembered. When there are more, everything counts as purged.
 const PURGES: usize = 64;
+/// The longest end that is read, in bytes: more than a body of [`LARGE`] and its headers.
+const LONGEST_END: usize = 2 * LARGE;
 
 /// What [`CLAIM`] and [`WAIT`] return.
 const LEADS: u8 = 0;
@@ -77,7 +81,7 @@ local flight = redis.call('HMGET', KEYS[1], 'id', 'begun', 'stored')
 local oldest = tonumber(ARGV[3])
 local lasts = redis.call('PTTL', KEYS[1])
 local most = flight[3] and math.max(2 * ARGV[2], tonumber(ARGV[6])) or 2 * ARGV[2]
-local is_sound = flight[1] and flight[2] and #flight[2] <= 16 and string.find(flight[2], '^%d+$')
+local is_sound = flight[1] and #flight[1] == 32 and flight[2] and #flight[2] <= 16 and string.find(flight[2], '^%d+$')
 if is_sound and lasts >= 0 and lasts <= most and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
   if not flight[3] then
     redis.call('HSET', KEYS[1], 'waited', 1)
@@ -127,13 +131,13 @@ end
 return 0
 ";
 
-/// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds. Returns how it stands,
-/// and the end.
+/// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds, the length of the longest
+/// end. Returns how it stands, and the end. One that is longer is empty, and does not open.
 const WAIT: &str = r"
-local ending = redis.call('GET', KEYS[2])
+local length = redis.call('STRLEN', KEYS[2])
 local lasts = redis.call('PTTL', KEYS[1])
-if ending then
-  return {2, ending}
+if length > 0 then
+  return {2, length <= tonumber(ARGV[3]) and redis.call('GET', KEYS[2]) or ''}
 elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] and lasts >= 0 and lasts <= 2 * ARGV[2] then
   return {1, ''}
 end
@@ -231,6 +235,8 @@ struct Flight {
     store: SharedStore,
     clock: Clock,
     account: Arc<Account>,
+    /// The request that wants it.
+    context: Arc<RequestContext>,
     lock: String,
     id: String,
     /// On the clock of the store's node, in microseconds.
@@ -244,8 +250,8 @@ impl Flight {
         let part = [wanted.key.as_bytes().as_slice(), &[wanted.is_forced.into()]].concat();
         let lock = store.names().of(&wanted.account, "flight", &part);
         let id = format!("{:032x}", fastrand::u128(..));
-        let account = Arc::clone(&wanted.account);
-        Self { store, clock, account, lock, id, begun: 0, led_since: clock.moment() }
+        let (account, context) = (Arc::clone(&wanted.account), Arc::clone(&wanted.context));
+        Self { store, clock, account, context, lock, id, begun: 0, led_since: clock.moment() }
     }
 
     async fn claim(&self, oldest: i64, accepts_stored: bool) -> Result<(u8, String, u64), StoreError> {
@@ -348,15 +354,15 @@ impl Flight {
 
     async fn wait(self) -> Waited {
         let mut command = script(WAIT, &[&self.lock, &self.ending()]);
-        command.arg(&self.id).arg(self.lease());
+        command.arg(&self.id).arg(self.lease()).arg(LONGEST_END);
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(pause).await;
             pause = longer(pause);
-            match self.store.run::<(u8, Vec<u8>)>("flight_wait", &command).await {
-                Err(_) => return Waited::Alone,
-                Ok((UNDER_WAY, _)) => {}
-                Ok((ENDED, ending)) => match self.open(&ending) {
+            match self.ask(&command).await {
+                None => return Waited::Alone,
+                Some((UNDER_WAY, _)) => {}
+                Some((ENDED, ending)) => match self.open(&ending) {
                     Some(Told::Ended(finished)) => return Waited::Ended(finished),
                     Some(Told::TooLong { is_shared: true }) => {
                         return Waited::Stored(self.store.moment_of(StoreTime(self.begun)));
@@ -367,9 +373,21 @@ impl Flight {
                         return Waited::Alone;
                     }
                 },
-                Ok(_) => return Waited::Lost,
+                Some(_) => return Waited::Lost,
             }
         }
+    }
+
+    /// Asks how the flight stands. An answer costs the request nothing, because the flight is under way meanwhile; `None`
+    /// and the time that it took count as a wait for the store.
+    async fn ask(&self, command: &Cmd) -> Option<(u8, Vec<u8>)> {
+        let (wait, begun) = (&self.context.store_wait, self.clock.now());
+        let left = wait.left(self.store.patience())?;
+        let answered = tokio::time::timeout(left, self.store.run("flight_wait", command)).await;
+        if !matches!(answered, Ok(Ok(_))) {
+            wait.add(self.clock.now() - begun);
+        }
+        answered.ok()?.ok()
     }
 
     fn lease(&self) -> u64 {

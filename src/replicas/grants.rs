@@ -15,6 +15,15 @@ use crate::request::key::Key;
 
 /// How long after a grant was given out it may come to the store.
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
+/// The longest value that is read, in bytes: a time, sealed, is shorter.
+const LONGEST: usize = 64;
+
+/// Finds a grant. Keys: the grant. Arguments: the longest value. Returns its value, or nothing. A value that is longer is
+/// cut off there, so that it does not open.
+const FIND: &str = r"
+local value = redis.call('GETRANGE', KEYS[1], 0, ARGV[1])
+return value ~= '' and value
+";
 
 /// What all replicas have given out. Clones share one store.
 #[derive(Debug, Clone)]
@@ -45,8 +54,8 @@ impl SharedGrants for StoredGrants {
 
     fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>> {
         let (store, name, sid) = (self.0.clone(), self.name(account, scope, key), account.clone());
-        let mut command = redis::cmd("GET");
-        command.arg(&name);
+        let mut command = redis::cmd("EVAL");
+        command.arg(FIND).arg(1).arg(&name).arg(LONGEST);
         async move {
             let look = || store.run::<Option<Vec<u8>>>("grant_find", &command);
             let sealed = match look().await.ok()? {
@@ -66,6 +75,10 @@ impl SharedGrants for StoredGrants {
             u64::from_le_bytes(ends).checked_sub(now).map(Duration::from_micros)
         }
         .boxed()
+    }
+
+    fn patience(&self) -> Duration {
+        self.0.patience()
     }
 }
 
@@ -137,6 +150,20 @@ mod tests {
         assert!(store.run::<bool>("test", redis::cmd("EXISTS").arg(&from)).await.unwrap(), "kept");
         store.run::<()>("test", redis::cmd("SET").arg(&from).arg(u64::MAX.to_le_bytes().as_slice())).await.unwrap();
         assert_eq!(grants.find(&account, &[1; 32], &short).await, None, "forged");
+    }
+
+    #[tokio::test]
+    async fn a_value_that_is_too_long_does_not_cross() {
+        let Some(server) = TestServer::start() else { return };
+        let grants = StoredGrants::new(server.replica().await);
+        let (account, key, store) = (account(), Key::from_bytes([1; 32]), &grants.0);
+        let name = grants.name(&account, &[1; 32], &key);
+        store.run::<()>("test", redis::cmd("SET").arg(&name).arg(vec![7_u8; 8 << 20])).await.unwrap();
+        let before = server.sent();
+        assert_eq!(grants.find(&account, &[1; 32], &key).await, None);
+        assert!(server.sent() - before < 1 << 20);
+        grants.give(&account, &[1; 32], &key, 100 * S).await;
+        assert!(grants.find(&account, &[1; 32], &key).await.is_some(), "a newer one replaces it");
     }
 
     #[tokio::test]

@@ -189,12 +189,23 @@ struct Link {
 impl SharedStore {
     /// Looks for the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
     pub fn start(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let store = Self::new(settings, metrics, clock);
+        let weak = Arc::downgrade(&store.0);
+        tokio::spawn(async move {
+            while let Some(inner) = weak.upgrade() {
+                Self(inner).keep_up().await;
+            }
+        });
+        store
+    }
+
+    fn new(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (names, access) = (Names::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
         let cause = "not reached yet".to_owned();
         let link = Link { connection: None, since: clock.now(), cause, fault: None, time: None };
         metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         metrics.replicas.get_or_create(&NoLabels {}).set(1);
-        let store = Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             replicas: AtomicU32::new(1),
             has_left: AtomicBool::new(false),
             id: format!("{:032x}", fastrand::u128(..)),
@@ -208,14 +219,7 @@ impl SharedStore {
             failures: AtomicU32::new(0),
             is_up: watch::Sender::new(false),
             episodes: AtomicU64::new(0),
-        }));
-        let weak = Arc::downgrade(&store.0);
-        tokio::spawn(async move {
-            while let Some(inner) = weak.upgrade() {
-                Self(inner).keep_up().await;
-            }
-        });
-        store
+        }))
     }
 
     /// Puts another user, password and seal into use: for the next connection, and for all values from now on. Nothing

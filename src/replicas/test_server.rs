@@ -90,6 +90,13 @@ impl TestServer {
         redis::cmd("FLUSHALL").exec(&mut self.connection()).unwrap();
     }
 
+    /// The bytes that it has sent to all its clients.
+    pub(crate) fn sent(&self) -> u64 {
+        let stats: String = redis::cmd("INFO").arg("stats").query(&mut self.connection()).unwrap();
+        let sent = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+        sent.unwrap().trim().parse().unwrap()
+    }
+
     /// A connection that blocks.
     pub(crate) fn connection(&self) -> redis::Connection {
         let client = redis::Client::open(format!("unix://{}", self.socket().display())).unwrap();

@@ -3,6 +3,8 @@ use std::time::Duration;
 use super::test_server::{TestServer, until};
 use super::*;
 
+mod request_tests;
+
 impl SharedStore {
     fn time_at_last_beat(&self) -> StoreTime {
         self.link().time.unwrap().0

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use crate::accounts::Account;
 use crate::core::outcome::Outcome;
 use crate::request::key::Key;
+use crate::request::store_wait::{StoreWait, StoreWork};
 
 /// A hash of a policy, the account whose data it restricts, and the upstream that the data comes from.
 pub type Scope = [u8; 32];
@@ -24,15 +25,19 @@ pub trait SharedGrants: Debug + Send + Sync {
     /// How long what was given out in this scope is still kept; `None` if it was not given out, or if that cannot be found
     /// out now.
     fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>>;
+
+    /// How long one request may wait for what it asks and tells here, and for all else that spends from the same time.
+    fn patience(&self) -> Duration;
 }
 
 /// Waits until other replicas know what was given out, before the client can follow a link at one of them. Not for a hit
-/// in memory, which never waits for another machine.
-pub async fn settle(giving: Option<BoxFuture<'static, ()>>, outcome: Outcome) {
+/// in memory, which never waits for another machine, and not if the request has waited for the store for too long: then
+/// the others know it a little later.
+pub async fn settle(giving: Option<StoreWork>, outcome: Outcome, wait: &StoreWait) {
     match (giving, outcome) {
         (None, _) => {}
-        (Some(giving), Outcome::Hit | Outcome::Stale | Outcome::Revalidated) => drop(tokio::spawn(giving)),
-        (Some(giving), _) => giving.await,
+        (Some(giving), Outcome::Hit | Outcome::Stale | Outcome::Revalidated) => giving.leave(),
+        (Some(giving), _) => giving.wait(wait).await,
     }
 }
 
@@ -59,5 +64,9 @@ impl SharedGrants for MemoryGrants {
     fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>> {
         let found = self.0.lock().unwrap().get(&(account.sid.clone(), *scope, *key)).copied();
         Box::pin(std::future::ready(found))
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(1)
     }
 }

@@ -1,8 +1,14 @@
 //! How long one request waits for the store that replicas share.
+//!
+//! A request waits for two operations in all: to look for its page and for who fetches it, to find out whether another
+//! replica gave out what it names, and to tell the others what its client gets. All of these spend from the same time. Once
+//! that is over, the request goes on as if the store were away. Its token is apart, because nothing is sent without one:
+//! the account's budget waits for at most two operations more.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::timeout;
 
 use crate::core::clock::Clock;
@@ -19,8 +25,20 @@ impl StoreWait {
         let left = self.left(limit)?;
         let begun = clock.now();
         let output = timeout(left, operation).await.ok();
-        self.0.fetch_add(nanos(clock.now() - begun), Relaxed);
+        self.add(clock.now() - begun);
         output
+    }
+
+    /// This request has waited for that much longer.
+    pub fn add(&self, waited: Duration) {
+        let waited = nanos(waited);
+        // The change always gives a value, so this cannot fail.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |so_far| Some(so_far.saturating_add(waited)));
+    }
+
+    /// How long this request has waited.
+    pub fn so_far(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Relaxed))
     }
 
     /// Of a request that has waited for as long as any may.
@@ -31,8 +49,33 @@ impl StoreWait {
 
     /// What this request has left of `limit`; `None` if that is nothing.
     pub fn left(&self, limit: Duration) -> Option<Duration> {
-        let left = limit.saturating_sub(Duration::from_nanos(self.0.load(Relaxed)));
+        let left = limit.saturating_sub(self.so_far());
         (!left.is_zero()).then_some(left)
+    }
+}
+
+/// Work in the store on behalf of a request. It is done to its end, also if the request does not wait for that. Needs a
+/// tokio runtime.
+pub struct StoreWork {
+    work: BoxFuture<'static, ()>,
+    limit: Duration,
+    clock: Clock,
+}
+
+impl StoreWork {
+    /// A request waits for it within `limit`.
+    pub fn new(limit: Duration, clock: Clock, work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { work: work.boxed(), limit, clock }
+    }
+
+    /// Waits until it is done, at most for what the request has left.
+    pub fn wait(self, wait: &StoreWait) -> BoxFuture<'_, ()> {
+        async move { drop(wait.within(self.limit, self.clock, tokio::spawn(self.work)).await) }.boxed()
+    }
+
+    /// Has it done without a wait.
+    pub fn leave(self) {
+        tokio::spawn(self.work);
     }
 }
 
@@ -44,6 +87,7 @@ fn nanos(duration: Duration) -> u64 {
 mod tests {
     use std::future::pending;
 
+    use tokio::sync::oneshot;
     use tokio::time::sleep;
 
     use super::*;
@@ -55,11 +99,29 @@ mod tests {
         let (wait, clock) = (StoreWait::default(), Clock::new());
         let begun = clock.now();
         assert_eq!(wait.within(400 * MS, clock, sleep(190 * MS)).await, Some(()));
-        assert_eq!(wait.left(400 * MS), Some(210 * MS));
+        assert_eq!((wait.left(400 * MS), wait.so_far()), (Some(210 * MS), 190 * MS));
         assert_eq!(wait.within(400 * MS, clock, sleep(190 * MS)).await, Some(()));
         assert_eq!(wait.within(400 * MS, clock, sleep(190 * MS)).await, None);
         assert_eq!(clock.now() - begun, 400 * MS);
         assert_eq!((wait.left(400 * MS), wait.within(400 * MS, clock, pending::<()>()).await), (None, None));
         assert_eq!(clock.now() - begun, 400 * MS, "nothing is left to wait");
+        wait.add(Duration::MAX);
+        wait.add(MS);
+        assert_eq!(wait.left(Duration::from_secs(86_400)), None, "it never begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_done_although_the_request_has_gone_on() {
+        let (wait, clock) = (StoreWait::default(), Clock::new());
+        for _ in 0..2 {
+            let (done, is_done) = oneshot::channel();
+            let work = async move {
+                sleep(500 * MS).await;
+                let _ = done.send(());
+            };
+            StoreWork::new(400 * MS, clock, work).wait(&wait).await;
+            assert_eq!(wait.so_far(), 400 * MS);
+            is_done.await.unwrap();
+        }
     }
 }

@@ -64,6 +64,7 @@ impl CacheLayer {
             // A page that was requested before its set began would be older than the first page.
             not_before: set.map(|set| set.begun),
             is_new: false,
+            context: Arc::clone(&call.context),
         };
         while self.clock.now() < call.deadline {
             // In a task of its own, because a claim is not to be dropped. A lease that comes too late is given back.

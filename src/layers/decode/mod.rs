@@ -119,7 +119,7 @@ where
                 context: Arc::clone(&context),
             };
             if let Some(learning) = layer.learn_token(&asked) {
-                learning.await;
+                learning.wait(&context.store_wait).await;
             }
             let read = if asked.body.len() > LARGE {
                 let (read_asked, read) = Box::pin(read_beside(&layer, asked, DecodeLayer::read)).await?;
@@ -167,7 +167,8 @@ where
                     context.end_of(Stage::Cache);
                     let reply = reply?;
                     if let Some(restriction) = tokens {
-                        grants::settle(restriction.give_tokens_of(&reply.page), reply.outcome).await;
+                        grants::settle(restriction.give_tokens_of(&reply.page), reply.outcome, &context.store_wait)
+                            .await;
                     }
                     reply
                 }

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
 use super::bodies::Room;
@@ -19,6 +18,7 @@ use crate::core::json;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery, Redact};
+use crate::request::store_wait::StoreWork;
 use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::endpoint::{self, Endpoint, Operation};
 use crate::twilio::links::Base;
@@ -89,7 +89,7 @@ impl DecodeLayer {
 
     /// Finds out whether another replica gave out the page token of a request under a policy. `None` if there is nothing to
     /// find out.
-    pub(super) fn learn_token(&self, request: &Asked) -> Option<BoxFuture<'static, ()>> {
+    pub(super) fn learn_token(&self, request: &Asked) -> Option<StoreWork> {
         let policy = request.team.policy.as_ref().filter(|_| request.endpoint.operation == Operation::Page)?;
         if !self.restrictions.share_tokens() {
             return None;

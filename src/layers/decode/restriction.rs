@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use futures_util::future::BoxFuture;
 use http::StatusCode;
 
 use super::tokens::{IssuedPageTokens, Scope};
@@ -20,6 +19,7 @@ use crate::core::error::{GatewayError, Reason};
 use crate::request::key::Key;
 use crate::request::query::Redact;
 use crate::request::response::{LazyGzip, Redacted, Representation};
+use crate::request::store_wait::StoreWork;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
 use crate::twilio::catalog::Catalog;
 use crate::twilio::parameters::Parameters;
@@ -224,13 +224,13 @@ impl Restriction {
 
     /// Records the tokens in this page, which a team gets as the response to a query. What it returns ends when other
     /// replicas know them; `None` if there is nothing to wait for.
-    pub(super) fn give_tokens_of(&self, page: &Representation) -> Option<BoxFuture<'static, ()>> {
+    pub(super) fn give_tokens_of(&self, page: &Representation) -> Option<StoreWork> {
         self.tokens.give_all_of(&self.scope, &self.account, page)
     }
 
     /// Finds out whether another replica gave out the token that names the page `key`; `None` if there is nothing to find
     /// out.
-    pub(super) fn learn_token(&self, key: Key) -> Option<BoxFuture<'static, ()>> {
+    pub(super) fn learn_token(&self, key: Key) -> Option<StoreWork> {
         self.tokens.learn(&self.scope, &self.account, key)
     }
 }

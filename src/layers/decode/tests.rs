@@ -11,7 +11,7 @@ use tower::service_fn;
 use super::layer::LARGE_AT_ONCE;
 use super::*;
 use crate::accounts::Team;
-use crate::core::clock::Instant;
+use crate::core::clock::{Clock, Instant};
 use crate::core::json;
 use crate::core::outcome::Outcome;
 use crate::core::peer::{Origin, Peer};
@@ -265,7 +265,8 @@ async fn a_large_body_is_parsed_outside_the_thread_that_serves_others() {
 async fn a_page_token_of_one_replica_holds_on_another() {
     let grants = Arc::<crate::request::grants::MemoryGrants>::default();
     let replica = || {
-        let tokens = IssuedPageTokens::default().shared_by(Arc::clone(&grants) as _, Duration::from_secs(60));
+        let tokens =
+            IssuedPageTokens::default().shared_by(Arc::clone(&grants) as _, Duration::from_secs(60), Clock::new());
         Rig::with(tokens)
     };
     let (one, two, alone) = (replica(), replica(), Rig::new());

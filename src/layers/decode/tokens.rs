@@ -7,13 +7,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::future::join_all;
 
 use crate::accounts::Account;
+use crate::core::clock::Clock;
 pub(super) use crate::request::grants::Scope;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
 use crate::request::response::Representation;
+use crate::request::store_wait::StoreWork;
 use crate::twilio::page;
 use crate::twilio::parameters::Parameters;
 
@@ -31,6 +33,7 @@ pub struct IssuedPageTokens {
 struct Shared {
     grants: Arc<dyn SharedGrants>,
     kept: Duration,
+    clock: Clock,
 }
 
 /// Two generations: when the younger one is full, the older one is dropped.
@@ -54,8 +57,8 @@ impl IssuedPageTokens {
     /// Shares what is given out with other replicas. There each token is `kept` for that long: twice as long as a page is
     /// served, because its token may be followed long after the page was read.
     #[must_use]
-    pub fn shared_by(self, grants: Arc<dyn SharedGrants>, kept: Duration) -> Self {
-        Self { shared: Some(Shared { grants, kept }), ..self }
+    pub fn shared_by(self, grants: Arc<dyn SharedGrants>, kept: Duration, clock: Clock) -> Self {
+        Self { shared: Some(Shared { grants, kept, clock }), ..self }
     }
 
     /// Whether other replicas know them too.
@@ -65,12 +68,7 @@ impl IssuedPageTokens {
 
     /// Records the tokens in the page `given` of `account`, which the teams of that scope get. What it returns ends when
     /// other replicas know them too; `None` if there is nothing to wait for.
-    pub(super) fn give_all_of(
-        &self,
-        scope: &Scope,
-        account: &Account,
-        given: &Representation,
-    ) -> Option<BoxFuture<'static, ()>> {
+    pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, given: &Representation) -> Option<StoreWork> {
         // Two quotes, and half a hash in hexadecimal between them.
         let read = given.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok())?;
         if self.lock().get(scope).is_some_and(|issued| issued.read.contains(&read)) {
@@ -79,22 +77,23 @@ impl IssuedPageTokens {
         let keys = page::tokens(&given.body).map(|token| Key::of_page(account, &Parameters::of_page(&token)));
         let keys: Vec<_> = keys.collect();
         self.record(scope, &keys, Some(read));
-        let Shared { grants, kept } = self.shared.as_ref()?;
+        let Shared { grants, kept, clock } = self.shared.as_ref()?;
         let given: Vec<_> = keys.iter().map(|key| grants.give(account, scope, key, *kept)).collect();
-        (!given.is_empty()).then(|| join_all(given).map(drop).boxed())
+        let giving = async { drop(join_all(given).await) };
+        (!keys.is_empty()).then(|| StoreWork::new(grants.patience(), *clock, giving))
     }
 
     /// Finds out whether another replica gave out the token that names `page` in that scope, if this one does not know it.
     /// `None` if there is nothing to find out.
-    pub(super) fn learn(&self, scope: &Scope, account: &Account, page: Key) -> Option<BoxFuture<'static, ()>> {
-        let shared = self.shared.as_ref().filter(|_| !self.has(scope, &page))?;
-        let (found, issued, scope) = (shared.grants.find(account, scope, &page), self.clone(), *scope);
+    pub(super) fn learn(&self, scope: &Scope, account: &Account, page: Key) -> Option<StoreWork> {
+        let Shared { grants, clock, .. } = self.shared.as_ref().filter(|_| !self.has(scope, &page))?;
+        let (found, issued, scope) = (grants.find(account, scope, &page), self.clone(), *scope);
         let learning = async move {
             if found.await.is_some() {
                 issued.record(&scope, &[page], None);
             }
         };
-        Some(learning.boxed())
+        Some(StoreWork::new(grants.patience(), *clock, learning))
     }
 
     /// Records tokens of a scope, and that the page with this entity tag has been read for them.
@@ -154,6 +153,7 @@ mod tests {
     use super::*;
     use crate::accounts::Team;
     use crate::request::call::UpstreamResponse;
+    use crate::request::store_wait::StoreWait;
 
     fn page(next: &str) -> Representation {
         let body = format!(r#"{{"data":[],"meta":{{"nextToken":"{next}","previousToken":null}}}}"#).into();
@@ -186,17 +186,18 @@ mod tests {
     #[tokio::test]
     async fn replicas_know_each_others_tokens() {
         let grants = Arc::new(crate::request::grants::MemoryGrants::default());
-        let replica = || IssuedPageTokens::default().shared_by(Arc::clone(&grants) as _, Duration::from_secs(60));
+        let (kept, wait) = (Duration::from_secs(60), StoreWait::default());
+        let replica = || IssuedPageTokens::default().shared_by(Arc::clone(&grants) as _, kept, Clock::new());
         let (one, two, key) = (replica(), replica(), key("AC1", "a"));
         let given = one.give_all_of(&[1; 32], &owner("AC1"), &page("a"));
-        given.expect("the other replica has to know").await;
+        given.expect("the other replica has to know").wait(&wait).await;
         assert!(one.give_all_of(&[1; 32], &owner("AC1"), &page("a")).is_none(), "once");
         assert!(one.learn(&[1; 32], &owner("AC1"), key).is_none(), "its own");
         for (scope, account) in [([2; 32], "AC1"), ([1; 32], "AC2")] {
-            two.learn(&scope, &owner(account), key).unwrap().await;
+            two.learn(&scope, &owner(account), key).unwrap().wait(&wait).await;
             assert!(!two.has(&scope, &key));
         }
-        two.learn(&[1; 32], &owner("AC1"), key).unwrap().await;
+        two.learn(&[1; 32], &owner("AC1"), key).unwrap().wait(&wait).await;
         assert!(two.has(&[1; 32], &key) && grants.count() == 1);
         assert!(IssuedPageTokens::default().learn(&[1; 32], &owner("AC1"), key).is_none(), "nothing is shared");
     }

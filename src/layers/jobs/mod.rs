@@ -372,7 +372,9 @@ where
         let job = query.endpoint.id(path).map(|id| Key::of_job(account, id));
         let token = Parameters::parse(parameters).ok().and_then(|parameters| parameters.page_token_alone());
         let token = token.map(|token| Key::of_path(account, query.endpoint, path, token.as_str(), b""));
-        owners.learn(scope, account, &Vec::from_iter(job.into_iter().chain(token)), *clock).await;
+        if let Some(learning) = owners.learn(scope, account, job.into_iter().chain(token), *clock) {
+            learning.wait(&query.context.store_wait).await;
+        }
         let is_refused = |key: Option<Key>| key.is_some_and(|key| !owners.has(scope, &key, *clock));
         let refuse = |message| Err(GatewayError::new(Reason::FieldNotAllowed, message));
         if is_refused(job) {
@@ -398,7 +400,9 @@ where
         if query.endpoint.operation == Operation::JobList {
             if owners.are_shared() {
                 let jobs = job::ids_of_list(&given.body).into_iter().map(|id| Key::of_job(account, &id));
-                owners.learn(scope, account, &Vec::from_iter(jobs), *clock).await;
+                if let Some(learning) = owners.learn(scope, account, jobs, *clock) {
+                    learning.wait(&query.context.store_wait).await;
+                }
             }
             let own = |id: &str| owners.has(scope, &Key::of_job(account, id), *clock);
             let left = job::list_of(&given.body, own).ok_or_else(|| {
@@ -420,7 +424,8 @@ where
                 .map(|token| Key::of_path(account, query.endpoint, path, token.as_str(), b""))
                 .collect(),
         };
-        grants::settle(owners.give(scope, account, &keys, *clock), response.outcome).await;
+        let giving = owners.give(scope, account, &keys, *clock);
+        grants::settle(giving, response.outcome, &query.context.store_wait).await;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@
 //! refused, so a disk fault never gives access.
 //!
 //! Where replicas share grants, one that this replica does not know is looked up, and then kept here for the rest of its
-//! seven days.
+//! seven days. One that is not found in time is not given access by. The look-up goes on, so the next request finds it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
 use crate::accounts::Account;
@@ -29,6 +29,7 @@ use crate::core::clock::Clock;
 pub(super) use crate::request::grants::Scope;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
+use crate::request::store_wait::StoreWork;
 
 /// The most grants, over all scopes: about 12 MiB.
 const MOST: usize = 65_536;
@@ -41,8 +42,9 @@ const RENEWED_AFTER: Duration = Duration::from_secs(3600);
 /// The file's name. The number increases when the format changes.
 const FILE: &str = "job-owners-1";
 
-/// Grants of other replicas that are looked up at the same time, for one request.
+/// Grants of other replicas that are looked up at the same time, for one request, and in all. A list of jobs can have more.
 const AT_ONCE: usize = 64;
+const LOOKED_UP: usize = 256;
 
 /// Scope, key and seconds since 1970.
 const RECORD: usize = 32 + 32 + 8;
@@ -85,36 +87,42 @@ impl JobOwners {
 
     /// Records that `keys` were given out in this scope. What it returns ends when other replicas know them too; `None` if
     /// there is nothing to wait for.
-    pub(super) fn give(
-        &self,
-        scope: &Scope,
-        account: &Account,
-        keys: &[Key],
-        clock: Clock,
-    ) -> Option<BoxFuture<'static, ()>> {
+    pub(super) fn give(&self, scope: &Scope, account: &Account, keys: &[Key], clock: Clock) -> Option<StoreWork> {
         let now = seconds(clock.wall_now());
         let news: Vec<_> = keys.iter().filter(|key| self.record(scope, key, now, now)).collect();
         let shared = self.shared.as_ref().filter(|_| !news.is_empty())?;
         let given: Vec<_> = news.into_iter().map(|key| shared.give(account, scope, key, KEPT)).collect();
-        Some(join_all(given).map(drop).boxed())
+        Some(StoreWork::new(shared.patience(), clock, async { drop(join_all(given).await) }))
     }
 
-    /// Finds out which of `keys` other replicas gave out in this scope, of those that this one does not know.
-    pub(super) async fn learn(&self, scope: &Scope, account: &Account, keys: &[Key], clock: Clock) {
-        let Some(shared) = &self.shared else { return };
-        let unknown: Vec<_> = keys.iter().filter(|key| !self.has(scope, key, clock)).copied().collect();
-        let finding = unknown.into_iter().map(|key| {
-            let found = shared.find(account, scope, &key);
-            async move { (key, found.await) }
+    /// Finds out which of `keys` other replicas gave out in this scope, of those that this one does not know. Of more than
+    /// [`LOOKED_UP`] these are others each time. `None` if there is nothing to find out.
+    pub(super) fn learn(
+        &self,
+        scope: &Scope,
+        account: &Account,
+        keys: impl IntoIterator<Item = Key>,
+        clock: Clock,
+    ) -> Option<StoreWork> {
+        let shared = self.shared.as_ref()?;
+        let mut unknown: Vec<_> = keys.into_iter().filter(|key| !self.has(scope, key, clock)).collect();
+        if unknown.is_empty() {
+            return None;
+        }
+        let first = fastrand::usize(..unknown.len());
+        unknown.rotate_left(first);
+        let finding = unknown.into_iter().take(LOOKED_UP).map(|key| {
+            let (found, owners, scope) = (shared.find(account, scope, &key), self.clone(), *scope);
+            async move {
+                if let Some(left) = found.await {
+                    let now = seconds(clock.wall_now());
+                    owners.record(&scope, &key, now.saturating_sub(KEPT.saturating_sub(left).as_secs()), now);
+                }
+            }
         });
         let finding: Vec<_> = finding.collect();
-        let found: Vec<_> = stream::iter(finding).buffer_unordered(AT_ONCE).collect().await;
-        let now = seconds(clock.wall_now());
-        for (key, left) in found {
-            if let Some(left) = left {
-                self.record(scope, &key, now.saturating_sub(KEPT.saturating_sub(left).as_secs()), now);
-            }
-        }
+        let learning = stream::iter(finding).for_each_concurrent(AT_ONCE, std::convert::identity);
+        Some(StoreWork::new(shared.patience(), clock, learning))
     }
 
     /// Records a grant of the time `at`; `false` if it is already known or has expired.
@@ -258,6 +266,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::store_wait::StoreWait;
 
     const DAY: u64 = 24 * 3600;
 
@@ -331,19 +340,33 @@ mod tests {
         let grants = Arc::new(crate::request::grants::MemoryGrants::default());
         let [one, two, three] = [0; 3].map(|_| JobOwners::default().shared_by(Arc::clone(&grants) as _));
         let keys: Vec<_> = (0..3 * AT_ONCE).map(|n| Key::from_bytes(key(n))).collect();
-        one.give(&[1; 32], &account, &keys[1..], clock).unwrap().await;
+        let wait = StoreWait::default();
+        one.give(&[1; 32], &account, &keys[1..], clock).unwrap().wait(&wait).await;
         assert!(one.give(&[1; 32], &account, &keys[1..], clock).is_none(), "once");
         assert_eq!(grants.count(), keys.len() - 1);
-        two.learn(&[2; 32], &account, &keys, clock).await;
+        two.learn(&[2; 32], &account, keys.clone(), clock).unwrap().wait(&wait).await;
         assert!(keys.iter().all(|key| !two.has(&[2; 32], key, clock)), "another scope");
-        two.learn(&[1; 32], &account, &keys, clock).await;
+        two.learn(&[1; 32], &account, keys.clone(), clock).unwrap().wait(&wait).await;
         assert!(keys[1..].iter().all(|key| two.has(&[1; 32], key, clock)) && !two.has(&[1; 32], &keys[0], clock));
         // A day is left.
         grants.give(&account, &[1; 32], &keys[0], Duration::from_secs(DAY)).await;
-        three.learn(&[1; 32], &account, &keys[..1], clock).await;
+        three.learn(&[1; 32], &account, [keys[0]], clock).unwrap().wait(&wait).await;
         tokio::time::advance(Duration::from_secs(DAY)).await;
         assert!(three.has(&[1; 32], &keys[0], clock));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!three.has(&[1; 32], &keys[0], clock) && two.has(&[1; 32], &keys[1], clock));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_request_did_not_wait_for_is_known_to_the_next() {
+        let (clock, account) = (Clock::simulated(), crate::accounts::Team::example("local").account);
+        let grants = Arc::new(crate::request::grants::MemoryGrants::default());
+        let (owners, key) = (JobOwners::default().shared_by(Arc::clone(&grants) as _), Key::from_bytes(key(1)));
+        grants.give(&account, &[1; 32], &key, KEPT).await;
+        let learning = owners.learn(&[1; 32], &account, [key], clock).unwrap();
+        learning.wait(&StoreWait::spent()).await;
+        assert!(!owners.has(&[1; 32], &key, clock), "the request goes on at once");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(owners.has(&[1; 32], &key, clock));
     }
 }

@@ -1,5 +1,6 @@
 //! What one replica knows of the common budget, and what it does with it. Pure: time is passed in, nothing waits.
 
+mod away;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use super::alone::AlonePart;
 use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
 use super::pace::Pace;
+use super::patience::Patience;
 use crate::accounts::Team;
 use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, Turn};
 use crate::core::clock::Instant;
@@ -19,8 +21,6 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 const HOLD: Duration = Duration::from_millis(50);
 /// A permit that was not used is given back within this time.
 const RETURNS: Duration = Duration::from_millis(500);
-/// After this many asks in a row without an answer this replica is alone.
-const FAILURES: u32 = 3;
 /// How often a lowered rate that changes slowly is told.
 const TELL: Duration = Duration::from_secs(1);
 
@@ -97,6 +97,9 @@ pub(super) struct Replica {
     asked: Option<Instant>,
     /// How many asks in a row were not answered.
     failures: u32,
+    patience: Patience,
+    /// When this replica last began to be alone, or to share again.
+    changed_side: Option<Instant>,
     /// Nothing is asked before, unless there is news.
     ask_at: Instant,
     has_news: bool,
@@ -128,6 +131,8 @@ impl Replica {
             pace: Pace::default(),
             asked: None,
             failures: 0,
+            patience: Patience::new(timeout),
+            changed_side: None,
             ask_at: now,
             has_news: true,
             hidden: HashMap::new(),
@@ -146,53 +151,6 @@ impl Replica {
     /// How many replicas were last seen.
     pub(super) fn set_replicas(&mut self, living: u32) {
         self.living = living.max(1);
-    }
-
-    /// The store can be asked, or not. Returns whether that changed the side.
-    pub(super) fn set_up(&mut self, is_up: bool, now: Instant) -> bool {
-        if is_up && !self.is_up {
-            (self.failures, self.has_news) = (0, true);
-        }
-        self.is_up = is_up;
-        let gives_up = match self.side {
-            Side::Starting(until) => now >= until,
-            Side::Shared => !is_up,
-            Side::Alone(_) => false,
-        };
-        if gives_up {
-            self.go_alone(now);
-        }
-        gives_up
-    }
-
-    fn go_alone(&mut self, now: Instant) {
-        self.registered.clear();
-        self.held.clear();
-        self.used.clear();
-        self.refunds.clear();
-        self.known = Known::default();
-        self.local.update(now);
-        self.local.drain(now);
-        self.side = Side::Alone(self.part().map(|part| AlonePart::new(part, now)));
-    }
-
-    /// This replica's part of the account's quota.
-    fn part(&self) -> Option<Quota> {
-        Some(self.local.quota()?.part(self.all()))
-    }
-
-    /// Tokens that were spent alone, are not paid for, and that the store has not been told of. If its answer is lost, it
-    /// is told twice: then fewer tokens are granted.
-    fn spent_alone(&self, now: Instant) -> u64 {
-        match &self.side {
-            Side::Alone(Some(alone)) => self.spent_alone.saturating_add(alone.owed(now)),
-            _ => self.spent_alone,
-        }
-    }
-
-    /// How many replicas there are, as far as is known while this one is alone.
-    fn all(&self) -> u32 {
-        self.configured.max(self.living)
     }
 
     /// When the store is asked next, if there is no news before.
@@ -223,6 +181,7 @@ impl Replica {
         }
         let rest = |until: Option<Instant>| until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         self.asked = Some(now);
+        self.patience.begun(now);
         Some(Question {
             spend: self.tell(now),
             pause: self.local.status(now).paused,
@@ -290,6 +249,7 @@ impl Replica {
     /// The store has answered.
     pub(super) fn answered(&mut self, question: &Question, answer: &Answer, now: Instant) {
         self.failures = 0;
+        self.patience.answered();
         self.store_time = Some((answer.now, now));
         if let Some(asked) = self.asked.take() {
             self.pace.answered(now.saturating_duration_since(asked));
@@ -301,7 +261,7 @@ impl Replica {
                 self.local.update(now);
                 self.local.drain(now);
                 self.spent_alone = self.spent_alone(now);
-                self.side = Side::Shared;
+                (self.side, self.changed_side) = (Side::Shared, Some(now));
                 self.has_news = true;
             }
         }
@@ -344,19 +304,6 @@ impl Replica {
         }
         self.ask_at = now + if self.registered.is_empty() { LONGEST } else { answer.wait.min(LONGEST) };
         self.look(now);
-    }
-
-    /// The store was asked and did not answer. What it may have granted counts as spent.
-    pub(super) fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures < FAILURES && !matches!(self.side, Side::Alone(_)) {
-            self.has_news = true;
-            return;
-        }
-        if !matches!(self.side, Side::Alone(_)) {
-            self.go_alone(now);
-        }
-        self.ask_at = now + LONGEST.mul_f64(0.25 + 0.75 * fastrand::f64());
     }
 
     /// The calls that wait. Returns whether the store has to be asked at once.
@@ -454,6 +401,16 @@ impl Replica {
                 }
             }
         }
+    }
+
+    /// A call waits from now on, whose request has `waited` for the store before.
+    pub(super) fn arrived(&mut self, waited: Duration, now: Instant) {
+        self.patience.arrived(waited, now);
+    }
+
+    /// No call waits.
+    pub(super) fn idle(&mut self) {
+        self.patience.idle();
     }
 
     pub(super) fn turn(&self) -> Option<Turn> {

@@ -20,7 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn wanted() -> Wanted {
     let account = Team::example("local").account;
     let key = Key::new(&account, Operation::Query, "", b"query");
-    Wanted { account, operation: Operation::Query, key, first: None, is_forced: false, not_before: None, is_new: false }
+    Wanted {
+        account,
+        operation: Operation::Query,
+        key,
+        first: None,
+        is_forced: false,
+        not_before: None,
+        is_new: false,
+        context: Arc::default(),
+    }
 }
 
 /// Of a client that demands a new response.
@@ -531,4 +540,27 @@ async fn an_end_that_was_changed_in_the_store_is_not_believed() {
         .await
         .unwrap();
     assert!(matches!(ended(ends).await, Waited::Alone));
+}
+
+#[tokio::test]
+async fn what_is_too_long_does_not_cross() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, three] = Replica::three(&server).await;
+    let lease = one.lead(&wanted()).await;
+    let ends = two.join(&wanted()).await;
+    let lock = Flight::new(three.store.clone(), three.clock, &wanted()).lock;
+    let id: String = three.store.run("test", redis::cmd("HGET").arg(&lock).arg("id")).await.unwrap();
+    let flight = Flight { id, ..Flight::new(three.store.clone(), three.clock, &wanted()) };
+    let long = vec![1_u8; LONGEST_END + 1];
+    let before = server.sent();
+    three
+        .store
+        .run::<()>("test", redis::cmd("SET").arg(flight.ending()).arg(&long).arg("PX").arg(60_000))
+        .await
+        .unwrap();
+    assert!(matches!(ended(ends).await, Waited::Alone), "an end");
+    three.store.run::<()>("test", redis::cmd("HSET").arg(&lock).arg("id").arg(&long)).await.unwrap();
+    assert!(matches!(three.claim(&wanted()).await, Turn::Lead(_)), "an id");
+    assert!(server.sent() - before < 1 << 20);
+    drop(lease);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Replica, Side};
 use crate::accounts::Team;
-use crate::budget::{QuotaSource, QuotaStatus};
+use crate::budget::{Parts, QuotaSource, QuotaStatus};
 use crate::core::clock::Instant;
 use crate::replicas::budget::ledger::Spend;
 
@@ -43,11 +43,12 @@ impl Replica {
     }
 
     /// Into how many parts what replicas have in common is divided now.
-    pub(in crate::replicas::budget) fn parts(&self) -> u32 {
-        match self.side {
+    pub(in crate::replicas::budget) fn parts(&self) -> Parts {
+        let count = match self.side {
             Side::Alone(_) => self.all(),
             _ => 1,
-        }
+        };
+        Parts { count, emptied: self.changed_side }
     }
 
     pub(in crate::replicas::budget) fn concurrency(&self, now: Instant) -> u32 {

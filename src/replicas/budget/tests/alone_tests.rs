@@ -11,16 +11,21 @@ struct Scripted {
     answers: Arc<Mutex<VecDeque<Reply>>>,
     asked: Arc<Mutex<Vec<Question>>>,
     is_silent: Arc<std::sync::atomic::AtomicBool>,
+    takes: Arc<Mutex<Duration>>,
 }
 
 impl Scripted {
     fn new(is_up: bool) -> Self {
         let is_up = watch::Sender::new(is_up);
-        Self { is_up, answers: Arc::default(), asked: Arc::default(), is_silent: Arc::default() }
+        Self { is_up, answers: Arc::default(), asked: Arc::default(), is_silent: Arc::default(), takes: Arc::default() }
     }
 
     fn silent(&self, is_silent: bool) {
         self.is_silent.store(is_silent, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn takes(&self, time: Duration) {
+        *self.takes.lock().unwrap() = time;
     }
 
     fn next(&self, reply: impl Fn(&Question) -> Answer + Send + 'static) {
@@ -61,6 +66,8 @@ impl Ledger for Scripted {
             tokio::time::sleep(self.timeout()).await;
             return Err(StoreError::Timeout);
         }
+        let takes = *self.takes.lock().unwrap();
+        tokio::time::sleep(takes).await;
         let scripted = self.answers.lock().unwrap().pop_front();
         Ok(scripted.map_or_else(|| grant(&question.teams, question.most), |reply| reply(question)))
     }
@@ -138,7 +145,8 @@ async fn without_the_store_a_replica_spends_its_part_from_an_empty_bucket() {
 async fn without_the_store_a_replica_spends_its_part_of_a_teams_own_limit() {
     let store = Scripted::new(false);
     let budget = store.budget(limits(1000, 1000));
-    tokio::time::sleep(2 * S).await;
+    // From an empty bucket.
+    tokio::time::sleep(70 * S).await;
     let limited = Team { upstream: Rate::new(8, 60 * S), ..team("a", 1) };
     let told = async || {
         let (call, _waiter) = call_of(&limited, 60 * S);
@@ -153,10 +161,6 @@ async fn without_the_store_a_replica_spends_its_part_of_a_teams_own_limit() {
         send(&budget, &limited).await;
     }
     assert_eq!(told().await, 30 * S);
-    // The others have spent as much, as far as is known.
-    store.is_up.send_replace(true);
-    tokio::time::sleep(S).await;
-    assert_eq!(told().await, 7 * S);
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,4 +306,94 @@ async fn no_pause_is_longer_than_configured() {
     store.next(|_| Answer { pause: YEAR, open: YEAR, ..grant(&[], 0) });
     tokio::time::sleep(2 * S).await;
     assert!(budget.status().paused <= 300 * S, "{:?}", budget.status());
+}
+
+/// A call of a request that has waited so long for the store before.
+fn call_after(waited: Duration) -> (UpstreamCall, Waiter) {
+    let (call, waiter) = call_of(&team("a", 1), 60 * S);
+    call.context.store_wait.add(waited);
+    (call, waiter)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_its_token_as_long_as_its_request_may_still_wait() {
+    // The timeout is 100 ms.
+    for (waited, least, most) in [(200, 190, 205), (250, 140, 155), (400, 99, 105), (0, 299, 310)] {
+        let store = Scripted::new(true);
+        let budget = store.budget(limits(10_000, 10_000));
+        send(&budget, &team("a", 1)).await;
+        tokio::time::sleep(100 * MS).await;
+        store.silent(true);
+        let start = Instant::now();
+        let (call, _waiter) = call_after(waited * MS);
+        budget.acquire(&call).await.unwrap().spend();
+        let took = start.elapsed();
+        assert!((least * MS..most * MS).contains(&took), "after {waited} ms: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_just_in_time_is_not_given_up() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(10_000, 10_000));
+    send(&budget, &team("a", 1)).await;
+    tokio::time::sleep(S + 100 * MS).await;
+    store.takes(99 * MS);
+    for pause in [5, 50, 95, 0] {
+        // Another call has just been asked for.
+        let (first, _first) = call_after(Duration::ZERO);
+        let (second, _second) = call_after(200 * MS);
+        let asking = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.acquire(&first).await.unwrap().spend() }
+        });
+        tokio::time::sleep(pause * MS).await;
+        let start = Instant::now();
+        budget.acquire(&second).await.unwrap().spend();
+        assert!(start.elapsed() < 200 * MS, "{:?}", start.elapsed());
+        asking.await.unwrap();
+        assert_eq!(budget.status().tokens, Some(1.0), "it is shared: {:?}", budget.status());
+    }
+}
+
+/// 8 a minute for 4 replicas: 2 at once, and another in 30 s; 8 at once and another in 7.5 s while they share.
+#[tokio::test(start_paused = true)]
+async fn a_teams_own_limit_begins_empty_at_each_change_of_side() {
+    let store = Scripted::new(true);
+    let budget = store.budget(limits(1000, 1000));
+    let rate = Rate::new(8, 60 * S);
+    let [sent, silent, new] = ["sent", "silent", "new"].map(|name| Team { upstream: rate, ..team(name, 1) });
+    let told = async |team: &Team| {
+        let (call, _waiter) = call_of(team, 60 * S);
+        budget.acquire(&call).await.map(drop).map_err(|refused| refused.retry_after().unwrap())
+    };
+    let (call, _waiter) = call_of(&sent, 60 * S);
+    let before = budget.acquire(&call).await.unwrap();
+    assert_eq!((told(&sent).await, told(&silent).await), (Ok(()), Ok(())), "full at the start");
+    store.is_up.send_replace(false);
+    tokio::time::sleep(S).await;
+    for team in [&sent, &silent, &new] {
+        assert_eq!(told(team).await, Err(29 * S), "{}", team.name);
+    }
+    // What was taken before the change does not come back after it.
+    drop(before);
+    assert_eq!(told(&sent).await, Err(29 * S));
+    tokio::time::sleep(60 * S).await;
+    for _ in 0..2 {
+        send(&budget, &sent).await;
+    }
+    assert!(told(&sent).await.is_err());
+    tokio::time::sleep(3600 * S).await;
+    store.is_up.send_replace(true);
+    tokio::time::sleep(1600 * MS).await;
+    for team in [&sent, &silent, &new] {
+        assert_eq!(told(team).await, Err(6 * S), "{}", team.name);
+    }
+    tokio::time::sleep(6 * S).await;
+    assert_eq!(told(&new).await, Ok(()));
+    tokio::time::sleep(60 * S).await;
+    for _ in 0..8 {
+        send(&budget, &sent).await;
+    }
+    assert!(told(&sent).await.is_err());
 }
