@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::core::cause::Cause as UpstreamCause;
 use crate::core::outcome::Outcome;
+use crate::core::set_once::Listed;
 
 /// One word for each way in which the gateway refuses or fails. These are stable: clients and alerts match on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +67,14 @@ pub enum Reason {
     OnlyIfCached,
     /// A defect of the gateway itself.
     Internal,
+}
+
+impl Listed for Reason {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn place(self) -> u8 {
+        self as u8
+    }
 }
 
 impl Reason {

@@ -16,6 +16,7 @@ pub mod outcome;
 pub mod peer;
 pub mod reloads;
 pub mod request_id;
+pub mod set_once;
 pub mod spelling;
 pub mod units;
 pub mod uuid;

@@ -1,5 +1,7 @@
 //! How a request ended, in one word.
 
+use crate::core::set_once::Listed;
+
 /// The same word in the metric, the access log and the `detail` of `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
@@ -23,6 +25,14 @@ pub enum Outcome {
     Refused,
     /// Could not be answered.
     Failed,
+}
+
+impl Listed for Outcome {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn place(self) -> u8 {
+        self as u8
+    }
 }
 
 impl Outcome {

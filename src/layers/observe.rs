@@ -156,7 +156,7 @@ struct Watch {
 impl Watch {
     fn answered(&mut self, response: &Response<ResponseBody>) {
         let request = &mut self.request;
-        request.outcome = request.context.outcome.get().copied().unwrap_or(Outcome::Failed);
+        request.outcome = request.context.outcome.get().unwrap_or(Outcome::Failed);
         request.status = response.status().as_u16();
         request.bytes = response.body().size_hint().exact().unwrap_or_default();
     }

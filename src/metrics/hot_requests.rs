@@ -72,7 +72,7 @@ impl RequestSubscriber for HotRequests {
         let team = request.team().map(Arc::as_ref);
         self.requested(team, request.operation(), request.outcome, request.status, request.took());
         if let Some(reason) = request.context.reason.get() {
-            self.metrics.failed(*reason);
+            self.metrics.failed(reason);
         }
     }
 }

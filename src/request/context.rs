@@ -18,6 +18,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason};
 use crate::core::outcome::Outcome;
 use crate::core::peer::Peer;
+use crate::core::set_once::SetOnce;
 use crate::request::store_wait::StoreWait;
 use crate::semantics::trace::{SpanId, TraceContext};
 use crate::twilio::endpoint::Operation;
@@ -64,13 +65,13 @@ pub struct RequestContext {
     /// What is known before it is routed.
     pub head: RequestHead,
     /// The operation, once routed.
-    pub operation: OnceLock<Operation>,
+    pub operation: SetOnce<Operation>,
     /// The team, once known.
     pub team: OnceLock<Arc<Team>>,
     /// How it was answered: from the cache, by Twilio, or with an error.
-    pub outcome: OnceLock<Outcome>,
+    pub outcome: SetOnce<Outcome>,
     /// Why the gateway refused or failed.
-    pub reason: OnceLock<Reason>,
+    pub reason: SetOnce<Reason>,
     /// The error that became the response, if there was one.
     pub error: OnceLock<GatewayError>,
     /// `RateLimit-Policy` and `RateLimit`, once the caller is known.
@@ -171,10 +172,10 @@ impl RequestContext {
         // Not the rest of a default value, whose head would be made and dropped again for every request.
         Self {
             head,
-            operation: OnceLock::new(),
+            operation: SetOnce::default(),
             team: OnceLock::new(),
-            outcome: OnceLock::new(),
-            reason: OnceLock::new(),
+            outcome: SetOnce::default(),
+            reason: SetOnce::default(),
             error: OnceLock::new(),
             rate_limit: OnceLock::new(),
             trace: trace.map(Box::new),

@@ -44,7 +44,7 @@ impl RequestEnded {
 
     /// The operation, if it was recognised.
     pub fn operation(&self) -> Option<Operation> {
-        self.context.operation.get().copied()
+        self.context.operation.get()
     }
 
     /// Why the gateway refused or failed; `client_left`; or empty.

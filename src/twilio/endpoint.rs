@@ -10,6 +10,8 @@ use std::borrow::Cow;
 
 use http::Method;
 
+use crate::core::set_once::Listed;
+
 /// The operation that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
@@ -31,6 +33,14 @@ pub enum Operation {
     FieldsRead,
     /// Writing a custom field mapping.
     FieldsWrite,
+}
+
+impl Listed for Operation {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn place(self) -> u8 {
+        self as u8
+    }
 }
 
 impl Operation {
@@ -531,6 +541,11 @@ mod tests {
         ] {
             assert_eq!(meant(path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn an_operation_knows_its_place_in_the_list() {
+        assert!(Operation::ALL.iter().enumerate().all(|(at, operation)| usize::from(operation.place()) == at));
     }
 
     #[test]
