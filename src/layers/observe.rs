@@ -6,12 +6,13 @@
 mod access_log;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use futures_util::future::BoxFuture;
 use http::{HeaderName, Request, Response};
 use http_body::Body;
+use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 pub use self::access_log::AccessLog;
@@ -105,11 +106,10 @@ impl<S> Observe<S> {
 impl<S, B> Service<Request<B>> for Observe<S>
 where
     S: Service<IncomingRequest<B>, Response = Response<ResponseBody>, Error = Infallible>,
-    S::Future: Send + 'static,
 {
     type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;
+    type Future = Observed<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -119,7 +119,7 @@ where
         let received = self.layer.clock.now();
         let peer = Arc::clone(&self.peer);
         let context = Arc::new(self.layer.begin(&request, &peer));
-        let mut watch = Watch {
+        let watch = Watch {
             layer: Arc::clone(&self.layer),
             request: RequestEnded {
                 context: Arc::clone(&context),
@@ -131,9 +131,31 @@ where
                 is_traced: false,
             },
         };
-        let answer = self.inner.call(IncomingRequest { request, peer, received, context });
-        Box::pin(async move {
-            let mut response = answer.await?;
+        let answer = self.inner.call(IncomingRequest { request: Box::new(request), peer, received, context });
+        Observed { answer, watch: Some(watch) }
+    }
+}
+
+pin_project! {
+    /// A response with the headers that every response has. Its end is told when it is ready or dropped.
+    pub struct Observed<F> {
+        #[pin]
+        answer: F,
+        // Dropped after `answer`, which may still record what happens when a client leaves.
+        watch: Option<Watch>,
+    }
+}
+
+impl<F> Future for Observed<F>
+where
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>>,
+{
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.answer.poll(context))?;
+        if let Some(mut watch) = this.watch.take() {
             let (context, headers) = (&watch.request.context, response.headers_mut());
             headers.insert(REQUEST_ID, context.head.id.clone());
             if let Some((policy, limit)) = context.rate_limit.get() {
@@ -141,8 +163,8 @@ where
                 headers.insert(RATE_LIMIT, limit.clone());
             }
             watch.answered(&response);
-            Ok(response)
-        })
+        }
+        Poll::Ready(Ok(response))
     }
 }
 

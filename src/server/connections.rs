@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use self::connection::LOOK_AGAIN;
 pub use self::connection::Reserve;
 pub(super) use self::connection::{BusyGuard, Connection, Order};
-pub(super) use self::heads::{FinishedHeads, HeadShare, LARGEST_LIST, TooManyHeads};
-use self::heads::{HeadMemory, WaitingHead};
+use self::heads::HeadMemory;
+pub(super) use self::heads::{FinishedHeads, HeadShare, LARGEST_LIST, TooManyHeads, WaitingHead};
 use super::sparingly::Sparingly;
 
 /// How long an identified connection must be idle before it may be closed for another: longer than a busy client's

@@ -3,6 +3,7 @@
 //! Call [`bind`] first, so that an address that is in use fails the start. Then [`run`] serves until its `shutdown`
 //! future ends, and until the requests under way have ended or the drain time is up.
 
+mod answering;
 mod bind;
 mod connections;
 mod frames;
@@ -19,14 +20,15 @@ pub mod tls;
 mod tracked_body;
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Version, header};
-use http_body::Body;
+use futures_util::FutureExt;
+use futures_util::future::{Either, poll_immediate};
+use http::{HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -34,16 +36,16 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tower::Service;
 
+use self::answering::Answering;
 use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
 pub use self::connections::{Connections, Reserve};
-use self::connections::{LARGEST_LIST, Order, Place};
+use self::connections::{LARGEST_LIST, Order, Place, WaitingHead};
 use self::guard::{TimeoutIo, Timeouts};
 use self::metered::Metered;
 use self::proxy::ProxyError;
 use self::streams::Streams;
 use self::tls::{Certified, TlsAcceptor};
-use self::tracked_body::TrackedBody;
 use crate::config::Proxies;
 use crate::core::error::{GatewayError, Reason};
 use crate::core::peer::{Origin, Peer};
@@ -320,43 +322,27 @@ where
         let connection = Arc::clone(place.connection());
         connection.is_of(&who.peer().0);
         let service = service_fn(move |request: Request<Incoming>| {
-            let (mut guard, version, method) = (connection.begin(), request.version(), request.method().clone());
+            let (guard, version, method) = (connection.begin(), request.version(), request.method().clone());
             let (peer, is_outdated) = who.peer();
             if is_outdated {
                 connection.give(Order::Leave);
             }
-            // HTTP/1.1 reads one head at a time.
-            let waiting = (version == Version::HTTP_2).then(|| place.wait_to_begin(request.headers()));
-            let asked = match connection.refuses(&request) {
-                false => Ok((service(&peer), request)),
-                true => Err(reserved()),
-            };
-            async move {
-                let mut response = match asked {
-                    Ok((mut service, request)) => {
-                        // Like `oneshot`, which would move the request more often than all layers together.
-                        poll_fn(|context| service.poll_ready(context)).await?;
-                        let mut answer = pin!(service.call(request));
-                        let first = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
-                        // The service has seen the head, and keeps what it needs of it.
-                        drop(waiting);
-                        match first {
-                            Poll::Ready(answer) => answer?,
-                            Poll::Pending => answer.await?,
-                        }
-                    }
-                    Err(response) => response,
-                };
-                guard.answered();
-                streams::answered();
-                if guard.connection().is_leaving() && version < Version::HTTP_2 {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                if method == Method::HEAD {
-                    state_length(&mut response);
-                }
-                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, &method, version, guard)))
+            if connection.refuses(&request) {
+                return Answering::new(Either::Right(ready(Ok(reserved())).boxed()), method, version, guard);
             }
+            let mut service = service(&peer);
+            // HTTP/1.1 reads one head at a time, so the connection's own task may work on it. A request that is passed on at
+            // once is not moved into a future first.
+            let is_ready = version < Version::HTTP_2
+                && matches!(service.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
+            let answer = match is_ready {
+                true => Either::Left(service.call(request)),
+                false => {
+                    let waiting = (version == Version::HTTP_2).then(|| place.wait_to_begin(request.headers()));
+                    Either::Right(answer_later(service, request, waiting).boxed())
+                }
+            };
+            Answering::new(answer, method, version, guard)
         });
         let served = builder(timeouts.write).serve_connection(io, service).into_owned();
         tokio::spawn(async move {
@@ -383,10 +369,23 @@ where
     }
 }
 
-/// A response to HEAD states the length of the response to GET (RFC 9110 section 9.3.2).
-fn state_length(response: &mut Response<ResponseBody>) {
-    if let Some(length @ 1..) = response.body().size_hint().exact() {
-        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+/// Calls the service as soon as it is ready. `waiting` counts the request's head until then.
+async fn answer_later<S>(
+    mut service: S,
+    request: Request<Incoming>,
+    waiting: Option<WaitingHead>,
+) -> Result<Response<ResponseBody>, Infallible>
+where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    poll_fn(|context| service.poll_ready(context)).await?;
+    let mut answer = pin!(service.call(request));
+    let first = poll_immediate(answer.as_mut()).await;
+    // The service has seen the head, and keeps what it needs of it.
+    drop(waiting);
+    match first {
+        Some(answer) => answer,
+        None => answer.await,
     }
 }
 

@@ -44,7 +44,7 @@ async fn authorize(layer: &AuthenticateLayer, request: http::request::Builder) -
 
 async fn admit_peer(layer: &AuthenticateLayer, peer: Peer, request: http::request::Builder) -> Result<String, Reason> {
     let incoming = IncomingRequest {
-        request: request.body(Empty::<Bytes>::new()).unwrap(),
+        request: Box::new(request.body(Empty::<Bytes>::new()).unwrap()),
         peer: Arc::new(peer),
         received: Instant::now(),
         context: Arc::default(),
@@ -175,7 +175,9 @@ async fn a_team_has_its_own_rate() {
     let ask = || async {
         let context = Arc::<crate::request::context::RequestContext>::default();
         let incoming = IncomingRequest {
-            request: request(METADATA).header(header::AUTHORIZATION, "Bearer t").body(Empty::<Bytes>::new()).unwrap(),
+            request: Box::new(
+                request(METADATA).header(header::AUTHORIZATION, "Bearer t").body(Empty::<Bytes>::new()).unwrap(),
+            ),
             peer: Arc::default(),
             received: Instant::now(),
             context: Arc::clone(&context),

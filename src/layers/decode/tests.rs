@@ -81,7 +81,7 @@ impl Rig {
         let request = request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap();
         let (received, context) = (Instant::now(), Arc::default());
         let incoming = IncomingRequest {
-            request,
+            request: Box::new(request),
             peer: Arc::new(Peer::new(Origin::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))))),
             received,
             context,
