@@ -127,6 +127,9 @@ impl Framing {
                     at += end + 1;
                     self.head += end + 1;
                     if self.line.is_empty() {
+                        if self.place == Place::Head && !may_matter(&rest[..end]) {
+                            continue;
+                        }
                         self.end_line(&rest[..end]);
                     } else {
                         self.keep(&rest[..end]);
@@ -195,7 +198,6 @@ impl Framing {
     fn header(&mut self, line: &[u8], is_cut: bool) {
         const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
         const CONTENT_LENGTH: &[u8] = b"content-length";
-        // The first byte is enough to skip most lines.
         match line.first() {
             Some(b't' | b'T') if let Some(rest) = named(line, TRANSFER_ENCODING) => {
                 let is_chunked = value(rest).is_some_and(|value| !is_cut && value.eq_ignore_ascii_case(b"chunked"));
@@ -212,6 +214,17 @@ impl Framing {
             }
             _ => {}
         }
+    }
+}
+
+/// Whether a line of a head can be more than a field that says nothing of the body: most lines are skipped by this alone.
+fn may_matter(line: &[u8]) -> bool {
+    // `-` and `L` are the ninth characters of the two names that matter.
+    let is_named = || matches!(line.get(8), None | Some(b'-' | b'l' | b'L'));
+    match line.first() {
+        None | Some(b'\r' | b' ' | b'\t') => true,
+        Some(b't' | b'T' | b'c' | b'C') => is_named(),
+        Some(_) => false,
     }
 }
 
