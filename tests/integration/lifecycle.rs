@@ -170,10 +170,10 @@ async fn a_request_that_comes_in_pieces_across_sigterm_is_still_answered() {
     let upstream = Upstream::start().await;
     let process = Process::start(vec![upstream_at(&upstream)]).await;
     let mut client = Client::connect(process.data).await;
-    let request = post(ASK);
-    // The head and half the body, so that the request is under way.
+    let request = post_to(QUERY, "Expect: 100-continue\r\n", ASK);
+    // The head and half the body. The interim response shows that the request is under way.
     client.send(&request[..request.len() - 10]).await;
-    assert_eq!(process.ask(&get("/nowhere", "Connection: close\r\n")).await.status, 404);
+    assert_eq!(client.next().await.map(|interim| interim.status), Some(100));
     process.signal("TERM");
     poll("new connections are refused", || async { TcpStream::connect(process.data).await.is_err().then_some(()) })
         .await;
