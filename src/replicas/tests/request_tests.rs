@@ -308,7 +308,7 @@ impl Gateway {
         let endpoint = operation.endpoint();
         let request = Request::builder().method(Method::POST).uri(format!("{}?{query}", endpoint.path));
         let incoming = IncomingRequest {
-            request: request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap(),
+            request: Box::new(request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()),
             peer: Arc::new(Peer::new(Origin::Tcp(([127, 0, 0, 1], 1).into()))),
             received: clock.now(),
             context: Arc::default(),
