@@ -11,7 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use webpki::EndEntityCert;
 
-use super::fault::{Path, Report};
+use super::path::Path;
+use super::report::Report;
 use super::settings::Tls;
 use crate::core::validity::Validity;
 use crate::health::EXPIRY_NOTICE;

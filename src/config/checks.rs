@@ -8,8 +8,10 @@ use jiff::Timestamp;
 
 use super::certificate;
 use super::exposure::{Held, Reach, exposures};
-use super::fault::{Path, Report, suggest};
+use super::path::Path;
+use super::report::Report;
 use super::settings::{Config, Listen, Team};
+use super::suggest::suggest;
 
 /// Checks `config` as a whole. `accounts` are the names of all accounts in the configuration, faulty ones included, so
 /// that a team that names one of those is not reported again. `now` is the time of the check.

@@ -11,9 +11,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::fault::{Path, Place, Report};
 use super::files::{ConfigFile, LARGEST_FILE};
-use super::sources::{NOT_TEXT, PREFIX, Sources, Variable};
+use super::path::{PREFIX, Path};
+use super::place::Place;
+use super::report::Report;
+use super::sources::{NOT_TEXT, Sources, Variable};
+use super::tree::{Node, Value};
 
 /// Variables of the command line that are not keys: the file itself, and the tokens for asking a gateway.
 const NO_KEYS: [&str; 3] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_TOKEN", "INSIGHTS_GATEWAY_TOKEN"];
@@ -21,39 +24,6 @@ const NO_KEYS: [&str; 3] = ["INSIGHTS_GATEWAY_CONFIG", "INSIGHTS_GATEWAY_ADMIN_T
 const DEEPEST: usize = 8;
 /// Tables with exactly one member: a stronger source replaces the whole table.
 const ONE_OF: [&str; 5] = ["api_key", "api_secret", "auth_token", "password", "seal"];
-
-/// A value and where it was written. Not `Debug`: any text may be a secret.
-pub(super) struct Node {
-    pub(super) value: Value,
-    pub(super) place: Place,
-}
-
-/// A value. Text is wiped when it is dropped.
-pub(super) enum Value {
-    /// From the environment or a flag. The key decides what type it has.
-    Raw(Zeroizing<String>),
-    Text(Zeroizing<String>),
-    Integer(i128),
-    Float(f64),
-    Boolean(bool),
-    Datetime(String),
-    List(Vec<Node>),
-    Table(BTreeMap<String, Node>),
-}
-
-impl Value {
-    /// The type, for "found …" in messages.
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Self::Raw(_) | Self::Text(_) => "text",
-            Self::Integer(_) | Self::Float(_) => "a number",
-            Self::Boolean(_) => "a boolean",
-            Self::Datetime(_) => "a date",
-            Self::List(_) => "a list",
-            Self::Table(_) => "a table",
-        }
-    }
-}
 
 /// Joins all sources into one tree; `None` where the file could not be read or is not TOML, because all other faults
 /// would then be guesses.

@@ -11,15 +11,19 @@
 //! | `sources` | where values may come from; the only reading of the process environment |
 //! | `files` | the configuration file, read once; regular files, and whether they have changed |
 //! | `document` | file, environment and flags become one tree, each value with its place |
+//! | `tree`, `path`, `place` | that tree, the names of its values, and where they were written |
 //! | `reader` | typed reading of that tree: a wrong type, range or key becomes a fault |
+//! | `report` | what is known while it is read: places, keys, faults and warnings |
 //! | `secret` | secrets, wherever they are kept, and files that must be readable or writable |
 //! | `proxy` | the forward proxy to the upstream: `upstream.proxy`, or the environment's |
-//! | `shared` | the store that replicas share: `[shared]` |
+//! | `shared`, `store_url` | the store that replicas share: `[shared]`, and its address |
+//! | `values` | what several sections have: times, URLs, hosts, hashes |
 //! | `sections` | the keys, their defaults and limits: tree to [`Config`] |
+//! | `settings` | [`Config`] and its sections, as all other modules see them |
 //! | `checks` | what one section alone cannot check: addresses against teams, teams against accounts |
 //! | `certificate` | whether the listener's certificate fits its key, the time and `server.public_url` |
 //! | `exposure` | open listeners that anyone could use; at the start and at every reload |
-//! | `fault` | all faults, in file order, each with a place and a remedy |
+//! | `fault`, `suggest` | all faults, in file order, each with a place and a remedy |
 //! | `record` | every key that was read: value, default, where it was set; what is shown and what waits for a restart |
 //! | `show` | values as TOML, without secrets |
 //! | `shape` | the forms of values, for the schema |
@@ -34,10 +38,13 @@ mod document;
 mod exposure;
 mod fault;
 mod files;
+mod path;
+mod place;
 mod proxy;
 mod reader;
 mod record;
 mod reference;
+mod report;
 mod schema;
 mod secret;
 mod sections;
@@ -46,6 +53,9 @@ mod shape;
 mod shared;
 mod show;
 mod sources;
+mod store_url;
+mod suggest;
+mod tree;
 mod values;
 
 #[cfg(test)]
@@ -57,17 +67,17 @@ pub use files::{Files, Fingerprint, keep_from_others};
 pub use record::Record;
 pub use reference::REFERENCE;
 pub use schema::schema;
-pub use secret::{CredentialSource, SecretSource};
 pub use sections::check_team_name;
 pub use settings::{
-    Account, Admin, Cache, Circuit, Config, DiskCache, JobCache, Listen, Log, LogFormat, Policy, Proxies, Proxy,
-    RequiredFilter, Retry, Server, Settled, Team, Telemetry, Tls, Token, Upstream,
+    Account, Admin, Cache, Circuit, Config, CredentialSource, DiskCache, JobCache, Listen, Log, LogFormat, Policy,
+    Proxies, Proxy, RequiredFilter, Retry, SecretSource, Server, Settled, Shared, Team, Telemetry, Tls, Token,
+    Upstream,
 };
-pub use shared::{HostPort, Servers, Shared, StoreUrl};
 pub use sources::Sources;
+pub use store_url::{HostPort, Servers, StoreUrl};
 
-use self::fault::Report;
 use self::files::ConfigFile;
+use self::report::Report;
 
 /// How often files that change while they are read are read again.
 const TRIES: usize = 10;
@@ -132,5 +142,6 @@ fn load_from(sources: &Sources, mut file: Option<ConfigFile>) -> Result<Config, 
 fn read(sources: &Sources, file: Option<&ConfigFile>, report: Report) -> (Result<Config, Faults>, Files) {
     let config = document::read(sources, file, &report).map(|tree| sections::read(tree, sources, &report));
     let files = Files::now(report.watched());
-    (report.finish(config), files)
+    let finished = report.finish(config);
+    (finished.map(|(config, warnings, record)| Config { warnings, record, ..config }), files)
 }

@@ -9,16 +9,18 @@ use http::uri::Authority;
 use http::{HeaderValue, Uri};
 use zeroize::Zeroizing;
 
-use super::document::Value;
-use super::fault::{Path, Place, Report};
+use super::path::Path;
+use super::place::Place;
 use super::reader::{Field, Table};
 use super::record::{Entry, Key};
-use super::secret::{self, SecretSource};
-use super::settings::Proxy;
+use super::report::Report;
+use super::secret;
+use super::settings::{Proxy, SecretSource};
 use super::shape::Shape;
 use super::show;
 use super::sources::Sources;
-use super::values::has_sound_port;
+use super::tree::Value;
+use super::values::{has_sound_port, is_loopback};
 use crate::core::network::Network;
 
 /// In curl's order, which most programs follow.
@@ -123,12 +125,6 @@ fn of_environment(sources: &Sources, upstream: &Uri, report: &Report) -> Option<
             None
         }
     }
-}
-
-/// Whether a URL's host, without brackets, is this machine (RFC 6761 section 6.3).
-pub(super) fn is_loopback(host: &str) -> bool {
-    let is_address = |ip: IpAddr| ip.to_canonical().is_loopback();
-    host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(is_address)
 }
 
 /// Whether a list like `NO_PROXY` names this host, in lower case, and port. An entry is a host, a domain (with a
@@ -273,16 +269,6 @@ mod tests {
             ("2001:db8::7", 443, "2001:db8::8", false),
         ] {
             assert_eq!(is_exempt(host, port, list), exempt, "{host}:{port} by {list:?}");
-        }
-    }
-
-    #[test]
-    fn loopback_is_known_in_all_its_spellings() {
-        for host in ["localhost", "a.localhost", "127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["localhost.example", "notlocalhost", "128.0.0.1", "::2", "0.0.0.0"] {
-            assert!(!is_loopback(host), "{host}");
         }
     }
 

@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::document::{Node, Value, parse_raw};
-use super::fault::{Path, Place, Report, suggest};
+use super::document::parse_raw;
+use super::path::Path;
+use super::place::Place;
 use super::record::{Entry, Key};
+use super::report::Report;
 use super::shape::Shape;
 use super::show;
+use super::suggest::suggest;
+use super::tree::{Node, Value};
 use crate::core::units::{Rate, Size, Span, parse_duration, parse_rate, parse_size};
 
 /// One table while it is read.

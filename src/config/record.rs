@@ -3,9 +3,12 @@
 //! The reader fills it, so a key is declared only once, where it is read. The output of `check`, its `--diff`, and the
 //! keys that wait for a restart all come from here.
 
-use super::fault::{Path, Place};
+use super::path::Path;
+use super::place::Place;
 use super::shape::Shape;
-use super::show;
+
+/// Follows every value that shows only where a secret is kept.
+pub(super) const MASKED: &str = " # masked";
 
 /// Which changes of a key wait for a restart. All others take effect at a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +97,7 @@ impl Entry {
     fn line_with_origin(&self) -> String {
         let line = self.line();
         let Some(origin) = &self.origin else { return line };
-        let separator = if line.ends_with(show::MASKED) { "," } else { " #" };
+        let separator = if line.ends_with(MASKED) { "," } else { " #" };
         format!("{line}{separator} from {origin}")
     }
 

@@ -4,9 +4,9 @@
 use serde_json::{Value, json};
 
 use super::document;
-use super::fault::Report;
 use super::record::{Entry, Record};
 use super::reference;
+use super::report::Report;
 use super::sections;
 use super::sources::Sources;
 

@@ -10,41 +10,18 @@ use std::path::{Path as FilePath, PathBuf};
 use rustix::fs::Access;
 use zeroize::Zeroizing;
 
-use super::document::Value;
-use super::fault::{Path, Place, Report, suggest};
 use super::files::{is_no_file, read_regular};
+use super::path::Path;
+use super::place::Place;
 use super::reader::Field;
+use super::report::Report;
+use super::settings::SecretSource;
 use super::sources::Sources;
+use super::suggest::suggest;
+use super::tree::Value;
 
 const LARGEST_SECRET: u64 = 64 << 10;
 const FORMS: [&str; 3] = ["file", "env", "credential"];
-
-/// Where a secret is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SecretSource {
-    /// In clear text in the configuration file or in a flag.
-    Literal,
-    /// A file.
-    File(PathBuf),
-    /// An environment variable.
-    Env(String),
-    /// A systemd credential: a file of this name in `$CREDENTIALS_DIRECTORY`.
-    Credential(String),
-}
-
-/// An account's credential, and where it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CredentialSource {
-    /// An API key's SID and its secret.
-    ApiKey {
-        /// The SID.
-        key: SecretSource,
-        /// The secret.
-        secret: SecretSource,
-    },
-    /// The account's own auth token; the user is the account's SID.
-    AuthToken(SecretSource),
-}
 
 /// A secret and where it is kept. Not `Debug`.
 pub(super) struct Secret {

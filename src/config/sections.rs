@@ -12,12 +12,11 @@ pub use self::accounts::check_team_name;
 use self::accounts::{accounts, team};
 use self::listeners::{admin, server};
 use super::checks;
-use super::document::Node;
-use super::fault::Report;
 use super::files::Files;
 use super::proxy;
 use super::reader::{Table, read_tree};
 use super::record::{Key, Record};
+use super::report::Report;
 use super::secret;
 use super::settings::{
     Cache, Circuit, Config, DiskCache, JobCache, Log, LogFormat, Retry, Settled, Telemetry, Upstream,
@@ -25,7 +24,8 @@ use super::settings::{
 use super::shared;
 use super::show;
 use super::sources::Sources;
-use super::values::{GIB, MIB, PIB, Paths, days, hours, minutes, seconds, url};
+use super::tree::Node;
+use super::values::{GIB, MIB, PIB, Paths, days, hours, is_loopback, minutes, parse_url, seconds};
 use crate::core::clock::Clock;
 use crate::semantics::freshness::Lifetimes;
 use crate::twilio::validate::Validation;
@@ -66,9 +66,9 @@ pub(super) fn read(tree: Node, sources: &Sources, report: &Report) -> Config {
 fn upstream(table: &mut Table<'_>, sources: &Sources) -> Upstream {
     let (report, path) = (table.report(), table.path().clone());
     let twilio = Uri::from_static("https://insights.twilio.com");
-    let url = table.value("url", twilio, show::url, |field| url(field, Paths::Refused));
+    let url = table.value("url", twilio, show::url, |field| field.parsed(|text| parse_url(text, Paths::Refused)));
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    if url.scheme_str() == Some("http") && !proxy::is_loopback(host) {
+    if url.scheme_str() == Some("http") && !is_loopback(host) {
         report.warn(&path.key("url"), "credentials cross the network in clear text; use https");
     }
     let connect_timeout = table.positive_duration("connect_timeout", seconds(5));
@@ -164,7 +164,8 @@ fn audit(table: &mut Table<'_>) -> Option<PathBuf> {
 
 fn telemetry(table: &mut Table<'_>) -> Telemetry {
     Telemetry {
-        otlp: table.optional(Key::at_start("otlp"), show::url, |field| url(field, Paths::Allowed)),
+        otlp: table
+            .optional(Key::at_start("otlp"), show::url, |field| field.parsed(|text| parse_url(text, Paths::Allowed))),
         sample: table.fraction("sample", 0.01, 0.0..=1.0),
     }
 }

@@ -1,5 +1,6 @@
 //! The checked values that all other modules use.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,11 +9,11 @@ use http::uri::Authority;
 use http::{HeaderValue, Uri};
 use jiff::Timestamp;
 use secrecy::SecretString;
+use zeroize::Zeroizing;
 
 use super::files::Files;
 use super::record::Record;
-use super::secret::{CredentialSource, SecretSource};
-use super::shared::Shared;
+use super::store_url::StoreUrl;
 use crate::core::network::Network;
 use crate::core::units::Rate;
 use crate::semantics::freshness::Lifetimes;
@@ -203,6 +204,33 @@ pub struct Account {
     pub adapt: bool,
 }
 
+/// Where a secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// In clear text in the configuration file or in a flag.
+    Literal,
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+    /// A systemd credential: a file of this name in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
+}
+
+/// An account's credential, and where it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// An API key's SID and its secret.
+    ApiKey {
+        /// The SID.
+        key: SecretSource,
+        /// The secret.
+        secret: SecretSource,
+    },
+    /// The account's own auth token; the user is the account's SID.
+    AuthToken(SecretSource),
+}
+
 /// `[teams.NAME]`
 #[derive(Debug, Clone)]
 pub struct Team {
@@ -297,6 +325,47 @@ pub struct DiskCache {
     pub path: Option<PathBuf>,
     /// Bytes on disk.
     pub capacity: u64,
+}
+
+/// `[shared]`
+#[derive(Clone)]
+pub struct Shared {
+    /// The store's address.
+    pub url: StoreUrl,
+    /// The store's ACL user; without one, its default user.
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<SecretString>,
+    /// An extra trust root, PEM. Only with TLS.
+    pub ca_file: Option<PathBuf>,
+    /// The keys that seal values: the first seals, all of them open. Empty only if all of the store's servers are on this
+    /// machine; values are then clear text.
+    pub seal: Vec<Zeroizing<[u8; 32]>>,
+    /// How the names of all keys in the store begin.
+    pub prefix: String,
+    /// For one operation.
+    pub timeout: Duration,
+    /// How long a replica that died keeps a flight. Longer than `timeout`.
+    pub lease: Duration,
+    /// How many replicas there are; at least 1.
+    pub replicas: u32,
+}
+
+/// Without the seal keys, which would otherwise be printed.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, username, password, ca_file, seal: _, prefix, timeout, lease, replicas } = self;
+        f.debug_struct("Shared")
+            .field("url", url)
+            .field("username", username)
+            .field("password", password)
+            .field("ca_file", ca_file)
+            .field("prefix", prefix)
+            .field("timeout", timeout)
+            .field("lease", lease)
+            .field("replicas", replicas)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `[retry]`

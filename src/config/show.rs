@@ -5,14 +5,12 @@ use std::path::Path;
 
 use http::Uri;
 
-use super::secret::SecretSource;
-use super::settings::{Listen, Proxies, Proxy, RequiredFilter, Tls, Token};
+use super::record::MASKED;
+use super::settings::{Listen, Proxies, Proxy, RequiredFilter, SecretSource, Tls, Token};
 use crate::core::units::Rate;
 
 /// Shown in place of a secret that was given in clear text.
 const MASK: &str = "********";
-/// Follows every value that shows only where a secret is kept.
-pub(super) const MASKED: &str = " # masked";
 
 pub(super) fn text<T: Display + ?Sized>(value: &T) -> String {
     toml::Value::String(value.to_string()).to_string()

@@ -8,13 +8,10 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
-use super::fault::Report;
+use super::report::Report;
 
 /// The fault of a variable whose value is not text.
 pub(super) const NOT_TEXT: &str = "is not UTF-8 text; set it to plain text";
-
-/// The prefix of every environment variable that names a key.
-pub(super) const PREFIX: &str = "INSIGHTS_GATEWAY_";
 
 /// A file, an environment and flags; each overrides those before it. Kept for the next reload.
 #[derive(Clone, Default)]

@@ -18,8 +18,8 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
 use super::exposure::*;
-use super::fault::Report;
-use super::sources::PREFIX;
+use super::path::PREFIX;
+use super::report::Report;
 use super::*;
 use crate::core::network::Network;
 use crate::core::units::Rate;

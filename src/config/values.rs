@@ -1,12 +1,11 @@
-//! Values that several sections have: times, URLs, hashes of tokens.
+//! Values that several sections have: times, URLs, hosts, hashes of tokens.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
 use http::uri::Authority;
-
-use super::reader::Field;
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
@@ -53,10 +52,6 @@ pub(super) enum Paths {
     Refused,
 }
 
-pub(super) fn url(field: Field<'_>, paths: Paths) -> Option<Uri> {
-    field.parsed(|text| parse_url(text, paths))
-}
-
 pub(super) fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
     const EXPECTED: &str = "expected a URL such as \"https://host\" or \"http://127.0.0.1:4010\"";
     let url: Uri = text.parse().map_err(|_| EXPECTED)?;
@@ -87,6 +82,12 @@ pub(super) fn has_sound_port(authority: &Authority) -> bool {
     }
 }
 
+/// Whether a URL's host, without brackets, is this machine (RFC 6761 section 6.3).
+pub(super) fn is_loopback(host: &str) -> bool {
+    let is_address = |ip: IpAddr| ip.to_canonical().is_loopback();
+    host == "localhost" || host.ends_with(".localhost") || host.parse().is_ok_and(is_address)
+}
+
 /// Longest path that fits into a Unix socket's address.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -97,5 +98,20 @@ pub(super) fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
         _ if path.len() > LONGEST_SOCKET_PATH => Err("the path of a Unix socket is at most 107 bytes long; shorten it"),
         _ if path.contains('\0') => Err("the path of a Unix socket cannot hold a zero byte"),
         _ => Ok(PathBuf::from(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_known_in_all_its_spellings() {
+        for host in ["localhost", "a.localhost", "127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["localhost.example", "notlocalhost", "128.0.0.1", "::2", "0.0.0.0"] {
+            assert!(!is_loopback(host), "{host}");
+        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::fault::Path;
+use crate::config::path::Path;
 use crate::config::reader::{Field, Table};
 use crate::config::record::Key;
 use crate::config::secret;
 use crate::config::settings::{Admin, Listen, Proxies, Server, Tls};
 use crate::config::shape::Shape;
 use crate::config::show;
-use crate::config::values::{MIB, PIB, Paths, parse_sha256, seconds, socket_path, url};
+use crate::config::values::{MIB, PIB, Paths, parse_sha256, parse_url, seconds, socket_path};
 use crate::core::network::Network;
 use crate::semantics::origin::Origin;
 
@@ -43,7 +43,8 @@ pub(in crate::config) fn server(table: &mut Table<'_>) -> Server {
             show::proxies,
             proxy_protocol,
         ),
-        public_url: table.optional("public_url", show::url, |field| url(field, Paths::Allowed)),
+        public_url: table
+            .optional("public_url", show::url, |field| field.parsed(|text| parse_url(text, Paths::Allowed))),
         tls: tls(table),
         cors: table.value(Key::from("cors").of(Shape::Texts), Vec::new(), |origins| show::list(origins), cors),
     }
