@@ -4,8 +4,8 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{Request, header};
 
-use super::Inner;
 use super::sessions::{SessionId, TokenInUse};
+use super::state::AdminState;
 use crate::semantics::{host, origin};
 
 /// Said to a request that a page of another site has caused, or so it seems.
@@ -35,7 +35,7 @@ impl Access {
     }
 }
 
-impl Inner {
+impl AdminState {
     /// The credentials in this request. A wrong token is refused even if the request also has a valid session.
     pub(super) fn access<B>(&self, request: &Request<B>) -> Access {
         let Some(token) = self.token() else { return Access::Open };

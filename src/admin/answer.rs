@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::core::error::Reason;
 use crate::core::escape;
 use crate::request::body::ResponseBody;
 
@@ -51,4 +52,10 @@ pub(super) fn see(location: &'static str) -> Response<ResponseBody> {
     let mut response = text(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", format!("see {location}\n"));
     response.headers_mut().insert(header::LOCATION, HeaderValue::from_static(location));
     response
+}
+
+/// Refuses a request that another site's page has caused.
+pub(super) fn foreign(message: &str) -> Response<ResponseBody> {
+    let reason = Reason::OriginNotAllowed;
+    json_answer(reason.status(), &json!({"error": message, "reason": reason.as_str()}))
 }

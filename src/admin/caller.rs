@@ -6,29 +6,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tower::Service;
 
-use super::Admin;
+use super::probes::is_probe;
+use super::state::AdminState;
 use crate::core::peer::Peer;
 use crate::request::body::ResponseBody;
 
-/// Whether this is one of the two probes, which are answered however many connections are busy.
-pub fn is_probe<B>(request: &Request<B>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD) && matches!(request.uri().path(), "/livez" | "/readyz")
-}
-
 /// The admin plane for the requests of one peer.
 pub struct OfPeer {
-    admin: Admin,
+    state: Arc<AdminState>,
     peer: Arc<Peer>,
 }
 
-impl Admin {
-    /// The admin plane for the requests of this peer.
-    pub fn of(&self, peer: Arc<Peer>) -> OfPeer {
-        OfPeer { admin: self.clone(), peer }
+impl OfPeer {
+    pub(super) fn new(state: Arc<AdminState>, peer: Arc<Peer>) -> Self {
+        Self { state, peer }
     }
 }
 
@@ -44,9 +39,9 @@ impl Service<Request<Incoming>> for OfPeer {
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         // A probe's token is ignored.
         let shows_token = request.headers().contains_key(header::AUTHORIZATION) && !is_probe(&request);
-        let (inner, peer) = (Arc::clone(&self.admin.0), Arc::clone(&self.peer));
+        let (state, peer) = (Arc::clone(&self.state), Arc::clone(&self.peer));
         Box::pin(async move {
-            let response = inner.answer(request, &peer).await;
+            let response = state.answer(request, &peer).await;
             if shows_token && response.status() != StatusCode::UNAUTHORIZED {
                 peer.identify();
             }

@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
-use super::Inner;
 use super::access::Access;
 use super::answer::{of, refuse};
+use super::state::AdminState;
 use crate::live::{Heard, Listener, frame};
 use crate::request::body::ResponseBody;
 
@@ -35,7 +35,7 @@ const COMMENT: Duration = Duration::from_secs(15);
 /// The most events that are sent in one chunk.
 const TOGETHER: usize = 64;
 
-impl Inner {
+impl AdminState {
     pub(super) fn events(self: &Arc<Self>, access: Access) -> Response<ResponseBody> {
         let Ok(place) = Arc::clone(&self.streams).try_acquire_owned() else {
             let message = format!("{STREAMS} streams of events are open, which is the most; close one, or come back");
@@ -58,7 +58,7 @@ impl Inner {
 
 /// One stream.
 struct Events {
-    inner: Arc<Inner>,
+    admin: Arc<AdminState>,
     access: Access,
     listener: Listener,
     /// What was last sent about each account, and about the health.
@@ -72,16 +72,16 @@ struct Events {
 }
 
 impl Events {
-    fn begin(inner: Arc<Inner>, access: Access, place: OwnedSemaphorePermit) -> Self {
-        let listener = inner.shared.live.listen();
+    fn begin(admin: Arc<AdminState>, access: Access, place: OwnedSemaphorePermit) -> Self {
+        let listener = admin.shared.live.listen();
         let every = |period| {
-            let mut interval = interval_at(inner.shared.clock.now() + period, period);
+            let mut interval = interval_at(admin.shared.clock.now() + period, period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         };
         let (look, comment) = (every(LOOK), every(COMMENT));
         let (accounts, health) = (HashMap::new(), Value::Null);
-        Self { inner, access, listener, accounts, health, look, comment, first: true, ended: false, _place: place }
+        Self { admin, access, listener, accounts, health, look, comment, first: true, ended: false, _place: place }
     }
 
     /// The next bytes; `None` at the end.
@@ -90,20 +90,20 @@ impl Events {
             return None;
         }
         if std::mem::take(&mut self.first) {
-            let status = self.inner.status();
+            let status = self.admin.status();
             self.remember(&status);
             return Some(frame("snapshot", &status));
         }
         loop {
-            let inner = Arc::clone(&self.inner);
+            let admin = Arc::clone(&self.admin);
             tokio::select! {
                 biased;
-                () = inner.shared.draining.begun() => {
+                () = admin.shared.draining.begun() => {
                     self.ended = true;
                     return Some(self.changes().unwrap_or_else(|| Bytes::from_static(b": the gateway drains\n\n")));
                 }
                 _ = self.look.tick() => {
-                    if !self.inner.is_still_granted(self.access) {
+                    if !self.admin.is_still_granted(self.access) {
                         return None;
                     }
                     if let Some(changes) = self.changes() {
@@ -133,7 +133,7 @@ impl Events {
 
     /// The accounts and the health that have changed since they were last sent.
     fn changes(&mut self) -> Option<Bytes> {
-        let status = self.inner.status();
+        let status = self.admin.status();
         let mut said = BytesMut::new();
         for account in status["accounts"].as_array().into_iter().flatten() {
             let name = account["name"].as_str().unwrap_or_default();

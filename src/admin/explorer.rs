@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::answer::{json_answer, not_allowed, refuse};
-use super::{Inner, body};
+use super::body;
+use super::state::AdminState;
 use crate::accounts::Team;
 use crate::cache::Outlook;
 use crate::config::Config;
@@ -92,7 +93,7 @@ impl Question<'_> {
     }
 }
 
-impl Inner {
+impl AdminState {
     pub(super) async fn explore(
         &self,
         path: &str,

@@ -1,21 +1,16 @@
 //! The last fifteen minutes, kept in memory, for the charts of the status page and for scripts that read `/status`.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
-use super::Inner;
-use crate::budget::{BudgetStatus, CircuitState};
 use crate::core::outcome::Outcome;
 use crate::live::{Counts, Spread, millis, time};
 
 /// The length of the interval of one point.
-const INTERVAL: Duration = Duration::from_secs(5);
-
-/// How often states that may end before the interval does are sampled.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The number of points that are kept.
 const POINTS: usize = 180;
@@ -33,25 +28,25 @@ pub(super) struct History {
 
 /// What happened in one interval.
 #[derive(Debug)]
-struct Point {
+pub(super) struct Point {
     /// Its end.
-    at: SystemTime,
-    requests: Spread,
-    accounts: Vec<(Arc<str>, AccountPoint)>,
-    waiting: Vec<(Arc<str>, usize)>,
+    pub(super) at: SystemTime,
+    pub(super) requests: Spread,
+    pub(super) accounts: Vec<(Arc<str>, AccountPoint)>,
+    pub(super) waiting: Vec<(Arc<str>, usize)>,
 }
 
 /// What happened to one account.
 #[derive(Debug, Clone, Copy, Default)]
-struct AccountPoint {
+pub(super) struct AccountPoint {
     /// Upstream attempts.
-    calls: u64,
+    pub(super) calls: u64,
     /// Tokens a second at the end, if there is a rate.
-    rate: Option<f64>,
+    pub(super) rate: Option<f64>,
     /// The number of samples in which it was paused.
-    paused: u32,
+    pub(super) paused: u32,
     /// The number of samples in which its circuit was not closed.
-    broken: u32,
+    pub(super) broken: u32,
 }
 
 impl History {
@@ -60,7 +55,7 @@ impl History {
         self.points.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, point: Point) {
+    pub(super) fn push(&self, point: Point) {
         let mut points = self.points();
         if points.len() == POINTS {
             points.pop_front();
@@ -68,7 +63,8 @@ impl History {
         points.push_back(point);
     }
 
-    fn sample(&self, counts: Counts) {
+    /// Adds what has been counted by now, once a second.
+    pub(super) fn sample(&self, counts: Counts) {
         let mut minute = self.minute.lock().unwrap_or_else(PoisonError::into_inner);
         if minute.len() == LOOKS_A_MINUTE {
             minute.pop_front();
@@ -122,71 +118,6 @@ impl AccountPoint {
             "paused_seconds": self.paused,
             "circuit_broken_seconds": self.broken,
         })
-    }
-}
-
-/// Adds points until the admin plane ends.
-pub(super) async fn record(inner: Weak<Inner>) {
-    let mut recorder = Recorder::default();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(inner) = inner.upgrade() else { return };
-        recorder.look(&inner);
-    }
-}
-
-/// What has been sampled since the last point.
-#[derive(Debug, Default)]
-struct Recorder {
-    looks: u32,
-    before: Option<Spread>,
-    attempts: HashMap<Arc<str>, u64>,
-    accounts: HashMap<Arc<str>, AccountPoint>,
-    waiting: HashMap<Arc<str>, usize>,
-}
-
-impl Recorder {
-    fn look(&mut self, inner: &Inner) {
-        let shared = &inner.shared;
-        inner.history.sample(shared.live.counts());
-        let mut budgets = Vec::new();
-        for account in &inner.config.load().accounts {
-            let Some(budget) = shared.registry.account(&account.name).map(|state| state.budget) else { continue };
-            let (name, status) = (Arc::<str>::from(account.name.as_str()), budget.status());
-            let seen = self.accounts.entry(Arc::clone(&name)).or_default();
-            seen.paused += u32::from(!status.paused.is_zero());
-            seen.broken += u32::from(status.circuit != CircuitState::Closed);
-            let mut waiting = HashMap::<Arc<str>, usize>::new();
-            for (team, calls) in budget.waiting_by_team() {
-                *waiting.entry(team).or_default() += calls;
-            }
-            for (team, calls) in waiting {
-                let most = self.waiting.entry(team).or_default();
-                *most = calls.max(*most);
-            }
-            budgets.push((name, status));
-        }
-        self.looks += 1;
-        if u64::from(self.looks) * LOOK.as_secs() >= INTERVAL.as_secs() {
-            self.finish(inner, &budgets);
-        }
-    }
-
-    fn finish(&mut self, inner: &Inner, budgets: &[(Arc<str>, BudgetStatus)]) {
-        let spread = inner.shared.live.latencies().read();
-        let requests = self.before.as_ref().map_or_else(|| spread.clone(), |before| spread.since(before));
-        let mut accounts = Vec::new();
-        for (name, status) in budgets {
-            let mut point = self.accounts.get(name).copied().unwrap_or_default();
-            let before = self.attempts.insert(Arc::clone(name), status.attempts).unwrap_or_default();
-            point.calls = status.attempts.saturating_sub(before);
-            point.rate = status.per_second;
-            accounts.push((Arc::clone(name), point));
-        }
-        let waiting = self.waiting.drain().collect();
-        inner.history.push(Point { at: inner.shared.clock.wall_now(), requests, accounts, waiting });
-        self.accounts.clear();
-        (self.before, self.looks) = (Some(spread), 0);
     }
 }
 

@@ -5,9 +5,10 @@ use hyper::body::Incoming;
 use zeroize::Zeroizing;
 
 use super::access::{Access, NOT_OURS, is_token};
-use super::answer::{not_allowed, refuse, see};
+use super::answer::{foreign, not_allowed, refuse, see};
+use super::body;
 use super::sessions::{COOKIE, SessionId, TokenInUse};
-use super::{Inner, body};
+use super::state::AdminState;
 use crate::request::body::ResponseBody;
 use crate::semantics::origin;
 
@@ -18,7 +19,7 @@ const MAX_FORM: usize = 4096;
 const WRONG: &str = "This is not the admin token. Use the token whose SHA-256 is admin.token_sha256 in the \
                      configuration. A team’s token does not work here.";
 
-impl Inner {
+impl AdminState {
     pub(super) async fn login(&self, request: Request<Incoming>, access: Access) -> Response<ResponseBody> {
         let Some(expected) = self.token() else { return see("/") };
         match *request.method() {
@@ -32,7 +33,7 @@ impl Inner {
     async fn log_in(&self, request: Request<Incoming>, expected: TokenInUse) -> Response<ResponseBody> {
         // Another site's page must not open a session in this browser, not even if that page knows a valid token.
         if origin::is_cross_site(&request, &[]) {
-            return super::foreign(NOT_OURS);
+            return foreign(NOT_OURS);
         }
         let form = match body::read(request.into_body(), MAX_FORM).await {
             Ok(form) => Zeroizing::new(form.to_vec()),
@@ -61,7 +62,7 @@ impl Inner {
             return not_allowed("POST");
         }
         if origin::is_cross_site(request, &[]) {
-            return super::foreign(NOT_OURS);
+            return foreign(NOT_OURS);
         }
         if let Some(id) = SessionId::of(request.headers()) {
             self.sessions.end(id);

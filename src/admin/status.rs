@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Inner, explorer, health};
+use super::state::AdminState;
+use super::{explorer, health};
 use crate::cache::EntryView;
 use crate::config::Config;
 use crate::core::outcome::Outcome;
@@ -16,9 +17,16 @@ use crate::live::{Counts, Failure, Live, time};
 use crate::replicas::SharedStore;
 use crate::stack::SharedState;
 
+impl AdminState {
+    /// The content of `/status`.
+    pub(super) fn status(&self) -> Value {
+        status(self, &self.config.load(), &self.health())
+    }
+}
+
 /// The content of `/status`, in the form that `docs/admin.md` shows. Members may be added, and none is removed.
-pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
-    let shared = &inner.shared;
+fn status(admin: &AdminState, config: &Config, health: &Health) -> Value {
+    let shared = &admin.shared;
     let checks: Vec<_> = health.checks.iter().map(health::check).collect();
     let (now, start) = (shared.clock.now(), shared.clock.start());
     let refused = shared.reloads.newest_refused();
@@ -62,12 +70,12 @@ pub(super) fn status(inner: &Inner, config: &Config, health: &Health) -> Value {
         "accounts": accounts,
         "teams": teams,
         "requests": requests(&shared.live),
-        "last_minute": last_minute(&inner.history.last_minute(&shared.live.counts())),
+        "last_minute": last_minute(&admin.history.last_minute(&shared.live.counts())),
         "saved": saved(&shared.live),
         "errors": shared.live.failures().iter().map(failure).collect::<Vec<_>>(),
-        "history": inner.history.to_json(),
+        "history": admin.history.to_json(),
         "admin": {"needs_token": config.admin.token_sha256.is_some(), "shows_queries": config.admin.show_queries},
-        "explorer": explorer::to_json(config, inner.data.as_deref()),
+        "explorer": explorer::to_json(config, admin.data.as_deref()),
         "shared": shared.replicas.as_ref().map(store),
         "replicas": shared.replicas.as_ref().map(|store| store.view().replicas),
         "cache": {
