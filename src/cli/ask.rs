@@ -9,7 +9,8 @@ use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 
 use super::client::{Address, Client, Failure, Limits};
-use super::{exit, explain};
+use super::exit;
+use super::output::explain;
 
 /// Time limit for resolving, connecting, sending and receiving together.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigArgs, answer, exit, explain};
+use super::exit;
+use super::output::{answer, explain};
+use super::sources::ConfigArgs;
 use crate::config;
 
 /// Arguments of `check`.

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{Cli, answer};
+use super::output::answer;
 
 /// Arguments of `completions`.
 #[derive(Debug, Clone, Args)]
@@ -15,9 +15,9 @@ pub struct CompletionsArgs {
     pub shell: Shell,
 }
 
-/// Prints the script.
-pub fn run(args: &CompletionsArgs) -> ExitCode {
+/// Prints the script for `command`, the whole command line.
+pub fn run(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "insights-gateway", &mut script);
+    clap_complete::generate(args.shell, command, "insights-gateway", &mut script);
     answer(&String::from_utf8_lossy(&script))
 }

@@ -12,9 +12,11 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use super::client::Address;
+use super::output::answer;
 use super::runtime::{runtime, told_to_stop};
 use super::serve::Failure;
-use super::{answer, exit, load_or_explain, logs, traffic};
+use super::sources::load_or_explain;
+use super::{exit, logs, traffic};
 use crate::config::{Config, Sources};
 use crate::core::units::Rate;
 use crate::gateway::Gateway;

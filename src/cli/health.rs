@@ -6,8 +6,9 @@ use clap::Args;
 use serde_json::Value as Json;
 
 use super::ask::ask;
+use super::exit;
+use super::output::explain;
 use super::text::{error_message, plain};
-use super::{exit, explain};
 
 /// Arguments of `health`.
 #[derive(Debug, Clone, Args)]

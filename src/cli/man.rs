@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::{Cli, exit, explain};
+use super::exit;
+use super::output::explain;
 use crate::config::REFERENCE;
 
 /// Arguments of `man`.
@@ -19,9 +20,9 @@ pub struct ManArgs {
     pub folder: PathBuf,
 }
 
-/// Writes one page for each command, and one for the configuration file.
-pub fn run(args: &ManArgs) -> ExitCode {
-    match write(&args.folder) {
+/// Writes one page for each subcommand of `command`, and one for the configuration file.
+pub fn run(args: &ManArgs, command: Command) -> ExitCode {
+    match write(&args.folder, command) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             let folder = args.folder.display();
@@ -31,9 +32,9 @@ pub fn run(args: &ManArgs) -> ExitCode {
     }
 }
 
-fn write(folder: &Path) -> io::Result<()> {
+fn write(folder: &Path, command: Command) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    clap_mangen::generate_to(Cli::command(), folder)?;
+    clap_mangen::generate_to(command, folder)?;
     fs::write(folder.join("insights-gateway.toml.5"), configuration_page())
 }
 
@@ -65,10 +66,11 @@ fn configuration_page() -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Command;
+    use clap::CommandFactory;
     use tempfile::TempDir;
 
     use super::*;
+    use crate::cli::Cli;
 
     /// Adds all commands below `command` to `found`, each with the name of its page.
     fn commands(command: &Command, name: &str, found: &mut Vec<(String, Command)>) {
@@ -81,7 +83,7 @@ mod tests {
     #[test]
     fn every_command_and_flag_is_in_a_page() {
         let folder = TempDir::new().unwrap();
-        write(folder.path()).unwrap();
+        write(folder.path(), Cli::command()).unwrap();
         let mut expected = Vec::new();
         commands(&Cli::command(), "insights-gateway", &mut expected);
         assert!(expected.len() > 10, "only {} commands were found", expected.len());

@@ -12,12 +12,14 @@ pub mod health;
 mod json_lines;
 mod logs;
 pub mod man;
+mod output;
 pub mod query;
 mod runtime;
 pub mod schema;
 pub mod serve;
 pub mod simulate;
 mod sink;
+mod sources;
 pub mod status;
 mod systemd;
 mod terminal;
@@ -26,15 +28,11 @@ mod text_lines;
 pub mod token;
 mod traffic;
 
-use std::ffi::OsString;
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::OsStringValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Config, Sources};
+pub use self::sources::{ConfigArgs, load_or_explain};
 
 /// A caching, rate-aware, credential-isolating reverse proxy for Twilio's Conversation Insights API.
 #[derive(Debug, Parser)]
@@ -103,54 +101,6 @@ pub enum Command {
     Schema(schema::SchemaArgs),
 }
 
-/// The sources of the configuration. A flag overrides the environment, which overrides the file.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Configuration")]
-pub struct ConfigArgs {
-    /// Configuration file (TOML); without one, the environment has to be enough
-    #[arg(long, value_name = "FILE", env = "INSIGHTS_GATEWAY_CONFIG", value_parser = OsStringValueParser::new())]
-    pub config: Option<OsString>,
-    /// Data plane address, or unix:/path/to.sock; repeatable [key: server.listen]
-    #[arg(long, value_name = "ADDR")]
-    pub listen: Vec<String>,
-    /// Admin plane address [key: admin.listen]
-    #[arg(long, value_name = "ADDR")]
-    pub admin_listen: Option<String>,
-    /// Where answers come from [key: upstream.url]
-    #[arg(long, value_name = "URL")]
-    pub upstream: Option<String>,
-    /// Any other key, such as cache.capacity=64MiB; repeatable
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
-    pub set: Vec<(String, String)>,
-}
-
-impl ConfigArgs {
-    /// The file, this process's environment and these flags. They are kept for reloads.
-    pub fn sources(&self) -> Sources {
-        // An empty variable counts as unset, like all variables of the gateway.
-        let file = self.config.as_ref().filter(|file| !file.is_empty());
-        let mut sources = Sources::from_process(file.map(PathBuf::from));
-        for (key, value) in &self.set {
-            sources = sources.with_flag(key, value);
-        }
-        if !self.listen.is_empty() {
-            sources = sources.with_flag("server.listen", self.listen.join(","));
-        }
-        let named = [("admin.listen", &self.admin_listen), ("upstream.url", &self.upstream)];
-        for (key, value) in named {
-            sources = value.iter().fold(sources, |sources, value| sources.with_flag(key, value));
-        }
-        sources
-    }
-}
-
-fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("expected KEY=VALUE, such as cache.capacity=64MiB"),
-    }
-}
-
 /// Parses the command line and runs the command.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -171,58 +121,14 @@ pub fn run() -> ExitCode {
         Command::Query(args) => query::run(&args),
         Command::Health(args) => health::run(&args),
         Command::Status(args) => status::run(&args),
-        Command::Completions(args) => completions::run(&args),
-        Command::Man(args) => man::run(&args),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
         Command::Schema(args) => schema::run(&args),
     }
 }
 
-/// The configuration from `sources`; otherwise the faults are printed on standard error.
-///
-/// # Errors
-///
-/// [`exit::USAGE`], with the faults already printed.
-pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
-    config::load(sources).map_err(|faults| {
-        let count = match faults.count() {
-            1 => "1 fault in the configuration".to_owned(),
-            count => format!("{count} faults in the configuration"),
-        };
-        explain(&format!("{faults}\ninsights-gateway: {count}, nothing was started"));
-        ExitCode::from(exit::USAGE)
-    })
-}
-
-/// Prints to standard output. A reader that stops early, such as `head`, is not a failure.
-pub(crate) fn answer(page: &str) -> ExitCode {
-    print(page).err().unwrap_or(ExitCode::from(exit::DONE))
-}
-
-/// Prints to standard output.
-///
-/// # Errors
-///
-/// The exit code, when the reader has closed the pipe or writing failed. A failure has been explained.
-fn print(page: &str) -> Result<(), ExitCode> {
-    let mut output = io::stdout().lock();
-    output.write_all(page.as_bytes()).and_then(|()| output.flush()).map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => ExitCode::from(exit::DONE),
-        _ => {
-            explain(&format!("insights-gateway: cannot write to standard output: {error}"));
-            ExitCode::from(exit::INTERNAL)
-        }
-    })
-}
-
-/// Prints one or more lines to standard error, ignoring errors.
-pub(crate) fn explain(lines: &str) {
-    let _ = writeln!(io::stderr().lock(), "{lines}");
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::answer;
+use super::output::answer;
 use crate::config;
 
 /// Arguments of `schema`.

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::logs::ProcessLog;
+use super::output::explain;
 use super::runtime::{outlive_file_size_limits, runtime, told_to_reload, told_to_stop};
-use super::{ConfigArgs, descriptors, exit, explain, load_or_explain, logs, systemd};
+use super::sources::{ConfigArgs, load_or_explain};
+use super::{descriptors, exit, logs, systemd};
 use crate::config::{Config, Sources};
 use crate::gateway::{Gateway, StartError};
 use crate::server::Inherited;

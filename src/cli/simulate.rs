@@ -8,9 +8,10 @@ use clap::Args;
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 
+use super::exit;
+use super::output::explain;
 use super::runtime::{runtime, told_to_stop};
 use super::serve::Failure;
-use super::{exit, explain};
 use crate::core::units::{Rate, parse_duration, parse_rate};
 use crate::simulator::jobs::JobSettings;
 use crate::simulator::{Settings, Simulator};

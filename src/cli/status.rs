@@ -8,10 +8,11 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::ask::{ask, pause};
+use super::exit;
 use super::glance::{self, Style};
+use super::output::{answer, explain, print};
 use super::terminal::Terminal;
 use super::text::error_message;
-use super::{answer, exit, explain, print};
 
 /// Arguments of `status`.
 #[derive(Debug, Clone, Args)]

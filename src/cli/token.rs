@@ -8,7 +8,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Subcommand;
 use zeroize::Zeroizing;
 
-use super::{answer, exit, explain};
+use super::exit;
+use super::output::{answer, explain};
 use crate::config::check_team_name;
 
 /// Marks the gateway's tokens, so that people and scanners for leaked secrets recognise them.

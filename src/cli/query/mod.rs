@@ -44,9 +44,10 @@ use self::progress::Progress;
 use self::question::path;
 use super::ask::reachable;
 use super::client::{Address, Answer, Client};
+use super::exit;
+use super::output::explain as say;
 use super::terminal::Terminal;
 use super::text::plain;
-use super::{exit, explain as say};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// The gateway's own variable, so that no argument is needed where the environment configures the gateway.

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use super::super::page::Row;
-use super::{RowWriter, cell};
+use super::row::{RowWriter, cell};
 use crate::cli::text::harmless;
 use crate::core::json::Value;
 

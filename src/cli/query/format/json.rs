@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 
 use super::super::page::Row;
-use super::RowWriter;
+use super::row::RowWriter;
 use crate::cli::text::{push_escaped, steers};
 use crate::core::json::Value;
 

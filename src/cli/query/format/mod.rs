@@ -2,31 +2,12 @@
 
 mod csv;
 mod json;
+mod row;
 mod table;
 
-use std::io::{self, Write};
-
+pub(super) use self::row::RowWriter;
 use super::arguments::{Format, QueryArgs};
-use super::page::Row;
 use crate::cli::terminal::Terminal;
-use crate::core::json::Value;
-
-/// Writes the rows of a result, page by page.
-pub(super) trait RowWriter {
-    /// The rows of the next page.
-    ///
-    /// # Errors
-    ///
-    /// When `out` cannot be written.
-    fn page(&mut self, rows: &[Row<'_>], out: &mut dyn Write) -> io::Result<()>;
-
-    /// Called after the last page; if `failed`, after the last one that arrived. Returns a remark about the output.
-    ///
-    /// # Errors
-    ///
-    /// When `out` cannot be written.
-    fn end(&mut self, failed: bool, out: &mut dyn Write) -> io::Result<Option<&'static str>>;
-}
 
 /// The writer that the command line asks for.
 pub(super) fn writer(args: &QueryArgs, terminal: Terminal) -> Box<dyn RowWriter> {
@@ -48,9 +29,4 @@ fn columns(args: &QueryArgs) -> Vec<String> {
         }
     }
     columns
-}
-
-/// A row's cell; `None` if it is absent or null, which mean the same.
-fn cell<'r, 'a>(row: &'r Row<'a>, column: &str) -> Option<&'r Value<'a>> {
-    crate::core::json::member(row, column).filter(|value| **value != Value::Null)
 }

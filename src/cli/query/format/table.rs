@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::super::page::Row;
-use super::{RowWriter, cell};
+use super::row::{RowWriter, cell};
 use crate::cli::terminal::Terminal;
 use crate::cli::text::harmless;
 use crate::core::json::Value;
