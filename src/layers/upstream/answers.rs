@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use http::{HeaderValue, StatusCode, header};
 
-use super::{invalid, retry_of};
+use super::invalid::{invalid, retry_of};
 use crate::core::error::GatewayError;
 use crate::core::json;
 use crate::request::call::{UpstreamCall, UpstreamResponse};

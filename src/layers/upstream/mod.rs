@@ -16,6 +16,7 @@
 //! | `pool` | connections, kept from one call to the next |
 //! | `coding` | gzip |
 //! | `answers` | what a success must say |
+//! | `invalid` | the error of a response that cannot be used |
 //! | `cause` | what an attempt failed for |
 
 mod answers;
@@ -23,6 +24,7 @@ mod cause;
 mod coding;
 mod dial;
 mod egress;
+mod invalid;
 mod pool;
 
 use std::borrow::Cow;
@@ -46,6 +48,7 @@ use self::coding::{Coding, CodingError};
 pub use self::dial::{Dialer, Tcp};
 pub use self::egress::Proxy;
 use self::egress::{Egress, ProxyError};
+use self::invalid::{invalid, retry_of};
 use self::pool::{ConnectError, Pool};
 use crate::core::cause::{Cause, CauseKind};
 use crate::core::clock::{Clock, Instant};
@@ -320,15 +323,6 @@ fn unreachable(error: ConnectError, target: &Target) -> GatewayError {
     unreachable.with_upstream_cause(cause).with_cause(error)
 }
 
-/// Whether a call may be repeated whose response had this status and an unreadable body.
-fn retry_of(status: StatusCode) -> Retry {
-    match status {
-        StatusCode::INTERNAL_SERVER_ERROR => Retry::OnceIfRepeatable,
-        status if status.is_server_error() => Retry::IfRepeatable,
-        _ => Retry::Never,
-    }
-}
-
 /// The request, if nothing of it was sent because the connection had ended while it was idle.
 fn unsent(
     mut error: TrySendError<Request<Full<Bytes>>>,
@@ -418,10 +412,6 @@ impl Upstream {
         whole.shrink_to_fit();
         Ok(whole.into())
     }
-}
-
-fn invalid(message: impl Into<String>) -> GatewayError {
-    GatewayError::new(Reason::UpstreamInvalid, message)
 }
 
 impl Service<SignedCall> for Upstream {
