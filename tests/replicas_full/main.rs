@@ -24,3 +24,4 @@ mod outages;
 mod rig;
 mod servers;
 mod topologies;
+mod wrong_clock;

@@ -15,6 +15,7 @@ use super::load::{Asks, Load, Sample, query, team_header};
 use super::support::process::{Process, Running, command, quiet, set};
 use super::support::store::Server;
 use super::support::*;
+use super::wrong_clock;
 
 /// A page is served for this long after it was fetched: `fresh` and the longer of the other two windows.
 const WINDOW: Seconds = 6.0;
@@ -233,7 +234,7 @@ impl Rig {
         for (url, ahead) in self.setup.urls.iter().zip(self.setup.clocks) {
             let keys = keys.iter().map(|(key, value)| set(key, value)).chain([set("shared.url", url)]);
             let mut command = command(&quiet(keys.collect()));
-            command.envs(super::clocks::variables(ahead));
+            command.envs(wrong_clock::variables(ahead));
             self.gateways.push(Process::spawn(command).await);
         }
     }

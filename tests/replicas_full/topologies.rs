@@ -1,13 +1,13 @@
 //! Stores of several servers, of which one dies.
 
 use super::bound::{Extra, REPLICAS, now};
-use super::clocks;
 use super::rig::{PHASE, Setup};
 use super::servers::{Cluster, Sentinels};
+use super::wrong_clock;
 
 /// The primary dies, and its replica takes over. The clock of the replica is ahead by so many seconds.
 async fn failover(name: &str, ahead: i64) -> Option<()> {
-    let variables = clocks::variables(ahead);
+    let variables = wrong_clock::variables(ahead);
     let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut servers = Sentinels::start(&variables).await?;
     let mut rig = Setup::new(name, servers.url()).start().await;

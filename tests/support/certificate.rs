@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::within;
+use super::wait::within;
 
 /// A self-signed certificate for loopback, as files.
 pub struct Certificate {

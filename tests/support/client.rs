@@ -11,7 +11,8 @@ use serde_json::Value as Json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::within;
+use super::requests::METADATA;
+use super::wait::within;
 
 /// One connection.
 pub struct Client<S = TcpStream> {
@@ -246,8 +247,7 @@ pub async fn http2_status(stream: impl AsyncRead + AsyncWrite + Unpin + Send + '
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = within(handshake).await.expect("HTTP/2");
     tokio::spawn(connection);
-    let request =
-        http::Request::get(format!("http://localhost{}", super::METADATA)).body(Empty::<Bytes>::new()).unwrap();
+    let request = http::Request::get(format!("http://localhost{}", METADATA)).body(Empty::<Bytes>::new()).unwrap();
     let answer = within(sender.send_request(request)).await.expect("an answer");
     let status = answer.status().as_u16();
     within(answer.into_body().collect()).await.unwrap();

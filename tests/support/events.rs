@@ -6,8 +6,9 @@ use serde_json::Value as Json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::client::find;
-use super::{Answer, get, within};
+use super::client::{Answer, find};
+use super::requests::get;
+use super::wait::within;
 
 /// One stream of events.
 pub struct EventStream {

@@ -1,6 +1,9 @@
 //! Checks all that has to happen to a request whose upstream is broken.
 
-use super::{ASK, Plan, TestConfig, Upstream, post, refusal};
+use super::client::refusal;
+use super::gateway::TestConfig;
+use super::requests::{ASK, post};
+use super::upstream::{Plan, Upstream};
 
 /// The response of a broken upstream once it works again.
 pub const HEALED: &str = r#"{"cubes":[],"data":[],"meta":{"healed":true}}"#;

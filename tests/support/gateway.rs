@@ -9,7 +9,10 @@ use tempfile::TempDir;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{Answer, Client, Upstream, get, poll, sha256_hex, within};
+use super::client::{Answer, Client};
+use super::requests::{get, sha256_hex};
+use super::upstream::Upstream;
+use super::wait::{poll, within};
 
 pub const SID: &str = "AC00000000000000000000000000000001";
 pub const KEY: &str = "SK-of-the-tests";

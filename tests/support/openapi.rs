@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::{Answer, Gateway, get};
+use super::client::Answer;
+use super::gateway::Gateway;
+use super::requests::get;
 
 /// Headers of every HTTP message, which the document does not list for each answer.
 const NOT_LISTED: [&str; 6] =

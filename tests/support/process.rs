@@ -7,8 +7,10 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value as Json;
 use tokio::sync::mpsc;
 
+use super::client::{Answer, Client};
 use super::gateway::{KEY, SECRET, SID};
-use super::{Answer, Client, get, within};
+use super::requests::get;
+use super::wait::within;
 
 /// The running binary, with its own environment.
 pub struct Process {

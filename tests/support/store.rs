@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::{TestConfig, poll};
+use super::gateway::TestConfig;
+use super::wait::poll;
 
 /// With this variable a missing server is a failure.
 const REQUIRED: &str = "TESTS_NEED_REDIS";

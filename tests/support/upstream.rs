@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::client::find;
-use super::{MEMBERS, METADATA, PAGE, within};
+use super::requests::{MEMBERS, METADATA, PAGE};
+use super::wait::within;
 
 /// A received request.
 #[derive(Debug, Clone)]
