@@ -16,7 +16,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
-use super::{Failure, Role, queries};
+use super::part::{Failure, Role};
+use super::queries;
 
 /// Serves until standard input ends, which happens in any case when the benchmark ends. The first line on standard
 /// output is the port.

@@ -1,10 +1,10 @@
 //! Hits: all requested pages are cached.
 
-use super::load::{Order, Task, Turn};
+use super::options::{Options, Size};
+use super::part::{Failure, Order, Role, Task, Turn};
 use super::process::{LOAD, Placement, SERVER};
 use super::servers::{self, Server};
 use super::table::{grouped, median, print, spread};
-use super::{Failure, Options, Role, Size};
 
 /// Most bytes of pages, so that large pages with many keys fit into any machine.
 const PAGES: usize = 1 << 30;

@@ -7,78 +7,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
 use rustix::event::{Timespec, epoll};
 use rustix::net::RecvFlags;
-use serde::{Deserialize, Serialize};
 
+use super::part::{Failure, Order, Task, Turn};
+use super::process;
 use super::queries::{self, Request};
-use super::{Failure, process};
-
-/// What a part that the benchmark starts has to do.
-#[derive(Debug, Clone, Args)]
-pub struct Task {
-    /// The port to send requests to.
-    #[arg(long, hide = true, default_value_t = 0)]
-    pub port: u16,
-    /// Bytes that every response must have.
-    #[arg(long, hide = true, default_value_t = 0)]
-    pub size: usize,
-    /// The order of the queries.
-    #[arg(long, hide = true, default_value = "zipf")]
-    pub order: Order,
-    /// The number of different queries in a Zipf order.
-    #[arg(long, hide = true, default_value_t = 1)]
-    pub distinct: u32,
-    /// Number of the first query of a counting order.
-    #[arg(long, hide = true, default_value_t = 0)]
-    pub first: u64,
-    /// Ends after this many responses.
-    #[arg(long, hide = true, default_value_t = u64::MAX)]
-    pub count: u64,
-    /// Ends after this many seconds.
-    #[arg(long, hide = true, default_value_t = 1.0)]
-    pub time: f64,
-    /// Requests in progress at the same time.
-    #[arg(long, hide = true, default_value_t = 1)]
-    pub clients: u32,
-    /// The team's token.
-    #[arg(long, hide = true)]
-    pub token: Option<String>,
-}
-
-/// The order of queries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Order {
-    /// A few of them often.
-    Zipf,
-    /// Each once.
-    Counting,
-}
-
-/// The result of a turn.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct Turn {
-    /// Responses.
-    pub answers: u64,
-    /// The responses that were not 200 or did not have the size.
-    pub wrong: u64,
-    /// The length of the turn.
-    pub seconds: f64,
-    /// Latencies in microseconds.
-    pub p50: f64,
-    /// The 99th percentile.
-    pub p99: f64,
-    /// The load's own share of its processor, in percent: near 100 it has measured itself.
-    pub load_busy: f64,
-}
-
-impl Turn {
-    /// Responses per second.
-    pub fn rate(&self) -> f64 {
-        self.answers as f64 / self.seconds
-    }
-}
 
 /// Larger than any head. It is also larger than any body, for a receive that truncates; the kernel writes only heads.
 const BUFFER: usize = 4 << 20;

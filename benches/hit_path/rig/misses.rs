@@ -1,10 +1,10 @@
 //! Misses: how much a proxy adds to the upstream's own latency, with one request at a time.
 
-use super::load::{Order, Task, Turn};
+use super::options::{Options, Size};
+use super::part::{Failure, Order, Role, Task, Turn};
 use super::process::{LOAD, Placement, SERVER};
 use super::servers::{self, Server};
 use super::table::{grouped, median, print};
-use super::{Failure, Options, Role, Size};
 
 /// The gateway's default, and the same for nginx: both evict during the measurement, as they would in use.
 const CAPACITY: &str = "256MiB";

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::load::{Task, Turn};
-use super::{Failure, Role};
+use super::part::{Failure, Order, Role, Task, Turn};
 
 /// The processor of the servers that are measured.
 pub const SERVER: usize = 0;
@@ -71,8 +70,8 @@ impl Placement {
     /// Loads a server for one turn.
     pub fn load(self, task: &Task) -> Result<Turn, Failure> {
         let order = match task.order {
-            super::load::Order::Zipf => "zipf",
-            super::load::Order::Counting => "counting",
+            Order::Zipf => "zipf",
+            Order::Counting => "counting",
         };
         let mut command = self.part(LOAD, Role::Load)?;
         command.args(["--port", &task.port.to_string(), "--size", &task.size.to_string()]);

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::options::Options;
+use super::part::Failure;
 use super::process::{Placement, Process, SERVER};
 use super::queries::Request;
-use super::{Failure, Options};
 
 /// A server that is measured.
 #[derive(Debug)]
