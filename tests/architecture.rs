@@ -4,8 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "architecture/rings.rs"]
+mod rings;
+
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use rings::Tree;
 
 /// A source file: its path under `src/`, and its lines without comments and unit tests.
 struct Source {
@@ -33,12 +38,17 @@ impl Source {
 }
 
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    collect(&root, &mut files);
-    let sources: Vec<_> = files.iter().filter_map(|file| read(&root, file)).collect();
+    let sources = below("src");
     assert!(sources.len() > 50, "only {} files were found", sources.len());
     sources
+}
+
+/// The sources in a folder, and in the folders in it.
+fn below(folder: &str) -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files.iter().filter_map(|file| read(&root, file)).collect()
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -88,8 +98,8 @@ fn code(text: &str) -> Vec<(usize, String)> {
 
 fn is_open_use(line: &str) -> bool {
     let line = line.trim();
-    let is_use = line.strip_prefix("pub ").unwrap_or(line).starts_with("use ");
-    is_use && !line.ends_with(';')
+    let item = if line.starts_with("pub") { line.split_once(' ').map_or(line, |(_, item)| item) } else { line };
+    item.starts_with("use ") && !line.ends_with(';')
 }
 
 /// The modules of this crate that a text names, with the next path segment: `crate::a::b::C` is `a::b`. Braces are
@@ -181,6 +191,45 @@ fn no_module_imports_a_later_one() {
 }
 
 #[test]
+fn no_files_import_each_other_in_a_ring() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut crates = vec![("src/".to_owned(), sources())];
+    for kind in ["benches", "tests"] {
+        for entry in fs::read_dir(root.join(kind)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let folder = format!("{kind}/{name}");
+            if root.join(&folder).join("main.rs").exists() {
+                let mut files = below(&folder);
+                // Each crate of tests has its helpers as the module `support`.
+                let support = |file: Source| Source { path: format!("support/{}", file.path), ..file };
+                files.extend(below("tests/support").into_iter().filter(|_| kind == "tests").map(support));
+                crates.push((folder + "/", files));
+            }
+        }
+    }
+    assert!(crates.len() >= 5, "only {} crates were found", crates.len());
+    let mut wrong = Vec::new();
+    for (folder, files) in crates {
+        assert!(!files.is_empty(), "{folder} was not read");
+        for ring in Tree::of(files).rings() {
+            let is_allowed =
+                folder == "src/" && RINGS.iter().any(|place| ring.iter().all(|line| line.starts_with(place)));
+            if !is_allowed {
+                wrong.push(format!("{folder}\n  {}", ring.join("\n  ")));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "files import each other in a ring; move what both need to a file of its own:\n{}",
+        wrong.join("\n")
+    );
+}
+
+/// Places with a ring that is still there.
+const RINGS: [&str; 2] = ["replicas/", "stack"];
+
+#[test]
 fn no_layer_imports_another_layer() {
     forbid("a layer must not import another layer", |source, line| {
         let Some(own) = source.layer() else { return false };
@@ -243,8 +292,8 @@ fn libraries_are_used_only_in_their_modules() {
 
 #[test]
 fn secrets_are_read_only_where_they_are_used() {
-    // Calls are signed, the store of the replicas gets its password, and the configuration compares a new one with the old.
-    let readers = ["layers/sign.rs", "replicas/connection.rs", "config/shared.rs"];
+    // Calls are signed, and the store of the replicas gets its password.
+    let readers = ["layers/sign.rs", "replicas/connection.rs"];
     forbid("only these files read a secret", |source, line| {
         !source.is(&readers) && (names(line, "ExposeSecret") || names(line, "expose_secret"))
     });
