@@ -5,7 +5,9 @@
 
 mod check;
 mod evaluate;
+mod inputs;
 pub mod upstream;
 
 pub use check::{Check, EXPIRY_NOTICE, Health, State};
-pub use evaluate::{AccountInput, CredentialState, DiskState, Inputs, StoreState, TeamInput, evaluate};
+pub use evaluate::evaluate;
+pub use inputs::{AccountInput, CredentialState, DiskState, Inputs, StoreState, TeamInput};
