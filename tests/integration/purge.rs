@@ -1,4 +1,5 @@
-//! After a purge no client gets a response that was requested before it, and no restart brings it back.
+//! What a purge drops, and who may purge. After a purge no client gets a response that was requested before it, and no
+//! restart brings it back.
 
 use std::process::Command;
 
@@ -162,4 +163,47 @@ async fn without_a_purge_the_page_survives_the_kill() {
     process.ended().await;
     let again = Process::start(arguments(&upstream, &folder)).await;
     again.ask(&post(ASK)).await.assert_page(PAGE, "hit");
+}
+
+#[tokio::test]
+async fn purging_drops_pages_and_a_bad_purge_none() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    let purge = async |body: &str| {
+        let length = body.len();
+        let request =
+            format!("POST /cache/purge HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}");
+        Client::connect(gateway.admin).await.ask(request.as_bytes()).await
+    };
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    gateway.ask(&get(METADATA, "")).await.assert_page(PAGE, "miss");
+    for bad in [
+        "",
+        "{}",
+        "[]",
+        r#"{"all":false}"#,
+        r#"{"all":true,"account":"default"}"#,
+        r#"{"al":true}"#,
+        r#"{"operation":"x"}"#,
+    ] {
+        assert_eq!(purge(bad).await.status, 400, "{bad}");
+    }
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "hit");
+    assert_eq!(purge(r#"{"operation":"query"}"#).await.json()["purged"], 1);
+    gateway.ask(&post(ASK)).await.assert_page(PAGE, "miss");
+    gateway.ask(&get(METADATA, "")).await.assert_page(PAGE, "hit");
+    assert_eq!(purge(r#"{"all":true}"#).await.json()["purged"], 2);
+    gateway.ask(&get(METADATA, "")).await.assert_page(PAGE, "miss");
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_cannot_purge() {
+    let upstream = Upstream::start().await;
+    let gateway = TestConfig::new(upstream.url()).start().await;
+    gateway.ask(&post(ASK)).await;
+    for foreign in ["Host: localhost\r\nOrigin: https://evil.example", "Host: rebound.example"] {
+        let request = format!("POST /cache/purge HTTP/1.1\r\n{foreign}\r\nContent-Length: 12\r\n\r\n{{\"all\":true}}");
+        assert_eq!(Client::connect(gateway.admin).await.ask(request.as_bytes()).await.status, 403, "{foreign}");
+    }
+    assert_eq!(gateway.ask(&post(ASK)).await.detail(), "hit");
 }

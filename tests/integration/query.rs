@@ -1,6 +1,9 @@
 //! `insights-gateway query`, tested with the binary: through a gateway to the simulator, and against servers that
 //! answer as a test demands.
 
+mod jobs;
+mod terminal;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
@@ -448,111 +451,6 @@ async fn wrong_usage_is_64_and_asks_nobody() {
     let said = query(&base, "--measure N", &[], &[("INSIGHTS_GATEWAY_TOKEN", "a b")]).await;
     assert!(said.code == Some(64) && !said.errors.contains("a b"), "{said:?}");
     assert_eq!(server.count(), 0);
-}
-
-// --- Jobs -------------------------------------------------------------------------------------------------------------
-
-const JOB: &str = "/v3/InsightsDomains/Conversations/QueryJobs/proc_job_01";
-
-fn job(status: &str, more: &Json) -> String {
-    let mut job = json!({"operationId": "proc_job_01", "status": status, "createdAt": "2026-05-25T14:30:00Z"});
-    if let (Json::Object(job), Json::Object(more)) = (&mut job, more) {
-        job.extend(more.clone());
-    }
-    job.to_string()
-}
-
-#[tokio::test]
-async fn a_job_is_submitted_polled_and_read() {
-    let server = Upstream::script(|seen| match (seen.number, seen.target()) {
-        (1, _) => Plan::with(202, "Retry-After: 1\r\n", &job("PENDING", &json!({"statusUrl": "http://127.0.0.1:1/"}))),
-        (2, JOB) => Plan::with(200, "Retry-After: 1\r\n", &job("RUNNING", &json!({}))),
-        // A refused poll does not affect the job.
-        (3, JOB) => refused(429, "team_rate_limit", "Retry-After: 1\r\n"),
-        (4, JOB) => Plan::json(200, &job("COMPLETED", &json!({"completedAt": "2026-05-25T14:30:09Z"}))),
-        (5, _) => page(&json!([{"N": 1}]), Some("t=")),
-        (6, _) => page(&json!([{"N": 2}]), None),
-        _ => Plan::reset(),
-    })
-    .await;
-    let said = query(&server.url(), "--measure N --job --all --page-size 1 --format csv", &[], &[]).await;
-    assert_eq!((said.code, said.output.as_str(), said.errors.as_str()), (Some(0), "N\n1\n2\n", ""));
-    let seen = server.seen();
-    let line = |n: usize| seen[n].head.lines().next().unwrap_or_default().to_owned();
-    assert_eq!(line(0), "POST /v3/InsightsDomains/Conversations/QueryJobs HTTP/1.1");
-    assert_eq!(seen[0].text(), r#"{"query":{"measures":["N"]}}"#);
-    assert_eq!(seen[0].header("idempotency-key"), None, "without a key the gateway may join equal jobs");
-    assert_eq!(line(4), format!("GET {JOB}/Results?pageSize=1 HTTP/1.1"));
-    assert_eq!(line(5), format!("GET {JOB}/Results?pageSize=1&pageToken=t%3D HTTP/1.1"));
-}
-
-#[tokio::test]
-async fn a_job_that_ends_without_results_says_why() {
-    let fault = json!({"error": {"code": 50001, "message": "took too long", "httpStatusCode": 504, "detail": "120 s"}});
-    for (answer, words) in [
-        (Plan::json(202, &job("FAILED", &fault)), "job proc_job_01 failed: took too long (120 s) (code 50001)"),
-        (Plan::json(202, &job("CANCELLED", &json!({}))), "job proc_job_01 was cancelled"),
-        (Plan::json(202, &job("ODD\u{1b}", &json!({}))), "unknown state: ODD"),
-        (Plan::json(202, &job("COMPLETED", &json!({"operationId": "../x"}))), "cannot be part of a path"),
-        (Plan::json(202, "{}"), "is not a job"),
-        (refused(404, "not_found", ""), "404 not_found"),
-    ] {
-        let server = Upstream::script(move |_| answer.clone()).await;
-        let said = query(&server.url(), "--measure N --job", &[], &[]).await;
-        assert_eq!((said.code, said.output.as_str()), (Some(1), ""), "{said:?}");
-        assert!(said.errors.contains(words), "{words}: {}", said.errors);
-        assert_eq!(server.count(), 1);
-    }
-}
-
-// --- On a terminal ----------------------------------------------------------------------------------------------------
-
-/// Runs `query` on a terminal of this width, which `script` provides, and returns all its output.
-async fn on_terminal(columns: usize, url: &str, words: &str, environment: &[(&str, &str)]) -> String {
-    let binary = env!("CARGO_BIN_EXE_insights-gateway");
-    let line = format!("stty cols {columns}; {binary} query --url {url} {words}");
-    let mut script = Command::new("script");
-    script.args(["-qec", &line, "/dev/null"]).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    script.env("TERM", "xterm").env("SHELL", "/bin/sh").envs(environment.iter().copied()).stdin(Stdio::null());
-    let Said { code, output, errors } = run(script).await;
-    assert_eq!((code, errors.as_str()), (Some(0), ""), "{output:?}");
-    output.replace("\r\n", "\n")
-}
-
-#[tokio::test]
-async fn a_terminal_gets_its_width_and_a_bold_header_unless_it_wants_no_colour() {
-    let rows = json!([{"C.Name": "a name that is longer than the screen is wide", "C.N": 5}]);
-    let server = Upstream::script(move |_| page(&rows, None)).await;
-    let asked = "--measure C.N --dimension C.Name";
-    let shown = on_terminal(30, &server.url(), asked, &[]).await;
-    let header = format!("{:<25}  {}", "C.Name", "C.N");
-    let row = format!("{:<25}  {:>3}", "a name that is longer th…", 5);
-    let remark = "insights-gateway: some values are cut; --format csv or json prints them in full";
-    let rest = format!("{}  ---\n{row}\n{remark}\n", "-".repeat(25));
-    assert_eq!(shown, format!("\u{1b}[1m{header}\u{1b}[0m\n{rest}"));
-    let plain = on_terminal(30, &server.url(), asked, &[("NO_COLOR", "1")]).await;
-    assert_eq!(plain, format!("{header}\n{rest}"));
-}
-
-#[tokio::test]
-async fn no_value_controls_the_terminal_in_any_format() {
-    let rows = json!([{"C.Name": "\u{1b}]0;title\u{7}\u{9b}2J\u{202e}x\r\n"}]);
-    let server = Upstream::script(move |_| page(&rows, None)).await;
-    for format in ["table", "csv", "json", "ndjson"] {
-        let asked = format!("--dimension C.Name --format {format}");
-        let shown = on_terminal(80, &server.url(), &asked, &[("NO_COLOR", "1")]).await;
-        let odd = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
-        assert!(!shown.contains(odd) && shown.contains("title"), "{format}: {shown:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_terminal_shows_progress_and_then_only_the_table() {
-    let server =
-        Upstream::script(|seen| page(&json!([{"N": seen.number}]), ["a", "b"].get(seen.number - 1).copied())).await;
-    let shown = on_terminal(80, &server.url(), "--measure N --all", &[("NO_COLOR", "1")]).await;
-    assert!(shown.contains("] page 3, 2 rows so far\r\u{1b}[K"), "{shown:?}");
-    assert!(shown.ends_with("\r\u{1b}[KN\n-\n1\n2\n3\n"), "{shown:?}");
 }
 
 // --- Not our business, but our variable -------------------------------------------------------------------------------
