@@ -2,7 +2,7 @@
 //!
 //! There are two streams in the store: purges, which are remembered for as long as any page may live, and replaced pages,
 //! which matter only to replicas that may have them in memory. Every replica reads what is new several times a second,
-//! and all that it missed before it shares anything after it was away. The ids of the streams are times of the store's
+//! and all that it missed before it shares anything after it was away. The ids of the streams are times of the shared
 //! clock. So a page that was requested before a purge is known by its time, on whatever replica its flight was under way.
 //!
 //! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store that
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+pub(super) use self::feed::HEAD;
 use self::feed::{Change, News, Reader};
 use super::accounts::{AccountId, KnownAccounts};
 use super::names::Names;

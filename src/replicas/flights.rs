@@ -36,8 +36,9 @@ use futures_util::future::{BoxFuture, FutureExt};
 use redis::Cmd;
 use tokio::sync::oneshot;
 
+use super::clock::{self, Due};
 use super::seal::Context;
-use super::{LARGE, LONGEST_BODY, SharedStore, StoreError, StoreTime};
+use super::{LARGE, LONGEST_BODY, SharedStore, StoreError};
 use crate::accounts::Account;
 use crate::cache::Purge;
 use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
@@ -70,22 +71,25 @@ const LATE: u8 = 3;
 const ENDED_LARGE: u8 = 4;
 
 /// Keys: the lock. Arguments: the caller's flight, the lease in milliseconds, the greatest age of a flight that does in
-/// microseconds or -1, 1 if one that has stored its response does, the last time at which anything is claimed, and how long
-/// a lock lasts at most whose flight has stored its response, in milliseconds.
-/// Returns what the caller has to do, the id of the flight and when it began; where it is too late, the time.
+/// microseconds or -1, 1 if one that has stored its response does, from and until when the claim is due, and how long a
+/// lock lasts at most whose flight has stored its response, in milliseconds.
+/// Returns what the caller has to do, the id of the flight, and when it began: its age where another has it. Where the claim
+/// is not due, the time.
 const CLAIM: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-if now > tonumber(ARGV[5]) then return {3, '', string.format('%.0f', now)} end
+if now < tonumber(ARGV[5]) or now > tonumber(ARGV[6]) then return {3, '', string.format('%.0f', now)} end
 local flight = redis.call('HMGET', KEYS[1], 'id', 'begun', 'stored')
 local oldest = tonumber(ARGV[3])
 local lasts = redis.call('PTTL', KEYS[1])
-local most = flight[3] and math.max(2 * ARGV[2], tonumber(ARGV[6])) or 2 * ARGV[2]
+local most = flight[3] and math.max(2 * ARGV[2], tonumber(ARGV[7])) or 2 * ARGV[2]
 local is_sound = flight[1] and #flight[1] == 32 and flight[2] and #flight[2] <= 16 and string.find(flight[2], '^%d+$')
-if is_sound and lasts >= 0 and lasts <= most and (oldest < 0 or tonumber(flight[2]) >= now - oldest) then
+local age = is_sound and now - flight[2]
+-- One from the future began on another clock: nobody knows when.
+if is_sound and lasts >= 0 and lasts <= most and (oldest < 0 or age >= 0 and age <= oldest) then
   if not flight[3] then
     redis.call('HSET', KEYS[1], 'waited', 1)
-    return {1, flight[1], flight[2]}
+    return {1, flight[1], string.format('%.0f', math.max(age, 0))}
   elseif ARGV[4] == '1' then
     return {flight[3] == 'large' and 4 or 2, flight[1], flight[2]}
   end
@@ -97,11 +101,13 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {0, ARGV[1], begun}
 ";
 
-/// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, the last time at which
-/// anything is renewed. Takes the lock again if the store has lost it. Returns 0 if another flight has it.
+/// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, from and until when the
+/// renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, and the time with a
+/// minus sign where the renewal is not due.
 const RENEW: &str = r"
 local time = redis.call('TIME')
-if time[1] * 1000000 + time[2] > tonumber(ARGV[4]) then return 1 end
+local now = time[1] * 1000000 + time[2]
+if now < tonumber(ARGV[4]) or now > tonumber(ARGV[5]) then return -now end
 local id = redis.call('HGET', KEYS[1], 'id')
 if not id then
   redis.call('HSET', KEYS[1], 'id', ARGV[1], 'begun', ARGV[3])
@@ -184,13 +190,13 @@ impl SharedFlights {
                 Turn::Alone
             }
             Ok((LEADS, _, begun)) => {
-                (flight.begun, flight.led_since) = (begun, self.clock.moment());
+                (flight.begun, flight.since) = (begun, self.clock.moment());
                 let (lease, ending) = FillLease::new();
                 tokio::spawn(flight.lead(ending));
                 Turn::Lead(lease)
             }
-            Ok((UNDER_WAY, id, begun)) => {
-                (flight.id, flight.begun) = (id, begun);
+            Ok((UNDER_WAY, id, age)) => {
+                (flight.id, flight.since) = (id, self.clock.moment().before(Duration::from_micros(age)));
                 Turn::Wait(flight.wait().boxed())
             }
             Ok((ENDED, ..)) => Turn::Stored(Size::Usual),
@@ -239,10 +245,10 @@ struct Flight {
     context: Arc<RequestContext>,
     lock: String,
     id: String,
-    /// On the clock of the store's node, in microseconds.
+    /// When it began, on the clock of the lock's server in microseconds; only its leader knows it.
     begun: u64,
-    /// When this replica learnt that it leads.
-    led_since: Moment,
+    /// The same on this machine, never earlier than it really did.
+    since: Moment,
 }
 
 impl Flight {
@@ -251,28 +257,24 @@ impl Flight {
         let lock = store.names().of(&wanted.account, "flight", &part);
         let id = format!("{:032x}", fastrand::u128(..));
         let (account, context) = (Arc::clone(&wanted.account), Arc::clone(&wanted.context));
-        Self { store, clock, account, context, lock, id, begun: 0, led_since: clock.moment() }
+        Self { store, clock, account, context, lock, id, begun: 0, since: clock.moment() }
     }
 
     async fn claim(&self, oldest: i64, accepts_stored: bool) -> Result<(u8, String, u64), StoreError> {
-        let claim = async |latest: u64| {
+        let claim = |due: Due| {
             let mut command = script(CLAIM, &[&self.lock]);
-            command.arg(&self.id).arg(self.lease()).arg(oldest).arg(u8::from(accepts_stored)).arg(latest);
-            command.arg(millis(self.store.large_patience()));
-            self.store.run("flight_claim", &command).await
+            command.arg(&self.id).arg(self.lease()).arg(oldest).arg(u8::from(accepts_stored));
+            command.arg(due.from).arg(due.until).arg(millis(self.store.large_patience()));
+            async move { self.store.run("flight_claim", &command).await }
         };
-        let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
-        match claim(self.latest(now)).await {
-            // The answer came in time, so the clock of this node is not the one that is known.
-            Ok((LATE, _, now)) => claim(self.latest(now)).await,
-            claimed => claimed,
-        }
+        let late = |(turn, _, now): &(u8, String, u64)| (*turn == LATE).then_some(*now);
+        let now = self.store.server_time().ok_or(StoreError::Down)?;
+        clock::run_in_time(now, self.patience(), late, claim).await
     }
 
-    /// When the store has to run a command that is sent now. It is not too early, although `now`, the store's time as far
-    /// as it is known, may be late by the time of one operation.
-    fn latest(&self, now: u64) -> u64 {
-        now.saturating_add(2 * millis(self.store.settings().timeout) * 1000)
+    /// How long a command may take that is sent now. What is known of the time may be late by the time of one operation.
+    fn patience(&self) -> Duration {
+        2 * self.store.settings().timeout
     }
 
     /// Keeps the lock until the flight ends, and tells the others.
@@ -335,12 +337,14 @@ impl Flight {
     }
 
     async fn renew(&self) {
-        let led = self.clock.moment().since(self.led_since);
-        let latest = self.latest(self.begun.saturating_add(millis(led) * 1000));
-        let mut command = script(RENEW, &[&self.lock]);
-        command.arg(&self.id).arg(self.lease()).arg(self.begun).arg(latest);
+        let renew = |due: Due| {
+            let mut command = script(RENEW, &[&self.lock]);
+            command.arg(&self.id).arg(self.lease()).arg(self.begun).arg(due.from).arg(due.until);
+            async move { self.store.run("flight_renew", &command).await }
+        };
+        let now = self.begun.saturating_add(millis(self.clock.moment().since(self.since)) * 1000);
         // Tried again before the lease ends.
-        if let Ok(0) = self.store.run::<u8>("flight_renew", &command).await {
+        if let Ok(0) = clock::run_in_time(now, self.patience(), clock::negative, renew).await {
             tracing::debug!(flight = self.id, "another replica has begun a newer flight");
         }
     }
@@ -365,7 +369,7 @@ impl Flight {
                 Some((ENDED, ending)) => match self.open(&ending) {
                     Some(Told::Ended(finished)) => return Waited::Ended(finished),
                     Some(Told::TooLong { is_shared: true }) => {
-                        return Waited::Stored(self.store.moment_of(StoreTime(self.begun)));
+                        return Waited::Stored(Some(self.since));
                     }
                     Some(Told::TooLong { is_shared: false }) => return Waited::Alone,
                     None => {

@@ -14,6 +14,7 @@
 mod accounts;
 mod budget;
 mod changes;
+mod clock;
 mod connection;
 mod flights;
 mod grants;
@@ -38,6 +39,8 @@ use tokio::time::error::Elapsed;
 
 pub(crate) use self::accounts::KnownAccounts;
 pub(crate) use self::budget::SharedQuota;
+use self::clock::StoreClock;
+pub(crate) use self::clock::StoreTime;
 use self::connection::{Connection, SecondConnection};
 pub(crate) use self::flights::SharedFlights;
 pub(crate) use self::grants::StoredGrants;
@@ -62,25 +65,24 @@ const LARGE: usize = 1024 * 1024;
 /// The longest body of a response that is shared, as it came from upstream.
 const LONGEST_BODY: usize = 16 * 1024 * 1024;
 
-/// Marks this replica as alive, or as gone, and counts those that are alive, on the store's clock.
+/// Marks this replica as alive, or as gone, and counts those that are alive, on the shared clock.
 ///
-/// Keys: the replicas. Arguments: this replica, the silence after which one is gone, in milliseconds, and 1 if this one
-/// leaves. Returns the store's time in microseconds and the number of replicas, this one included.
+/// Keys: the replicas, the clock, the head of the feed. Arguments: this replica, the silence after which one is gone, in
+/// milliseconds, 1 if this one leaves, and the time that the clock shows at least. Returns the time and that of the server
+/// itself, in microseconds, and the number of replicas, this one included.
 const BEAT: &str = r"
-local now = redis.call('TIME')
-local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local now, own = read_clock(KEYS[2], KEYS[3], ARGV[4])
+local ms = math.floor(now / 1000)
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'zset' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 if ARGV[3] == '1' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ms, ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms - ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], ms + ARGV[2], '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
-return {now[1] .. string.format('%06d', now[2]), redis.call('ZCARD', KEYS[1]) + ARGV[3]}
+return {now, own, redis.call('ZCARD', KEYS[1]) + ARGV[3]}
 ";
-
-/// A time on the store's clock, in microseconds since 1970. It is the only clock that all replicas share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct StoreTime(pub(crate) u64);
+/// The key of the replicas. It shares a hash slot with the clock.
+const REPLICAS: &str = "{changes}:replicas";
 
 /// Why an operation brought nothing. All causes mean the same to the caller: go on without the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -182,8 +184,8 @@ struct Link {
     cause: String,
     /// What does not work although there is one.
     fault: Option<String>,
-    /// The store's clock at a moment of this machine.
-    time: Option<(StoreTime, Moment)>,
+    /// The clock that all replicas share.
+    clock: StoreClock,
 }
 
 impl SharedStore {
@@ -202,7 +204,7 @@ impl SharedStore {
     fn new(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (names, access) = (Names::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
         let cause = "not reached yet".to_owned();
-        let link = Link { connection: None, since: clock.now(), cause, fault: None, time: None };
+        let link = Link { connection: None, since: clock.now(), cause, fault: None, clock: StoreClock::default() };
         metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         metrics.replicas.get_or_create(&NoLabels {}).set(1);
         Self(Arc::new(Inner {
@@ -295,26 +297,6 @@ impl SharedStore {
         self.0.replicas.load(Ordering::Relaxed).max(1)
     }
 
-    /// The store's time now, never later than it really is. `None` until it has been reached.
-    pub(crate) fn time(&self) -> Option<StoreTime> {
-        self.time_of(self.0.clock.moment())
-    }
-
-    /// The store's time at this moment, never later than it really was. `None` until it has been reached.
-    pub(crate) fn time_of(&self, moment: Moment) -> Option<StoreTime> {
-        let (StoreTime(then), at) = self.link().time?;
-        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        Some(StoreTime(then.saturating_add(micros(moment.since(at))).saturating_sub(micros(at.since(moment)))))
-    }
-
-    /// The moment at which the store's clock shows this time, never earlier than it really does. `None` until the store has
-    /// been reached.
-    pub(crate) fn moment_of(&self, StoreTime(time): StoreTime) -> Option<Moment> {
-        let (StoreTime(then), at) = self.link().time?;
-        let (later, earlier) = (time.saturating_sub(then), then.saturating_sub(time));
-        Some(at.after(Duration::from_micros(later)).before(Duration::from_micros(earlier)))
-    }
-
     /// A view of the state now.
     pub fn view(&self) -> StoreView {
         let link = self.link();
@@ -349,8 +331,9 @@ impl SharedStore {
     /// From now on the other replicas do not count this one, which still uses the store until its process ends.
     pub(crate) async fn leave(&self) {
         self.0.has_left.store(true, Ordering::SeqCst);
+        let sent = self.0.clock.moment();
         if let Ok(beat) = self.run("heartbeat", &self.beat()).await {
-            self.record(beat);
+            self.record(beat, sent);
         }
     }
 
@@ -489,10 +472,11 @@ impl SharedStore {
                 _ = is_up.wait_for(|is_up| !is_up) => break,
                 () = tokio::time::sleep(HEARTBEAT) => {}
             }
+            let sent = self.0.clock.moment();
             match self.run("heartbeat", &self.beat()).await {
                 Ok(beat) => {
                     failed = 0;
-                    self.record(beat);
+                    self.record(beat, sent);
                 }
                 Err(error) => {
                     failed += 1;
@@ -508,10 +492,11 @@ impl SharedStore {
 
     /// Proves that the store accepts writes and runs scripts, before others use the connection.
     async fn try_out(&self, mut connection: Connection) -> Result<(), String> {
+        let sent = self.0.clock.moment();
         let beat = tokio::time::timeout(self.0.settings.timeout, connection.run(&self.beat())).await;
         let beat = beat.map_err(|_| StoreError::Timeout.to_string())?.map_err(|error| error.to_string())?;
         let beat = FromRedisValue::from_redis_value(beat).map_err(|error| error.to_string())?;
-        self.record(beat);
+        self.record(beat, sent);
         let mut link = self.link();
         let now = self.0.clock.now();
         let away_ms = now.saturating_duration_since(link.since).as_millis();
@@ -528,15 +513,17 @@ impl SharedStore {
 
     fn beat(&self) -> Cmd {
         let mut command = redis::cmd("EVAL");
-        command.arg(BEAT).arg(1).arg(self.0.names.common("replicas")).arg(&self.0.id).arg(SILENCE.as_millis() as u64);
-        command.arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));
+        command.arg([clock::READ_CLOCK, BEAT].concat()).arg(3);
+        for key in [REPLICAS, clock::KEY, changes::HEAD] {
+            command.arg(self.0.names.common(key));
+        }
+        command.arg(&self.0.id).arg(SILENCE.as_millis() as u64).arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));
+        command.arg(self.least_time());
         command
     }
 
-    /// The store read its clock before its reply came, so the time that is kept is never too late.
-    fn record(&self, (time, replicas): (u64, u32)) {
-        let now = self.0.clock.moment();
-        self.link().time = Some((StoreTime(time), now));
+    fn record(&self, (time, server, replicas): (u64, u64, u32), sent: Moment) {
+        self.learn_time((time, server), sent);
         self.0.replicas.store(replicas, Ordering::Relaxed);
         self.0.metrics.replicas.get_or_create(&NoLabels {}).set(replicas.into());
     }

@@ -4,7 +4,7 @@
 //! rules as one that has just been fetched. A page that memory keeps is written to the store in the background, sealed,
 //! and ends there when its windows end. Nothing here fails a request: what cannot be read, opened or written is a miss.
 //!
-//! A page's key is known by SID and origin. Its times are on the store's clock, and are rounded so that no page seems
+//! A page's key is known by SID and origin. Its times are on the shared clock, and are rounded so that no page seems
 //! younger than it is. A further page of a result set is taken only together with the first page that names it: where the
 //! first page is a newer one, the older further page is not used.
 //!
@@ -46,8 +46,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Finds a value.
 ///
-/// Keys: the page. Arguments: the longest value that is wanted. Returns the time in microseconds, the value, and its
-/// length, or nothing. A value that is longer is empty, and so is one of another type.
+/// Keys: the page. Arguments: the longest value that is wanted. Returns the value and its length, or nothing. A value that
+/// is longer is empty, and so is one of another type.
 const GET: &str = r"
 local value = ''
 local length = redis.pcall('STRLEN', KEYS[1])
@@ -58,8 +58,7 @@ if type(length) ~= 'number' then
 elseif length <= tonumber(ARGV[1]) then
   value = redis.call('GET', KEYS[1])
 end
-local time = redis.call('TIME')
-return {time[1] .. string.format('%06d', time[2]), value, length}
+return {value, length}
 ";
 
 /// The tier of pages that replicas share. Clones share it.
@@ -120,17 +119,17 @@ impl SharedPages {
     async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
         let Inner { store, changes, clock, .. } = &*self.0;
         let name = generation.name(store.names(), account, key);
-        // The store reads its clock later, so at this moment it was no later than what it says.
-        let mut begun = clock.moment();
         let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
-        let (mut time, mut bytes, length) = reply?;
+        let (mut bytes, length) = reply?;
         if bytes.is_empty() && (LARGE..=value::MOST_BYTES).contains(&length) {
-            begun = clock.moment();
             let reply =
                 store.run_large::<Option<Reply>>("page_get_large", &get(&name, value::MOST_BYTES)).await.ok()?;
-            (time, bytes, _) = reply?;
+            (bytes, _) = reply?;
         }
-        let calendar = Calendar::at(time.checked_mul(1000)?, begun);
+        // The later of two readings, so that no page seems younger than it is. Whoever wrote it had written it before.
+        let came = clock.moment();
+        let StoreTime(time) = store.latest_time_of(came)?;
+        let calendar = Calendar::at(time.checked_mul(1000)?, came);
         let Some((value, asked)) = self.open(account, name, *key, bytes, calendar).await else {
             store.unsealed();
             return None;
@@ -141,7 +140,7 @@ impl SharedPages {
                 let stored = StoredResponse { account: Arc::clone(&account.name), ..stored };
                 let (now, age) = (clock.now(), stored.age(clock.moment()));
                 let is_usable = age <= stored.lifetimes.usable() && changes.admit(account, key, &stored, asked);
-                let ago = clock.moment().since(begun) + Duration::from_micros(time.saturating_sub(asked.0));
+                let ago = clock.moment().since(came) + Duration::from_micros(time.saturating_sub(asked.0));
                 // Another replica may have asked before this process began.
                 let asked = now.checked_sub(ago).unwrap_or_else(|| clock.start());
                 // When it arrived there is not known.
@@ -175,8 +174,8 @@ impl SharedPages {
     }
 }
 
-/// The store's time, a value and its length.
-type Reply = (u64, Vec<u8>, usize);
+/// A value and its length.
+type Reply = (Vec<u8>, usize);
 
 /// Asks for a value of this length at most.
 fn get(name: &str, longest: usize) -> redis::Cmd {

@@ -6,8 +6,8 @@ use super::*;
 mod request_tests;
 
 impl SharedStore {
-    fn time_at_last_beat(&self) -> StoreTime {
-        self.link().time.unwrap().0
+    fn last_beat(&self) -> Moment {
+        self.link().clock.read_at().unwrap()
     }
 }
 
@@ -67,14 +67,14 @@ async fn a_replica_that_leaves_is_not_counted_any_more() {
     until("both are seen", || two.replicas() == 2).await;
     let known = async || {
         let mut names = redis::cmd("ZRANGE");
-        names.arg(two.names().common("replicas")).arg(0).arg(-1);
+        names.arg(two.names().common(REPLICAS)).arg(0).arg(-1);
         two.run::<Vec<String>>("test", &names).await.unwrap()
     };
     one.leave().await;
     assert_eq!(known().await, [two.id()]);
     // It goes on to use the store, and does not come back into the list.
-    let before = one.time_at_last_beat();
-    until("another heartbeat", || one.time_at_last_beat() > before).await;
+    let before = one.last_beat();
+    until("another heartbeat", || one.last_beat() > before).await;
     assert_eq!(known().await, [two.id()]);
     assert_eq!(one.replicas(), 2, "it counts itself");
     until("the other has noticed", || two.replicas() == 1).await;

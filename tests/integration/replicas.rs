@@ -141,7 +141,7 @@ async fn a_replica_that_drains_is_not_counted_any_more() {
     let upstream = Upstream::start().await;
     let mut gateways = replicas(&upstream, &vec![server.url(); 2], &[]).await;
     gateways.remove(0).stop().await;
-    let counted: usize = server.ask(&["ZCARD", "insights-gateway:1:replicas"]);
+    let counted: usize = server.ask(&["ZCARD", "insights-gateway:1:{changes}:replicas"]);
     assert_eq!(counted, 1);
     gateways[0].metric_reaches("replicas", &[], 1.0).await;
 }

@@ -1,6 +1,7 @@
 //! Clocks that are wrong.
 
 use super::rig::{PHASE, Setup};
+use super::servers::Cluster;
 use super::support::store::Server;
 use super::wrong_clock::variables;
 
@@ -33,4 +34,14 @@ async fn store_ahead() {
 #[ignore = "part of the long matrix"]
 async fn store_behind() {
     steady("clock of the store an hour behind", -HOUR, [0; 3]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "part of the long matrix"]
+async fn nodes_of_a_cluster() {
+    let Some(cluster) = Cluster::with_clocks(true, [0, HOUR, -HOUR]).await else { return };
+    let rig = Setup::new("clocks of two nodes of a cluster an hour off", cluster.url()).start().await;
+    tokio::time::sleep(2 * PHASE).await;
+    rig.shares_pages().await;
+    rig.finish().await;
 }

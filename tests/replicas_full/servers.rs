@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::support::process::Running;
 use super::support::store::{Server, free_port};
 use super::support::*;
+use super::wrong_clock;
 
 /// A primary, its replica, and three sentinels that replace the one by the other.
 pub struct Sentinels {
@@ -85,12 +86,19 @@ pub struct Cluster {
 impl Cluster {
     /// `whole` says whether the nodes refuse everything while one of them is gone. `None` where no server is installed.
     pub async fn start(whole: bool) -> Option<Self> {
+        Self::with_clocks(whole, [0; 3]).await
+    }
+
+    /// The clocks of the nodes are ahead by so many seconds.
+    pub async fn with_clocks(whole: bool, ahead: [i64; 3]) -> Option<Self> {
         let (mut nodes, whole) = (Vec::new(), if whole { "yes" } else { "no" });
-        for _ in 0..3 {
+        for ahead in ahead {
+            let variables = wrong_clock::variables(ahead);
+            let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let bus = free_port().await.to_string();
             let mut flags = vec!["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
             flags.extend(["--cluster-require-full-coverage", whole, "--cluster-port", &bus]);
-            nodes.push(Server::start_with(&flags, &[]).await?);
+            nodes.push(Server::start_with(&flags, &variables).await?);
         }
         let addresses = nodes.iter().map(|node| node.address().to_string());
         let mut command = Command::new("redis-cli");

@@ -7,6 +7,7 @@
 use redis::{Cmd, FromRedisValue, Value};
 
 use super::{Generation, LONGEST};
+use crate::replicas::clock::{self, AHEAD, READ_CLOCK};
 use crate::replicas::purges::{Millis, Target};
 use crate::replicas::seal::Context;
 use crate::replicas::{SharedStore, StoreError, StoreTime};
@@ -17,17 +18,15 @@ const MOST_PURGES: usize = 16_384;
 const MOST_REPLACED: usize = 4096;
 /// Entries that are read at once.
 const AT_ONCE: usize = 512;
-/// An entry that is farther in the future than this, in milliseconds, is damage: the store's clock was set back, or
-/// somebody else has written it. Nothing that is told after it would have a time before.
-const AHEAD: Millis = 60_000;
 
 /// Reads what is new, and begins a generation where there is none, or where the keys are damaged: they have another type,
 /// the generation or a number of entries is none, or there are fewer purges than were added and not trimmed.
 ///
-/// Keys: the head, purges, replaced pages. Arguments: a generation to begin with, milliseconds to live, the last id of
-/// each stream, entries at most. Returns the time in microseconds, the generation, how many entries each stream has ever
-/// had, and the new ones of each.
+/// Keys: the head, purges, replaced pages, the clock. Arguments: the time that the clock shows at least, a generation to
+/// begin with, milliseconds to live, the last id of each stream, entries at most. Returns the time and that of the server
+/// itself in microseconds, the generation, how many entries each stream has ever had, and the new ones of each.
 const READ: &str = r"
+local now, own = read_clock(KEYS[4], KEYS[1], ARGV[1])
 local function is_number(text) return #text < 16 and text:find('^%d+$') end
 local function read_head()
   for n, kind in ipairs({'hash', 'stream', 'stream'}) do
@@ -43,47 +42,51 @@ end
 local head = read_head()
 if not head then
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-  redis.call('HSET', KEYS[1], 'generation', ARGV[1])
-  head = {ARGV[1], '0', '0'}
+  redis.call('HSET', KEYS[1], 'generation', ARGV[2])
+  head = {ARGV[2], '0', '0'}
 end
-if redis.call('PTTL', KEYS[1]) < ARGV[2] / 2 then
-  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[2]) end
+if redis.call('PTTL', KEYS[1]) < ARGV[3] / 2 then
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[3]) end
 end
-local time = redis.call('TIME')
 return {
-  time[1] .. string.format('%06d', time[2]),
+  {now, own},
   head[1],
   head[2],
   head[3],
-  redis.call('XRANGE', KEYS[2], '(' .. ARGV[3], '+', 'COUNT', ARGV[5]),
-  redis.call('XRANGE', KEYS[3], '(' .. ARGV[4], '+', 'COUNT', ARGV[5]),
+  redis.call('XRANGE', KEYS[2], '(' .. ARGV[4], '+', 'COUNT', ARGV[6]),
+  redis.call('XRANGE', KEYS[3], '(' .. ARGV[5], '+', 'COUNT', ARGV[6]),
 }
 ";
 
 /// Adds an entry, if the generation is still this one.
 ///
-/// Keys: the head, the entry's stream, the other stream. Arguments: the generation, the entry, milliseconds to live,
-/// entries at most, milliseconds after which entries are of no more use, and the generation to begin instead where there
-/// are too many; without one, the oldest entries go. Returns the entry's id; nothing if it was not added.
+/// Keys: the head, the entry's stream, the other stream, the clock. Arguments: the time that the clock shows at least; the
+/// time that it shows at most, by what this replica knows; the generation, the entry, milliseconds to live, entries at
+/// most, milliseconds after which entries are of no more use, and the generation to begin instead where there are too many;
+/// without one, the oldest entries go. Returns the entry's id; nothing if it was not added. Its time is no earlier than any
+/// replica took it to be.
 const APPEND: &str = r"
-if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[1] then return false end
-local time = redis.call('TIME')
-local trimmed = redis.call('XTRIM', KEYS[2], 'MINID', math.max(0, time[1] * 1000 - ARGV[5]))
-if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[4]) then
-  if ARGV[6] ~= '' then
+local now = read_clock(KEYS[4], KEYS[1], ARGV[1])
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[3] then return false end
+local trimmed = redis.call('XTRIM', KEYS[2], 'MINID', math.max(0, math.floor(now / 1000) - ARGV[7]))
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[6]) then
+  if ARGV[8] ~= '' then
     redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-    redis.call('HSET', KEYS[1], 'generation', ARGV[6])
-    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    redis.call('HSET', KEYS[1], 'generation', ARGV[8])
+    redis.call('PEXPIRE', KEYS[1], ARGV[5])
     return false
   end
-  redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[4] - 1)
-elseif ARGV[6] ~= '' and trimmed > 0 then
+  redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[6] - 1)
+elseif ARGV[8] ~= '' and trimmed > 0 then
   redis.call('HINCRBY', KEYS[1], 'trimmed', trimmed)
 end
 local number = redis.call('HINCRBY', KEYS[1], KEYS[2], 1)
-local id = redis.call('XADD', KEYS[2], '*', 'number', number, 'entry', ARGV[2])
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[3]) end
-return id
+local id = string.format('%.0f-%.0f', math.floor(math.max(now, tonumber(ARGV[2])) / 1000), number)
+local added = redis.pcall('XADD', KEYS[2], id, 'number', number, 'entry', ARGV[4])
+-- The last one may be later, and then the next one is as late.
+if type(added) == 'table' then added = redis.call('XADD', KEYS[2], '*', 'number', number, 'entry', ARGV[4]) end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
+return added
 ";
 
 /// Begins another generation in place of this one.
@@ -132,9 +135,9 @@ impl Change {
     }
 }
 
-/// The key of the generation, and of how many entries each stream has ever had. All three keys are in one hash slot, so
-/// that one script can use them in a cluster.
-const HEAD: &str = "{changes}";
+/// The key of the generation, and of how many entries each stream has ever had. All keys are in one hash slot, so that one
+/// script can use them in a cluster.
+pub(in crate::replicas) const HEAD: &str = "{changes}";
 
 /// The two streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,7 +217,7 @@ pub(super) struct News {
 
 /// An entry's fields with their names: its number, and what is sealed.
 type Fields = (String, u64, String, Vec<u8>);
-type Reply = (u64, String, u64, u64, Vec<Value>, Vec<Value>);
+type Reply = ((u64, u64), String, u64, u64, Vec<Value>, Vec<Value>);
 
 impl Reader {
     /// Generations that are remembered after they ended.
@@ -229,7 +232,7 @@ impl Reader {
     /// If the store does not answer, or refuses.
     pub(super) async fn read(&mut self, store: &SharedStore) -> Result<(Generation, StoreTime), StoreError> {
         for _ in 0..Self::REPLIES {
-            let (time, generation, purged, replaced, purges, replacements) = self.reply(store).await?;
+            let ((time, _), generation, purged, replaced, purges, replacements) = self.reply(store).await?;
             let generation = Generation::read(&generation).ok_or_else(|| unreadable("a generation"))?;
             if self.generation != Some(generation) {
                 match self.left.contains(&generation) {
@@ -242,7 +245,7 @@ impl Reader {
                 renew(store, generation).await?;
                 continue;
             }
-            let latest = time / 1000 + AHEAD;
+            let latest = time / 1000 + AHEAD.as_millis() as u64;
             let is_end = purges.len() < AT_ONCE && replacements.len() < AT_ONCE;
             let is_sound = self.take(store, &generation, Kind::Purged, purges, purged, latest)?
                 && self.take(store, &generation, Kind::Replaced, replacements, replaced, latest)?;
@@ -260,9 +263,13 @@ impl Reader {
 
     async fn reply(&self, store: &SharedStore) -> Result<Reply, StoreError> {
         let mut command = script(store, READ, Kind::Purged, Kind::Replaced);
-        command.arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
+        command.arg(store.least_time()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
         command.arg(&self.purged.id).arg(&self.replaced.id).arg(AT_ONCE);
-        store.run("changes_read", &command).await
+        let sent = store.0.clock.moment();
+        let reply: Reply = store.run("changes_read", &command).await?;
+        // What is shared in a generation has times of a clock that is known since it began.
+        store.learn_time(reply.0, sent);
+        Ok(reply)
     }
 
     fn enter(&mut self, generation: Generation) {
@@ -294,6 +301,7 @@ impl Reader {
         for entry in entries {
             let (id, fields) = <(String, Value)>::from_redis_value(entry).map_err(|_| unreadable("an entry"))?;
             let at = time_of(&id).ok_or_else(|| unreadable("an id"))?;
+            // Nothing that is told after it would have a time before.
             if at > latest {
                 return Ok(false);
             }
@@ -347,6 +355,8 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
     let entry =
         store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
     let mut command = script(store, APPEND, kind, other);
+    let StoreTime(latest) = store.latest_time_of(store.0.clock.moment()).ok_or(StoreError::Down)?;
+    command.arg(store.least_time()).arg(latest);
     let live = LONGEST.as_millis() as u64;
     command.arg(generation.to_string()).arg(entry).arg(live);
     match kind {
@@ -366,7 +376,10 @@ async fn renew(store: &SharedStore, generation: Generation) -> Result<(), StoreE
 fn script(store: &SharedStore, script: &str, stream: Kind, other: Kind) -> Cmd {
     let names = store.names();
     let mut command = redis::cmd("EVAL");
-    command.arg(script).arg(3).arg(names.common(HEAD)).arg(names.common(stream.key())).arg(names.common(other.key()));
+    command.arg([READ_CLOCK, script].concat()).arg(4);
+    for key in [HEAD, stream.key(), other.key(), clock::KEY] {
+        command.arg(names.common(key));
+    }
     command
 }
 

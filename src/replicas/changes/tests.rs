@@ -70,6 +70,33 @@ async fn what_a_flight_brings_that_was_under_way_at_a_purge_is_not_served_by_oth
     }
 }
 
+/// Where another server took over, the shared clock is ahead of the server's by as much as that one is behind.
+#[tokio::test]
+async fn a_purge_holds_where_the_clock_of_the_server_went_back() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
+    let clock = one.shared.names().common(crate::replicas::clock::KEY);
+    let before = one.shared.time().unwrap();
+    let _: u64 = one.run(cmd("HSET").arg(&clock).arg("ahead").arg(30_000_000)).await;
+    let is_ahead = |replica: &Replica| replica.shared.time().unwrap().0 > before.0 + 29_000_000;
+    until("the clock is ahead", || is_ahead(&one) && is_ahead(&other)).await;
+    // The server knows that, or only the replicas do.
+    for is_known in [true, false] {
+        have_applied(&one, &other).await;
+        one.keep("a");
+        one.written().await;
+        assert!(other.body("a").await.is_some());
+        if !is_known {
+            let _: u64 = one.run(cmd("DEL").arg(&clock)).await;
+        }
+        assert!(purge(&other, Purge::Key(key("a").to_string())).await);
+        let third = Replica::start(&server).await;
+        assert_eq!(third.body("a").await, None, "{is_known}");
+        assert!(is_ahead(&third));
+        assert_shared(&one, &other, "a clock that went back").await;
+    }
+}
+
 #[tokio::test]
 async fn a_purge_that_is_read_late_leaves_the_flights_alone_that_called_after_it() {
     let Some(server) = TestServer::start() else { return };
@@ -243,13 +270,14 @@ async fn purges_that_wait_are_bounded() {
     assert!(pending.len() <= 2 && pending.contains(&Target::Everything(None)), "{pending:?}");
 }
 
-/// Does something to the keys of the feed: the head, purges, replaced pages.
+/// Does something to the keys of the feed: the head, purges, replaced pages, the clock.
 type Damage = &'static str;
 
 /// Runs this script on the keys of the feed.
 async fn damage(replica: &Replica, what: Damage) {
-    let names = ["{changes}", "{changes}:purged", "{changes}:replaced"].map(|kind| replica.shared.names().common(kind));
-    let _: redis::Value = replica.run(cmd("EVAL").arg(what).arg(3).arg(&names)).await;
+    let names = ["{changes}", "{changes}:purged", "{changes}:replaced", "{changes}:clock"];
+    let names = names.map(|kind| replica.shared.names().common(kind));
+    let _: redis::Value = replica.run(cmd("EVAL").arg(what).arg(names.len()).arg(&names)).await;
 }
 
 /// Returns once both replicas share in one generation.
@@ -292,6 +320,7 @@ async fn damaged_keys_are_deleted_and_what_was_purged_does_not_come_back() {
     let Some(server) = TestServer::start() else { return };
     let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
     for what in [
+        "redis.call('HSET', KEYS[4], 'ahead', '90000000000')",
         "redis.call('SET', KEYS[1], 'text')",
         "redis.call('SET', KEYS[2], 'text')",
         "redis.call('DEL', KEYS[3]) redis.call('SADD', KEYS[3], 'text')",

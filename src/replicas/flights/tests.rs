@@ -428,22 +428,59 @@ async fn a_renewal_that_comes_too_late_does_not_take_the_lock_again() {
     let Some(server) = TestServer::start() else { return };
     let one = Replica::of(&server).await;
     let flight = Flight::new(one.store.clone(), one.clock, &wanted());
-    let StoreTime(now) = one.store.time().unwrap();
-    for (latest, is_free) in [(0, true), (flight.latest(now), false)] {
+    let now = one.store.server_time().unwrap();
+    for (now, is_free) in [(0, true), (u64::MAX / 4, true), (now, false)] {
+        let due = Due::within(flight.patience(), now);
         let mut command = script(RENEW, &[&flight.lock]);
-        command.arg(&flight.id).arg(60_000).arg(1).arg(latest);
-        one.store.run::<u8>("test", &command).await.unwrap();
-        assert_eq!(one.is_free().await, is_free);
+        command.arg(&flight.id).arg(60_000).arg(1).arg(due.from).arg(due.until);
+        let replied: i64 = one.store.run("test", &command).await.unwrap();
+        assert_eq!((one.is_free().await, clock::negative(&replied).is_some()), (is_free, is_free));
+    }
+}
+
+const MINUTE: u64 = 60_000_000;
+
+#[tokio::test]
+async fn a_clock_of_the_store_that_was_set_keeps_nobody_from_leading() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::of(&server).await;
+    for set in [u64::saturating_sub, u64::saturating_add] {
+        let believed = set(one.store.server_time().unwrap(), MINUTE);
+        one.store.learn_time((believed, believed), one.clock.moment());
+        drop(one.lead(&wanted()).await);
+        one.becomes_free().await;
     }
 }
 
 #[tokio::test]
-async fn a_clock_of_the_store_that_was_set_forward_keeps_nobody_from_leading() {
+async fn a_leader_keeps_its_lock_when_the_clock_of_the_store_is_set() {
     let Some(server) = TestServer::start() else { return };
     let one = Replica::of(&server).await;
-    let StoreTime(now) = one.store.time().unwrap();
-    one.store.link().time = Some((StoreTime(now - 60_000_000), one.clock.moment()));
-    one.lead(&wanted()).await;
+    for set in [u64::saturating_sub, u64::saturating_add] {
+        let mut flight = Flight::new(one.store.clone(), one.clock, &wanted());
+        let (turn, _, begun) = flight.claim(-1, true).await.unwrap();
+        assert_eq!(turn, LEADS);
+        flight.begun = set(begun, MINUTE);
+        // Not even a renewal that comes now would be in time otherwise.
+        one.store.run::<bool>("test", redis::cmd("DEL").arg(&flight.lock)).await.unwrap();
+        flight.renew().await;
+        let id = one.store.run::<Option<String>>("test", redis::cmd("HGET").arg(&flight.lock).arg("id")).await;
+        assert_eq!(id, Ok(Some(flight.id.clone())));
+        one.store.run::<bool>("test", redis::cmd("DEL").arg(&flight.lock)).await.unwrap();
+    }
+}
+
+/// As on a server that took over and whose clock is behind.
+#[tokio::test]
+async fn a_flight_from_the_future_does_only_for_those_who_accept_any() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    let _lease = one.lead(&wanted()).await;
+    let lock = Flight::new(one.store.clone(), one.clock, &wanted()).lock;
+    let later = one.store.server_time().unwrap() + MINUTE;
+    one.store.run::<u8>("test", redis::cmd("HSET").arg(&lock).arg("begun").arg(later)).await.unwrap();
+    drop(two.join(&wanted()).await);
+    let _newer = two.lead(&Wanted { not_before: Some(two.clock.moment().before(60_000 * MS)), ..wanted() }).await;
 }
 
 /// As on a server that took over and whose clock is behind.

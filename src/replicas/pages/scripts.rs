@@ -10,33 +10,33 @@ use crate::accounts::Account;
 use crate::cache::record::Calendar;
 use crate::core::clock::{Clock, Moment};
 use crate::replicas::changes::{Changes, LONGEST};
+use crate::replicas::clock::{self, Due};
 use crate::replicas::{LARGE, SharedStore, StoreTime};
 use crate::request::key::Key;
 
 /// Keeps a value until its windows end, unless there is one that was requested later. One from the future is none, and one
 /// of another type is replaced.
 ///
-/// Keys: the page. Arguments: the stamp, the value, milliseconds to live, the time after which it is too late. Returns 1 if
-/// there was an older value, 0 if not, and -1 if it is too late: its caller has given up, and what it did then would
+/// Keys: the page. Arguments: the stamp, the last stamp that is not from the future, the value, milliseconds to live, and
+/// from and until when it is due on the server's own clock, in microseconds. Returns 1 if there was an older value and 0 if
+/// not. Returns the server's time with a minus sign if it is not due: its caller has given up, and what it did then would
 /// otherwise be undone.
 const PUT: &str = r"
-local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
 local time = redis.call('TIME')
-local now = time[1] .. string.format('%06d', time[2])
-if now > ARGV[4] then return -1 end
-if type(there) == 'string' and there > ARGV[1] and there <= now then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+local now = time[1] * 1000000 + time[2]
+if now < tonumber(ARGV[5]) or now > tonumber(ARGV[6]) then return -now end
+local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
+if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
 return there == '' and 0 or 1
 ";
 
 /// Removes a value, unless it was requested later.
 ///
-/// Keys: the page. Arguments: the stamp.
+/// Keys: the page. Arguments: the stamp, the last stamp that is not from the future.
 const REMOVE: &str = r"
 local there = redis.pcall('GETRANGE', KEYS[1], 0, 15)
-local time = redis.call('TIME')
-local now = time[1] .. string.format('%06d', time[2])
-if type(there) == 'string' and there > ARGV[1] and there <= now then return 0 end
+if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 0 end
 return redis.call('DEL', KEYS[1])
 ";
 
@@ -121,23 +121,35 @@ impl Scripts {
         let left = u64::try_from(left.min(LONGEST).as_millis()).ok().filter(|left| *left > 0)?;
         let is_large = bytes.len() > LARGE;
         let patience = if is_large { self.store.large_patience() } else { self.store.settings().timeout * 4 };
-        // What is known of the store's time is at most as old as an operation may take, so this is not too early.
-        let latest = StoreTime(self.store.time()?.0.saturating_add(u64::try_from(patience.as_micros()).ok()?));
-        let mut command = redis::cmd("EVAL");
-        command.arg(PUT).arg(1).arg(name).arg(value::stamp(stamp)).arg(bytes).arg(left).arg(value::stamp(latest));
-        let replied = match is_large {
-            true => self.store.run_large::<i64>("page_put_large", &command).await,
-            false => self.store.run("page_put", &command).await,
+        let (last, server) = (self.last_stamp()?, self.store.server_time()?);
+        let put = |due: Due| {
+            let mut command = redis::cmd("EVAL");
+            command.arg(PUT).arg(1).arg(&name).arg(value::stamp(stamp)).arg(&last).arg(&bytes).arg(left);
+            command.arg(due.from).arg(due.until);
+            async move {
+                match is_large {
+                    true => self.store.run_large::<i64>("page_put_large", &command).await,
+                    false => self.store.run("page_put", &command).await,
+                }
+            }
         };
+        let replied = clock::run_in_time(server, patience, clock::negative, put).await;
         replied.ok().filter(|replaced| *replaced >= 0).map(|replaced| replaced == 1)
+    }
+
+    /// The last stamp that a replica can have written until now, even if the shared clock was just set forward.
+    fn last_stamp(&self) -> Option<String> {
+        let StoreTime(now) = self.store.latest_time_of(self.clock.moment())?;
+        Some(value::stamp(StoreTime(now.saturating_add(clock::AHEAD.as_micros() as u64))))
     }
 
     /// Removes what was requested no later than `asked`. `None` if that is not done.
     async fn remove(&self, account: &Account, key: &Key, asked: Moment, tell: Tell) -> Option<()> {
         let name = self.changes.generation()?.name(self.store.names(), account, key);
-        let stamp = self.store.time_of(asked)?;
+        // The later of two readings, so that what was requested then is removed, whichever reading its stamp is from.
+        let stamp = self.store.latest_time_of(asked)?;
         let mut command = redis::cmd("EVAL");
-        command.arg(REMOVE).arg(1).arg(name).arg(value::stamp(stamp));
+        command.arg(REMOVE).arg(1).arg(name).arg(value::stamp(stamp)).arg(self.last_stamp()?);
         let removed = self.store.run::<bool>("page_remove", &command).await.ok()?;
         self.tell(key, stamp, tell, removed).await;
         Some(())

@@ -2,7 +2,7 @@
 //!
 //! `stamp · sealed(kind · gzip(record))`. The stamp is the time of the page's request. The store's scripts compare it, so
 //! that an older page never replaces a newer one. It is authenticated like all else. The times in the record are on the
-//! store's clock.
+//! shared clock.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Belonging<'_> {
         let mut record = Vec::new();
         GzDecoder::new(packed).take(MOST_UNPACKED + 1).read_to_end(&mut record).ok()?;
         let stored = record::decode(self.key, &record, calendar)?;
-        // A page from the future has an age that nobody knows: the store's clock was set back.
+        // A page from the future has an age that nobody knows: its writer knew another clock.
         let is_past =
             record::head(&record)?.fetched <= calendar.now() && asked.0.saturating_mul(1000) <= calendar.now();
         let value = match *kind {

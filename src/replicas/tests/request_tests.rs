@@ -52,6 +52,9 @@ const METADATA: &str = r#"{"cubes":[{"name":"C","measures":[{"name":"C.Count","t
     {"name":"C.Secret","type":"string"}]}]}"#;
 const ASK: &str = r#"{"query":{"measures":["C.Count"]}}"#;
 
+/// What the clocks of the store show.
+const NOW: i64 = 1_800_000_000_000_000;
+
 /// What the node with the budget does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Budget {
@@ -112,7 +115,7 @@ impl Played {
         }
         let script = text(&words[1]);
         if script.contains("ZADD") {
-            return Some((Value::Array(vec![bulk("1800000000000000"), Value::Int(2)]), false));
+            return Some((Value::Array([NOW, NOW, 2].map(Value::Int).into()), false));
         }
         if script.contains("fair queueing") {
             let answers = *self.budget.lock().unwrap() == Budget::Slow;
@@ -139,7 +142,7 @@ impl Played {
         let asked = teams.iter().enumerate().flat_map(|(team, ask)| (0..number(&ask[3])).map(move |_| team + 1));
         let tokens: Vec<_> = asked.take(most).flat_map(|team| [team as i64, 0, 7]).collect();
         let granted = self.granted.fetch_add(tokens.len() / 3, Ordering::SeqCst) + tokens.len() / 3;
-        let head = [1000, 1000, 0, 0, 0, granted as i64, 0, 1_000_000, 1_800_000_000_000_000];
+        let head = [1000, 1000, 0, 0, 0, granted as i64, 0, 1_000_000, NOW];
         Value::Array(head.into_iter().chain(teams.iter().map(|_| 0)).chain(tokens).map(Value::Int).collect())
     }
 }
