@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::circuit::{CircuitState, Decision};
 use super::fair_queue::Ticket;
 use super::limits::Limits;
-use super::pending::{Pending, Reservation, circuit_open, query_of, queue_full};
+use super::pending::{Pending, Reservation, circuit_open, needed_by, query_of, queue_full, useful_until};
 use super::quota::{LocalQuota, QuotaSource};
 use super::state::{Served, State, latest_start};
 use super::wait_queue::{QueuePosition, Waiting, background_waiters};
@@ -268,10 +268,11 @@ impl Shared {
         let mut unclaimed = Vec::new();
         let mut locked = self.lock();
         locked.state.quota.update(now);
-        let opened = locked.state.quota.circuit_open_until();
-        if opened.is_some_and(|until| locked.state.circuit.open_until(until, now)) {
+        let since = locked.state.circuit.state(now).1;
+        if locked.state.hear_of_circuit(now) {
             self.refuse_all(&mut locked.state, now);
         }
+        self.log_closed(&locked.state, since, now);
         let wake_at = loop {
             match locked.state.serve_next(now) {
                 Served::Call(Waiting { reply: Pending { reply, reservation, .. }, .. }) => {
@@ -375,6 +376,9 @@ impl Shared {
             AttemptOutcome::Failed | AttemptOutcome::Unreachable => {
                 let is_answer = outcome == AttemptOutcome::Failed;
                 opened = state.circuit.failed(reservation.query, reservation.is_probe, is_answer, now);
+                if reservation.is_probe && is_answer {
+                    state.quota.probe_failed(reservation.query);
+                }
                 if let Some(until) = state.circuit.opened_by_answers().filter(|_| opened) {
                     state.quota.circuit_opened(until);
                 }
@@ -386,22 +390,28 @@ impl Shared {
         if opened {
             self.refuse_all(state, now);
         }
-        let is_limited = matches!(outcome, AttemptOutcome::RateLimited(..));
         drop(locked);
-        if is_limited {
+        if matches!(outcome, AttemptOutcome::RateLimited(..)) {
             self.refuse_late();
         }
         self.advance();
     }
 
-    /// Records a success, and logs it when that closes the circuit.
+    /// Records a success. If that closes the circuit, others are told.
     fn circuit_succeeded(&self, state: &mut State<Pending<Permit>>, is_probe: bool, now: Instant) {
         let since = state.circuit.state(now).1;
         state.circuit.succeeded(is_probe, now);
-        if let (Some(since), (CircuitState::Closed, _)) = (since, state.circuit.state(now)) {
-            let open_for_ms = now.saturating_duration_since(since).as_millis();
-            tracing::info!(account = %self.name, open_for_ms, "Twilio answers again: the circuit is closed");
+        if self.log_closed(state, since, now) {
+            state.quota.circuit_closed();
         }
+    }
+
+    /// Logs that the circuit is closed, if it was not `since` then. Returns whether that is so.
+    fn log_closed(&self, state: &State<Pending<Permit>>, since: Option<Instant>, now: Instant) -> bool {
+        let (Some(since), CircuitState::Closed) = (since, state.circuit.state(now).0) else { return false };
+        let open_for_ms = now.saturating_duration_since(since).as_millis();
+        tracing::info!(account = %self.name, open_for_ms, "Twilio answers again: the circuit is closed");
+        true
     }
 
     /// Refuses every call that waits, because the circuit has opened, perhaps again. It is logged once until it is closed.
@@ -487,14 +497,4 @@ impl Drop for Permit {
             self.account.end(reservation, self.sent, AttemptOutcome::Inconclusive);
         }
     }
-}
-
-/// The earliest deadline of the clients that wait for a call, and of the call itself.
-fn needed_by(call: &UpstreamCall) -> Instant {
-    call.waiters.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
-}
-
-/// The latest deadline of the clients that wait for a call, but no later than that of the call itself.
-fn useful_until(call: &UpstreamCall) -> Instant {
-    call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
 }

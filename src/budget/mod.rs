@@ -39,7 +39,8 @@ mod state;
 mod wait_queue;
 
 pub use account::{AccountBudget, AttemptOutcome, BudgetStatus, Permit};
-pub use circuit::{CircuitPolicy, CircuitState};
+pub use circuit::{CircuitPolicy, CircuitState, CommonCircuit};
+pub(crate) use circuit::{LEAST_QUERIES, PROBE};
 pub use limits::Limits;
 pub(crate) use quota::LocalQuota;
 pub use quota::{Demand, Grant, Parts, QuotaSource, QuotaStatus, Turn};

@@ -126,3 +126,13 @@ pub(super) fn circuit_open(wait: Duration) -> GatewayError {
     let message = format!("Twilio has failed again and again and is left alone; come back in {} s", wait.as_secs());
     GatewayError::new(Reason::CircuitOpen, message).with_retry_after(wait)
 }
+
+/// The earliest deadline of the clients that wait for a call, and of the call itself.
+pub(super) fn needed_by(call: &UpstreamCall) -> Instant {
+    call.waiters.needed_by().map_or(call.deadline, |needed| needed.min(call.deadline))
+}
+
+/// The latest deadline of the clients that wait for a call, but no later than that of the call itself.
+pub(super) fn useful_until(call: &UpstreamCall) -> Instant {
+    call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
+}

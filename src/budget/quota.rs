@@ -14,10 +14,12 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::adaptive_rate::AdaptiveRate;
+use super::circuit::CommonCircuit;
 use super::limits::Limits;
 use crate::accounts::Team;
 use crate::core::clock::Instant;
 use crate::core::limiter::{Limiter, Quota};
+use crate::request::key::Key;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// The answer to a request for a token.
@@ -196,8 +198,14 @@ pub trait QuotaSource: Debug + Send {
     /// The circuit has opened until this time, because of what the upstream answered.
     fn circuit_opened(&mut self, _until: Instant) {}
 
-    /// Until when another process has opened the circuit.
-    fn circuit_open_until(&self) -> Option<Instant> {
+    /// A probe has closed the circuit.
+    fn circuit_closed(&mut self) {}
+
+    /// A probe of this query failed, as the upstream's answer shows.
+    fn probe_failed(&mut self, _query: Key) {}
+
+    /// What processes that share the account know of its circuit. [`CommonCircuit::Closed`] is told once.
+    fn common_circuit(&mut self) -> Option<CommonCircuit> {
         None
     }
 

@@ -84,6 +84,11 @@ impl<R> State<R> {
         self.quota.set_limits(&limits, now);
     }
 
+    /// Takes what other processes know of the circuit. Returns whether calls that wait have to be refused.
+    pub(super) fn hear_of_circuit(&mut self, now: Instant) -> bool {
+        self.quota.common_circuit().is_some_and(|common| self.circuit.hear(common, now))
+    }
+
     fn has_free_slot(&self, now: Instant) -> bool {
         self.in_flight < self.quota.concurrency(now)
     }

@@ -14,9 +14,15 @@
 -- asks, the replica is told to ask again. A replica that is far away may have the tokens of a round trip out of turn:
 -- otherwise each turn would cost a round trip. The start tags make up for it.
 --
+-- The circuit: `open` is 0 while it is closed. Once that time is past, the circuit is half open, until a replica says that a
+-- probe succeeded. Meanwhile a token is a probe: while one is under way nobody gets another, or until `probed`, because the
+-- replica may have died. Probes of several queries that fail open it again, wherever they were sent. Each opening is known
+-- by the time at which it began.
+--
 -- KEYS (all in one hash slot; each expires)
---   1  hash  tat, paused, open: times; period, burst: the lowest of all replicas, read at `read`; virtual: the virtual
---            time; granted: all tokens so far; base, log: see `refund`
+--   1  hash  tat, paused, open, probed: times; period, burst: the lowest of all replicas, read at `read`; virtual: the
+--            virtual time; granted: all tokens so far; base, log: see `refund`; opened: the last opening of the circuit;
+--            failing: queries whose probes failed, each with the time until which that counts
 --   2  hash  replica -> "until period burst": what each may spend
 --   3  hash  replica -> "until" and, for each team that waits there, " team class calls period burst"
 --   4  hash  team:class -> its start tag; team -> the TAT of its own limit
@@ -31,12 +37,16 @@
 --  13  how long a round trip takes: how far away the replica is
 --  14  tokens that it spent while it did not reach this store, and that its part of the rate has not paid for
 --  15  the longest pause                                  16  the longest time for which the circuit is open
---  17  number n of tokens that are given back, then the times of these
---  18+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  17  the opening of the circuit that it takes part in, 0 if that began there, or -1
+--  18  the opening that its probe has ended, or 0         19  queries whose probes failed there, with spaces between them
+--  20  how long a probe keeps others from another         21  so many queries whose probes failed open the circuit again
+--  22  number n of tokens that are given back, then the times of these
+--  23+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
---   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause   5 rest of the open circuit
---   6 granted  7 calls that wait elsewhere   8 ask again after this time   9 now
+--   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause
+--   5 rest of the open circuit, negative if it is half open   6 the opening, 0 if it is closed
+--   7 granted  8 calls that wait elsewhere   9 ask again after this time   10 now
 --   for each team: after this time its own limit has a token
 --   for each token: the number of its team in ARGV, from 1; after this time it may be used; its time, to give it back
 
@@ -71,9 +81,11 @@ local away = tonumber(ARGV[13])
 local most, ahead, alive = tonumber(ARGV[6]), tonumber(ARGV[7]) + away, tonumber(ARGV[8])
 local grace = tonumber(ARGV[9]) + away
 local longest, retry, latest = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local longest_open, probe = tonumber(ARGV[16]), tonumber(ARGV[20])
 
 local state = pairs_of(KEYS[1])
-for _, name in ipairs({ 'tat', 'paused', 'open', 'period', 'burst', 'read', 'virtual', 'granted', 'base' }) do
+local numbers = { 'tat', 'paused', 'open', 'opened', 'probed', 'period', 'burst', 'read', 'virtual', 'granted', 'base' }
+for _, name in ipairs(numbers) do
   local value = number(state[name])
   if not value then
     state = {}
@@ -93,7 +105,8 @@ if is_late then most = 0 end
 -- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
 local behind = math.max(field('read') - now, 0)
 local paused = math.max(field('paused') - behind, told + tonumber(ARGV[4]))
-local open = math.max(field('open') - behind, told + tonumber(ARGV[5]))
+local open, opened, probed = field('open'), field('opened'), field('probed')
+if open > 0 then open, opened, probed = math.max(1, open - behind), math.max(1, opened), probed - behind end
 if behind > 0 then
   tat = math.max(0, tat - behind)
   base, log = tat, ''
@@ -101,7 +114,44 @@ if behind > 0 then
 end
 
 paused = math.min(paused, now + tonumber(ARGV[15]))
-open = math.min(open, now + tonumber(ARGV[16]))
+
+local function is_half_open() return open > 0 and open <= now end
+local failing = words(open > 0 and state.failing)
+-- A later opening has a greater number, also where the clock has gone back.
+local function open_until(until_then)
+  opened, open, probed, failing = math.max(now, opened + 1), until_then, 0, {}
+end
+
+if is_half_open() and opened == tonumber(ARGV[18]) then open = 0 end
+local opening, until_then = tonumber(ARGV[17]), told + tonumber(ARGV[5])
+if opening > opened then
+  -- The store has lost it.
+  opened, open = opening, math.max(1, open, until_then)
+elseif until_then > now and (opening == 0 or opening == opened and open > 0) then
+  if open > now then open = math.max(open, until_then) else open_until(until_then) end
+end
+local queries = {}
+if is_half_open() then
+  for query in string.gmatch(ARGV[19], '%S+') do
+    failing[#failing + 1] = query
+    failing[#failing + 1] = whole(now + longest_open)
+    probed = 0
+  end
+  local last = {}
+  for i = 1, #failing, 2 do
+    local counts_until = number(failing[i + 1])
+    if counts_until and counts_until > now and counts_until <= now + longest_open then
+      last[failing[i]] = failing[i + 1]
+    end
+  end
+  for query, counts_until in pairs(last) do queries[#queries + 1] = query .. ' ' .. counts_until end
+  if #queries >= tonumber(ARGV[21]) then
+    open_until(now + longest_open)
+    queries = {}
+  end
+end
+open = math.min(open, now + longest_open)
+probed = open > 0 and math.min(probed, now + 2 * longest + probe) or 0
 
 -- The lowest rate and burst of the replicas that live. 0, no limit, is the least period.
 local own = words(get('HGET', KEYS[2], replica))
@@ -147,10 +197,11 @@ end
 -- space, and `base` is the TAT before them. A token that is not there is not given back, so that never more comes back
 -- than was taken.
 local function entry_of(at) return string.format('%016.0f ', at) end
-local refunds = tonumber(ARGV[17])
+local refunds = tonumber(ARGV[22])
 for i = 1, refunds do
-  local from, to = string.find(log, entry_of(ARGV[17 + i]), 1, true)
+  local from, to = string.find(log, entry_of(ARGV[22 + i]), 1, true)
   if from then
+    probed = 0
     log, tat = string.sub(log, 1, from - 1) .. string.sub(log, to + 1), base
     for at in string.gmatch(log, '%d+') do tat = math.max(tat, tonumber(at)) + period end
   end
@@ -185,7 +236,7 @@ local function want(team, class, team_period, team_burst)
   end
   return entry
 end
-for i = 18 + refunds, #ARGV, 6 do
+for i = 23 + refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
   entry.period, entry.burst = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
@@ -231,7 +282,7 @@ end
 
 local grants, wait = {}, is_late and retry or longest
 while #grants < 3 * most do
-  local first = math.max(next_at(tat, period, burst), paused)
+  local first = math.max(next_at(tat, period, burst), paused, open, probed)
   local best, best_at, soonest, least
   for _, entry in pairs(wanted) do
     if entry.here > 0 or entry.there then
@@ -260,6 +311,7 @@ while #grants < 3 * most do
   if limit.period > 0 then limit.tat = math.max(limit.tat, best_at) + limit.period end
   tat = math.max(tat, best_at) + period
   granted = granted + 1
+  if open > 0 then probed = best_at + probe end
   log = log .. entry_of(best_at)
   if #log > 64 * 17 then
     base = math.max(base, tonumber(string.sub(log, 1, 16)) or 0) + period
@@ -283,9 +335,10 @@ for _, entry in ipairs(asked) do
 end
 if waits then redis.call('HSET', KEYS[3], replica, waiting) else redis.call('HDEL', KEYS[3], replica) end
 
--- 0 where it is over: later, on a server whose clock is behind, it would seem to last.
+-- No time where it is over: later, on a server whose clock is behind, it would seem to last.
 local function lasting(until_then) return until_then > now and whole(until_then) or '0' end
-redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', lasting(paused), 'open', lasting(open), 'period', whole(period),
+redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', lasting(paused), 'open', is_half_open() and '1' or lasting(open),
+  'opened', whole(opened), 'probed', lasting(probed), 'failing', table.concat(queries, ' '), 'period', whole(period),
   'burst', whole(burst), 'read', whole(read), 'virtual', whole(virtual), 'granted', whole(granted), 'base', whole(base),
   'log', log)
 local keep = math.ceil((last - now + 60000000) / 1000)
@@ -295,7 +348,7 @@ redis.call('PEXPIRE', KEYS[3], whole((longest + grace + 1000000) / 1000))
 -- Other teams may owe for longer than those that wait now.
 if redis.call('PTTL', KEYS[4]) < keep then redis.call('PEXPIRE', KEYS[4], whole(keep)) end
 
-local reply = { period, burst, tat - now, paused - now, open - now, granted, elsewhere, wait, now }
+local reply = { period, burst, tat - now, paused - now, open - now, open > 0 and opened or 0, granted, elsewhere, wait, now }
 for _, entry in ipairs(asked) do reply[#reply + 1] = of_limit(entry.limit) - now end
 for _, value in ipairs(grants) do reply[#reply + 1] = value end
 return reply

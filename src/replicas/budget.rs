@@ -10,7 +10,8 @@
 //! * The bucket of this process has to agree to each token. So a replica never exceeds the configured rate, whatever the
 //!   store says.
 //! * What this replica learns is told to the store with each ask, at least once a second: pauses, a lowered rate, a
-//!   circuit that the upstream's answers opened. What others have learnt comes back.
+//!   circuit that the upstream's answers opened. What others have learnt comes back. Once the circuit has been open, a token
+//!   is the right to send a probe, so that one replica at a time does.
 //!
 //! # Without the store
 //!
@@ -39,8 +40,9 @@ use self::ledger::{Ledger, StoreLedger};
 use self::side::Replica;
 use super::SharedStore;
 use crate::accounts::{Account, Team};
-use crate::budget::{Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
+use crate::budget::{CommonCircuit, Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
 use crate::core::clock::{Clock, Instant};
+use crate::request::key::Key;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// The tokens of one account, which all replicas share. See the module.
@@ -102,7 +104,7 @@ async fn ask(
             if replica.set_up(*is_up.borrow_and_update(), clock.now()) {
                 changes.notify_one();
             }
-            replica.question(clock.now(), |team| ledger.hidden(team))
+            replica.question(clock.now(), |kind, name| ledger.hidden(kind, name))
         };
         let Some(question) = question else {
             let Some(at) = replica.upgrade().map(|replica| lock(&replica).next_ask(clock.now())) else { return };
@@ -208,8 +210,16 @@ impl QuotaSource for SharedQuota {
         self.change(|replica| replica.circuit_opened(until));
     }
 
-    fn circuit_open_until(&self) -> Option<Instant> {
-        self.replica().circuit_open_until()
+    fn circuit_closed(&mut self) {
+        self.change(Replica::circuit_closed);
+    }
+
+    fn probe_failed(&mut self, query: Key) {
+        self.change(|replica| replica.probe_failed(query));
+    }
+
+    fn common_circuit(&mut self) -> Option<CommonCircuit> {
+        self.replica().common_circuit()
     }
 
     fn nth_at(&self, n: u32, now: Instant) -> Instant {

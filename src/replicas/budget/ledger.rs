@@ -8,6 +8,7 @@ use redis::Cmd;
 use tokio::sync::watch;
 
 use crate::accounts::Account;
+use crate::budget::{LEAST_QUERIES, PROBE};
 use crate::replicas::{SharedStore, StoreError};
 
 /// The script that decides.
@@ -53,6 +54,12 @@ pub(super) struct Question {
     pub(super) pause: Duration,
     /// For how long its circuit is open, from now.
     pub(super) open: Duration,
+    /// The opening that its circuit takes part in: 0 if that began here and has no number yet.
+    pub(super) opening: Option<u64>,
+    /// The opening that a probe has ended.
+    pub(super) ended: Option<u64>,
+    /// What stands for the queries whose probes failed.
+    pub(super) failed_probes: Vec<String>,
     /// Tokens at most; none of any team if 0.
     pub(super) most: u32,
     /// Until when an answer is waited for, on the store's clock in microseconds, if that is known.
@@ -89,7 +96,10 @@ pub(super) struct Answer {
     /// The tokens that are taken are paid for after this time.
     pub(super) owed: Duration,
     pub(super) pause: Duration,
+    /// The rest of the time for which the circuit is open.
     pub(super) open: Duration,
+    /// The opening of the circuit, until that is closed again.
+    pub(super) opening: Option<u64>,
     /// Tokens granted to all replicas so far.
     pub(super) granted: u64,
     /// Calls that wait at other replicas.
@@ -115,8 +125,8 @@ pub(super) trait Ledger: Send + Sync + 'static {
     fn replicas(&self) -> u32;
     /// Replicas that are configured.
     fn configured(&self) -> u32;
-    /// Stands for a team of this name.
-    fn hidden(&self, team: &str) -> String;
+    /// Stands for a name of this kind.
+    fn hidden(&self, kind: &'static str, name: &[u8]) -> String;
 }
 
 /// The budget in the store.
@@ -157,8 +167,8 @@ impl Ledger for StoreLedger {
         self.store.settings().replicas
     }
 
-    fn hidden(&self, team: &str) -> String {
-        self.store.names().hidden(&self.account, "team", team.as_bytes())
+    fn hidden(&self, kind: &'static str, name: &[u8]) -> String {
+        self.store.names().hidden(&self.account, kind, name)
     }
 }
 
@@ -176,6 +186,11 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
     command
         .arg(micros(question.longest_pause))
         .arg(micros(question.longest_open))
+        .arg(question.opening.map_or(-1, |opening| i64::try_from(opening).unwrap_or(0)))
+        .arg(question.ended.unwrap_or(0))
+        .arg(question.failed_probes.join(" "))
+        .arg(micros(PROBE))
+        .arg(LEAST_QUERIES)
         .arg(question.refunds.len())
         .arg(&question.refunds);
     for Ask { team, background, weight, calls, limit } in &question.teams {
@@ -187,7 +202,8 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
 
 /// Reads the script's reply to a question about so many teams.
 pub(super) fn read(reply: &[i64], teams: usize) -> Option<Answer> {
-    let (&[period, burst, owed, pause, open, granted, elsewhere, wait, now], rest) = reply.split_first_chunk::<9>()?;
+    let (&[period, burst, owed, pause, open, opening, granted, elsewhere, wait, now], rest) =
+        reply.split_first_chunk::<10>()?;
     let (waits, tokens) = rest.split_at_checked(teams)?;
     let token = |token: &[i64]| {
         let &[team, after, at] = token else { return None };
@@ -199,6 +215,7 @@ pub(super) fn read(reply: &[i64], teams: usize) -> Option<Answer> {
         owed: duration(owed),
         pause: duration(pause),
         open: duration(open),
+        opening: u64::try_from(opening).ok().filter(|opening| *opening > 0),
         granted: u64::try_from(granted).ok()?,
         elsewhere: u32::try_from(elsewhere).unwrap_or(u32::MAX),
         wait: duration(wait),

@@ -1,12 +1,14 @@
 //! What one replica knows of the common budget, and what it does with it. Pure: time is passed in, nothing waits.
 
 mod away;
+mod circuit;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::circuit::CircuitPart;
 use super::alone::AlonePart;
 use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
 use super::pace::Pace;
@@ -57,7 +59,6 @@ struct Known {
     /// Tokens that are taken are paid for then.
     paid: Option<Instant>,
     paused_until: Option<Instant>,
-    open_until: Option<Instant>,
     granted: Option<u64>,
     elsewhere: u32,
     /// When the own limit of a team has a token.
@@ -88,7 +89,7 @@ pub(super) struct Replica {
     known: Known,
     /// What the store was told that may be spent, and when that changed.
     told: Option<(Spend, Instant)>,
-    opened_until: Option<Instant>,
+    circuit: CircuitPart,
     timeout: Duration,
     /// The store's clock when it answered last, in microseconds, and when that was here. It is never later than it was.
     store_time: Option<(u64, Instant)>,
@@ -127,7 +128,7 @@ impl Replica {
             spent_alone: 0,
             known: Known::default(),
             told: None,
-            opened_until: None,
+            circuit: CircuitPart::default(),
             pace: Pace::default(),
             asked: None,
             failures: 0,
@@ -163,7 +164,11 @@ impl Replica {
     }
 
     /// What to ask now, if anything.
-    pub(super) fn question(&mut self, now: Instant, hidden: impl Fn(&str) -> String) -> Option<Question> {
+    pub(super) fn question(
+        &mut self,
+        now: Instant,
+        hidden: impl Fn(&'static str, &[u8]) -> String,
+    ) -> Option<Question> {
         if !self.is_up || (now < self.ask_at && !self.has_news) {
             return None;
         }
@@ -175,17 +180,19 @@ impl Replica {
         let mut teams = Vec::with_capacity(wanted.len());
         for (demand, calls) in wanted {
             let Demand { team, background, .. } = demand;
-            let hidden = self.hidden.entry(Arc::clone(&team.name)).or_insert_with(|| hidden(&team.name)).clone();
+            let hidden = self
+                .hidden
+                .entry(Arc::clone(&team.name))
+                .or_insert_with(|| hidden("team", team.name.as_bytes()))
+                .clone();
             let limit = team.upstream.map(|rate| spend(&Quota::new(rate, rate.count()))).unwrap_or_default();
             teams.push(Ask { team: hidden, background, weight: team.weight, calls, limit });
         }
-        let rest = |until: Option<Instant>| until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         self.asked = Some(now);
         self.patience.begun(now);
-        Some(Question {
+        let mut question = Question {
             spend: self.tell(now),
             pause: self.local.status(now).paused,
-            open: rest(self.opened_until),
             most,
             latest: self.latest(now),
             round_trip: self.pace.round_trip(),
@@ -194,7 +201,10 @@ impl Replica {
             spent_alone: self.spent_alone(now),
             refunds: std::mem::take(&mut self.refunds),
             teams,
-        })
+            ..Question::default()
+        };
+        self.circuit.tell(&mut question, |query| hidden("query", query.as_bytes()), now);
+        Some(question)
     }
 
     /// Until when an answer is waited for, on the store's clock.
@@ -280,7 +290,7 @@ impl Replica {
         self.known.spend = answer.spend;
         self.known.paid = until(answer.owed);
         self.known.paused_until = until(answer.pause.min(self.longest_pause));
-        self.known.open_until = until(answer.open.min(self.longest_open));
+        self.circuit.learn(question, answer, self.longest_open, now);
         self.known.elsewhere = answer.elsewhere;
         let mut asked: Vec<Turn> = Vec::with_capacity(question.teams.len());
         for (ask, wait) in question.teams.iter().zip(&answer.teams) {
@@ -425,11 +435,6 @@ impl Replica {
             self.refunds.push(held.at);
             self.has_news = true;
         }
-    }
-
-    pub(super) fn circuit_opened(&mut self, until: Instant) {
-        self.opened_until = Some(until);
-        self.has_news = true;
     }
 
     pub(super) fn rate_limited(

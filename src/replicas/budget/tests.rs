@@ -24,6 +24,7 @@ use crate::semantics::request_directives::Urgency;
 use crate::twilio::endpoint::Operation;
 
 mod alone_tests;
+mod circuit_tests;
 mod damage_tests;
 mod model_tests;
 mod real_tests;
@@ -214,8 +215,11 @@ impl Ledger for Link {
         self.store.0.replicas
     }
 
-    fn hidden(&self, team: &str) -> String {
-        team.to_owned()
+    fn hidden(&self, kind: &'static str, name: &[u8]) -> String {
+        match kind {
+            "team" => String::from_utf8(name.to_vec()).unwrap(),
+            _ => name.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
     }
 }
 

@@ -34,6 +34,7 @@ impl Replica {
         self.used.clear();
         self.refunds.clear();
         self.known = Known::default();
+        self.circuit.alone();
         self.local.update(now);
         self.local.drain(now);
         self.side = Side::Alone(self.part().map(|part| AlonePart::new(part, now)));

@@ -38,10 +38,6 @@ impl Replica {
         self.known.teams.get(&team.name).copied()
     }
 
-    pub(in crate::replicas::budget) fn circuit_open_until(&self) -> Option<Instant> {
-        self.known.open_until
-    }
-
     /// Into how many parts what replicas have in common is divided now.
     pub(in crate::replicas::budget) fn parts(&self) -> Parts {
         let count = match self.side {

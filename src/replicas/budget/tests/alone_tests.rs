@@ -88,8 +88,8 @@ impl Ledger for Scripted {
         4
     }
 
-    fn hidden(&self, team: &str) -> String {
-        format!("<{team}>")
+    fn hidden(&self, _: &'static str, name: &[u8]) -> String {
+        format!("<{}>", String::from_utf8_lossy(name))
     }
 }
 
@@ -265,7 +265,7 @@ async fn pauses_and_circuits_are_told_and_followed() {
     tokio::time::sleep(S).await;
     assert!(budget.status().paused > 4 * S, "{:?}", budget.status());
     tokio::time::sleep(7 * S).await;
-    store.next(|_| Answer { open: 2 * S, ..grant(&[], 0) });
+    store.next(|_| Answer { open: 2 * S, opening: Some(7), ..grant(&[], 0) });
     tokio::time::sleep(S).await;
     assert!(budget.status().broken_for.is_some(), "{:?}", budget.status());
 }
@@ -303,7 +303,7 @@ async fn no_pause_is_longer_than_configured() {
     let store = Scripted::new(true);
     let budget = store.budget(limits(100, 100));
     tokio::time::sleep(S).await;
-    store.next(|_| Answer { pause: YEAR, open: YEAR, ..grant(&[], 0) });
+    store.next(|_| Answer { pause: YEAR, open: YEAR, opening: Some(7), ..grant(&[], 0) });
     tokio::time::sleep(2 * S).await;
     assert!(budget.status().paused <= 300 * S, "{:?}", budget.status());
 }

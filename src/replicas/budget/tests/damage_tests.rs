@@ -34,11 +34,15 @@ async fn assert_harmless(replicas: u32, damage: &str) {
 
 #[tokio::test(start_paused = true)]
 async fn a_number_that_was_forged_neither_stops_nor_speeds_up_an_account() {
-    for name in ["tat", "paused", "open", "period", "burst", "read", "virtual", "granted", "base", "log"] {
+    for name in [
+        "tat", "paused", "open", "opened", "probed", "failing", "period", "burst", "read", "virtual", "granted",
+        "base", "log",
+    ] {
         for value in ["LATEST", "0", "nan"] {
             assert_harmless(2, &format!("HSET budget {name} {value}")).await;
         }
     }
+    assert_harmless(2, "HSET budget open SOON probed LATEST failing a,SOON,b,SOON,c,LATEST,d").await;
     for value in ["1", "-5", "1e300", "0x10", "LATEST0"] {
         assert_harmless(4, &format!("HSET budget period {value}")).await;
     }

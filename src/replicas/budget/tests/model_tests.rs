@@ -9,6 +9,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::super::ledger::{AHEAD, ALIVE, COST, GRACE, LONGEST, RETRY, micros};
 use super::*;
+use crate::budget::{LEAST_QUERIES, PROBE};
 
 /// A take is remembered for a refund until so many others came after it.
 const REMEMBERED: usize = 64;
@@ -22,6 +23,12 @@ struct Step {
     spend: Spend,
     pause: Duration,
     open: Duration,
+    /// Whether its circuit takes part in the opening that it knows.
+    takes_part: bool,
+    /// Whether its probe ended that.
+    ends: bool,
+    /// A query whose probe failed.
+    failed_probe: Option<u8>,
     /// By how much the script runs after the latest time, if it does.
     late: Option<i64>,
     most: u32,
@@ -42,6 +49,9 @@ struct Model {
     takes: Vec<i64>,
     paused: i64,
     open: i64,
+    opened: i64,
+    probed: i64,
+    failing: Vec<(String, i64)>,
     virtual_time: u64,
     granted: u64,
     waiting: BTreeMap<usize, (i64, Vec<Ask>)>,
@@ -81,20 +91,64 @@ impl Model {
         self.read = Some(now);
     }
 
+    fn open_until(&mut self, until: i64, now: i64) {
+        (self.opened, self.open, self.probed) = (now.max(self.opened + 1), until, 0);
+        self.failing.clear();
+    }
+
+    fn is_half_open(&self, now: i64) -> bool {
+        self.open > 0 && self.open <= now
+    }
+
+    fn hear_of_circuit(&mut self, question: &Question, told: i64, now: i64) {
+        if self.is_half_open(now) && question.ended.map(signed) == Some(self.opened) {
+            self.open = 0;
+        }
+        let (opening, until) = (question.opening.map_or(-1, signed), told + signed(micros(question.open)));
+        if opening > self.opened {
+            (self.opened, self.open) = (opening, self.open.max(until).max(1));
+        } else if until > now && (opening == 0 || (opening == self.opened && self.open > 0)) {
+            if self.open > now {
+                self.open = self.open.max(until);
+            } else {
+                self.open_until(until, now);
+            }
+        }
+        let longest = now + signed(micros(question.longest_open));
+        if self.is_half_open(now) {
+            for query in &question.failed_probes {
+                self.failing.retain(|(known, _)| known != query);
+                self.failing.push((query.clone(), longest));
+                self.probed = 0;
+            }
+            self.failing.retain(|(_, until)| (now + 1..=longest).contains(until));
+            if self.failing.len() >= LEAST_QUERIES {
+                self.open_until(longest, now);
+            }
+        } else {
+            self.failing.clear();
+        }
+        self.open = self.open.min(longest);
+        let most = now + signed(micros(2 * LONGEST + PROBE));
+        self.probed = if self.open > 0 { self.probed.min(most) } else { 0 };
+    }
+
     fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
         let latest = question.latest.map_or(i64::MAX, signed);
         let (is_late, told) = (now > latest, now.min(latest));
         let most = if is_late { 0 } else { question.most as usize };
         let behind = self.read.map_or(0, |read| (read - now).max(0));
         self.paused = (self.paused - behind).max(told + signed(micros(question.pause)));
-        self.open = (self.open - behind).max(told + signed(micros(question.open)));
+        if self.open > 0 {
+            (self.open, self.probed) = ((self.open - behind).max(1), self.probed - behind);
+        }
         if behind > 0 {
             (self.base, self.takes) = ((self.tat() - behind).max(0), Vec::new());
             (self.limits, self.waiting) = Default::default();
             (self.starts, self.tats) = Default::default();
         }
         self.paused = self.paused.min(now + signed(micros(question.longest_pause)));
-        self.open = self.open.min(now + signed(micros(question.longest_open)));
+        self.hear_of_circuit(question, told, now);
         let said = self.limits.insert(replica, (now + signed(micros(ALIVE)), question.spend));
         let is_same = said.is_some_and(|(_, said)| said == question.spend);
         if !is_same || behind > 0 || self.read.is_none_or(|read| now >= read + 1_000_000) {
@@ -109,6 +163,7 @@ impl Model {
             let recent = self.takes.len().saturating_sub(REMEMBERED);
             if let Some(place) = self.takes[recent..].iter().position(|take| *take == signed(*at)) {
                 self.takes.remove(recent + place);
+                self.probed = 0;
             }
         }
         // Where the burst has become less, no more is owed than empties the bucket.
@@ -117,7 +172,9 @@ impl Model {
             (self.base, self.takes) = (empty, Vec::new());
         }
         self.waiting.remove(&replica);
-        self.waiting.retain(|_, (until, _)| *until >= now);
+        // One that is later than any replica says does not count: the clock went back a little.
+        let last = now + signed(micros(LONGEST + GRACE + question.round_trip + S));
+        self.waiting.retain(|_, (until, _)| (now..=last).contains(until));
         let elsewhere: Vec<Ask> = self.waiting.values().flat_map(|(_, asks)| asks.clone()).collect();
         let mut asks = question.teams.clone();
         let limit_of = |team: &str| {
@@ -136,7 +193,7 @@ impl Model {
         let early = early.unwrap_or(i64::MAX).min(signed(most as u64));
         let (mut tokens, mut wait) = (Vec::new(), signed(micros(if is_late { RETRY } else { LONGEST })));
         while tokens.len() < most {
-            let first = next_at(self.tat(), self.spend, now).max(self.paused);
+            let first = next_at(self.tat(), self.spend, now).max(self.paused).max(self.open).max(self.probed);
             let at = |team: &str| {
                 let tat = self.tats.get(team).copied().unwrap_or(0);
                 first.max(next_at(tat, limit_of(team), now))
@@ -169,6 +226,9 @@ impl Model {
             }
             self.takes.push(at);
             self.granted += 1;
+            if self.open > 0 {
+                self.probed = at + signed(micros(PROBE));
+            }
             let after = Duration::from_micros(u64::try_from(at - now).unwrap());
             tokens.push(Token { team: place, after, at: u64::try_from(at).unwrap() });
             wait = 0;
@@ -181,7 +241,8 @@ impl Model {
         if !left.is_empty() {
             self.waiting.insert(replica, (now + wait + signed(micros(GRACE + question.round_trip)), left));
         }
-        for until in [&mut self.paused, &mut self.open] {
+        self.open = if self.is_half_open(now) { 1 } else { self.open };
+        for until in [&mut self.paused, &mut self.probed] {
             *until = if *until > now { *until } else { 0 };
         }
         let rest = |until: i64| Duration::from_micros(u64::try_from(until - now).unwrap_or(0));
@@ -192,6 +253,7 @@ impl Model {
             owed: rest(self.tat()),
             pause: rest(self.paused),
             open: rest(self.open),
+            opening: (self.open > 0).then(|| u64::try_from(self.opened).unwrap()),
             granted: self.granted,
             elsewhere: elsewhere.iter().map(|ask| ask.calls).sum(),
             wait: rest(now + wait),
@@ -220,26 +282,41 @@ fn step() -> impl Strategy<Value = Step> {
         passed,
         0usize..3,
         spend,
-        rarely(1_500_000),
-        rarely(5_000_000),
+        (rarely(1_500_000), rarely(5_000_000)),
+        (any::<bool>(), prop::bool::weighted(0.1), prop::option::weighted(0.3, 0u8..4)),
         prop_oneof![9 => Just(None), 1 => (1i64..3_000_000).prop_map(Some)],
         0u32..5,
         prop_oneof![9 => Just(0), 1 => 1u64..9],
         proptest::option::of(0usize..4),
         [calls(), calls(), calls()],
     )
-        .prop_map(|(passed, replica, spend, pause, open, late, most, spent_alone, refund, calls)| Step {
-            passed,
-            replica,
-            spend,
-            pause,
-            open,
-            late,
-            most,
-            spent_alone,
-            refund,
-            calls,
+        .prop_map(|(passed, replica, spend, (pause, open), circuit, late, most, spent_alone, refund, calls)| {
+            Step {
+                passed,
+                replica,
+                spend,
+                pause,
+                open,
+                takes_part: circuit.0,
+                ends: circuit.1,
+                failed_probe: circuit.2,
+                late,
+                most,
+                spent_alone,
+                refund,
+                calls,
+            }
         })
+}
+
+impl Step {
+    /// What it tells of its circuit, if it knows this opening.
+    fn circuit(&self, known: Option<u64>) -> Question {
+        let is_open = self.takes_part || !self.open.is_zero();
+        let opening = if is_open { known.or(Some(0)) } else { None };
+        let failed_probes = self.failed_probe.iter().map(|query| format!("query{query}")).collect();
+        Question { open: self.open, opening, ended: known.filter(|_| self.ends), failed_probes, ..Question::default() }
+    }
 }
 
 fn question() -> Question {
@@ -264,12 +341,12 @@ fn the_script_does_as_its_model() {
     let result = runner.run(&steps, |steps| {
         server.flush();
         let (mut store, mut model) = (TimedScript::new(&server), Model::default());
-        let (mut now, mut held) = (1_800_000_000_123_456_i64, vec![Vec::<u64>::new(); 3]);
+        let (mut now, mut held, mut known) = (1_800_000_000_123_456_i64, vec![Vec::<u64>::new(); 3], [None; 3]);
         for step in &steps {
             now += step.passed;
             let own = &held[step.replica];
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
-            let Step { spend, pause, open, most, spent_alone, .. } = *step;
+            let Step { spend, pause, most, spent_alone, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
             let (longest_pause, longest_open) = (S, 3 * S);
@@ -278,7 +355,6 @@ fn the_script_does_as_its_model() {
             let question = Question {
                 spend,
                 pause,
-                open,
                 most,
                 latest,
                 round_trip,
@@ -287,11 +363,13 @@ fn the_script_does_as_its_model() {
                 longest_open,
                 refunds,
                 teams,
+                ..step.circuit(known[step.replica])
             };
             let answer = store.ask(&step.replica.to_string(), &question, now);
             let expected = model.ask(step.replica, &question, now);
             prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
             held[step.replica].extend(answer.tokens.iter().map(|token| token.at));
+            known[step.replica] = answer.opening.or(known[step.replica]);
         }
         Ok(())
     });
@@ -316,11 +394,12 @@ fn what_is_used_stays_within_the_bound() {
             // Each is given back once at most; those that are too old count as used.
             let refund = step.refund.filter(|place| *place < own.len()).map(|place| own.remove(own.len() - 1 - place));
             let refunds = refund.into_iter().collect();
-            let Step { pause, open, most, .. } = *step;
+            let Step { pause, most, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
-            let question =
-                Question { spend, pause, open, most, round_trip, refunds, teams: asks(step.calls), ..question() };
+            let Question { open, opening, .. } = step.circuit(None);
+            let teams = asks(step.calls);
+            let question = Question { spend, pause, open, opening, most, round_trip, refunds, teams, ..question() };
             paused = paused.max(now + signed(micros(pause)));
             let answer = store.ask(&step.replica.to_string(), &question, now);
             for token in answer.tokens {

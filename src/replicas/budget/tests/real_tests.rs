@@ -28,6 +28,48 @@ async fn three_replicas_take_from_one_bucket() {
     drop(loads);
 }
 
+/// A probe that takes more than a second lets others try, so that the test holds however slow the machine is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_send_one_probe() {
+    let Some(server) = TestServer::start() else { return };
+    let circuit = CircuitPolicy { open: 200 * MS, ..limits(1, 1).circuit };
+    let (mut stores, mut budgets) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let store = server.replica().await;
+        budgets.push(budget(&store, Limits { circuit, ..limits(1000, 100) }));
+        stores.push(store);
+    }
+    for _ in 0..10 {
+        attempt(&budgets[0], &team("a", 1), AttemptOutcome::Failed).await;
+    }
+    let is_broken = |budget: &AccountBudget| budget.status().broken_for.is_some();
+    until("all know of it", || budgets.iter().all(is_broken)).await;
+    let (begun, granted) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
+    for budget in &budgets {
+        let (budget, granted) = (budget.clone(), Arc::clone(&granted));
+        tokio::spawn(async move {
+            loop {
+                let (call, _waiter) = call_of(&team("a", 1), 60 * S);
+                if let Ok(mut permit) = budget.acquire(&call).await {
+                    permit.spend();
+                    lock(&granted).push(permit);
+                    return;
+                }
+                tokio::time::sleep(5 * MS).await;
+            }
+        });
+    }
+    until("a probe is sent", || !lock(&granted).is_empty()).await;
+    tokio::time::sleep(200 * MS).await;
+    let probes: Vec<_> = lock(&granted).drain(..).collect();
+    let most = 1 + begun.elapsed().as_secs();
+    assert!(probes.len() as u64 <= most, "{} instead of {most}", probes.len());
+    for probe in probes {
+        probe.end(AttemptOutcome::Answered(RateLimitHeaders::default()));
+    }
+    until("it is closed for all", || !budgets.iter().any(is_broken)).await;
+}
+
 #[tokio::test]
 async fn every_key_expires_and_shows_no_team() {
     let Some(server) = TestServer::start() else { return };

@@ -1,0 +1,113 @@
+//! One replica's part in the common circuit: what it tells the others of its own, and what it learns of theirs.
+
+use std::time::Duration;
+
+use super::Replica;
+use crate::budget::CommonCircuit;
+use crate::core::clock::Instant;
+use crate::replicas::budget::ledger::{Answer, Question};
+use crate::request::key::Key;
+
+/// Queries whose probes failed that are told at once.
+const MOST_FAILED: usize = 8;
+
+impl Replica {
+    pub(in crate::replicas::budget) fn circuit_opened(&mut self, until: Instant) {
+        self.circuit.opened(until);
+        self.has_news = true;
+    }
+
+    pub(in crate::replicas::budget) fn circuit_closed(&mut self) {
+        self.circuit.closed();
+        self.has_news = true;
+    }
+
+    pub(in crate::replicas::budget) fn probe_failed(&mut self, query: Key) {
+        self.circuit.probe_failed(query);
+        self.has_news = true;
+    }
+
+    pub(in crate::replicas::budget) fn common_circuit(&mut self) -> Option<CommonCircuit> {
+        self.circuit.common()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct CircuitPart {
+    /// The opening that this replica's circuit takes part in: 0 if it began here and has no number yet.
+    opening: Option<u64>,
+    /// Until when this replica has opened it.
+    opened_until: Option<Instant>,
+    /// The opening that a probe has ended, until the store knows that.
+    ended: Option<u64>,
+    failed_probes: Vec<Key>,
+    /// What the others know of it.
+    common: Option<CommonCircuit>,
+}
+
+impl CircuitPart {
+    /// What the upstream answered has opened this replica's circuit, perhaps again.
+    pub(super) fn opened(&mut self, until: Instant) {
+        self.opening.get_or_insert(0);
+        self.opened_until = Some(until);
+    }
+
+    /// A probe has closed it.
+    pub(super) fn closed(&mut self) {
+        let opening = self.opening.take().filter(|opening| *opening > 0);
+        *self = Self { ended: opening.or(self.ended), ..Self::default() };
+    }
+
+    /// A probe of this query failed.
+    pub(super) fn probe_failed(&mut self, query: Key) {
+        if self.failed_probes.len() < MOST_FAILED {
+            self.failed_probes.push(query);
+        }
+    }
+
+    /// Nothing is known of the others any more.
+    pub(super) fn alone(&mut self) {
+        self.common = None;
+        self.failed_probes.clear();
+    }
+
+    /// Puts into a question what others have to know. `hidden` stands for a query.
+    pub(super) fn tell(&mut self, question: &mut Question, hidden: impl Fn(&Key) -> String, now: Instant) {
+        question.open = self.opened_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        (question.opening, question.ended) = (self.opening, self.ended);
+        question.failed_probes = self.failed_probes.drain(..).map(|query| hidden(&query)).collect();
+    }
+
+    /// Takes what the store answered. The circuit is believed to be open for `longest` at most.
+    pub(super) fn learn(&mut self, question: &Question, answer: &Answer, longest: Duration, now: Instant) {
+        if self.ended.is_some() && self.ended == answer.opening {
+            // The store will know when it is asked next.
+            return;
+        }
+        if self.ended == question.ended {
+            self.ended = None;
+        }
+        match answer.opening {
+            Some(opening) => {
+                self.opening = Some(opening);
+                let rest = answer.open.min(longest);
+                self.common =
+                    Some(if rest.is_zero() { CommonCircuit::HalfOpen } else { CommonCircuit::Open(now + rest) });
+            }
+            None if self.opening.is_some_and(|opening| opening > 0) => {
+                (self.opening, self.opened_until) = (None, None);
+                self.common = Some(CommonCircuit::Closed);
+            }
+            None => {}
+        }
+    }
+
+    /// What the others know. That it is closed is told once.
+    pub(super) fn common(&mut self) -> Option<CommonCircuit> {
+        let common = self.common;
+        if common == Some(CommonCircuit::Closed) {
+            self.common = None;
+        }
+        common
+    }
+}
