@@ -3,10 +3,15 @@
 //! The client library speaks the protocol. A connection carries many operations at once; nothing here waits for a free
 //! one. A connection that broke is not repaired: [`super::SharedStore`] opens another.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::select_ok;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
@@ -134,26 +139,9 @@ async fn open(settings: &Shared, timeout: Duration) -> Result<Connection, Connec
         Servers::Unix(path) => Client::open(information(settings, ConnectionAddr::Unix(path.clone()))?)?,
         Servers::Single(host) => client(settings, host, certificates)?,
         Servers::Sentinel { hosts, service } => {
-            let addresses = hosts.iter().map(|host| address(settings, host));
-            let mut builder = SentinelClientBuilder::new(addresses, service, SentinelServerType::Master)?
-                .set_client_to_redis_db(settings.url.database)
-                .set_client_to_redis_tcp_settings(tcp())
-                .set_client_to_sentinel_tcp_settings(tcp());
-            if settings.url.tls {
-                builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-                builder = builder.set_client_to_sentinel_tls_mode(TlsMode::Secure);
-            }
-            if let Some(certificates) = certificates {
-                builder = builder.set_client_to_redis_certificates(certificates.clone());
-                builder = builder.set_client_to_sentinel_certificates(certificates);
-            }
-            if let Some(username) = &settings.username {
-                builder = builder.set_client_to_redis_username(username);
-            }
-            if let Some(password) = &settings.password {
-                builder = builder.set_client_to_redis_password(password.expose_secret());
-            }
-            builder.build()?.async_get_client().await?
+            // All are asked at once. The library would wait for the first ones, even if they never answer.
+            let asked = hosts.iter().map(|host| primary(settings, host, service, certificates.clone()).boxed());
+            select_ok(asked).await?.0
         }
         Servers::Cluster(hosts) => {
             return Ok(Connection::Cluster(cluster(settings, hosts, certificates, timeout).await?));
@@ -170,6 +158,34 @@ fn client(settings: &Shared, host: &HostPort, certificates: Option<TlsCertificat
     }
 }
 
+/// The primary that this sentinel names.
+async fn primary(
+    settings: &Shared,
+    sentinel: &HostPort,
+    service: &str,
+    certificates: Option<TlsCertificates>,
+) -> RedisResult<Client> {
+    let mut builder = SentinelClientBuilder::new([address(settings, sentinel)], service, SentinelServerType::Master)?
+        .set_client_to_redis_db(settings.url.database)
+        .set_client_to_redis_tcp_settings(tcp())
+        .set_client_to_sentinel_tcp_settings(tcp());
+    if settings.url.tls {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+        builder = builder.set_client_to_sentinel_tls_mode(TlsMode::Secure);
+    }
+    if let Some(certificates) = certificates {
+        builder = builder.set_client_to_redis_certificates(certificates.clone());
+        builder = builder.set_client_to_sentinel_certificates(certificates);
+    }
+    if let Some(username) = &settings.username {
+        builder = builder.set_client_to_redis_username(username);
+    }
+    if let Some(password) = &settings.password {
+        builder = builder.set_client_to_redis_password(password.expose_secret());
+    }
+    builder.build()?.async_get_client().await
+}
+
 async fn cluster(
     settings: &Shared,
     hosts: &[HostPort],
@@ -182,7 +198,9 @@ async fn cluster(
     // to another node is none.
     let mut builder: ClusterClientBuilder = ClusterClient::builder(nodes)
         .retries(1)
-        .connection_timeout(timeout)
+        // The library waits for all nodes of the list, then for all that these name. Those of both that never answer
+        // must leave time for the others.
+        .connection_timeout(timeout.mul_f64(0.4))
         .overall_response_timeout(Some(timeout))
         .tcp_settings(tcp());
     if settings.url.tls {

@@ -457,7 +457,7 @@ impl SharedStore {
     /// Reaches the store, stays until it is lost, and returns.
     async fn keep_up(self) {
         // Longer than an operation: a connection takes several round trips, and TLS.
-        let patience = (self.0.settings.timeout * 4).clamp(Duration::from_millis(500), Duration::from_secs(2));
+        let patience = (self.0.settings.timeout * 4).clamp(Duration::from_secs(1), Duration::from_secs(2));
         let failed = match Connection::open(&self.login(), patience).await {
             Ok(connection) => self.try_out(connection).await.err(),
             Err(error) => Some(error.to_string()),

@@ -3,6 +3,7 @@
 use super::bound::{Extra, REPLICAS, now};
 use super::rig::{PHASE, Setup};
 use super::servers::{Cluster, Sentinels};
+use super::support::store::Dark;
 use super::wrong_clock;
 
 /// The primary dies, and its replica takes over. The clock of the replica is ahead by so many seconds.
@@ -74,4 +75,26 @@ async fn cluster_that_stops_as_a_whole() {
 #[ignore = "part of the long matrix"]
 async fn cluster_that_goes_on_in_part() {
     lose_each_node("the same without full coverage", false).await;
+}
+
+/// The first of the hosts in the URL never answers. The replicas share all the same.
+async fn without_the_first(name: &str, url: &str) {
+    let dark = Dark::start().await;
+    let rig = Setup::new(name, dark.before(url)).start().await;
+    rig.shares_pages().await;
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "part of the long matrix"]
+async fn sentinel_of_which_one_host_is_dark() {
+    let Some(servers) = Sentinels::start(&[]).await else { return };
+    without_the_first("Sentinel, its first host dark", &servers.url()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "part of the long matrix"]
+async fn cluster_of_which_one_host_is_dark() {
+    let Some(cluster) = Cluster::start(true).await else { return };
+    without_the_first("cluster, its first host dark", &cluster.url()).await;
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use super::gateway::TestConfig;
@@ -123,6 +123,29 @@ impl Server {
 /// A port that was free a moment ago. The servers do not tell which port they took, so they cannot choose one.
 pub async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+/// A host that is dark: what is sent to it is dropped.
+pub struct Dark {
+    address: SocketAddr,
+    _listener: TcpListener,
+    _waits: TcpStream,
+}
+
+impl Dark {
+    /// A socket that listens, and on which one connection waits: no more than that fit into its queue.
+    pub async fn start() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        Self { address, _waits: TcpStream::connect(address).await.unwrap(), _listener: listener }
+    }
+
+    /// The URL of a store of several servers, with this host before the others.
+    pub fn before(&self, url: &str) -> String {
+        url.replacen("://", &format!("://{},", self.address), 1)
+    }
 }
 
 /// What a [`Proxy`] does with what passes.
