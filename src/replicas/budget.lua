@@ -40,8 +40,9 @@
 --  17  the opening of the circuit that it takes part in, 0 if that began there, or -1
 --  18  the opening that its probe has ended, or 0         19  queries whose probes failed there, with spaces between them
 --  20  how long a probe keeps others from another         21  so many queries whose probes failed open the circuit again
---  22  number n of tokens that are given back, then the times of these
---  23+n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  22  number n of tokens that are given back, then for each: its time, the hash and class of its team, its cost, and the
+--      period of the team's own limit
+--  23+5n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
 --   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause
@@ -197,11 +198,18 @@ end
 -- space, and `base` is the TAT before them. A token that is not there is not given back, so that never more comes back
 -- than was taken.
 local function entry_of(at) return string.format('%016.0f ', at) end
+local function lower(name, by)
+  local value = number(get('HGET', KEYS[4], name))
+  if value then redis.call('HSET', KEYS[4], name, whole(math.max(0, value - tonumber(by)))) end
+end
 local refunds = tonumber(ARGV[22])
-for i = 1, refunds do
-  local from, to = string.find(log, entry_of(ARGV[22 + i]), 1, true)
+for i = 23, 22 + 5 * refunds, 5 do
+  local at, team, class, cost, team_period = unpack(ARGV, i, i + 4)
+  local from, to = string.find(log, entry_of(at), 1, true)
   if from then
     probed = 0
+    lower(team .. ':' .. class, cost)
+    lower(team, team_period)
     log, tat = string.sub(log, 1, from - 1) .. string.sub(log, to + 1), base
     for at in string.gmatch(log, '%d+') do tat = math.max(tat, tonumber(at)) + period end
   end
@@ -236,7 +244,7 @@ local function want(team, class, team_period, team_burst)
   end
   return entry
 end
-for i = 23 + refunds, #ARGV, 6 do
+for i = 23 + 5 * refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
   entry.period, entry.burst = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])

@@ -45,6 +45,27 @@ pub(super) struct Ask {
     pub(super) limit: Spend,
 }
 
+/// A token that was granted, as it is given back if it is not used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refund {
+    /// Its time on the store's clock, in microseconds.
+    pub(super) at: u64,
+    /// Stands for the team that it was for.
+    pub(super) team: String,
+    pub(super) background: bool,
+    pub(super) weight: u32,
+    /// The team's own limit.
+    pub(super) limit: Spend,
+}
+
+impl Refund {
+    /// The token for the time `at` that was granted to `ask`.
+    pub(super) fn of(ask: &Ask, at: u64) -> Self {
+        let Ask { team, background, weight, limit, .. } = ask.clone();
+        Self { at, team, background, weight, limit }
+    }
+}
+
 /// What a replica says and asks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Question {
@@ -71,8 +92,8 @@ pub(super) struct Question {
     pub(super) longest_open: Duration,
     /// Tokens that were spent while the store was not reached, and are not paid for yet.
     pub(super) spent_alone: u64,
-    /// The times of tokens that were not used.
-    pub(super) refunds: Vec<u64>,
+    /// Tokens that were not used.
+    pub(super) refunds: Vec<Refund>,
     /// Who waits.
     pub(super) teams: Vec<Ask>,
 }
@@ -191,13 +212,20 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
         .arg(question.failed_probes.join(" "))
         .arg(micros(PROBE))
         .arg(LEAST_QUERIES)
-        .arg(question.refunds.len())
-        .arg(&question.refunds);
+        .arg(question.refunds.len());
+    for Refund { at, team, background, weight, limit } in &question.refunds {
+        command.arg(at).arg(team).arg(u8::from(*background)).arg(cost(*weight)).arg(limit.period);
+    }
     for Ask { team, background, weight, calls, limit } in &question.teams {
-        command.arg(team).arg(u8::from(*background)).arg(COST / u64::from(*weight).clamp(1, COST)).arg(calls);
+        command.arg(team).arg(u8::from(*background)).arg(cost(*weight)).arg(calls);
         command.arg(limit.period).arg(limit.burst);
     }
     command
+}
+
+/// The cost of a token for a team of this weight.
+fn cost(weight: u32) -> u64 {
+    COST / u64::from(weight).clamp(1, COST)
 }
 
 /// Reads the script's reply to a question about so many teams.

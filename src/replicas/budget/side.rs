@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use self::circuit::CircuitPart;
 use super::alone::AlonePart;
-use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Spend};
+use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Refund, Spend};
 use super::pace::Pace;
 use super::patience::Patience;
 use crate::accounts::Team;
@@ -48,8 +48,7 @@ impl Turn {
 struct Held {
     turn: Turn,
     due: Instant,
-    /// Its time on the store's clock.
-    at: u64,
+    refund: Refund,
 }
 
 /// What the store said last.
@@ -82,8 +81,8 @@ pub(super) struct Replica {
     registered: Vec<Turn>,
     held: VecDeque<Held>,
     /// Tokens that were used recently, oldest first.
-    used: VecDeque<(u64, Instant)>,
-    refunds: Vec<u64>,
+    used: VecDeque<(Refund, Instant)>,
+    refunds: Vec<Refund>,
     /// What is left of what was spent alone, once this replica shares again.
     spent_alone: u64,
     known: Known,
@@ -302,9 +301,12 @@ impl Replica {
         }
         let mut unmet: Vec<u32> = question.teams.iter().map(|ask| ask.calls).collect();
         for token in &answer.tokens {
-            if let (Some(turn), Some(unmet)) = (asked.get(token.team), unmet.get_mut(token.team)) {
+            if let (Some(turn), Some(ask), Some(unmet)) =
+                (asked.get(token.team), question.teams.get(token.team), unmet.get_mut(token.team))
+            {
                 *unmet = unmet.saturating_sub(1);
-                self.held.push_back(Held { turn: turn.clone(), due: now + token.after, at: token.at });
+                let refund = Refund::of(ask, token.at);
+                self.held.push_back(Held { turn: turn.clone(), due: now + token.after, refund });
             }
         }
         self.registered = asked.into_iter().zip(unmet).filter(|(_, unmet)| *unmet > 0).map(|(turn, _)| turn).collect();
@@ -351,7 +353,7 @@ impl Replica {
         self.held.retain(|held| {
             let goes = which(held);
             if goes {
-                refunds.push(held.at);
+                refunds.push(held.refund.clone());
             }
             !goes
         });
@@ -387,7 +389,7 @@ impl Replica {
             && self.local.take(team, now) == Grant::Now
             && let Some(held) = self.held.remove(place)
         {
-            self.used.push_back((held.at, now));
+            self.used.push_back((held.refund, now));
             return Grant::Now;
         }
         Grant::NotBefore(now + LONGEST)
@@ -404,9 +406,9 @@ impl Replica {
             }
             _ => {
                 self.used.retain(|(_, at)| *at + RETURNS > now);
-                if let Some((at, _)) = self.used.pop_front() {
+                if let Some((refund, _)) = self.used.pop_front() {
                     self.local.refund();
-                    self.refunds.push(at);
+                    self.refunds.push(refund);
                     self.has_news = true;
                 }
             }
@@ -432,7 +434,7 @@ impl Replica {
 
     pub(super) fn decline(&mut self) {
         if let Some(held) = self.held.pop_front() {
-            self.refunds.push(held.at);
+            self.refunds.push(held.refund);
             self.has_news = true;
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::advance;
 
-use super::ledger::{Answer, Ask, Question, SCRIPT, Spend, Token, command, read};
+use super::ledger::{Answer, Ask, Question, Refund, SCRIPT, Spend, Token, command, read};
 use super::*;
 use crate::budget::{AccountBudget, AttemptOutcome, CircuitPolicy};
 use crate::core::backoff::Backoff;

@@ -37,7 +37,7 @@ impl Scripted {
     }
 
     fn refunds(&self) -> Vec<u64> {
-        self.asked().into_iter().flat_map(|question| question.refunds).collect()
+        self.asked().into_iter().flat_map(|question| question.refunds).map(|refund| refund.at).collect()
     }
 
     fn budget(&self, limits: Limits) -> AccountBudget {

@@ -159,11 +159,17 @@ impl Model {
             let spent = (paid + signed(question.spent_alone) * period).min(now + signed(self.spend.burst) * period);
             (self.base, self.takes) = (paid.max(spent), Vec::new());
         }
-        for at in &question.refunds {
+        for Refund { at, team, background, weight, limit } in &question.refunds {
             let recent = self.takes.len().saturating_sub(REMEMBERED);
             if let Some(place) = self.takes[recent..].iter().position(|take| *take == signed(*at)) {
                 self.takes.remove(recent + place);
                 self.probed = 0;
+                if let Some(start) = self.starts.get_mut(&(team.clone(), *background)) {
+                    *start = start.saturating_sub(COST / u64::from(*weight));
+                }
+                if let Some(tat) = self.tats.get_mut(team) {
+                    *tat = (*tat - signed(limit.period)).max(0);
+                }
             }
         }
         // Where the burst has become less, no more is owed than empties the bucket.
@@ -341,11 +347,11 @@ fn the_script_does_as_its_model() {
     let result = runner.run(&steps, |steps| {
         server.flush();
         let (mut store, mut model) = (TimedScript::new(&server), Model::default());
-        let (mut now, mut held, mut known) = (1_800_000_000_123_456_i64, vec![Vec::<u64>::new(); 3], [None; 3]);
+        let (mut now, mut held, mut known) = (1_800_000_000_123_456_i64, vec![Vec::<Refund>::new(); 3], [None; 3]);
         for step in &steps {
             now += step.passed;
             let own = &held[step.replica];
-            let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).copied()).into_iter().collect();
+            let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).cloned()).into_iter().collect();
             let Step { spend, pause, most, spent_alone, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
@@ -368,7 +374,8 @@ fn the_script_does_as_its_model() {
             let answer = store.ask(&step.replica.to_string(), &question, now);
             let expected = model.ask(step.replica, &question, now);
             prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
-            held[step.replica].extend(answer.tokens.iter().map(|token| token.at));
+            let refund = |token: &Token| Refund::of(&question.teams[token.team], token.at);
+            held[step.replica].extend(answer.tokens.iter().map(refund));
             known[step.replica] = answer.opening.or(known[step.replica]);
         }
         Ok(())
@@ -386,7 +393,7 @@ fn what_is_used_stays_within_the_bound() {
     let result = runner.run(&steps, |steps| {
         server.flush();
         let mut store = TimedScript::new(&server);
-        let (mut now, mut held, mut used) = (1_800_000_000_000_000_i64, vec![Vec::<u64>::new(); 3], Vec::new());
+        let (mut now, mut held, mut used) = (1_800_000_000_000_000_i64, vec![Vec::<Refund>::new(); 3], Vec::new());
         let mut paused = 0;
         for step in &steps {
             now += step.passed.max(0);
@@ -404,10 +411,10 @@ fn what_is_used_stays_within_the_bound() {
             let answer = store.ask(&step.replica.to_string(), &question, now);
             for token in answer.tokens {
                 prop_assert!(signed(token.at) >= paused);
-                held[step.replica].push(token.at);
+                held[step.replica].push(Refund::of(&question.teams[token.team], token.at));
             }
         }
-        used.extend(held.into_iter().flatten());
+        used.extend(held.into_iter().flatten().map(|token| token.at));
         used.sort_unstable();
         for (i, first) in used.iter().enumerate() {
             for (j, last) in used.iter().enumerate().skip(i) {

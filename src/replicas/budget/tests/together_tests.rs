@@ -166,3 +166,22 @@ async fn a_teams_own_limit_is_common() {
     assert_eq!(refused.reason(), crate::core::error::Reason::TeamRateLimit);
     assert!(refused.retry_after().unwrap() > 25 * S, "{refused:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_used_returns_to_the_teams_own_limit() {
+    let Some(store) = SimulatedStore::start(2) else { return };
+    let [one, two] = [(); 2].map(|()| store.link(NEAR).budget(limits(1000, 100)));
+    let limited = Team { upstream: Rate::new(2, 60 * S), ..team("a", 1) };
+    for _ in 0..2 {
+        let (call, _waiter) = call_of(&limited, 60 * S);
+        drop(one.acquire(&call).await.unwrap());
+    }
+    tokio::time::sleep(100 * MS).await;
+    let begun = Instant::now();
+    for _ in 0..2 {
+        send(&two, &limited).await;
+    }
+    assert!(begun.elapsed() < S, "as if nothing had been taken");
+    let (call, _waiter) = call_of(&limited, 200 * MS);
+    assert!(one.acquire(&call).await.is_err(), "and no more than that");
+}
