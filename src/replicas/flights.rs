@@ -20,7 +20,7 @@
 //!
 //! Expiry is a time on the clock of the server, also after a failover. Where the new server's clock is behind, a lock would
 //! last for longer than any leader asked. So a lock that has more than two leases left counts as gone, and one that never
-//! expires.
+//! expires. A lock of another type was written by nobody who knows what a lock is: it is deleted.
 //!
 //! There is no publish and subscribe: a client of Sentinel or of a cluster would lose messages when a node fails. Those who
 //! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself. It does
@@ -76,11 +76,14 @@ const ENDED_LARGE: u8 = 4;
 /// Returns what the caller has to do, the id of the flight, and when it began: its age where another has it. Where the claim
 /// is not due, the time.
 const CLAIM: &str = r"
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 if now < tonumber(ARGV[5]) or now > tonumber(ARGV[6]) then return {3, '', string.format('%.0f', now)} end
 local flight = redis.call('HMGET', KEYS[1], 'id', 'begun', 'stored')
 local oldest = tonumber(ARGV[3])
+if flight[1] == ARGV[1] then return {0, ARGV[1], flight[2]} end
 local lasts = redis.call('PTTL', KEYS[1])
 local most = flight[3] and math.max(2 * ARGV[2], tonumber(ARGV[7])) or 2 * ARGV[2]
 local is_sound = flight[1] and #flight[1] == 32 and flight[2] and #flight[2] <= 16 and string.find(flight[2], '^%d+$')
@@ -105,6 +108,8 @@ return {0, ARGV[1], begun}
 /// renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, and the time with a
 /// minus sign where the renewal is not due.
 const RENEW: &str = r"
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 if now < tonumber(ARGV[4]) or now > tonumber(ARGV[5]) then return -now end
@@ -122,6 +127,8 @@ return 1
 /// how long it is known to have stored its response in milliseconds; the end, empty at first; how long that is kept in milliseconds. Returns 1, and
 /// does nothing, if the end is empty and others wait for it.
 const END: &str = r"
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
 local has_lock = redis.call('HGET', KEYS[1], 'id') == ARGV[1]
 if ARGV[4] ~= '' then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5])
@@ -279,7 +286,7 @@ impl Flight {
 
     /// Keeps the lock until the flight ends, and tells the others.
     async fn lead(self, mut ending: oneshot::Receiver<FlightResult>) {
-        let pause = self.store.settings().lease / 3;
+        let pause = until_renewal(self.store.settings().lease, self.store.settings().timeout);
         let finished = loop {
             tokio::select! {
                 biased;
@@ -416,6 +423,12 @@ impl Flight {
     fn context<'c>(&'c self, ending: &'c str) -> Context<'c> {
         Context { kind: "flight", account: &self.account.sid, key: ending, bound: b"" }
     }
+}
+
+/// How long after an answer of the store the next renewal is sent. It may take the whole timeout, and the lease, which is
+/// longer than that, must not end before.
+fn until_renewal(lease: Duration, timeout: Duration) -> Duration {
+    (lease / 3).min(lease.saturating_sub(timeout) / 2)
 }
 
 /// The pause after this one.

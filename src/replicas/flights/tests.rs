@@ -601,3 +601,42 @@ async fn what_is_too_long_does_not_cross() {
     assert!(server.sent() - before < 1 << 20);
     drop(lease);
 }
+
+#[tokio::test]
+async fn a_lock_of_another_type_is_replaced() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    let damage = async || {
+        let lock = Flight::new(one.store.clone(), one.clock, &wanted()).lock;
+        one.store.run::<()>("test", redis::cmd("SET").arg(lock).arg("x")).await.unwrap();
+    };
+    let mut flight = Flight::new(one.store.clone(), one.clock, &wanted());
+    damage().await;
+    let turn;
+    (turn, _, flight.begun) = flight.claim(-1, true).await.unwrap();
+    assert_eq!(turn, LEADS);
+    damage().await;
+    flight.renew().await;
+    assert!(matches!(two.claim(&wanted()).await, Turn::Wait(_)), "the renewal took it again");
+    damage().await;
+    assert_eq!(flight.end("lost", &[]).await, Ok(0));
+    assert!(one.is_free().await);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_run_twice_leads() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::of(&server).await;
+    let flight = Flight::new(one.store.clone(), one.clock, &wanted());
+    let claims = [flight.claim(-1, true).await.unwrap(), flight.claim(-1, true).await.unwrap()];
+    assert_eq!(claims[0].0, LEADS);
+    assert_eq!(claims[0], claims[1]);
+}
+
+#[test]
+fn a_renewal_comes_before_the_lease_ends() {
+    for (lease, timeout) in [(5000 * MS, 100 * MS), (5000 * MS, 4000 * MS), (5000 * MS, 4999 * MS), (2 * MS, MS)] {
+        assert!(until_renewal(lease, timeout) + timeout < lease, "{lease:?} {timeout:?}");
+    }
+    assert!(until_renewal(6000 * MS, 100 * MS) <= 2000 * MS, "one of them may fail");
+}
