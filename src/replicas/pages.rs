@@ -16,7 +16,7 @@ mod unwritten;
 mod value;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -168,9 +168,39 @@ impl SharedPages {
         if is_slow { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
     }
 
+    /// Ends when the look-up of `key` that is under way has ended, or this one, which begins if there is none.
+    fn join(&self, key: Key, look_up: impl Future<Output = ()> + Send + 'static) -> watch::Receiver<()> {
+        let (sender, lookup) = watch::channel(());
+        match self.lookups().entry(key) {
+            hash_map::Entry::Occupied(under_way) => return under_way.get().clone(),
+            hash_map::Entry::Vacant(place) => place.insert(lookup.clone()),
+        };
+        let under_way = UnderWay { pages: self.clone(), key, _sender: sender };
+        // In its own task, so that it ends even if nobody waits for it any more.
+        tokio::spawn(async move {
+            let _under_way = under_way;
+            look_up.await;
+        });
+        lookup
+    }
+
     fn lookups(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<()>>> {
         // Every change under this lock is one insertion or removal.
         self.0.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A look-up that has not ended. It ends also by a panic.
+struct UnderWay {
+    pages: SharedPages,
+    key: Key,
+    /// Dropped last: those who are told find no look-up.
+    _sender: watch::Sender<()>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.pages.lookups().remove(&self.key);
     }
 }
 
@@ -201,19 +231,9 @@ impl Tier for SharedPages {
         let generation = self.0.changes.generation()?;
         let patience = self.0.store.patience();
         context.store_wait.left(patience)?;
-        let mut lookups = self.lookups();
-        let lookup = lookups.entry(*key).or_insert_with(|| {
-            let (pages, account, key) = (self.clone(), Arc::clone(account), *key);
-            let (sender, lookup) = watch::channel(());
-            // In its own task, so that it ends even if nobody waits for it any more.
-            tokio::spawn(async move {
-                pages.look_up(generation, &account, &key).await;
-                pages.lookups().remove(&key);
-                drop(sender);
-            });
-            lookup
-        });
-        let (mut lookup, context, clock) = (lookup.clone(), Arc::clone(context), self.0.clock);
+        let (pages, account, key) = (self.clone(), Arc::clone(account), *key);
+        let mut lookup = self.join(key, async move { pages.look_up(generation, &account, &key).await });
+        let (context, clock) = (Arc::clone(context), self.0.clock);
         let waiting = async move {
             // A large page may take longer. Then it is in memory for those who ask later.
             let ended = async { while lookup.changed().await.is_ok() {} };

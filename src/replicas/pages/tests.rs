@@ -499,3 +499,15 @@ async fn a_request_that_has_waited_enough_does_not_ask_the_store() {
         "it counts"
     );
 }
+
+#[tokio::test]
+async fn a_look_up_that_panics_is_not_waited_for() {
+    let Some(server) = TestServer::start() else { return };
+    let replica = Replica::start(&server).await;
+    let mut failed = replica.pages.join(key("a"), async { panic!("a defect") });
+    let ended = async { while failed.changed().await.is_ok() {} };
+    tokio::time::timeout(10 * S, ended).await.expect("it has ended");
+    let (sender, begun) = tokio::sync::oneshot::channel();
+    let _second = replica.pages.join(key("a"), async { sender.send(()).unwrap() });
+    tokio::time::timeout(10 * S, begun).await.expect("another one begins").unwrap();
+}
