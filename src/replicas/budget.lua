@@ -103,6 +103,14 @@ if #log > 64 * 17 or base > tat then base, log = tat, '' end
 local is_late, told = now > latest, math.min(now, latest)
 if is_late then most = 0 end
 
+-- Start tags only matter relative to one another. They begin anew before they become too long, once in weeks.
+if virtual > 1000000000000000 then
+  for name in pairs(pairs_of(KEYS[4])) do
+    if string.find(name, ':', 1, true) then redis.call('HDEL', KEYS[4], name) end
+  end
+  virtual = 0
+end
+
 -- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
 local behind = math.max(field('read') - now, 0)
 local paused = math.max(field('paused') - behind, told + tonumber(ARGV[4]))

@@ -70,3 +70,32 @@ async fn keys_of_another_type_or_with_strange_entries_are_harmless() {
         assert_harmless(2, damage).await;
     }
 }
+
+/// The virtual time becomes so late after months at a high rate.
+#[test]
+fn the_budget_outlasts_its_virtual_time() {
+    let Some(server) = TestServer::start() else { return };
+    let mut store = TimedScript::new(&server);
+    let ask = |weight| Ask {
+        team: format!("team{weight}"),
+        background: false,
+        weight,
+        calls: 3,
+        limit: Spend { period: 1_000_000, burst: 9 },
+    };
+    let spend = Spend { period: 1000, burst: 100 };
+    let question = Question { spend, most: 6, teams: vec![ask(1), ask(2)], ..Question::default() };
+    let mut now = 1_800_000_000_000_000;
+    let mut granted = || {
+        now += 1000;
+        store.ask("one", &question, now).granted
+    };
+    assert_eq!(granted(), 6);
+    let late = [("virtual", "9999999999999000")];
+    redis::cmd("HSET").arg("budget").arg(&late).exec(&mut server.connection()).unwrap();
+    let late = [("team1:0", "9999999999999000"), ("team2:0", "9999999999999990")];
+    redis::cmd("HSET").arg("teams").arg(&late).exec(&mut server.connection()).unwrap();
+    assert_eq!([granted(), granted()], [12, 18], "nothing is forgotten");
+    let owed: u64 = redis::cmd("HGET").arg("teams").arg("team1").query(&mut server.connection()).unwrap();
+    assert!(owed > 1_800_000_006_000_000, "the teams' own limits neither: {owed}");
+}
