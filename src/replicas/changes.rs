@@ -37,6 +37,8 @@ use crate::request::key::Key;
 pub(super) const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
 /// How often changes are read.
 const POLL: Duration = Duration::from_millis(400);
+/// How often the end of the process looks whether they have been told.
+const FLUSH_POLL: Duration = Duration::from_millis(10);
 /// After this time without reading them nothing is shared.
 const OVERDUE: Duration = Duration::from_secs(2);
 /// Purges that wait for the store. If there are more, all pages count as purged.
@@ -182,6 +184,28 @@ impl Changes {
             // A purge can be told later.
             self.add_pending([Target::Page(*key.as_bytes())], None);
         }
+    }
+
+    /// Returns once all purges have been told that can be, or after a while.
+    pub(super) async fn flush(&self, patience: Duration) {
+        let told = async {
+            while self.waits() && self.0.store.is_up() {
+                self.0.wake.notify_one();
+                tokio::time::sleep(FLUSH_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, told).await;
+        if self.waits() {
+            tracing::warn!(
+                "the shared store is not reached or slow: the other replicas are not told of the last purges"
+            );
+        }
+    }
+
+    /// Whether a purge waits to be told.
+    fn waits(&self) -> bool {
+        let state = self.state();
+        !state.pending.is_empty() || !state.telling.is_empty()
     }
 
     fn add_pending(&self, targets: impl IntoIterator<Item = Target>, told: Option<mpsc::SyncSender<bool>>) {
@@ -344,12 +368,6 @@ impl Changes {
     /// Whether all that was told before this moment is read and applied.
     fn is_applied(&self, until: Moment) -> bool {
         self.state().read.is_some_and(|read| read.at > until)
-    }
-
-    /// Whether a purge waits to be told.
-    fn waits(&self) -> bool {
-        let state = self.state();
-        !state.pending.is_empty() || !state.telling.is_empty()
     }
 }
 

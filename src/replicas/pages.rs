@@ -41,7 +41,7 @@ use crate::request::key::Key;
 
 /// Longer values are opened on a thread where that holds nobody up.
 const SLOW_TO_OPEN: usize = 64 * 1024;
-/// How long closing may take.
+/// How long closing may take, for the pages and again for the purges.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Finds a value.
@@ -274,7 +274,13 @@ impl Tier for SharedPages {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        self.0.writer.flush(CLOSING_PATIENCE).boxed()
+        let (writer, changes) = (&self.0.writer, &self.0.changes);
+        let closed = async move {
+            writer.flush(CLOSING_PATIENCE).await;
+            // What could not be written is told as purged.
+            changes.flush(CLOSING_PATIENCE).await;
+        };
+        closed.boxed()
     }
 }
 

@@ -511,3 +511,16 @@ async fn a_look_up_that_panics_is_not_waited_for() {
     let _second = replica.pages.join(key("a"), async { sender.send(()).unwrap() });
     tokio::time::timeout(10 * S, begun).await.expect("another one begins").unwrap();
 }
+
+#[tokio::test]
+async fn a_purge_that_waits_is_told_before_the_process_ends() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, two) = (Replica::start(&server).await, Replica::start(&server).await);
+    one.keep("a");
+    one.written().await;
+    assert!(two.body("a").await.is_some());
+    one.pages.0.changes.outdate_store();
+    one.pages.close().await;
+    let late = Replica::start(&server).await;
+    assert_eq!(late.body("a").await, None, "it has read the purge");
+}
