@@ -3,13 +3,16 @@
 //! One key for each, whose name is a hash of account, policy and token. The value is the time at which it ends, on the
 //! store's clock. It is sealed, so that nobody who can write to the store can give himself a page, or keep one for longer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, ready};
+use futures_util::future::{BoxFuture, FutureExt};
+use tokio::sync::Semaphore;
 
 use super::seal::Context;
-use super::{SharedStore, StoreTime};
+use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
+use crate::core::clock::Instant;
 use crate::request::grants::{Scope, SharedGrants};
 use crate::request::key::Key;
 
@@ -25,35 +28,93 @@ local value = redis.call('GETRANGE', KEYS[1], 0, ARGV[1])
 return value ~= '' and value
 ";
 
+/// No grant is kept for longer.
+const LONGEST_KEPT: Duration = Duration::from_secs(366 * 86_400);
+/// Grants at most that the store has still to be told of.
+const LATE: usize = 1024;
+/// The longest pause between two attempts to tell one, while the store is reached.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// What all replicas have given out. Clones share one store.
 #[derive(Debug, Clone)]
-pub(crate) struct StoredGrants(SharedStore);
+pub(crate) struct StoredGrants {
+    store: SharedStore,
+    /// A permit for each grant that the store has still to be told of.
+    late: Arc<Semaphore>,
+}
 
 impl StoredGrants {
     /// Grants in this store.
     pub(crate) fn new(store: SharedStore) -> Self {
-        Self(store)
+        Self { store, late: Arc::new(Semaphore::new(LATE)) }
     }
 
     fn name(&self, account: &Account, scope: &Scope, key: &Key) -> String {
-        self.0.names().of(account, "grant", &[scope.as_slice(), key.as_bytes()].concat())
+        self.store.names().of(account, "grant", &[scope.as_slice(), key.as_bytes()].concat())
+    }
+}
+
+/// A grant for the store.
+struct Grant {
+    store: SharedStore,
+    sid: String,
+    name: String,
+    /// When it ends.
+    ends: Instant,
+}
+
+impl Grant {
+    /// Tells the store.
+    async fn tell(&self) -> Result<(), StoreError> {
+        let kept = micros(self.ends.saturating_duration_since(self.store.0.clock.now()));
+        let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
+        let ends = now.saturating_add(kept).to_le_bytes();
+        let sealed = self.store.sealer().seal(&context(&self.sid, &self.name), &ends);
+        let sealed = sealed.map_err(|error| StoreError::Failed(error.to_string()))?;
+        let mut command = redis::cmd("SET");
+        command.arg(&self.name).arg(sealed).arg("PX").arg((kept / 1000).max(1));
+        self.store.run("grant_give", &command).await
+    }
+
+    /// Tells the store as soon as that is possible, until the grant ends.
+    async fn tell_late(self) {
+        let mut is_up = self.store.changes();
+        let telling = async {
+            let mut pause = self.store.settings().timeout;
+            loop {
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                // It cannot fail: `self` has the sender.
+                let _ = is_up.wait_for(|is_up| *is_up).await;
+                if self.tell().await.is_ok() {
+                    return;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        };
+        let _ = tokio::time::timeout_at(self.ends, telling).await;
     }
 }
 
 impl SharedGrants for StoredGrants {
     fn give(&self, account: &Account, scope: &Scope, key: &Key, kept: Duration) -> BoxFuture<'static, ()> {
-        let (store, name) = (self.0.clone(), self.name(account, scope, key));
-        let ends = store.time().map(|StoreTime(now)| now.saturating_add(micros(kept)).to_le_bytes());
-        let sealed = ends.and_then(|ends| store.sealer().seal(&context(account, &name), &ends).ok());
-        let Some(sealed) = sealed else { return ready(()).boxed() };
-        let mut command = redis::cmd("SET");
-        command.arg(name).arg(sealed).arg("PX").arg((micros(kept) / 1000).max(1));
-        // If it fails, the client is refused by other replicas, as without a store.
-        async move { drop(store.run::<()>("grant_give", &command).await) }.boxed()
+        let (store, late, name) = (self.store.clone(), Arc::clone(&self.late), self.name(account, scope, key));
+        let grant = Grant { ends: store.0.clock.now() + kept.min(LONGEST_KEPT), sid: account.sid.clone(), store, name };
+        async move {
+            if grant.tell().await.is_err()
+                && let Ok(permit) = late.try_acquire_owned()
+            {
+                // Nobody waits for this: the store may be away for long.
+                tokio::spawn(async move {
+                    grant.tell_late().await;
+                    drop(permit);
+                });
+            }
+        }
+        .boxed()
     }
 
     fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>> {
-        let (store, name, sid) = (self.0.clone(), self.name(account, scope, key), account.clone());
+        let (store, name, sid) = (self.store.clone(), self.name(account, scope, key), account.sid.clone());
         let mut command = redis::cmd("EVAL");
         command.arg(FIND).arg(1).arg(&name).arg(LONGEST);
         async move {
@@ -78,12 +139,12 @@ impl SharedGrants for StoredGrants {
     }
 
     fn patience(&self) -> Duration {
-        self.0.patience()
+        self.store.patience()
     }
 }
 
-fn context<'c>(account: &'c Account, name: &'c str) -> Context<'c> {
-    Context { kind: "grant", account: &account.sid, key: name, bound: b"" }
+fn context<'c>(sid: &'c str, name: &'c str) -> Context<'c> {
+    Context { kind: "grant", account: sid, key: name, bound: b"" }
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -132,19 +193,19 @@ mod tests {
         let Some(server) = TestServer::start() else { return };
         let grants = StoredGrants::new(server.replica().await);
         let (account, short, long) = (account(), Key::from_bytes([1; 32]), Key::from_bytes([2; 32]));
-        let store = &grants.0;
+        let store = &grants.store;
         let [from, to] = [&short, &long].map(|key| grants.name(&account, &[1; 32], key));
         grants.give(&account, &[1; 32], &short, 100 * S).await;
         assert!(store.run::<bool>("test", redis::cmd("COPY").arg(&from).arg(&to)).await.unwrap());
         assert_eq!(grants.find(&account, &[1; 32], &long).await, None, "moved");
-        let begun = grants.0.0.clock.now();
+        let begun = grants.store.0.clock.now();
         loop {
             grants.give(&account, &[1; 32], &short, S / 2).await;
             if store.run::<bool>("test", redis::cmd("PERSIST").arg(&from)).await.unwrap() {
                 break;
             }
             // It ended before it could be kept.
-            assert!(grants.0.0.clock.now() < begun + 10 * S);
+            assert!(grants.store.0.clock.now() < begun + 10 * S);
         }
         ends(&grants, &short).await;
         assert!(store.run::<bool>("test", redis::cmd("EXISTS").arg(&from)).await.unwrap(), "kept");
@@ -153,10 +214,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_given_out_without_the_store_is_told_once_it_is_back() {
+        let Some(mut server) = TestServer::start() else { return };
+        let (one, two) = (StoredGrants::new(server.replica().await), StoredGrants::new(server.replica().await));
+        server.kill();
+        until("it is lost", || !one.store.is_up()).await;
+        let (account, key) = (account(), Key::from_bytes([1; 32]));
+        one.give(&account, &[1; 32], &key, 100 * S).await;
+        one.give(&account, &[2; 32], &key, Duration::from_millis(1)).await;
+        assert_eq!(one.late.available_permits(), LATE - 2);
+        server.run();
+        let found = async { while two.find(&account, &[1; 32], &key).await.is_none() {} };
+        tokio::time::timeout(10 * S, found).await.expect("it is found");
+        assert_eq!(two.find(&account, &[2; 32], &key).await, None, "it has ended");
+        until("nothing is late", || one.late.available_permits() == LATE).await;
+        // No more than that are remembered.
+        let _all = one.late.try_acquire_many(LATE as u32).unwrap();
+        server.kill();
+        until("it is lost", || !one.store.is_up()).await;
+        one.give(&account, &[1; 32], &key, 100 * S).await;
+    }
+
+    #[tokio::test]
     async fn a_value_that_is_too_long_does_not_cross() {
         let Some(server) = TestServer::start() else { return };
         let grants = StoredGrants::new(server.replica().await);
-        let (account, key, store) = (account(), Key::from_bytes([1; 32]), &grants.0);
+        let (account, key, store) = (account(), Key::from_bytes([1; 32]), &grants.store);
         let name = grants.name(&account, &[1; 32], &key);
         store.run::<()>("test", redis::cmd("SET").arg(&name).arg(vec![7_u8; 8 << 20])).await.unwrap();
         let before = server.sent();
@@ -171,7 +254,7 @@ mod tests {
         let Some(mut server) = TestServer::start() else { return };
         let grants = StoredGrants::new(server.replica().await);
         server.kill();
-        until("it is lost", || !grants.0.is_up()).await;
+        until("it is lost", || !grants.store.is_up()).await;
         let key = Key::from_bytes([1; 32]);
         grants.give(&account(), &[1; 32], &key, S).await;
         assert_eq!(grants.find(&account(), &[1; 32], &key).await, None);
