@@ -27,6 +27,16 @@ const AT_ONCE: usize = 512;
 /// itself in microseconds, the generation, how many entries each stream has ever had, and the new ones of each.
 const READ: &str = r"
 local now, own = read_clock(KEYS[4], KEYS[1], ARGV[1])
+-- What is longer than any change is damage, and does not cross.
+local function range(key, after)
+  local entries = redis.call('XRANGE', key, '(' .. after, '+', 'COUNT', ARGV[6])
+  for _, entry in ipairs(entries) do
+    local length = 16 * #entry[2]
+    for _, word in ipairs(entry[2]) do length = length + #word end
+    if length > 1024 then entry[2] = {} end
+  end
+  return entries
+end
 local function is_number(text) return #text < 16 and text:find('^%d+$') end
 local function read_head()
   for n, kind in ipairs({'hash', 'stream', 'stream'}) do
@@ -53,8 +63,8 @@ return {
   head[1],
   head[2],
   head[3],
-  redis.call('XRANGE', KEYS[2], '(' .. ARGV[4], '+', 'COUNT', ARGV[6]),
-  redis.call('XRANGE', KEYS[3], '(' .. ARGV[5], '+', 'COUNT', ARGV[6]),
+  range(KEYS[2], ARGV[4]),
+  range(KEYS[3], ARGV[5]),
 }
 ";
 

@@ -394,6 +394,24 @@ async fn damaged_entries_are_skipped_one_by_one() {
 }
 
 #[tokio::test]
+async fn an_entry_that_is_too_long_does_not_cross() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
+    share_again(&one, &other).await;
+    let (before, unsealed) = (server.sent(), || other.metrics.shared_unsealed.get());
+    for what in [
+        "redis.call('XADD', KEYS[3], '*', 'number', '1', 'entry', string.rep('x', 4194304))",
+        "redis.call('XADD', KEYS[2], '*', string.rep('x', 4194304), '')",
+    ] {
+        let known = unsealed();
+        damage(&one, what).await;
+        until(what, || unsealed() > known).await;
+        assert_shared(&one, &other, what).await;
+    }
+    assert!(server.sent() - before < 4 << 20);
+}
+
+#[tokio::test]
 async fn a_feed_that_cannot_be_read_is_a_fault_that_ends_by_itself() {
     let Some(server) = TestServer::start() else { return };
     let one = Replica::start(&server).await;
