@@ -29,6 +29,10 @@ pub(crate) trait FillLock: Debug + Send + Sync {
 
     /// From now on no caller joins a flight that began before `at`, or before now, if `which` matches it.
     fn purge(&self, which: &Purge, at: Option<Moment>);
+
+    /// From now on no caller joins a flight for one of these pages, or for a further page of its set, that began before this
+    /// moment.
+    fn outdate(&self, outdated: Vec<(Key, Moment)>);
 }
 
 /// The flight that a caller wants.

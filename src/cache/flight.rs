@@ -208,8 +208,14 @@ impl Flights {
     /// Applies a purge that came at this moment, or now: the flights that match end for those who wait for them, and no
     /// caller joins them any more. Those that have called upstream since then go on.
     pub(crate) fn purge(&self, at: Option<Moment>, purged: impl Fn(&Key, &Flown) -> bool) {
+        let at = at.unwrap_or(Moment::from_nanos(i64::MAX));
+        self.outdate(|key, flown| purged(key, flown).then_some(at));
+    }
+
+    /// The same for flights of which each has a moment of its own.
+    pub(crate) fn outdate(&self, outdated: impl Fn(&Key, &Flown) -> Option<Moment>) {
         self.lock().retain(|(key, _), flight| {
-            let is_purged = purged(key, &flight.flown) && !at.is_some_and(|at| flight.is_since(at));
+            let is_purged = outdated(key, &flight.flown).is_some_and(|at| !flight.is_since(at));
             flight.progress.outdated.fetch_or(is_purged, Ordering::SeqCst);
             !is_purged
         });

@@ -242,12 +242,20 @@ impl KnownJobs {
             Purge::Data(_) => false,
             Purge::Key(_) => which.matches(key, None),
         };
-        lock(&self.unsettled).forget(|key| is_of(key, Operation::JobSubmit));
-        let is_purged = |key: &Key| is_of(key, Operation::JobStatus);
-        lock(&self.polls).forget(is_purged);
+        self.forget_where(|key| is_of(key, Operation::JobSubmit), |key| is_of(key, Operation::JobStatus));
+    }
+
+    /// The same for these keys, of submissions and of statuses.
+    pub(super) fn forget(&self, is_purged: impl Fn(&Key) -> bool) {
+        self.forget_where(&is_purged, &is_purged);
+    }
+
+    fn forget_where(&self, is_submission: impl Fn(&Key) -> bool, is_status: impl Fn(&Key) -> bool) {
+        lock(&self.unsettled).forget(is_submission);
+        lock(&self.polls).forget(&is_status);
         let mut generations = lock(&self.jobs);
         let Generations { young, old } = &mut *generations;
-        for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_purged(key)) {
+        for (_, known) in young.iter_mut().chain(old).filter(|(key, _)| is_status(key)) {
             let KnownJob { completed, lost, was_not_found, submission, .. } = *known;
             *known = KnownJob { completed, lost, was_not_found, submission, ..KnownJob::default() };
         }

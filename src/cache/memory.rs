@@ -103,6 +103,24 @@ impl Memory {
         true
     }
 
+    /// Removes the page under `key`, and the pages of its set that come after it, as far as one names the next. The set of a
+    /// first page is dead then. Returns the keys.
+    pub(super) fn remove_from(&self, key: Key) -> Vec<Key> {
+        let mut removed = Vec::new();
+        let (mut next, mut of) = (Some(key), None);
+        while let Some(key) = next {
+            let place = self.sets.of(&key);
+            if of.is_some_and(|first| place.is_none_or(|place| place.first != first)) {
+                break;
+            }
+            of = of.or(place.map(|place| place.first)).or(Some(key));
+            next = self.pages.remove(&key).and_then(|page| page.stored.next);
+            self.sets.vacate(&key);
+            removed.push(key);
+        }
+        removed
+    }
+
     pub(crate) fn settle(&self) {
         self.pages.run_pending_tasks();
         self.sets.settle();

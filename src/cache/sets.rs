@@ -131,9 +131,9 @@ impl ResultSets {
         })
     }
 
-    /// Whether this key has a place in a set.
-    pub(crate) fn has(&self, key: &Key) -> bool {
-        self.places.contains_key(key)
+    /// The set in which this key has a place, alive or not.
+    pub(crate) fn of(&self, key: &Key) -> Option<ResultSet> {
+        self.places.get(key).map(|place| place.result_set)
     }
 
     /// Whether this set is the newest known one of its query.

@@ -167,6 +167,10 @@ mod tests {
         let (account, made) = ("main".into(), clock.moment());
         store.supersede(key, &Unkept { account, asked: now, made, begins: None, next: None, is_shared: true });
         assert_eq!(taken(), ["near remove 1", "far remove 1"]);
+        // However many pages another replica has replaced, neither tier is waited for.
+        let replaced = ["q", "r", "s"].map(|name| (*ClientQuery::example(Operation::Query, name, "").key(), made));
+        store.outdate(&replaced.into(), clock);
+        assert_eq!(taken(), ["near remove 3", "far remove 3"]);
         let purged = store.purge(&Purge::All);
         assert_eq!((purged.not_lasting.as_deref(), purged.shared), (Some("disk"), Some(false)));
         assert_eq!(taken(), ["near purge All", "far purge All"]);

@@ -318,10 +318,18 @@ impl Changes {
                 this.0.local.purge(&Purge::All);
                 return;
             }
+            let mut replaced = HashMap::new();
+            for (change, _) in &foreign {
+                if let Change::Replaced { key, asked } = change {
+                    let last = replaced.entry(Key::from_bytes(*key)).or_insert(*asked);
+                    *last = (*last).max(*asked);
+                }
+            }
+            // First, because purges wait for the disk.
+            this.replace_here(replaced);
             for (change, at) in foreign {
-                match change {
-                    Change::Purged(target) => this.purge_here(&target, at),
-                    Change::Replaced { key, asked } => this.replace_here(&Key::from_bytes(key), asked),
+                if let Change::Purged(target) = change {
+                    this.purge_here(&target, at);
                 }
             }
         });
@@ -345,11 +353,15 @@ impl Changes {
         }
     }
 
-    fn replace_here(&self, key: &Key, asked: StoreTime) {
-        let Some(StoreTime(now)) = self.0.store.time() else { return };
-        let ago = Duration::from_micros(now.saturating_sub(asked.0));
-        let now = self.0.clock.now();
-        self.0.local.outdate(key, now.checked_sub(ago).unwrap_or(self.0.clock.start()));
+    /// Drops what other replicas have replaced, however many pages these are: each costs little, and nothing waits for the
+    /// disk.
+    fn replace_here(&self, replaced: HashMap<Key, StoreTime>) {
+        let now = self.0.clock.moment();
+        let moment = |asked| self.0.store.moment_of(asked).unwrap_or(now);
+        let replaced: HashMap<_, _> = replaced.into_iter().map(|(key, asked)| (key, moment(asked))).collect();
+        if !replaced.is_empty() {
+            self.0.local.outdate(&replaced, self.0.clock);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

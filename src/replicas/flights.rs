@@ -29,6 +29,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ use crate::cache::flight::FlightResult;
 use crate::cache::flight_record::{self, Told};
 use crate::core::clock::{Clock, Moment};
 use crate::request::context::RequestContext;
+use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
 
 /// The first pause of one who waits. Each further one is twice as long.
@@ -62,6 +64,8 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 const PURGES: usize = 64;
 /// The longest end that is read, in bytes: more than a body of [`LARGE`] and its headers.
 const LONGEST_END: usize = 2 * LARGE;
+/// Pages that are remembered because another replica has replaced them. If there are more, everything counts as purged.
+const REPLACED: usize = 16_384;
 
 /// What [`CLAIM`] and [`WAIT`] return.
 const LEADS: u8 = 0;
@@ -164,22 +168,27 @@ pub(crate) struct SharedFlights {
     clock: Clock,
     /// Each with the time of the last one.
     purges: Arc<Mutex<Vec<(Purge, Moment)>>>,
+    /// Pages of which other replicas have newer ones, each with the last moment at which one was requested.
+    replaced: Arc<Mutex<HashMap<Key, Moment>>>,
 }
 
 impl SharedFlights {
     /// A lock in this store.
     pub(crate) fn new(store: SharedStore, clock: Clock) -> Self {
-        Self { store, clock, purges: Arc::default() }
+        Self { store, clock, purges: Arc::default(), replaced: Arc::default() }
     }
 
-    /// When what the caller wants was last purged.
+    /// When what the caller wants was last purged or replaced.
     fn purged(&self, wanted: &Wanted) -> Option<Moment> {
         let account = &*wanted.account.name;
         let is_purged = |which: &Purge| {
             which.matches(&wanted.key, Some((account, wanted.operation)))
                 || wanted.first.is_some_and(|first| which.matches(&first, Some((account, Operation::Query))))
         };
-        self.lock().iter().filter(|(which, _)| is_purged(which)).map(|(_, at)| *at).max()
+        let purged = self.lock().iter().filter(|(which, _)| is_purged(which)).map(|(_, at)| *at).max();
+        let replaced = self.replaced();
+        let replaced = [Some(wanted.key), wanted.first].map(|key| key.and_then(|key| replaced.get(&key).copied()));
+        replaced.into_iter().fold(purged, Ord::max)
     }
 
     async fn turn(self, wanted: Wanted) -> Turn {
@@ -216,6 +225,11 @@ impl SharedFlights {
         // A panic can lose at most the purge that was being recorded.
         self.purges.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn replaced(&self) -> MutexGuard<'_, HashMap<Key, Moment>> {
+        // As with the purges.
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl FillLock for SharedFlights {
@@ -239,6 +253,22 @@ impl FillLock for SharedFlights {
         } else {
             let last = purges.drain(..).map(|(_, at)| at).fold(at, Moment::max);
             purges.push((Purge::All, last));
+        }
+    }
+
+    fn outdate(&self, outdated: Vec<(Key, Moment)>) {
+        let now = self.clock.moment();
+        let mut replaced = self.replaced();
+        for (key, at) in outdated {
+            replaced.entry(key).and_modify(|last| *last = at.max(*last)).or_insert(at);
+        }
+        if replaced.len() > REPLACED {
+            replaced.retain(|_, at| now.since(*at) < REMEMBERED);
+        }
+        if replaced.len() > REPLACED {
+            let last = replaced.drain().map(|(_, at)| at).max();
+            drop(replaced);
+            self.purge(&Purge::All, last);
         }
     }
 }

@@ -128,6 +128,14 @@ impl Disk {
         if keys.is_empty() {
             return;
         }
+        if let Some(removed) = &mut *self.shared.removed() {
+            removed.extend(&keys);
+            if removed.len() as u64 > WAITING_REMOVALS {
+                // As after a purge, the load begins again when all of them are written.
+                removed.clear();
+                self.shared.purges.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if self.shared.removals.load(Ordering::Relaxed) >= WAITING_REMOVALS {
             self.shared.removals_lost.store(true, Ordering::Relaxed);
             return;

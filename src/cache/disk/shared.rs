@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) removals_lost: AtomicBool,
     /// Counts the purges, so that a load notices one.
     pub(super) purges: AtomicU64,
+    /// What was removed since the load began that is under way. The load does not bring it back.
+    pub(super) removed: Mutex<Option<HashSet<Key>>>,
     /// What is wrong, from the first failure until a page can be written again.
     pub(super) fault: Mutex<Option<DiskFault>>,
 }
@@ -87,6 +89,7 @@ impl Shared {
             removals: AtomicU64::new(0),
             removals_lost: AtomicBool::new(false),
             purges: AtomicU64::new(0),
+            removed: Mutex::default(),
             fault: Mutex::default(),
         }
     }
@@ -103,6 +106,11 @@ impl Shared {
         self.bytes.store(size.bytes, Ordering::Relaxed);
         self.metrics.cache_disk_entries.set(size.entries.try_into().unwrap_or(i64::MAX));
         self.metrics.cache_disk_bytes.set(size.bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn removed(&self) -> MutexGuard<'_, Option<HashSet<Key>>> {
+        // Each change of it is one insertion or assignment.
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn fault(&self) -> MutexGuard<'_, Option<DiskFault>> {

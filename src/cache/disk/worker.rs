@@ -169,6 +169,7 @@ impl Worker {
                 return self.write(file);
             }
             self.restored = true;
+            *self.shared.removed() = None;
         }
         self.loaded.send_replace(true);
         self.follow(file)
@@ -184,9 +185,10 @@ impl Worker {
                 // A change that is counted has also sent its message, because both happen under this lock.
                 let order = self.order.upgrade();
                 let _order = order.as_deref().map(lock);
+                *self.shared.removed() = Some(HashSet::new());
                 self.shared.purges.load(Ordering::Relaxed)
             };
-            // Pages that have been purged by now must be removed from the file before it is read.
+            // Pages that have been purged or removed by now must be removed from the file before it is read.
             while let Ok(message) = self.receiver.try_recv() {
                 if self.take(message) == Flow::Ended {
                     return Ok(Flow::Ended);
@@ -200,7 +202,8 @@ impl Worker {
                 let Some(order) = self.order.upgrade() else { return false };
                 let _order = lock(&order);
                 interrupted = self.shared.purges.load(Ordering::Relaxed) != purges;
-                if !interrupted && self.memory.restore(key, stored, self.clock) {
+                let is_removed = self.shared.removed().as_ref().is_some_and(|removed| removed.contains(&key));
+                if !interrupted && !is_removed && self.memory.restore(key, stored, self.clock) {
                     restored += 1;
                 }
                 !interrupted

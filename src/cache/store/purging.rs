@@ -1,6 +1,6 @@
 //! Purges: in memory, in the tiers, and of the flights under way.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use crate::cache::entry::Entry;
 use crate::cache::memory::Memory;
 use crate::cache::purge::{Purge, Purged};
 use crate::cache::tier::{Lasted, Replaced};
-use crate::core::clock::{Instant, Moment};
+use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
 impl Store {
@@ -52,26 +52,54 @@ impl Store {
         self.memory.sets.matching(which).collect()
     }
 
-    /// Drops the page under `key`, and the rest of its result set, if it was requested before `cutoff`: another replica
-    /// has a newer one. Blocks like [`purge`](Self::purge).
-    pub(crate) fn outdate(&self, key: &Key, cutoff: Instant) {
-        let Memory { pages, sets } = &self.memory;
-        let there = pages.get(key);
-        if there.as_ref().is_some_and(|there| there.asked >= cutoff) {
-            return;
-        }
-        // A purge visits all pages, and most replicas have nothing of what another one replaces.
-        let has_none = there.is_none() && !sets.has(key) && !self.flights.is_under_way(key);
+    /// Drops the pages under these keys that were requested before these moments, and with each the rest of its result set:
+    /// another replica has newer ones. Flights that called upstream before end as at a purge. It neither visits other pages
+    /// nor waits for the disk.
+    pub(crate) fn outdate(&self, replaced: &HashMap<Key, Moment>, clock: Clock) {
+        let mut remove = || {
+            let _changing = self.changing();
+            // A page that is being looked up may be an older one.
+            self.purges.fetch_add(1, Ordering::SeqCst);
+            self.remove_outdated(replaced, clock)
+        };
         match self.tier() {
-            None if has_none => {}
-            Some(tier) if has_none => {
-                // The disk may have what memory has evicted.
-                tier.remove(&Replaced { account: &"".into(), asked: cutoff }, &mut || vec![*key]);
+            Some(tier) => tier.remove(&Replaced { account: &"".into(), asked: clock.now() }, &mut remove),
+            None => drop(remove()),
+        }
+    }
+
+    /// Returns the keys of all that is outdated, on the disk too, which may have what memory has evicted.
+    fn remove_outdated(&self, replaced: &HashMap<Key, Moment>, clock: Clock) -> Vec<Key> {
+        let Memory { pages, sets } = &self.memory;
+        // Nobody knows when a page of an earlier process was requested.
+        let is_newer = |there: &Entry, cutoff: Moment| {
+            there.asked != clock.start() && clock.earliest_moment(there.asked) >= cutoff
+        };
+        let (mut outdated, mut gone, mut known) = (HashMap::new(), Vec::new(), HashSet::new());
+        for (key, cutoff) in replaced {
+            let there = pages.get(key);
+            if there.as_ref().is_some_and(|there| is_newer(there, *cutoff)) {
+                continue;
             }
-            _ => {
-                self.purge(&Purge::Key(key.to_string()));
+            if there.is_some() || self.flights.is_under_way(key) {
+                known.insert(*key);
+            }
+            let of_page = there.and_then(|there| there.stored.result_set);
+            let firsts = [of_page, sets.of(key)].into_iter().flatten().map(|set| set.first);
+            for first in firsts.chain([*key]) {
+                outdated.entry(first).and_modify(|last: &mut Moment| *last = (*last).max(*cutoff)).or_insert(*cutoff);
+                gone.extend(self.memory.remove_from(first));
             }
         }
+        self.flights.outdate(|key, flight| {
+            let of_set = flight.set.and_then(|set| outdated.get(&set.first));
+            outdated.get(key).max(of_set).copied()
+        });
+        if let Some(lock) = &self.fill_lock {
+            lock.outdate(outdated.into_iter().collect());
+        }
+        self.jobs.forget(|key| known.contains(key));
+        gone
     }
 
     /// The number of purges so far. Data derived from stored responses must not be used after a further purge.

@@ -1,4 +1,5 @@
 use redis::cmd;
+use tempfile::TempDir;
 
 use super::*;
 use crate::cache::flight::{Flown, Kind};
@@ -255,6 +256,29 @@ async fn what_a_forced_refresh_brought_replaces_the_page_everywhere() {
     until("the old one is dropped", || other.in_memory("a").is_none()).await;
     let new = other.body("a").await.unwrap();
     assert!(new != old && new == one.in_memory("a").unwrap());
+}
+
+#[tokio::test]
+async fn a_page_that_was_replaced_meanwhile_does_not_come_back_from_the_disk() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, home) = (Replica::start(&server).await, TempDir::new().unwrap());
+    let before = Replica::on_disk(home.path(), server.settings());
+    before.shares().await;
+    // The first is loaded first.
+    for name in ["a", "b"] {
+        before.keep(name);
+    }
+    before.written().await;
+    before.store.close().await;
+    let newer = StoredResponse { representation: one.response("newer").representation, ..one.response("a") };
+    one.keep_as(newer, Kind::Forced);
+    one.written().await;
+
+    let again = Replica::on_disk(home.path(), server.settings());
+    again.shares().await;
+    until("loaded", || again.in_memory("b").is_some()).await;
+    have_applied(&again, &one).await;
+    assert_eq!(again.body("a").await, one.in_memory("a"));
 }
 
 #[tokio::test]

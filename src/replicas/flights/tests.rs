@@ -335,6 +335,17 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
         let is_of_all = matches!(which, Purge::All | Purge::Account(_));
         assert_eq!(flights.purged(&other).is_some(), is_of_all, "{which:?}");
     }
+    let flights = SharedFlights::new(replica.store.clone(), replica.clock);
+    let now = replica.clock.moment();
+    let replaced = |n: usize| (Key::new(&page.account, Operation::Query, &n.to_string(), b""), now);
+    flights.outdate((0..10 * PURGES).map(replaced).collect());
+    assert_eq!(flights.purged(&wanted()), None, "other pages");
+    flights.outdate(vec![(wanted().key, now)]);
+    flights.outdate(vec![(wanted().key, now.before(MS))]);
+    assert_eq!([&wanted(), &page].map(|wanted| flights.purged(wanted)), [Some(now); 2]);
+    let flights = SharedFlights::new(replica.store.clone(), replica.clock);
+    flights.outdate((0..=REPLACED).map(replaced).collect());
+    assert!(flights.replaced().is_empty() && flights.purged(&wanted()).is_some());
     for n in 0..10 * PURGES {
         replica.flights.purge(&Purge::Account(n.to_string()), None);
     }

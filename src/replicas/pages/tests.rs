@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use redis::cmd;
 
@@ -6,7 +7,7 @@ use super::*;
 use crate::accounts::Team;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::sets::Membership;
-use crate::cache::{EntryView, Purge, Unkept};
+use crate::cache::{DiskSettings, EntryView, Purge, Unkept};
 use crate::config::Shared as Settings;
 use crate::metrics::{Metrics, ReasonLabels, SharedLabels, StaticLabel};
 use crate::replicas::LONGEST_BODY;
@@ -36,13 +37,24 @@ impl Replica {
 
     /// With an account of this name, which is the same for all of them.
     pub(in crate::replicas) fn with(settings: Settings, name: &str, clock: Clock) -> Self {
+        Self::over(|metrics| Store::new(1 << 26, metrics), settings, name, clock)
+    }
+
+    /// With pages that survive a restart in this folder.
+    pub(in crate::replicas) fn on_disk(folder: &Path, settings: Settings) -> Self {
+        let (disk, clock) = (DiskSettings { folder: folder.to_owned(), capacity: 1 << 26 }, Clock::new());
+        let local = |metrics: &Arc<Metrics>| Store::new(1 << 26, metrics).with_disk(disk, metrics, clock);
+        Self::over(local, settings, "main", clock)
+    }
+
+    fn over(local: impl FnOnce(&Arc<Metrics>) -> Store, settings: Settings, name: &str, clock: Clock) -> Self {
         let metrics = Metrics::new();
         let shared = SharedStore::start(settings, Arc::clone(&metrics), clock);
         let account = Account { name: name.into(), ..Account::clone(&Team::example("team").account) };
         let (account, accounts) = (Arc::new(account), KnownAccounts::default());
         accounts.set(&[Arc::clone(&account)]);
         let mut pages = None;
-        let store = Store::new(1 << 26, &metrics).with_replicas(|local| {
+        let store = local(&metrics).with_replicas(|local| {
             let tier = SharedPages::new(local, shared.clone(), accounts, clock);
             Arc::new(pages.insert(tier).clone())
         });

@@ -96,3 +96,68 @@ async fn a_purge_says_so_where_the_file_is_another_processs_or_the_tier_has_ende
     assert_eq!(first.store.purge(&Purge::All), Purged { pages: 1, not_lasting: None, shared: None });
     assert!(files(home.path()).is_empty());
 }
+
+#[tokio::test]
+async fn replaced_pages_go_with_their_sets_and_newer_ones_stay() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    let clock = first.clock;
+    let set = ResultSet::begin(key(1), clock.moment(), stored(1, clock, "").lifetimes);
+    let of_set = |n, operation, next| {
+        let page = stored(n, clock, body(n));
+        first.insert(n, StoredResponse { operation, result_set: Some(set), next: Some(key(next)), ..page });
+    };
+    of_set(1, Operation::Query, 2);
+    of_set(2, Operation::Page, 3);
+    of_set(3, Operation::Page, 9);
+    (4..=6).for_each(|n| first.keep(n));
+    let flight = |n| {
+        let kind = (key(n), Kind::Any);
+        first.store.flights.claim_refresh(kind, Flown::of(&call(n), None)).unwrap().0
+    };
+    let [of_newer, before, after] = [4, 7, 8].map(flight);
+    let (now, earlier) = (clock.moment(), clock.moment().before(HOUR));
+    before.calls(now.before(HOUR));
+    after.calls(now.after(HOUR));
+    // The second page tells of the whole set.
+    let replaced = [(2, now.after(HOUR)), (4, earlier), (5, now.after(HOUR)), (7, now), (8, now)];
+    first.store.outdate(&replaced.map(|(n, at)| (key(n), at)).into(), clock);
+    let kept = |running: &Running| [1, 2, 3, 4, 5, 6].map(|n| running.body(n).is_some());
+    assert_eq!(kept(&first), [false, false, false, true, false, true]);
+    assert_eq!([of_newer, before, after].map(|lease| lease.is_outdated()), [false, true, false]);
+    assert_eq!(first.store.membership(&key(3), now), Membership::Unknown, "nothing is left of the set");
+    first.close().await;
+
+    let second = Running::start(home.path()).await;
+    assert_eq!(kept(&second), [false, false, false, true, false, true]);
+    // Nobody knows any more when it was requested.
+    second.store.outdate(&[(key(4), earlier)].into(), second.clock);
+    assert_eq!(kept(&second), [false, false, false, false, false, true]);
+}
+
+#[tokio::test]
+async fn what_is_removed_while_pages_are_loaded_does_not_come_back() {
+    const PAGES: u32 = 2000;
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    for n in 0..PAGES {
+        let made = first.clock.moment().before(Duration::from_millis((PAGES - n).into()));
+        first.insert(n, StoredResponse { made, ..stored(n, first.clock, body(n)) });
+    }
+    first.close().await;
+
+    let (metrics, clock) = (Metrics::new(), Clock::new());
+    let settings = DiskSettings { folder: home.path().to_owned(), capacity: 64 * MIB };
+    let store = Store::new(64 * MIB, &metrics).with_disk(settings, &metrics, clock);
+    let disk = store.disk_handle().unwrap();
+    let deadline = clock.now() + DEADLINE;
+    while store.size().0 == 0 && !*disk.loaded.borrow() {
+        assert!(clock.now() < deadline);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The newest is loaded last.
+    store.outdate(&[(key(PAGES - 1), clock.moment())].into(), clock);
+    disk.loaded.clone().wait_for(|loaded| *loaded).await.unwrap();
+    assert_eq!([0, PAGES - 2, PAGES - 1].map(|n| store.page(&key(n)).is_some()), [true, true, false]);
+    assert!(disk.shared.removed().is_none());
+}

@@ -43,6 +43,8 @@ impl FillLock for Scripted {
     fn purge(&self, which: &Purge, _: Option<Moment>) {
         self.purges.lock().unwrap().push(which.clone());
     }
+
+    fn outdate(&self, _: Vec<(Key, Moment)>) {}
 }
 
 impl Scripted {
