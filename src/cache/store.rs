@@ -206,6 +206,12 @@ impl Store {
         self.disk.as_ref().map(Disk::view)
     }
 
+    /// Whether what is on the disk is in memory.
+    #[cfg(test)]
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.disk.as_ref().is_none_or(Disk::is_loaded)
+    }
+
     #[cfg(test)]
     pub(super) fn disk_handle(&self) -> Option<Disk> {
         self.disk.clone()

@@ -1,13 +1,17 @@
 //! Purges and replaced pages, told to all replicas.
 //!
 //! There are two streams in the store: purges, which are remembered for as long as any page may live, and replaced pages,
-//! which matter only to replicas that may have them in memory. Every replica reads what is new several times a second,
-//! and all that it missed before it shares anything after it was away. The ids of the streams are times of the shared
-//! clock. So a page that was requested before a purge is known by its time, on whatever replica its flight was under way.
+//! which matter only to replicas that may have them in memory or on a disk. Every replica reads what is new several times a
+//! second, and all that it missed before it shares anything after it was away. The ids of the streams are times of the
+//! shared clock. So a page that was requested before a purge is known by its time, on whatever replica its flight was
+//! under way.
 //!
 //! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store that
 //! was flushed, or that went back to an older state, gets a new generation: its old pages are not found any more, and
 //! each replica drops what it has in memory, because it cannot know which purges were lost.
+//!
+//! A replica with a disk notes there, after what it has applied, the generation and the last ids. So the next process on this
+//! disk knows what its pages missed while nobody was there: what was told since, or all if the generation is another one.
 //!
 //! A purge that cannot be told yet is kept until it can, and counts here from the first moment. There is no index of pages
 //! anywhere.
@@ -29,7 +33,7 @@ use super::purges::{self, Millis, Purges, Target};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::stored::StoredResponse;
-use crate::cache::{Purge, Store};
+use crate::cache::{Noted, Purge, Store};
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
@@ -41,6 +45,8 @@ const POLL: Duration = Duration::from_millis(400);
 const FLUSH_POLL: Duration = Duration::from_millis(10);
 /// After this time without reading them nothing is shared.
 const OVERDUE: Duration = Duration::from_secs(2);
+/// How long the disk may take until it is known what its pages missed.
+const OPENING: Duration = Duration::from_secs(10);
 /// Purges that wait for the store. If there are more, all pages count as purged.
 const MOST_PENDING: usize = 256;
 /// If more changes were missed, all of memory is dropped instead.
@@ -118,11 +124,16 @@ struct LastRead {
 impl Changes {
     /// Reads and tells changes in the background. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, local: Store, accounts: KnownAccounts, clock: Clock) -> Self {
-        let inner = Inner { store, local, accounts, clock, state: Mutex::default(), wake: Notify::new() };
+        let inner =
+            Inner { store, local: local.clone(), accounts, clock, state: Mutex::default(), wake: Notify::new() };
         let changes = Self(Arc::new(inner));
         let weak = Arc::downgrade(&changes.0);
         tokio::spawn(async move {
             let (mut reader, mut failing_since) = (Reader::default(), None);
+            // Where the disk is so slow, nobody knows what its pages missed.
+            let noted = tokio::time::timeout(OPENING, local.noted()).await.unwrap_or(Noted::Unknown);
+            drop(local);
+            reader.resume(&noted);
             while let Some(inner) = weak.upgrade() {
                 Self(inner).follow(&mut reader, &mut failing_since).await;
             }
@@ -255,6 +266,10 @@ impl Changes {
         self.remember(&reader.news, time);
         // First, because to tell many purges can take longer than a purge may.
         self.apply(std::mem::take(&mut reader.news)).await;
+        if let Some(note) = reader.new_note() {
+            // The next process need not apply them again.
+            self.0.local.note(note);
+        }
         self.tell(generation).await?;
         self.state().read = Some(LastRead { generation, at, episode });
         Ok(())

@@ -1,8 +1,8 @@
 //! The file: a redb database. redb is crash-safe, so whatever was committed is still there after a kill.
 //!
-//! Three tables: the pages; an index of them by the time when they were fetched, by which the newest are read and the
-//! oldest removed; and the format's version, without which the file is not the gateway's own. Every function here
-//! blocks, so only the tier's own thread calls them.
+//! Four tables: the pages; an index of them by the time when they were fetched, by which the newest are read and the
+//! oldest removed; a note for the store that replicas share; and the format's version, without which the file is not the
+//! gateway's own. Every function here blocks, so only the tier's own thread calls them.
 
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,6 +15,7 @@ use redb::{
     Builder, Database, Error, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
 
+use super::view::Noted;
 use crate::cache::purge::Purge;
 use crate::cache::record::{self, Boot, Calendar, Head, Nanos};
 use crate::cache::stored::StoredResponse;
@@ -31,6 +32,9 @@ const FORMAT: TableDefinition<'_, &str, u64> = TableDefinition::new("format");
 const PAGES: TableDefinition<'_, &Hash, &[u8]> = TableDefinition::new("pages");
 /// Key: when a page was fetched, and its key. Value: the record's length, and when the page can no longer be served.
 const TIMES: TableDefinition<'_, (Nanos, &Hash), (u64, Nanos)> = TableDefinition::new("times");
+/// Under one key, what was noted last.
+const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
+const NOTE: &str = "note";
 
 /// redb's own cache. Pages are read once, so it serves only the upper levels of the trees.
 const REDB_CACHE: usize = 8 * 1024 * 1024;
@@ -83,6 +87,8 @@ pub(super) enum Change {
     Remove(Vec<Key>),
     /// Pages were purged, and the result sets that begin with these keys.
     Purge(Purge, HashSet<Key>),
+    /// All changes until here are known to have been made.
+    Note(Vec<u8>),
 }
 
 /// What the file holds.
@@ -180,6 +186,21 @@ impl PageFile {
         Ok(measured()?)
     }
 
+    /// What was noted last.
+    pub(super) fn noted(&self) -> Result<Noted, DiskError> {
+        let read = || match self.database.begin_read()?.open_table(NOTES) {
+            Ok(table) => Ok::<_, Error>(table.get(NOTE)?.map(|note| note.value().to_vec())),
+            // An earlier version noted nothing.
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        Ok(match read()? {
+            Some(note) => Noted::Note(note),
+            None if self.size.entries > 0 => Noted::Unknown,
+            None => Noted::NoPages,
+        })
+    }
+
     fn calendar(&self) -> Calendar {
         Calendar::read(self.clock, self.boot)
     }
@@ -260,6 +281,9 @@ impl PageFile {
                     }
                     Change::Remove(keys) => tables.remove_all(keys)?,
                     Change::Purge(which, firsts) => tables.purge(which, firsts)?,
+                    Change::Note(note) => {
+                        transaction.open_table(NOTES)?.insert(NOTE, &note[..])?;
+                    }
                 }
             }
             tables.shrink_to(capacity)

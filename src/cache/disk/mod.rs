@@ -4,9 +4,9 @@
 //! response that was kept or dropped and of every purge, in the order in which they happened, and commits in batches,
 //! so that a kill loses only the changes of the last second. A response that cannot be written removes the older one
 //! under its key. A purge is complete when it is on the disk. Where a purge, or the removal of replaced responses,
-//! cannot be written, the whole file is removed. At the start the same thread loads the usable responses while the
-//! gateway already serves. Misses wait a short time for it, because a response that is about to be loaded should cost
-//! no upstream token.
+//! cannot be written, the whole file is removed. A note in the file says which changes of other replicas its pages have
+//! seen. At the start the same thread loads the usable responses while the gateway already serves. Misses wait a short
+//! time for it, because a response that is about to be loaded should cost no upstream token.
 //!
 //! No fault of the disk stops the gateway: the tier then turns itself off, logs the cause, and tries again.
 
@@ -27,6 +27,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
 use self::shared::{Message, Order, Shared, WAITING_REMOVALS, lock, page_weight};
+pub(crate) use self::view::Noted;
 pub use self::view::{DiskFault, DiskView};
 use self::worker::{RemovalsOnly, Worker};
 use super::memory::Memory;
@@ -64,6 +65,7 @@ pub(super) struct Disk {
     order: Arc<Mutex<Order>>,
     shared: Arc<Shared>,
     loaded: watch::Receiver<bool>,
+    noted: watch::Receiver<Option<Noted>>,
     patience: Instant,
 }
 
@@ -78,6 +80,7 @@ impl Disk {
     ) -> Option<Self> {
         let (sender, receiver) = mpsc::channel();
         let (loaded, wait) = watch::channel(false);
+        let (noted, note) = watch::channel(None);
         let order = Arc::new(Mutex::new(Order { sender: Some(sender) }));
         let shared = Arc::new(Shared::new(Arc::clone(metrics)));
         let folder = settings.folder.clone();
@@ -92,6 +95,7 @@ impl Disk {
             shared: Arc::clone(&shared),
             receiver,
             loaded,
+            noted,
             restored: false,
             batch: Vec::new(),
             closing: None,
@@ -103,7 +107,10 @@ impl Disk {
             said: None,
         };
         match thread::Builder::new().name("cache-disk".to_owned()).spawn(move || worker.run()) {
-            Ok(_) => Some(Self { folder, order, shared, loaded: wait, patience: clock.now() + LOADING_PATIENCE }),
+            Ok(_) => {
+                let patience = clock.now() + LOADING_PATIENCE;
+                Some(Self { folder, order, shared, loaded: wait, noted: note, patience })
+            }
             Err(error) => {
                 tracing::warn!(%error, "the disk cache has no thread: pages will not survive a restart");
                 None
@@ -122,6 +129,31 @@ impl Disk {
 
     fn lock(&self) -> MutexGuard<'_, Order> {
         lock(&self.order)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_loaded(&self) -> bool {
+        *self.loaded.borrow()
+    }
+
+    /// What an earlier process noted, once that is known.
+    pub(super) async fn noted(&self) -> Noted {
+        let mut noted = self.noted.clone();
+        let known = noted.wait_for(Option::is_some).await;
+        // If the thread has ended before, nothing of the file is read any more.
+        known.ok().and_then(|noted| noted.clone()).unwrap_or(Noted::NoPages)
+    }
+
+    /// Keeps a note with the pages, in place of the last one. It is written together with all changes before it, or after
+    /// them.
+    pub(super) fn note(&self, note: Vec<u8>) {
+        // Where the disk is so far behind, the last note is the right one.
+        if self.shared.removals.load(Ordering::Relaxed) < WAITING_REMOVALS {
+            self.shared.removals.fetch_add(1, Ordering::Relaxed);
+            if !self.lock().send(Message::Note(note)) {
+                self.shared.removals.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 
     fn send_removal(&self, order: &Order, keys: Vec<Key>) {

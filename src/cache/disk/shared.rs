@@ -61,6 +61,8 @@ pub(super) enum Message {
     /// Drop these responses, and the result sets that begin with these keys. Then tell whether they are gone for good,
     /// or why not.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
+    /// Remember this with the pages, as soon as all changes before it are written.
+    Note(Vec<u8>),
     /// Write everything, close the file, tell.
     Close(oneshot::Sender<()>),
 }
@@ -68,7 +70,7 @@ pub(super) enum Message {
 pub(super) fn weight(change: &Change) -> u64 {
     match change {
         Change::Keep(_, stored) => page_weight(stored),
-        Change::Remove(_) | Change::Purge(..) => 0,
+        Change::Remove(_) | Change::Purge(..) | Change::Note(_) => 0,
     }
 }
 

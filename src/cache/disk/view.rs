@@ -23,3 +23,14 @@ pub struct DiskFault {
     /// Why the last attempt failed.
     pub cause: String,
 }
+
+/// What an earlier process noted with the pages that it left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Noted {
+    /// It left no pages.
+    NoPages,
+    /// It left pages and no note, or they cannot be read now.
+    Unknown,
+    /// Its last note.
+    Note(Vec<u8>),
+}

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::file::{self, Change, DiskError, PageFile, Size};
 use super::shared::{Message, Order, Shared, lock, weight};
+use super::view::Noted;
 use crate::cache::memory::Memory;
 use crate::cache::purge::Purge;
 use crate::cache::record::{Boot, Calendar};
@@ -51,6 +52,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) receiver: Receiver<Message>,
     pub(super) loaded: watch::Sender<bool>,
+    /// Set once, when the file is opened, or when it cannot be.
+    pub(super) noted: watch::Sender<Option<Noted>>,
     /// Whether pages were loaded. It is done once: later the memory is newer than the file.
     pub(super) restored: bool,
     /// Received and not yet written.
@@ -153,6 +156,7 @@ impl Worker {
     }
 
     pub(super) fn work_with(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
+        self.tell_note(file.noted()?);
         if self.clear {
             file.apply(&[Change::Purge(Purge::All, HashSet::new())])?;
             self.clear = false;
@@ -264,6 +268,11 @@ impl Worker {
                 self.batch.push(Change::Remove(keys));
                 Flow::Going
             }
+            Message::Note(note) => {
+                self.shared.removals.fetch_sub(1, Ordering::Relaxed);
+                self.batch.push(Change::Note(note));
+                Flow::Going
+            }
             Message::Purge(which, firsts, purger) => {
                 self.batch.push(Change::Purge(which, firsts));
                 self.purgers.push(purger);
@@ -340,7 +349,7 @@ impl Worker {
             match change {
                 Change::Keep(key, _) => self.unwritten.extend([*key]),
                 Change::Remove(keys) => self.unwritten.extend(keys),
-                Change::Purge(..) => {}
+                Change::Purge(..) | Change::Note(_) => {}
             }
         }
         if self.unwritten.len() > MOST_UNWRITTEN {
@@ -396,6 +405,8 @@ impl Worker {
     fn pause(&mut self) -> Flow {
         // No caller has to wait for the load now.
         self.loaded.send_replace(true);
+        // Whatever is in the file, nobody knows which changes it lacks.
+        self.tell_note(Noted::Unknown);
         let until = self.clock.now() + RETRY_EVERY;
         loop {
             let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
@@ -408,6 +419,14 @@ impl Worker {
                 return Flow::Ended;
             }
         }
+    }
+
+    fn tell_note(&self, note: Noted) {
+        self.noted.send_if_modified(|noted| {
+            let is_first = noted.is_none();
+            noted.get_or_insert(note);
+            is_first
+        });
     }
 
     fn works_again(&mut self) {

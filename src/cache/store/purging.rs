@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Store;
+use crate::cache::disk::Noted;
 use crate::cache::entry::Entry;
 use crate::cache::memory::Memory;
 use crate::cache::purge::{Purge, Purged};
@@ -98,8 +99,25 @@ impl Store {
         if let Some(lock) = &self.fill_lock {
             lock.outdate(outdated.into_iter().collect());
         }
-        self.jobs.forget(|key| known.contains(key));
+        if !known.is_empty() {
+            self.jobs.forget(|key| known.contains(key));
+        }
         gone
+    }
+
+    /// What an earlier process noted with the pages that it left on the disk.
+    pub(crate) async fn noted(&self) -> Noted {
+        match &self.disk {
+            Some(disk) => disk.noted().await,
+            None => Noted::NoPages,
+        }
+    }
+
+    /// Keeps a note with the pages on the disk: all that was removed and purged until now was so before it.
+    pub(crate) fn note(&self, note: Vec<u8>) {
+        if let Some(disk) = &self.disk {
+            disk.note(note);
+        }
     }
 
     /// The number of purges so far. Data derived from stored responses must not be used after a further purge.

@@ -7,6 +7,7 @@
 use redis::{Cmd, FromRedisValue, Value};
 
 use super::{Generation, LONGEST};
+use crate::cache::Noted;
 use crate::replicas::clock::{self, AHEAD, READ_CLOCK};
 use crate::replicas::purges::{Millis, Target};
 use crate::replicas::seal::Context;
@@ -173,26 +174,43 @@ pub(super) struct Reader {
     left: Vec<Generation>,
     purged: Passed,
     replaced: Passed,
+    /// What an earlier process has left, until the first generation is known.
+    left_behind: LeftBehind,
+    last_note: String,
     /// What was read and is not applied yet.
     pub(super) news: News,
 }
 
+/// What an earlier process has left in memory or on the disk of this one.
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum LeftBehind {
+    #[default]
+    Nothing,
+    /// Pages, of which nobody knows what they missed.
+    Pages,
+    /// Pages to which the changes of this generation were applied, up to these entries.
+    PagesAt(Generation, [(u64, Id); 2]),
+}
+
+/// An entry's id: its time, and a number.
+type Id = (Millis, u64);
+
 /// The last entry that was read from one stream.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Passed {
     /// How many the stream had had. `None` until all that it had at first is read: who has read nothing yet has missed
     /// nothing that still matters.
     number: Option<u64>,
-    id: String,
-}
-
-impl Default for Passed {
-    fn default() -> Self {
-        Self { number: None, id: "0-0".to_owned() }
-    }
+    id: Id,
+    /// Until here an earlier process had applied all to the pages that it left.
+    applied: Option<Id>,
 }
 
 impl Passed {
+    fn after((number, id): (u64, Id)) -> Self {
+        Self { number: Some(number), applied: Some(id), ..Self::default() }
+    }
+
     /// Whether the stream has lost its last entries.
     fn is_beyond(&self, number: u64) -> bool {
         self.number.is_some_and(|passed| passed > number)
@@ -274,7 +292,10 @@ impl Reader {
     async fn reply(&self, store: &SharedStore) -> Result<Reply, StoreError> {
         let mut command = script(store, READ, Kind::Purged, Kind::Replaced);
         command.arg(store.least_time()).arg(Generation::random().to_string()).arg(LONGEST.as_millis() as u64);
-        command.arg(&self.purged.id).arg(&self.replaced.id).arg(AT_ONCE);
+        for Passed { id: (time, number), .. } in [&self.purged, &self.replaced] {
+            command.arg(format!("{time}-{number}"));
+        }
+        command.arg(AT_ONCE);
         let sent = store.0.clock.moment();
         let reply: Reply = store.run("changes_read", &command).await?;
         // What is shared in a generation has times of a clock that is known since it began.
@@ -282,15 +303,43 @@ impl Reader {
         Ok(reply)
     }
 
+    /// Takes over what an earlier process has left, before anything is read.
+    pub(super) fn resume(&mut self, noted: &Noted) {
+        self.left_behind = match noted {
+            Noted::NoPages => LeftBehind::Nothing,
+            Noted::Unknown => LeftBehind::Pages,
+            Noted::Note(note) => read_note(note).unwrap_or(LeftBehind::Pages),
+        };
+    }
+
+    /// How far all is read, for the process after this one. `None` if that is as before.
+    pub(super) fn new_note(&mut self) -> Option<Vec<u8>> {
+        let mut note = self.generation?.to_string();
+        for Passed { number, id, applied } in [&self.purged, &self.replaced] {
+            let id = (*id).max(applied.unwrap_or_default());
+            note += &format!(" {} {} {}", (*number)?, id.0, id.1);
+        }
+        if note == self.last_note {
+            return None;
+        }
+        self.last_note.clone_from(&note);
+        Some(note.into_bytes())
+    }
+
     fn enter(&mut self, generation: Generation) {
-        let is_lost = self.generation.is_some();
+        let (mut is_lost, mut passed) = (self.generation.is_some(), [Passed::default(), Passed::default()]);
+        match std::mem::take(&mut self.left_behind) {
+            LeftBehind::Nothing => {}
+            LeftBehind::PagesAt(of, last) if of == generation => passed = last.map(Passed::after),
+            LeftBehind::Pages | LeftBehind::PagesAt(..) => is_lost = true,
+        }
         if let Some(left) = self.generation.replace(generation) {
             self.left.push(left);
             if self.left.len() > Self::LEFT {
                 self.left.remove(0);
             }
         }
-        (self.purged, self.replaced) = (Passed::default(), Passed::default());
+        [self.purged, self.replaced] = passed;
         self.news = News { is_lost: is_lost || self.news.is_lost, is_new: true, ..News::default() };
     }
 
@@ -310,14 +359,17 @@ impl Reader {
         };
         for entry in entries {
             let (id, fields) = <(String, Value)>::from_redis_value(entry).map_err(|_| unreadable("an entry"))?;
-            let at = time_of(&id).ok_or_else(|| unreadable("an id"))?;
+            let id = read_id(&id).ok_or_else(|| unreadable("an id"))?;
+            let (at, is_applied) = (id.0, passed.applied.is_some_and(|last| id <= last));
             // Nothing that is told after it would have a time before.
             if at > latest {
                 return Ok(false);
             }
             passed.id = id;
             let fields = Fields::from_redis_value(fields).ok().filter(|(_, number, ..)| *number <= had);
-            if let Some((_, number, ..)) = &fields {
+            if let Some((_, number, ..)) = &fields
+                && !is_applied
+            {
                 self.news.is_lost |= passed.advance(*number);
             }
             let opened = fields.and_then(|(.., sealed)| open(store, generation, kind, &sealed));
@@ -332,7 +384,7 @@ impl Reader {
             if let Change::Purged(target) = change {
                 self.news.purged.push((target, at));
             }
-            if !is_own {
+            if !is_own && !is_applied {
                 self.news.foreign.push((change, at));
             }
         }
@@ -344,9 +396,18 @@ fn unreadable(what: &str) -> StoreError {
     StoreError::Failed(format!("changes_read: the answer has not {what}"))
 }
 
-/// The time in the id of an entry.
-fn time_of(id: &str) -> Option<Millis> {
-    id.split_once('-')?.0.parse().ok()
+fn read_id(id: &str) -> Option<Id> {
+    let (time, number) = id.split_once('-')?;
+    Some((time.parse().ok()?, number.parse().ok()?))
+}
+
+pub(super) fn read_note(note: &[u8]) -> Option<LeftBehind> {
+    let mut parts = std::str::from_utf8(note).ok()?.split(' ');
+    let generation = Generation::read(parts.next()?)?;
+    let mut number = || parts.next()?.parse().ok();
+    let mut last = || Some((number()?, (number()?, number()?)));
+    let last = [last()?, last()?];
+    parts.next().is_none().then_some(LeftBehind::PagesAt(generation, last))
 }
 
 /// Adds a change, for all replicas. Returns its time.
@@ -374,7 +435,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
         Kind::Replaced => command.arg(MOST_REPLACED).arg(live).arg(""),
     };
     let id: Option<String> = store.run("changes_append", &command).await?;
-    id.as_deref().and_then(time_of).ok_or_else(|| failed("another generation has begun"))
+    id.as_deref().and_then(read_id).map(|(at, _)| at).ok_or_else(|| failed("another generation has begun"))
 }
 
 async fn renew(store: &SharedStore, generation: Generation) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::stored::StoredResponse;
+use crate::config::Servers;
 use crate::replicas::pages::tests::{Replica, S, key, set_of};
 use crate::replicas::seal::Context;
 use crate::replicas::test_server::{TestServer, until};
@@ -264,10 +265,7 @@ async fn a_page_that_was_replaced_meanwhile_does_not_come_back_from_the_disk() {
     let (one, home) = (Replica::start(&server).await, TempDir::new().unwrap());
     let before = Replica::on_disk(home.path(), server.settings());
     before.shares().await;
-    // The first is loaded first.
-    for name in ["a", "b"] {
-        before.keep(name);
-    }
+    before.keep("a");
     before.written().await;
     before.store.close().await;
     let newer = StoredResponse { representation: one.response("newer").representation, ..one.response("a") };
@@ -276,9 +274,91 @@ async fn a_page_that_was_replaced_meanwhile_does_not_come_back_from_the_disk() {
 
     let again = Replica::on_disk(home.path(), server.settings());
     again.shares().await;
-    until("loaded", || again.in_memory("b").is_some()).await;
+    until("loaded", || again.store.is_loaded()).await;
     have_applied(&again, &one).await;
     assert_eq!(again.body("a").await, one.in_memory("a"));
+}
+
+/// Starts again on the same disk, after `meanwhile`. Returns which of three pages are there: a purged one, one that nobody
+/// purged, and the newest.
+async fn after_a_restart(server: &TestServer, meanwhile: impl AsyncFnOnce(&Replica)) -> [bool; 3] {
+    let (one, home) = (Replica::start(server).await, TempDir::new().unwrap());
+    let before = Replica::on_disk(home.path(), server.settings());
+    before.shares().await;
+    for name in ["purged", "other"] {
+        before.keep(name);
+    }
+    // It is read, and not to be applied again.
+    assert!(purge(&one, Purge::Key(key("purged").to_string())).await);
+    until("purged", || before.in_memory("purged").is_none()).await;
+    assert!(purge(&one, Purge::Operation(Operation::Metadata)).await);
+    have_applied(&before, &one).await;
+    for name in ["purged", "newest"] {
+        before.keep(name);
+    }
+    before.store.close().await;
+    meanwhile(&one).await;
+    let again = Replica::on_disk(home.path(), server.settings());
+    again.shares().await;
+    until("loaded", || again.store.is_loaded()).await;
+    ["purged", "other", "newest"].map(|name| again.in_memory(name).is_some())
+}
+
+#[tokio::test]
+async fn a_restart_applies_only_what_was_told_meanwhile() {
+    let Some(server) = TestServer::start() else { return };
+    assert_eq!(after_a_restart(&server, async |_| {}).await, [true; 3], "purged before they were fetched again");
+    let told = after_a_restart(&server, async |one| {
+        assert!(purge(one, Purge::Key(key("purged").to_string())).await);
+    });
+    assert_eq!(told.await, [false, true, true]);
+    // Also if it is gone for a reason of its own.
+    let missed = after_a_restart(&server, async |one| {
+        for _ in 0..=MOST_MISSED {
+            assert!(purge(one, Purge::Operation(Operation::Metadata)).await);
+        }
+    });
+    assert_eq!(missed.await, [false; 3]);
+}
+
+#[tokio::test]
+async fn a_purge_that_a_flush_has_lost_is_not_lost_for_a_replica_that_was_down() {
+    let Some(server) = TestServer::start() else { return };
+    let flushed = after_a_restart(&server, async |one| {
+        assert!(purge(one, Purge::Key(key("purged").to_string())).await);
+        let before = one.pages.changes().generation();
+        let _: () = one.run(&mut cmd("FLUSHALL")).await;
+        until("another generation", || one.pages.changes().generation().is_some_and(|now| Some(now) != before)).await;
+    });
+    assert_eq!(flushed.await, [false; 3]);
+}
+
+#[tokio::test]
+async fn pages_of_which_nobody_knows_what_they_missed_are_dropped() {
+    let Some(server) = TestServer::start() else { return };
+    let home = TempDir::new().unwrap();
+    let mut settings = server.settings();
+    settings.url.servers = Servers::Unix(home.path().join("none"));
+    let alone = Replica::on_disk(home.path(), settings);
+    alone.keep("a");
+    alone.store.close().await;
+    let again = Replica::on_disk(home.path(), server.settings());
+    again.shares().await;
+    until("loaded", || again.store.is_loaded()).await;
+    assert_eq!(again.body("a").await, None);
+}
+
+#[test]
+fn a_note_that_cannot_be_read_is_none() {
+    let of = |note: &str| feed::read_note(note.as_bytes());
+    let generation = Generation::random().to_string();
+    assert!(of(&format!("{generation} 1 2 3 4 5 6")).is_some());
+    for wrong in ["", "1 2 3 4 5 6", &generation] {
+        assert_eq!(of(wrong), None, "{wrong}");
+    }
+    for numbers in ["1 2 3 4 5", "1 2 3 4 5 6 7", "1 2 3 4 5 -6", "1 2 3 4 5 99999999999999999999"] {
+        assert_eq!(of(&format!("{generation} {numbers}")), None, "{numbers}");
+    }
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ fn worker(folder: &Path, memory: &Memory) -> Worker {
         shared: Arc::new(Shared::new(metrics)),
         receiver: mpsc::channel().1,
         loaded: watch::channel(false).0,
+        noted: watch::channel(None).0,
         restored: true,
         batch: Vec::new(),
         closing: None,
