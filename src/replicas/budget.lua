@@ -114,7 +114,9 @@ end
 -- Another server may have taken over whose clock is behind. What is owed stays owed, and no pause grows.
 local behind = math.max(field('read') - now, 0)
 local paused = math.max(field('paused') - behind, told + tonumber(ARGV[4]))
-local open, opened, probed = field('open'), field('opened'), field('probed')
+-- Openings are numbered by the time, and stay so short that they can be read again.
+local greatest = now + 1000000000000000
+local open, opened, probed = field('open'), math.min(field('opened'), greatest), field('probed')
 if open > 0 then open, opened, probed = math.max(1, open - behind), math.max(1, opened), probed - behind end
 if behind > 0 then
   tat = math.max(0, tat - behind)
@@ -131,8 +133,9 @@ local function open_until(until_then)
   opened, open, probed, failing = math.max(now, opened + 1), until_then, 0, {}
 end
 
-if is_half_open() and opened == tonumber(ARGV[18]) then open = 0 end
-local opening, until_then = tonumber(ARGV[17]), told + tonumber(ARGV[5])
+-- The probe may have been sent before the circuit was opened again.
+if open > 0 and opened == tonumber(ARGV[18]) then open = 0 end
+local opening, until_then = math.min(tonumber(ARGV[17]), greatest), told + tonumber(ARGV[5])
 if opening > opened then
   -- The store has lost it.
   opened, open = opening, math.max(1, open, until_then)

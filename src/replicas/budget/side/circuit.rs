@@ -41,6 +41,8 @@ pub(super) struct CircuitPart {
     /// The opening that a probe has ended, until the store knows that.
     ended: Option<u64>,
     failed_probes: Vec<Key>,
+    /// So many of them are in the question that is under way. They are told again if that gets no answer.
+    told: usize,
     /// What the others know of it.
     common: Option<CommonCircuit>,
 }
@@ -69,17 +71,20 @@ impl CircuitPart {
     pub(super) fn alone(&mut self) {
         self.common = None;
         self.failed_probes.clear();
+        self.told = 0;
     }
 
     /// Puts into a question what others have to know. `hidden` stands for a query.
     pub(super) fn tell(&mut self, question: &mut Question, hidden: impl Fn(&Key) -> String, now: Instant) {
         question.open = self.opened_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
         (question.opening, question.ended) = (self.opening, self.ended);
-        question.failed_probes = self.failed_probes.drain(..).map(|query| hidden(&query)).collect();
+        question.failed_probes = self.failed_probes.iter().map(hidden).collect();
+        self.told = self.failed_probes.len();
     }
 
     /// Takes what the store answered. The circuit is believed to be open for `longest` at most.
     pub(super) fn learn(&mut self, question: &Question, answer: &Answer, longest: Duration, now: Instant) {
+        self.failed_probes.drain(..std::mem::take(&mut self.told));
         if self.ended.is_some() && self.ended == answer.opening {
             // The store will know when it is asked next.
             return;
@@ -109,5 +114,32 @@ impl CircuitPart {
             self.common = None;
         }
         common
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_that_failed_are_told_until_an_answer_comes() {
+        let (mut part, now) = (CircuitPart::default(), Instant::now());
+        let query = |n: u8| Key::from_bytes([n; 32]);
+        let tell = |part: &mut CircuitPart| {
+            let mut question = Question::default();
+            part.tell(&mut question, |query| query.as_bytes()[0].to_string(), now);
+            question
+        };
+        part.probe_failed(query(1));
+        assert_eq!(tell(&mut part).failed_probes, ["1"]);
+        let question = tell(&mut part);
+        assert_eq!(question.failed_probes, ["1"], "nobody answered");
+        part.probe_failed(query(2));
+        part.learn(&question, &Answer::default(), Duration::ZERO, now);
+        assert_eq!(tell(&mut part).failed_probes, ["2"]);
+        part.closed();
+        part.probe_failed(query(3));
+        part.learn(&question, &Answer::default(), Duration::ZERO, now);
+        assert_eq!(tell(&mut part).failed_probes, ["3"], "the answer was about others");
     }
 }

@@ -95,6 +95,28 @@ async fn probes_of_several_queries_that_fail_open_it_again_wherever_they_were_se
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_that_succeeds_after_the_circuit_has_opened_again_closes_it_for_all() {
+    let Some((_store, _links, budgets)) = half_open().await else { return };
+    let (call, _waiter) = call_of(&team("a", 1), 60 * S);
+    let mut slow = budgets[0].acquire(&call).await.unwrap();
+    slow.spend();
+    tokio::time::sleep(1100 * MS).await;
+    let upstream = Upstream::new(AttemptOutcome::Failed, 20 * MS);
+    let load = upstream.clients(&budgets[1..]);
+    tokio::time::sleep(1200 * MS).await;
+    drop(load);
+    assert_eq!(circuits(&budgets), [CircuitState::Open; 3]);
+    slow.end(answered());
+    tokio::time::sleep(1100 * MS).await;
+    assert_eq!(circuits(&budgets), [CircuitState::Closed; 3]);
+    let begun = Instant::now();
+    for budget in &budgets {
+        attempt(budget, &team("a", 1), answered()).await;
+    }
+    assert!(begun.elapsed() < S, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_without_an_end_keeps_the_others_back_for_a_second() {
     let Some((store, _links, budgets)) = half_open().await else { return };
     let upstream = Upstream::new(answered(), 3600 * S);

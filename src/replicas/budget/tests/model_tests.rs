@@ -101,7 +101,7 @@ impl Model {
     }
 
     fn hear_of_circuit(&mut self, question: &Question, told: i64, now: i64) {
-        if self.is_half_open(now) && question.ended.map(signed) == Some(self.opened) {
+        if self.open > 0 && question.ended.map(signed) == Some(self.opened) {
             self.open = 0;
         }
         let (opening, until) = (question.opening.map_or(-1, signed), told + signed(micros(question.open)));
