@@ -64,6 +64,12 @@ impl Refund {
         let Ask { team, background, weight, limit, .. } = ask.clone();
         Self { at, team, background, weight, limit }
     }
+
+    /// The same token where it is not known whether it was this team's: only the account gets it back.
+    pub(super) fn of_unknown_team(self) -> Self {
+        // The greatest weight has the least cost.
+        Self { weight: u32::MAX, limit: Spend::default(), ..self }
+    }
 }
 
 /// What a replica says and asks.

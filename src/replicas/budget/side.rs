@@ -395,7 +395,8 @@ impl Replica {
         Grant::NotBefore(now + LONGEST)
     }
 
-    /// A permit was not used. Which of the recent ones is not known: the oldest is the most that was certainly taken.
+    /// A permit was not used. Which of the recent ones is not known: the oldest is the most that was certainly taken. Its team
+    /// gets it back only if all of them were of that team.
     pub(super) fn refund(&mut self, now: Instant) {
         match &self.side {
             Side::Alone(alone) => {
@@ -408,7 +409,8 @@ impl Replica {
                 self.used.retain(|(_, at)| *at + RETURNS > now);
                 if let Some((refund, _)) = self.used.pop_front() {
                     self.local.refund();
-                    self.refunds.push(refund);
+                    let is_known = self.used.iter().all(|(other, _)| other.team == refund.team);
+                    self.refunds.push(if is_known { refund } else { refund.of_unknown_team() });
                     self.has_news = true;
                 }
             }
