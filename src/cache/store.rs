@@ -1,6 +1,7 @@
 //! The store: memory, the disk tier behind it, and the flights that bring more.
 
 pub(super) mod listing;
+mod outdated;
 mod purging;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
+use self::outdated::Outdated;
+pub(crate) use self::outdated::Seen;
 use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
 use super::fill_lock::FillLock;
@@ -92,7 +95,7 @@ pub struct Store {
     fill_lock: Option<Arc<dyn FillLock>>,
     /// Held while the content changes. So an entry that is inserted again with a new weight is still the current one,
     /// and no response is kept that was requested before a purge.
-    changes: Arc<Mutex<()>>,
+    changes: Arc<Mutex<Outdated>>,
     /// Bytes written since the store last made moka evict.
     unsettled: Arc<AtomicU64>,
     purges: Arc<AtomicU64>,
@@ -278,14 +281,15 @@ impl Store {
     }
 
     /// Keeps the response of another replica, unless memory has a newer one, or one that is not to be mixed with it.
-    /// Returns whether it did. `purges` is what [`purges`](Self::purges) said before the response was looked up: one that
-    /// was looked up before a purge may be a purged one.
-    pub(crate) fn adopt(&self, key: Key, entry: Entry, purges: u64) -> bool {
+    /// Returns whether it did. `seen` is what [`seen`](Self::seen) said before the response was looked up: one that was
+    /// looked up before a purge, or before it was replaced, may be an older one.
+    pub(crate) fn adopt(&self, key: Key, entry: Entry, seen: Seen) -> bool {
         let entry = Arc::new(entry);
         let mut keep = || {
-            let _changing = self.changing();
+            let changing = self.changing();
             let old = self.memory.get(&key);
-            let is_wanted = self.purges() == purges
+            let first = entry.stored.result_set.map(|set| set.first);
+            let is_wanted = self.has_held(&changing, seen, [Some(key), first])
                 && !self.is_too_large(entry.weight().into())
                 && old.as_ref().is_none_or(|old| entry.is_better_than(old))
                 && self.is_in_place(key, &entry);
@@ -299,10 +303,21 @@ impl Store {
         self.put(key, &entry, false, &mut keep)
     }
 
+    /// What a look-up that begins now has seen of the changes.
+    pub(crate) fn seen(&self) -> Seen {
+        let changing = self.changing();
+        Seen { purges: self.purges(), batches: changing.batches() }
+    }
+
+    /// Whether nothing was purged, and none of these pages replaced, since a look-up began.
+    fn has_held(&self, outdated: &Outdated, seen: Seen, pages: [Option<Key>; 2]) -> bool {
+        self.purges() == seen.purges && !pages.iter().flatten().any(|key| outdated.has_since(key, seen.batches))
+    }
+
     /// Gives the page of `key` a place in a result set of another replica, unless it has one in a set that began later.
-    pub(crate) fn adopt_place(&self, key: Key, result_set: ResultSet, account: &Arc<str>, purges: u64) {
-        let _changing = self.changing();
-        if self.purges() == purges {
+    pub(crate) fn adopt_place(&self, key: Key, result_set: ResultSet, account: &Arc<str>, seen: Seen) {
+        let changing = self.changing();
+        if self.has_held(&changing, seen, [Some(key), Some(result_set.first)]) {
             self.memory.sets.restore_next(key, result_set, account);
         }
     }
@@ -463,8 +478,8 @@ impl Store {
         self.settle(weight);
     }
 
-    fn changing(&self) -> MutexGuard<'_, ()> {
-        // It guards no data that a panic could leave half done.
+    fn changing(&self) -> MutexGuard<'_, Outdated> {
+        // It guards nothing else that a panic could leave half done.
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

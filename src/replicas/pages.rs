@@ -94,7 +94,7 @@ impl SharedPages {
     /// Brings what the store has under `key` into memory.
     async fn look_up(&self, generation: Generation, account: &Account, key: &Key) {
         let Inner { local, .. } = &*self.0;
-        let purges = local.purges();
+        let seen = local.seen();
         let Some(found) = self.find(generation, account, key).await else { return };
         let result_set = match &found {
             Found::Page(entry) => entry.stored.result_set,
@@ -105,13 +105,13 @@ impl SharedPages {
         if let Some(result_set) = result_set.filter(|set| set.first != *key && !local.has_set(set))
             && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first).await
         {
-            local.adopt(result_set.first, *first, purges);
+            local.adopt(result_set.first, *first, seen);
         }
         match found {
             Found::Page(entry) => {
-                local.adopt(*key, *entry, purges);
+                local.adopt(*key, *entry, seen);
             }
-            Found::Place(result_set) => local.adopt_place(*key, result_set, &account.name, purges),
+            Found::Place(result_set) => local.adopt_place(*key, result_set, &account.name, seen),
         }
     }
 

@@ -55,12 +55,14 @@ impl Store {
 
     /// Drops the pages under these keys that were requested before these moments, and with each the rest of its result set:
     /// another replica has newer ones. Flights that called upstream before end as at a purge. It neither visits other pages
-    /// nor waits for the disk.
+    /// nor waits for the disk; places in result sets are visited once, if a set ends.
     pub(crate) fn outdate(&self, replaced: &HashMap<Key, Moment>, clock: Clock) {
         let mut remove = || {
-            let _changing = self.changing();
+            let mut changing = self.changing();
             // A page that is being looked up may be an older one.
-            self.purges.fetch_add(1, Ordering::SeqCst);
+            if !changing.add(replaced.keys()) {
+                self.purges.fetch_add(1, Ordering::SeqCst);
+            }
             self.remove_outdated(replaced, clock)
         };
         match self.tier() {
@@ -77,6 +79,7 @@ impl Store {
             there.asked != clock.start() && clock.earliest_moment(there.asked) >= cutoff
         };
         let (mut outdated, mut gone, mut known) = (HashMap::new(), Vec::new(), HashSet::new());
+        let mut ended = HashSet::new();
         for (key, cutoff) in replaced {
             let there = pages.get(key);
             if there.as_ref().is_some_and(|there| is_newer(there, *cutoff)) {
@@ -89,8 +92,15 @@ impl Store {
             let firsts = [of_page, sets.of(key)].into_iter().flatten().map(|set| set.first);
             for first in firsts.chain([*key]) {
                 outdated.entry(first).and_modify(|last: &mut Moment| *last = (*last).max(*cutoff)).or_insert(*cutoff);
+                if sets.of(&first).is_some_and(|set| set.first == first) {
+                    ended.insert(first);
+                }
                 gone.extend(self.memory.remove_from(first));
             }
+        }
+        if !ended.is_empty() {
+            // Also where memory no longer has a page that names the next. What is left would keep newer pages from being kept.
+            sets.purge(|first| ended.contains(first));
         }
         self.flights.outdate(|key, flight| {
             let of_set = flight.set.and_then(|set| outdated.get(&set.first));

@@ -136,6 +136,38 @@ async fn replaced_pages_go_with_their_sets_and_newer_ones_stay() {
 }
 
 #[tokio::test]
+async fn no_place_of_a_replaced_set_stays_behind_a_page_that_memory_has_lost() {
+    let home = TempDir::new().unwrap();
+    let running = Running::start(home.path()).await;
+    let (clock, sets) = (running.clock, &running.store.memory().sets);
+    let first = stored(1, clock, body(1));
+    let set = ResultSet::begin(key(1), clock.moment(), first.lifetimes);
+    let account = Arc::clone(&first.account);
+    running.insert(1, StoredResponse { result_set: Some(set), next: Some(key(2)), ..first });
+    sets.expect(key(3), set, &account);
+    running.store.outdate(&[(key(1), clock.moment().after(HOUR))].into(), clock);
+    assert_eq!(running.store.membership(&key(3), clock.moment()), Membership::Unknown);
+}
+
+#[tokio::test]
+async fn a_look_up_brings_what_was_not_replaced_meanwhile() {
+    let home = TempDir::new().unwrap();
+    let running = Running::start(home.path()).await;
+    let (clock, store) = (running.clock, &running.store);
+    let adopt = |n, seen| {
+        let (page, now) = (stored(n, clock, body(n)), clock.now());
+        store.adopt(key(n), Entry::new(&key(n), page, now, now, Duration::ZERO), seen)
+    };
+    let seen = store.seen();
+    store.outdate(&[(key(7), clock.moment())].into(), clock);
+    assert!(adopt(8, seen) && !adopt(7, seen));
+    assert!(adopt(7, store.seen()), "it was looked up after that");
+    let seen = store.seen();
+    store.outdate(&(100..5100).map(|n| (key(n), clock.moment())).collect(), clock);
+    assert!(!adopt(9, seen), "too many to be remembered");
+}
+
+#[tokio::test]
 async fn what_is_removed_while_pages_are_loaded_does_not_come_back() {
     const PAGES: u32 = 2000;
     let home = TempDir::new().unwrap();

@@ -29,7 +29,7 @@ impl Tier for Far {
         let stored = StoredResponse { lifetimes: POLICY.query, ..stored };
         let mut entry = Entry::new(key, stored, now, now, self.age);
         entry.by_another = true;
-        self.local.adopt(*key, entry, self.local.purges());
+        self.local.adopt(*key, entry, self.local.seen());
         Some(ready(()).boxed())
     }
 
