@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
+
 use super::unwritten::{Removal, Unwritten};
 use super::value::{self, Belonging, Value};
 use super::writer::{Page, Tell};
@@ -13,6 +15,9 @@ use crate::replicas::changes::{Changes, LONGEST};
 use crate::replicas::clock::{self, Due};
 use crate::replicas::{LARGE, SharedStore, StoreTime};
 use crate::request::key::Key;
+
+/// Removals that are on their way to the store at the same time.
+const REMOVED_AT_ONCE: usize = 16;
 
 /// Keeps a value until its windows end, unless there is one that was requested later. One from the future is none, and one
 /// of another type is replaced.
@@ -155,13 +160,13 @@ impl Scripts {
         Some(())
     }
 
-    /// Tries again to remove what could not be removed.
+    /// Tries again to remove what could not be removed: several at once, because new pages wait meanwhile.
     pub(super) async fn remove_unwritten(&self) {
-        for (key, Removal { account, asked, tell }) in self.unwritten.some() {
-            if self.remove(&account, &key, asked, tell).await.is_none() {
-                return;
+        let remove = |(key, Removal { account, asked, tell }): (Key, Removal)| async move {
+            if self.remove(&account, &key, asked, tell).await.is_some() {
+                self.unwritten.done(&key, asked);
             }
-            self.unwritten.done(&key, asked);
-        }
+        };
+        stream::iter(self.unwritten.some()).for_each_concurrent(REMOVED_AT_ONCE, remove).await;
     }
 }
