@@ -19,7 +19,6 @@ use crate::audit::AuditLog;
 use crate::budget::AccountBudget;
 use crate::cache::{DiskSettings, Store};
 use crate::config::Config;
-use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::reloads::Reloads;
 use crate::core::validity::CertificateInUse;
@@ -403,12 +402,8 @@ fn disk(config: &Config) -> Option<DiskSettings> {
     disk.path.clone().map(|folder| DiskSettings { folder, capacity: disk.capacity })
 }
 
-fn backoff(config: &Config) -> Backoff {
-    Backoff { base: config.retry.base, max: config.retry.max }
-}
-
 fn retry_policy(config: &Config) -> retry::Policy {
-    retry::Policy { attempts: config.retry.attempts, backoff: backoff(config), budget: config.retry.budget }
+    retry::Policy { attempts: config.retry.attempts, backoff: registry::backoff(config), budget: config.retry.budget }
 }
 
 fn target(config: &Config) -> Target {

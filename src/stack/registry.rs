@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::accounts::{Account, PerAccount, TeamUsage};
 use crate::budget::{self, AccountBudget};
 use crate::config::Config;
+use crate::core::backoff::Backoff;
 use crate::core::clock::{Clock, Instant};
 use crate::core::episode::Episode;
 use crate::core::units::Rate;
@@ -153,13 +154,18 @@ fn limits(config: &Config, account: &crate::config::Account) -> budget::Limits {
         queue: account.queue,
         adapt: account.adapt,
         max_pause: config.retry.max_pause,
-        backoff: super::backoff(config),
+        backoff: backoff(config),
         circuit: budget::CircuitPolicy {
             consecutive: config.circuit.consecutive,
             ratio: config.circuit.ratio,
             open: config.circuit.open,
         },
     }
+}
+
+/// The pauses between attempts, for each call and for the account.
+pub(super) fn backoff(config: &Config) -> Backoff {
+    Backoff { base: config.retry.base, max: config.retry.max }
 }
 
 #[cfg(test)]
