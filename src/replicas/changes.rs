@@ -17,6 +17,7 @@
 //! anywhere.
 
 mod feed;
+mod generation;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -25,10 +26,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-pub(super) use self::feed::HEAD;
 use self::feed::{Change, News, Reader};
+pub(super) use self::feed::{HEAD, LONGEST};
+pub(super) use self::generation::Generation;
 use super::accounts::{AccountId, KnownAccounts};
-use super::names::Names;
 use super::purges::{self, Millis, Purges, Target};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
@@ -37,8 +38,6 @@ use crate::cache::{Noted, Purge, Store};
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
-/// No page stays in the store for longer, and purges are remembered for this long.
-pub(super) const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
 /// How often changes are read.
 const POLL: Duration = Duration::from_millis(400);
 /// How often the end of the process looks whether they have been told.
@@ -51,32 +50,6 @@ const OPENING: Duration = Duration::from_secs(10);
 const MOST_PENDING: usize = 256;
 /// If more changes were missed, all of memory is dropped instead.
 const MOST_MISSED: usize = 64;
-
-/// One generation of everything that replicas share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Generation([u8; 16]);
-
-impl Generation {
-    fn random() -> Self {
-        Self(fastrand::u128(..).to_be_bytes())
-    }
-
-    fn read(text: &str) -> Option<Self> {
-        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(|number| Self(number.to_be_bytes()))
-    }
-
-    /// The name of the key of a page.
-    pub(super) fn name(&self, names: &Names, account: &Account, page: &Key) -> String {
-        names.of(account, "page", &[&self.0[..], page.as_bytes()].concat())
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
-    }
-}
 
 /// The changes. Clones share them.
 #[derive(Clone)]

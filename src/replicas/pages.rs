@@ -11,6 +11,7 @@
 //! A large page crosses on a second connection, and those who ask for it wait longer.
 
 mod large;
+mod page;
 mod scripts;
 mod unwritten;
 mod value;
@@ -24,8 +25,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use self::page::{Page, Tell};
 use self::value::{Belonging, Value};
-use self::writer::{Page, Tell, Writer};
+use self::writer::Writer;
 use super::accounts::KnownAccounts;
 use super::changes::{Changes, Generation};
 use super::{LARGE, SharedStore, StoreTime};

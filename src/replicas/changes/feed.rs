@@ -4,15 +4,19 @@
 //! that cannot be read or opened is counted; one among the purges may be a purge of anything, so it counts as one of
 //! everything.
 
+use std::time::Duration;
+
 use redis::{Cmd, FromRedisValue, Value};
 
-use super::{Generation, LONGEST};
+use super::generation::Generation;
 use crate::cache::Noted;
 use crate::replicas::clock::{self, AHEAD, READ_CLOCK};
 use crate::replicas::purges::{Millis, Target};
 use crate::replicas::seal::Context;
 use crate::replicas::{SharedStore, StoreError, StoreTime};
 
+/// No page stays in the store for longer, and purges are remembered for this long.
+pub(in crate::replicas) const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Purges in the stream. If there are more within [`LONGEST`], a new generation begins.
 const MOST_PURGES: usize = 16_384;
 /// Replaced pages in the stream: older ones are gone, and who has not read them drops all of memory.

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::page::{Page, Tell};
 use super::scripts::Scripts;
-use super::writer::{Page, Tell};
 use crate::core::clock::Moment;
 use crate::request::key::Key;
 

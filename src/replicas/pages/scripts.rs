@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 
+use super::page::{Page, Tell};
 use super::unwritten::{Removal, Unwritten};
 use super::value::{self, Belonging, Value};
-use super::writer::{Page, Tell};
 use crate::accounts::Account;
 use crate::cache::record::Calendar;
 use crate::core::clock::{Clock, Moment};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::writer::Tell;
+use super::page::Tell;
 use crate::accounts::Account;
 use crate::core::clock::Moment;
 use crate::replicas::changes::Changes;
