@@ -14,7 +14,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use super::{SharedStore, StoreError};
+use super::error::StoreError;
 use crate::core::clock::Moment;
 
 /// The key of the clock. It shares a hash slot with the feed.
@@ -125,45 +125,6 @@ impl StoreClock {
     /// The server's own time at this moment, never later than it really was.
     pub(super) fn server(&self, moment: Moment) -> Option<u64> {
         self.last.map(|reading| shifted(reading.server, reading.came, moment))
-    }
-}
-
-impl SharedStore {
-    /// The time on the shared clock, never later than it really is. `None` until the store has been reached.
-    pub(crate) fn time(&self) -> Option<StoreTime> {
-        self.time_of(self.0.clock.moment())
-    }
-
-    /// The time at this moment, never later than it really was. `None` until the store has been reached.
-    pub(crate) fn time_of(&self, moment: Moment) -> Option<StoreTime> {
-        self.link().clock.earliest(moment)
-    }
-
-    /// The time at this moment, never earlier than it really was. `None` until the store has been reached.
-    pub(super) fn latest_time_of(&self, moment: Moment) -> Option<StoreTime> {
-        self.link().clock.latest(moment)
-    }
-
-    /// The moment at which the shared clock shows this time, never earlier than it really does. `None` until the store has
-    /// been reached.
-    pub(super) fn moment_of(&self, time: StoreTime) -> Option<Moment> {
-        self.link().clock.moment_of(time)
-    }
-
-    /// The time now on the clock of the server that has the shared clock. Other servers of a cluster may have others.
-    pub(super) fn server_time(&self) -> Option<u64> {
-        self.link().clock.server(self.0.clock.moment())
-    }
-
-    /// The shared clock shows at least this time now, by what this replica knows.
-    pub(super) fn least_time(&self) -> u64 {
-        self.time().map_or(0, |StoreTime(now)| now)
-    }
-
-    /// The store has told its clocks, asked at the moment `sent`.
-    pub(super) fn learn_time(&self, (time, server): (u64, u64), sent: Moment) {
-        let reading = Reading { time: StoreTime(time), server, sent, came: self.0.clock.moment() };
-        self.link().clock.record(reading);
     }
 }
 

@@ -66,7 +66,7 @@ struct Grant {
 impl Grant {
     /// Tells the store.
     async fn tell(&self) -> Result<(), StoreError> {
-        let kept = micros(self.ends.saturating_duration_since(self.store.0.clock.now()));
+        let kept = micros(self.ends.saturating_duration_since(self.store.clock().now()));
         let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
         let ends = now.saturating_add(kept).to_le_bytes();
         let sealed = self.store.sealer().seal(&context(&self.sid, &self.name), &ends);
@@ -98,7 +98,7 @@ impl Grant {
 impl SharedGrants for StoredGrants {
     fn give(&self, account: &Account, scope: &Scope, key: &Key, kept: Duration) -> BoxFuture<'static, ()> {
         let (store, late, name) = (self.store.clone(), Arc::clone(&self.late), self.name(account, scope, key));
-        let grant = Grant { ends: store.0.clock.now() + kept.min(LONGEST_KEPT), sid: account.sid.clone(), store, name };
+        let grant = Grant { ends: store.clock().now() + kept.min(LONGEST_KEPT), sid: account.sid.clone(), store, name };
         async move {
             if grant.tell().await.is_err()
                 && let Ok(permit) = late.try_acquire_owned()
@@ -198,14 +198,14 @@ mod tests {
         grants.give(&account, &[1; 32], &short, 100 * S).await;
         assert!(store.run::<bool>("test", redis::cmd("COPY").arg(&from).arg(&to)).await.unwrap());
         assert_eq!(grants.find(&account, &[1; 32], &long).await, None, "moved");
-        let begun = grants.store.0.clock.now();
+        let begun = grants.store.clock().now();
         loop {
             grants.give(&account, &[1; 32], &short, S / 2).await;
             if store.run::<bool>("test", redis::cmd("PERSIST").arg(&from)).await.unwrap() {
                 break;
             }
             // It ended before it could be kept.
-            assert!(grants.store.0.clock.now() < begun + 10 * S);
+            assert!(grants.store.clock().now() < begun + 10 * S);
         }
         ends(&grants, &short).await;
         assert!(store.run::<bool>("test", redis::cmd("EXISTS").arg(&from)).await.unwrap(), "kept");

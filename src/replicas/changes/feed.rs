@@ -300,7 +300,7 @@ impl Reader {
             command.arg(format!("{time}-{number}"));
         }
         command.arg(AT_ONCE);
-        let sent = store.0.clock.moment();
+        let sent = store.clock().moment();
         let reply: Reply = store.run("changes_read", &command).await?;
         // What is shared in a generation has times of a clock that is known since it began.
         store.learn_time(reply.0, sent);
@@ -430,7 +430,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
     let entry =
         store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
     let mut command = script(store, APPEND, kind, other);
-    let StoreTime(latest) = store.latest_time_of(store.0.clock.moment()).ok_or(StoreError::Down)?;
+    let StoreTime(latest) = store.latest_time_of(store.clock().moment()).ok_or(StoreError::Down)?;
     command.arg(store.least_time()).arg(latest);
     let live = LONGEST.as_millis() as u64;
     command.arg(generation.to_string()).arg(entry).arg(live);

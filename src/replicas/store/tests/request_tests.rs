@@ -14,7 +14,6 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::Full;
 use tower::{Layer, Service, service_fn};
 
-use super::super::connection::Script;
 use super::*;
 use crate::accounts::{Account, PerAccount, Team};
 use crate::budget::{AccountBudget, CircuitPolicy, Limits};
@@ -28,6 +27,8 @@ use crate::layers::cache::{self, CacheLayer, JobLifetimes};
 use crate::layers::decode::{self, Bodies, DecodeLayer, FreshPages, IssuedPageTokens};
 use crate::layers::jobs::{self, JobOwners, JobsLayer, Shutdown};
 use crate::layers::represent::RepresentLayer;
+use crate::replicas::connection::Script;
+use crate::replicas::{SharedFlights, SharedQuota, StoredGrants};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::context::RequestContext;
 use crate::request::grants::SharedGrants;

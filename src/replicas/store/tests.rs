@@ -1,15 +1,10 @@
 use std::time::Duration;
 
-use super::test_server::{TestServer, until};
 use super::*;
+use crate::replicas::seal::Context;
+use crate::replicas::test_server::{TestServer, until};
 
 mod request_tests;
-
-impl SharedStore {
-    fn last_beat(&self) -> Moment {
-        self.link().clock.read_at().unwrap()
-    }
-}
 
 #[tokio::test]
 async fn the_store_is_found_again_after_it_was_gone() {
@@ -38,7 +33,7 @@ async fn a_reload_takes_new_keys_unless_they_are_for_another_store() {
         seal: seals.iter().map(|byte| zeroize::Zeroizing::new([*byte; 32])).collect(),
         ..server.settings()
     };
-    let context = seal::Context { kind: "page", account: "AC1", key: "a", bound: b"" };
+    let context = Context { kind: "page", account: "AC1", key: "a", bound: b"" };
     let is_opened_by = |keys: &Shared, sealed: &[u8]| Sealer::new(&keys.seal).open(&context, sealed).is_some();
     let before = store.sealer().seal(&context, b"value").unwrap();
     let (new, elsewhere) = (with(&[8, 7]), server.settings_with_door("elsewhere"));
@@ -48,36 +43,6 @@ async fn a_reload_takes_new_keys_unless_they_are_for_another_store() {
     store.reload(&Shared { seal: with(&[9]).seal, ..elsewhere });
     let after = store.sealer().seal(&context, b"value").unwrap();
     assert!(is_opened_by(&with(&[8]), &after), "what is for another store waits for a restart");
-}
-
-#[tokio::test]
-async fn replicas_count_each_other() {
-    let Some(server) = TestServer::start() else { return };
-    let (one, two) = (server.replica().await, server.replica().await);
-    until("both are seen", || one.replicas() == 2 && two.replicas() == 2).await;
-    let (a, b) = (one.time().unwrap().0, two.time().unwrap().0);
-    // Each knows the store's time by one answer, which may have come late.
-    assert!(a.abs_diff(b) < Duration::from_secs(10).as_micros() as u64, "{a} {b}");
-}
-
-#[tokio::test]
-async fn a_replica_that_leaves_is_not_counted_any_more() {
-    let Some(server) = TestServer::start() else { return };
-    let (one, two) = (server.replica().await, server.replica().await);
-    until("both are seen", || two.replicas() == 2).await;
-    let known = async || {
-        let mut names = redis::cmd("ZRANGE");
-        names.arg(two.names().common(REPLICAS)).arg(0).arg(-1);
-        two.run::<Vec<String>>("test", &names).await.unwrap()
-    };
-    one.leave().await;
-    assert_eq!(known().await, [two.id()]);
-    // It goes on to use the store, and does not come back into the list.
-    let before = one.last_beat();
-    until("another heartbeat", || one.last_beat() > before).await;
-    assert_eq!(known().await, [two.id()]);
-    assert_eq!(one.replicas(), 2, "it counts itself");
-    until("the other has noticed", || two.replicas() == 1).await;
 }
 
 #[tokio::test]

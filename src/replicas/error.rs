@@ -1,0 +1,24 @@
+//! Why the store brings nothing, or is given nothing.
+
+/// Why an operation brought nothing. All causes mean the same to the caller: go on without the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The store is not reached now; nothing was sent.
+    #[error("the shared store is not reached")]
+    Down,
+    /// No answer in time. The store may have done what was asked.
+    #[error("the shared store did not answer in time")]
+    Timeout,
+    /// The store refused or answered something unexpected.
+    #[error("the shared store failed: {0}")]
+    Failed(String),
+}
+
+/// Why a page is not put into the store while that is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skipped {
+    /// Its body is longer than [`LONGEST_BODY`](super::LONGEST_BODY).
+    TooLarge,
+    /// Too many others wait.
+    Busy,
+}

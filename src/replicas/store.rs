@@ -1,0 +1,420 @@
+//! The store, for all that put something there.
+//!
+//! [`SharedStore`] keeps three promises for them. No operation waits longer than `shared.timeout`. Once three operations in
+//! a row got no answer, none waits at all until the store has answered again. A refusal is an answer; a store that refuses
+//! its heartbeats is given up as well. And the store comes back by itself: it is looked for until it answers.
+//!
+//! Long values are the exception: they cross on a second connection, so that they hold up nothing else, with more time. One
+//! that fails there says nothing of the store.
+
+mod heartbeat;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::time::error::Elapsed;
+
+use super::clock::{Reading, StoreClock, StoreTime};
+use super::connection::{Connection, SecondConnection};
+use super::error::{Skipped, StoreError};
+use super::names::Names;
+use super::seal::Sealer;
+use crate::config::Shared;
+use crate::core::clock::{Clock, Instant, Moment};
+use crate::metrics::{Metrics, NoLabels, ReasonLabels, SharedLabels, SharedOperationLabels, StaticLabel};
+
+/// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
+const FAILURES: u32 = 3;
+/// A longer value is large: it crosses on the second connection.
+pub(super) const LARGE: usize = 1024 * 1024;
+/// The longest body of a response that is shared, as it came from upstream.
+pub(super) const LONGEST_BODY: usize = 16 * 1024 * 1024;
+
+/// What is wrong with the connection after an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The store answered that it does not do this.
+    Refusal,
+    NoAnswer,
+    /// The connection is of no more use.
+    Broken,
+}
+
+/// The state of the store as the admin plane shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreView {
+    /// Whether it is reached.
+    pub is_reached: bool,
+    /// Why it is not reached, or why what other replicas changed cannot be read; `None` if nothing is wrong.
+    pub cause: Option<String>,
+    /// Since when it has been in this state.
+    pub since: SystemTime,
+    /// Replicas that live, this one included; 1 while the store is not reached.
+    pub replicas: u32,
+    /// Replicas that are configured.
+    pub configured: u32,
+}
+
+/// The store that replicas share. Clones share one connection.
+#[derive(Clone)]
+pub struct SharedStore(Arc<Inner>);
+
+impl std::fmt::Debug for SharedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedStore").field("is_up", &self.is_up()).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    settings: Shared,
+    access: ArcSwap<Access>,
+    names: Names,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// This replica among all, at random.
+    id: String,
+    link: Mutex<Link>,
+    second: SecondConnection,
+    failures: AtomicU32,
+    is_up: watch::Sender<bool>,
+    /// How often the store has been reached.
+    episodes: AtomicU64,
+    /// Replicas that live, of those last seen.
+    replicas: AtomicU32,
+    /// Whether this replica no longer counts as one of them.
+    has_left: AtomicBool,
+}
+
+/// What a reload can change.
+struct Access {
+    username: Option<String>,
+    password: Option<SecretString>,
+    sealer: Arc<Sealer>,
+}
+
+impl Access {
+    fn of(settings: &Shared) -> Self {
+        let Shared { username, password, seal, .. } = settings.clone();
+        Self { username, password, sealer: Arc::new(Sealer::new(&seal)) }
+    }
+}
+
+struct Link {
+    connection: Option<Connection>,
+    since: Instant,
+    /// Why there is no connection.
+    cause: String,
+    /// What does not work although there is one.
+    fault: Option<String>,
+    /// The clock that all replicas share.
+    clock: StoreClock,
+}
+
+impl SharedStore {
+    fn new(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let (names, access) = (Names::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
+        let cause = "not reached yet".to_owned();
+        let link = Link { connection: None, since: clock.now(), cause, fault: None, clock: StoreClock::default() };
+        metrics.shared_up.get_or_create(&NoLabels {}).set(0);
+        metrics.replicas.get_or_create(&NoLabels {}).set(1);
+        Self(Arc::new(Inner {
+            replicas: AtomicU32::new(1),
+            has_left: AtomicBool::new(false),
+            id: format!("{:032x}", fastrand::u128(..)),
+            settings,
+            access,
+            names,
+            metrics,
+            clock,
+            link: Mutex::new(link),
+            second: SecondConnection::default(),
+            failures: AtomicU32::new(0),
+            is_up: watch::Sender::new(false),
+            episodes: AtomicU64::new(0),
+        }))
+    }
+
+    /// Puts another user, password and seal into use: for the next connection, and for all values from now on. Nothing
+    /// changes if they are for a store at another address. Only a process that starts goes there, and until then the old
+    /// store must not get what is for the other one.
+    pub fn reload(&self, settings: &Shared) {
+        if settings.url == self.0.settings.url {
+            self.0.access.store(Arc::new(Access::of(settings)));
+        }
+    }
+
+    /// Whether the store is reached now.
+    pub(crate) fn is_up(&self) -> bool {
+        *self.0.is_up.borrow()
+    }
+
+    /// How often the store has been reached, while it is: who saw another number has missed something.
+    pub(crate) fn episode(&self) -> Option<u64> {
+        self.is_up().then(|| self.0.episodes.load(Ordering::SeqCst))
+    }
+
+    /// Tells when the store is reached and when it is no longer.
+    pub(crate) fn changes(&self) -> watch::Receiver<bool> {
+        self.0.is_up.subscribe()
+    }
+
+    /// The names of keys.
+    pub(crate) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
+    /// Seals and opens values.
+    pub(crate) fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.0.access.load().sealer)
+    }
+
+    /// How long one request may wait for the store, over all operations that look for a response or for who fetches it.
+    pub(crate) fn patience(&self) -> Duration {
+        self.0.settings.timeout * 2
+    }
+
+    /// How long a large value may take.
+    pub(crate) fn large_patience(&self) -> Duration {
+        (self.0.settings.timeout * 10).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    }
+
+    /// The configuration of the store, as it was when the process started.
+    pub(crate) fn settings(&self) -> &Shared {
+        &self.0.settings
+    }
+
+    /// The clock of this process.
+    pub(super) fn clock(&self) -> Clock {
+        self.0.clock
+    }
+
+    /// This replica's id, which no other has.
+    pub(crate) fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Counts a value that could not be opened.
+    pub(crate) fn unsealed(&self) {
+        self.0.metrics.shared_unsealed.inc();
+    }
+
+    /// Counts a page that is not shared.
+    pub(super) fn skipped(&self, why: Skipped) {
+        let reason = StaticLabel(match why {
+            Skipped::TooLarge => "too_large",
+            Skipped::Busy => "busy",
+        });
+        self.0.metrics.shared_skipped.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Replicas that live. While the store is not reached, those last seen.
+    pub(crate) fn replicas(&self) -> u32 {
+        self.0.replicas.load(Ordering::Relaxed).max(1)
+    }
+
+    /// A view of the state now.
+    pub fn view(&self) -> StoreView {
+        let link = self.link();
+        let is_reached = link.connection.is_some();
+        StoreView {
+            is_reached,
+            cause: if is_reached { link.fault.clone() } else { Some(link.cause.clone()) },
+            since: self.0.clock.wall(link.since),
+            replicas: if is_reached { self.replicas() } else { 1 },
+            configured: self.0.settings.replicas,
+        }
+    }
+
+    /// What other replicas changed cannot be read for this reason, although the store is reached; `None`: it can. Each
+    /// change is logged.
+    pub(crate) fn set_fault(&self, fault: Option<&StoreError>) {
+        let mut link = self.link();
+        if link.connection.is_none() || link.fault.is_some() == fault.is_some() {
+            return;
+        }
+        link.since = self.0.clock.now();
+        link.fault = fault.map(ToString::to_string);
+        drop(link);
+        match fault {
+            Some(cause) => {
+                tracing::warn!(%cause, "changes of other replicas cannot be read: pages and purges are not shared")
+            }
+            None => tracing::info!("changes of other replicas can be read again: pages and purges are shared"),
+        }
+    }
+
+    /// Runs one command, and waits no longer than `shared.timeout` for its reply. `operation` is the label in the metrics.
+    /// An empty reply counts as a miss there.
+    ///
+    /// # Errors
+    ///
+    /// At once if the store is not reached; else if it does not answer in time, refuses, or answers something of another
+    /// type.
+    pub(crate) async fn run<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, StoreError> {
+        let (connection, episode) = (self.link().connection.clone(), self.episode());
+        let Some(mut connection) = connection else { return Err(StoreError::Down) };
+        let begun = self.0.clock.now();
+        let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(command)).await;
+        let (fault, value) = self.judge(operation, begun, replied);
+        match &value {
+            Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
+            // What was sent over an earlier connection says nothing of this one.
+            Err(_) if fault == Fault::Refusal || self.episode() != episode => {}
+            Err(error) => {
+                let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                if fault == Fault::Broken || failures >= FAILURES {
+                    self.lost(&error.to_string());
+                }
+            }
+        }
+        value
+    }
+
+    /// As [`run`](Self::run), for a command or a reply that may be large. It takes [`large_patience`](Self::large_patience)
+    /// at most, and less if the store is lost meanwhile. If it fails, the store is not lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub(crate) async fn run_large<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        command: &Cmd,
+    ) -> Result<T, StoreError> {
+        let (episode, mut is_up) = (self.episode().ok_or(StoreError::Down)?, self.changes());
+        let begun = self.0.clock.now();
+        let patience = self.large_patience();
+        let running = self.0.second.run(episode, || self.login(), patience, command);
+        let replied = tokio::select! {
+            replied = tokio::time::timeout(patience, running) => replied,
+            () = async { drop(is_up.wait_for(|is_up| !is_up).await) } => {
+                self.0.second.close();
+                return Err(StoreError::Down);
+            }
+        };
+        let (fault, value) = self.judge(operation, begun, replied);
+        if value.is_err() && fault != Fault::Refusal {
+            self.0.second.close();
+        }
+        value
+    }
+
+    /// Counts how an operation ended, and reads its reply.
+    fn judge<T: FromRedisValue>(
+        &self,
+        operation: &'static str,
+        begun: Instant,
+        replied: Result<RedisResult<Value>, Elapsed>,
+    ) -> (Fault, Result<T, StoreError>) {
+        let (metrics, operation) = (&self.0.metrics, StaticLabel(operation));
+        let took = self.0.clock.now().saturating_duration_since(begun);
+        metrics.shared_duration.get_or_create(&SharedOperationLabels { operation }).observe(took.as_secs_f64());
+        let failed = |error: &str| StoreError::Failed(format!("{}: {}", operation.0, one_line(error)));
+        // A refusal is an answer: the store is reached. Only the heartbeat finds out whether it refuses everything, so that
+        // one damaged value does not end all sharing.
+        let (result, fault, value) = match replied {
+            Err(_) => ("timeout", Fault::NoAnswer, Err(StoreError::Timeout)),
+            Ok(Ok(Value::ServerError(error))) => {
+                ("error", Fault::Refusal, Err(failed(&RedisError::from(error).to_string())))
+            }
+            Ok(Err(error)) => {
+                let fault = match error.kind() {
+                    _ if error.is_unrecoverable_error() => Fault::Broken,
+                    ErrorKind::Server(_) | ErrorKind::Extension => Fault::Refusal,
+                    _ => Fault::NoAnswer,
+                };
+                ("error", fault, Err(failed(&error.to_string())))
+            }
+            Ok(Ok(value)) => {
+                let result = if value == Value::Nil { "miss" } else { "ok" };
+                match T::from_redis_value(value) {
+                    Ok(value) => (result, Fault::None, Ok(value)),
+                    Err(error) => ("error", Fault::NoAnswer, Err(failed(&error.to_string()))),
+                }
+            }
+        };
+        metrics.shared_operations.get_or_create(&SharedLabels { operation, result: StaticLabel(result) }).inc();
+        (fault, value)
+    }
+
+    /// The settings for a new connection.
+    fn login(&self) -> Shared {
+        let access = self.0.access.load();
+        let (username, password) = (access.username.clone(), access.password.clone());
+        Shared { username, password, ..self.0.settings.clone() }
+    }
+
+    /// The store is no longer reached. It is logged once an episode.
+    fn lost(&self, cause: &str) {
+        let mut link = self.link();
+        if link.connection.take().is_none() {
+            return;
+        }
+        link.since = self.0.clock.now();
+        cause.clone_into(&mut link.cause);
+        link.fault = None;
+        drop(link);
+        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(0);
+        self.0.metrics.replicas.get_or_create(&NoLabels {}).set(1);
+        tracing::warn!(cause, "the shared store is not reached: this replica goes on alone");
+        self.0.is_up.send_replace(false);
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        // Every change under this lock is an assignment.
+        self.0.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SharedStore {
+    /// The time on the shared clock, never later than it really is. `None` until the store has been reached.
+    pub(crate) fn time(&self) -> Option<StoreTime> {
+        self.time_of(self.0.clock.moment())
+    }
+
+    /// The time at this moment, never later than it really was. `None` until the store has been reached.
+    pub(crate) fn time_of(&self, moment: Moment) -> Option<StoreTime> {
+        self.link().clock.earliest(moment)
+    }
+
+    /// The time at this moment, never earlier than it really was. `None` until the store has been reached.
+    pub(super) fn latest_time_of(&self, moment: Moment) -> Option<StoreTime> {
+        self.link().clock.latest(moment)
+    }
+
+    /// The moment at which the shared clock shows this time, never earlier than it really does. `None` until the store has
+    /// been reached.
+    pub(super) fn moment_of(&self, time: StoreTime) -> Option<Moment> {
+        self.link().clock.moment_of(time)
+    }
+
+    /// The time now on the clock of the server that has the shared clock. Other servers of a cluster may have others.
+    pub(super) fn server_time(&self) -> Option<u64> {
+        self.link().clock.server(self.0.clock.moment())
+    }
+
+    /// The shared clock shows at least this time now, by what this replica knows.
+    pub(super) fn least_time(&self) -> u64 {
+        self.time().map_or(0, |StoreTime(now)| now)
+    }
+
+    /// The store has told its clocks, asked at the moment `sent`.
+    pub(super) fn learn_time(&self, (time, server): (u64, u64), sent: Moment) {
+        let reading = Reading { time: StoreTime(time), server, sent, came: self.0.clock.moment() };
+        self.link().clock.record(reading);
+    }
+}
+
+/// The text of an error for a log line: a store can answer anything.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 200;
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
+}
