@@ -14,9 +14,10 @@ use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Refund, Spend};
 use super::pace::Pace;
 use super::patience::Patience;
 use crate::accounts::Team;
-use crate::budget::{Demand, Grant, Limits, LocalQuota, QuotaSource, Turn};
+use crate::budget::{CommonCircuit, Demand, Grant, Limits, LocalQuota, QuotaSource, Turn};
 use crate::core::clock::Instant;
 use crate::core::limiter::Quota;
+use crate::request::key::Key;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A token that is not used so long after its time is given back.
@@ -146,6 +147,25 @@ impl Replica {
         let is_paused = self.local.status(now).paused > before;
         self.has_news |= is_paused;
         is_paused
+    }
+
+    pub(super) fn circuit_opened(&mut self, until: Instant) {
+        self.circuit.opened(until);
+        self.has_news = true;
+    }
+
+    pub(super) fn circuit_closed(&mut self) {
+        self.circuit.closed();
+        self.has_news = true;
+    }
+
+    pub(super) fn probe_failed(&mut self, query: Key) {
+        self.circuit.probe_failed(query);
+        self.has_news = true;
+    }
+
+    pub(super) fn common_circuit(&mut self) -> Option<CommonCircuit> {
+        self.circuit.common()
     }
 
     /// How many replicas were last seen.

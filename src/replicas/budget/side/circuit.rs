@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::Replica;
 use crate::budget::CommonCircuit;
 use crate::core::clock::Instant;
 use crate::replicas::budget::ledger::{Answer, Question};
@@ -10,27 +9,6 @@ use crate::request::key::Key;
 
 /// Queries whose probes failed that are told at once.
 const MOST_FAILED: usize = 8;
-
-impl Replica {
-    pub(in crate::replicas::budget) fn circuit_opened(&mut self, until: Instant) {
-        self.circuit.opened(until);
-        self.has_news = true;
-    }
-
-    pub(in crate::replicas::budget) fn circuit_closed(&mut self) {
-        self.circuit.closed();
-        self.has_news = true;
-    }
-
-    pub(in crate::replicas::budget) fn probe_failed(&mut self, query: Key) {
-        self.circuit.probe_failed(query);
-        self.has_news = true;
-    }
-
-    pub(in crate::replicas::budget) fn common_circuit(&mut self) -> Option<CommonCircuit> {
-        self.circuit.common()
-    }
-}
 
 #[derive(Debug, Default)]
 pub(super) struct CircuitPart {
