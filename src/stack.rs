@@ -399,7 +399,7 @@ fn cache_policy(config: &Config) -> cache::Policy {
 
 fn disk(config: &Config) -> Option<DiskSettings> {
     let disk = &config.cache.disk;
-    disk.path.clone().map(|folder| DiskSettings { folder, capacity: disk.capacity })
+    disk.path.clone().map(|folder| DiskSettings { folder, capacity: disk.capacity, is_shared: config.shared.is_some() })
 }
 
 fn retry_policy(config: &Config) -> retry::Policy {

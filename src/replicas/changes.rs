@@ -11,7 +11,9 @@
 //! each replica drops what it has in memory, because it cannot know which purges were lost.
 //!
 //! A replica with a disk notes there, after what it has applied, the generation and the last ids. So the next process on this
-//! disk knows what its pages missed while nobody was there: what was told since, or all if the generation is another one.
+//! disk knows what its pages missed while nobody was there: what was told since, or all if the generation is another one. Until
+//! the note is read, which takes as long as the disk takes to open its file, changes are applied to memory alone, where no
+//! page of the disk is yet. Then all that the disk's pages have missed is read again.
 //!
 //! A purge that cannot be told yet is kept until it can, and counts here from the first moment. There is no index of pages
 //! anywhere.
@@ -34,7 +36,7 @@ use super::purges::{self, Millis, Purges, Target};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::stored::StoredResponse;
-use crate::cache::{Noted, Purge, Store};
+use crate::cache::{MemoryAlone, Purge, Store};
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
@@ -44,8 +46,6 @@ const POLL: Duration = Duration::from_millis(400);
 const FLUSH_POLL: Duration = Duration::from_millis(10);
 /// After this time without reading them nothing is shared.
 const OVERDUE: Duration = Duration::from_secs(2);
-/// How long the disk may take until it is known what its pages missed.
-const OPENING: Duration = Duration::from_secs(10);
 /// Purges that wait for the store. If there are more, all pages count as purged.
 const MOST_PENDING: usize = 256;
 /// If more changes were missed, all of memory is dropped instead.
@@ -65,11 +65,15 @@ struct Inner {
     store: SharedStore,
     /// Memory and the disk: changes of other replicas are applied here, and not told again.
     local: Store,
+    /// Memory alone.
+    memory: Store,
     accounts: KnownAccounts,
     clock: Clock,
     state: Mutex<State>,
     /// Something waits to be told.
     wake: Notify,
+    /// Held while changes are read and applied.
+    following: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -79,6 +83,8 @@ struct State {
     /// Purges that are not told yet, and those that are being told. They count without a time.
     pending: Pending,
     telling: Pending,
+    /// The process ends: nothing is applied any more.
+    is_closed: bool,
 }
 
 /// With those who wait for it to be told.
@@ -97,16 +103,13 @@ struct LastRead {
 impl Changes {
     /// Reads and tells changes in the background. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, local: Store, accounts: KnownAccounts, clock: Clock) -> Self {
-        let inner =
-            Inner { store, local: local.clone(), accounts, clock, state: Mutex::default(), wake: Notify::new() };
-        let changes = Self(Arc::new(inner));
+        let mut reader = Reader::new(local.disk().is_some());
+        let memory = local.clone().with_tier(Arc::new(MemoryAlone));
+        let (state, wake, following) = (Mutex::default(), Notify::new(), tokio::sync::Mutex::default());
+        let changes = Self(Arc::new(Inner { store, local, memory, accounts, clock, state, wake, following }));
         let weak = Arc::downgrade(&changes.0);
         tokio::spawn(async move {
-            let (mut reader, mut failing_since) = (Reader::default(), None);
-            // Where the disk is so slow, nobody knows what its pages missed.
-            let noted = tokio::time::timeout(OPENING, local.noted()).await.unwrap_or(Noted::Unknown);
-            drop(local);
-            reader.resume(&noted);
+            let mut failing_since = None;
             while let Some(inner) = weak.upgrade() {
                 Self(inner).follow(&mut reader, &mut failing_since).await;
             }
@@ -170,7 +173,8 @@ impl Changes {
         }
     }
 
-    /// Returns once all purges have been told that can be, or after a while.
+    /// Returns once all purges have been told that can be, or after a while. From then on no change of another replica is
+    /// applied here: the next process on this disk applies it.
     pub(super) async fn flush(&self, patience: Duration) {
         let told = async {
             while self.waits() && self.0.store.is_up() {
@@ -184,6 +188,9 @@ impl Changes {
                 "the shared store is not reached or slow: the other replicas are not told of the last purges"
             );
         }
+        self.state().is_closed = true;
+        // What is being applied now may wait for a slow disk.
+        let _ = tokio::time::timeout(patience, self.0.following.lock()).await;
     }
 
     /// Whether a purge waits to be told.
@@ -203,19 +210,28 @@ impl Changes {
         }
     }
 
-    /// Waits for the next time to read, or until the store is back, and reads. If that fails it is tried again soon, and
-    /// nothing is shared meanwhile.
+    /// Waits for the next time to read, until the store is back, or until the disk is open, and reads. If that fails it is
+    /// tried again soon, and nothing is shared meanwhile.
     async fn follow(self, reader: &mut Reader, failing_since: &mut Option<Moment>) {
         let mut is_up = self.0.store.changes();
-        if *is_up.borrow_and_update() {
-            tokio::select! {
-                () = tokio::time::sleep(POLL) => {}
-                () = self.0.wake.notified() => {}
-                _ = is_up.changed() => {}
+        let due = async {
+            if *is_up.borrow_and_update() {
+                tokio::select! {
+                    () = tokio::time::sleep(POLL) => {}
+                    () = self.0.wake.notified() => {}
+                    _ = is_up.changed() => {}
+                }
+            } else {
+                // Not for ever, so that this ends when nobody uses it any more.
+                let _ = tokio::time::timeout(POLL, is_up.wait_for(|is_up| *is_up)).await;
             }
-        } else {
-            // Not for ever, so that this ends when nobody uses it any more.
-            let _ = tokio::time::timeout(POLL, is_up.wait_for(|is_up| *is_up)).await;
+        };
+        tokio::select! {
+            noted = self.0.local.noted(), if reader.awaits_disk => {
+                let start = self.0.clock.earliest_moment(self.0.clock.start());
+                reader.resume(&noted, self.0.store.time_of(start).map_or(0, |StoreTime(start)| start / 1000));
+            }
+            () = due => {}
         }
         match self.catch_up(reader).await {
             Ok(()) => {
@@ -234,11 +250,17 @@ impl Changes {
 
     /// Reads and applies what is new, and tells what waits. Then pages may be shared.
     async fn catch_up(&self, reader: &mut Reader) -> Result<(), StoreError> {
+        let _following = self.0.following.lock().await;
         let (episode, at) = (self.0.store.episode().ok_or(StoreError::Down)?, self.0.clock.moment());
         let (generation, time) = reader.read(&self.0.store).await?;
         self.remember(&reader.news, time);
         // First, because to tell many purges can take longer than a purge may.
-        self.apply(std::mem::take(&mut reader.news)).await;
+        let local = if reader.awaits_disk { &self.0.memory } else { &self.0.local };
+        self.apply(std::mem::take(&mut reader.news), local).await;
+        if self.state().is_closed {
+            // What is read may not be applied.
+            return Err(StoreError::Down);
+        }
         if let Some(note) = reader.new_note() {
             // The next process need not apply them again.
             self.0.local.note(note);
@@ -291,19 +313,22 @@ impl Changes {
         Ok(())
     }
 
-    /// Drops from memory and disk what other replicas purged or replaced.
-    async fn apply(&self, News { is_lost, foreign, .. }: News) {
+    /// Drops from `local` what other replicas purged or replaced.
+    async fn apply(&self, News { is_lost, foreign, .. }: News, local: &Store) {
         let purged = foreign.iter().filter(|(change, _)| matches!(change, Change::Purged(_))).count();
-        let is_empty = self.0.local.disk().is_none() && self.0.local.size().0 == 0;
+        let is_empty = local.disk().is_none() && local.size().0 == 0;
         if foreign.is_empty() && !is_lost {
             return;
         }
-        let this = self.clone();
+        let (this, to) = (self.clone(), local.clone());
         // It reads all pages, and waits for the disk.
         let applied = tokio::task::spawn_blocking(move || {
+            if this.state().is_closed {
+                return;
+            }
             if is_lost || (purged > MOST_MISSED && !is_empty) {
                 tracing::warn!("changes of other replicas were missed: all stored pages are dropped");
-                this.0.local.purge(&Purge::All);
+                to.purge(&Purge::All);
                 return;
             }
             let mut replaced = HashMap::new();
@@ -314,41 +339,47 @@ impl Changes {
                 }
             }
             // First, because purges wait for the disk.
-            this.replace_here(replaced);
-            for (change, at) in foreign {
-                if let Change::Purged(target) = change {
-                    this.purge_here(&target, at);
+            this.replace_here(replaced, &to);
+            if purged > 1 && to.disk().is_some() {
+                // No page is served for longer because the disk is slow.
+                foreign.iter().for_each(|(change, at)| this.purge_here(change, *at, &this.0.memory));
+            }
+            for (change, at) in &foreign {
+                if this.state().is_closed {
+                    return;
                 }
+                this.purge_here(change, *at, &to);
             }
         });
         // A panic in there is a defect that is reported elsewhere; the pages must go nevertheless.
         if applied.await.is_err() {
-            let local = self.0.local.clone();
+            let local = local.clone();
             let _ = tokio::task::spawn_blocking(move || local.purge(&Purge::All)).await;
         }
     }
 
-    /// Applies a purge that another replica told at this time of the store's clock.
-    fn purge_here(&self, target: &Target, told: Millis) {
+    /// Applies to `local` a change, if it is a purge, that another replica told at this time of the store's clock.
+    fn purge_here(&self, change: &Change, told: Millis, local: &Store) {
+        let Change::Purged(target) = change else { return };
         // Every request in that millisecond may have come before it.
         let end = StoreTime(told.saturating_add(1).saturating_mul(1000));
         let now = self.0.clock.moment();
         let told = self.0.store.moment_of(end).map_or(now, |end| end.min(now));
         for which in target.purges(|id| self.0.accounts.names(id)) {
             // Who purged a page need not know the first page of its result set.
-            self.add_pending(target.others(self.0.local.first_pages(&which)), None);
-            self.0.local.purge_before(&which, told);
+            self.add_pending(target.others(local.first_pages(&which)), None);
+            local.purge_before(&which, told);
         }
     }
 
-    /// Drops what other replicas have replaced, however many pages these are: each costs little, and nothing waits for the
+    /// Drops from `local` what other replicas have replaced, however many pages these are: each costs little, and nothing waits for the
     /// disk.
-    fn replace_here(&self, replaced: HashMap<Key, StoreTime>) {
+    fn replace_here(&self, replaced: HashMap<Key, StoreTime>, local: &Store) {
         let now = self.0.clock.moment();
         let moment = |asked| self.0.store.moment_of(asked).unwrap_or(now);
         let replaced: HashMap<_, _> = replaced.into_iter().map(|(key, asked)| (key, moment(asked))).collect();
         if !replaced.is_empty() {
-            self.0.local.outdate(&replaced, self.0.clock);
+            local.outdate(&replaced, self.0.clock);
         }
     }
 

@@ -4,10 +4,12 @@
 //! oldest removed; a note for the store that replicas share; and the format's version, without which the file is not the
 //! gateway's own. Every function here blocks, so only the tier's own thread calls them.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -76,6 +78,17 @@ impl From<io::Error> for DiskError {
     fn from(error: io::Error) -> Self {
         Self::Unusable(error.to_string())
     }
+}
+
+/// Counts a panic in `work` as damage.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, DiskError>) -> Result<T, DiskError> {
+    // Changes that were half made are dropped with the file, or abandoned with the batch.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(DiskError::Damaged(message(&*panic))))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic").to_owned()
 }
 
 /// A change to the pages in memory, which the disk repeats.

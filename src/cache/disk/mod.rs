@@ -43,6 +43,9 @@ use crate::request::key::Key;
 /// Misses wait for the disk until this long after the start.
 const LOADING_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long pages are not loaded because it is not known what they have missed. Misses wait longer than that for them.
+const NOTE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long closing may take.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -56,6 +59,9 @@ pub struct DiskSettings {
     pub folder: PathBuf,
     /// Bytes that the file may hold.
     pub capacity: u64,
+    /// Whether a store of replicas tells what its pages have missed. Then they are loaded only after that was applied to
+    /// them, or after a second.
+    pub is_shared: bool,
 }
 
 /// The handle. Cheap to clone. When the last one is dropped, the thread writes what it has and ends.
@@ -97,6 +103,8 @@ impl Disk {
             loaded,
             noted,
             restored: false,
+            note_patience: if settings.is_shared { NOTE_PATIENCE } else { Duration::ZERO },
+            note: None,
             batch: Vec::new(),
             closing: None,
             purgers: Vec::new(),

@@ -87,7 +87,7 @@ impl Running {
     /// Returns once the pages are loaded, or the tier has failed to.
     async fn with(folder: &Path, memory: u64, capacity: u64) -> Self {
         let (metrics, clock) = (Metrics::new(), Clock::new());
-        let settings = DiskSettings { folder: folder.to_owned(), capacity };
+        let settings = DiskSettings { folder: folder.to_owned(), capacity, is_shared: false };
         let store = Store::new(memory, &metrics).with_disk(settings, &metrics, clock);
         // However slow the disk is. Waits with a limit are tested separately.
         let mut loaded = store.disk_handle().unwrap().loaded;

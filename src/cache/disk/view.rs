@@ -29,7 +29,7 @@ pub struct DiskFault {
 pub(crate) enum Noted {
     /// It left no pages.
     NoPages,
-    /// It left pages and no note, or they cannot be read now.
+    /// It left pages and no note.
     Unknown,
     /// Its last note.
     Note(Vec<u8>),

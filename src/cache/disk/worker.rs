@@ -1,8 +1,6 @@
 //! The thread: opens the file, loads from it, and writes changes to it until the end.
 
-use std::any::Any;
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -11,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::file::{self, Change, DiskError, PageFile, Size};
+use super::file::{self, Change, DiskError, PageFile, Size, guarded};
 use super::shared::{Message, Order, Shared, lock, weight};
 use super::view::Noted;
 use crate::cache::memory::Memory;
@@ -52,10 +50,14 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) receiver: Receiver<Message>,
     pub(super) loaded: watch::Sender<bool>,
-    /// Set once, when the file is opened, or when it cannot be.
+    /// Set once, when the file is opened.
     pub(super) noted: watch::Sender<Option<Noted>>,
     /// Whether pages were loaded. It is done once: later the memory is newer than the file.
     pub(super) restored: bool,
+    /// How long the load waits for a note, which says that what the pages had missed is applied.
+    pub(super) note_patience: Duration,
+    /// The last note. A new file needs it too.
+    pub(super) note: Option<Vec<u8>>,
     /// Received and not yet written.
     pub(super) batch: Vec<Change>,
     /// Callers that wait for the purges in `batch`.
@@ -156,20 +158,33 @@ impl Worker {
     }
 
     pub(super) fn work_with(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
-        self.tell_note(file.noted()?);
+        let noted = file.noted()?;
+        self.clear |= self.shared.removals_lost.swap(false, Ordering::Relaxed);
+        let mut changes = Vec::new();
         if self.clear {
-            file.apply(&[Change::Purge(Purge::All, HashSet::new())])?;
-            self.clear = false;
+            changes.push(Change::Purge(Purge::All, HashSet::new()));
         } else if !self.unwritten.is_empty() {
-            file.apply(&[Change::Remove(self.unwritten.iter().copied().collect())])?;
+            changes.push(Change::Remove(self.unwritten.iter().copied().collect()));
         }
+        // With these, all changes before the last note are made in this file too.
+        let note = self.note.clone().filter(|note| !matches!(&noted, Noted::Note(there) if there == note));
+        changes.extend(note.map(Change::Note));
+        if !changes.is_empty() {
+            file.apply(&changes)?;
+        }
+        self.clear = false;
         self.unwritten.clear();
+        self.noted.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(noted);
+            is_first
+        });
         if self.removals_only == RemovalsOnly::No {
             self.works_again();
         }
         self.shared.show(true, file.size());
         if !self.restored {
-            if self.load(file)? == Flow::Ended {
+            if self.await_note(file)? == Flow::Ended || self.load(file)? == Flow::Ended {
                 return self.write(file);
             }
             self.restored = true;
@@ -177,6 +192,25 @@ impl Worker {
         }
         self.loaded.send_replace(true);
         self.follow(file)
+    }
+
+    /// Writes changes until it is known that they are all that the pages had missed, or for a short time.
+    fn await_note(&mut self, file: &mut PageFile) -> Result<Flow, DiskError> {
+        let until = self.clock.now() + self.note_patience;
+        while self.note.is_none() {
+            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => Flow::Ended,
+            };
+            if flow == Flow::Ended {
+                return Ok(flow);
+            }
+            if self.is_full() {
+                self.write(file)?;
+            }
+        }
+        Ok(Flow::Going)
     }
 
     /// Loads the newest usable records into memory.
@@ -270,7 +304,8 @@ impl Worker {
             }
             Message::Note(note) => {
                 self.shared.removals.fetch_sub(1, Ordering::Relaxed);
-                self.batch.push(Change::Note(note));
+                self.batch.push(Change::Note(note.clone()));
+                self.note = Some(note);
                 Flow::Going
             }
             Message::Purge(which, firsts, purger) => {
@@ -405,8 +440,6 @@ impl Worker {
     fn pause(&mut self) -> Flow {
         // No caller has to wait for the load now.
         self.loaded.send_replace(true);
-        // Whatever is in the file, nobody knows which changes it lacks.
-        self.tell_note(Noted::Unknown);
         let until = self.clock.now() + RETRY_EVERY;
         loop {
             let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
@@ -419,14 +452,6 @@ impl Worker {
                 return Flow::Ended;
             }
         }
-    }
-
-    fn tell_note(&self, note: Noted) {
-        self.noted.send_if_modified(|noted| {
-            let is_first = noted.is_none();
-            noted.get_or_insert(note);
-            is_first
-        });
     }
 
     fn works_again(&mut self) {
@@ -466,15 +491,4 @@ impl Worker {
             self.said = Some(said);
         }
     }
-}
-
-/// Counts a panic in `work` as damage.
-fn guarded<T>(work: impl FnOnce() -> Result<T, DiskError>) -> Result<T, DiskError> {
-    // Changes that were half made are dropped with the file, or abandoned with the batch.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(DiskError::Damaged(message(&*panic))))
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a panic").to_owned()
 }

@@ -180,6 +180,10 @@ pub(super) struct Reader {
     replaced: Passed,
     /// What an earlier process has left, until the first generation is known.
     left_behind: LeftBehind,
+    /// It is not known yet what is on the disk: what is read is applied to memory alone.
+    pub(super) awaits_disk: bool,
+    /// Since then changes were lost.
+    has_lost: bool,
     last_note: String,
     /// What was read and is not applied yet.
     pub(super) news: News,
@@ -257,6 +261,10 @@ impl Reader {
     /// Replies until it is given up: more than both streams together need.
     const REPLIES: usize = 128;
 
+    pub(super) fn new(awaits_disk: bool) -> Self {
+        Self { awaits_disk, ..Self::default() }
+    }
+
     /// Reads all that is new into `news`. Returns the generation, and the store's time.
     ///
     /// # Errors
@@ -287,6 +295,7 @@ impl Reader {
             }
             if is_end {
                 self.news.is_lost |= self.purged.end(purged) | self.replaced.end(replaced);
+                self.has_lost |= self.news.is_lost && self.awaits_disk;
                 return Ok((generation, StoreTime(time)));
             }
         }
@@ -307,17 +316,36 @@ impl Reader {
         Ok(reply)
     }
 
-    /// Takes over what an earlier process has left, before anything is read.
-    pub(super) fn resume(&mut self, noted: &Noted) {
-        self.left_behind = match noted {
+    /// Takes over what an earlier process has left on the disk. What its pages have missed is read again, as far as memory
+    /// alone has it. This process began at `start`, or later.
+    pub(super) fn resume(&mut self, noted: &Noted, start: Millis) {
+        self.awaits_disk = false;
+        let left = match noted {
             Noted::NoPages => LeftBehind::Nothing,
             Noted::Unknown => LeftBehind::Pages,
             Noted::Note(note) => read_note(note).unwrap_or(LeftBehind::Pages),
         };
+        if self.generation.is_none() {
+            self.left_behind = left;
+            return;
+        }
+        let (is_unknown, passed): (_, [Passed; 2]) = match left {
+            LeftBehind::Nothing => (false, Default::default()),
+            LeftBehind::PagesAt(of, last) if Some(of) == self.generation => (false, last.map(Passed::after)),
+            LeftBehind::Pages | LeftBehind::PagesAt(..) => (true, Default::default()),
+        };
+        // The pages that this process itself has sent to the disk lack what came since it began.
+        let until = |applied: Option<Id>| Some(applied.map_or((start, 0), |last| last.min((start, 0))));
+        [self.purged, self.replaced] = passed.map(|passed| Passed { applied: until(passed.applied), ..passed });
+        self.news.is_lost |= self.has_lost || is_unknown;
+        self.news.foreign.clear();
     }
 
-    /// How far all is read, for the process after this one. `None` if that is as before.
+    /// How far all is read, for the process after this one. `None` if that is as before, or not applied to the disk.
     pub(super) fn new_note(&mut self) -> Option<Vec<u8>> {
+        if self.awaits_disk {
+            return None;
+        }
         let mut note = self.generation?.to_string();
         for Passed { number, id, applied } in [&self.purged, &self.replaced] {
             let id = (*id).max(applied.unwrap_or_default());

@@ -2,6 +2,7 @@ use redis::cmd;
 use tempfile::TempDir;
 
 use super::*;
+use crate::cache::Noted;
 use crate::cache::flight::{Flown, Kind};
 use crate::cache::stored::StoredResponse;
 use crate::config::Servers;
@@ -331,6 +332,115 @@ async fn a_purge_that_a_flush_has_lost_is_not_lost_for_a_replica_that_was_down()
         until("another generation", || one.pages.changes().generation().is_some_and(|now| Some(now) != before)).await;
     });
     assert_eq!(flushed.await, [false; 3]);
+}
+
+/// A disk with three pages that an earlier process left.
+async fn left_on_disk(server: &TestServer, one: &Replica) -> TempDir {
+    let home = TempDir::new().unwrap();
+    let before = Replica::on_disk(home.path(), server.settings());
+    before.shares().await;
+    for name in ["purged", "replaced", "other"] {
+        before.keep(name);
+    }
+    have_applied(&before, one).await;
+    before.store.close().await;
+    home
+}
+
+#[tokio::test]
+async fn changes_are_followed_and_told_before_the_disk_is_open_and_then_applied_to_it() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::start(&server).await;
+    let home = left_on_disk(&server, &one).await;
+    let held = redb::Database::open(home.path().join("pages.redb")).unwrap();
+    let again = Replica::on_disk(home.path(), server.settings());
+    again.shares().await;
+    for name in ["early", "kept"] {
+        again.keep(name);
+    }
+    for name in ["early", "purged"] {
+        assert!(purge(&one, Purge::Key(key(name).to_string())).await);
+    }
+    one.keep_as(one.response("replaced"), Kind::Forced);
+    one.written().await;
+    until("memory follows", || again.in_memory("early").is_none()).await;
+    let told = again.pages.changes().purge(&Purge::Operation(Operation::Metadata), &mut HashSet::new);
+    assert!(tokio::task::spawn_blocking(told).await.unwrap(), "the others are told");
+    have_applied(&again, &one).await;
+    drop(held);
+    // The file is tried again after ten seconds.
+    let begun = again.clock.now();
+    while again.in_memory("other").is_none() {
+        assert!(again.clock.now() < begun + 30 * S, "{:?}", again.store.disk());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    have_applied(&again, &one).await;
+    let gone = |replica: &Replica| ["early", "purged", "replaced"].map(|name| replica.in_memory(name).is_none());
+    assert_eq!((gone(&again), again.in_memory("kept").is_some()), ([true; 3], true));
+    // The note is in the file, and so is what came before it.
+    again.store.close().await;
+    let last = Replica::on_disk(home.path(), server.settings());
+    last.shares().await;
+    until("loaded", || last.store.is_loaded()).await;
+    assert_eq!((gone(&last), last.in_memory("other").is_some()), ([true; 3], true));
+}
+
+#[tokio::test]
+async fn what_the_disk_has_missed_is_read_again_and_once() {
+    let Some(server) = TestServer::start() else { return };
+    let one = Replica::start(&server).await;
+    let mut first = Reader::new(false);
+    let foreign = |reader: &mut Reader| std::mem::take(&mut reader.news.foreign).len();
+    assert!(purge(&one, Purge::Operation(Operation::Metadata)).await);
+    // As another replica reads it.
+    let other = Replica::start(&server).await;
+    let (generation, _) = first.read(&other.shared).await.unwrap();
+    let note = Noted::Note(first.new_note().unwrap());
+    let of_another = Noted::Note(format!("{} 1 2 3 4 5 6", Generation::random()).into_bytes());
+    assert!(purge(&one, Purge::Operation(Operation::Query)).await);
+    let now = Millis::MAX;
+    // It began before the note, or after all that was told; since then it may have lost changes.
+    for (noted, start, has_lost, missed, is_lost) in [
+        (&note, now, false, 1, false),
+        (&note, 0, false, 2, false),
+        (&note, now, true, 1, true),
+        (&Noted::NoPages, now, false, 0, false),
+        (&Noted::NoPages, 0, false, 2, false),
+        (&Noted::Unknown, now, false, 0, true),
+        (&of_another, now, false, 0, true),
+    ] {
+        let mut reader = Reader::new(true);
+        reader.read(&other.shared).await.unwrap();
+        assert_eq!((foreign(&mut reader), reader.new_note()), (2, None), "for memory alone");
+        reader.news.is_lost = has_lost;
+        reader.read(&other.shared).await.unwrap();
+        reader.news = News::default();
+        reader.resume(noted, start);
+        assert_eq!(reader.read(&other.shared).await.unwrap().0, generation);
+        assert_eq!((foreign(&mut reader), reader.news.is_lost), (missed, is_lost), "{noted:?} {start}");
+        assert!(reader.new_note().is_some());
+        reader.read(&other.shared).await.unwrap();
+        assert_eq!(foreign(&mut reader), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_has_closed_its_disk_applies_nothing_more() {
+    let Some(server) = TestServer::start() else { return };
+    let (one, home) = (Replica::start(&server).await, TempDir::new().unwrap());
+    let before = Replica::on_disk(home.path(), server.settings());
+    before.shares().await;
+    for name in ["purged", "other"] {
+        before.keep(name);
+    }
+    have_applied(&before, &one).await;
+    before.store.close().await;
+    assert!(purge(&one, Purge::Key(key("purged").to_string())).await);
+    let read = before.pages.changes().catch_up(&mut Reader::default()).await;
+    assert!(read.is_err() && before.in_memory("purged").is_some());
+    let again = Replica::on_disk(home.path(), server.settings());
+    until("loaded", || again.in_memory("other").is_some()).await;
+    assert!(again.in_memory("purged").is_none());
 }
 
 #[tokio::test]

@@ -42,7 +42,8 @@ impl Replica {
 
     /// With pages that survive a restart in this folder.
     pub(in crate::replicas) fn on_disk(folder: &Path, settings: Settings) -> Self {
-        let (disk, clock) = (DiskSettings { folder: folder.to_owned(), capacity: 1 << 26 }, Clock::new());
+        let (disk, clock) =
+            (DiskSettings { folder: folder.to_owned(), capacity: 1 << 26, is_shared: true }, Clock::new());
         let local = |metrics: &Arc<Metrics>| Store::new(1 << 26, metrics).with_disk(disk, metrics, clock);
         Self::over(local, settings, "main", clock)
     }

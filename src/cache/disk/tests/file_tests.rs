@@ -33,6 +33,58 @@ async fn a_page_that_cannot_be_written_takes_the_older_one_with_it() {
     assert_eq!(Running::start(home.path()).await.body(2), None);
 }
 
+#[tokio::test]
+async fn a_new_file_gets_the_note_of_the_one_that_is_gone() {
+    let home = TempDir::new().unwrap();
+    let open = || file::PageFile::open(home.path(), MIB, Clock::new(), 0).unwrap();
+    let store = Store::new(MIB, &Metrics::new());
+    let mut worker = worker(home.path(), store.memory());
+    let (sender, receiver) = mpsc::channel();
+    worker.receiver = receiver;
+    sender.send(Message::Note(b"note".to_vec())).unwrap();
+    drop(sender);
+    worker.work_with(&mut open()).unwrap();
+    assert_eq!(open().noted().unwrap(), Noted::Note(b"note".to_vec()));
+    worker.batch = vec![file::Change::Purge(Purge::All, HashSet::new())];
+    assert!(worker.abandon_batch(), "the file is removed");
+    assert_eq!(open().noted().unwrap(), Noted::NoPages);
+    worker.work_with(&mut open()).unwrap();
+    assert_eq!(open().noted().unwrap(), Noted::Note(b"note".to_vec()));
+}
+
+#[tokio::test]
+async fn pages_are_loaded_once_all_is_applied_that_they_have_missed_or_after_a_while() {
+    let home = TempDir::new().unwrap();
+    let first = Running::start(home.path()).await;
+    (1..=2).for_each(|n| first.keep(n));
+    first.close().await;
+    for is_applied in [true, false] {
+        let (store, clock) = (Store::new(MIB, &Metrics::new()), Clock::new());
+        let (mut worker, (sender, receiver)) = (worker(home.path(), store.memory()), mpsc::channel());
+        let order = Arc::new(Mutex::new(Order { sender: None }));
+        (worker.order, worker.receiver) = (Arc::downgrade(&order), receiver);
+        let patience = if is_applied { DEADLINE } else { Duration::from_millis(50) };
+        (worker.restored, worker.note_patience) = (false, patience);
+        let begun = clock.now();
+        let (noted, loaded) = (worker.noted.subscribe(), worker.loaded.subscribe());
+        let mut file = file::PageFile::open(home.path(), MIB, clock, 0).unwrap();
+        let work = thread::spawn(move || worker.work_with(&mut file).unwrap());
+        noted.clone().wait_for(Option::is_some).await.unwrap();
+        if is_applied {
+            assert!(!*loaded.borrow() && store.page(&key(2)).is_none());
+            let (done, purged) = mpsc::sync_channel(1);
+            sender.send(Message::Purge(Purge::Key(key(1).to_string()), HashSet::new(), done)).unwrap();
+            purged.recv_timeout(DEADLINE).unwrap().unwrap();
+            sender.send(Message::Note(b"note".to_vec())).unwrap();
+        }
+        loaded.clone().wait_for(|loaded| *loaded).await.unwrap();
+        assert_eq!([1, 2].map(|n| store.page(&key(n)).is_some()), [false, true]);
+        assert!(is_applied || clock.now() - begun >= patience, "nobody tells what they have missed");
+        drop(sender);
+        work.join().unwrap();
+    }
+}
+
 /// The thread's work, done without a thread: it gets no more messages.
 fn worker(folder: &Path, memory: &Memory) -> Worker {
     let (metrics, clock) = (Metrics::new(), Clock::new());
@@ -49,6 +101,8 @@ fn worker(folder: &Path, memory: &Memory) -> Worker {
         loaded: watch::channel(false).0,
         noted: watch::channel(None).0,
         restored: true,
+        note_patience: Duration::ZERO,
+        note: None,
         batch: Vec::new(),
         closing: None,
         purgers: Vec::new(),

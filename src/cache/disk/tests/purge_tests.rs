@@ -179,7 +179,7 @@ async fn what_is_removed_while_pages_are_loaded_does_not_come_back() {
     first.close().await;
 
     let (metrics, clock) = (Metrics::new(), Clock::new());
-    let settings = DiskSettings { folder: home.path().to_owned(), capacity: 64 * MIB };
+    let settings = DiskSettings { folder: home.path().to_owned(), capacity: 64 * MIB, is_shared: false };
     let store = Store::new(64 * MIB, &metrics).with_disk(settings, &metrics, clock);
     let disk = store.disk_handle().unwrap();
     let deadline = clock.now() + DEADLINE;
