@@ -372,8 +372,8 @@ impl Changes {
         }
     }
 
-    /// Drops from `local` what other replicas have replaced, however many pages these are: each costs little, and nothing waits for the
-    /// disk.
+    /// Drops from `local` what other replicas have replaced, however many pages these are: each costs little, and nothing
+    /// waits for the disk.
     fn replace_here(&self, replaced: HashMap<Key, StoreTime>, local: &Store) {
         let now = self.0.clock.moment();
         let moment = |asked| self.0.store.moment_of(asked).unwrap_or(now);
