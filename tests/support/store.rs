@@ -3,6 +3,7 @@
 //! Where no `redis-server` is installed, [`Server::start`] gives `None`, and the test that needs it says so and passes.
 //! `tests/run` installs one, and sets the variable with which a missing server is a failure.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::gateway::TestConfig;
 use super::wait::poll;
@@ -192,14 +194,28 @@ impl Proxy {
     }
 }
 
+/// Ends when a reply arrives; never where none is on its way.
+async fn arrival(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Forwards one connection. Each change of the link is applied to what comes next.
 async fn forward(mut client: TcpStream, server: SocketAddr, mut link: watch::Receiver<Link>) {
     let Ok(mut server) = TcpStream::connect(server).await else { return };
+    // A small reply must not wait until the one before it is acknowledged.
+    if client.set_nodelay(true).and(server.set_nodelay(true)).is_err() {
+        return;
+    }
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let mut buffer = vec![0; 65536];
     let requests = copy(&mut from_client, &mut to_server);
     tokio::pin!(requests);
+    // Replies on their way, each with the time at which it arrives.
+    let mut replies = VecDeque::<(Instant, Vec<u8>)>::new();
     loop {
         let now = *link.borrow_and_update();
         match now {
@@ -215,15 +231,18 @@ async fn forward(mut client: TcpStream, server: SocketAddr, mut link: watch::Rec
         tokio::select! {
             changed = link.changed() => if changed.is_err() { return },
             _ = &mut requests => return,
-            read = from_server.read(&mut buffer) => {
-                let Ok(length @ 1..) = read else { return };
-                if now == Link::Slow {
-                    tokio::time::sleep(Duration::from_millis(190)).await;
-                }
-                let reply = if now == Link::Garbage { &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..] } else { &buffer[..length] };
-                if to_client.write_all(reply).await.is_err() {
+            () = arrival(replies.front().map(|(due, _)| *due)) => {
+                let Some((_, reply)) = replies.pop_front() else { continue };
+                if to_client.write_all(&reply).await.is_err() {
                     return;
                 }
+            }
+            read = from_server.read(&mut buffer) => {
+                let Ok(length @ 1..) = read else { return };
+                let later = if now == Link::Slow { Duration::from_millis(190) } else { Duration::ZERO };
+                let garbled = now == Link::Garbage;
+                let reply = if garbled { &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..] } else { &buffer[..length] };
+                replies.push_back((Instant::now() + later, reply.to_vec()));
             }
         }
     }
