@@ -46,4 +46,3 @@ pub use self::store::listing::EntryView;
 pub use self::store::{Outlook, Store};
 pub use self::stored::StoredResponse;
 pub use self::tier::{Candidate, Kept, Lasted, Lasting, Replaced, Tier};
-pub(crate) use self::tiers::MemoryAlone;

@@ -143,6 +143,12 @@ impl Store {
         Self { tier: Some(tier), disk: None, ..self }
     }
 
+    /// The same memory with nothing behind it: what is done here reaches no disk and no replica.
+    #[must_use]
+    pub(crate) fn without_tier(self) -> Self {
+        Self { tier: None, disk: None, ..self }
+    }
+
     /// Puts the store that replicas share behind memory, and behind the disk if there is one. `tier` gets a store
     /// without it, in which changes are not told to other replicas.
     #[must_use]

@@ -85,33 +85,6 @@ impl Tier for Tiers {
     }
 }
 
-/// No tier: changes reach memory alone.
-#[derive(Debug)]
-pub(crate) struct MemoryAlone;
-
-impl Tier for MemoryAlone {
-    fn get(&self, _: &Arc<Account>, _: &Key, _: &Arc<RequestContext>, _: Instant) -> Option<BoxFuture<'static, ()>> {
-        None
-    }
-
-    fn put(&self, _: &Candidate<'_>, keep: &mut dyn FnMut() -> Kept) -> bool {
-        keep().kept
-    }
-
-    fn remove(&self, _: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
-        remove();
-    }
-
-    fn purge(&self, _: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
-        mark();
-        Box::new(Lasted::default)
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;

@@ -36,7 +36,7 @@ use super::purges::{self, Millis, Purges, Target};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::stored::StoredResponse;
-use crate::cache::{MemoryAlone, Purge, Store};
+use crate::cache::{Purge, Store};
 use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
@@ -104,7 +104,7 @@ impl Changes {
     /// Reads and tells changes in the background. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, local: Store, accounts: KnownAccounts, clock: Clock) -> Self {
         let mut reader = Reader::new(local.disk().is_some());
-        let memory = local.clone().with_tier(Arc::new(MemoryAlone));
+        let memory = local.clone().without_tier();
         let (state, wake, following) = (Mutex::default(), Notify::new(), tokio::sync::Mutex::default());
         let changes = Self(Arc::new(Inner { store, local, memory, accounts, clock, state, wake, following }));
         let weak = Arc::downgrade(&changes.0);
