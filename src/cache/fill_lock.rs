@@ -12,10 +12,11 @@ use tokio::sync::oneshot;
 
 use super::flight::FlightResult;
 use super::purge::Purge;
-use crate::accounts::Account;
+use crate::accounts::Team;
 use crate::core::clock::Moment;
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
+use crate::request::waiters::Waiters;
 use crate::twilio::endpoint::Operation;
 
 /// A lock that replicas share.
@@ -38,7 +39,12 @@ pub(crate) trait FillLock: Debug + Send + Sync {
 /// The flight that a caller wants.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    pub(crate) account: Arc<Account>,
+    /// The team that the call is for, with its account.
+    pub(crate) team: Arc<Team>,
+    /// The clients that wait for it here. The replica that leads has to know whether any do, because a refresh that nobody
+    /// waits for is queued behind the calls of clients. While clients of other replicas wait for what it leads, one of
+    /// `team` is among these.
+    pub(crate) waiters: Arc<Waiters>,
     pub(crate) operation: Operation,
     pub(crate) key: Key,
     /// For a further page: the first page of its result set.

@@ -4,8 +4,8 @@
 //!
 //! * **The lock**, a hash with the id of the flight that is under way and the time at which it began, on the store's
 //!   clock. It expires after `shared.lease`, which the leader renews, so a replica that dies costs the others one lease.
-//!   `waited` is set once another replica waits. `stored` takes the place of a lock whose flight has just stored its
-//!   response, because that may still be on its way to the store.
+//!   `waited` is set once another replica waits, and `clients` once clients do there. `stored` takes the place of a lock
+//!   whose flight has just stored its response, because that may still be on its way to the store.
 //! * **The end**, under the id, so that it is only for those who have waited for this flight. It is written only if there
 //!   are any, sealed, and expires after seconds. A long response is not in it: those who have waited look for it where
 //!   pages are stored. If it is not stored there, each of them goes upstream.
@@ -13,6 +13,10 @@
 //! A flight that does not do for a caller, because it began before a purge or before the caller's result set, is replaced in
 //! the lock by the caller's own. Those who wait for the older one see that, and claim again: the newer flight does for
 //! them too. A leader whose lock was lost goes on, and leaves the other's alone.
+//!
+//! A refresh that no client waits for is queued behind the calls of clients, on all replicas. If it leads while clients of
+//! another replica wait for it, it would keep them waiting for as long as clients ask for other things. So the leader of such
+//! a refresh looks every [`LOOK`] whether `clients` is set, and queues the refresh among the calls of clients then.
 //!
 //! A store that froze runs what lies in its sockets when it goes on, also for replicas that have given up meanwhile. So a
 //! command that takes the lock says until when it may. And a replica that got no answer, or could not tell an end, gives
@@ -40,20 +44,22 @@ use tokio::sync::oneshot;
 use super::clock::{self, Due};
 use super::seal::Context;
 use super::{LARGE, LONGEST_BODY, SharedStore, StoreError};
-use crate::accounts::Account;
 use crate::cache::Purge;
 use crate::cache::fill_lock::{FillLease, FillLock, Size, Turn, Waited, Wanted};
 use crate::cache::flight::FlightResult;
 use crate::cache::flight_record::{self, Told};
 use crate::core::clock::{Clock, Moment};
-use crate::request::context::RequestContext;
 use crate::request::key::Key;
+use crate::request::waiters::Waiter;
+use crate::semantics::request_directives::Urgency;
 use crate::twilio::endpoint::Operation;
 
 /// The first pause of one who waits. Each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// The longest. Those who wait are told within 100 ms of the first answer.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+/// How often the leader of a refresh that nobody waits for looks whether clients of another replica do.
+const LOOK: Duration = Duration::from_millis(250);
 /// How long an end is kept for those who wait.
 const TOLD: Duration = Duration::from_secs(5);
 /// How long a flight is known to have stored its response: longer than that is on its way to the store.
@@ -75,8 +81,8 @@ const LATE: u8 = 3;
 const ENDED_LARGE: u8 = 4;
 
 /// Keys: the lock. Arguments: the caller's flight, the lease in milliseconds, the greatest age of a flight that does in
-/// microseconds or -1, 1 if one that has stored its response does, from and until when the claim is due, and how long a
-/// lock lasts at most whose flight has stored its response, in milliseconds.
+/// microseconds or -1, 1 if one that has stored its response does, from and until when the claim is due, and how
+/// long a lock lasts at most whose flight has stored its response, in milliseconds.
 /// Returns what the caller has to do, the id of the flight, and when it began: its age where another has it. Where the claim
 /// is not due, the time.
 const CLAIM: &str = r"
@@ -109,8 +115,8 @@ return {0, ARGV[1], begun}
 ";
 
 /// Keys: the lock. Arguments: the leader's flight, the lease in milliseconds, when the flight began, from and until when the
-/// renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, and the time with a
-/// minus sign where the renewal is not due.
+/// renewal is due. Takes the lock again if the store has lost it. Returns 0 if another flight has it, 2 if clients of another
+/// replica wait, otherwise 1, and the time with a minus sign where the renewal is not due.
 const RENEW: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', KEYS[1]) end
@@ -124,7 +130,7 @@ elseif id ~= ARGV[1] then
   return 0
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return 1
+return redis.call('HEXISTS', KEYS[1], 'clients') == 1 and 2 or 1
 ";
 
 /// Keys: the lock and the end. Arguments: the leader's flight; `lost`, `stored`, `large` (which is stored too) or `ended`;
@@ -149,13 +155,14 @@ return 0
 ";
 
 /// Keys: the lock and the end. Arguments: the flight that is waited for, the lease in milliseconds, the length of the longest
-/// end. Returns how it stands, and the end. One that is longer is empty, and does not open.
+/// end, 1 if clients wait here and the leader has not been told. Returns how it stands, and the end. One that is longer is empty, and does not open.
 const WAIT: &str = r"
 local length = redis.call('STRLEN', KEYS[2])
 local lasts = redis.call('PTTL', KEYS[1])
 if length > 0 then
   return {2, length <= tonumber(ARGV[3]) and redis.call('GET', KEYS[2]) or ''}
 elseif redis.call('HGET', KEYS[1], 'id') == ARGV[1] and lasts >= 0 and lasts <= 2 * ARGV[2] then
+  if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'clients', 1) end
   return {1, ''}
 end
 return {0, ''}
@@ -180,7 +187,7 @@ impl SharedFlights {
 
     /// When what the caller wants was last purged or replaced.
     fn purged(&self, wanted: &Wanted) -> Option<Moment> {
-        let account = &*wanted.account.name;
+        let account = &*wanted.team.account.name;
         let is_purged = |which: &Purge| {
             which.matches(&wanted.key, Some((account, wanted.operation)))
                 || wanted.first.is_some_and(|first| which.matches(&first, Some((account, Operation::Query))))
@@ -277,9 +284,7 @@ impl FillLock for SharedFlights {
 struct Flight {
     store: SharedStore,
     clock: Clock,
-    account: Arc<Account>,
-    /// The request that wants it.
-    context: Arc<RequestContext>,
+    wanted: Wanted,
     lock: String,
     id: String,
     /// When it began, on the clock of the lock's server in microseconds; only its leader knows it.
@@ -291,10 +296,9 @@ struct Flight {
 impl Flight {
     fn new(store: SharedStore, clock: Clock, wanted: &Wanted) -> Self {
         let part = [wanted.key.as_bytes().as_slice(), &[wanted.is_forced.into()]].concat();
-        let lock = store.names().of(&wanted.account, "flight", &part);
+        let lock = store.names().of(&wanted.team.account, "flight", &part);
         let id = format!("{:032x}", fastrand::u128(..));
-        let (account, context) = (Arc::clone(&wanted.account), Arc::clone(&wanted.context));
-        Self { store, clock, account, context, lock, id, begun: 0, since: clock.moment() }
+        Self { store, clock, wanted: wanted.clone(), lock, id, begun: 0, since: clock.moment() }
     }
 
     async fn claim(&self, oldest: i64, accepts_stored: bool) -> Result<(u8, String, u64), StoreError> {
@@ -316,14 +320,24 @@ impl Flight {
 
     /// Keeps the lock until the flight ends, and tells the others.
     async fn lead(self, mut ending: oneshot::Receiver<FlightResult>) {
-        let pause = until_renewal(self.store.settings().lease, self.store.settings().timeout);
+        let renewal = until_renewal(self.store.settings().lease, self.store.settings().timeout);
+        let waiters = &self.wanted.waiters;
+        // Stands for the clients of other replicas.
+        let mut elsewhere: Option<Waiter> = None;
         let finished = loop {
+            let looks = waiters.is_refresh() && !waiters.is_wanted();
+            let pause = if looks { renewal.min(LOOK) } else { renewal };
             tokio::select! {
                 biased;
                 finished = &mut ending => break finished.ok(),
-                () = tokio::time::sleep(pause) => self.renew().await,
+                () = tokio::time::sleep(pause) => {
+                    if self.renew().await && waiters.is_refresh() && elsewhere.is_none() {
+                        elsewhere = Some(waiters.join(&self.wanted.team, Urgency::default()));
+                    }
+                }
             }
         };
+        drop(elsewhere);
         let is_told = match finished {
             Some(finished) => self.tell(&finished).await.is_some(),
             None => false,
@@ -373,17 +387,20 @@ impl Flight {
         Some(())
     }
 
-    async fn renew(&self) {
+    /// Renews the lock. Returns whether clients of another replica wait for this flight.
+    async fn renew(&self) -> bool {
         let renew = |due: Due| {
             let mut command = script(RENEW, &[&self.lock]);
             command.arg(&self.id).arg(self.lease()).arg(self.begun).arg(due.from).arg(due.until);
             async move { self.store.run("flight_renew", &command).await }
         };
         let now = self.begun.saturating_add(millis(self.clock.moment().since(self.since)) * 1000);
-        // Tried again before the lease ends.
-        if let Ok(0) = clock::run_in_time(now, self.patience(), clock::negative, renew).await {
+        // Where it failed, it is tried again before the lease ends.
+        let renewed = clock::run_in_time(now, self.patience(), clock::negative, renew).await;
+        if let Ok(0) = renewed {
             tracing::debug!(flight = self.id, "another replica has begun a newer flight");
         }
+        matches!(renewed, Ok(2))
     }
 
     async fn end(&self, how: &'static str, ending: &[u8]) -> Result<u8, StoreError> {
@@ -394,15 +411,17 @@ impl Flight {
     }
 
     async fn wait(self) -> Waited {
-        let mut command = script(WAIT, &[&self.lock, &self.ending()]);
-        command.arg(&self.id).arg(self.lease()).arg(LONGEST_END);
         let mut pause = FIRST_PAUSE;
+        let mut is_told = false;
         loop {
             tokio::time::sleep(pause).await;
             pause = longer(pause);
+            let tells = !is_told && self.wanted.waiters.is_wanted();
+            let mut command = script(WAIT, &[&self.lock, &self.ending()]);
+            command.arg(&self.id).arg(self.lease()).arg(LONGEST_END).arg(u8::from(tells));
             match self.ask(&command).await {
                 None => return Waited::Alone,
-                Some((UNDER_WAY, _)) => {}
+                Some((UNDER_WAY, _)) => is_told |= tells,
                 Some((ENDED, ending)) => match self.open(&ending) {
                     Some(Told::Ended(finished)) => return Waited::Ended(finished),
                     Some(Told::TooLong { is_shared: true }) => {
@@ -422,7 +441,7 @@ impl Flight {
     /// Asks how the flight stands. An answer costs the request nothing, because the flight is under way meanwhile; `None`
     /// and the time that it took count as a wait for the store.
     async fn ask(&self, command: &Cmd) -> Option<(u8, Vec<u8>)> {
-        let (wait, begun) = (&self.context.store_wait, self.clock.now());
+        let (wait, begun) = (&self.wanted.context.store_wait, self.clock.now());
         let left = wait.left(self.store.patience())?;
         let answered = tokio::time::timeout(left, self.store.run("flight_wait", command)).await;
         if !matches!(answered, Ok(Ok(_))) {
@@ -451,7 +470,7 @@ impl Flight {
     }
 
     fn context<'c>(&'c self, ending: &'c str) -> Context<'c> {
-        Context { kind: "flight", account: &self.account.sid, key: ending, bound: b"" }
+        Context { kind: "flight", account: &self.wanted.team.account.sid, key: ending, bound: b"" }
     }
 }
 

@@ -207,12 +207,17 @@ impl Waiters {
         if self.refresh {
             return std::future::pending().await;
         }
-        self.until(|| self.lock().is_empty()).await;
+        self.until(|| !self.is_wanted()).await;
     }
 
     /// Completes when a client waits.
     pub async fn wanted(&self) {
-        self.until(|| !self.lock().is_empty()).await;
+        self.until(|| self.is_wanted()).await;
+    }
+
+    /// Whether a client waits.
+    pub fn is_wanted(&self) -> bool {
+        !self.lock().is_empty()
     }
 
     /// Completes when the teams or the deadlines have changed since the version `seen`.

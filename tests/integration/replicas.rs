@@ -80,6 +80,49 @@ async fn the_same_miss_on_all_replicas_is_one_upstream_call() {
     assert_eq!(upstream.count(), 1, "{:?}", upstream.seen());
 }
 
+/// A refresh waits while clients ask for other things. A client of another replica that needs what it brings must not wait
+/// with it.
+#[tokio::test]
+async fn a_refresh_that_a_client_of_another_replica_waits_for_is_sent_among_the_calls_of_clients() {
+    const OTHERS: usize = 6;
+    let Some(server) = Server::start().await else { return };
+    let upstream = Upstream::start().await;
+    let keys = [
+        ("accounts.default.concurrency", "1"),
+        ("cache.query.fresh", "1ms"),
+        ("cache.query.stale_while_revalidate", "1h"),
+    ];
+    let gateways = replicas(&upstream, &vec![server.url(); 2], &keys).await;
+    gateways[0].ask(&post(ASK)).await;
+    let gate = Gate::default();
+    let held = Plan::page(PAGE).after(&gate);
+    upstream.set(move |_| held.clone());
+    // It takes the only slot, the refresh waits for that, and other clients come all the time.
+    let mut first = gateways[0].connect().await;
+    first.send(&ask(0)).await;
+    upstream.arrived(2).await;
+    let claimed = gateways[0].metric("shared_operations_total", &["\"flight_claim\"", "\"ok\""]).await;
+    poll("a refresh", || async { (gateways[0].ask(&post(ASK)).await.detail() == "stale").then_some(()) }).await;
+    gateways[0].metric_reaches("shared_operations_total", &["\"flight_claim\"", "\"ok\""], claimed + 1.0).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for other in 1..=OTHERS {
+        let mut client = gateways[0].connect().await;
+        clients.spawn(async move {
+            for number in (other..).step_by(OTHERS) {
+                client.ask(&ask(number)).await;
+            }
+        });
+    }
+    gateways[0].metric_reaches("queue_length", &[], 1.0 + OTHERS as f64).await;
+    let mut waiting = gateways[1].connect().await;
+    waiting.send(&post_to(QUERY, "Cache-Control: max-age=0\r\n", ASK)).await;
+    gateways[1].metric_reaches("shared_operations_total", &["\"flight_wait\"", "\"ok\""], 1.0).await;
+    gate.open();
+    assert_eq!(waiting.answer().await.status, 200);
+    let asked_for_it = upstream.seen().iter().filter(|seen| seen.text() == upstream.seen()[0].text()).count();
+    assert_eq!(asked_for_it, 2, "the first page and its refresh");
+}
+
 #[tokio::test]
 async fn a_purge_holds_on_all_replicas() {
     let Some(server) = Server::start().await else { return };

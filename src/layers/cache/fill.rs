@@ -56,7 +56,8 @@ impl CacheLayer {
         let begun = self.clock.now();
         let set = set.result_set();
         let mut wanted = Wanted {
-            account: Arc::clone(&call.team.account),
+            team: Arc::clone(&call.team),
+            waiters: Arc::clone(&call.waiters),
             operation: call.endpoint.operation,
             key: call.key,
             first: set.map(|set| set.first),

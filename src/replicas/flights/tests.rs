@@ -12,16 +12,18 @@ use crate::replicas::test_server::{TestServer, until};
 use crate::request::call::UpstreamResponse;
 use crate::request::key::Key;
 use crate::request::response::Representation;
+use crate::request::waiters::Waiters;
 
 const MS: Duration = Duration::from_millis(1);
 /// Nothing here takes this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn wanted() -> Wanted {
-    let account = Team::example("local").account;
-    let key = Key::new(&account, Operation::Query, "", b"query");
+    let team = Arc::new(Team::example("local"));
+    let key = Key::new(&team.account, Operation::Query, "", b"query");
     Wanted {
-        account,
+        team,
+        waiters: Waiters::of_clients(),
         operation: Operation::Query,
         key,
         first: None,
@@ -102,6 +104,22 @@ for _, key in ipairs(redis.call('KEYS', '*flight*')) do
 end
 return all";
         self.store.run("test", &script(DUMP, &[])).await.unwrap()
+    }
+
+    /// Waits until the lock lasts longer than before.
+    async fn sees_a_renewal(&self) {
+        let mut left = self.content().await[0].1;
+        let renewed = async {
+            loop {
+                let now = self.content().await[0].1;
+                if now > left {
+                    return;
+                }
+                left = now;
+                tokio::time::sleep(5 * MS).await;
+            }
+        };
+        timeout(PATIENCE, renewed).await.expect("a leader that lives renews its lock");
     }
 
     async fn is_free(&self) -> bool {
@@ -201,6 +219,39 @@ async fn a_failure_is_told_to_those_who_wait_and_to_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_refresh_is_wanted_once_clients_of_another_replica_wait_for_it() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    let refresh = || Wanted { waiters: Waiters::of_refresh(), ..wanted() };
+    let (led, followed) = (refresh(), refresh());
+    let lease = one.lead(&led).await;
+    let ends = tokio::spawn(two.join(&followed).await);
+    two.sees_a_renewal().await;
+    assert!(!led.waiters.is_wanted(), "nobody waits for the refresh of the other replica either");
+    let _client = followed.waiters.join(&followed.team, Urgency::default());
+    timeout(PATIENCE, led.waiters.wanted()).await.expect("the leader sees that a client waits");
+    lease.finish(&response("page", true));
+    assert_eq!(body(timeout(PATIENCE, ends).await.unwrap().unwrap()), "page");
+    until("it stands for nobody once it has ended", || !led.waiters.is_wanted()).await;
+}
+
+#[tokio::test]
+async fn the_call_of_a_client_is_not_kept_for_clients_elsewhere() {
+    let Some(server) = TestServer::start() else { return };
+    let [one, two, _] = Replica::three(&server).await;
+    let (led, followed) = (wanted(), wanted());
+    let client = led.waiters.join(&led.team, Urgency::default());
+    let _lease = one.lead(&led).await;
+    let _client = followed.waiters.join(&followed.team, Urgency::default());
+    let ends = two.join(&followed).await;
+    let _ends = tokio::spawn(ends);
+    two.sees_a_renewal().await;
+    two.sees_a_renewal().await;
+    drop(client);
+    timeout(PATIENCE, led.waiters.abandoned()).await.expect("those elsewhere claim it again");
+}
+
+#[tokio::test]
 async fn a_refusal_of_one_replica_is_not_told() {
     let Some(server) = TestServer::start() else { return };
     let [one, two, _] = Replica::three(&server).await;
@@ -233,16 +284,7 @@ async fn a_leader_that_dies_costs_one_lease() {
     });
     let Turn::Lead(_held) = claimed.await.unwrap() else { panic!("it does not lead") };
     let ends = tokio::spawn(two.join(&wanted()).await);
-    // A leader that lives renews it.
-    let mut left = two.content().await[0].1;
-    loop {
-        let now = two.content().await[0].1;
-        if now > left {
-            break;
-        }
-        left = now;
-        tokio::time::sleep(5 * MS).await;
-    }
+    two.sees_a_renewal().await;
     assert!(!ends.is_finished());
     process.shutdown_background();
     let waited = timeout(PATIENCE, ends).await.unwrap().unwrap();
@@ -316,7 +358,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
     let Some(server) = TestServer::start() else { return };
     let replica = Replica::of(&server).await;
     let page = Wanted { operation: Operation::Page, first: Some(wanted().key), ..wanted() };
-    let page = Wanted { key: Key::new(&page.account, Operation::Page, "pageToken=a", b""), ..page };
+    let page = Wanted { key: Key::new(&page.team.account, Operation::Page, "pageToken=a", b""), ..page };
     for which in [
         Purge::All,
         Purge::Account("main".to_owned()),
@@ -328,7 +370,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
         flights.purge(&which, None);
         assert!(flights.purged(&wanted()).is_some() && flights.purged(&page).is_some(), "{which:?}");
         let other = Wanted {
-            key: Key::new(&page.account, Operation::JobStatus, "", b""),
+            key: Key::new(&page.team.account, Operation::JobStatus, "", b""),
             operation: Operation::JobStatus,
             ..wanted()
         };
@@ -337,7 +379,7 @@ async fn purges_of_all_kinds_match_and_are_bounded() {
     }
     let flights = SharedFlights::new(replica.store.clone(), replica.clock);
     let now = replica.clock.moment();
-    let replaced = |n: usize| (Key::new(&page.account, Operation::Query, &n.to_string(), b""), now);
+    let replaced = |n: usize| (Key::new(&page.team.account, Operation::Query, &n.to_string(), b""), now);
     flights.outdate((0..10 * PURGES).map(replaced).collect());
     assert_eq!(flights.purged(&wanted()), None, "other pages");
     flights.outdate(vec![(wanted().key, now)]);
