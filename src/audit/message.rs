@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use tokio::sync::oneshot;
-
 use super::record::Record;
 use crate::config;
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
@@ -56,8 +54,6 @@ pub(super) enum Message {
     },
     /// Write to this file from now on.
     File(Option<AuditFile>),
-    /// Write everything, then confirm.
-    End(oneshot::Sender<()>),
 }
 
 /// Counts records that ended in this way.

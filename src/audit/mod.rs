@@ -13,11 +13,10 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::Semaphore;
 
 use self::fair_shares::FairShares;
 pub use self::message::{AuditError, AuditFile};
@@ -25,11 +24,15 @@ use self::message::{Message, count};
 use self::record::Record;
 use self::writer::Writer;
 use crate::core::clock::Clock;
+use crate::core::work_queue::WorkQueue;
 use crate::metrics::Metrics;
 use crate::request::ended::{RequestEnded, RequestSubscriber};
 
 /// How long the end of the process waits for the last records.
 const LAST: Duration = Duration::from_secs(2);
+
+/// The shares limit what waits, so the queue needs no limit of its own.
+const UNLIMITED: usize = Semaphore::MAX_PERMITS;
 
 /// The audit log. Cheap to clone; all clones are one. It outlives reloads and the files that it writes to.
 #[derive(Clone)]
@@ -37,7 +40,7 @@ pub struct AuditLog(Arc<Inner>);
 
 struct Inner {
     /// Set with the first file, so that gateways without an audit log have no thread for it.
-    sender: OnceLock<Sender<Message>>,
+    queue: OnceLock<WorkQueue<Message>>,
     shares: Arc<FairShares>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -56,26 +59,26 @@ impl RequestSubscriber for AuditLog {
 impl AuditLog {
     /// An audit log without a file. Counts records in `metrics`.
     pub fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self(Arc::new(Inner { sender: OnceLock::new(), shares: Arc::default(), metrics, clock }))
+        Self(Arc::new(Inner { queue: OnceLock::new(), shares: Arc::default(), metrics, clock }))
     }
 
     /// From now on records go to `file`; those that wait already go to the file before it.
     pub fn switch(&self, file: Option<AuditFile>) {
-        let sender = match &file {
-            Some(_) => Some(self.0.sender.get_or_init(|| self.start())),
-            None => self.0.sender.get(),
+        let queue = match &file {
+            Some(_) => Some(self.0.queue.get_or_init(|| self.start())),
+            None => self.0.queue.get(),
         };
         // Fails only if the thread could not be started, which has been logged.
-        let _ = sender.map(|sender| sender.send(Message::File(file)));
+        let _ = queue.map(|queue| queue.offer(Message::File(file)));
     }
 
     fn record(&self, record: Record) {
-        if !self.0.sender.get().is_some_and(|sender| self.send(sender, record)) {
+        if !self.0.queue.get().is_some_and(|queue| self.send(queue, record)) {
             count(&self.0.metrics, "dropped", 1);
         }
     }
 
-    fn send(&self, sender: &Sender<Message>, mut record: Record) -> bool {
+    fn send(&self, queue: &WorkQueue<Message>, mut record: Record) -> bool {
         let shares = &self.0.shares;
         let fits = |record: &Record| shares.reserve(record.team.as_ref(), record.weight(), record.query.is_some());
         let mut is_cut = false;
@@ -86,7 +89,7 @@ impl AuditLog {
             }
         }
         let (team, weight) = (record.team.clone(), record.weight());
-        let sent = sender.send(Message::Record { record: Box::new(record), is_cut }).is_ok();
+        let sent = queue.offer(Message::Record { record: Box::new(record), is_cut }).is_ok();
         if !sent {
             shares.release(team.as_ref(), weight);
         }
@@ -95,21 +98,20 @@ impl AuditLog {
 
     /// Waits until what was recorded so far is written, for two seconds at most.
     pub async fn close(&self) {
-        let (done, written) = oneshot::channel();
-        if self.0.sender.get().is_some_and(|sender| sender.send(Message::End(done)).is_ok())
-            && tokio::time::timeout(LAST, written).await.is_err()
+        if let Some(queue) = self.0.queue.get()
+            && tokio::time::timeout(LAST, queue.flush()).await.is_err()
         {
             tracing::warn!("the last records of the audit log were not written in time");
         }
     }
 
-    fn start(&self) -> Sender<Message> {
-        let (sender, receiver) = channel();
+    fn start(&self) -> WorkQueue<Message> {
+        let (queue, work) = WorkQueue::bounded(UNLIMITED);
         let writer = Writer::new(Arc::clone(&self.0.shares), Arc::clone(&self.0.metrics));
-        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&receiver));
+        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(work));
         if let Err(error) = thread {
             tracing::error!(%error, "cannot start the thread of the audit log: all its records are lost");
         }
-        sender
+        queue
     }
 }

@@ -164,7 +164,7 @@ async fn no_request_waits_for_the_disk_and_dropped_records_are_counted() {
     }
     let metrics = Metrics::new();
     let log = AuditLog::new(Arc::clone(&metrics), Clock::new());
-    let (let_on, gate) = channel();
+    let (let_on, gate) = std::sync::mpsc::channel();
     log.switch(Some(AuditFile(Box::new(Stuck(gate)))));
     let large = " ".repeat(1 << 20);
     // The writer may have taken the first ones. There is no space for all the queries, but for all the lines.

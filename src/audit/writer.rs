@@ -2,16 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+
+use futures_util::FutureExt;
 
 use super::fair_shares::FairShares;
 use super::message::{AuditFile, Message, count};
+use crate::core::work_queue::Work;
 use crate::metrics::Metrics;
 
 /// Lines are written together, up to so many bytes.
 const BATCH: usize = 256 * 1024;
 
-/// Formats records and writes them, until every sender is gone.
+/// Formats records and writes them, until every handle is gone.
 pub(super) struct Writer {
     shares: Arc<FairShares>,
     metrics: Arc<Metrics>,
@@ -28,9 +30,10 @@ impl Writer {
         Self { shares, metrics, file: None, lines: Vec::new(), records: 0, failed: false }
     }
 
-    pub(super) fn run(mut self, receiver: &Receiver<Message>) {
-        while let Ok(first) = receiver.recv() {
-            for message in std::iter::once(first).chain(receiver.try_iter()) {
+    pub(super) fn run(mut self, mut work: Work<Message>) {
+        while let Some(first) = work.blocking_next() {
+            self.take(first);
+            while let Some(message) = work.more().now_or_never().flatten() {
                 self.take(message);
             }
             self.flush();
@@ -51,11 +54,6 @@ impl Writer {
                 self.flush();
                 self.file = file;
                 self.failed = false;
-            }
-            Message::End(done) => {
-                self.flush();
-                // Fails if the caller has stopped waiting.
-                let _ = done.send(());
             }
         }
     }

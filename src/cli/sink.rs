@@ -5,8 +5,8 @@
 //! buffer is bounded: when standard error is not read, lines are dropped and counted, and their number is written when
 //! it is read again.
 //!
-//! The queues of the audit log, the disk cache and the exporter hold messages. This one holds bytes that are swapped
-//! out together, and it is flushed without a runtime, so it shares no code with them.
+//! It is not a [`WorkQueue`](crate::core::work_queue): it holds bytes that are swapped out together, and it is flushed
+//! without a runtime.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -22,3 +22,4 @@ pub mod units;
 pub mod uuid;
 pub mod validity;
 pub mod window;
+pub mod work_queue;

@@ -19,10 +19,10 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::sync::{mpsc, oneshot};
 
 use crate::core::backoff::Backoff;
 use crate::core::clock::Clock;
+use crate::core::work_queue::{Work, WorkQueue};
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
 use crate::request::ended::{RequestEnded, RequestSubscriber};
 use crate::semantics::upstream_headers;
@@ -47,15 +47,8 @@ const LAST: Duration = Duration::from_secs(2);
 /// Exports requests that have ended. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Exporter {
-    queue: mpsc::Sender<Message>,
+    queue: WorkQueue<RequestEnded>,
     metrics: Arc<Metrics>,
-}
-
-#[derive(Debug)]
-enum Message {
-    Ended(RequestEnded),
-    /// Send the queued spans, then confirm.
-    Close(oneshot::Sender<()>),
 }
 
 impl RequestSubscriber for Exporter {
@@ -77,32 +70,21 @@ impl Exporter {
     }
 
     fn with(transport: Transport, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (queue, receiver) = mpsc::channel(QUEUE);
-        let exporter = Self { queue, metrics: Arc::clone(&metrics) };
-        tokio::spawn(Worker { receiver, transport, metrics, clock, failing: false }.run());
-        exporter
+        let (queue, work) = WorkQueue::bounded(QUEUE);
+        tokio::spawn(Worker { work, transport, metrics: Arc::clone(&metrics), clock, failing: false }.run());
+        Self { queue, metrics }
     }
 
     /// Queues a request, unless too many wait already.
     fn offer(&self, request: RequestEnded) {
-        use mpsc::error::TrySendError::{Closed, Full};
-        if let Err(Full(Message::Ended(lost)) | Closed(Message::Ended(lost))) =
-            self.queue.try_send(Message::Ended(request))
-        {
+        if let Err(lost) = self.queue.offer(request) {
             count(&self.metrics, "dropped", spans::of(&lost).len());
         }
     }
 
-    /// Sends what waits and ends the task; takes two seconds at most.
+    /// Sends what waits; takes two seconds at most.
     pub async fn close(&self) {
-        let (tell, told) = oneshot::channel();
-        let closing = async {
-            // Fails if the task is gone, which then has nothing left to send.
-            if self.queue.send(Message::Close(tell)).await.is_ok() {
-                let _ = told.await;
-            }
-        };
-        if tokio::time::timeout(LAST, closing).await.is_err() {
+        if tokio::time::timeout(LAST, self.queue.flush()).await.is_err() {
             tracing::warn!("the collector is slow: the last spans are not sent");
         }
     }
@@ -126,7 +108,7 @@ struct ExportError {
 }
 
 struct Worker {
-    receiver: mpsc::Receiver<Message>,
+    work: Work<RequestEnded>,
     transport: Transport,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -137,33 +119,16 @@ struct Worker {
 impl Worker {
     async fn run(mut self) {
         let mut batch = Vec::new();
-        while let Some(message) = self.receiver.recv().await {
-            let closing = self.gather(message, &mut batch).await;
-            if !batch.is_empty() {
-                self.export(&batch).await;
-                batch.clear();
+        while let Some(first) = self.work.next().await {
+            batch.push(first);
+            let until = self.clock.now() + GATHER;
+            while batch.len() < BATCH
+                && let Ok(Some(request)) = tokio::time::timeout_at(until, self.work.more()).await
+            {
+                batch.push(request);
             }
-            if let Some(tell) = closing {
-                // Fails if the caller has stopped waiting.
-                let _ = tell.send(());
-                return;
-            }
-        }
-    }
-
-    /// Adds to the batch until it is full or [`GATHER`] is over. Gives whom to confirm to if the queue is closed.
-    async fn gather(&mut self, first: Message, batch: &mut Vec<RequestEnded>) -> Option<oneshot::Sender<()>> {
-        let until = self.clock.now() + GATHER;
-        let mut message = first;
-        loop {
-            match message {
-                Message::Ended(request) => batch.push(request),
-                Message::Close(tell) => return Some(tell),
-            }
-            if batch.len() >= BATCH {
-                return None;
-            }
-            message = tokio::time::timeout_at(until, self.receiver.recv()).await.ok().flatten()?;
+            self.export(&batch).await;
+            batch.clear();
         }
     }
 

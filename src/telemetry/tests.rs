@@ -147,8 +147,6 @@ async fn requests_are_gathered_and_sent_together() {
     exporter.close().await;
     assert_eq!(collector.taken.lock().unwrap().len(), 1);
     assert_eq!(counted(&metrics, "exported"), 16);
-    exporter.offer(miss(clock).await);
-    assert_eq!(counted(&metrics, "dropped"), 8, "after the end");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,12 +6,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
-
 use super::page::{Page, Tell};
 use super::scripts::Scripts;
 use crate::core::clock::Moment;
+use crate::core::work_queue::{Work, WorkQueue};
 use crate::request::key::Key;
 
 /// Pages that may wait. Their bytes are limited too.
@@ -20,24 +18,19 @@ const WAITING: usize = 64;
 /// The line of large pages.
 #[derive(Debug)]
 pub(super) struct LargePages {
-    sender: mpsc::Sender<Change>,
+    /// Pages, and whether another change has overtaken each.
+    queue: WorkQueue<(Box<Page>, Arc<AtomicBool>)>,
     waiting: Waiting,
-}
-
-#[derive(Debug)]
-enum Change {
-    Put(Box<Page>, Arc<AtomicBool>),
-    Flush(oneshot::Sender<()>),
 }
 
 impl LargePages {
     /// Starts to write. The weight of each page is taken from `waiting_bytes` once it is written or given up. Needs a tokio
     /// runtime.
     pub(super) fn start(scripts: Scripts, waiting_bytes: Arc<AtomicUsize>) -> Self {
-        let ((sender, receiver), waiting) = (mpsc::channel(WAITING), Waiting::default());
-        let task = Task { scripts, receiver, waiting: waiting.clone(), waiting_bytes };
+        let ((queue, work), waiting) = (WorkQueue::bounded(WAITING), Waiting::default());
+        let task = Task { scripts, work, waiting: waiting.clone(), waiting_bytes };
         tokio::spawn(task.run());
-        Self { sender, waiting }
+        Self { queue, waiting }
     }
 
     /// Takes a page.
@@ -47,13 +40,10 @@ impl LargePages {
     /// The page, if too many wait.
     pub(super) fn put(&self, page: Box<Page>) -> Result<(), Box<Page>> {
         let is_overtaken = self.waiting.enter(page.key, page.asked);
-        match self.sender.try_send(Change::Put(page, Arc::clone(&is_overtaken))) {
-            Err(TrySendError::Full(Change::Put(page, _)) | TrySendError::Closed(Change::Put(page, _))) => {
-                self.waiting.leave(&is_overtaken);
-                Err(page)
-            }
-            _ => Ok(()),
-        }
+        self.queue.offer((page, is_overtaken)).map_err(|(page, is_overtaken)| {
+            self.waiting.leave(&is_overtaken);
+            page
+        })
     }
 
     /// A change of the page that was requested at `asked` is about to be made.
@@ -61,10 +51,9 @@ impl LargePages {
         self.waiting.overtake(key, asked);
     }
 
-    /// Tells `done` once all pages that were taken until now are written.
-    pub(super) fn flush(&self, done: oneshot::Sender<()>) {
-        let sender = self.sender.clone();
-        tokio::spawn(async move { drop(sender.send(Change::Flush(done)).await) });
+    /// Returns once all pages that were taken until now are written.
+    pub(super) async fn flush(&self) {
+        self.queue.flush().await;
     }
 }
 
@@ -105,31 +94,23 @@ impl Waiting {
 
 struct Task {
     scripts: Scripts,
-    receiver: mpsc::Receiver<Change>,
+    work: Work<(Box<Page>, Arc<AtomicBool>)>,
     waiting: Waiting,
     waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Task {
     async fn run(mut self) {
-        while let Some(change) = self.receiver.recv().await {
-            match change {
-                Change::Put(page, is_overtaken) => {
-                    let (bytes, account, key, asked) = (page.weight(), Arc::clone(&page.account), page.key, page.asked);
-                    if !is_overtaken.load(Ordering::SeqCst) {
-                        self.put(*page).await;
-                    }
-                    self.waiting.leave(&is_overtaken);
-                    if is_overtaken.load(Ordering::SeqCst) {
-                        self.scripts.remove_or_postpone(&account, &key, asked, Tell::Never).await;
-                    }
-                    self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                }
-                Change::Flush(done) => {
-                    // The receiver may have stopped waiting.
-                    let _ = done.send(());
-                }
+        while let Some((page, is_overtaken)) = self.work.next().await {
+            let (bytes, account, key, asked) = (page.weight(), Arc::clone(&page.account), page.key, page.asked);
+            if !is_overtaken.load(Ordering::SeqCst) {
+                self.put(*page).await;
             }
+            self.waiting.leave(&is_overtaken);
+            if is_overtaken.load(Ordering::SeqCst) {
+                self.scripts.remove_or_postpone(&account, &key, asked, Tell::Never).await;
+            }
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 

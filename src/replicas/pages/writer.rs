@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::large::LargePages;
@@ -18,6 +16,7 @@ use super::scripts::Scripts;
 use super::unwritten::Unwritten;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Moment};
+use crate::core::work_queue::{Work, WorkQueue};
 use crate::replicas::changes::Changes;
 use crate::replicas::{LONGEST_BODY, SharedStore, Skipped};
 use crate::request::key::Key;
@@ -32,13 +31,13 @@ const RETRY: Duration = Duration::from_millis(100);
 enum Change {
     Put(Box<Page>),
     Remove { account: Arc<Account>, keys: Vec<Key>, asked: Moment, tell: Tell },
-    Flush(oneshot::Sender<()>),
 }
 
 /// Where requests leave what is to be written.
 #[derive(Debug)]
 pub(super) struct Writer {
-    sender: mpsc::Sender<Change>,
+    queue: WorkQueue<Change>,
+    large: Arc<LargePages>,
     waiting_bytes: Arc<AtomicUsize>,
     scripts: Scripts,
 }
@@ -46,13 +45,18 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts to write. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, changes: Changes, clock: Clock) -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (queue, work) = WorkQueue::bounded(WAITING);
         let waiting_bytes = Arc::<AtomicUsize>::default();
         let scripts = Scripts { store, changes, clock, unwritten: Unwritten::default() };
-        let large = LargePages::start(scripts.clone(), Arc::clone(&waiting_bytes));
-        let task = Task { scripts: scripts.clone(), large, receiver, waiting_bytes: Arc::clone(&waiting_bytes) };
+        let large = Arc::new(LargePages::start(scripts.clone(), Arc::clone(&waiting_bytes)));
+        let task = Task {
+            scripts: scripts.clone(),
+            large: Arc::clone(&large),
+            work,
+            waiting_bytes: Arc::clone(&waiting_bytes),
+        };
         tokio::spawn(task.run());
-        Self { sender, waiting_bytes, scripts }
+        Self { queue, large, waiting_bytes, scripts }
     }
 
     /// Takes a page to be written.
@@ -66,7 +70,7 @@ impl Writer {
             () if page.stored.representation.body.len() > LONGEST_BODY => Some(Some(Skipped::TooLarge)),
             // It is away, which other metrics show.
             () if self.scripts.changes.generation().is_none() => Some(None),
-            () if !has_room || self.sender.try_send(Change::Put(Box::new(page))).is_err() => Some(Some(Skipped::Busy)),
+            () if !has_room || self.queue.offer(Change::Put(Box::new(page))).is_err() => Some(Some(Skipped::Busy)),
             () => None,
         };
         if let Some(why) = skipped {
@@ -79,7 +83,7 @@ impl Writer {
     /// Takes the keys of pages to be removed, as far as they were requested no later than `asked`.
     pub(super) fn remove(&self, account: &Arc<Account>, keys: Vec<Key>, asked: Moment, tell: Tell) {
         let change = Change::Remove { account: Arc::clone(account), keys, asked, tell };
-        if let Err(TrySendError::Full(Change::Remove { account, keys, asked, tell })) = self.sender.try_send(change) {
+        if let Err(Change::Remove { account, keys, asked, tell }) = self.queue.offer(change) {
             self.scripts.postpone(&account, keys, asked, tell);
         }
     }
@@ -87,10 +91,9 @@ impl Writer {
     /// Returns once all that was taken until now is written, or after a while.
     pub(super) async fn flush(&self, patience: Duration) {
         let flushed = async {
-            let (done, flushed) = oneshot::channel();
-            // It has ended, and nothing more is written.
-            let Ok(()) = self.sender.send(Change::Flush(done)).await else { return };
-            let _ = flushed.await;
+            // After this the large pages among them are in their own queue.
+            self.queue.flush().await;
+            self.large.flush().await;
         };
         if tokio::time::timeout(patience, flushed).await.is_err() {
             tracing::warn!("the shared store is slow: the last pages are not written");
@@ -105,8 +108,8 @@ impl Writer {
 
 struct Task {
     scripts: Scripts,
-    large: LargePages,
-    receiver: mpsc::Receiver<Change>,
+    large: Arc<LargePages>,
+    work: Work<Change>,
     waiting_bytes: Arc<AtomicUsize>,
 }
 
@@ -116,7 +119,7 @@ impl Task {
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let change = tokio::select! {
-                change = self.receiver.recv() => change,
+                change = self.work.next() => change,
                 _ = retry.tick() => {
                     self.scripts.remove_unwritten().await;
                     continue;
@@ -131,7 +134,6 @@ impl Task {
                         self.scripts.remove_or_postpone(&account, &key, asked, tell).await;
                     }
                 }
-                Some(Change::Flush(done)) => self.large.flush(done),
             }
         }
     }
