@@ -1,14 +1,10 @@
 //! Pages survive a restart: tested with the binary, real sockets and real signals.
 
-use std::cell::RefCell;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -23,7 +19,9 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Plan, Upstream, sha256_hex};
+use crate::simulator::{Running, settings};
+use crate::support::process::Process;
+use crate::support::{Plan, Upstream, poll, sha256_hex};
 
 const SID: &str = "AC0123456789abcdef0123456789abcdef";
 const API_KEY: &str = "SKplanted0123456789";
@@ -35,70 +33,6 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 const QUERY: &str = "/v3/InsightsDomains/Conversations/Query";
 const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";
-
-/// A child process that is killed when its test ends, and the lines that it writes.
-struct Process {
-    child: Child,
-    lines: Receiver<String>,
-    seen: RefCell<Vec<String>>,
-}
-
-impl Process {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let errors = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        // Reads to the end in any case, so that the child never blocks.
-        thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
-        Self { child, lines, seen: RefCell::default() }
-    }
-
-    /// The first line for which `find` returns something, already written or not.
-    fn line<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
-        let mut seen = self.seen.borrow_mut();
-        if let Some(found) = seen.iter().find_map(|line| find(line)) {
-            return found;
-        }
-        loop {
-            let line = self.lines.recv_timeout(DEADLINE);
-            let line = line.unwrap_or_else(|_| panic!("the expected line is missing:\n{}", seen.join("\n")));
-            let found = find(&line);
-            seen.push(line);
-            if let Some(found) = found {
-                return found;
-            }
-        }
-    }
-
-    fn signal(&self, signal: &str) {
-        let killed = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
-    }
-
-    /// Stops it in order. Returns the exit code.
-    fn stop(mut self) -> Option<i32> {
-        self.signal("-TERM");
-        self.child.wait().unwrap().code()
-    }
-
-    /// Kills it, unless it has ended.
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_insights-gateway"))
-}
 
 struct Answer {
     status: StatusCode,
@@ -151,7 +85,7 @@ fn conversations() -> Json {
 
 /// A simulator, and a folder with the configuration of a gateway for it.
 struct Setting {
-    _simulator: Option<Process>,
+    _simulator: Option<Running>,
     upstream: String,
     home: TempDir,
     http: Http,
@@ -164,19 +98,13 @@ struct Gateway {
 }
 
 impl Setting {
-    fn new() -> Self {
-        let mut command = binary();
-        command.args(["simulate", "--listen", "127.0.0.1:0", "--rate", "0/s", "--latency", "0ms", "--rows", "400"]);
-        let simulator = Process::start(&mut command);
-        let upstream = simulator.line(|line| {
-            let rest = &line[line.find("http://")?..];
-            Some(rest.split_whitespace().next()?.to_owned())
-        });
-        Self::before(upstream, Some(simulator))
+    async fn new() -> Self {
+        let simulator = Running::with(settings()).await;
+        Self::before(format!("http://{}", simulator.address), Some(simulator))
     }
 
     /// For a gateway with an upstream of the test's own.
-    fn before(upstream: String, simulator: Option<Process>) -> Self {
+    fn before(upstream: String, simulator: Option<Running>) -> Self {
         let home = TempDir::new().unwrap();
         let token = sha256_hex(TEAM_TOKEN);
         let config = format!(
@@ -196,18 +124,15 @@ impl Setting {
         self.home.path().join("cache/pages.redb")
     }
 
-    fn gateway(&self) -> Gateway {
-        self.run(binary())
+    async fn gateway(&self) -> Gateway {
+        self.run(Command::new(env!("CARGO_BIN_EXE_insights-gateway"))).await
     }
 
-    fn run(&self, mut command: Command) -> Gateway {
+    async fn run(&self, mut command: Command) -> Gateway {
         command.args(["serve", "--config"]).arg(self.home.path().join("gateway.toml"));
-        let process = Process::start(&mut command);
-        let (data, admin) = process.line(|line| {
-            let line: Json = serde_json::from_str(line).ok()?;
-            let address = |name: &str| Some(format!("http://{}", line[name].as_str()?));
-            (line["message"] == "serving").then(|| Some((address("data")?, address("admin")?)))?
-        });
+        command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped());
+        let process = Process::spawn(command).await;
+        let [data, admin] = [process.data, process.admin].map(|address| format!("http://{address}"));
         Gateway { process, data, admin }
     }
 
@@ -226,6 +151,16 @@ impl Setting {
 }
 
 impl Gateway {
+    /// Stops it in order. Returns the exit code.
+    async fn stop(self) -> Option<i32> {
+        self.process.signal("TERM");
+        self.process.ended().await.0
+    }
+
+    fn kill(self) {
+        drop(self.process);
+    }
+
     fn team() -> String {
         format!("Bearer {TEAM_TOKEN}")
     }
@@ -274,9 +209,9 @@ fn contains(file: &Path, needle: &str) -> bool {
 
 #[tokio::test]
 async fn a_restart_uses_no_quota() {
-    let setting = Setting::new();
+    let setting = Setting::new().await;
     let http = &setting.http;
-    let first = setting.gateway();
+    let first = setting.gateway().await;
     let metadata = http.get(&format!("{}{METADATA}", first.data), Some(&Gateway::team())).await;
     assert_eq!(metadata.status, 200);
     let page = first.query(http, 3).await.unwrap();
@@ -290,10 +225,10 @@ async fn a_restart_uses_no_quota() {
     let answer = http.try_send(query(&first.data, &Gateway::team(), 10, &marked)).await.unwrap();
     assert_eq!(answer.status, 200);
     // It is less than a second old, so only the flush at the end can write it to the disk.
-    assert_eq!(first.process.stop(), Some(0));
+    assert_eq!(first.stop().await, Some(0));
     let calls = setting.upstream_calls().await;
 
-    let second = setting.gateway();
+    let second = setting.gateway().await;
     let again = second.query(http, 3).await.unwrap();
     assert_eq!(again.status, 200);
     assert_eq!(again.body, page.body);
@@ -317,11 +252,11 @@ async fn a_restart_uses_no_quota() {
     let next = http.get(&next_page(&second), Some(&Gateway::team())).await;
     assert_eq!(next.status, 200);
     second.pages_on_disk(http, 4).await;
-    assert_eq!(second.process.stop(), Some(0));
-    let third = setting.gateway();
+    assert_eq!(second.stop().await, Some(0));
+    let third = setting.gateway().await;
     let next_again = http.get(&next_page(&third), Some(&Gateway::team())).await;
     assert_eq!((&next_again.body, next_again.header("age").is_empty()), (&next.body, false));
-    assert_eq!(third.process.stop(), Some(0));
+    assert_eq!(third.stop().await, Some(0));
 
     for planted in [API_KEY, TEAM_TOKEN, MARKER, &STANDARD.encode(format!("{API_KEY}:{API_SECRET}")), "Bearer", "Basic"]
     {
@@ -332,7 +267,7 @@ async fn a_restart_uses_no_quota() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_any_moment_loses_only_the_last_seconds() {
     const PAGES: usize = 60;
-    let setting = Setting::new();
+    let setting = Setting::new().await;
     let mut truth = Vec::new();
     for size in 1..=PAGES {
         truth.push(setting.truth(size).await);
@@ -340,7 +275,7 @@ async fn a_kill_at_any_moment_loses_only_the_last_seconds() {
     let truth = Arc::new(truth);
     let mut answered_before = 0;
     for round in 0..10 {
-        let gateway = setting.gateway();
+        let gateway = setting.gateway().await;
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let clients: Vec<_> = (0..4)
             .map(|_| {
@@ -365,24 +300,24 @@ async fn a_kill_at_any_moment_loses_only_the_last_seconds() {
             .collect();
         // At a random moment, which is the purpose of this test.
         sleep(Duration::from_millis(fastrand::u64(..2500))).await;
-        gateway.process.signal("-KILL");
+        gateway.process.signal("KILL");
         stop.store(true, Ordering::Relaxed);
         for client in clients {
             client.await.unwrap_or_else(|error| panic!("round {round}: {error}"));
         }
         answered_before += answered.load(Ordering::Relaxed);
-        gateway.process.kill();
+        gateway.kill();
     }
     assert!(answered_before > PAGES, "{answered_before}");
 
     // What was committed is still there.
-    let gateway = setting.gateway();
+    let gateway = setting.gateway().await;
     for size in 1..=PAGES {
         assert_eq!(gateway.query(&setting.http, size).await.unwrap().body, truth[size - 1]);
     }
     gateway.pages_on_disk(&setting.http, PAGES as u64).await;
-    gateway.process.kill();
-    let gateway = setting.gateway();
+    gateway.kill();
+    let gateway = setting.gateway().await;
     let calls = setting.upstream_calls().await;
     for size in 1..=PAGES {
         let answer = gateway.query(&setting.http, size).await.unwrap();
@@ -393,25 +328,26 @@ async fn a_kill_at_any_moment_loses_only_the_last_seconds() {
     let mut names: Vec<_> = folder.map(|file| file.unwrap().file_name()).collect();
     names.sort_unstable();
     assert_eq!(names, ["job-owners-1", "pages.redb"], "a kill damages nothing");
-    gateway.process.kill();
+    gateway.kill();
 }
 
 #[tokio::test]
 async fn two_gateways_do_not_share_a_file() {
-    let setting = Setting::new();
-    let first = setting.gateway();
+    let setting = Setting::new().await;
+    let first = setting.gateway().await;
     let page = first.query(&setting.http, 3).await.unwrap();
     first.pages_on_disk(&setting.http, 1).await;
-    let second = setting.gateway();
+    let mut second = setting.gateway().await;
     let answer = second.query(&setting.http, 3).await.unwrap();
     assert_eq!((&answer.body, answer.header("age").is_empty()), (&page.body, true));
-    let warning = second.process.line(|line| {
-        let line: Json = serde_json::from_str(line).ok()?;
-        (line["level"] == "WARN" && line["file"].is_string()).then(|| line["message"].as_str().map(str::to_owned))?
+    let warning = poll("it warns", || {
+        let log = second.process.log();
+        async move { log.into_iter().find(|line| line["level"] == "WARN" && line["file"].is_string()) }
     });
+    let warning = warning.await["message"].to_string();
     assert!(warning.contains("another process has it open"), "{warning}");
     assert_eq!(second.disk(&setting.http).await["enabled"], false);
-    assert_eq!((second.process.stop(), first.process.stop()), (Some(0), Some(0)));
+    assert_eq!((second.stop().await, first.stop().await), (Some(0), Some(0)));
 }
 
 /// Every first page has the same token, and all contain their version.
@@ -436,18 +372,18 @@ async fn a_further_page_that_a_first_page_ended_does_not_come_back_after_a_kill(
     let setting = Setting::before(upstream.url(), None);
     let http = &setting.http;
     set_version(&upstream, "old", "");
-    let first = setting.gateway();
+    let first = setting.gateway().await;
     assert_eq!(rows(&first.page(http, "b").await), "old 2");
     first.is_written(http).await;
     set_version(&upstream, "new", "");
     assert_eq!(rows(&first.query(http, 3).await.unwrap()), "new 1");
     first.is_written(http).await;
-    first.process.kill();
+    first.kill();
     set_version(&upstream, "newest", "");
-    let second = setting.gateway();
+    let second = setting.gateway().await;
     assert_eq!(rows(&second.query(http, 3).await.unwrap()), "new 1");
     assert_eq!(rows(&second.page(http, "b").await), "newest 2");
-    second.process.kill();
+    second.kill();
 }
 
 #[tokio::test]
@@ -458,19 +394,19 @@ async fn a_page_that_an_unstored_response_replaced_stays_gone_after_a_kill() {
         let setting = Setting::before(upstream.url(), None);
         let http = &setting.http;
         set_version(&upstream, "old", "");
-        let first = setting.gateway();
+        let first = setting.gateway().await;
         assert_eq!(rows(&first.query(http, 3).await.unwrap()), "old 1");
         assert_eq!(rows(&first.page(http, "b").await), "old 2");
         first.is_written(http).await;
         set_version(&upstream, "new", headers);
         assert_eq!(rows(&first.anew(http, directive).await), "new 1");
         first.is_written(http).await;
-        first.process.kill();
+        first.kill();
         set_version(&upstream, "newest", "");
-        let second = setting.gateway();
+        let second = setting.gateway().await;
         assert_eq!(rows(&second.page(http, "b").await), "newest 2", "{directive}");
         assert_eq!(rows(&second.query(http, 3).await.unwrap()), "newest 1", "{directive}");
-        second.process.kill();
+        second.kill();
     }
 }
 
@@ -483,11 +419,11 @@ async fn a_page_replaced_while_the_disk_was_full_stays_gone_after_a_kill() {
     // A file that must not grow is like a full disk: writing fails, once the signal is ignored.
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_insights-gateway")]);
-    let first = setting.run(command);
+    let first = setting.run(command).await;
     assert_eq!(rows(&first.query(http, 3).await.unwrap()), "old 1");
     first.is_written(http).await;
     let limit = format!("--fsize={}", fs::metadata(setting.file()).unwrap().len());
-    let limited = Command::new("prlimit").args(["--pid", &first.process.child.id().to_string(), &limit]).status();
+    let limited = Command::new("prlimit").args(["--pid", &first.process.id().to_string(), &limit]).status();
     assert!(limited.unwrap().success());
     set_version(&upstream, &"x".repeat(5 << 20), "");
     assert_eq!(first.anew(http, "no-cache").await.status, 200);
@@ -504,9 +440,9 @@ async fn a_page_replaced_while_the_disk_was_full_stays_gone_after_a_kill() {
     let metrics = http.get(&format!("{}/metrics", first.admin), None).await.body;
     let metrics = String::from_utf8(metrics.to_vec()).unwrap();
     assert!(metrics.contains("insights_gateway_cache_disk_writes_total{result=\"failed\"} 1"), "{metrics}");
-    first.process.kill();
+    first.kill();
     set_version(&upstream, "newest", "");
-    let second = setting.gateway();
+    let second = setting.gateway().await;
     assert_eq!(rows(&second.query(http, 3).await.unwrap()), "newest 1");
-    second.process.kill();
+    second.kill();
 }
