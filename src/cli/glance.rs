@@ -143,7 +143,10 @@ impl Page {
         let (rate, share) = (all as f64 / seconds as f64, 100.0 * saved as f64 / answered.max(1) as f64);
         self.folded(
             "last minute: ",
-            &format!("{all} requests ({rate:.1}/s), {share:.0} % of answers without asking Twilio"),
+            &format!(
+                "{} ({rate:.1}/s), {share:.0} % of answers without asking Twilio",
+                amount(&all.to_string(), "request")
+            ),
         );
         outcomes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let counted = outcomes.iter().map(|(outcome, count)| format!("{} {count}", plain(outcome)));
@@ -222,11 +225,12 @@ impl Page {
 
     fn cache(&mut self, cache: &Value) {
         let disk = &cache["disk"];
-        let (pages, bytes, capacity) = (text(&cache["entries"]), size(&cache["bytes"]), size(&cache["capacity_bytes"]));
-        let mut line = format!("cache {pages} pages, {bytes} of {capacity}");
+        let pages = |of: &Value| amount(&text(&of["entries"]), "page");
+        let mut line =
+            format!("cache {}, {} of {}", pages(cache), size(&cache["bytes"]), size(&cache["capacity_bytes"]));
         if disk["enabled"] == true {
             // Writing to a string does not fail.
-            let _ = write!(line, "; on disk {} pages, {}", text(&disk["entries"]), size(&disk["bytes"]));
+            let _ = write!(line, "; on disk {}, {}", pages(disk), size(&disk["bytes"]));
         }
         self.text.push('\n');
         self.folded("", &line);
@@ -316,6 +320,11 @@ fn text(value: &Value) -> String {
         Value::String(text) => plain(text),
         other => other.to_string(),
     }
+}
+
+/// A number of things, in the singular or the plural.
+fn amount(number: &str, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == "1" { "" } else { "s" })
 }
 
 fn size(bytes: &Value) -> String {
@@ -475,5 +484,16 @@ cache 12 pages, 15.0 KiB of 256.0 MiB; on disk 3 pages, 2.0 MiB
     fn a_minute_without_requests_is_shown_as_such() {
         let quiet = json!({"last_minute": {"requests": {"hit": 0, "failed": 0}, "reasons": []}});
         assert!(page(&quiet, now(), PLAIN).contains("\nlast minute: no requests\n"));
+    }
+
+    #[test]
+    fn one_request_and_one_page_are_in_the_singular() {
+        let one = json!({
+            "last_minute": {"requests": {"hit": 1}, "reasons": []},
+            "cache": {"entries": 1, "bytes": 0, "capacity_bytes": 0, "disk": {"enabled": true, "entries": 1, "bytes": 0}},
+        });
+        let shown = page(&one, now(), PLAIN);
+        assert!(shown.contains("last minute: 1 request (0.0/s)"), "{shown}");
+        assert!(shown.contains("cache 1 page, 0.0 KiB of 0.0 KiB; on disk 1 page, 0.0 KiB"), "{shown}");
     }
 }
