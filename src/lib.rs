@@ -1,7 +1,8 @@
 //! insights-gateway: a caching, rate-aware, credential-isolating reverse proxy for Twilio's
 //! Conversation Insights API.
 //!
-//! The modules, bottom up. A module imports only modules above it in this list:
+//! The modules, bottom up. A module imports only modules above it in this list. Public are those that the program, the
+//! examples, the tests over sockets, the benchmarks or the fuzzers use:
 
 pub mod core;
 
@@ -9,7 +10,7 @@ pub mod semantics;
 
 pub mod twilio;
 
-pub mod health;
+mod health;
 
 pub mod accounts;
 
@@ -17,21 +18,21 @@ pub mod request;
 
 pub mod budget;
 
-pub mod metrics;
+mod metrics;
 
 pub mod config;
 
-pub mod trust;
+mod trust;
 
-pub mod telemetry;
+mod telemetry;
 
-pub mod audit;
+mod audit;
 
-pub mod live;
+mod live;
 
 pub mod cache;
 
-pub mod replicas;
+mod replicas;
 
 pub mod layers;
 
@@ -39,7 +40,7 @@ pub mod stack;
 
 pub mod server;
 
-pub mod admin;
+mod admin;
 
 pub mod gateway;
 

@@ -4,7 +4,7 @@
 //! that are states rather than events (tokens, queue lengths, cache sizes) are set by the admin plane when the metrics
 //! are read.
 
-pub mod hot_requests;
+pub(crate) mod hot_requests;
 mod labels;
 
 use std::fmt::Write;

@@ -1,7 +1,6 @@
 //! The path of a request through the layers, on one screen.
 //!
-//! Above the decode layer a request is HTTP. Between decode and the cache it is a
-//! [`ClientQuery`](crate::request::query::ClientQuery), and below the cache an
+//! Above the decode layer a request is HTTP. Between decode and the cache it is a `ClientQuery`, and below the cache an
 //! [`UpstreamCall`](crate::request::call::UpstreamCall). Read [`build`] from the top: that is the order in which a
 //! request passes the layers.
 

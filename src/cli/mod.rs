@@ -1,31 +1,31 @@
 //! The command line, with one file per command.
 
 mod ask;
-pub mod check;
+mod check;
 mod client;
-pub mod completions;
-pub mod demo;
+mod completions;
+mod demo;
 mod descriptors;
-pub mod exit;
+mod exit;
 mod glance;
-pub mod health;
+mod health;
 mod json_lines;
 mod logs;
-pub mod man;
+mod man;
 mod output;
-pub mod query;
+mod query;
 mod runtime;
-pub mod schema;
-pub mod serve;
-pub mod simulate;
+mod schema;
+mod serve;
+mod simulate;
 mod sink;
 mod sources;
-pub mod status;
+mod status;
 mod systemd;
 mod terminal;
 mod text;
 mod text_lines;
-pub mod token;
+mod token;
 mod traffic;
 
 use std::process::ExitCode;

@@ -63,7 +63,7 @@ fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
 ///
 /// # Errors
 ///
-/// [`exit::USAGE`], with the faults already printed.
+/// `exit::USAGE`, with the faults already printed.
 pub fn load_or_explain(sources: &Sources) -> Result<Config, ExitCode> {
     config::load(sources).map_err(|faults| {
         let count = match faults.count() {

@@ -1,25 +1,25 @@
 //! What every module may use and what depends on no other: the clock, units, errors with their closed list of reasons,
 //! outcomes, and the strict JSON reader. No input or output, no locks held across awaits.
 
-pub mod backoff;
-pub mod cause;
+pub(crate) mod backoff;
+pub(crate) mod cause;
 pub mod clock;
-pub mod der;
-pub mod episode;
+pub(crate) mod der;
+pub(crate) mod episode;
 pub mod error;
-pub mod escape;
-pub mod fields;
+pub(crate) mod escape;
+pub(crate) mod fields;
 pub mod json;
-pub mod limiter;
-pub mod network;
-pub mod outcome;
+pub(crate) mod limiter;
+pub(crate) mod network;
+pub(crate) mod outcome;
 pub mod peer;
-pub mod reloads;
+pub(crate) mod reloads;
 pub mod request_id;
-pub mod set_once;
-pub mod spelling;
+pub(crate) mod set_once;
+pub(crate) mod spelling;
 pub mod units;
-pub mod uuid;
-pub mod validity;
-pub mod window;
-pub mod work_queue;
+pub(crate) mod uuid;
+pub(crate) mod validity;
+pub(crate) mod window;
+pub(crate) mod work_queue;

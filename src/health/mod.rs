@@ -6,7 +6,7 @@
 mod check;
 mod evaluate;
 mod inputs;
-pub mod upstream;
+pub(crate) mod upstream;
 
 pub use check::{Check, EXPIRY_NOTICE, Health, State};
 pub use evaluate::evaluate;

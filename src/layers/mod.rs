@@ -1,31 +1,31 @@
 //! One module per capability, in the order in which a request passes them. [`stack`](crate::stack) composes them.
 
-pub mod observe;
+pub(crate) mod observe;
 
-pub mod cors;
+pub(crate) mod cors;
 
-pub mod rescue;
+pub(crate) mod rescue;
 
-pub mod drain;
+pub(crate) mod drain;
 
-pub mod shed;
+pub(crate) mod shed;
 
-pub mod authenticate;
+pub(crate) mod authenticate;
 
-pub mod decode;
+pub(crate) mod decode;
 
-pub mod represent;
+pub(crate) mod represent;
 
-pub mod jobs;
+pub(crate) mod jobs;
 
-pub mod cache;
+pub(crate) mod cache;
 
-pub mod retry;
+pub(crate) mod retry;
 
-pub mod budget;
+pub(crate) mod budget;
 
-pub mod watch;
+pub(crate) mod watch;
 
-pub mod sign;
+pub(crate) mod sign;
 
 pub mod upstream;

@@ -2,11 +2,11 @@
 //! upstream's headers, trace context. This module does not know Twilio, teams or the cache's storage.
 
 pub mod cache_control;
-pub mod cache_status;
+pub(crate) mod cache_status;
 pub mod freshness;
 pub mod host;
-pub mod lifetimes;
-pub mod origin;
+pub(crate) mod lifetimes;
+pub(crate) mod origin;
 pub mod request_directives;
-pub mod trace;
+pub(crate) mod trace;
 pub mod upstream_headers;

@@ -16,7 +16,7 @@ mod proxy;
 mod refusal;
 mod sparingly;
 mod streams;
-pub mod tls;
+pub(crate) mod tls;
 mod tracked_body;
 
 use std::convert::Infallible;

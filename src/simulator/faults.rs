@@ -1,7 +1,7 @@
 //! Scripted responses: what the next API requests get instead of, or in addition to, an ordinary response.
 //!
 //! Rules form a queue. Each applies to a number of requests and is then removed. A request takes the first rule without
-//! a path and method, or with those of the request. This file parses, stores and selects rules. [`http`](super::http)
+//! a path and method, or with those of the request. This file parses, stores and selects rules. `http`
 //! applies them; rules for query jobs are in [`job_faults`](super::job_faults).
 
 use std::collections::{BTreeMap, VecDeque};

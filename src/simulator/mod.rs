@@ -11,38 +11,38 @@
 //! a query job (`jobs/{operationId}`: `PUT` with a `status`, and optionally an `error`, or `DELETE` to lose it). The
 //! received requests are under `requests`.
 //!
-//! * [`data`] generates the data; [`members`] says what a member is; [`catalog`],
-//!   [`cubes`] and [`outputs`] name them;
-//! * [`query`] parses a request, [`evaluate`] answers it with [`aggregate`] and [`cell`], [`page`] divides the result,
-//!   [`time`] handles calendars;
-//! * [`jobs`] are queries that are answered later, with their [`status`]; [`fields`] are the measures that accounts add
+//! * `data` generates the data; `members` says what a member is; `catalog`,
+//!   `cubes` and `outputs` name them;
+//! * `query` parses a request, `evaluate` answers it with `aggregate` and `cell`, `page` divides the result,
+//!   `time` handles calendars;
+//! * [`jobs`] are queries that are answered later, with their [`status`]; `fields` are the measures that accounts add
 //!   themselves;
-//! * [`limit`], [`faults`], [`job_faults`] and [`journal`] are the rate limit, the scripts and the log;
-//! * [`api`] combines these for one request, [`http`] receives it and sends the [`reply`]; [`error`] is the format of
+//! * `limit`, [`faults`], [`job_faults`] and `journal` are the rate limit, the scripts and the log;
+//! * `api` combines these for one request, `http` receives it and sends the `reply`; `error` is the format of
 //!   errors.
 
-pub mod aggregate;
-pub mod api;
-pub mod catalog;
-pub mod cell;
-pub mod cubes;
-pub mod data;
-pub mod error;
-pub mod evaluate;
+mod aggregate;
+mod api;
+mod catalog;
+mod cell;
+mod cubes;
+mod data;
+mod error;
+mod evaluate;
 pub mod faults;
-pub mod fields;
-pub mod http;
+mod fields;
+mod http;
 pub mod job_faults;
 pub mod jobs;
-pub mod journal;
-pub mod limit;
-pub mod members;
-pub mod outputs;
-pub mod page;
-pub mod query;
-pub mod reply;
+mod journal;
+mod limit;
+mod members;
+mod outputs;
+mod page;
+mod query;
+mod reply;
 pub mod status;
-pub mod time;
+mod time;
 
 use std::io;
 use std::pin::pin;

@@ -5,11 +5,11 @@
 
 pub mod catalog;
 pub mod endpoint;
-pub mod job;
+pub(crate) mod job;
 pub mod links;
 pub mod page;
 pub mod parameters;
 pub mod policy;
 pub mod query;
 pub mod settled;
-pub mod validate;
+pub(crate) mod validate;

@@ -33,10 +33,9 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 
-pub use self::arguments::{Format, Order, QueryArgs};
+pub use self::arguments::{Format, QueryArgs};
 use self::explain::Explanation;
 use self::failure::Failure;
-pub use self::filter::{Filter, FilterError, Operator};
 use self::format::RowWriter;
 use self::gateway::{Gateway, LIMITS};
 use self::page::Page;
