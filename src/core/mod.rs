@@ -3,6 +3,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod cause;
+pub(crate) mod chain;
 pub mod clock;
 pub(crate) mod der;
 pub(crate) mod episode;

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Response, header};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
+use crate::core::chain::chain;
 use crate::core::error::{GatewayError, Reason};
 use crate::request::body::ResponseBody;
 use crate::request::context::RequestContext;
@@ -123,10 +124,4 @@ fn respond(error: &GatewayError, context: &RequestContext) -> Response<ResponseB
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// An error and all its causes, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

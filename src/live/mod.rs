@@ -6,7 +6,6 @@
 mod latency;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt::Write;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 pub use self::latency::{Latencies, Spread};
+use crate::core::chain::chain;
 use crate::core::clock::Clock;
 use crate::core::error::GatewayError;
 use crate::core::escape;
@@ -317,18 +317,6 @@ fn most_frequent_first(counts: impl Iterator<Item = (&'static str, u64)>) -> Vec
 /// What is behind an error, for operators; `None` if the error itself says all.
 fn cause(error: &GatewayError) -> Option<String> {
     error.cause().map(|cause| chain(cause)).or_else(|| error.upstream_cause().map(ToString::to_string))
-}
-
-/// An error and its sources, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        // Writing to a string does not fail.
-        let _ = write!(text, ": {error}");
-        next = error.source();
-    }
-    text
 }
 
 /// RFC 3339, in UTC, to the millisecond.

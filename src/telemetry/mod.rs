@@ -21,6 +21,7 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::core::backoff::Backoff;
+use crate::core::chain::chain;
 use crate::core::clock::Clock;
 use crate::core::work_queue::{Work, WorkQueue};
 use crate::metrics::{Metrics, ResultLabels, StaticLabel};
@@ -218,12 +219,6 @@ fn post_over(connector: impl Connect + Clone + Send + Sync + 'static, target: Ur
             }
         })
     })
-}
-
-/// An error and its causes in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Why an attempt failed, found from the errors that occurred. The class tells an operator what to look at first.
+//! Finds out from its errors why an attempt failed. The class tells an operator what to check first.
 
 use std::error::Error;
 use std::io;
@@ -14,6 +14,7 @@ use super::dial::DialError;
 use super::egress::ProxyError;
 use super::pool::ConnectError;
 use crate::core::cause::{Cause, CauseKind};
+use crate::core::chain::chain;
 
 /// How many names of a certificate are shown: it may have hundreds.
 const MOST_NAMES: usize = 5;
@@ -122,20 +123,6 @@ fn tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
         };
     }
     None
-}
-
-/// An error and its sources in one line, without repetitions.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let (mut text, mut next) = (error.to_string(), error.source());
-    while let Some(error) = next {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        next = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
