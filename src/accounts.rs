@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::core::outcome::Outcome;
 use crate::core::units::Rate;
-use crate::twilio::endpoint::OperationSet;
+use crate::twilio::permission::OperationSet;
 use crate::twilio::policy::Policy;
 
 /// A Twilio account, without its secret: only `layers::sign` holds that.

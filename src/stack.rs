@@ -46,8 +46,8 @@ use crate::request::ended::RequestSubscriber;
 use crate::semantics::host;
 use crate::telemetry::Exporter;
 use crate::trust::TrustError;
-use crate::twilio::endpoint::OperationSet;
 use crate::twilio::links::Links;
+use crate::twilio::permission::OperationSet;
 use crate::twilio::policy::{Policy, Required};
 
 /// The layers as a type: each around the next.

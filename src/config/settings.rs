@@ -18,7 +18,7 @@ use crate::core::network::Network;
 use crate::core::units::Rate;
 use crate::semantics::freshness::Lifetimes;
 use crate::semantics::origin::Origin;
-use crate::twilio::endpoint::OperationSet;
+use crate::twilio::permission::OperationSet;
 use crate::twilio::query::Comparison;
 use crate::twilio::validate::Validation;
 

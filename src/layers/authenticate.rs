@@ -38,8 +38,9 @@ use crate::request::context::Stage;
 use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::semantics::host;
 use crate::semantics::origin::{self, Origin};
-use crate::twilio::endpoint::{Endpoint, Misspelt, Mistake, Operation, Route, route};
+use crate::twilio::endpoint::{Endpoint, Operation, Route, route};
 use crate::twilio::links::{Base, Links};
+use crate::twilio::misspelt::{Misspelt, Mistake};
 
 use self::caller::Known;
 pub use self::caller::{AcceptedToken, Caller, UpstreamRate};

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 
 use http::Method;
 
+use super::permission::Permission;
 use crate::core::set_once::Listed;
 
 /// The operation that a client requests.
@@ -167,9 +168,6 @@ macro_rules! endpoints {
 /// What makes a submission safe to repeat: Twilio runs one job for all requests with the same key.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// What every path begins with.
-const VERSION: &str = "/v3";
-
 /// Twilio's API, in the order of its documentation. Of the entries with the same method, the first whose path matches
 /// is used.
 pub static ENDPOINTS: &[Endpoint] = endpoints! {
@@ -282,123 +280,6 @@ pub fn route(method: &Method, path: &str) -> Route {
     }
 }
 
-/// The path that a misspelt path most likely means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Misspelt {
-    /// The intended path, with parameters in braces.
-    pub path: &'static str,
-    /// What is wrong with it.
-    pub mistake: Mistake,
-}
-
-/// What can be wrong with a path that means an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mistake {
-    /// It differs in case, ends in a slash, or has no `/v3`.
-    Spelling,
-    /// It begins with `/v3` twice, because the client's base URL ends in `/v3`.
-    RepeatedVersion,
-    /// Something else is in front of it, because the client's base URL has a path.
-    Prefix,
-}
-
-impl Misspelt {
-    /// The intended path of a path that has no endpoint.
-    pub fn of(path: &str) -> Option<Self> {
-        let mut rest = path.trim_end_matches('/');
-        let mut versions = 0;
-        while let Some((_, behind)) =
-            rest.split_at_checked(VERSION.len()).filter(|(v, _)| v.eq_ignore_ascii_case(VERSION))
-        {
-            (rest, versions) = (behind, versions + 1);
-        }
-        let is_meant = |endpoint: &&Endpoint| {
-            let known = endpoint.path.strip_prefix(VERSION).unwrap_or(endpoint.path);
-            known.split('/').count() == rest.split('/').count()
-                && known.split('/').zip(rest.split('/')).all(|(known, said)| match known.starts_with('{') {
-                    true => is_id(said),
-                    false => known.eq_ignore_ascii_case(said),
-                })
-        };
-        if let Some(endpoint) = ENDPOINTS.iter().find(is_meant) {
-            let mistake = if versions > 1 { Mistake::RepeatedVersion } else { Mistake::Spelling };
-            return Some(Self { path: endpoint.path, mistake });
-        }
-        // The last version in it begins what the client meant.
-        let begins = path.rmatch_indices('/').map(|(at, _)| at).find(|at| {
-            let segment = path[at + 1..].split('/').next().unwrap_or_default();
-            *at > 0 && segment.eq_ignore_ascii_case(&VERSION[1..])
-        })?;
-        Self::of(&path[begins..]).map(|meant| Self { mistake: Mistake::Prefix, ..meant })
-    }
-}
-
-/// One of the names in `teams.*.operations`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Permission {
-    /// `metadata`
-    Metadata,
-    /// `query`: queries and their pages.
-    Query,
-    /// `jobs`
-    Jobs,
-    /// `fields-read`
-    FieldsRead,
-    /// `fields-write`
-    FieldsWrite,
-}
-
-impl Permission {
-    /// All permissions, in the order of the contract.
-    pub const ALL: [Self; 5] = [Self::Metadata, Self::Query, Self::Jobs, Self::FieldsRead, Self::FieldsWrite];
-
-    /// The name in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Metadata => "metadata",
-            Self::Query => "query",
-            Self::Jobs => "jobs",
-            Self::FieldsRead => "fields-read",
-            Self::FieldsWrite => "fields-write",
-        }
-    }
-
-    /// The permission of that name.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|p| p.as_str() == word)
-    }
-}
-
-/// The operations that a team may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OperationSet(u8);
-
-impl OperationSet {
-    /// No operations.
-    pub const NONE: Self = Self(0);
-
-    /// `metadata`, `query` and `jobs`: all that read data.
-    pub fn standard() -> Self {
-        [Permission::Metadata, Permission::Query, Permission::Jobs].into_iter().collect()
-    }
-
-    /// Whether it has this permission.
-    pub const fn allows(self, permission: Permission) -> bool {
-        self.0 & (1 << permission as u8) != 0
-    }
-
-    /// The permissions in it, in the contract's order.
-    pub fn iter(self) -> impl Iterator<Item = Permission> {
-        Permission::ALL.into_iter().filter(move |permission| self.allows(*permission))
-    }
-}
-
-impl FromIterator<Permission> for OperationSet {
-    fn from_iter<I: IntoIterator<Item = Permission>>(permissions: I) -> Self {
-        Self(permissions.into_iter().fold(0, |set, p| set | 1 << p as u8))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -507,52 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_path_is_recognised() {
-        use Mistake::{Prefix, RepeatedVersion, Spelling};
-        let meant = |path: &str| Misspelt::of(path).map(|misspelt| (misspelt.path, misspelt.mistake));
-        let query = "/v3/InsightsDomains/Conversations/Query";
-        for (path, mistake) in [
-            ("/v3/v3/InsightsDomains/Conversations/Query", RepeatedVersion),
-            ("/V3/v3/insightsdomains/conversations/query/", RepeatedVersion),
-            ("/v3/insightsdomains/conversations/query", Spelling),
-            ("/V3/InsightsDomains/Conversations/Query", Spelling),
-            ("/InsightsDomains/Conversations/Query", Spelling),
-            ("/v3/InsightsDomains/Conversations/Query/", Spelling),
-            ("/insights/v3/InsightsDomains/Conversations/Query", Prefix),
-            ("//v3/InsightsDomains/Conversations/Query", Prefix),
-            ("/v3/InsightsDomains/Conversations/v3/InsightsDomains/Conversations/Query", Prefix),
-            ("/api/V3/insightsdomains/conversations/query/", Prefix),
-        ] {
-            assert_eq!(meant(path), Some((query, mistake)), "{path}");
-        }
-        let status = "/v3/InsightsDomains/Conversations/QueryJobs/{operationId}";
-        assert_eq!(meant("/v3/InsightsDomains/Conversations/queryjobs/op_1"), Some((status, Spelling)));
-        for path in [
-            "",
-            "/",
-            "/v3",
-            "/v3/v3",
-            "/v3/",
-            "/v3/InsightsDomains",
-            "/v3/InsightsDomains/Voice/Query",
-            "/x/v3/y/v3",
-            "/v\u{e9}",
-            "/\u{e9}/v3/\u{e9}",
-        ] {
-            assert_eq!(meant(path), None, "{path}");
-        }
-    }
-
-    #[test]
     fn an_operation_knows_its_place_in_the_list() {
         assert!(Operation::ALL.iter().enumerate().all(|(at, operation)| usize::from(operation.place()) == at));
-    }
-
-    #[test]
-    fn a_set_allows_what_is_in_it() {
-        let set = OperationSet::standard();
-        assert!(set.allows(Permission::Query) && set.allows(Permission::Jobs));
-        assert!(!set.allows(Permission::FieldsRead) && !OperationSet::NONE.allows(Permission::Metadata));
-        assert_eq!(set.iter().collect::<Vec<_>>(), [Permission::Metadata, Permission::Query, Permission::Jobs]);
     }
 }

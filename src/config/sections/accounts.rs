@@ -20,7 +20,7 @@ use crate::config::tree::Value;
 use crate::config::values::{parse_sha256, seconds};
 use crate::core::units::Rate;
 use crate::twilio::catalog;
-use crate::twilio::endpoint::{OperationSet, Permission};
+use crate::twilio::permission::{OperationSet, Permission};
 use crate::twilio::query::Comparison;
 
 /// The team of every caller where no teams are configured.

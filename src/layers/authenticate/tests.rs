@@ -8,7 +8,7 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::core::clock::Instant;
 use crate::core::units::Rate;
-use crate::twilio::endpoint::{OperationSet, Permission};
+use crate::twilio::permission::{OperationSet, Permission};
 
 const S: Duration = Duration::from_secs(1);
 const METADATA: &str = "/v3/InsightsDomains/Conversations/Metadata";

@@ -28,7 +28,8 @@ use crate::request::key::Key;
 use crate::request::query::ClientQuery;
 use crate::semantics::cache_status::{Forward, KeyParam};
 use crate::semantics::request_directives::CacheDirectives;
-use crate::twilio::endpoint::{CacheClass, Operation, Permission};
+use crate::twilio::endpoint::{CacheClass, Operation};
+use crate::twilio::permission::Permission;
 
 impl<S> Caching<S>
 where

@@ -48,7 +48,8 @@ use crate::request::incoming::{AuthorizedRequest, IncomingRequest};
 use crate::request::query::ClientQuery;
 use crate::request::response::ClientResponse;
 use crate::semantics::request_directives::RequestDirectives;
-use crate::twilio::endpoint::{self, Endpoint, Permission};
+use crate::twilio::endpoint::{self, Endpoint};
+use crate::twilio::permission::Permission;
 
 impl<S> Layer<S> for DecodeLayer {
     type Service = Decode<S>;

@@ -51,10 +51,11 @@ use crate::request::key::Key;
 use crate::request::query::{CanonicalQuery, ClientQuery};
 use crate::request::response::Representation;
 use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
-use crate::twilio::endpoint::{IDEMPOTENCY_KEY, Operation, Permission};
+use crate::twilio::endpoint::{IDEMPOTENCY_KEY, Operation};
 use crate::twilio::job::{self, Job, State};
 use crate::twilio::page;
 use crate::twilio::parameters::Parameters;
+use crate::twilio::permission::Permission;
 
 /// The layer's settings, from the configuration.
 #[derive(Debug, Clone, Copy)]
