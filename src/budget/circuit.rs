@@ -5,7 +5,7 @@
 //! succeeds closes the circuit. A query whose probe failed is refused for as long again. Once the probes of several queries
 //! have failed, the circuit is open again. The caller decides what counts as a failure.
 //!
-//! Processes can share it: [`Circuit::hear`] is how one learns what the others know.
+//! Several processes can share a circuit: [`Circuit::hear`] tells one of them what the others know.
 //!
 //! It opens only on failures of several queries, and only several keep it open. A query that always fails, as a heavy one
 //! may, says nothing about the others.

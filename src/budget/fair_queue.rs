@@ -3,8 +3,8 @@
 //! *Between teams*: start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996) for services
 //! that all cost the same. Each team has a start tag: the virtual time at which its next service starts. The team with
 //! the least tag is served, and its tag grows by one over its weight. The virtual time is the start tag of the latest
-//! service. A team that was idle starts at the virtual time: it neither saves up what it did not use nor waits behind
-//! what other teams have piled up.
+//! service. A team that was idle starts at the virtual time: it cannot save services that it did not use, and does not
+//! wait until other teams' earlier calls are served.
 //!
 //! *Within a team*: by urgency, then by the number of clients that wait, then by arrival. Wait estimates assume order of
 //! arrival. So a call that more clients wait for may overtake an earlier one of the same urgency only if each call that
@@ -14,8 +14,8 @@
 //! A *reservation* is the place of a call that was refused and told when to come back. It is not served, and those behind
 //! it count it as ahead of them, weighted with the share of calls that do come back (`return_rate`).
 //!
-//! A call may be queued for several teams, once for each. Pure bookkeeping: nothing here waits or knows of tokens; by
-//! when a call would start is asked of the caller.
+//! A call may be queued for several teams, once for each. Pure bookkeeping: nothing here waits or knows tokens. The
+//! caller says when a call would start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! The calls that wait for one account's tokens.
 //!
-//! Calls of clients are in one [`FairQueue`], background refreshes in another that is served only while no client waits.
-//! A call that is refused because it could not start in time is told when to come back. Its place is reserved until a
-//! little after that: the same query of the same team then continues at its old place. So a client that does as it is
-//! told is served, however many others arrive meanwhile. Not all come back; the share of those that recently did is how
-//! much reservations count in the estimates of others.
+//! Calls of clients are in one [`FairQueue`], background refreshes in another that is served only while no client
+//! waits. A call that is refused because it could not start in time is told when to come back. Its place is reserved
+//! until a little after that: the same query of the same team then continues at its old place. So a client that comes
+//! back at the stated time is served, however many others arrive meanwhile. Not all clients come back. In the estimates
+//! for others, a reservation counts by the share of clients that recently came back.
 
 use std::collections::HashMap;
 use std::sync::Arc;

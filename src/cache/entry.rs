@@ -1,4 +1,4 @@
-//! One stored response, and what this process alone knows of it.
+//! One stored response, and what only this process knows about it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};

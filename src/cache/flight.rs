@@ -7,14 +7,14 @@
 //! flight for a client or a refresh, and one for clients that demand a new response. A submission that demands a new
 //! job has a flight of its own.
 //!
-//! A flight can become outdated: what it brings was purged, or its result set was replaced, after it began. It still
-//! ends for those who wait for it, but no caller joins it any more: the next one begins another flight.
+//! A flight becomes outdated if its response is purged, or its result set is replaced, after it began. The callers that
+//! wait for it still get its result, but no caller joins it any more: the next one begins another flight.
 //!
 //! **Replicas.** This table is the lock of one process. It stays in front of the lock that replicas share
-//! ([`fill_lock`](super::fill_lock)), so that one claim per process and key is all that goes over the network. The
-//! leader's task claims the key there too before it calls upstream, or it waits for the flight of another replica, and
-//! finishes with what that one brought. Those who wait here see no difference: the outcome is a [`FlightResult`] either
-//! way.
+//! ([`fill_lock`](super::fill_lock)), so that one claim per process and key is all that goes over the network. Before
+//! the leader's task calls upstream, it claims the key there too. If another replica already has a flight, the task
+//! waits for that and finishes with its result. The callers that wait here see no difference: they get a
+//! [`FlightResult`] in both cases.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

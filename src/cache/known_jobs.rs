@@ -3,7 +3,7 @@
 //! A stored answer expires, or is evicted, or is not stored at all because the configuration says so. What it told of
 //! its job stays true: that the job has ended, when its results end, and when Twilio may be polled again. This table
 //! keeps that in memory, for the jobs that answers were last about. It also keeps which pages of results Twilio has
-//! named: if one of those is gone, so are the results; an unknown page may never have existed.
+//! named: if Twilio no longer has one of those, the results have expired. An unknown page may never have existed.
 //!
 //! Where replicas share a store, they tell each other there which jobs are lost for good.
 //!

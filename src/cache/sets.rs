@@ -6,8 +6,8 @@
 //! the new first page. When the new response has other tokens, clients may continue to read the older pages, because they
 //! cannot be confused with the new ones.
 //!
-//! Places are stored apart from the pages, in a small share of the cache's capacity. So a page that is evicted and fetched
-//! again still belongs to its set.
+//! Places are stored separately from the pages, in a small part of the cache's capacity. So a page that is evicted and
+//! fetched again still belongs to its set.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

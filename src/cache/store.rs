@@ -1,4 +1,4 @@
-//! The store: memory, the disk tier behind it, and the flights that bring more.
+//! The store: memory, the tiers behind it, and the flights that fetch what is missing.
 
 pub(super) mod listing;
 mod outdated;

@@ -5,10 +5,10 @@
 //! number, the *theoretical arrival time* (TAT): the time until which the tokens taken so far are paid for. A token is
 //! available while the TAT lies no more than the depth of the bucket ahead.
 //!
-//! governor keeps its state to itself and counts time from when its limiter was made. Here the state is ours and counts
-//! from the epoch of the [`Limiter`], which stays the same when the quota changes. So a quota can be changed without
-//! losing the debt, and the number of tokens and the next token's time can be read without taking one. Time is passed
-//! in: nothing here waits.
+//! A limiter of governor hides its state, and counts time from the moment at which it was made. Here the state is our
+//! own, and counts time from the epoch of the [`Limiter`], which stays the same when the quota changes. So a quota can
+//! be changed without losing the debt, and the number of tokens and the next token's time can be read without taking
+//! one. Time is passed in: nothing here waits.
 
 use std::cell::Cell;
 use std::num::NonZeroU32;

@@ -1,7 +1,7 @@
-//! A bounded queue to a worker, which does in the background what no request may wait for.
+//! A bounded queue to a worker, which does the work that no request may wait for.
 //!
-//! What finds no space comes back to the caller, who counts it or makes good for it. [`WorkQueue::flush`] waits until
-//! everything before it is done: an item counts as done when the worker asks for the next one.
+//! An item that finds no space is returned to the caller, which decides what to do about that. [`WorkQueue::flush`]
+//! waits until everything before it is done: an item counts as done when the worker asks for the next one.
 
 use std::convert::Infallible;
 

@@ -1,5 +1,5 @@
 //! Records how attempts end, for the health of their upstream. It logs when an upstream begins to fail and when it
-//! answers again: one line an episode, however many attempts there are.
+//! answers again: one line per episode, however many attempts there are.
 //!
 //! It changes neither calls nor responses. The layers above decide what is retried, and when an upstream gets no
 //! attempts.

@@ -1,4 +1,4 @@
-//! Counts the requests that are frequent, without looking labels up.
+//! Counts the most frequent kinds of requests without looking up their labels.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

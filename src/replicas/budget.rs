@@ -1,24 +1,25 @@
 //! One budget of all replicas of an account.
 //!
-//! Every token is granted by the store, in one atomic script (`budget.lua`), so that all replicas together stay within the
-//! account's rate and burst. [`SharedQuota`] is where a replica's [`AccountBudget`](crate::budget::AccountBudget) takes
-//! its tokens from. It never waits for the store itself: a task asks, holds what is granted until its time, and tells
-//! the account to go on.
+//! Every token is granted by the store, in one atomic script (`budget.lua`), so that all replicas together stay within
+//! the account's rate and burst. [`SharedQuota`] is where a replica's [`AccountBudget`](crate::budget::AccountBudget)
+//! takes its tokens from. It never waits for the store itself: a task asks, holds each granted token until its time,
+//! and then wakes the account.
 //!
-//! * A token that is granted is for a team: the store knows who waits where, and whose turn it is.
+//! * A token is granted to a team: the store knows the waiting calls of all replicas, and which team is next.
 //! * A token that is not used in time is given back. One that was granted while the answer was lost counts as spent.
-//! * The bucket of this process has to agree to each token. So a replica never exceeds the configured rate, whatever the
-//!   store says.
-//! * What this replica learns is told to the store with each ask, at least once a second: pauses, a lowered rate, a
-//!   circuit that the upstream's answers opened. What others have learnt comes back. Once the circuit has been open, a token
-//!   is the right to send a probe, so that one replica at a time does.
+//! * Each token must also be allowed by the bucket of this process. So a replica never exceeds the configured rate,
+//!   whatever the store says.
+//! * With each request for tokens, at least once a second, this replica tells the store what it has learnt: pauses, a
+//!   lowered rate, a circuit that the upstream's answers opened. The reply says what the others have learnt. After the
+//!   circuit has been open, a token is the right to send a probe, so that only one replica at a time sends one.
 //!
 //! # Without the store
 //!
-//! While the store is not reached, does not answer three times in a row, or not as long as a request may wait for it, this
-//! replica is *alone*: it spends its part of the rate. Each change of side begins with empty buckets, also those of the
-//! teams' own limits, so that no tokens count twice. When the store is back, it is told what was spent meanwhile, because
-//! its own bucket has filled. A process that starts is not alone until the store has had time to be reached.
+//! A replica is *alone* while it does not reach the store, when three requests in a row get no answer, or when one gets
+//! none for as long as a client's request may wait for it. Then it spends its part of the rate. Each change between
+//! alone and shared begins with empty buckets, also those of the teams' own limits, so that no tokens count twice. When
+//! the store answers again, the replica tells it what was spent meanwhile, because the store's bucket has filled. A
+//! process that starts is not alone until the store has had time to answer.
 
 mod alone;
 mod ledger;

@@ -1,22 +1,23 @@
 //! Purges and replaced pages, told to all replicas.
 //!
-//! There are two streams in the store: purges, which are remembered for as long as any page may live, and replaced pages,
-//! which matter only to replicas that may have them in memory or on a disk. Every replica reads what is new several times a
-//! second, and all that it missed before it shares anything after it was away. The ids of the streams are times of the
-//! shared clock. So a page that was requested before a purge is known by its time, on whatever replica its flight was
-//! under way.
+//! There are two streams in the store: purges, which are kept for as long as any page may be served, and replaced
+//! pages, which matter only to replicas that may have them in memory or on a disk. Every replica reads new entries
+//! several times a second. A replica that was cut off first reads everything that it missed, and shares nothing before
+//! that. The ids of the streams are times of the shared clock. So a page's time shows whether it was requested before a
+//! purge, whichever replica requested it.
 //!
-//! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store that
-//! was flushed, or that went back to an older state, gets a new generation: its old pages are not found any more, and
-//! each replica drops what it has in memory, because it cannot know which purges were lost.
+//! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store
+//! that was flushed, or that returned to an older state, gets a new generation. Then its old pages are not found any
+//! more, and each replica drops the pages in its memory, because it cannot know which purges were lost.
 //!
-//! A replica with a disk notes there, after what it has applied, the generation and the last ids. So the next process on this
-//! disk knows what its pages missed while nobody was there: what was told since, or all if the generation is another one. Until
-//! the note is read, which takes as long as the disk takes to open its file, changes are applied to memory alone, where no
-//! page of the disk is yet. Then all that the disk's pages have missed is read again.
+//! A replica with a disk writes a note to it: the generation, and the ids of the last changes that it has applied. So
+//! the next process with this disk knows what its pages have missed: all later changes, or everything if the generation
+//! is another one. The note can be read only when the disk has opened its file. Until then changes are applied to
+//! memory alone, where no page of the disk is yet. After that, all changes that the disk's pages have missed are read
+//! again.
 //!
-//! A purge that cannot be told yet is kept until it can, and counts here from the first moment. There is no index of pages
-//! anywhere.
+//! A purge that cannot be written to the store yet is kept until it can be, and applies in this process from the
+//! beginning. There is no index of pages anywhere.
 
 mod feed;
 mod generation;

@@ -1,13 +1,15 @@
 //! The clock that all replicas share.
 //!
-//! It is the clock of the server that has the feed of changes: the keys of both are in one hash slot of a cluster. So the
-//! time of a page's request and the time of a purge can be compared, wherever the page itself is. Every heartbeat and every
-//! reading of the feed tells a replica what it shows. In between the replica goes on by its own clock.
+//! It is the clock of the server that has the feed of changes: the keys of both are in one hash slot of a cluster. So
+//! the time of a page's request and the time of a purge can be compared, whichever server has the page. Every heartbeat
+//! and every reading of the feed tells a replica the time of that clock. In between, the replica uses its own clock to
+//! measure how much time has passed.
 //!
-//! It never goes back, because then a page from before a purge would seem to come after it. The server's own clock can: it
-//! may be set back, or a server takes over whose clock is behind. So a replica says what the clock has to show at least, by
-//! what it knows, and the store keeps by how much the shared clock is ahead of the server's. If that is more than a day,
-//! something is damaged. Then the clock begins anew, and so does the generation of all pages.
+//! The shared clock never goes back, because then a page from before a purge would seem to come after it. The server's
+//! own clock can go back: somebody sets it, or another server takes over whose clock is behind. So a replica tells the
+//! store the latest time that it knows of, and the store keeps the difference by which the shared clock is ahead of the
+//! server's. If that is more than a day, something is damaged. Then the shared clock starts again from the server's,
+//! with a new generation of pages.
 //!
 //! Other keys can be on servers with other clocks. [`Due`] is for those.
 

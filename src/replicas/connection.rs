@@ -1,7 +1,7 @@
 //! One connection to the store, whatever kind of store it is.
 //!
-//! The client library speaks the protocol. A connection carries many operations at once; nothing here waits for a free
-//! one. A connection that broke is not repaired: [`super::SharedStore`] opens another.
+//! The client library speaks the protocol. A connection carries many operations at once, so no operation waits for a
+//! free connection. A connection that broke is not repaired: [`super::SharedStore`] opens another.
 
 #[cfg(test)]
 mod tests;

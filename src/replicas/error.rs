@@ -1,4 +1,4 @@
-//! Why the store brings nothing, or is given nothing.
+//! Why an operation of the store failed, or was not sent to it.
 
 /// Why an operation brought nothing. All causes mean the same to the caller: go on without the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

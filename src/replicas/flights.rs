@@ -3,32 +3,34 @@
 //! A flight has two keys, in one slot of a cluster:
 //!
 //! * **The lock**, a hash with the id of the flight that is under way and the time at which it began, on the store's
-//!   clock. It expires after `shared.lease`, which the leader renews, so a replica that dies costs the others one lease.
-//!   `waited` is set once another replica waits, and `clients` once clients do there. `stored` takes the place of a lock
-//!   whose flight has just stored its response, because that may still be on its way to the store.
-//! * **The end**, under the id, so that it is only for those who have waited for this flight. It is written only if there
-//!   are any, sealed, and expires after seconds. A long response is not in it: those who have waited look for it where
-//!   pages are stored. If it is not stored there, each of them goes upstream.
+//!   clock. It expires after `shared.lease`, and the leader renews it. So a replica that dies delays the others by one
+//!   lease. `waited` is set once another replica waits, and `clients` once clients of another replica wait. When a
+//!   flight has stored its response, `stored` replaces its lock for a short time, because the response may not have
+//!   reached the store yet.
+//! * **The end**, under the id, so that only the replicas that have waited for this flight find it. It is written only
+//!   if a replica waits. It is sealed, and expires after seconds. It does not contain a long response: the replicas
+//!   that have waited look for that among the stored pages. If it is not stored there, each of them goes upstream.
 //!
-//! A flight that does not do for a caller, because it began before a purge or before the caller's result set, is replaced in
-//! the lock by the caller's own. Those who wait for the older one see that, and claim again: the newer flight does for
-//! them too. A leader whose lock was lost goes on, and leaves the other's alone.
+//! A caller cannot use a flight that began before a purge or before the caller's result set. Then the caller's own
+//! flight replaces it in the lock. The replicas that wait for the older flight see that, and claim again: they can use
+//! the newer flight too. A leader that has lost the lock continues its call, and does not change the lock of the other
+//! flight.
 //!
-//! A refresh that no client waits for is queued behind the calls of clients, on all replicas. If it leads while clients of
-//! another replica wait for it, it would keep them waiting for as long as clients ask for other things. So the leader of such
-//! a refresh looks every [`LOOK`] whether `clients` is set, and queues the refresh among the calls of clients then.
+//! A refresh that no client waits for is queued behind the calls of clients, on all replicas. If clients of another replica
+//! wait for such a refresh, they would wait for as long as clients ask for other things. So every [`LOOK`] the leader of a
+//! refresh checks whether `clients` is set. If it is, the refresh is queued as a call of clients.
 //!
-//! A store that froze runs what lies in its sockets when it goes on, also for replicas that have given up meanwhile. So a
-//! command that takes the lock says until when it may. And a replica that got no answer, or could not tell an end, gives
-//! the lock back as soon as the store is reached again.
+//! When a store that stood still continues, it runs all commands that it has received meanwhile, also those of replicas
+//! that no longer wait for an answer. So a command that takes the lock says until when it may be run. And a replica
+//! that got no answer, or could not write the end, releases the lock as soon as it reaches the store again.
 //!
-//! Expiry is a time on the clock of the server, also after a failover. Where the new server's clock is behind, a lock would
-//! last for longer than any leader asked. So a lock that has more than two leases left counts as gone, and one that never
-//! expires. A lock of another type was written by nobody who knows what a lock is: it is deleted.
+//! An expiry is a time on the clock of the server, also after a failover. Where the new server's clock is behind, a
+//! lock would last for longer than any leader asked. So a lock that has more than two leases left, or that never
+//! expires, counts as expired. A key of another type is not a lock that a replica has written, so it is deleted.
 //!
-//! There is no publish and subscribe: a client of Sentinel or of a cluster would lose messages when a node fails. Those who
-//! wait ask again and again. Every failure of the store ends a wait at once: the caller goes upstream by itself. It does
-//! that too if an answer takes longer than its request may still wait for the store.
+//! Publish and subscribe is not used: a client of Sentinel or of a cluster would lose messages when a node fails. The
+//! replicas that wait ask again and again. Every failure of the store ends a wait at once, and the caller goes upstream
+//! by itself. It also does that if an answer takes longer than its request may still wait for the store.
 
 #[cfg(test)]
 mod tests;

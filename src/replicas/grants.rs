@@ -1,7 +1,8 @@
 //! Page tokens and query jobs that were given out under policies, for all replicas.
 //!
 //! One key for each, whose name is a hash of account, policy and token. The value is the time at which it ends, on the
-//! store's clock. It is sealed, so that nobody who can write to the store can give himself a page, or keep one for longer.
+//! store's clock. It is sealed, so that nobody who can write to the store can get access to a page, or keep it for
+//! longer.
 
 use std::sync::Arc;
 use std::time::Duration;

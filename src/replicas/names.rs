@@ -1,7 +1,7 @@
 //! The names of keys in the store.
 //!
-//! A name tells nothing about the account or the query: it is a BLAKE3 hash, keyed by the account's SID, of the upstream's
-//! origin and of what the key is for. Who knows the SID can test a guess.
+//! A name tells nothing about the account or the query: it is a BLAKE3 hash of the upstream's origin and of what the
+//! key is for, keyed by the account's SID. A person who knows the SID can test a guess.
 
 use crate::accounts::Account;
 

@@ -1,14 +1,15 @@
 //! Pages that replicas share: memory, then the store, then upstream.
 //!
-//! A page that memory lacks is looked up in the store, once however many ask for it, and taken into memory by the same
-//! rules as one that has just been fetched. A page that memory keeps is written to the store in the background, sealed,
-//! and ends there when its windows end. Nothing here fails a request: what cannot be read, opened or written is a miss.
+//! A page that is not in memory is looked up in the store, once for all requests that ask for it at the same time. It
+//! is put into memory by the same rules as a page that has just been fetched. A page that memory keeps is written to
+//! the store in the background. There it is sealed, and expires when it may no longer be served. No request fails
+//! because of the store: a page that cannot be read, unsealed or written is a miss.
 //!
-//! A page's key is known by SID and origin. Its times are on the shared clock, and are rounded so that no page seems
-//! younger than it is. A further page of a result set is taken only together with the first page that names it: where the
-//! first page is a newer one, the older further page is not used.
+//! The name of a page's key depends on the account's SID and origin, not on the account's name. A page's times are on
+//! the shared clock, and are rounded so that no page seems younger than it is. A further page of a result set is used
+//! only together with its first page. If the first page is a newer one, the older further page is not used.
 //!
-//! A large page crosses on a second connection, and those who ask for it wait longer.
+//! A large page is sent over a second connection, so that it delays no other operation, and may take longer.
 
 mod large;
 mod page;

@@ -1,4 +1,5 @@
-//! Which pages that another replica stored may still be served: the purges that are remembered, and what they name.
+//! The purges that are remembered, and which pages they name. They decide whether a page that another replica has
+//! stored may be served.
 
 use std::collections::HashMap;
 use std::sync::Arc;

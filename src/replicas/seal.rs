@@ -1,8 +1,10 @@
-//! What is in the store can neither be read nor forged by those who have access to it.
+//! Encrypts and authenticates the values in the store, so that nobody who has access to the store can read or forge
+//! them.
 //!
-//! Values are sealed with AES-256-GCM-SIV (RFC 8452), which stays safe if a nonce should ever repeat: many replicas draw
-//! random nonces for one key. The kind of value, its account, the name of its key and whatever else must belong together
-//! are authenticated. So a value that was moved to another key, or kept and put back in another context, does not open.
+//! Values are sealed with AES-256-GCM-SIV (RFC 8452), which stays safe even if a nonce repeats: many replicas make
+//! random nonces for one key. The kind of value, its account, the name of its key and everything else that must belong
+//! together are authenticated. So a value cannot be unsealed if it was moved to another key, or used again in another
+//! context.
 //!
 //! A sealed value is `version · key id · nonce · ciphertext and tag`. Without keys a value is `version · clear text`, which
 //! the configuration allows only for stores on the same machine.

@@ -1,11 +1,12 @@
-//! The store, for all that put something there.
+//! The store, as the other files of this module use it.
 //!
-//! [`SharedStore`] keeps three promises for them. No operation waits longer than `shared.timeout`. Once three operations in
-//! a row got no answer, none waits at all until the store has answered again. A refusal is an answer; a store that refuses
-//! its heartbeats is given up as well. And the store comes back by itself: it is looked for until it answers.
+//! [`SharedStore`] guarantees three things. No operation waits longer than `shared.timeout`. After three operations in
+//! a row without an answer, no operation waits until the store has answered again. A refusal is an answer, but a store
+//! that refuses its heartbeats is not used either. And no restart is needed: the connection is tried again until the
+//! store answers.
 //!
-//! Long values are the exception: they cross on a second connection, so that they hold up nothing else, with more time. One
-//! that fails there says nothing of the store.
+//! Long values are the exception: they have a second connection, so that they delay no other operation, and more time.
+//! A failure there does not mean that the store has failed.
 
 mod heartbeat;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The end of a request: one event for all that count, log or export requests.
+//! The end of a request: one event for everything that counts, logs or exports requests.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Page tokens and query jobs that were given out under policies, as replicas share them.
 //!
-//! Each replica remembers what it has given out itself. A client may come back to another one, which asks here before it
-//! refuses.
+//! Each replica remembers what it has given out itself. The client's next request may reach another replica, which asks
+//! here before it refuses.
 
 use std::fmt::Debug;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! How long one request waits for the store that replicas share.
 //!
-//! A request waits for two operations in all: to look for its page and for who fetches it, to find out whether another
-//! replica gave out what it names, and to tell the others what its client gets. All of these spend from the same time. Once
-//! that is over, the request goes on as if the store were away. Its token is apart, because nothing is sent without one:
-//! the account's budget waits for at most two operations more.
+//! A request needs the store to look up its page, to find the replica that fetches it, to find out whether another
+//! replica gave out the page token or job that it names, and to tell the others what its client gets. For all of these
+//! together it waits for two operations at most. After that the request continues without the store. Its token has a
+//! separate time, because nothing is sent without a token: the account's budget waits for at most two more operations.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

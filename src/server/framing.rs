@@ -5,7 +5,7 @@
 //! the gateway may have chosen another, and a request may be hidden in the difference. So a body must have one
 //! `Content-Length` of digits, or one `Transfer-Encoding` that is `chunked` and nothing else, or neither. An ambiguous
 //! head can come at any place in a connection, so bodies are followed as well. Where hyper refuses a request itself,
-//! this module stops to follow: the connection ends then.
+//! this module stops reading, because the connection ends then.
 //!
 //! Only the beginning of the current line is kept.
 

@@ -1,4 +1,4 @@
-//! The bytes by which a connection refuses what no service sees.
+//! The responses to requests that are refused before any service sees them, as bytes.
 
 use bytes::Bytes;
 use http::StatusCode;

@@ -1,4 +1,4 @@
-//! Query jobs: the part of Twilio's answers about them that the gateway reads.
+//! Query jobs: what the gateway reads of Twilio's answers about them.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,8 +1,8 @@
 //! The file: a redb database. redb is crash-safe, so whatever was committed is still there after a kill.
 //!
-//! Four tables: the pages; an index of them by the time when they were fetched, by which the newest are read and the
-//! oldest removed; a note for the store that replicas share; and the format's version, without which the file is not the
-//! gateway's own. Every function here blocks, so only the tier's own thread calls them.
+//! Four tables: the pages; an index of them by the time when they were fetched, which is used to read the newest and to
+//! remove the oldest; a note for the store that replicas share; and the format's version. A file without a version was
+//! not made by the gateway. Every function here blocks, so only the tier's own thread calls them.
 
 use std::any::Any;
 use std::collections::HashSet;

@@ -1,12 +1,13 @@
 //! The disk tier: stored responses that survive a restart.
 //!
-//! Requests are answered from memory; the disk follows it. One thread does all blocking work. It is told of every
-//! response that was kept or dropped and of every purge, in the order in which they happened, and commits in batches,
-//! so that a kill loses only the changes of the last second. A response that cannot be written removes the older one
-//! under its key. A purge is complete when it is on the disk. Where a purge, or the removal of replaced responses,
-//! cannot be written, the whole file is removed. A note in the file says which changes of other replicas its pages have
-//! seen. At the start the same thread loads the usable responses while the gateway already serves. Misses wait a short
-//! time for it, because a response that is about to be loaded should cost no upstream token.
+//! Requests are answered from memory, and changes of memory are written to the disk later. One thread does all blocking
+//! work. It gets every response that was kept or dropped and every purge, in the order in which they happened, and
+//! commits in batches, so that a kill loses only the changes of the last second. A response that cannot be written
+//! removes the older one under its key. A purge is complete when it is on the disk. Where a purge, or the removal of
+//! replaced responses, cannot be written, the whole file is removed. A note in the file says which changes of other
+//! replicas its pages have seen. At the start the same thread loads the usable responses while the gateway already
+//! serves. Misses wait a short time for it, because a response that is about to be loaded should cost no upstream
+//! token.
 //!
 //! No fault of the disk stops the gateway: the tier then turns itself off, logs the cause, and tries again.
 

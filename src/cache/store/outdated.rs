@@ -1,4 +1,5 @@
-//! Which pages other replicas have replaced lately, so that a look-up that began before does not bring an older one back.
+//! Which pages other replicas have replaced lately, so that a look-up that began earlier does not put an older page
+//! into memory.
 
 use std::collections::HashMap;
 

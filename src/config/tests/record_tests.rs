@@ -1,4 +1,4 @@
-//! What a configuration tells of itself: what is shown, what differs, and what waits for a restart.
+//! The record of a configuration: what is shown, what differs, and what waits for a restart.
 
 use super::*;
 

@@ -1,9 +1,10 @@
-//! One upstream call for all replicas: the leader of a flight of this process leads for the others too, or follows one of
-//! them.
+//! One upstream call for all replicas: the leader of a flight in this process leads for the other replicas too, or
+//! waits for the flight of one of them.
 //!
-//! Without a lock that replicas share, nothing here takes time. The lock is never needed: where it does not answer, the
-//! flight goes upstream. It goes there too once the request has waited for the store as long as a request may, over all its
-//! operations. The store may answer others in time, and is not given up for that.
+//! Without a lock that replicas share, nothing here takes time. A flight never depends on the lock: if the lock does
+//! not answer, the flight goes upstream. It also goes upstream when its request has waited for the store as long as a
+//! request may, with all its operations. That alone does not mean that the store has failed, because it may answer
+//! other requests in time.
 
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Query jobs in the cache: how long their answers are fresh, and which stored answers end when a job's state changes.
+//! Query jobs in the cache: how long their answers are fresh, and which stored answers are removed when a job's state
+//! changes.
 //!
 //! * The answer to a **submission** is reused for identical submissions within `cache.jobs.dedup`.
 //! * The **status** of an unfinished job is fresh until its `Retry-After` has passed. The status of a job that has
@@ -10,7 +11,7 @@
 //!   the job's state. A 404 for a page that no results have named shows only that a client sent a wrong token. It
 //!   removes nothing but the status.
 //!
-//! What an answer tells of a job is recorded in `Store::jobs` too, where it does not depend on which answers are
+//! What an answer says about a job is also recorded in `Store::jobs`, where it does not depend on which answers are
 //! stored. `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits.
 //!
 //! There is no index of a job's pages. Instead, each page that is looked up is compared with what was learnt later

@@ -9,8 +9,9 @@
 //! rewrites it without expired grants. A record that cannot be written is lost only at the restart. The job is then
 //! refused, so a disk fault never gives access.
 //!
-//! Where replicas share grants, one that this replica does not know is looked up, and then kept here for the rest of its
-//! seven days. One that is not found in time is not given access by. The look-up goes on, so the next request finds it.
+//! Where replicas share grants, a grant that this replica does not know is looked up in the store, and then kept here
+//! for the rest of its seven days. If it is not found in time, access is refused. The look-up continues, so that the
+//! next request finds the grant.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};

@@ -1,4 +1,4 @@
-//! The end of the process, as clients that wait learn of it.
+//! Tells waiting clients that the process is about to end.
 
 use std::fmt;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! A connection has no task of its own: the call that uses it drives it, so that a response passes no other task on its
 //! way to the call. An idle connection is checked four times in [`IDLE`], and closed after that time. If the upstream
-//! has closed it meanwhile, that shows at its next use. No connection is used for longer than [`OLDEST`], so that the
+//! has closed it meanwhile, its next use fails. No connection is used for longer than [`OLDEST`], so that the
 //! upstream's name is resolved again.
 //!
 //! When one ends in use, the others took the same network path and have most likely ended with it: all are closed.

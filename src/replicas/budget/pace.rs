@@ -1,4 +1,4 @@
-//! How far ahead a replica asks for tokens: as far as the store is away.
+//! How early a replica asks for tokens: earlier by the time that the store takes to answer.
 
 use std::time::Duration;
 

@@ -1,9 +1,10 @@
 //! How long the calls that wait here still wait for the store.
 //!
-//! A request may wait for the store for four operations in all. What it has waited before its call comes here is gone: the
-//! rest is for its token. A call can have a token only from an ask that began after the call came, and the ask before that
-//! one may take its time, too. So a store that answers each ask just in time takes two operations, and is never given up:
-//! an ask is waited for until it fails. A store that does not answer is given up as soon as a call has nothing left.
+//! A request may wait for the store for four operations in all. The time that it waited before its call comes here is
+//! used up, and only the rest is for its token. A call can get a token only from an ask that began after the call came,
+//! and the ask before that one must end first. So with a store that answers each ask just in time, a call waits for two
+//! operations, and the store is still used: an ask is waited for until it fails. A store that does not answer is no
+//! longer used as soon as a call has no time left.
 
 use std::time::Duration;
 

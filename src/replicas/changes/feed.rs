@@ -1,8 +1,8 @@
 //! The two streams of changes in the store, and their generation.
 //!
-//! Anything can be in the store. Keys that are damaged are deleted, and a new generation begins, as after a flush. An entry
-//! that cannot be read or opened is counted; one among the purges may be a purge of anything, so it counts as one of
-//! everything.
+//! The store may contain anything. Damaged keys are deleted, and a new generation begins, as after a flush. Entries
+//! that cannot be read or unsealed are counted. An unreadable purge may be a purge of any page, so it is treated as a
+//! purge of all pages.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
-//! Large pages are put into the store one after the other, beside all other changes: they take longer to pack and to cross.
+//! Puts large pages into the store, one after the other and apart from all other changes, because they take longer to
+//! compress and to send.
 //!
-//! So a later change of the same page can overtake a large one that still waits. The large page is then not written, or is
-//! removed again once it has been.
+//! So a later change of the same page can be made while a large one still waits. The large page is then not written, or
+//! it is removed again after it was written.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,9 @@
-//! Puts pages into the store in the background, one after the other. Large ones have a line of their own
+//! Puts pages into the store in the background, one after the other. Large pages have a separate queue
 //! ([`large`](super::large)).
 //!
-//! A request never waits for this. When too much waits, or the store is away, a page is not written. What the store may
-//! still have in its place is then removed as soon as possible: a page that was replaced must not come back.
+//! No request waits for this. If too many pages wait, or the store does not answer, a page is not written. Then the
+//! older page that the store may still have is removed as soon as possible, because a page that was replaced must not
+//! be served again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

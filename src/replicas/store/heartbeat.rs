@@ -1,4 +1,4 @@
-//! Looks for the store, and says there every second that this replica lives.
+//! Connects to the store, and writes there every second that this replica is alive.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! One connection: what other tasks know of it, and what it is told to do.
+//! One connection: what other tasks know about it, and what they tell it to do.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};

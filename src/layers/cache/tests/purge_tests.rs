@@ -1,4 +1,4 @@
-//! Purges, and calls that are under way then.
+//! Purges, and the calls that are in progress at that time.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! When a replica does without the store, and what it spends then.
+//! When a replica stops using the store, and what it spends then.
 
 use super::{Known, Replica, Side};
 use crate::budget::QuotaSource;

@@ -1,4 +1,5 @@
-//! One replica's part in the common circuit: what it tells the others of its own, and what it learns of theirs.
+//! One replica's part in the common circuit: what it tells the others about its own circuit, and what it learns about
+//! theirs.
 
 use std::time::Duration;
 

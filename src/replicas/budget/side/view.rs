@@ -1,4 +1,4 @@
-//! What a replica can tell of the budget: when tokens come, and how many there are. Estimates, for those who wait.
+//! What a replica knows about the budget, for estimates of waits: when tokens come, and how many there are.
 
 use std::time::Duration;
 

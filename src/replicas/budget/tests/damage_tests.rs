@@ -1,4 +1,4 @@
-//! What somebody who writes to the store, or another format of it, does to an account.
+//! How an account behaves when somebody else writes to the store, or when the store has another format.
 
 use super::super::ledger::AHEAD;
 use super::*;

@@ -1,7 +1,7 @@
-//! How long one request waits for the store in all, whatever it needs there.
+//! How long one request waits for the store in all, with all its operations.
 //!
-//! The layers, grants, flights and budget are the real ones, and so is the way of an operation. A test plays the store: one
-//! node is slow, and another one, which has the budget, is slow or answers nothing.
+//! The layers, grants, flights and budget are the real ones, and operations pass through the real code. Only the store
+//! is simulated: one node is slow, and another node, which has the budget, is slow or does not answer.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
