@@ -2,6 +2,9 @@
 //!
 //! This module controls the process: bind, serve, reload, drain. [`stack`] handles requests.
 
+mod prepare;
+mod reload;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,24 +13,17 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use tokio::sync::Notify;
 
+pub use self::prepare::Milestone;
+use self::prepare::{OnReload, OnStateChange, audit_file, certificate, check_exposure, has_client_ca};
+use self::reload::Reloader;
 use crate::admin::{self, Admin};
-use crate::audit::{AuditError, AuditFile};
-use crate::config::{self, Config, Files, Fingerprint, Held, Listen, Reach, Sources};
+use crate::audit::AuditError;
+use crate::config::{Config, Held, Listen, Reach, Sources};
 use crate::core::peer::Peer;
-use crate::metrics::{ResultLabels, StaticLabel};
-use crate::server::tls::{Certificate, ClientCertificates, TlsAcceptor, TlsError};
+use crate::server::tls::{Certificate, TlsAcceptor, TlsError};
 use crate::server::{self, BindError, Bound, Connections, Inherited, Limits, Reserve};
 use crate::stack::{self, SharedState, Stack};
 use crate::trust::TrustError;
-
-/// How often the configuration and secret files are checked. Their content counts, not their times: a Kubernetes volume
-/// replaces links, and a bind mount may report no change at all.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
-
-/// How long changed files must stay unchanged before they are read, so that a key and its secret that are replaced one
-/// after the other are read together. The wait is limited.
-const DEBOUNCE: Duration = Duration::from_millis(400);
-const MAX_DEBOUNCES: u32 = 5;
 
 /// The least time for which kept-alive connections stay open after the gateway is told to stop, so that a client that
 /// is sending a request gets a refusal.
@@ -53,20 +49,6 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
-
-/// The state of a gateway, for its supervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Milestone {
-    /// It serves. Also sent after [`Milestone::Reloading`].
-    Ready,
-    /// It reads its configuration again. It serves meanwhile, and also if the new configuration is refused.
-    Reloading,
-    /// It has been told to stop.
-    Stopping,
-}
-
-type OnStateChange = Arc<dyn Fn(Milestone) + Send + Sync>;
-type OnReload = Arc<dyn Fn(&Config) + Send + Sync>;
 
 /// A gateway whose listeners are open, and which does not serve yet.
 pub struct Gateway {
@@ -287,116 +269,6 @@ impl Gateway {
     }
 }
 
-struct Reloader {
-    sources: Sources,
-    current: Arc<ArcSwap<Stack>>,
-    config: Arc<ArcSwap<Config>>,
-    shared: SharedState,
-    tls: Option<TlsAcceptor>,
-    held: Held,
-    on_state_change: OnStateChange,
-    on_reload: OnReload,
-}
-
-/// Why a new configuration is not applied, and the files whose change may correct it.
-struct Refused {
-    why: String,
-    files: Files,
-}
-
-impl Reloader {
-    async fn forever(mut self, asked: Arc<Notify>) {
-        // The files of the newest configuration, used or refused. A refused one is read again when one of its files
-        // changes, also if that file was missing before.
-        let mut files = self.config.load().files.clone();
-        loop {
-            let by_hand = tokio::select! {
-                () = asked.notified() => true,
-                () = tokio::time::sleep(POLL_INTERVAL) => false,
-            };
-            if !by_hand {
-                let now = files.fingerprint_now();
-                if now == files.fingerprint() {
-                    continue;
-                }
-                debounced(&files, now).await;
-            }
-            let read = self.reload();
-            // There are no files when the configuration could not be read at all.
-            files = if read.paths().is_empty() { files.again() } else { read };
-        }
-    }
-
-    /// Applies all or nothing: a refused configuration changes nothing. Returns the files that were read.
-    fn reload(&mut self) -> Files {
-        (self.on_state_change)(Milestone::Reloading);
-        let applied = self.apply();
-        (self.on_state_change)(Milestone::Ready);
-        let count =
-            |result| self.shared.metrics.reloads.get_or_create(&ResultLabels { result: StaticLabel(result) }).inc();
-        // Applied first, then counted, then logged: when the log line is written, the metric and the configuration
-        // are already new.
-        match applied {
-            Ok(files) => {
-                self.shared.reloads.applied();
-                count("applied");
-                tracing::info!("configuration reloaded");
-                files
-            }
-            Err(Refused { why, files }) => {
-                self.shared.reloads.refused(&why, self.shared.clock.now());
-                self.reopen_audit_log();
-                count("refused");
-                tracing::error!("the new configuration is refused, the old one stays: {why}");
-                files
-            }
-        }
-    }
-
-    /// A reload may have been requested because the log was rotated, so this is done even if the configuration is
-    /// refused.
-    fn reopen_audit_log(&self) {
-        match audit_file(&self.config.load()) {
-            Ok(file) => self.shared.audit.switch(file),
-            Err(error) => tracing::error!("the old audit log stays: {error}"),
-        }
-    }
-
-    fn apply(&mut self) -> Result<Files, Refused> {
-        let new = config::reload(&self.sources)
-            .map_err(|faults| Refused { why: faults.to_string(), files: faults.files().clone() })?;
-        let files = new.files.clone();
-        self.take(new).map_err(|why| Refused { why, files: files.clone() })?;
-        Ok(files)
-    }
-
-    fn take(&mut self, new: Config) -> Result<(), String> {
-        let old = self.config.load_full();
-        // All steps that can fail come before any step with an effect.
-        check_exposure(&new, &self.held)?;
-        let certificate = certificate(&new).map_err(|error| error.to_string())?;
-        let audit = audit_file(&new).map_err(|error| error.to_string())?;
-        let stack = stack::build(&new, &self.shared).map_err(|error| error.to_string())?;
-        if let (Some(acceptor), Some(certificate)) = (&self.tls, certificate) {
-            self.shared.certificate.set(certificate.validity(), self.shared.clock.now());
-            acceptor.replace(certificate);
-            self.held.client_ca = has_client_ca(&new);
-        }
-        self.shared.audit.switch(audit);
-        if new.admin.token_sha256 != old.admin.token_sha256 {
-            // Before the token is in use, so that no session of an older one meets it.
-            self.shared.reloads.admin_token_changes();
-        }
-        for key in new.waiting_for_restart(&old) {
-            tracing::warn!(key, "this cannot change while the gateway runs; restart it");
-        }
-        (self.on_reload)(&new);
-        self.current.store(Arc::new(stack));
-        self.config.store(Arc::new(new));
-        Ok(())
-    }
-}
-
 /// The URL at which a client on this machine reaches a listener.
 fn url(mut address: SocketAddr, secure: bool) -> String {
     match address.ip() {
@@ -405,89 +277,4 @@ fn url(mut address: SocketAddr, secure: bool) -> String {
         _ => {}
     }
     format!("{}://{address}", if secure { "https" } else { "http" })
-}
-
-fn audit_file(config: &Config) -> Result<Option<AuditFile>, AuditError> {
-    config.log.audit.as_deref().map(AuditFile::open).transpose()
-}
-
-/// With teams, a client may show a token instead of a certificate. Without teams it must show a certificate.
-fn certificate(config: &Config) -> Result<Option<Certificate>, TlsError> {
-    let clients = match config.teams.is_empty() {
-        true => ClientCertificates::Required,
-        false => ClientCertificates::Accepted,
-    };
-    config.server.tls.as_ref().map(|tls| Certificate::read(tls, clients)).transpose()
-}
-
-fn has_client_ca(config: &Config) -> bool {
-    config.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
-}
-
-/// Whether everyone could use the open listeners if `config` were used. The error lists them, one per line.
-fn check_exposure(config: &Config, held: &Held) -> Result<(), String> {
-    let exposures = config::exposures(config, held);
-    let lines: Vec<_> = exposures.iter().map(ToString::to_string).collect();
-    if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
-}
-
-/// Waits until the files stay unchanged.
-async fn debounced(files: &Files, mut now: Fingerprint) {
-    for _ in 0..MAX_DEBOUNCES {
-        tokio::time::sleep(DEBOUNCE).await;
-        let before = std::mem::replace(&mut now, files.fingerprint_now());
-        if now == before {
-            break;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    /// The files of a configuration with a secret, and the path of the secret.
-    fn files(folder: &tempfile::TempDir) -> (Files, std::path::PathBuf) {
-        let secret = folder.path().join("secret");
-        fs::write(&secret, "secret-of-0").unwrap();
-        let sources = Sources::default()
-            .with_flag("accounts.main.account_sid", "AC00000000000000000000000000000001")
-            .with_flag("accounts.main.api_key", "SK1")
-            .with_flag("accounts.main.api_secret.file", secret.display().to_string());
-        (config::load(&sources).unwrap().files, secret)
-    }
-
-    async fn write(secret: &std::path::Path, times: u32, pause: Duration) {
-        for n in 1..=times {
-            tokio::time::sleep(pause).await;
-            fs::write(secret, format!("secret-of-{n}")).unwrap();
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn changed_files_are_read_once_they_stay_unchanged() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let (files, secret) = files(&folder);
-        let mut writing = std::pin::pin!(write(&secret, 4, DEBOUNCE * 3 / 4));
-        tokio::select! {
-            biased;
-            () = &mut writing => {}
-            () = debounced(&files, files.fingerprint()) => panic!("it did not wait"),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn files_that_keep_changing_are_read_within_five_seconds() {
-        let folder = tempfile::TempDir::new().unwrap();
-        let (files, secret) = files(&folder);
-        let begun = tokio::time::Instant::now();
-        tokio::select! {
-            () = debounced(&files, files.fingerprint()) => {}
-            () = write(&secret, 1000, DEBOUNCE / 2) => panic!("it waited for the end"),
-        }
-        // The remaining time is for reading and building.
-        assert!(POLL_INTERVAL + begun.elapsed() <= Duration::from_millis(4500), "{:?}", begun.elapsed());
-    }
 }
