@@ -6,7 +6,8 @@ use std::time::Duration;
 use http::StatusCode;
 use tower::{Service, ServiceExt};
 
-use super::{Answered, Jobs, Shared, has_failed, retry_after, told};
+use super::answers::{has_failed, retry_after, told};
+use super::layer::{Answered, Jobs, Shared};
 use crate::cache::CacheResponse;
 use crate::cache::known_jobs::{self, KnownJob};
 use crate::cache::response::{Content, Source};
@@ -77,7 +78,7 @@ where
         }
     }
 
-    /// The answer, if it comes within [`PATIENCE`]. A poll that takes longer goes on.
+    /// The answer, if it comes within [`PATIENCE`]. A poll that takes longer continues in the background.
     pub(super) async fn ask_briefly(&self, query: &ClientQuery) -> Option<Answered> {
         let is_under_way = self.shared.store.flights.is_under_way(query.key());
         let mut asked = Box::pin(self.inner.clone().oneshot(query.clone()));

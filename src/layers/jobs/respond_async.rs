@@ -22,7 +22,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use tower::Service;
 
-use super::{Answered, Jobs, MOMENT, is_success, retry_after, scope};
+use super::answers::{is_success, retry_after};
+use super::layer::{Answered, Jobs};
+use super::policies::scope;
+use super::status::MOMENT;
 use crate::cache::CacheResponse;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};

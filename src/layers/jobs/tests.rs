@@ -1,18 +1,23 @@
 use std::sync::Mutex;
 
+use http::{StatusCode, header};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tower::{Layer, ServiceExt};
 
 use super::*;
 use crate::accounts::{PerAccount, Team};
-use crate::cache::Purge;
 use crate::cache::known_jobs::KnownJob;
+use crate::cache::{Purge, Store};
+use crate::core::clock::Clock;
 use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
 use crate::metrics::Metrics;
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::semantics::freshness::Lifetimes;
+use crate::semantics::request_directives::RequestDirectives;
 use crate::twilio::links::Base;
+use crate::twilio::page;
 use crate::twilio::policy::Policy;
 
 const S: Duration = Duration::from_secs(1);
