@@ -88,7 +88,7 @@ pub(crate) enum Waited {
     Stored(Option<Moment>),
     /// Nobody will tell how it ended: claim it again.
     Lost,
-    /// The lock does not answer any more: go on without it.
+    /// The lock does not answer any more: continue without it.
     Alone,
 }
 

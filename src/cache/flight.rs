@@ -127,7 +127,8 @@ struct Progress {
 /// What a query becomes that claims a key.
 #[derive(Debug)]
 pub(crate) enum Claim<T> {
-    /// It leads: the flight is to be run with this lease and these waiters, by a task that outlives the client.
+    /// It leads: the flight is to be run with this lease and these waiters, in a task that does not end with the
+    /// client.
     Leader(Lease, Arc<Waiters>, Joined),
     /// It waits for a flight that is under way.
     Wait(Joined),
@@ -260,7 +261,7 @@ impl Lease {
         self.sender.send_replace(Some(finished));
     }
 
-    /// Whether what it brings was purged, or its result set replaced, since it began.
+    /// Whether its response was purged, or its result set replaced, since it began.
     pub(crate) fn is_outdated(&self) -> bool {
         self.progress.outdated.load(Ordering::SeqCst)
     }

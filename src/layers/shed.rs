@@ -67,7 +67,7 @@ where
 }
 
 pin_project! {
-    /// A request that was let through. It counts until it is answered or given up.
+    /// A request that was accepted. It counts until it is answered or dropped.
     #[derive(Debug)]
     pub struct Counted<F> {
         #[pin]

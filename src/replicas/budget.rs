@@ -52,7 +52,7 @@ pub(crate) struct SharedQuota {
     replica: Arc<Mutex<Replica>>,
     /// Tells the task to look what is to be asked.
     work: Arc<Notify>,
-    /// Tells the account to go on.
+    /// Wakes the account.
     changes: Arc<Notify>,
     clock: Clock,
 }

@@ -1,6 +1,6 @@
 //! Why an operation of the store failed, or was not sent to it.
 
-/// Why an operation brought nothing. All causes mean the same to the caller: go on without the store.
+/// Why an operation has no result. All causes mean the same to the caller: continue without the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
     /// The store is not reached now; nothing was sent.

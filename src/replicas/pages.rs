@@ -42,7 +42,7 @@ use crate::core::clock::{Clock, Instant};
 use crate::request::context::RequestContext;
 use crate::request::key::Key;
 
-/// Longer values are opened on a thread where that holds nobody up.
+/// Longer values are unsealed on a separate thread, where that delays no request.
 const SLOW_TO_OPEN: usize = 64 * 1024;
 /// How long closing may take, for the pages and again for the purges.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
@@ -197,7 +197,7 @@ impl SharedPages {
 struct UnderWay {
     pages: SharedPages,
     key: Key,
-    /// Dropped last: those who are told find no look-up.
+    /// Dropped last, so that those who wait for its end find no look-up any more.
     _sender: watch::Sender<()>,
 }
 
@@ -280,7 +280,7 @@ impl Tier for SharedPages {
         let (writer, changes) = (&self.0.writer, &self.0.changes);
         let closed = async move {
             writer.flush(CLOSING_PATIENCE).await;
-            // What could not be written is told as purged.
+            // Pages that could not be written are purged on the other replicas.
             changes.flush(CLOSING_PATIENCE).await;
         };
         closed.boxed()

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::request::key::Key;
 
-/// What a look-up has seen when it began: changes that come after it count against what it brings.
+/// What a look-up has seen when it began. Later changes decide whether what it finds may be used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(super) purges: u64,

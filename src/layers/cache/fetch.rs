@@ -264,7 +264,7 @@ enum Waited {
     TooLong,
 }
 
-/// Waits for a flight until this client's deadline. The flight goes on after that.
+/// Waits for a flight until this client's deadline. The flight continues after that.
 async fn wait(joined: &mut Joined, deadline: Instant) -> Waited {
     tokio::select! {
         biased;

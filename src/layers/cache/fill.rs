@@ -102,7 +102,8 @@ impl CacheLayer {
                     match waited {
                         Waited::Ended(finished) => return Break(self.follow(call, finished, begun).await),
                         Waited::Stored(begun) => {
-                            // The flight does for this caller, and so does what it has requested.
+                            // This caller can use the flight, and so it can use the response that the flight has
+                            // requested.
                             let ago = begun.map(|begun| self.clock.moment().since(begun) + LAG).unwrap_or_default();
                             let begun = self.clock.now().checked_sub(ago).unwrap_or(purpose.received);
                             let purpose = Purpose { received: begun.min(purpose.received), ..purpose };

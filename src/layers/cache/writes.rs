@@ -29,7 +29,7 @@ type Answered = Result<UpstreamResponse, GatewayError>;
 const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Sends a write, and before the answer removes the stored responses that it may have made wrong. If its client leaves,
-/// the write is given up only if nothing of it was sent yet.
+/// the write is dropped only if nothing of it was sent yet.
 pub(super) async fn send<S>(inner: S, call: UpstreamCall, layer: Arc<CacheLayer>) -> Answered
 where
     S: Service<UpstreamCall, Response = UpstreamResponse, Error = GatewayError> + Send + 'static,

@@ -24,7 +24,7 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 const HOLD: Duration = Duration::from_millis(50);
 /// A permit that was not used is given back within this time.
 const RETURNS: Duration = Duration::from_millis(500);
-/// How often a lowered rate that changes slowly is told.
+/// How often the store is told of a lowered rate that changes slowly.
 const TELL: Duration = Duration::from_secs(1);
 
 /// Where the tokens come from.
@@ -263,7 +263,7 @@ impl Replica {
         }
     }
 
-    /// What the store is told that may be spent. A learnt rate rises all the time; it is told from time to time.
+    /// The rate that the store is told. A learnt rate rises all the time, so it is told only from time to time.
     fn tell(&mut self, now: Instant) -> Spend {
         let own = self.local.quota().map(|quota| spend(&quota)).unwrap_or_default();
         match self.told {

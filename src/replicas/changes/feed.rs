@@ -194,7 +194,7 @@ pub(super) struct Reader {
 pub(super) enum LeftBehind {
     #[default]
     Nothing,
-    /// Pages, of which nobody knows what they missed.
+    /// Pages for which it is not known what they missed.
     Pages,
     /// Pages to which the changes of this generation were applied, up to these entries.
     PagesAt(Generation, [(u64, Id); 2]),

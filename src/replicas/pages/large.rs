@@ -16,7 +16,7 @@ use crate::request::key::Key;
 /// Pages that may wait. Their bytes are limited too.
 const WAITING: usize = 64;
 
-/// The line of large pages.
+/// The queue of large pages.
 #[derive(Debug)]
 pub(super) struct LargePages {
     /// Pages, and whether another change has overtaken each.
@@ -25,7 +25,7 @@ pub(super) struct LargePages {
 }
 
 impl LargePages {
-    /// Starts to write. The weight of each page is taken from `waiting_bytes` once it is written or given up. Needs a tokio
+    /// Starts to write. When a page is written or dropped, its weight is subtracted from `waiting_bytes`. Needs a tokio
     /// runtime.
     pub(super) fn start(scripts: Scripts, waiting_bytes: Arc<AtomicUsize>) -> Self {
         let ((queue, work), waiting) = (WorkQueue::bounded(WAITING), Waiting::default());
@@ -115,8 +115,8 @@ impl Task {
         }
     }
 
-    /// Whoever has to hear of the new page hears it before the page is written, which takes long. So that nobody takes the
-    /// older page from the store after that, it is removed first.
+    /// Writing the page takes long, so the other replicas are told of it before that. The older page is removed first,
+    /// so that no replica takes it from the store after that.
     async fn put(&self, page: Page) {
         let (account, key, asked, tell) = (Arc::clone(&page.account), page.key, page.asked, page.tell());
         if tell == Tell::Never || self.scripts.remove_or_postpone(&account, &key, asked, tell).await {

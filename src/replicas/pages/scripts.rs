@@ -19,8 +19,8 @@ use crate::request::key::Key;
 /// Removals that are on their way to the store at the same time.
 const REMOVED_AT_ONCE: usize = 16;
 
-/// Keeps a value until its windows end, unless there is one that was requested later. One from the future is none, and one
-/// of another type is replaced.
+/// Keeps a value until its windows end, unless there is one that was requested later. A value from the future does not
+/// count, and a key of another type is replaced.
 ///
 /// Keys: the page. Arguments: the stamp, the last stamp that is not from the future, the value, milliseconds to live, and
 /// from and until when it is due on the server's own clock, in microseconds. Returns 1 if there was an older value and 0 if
@@ -55,7 +55,7 @@ pub(super) struct Scripts {
 }
 
 impl Scripts {
-    /// Has these pages removed as soon as possible, as far as they were requested no later than `asked`.
+    /// Removes these pages as soon as possible if they were requested no later than `asked`.
     pub(super) fn postpone(
         &self,
         account: &Arc<Account>,

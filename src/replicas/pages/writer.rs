@@ -69,7 +69,7 @@ impl Writer {
         let has_room = waiting == 0 || waiting + bytes <= WAITING_BYTES;
         let skipped = match () {
             () if page.stored.representation.body.len() > LONGEST_BODY => Some(Some(Skipped::TooLarge)),
-            // It is away, which other metrics show.
+            // The store is not reached, which other metrics show.
             () if self.scripts.changes.generation().is_none() => Some(None),
             () if !has_room || self.queue.offer(Change::Put(Box::new(page))).is_err() => Some(Some(Skipped::Busy)),
             () => None,
@@ -81,7 +81,7 @@ impl Writer {
         }
     }
 
-    /// Takes the keys of pages to be removed, as far as they were requested no later than `asked`.
+    /// Takes the keys of pages that are to be removed if they were requested no later than `asked`.
     pub(super) fn remove(&self, account: &Arc<Account>, keys: Vec<Key>, asked: Moment, tell: Tell) {
         let change = Change::Remove { account: Arc::clone(account), keys, asked, tell };
         if let Err(Change::Remove { account, keys, asked, tell }) = self.queue.offer(change) {

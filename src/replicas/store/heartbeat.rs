@@ -14,7 +14,7 @@ use crate::replicas::connection::Connection;
 use crate::replicas::error::StoreError;
 use crate::replicas::{changes, clock};
 
-/// How often a replica says that it lives.
+/// How often a replica writes that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A replica that has been silent for this long is gone.
 const SILENCE: Duration = Duration::from_secs(5);

@@ -26,7 +26,7 @@ pub struct Reserve {
     pub serves: fn(&Request<Incoming>) -> bool,
 }
 
-/// What a connection is told to do. Each order includes those before it.
+/// What other tasks tell a connection to do. Each order includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::server) enum Order {
     /// Go on.

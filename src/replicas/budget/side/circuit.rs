@@ -8,7 +8,7 @@ use crate::core::clock::Instant;
 use crate::replicas::budget::ledger::{Answer, Question};
 use crate::request::key::Key;
 
-/// Queries whose probes failed that are told at once.
+/// The most queries with failed probes that one question tells the store.
 const MOST_FAILED: usize = 8;
 
 #[derive(Debug, Default)]
