@@ -76,6 +76,7 @@ async fn run(length: Duration) {
     println!("| --- | --- |");
     let store = Store::start();
     for (name, words) in operations() {
+        store.check(&words);
         println!("| {name} | {:.0} |", store.benchmark(&words));
     }
 }
@@ -90,14 +91,16 @@ fn operations() -> Vec<(&'static str, Vec<String>)> {
     let page = "x".repeat(5_700);
     let grant = include_str!("../../src/replicas/budget.lua");
     let keys = ["{account}:budget", "{account}:limits", "{account}:waiting", "{account}:teams"];
-    // A replica that asks for one token of a million a second, for one team.
-    let asks = ["replica", "1", "1000000", "0", "0", "1", "10000", "5000000", "150000", "1000000", "4000", "0"];
+    // A replica that asks for one token of a million a second, for one team: the arguments in the order of the script.
+    let asks = ["replica", "1", "1000000", "0", "0", "1", "10000", "5000000", "150000", "1000000", "4000"];
+    let latest = "9007199254740991";
+    let known = [latest, "200", "0", "300000000", "30000000", "-1", "0", "", "1000000", "3", "0"];
     let team = ["team", "0", "720720", "1", "0", "0"];
     vec![
         ("`SET` of 5.7 KB", words(&["SET", "page", &page])),
         ("`GET` of 5.7 KB", words(&["GET", "page"])),
         ("pages: the script of a look-up, 5.7 KB", words(&["EVAL", look_up, "1", "page"])),
-        ("grants: the script of the budget", words(&[&["EVAL", grant, "4"], &keys[..], &asks, &team].concat())),
+        ("grants: the script of the budget", words(&[&["EVAL", grant, "4"], &keys[..], &asks, &known, &team].concat())),
     ]
 }
 
@@ -205,6 +208,18 @@ impl Store {
         let calls = value("cmdstat_eval:calls=").split(',').next().unwrap().parse::<f64>().unwrap();
         let seconds = |name| value(name).parse::<f64>().unwrap();
         (calls, seconds("used_cpu_user:") + seconds("used_cpu_sys:"))
+    }
+
+    /// Does this once, so that no errors are measured.
+    fn check(&self, words: &[String]) {
+        let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
+        let mut command = redis::Cmd::new();
+        command.arg(words);
+        let reply: redis::Value = command.query(&mut connection).unwrap();
+        // Ten numbers of the account, one of the team, three of the token.
+        let is_grant = |reply: &[redis::Value]| reply.len() == 14;
+        let is_right = words.len() < 10 || matches!(&reply, redis::Value::Array(reply) if is_grant(reply));
+        assert!(is_right, "no token was granted: {reply:?}");
     }
 
     /// How often a second it does this.
