@@ -143,8 +143,9 @@ pub struct Secrets(Arc<ArcSwap<Recognised>>);
 #[derive(Default)]
 struct Recognised {
     in_use: Vec<Arc<Signature>>,
-    proxy: Option<Arc<Echo>>,
     replaced: Vec<Arc<Echo>>,
+    /// Those of all, and of the proxy.
+    echoes: Echoes,
 }
 
 impl Secrets {
@@ -155,15 +156,10 @@ impl Secrets {
         let old = self.0.load();
         let is_known = |old: &Signature| in_use.iter().any(|new| new.authorization == old.authorization);
         let replaced = old.in_use.iter().filter(|old| !is_known(old)).map(|old| Arc::clone(&old.echo));
-        let replaced = replaced.chain(old.replaced.iter().cloned()).take(Self::MOST_REPLACED).collect();
-        self.0.store(Arc::new(Recognised { in_use, proxy, replaced }));
-    }
-}
-
-impl Recognised {
-    fn echoes(&self) -> impl Iterator<Item = &Echo> {
-        let in_use = self.in_use.iter().map(|signature| &signature.echo);
-        in_use.chain(&self.proxy).chain(&self.replaced).map(|echo| &**echo)
+        let replaced: Vec<_> = replaced.chain(old.replaced.iter().cloned()).take(Self::MOST_REPLACED).collect();
+        let echoes = in_use.iter().map(|signature| &signature.echo).chain(&proxy).chain(&replaced);
+        let echoes = Echoes::new(echoes.cloned().collect());
+        self.0.store(Arc::new(Recognised { in_use, replaced, echoes }));
     }
 }
 
@@ -261,7 +257,9 @@ impl SignLayer {
         account: &Account,
     ) -> Result<UpstreamResponse, GatewayError> {
         let secrets = self.secrets.0.load();
-        let echoes = Echoes(secrets.echoes().chain([&*signature.echo]).collect());
+        // Unless it was replaced so long ago that it is no longer among them, which is rare.
+        let with_its_own = (!secrets.echoes.contain(&signature.echo)).then(|| secrets.echoes.with(&signature.echo));
+        let echoes = with_its_own.as_ref().unwrap_or(&secrets.echoes);
         let (name, episode, now) = (&*account.name, &self.signers.of(account).echoes, self.clock.now());
         if !echoes.are_in(&answer.headers, &answer.body) {
             if let Some(took) = episode.is_over(now) {
@@ -285,7 +283,7 @@ impl SignLayer {
             _ => false,
         };
         if asks_to_wait(answer.status) {
-            return Ok(without_the_credential(&answer, &echoes));
+            return Ok(without_the_credential(&answer, echoes));
         }
         Err(GatewayError::new(
             Reason::UpstreamInvalid,
@@ -307,7 +305,7 @@ fn rejects_credentials(operation: Operation, answer: &UpstreamResponse) -> bool 
 
 /// What remains of a withheld answer that asks to stop sending: its status, and those of its numbers and dates that are
 /// not part of a credential.
-fn without_the_credential(answer: &UpstreamResponse, echoes: &Echoes<'_>) -> UpstreamResponse {
+fn without_the_credential(answer: &UpstreamResponse, echoes: &Echoes) -> UpstreamResponse {
     let reason = match answer.status {
         StatusCode::TOO_MANY_REQUESTS => Reason::UpstreamRateLimit,
         _ => Reason::Overloaded,

@@ -6,23 +6,27 @@
 //! percent, JSON and HTML escapes in any mixture, twice over. An answer of any status has been decoded before it comes
 //! here. One that spells the secret in another way is not recognised.
 
+mod search;
+
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue};
-use memchr::{memchr3, memmem};
+use memchr::memchr3;
 use zeroize::Zeroizing;
 
-/// Secrets that are shorter than this are words, and would be found where nobody repeated anything. Twilio's have 32.
-const SHORTEST: usize = 8;
+use self::search::{Form, Search};
 
-/// Bytes at the end of a secret that are looked for first: a SIMD register.
-const TAIL: usize = 16;
+/// Secrets that are shorter than this are words, and would be found where nobody repeated anything. Twilio's have 32. The
+/// same is true of the Base64 of a user and a secret that have less than 6 characters together.
+const SHORTEST: usize = 8;
 
 /// How many escapes are undone, one around the other.
 const DEEPEST: usize = 3;
 
-/// What to look for. Wiped when dropped, which is why the searchers are not kept: they would hold copies.
-pub(super) struct Echo(Vec<Zeroizing<Vec<u8>>>);
+/// The forms of one credential. Wiped when dropped.
+pub(super) struct Echo(Vec<Form>);
 
 impl Echo {
     /// Of a secret, and of `user:secret` in Base64.
@@ -58,14 +62,14 @@ impl Echo {
     }
 }
 
-fn add(forms: &mut Vec<Zeroizing<Vec<u8>>>, form: &[u8]) {
-    if !forms.iter().any(|known| known.as_slice() == form) {
-        forms.push(Zeroizing::new(form.to_vec()));
+fn add(forms: &mut Vec<Form>, form: &[u8]) {
+    if form.len() >= SHORTEST && !forms.iter().any(|known| known.as_slice() == form) {
+        forms.push(Arc::new(Zeroizing::new(form.to_vec())));
     }
 }
 
 /// Adds what is Base64, and the same in the alphabet of URLs.
-fn add_base64(forms: &mut Vec<Zeroizing<Vec<u8>>>, form: &[u8]) {
+fn add_base64(forms: &mut Vec<Form>, form: &[u8]) {
     let mut url_safe = Zeroizing::new(form.to_vec());
     for byte in url_safe.iter_mut() {
         *byte = match *byte {
@@ -88,10 +92,29 @@ fn aligned(secret: &str, before: usize) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(encoded.as_bytes()[first..end].to_vec())
 }
 
-/// Several that are looked for at once.
-pub(super) struct Echoes<'e>(pub(super) Vec<&'e Echo>);
+/// Several credentials that are looked for at once. Wiped when dropped.
+pub(super) struct Echoes {
+    all: Vec<Arc<Echo>>,
+    search: Search,
+}
 
-impl Echoes<'_> {
+impl Echoes {
+    /// Of these.
+    pub(super) fn new(all: Vec<Arc<Echo>>) -> Self {
+        let search = Search::new(all.iter().flat_map(|echo| &echo.0).cloned().collect());
+        Self { all, search }
+    }
+
+    /// Whether this credential is among them.
+    pub(super) fn contain(&self, echo: &Arc<Echo>) -> bool {
+        self.all.iter().any(|one| Arc::ptr_eq(one, echo))
+    }
+
+    /// These and one more.
+    pub(super) fn with(&self, echo: &Arc<Echo>) -> Self {
+        Self::new(self.all.iter().chain([echo]).cloned().collect())
+    }
+
     /// Is one of the credentials in these headers or this body.
     pub(super) fn are_in(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         headers.values().any(|value| self.are_in_value(value)) || self.are_in_text(body)
@@ -104,25 +127,14 @@ impl Echoes<'_> {
 
     fn are_in_text(&self, text: &[u8]) -> bool {
         let unescaped = || std::iter::successors(unescape(text), |text| unescape(text)).take(DEEPEST);
-        self.are_written_in(text) || unescaped().any(|text| self.are_written_in(&text))
-    }
-
-    fn are_written_in(&self, text: &[u8]) -> bool {
-        let mut forms = self.0.iter().flat_map(|echo| &echo.0);
-        forms.any(|form| ends(text, form).any(|end| text[..end].ends_with(form)))
+        self.search.finds_in(text) || unescaped().any(|text| self.search.finds_in(&text))
     }
 }
 
-/// Where in `text` the last bytes of `form` end. A short needle is looked for without preparation, and in other text it
-/// hardly ever is.
-fn ends(text: &[u8], form: &[u8]) -> impl Iterator<Item = usize> {
-    let tail = &form[form.len().saturating_sub(TAIL)..];
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        // One byte on, because a tail that repeats itself may overlap with itself.
-        from += memmem::find(&text[from..], tail)? + 1;
-        Some(from - 1 + tail.len())
-    })
+impl Default for Echoes {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
 }
 
 /// `text` with the escapes of URLs, JSON and HTML undone; `None` where there are none, which is nearly always.
@@ -194,9 +206,12 @@ mod tests {
         BASE64_STANDARD.encode(format!("SK1:{SECRET}"))
     }
 
+    fn echoes(echo: Echo) -> Echoes {
+        Echoes::new(vec![Arc::new(echo)])
+    }
+
     fn found(text: &str) -> bool {
-        let echo = Echo::new(SECRET, &basic());
-        let echo = Echoes(vec![&echo]);
+        let echo = echoes(Echo::new(SECRET, &basic()));
         let body = format!("{{\"data\":\"some text, {text}, more of it\"}}");
         let in_body = echo.are_in(&HeaderMap::new(), body.as_bytes());
         if let Ok(value) = HeaderValue::from_str(text) {
@@ -264,8 +279,7 @@ mod tests {
     fn a_password_is_looked_for_by_itself_where_it_is_no_word() {
         let is_in = |password: &str, text: &str| {
             let basic = BASE64_STANDARD.encode(format!("user:{password}"));
-            let echo = Echo::of_password(password, &basic);
-            let echoes = Echoes(vec![&echo]);
+            let echoes = echoes(Echo::of_password(password, &basic));
             assert!(echoes.are_in(&HeaderMap::new(), basic.as_bytes()));
             echoes.are_in(&HeaderMap::new(), text.as_bytes())
         };
@@ -275,10 +289,10 @@ mod tests {
 
     #[test]
     fn a_secret_that_repeats_itself_is_found() {
-        let secret = format!("b{}", "a".repeat(TAIL + 4));
-        let echo = Echo::new(&secret, "cGxhbnQ6c2VjcmV0");
-        for (text, there) in [(format!("aab{}a", "a".repeat(TAIL + 4)), true), ("a".repeat(100), false)] {
-            assert_eq!(Echoes(vec![&echo]).are_in(&HeaderMap::new(), text.as_bytes()), there, "{text}");
+        let secret = format!("b{}", "a".repeat(20));
+        let echoes = echoes(Echo::new(&secret, "cGxhbnQ6c2VjcmV0"));
+        for (text, there) in [(format!("aab{}a", "a".repeat(20)), true), ("a".repeat(100), false)] {
+            assert_eq!(echoes.are_in(&HeaderMap::new(), text.as_bytes()), there, "{text}");
         }
     }
 
@@ -303,10 +317,35 @@ mod tests {
     #[test]
     fn a_word_is_found_only_beside_its_user() {
         let basic = BASE64_STANDARD.encode("SK1:secret");
-        let echo = Echo::new("secret", &basic);
-        let is_in = |body: &str| Echoes(vec![&echo]).are_in(&HeaderMap::new(), body.as_bytes());
+        let echoes = echoes(Echo::new("secret", &basic));
+        let is_in = |body: &str| echoes.are_in(&HeaderMap::new(), body.as_bytes());
         assert!(!is_in("{\"data\":\"a secret\"}"));
         assert!(is_in(&format!("{{\"data\":\"{basic}\"}}")));
+    }
+
+    #[test]
+    fn a_pair_that_is_shorter_than_a_word_is_not_looked_for() {
+        for (pair, there) in [(":", false), ("u:", false), ("u:pwd", false), ("u:pwds", true)] {
+            let basic = BASE64_STANDARD.encode(pair);
+            let echoes = echoes(Echo::new(&pair[pair.len().min(2)..], &basic));
+            assert_eq!(
+                echoes.are_in(&HeaderMap::new(), format!("{{\"data\":\"{basic}\"}}").as_bytes()),
+                there,
+                "{pair}"
+            );
+        }
+    }
+
+    #[test]
+    fn secrets_of_any_lengths_are_found_together() {
+        let all = ["eight888", "a-dozen-long", "as-long-as-the-secrets-of-Twilio", &"very-long".repeat(100)];
+        let echo = |secret: &str| Arc::new(Echo::new(secret, &BASE64_STANDARD.encode(format!("SK1:{secret}"))));
+        let together = Echoes::new(all.map(echo).to_vec());
+        for secret in all {
+            assert!(together.are_in(&HeaderMap::new(), format!("{{\"data\":\"{secret}\"}}").as_bytes()), "{secret}");
+            let cut = &secret[1..];
+            assert!(!together.are_in(&HeaderMap::new(), format!("{{\"data\":\"{cut}\"}}").as_bytes()), "{cut}");
+        }
     }
 
     #[test]
