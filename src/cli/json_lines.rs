@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::core::escape;
+use crate::core::{escape, json};
 
 /// The format; see the module.
 #[derive(Debug, Clone, Copy)]
@@ -64,13 +64,20 @@ impl<'a> FormatFields<'a> for JsonLines {
     }
 }
 
-/// Whether nothing of it has to be escaped. Most of these texts are short, so eight bytes are compared at a time, without
-/// branches: that is compiled to vector instructions.
+/// Whether nothing of it has to be escaped. Most of these texts are short, so eight bytes are compared at a time.
 fn is_plain(text: &[u8]) -> bool {
-    let is_special = |b: &u8| u8::from(*b < 0x20) | u8::from(*b >= 0x7f) | u8::from(*b == b'"') | u8::from(*b == b'\\');
-    let has_none = |bytes: &[u8]| bytes.iter().fold(0, |found, b| found | is_special(b)) == 0;
-    let (words, rest) = text.as_chunks::<8>();
-    words.iter().all(|word| has_none(word)) && has_none(rest)
+    let is_plain_word = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        // The highest bit of a byte is set if it is at least 0x80, and then that of its successor if it is 0x7f.
+        let above = (word | word.wrapping_add(json::all(1))) & json::all(0x80);
+        json::below(word, 0x20) | json::equal(word, b'"') | json::equal(word, b'\\') | above == 0
+    };
+    let is_plain_byte = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    match text.last_chunk() {
+        // The last word may overlap with the one before.
+        Some(last) => text.as_chunks().0.iter().all(is_plain_word) && is_plain_word(last),
+        None => text.iter().all(is_plain_byte),
+    }
 }
 
 /// Most access lines are shorter than this.

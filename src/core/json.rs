@@ -10,7 +10,7 @@ mod value;
 
 pub use self::error::{Fault, JsonError, Position};
 pub use self::reader::{MAX_DEPTH, MAX_VALUES, built_size, parse, parse_within};
-pub(crate) use self::reader::{equal, plain_prefix};
+pub(crate) use self::reader::{all, below, equal, plain_prefix};
 pub use self::value::{Member, Text, Value, member, write_array, write_separated};
 
 #[cfg(test)]

@@ -50,13 +50,13 @@ pub fn built_size(text: &[u8]) -> usize {
 }
 
 /// A word of eight times this byte.
-const fn all(byte: u8) -> u64 {
+pub(crate) const fn all(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
 /// Marks the highest bit of the first byte below `limit`, where the lowest byte comes first. The subtraction borrows,
 /// so later bytes may be marked as well: their bits mean nothing.
-const fn below(word: u64, limit: u8) -> u64 {
+pub(crate) const fn below(word: u64, limit: u8) -> u64 {
     word.wrapping_sub(all(limit)) & !word & all(0x80)
 }
 
