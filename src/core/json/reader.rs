@@ -27,7 +27,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value<'_>, JsonError> {
 pub fn parse_within(bytes: &[u8], values: usize) -> Result<Value<'_>, JsonError> {
     let text =
         std::str::from_utf8(bytes).map_err(|error| JsonError { at: error.valid_up_to(), fault: Fault::NotUtf8 })?;
-    let mut reader = Reader { text, at: 0, values };
+    let mut reader = Reader { text, at: 0, values, elements: Vec::new(), members: Vec::new() };
     let value = reader.value(0)?;
     reader.skip_space();
     match reader.peek() {
@@ -37,7 +37,8 @@ pub fn parse_within(bytes: &[u8], values: usize) -> Result<Value<'_>, JsonError>
 }
 
 /// The most bytes that the value read from `text` takes while it is built: a list that grows takes twice the size of
-/// its content. It is computed from the bytes that can begin a value, so that it is known before the value is built.
+/// its content, and then there is a container of its final size beside it. It is computed from the bytes that can begin a
+/// value, so that it is known before the value is built.
 pub fn built_size(text: &[u8]) -> usize {
     let (mut values, mut members) = (1_usize, 0_usize);
     for byte in text {
@@ -46,7 +47,7 @@ pub fn built_size(text: &[u8]) -> usize {
     }
     let values = values.min(MAX_VALUES) * size_of::<Value<'_>>();
     let members = members.min(MAX_VALUES) * size_of::<Member<'_>>();
-    2 * (values + members) + text.len()
+    3 * (values + members) + text.len()
 }
 
 /// A word of eight times this byte.
@@ -85,6 +86,10 @@ struct Reader<'a> {
     at: usize,
     /// How many more values are allowed.
     values: usize,
+    /// The elements of all arrays that are open, and the members of all objects. They are moved when their container ends,
+    /// so that it is allocated only once, in its final size.
+    elements: Vec<Value<'a>>,
+    members: Vec<Member<'a>>,
 }
 
 impl<'a> Reader<'a> {
@@ -142,7 +147,7 @@ impl<'a> Reader<'a> {
             return Err(self.fault(Fault::TooDeep));
         }
         self.at += 1;
-        let mut members = Vec::new();
+        let first = self.members.len();
         self.skip_space();
         if self.peek() == Some(b'}') {
             self.at += 1;
@@ -154,15 +159,15 @@ impl<'a> Reader<'a> {
             self.skip_space();
             self.take(b':')?;
             let value = self.value(depth + 1)?;
-            members.push(Member { name, value });
+            self.members.push(Member { name, value });
             self.skip_space();
             if self.peek() == Some(b',') {
                 self.at += 1;
                 continue;
             }
             self.take(b'}')?;
-            return match repeated(&members) {
-                None => Ok(Value::Object(members.into())),
+            return match repeated(&self.members[first..]) {
+                None => Ok(Value::Object(self.members.drain(first..).collect())),
                 Some(name) => Err(JsonError { at: self.offset(name.raw), fault: Fault::RepeatedName }),
             };
         }
@@ -178,21 +183,22 @@ impl<'a> Reader<'a> {
             return Err(self.fault(Fault::TooDeep));
         }
         self.at += 1;
-        let mut elements = Vec::new();
+        let first = self.elements.len();
         self.skip_space();
         if self.peek() == Some(b']') {
             self.at += 1;
             return Ok(Value::Array(Box::default()));
         }
         loop {
-            elements.push(self.value(depth + 1)?);
+            let element = self.value(depth + 1)?;
+            self.elements.push(element);
             self.skip_space();
             if self.peek() == Some(b',') {
                 self.at += 1;
                 continue;
             }
             self.take(b']')?;
-            return Ok(Value::Array(elements.into()));
+            return Ok(Value::Array(self.elements.drain(first..).collect()));
         }
     }
 
