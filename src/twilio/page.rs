@@ -4,11 +4,9 @@
 //! one line of ASCII without escapes. A fast reader that handles only this form reads those. If it does not accept a
 //! body, `serde_json` decides whether it is JSON.
 
-use memchr::memmem;
+use memchr::{memchr, memmem};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-
-use crate::core::json;
 
 /// What a response says about its pages.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -209,15 +207,7 @@ impl Skim<'_> {
     /// Reads a string after its first quote, up to and including the last.
     #[inline(always)]
     fn string(&mut self) -> Option<()> {
-        while let Some(bytes) = self.text.get(self.at..).and_then(|rest| rest.first_chunk()) {
-            let quotes = json::equal(u64::from_le_bytes(*bytes), b'"');
-            if quotes != 0 {
-                self.at += quotes.trailing_zeros() as usize / 8 + 1;
-                return Some(());
-            }
-            self.at += 8;
-        }
-        self.at += self.text.get(self.at..)?.iter().position(|byte| *byte == b'"')? + 1;
+        self.at += memchr(b'"', self.text.get(self.at..)?)? + 1;
         Some(())
     }
 
