@@ -374,14 +374,15 @@ fn forwarded_headers(received: &HeaderMap, endpoint: &Endpoint) -> HeaderMap {
         let lists = received.get_all(header::CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
         lists.flat_map(|list| list.split(',')).any(|word| word.trim().eq_ignore_ascii_case(name.as_str()))
     };
+    let is_forwarded = |name: &HeaderName| {
+        FORWARDED_RESPONSE_HEADERS.contains(name)
+            || upstream_headers::RATE_LIMIT.contains(name)
+            || endpoint.returns.contains(&name.as_str())
+    };
     let mut headers = HeaderMap::with_capacity(FORWARDED_RESPONSE_HEADERS.len());
-    let returned = endpoint.returns.iter().copied().map(HeaderName::from_static);
-    for name in FORWARDED_RESPONSE_HEADERS.into_iter().chain(upstream_headers::RATE_LIMIT).chain(returned) {
-        if !received.contains_key(&name) || nominated(&name) || headers.contains_key(&name) {
-            continue;
-        }
-        // Every line, because the strictest of several directives may be in the last.
-        for value in received.get_all(&name) {
+    // Every line, because the strictest of several directives may be in the last.
+    for (name, value) in received {
+        if is_forwarded(name) && !nominated(name) {
             headers.append(name.clone(), value.clone());
         }
     }
