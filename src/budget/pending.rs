@@ -116,7 +116,10 @@ pub(super) fn queue_full(limit: u32, wait: Duration) -> GatewayError {
 /// What a call asks for, as far as the upstream's health is concerned: a page size makes no other query of the same body.
 pub(super) fn query_of(call: &UpstreamCall) -> Key {
     match call.endpoint.body {
-        endpoint::Body::Query => Key::new(&call.team.account, call.endpoint.operation, "", &call.body),
+        // Without parameters it is the call's own key, and need not be computed again.
+        endpoint::Body::Query if !call.parameters.is_empty() => {
+            Key::new(&call.team.account, call.endpoint.operation, "", &call.body)
+        }
         _ => call.key,
     }
 }
@@ -135,4 +138,17 @@ pub(super) fn needed_by(call: &UpstreamCall) -> Instant {
 /// The latest deadline of the clients that wait for a call, but no later than that of the call itself.
 pub(super) fn useful_until(call: &UpstreamCall) -> Instant {
     call.waiters.useful_until().map_or(call.deadline, |useful| useful.min(call.deadline))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::twilio::endpoint::Operation;
+
+    #[test]
+    fn parameters_make_no_other_query() {
+        let of = |parameters, body| query_of(&UpstreamCall::example(Operation::Query, parameters, body));
+        assert_eq!(of("", "{}"), of("pageSize=1", "{}"));
+        assert_ne!(of("", "{}"), of("", "[]"));
+    }
 }
