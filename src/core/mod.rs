@@ -15,6 +15,7 @@ pub(crate) mod limiter;
 pub(crate) mod network;
 pub(crate) mod outcome;
 pub mod peer;
+pub(crate) mod prehashed;
 pub(crate) mod reloads;
 pub mod request_id;
 pub(crate) mod set_once;

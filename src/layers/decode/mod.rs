@@ -167,9 +167,8 @@ where
                     let reply = inner.call(query).await;
                     context.end_of(Stage::Cache);
                     let reply = reply?;
-                    if let Some(restriction) = tokens {
-                        grants::settle(restriction.give_tokens_of(&reply.page), reply.outcome, &context.store_wait)
-                            .await;
+                    if let Some(giving) = tokens.and_then(|restriction| restriction.give_tokens_of(&reply.page)) {
+                        grants::settle(giving, reply.outcome, &context.store_wait).await;
                     }
                     reply
                 }

@@ -103,13 +103,12 @@ impl DecodeLayer {
     pub(super) fn read(&self, request: &Asked) -> Result<Read, GatewayError> {
         let Asked { endpoint, query, body, team, context, .. } = request;
         let restriction = team.policy.as_ref().map(|policy| self.restrictions.of(policy, &team.account));
-        let directives = request.directives.clone();
         let raw = RawQuery { reader: team.account.sid.as_bytes(), query, body };
         match (endpoint.body, restriction) {
             (endpoint::Body::Query, None) => {
                 let parsed = self.parsed(request, raw, |_, _| Ok(None))?;
                 context.asks(&parsed.canonical.body);
-                Ok(Read::Query(self.query(request, endpoint, parsed.canonical, directives), None))
+                Ok(Read::Query(self.query(request, endpoint, parsed.canonical, request.directives.clone()), None))
             }
             (endpoint::Body::Query, Some(restriction)) => {
                 let fresh = self.restrictions.fresh(&restriction).transpose()?;
@@ -124,7 +123,7 @@ impl DecodeLayer {
                 })?;
                 let endpoint = Operation::Metadata.endpoint();
                 let metadata = CanonicalQuery::of_metadata(&team.account);
-                let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&directives));
+                let query = self.query(request, endpoint, Arc::new(metadata), of_metadata(&request.directives));
                 // The client's headers belong to another endpoint.
                 let query = ClientQuery { headers: None, base: None, ..query };
                 Ok(Read::NeedsMetadata(query, restriction))
@@ -133,7 +132,7 @@ impl DecodeLayer {
             (endpoint::Body::Field, Some(_)) => Err(not_under_a_policy()),
             (_, restriction) => {
                 let (canonical, parameters) = understand_parameters(request)?;
-                let mut query = self.query(request, endpoint, Arc::new(canonical), directives);
+                let mut query = self.query(request, endpoint, Arc::new(canonical), request.directives.clone());
                 let tokens = match restriction {
                     Some(restriction) => restrict(restriction, &mut query, &parameters)?,
                     None => None,

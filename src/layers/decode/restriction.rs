@@ -9,13 +9,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
 use http::StatusCode;
 
 use super::tokens::{IssuedPageTokens, Scope};
 use crate::accounts::Account;
 use crate::core::clock::Instant;
 use crate::core::error::{GatewayError, Reason};
+use crate::core::prehashed::Prehashed;
 use crate::request::key::Key;
 use crate::request::query::Redact;
 use crate::request::response::{LazyGzip, Redacted, Representation};
@@ -57,7 +57,7 @@ pub(super) struct Restrictions {
     pages: FreshPages,
     tokens: IssuedPageTokens,
     /// By the policy's fingerprint; one for each account.
-    known: RwLock<HashMap<[u8; 32], Vec<Arc<Restriction>>, RandomState>>,
+    known: RwLock<HashMap<[u8; 32], Vec<Arc<Restriction>>, Prehashed>>,
 }
 
 impl Restrictions {
@@ -247,7 +247,8 @@ pub(super) struct View {
     policy: Arc<Policy>,
     /// All members, denied or not.
     pub(super) catalog: Catalog,
-    /// Distinguishes queries that are read with different views: account, policy and metadata.
+    /// Distinguishes queries that are read with different views: a hash of account, policy and metadata, which every hit
+    /// compares.
     pub(super) reader: Box<[u8]>,
     /// The metadata without denied members; `None` where nothing is denied.
     visible: Option<Arc<Redacted>>,
@@ -255,10 +256,11 @@ pub(super) struct View {
 
 impl View {
     fn new(restriction: &Restriction, page: &Representation) -> Option<Self> {
-        let Restriction { policy, scope, account, .. } = restriction;
+        let Restriction { policy, scope, .. } = restriction;
         let (catalog, visible) = policy.metadata(&page.body).filter(|_| page.status == StatusCode::OK)?;
+        let hash = blake3::Hasher::new().update(scope).update(&page.body).finalize();
         // For teams without a policy the reader is the account's SID alone, and no SID contains this byte.
-        let reader = [account.sid.as_bytes(), &[0xff], scope, blake3::hash(&page.body).as_bytes()].concat();
+        let reader = [&[0xff], hash.as_slice()].concat();
         Some(Self {
             policy: Arc::clone(policy),
             catalog,

@@ -3,15 +3,15 @@
 //! A page token does not show the query that it belongs to, so a team with a policy may use only tokens that it was
 //! given under that policy.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-// Seeded at random like the standard hasher, and a tenth of its time: every hit of a team with a policy looks here.
-use foldhash::{HashMap, HashSet};
 use futures_util::future::join_all;
 
 use crate::accounts::Account;
 use crate::core::clock::Clock;
+use crate::core::prehashed::Prehashed;
 pub(super) use crate::request::grants::Scope;
 use crate::request::grants::SharedGrants;
 use crate::request::key::Key;
@@ -25,7 +25,7 @@ use crate::twilio::parameters::Parameters;
 /// a restart a team with a policy has to begin with the first page again, unless replicas share what they gave out.
 #[derive(Debug, Clone, Default)]
 pub struct IssuedPageTokens {
-    scopes: Arc<Mutex<HashMap<Scope, Issued>>>,
+    scopes: Arc<Mutex<HashMap<Scope, Issued, Prehashed>>>,
     shared: Option<Shared>,
 }
 
@@ -40,10 +40,11 @@ struct Shared {
 /// Two generations: when the younger one is full, the older one is dropped.
 #[derive(Debug, Default)]
 struct Issued {
-    young: HashSet<[u8; 32]>,
-    old: HashSet<[u8; 32]>,
-    /// Entity tags of pages whose tokens are in the younger generation, so that those pages are not parsed again.
-    read: HashSet<[u8; 34]>,
+    young: HashSet<[u8; 32], Prehashed>,
+    old: HashSet<[u8; 32], Prehashed>,
+    /// Entity tags, without their quotes, of pages whose tokens are in the younger generation, so that those pages are not
+    /// parsed again.
+    read: HashSet<[u8; 32], Prehashed>,
     /// The number of the most recent use.
     used: u64,
 }
@@ -70,8 +71,9 @@ impl IssuedPageTokens {
     /// Records the tokens in the page `given` of `account`, which the teams of that scope get. What it returns ends when
     /// other replicas know them too; `None` if there is nothing to wait for.
     pub(super) fn give_all_of(&self, scope: &Scope, account: &Account, given: &Representation) -> Option<StoreWork> {
-        // Two quotes, and half a hash in hexadecimal between them.
-        let read = given.etag.as_ref().and_then(|etag| etag.as_bytes().try_into().ok())?;
+        // Half a hash in hexadecimal.
+        let [b'"', read @ .., b'"'] = given.etag.as_ref()?.as_bytes() else { return None };
+        let read: [u8; 32] = read.try_into().ok()?;
         if self.lock().get(scope).is_some_and(|issued| issued.read.contains(&read)) {
             return None;
         }
@@ -98,7 +100,7 @@ impl IssuedPageTokens {
     }
 
     /// Records tokens of a scope, and that the page with this entity tag has been read for them.
-    fn record(&self, scope: &Scope, tokens: &[Key], read: Option<[u8; 34]>) {
+    fn record(&self, scope: &Scope, tokens: &[Key], read: Option<[u8; 32]>) {
         let mut scopes = self.lock();
         let used = scopes.values().map(|issued| issued.used).max().unwrap_or_default() + 1;
         let is_new = !scopes.contains_key(scope);
@@ -130,7 +132,7 @@ impl IssuedPageTokens {
         (Self::GENERATION / scopes.max(1)).max(Self::LEAST)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Issued>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Scope, Issued, Prehashed>> {
         // A panic cannot leave a change under this lock in a harmful state.
         self.scopes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -81,8 +81,9 @@ impl<S> Jobs<S> {
                 .map(|token| Key::of_path(account, query.endpoint, path, token.as_str(), b""))
                 .collect(),
         };
-        let giving = owners.give(scope, account, &keys, *clock);
-        grants::settle(giving, response.outcome, &query.context.store_wait).await;
+        if let Some(giving) = owners.give(scope, account, &keys, *clock) {
+            grants::settle(giving, response.outcome, &query.context.store_wait).await;
+        }
         Ok(())
     }
 }
