@@ -21,9 +21,9 @@ use crate::core::clock::Moment;
 
 /// The key of the clock. It shares a hash slot with the feed.
 pub(super) const KEY: &str = "{changes}:clock";
-/// A time that is farther ahead than this is none of the shared clock: somebody else has written it.
+/// A time that is farther ahead than this is not from the shared clock: something else has written it.
 pub(super) const AHEAD: Duration = Duration::from_secs(60);
-/// For so long a reading says how late it may be at most. Meanwhile each replica has read the clock again.
+/// For this long a reading limits how late the clock may be. Within that time each replica has read the clock again.
 const DOUBTED: Duration = Duration::from_secs(3);
 
 /// Defines `read_clock` for a script. It takes the key of the clock, the head of the feed, and the time that the clock
@@ -80,18 +80,18 @@ impl Reading {
 #[derive(Debug, Default)]
 pub(super) struct StoreClock {
     last: Option<Reading>,
-    /// The one by which the time is latest that is certainly over. So what this replica takes for the time never goes back
-    /// either: of two pages the one that it requested later has the later time.
+    /// The reading that gives the latest time that has certainly passed. So the time that this replica uses never goes
+    /// back either: of two pages, the one that it requested later has the later time.
     earliest: Option<Reading>,
-    /// The recent one by which it is latest now. Where another server has taken over, others may still go by the clock
-    /// that was.
+    /// The recent reading that gives the latest time now. After another server has taken over, other replicas may still
+    /// use the earlier clock.
     latest: Option<Reading>,
 }
 
 impl StoreClock {
     pub(super) fn record(&mut self, reading: Reading) {
         let came = reading.came;
-        // If it is earlier by so much, the clock has begun anew.
+        // If it is earlier by that much, the clock has started again.
         let counts = |before: &Reading| before.latest(came).saturating_sub(reading.latest(came)) < micros(AHEAD);
         let is_later = |before: &Reading| counts(before) && before.earliest(came) > reading.earliest(came);
         self.earliest = Some(self.earliest.filter(is_later).unwrap_or(reading));
@@ -106,7 +106,7 @@ impl StoreClock {
         self.earliest.map(|reading| StoreTime(reading.earliest(moment)))
     }
 
-    /// The time at this moment, never earlier than it really was, nor than any replica takes it for.
+    /// The time at this moment, never earlier than it really was, nor earlier than the time that any replica uses.
     pub(super) fn latest(&self, moment: Moment) -> Option<StoreTime> {
         self.latest.map(|reading| StoreTime(reading.latest(moment)))
     }
@@ -139,8 +139,8 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// When a server has to run a command, on its own clock in microseconds. A store that froze runs what lies in its sockets
-/// when it goes on, also for those who have given up.
+/// When a server may run a command, on its own clock in microseconds. When a store that stood still continues, it runs
+/// all commands that it has received, also those whose callers no longer wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Due {
     pub(super) from: u64,
@@ -154,9 +154,9 @@ impl Due {
     }
 }
 
-/// Runs a command that is no longer run once `patience` is over. `now` is the server's time, as far as it is known. `late`
-/// finds the server's time in the reply that refuses. Such a reply came in time, so the server has another clock: the
-/// command is then run once more, by that clock.
+/// Sends a command that the server does not run after `patience`. `now` is the server's time, as far as it is known.
+/// `late` finds the server's time in a reply that refuses. Such a reply came in time, so the server has another clock,
+/// and the command is sent once more with times of that clock.
 pub(super) async fn run_in_time<T, R: Future<Output = Result<T, StoreError>>>(
     now: u64,
     patience: Duration,

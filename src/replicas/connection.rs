@@ -47,7 +47,7 @@ pub(crate) enum Connection {
     Single(MultiplexedConnection),
     /// To the nodes of a cluster. Each operation goes to the node that has its key.
     Cluster(ClusterConnection),
-    /// To a store that a test plays.
+    /// To a store that a test simulates.
     #[cfg(test)]
     Scripted(std::sync::Arc<Script>),
 }
@@ -57,7 +57,7 @@ pub(crate) enum Connection {
 pub(crate) type Script = dyn Fn(&Cmd) -> futures_util::future::BoxFuture<'static, RedisResult<Value>> + Send + Sync;
 
 impl Connection {
-    /// Opens a connection; gives up after `timeout`.
+    /// Opens a connection, within `timeout`.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Connection {
     }
 }
 
-/// A connection for large values, opened when one has to cross.
+/// A connection for large values, opened when the first one has to be sent.
 pub(crate) struct SecondConnection {
     /// With the episode of the first connection that it belongs to: the next one may reach another server.
     opened: Mutex<Option<(u64, Connection)>>,
@@ -96,7 +96,7 @@ impl Default for SecondConnection {
 }
 
 impl SecondConnection {
-    /// Runs one command, after a wait while several others run. The caller gives up after `patience`.
+    /// Runs one command, after a wait while several others run. The caller waits for `patience` at most.
     pub(crate) async fn run(
         &self,
         episode: u64,
@@ -194,12 +194,12 @@ async fn cluster(
 ) -> RedisResult<ClusterConnection> {
     let nodes = hosts.iter().map(|host| information(settings, address(settings, host)));
     let nodes = nodes.collect::<RedisResult<Vec<_>>>()?;
-    // An operation that failed is not repeated behind the caller's back: a token would be taken twice. A redirection
-    // to another node is none.
+    // The library must not repeat an operation that failed, because a token would be taken twice. A redirection to
+    // another node is not a repetition.
     let mut builder: ClusterClientBuilder = ClusterClient::builder(nodes)
         .retries(1)
-        // The library waits for all nodes of the list, then for all that these name. Those of both that never answer
-        // must leave time for the others.
+        // The library waits for all nodes of the list, then for all that these name. Nodes of either list that never
+        // answer must leave time for the others.
         .connection_timeout(timeout.mul_f64(0.4))
         .overall_response_timeout(Some(timeout))
         .tcp_settings(tcp());

@@ -33,7 +33,7 @@ use crate::metrics::{Metrics, NoLabels, ReasonLabels, SharedLabels, SharedOperat
 
 /// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
 const FAILURES: u32 = 3;
-/// A longer value is large: it crosses on the second connection.
+/// A longer value is large: it is sent over the second connection.
 pub(super) const LARGE: usize = 1024 * 1024;
 /// The longest body of a response that is shared, as it came from upstream.
 pub(super) const LONGEST_BODY: usize = 16 * 1024 * 1024;
@@ -42,10 +42,10 @@ pub(super) const LONGEST_BODY: usize = 16 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
-    /// The store answered that it does not do this.
+    /// The store refused the operation.
     Refusal,
     NoAnswer,
-    /// The connection is of no more use.
+    /// The connection can no longer be used.
     Broken,
 }
 
@@ -143,9 +143,9 @@ impl SharedStore {
         }))
     }
 
-    /// Puts another user, password and seal into use: for the next connection, and for all values from now on. Nothing
-    /// changes if they are for a store at another address. Only a process that starts goes there, and until then the old
-    /// store must not get what is for the other one.
+    /// Uses another user and password for the next connection, and another seal for all values from now on. Nothing
+    /// changes if they are for a store at another address: only a process that starts connects to that one, and the old
+    /// store must not get its secrets.
     pub fn reload(&self, settings: &Shared) {
         if settings.url == self.0.settings.url {
             self.0.access.store(Arc::new(Access::of(settings)));
@@ -157,7 +157,8 @@ impl SharedStore {
         *self.0.is_up.borrow()
     }
 
-    /// How often the store has been reached, while it is: who saw another number has missed something.
+    /// How often the store has been reached, while it is reached. A caller that saw another number has missed
+    /// something.
     pub(crate) fn episode(&self) -> Option<u64> {
         self.is_up().then(|| self.0.episodes.load(Ordering::SeqCst))
     }
@@ -234,8 +235,8 @@ impl SharedStore {
         }
     }
 
-    /// What other replicas changed cannot be read for this reason, although the store is reached; `None`: it can. Each
-    /// change is logged.
+    /// Records why the changes of other replicas cannot be read although the store is reached; `None` if they can. Each
+    /// change of this is logged.
     pub(crate) fn set_fault(&self, fault: Option<&StoreError>) {
         let mut link = self.link();
         if link.connection.is_none() || link.fault.is_some() == fault.is_some() {
@@ -267,7 +268,7 @@ impl SharedStore {
         let (fault, value) = self.judge(operation, begun, replied);
         match &value {
             Ok(_) => self.0.failures.store(0, Ordering::Relaxed),
-            // What was sent over an earlier connection says nothing of this one.
+            // A failure of an earlier connection does not mean that this one has failed.
             Err(_) if fault == Fault::Refusal || self.episode() != episode => {}
             Err(error) => {
                 let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
@@ -402,7 +403,7 @@ impl SharedStore {
         self.link().clock.server(self.0.clock.moment())
     }
 
-    /// The shared clock shows at least this time now, by what this replica knows.
+    /// The earliest time that the shared clock may show now, as far as this replica knows.
     pub(super) fn least_time(&self) -> u64 {
         self.time().map_or(0, |StoreTime(now)| now)
     }

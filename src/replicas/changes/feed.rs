@@ -19,13 +19,15 @@ use crate::replicas::{SharedStore, StoreError, StoreTime};
 pub(in crate::replicas) const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
 /// Purges in the stream. If there are more within [`LONGEST`], a new generation begins.
 const MOST_PURGES: usize = 16_384;
-/// Replaced pages in the stream: older ones are gone, and who has not read them drops all of memory.
+/// Replaced pages in the stream. Older ones are removed, and a replica that has not read them drops all pages in its
+/// memory.
 const MOST_REPLACED: usize = 4096;
 /// Entries that are read at once.
 const AT_ONCE: usize = 512;
 
-/// Reads what is new, and begins a generation where there is none, or where the keys are damaged: they have another type,
-/// the generation or a number of entries is none, or there are fewer purges than were added and not trimmed.
+/// Reads what is new, and begins a generation where there is none, or where the keys are damaged: a key has another
+/// type, the generation or a number of entries cannot be read, or there are fewer purges than were added and not
+/// trimmed.
 ///
 /// Keys: the head, purges, replaced pages, the clock. Arguments: the time that the clock shows at least, a generation to
 /// begin with, milliseconds to live, the last id of each stream, entries at most. Returns the time and that of the server
@@ -174,7 +176,7 @@ impl Kind {
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     generation: Option<Generation>,
-    /// Those before. Who finds one again has a store that went back.
+    /// The earlier generations. If one of them is found again, the store has returned to an older state.
     left: Vec<Generation>,
     purged: Passed,
     replaced: Passed,
@@ -182,7 +184,7 @@ pub(super) struct Reader {
     left_behind: LeftBehind,
     /// It is not known yet what is on the disk: what is read is applied to memory alone.
     pub(super) awaits_disk: bool,
-    /// Since then changes were lost.
+    /// Whether changes were lost since then.
     has_lost: bool,
     last_note: String,
     /// What was read and is not applied yet.
@@ -206,8 +208,8 @@ type Id = (Millis, u64);
 /// The last entry that was read from one stream.
 #[derive(Debug, Default)]
 struct Passed {
-    /// How many the stream had had. `None` until all that it had at first is read: who has read nothing yet has missed
-    /// nothing that still matters.
+    /// How many entries the stream had ever had. `None` until all entries of the first reading are read: before that,
+    /// this replica cannot have missed an entry that still matters.
     number: Option<u64>,
     id: Id,
     /// Until here an earlier process had applied all to the pages that it left.
@@ -224,7 +226,7 @@ impl Passed {
         self.number.is_some_and(|passed| passed > number)
     }
 
-    /// Goes on to the entry with this number. Returns whether there were others in between.
+    /// Continues to the entry with this number. Returns whether there were others in between.
     fn advance(&mut self, number: u64) -> bool {
         let Some(passed) = &mut self.number else { return false };
         let is_gap = number > *passed + 1;
@@ -258,7 +260,7 @@ type Reply = ((u64, u64), String, u64, u64, Vec<Value>, Vec<Value>);
 impl Reader {
     /// Generations that are remembered after they ended.
     const LEFT: usize = 16;
-    /// Replies until it is given up: more than both streams together need.
+    /// The most replies of one reading: more than both streams together need.
     const REPLIES: usize = 128;
 
     pub(super) fn new(awaits_disk: bool) -> Self {

@@ -16,7 +16,7 @@ use crate::replicas::{changes, clock};
 
 /// How often a replica writes that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// A replica that has been silent for this long is gone.
+/// A replica that has written nothing for this long no longer counts.
 const SILENCE: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reach the store.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ return {now, own, redis.call('ZCARD', KEYS[1]) + ARGV[3]}
 const REPLICAS: &str = "{changes}:replicas";
 
 impl SharedStore {
-    /// Looks for the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
+    /// Connects to the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
     pub fn start(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let store = Self::new(settings, metrics, clock);
         let weak = Arc::downgrade(&store.0);
@@ -62,7 +62,7 @@ impl SharedStore {
         }
     }
 
-    /// Reaches the store, stays until it is lost, and returns.
+    /// Connects to the store, and returns when the connection is lost.
     async fn keep_up(self) {
         // Longer than an operation: a connection takes several round trips, and TLS.
         let patience = (self.0.settings.timeout * 4).clamp(Duration::from_secs(1), Duration::from_secs(2));
@@ -175,7 +175,7 @@ mod tests {
         };
         one.leave().await;
         assert_eq!(known().await, [two.id()]);
-        // It goes on to use the store, and does not come back into the list.
+        // It still uses the store, and does not enter the list again.
         let before = one.last_beat();
         until("another heartbeat", || one.last_beat() > before).await;
         assert_eq!(known().await, [two.id()]);
