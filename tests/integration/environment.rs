@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
-use crate::support::process::{Process, command, quiet, set};
+use crate::support::process::{Process, command, quiet, set, told};
 use crate::support::*;
 use tempfile::TempDir;
 
@@ -24,13 +24,6 @@ fn no_thread_to_be_had_is_said_and_ends_with_70() {
         assert!(said.contains("too few threads") && said.contains("TasksMax="), "{said}");
         assert!(!said.contains("panicked"), "{said}");
     }
-}
-
-/// Waits for the next message to the service manager.
-async fn told(manager: &tokio::net::UnixDatagram) -> String {
-    let mut buffer = [0; 1024];
-    let length = within(manager.recv(&mut buffer)).await.unwrap();
-    String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
 #[tokio::test]

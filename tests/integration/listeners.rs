@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use crate::support::certificate::Certificate;
 use crate::support::client::http2_status;
 use crate::support::gateway::{KEY, SECRET, SID};
-use crate::support::process::{Process, command, quiet, set};
+use crate::support::process::{Process, command, quiet, set, told};
 use crate::support::*;
 use insights_gateway::config;
 use insights_gateway::server::{Inherited, InheritedSocket};
@@ -233,13 +233,6 @@ async fn without_teams_a_socket_that_is_handed_over_has_to_be_loopback() {
     assert!(refused.contains("not loopback") && refused.contains("server.open"), "{refused}");
     bind("0.0.0.0:0", "true").unwrap();
     bind("127.0.0.1:0", "false").unwrap();
-}
-
-/// Waits for the next message to the service manager.
-async fn told(manager: &tokio::net::UnixDatagram) -> String {
-    let mut buffer = [0; 1024];
-    let length = within(manager.recv(&mut buffer)).await.unwrap();
-    String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
 #[tokio::test]

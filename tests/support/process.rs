@@ -50,6 +50,13 @@ pub fn set(key: &str, value: &str) -> String {
     format!("--set={key}={value}")
 }
 
+/// Waits for the next message to the service manager.
+pub async fn told(manager: &tokio::net::UnixDatagram) -> String {
+    let mut buffer = [0; 1024];
+    let length = within(manager.recv(&mut buffer)).await.unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
 impl Process {
     /// On free ports, with these flags.
     pub async fn start(arguments: Vec<String>) -> Self {
