@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::ask::{ask, pause};
 use super::exit;
-use super::glance::{self, Style};
 use super::output::{answer, explain, print};
+use super::status_text::{self, Style};
 use super::terminal::Terminal;
 use super::text::error_message;
 
@@ -80,7 +80,7 @@ fn look(args: &StatusArgs) -> Result<String, ExitCode> {
         (200, Ok(_)) if args.json => Ok(said.body),
         (200, Ok(status)) => {
             let Terminal { width, colour, .. } = Terminal::of_process();
-            Ok(glance::page(&status, &target.to_string(), Timestamp::now(), Style { width, colour }))
+            Ok(status_text::page(&status, &target.to_string(), Timestamp::now(), Style { width, colour }))
         }
         (200, Err(_)) => refused("the answer is not JSON; is this the admin address?"),
         (401, _) if token.is_some() => {

@@ -24,7 +24,7 @@ pub use self::connection::Reserve;
 pub(super) use self::connection::{BusyGuard, Connection, Order};
 use self::heads::HeadMemory;
 pub(super) use self::heads::{FinishedHeads, HeadShare, LARGEST_LIST, TooManyHeads, WaitingHead};
-use super::sparingly::Sparingly;
+use super::warning_limit::WarningLimit;
 
 /// How long an identified connection must be idle before it may be closed for another: longer than a busy client's
 /// pause between two requests.
@@ -40,7 +40,7 @@ pub struct Connections {
     left: Notify,
     heads: Arc<HeadMemory>,
     /// Limits warnings about clients that use TLS on a listener without it.
-    tls_warnings: Arc<Sparingly>,
+    tls_warnings: Arc<WarningLimit>,
 }
 
 #[derive(Debug, Default)]
@@ -213,7 +213,7 @@ impl Place {
         self.connections.heads.head_share()
     }
 
-    pub(super) fn tls_warnings(&self) -> Arc<Sparingly> {
+    pub(super) fn tls_warnings(&self) -> Arc<WarningLimit> {
         Arc::clone(&self.connections.tls_warnings)
     }
 }

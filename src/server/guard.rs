@@ -21,7 +21,7 @@ use super::connections::{Connection, FinishedHeads, HeadShare, Place, TooManyHea
 use super::framing::{Ambiguous, Unfinished};
 use super::protocol::Protocol;
 use super::refusal::{answer, go_away, replacement};
-use super::sparingly::Sparingly;
+use super::warning_limit::WarningLimit;
 use crate::core::error::Reason;
 
 /// How long a kept-alive connection may be silent. nginx has the same default.
@@ -52,7 +52,7 @@ pub(super) struct TimeoutIo<T> {
     head: Option<(u64, Instant)>,
     head_share: HeadShare,
     finished_heads: FinishedHeads,
-    tls_warnings: Arc<Sparingly>,
+    tls_warnings: Arc<WarningLimit>,
     /// How often bytes came.
     reads: u64,
     alarm: Pin<Box<Sleep>>,

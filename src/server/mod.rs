@@ -3,7 +3,6 @@
 //! Call [`bind`] first, so that an address that is in use fails the start. Then [`run`] serves until its `shutdown`
 //! future ends, and until the requests under way have ended or the drain time is up.
 
-mod answering;
 mod bind;
 mod connections;
 mod frames;
@@ -14,10 +13,11 @@ mod names;
 mod protocol;
 mod proxy;
 mod refusal;
-mod sparingly;
+mod response_future;
 mod streams;
 pub(crate) mod tls;
 mod tracked_body;
+mod warning_limit;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn, ready};
@@ -36,7 +36,6 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tower::Service;
 
-use self::answering::Answering;
 use self::bind::Accepted;
 pub use self::bind::{BindError, Bound, Inherited, InheritedSocket, bind};
 pub use self::connections::{Connections, Reserve};
@@ -44,6 +43,7 @@ use self::connections::{LARGEST_LIST, Order, Place, WaitingHead};
 use self::guard::{TimeoutIo, Timeouts};
 use self::metered::Metered;
 use self::proxy::ProxyError;
+use self::response_future::ResponseFuture;
 use self::streams::Streams;
 use self::tls::{Certified, TlsAcceptor};
 use crate::config::Proxies;
@@ -328,7 +328,7 @@ where
                 connection.give(Order::Leave);
             }
             if connection.refuses(&request) {
-                return Answering::new(Either::Right(ready(Ok(reserved())).boxed()), method, version, guard);
+                return ResponseFuture::new(Either::Right(ready(Ok(reserved())).boxed()), method, version, guard);
             }
             let mut service = service(&peer);
             // HTTP/1.1 reads one head at a time, so the connection's own task may work on it. A request that is passed on at
@@ -342,7 +342,7 @@ where
                     Either::Right(answer_later(service, request, waiting).boxed())
                 }
             };
-            Answering::new(answer, method, version, guard)
+            ResponseFuture::new(answer, method, version, guard)
         });
         let served = builder(timeouts.write).serve_connection(io, service).into_owned();
         tokio::spawn(async move {

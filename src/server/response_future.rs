@@ -1,4 +1,4 @@
-//! A response on its way from the service to its connection.
+//! The response of the service, completed for its connection.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use crate::request::body::ResponseBody;
 
 pin_project! {
     /// Completes the service's response with what depends on the connection, and keeps the connection busy until then.
-    pub(super) struct Answering<F> {
+    pub(super) struct ResponseFuture<F> {
         #[pin]
         answer: F,
         method: Method,
@@ -25,14 +25,14 @@ pin_project! {
     }
 }
 
-impl<F> Answering<F> {
+impl<F> ResponseFuture<F> {
     /// The response that `answer` gives to a request of this method and version.
     pub(super) fn new(answer: F, method: Method, version: Version, busy: BusyGuard) -> Self {
         Self { answer, method, version, busy: Some(busy) }
     }
 }
 
-impl<F> Future for Answering<F>
+impl<F> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<ResponseBody>, Infallible>>,
 {

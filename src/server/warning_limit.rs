@@ -10,9 +10,9 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// Allows one warning a minute.
 #[derive(Debug, Default)]
-pub(super) struct Sparingly(Mutex<Option<Instant>>);
+pub(super) struct WarningLimit(Mutex<Option<Instant>>);
 
-impl Sparingly {
+impl WarningLimit {
     /// Whether the warning may be logged now. If so, it counts as logged.
     pub(super) fn allows(&self, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,9 +30,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_a_minute_is_let_through() {
-        let (sparingly, start, s) = (Sparingly::default(), Instant::now(), Duration::from_secs(1));
+        let (limit, start, s) = (WarningLimit::default(), Instant::now(), Duration::from_secs(1));
         let said: Vec<_> =
-            [0, 1, 59, 60, 61, 119, 500].into_iter().filter(|at| sparingly.allows(start + *at * s)).collect();
+            [0, 1, 59, 60, 61, 119, 500].into_iter().filter(|at| limit.allows(start + *at * s)).collect();
         assert_eq!(said, [0, 60, 500]);
     }
 }
