@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use self::search::{Form, Search};
 
 /// Secrets that are shorter than this are words, and would be found where nobody repeated anything. Twilio's have 32. The
-/// same is true of the Base64 of a user and a secret that have less than 6 characters together.
+/// same is true of the Base64 of a user and a secret that have fewer than 6 characters together.
 const SHORTEST: usize = 8;
 
 /// How many escapes are undone, one around the other.
