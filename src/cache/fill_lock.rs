@@ -66,8 +66,8 @@ pub(crate) enum Turn {
     Lead(FillLease),
     /// Wait for the flight of another replica. Safe to drop.
     Wait(BoxFuture<'static, Waited>),
-    /// Another replica has just stored a response: look for it.
-    Stored(Size),
+    /// A flight, which began then, has just stored a response: look for it.
+    Stored(Size, Moment),
     /// Go on without the lock, which does not answer.
     Alone,
 }

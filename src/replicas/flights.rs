@@ -106,7 +106,7 @@ if is_sound and lasts >= 0 and lasts <= most and (oldest < 0 or age >= 0 and age
     redis.call('HSET', KEYS[1], 'waited', 1)
     return {1, flight[1], string.format('%.0f', math.max(age, 0))}
   elseif ARGV[4] == '1' then
-    return {flight[3] == 'large' and 4 or 2, flight[1], flight[2]}
+    return {flight[3] == 'large' and 4 or 2, flight[1], string.format('%.0f', math.max(age, 0))}
   end
 end
 local begun = string.format('%.0f', now)
@@ -224,8 +224,10 @@ impl SharedFlights {
                 (flight.id, flight.since) = (id, self.clock.moment().before(Duration::from_micros(age)));
                 Turn::Wait(flight.wait().boxed())
             }
-            Ok((ENDED, ..)) => Turn::Stored(Size::Usual),
-            Ok((ENDED_LARGE, ..)) => Turn::Stored(Size::Large),
+            Ok((turn @ (ENDED | ENDED_LARGE), _, age)) => {
+                let size = if turn == ENDED { Size::Usual } else { Size::Large };
+                Turn::Stored(size, self.clock.moment().before(Duration::from_micros(age)))
+            }
             Ok(_) => Turn::Alone,
         }
     }

@@ -86,8 +86,8 @@ impl CacheLayer {
                     }
                     return Continue(Some(lease));
                 }
-                Turn::Stored(size) => {
-                    if let Some(found) = self.look_for(lock, call, purpose, size).await {
+                Turn::Stored(size, since) => {
+                    if let Some(found) = self.look_for(lock, call, purpose, (size, Some(since))).await {
                         return Break(found);
                     }
                     wanted.is_new = true;
@@ -101,13 +101,13 @@ impl CacheLayer {
                     };
                     match waited {
                         Waited::Ended(finished) => return Break(self.follow(call, finished, begun).await),
-                        Waited::Stored(begun) => {
+                        Waited::Stored(since) => {
                             // This caller can use the flight, and so it can use the response that the flight has
                             // requested.
-                            let ago = begun.map(|begun| self.clock.moment().since(begun) + LAG).unwrap_or_default();
+                            let ago = since.map(|since| self.clock.moment().since(since) + LAG).unwrap_or_default();
                             let begun = self.clock.now().checked_sub(ago).unwrap_or(purpose.received);
                             let purpose = Purpose { received: begun.min(purpose.received), ..purpose };
-                            let found = self.look_for(lock, call, purpose, Size::Large).await;
+                            let found = self.look_for(lock, call, purpose, (Size::Large, since)).await;
                             return found.map_or(Continue(None), Break);
                         }
                         Waited::Lost => {}
@@ -122,34 +122,45 @@ impl CacheLayer {
 
     /// Looks once for a response that serves this purpose.
     async fn look(&self, call: &UpstreamCall, purpose: Purpose) -> Option<FlightResult> {
-        if let Some(loading) = self.store.load(&call.team.account, &call.key, &call.context, self.clock.now()) {
-            loading.await;
-        }
-        let entry = self.current_page(&call.key, &call.team.account, call.endpoint, &call.path)?;
-        let now = self.clock.moment();
-        self.serves(&entry, purpose, now).then(|| FlightResult { by_another: true, ..FlightResult::of(&entry, now) })
+        let (entry, now) = (self.newest(call).await?, self.clock.moment());
+        self.serves(&entry, purpose, now).then(|| found(&entry, now))
     }
 
-    /// Looks for a response that another replica has stored, which may still be on its way to the store.
+    /// Looks for the response of this size that a flight has stored, which began `since` then. It may still be on its way to
+    /// the store.
     async fn look_for(
         &self,
         lock: &dyn FillLock,
         call: &UpstreamCall,
         purpose: Purpose,
-        size: Size,
+        (size, since): (Size, Option<Moment>),
     ) -> Option<FlightResult> {
         let (patience, pause) = match size {
             Size::Usual => (PATIENCE, PAUSE),
             Size::Large => (lock.patience(), LARGE_PAUSE),
         };
         for _ in 0..patience.as_millis() / pause.as_millis() {
-            let found = self.look(call, purpose).await;
-            if found.is_some() {
-                return found;
+            if let Some(entry) = self.newest(call).await {
+                let now = self.clock.moment();
+                if self.serves(&entry, purpose, now) {
+                    return Some(found(&entry, now));
+                }
+                if since.is_some_and(|since| entry.stored.made >= since.before(LAG)) {
+                    // This is the response, and the client does not accept it.
+                    return None;
+                }
             }
             call.context.store_wait.within(lock.patience(), self.clock, tokio::time::sleep(pause)).await?;
         }
         None
+    }
+
+    /// The newest response that this replica or another has stored.
+    async fn newest(&self, call: &UpstreamCall) -> Option<Arc<Entry>> {
+        if let Some(loading) = self.store.load(&call.team.account, &call.key, &call.context, self.clock.now()) {
+            loading.await;
+        }
+        self.current_page(&call.key, &call.team.account, call.endpoint, &call.path)
     }
 
     /// Whether the client would have been served with this response if it had been there before.
@@ -181,6 +192,11 @@ impl CacheLayer {
     fn moment_of(&self, instant: Instant) -> Moment {
         self.clock.moment().before(self.clock.now().saturating_duration_since(instant))
     }
+}
+
+/// The end of a flight that found this response of another replica.
+fn found(entry: &Entry, now: Moment) -> FlightResult {
+    FlightResult { by_another: true, ..FlightResult::of(entry, now) }
 }
 
 /// The answer that is in this representation.

@@ -147,8 +147,8 @@ impl std::fmt::Debug for Turn {
         f.write_str(match self {
             Self::Lead(_) => "Lead",
             Self::Wait(_) => "Wait",
-            Self::Stored(Size::Usual) => "Stored",
-            Self::Stored(Size::Large) => "Stored, and large",
+            Self::Stored(Size::Usual, _) => "Stored",
+            Self::Stored(Size::Large, _) => "Stored, and large",
             Self::Alone => "Alone",
         })
     }

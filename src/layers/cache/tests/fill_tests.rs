@@ -74,6 +74,11 @@ fn replica(upstream: &Upstream) -> (Cache, Arc<Scripted>, Cache) {
     (Cache::new(CacheLayer { store, ..plain.layer.clone() }, upstream), lock, plain)
 }
 
+/// A flight that began now has stored its response.
+fn stored(cache: &Cache) -> Turn {
+    Turn::Stored(Size::Usual, cache.layer.clock.moment())
+}
+
 fn brought(body: &'static str) -> FlightResult {
     let answer =
         UpstreamResponse { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into(), next_token: None };
@@ -211,11 +216,11 @@ async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "1", Some(0)));
     assert_eq!(ending.await.unwrap().result.unwrap().body, "1", "for those who wait for this replica");
     advance(1000 * S).await;
-    lock.then(arrives(plain.clone(), Turn::Stored(Size::Usual)));
+    lock.then(arrives(plain.clone(), stored(&cache)));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Collapsed, "2", Some(0)));
     // In the background.
     advance(100 * S).await;
-    lock.then(arrives(plain, Turn::Stored(Size::Usual)));
+    lock.then(arrives(plain, stored(&cache)));
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Stale, "2", Some(100)));
     settle().await;
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Hit, "3", Some(0)));
@@ -229,11 +234,35 @@ async fn a_page_that_came_before_the_claim_was_won_costs_no_call() {
 async fn a_stored_response_that_is_not_found_is_fetched() {
     let upstream = Upstream::new(&[Next::Page("1")]);
     let (cache, lock, _) = replica(&upstream);
-    lock.then(ready(Turn::Stored(Size::Usual)));
+    lock.then(ready(stored(&cache)));
     drop(lock.then_leads());
     assert_eq!(said(ask(&cache, call("q")).await), is(Outcome::Miss, "1", None));
     let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|wanted| wanted.is_new).collect();
     assert_eq!(asked, [false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_accept_what_was_just_stored_does_not_wait_for_more() {
+    let upstream = Upstream::new(&[Next::Page("1"), Next::Page("2"), Next::Page("3")]);
+    let (cache, lock, plain) = replica(&upstream);
+    for (directives, brings) in [
+        (CacheDirectives { max_age: Some(Duration::ZERO), ..CacheDirectives::default() }, "2"),
+        (CacheDirectives { min_fresh: Some(1000 * S), ..CacheDirectives::default() }, "3"),
+    ] {
+        ask(&plain, call("q")).await.unwrap();
+        let turn = stored(&cache);
+        advance(S / 2).await;
+        let begun = Instant::now();
+        lock.then(ready(turn));
+        drop(lock.then_leads());
+        let mut query = call("q");
+        query.directives.cache = directives;
+        query.received = begun;
+        assert_eq!(said(ask(&cache, query).await), is(Outcome::Miss, brings, None));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+    let asked: Vec<_> = lock.asked.lock().unwrap().iter().map(|wanted| wanted.is_new).collect();
+    assert_eq!(asked, [false, true, false, true]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -182,7 +182,11 @@ async fn a_response_that_was_just_stored_is_looked_for() {
             turn = two.claim(&wanted()).await;
         }
         match turn {
-            Turn::Stored(Size::Usual) => break,
+            Turn::Stored(Size::Usual, since) => {
+                let now = two.clock.moment();
+                assert!(now.before(begun.elapsed() + MS) <= since && since <= now, "{since:?}");
+                break;
+            }
             // This machine stood still for longer than that is known.
             Turn::Lead(lease) if begun.elapsed() > STORED && begun.elapsed() < PATIENCE => drop(lease),
             turn => panic!("{turn:?}"),
@@ -206,7 +210,7 @@ async fn a_long_response_is_looked_for_where_it_is_stored() {
     assert!(matches!(ended(ends).await, Waited::Stored(Some(_))));
     let content = three.content().await;
     assert!(content.len() == 2 && content.iter().all(|(_, _, value)| value.len() < 1024), "{content:?}");
-    assert!(matches!(three.claim(&wanted()).await, Turn::Stored(Size::Large)));
+    assert!(matches!(three.claim(&wanted()).await, Turn::Stored(Size::Large, _)));
     // Nobody finds one that is not stored, or not put where the others look.
     for (name, length, stored) in [("not stored", LARGE + 1, false), ("not shared", LONGEST_BODY + 1, true)] {
         let wanted = Wanted { is_new: true, ..wanted() };
