@@ -94,7 +94,7 @@ fn operations() -> Vec<(&'static str, Vec<String>)> {
     // A replica that asks for one token of a million a second, for one team: the arguments in the order of the script.
     let asks = ["replica", "1", "1000000", "0", "0", "1", "10000", "5000000", "150000", "1000000", "4000"];
     let latest = "9007199254740991";
-    let known = [latest, "200", "0", "300000000", "30000000", "-1", "0", "", "1000000", "3", "0"];
+    let known = [latest, "200", "0", "300000000", "30000000", "-1", "0", "", "1000000", "3", "1", "0"];
     let team = ["team", "0", "720720", "1", "0", "0"];
     vec![
         ("`SET` of 5.7 KB", words(&["SET", "page", &page])),

@@ -246,6 +246,8 @@ impl Shared {
         if now + wait > deadline || (is_full && !state.evict_for(&waiting_teams, background, now)) {
             state.release(&reservation);
             state.reserve_place(waiting_teams, background, call.key, ticket, wait, now);
+            // It is expected to come back, which other processes have to know.
+            state.tell_demand(now);
             return Err(if is_full { queue_full(state.limits.queue, wait) } else { GatewayError::too_late(wait) });
         }
         let (reply, granted) = oneshot::channel();

@@ -291,7 +291,8 @@ fn count_before<T>(entries: &BTreeMap<Rank, T>, rank: &Rank) -> usize {
     }
 }
 
-fn rounded_share(number: usize, share: f64) -> usize {
+/// This share of a number, rounded up.
+pub(super) fn rounded_share(number: usize, share: f64) -> usize {
     (number as f64 * share).ceil() as usize
 }
 

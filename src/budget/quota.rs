@@ -171,8 +171,9 @@ pub trait QuotaSource: Debug + Send {
     /// Gives back the token of this [`turn`](Self::turn): no call of that team waits any more.
     fn decline(&mut self) {}
 
-    /// The calls that wait may have changed. `demand` lists them; only a source that needs it calls it.
-    fn set_demand(&mut self, _demand: &dyn Fn() -> Vec<Demand>, _now: Instant) {}
+    /// The calls that wait may have changed. `demand` lists those that could be sent; only a source that needs it calls it.
+    /// `queue` is the number of all calls of clients that wait, and of those that are expected to come back.
+    fn set_demand(&mut self, _demand: &dyn Fn() -> Vec<Demand>, _queue: u32, _now: Instant) {}
 
     /// A call is queued. Its request has already `waited` so long for what processes share.
     fn arrived(&mut self, _waited: Duration, _now: Instant) {}

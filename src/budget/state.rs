@@ -171,7 +171,7 @@ impl<R> State<R> {
         }
         let free = self.quota.concurrency(now).saturating_sub(self.in_flight);
         let wait_queue = &self.wait_queue;
-        self.quota.set_demand(&|| wait_queue.demand(free), now);
+        self.quota.set_demand(&|| wait_queue.demand(free), wait_queue.expected(), now);
     }
 
     /// Takes a token of a team's own upstream limit, if it has one. Returns the bucket that it is from.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fair_queue::{FairQueue, Ticket};
+use super::fair_queue::{FairQueue, Ticket, rounded_share};
 use super::quota::{Demand, Turn};
 use crate::accounts::Team;
 use crate::core::clock::Instant;
@@ -326,6 +326,12 @@ impl<R> WaitQueue<R> {
             waiting_teams.iter().map(|team_waiters| queue.ahead_of(team_waiters, ticket, self.return_rate)).min();
         let clients = if background { self.client_count() } else { 0 };
         in_queue.unwrap_or_default() + clients
+    }
+
+    /// The calls of clients that wait, and those that are expected to come back to their places.
+    pub(super) fn expected(&self) -> u32 {
+        let return_count = rounded_share(self.reserved_places.len(), self.return_rate);
+        u32::try_from(self.client_count() + return_count).unwrap_or(u32::MAX)
     }
 
     fn client_count(&self) -> usize {

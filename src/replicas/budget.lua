@@ -11,7 +11,9 @@
 --
 -- Between teams: start-time fair queueing, as in `src/budget/fair_queue.rs`. A token is for the team with the least start
 -- tag of all that wait anywhere; calls of clients come before refreshes. If that team does not wait at the replica that
--- asks, the replica is told to ask again. A replica that is far away may have the tokens of a round trip out of turn:
+-- asks, the replica is told to ask again. Of several replicas where it waits, the one that has had no token for longest is
+-- next: otherwise whichever asks a little earlier would have nearly all of them. A token that nobody has taken for a while is
+-- for whoever asks. A replica that is far away may have the tokens of a round trip out of turn:
 -- otherwise each turn would cost a round trip. The start tags make up for it.
 --
 -- The circuit: `open` is 0 while it is closed. Once that time is past, the circuit is half open, until a replica says that a
@@ -24,7 +26,7 @@
 --            virtual time; granted: all tokens so far; base, log: see `refund`; opened: the last opening of the circuit;
 --            failing: queries whose probes failed, each with the time until which that counts
 --   2  hash  replica -> "until period burst": what each may spend
---   3  hash  replica -> "until" and, for each team that waits there, " team class calls period burst"
+--   3  hash  replica -> "until queue last", its last token as `granted` was then, and, for each team that waits there, " team class calls period burst"
 --   4  hash  team:class -> its start tag; team -> the TAT of its own limit
 -- ARGV
 --   1  the replica
@@ -40,14 +42,15 @@
 --  17  the opening of the circuit that it takes part in, 0 if that began there, or -1
 --  18  the opening that its probe has ended, or 0         19  queries whose probes failed there, with spaces between them
 --  20  how long a probe keeps others from another         21  so many queries whose probes failed open the circuit again
---  22  number n of tokens that are given back, then for each: its time, the hash and class of its team, its cost, and the
+--  22  the calls of clients in the replica's queue, of which only those count as waiting that could be sent
+--  23  number n of tokens that are given back, then for each: its time, the hash and class of its team, its cost, and the
 --      period of the team's own limit
---  23+5n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
+--  24+5n, for each team: its hash, class (0 clients, 1 refreshes), cost of a token, calls that wait, period and burst of its
 --      own limit (0 0: none)
 -- Reply, integers
 --   1 period   2 burst   3 time until `tat`, negative if it is past   4 rest of the pause
 --   5 rest of the open circuit, negative if it is half open   6 the opening, 0 if it is closed
---   7 granted  8 calls that wait elsewhere   9 ask again after this time   10 now
+--   7 granted  8 calls of clients in other queues   9 ask again after this time   10 now
 --   for each team: after this time its own limit has a token
 --   for each token: the number of its team in ARGV, from 1; after this time it may be used; its time, to give it back
 
@@ -84,11 +87,14 @@ local grace = tonumber(ARGV[9]) + away
 local longest, retry, latest = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local longest_open, probe = tonumber(ARGV[16]), tonumber(ARGV[20])
 
+-- Three years. No rate is so low, and a TAT that is later by that much can still be read.
+local longest_period = 100000000000000
+
 local state = pairs_of(KEYS[1])
 local numbers = { 'tat', 'paused', 'open', 'opened', 'probed', 'period', 'burst', 'read', 'virtual', 'granted', 'base' }
 for _, name in ipairs(numbers) do
   local value = number(state[name])
-  if not value then
+  if not value or name == 'period' and value > longest_period then
     state = {}
     break
   end
@@ -176,7 +182,8 @@ if not is_same or not read or behind > 0 or now >= read + 1000000 or is_too_fast
     local said = words(text)
     local until_then, their_period, their_burst = number(said[1]), number(said[2]), number(said[3])
     -- Later than any replica writes, also before the clock went back a little: it was forged, and would never end.
-    if not (until_then and their_period and their_burst) or until_then < now or until_then > now + alive + 1000000 then
+    local is_sound = until_then and their_period and their_burst and their_period <= longest_period
+    if not is_sound or until_then < now or until_then > now + alive + 1000000 then
       redis.call('HDEL', KEYS[2], other)
     elseif their_period > 0 then
       least_period = math.max(least_period, their_period)
@@ -213,8 +220,8 @@ local function lower(name, by)
   local value = number(get('HGET', KEYS[4], name))
   if value then redis.call('HSET', KEYS[4], name, whole(math.max(0, value - tonumber(by)))) end
 end
-local refunds = tonumber(ARGV[22])
-for i = 23, 22 + 5 * refunds, 5 do
+local queue, refunds = tonumber(ARGV[22]), tonumber(ARGV[23])
+for i = 24, 23 + 5 * refunds, 5 do
   local at, team, class, cost, team_period = unpack(ARGV, i, i + 4)
   local from, to = string.find(log, entry_of(at), 1, true)
   if from then
@@ -234,7 +241,7 @@ if sound(tat, period, burst) < tat then
 end
 
 -- Who waits where. A team's refreshes queue apart from its clients' calls; its own limit is for both.
-local asked, wanted, limits, elsewhere = {}, {}, {}, 0
+local asked, wanted, limits, elsewhere, last = {}, {}, {}, 0, 0
 local function want(team, class, team_period, team_burst)
   local limit = limits[team]
   if not limit then
@@ -250,12 +257,12 @@ local function want(team, class, team_period, team_burst)
     -- Nobody gets so many tokens out of turn, each of the greatest cost.
     if start > virtual + 100 * 720720 then start = virtual end
     start = math.max(start, virtual)
-    entry = { name = name, team = team, class = class, here = 0, start = start, limit = limit }
+    entry = { name = name, team = team, class = class, here = 0, start = start, limit = limit, least = granted }
     wanted[name] = entry
   end
   return entry
 end
-for i = 23 + 5 * refunds, #ARGV, 6 do
+for i = 24 + 5 * refunds, #ARGV, 6 do
   local entry = want(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]))
   entry.cost, entry.here, entry.number = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), #asked + 1
   entry.period, entry.burst = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
@@ -263,15 +270,21 @@ for i = 23 + 5 * refunds, #ARGV, 6 do
 end
 for other, text in pairs(pairs_of(KEYS[3])) do
   local said = words(text)
-  local until_then, is_sound = number(said[1]), #said % 5 == 1
-  for i = 2, #said, 5 do is_sound = is_sound and number(said[i + 2]) and number(said[i + 3]) and number(said[i + 4]) end
-  is_sound = is_sound and until_then and until_then >= now and until_then <= now + longest + grace + 1000000
-  if other ~= replica and not is_sound then
+  local until_then, their_queue, is_sound = number(said[1]), number(said[2]), #said % 5 == 3
+  for i = 4, #said, 5 do is_sound = is_sound and number(said[i + 2]) and number(said[i + 3]) and number(said[i + 4]) end
+  local their_last = number(said[3]) or 0
+  -- The budget has begun anew since then.
+  if their_last > granted then their_last = 0 end
+  is_sound = is_sound and their_queue and until_then and until_then >= now and until_then <= now + longest + grace + 1000000
+  if other == replica then
+    last = their_last
+  elseif not is_sound then
     redis.call('HDEL', KEYS[3], other)
-  elseif other ~= replica then
-    for i = 2, #said, 5 do
-      want(said[i], said[i + 1], tonumber(said[i + 3]), tonumber(said[i + 4])).there = true
-      elsewhere = elsewhere + tonumber(said[i + 2])
+  else
+    elsewhere = elsewhere + their_queue
+    for i = 4, #said, 5 do
+      local entry = want(said[i], said[i + 1], tonumber(said[i + 3]), tonumber(said[i + 4]))
+      entry.there, entry.least = true, math.min(entry.least, their_last)
     end
   end
 end
@@ -299,6 +312,13 @@ local function is_before(entry, other)
   return entry.name < other.name
 end
 
+-- Whether another replica is next with a token for this team. Tokens that come faster than replicas ask need no order.
+local takes_turns = away <= tonumber(ARGV[7]) and period >= 2 * tonumber(ARGV[7])
+local function is_next_there(entry)
+  local since = math.max(tat + period - period * burst, paused, open, probed)
+  return takes_turns and entry.there and entry.least < last and now < since + math.min(2 * retry, period / 16)
+end
+
 local grants, wait = {}, is_late and retry or longest
 while #grants < 3 * most do
   local first = math.max(next_at(tat, period, burst), paused, open, probed)
@@ -319,7 +339,7 @@ while #grants < 3 * most do
     wait = math.min(longest, soonest - ahead - now)
     break
   end
-  if best.here == 0 then
+  if best.here == 0 or is_next_there(best) then
     wait = retry
     break
   end
@@ -330,6 +350,7 @@ while #grants < 3 * most do
   if limit.period > 0 then limit.tat = math.max(limit.tat, best_at) + limit.period end
   tat = math.max(tat, best_at) + period
   granted = granted + 1
+  last = granted
   if open > 0 then probed = best_at + probe end
   log = log .. entry_of(best_at)
   if #log > 64 * 17 then
@@ -340,11 +361,11 @@ while #grants < 3 * most do
   wait = 0
 end
 
-local waiting, waits = whole(now + wait + grace), false
-local last = math.max(now, tat, paused, open)
+local waiting = whole(now + wait + grace) .. ' ' .. whole(queue) .. ' ' .. whole(last)
+local waits, ends = queue > 0 and not is_late, math.max(now, tat, paused, open)
 for _, entry in ipairs(asked) do
   local limit = entry.limit
-  last = math.max(last, limit.tat)
+  ends = math.max(ends, limit.tat)
   redis.call('HSET', KEYS[4], entry.name, whole(entry.start), entry.team, whole(limit.tat))
   if entry.here > 0 and not is_late then
     waits = true
@@ -360,7 +381,7 @@ redis.call('HSET', KEYS[1], 'tat', whole(tat), 'paused', lasting(paused), 'open'
   'opened', whole(opened), 'probed', lasting(probed), 'failing', table.concat(queries, ' '), 'period', whole(period),
   'burst', whole(burst), 'read', whole(read), 'virtual', whole(virtual), 'granted', whole(granted), 'base', whole(base),
   'log', log)
-local keep = math.ceil((last - now + 60000000) / 1000)
+local keep = math.ceil((ends - now + 60000000) / 1000)
 redis.call('PEXPIRE', KEYS[1], whole(keep))
 redis.call('PEXPIRE', KEYS[2], whole(alive * 2 / 1000))
 redis.call('PEXPIRE', KEYS[3], whole((longest + grace + 1000000) / 1000))

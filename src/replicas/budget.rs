@@ -181,8 +181,8 @@ impl QuotaSource for SharedQuota {
         self.change(Replica::decline);
     }
 
-    fn set_demand(&mut self, demand: &dyn Fn() -> Vec<Demand>, now: Instant) {
-        if self.replica().set_demand(demand(), now) {
+    fn set_demand(&mut self, demand: &dyn Fn() -> Vec<Demand>, queue: u32, now: Instant) {
+        if self.replica().set_demand(demand(), queue, now) {
             self.work.notify_one();
         }
     }

@@ -98,9 +98,11 @@ pub(super) struct Question {
     pub(super) longest_open: Duration,
     /// Tokens that were spent while the store was not reached, and are not paid for yet.
     pub(super) spent_alone: u64,
+    /// The calls of clients in its queue.
+    pub(super) queue: u32,
     /// Tokens that were not used.
     pub(super) refunds: Vec<Refund>,
-    /// Who waits.
+    /// Who waits, as far as calls could be sent.
     pub(super) teams: Vec<Ask>,
 }
 
@@ -129,7 +131,7 @@ pub(super) struct Answer {
     pub(super) opening: Option<u64>,
     /// Tokens granted to all replicas so far.
     pub(super) granted: u64,
-    /// Calls that wait at other replicas.
+    /// The calls of clients in the queues of other replicas.
     pub(super) elsewhere: u32,
     /// Ask again after this time.
     pub(super) wait: Duration,
@@ -218,6 +220,7 @@ pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question:
         .arg(question.failed_probes.join(" "))
         .arg(micros(PROBE))
         .arg(LEAST_QUERIES)
+        .arg(question.queue)
         .arg(question.refunds.len());
     for Refund { at, team, background, weight, limit } in &question.refunds {
         command.arg(at).arg(team).arg(u8::from(*background)).arg(cost(*weight)).arg(limit.period);

@@ -78,6 +78,10 @@ pub(super) struct Replica {
     configured: u32,
     living: u32,
     demand: Vec<Demand>,
+    /// The calls of clients in this replica's queue.
+    queue: u32,
+    /// The same as the store was last told.
+    told_queue: u32,
     /// The teams that wait here, as the store knows it.
     registered: Vec<Turn>,
     held: VecDeque<Held>,
@@ -121,6 +125,8 @@ impl Replica {
             configured,
             living: 1,
             demand: Vec::new(),
+            queue: 0,
+            told_queue: 0,
             registered: Vec::new(),
             held: VecDeque::new(),
             used: VecDeque::new(),
@@ -208,6 +214,7 @@ impl Replica {
             teams.push(Ask { team: hidden, background, weight: team.weight, calls, limit });
         }
         self.asked = Some(now);
+        self.told_queue = self.queue;
         self.patience.begun(now);
         let mut question = Question {
             spend: self.tell(now),
@@ -218,6 +225,7 @@ impl Replica {
             longest_pause: self.longest_pause,
             longest_open: self.longest_open,
             spent_alone: self.spent_alone(now),
+            queue: self.queue,
             refunds: std::mem::take(&mut self.refunds),
             teams,
             ..Question::default()
@@ -338,10 +346,12 @@ impl Replica {
         self.look(now);
     }
 
-    /// The calls that wait. Returns whether the store has to be asked at once.
-    pub(super) fn set_demand(&mut self, demand: Vec<Demand>, now: Instant) -> bool {
+    /// The calls that could be sent, and how many of clients are queued. Returns whether the store has to be asked at once.
+    pub(super) fn set_demand(&mut self, demand: Vec<Demand>, queue: u32, now: Instant) -> bool {
         let ask_at = self.ask_at;
-        self.demand = demand;
+        (self.demand, self.queue) = (demand, queue);
+        // Clients are told when to come back by the queues of all replicas.
+        self.has_news |= queue.abs_diff(self.told_queue) > self.told_queue / 16 + 2;
         self.look(now);
         self.has_news || self.ask_at < ask_at
     }

@@ -14,6 +14,7 @@ use super::ledger::{Answer, Ask, Question, Refund, SCRIPT, Spend, Token, command
 use super::*;
 use crate::budget::{AccountBudget, AttemptOutcome, CircuitPolicy};
 use crate::core::backoff::Backoff;
+use crate::core::error::GatewayError;
 use crate::core::units::Rate;
 use crate::replicas::StoreError;
 use crate::replicas::test_server::TestServer;

@@ -15,7 +15,8 @@ impl Replica {
         self.known.paused_until.map_or(own, |until| until.max(own))
     }
 
-    /// When the `n`-th token is expected here, if those that wait elsewhere get their part meanwhile.
+    /// When the `n`-th token is expected here. Each replica whose queue is as long gets as many tokens meanwhile, and one
+    /// with a shorter queue as many as it needs.
     pub(in crate::replicas::budget) fn nth_at(&self, n: u32, now: Instant) -> Instant {
         let resumes = self.resumes(now);
         if let Side::Alone(alone) = &self.side {
@@ -23,8 +24,8 @@ impl Replica {
             return alone.as_ref().map_or(local, |alone| alone.limiter().nth_at(n, resumes).max(local));
         }
         let Spend { period, burst } = self.known.spend;
-        let here: u64 = self.demand.iter().map(|demand| u64::from(demand.calls)).sum::<u64>().max(n.into());
-        let all = u64::from(n).saturating_mul(here.saturating_add(self.known.elsewhere.into())) / here.max(1);
+        let others = u64::from(self.living - 1).saturating_mul(n.into()).min(self.known.elsewhere.into());
+        let all = u64::from(n).saturating_add(others);
         // Tokens that are held are already paid for.
         let all = all.saturating_sub(self.held.len() as u64);
         let paid = self.known.paid.map_or(resumes, |paid| paid.max(resumes));

@@ -35,6 +35,7 @@ struct Step {
     spent_alone: u64,
     /// Which of its tokens it gives back, counted from the last, if any.
     refund: Option<usize>,
+    queue: u32,
     /// For each team, calls of clients and refreshes that wait.
     calls: [(u32, u32); 3],
 }
@@ -54,7 +55,8 @@ struct Model {
     failing: Vec<(String, i64)>,
     virtual_time: u64,
     granted: u64,
-    waiting: BTreeMap<usize, (i64, Vec<Ask>)>,
+    /// Until when each counts, its queue, its last token, and the teams that wait.
+    waiting: BTreeMap<usize, (i64, u32, u64, Vec<Ask>)>,
     starts: HashMap<(String, bool), u64>,
     tats: HashMap<String, i64>,
 }
@@ -177,11 +179,12 @@ impl Model {
         if self.tat() > empty {
             (self.base, self.takes) = (empty, Vec::new());
         }
-        self.waiting.remove(&replica);
+        let mut last = self.waiting.remove(&replica).map_or(0, |(_, _, last, _)| last);
         // One that is later than any replica says does not count: the clock went back a little.
-        let last = now + signed(micros(LONGEST + GRACE + question.round_trip + S));
-        self.waiting.retain(|_, (until, _)| (now..=last).contains(until));
-        let elsewhere: Vec<Ask> = self.waiting.values().flat_map(|(_, asks)| asks.clone()).collect();
+        let latest = now + signed(micros(LONGEST + GRACE + question.round_trip + S));
+        self.waiting.retain(|_, (until, ..)| (now..=latest).contains(until));
+        let takes_turns = question.round_trip <= AHEAD && self.spend.period >= micros(2 * AHEAD);
+        let elsewhere: Vec<Ask> = self.waiting.values().flat_map(|(.., asks)| asks.clone()).collect();
         let mut asks = question.teams.clone();
         let limit_of = |team: &str| {
             let all = question.teams.iter().chain(&elsewhere).filter(|ask| ask.team == team);
@@ -220,6 +223,16 @@ impl Model {
                 wait = signed(micros(RETRY));
                 break;
             };
+            let is_of = |ask: &Ask| ask.team == team && ask.background == background;
+            let there = self.waiting.values().filter(|(.., asks)| asks.iter().any(is_of));
+            let is_next_there = there.map(|(_, _, last, _)| *last).min().is_some_and(|least| least < last);
+            let since = self.tat() + signed(self.spend.period) - signed(self.spend.period * self.spend.burst);
+            let since = since.max(self.paused).max(self.open).max(self.probed);
+            let patience = signed(micros(2 * RETRY)).min(signed(self.spend.period) / 16);
+            if takes_turns && is_next_there && now < since + patience {
+                wait = signed(micros(RETRY));
+                break;
+            }
             let at = at(&team);
             let (least, start) = (least(background).unwrap(), start(&asks[place]));
             asks[place].calls -= 1;
@@ -232,6 +245,7 @@ impl Model {
             }
             self.takes.push(at);
             self.granted += 1;
+            last = self.granted;
             if self.open > 0 {
                 self.probed = at + signed(micros(PROBE));
             }
@@ -244,8 +258,10 @@ impl Model {
             self.starts.insert(name.clone(), starts[&name]);
         }
         let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0 && !is_late).cloned().collect();
-        if !left.is_empty() {
-            self.waiting.insert(replica, (now + wait + signed(micros(GRACE + question.round_trip)), left));
+        let queues = self.waiting.values().map(|(_, queue, ..)| queue).sum();
+        if !left.is_empty() || (question.queue > 0 && !is_late) {
+            let until = now + wait + signed(micros(GRACE + question.round_trip));
+            self.waiting.insert(replica, (until, question.queue, last, left));
         }
         self.open = if self.is_half_open(now) { 1 } else { self.open };
         for until in [&mut self.paused, &mut self.probed] {
@@ -261,7 +277,7 @@ impl Model {
             open: rest(self.open),
             opening: (self.open > 0).then(|| u64::try_from(self.opened).unwrap()),
             granted: self.granted,
-            elsewhere: elsewhere.iter().map(|ask| ask.calls).sum(),
+            elsewhere: queues,
             wait: rest(now + wait),
             now: u64::try_from(now).unwrap(),
             teams: question.teams.iter().map(of_team).collect(),
@@ -293,11 +309,11 @@ fn step() -> impl Strategy<Value = Step> {
         prop_oneof![9 => Just(None), 1 => (1i64..3_000_000).prop_map(Some)],
         0u32..5,
         prop_oneof![9 => Just(0), 1 => 1u64..9],
-        proptest::option::of(0usize..4),
+        (proptest::option::of(0usize..4), 0u32..3),
         [calls(), calls(), calls()],
     )
-        .prop_map(|(passed, replica, spend, (pause, open), circuit, late, most, spent_alone, refund, calls)| {
-            Step {
+        .prop_map(
+            |(passed, replica, spend, (pause, open), circuit, late, most, spent_alone, (refund, queue), calls)| Step {
                 passed,
                 replica,
                 spend,
@@ -310,9 +326,10 @@ fn step() -> impl Strategy<Value = Step> {
                 most,
                 spent_alone,
                 refund,
+                queue,
                 calls,
-            }
-        })
+            },
+        )
 }
 
 impl Step {
@@ -352,7 +369,7 @@ fn the_script_does_as_its_model() {
             now += step.passed;
             let own = &held[step.replica];
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).cloned()).into_iter().collect();
-            let Step { spend, pause, most, spent_alone, .. } = *step;
+            let Step { spend, pause, most, spent_alone, queue, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
             let (longest_pause, longest_open) = (S, 3 * S);
@@ -367,6 +384,7 @@ fn the_script_does_as_its_model() {
                 spent_alone,
                 longest_pause,
                 longest_open,
+                queue,
                 refunds,
                 teams,
                 ..step.circuit(known[step.replica])
