@@ -138,8 +138,8 @@ impl Played {
     /// All tokens that are asked for, from `ARGV`.
     fn grant(&self, words: &[Vec<u8>]) -> Value {
         let number = |word: &[u8]| -> usize { std::str::from_utf8(word).unwrap().parse().unwrap() };
-        let (most, refunds) = (number(&words[5]), number(&words[21]));
-        let teams: Vec<_> = words[22 + refunds..].chunks(6).collect();
+        let (most, refunds) = (number(&words[5]), number(&words[22]));
+        let teams: Vec<_> = words[23 + 5 * refunds..].chunks(6).collect();
         let asked = teams.iter().enumerate().flat_map(|(team, ask)| (0..number(&ask[3])).map(move |_| team + 1));
         let tokens: Vec<_> = asked.take(most).flat_map(|team| [team as i64, 0, 7]).collect();
         let granted = self.granted.fetch_add(tokens.len() / 3, Ordering::SeqCst) + tokens.len() / 3;
