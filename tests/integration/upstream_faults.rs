@@ -148,6 +148,17 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
+async fn a_304_that_nobody_asked_for_is_not_called_a_redirect() {
+    let upstream = Upstream::script(|_| Plan::with(304, "ETag: \"a\"\r\n", "")).await;
+    let gateway = gateway(&upstream).await;
+    // The client's condition is compared with what the gateway has, and does not go further.
+    let answer = gateway.ask(&post_to(QUERY, "If-None-Match: \"a\"\r\n", ASK)).await;
+    answer.assert_refused(502, "upstream_invalid");
+    assert!(answer.text().contains("Twilio answered 304 (Not Modified) to a request without"), "{}", answer.text());
+    assert_eq!(upstream.seen()[0].header("if-none-match"), None);
+}
+
+#[tokio::test]
 async fn interim_answers_before_the_real_one_are_skipped() {
     let storm = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(20);
     let upstream = Upstream::script(move |_| {

@@ -237,6 +237,10 @@ impl Upstream {
     ) -> Result<UpstreamResponse, GatewayError> {
         let (head, body) = response.into_parts();
         let (status, mut headers) = (head.status, forwarded_headers(&head.headers, endpoint));
+        if status == StatusCode::NOT_MODIFIED {
+            // No call has a condition, and a 304 has no body.
+            return Err(invalid("Twilio answered 304 (Not Modified) to a request without a condition"));
+        }
         if status.is_redirection() {
             return Err(invalid(format!("Twilio answered {} with a redirect, which is not followed", status.as_u16())));
         }
