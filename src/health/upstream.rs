@@ -66,7 +66,7 @@ impl AccountAttempts {
         self.lock().ended(attempt, now)
     }
 
-    /// Forgets that credentials were accepted, because the account may have new ones.
+    /// Forgets that credentials were accepted, because the account has new ones.
     pub fn forget_acceptance(&self) {
         self.lock().accepted = false;
     }

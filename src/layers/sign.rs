@@ -90,6 +90,15 @@ pub struct Login<'c> {
     pub secret: &'c SecretString,
 }
 
+/// The credentials of an account in a new configuration.
+pub struct Configured {
+    /// What its calls are signed with.
+    pub credential: Credential,
+    /// Whether the configuration before had the same login for the same SID and upstream, so that what Twilio said of it
+    /// still holds.
+    pub is_unchanged: bool,
+}
+
 /// The credentials of this and of earlier configurations.
 #[derive(Default)]
 pub struct Credentials {
@@ -102,7 +111,7 @@ impl Credentials {
     /// Sets the credentials of a new configuration: the logins of its accounts, which may be sent to `upstream`, and
     /// the `Basic` credentials of a proxy on the way. Calls in progress of the same account to the same upstream use
     /// the new login from now on. Returns the credentials in the order of `logins`.
-    pub fn set(&mut self, logins: &[Login<'_>], upstream: &Uri, proxy: Option<&HeaderValue>) -> Vec<Credential> {
+    pub fn set(&mut self, logins: &[Login<'_>], upstream: &Uri, proxy: Option<&HeaderValue>) -> Vec<Configured> {
         let signatures: Vec<_> =
             logins.iter().map(|login| Arc::new(Signature::new(login.username, login.secret))).collect();
         // Before anything is signed with them, so that every response that repeats them is recognised.
@@ -112,12 +121,13 @@ impl Credentials {
             let Account { name, sid, .. } = login.account;
             let bounds = Bounds { name: Arc::clone(name), sid: sid.clone(), upstream: upstream.clone() };
             if let Some(slot) = self.slots.iter().filter_map(Weak::upgrade).find(|slot| slot.bounds == bounds) {
-                slot.newest.store(signature);
-                return Credential(slot);
+                let old = slot.newest.swap(Arc::clone(&signature));
+                let is_unchanged = old.authorization == signature.authorization;
+                return Configured { credential: Credential(slot), is_unchanged };
             }
             let slot = Arc::new(Slot { bounds, newest: ArcSwap::new(signature) });
             self.slots.push(Arc::downgrade(&slot));
-            Credential(slot)
+            Configured { credential: Credential(slot), is_unchanged: false }
         };
         logins.iter().zip(signatures).map(slot).collect()
     }
@@ -181,7 +191,7 @@ impl Rejection {
         self.status.load(Ordering::Relaxed)
     }
 
-    /// Forgets a rejection at `now`, because the account may have new credentials.
+    /// Forgets a rejection at `now`, because the account has new credentials.
     pub fn clear(&self, now: Instant) {
         let _ = self.episode.is_over(now);
     }

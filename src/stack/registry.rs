@@ -16,7 +16,7 @@ use crate::core::units::Rate;
 use crate::health::upstream::AccountAttempts;
 use crate::layers::authenticate::TeamRate;
 use crate::layers::retry::RetryBudget;
-use crate::layers::sign::{Credentials, Login, Rejection, Secrets, Signer};
+use crate::layers::sign::{Configured, Credentials, Login, Rejection, Secrets, Signer};
 use crate::replicas::{SharedQuota, SharedStore};
 
 /// The accounts and teams of this and of earlier configurations. Clones share one state.
@@ -73,7 +73,8 @@ impl Registry {
         let proxy = config.upstream.proxy.as_ref().and_then(|proxy| proxy.authorization.as_ref());
         let signed_with = credentials.set(&logins(config, accounts), &config.upstream.url, proxy);
         let (mut budgets, mut retries, mut attempts, mut signers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for ((account, settings), credential) in accounts.iter().zip(&config.accounts).zip(signed_with) {
+        for ((account, settings), configured) in accounts.iter().zip(&config.accounts).zip(signed_with) {
+            let Configured { credential, is_unchanged } = configured;
             let limits = limits(config, settings);
             let state = states.entry(Arc::clone(&account.name)).or_insert_with(|| AccountState {
                 budget: budget(account, limits, replicas, clock),
@@ -83,9 +84,11 @@ impl Registry {
                 echoes: Episode::default(),
             });
             state.budget.set_limits(limits);
-            // The credentials may have been replaced because they were rejected.
-            state.rejection.clear(clock.now());
-            state.attempts.forget_acceptance();
+            if !is_unchanged {
+                // Twilio has said nothing of the new ones yet.
+                state.rejection.clear(clock.now());
+                state.attempts.forget_acceptance();
+            }
             let account = || Arc::clone(account);
             budgets.push((account(), state.budget.clone()));
             retries.push((account(), state.retries.clone()));
@@ -174,6 +177,7 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Sources};
+    use crate::health::upstream::Attempt;
 
     /// A configuration with these accounts and rates.
     fn config(accounts: &[(&str, &str)]) -> Config {
@@ -210,6 +214,37 @@ mod tests {
         assert_eq!(limit(&others), Rate::new(3, second));
         assert_eq!(limit(&first), Rate::new(3, second), "calls under way spend from the same budget");
         assert!(registry.account("z").is_some() && registry.account("x").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_twilio_said_of_credentials_is_forgotten_only_when_they_change() {
+        let base = [("accounts.main.account_sid", "AC1"), ("accounts.main.api_key", "SK1")];
+        let base = [&base[..], &[("accounts.main.api_secret", "a-secret"), ("log.hits", "1.0")]].concat();
+        for (change, is_kept) in [
+            (("log.hits", "0.5"), true),
+            (("accounts.main.rate", "9/s"), true),
+            (("accounts.main.account_sid", "AC2"), false),
+            (("accounts.main.api_key", "SK2"), false),
+            (("accounts.main.api_secret", "another"), false),
+            (("upstream.url", "https://elsewhere.example"), false),
+        ] {
+            let (registry, clock) = (Registry::default(), Clock::new());
+            let resolve = |changes: &[(&str, &str)]| {
+                let keys = base.iter().chain(changes);
+                let sources = keys.fold(Sources::default(), |all, (key, value)| {
+                    all.with_flag((*key).to_owned(), (*value).to_owned())
+                });
+                let config = config::load(&sources).unwrap();
+                registry.resolve(&config, &super::super::accounts(&config), None, clock)
+            };
+            let _old = resolve(&[]);
+            let attempts = registry.account("main").unwrap().attempts;
+            attempts.ended(Attempt::Answered { accepted: true }, clock.now());
+            let _same = resolve(&[]);
+            assert!(attempts.now().accepted, "nothing changed");
+            let _new = resolve(&[change]);
+            assert_eq!(attempts.now().accepted, is_kept, "{change:?}");
+        }
     }
 
     #[test]

@@ -245,11 +245,47 @@ async fn credentials_are_unknown_until_twilio_has_been_asked() {
     assert_eq!(status["errors"][0]["cause"], "status: 403");
     let excluded = gateway.admin("/readyz?exclude=credentials/default").await;
     assert_eq!((excluded.status, &excluded.json()["state"]), (200, &json!("ok")));
-    gateway.reload.notify_one();
-    gateway.metric_reaches("reloads_total", &["applied"], 1.0).await;
-    assert_eq!(credentials().await, "unknown", "a reload may have replaced them");
-    let status = gateway.admin("/status").await.json();
-    assert_eq!(status["accounts"][0]["credentials_rejected_status"], Json::Null);
+}
+
+#[tokio::test]
+async fn what_is_known_of_credentials_survives_a_reload_until_they_are_replaced() {
+    let upstream = Upstream::script(|seen| match seen.number {
+        1 => Plan::page(PAGE),
+        2 => Plan::json(401, "{}"),
+        _ => Plan::page(PAGE),
+    })
+    .await;
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("gateway.toml");
+    let configure = |secret: &str| {
+        let account = format!("account_sid = 'AC1'\napi_key = 'SK1'\napi_secret = '{secret}'\n");
+        fs::write(&path, format!("[accounts.main]\n{account}")).unwrap();
+    };
+    configure("a-secret-of-twilio");
+    let config = TestConfig::new(upstream.url()).without_account();
+    let gateway = Gateway::start(config.sources().with_file(&path)).await;
+    let credentials = async || {
+        let (ready, status) = (gateway.admin("/readyz").await, gateway.admin("/status").await.json());
+        let account = &status["accounts"][0];
+        json!([ready.status, account["credentials"], account["credentials_rejected_status"]])
+    };
+    let mut reloads = 0.0;
+    let mut reload = async || {
+        reloads += 1.0;
+        gateway.reload.notify_one();
+        gateway.metric_reaches("reloads_total", &["applied"], reloads).await;
+    };
+    assert_eq!(gateway.ask(&unstored()).await.status, 200);
+    reload().await;
+    assert_eq!(credentials().await, json!([200, "accepted", null]), "the same as before");
+    assert_eq!(gateway.ask(&unstored()).await.status, 502);
+    reload().await;
+    assert_eq!(credentials().await, json!([503, "rejected", 401]), "Twilio rejects these");
+    configure("another-secret-of-twilio");
+    reload().await;
+    assert_eq!(credentials().await, json!([200, "unknown", null]), "Twilio has not seen these yet");
+    assert_eq!(gateway.ask(&unstored()).await.status, 200);
+    assert_eq!(credentials().await, json!([200, "accepted", null]));
 }
 
 #[tokio::test]

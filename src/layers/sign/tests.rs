@@ -11,14 +11,14 @@ const TWILIO: &str = "https://twilio.example";
 
 /// What configurations make of the account `main`.
 #[derive(Default)]
-struct Configured(Credentials);
+struct Configurations(Credentials);
 
-impl Configured {
+impl Configurations {
     /// A configuration with this SID, upstream and secret is put into use.
     fn set(&mut self, sid: &str, upstream: &'static str, secret: &str) -> Signer {
         let account = Account { sid: sid.to_owned(), ..(*Team::example("local").account).clone() };
         let login = Login { account: &account, username: "SK1", secret: &secret.into() };
-        let credential = self.0.set(&[login], &Uri::from_static(upstream), None).remove(0);
+        let credential = self.0.set(&[login], &Uri::from_static(upstream), None).remove(0).credential;
         Signer { credential, rejection: Rejection::default(), echoes: Episode::default() }
     }
 }
@@ -54,7 +54,7 @@ async fn a_call_from_before_a_reload_is_signed_with_the_newest_secret_of_its_own
         ("AC1", "https://elsewhere.example", "of-elsewhere", "the-old-one"),
     ];
     for (sid, upstream, secret, expected) in cases {
-        let mut configured = Configured::default();
+        let mut configured = Configurations::default();
         let old = configured.set("AC1", TWILIO, "the-old-one");
         let new = configured.set(sid, upstream, secret);
         let secrets = || configured.0.secrets();
@@ -78,12 +78,13 @@ fn accounts_of_one_sid_sign_with_their_own_keys() {
         Login { account: &other, username: "SK2", secret: &second },
     ];
     let signers = credentials.set(&logins, &Uri::from_static(TWILIO), None);
-    assert_ne!(signers[0].signature().authorization, signers[1].signature().authorization);
+    let authorization = |signer: &Configured| signer.credential.signature().authorization.clone();
+    assert_ne!(authorization(&signers[0]), authorization(&signers[1]));
 }
 
 #[test]
 fn credentials_that_nobody_can_sign_with_are_wiped() {
-    let mut configured = Configured::default();
+    let mut configured = Configurations::default();
     let old = configured.set("AC1", TWILIO, "the-old-one");
     let signature = Arc::downgrade(&old.credential.signature());
     let new = configured.set("AC1", TWILIO, "the-new-one");
@@ -97,7 +98,7 @@ fn credentials_that_nobody_can_sign_with_are_wiped() {
 
 #[tokio::test]
 async fn a_rejection_of_a_secret_that_was_replaced_meanwhile_is_tried_again_and_not_remembered() {
-    let mut configured = Configured::default();
+    let mut configured = Configurations::default();
     let old = configured.set("AC1", TWILIO, "the-old-one");
     let secrets = configured.0.secrets();
     let configured = Mutex::new(configured);
@@ -123,7 +124,7 @@ async fn a_rejection_of_a_secret_that_was_replaced_meanwhile_is_tried_again_and_
 #[tokio::test]
 async fn an_answer_that_repeats_the_secret_goes_no_further() {
     // Even one that no configuration has any more.
-    let signer = Configured::default().set("AC1", TWILIO, "the-only-one");
+    let signer = Configurations::default().set("AC1", TWILIO, "the-only-one");
     for status in [200, 400, 404, 500, 503] {
         let answer = move || (status, "{\"message\":\"bad password: the-only-one\"}");
         let (_, result) = sent(&signer, Secrets::default(), answer).await;
@@ -135,7 +136,7 @@ async fn an_answer_that_repeats_the_secret_goes_no_further() {
 
 #[tokio::test]
 async fn a_429_that_repeats_the_secret_stays_one_without_it() {
-    let signer = Configured::default().set("AC1", TWILIO, "the-only-one");
+    let signer = Configurations::default().set("AC1", TWILIO, "the-only-one");
     let answer = || (429, "{\"message\":\"bad password: the-only-one\"}");
     let (_, result) = sent(&signer, Secrets::default(), answer).await;
     let answer = result.unwrap();
@@ -146,7 +147,7 @@ async fn a_429_that_repeats_the_secret_stays_one_without_it() {
 
 #[tokio::test]
 async fn an_answer_that_repeats_another_secret_of_the_gateways_goes_no_further() {
-    let mut configured = Configured::default();
+    let mut configured = Configurations::default();
     let signer = configured.set("AC1", TWILIO, "the-replaced-one");
     let secrets = configured.0.secrets();
     let example = Team::example("local").account;
