@@ -71,7 +71,7 @@ where
             let decided = clock.now();
             call.context.add(UpstreamEvent {
                 begun: arrived,
-                ended: decided,
+                ended: Some(decided),
                 kind: UpstreamEventKind::Wait { granted: permit.is_ok() },
             });
             let labels = AccountLabels { account: ConfigLabel(Arc::clone(&call.team.account.name)) };

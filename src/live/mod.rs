@@ -193,7 +193,7 @@ impl Live {
 
     /// Counts a request that is not a hit.
     fn count(&self, request: &RequestEnded) {
-        let totals = request.context.totals();
+        let totals = request.context.totals(request.ended);
         let reason = request.reason();
         let failure = (!reason.is_empty()).then(|| self.failure(request, reason));
         let mut slow = self.slow();
@@ -229,7 +229,7 @@ impl Live {
     }
 
     fn tell(&self, request: &RequestEnded, shows_queries: bool) {
-        let (totals, team) = (request.context.totals(), request.team());
+        let (totals, team) = (request.context.totals(request.ended), request.team());
         let mut event = json!({
             "at": time(self.0.clock.wall(request.ended)),
             "request_id": request.context.head.id(),

@@ -124,8 +124,8 @@ impl Stage {
 pub struct UpstreamEvent {
     /// When it began.
     pub begun: Instant,
-    /// When it ended.
-    pub ended: Instant,
+    /// When it ended; `None` while it is under way.
+    pub ended: Option<Instant>,
     /// Whether it is a wait or an attempt, and how it ended.
     pub kind: UpstreamEventKind,
 }
@@ -142,15 +142,15 @@ pub enum UpstreamEventKind {
     Attempt {
         /// The span that was sent to Twilio as the parent.
         span: Option<SpanId>,
-        /// The HTTP status, or why there is none.
-        result: Result<u16, Reason>,
+        /// The HTTP status, or why there is none; `None` while it is under way.
+        result: Option<Result<u16, Reason>>,
     },
 }
 
 /// The upstream events of a request, added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Attempts that went upstream.
+    /// Attempts that went upstream, the one under way included.
     pub attempts: u32,
     /// Time spent waiting for tokens.
     pub wait: Duration,
@@ -252,12 +252,28 @@ impl RequestContext {
         self.recording.as_ref()?.ended[stage as usize].get().copied()
     }
 
-    /// Adds a wait or an attempt.
-    pub fn add(&self, event: UpstreamEvent) {
+    /// Adds a wait or an attempt. Returns its number.
+    pub fn add(&self, event: UpstreamEvent) -> usize {
         if matches!(event.kind, UpstreamEventKind::Attempt { .. }) {
             self.was_tried.store(true, Relaxed);
         }
-        self.lock().push(event);
+        let mut events = self.lock();
+        events.push(event);
+        events.len() - 1
+    }
+
+    /// Adds an attempt that begins now, at `begun`. Returns its number.
+    pub fn attempt_begins(&self, begun: Instant, span: Option<SpanId>) -> usize {
+        self.add(UpstreamEvent { begun, ended: None, kind: UpstreamEventKind::Attempt { span, result: None } })
+    }
+
+    /// The attempt with this number has ended.
+    pub fn attempt_ended(&self, number: usize, at: Instant, ending: Result<u16, Reason>) {
+        if let Some(UpstreamEvent { ended, kind: UpstreamEventKind::Attempt { result, .. }, .. }) =
+            self.lock().get_mut(number)
+        {
+            (*ended, *result) = (Some(at), Some(ending));
+        }
     }
 
     /// Whether it caused an attempt. Read for every hit, so it takes no lock.
@@ -270,16 +286,16 @@ impl RequestContext {
         !self.lock().is_empty()
     }
 
-    /// The waits and attempts so far, in the order in which they ended. A call that survives its client adds to them.
+    /// The waits that have ended and the attempts that have begun, in the order in which that happened. A call that survives its client adds to them.
     pub fn upstream_events(&self) -> Vec<UpstreamEvent> {
         self.lock().clone()
     }
 
-    /// The waits and attempts so far, added up.
-    pub fn totals(&self) -> Totals {
+    /// The same, added up; the time of an attempt under way is that until `now`.
+    pub fn totals(&self, now: Instant) -> Totals {
         let mut totals = Totals::default();
         for event in self.lock().iter() {
-            let took = event.ended.saturating_duration_since(event.begun);
+            let took = event.ended.unwrap_or(now).saturating_duration_since(event.begun);
             match event.kind {
                 UpstreamEventKind::Wait { .. } => totals.wait += took,
                 UpstreamEventKind::Attempt { .. } => {
@@ -292,7 +308,31 @@ impl RequestContext {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<UpstreamEvent>> {
-        // Each critical section is one push or one read, so a panic cannot leave the list half changed.
+        // Each critical section is one change or one read, so a panic cannot leave the list half changed.
         self.upstream_events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_counts_from_when_it_is_sent() {
+        let (context, start) = (RequestContext::default(), Instant::now());
+        let wait = UpstreamEventKind::Wait { granted: true };
+        context.add(UpstreamEvent { begun: start, ended: Some(start + S), kind: wait });
+        let totals = |after: Duration| {
+            let Totals { attempts, wait, upstream } = context.totals(start + after);
+            (attempts, wait.as_secs(), upstream.as_secs())
+        };
+        assert_eq!((totals(S), context.was_tried()), ((0, 1, 0), false));
+        let first = context.attempt_begins(start + S, None);
+        assert_eq!((totals(3 * S), context.was_tried()), ((1, 1, 2), true));
+        context.attempt_ended(first, start + 4 * S, Ok(503));
+        let _second = context.attempt_begins(start + 5 * S, None);
+        assert_eq!((totals(4 * S), totals(9 * S)), ((2, 1, 3), (2, 1, 7)));
     }
 }

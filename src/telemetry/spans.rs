@@ -81,6 +81,8 @@ pub(super) fn of(request: &RequestEnded) -> Vec<Span<'_>> {
     // Waits and attempts are below the last stage, which is the cache's.
     let (mut waits, mut attempts) = (0, 0);
     for UpstreamEvent { begun, ended, kind } in request.context.upstream_events() {
+        // What is under way goes on for the clients that still wait, or to fill the cache.
+        let ended = ended.unwrap_or(request.ended).max(begun);
         let event = |name: String| span(Some(last), name.into(), (begun, ended));
         spans.push(match kind {
             UpstreamEventKind::Wait { granted } => {
@@ -90,16 +92,16 @@ pub(super) fn of(request: &RequestEnded) -> Vec<Span<'_>> {
             UpstreamEventKind::Attempt { span: named, result } => {
                 attempts += 1;
                 let event = event(format!("attempt {attempts}"));
-                let result = match result {
+                let result = result.map(|result| match result {
                     Ok(status) => ("http.response.status_code", Value::Number(status.into())),
                     Err(reason) => ("error.type", Value::Text(reason.as_str())),
-                };
-                let failed = !matches!(result.1, Value::Number(..400));
+                });
+                let failed = result.as_ref().is_some_and(|(_, value)| !matches!(value, Value::Number(..400)));
                 let resent = ("http.request.resend_count", Value::Number(attempts - 1));
                 Span {
                     id: named.unwrap_or(event.id),
                     kind: Kind::Client,
-                    attributes: vec![result, resent],
+                    attributes: result.into_iter().chain([resent]).collect(),
                     failed,
                     ..event
                 }

@@ -28,12 +28,10 @@ async fn miss(clock: Clock) -> RequestEnded {
     }
     for result in [Err(Reason::UpstreamTimeout), Ok(200)] {
         let (begun, ended) = (clock.now(), clock.now() + S);
-        context.add(UpstreamEvent { begun, ended: begun, kind: UpstreamEventKind::Wait { granted: true } });
-        context.add(UpstreamEvent {
-            begun,
-            ended,
-            kind: UpstreamEventKind::Attempt { span: Some(SpanId::random()), result },
-        });
+        let granted = UpstreamEventKind::Wait { granted: true };
+        context.add(UpstreamEvent { begun, ended: Some(begun), kind: granted });
+        let number = context.attempt_begins(begun, Some(SpanId::random()));
+        context.attempt_ended(number, ended, result);
         tokio::time::advance(S).await;
     }
     context.end_of(Stage::Cache);
@@ -117,6 +115,21 @@ async fn a_request_is_a_span_with_its_stages_and_the_way_upstream_below() {
     });
     assert!(named.eq([spans[5].id, spans[7].id]), "the ids that Twilio was told");
     assert!(!format!("{spans:?}").contains("secret"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_outlives_its_request_has_a_span_until_the_request_ends() {
+    let clock = Clock::new();
+    let context = RequestContext::new(head(), Some(TraceContext::begin()), Some(clock));
+    let received = clock.now();
+    for stage in Stage::ALL {
+        context.end_of(stage);
+    }
+    context.attempt_begins(received + S, None);
+    let ended = finished(context, received, received + 3 * S);
+    let spans = spans::of(&ended);
+    let attempt = spans.last().unwrap();
+    assert_eq!((&*attempt.name, (attempt.ended - attempt.begun).as_secs(), attempt.failed), ("attempt 1", 2, false));
 }
 
 #[tokio::test(start_paused = true)]

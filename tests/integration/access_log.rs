@@ -83,13 +83,16 @@ async fn every_request_has_a_line_with_the_documented_fields() {
     listen();
     let upstream = Upstream::script(|seen| match seen.number {
         1 => Plan::json(503, "{}"),
-        _ => Plan::page(PAGE),
+        2 => Plan::page(PAGE),
+        _ => Plan::silence(),
     })
     .await;
     let gateway = TestConfig::new(upstream.url()).start().await;
     gateway.ask(&post_to(QUERY, &with_id("miss"), ASK)).await.assert_page(PAGE, "miss");
     let parent = "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00\r\n";
     gateway.ask(&post_to(&format!("{QUERY}?"), &(with_id("hit") + parent), ASK)).await.assert_page(PAGE, "hit");
+    let slow = with_id("slow") + "Prefer: wait=1\r\n";
+    gateway.ask(&get(METADATA, &slow)).await.assert_refused(504, "upstream_timeout");
     gateway.ask(&get("/nowhere?token=secret", &with_id("lost"))).await.assert_refused(404, "not_found");
 
     let [(level, miss)] = &lines("miss")[..] else { panic!("one line") };
@@ -107,6 +110,13 @@ async fn every_request_has_a_line_with_the_documented_fields() {
     let [(_, hit)] = &lines("hit")[..] else { panic!("one line") };
     assert_eq!((&hit["outcome"], &hit["attempts"], &hit["upstream_ms"]), (&"hit".into(), &0.into(), &0.0.into()));
     assert_eq!(hit["trace_id"], "0af7651916cd43dd8448eb211c80319c");
+    let [(_, slow)] = &lines("slow")[..] else { panic!("one line") };
+    assert_eq!(
+        (&slow["status"], &slow["attempts"]),
+        (&504.into(), &1.into()),
+        "sent, and not answered in time: {slow:?}"
+    );
+    assert!(slow["upstream_ms"].as_f64().unwrap() > 0.0, "{slow:?}");
     let [(_, lost)] = &lines("lost")[..] else { panic!("one line") };
     let said = ["status", "outcome", "reason", "operation", "path"].map(|field| lost[field].to_string());
     assert_eq!(said, ["404", "\"refused\"", "\"not_found\"", "\"none\"", "\"/nowhere\""]);

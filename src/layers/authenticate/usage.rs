@@ -100,14 +100,14 @@ mod tests {
             context.team.set(Arc::clone(&team)).unwrap();
             context.operation.set(Operation::JobSubmit).unwrap();
             if let Some(kind) = kind {
-                context.add(UpstreamEvent { begun: now, ended: now, kind });
+                context.add(UpstreamEvent { begun: now, ended: Some(now), kind });
             }
             let (status, bytes, is_traced) = (200, 0, false);
             let context = Arc::new(context);
             UsageCounter.ended(&RequestEnded { context, received: now, ended: now, outcome, status, bytes, is_traced });
             (team.usage.answers(outcome), team.usage.saved())
         };
-        let attempt = || Some(UpstreamEventKind::Attempt { span: None, result: Ok(200) });
+        let attempt = || Some(UpstreamEventKind::Attempt { span: None, result: None });
         assert_eq!(answer(Outcome::Miss, attempt()), (1, 0));
         assert_eq!(answer(Outcome::Hit, attempt()), (1, 0), "the status of the job was polled before it was shared");
         assert_eq!(answer(Outcome::Hit, Some(UpstreamEventKind::Wait { granted: false })), (2, 1));

@@ -26,7 +26,7 @@ impl RequestSubscriber for AccessLog {
 
 fn write(request: &RequestEnded, is_slow: bool) {
     let RequestEnded { context, outcome, status, bytes, .. } = request;
-    let (team, totals) = (request.team(), context.totals());
+    let (team, totals) = (request.team(), context.totals(request.ended));
     // A trace id leads nowhere if the trace is not exported and the client has not sent it.
     let trace = context.trace.as_ref().filter(|trace| request.is_traced || trace.parent.is_some());
     let trace_id = trace.map(|trace| trace.trace.to_string());

@@ -55,7 +55,6 @@ use crate::core::clock::{Clock, Instant};
 use crate::core::error::{GatewayError, Reason, Retry, whole_seconds};
 use crate::metrics::{Ending, Metrics};
 use crate::request::call::{SignedCall, UpstreamCall, UpstreamResponse};
-use crate::request::context::{UpstreamEvent, UpstreamEventKind};
 use crate::semantics::trace::{SpanId, TRACEPARENT, TRACESTATE, TraceContext};
 use crate::semantics::upstream_headers;
 use crate::trust::{self, TrustError};
@@ -131,6 +130,9 @@ impl Upstream {
         let mut request = self.request(&call, authorization)?;
         let span = call.context.trace.as_deref().map(|trace| hand_on(trace, request.headers_mut()));
         let begun = self.clock.now();
+        // Before its end, which the client may not wait for.
+        let number = call.context.attempt_begins(begun, span);
+        call.team.usage.attempted();
         let mut result = self.exchange(request, begun, &call).await;
         if let Ok(answer) = &mut result
             && let Err(error) = answers::check(&call, answer, self.clock.wall_now())
@@ -141,8 +143,7 @@ impl Upstream {
         let took = ended - begun;
         let outcome = result.as_ref().map(|answer| answer.status.as_u16()).map_err(GatewayError::reason);
         let ending = outcome.map_or_else(|reason| Ending::Reason(reason.as_str()), Ending::Status);
-        call.context.add(UpstreamEvent { begun, ended, kind: UpstreamEventKind::Attempt { span, result: outcome } });
-        call.team.usage.attempted();
+        call.context.attempt_ended(number, ended, outcome);
         self.metrics.attempted(&call.team.account.name, call.endpoint.operation, ending, took);
         tracing::debug!(
             account = %call.team.account.name,
