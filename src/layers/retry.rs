@@ -22,6 +22,7 @@ use crate::core::error::{GatewayError, Reason, Retry as Repeat};
 use crate::core::window::Window;
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
+use crate::request::context::RequestContext;
 use crate::semantics::upstream_headers;
 use crate::twilio::endpoint::Repeatability;
 
@@ -51,12 +52,42 @@ impl RetryBudget {
         self.lock().first_try(now);
     }
 
-    fn retry(&self, budget: f64, now: Instant) -> bool {
-        self.lock().retry(budget, now)
+    /// A retry of the call with this context, if one is allowed.
+    fn retry<'c>(&self, budget: f64, now: Instant, context: &'c RequestContext) -> Option<CountedRetry<'c>> {
+        let attempts = context.totals(now).attempts;
+        self.lock().retry(budget, now).then(|| CountedRetry { budget: self.clone(), at: now, context, attempts })
     }
 
     fn lock(&self) -> MutexGuard<'_, Allowance> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A retry that counts from the moment at which it is allowed, so that concurrent calls do not exceed the budget. When it
+/// is dropped and was not sent, it no longer counts.
+struct CountedRetry<'c> {
+    budget: RetryBudget,
+    at: Instant,
+    context: &'c RequestContext,
+    /// The attempts before this one.
+    attempts: u32,
+}
+
+impl CountedRetry<'_> {
+    /// It is sent only at `now`, after a delay.
+    fn goes_on(&mut self, now: Instant) {
+        let mut allowance = self.budget.lock();
+        allowance.take_back(self.at);
+        allowance.0.count(Allowance::RETRY, now);
+        self.at = now;
+    }
+}
+
+impl Drop for CountedRetry<'_> {
+    fn drop(&mut self) {
+        if self.context.totals(self.at).attempts == self.attempts {
+            self.budget.lock().take_back(self.at);
+        }
     }
 }
 
@@ -128,14 +159,16 @@ where
             }
         };
         let now = layer.clock.now();
-        if now + delay >= call.deadline || !budget.retry(layer.policy.budget, now) {
+        if now + delay >= call.deadline {
             return result;
         }
+        let Some(mut retry) = budget.retry(layer.policy.budget, now, &call.context) else { return result };
         tokio::select! {
             biased;
             () = call.waiters.abandoned() => return result,
             () = tokio::time::sleep(delay) => {}
         }
+        retry.goes_on(layer.clock.now());
         let reason = match &result {
             Ok(answer) => Ending::Status(answer.status.as_u16()),
             Err(error) => Ending::Reason(error.reason().as_str()),
@@ -224,6 +257,11 @@ impl Allowance {
             self.0.count(Self::RETRY, now);
         }
         allowed
+    }
+
+    /// The retry that was counted at `at` is not sent.
+    fn take_back(&mut self, at: Instant) {
+        self.0.take_back(Self::RETRY, at);
     }
 }
 

@@ -35,7 +35,8 @@ async fn run_asking(
     let left = Arc::new(Mutex::new(script.iter().copied().collect::<VecDeque<_>>()));
     let upstream = {
         let left = Arc::clone(&left);
-        service_fn(move |_: UpstreamCall| {
+        service_fn(move |call: UpstreamCall| {
+            call.context.attempt_begins(Instant::now(), None);
             let next = left.lock().unwrap().pop_front().expect("an attempt beyond the script");
             std::future::ready(match next {
                 Ok(status) => Ok(UpstreamResponse {
@@ -150,6 +151,7 @@ async fn an_outage_is_not_multiplied() {
         let attempts = Arc::clone(&attempts);
         service_fn(move |call: UpstreamCall| {
             *attempts.lock().unwrap() += 1;
+            call.context.attempt_begins(Instant::now(), None);
             upstream.oneshot(call)
         })
     };
@@ -162,6 +164,52 @@ async fn an_outage_is_not_multiplied() {
     }
     let attempts = *attempts.lock().unwrap();
     assert!((1003..=1250).contains(&attempts), "{attempts}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_not_sent_uses_up_nothing() {
+    let sent = |failing: bool| {
+        move |call: UpstreamCall| {
+            let is_first = call.context.totals(Instant::now()).attempts == 0;
+            let refused = failing && !is_first;
+            if !refused {
+                call.context.attempt_begins(Instant::now(), None);
+            }
+            let status = if is_first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+            let (headers, body) = (http::HeaderMap::new(), Bytes::new());
+            std::future::ready(match refused {
+                true => Err(GatewayError::new(Reason::QueueFull, "scripted")),
+                false => Ok(UpstreamResponse { status, headers, body, next_token: None }),
+            })
+        }
+    };
+    let new = || call(Operation::Query, 90 * S);
+    let layer = RetryLayer::new(Policy { budget: 0.0, ..policy() }, budgets(), Metrics::new(), Clock::new());
+    let (works, refuses) = (layer.layer(service_fn(sent(false))), layer.layer(service_fn(sent(true))));
+    for _ in 0..4 {
+        let abandoned = UpstreamCall { waiters: Waiters::of_clients(), ..new() };
+        assert_eq!(works.clone().oneshot(abandoned).await.unwrap().status, 503, "nobody waits for a retry");
+        assert_eq!(refuses.clone().oneshot(new()).await.unwrap().status, 503, "the retry was refused below");
+        let dropped = tokio::time::timeout(Duration::ZERO, works.clone().oneshot(new())).await;
+        assert!(dropped.is_err(), "its client left during the backoff");
+    }
+    for expected in [200, 200, 200, 503] {
+        let now = Instant::now();
+        assert_eq!(works.clone().oneshot(new()).await.unwrap().status, expected, "{:?}", now.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_counts_when_it_is_sent_not_when_it_was_allowed() {
+    let (budget, start, context) = (RetryBudget::new(Instant::now()), Instant::now(), RequestContext::default());
+    let mut late = budget.retry(0.0, start, &context).unwrap();
+    let sent_at_once: Vec<_> = (0..2).map(|_| budget.retry(0.0, start, &context).unwrap()).collect();
+    assert!(budget.retry(0.0, start, &context).is_none(), "what is allowed counts");
+    late.goes_on(start + 9 * S);
+    context.attempt_begins(start + 9 * S, None);
+    drop((late, sent_at_once));
+    let allowed = (0..3).filter_map(|_| budget.retry(0.0, start + 12 * S, &context)).collect::<Vec<_>>();
+    assert_eq!(allowed.len(), 2, "one was sent three seconds ago");
 }
 
 #[test]
