@@ -4,14 +4,13 @@
 //! store's clock. It is sealed, so that nobody who can write to the store can get access to a page, or keep it for
 //! longer.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
-use tokio::sync::Semaphore;
 
+use super::late::Late;
 use super::seal::Context;
-use super::{SharedStore, StoreError, StoreTime};
+use super::{SharedStore, StoreError, StoreTime, small};
 use crate::accounts::Account;
 use crate::core::clock::Instant;
 use crate::request::grants::{Scope, SharedGrants};
@@ -21,33 +20,20 @@ use crate::request::key::Key;
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
 /// The longest value that is read, in bytes: a time, sealed, is shorter.
 const LONGEST: usize = 64;
-
-/// Finds a grant. Keys: the grant. Arguments: the longest value. Returns its value, or nothing. A value that is longer is
-/// cut off there, so that it does not open.
-const FIND: &str = r"
-local value = redis.call('GETRANGE', KEYS[1], 0, ARGV[1])
-return value ~= '' and value
-";
-
 /// No grant is kept for longer.
 const LONGEST_KEPT: Duration = Duration::from_secs(366 * 86_400);
-/// Grants at most that the store has still to be told of.
-const LATE: usize = 1024;
-/// The longest pause between two attempts to tell one, while the store is reached.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What all replicas have given out. Clones share one store.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredGrants {
     store: SharedStore,
-    /// A permit for each grant that the store has still to be told of.
-    late: Arc<Semaphore>,
+    late: Late,
 }
 
 impl StoredGrants {
     /// Grants in this store.
     pub(crate) fn new(store: SharedStore) -> Self {
-        Self { store, late: Arc::new(Semaphore::new(LATE)) }
+        Self { late: Late::new(store.clone()), store }
     }
 
     fn name(&self, account: &Account, scope: &Scope, key: &Key) -> String {
@@ -56,6 +42,7 @@ impl StoredGrants {
 }
 
 /// A grant for the store.
+#[derive(Clone)]
 struct Grant {
     store: SharedStore,
     sid: String,
@@ -76,38 +63,17 @@ impl Grant {
         command.arg(&self.name).arg(sealed).arg("PX").arg((kept / 1000).max(1));
         self.store.run("grant_give", &command).await
     }
-
-    /// Tells the store as soon as that is possible, until the grant ends.
-    async fn tell_late(self) {
-        let mut is_up = self.store.changes();
-        let telling = async {
-            let mut pause = self.store.settings().timeout;
-            loop {
-                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                // It cannot fail: `self` has the sender.
-                let _ = is_up.wait_for(|is_up| *is_up).await;
-                if self.tell().await.is_ok() {
-                    return;
-                }
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        };
-        let _ = tokio::time::timeout_at(self.ends, telling).await;
-    }
 }
 
 impl SharedGrants for StoredGrants {
     fn give(&self, account: &Account, scope: &Scope, key: &Key, kept: Duration) -> BoxFuture<'static, ()> {
-        let (store, late, name) = (self.store.clone(), Arc::clone(&self.late), self.name(account, scope, key));
+        let (store, late, name) = (self.store.clone(), self.late.clone(), self.name(account, scope, key));
         let grant = Grant { ends: store.clock().now() + kept.min(LONGEST_KEPT), sid: account.sid.clone(), store, name };
         async move {
-            if grant.tell().await.is_err()
-                && let Ok(permit) = late.try_acquire_owned()
-            {
-                // Nobody waits for this: the store may be away for long.
-                tokio::spawn(async move {
-                    grant.tell_late().await;
-                    drop(permit);
+            if grant.tell().await.is_err() {
+                late.tell(grant.ends, move || {
+                    let grant = grant.clone();
+                    async move { grant.tell().await }
                 });
             }
         }
@@ -116,8 +82,7 @@ impl SharedGrants for StoredGrants {
 
     fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>> {
         let (store, name, sid) = (self.store.clone(), self.name(account, scope, key), account.sid.clone());
-        let mut command = redis::cmd("EVAL");
-        command.arg(FIND).arg(1).arg(&name).arg(LONGEST);
+        let command = small::find(&name, LONGEST);
         async move {
             let look = || store.run::<Option<Vec<u8>>>("grant_find", &command);
             let sealed = match look().await.ok()? {
@@ -156,6 +121,7 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::accounts::Team;
+    use crate::replicas::late;
     use crate::replicas::test_server::{TestServer, until};
 
     const S: Duration = Duration::from_secs(1);
@@ -223,7 +189,7 @@ mod tests {
         let (account, key) = (account(), Key::from_bytes([1; 32]));
         one.give(&account, &[1; 32], &key, 100 * S).await;
         one.give(&account, &[2; 32], &key, Duration::from_millis(1)).await;
-        assert_eq!(one.late.available_permits(), LATE - 2);
+        assert_eq!(one.late.permits.available_permits(), late::MOST - 2);
         server.run();
         let found = async {
             // While the store is away this does not wait, so others have to be let run.
@@ -233,9 +199,9 @@ mod tests {
         };
         tokio::time::timeout(10 * S, found).await.expect("it is found");
         assert_eq!(two.find(&account, &[2; 32], &key).await, None, "it has ended");
-        until("nothing is late", || one.late.available_permits() == LATE).await;
+        until("nothing is late", || one.late.permits.available_permits() == late::MOST).await;
         // No more than that are remembered.
-        let _all = one.late.try_acquire_many(LATE as u32).unwrap();
+        let _all = one.late.permits.try_acquire_many(late::MOST as u32).unwrap();
         server.kill();
         until("it is lost", || !one.store.is_up()).await;
         one.give(&account, &[1; 32], &key, 100 * S).await;

@@ -11,10 +11,12 @@ mod connection;
 mod error;
 mod flights;
 mod grants;
+mod late;
 pub(crate) mod names;
 mod pages;
 mod purges;
 pub(crate) mod seal;
+mod small;
 mod store;
 #[cfg(test)]
 pub(crate) mod test_server;
