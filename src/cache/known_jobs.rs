@@ -5,7 +5,8 @@
 //! keeps that in memory, for the jobs that answers were last about. It also keeps which pages of results Twilio has
 //! named: if Twilio no longer has one of those, the results have expired. An unknown page may never have existed.
 //!
-//! Where replicas share a store, they tell each other there which jobs are lost for good.
+//! Where replicas share a store, they tell each other there which jobs are lost for good, and [notes](super::job_notes)
+//! of submissions and polls.
 //!
 //! For fewer jobs it keeps what their last polls brought, so that the wait before the next poll holds without a stored
 //! status, and for submissions whose end is unknown their `Idempotency-Key`.
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 
+use super::job_notes::JobNotes;
 use super::purge::Purge;
 use super::stored::StoredResponse;
 use crate::accounts::Account;
@@ -92,14 +94,26 @@ pub(crate) struct KnownJobs {
     pages: Arc<Mutex<Generations<(), GENERATION>>>,
     /// What the last polls brought, under the same keys as the jobs.
     polls: Arc<Mutex<Generations<LastPolls, FEW>>>,
-    /// Under the keys of submissions: the `Idempotency-Key` of the last one, if its end is unknown, and since when.
+    /// Under the keys of submissions: the last one, if its end is unknown.
     unsettled: Arc<Mutex<Generations<Option<Unsettled>, FEW>>>,
-    /// What the replicas tell each other.
+    /// Which jobs are lost, as the replicas tell each other.
     shared: Option<Arc<dyn SharedGrants>>,
+    /// The notes of all replicas.
+    notes: Option<Arc<dyn JobNotes>>,
 }
 
-/// The `Idempotency-Key` of a submission whose end is unknown, and since when.
-pub(crate) type Unsettled = (HeaderValue, Moment);
+/// A submission whose end is unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unsettled {
+    /// Its `Idempotency-Key`.
+    pub(crate) key: HeaderValue,
+    /// When that key was made.
+    pub(crate) made: Moment,
+    /// Since when its end is unknown.
+    pub(crate) since: Moment,
+    /// The other replicas have known it. If they know none any more, one of them has learnt the end.
+    pub(crate) is_shared: bool,
+}
 
 /// What the last polls of a job brought, for the time in which it must not be polled and its status is not stored.
 #[derive(Debug, Clone, Default)]
@@ -148,6 +162,16 @@ impl KnownJobs {
     /// The same, and other replicas are told which jobs are lost for good.
     pub(super) fn shared_by(self, grants: Arc<dyn SharedGrants>) -> Self {
         Self { shared: Some(grants), ..self }
+    }
+
+    /// The same, and replicas share these notes.
+    pub(super) fn with_notes(self, notes: Arc<dyn JobNotes>) -> Self {
+        Self { notes: Some(notes), ..self }
+    }
+
+    /// The notes of all replicas, if they share any.
+    pub(crate) fn notes(&self) -> Option<&Arc<dyn JobNotes>> {
+        self.notes.as_ref()
     }
 
     /// Tells other replicas that a job is lost for good. They can forget it after the time for which it is `shared` with
@@ -216,19 +240,23 @@ impl KnownJobs {
         lock(&self.polls).get(key).unwrap_or_default()
     }
 
-    /// Records that a submission with this `Idempotency-Key` has had an unknown end; `None` if its end is known.
-    pub(crate) fn submitted(&self, submission: Key, unsettled: Option<&HeaderValue>, now: Moment) {
+    /// Records that the last submission has had an unknown end; `None` if its end is known.
+    pub(crate) fn submitted(&self, submission: Key, unsettled: Option<Unsettled>) {
         let mut keys = lock(&self.unsettled);
-        let before = keys.get(&submission).flatten();
-        if before.is_none() && unsettled.is_none() {
-            return;
+        if unsettled.is_some() || keys.get(&submission).flatten().is_some() {
+            keys.update(submission, |kept| *kept = unsettled);
         }
-        // Sent again with the same key, it is as old as before.
-        let since = before.filter(|(key, _)| Some(key) == unsettled).map_or(now, |(_, since)| since);
-        keys.update(submission, |kept| *kept = unsettled.map(|key| (key.clone(), since)));
     }
 
-    /// The `Idempotency-Key` of the last submission if its end is unknown, and since when.
+    /// Records that the other replicas know this `Idempotency-Key` of the last submission.
+    pub(crate) fn shared_key(&self, submission: &Key, key: &HeaderValue) {
+        let mut keys = lock(&self.unsettled);
+        if let Some(unsettled) = keys.get(submission).flatten().filter(|unsettled| unsettled.key == *key) {
+            keys.update(*submission, |kept| *kept = Some(Unsettled { is_shared: true, ..unsettled }));
+        }
+    }
+
+    /// The last submission, if its end is unknown.
     pub(crate) fn unsettled(&self, submission: &Key) -> Option<Unsettled> {
         lock(&self.unsettled).get(submission).flatten()
     }

@@ -14,6 +14,7 @@
 //! | `flight` | single flight: identical calls share one upstream call |
 //! | `fill_lock` | the seam for a lock that replicas share, behind the flights |
 //! | `flight_record` | how a flight ended, as bytes for other replicas |
+//! | `job_notes` | the seam for what replicas tell each other of query jobs |
 //! | `tier` | the seam for tiers behind memory |
 //! | `tiers` | two tiers, one behind the other |
 //! | `memory` | moka, on the synchronous path of a hit |
@@ -26,6 +27,7 @@ pub(crate) mod entry;
 pub(crate) mod fill_lock;
 pub(crate) mod flight;
 pub(crate) mod flight_record;
+pub(crate) mod job_notes;
 pub(crate) mod known_jobs;
 mod memory;
 mod purge;

@@ -16,6 +16,7 @@ use super::disk::{Disk, DiskSettings, DiskView};
 use super::entry::Entry;
 use super::fill_lock::FillLock;
 use super::flight::{Flights, Lease};
+use super::job_notes::JobNotes;
 use super::known_jobs::{self, KnownJobs};
 use super::memory::Memory;
 use super::sets::{Membership, ResultSet};
@@ -172,6 +173,12 @@ impl Store {
     #[must_use]
     pub(crate) fn with_lost_jobs(self, grants: Arc<dyn SharedGrants>) -> Self {
         Self { jobs: self.jobs.shared_by(grants), ..self }
+    }
+
+    /// Shares notes about query jobs with other replicas.
+    #[must_use]
+    pub(crate) fn with_job_notes(self, notes: Arc<dyn JobNotes>) -> Self {
+        Self { jobs: self.jobs.with_notes(notes), ..self }
     }
 
     /// When the results of the job end whose status has the key `status`: as its last answer said, or else as the stored

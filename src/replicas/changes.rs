@@ -36,6 +36,7 @@ use super::accounts::{AccountId, KnownAccounts};
 use super::purges::{self, Millis, Purges, Target};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
+use crate::cache::job_notes::Subject;
 use crate::cache::stored::StoredResponse;
 use crate::cache::{Purge, Store};
 use crate::core::clock::{Clock, Moment};
@@ -130,10 +131,20 @@ impl Changes {
 
     /// Whether a page that a replica requested then may be served.
     pub(super) fn admit(&self, account: &Account, key: &Key, stored: &StoredResponse, asked: StoreTime) -> bool {
-        let (state, asked) = (self.state(), asked.0 / 1000);
-        purges::targets(&AccountId::of(account), key, stored).all(|target| {
+        self.is_purged_by_none(purges::targets(&AccountId::of(account), key, stored), asked)
+    }
+
+    /// Whether a note that was made then still counts.
+    pub(super) fn admit_note(&self, about: &Subject, made: StoreTime) -> bool {
+        let id = AccountId::of(&about.account);
+        self.is_purged_by_none(purges::targets_of_note(id, about.operation, &about.key), made)
+    }
+
+    fn is_purged_by_none(&self, mut targets: impl Iterator<Item = Target>, since: StoreTime) -> bool {
+        let (state, since) = (self.state(), since.0 / 1000);
+        targets.all(|target| {
             let waits = state.pending.contains_key(&target) || state.telling.contains_key(&target);
-            !waits && state.purges.admit(&target, asked)
+            !waits && state.purges.admit(&target, since)
         })
     }
 
@@ -398,7 +409,7 @@ impl Changes {
     }
 
     /// Whether all that was told before this moment is read and applied.
-    fn is_applied(&self, until: Moment) -> bool {
+    pub(super) fn is_applied(&self, until: Moment) -> bool {
         self.state().read.is_some_and(|read| read.at > until)
     }
 }

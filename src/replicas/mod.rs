@@ -11,6 +11,7 @@ mod connection;
 mod error;
 mod flights;
 mod grants;
+mod job_notes;
 mod late;
 pub(crate) mod names;
 mod pages;

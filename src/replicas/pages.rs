@@ -31,6 +31,7 @@ use self::value::{Belonging, Value};
 use self::writer::Writer;
 use super::accounts::KnownAccounts;
 use super::changes::{Changes, Generation};
+use super::job_notes::StoredJobNotes;
 use super::{LARGE, SharedStore, StoreTime};
 use crate::accounts::Account;
 use crate::cache::entry::Entry;
@@ -82,10 +83,12 @@ struct Inner {
 }
 
 impl SharedPages {
-    /// Puts the shared pages behind memory and disk of `local`. `accounts` are those of the configuration in use. Needs a
+    /// Puts the shared pages behind memory and disk of `local`, and shares notes about jobs with the same purges. `accounts` are those of the configuration in use. Needs a
     /// tokio runtime.
     pub(crate) fn behind(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Store {
-        local.with_replicas(|local| Arc::new(Self::new(local, store, accounts, clock)))
+        let pages = Self::new(local.clone(), store.clone(), accounts, clock);
+        let notes = StoredJobNotes::new(store, pages.0.changes.clone());
+        local.with_job_notes(Arc::new(notes)).with_replicas(|_| Arc::new(pages))
     }
 
     fn new(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Self {
@@ -121,7 +124,7 @@ impl SharedPages {
     /// What the store has under `key`, if it may be served.
     async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
         let Inner { store, changes, clock, .. } = &*self.0;
-        let name = generation.name(store.names(), account, key);
+        let name = generation.name(store.names(), account, value::KIND, key);
         let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
         let (mut bytes, length) = reply?;
         if bytes.is_empty() && (LARGE..=value::MOST_BYTES).contains(&length) {

@@ -140,6 +140,18 @@ impl Purges {
     }
 }
 
+/// All targets whose purge ends a note under this key, which belongs to no result set. What changes the data of its account
+/// does not.
+pub(super) fn targets_of_note(
+    account: AccountId,
+    operation: Operation,
+    key: &Key,
+) -> impl Iterator<Item = Target> + use<> {
+    let of_account = [Target::Everything(None), Target::Everything(Some(account)), Target::Operation(operation)];
+    let short = key.as_bytes().first_chunk().copied().map(Target::Short);
+    of_account.into_iter().chain([Target::Page(*key.as_bytes())]).chain(short)
+}
+
 /// All targets whose purge drops this page. All pages of a result set are purged together, so they name each other as far
 /// as a page knows the others.
 pub(super) fn targets(account: &AccountId, key: &Key, stored: &StoredResponse) -> impl Iterator<Item = Target> + use<> {

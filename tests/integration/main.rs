@@ -57,6 +57,7 @@ mod request_ids;
 mod result_sets;
 mod retry_after;
 mod secrets;
+mod shared_jobs;
 mod sharing;
 mod simulator;
 mod simulator_fields;

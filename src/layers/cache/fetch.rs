@@ -222,6 +222,7 @@ where
                 ControlFlow::Continue(for_all) => for_all,
                 ControlFlow::Break(finished) => return lease.finish(finished),
             };
+            let key = layer.choose_key(&mut call, &purpose.directives).await;
             lease.calls(layer.clock.moment());
             let asked = Asked { at: layer.clock.now(), wall: layer.trusted_wall(None), place, set };
             // After the request has been sent, because that is more urgent.
@@ -234,7 +235,8 @@ where
                 Err(error) => FlightResult::failed(error),
             };
             layer.remember_poll(&call, &finished);
-            layer.remember_key(&call, &finished);
+            layer.tell_failed_poll(&call, &finished).await;
+            layer.remember_key(&call, &finished, key);
             if let Some(for_all) = for_all {
                 for_all.finish(&finished);
             }

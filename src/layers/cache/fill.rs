@@ -84,6 +84,10 @@ impl CacheLayer {
                         lease.finish(&found);
                         return Break(found);
                     }
+                    if let Some(failed) = self.failed_poll(call).await {
+                        lease.finish(&failed);
+                        return Break(failed);
+                    }
                     return Continue(Some(lease));
                 }
                 Turn::Stored(size, since) => {

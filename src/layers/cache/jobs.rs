@@ -12,7 +12,8 @@
 //!   removes nothing but the status.
 //!
 //! What an answer says about a job is also recorded in `Store::jobs`, where it does not depend on which answers are
-//! stored. `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits.
+//! stored. `layers::jobs` reads it there. A poll that failed is recorded as well, so that the next one waits (`polls`), and
+//! so is the `Idempotency-Key` of a submission whose end is unknown (`submissions`).
 //!
 //! There is no index of a job's pages. Instead, each page that is looked up is compared with what was learnt later
 //! about its job.
@@ -26,7 +27,7 @@ use super::layer::CacheLayer;
 use crate::accounts::Account;
 use crate::cache::Unkept;
 use crate::cache::entry::Entry;
-use crate::cache::flight::{FlightResult, Lease};
+use crate::cache::flight::Lease;
 use crate::cache::known_jobs::KnownJob;
 use crate::cache::stored::StoredResponse;
 use crate::core::clock::Instant;
@@ -36,7 +37,7 @@ use crate::request::key::Key;
 use crate::request::query::ClientQuery;
 use crate::request::response::Representation;
 use crate::semantics::freshness::Lifetimes;
-use crate::twilio::endpoint::{CacheClass, Endpoint, IDEMPOTENCY_KEY, Operation};
+use crate::twilio::endpoint::{CacheClass, Endpoint, Operation};
 use crate::twilio::job::{self, Job, State};
 use crate::twilio::parameters::Parameters;
 
@@ -156,28 +157,6 @@ impl CacheLayer {
             }
             _ => {}
         }
-    }
-
-    /// Records how a poll ended, of this replica or of another one.
-    pub(super) fn remember_poll(&self, call: &UpstreamCall, finished: &FlightResult) {
-        if call.endpoint.operation == Operation::JobStatus {
-            self.store.jobs.polled(call.key, &finished.result, self.clock.moment());
-        }
-    }
-
-    /// Records the `Idempotency-Key` of a submission if Twilio may have made a job of which no answer tells. Sent again
-    /// with the same key, it makes no second one.
-    pub(super) fn remember_key(&self, call: &UpstreamCall, finished: &FlightResult) {
-        if call.endpoint.operation != Operation::JobSubmit {
-            return;
-        }
-        let is_known = finished.result.as_ref().is_ok_and(|answer| {
-            // An attempt before this answer may have made a job.
-            let is_doubtful = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&answer.status);
-            !is_doubtful && !answer.status.is_server_error()
-        });
-        let key = call.headers.as_ref().and_then(|headers| headers.get(IDEMPOTENCY_KEY)).filter(|_| !is_known);
-        self.store.jobs.submitted(call.key, key, self.clock.moment());
     }
 
     /// Records what an answer tells of a job. If the job is lost since then, other replicas are told, and the answer to its

@@ -15,7 +15,9 @@ mod fill;
 mod jobs;
 mod keep;
 mod layer;
+mod polls;
 mod refresh_backoff;
+mod submissions;
 mod writes;
 
 use std::sync::Arc;

@@ -33,7 +33,6 @@ mod status;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -116,9 +115,8 @@ where
     async fn submit(&self, mut query: ClientQuery) -> Answered {
         let has_own_key = has_own_key(query.headers.as_deref())?;
         if !has_own_key {
-            let new = || HeaderValue::try_from(uuid::v7(self.shared.clock.wall_now(), fastrand::u128(..))).ok();
-            let key = self.unsettled_key(&query).or_else(new);
-            query.headers = key.map(|key| Arc::new(only(IDEMPOTENCY_KEY, key)));
+            let key = HeaderValue::try_from(uuid::v7(self.shared.clock.wall_now(), fastrand::u128(..)));
+            query.headers = key.ok().map(|key| Arc::new(only(IDEMPOTENCY_KEY, key)));
         }
         if has_own_key || self.shared.settings.dedup.is_zero() {
             if query.directives.cache.only_if_cached {
@@ -136,16 +134,6 @@ where
             response.headers.push(retry_after(wait));
         }
         Ok(response)
-    }
-
-    /// The `Idempotency-Key` of an identical earlier submission whose end is unknown: if it made a job, Twilio answers
-    /// with that one.
-    fn unsettled_key(&self, query: &ClientQuery) -> Option<HeaderValue> {
-        let Shared { store, settings, clock, .. } = &*self.shared;
-        let CacheDirectives { no_cache, no_store, max_age, .. } = query.directives.cache;
-        let (key, since) = store.jobs.unsettled(query.key())?;
-        let oldest = settings.dedup.min(max_age.unwrap_or(Duration::MAX));
-        (!no_cache && !no_store && clock.moment().since(since) < oldest).then_some(key)
     }
 
     /// Removes the stored answer to an identical earlier submission if its job must not be shared. Clients that submit

@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
 use http::{StatusCode, header};
 use tokio::sync::watch;
@@ -132,9 +133,13 @@ impl Rig {
         takes: Duration,
         script: impl FnMut(&UpstreamCall) -> Reply + Send + 'static,
     ) -> Self {
-        let (metrics, clock) = (Metrics::new(), Clock::simulated());
-        let store = Store::new(1 << 20, &metrics);
         let upstream = Twilio { script: Arc::new(Mutex::new(Box::new(script))), calls: Arc::default(), takes };
+        Self::over(Store::new(1 << 20, &Metrics::new()), policy, upstream)
+    }
+
+    /// What this store has is answered without this Twilio.
+    fn over(store: Store, policy: cache::Policy, upstream: Twilio) -> Self {
+        let (metrics, clock) = (Metrics::new(), Clock::simulated());
         let settings = Settings { dedup: policy.jobs.dedup, deadline: policy.deadline };
         let down = watch::Sender::new(false);
         let shutdown = {
@@ -186,12 +191,20 @@ impl Rig {
         self.ask(self.query(Operation::JobResults, id)).await.unwrap()
     }
 
+    /// The keys of the submissions that were sent.
+    fn keys(&self) -> Vec<HeaderValue> {
+        let calls = self.upstream.calls.lock().unwrap();
+        let submissions = calls.iter().filter(|call| call.endpoint.operation == Operation::JobSubmit);
+        submissions.map(|call| call.headers.as_ref().unwrap()[IDEMPOTENCY_KEY].clone()).collect()
+    }
+
     fn calls(&self, operation: Operation) -> usize {
         self.upstream.calls.lock().unwrap().iter().filter(|call| call.endpoint.operation == operation).count()
     }
 }
 
 mod known_tests;
+mod note_tests;
 mod policy_tests;
 mod poll_tests;
 mod respond_async_tests;

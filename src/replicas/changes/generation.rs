@@ -20,9 +20,9 @@ impl Generation {
         digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(|number| Self(number.to_be_bytes()))
     }
 
-    /// The name of the key of a page.
-    pub(in crate::replicas) fn name(&self, names: &Names, account: &Account, page: &Key) -> String {
-        names.of(account, "page", &[&self.0[..], page.as_bytes()].concat())
+    /// The name of a key for this kind of value, which belongs to a page.
+    pub(in crate::replicas) fn name(&self, names: &Names, account: &Account, kind: &'static str, page: &Key) -> String {
+        names.of(account, kind, &[&self.0[..], page.as_bytes()].concat())
     }
 }
 

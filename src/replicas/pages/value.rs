@@ -28,6 +28,9 @@ pub(super) const MOST_BYTES: usize = LONGEST_BODY + 1024 * 1024;
 /// The longest record that is packed or unpacked.
 const MOST_UNPACKED: u64 = 64 * 1024 * 1024;
 
+/// The kind of these values.
+pub(super) const KIND: &str = "page";
+
 const PAGE: u8 = 0;
 const PLACE: u8 = 1;
 
@@ -61,7 +64,7 @@ pub(super) struct Belonging<'b> {
 
 impl Belonging<'_> {
     fn context<'c>(&'c self, stamp: &'c [u8]) -> Context<'c> {
-        Context { kind: "page", account: self.account, key: self.name, bound: stamp }
+        Context { kind: KIND, account: self.account, key: self.name, bound: stamp }
     }
 
     /// The value's bytes, and when they are of no more use. `None` if it is too long.

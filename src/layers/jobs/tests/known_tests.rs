@@ -263,11 +263,6 @@ async fn a_slow_poll_holds_nobody_who_can_have_a_known_status() {
 
 #[tokio::test(start_paused = true)]
 async fn a_submission_whose_end_is_unknown_is_repeated_with_its_key() {
-    let keys = |rig: &Rig| {
-        let calls = rig.upstream.calls.lock().unwrap();
-        let submissions = calls.iter().filter(|call| call.endpoint.operation == Operation::JobSubmit);
-        Vec::from_iter(submissions.map(|call| call.headers.as_ref().unwrap()[IDEMPOTENCY_KEY].clone()))
-    };
     for unknown in [RESET, 503, 408] {
         let (rig, replies) = rig_of(LIFETIMES);
         say(&replies, Operation::JobSubmit, unknown, "{}");
@@ -275,15 +270,15 @@ async fn a_submission_whose_end_is_unknown_is_repeated_with_its_key() {
             let _ = rig.ask(rig.submission()).await;
         }
         let _ = rig.ask(forced(rig.submission())).await;
-        let sent = keys(&rig);
+        let sent = rig.keys();
         assert!(sent[0] == sent[1] && sent[1] != sent[2], "{unknown} {sent:?}");
         replies.lock().unwrap().clear();
         rig.submit().await;
-        assert_eq!(keys(&rig)[3], sent[2], "{unknown}");
+        assert_eq!(rig.keys()[3], sent[2], "{unknown}");
         // Its end is known now.
         tokio::time::advance(601 * S).await;
         rig.submit().await;
-        assert_ne!(keys(&rig)[4], sent[2], "{unknown}");
+        assert_ne!(rig.keys()[4], sent[2], "{unknown}");
     }
     // A refusal is an end, and so is time.
     for (status, elapsed, is_repeated) in [(422, 0, false), (409, 0, false), (503, 599, true), (503, 600, false)] {
@@ -292,7 +287,7 @@ async fn a_submission_whose_end_is_unknown_is_repeated_with_its_key() {
         let _ = rig.ask(rig.submission()).await;
         tokio::time::advance(S * elapsed).await;
         let _ = rig.ask(rig.submission()).await;
-        let sent = keys(&rig);
+        let sent = rig.keys();
         assert!(sent.len() == 2 && (sent[0] == sent[1]) == is_repeated, "{status} {elapsed} {sent:?}");
     }
 }

@@ -34,8 +34,7 @@ async fn every_submission_has_a_key_and_keeps_its_own() {
         assert_eq!((answer.outcome, wait(&answer)), (Outcome::Bypass, Some(5)));
     }
     assert_eq!(body(&rig.submit().await), job("op_1", "PENDING"), "a job with its own key is not shared");
-    let calls = rig.upstream.calls.lock().unwrap().clone();
-    let keys: Vec<_> = calls.iter().map(|call| call.headers.as_ref().unwrap()[IDEMPOTENCY_KEY].clone()).collect();
+    let keys = rig.keys();
     assert_eq!((keys.len(), &keys[1], &keys[2]), (3, &HeaderValue::from_static("mine"), &keys[1]));
     assert_eq!((keys[0].len(), keys[0].as_bytes()[14]), (36, b'7'));
     for bad in ["", "a b", &*"x".repeat(256)] {

@@ -1,0 +1,231 @@
+//! Notes about query jobs, for all replicas.
+//!
+//! One key for each subject, whose name is a hash of generation, account, and submission or status. The value is
+//! `mark · sealed(made · at · text)`. The mark is a keyed hash of the text. The store's scripts compare it, so that a
+//! replica replaces and removes only the note that it means. A purge of the subject since it was `made` ends a note, as it ends a
+//! page. Times are on the shared clock.
+
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+
+use super::changes::{Changes, LONGEST as LONGEST_KEPT};
+use super::late::Late;
+use super::seal::Context;
+use super::{SharedStore, StoreError, StoreTime, small};
+use crate::cache::job_notes::{Claimed, JobNotes, Note, Subject};
+use crate::core::clock::Instant;
+
+/// The digits of a mark.
+const MARK: usize = 32;
+/// The longest text that is noted, in bytes: the answer to a poll that failed is longer than a key.
+const LONGEST_TEXT: usize = 8 * 1024;
+/// The longest value that is read: times and seal take less than this more.
+const LONGEST: usize = LONGEST_TEXT + 128;
+/// Stands for every mark.
+const ANY: &[u8] = b"*";
+
+/// Puts a value, unless there is another one. One of another type is replaced.
+///
+/// Keys: the note. Arguments: the value, milliseconds to live, the mark of a value that is replaced (`*` for any), the
+/// longest value that is read. Returns the other value, cut off there, or nothing.
+const PUT: &str = r"
+local there = redis.pcall('GETRANGE', KEYS[1], 0, ARGV[4])
+if type(there) == 'string' and there ~= '' and ARGV[3] ~= '*' and string.sub(there, 1, 32) ~= ARGV[3] then
+  return there
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return false
+";
+
+/// Removes a value with this mark.
+///
+/// Keys: the note. Arguments: the mark.
+const REMOVE: &str = r"
+if redis.pcall('GETRANGE', KEYS[1], 0, 31) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+";
+
+/// The notes of all replicas. Clones share one store.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredJobNotes {
+    store: SharedStore,
+    changes: Changes,
+    late: Late,
+}
+
+/// A note on its way to the store.
+#[derive(Debug, Clone)]
+struct Parcel {
+    about: Subject,
+    note: Note,
+    /// When it is of no more use.
+    ends: Instant,
+}
+
+/// What a note is put in place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Nothing,
+    /// Another note with this text.
+    Same,
+    Anything,
+}
+
+impl StoredJobNotes {
+    /// Notes in this store. Purges among `changes` end them.
+    pub(super) fn new(store: SharedStore, changes: Changes) -> Self {
+        Self { late: Late::new(store.clone()), store, changes }
+    }
+
+    fn parcel(&self, about: &Subject, note: Note, kept: Duration) -> Parcel {
+        Parcel { about: about.clone(), note, ends: self.store.clock().now() + kept.min(LONGEST_KEPT) }
+    }
+
+    /// The name of the key; `None` while nothing is shared.
+    fn name(&self, about: &Subject) -> Result<String, StoreError> {
+        let generation = self.changes.generation().ok_or(StoreError::Down)?;
+        Ok(generation.name(self.store.names(), &about.account, "job-note", &about.key))
+    }
+
+    fn mark(&self, about: &Subject, text: &[u8]) -> String {
+        self.store.names().hidden(&about.account, "job-note", &[about.key.as_bytes(), text].concat())
+    }
+
+    /// Puts a note. Returns the other one that is there instead, if it is of use.
+    async fn put(&self, parcel: &Parcel, over: Over) -> Result<Option<Note>, StoreError> {
+        let Parcel { about, note, ends } = parcel;
+        let name = self.name(about)?;
+        let value = self.seal(&name, about, note)?;
+        let mut over = match over {
+            Over::Nothing => Vec::new(),
+            Over::Same => self.mark(about, &note.text).into_bytes(),
+            Over::Anything => ANY.to_vec(),
+        };
+        let left = ends.saturating_duration_since(self.store.clock().now()).as_millis();
+        let left = u64::try_from(left).unwrap_or(u64::MAX).max(1);
+        for _ in 0..2 {
+            let mut command = redis::cmd("EVAL");
+            command.arg(PUT).arg(1).arg(&name).arg(&value).arg(left).arg(&over).arg(LONGEST);
+            let there: Option<Vec<u8>> = self.store.run("job_note_put", &command).await?;
+            let Some(there) = there else { return Ok(None) };
+            if let Some(note) = self.open(about, &name, &there) {
+                return Ok(Some(note));
+            }
+            // It is of no use: the note takes its place.
+            over = there[..there.len().min(MARK)].to_vec();
+        }
+        Err(StoreError::Failed("job_note_put: it does not replace what is there".to_owned()))
+    }
+
+    async fn remove(&self, about: &Subject, text: &[u8]) -> Result<(), StoreError> {
+        let mut command = redis::cmd("EVAL");
+        command.arg(REMOVE).arg(1).arg(self.name(about)?).arg(self.mark(about, text));
+        self.store.run("job_note_remove", &command).await
+    }
+
+    async fn look(&self, about: &Subject) -> Option<Note> {
+        let name = self.name(about).ok()?;
+        let there = self.store.run::<Option<Vec<u8>>>("job_note_find", &small::find(&name, LONGEST)).await.ok()??;
+        self.open(about, &name, &there)
+    }
+
+    fn seal(&self, name: &str, about: &Subject, note: &Note) -> Result<Vec<u8>, StoreError> {
+        let failed = |why: &str| StoreError::Failed(format!("job_note_put: {why}"));
+        if note.text.len() > LONGEST_TEXT {
+            return Err(failed("it is too long"));
+        }
+        let [made, at] = [note.made, note.at].map(|moment| self.store.time_of(moment));
+        let (StoreTime(made), StoreTime(at)) = made.zip(at).ok_or(StoreError::Down)?;
+        let record = [&made.to_le_bytes(), &at.to_le_bytes(), &note.text[..]].concat();
+        let mut value = self.mark(about, &note.text).into_bytes();
+        let sealed = self.store.sealer().seal(&context(about, name, &value), &record);
+        value.extend(sealed.map_err(|error| failed(&error.to_string()))?);
+        Ok(value)
+    }
+
+    /// The note in a value; `None` if it cannot be opened, or if its subject was purged since it was made.
+    fn open(&self, about: &Subject, name: &str, value: &[u8]) -> Option<Note> {
+        let opened = || {
+            let (mark, sealed) = value.split_at_checked(MARK)?;
+            let record = self.store.sealer().open(&context(about, name, mark), sealed)?;
+            let (made, record) = record.split_first_chunk()?;
+            let (at, text) = record.split_first_chunk()?;
+            let [made_at, at] = [made, at].map(|time| StoreTime(u64::from_le_bytes(*time)));
+            let [made, at] = [made_at, at].map(|time| self.store.moment_of(time));
+            Some((made_at, Note { made: made?, at: at?, text: text.to_vec() }))
+        };
+        let Some((made, note)) = opened() else {
+            self.store.unsealed();
+            return None;
+        };
+        self.changes.admit_note(about, made).then_some(note)
+    }
+}
+
+impl JobNotes for StoredJobNotes {
+    fn find(&self, about: &Subject) -> BoxFuture<'static, Option<Note>> {
+        let (notes, about) = (self.clone(), about.clone());
+        async move { notes.look(&about).await }.boxed()
+    }
+
+    fn claim(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, Claimed> {
+        let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
+        let claiming = async move {
+            match notes.put(&parcel, Over::Nothing).await {
+                Ok(None) => Claimed::Own,
+                Ok(Some(other)) => Claimed::Other(other),
+                Err(StoreError::Down) => Claimed::Unsent,
+                Err(_) => Claimed::Unknown,
+            }
+        };
+        claiming.boxed()
+    }
+
+    fn replace(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
+        let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
+        async move { !matches!(notes.put(&parcel, Over::Anything).await, Err(StoreError::Down)) }.boxed()
+    }
+
+    fn keep(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
+        let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
+        let keeping = async move {
+            let is_kept = notes.put(&parcel, Over::Same).await.is_ok();
+            if !is_kept {
+                let late = notes.late.clone();
+                late.tell(parcel.ends, move || {
+                    let (notes, parcel) = (notes.clone(), parcel.clone());
+                    async move { notes.put(&parcel, Over::Same).await.map(drop) }
+                });
+            }
+            is_kept
+        };
+        keeping.boxed()
+    }
+
+    fn forget(&self, about: &Subject, text: Vec<u8>, kept: Duration) -> BoxFuture<'static, ()> {
+        let (notes, about) = (self.clone(), about.clone());
+        let ends = self.store.clock().now() + kept.min(LONGEST_KEPT);
+        let forgetting = async move {
+            if notes.remove(&about, &text).await.is_err() {
+                let late = notes.late.clone();
+                late.tell(ends, move || {
+                    let (notes, about, text) = (notes.clone(), about.clone(), text.clone());
+                    async move { notes.remove(&about, &text).await }
+                });
+            }
+        };
+        forgetting.boxed()
+    }
+
+    fn patience(&self) -> Duration {
+        self.store.patience()
+    }
+}
+
+fn context<'c>(about: &'c Subject, name: &'c str, mark: &'c [u8]) -> Context<'c> {
+    Context { kind: "job-note", account: &about.account.sid, key: name, bound: mark }
+}
+
+#[cfg(test)]
+mod tests;
