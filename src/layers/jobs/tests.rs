@@ -1,22 +1,27 @@
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 
+use super::layer::Shared;
+use super::submissions::only;
 use super::*;
 use crate::accounts::{PerAccount, Team};
 use crate::cache::known_jobs::KnownJob;
-use crate::cache::{Purge, Store};
+use crate::cache::{Purge, Store, Unkept};
 use crate::core::clock::Clock;
+use crate::core::error::Reason;
 use crate::core::outcome::Outcome;
 use crate::layers::cache::{self, CacheLayer, Caching, JobLifetimes};
 use crate::metrics::Metrics;
 use crate::request::call::{UpstreamCall, UpstreamResponse};
+use crate::request::key::Key;
 use crate::semantics::freshness::Lifetimes;
-use crate::semantics::request_directives::RequestDirectives;
+use crate::semantics::request_directives::{CacheDirectives, RequestDirectives};
+use crate::twilio::endpoint::IDEMPOTENCY_KEY;
 use crate::twilio::links::Base;
 use crate::twilio::page;
 use crate::twilio::policy::Policy;
