@@ -24,6 +24,7 @@ use redis::{
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::cause;
 use crate::config::{HostPort, Servers, Shared};
 
 /// Why there is no connection. The text has no secret in it.
@@ -33,11 +34,11 @@ pub(crate) enum ConnectError {
     #[error("cannot read shared.ca_file: {0}")]
     CaFile(#[source] std::io::Error),
     /// The store refused, or could not be reached.
-    #[error("{0}")]
+    #[error("{}", cause::of(.0))]
     Store(#[from] RedisError),
     /// No answer in time.
-    #[error("no answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
+    #[error("{}", cause::NO_ANSWER)]
+    Timeout,
 }
 
 /// A connection. Clones share it.
@@ -65,7 +66,7 @@ impl Connection {
     pub(crate) async fn open(settings: &Shared, timeout: Duration) -> Result<Self, ConnectError> {
         match tokio::time::timeout(timeout, open(settings, timeout)).await {
             Ok(opened) => opened,
-            Err(_) => Err(ConnectError::Timeout(timeout)),
+            Err(_) => Err(ConnectError::Timeout),
         }
     }
 

@@ -7,10 +7,10 @@ pub(crate) enum StoreError {
     #[error("the shared store is not reached")]
     Down,
     /// No answer in time. The store may have done what was asked.
-    #[error("the shared store did not answer in time")]
+    #[error("{}", super::cause::NO_ANSWER)]
     Timeout,
-    /// The store refused or answered something unexpected.
-    #[error("the shared store failed: {0}")]
+    /// The store refused or answered something unexpected, for this cause.
+    #[error("{0}")]
     Failed(String),
 }
 

@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, Value};
 use secrecy::SecretString;
 use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 
+use super::cause;
 use super::clock::{Reading, StoreClock, StoreTime};
 use super::connection::{Connection, SecondConnection};
 use super::error::{Skipped, StoreError};
@@ -33,6 +34,8 @@ use crate::metrics::{Metrics, NoLabels, ReasonLabels, SharedLabels, SharedOperat
 
 /// After this many operations without an answer, or refused heartbeats, in a row no operation waits for the store.
 const FAILURES: u32 = 3;
+/// A replica that starts logs that the store is away when it has been away for so long: both may start at once.
+const GRACE: Duration = Duration::from_secs(2);
 /// A longer value is large: it is sent over the second connection.
 pub(super) const LARGE: usize = 1024 * 1024;
 /// The longest body of a response that is shared, as it came from upstream.
@@ -113,6 +116,9 @@ struct Link {
     since: Instant,
     /// Why there is no connection.
     cause: String,
+    /// From then on a failed attempt to reach the store is logged as the beginning of an episode. `None` if that is logged,
+    /// and while the store is reached.
+    logged_from: Option<Instant>,
     /// What does not work although there is one.
     fault: Option<String>,
     /// The clock that all replicas share.
@@ -122,8 +128,15 @@ struct Link {
 impl SharedStore {
     fn new(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (names, access) = (Names::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
-        let cause = "not reached yet".to_owned();
-        let link = Link { connection: None, since: clock.now(), cause, fault: None, clock: StoreClock::default() };
+        let since = clock.now();
+        let link = Link {
+            connection: None,
+            since,
+            cause: "not reached yet".to_owned(),
+            logged_from: Some(since + GRACE),
+            fault: None,
+            clock: StoreClock::default(),
+        };
         metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         metrics.replicas.get_or_create(&NoLabels {}).set(1);
         Self(Arc::new(Inner {
@@ -273,7 +286,7 @@ impl SharedStore {
             Err(error) => {
                 let failures = self.0.failures.fetch_add(1, Ordering::Relaxed) + 1;
                 if fault == Fault::Broken || failures >= FAILURES {
-                    self.lost(&error.to_string());
+                    self.lost(error, fault);
                 }
             }
         }
@@ -319,30 +332,7 @@ impl SharedStore {
         let (metrics, operation) = (&self.0.metrics, StaticLabel(operation));
         let took = self.0.clock.now().saturating_duration_since(begun);
         metrics.shared_duration.get_or_create(&SharedOperationLabels { operation }).observe(took.as_secs_f64());
-        let failed = |error: &str| StoreError::Failed(format!("{}: {}", operation.0, one_line(error)));
-        // A refusal is an answer: the store is reached. Only the heartbeat finds out whether it refuses everything, so that
-        // one damaged value does not end all sharing.
-        let (result, fault, value) = match replied {
-            Err(_) => ("timeout", Fault::NoAnswer, Err(StoreError::Timeout)),
-            Ok(Ok(Value::ServerError(error))) => {
-                ("error", Fault::Refusal, Err(failed(&RedisError::from(error).to_string())))
-            }
-            Ok(Err(error)) => {
-                let fault = match error.kind() {
-                    _ if error.is_unrecoverable_error() => Fault::Broken,
-                    ErrorKind::Server(_) | ErrorKind::Extension => Fault::Refusal,
-                    _ => Fault::NoAnswer,
-                };
-                ("error", fault, Err(failed(&error.to_string())))
-            }
-            Ok(Ok(value)) => {
-                let result = if value == Value::Nil { "miss" } else { "ok" };
-                match T::from_redis_value(value) {
-                    Ok(value) => (result, Fault::None, Ok(value)),
-                    Err(error) => ("error", Fault::NoAnswer, Err(failed(&error.to_string()))),
-                }
-            }
-        };
+        let (result, fault, value) = read(replied);
         metrics.shared_operations.get_or_create(&SharedLabels { operation, result: StaticLabel(result) }).inc();
         (fault, value)
     }
@@ -354,20 +344,53 @@ impl SharedStore {
         Shared { username, password, ..self.0.settings.clone() }
     }
 
-    /// The store is no longer reached. It is logged once an episode.
-    fn lost(&self, cause: &str) {
+    /// The store is no longer reached. It is logged once an episode: now, unless a connection broke. Why it did so is
+    /// known when the store has been tried again.
+    fn lost(&self, cause: &StoreError, fault: Fault) {
         let mut link = self.link();
         if link.connection.take().is_none() {
             return;
         }
-        link.since = self.0.clock.now();
-        cause.clone_into(&mut link.cause);
+        let (now, cause) = (self.0.clock.now(), cause.to_string());
+        link.since = now;
         link.fault = None;
+        link.logged_from = (fault == Fault::Broken).then_some(now);
+        link.cause.clone_from(&cause);
         drop(link);
         self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(0);
         self.0.metrics.replicas.get_or_create(&NoLabels {}).set(1);
-        tracing::warn!(cause, "the shared store is not reached: this replica goes on alone");
         self.0.is_up.send_replace(false);
+        if fault != Fault::Broken {
+            log_lost(&cause);
+        }
+    }
+
+    /// An attempt to reach the store failed.
+    fn not_reached(&self, cause: String) {
+        let mut link = self.link();
+        if link.logged_from.is_some_and(|from| from <= self.0.clock.now()) {
+            link.logged_from = None;
+            log_lost(&cause);
+        }
+        link.cause = cause;
+    }
+
+    /// The store is reached over this connection.
+    fn reached(&self, connection: Connection) {
+        let mut link = self.link();
+        let now = self.0.clock.now();
+        let away_ms = now.saturating_duration_since(link.since).as_millis();
+        link.connection = Some(connection);
+        link.since = now;
+        let is_first = self.0.episodes.fetch_add(1, Ordering::SeqCst) == 0;
+        if link.logged_from.take().is_some() && !is_first {
+            log_lost(&link.cause);
+        }
+        drop(link);
+        self.0.failures.store(0, Ordering::Relaxed);
+        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(1);
+        tracing::info!(away_ms, replicas = self.replicas(), "the shared store is reached");
+        self.0.is_up.send_replace(true);
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -415,8 +438,35 @@ impl SharedStore {
     }
 }
 
-/// The text of an error for a log line: a store can answer anything.
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 200;
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
+/// The line that begins an episode.
+fn log_lost(cause: &str) {
+    tracing::warn!(cause, "the shared store is not reached: this replica goes on alone");
+}
+
+/// Reads a reply: its label in the metrics, what it says of the connection, and the value.
+fn read<T: FromRedisValue>(
+    replied: Result<RedisResult<Value>, Elapsed>,
+) -> (&'static str, Fault, Result<T, StoreError>) {
+    let failed = |fault, cause: String| ("error", fault, Err(StoreError::Failed(cause)));
+    // A refusal is an answer: the store is reached. Only the heartbeat finds out whether it refuses everything, so that
+    // one damaged value does not end all sharing.
+    match replied {
+        Err(_) => ("timeout", Fault::NoAnswer, Err(StoreError::Timeout)),
+        Ok(Ok(Value::ServerError(error))) => failed(Fault::Refusal, cause::of(&error.into())),
+        Ok(Err(error)) => {
+            let fault = match error.kind() {
+                _ if error.is_unrecoverable_error() => Fault::Broken,
+                ErrorKind::Server(_) | ErrorKind::Extension => Fault::Refusal,
+                _ => Fault::NoAnswer,
+            };
+            failed(fault, cause::of(&error))
+        }
+        Ok(Ok(value)) => {
+            let result = if value == Value::Nil { "miss" } else { "ok" };
+            match T::from_redis_value(value) {
+                Ok(value) => (result, Fault::None, Ok(value)),
+                Err(_) => failed(Fault::NoAnswer, cause::NOT_A_STORE.to_owned()),
+            }
+        }
+    }
 }

@@ -65,6 +65,7 @@ mod simulator_jobs;
 mod stale_pages;
 mod stampede;
 mod status_watch;
+mod store_episodes;
 mod strangers;
 mod strict_requests;
 mod token_expiry;

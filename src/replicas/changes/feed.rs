@@ -427,7 +427,7 @@ impl Reader {
 }
 
 fn unreadable(what: &str) -> StoreError {
-    StoreError::Failed(format!("changes_read: the answer has not {what}"))
+    StoreError::Failed(format!("what the store tells of changes has not {what}"))
 }
 
 fn read_id(id: &str) -> Option<Id> {
@@ -456,7 +456,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
     };
     let entry = [store.id().as_bytes(), &change.write()].concat();
     let name = store.names().common(kind.key());
-    let failed = |why: &str| StoreError::Failed(format!("changes_append: {why}"));
+    let failed = |why: &str| StoreError::Failed(format!("a change cannot be told: {why}"));
     let entry =
         store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
     let mut command = script(store, APPEND, kind, other);

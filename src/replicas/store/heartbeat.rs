@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue};
+use redis::Cmd;
 
-use super::{FAILURES, SharedStore};
+use super::{FAILURES, Fault, SharedStore, read};
 use crate::config::Shared;
 use crate::core::clock::{Clock, Moment};
 use crate::metrics::{Metrics, NoLabels};
@@ -21,12 +21,42 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reach the store.
 const RECONNECT: Duration = Duration::from_secs(1);
 
+/// Defines `refusal` for a script: tries every command that replicas send, on a key that exists only meanwhile. It returns
+/// the error if one is refused.
+const RIGHTS: &str = r"
+local function refusal(key)
+  -- First one that needs memory: a server that is full lets a script go on that has written.
+  local commands = {
+    {'SET', key, '', 'XX'}, {'DEL', key}, {'PEXPIRE', key, 1}, {'GET', key}, {'GETRANGE', key, 0, 0}, {'STRLEN', key},
+    {'EXISTS', key}, {'PTTL', key}, {'TYPE', key}, {'TIME'},
+    {'HSET', key, 'a', 0}, {'HINCRBY', key, 'a', 1}, {'HGET', key, 'a'}, {'HMGET', key, 'a'}, {'HGETALL', key},
+    {'HEXISTS', key, 'a'}, {'HDEL', key, 'a'},
+    {'XADD', key, 'NOMKSTREAM', '*', 'a', ''}, {'XLEN', key}, {'XRANGE', key, '-', '+'}, {'XTRIM', key, 'MAXLEN', 0},
+    {'ZADD', key, 'XX', 0, 'a'}, {'ZCARD', key}, {'ZREM', key, 'a'}, {'ZREMRANGEBYSCORE', key, 0, 0},
+  }
+  for n, command in ipairs(commands) do
+    local reply = redis.pcall(unpack(command))
+    if type(reply) == 'table' and reply.err then
+      -- Else nothing has been written.
+      if n > 1 then redis.pcall('DEL', key) end
+      -- Servers do not say which command it was.
+      local is_right = reply.err:find('The user executing', 1, true) or reply.err:find('ACL failure', 1, true)
+      if is_right and not reply.err:find('key', 1, true) then
+        return redis.error_reply('NOPERM no permissions to run the \'' .. command[1] .. '\' command')
+      end
+      return reply
+    end
+  end
+end
+";
 /// Marks this replica as alive, or as gone, and counts those that are alive, on the shared clock.
 ///
-/// Keys: the replicas, the clock, the head of the feed. Arguments: this replica, the silence after which one is gone, in
+/// Keys: the replicas, the clock, the head of the feed, one on which rights are tried. Arguments: this replica, the silence after which one is gone, in
 /// milliseconds, 1 if this one leaves, and the time that the clock shows at least. Returns the time and that of the server
 /// itself, in microseconds, and the number of replicas, this one included.
 const BEAT: &str = r"
+local refused = refusal(KEYS[4])
+if refused then return refused end
 local now, own = read_clock(KEYS[2], KEYS[3], ARGV[4])
 local ms = math.floor(now / 1000)
 local kind = redis.call('TYPE', KEYS[1]).ok
@@ -37,8 +67,9 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], ms + ARGV[2], '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2] * 2)
 return {now, own, redis.call('ZCARD', KEYS[1]) + ARGV[3]}
 ";
-/// The key of the replicas. It shares a hash slot with the clock.
+/// The keys of the replicas, and of what is tried. They share a hash slot with the clock.
 const REPLICAS: &str = "{changes}:replicas";
+const TRIED: &str = "{changes}:rights";
 
 impl SharedStore {
     /// Connects to the store in the background. Until it is reached, this replica is alone. Needs a tokio runtime.
@@ -67,11 +98,11 @@ impl SharedStore {
         // Longer than an operation: a connection takes several round trips, and TLS.
         let patience = (self.0.settings.timeout * 4).clamp(Duration::from_secs(1), Duration::from_secs(2));
         let failed = match Connection::open(&self.login(), patience).await {
-            Ok(connection) => self.try_out(connection).await.err(),
+            Ok(connection) => self.try_out(connection).await.err().map(|error| error.to_string()),
             Err(error) => Some(error.to_string()),
         };
         if let Some(cause) = failed {
-            self.link().cause = cause;
+            self.not_reached(cause);
             return pause().await;
         }
         let (mut is_up, mut failed) = (self.changes(), 0);
@@ -90,7 +121,7 @@ impl SharedStore {
                     failed += 1;
                     // A store that is full or read-only still answers what others read.
                     if failed >= FAILURES {
-                        self.lost(&error.to_string());
+                        self.lost(&error, Fault::Refusal);
                     }
                 }
             }
@@ -98,31 +129,20 @@ impl SharedStore {
         pause().await;
     }
 
-    /// Proves that the store accepts writes and runs scripts, before others use the connection.
-    pub(super) async fn try_out(&self, mut connection: Connection) -> Result<(), String> {
+    /// Proves that the store accepts writes and runs scripts, and that the user may do what replicas do, before others use the connection.
+    pub(super) async fn try_out(&self, mut connection: Connection) -> Result<(), StoreError> {
         let sent = self.0.clock.moment();
-        let beat = tokio::time::timeout(self.0.settings.timeout, connection.run(&self.beat())).await;
-        let beat = beat.map_err(|_| StoreError::Timeout.to_string())?.map_err(|error| error.to_string())?;
-        let beat = FromRedisValue::from_redis_value(beat).map_err(|error| error.to_string())?;
-        self.record(beat, sent);
-        let mut link = self.link();
-        let now = self.0.clock.now();
-        let away_ms = now.saturating_duration_since(link.since).as_millis();
-        link.connection = Some(connection);
-        link.since = now;
-        drop(link);
-        self.0.failures.store(0, Ordering::Relaxed);
-        self.0.metrics.shared_up.get_or_create(&NoLabels {}).set(1);
-        tracing::info!(away_ms, replicas = self.replicas(), "the shared store is reached");
-        self.0.episodes.fetch_add(1, Ordering::SeqCst);
-        self.0.is_up.send_replace(true);
+        let replied = tokio::time::timeout(self.0.settings.timeout, connection.run(&self.beat())).await;
+        let (_, _, beat) = read(replied);
+        self.record(beat?, sent);
+        self.reached(connection);
         Ok(())
     }
 
     fn beat(&self) -> Cmd {
         let mut command = redis::cmd("EVAL");
-        command.arg([clock::READ_CLOCK, BEAT].concat()).arg(3);
-        for key in [REPLICAS, clock::KEY, changes::HEAD] {
+        command.arg([RIGHTS, clock::READ_CLOCK, BEAT].concat()).arg(4);
+        for key in [REPLICAS, clock::KEY, changes::HEAD, TRIED] {
             command.arg(self.0.names.common(key));
         }
         command.arg(&self.0.id).arg(SILENCE.as_millis() as u64).arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));
@@ -144,8 +164,87 @@ async fn pause() {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
     use crate::replicas::test_server::{TestServer, until};
+
+    /// The commands that the heartbeat tries.
+    fn tried() -> Vec<String> {
+        RIGHTS.split("{'").skip(1).map(|rest| rest.split('\'').next().unwrap().to_owned()).collect()
+    }
+
+    /// The commands that the handbook gives the user of the store.
+    fn documented() -> Vec<String> {
+        let page = include_str!("../../../docs/replicas.md").replace("\\\n", " ");
+        let line = page.lines().find(|line| line.starts_with("ACL SETUSER gateway ")).unwrap();
+        line.split(' ').filter_map(|word| word.strip_prefix('+')).map(str::to_uppercase).collect()
+    }
+
+    /// The commands that the sources of this folder name.
+    fn used(folder: &Path) -> Vec<String> {
+        let mut used = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            if name.starts_with("test") || name.ends_with("_tests") {
+                continue;
+            }
+            if path.is_dir() {
+                used.extend(self::used(&path));
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.split("mod tests {").next().unwrap();
+            for before in ["call('", "cmd(\""] {
+                let words = text.split(before).skip(1).map(|rest| rest.split(['\'', '"']).next().unwrap());
+                used.extend(words.map(str::to_owned));
+            }
+        }
+        used
+    }
+
+    #[test]
+    fn the_heartbeat_tries_what_replicas_use_and_what_the_handbook_allows() {
+        // These are needed to connect, and for the heartbeat itself.
+        let connecting = ["EVAL", "SELECT", "PING", "ROLE", "CLUSTER|SLOTS"];
+        let allowed: BTreeSet<_> = documented().into_iter().collect();
+        let tried: BTreeSet<_> = tried().into_iter().chain(connecting.map(str::to_owned)).collect();
+        assert_eq!(tried, allowed);
+        let used = used(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/replicas"));
+        assert!(used.len() > 50 && used.contains(&"EVAL".to_owned()), "{used:?}");
+        let missing: Vec<_> = used.iter().filter(|command| !allowed.contains(*command)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[tokio::test]
+    async fn each_right_that_is_missing_is_named() {
+        let Some(server) = TestServer::start() else { return };
+        let mut admin = server.connection();
+        let mut rights = |right: &str| {
+            let mut user = redis::cmd("ACL");
+            user.arg(&["SETUSER", "gateway", "on", ">password", "~*", "-@all"]);
+            user.arg(documented().iter().map(|right| format!("+{}", right.to_lowercase())).collect::<Vec<_>>())
+                .arg(right);
+            user.exec(&mut admin).unwrap();
+        };
+        let login = || Shared {
+            username: Some("gateway".to_owned()),
+            password: Some("password".to_owned().into()),
+            ..server.settings()
+        };
+        for command in tried().into_iter().chain(["EVAL".to_owned()]) {
+            rights(&format!("-{}", command.to_lowercase()));
+            let store = SharedStore::start(login(), Metrics::new(), Clock::new());
+            let cause = format!("the user may not run {command}: NOPERM");
+            until(&cause, || store.view().cause.as_ref() == Some(&cause)).await;
+            let left: Vec<String> = redis::cmd("KEYS").arg("*:rights").query(&mut server.connection()).unwrap();
+            assert!(left.is_empty(), "{command}: {left:?}");
+        }
+        rights("+eval");
+        server.replica_with(login(), Clock::new()).await;
+    }
 
     impl SharedStore {
         fn last_beat(&self) -> Moment {
