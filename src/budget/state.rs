@@ -170,8 +170,9 @@ impl<R> State<R> {
             self.quota.idle();
         }
         let free = self.quota.concurrency(now).saturating_sub(self.in_flight);
+        let expected = self.wait_queue.expected(now);
         let wait_queue = &self.wait_queue;
-        self.quota.set_demand(&|| wait_queue.demand(free), wait_queue.expected(), now);
+        self.quota.set_demand(&|| wait_queue.demand(free), expected, now);
     }
 
     /// Takes a token of a team's own upstream limit, if it has one. Returns the bucket that it is from.

@@ -329,7 +329,8 @@ impl<R> WaitQueue<R> {
     }
 
     /// The calls of clients that wait, and those that are expected to come back to their places.
-    pub(super) fn expected(&self) -> u32 {
+    pub(super) fn expected(&mut self, now: Instant) -> u32 {
+        self.remove_expired(now);
         let return_count = rounded_share(self.reserved_places.len(), self.return_rate);
         u32::try_from(self.client_count() + return_count).unwrap_or(u32::MAX)
     }

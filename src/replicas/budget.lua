@@ -241,7 +241,8 @@ if sound(tat, period, burst) < tat then
 end
 
 -- Who waits where. A team's refreshes queue apart from its clients' calls; its own limit is for both.
-local asked, wanted, limits, elsewhere, last = {}, {}, {}, 0, 0
+-- A replica that begins to wait is next after those that wait already.
+local asked, wanted, limits, elsewhere, last = {}, {}, {}, 0, granted
 local function want(team, class, team_period, team_burst)
   local limit = limits[team]
   if not limit then
@@ -361,8 +362,7 @@ while #grants < 3 * most do
   wait = 0
 end
 
-local waiting = whole(now + wait + grace) .. ' ' .. whole(queue) .. ' ' .. whole(last)
-local waits, ends = queue > 0 and not is_late, math.max(now, tat, paused, open)
+local waiting, waits, ends = '', false, math.max(now, tat, paused, open)
 for _, entry in ipairs(asked) do
   local limit = entry.limit
   ends = math.max(ends, limit.tat)
@@ -373,7 +373,14 @@ for _, entry in ipairs(asked) do
     waiting = waiting .. ' ' .. table.concat(said, ' ')
   end
 end
-if waits then redis.call('HSET', KEYS[3], replica, waiting) else redis.call('HDEL', KEYS[3], replica) end
+if waits or queue > 0 and not is_late then
+  -- Where no call could be sent now, the replica asks again when it has news, or as late as it may.
+  local until_then = now + (waits and wait or longest) + grace
+  waiting = whole(until_then) .. ' ' .. whole(queue) .. ' ' .. whole(last) .. waiting
+  redis.call('HSET', KEYS[3], replica, waiting)
+else
+  redis.call('HDEL', KEYS[3], replica)
+end
 
 -- No time where it is over: later, on a server whose clock is behind, it would seem to last.
 local function lasting(until_then) return until_then > now and whole(until_then) or '0' end

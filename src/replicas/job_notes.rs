@@ -190,15 +190,16 @@ impl JobNotes for StoredJobNotes {
     fn keep(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
         let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
         let keeping = async move {
-            let is_kept = notes.put(&parcel, Over::Same).await.is_ok();
-            if !is_kept {
+            let put = notes.put(&parcel, Over::Same).await;
+            if put.is_err() {
                 let late = notes.late.clone();
                 late.tell(parcel.ends, move || {
                     let (notes, parcel) = (notes.clone(), parcel.clone());
                     async move { notes.put(&parcel, Over::Same).await.map(drop) }
                 });
             }
-            is_kept
+            // The note of another submission may be there instead.
+            matches!(put, Ok(None))
         };
         keeping.boxed()
     }

@@ -56,7 +56,7 @@ async fn what_one_replica_notes_the_others_find_until_it_is_forgotten_or_over() 
     assert!(is_other(two.claim(&about, note(&a, "other"), 100 * S).await, TEXT));
     assert_eq!(two.find(&subject(&a, Operation::JobSubmit, 2)).await, None);
     // Only the note that is meant is kept and forgotten.
-    assert!(two.keep(&about, note(&a, "other"), 100 * S).await);
+    assert!(!two.keep(&about, note(&a, "other"), 100 * S).await);
     two.forget(&about, b"other".to_vec(), 100 * S).await;
     assert_eq!(text(&one, &about).await.as_deref(), Some(TEXT));
     assert!(two.keep(&about, note(&a, TEXT), 100 * S).await);

@@ -179,7 +179,7 @@ impl Model {
         if self.tat() > empty {
             (self.base, self.takes) = (empty, Vec::new());
         }
-        let mut last = self.waiting.remove(&replica).map_or(0, |(_, _, last, _)| last);
+        let mut last = self.waiting.remove(&replica).map_or(self.granted, |(_, _, last, _)| last);
         // One that is later than any replica says does not count: the clock went back a little.
         let latest = now + signed(micros(LONGEST + GRACE + question.round_trip + S));
         self.waiting.retain(|_, (until, ..)| (now..=latest).contains(until));
@@ -260,6 +260,7 @@ impl Model {
         let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0 && !is_late).cloned().collect();
         let queues = self.waiting.values().map(|(_, queue, ..)| queue).sum();
         if !left.is_empty() || (question.queue > 0 && !is_late) {
+            let wait = if left.is_empty() { signed(micros(LONGEST)) } else { wait };
             let until = now + wait + signed(micros(GRACE + question.round_trip));
             self.waiting.insert(replica, (until, question.queue, last, left));
         }

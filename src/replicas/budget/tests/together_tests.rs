@@ -52,6 +52,31 @@ async fn weights_hold_however_the_demand_is_spread() {
     }
 }
 
+/// Clients that ask one thing after the other are no reason to leave a queue at another replica without tokens.
+#[tokio::test(start_paused = true)]
+async fn a_replica_with_a_queue_gets_its_part_beside_those_that_wait_now_and_then() {
+    for busy in [1, 2] {
+        let Some(store) = SimulatedStore::start(1 + busy) else { return };
+        let (queue, others) = (Sent::default(), Sent::default());
+        let _load = queue.load(&store.link(NEAR).budget(limits(5, 1)), &team("a", 1), 40);
+        let mut clients = tokio::task::JoinSet::new();
+        for number in 0..busy {
+            let (budget, sent) = (store.link(NEAR).budget(limits(5, 1)), others.clone());
+            clients.spawn(async move {
+                loop {
+                    let at = send(&budget, &team("a", 1)).await;
+                    lock(&sent.0).push(("a".into(), at));
+                    tokio::time::sleep(250 * MS + 35 * MS * number).await;
+                }
+            });
+        }
+        tokio::time::sleep(20 * S).await;
+        let (queued, all) = (queue.of("a"), queue.of("a") + others.of("a"));
+        assert!(all >= 90, "{all} of 100");
+        assert!(queued >= all / (busy as usize + 1) * 9 / 10, "{queued} of {all} beside {busy}");
+    }
+}
+
 /// Each client asks once, and once more when it was told to come back.
 #[tokio::test(start_paused = true)]
 async fn clients_that_come_back_when_they_were_told_are_served() {
