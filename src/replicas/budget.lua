@@ -26,7 +26,8 @@
 --            virtual time; granted: all tokens so far; base, log: see `refund`; opened: the last opening of the circuit;
 --            failing: queries whose probes failed, each with the time until which that counts
 --   2  hash  replica -> "until period burst": what each may spend
---   3  hash  replica -> "until queue last", its last token as `granted` was then, and, for each team that waits there, " team class calls period burst"
+--   3  hash  replica -> "until queue" and, for each team that waits there, " team class calls period burst last"; `last`
+--            is its last token there, as `granted` was then
 --   4  hash  team:class -> its start tag; team -> the TAT of its own limit
 -- ARGV
 --   1  the replica
@@ -241,8 +242,7 @@ if sound(tat, period, burst) < tat then
 end
 
 -- Who waits where. A team's refreshes queue apart from its clients' calls; its own limit is for both.
--- A replica that begins to wait is next after those that wait already.
-local asked, wanted, limits, elsewhere, last = {}, {}, {}, 0, granted
+local asked, wanted, limits, elsewhere = {}, {}, {}, 0
 local function want(team, class, team_period, team_burst)
   local limit = limits[team]
   if not limit then
@@ -258,7 +258,9 @@ local function want(team, class, team_period, team_burst)
     -- Nobody gets so many tokens out of turn, each of the greatest cost.
     if start > virtual + 100 * 720720 then start = virtual end
     start = math.max(start, virtual)
-    entry = { name = name, team = team, class = class, here = 0, start = start, limit = limit, least = granted }
+    entry = { name = name, team = team, class = class, here = 0, start = start, limit = limit }
+    -- A replica that begins to wait is next after those that wait already.
+    entry.last, entry.least = granted, granted
     wanted[name] = entry
   end
   return entry
@@ -269,23 +271,27 @@ for i = 24 + 5 * refunds, #ARGV, 6 do
   entry.period, entry.burst = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5])
   asked[#asked + 1] = entry
 end
+-- The budget may have begun anew since a token was the last one.
+local function believed(token) return token <= granted and token or 0 end
 for other, text in pairs(pairs_of(KEYS[3])) do
   local said = words(text)
-  local until_then, their_queue, is_sound = number(said[1]), number(said[2]), #said % 5 == 3
-  for i = 4, #said, 5 do is_sound = is_sound and number(said[i + 2]) and number(said[i + 3]) and number(said[i + 4]) end
-  local their_last = number(said[3]) or 0
-  -- The budget has begun anew since then.
-  if their_last > granted then their_last = 0 end
-  is_sound = is_sound and their_queue and until_then and until_then >= now and until_then <= now + longest + grace + 1000000
+  local until_then, their_queue = number(said[1]), number(said[2])
+  local is_formed = until_then and their_queue and #said % 6 == 2
+  for i = 3, #said, 6 do
+    for word = i + 2, i + 5 do is_formed = is_formed and number(said[word]) end
+  end
   if other == replica then
-    last = their_last
-  elseif not is_sound then
+    for i = 3, is_formed and #said or 0, 6 do
+      local entry = wanted[said[i] .. ':' .. said[i + 1]]
+      if entry then entry.last = believed(tonumber(said[i + 5])) end
+    end
+  elseif not is_formed or until_then < now or until_then > now + longest + grace + 1000000 then
     redis.call('HDEL', KEYS[3], other)
   else
     elsewhere = elsewhere + their_queue
-    for i = 4, #said, 5 do
+    for i = 3, #said, 6 do
       local entry = want(said[i], said[i + 1], tonumber(said[i + 3]), tonumber(said[i + 4]))
-      entry.there, entry.least = true, math.min(entry.least, their_last)
+      entry.there, entry.least = true, math.min(entry.least, believed(tonumber(said[i + 5])))
     end
   end
 end
@@ -317,7 +323,7 @@ end
 local takes_turns = away <= tonumber(ARGV[7]) and period >= 2 * tonumber(ARGV[7])
 local function is_next_there(entry)
   local since = math.max(tat + period - period * burst, paused, open, probed)
-  return takes_turns and entry.there and entry.least < last and now < since + math.min(2 * retry, period / 16)
+  return takes_turns and entry.there and entry.least < entry.last and now < since + math.min(2 * retry, period / 16)
 end
 
 local grants, wait = {}, is_late and retry or longest
@@ -351,7 +357,7 @@ while #grants < 3 * most do
   if limit.period > 0 then limit.tat = math.max(limit.tat, best_at) + limit.period end
   tat = math.max(tat, best_at) + period
   granted = granted + 1
-  last = granted
+  best.last = granted
   if open > 0 then probed = best_at + probe end
   log = log .. entry_of(best_at)
   if #log > 64 * 17 then
@@ -369,14 +375,15 @@ for _, entry in ipairs(asked) do
   redis.call('HSET', KEYS[4], entry.name, whole(entry.start), entry.team, whole(limit.tat))
   if entry.here > 0 and not is_late then
     waits = true
-    local said = { entry.team, entry.class, whole(entry.here), whole(entry.period), whole(entry.burst) }
-    waiting = waiting .. ' ' .. table.concat(said, ' ')
+    local numbers = { entry.here, entry.period, entry.burst, entry.last }
+    waiting = waiting .. ' ' .. entry.team .. ' ' .. entry.class
+    for _, value in ipairs(numbers) do waiting = waiting .. ' ' .. whole(value) end
   end
 end
 if waits or queue > 0 and not is_late then
   -- Where no call could be sent now, the replica asks again when it has news, or as late as it may.
   local until_then = now + (waits and wait or longest) + grace
-  waiting = whole(until_then) .. ' ' .. whole(queue) .. ' ' .. whole(last) .. waiting
+  waiting = whole(until_then) .. ' ' .. whole(queue) .. waiting
   redis.call('HSET', KEYS[3], replica, waiting)
 else
   redis.call('HDEL', KEYS[3], replica)

@@ -40,6 +40,9 @@ struct Step {
     calls: [(u32, u32); 3],
 }
 
+/// Teams that wait at a replica, each with its last token there.
+type Waits = Vec<(Ask, u64)>;
+
 /// The budget as it is defined: all takes are kept, and what is owed is computed from them.
 #[derive(Default)]
 struct Model {
@@ -55,8 +58,8 @@ struct Model {
     failing: Vec<(String, i64)>,
     virtual_time: u64,
     granted: u64,
-    /// Until when each counts, its queue, its last token, and the teams that wait.
-    waiting: BTreeMap<usize, (i64, u32, u64, Vec<Ask>)>,
+    /// Until when each counts, its queue, and who waits.
+    waiting: BTreeMap<usize, (i64, u32, Waits)>,
     starts: HashMap<(String, bool), u64>,
     tats: HashMap<String, i64>,
 }
@@ -179,13 +182,18 @@ impl Model {
         if self.tat() > empty {
             (self.base, self.takes) = (empty, Vec::new());
         }
-        let mut last = self.waiting.remove(&replica).map_or(self.granted, |(_, _, last, _)| last);
+        let own = self.waiting.remove(&replica).map(|(.., asks)| asks).unwrap_or_default();
         // One that is later than any replica says does not count: the clock went back a little.
         let latest = now + signed(micros(LONGEST + GRACE + question.round_trip + S));
         self.waiting.retain(|_, (until, ..)| (now..=latest).contains(until));
         let takes_turns = question.round_trip <= AHEAD && self.spend.period >= micros(2 * AHEAD);
-        let elsewhere: Vec<Ask> = self.waiting.values().flat_map(|(.., asks)| asks.clone()).collect();
+        let elsewhere: Vec<Ask> =
+            self.waiting.values().flat_map(|(.., asks)| asks.iter().map(|(ask, _)| ask.clone())).collect();
         let mut asks = question.teams.clone();
+        let is_same = |one: &Ask, other: &Ask| one.team == other.team && one.background == other.background;
+        let last_of = |ask: &Ask| own.iter().find(|(own, _)| is_same(own, ask)).map_or(self.granted, |(_, last)| *last);
+        let mut lasts: Vec<u64> = asks.iter().map(last_of).collect();
+        let begun = self.granted;
         let limit_of = |team: &str| {
             let all = question.teams.iter().chain(&elsewhere).filter(|ask| ask.team == team);
             all.map(|ask| ask.limit).max_by_key(|limit| limit.period).unwrap_or_default()
@@ -223,9 +231,9 @@ impl Model {
                 wait = signed(micros(RETRY));
                 break;
             };
-            let is_of = |ask: &Ask| ask.team == team && ask.background == background;
-            let there = self.waiting.values().filter(|(.., asks)| asks.iter().any(is_of));
-            let is_next_there = there.map(|(_, _, last, _)| *last).min().is_some_and(|least| least < last);
+            let there = self.waiting.values().flat_map(|(.., asks)| asks);
+            let there = there.filter(|(ask, _)| is_same(ask, &asks[place])).map(|(_, last)| *last).min();
+            let is_next_there = there.is_some_and(|least| least.min(begun) < lasts[place]);
             let since = self.tat() + signed(self.spend.period) - signed(self.spend.period * self.spend.burst);
             let since = since.max(self.paused).max(self.open).max(self.probed);
             let patience = signed(micros(2 * RETRY)).min(signed(self.spend.period) / 16);
@@ -245,7 +253,7 @@ impl Model {
             }
             self.takes.push(at);
             self.granted += 1;
-            last = self.granted;
+            lasts[place] = self.granted;
             if self.open > 0 {
                 self.probed = at + signed(micros(PROBE));
             }
@@ -257,12 +265,13 @@ impl Model {
             let name = (ask.team.clone(), ask.background);
             self.starts.insert(name.clone(), starts[&name]);
         }
-        let left: Vec<Ask> = asks.iter().filter(|ask| ask.calls > 0 && !is_late).cloned().collect();
+        let left = asks.iter().zip(lasts).filter(|(ask, _)| ask.calls > 0 && !is_late);
+        let left: Waits = left.map(|(ask, last)| (ask.clone(), last)).collect();
         let queues = self.waiting.values().map(|(_, queue, ..)| queue).sum();
         if !left.is_empty() || (question.queue > 0 && !is_late) {
             let wait = if left.is_empty() { signed(micros(LONGEST)) } else { wait };
             let until = now + wait + signed(micros(GRACE + question.round_trip));
-            self.waiting.insert(replica, (until, question.queue, last, left));
+            self.waiting.insert(replica, (until, question.queue, left));
         }
         self.open = if self.is_half_open(now) { 1 } else { self.open };
         for until in [&mut self.paused, &mut self.probed] {
