@@ -67,7 +67,7 @@ pub(crate) trait JobNotes: Debug + Send + Sync {
     fn replace(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
 
     /// Notes this again, with another moment, unless something else is noted. If that fails, it is tried again in the
-    /// background for as long as it is to be `kept`. Returns whether it is done.
+    /// background for as long as it is to be `kept`. Returns whether this note is there now.
     fn keep(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
 
     /// Removes the note with this text. If that fails, it is tried again in the background for as long as the note can be
