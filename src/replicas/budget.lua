@@ -11,10 +11,12 @@
 --
 -- Between teams: start-time fair queueing, as in `src/budget/fair_queue.rs`. A token is for the team with the least start
 -- tag of all that wait anywhere; calls of clients come before refreshes. If that team does not wait at the replica that
--- asks, the replica is told to ask again. Of several replicas where it waits, the one that has had no token for longest is
--- next: otherwise whichever asks a little earlier would have nearly all of them. A token that nobody has taken for a while is
--- for whoever asks. A replica that is far away may have the tokens of a round trip out of turn:
+-- asks, the replica is told to ask again. A replica that is far away may have the tokens of a round trip out of turn:
 -- otherwise each turn would cost a round trip. The start tags make up for it.
+--
+-- Between replicas where the same team waits: the one that has had no token for this team for longest is next. Otherwise
+-- the one that asks a little earlier would have nearly all of them. If nobody takes a token for some milliseconds, any of
+-- them gets it. Replicas that are far away take no turns, and nor do any at rates above 50 a second.
 --
 -- The circuit: `open` is 0 while it is closed. Once that time is past, the circuit is half open, until a replica says that a
 -- probe succeeded. Meanwhile a token is a probe: while one is under way nobody gets another, or until `probed`, because the
