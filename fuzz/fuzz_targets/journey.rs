@@ -29,7 +29,7 @@ const SIGNED: &str = "Basic U0sxOnBsYW50ZWQtczNjcmV0";
 const TOKENS: &str = "token-of-";
 
 /// The headers that a client may get, besides Twilio's rate headers.
-const DOWN: [&str; 19] = [
+const DOWN: [&str; 20] = [
     "age",
     "allow",
     // Only directives that the upstream gave: see `check_downward`.
@@ -37,6 +37,8 @@ const DOWN: [&str; 19] = [
     "cache-status",
     "connection",
     "content-encoding",
+    // Only the address of a job's results: see `check_downward`.
+    "content-location",
     "content-type",
     "etag",
     "insights-gateway-hint",
@@ -179,6 +181,12 @@ async fn converse(mut stream: TcpStream, answer: Bytes) -> Option<()> {
     stream.shutdown().await.ok()
 }
 
+/// The path of an address that the gateway gives out, with or without the gateway's own origin.
+fn path_of(address: &str) -> &str {
+    let from_path = address.find("/v3/").map_or(address, |at| &address[at..]);
+    from_path.split('?').next().unwrap_or_default()
+}
+
 /// The client header that a request may pass on to Twilio besides [`UP`], or `""`. `None` if no request may be sent.
 fn own_header(method: &str, path: &str) -> Option<&'static str> {
     let is_id = |id: &str| {
@@ -258,6 +266,11 @@ fn check_downward(response: &Response<Bytes>, answer: &[u8]) {
     if let Some(directives) = headers.get(header::CACHE_CONTROL) {
         let was_given = contains(&answer.to_ascii_lowercase(), b"cache-control");
         assert!(was_given, "the upstream did not say {directives:?}");
+    }
+    if headers.contains_key(header::CONTENT_LOCATION) {
+        let address = one(headers, "content-location");
+        let is_results = status == StatusCode::OK && own_header("GET", path_of(address)) == Some("");
+        assert!(is_results && path_of(address).ends_with("/Results"), "{status} from {address}");
     }
     // Even if the upstream repeats a part of it.
     assert!(!contains(body, SECRET.as_bytes()), "the response contains the secret");
