@@ -1,6 +1,8 @@
-//! The simulator as its clients use it: real sockets, documented requests, scripted failures.
+//! The simulator as its clients use it: real sockets, documented requests.
 
-use std::collections::HashSet;
+mod paging;
+mod scripted_faults;
+
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -12,7 +14,6 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use insights_gateway::core::units::parse_rate;
-use insights_gateway::simulator::faults::Fault;
 use insights_gateway::simulator::jobs::JobSettings;
 use insights_gateway::simulator::{Settings, Simulator};
 use serde_json::{Value as Json, json};
@@ -261,85 +262,6 @@ async fn every_listed_member_can_be_queried() {
 }
 
 #[tokio::test]
-async fn paging_gives_every_row_once_forwards_and_backwards() {
-    let running = Running::start("0/s").await;
-    let body = json!({"query": {"measures": ["Conversation.Count"], "dimensions": ["Conversation.ConversationId"]}})
-        .to_string();
-    let whole = running.post(&format!("{QUERY}?pageSize=5000"), &body).await.json();
-    assert_eq!(whole["meta"]["pageSize"], 800);
-    assert_eq!(whole["meta"].get("nextToken"), None);
-    for size in [1000, 799, 90, 37] {
-        let mut answer = running.post(&format!("{QUERY}?pageSize={size}"), &body).await.json();
-        assert_eq!(answer["meta"].get("previousToken"), None);
-        let mut walked = Vec::new();
-        let mut pages = Vec::new();
-        loop {
-            walked.extend(answer["items"].as_array().unwrap().clone());
-            pages.push(answer.clone());
-            let Some(token) = answer["meta"].get("nextToken") else {
-                break;
-            };
-            answer = running.page(token).await.json();
-        }
-        assert_eq!(json!(walked), whole["items"], "{size}");
-        for earlier in pages.iter().rev().skip(1) {
-            answer = running.page(&answer["meta"]["previousToken"]).await.json();
-            assert_eq!(answer, *earlier);
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_query_too_long_for_a_url_can_be_paged_too() {
-    let running = Running::start("0/s").await;
-    let ids: Vec<String> = (0..5000).map(|n| format!("nobody-{n}")).collect();
-    let body = json!({"pageSize": 300, "query": {"dimensions": ["Id"], "filters": [
-        {"op": "OR", "expressions": [
-            {"op": "IN", "field": "Id", "values": ids}, {"op": "NE", "field": "Id", "values": [""]}]}]}});
-    let mut answer = running.post(QUERY, &body.to_string()).await.json();
-    let mut rows = HashSet::new();
-    loop {
-        for item in answer["items"].as_array().unwrap() {
-            assert!(rows.insert(item["Id"].as_str().unwrap().to_owned()));
-        }
-        let Some(token) = answer["meta"].get("nextToken") else {
-            break;
-        };
-        assert!(token.as_str().unwrap().len() < 4096);
-        answer = running.page(token).await.json();
-    }
-    assert_eq!(rows.len(), 800);
-}
-
-#[tokio::test]
-async fn tokens_work_in_either_encoding_and_spelling_but_for_one_user() {
-    let running = Running::start("0/s").await;
-    let body = json!({"query": {"dimensions": ["Id"]}}).to_string();
-    let first = running.post(&format!("{QUERY}?PageSize=10"), &body).await.json();
-    assert_eq!(first["meta"]["pageSize"], 10);
-    let token = first["meta"]["nextToken"].as_str().unwrap();
-    let second = running.page(&first["meta"]["nextToken"]).await.json();
-    assert_eq!(second["meta"]["pageSize"], 10);
-    for path in
-        [format!("{QUERY}?pageToken={token}"), format!("{QUERY}?PageSize=5&unknown=1&PageToken={}", encoded(token))]
-    {
-        assert_eq!(running.get(&path).await.json(), second);
-    }
-    let mut foreign = running.request("GET", &format!("{QUERY}?pageToken={}", encoded(token)), "secret", "");
-    let other = format!("Basic {}", STANDARD.encode("AC2:secret"));
-    foreign.headers_mut().insert("authorization", other.parse().unwrap());
-    running.send(foreign).await.refused(400, 20001);
-    for path in [
-        QUERY.to_owned(),
-        format!("{QUERY}?pageToken="),
-        format!("{QUERY}?pageToken=%"),
-        format!("{QUERY}?pageToken=A{}", encoded(token)),
-    ] {
-        running.get(&path).await.refused(400, 20001);
-    }
-}
-
-#[tokio::test]
 async fn invalid_requests_are_refused_in_twilios_format() {
     let running = Running::start("0/s").await;
     for body in ["", "{", "null", "[]", "{\"query\":1}", "\u{0}", &"[".repeat(100_000)] {
@@ -428,69 +350,6 @@ async fn beyond_the_rate_answers_are_429_with_the_documented_headers() {
     }
     assert!(answer.headers.get("retry-after").is_none());
     assert_eq!(running.get("/_simulator/requests").await.status, 200);
-}
-
-#[tokio::test]
-async fn scripted_answers_come_in_order() {
-    let running = Running::start("0/s").await;
-    running.script(json!({"next": 2, "status": 503, "headers": {"Retry-After": "2"}})).await;
-    running.script(json!({"status": 429})).await;
-    running.script(json!({"status": 502, "body": "<html>", "content_type": "text/html"})).await;
-    running.script(json!({"status": 302, "headers": {"location": "/x"}})).await;
-    let pending = running.get("/_simulator/faults").await.json();
-    assert_eq!(pending["faults"].as_array().unwrap().len(), 4);
-    for _ in 0..2 {
-        let answer = running.post(QUERY, &count()).await;
-        answer.refused(503, 20503);
-        assert_eq!(answer.header("retry-after"), "2");
-    }
-    let limited = running.get(METADATA).await;
-    limited.refused(429, 20429);
-    assert_eq!(limited.header("x-ratelimit-reset"), "1");
-    let html = running.get(METADATA).await;
-    assert_eq!((html.status.as_u16(), &html.body[..]), (502, &b"<html>"[..]));
-    assert_eq!(html.header("content-type"), "text/html");
-    let redirect = running.get(METADATA).await;
-    assert_eq!((redirect.status.as_u16(), redirect.header("location")), (302, "/x"));
-    assert_eq!(running.get(METADATA).await.status, 200);
-
-    running.script(json!({"next": 9, "status": 500})).await;
-    running.send(running.request("DELETE", "/_simulator/faults", "secret", "")).await;
-    assert_eq!(running.get(METADATA).await.status, 200);
-    let bad = running.post("/_simulator/faults", "{\"stat\":1}").await;
-    bad.refused(400, 20001);
-    assert!(bad.json()["message"].as_str().unwrap().contains("stat"));
-}
-
-#[tokio::test]
-async fn scripted_connections_end_early() {
-    let running = Running::start("0/s").await;
-    let whole = running.get(METADATA).await.body;
-    running.script(json!({"cut_body_at": 100})).await;
-    let text = running.raw(METADATA).await;
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"));
-    assert!(head.contains(&format!("content-length: {}", whole.len())), "{head}");
-    assert_eq!(body.as_bytes(), &whole[..100]);
-
-    running.script(json!({"reset": true})).await;
-    assert_eq!(running.raw(METADATA).await, "");
-    let log = running.simulator.requests();
-    assert_eq!(log[log.len() - 1].status, None);
-
-    running.simulator.script(Fault { next: 1, cut_body_at: Some(0), ..Fault::default() }).unwrap();
-    let text = running.raw(METADATA).await;
-    assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\n"), "{text:?}");
-    assert_eq!(running.get(METADATA).await.status, 200);
-}
-
-#[tokio::test]
-async fn delays_and_latency_are_kept() {
-    let running = Running::with(Settings { latency: Duration::from_millis(30), rows: 10, ..settings() }).await;
-    let seconds = |answer: &Answer| -> f64 { answer.header("twilio-request-duration").parse().unwrap() };
-    assert!(seconds(&running.get(METADATA).await) >= 0.03);
-    running.script(json!({"delay": "100ms"})).await;
-    assert!(seconds(&running.get(METADATA).await) >= 0.13);
 }
 
 #[tokio::test]
