@@ -15,17 +15,18 @@
 //!
 //! # Without the store
 //!
-//! A replica is *alone* while it does not reach the store, when three requests in a row get no answer, or when one gets
-//! none for as long as a client's request may wait for it. Then it spends its part of the rate. Each change between
-//! alone and shared begins with empty buckets, also those of the teams' own limits, so that no tokens count twice. When
-//! the store answers again, the replica tells it what was spent meanwhile, because the store's bucket has filled. A
-//! process that starts is not alone until the store has had time to answer.
+//! A replica is *standalone* while it does not reach the store. It also becomes standalone when three requests in a row
+//! get no answer, or when one gets none for as long as a client's request may wait for it. Then it spends its share of
+//! the rate. Each change between standalone and shared begins with empty buckets, so that no token counts twice. This
+//! includes the buckets of the teams' own limits. When the store answers again, the replica reports what it spent
+//! meanwhile, because the store's bucket has filled. A process that starts waits for the store's first answer before it
+//! becomes standalone.
 
-mod alone;
 mod ledger;
-mod pace;
-mod patience;
-mod side;
+mod prefetch;
+mod replica_state;
+mod standalone;
+mod store_deadline;
 #[cfg(test)]
 mod tests;
 
@@ -38,7 +39,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use self::ledger::{Ledger, StoreLedger};
-use self::side::Replica;
+use self::replica_state::ReplicaState;
 use super::SharedStore;
 use crate::accounts::{Account, Team};
 use crate::budget::{CommonCircuit, Demand, Grant, Limits, Parts, QuotaSource, QuotaStatus, Turn};
@@ -49,8 +50,8 @@ use crate::semantics::upstream_headers::RateLimitHeaders;
 /// The tokens of one account, which all replicas share. See the module.
 #[derive(Debug)]
 pub(crate) struct SharedQuota {
-    replica: Arc<Mutex<Replica>>,
-    /// Tells the task to look what is to be asked.
+    replica: Arc<Mutex<ReplicaState>>,
+    /// Wakes the task, which asks what there is to ask.
     work: Arc<Notify>,
     /// Wakes the account.
     changes: Arc<Notify>,
@@ -64,26 +65,26 @@ impl SharedQuota {
     }
 
     fn over(ledger: impl Ledger, limits: &Limits, clock: Clock) -> Self {
-        let replica = Replica::new(limits, ledger.configured(), ledger.timeout(), clock.now());
+        let replica = ReplicaState::new(limits, ledger.configured(), ledger.timeout(), clock.now());
         let replica = Arc::new(Mutex::new(replica));
         let (work, changes) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         tokio::spawn(ask(ledger, Arc::downgrade(&replica), Arc::clone(&work), Arc::clone(&changes), clock));
         Self { replica, work, changes, clock }
     }
 
-    fn replica(&self) -> MutexGuard<'_, Replica> {
+    fn replica(&self) -> MutexGuard<'_, ReplicaState> {
         lock(&self.replica)
     }
 
     /// Changes something that the task may have to tell the store.
-    fn change<T>(&self, change: impl FnOnce(&mut Replica) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut ReplicaState) -> T) -> T {
         let changed = change(&mut self.replica());
         self.work.notify_one();
         changed
     }
 }
 
-fn lock(replica: &Mutex<Replica>) -> MutexGuard<'_, Replica> {
+fn lock(replica: &Mutex<ReplicaState>) -> MutexGuard<'_, ReplicaState> {
     // Every change under this lock is complete before anything that could panic.
     replica.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -91,23 +92,23 @@ fn lock(replica: &Mutex<Replica>) -> MutexGuard<'_, Replica> {
 /// Asks the store whenever there is something to ask, until the source is dropped.
 async fn ask(
     ledger: impl Ledger,
-    replica: Weak<Mutex<Replica>>,
+    replica: Weak<Mutex<ReplicaState>>,
     work: Arc<Notify>,
     changes: Arc<Notify>,
     clock: Clock,
 ) {
     let mut is_up = ledger.changes();
     loop {
-        let question = {
+        let request = {
             let Some(replica) = replica.upgrade() else { return };
             let mut replica = lock(&replica);
             replica.set_replicas(ledger.replicas());
             if replica.set_up(*is_up.borrow_and_update(), clock.now()) {
                 changes.notify_one();
             }
-            replica.question(clock.now(), |kind, name| ledger.hidden(kind, name))
+            replica.next_request(clock.now(), |kind, name| ledger.pseudonym(kind, name))
         };
-        let Some(question) = question else {
+        let Some(request) = request else {
             let Some(at) = replica.upgrade().map(|replica| lock(&replica).next_ask(clock.now())) else { return };
             tokio::select! {
                 () = work.notified() => {}
@@ -116,8 +117,8 @@ async fn ask(
             }
             continue;
         };
-        let answer = {
-            let mut asking = pin!(ledger.ask(&question));
+        let reply = {
+            let mut asking = pin!(ledger.ask(&request));
             loop {
                 let Some(ends) = replica.upgrade().map(|replica| lock(&replica).gives_up_at()) else { return };
                 let give_up = async {
@@ -128,7 +129,7 @@ async fn ask(
                 };
                 tokio::select! {
                     biased;
-                    answer = &mut asking => break answer,
+                    reply = &mut asking => break reply,
                     () = give_up => {
                         if replica.upgrade().is_some_and(|replica| lock(&replica).give_up(clock.now())) {
                             changes.notify_one();
@@ -141,8 +142,8 @@ async fn ask(
         };
         let Some(replica) = replica.upgrade() else { return };
         let mut replica = lock(&replica);
-        match answer {
-            Ok(answer) => replica.answered(&question, &answer, clock.now()),
+        match reply {
+            Ok(reply) => replica.answered(&request, &reply, clock.now()),
             Err(_) => replica.failed(clock.now()),
         }
         changes.notify_one();
@@ -178,7 +179,7 @@ impl QuotaSource for SharedQuota {
     }
 
     fn decline(&mut self) {
-        self.change(Replica::decline);
+        self.change(ReplicaState::decline);
     }
 
     fn set_demand(&mut self, demand: &dyn Fn() -> Vec<Demand>, queue: u32, now: Instant) {
@@ -212,7 +213,7 @@ impl QuotaSource for SharedQuota {
     }
 
     fn circuit_closed(&mut self) {
-        self.change(Replica::circuit_closed);
+        self.change(ReplicaState::circuit_closed);
     }
 
     fn probe_failed(&mut self, query: Key) {

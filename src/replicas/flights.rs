@@ -300,7 +300,7 @@ struct Flight {
 impl Flight {
     fn new(store: SharedStore, clock: Clock, wanted: &Wanted) -> Self {
         let part = [wanted.key.as_bytes().as_slice(), &[wanted.is_forced.into()]].concat();
-        let lock = store.names().of(&wanted.team.account, "flight", &part);
+        let lock = store.key_names().of_account(&wanted.team.account, "flight", &part);
         let id = format!("{:032x}", fastrand::u128(..));
         Self { store, clock, wanted: wanted.clone(), lock, id, begun: 0, since: clock.moment() }
     }
@@ -460,7 +460,7 @@ impl Flight {
 
     /// The key of the end. The braces put it into the lock's slot.
     fn ending(&self) -> String {
-        format!("{}:{{{}}}:{}", self.store.names().common("flight-end"), self.lock, self.id)
+        format!("{}:{{{}}}:{}", self.store.key_names().of_deployment("flight-end"), self.lock, self.id)
     }
 
     fn seal(&self, end: &[u8]) -> Option<Vec<u8>> {

@@ -37,7 +37,7 @@ impl StoredGrants {
     }
 
     fn name(&self, account: &Account, scope: &Scope, key: &Key) -> String {
-        self.store.names().of(account, "grant", &[scope.as_slice(), key.as_bytes()].concat())
+        self.store.key_names().of_account(account, "grant", &[scope.as_slice(), key.as_bytes()].concat())
     }
 }
 

@@ -85,11 +85,11 @@ impl StoredJobNotes {
     /// The name of the key; `None` while nothing is shared.
     fn name(&self, about: &Subject) -> Result<String, StoreError> {
         let generation = self.changes.generation().ok_or(StoreError::Down)?;
-        Ok(generation.name(self.store.names(), &about.account, "job-note", &about.key))
+        Ok(generation.name(self.store.key_names(), &about.account, "job-note", &about.key))
     }
 
     fn mark(&self, about: &Subject, text: &[u8]) -> String {
-        self.store.names().hidden(&about.account, "job-note", &[about.key.as_bytes(), text].concat())
+        self.store.key_names().pseudonym(&about.account, "job-note", &[about.key.as_bytes(), text].concat())
     }
 
     /// Puts a note. Returns the other one that is there instead, if it is of use.

@@ -1,7 +1,7 @@
 //! What replicas of the gateway share, in one Redis or Valkey.
 //!
 //! [`SharedStore`] is the connection. It knows nothing of pages, tokens and flights. The other files of this module put
-//! these into the store: `seal` protects the values, `names` hides what a key is for.
+//! these into the store: `seal` protects the values, `key_names` hides what a key is for.
 
 mod accounts;
 mod budget;
@@ -13,8 +13,8 @@ mod error;
 mod flights;
 mod grants;
 mod job_notes;
+pub(crate) mod key_names;
 mod late;
-pub(crate) mod names;
 mod pages;
 mod purges;
 pub(crate) mod seal;

@@ -124,7 +124,7 @@ impl SharedPages {
     /// What the store has under `key`, if it may be served.
     async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
         let Inner { store, changes, clock, .. } = &*self.0;
-        let name = generation.name(store.names(), account, value::KIND, key);
+        let name = generation.name(store.key_names(), account, value::KIND, key);
         let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
         let (mut bytes, length) = reply?;
         if bytes.is_empty() && (LARGE..=value::MOST_BYTES).contains(&length) {

@@ -26,7 +26,7 @@ use super::cause;
 use super::clock::{Reading, StoreClock, StoreTime};
 use super::connection::{Connection, SecondConnection};
 use super::error::{Skipped, StoreError};
-use super::names::Names;
+use super::key_names::KeyNames;
 use super::seal::Sealer;
 use crate::config::Shared;
 use crate::core::clock::{Clock, Instant, Moment};
@@ -80,7 +80,7 @@ impl std::fmt::Debug for SharedStore {
 struct Inner {
     settings: Shared,
     access: ArcSwap<Access>,
-    names: Names,
+    names: KeyNames,
     metrics: Arc<Metrics>,
     clock: Clock,
     /// This replica among all, at random.
@@ -127,7 +127,7 @@ struct Link {
 
 impl SharedStore {
     fn new(settings: Shared, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (names, access) = (Names::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
+        let (names, access) = (KeyNames::new(&settings.prefix), ArcSwap::from_pointee(Access::of(&settings)));
         let since = clock.now();
         let link = Link {
             connection: None,
@@ -182,7 +182,7 @@ impl SharedStore {
     }
 
     /// The names of keys.
-    pub(crate) fn names(&self) -> &Names {
+    pub(crate) fn key_names(&self) -> &KeyNames {
         &self.0.names
     }
 

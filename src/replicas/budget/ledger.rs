@@ -1,4 +1,4 @@
-//! What a replica asks of the common budget, and how the store is asked. See `budget.lua`.
+//! The messages between a replica and the common budget, and how they are sent to the store. See `budget.lua`.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -28,21 +28,21 @@ pub(super) const COST: u64 = 720_720;
 
 /// Microseconds between two tokens, 0 without a limit, and how many may be taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Spend {
+pub(super) struct TokenRate {
     pub(super) period: u64,
     pub(super) burst: u64,
 }
 
-/// A team's calls that wait at this replica.
+/// The calls of one team that wait at this replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ask {
-    /// Stands for the team.
+pub(super) struct TeamDemand {
+    /// The team's pseudonym.
     pub(super) team: String,
     pub(super) background: bool,
     pub(super) weight: u32,
     pub(super) calls: u32,
     /// The team's own limit.
-    pub(super) limit: Spend,
+    pub(super) limit: TokenRate,
 }
 
 /// A token that was granted, as it is given back if it is not used.
@@ -50,33 +50,33 @@ pub(super) struct Ask {
 pub(super) struct Refund {
     /// Its time on the store's clock, in microseconds.
     pub(super) at: u64,
-    /// Stands for the team that it was for.
+    /// The pseudonym of the team that it was for.
     pub(super) team: String,
     pub(super) background: bool,
     pub(super) weight: u32,
     /// The team's own limit.
-    pub(super) limit: Spend,
+    pub(super) limit: TokenRate,
 }
 
 impl Refund {
     /// The token for the time `at` that was granted to `ask`.
-    pub(super) fn of(ask: &Ask, at: u64) -> Self {
-        let Ask { team, background, weight, limit, .. } = ask.clone();
+    pub(super) fn of(ask: &TeamDemand, at: u64) -> Self {
+        let TeamDemand { team, background, weight, limit, .. } = ask.clone();
         Self { at, team, background, weight, limit }
     }
 
     /// The same token where it is not known whether it was this team's: only the account gets it back.
     pub(super) fn of_unknown_team(self) -> Self {
         // The greatest weight has the least cost.
-        Self { weight: u32::MAX, limit: Spend::default(), ..self }
+        Self { weight: u32::MAX, limit: TokenRate::default(), ..self }
     }
 }
 
-/// What a replica says and asks.
+/// What a replica reports and asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Question {
-    /// What it may spend.
-    pub(super) spend: Spend,
+pub(super) struct LedgerRequest {
+    /// The rate that it may spend.
+    pub(super) rate: TokenRate,
     /// A pause that it has learnt of, from now.
     pub(super) pause: Duration,
     /// For how long its circuit is open, from now.
@@ -85,7 +85,7 @@ pub(super) struct Question {
     pub(super) opening: Option<u64>,
     /// The opening that a probe has ended.
     pub(super) ended: Option<u64>,
-    /// What stands for the queries whose probes failed.
+    /// The pseudonyms of the queries whose probes failed.
     pub(super) failed_probes: Vec<String>,
     /// Tokens at most; none of any team if 0.
     pub(super) most: u32,
@@ -97,19 +97,19 @@ pub(super) struct Question {
     pub(super) longest_pause: Duration,
     pub(super) longest_open: Duration,
     /// Tokens that were spent while the store was not reached, and are not paid for yet.
-    pub(super) spent_alone: u64,
+    pub(super) spent_standalone: u64,
     /// The calls of clients in its queue.
     pub(super) queue: u32,
     /// Tokens that were not used.
     pub(super) refunds: Vec<Refund>,
     /// Who waits, as far as calls could be sent.
-    pub(super) teams: Vec<Ask>,
+    pub(super) teams: Vec<TeamDemand>,
 }
 
-/// A token.
+/// A token that the store has granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token {
-    /// The position of its team in the question.
+pub(super) struct GrantedToken {
+    /// The position of its team in the request.
     pub(super) team: usize,
     /// It may be used after this time.
     pub(super) after: Duration,
@@ -117,11 +117,11 @@ pub(super) struct Token {
     pub(super) at: u64,
 }
 
-/// What the store says. All durations are from now.
+/// What the store replies. All durations are from now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Answer {
-    /// The lowest that all replicas may spend.
-    pub(super) spend: Spend,
+pub(super) struct LedgerReply {
+    /// The lowest rate of all replicas.
+    pub(super) rate: TokenRate,
     /// The tokens that are taken are paid for after this time.
     pub(super) owed: Duration,
     pub(super) pause: Duration,
@@ -139,13 +139,13 @@ pub(super) struct Answer {
     pub(super) now: u64,
     /// For each team that was asked for: after this time its own limit has a token.
     pub(super) teams: Vec<Duration>,
-    pub(super) tokens: Vec<Token>,
+    pub(super) tokens: Vec<GrantedToken>,
 }
 
 /// The common budget of an account.
 pub(super) trait Ledger: Send + Sync + 'static {
     /// One atomic decision. Fails within `timeout`.
-    fn ask(&self, question: &Question) -> impl Future<Output = Result<Answer, StoreError>> + Send;
+    fn ask(&self, request: &LedgerRequest) -> impl Future<Output = Result<LedgerReply, StoreError>> + Send;
     /// Tells whether it can be asked.
     fn changes(&self) -> watch::Receiver<bool>;
     /// The longest time that one ask takes.
@@ -154,8 +154,8 @@ pub(super) trait Ledger: Send + Sync + 'static {
     fn replicas(&self) -> u32;
     /// Replicas that are configured.
     fn configured(&self) -> u32;
-    /// Stands for a name of this kind.
-    fn hidden(&self, kind: &'static str, name: &[u8]) -> String;
+    /// The pseudonym of a name of this kind.
+    fn pseudonym(&self, kind: &'static str, name: &[u8]) -> String;
 }
 
 /// The budget in the store.
@@ -167,17 +167,17 @@ pub(super) struct StoreLedger {
 
 impl StoreLedger {
     pub(super) fn new(store: SharedStore, account: Arc<Account>) -> Self {
-        let key = |kind| store.names().tagged(&account, kind);
+        let key = |kind| store.key_names().in_account_slot(&account, kind);
         let keys = [key("budget"), key("limits"), key("waiting"), key("teams")];
         Self { store, account, keys }
     }
 }
 
 impl Ledger for StoreLedger {
-    async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
-        let command = command(SCRIPT, &self.keys, self.store.id(), question);
-        let reply: Vec<i64> = self.store.run("budget", &command).await?;
-        read(&reply, question.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
+    async fn ask(&self, request: &LedgerRequest) -> Result<LedgerReply, StoreError> {
+        let command = command(SCRIPT, &self.keys, self.store.id(), request);
+        let raw: Vec<i64> = self.store.run("budget", &command).await?;
+        read(&raw, request.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
     }
 
     fn changes(&self) -> watch::Receiver<bool> {
@@ -196,36 +196,36 @@ impl Ledger for StoreLedger {
         self.store.settings().replicas
     }
 
-    fn hidden(&self, kind: &'static str, name: &[u8]) -> String {
-        self.store.names().hidden(&self.account, kind, name)
+    fn pseudonym(&self, kind: &'static str, name: &[u8]) -> String {
+        self.store.key_names().pseudonym(&self.account, kind, name)
     }
 }
 
 /// The call of the script.
-pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, question: &Question) -> Cmd {
+pub(super) fn command(script: &str, keys: &[String; 4], replica: &str, request: &LedgerRequest) -> Cmd {
     let mut command = redis::cmd("EVAL");
     command.arg(script).arg(keys.len()).arg(keys).arg(replica);
-    command.arg(question.spend.period).arg(question.spend.burst);
-    command.arg(micros(question.pause)).arg(micros(question.open)).arg(question.most);
+    command.arg(request.rate.period).arg(request.rate.burst);
+    command.arg(micros(request.pause)).arg(micros(request.open)).arg(request.most);
     for time in [AHEAD, ALIVE, GRACE, LONGEST, RETRY] {
         command.arg(micros(time));
     }
-    command.arg(question.latest.unwrap_or(u64::MAX)).arg(micros(question.round_trip));
-    command.arg(question.spent_alone);
+    command.arg(request.latest.unwrap_or(u64::MAX)).arg(micros(request.round_trip));
+    command.arg(request.spent_standalone);
     command
-        .arg(micros(question.longest_pause))
-        .arg(micros(question.longest_open))
-        .arg(question.opening.map_or(-1, |opening| i64::try_from(opening).unwrap_or(0)))
-        .arg(question.ended.unwrap_or(0))
-        .arg(question.failed_probes.join(" "))
+        .arg(micros(request.longest_pause))
+        .arg(micros(request.longest_open))
+        .arg(request.opening.map_or(-1, |opening| i64::try_from(opening).unwrap_or(0)))
+        .arg(request.ended.unwrap_or(0))
+        .arg(request.failed_probes.join(" "))
         .arg(micros(PROBE))
         .arg(LEAST_QUERIES)
-        .arg(question.queue)
-        .arg(question.refunds.len());
-    for Refund { at, team, background, weight, limit } in &question.refunds {
+        .arg(request.queue)
+        .arg(request.refunds.len());
+    for Refund { at, team, background, weight, limit } in &request.refunds {
         command.arg(at).arg(team).arg(u8::from(*background)).arg(cost(*weight)).arg(limit.period);
     }
-    for Ask { team, background, weight, calls, limit } in &question.teams {
+    for TeamDemand { team, background, weight, calls, limit } in &request.teams {
         command.arg(team).arg(u8::from(*background)).arg(cost(*weight)).arg(calls);
         command.arg(limit.period).arg(limit.burst);
     }
@@ -237,18 +237,18 @@ fn cost(weight: u32) -> u64 {
     COST / u64::from(weight).clamp(1, COST)
 }
 
-/// Reads the script's reply to a question about so many teams.
-pub(super) fn read(reply: &[i64], teams: usize) -> Option<Answer> {
+/// Reads the script's reply to a request about so many teams.
+pub(super) fn read(raw: &[i64], teams: usize) -> Option<LedgerReply> {
     let (&[period, burst, owed, pause, open, opening, granted, elsewhere, wait, now], rest) =
-        reply.split_first_chunk::<10>()?;
+        raw.split_first_chunk::<10>()?;
     let (waits, tokens) = rest.split_at_checked(teams)?;
     let token = |token: &[i64]| {
         let &[team, after, at] = token else { return None };
         let team = usize::try_from(team).ok()?.checked_sub(1).filter(|team| *team < teams)?;
-        Some(Token { team, after: duration(after), at: u64::try_from(at).ok()? })
+        Some(GrantedToken { team, after: duration(after), at: u64::try_from(at).ok()? })
     };
-    Some(Answer {
-        spend: Spend { period: u64::try_from(period).ok()?, burst: u64::try_from(burst).ok()?.max(1) },
+    Some(LedgerReply {
+        rate: TokenRate { period: u64::try_from(period).ok()?, burst: u64::try_from(burst).ok()?.max(1) },
         owed: duration(owed),
         pause: duration(pause),
         open: duration(open),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::advance;
 
-use super::ledger::{Answer, Ask, Question, Refund, SCRIPT, Spend, Token, command, read};
+use super::ledger::{GrantedToken, LedgerReply, LedgerRequest, Refund, SCRIPT, TeamDemand, TokenRate, command, read};
 use super::*;
 use crate::budget::{AccountBudget, AttemptOutcome, CircuitPolicy};
 use crate::core::backoff::Backoff;
@@ -24,12 +24,12 @@ use crate::request::waiters::{Waiter, Waiters};
 use crate::semantics::request_directives::Urgency;
 use crate::twilio::endpoint::Operation;
 
-mod alone_tests;
 mod circuit_tests;
 mod damage_tests;
 mod model_tests;
-mod real_tests;
-mod together_tests;
+mod real_server_tests;
+mod several_replicas_tests;
+mod single_replica_tests;
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
@@ -56,13 +56,13 @@ fn team(name: &str, weight: u32) -> Team {
 }
 
 /// A call that a client of this team waits for. Each asks for something else.
-fn call_of(team: &Team, patience: Duration) -> (UpstreamCall, Waiter) {
+fn call_of(team: &Team, store_deadline: Duration) -> (UpstreamCall, Waiter) {
     let team = Arc::new(team.clone());
     let body = bytes::Bytes::copy_from_slice(&fastrand::u128(..).to_le_bytes());
     let key = Key::new(&team.account, Operation::Query, "", &body);
     let waiters = Waiters::of_clients();
     let waiter = waiters.join(&team, Urgency::new(3));
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + store_deadline;
     (UpstreamCall { team, key, body, waiters, deadline, ..UpstreamCall::example(Operation::Query, "", "") }, waiter)
 }
 
@@ -94,13 +94,13 @@ impl TimedScript {
         Self { connection: server.connection(), script }
     }
 
-    fn ask(&mut self, replica: &str, question: &Question, now: i64) -> Answer {
+    fn ask(&mut self, replica: &str, request: &LedgerRequest, now: i64) -> LedgerReply {
         let time = [("seconds", now / 1_000_000), ("micros", now % 1_000_000)];
         redis::cmd("MSET").arg(&time).exec(&mut self.connection).unwrap();
         let keys = ["budget", "limits", "waiting", "teams"].map(str::to_owned);
-        let command = command(&self.script, &keys, replica, question);
+        let command = command(&self.script, &keys, replica, request);
         let reply: Vec<i64> = command.query(&mut self.connection).unwrap();
-        read(&reply, question.teams.len()).unwrap()
+        read(&reply, request.teams.len()).unwrap()
     }
 }
 
@@ -185,16 +185,16 @@ impl Link {
 }
 
 impl Ledger for Link {
-    async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
-        let (link, question) = (self.clone(), question.clone());
+    async fn ask(&self, request: &LedgerRequest) -> Result<LedgerReply, StoreError> {
+        let (link, request) = (self.clone(), request.clone());
         // What is sent arrives, though the replica gives up.
         let asked = tokio::spawn(async move {
             tokio::time::sleep(link.round_trip / 2).await;
             link.store.0.is_frozen.subscribe().wait_for(|is_frozen| !is_frozen).await.unwrap();
             let now = link.store.now();
-            let answer = lock(&link.store.0.script).ask(&link.name, &question, now);
+            let reply = lock(&link.store.0.script).ask(&link.name, &request, now);
             tokio::time::sleep(link.round_trip / 2).await;
-            answer
+            reply
         });
         let answered = tokio::time::timeout(self.timeout(), asked).await;
         answered.map_err(|_| StoreError::Timeout).map(Result::unwrap)
@@ -216,7 +216,7 @@ impl Ledger for Link {
         self.store.0.replicas
     }
 
-    fn hidden(&self, kind: &'static str, name: &[u8]) -> String {
+    fn pseudonym(&self, kind: &'static str, name: &[u8]) -> String {
         match kind {
             "team" => String::from_utf8(name.to_vec()).unwrap(),
             _ => name.iter().map(|byte| format!("{byte:02x}")).collect(),

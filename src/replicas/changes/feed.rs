@@ -455,7 +455,7 @@ pub(super) async fn append(store: &SharedStore, generation: Generation, change: 
         Kind::Replaced => (Kind::Replaced, Kind::Purged),
     };
     let entry = [store.id().as_bytes(), &change.write()].concat();
-    let name = store.names().common(kind.key());
+    let name = store.key_names().of_deployment(kind.key());
     let failed = |why: &str| StoreError::Failed(format!("a change cannot be told: {why}"));
     let entry =
         store.sealer().seal(&context(&name, &generation.0), &entry).map_err(|_| failed("it cannot be sealed"))?;
@@ -479,18 +479,18 @@ async fn renew(store: &SharedStore, generation: Generation) -> Result<(), StoreE
 }
 
 fn script(store: &SharedStore, script: &str, stream: Kind, other: Kind) -> Cmd {
-    let names = store.names();
+    let names = store.key_names();
     let mut command = redis::cmd("EVAL");
     command.arg([READ_CLOCK, script].concat()).arg(4);
     for key in [HEAD, stream.key(), other.key(), clock::KEY] {
-        command.arg(names.common(key));
+        command.arg(names.of_deployment(key));
     }
     command
 }
 
 /// Whether this replica made a change, and which one it is.
 fn open(store: &SharedStore, generation: &Generation, kind: Kind, sealed: &[u8]) -> Option<(bool, Change)> {
-    let name = store.names().common(kind.key());
+    let name = store.key_names().of_deployment(kind.key());
     let entry = store.sealer().open(&context(&name, &generation.0), sealed)?;
     let (maker, change) = entry.split_at_checked(store.id().len())?;
     Some((maker == store.id().as_bytes(), Change::read(kind, change)?))

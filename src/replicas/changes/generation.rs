@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::accounts::Account;
-use crate::replicas::names::Names;
+use crate::replicas::key_names::KeyNames;
 use crate::request::key::Key;
 
 /// One generation of everything that replicas share.
@@ -21,8 +21,14 @@ impl Generation {
     }
 
     /// The name of a key for this kind of value, which belongs to a page.
-    pub(in crate::replicas) fn name(&self, names: &Names, account: &Account, kind: &'static str, page: &Key) -> String {
-        names.of(account, kind, &[&self.0[..], page.as_bytes()].concat())
+    pub(in crate::replicas) fn name(
+        &self,
+        names: &KeyNames,
+        account: &Account,
+        kind: &'static str,
+        page: &Key,
+    ) -> String {
+        names.of_account(account, kind, &[&self.0[..], page.as_bytes()].concat())
     }
 }
 

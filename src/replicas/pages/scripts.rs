@@ -115,8 +115,11 @@ impl Scripts {
         let stamp = self.store.time_of(asked)?;
         // The earlier of two readings, so that no page seems younger than it is.
         let calendar = Calendar::at(self.store.time()?.0.checked_mul(1000)?, self.clock.moment());
-        let (store, account, name) =
-            (self.store.clone(), Arc::clone(account), generation.name(self.store.names(), account, value::KIND, &key));
+        let (store, account, name) = (
+            self.store.clone(),
+            Arc::clone(account),
+            generation.name(self.store.key_names(), account, value::KIND, &key),
+        );
         let packed = tokio::task::spawn_blocking(move || {
             let belonging = Belonging { sealer: &store.sealer(), account: &account.sid, name: &name, key: &key };
             let sealed = belonging.seal(&value, stamp, &calendar);
@@ -150,7 +153,7 @@ impl Scripts {
 
     /// Removes what was requested no later than `asked`. `None` if that is not done.
     async fn remove(&self, account: &Account, key: &Key, asked: Moment, tell: Tell) -> Option<()> {
-        let name = self.changes.generation()?.name(self.store.names(), account, value::KIND, key);
+        let name = self.changes.generation()?.name(self.store.key_names(), account, value::KIND, key);
         // The later of two readings, so that what was requested then is removed, whichever reading its stamp is from.
         let stamp = self.store.latest_time_of(asked)?;
         let mut command = redis::cmd("EVAL");

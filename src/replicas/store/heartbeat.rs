@@ -143,7 +143,7 @@ impl SharedStore {
         let mut command = redis::cmd("EVAL");
         command.arg([RIGHTS, clock::READ_CLOCK, BEAT].concat()).arg(4);
         for key in [REPLICAS, clock::KEY, changes::HEAD, TRIED] {
-            command.arg(self.0.names.common(key));
+            command.arg(self.0.names.of_deployment(key));
         }
         command.arg(&self.0.id).arg(SILENCE.as_millis() as u64).arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));
         command.arg(self.least_time());
@@ -269,7 +269,7 @@ mod tests {
         until("both are seen", || two.replicas() == 2).await;
         let known = async || {
             let mut names = redis::cmd("ZRANGE");
-            names.arg(two.names().common(REPLICAS)).arg(0).arg(-1);
+            names.arg(two.key_names().of_deployment(REPLICAS)).arg(0).arg(-1);
             two.run::<Vec<String>>("test", &names).await.unwrap()
         };
         one.leave().await;

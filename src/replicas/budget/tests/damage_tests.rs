@@ -82,19 +82,19 @@ async fn keys_of_another_type_or_with_strange_entries_are_harmless() {
 fn the_budget_outlasts_its_virtual_time() {
     let Some(server) = TestServer::start() else { return };
     let mut store = TimedScript::new(&server);
-    let ask = |weight| Ask {
+    let ask = |weight| TeamDemand {
         team: format!("team{weight}"),
         background: false,
         weight,
         calls: 3,
-        limit: Spend { period: 1_000_000, burst: 9 },
+        limit: TokenRate { period: 1_000_000, burst: 9 },
     };
-    let spend = Spend { period: 1000, burst: 100 };
-    let question = Question { spend, most: 6, teams: vec![ask(1), ask(2)], ..Question::default() };
+    let rate = TokenRate { period: 1000, burst: 100 };
+    let request = LedgerRequest { rate, most: 6, teams: vec![ask(1), ask(2)], ..LedgerRequest::default() };
     let mut now = 1_800_000_000_000_000;
     let mut granted = || {
         now += 1000;
-        store.ask("one", &question, now).granted
+        store.ask("one", &request, now).granted
     };
     assert_eq!(granted(), 6);
     let late = [("virtual", "9999999999999000")];

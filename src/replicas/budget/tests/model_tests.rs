@@ -20,7 +20,7 @@ struct Step {
     /// Time since the step before, in microseconds; negative where another server took over.
     passed: i64,
     replica: usize,
-    spend: Spend,
+    rate: TokenRate,
     pause: Duration,
     open: Duration,
     /// Whether its circuit takes part in the opening that it knows.
@@ -32,7 +32,7 @@ struct Step {
     /// By how much the script runs after the latest time, if it does.
     late: Option<i64>,
     most: u32,
-    spent_alone: u64,
+    spent_standalone: u64,
     /// Which of its tokens it gives back, counted from the last, if any.
     refund: Option<usize>,
     queue: u32,
@@ -41,13 +41,13 @@ struct Step {
 }
 
 /// Teams that wait at a replica, each with its last token there.
-type Waits = Vec<(Ask, u64)>;
+type Waits = Vec<(TeamDemand, u64)>;
 
 /// The budget as it is defined: all takes are kept, and what is owed is computed from them.
 #[derive(Default)]
 struct Model {
-    limits: BTreeMap<usize, (i64, Spend)>,
-    spend: Spend,
+    limits: BTreeMap<usize, (i64, TokenRate)>,
+    rate: TokenRate,
     read: Option<i64>,
     base: i64,
     takes: Vec<i64>,
@@ -69,30 +69,30 @@ fn signed(number: u64) -> i64 {
 }
 
 /// When a token is available of a bucket with this TAT.
-fn next_at(tat: i64, spend: Spend, now: i64) -> i64 {
-    now.max(tat + signed(spend.period) - signed(spend.period * spend.burst))
+fn next_at(tat: i64, rate: TokenRate, now: i64) -> i64 {
+    now.max(tat + signed(rate.period) - signed(rate.period * rate.burst))
 }
 
 impl Model {
     fn tat(&self) -> i64 {
-        self.takes.iter().fold(self.base, |tat, at| tat.max(*at) + signed(self.spend.period))
+        self.takes.iter().fold(self.base, |tat, at| tat.max(*at) + signed(self.rate.period))
     }
 
     fn read_limits(&mut self, now: i64) {
         self.limits.retain(|_, (until, _)| *until >= now);
-        let limited = || self.limits.values().map(|(_, spend)| spend).filter(|spend| spend.period > 0);
-        let period = limited().map(|spend| spend.period).max().unwrap_or(0);
-        let burst = limited().map(|spend| spend.burst).min().unwrap_or(1).max(1);
-        if period != self.spend.period {
+        let limited = || self.limits.values().map(|(_, rate)| rate).filter(|rate| rate.period > 0);
+        let period = limited().map(|rate| rate.period).max().unwrap_or(0);
+        let burst = limited().map(|rate| rate.burst).min().unwrap_or(1).max(1);
+        if period != self.rate.period {
             let mut tat = self.tat();
-            if tat > now && self.spend.period > 0 && period > 0 {
+            if tat > now && self.rate.period > 0 && period > 0 {
                 let owed = i128::from(tat - now) * i128::from(period);
-                let old = i128::from(self.spend.period);
+                let old = i128::from(self.rate.period);
                 tat = now + i64::try_from((owed + old - 1) / old).unwrap();
             }
             (self.base, self.takes) = (tat, Vec::new());
         }
-        self.spend = Spend { period, burst };
+        self.rate = TokenRate { period, burst };
         self.read = Some(now);
     }
 
@@ -105,11 +105,11 @@ impl Model {
         self.open > 0 && self.open <= now
     }
 
-    fn hear_of_circuit(&mut self, question: &Question, told: i64, now: i64) {
-        if self.open > 0 && question.ended.map(signed) == Some(self.opened) {
+    fn hear_of_circuit(&mut self, request: &LedgerRequest, told: i64, now: i64) {
+        if self.open > 0 && request.ended.map(signed) == Some(self.opened) {
             self.open = 0;
         }
-        let (opening, until) = (question.opening.map_or(-1, signed), told + signed(micros(question.open)));
+        let (opening, until) = (request.opening.map_or(-1, signed), told + signed(micros(request.open)));
         if opening > self.opened {
             (self.opened, self.open) = (opening, self.open.max(until).max(1));
         } else if until > now && (opening == 0 || (opening == self.opened && self.open > 0)) {
@@ -119,9 +119,9 @@ impl Model {
                 self.open_until(until, now);
             }
         }
-        let longest = now + signed(micros(question.longest_open));
+        let longest = now + signed(micros(request.longest_open));
         if self.is_half_open(now) {
-            for query in &question.failed_probes {
+            for query in &request.failed_probes {
                 self.failing.retain(|(known, _)| known != query);
                 self.failing.push((query.clone(), longest));
                 self.probed = 0;
@@ -138,12 +138,12 @@ impl Model {
         self.probed = if self.open > 0 { self.probed.min(most) } else { 0 };
     }
 
-    fn ask(&mut self, replica: usize, question: &Question, now: i64) -> Answer {
-        let latest = question.latest.map_or(i64::MAX, signed);
+    fn ask(&mut self, replica: usize, request: &LedgerRequest, now: i64) -> LedgerReply {
+        let latest = request.latest.map_or(i64::MAX, signed);
         let (is_late, told) = (now > latest, now.min(latest));
-        let most = if is_late { 0 } else { question.most as usize };
+        let most = if is_late { 0 } else { request.most as usize };
         let behind = self.read.map_or(0, |read| (read - now).max(0));
-        self.paused = (self.paused - behind).max(told + signed(micros(question.pause)));
+        self.paused = (self.paused - behind).max(told + signed(micros(request.pause)));
         if self.open > 0 {
             (self.open, self.probed) = ((self.open - behind).max(1), self.probed - behind);
         }
@@ -152,19 +152,19 @@ impl Model {
             (self.limits, self.waiting) = Default::default();
             (self.starts, self.tats) = Default::default();
         }
-        self.paused = self.paused.min(now + signed(micros(question.longest_pause)));
-        self.hear_of_circuit(question, told, now);
-        let said = self.limits.insert(replica, (now + signed(micros(ALIVE)), question.spend));
-        let is_same = said.is_some_and(|(_, said)| said == question.spend);
+        self.paused = self.paused.min(now + signed(micros(request.longest_pause)));
+        self.hear_of_circuit(request, told, now);
+        let said = self.limits.insert(replica, (now + signed(micros(ALIVE)), request.rate));
+        let is_same = said.is_some_and(|(_, said)| said == request.rate);
         if !is_same || behind > 0 || self.read.is_none_or(|read| now >= read + 1_000_000) {
             self.read_limits(now);
         }
-        if question.spent_alone > 0 {
-            let (paid, period) = (self.tat().max(now), signed(self.spend.period));
-            let spent = (paid + signed(question.spent_alone) * period).min(now + signed(self.spend.burst) * period);
+        if request.spent_standalone > 0 {
+            let (paid, period) = (self.tat().max(now), signed(self.rate.period));
+            let spent = (paid + signed(request.spent_standalone) * period).min(now + signed(self.rate.burst) * period);
             (self.base, self.takes) = (paid.max(spent), Vec::new());
         }
-        for Refund { at, team, background, weight, limit } in &question.refunds {
+        for Refund { at, team, background, weight, limit } in &request.refunds {
             let recent = self.takes.len().saturating_sub(REMEMBERED);
             if let Some(place) = self.takes[recent..].iter().position(|take| *take == signed(*at)) {
                 self.takes.remove(recent + place);
@@ -178,24 +178,26 @@ impl Model {
             }
         }
         // Where the burst has become less, no more is owed than empties the bucket.
-        let empty = now + 2 * signed(micros(LONGEST)) + signed(self.spend.period * self.spend.burst);
+        let empty = now + 2 * signed(micros(LONGEST)) + signed(self.rate.period * self.rate.burst);
         if self.tat() > empty {
             (self.base, self.takes) = (empty, Vec::new());
         }
         let own = self.waiting.remove(&replica).map(|(.., asks)| asks).unwrap_or_default();
         // One that is later than any replica says does not count: the clock went back a little.
-        let latest = now + signed(micros(LONGEST + GRACE + question.round_trip + S));
+        let latest = now + signed(micros(LONGEST + GRACE + request.round_trip + S));
         self.waiting.retain(|_, (until, ..)| (now..=latest).contains(until));
-        let takes_turns = question.round_trip <= AHEAD && self.spend.period >= micros(2 * AHEAD);
-        let elsewhere: Vec<Ask> =
+        let takes_turns = request.round_trip <= AHEAD && self.rate.period >= micros(2 * AHEAD);
+        let elsewhere: Vec<TeamDemand> =
             self.waiting.values().flat_map(|(.., asks)| asks.iter().map(|(ask, _)| ask.clone())).collect();
-        let mut asks = question.teams.clone();
-        let is_same = |one: &Ask, other: &Ask| one.team == other.team && one.background == other.background;
-        let last_of = |ask: &Ask| own.iter().find(|(own, _)| is_same(own, ask)).map_or(self.granted, |(_, last)| *last);
+        let mut asks = request.teams.clone();
+        let is_same =
+            |one: &TeamDemand, other: &TeamDemand| one.team == other.team && one.background == other.background;
+        let last_of =
+            |ask: &TeamDemand| own.iter().find(|(own, _)| is_same(own, ask)).map_or(self.granted, |(_, last)| *last);
         let mut lasts: Vec<u64> = asks.iter().map(last_of).collect();
         let begun = self.granted;
         let limit_of = |team: &str| {
-            let all = question.teams.iter().chain(&elsewhere).filter(|ask| ask.team == team);
+            let all = request.teams.iter().chain(&elsewhere).filter(|ask| ask.team == team);
             all.map(|ask| ask.limit).max_by_key(|limit| limit.period).unwrap_or_default()
         };
         let entry_virtual = self.virtual_time;
@@ -205,28 +207,29 @@ impl Model {
             let start = self.starts.get(&name).copied().unwrap_or(0).max(entry_virtual);
             starts.insert(name, start);
         }
-        let ahead = signed(micros(AHEAD + question.round_trip));
-        let early = signed(micros(question.round_trip)).checked_div(signed(self.spend.period));
+        let ahead = signed(micros(AHEAD + request.round_trip));
+        let early = signed(micros(request.round_trip)).checked_div(signed(self.rate.period));
         let early = early.unwrap_or(i64::MAX).min(signed(most as u64));
         let (mut tokens, mut wait) = (Vec::new(), signed(micros(if is_late { RETRY } else { LONGEST })));
         while tokens.len() < most {
-            let first = next_at(self.tat(), self.spend, now).max(self.paused).max(self.open).max(self.probed);
+            let first = next_at(self.tat(), self.rate, now).max(self.paused).max(self.open).max(self.probed);
             let at = |team: &str| {
                 let tat = self.tats.get(team).copied().unwrap_or(0);
                 first.max(next_at(tat, limit_of(team), now))
             };
             let Some(soonest) = asks.iter().filter(|ask| ask.calls > 0).map(|ask| at(&ask.team)).min() else { break };
-            let is_ready = |ask: &&Ask| ask.calls > 0 && at(&ask.team) <= now + ahead;
-            let start = |ask: &Ask| starts[&(ask.team.clone(), ask.background)].max(self.virtual_time);
+            let is_ready = |ask: &&TeamDemand| ask.calls > 0 && at(&ask.team) <= now + ahead;
+            let start = |ask: &TeamDemand| starts[&(ask.team.clone(), ask.background)].max(self.virtual_time);
             let here = asks.iter().filter(is_ready).map(|ask| (ask, early * signed(COST / u64::from(ask.weight))));
             let all = here.chain(elsewhere.iter().filter(is_ready).map(|ask| (ask, 0)));
             let least = |of: bool| all.clone().filter(|(ask, _)| ask.background == of).map(|(ask, _)| start(ask)).min();
-            let order = |(ask, early): (&Ask, i64)| (ask.background, signed(start(ask)) - early, ask.team.clone());
+            let order =
+                |(ask, early): (&TeamDemand, i64)| (ask.background, signed(start(ask)) - early, ask.team.clone());
             let Some((background, _, team)) = all.clone().map(order).min() else {
                 wait = signed(micros(LONGEST)).min(soonest - ahead - now);
                 break;
             };
-            let is_turn = |ask: &Ask| ask.team == team && ask.background == background && ask.calls > 0;
+            let is_turn = |ask: &TeamDemand| ask.team == team && ask.background == background && ask.calls > 0;
             let Some(place) = asks.iter().position(is_turn) else {
                 wait = signed(micros(RETRY));
                 break;
@@ -234,10 +237,10 @@ impl Model {
             let there = self.waiting.values().flat_map(|(.., asks)| asks);
             let there = there.filter(|(ask, _)| is_same(ask, &asks[place])).map(|(_, last)| *last).min();
             let is_next_there = there.is_some_and(|least| least.min(begun) < lasts[place]);
-            let since = self.tat() + signed(self.spend.period) - signed(self.spend.period * self.spend.burst);
+            let since = self.tat() + signed(self.rate.period) - signed(self.rate.period * self.rate.burst);
             let since = since.max(self.paused).max(self.open).max(self.probed);
-            let patience = signed(micros(2 * RETRY)).min(signed(self.spend.period) / 16);
-            if takes_turns && is_next_there && now < since + patience {
+            let store_deadline = signed(micros(2 * RETRY)).min(signed(self.rate.period) / 16);
+            if takes_turns && is_next_there && now < since + store_deadline {
                 wait = signed(micros(RETRY));
                 break;
             }
@@ -258,7 +261,7 @@ impl Model {
                 self.probed = at + signed(micros(PROBE));
             }
             let after = Duration::from_micros(u64::try_from(at - now).unwrap());
-            tokens.push(Token { team: place, after, at: u64::try_from(at).unwrap() });
+            tokens.push(GrantedToken { team: place, after, at: u64::try_from(at).unwrap() });
             wait = 0;
         }
         for ask in &asks {
@@ -268,10 +271,10 @@ impl Model {
         let left = asks.iter().zip(lasts).filter(|(ask, _)| ask.calls > 0 && !is_late);
         let left: Waits = left.map(|(ask, last)| (ask.clone(), last)).collect();
         let queues = self.waiting.values().map(|(_, queue, ..)| queue).sum();
-        if !left.is_empty() || (question.queue > 0 && !is_late) {
+        if !left.is_empty() || (request.queue > 0 && !is_late) {
             let wait = if left.is_empty() { signed(micros(LONGEST)) } else { wait };
-            let until = now + wait + signed(micros(GRACE + question.round_trip));
-            self.waiting.insert(replica, (until, question.queue, left));
+            let until = now + wait + signed(micros(GRACE + request.round_trip));
+            self.waiting.insert(replica, (until, request.queue, left));
         }
         self.open = if self.is_half_open(now) { 1 } else { self.open };
         for until in [&mut self.paused, &mut self.probed] {
@@ -279,9 +282,9 @@ impl Model {
         }
         let rest = |until: i64| Duration::from_micros(u64::try_from(until - now).unwrap_or(0));
         let of_team =
-            |ask: &Ask| rest(next_at(self.tats.get(&ask.team).copied().unwrap_or(0), limit_of(&ask.team), now));
-        Answer {
-            spend: self.spend,
+            |ask: &TeamDemand| rest(next_at(self.tats.get(&ask.team).copied().unwrap_or(0), limit_of(&ask.team), now));
+        LedgerReply {
+            rate: self.rate,
             owed: rest(self.tat()),
             pause: rest(self.paused),
             open: rest(self.open),
@@ -290,7 +293,7 @@ impl Model {
             elsewhere: queues,
             wait: rest(now + wait),
             now: u64::try_from(now).unwrap(),
-            teams: question.teams.iter().map(of_team).collect(),
+            teams: request.teams.iter().map(of_team).collect(),
             tokens,
         }
     }
@@ -303,17 +306,17 @@ fn step() -> impl Strategy<Value = Step> {
         2 => 0i64..20_000_000,
         1 => -2_000_000i64..0,
     ];
-    let spend = prop_oneof![
-        30 => Just(Spend { period: 50_000, burst: 5 }),
-        2 => Just(Spend { period: 70_001, burst: 2 }),
-        1 => Just(Spend::default()),
+    let rate = prop_oneof![
+        30 => Just(TokenRate { period: 50_000, burst: 5 }),
+        2 => Just(TokenRate { period: 70_001, burst: 2 }),
+        1 => Just(TokenRate::default()),
     ];
     let rarely = |most: u64| prop_oneof![15 => Just(0), 1 => 0..most].prop_map(Duration::from_micros);
     let calls = || (0u32..4, prop_oneof![3 => Just(0u32), 1 => 0u32..3]);
     (
         passed,
         0usize..3,
-        spend,
+        rate,
         (rarely(1_500_000), rarely(5_000_000)),
         (any::<bool>(), prop::bool::weighted(0.1), prop::option::weighted(0.3, 0u8..4)),
         prop_oneof![9 => Just(None), 1 => (1i64..3_000_000).prop_map(Some)],
@@ -323,44 +326,52 @@ fn step() -> impl Strategy<Value = Step> {
         [calls(), calls(), calls()],
     )
         .prop_map(
-            |(passed, replica, spend, (pause, open), circuit, late, most, spent_alone, (refund, queue), calls)| Step {
-                passed,
-                replica,
-                spend,
-                pause,
-                open,
-                takes_part: circuit.0,
-                ends: circuit.1,
-                failed_probe: circuit.2,
-                late,
-                most,
-                spent_alone,
-                refund,
-                queue,
-                calls,
+            |(passed, replica, rate, (pause, open), circuit, late, most, spent_standalone, (refund, queue), calls)| {
+                Step {
+                    passed,
+                    replica,
+                    rate,
+                    pause,
+                    open,
+                    takes_part: circuit.0,
+                    ends: circuit.1,
+                    failed_probe: circuit.2,
+                    late,
+                    most,
+                    spent_standalone,
+                    refund,
+                    queue,
+                    calls,
+                }
             },
         )
 }
 
 impl Step {
     /// What it tells of its circuit, if it knows this opening.
-    fn circuit(&self, known: Option<u64>) -> Question {
+    fn circuit(&self, known: Option<u64>) -> LedgerRequest {
         let is_open = self.takes_part || !self.open.is_zero();
         let opening = if is_open { known.or(Some(0)) } else { None };
         let failed_probes = self.failed_probe.iter().map(|query| format!("query{query}")).collect();
-        Question { open: self.open, opening, ended: known.filter(|_| self.ends), failed_probes, ..Question::default() }
+        LedgerRequest {
+            open: self.open,
+            opening,
+            ended: known.filter(|_| self.ends),
+            failed_probes,
+            ..LedgerRequest::default()
+        }
     }
 }
 
-fn question() -> Question {
-    Question { longest_pause: 2 * S, longest_open: 9 * S, ..Question::default() }
+fn empty_request() -> LedgerRequest {
+    LedgerRequest { longest_pause: 2 * S, longest_open: 9 * S, ..LedgerRequest::default() }
 }
 
-fn asks(calls: [(u32, u32); 3]) -> Vec<Ask> {
+fn asks(calls: [(u32, u32); 3]) -> Vec<TeamDemand> {
     let team = |number: usize, background: bool, calls: u32| {
         // The third has a limit of its own.
-        let limit = if number == 2 { Spend { period: 300_000, burst: 2 } } else { Spend::default() };
-        Ask { team: format!("team{number}"), background, weight: number as u32 + 1, calls, limit }
+        let limit = if number == 2 { TokenRate { period: 300_000, burst: 2 } } else { TokenRate::default() };
+        TeamDemand { team: format!("team{number}"), background, weight: number as u32 + 1, calls, limit }
     };
     let both = |(number, (clients, refreshes))| [team(number, false, clients), team(number, true, refreshes)];
     calls.into_iter().enumerate().flat_map(both).filter(|ask| ask.calls > 0).collect()
@@ -379,19 +390,19 @@ fn the_script_does_as_its_model() {
             now += step.passed;
             let own = &held[step.replica];
             let refunds = step.refund.and_then(|place| own.iter().rev().nth(place).cloned()).into_iter().collect();
-            let Step { spend, pause, most, spent_alone, queue, .. } = *step;
+            let Step { rate, pause, most, spent_standalone, queue, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
             let (longest_pause, longest_open) = (S, 3 * S);
             let latest = step.late.map(|late| u64::try_from(now - late).unwrap());
             let teams = asks(step.calls);
-            let question = Question {
-                spend,
+            let request = LedgerRequest {
+                rate,
                 pause,
                 most,
                 latest,
                 round_trip,
-                spent_alone,
+                spent_standalone,
                 longest_pause,
                 longest_open,
                 queue,
@@ -399,12 +410,12 @@ fn the_script_does_as_its_model() {
                 teams,
                 ..step.circuit(known[step.replica])
             };
-            let answer = store.ask(&step.replica.to_string(), &question, now);
-            let expected = model.ask(step.replica, &question, now);
-            prop_assert_eq!(&answer, &expected, "{:?} at {}", step, now);
-            let refund = |token: &Token| Refund::of(&question.teams[token.team], token.at);
-            held[step.replica].extend(answer.tokens.iter().map(refund));
-            known[step.replica] = answer.opening.or(known[step.replica]);
+            let reply = store.ask(&step.replica.to_string(), &request, now);
+            let expected = model.ask(step.replica, &request, now);
+            prop_assert_eq!(&reply, &expected, "{:?} at {}", step, now);
+            let refund = |token: &GrantedToken| Refund::of(&request.teams[token.team], token.at);
+            held[step.replica].extend(reply.tokens.iter().map(refund));
+            known[step.replica] = reply.opening.or(known[step.replica]);
         }
         Ok(())
     });
@@ -417,7 +428,7 @@ fn what_is_used_stays_within_the_bound() {
     let Some(server) = TestServer::start() else { return };
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
     let steps = proptest::collection::vec(step(), 1..120);
-    let spend = Spend { period: 50_000, burst: 5 };
+    let rate = TokenRate { period: 50_000, burst: 5 };
     let result = runner.run(&steps, |steps| {
         server.flush();
         let mut store = TimedScript::new(&server);
@@ -432,22 +443,23 @@ fn what_is_used_stays_within_the_bound() {
             let Step { pause, most, .. } = *step;
             // The third is far away.
             let round_trip = if step.replica == 2 { 190 * MS } else { MS / 3 };
-            let Question { open, opening, .. } = step.circuit(None);
+            let LedgerRequest { open, opening, .. } = step.circuit(None);
             let teams = asks(step.calls);
-            let question = Question { spend, pause, open, opening, most, round_trip, refunds, teams, ..question() };
+            let request =
+                LedgerRequest { rate, pause, open, opening, most, round_trip, refunds, teams, ..empty_request() };
             paused = paused.max(now + signed(micros(pause)));
-            let answer = store.ask(&step.replica.to_string(), &question, now);
-            for token in answer.tokens {
+            let reply = store.ask(&step.replica.to_string(), &request, now);
+            for token in reply.tokens {
                 prop_assert!(signed(token.at) >= paused);
-                held[step.replica].push(Refund::of(&question.teams[token.team], token.at));
+                held[step.replica].push(Refund::of(&request.teams[token.team], token.at));
             }
         }
         used.extend(held.into_iter().flatten().map(|token| token.at));
         used.sort_unstable();
         for (i, first) in used.iter().enumerate() {
             for (j, last) in used.iter().enumerate().skip(i) {
-                let bound = spend.burst * spend.period + (last - first);
-                prop_assert!((j - i + 1) as u64 * spend.period <= bound, "{} in {} us", j - i + 1, last - first);
+                let bound = rate.burst * rate.period + (last - first);
+                prop_assert!((j - i + 1) as u64 * rate.period <= bound, "{} in {} us", j - i + 1, last - first);
             }
         }
         Ok(())

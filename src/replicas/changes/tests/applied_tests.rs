@@ -63,7 +63,7 @@ async fn what_a_flight_brings_that_was_under_way_at_a_purge_is_not_served_by_oth
 async fn a_purge_holds_where_the_clock_of_the_server_went_back() {
     let Some(server) = TestServer::start() else { return };
     let (one, other) = (Replica::start(&server).await, Replica::start(&server).await);
-    let clock = one.shared.names().common(crate::replicas::clock::KEY);
+    let clock = one.shared.key_names().of_deployment(crate::replicas::clock::KEY);
     let before = one.shared.time().unwrap();
     let _: u64 = one.run(cmd("HSET").arg(&clock).arg("ahead").arg(30_000_000)).await;
     let is_ahead = |replica: &Replica| replica.shared.time().unwrap().0 > before.0 + 29_000_000;

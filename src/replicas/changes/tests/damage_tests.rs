@@ -4,7 +4,7 @@ use crate::replicas::seal::Context;
 /// Runs this script on the keys of the feed.
 async fn damage(replica: &Replica, what: Damage) {
     let names = ["{changes}", "{changes}:purged", "{changes}:replaced", "{changes}:clock"];
-    let names = names.map(|kind| replica.shared.names().common(kind));
+    let names = names.map(|kind| replica.shared.key_names().of_deployment(kind));
     let _: redis::Value = replica.run(cmd("EVAL").arg(what).arg(names.len()).arg(&names)).await;
 }
 
@@ -76,7 +76,7 @@ async fn damaged_entries_are_skipped_one_by_one() {
     // One that a later version has sealed.
     for (kind, entry) in [("{changes}:replaced", &b"text"[..]), ("{changes}:purged", &[250])] {
         let before = unsealed();
-        let name = one.shared.names().common(kind);
+        let name = one.shared.key_names().of_deployment(kind);
         let context = Context { kind: "change", account: "", key: &name, bound: &generation.0 };
         let sealed = one.shared.sealer().seal(&context, &[&[b'0'; 32], entry].concat()).unwrap();
         let _: String = one.run(cmd("XADD").arg(&name).arg("*").arg("number").arg(0).arg("entry").arg(sealed)).await;

@@ -1,18 +1,17 @@
-//! One replica's part in the common circuit: what it tells the others about its own circuit, and what it learns about
-//! theirs.
+//! The circuit that replicas share: what this replica reports about its own circuit, and what it learns about theirs.
 
 use std::time::Duration;
 
 use crate::budget::CommonCircuit;
 use crate::core::clock::Instant;
-use crate::replicas::budget::ledger::{Answer, Question};
+use crate::replicas::budget::ledger::{LedgerReply, LedgerRequest};
 use crate::request::key::Key;
 
-/// The most queries with failed probes that one question tells the store.
+/// The most queries with failed probes that one request reports.
 const MOST_FAILED: usize = 8;
 
 #[derive(Debug, Default)]
-pub(super) struct CircuitPart {
+pub(super) struct SharedCircuit {
     /// The opening that this replica's circuit takes part in: 0 if it began here and has no number yet.
     opening: Option<u64>,
     /// Until when this replica has opened it.
@@ -20,13 +19,13 @@ pub(super) struct CircuitPart {
     /// The opening that a probe has ended, until the store knows that.
     ended: Option<u64>,
     failed_probes: Vec<Key>,
-    /// So many of them are in the question that is under way. They are told again if that gets no answer.
-    told: usize,
+    /// How many of them are in the request that is under way. They are reported again if that gets no answer.
+    reported: usize,
     /// What the others know of it.
     common: Option<CommonCircuit>,
 }
 
-impl CircuitPart {
+impl SharedCircuit {
     /// What the upstream answered has opened this replica's circuit, perhaps again.
     pub(super) fn opened(&mut self, until: Instant) {
         self.opening.get_or_insert(0);
@@ -47,34 +46,34 @@ impl CircuitPart {
     }
 
     /// Nothing is known of the others any more.
-    pub(super) fn alone(&mut self) {
+    pub(super) fn forget_others(&mut self) {
         self.common = None;
         self.failed_probes.clear();
-        self.told = 0;
+        self.reported = 0;
     }
 
-    /// Puts into a question what others have to know. `hidden` stands for a query.
-    pub(super) fn tell(&mut self, question: &mut Question, hidden: impl Fn(&Key) -> String, now: Instant) {
-        question.open = self.opened_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
-        (question.opening, question.ended) = (self.opening, self.ended);
-        question.failed_probes = self.failed_probes.iter().map(hidden).collect();
-        self.told = self.failed_probes.len();
+    /// Adds to a request what others have to know. `pseudonym` makes the pseudonym of a query.
+    pub(super) fn add_to(&mut self, request: &mut LedgerRequest, pseudonym: impl Fn(&Key) -> String, now: Instant) {
+        request.open = self.opened_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        (request.opening, request.ended) = (self.opening, self.ended);
+        request.failed_probes = self.failed_probes.iter().map(pseudonym).collect();
+        self.reported = self.failed_probes.len();
     }
 
     /// Takes what the store answered. The circuit is believed to be open for `longest` at most.
-    pub(super) fn learn(&mut self, question: &Question, answer: &Answer, longest: Duration, now: Instant) {
-        self.failed_probes.drain(..std::mem::take(&mut self.told));
-        if self.ended.is_some() && self.ended == answer.opening {
+    pub(super) fn learn(&mut self, request: &LedgerRequest, reply: &LedgerReply, longest: Duration, now: Instant) {
+        self.failed_probes.drain(..std::mem::take(&mut self.reported));
+        if self.ended.is_some() && self.ended == reply.opening {
             // The store will know when it is asked next.
             return;
         }
-        if self.ended == question.ended {
+        if self.ended == request.ended {
             self.ended = None;
         }
-        match answer.opening {
+        match reply.opening {
             Some(opening) => {
                 self.opening = Some(opening);
-                let rest = answer.open.min(longest);
+                let rest = reply.open.min(longest);
                 self.common =
                     Some(if rest.is_zero() { CommonCircuit::HalfOpen } else { CommonCircuit::Open(now + rest) });
             }
@@ -86,7 +85,7 @@ impl CircuitPart {
         }
     }
 
-    /// What the others know. That it is closed is told once.
+    /// What the others know. That it is closed is returned once.
     pub(super) fn common(&mut self) -> Option<CommonCircuit> {
         let common = self.common;
         if common == Some(CommonCircuit::Closed) {
@@ -101,24 +100,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probes_that_failed_are_told_until_an_answer_comes() {
-        let (mut part, now) = (CircuitPart::default(), Instant::now());
+    fn probes_that_failed_are_reported_until_an_answer_comes() {
+        let (mut part, now) = (SharedCircuit::default(), Instant::now());
         let query = |n: u8| Key::from_bytes([n; 32]);
-        let tell = |part: &mut CircuitPart| {
-            let mut question = Question::default();
-            part.tell(&mut question, |query| query.as_bytes()[0].to_string(), now);
-            question
+        let report = |part: &mut SharedCircuit| {
+            let mut request = LedgerRequest::default();
+            part.add_to(&mut request, |query| query.as_bytes()[0].to_string(), now);
+            request
         };
         part.probe_failed(query(1));
-        assert_eq!(tell(&mut part).failed_probes, ["1"]);
-        let question = tell(&mut part);
-        assert_eq!(question.failed_probes, ["1"], "nobody answered");
+        assert_eq!(report(&mut part).failed_probes, ["1"]);
+        let request = report(&mut part);
+        assert_eq!(request.failed_probes, ["1"], "nobody answered");
         part.probe_failed(query(2));
-        part.learn(&question, &Answer::default(), Duration::ZERO, now);
-        assert_eq!(tell(&mut part).failed_probes, ["2"]);
+        part.learn(&request, &LedgerReply::default(), Duration::ZERO, now);
+        assert_eq!(report(&mut part).failed_probes, ["2"]);
         part.closed();
         part.probe_failed(query(3));
-        part.learn(&question, &Answer::default(), Duration::ZERO, now);
-        assert_eq!(tell(&mut part).failed_probes, ["3"], "the answer was about others");
+        part.learn(&request, &LedgerReply::default(), Duration::ZERO, now);
+        assert_eq!(report(&mut part).failed_probes, ["3"], "the answer was about others");
     }
 }

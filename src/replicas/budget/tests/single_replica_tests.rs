@@ -2,14 +2,14 @@
 
 use super::*;
 
-type Reply = Box<dyn Fn(&Question) -> Answer + Send>;
+type Reply = Box<dyn Fn(&LedgerRequest) -> LedgerReply + Send>;
 
 /// Answers each ask as scripted; grants what is asked, at once, when nothing is.
 #[derive(Clone)]
 struct Scripted {
     is_up: watch::Sender<bool>,
     answers: Arc<Mutex<VecDeque<Reply>>>,
-    asked: Arc<Mutex<Vec<Question>>>,
+    asked: Arc<Mutex<Vec<LedgerRequest>>>,
     is_silent: Arc<std::sync::atomic::AtomicBool>,
     takes: Arc<Mutex<Duration>>,
 }
@@ -28,16 +28,16 @@ impl Scripted {
         *self.takes.lock().unwrap() = time;
     }
 
-    fn next(&self, reply: impl Fn(&Question) -> Answer + Send + 'static) {
+    fn next(&self, reply: impl Fn(&LedgerRequest) -> LedgerReply + Send + 'static) {
         self.answers.lock().unwrap().push_back(Box::new(reply));
     }
 
-    fn asked(&self) -> Vec<Question> {
+    fn asked(&self) -> Vec<LedgerRequest> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 
     fn refunds(&self) -> Vec<u64> {
-        self.asked().into_iter().flat_map(|question| question.refunds).map(|refund| refund.at).collect()
+        self.asked().into_iter().flat_map(|request| request.refunds).map(|refund| refund.at).collect()
     }
 
     fn budget(&self, limits: Limits) -> AccountBudget {
@@ -47,21 +47,21 @@ impl Scripted {
     }
 }
 
-fn grant(teams: &[Ask], most: u32) -> Answer {
+fn grant(teams: &[TeamDemand], most: u32) -> LedgerReply {
     let tokens = teams.iter().enumerate().flat_map(|(team, ask)| (0..ask.calls).map(move |_| team));
-    let tokens = tokens.take(most as usize).map(|team| Token { team, after: Duration::ZERO, at: 7 }).collect();
-    Answer {
-        spend: Spend { period: 1, burst: 1 },
+    let tokens = tokens.take(most as usize).map(|team| GrantedToken { team, after: Duration::ZERO, at: 7 }).collect();
+    LedgerReply {
+        rate: TokenRate { period: 1, burst: 1 },
         wait: 5 * MS,
         teams: vec![Duration::ZERO; teams.len()],
         tokens,
-        ..Answer::default()
+        ..LedgerReply::default()
     }
 }
 
 impl Ledger for Scripted {
-    async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
-        self.asked.lock().unwrap().push(question.clone());
+    async fn ask(&self, request: &LedgerRequest) -> Result<LedgerReply, StoreError> {
+        self.asked.lock().unwrap().push(request.clone());
         if self.is_silent.load(std::sync::atomic::Ordering::SeqCst) {
             tokio::time::sleep(self.timeout()).await;
             return Err(StoreError::Timeout);
@@ -69,7 +69,7 @@ impl Ledger for Scripted {
         let takes = *self.takes.lock().unwrap();
         tokio::time::sleep(takes).await;
         let scripted = self.answers.lock().unwrap().pop_front();
-        Ok(scripted.map_or_else(|| grant(&question.teams, question.most), |reply| reply(question)))
+        Ok(scripted.map_or_else(|| grant(&request.teams, request.most), |reply| reply(request)))
     }
 
     fn changes(&self) -> watch::Receiver<bool> {
@@ -88,7 +88,7 @@ impl Ledger for Scripted {
         4
     }
 
-    fn hidden(&self, _: &'static str, name: &[u8]) -> String {
+    fn pseudonym(&self, _: &'static str, name: &[u8]) -> String {
         format!("<{}>", String::from_utf8_lossy(name))
     }
 }
@@ -103,9 +103,10 @@ async fn a_token_comes_from_the_store_with_one_ask() {
     assert!(send(&budget, &team("a", 3)).await - start < 10 * MS);
     let asked = store.asked();
     assert_eq!(asked.len(), 1, "{asked:?}");
-    let ask = Ask { team: "<a>".to_owned(), background: false, weight: 3, calls: 1, limit: Spend::default() };
+    let ask =
+        TeamDemand { team: "<a>".to_owned(), background: false, weight: 3, calls: 1, limit: TokenRate::default() };
     assert_eq!((asked[0].teams.clone(), asked[0].most), (vec![ask], 1));
-    assert_eq!(asked[0].spend, Spend { period: 200_000, burst: 5 });
+    assert_eq!(asked[0].rate, TokenRate { period: 200_000, burst: 5 });
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,7 +183,7 @@ async fn a_store_that_does_not_answer_delays_by_three_timeouts() {
     store.asked();
     tokio::time::sleep(3 * S).await;
     send(&budget, &team("a", 1)).await;
-    assert!(store.asked().iter().any(|question| !question.teams.is_empty()), "it is asked again");
+    assert!(store.asked().iter().any(|request| !request.teams.is_empty()), "it is asked again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,8 +214,8 @@ async fn what_is_not_used_is_given_back_once() {
     assert_eq!(store.refunds(), [7]);
     // A token for a call that has given up meanwhile.
     let (call, waiter) = call_of(&team("a", 1), 60 * S);
-    let late = Token { team: 0, after: 20 * MS, at: 9 };
-    store.next(move |question| Answer { tokens: vec![late], wait: S, ..grant(&question.teams, 0) });
+    let late = GrantedToken { team: 0, after: 20 * MS, at: 9 };
+    store.next(move |request| LedgerReply { tokens: vec![late], wait: S, ..grant(&request.teams, 0) });
     let waiting = tokio::spawn({
         let budget = budget.clone();
         async move { budget.acquire(&call).await.map(drop) }
@@ -234,11 +235,11 @@ async fn a_token_is_for_the_team_that_it_names() {
     send(&budget, &team("a", 1)).await;
     tokio::time::sleep(S + 100 * MS).await;
     // The first ask is of one team alone, and nothing is free.
-    store.next(|question| Answer { wait: 100 * MS, ..grant(&question.teams, 0) });
-    store.next(|question| {
-        let other = question.teams.iter().position(|ask| ask.team == "<b>").unwrap();
-        let token = Token { team: other, after: Duration::ZERO, at: 1 };
-        Answer { wait: 100 * MS, tokens: vec![token], ..grant(&question.teams, 0) }
+    store.next(|request| LedgerReply { wait: 100 * MS, ..grant(&request.teams, 0) });
+    store.next(|request| {
+        let other = request.teams.iter().position(|ask| ask.team == "<b>").unwrap();
+        let token = GrantedToken { team: other, after: Duration::ZERO, at: 1 };
+        LedgerReply { wait: 100 * MS, tokens: vec![token], ..grant(&request.teams, 0) }
     });
     let (calm, other) = (team("a", 1), team("b", 1));
     let spawn = |team: &Team| {
@@ -261,11 +262,11 @@ async fn pauses_and_circuits_are_told_and_followed() {
     let asked = store.asked();
     assert!(asked.last().unwrap().pause > 8 * S, "{asked:?}");
     tokio::time::sleep(20 * S + 500 * MS).await;
-    store.next(|_| Answer { pause: 7 * S, ..grant(&[], 0) });
+    store.next(|_| LedgerReply { pause: 7 * S, ..grant(&[], 0) });
     tokio::time::sleep(S).await;
     assert!(budget.status().paused > 4 * S, "{:?}", budget.status());
     tokio::time::sleep(7 * S).await;
-    store.next(|_| Answer { open: 2 * S, opening: Some(7), ..grant(&[], 0) });
+    store.next(|_| LedgerReply { open: 2 * S, opening: Some(7), ..grant(&[], 0) });
     tokio::time::sleep(S).await;
     assert!(budget.status().broken_for.is_some(), "{:?}", budget.status());
 }
@@ -280,7 +281,7 @@ async fn only_what_the_upstream_answered_opens_the_circuit_of_all() {
         }
         assert!(budget.status().broken_for.is_some());
         tokio::time::sleep(2 * S).await;
-        assert_eq!(store.asked().iter().any(|question| !question.open.is_zero()), is_told, "{outcome:?}");
+        assert_eq!(store.asked().iter().any(|request| !request.open.is_zero()), is_told, "{outcome:?}");
     }
 }
 
@@ -303,7 +304,7 @@ async fn no_pause_is_longer_than_configured() {
     let store = Scripted::new(true);
     let budget = store.budget(limits(100, 100));
     tokio::time::sleep(S).await;
-    store.next(|_| Answer { pause: YEAR, open: YEAR, opening: Some(7), ..grant(&[], 0) });
+    store.next(|_| LedgerReply { pause: YEAR, open: YEAR, opening: Some(7), ..grant(&[], 0) });
     tokio::time::sleep(2 * S).await;
     assert!(budget.status().paused <= 300 * S, "{:?}", budget.status());
 }

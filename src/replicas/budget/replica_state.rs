@@ -1,18 +1,19 @@
-//! What one replica knows of the common budget, and what it does with it. Pure: time is passed in, nothing waits.
+//! What one replica knows of the common budget: the tokens that it holds, and the store's last reply. Nothing here waits,
+//! and time is passed in.
 
-mod away;
 mod circuit;
-mod view;
+mod estimates;
+mod fallback;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::circuit::CircuitPart;
-use super::alone::AlonePart;
-use super::ledger::{self, AHEAD, Answer, Ask, LONGEST, Question, Refund, Spend};
-use super::pace::Pace;
-use super::patience::Patience;
+use self::circuit::SharedCircuit;
+use super::ledger::{self, AHEAD, LONGEST, LedgerReply, LedgerRequest, Refund, TeamDemand, TokenRate};
+use super::prefetch::Prefetch;
+use super::standalone::StandaloneShare;
+use super::store_deadline::StoreDeadline;
 use crate::accounts::Team;
 use crate::budget::{CommonCircuit, Demand, Grant, Limits, LocalQuota, QuotaSource, Turn};
 use crate::core::clock::Instant;
@@ -21,21 +22,21 @@ use crate::request::key::Key;
 use crate::semantics::upstream_headers::RateLimitHeaders;
 
 /// A token that is not used so long after its time is given back.
-const HOLD: Duration = Duration::from_millis(50);
+const HOLD_LIMIT: Duration = Duration::from_millis(50);
 /// A permit that was not used is given back within this time.
-const RETURNS: Duration = Duration::from_millis(500);
-/// How often the store is told of a lowered rate that changes slowly.
-const TELL: Duration = Duration::from_secs(1);
+const REFUND_WINDOW: Duration = Duration::from_millis(500);
+/// How often a lowered rate that changes slowly is reported to the store.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where the tokens come from.
 #[derive(Debug)]
-enum Side {
+enum Mode {
     /// The process has started: from the store, if it is reached by this time.
     Starting(Instant),
     /// From the store.
     Shared,
-    /// From this replica's part; `None` without a limit.
-    Alone(Option<AlonePart>),
+    /// From this replica's share; `None` without a limit.
+    Standalone(Option<StandaloneShare>),
 }
 
 impl Turn {
@@ -46,16 +47,16 @@ impl Turn {
 
 /// A token that the store has granted.
 #[derive(Debug)]
-struct Held {
+struct HeldToken {
     turn: Turn,
     due: Instant,
     refund: Refund,
 }
 
-/// What the store said last.
+/// What the store replied last.
 #[derive(Debug, Default)]
-struct Known {
-    spend: Spend,
+struct LastReply {
+    rate: TokenRate,
     /// Tokens that are taken are paid for then.
     paid: Option<Instant>,
     paused_until: Option<Instant>,
@@ -65,10 +66,10 @@ struct Known {
     teams: HashMap<Arc<str>, Instant>,
 }
 
-/// One replica's side of the budget.
+/// One replica's state of the common budget.
 #[derive(Debug)]
-pub(super) struct Replica {
-    side: Side,
+pub(super) struct ReplicaState {
+    mode: Mode,
     /// It has to agree to each token, and learns from responses.
     local: LocalQuota,
     /// The longest pause and the longest opening of the circuit that are believed.
@@ -80,42 +81,43 @@ pub(super) struct Replica {
     demand: Vec<Demand>,
     /// The calls of clients in this replica's queue.
     queue: u32,
-    /// The same as the store was last told.
-    told_queue: u32,
+    /// The same number, as it was last reported to the store.
+    reported_queue: u32,
     /// The teams that wait here, as the store knows it.
     registered: Vec<Turn>,
-    held: VecDeque<Held>,
+    held: VecDeque<HeldToken>,
     /// Tokens that were used recently, oldest first.
     used: VecDeque<(Refund, Instant)>,
     refunds: Vec<Refund>,
-    /// What is left of what was spent alone, once this replica shares again.
-    spent_alone: u64,
-    known: Known,
-    /// What the store was told that may be spent, and when that changed.
-    told: Option<(Spend, Instant)>,
-    circuit: CircuitPart,
+    /// What is left of what was spent standalone, once this replica shares again.
+    spent_standalone: u64,
+    last_reply: LastReply,
+    /// The rate that was last reported to the store, and since when.
+    reported_rate: Option<(TokenRate, Instant)>,
+    circuit: SharedCircuit,
     timeout: Duration,
     /// The store's clock when it answered last, in microseconds, and when that was here. It is never later than it was.
     store_time: Option<(u64, Instant)>,
-    pace: Pace,
+    prefetch: Prefetch,
     /// When the ask that is under way began.
     asked: Option<Instant>,
     /// How many asks in a row were not answered.
     failures: u32,
-    patience: Patience,
-    /// When this replica last began to be alone, or to share again.
-    changed_side: Option<Instant>,
+    store_deadline: StoreDeadline,
+    /// When this replica last became standalone, or shared again.
+    mode_changed: Option<Instant>,
     /// Nothing is asked before, unless there is news.
     ask_at: Instant,
     has_news: bool,
-    hidden: HashMap<Arc<str>, String>,
+    /// Of teams, by their names.
+    pseudonyms: HashMap<Arc<str>, String>,
 }
 
-impl Replica {
-    /// A full bucket. An ask takes `timeout` at most. It is not alone before twice that time has passed.
+impl ReplicaState {
+    /// A full bucket. An ask takes `timeout` at most. It does not become standalone before twice that time has passed.
     pub(super) fn new(limits: &Limits, configured: u32, timeout: Duration, now: Instant) -> Self {
         Self {
-            side: Side::Starting(now + timeout * 2),
+            mode: Mode::Starting(now + timeout * 2),
             timeout,
             store_time: None,
             local: LocalQuota::new(limits, now),
@@ -126,23 +128,23 @@ impl Replica {
             living: 1,
             demand: Vec::new(),
             queue: 0,
-            told_queue: 0,
+            reported_queue: 0,
             registered: Vec::new(),
             held: VecDeque::new(),
             used: VecDeque::new(),
             refunds: Vec::new(),
-            spent_alone: 0,
-            known: Known::default(),
-            told: None,
-            circuit: CircuitPart::default(),
-            pace: Pace::default(),
+            spent_standalone: 0,
+            last_reply: LastReply::default(),
+            reported_rate: None,
+            circuit: SharedCircuit::default(),
+            prefetch: Prefetch::default(),
             asked: None,
             failures: 0,
-            patience: Patience::new(timeout),
-            changed_side: None,
+            store_deadline: StoreDeadline::new(timeout),
+            mode_changed: None,
             ask_at: now,
             has_news: true,
-            hidden: HashMap::new(),
+            pseudonyms: HashMap::new(),
         }
     }
 
@@ -181,19 +183,19 @@ impl Replica {
 
     /// When the store is asked next, if there is no news before.
     pub(super) fn next_ask(&self, now: Instant) -> Instant {
-        match self.side {
-            Side::Starting(until) if !self.is_up => until,
+        match self.mode {
+            Mode::Starting(until) if !self.is_up => until,
             _ if !self.is_up => now + LONGEST,
             _ => self.ask_at,
         }
     }
 
     /// What to ask now, if anything.
-    pub(super) fn question(
+    pub(super) fn next_request(
         &mut self,
         now: Instant,
-        hidden: impl Fn(&'static str, &[u8]) -> String,
-    ) -> Option<Question> {
+        pseudonym: impl Fn(&'static str, &[u8]) -> String,
+    ) -> Option<LedgerRequest> {
         if !self.is_up || (now < self.ask_at && !self.has_news) {
             return None;
         }
@@ -201,37 +203,37 @@ impl Replica {
         self.has_news = false;
         let wanted = self.wanted(now);
         let calls = wanted.iter().map(|(_, calls)| *calls).max().unwrap_or(0);
-        let most = calls.min(u32::try_from(self.room()).unwrap_or(u32::MAX));
+        let most = calls.min(u32::try_from(self.free_slots()).unwrap_or(u32::MAX));
         let mut teams = Vec::with_capacity(wanted.len());
         for (demand, calls) in wanted {
             let Demand { team, background, .. } = demand;
-            let hidden = self
-                .hidden
+            let pseudonym = self
+                .pseudonyms
                 .entry(Arc::clone(&team.name))
-                .or_insert_with(|| hidden("team", team.name.as_bytes()))
+                .or_insert_with(|| pseudonym("team", team.name.as_bytes()))
                 .clone();
-            let limit = team.upstream.map(|rate| spend(&Quota::new(rate, rate.count()))).unwrap_or_default();
-            teams.push(Ask { team: hidden, background, weight: team.weight, calls, limit });
+            let limit = team.upstream.map(|rate| token_rate(&Quota::new(rate, rate.count()))).unwrap_or_default();
+            teams.push(TeamDemand { team: pseudonym, background, weight: team.weight, calls, limit });
         }
         self.asked = Some(now);
-        self.told_queue = self.queue;
-        self.patience.begun(now);
-        let mut question = Question {
-            spend: self.tell(now),
+        self.reported_queue = self.queue;
+        self.store_deadline.begun(now);
+        let mut request = LedgerRequest {
+            rate: self.rate_to_report(now),
             pause: self.local.status(now).paused,
             most,
             latest: self.latest(now),
-            round_trip: self.pace.round_trip(),
+            round_trip: self.prefetch.round_trip(),
             longest_pause: self.longest_pause,
             longest_open: self.longest_open,
-            spent_alone: self.spent_alone(now),
+            spent_standalone: self.spent_standalone(now),
             queue: self.queue,
             refunds: std::mem::take(&mut self.refunds),
             teams,
-            ..Question::default()
+            ..LedgerRequest::default()
         };
-        self.circuit.tell(&mut question, |query| hidden("query", query.as_bytes()), now);
-        Some(question)
+        self.circuit.add_to(&mut request, |query| pseudonym("query", query.as_bytes()), now);
+        Some(request)
     }
 
     /// Until when an answer is waited for, on the store's clock.
@@ -243,8 +245,8 @@ impl Replica {
     /// The calls that tokens are wanted for now: those that wait and have none yet. None while this replica could not use
     /// a token, so that it is not kept from others.
     fn wanted(&self, now: Instant) -> Vec<(Demand, u32)> {
-        let may_use = self.local.nth_at(1, now) <= now + self.pace.ahead() && self.room() > 0;
-        if !may_use || matches!(self.side, Side::Alone(_)) {
+        let may_use = self.local.nth_at(1, now) <= now + self.prefetch.ahead() && self.free_slots() > 0;
+        if !may_use || matches!(self.mode, Mode::Standalone(_)) {
             return Vec::new();
         }
         let unmet = self.demand.iter().map(|demand| {
@@ -254,14 +256,14 @@ impl Replica {
         unmet.filter(|(_, calls)| *calls > 0).collect()
     }
 
-    /// How many tokens more may be held.
-    fn room(&self) -> usize {
-        self.pace.most(self.known.spend.period).saturating_sub(self.held.len())
+    /// How many more tokens may be held.
+    fn free_slots(&self) -> usize {
+        self.prefetch.most(self.last_reply.rate.period).saturating_sub(self.held.len())
     }
 
     /// Whether the store has to know that other teams wait here now. One that waits no longer must not keep others from
     /// their tokens.
-    fn look(&mut self, now: Instant) {
+    fn check_demand(&mut self, now: Instant) {
         let wanted = self.wanted(now);
         let is_known = |(demand, _): &(Demand, u32)| self.registered.iter().any(|turn| turn.is_for(demand));
         self.has_news |= wanted.len() != self.registered.len() || !wanted.iter().all(is_known);
@@ -271,79 +273,83 @@ impl Replica {
         }
     }
 
-    /// The rate that the store is told. A learnt rate rises all the time, so it is told only from time to time.
-    fn tell(&mut self, now: Instant) -> Spend {
-        let own = self.local.quota().map(|quota| spend(&quota)).unwrap_or_default();
-        match self.told {
-            Some((told, at)) if own.burst == told.burst && own.period <= told.period && now < at + TELL => told,
+    /// The rate to report to the store. A learnt rate rises all the time, so a new one is reported only from time to time.
+    fn rate_to_report(&mut self, now: Instant) -> TokenRate {
+        let own = self.local.quota().map(|quota| token_rate(&quota)).unwrap_or_default();
+        match self.reported_rate {
+            Some((told, at)) if own.burst == told.burst && own.period <= told.period && now < at + REPORT_INTERVAL => {
+                told
+            }
             _ => {
-                self.told = Some((own, now));
+                self.reported_rate = Some((own, now));
                 own
             }
         }
     }
 
     /// The store has answered.
-    pub(super) fn answered(&mut self, question: &Question, answer: &Answer, now: Instant) {
+    pub(super) fn answered(&mut self, request: &LedgerRequest, reply: &LedgerReply, now: Instant) {
         self.failures = 0;
-        self.patience.answered();
-        self.store_time = Some((answer.now, now));
+        self.store_deadline.answered();
+        self.store_time = Some((reply.now, now));
         if let Some(asked) = self.asked.take() {
-            self.pace.answered(now.saturating_duration_since(asked));
+            self.prefetch.answered(now.saturating_duration_since(asked));
         }
-        match self.side {
-            Side::Starting(_) => self.side = Side::Shared,
-            Side::Shared => {}
-            Side::Alone(_) => {
+        match self.mode {
+            Mode::Starting(_) => self.mode = Mode::Shared,
+            Mode::Shared => {}
+            Mode::Standalone(_) => {
                 self.local.update(now);
                 self.local.drain(now);
-                self.spent_alone = self.spent_alone(now);
-                (self.side, self.changed_side) = (Side::Shared, Some(now));
+                self.spent_standalone = self.spent_standalone(now);
+                (self.mode, self.mode_changed) = (Mode::Shared, Some(now));
                 self.has_news = true;
             }
         }
-        self.spent_alone = self.spent_alone.saturating_sub(question.spent_alone);
+        self.spent_standalone = self.spent_standalone.saturating_sub(request.spent_standalone);
         let until = |rest: Duration| (!rest.is_zero()).then(|| now + rest);
-        if let Some(before) = self.known.granted {
-            let own = answer.tokens.len() as u64;
-            if answer.granted < before {
+        if let Some(before) = self.last_reply.granted {
+            let own = reply.tokens.len() as u64;
+            if reply.granted < before {
                 // The store has lost its data, and with it that these are paid for.
                 self.held.clear();
             }
-            let others = answer.granted.saturating_sub(before).saturating_sub(own);
+            let others = reply.granted.saturating_sub(before).saturating_sub(own);
             self.local.others_took(u32::try_from(others).unwrap_or(u32::MAX).min(10_000), now);
         }
-        self.known.granted = Some(answer.granted);
-        self.known.spend = answer.spend;
-        self.known.paid = until(answer.owed);
-        self.known.paused_until = until(answer.pause.min(self.longest_pause));
-        self.circuit.learn(question, answer, self.longest_open, now);
-        self.known.elsewhere = answer.elsewhere;
-        let mut asked: Vec<Turn> = Vec::with_capacity(question.teams.len());
-        for (ask, wait) in question.teams.iter().zip(&answer.teams) {
-            let Some((name, _)) = self.hidden.iter().find(|(_, hidden)| **hidden == ask.team) else { continue };
+        self.last_reply.granted = Some(reply.granted);
+        self.last_reply.rate = reply.rate;
+        self.last_reply.paid = until(reply.owed);
+        self.last_reply.paused_until = until(reply.pause.min(self.longest_pause));
+        self.circuit.learn(request, reply, self.longest_open, now);
+        self.last_reply.elsewhere = reply.elsewhere;
+        let mut asked: Vec<Turn> = Vec::with_capacity(request.teams.len());
+        for (ask, wait) in request.teams.iter().zip(&reply.teams) {
+            let Some((name, _)) = self.pseudonyms.iter().find(|(_, pseudonym)| **pseudonym == ask.team) else {
+                continue;
+            };
             asked.push(Turn { team: Arc::clone(name), background: ask.background });
             if ask.limit.period > 0 {
-                self.known.teams.insert(Arc::clone(name), now + *wait);
+                self.last_reply.teams.insert(Arc::clone(name), now + *wait);
             }
         }
-        let mut unmet: Vec<u32> = question.teams.iter().map(|ask| ask.calls).collect();
-        for token in &answer.tokens {
+        let mut unmet: Vec<u32> = request.teams.iter().map(|ask| ask.calls).collect();
+        for token in &reply.tokens {
             if let (Some(turn), Some(ask), Some(unmet)) =
-                (asked.get(token.team), question.teams.get(token.team), unmet.get_mut(token.team))
+                (asked.get(token.team), request.teams.get(token.team), unmet.get_mut(token.team))
             {
                 *unmet = unmet.saturating_sub(1);
                 let refund = Refund::of(ask, token.at);
-                self.held.push_back(Held { turn: turn.clone(), due: now + token.after, refund });
+                self.held.push_back(HeldToken { turn: turn.clone(), due: now + token.after, refund });
             }
         }
         self.registered = asked.into_iter().zip(unmet).filter(|(_, unmet)| *unmet > 0).map(|(turn, _)| turn).collect();
         // Those for the end of the pause are kept: they would be granted again at once.
-        if let Some(until) = self.known.paused_until {
+        if let Some(until) = self.last_reply.paused_until {
             self.give_back(|held| held.due < until);
         }
-        self.ask_at = now + if self.registered.is_empty() { LONGEST } else { answer.wait.min(LONGEST) };
-        self.look(now);
+        self.ask_at = now + if self.registered.is_empty() { LONGEST } else { reply.wait.min(LONGEST) };
+        self.check_demand(now);
     }
 
     /// The calls that could be sent, and how many of clients are queued. Returns whether the store has to be asked at once.
@@ -351,8 +357,8 @@ impl Replica {
         let ask_at = self.ask_at;
         (self.demand, self.queue) = (demand, queue);
         // Clients are told when to come back by the queues of all replicas.
-        self.has_news |= queue.abs_diff(self.told_queue) > self.told_queue / 16 + 2;
-        self.look(now);
+        self.has_news |= queue.abs_diff(self.reported_queue) > self.reported_queue / 16 + 2;
+        self.check_demand(now);
         self.has_news || self.ask_at < ask_at
     }
 
@@ -362,22 +368,22 @@ impl Replica {
         self.has_news = true;
     }
 
-    /// Brings all up to date. Returns whether tokens have to be given back.
+    /// Applies what changes with time. Returns whether tokens have to be given back.
     pub(super) fn update(&mut self, now: Instant) -> bool {
         self.local.update(now);
-        let part = self.part();
-        if let Side::Alone(alone) = &mut self.side {
-            match (alone.as_mut(), part) {
-                (Some(alone), Some(part)) => alone.set_quota(part, now),
-                (_, part) => *alone = part.map(|part| AlonePart::new(part, now)),
+        let share = self.share();
+        if let Mode::Standalone(standalone) = &mut self.mode {
+            match (standalone.as_mut(), share) {
+                (Some(standalone), Some(share)) => standalone.set_quota(share, now),
+                (_, share) => *standalone = share.map(|share| StandaloneShare::new(share, now)),
             }
         }
-        self.used.retain(|(_, at)| *at + RETURNS > now);
-        self.give_back(|held| held.due + HOLD < now)
+        self.used.retain(|(_, at)| *at + REFUND_WINDOW > now);
+        self.give_back(|held| held.due + HOLD_LIMIT < now)
     }
 
     /// Gives back tokens that are held.
-    fn give_back(&mut self, which: impl Fn(&Held) -> bool) -> bool {
+    fn give_back(&mut self, which: impl Fn(&HeldToken) -> bool) -> bool {
         let before = self.refunds.len();
         let refunds = &mut self.refunds;
         self.held.retain(|held| {
@@ -393,9 +399,9 @@ impl Replica {
     }
 
     pub(super) fn ready(&self, now: Instant) -> Grant {
-        let at = match (&self.side, self.held.front()) {
-            (Side::Alone(alone), _) => {
-                let own = alone.as_ref().map_or(now, |alone| alone.limiter().nth_at(1, now));
+        let at = match (&self.mode, self.held.front()) {
+            (Mode::Standalone(standalone), _) => {
+                let own = standalone.as_ref().map_or(now, |standalone| standalone.limiter().nth_at(1, now));
                 own.max(self.local.nth_at(1, now)).max(self.resumes(now))
             }
             (_, Some(held)) => held.due.max(self.local.nth_at(1, now)).max(self.resumes(now)),
@@ -409,10 +415,10 @@ impl Replica {
         if let not_before @ Grant::NotBefore(_) = self.ready(now) {
             return not_before;
         }
-        let is_for = |held: &Held| held.turn.team == team.name && held.due <= now;
+        let is_for = |held: &HeldToken| held.turn.team == team.name && held.due <= now;
         let place = self.held.iter().position(is_for);
-        if let Side::Alone(alone) = &self.side {
-            if alone.as_ref().is_none_or(|alone| alone.try_take(now)) {
+        if let Mode::Standalone(standalone) = &self.mode {
+            if standalone.as_ref().is_none_or(|standalone| standalone.try_take(now)) {
                 return self.local.take(team, now);
             }
         } else if let Some(place) = place
@@ -428,15 +434,15 @@ impl Replica {
     /// A permit was not used. Which of the recent ones is not known: the oldest is the most that was certainly taken. Its team
     /// gets it back only if all of them were of that team.
     pub(super) fn refund(&mut self, now: Instant) {
-        match &self.side {
-            Side::Alone(alone) => {
-                if let Some(alone) = alone {
-                    alone.refund();
+        match &self.mode {
+            Mode::Standalone(standalone) => {
+                if let Some(standalone) = standalone {
+                    standalone.refund();
                     self.local.refund();
                 }
             }
             _ => {
-                self.used.retain(|(_, at)| *at + RETURNS > now);
+                self.used.retain(|(_, at)| *at + REFUND_WINDOW > now);
                 if let Some((refund, _)) = self.used.pop_front() {
                     self.local.refund();
                     let is_known = self.used.iter().all(|(other, _)| other.team == refund.team);
@@ -449,17 +455,17 @@ impl Replica {
 
     /// A call waits from now on, whose request has `waited` for the store before.
     pub(super) fn arrived(&mut self, waited: Duration, now: Instant) {
-        self.patience.arrived(waited, now);
+        self.store_deadline.arrived(waited, now);
     }
 
     /// No call waits.
     pub(super) fn idle(&mut self) {
-        self.patience.idle();
+        self.store_deadline.idle();
     }
 
     pub(super) fn turn(&self) -> Option<Turn> {
-        match self.side {
-            Side::Alone(_) => None,
+        match self.mode {
+            Mode::Standalone(_) => None,
             _ => self.held.front().map(|held| held.turn.clone()),
         }
     }
@@ -487,6 +493,6 @@ impl Replica {
     }
 }
 
-fn spend(quota: &Quota) -> Spend {
-    Spend { period: quota.micros(), burst: quota.burst() }
+fn token_rate(quota: &Quota) -> TokenRate {
+    TokenRate { period: quota.micros(), burst: quota.burst() }
 }

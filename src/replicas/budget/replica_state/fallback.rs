@@ -1,61 +1,61 @@
 //! When a replica stops using the store, and what it spends then.
 
-use super::{Known, Replica, Side};
+use super::{LastReply, Mode, ReplicaState};
 use crate::budget::QuotaSource;
 use crate::core::clock::Instant;
 use crate::core::limiter::Quota;
-use crate::replicas::budget::alone::AlonePart;
 use crate::replicas::budget::ledger::LONGEST;
+use crate::replicas::budget::standalone::StandaloneShare;
 
-/// After this many asks in a row without an answer this replica is alone.
+/// After this many asks in a row without an answer this replica becomes standalone.
 const FAILURES: u32 = 3;
 
-impl Replica {
-    /// The store can be asked, or not. Returns whether that changed the side.
+impl ReplicaState {
+    /// The store can be asked, or not. Returns whether that changed the mode.
     pub(in crate::replicas::budget) fn set_up(&mut self, is_up: bool, now: Instant) -> bool {
         if is_up && !self.is_up {
             (self.failures, self.has_news) = (0, true);
         }
         self.is_up = is_up;
-        let gives_up = match self.side {
-            Side::Starting(until) => now >= until,
-            Side::Shared => !is_up,
-            Side::Alone(_) => false,
+        let gives_up = match self.mode {
+            Mode::Starting(until) => now >= until,
+            Mode::Shared => !is_up,
+            Mode::Standalone(_) => false,
         };
         if gives_up {
-            self.go_alone(now);
+            self.go_standalone(now);
         }
         gives_up
     }
 
-    fn go_alone(&mut self, now: Instant) {
+    fn go_standalone(&mut self, now: Instant) {
         self.registered.clear();
         self.held.clear();
         self.used.clear();
         self.refunds.clear();
-        self.known = Known::default();
-        self.circuit.alone();
+        self.last_reply = LastReply::default();
+        self.circuit.forget_others();
         self.local.update(now);
         self.local.drain(now);
-        self.side = Side::Alone(self.part().map(|part| AlonePart::new(part, now)));
-        self.changed_side = Some(now);
+        self.mode = Mode::Standalone(self.share().map(|share| StandaloneShare::new(share, now)));
+        self.mode_changed = Some(now);
     }
 
-    /// This replica's part of the account's quota.
-    pub(super) fn part(&self) -> Option<Quota> {
+    /// This replica's share of the account's quota.
+    pub(super) fn share(&self) -> Option<Quota> {
         Some(self.local.quota()?.part(self.all()))
     }
 
-    /// Tokens that were spent alone, are not paid for, and that the store has not been told of. If its answer is lost, it
-    /// is told twice: then fewer tokens are granted.
-    pub(super) fn spent_alone(&self, now: Instant) -> u64 {
-        match &self.side {
-            Side::Alone(Some(alone)) => self.spent_alone.saturating_add(alone.owed(now)),
-            _ => self.spent_alone,
+    /// Tokens that were spent standalone, are not paid for, and are not reported to the store. If its answer is lost, they
+    /// are reported twice: then fewer tokens are granted.
+    pub(super) fn spent_standalone(&self, now: Instant) -> u64 {
+        match &self.mode {
+            Mode::Standalone(Some(standalone)) => self.spent_standalone.saturating_add(standalone.owed(now)),
+            _ => self.spent_standalone,
         }
     }
 
-    /// How many replicas there are, as far as is known while this one is alone.
+    /// How many replicas there are, as far as is known while this one is standalone.
     pub(super) fn all(&self) -> u32 {
         self.configured.max(self.living)
     }
@@ -63,28 +63,28 @@ impl Replica {
     /// The store was asked and did not answer. What it may have granted counts as spent.
     pub(in crate::replicas::budget) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
-        if !matches!(self.side, Side::Alone(_)) {
+        if !matches!(self.mode, Mode::Standalone(_)) {
             let gives_up = self.failures >= FAILURES || self.gives_up_at().is_some_and(|at| at <= now);
             if !gives_up {
                 self.has_news = true;
                 return;
             }
-            self.go_alone(now);
+            self.go_standalone(now);
         }
         self.ask_at = now + LONGEST.mul_f64(0.25 + 0.75 * fastrand::f64());
     }
 
     /// When this replica does without the store that is asked now, if that has not answered before.
     pub(in crate::replicas::budget) fn gives_up_at(&self) -> Option<Instant> {
-        let is_alone = matches!(self.side, Side::Alone(_));
-        self.patience.ends(self.pace.round_trip()).filter(|_| !is_alone)
+        let is_standalone = matches!(self.mode, Mode::Standalone(_));
+        self.store_deadline.give_up_at(self.prefetch.round_trip()).filter(|_| !is_standalone)
     }
 
     /// Does without it if it is time. Returns whether it was.
     pub(in crate::replicas::budget) fn give_up(&mut self, now: Instant) -> bool {
         let gives_up = self.gives_up_at().is_some_and(|at| at <= now);
         if gives_up {
-            self.go_alone(now);
+            self.go_standalone(now);
         }
         gives_up
     }

@@ -1,4 +1,4 @@
-//! The names of keys in the store.
+//! The names of the keys in the store.
 //!
 //! A name tells nothing about the account or the query: it is a BLAKE3 hash of the upstream's origin and of what the
 //! key is for, keyed by the account's SID. A person who knows the SID can test a guess.
@@ -8,37 +8,37 @@ use crate::accounts::Account;
 /// The version of what is under the keys. Replicas of another version use other keys, and never meet.
 const VERSION: u8 = 1;
 
-/// Makes the names of one deployment.
+/// Makes the names of the keys of one deployment.
 #[derive(Debug, Clone)]
-pub(crate) struct Names {
+pub(crate) struct KeyNames {
     prefix: String,
 }
 
-impl Names {
+impl KeyNames {
     /// Names that begin with `prefix`.
     pub(crate) fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned() }
     }
 
     /// A key of an account, for this kind of value. `part` tells keys of one kind apart.
-    pub(crate) fn of(&self, account: &Account, kind: &'static str, part: &[u8]) -> String {
+    pub(crate) fn of_account(&self, account: &Account, kind: &'static str, part: &[u8]) -> String {
         format!("{}:{VERSION}:{kind}:{}", self.prefix, hash(account, kind, part).to_hex())
     }
 
     /// A key of an account that shares a hash slot with all other such keys of the account, so that one script can use
     /// several of them in a cluster.
-    pub(crate) fn tagged(&self, account: &Account, kind: &'static str) -> String {
+    pub(crate) fn in_account_slot(&self, account: &Account, kind: &'static str) -> String {
         let tag = hash(account, "tag", b"").to_hex();
         format!("{}:{VERSION}:{{{}}}:{kind}", self.prefix, &tag[..32])
     }
 
-    /// Stands for `part` in a value that is not sealed. It tells as little as the name of a key.
-    pub(crate) fn hidden(&self, account: &Account, kind: &'static str, part: &[u8]) -> String {
+    /// The pseudonym of `part`, for a value that is not sealed. It tells as little as the name of a key.
+    pub(crate) fn pseudonym(&self, account: &Account, kind: &'static str, part: &[u8]) -> String {
         hash(account, kind, part).to_hex()[..32].to_owned()
     }
 
     /// A key of the whole deployment.
-    pub(crate) fn common(&self, kind: &'static str) -> String {
+    pub(crate) fn of_deployment(&self, kind: &'static str) -> String {
         format!("{}:{VERSION}:{kind}", self.prefix)
     }
 }
@@ -63,15 +63,15 @@ mod tests {
 
     #[test]
     fn names_differ_in_every_part_and_tell_nothing() {
-        let names = Names::new("prefix");
+        let names = KeyNames::new("prefix");
         let one = account("AC1", "https://a:443");
         let all = [
-            names.of(&one, "page", b"1"),
-            names.of(&one, "page", b"2"),
-            names.of(&one, "flight", b"1"),
-            names.of(&account("AC2", "https://a:443"), "page", b"1"),
-            names.of(&account("AC1", "https://b:443"), "page", b"1"),
-            Names::new("other").of(&one, "page", b"1"),
+            names.of_account(&one, "page", b"1"),
+            names.of_account(&one, "page", b"2"),
+            names.of_account(&one, "flight", b"1"),
+            names.of_account(&account("AC2", "https://a:443"), "page", b"1"),
+            names.of_account(&account("AC1", "https://b:443"), "page", b"1"),
+            KeyNames::new("other").of_account(&one, "page", b"1"),
         ];
         let different: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(different.len(), all.len(), "{all:?}");
@@ -80,10 +80,10 @@ mod tests {
 
     #[test]
     fn tagged_keys_of_an_account_share_a_slot() {
-        let names = Names::new("prefix");
+        let names = KeyNames::new("prefix");
         let tag = |name: String| name[name.find('{').unwrap()..=name.find('}').unwrap()].to_owned();
         let (one, other) = (account("AC1", "https://a:443"), account("AC2", "https://a:443"));
-        assert_eq!(tag(names.tagged(&one, "budget")), tag(names.tagged(&one, "demand")));
-        assert_ne!(tag(names.tagged(&one, "budget")), tag(names.tagged(&other, "budget")));
+        assert_eq!(tag(names.in_account_slot(&one, "budget")), tag(names.in_account_slot(&one, "demand")));
+        assert_ne!(tag(names.in_account_slot(&one, "budget")), tag(names.in_account_slot(&other, "budget")));
     }
 }

@@ -1,10 +1,10 @@
-//! How long the calls that wait here still wait for the store.
+//! When a replica stops waiting for the store, because a waiting call has no time left for it.
 //!
-//! A request may wait for the store for four operations in all. The time that it waited before its call comes here is
-//! used up, and only the rest is for its token. A call can get a token only from an ask that began after the call came,
-//! and the ask before that one must end first. So with a store that answers each ask just in time, a call waits for two
-//! operations, and the store is still used: an ask is waited for until it fails. A store that does not answer is no
-//! longer used as soon as a call has no time left.
+//! A request may wait for the store for four operations in all. What it waited before its call is queued here counts.
+//! Only the rest is left for its token. A call gets its token from an ask that began after the call was queued, and the
+//! ask before that one must end first. So with a store that answers each ask just in time, a call waits for two
+//! operations. Such a store is still used: the replica waits for each ask until it fails. A store that does not answer
+//! is no longer used as soon as one call has no time left.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::core::clock::Instant;
 /// Operations for which one request may wait.
 const OPERATIONS: u32 = 4;
 
-/// See the module.
+/// The times that decide when the store is given up. See the module.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct StoreDeadline {
     /// How long one ask takes at most.
     timeout: Duration,
     /// When the first ask began since the last answer.
@@ -28,7 +28,7 @@ pub(super) struct Patience {
     least: Option<Duration>,
 }
 
-impl Patience {
+impl StoreDeadline {
     pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout, silent_since: None, asked: None, unasked: None, least: None }
     }
@@ -59,7 +59,7 @@ impl Patience {
 
     /// When the store is given up if it does not answer before; never before one ask has failed. `round_trip` is how long
     /// asks took that were answered.
-    pub(super) fn ends(&self, round_trip: Duration) -> Option<Instant> {
+    pub(super) fn give_up_at(&self, round_trip: Duration) -> Option<Instant> {
         let silent_since = self.silent_since?;
         // Those that wait for their turn have waited for one answer, and that took two round trips at most.
         let turn = self.least.map(|least| silent_since + least.saturating_sub(round_trip * 2));
@@ -80,41 +80,44 @@ mod tests {
 
     #[test]
     fn a_store_that_answers_in_time_is_not_given_up() {
-        let (mut patience, start) = (Patience::new(100 * MS), Instant::now());
-        patience.begun(start);
-        patience.arrived(200 * MS, start + MS);
+        let (mut store_deadline, start) = (StoreDeadline::new(100 * MS), Instant::now());
+        store_deadline.begun(start);
+        store_deadline.arrived(200 * MS, start + MS);
         let answered = start + 99 * MS;
-        assert!(patience.ends(99 * MS).unwrap() > answered);
-        patience.answered();
-        assert_eq!(patience.ends(99 * MS), None);
-        patience.begun(answered);
-        assert!(patience.ends(99 * MS).unwrap() > answered + 99 * MS);
+        assert!(store_deadline.give_up_at(99 * MS).unwrap() > answered);
+        store_deadline.answered();
+        assert_eq!(store_deadline.give_up_at(99 * MS), None);
+        store_deadline.begun(answered);
+        assert!(store_deadline.give_up_at(99 * MS).unwrap() > answered + 99 * MS);
     }
 
     #[test]
     fn one_that_does_not_is_given_up_when_a_call_has_nothing_left() {
-        let (mut patience, start) = (Patience::new(100 * MS), Instant::now());
-        patience.begun(start);
-        assert_eq!(patience.ends(MS), None, "nobody waits");
-        patience.arrived(Duration::ZERO, start + 10 * MS);
-        assert_eq!(patience.ends(Duration::ZERO), Some(start + 400 * MS));
-        patience.arrived(200 * MS, start + 20 * MS);
-        patience.begun(start + 100 * MS);
-        assert_eq!(patience.ends(MS), Some(start + 198 * MS), "{patience:?}");
-        patience.arrived(Duration::MAX, start + 110 * MS);
-        assert_eq!(patience.ends(MS), Some(start + 100 * MS), "not before one ask has failed");
-        patience.idle();
-        assert_eq!(patience.ends(MS), None);
+        let (mut store_deadline, start) = (StoreDeadline::new(100 * MS), Instant::now());
+        store_deadline.begun(start);
+        assert_eq!(store_deadline.give_up_at(MS), None, "nobody waits");
+        store_deadline.arrived(Duration::ZERO, start + 10 * MS);
+        assert_eq!(store_deadline.give_up_at(Duration::ZERO), Some(start + 400 * MS));
+        store_deadline.arrived(200 * MS, start + 20 * MS);
+        store_deadline.begun(start + 100 * MS);
+        assert_eq!(store_deadline.give_up_at(MS), Some(start + 198 * MS), "{store_deadline:?}");
+        store_deadline.arrived(Duration::MAX, start + 110 * MS);
+        assert_eq!(store_deadline.give_up_at(MS), Some(start + 100 * MS), "not before one ask has failed");
+        store_deadline.idle();
+        assert_eq!(store_deadline.give_up_at(MS), None);
     }
 
     #[test]
     fn a_store_that_falls_silent_has_what_its_answers_left() {
-        let (mut patience, start) = (Patience::new(100 * MS), Instant::now());
-        patience.arrived(200 * MS, start);
-        patience.begun(start);
-        patience.answered();
+        let (mut store_deadline, start) = (StoreDeadline::new(100 * MS), Instant::now());
+        store_deadline.arrived(200 * MS, start);
+        store_deadline.begun(start);
+        store_deadline.answered();
         let silent = start + 5000 * MS;
-        patience.begun(silent);
-        assert_eq!([5, 90].map(|ms| patience.ends(ms * MS)), [Some(silent + 190 * MS), Some(silent + 100 * MS)]);
+        store_deadline.begun(silent);
+        assert_eq!(
+            [5, 90].map(|ms| store_deadline.give_up_at(ms * MS)),
+            [Some(silent + 190 * MS), Some(silent + 100 * MS)]
+        );
     }
 }

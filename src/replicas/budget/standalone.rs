@@ -3,16 +3,16 @@
 use crate::core::clock::Instant;
 use crate::core::limiter::{Limiter, Quota};
 
-/// A replica's part of an account's tokens.
+/// A replica's share of an account's tokens.
 #[derive(Debug)]
-pub(super) struct AlonePart {
+pub(super) struct StandaloneShare {
     /// It was empty at the beginning.
     limiter: Limiter,
     /// The same from a full bucket: what is missing in it was spent since the beginning.
     spent: Limiter,
 }
 
-impl AlonePart {
+impl StandaloneShare {
     /// From an empty bucket.
     pub(super) fn new(quota: Quota, now: Instant) -> Self {
         Self { limiter: Limiter::empty(quota, now), spent: Limiter::full(quota, now) }
@@ -38,7 +38,7 @@ impl AlonePart {
         self.spent.refund();
     }
 
-    /// Tokens that were spent and that this part has not paid for yet, rounded up.
+    /// Tokens that were spent and that this share has not paid for yet, rounded up.
     pub(super) fn owed(&self, now: Instant) -> u64 {
         /// Less than this is an error of rounding.
         const NOTHING: f64 = 1e-6;
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn what_was_spent_is_owed_until_it_has_come_back() {
         let (start, s) = (Instant::now(), Duration::from_secs(1));
-        let part = AlonePart::new(Quota::new(Rate::new(1, s).unwrap(), 3), start);
+        let part = StandaloneShare::new(Quota::new(Rate::new(1, s).unwrap(), 3), start);
         assert!(!part.try_take(start), "it begins empty");
         assert_eq!((part.owed(start), part.owed(start + 9 * s)), (0, 0), "but nothing was spent");
         let now = start + 9 * s;

@@ -1,4 +1,5 @@
-//! How early a replica asks for tokens: earlier by the time that the store takes to answer.
+//! How early a replica asks for tokens, and how many it holds. The longer the store takes to answer, the earlier a
+//! replica asks.
 
 use std::time::Duration;
 
@@ -10,13 +11,13 @@ const MOST: u64 = 64;
 /// A store that is farther away counts as this far. It would not be used for long.
 const FARTHEST: Duration = Duration::from_secs(1);
 
-/// The time that recent asks took.
+/// What follows from the time that recent requests to the store took.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct Prefetch {
     round_trip: Duration,
 }
 
-impl Pace {
+impl Prefetch {
     /// An ask took this long. What grows counts at once, because tokens that come too late are lost.
     pub(super) fn answered(&mut self, took: Duration) {
         let took = took.min(FARTHEST);
@@ -50,16 +51,16 @@ mod tests {
 
     #[test]
     fn a_store_that_is_far_away_is_asked_for_more() {
-        let mut pace = Pace::default();
-        assert_eq!((pace.ahead(), pace.most(20_000)), (AHEAD, 4));
-        pace.answered(190 * MS);
-        assert_eq!((pace.ahead(), pace.most(20_000)), (200 * MS, 24));
-        assert_eq!((pace.most(1000), pace.most(0), pace.most(3_600_000_000)), (64, 64, 4));
+        let mut prefetch = Prefetch::default();
+        assert_eq!((prefetch.ahead(), prefetch.most(20_000)), (AHEAD, 4));
+        prefetch.answered(190 * MS);
+        assert_eq!((prefetch.ahead(), prefetch.most(20_000)), (200 * MS, 24));
+        assert_eq!((prefetch.most(1000), prefetch.most(0), prefetch.most(3_600_000_000)), (64, 64, 4));
         for _ in 0..60 {
-            pace.answered(MS);
+            prefetch.answered(MS);
         }
-        assert!(pace.ahead() < AHEAD + 2 * MS, "{pace:?}");
-        pace.answered(Duration::MAX);
-        assert_eq!(pace.round_trip(), FARTHEST);
+        assert!(prefetch.ahead() < AHEAD + 2 * MS, "{prefetch:?}");
+        prefetch.answered(Duration::MAX);
+        assert_eq!(prefetch.round_trip(), FARTHEST);
     }
 }
