@@ -1,9 +1,10 @@
-//! The interface of what replicas tell each other of query jobs where no stored response tells it.
+//! The interface of the notes about query jobs that replicas share. They say what no stored response says.
 //!
-//! A note is short, and is kept for minutes at most. There are two kinds. About a **submission**: the `Idempotency-Key`
-//! with which it was sent, as long as its end is unknown. About a **status**: how the last poll failed.
+//! A note is short, and is kept for minutes at most. There are two kinds. A note about a **submission** has the
+//! `Idempotency-Key` with which it was sent, as long as its end is unknown. A note about a **status** says how the last
+//! poll failed.
 //!
-//! A note is never needed. What cannot be found out in time counts as not noted.
+//! No request depends on a note. A note that cannot be read in time counts as absent.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -19,13 +20,13 @@ use crate::twilio::endpoint::Operation;
 
 /// What a note is about: a submission, or the status of a job. It has at most one note.
 #[derive(Debug, Clone)]
-pub(crate) struct Subject {
+pub(crate) struct NoteSubject {
     pub(crate) account: Arc<Account>,
     pub(crate) operation: Operation,
     pub(crate) key: Key,
 }
 
-impl Subject {
+impl NoteSubject {
     pub(crate) fn of(call: &UpstreamCall) -> Self {
         Self { account: Arc::clone(&call.team.account), operation: call.endpoint.operation, key: call.key }
     }
@@ -43,7 +44,7 @@ pub(crate) struct Note {
 
 /// How a claim ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Claimed {
+pub(crate) enum NoteClaim {
     /// Other replicas find this note.
     Own,
     /// There is another note.
@@ -54,25 +55,25 @@ pub(crate) enum Claimed {
     Unsent,
 }
 
-/// The notes of all replicas. The futures do their work to the end if they are polled
-/// to the end; each takes at most one or two operations of the store.
+/// The notes of all replicas. A future must be polled to its end to do its work. Each takes one or two operations of the
+/// store at most.
 pub(crate) trait JobNotes: Debug + Send + Sync {
     /// What is noted.
-    fn find(&self, about: &Subject) -> BoxFuture<'static, Option<Note>>;
+    fn find(&self, about: &NoteSubject) -> BoxFuture<'static, Option<Note>>;
 
     /// Notes this for as long as it is to be `kept`, unless something else is noted.
-    fn claim(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, Claimed>;
+    fn claim(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, NoteClaim>;
 
     /// Notes this in place of whatever is noted. Returns whether others may find it.
-    fn replace(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
+    fn replace(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
 
     /// Notes this again, with another moment, unless something else is noted. If that fails, it is tried again in the
     /// background for as long as it is to be `kept`. Returns whether this note is there now.
-    fn keep(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
+    fn keep(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool>;
 
     /// Removes the note with this text. If that fails, it is tried again in the background for as long as the note can be
     /// `kept`.
-    fn forget(&self, about: &Subject, text: Vec<u8>, kept: Duration) -> BoxFuture<'static, ()>;
+    fn forget(&self, about: &NoteSubject, text: Vec<u8>, kept: Duration) -> BoxFuture<'static, ()>;
 
     /// How long one request may wait for all of this, and for all else that spends from the same time.
     fn patience(&self) -> Duration;
@@ -81,7 +82,7 @@ pub(crate) trait JobNotes: Debug + Send + Sync {
 /// Notes in the memory of a test.
 #[cfg(test)]
 #[derive(Debug, Default)]
-pub(crate) struct MemoryNotes(std::sync::Mutex<Fake>);
+pub(crate) struct MemoryJobNotes(std::sync::Mutex<Fake>);
 
 #[cfg(test)]
 #[derive(Debug, Default)]
@@ -97,18 +98,18 @@ pub(crate) struct Fake {
 
 #[cfg(test)]
 impl Fake {
-    fn find(&mut self, about: &Subject) -> Option<Note> {
+    fn find(&mut self, about: &NoteSubject) -> Option<Note> {
         self.notes.retain(|_, (_, ends)| *ends > crate::core::clock::Instant::now());
         self.notes.get(&about.key).map(|(note, _)| note.clone())
     }
 
-    fn put(&mut self, about: &Subject, note: Note, kept: Duration) {
+    fn put(&mut self, about: &NoteSubject, note: Note, kept: Duration) {
         self.notes.insert(about.key, (note, crate::core::clock::Instant::now() + kept));
     }
 }
 
 #[cfg(test)]
-impl MemoryNotes {
+impl MemoryJobNotes {
     pub(crate) fn fake(&self) -> std::sync::MutexGuard<'_, Fake> {
         self.0.lock().unwrap()
     }
@@ -133,29 +134,29 @@ impl MemoryNotes {
 }
 
 #[cfg(test)]
-impl JobNotes for MemoryNotes {
-    fn find(&self, about: &Subject) -> BoxFuture<'static, Option<Note>> {
+impl JobNotes for MemoryJobNotes {
+    fn find(&self, about: &NoteSubject) -> BoxFuture<'static, Option<Note>> {
         self.run(None, |fake| fake.find(about))
     }
 
-    fn claim(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, Claimed> {
-        self.run(Claimed::Unsent, |fake| match fake.find(about) {
-            Some(other) => Claimed::Other(other),
+    fn claim(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, NoteClaim> {
+        self.run(NoteClaim::Unsent, |fake| match fake.find(about) {
+            Some(other) => NoteClaim::Other(other),
             None => {
                 fake.put(about, note, kept);
-                Claimed::Own
+                NoteClaim::Own
             }
         })
     }
 
-    fn replace(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
+    fn replace(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
         self.run(false, |fake| {
             fake.put(about, note, kept);
             true
         })
     }
 
-    fn keep(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
+    fn keep(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
         self.run(false, |fake| {
             if fake.find(about).is_none_or(|there| there.text == note.text) {
                 fake.put(about, note, kept);
@@ -164,7 +165,7 @@ impl JobNotes for MemoryNotes {
         })
     }
 
-    fn forget(&self, about: &Subject, text: Vec<u8>, _: Duration) -> BoxFuture<'static, ()> {
+    fn forget(&self, about: &NoteSubject, text: Vec<u8>, _: Duration) -> BoxFuture<'static, ()> {
         self.run((), |fake| {
             if fake.find(about).is_some_and(|there| there.text == text) {
                 fake.notes.remove(&about.key);

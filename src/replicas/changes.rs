@@ -36,7 +36,7 @@ use super::accounts::{AccountId, KnownAccounts};
 use super::purges::{self, Millis, Purges, Target};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
-use crate::cache::job_notes::Subject;
+use crate::cache::job_notes::NoteSubject;
 use crate::cache::stored::StoredResponse;
 use crate::cache::{Purge, Store};
 use crate::core::clock::{Clock, Moment};
@@ -135,7 +135,7 @@ impl Changes {
     }
 
     /// Whether a note that was made then still counts.
-    pub(super) fn admit_note(&self, about: &Subject, made: StoreTime) -> bool {
+    pub(super) fn admit_note(&self, about: &NoteSubject, made: StoreTime) -> bool {
         let id = AccountId::of(&about.account);
         self.is_purged_by_none(purges::targets_of_note(id, about.operation, &about.key), made)
     }

@@ -1,4 +1,4 @@
-//! Page tokens and query jobs that were given out under policies, for all replicas.
+//! Page tokens and query jobs that were given out under policies, as all replicas know them.
 //!
 //! One key for each, whose name is a hash of account, policy and token. The value is the time at which it ends, on the
 //! store's clock. It is sealed, so that nobody who can write to the store can get access to a page, or keep it for
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::late::Late;
+use super::retry_queue::RetryQueue;
 use super::seal::Context;
-use super::{SharedStore, StoreError, StoreTime, small};
+use super::{SharedStore, StoreError, StoreTime, bounded_get};
 use crate::accounts::Account;
 use crate::core::clock::Instant;
 use crate::request::grants::{Scope, SharedGrants};
 use crate::request::key::Key;
 
-/// How long after a grant was given out it may come to the store.
+/// How long after a grant was given out it may reach the store.
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
 /// The longest value that is read, in bytes: a time, sealed, is shorter.
 const LONGEST: usize = 64;
@@ -27,13 +27,13 @@ const LONGEST_KEPT: Duration = Duration::from_secs(366 * 86_400);
 #[derive(Debug, Clone)]
 pub(crate) struct StoredGrants {
     store: SharedStore,
-    late: Late,
+    retry_queue: RetryQueue,
 }
 
 impl StoredGrants {
     /// Grants in this store.
     pub(crate) fn new(store: SharedStore) -> Self {
-        Self { late: Late::new(store.clone()), store }
+        Self { retry_queue: RetryQueue::new(store.clone()), store }
     }
 
     fn name(&self, account: &Account, scope: &Scope, key: &Key) -> String {
@@ -52,8 +52,8 @@ struct Grant {
 }
 
 impl Grant {
-    /// Tells the store.
-    async fn tell(&self) -> Result<(), StoreError> {
+    /// Writes it into the store.
+    async fn write(&self) -> Result<(), StoreError> {
         let kept = micros(self.ends.saturating_duration_since(self.store.clock().now()));
         let StoreTime(now) = self.store.time().ok_or(StoreError::Down)?;
         let ends = now.saturating_add(kept).to_le_bytes();
@@ -67,13 +67,13 @@ impl Grant {
 
 impl SharedGrants for StoredGrants {
     fn give(&self, account: &Account, scope: &Scope, key: &Key, kept: Duration) -> BoxFuture<'static, ()> {
-        let (store, late, name) = (self.store.clone(), self.late.clone(), self.name(account, scope, key));
+        let (store, retry_queue, name) = (self.store.clone(), self.retry_queue.clone(), self.name(account, scope, key));
         let grant = Grant { ends: store.clock().now() + kept.min(LONGEST_KEPT), sid: account.sid.clone(), store, name };
         async move {
-            if grant.tell().await.is_err() {
-                late.tell(grant.ends, move || {
+            if grant.write().await.is_err() {
+                retry_queue.add(grant.ends, move || {
                     let grant = grant.clone();
-                    async move { grant.tell().await }
+                    async move { grant.write().await }
                 });
             }
         }
@@ -82,7 +82,7 @@ impl SharedGrants for StoredGrants {
 
     fn find(&self, account: &Account, scope: &Scope, key: &Key) -> BoxFuture<'static, Option<Duration>> {
         let (store, name, sid) = (self.store.clone(), self.name(account, scope, key), account.sid.clone());
-        let command = small::find(&name, LONGEST);
+        let command = bounded_get::command(&name, LONGEST);
         async move {
             let look = || store.run::<Option<Vec<u8>>>("grant_find", &command);
             let sealed = match look().await.ok()? {
@@ -121,7 +121,7 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::accounts::Team;
-    use crate::replicas::late;
+    use crate::replicas::retry_queue;
     use crate::replicas::test_server::{TestServer, until};
 
     const S: Duration = Duration::from_secs(1);
@@ -189,7 +189,7 @@ mod tests {
         let (account, key) = (account(), Key::from_bytes([1; 32]));
         one.give(&account, &[1; 32], &key, 100 * S).await;
         one.give(&account, &[2; 32], &key, Duration::from_millis(1)).await;
-        assert_eq!(one.late.permits.available_permits(), late::MOST - 2);
+        assert_eq!(one.retry_queue.permits.available_permits(), retry_queue::CAPACITY - 2);
         server.run();
         let found = async {
             // While the store is away this does not wait, so others have to be let run.
@@ -199,9 +199,9 @@ mod tests {
         };
         tokio::time::timeout(10 * S, found).await.expect("it is found");
         assert_eq!(two.find(&account, &[2; 32], &key).await, None, "it has ended");
-        until("nothing is late", || one.late.permits.available_permits() == late::MOST).await;
+        until("nothing is late", || one.retry_queue.permits.available_permits() == retry_queue::CAPACITY).await;
         // No more than that are remembered.
-        let _all = one.late.permits.try_acquire_many(late::MOST as u32).unwrap();
+        let _all = one.retry_queue.permits.try_acquire_many(retry_queue::CAPACITY as u32).unwrap();
         server.kill();
         until("it is lost", || !one.store.is_up()).await;
         one.give(&account, &[1; 32], &key, 100 * S).await;

@@ -2,18 +2,18 @@
 //!
 //! One key for each subject, whose name is a hash of generation, account, and submission or status. The value is
 //! `mark · sealed(made · at · text)`. The mark is a keyed hash of the text. The store's scripts compare it, so that a
-//! replica replaces and removes only the note that it means. A purge of the subject since it was `made` ends a note, as it ends a
-//! page. Times are on the shared clock.
+//! replica replaces and removes only the note that it means. A purge of the subject that is later than `made` ends a note, as
+//! it ends a page. Times are on the shared clock.
 
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::changes::{Changes, LONGEST as LONGEST_KEPT};
-use super::late::Late;
+use super::retry_queue::RetryQueue;
 use super::seal::Context;
-use super::{SharedStore, StoreError, StoreTime, small};
-use crate::cache::job_notes::{Claimed, JobNotes, Note, Subject};
+use super::{SharedStore, StoreError, StoreTime, bounded_get};
+use crate::cache::job_notes::{JobNotes, Note, NoteClaim, NoteSubject};
 use crate::core::clock::Instant;
 
 /// The digits of a mark.
@@ -51,56 +51,56 @@ return redis.call('DEL', KEYS[1])
 pub(crate) struct StoredJobNotes {
     store: SharedStore,
     changes: Changes,
-    late: Late,
+    retry_queue: RetryQueue,
 }
 
 /// A note on its way to the store.
 #[derive(Debug, Clone)]
-struct Parcel {
-    about: Subject,
+struct OutgoingNote {
+    about: NoteSubject,
     note: Note,
     /// When it is of no more use.
     ends: Instant,
 }
 
-/// What a note is put in place of.
+/// Whether a note replaces one that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Over {
-    Nothing,
-    /// Another note with this text.
-    Same,
-    Anything,
+enum Overwrite {
+    Never,
+    /// If that has the same text.
+    SameText,
+    Always,
 }
 
 impl StoredJobNotes {
     /// Notes in this store. Purges among `changes` end them.
     pub(super) fn new(store: SharedStore, changes: Changes) -> Self {
-        Self { late: Late::new(store.clone()), store, changes }
+        Self { retry_queue: RetryQueue::new(store.clone()), store, changes }
     }
 
-    fn parcel(&self, about: &Subject, note: Note, kept: Duration) -> Parcel {
-        Parcel { about: about.clone(), note, ends: self.store.clock().now() + kept.min(LONGEST_KEPT) }
+    fn outgoing(&self, about: &NoteSubject, note: Note, kept: Duration) -> OutgoingNote {
+        OutgoingNote { about: about.clone(), note, ends: self.store.clock().now() + kept.min(LONGEST_KEPT) }
     }
 
     /// The name of the key; `None` while nothing is shared.
-    fn name(&self, about: &Subject) -> Result<String, StoreError> {
+    fn name(&self, about: &NoteSubject) -> Result<String, StoreError> {
         let generation = self.changes.generation().ok_or(StoreError::Down)?;
         Ok(generation.name(self.store.key_names(), &about.account, "job-note", &about.key))
     }
 
-    fn mark(&self, about: &Subject, text: &[u8]) -> String {
+    fn mark(&self, about: &NoteSubject, text: &[u8]) -> String {
         self.store.key_names().pseudonym(&about.account, "job-note", &[about.key.as_bytes(), text].concat())
     }
 
     /// Puts a note. Returns the other one that is there instead, if it is of use.
-    async fn put(&self, parcel: &Parcel, over: Over) -> Result<Option<Note>, StoreError> {
-        let Parcel { about, note, ends } = parcel;
+    async fn put(&self, outgoing: &OutgoingNote, over: Overwrite) -> Result<Option<Note>, StoreError> {
+        let OutgoingNote { about, note, ends } = outgoing;
         let name = self.name(about)?;
         let value = self.seal(&name, about, note)?;
         let mut over = match over {
-            Over::Nothing => Vec::new(),
-            Over::Same => self.mark(about, &note.text).into_bytes(),
-            Over::Anything => ANY.to_vec(),
+            Overwrite::Never => Vec::new(),
+            Overwrite::SameText => self.mark(about, &note.text).into_bytes(),
+            Overwrite::Always => ANY.to_vec(),
         };
         let left = ends.saturating_duration_since(self.store.clock().now()).as_millis();
         let left = u64::try_from(left).unwrap_or(u64::MAX).max(1);
@@ -118,19 +118,20 @@ impl StoredJobNotes {
         Err(StoreError::Failed("job_note_put: it does not replace what is there".to_owned()))
     }
 
-    async fn remove(&self, about: &Subject, text: &[u8]) -> Result<(), StoreError> {
+    async fn remove(&self, about: &NoteSubject, text: &[u8]) -> Result<(), StoreError> {
         let mut command = redis::cmd("EVAL");
         command.arg(REMOVE).arg(1).arg(self.name(about)?).arg(self.mark(about, text));
         self.store.run("job_note_remove", &command).await
     }
 
-    async fn look(&self, about: &Subject) -> Option<Note> {
+    async fn look(&self, about: &NoteSubject) -> Option<Note> {
         let name = self.name(about).ok()?;
-        let there = self.store.run::<Option<Vec<u8>>>("job_note_find", &small::find(&name, LONGEST)).await.ok()??;
+        let there =
+            self.store.run::<Option<Vec<u8>>>("job_note_find", &bounded_get::command(&name, LONGEST)).await.ok()??;
         self.open(about, &name, &there)
     }
 
-    fn seal(&self, name: &str, about: &Subject, note: &Note) -> Result<Vec<u8>, StoreError> {
+    fn seal(&self, name: &str, about: &NoteSubject, note: &Note) -> Result<Vec<u8>, StoreError> {
         let failed = |why: &str| StoreError::Failed(format!("job_note_put: {why}"));
         if note.text.len() > LONGEST_TEXT {
             return Err(failed("it is too long"));
@@ -145,7 +146,7 @@ impl StoredJobNotes {
     }
 
     /// The note in a value; `None` if it cannot be opened, or if its subject was purged since it was made.
-    fn open(&self, about: &Subject, name: &str, value: &[u8]) -> Option<Note> {
+    fn open(&self, about: &NoteSubject, name: &str, value: &[u8]) -> Option<Note> {
         let opened = || {
             let (mark, sealed) = value.split_at_checked(MARK)?;
             let record = self.store.sealer().open(&context(about, name, mark), sealed)?;
@@ -164,38 +165,38 @@ impl StoredJobNotes {
 }
 
 impl JobNotes for StoredJobNotes {
-    fn find(&self, about: &Subject) -> BoxFuture<'static, Option<Note>> {
+    fn find(&self, about: &NoteSubject) -> BoxFuture<'static, Option<Note>> {
         let (notes, about) = (self.clone(), about.clone());
         async move { notes.look(&about).await }.boxed()
     }
 
-    fn claim(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, Claimed> {
-        let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
+    fn claim(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, NoteClaim> {
+        let (notes, outgoing) = (self.clone(), self.outgoing(about, note, kept));
         let claiming = async move {
-            match notes.put(&parcel, Over::Nothing).await {
-                Ok(None) => Claimed::Own,
-                Ok(Some(other)) => Claimed::Other(other),
-                Err(StoreError::Down) => Claimed::Unsent,
-                Err(_) => Claimed::Unknown,
+            match notes.put(&outgoing, Overwrite::Never).await {
+                Ok(None) => NoteClaim::Own,
+                Ok(Some(other)) => NoteClaim::Other(other),
+                Err(StoreError::Down) => NoteClaim::Unsent,
+                Err(_) => NoteClaim::Unknown,
             }
         };
         claiming.boxed()
     }
 
-    fn replace(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
-        let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
-        async move { !matches!(notes.put(&parcel, Over::Anything).await, Err(StoreError::Down)) }.boxed()
+    fn replace(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
+        let (notes, outgoing) = (self.clone(), self.outgoing(about, note, kept));
+        async move { !matches!(notes.put(&outgoing, Overwrite::Always).await, Err(StoreError::Down)) }.boxed()
     }
 
-    fn keep(&self, about: &Subject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
-        let (notes, parcel) = (self.clone(), self.parcel(about, note, kept));
+    fn keep(&self, about: &NoteSubject, note: Note, kept: Duration) -> BoxFuture<'static, bool> {
+        let (notes, outgoing) = (self.clone(), self.outgoing(about, note, kept));
         let keeping = async move {
-            let put = notes.put(&parcel, Over::Same).await;
+            let put = notes.put(&outgoing, Overwrite::SameText).await;
             if put.is_err() {
-                let late = notes.late.clone();
-                late.tell(parcel.ends, move || {
-                    let (notes, parcel) = (notes.clone(), parcel.clone());
-                    async move { notes.put(&parcel, Over::Same).await.map(drop) }
+                let retry_queue = notes.retry_queue.clone();
+                retry_queue.add(outgoing.ends, move || {
+                    let (notes, outgoing) = (notes.clone(), outgoing.clone());
+                    async move { notes.put(&outgoing, Overwrite::SameText).await.map(drop) }
                 });
             }
             // The note of another submission may be there instead.
@@ -204,13 +205,13 @@ impl JobNotes for StoredJobNotes {
         keeping.boxed()
     }
 
-    fn forget(&self, about: &Subject, text: Vec<u8>, kept: Duration) -> BoxFuture<'static, ()> {
+    fn forget(&self, about: &NoteSubject, text: Vec<u8>, kept: Duration) -> BoxFuture<'static, ()> {
         let (notes, about) = (self.clone(), about.clone());
         let ends = self.store.clock().now() + kept.min(LONGEST_KEPT);
         let forgetting = async move {
             if notes.remove(&about, &text).await.is_err() {
-                let late = notes.late.clone();
-                late.tell(ends, move || {
+                let retry_queue = notes.retry_queue.clone();
+                retry_queue.add(ends, move || {
                     let (notes, about, text) = (notes.clone(), about.clone(), text.clone());
                     async move { notes.remove(&about, &text).await }
                 });
@@ -224,7 +225,7 @@ impl JobNotes for StoredJobNotes {
     }
 }
 
-fn context<'c>(about: &'c Subject, name: &'c str, mark: &'c [u8]) -> Context<'c> {
+fn context<'c>(about: &'c NoteSubject, name: &'c str, mark: &'c [u8]) -> Context<'c> {
     Context { kind: "job-note", account: &about.account.sid, key: name, bound: mark }
 }
 

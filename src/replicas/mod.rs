@@ -4,6 +4,7 @@
 //! these into the store: `seal` protects the values, `key_names` hides what a key is for.
 
 mod accounts;
+mod bounded_get;
 mod budget;
 mod cause;
 mod changes;
@@ -14,11 +15,10 @@ mod flights;
 mod grants;
 mod job_notes;
 pub(crate) mod key_names;
-mod late;
 mod pages;
 mod purges;
+mod retry_queue;
 pub(crate) mod seal;
-mod small;
 mod store;
 #[cfg(test)]
 pub(crate) mod test_server;

@@ -6,7 +6,7 @@
 use super::layer::CacheLayer;
 use crate::cache::flight::FlightResult;
 use crate::cache::flight_record::{self, Told};
-use crate::cache::job_notes::{Note, Subject};
+use crate::cache::job_notes::{Note, NoteSubject};
 use crate::core::error::Reason;
 use crate::request::call::UpstreamCall;
 use crate::twilio::endpoint::Operation;
@@ -29,7 +29,7 @@ impl CacheLayer {
         let made = self.clock.moment();
         let left = next.since(made);
         if !left.is_zero() {
-            let telling = notes.replace(&Subject::of(call), Note { made, at: next, text }, left);
+            let telling = notes.replace(&NoteSubject::of(call), Note { made, at: next, text }, left);
             self.in_time(call, notes, telling).await;
         }
     }
@@ -37,7 +37,7 @@ impl CacheLayer {
     /// How the last poll of another replica failed, if the next one is not due yet. It counts as a poll of this replica.
     pub(super) async fn failed_poll(&self, call: &UpstreamCall) -> Option<FlightResult> {
         let notes = self.store.jobs.notes().filter(|_| call.endpoint.operation == Operation::JobStatus)?;
-        let Note { at, text, .. } = self.in_time(call, notes, notes.find(&Subject::of(call))).await??;
+        let Note { at, text, .. } = self.in_time(call, notes, notes.find(&NoteSubject::of(call))).await??;
         let Some(Told::Ended(finished)) = flight_record::decode(&text) else { return None };
         let is_due = at.since(self.clock.moment()).is_zero();
         if is_due || !is_failure_for_all(call, &finished) {

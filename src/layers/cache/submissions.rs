@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::layer::CacheLayer;
 use crate::cache::flight::FlightResult;
-use crate::cache::job_notes::{Claimed, JobNotes, Note, Subject};
+use crate::cache::job_notes::{JobNotes, Note, NoteClaim, NoteSubject};
 use crate::cache::known_jobs::Unsettled;
 use crate::core::clock::Moment;
 use crate::request::call::UpstreamCall;
@@ -96,22 +96,22 @@ impl CacheLayer {
             return self.replace_key(call, own, notes).await;
         }
         let at = own.since.unwrap_or_else(|| self.ends(call));
-        let claim = notes.claim(&Subject::of(call), own.note(at), self.kept(at));
-        let claimed = self.in_time(call, notes, claim).await.unwrap_or(Claimed::Unknown);
+        let claim = notes.claim(&NoteSubject::of(call), own.note(at), self.kept(at));
+        let claimed = self.in_time(call, notes, claim).await.unwrap_or(NoteClaim::Unknown);
         match claimed {
-            Claimed::Own => {
+            NoteClaim::Own => {
                 if own.since.is_none() {
                     self.store.jobs.submitted(call.key, None);
                 }
                 SubmissionKey { is_noted: true, ..own }
             }
-            Claimed::Other(note) => match SubmissionKey::noted(&note).filter(|_| self.accepts(note.at, directives)) {
+            NoteClaim::Other(note) => match SubmissionKey::noted(&note).filter(|_| self.accepts(note.at, directives)) {
                 Some(noted) => noted,
                 None => self.replace_key(call, new, notes).await,
             },
-            Claimed::Unknown | Claimed::Unsent => {
+            NoteClaim::Unknown | NoteClaim::Unsent => {
                 let alone = known.map_or(new, SubmissionKey::of);
-                SubmissionKey { is_noted: claimed == Claimed::Unknown, ..alone }
+                SubmissionKey { is_noted: claimed == NoteClaim::Unknown, ..alone }
             }
         }
     }
@@ -119,7 +119,7 @@ impl CacheLayer {
     /// Notes this key in place of any other.
     async fn replace_key(&self, call: &UpstreamCall, key: SubmissionKey, notes: &Arc<dyn JobNotes>) -> SubmissionKey {
         let at = self.ends(call);
-        let replacing = notes.replace(&Subject::of(call), key.note(at), self.kept(at));
+        let replacing = notes.replace(&NoteSubject::of(call), key.note(at), self.kept(at));
         let is_noted = self.in_time(call, notes, replacing).await.unwrap_or(true);
         SubmissionKey { is_noted, ..key }
     }
@@ -127,7 +127,7 @@ impl CacheLayer {
     /// Records the key of a submission whose end is unknown, and that it is known again.
     pub(super) fn remember_key(&self, call: &UpstreamCall, finished: &FlightResult, used: Option<SubmissionKey>) {
         let Some(SubmissionKey { key, made, since, is_noted }) = used else { return };
-        let (jobs, now, about) = (self.store.jobs.clone(), self.clock.moment(), Subject::of(call));
+        let (jobs, now, about) = (self.store.jobs.clone(), self.clock.moment(), NoteSubject::of(call));
         let text = key.as_bytes().to_vec();
         if is_end(finished) {
             jobs.submitted(call.key, None);

@@ -4,8 +4,8 @@ use super::*;
 use crate::cache::Purge;
 use crate::config::Shared;
 use crate::core::clock::Clock;
-use crate::replicas::late;
 use crate::replicas::pages::tests::Replica;
+use crate::replicas::retry_queue;
 use crate::replicas::test_server::{TestServer, until};
 use crate::request::key::Key;
 use crate::twilio::endpoint::Operation;
@@ -25,8 +25,8 @@ async fn start_with(settings: Shared) -> (Replica, StoredJobNotes) {
     (replica, notes)
 }
 
-fn subject(replica: &Replica, operation: Operation, n: u8) -> Subject {
-    Subject { account: std::sync::Arc::clone(&replica.account), operation, key: Key::from_bytes([n; 32]) }
+fn subject(replica: &Replica, operation: Operation, n: u8) -> NoteSubject {
+    NoteSubject { account: std::sync::Arc::clone(&replica.account), operation, key: Key::from_bytes([n; 32]) }
 }
 
 fn note(replica: &Replica, text: &str) -> Note {
@@ -34,12 +34,12 @@ fn note(replica: &Replica, text: &str) -> Note {
     Note { made: now, at: now, text: text.as_bytes().to_vec() }
 }
 
-async fn text(notes: &StoredJobNotes, about: &Subject) -> Option<String> {
+async fn text(notes: &StoredJobNotes, about: &NoteSubject) -> Option<String> {
     notes.find(about).await.map(|note| String::from_utf8(note.text).unwrap())
 }
 
-fn is_other(claimed: Claimed, text: &str) -> bool {
-    matches!(claimed, Claimed::Other(note) if note.text == text.as_bytes())
+fn is_other(claimed: NoteClaim, text: &str) -> bool {
+    matches!(claimed, NoteClaim::Other(note) if note.text == text.as_bytes())
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn what_one_replica_notes_the_others_find_until_it_is_forgotten_or_over() 
     let about = subject(&a, Operation::JobSubmit, 1);
     assert_eq!(two.find(&about).await, None);
     let at = a.clock.moment().after(90 * S);
-    assert_eq!(one.claim(&about, Note { at, ..note(&a, TEXT) }, 100 * S).await, Claimed::Own);
+    assert_eq!(one.claim(&about, Note { at, ..note(&a, TEXT) }, 100 * S).await, NoteClaim::Own);
     let found = two.find(&about).await.unwrap();
     // Both are on one machine, and a moment is told on the store's clock.
     assert!(found.text == TEXT.as_bytes() && found.at.since(at).max(at.since(found.at)) < S, "{found:?}");
@@ -70,7 +70,7 @@ async fn what_one_replica_notes_the_others_find_until_it_is_forgotten_or_over() 
     let over = async { while two.find(&about).await.is_some() {} };
     tokio::time::timeout(10 * S, over).await.expect("it ends");
     let long = "x".repeat(LONGEST_TEXT + 1);
-    assert_eq!(one.claim(&about, note(&a, &long), S).await, Claimed::Unknown, "too long");
+    assert_eq!(one.claim(&about, note(&a, &long), S).await, NoteClaim::Unknown, "too long");
     assert_eq!(two.find(&about).await, None);
 }
 
@@ -94,7 +94,7 @@ async fn a_note_shows_nothing_and_cannot_be_forged_or_moved() {
         a.shared.run::<()>("test", cmd("SET").arg(&from).arg(&forged)).await.unwrap();
         assert_eq!(notes.find(&one).await, None);
         let before = server.sent();
-        assert_eq!(notes.claim(&one, note(&a, TEXT), 100 * S).await, Claimed::Own, "it takes the place");
+        assert_eq!(notes.claim(&one, note(&a, TEXT), 100 * S).await, NoteClaim::Own, "it takes the place");
         assert!(server.sent() - before < 1 << 18, "what is too long does not cross");
         assert_eq!(text(&notes, &one).await.as_deref(), Some(TEXT));
     }
@@ -103,7 +103,7 @@ async fn a_note_shows_nothing_and_cannot_be_forged_or_moved() {
     a.shared.run::<i64>("test", cmd("LPUSH").arg(&from).arg("x")).await.unwrap();
     assert_eq!(notes.find(&one).await, None, "of another type");
     notes.forget(&one, TEXT.into(), S).await;
-    assert_eq!(notes.claim(&one, note(&a, TEXT), 100 * S).await, Claimed::Own);
+    assert_eq!(notes.claim(&one, note(&a, TEXT), 100 * S).await, NoteClaim::Own);
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_note_under_another_seal_is_none() {
     let about = subject(&a, Operation::JobStatus, 1);
     one.replace(&about, note(&a, "failed"), 100 * S).await;
     assert_eq!(two.find(&about).await, None);
-    assert_eq!(two.claim(&about, note(&a, TEXT), 100 * S).await, Claimed::Own);
+    assert_eq!(two.claim(&about, note(&a, TEXT), 100 * S).await, NoteClaim::Own);
     assert_eq!((one.find(&about).await, text(&two, &about).await.as_deref()), (None, Some(TEXT)));
 }
 
@@ -149,7 +149,7 @@ async fn a_purge_ends_the_notes_of_what_it_names_on_all_replicas() {
             one.keep(&about, noted, 100 * S).await;
             assert_eq!((one.find(&about).await, two.find(&about).await), (None, None), "{which:?}");
             // What is noted from now on counts, as soon as it is later by the store's clock.
-            let claim = async { while one.claim(&about, note(&a, "new"), 100 * S).await != Claimed::Own {} };
+            let claim = async { while one.claim(&about, note(&a, "new"), 100 * S).await != NoteClaim::Own {} };
             tokio::time::timeout(10 * S, claim).await.expect("it takes the place");
         }
     }
@@ -162,7 +162,7 @@ async fn what_could_not_be_told_is_told_once_the_store_is_back() {
     let [kept, forgotten, purged] = [1, 2, 3].map(|n| subject(&a, Operation::JobSubmit, n));
     server.kill();
     until("it is lost", || !a.shared.is_up() && !b.shared.is_up()).await;
-    assert_eq!(one.claim(&kept, note(&a, TEXT), 100 * S).await, Claimed::Unsent);
+    assert_eq!(one.claim(&kept, note(&a, TEXT), 100 * S).await, NoteClaim::Unsent);
     assert!(!one.replace(&kept, note(&a, TEXT), 100 * S).await);
     assert_eq!(one.find(&kept).await, None);
     assert!(!one.keep(&kept, note(&a, TEXT), 100 * S).await);
@@ -170,11 +170,11 @@ async fn what_could_not_be_told_is_told_once_the_store_is_back() {
     one.forget(&forgotten, TEXT.into(), 100 * S).await;
     let (store, which) = (a.store.clone(), Purge::Key(purged.key.to_string()));
     tokio::task::spawn_blocking(move || store.purge(&which)).await.unwrap();
-    assert_eq!(one.late.permits.available_permits(), late::MOST - 3);
+    assert_eq!(one.retry_queue.permits.available_permits(), retry_queue::CAPACITY - 3);
     server.run();
     b.shares().await;
-    assert_eq!(two.claim(&forgotten, note(&b, TEXT), 100 * S).await, Claimed::Own);
-    until("all is told", || one.late.permits.available_permits() == late::MOST).await;
+    assert_eq!(two.claim(&forgotten, note(&b, TEXT), 100 * S).await, NoteClaim::Own);
+    until("all is told", || one.retry_queue.permits.available_permits() == retry_queue::CAPACITY).await;
     assert_eq!(text(&two, &kept).await.as_deref(), Some(TEXT));
     assert_eq!((two.find(&forgotten).await, two.find(&purged).await), (None, None));
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cache::fill_lock::{FillLease, FillLock, Turn, Wanted};
-use crate::cache::job_notes::{MemoryNotes, Note};
+use crate::cache::job_notes::{MemoryJobNotes, Note};
 use crate::core::clock::Moment;
 use crate::request::context::RequestContext;
 
@@ -30,7 +30,7 @@ type Answer = Arc<Mutex<Option<(u16, Option<u64>)>>>;
 /// Replicas that share notes and one Twilio, and nothing else.
 struct Replicas {
     all: Vec<Rig>,
-    notes: Arc<MemoryNotes>,
+    notes: Arc<MemoryJobNotes>,
     answer: Answer,
 }
 
@@ -40,7 +40,7 @@ impl Replicas {
     }
 
     fn with(policy: cache::Policy, takes: Duration) -> Self {
-        let (notes, answer, mut jobs) = (Arc::<MemoryNotes>::default(), Answer::default(), twilio(|_, _| "RUNNING"));
+        let (notes, answer, mut jobs) = (Arc::<MemoryJobNotes>::default(), Answer::default(), twilio(|_, _| "RUNNING"));
         let scripted = Arc::clone(&answer);
         let script = move |call: &UpstreamCall| match *scripted.lock().unwrap() {
             Some((status, wait)) => (status, wait, r#"{"code":20500}"#.to_owned()),
