@@ -39,7 +39,7 @@ pub(crate) mod stored;
 mod tier;
 mod tiers;
 
-pub(crate) use self::disk::Noted;
+pub(crate) use self::disk::SavedCheckpoint;
 pub use self::disk::{DiskFault, DiskSettings, DiskView};
 pub use self::purge::{Purge, Purged};
 pub use self::response::CacheResponse;

@@ -239,9 +239,9 @@ impl Changes {
             }
         };
         tokio::select! {
-            noted = self.0.local.noted(), if reader.awaits_disk => {
+            saved_checkpoint = self.0.local.saved_checkpoint(), if reader.awaits_disk => {
                 let start = self.0.clock.earliest_moment(self.0.clock.start());
-                reader.resume(&noted, self.0.store.time_of(start).map_or(0, |StoreTime(start)| start / 1000));
+                reader.resume(&saved_checkpoint, self.0.store.time_of(start).map_or(0, |StoreTime(start)| start / 1000));
             }
             () = due => {}
         }
@@ -273,9 +273,9 @@ impl Changes {
             // What is read may not be applied.
             return Err(StoreError::Down);
         }
-        if let Some(note) = reader.new_note() {
+        if let Some(checkpoint) = reader.new_checkpoint() {
             // The next process need not apply them again.
-            self.0.local.note(note);
+            self.0.local.save_checkpoint(checkpoint);
         }
         self.tell(generation).await?;
         self.state().read = Some(LastRead { generation, at, episode });

@@ -1,7 +1,7 @@
 //! The file: a redb database. redb is crash-safe, so whatever was committed is still there after a kill.
 //!
 //! Four tables: the pages; an index of them by the time when they were fetched, which is used to read the newest and to
-//! remove the oldest; a note for the store that replicas share; and the format's version. A file without a version was
+//! remove the oldest; the checkpoint of the changes of other replicas; and the format's version. A file without a version was
 //! not made by the gateway. Every function here blocks, so only the tier's own thread calls them.
 
 use std::any::Any;
@@ -17,7 +17,7 @@ use redb::{
     Builder, Database, Error, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
 
-use super::view::Noted;
+use super::view::SavedCheckpoint;
 use crate::cache::purge::Purge;
 use crate::cache::record::{self, Boot, Calendar, Head, Nanos};
 use crate::cache::stored::StoredResponse;
@@ -34,9 +34,9 @@ const FORMAT: TableDefinition<'_, &str, u64> = TableDefinition::new("format");
 const PAGES: TableDefinition<'_, &Hash, &[u8]> = TableDefinition::new("pages");
 /// Key: when a page was fetched, and its key. Value: the record's length, and when the page can no longer be served.
 const TIMES: TableDefinition<'_, (Nanos, &Hash), (u64, Nanos)> = TableDefinition::new("times");
-/// Under one key, what was noted last.
-const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
-const NOTE: &str = "note";
+/// Under one key, the last checkpoint.
+const CHECKPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
+const CHECKPOINT: &str = "note";
 
 /// redb's own cache. Pages are read once, so it serves only the upper levels of the trees.
 const REDB_CACHE: usize = 8 * 1024 * 1024;
@@ -93,26 +93,26 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 /// A change to the pages in memory, which the disk repeats.
 #[derive(Debug)]
-pub(super) enum Change {
+pub(super) enum DiskChange {
     /// A page was kept.
     Keep(Key, StoredResponse),
     /// Pages were dropped, or could not be written here.
     Remove(Vec<Key>),
     /// Pages were purged, and the result sets that begin with these keys.
     Purge(Purge, HashSet<Key>),
-    /// All changes until here are known to have been made.
-    Note(Vec<u8>),
+    /// All changes before this one are in the file.
+    Checkpoint(Vec<u8>),
 }
 
 /// What the file holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Size {
+pub(super) struct FileSize {
     pub(super) entries: u64,
     /// The bytes that count against the capacity.
     pub(super) bytes: u64,
 }
 
-impl Size {
+impl FileSize {
     fn add(&mut self, length: u64) {
         self.entries += 1;
         self.bytes += footprint(length);
@@ -139,7 +139,7 @@ pub(super) struct PageFile {
     clock: Clock,
     boot: Boot,
     capacity: u64,
-    size: Size,
+    size: FileSize,
 }
 
 impl PageFile {
@@ -157,7 +157,7 @@ impl PageFile {
             .set_check_integrity_on_open(true)
             .create_with_backend(backend)
             .map_err(Error::from)?;
-        let mut file = Self { database, clock, boot, capacity, size: Size::default() };
+        let mut file = Self { database, clock, boot, capacity, size: FileSize::default() };
         file.claim()?;
         file.size = file.measure()?;
         Ok(file)
@@ -187,10 +187,10 @@ impl PageFile {
         })
     }
 
-    fn measure(&self) -> Result<Size, DiskError> {
+    fn measure(&self) -> Result<FileSize, DiskError> {
         let measured = || {
             let reading = self.database.begin_read()?;
-            let mut size = Size::default();
+            let mut size = FileSize::default();
             for row in reading.open_table(TIMES)?.iter()? {
                 size.add(row?.1.value().0);
             }
@@ -199,18 +199,18 @@ impl PageFile {
         Ok(measured()?)
     }
 
-    /// What was noted last.
-    pub(super) fn noted(&self) -> Result<Noted, DiskError> {
-        let read = || match self.database.begin_read()?.open_table(NOTES) {
-            Ok(table) => Ok::<_, Error>(table.get(NOTE)?.map(|note| note.value().to_vec())),
-            // An earlier version noted nothing.
+    /// The last checkpoint.
+    pub(super) fn saved_checkpoint(&self) -> Result<SavedCheckpoint, DiskError> {
+        let read = || match self.database.begin_read()?.open_table(CHECKPOINTS) {
+            Ok(table) => Ok::<_, Error>(table.get(CHECKPOINT)?.map(|checkpoint| checkpoint.value().to_vec())),
+            // An earlier version saved none.
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
             Err(error) => Err(error.into()),
         };
         Ok(match read()? {
-            Some(note) => Noted::Note(note),
-            None if self.size.entries > 0 => Noted::Unknown,
-            None => Noted::NoPages,
+            Some(checkpoint) => SavedCheckpoint::Found(checkpoint),
+            None if self.size.entries > 0 => SavedCheckpoint::Missing,
+            None => SavedCheckpoint::NoPages,
         })
     }
 
@@ -218,7 +218,7 @@ impl PageFile {
         Calendar::read(self.clock, self.boot)
     }
 
-    pub(super) fn size(&self) -> Size {
+    pub(super) fn size(&self) -> FileSize {
         self.size
     }
 
@@ -274,7 +274,7 @@ impl PageFile {
 
     /// Makes `changes` in their order, all or none, and removes old pages where the capacity is exceeded. Returns how
     /// many pages were written.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<u64, DiskError> {
+    pub(super) fn apply(&mut self, changes: &[DiskChange]) -> Result<u64, DiskError> {
         let (mut size, capacity, calendar) = (self.size, self.capacity, self.calendar());
         let mut written = 0;
         self.transact(|transaction| {
@@ -282,7 +282,7 @@ impl PageFile {
             let mut record = Vec::new();
             for change in changes {
                 match change {
-                    Change::Keep(key, stored) => {
+                    DiskChange::Keep(key, stored) => {
                         let encoded = record::encode(key, stored, &calendar, &mut record);
                         if encoded.is_some() && footprint(record.len() as u64) <= capacity {
                             tables.insert(key, &record, record::expiry(stored, &calendar))?;
@@ -292,10 +292,10 @@ impl PageFile {
                             tables.remove_all(&[*key])?;
                         }
                     }
-                    Change::Remove(keys) => tables.remove_all(keys)?,
-                    Change::Purge(which, firsts) => tables.purge(which, firsts)?,
-                    Change::Note(note) => {
-                        transaction.open_table(NOTES)?.insert(NOTE, &note[..])?;
+                    DiskChange::Remove(keys) => tables.remove_all(keys)?,
+                    DiskChange::Purge(which, firsts) => tables.purge(which, firsts)?,
+                    DiskChange::Checkpoint(checkpoint) => {
+                        transaction.open_table(CHECKPOINTS)?.insert(CHECKPOINT, &checkpoint[..])?;
                     }
                 }
             }
@@ -347,11 +347,11 @@ impl PageFile {
 struct Tables<'t> {
     pages: Table<'t, &'static Hash, &'static [u8]>,
     times: Table<'t, (Nanos, &'static Hash), (u64, Nanos)>,
-    size: &'t mut Size,
+    size: &'t mut FileSize,
 }
 
 impl<'t> Tables<'t> {
-    fn open(transaction: &'t WriteTransaction, size: &'t mut Size) -> Result<Self, Error> {
+    fn open(transaction: &'t WriteTransaction, size: &'t mut FileSize) -> Result<Self, Error> {
         Ok(Self { pages: transaction.open_table(PAGES)?, times: transaction.open_table(TIMES)?, size })
     }
 

@@ -4,7 +4,7 @@
 //! work. It gets every response that was kept or dropped and every purge, in the order in which they happened, and
 //! commits in batches, so that a kill loses only the changes of the last second. A response that cannot be written
 //! removes the older one under its key. A purge is complete when it is on the disk. Where a purge, or the removal of
-//! replaced responses, cannot be written, the whole file is removed. A note in the file says which changes of other
+//! replaced responses, cannot be written, the whole file is removed. A checkpoint in the file says which changes of other
 //! replicas its pages have seen. At the start the same thread loads the usable responses while the gateway already
 //! serves. Misses wait a short time for it, because a response that is about to be loaded should cost no upstream
 //! token.
@@ -27,8 +27,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 
-use self::shared::{Message, Order, Shared, WAITING_REMOVALS, lock, page_weight};
-pub(crate) use self::view::Noted;
+use self::shared::{Message, OrderedSender, Shared, WAITING_REMOVALS, lock, page_weight};
+pub(crate) use self::view::SavedCheckpoint;
 pub use self::view::{DiskFault, DiskView};
 use self::worker::{RemovalsOnly, Worker};
 use super::memory::Memory;
@@ -45,7 +45,7 @@ use crate::request::key::Key;
 const LOADING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long pages are not loaded because it is not known what they have missed. Misses wait longer than that for them.
-const NOTE_PATIENCE: Duration = Duration::from_secs(1);
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long closing may take.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,10 +69,10 @@ pub struct DiskSettings {
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
     folder: PathBuf,
-    order: Arc<Mutex<Order>>,
+    order: Arc<Mutex<OrderedSender>>,
     shared: Arc<Shared>,
     loaded: watch::Receiver<bool>,
-    noted: watch::Receiver<Option<Noted>>,
+    saved_checkpoint: watch::Receiver<Option<SavedCheckpoint>>,
     patience: Instant,
 }
 
@@ -87,8 +87,8 @@ impl Disk {
     ) -> Option<Self> {
         let (sender, receiver) = mpsc::channel();
         let (loaded, wait) = watch::channel(false);
-        let (noted, note) = watch::channel(None);
-        let order = Arc::new(Mutex::new(Order { sender: Some(sender) }));
+        let (saved_checkpoint, checkpoint) = watch::channel(None);
+        let order = Arc::new(Mutex::new(OrderedSender { sender: Some(sender) }));
         let shared = Arc::new(Shared::new(Arc::clone(metrics)));
         let folder = settings.folder.clone();
         let worker = Worker {
@@ -102,10 +102,10 @@ impl Disk {
             shared: Arc::clone(&shared),
             receiver,
             loaded,
-            noted,
+            saved_checkpoint,
             restored: false,
-            note_patience: if settings.is_shared { NOTE_PATIENCE } else { Duration::ZERO },
-            note: None,
+            checkpoint_patience: if settings.is_shared { CHECKPOINT_PATIENCE } else { Duration::ZERO },
+            checkpoint: None,
             batch: Vec::new(),
             closing: None,
             purgers: Vec::new(),
@@ -113,12 +113,12 @@ impl Disk {
             unwritten: HashSet::new(),
             removals_only: RemovalsOnly::No,
             locked: false,
-            said: None,
+            last_warning: None,
         };
         match thread::Builder::new().name("cache-disk".to_owned()).spawn(move || worker.run()) {
             Ok(_) => {
                 let patience = clock.now() + LOADING_PATIENCE;
-                Some(Self { folder, order, shared, loaded: wait, noted: note, patience })
+                Some(Self { folder, order, shared, loaded: wait, saved_checkpoint: checkpoint, patience })
             }
             Err(error) => {
                 tracing::warn!(%error, "the disk cache has no thread: pages will not survive a restart");
@@ -136,7 +136,7 @@ impl Disk {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Order> {
+    fn lock(&self) -> MutexGuard<'_, OrderedSender> {
         lock(&self.order)
     }
 
@@ -145,27 +145,27 @@ impl Disk {
         *self.loaded.borrow()
     }
 
-    /// What an earlier process noted, once that is known.
-    pub(super) async fn noted(&self) -> Noted {
-        let mut noted = self.noted.clone();
-        let known = noted.wait_for(Option::is_some).await;
+    /// The checkpoint of an earlier process, once that is known.
+    pub(super) async fn saved_checkpoint(&self) -> SavedCheckpoint {
+        let mut saved_checkpoint = self.saved_checkpoint.clone();
+        let known = saved_checkpoint.wait_for(Option::is_some).await;
         // If the thread has ended before, nothing of the file is read any more.
-        known.ok().and_then(|noted| noted.clone()).unwrap_or(Noted::NoPages)
+        known.ok().and_then(|saved_checkpoint| saved_checkpoint.clone()).unwrap_or(SavedCheckpoint::NoPages)
     }
 
-    /// Keeps a note with the pages, in place of the last one. It is written together with all changes before it, or after
-    /// them.
-    pub(super) fn note(&self, note: Vec<u8>) {
-        // Where the disk is so far behind, the last note is the right one.
+    /// Saves a checkpoint with the pages, in place of the last one. It is written together with all changes before it, or
+    /// after them.
+    pub(super) fn save_checkpoint(&self, checkpoint: Vec<u8>) {
+        // If the disk is that far behind, the last checkpoint stays.
         if self.shared.removals.load(Ordering::Relaxed) < WAITING_REMOVALS {
             self.shared.removals.fetch_add(1, Ordering::Relaxed);
-            if !self.lock().send(Message::Note(note)) {
+            if !self.lock().send(Message::Checkpoint(checkpoint)) {
                 self.shared.removals.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
-    fn send_removal(&self, order: &Order, keys: Vec<Key>) {
+    fn send_removal(&self, order: &OrderedSender, keys: Vec<Key>) {
         if keys.is_empty() {
             return;
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::file::{Change, Size};
+use super::file::{DiskChange, FileSize};
 use super::view::DiskFault;
 use crate::cache::purge::Purge;
 use crate::cache::stored::StoredResponse;
@@ -26,7 +26,7 @@ pub(super) const WAITING_REMOVALS: u64 = 65_536;
 /// Keeps messages in memory's order: changing memory and telling the thread are one step under this lock. Restoring one
 /// response is one step too, so it never overwrites a newer response or brings back a purged one.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct OrderedSender {
     /// `None` once closed.
     pub(super) sender: Option<Sender<Message>>,
 }
@@ -61,16 +61,16 @@ pub(super) enum Message {
     /// Drop these responses, and the result sets that begin with these keys. Then tell whether they are gone for good,
     /// or why not.
     Purge(Purge, HashSet<Key>, SyncSender<Result<(), String>>),
-    /// Remember this with the pages, as soon as all changes before it are written.
-    Note(Vec<u8>),
+    /// Save this with the pages, as soon as all changes before it are written.
+    Checkpoint(Vec<u8>),
     /// Write everything, close the file, tell.
     Close(oneshot::Sender<()>),
 }
 
-pub(super) fn weight(change: &Change) -> u64 {
+pub(super) fn weight(change: &DiskChange) -> u64 {
     match change {
-        Change::Keep(_, stored) => page_weight(stored),
-        Change::Remove(_) | Change::Purge(..) | Change::Note(_) => 0,
+        DiskChange::Keep(_, stored) => page_weight(stored),
+        DiskChange::Remove(_) | DiskChange::Purge(..) | DiskChange::Checkpoint(_) => 0,
     }
 }
 
@@ -102,7 +102,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn show(&self, enabled: bool, size: Size) {
+    pub(super) fn show(&self, enabled: bool, size: FileSize) {
         self.enabled.store(enabled, Ordering::Relaxed);
         self.entries.store(size.entries, Ordering::Relaxed);
         self.bytes.store(size.bytes, Ordering::Relaxed);
@@ -141,14 +141,14 @@ impl Shared {
     }
 }
 
-impl Order {
+impl OrderedSender {
     /// Sends a message. `false` if the thread no longer takes any. A process that is about to end writes nothing more.
     pub(super) fn send(&self, message: Message) -> bool {
         self.sender.as_ref().is_some_and(|sender| sender.send(message).is_ok())
     }
 }
 
-pub(super) fn lock(order: &Mutex<Order>) -> MutexGuard<'_, Order> {
+pub(super) fn lock(order: &Mutex<OrderedSender>) -> MutexGuard<'_, OrderedSender> {
     // It guards no data that a panic could leave half done.
     order.lock().unwrap_or_else(PoisonError::into_inner)
 }

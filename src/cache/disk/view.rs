@@ -24,13 +24,13 @@ pub struct DiskFault {
     pub cause: String,
 }
 
-/// What an earlier process noted with the pages that it left.
+/// The checkpoint that an earlier process saved with its pages: which changes of other replicas they have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Noted {
+pub(crate) enum SavedCheckpoint {
     /// It left no pages.
     NoPages,
-    /// It left pages and no note.
-    Unknown,
-    /// Its last note.
-    Note(Vec<u8>),
+    /// It left pages, and no checkpoint.
+    Missing,
+    /// Its last checkpoint.
+    Found(Vec<u8>),
 }

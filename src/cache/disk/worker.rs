@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::file::{self, Change, DiskError, PageFile, Size, guarded};
-use super::shared::{Message, Order, Shared, lock, weight};
-use super::view::Noted;
+use super::file::{self, DiskChange, DiskError, FileSize, PageFile, guarded};
+use super::shared::{Message, OrderedSender, Shared, lock, weight};
+use super::view::SavedCheckpoint;
 use crate::cache::memory::Memory;
 use crate::cache::purge::Purge;
 use crate::cache::record::{Boot, Calendar};
@@ -46,20 +46,20 @@ pub(super) struct Worker {
     pub(super) memory: Memory,
     pub(super) room: u64,
     /// Weak, because the handles hold the sender that keeps this thread alive.
-    pub(super) order: Weak<Mutex<Order>>,
+    pub(super) order: Weak<Mutex<OrderedSender>>,
     pub(super) shared: Arc<Shared>,
     pub(super) receiver: Receiver<Message>,
     pub(super) loaded: watch::Sender<bool>,
     /// Set once, when the file is opened.
-    pub(super) noted: watch::Sender<Option<Noted>>,
+    pub(super) saved_checkpoint: watch::Sender<Option<SavedCheckpoint>>,
     /// Whether pages were loaded. It is done once: later the memory is newer than the file.
     pub(super) restored: bool,
-    /// How long the load waits for a note, which says that what the pages had missed is applied.
-    pub(super) note_patience: Duration,
-    /// The last note. A new file needs it too.
-    pub(super) note: Option<Vec<u8>>,
+    /// How long the load waits for a checkpoint, which says that what the pages had missed is applied.
+    pub(super) checkpoint_patience: Duration,
+    /// The last checkpoint. A new file needs it too.
+    pub(super) checkpoint: Option<Vec<u8>>,
     /// Received and not yet written.
-    pub(super) batch: Vec<Change>,
+    pub(super) batch: Vec<DiskChange>,
     /// Callers that wait for the purges in `batch`.
     pub(super) purgers: Vec<SyncSender<Result<(), String>>>,
     /// The caller that waits for the end.
@@ -73,7 +73,7 @@ pub(super) struct Worker {
     /// Another process has the file open.
     pub(super) locked: bool,
     /// The last warning, so that it is not repeated at every attempt.
-    pub(super) said: Option<String>,
+    pub(super) last_warning: Option<String>,
 }
 
 /// Whether pages are only removed, because writing them has failed. A removal often can be written where a page cannot,
@@ -86,8 +86,8 @@ pub(super) enum RemovalsOnly {
 
 /// Whether the thread goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flow {
-    Going,
+enum RunState {
+    Running,
     Ended,
 }
 
@@ -103,23 +103,23 @@ impl Worker {
             if let Err(error) = &ended {
                 self.shared.fails(error.to_string(), self.clock.now());
             }
-            self.shared.show(false, Size::default());
-            let flow = match ended {
-                Ok(()) => Flow::Ended,
+            self.shared.show(false, FileSize::default());
+            let state = match ended {
+                Ok(()) => RunState::Ended,
                 Err(DiskError::Damaged(why)) if replaced < MOST_REPLACED => {
                     replaced += 1;
                     let is_gone = erased || self.move_aside(&why);
                     if is_gone {
                         self.unwritten.clear();
                     }
-                    if is_gone && replaced == 1 { Flow::Going } else { self.pause() }
+                    if is_gone && replaced == 1 { RunState::Running } else { self.pause() }
                 }
                 Err(error) => {
                     self.warn(&error);
                     match self.removals_only {
                         RemovalsOnly::No if opened && !self.unwritten.is_empty() => {
                             self.removals_only = RemovalsOnly::Until(self.clock.now() + RETRY_EVERY);
-                            Flow::Going
+                            RunState::Running
                         }
                         RemovalsOnly::Until(_) if opened && !self.unwritten.is_empty() => {
                             let erased = self.erase("replaced pages could not be removed from the disk cache");
@@ -130,7 +130,7 @@ impl Worker {
                     }
                 }
             };
-            if flow == Flow::Ended {
+            if state == RunState::Ended {
                 break;
             }
         }
@@ -158,25 +158,28 @@ impl Worker {
     }
 
     pub(super) fn work_with(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
-        let noted = file.noted()?;
+        let saved_checkpoint = file.saved_checkpoint()?;
         self.clear |= self.shared.removals_lost.swap(false, Ordering::Relaxed);
         let mut changes = Vec::new();
         if self.clear {
-            changes.push(Change::Purge(Purge::All, HashSet::new()));
+            changes.push(DiskChange::Purge(Purge::All, HashSet::new()));
         } else if !self.unwritten.is_empty() {
-            changes.push(Change::Remove(self.unwritten.iter().copied().collect()));
+            changes.push(DiskChange::Remove(self.unwritten.iter().copied().collect()));
         }
-        // With these, all changes before the last note are made in this file too.
-        let note = self.note.clone().filter(|note| !matches!(&noted, Noted::Note(there) if there == note));
-        changes.extend(note.map(Change::Note));
+        // With these, all changes before the last checkpoint are made in this file too.
+        let checkpoint = self
+            .checkpoint
+            .clone()
+            .filter(|checkpoint| !matches!(&saved_checkpoint, SavedCheckpoint::Found(there) if there == checkpoint));
+        changes.extend(checkpoint.map(DiskChange::Checkpoint));
         if !changes.is_empty() {
             file.apply(&changes)?;
         }
         self.clear = false;
         self.unwritten.clear();
-        self.noted.send_if_modified(|known| {
+        self.saved_checkpoint.send_if_modified(|known| {
             let is_first = known.is_none();
-            known.get_or_insert(noted);
+            known.get_or_insert(saved_checkpoint);
             is_first
         });
         if self.removals_only == RemovalsOnly::No {
@@ -184,7 +187,7 @@ impl Worker {
         }
         self.shared.show(true, file.size());
         if !self.restored {
-            if self.await_note(file)? == Flow::Ended || self.load(file)? == Flow::Ended {
+            if self.await_checkpoint(file)? == RunState::Ended || self.load(file)? == RunState::Ended {
                 return self.write(file);
             }
             self.restored = true;
@@ -195,26 +198,26 @@ impl Worker {
     }
 
     /// Writes changes until it is known that they are all that the pages had missed, or for a short time.
-    fn await_note(&mut self, file: &mut PageFile) -> Result<Flow, DiskError> {
-        let until = self.clock.now() + self.note_patience;
-        while self.note.is_none() {
-            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
+    fn await_checkpoint(&mut self, file: &mut PageFile) -> Result<RunState, DiskError> {
+        let until = self.clock.now() + self.checkpoint_patience;
+        while self.checkpoint.is_none() {
+            let state = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => Flow::Ended,
+                Err(RecvTimeoutError::Disconnected) => RunState::Ended,
             };
-            if flow == Flow::Ended {
-                return Ok(flow);
+            if state == RunState::Ended {
+                return Ok(state);
             }
             if self.is_full() {
                 self.write(file)?;
             }
         }
-        Ok(Flow::Going)
+        Ok(RunState::Running)
     }
 
     /// Loads the newest usable records into memory.
-    fn load(&mut self, file: &mut PageFile) -> Result<Flow, DiskError> {
+    fn load(&mut self, file: &mut PageFile) -> Result<RunState, DiskError> {
         // Not part of a page's weight in the store: the index has the length of the record.
         const OVERHEAD: u64 = 1024;
         let begun = self.clock.now();
@@ -228,8 +231,8 @@ impl Worker {
             };
             // Pages that have been purged or removed by now must be removed from the file before it is read.
             while let Ok(message) = self.receiver.try_recv() {
-                if self.take(message) == Flow::Ended {
-                    return Ok(Flow::Ended);
+                if self.take(message) == RunState::Ended {
+                    return Ok(RunState::Ended);
                 }
             }
             self.write(file)?;
@@ -255,7 +258,7 @@ impl Worker {
                 let seconds = self.clock.now().saturating_duration_since(begun).as_secs_f64();
                 tracing::info!(restored, seconds, "pages loaded from disk");
                 self.shared.show(true, file.size());
-                return Ok(Flow::Going);
+                return Ok(RunState::Running);
             }
         }
     }
@@ -267,20 +270,20 @@ impl Worker {
         let mut commit_at = None;
         loop {
             let until = commit_at.unwrap_or(clean_at);
-            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
+            let state = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
                 Ok(message) => self.take(message),
-                Err(RecvTimeoutError::Timeout) => Flow::Going,
-                Err(RecvTimeoutError::Disconnected) => Flow::Ended,
+                Err(RecvTimeoutError::Timeout) => RunState::Running,
+                Err(RecvTimeoutError::Disconnected) => RunState::Ended,
             };
             let now = self.clock.now();
             if commit_at.is_none() && !self.batch.is_empty() {
                 commit_at = Some(now + COMMIT_EVERY);
             }
-            if flow == Flow::Ended || self.is_full() || commit_at.is_some_and(|at| at <= now) {
+            if state == RunState::Ended || self.is_full() || commit_at.is_some_and(|at| at <= now) {
                 self.write(file)?;
                 commit_at = None;
             }
-            if flow == Flow::Ended {
+            if state == RunState::Ended {
                 return Ok(());
             }
             if clean_at <= now {
@@ -291,31 +294,31 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, message: Message) -> Flow {
+    fn take(&mut self, message: Message) -> RunState {
         match message {
             Message::Keep(key, stored) => {
-                self.batch.push(Change::Keep(key, stored));
-                Flow::Going
+                self.batch.push(DiskChange::Keep(key, stored));
+                RunState::Running
             }
             Message::Remove(keys) => {
                 self.shared.removals.fetch_sub(1, Ordering::Relaxed);
-                self.batch.push(Change::Remove(keys));
-                Flow::Going
+                self.batch.push(DiskChange::Remove(keys));
+                RunState::Running
             }
-            Message::Note(note) => {
+            Message::Checkpoint(checkpoint) => {
                 self.shared.removals.fetch_sub(1, Ordering::Relaxed);
-                self.batch.push(Change::Note(note.clone()));
-                self.note = Some(note);
-                Flow::Going
+                self.batch.push(DiskChange::Checkpoint(checkpoint.clone()));
+                self.checkpoint = Some(checkpoint);
+                RunState::Running
             }
             Message::Purge(which, firsts, purger) => {
-                self.batch.push(Change::Purge(which, firsts));
+                self.batch.push(DiskChange::Purge(which, firsts));
                 self.purgers.push(purger);
-                Flow::Going
+                RunState::Running
             }
             Message::Close(closing) => {
                 self.closing = Some(closing);
-                Flow::Ended
+                RunState::Ended
             }
         }
     }
@@ -325,12 +328,12 @@ impl Worker {
     fn is_full(&self) -> bool {
         self.batch.len() >= BATCH
             || self.batch.iter().map(weight).sum::<u64>() >= BATCH_BYTES
-            || matches!(self.batch.last(), Some(Change::Purge(..)))
+            || matches!(self.batch.last(), Some(DiskChange::Purge(..)))
     }
 
     pub(super) fn write(&mut self, file: &mut PageFile) -> Result<(), DiskError> {
         if self.shared.removals_lost.swap(false, Ordering::Relaxed) {
-            self.batch.push(Change::Purge(Purge::All, HashSet::new()));
+            self.batch.push(DiskChange::Purge(Purge::All, HashSet::new()));
         }
         if self.batch.is_empty() {
             return Ok(());
@@ -356,8 +359,8 @@ impl Worker {
     fn write_no_pages(&mut self) {
         let mut pages = 0;
         for change in &mut self.batch {
-            if let Change::Keep(key, _) = change {
-                let removal = Change::Remove(vec![*key]);
+            if let DiskChange::Keep(key, _) = change {
+                let removal = DiskChange::Remove(vec![*key]);
                 self.shared.arrived(weight(change));
                 *change = removal;
                 pages += 1;
@@ -370,7 +373,7 @@ impl Worker {
     fn release_batch(&mut self) -> u64 {
         let mut pages = 0;
         for change in self.batch.drain(..) {
-            if matches!(change, Change::Keep(..)) {
+            if matches!(change, DiskChange::Keep(..)) {
                 pages += 1;
                 self.shared.arrived(weight(&change));
             }
@@ -382,9 +385,9 @@ impl Worker {
     fn remember_batch(&mut self) {
         for change in &self.batch {
             match change {
-                Change::Keep(key, _) => self.unwritten.extend([*key]),
-                Change::Remove(keys) => self.unwritten.extend(keys),
-                Change::Purge(..) | Change::Note(_) => {}
+                DiskChange::Keep(key, _) => self.unwritten.extend([*key]),
+                DiskChange::Remove(keys) => self.unwritten.extend(keys),
+                DiskChange::Purge(..) | DiskChange::Checkpoint(_) => {}
             }
         }
         if self.unwritten.len() > MOST_UNWRITTEN {
@@ -418,7 +421,7 @@ impl Worker {
     pub(super) fn abandon_batch(&mut self) -> bool {
         let mut gone = false;
         self.remember_batch();
-        if self.batch.iter().any(|change| matches!(change, Change::Purge(..))) {
+        if self.batch.iter().any(|change| matches!(change, DiskChange::Purge(..))) {
             let erased = self.erase("a purge could not be written to the disk cache");
             gone = erased.is_ok();
             self.clear |= !gone;
@@ -437,26 +440,26 @@ impl Worker {
     }
 
     /// Waits before the next attempt, and drops changes meanwhile.
-    fn pause(&mut self) -> Flow {
+    fn pause(&mut self) -> RunState {
         // No caller has to wait for the load now.
         self.loaded.send_replace(true);
         let until = self.clock.now() + RETRY_EVERY;
         loop {
-            let flow = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
+            let state = match self.receiver.recv_timeout(until.saturating_duration_since(self.clock.now())) {
                 Ok(message) => self.take(message),
-                Err(RecvTimeoutError::Timeout) => return Flow::Going,
-                Err(RecvTimeoutError::Disconnected) => Flow::Ended,
+                Err(RecvTimeoutError::Timeout) => return RunState::Running,
+                Err(RecvTimeoutError::Disconnected) => RunState::Ended,
             };
             self.abandon_batch();
-            if flow == Flow::Ended {
-                return Flow::Ended;
+            if state == RunState::Ended {
+                return RunState::Ended;
             }
         }
     }
 
     fn works_again(&mut self) {
         *self.shared.fault() = None;
-        if self.said.take().is_some() {
+        if self.last_warning.take().is_some() {
             tracing::info!(folder = %self.folder.display(), "the disk cache works again");
         }
     }
@@ -479,16 +482,16 @@ impl Worker {
     }
 
     fn warn(&mut self, error: &DiskError) {
-        let said = error.to_string();
-        if self.said.as_ref() != Some(&said) {
+        let last_warning = error.to_string();
+        if self.last_warning.as_ref() != Some(&last_warning) {
             let file = self.folder.join(file::NAME);
             tracing::warn!(
                 file = %file.display(),
-                "the disk cache cannot be used, so pages will not survive a restart: {said}. \
+                "the disk cache cannot be used, so pages will not survive a restart: {last_warning}. \
                  It is tried again every {} s",
                 RETRY_EVERY.as_secs()
             );
-            self.said = Some(said);
+            self.last_warning = Some(last_warning);
         }
     }
 }

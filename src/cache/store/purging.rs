@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Store;
-use crate::cache::disk::Noted;
+use crate::cache::disk::SavedCheckpoint;
 use crate::cache::entry::Entry;
 use crate::cache::memory::Memory;
 use crate::cache::purge::{Purge, Purged};
@@ -115,18 +115,18 @@ impl Store {
         gone
     }
 
-    /// What an earlier process noted with the pages that it left on the disk.
-    pub(crate) async fn noted(&self) -> Noted {
+    /// The checkpoint that an earlier process saved with its pages on the disk.
+    pub(crate) async fn saved_checkpoint(&self) -> SavedCheckpoint {
         match &self.disk {
-            Some(disk) => disk.noted().await,
-            None => Noted::NoPages,
+            Some(disk) => disk.saved_checkpoint().await,
+            None => SavedCheckpoint::NoPages,
         }
     }
 
-    /// Keeps a note with the pages on the disk: all that was removed and purged until now was so before it.
-    pub(crate) fn note(&self, note: Vec<u8>) {
+    /// Saves a checkpoint with the pages on the disk. It covers all that was removed and purged until now.
+    pub(crate) fn save_checkpoint(&self, checkpoint: Vec<u8>) {
         if let Some(disk) = &self.disk {
-            disk.note(note);
+            disk.save_checkpoint(checkpoint);
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{Cmd, FromRedisValue, Value};
 
 use super::generation::Generation;
-use crate::cache::Noted;
+use crate::cache::SavedCheckpoint;
 use crate::replicas::clock::{self, AHEAD, READ_CLOCK};
 use crate::replicas::purges::{Millis, Target};
 use crate::replicas::seal::Context;
@@ -186,7 +186,7 @@ pub(super) struct Reader {
     pub(super) awaits_disk: bool,
     /// Whether changes were lost since then.
     has_lost: bool,
-    last_note: String,
+    last_checkpoint: String,
     /// What was read and is not applied yet.
     pub(super) news: News,
 }
@@ -320,12 +320,12 @@ impl Reader {
 
     /// Takes over what an earlier process has left on the disk. What its pages have missed is read again, as far as memory
     /// alone has it. This process began at `start`, or later.
-    pub(super) fn resume(&mut self, noted: &Noted, start: Millis) {
+    pub(super) fn resume(&mut self, saved_checkpoint: &SavedCheckpoint, start: Millis) {
         self.awaits_disk = false;
-        let left = match noted {
-            Noted::NoPages => LeftBehind::Nothing,
-            Noted::Unknown => LeftBehind::Pages,
-            Noted::Note(note) => read_note(note).unwrap_or(LeftBehind::Pages),
+        let left = match saved_checkpoint {
+            SavedCheckpoint::NoPages => LeftBehind::Nothing,
+            SavedCheckpoint::Missing => LeftBehind::Pages,
+            SavedCheckpoint::Found(checkpoint) => read_checkpoint(checkpoint).unwrap_or(LeftBehind::Pages),
         };
         if self.generation.is_none() {
             self.left_behind = left;
@@ -344,20 +344,20 @@ impl Reader {
     }
 
     /// How far all is read, for the process after this one. `None` if that is as before, or not applied to the disk.
-    pub(super) fn new_note(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn new_checkpoint(&mut self) -> Option<Vec<u8>> {
         if self.awaits_disk {
             return None;
         }
-        let mut note = self.generation?.to_string();
+        let mut checkpoint = self.generation?.to_string();
         for Passed { number, id, applied } in [&self.purged, &self.replaced] {
             let id = (*id).max(applied.unwrap_or_default());
-            note += &format!(" {} {} {}", (*number)?, id.0, id.1);
+            checkpoint += &format!(" {} {} {}", (*number)?, id.0, id.1);
         }
-        if note == self.last_note {
+        if checkpoint == self.last_checkpoint {
             return None;
         }
-        self.last_note.clone_from(&note);
-        Some(note.into_bytes())
+        self.last_checkpoint.clone_from(&checkpoint);
+        Some(checkpoint.into_bytes())
     }
 
     fn enter(&mut self, generation: Generation) {
@@ -435,8 +435,8 @@ fn read_id(id: &str) -> Option<Id> {
     Some((time.parse().ok()?, number.parse().ok()?))
 }
 
-pub(super) fn read_note(note: &[u8]) -> Option<LeftBehind> {
-    let mut parts = std::str::from_utf8(note).ok()?.split(' ');
+pub(super) fn read_checkpoint(checkpoint: &[u8]) -> Option<LeftBehind> {
+    let mut parts = std::str::from_utf8(checkpoint).ok()?.split(' ');
     let generation = Generation::read(parts.next()?)?;
     let mut number = || parts.next()?.parse().ok();
     let mut last = || Some((number()?, (number()?, number()?)));

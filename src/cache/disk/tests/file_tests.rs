@@ -41,15 +41,15 @@ async fn a_new_file_gets_the_note_of_the_one_that_is_gone() {
     let mut worker = worker(home.path(), store.memory());
     let (sender, receiver) = mpsc::channel();
     worker.receiver = receiver;
-    sender.send(Message::Note(b"note".to_vec())).unwrap();
+    sender.send(Message::Checkpoint(b"note".to_vec())).unwrap();
     drop(sender);
     worker.work_with(&mut open()).unwrap();
-    assert_eq!(open().noted().unwrap(), Noted::Note(b"note".to_vec()));
-    worker.batch = vec![file::Change::Purge(Purge::All, HashSet::new())];
+    assert_eq!(open().saved_checkpoint().unwrap(), SavedCheckpoint::Found(b"note".to_vec()));
+    worker.batch = vec![file::DiskChange::Purge(Purge::All, HashSet::new())];
     assert!(worker.abandon_batch(), "the file is removed");
-    assert_eq!(open().noted().unwrap(), Noted::NoPages);
+    assert_eq!(open().saved_checkpoint().unwrap(), SavedCheckpoint::NoPages);
     worker.work_with(&mut open()).unwrap();
-    assert_eq!(open().noted().unwrap(), Noted::Note(b"note".to_vec()));
+    assert_eq!(open().saved_checkpoint().unwrap(), SavedCheckpoint::Found(b"note".to_vec()));
 }
 
 #[tokio::test]
@@ -61,21 +61,21 @@ async fn pages_are_loaded_once_all_is_applied_that_they_have_missed_or_after_a_w
     for is_applied in [true, false] {
         let (store, clock) = (Store::new(MIB, &Metrics::new()), Clock::new());
         let (mut worker, (sender, receiver)) = (worker(home.path(), store.memory()), mpsc::channel());
-        let order = Arc::new(Mutex::new(Order { sender: None }));
+        let order = Arc::new(Mutex::new(OrderedSender { sender: None }));
         (worker.order, worker.receiver) = (Arc::downgrade(&order), receiver);
         let patience = if is_applied { DEADLINE } else { Duration::from_millis(50) };
-        (worker.restored, worker.note_patience) = (false, patience);
+        (worker.restored, worker.checkpoint_patience) = (false, patience);
         let begun = clock.now();
-        let (noted, loaded) = (worker.noted.subscribe(), worker.loaded.subscribe());
+        let (saved_checkpoint, loaded) = (worker.saved_checkpoint.subscribe(), worker.loaded.subscribe());
         let mut file = file::PageFile::open(home.path(), MIB, clock, 0).unwrap();
         let work = thread::spawn(move || worker.work_with(&mut file).unwrap());
-        noted.clone().wait_for(Option::is_some).await.unwrap();
+        saved_checkpoint.clone().wait_for(Option::is_some).await.unwrap();
         if is_applied {
             assert!(!*loaded.borrow() && store.page(&key(2)).is_none());
             let (done, purged) = mpsc::sync_channel(1);
             sender.send(Message::Purge(Purge::Key(key(1).to_string()), HashSet::new(), done)).unwrap();
             purged.recv_timeout(DEADLINE).unwrap().unwrap();
-            sender.send(Message::Note(b"note".to_vec())).unwrap();
+            sender.send(Message::Checkpoint(b"note".to_vec())).unwrap();
         }
         loaded.clone().wait_for(|loaded| *loaded).await.unwrap();
         assert_eq!([1, 2].map(|n| store.page(&key(n)).is_some()), [false, true]);
@@ -99,10 +99,10 @@ fn worker(folder: &Path, memory: &Memory) -> Worker {
         shared: Arc::new(Shared::new(metrics)),
         receiver: mpsc::channel().1,
         loaded: watch::channel(false).0,
-        noted: watch::channel(None).0,
+        saved_checkpoint: watch::channel(None).0,
         restored: true,
-        note_patience: Duration::ZERO,
-        note: None,
+        checkpoint_patience: Duration::ZERO,
+        checkpoint: None,
         batch: Vec::new(),
         closing: None,
         purgers: Vec::new(),
@@ -110,7 +110,7 @@ fn worker(folder: &Path, memory: &Memory) -> Worker {
         unwritten: HashSet::new(),
         removals_only: RemovalsOnly::No,
         locked: false,
-        said: None,
+        last_warning: None,
     }
 }
 
@@ -122,7 +122,7 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     first.close().await;
     let mut worker = worker(home.path(), first.store.memory());
     let newer = || stored(1, first.clock, "newer");
-    worker.batch = vec![file::Change::Keep(key(1), newer()), file::Change::Remove(vec![key(2)])];
+    worker.batch = vec![file::DiskChange::Keep(key(1), newer()), file::DiskChange::Remove(vec![key(2)])];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     assert!(!worker.abandon_batch(), "the file stays");
@@ -136,13 +136,13 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     assert_eq!(fault, Some(DiskFault { since: begun, cause: "no permission".to_owned() }), "one episode");
     // While pages cannot be written, those that they replace are still removed.
     worker.removals_only = RemovalsOnly::Until(first.clock.now() + HOUR);
-    worker.batch = vec![file::Change::Keep(key(3), newer())];
+    worker.batch = vec![file::DiskChange::Keep(key(3), newer())];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     worker.write(&mut file).unwrap();
     assert!(worker.shared.fault().is_some(), "removals alone do not end it");
     worker.removals_only = RemovalsOnly::No;
-    worker.batch = vec![file::Change::Keep(key(5), newer())];
+    worker.batch = vec![file::DiskChange::Keep(key(5), newer())];
     worker.shared.waiting.store(1, Ordering::Relaxed);
     worker.shared.waiting_bytes.store(page_weight(&newer()), Ordering::Relaxed);
     worker.write(&mut file).unwrap();
@@ -153,7 +153,7 @@ async fn what_could_not_be_written_is_removed_when_the_file_is_opened_again() {
     // Too many to remember: all pages are removed.
     worker.removals_only = RemovalsOnly::No;
     let keys = (0..70_000u32).map(key).collect();
-    worker.batch = vec![file::Change::Remove(keys)];
+    worker.batch = vec![file::DiskChange::Remove(keys)];
     worker.abandon_batch();
     assert!(worker.clear && worker.unwritten.is_empty());
 }

@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::cache::Noted;
+use crate::cache::SavedCheckpoint;
 use crate::config::Servers;
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn changes_are_followed_and_told_before_the_disk_is_open_and_then_applied_
     have_applied(&again, &one).await;
     let gone = |replica: &Replica| ["early", "purged", "replaced"].map(|name| replica.in_memory(name).is_none());
     assert_eq!((gone(&again), again.in_memory("kept").is_some()), ([true; 3], true));
-    // The note is in the file, and so is what came before it.
+    // The checkpoint is in the file, and so is what came before it.
     again.store.close().await;
     let last = Replica::on_disk(home.path(), server.settings());
     last.shares().await;
@@ -139,30 +139,30 @@ async fn what_the_disk_has_missed_is_read_again_and_once() {
     // As another replica reads it.
     let other = Replica::start(&server).await;
     let (generation, _) = first.read(&other.shared).await.unwrap();
-    let note = Noted::Note(first.new_note().unwrap());
-    let of_another = Noted::Note(format!("{} 1 2 3 4 5 6", Generation::random()).into_bytes());
+    let checkpoint = SavedCheckpoint::Found(first.new_checkpoint().unwrap());
+    let of_another = SavedCheckpoint::Found(format!("{} 1 2 3 4 5 6", Generation::random()).into_bytes());
     assert!(purge(&one, Purge::Operation(Operation::Query)).await);
     let now = Millis::MAX;
-    // It began before the note, or after all that was told; since then it may have lost changes.
-    for (noted, start, has_lost, missed, is_lost) in [
-        (&note, now, false, 1, false),
-        (&note, 0, false, 2, false),
-        (&note, now, true, 1, true),
-        (&Noted::NoPages, now, false, 0, false),
-        (&Noted::NoPages, 0, false, 2, false),
-        (&Noted::Unknown, now, false, 0, true),
+    // It began before the checkpoint, or after all that was told; since then it may have lost changes.
+    for (saved_checkpoint, start, has_lost, missed, is_lost) in [
+        (&checkpoint, now, false, 1, false),
+        (&checkpoint, 0, false, 2, false),
+        (&checkpoint, now, true, 1, true),
+        (&SavedCheckpoint::NoPages, now, false, 0, false),
+        (&SavedCheckpoint::NoPages, 0, false, 2, false),
+        (&SavedCheckpoint::Missing, now, false, 0, true),
         (&of_another, now, false, 0, true),
     ] {
         let mut reader = Reader::new(true);
         reader.read(&other.shared).await.unwrap();
-        assert_eq!((foreign(&mut reader), reader.new_note()), (2, None), "for memory alone");
+        assert_eq!((foreign(&mut reader), reader.new_checkpoint()), (2, None), "for memory alone");
         reader.news.is_lost = has_lost;
         reader.read(&other.shared).await.unwrap();
         reader.news = News::default();
-        reader.resume(noted, start);
+        reader.resume(saved_checkpoint, start);
         assert_eq!(reader.read(&other.shared).await.unwrap().0, generation);
-        assert_eq!((foreign(&mut reader), reader.news.is_lost), (missed, is_lost), "{noted:?} {start}");
-        assert!(reader.new_note().is_some());
+        assert_eq!((foreign(&mut reader), reader.news.is_lost), (missed, is_lost), "{saved_checkpoint:?} {start}");
+        assert!(reader.new_checkpoint().is_some());
         reader.read(&other.shared).await.unwrap();
         assert_eq!(foreign(&mut reader), 0);
     }
@@ -204,7 +204,7 @@ async fn pages_of_which_nobody_knows_what_they_missed_are_dropped() {
 
 #[test]
 fn a_note_that_cannot_be_read_is_none() {
-    let of = |note: &str| feed::read_note(note.as_bytes());
+    let of = |checkpoint: &str| feed::read_checkpoint(checkpoint.as_bytes());
     let generation = Generation::random().to_string();
     assert!(of(&format!("{generation} 1 2 3 4 5 6")).is_some());
     for wrong in ["", "1 2 3 4 5 6", &generation] {
