@@ -97,7 +97,7 @@ async fn ask(
     changes: Arc<Notify>,
     clock: Clock,
 ) {
-    let mut is_up = ledger.changes();
+    let mut is_up = ledger.watch_up();
     loop {
         let request = {
             let Some(replica) = replica.upgrade() else { return };

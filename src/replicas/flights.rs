@@ -354,7 +354,7 @@ impl Flight {
 
     /// Gives back the lock that this flight may have. It tries until the store has answered, or the lock has expired.
     async fn give_back(&self) {
-        let mut is_up = self.store.changes();
+        let mut is_up = self.store.watch_up();
         let given_back = async {
             while let Err(error) = self.end("lost", &[]).await {
                 if matches!(error, StoreError::Failed(_)) && self.store.is_up() {

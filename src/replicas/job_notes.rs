@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::changes::{Changes, LONGEST as LONGEST_KEPT};
+use super::change_feed::{ChangeFeed, LONGEST as LONGEST_KEPT};
 use super::retry_queue::RetryQueue;
 use super::seal::Context;
 use super::{SharedStore, StoreError, StoreTime, bounded_get};
@@ -50,7 +50,7 @@ return redis.call('DEL', KEYS[1])
 #[derive(Debug, Clone)]
 pub(crate) struct StoredJobNotes {
     store: SharedStore,
-    changes: Changes,
+    feed: ChangeFeed,
     retry_queue: RetryQueue,
 }
 
@@ -74,8 +74,8 @@ enum Overwrite {
 
 impl StoredJobNotes {
     /// Notes in this store. Purges among `changes` end them.
-    pub(super) fn new(store: SharedStore, changes: Changes) -> Self {
-        Self { retry_queue: RetryQueue::new(store.clone()), store, changes }
+    pub(super) fn new(store: SharedStore, feed: ChangeFeed) -> Self {
+        Self { retry_queue: RetryQueue::new(store.clone()), store, feed }
     }
 
     fn outgoing(&self, about: &NoteSubject, note: Note, kept: Duration) -> OutgoingNote {
@@ -84,7 +84,7 @@ impl StoredJobNotes {
 
     /// The name of the key; `None` while nothing is shared.
     fn name(&self, about: &NoteSubject) -> Result<String, StoreError> {
-        let generation = self.changes.generation().ok_or(StoreError::Down)?;
+        let generation = self.feed.generation().ok_or(StoreError::Down)?;
         Ok(generation.name(self.store.key_names(), &about.account, "job-note", &about.key))
     }
 
@@ -160,7 +160,7 @@ impl StoredJobNotes {
             self.store.unsealed();
             return None;
         };
-        self.changes.admit_note(about, made).then_some(note)
+        self.feed.admit_note(about, made).then_some(note)
     }
 }
 

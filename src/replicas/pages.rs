@@ -30,7 +30,7 @@ use self::page::{Page, Tell};
 use self::value::{Belonging, Value};
 use self::writer::Writer;
 use super::accounts::KnownAccounts;
-use super::changes::{Changes, Generation};
+use super::change_feed::{ChangeFeed, Generation};
 use super::job_notes::StoredJobNotes;
 use super::{LARGE, SharedStore, StoreTime};
 use crate::accounts::Account;
@@ -75,7 +75,7 @@ struct Inner {
     /// Memory and the disk, without this tier.
     local: Store,
     accounts: KnownAccounts,
-    changes: Changes,
+    feed: ChangeFeed,
     writer: Writer,
     clock: Clock,
     /// The look-ups under way. The sender is gone when one has ended.
@@ -87,14 +87,14 @@ impl SharedPages {
     /// tokio runtime.
     pub(crate) fn behind(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Store {
         let pages = Self::new(local.clone(), store.clone(), accounts, clock);
-        let notes = StoredJobNotes::new(store, pages.0.changes.clone());
+        let notes = StoredJobNotes::new(store, pages.0.feed.clone());
         local.with_job_notes(Arc::new(notes)).with_replicas(|_| Arc::new(pages))
     }
 
     fn new(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Self {
-        let changes = Changes::start(store.clone(), local.clone(), accounts.clone(), clock);
-        let writer = Writer::start(store.clone(), changes.clone(), clock);
-        Self(Arc::new(Inner { store, local, accounts, changes, writer, clock, lookups: Mutex::default() }))
+        let feed = ChangeFeed::start(store.clone(), local.clone(), accounts.clone(), clock);
+        let writer = Writer::start(store.clone(), feed.clone(), clock);
+        Self(Arc::new(Inner { store, local, accounts, feed, writer, clock, lookups: Mutex::default() }))
     }
 
     /// Brings what the store has under `key` into memory.
@@ -123,7 +123,7 @@ impl SharedPages {
 
     /// What the store has under `key`, if it may be served.
     async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
-        let Inner { store, changes, clock, .. } = &*self.0;
+        let Inner { store, feed, clock, .. } = &*self.0;
         let name = generation.name(store.key_names(), account, value::KIND, key);
         let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
         let (mut bytes, length) = reply?;
@@ -145,7 +145,7 @@ impl SharedPages {
             Value::Page(stored) => {
                 let stored = StoredResponse { account: Arc::clone(&account.name), ..stored };
                 let (now, age) = (clock.now(), stored.age(clock.moment()));
-                let is_usable = age <= stored.lifetimes.usable() && changes.admit(account, key, &stored, asked);
+                let is_usable = age <= stored.lifetimes.usable() && feed.admit(account, key, &stored, asked);
                 let ago = clock.moment().since(came) + Duration::from_micros(time.saturating_sub(asked.0));
                 // Another replica may have asked before this process began.
                 let asked = now.checked_sub(ago).unwrap_or_else(|| clock.start());
@@ -234,7 +234,7 @@ impl Tier for SharedPages {
         context: &Arc<RequestContext>,
         _: Instant,
     ) -> Option<BoxFuture<'static, ()>> {
-        let generation = self.0.changes.generation()?;
+        let generation = self.0.feed.generation()?;
         let patience = self.0.store.patience();
         context.store_wait.left(patience)?;
         let (pages, account, key) = (self.clone(), Arc::clone(account), *key);
@@ -275,16 +275,16 @@ impl Tier for SharedPages {
 
     fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> Lasting<'_> {
         // It counts before memory changes, so that no purged page is taken from the store in between.
-        let told = self.0.changes.purge(which, mark);
+        let told = self.0.feed.publish_purge(which, mark);
         Box::new(move || Lasted { not_lasting: None, shared: Some(told()) })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        let (writer, changes) = (&self.0.writer, &self.0.changes);
+        let (writer, feed) = (&self.0.writer, &self.0.feed);
         let closed = async move {
             writer.flush(CLOSING_PATIENCE).await;
             // Pages that could not be written are purged on the other replicas.
-            changes.flush(CLOSING_PATIENCE).await;
+            feed.flush(CLOSING_PATIENCE).await;
         };
         closed.boxed()
     }
@@ -292,8 +292,8 @@ impl Tier for SharedPages {
 
 #[cfg(test)]
 impl SharedPages {
-    pub(super) fn changes(&self) -> &Changes {
-        &self.0.changes
+    pub(super) fn feed(&self) -> &ChangeFeed {
+        &self.0.feed
     }
 }
 

@@ -35,7 +35,7 @@ impl RetryQueue {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return };
         let store = self.store.clone();
         let retrying = async move {
-            let (mut is_up, mut pause) = (store.changes(), store.settings().timeout);
+            let (mut is_up, mut pause) = (store.watch_up(), store.settings().timeout);
             loop {
                 tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 // It cannot fail: `store` has the sender.

@@ -177,7 +177,7 @@ impl SharedStore {
     }
 
     /// Tells when the store is reached and when it is no longer.
-    pub(crate) fn changes(&self) -> watch::Receiver<bool> {
+    pub(crate) fn watch_up(&self) -> watch::Receiver<bool> {
         self.0.is_up.subscribe()
     }
 
@@ -304,7 +304,7 @@ impl SharedStore {
         operation: &'static str,
         command: &Cmd,
     ) -> Result<T, StoreError> {
-        let (episode, mut is_up) = (self.episode().ok_or(StoreError::Down)?, self.changes());
+        let (episode, mut is_up) = (self.episode().ok_or(StoreError::Down)?, self.watch_up());
         let begun = self.0.clock.now();
         let patience = self.large_patience();
         let running = self.0.second.run(episode, || self.login(), patience, command);

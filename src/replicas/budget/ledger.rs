@@ -147,7 +147,7 @@ pub(super) trait Ledger: Send + Sync + 'static {
     /// One atomic decision. Fails within `timeout`.
     fn ask(&self, request: &LedgerRequest) -> impl Future<Output = Result<LedgerReply, StoreError>> + Send;
     /// Tells whether it can be asked.
-    fn changes(&self) -> watch::Receiver<bool>;
+    fn watch_up(&self) -> watch::Receiver<bool>;
     /// The longest time that one ask takes.
     fn timeout(&self) -> Duration;
     /// Replicas that live, of those last seen.
@@ -180,8 +180,8 @@ impl Ledger for StoreLedger {
         read(&raw, request.teams.len()).ok_or_else(|| StoreError::Failed("an unexpected answer".to_owned()))
     }
 
-    fn changes(&self) -> watch::Receiver<bool> {
-        self.store.changes()
+    fn watch_up(&self) -> watch::Receiver<bool> {
+        self.store.watch_up()
     }
 
     fn timeout(&self) -> Duration {

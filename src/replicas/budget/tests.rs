@@ -200,7 +200,7 @@ impl Ledger for Link {
         answered.map_err(|_| StoreError::Timeout).map(Result::unwrap)
     }
 
-    fn changes(&self) -> watch::Receiver<bool> {
+    fn watch_up(&self) -> watch::Receiver<bool> {
         self.is_up.subscribe()
     }
 

@@ -21,7 +21,7 @@ async fn start(server: &TestServer) -> (Replica, StoredJobNotes) {
 async fn start_with(settings: Shared) -> (Replica, StoredJobNotes) {
     let replica = Replica::with(settings, "main", Clock::new());
     replica.shares().await;
-    let notes = StoredJobNotes::new(replica.shared.clone(), replica.pages.changes().clone());
+    let notes = StoredJobNotes::new(replica.shared.clone(), replica.pages.feed().clone());
     (replica, notes)
 }
 
@@ -142,7 +142,7 @@ async fn a_purge_ends_the_notes_of_what_it_names_on_all_replicas() {
         assert_eq!(purged.shared, Some(true));
         assert_eq!(two.find(&about).await.is_none(), is_purged, "{which:?} here, at once");
         let read = a.clock.moment();
-        until("it is read", || a.pages.changes().is_applied(read)).await;
+        until("it is read", || a.pages.feed().is_applied(read)).await;
         assert_eq!(one.find(&about).await.is_none(), is_purged, "{which:?}");
         if is_purged {
             // One that had not read of the purge yet.

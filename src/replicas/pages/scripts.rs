@@ -11,7 +11,7 @@ use super::value::{self, Belonging, Value};
 use crate::accounts::Account;
 use crate::cache::record::Calendar;
 use crate::core::clock::{Clock, Moment};
-use crate::replicas::changes::{Changes, LONGEST};
+use crate::replicas::change_feed::{ChangeFeed, LONGEST};
 use crate::replicas::clock::{self, Due};
 use crate::replicas::{LARGE, SharedStore, StoreTime};
 use crate::request::key::Key;
@@ -49,7 +49,7 @@ return redis.call('DEL', KEYS[1])
 #[derive(Debug, Clone)]
 pub(super) struct Scripts {
     pub(super) store: SharedStore,
-    pub(super) changes: Changes,
+    pub(super) feed: ChangeFeed,
     pub(super) clock: Clock,
     pub(super) unwritten: Unwritten,
 }
@@ -63,7 +63,7 @@ impl Scripts {
         asked: Moment,
         tell: Tell,
     ) {
-        self.unwritten.add(account, keys, asked, tell, &self.changes);
+        self.unwritten.add(account, keys, asked, tell, &self.feed);
     }
 
     /// Writes a page. If that fails, what is there instead is removed as soon as possible.
@@ -105,13 +105,13 @@ impl Scripts {
 
     async fn tell(&self, key: &Key, asked: StoreTime, tell: Tell, replaced: bool) {
         if tell == Tell::Always || (tell == Tell::IfReplaced && replaced) {
-            self.changes.replaced(key, asked).await;
+            self.feed.publish_replacement(key, asked).await;
         }
     }
 
     /// Writes one value. Returns whether it replaced one; `None` if it is not written.
     async fn write(&self, account: &Arc<Account>, key: Key, value: Value, asked: Moment) -> Option<bool> {
-        let generation = self.changes.generation()?;
+        let generation = self.feed.generation()?;
         let stamp = self.store.time_of(asked)?;
         // The earlier of two readings, so that no page seems younger than it is.
         let calendar = Calendar::at(self.store.time()?.0.checked_mul(1000)?, self.clock.moment());
@@ -153,7 +153,7 @@ impl Scripts {
 
     /// Removes what was requested no later than `asked`. `None` if that is not done.
     async fn remove(&self, account: &Account, key: &Key, asked: Moment, tell: Tell) -> Option<()> {
-        let name = self.changes.generation()?.name(self.store.key_names(), account, value::KIND, key);
+        let name = self.feed.generation()?.name(self.store.key_names(), account, value::KIND, key);
         // The later of two readings, so that what was requested then is removed, whichever reading its stamp is from.
         let stamp = self.store.latest_time_of(asked)?;
         let mut command = redis::cmd("EVAL");

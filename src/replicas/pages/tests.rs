@@ -65,7 +65,7 @@ impl Replica {
     }
 
     pub(in crate::replicas) async fn shares(&self) {
-        until("pages are shared", || self.pages.0.changes.generation().is_some()).await;
+        until("pages are shared", || self.pages.0.feed.generation().is_some()).await;
     }
 
     /// A new response to this query.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::page::Tell;
 use crate::accounts::Account;
 use crate::core::clock::Moment;
-use crate::replicas::changes::Changes;
+use crate::replicas::change_feed::ChangeFeed;
 use crate::request::key::Key;
 
 /// Pages that are remembered until they can be removed.
@@ -32,7 +32,7 @@ impl Unwritten {
         keys: impl IntoIterator<Item = Key>,
         asked: Moment,
         tell: Tell,
-        changes: &Changes,
+        feed: &ChangeFeed,
     ) {
         let mut unwritten = self.lock();
         for key in keys {
@@ -43,7 +43,7 @@ impl Unwritten {
         if unwritten.len() > MOST_UNWRITTEN {
             unwritten.clear();
             drop(unwritten);
-            changes.outdate_store();
+            feed.outdate_store();
         }
     }
 

@@ -18,7 +18,7 @@ use super::unwritten::Unwritten;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Moment};
 use crate::core::work_queue::{Work, WorkQueue};
-use crate::replicas::changes::Changes;
+use crate::replicas::change_feed::ChangeFeed;
 use crate::replicas::{LONGEST_BODY, SharedStore, Skipped};
 use crate::request::key::Key;
 
@@ -45,10 +45,10 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts to write. Needs a tokio runtime.
-    pub(super) fn start(store: SharedStore, changes: Changes, clock: Clock) -> Self {
+    pub(super) fn start(store: SharedStore, feed: ChangeFeed, clock: Clock) -> Self {
         let (queue, work) = WorkQueue::bounded(WAITING);
         let waiting_bytes = Arc::<AtomicUsize>::default();
-        let scripts = Scripts { store, changes, clock, unwritten: Unwritten::default() };
+        let scripts = Scripts { store, feed, clock, unwritten: Unwritten::default() };
         let large = Arc::new(LargePages::start(scripts.clone(), Arc::clone(&waiting_bytes)));
         let task = Task {
             scripts: scripts.clone(),
@@ -70,7 +70,7 @@ impl Writer {
         let skipped = match () {
             () if page.stored.representation.body.len() > LONGEST_BODY => Some(Some(Skipped::TooLarge)),
             // The store is not reached, which other metrics show.
-            () if self.scripts.changes.generation().is_none() => Some(None),
+            () if self.scripts.feed.generation().is_none() => Some(None),
             () if !has_room || self.queue.offer(Change::Put(Box::new(page))).is_err() => Some(Some(Skipped::Busy)),
             () => None,
         };

@@ -12,7 +12,7 @@ use crate::core::clock::{Clock, Moment};
 use crate::metrics::{Metrics, NoLabels};
 use crate::replicas::connection::Connection;
 use crate::replicas::error::StoreError;
-use crate::replicas::{changes, clock};
+use crate::replicas::{change_feed, clock};
 
 /// How often a replica writes that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -105,7 +105,7 @@ impl SharedStore {
             self.not_reached(cause);
             return pause().await;
         }
-        let (mut is_up, mut failed) = (self.changes(), 0);
+        let (mut is_up, mut failed) = (self.watch_up(), 0);
         loop {
             tokio::select! {
                 _ = is_up.wait_for(|is_up| !is_up) => break,
@@ -142,7 +142,7 @@ impl SharedStore {
     fn beat(&self) -> Cmd {
         let mut command = redis::cmd("EVAL");
         command.arg([RIGHTS, clock::READ_CLOCK, BEAT].concat()).arg(4);
-        for key in [REPLICAS, clock::KEY, changes::HEAD, TRIED] {
+        for key in [REPLICAS, clock::KEY, change_feed::HEAD, TRIED] {
             command.arg(self.0.names.of_deployment(key));
         }
         command.arg(&self.0.id).arg(SILENCE.as_millis() as u64).arg(u8::from(self.0.has_left.load(Ordering::SeqCst)));

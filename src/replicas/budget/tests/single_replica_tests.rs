@@ -72,7 +72,7 @@ impl Ledger for Scripted {
         Ok(scripted.map_or_else(|| grant(&request.teams, request.most), |reply| reply(request)))
     }
 
-    fn changes(&self) -> watch::Receiver<bool> {
+    fn watch_up(&self) -> watch::Receiver<bool> {
         self.is_up.subscribe()
     }
 

@@ -108,7 +108,7 @@ async fn a_purge_that_waits_is_told_before_the_process_ends() {
     one.keep("a");
     one.written().await;
     assert!(two.body("a").await.is_some());
-    one.pages.0.changes.outdate_store();
+    one.pages.0.feed.outdate_store();
     one.pages.close().await;
     let late = Replica::start(&server).await;
     assert_eq!(late.body("a").await, None, "it has read the purge");

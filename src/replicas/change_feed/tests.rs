@@ -25,7 +25,7 @@ type Damage = &'static str;
 async fn share_again(one: &Replica, other: &Replica) -> Generation {
     let mut shared = None;
     until("both share", || {
-        let now = [one, other].map(|replica| replica.pages.changes().generation());
+        let now = [one, other].map(|replica| replica.pages.feed().generation());
         shared = now[0].filter(|_| now[0] == now[1]);
         shared.is_some()
     })
@@ -37,7 +37,7 @@ async fn share_again(one: &Replica, other: &Replica) -> Generation {
 async fn have_applied(one: &Replica, other: &Replica) {
     for replica in [one, other] {
         let now = replica.clock.moment();
-        until("all is applied", || replica.pages.changes().is_applied(now)).await;
+        until("all is applied", || replica.pages.feed().is_applied(now)).await;
     }
 }
 

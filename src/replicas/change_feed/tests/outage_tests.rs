@@ -13,7 +13,7 @@ async fn a_purge_while_the_store_is_away_is_told_later_and_before_all_else() {
     assert!(other.in_memory("a").is_some());
     server.open_door("door");
     one.shares().await;
-    assert!(!one.pages.changes().waits(), "told before anything is shared");
+    assert!(!one.pages.feed().has_unsent(), "told before anything is shared");
     assert_eq!(one.body("a").await, None);
     until("dropped", || other.in_memory("a").is_none()).await;
     assert_eq!(other.body("a").await, None);
@@ -48,7 +48,7 @@ async fn who_cannot_read_all_that_was_missed_drops_everything() {
     one.written().await;
     away.keep("a");
     assert!(purge(&one, Purge::Key(key("marker").to_string())).await);
-    until("all is read", || away.pages.changes().knows(&Target::Page(*key("marker").as_bytes()))).await;
+    until("all is read", || away.pages.feed().knows(&PurgeTarget::Page(*key("marker").as_bytes()))).await;
     server.close_door("door", &away.shared).await;
     for _ in 0..2 {
         one.keep_as(one.response("x"), Kind::Forced);
@@ -74,9 +74,9 @@ async fn a_flush_and_an_older_state_bring_nothing_back() {
         kept.push((name, dump));
     }
     assert!(purge(&one, Purge::All).await);
-    until("the purge is read", || other.pages.changes().knows(&Target::Everything(None))).await;
+    until("the purge is read", || other.pages.feed().knows(&PurgeTarget::Everything(None))).await;
     assert_eq!(other.body("a").await, None);
-    let before = other.pages.changes().generation();
+    let before = other.pages.feed().generation();
     // The state from before the purge, in place of the present one.
     let mut script = cmd("EVAL");
     script.arg("redis.call('FLUSHALL') for i = 1, #ARGV, 2 do redis.call('RESTORE', ARGV[i], 60000, ARGV[i + 1]) end");
@@ -86,7 +86,7 @@ async fn a_flush_and_an_older_state_bring_nothing_back() {
     }
     let _: redis::Value = one.run(&mut script).await;
     until("another generation", || {
-        let now = [&one, &other].map(|replica| replica.pages.changes().generation());
+        let now = [&one, &other].map(|replica| replica.pages.feed().generation());
         now[0].is_some() && now[0] == now[1] && now[0] != before
     })
     .await;
@@ -107,9 +107,9 @@ async fn purges_that_wait_are_bounded() {
     let one = Replica::with(server.settings_with_door("door"), "main", Clock::new());
     one.shares().await;
     server.close_door("door", &one.shared).await;
-    for n in 0..=MOST_PENDING {
-        let _told = one.pages.changes().purge(&Purge::Key(format!("{n:016x}")), &mut HashSet::new);
+    for n in 0..=MOST_UNSENT {
+        let _told = one.pages.feed().publish_purge(&Purge::Key(format!("{n:016x}")), &mut HashSet::new);
     }
-    let pending: Vec<_> = one.pages.changes().state().pending.keys().copied().collect();
-    assert!(pending.len() <= 2 && pending.contains(&Target::Everything(None)), "{pending:?}");
+    let pending: Vec<_> = one.pages.feed().state().unsent.keys().copied().collect();
+    assert!(pending.len() <= 2 && pending.contains(&PurgeTarget::Everything(None)), "{pending:?}");
 }

@@ -1,26 +1,28 @@
-//! Purges and replaced pages, told to all replicas.
+//! The feed of changes: replicas publish purges and replaced pages in the store, and each applies those of the others.
 //!
-//! There are two streams in the store: purges, which are kept for as long as any page may be served, and replaced
-//! pages, which matter only to replicas that may have them in memory or on a disk. Every replica reads new entries
-//! several times a second. A replica that was cut off first reads everything that it missed, and shares nothing before
-//! that. The ids of the streams are times of the shared clock. So a page's time shows whether it was requested before a
-//! purge, whichever replica requested it.
+//! The feed has two streams. Purges are kept for as long as any page may be served. Replaced pages matter only to
+//! replicas that may have them in memory or on a disk. Every replica reads new entries several times a second. A replica
+//! that was cut off first reads everything that it missed, and shares nothing before that. The ids of the streams are
+//! times of the shared clock. So a page's time shows whether the page was requested before a purge, whichever replica
+//! requested it.
 //!
 //! Both streams belong to one **generation**, a random number that is part of the name of every page's key. A store
 //! that was flushed, or that returned to an older state, gets a new generation. Then its old pages are not found any
-//! more, and each replica drops the pages in its memory, because it cannot know which purges were lost.
+//! more. Each replica drops the pages in its memory, because it cannot know which purges were lost.
 //!
-//! A replica with a disk writes a note to it: the generation, and the ids of the last changes that it has applied. So
-//! the next process with this disk knows what its pages have missed: all later changes, or everything if the generation
-//! is another one. The note can be read only when the disk has opened its file. Until then changes are applied to
-//! memory alone, where no page of the disk is yet. After that, all changes that the disk's pages have missed are read
-//! again.
+//! A replica with a disk saves a **checkpoint** there: the generation, and the ids of the last changes that it has
+//! applied. From it the next process with this disk knows what its pages have missed: all later changes, or everything
+//! if the generation is another one. The checkpoint can be read only when the disk has opened its file. Until then
+//! changes are applied to memory alone, which has no page of the disk yet. After that, all changes that the disk's pages
+//! have missed are read again.
 //!
-//! A purge that cannot be written to the store yet is kept until it can be, and applies in this process from the
-//! beginning. There is no index of pages anywhere.
+//! A purge that cannot be published yet is kept until it can be. It applies in this process at once. There is no index
+//! of pages anywhere.
 
-mod feed;
+mod change;
 mod generation;
+mod reader;
+mod scripts;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -29,11 +31,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use self::feed::{Change, News, Reader};
-pub(super) use self::feed::{HEAD, LONGEST};
+use self::change::Change;
+pub(super) use self::change::HEAD;
 pub(super) use self::generation::Generation;
+use self::reader::{ChangeBatch, FeedReader};
+pub(super) use self::scripts::LONGEST;
 use super::accounts::{AccountId, KnownAccounts};
-use super::purges::{self, Millis, Purges, Target};
+use super::purge_log::{self, Millis, PurgeLog, PurgeTarget};
 use super::{SharedStore, StoreError, StoreTime};
 use crate::accounts::Account;
 use crate::cache::job_notes::NoteSubject;
@@ -43,21 +47,21 @@ use crate::core::clock::{Clock, Moment};
 use crate::request::key::Key;
 
 /// How often changes are read.
-const POLL: Duration = Duration::from_millis(400);
-/// How often the end of the process looks whether they have been told.
-const FLUSH_POLL: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(400);
+/// How often the end of the process checks whether they are published.
+const FLUSH_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// After this time without reading them nothing is shared.
 const OVERDUE: Duration = Duration::from_secs(2);
 /// Purges that wait for the store. If there are more, all pages count as purged.
-const MOST_PENDING: usize = 256;
+const MOST_UNSENT: usize = 256;
 /// If more changes were missed, all of memory is dropped instead.
 const MOST_MISSED: usize = 64;
 
-/// The changes. Clones share them.
+/// The feed of changes. Clones share it.
 #[derive(Clone)]
-pub(super) struct Changes(Arc<Inner>);
+pub(super) struct ChangeFeed(Arc<Inner>);
 
-impl fmt::Debug for Changes {
+impl fmt::Debug for ChangeFeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Changes").field("generation", &self.generation()).finish_non_exhaustive()
     }
@@ -65,14 +69,14 @@ impl fmt::Debug for Changes {
 
 struct Inner {
     store: SharedStore,
-    /// Memory and the disk: changes of other replicas are applied here, and not told again.
+    /// Memory and the disk: changes of other replicas are applied here, and not published again.
     local: Store,
     /// Memory alone.
     memory: Store,
     accounts: KnownAccounts,
     clock: Clock,
     state: Mutex<State>,
-    /// Something waits to be told.
+    /// A purge waits to be published.
     wake: Notify,
     /// Held while changes are read and applied.
     following: tokio::sync::Mutex<()>,
@@ -81,16 +85,16 @@ struct Inner {
 #[derive(Default)]
 struct State {
     read: Option<LastRead>,
-    purges: Purges,
-    /// Purges that are not told yet, and those that are being told. They count without a time.
-    pending: Pending,
-    telling: Pending,
+    purges: PurgeLog,
+    /// Purges that are not published yet, and those that are being published. They count without a time.
+    unsent: UnsentPurges,
+    sending: UnsentPurges,
     /// The process ends: nothing is applied any more.
     is_closed: bool,
 }
 
-/// With those who wait for it to be told.
-type Pending = HashMap<Target, Vec<mpsc::SyncSender<bool>>>;
+/// Each with the callers that wait until it is published.
+type UnsentPurges = HashMap<PurgeTarget, Vec<mpsc::SyncSender<bool>>>;
 
 /// When changes were last read and applied.
 #[derive(Debug, Clone, Copy)]
@@ -102,10 +106,10 @@ struct LastRead {
     episode: u64,
 }
 
-impl Changes {
-    /// Reads and tells changes in the background. Needs a tokio runtime.
+impl ChangeFeed {
+    /// Reads and publishes changes in the background. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, local: Store, accounts: KnownAccounts, clock: Clock) -> Self {
-        let mut reader = Reader::new(local.disk().is_some());
+        let mut reader = FeedReader::new(local.disk().is_some());
         let memory = local.clone().without_tier();
         let (state, wake, following) = (Mutex::default(), Notify::new(), tokio::sync::Mutex::default());
         let changes = Self(Arc::new(Inner { store, local, memory, accounts, clock, state, wake, following }));
@@ -131,71 +135,75 @@ impl Changes {
 
     /// Whether a page that a replica requested then may be served.
     pub(super) fn admit(&self, account: &Account, key: &Key, stored: &StoredResponse, asked: StoreTime) -> bool {
-        self.is_purged_by_none(purges::targets(&AccountId::of(account), key, stored), asked)
+        self.is_purged_by_none(purge_log::targets(&AccountId::of(account), key, stored), asked)
     }
 
-    /// Whether a note that was made then still counts.
+    /// Whether a note of a job that was made then still counts.
     pub(super) fn admit_note(&self, about: &NoteSubject, made: StoreTime) -> bool {
         let id = AccountId::of(&about.account);
-        self.is_purged_by_none(purges::targets_of_note(id, about.operation, &about.key), made)
+        self.is_purged_by_none(purge_log::targets_of_note(id, about.operation, &about.key), made)
     }
 
-    fn is_purged_by_none(&self, mut targets: impl Iterator<Item = Target>, since: StoreTime) -> bool {
+    fn is_purged_by_none(&self, mut targets: impl Iterator<Item = PurgeTarget>, since: StoreTime) -> bool {
         let (state, since) = (self.state(), since.0 / 1000);
         targets.all(|target| {
-            let waits = state.pending.contains_key(&target) || state.telling.contains_key(&target);
-            !waits && state.purges.admit(&target, since)
+            let is_unsent = state.unsent.contains_key(&target) || state.sending.contains_key(&target);
+            !is_unsent && state.purges.admit(&target, since)
         })
     }
 
-    /// Tells the other replicas of a purge, which counts here before `mark` marks pages in memory and returns the first
-    /// pages of the sets that it drops. The returned function blocks until the others can know of it. It returns `false`
-    /// if that takes longer, or the store is away; they are then told later.
-    pub(super) fn purge(&self, which: &Purge, mark: &mut dyn FnMut() -> HashSet<Key>) -> impl FnOnce() -> bool + use<> {
+    /// Publishes a purge. It counts here before `mark` marks pages in memory and returns the first pages of the sets that
+    /// it drops. The returned function blocks until the others can know of it. It returns `false` if that takes longer, or
+    /// the store is away; it is then published later.
+    pub(super) fn publish_purge(
+        &self,
+        which: &Purge,
+        mark: &mut dyn FnMut() -> HashSet<Key>,
+    ) -> impl FnOnce() -> bool + use<> {
         let account = |name: &str| self.0.accounts.named(name).map(|account| AccountId::of(&account));
-        let target = Target::of(which, account);
-        let (sender, told) = mpsc::sync_channel(1);
-        let waits = target.is_some() && self.generation().is_some();
-        self.add_pending(target, None);
+        let target = PurgeTarget::of(which, account);
+        let (sender, published) = mpsc::sync_channel(1);
+        let is_waited_for = target.is_some() && self.generation().is_some();
+        self.add_unsent(target, None);
         let firsts = mark();
         if let Some(target) = target {
-            self.add_pending(target.others(firsts), None);
-            self.add_pending([target], waits.then_some(sender));
+            self.add_unsent(target.others(firsts), None);
+            self.add_unsent([target], is_waited_for.then_some(sender));
         }
         self.0.wake.notify_one();
         let patience = self.0.store.settings().timeout * 4;
-        move || waits && told.recv_timeout(patience).unwrap_or(false)
+        move || is_waited_for && published.recv_timeout(patience).unwrap_or(false)
     }
 
-    /// Tells all replicas, soon, that no page that is in the store now may be taken from there.
+    /// Publishes, soon, that no page that is in the store now may be read from there.
     pub(super) fn outdate_store(&self) {
-        self.add_pending([Target::Stored], None);
+        self.add_unsent([PurgeTarget::Stored], None);
     }
 
-    /// Tells the others that what they have under `key` was replaced, if they requested it before `asked`.
-    pub(super) async fn replaced(&self, key: &Key, asked: StoreTime) {
+    /// Publishes that what others have under `key` was replaced, if they requested it before `asked`.
+    pub(super) async fn publish_replacement(&self, key: &Key, asked: StoreTime) {
         let change = Change::Replaced { key: *key.as_bytes(), asked };
-        let told = match self.generation() {
-            Some(generation) => feed::append(&self.0.store, generation, &change).await,
+        let published = match self.generation() {
+            Some(generation) => scripts::append(&self.0.store, generation, &change).await,
             None => Err(StoreError::Down),
         };
-        if told.is_err() {
-            // A purge can be told later.
-            self.add_pending([Target::Page(*key.as_bytes())], None);
+        if published.is_err() {
+            // A purge can be published later.
+            self.add_unsent([PurgeTarget::Page(*key.as_bytes())], None);
         }
     }
 
-    /// Returns once all purges have been told that can be, or after a while. From then on no change of another replica is
+    /// Returns once all purges are published that can be, or after a while. From then on no change of another replica is
     /// applied here: the next process on this disk applies it.
     pub(super) async fn flush(&self, patience: Duration) {
-        let told = async {
-            while self.waits() && self.0.store.is_up() {
+        let published = async {
+            while self.has_unsent() && self.0.store.is_up() {
                 self.0.wake.notify_one();
-                tokio::time::sleep(FLUSH_POLL).await;
+                tokio::time::sleep(FLUSH_POLL_INTERVAL).await;
             }
         };
-        let _ = tokio::time::timeout(patience, told).await;
-        if self.waits() {
+        let _ = tokio::time::timeout(patience, published).await;
+        if self.has_unsent() {
             tracing::warn!(
                 "the shared store is not reached or slow: the other replicas are not told of the last purges"
             );
@@ -205,37 +213,37 @@ impl Changes {
         let _ = tokio::time::timeout(patience, self.0.following.lock()).await;
     }
 
-    /// Whether a purge waits to be told.
-    fn waits(&self) -> bool {
+    /// Whether a purge is not published yet.
+    fn has_unsent(&self) -> bool {
         let state = self.state();
-        !state.pending.is_empty() || !state.telling.is_empty()
+        !state.unsent.is_empty() || !state.sending.is_empty()
     }
 
-    fn add_pending(&self, targets: impl IntoIterator<Item = Target>, told: Option<mpsc::SyncSender<bool>>) {
+    fn add_unsent(&self, targets: impl IntoIterator<Item = PurgeTarget>, waiting: Option<mpsc::SyncSender<bool>>) {
         let mut state = self.state();
         for target in targets {
-            state.pending.entry(target).or_default().extend(told.clone());
+            state.unsent.entry(target).or_default().extend(waiting.clone());
         }
-        if state.pending.len() > MOST_PENDING {
-            let waiting = state.pending.drain().flat_map(|(_, waiting)| waiting).collect();
-            state.pending.insert(Target::Everything(None), waiting);
+        if state.unsent.len() > MOST_UNSENT {
+            let waiting = state.unsent.drain().flat_map(|(_, waiting)| waiting).collect();
+            state.unsent.insert(PurgeTarget::Everything(None), waiting);
         }
     }
 
     /// Waits for the next time to read, until the store is back, or until the disk is open, and reads. If that fails it is
     /// tried again soon, and nothing is shared meanwhile.
-    async fn follow(self, reader: &mut Reader, failing_since: &mut Option<Moment>) {
-        let mut is_up = self.0.store.changes();
+    async fn follow(self, reader: &mut FeedReader, failing_since: &mut Option<Moment>) {
+        let mut is_up = self.0.store.watch_up();
         let due = async {
             if *is_up.borrow_and_update() {
                 tokio::select! {
-                    () = tokio::time::sleep(POLL) => {}
+                    () = tokio::time::sleep(POLL_INTERVAL) => {}
                     () = self.0.wake.notified() => {}
                     _ = is_up.changed() => {}
                 }
             } else {
                 // Not for ever, so that this ends when nobody uses it any more.
-                let _ = tokio::time::timeout(POLL, is_up.wait_for(|is_up| *is_up)).await;
+                let _ = tokio::time::timeout(POLL_INTERVAL, is_up.wait_for(|is_up| *is_up)).await;
             }
         };
         tokio::select! {
@@ -260,15 +268,15 @@ impl Changes {
         }
     }
 
-    /// Reads and applies what is new, and tells what waits. Then pages may be shared.
-    async fn catch_up(&self, reader: &mut Reader) -> Result<(), StoreError> {
+    /// Reads and applies what is new, and publishes what waits. Then pages may be shared.
+    async fn catch_up(&self, reader: &mut FeedReader) -> Result<(), StoreError> {
         let _following = self.0.following.lock().await;
         let (episode, at) = (self.0.store.episode().ok_or(StoreError::Down)?, self.0.clock.moment());
         let (generation, time) = reader.read(&self.0.store).await?;
-        self.remember(&reader.news, time);
-        // First, because to tell many purges can take longer than a purge may.
+        self.record_purges(&reader.batch, time);
+        // First, because publishing many purges can take longer than a purge may.
         let local = if reader.awaits_disk { &self.0.memory } else { &self.0.local };
-        self.apply(std::mem::take(&mut reader.news), local).await;
+        self.apply(std::mem::take(&mut reader.batch), local).await;
         if self.state().is_closed {
             // What is read may not be applied.
             return Err(StoreError::Down);
@@ -277,46 +285,46 @@ impl Changes {
             // The next process need not apply them again.
             self.0.local.save_checkpoint(checkpoint);
         }
-        self.tell(generation).await?;
+        self.publish_purges(generation).await?;
         self.state().read = Some(LastRead { generation, at, episode });
         Ok(())
     }
 
     /// From here on no page that was purged is taken from the store.
-    fn remember(&self, news: &News, time: StoreTime) {
+    fn record_purges(&self, batch: &ChangeBatch, time: StoreTime) {
         let mut state = self.state();
-        if news.is_new {
-            state.purges = Purges::default();
+        if batch.is_new_generation {
+            state.purges = PurgeLog::default();
         }
-        for (target, at) in &news.purged {
+        for (target, at) in &batch.purged {
             state.purges.add(*target, *at);
         }
         state.purges.forget((time.0 / 1000).saturating_sub(LONGEST.as_millis() as u64));
     }
 
-    /// Tells the purges that wait. One that cannot be told waits on.
-    async fn tell(&self, generation: Generation) -> Result<(), StoreError> {
+    /// Publishes the purges that wait. One that cannot be published waits on.
+    async fn publish_purges(&self, generation: Generation) -> Result<(), StoreError> {
         {
             let mut state = self.state();
-            state.telling = std::mem::take(&mut state.pending);
+            state.sending = std::mem::take(&mut state.unsent);
         }
-        let targets: Vec<Target> = self.state().telling.keys().copied().collect();
+        let targets: Vec<PurgeTarget> = self.state().sending.keys().copied().collect();
         let mut waiting = Vec::new();
         for target in targets {
-            let told = feed::append(&self.0.store, generation, &Change::Purged(target)).await;
+            let published = scripts::append(&self.0.store, generation, &Change::Purged(target)).await;
             let mut state = self.state();
-            let at = match told {
+            let at = match published {
                 Ok(at) => at,
                 Err(error) => {
-                    let telling = std::mem::take(&mut state.telling);
-                    for (target, waiting) in telling {
-                        state.pending.entry(target).or_default().extend(waiting);
+                    let sending = std::mem::take(&mut state.sending);
+                    for (target, waiting) in sending {
+                        state.unsent.entry(target).or_default().extend(waiting);
                     }
                     return Err(error);
                 }
             };
             state.purges.add(target, at);
-            waiting.extend(state.telling.remove(&target).into_iter().flatten());
+            waiting.extend(state.sending.remove(&target).into_iter().flatten());
         }
         for caller in waiting {
             // It may have stopped waiting.
@@ -326,7 +334,7 @@ impl Changes {
     }
 
     /// Drops from `local` what other replicas purged or replaced.
-    async fn apply(&self, News { is_lost, foreign, .. }: News, local: &Store) {
+    async fn apply(&self, ChangeBatch { is_lost, foreign, .. }: ChangeBatch, local: &Store) {
         let purged = foreign.iter().filter(|(change, _)| matches!(change, Change::Purged(_))).count();
         let is_empty = local.disk().is_none() && local.size().0 == 0;
         if foreign.is_empty() && !is_lost {
@@ -370,17 +378,17 @@ impl Changes {
         }
     }
 
-    /// Applies to `local` a change, if it is a purge, that another replica told at this time of the store's clock.
-    fn purge_here(&self, change: &Change, told: Millis, local: &Store) {
+    /// Applies a change to `local`, if it is a purge. `published` is its time on the store's clock.
+    fn purge_here(&self, change: &Change, published: Millis, local: &Store) {
         let Change::Purged(target) = change else { return };
         // Every request in that millisecond may have come before it.
-        let end = StoreTime(told.saturating_add(1).saturating_mul(1000));
+        let end = StoreTime(published.saturating_add(1).saturating_mul(1000));
         let now = self.0.clock.moment();
-        let told = self.0.store.moment_of(end).map_or(now, |end| end.min(now));
+        let at = self.0.store.moment_of(end).map_or(now, |end| end.min(now));
         for which in target.purges(|id| self.0.accounts.names(id)) {
             // Who purged a page need not know the first page of its result set.
-            self.add_pending(target.others(local.first_pages(&which)), None);
-            local.purge_before(&which, told);
+            self.add_unsent(target.others(local.first_pages(&which)), None);
+            local.purge_before(&which, at);
         }
     }
 
@@ -396,19 +404,19 @@ impl Changes {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic leaves at most a purge that waits in both places, which is then told twice.
+        // A panic leaves at most a purge that waits in both places, which is then published twice.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-impl Changes {
-    /// Whether a purge was read, or told.
-    fn knows(&self, target: &Target) -> bool {
+impl ChangeFeed {
+    /// Whether a purge was read, or published.
+    fn knows(&self, target: &PurgeTarget) -> bool {
         !self.state().purges.admit(target, 0)
     }
 
-    /// Whether all that was told before this moment is read and applied.
+    /// Whether all that was published before this moment is read and applied.
     pub(super) fn is_applied(&self, until: Moment) -> bool {
         self.state().read.is_some_and(|read| read.at > until)
     }

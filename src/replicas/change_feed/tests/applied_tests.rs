@@ -47,7 +47,7 @@ async fn what_a_flight_brings_that_was_under_way_at_a_purge_is_not_served_by_oth
     other.keep_of(other.response("a"), Kind::Any, asked);
     other.written().await;
     third.shares().await;
-    until("the third has read the purge", || third.pages.changes().knows(&Target::Everything(None))).await;
+    until("the third has read the purge", || third.pages.feed().knows(&PurgeTarget::Everything(None))).await;
     assert_eq!(third.body("a").await, None);
     // A page that was requested after it, as far as is known of the store's clock.
     let begun = other.clock.now();
@@ -123,7 +123,7 @@ async fn the_purge_of_a_further_page_drops_its_whole_set() {
     // The first replica knows neither page.
     assert!(purge(&one, Purge::Key(key("second").short().to_string())).await);
     until("dropped", || other.in_memory("first").is_none()).await;
-    until("told", || one.pages.changes().knows(&Target::Page(*key("first").as_bytes()))).await;
+    until("told", || one.pages.feed().knows(&PurgeTarget::Page(*key("first").as_bytes()))).await;
     let third = Replica::start(&server).await;
     assert_eq!(third.body("first").await, None);
     assert_eq!(third.body("second").await, None);

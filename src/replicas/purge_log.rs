@@ -12,7 +12,7 @@ use crate::twilio::endpoint::Operation;
 
 /// What a purge names, in terms that all replicas share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Target {
+pub(super) enum PurgeTarget {
     /// All pages, of all accounts or of one.
     Everything(Option<AccountId>),
     /// What a change of an account's data makes wrong.
@@ -27,7 +27,7 @@ pub(super) enum Target {
     Stored,
 }
 
-impl Target {
+impl PurgeTarget {
     /// What `which` names. `account` tells an account's id by its name. `None` if it names nothing.
     pub(super) fn of(which: &Purge, account: impl Fn(&str) -> Option<AccountId>) -> Option<Self> {
         Some(match which {
@@ -112,20 +112,20 @@ pub(super) type Millis = u64;
 
 /// The purges that count, each at its last time.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Purges(HashMap<Target, Millis>);
+pub(super) struct PurgeLog(HashMap<PurgeTarget, Millis>);
 
-impl Purges {
+impl PurgeLog {
     /// Targets that are remembered one by one. If there are more, all pages from before the last purge count as purged.
     pub(super) const MOST: usize = 16_384;
 
     /// Remembers a purge.
-    pub(super) fn add(&mut self, target: Target, at: Millis) {
+    pub(super) fn add(&mut self, target: PurgeTarget, at: Millis) {
         let last = self.0.entry(target).or_insert(at);
         *last = at.max(*last);
         if self.0.len() > Self::MOST {
             let last = self.0.values().copied().max().unwrap_or(at);
             self.0.clear();
-            self.0.insert(Target::Everything(None), last);
+            self.0.insert(PurgeTarget::Everything(None), last);
         }
     }
 
@@ -135,7 +135,7 @@ impl Purges {
     }
 
     /// Whether this target was not purged since `asked`. Two times in the same millisecond have no order.
-    pub(super) fn admit(&self, target: &Target, asked: Millis) -> bool {
+    pub(super) fn admit(&self, target: &PurgeTarget, asked: Millis) -> bool {
         self.0.get(target).is_none_or(|at| *at < asked)
     }
 }
@@ -146,15 +146,20 @@ pub(super) fn targets_of_note(
     account: AccountId,
     operation: Operation,
     key: &Key,
-) -> impl Iterator<Item = Target> + use<> {
-    let of_account = [Target::Everything(None), Target::Everything(Some(account)), Target::Operation(operation)];
-    let short = key.as_bytes().first_chunk().copied().map(Target::Short);
-    of_account.into_iter().chain([Target::Page(*key.as_bytes())]).chain(short)
+) -> impl Iterator<Item = PurgeTarget> + use<> {
+    let of_account =
+        [PurgeTarget::Everything(None), PurgeTarget::Everything(Some(account)), PurgeTarget::Operation(operation)];
+    let short = key.as_bytes().first_chunk().copied().map(PurgeTarget::Short);
+    of_account.into_iter().chain([PurgeTarget::Page(*key.as_bytes())]).chain(short)
 }
 
 /// All targets whose purge drops this page. All pages of a result set are purged together, so they name each other as far
 /// as a page knows the others.
-pub(super) fn targets(account: &AccountId, key: &Key, stored: &StoredResponse) -> impl Iterator<Item = Target> + use<> {
+pub(super) fn targets(
+    account: &AccountId,
+    key: &Key,
+    stored: &StoredResponse,
+) -> impl Iterator<Item = PurgeTarget> + use<> {
     let StoredResponse { operation, result_set, place, next, .. } = stored;
     let (set, next) = (result_set.as_ref(), next.filter(|_| result_set.is_some()));
     let is_data = Purge::Data(String::new()).matches(key, Some(("", *operation)));
@@ -166,15 +171,15 @@ pub(super) fn targets(account: &AccountId, key: &Key, stored: &StoredResponse) -
     ];
     let keys = [Some(*key), Some(*place), set.map(|set| set.first), next];
     [
-        Some(Target::Stored),
-        Some(Target::Everything(None)),
-        Some(Target::Everything(Some(*account))),
-        is_data.then_some(Target::Data(*account)),
+        Some(PurgeTarget::Stored),
+        Some(PurgeTarget::Everything(None)),
+        Some(PurgeTarget::Everything(Some(*account))),
+        is_data.then_some(PurgeTarget::Data(*account)),
     ]
     .into_iter()
-    .chain(of_operation.map(|operation| operation.map(Target::Operation)))
-    .chain(keys.map(|key| key.map(|key| Target::Page(*key.as_bytes()))))
-    .chain(keys.map(|key| key.and_then(|key| key.as_bytes().first_chunk().copied()).map(Target::Short)))
+    .chain(of_operation.map(|operation| operation.map(PurgeTarget::Operation)))
+    .chain(keys.map(|key| key.map(|key| PurgeTarget::Page(*key.as_bytes()))))
+    .chain(keys.map(|key| key.and_then(|key| key.as_bytes().first_chunk().copied()).map(PurgeTarget::Short)))
     .flatten()
 }
 
@@ -201,14 +206,14 @@ mod tests {
         Key::from_bytes(key)
     }
 
-    fn target() -> impl Strategy<Value = Target> {
+    fn target() -> impl Strategy<Value = PurgeTarget> {
         prop_oneof![
-            Just(Target::Everything(None)),
-            (0u8..2).prop_map(|n| Target::Everything(Some(id(n)))),
-            (0u8..2).prop_map(|n| Target::Data(id(n))),
-            prop::sample::select(Operation::ALL.to_vec()).prop_map(Target::Operation),
-            (0u8..6).prop_map(|n| Target::Page(*key(n).as_bytes())),
-            (0u8..6).prop_map(|n| Target::Short(*key(n).as_bytes().first_chunk().unwrap())),
+            Just(PurgeTarget::Everything(None)),
+            (0u8..2).prop_map(|n| PurgeTarget::Everything(Some(id(n)))),
+            (0u8..2).prop_map(|n| PurgeTarget::Data(id(n))),
+            prop::sample::select(Operation::ALL.to_vec()).prop_map(PurgeTarget::Operation),
+            (0u8..6).prop_map(|n| PurgeTarget::Page(*key(n).as_bytes())),
+            (0u8..6).prop_map(|n| PurgeTarget::Short(*key(n).as_bytes().first_chunk().unwrap())),
         ]
     }
 
@@ -234,10 +239,10 @@ mod tests {
             first in prop::option::of(0u8..6),
             next in prop::option::of(0u8..6),
             asked in 1u64..10,
-            purged in prop::collection::vec((prop_oneof![9 => target(), 1 => Just(Target::Stored)], 0u64..10), 0..6),
+            purged in prop::collection::vec((prop_oneof![9 => target(), 1 => Just(PurgeTarget::Stored)], 0u64..10), 0..6),
         ) {
             let stored = page(operation, own, first, next);
-            let mut purges = Purges::default();
+            let mut purges = PurgeLog::default();
             for (target, at) in &purged {
                 purges.add(*target, *at);
             }
@@ -247,7 +252,7 @@ mod tests {
                 members.push((result_set.first, Operation::Query));
                 members.extend(stored.next.map(|next| (next, Operation::Page)));
             }
-            let drops = |target: &Target| *target == Target::Stored || {
+            let drops = |target: &PurgeTarget| *target == PurgeTarget::Stored || {
                 let which = target.purges(|AccountId([n, ..])| vec![NAMES[usize::from(*n)].into()]);
                 let matches = |(key, operation): &(Key, Operation)| which[0].matches(key, Some((name, *operation)));
                 members.iter().any(matches)
@@ -258,10 +263,10 @@ mod tests {
         }
 
         #[test]
-        fn targets_are_read_as_they_were_written(target in prop_oneof![target(), Just(Target::Stored)], junk in prop::collection::vec(any::<u8>(), 0..40)) {
-            prop_assert_eq!(Target::read(&target.write()), Some(target));
+        fn targets_are_read_as_they_were_written(target in prop_oneof![target(), Just(PurgeTarget::Stored)], junk in prop::collection::vec(any::<u8>(), 0..40)) {
+            prop_assert_eq!(PurgeTarget::read(&target.write()), Some(target));
             // Whatever it is, it is read as what it says or not at all.
-            if let Some(read) = Target::read(&junk) {
+            if let Some(read) = PurgeTarget::read(&junk) {
                 prop_assert_eq!(read.write(), junk);
             }
         }
@@ -271,20 +276,20 @@ mod tests {
             let names = |AccountId([n, ..]): &AccountId| vec![NAMES[usize::from(*n)].into()];
             let known = |name: &str| NAMES.iter().position(|known| *known == name).map(|n| id(n as u8));
             let [which] = &target.purges(names)[..] else { panic!("one account has one name") };
-            prop_assert_eq!(Target::of(which, known), Some(target));
+            prop_assert_eq!(PurgeTarget::of(which, known), Some(target));
         }
     }
 
     #[test]
     fn too_many_purges_become_one_of_everything() {
-        let mut purges = Purges::default();
-        for n in 0..=Purges::MOST as u64 {
-            purges.add(Target::Short(n.to_le_bytes()), n);
+        let mut purges = PurgeLog::default();
+        for n in 0..=PurgeLog::MOST as u64 {
+            purges.add(PurgeTarget::Short(n.to_le_bytes()), n);
         }
         assert_eq!(purges.0.len(), 1);
-        assert!(!purges.admit(&Target::Everything(None), Purges::MOST as u64));
-        assert!(purges.admit(&Target::Everything(None), Purges::MOST as u64 + 1));
-        purges.forget(Purges::MOST as u64 + 1);
-        assert!(purges.admit(&Target::Everything(None), 0));
+        assert!(!purges.admit(&PurgeTarget::Everything(None), PurgeLog::MOST as u64));
+        assert!(purges.admit(&PurgeTarget::Everything(None), PurgeLog::MOST as u64 + 1));
+        purges.forget(PurgeLog::MOST as u64 + 1);
+        assert!(purges.admit(&PurgeTarget::Everything(None), 0));
     }
 }

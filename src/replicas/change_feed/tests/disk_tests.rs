@@ -71,9 +71,9 @@ async fn a_purge_that_a_flush_has_lost_is_not_lost_for_a_replica_that_was_down()
     let Some(server) = TestServer::start() else { return };
     let flushed = after_a_restart(&server, async |one| {
         assert!(purge(one, Purge::Key(key("purged").to_string())).await);
-        let before = one.pages.changes().generation();
+        let before = one.pages.feed().generation();
         let _: () = one.run(&mut cmd("FLUSHALL")).await;
-        until("another generation", || one.pages.changes().generation().is_some_and(|now| Some(now) != before)).await;
+        until("another generation", || one.pages.feed().generation().is_some_and(|now| Some(now) != before)).await;
     });
     assert_eq!(flushed.await, [false; 3]);
 }
@@ -108,7 +108,7 @@ async fn changes_are_followed_and_told_before_the_disk_is_open_and_then_applied_
     one.keep_as(one.response("replaced"), Kind::Forced);
     one.written().await;
     until("memory follows", || again.in_memory("early").is_none()).await;
-    let told = again.pages.changes().purge(&Purge::Operation(Operation::Metadata), &mut HashSet::new);
+    let told = again.pages.feed().publish_purge(&Purge::Operation(Operation::Metadata), &mut HashSet::new);
     assert!(tokio::task::spawn_blocking(told).await.unwrap(), "the others are told");
     have_applied(&again, &one).await;
     drop(held);
@@ -133,8 +133,8 @@ async fn changes_are_followed_and_told_before_the_disk_is_open_and_then_applied_
 async fn what_the_disk_has_missed_is_read_again_and_once() {
     let Some(server) = TestServer::start() else { return };
     let one = Replica::start(&server).await;
-    let mut first = Reader::new(false);
-    let foreign = |reader: &mut Reader| std::mem::take(&mut reader.news.foreign).len();
+    let mut first = FeedReader::new(false);
+    let foreign = |reader: &mut FeedReader| std::mem::take(&mut reader.batch.foreign).len();
     assert!(purge(&one, Purge::Operation(Operation::Metadata)).await);
     // As another replica reads it.
     let other = Replica::start(&server).await;
@@ -153,15 +153,15 @@ async fn what_the_disk_has_missed_is_read_again_and_once() {
         (&SavedCheckpoint::Missing, now, false, 0, true),
         (&of_another, now, false, 0, true),
     ] {
-        let mut reader = Reader::new(true);
+        let mut reader = FeedReader::new(true);
         reader.read(&other.shared).await.unwrap();
         assert_eq!((foreign(&mut reader), reader.new_checkpoint()), (2, None), "for memory alone");
-        reader.news.is_lost = has_lost;
+        reader.batch.is_lost = has_lost;
         reader.read(&other.shared).await.unwrap();
-        reader.news = News::default();
+        reader.batch = ChangeBatch::default();
         reader.resume(saved_checkpoint, start);
         assert_eq!(reader.read(&other.shared).await.unwrap().0, generation);
-        assert_eq!((foreign(&mut reader), reader.news.is_lost), (missed, is_lost), "{saved_checkpoint:?} {start}");
+        assert_eq!((foreign(&mut reader), reader.batch.is_lost), (missed, is_lost), "{saved_checkpoint:?} {start}");
         assert!(reader.new_checkpoint().is_some());
         reader.read(&other.shared).await.unwrap();
         assert_eq!(foreign(&mut reader), 0);
@@ -180,7 +180,7 @@ async fn a_process_that_has_closed_its_disk_applies_nothing_more() {
     have_applied(&before, &one).await;
     before.store.close().await;
     assert!(purge(&one, Purge::Key(key("purged").to_string())).await);
-    let read = before.pages.changes().catch_up(&mut Reader::default()).await;
+    let read = before.pages.feed().catch_up(&mut FeedReader::default()).await;
     assert!(read.is_err() && before.in_memory("purged").is_some());
     let again = Replica::on_disk(home.path(), server.settings());
     until("loaded", || again.in_memory("other").is_some()).await;
@@ -203,8 +203,8 @@ async fn pages_of_which_nobody_knows_what_they_missed_are_dropped() {
 }
 
 #[test]
-fn a_note_that_cannot_be_read_is_none() {
-    let of = |checkpoint: &str| feed::read_checkpoint(checkpoint.as_bytes());
+fn a_checkpoint_that_cannot_be_read_is_none() {
+    let of = |checkpoint: &str| super::super::reader::read_checkpoint(checkpoint.as_bytes());
     let generation = Generation::random().to_string();
     assert!(of(&format!("{generation} 1 2 3 4 5 6")).is_some());
     for wrong in ["", "1 2 3 4 5 6", &generation] {

@@ -36,7 +36,7 @@ async fn damaged_keys_are_deleted_and_what_was_purged_does_not_come_back() {
         assert!(purge(&one, Purge::Key(key("a").to_string())).await, "{what}");
         damage(&one, what).await;
         until(what, || {
-            let now = [&one, &other].map(|replica| replica.pages.changes().generation());
+            let now = [&one, &other].map(|replica| replica.pages.feed().generation());
             now.iter().all(|now| now.is_some_and(|now| now != before))
         })
         .await;
@@ -113,7 +113,7 @@ async fn a_feed_that_cannot_be_read_is_a_fault_that_ends_by_itself() {
     let _: () = one.run(cmd("ACL").arg(&["SETUSER", "default", "resetkeys", "~*[^e]?", "~*e[^d]"])).await;
     until("the fault is known", || view().cause.is_some()).await;
     assert!(view().is_reached && view().cause.unwrap().ends_with("shared.prefix: NOPERM"), "{:?}", view());
-    assert!(one.shared.is_up() && one.pages.changes().generation().is_none());
+    assert!(one.shared.is_up() && one.pages.feed().generation().is_none());
     let _: () = one.run(cmd("ACL").arg(&["SETUSER", "default", "allkeys"])).await;
     until("it is over", || view().cause.is_none()).await;
     one.shares().await;
