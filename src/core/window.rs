@@ -35,15 +35,6 @@ impl<const SLOTS: usize, const KINDS: usize> Window<SLOTS, KINDS> {
         slot.counts[kind] = slot.counts[kind].saturating_add(1);
     }
 
-    /// Takes back an event of this kind that was counted at `at`, if it is not forgotten yet.
-    pub fn take_back(&mut self, kind: usize, at: Instant) {
-        let number = self.number(at);
-        let slot = &mut self.slots[(number % SLOTS as u64) as usize];
-        if slot.number == number {
-            slot.counts[kind] = slot.counts[kind].saturating_sub(1);
-        }
-    }
-
     /// The counted events of each kind.
     pub fn counts(&self, now: Instant) -> [u32; KINDS] {
         let sum = |kind| self.recent(now).fold(0u32, |sum, slot| sum.saturating_add(slot.counts[kind]));
@@ -87,12 +78,7 @@ mod tests {
         window.count(0, start + 3 * S);
         assert_eq!(window.counts(start + 3 * S), [1, 2], "the first slot is used again");
         assert_eq!(window.counts(start + 60 * S), [0, 0]);
-        window.take_back(0, start + 60 * S);
-        window.take_back(0, start);
-        assert_eq!(window.counts(start + 60 * S), [0, 0], "nothing to take back");
         window.count(0, start + 60 * S);
-        window.count(0, start + 60 * S);
-        window.take_back(0, start + 60 * S);
         assert_eq!((window.counts(start + 60 * S), window.span(start + 60 * S + S / 2)), ([1, 0], S / 2));
     }
 }

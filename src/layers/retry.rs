@@ -7,7 +7,11 @@
 //! an outage is not multiplied. Between two tries there is an exponential backoff with full jitter, or the failure's
 //! `Retry-After` if that is longer. After a 429 the budget below waits until the account's pause ends.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod allowance;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,11 +19,11 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
 
+pub use self::allowance::RetryBudget;
 use crate::accounts::PerAccount;
 use crate::core::backoff::Backoff;
-use crate::core::clock::{Clock, Instant};
+use crate::core::clock::Clock;
 use crate::core::error::{GatewayError, Reason, Retry as Repeat};
-use crate::core::window::Window;
 use crate::metrics::{ConfigLabel, Ending, Metrics, RetryLabels};
 use crate::request::call::{UpstreamCall, UpstreamResponse};
 use crate::request::context::RequestContext;
@@ -35,60 +39,6 @@ pub struct Policy {
     pub backoff: Backoff,
     /// Retries per first try, over the last 10 s.
     pub budget: f64,
-}
-
-/// The recent first tries and retries of one account. It outlives reloads, so that a reload does not allow more retries.
-/// Clones share it.
-#[derive(Debug, Clone)]
-pub struct RetryBudget(Arc<Mutex<Allowance>>);
-
-impl RetryBudget {
-    /// For an account without any tries.
-    pub fn new(now: Instant) -> Self {
-        Self(Arc::new(Mutex::new(Allowance::new(now))))
-    }
-
-    fn first_try(&self, now: Instant) {
-        self.lock().first_try(now);
-    }
-
-    /// A retry of the call with this context, if one is allowed.
-    fn retry<'c>(&self, budget: f64, now: Instant, context: &'c RequestContext) -> Option<CountedRetry<'c>> {
-        let attempts = context.totals(now).attempts;
-        self.lock().retry(budget, now).then(|| CountedRetry { budget: self.clone(), at: now, context, attempts })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Allowance> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A retry that counts from the moment at which it is allowed, so that concurrent calls do not exceed the budget. When it
-/// is dropped and was not sent, it no longer counts.
-struct CountedRetry<'c> {
-    budget: RetryBudget,
-    at: Instant,
-    context: &'c RequestContext,
-    /// The attempts before this one.
-    attempts: u32,
-}
-
-impl CountedRetry<'_> {
-    /// It is sent only at `now`, after a delay.
-    fn goes_on(&mut self, now: Instant) {
-        let mut allowance = self.budget.lock();
-        allowance.take_back(self.at);
-        allowance.0.count(Allowance::RETRY, now);
-        self.at = now;
-    }
-}
-
-impl Drop for CountedRetry<'_> {
-    fn drop(&mut self) {
-        if self.context.totals(self.at).attempts == self.attempts {
-            self.budget.lock().take_back(self.at);
-        }
-    }
 }
 
 /// Makes [`Retry`] services.
@@ -162,20 +112,23 @@ where
         if now + delay >= call.deadline {
             return result;
         }
-        let Some(mut retry) = budget.retry(layer.policy.budget, now, &call.context) else { return result };
+        let Some(reserved) = budget.reserve(layer.policy.budget, now) else { return result };
         tokio::select! {
             biased;
             () = call.waiters.abandoned() => return result,
             () = tokio::time::sleep(delay) => {}
         }
-        retry.goes_on(layer.clock.now());
         let reason = match &result {
             Ok(answer) => Ending::Status(answer.status.as_u16()),
             Err(error) => Ending::Reason(error.reason().as_str()),
         };
-        let account = ConfigLabel(Arc::clone(&call.team.account.name));
-        layer.metrics.retries.get_or_create(&RetryLabels { account, reason }).inc();
-        let retried = inner.clone().oneshot(call.clone()).await;
+        // Not before: it may wait for its token for long, or be refused.
+        let sent = || {
+            reserved.sent(layer.clock.now());
+            let account = ConfigLabel(Arc::clone(&call.team.account.name));
+            layer.metrics.retries.get_or_create(&RetryLabels { account, reason }).inc();
+        };
+        let retried = once_sent(inner.clone().oneshot(call.clone()), &call.context, layer.clock, sent).await;
         let refused = |error: &GatewayError| {
             use Reason::{CircuitOpen, Deadline, QueueFull, TeamRateLimit};
             matches!(error.reason(), Deadline | QueueFull | CircuitOpen | TeamRateLimit)
@@ -187,6 +140,20 @@ where
         result = retried;
     }
     result
+}
+
+/// The same as `retry`, which is a try of the call with this context. Calls `sent` when its attempt begins, if one does.
+async fn once_sent<F: Future>(retry: F, context: &RequestContext, clock: Clock, sent: impl FnOnce()) -> F::Output {
+    let attempts = || context.totals(clock.now()).attempts;
+    let (mut retry, before, mut sent) = (pin!(retry), attempts(), Some(sent));
+    poll_fn(|task| {
+        let polled = retry.as_mut().poll(task);
+        if let Some(sent) = sent.take_if(|_| attempts() > before) {
+            sent();
+        }
+        polled
+    })
+    .await
 }
 
 /// How long this failure asks not to retry. It applies to this call only: one query may be too much for an upstream
@@ -228,40 +195,6 @@ fn verdict(repeat: Repeatability, result: &Result<UpstreamResponse, GatewayError
             Repeat::OnceIfRepeatable if repeatable => Again::Once,
             Repeat::IfRepeatable | Repeat::OnceIfRepeatable | Repeat::Never => Again::No,
         },
-    }
-}
-
-/// First tries and retries of one account over the last ten seconds.
-#[derive(Debug)]
-struct Allowance(Window<10, 2>);
-
-impl Allowance {
-    /// Retries that are always allowed, so that an account with few requests can retry too.
-    const FLOOR: f64 = 3.0;
-    const FIRST_TRY: usize = 0;
-    const RETRY: usize = 1;
-
-    fn new(now: Instant) -> Self {
-        Self(Window::new(Duration::from_secs(1), now))
-    }
-
-    fn first_try(&mut self, now: Instant) {
-        self.0.count(Self::FIRST_TRY, now);
-    }
-
-    /// Counts a retry, if one is allowed. Returns whether it is.
-    fn retry(&mut self, budget: f64, now: Instant) -> bool {
-        let [first_tries, retries] = self.0.counts(now).map(f64::from);
-        let allowed = retries + 1.0 <= (budget * first_tries).max(Self::FLOOR);
-        if allowed {
-            self.0.count(Self::RETRY, now);
-        }
-        allowed
-    }
-
-    /// The retry that was counted at `at` is not sent.
-    fn take_back(&mut self, at: Instant) {
-        self.0.take_back(Self::RETRY, at);
     }
 }
 

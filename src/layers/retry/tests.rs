@@ -1,9 +1,11 @@
 use std::collections::VecDeque;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use tower::service_fn;
 
 use super::*;
+use crate::core::clock::Instant;
 use crate::request::waiters::Waiters;
 use crate::twilio::endpoint::Operation;
 
@@ -184,7 +186,8 @@ async fn a_retry_that_is_not_sent_uses_up_nothing() {
         }
     };
     let new = || call(Operation::Query, 90 * S);
-    let layer = RetryLayer::new(Policy { budget: 0.0, ..policy() }, budgets(), Metrics::new(), Clock::new());
+    let metrics = Metrics::new();
+    let layer = RetryLayer::new(Policy { budget: 0.0, ..policy() }, budgets(), Arc::clone(&metrics), Clock::new());
     let (works, refuses) = (layer.layer(service_fn(sent(false))), layer.layer(service_fn(sent(true))));
     for _ in 0..4 {
         let abandoned = UpstreamCall { waiters: Waiters::of_clients(), ..new() };
@@ -193,32 +196,60 @@ async fn a_retry_that_is_not_sent_uses_up_nothing() {
         let dropped = tokio::time::timeout(Duration::ZERO, works.clone().oneshot(new())).await;
         assert!(dropped.is_err(), "its client left during the backoff");
     }
+    assert_eq!(counted(&metrics), 0);
     for expected in [200, 200, 200, 503] {
         let now = Instant::now();
         assert_eq!(works.clone().oneshot(new()).await.unwrap().status, expected, "{:?}", now.elapsed());
     }
+    assert_eq!(counted(&metrics), 3);
+}
+
+/// What `retries_total` counts for retries after a 503.
+fn counted(metrics: &Metrics) -> u64 {
+    let account = ConfigLabel("main".into());
+    metrics.retries.get_or_create(&RetryLabels { account, reason: Ending::Status(503) }).get()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_counts_when_it_is_sent_not_when_it_was_allowed() {
-    let (budget, start, context) = (RetryBudget::new(Instant::now()), Instant::now(), RequestContext::default());
-    let mut late = budget.retry(0.0, start, &context).unwrap();
-    let sent_at_once: Vec<_> = (0..2).map(|_| budget.retry(0.0, start, &context).unwrap()).collect();
-    assert!(budget.retry(0.0, start, &context).is_none(), "what is allowed counts");
-    late.goes_on(start + 9 * S);
-    context.attempt_begins(start + 9 * S, None);
-    drop((late, sent_at_once));
-    let allowed = (0..3).filter_map(|_| budget.retry(0.0, start + 12 * S, &context)).collect::<Vec<_>>();
-    assert_eq!(allowed.len(), 2, "one was sent three seconds ago");
-}
-
-#[test]
-fn the_allowance_never_falls_below_its_floor_and_forgets() {
-    let start = Instant::now();
-    let mut allowance = Allowance::new(start);
-    allowance.first_try(start);
-    let granted = (0..10).filter(|_| allowance.retry(0.2, start)).count();
-    assert_eq!(granted, 3);
-    assert!(!allowance.retry(0.2, start + 9 * S));
-    assert!(allowance.retry(0.2, start + 10 * S));
+async fn retries_of_a_long_pause_are_not_sent_all_at_once() {
+    let begun = Instant::now();
+    let pause_ends = begun + 60 * S;
+    let (sent, metrics) = (Arc::new(Mutex::new(Vec::new())), Metrics::new());
+    // Each first try fails at once. Retries get their tokens only when the pause ends.
+    let paused = {
+        let sent = Arc::clone(&sent);
+        service_fn(move |call: UpstreamCall| {
+            let sent = Arc::clone(&sent);
+            async move {
+                let is_first = call.context.totals(Instant::now()).attempts == 0;
+                if !is_first {
+                    tokio::time::sleep_until(pause_ends).await;
+                    sent.lock().unwrap().push(Instant::now());
+                }
+                call.context.attempt_begins(Instant::now(), None);
+                let status = if is_first { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+                let (headers, body) = (http::HeaderMap::new(), Bytes::new());
+                Ok::<_, GatewayError>(UpstreamResponse { status, headers, body, next_token: None })
+            }
+        })
+    };
+    let layer = RetryLayer::new(Policy { budget: 0.0, ..policy() }, budgets(), Arc::clone(&metrics), Clock::new());
+    let retry = layer.layer(paused);
+    let mut calls = Vec::new();
+    for _ in 0..5 {
+        calls.extend((0..2).map(|_| tokio::spawn(retry.clone().oneshot(call(Operation::Query, 90 * S)))));
+        // More than the ten seconds for which a retry counts after it was sent.
+        tokio::time::sleep(11 * S).await;
+    }
+    assert_eq!(counted(&metrics), 0, "none was sent yet");
+    let mut answers = Vec::new();
+    for call in calls {
+        answers.push(call.await.unwrap().unwrap().status.as_u16());
+    }
+    assert_eq!(*sent.lock().unwrap(), [pause_ends; 3]);
+    assert_eq!(counted(&metrics), 3);
+    assert_eq!(answers.iter().filter(|status| **status == 200).count(), 3, "{answers:?}");
+    assert_eq!(retry.clone().oneshot(call(Operation::Query, 90 * S)).await.unwrap().status, 503, "all three count");
+    tokio::time::sleep(10 * S).await;
+    assert_eq!(retry.oneshot(call(Operation::Query, 90 * S)).await.unwrap().status, 200, "they were sent 10 s ago");
 }
