@@ -190,7 +190,7 @@ impl Gateway {
                     tokio::time::sleep(drain).await;
                     requests.end();
                 });
-                tracing::info!("draining: no new connections, requests under way may finish");
+                tracing::info!("draining: no new connections, requests in progress may finish");
             }
         };
         let stop = stop.boxed().shared();

@@ -171,7 +171,7 @@ impl Metrics {
         };
         let r = &mut metrics.registry;
         r.register("requests", "Requests by team, operation, outcome and status", metrics.requests.clone());
-        r.register("errors", "Refusals and failures of the gateway's own, by reason", metrics.errors.clone());
+        r.register("errors", "Errors that the gateway itself made, by reason", metrics.errors.clone());
         r.register(
             "request_duration_seconds",
             "Time from a request's head to its answer's",
@@ -183,16 +183,16 @@ impl Metrics {
             metrics.upstream_attempts.clone(),
         );
         r.register("upstream_duration_seconds", "Time of one upstream attempt", metrics.upstream_duration.clone());
-        r.register("upstream_wait_seconds", "Time an attempt waited for its token", metrics.upstream_wait.clone());
-        r.register("upstream_in_flight", "Attempts under way", metrics.upstream_in_flight.clone());
-        r.register("retries", "Attempts beyond the first, by what the one before ended with", metrics.retries.clone());
+        r.register("upstream_wait_seconds", "Time that an attempt waited for its token", metrics.upstream_wait.clone());
+        r.register("upstream_in_flight", "Attempts in progress", metrics.upstream_in_flight.clone());
+        r.register("retries", "Attempts after a call's first, by how the previous one ended", metrics.retries.clone());
         r.register(
             "budget_tokens",
-            "Tokens in the account's bucket, negative while it owes",
+            "Tokens in the account's bucket; negative while it is in debt",
             metrics.budget_tokens.clone(),
         );
         r.register("budget_paused_seconds", "Seconds until the account's pause ends", metrics.budget_paused.clone());
-        r.register("budget_rate_per_second", "Tokens a second, as adaptation has it", metrics.budget_rate.clone());
+        r.register("budget_rate_per_second", "Tokens a second that the bucket gets now", metrics.budget_rate.clone());
         r.register("circuit_state", "0 closed, 1 half open, 2 open", metrics.circuit_state.clone());
         r.register("queue_length", "Calls waiting for a token", metrics.queue_length.clone());
         r.register(
@@ -200,28 +200,24 @@ impl Metrics {
             "Whether Twilio rejects the account's credentials",
             metrics.credentials_rejected.clone(),
         );
-        r.register("cache_entries", "Pages kept", metrics.cache_entries.clone());
+        r.register("cache_entries", "Pages in memory", metrics.cache_entries.clone());
         r.register("cache_bytes", "Bytes of keys and pages", metrics.cache_bytes.clone());
         r.register("cache_capacity_bytes", "Bytes that keys and pages may take", metrics.cache_capacity.clone());
-        r.register("cache_evictions", "Pages that went, by cause", metrics.cache_evictions.clone());
+        r.register("cache_evictions", "Pages removed, by cause", metrics.cache_evictions.clone());
         r.register(
             "cache_settled",
-            "Query pages kept, by whether they were settled or why not",
+            "Query pages stored, by whether they are settled, or why not",
             metrics.cache_settled.clone(),
         );
         r.register("cache_disk_entries", "Pages on disk", metrics.cache_disk_entries.clone());
         r.register("cache_disk_bytes", "Bytes that pages take on disk", metrics.cache_disk_bytes.clone());
         r.register(
             "cache_disk_writes",
-            "Pages kept, by whether they reached the disk",
+            "Pages to be written to the disk, by result",
             metrics.cache_disk_writes.clone(),
         );
         r.register("shared_up", "Whether the shared store is reached", metrics.shared_up.clone());
-        r.register(
-            "shared_operations",
-            "Operations on the shared store, by how they ended",
-            metrics.shared_operations.clone(),
-        );
+        r.register("shared_operations", "Operations on the shared store, by result", metrics.shared_operations.clone());
         r.register(
             "shared_duration_seconds",
             "Time of one operation on the shared store",
@@ -234,14 +230,14 @@ impl Metrics {
         );
         r.register(
             "shared_skipped",
-            "Pages that were not put into the shared store, by why not",
+            "Pages that were not put into the shared store, by reason",
             metrics.shared_skipped.clone(),
         );
         r.register("replicas", "Replicas that share the store now", metrics.replicas.clone());
         r.register("spans", "Spans of traces, by whether they reached the collector", metrics.spans.clone());
         r.register(
             "credential_echoes",
-            "Answers withheld since they repeated the account's credentials",
+            "Answers withheld because they repeated the account's credentials",
             metrics.credential_echoes.clone(),
         );
         r.register(

@@ -42,7 +42,7 @@ pub fn client_config(speaks_tls: bool, ca_file: Option<&Path>) -> Result<ClientC
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            tracing::info!(roots = roots.len(), "this machine has no certificate store: trusting the roots built in");
+            tracing::info!(roots = roots.len(), "this machine has no certificate store: trusting the built-in roots");
         }
     }
     if let Some(path) = ca_file {

@@ -21,10 +21,10 @@ pub(super) async fn read(body: Incoming, most: usize) -> Result<Bytes, Response<
     match tokio::time::timeout(TIMEOUT, Limited::new(body, most).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("the body is larger than {} KiB, which nothing here needs", most / 1024);
+            let message = format!("the body is larger than {} KiB; no request here needs that much", most / 1024);
             Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, &message))
         }
-        Ok(Err(_)) => Err(refuse(StatusCode::BAD_REQUEST, "the body was cut; send it whole")),
+        Ok(Err(_)) => Err(refuse(StatusCode::BAD_REQUEST, "the body was cut short; send it completely")),
         Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, "the body took longer than 10 s to arrive")),
     }
 }

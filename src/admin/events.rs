@@ -38,7 +38,8 @@ const TOGETHER: usize = 64;
 impl AdminState {
     pub(super) fn events(self: &Arc<Self>, access: Access) -> Response<ResponseBody> {
         let Ok(place) = Arc::clone(&self.streams).try_acquire_owned() else {
-            let message = format!("{STREAMS} streams of events are open, which is the most; close one, or come back");
+            let message =
+                format!("{STREAMS} streams of events are open, and no more are allowed; close one, or come back later");
             let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, &message);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             return response;

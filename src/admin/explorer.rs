@@ -140,7 +140,7 @@ impl AdminState {
         Some(match path {
             "/explorer/cost" => self.cost(&config, &team, asked),
             "/explorer/query" if is_metadata => return bad("send query, or the pageToken of a further page"),
-            "/explorer/metadata" if !is_metadata => return bad("metadata is asked for by the team alone"),
+            "/explorer/metadata" if !is_metadata => return bad("for metadata, send only the team"),
             _ => self.ask(&team, asked, peer).await,
         })
     }

@@ -95,9 +95,9 @@ fn unauthorized(access: Access, path: &str) -> Response<ResponseBody> {
              server.listen in the configuration"
         }
         Access::Wrong => {
-            "that is not the admin plane's token, which is the one whose SHA-256 is admin.token_sha256; a team's token does not work here"
+            "this is not the admin plane's token, whose SHA-256 is admin.token_sha256; a team's token does not work here"
         }
-        _ => "the admin plane wants its token: Authorization: Bearer TOKEN; browsers log in at /login",
+        _ => "the admin plane needs its token: Authorization: Bearer TOKEN; browsers log in at /login",
     };
     let mut response = refuse(StatusCode::UNAUTHORIZED, message);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -92,7 +92,10 @@ async fn question(address: Address, path: &str, token: Option<&str>) -> Result<A
 fn address_of_url(url: &str) -> Result<Address, String> {
     let address = Address::parse(url).map_err(|error| format!("--url: {error}"))?;
     match address.speaks_tls() {
-        true => Err("--url: only http:// and unix:// URLs can be asked; the admin plane speaks no TLS".to_owned()),
+        true => {
+            Err("--url: only http:// and unix:// URLs are possible, because the admin plane does not use TLS"
+                .to_owned())
+        }
         false => Ok(address),
     }
 }
@@ -127,7 +130,7 @@ mod tests {
         assert_eq!(address_of_listen("[::]:9091").unwrap().to_string(), "http://[::1]:9091");
         assert_eq!(address_of_listen("0.0.0.0:9090"), address_of_listen(""));
         assert!(address_of_listen("unix:/x").is_err());
-        assert!(address_of_url("https://localhost").unwrap_err().contains("speaks no TLS"));
+        assert!(address_of_url("https://localhost").unwrap_err().contains("does not use TLS"));
         assert!(address_of_url("unix:///run/admin.sock").is_ok());
     }
 }

@@ -18,7 +18,7 @@ pub struct CheckArgs {
     /// Print only what differs from the defaults, each key with where it was set
     #[arg(long)]
     pub diff: bool,
-    /// Read no secret that is kept in a file, a variable or a credential: for machines where they are not
+    /// Do not read secrets in files, variables or credentials: for machines that do not have them
     #[arg(long)]
     pub without_secrets: bool,
 }

@@ -26,13 +26,13 @@ use crate::simulator::{DEFAULT_ROWS, Settings, Simulator};
 /// Arguments of `demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// Data plane address; default: 127.0.0.1:8080, or a free port where that is taken [key: server.listen]
+    /// Data plane address; default: 127.0.0.1:8080, or a free port if that is in use [key: server.listen]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
-    /// Admin plane address; default: 127.0.0.1:9090, or a free port where that is taken [key: admin.listen]
+    /// Admin plane address; default: 127.0.0.1:9090, or a free port if that is in use [key: admin.listen]
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<SocketAddr>,
-    /// Address of the simulator; default: 127.0.0.1:4010, or a free port where that is taken
+    /// Address of the simulator; default: 127.0.0.1:4010, or a free port if that is in use
     #[arg(long, value_name = "ADDR")]
     pub simulator: Option<SocketAddr>,
     /// Let a few dashboards send queries. Access lines are off then, unless INSIGHTS_GATEWAY_LOG__ACCESS=true

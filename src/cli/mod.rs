@@ -34,7 +34,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub use self::sources::{ConfigArgs, load_or_explain};
 
-/// A caching, rate-aware, credential-isolating reverse proxy for Twilio's Conversation Insights API.
+/// A caching reverse proxy for Twilio's Conversation Insights API, which holds the credentials and limits the rate.
 #[derive(Debug, Parser)]
 #[command(name = "insights-gateway", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "\
@@ -53,11 +53,11 @@ pub enum Command {
     ///
     /// Reads a configuration file, or runs from the environment alone: TWILIO_ACCOUNT_SID, TWILIO_API_KEY and
     /// TWILIO_API_SECRET are enough. SIGHUP, or a change of the file or of a secret file, reloads it; SIGTERM
-    /// lets requests in flight finish.
+    /// lets requests in progress finish.
     Serve(serve::ServeArgs),
     /// Run gateway, simulator and admin page on loopback, without a Twilio account
     ///
-    /// Needs no file. Prints the URLs and three curl lines to paste. Where a default port is taken it takes a free one.
+    /// Needs no file. Prints the URLs and three curl lines to paste. If a default port is in use, it takes a free one.
     Demo(demo::DemoArgs),
     /// Run only the local Insights simulator
     ///
@@ -65,8 +65,8 @@ pub enum Command {
     Simulate(simulate::SimulateArgs),
     /// Validate the configuration and print what is in effect, secrets masked
     ///
-    /// Checks files, secrets, references and values, and binds no port. Prints every fault and warning at once on
-    /// standard error, as file:line: key: what is wrong, and last OK or how many there are.
+    /// Checks files, secrets, references and values, and opens no port. Prints all faults and warnings on standard
+    /// error, each as file:line: key: what is wrong. The last line there is OK, or how many there are.
     Check(check::CheckArgs),
     /// Make access tokens for teams
     #[command(subcommand)]
@@ -84,8 +84,8 @@ pub enum Command {
     Health(health::HealthArgs),
     /// Print how a running gateway is doing
     ///
-    /// What /status on the admin plane says, at a glance; --json prints that as it comes, for scripts. Exits with 0
-    /// when the gateway could be asked, whatever it said, else with 1.
+    /// A summary of /status on the admin plane. For scripts, --json prints /status unchanged. Exits with 0 if the status
+    /// could be read, whatever it says, else with 1.
     Status(status::StatusArgs),
     /// Print a completion script for a shell
     ///

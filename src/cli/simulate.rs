@@ -19,23 +19,27 @@ use crate::simulator::{Settings, Simulator};
 /// A rate; `None` means no limit. It has a name so that clap does not treat it as an optional argument.
 pub type MaybeRate = Option<Rate>;
 
+// Not in the doc comment, which would need brackets around the URL.
+const PUBLIC_URL: &str =
+    "What links in answers begin with, such as https://insights.twilio.com; default: the address that the client used";
+
 /// Arguments of `simulate`.
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010")]
     pub listen: SocketAddr,
-    /// Requests before it answers 429, such as 5/s or 300/min; 0/s is no limit
+    /// Rate above which it answers 429, such as 5/s or 300/min; 0/s means no limit
     #[arg(long, value_name = "RATE", default_value = "5/s", value_parser = parse_rate)]
     pub rate: MaybeRate,
     /// Time that an answer takes, such as 80ms
     #[arg(long, value_name = "DURATION", default_value = "80ms", value_parser = parse_duration)]
     pub latency: Duration,
-    /// Time that a query job takes while few run, such as 10s
+    /// Time that a query job takes, such as 10s; longer if many run at the same time
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub jobs_take: Duration,
-    /// What links in answers begin with, such as <https://insights.twilio.com>; default: the address that was asked
-    #[arg(long, value_name = "URL", value_parser = public_url)]
+    /// What links in answers begin with.
+    #[arg(long, value_name = "URL", value_parser = public_url, help = PUBLIC_URL)]
     pub public_url: Option<String>,
     /// Seed of the generated data; the same seed gives the same conversations
     #[arg(long, value_name = "N", default_value_t = 42)]

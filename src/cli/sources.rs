@@ -15,7 +15,7 @@ use crate::config::{self, Config, Sources};
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct ConfigArgs {
-    /// Configuration file (TOML); without one, the environment has to be enough
+    /// Configuration file (TOML); without one, everything comes from the environment and from flags
     #[arg(long, value_name = "FILE", env = "INSIGHTS_GATEWAY_CONFIG", value_parser = OsStringValueParser::new())]
     pub config: Option<OsString>,
     /// Data plane address, or unix:/path/to.sock; repeatable [key: server.listen]
@@ -24,7 +24,7 @@ pub struct ConfigArgs {
     /// Admin plane address [key: admin.listen]
     #[arg(long, value_name = "ADDR")]
     pub admin_listen: Option<String>,
-    /// Where answers come from [key: upstream.url]
+    /// URL of Twilio, or of a simulator [key: upstream.url]
     #[arg(long, value_name = "URL")]
     pub upstream: Option<String>,
     /// Any other key, such as cache.capacity=64MiB; repeatable

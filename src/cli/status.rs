@@ -20,10 +20,10 @@ pub struct StatusArgs {
     /// Admin URL; by default http:// and INSIGHTS_GATEWAY_ADMIN__LISTEN, else http://127.0.0.1:9090
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// The admin plane's token, if it needs one; better in the variable, which other users of the machine cannot see
+    /// The admin plane's token, if it needs one; better set the variable, because other users of the machine can see flags
     #[arg(long, value_name = "TOKEN", env = "INSIGHTS_GATEWAY_ADMIN_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// Print the JSON of /status as it comes
+    /// Print the JSON of /status unchanged
     #[arg(long)]
     pub json: bool,
     /// Ask again every two seconds, until interrupted

@@ -28,7 +28,7 @@ pub(super) fn check(tls: &Tls, public_url: Option<&Uri>, now: Timestamp, path: &
         Err(PemError::Io(_)) | Ok(None) => return,
         Ok(Some(leaf)) if EndEntityCert::try_from(leaf).is_ok() => leaf,
         Ok(Some(_)) | Err(_) => {
-            return report.fault(&at, "the certificate in this file cannot be understood; is the file complete?");
+            return report.fault(&at, "the certificate in this file cannot be parsed; is the file complete?");
         }
     };
     if !report.is_without_secrets() {
@@ -46,14 +46,14 @@ fn check_key(key: &FilePath, leaf: &CertificateDer<'static>, path: &Path, report
         key => key.ok().and_then(|key| rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).ok()),
     };
     let Some(key) = key else {
-        let message = "the key in this file cannot be understood; is the file complete, and without a pass phrase?";
+        let message = "the key in this file cannot be parsed; is the file complete, and without a pass phrase?";
         return report.fault(path, message);
     };
     let fits = CertifiedKey::new(vec![leaf.clone()], key).keys_match();
     if matches!(fits, Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch))) {
         report.fault(
             path,
-            "this key does not fit the certificate of server.tls.cert; take the one that was made with it",
+            "this key does not belong to the certificate in server.tls.cert; use the key that was made with it",
         );
     }
 }
@@ -76,9 +76,6 @@ fn check_time(leaf: &CertificateDer<'_>, now: Timestamp, path: &Path, report: &R
 fn check_name(leaf: &CertificateDer<'_>, host: &str, path: &Path, report: &Report) {
     let (Ok(certificate), Ok(name)) = (EndEntityCert::try_from(leaf), ServerName::try_from(host)) else { return };
     if certificate.verify_is_valid_for_subject_name(&name).is_err() {
-        report.warn(
-            path,
-            "this certificate is not for the host of server.public_url, so clients that ask there refuse it",
-        );
+        report.warn(path, "this certificate is not for the host of server.public_url, so clients refuse it there");
     }
 }

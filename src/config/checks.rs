@@ -51,7 +51,7 @@ fn addresses(config: &Config, report: &Report) {
             (one, other) => one == other,
         });
         if collides {
-            report.fault(&path.item(index), "an earlier entry already listens there; take one of them out");
+            report.fault(&path.item(index), "an earlier entry already listens there; remove one of them");
         }
         if matches!(address, Listen::Tcp(address) if share_a_port(*address, config.admin.listen)) {
             let admin = Path::of(&["admin", "listen"]);

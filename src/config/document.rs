@@ -87,7 +87,7 @@ fn read_file(file: &ConfigFile, report: &Report) -> Option<Node> {
             () if is_yaml(line) => {
                 "; this looks like YAML, and the file is TOML: [section] on a line of its own, then key = \"value\""
             }
-            () if is_unquoted(line) => "; a text stands in quotes: key = \"value\"",
+            () if is_unquoted(line) => "; write a text in quotes: key = \"value\"",
             () => "",
         };
         report.fault_at(place.clone(), Path::default(), format!("not TOML: {}{remedy}", error.message()));
@@ -243,7 +243,7 @@ fn add(tree: &mut Node, path: &[String], raw: &str, place: &Place, report: &Repo
         return;
     };
     let inside_no_table = || {
-        let message = "belongs into a table, but that is set to a value; set only one of the two";
+        let message = "belongs to a table, but a value is set in its place; set only one of the two";
         report.fault_at(place.clone(), Path::of(path), message);
     };
     let mut node = tree;

@@ -84,7 +84,7 @@ impl std::error::Error for Faults {}
 /// The files changed during every attempt to read them.
 pub(super) fn of_unrest() -> Faults {
     let place = Place::File("the configuration or a secret file".into());
-    of_file(place, "keeps changing while it is read; try again when it is written")
+    of_file(place, "keeps changing while it is read; try again when it is completely written")
 }
 
 /// The content of the pipe was read before, and is gone.

@@ -112,7 +112,7 @@ pub fn keep_from_others(file: &File, path: &Path) {
     }
     let path = path.display();
     match file.set_permissions(Permissions::from_mode(OWNER_ALONE)) {
-        Ok(()) => tracing::warn!(%path, "every user of this machine could use this file; now its owner alone can"),
+        Ok(()) => tracing::warn!(%path, "every user of this machine could use this file; now only its owner can"),
         Err(error) => tracing::warn!(%path, %error, "every user of this machine can use this file; chmod 600 it"),
     }
 }

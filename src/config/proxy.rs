@@ -92,7 +92,7 @@ fn of_table(table: &mut Table<'_>, sources: &Sources) -> Option<Proxy> {
     // A password that cannot be read is a fault already.
     let password = password?;
     if address.password.is_some() {
-        return refuse(report, &path.key("password"), "the URL holds a password too; take that out");
+        return refuse(report, &path.key("password"), "the URL contains a password too; remove it there");
     }
     if address.user.is_none() {
         return refuse(report, &path.key("password"), "the URL names no user; write http://USER@HOST:PORT");
@@ -163,7 +163,9 @@ impl Address {
         let rest = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
             Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
-                return Err("a proxy that itself speaks TLS is not supported; name one that is reached by http://");
+                return Err(
+                    "a proxy that is reached by https:// is not supported; name one that is reached by http://",
+                );
             }
             Some(_) => return Err("must start with http://; other kinds of proxies are not supported"),
             None => text,
@@ -174,7 +176,7 @@ impl Address {
             None => (None, rest),
         };
         if host.contains(['/', '?', '#']) {
-            return Err("must not hold a path, a query or a fragment; name only user, host and port");
+            return Err("must not contain a path, a query or a fragment; give only user, host and port");
         }
         let authority: Authority = host.parse().map_err(|_| EXPECTED)?;
         match () {
@@ -191,7 +193,7 @@ impl Address {
         };
         let user = decode(user)?;
         match user.contains(':') {
-            true => Err("the user must not hold a colon, which ends it in Basic authentication"),
+            true => Err("the user must not contain a colon, because a colon ends it in Basic authentication"),
             false => Ok(Self { authority, user: Some(user.to_string()), password }),
         }
     }

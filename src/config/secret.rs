@@ -70,7 +70,7 @@ pub(super) fn warn_if_written_out(source: &SecretSource, path: &Path, report: &R
     if *source == SecretSource::Literal {
         report.warn(
             path,
-            "the secret is written out in the configuration; keep it in { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
+            "the secret itself is in the configuration; keep it in { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
         );
     }
 }
@@ -81,7 +81,7 @@ fn without_line_end(bytes: &[u8]) -> &[u8] {
     if text.len() < bytes.len() { text.strip_suffix(b"\r").unwrap_or(text) } else { text }
 }
 
-const NOT_VISIBLE: &str = "a secret is visible ASCII characters alone";
+const NOT_VISIBLE: &str = "a secret may contain only visible ASCII characters";
 
 /// What is wrong with a secret, and at which byte, without repeating any part of it that could be secret.
 fn fault_in(bytes: &[u8]) -> Option<String> {
@@ -93,15 +93,15 @@ fn fault_in(bytes: &[u8]) -> Option<String> {
     let what = match &bytes[at..] {
         [0xef, 0xbb, 0xbf, ..] => "a byte order mark (U+FEFF); save the file without it",
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the mark of UTF-16; save the file as plain ASCII",
-        [0xc2, 0xa0, ..] => "a no-break space (U+00A0); take it out",
-        [0xe2, 0x80, 0x8b..=0x8f, ..] | [0xe2, 0x81, 0xa0, ..] => "a character without width; take it out",
-        [0, ..] => "a zero byte; take it out",
-        [b' ', ..] => "a space; take it out",
-        [b'\t', ..] => "a tab; take it out",
+        [0xc2, 0xa0, ..] => "a no-break space (U+00A0); remove it",
+        [0xe2, 0x80, 0x8b..=0x8f, ..] | [0xe2, 0x81, 0xa0, ..] => "a character without width; remove it",
+        [0, ..] => "a zero byte; remove it",
+        [b' ', ..] => "a space; remove it",
+        [b'\t', ..] => "a tab; remove it",
         [b'\n' | b'\r', ..] => {
             "a line end, and only one after the secret is ignored; does this key name the right place?"
         }
-        [0x01..=0x1f | 0x7f, ..] => "a control character; take it out",
+        [0x01..=0x1f | 0x7f, ..] => "a control character; remove it",
         _ => "not ASCII; is this the right secret?",
     };
     Some(format!("{NOT_VISIBLE}, and its byte {at}, counted from 0, is {what}"))
@@ -122,7 +122,7 @@ fn read_form(field: Field<'_>) -> Option<SecretSource> {
     }
     let mut entries = entries.into_iter();
     let (Some((form, node)), None) = (entries.next(), entries.next()) else {
-        report.fault(&path, "name exactly one of file, env or credential");
+        report.fault(&path, "give exactly one of file, env or credential");
         return None;
     };
     let name = Field { report, path: path.key(&form), node }.string()?;
@@ -183,7 +183,7 @@ pub(super) fn check_pem(file: &FilePath, label: &str, path: &Path, report: &Repo
     let text = String::from_utf8_lossy(&bytes);
     let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains(label);
     if !Zeroizing::new(text.into_owned()).lines().any(begins) {
-        let message = format!("this file holds no PEM block \"BEGIN … {label}\"; is it the right one?");
+        let message = format!("this file contains no PEM block \"BEGIN … {label}\"; is it the right one?");
         return refuse(report, path, &message);
     }
     Some(about)
@@ -200,9 +200,9 @@ pub(super) fn check_writable(file: &FilePath, path: &Path, report: &Report) {
     match std::fs::metadata(file) {
         Ok(about) if !about.is_file() => report.fault(path, "this is not a file; name a regular file, or a new one"),
         Ok(_) if !allows(file, Access::WRITE_OK) => report.fault(path, "this file cannot be written; change its owner"),
-        Err(_) if !folder.is_dir() => report.fault(path, "the folder of this file does not exist; make it"),
+        Err(_) if !folder.is_dir() => report.fault(path, "the folder of this file does not exist; create it"),
         Err(_) if !allows(folder, Access::WRITE_OK | Access::EXEC_OK) => {
-            report.fault(path, "no file can be made in this folder; change its owner, or make the file there");
+            report.fault(path, "no file can be created in this folder; change its owner, or create the file there");
         }
         Ok(_) | Err(_) => {}
     }

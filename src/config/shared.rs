@@ -37,7 +37,8 @@ pub(super) fn read(table: &mut Table<'_>, sources: &Sources) -> Option<Shared> {
     let lease = Duration::from_millis(2)..=Duration::from_secs(300);
     let lease = table.duration_within(at_start("lease"), Duration::from_secs(5), lease);
     if lease <= timeout {
-        let message = "must be longer than shared.timeout, or a replica would lose a flight while it still waits";
+        let message =
+            "must be longer than shared.timeout; otherwise a replica would lose a flight while it still waits";
         report.fault(&path.key("lease"), message);
     }
     let replicas = replicas(table);
@@ -47,7 +48,7 @@ pub(super) fn read(table: &mut Table<'_>, sources: &Sources) -> Option<Shared> {
 
 fn parse_username(text: &str) -> Result<String, &'static str> {
     match text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        true => Err("the name of a user has no white space"),
+        true => Err("the name of a user must not contain white space"),
         false => Ok(text.to_owned()),
     }
 }
@@ -93,7 +94,7 @@ fn seal_keys(field: Field<'_>, sources: &Sources) -> (Vec<SecretSource>, Vec<Zer
         report.fault(&path, "must not be empty; `openssl rand -base64 32` makes a key, or leave it out");
     }
     if entries.len() > MOST_KEYS {
-        report.fault(&path, format!("at most {MOST_KEYS} keys; take out those that seal nothing any more"));
+        report.fault(&path, format!("at most {MOST_KEYS} keys; remove those that seal nothing any more"));
     }
     for entry in entries {
         let path = entry.path.clone();
@@ -106,7 +107,7 @@ fn seal_keys(field: Field<'_>, sources: &Sources) -> (Vec<SecretSource>, Vec<Zer
         }
         match seal_key(&secret.text) {
             Some(key) if keys.contains(&key) => {
-                report.fault(&path, "the same key is listed above; take one of them out");
+                report.fault(&path, "the same key is listed above; remove one of them");
             }
             Some(key) => keys.push(key),
             None => {
@@ -135,7 +136,7 @@ fn check_together(path: &Path, url: Option<&StoreUrl>, report: &Report) {
     if !is_given("url") {
         // The others have an effect only together with the URL, but may stay when that is taken out.
         for key in ["username", "password", "ca_file", "seal"].into_iter().filter(|key| is_given(key)) {
-            report.fault(&path.key(key), "means nothing without shared.url; set that, or take this out");
+            report.fault(&path.key(key), "has no effect without shared.url; set shared.url, or remove this key");
         }
         return;
     }
@@ -149,7 +150,7 @@ fn check_together(path: &Path, url: Option<&StoreUrl>, report: &Report) {
     }
     let Some(url) = url else { return };
     if is_given("ca_file") && !url.tls {
-        report.fault(&path.key("ca_file"), "is only for TLS; use rediss:// in shared.url, or take this out");
+        report.fault(&path.key("ca_file"), "is only for TLS; use rediss:// in shared.url, or remove this key");
     }
     match (is_given("seal"), url.is_local()) {
         (false, true) => report.warn(

@@ -100,11 +100,11 @@ pub(super) fn parse_url(text: &str) -> Result<StoreUrl, String> {
         return Err(format!("must start with one of {}{}", SCHEMES.join("://, ") + "://", suggest(&scheme, SCHEMES)));
     }
     if rest.contains('@') {
-        let message = "must not hold a user or password; take them out and set shared.username and shared.password";
+        let message = "must not contain a user or password; remove them and set shared.username and shared.password";
         return Err(message.to_owned());
     }
     if rest.contains(['?', '#']) {
-        return Err("must not hold a query or a fragment; take it out".to_owned());
+        return Err("must not contain a query or a fragment; remove it".to_owned());
     }
     let (redis, kind) = scheme.split_once('+').unwrap_or((&scheme, ""));
     let (servers, database) = match (redis, kind) {
@@ -120,7 +120,7 @@ pub(super) fn parse_url(text: &str) -> Result<StoreUrl, String> {
 fn single(rest: &str) -> Result<(Servers, i64), &'static str> {
     let (host, database) = rest.split_once('/').unwrap_or((rest, ""));
     if host.contains(',') {
-        return Err("must name one host; several are for redis+sentinel:// or redis+cluster://");
+        return Err("must name one host; only redis+sentinel:// and redis+cluster:// take several");
     }
     Ok((Servers::Single(parse_host(host, PORT)?), parse_database(database)?))
 }
@@ -147,7 +147,7 @@ fn cluster(rest: &str) -> Result<(Servers, i64), &'static str> {
     let hosts = parse_hosts(hosts, PORT)?;
     match parse_database(database)? {
         0 => Ok((Servers::Cluster(hosts), 0)),
-        _ => Err("a cluster has only the database 0; take the number out"),
+        _ => Err("a cluster has only the database 0; remove the number"),
     }
 }
 

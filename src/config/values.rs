@@ -60,15 +60,15 @@ pub(super) fn parse_url(text: &str, paths: Paths) -> Result<Uri, &'static str> {
     };
     match () {
         () if !matches!(scheme, "http" | "https") => Err("must start with http:// or https://"),
-        () if authority.as_str().contains('@') => Err("must not hold a user or password; take them out"),
+        () if authority.as_str().contains('@') => Err("must not contain a user or password; remove them"),
         () if authority.host().is_empty() => Err(EXPECTED),
         () if !has_sound_port(authority) => Err("the port must be a number from 1 to 65535"),
-        () if url.query().is_some() || text.contains('#') => Err("must not hold a query or a fragment; take it out"),
+        () if url.query().is_some() || text.contains('#') => Err("must not contain a query or a fragment; remove it"),
         () if paths == Paths::Refused && url.path().trim_end_matches('/').eq_ignore_ascii_case("/v3") => {
-            Err("must not end in /v3, which every path begins with; name only scheme, host and port")
+            Err("must not end in /v3, because every path begins with it; give only scheme, host and port")
         }
         () if paths == Paths::Refused && !matches!(url.path(), "" | "/") => {
-            Err("must not hold a path; name only scheme, host and port")
+            Err("must not contain a path; give only scheme, host and port")
         }
         () => Ok(url),
     }
@@ -96,7 +96,7 @@ pub(super) fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
     match path {
         _ if !path.starts_with('/') => Err("a Unix socket needs an absolute path, such as \"unix:/run/insights.sock\""),
         _ if path.len() > LONGEST_SOCKET_PATH => Err("the path of a Unix socket is at most 107 bytes long; shorten it"),
-        _ if path.contains('\0') => Err("the path of a Unix socket cannot hold a zero byte"),
+        _ if path.contains('\0') => Err("the path of a Unix socket cannot contain a zero byte"),
         _ => Ok(PathBuf::from(path)),
     }
 }

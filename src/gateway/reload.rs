@@ -93,7 +93,7 @@ impl Reloader {
     fn reopen_audit_log(&self) {
         match audit_file(&self.config.load()) {
             Ok(file) => self.shared.audit.switch(file),
-            Err(error) => tracing::error!("the old audit log stays: {error}"),
+            Err(error) => tracing::error!("the old audit log stays in use: {error}"),
         }
     }
 

@@ -110,7 +110,7 @@ impl<T> TimeoutIo<T> {
         if self.tls_warnings.allows(Instant::now()) {
             tracing::warn!(
                 peer = self.connection.peer_name(),
-                "a client speaks TLS to a listener of plain HTTP: use http:// there, or set server.tls; said once a minute"
+                "a client speaks TLS to a listener of plain HTTP: use http:// there, or set server.tls; logged once a minute"
             );
         }
     }

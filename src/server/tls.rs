@@ -113,7 +113,7 @@ impl Certified {
         if is_worse {
             tracing::info!(
                 peer = peer.as_str(),
-                "a client certificate is no longer good: its connection names no team"
+                "a client certificate is no longer valid: its connection belongs to no team"
             );
         }
         let (clients, at) = (Arc::clone(&current.clients), Instant::now());

@@ -140,7 +140,7 @@ impl Worker {
         count(&self.metrics, if sent.is_ok() { "exported" } else { "failed" }, spans);
         // The log tells when this changes, not with every batch.
         match &sent {
-            Ok(()) if self.failing => tracing::info!("the collector takes traces again"),
+            Ok(()) if self.failing => tracing::info!("the collector accepts traces again"),
             Err(error) if !self.failing => {
                 tracing::warn!("spans are lost: {}; check telemetry.otlp", error.message);
             }
@@ -156,7 +156,7 @@ impl Worker {
                 Err(error) if error.transient && tried < TRIES => error,
                 result => return result,
             };
-            tracing::debug!(tried, "the collector does not take spans: {}", error.message);
+            tracing::debug!(tried, "the collector does not accept spans: {}", error.message);
             let asked = error.retry_after.unwrap_or_default().min(LONGEST_WAIT);
             tokio::time::sleep(BETWEEN_TRIES.delay(tried, fastrand::f64()).max(asked)).await;
             tried += 1;

@@ -119,7 +119,7 @@ def tls_upstream(authority):
 
 def test_without_a_certificate_store_only_the_built_in_roots_are_trusted(root, tls_upstream):
     gateway, data, _ = root.serve(tls_upstream, "--set", "retry.attempts=1")
-    line = gateway.wait_for(lambda line: "trusting the roots built in" in line and json.loads(line))
+    line = gateway.wait_for(lambda line: "trusting the built-in roots" in line and json.loads(line))
     assert line["roots"] > 100
     status, answer = ask(data, f"{DOMAIN}/Metadata")
     assert status == 502 and json.loads(answer)["params"]["reason"] == "upstream_unreachable"
@@ -133,5 +133,5 @@ def test_a_mounted_certificate_store_replaces_the_built_in_roots(root, authority
     root.write(file, authority.cert_pem.bytes().decode())
     gateway, data, _ = root.serve(tls_upstream, environment=environment)
     assert ask(data, f"{DOMAIN}/Metadata") == (200, '{"cubes":[]}')
-    assert "trusting the roots built in" not in gateway.said()
+    assert "trusting the built-in roots" not in gateway.said()
 

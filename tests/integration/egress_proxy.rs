@@ -273,7 +273,7 @@ fn an_invalid_proxy_is_a_fault_with_its_place_and_without_secrets() {
     for (table, told) in [
         ("{ password = 'planted' }", "upstream.proxy"),
         ("{ url = 'http://egress.example', password = 'planted' }", "names no user"),
-        ("{ url = 'http://u:planted@egress.example', password = 'planted' }", "holds a password too"),
+        ("{ url = 'http://u:planted@egress.example', password = 'planted' }", "contains a password too"),
         ("{ url = 'http://u@egress.example', password = { file = '/nowhere' } }", "cannot be read"),
         ("{ url = 'http://u@egress.example', pasword = 'planted' }", "did you mean"),
         ("{ url = 'https://u@egress.example' }", "upstream.proxy.url"),

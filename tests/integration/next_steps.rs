@@ -205,7 +205,7 @@ async fn a_wrong_and_a_missing_admin_token_have_different_messages() {
     let upstream = Upstream::start().await;
     let gateway = TestConfig::new(upstream.url()).set("admin.token_sha256", sha256_hex("right")).start().await;
     for (header, part) in
-        [("", "wants its token"), ("Authorization: Bearer wrong\r\n", "that is not the admin plane's token")]
+        [("", "needs its token"), ("Authorization: Bearer wrong\r\n", "this is not the admin plane's token")]
     {
         let answer = gateway.ask_admin(&get("/status", header)).await;
         assert_eq!(answer.status, 401);

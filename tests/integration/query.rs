@@ -393,7 +393,7 @@ async fn tls_is_trusted_by_the_root_that_is_named() {
         let _ = stream.read(&mut [0; 1024]).await;
     });
     let said = query(&format!("https://{address}"), "--measure N", &[], &[]).await;
-    assert!(said.code == Some(1) && said.errors.contains("ask it with http://"), "{said:?}");
+    assert!(said.code == Some(1) && said.errors.contains("use http://"), "{said:?}");
 }
 
 #[tokio::test]
@@ -410,7 +410,7 @@ async fn a_missing_gateway_or_another_server_is_reported() {
         (Plan::json(200, "<html>"), "not JSON"),
         (Plan::json(404, "<html>"), "is --url its data address"),
         (Plan::with(302, &elsewhere, ""), "redirects are not followed"),
-        (Plan::raw("SSH-2.0-x 200\r\n\r\n").then_close(), "does not speak HTTP"),
+        (Plan::raw("SSH-2.0-x 200\r\n\r\n").then_close(), "not HTTP/1.1"),
         (Plan::close(), "closed"),
         (Plan::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{").then_close(), "cut"),
     ] {
@@ -438,7 +438,7 @@ async fn wrong_usage_is_64_and_asks_nobody() {
         (&base, "--measure N --job --page-size 1001", "1000"),
         (&base, "--measure N --token-file /nowhere/token", "/nowhere/token"),
         (&v3, "--measure N", "leave out /v3"),
-        (&secret, "--measure N", "must not hold a user"),
+        (&secret, "--measure N", "must not contain a user"),
         ("127.0.0.1:8080", "--measure N", "put http://"),
         ("ftp://h", "--measure N", "http://HOST:PORT"),
     ] {

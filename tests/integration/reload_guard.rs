@@ -274,7 +274,7 @@ async fn a_certificate_that_is_corrected_after_a_refusal_is_used() {
     let mut guarded = Guarded::start(&upstream, &text("key.pem"), Inherited::default()).await;
     // A key that belongs to another certificate, in a file that the old configuration does not name.
     fs::copy(new.path("key.pem"), old.path("other.pem")).unwrap();
-    guarded.refuses(&text("other.pem"), "server.tls.key: this key does not fit").await;
+    guarded.refuses(&text("other.pem"), "server.tls.key: this key does not belong").await;
     fs::copy(old.path("key.pem"), old.path("other.pem")).unwrap();
     poll("the key", || async { (guarded.reloads("applied").await == 1).then_some(()) }).await;
     assert_eq!(over_tls(&guarded, &old).await, Some(200));

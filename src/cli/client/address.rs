@@ -15,10 +15,10 @@ pub(in crate::cli) enum AddressError {
     #[error("it begins with a host; put http:// or https:// in front of it")]
     Scheme,
     /// A user or password before an `@`.
-    #[error("must not hold a user or password; a token comes from a variable or a file")]
+    #[error("must not contain a user or password; a token comes from a variable or a file")]
     User,
     /// A query after a `?`.
-    #[error("must not hold a query")]
+    #[error("must not contain a query")]
     Query,
 }
 

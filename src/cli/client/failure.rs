@@ -22,10 +22,10 @@ pub(in crate::cli) enum Failure {
     #[error("no answer: the TLS handshake broke off: {0}")]
     Handshake(#[source] io::Error),
     /// The response was not HTTP.
-    #[error("what answered does not speak HTTP/1.1; is this the right address, and does it want https://?")]
+    #[error("the answer is not HTTP/1.1; is this the right address, and does it need https://?")]
     NotHttp(#[source] hyper::Error),
     /// The connection ended before the response.
-    #[error("no answer: the connection was closed; does it want https://?")]
+    #[error("no answer: the connection was closed; does it need https://?")]
     Closed(#[source] hyper::Error),
     /// The connection broke.
     #[error("no answer: {0}{cause}", cause = cause(.0))]
@@ -40,7 +40,7 @@ pub(in crate::cli) enum Failure {
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
     /// Address and path do not form a URL.
-    #[error("this address cannot be asked; is it a URL?")]
+    #[error("no request can be sent to this address; is it a URL?")]
     Target,
 }
 
@@ -74,14 +74,14 @@ fn connect_hint(error: &io::Error) -> &'static str {
 
 fn tls_hint(error: &rustls::Error) -> &'static str {
     match error {
-        rustls::Error::InvalidMessage(_) => "; if it speaks no TLS, ask it with http://",
+        rustls::Error::InvalidMessage(_) => "; if it does not use TLS, use http://",
         // The second one: a trusted root has the issuer's name but another key.
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "; --ca-file names a certificate to trust besides the machine's own"
         }
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "; ask by a name that the certificate has",
+        ) => "; use a name that the certificate has",
         rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "; the gateway needs a new certificate"
         }

@@ -13,7 +13,7 @@ const FILTER: &str = "A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; r
 const FILTER_LONG: &str = "\
 A condition: F=V, F=V,W (one of them), F!=V, F<V or F>V; repeatable, all must hold
 
-A value that holds a comma is written in double quotes. For the shell, quote the whole: 'F>V'.";
+Write a value that contains a comma in double quotes. In a shell, put the whole condition in single quotes: 'F>V'.";
 
 /// Arguments of `query`.
 #[derive(Debug, Clone, Args)]
@@ -28,10 +28,10 @@ pub struct QueryArgs {
     /// Conditions, all of which must hold.
     #[arg(long, value_name = "F=V", num_args = 1.., help = FILTER, long_help = FILTER_LONG)]
     pub filter: Vec<Filter>,
-    /// Only what is later than this: 2026-04-02, or 2026-04-02T10:00:00Z
+    /// Only rows later than this: 2026-04-02, or 2026-04-02T10:00:00Z
     #[arg(long, value_name = "T", value_parser = moment)]
     pub since: Option<String>,
-    /// Only what is earlier than this
+    /// Only rows earlier than this
     #[arg(long, value_name = "T", value_parser = moment)]
     pub until: Option<String>,
     /// The time dimension of --since and --until; by default the only one of the first member's cube
@@ -46,7 +46,7 @@ pub struct QueryArgs {
     /// Rows on a page
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub page_size: Option<u32>,
-    /// Walk all pages, not just the first
+    /// Fetch all pages, not just the first
     #[arg(long)]
     pub all: bool,
     /// Submit a query job, wait for it and print its results: for queries that take long
@@ -64,7 +64,7 @@ pub struct QueryArgs {
     /// Sign in as this team: its name is sent together with the token
     #[arg(long, value_name = "NAME", value_parser = team, help_heading = "Gateway")]
     pub team: Option<String>,
-    /// File that holds the team's token; else it comes from INSIGHTS_GATEWAY_TOKEN
+    /// File with the team's token; without it, the token comes from INSIGHTS_GATEWAY_TOKEN
     #[arg(long, value_name = "FILE", help_heading = "Gateway")]
     pub token_file: Option<PathBuf>,
     /// A certificate to trust in addition to the machine's own roots (PEM)

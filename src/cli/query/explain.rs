@@ -50,12 +50,12 @@ impl CacheStatus {
             ("stale", Some(ttl)) => format!("stale: from the cache, {} s past its freshness; a refresh runs", -ttl),
             ("stale", None) => "stale: from the cache, past its freshness; a refresh runs".to_owned(),
             ("stale_error", _) => {
-                "stale_error: from the cache, past its freshness, since Twilio could not be asked".to_owned()
+                "stale_error: from the cache, past its freshness, because no newer answer could be fetched".to_owned()
             }
-            ("revalidated", _) => "revalidated: still what it was".to_owned(),
+            ("revalidated", _) => "revalidated: the answer has not changed".to_owned(),
             ("collapsed", _) => "collapsed: by a call to Twilio that another request had begun".to_owned(),
             ("miss", _) => format!("miss: by a call to Twilio{kept}"),
-            ("bypass", _) => "bypass: by a call to Twilio that leaves the cache alone".to_owned(),
+            ("bypass", _) => "bypass: by a call to Twilio; the answer is not kept".to_owned(),
             ("refused", _) => "refused: by the gateway, without a call to Twilio".to_owned(),
             ("failed", _) => "failed".to_owned(),
             (other, _) => other.to_owned(),

@@ -112,7 +112,7 @@ async fn answer(args: &QueryArgs) -> Result<(), Failure> {
             1 => "this one".to_owned(),
             rows => format!("these {rows}"),
         };
-        say(&format!("insights-gateway: there are more rows than {shown}; --all walks all pages"));
+        say(&format!("insights-gateway: there are more rows than {shown}; --all fetches all pages"));
     }
     Ok(())
 }

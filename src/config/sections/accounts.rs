@@ -234,7 +234,7 @@ pub(in crate::config) fn team(name: &str, table: &mut Table<'_>, sole_account: &
     let restricts = !team.policy.deny.is_empty() || !team.policy.require.is_empty();
     let are_fields = |word| matches!(word, Permission::FieldsRead | Permission::FieldsWrite);
     if restricts && team.operations.iter().any(are_fields) {
-        let message = "fields-read and fields-write cannot be held to a policy; leave them or teams.*.policy out";
+        let message = "fields-read and fields-write are not possible with a policy; remove them or teams.*.policy";
         report.fault(&path.key("operations"), message);
     }
     team
@@ -244,7 +244,7 @@ fn tokens(field: Field<'_>, now: Timestamp) -> Option<Vec<Token>> {
     let (report, path) = (field.report, field.path.clone());
     let entries = field.one_or_more("a list of texts")?;
     if entries.is_empty() {
-        report.fault(&path, "must not be empty; `insights-gateway token new TEAM` makes one, or leave the key out");
+        report.fault(&path, "must not be empty; `insights-gateway token new TEAM` makes one, or remove this key");
     }
     let mut tokens: Vec<Token> = Vec::new();
     for entry in entries {
@@ -291,7 +291,7 @@ fn warn_of_expiry(token: Token, now: Timestamp, path: &Path, report: &Report) {
     const ADVICE: &str = "`insights-gateway token new TEAM` makes a new one";
     match token.expires {
         Some(expires) if expires <= now => {
-            report.warn(path, format!("this token has expired and is not accepted; take it out. {ADVICE}"));
+            report.warn(path, format!("this token has expired and is not accepted; remove it. {ADVICE}"));
         }
         Some(expires) if expires.duration_since(now) <= SOON => {
             report.warn(path, format!("this token expires at {expires}; list another one in addition. {ADVICE}"));
@@ -304,7 +304,7 @@ fn operations(field: Field<'_>) -> Option<OperationSet> {
     let (report, path) = (field.report, field.path.clone());
     let texts = field.texts()?;
     if texts.is_empty() {
-        report.fault(&path, "must not be empty; leave the key out for metadata, query and jobs");
+        report.fault(&path, "must not be empty; remove this key to allow metadata, query and jobs");
     }
     let words = Permission::ALL.map(Permission::as_str);
     let permission = |(path, word): (Path, String)| {

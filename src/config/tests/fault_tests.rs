@@ -133,7 +133,7 @@ fn faults_in_accounts() {
         "4: accounts.\"a b\": ",
         "letters",
     );
-    assert_one_fault(&account("auth_token = {}"), "3: accounts.main.auth_token: name exactly one", "");
+    assert_one_fault(&account("auth_token = {}"), "3: accounts.main.auth_token: give exactly one", "");
     assert_one_fault(&account("auth_token = { flie = 'x' }"), "3: accounts.main.auth_token.flie: ", "mean file?");
     assert_one_fault(&account("auth_token = { env = 'NO' }"), "3: accounts.main.auth_token.env: ", "not set");
     assert_one_fault(&account("auth_token = { file = '/nowhere' }"), "3: accounts.main.auth_token.file: ", "read");

@@ -16,10 +16,10 @@ fn a_text_without_quotes_gets_a_hint() {
     for line in ["filter = info", "filter = info,insights_gateway=debug", "slow = 5s", "audit = /var/log/audit.jsonl"] {
         let faults = faults_of(account(), &format!("[log]\n{line}\n"));
         assert!(faults[0].starts_with("2: not TOML: "), "{faults:?}");
-        assert!(faults[0].ends_with("; a text stands in quotes: key = \"value\""), "{faults:?}");
+        assert!(faults[0].ends_with("; write a text in quotes: key = \"value\""), "{faults:?}");
     }
     let faults = faults_of(account(), "[log]\nfilter = \"info\nhits = 1\n");
-    assert!(!faults[0].contains("a text stands in quotes"), "it has one: {faults:?}");
+    assert!(!faults[0].contains("write a text in quotes"), "it has one: {faults:?}");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_url_that_ends_in_the_version_has_its_own_message() {
     for url in ["https://insights.example/v3", "https://insights.example/V3/"] {
         assert_one_fault(&format!("[upstream]\nurl = '{url}'"), "2: upstream.url: ", "must not end in /v3");
     }
-    assert_one_fault("[upstream]\nurl = 'https://insights.example/v4'", "2: upstream.url: ", "must not hold a path");
+    assert_one_fault("[upstream]\nurl = 'https://insights.example/v4'", "2: upstream.url: ", "must not contain a path");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn swapped_credentials_are_recognised() {
     assert!(warned.iter().any(|warning| warning.contains("this is the SID of an API key (SK…)")), "{warned:?}");
     let warned = faults(with(SID, SID, "a-secret")).unwrap();
     assert!(warned.iter().any(|warning| warning.contains("this is the SID of an account (AC…)")), "{warned:?}");
-    assert!(faults(with(SID, KEY, "a-secret")).unwrap().iter().all(|warning| warning.contains("written out")));
+    assert!(faults(with(SID, KEY, "a-secret")).unwrap().iter().all(|warning| warning.contains("the secret itself")));
 }
 
 /// A certificate with the parameters that `change` sets, and its key.
@@ -101,7 +101,7 @@ fn a_key_that_does_not_match_is_reported_at_the_key() {
     let (cert, key) = certificate(&one, "localhost", |_| ());
     let (_, another) = certificate(&other, "localhost", |_| ());
     assert!(loaded(account(), &tls(&cert, &key, "")).warnings.is_empty());
-    assert_one_fault(&tls(&cert, &another, ""), "2: server.tls.key: ", "does not fit");
+    assert_one_fault(&tls(&cert, &another, ""), "2: server.tls.key: ", "does not belong");
     let cut = one.write("cut.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n");
     let faults = faults_of(account(), &tls(&cut, &key, ""));
     assert_eq!(faults.len(), 1, "{faults:?}");

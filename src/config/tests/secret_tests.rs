@@ -52,7 +52,7 @@ fn secrets_come_from_files_variables_and_credentials() {
     let literal = loaded(Sources::default(), &text(&format!("'{SECRET}'")));
     assert_eq!(literal.accounts[0].secret.expose_secret(), SECRET);
     assert!(literal.show().contains("api_secret = \"********\""));
-    assert!(literal.warnings[0].contains(":4: accounts.main.api_secret: the secret is written out"));
+    assert!(literal.warnings[0].contains(":4: accounts.main.api_secret: the secret itself is in the configuration"));
 }
 
 #[test]

@@ -280,7 +280,11 @@ fn seal_keys_are_32_bytes_and_differ() {
     let many = (0..9).map(|byte| format!("'{}'", key(byte))).collect::<Vec<_>>().join(", ");
     assert_one_fault(&sealed(&format!("[{many}]")), "4: shared.seal: ", "at most 8 keys");
     let literal = loaded(account(), &sealed(&format!("'{}'", key(1))));
-    assert!(literal.warnings[0].contains(":4: shared.seal: the secret is written out"), "{:?}", literal.warnings);
+    assert!(
+        literal.warnings[0].contains(":4: shared.seal: the secret itself is in the configuration"),
+        "{:?}",
+        literal.warnings
+    );
     assert!(literal.show().contains("seal = [\"********\"] # masked\n"), "{}", literal.show());
 }
 
