@@ -14,9 +14,9 @@ pub(crate) enum StoreError {
     Failed(String),
 }
 
-/// Why a page is not put into the store while that is reached.
+/// Why a page is not put into the store, although the store is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Skipped {
+pub(super) enum SkipReason {
     /// Its body is longer than [`LONGEST_BODY`](super::LONGEST_BODY).
     TooLarge,
     /// Too many others wait.

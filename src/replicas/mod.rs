@@ -26,7 +26,7 @@ pub(crate) mod test_server;
 pub(crate) use self::accounts::KnownAccounts;
 pub(crate) use self::budget::SharedQuota;
 pub(crate) use self::clock::StoreTime;
-use self::error::{Skipped, StoreError};
+use self::error::{SkipReason, StoreError};
 pub(crate) use self::flights::SharedFlights;
 pub(crate) use self::grants::StoredGrants;
 pub use self::pages::SharedPages;

@@ -1,9 +1,9 @@
 //! Pages that replicas share: memory, then the store, then upstream.
 //!
-//! A page that is not in memory is looked up in the store, once for all requests that ask for it at the same time. It
-//! is put into memory by the same rules as a page that has just been fetched. A page that memory keeps is written to
+//! A page that is not in memory is looked up in the store. One look-up serves all requests that ask for the page at the
+//! same time. The page is put into memory by the same rules as a page that has just been fetched. A page that memory keeps is written to
 //! the store in the background. There it is sealed, and expires when it may no longer be served. No request fails
-//! because of the store: a page that cannot be read, unsealed or written is a miss.
+//! because of the store. A page that cannot be read, unsealed or written is a miss.
 //!
 //! The name of a page's key depends on the account's SID and origin, not on the account's name. A page's times are on
 //! the shared clock, and are rounded so that no page seems younger than it is. A further page of a result set is used
@@ -12,9 +12,9 @@
 //! A large page is sent over a second connection, so that it delays no other operation, and may take longer.
 
 mod large;
-mod page;
-mod scripts;
-mod unwritten;
+mod page_store;
+mod pending_page;
+mod pending_removals;
 mod value;
 mod writer;
 
@@ -26,9 +26,9 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use self::page::{Page, Tell};
-use self::value::{Belonging, Value};
-use self::writer::Writer;
+use self::pending_page::{Announce, PendingPage};
+use self::value::{PageSealer, PageValue};
+use self::writer::PageWriter;
 use super::accounts::KnownAccounts;
 use super::change_feed::{ChangeFeed, Generation};
 use super::job_notes::StoredJobNotes;
@@ -76,15 +76,15 @@ struct Inner {
     local: Store,
     accounts: KnownAccounts,
     feed: ChangeFeed,
-    writer: Writer,
+    writer: PageWriter,
     clock: Clock,
     /// The look-ups under way. The sender is gone when one has ended.
     lookups: Mutex<HashMap<Key, watch::Receiver<()>>>,
 }
 
 impl SharedPages {
-    /// Puts the shared pages behind memory and disk of `local`, and shares notes about jobs with the same purges. `accounts` are those of the configuration in use. Needs a
-    /// tokio runtime.
+    /// Puts the shared pages behind memory and disk of `local`. Notes about jobs are shared too, and the same purges end
+    /// them. `accounts` are those of the configuration in use. Needs a tokio runtime.
     pub(crate) fn behind(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Store {
         let pages = Self::new(local.clone(), store.clone(), accounts, clock);
         let notes = StoredJobNotes::new(store, pages.0.feed.clone());
@@ -93,7 +93,7 @@ impl SharedPages {
 
     fn new(local: Store, store: SharedStore, accounts: KnownAccounts, clock: Clock) -> Self {
         let feed = ChangeFeed::start(store.clone(), local.clone(), accounts.clone(), clock);
-        let writer = Writer::start(store.clone(), feed.clone(), clock);
+        let writer = PageWriter::start(store.clone(), feed.clone(), clock);
         Self(Arc::new(Inner { store, local, accounts, feed, writer, clock, lookups: Mutex::default() }))
     }
 
@@ -103,26 +103,26 @@ impl SharedPages {
         let seen = local.seen();
         let Some(found) = self.find(generation, account, key).await else { return };
         let result_set = match &found {
-            Found::Page(entry) => entry.stored.result_set,
-            Found::Place(result_set) => Some(*result_set),
+            LookupResult::Page(entry) => entry.stored.result_set,
+            LookupResult::Place(result_set) => Some(*result_set),
         };
         // Only its first page shows that a set is the newest of its query. That page is the next to be asked for anyway, or
         // has just been.
         if let Some(result_set) = result_set.filter(|set| set.first != *key && !local.has_set(set))
-            && let Some(Found::Page(first)) = self.find(generation, account, &result_set.first).await
+            && let Some(LookupResult::Page(first)) = self.find(generation, account, &result_set.first).await
         {
             local.adopt(result_set.first, *first, seen);
         }
         match found {
-            Found::Page(entry) => {
+            LookupResult::Page(entry) => {
                 local.adopt(*key, *entry, seen);
             }
-            Found::Place(result_set) => local.adopt_place(*key, result_set, &account.name, seen),
+            LookupResult::Place(result_set) => local.adopt_place(*key, result_set, &account.name, seen),
         }
     }
 
     /// What the store has under `key`, if it may be served.
-    async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<Found> {
+    async fn find(&self, generation: Generation, account: &Account, key: &Key) -> Option<LookupResult> {
         let Inner { store, feed, clock, .. } = &*self.0;
         let name = generation.name(store.key_names(), account, value::KIND, key);
         let reply = store.run::<Option<Reply>>("page_get", &get(&name, LARGE)).await.ok()?;
@@ -141,8 +141,8 @@ impl SharedPages {
             return None;
         };
         match value {
-            Value::Place(result_set) => Some(Found::Place(result_set)),
-            Value::Page(stored) => {
+            PageValue::Place(result_set) => Some(LookupResult::Place(result_set)),
+            PageValue::Page(stored) => {
                 let stored = StoredResponse { account: Arc::clone(&account.name), ..stored };
                 let (now, age) = (clock.now(), stored.age(clock.moment()));
                 let is_usable = age <= stored.lifetimes.usable() && feed.admit(account, key, &stored, asked);
@@ -152,7 +152,7 @@ impl SharedPages {
                 // When it arrived there is not known.
                 let mut entry = Entry::new(key, stored, asked, asked, age);
                 entry.by_another = true;
-                is_usable.then(|| Found::Page(Box::new(entry)))
+                is_usable.then(|| LookupResult::Page(Box::new(entry)))
             }
         }
     }
@@ -164,12 +164,12 @@ impl SharedPages {
         key: Key,
         bytes: Vec<u8>,
         calendar: Calendar,
-    ) -> Option<(Value, StoreTime)> {
+    ) -> Option<(PageValue, StoreTime)> {
         let (store, sid) = (self.0.store.clone(), account.sid.clone());
         let is_slow = bytes.len() > SLOW_TO_OPEN;
         let open = move || {
-            let belonging = Belonging { sealer: &store.sealer(), account: &sid, name: &name, key: &key };
-            belonging.open(&bytes, &calendar)
+            let page_sealer = PageSealer { sealer: &store.sealer(), account: &sid, name: &name, key: &key };
+            page_sealer.open(&bytes, &calendar)
         };
         if is_slow { tokio::task::spawn_blocking(open).await.ok().flatten() } else { open() }
     }
@@ -181,7 +181,7 @@ impl SharedPages {
             hash_map::Entry::Occupied(under_way) => return under_way.get().clone(),
             hash_map::Entry::Vacant(place) => place.insert(lookup.clone()),
         };
-        let under_way = UnderWay { pages: self.clone(), key, _sender: sender };
+        let under_way = LookupGuard { pages: self.clone(), key, _sender: sender };
         // In its own task, so that it ends even if nobody waits for it any more.
         tokio::spawn(async move {
             let _under_way = under_way;
@@ -197,14 +197,14 @@ impl SharedPages {
 }
 
 /// A look-up that has not ended. It ends also by a panic.
-struct UnderWay {
+struct LookupGuard {
     pages: SharedPages,
     key: Key,
     /// Dropped last, so that those who wait for its end find no look-up any more.
     _sender: watch::Sender<()>,
 }
 
-impl Drop for UnderWay {
+impl Drop for LookupGuard {
     fn drop(&mut self) {
         self.pages.lookups().remove(&self.key);
     }
@@ -220,8 +220,8 @@ fn get(name: &str, longest: usize) -> redis::Cmd {
     command
 }
 
-/// What was found, for memory.
-enum Found {
+/// What a look-up found, for memory.
+enum LookupResult {
     Page(Box<Entry>),
     Place(ResultSet),
 }
@@ -258,10 +258,10 @@ impl Tier for SharedPages {
             gone.retain(|gone| Some(*gone) != stored.next);
         }
         if !gone.is_empty() {
-            self.0.writer.remove(&account, gone, asked, if kept { Tell::Never } else { Tell::Always });
+            self.0.writer.remove(&account, gone, asked, if kept { Announce::Never } else { Announce::Always });
         }
         if kept {
-            self.0.writer.put(Page { account, key, stored: stored.clone(), asked, is_forced });
+            self.0.writer.put(PendingPage { account, key, stored: stored.clone(), asked, is_forced });
         }
         kept
     }
@@ -269,7 +269,7 @@ impl Tier for SharedPages {
     fn remove(&self, replaced: &Replaced<'_>, remove: &mut dyn FnMut() -> Vec<Key>) {
         let gone = remove();
         if let Some(account) = self.0.accounts.named(replaced.account).filter(|_| !gone.is_empty()) {
-            self.0.writer.remove(&account, gone, self.0.clock.earliest_moment(replaced.asked), Tell::Always);
+            self.0.writer.remove(&account, gone, self.0.clock.earliest_moment(replaced.asked), Announce::Always);
         }
     }
 

@@ -25,7 +25,7 @@ use tokio::time::error::Elapsed;
 use super::cause;
 use super::clock::{Reading, StoreClock, StoreTime};
 use super::connection::{Connection, SecondConnection};
-use super::error::{Skipped, StoreError};
+use super::error::{SkipReason, StoreError};
 use super::key_names::KeyNames;
 use super::seal::Sealer;
 use crate::config::Shared;
@@ -222,10 +222,10 @@ impl SharedStore {
     }
 
     /// Counts a page that is not shared.
-    pub(super) fn skipped(&self, why: Skipped) {
+    pub(super) fn skipped(&self, why: SkipReason) {
         let reason = StaticLabel(match why {
-            Skipped::TooLarge => "too_large",
-            Skipped::Busy => "busy",
+            SkipReason::TooLarge => "too_large",
+            SkipReason::Busy => "busy",
         });
         self.0.metrics.shared_skipped.get_or_create(&ReasonLabels { reason }).inc();
     }

@@ -1,4 +1,4 @@
-//! What is under the key of a page.
+//! The value under the key of a page.
 //!
 //! `stamp · sealed(kind · gzip(record))`. The stamp is the time of the page's request. The store's scripts compare it, so
 //! that an older page never replaces a newer one. It is authenticated like all else. The times in the record are on the
@@ -34,9 +34,9 @@ pub(super) const KIND: &str = "page";
 const PAGE: u8 = 0;
 const PLACE: u8 = 1;
 
-/// What is known under a key.
+/// The content of such a value.
 #[derive(Debug)]
-pub(super) enum Value {
+pub(super) enum PageValue {
     /// A response.
     Page(StoredResponse),
     /// The result set that a page will belong to when it is fetched: the page before it names it.
@@ -51,9 +51,9 @@ pub(super) fn stamp(time: StoreTime) -> String {
     format!("{:0STAMP$}", time.0)
 }
 
-/// Where a value belongs.
+/// Seals and opens the value of one page.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Belonging<'b> {
+pub(super) struct PageSealer<'b> {
     pub(super) sealer: &'b Sealer,
     /// The SID.
     pub(super) account: &'b str,
@@ -62,17 +62,17 @@ pub(super) struct Belonging<'b> {
     pub(super) key: &'b Key,
 }
 
-impl Belonging<'_> {
+impl PageSealer<'_> {
     fn context<'c>(&'c self, stamp: &'c [u8]) -> Context<'c> {
         Context { kind: KIND, account: self.account, key: self.name, bound: stamp }
     }
 
     /// The value's bytes, and when they are of no more use. `None` if it is too long.
-    pub(super) fn seal(&self, value: &Value, asked: StoreTime, calendar: &Calendar) -> Option<(Vec<u8>, Nanos)> {
+    pub(super) fn seal(&self, value: &PageValue, asked: StoreTime, calendar: &Calendar) -> Option<(Vec<u8>, Nanos)> {
         let placeholder;
         let (kind, stored) = match value {
-            Value::Page(stored) => (PAGE, stored),
-            Value::Place(result_set) => {
+            PageValue::Page(stored) => (PAGE, stored),
+            PageValue::Place(result_set) => {
                 placeholder = place(*result_set, *self.key);
                 (PLACE, &placeholder)
             }
@@ -94,7 +94,7 @@ impl Belonging<'_> {
     }
 
     /// Opens such bytes. `None` if they are anything else.
-    pub(super) fn open(&self, bytes: &[u8], calendar: &Calendar) -> Option<(Value, StoreTime)> {
+    pub(super) fn open(&self, bytes: &[u8], calendar: &Calendar) -> Option<(PageValue, StoreTime)> {
         let (stamp, sealed) = bytes.split_at_checked(STAMP)?;
         let asked = StoreTime(std::str::from_utf8(stamp).ok()?.parse().ok()?);
         let packed = self.sealer.open(&self.context(stamp), sealed)?;
@@ -106,8 +106,8 @@ impl Belonging<'_> {
         let is_past =
             record::head(&record)?.fetched <= calendar.now() && asked.0.saturating_mul(1000) <= calendar.now();
         let value = match *kind {
-            PAGE => Value::Page(stored),
-            PLACE => Value::Place(stored.result_set?),
+            PAGE => PageValue::Page(stored),
+            PLACE => PageValue::Place(stored.result_set?),
             _ => return None,
         };
         is_past.then_some((value, asked))
@@ -151,11 +151,11 @@ mod tests {
         let stored = StoredResponse::example(key, Moment::from_nanos(0), Duration::from_secs(60));
         let representation = Arc::new(stored.representation.with_body(body.clone().into()));
         let calendar = Calendar::at(1_800_000_000_000_000_000, Moment::from_nanos(0));
-        let belonging = Belonging { sealer: &sealer, account: "AC1", name: "name", key: &key };
-        let value = Value::Page(StoredResponse { representation, ..stored });
-        let (bytes, _) = belonging.seal(&value, StoreTime(1_700_000_000_000_000), &calendar).unwrap();
-        match belonging.open(&bytes, &calendar) {
-            Some((Value::Page(read), _)) => assert!(read.representation.body == body),
+        let page_sealer = PageSealer { sealer: &sealer, account: "AC1", name: "name", key: &key };
+        let value = PageValue::Page(StoredResponse { representation, ..stored });
+        let (bytes, _) = page_sealer.seal(&value, StoreTime(1_700_000_000_000_000), &calendar).unwrap();
+        match page_sealer.open(&bytes, &calendar) {
+            Some((PageValue::Page(read), _)) => assert!(read.representation.body == body),
             other => panic!("{other:?}"),
         }
     }

@@ -1,9 +1,8 @@
-//! Puts pages into the store in the background, one after the other. Large pages have a separate queue
+//! Write-behind: puts pages into the store in the background, one after the other. Large pages have a separate queue
 //! ([`large`](super::large)).
 //!
-//! No request waits for this. If too many pages wait, or the store does not answer, a page is not written. Then the
-//! older page that the store may still have is removed as soon as possible, because a page that was replaced must not
-//! be served again.
+//! No request waits for this. If too many pages wait, or if the store does not answer, a page is not written. A page that
+//! was replaced must not be served again. So the older page that the store may still have is removed as soon as possible.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,15 +10,15 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use super::large::LargePages;
-use super::page::{Page, Tell};
-use super::scripts::Scripts;
-use super::unwritten::Unwritten;
+use super::large::LargePageQueue;
+use super::page_store::PageStore;
+use super::pending_page::{Announce, PendingPage};
+use super::pending_removals::PendingRemovals;
 use crate::accounts::Account;
 use crate::core::clock::{Clock, Moment};
 use crate::core::work_queue::{Work, WorkQueue};
 use crate::replicas::change_feed::ChangeFeed;
-use crate::replicas::{LONGEST_BODY, SharedStore, Skipped};
+use crate::replicas::{LONGEST_BODY, SharedStore, SkipReason};
 use crate::request::key::Key;
 
 /// Changes, and bytes of pages, that may wait.
@@ -29,63 +28,65 @@ const WAITING_BYTES: usize = 64 * 1024 * 1024;
 const RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-enum Change {
-    Put(Box<Page>),
-    Remove { account: Arc<Account>, keys: Vec<Key>, asked: Moment, tell: Tell },
+enum QueuedChange {
+    Put(Box<PendingPage>),
+    Remove { account: Arc<Account>, keys: Vec<Key>, asked: Moment, announce: Announce },
 }
 
-/// Where requests leave what is to be written.
+/// The queue of pages to write and to remove.
 #[derive(Debug)]
-pub(super) struct Writer {
-    queue: WorkQueue<Change>,
-    large: Arc<LargePages>,
+pub(super) struct PageWriter {
+    queue: WorkQueue<QueuedChange>,
+    large: Arc<LargePageQueue>,
     waiting_bytes: Arc<AtomicUsize>,
-    scripts: Scripts,
+    page_store: PageStore,
 }
 
-impl Writer {
+impl PageWriter {
     /// Starts to write. Needs a tokio runtime.
     pub(super) fn start(store: SharedStore, feed: ChangeFeed, clock: Clock) -> Self {
         let (queue, work) = WorkQueue::bounded(WAITING);
         let waiting_bytes = Arc::<AtomicUsize>::default();
-        let scripts = Scripts { store, feed, clock, unwritten: Unwritten::default() };
-        let large = Arc::new(LargePages::start(scripts.clone(), Arc::clone(&waiting_bytes)));
-        let task = Task {
-            scripts: scripts.clone(),
+        let page_store = PageStore { store, feed, clock, pending_removals: PendingRemovals::default() };
+        let large = Arc::new(LargePageQueue::start(page_store.clone(), Arc::clone(&waiting_bytes)));
+        let task = WriterTask {
+            page_store: page_store.clone(),
             large: Arc::clone(&large),
             work,
             waiting_bytes: Arc::clone(&waiting_bytes),
         };
         tokio::spawn(task.run());
-        Self { queue, large, waiting_bytes, scripts }
+        Self { queue, large, waiting_bytes, page_store }
     }
 
     /// Takes a page to be written.
-    pub(super) fn put(&self, page: Page) {
-        let (account, key, asked, tell) = (Arc::clone(&page.account), page.key, page.asked, page.tell());
+    pub(super) fn put(&self, page: PendingPage) {
+        let (account, key, asked, announce) = (Arc::clone(&page.account), page.key, page.asked, page.announce());
         let bytes = page.weight();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         // One page alone may be larger than the limit.
         let has_room = waiting == 0 || waiting + bytes <= WAITING_BYTES;
         let skipped = match () {
-            () if page.stored.representation.body.len() > LONGEST_BODY => Some(Some(Skipped::TooLarge)),
+            () if page.stored.representation.body.len() > LONGEST_BODY => Some(Some(SkipReason::TooLarge)),
             // The store is not reached, which other metrics show.
-            () if self.scripts.feed.generation().is_none() => Some(None),
-            () if !has_room || self.queue.offer(Change::Put(Box::new(page))).is_err() => Some(Some(Skipped::Busy)),
+            () if self.page_store.feed.generation().is_none() => Some(None),
+            () if !has_room || self.queue.offer(QueuedChange::Put(Box::new(page))).is_err() => {
+                Some(Some(SkipReason::Busy))
+            }
             () => None,
         };
         if let Some(why) = skipped {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            why.into_iter().for_each(|why| self.scripts.store.skipped(why));
-            self.scripts.postpone(&account, [key], asked, tell);
+            why.into_iter().for_each(|why| self.page_store.store.skipped(why));
+            self.page_store.postpone(&account, [key], asked, announce);
         }
     }
 
     /// Takes the keys of pages that are to be removed if they were requested no later than `asked`.
-    pub(super) fn remove(&self, account: &Arc<Account>, keys: Vec<Key>, asked: Moment, tell: Tell) {
-        let change = Change::Remove { account: Arc::clone(account), keys, asked, tell };
-        if let Err(Change::Remove { account, keys, asked, tell }) = self.queue.offer(change) {
-            self.scripts.postpone(&account, keys, asked, tell);
+    pub(super) fn remove(&self, account: &Arc<Account>, keys: Vec<Key>, asked: Moment, announce: Announce) {
+        let change = QueuedChange::Remove { account: Arc::clone(account), keys, asked, announce };
+        if let Err(QueuedChange::Remove { account, keys, asked, announce }) = self.queue.offer(change) {
+            self.page_store.postpone(&account, keys, asked, announce);
         }
     }
 
@@ -103,18 +104,18 @@ impl Writer {
 
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting_bytes.load(Ordering::Relaxed) == 0 && self.scripts.unwritten.is_empty()
+        self.waiting_bytes.load(Ordering::Relaxed) == 0 && self.page_store.pending_removals.is_empty()
     }
 }
 
-struct Task {
-    scripts: Scripts,
-    large: Arc<LargePages>,
-    work: Work<Change>,
+struct WriterTask {
+    page_store: PageStore,
+    large: Arc<LargePageQueue>,
+    work: Work<QueuedChange>,
     waiting_bytes: Arc<AtomicUsize>,
 }
 
-impl Task {
+impl WriterTask {
     async fn run(mut self) {
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,36 +123,36 @@ impl Task {
             let change = tokio::select! {
                 change = self.work.next() => change,
                 _ = retry.tick() => {
-                    self.scripts.remove_unwritten().await;
+                    self.page_store.retry_removals().await;
                     continue;
                 }
             };
             match change {
                 None => return,
-                Some(Change::Put(page)) => self.put(page).await,
-                Some(Change::Remove { account, keys, asked, tell }) => {
+                Some(QueuedChange::Put(page)) => self.put(page).await,
+                Some(QueuedChange::Remove { account, keys, asked, announce }) => {
                     for key in keys {
                         self.large.overtake(&key, asked);
-                        self.scripts.remove_or_postpone(&account, &key, asked, tell).await;
+                        self.page_store.remove_or_postpone(&account, &key, asked, announce).await;
                     }
                 }
             }
         }
     }
 
-    async fn put(&self, page: Box<Page>) {
+    async fn put(&self, page: Box<PendingPage>) {
         let bytes = page.weight();
         self.large.overtake(&page.key, page.asked);
         if page.is_large() {
             if let Err(page) = self.large.put(page) {
-                self.scripts.store.skipped(Skipped::Busy);
-                self.scripts.postpone(&page.account, [page.key], page.asked, page.tell());
+                self.page_store.store.skipped(SkipReason::Busy);
+                self.page_store.postpone(&page.account, [page.key], page.asked, page.announce());
                 self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
             return;
         }
-        let tell = page.tell();
-        self.scripts.put_or_postpone(*page, tell).await;
+        let announce = page.announce();
+        self.page_store.put_or_postpone(*page, announce).await;
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }

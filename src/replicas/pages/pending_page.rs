@@ -1,4 +1,4 @@
-//! A page on its way to the store.
+//! A page that waits to be written to the store.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use crate::core::clock::Moment;
 use crate::replicas::LARGE;
 use crate::request::key::Key;
 
-/// A page to be written.
+/// A page that waits to be written.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct PendingPage {
     pub(super) account: Arc<Account>,
     pub(super) key: Key,
     pub(super) stored: StoredResponse,
@@ -19,18 +19,18 @@ pub(super) struct Page {
     pub(super) is_forced: bool,
 }
 
-impl Page {
-    /// When the others are told that the page was replaced. The further pages of a set that was replaced must not be read
+impl PendingPage {
+    /// Whether it is announced to the others that the page was replaced. The further pages of a set that was replaced must not be read
     /// together with the new first page.
-    pub(super) fn tell(&self) -> Tell {
+    pub(super) fn announce(&self) -> Announce {
         match self.is_forced {
-            true => Tell::Always,
-            false if self.stored.next.is_some() => Tell::IfReplaced,
-            false => Tell::Never,
+            true => Announce::Always,
+            false if self.stored.next.is_some() => Announce::IfReplaced,
+            false => Announce::Never,
         }
     }
 
-    /// Whether it takes long to pack and to cross.
+    /// Whether it takes long to compress and to send.
     pub(super) fn is_large(&self) -> bool {
         self.stored.representation.body.len() > LARGE
     }
@@ -41,10 +41,10 @@ impl Page {
     }
 }
 
-/// Whether the other replicas are told that a page was replaced, so that they drop it from memory.
+/// Whether it is announced to the other replicas that a page was replaced, so that they drop it from memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Tell {
-    /// It ends there with its windows.
+pub(super) enum Announce {
+    /// It expires there by itself.
     Never,
     /// If the store had one.
     IfReplaced,

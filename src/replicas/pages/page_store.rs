@@ -1,13 +1,13 @@
-//! Writes and removes pages in the store.
+//! The pages in the store: the scripts that write and remove them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 
-use super::page::{Page, Tell};
-use super::unwritten::{Removal, Unwritten};
-use super::value::{self, Belonging, Value};
+use super::pending_page::{Announce, PendingPage};
+use super::pending_removals::{PendingRemovals, Removal};
+use super::value::{self, PageSealer, PageValue};
 use crate::accounts::Account;
 use crate::cache::record::Calendar;
 use crate::core::clock::{Clock, Moment};
@@ -45,32 +45,32 @@ if type(there) == 'string' and there > ARGV[1] and there <= ARGV[2] then return 
 return redis.call('DEL', KEYS[1])
 ";
 
-/// The scripts, and what they have not done yet. Clones share that.
+/// Writes and removes pages, and remembers the removals that failed. Clones share these.
 #[derive(Debug, Clone)]
-pub(super) struct Scripts {
+pub(super) struct PageStore {
     pub(super) store: SharedStore,
     pub(super) feed: ChangeFeed,
     pub(super) clock: Clock,
-    pub(super) unwritten: Unwritten,
+    pub(super) pending_removals: PendingRemovals,
 }
 
-impl Scripts {
+impl PageStore {
     /// Removes these pages as soon as possible if they were requested no later than `asked`.
     pub(super) fn postpone(
         &self,
         account: &Arc<Account>,
         keys: impl IntoIterator<Item = Key>,
         asked: Moment,
-        tell: Tell,
+        announce: Announce,
     ) {
-        self.unwritten.add(account, keys, asked, tell, &self.feed);
+        self.pending_removals.add(account, keys, asked, announce, &self.feed);
     }
 
     /// Writes a page. If that fails, what is there instead is removed as soon as possible.
-    pub(super) async fn put_or_postpone(&self, page: Page, tell: Tell) {
+    pub(super) async fn put_or_postpone(&self, page: PendingPage, announce: Announce) {
         let (account, key, asked) = (Arc::clone(&page.account), page.key, page.asked);
-        if self.put(page, tell).await.is_none() {
-            self.postpone(&account, [key], asked, tell);
+        if self.put(page, announce).await.is_none() {
+            self.postpone(&account, [key], asked, announce);
         }
     }
 
@@ -80,37 +80,37 @@ impl Scripts {
         account: &Arc<Account>,
         key: &Key,
         asked: Moment,
-        tell: Tell,
+        announce: Announce,
     ) -> bool {
-        let is_removed = self.remove(account, key, asked, tell).await.is_some();
+        let is_removed = self.remove(account, key, asked, announce).await.is_some();
         if !is_removed {
-            self.postpone(account, [*key], asked, tell);
+            self.postpone(account, [*key], asked, announce);
         }
         is_removed
     }
 
     /// Writes a page, and what it says of the next one. `None` if the store may still have what was there before.
-    async fn put(&self, page: Page, tell: Tell) -> Option<()> {
-        let Page { account, key, stored, asked, .. } = page;
+    async fn put(&self, page: PendingPage, announce: Announce) -> Option<()> {
+        let PendingPage { account, key, stored, asked, .. } = page;
         let (result_set, next) = (stored.result_set, stored.next);
-        let replaced = self.write(&account, key, Value::Page(stored), asked).await?;
+        let replaced = self.write(&account, key, PageValue::Page(stored), asked).await?;
         if let (Some(result_set), Some(next)) = (result_set, next)
-            && self.write(&account, next, Value::Place(result_set), asked).await.is_none()
+            && self.write(&account, next, PageValue::Place(result_set), asked).await.is_none()
         {
-            self.postpone(&account, [next], asked, Tell::Never);
+            self.postpone(&account, [next], asked, Announce::Never);
         }
-        self.tell(&key, self.store.time_of(asked)?, tell, replaced).await;
+        self.announce(&key, self.store.time_of(asked)?, announce, replaced).await;
         Some(())
     }
 
-    async fn tell(&self, key: &Key, asked: StoreTime, tell: Tell, replaced: bool) {
-        if tell == Tell::Always || (tell == Tell::IfReplaced && replaced) {
+    async fn announce(&self, key: &Key, asked: StoreTime, announce: Announce, replaced: bool) {
+        if announce == Announce::Always || (announce == Announce::IfReplaced && replaced) {
             self.feed.publish_replacement(key, asked).await;
         }
     }
 
     /// Writes one value. Returns whether it replaced one; `None` if it is not written.
-    async fn write(&self, account: &Arc<Account>, key: Key, value: Value, asked: Moment) -> Option<bool> {
+    async fn write(&self, account: &Arc<Account>, key: Key, value: PageValue, asked: Moment) -> Option<bool> {
         let generation = self.feed.generation()?;
         let stamp = self.store.time_of(asked)?;
         // The earlier of two readings, so that no page seems younger than it is.
@@ -121,8 +121,8 @@ impl Scripts {
             generation.name(self.store.key_names(), account, value::KIND, &key),
         );
         let packed = tokio::task::spawn_blocking(move || {
-            let belonging = Belonging { sealer: &store.sealer(), account: &account.sid, name: &name, key: &key };
-            let sealed = belonging.seal(&value, stamp, &calendar);
+            let page_sealer = PageSealer { sealer: &store.sealer(), account: &account.sid, name: &name, key: &key };
+            let sealed = page_sealer.seal(&value, stamp, &calendar);
             sealed.map(|(bytes, expires)| (bytes, Duration::from_nanos(expires.saturating_sub(calendar.now())), name))
         });
         let (bytes, left, name) = packed.await.ok()??;
@@ -152,24 +152,24 @@ impl Scripts {
     }
 
     /// Removes what was requested no later than `asked`. `None` if that is not done.
-    async fn remove(&self, account: &Account, key: &Key, asked: Moment, tell: Tell) -> Option<()> {
+    async fn remove(&self, account: &Account, key: &Key, asked: Moment, announce: Announce) -> Option<()> {
         let name = self.feed.generation()?.name(self.store.key_names(), account, value::KIND, key);
         // The later of two readings, so that what was requested then is removed, whichever reading its stamp is from.
         let stamp = self.store.latest_time_of(asked)?;
         let mut command = redis::cmd("EVAL");
         command.arg(REMOVE).arg(1).arg(name).arg(value::stamp(stamp)).arg(self.last_stamp()?);
         let removed = self.store.run::<bool>("page_remove", &command).await.ok()?;
-        self.tell(key, stamp, tell, removed).await;
+        self.announce(key, stamp, announce, removed).await;
         Some(())
     }
 
     /// Tries again to remove what could not be removed: several at once, because new pages wait meanwhile.
-    pub(super) async fn remove_unwritten(&self) {
-        let remove = |(key, Removal { account, asked, tell }): (Key, Removal)| async move {
-            if self.remove(&account, &key, asked, tell).await.is_some() {
-                self.unwritten.done(&key, asked);
+    pub(super) async fn retry_removals(&self) {
+        let remove = |(key, Removal { account, asked, announce }): (Key, Removal)| async move {
+            if self.remove(&account, &key, asked, announce).await.is_some() {
+                self.pending_removals.done(&key, asked);
             }
         };
-        stream::iter(self.unwritten.some()).for_each_concurrent(REMOVED_AT_ONCE, remove).await;
+        stream::iter(self.pending_removals.some()).for_each_concurrent(REMOVED_AT_ONCE, remove).await;
     }
 }
